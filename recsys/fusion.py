@@ -53,9 +53,9 @@ class Fusion(nn.Module):
     def forward(self, z_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor]:
         """Return user vectors ``u_BD`` and the masked weights ``λ_BK`` that produced them."""
         if self.training and self.only:
-            heard_K = torch.zeros(self.names_K, dtype=torch.bool, device=present_BK.device)
-            heard_K[self.only] = True
-            present_BK = present_BK & heard_K
+            used_K = torch.zeros(self.names_K, dtype=torch.bool, device=present_BK.device)
+            used_K[self.only] = True
+            present_BK = present_BK & used_K
         elif self.training and self.signal_dropout and self.names_K > 1:
             present_BK = self._drop(present_BK)
         weights_BK = self.lambdas(z_BKD, present_BK) * present_BK.to(z_BKD.dtype)

@@ -87,14 +87,14 @@ class Encoders(nn.Module):
         stack, fixed_K = self.stack, getattr(self.fusion, "weights_K", None)
         trained, fitted = ([name for name, _ in self.each(is_fitted)] for is_fitted in (False, True))
         if stack is not None:
-            heard = {name for place, name in enumerate(self.members) if not stack.is_silent(place)}
+            active = {name for place, name in enumerate(self.members) if not stack.is_silent(place)}
         else:
-            heard = {TRAINED} | {
+            active = {TRAINED} | {
                 name for name, weight in zip(fitted, self.fitted_weights.tolist(), strict=True) if weight
             }
         if fixed_K is not None:
             trained = [name for name, weight in zip(trained, fixed_K.tolist(), strict=True) if weight]
-        return [*(trained if TRAINED in heard else []), *(name for name in fitted if name in heard)]
+        return [*(trained if TRAINED in active else []), *(name for name in fitted if name in active)]
 
     def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:
         """Vectors of every trained granularity ``z_BKD`` and ``present_BK``; unit vectors if the
@@ -225,8 +225,8 @@ class MultigrainModel(nn.Module):
         """
         if self._fitted_on is None or self._fitted_on[0] is not graphs:
             silent = self.encoders.silent_members
-            heard = [(name, module) for name, module in self.encoders.each(fitted=True) if name not in silent]
-            made = {name: module.state(items, graphs) for name, module in paced("fitting members", heard)}
+            active = [(name, module) for name, module in self.encoders.each(fitted=True) if name not in silent]
+            made = {name: module.state(items, graphs) for name, module in paced("fitting members", active)}
             self._fitted_on = (graphs, made)
         return self._fitted_on[1]
 

@@ -119,10 +119,10 @@ def _by_rules_of_the_run(found: Attributes, given: Sequence[Column], are_items: 
 
         found.measures = measure(used, rules, of)
     elif not are_items and given:
-        from recsys.inspect.features import tell_of_users
+        from recsys.inspect.features import distinguish_users
 
         read = [c for c in given if c.kind not in ("empty", "constant", "object")]
-        found.tells = tell_of_users(used if of is not None else read, rules, of)
+        found.tells = distinguish_users(used if of is not None else read, rules, of)
 
 
 def _is_text(table: Table, column: Column) -> bool:
@@ -241,7 +241,7 @@ def _are_ids(column: Column, ids: IdSet) -> bool:
 # events
 
 
-def told_by_events(
+def attributes_of_events(
     table: Table, user: Column, item: Column, left: Sequence[Column]
 ) -> tuple[list[Column], list[Column]]:
     """Find event columns that describe the item, and those that describe the user, as in a
@@ -263,7 +263,7 @@ def told_by_events(
     return of_items, of_users
 
 
-def why_untold(column: Column, items: Column, users: Column) -> str:
+def why_unused(column: Column, items: Column, users: Column) -> str:
     """Why a column of the events is not used."""
     fixed = {
         "empty": "empty",

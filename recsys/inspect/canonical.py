@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.arguments import Looked, data_name
-from recsys.inspect.attributes import Attributes, attributes_of, reserved, told_by_events, why_untold
+from recsys.inspect.attributes import Attributes, attributes_of, attributes_of_events, reserved, why_unused
 from recsys.inspect.columns import Column
 from recsys.inspect.events import EventColumns, columns_of_events
 from recsys.inspect.habits import Habits, Types, events_of, habits_of, meaning_of
@@ -79,11 +79,11 @@ class _Canonical:
         found.items, found.users, found.items_by_events = items, users, bool(derived[0])
         found.has_items = any(plan.role == "items" for plan in plans)
         found.context = self._context(derived)
-        told = {column.name for columns in derived for column in columns}
+        derived_names = {column.name for columns in derived for column in columns}
         found.idle = {
-            column.name: why_untold(column, self.columns.item, self.columns.user)
+            column.name: why_unused(column, self.columns.item, self.columns.user)
             for column in self.columns.left
-            if column.name not in told
+            if column.name not in derived_names
         }
         found.value_name = self.columns.value.name if self.columns.value else ""
         found.is_rating, found.min_value, found.min_value_why = is_rating, min_value, min_why
@@ -102,7 +102,7 @@ class _Canonical:
         found.bad_why["events"] = "; ".join(
             f"{share:.1%} {reason}" for reason, share in sorted(habits.bad.items(), key=lambda x: -x[1])[:3]
         )
-        found.tables = [self._told(plan, items, users) for plan in plans]
+        found.tables = [self._summary(plan, items, users) for plan in plans]
         found.ignored = {**self.ignored, **self._left_out()}
         found.notes = self.notes
         return found
@@ -182,11 +182,11 @@ class _Canonical:
         return 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
 
     def _context(self, derived: tuple[list[Column], list[Column]]) -> list[Column]:
-        told = {column.name for columns in derived for column in columns}
+        derived_names = {column.name for columns in derived for column in columns}
         return [
             column
             for column in self.columns.left
-            if column.name not in told
+            if column.name not in derived_names
             and column.kind in ("token", "flag")
             and 2 <= column.num_distinct <= _MOST_CONTEXT
             and likeness(column.name, SESSION) < 0.8
@@ -230,7 +230,7 @@ class _Canonical:
 
     def _by_events(self) -> tuple[list[Column], list[Column]]:
         """Find event columns that describe items and users, if there are no tables of them."""
-        of_items, of_users = told_by_events(self.pair.table, self.pair.user, self.pair.item, self.columns.left)
+        of_items, of_users = attributes_of_events(self.pair.table, self.pair.user, self.pair.item, self.columns.left)
         roles = {table.role for table in self.tables}
         return ([] if "items" in roles else of_items), ([] if "users" in roles else of_users)
 
@@ -346,14 +346,14 @@ class _Canonical:
             if not table.role
         }
 
-    def _told(self, plan: TablePlan, items: Attributes | None, users: Attributes | None) -> Told:
+    def _summary(self, plan: TablePlan, items: Attributes | None, users: Attributes | None) -> Told:
         files = ", ".join(self.looked.patterns(plan.sample)[:3])
-        told = Told(plan.role, files, f"{form_words(plan.sample)}, {plan.sample.num_rows:,} rows")
+        summary = Told(plan.role, files, f"{form_words(plan.sample)}, {plan.sample.num_rows:,} rows")
         for name, to in plan.names.items():
             if to in schema.TABLES[plan.role].columns:
                 reason = plan.reasons.get(name, "")
-                told.columns[to] = f"{name}: {reason}" if plan.sample.has_names else reason or name
-        return told
+                summary.columns[to] = f"{name}: {reason}" if plan.sample.has_names else reason or name
+        return summary
 
     def _name(self) -> str:
         return data_name(self.pair.table.sample.files[0])

@@ -32,7 +32,7 @@ def measure(columns: Sequence[Column], rules: CellRules, of: Column | None = Non
     return quantities(_table([column for column in columns if column.is_numeric], rules, of), [])
 
 
-def tell_of_users(columns: Sequence[Column], rules: CellRules, of: Column | None = None) -> bool:
+def distinguish_users(columns: Sequence[Column], rules: CellRules, of: Column | None = None) -> bool:
     """Whether attributes distinguish users, as the member ``profile`` reads them; lists always
     count.
 

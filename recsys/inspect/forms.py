@@ -113,10 +113,10 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
     rows = [line for line in lines if not (comment and line.startswith(comment))]
     if not rows:
         raise SourceError("the file has only blank lines and comments")
-    told = re.fullmatch(r'"?sep=(.)"?', rows[0], re.IGNORECASE)
-    if told and len(rows) > 2:
+    stated = re.fullmatch(r'"?sep=(.)"?', rows[0], re.IGNORECASE)
+    if stated and len(rows) > 2:
         rows = rows[1:]
-    separator = told[1] if told else _separator(rows, suffix)
+    separator = stated[1] if stated else _separator(rows, suffix)
     if not separator or separator == BLANKS:
         sequences = _sequence_form(rows, comment)
         if sequences is not None and not _has_equal_cells(rows, BLANKS):

@@ -195,8 +195,8 @@ def _foresight(frame: pl.DataFrame, targets: Sequence[str], cuts: Cuts) -> Fores
     three.
     """
     times = frame["time"]
-    asked = _of_types(frame, targets).group_by("user").agg(pl.col("time").max(), pl.len())
-    last = asked.filter(pl.col("len") > 2)["time"].to_numpy() // 1_000_000
+    evaluated = _of_types(frame, targets).group_by("user").agg(pl.col("time").max(), pl.len())
+    last = evaluated.filter(pl.col("len") > 2)["time"].to_numpy() // 1_000_000
     first, end = (int(moment) // 1_000_000 for moment in (times.min(), times.max()))  # type: ignore[arg-type]
     return spread_of(last, first, end, cuts.why_none) if len(last) else None
 
@@ -237,15 +237,15 @@ def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[s
         cut = int(temporal.test_from.timestamp() * 1e6)
         known = every.filter(pl.col("time") < cut)["user"].unique().implode()
         rows = rows.with_columns(again=first < cut)
-        asked = rows.filter((pl.col("time") >= cut) & pl.col("user").is_in(known))
-        return _number(asked["again"].mean()) if len(asked) else 0.0
+        evaluated = rows.filter((pl.col("time") >= cut) & pl.col("user").is_in(known))
+        return _number(evaluated["again"].mean()) if len(evaluated) else 0.0
     if has_times:
         rows = rows.sort(["user", "time"], maintain_order=True).with_columns(again=pl.col("time") > first)
     else:
         rows = rows.with_columns(again=pl.int_range(pl.len()).over(["user", "item"]) > 0)
     rows = rows.with_columns(place=pl.col("user").cum_count().over("user"))
-    asked = rows.filter((pl.col("place") > 1) & (pl.col("place") > 0.5 * pl.len().over("user")))
-    return _number(asked["again"].mean()) if len(asked) else 0.0
+    evaluated = rows.filter((pl.col("place") > 1) & (pl.col("place") > 0.5 * pl.len().over("user")))
+    return _number(evaluated["again"].mean()) if len(evaluated) else 0.0
 
 
 def _echoes(frame: pl.DataFrame, targets: Sequence[str]) -> tuple[float, tuple[str, ...]]:
@@ -259,13 +259,13 @@ def _echoes(frame: pl.DataFrame, targets: Sequence[str]) -> tuple[float, tuple[s
     if rows["time"].null_count() < 0.5 * len(rows):
         rows = rows.sort(["user", "time"], maintain_order=True)
     rows = rows.with_columns(echo=pl.col("item") == pl.col("item").shift().over("user")).drop_nulls("echo")
-    asked = _of_types(rows, targets).group_by("user", maintain_order=True).last()
-    if not len(asked):
+    evaluated = _of_types(rows, targets).group_by("user", maintain_order=True).last()
+    if not len(evaluated):
         return 0.0, ()
     by_type = rows.group_by("type").agg(pl.col("echo").mean()).filter(pl.col("type").is_not_null())
     shares = {str(name): float(share) for name, share in by_type.rows()}
     mostly = tuple(sorted(name for name, share in shares.items() if share >= _MOSTLY))
-    return _number(asked["echo"].mean()), mostly if len(mostly) < len(shares) else ()
+    return _number(evaluated["echo"].mean()), mostly if len(mostly) < len(shares) else ()
 
 
 def _same_time(frame: pl.DataFrame) -> float:

@@ -225,8 +225,8 @@ def _text(draft: Draft, found: Understood) -> None:
     if items is None or not items.text:
         draft.set("data.text.enabled", False, "no item column has text")
         return
-    told = ", ".join(f"{name}: {items.kinds.get(name, 'text')}" for name in items.text)
-    draft.set("data.text.fields", items.text, f"item texts ({told})")
+    kinds = ", ".join(f"{name}: {items.kinds.get(name, 'text')}" for name in items.text)
+    draft.set("data.text.fields", items.text, f"item texts ({kinds})")
     if items.html:
         draft.set("data.text.html", items.html, "tags are removed")
 

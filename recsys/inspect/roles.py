@@ -176,10 +176,10 @@ def _as_categories(table: Table, key: Column, items: IdSet) -> None:
         (c for c in others if table.like(c, RELATION) >= 0.8 and c.num_distinct <= 0.5 * c.num_values), None
     )
     others = [c for c in others if c is not relation] or others
-    told = max(others, key=lambda c: (c.is_wordy, -c.place))
+    tail = max(others, key=lambda c: (c.is_wordy, -c.place))
     table.role = "knowledge"
-    table.names = {key.name: "head", told.name: "tail"}
-    if relation is not None and relation is not told:
+    table.names = {key.name: "head", tail.name: "tail"}
+    if relation is not None and relation is not tail:
         table.names[relation.name] = "relation"
     table.shares = f"{IdSet(key).share_in(items):.0%} of its ids are items in the events"
 
@@ -192,8 +192,8 @@ def _keep_one(tables: Sequence[Table], role: str) -> None:
     worth = {"text": 3, "html": 3, "path": 2, "lists": 2, "list": 2, "price": 1, "vector": 2, "token": 1, "number": 1}
 
     def value(table: Table) -> float:
-        told = sum(worth.get(column.kind, 0) for column in table.columns)
-        return told + 0.001 * math.log1p(table.sample.num_rows)
+        total = sum(worth.get(column.kind, 0) for column in table.columns)
+        return total + 0.001 * math.log1p(table.sample.num_rows)
 
     best = max(found, key=value)
     for table in found:

@@ -55,9 +55,9 @@ def understand_sequences(looked: Looked, tables: Sequence[Table], pair: Pair) ->
         ]
         if found.items.numbers:
             found.source.append(Setting("numbers", found.items.numbers, "the file stores these numbers as text"))
-        told = Told("items", ", ".join(files), f"{form_words(table.sample)}, {table.sample.num_rows:,} rows")
-        told.columns[schema.ITEM_ID] = f"{key.name}: {table.shares}"
-        found.tables.append(told)
+        summary = Told("items", ", ".join(files), f"{form_words(table.sample)}, {table.sample.num_rows:,} rows")
+        summary.columns[schema.ITEM_ID] = f"{key.name}: {table.shares}"
+        found.tables.append(summary)
         known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(key).ids)
         found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
     if sample.form.comment:

@@ -97,8 +97,8 @@ def _columns(texts: Sequence[TablePlan]) -> list[Setting]:
         if plan.form.has_header:
             continue
         own = [name for name in plan.sample.rows.column_names if name not in plan.sample.folders]
-        told = dict.fromkeys(f"{plan.names.get(name)}: {plan.reasons[name]}" for name in own if name in plan.reasons)
-        why = "no header" + (f"; {'; '.join(told)}" if told else "")
+        stated = dict.fromkeys(f"{plan.names.get(name)}: {plan.reasons[name]}" for name in own if name in plan.reasons)
+        why = "no header" + (f"; {'; '.join(stated)}" if stated else "")
         found.append(Setting(f"columns.{plan.role}", [plan.names.get(name) or DROP for name in own], why))
     return found
 

@@ -158,24 +158,27 @@ def pairs(one: Column, other: Column) -> int:
     return frame.drop_nulls().n_unique()
 
 
-def determines(key: Column, told: Column) -> float:
+def determines(key: Column, column: Column) -> float:
     """How far a key determines another column, from 0 (no better than by chance) to 1 (one value
     per key).
 
     Share of rows with the most common value of their key, over keys with several rows, compared
     with the same share after shuffling the values.
     """
-    frame = pl.DataFrame({"key": pl.from_arrow(key.values), "told": pl.from_arrow(told.values)}).drop_nulls()
+    frame = pl.DataFrame({"key": pl.from_arrow(key.values), "column": pl.from_arrow(column.values)}).drop_nulls()
     if not len(frame):
         return 0.0
-    chance = _usual_share(frame.with_columns(pl.col("told").shuffle(seed=0)))
+    chance = _usual_share(frame.with_columns(pl.col("column").shuffle(seed=0)))
     found = _usual_share(frame)
     return max(0.0, (found - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
 def _usual_share(frame: pl.DataFrame) -> float:
     counts = (
-        frame.group_by(["key", "told"]).len().group_by("key").agg(pl.col("len").sum().alias("all"), pl.col("len").max())
+        frame.group_by(["key", "column"])
+        .len()
+        .group_by("key")
+        .agg(pl.col("len").sum().alias("all"), pl.col("len").max())
     )
     several = counts.filter(pl.col("all") > 1)
     total = int(several["all"].sum())
@@ -206,7 +209,7 @@ def find_events(tables: Sequence[Table]) -> Pair:
     found = [pair for table in tables if (pair := _best_pair(table, tables)) is not None]
     best = max(found, key=lambda pair: pair.score, default=None)
     if best is None or best.score < 1.0:
-        seen = "; ".join(f"{table.sample.name}: {', '.join(map(_told, table.columns[:8]))}" for table in tables[:5])
+        seen = "; ".join(f"{table.sample.name}: {', '.join(map(_summary, table.columns[:8]))}" for table in tables[:5])
         raise SourceError(
             "no file has events, that is, a column of user ids and a column of item ids with repeated values; found "
             f"{seen}; add the file with the events, or name the columns in data.source.rename (docs/files.md)"
@@ -214,7 +217,7 @@ def find_events(tables: Sequence[Table]) -> Pair:
     return best
 
 
-def _told(column: Column) -> str:
+def _summary(column: Column) -> str:
     """A column's name, and a reason if it clearly cannot be ids."""
     return f"{column.name} (the same value in every row)" if column.kind == "constant" else column.name
 

@@ -211,8 +211,8 @@ def learned(kernel: Kernel, histories: Histories, shares: LogShares, recency: fl
         if target in before or not is_known.any():
             continue
         weights = np.arange(len(before), 0, -1.0)[is_known] ** -recency
-        told = np.concatenate([[target], pool_S])
-        likeness_FSL = kernel.between(told, before[is_known])
+        items_T = np.concatenate([[target], pool_S])
+        likeness_FSL = kernel.between(items_T, before[is_known])
         features.append(likeness_FSL @ (weights / weights.sum()))
         own.append(target)
         columns.append(column_E[event])
