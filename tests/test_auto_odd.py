@@ -89,7 +89,7 @@ UNFED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a price alone": ({"item_columns": _columns(price=_numbers(5, 1.5))}, "place", ""),
     "one price": ({"item_columns": _columns(price=_numbers(5, 0))}, "place", "no quantities"),
     "texts of items": ({"text_width": 4}, "content", ""),
-    "no texts": ({}, "content", "there are no item texts"),
+    "no texts": ({}, "content", "no item texts"),
     "users as their own friends": ({"friends": [(user, user) for user in range(USERS)]}, "social", "no friend has"),
     "friends": ({"friends": [(0, 1), (2, 3)]}, "social", ""),
     "no friends": ({}, "social", "no friendships"),

@@ -252,8 +252,8 @@ def test_the_header_again_is_no_event(tmp_path: Path) -> None:
         ({"columns": {"items": ["item_id"]}}, text(","), "data.source.items lists no file"),
         ({}, "# Directed graph\n# Nodes: 2\n" + text(","), "data.source.comment to '#'"),
         ({}, "% bip weighted\n" + text(","), "data.source.comment to '%'"),
-        ({"comment": "#"}, "# only\n\n# comments\n", "only blank lines and comments"),
-        ({}, text(",").replace("\n", "\r"), "carriage return only"),
+        ({"comment": "#"}, "# only\n\n# comments\n", "nothing but blank lines and comments"),
+        ({}, text(",").replace("\n", "\r"), "lone carriage return"),
         ({}, text(",").replace("\n", "\n---,---,---,---\n", 1), "line of dashes"),
         ({}, "My export\n" + text(","), "data.source.comment skips a title"),
         ({"columns": NAMES, "header": "yes"}, "My export\n" + text(","), "holds the names of data.source.columns"),
@@ -469,7 +469,7 @@ def test_sequences_with_marks_tabs_comments_and_separators(tmp_path: Path, end: 
         ("# two users\nu1 a b\n", "data.source.comment to '#'"),
         ("user_id item_id\nu1 a\n", "looks like a header"),
         ("u1,a,b\nu2,c\n", "separated by ',', set data.source.separator"),
-        ("u1 a b\ru2 c\r", "carriage return only"),
+        ("u1 a b\ru2 c\r", "lone carriage return"),
     ],
 )
 def test_sequences_that_are_none_are_said(tmp_path: Path, content: str, message: str) -> None:

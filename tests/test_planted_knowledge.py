@@ -30,15 +30,10 @@ def test_facts_improve_over_ids(tmp_path: Path) -> None:
     assert margin(train_ndcg(dataset, {**BASE, "knowledge": {}}), train_ndcg(dataset, BASE)) > 0.3
 
 
-<<<<<<< HEAD
 def test_false_facts_cost_little(tmp_path: Path) -> None:
-    """The knob at 0 makes every fact random. Measured: -2.5 % over four seeds (ndcg@10 .4456 without it, .4344 with it),
-    which the check on validation takes away (``model.fusion.check``); a bound on it, over two seeds.
-=======
-def test_false_facts_cost_nothing(tmp_path: Path) -> None:
-    """The knob at 0 makes every fact random; paired bootstrap over users. Measured: +0.6 %, 95 %
-    from -3 % to +5 %.
->>>>>>> 049c347 (Plain English in tests of models, granularities and init)
+    """The knob at 0 makes every fact random. Measured: -2.5 % over four seeds (ndcg@10 .4456
+    without it, .4344 with it), which the check on validation removes (``model.fusion.check``); the
+    bound is over two seeds.
     """
     dataset = planted_dataset(tmp_path, {"evolution": 1.0})
     both = [

@@ -38,8 +38,9 @@ def test_images_improve_over_ids(tmp_path: Path) -> None:
 
 
 def test_random_images_cost_little(tmp_path: Path) -> None:
-    """The knob at 0 makes every image noise. Measured: -2.8 % over four seeds (ndcg@10 .4456 without it, .4332 with it),
-    which the check on validation removes (``model.fusion.check``); the bound is over two seeds.
+    """The knob at 0 makes every image noise. Measured: -2.8 % over four seeds (ndcg@10 .4456
+    without it, .4332 with it), which the check on validation removes (``model.fusion.check``); the
+    bound is over two seeds.
     """
     dataset = planted_dataset(tmp_path, {"evolution": 1.0})
     both = [

@@ -38,7 +38,7 @@ class Content(Granularity):
         """The dataset needs different item texts."""
         texts_MT = dataset.text_vectors_NT()[dataset.has_text_N]
         if not texts_MT.size:
-            return "there are no item texts"
+            return "no item texts"
         return "" if (texts_MT != texts_MT[0]).any() else "all items have the same text"
 
     def __init__(self, config: ContentConfig, sizes: ModelSizes) -> None:

@@ -60,7 +60,7 @@ class KnowledgeCounts(Granularity):
         """Items with events must share facts."""
         facts = Facts.of(dataset)
         if facts is None:
-            return "there are no facts about items"
+            return "no facts about items"
         shares_NE, _ = shares_of_items(facts, section.min_degree)
         is_had_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN) > 0)
         return "" if shares_NE[is_had_N].any() else f"no fact is shared by {section.min_degree} items with events"

@@ -49,7 +49,7 @@ class SocialCounts(Granularity):
         """Friends must have training events."""
         src_F, dst_F, _ = dataset.social_edges()
         if not len(src_F):
-            return "there are no friendships between known users"
+            return "no friendships between known users"
         is_of_use_F = (src_F != dst_F) & dataset.active_users_V(Split.TRAIN)[src_F]
         return "" if is_of_use_F.any() else "no friend has training events"
 
