@@ -44,7 +44,7 @@ def command(words: Sequence[str]) -> int:
     found = look(wanted.files, name)
     print(told(found.found))
     write_draft(out, found.draft.text())
-    print(f"\nwritten    {out}: every line says why; what is open is a comment")
+    print(f"\nwritten    {out}: comments give the reasons and the alternatives")
     print(f"next       recsys run --config {wanted.out} --budget 20m")
     sys.stdout.flush()
     return 0

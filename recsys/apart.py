@@ -1,13 +1,16 @@
-"""A model trained apart as a granularity of another: its own item tower, granularities and fusion, one member together.
+"""A model trained separately, as one member of another: it has its own item tower, granularities
+and fusion.
 
-Why apart: granularities that are trained jointly explain the events together, and what one of them tells the others
-need not learn. Models that are trained apart err apart, so that their sum is better than any of them (Hansen and
-Salamon 1990); an id model and a text model of which neither knows the other are the plainest case.
+Why: granularities that are trained jointly explain the events together, so that none learns what
+another already explains. Models that are trained separately make different errors, so their sum is
+better than each of them (Hansen and Salamon 1990). The simplest case is a model of ids and a model
+of texts.
 
-The frozen model is the member's state: tensors alone, so that a bundle holds it like any other member. Its score is
-z · a with item vectors of its own, z the sum over its granularities as its own fusion weighs them.
+The frozen model is the member's state, as tensors only, so that a bundle stores it like any other
+member. Its score is z · a with its own item vectors; z is the sum over its granularities with the
+weights of its own fusion.
 
-Legend: B queries, D width of the model apart, N items.
+Legend: B queries, D width of the separate model, N items.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ _VECTORS = "items.vectors"
 
 
 class Apart(Granularity):
-    """A fitted member; present where any granularity of the model apart is."""
+    """A closed-form member; present where any granularity of the separate model is."""
 
     fitted = True
     reads_events = False
@@ -32,24 +35,28 @@ class Apart(Granularity):
     def __init__(self, config: ApartConfig, sizes: ModelSizes) -> None:
         super().__init__()
         self.config, self._sizes = config, sizes.inputs.get(config.signal)
-        self._made: tuple[Tensor, FrozenModel] | None = None  # of the state with these item vectors
+        # built from the state with these item vectors
+        self._made: tuple[Tensor, FrozenModel] | None = None
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Tensors of the frozen separate model."""
         model: FrozenModel = graphs[self.config.signal]
         return {name: tensor.to(items.vectors_SD.device) for name, tensor in model.tensors().items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Item vectors of the separate model."""
         return state[_VECTORS]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        assert batch.whole is not None, "evaluation and serving ask with uncut histories"
+        """User vectors of the separate model, and where any of its granularities is present."""
+        assert batch.whole is not None, "evaluation and serving pass uncut histories"
         parts = self.model(state).parts(batch.whole, batch.inputs)
         return parts.users_BD, parts.weights_BK.any(1)
 
     def model(self, state: State) -> FrozenModel:
-        """The frozen model of a state, made once."""
+        """The frozen model of a state, built once."""
         if self._made is None or self._made[0] is not state[_VECTORS]:
-            assert self._sizes is not None, "a model is assembled with the sizes of its models apart"
+            assert self._sizes is not None, "the sizes of separate models must be set before"
             frozen = FrozenModel.from_tensors(self.config.own_model(), load_sizes(self._sizes), state)
             self._made = state[_VECTORS], frozen
         return self._made[1]

@@ -1,7 +1,8 @@
-"""Fusion of a user's granularities: u = Σ_k λ_k z_k, linear in z, missing ones masked out.
+"""Fusion of a user's granularities: u = Σ_k λ_k z_k, linear in z; missing granularities are masked.
 
-Why linear: a user is one vector at serving time, top-K is one matrix product, and λ_k z_k · a_i is exactly the share
-of granularity k in the score of item i. Legend: B queries, K granularities, D width.
+Why linear: a user is one vector at serving time, top-K is one matrix product, and λ_k z_k · a_i is
+exactly the share of granularity k in the score of item i. Legend: B queries, K granularities, D
+width.
 """
 
 from __future__ import annotations
@@ -11,46 +12,50 @@ from torch import Tensor, nn
 
 from recsys.config import FusionConfig
 
-_TRACE = 1e-12  # of λ, where it is silenced: nothing beside another's vector in float32
+_TRACE = 1e-12  # λ of a pruned granularity: no effect next to another vector in float32
 
 
 class Fusion(nn.Module):
-    """Base: λ of every query and granularity; subclasses say where it comes from.
+    """Base class: computes λ of every query and granularity; subclasses define where λ comes from.
 
-    In training each present granularity of a query is masked with chance ``signal_dropout``, never the last one, so
-    that the model keeps working when a signal is missing (dropout over modalities, Neverova et al. 2016).
+    In training each present granularity of a query is masked with probability ``signal_dropout``,
+    but never the last one, so that the model keeps working when a signal is missing (dropout over
+    modalities, Neverova et al. 2016).
     """
 
-    is_constant = False  # whether λ are settings in [0, 1]
+    is_constant = False  # True: λ are settings in [0, 1]
 
     def __init__(self, config: FusionConfig, weights: list[float], width: int) -> None:
         super().__init__()
         self.signal_dropout = config.signal_dropout
         self.names_K = len(weights)
-        self.only: list[int] = []  # where not empty: nothing else is heard in training
+        self.only: list[int] = []  # if not empty: training uses these granularities alone
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
-        """λ_BK before masking."""
+        """Return λ_BK before masking."""
         raise NotImplementedError
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
-        """The parameters that give other λ (gated: another prior), by name in the state dict."""
+        """Return the parameters that set λ to new values (gated: a new prior), by name in the state
+        dict.
+        """
         raise NotImplementedError
 
     def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
-        """The parameters that multiply λ (gated: its odds), by name in the state dict.
+        """Return the parameters that multiply λ (gated: its odds) by factors, by name in the state
+        dict.
 
-        Zero leaves a trace of λ, which says nothing beside another granularity and still answers a user who has no
-        other.
+        A factor of zero leaves a trace of λ. Why: the trace has no effect next to another
+        granularity, but it still gives an answer for a user who has no other granularity.
         """
         raise NotImplementedError
 
     def forward(self, z_BKD: Tensor, present_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """User vectors ``u_BD`` and the masked weights ``λ_BK`` that made them."""
+        """Return user vectors ``u_BD`` and the masked weights ``λ_BK`` that produced them."""
         if self.training and self.only:
-            heard_K = torch.zeros(self.names_K, dtype=torch.bool, device=present_BK.device)
-            heard_K[self.only] = True
-            present_BK = present_BK & heard_K
+            used_K = torch.zeros(self.names_K, dtype=torch.bool, device=present_BK.device)
+            used_K[self.only] = True
+            present_BK = present_BK & used_K
         elif self.training and self.signal_dropout and self.names_K > 1:
             present_BK = self._drop(present_BK)
         weights_BK = self.lambdas(z_BKD, present_BK) * present_BK.to(z_BKD.dtype)
@@ -64,7 +69,7 @@ class Fusion(nn.Module):
 
 
 class WeightedFusion(Fusion):
-    """λ are hyper-parameters (a, b, c of S1; α, λ of S5), what a sweep searches."""
+    """λ are hyper-parameters (a, b, c of S1; α, λ of S5) that a sweep searches."""
 
     weights_K: Tensor
     is_constant = True
@@ -74,30 +79,37 @@ class WeightedFusion(Fusion):
         self.register_buffer("weights_K", torch.tensor(weights))
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        """The configured weights."""
         return self.weights_K.to(z_BKD.dtype).expand(z_BKD.shape[0], -1)
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
-        """λ stay in [0, 1], as the configuration has them; a common factor changes no ranking."""
+        """λ stay in [0, 1], the range of the configuration; a common factor changes no ranking."""
         return {"weights_K": (values_K / values_K.max().clamp(min=1)).to(self.weights_K.dtype)}
 
     def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        """Multiply the weights."""
         return {"weights_K": self.weights_K * factors_K.clamp(min=_TRACE)}
 
 
 class LearnedFusion(Fusion):
-    """λ are trained, one a granularity, kept positive by a softplus; they start at the configured weights."""
+    """λ are trained, one per granularity. A softplus keeps them positive; the configured weights
+    are the start.
+    """
 
     def __init__(self, config: FusionConfig, weights: list[float], width: int) -> None:
         super().__init__(config, weights, width)
         self.raw_K = nn.Parameter(_inverse_softplus(torch.tensor(weights).clamp(min=1e-3)))
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        """The trained weights."""
         return nn.functional.softplus(self.raw_K).to(z_BKD.dtype).expand(z_BKD.shape[0], -1)
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        """Set the trained weights."""
         return {"raw_K": _inverse_softplus(values_K.clamp(min=_TRACE)).to(self.raw_K.dtype)}
 
     def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        """Multiply the trained weights."""
         raw_K = self.raw_K.detach()
         changed_K = self.refitted(nn.functional.softplus(raw_K) * factors_K)["raw_K"]
         return {"raw_K": torch.where(factors_K == 1, raw_K, changed_K)}  # a factor of 1 changes no bit
@@ -108,9 +120,11 @@ def _inverse_softplus(values_K: Tensor) -> Tensor:
 
 
 class GatedFusion(Fusion):
-    """λ_k(u): a masked softmax over the present granularities, by a small gate on their own vectors.
+    """λ_k(u): a masked softmax over the present granularities, from a small gate on their own
+    vectors.
 
-    Scaled by K, so that an even gate weighs each granularity with one; the configured weights are its prior.
+    The softmax is multiplied by K, so that a uniform gate gives each granularity the weight 1. The
+    configured weights are its prior.
     """
 
     def __init__(self, config: FusionConfig, weights: list[float], width: int) -> None:
@@ -120,41 +134,47 @@ class GatedFusion(Fusion):
         nn.init.zeros_(self.gate.weight)
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        """The gate's softmax over the present granularities."""
         return self.opened(self.gate_logits(z_BKD), self.prior_K, present_BK)
 
     def gate_logits(self, z_BKD: Tensor) -> Tensor:
-        """What the gate says of every granularity, before the prior: [B, K]."""
+        """Logits of the gate for every granularity, before the prior: [B, K]."""
         logits_BK: Tensor = self.gate(nn.functional.normalize(z_BKD, dim=-1)).squeeze(-1)
         return logits_BK
 
     @staticmethod
     def opened(gate_BK: Tensor, prior_K: Tensor, present_BK: Tensor) -> Tensor:
-        """λ_BK of gate and prior: a softmax over the present granularities, times K."""
+        """λ_BK from gate and prior: a softmax over the present granularities, times K."""
         logits_BK = (gate_BK + prior_K).masked_fill(~present_BK, float("-inf"))
         nothing_B1 = ~present_BK.any(1, keepdim=True)
         return torch.softmax(logits_BK.masked_fill(nothing_B1, 0.0), dim=1) * present_BK.shape[1]
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        """Set the prior."""
         return {"prior_K": values_K.to(self.prior_K.dtype)}
 
     def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        """Multiply the odds of the prior."""
         return {"prior_K": self.prior_K.detach() + factors_K.clamp(min=_TRACE).log()}
 
 
 class NoFusion(Fusion):
-    """Of a model whose members are all fitted: nothing is trained, so there is nothing to weigh."""
+    """For a model whose members are all in closed form: nothing is trained, so there are no λ."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__(config, [], 0)
         self.is_constant = config.kind == "weighted"
 
     def lambdas(self, z_BKD: Tensor, present_BK: Tensor) -> Tensor:
+        """An empty tensor: there is nothing to weight."""
         return z_BKD.new_zeros(present_BK.shape)
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
+        """No parameters."""
         return {}
 
     def scaled(self, factors_K: Tensor) -> dict[str, Tensor]:
+        """No parameters."""
         return {}
 
 

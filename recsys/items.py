@@ -1,8 +1,8 @@
 """The item tower: a_i = id embedding + projected text.
 
-Why: the id part is accurate where an item has training events, the text part is all there is where it has none; one
-sum serves both, and a hidden id part in training (``id_dropout``) keeps the text part, or what facts and neighbours
-refine, able to stand alone.
+Why: the id part is accurate for items with training events; the text part is the only information
+about other items. One sum serves both. ``id_dropout`` hides the id part at random in training, so
+that the text part (or what knowledge graph and neighbours make of it) can work alone.
 
 Legend: N items, S items in view, G groups of fields, T text width, W whitened width, D model width.
 """
@@ -21,10 +21,11 @@ from recsys.data.whitening import Whitening
 class ItemTower(nn.Module):
     """Vectors of items from their ids and texts.
 
-    ``trained_N`` marks the items with training events: the others have no id part, which would be noise.
-    ``text_NT`` may hold the vectors of several groups of fields side by side, equally wide: each group is whitened for
-    itself and has a projection of its own (z_uk = f_k({x_k}) of S5), which are summed. Of width 0 it has the texts
-    alone: nothing trained reads vectors of items.
+    ``trained_N`` marks the items with training events; the others have no id part, because it would
+    be noise. ``text_NT`` may hold the vectors of several groups of fields next to each other, all
+    of equal width: each group has its own whitening and its own projection (z_uk = f_k({x_k}) of
+    S5), and the projections are summed. With ``width`` 0 the tower keeps only the texts: no trained
+    granularity reads item vectors.
     """
 
     text_NT: Tensor
@@ -47,7 +48,8 @@ class ItemTower(nn.Module):
             whitening = whitening or [Whitening.of(group_NT, config.text_whiten) for group_NT in groups]
             text_NT = torch.cat([white(group_NT) for white, group_NT in zip(whitening, groups, strict=True)], dim=1)
             text_width = text_NT.shape[1]
-            # kept with the weights: a warm start must read the text of new items by the axes it was trained on
+            # saved with the weights: a warm start must read the text of new items with the axes of
+            # the training
             self.register_buffer("text_mean_GT", torch.stack([white.mean_T for white in whitening]))
             self.register_buffer("text_axes_GTW", torch.stack([white.axes_TW for white in whitening]))
         self.register_buffer("text_NT", text_NT, persistent=False)
@@ -61,7 +63,7 @@ class ItemTower(nn.Module):
             self.text_projection = each[0] if num_groups == 1 else GroupProjection(each)
 
     def forward(self, ids_S: Tensor | None = None) -> Tensor:
-        """Vectors [S, D] of the given items, or of all of them."""
+        """Vectors [S, D] of the given items, or of all items."""
         parts = []
         if self.id_ND is not None:
             known_S = self.trained_N if ids_S is None else self.trained_N[ids_S]
@@ -77,23 +79,26 @@ class ItemTower(nn.Module):
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def update_rows(self, alone: bool) -> None:
-        """Whether a step leaves the id parts of items that it does not view as they are, see ``training.optimizer``."""
+        """Set whether a step changes only the id rows of the items in view (``alone``); see
+        ``training.optimizer``.
+        """
         if self.id_ND is not None:
             self.id_ND.sparse = alone
 
     def text(self, ids_S: Tensor | None = None) -> Tensor:
-        """Text vectors [S, T] of the given items, or of all of them."""
+        """Text vectors [S, T] of the given items, or of all items."""
         return self.text_NT if ids_S is None else self.text_NT[ids_S]
 
 
 class GroupProjection(nn.Module):
-    """Σ_k f_k(x_k): a projection of its own for each of several groups that stand side by side."""
+    """Σ_k f_k(x_k): one projection for each of several groups that are concatenated."""
 
     def __init__(self, each: list[nn.Module]) -> None:
         super().__init__()
         self.each = nn.ModuleList(each)
 
     def forward(self, text_ST: Tensor) -> Tensor:
+        """Sum of the projections: [S, D]."""
         parts = text_ST.chunk(len(self.each), dim=1)
         return torch.stack([project(part) for project, part in zip(self.each, parts, strict=True)]).sum(0)
 

@@ -1,7 +1,10 @@
-"""Softmax losses over (query, target) pairs: exact over the catalogue, or sampled with log-Q correction.
+"""Softmax losses over (query, target) pairs: exact over the catalogue, or sampled with log-Q
+correction.
 
-Both sum over weighted pairs, so that workers add their sums and divide once by the weight of the whole step. Queries
-exist for real positions only, so there is no padding to mask. Legend: B queries, P pairs, S items in view, D width.
+Both losses are sums over weighted pairs, so that workers add their sums and divide once by the
+weight of the whole step. Queries exist for real positions only, so there is no padding to mask.
+
+Legend: B queries, P pairs, S items in view, M negatives, D width.
 """
 
 from __future__ import annotations
@@ -16,22 +19,26 @@ from recsys.config import LossConfig
 from recsys.config.outside import LOSSES, load, resolve
 from recsys.errors import ConfigError
 
-_MAX_LOGITS: Final = 2**23  # logits held at a time: 32 MB of float32
-_CACHED_LOGITS: Final = 2**18  # what a CPU's core keeps near it: 1 MB
-_MIN_ROWS: Final = 128  # of a CPU's chunk where they fit above: below, products are slow
-_MAX_SHIFTLESS: Final = 60.0  # logits of at most this size need no shift: their exponentials and sums stay in float32
+_MAX_LOGITS: Final = 2**23  # logits in memory at a time: 32 MB of float32
+_CACHED_LOGITS: Final = 2**18  # logits that fit the cache of a CPU core: 1 MB
+_MIN_ROWS: Final = 128  # per chunk on a CPU, if memory allows: smaller matrix products are slow
+# largest logit whose exponentials and sums stay finite in float32 without a shift
+_MAX_SHIFTLESS: Final = 60.0
 
 
 class Loss(ABC):
-    """What a step sums over its (query, target) pairs; a subclass from outside is named by ``train.loss.kind``.
+    """A loss over the (query, target) pairs of a step; ``train.loss.kind`` may name a subclass of
+    another package.
 
-    Workers add their sums and divide once by the weight of the whole step, so a loss is a sum over pairs, never a mean.
+    Workers add their sums and divide once by the weight of the whole step, so a loss is a sum over
+    pairs, never a mean.
     """
 
-    needs_negatives: ClassVar[bool] = False  # items drawn for a step, instead of the whole catalogue
+    # True: a step draws negatives instead of viewing the whole catalogue
+    needs_negatives: ClassVar[bool] = False
 
     def __init__(self, config: LossConfig) -> None:
-        self.config = config  # its own settings are in ``config.options``
+        self.config = config  # ``config.options`` has the settings of a subclass
 
     @abstractmethod
     def __call__(
@@ -44,29 +51,29 @@ class Loss(ABC):
         negatives_M: Tensor,
         log_q_M: Tensor,
     ) -> Tensor:
-        """Σ_p w_p loss_p, a scalar.
+        """Return Σ_p w_p loss_p, a scalar.
 
         Parameters
         ----------
         users_BD : Tensor
-            user vectors, already divided by the temperature.
+            User vectors, already divided by the temperature.
         items_SD : Tensor
-            vectors of the items in view.
+            Vectors of the items in view.
         pairs_P : Tensor
-            the query of each pair, int64.
+            Query of each pair, int64.
         targets_P : Tensor
-            the target of each pair as a row of ``items_SD``, int64.
+            Target of each pair as a row of ``items_SD``, int64.
         weights_P : Tensor
-            what each pair counts.
+            Weight of each pair.
         negatives_M : Tensor
-            rows of ``items_SD`` that were drawn; empty unless ``needs_negatives``.
+            Rows of ``items_SD`` that were drawn; empty unless ``needs_negatives``.
         log_q_M : Tensor
-            the log of how often each is expected to be drawn in a step.
+            Log of the expected number of draws of each negative in a step.
         """
 
 
 class FullSoftmax(Loss):
-    """:func:`full_softmax`."""
+    """The exact softmax over all items; see :func:`full_softmax`."""
 
     def __call__(
         self,
@@ -78,16 +85,17 @@ class FullSoftmax(Loss):
         negatives_M: Tensor,
         log_q_M: Tensor,
     ) -> Tensor:
+        """Σ_p w_p loss_p over all items in view."""
         return full_softmax(users_BD, items_SD, pairs_P, targets_P, weights_P, self.config.label_smoothing)
 
 
 class SampledSoftmax(Loss):
-    """:func:`sampled_softmax`.
+    """The softmax over a target and shared negatives; see :func:`sampled_softmax`.
 
     Raises
     ------
     ConfigError
-        with label smoothing, which it has not.
+        Label smoothing is set, which this loss does not have.
     """
 
     needs_negatives = True
@@ -95,7 +103,10 @@ class SampledSoftmax(Loss):
     def __init__(self, config: LossConfig) -> None:
         super().__init__(config)
         if config.label_smoothing:
-            raise ConfigError("train.loss.label_smoothing acts on full_softmax only; set it 0 or the kind full_softmax")
+            raise ConfigError(
+                "train.loss.label_smoothing works with full_softmax only; set it to 0, or set "
+                "train.loss.kind to full_softmax"
+            )
 
     def __call__(
         self,
@@ -107,17 +118,18 @@ class SampledSoftmax(Loss):
         negatives_M: Tensor,
         log_q_M: Tensor,
     ) -> Tensor:
+        """Σ_p w_p loss_p over the drawn negatives."""
         known = (users_BD, items_SD, pairs_P, targets_P, weights_P)
         return sampled_softmax(*known, negatives_M=negatives_M, log_q_M=log_q_M)
 
 
 def make_loss(config: LossConfig, num_items: int) -> Loss:
-    """The loss that a configuration names, for a catalogue of this size.
+    """Return the loss that a configuration names, for a catalogue of this size.
 
     Raises
     ------
     ConfigError
-        nobody offers the kind, or it cannot be imported.
+        No installed package offers the kind, or its class cannot be imported.
     """
     if config.kind == "auto":
         return (FullSoftmax if num_items <= config.max_full_items else SampledSoftmax)(config)
@@ -139,16 +151,18 @@ def full_softmax(
 ) -> Tensor:
     """Σ_p w_p (logsumexp_i u·a_i − u·a_target), over every item in view; the sum, not the mean.
 
-    ``smoothing`` moves that share of a target's probability evenly onto all items (Szegedy et al. 2016). The logits of
-    a query are made once, whatever number of targets it has, chunk by chunk, and their gradient in the same pass: no
-    [B, S] matrix is kept for the backward pass.
+    ``smoothing`` moves that share of a target's probability evenly to all items (Szegedy et al.
+    2016). The logits of a query are computed once, no matter how many targets it has, chunk by
+    chunk, and their gradient in the same pass: no [B, S] matrix is kept for the backward pass.
     """
     found: Tensor = _FullSoftmax.apply(users_BD, items_SD, pairs_P, targets_P, weights_P, smoothing)  # type: ignore[no-untyped-call]
     return found
 
 
 class _SoftmaxLoss(torch.autograd.Function):
-    """A loss that makes the gradients of users and items, its first two inputs, in the forward pass."""
+    """A loss that computes the gradients of users and items, its first two inputs, in the forward
+    pass.
+    """
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -186,7 +200,8 @@ class _FullSoftmax(_SoftmaxLoss):
             exp_bS = logits_bS.exp_()
             z_b = exp_bS.sum(1)
             total += weight_b @ z_b.log()
-            share_b1 = (weight_b / z_b)[:, None]  # of the softmax, on the small side of both products
+            # scales the smaller factor of both products: cheaper
+            share_b1 = (weight_b / z_b)[:, None]
             exp_bS = exp_bS.to(chunk_bD.dtype)
             user_grad[rows] = share_b1 * (exp_bS @ narrow_SD)
             pull_bD = (share_b1 * chunk_bD).to(chunk_bD.dtype)
@@ -207,8 +222,9 @@ class _FullSoftmax(_SoftmaxLoss):
 
 
 def _needs_shift(users_BD: Tensor, items_SD: Tensor) -> bool:
-    """Whether the largest logit has to be taken off before the exponential. By norms on a CPU; a GPU does it anyway,
-    where asking costs more.
+    """Whether the largest logit must be subtracted before the exponential.
+
+    On a CPU, the norms tell. A GPU always subtracts: to test costs more there.
     """
     if users_BD.device.type != "cpu" or not len(users_BD):
         return True
@@ -216,7 +232,7 @@ def _needs_shift(users_BD: Tensor, items_SD: Tensor) -> bool:
 
 
 def _num_rows(items_SD: Tensor) -> int:
-    """Queries of a chunk."""
+    """Queries per chunk."""
     most = max(1, _MAX_LOGITS // max(1, len(items_SD)))
     if items_SD.device.type != "cpu":
         return most
@@ -224,7 +240,7 @@ def _num_rows(items_SD: Tensor) -> int:
 
 
 def _as_autocast(tensor: Tensor) -> Tensor:
-    """In the autocast type of the device where autocast is on, unchanged where it is not."""
+    """Return the tensor in the autocast type of its device if autocast is on, else unchanged."""
     kind = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
@@ -254,18 +270,19 @@ def sampled_softmax(
     negatives_M: Tensor,
     log_q_M: Tensor,
 ) -> Tensor:
-    """Softmax over each pair's target and M shared negatives, corrected by how often a negative is drawn.
+    """Softmax over each pair's target and M shared negatives, with log-Q correction.
 
-    Logits of negatives are lowered by ``log_q_M`` = log(M·q(i)), the expected number of times that i is drawn, so that
-    the sum over negatives estimates the sum over the catalogue (Bengio & Senécal 2008). The target keeps its own
-    logit, and a negative that is the pair's target is left out, so the estimate never counts it twice.
+    ``log_q_M`` = log(M·q(i)), the log of the expected number of draws of i, is subtracted from the
+    logits of negatives, so that the sum over negatives estimates the sum over the catalogue (Bengio
+    & Senécal 2008). The target keeps its own logit. A negative that equals the pair's target is
+    left out, so that the estimate never counts it twice.
     """
     found: Tensor = _SampledSoftmax.apply(users_BD, items_SD, pairs_P, targets_P, weights_P, negatives_M, log_q_M)  # type: ignore[no-untyped-call]
     return found
 
 
 class _SampledSoftmax(_SoftmaxLoss):
-    """Chunks of pairs, the gradient in the same pass: no [P, M] matrix is kept."""
+    """Processes chunks of pairs, with the gradient in the same pass: no [P, M] matrix is kept."""
 
     @staticmethod
     def forward(
@@ -295,7 +312,7 @@ class _SampledSoftmax(_SoftmaxLoss):
             hit_p = (hit_P[rows] - top_p).exp()
             z_p = exp_pM.sum(1) + hit_p
             log_z_P[rows] = z_p.log() + top_p
-            share_p = weights_P[rows] / z_p  # of the softmax, on the small side of both products
+            share_p = weights_P[rows] / z_p  # scales the smaller factor of both products: cheaper
             less_P[rows] = weights_P[rows] - share_p * hit_p
             exp_pM = exp_pM.to(narrow_MD.dtype)
             chosen_grad[rows] = share_p[:, None] * (exp_pM @ narrow_MD)

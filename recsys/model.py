@@ -1,8 +1,9 @@
 """The model: item tower, granularities and fusion; score(u, i) = u · a_i.
 
-Two forms. :class:`MultigrainModel` is trained: each step makes a view of the items and the granularities' states,
-graph convolutions once a step. :class:`FrozenModel` keeps the view and the states as plain tensors: what evaluation,
-the registry and serving use, with no graph and no dataset behind it.
+There are two forms. :class:`MultigrainModel` is trained: each step computes a view of the items and
+the states of the granularities, with graph convolutions once per step. :class:`FrozenModel` keeps
+view and states as plain tensors and needs neither graphs nor a dataset; evaluation, registry and
+serving use it.
 
 Legend: B queries, K granularities, D width, N items, S items in view.
 """
@@ -38,10 +39,10 @@ States = dict[str, State]
 
 
 class Encoders(nn.Module):
-    """The granularities that are switched on, and their fusion: a batch → user vectors.
+    """The enabled granularities and their fusion: a batch → user vectors.
 
-    ``serving`` leaves out what only training needs (graph convolutions, user embeddings). Fitted granularities take no
-    part in training: ``fitted_weights`` are their λ.
+    ``serving`` leaves out what only training needs (graph convolutions, user embeddings).
+    Closed-form granularities take no part in training; their λ are ``fitted_weights``.
     """
 
     fitted_weights: Tensor
@@ -68,33 +69,37 @@ class Encoders(nn.Module):
         self.names = [name for fitted in (False, True) for name, _ in self.each(fitted)]
 
     def each(self, fitted: bool = False) -> list[tuple[str, Granularity]]:
-        """The trained granularities, or the fitted ones, which come behind them."""
+        """The trained granularities, or (``fitted``) the closed-form ones, which come after them."""
         found = [(name, module) for name, module in self.granularities.items() if isinstance(module, Granularity)]
         return [(name, module) for name, module in found if module.fitted == fitted]
 
     @property
     def silent_members(self) -> set[str]:
-        """The fitted granularities that stacking gave no weight; they are not fitted, and nothing of them is kept."""
+        """The pruned closed-form granularities, which have stacking weight zero; they are neither
+        fitted nor saved.
+        """
         stack, members = self.stack, self.members
         return {name for place, name in enumerate(members) if stack is not None and stack.is_silent(place)} - {TRAINED}
 
     @property
     def speaking(self) -> list[str]:
-        """The granularities that have a weight for somebody, in the order of :attr:`names`."""
+        """The granularities with a weight for at least one query, in the order of :attr:`names`."""
         stack, fixed_K = self.stack, getattr(self.fusion, "weights_K", None)
         trained, fitted = ([name for name, _ in self.each(is_fitted)] for is_fitted in (False, True))
         if stack is not None:
-            heard = {name for place, name in enumerate(self.members) if not stack.is_silent(place)}
+            active = {name for place, name in enumerate(self.members) if not stack.is_silent(place)}
         else:
-            heard = {TRAINED} | {
+            active = {TRAINED} | {
                 name for name, weight in zip(fitted, self.fitted_weights.tolist(), strict=True) if weight
             }
         if fixed_K is not None:
             trained = [name for name, weight in zip(trained, fixed_K.tolist(), strict=True) if weight]
-        return [*(trained if TRAINED in heard else []), *(name for name in fitted if name in heard)]
+        return [*(trained if TRAINED in active else []), *(name for name in fitted if name in active)]
 
     def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:
-        """Vectors of every trained granularity ``z_BKD``, ``present_BK``; unit vectors where the model has them."""
+        """Vectors of every trained granularity ``z_BKD`` and ``present_BK``; unit vectors if the
+        model uses them.
+        """
         if not self.each():
             nothing_BK = torch.zeros(len(batch), 0, device=items.vectors_SD.device)
             return nothing_BK[:, :, None].expand(-1, -1, items.vectors_SD.shape[1]), nothing_BK.bool()
@@ -104,10 +109,12 @@ class Encoders(nn.Module):
         return (normalize(z_BKD, dim=-1) if self.unit_vectors else z_BKD), present_BK
 
     def refitted(self, values_K: Tensor) -> dict[str, Tensor]:
-        """The parameters that give other λ (gated: another prior), those of the fitted granularities behind, by name
-        in the state dict.
+        """Return the parameters that set λ to new values (gated: a new prior), by name in the state
+        dict.
+
+        The values of the closed-form granularities come last.
         """
-        if self.fusion.is_constant:  # see there; one factor for all changes no ranking
+        if self.fusion.is_constant:  # λ must stay in [0, 1]; a common factor changes no ranking
             values_K = values_K / values_K.max().clamp(min=1)
         trained_K, fitted_K = values_K.tensor_split([self.fusion.names_K])
         found = {f"fusion.{name}": tensor for name, tensor in self.fusion.refitted(trained_K).items()}
@@ -117,8 +124,21 @@ class Encoders(nn.Module):
 class MultigrainModel(nn.Module):
     """The trainable model.
 
-    ``text_NT`` are the frozen text vectors (width 0: none) of ``text_groups`` groups of fields side by side,
-    ``trained_N`` marks items with training events, ``whitening`` is that of a model to go on from.
+    Parameters
+    ----------
+    config : ModelConfig
+        Section ``model``.
+    sizes : ModelSizes
+        What the dataset fixes of the model's shape.
+    text_NT : Tensor
+        Frozen text vectors of ``text_groups`` groups of fields, concatenated; width 0 without
+        texts.
+    trained_N : Tensor
+        Marks the items with training events.
+    text_groups : int
+        Number of groups of text fields.
+    whitening : Sequence[Whitening] | None
+        Whitening of the model that a warm start continues.
     """
 
     def __init__(
@@ -132,14 +152,16 @@ class MultigrainModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.sizes = config, sizes
-        width = config.width if config.granularities.are_trained else 0  # fitted members have item vectors of their own
+        # closed-form members have their own item vectors
+        width = config.width if config.granularities.are_trained else 0
         self.tower = ItemTower(config.item, width, text_NT, trained_N, text_groups, whitening)
         self.encoders = Encoders(config, sizes)
-        self.silent: frozenset[str] = frozenset()  # granularities that have no say in the items' vectors
+        self.silent: frozenset[str] = frozenset()  # pruned: they do not change the item vectors
         self._fitted_on: tuple[Graphs, States] | None = None
 
     @property
     def needs_all_items(self) -> bool:
+        """Whether any granularity reads the whole catalogue in each step."""
         return any(module.needs_all_items for _, module in self.encoders.each())
 
     @property
@@ -160,18 +182,22 @@ class MultigrainModel(nn.Module):
         return any(module.is_sampled for _, module in self.encoders.each())
 
     def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
-        """The items that a step must view to speak of the given ones, which come first; None: all."""
+        """The items that a step must view to score the given ones, which come first; None: all
+        items.
+        """
         for _, module in self.encoders.each():
             ids_S = module.widen(ids_S, graphs, key)
         return ids_S
 
     def view(self, graphs: Graphs, ids_S: Tensor | None = None) -> tuple[ItemView, States]:
-        """The items in view and the states of the granularities; all items, or the first of ``ids_S``, those that were
-        to be spoken of.
+        """Return the items in view and the states of the granularities.
+
+        The view has all items, or the first of ``ids_S``: those that :meth:`widen` was called with.
         """
         vectors_SD = self.tower(ids_S)
         for name, module in self.encoders.each():
-            refined_SD = module.refine_items(vectors_SD, graphs)  # some keep what their state is made of
+            # called for its side effect too: some compute their state here
+            refined_SD = module.refine_items(vectors_SD, graphs)
             vectors_SD = vectors_SD[: len(refined_SD)] if name in self.silent else refined_SD
         if self.config.unit_vectors:
             vectors_SD = normalize(vectors_SD, dim=-1)
@@ -185,7 +211,7 @@ class MultigrainModel(nn.Module):
 
     @torch.no_grad()
     def freeze(self, graphs: Graphs) -> FrozenModel:
-        """The model as it answers: the view of all items and the states, computed once."""
+        """Return the model for inference: the view of all items and the states, computed once."""
         was_training = self.training
         self.eval()
         items, states = self.view(graphs)
@@ -194,19 +220,22 @@ class MultigrainModel(nn.Module):
         return FrozenModel(self.config, self.sizes, self.encoders, items, states, graphs.degree_N)
 
     def _fitted(self, items: ItemView, graphs: Graphs) -> States:
-        """The states of the fitted granularities, which training does not change: once for the same graphs."""
+        """States of the closed-form granularities, which training does not change: computed once
+        for the same graphs.
+        """
         if self._fitted_on is None or self._fitted_on[0] is not graphs:
             silent = self.encoders.silent_members
-            heard = [(name, module) for name, module in self.encoders.each(fitted=True) if name not in silent]
-            made = {name: module.state(items, graphs) for name, module in paced("fitting members", heard)}
+            active = [(name, module) for name, module in self.encoders.each(fitted=True) if name not in silent]
+            made = {name: module.state(items, graphs) for name, module in paced("fitting members", active)}
             self._fitted_on = (graphs, made)
         return self._fitted_on[1]
 
 
 class FrozenModel:
-    """A model that answers without graphs or a dataset; implements the scorer that evaluation and serving ask.
+    """A model that needs no graphs and no dataset; the scorer of evaluation and serving.
 
-    The encoders are shared with the model it was frozen from: use it before training goes on, or copy it.
+    It shares the encoders with the model that it was frozen from: use it before training continues,
+    or copy it.
     """
 
     def __init__(
@@ -220,14 +249,15 @@ class FrozenModel:
         rating_head: RatingHead | None = None,
     ) -> None:
         self.config, self.sizes, self.encoders, self.items, self.states = config, sizes, encoders, items, states
-        self.popularity_N = popularity_N  # users who chose an item, in the events that the model was fitted on
-        self.rating_head = rating_head  # where train.ratings asked for one and values vary
-        self._covariances: dict[str, Tensor] = {}  # of item vectors, by member
+        self.popularity_N = popularity_N  # number of users of each item in the training events
+        self.rating_head = rating_head  # None unless train.ratings is on and values vary
+        self._covariances: dict[str, Tensor] = {}  # covariances of item vectors, by member
         silent = encoders.silent_members
         self.states = {name: state for name, state in states.items() if name not in silent}
         own = [module.own_items(states[name]) for name, module in encoders.each(fitted=True) if name not in silent]
         self.item_vectors_ND = torch.cat([items.vectors_SD, *own], dim=1) if own else items.vectors_SD
-        self.widths = [part_NR.shape[1] for part_NR in (items.vectors_SD, *own)]  # of the members, as they stand there
+        # widths of the members, in the order of item_vectors_ND
+        self.widths = [part_NR.shape[1] for part_NR in (items.vectors_SD, *own)]
 
     @property
     def names(self) -> list[str]:
@@ -236,23 +266,25 @@ class FrozenModel:
 
     @property
     def speaking(self) -> list[str]:
-        """The granularities that have a weight for somebody, in the order of K; what others add is always zero."""
+        """The granularities with a weight for at least one query, in the order of K; the others
+        always add zero.
+        """
         return self.encoders.speaking
 
     @property
     def personal_K(self) -> Tensor:
-        """Which granularities look at who asks, and not at the moment alone: bool [K]."""
+        """Which granularities depend on the user, not on the time of the request alone: bool [K]."""
         modules = [*self.encoders.each(), *self.encoders.each(fitted=True)]
         return torch.tensor([module.personal for _, module in modules], dtype=torch.bool)
 
     @property
     def trained_names(self) -> list[str]:
-        """The granularities whose λ the fusion gives."""
+        """The granularities whose λ come from the fusion."""
         return [name for name, _ in self.encoders.each()]
 
     @property
     def reads_text(self) -> bool:
-        """Whether answering needs the text vectors."""
+        """Whether inference needs the text vectors."""
         return any(module.reads_text for _, module in self.encoders.each())
 
     @torch.inference_mode()
@@ -261,9 +293,10 @@ class FrozenModel:
         queries: Queries,
         brought: Mapping[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """z_k of every query [B, K, D] and where it is present [B, K], of the trained granularities.
+        """z_k of every query [B, K, D] and where it is present [B, K], for the trained
+        granularities.
 
-        ``brought`` is what the queries bring beside events, by signal, see ``Batch.inputs``.
+        ``brought`` holds the inputs of the queries besides events, by signal; see ``Batch.inputs``.
         """
         return self.encoders.encode(self._batch(queries, brought), self.items, self.states)
 
@@ -283,14 +316,15 @@ class FrozenModel:
         queries: Queries,
         brought: Mapping[str, Any] | None = None,
     ) -> Parts:
-        """What the granularities say of every query, weighed: see :class:`~recsys.parts.Parts`.
+        """Weighted contributions of the granularities to every query: see
+        :class:`~recsys.parts.Parts`.
 
         Parameters
         ----------
         queries : Queries
-            what is asked.
+            Histories to score.
         brought : Mapping[str, Any] | None
-            as in :meth:`encode`.
+            As in :meth:`encode`.
         """
         batch = self._batch(queries, brought)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
@@ -300,8 +334,10 @@ class FrozenModel:
     def _weighed(
         self, batch: Batch, z_BKD: Tensor, weights_BK: Tensor, fitted_weights: Tensor, stacks: bool = True
     ) -> Parts:
-        """The trained granularities and, behind them, the fitted ones, each in directions of its own, as
-        :attr:`item_vectors_ND` has them, or sparse; with ``stacks`` as stacking weighs them, where the model has it.
+        """Combine the trained granularities with the closed-form ones, which come after them.
+
+        Each closed-form member is sparse or has its own directions in :attr:`item_vectors_ND`. With
+        ``stacks`` the stacking weights apply, if the model has them.
         """
         vectors_BKD, sparse = z_BKD * weights_BK[:, :, None], {}
         weights = self._stack_weights(batch) if stacks else {}
@@ -311,7 +347,7 @@ class FrozenModel:
         fitted_batch = self._fitted_batch(batch)
         for (name, module), weight in zip(self.encoders.each(fitted=True), fitted_weights, strict=True):
             weight_B = weights.get(name, weight.expand(len(batch)))
-            if name not in self.states:  # stacking left it out
+            if name not in self.states:  # pruned by stacking
                 present_B = torch.zeros_like(weight_B)
                 vectors_BKD = pad(vectors_BKD, (0, 0, 0, 1))
             elif module.sparse:
@@ -332,14 +368,16 @@ class FrozenModel:
         return Parts(vectors_BKD, weights_BK, sparse)
 
     def _fitted_batch(self, batch: Batch) -> Batch:
-        """What fitted granularities read, which may be more of a history than the trained ones do."""
+        """Inputs of closed-form granularities, which may read longer histories than the trained
+        ones.
+        """
         if not self.config.fitted_history or batch.whole is None:
             return batch
         longer = last_position(batch.whole, self.config.fitted_history).to(batch.seen_B.device)
         return replace(longer, inputs=batch.inputs)
 
     def _stack_weights(self, batch: Batch) -> dict[str, Tensor]:
-        """The weight [B] of every member by stacking; empty where the model has none."""
+        """Stacking weight [B] of every member; empty if the model has no stacking."""
         if self.encoders.stack is None:
             return {}
         lengths_B = batch.seen_B if batch.whole is None else torch.as_tensor(batch.whole.histories.lengths_U)
@@ -347,11 +385,11 @@ class FrozenModel:
         return dict(zip(self.encoders.members, weights_BM.unbind(1), strict=True))
 
     def _scale_free(self, member: str, users_BD: Tensor) -> Tensor:
-        """What a member's scores are multiplied with to have the spread 1 over the catalogue: [B]."""
+        """Factors [B] that give a member's scores the standard deviation 1 over the catalogue."""
         return inverse(spread(users_BD, self.covariance(member)), self._floor(member))
 
     def covariance(self, member: str) -> Tensor:
-        """Covariance of a member's item vectors, made once."""
+        """Covariance of a member's item vectors, computed once."""
         if member not in self._covariances:
             self._covariances[member] = covariance(self._own_items(member))
         return self._covariances[member]
@@ -363,12 +401,16 @@ class FrozenModel:
 
     @property
     def members(self) -> list[str]:
-        """What stacking weighs: the trained granularities together, and every fitted one."""
+        """The members that stacking weights: the trained granularities together, and every
+        closed-form one.
+        """
         return self.encoders.members
 
     @torch.inference_mode()
     def member_scores(self, queries: Queries) -> list[Tensor]:
-        """Scores of every member that is not silent, alone, of spread 1 over the catalogue: M times [B, N]."""
+        """Scores of every member that is not pruned, alone, with standard deviation 1 over the
+        catalogue: M × [B, N].
+        """
         batch = self._batch(queries)
         found = []
         if TRAINED in self.members:
@@ -377,7 +419,7 @@ class FrozenModel:
             found.append((users_BD * self._scale_free(TRAINED, users_BD)[:, None]) @ self.items.vectors_SD.T)
         fitted_batch = self._fitted_batch(batch)
         for name, module in self.encoders.each(fitted=True):
-            if name not in self.states:  # it was left out before it was weighed
+            if name not in self.states:  # pruned before the weights are chosen
                 continue
             if module.sparse:
                 scores = module.boost(fitted_batch, self.items, self.states[name])
@@ -392,28 +434,31 @@ class FrozenModel:
         return found
 
     def _sparse_scale(self, member: str, scores: SparseScores, num_rows: int) -> Tensor:
-        """What the values of a sparse member are multiplied with: [B]; the same for every query where the values are
-        probabilities, whose size means something.
+        """Factors [B] for the values of a sparse member.
+
+        Probabilities have one factor for all queries, because their size has a meaning.
         """
         stack, module = self.encoders.stack, dict(self.encoders.each(fitted=True))[member]
-        assert stack is not None, "asked of a model with stacking alone"
+        assert stack is not None, "only a model with stacking has scales"
         if module.calibrated:
             return stack.scales_M[self.members.index(member)].expand(num_rows)
         return inverse(sparse_spread(scores, num_rows, len(self.items.vectors_SD)), self._floor(member))
 
     def _floor(self, member: str) -> Tensor:
-        """What is added to the spread of every query."""
+        """The number that is added to the standard deviation of every query."""
         stack = self.encoders.stack
-        assert stack is not None, "asked of a model with stacking alone"
+        assert stack is not None, "only a model with stacking has floors"
         return stack.floors_M[self.members.index(member)]
 
     @torch.inference_mode()
     def choose_scales(self, queries: Queries) -> None:
-        """Set what depends on the mean spread of a member's scores: the floor of the spread of a query, and the
-        constant by which values of calibrated members are multiplied.
+        """Set the constants that depend on the mean standard deviation of a member's scores.
+
+        These are the floor of a query's standard deviation, and the factor of members whose values
+        are probabilities.
         """
         stack = self.encoders.stack
-        assert stack is not None, "asked of a model with stacking alone"
+        assert stack is not None, "only a model with stacking has scales"
         batch = self._batch(queries)
         spreads = {}
         if TRAINED in self.members:
@@ -433,7 +478,7 @@ class FrozenModel:
 
     @torch.inference_mode()
     def unweighted(self, queries: Queries) -> Parts:
-        """The parts of every query as if every λ were 1: z_k, and 1 where it is present."""
+        """The contributions to every query with every λ set to 1: z_k, and 1 where it is present."""
         batch = self._batch(queries)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         ones = torch.ones_like(self.encoders.fitted_weights)
@@ -446,18 +491,20 @@ class FrozenModel:
         steps: int,
         brought: Mapping[str, Any] | None = None,
     ) -> Parts:
-        """:meth:`parts` with the evolution of interest rolled ``steps`` expected events forward: what to recommend
-        after the next event(s), before they happen. The other granularities stay as they are.
+        """:meth:`parts` after ``steps`` further expected events: what to recommend after events
+        that have not happened.
+
+        Only the granularity evolution is rolled forward; the others stay unchanged.
 
         Raises
         ------
         RequestError
-            the model has no evolution, or a history too short to roll that far.
+            The model has no evolution, or ``model.max_history`` is too short to roll that far.
         """
         place, evolution = self._evolution(f"a horizon of {steps + 1}")
         room = self.config.max_history - steps
         if room < 1:
-            raise RequestError(f"a horizon of {steps + 1} is beyond model.max_history {self.config.max_history}")
+            raise RequestError(f"a horizon of {steps + 1} exceeds model.max_history {self.config.max_history}")
         whole = self._batch(queries, brought)
         z_BKD, present_BK = self.encoders.encode(whole, self.items, self.states)
         batch, items = last_position(queries, room).to(self.item_vectors_ND.device), self.items
@@ -472,17 +519,18 @@ class FrozenModel:
 
     @torch.inference_mode()
     def scores_ahead(self, queries: Queries, steps: int) -> Tensor:
-        """:meth:`scores` for the event ``steps`` after the next one."""
+        """:meth:`scores` for the event that is ``steps`` after the next one."""
         return self._scored(self.parts_ahead(queries, steps))
 
     @torch.inference_mode()
     def interest_path(self, query: Queries) -> Interest:
-        """Long-term and immediate interest of one user behind every event of the history, the oldest first.
+        """Long-term and immediate interest of one user after every event of the history, the oldest
+        first.
 
         Raises
         ------
         RequestError
-            the model has no evolution.
+            The model has no evolution.
         """
         _, evolution = self._evolution("the path of a user's interest")
         self.encoders.eval()
@@ -494,40 +542,46 @@ class FrozenModel:
 
     @property
     def rolls_forward(self) -> bool:
-        """Whether it can say what comes after the next event, and how an interest moved."""
+        """Whether the model can predict beyond the next event and show how an interest drifts."""
         return any(isinstance(module, Evolution) for _, module in self.encoders.each())
 
     def _evolution(self, what: str) -> tuple[int, Evolution]:
-        """The evolution of interest, and its place among the granularities."""
+        """The granularity evolution and its index among the granularities."""
         for place, (_, module) in enumerate(self.encoders.each()):
             if isinstance(module, Evolution):
                 return place, module
-        raise RequestError(f"{what} needs a model with the granularity evolution; this one has {', '.join(self.names)}")
+        raise RequestError(f"{what} needs the granularity evolution; this model has {', '.join(self.names)}")
 
     @torch.inference_mode()
     def user_vectors(self, queries: Queries) -> tuple[Tensor, Tensor, SparseScores]:
-        """The user vector of every query [B, D], where any granularity is present [B], and what the sparse ones add."""
+        """User vector of every query [B, D], whether any granularity is present [B], and the sparse
+        additions.
+        """
         parts = self.parts(queries)
         return parts.users_BD, parts.weights_BK.any(1), parts.added
 
     @torch.inference_mode()
     def scores(self, queries: Queries) -> Tensor:
-        """The score of every query and item: [B, N]; the popularity for a query in which no granularity is present."""
+        """Score of every query and item: [B, N]; popularity for a query without any present
+        granularity.
+        """
         return self._scored(self.parts(queries))
 
     @torch.inference_mode()
     def scores_without(self, queries: Queries, name: str) -> Tensor:
-        """Scores [B, N] with one granularity's weight set to zero."""
+        """Scores [B, N] with the weight of one granularity set to zero."""
         return self.scores_of(queries, [other for other in self.names if other != name])
 
     @torch.inference_mode()
     def scores_of(self, queries: Queries, kept: Collection[str]) -> Tensor:
-        """Scores [B, N] with only these granularities at their weights, the others at zero."""
+        """Scores [B, N] with the weights of all other granularities set to zero."""
         return self._scored(self.parts(queries).of([k for k, name in enumerate(self.names) if name in kept]))
 
     @torch.inference_mode()
     def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> Tensor:
-        """Scores [B, N] with constant weights by name instead of what fusion gives; missing ones stay masked."""
+        """Scores [B, N] with constant weights by name instead of those of the fusion; missing
+        granularities stay masked.
+        """
         batch = self._batch(queries)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         weights_K = torch.tensor([weights[name] for name in self.names], dtype=z_BKD.dtype, device=z_BKD.device)
@@ -536,17 +590,20 @@ class FrozenModel:
 
     @torch.inference_mode()
     def ratings(self, queries: Queries, items_BM: Array) -> Tensor:
-        """The value that the user of each query would give to items (dense ids): [B, M]; see :mod:`recsys.ratings`.
+        """The value that the user of each query would give to items (dense ids): [B, M]; see
+        :mod:`recsys.ratings`.
 
-        Values of the histories that are NaN are unknown. No ranking is made of this.
+        NaN in the values of a history means unknown. Rankings never use these values.
 
         Raises
         ------
         RequestError
-            the model has no rating head.
+            The model has no rating head.
         """
         if self.rating_head is None:
-            raise RequestError("this model predicts no ratings; train it with train.ratings true on values that vary")
+            raise RequestError(
+                "this model predicts no ratings; set train.ratings true and train on events whose values vary"
+            )
         items = torch.as_tensor(items_BM).long().to(self.item_vectors_ND.device)
         return self.rating_head.predict(queries.histories, items, standardised(self.scores(queries), items))
 
@@ -556,8 +613,11 @@ class FrozenModel:
         return scores_BN
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that answering needs but the configuration, by name: see :meth:`from_tensors`."""
-        with torch.device("meta"):  # names only: no memory, and no random number of a running training is drawn
+        """Everything that inference needs besides the configuration, by name: see
+        :meth:`from_tensors`.
+        """
+        # only names are needed: no memory, and the random state of a running training stays
+        with torch.device("meta"):
             served = Encoders(self.config, self.sizes, serving=True).state_dict().keys()
         weights = self.encoders.state_dict()
         named = {f"encoders.{name}": weights[name] for name in served}
@@ -588,7 +648,8 @@ class FrozenModel:
         return FrozenModel(config, sizes, encoders, items, states, tensors["items.popularity"], head)
 
 
-_EARLIER: Final = {  # keys of sizes that earlier bundles have instead of ``inputs``, and their signals
+# keys of sizes that bundles of earlier versions have instead of ``inputs`` → their signals
+_EARLIER: Final = {
     "profile": "profile",
     "num_entities": "",
     "num_relations": "",
@@ -599,17 +660,17 @@ _EARLIER: Final = {  # keys of sizes that earlier bundles have instead of ``inpu
 
 
 def dump_sizes(sizes: ModelSizes) -> dict[str, Any]:
-    """Sizes as plain values for JSON."""
+    """Return the sizes as plain values for JSON."""
     return asdict(sizes)
 
 
 def load_sizes(content: Mapping[str, Any]) -> ModelSizes:
-    """The inverse of :func:`dump_sizes`.
+    """Invert :func:`dump_sizes`.
 
     Raises
     ------
     TypeError, KeyError
-        not what it wrote.
+        The content does not come from :func:`dump_sizes`.
     """
     plain = {key: value for key, value in content.items() if key not in _EARLIER}
     earlier = {signal: content[key] for key, signal in _EARLIER.items() if signal and content.get(key)}

@@ -1,7 +1,9 @@
-"""What a query is to a model, granularity by granularity: vectors, weights, and additions to the scores of few items.
+"""The contributions to a query's scores, by granularity: vectors, weights, and additions to the
+scores of a few items.
 
-s(u, i) = Σ_k λ_k z_k · a_i + Σ_s λ_s v_s(u, i), k the granularities that are vectors, s the sparse ones. Both halves
-are sums over granularities, so what one adds to a score is its share, exactly, and the k best items are exact.
+s(u, i) = Σ_k λ_k z_k · a_i + Σ_s λ_s v_s(u, i), where k are the granularities that are vectors and
+s the sparse ones. Both terms are sums over granularities, so the share of each granularity in a
+score is exact, and so are the k best items.
 
 Legend: B queries, K granularities, D width, N items, R list length.
 """
@@ -18,24 +20,26 @@ from recsys.granularities.sparse import SparseScores
 
 
 class Parts(NamedTuple):
-    """The parts of every query, weighed."""
+    """The weighted contributions to every query."""
 
-    vectors_BKD: Tensor  # λ_k z_k in the directions of the item vectors, zero where missing and of the sparse ones
+    # λ_k z_k in the directions of the item vectors; zero where missing, and for sparse
+    # granularities
+    vectors_BKD: Tensor
     weights_BK: Tensor  # λ, zero where missing
-    sparse: Mapping[int, SparseScores]  # λ_s v_s by place in K
+    sparse: Mapping[int, SparseScores]  # λ_s v_s by index in K
 
     @property
     def users_BD(self) -> Tensor:
-        """The user vectors."""
+        """The user vectors [B, D]."""
         return self.vectors_BKD.sum(1)
 
     @property
     def added(self) -> SparseScores:
-        """The additions of all sparse granularities together."""
+        """The sum of the additions of all sparse granularities."""
         return SparseScores.total([*self.sparse.values()]) if self.sparse else SparseScores.nothing()
 
     def of(self, places: Sequence[int]) -> Parts:
-        """The parts of some granularities alone, in the given order."""
+        """The contributions of some granularities alone, in the given order."""
         sparse = {new: self.sparse[old] for new, old in enumerate(places) if old in self.sparse}
         return Parts(self.vectors_BKD[:, list(places)], self.weights_BK[:, list(places)], sparse)
 
@@ -52,14 +56,16 @@ class Parts(NamedTuple):
         return scores_BKN
 
     def times(self, factors_BK: Tensor) -> Parts:
-        """The parts with every granularity of every query times a factor."""
+        """The contributions, multiplied by a factor for every query and granularity."""
         sparse = {place: scores.weighed(factors_BK[:, place]) for place, scores in self.sparse.items()}
         return Parts(self.vectors_BKD * factors_BK[:, :, None], self.weights_BK * factors_BK, sparse)
 
     def shares(self, item_vectors_ND: Tensor, items_BR: Tensor) -> Tensor:
-        """What every granularity adds to the scores of listed items: float64 [B, K, R], of no meaning at items below 0.
+        """Shares of every granularity in the scores of listed items: float64 [B, K, R]; undefined
+        for item ids below 0.
 
-        They are float32 numbers: such numbers add up in float64 without rounding, in whatever order.
+        The values are rounded to float32. Why: float64 adds such numbers without rounding, in any
+        order.
         """
         vectors_BRD = item_vectors_ND[items_BR.clamp(min=0)].double()
         shares_BKR = torch.einsum("bkd,brd->bkr", self.vectors_BKD.double(), vectors_BRD).float()
@@ -68,23 +74,26 @@ class Parts(NamedTuple):
         return shares_BKR.double()
 
     def take(self, rows_R: Tensor) -> Parts:
-        """The parts of the given queries, repeated ones allowed, in the given order."""
+        """The contributions to the given queries, in the given order; repeated rows are allowed."""
         sparse = {place: scores.take(rows_R) for place, scores in self.sparse.items()}
         return Parts(self.vectors_BKD[rows_R], self.weights_BK[rows_R], sparse)
 
     def where(self, keep_B: Tensor) -> Parts:
-        """The parts of some queries, those of the others zero."""
+        """The contributions to some queries; those to the others are zero."""
         vectors_BKD = torch.where(keep_B[:, None, None], self.vectors_BKD, 0.0)
         sparse = {place: scores.where(keep_B) for place, scores in self.sparse.items()}
         return Parts(vectors_BKD, torch.where(keep_B[:, None], self.weights_BK, 0.0), sparse)
 
     def cpu(self) -> Parts:
+        """The contributions in CPU memory."""
         sparse = {place: scores.cpu() for place, scores in self.sparse.items()}
         return Parts(self.vectors_BKD.cpu(), self.weights_BK.cpu(), sparse)
 
     @staticmethod
     def gathered(pieces: Sequence[tuple[Tensor, Parts]]) -> Parts:
-        """The parts of queries that were asked in pieces; each comes with the rows of its queries in the whole."""
+        """Concatenate contributions that were computed in pieces; each piece comes with its row
+        numbers in the whole.
+        """
         if len(pieces) == 1:
             return pieces[0][1]
         order_B = torch.cat([rows for rows, _ in pieces]).argsort()

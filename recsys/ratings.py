@@ -1,17 +1,22 @@
-"""Explicit ratings beside the ranking: what value a user would give an item (S3: R = CF(P(Y)), by squared error).
+"""Explicit ratings next to the ranking: which value a user would give an item (S3: R = CF(P(Y)), by
+squared error).
 
-With the visible values r_uj of a history H_u, the item vectors a_i of the trained model and its scores,
+With the visible values r_uj of a history H_u, the item vectors a_i of the trained model and its
+scores,
 
     r̂_ui = μ + b_i + b_u + q_i · Σ_{j ∈ H_u} e_uj p_j / √(|H_u| + 1) + s · c_ui,    e_uj = r_uj − μ − b_j − b_u,
     b_i = Σ_v (r_vi − μ − b_v) / (n_i + κ_i),    b_u = Σ_j (r_uj − μ − b_j) / (|H_u| + κ_u),
 
-the asymmetric factors p_i = a_i W_p, q_i = a_i W_q of the unit item vectors (Koren 2008: no row for a user, so that one
-who came today is served, and an item without ratings is as well), and c_ui the score u · a_i in standard deviations of
-the query's scores. Predictions are clipped to the range of the values in training.
+the asymmetric factors p_i = a_i W_p, q_i = a_i W_q of the unit item vectors (Koren 2008), and c_ui
+the score u · a_i in standard deviations of the query's scores. Why asymmetric: users have no row of
+their own, so new users and items without ratings have predictions too. Predictions are clipped to
+the range of the training values.
 
-Ranking is by score, never by rating: what people choose and what they then think of it are two questions.
+Lists are ranked by score, never by rating: what people choose and how they rate it afterwards are
+two questions.
 
-Legend: N items, E events, B queries, M items asked of a query, R rank, D width of the item vectors.
+Legend: N items, E events, B queries, M requested items of a query, R rank, D width of the item
+vectors.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ _SWEEPS: Final = 10
 
 @dataclass(frozen=True)
 class RatingHead:
-    """Everything of the formula but the score; tensors alone, so that it travels with the model."""
+    """The formula without the score; only tensors, so that it is saved with the model."""
 
     mean: Tensor  # scalar
     item_bias_N: Tensor
@@ -39,17 +44,19 @@ class RatingHead:
     taste_NR: Tensor  # p
     item_NR: Tensor  # q
     score_weight: Tensor  # s, scalar
-    range_2: Tensor  # least and greatest value in training
+    range_2: Tensor  # smallest and largest value in training
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, for :meth:`from_tensors`."""
+        """The tensors by name, for :meth:`from_tensors`."""
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor]) -> RatingHead:
+        """Invert :meth:`tensors`."""
         return RatingHead(**{part.name: tensors[part.name] for part in fields(RatingHead)})
 
     def to(self, device: torch.device) -> RatingHead:
+        """Move all tensors to a device."""
         return RatingHead(*(tensor.to(device) for tensor in self.tensors().values()))
 
     def predict(self, histories: Histories, items_BM: Tensor, standard_BM: Tensor) -> Tensor:
@@ -63,7 +70,7 @@ class RatingHead:
         return (rating_BM + self.score_weight * standard_BM).clamp(self.range_2[0], self.range_2[1])
 
     def user_bias(self, events: RatedEvents) -> tuple[Tensor, Tensor]:
-        """b_u of every row and what it leaves of every value: [B], [E]."""
+        """b_u of every row, and the residual of every value: [B], [E]."""
         above_E = events.values_E - self.mean - self.item_bias_N[events.items_E]
         bias_B = events.sums(above_E[:, None])[:, 0] / (events.count_B + self.user_damping).clamp(min=1e-12)
         return bias_B, above_E - bias_B[events.rows_E]
@@ -71,15 +78,16 @@ class RatingHead:
 
 @dataclass(frozen=True)
 class RatedEvents:
-    """The events of histories whose values are known."""
+    """The events of histories that have a value."""
 
     rows_E: Tensor  # int64
     items_E: Tensor  # int64
     values_E: Tensor
-    count_B: Tensor  # of them, float32
+    count_B: Tensor  # number of these events by row, float32
 
     @staticmethod
     def of(histories: Histories, device: torch.device) -> RatedEvents:
+        """Collect the events with a value."""
         known_E = np.isfinite(histories.values_E)
         rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)[known_E]
         count_B = np.bincount(rows_E, minlength=len(histories)).astype(np.float32)
@@ -87,19 +95,19 @@ class RatedEvents:
         return RatedEvents(*(torch.as_tensor(column).to(device) for column in columns))
 
     def sums(self, values_EX: Tensor) -> Tensor:
-        """The sum over the events of every row: [B, X]."""
+        """Sum over the events of every row: [B, X]."""
         return values_EX.new_zeros(len(self.count_B), values_EX.shape[1]).index_add(0, self.rows_E, values_EX)
 
 
 def standardised(scores_BN: Tensor, items_BM: Tensor) -> Tensor:
-    """c: the scores of some items in standard deviations of each query's scores."""
+    """c: scores of the given items in standard deviations of each query's scores."""
     centred_BM = scores_BN.gather(1, items_BM) - scores_BN.mean(1, keepdim=True)
     return centred_BM / scores_BN.std(1, keepdim=True).clamp(min=1e-30)
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What validation chooses."""
+    """Hyper-parameters that validation chooses."""
 
     item_damping: float = 3.0
     user_damping: float = 3.0
@@ -109,7 +117,7 @@ class Constants:
 
 
 def why_no_ratings(histories: Histories) -> str:
-    """Why values cannot be predicted; empty where they can."""
+    """Why values cannot be predicted; empty if they can."""
     known_E = histories.values_E[np.isfinite(histories.values_E)]
     if len(np.unique(known_E)) > 1:
         return ""
@@ -118,7 +126,9 @@ def why_no_ratings(histories: Histories) -> str:
 
 
 def biases(training: Histories, num_items: int, constants: Constants) -> RatingHead:
-    """μ and the ridge regression of the values on items and users, by alternating sweeps; the other parts are zero."""
+    """μ and the ridge regression of the values on items and users by alternating sweeps; the other
+    terms are zero.
+    """
     events = RatedEvents.of(training, torch.device("cpu"))
     mean = events.values_E.double().mean().float()
     count_N = torch.bincount(events.items_E, minlength=num_items).float()
@@ -135,7 +145,7 @@ def biases(training: Histories, num_items: int, constants: Constants) -> RatingH
 
 
 def rated_queries(histories: Histories, split: Split) -> tuple[Queries, Tensor]:
-    """One query a held-out event with a value, and the values: [P]."""
+    """One query for each held-out event that has a value, and the values: [P]."""
     queries = histories.queries(split)
     values_P = histories.target_values(split)
     known_P = np.isfinite(values_P)

@@ -1,15 +1,16 @@
-"""Weights of a model's members: one for the trained granularities together, one for every fitted one, by how long the
-history of a query is. Chosen on validation by :mod:`recsys.evaluation.stacking`.
+"""Stacking: one weight for the trained granularities together and one for every closed-form member,
+by the length of a query's history. :mod:`recsys.evaluation.stacking` chooses them on validation.
 
-A member's scores are divided by their standard deviation over the catalogue, query by query: scores of a sum over the
-history grow with its length, those of a mean do not, and one weight must fit both. With C the covariance of the
-member's item vectors,
+A member's scores are divided by their standard deviation over the catalogue, for each query. Why:
+scores that are a sum over the history grow with its length, scores that are a mean do not, and one
+weight must fit both. With C the covariance of the member's item vectors,
 
     std_i(z · a_i) = sqrt(z C zᵀ),    u = Σ_m w_m(g) / (std_m + f_m) · z_m,    g: group of the history's length,
 
-where f_m, a share of the member's mean deviation, keeps a member that hardly tells items apart for a query from being
-blown up. The factor belongs to the query, a user stays one vector and every share is exact. Scores of sparse members
-are divided by their root mean square; where they are probabilities, by one constant for all queries.
+where f_m is a share of the member's mean deviation. Why: without it, a member that hardly
+distinguishes items for a query would be blown up. The factor depends on the query alone, so a user
+is still one vector and every share is exact. Scores of sparse members are divided by their root
+mean square; if they are probabilities, by one constant for all queries.
 
 Legend: B queries, D width of a member, N items, M members, G groups of history length.
 """
@@ -24,14 +25,14 @@ from torch import Tensor, nn
 from recsys.granularities.sparse import SparseScores
 
 TRAINED: Final = "trained"  # the trained granularities as one member
-BOUNDS: Final = (1, 3, 6, 11, 21, 51)  # lengths of history at which the next group begins
+BOUNDS: Final = (1, 3, 6, 11, 21, 51)  # history lengths at which a new group begins
 NUM_GROUPS: Final = len(BOUNDS) + 1
-FLOOR: Final = 0.3  # of the mean spread of a member
-_LEAST: Final = 1e-12  # a smaller spread is that of a member that says nothing
+FLOOR: Final = 0.3  # share of a member's mean spread
+_LEAST: Final = 1e-12  # a smaller spread means that the member does not contribute
 
 
 class Stack(nn.Module):
-    """The weights, as buffers of the model; all 1 until they are chosen."""
+    """The stacking weights as buffers of the model; all 1 until they are chosen."""
 
     weights_GM: Tensor
     scales_M: Tensor
@@ -41,12 +42,13 @@ class Stack(nn.Module):
     def __init__(self, num_members: int) -> None:
         super().__init__()
         self.register_buffer("weights_GM", torch.ones(NUM_GROUPS, num_members))
-        self.register_buffer("scales_M", torch.ones(num_members))  # of members whose values are probabilities
+        # for members whose values are probabilities
+        self.register_buffer("scales_M", torch.ones(num_members))
         self.register_buffer("floors_M", torch.zeros(num_members))  # added to the spread of a query
         self.register_buffer("bounds_G", torch.tensor(BOUNDS), persistent=False)
 
     def groups(self, lengths_B: Tensor) -> Tensor:
-        """The group of every length of history: int64.
+        """Group of every history length: int64.
 
         >>> Stack(1).groups(torch.tensor([0, 1, 2, 3, 50, 51])).tolist()
         [0, 1, 1, 2, 5, 6]
@@ -58,7 +60,7 @@ class Stack(nn.Module):
         return self.weights_GM[self.groups(lengths_B)]
 
     def is_silent(self, member: int) -> bool:
-        """Whether a member has no weight for anybody."""
+        """Whether a member was pruned: its weight is zero for every query."""
         return not bool(self.weights_GM[:, member].any())
 
 
@@ -88,5 +90,7 @@ def sparse_spread(scores: SparseScores, num_rows: int, num_items: int) -> Tensor
 
 
 def inverse(spread_B: Tensor, floor: Tensor) -> Tensor:
-    """One over the spread and its floor; zero where a member says nothing, so that rounding is not made a signal."""
+    """1 / (spread + floor); zero where a member does not contribute, so that rounding errors are
+    not amplified.
+    """
     return torch.where(spread_B > _LEAST, 1 / (spread_B + floor).clamp(min=_LEAST), 0.0)

@@ -1,4 +1,4 @@
-"""``model: auto``: what is chosen for which data, and that a budget is kept."""
+"""``model: auto``: which model is chosen for which data, and that a budget is respected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from tests.handmade import DAY, leave_last, write_dataset
 from tune.auto import Portfolio, _epochs, _in_time, _with_apart, search
 from tune.ledger import Ledger, Trial
 
-SIGNALS = ("repeat", "frequency", "place", "content", "social", "profile", "knowledge")  # beside events and their times
+# besides events and their times
+SIGNALS = ("repeat", "frequency", "place", "content", "social", "profile", "knowledge")
 
 
 def _idle(*fed: str) -> Mapping[str, str]:
@@ -59,31 +60,33 @@ def _forty_epochs() -> Config:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_setting_of_every_kind_is_a_whole_configuration(kind: str) -> None:
+def test_every_setting_is_a_complete_configuration(kind: str) -> None:
     traits = KINDS[kind]
     found = [configured(CONFIG, traits, setting) for setting in settings(traits)]
     assert len({setting.digest() for setting in settings(traits)}) == len(found) > 1
     for config in found:
         assert config.has_model and config.model.fusion.stack and config.model.granularities.are_trained
         assert set(members(traits)) <= set(config.model.granularities.enabled())
-        assert Config.model_validate(config.model_dump(mode="json")) == config, "config.yaml runs it again"
+        assert Config.model_validate(config.model_dump(mode="json")) == config, (
+            "config.yaml can be loaded and run again"
+        )
     assert not configured(CONFIG, traits, None).model.granularities.are_trained
 
 
-def test_members_are_those_that_the_data_can_feed() -> None:
+def test_members_are_those_that_the_data_supports() -> None:
     assert "repeat" not in members(PLAIN)
     assert {"repeat", "frequency", "profile"} <= set(members(KINDS["a shop with repeats"]))
     assert {"knowledge", "popularity"} <= set(members(KINDS["places and friends"]))
     large = KINDS["large"]
-    assert "user_cf" not in members(large), "it looks at every user"
+    assert "user_cf" not in members(large), "it compares all users"
     for traits in KINDS.values():
         assert {*members(traits), *left_out(traits)} == {*CANDIDATES}, "every candidate is a member or has a reason"
     assert left_out(large)["als"] == "more than 5,000,000 events" and left_out(large)["place"] == "no place"
 
 
 @pytest.mark.parametrize("mapped", [True, False])
-def test_quantities_of_items_are_named_in_the_configuration(tmp_path: Path, mapped: bool) -> None:
-    """With coordinates beside them, and alone."""
+def test_quantity_columns_are_named_in_the_configuration(tmp_path: Path, mapped: bool) -> None:
+    """With coordinates in the data, and without."""
     numbers = np.arange(12.0)
     columns = {"listPrice": pa.array(numbers + 0.99), "seller_id": pa.array(numbers.astype(int))}
     columns |= {"lat": pa.array(numbers), "lon": pa.array(numbers)} if mapped else {}
@@ -99,7 +102,7 @@ def test_quantities_of_items_are_named_in_the_configuration(tmp_path: Path, mapp
     ]
 
 
-def test_what_the_user_says_of_training_is_kept() -> None:
+def test_training_keys_of_the_user_are_kept() -> None:
     config = configured(
         build_config({"train": {"epochs": 3, "loss": {"temperature": 0.5}}, "data": {"source": {"kind": "synthetic"}}}),
         PLAIN,
@@ -110,11 +113,11 @@ def test_what_the_user_says_of_training_is_kept() -> None:
 
 
 @pytest.mark.parametrize("left", [10_000.0, 250.0, 100.0])
-def test_epochs_are_cut_to_the_time_that_is_left(left: float) -> None:
+def test_epochs_are_reduced_to_the_remaining_time(left: float) -> None:
     found = _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + left)
     assert found is not None and found.train.refit and found.train.final
     assert 4 <= found.train.epochs <= 40
-    assert found.train.epochs * 3 * 3.0 <= left, "three trainings of three seconds an epoch"
+    assert found.train.epochs * 3 * 3.0 <= left, "three trainings of three seconds per epoch"
     assert (found.train.epochs == 40) == (left == 10_000.0)
 
 
@@ -126,7 +129,7 @@ def test_epochs_are_cut_to_the_time_that_is_left(left: float) -> None:
         (100.0, []),
     ],
 )
-def test_what_time_is_left_trains_other_models_apart(left: float, names: list[str]) -> None:
+def test_remaining_time_trains_separate_models(left: float, names: list[str]) -> None:
     portfolio = settings(PLAIN)
     values = {0: 0.10, 2: 0.099, 4: 0.09, 1: 0.05}
     trials = [
@@ -142,7 +145,7 @@ def test_what_time_is_left_trains_other_models_apart(left: float, names: list[st
     assert config.model.fusion.stack and all(section.train["epochs"] == 40 for section in apart)
 
 
-def test_the_cost_of_trainings_is_that_of_a_trial_that_ended_by_itself() -> None:
+def test_training_cost_is_that_of_a_trial_that_was_not_cut() -> None:
     values = {3: 0.1, 6: 0.3, 9: 0.2}
     ended = replace(
         THREE_SECONDS_AN_EPOCH,
@@ -156,18 +159,18 @@ def test_the_cost_of_trainings_is_that_of_a_trial_that_ended_by_itself() -> None
     assert found is not None and found.train.epochs == 40, "the schedule of the trial"
 
 
-def test_the_training_on_all_events_gives_way_before_the_others_do() -> None:
-    """Two trainings of four of forty epochs, where three of them would have fewer."""
+def test_final_training_loses_epochs_before_the_others() -> None:
+    """With four trainings of forty epochs, the final one gets fewer epochs first."""
     found = _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 46.0)
     assert found is not None and found.train.epochs == 4 and found.train.final and found.train.refit
 
 
-def test_nothing_is_trained_where_the_time_holds_next_to_no_epoch() -> None:
+def test_nothing_is_trained_if_time_is_too_short_for_an_epoch() -> None:
     assert _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 30.0) is None
 
 
 @pytest.mark.parametrize(("left", "word"), [(-40.0, "is spent"), (10.0, "has 10 s left")])
-def test_a_budget_that_holds_no_training_takes_the_fitted_members(tmp_path: Path, left: float, word: str) -> None:
+def test_budget_without_time_for_training_uses_closed_form_members(tmp_path: Path, left: float, word: str) -> None:
     config, folder = _dataset_and_folder(tmp_path)
     config = config.model_copy(update={"run": config.run.model_copy(update={"budget": "5s"})})
     dataset = PreparedDataset(config.dataset_dir)
@@ -175,7 +178,7 @@ def test_a_budget_that_holds_no_training_takes_the_fitted_members(tmp_path: Path
     assert not chosen.model.granularities.are_trained and f"the budget of 5s {word}" in said
 
 
-def test_no_setting_is_proposed_after_the_deadline_but_the_first(tmp_path: Path) -> None:
+def test_only_the_first_setting_is_proposed_after_the_deadline(tmp_path: Path) -> None:
     configs = [configured(CONFIG, PLAIN, setting) for setting in settings(PLAIN)]
     ledger = Ledger(tmp_path / "ledger.jsonl")
     plan = Portfolio(configs, [setting.name for setting in settings(PLAIN)], ledger, deadline=time.monotonic() - 1)
@@ -192,7 +195,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["20", "m", "20 minutes later", "-5m", "1d"])
-def test_a_wrong_duration_names_the_forms(text: str) -> None:
+def test_wrong_duration_error_shows_valid_forms(text: str) -> None:
     with pytest.raises(ValueError, match="20m, 1h30m or 90s"):
         seconds_of(text)
 
@@ -206,14 +209,14 @@ def _dataset_and_folder(tmp_path: Path) -> tuple[Config, RunFolder]:
     return config, RunFolder(tmp_path / "run", Progress(None))
 
 
-def test_a_choice_is_written_whole_and_followed_by_the_verbs_that_do_not_choose(tmp_path: Path) -> None:
+def test_choice_is_saved_completely_and_used_by_later_verbs(tmp_path: Path) -> None:
     config, folder = _dataset_and_folder(tmp_path)
     with pytest.raises(ArtifactError, match="run `recsys run` or `recsys train`"):
         with_model(config, folder, chooses=False)
     chosen = with_model(config, folder, chooses=True)
     assert chosen.has_model and chosen.train.final
     assert with_model(config, folder, chooses=False).model == chosen.model
-    assert load_config(folder.config).model == chosen.model, "config.yaml runs it again without a choice"
+    assert load_config(folder.config).model == chosen.model, "config.yaml runs again without a new choice"
     other = build_config({**config.model_dump(mode="json"), "train": {"metric": "recall@5"}})
     with pytest.raises(ArtifactError, match="nothing was chosen yet"):
         with_model(other, folder, chooses=False)

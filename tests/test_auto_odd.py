@@ -1,6 +1,8 @@
-"""``model: auto`` on odd data: what a dataset cannot feed is left out with a reason, and every run ends well.
+"""``model: auto`` on odd data: unsupported candidates are left out with a reason, and every run
+ends well.
 
-A run may only end with exit code 0, or with 2 and one message where the data holds too little to learn or measure.
+A run must end with exit code 0, or with 2 and one message if the data is too small to train or
+evaluate.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def _config(**evaluate: Any) -> Config:
 
 
 def _histories(step: int = DAY + 3600, repeats: bool = False) -> list[list[Event]]:
-    """Three training events, a validation and a test target of every user; with repeats the first item comes again."""
+    """Three training events, one validation and one test target per user; with repeats the first
+    item returns.
+    """
     parts = (Split.TRAIN, Split.TRAIN, Split.TRAIN, Split.VALID, Split.TEST)
     found: list[list[Event]] = []
     for user in range(USERS):
@@ -64,13 +68,18 @@ def _numbers(first: float, step: float, known: int = ITEMS) -> list[float | None
     return [first + step * item if item < known else None for item in range(ITEMS)]
 
 
-UNFED: dict[str, tuple[dict[str, Any], str, str]] = {  # what differs, the candidate, its reason; "": it is a member
-    "every user another text": ({"user_columns": _columns(bio=[f"I am {u}" for u in range(USERS)])}, "profile", "bio"),
-    "one value of all users": ({"user_columns": _columns(planet=["earth"] * USERS)}, "profile", "planet"),
-    "one number of all users": ({"user_columns": _columns(age=[40] * USERS)}, "profile", "age"),
+# case: the differing data, the candidate, its reason ("" if it is a member)
+UNFED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "different texts of all users": (
+        {"user_columns": _columns(bio=[f"I am {u}" for u in range(USERS)])},
+        "profile",
+        "bio",
+    ),
+    "same value of all users": ({"user_columns": _columns(planet=["earth"] * USERS)}, "profile", "planet"),
+    "same number of all users": ({"user_columns": _columns(age=[40] * USERS)}, "profile", "age"),
     "users without a value": ({"user_columns": _columns(age=pa.nulls(USERS, pa.string()))}, "profile", "age"),
-    "users of two towns": ({"user_columns": _columns(town=["Bonn", "Rome"] * (USERS // 2))}, "profile", ""),
-    "no table of users": ({}, "profile", "no attributes of users"),
+    "users in two towns": ({"user_columns": _columns(town=["Bonn", "Rome"] * (USERS // 2))}, "profile", ""),
+    "no table of users": ({}, "profile", "users have no attributes"),
     "coordinates in words": ({"item_columns": _columns(lat=["n"] * ITEMS, lon=["w"] * ITEMS)}, "place", "lat, lon"),
     "one place": ({"item_columns": _columns(lat=_numbers(5, 0), lon=_numbers(6, 0))}, "place", "lat, lon"),
     "one known place": ({"item_columns": _columns(lat=_numbers(5, 1, 1), lon=_numbers(6, 1, 1))}, "place", "lat, lon"),
@@ -80,17 +89,17 @@ UNFED: dict[str, tuple[dict[str, Any], str, str]] = {  # what differs, the candi
     "a price alone": ({"item_columns": _columns(price=_numbers(5, 1.5))}, "place", ""),
     "one price": ({"item_columns": _columns(price=_numbers(5, 0))}, "place", "no quantities"),
     "texts of items": ({"text_width": 4}, "content", ""),
-    "no texts": ({}, "content", "no texts of items"),
-    "friends of oneself": ({"friends": [(user, user) for user in range(USERS)]}, "social", "no friend has"),
+    "no texts": ({}, "content", "no item texts"),
+    "users as their own friends": ({"friends": [(user, user) for user in range(USERS)]}, "social", "no friend has"),
     "friends": ({"friends": [(0, 1), (2, 3)]}, "social", ""),
     "no friends": ({}, "social", "no friendships"),
     "no facts": ({}, "knowledge", "no facts"),
     "one time": ({"histories": _histories(step=0)}, "moment", "one hour of the week"),
-    "weeks apart": ({"histories": _histories(step=7 * DAY)}, "moment", "one hour of the week"),
+    "times one week apart": ({"histories": _histories(step=7 * DAY)}, "moment", "one hour of the week"),
     "times": ({}, "moment", ""),
-    "repeats that are never listed": ({"histories": _histories(repeats=True)}, "repeat", "exclude_seen is true"),
+    "repeats that lists exclude": ({"histories": _histories(repeats=True)}, "repeat", "exclude_seen is true"),
     "repeats": ({"histories": _histories(repeats=True), "exclude_seen": False}, "repeat", ""),
-    "no repeats": ({"exclude_seen": False}, "repeat", "no user has an item again"),
+    "no repeats": ({"exclude_seen": False}, "repeat", "no user has an item twice"),
     "no order": ({"ordered": False}, "item_cf", ""),
 }
 
@@ -110,8 +119,10 @@ def test_a_candidate_is_a_member_or_has_a_reason(tmp_path: Path, case: str) -> N
     assert all(reason and "\n" not in reason for reason in left_out(traits).values())
 
 
-@pytest.mark.parametrize("case", ["every user another text", "two known places", "one time", "repeats", "no order"])
-def test_the_members_of_an_odd_dataset_are_fitted_and_weighed(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize(
+    "case", ["different texts of all users", "two known places", "one time", "repeats", "no order"]
+)
+def test_members_of_an_odd_dataset_are_fitted_and_weighted(tmp_path: Path, case: str) -> None:
     dataset, config = _of(tmp_path, case)
     config = configured(config, Traits.of(dataset, config), None)
     result = fit(trained_part(config), dataset, Validator.of(config), TrainContext())
@@ -120,17 +131,17 @@ def test_the_members_of_an_odd_dataset_are_fitted_and_weighed(tmp_path: Path, ca
     assert bool(scores_BN.isfinite().all())
 
 
-def test_texts_that_are_all_alike_tell_nothing(tmp_path: Path) -> None:
+def test_content_is_left_out_if_all_texts_are_equal(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, _histories(), ITEMS, text_width=4)
     same_NT = np.repeat(dataset.text_vectors_NT()[:1], ITEMS, axis=0)
     dataset.text_vectors_NT = lambda: same_NT  # type: ignore[method-assign]
     config = _config()
     traits = Traits.of(dataset, config)
-    assert left_out(traits)["content"] == "no two items have different texts" and not traits.text
+    assert left_out(traits)["content"] == "all items have the same text" and not traits.text
     assert all(not configured(config, traits, setting).model.item.text for setting in settings(traits))
 
 
-def test_nothing_is_trained_where_no_user_has_an_event_after_another(tmp_path: Path) -> None:
+def test_nothing_is_trained_if_no_user_has_two_events_in_order(tmp_path: Path) -> None:
     parts = (Split.TRAIN, Split.VALID, Split.TEST)
     histories = [
         [((user + place) % ITEMS, 0, (user + place + 1) * DAY, part) for place, part in enumerate(parts)]
@@ -162,7 +173,9 @@ def _table(path: Path, header: Sequence[str], rows: Rows) -> str:
 
 
 def _events(path: Path, users: int = 30, items: int = 12, per_user: int = 6, **changes: Callable[[int], Any]) -> str:
-    """Every user has other items, in an order of their own; ``changes`` make users, items or times of a number."""
+    """All users have different items, in their own order; ``changes`` compute users, items or times
+    from a number.
+    """
     user_of, item_of = changes.get("user", lambda u: f"u{u}"), changes.get("item", lambda i: f"i{i}")
     time_of = changes.get("time", lambda place: START + 7000 * place)
     random = np.random.default_rng(0)
@@ -187,7 +200,7 @@ def _said_of_a_run(config: Path, capsys: pytest.CaptureFixture[str], *words: str
 
 
 def _attributes_that_tell_nothing(folder: Path) -> list[str]:
-    """Ids beyond 2^63, a text of every user, places in words, one title."""
+    """Ids beyond 2^63, a distinct text per user, places as words, equal titles."""
     events = _events(folder, user=lambda u: 9 * 10**18 + u, item=lambda i: 2**63 + i)
     users = [[9 * 10**18 + u, f"this is the user with number {u}"] for u in range(30)]
     items = [[2**63 + i, "north", "west", 5] for i in range(12)]
@@ -237,7 +250,7 @@ def _written(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_facts_and_friends_that_tell_nothing_are_left_out(
+def test_uninformative_facts_and_friends_are_left_out(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _events(tmp_path)
@@ -255,11 +268,11 @@ def test_facts_and_friends_that_tell_nothing_are_left_out(
     assert "social (no friend" in said and "knowledge (no fact is shared by" in said
 
 
-def test_init_says_which_column_has_one_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_names_the_constant_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = _events(tmp_path, user=lambda _: "u")
     assert main(["init", events, "--out", str(tmp_path / "recsys.yaml")]) == 2
     said = capsys.readouterr().err
-    assert "no file has events" in said and "user_id (one value in every row)" in said
+    assert "no file has events" in said and "user_id (the same value in every row)" in said
 
 
 def test_too_little_data_ends_with_one_message(
@@ -271,17 +284,17 @@ def test_too_little_data_ends_with_one_message(
     assert "users with three or more events" in said
 
 
-def test_targets_that_were_all_seen_end_with_one_message(
+def test_run_ends_with_one_message_if_all_targets_were_seen(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [[f"u{u}", f"i{u % 3}", START + 90_000 * (7 * u + k)] for u in range(9) for k in range(5)]
     _table(tmp_path / "events.csv", ["user_id", "item_id", "timestamp"], rows)
     code, said = _said_of_a_run(_written(tmp_path), capsys)
     assert code == 2 and "recsys: no validation user has a target that counts" in said
-    assert "epoch" not in said, "it is said before anything is trained"
+    assert "epoch" not in said, "the message comes before any training"
 
 
-def test_a_budget_too_small_for_a_training_still_gives_a_model(
+def test_budget_too_small_for_training_still_gives_a_model(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _events(tmp_path)

@@ -1,4 +1,6 @@
-"""Every baseline has a member that ranks as it does, so that a model of members can be as good as any baseline."""
+"""Every baseline has a member with the same ranking, so that a model of members can match every
+baseline.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ USERS, ITEMS, DAY = 60, 25, 86_400
 
 @pytest.fixture(scope="module")
 def events() -> Histories:
-    """Users of two tastes, who have things again, over a hundred days in which what is popular changes."""
+    """Users of two tastes with repeats, over a hundred days in which popularity changes."""
     random = np.random.default_rng(0)
     rows, times = [], []
     for user in range(USERS):
@@ -36,7 +38,7 @@ def events() -> Histories:
 
 
 def asked(events: Histories, day: int) -> Queries:
-    """The users' newest six events, and as targets what they had before."""
+    """Queries with the newest six events of all users, and earlier items as targets."""
     lengths_U = events.lengths_U
     place_E = np.arange(len(events.items_E)) - np.repeat(events.offsets_U1[:-1], lengths_U)
     seen, targets = events.where(place_E < 6), events.where(place_E >= 6)
@@ -85,12 +87,12 @@ def test_member_ranks_as_the_baseline_of_its_kind(
     for row in range(len(queries)):
         own = set(queries.histories.take(np.array([row])).of_targets().items_E.tolist())
         if not own and "popularity" not in baseline:
-            continue  # popularity answers, of all events or of those of predicted types
+            continue  # the baseline falls back to popularity
         shown = [i for i in range(ITEMS) if baseline != "frequency" or i in own]
         assert same_order(found[row, shown].numpy(), expected[row, shown].numpy()), f"user {row}"
 
 
-def test_recent_popularity_inside_the_history_is_exact_between_the_moments(events: Histories) -> None:
+def test_recent_popularity_is_exact_between_stored_times(events: Histories) -> None:
     fitted = build_baseline("recent_popularity", EvaluateConfig(exclude_seen=False))
     fitted.constants = {"half_life_days": 3.0}
     fitted.fit(events, ITEMS)
@@ -102,7 +104,7 @@ def test_recent_popularity_inside_the_history_is_exact_between_the_moments(event
 
 
 def same_order(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether no two items that one ranks apart are the other way round in the other, but for rounding."""
+    """Whether two scores order all items alike, apart from rounding."""
     one, other = ((values - values.min()) / max(np.ptp(values), 1e-9) for values in (one, other))
     apart = np.sign(np.where(abs(one[:, None] - one) < 1e-4, 0, one[:, None] - one))
     wanted = np.sign(np.where(abs(other[:, None] - other) < 1e-4, 0, other[:, None] - other))

@@ -1,4 +1,6 @@
-"""``fit: counts`` of profile and knowledge: against sums by hand, their cells, planted worlds, newcomers, serving."""
+"""``fit: counts`` of profile and knowledge: sums by hand, cells, planted worlds, new users,
+serving.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ ITEMS = 5
 AGE = Field("age", "number", edges=(20.0, 30.0, 50.0), center=30.0, scale=10.0)
 SEX = Field("sex", "category", 1, ("f", "m"))
 LIKES = Field("likes", "list", 2, ("jazz", "rock", "folk"))
-ROWS = [[0, 1], [1, 2], [1, 3], [0]]  # item 4 is nobody's
+ROWS = [[0, 1], [1, 2], [1, 3], [0]]  # item 4 has no events
 PEOPLE = pa.table({"age": [25.0, 20.0, 70.0, None], "sex": ["f", "f", "m", None], "likes": [["jazz"], None, [], None]})
 CROSSES: dict[str, Any] = {"enabled": True, "fit": "counts", "crosses": [["age", "sex"]], "smoothing": 4.0}
 
@@ -59,7 +61,7 @@ def _batch(rows: list[list[int]], users: list[int]) -> Batch:
 VIEW = ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0))
 
 
-def test_cells_divide_numbers_between_quantiles_and_lists_among_members() -> None:
+def test_cells_share_numbers_between_quantiles_and_lists_among_members() -> None:
     fields = (AGE, SEX, LIKES)
     table = PEOPLE.set_column(2, "likes", pa.array([["jazz", "folk"], ["polka"], ["rock"], None]))
     member_XG = Cells(fields, [["age"], ["likes"], ["sex", "age"]])(encode_table(table, fields))
@@ -70,7 +72,7 @@ def test_cells_divide_numbers_between_quantiles_and_lists_among_members() -> Non
     np.testing.assert_allclose(member_XG.numpy(), expected, atol=1e-6)
 
 
-def test_a_number_of_one_quantile_is_two_bins() -> None:
+def test_number_with_one_quantile_has_two_bins() -> None:
     field = replace(AGE, edges=(30.0,))
     member_XG = Cells((field,), [])(encode_table(PEOPLE, (field,)))
     assert member_XG.tolist() == [[1, 0], [1, 0], [0, 1], [0, 0]]
@@ -89,13 +91,15 @@ def test_profile_by_hand() -> None:
     np.testing.assert_allclose(scores[0, :4], (odds[0] + odds[1]) / 2, atol=1e-5)
     np.testing.assert_allclose(scores[1, :4], odds[0], atol=1e-5)
     assert present.tolist() == [True, True, True, False, True, False] and not scores[3].any() and not scores[5].any()
-    assert not scores[:4, 4].any(), "what nobody chose is as likely in every cell"
+    assert not scores[:4, 4].any(), "an item without events is equally likely in all cells"
     popularity = np.log(np.array([3, 4, 2, 2, 1]) / 12)
     np.testing.assert_allclose(scores[4], scores[0] + popularity, atol=1e-5, err_msg="without a history")
 
 
 def test_knowledge_by_hand() -> None:
-    """Items 0 to 4 are entities 0 to 4; relation 0 is their genre (5, 6, 7), 1 a sequel of an item."""
+    """Items 0 to 4 are entities 0 to 4; relation 0 is their genre (5, 6, 7), 1 the sequel of an
+    item.
+    """
     heads, relations, tails = torch.tensor(
         [(0, 0, 5), (1, 0, 5), (1, 0, 6), (2, 0, 6), (4, 0, 6), (3, 0, 7), (2, 1, 0)]
     ).T
@@ -104,19 +108,22 @@ def test_knowledge_by_hand() -> None:
     module = KnowledgeCounts(KnowledgeConfig(fit="counts", smoothing=2.0), sizes)
     state = module.state(VIEW, _graphs(facts))
     z, present = module(_batch([[0, 2, 2], [3], []], [0, 1, 2]), VIEW, state)
-    shares = [[1, 0], [0.5, 0.5], [0, 1], [0, 0], [0, 1]]  # 7 and the sequel are of one item alone
+    # 7 and the sequel belong to one item only
+    shares = [[1, 0], [0.5, 0.5], [0, 1], [0, 0], [0, 1]]
     assert torch.equal(state["shares_NE"], torch.tensor(shares))
-    share = np.array([2 + 1.5, 1.5 + 1])  # events 2, 3, 1 of items 0, 1, 2, and none of item 4
+    share = np.array([2 + 1.5, 1.5 + 1])  # items 0, 1, 2 have 2, 3, 1 events, item 4 none
     share /= share.sum()
     expected = np.log((np.array([1, 2]) + 2 * share) / (5 * share))
     np.testing.assert_allclose(z[0], expected, atol=1e-5)
     assert present.tolist() == [True, False, False] and not z[1:].any()
     scores = z @ module.own_items(state).T
-    assert math.isclose(scores[0, 4], scores[0, 2], rel_tol=1e-6), "an item that nobody chose is ranked by its facts"
+    assert math.isclose(scores[0, 4], scores[0, 2], rel_tol=1e-6), "an item without events is ranked by its facts"
 
 
 def test_knowledge_counts_facts_both_ways_and_keeps_the_largest() -> None:
-    """Items 0 and 1 share the sequel 2, which names both as its other end: kind 0 (tails) and kind 1 (heads)."""
+    """Items 0 and 1 share the sequel 2, which is the other end of both: kind 0 (tails) and kind 1
+    (heads).
+    """
     heads, relations, tails = torch.tensor([(0, 0, 2), (1, 0, 2), (5, 0, 0), (5, 0, 3), (6, 0, 3), (6, 0, 4)]).T
     facts = Facts(7, 1, heads, relations, tails, torch.arange(ITEMS))
     sizes = _sizes(knowledge={"entities": 7, "relations": 1})
@@ -130,8 +137,8 @@ def test_knowledge_counts_facts_both_ways_and_keeps_the_largest() -> None:
     assert shares(max_entities=1) == [[1], [1], [0], [0], [0]], "2 has five events"
 
 
-def test_what_cannot_be_counted_is_told() -> None:
-    with pytest.raises(ConfigError, match="sxe not among the fields of users: age, sex"):
+def test_counts_report_impossible_settings() -> None:
+    with pytest.raises(ConfigError, match="names sxe, not among the fields of users: age, sex"):
         ProfileCounts(ProfileConfig(fit="counts", crosses=[["age", "sxe"]]), _sizes())
     with pytest.raises(ConfigError, match="needs attributes of users"):
         ProfileCounts(ProfileConfig(fit="counts"), _sizes(profile=ProfileEncoding((), ()).to_json()))
@@ -140,11 +147,12 @@ def test_what_cannot_be_counted_is_told() -> None:
         Cells((AGE, many), [["age", "zip"]])
     with pytest.raises(ConfigError, match="needs facts about items"):
         KnowledgeCounts(KnowledgeConfig(fit="counts"), _sizes())
-    with pytest.raises(ConfigError, match="crosses are of fit counts"):
+    with pytest.raises(ConfigError, match="crosses works with fit counts only"):
         build_config({"model": {"granularities": {"profile": {"crosses": [["age"]]}}}})
 
 
-BASE: dict[str, Any] = {"social": {}}  # friends tell nothing in these worlds, and the history is not looked at
+# friends are uninformative in these worlds, and the history is not read
+BASE: dict[str, Any] = {"social": {}}
 COUNTS: dict[str, Any] = {"fit": "counts", "crosses": [["age", "gender"], ["age", "country"]], "bins": 6}
 
 
@@ -165,8 +173,10 @@ def test_planted_profile(dataset: PreparedDataset, with_: FrozenModel) -> None:
     assert margin(found, without) > 0.3
 
 
-def test_a_newcomer_is_ranked_by_attributes_alone(dataset: PreparedDataset, with_: FrozenModel) -> None:
-    """Nobody's history, no friends, attributes from the table: better than popularity. Measured: .082, .043."""
+def test_new_user_is_ranked_by_attributes_alone(dataset: PreparedDataset, with_: FrozenModel) -> None:
+    """No history and no friends, attributes from the table: better than popularity. Measured: .082,
+    .043.
+    """
     queries = dataset.histories().queries(Split.TEST)
     nobody = Histories.of_items([[] for _ in range(len(queries))], queries.histories.users_U.tolist())
     friendless = {**with_.states["social"], "present_V": torch.zeros_like(with_.states["social"]["present_V"])}
@@ -182,7 +192,9 @@ def test_a_newcomer_is_ranked_by_attributes_alone(dataset: PreparedDataset, with
 
 
 def test_planted_facts(tmp_path: Path) -> None:
-    """An item's facts name its owner at once, whom a user likes; few events an item. Measured: .108, without .059."""
+    """An item's facts name its owner directly, whom a user likes; few events per item. Measured:
+    .108, without .059.
+    """
     sparse = planted_dataset(tmp_path, {"knowledge": 1.0}, num_items=1000, events_per_user=6.0)
     shorten(sparse)
     without, found = (
@@ -193,7 +205,7 @@ def test_planted_facts(tmp_path: Path) -> None:
 
 
 def shorten(dataset: PreparedDataset) -> None:
-    """Write the facts of an item's facts as its own: ITEM —made by→ X —owned by→ Y gives ITEM —owned by→ Y."""
+    """Replace the facts by direct ones: ITEM —made by→ X —owned by→ Y gives ITEM —owned by→ Y."""
     head, relation, tail = dataset.facts()
     items = set(dataset.item_entities().tolist())
     beyond = {int(h): (int(r), int(t)) for h, r, t in zip(head, relation, tail, strict=True) if int(h) not in items}
@@ -206,8 +218,8 @@ def shorten(dataset: PreparedDataset) -> None:
     pq.write_table(pa.table(columns), f"{dataset.root}/graphs/knowledge.parquet")
 
 
-def test_what_tells_nothing_costs_nothing_and_serves_frozen(tmp_path: Path) -> None:
-    """The knobs at 0; the model is the same read back from its tensors."""
+def test_uninformative_signals_cost_nothing_and_the_frozen_model_is_equal(tmp_path: Path) -> None:
+    """With the knobs at 0; the model equals itself after loading from tensors."""
     silent = planted_dataset(tmp_path, {"evolution": 1.0})
     queries = silent.histories().queries(Split.TEST)
     plain: dict[str, Any] = {"evolution": {}}

@@ -1,4 +1,4 @@
-"""Dropout against what it promises: shares, scale, gradients, and that a seed fixes it."""
+"""Dropout: shares, scale, gradients, and a seed that fixes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_neighbours_are_dropped_independently() -> None:
         assert abs(both - 0.25) < 0.005
 
 
-def test_gradients_pass_where_values_do() -> None:
+def test_gradients_are_zero_exactly_where_values_are() -> None:
     values = torch.randn(30, 7, requires_grad=True)
     dropped = Dropout(0.3)(values)
     dropped.sum().backward()
@@ -33,7 +33,7 @@ def test_gradients_pass_where_values_do() -> None:
     torch.testing.assert_close(values.grad * values, dropped)
 
 
-def test_the_seed_of_torch_fixes_it_and_every_call_differs() -> None:
+def test_torch_seed_fixes_dropout_and_calls_differ() -> None:
     ones, drop = torch.ones(64, 64), Dropout(0.5)
     torch.manual_seed(3)
     first, second = drop(ones), drop(ones)

@@ -1,4 +1,6 @@
-"""Evolution as S4 has it: the formulas by a naive loop, gaps of time, the loss at every position, rolling forward."""
+"""Evolution as in S4: the formulas against a naive loop, time gaps, the loss at every position,
+rolling forward.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ SIZES = ModelSizes(WIDTH, 7, 3, ITEMS, 1, 0, ordered=True, timed=True)
 def made(**options: Any) -> Evolution:
     torch.manual_seed(0)
     module = Evolution(EvolutionConfig(enabled=True, **options), SIZES).eval()
-    with torch.no_grad():  # some weights start at zero, which would hide what they do
+    with torch.no_grad():  # some weights start at zero, which would hide their effect
         for parameter in module.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
     return module
@@ -58,7 +60,7 @@ def asked(*history: int) -> Batch:
 
 
 def timed(*rows: list[int]) -> Histories:
-    """Histories with gaps from an hour to days between the events."""
+    """Histories with gaps between events from an hour to days."""
     histories = Histories.of_items(list(rows))
     place_E = np.arange(len(histories.items_E), dtype=np.int64)
     return replace(histories, times_E=DAY + place_E**2 * DAY // 24)
@@ -66,11 +68,11 @@ def timed(*rows: list[int]) -> Histories:
 
 @pytest.mark.parametrize("cell", ["attention", "hstu"])
 @pytest.mark.parametrize("positions", ["absolute", "relative", "both"])
-def test_one_question_a_row_is_answered_as_all_of_them(cell: str, positions: str) -> None:
+def test_last_position_alone_equals_all_positions(cell: str, positions: str) -> None:
     module = made(cell=cell, heads=2, layers=2, positions=positions)
     histories = timed([1, 2, 3, 4, 5], [], [6], [7, 8, 1])
     alone = last_position(Queries(histories, np.zeros(5, np.int64), np.zeros(0, np.int32)), 7)
-    alone = replace(alone, seen_B=torch.tensor([4, 0, 1, 3]))  # one sees a part
+    alone = replace(alone, seen_B=torch.tensor([4, 0, 1, 3]))  # one row sees a part
     twice = replace(alone, **{name: torch.cat([getattr(alone, name)] * 2) for name in ("rows_B", "seen_B", "asked_BC")})
     (z_BD, present_B), (all_BD, _) = (module(batch, items(), {}) for batch in (alone, twice))
     torch.testing.assert_close(z_BD, all_BD[:4])
@@ -79,7 +81,7 @@ def test_one_question_a_row_is_answered_as_all_of_them(cell: str, positions: str
 
 @pytest.mark.parametrize("cell", ["attention", "hstu", "gru", "lstm"])
 def test_padding_changes_nothing(cell: str) -> None:
-    """A short history gives the same answer alone and beside one that makes its row twice as long."""
+    """A short history has the same result alone and next to one that doubles the length of its row."""
     module = made(cell=cell, layers=2)
     histories = timed([3, 1, 4], [1, 5, 2, 6, 5, 3])
     both = last_position(Queries(histories, np.zeros(3, np.int64), np.zeros(0, np.int32)), 7)
@@ -91,7 +93,7 @@ def test_padding_changes_nothing(cell: str) -> None:
 
 
 def naive_hstu(module: Evolution, batch: Batch) -> Tensor:
-    """The state behind the last event of the first row, pair of events by pair: [D]."""
+    """The state after the last event of the first row, computed for each pair of events: [D]."""
     cell = module.cell
     assert isinstance(cell, CausalAttention) and cell.lag_bias_LH is not None and cell.gap_bias is not None
     length, heads = int(batch.lengths_U[0]), cell.lag_bias_LH.shape[1]
@@ -126,8 +128,10 @@ def test_hstu_is_its_formula(positions: str, layers: int) -> None:
 
 
 @pytest.mark.parametrize("cell", ["attention", "hstu"])
-def test_later_events_have_no_part_in_a_state(cell: str) -> None:
-    """Not even by a gradient of zero times infinity: the state behind event 3 has none in events 4 and 5."""
+def test_later_events_do_not_influence_a_state(cell: str) -> None:
+    """Not even by a gradient of zero times infinity: the state after event 3 has no gradient in
+    events 4 and 5.
+    """
     module = made(cell=cell, heads=2, layers=2)
     histories = timed([3, 1, 4, 1, 5])
     batch = last_position(Queries(histories, np.zeros(2, np.int64), np.zeros(0, np.int32)), 7)
@@ -142,7 +146,9 @@ def logistic(x: Tensor) -> Tensor:
 
 
 def naive(module: Evolution, history: list[int]) -> tuple[Tensor, Tensor]:
-    """H_{t+1} and i_t behind the last event, term by term as printed, the GRU or LSTM cell written out."""
+    """H_{t+1} and i_t after the last event, term by term as printed, with the GRU or LSTM cell
+    written out.
+    """
     weights = module.cell.state_dict()
     w_in, w_state, b_in, b_state = (weights[f"{n}_l0"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     states = module.states
@@ -186,8 +192,8 @@ def test_states_are_the_formulas(cell: str, length: int) -> None:
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_sweeps_close_in_on_the_formula(cell: str) -> None:
-    """As many sweeps as events give the formula; before that they come near."""
+def test_sweeps_converge_to_the_formula(cell: str) -> None:
+    """As many sweeps as events equal the formula; fewer come close."""
     batch = asked(3, 1, 4, 1, 5, 2)
     exact = made(cell=cell, states="formula").interest(batch, items()).z_BD
     found = [made(cell=cell, states="parallel", sweeps=n).interest(batch, items()).z_BD for n in range(1, 7)]
@@ -196,21 +202,23 @@ def test_sweeps_close_in_on_the_formula(cell: str) -> None:
     torch.testing.assert_close(found[-1], exact, rtol=1e-4, atol=1e-5)
 
 
-def test_settings_that_cannot_act_are_refused() -> None:
+def test_settings_without_effect_are_refused() -> None:
     for cell in ("attention", "hstu"):
-        with pytest.raises(ConfigError, match=f"{cell} reads all steps at once; set states parallel, or cell lstm"):
+        with pytest.raises(
+            ConfigError, match=f"{cell} reads all steps at once; set states to parallel, or cell to lstm"
+        ):
             made(cell=cell, states="formula")
         with pytest.raises(ConfigError, match=f"states formula needs cell lstm or gru, got {cell}"):
             check_settings(settings({"cell": cell, "states": "formula"}), ("train",))
     with pytest.raises(ConfigError, match="time_gaps needs a timestamp"):
         Evolution(EvolutionConfig(time_gaps=True), replace(SIZES, timed=False))
-    with pytest.raises(ConfigError, match="'weather' is no context column of this dataset; there are: none"):
+    with pytest.raises(ConfigError, match="'weather' is not a context column of this dataset; there are: none"):
         made(query_context=["weather"])
 
 
 @pytest.mark.parametrize("cell", ["attention", "hstu"])
-def test_the_loss_is_that_of_every_position(tmp_path: Path, cell: str) -> None:
-    """One pass over a history costs what one query for each of its prefixes costs together."""
+def test_loss_sums_over_every_position(tmp_path: Path, cell: str) -> None:
+    """One pass over a history has the same loss as one query for each of its prefixes together."""
     dataset = small_world(tmp_path)
     config = build_config(
         {"model": {"granularities": {"evolution": {"enabled": True, "cell": cell}}, "item": {"text": False}}}
@@ -262,7 +270,9 @@ def ndcg(model: Any, queries: Queries) -> np.ndarray[Any, Any]:
 
 
 def gap_world(folder: Path) -> PreparedDataset:
-    """The time since the event before says of which group the next item is: an hour, a day, a month, a year."""
+    """The time since the previous event determines the group of the next item: an hour, a day, a
+    month, a year.
+    """
     random = np.random.default_rng(0)
     gaps = np.array([DAY // 24, DAY, 30 * DAY, 365 * DAY])
     histories: list[list[Event]] = []
@@ -275,7 +285,7 @@ def gap_world(folder: Path) -> PreparedDataset:
     return write_dataset(folder, histories, GROUPS * SIZE)
 
 
-def test_gaps_of_time_are_seen_by_a_recurrent_cell(tmp_path: Path) -> None:
+def test_recurrent_cell_learns_from_time_gaps(tmp_path: Path) -> None:
     """Margin measured: .49 against .15."""
     dataset = gap_world(tmp_path)
     queries = dataset.histories().queries(Split.TEST)
@@ -286,7 +296,7 @@ def test_gaps_of_time_are_seen_by_a_recurrent_cell(tmp_path: Path) -> None:
 
 
 def cyclic_world(folder: Path) -> PreparedDataset:
-    """Users go from group to group around a circle of eight; which item of a group is chance."""
+    """Users go from group to group around a circle of eight; the item within a group is random."""
     random = np.random.default_rng(0)
     starts = random.integers(8, size=160)
     walks = [(start + np.arange(10)) % 8 * 5 + random.integers(5, size=10) for start in starts]
@@ -294,7 +304,7 @@ def cyclic_world(folder: Path) -> PreparedDataset:
 
 
 class Ahead:
-    """A model that answers for the event ``steps`` after the next."""
+    """A scorer of the event that is ``steps`` after the next."""
 
     def __init__(self, model: FrozenModel, steps: int) -> None:
         self.model, self.steps = model, steps
@@ -308,8 +318,10 @@ class Ahead:
     [{"cell": "gru"}, {"cell": "attention"}, {"cell": "hstu"}, {"cell": "lstm", "states": "parallel"}],
     ids=str,
 )
-def test_rolling_forward_sees_the_group_after_the_next(tmp_path: Path, evolution: dict[str, Any]) -> None:
-    """The test event is two steps after what is shown. Margins measured: .59 … .62 rolled, .08 … .17 not rolled."""
+def test_rolling_forward_predicts_the_group_after_the_next(tmp_path: Path, evolution: dict[str, Any]) -> None:
+    """The test event is two steps after the visible history. Margins measured: .59 … .62 rolled,
+    .08 … .17 not rolled.
+    """
     dataset = cyclic_world(tmp_path)
     model = trained(settings(evolution), dataset)
     histories = dataset.histories()
@@ -324,14 +336,14 @@ def test_rolling_needs_an_evolution_and_a_history(tmp_path: Path) -> None:
     model = small_model(dataset)
     nobody = Queries(Histories.of_items([[], [1, 2]]), np.zeros(3, np.int64), np.zeros(0, np.int32))
     parts, _, _ = model.parts_ahead(nobody, 2)
-    assert torch.equal(parts[0], model.parts(nobody)[0][0]), "who has no history is not rolled"
+    assert torch.equal(parts[0], model.parts(nobody)[0][0]), "a user without history is not rolled forward"
     assert not torch.allclose(parts[1], model.parts(nobody)[0][1])
-    with pytest.raises(RequestError, match=r"horizon of 5 is beyond model\.max_history 4"):
+    with pytest.raises(RequestError, match=r"horizon of 5 exceeds model\.max_history 4"):
         model.parts_ahead(nobody, 4)
 
 
 @pytest.mark.parametrize("states", ["cell", "parallel"])
-def test_the_path_of_interest_ends_in_the_users_vector(tmp_path: Path, states: str) -> None:
+def test_interest_path_ends_in_the_user_vector(tmp_path: Path, states: str) -> None:
     dataset = small_world(tmp_path)
     config = settings({"cell": "gru", "states": states})
     torch.manual_seed(0)

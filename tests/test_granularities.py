@@ -1,4 +1,4 @@
-"""The contract that every granularity passes, and what each one computes on known input."""
+"""The contract of every granularity, and what each one computes for known input."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ CASES = [
     ("repeat", {}),
     ("frequency", {"half_life": 2.0}),
 ]
-ALWAYS_THERE = {"popularity", "moment"}  # they need nothing of the user
+ALWAYS_THERE = {"popularity", "moment"}  # they do not depend on the user
 
 
 def make(name: str, **options: object) -> Granularity:
@@ -110,15 +110,16 @@ def graphs() -> Graphs:
     heads, relations, tails = torch.tensor(
         [(0, 0, 7), (1, 0, 7), (7, 1, 2), (2, 1, 8), (3, 0, 8), (3, 1, 0), (4, 0, 9)]
     ).T
-    entities = torch.tensor([0, 1, 2, 3, 3, 4, -1, -1, -1, -1, -1, -1])  # 3 and 4 are one; 9 is of item 5 alone
+    # items 3 and 4 are one entity; entity 9 has item 5 only
+    entities = torch.tensor([0, 1, 2, 3, 3, 4, -1, -1, -1, -1, -1, -1])
     facts = Facts(10, 2, heads, relations, tails, entities)
     texts = torch.randn(4, TEXT, generator=torch.Generator().manual_seed(2)).half()
-    whole = torch.tensor([0, 1, -1, 2, 3])  # user 2 did nothing that a text could tell
+    whole = torch.tensor([0, 1, -1, 2, 3])  # user 2 has no text
     user_texts = UserTextVectors(texts, whole, torch.zeros(TEXT), torch.ones(TEXT))
     audio, image = (
         torch.randn(ITEMS, width, generator=torch.Generator().manual_seed(width)).half() for width in (3, 4)
     )
-    audio[::2], image[3:7] = 0, 0  # items 4 and 6 have neither
+    audio[::2], image[3:7] = 0, 0  # items 4 and 6 have no media
     media = MediaVectors((audio, image))
     friends = Friends(src, dst, torch.ones(4))
     points = np.random.default_rng(0).random((ITEMS, 2))
@@ -153,7 +154,7 @@ def batch_of(users: list[int]) -> Batch:
 
 
 def answers(module: Granularity, batch: Batch, items: ItemView, state: State) -> tuple[torch.Tensor, torch.Tensor]:
-    """z and where it is present; of a sparse granularity, what it adds to all items."""
+    """z and where it is present; for a sparse granularity, its additions to all items."""
     if not module.sparse:
         z, present = module(batch, items, state)
         return z, present
@@ -170,7 +171,7 @@ class TestContract:
         width = ITEMS if module.sparse else module.own_items(state).shape[1] if module.fitted else WIDTH
         assert z.shape == (5, width) and present.shape == (5,) and present.dtype == torch.bool
         has_nothing = name not in ALWAYS_THERE
-        assert present.any() and present[2] != has_nothing, "user 2 has no event, no friend and no known attribute"
+        assert present.any() and present[2] != has_nothing, "user 2 has no events, friends or known attributes"
         assert torch.equal(z[~present], torch.zeros_like(z[~present]))
         assert (z[present].abs().sum(1) > 0).all()
 
@@ -191,15 +192,16 @@ class TestContract:
 
     def test_every_position_sees_its_past_only(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
         if "user_embedding" in options:
-            pytest.skip("a user's row is for unordered data, which has no positions")
+            pytest.skip("user embeddings are for unordered data, which has no positions")
         module = make(name, **options)
         if module.sparse:
-            pytest.skip("a sparse granularity answers questions alone")
+            pytest.skip("a sparse granularity only scores last positions")
         items, state = view(module, graphs)
         whole = histories([3, 0])
         trained = every_position(whole, 6, np.array([0, 1]))
         z, present = answers(module, trained, items, state)
-        is_counted = options.get("fit") == "counts" and name == "knowledge"  # of facts that items share: not all do
+        # needs shared facts, which not all items have
+        is_counted = options.get("fit") == "counts" and name == "knowledge"
         assert len(z) == 5 + 3 and (present.any() if is_counted else present.all())
         prefixes = [[2], [2, 7], [2, 7, 7], [2, 7, 7, 9], [2, 7, 7, 9, 1]]
         for query, prefix in enumerate(prefixes):
@@ -209,7 +211,7 @@ class TestContract:
             queries = Queries(asked, *nothing, asked_at_B=asked_at_B)
             alone, _ = answers(module, last_position(queries, 6), items, state)
             torch.testing.assert_close(z[query], alone[0], rtol=1e-4, atol=1e-5)
-        few = torch.tensor([1, 6])  # one query a row, which is not at its end
+        few = torch.tensor([1, 6])  # one query per row, not at its end
         parts = {name: getattr(trained, name)[few] for name in ("rows_B", "seen_B", "asked_at_B", "asked_BC")}
         one_each, _ = answers(module, replace(trained, **parts), items, state)
         torch.testing.assert_close(one_each, z[few], rtol=1e-4, atol=1e-5)
@@ -220,14 +222,12 @@ class TestContract:
         stranger = replace(batch_of([0]), users_U=torch.tensor([-1]))
         _, present = answers(module, stranger, items, state)
         needs_the_user = name in ("social", "profile") or options.get("input") == "user_text"
-        assert bool(present[0]) != needs_the_user, "a history is enough for all but these"
+        assert bool(present[0]) != needs_the_user, "a history is sufficient for all others"
 
 
 @pytest.mark.parametrize("name", ["collaborative", "social", "knowledge"])
-def test_graphs_are_convolved_once_a_step_whatever_the_users(
-    name: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The view makes them; the users of a batch, few or many, read what is there."""
+def test_graphs_are_convolved_once_per_step(name: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The view convolves; batches of any size read its result."""
     products = []
     matmul = EdgeIndex.matmul
 
@@ -246,7 +246,9 @@ def test_graphs_are_convolved_once_a_step_whatever_the_users(
 
 
 def test_collaborative_fold_in_equals_light_graph_convolution(graphs: Graphs) -> None:
-    """The fold-in of a training user's history is LightGCN's user vector, by dense matrices, zero user rows."""
+    """The fold-in of a training user's history is LightGCN's user vector, by dense matrices with
+    zero user rows.
+    """
     module = make("collaborative", layers=4)
     items, state = view(module, graphs)
     z, _ = module(batch_of([0, 1, 4]), items, state)
@@ -264,7 +266,7 @@ def test_collaborative_fold_in_equals_light_graph_convolution(graphs: Graphs) ->
 
 
 def test_social_mean_of_friends(graphs: Graphs) -> None:
-    """Light convolution: the mean of the friends' mean item vectors, behind the output projection."""
+    """Light convolution: the mean of the friends' mean item vectors, with the output projection."""
     module = make("social", conv="light", dropout=0.0)
     items, state = view(module, graphs)
     means = torch.stack(
@@ -276,8 +278,9 @@ def test_social_mean_of_friends(graphs: Graphs) -> None:
 
 
 def test_light_knowledge_by_hand(graphs: Graphs) -> None:
-    """One hop: the mean over kinds of edge of the mean of their other ends; 2r ends in tails of relation r, 2r + 1 in
-    heads."""
+    """One hop: the mean over kinds of edge of the mean of their other ends; kind 2r ends in tails
+    of relation r, kind 2r + 1 in heads.
+    """
     module = make("knowledge", layers=1, refine=True)
     assert "knowledge" in graphs.inputs
     base = torch.randn(ITEMS, WIDTH)
@@ -290,7 +293,7 @@ def test_light_knowledge_by_hand(graphs: Graphs) -> None:
     torch.testing.assert_close(told[2], (own[7] * weights[2] + own[8] * weights[3]) / 2)
     torch.testing.assert_close(told[3], (own[8] * weights[1] + base[0] * weights[3]) / 2)
     torch.testing.assert_close(told[4], told[3], msg="two items at one entity")
-    assert not told[5:].any(), "item 5 shares nothing, the others have no entity"
+    assert not told[5:].any(), "item 5 shares no facts, the others have no entity"
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -307,7 +310,7 @@ def test_relational_convolution_is_that_of_torch_geometric(graphs: Graphs, layer
     base = torch.randn(ITEMS, WIDTH)
     hidden = module.graph.entities.weight.clone()  # type: ignore[union-attr, operator]
     hidden[:5] = torch.stack([base[0], base[1], base[2], (base[3] + base[4]) / 2, base[5]])
-    hidden[5:7] = 0  # no fact
+    hidden[5:7] = 0  # entities without facts
     start = hidden
     for relations in module.graph.relations:  # type: ignore[union-attr]
         conv = RGCNConv(WIDTH, WIDTH, 4, num_bases=3, root_weight=False, bias=False)
@@ -346,7 +349,7 @@ def test_knowledge_refuses_data_without_facts() -> None:
         )
 
 
-def test_behaviour_weighs_the_newest_event_most_when_decay_is_large(graphs: Graphs) -> None:
+def test_behaviour_weights_the_newest_event_most_if_decay_is_large(graphs: Graphs) -> None:
     module = make("behaviour", input="item")
     with torch.no_grad():
         module.lag_decay_H.fill_(50.0)  # type: ignore[union-attr, operator]
@@ -357,7 +360,7 @@ def test_behaviour_weighs_the_newest_event_most_when_decay_is_large(graphs: Grap
 
 
 def test_evolution_refuses_data_without_order() -> None:
-    with pytest.raises(ConfigError, match="needs events in order"):
+    with pytest.raises(ConfigError, match="needs ordered events"):
         granularity_class("evolution")(GranularitiesConfig().evolution, replace(SIZES, ordered=False))
 
 
@@ -376,19 +379,19 @@ def test_heads_must_divide_the_width(name: str, options: dict[str, object]) -> N
         make(name, heads=3, **options)
 
 
-def test_a_users_row_is_refused_on_ordered_data() -> None:
+def test_user_embedding_is_refused_on_ordered_data() -> None:
     section = GranularitiesConfig().collaborative.model_copy(update={"user_embedding": True})
-    with pytest.raises(ConfigError, match="the events behind it"):
+    with pytest.raises(ConfigError, match="would leak later events"):
         granularity_class("collaborative")(section, SIZES)
 
 
 def test_unknown_granularity_lists_the_choices() -> None:
     with pytest.raises(ConfigError, match="als, behaviour, collaborative, content, evolution"):
         granularity_class("behavior")
-    assert list(GranularitiesConfig.model_fields) == list(SECTIONS), "the order of the table is that of the keys"
+    assert list(GranularitiesConfig.model_fields) == list(SECTIONS), "the table has the order of the keys"
 
 
-def test_a_section_says_of_its_module_what_the_module_says() -> None:
+def test_section_and_module_agree() -> None:
     for name, options in CASES:
         section = section_class(name)(enabled=True, **options)
         assert granularity_class(name, section).fitted == section.is_fitted, name

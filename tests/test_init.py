@@ -1,4 +1,6 @@
-"""`recsys init`: files in the shapes of well-known exports → a configuration that reads them, without a question."""
+"""`recsys init`: files like well-known exports → a configuration that reads them, without
+questions.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 def proposed(*files: Path | str) -> tuple[Look, Config, dict[str, pa.Table]]:
-    """A look at files, the configuration that it writes, and the tables that its source reads."""
+    """The look at files, the configuration that it writes, and the tables that its source reads."""
     found = look([str(file) for file in files])
     config = build_config(parse_yaml(found.draft.text(), "draft"), "draft")
     source = open_source(config.data.source)
@@ -98,7 +100,7 @@ def test_amazon_reviews_with_meta(tmp_path: Path) -> None:
     _, config, tables = proposed(*own.amazon(tmp_path))
     assert set(tables) >= {"events", "items"}
     data = config.data
-    assert data.text.fields == ["title", "description", "brand", "categories"], "no address, no price"
+    assert data.text.fields == ["title", "description", "brand", "categories"], "no web address, no price"
     assert data.text.html == ["description"]
     assert set(data.knowledge.item_columns) == {"brand", "categories"}
     assert tables["items"].column("price").to_pylist()[0] > 1
@@ -109,14 +111,14 @@ def test_amazon_reviews_with_meta(tmp_path: Path) -> None:
 
 
 def test_retail_invoices(tmp_path: Path) -> None:
-    """One file of everything: it makes the tables of items and users too."""
+    """One file with everything; it provides the tables of items and users too."""
     _, config, tables = proposed(*own.invoices(tmp_path))
     source: Any = config.data.source
     assert source.item_columns == ["Description", "UnitPrice"]
     assert source.user_columns == ["Country"]
     assert source.time_format == "%d/%m/%Y %H:%M"
     assert source.decimal == ","
-    assert config.data.min_value == 1.0, "cancellations are no interest"
+    assert config.data.min_value == 1.0, "cancellations do not count"
     assert not config.evaluate.exclude_seen
     assert 0.16 < config.data.quarantine.limit("events") < 0.4, "rows without a customer"
     assert good(tables["items"]).num_rows == 60
@@ -125,8 +127,8 @@ def test_retail_invoices(tmp_path: Path) -> None:
     assert config.data.split.kind == "temporal"
 
 
-def test_check_ins_of_running_numbers(tmp_path: Path) -> None:
-    """Users, places and categories are all 0, 1, 2, …: which is which is told by the ids in common."""
+def test_check_ins_with_running_counts_as_ids(tmp_path: Path) -> None:
+    """Users, places and categories are all 0, 1, 2, …: common ids distinguish them."""
     files = own.check_ins(tmp_path)
     _, config, tables = proposed(*random.Random(1).sample(files, 4))
     source: Any = config.data.source
@@ -138,10 +140,10 @@ def test_check_ins_of_running_numbers(tmp_path: Path) -> None:
         "knowledge": ["head", "tail"],
     }
     assert pa.types.is_floating(tables["items"].schema.field("latitude").type)
-    assert not config.data.text.enabled, "a latitude is no text"
+    assert not config.data.text.enabled, "a latitude is not text"
 
 
-def test_a_shop_of_four_files_under_odd_names(tmp_path: Path) -> None:
+def test_shop_with_four_files_and_unusual_names(tmp_path: Path) -> None:
     _, config, tables = proposed(*own.shop(tmp_path))
     source: Any = config.data.source
     assert source.rename["events"] == {
@@ -150,11 +152,11 @@ def test_a_shop_of_four_files_under_odd_names(tmp_path: Path) -> None:
         "ts": "timestamp",
         "what_type": "event_type",
     }
-    assert source.rename["users"] == {"email": "user_id"}, "not the number of the customer"
+    assert source.rename["users"] == {"email": "user_id"}, "not the customer number"
     assert source.rename["social"] == {"follower": "src_user_id", "followee": "dst_user_id"}
     assert source.rename["items"] == {"sku": "item_id"}
     assert config.data.text.fields == ["label", "body", "breadcrumb"]
-    assert config.data.targets == ["purchase"], "views and carts are history"
+    assert config.data.targets == ["purchase"], "views and carts are input only"
     assert config.data.text.html == ["body"]
     assert tables["items"].column("price").null_count == 0, "12.5 EUR is a number"
     assert share_known(tables["social"], "dst_user_id", tables["events"], "user_id") > 0.9
@@ -215,7 +217,7 @@ def events_csv(tmp_path: Path, times: Callable[[own.Event], object], **world: An
     return own.write(tmp_path / "events.csv", [("user", "item", "date"), *rows])
 
 
-def test_month_before_day_is_told_by_the_numbers(tmp_path: Path) -> None:
+def test_month_before_day_is_inferred_from_the_numbers(tmp_path: Path) -> None:
     _, config, tables = proposed(events_csv(tmp_path, lambda e: f"{e.time:%m/%d/%Y}"))
     assert config.data.source.time_format == "%m/%d/%Y"  # type: ignore[union-attr]
     assert good(tables["events"]).num_rows == tables["events"].num_rows
@@ -234,9 +236,10 @@ def test_dates_with_the_name_of_the_month_are_times(form: str, tmp_path: Path) -
     assert config.data.order == "time"
 
 
-def test_items_are_known_by_their_code_where_a_name_stands_beside_it(tmp_path: Path) -> None:
+def test_item_code_is_preferred_over_item_name(tmp_path: Path) -> None:
     world = own.World(seed=16, per_user=20)
-    names = ["Red Garden Lamp", "Red Garden Lamp", *world.titles[2:]]  # two things of one name
+    # two items with the same name
+    names = ["Red Garden Lamp", "Red Garden Lamp", *world.titles[2:]]
     rows = [(e.time.isoformat(), f"h{e.user}", 500 + 3 * e.item, names[e.item]) for e in world.events]
     header = ("occurred", "hh_key", "model_no", "product_name")
     found, config, tables = proposed(own.write(tmp_path / "data.csv", [header, *rows]))
@@ -251,16 +254,16 @@ def test_an_open_order_of_day_and_month_is_a_commented_alternative(tmp_path: Pat
     assert "# time_format: '%m.%d.%Y'" in found.draft.text()
 
 
-def test_users_who_are_gone_at_the_end_make_the_split_leave_last(tmp_path: Path) -> None:
-    """Each user is active on days of their own: a cut in time leaves test users without a past."""
+def test_split_is_leave_last_if_users_leave_before_the_end(tmp_path: Path) -> None:
+    """All users are active on different days: a cut in time leaves test users without history."""
     path = events_csv(tmp_path, lambda e: own.epoch(own.START + timedelta(days=3 * e.user, minutes=e.item)))
     found, config, _ = proposed(path)
     assert config.data.split.kind == "leave-last"
     assert "one cut in time leaves few users" in found.draft.text()
 
 
-def test_items_that_are_new_behind_every_cut_make_the_split_leave_last(tmp_path: Path) -> None:
-    """An article is read in the week in which it appears."""
+def test_split_is_leave_last_if_items_are_new_after_every_cut(tmp_path: Path) -> None:
+    """Articles are only read in the week in which they appear."""
     random = np.random.default_rng(0)
     rows: list[tuple[str, str, object]] = [("user", "item", "date")]
     for week in range(40):
@@ -273,14 +276,14 @@ def test_items_that_are_new_behind_every_cut_make_the_split_leave_last(tmp_path:
     assert "are on items with earlier events" in found.draft.text()
 
 
-def test_ids_of_ten_digits_are_no_times(tmp_path: Path) -> None:
+def test_ten_digit_ids_are_not_times(tmp_path: Path) -> None:
     rows = [(1_400_000_000 + e.user * 7919, 1_500_000_000 + e.item * 104_729) for e in own.World().events]
     path = own.write(tmp_path / "log.csv", [("user_id", "item_id"), *rows])
     _, config, _ = proposed(path)
     assert config.data.order == "none"
 
 
-def test_a_column_of_parts_is_the_split(tmp_path: Path) -> None:
+def test_split_column_is_used(tmp_path: Path) -> None:
     parts = ["Training", "training", "Training", "Test", "validation"]
     rows = [(f"u{e.user}", f"i{e.item}", parts[n % 5]) for n, e in enumerate(own.World().events)]
     path = own.write(tmp_path / "log.csv", [("user", "item", "subset"), *rows])
@@ -290,8 +293,8 @@ def test_a_column_of_parts_is_the_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("user_first", [True, False])
-def test_users_and_items_without_names_are_told_by_the_form_of_their_ids(user_first: bool, tmp_path: Path) -> None:
-    """Amazon publishes its ratings both ways, without a header."""
+def test_unnamed_users_and_items_are_inferred_from_the_form_of_ids(user_first: bool, tmp_path: Path) -> None:
+    """Amazon publishes its ratings in both orders, without a header."""
     rows = [(f"A{e.user:013d}", f"B{e.item:09d}", e.value, own.epoch(e.time)) for e in own.World().events]
     rows = rows if user_first else [(item, user, *rest) for user, item, *rest in rows]
     _, config, _ = proposed(own.write(tmp_path / "ratings_Beauty.csv", rows))
@@ -300,7 +303,7 @@ def test_users_and_items_without_names_are_told_by_the_form_of_their_ids(user_fi
     assert config.data.source.columns == {"events": expected}  # type: ignore[union-attr]
 
 
-def test_numbered_folds_under_the_name_of_the_split_do_no_harm(tmp_path: Path) -> None:
+def test_numbered_folds_in_a_column_named_split_are_ignored(tmp_path: Path) -> None:
     rows = [(f"u{e.user}", f"i{e.item}", n % 5) for n, e in enumerate(own.World().events)]
     path = own.write(tmp_path / "log.csv", [("user_id", "item_id", "split"), *rows])
     _, config, tables = proposed(path)
@@ -308,7 +311,7 @@ def test_numbered_folds_under_the_name_of_the_split_do_no_harm(tmp_path: Path) -
     assert good(tables["events"]).num_rows == tables["events"].num_rows
 
 
-def test_files_of_parts_are_the_split(tmp_path: Path) -> None:
+def test_split_files_are_used(tmp_path: Path) -> None:
     rows = [(f"u{e.user}", f"i{e.item}") for e in own.World().events]
     cut = int(0.8 * len(rows))
     files = [
@@ -320,7 +323,7 @@ def test_files_of_parts_are_the_split(tmp_path: Path) -> None:
     assert tables["events"].column("split").to_pylist().count("test") == len(rows) - cut
 
 
-def test_a_file_an_event_type(tmp_path: Path) -> None:
+def test_one_file_per_event_type_is_read(tmp_path: Path) -> None:
     events = own.World().events
     files = []
     for name, some in (("views", events[::2]), ("purchases", events[1::2])):
@@ -331,27 +334,29 @@ def test_a_file_an_event_type(tmp_path: Path) -> None:
     assert found.found.meaning.targets == ("purchase",)
 
 
-def test_shared_repeats_are_stated(tmp_path: Path) -> None:
+def test_share_of_repeats_is_stated(tmp_path: Path) -> None:
     path = events_csv(tmp_path, lambda e: own.epoch(e.time), repeats=0.6)
     found, config, _ = proposed(path)
     assert config.evaluate.exclude_seen is False
     line = next(line for line in found.draft.text().splitlines() if "exclude_seen" in line)
-    assert "repeats are wanted" in line and "%" in line
+    assert "so lists include such items" in line and "%" in line
 
 
-def test_a_purchase_after_its_own_view_is_no_repeat(tmp_path: Path) -> None:
-    """Lists leave out what was bought before, not what was looked at."""
+def test_purchase_after_a_view_is_not_a_repeat(tmp_path: Path) -> None:
+    """Lists exclude items that were bought before, not items that were viewed."""
     world = own.World(seed=17, users=300, items=400)
     rows = [(f"u{e.user}", f"i{e.item}", own.epoch(e.time), "view") for e in world.events]
     rows += [(user, item, time + 300, "purchase") for user, item, time, _ in rows[::3]]
     header = ("user_id", "item_id", "timestamp", "event_type")
     found, config, _ = proposed(own.write(tmp_path / "events.csv", [header, *rows]))
     assert config.data.targets == ["purchase"] and config.data.split.kind == "temporal"
-    assert config.evaluate.exclude_seen, "nobody buys a thing twice"
+    assert config.evaluate.exclude_seen, "no user buys an item twice"
 
 
 def echoing(tmp_path: Path, likes: float) -> Path:
-    """Users who leave after three days and like an article right after reading it, a share of the times."""
+    """Users who leave after three days and, with probability ``likes``, like an article right after
+    reading it.
+    """
     draw, rows = random.Random(5), list[tuple[object, ...]]()
     for user in range(80):
         for step in range(12):
@@ -362,20 +367,22 @@ def echoing(tmp_path: Path, likes: float) -> Path:
     return own.write(tmp_path / "events.csv", [header, *rows])
 
 
-def test_likes_right_after_reading_are_told_with_options_that_take_care(tmp_path: Path) -> None:
+def test_likes_right_after_reading_are_reported_with_alternatives(tmp_path: Path) -> None:
     found, config, _ = proposed(echoing(tmp_path, likes=0.5))
     assert config.data.split.kind == "leave-last" and not config.evaluate.exclude_seen
     assert 0.35 < found.found.habits.echoes < 0.75 and found.found.habits.echo_types == ("like",)
     lines = found.draft.text().splitlines()
     (line,) = [line for line in lines if line.strip().startswith("# interactions: [read]")]
-    assert f"{found.found.habits.echoes:.1%} of the last events come directly behind one of the same user" in line
+    assert f"{found.found.habits.echoes:.1%} of the last events directly follow one of the same user" in line
     assert any(line.strip().startswith("# exclude_seen: true") for line in lines)
     assert "echoes: " in told(found.found)
     taken = "\n".join(line.replace("# interactions", "interactions") for line in lines)
-    assert build_config(parse_yaml(taken, "draft"), "draft").data.interactions == ["read"], "the comment can be taken"
+    assert build_config(parse_yaml(taken, "draft"), "draft").data.interactions == ["read"], (
+        "the comment can be activated"
+    )
 
 
-def test_without_echoes_nothing_is_said_of_them(tmp_path: Path) -> None:
+def test_echoes_are_not_mentioned_if_there_are_none(tmp_path: Path) -> None:
     found, config, _ = proposed(echoing(tmp_path, likes=0.0))
     assert config.data.split.kind == "leave-last"
     assert "# interactions" not in found.draft.text() and "echoes: " not in told(found.found)
@@ -389,7 +396,7 @@ def test_every_line_has_its_reason_and_no_model_is_written(tmp_path: Path) -> No
     assert "model" not in yaml.safe_load(found.draft.text())
 
 
-def test_what_is_understood_and_ignored_is_told(tmp_path: Path) -> None:
+def test_terminal_output_names_used_and_ignored_data(tmp_path: Path) -> None:
     files = own.shop(tmp_path)
     junk = tmp_path / "notes.txt"
     junk.write_text("Dear all,\nplease find the files\nof the shop below, and call me.\n")
@@ -403,16 +410,16 @@ def test_what_is_understood_and_ignored_is_told(tmp_path: Path) -> None:
     assert len(ignored) == 2 and "notes.txt" in ignored[0] + ignored[1] and "logo.dat" in ignored[0] + ignored[1]
 
 
-def test_friends_of_other_ids_are_left_out(tmp_path: Path) -> None:
+def test_friends_with_unknown_ids_are_left_out(tmp_path: Path) -> None:
     files = own.shop(tmp_path)
     links = [(f"x{a}", f"x{b}") for a, b in own.World().friends()]
     other = own.write(tmp_path / "friends.csv", [("follower", "followee"), *links])
     found, _, tables = proposed(*files[:3], other)
     assert "social" not in tables
-    assert any("no column has ids in common" in why for why in found.found.ignored.values())
+    assert any("no ids in common" in why for why in found.found.ignored.values())
 
 
-def test_ids_in_another_form_are_named(tmp_path: Path) -> None:
+def test_ids_in_another_form_are_reported(tmp_path: Path) -> None:
     world = own.World()
     events = [(f"{e.user}.0", f"i{e.item}") for e in world.events]
     files = [
@@ -426,7 +433,9 @@ def test_ids_in_another_form_are_named(tmp_path: Path) -> None:
 
 
 def test_large_files_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head and pieces up to the end: the period is seen whole, the number of rows is an estimate."""
+    """The head and pieces up to the end: the whole period is seen, the number of rows is an
+    estimate.
+    """
     path = events_csv(tmp_path, lambda e: own.epoch(e.time), users=400, per_user=30)
     whole, _, _ = proposed(path)
     monkeypatch.setattr(samples, "WHOLE_BYTES", 10_000)
@@ -445,7 +454,7 @@ def test_large_files_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "in a sample of the files" not in told(whole.found)
 
 
-def test_a_bucket_is_looked_at_like_a_folder(tmp_path: Path, bucket: str) -> None:
+def test_bucket_is_read_like_a_folder(tmp_path: Path, bucket: str) -> None:
     from recsys.storage.mirror import upload
 
     own.shop(tmp_path / "shop")
@@ -474,7 +483,7 @@ def test_the_command_writes_a_file_that_loads(
     assert main(["init", "shop/*.csv", "--out", "mine.yaml"]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["init", "shop/*.csv", "--out", "mine.yaml", "--force"]) == 0
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing is left aside"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no temporary file is left"
 
 
 def test_home_folders_and_dollars_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
@@ -502,7 +511,7 @@ def test_home_folders_and_dollars_in_paths(tmp_path: Path, monkeypatch: pytest.M
         (["one.csv", "--out", "s3://bucket/mine.yaml"], "a local file"),
     ],
 )
-def test_mistakes_are_one_message_and_two(
+def test_mistakes_end_with_one_message_and_exit_code_2(
     words: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -523,7 +532,7 @@ def test_mistakes_are_one_message_and_two(
 
 
 def odd_table(draw: random.Random, folder: Path) -> Path:
-    """A table of columns, separators, encodings, headers and damages at random."""
+    """A table with random columns, separators, encodings, headers and damages."""
     kinds: list[Callable[[int], str]] = [
         lambda n: str(draw.randint(0, 30)),
         lambda n: str(draw.randint(-(2**63), 2**63)),
@@ -563,7 +572,9 @@ def odd_table(draw: random.Random, folder: Path) -> Path:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_odd_tables_never_end_in_a_traceback(seed: int, tmp_path: Path) -> None:
-    """Of 200 generated worlds of odd tables each gives a configuration that reads them, or one message."""
+    """Each of 200 generated sets of odd tables gives a configuration that reads them, or one
+    message.
+    """
     draw, outcomes = random.Random(seed), {"read": 0, "refused": 0}
     for number in range(25):
         folder = tmp_path / str(number)
@@ -581,14 +592,16 @@ def test_odd_tables_never_end_in_a_traceback(seed: int, tmp_path: Path) -> None:
                 read_all(pieces)
             outcomes["read"] += 1
         shutil.rmtree(folder)
-    assert min(outcomes.values()) > 0, "the tables are neither all fine nor all broken"
+    assert min(outcomes.values()) > 0, "some tables are valid and some are broken"
 
 
 # ------------------------------------------------------------------------------------------------ agreeing with a run
 
 
 def _shop(folder: Path, users: int = 40) -> dict[str, Path]:
-    """Events with a price of the row, a date of the item and its author; a table of users who all live elsewhere."""
+    """Events with a price per row, a date and author of the item; a table of users in different
+    cities.
+    """
     draws = random.Random(0)
     authors, dates = [f"author {n % 4}" for n in range(20)], [1_500_000_000 + 86_400 * n for n in range(20)]
     lines = ["user_id,article_id,timestamp,unit_price,published,author,session_id"]
@@ -612,7 +625,7 @@ def test_an_empty_file_is_a_warning_with_its_name(tmp_path: Path) -> None:
     shown = told(look([str(path) for path in _shop(tmp_path).values()]).found).splitlines()
     warnings = [line for line in shown if line.startswith("warning")]
     assert len(warnings) == 2 and "items.csv is empty (0 bytes)" in warnings[0]
-    assert "more.csv has only a header" in warnings[1] and "nothing of it is in the configuration" in warnings[1]
+    assert "more.csv holds only a header" in warnings[1] and "the configuration does not use it" in warnings[1]
 
 
 @pytest.mark.parametrize("others", [(), ("users.csv",)])
@@ -628,12 +641,18 @@ def test_every_column_of_the_events_is_used_or_has_a_reason(tmp_path: Path) -> N
     assert set(found.idle) == {"unit_price", "published", "session_id"} and found.items is not None
     assert found.items.used == ["author"]
     shown = told(found)
-    for name, why in {"unit_price": "row", "published": "a second time", "session_id": "visit"}.items():
+    for name, why in {
+        "unit_price": "nearly all values are different",
+        "published": "a second time",
+        "session_id": "visit",
+    }.items():
         assert why in found.idle[name] and f"not used: {name} (" in shown
 
 
-def test_members_are_promised_by_the_rules_of_the_run(tmp_path: Path) -> None:
-    """What tells no two users apart is no profile; a number of rows, or a count of sales, is no quantity of items."""
+def test_init_lists_the_members_that_a_run_uses(tmp_path: Path) -> None:
+    """Distinct values per user give no profile; a number of rows, or a count of sales, is not a
+    quantity of items.
+    """
     files = _shop(tmp_path)
     (signals,) = [line for line in told(_seen(files, "events.csv", "users.csv")).splitlines() if "can use" in line]
     assert "profile" not in signals and "place" not in signals
@@ -642,15 +661,15 @@ def test_members_are_promised_by_the_rules_of_the_run(tmp_path: Path) -> None:
     (signals,) = [
         line for line in told(_seen(files, "events.csv", "users.csv", "items.csv")).splitlines() if "can use" in line
     ]
-    assert "profile (attributes of users)" in signals and "place (price)" in signals
+    assert "profile (user attributes)" in signals and "place (price)" in signals
 
 
 def _seen(files: dict[str, Path], *names: str) -> Any:
     return look([str(files[name]) for name in names]).found
 
 
-def test_init_and_run_say_the_same_of_leave_last(tmp_path: Path, ray_local: None, capsys: Captured) -> None:
-    """Each user comes and goes within a week of a year: no cut in time has users on both sides."""
+def test_init_and_run_print_the_same_note_on_leave_last(tmp_path: Path, ray_local: None, capsys: Captured) -> None:
+    """All users are active within one week of a year: no cut in time has users on both sides."""
     out = tmp_path / "mine.yaml"
     assert main(["init", str(_shop(tmp_path)["events.csv"]), "--out", str(out)]) == 0
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]

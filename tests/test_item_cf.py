@@ -35,7 +35,8 @@ USERS, ITEMS, TEXT = 30, 14, 5
 
 def _world(event_weights: str = "none") -> tuple[Graphs, ItemView, Histories]:
     random = np.random.default_rng(3)
-    rows = [sorted(random.choice(ITEMS - 1, size=5, replace=False).tolist()) for _ in range(USERS)]  # the last: never
+    # the last item never occurs
+    rows = [sorted(random.choice(ITEMS - 1, size=5, replace=False).tolist()) for _ in range(USERS)]
     histories = Histories.of_items(rows, list(range(USERS)))
     histories = replace(histories, values_E=random.permutation(len(histories.items_E)).astype(np.float32))
     users_E = np.repeat(np.arange(USERS), 5)
@@ -65,17 +66,17 @@ def test_full_rank_is_the_ridge_regression_with_zero_diagonal(event_weights: str
     np.fill_diagonal(weights, 0)
     unseen = (events == 0) & chosen
     np.testing.assert_allclose(scores[unseen], (events @ weights)[unseen], atol=2e-5)
-    assert present_B.all() and not scores[:, ITEMS - 1].any(), "an item that nobody chose has no vector"
+    assert present_B.all() and not scores[:, ITEMS - 1].any(), "an item without events has no vector"
 
 
-def test_with_all_neighbours_it_is_the_regression_of_an_item_on_all_others() -> None:
+def test_all_neighbours_equal_the_regression_on_all_other_items() -> None:
     graphs, items, histories = _world()
     config = ItemCFConfig(form="neighbours", neighbours=100, regularisation=2.0, text_weight=0.5)
     module = ItemCF(config, ModelSizes(4, 10, USERS, ITEMS, 1, TEXT, ordered=False, timed=False))
     assert module.sparse
     state = module.state(items, graphs)
     twice = replace(histories, items_E=histories.items_E.copy())
-    twice.items_E[1] = twice.items_E[0]  # had twice counts once
+    twice.items_E[1] = twice.items_E[0]  # repeated events count once
     batch = last_position(Queries(twice, np.zeros(USERS + 1, np.int64), np.zeros(0, np.int32)), 3)
     scores = module.boost(batch, items, state).add_to(torch.zeros(USERS, ITEMS)).numpy()
 
@@ -104,13 +105,13 @@ def test_few_neighbours_are_the_most_similar_ones() -> None:
     assert (items_NK[ITEMS - 1] == -1).all()
 
 
-def test_long_histories_are_sampled_where_pairs_would_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_histories_are_sampled_if_pairs_exceed_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs, _, _ = _world()
     events = training_matrix(graphs, "none")
     whole = together(events)
     monkeypatch.setattr(item_links, "_MAX_PAIRS", USERS * 4)
     cut = together(events)
-    assert cut.diagonal().sum() == USERS * 2, "two events of each of them"
+    assert cut.diagonal().sum() == USERS * 2, "two events per user"
     assert (whole - cut).min() >= 0
 
 
@@ -163,7 +164,7 @@ def test_the_weight_is_chosen_on_validation_and_zero_is_a_choice(tmp_path: objec
     assert weights[0] > 0
     chosen = weights.tolist()
     choose_weights(frozen, lambda: float("nan"), queries)
-    assert weights.tolist() == chosen, "a sample in which no query counts changes nothing"
+    assert weights.tolist() == chosen, "a sample without valid queries changes nothing"
     parts, lambdas, _ = frozen.parts(queries)
     torch.testing.assert_close(parts.sum(1) @ frozen.item_vectors_ND.T, frozen.scores(queries))
     assert torch.equal(lambdas[:, 1] > 0, parts[:, 1].abs().sum(1) > 0)
@@ -173,7 +174,7 @@ def test_the_weight_is_chosen_on_validation_and_zero_is_a_choice(tmp_path: objec
 
 @pytest.fixture
 def beside(tmp_path: Path) -> tuple[Config, PreparedDataset, FrozenModel]:
-    """Item CF beside evolution and strata, with weights that no search chose."""
+    """Item CF next to evolution and strata, with weights that no search chose."""
     dataset = small_world(tmp_path / "data")
     on = {"enabled": True}
     granularities = {"item_cf": {**on, "rank": 4}, "evolution": on, "stratum": {**on, "num_strata": 2}}
@@ -190,7 +191,7 @@ def beside(tmp_path: Path) -> tuple[Config, PreparedDataset, FrozenModel]:
     return config, dataset, model.freeze(graphs)
 
 
-def test_constant_weights_are_the_models_where_they_are_its_own(
+def test_scores_at_own_weights_equal_the_model(
     beside: tuple[Config, PreparedDataset, FrozenModel],
 ) -> None:
     _, dataset, frozen = beside
@@ -202,7 +203,7 @@ def test_constant_weights_are_the_models_where_they_are_its_own(
     assert not torch.equal(frozen.scores_at(queries, {**weights, "item_cf": 0.0}), frozen.scores(queries))
 
 
-def test_rolling_forward_leaves_the_fitted_member_as_it_is(
+def test_rolling_forward_does_not_change_closed_form_members(
     beside: tuple[Config, PreparedDataset, FrozenModel], tmp_path: Path
 ) -> None:
     _, dataset, frozen = beside
@@ -218,7 +219,7 @@ def test_rolling_forward_leaves_the_fitted_member_as_it_is(
     assert len(movements(frozen, dataset, queries)) == len(queries)
 
 
-def test_strata_are_fitted_again_beside_it(beside: tuple[Config, PreparedDataset, FrozenModel]) -> None:
+def test_strata_are_refitted_next_to_item_cf(beside: tuple[Config, PreparedDataset, FrozenModel]) -> None:
     config, dataset, frozen = beside
     renewed = refit_strata(config, dataset, frozen)
     queries = dataset.histories().queries(Split.TEST)
@@ -226,14 +227,16 @@ def test_strata_are_fitted_again_beside_it(beside: tuple[Config, PreparedDataset
 
 
 @pytest.mark.parametrize("kind", ["weighted", "learned", "gated"])
-def test_feedback_fits_its_weight_with_the_others(kind: str) -> None:
-    """Liked by σ(Σ λ*_k s_k), where λ* of the fitted member, the last, is three times today's."""
+def test_feedback_fits_the_weight_of_item_cf_with_the_others(kind: str) -> None:
+    """Likes with probability σ(Σ λ*_k s_k), where λ* of the closed-form member, the last, is three
+    times its current λ.
+    """
     random = np.random.default_rng(0)
     shares_RK = torch.tensor(random.normal(size=(20_000, 3)))
     gate_RK = torch.zeros(len(shares_RK), 2, dtype=torch.float64)
     truth_K = torch.tensor([0.5, 0.5, 1.5], dtype=torch.float64)
     if kind == "gated":
-        truth_K[:2] = 1.0  # an even gate
+        truth_K[:2] = 1.0  # a uniform gate
     liked_R = torch.tensor(random.random(len(shares_RK))) < torch.sigmoid(shares_RK @ truth_K)
     ones_R = torch.ones(len(shares_RK), dtype=torch.float64)
     made = Evidence(shares_RK, torch.ones_like(shares_RK, dtype=torch.bool), gate_RK, liked_R.double(), ones_R)

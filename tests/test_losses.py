@@ -28,7 +28,7 @@ def test_full_softmax_is_cross_entropy_of_every_pair() -> None:
 
 
 def test_gradients_are_those_of_autograd_also_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "_MAX_LOGITS", 7)  # one query a chunk
+    monkeypatch.setattr(losses, "_MAX_LOGITS", 7)  # one query per chunk
     users, items, pairs, targets = setup()
     items.requires_grad_()
     weights = torch.tensor([1.0, 0.5, 2.0, 1.0])
@@ -59,7 +59,7 @@ def test_smoothing_is_cross_entropy_with_smoothed_labels() -> None:
     )
 
 
-def test_a_step_against_the_gradient_raises_the_target() -> None:
+def test_gradient_step_raises_the_target() -> None:
     users, items, pairs, targets = setup()
     before = (users @ items.T)[pairs, targets]
     full_softmax(users, items, pairs, targets, torch.ones(4)).backward()
@@ -80,8 +80,10 @@ def test_sampled_softmax_with_every_item_once_is_the_full_loss() -> None:
 
 @pytest.mark.parametrize("length", [1.0, 60.0])
 def test_gradients_of_the_sampled_loss_are_those_of_autograd(length: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a negative is the target of a pair, a query has two pairs, and exponentials would overflow."""
-    monkeypatch.setattr(losses, "_MAX_LOGITS", 10)  # two pairs a chunk
+    """Also if a negative is the target of a pair, a query has two pairs, and exponentials would
+    overflow.
+    """
+    monkeypatch.setattr(losses, "_MAX_LOGITS", 10)  # two pairs per chunk
     users, items, pairs, targets = setup()
     users, items = (length * users.detach()).requires_grad_(), items.requires_grad_()
     weights, negatives = torch.tensor([1.0, 0.5, 2.0, 1.0]), torch.tensor([1, 4, 4, 0, 6])
@@ -98,7 +100,9 @@ def test_gradients_of_the_sampled_loss_are_those_of_autograd(length: float, monk
 
 
 def test_log_q_correction_makes_the_partition_function_unbiased() -> None:
-    """Mean over many draws of Σ_negatives exp(s − log Mq) comes to Σ_items exp(s), for a skewed q."""
+    """The mean over many draws of Σ_negatives exp(s − log Mq) equals Σ_items exp(s), for a skewed
+    q.
+    """
     generator = torch.Generator().manual_seed(1)
     users, items = torch.randn(1, 4, generator=generator), torch.randn(50, 4, generator=generator)
     q = torch.arange(1.0, 51.0) / torch.arange(1.0, 51.0).sum()

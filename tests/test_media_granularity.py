@@ -1,4 +1,4 @@
-"""Media as a granularity: what it computes by hand, what travels with a model, and going on from an earlier one."""
+"""Media as a granularity: results by hand, what is saved with a model, and warm starts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
 def with_media(dataset: PreparedDataset, media: dict[str, Array]) -> PreparedDataset:
-    """The dataset with vectors of media beside it."""
+    """The dataset with media vectors."""
     root = Path(dataset.root)
     pq.write_table(media_table(media), root / "items/media.parquet")
     manifest = json.loads((root / "manifest.json").read_text())
@@ -73,7 +73,9 @@ def ask(*histories: list[int]) -> Queries:
 
 
 def test_sums_and_pooling_by_hand() -> None:
-    """Two media along the axes: white is ±1 beside the mean; w P white are summed, missing ones add nothing."""
+    """Two media along the axes: white is ±1 around the mean; w P white are summed, missing ones add
+    nothing.
+    """
     audio = torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]).half()  # mean (2, 0): white ±1
     image = torch.tensor([[0.0, 0.0], [5.0, 1.0], [5.0, 3.0], [0.0, 0.0]]).half()  # mean (5, 2): white ∓1 in the second
     graphs = Graphs(1, 4, NOTHING, NOTHING, inputs={"media": MediaVectors((audio, image))})
@@ -94,7 +96,7 @@ def test_sums_and_pooling_by_hand() -> None:
     z, present = module(last_position(ask([0], [3, 2], [3], [2]), 4), items, state)
     assert present.tolist() == [True, True, False, True] and not z[2].any()
     torch.testing.assert_close(z[0], module.pool.norm(module.pool.value(state["looks_ND"][0])))
-    torch.testing.assert_close(z[1], z[3])  # an item without media is not in it
+    torch.testing.assert_close(z[1], z[3])  # an item without media is left out
     apart = Media(MediaConfig(enabled=True, refine=False), SIZES)
     assert apart.refine_items(base, graphs) is base
 
@@ -107,10 +109,10 @@ def test_each_medium_is_whitened_as_text_is(dataset: PreparedDataset) -> None:
     for found, name in zip(module.looks.white(media), ("audio", "image"), strict=True):
         torch.testing.assert_close(found, whiten(torch.from_numpy(dataset.media_vectors(name).copy()), 2))
         assert not found[3].any() and found.shape == (ITEMS, 2)
-    assert not module.refit_due(0), "axes of before stay"
+    assert not module.refit_due(0), "earlier axes stay"
 
 
-def test_only_a_model_that_looks_reads_media(dataset: PreparedDataset) -> None:
+def test_media_are_read_only_if_the_granularity_is_enabled(dataset: PreparedDataset) -> None:
     settings = config()
     sizes = model_sizes(settings, dataset, Split.TRAIN)
     assert sizes.inputs == {"media": [["audio", 3], ["image", 4]]}
@@ -122,13 +124,15 @@ def test_only_a_model_that_looks_reads_media(dataset: PreparedDataset) -> None:
 
 
 def test_data_without_media_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"media needs vectors.*has none; disable it, or name.*data\.media\.columns"):
+    with pytest.raises(
+        ConfigError, match=r"media needs media vectors.*has none; disable it, or name.*data\.media\.columns"
+    ):
         build_model(config(), small_world(tmp_path / "dataset"), Split.TRAIN)
     with pytest.raises(ConfigError, match="media.heads 3 does not divide model.width 2"):
         granularity_class("media")(GranularitiesConfig().media.model_copy(update={"heads": 3}), SIZES)
 
 
-def test_a_bundle_answers_without_media(dataset: PreparedDataset, tmp_path: Path, one_thread: None) -> None:
+def test_bundle_works_without_media_files(dataset: PreparedDataset, tmp_path: Path, one_thread: None) -> None:
     frozen = fit(config(), dataset, Validator.of(config()), TrainContext()).frozen
     write_bundle(tmp_path / "bundle", frozen, dataset, {})
     read = read_bundle(tmp_path / "bundle").model
@@ -139,7 +143,9 @@ def test_a_bundle_answers_without_media(dataset: PreparedDataset, tmp_path: Path
 
 
 def test_a_warm_start_keeps_the_axes(dataset: PreparedDataset, tmp_path: Path, one_thread: None) -> None:
-    """Also where other vectors would turn them; other media are refused, and media may come later."""
+    """Also if other vectors would rotate them; different media are refused, and media may be added
+    later.
+    """
     first = fit(config(), dataset, Validator.of(config()), TrainContext())
     earlier = Earlier(first.weights, first.frozen.sizes)
     start, anew = warm_start(config(), dataset, earlier)

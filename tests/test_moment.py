@@ -1,4 +1,4 @@
-"""``moment`` by hand, and in a world where the hour decides."""
+"""``moment`` by hand, and in a world in which the hour decides."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def test_hours_weekdays_and_context_by_hand() -> None:
     def odds(counts: list[int]) -> np.ndarray:
         return np.log((np.array(counts) + 2 * share) / ((sum(counts) + 2) * share))
 
-    expected = popularity + odds([1, 1]) + odds([2, 0]) + odds([1, 0])  # at five, on a Monday, by device 2
+    # at 5 h, on a Monday, with device 2
+    expected = popularity + odds([1, 1]) + odds([2, 0]) + odds([1, 0])
     np.testing.assert_allclose(scores_BN[0, :2], expected, rtol=1e-5)
     np.testing.assert_allclose(scores_BN[1, :2], popularity + odds([1, 0]) + odds([2, 0]), rtol=1e-5)
 
@@ -63,22 +64,22 @@ def test_with_a_half_life_the_popularity_is_that_of_the_last_days() -> None:
     for half_life in ("none", 2.0):
         module = Moment(MomentConfig(half_life=half_life), SIZES)  # type: ignore[arg-type]
         found[half_life] = module.own_items(module.state(view, graphs))
-    assert torch.equal(found["none"][:, :-1], found[2.0][:, :-1]), "the cells stay"
+    assert torch.equal(found["none"][:, :-1], found[2.0][:, :-1]), "the cells do not change"
     np.testing.assert_allclose(found["none"][:, -1], np.log(np.array([3, 2, 1]) / 6), rtol=1e-5)
     faded = np.array([2**-2.5 + 0.25, 1, 0])
     expected = np.log(0.9 * faded / faded.sum() + 0.1 * np.array([3, 2, 1]) / 6)
     np.testing.assert_allclose(found[2.0][:, -1], expected, rtol=1e-5)
 
 
-def test_what_it_needs() -> None:
-    with pytest.raises(ConfigError, match=r"names size, no category of data\.context: device"):
+def test_moment_refuses_data_without_times_and_context() -> None:
+    with pytest.raises(ConfigError, match=r"names size, not in the categories of data\.context: device"):
         Moment(MomentConfig(query_context=["size"]), SIZES)
     with pytest.raises(ConfigError, match="needs times"):
         Moment(MomentConfig(), replace(SIZES, timed=False))
 
 
 def test_the_hour_decides_in_a_planted_world(tmp_path: Path) -> None:
-    """Twenty items, of which each hour has its own with a chance of a half."""
+    """Twenty items; in each hour, one of them has probability one half."""
     random, rows = np.random.default_rng(0), []
     for _ in range(300):
         row = []

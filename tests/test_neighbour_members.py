@@ -1,4 +1,4 @@
-"""item_knn, als and content against sums by hand, and on worlds where one of them decides."""
+"""item_knn, als and content against sums by hand, and in worlds in which one of them decides."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def _batch(rows: list[list[int]], times: list[int] | None = None, asked_at: list
     return last_position(Queries(asked, np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at), 10)
 
 
-def test_events_weigh_by_place_and_by_age() -> None:
-    """Three events, of which the last two are of one item; asked four days after the newest."""
+def test_event_weights_depend_on_position_and_age() -> None:
+    """Three events, the last two on one item; the request is four days after the newest."""
     batch = _batch([[5, 2, 2], [], [1]], [1 * DAY, 3 * DAY, 5 * DAY, 9 * DAY], [9 * DAY, 9 * DAY, 0])
     seen = seen_events(batch).distinct()
     assert (
@@ -65,7 +65,7 @@ def test_events_weigh_by_place_and_by_age() -> None:
     found = event_weights(seen, batch.asked_at_B, 1.0, 4.0)
     torch.testing.assert_close(found, torch.tensor([(1 / 3) * 2**-2, 2**-1, 1.0]))
     old = event_weights(seen, torch.tensor([9000 * DAY, 0, 0]), 0.0, 4.0)
-    torch.testing.assert_close(old[1], torch.tensor(2.0**-20), msg="an old history still speaks")
+    torch.testing.assert_close(old[1], torch.tensor(2.0**-20), msg="an old history still contributes")
 
 
 def test_item_knn_by_hand() -> None:
@@ -84,14 +84,14 @@ def test_item_knn_by_hand() -> None:
     for weight, row in zip((1.0, 0.5), best, strict=True):
         for item, value in row:
             expected[item] += weight * value / root
-    ties = {1, 2, 3}  # 2 and 3 are as similar to 0
+    ties = {1, 2, 3}  # 2 and 3 are equally similar to 0
     torch.testing.assert_close(added[0].sum(), expected.sum())
     torch.testing.assert_close(added[0][[0, 4, 5]], expected[[0, 4, 5]])
     assert ties >= set(added[0].nonzero().flatten().tolist()) - {0}
     assert not added[1:].any(), "item 4 has no neighbour"
 
 
-def test_als_folds_a_user_in_as_the_baseline_does() -> None:
+def test_als_user_vector_equals_the_baseline() -> None:
     module = Als(AlsConfig(factors=3, alpha=10.0, regularisation=2.0), SIZES)
     state = module.state(_view(), _graphs())
     batch = _batch([*ROWS, []])
@@ -116,13 +116,15 @@ def test_content_is_the_mean_cosine_of_the_texts() -> None:
     weights = torch.tensor([1 / 3, 1.0]) / (4 / 3)
     torch.testing.assert_close(z_BT[0] @ module.own_items(state).T, weights @ unit[[0, 1]] @ unit.T)
     assert present_B.tolist() == [True, False, False] and not z_BT[1:].any()
-    with pytest.raises(ConfigError, match=r"content compares the texts.*data\.text\.fields"):
+    with pytest.raises(ConfigError, match=r"content compares item texts.*data\.text\.fields"):
         Content(ContentConfig(), replace(SIZES, text_width=0))
 
 
 @pytest.fixture
 def steps(tmp_path: Path) -> PreparedDataset:
-    """Users walk along a ring of forty items, three steps at most from the last one: the newest event decides."""
+    """Users walk along a ring of forty items, at most three steps from the last one: the newest
+    event decides.
+    """
     random, rows = np.random.default_rng(0), []
     for _ in range(300):
         places = np.cumsum([random.integers(40), *random.integers(1, 3, 7)]) % 40
@@ -131,7 +133,7 @@ def steps(tmp_path: Path) -> PreparedDataset:
 
 
 @pytest.mark.parametrize("name", ["item_knn", "item_cf"])
-def test_the_newest_event_weighs_most_where_it_decides(name: str, steps: PreparedDataset) -> None:
+def test_newest_event_has_most_weight_if_it_decides(name: str, steps: PreparedDataset) -> None:
     section = {"enabled": True, "recency": [0.0, 2.0]}
     tree = {"model": {"granularities": {name: section}}, "train": {"metric": "ndcg@10"}}
     config = build_config({"data": {"dir": steps.root}, **tree})

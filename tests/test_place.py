@@ -1,4 +1,6 @@
-"""Distances and numbers of items: the kernel by hand, its factors, columns by name, and a world of nearby steps."""
+"""Distances and numbers of items: the kernel by hand, its factors, columns by name, and a world of
+short steps.
+"""
 
 from __future__ import annotations
 
@@ -40,22 +42,22 @@ COLUMNS = [["Lat", "lng"], ["price"]]
 DEGREE = 6371 * np.pi / 180
 
 
-def test_degrees_become_kilometres_and_numbers_ranks() -> None:
+def test_degrees_become_kilometres_and_numbers_become_ranks() -> None:
     assert found_columns(TABLE.column_names, [], ["price"]) == COLUMNS
     places = read_places(TABLE, COLUMNS)
     distance = np.linalg.norm(places.points_NC[:, None] - places.points_NC, axis=2)
     assert distance[0, 1] == pytest.approx(DEGREE, rel=1e-4) and distance[0, 2] == pytest.approx(DEGREE, rel=1e-4)
     assert distance[0, 5] == pytest.approx(DEGREE / 2, rel=1e-4)
-    assert np.isnan(places.points_NC[4]).all(), "one coordinate alone is no place"
+    assert np.isnan(places.points_NC[4]).all(), "one coordinate alone is not a place"
     np.testing.assert_allclose(places.ranks_NK[:, 0], [0.4, 0.1, 0.9, np.nan, 0.7, 0.4])
     assert places.known_N.all()
     plane = read_places(TABLE.set_column(1, "Lat", pa.array([0.0, 300, 0, 0, None, 0])), [["Lat", "lng"], []])
-    np.testing.assert_allclose(plane.points_NC[1], [300, 1], err_msg="no degrees: a plane")
+    np.testing.assert_allclose(plane.points_NC[1], [300, 1], err_msg="values that are not degrees are a plane")
 
 
 def test_columns_are_found_by_name_or_named() -> None:
     assert found_columns(["latitude", "x"], [], []) == [[], []]
-    with pytest.raises(ConfigError, match=r"place names altitude.*their columns: a, b"):
+    with pytest.raises(ConfigError, match=r"place names altitude.*there are: a, b"):
         found_columns(["a", "b"], [], ["altitude"])
     with pytest.raises(ConfigError, match="expected two columns"):
         found_columns(["a", "b"], ["a"], [])
@@ -74,7 +76,7 @@ def test_with_all_landmarks_the_factors_are_the_kernel() -> None:
     )
     few = kernel.factored(weights_F, np.ones(ITEMS), 2)
     assert few.shape == (ITEMS, 2)
-    assert (np.diag(few @ few.T) <= np.diag(exact) + 1e-6).all(), "a part of each likeness, never more"
+    assert (np.diag(few @ few.T) <= np.diag(exact) + 1e-6).all(), "each similarity is approximated from below"
 
 
 def test_a_user_is_the_weighted_mean_of_the_places() -> None:
@@ -91,7 +93,7 @@ def test_a_user_is_the_weighted_mean_of_the_places() -> None:
     asked = Histories.of_items([[4, 1, 0], [4], []])
     batch = last_position(Queries(asked, np.zeros(4, np.int64), np.zeros(0, np.int32)), 10)
     z_BM, present_B = module(batch, view, state)
-    assert present_B.tolist() == [True, False, False] and not z_BM[1:].any(), "item 4 is nowhere"
+    assert present_B.tolist() == [True, False, False] and not z_BM[1:].any(), "item 4 has no place"
     likeness = np.exp(-np.linalg.norm(places.points_NC[:, None] - places.points_NC, axis=2) / 100)
     expected = float(state["weights_F"][0]) * (likeness[0] * 2 / 3 + likeness[1] / 3)
     popularity = module.own_items(state)[:, -1].numpy()
@@ -101,7 +103,7 @@ def test_a_user_is_the_weighted_mean_of_the_places() -> None:
     assert found[4] == pytest.approx(popularity[4], abs=1e-6)
 
 
-def test_bandwidths_are_those_of_the_users_steps() -> None:
+def test_bandwidths_are_quantiles_of_user_distances() -> None:
     points = np.array([[0.0, 0], [1, 0], [11, 0], [np.nan, np.nan]])
     histories = Histories.of_items([[0, 1, 1], [1, 2], [3, 0]])
     assert bandwidths(histories, points)[0] == pytest.approx(1.45)
@@ -109,8 +111,10 @@ def test_bandwidths_are_those_of_the_users_steps() -> None:
 
 
 @pytest.mark.parametrize("by", ["place", "price"])
-def test_steps_to_what_is_near_are_found(tmp_path: Path, by: str) -> None:
-    """Items on a map, or of a price; a user goes to one of the eight nearest ones of the last; ids say little."""
+def test_nearby_items_are_found(tmp_path: Path, by: str) -> None:
+    """Items on a map, or with a price; a user goes to one of the eight nearest ones; ids are hardly
+    predictive.
+    """
     random, num_items = np.random.default_rng(0), 400
     places = random.random((num_items, 2)) if by == "place" else np.stack([random.random(num_items)] * 2, axis=1)
     near = np.argsort(((places[:, None] - places) ** 2).sum(2), axis=1)[:, 1:9]
@@ -137,9 +141,10 @@ def test_steps_to_what_is_near_are_found(tmp_path: Path, by: str) -> None:
         FrozenModel.from_tensors(frozen.config, mixed, frozen.tensors())
 
 
-NUMBERS = {  # a column of items, and whether it measures them
+NUMBERS = {  # an item column, and whether it is a quantity
     "price": ([9.99, 5.0, 12.5, 3.0, 8.0, None], True),
-    "unit_price_eur": ([900, 850, 1200, 1100, 1999, 2000], True),  # whole, of the size of years
+    # whole numbers in the range of years
+    "unit_price_eur": ([900, 850, 1200, 1100, 1999, 2000], True),
     "weight": ([0.5, 1.5, 2.0, 0.25, 3.0, 4.0], True),
     "mostly missing": ([9.99, None, None, None, None, 3.0], False),
     "of two values": ([1.0, 2.0, 1.0, 2.0, 1.0, 2.0], False),
@@ -154,7 +159,7 @@ NUMBERS = {  # a column of items, and whether it measures them
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_quantities_are_told_from_ids_counts_and_years(name: str) -> None:
+def test_quantities_are_distinguished_from_ids_counts_and_years(name: str) -> None:
     values, is_quantity = NUMBERS[name]
     assert quantities(pa.table({"item_id": ["a", "b", "c", "d", "e", "f"], name: values}), []) == [name] * is_quantity
 
@@ -162,10 +167,10 @@ def test_quantities_are_told_from_ids_counts_and_years(name: str) -> None:
 def test_prices_come_first_among_at_most_four_quantities() -> None:
     table = pa.table({name: [1.5, 2, 3, 4, 5] for name in ("width", "height", "depth", "weight", "price")})
     assert quantities(table, []) == ["price", "width", "height", "depth"]
-    assert quantities(table, ["width", "price"]) == ["height", "depth", "weight"], "coordinates are none"
+    assert quantities(table, ["width", "price"]) == ["height", "depth", "weight"], "coordinates are not quantities"
 
 
-def test_shares_fade_with_age_and_are_read_as_of_before() -> None:
+def test_shares_fade_with_age_and_exclude_later_events() -> None:
     histories = replace(Histories.of_items([[0, 1, 1]]), times_E=np.array([DAY, 3 * DAY, 5 * DAY]))
     shares = LogShares.of(histories, 3, 2.0)
     assert shares.moments_T.tolist() == [DAY, 3 * DAY, 5 * DAY]
@@ -178,7 +183,7 @@ def test_shares_fade_with_age_and_are_read_as_of_before() -> None:
 
 
 def test_new_items_are_found_where_the_catalogue_changes(tmp_path: Path) -> None:
-    """Each month has twenty items of its own; a user goes to one of the nearest of them."""
+    """Each month has its own twenty items; a user goes to one of the nearest of them."""
     random, months, a_month, rows = np.random.default_rng(0), 6, 20, []
     places = random.random((months * a_month, 2))
     for month in range(months):
@@ -200,5 +205,5 @@ def test_new_items_are_found_where_the_catalogue_changes(tmp_path: Path) -> None
     assert found["chosen"]["half_life"] != "none" and max(tried.values()) > 1.3 * tried["none"], tried
 
 
-def test_places_of_nothing_are_unknown() -> None:
+def test_item_without_values_has_no_place() -> None:
     assert not Places(np.full((2, 2), np.nan), np.full((2, 1), np.nan)).known_N.any()

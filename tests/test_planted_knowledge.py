@@ -1,4 +1,6 @@
-"""Knowledge finds what only facts tell, loses nothing where they tell nothing, and is silent where there are none."""
+"""Knowledge finds signals that only facts have, loses nothing with random facts, and is absent
+without facts.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,21 @@ from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train, trai
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SPARSE = {"num_items": 1000, "events_per_user": 6.0}  # few events an item, so that facts tell what ids do not
+# few events per item, so that facts know more than ids
+SPARSE = {"num_items": 1000, "events_per_user": 6.0}
 BASE: dict[str, Any] = {"evolution": {}}
 
 
-def test_facts_tell_what_ids_do_not(tmp_path: Path) -> None:
+def test_facts_improve_over_ids(tmp_path: Path) -> None:
     """Items of one owner are two hops from each other's studio. Measured: +50 % (rgcn +46 %, one hop +36 %)."""
     dataset = planted_dataset(tmp_path, {"knowledge": 1.0}, **SPARSE)
     assert margin(train_ndcg(dataset, {**BASE, "knowledge": {}}), train_ndcg(dataset, BASE)) > 0.3
 
 
 def test_false_facts_cost_little(tmp_path: Path) -> None:
-    """The knob at 0 makes every fact random. Measured: -2.5 % over four seeds (ndcg@10 .4456 without it, .4344 with it),
-    which the check on validation takes away (``model.fusion.check``); a bound on it, over two seeds.
+    """The knob at 0 makes every fact random. Measured: -2.5 % over four seeds (ndcg@10 .4456
+    without it, .4344 with it), which the check on validation removes (``model.fusion.check``); the
+    bound is over two seeds.
     """
     dataset = planted_dataset(tmp_path, {"evolution": 1.0})
     both = [
@@ -40,8 +44,9 @@ def test_false_facts_cost_little(tmp_path: Path) -> None:
 
 
 def test_users_whose_items_have_no_facts_lose_nothing(tmp_path: Path) -> None:
-    """Half of the items lose their entity; those who know only such items have no vector. Measured: 81 users,
-    ndcg@10 .125 with and .089 without, as the items they might like have facts."""
+    """Half of the items lose their entity; users with such items only have no vector. Measured: 81
+    users, ndcg@10 .125 with and .089 without, because the items they might like have facts.
+    """
     dataset = planted_dataset(tmp_path, {"knowledge": 1.0}, **SPARSE, short_history=0.6)
     unknown_N = forget(dataset, 0.5)
     queries = dataset.histories().queries(Split.TEST)
@@ -55,8 +60,10 @@ def test_users_whose_items_have_no_facts_lose_nothing(tmp_path: Path) -> None:
     assert is_no_loss(ndcg(with_, silent), ndcg(without, silent))
 
 
-def test_an_item_that_nobody_chose_is_found_through_its_facts(tmp_path: Path) -> None:
-    """Targets without a training event have no id part. Measured: ndcg@10 .041, by chance .016, not refined 0."""
+def test_item_without_events_is_found_through_its_facts(tmp_path: Path) -> None:
+    """Targets without a training event have no id part. Measured: ndcg@10 .041, by chance .016,
+    without refine 0.
+    """
     dataset = planted_dataset(tmp_path, {"knowledge": 1.0}, events_per_user=10.0, cold_items=0.2)
     queries = dataset.histories().queries(Split.TEST)
     new = queries.take(np.flatnonzero(dataset.item_counts_N(Split.TRAIN)[queries.target_items] == 0))

@@ -1,4 +1,6 @@
-"""Media find the style that a user likes, cost nothing where they tell nothing, and are silent where there are none."""
+"""Media find the style that a user likes, cost nothing if they are random, and are absent without
+media.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,15 @@ from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train, trai
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SPARSE = {"num_items": 1500, "events_per_user": 6.0}  # few events an item, so that images tell what ids do not
+# few events per item, so that images know more than ids
+SPARSE = {"num_items": 1500, "events_per_user": 6.0}
 BASE: dict[str, Any] = {"evolution": {}}
 
 
-def test_images_tell_what_ids_do_not(tmp_path: Path) -> None:
-    """Over two trainings. Measured of single ones, five seeds: +30 to +77 %. On validation, where λ was chosen, over
-    two seeds: +35 %; with 1,000 items +29 % (λ 0.5: +35 %); with 300 items, whose ids tell the style as well, none.
+def test_images_improve_over_ids(tmp_path: Path) -> None:
+    """Over two trainings. Measured for single ones, five seeds: +30 to +77 %. On validation, where
+    λ was chosen, over two seeds: +35 %; with 1,000 items +29 % (λ 0.5: +35 %); with 300 items,
+    whose ids reveal the style too, none.
     """
     dataset = planted_dataset(tmp_path, {"media": 1.0}, **SPARSE)
     both = [
@@ -33,9 +37,10 @@ def test_images_tell_what_ids_do_not(tmp_path: Path) -> None:
     assert margin(*both) > 0.3
 
 
-def test_images_that_tell_nothing_cost_little(tmp_path: Path) -> None:
-    """The knob at 0 makes every image noise. Measured: -2.8 % over four seeds (ndcg@10 .4456 without it, .4332 with it),
-    which the check on validation takes away (``model.fusion.check``); a bound on it, over two seeds.
+def test_random_images_cost_little(tmp_path: Path) -> None:
+    """The knob at 0 makes every image noise. Measured: -2.8 % over four seeds (ndcg@10 .4456
+    without it, .4332 with it), which the check on validation removes (``model.fusion.check``); the
+    bound is over two seeds.
     """
     dataset = planted_dataset(tmp_path, {"evolution": 1.0})
     both = [
@@ -46,7 +51,9 @@ def test_images_that_tell_nothing_cost_little(tmp_path: Path) -> None:
 
 
 def test_users_whose_items_have_no_image_lose_nothing(tmp_path: Path) -> None:
-    """Half of the items lose their image; those who know only such items have no vector. Paired bootstrap."""
+    """Half of the items lose their image; users with such items only have no vector. Paired
+    bootstrap.
+    """
     dataset = planted_dataset(tmp_path, {"media": 1.0}, num_items=1000, events_per_user=6.0, short_history=0.6)
     blind_N = forget(dataset, 0.5)
     queries = dataset.histories().queries(Split.TEST)
@@ -59,9 +66,9 @@ def test_users_whose_items_have_no_image_lose_nothing(tmp_path: Path) -> None:
     assert is_no_loss(ndcg(with_, silent), ndcg(without, silent))
 
 
-def test_an_item_that_nobody_chose_is_found_by_its_image(tmp_path: Path) -> None:
-    """Targets without a training event have no id part. On validation (17 queries): ndcg@10 .13, as negatives of the
-    softmax .09, by chance .015, not refined 0.
+def test_item_without_events_is_found_by_its_image(tmp_path: Path) -> None:
+    """Targets without a training event have no id part. On validation (17 queries): ndcg@10 .13, as
+    negatives of the softmax .09, by chance .015, without refine 0.
     """
     dataset = planted_dataset(tmp_path, {"media": 1.0}, events_per_user=10.0, cold_items=0.2)
     queries = dataset.histories().queries(Split.TEST)
@@ -77,7 +84,7 @@ def test_an_item_that_nobody_chose_is_found_by_its_image(tmp_path: Path) -> None
 
 
 def forget(dataset: PreparedDataset, share: float) -> Array:
-    """Take the image from a share of the items: True where taken."""
+    """Remove the image of a share of the items: True where removed."""
     blind_N = np.random.default_rng(3).random(dataset.num_items) < share
     image_NM = dataset.media_vectors("image").copy()
     image_NM[blind_N] = 0

@@ -1,4 +1,4 @@
-"""Who and what no training event tells of: a user with friends only, an item with text only."""
+"""Cold start: a user with friends only, an item with text only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class FriendsOnly:
-    """A scorer that knows nothing of a user but the friends that the graph gives them."""
+    """A scorer that knows only the friends of a user, from the graph."""
 
     def __init__(self, frozen: FrozenModel, dataset: PreparedDataset) -> None:
         src, dst, _ = dataset.social_edges()
@@ -47,7 +47,7 @@ class FriendsOnly:
 
 
 class Popular:
-    """The same list for everyone: users who chose an item in training."""
+    """The same list for all users: the number of users who chose an item in training."""
 
     def __init__(self, dataset: PreparedDataset) -> None:
         self.counts_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN)).float()
@@ -80,8 +80,10 @@ def rewrite(dataset: PreparedDataset, kept: Callable[[Array, Array, Array], Arra
     return PreparedDataset(dataset.root)
 
 
-def test_a_newcomer_with_friends_only(tmp_path: Path) -> None:
-    """A fifth of the users have no event but the one to be found. Measured: ndcg@10 .243, popularity .043."""
+def test_new_user_with_friends_only_beats_popularity(tmp_path: Path) -> None:
+    """A fifth of the users have no event except the target. Measured: ndcg@10 .243, popularity
+    .043.
+    """
     world = planted_dataset(tmp_path, {"social": 1.0})
     dataset = rewrite(world, lambda users, items, splits: (users % 5 > 0) | (splits == Split.TEST))
     asked = dataset.histories().queries(Split.TEST)
@@ -91,10 +93,12 @@ def test_a_newcomer_with_friends_only(tmp_path: Path) -> None:
     assert ndcg(FriendsOnly(frozen, dataset), asked, 10) > 2 * ndcg(Popular(dataset), asked, 10)
 
 
-def test_an_item_with_text_only(tmp_path: Path) -> None:
-    """A tenth of the items have no training event. Measured: ndcg@10 of users who choose one .073, chance .015.
+def test_new_item_with_text_only_is_found(tmp_path: Path) -> None:
+    """A tenth of the items have no training event. Measured: ndcg@10 of users who choose one .073,
+    chance .015.
 
-    As negatives of the softmax, which they are by default, new items would be pushed away from everyone: .000.
+    If new items were negatives of the softmax, as they are by default, they would be pushed away
+    from all users: .000.
     """
     loss = {"temperature": 0.2, "new_items": False}
     world = planted_dataset(tmp_path, {"text": 1.0})
@@ -110,8 +114,9 @@ def test_an_item_with_text_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_newcomers_with_friends_only_on_lastfm(real_data: Path, tmp_path: Path, ray_local: None) -> None:
-    """A fifth of the users have no training event; asked for by friends alone on validation, tests are not looked at.
+def test_new_users_with_friends_only_on_lastfm(real_data: Path, tmp_path: Path, ray_local: None) -> None:
+    """A fifth of the users have no training event; friends alone rank for them on validation, tests
+    are not read.
 
     Measured: ndcg@20 .0963, popularity .0555 (340 users).
     """
@@ -123,7 +128,8 @@ def test_newcomers_with_friends_only_on_lastfm(real_data: Path, tmp_path: Path, 
         "data.split.cold_keep": "0",
         "data.text.enabled": "false",
         "model.item.text": "false",
-        "model.fusion.signal_dropout": "0.3",  # or friends never stand alone in training: .0463, below popularity
+        # without it, friends are never alone in training: .0463, below popularity
+        "model.fusion.signal_dropout": "0.3",
         "train.epochs": "30",
         "train.refit": "false",
     }
@@ -144,8 +150,9 @@ def test_newcomers_with_friends_only_on_lastfm(real_data: Path, tmp_path: Path, 
 
 
 def hide_artists(source: Path, folder: Path) -> None:
-    """A copy of Last.fm in ``folder`` in which a twentieth of the artists are new: no one has listened to them, every
-    second user is asked for them (``pairs.tsv``), and their tags are those of the other users.
+    """Copy Last.fm to ``folder`` such that a twentieth of the artists are new: nobody has listened
+    to them, every second user is evaluated on them (``pairs.tsv``), and their tags are those of the
+    other users.
 
     The listens of the published test part, and their tags, are left out.
     """
@@ -170,11 +177,12 @@ def hide_artists(source: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_new_items_with_text_only_on_lastfm(real_data: Path, tmp_path: Path, ray_local: None) -> None:
-    """Artists without a training listen, ranked among all 17,632 by what others' tags say of them, for users who chose
-    them (the tags of those who are asked are left out, as of every held-out listen; the published test is not read).
+    """Artists without a training listen, ranked among all 17,632 by the tags of other users, for
+    users who chose them (tags of evaluated users are left out, as for every held-out listen; the
+    published test is not read).
 
-    Measured (861 users, 1,989 pairs, 509 new artists, 353 of them tagged): recall@100 .211, by chance .006 and by
-    popularity 0; before them stand 13 % of the items on average, by chance 50 %.
+    Measured (861 users, 1,989 pairs, 509 new artists, 353 of them tagged): recall@100 .211, by
+    chance .006 and by popularity 0; on average 13 % of the items rank before them, by chance 50 %.
     """
     from recsys.preparation.prepare import prepare
 
@@ -185,7 +193,7 @@ def test_new_items_with_text_only_on_lastfm(real_data: Path, tmp_path: Path, ray
         "data.source.test_pairs": str(tmp_path / "pairs.tsv"),
         "model.width": "64",
         "model.item.text_whiten": "128",
-        "model.item.id_dropout": "0.5",  # or the text never stands alone in training
+        "model.item.id_dropout": "0.5",  # without it, the text is never alone in training
         "model.granularities.collaborative.layers": "2",
         "model.granularities.social.enabled": "false",
         "model.granularities.item_cf.enabled": "false",
@@ -208,7 +216,9 @@ def test_new_items_with_text_only_on_lastfm(real_data: Path, tmp_path: Path, ray
 
 
 def recall_and_rank(scorer: Popular | FrozenModel, queries: Queries) -> tuple[float, float]:
-    """The share of the pairs among a user's first 100 items, and that of the items before a pair, ties by half."""
+    """Share of the pairs among a user's first 100 items, and share of items ranked before a pair,
+    ties half.
+    """
     scores_BN = scorer.scores(queries)
     rows_P, targets_P = torch.as_tensor(queries.target_rows()), torch.as_tensor(queries.target_items).long()
     hits_P = (scores_BN.topk(100, dim=1).indices[rows_P] == targets_P[:, None]).any(1)

@@ -1,6 +1,8 @@
-"""A planted world whose users are of strata: the mix of topics tells the stratum, which has favourites of its own (S2).
+"""A planted world with user clusters: the mix of topics reveals the stratum, which has its own
+favourites (S2).
 
-Sparse, which is what strata are for: 500 users with 14 events among 600 items, so that ids say little of one another.
+Sparse, as strata are meant for: 500 users with 14 events each and 600 items, so that ids reveal
+little.
 """
 
 from __future__ import annotations
@@ -46,18 +48,20 @@ def asked(dataset: PreparedDataset) -> Queries:
     return dataset.histories().queries(Split.TEST)
 
 
-def test_strata_pay_where_strata_decide(planted: PreparedDataset, model: FrozenModel, without: FrozenModel) -> None:
-    """Measured with two seeds: +80 %, +117 % beside collaborative; +42 %, +46 % beside evolution."""
+def test_strata_help_if_strata_decide(planted: PreparedDataset, model: FrozenModel, without: FrozenModel) -> None:
+    """Measured with two seeds: +80 %, +117 % next to collaborative; +42 %, +46 % next to evolution."""
     assert margin(ndcg(model, asked(planted)), ndcg(without, asked(planted))) > 0.3
 
 
-def test_hierarchy_pays_too(planted: PreparedDataset, without: FrozenModel) -> None:
+def test_hierarchical_strata_help_too(planted: PreparedDataset, without: FrozenModel) -> None:
     values = train_ndcg(planted, {**BASE, "stratum": {"method": "hierarchical"}})
     assert margin(values, ndcg(without, asked(planted))) > 0.3
 
 
 def test_validation_finds_the_number_of_strata_and_the_strata(planted: PreparedDataset, model: FrozenModel) -> None:
-    """Of 4, 8, 16 and 32; and users of ten events and more are with those of their true stratum: .79, by chance .13."""
+    """Chosen from 4, 8, 16 and 32; users with ten or more events are with those of their true
+    stratum: .79, by chance .13.
+    """
     assert model.sizes.inputs["stratum"] == STRATA
     world = world_of(planted_source({"stratum": 1.0}, **WORLD))
     truth_V = np.concatenate([tastes(world, bundle).stratum_U for bundle in range(world.num_bundles)])
@@ -68,21 +72,23 @@ def test_validation_finds_the_number_of_strata_and_the_strata(planted: PreparedD
 
 
 def purity(users: UserVectors, found_U: Array, truth_V: Array) -> float:
-    """The share of users with ten events whose stratum is mostly of their true one."""
+    """Share of users with ten events whose found stratum consists mostly of their true one."""
     many_U = np.asarray(users.matrix.sum(axis=1)).ravel()[users.active_U] >= 10
     table = np.zeros((found_U.max() + 1, STRATA))
     np.add.at(table, (found_U[many_U], truth_V[users.active_U][many_U]), 1)
     return float(table.max(axis=1).sum() / table.sum())
 
 
-def test_no_loss_where_strata_decide_nothing(tmp_path: Path) -> None:
-    """Communities without any text or stratum; a paired bootstrap over users."""
+def test_strata_cost_nothing_if_they_decide_nothing(tmp_path: Path) -> None:
+    """Communities without text or strata; a paired bootstrap over users."""
     dataset = planted_dataset(tmp_path, {"collaborative": 1.0}, **WORLD)
     assert is_no_loss(train_ndcg(dataset, {**BASE, "stratum": {}}), train_ndcg(dataset, BASE))
 
 
-def test_who_has_no_history_gets_the_model_without(planted: PreparedDataset, model: FrozenModel) -> None:
-    """Nothing to compare a user by: stratum is masked, and the scores are those with its weight at zero."""
+def test_user_without_history_gets_scores_without_stratum(planted: PreparedDataset, model: FrozenModel) -> None:
+    """There is nothing to compare the user by: stratum is masked, and the scores are those with its
+    weight at zero.
+    """
     empty = Histories.of_items([[], []], [0, -1])
     nobody = Queries(empty, np.zeros(3, dtype=np.int64), np.zeros(0, dtype=np.int32))
     torch.testing.assert_close(model.scores(nobody), model.scores_without(nobody, "stratum"), rtol=0, atol=0)

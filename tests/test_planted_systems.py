@@ -1,7 +1,8 @@
-"""The five systems, each in the world of its signals: much better than its base, which lacks what the system adds.
+"""The five systems, each in the world of its signals: much better than its base, which lacks the
+system's additions.
 
-The worlds have the named knobs at 1 and the others at 0. In the world of all knobs, all granularities together are no
-worse than any system alone.
+The worlds have the named knobs at 1 and the others at 0. In the world with all knobs, all
+granularities together are no worse than any system alone.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SEED = 23
 CHECKED: dict[str, Any] = {"fusion": {"check": True}}
-SPARSE = {"num_items": 1000, "events_per_user": 6.0}  # few events an item, so that ids do not tell what else does
+# few events per item, so that ids are less predictive than other signals
+SPARSE = {"num_items": 1000, "events_per_user": 6.0}
 Granularities = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class System:
-    """What a system sees, what it is compared with, and the world that decides by it."""
+    """The granularities of a system, its base, and the world in which it helps."""
 
     knobs: Sequence[str]
     base: Granularities
@@ -50,7 +52,8 @@ SYSTEMS = {
 }
 
 
-# What S1, S3 and S4 add is shown part by part by fast tests: test_planted_worlds.py and test_planted_profile.py.
+# Fast tests show the additions of S1, S3 and S4 one by one: test_planted_worlds.py and
+# test_planted_profile.py.
 SLOW = {"S1", "S3", "S4"}
 
 

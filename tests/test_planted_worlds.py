@@ -1,7 +1,9 @@
-"""Each granularity finds the signal it is made for, and costs nothing where that signal is not, or who has none of it.
+"""Each granularity finds its own signal, and costs nothing without that signal, for all users or
+for some.
 
-The world has one knob at 1 and the others at 0; a model of another granularity on item ids is trained with and without
-the one under test, in the world of the latter's knob (up) and in that of its own (down).
+The world has one knob at 1 and the others at 0; a model of another granularity on item ids is
+trained with and without the one under test, in the world of the tested granularity's knob (up) and
+in that of the other's (down).
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SEED = 21  # of the worlds; another one, 22, in the slow tests
+SEED = 21  # seed of the worlds; the slow tests use 22
 
 
 @dataclass(frozen=True)
 class Case:
-    """A granularity under test: its knob, the granularity that it joins and its knob, and the world's size."""
+    """A granularity under test: its knob, the granularity that it joins, that one's knob, and the
+    size of the world.
+    """
 
     knob: str
     base: str
@@ -35,7 +39,8 @@ class Case:
     world: dict[str, Any] = field(default_factory=dict)
 
 
-# Few events an item, so that text tells what ids do not; many short histories, so that friends tell what events do not.
+# Few events per item, so that text knows more than ids; many short histories, so that friends know
+# more than events.
 CASES = {
     "behaviour": Case("text", "evolution", "evolution", {"num_items": 1000, "events_per_user": 6.0}),
     "evolution": Case("evolution", "collaborative", "collaborative"),
@@ -46,7 +51,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A model with the granularity under test and one without it, in one world."""
+    """A model with the granularity under test and one without it, in the same world."""
 
     dataset: PreparedDataset
     with_: FrozenModel
@@ -59,7 +64,8 @@ class Trained:
 def trained(folder: Path, name: str, knob: str, seed: int) -> Trained:
     dataset = planted_dataset(folder, {knob: 1.0}, **CASES[name].world, seed=seed)
     base: dict[str, Any] = {CASES[name].base: {}}
-    # friends tell nothing where the community decides; they learn to answer alone where histories are dropped often
+    # friends are redundant if the community decides; they learn to work alone if histories are
+    # dropped often
     fusion = {"check": True, "signal_dropout": 0.3 if name == "collaborative" and knob == "collaborative" else 0.1}
     return Trained(dataset, train(dataset, {**base, name: {}}, model={"fusion": fusion}), train(dataset, base))
 
@@ -77,20 +83,18 @@ def test_a_granularity_finds_its_signal(up: tuple[str, Trained]) -> None:
     assert margin(ndcg(models.with_, queries), ndcg(models.without, queries)) > 0.3
 
 
-def test_who_lacks_the_signal_loses_nothing(up: tuple[str, Trained]) -> None:
+def test_users_without_the_signal_lose_nothing(up: tuple[str, Trained]) -> None:
     name, models = up
     if name == "collaborative":
-        pytest.skip(
-            "beside collaborative, friends alone answer worse than friends alone in training: docs/dead-ends.md"
-        )
+        pytest.skip("next to collaborative, friends alone are worse than if trained alone: docs/dead-ends.md")
     with_, queries = models.with_, models.queries()
     past = queries.histories
-    if name == "behaviour":  # no item has a text
+    if name == "behaviour":  # remove all texts
         items = replace(with_.items, text_ST=torch.zeros_like(with_.items.text_ST))
         with_ = FrozenModel(with_.config, with_.sizes, with_.encoders, items, with_.states, with_.popularity_N)
-    elif name == "social":  # nobody has a friend
+    elif name == "social":  # remove all friends
         with_ = friendless(with_)
-    else:  # no history; friends alone, or for evolution, whose base needs one as well, popularity
+    else:  # no history: friends alone; for evolution, whose base also needs a history, popularity
         queries = replace(queries, histories=past.where(np.zeros(len(past.items_E), dtype=bool)))
     _, weights_BK, _ = with_.parts(queries)
     assert not weights_BK[:, with_.names.index(name)].any()
@@ -99,7 +103,7 @@ def test_who_lacks_the_signal_loses_nothing(up: tuple[str, Trained]) -> None:
 
 @pytest.mark.parametrize("seed", [SEED, pytest.param(22, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
-def test_a_granularity_costs_nothing_where_its_signal_is_not(name: str, seed: int, tmp_path: Path) -> None:
+def test_granularity_costs_nothing_without_its_signal(name: str, seed: int, tmp_path: Path) -> None:
     models = trained(tmp_path, name, CASES[name].base_knob, seed)
     queries = models.queries()
     assert is_no_loss(ndcg(models.with_, queries), ndcg(models.without, queries))
@@ -112,9 +116,10 @@ def friendless(model: FrozenModel) -> FrozenModel:
     return FrozenModel(model.config, model.sizes, model.encoders, model.items, states, model.popularity_N)
 
 
-def test_friends_that_tell_nothing_leave_the_model_without_them(tmp_path: Path) -> None:
-    """As trained they cost 13 %; the check on validation gives the very model whose configuration lacks them, with or
-    without friends, and whoever has nothing but friends is answered by them."""
+def test_random_friends_are_pruned_from_the_model(tmp_path: Path) -> None:
+    """Trained, they cost 13 %; pruning on validation gives exactly the model without them, with or
+    without friends, and users who have only friends are still served by them.
+    """
     dataset = planted_dataset(tmp_path, {"evolution": 1.0}, **CASES["social"].world, seed=SEED)
     queries = dataset.histories().queries(Split.TEST)
     both: dict[str, Any] = {"evolution": {}, "social": {}}

@@ -1,4 +1,6 @@
-"""Popularity at the moment of asking: against sums by hand, no count from behind a question, and its constants."""
+"""Popularity at the time of the request: sums by hand, no events after a request, and its
+constants.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,9 @@ def _scores(module: Popularity, days: list[float]) -> tuple[np.ndarray, list[boo
 
 
 def test_decayed_counts_by_hand() -> None:
-    """A half-life of two days; the moments are days 10, 12 and 20."""
+    """A half-life of two days; the stored times are days 10, 12 and 20."""
     scores_BN, present_B = _scores(_module(half_life=2, counts="events"), [10, 11, 12, 13, 21, 0])
-    assert present_B == [False, True, True, True, True, True], "nothing is before day 10"
+    assert present_B == [False, True, True, True, True, True], "there are no events before day 10"
     assert not scores_BN[0].any()
 
     def expected(recent: list[float], ever: list[int]) -> np.ndarray:
@@ -66,11 +68,11 @@ def test_decayed_counts_by_hand() -> None:
         return np.log(share)
 
     np.testing.assert_allclose(scores_BN[1], expected([2, 0, 0, 0], [2, 0, 0, 0]), rtol=1e-5)
-    np.testing.assert_allclose(scores_BN[2], scores_BN[1], err_msg="the events of the moment of asking do not count")
+    np.testing.assert_allclose(scores_BN[2], scores_BN[1], err_msg="events at the time of the request do not count")
     np.testing.assert_allclose(scores_BN[3], expected([2 / 2 + 1, 1, 0, 0], [3, 1, 0, 0]), rtol=1e-5)
     late = expected([2 / 32 + 1 / 16, 1 / 16, 1, 0], [3, 1, 1, 0])
     np.testing.assert_allclose(scores_BN[4], late, rtol=1e-5)
-    np.testing.assert_allclose(scores_BN[5], late, rtol=1e-5, err_msg="a question without a time is asked now")
+    np.testing.assert_allclose(scores_BN[5], late, rtol=1e-5, err_msg="a request without a time counts as now")
 
 
 def test_users_count_once() -> None:
@@ -79,7 +81,7 @@ def test_users_count_once() -> None:
     np.testing.assert_allclose(scores_BN[0], np.log(share), rtol=1e-5)
 
 
-def test_later_events_change_no_earlier_question() -> None:
+def test_later_events_do_not_change_earlier_requests() -> None:
     graphs, module = _graphs(), _module(half_life=3, counts="events")
     assert graphs.histories is not None
     early = replace(graphs, histories=graphs.histories.where(graphs.histories.times_E <= 12 * DAY))
@@ -89,7 +91,7 @@ def test_later_events_change_no_earlier_question() -> None:
     assert torch.equal(whole, cut)
 
 
-def test_without_times_it_is_the_counts() -> None:
+def test_popularity_without_times_is_the_counts() -> None:
     module = _module(half_life=3)
     state = module.state(VIEW, replace(_graphs(), histories=None))
     z_BT, present_B = module(_asked([0, 15]), VIEW, state)
@@ -99,7 +101,7 @@ def test_without_times_it_is_the_counts() -> None:
     np.testing.assert_allclose(scores_BN[0].numpy(), np.log(share), rtol=1e-5)
 
 
-def test_moments_end_with_the_last_event_and_are_denser_there() -> None:
+def test_stored_times_end_with_the_last_event_and_are_denser_there() -> None:
     found = moments(np.arange(1, 6401), 64)
     assert 60 <= len(found) <= 64 and found[-1] == 6400
     assert np.diff(found)[-8:].mean() < np.diff(found)[:8].mean() / 4
@@ -108,7 +110,7 @@ def test_moments_end_with_the_last_event_and_are_denser_there() -> None:
 
 @pytest.fixture
 def fashions(tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Every ten days another of six items is what most users take; 150 users with two events on their way."""
+    """Every ten days another of six items is popular; 150 users with two events each."""
     random, rows = np.random.default_rng(0), []
     for start in random.integers(1, 50, 150):
         row = []
@@ -120,7 +122,7 @@ def fashions(tmp_path: Path):  # type: ignore[no-untyped-def]
     return write_dataset(tmp_path / "data", rows, 7)
 
 
-def test_validation_chooses_a_short_half_life_where_fashions_change(fashions) -> None:  # type: ignore[no-untyped-def]
+def test_validation_chooses_a_short_half_life_if_fashions_change(fashions) -> None:  # type: ignore[no-untyped-def]
     section: dict[str, object] = {"enabled": True, "half_life": ["none", 2, 1000], "counts": "events", "rest": 0.1}
     section |= {"as_of": "question", "types": "all"}
     tree = {"model": {"granularities": {"popularity": section}}, "evaluate": {"exclude_seen": False}}
@@ -131,11 +133,11 @@ def test_validation_chooses_a_short_half_life_where_fashions_change(fashions) ->
     trained = fit(config, fashions, Validator.of(config), TrainContext())
     assert trained.choices[CONSTANTS]["popularity"]["chosen"] == {"half_life": 2}
     served = trained.frozen.config.granularities.popularity
-    assert served.half_life == [2], "the model knows its constants"
+    assert served.half_life == [2], "the model has its constants"
     assert narrowed(config.model, trained.frozen.config) == trained.frozen.config
     other = config.model.model_copy(deep=True)
     other.granularities.popularity.half_life = [5, 9]
-    assert narrowed(other, trained.frozen.config) == other, "not what was among the candidates"
+    assert narrowed(other, trained.frozen.config) == other, "this value was not a candidate"
     model = build_model(with_constants(config, trained.choices), fashions, Split.VALID)
     again = model.freeze(build_graphs(fashions, Split.VALID, model=model))
     queries = fashions.histories().queries(Split.TEST)
@@ -146,7 +148,7 @@ def test_validation_chooses_a_short_half_life_where_fashions_change(fashions) ->
     assert torch.equal(read.scores(queries), trained.frozen.scores(queries))
 
 
-def test_one_value_or_none_to_tell_leaves_the_first(fashions) -> None:  # type: ignore[no-untyped-def]
+def test_first_value_is_kept_if_validation_cannot_choose(fashions) -> None:  # type: ignore[no-untyped-def]
     def chosen(**keys: object) -> dict[str, dict[str, object]]:
         section = {"enabled": True, "rest": 0.1, "as_of": "question", "types": "all", **keys}
         tree = {"data": {"dir": fashions.root}, "model": {"granularities": {"popularity": section}}}
@@ -157,4 +159,4 @@ def test_one_value_or_none_to_tell_leaves_the_first(fashions) -> None:  # type: 
     assert set(chosen(half_life=7)["popularity"]["chosen"]) == {"counts"}
     found = chosen()["popularity"]
     assert found["chosen"] == {"half_life": PopularityConfig().half_life[0], "counts": "users"}
-    assert found["candidates"] == {"half_life": {}, "counts": {}}, "no number that is none"
+    assert found["candidates"] == {"half_life": {}, "counts": {}}, "no NaN"

@@ -1,4 +1,4 @@
-"""Profile: crosses by hand, who is known by what, and attributes given in a request, whatever way it comes in."""
+"""Profile: crosses by hand, who is present, and attributes of a request in every way of serving."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_config(**profile: Any) -> Config:
 def make_model(dataset: PreparedDataset, **profile: Any) -> FrozenModel:
     torch.manual_seed(0)
     model = build_model(make_config(**profile), dataset, Split.VALID)
-    with torch.no_grad():  # some tables start at zero, which would hide what they do
+    with torch.no_grad():  # some tables start at zero, which would hide their effect
         for parameter in model.encoders.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model.freeze(build_graphs(dataset, Split.VALID, model))
@@ -79,7 +79,7 @@ def ask(recommender: Recommender, **request: Any) -> Answer:
 
 
 def scores(answer: Answer, part: str | None = None) -> list[float]:
-    """By item, of the whole answer or of one share."""
+    """Scores by item, of the whole answer or of one share."""
     values = answer.shares[part] if part else answer.scores
     return [value for _, value in sorted(zip(answer.item_ids, values, strict=True))]
 
@@ -106,7 +106,9 @@ def test_cross_layer_by_hand(rank: int) -> None:
 
 
 def test_rows_by_hand() -> None:
-    """Embedding of the bin plus value × direction; the mean of a list's members; nothing of who has nothing."""
+    """Embedding of the bin plus value × direction; the mean of a list's members; zero for a row
+    without values.
+    """
     fields = (Field("age", "number", edges=(30.0,)), Field("likes", "list", 2, ("jazz", "rock")))
     net = FieldCross(fields, ProfileConfig(layers=0, field_width=2), 4).eval()
     with torch.no_grad():
@@ -128,7 +130,7 @@ def test_rows_by_hand() -> None:
 
 @pytest.mark.parametrize(("layers", "learns"), [(1, True), (0, False)])
 def test_only_crosses_learn_an_exclusive_or(layers: int, learns: bool) -> None:
-    """Old men and young women like one thing, the others another: no sum over fields can say it."""
+    """Old men and young women like one item, the others another: no sum over fields can express it."""
     torch.manual_seed(0)
     fields = (Field("band", "category", 1, ("young", "old")), Field("gender", "category", 1, ("f", "m")))
     net = FieldCross(fields, ProfileConfig(layers=layers, field_width=4, dropout=0.0), 1)
@@ -141,7 +143,7 @@ def test_only_crosses_learn_an_exclusive_or(layers: int, learns: bool) -> None:
         loss.backward()
         optimizer.step()
     error = loss.item()
-    assert error < 0.01 if learns else error > 0.99, "the best sum is zero everywhere, which errs by one"
+    assert error < 0.01 if learns else error > 0.99, "the best sum is zero everywhere, with an error of one"
 
 
 def test_hidden_fields_are_missing_ones() -> None:
@@ -153,15 +155,15 @@ def test_hidden_fields_are_missing_ones() -> None:
         np.concatenate([hidden.codes_XS.numpy(), hidden.values_XM.numpy()], axis=1), axis=0, return_counts=True
     )
     assert kinds.tolist() == [[0, 0, -1, 0], [0, 2, 3, 0], [2, 0, -1, 1], [2, 2, 3, 1]]
-    assert (abs(counts - 100) < 45).all(), "each a quarter, five standard deviations"
+    assert (abs(counts - 100) < 45).all(), "one quarter each, within five standard deviations"
     assert rows.codes_XS.tolist() == [[2, 2, 3]] * 400
 
 
 # ----------------------------------------------------------------------------------------------------------- the model
 
 
-def test_a_new_item_has_a_vector_by_its_attributes(dataset: PreparedDataset) -> None:
-    """i10 and i11 have no events; i10's two twins in everything but the attributes differ by these alone."""
+def test_new_item_has_a_vector_from_its_attributes(dataset: PreparedDataset) -> None:
+    """i10 and i11 have no events; the two twins of i10 differ in attributes only."""
     torch.manual_seed(0)
     config = make_config(user_fields=[], item_fields=["price", "kind"])
     model = build_model(config, dataset, Split.TRAIN)
@@ -176,8 +178,10 @@ def test_a_new_item_has_a_vector_by_its_attributes(dataset: PreparedDataset) -> 
     assert not torch.allclose(added[10], added[11])
 
 
-def test_users_of_the_test_part_shape_nothing(tmp_path: Path) -> None:
-    """u3 and u5 have no events in training: what only they are is unknown to the encoding, their ages move nothing."""
+def test_users_of_the_test_split_do_not_change_the_encoding(tmp_path: Path) -> None:
+    """u3 and u5 have no events in training: their values are unknown to the encoding, and their
+    ages change nothing.
+    """
     strange = {**USER_COLUMNS, "gender": pa.array(["f", "m", "f", "x", None, "x"])}
     strange["age"] = pa.array([20.0, 30.0, 40.0, 5000.0, None, 7000.0])
     one = make_dataset(tmp_path / "one")
@@ -188,8 +192,8 @@ def test_users_of_the_test_part_shape_nothing(tmp_path: Path) -> None:
     assert [field["name"] for field in sizes[0].inputs["profile"]["users"]] == ["age", "gender", "likes"]
 
 
-def test_a_user_without_attributes_is_served_without_them(dataset: PreparedDataset) -> None:
-    """u4's list is that of the same model with the granularity's weight at zero."""
+def test_user_without_attributes_is_served_without_profile(dataset: PreparedDataset) -> None:
+    """The list of u4 is that of the same model with the granularity's weight at zero."""
     model = make_model(dataset, item_fields=[])
     queries = dataset.histories().queries(Split.TEST)
     row = queries.histories.users_U.tolist().index(4)
@@ -211,7 +215,7 @@ def test_a_user_without_attributes_is_served_without_them(dataset: PreparedDatas
         ),
     ],
 )
-def test_what_the_data_lacks_is_said(
+def test_missing_columns_are_reported(
     profile: dict[str, Any], columns: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     dataset = make_dataset(tmp_path / "dataset", **columns)
@@ -232,7 +236,7 @@ def test_bundle_keeps_the_encoding_and_leaves_out_the_items_network(folder: Path
     torch.testing.assert_close(bundle.model.scores(queries), frozen.scores(queries), rtol=1e-3, atol=1e-3)
 
 
-def test_a_newcomer_by_attributes_alone_is_answered_by_the_model(recommender: Recommender) -> None:
+def test_new_user_with_attributes_only_is_served_by_the_model(recommender: Recommender) -> None:
     woman = ask(recommender, attributes={"age": 30, "gender": "f"})
     man = ask(recommender, user_id="newcomer", attributes={"age": 30, "gender": "m"})
     assert (woman.source, man.source) == ("model", "model")
@@ -240,16 +244,18 @@ def test_a_newcomer_by_attributes_alone_is_answered_by_the_model(recommender: Re
     assert woman.shares["profile"] == woman.scores and set(woman.shares["behaviour"]) == {0.0}
 
 
-def test_given_attributes_equal_stored_ones(recommender: Recommender) -> None:
-    """Who says of themselves what the table says of u0 gets u0's share; u4, of whom nothing is known, as well."""
+def test_attributes_of_a_request_equal_stored_ones(recommender: Recommender) -> None:
+    """Attributes of a request that equal those of u0 in the table give u0's share; also for u4, who
+    has none stored.
+    """
     known = scores(ask(recommender, user_id="u0"), "profile")
     same = {"age": 20.0, "gender": "f", "likes": ["rock", "jazz"]}
     assert scores(ask(recommender, attributes=same), "profile") == pytest.approx(known, abs=1e-5)
     assert scores(ask(recommender, user_id="u4", attributes=same), "profile") == pytest.approx(known, abs=1e-5)
 
 
-def test_given_attributes_win_over_stored_ones(recommender: Recommender) -> None:
-    """u0 as a man is a man of u0's age and taste; what is null stays as stored."""
+def test_attributes_of_a_request_replace_stored_ones(recommender: Recommender) -> None:
+    """u0 as a man is a man with u0's age and taste; null keeps the stored value."""
     as_man = ask(recommender, user_id="u0", attributes={"gender": "m", "age": None})
     twin = ask(recommender, attributes={"age": 20.0, "gender": "m", "likes": ["jazz", "rock"]})
     assert scores(as_man, "profile") == pytest.approx(scores(twin, "profile"), abs=1e-5)
@@ -257,7 +263,7 @@ def test_given_attributes_win_over_stored_ones(recommender: Recommender) -> None
 
 
 def test_unknown_categories_are_unknown(recommender: Recommender) -> None:
-    """Two categories that nobody had are one; alone they are nothing to go by."""
+    """Two categories without training users are the same; alone they do not make a user present."""
     first, second = (ask(recommender, attributes={"age": 40, "gender": name}) for name in ("x", "y"))
     assert scores(first) == scores(second)
     assert ask(recommender, attributes={"gender": "x"}).source == "popularity"
@@ -274,7 +280,9 @@ def test_bad_attributes_are_refused_with_row_and_field(recommender: Recommender)
 
 
 def test_every_way_gives_the_same_answers(recommender: Recommender) -> None:
-    """Directly, as MLflow calls it, and as the actors of batch recommendation do (test_batch runs these on Ray)."""
+    """Directly, through MLflow, and as in the actors of batch recommendation (test_batch runs these
+    on Ray).
+    """
     from mlflow import MlflowException
 
     from recsys.registry.pyfunc_model import RecommenderModel
@@ -301,7 +309,7 @@ def test_every_way_gives_the_same_answers(recommender: Recommender) -> None:
     assert batch.column("share_profile").to_pylist() == pytest.approx(expected[0]["shares"]["profile"])
 
 
-def test_the_input_example_has_a_newcomer_by_attributes(folder: Path, recommender: Recommender) -> None:
+def test_input_example_has_a_new_user_with_attributes(folder: Path, recommender: Recommender) -> None:
     from recsys.registry.pyfunc_model import RecommenderModel
     from recsys.registry.register import _example
 

@@ -1,4 +1,6 @@
-"""The rating head: biases by hand, planted likes found, unknown values left out, and the numbers of the evaluation."""
+"""The rating head: biases by hand, planted ratings, unknown values, and the metrics of the
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ def test_biases_are_the_ridge_regression() -> None:
     bias_B, left_E = head.user_bias(RatedEvents.of(events, CPU))
     np.testing.assert_allclose(bias_B.numpy(), exact[:3], atol=1e-4)
     np.testing.assert_allclose(left_E.numpy(), events.values_E - 3 - exact[3 + columns] - exact[rows], atol=2e-4)
-    assert head.item_bias_N[3] == 0, "nobody rated it"
+    assert head.item_bias_N[3] == 0, "it has no ratings"
 
 
 def hand_head(**parts: torch.Tensor) -> RatingHead:
@@ -57,7 +59,7 @@ def hand_head(**parts: torch.Tensor) -> RatingHead:
     return replace(made, **parts)
 
 
-def test_a_users_bias_is_shrunk_and_unknown_values_count_for_nothing() -> None:
+def test_user_bias_is_shrunk_and_unknown_values_are_ignored() -> None:
     asked = rated([[0, 1], [0, 1, 2], []], [5, 4, 5, 4, float("nan")])
     items = torch.tensor([[2], [2], [2]])
     found = hand_head().predict(asked, items, torch.zeros(3, 1))
@@ -87,7 +89,7 @@ def test_errors_as_fractions() -> None:
         assert low <= found[name] <= high
 
 
-def test_values_that_do_not_vary_are_no_ratings(tmp_path: Path) -> None:
+def test_constant_values_are_not_ratings(tmp_path: Path) -> None:
     assert why_no_ratings(rated([[0, 1]], [1, 2])) == ""
     assert "all 2 are 1" in why_no_ratings(rated([[0, 1]], [1, 1]))
     assert "there are none" in why_no_ratings(rated([[0]], [float("nan")]))
@@ -104,7 +106,7 @@ USERS, ITEMS = 240, 24
 
 
 def opinions(folder: Path) -> PreparedDataset:
-    """Users of two kinds, items of two kinds: ratings are high where they match, whatever is chosen is chance."""
+    """Two kinds of users and of items: ratings are high for matching kinds, choices are random."""
     random = np.random.default_rng(5)
     rows, parts = [], [Split.TRAIN] * 8 + [Split.VALID, Split.TEST]
     for _ in range(USERS):
@@ -139,7 +141,7 @@ def _config(dataset: PreparedDataset, **train: object) -> Config:
     )
 
 
-def test_planted_opinions_are_found_and_travel_with_the_model(tmp_path: Path) -> None:
+def test_planted_ratings_are_found_and_saved_with_the_model(tmp_path: Path) -> None:
     dataset = opinions(tmp_path)
     config = _config(dataset)
     result = fit(config, dataset, Validator.of(config), TrainContext())
@@ -165,7 +167,7 @@ def test_planted_opinions_are_found_and_travel_with_the_model(tmp_path: Path) ->
     assert likes_even[0] > likes_even[1] + 0.5 and abs(nobody[0] - nobody[1]) < 1
 
 
-def test_data_without_ratings_trains_and_says_so(tmp_path: Path) -> None:
+def test_training_without_ratings_reports_why(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     config = _config(dataset, refit=False)
     result = fit(config, dataset, Validator.of(config), TrainContext())

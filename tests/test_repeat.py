@@ -1,4 +1,6 @@
-"""``repeat`` knows what a user is about to have again: by hand, on planted rhythms, and without looking ahead."""
+"""``repeat`` predicts what a user will have again: by hand, on planted rhythms, and without looking
+ahead.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def histories_of(*rows: list[tuple[int, int]]) -> Histories:
 
 
 def test_habits_by_hand() -> None:
-    """Item 7 on days 1, 3 and 9 (twice), item 5 on days 1 and 9, item 6 on day 4 alone."""
+    """Item 7 on days 1, 3 and 9 (twice), item 5 on days 1 and 9, item 6 on day 4 only."""
     one = [(7, 1), (5, 1), (7, 3), (6, 4), (7, 9), (7, 9), (5, 9)]
     histories = histories_of(one, [], [(5, 2)])
     assert [part.tolist() for part in baskets(histories)] == [[0, 0, 1, 2, 3, 3, 3, 0], [4, 0, 1]]
@@ -63,7 +65,8 @@ def test_numbers_by_hand() -> None:
     np.testing.assert_allclose(raw["count"], np.log1p([1, 2]))
     np.testing.assert_allclose(raw["steps"], np.log([1, 2]))
     np.testing.assert_allclose(raw["seconds"], np.log([4 * DAY + 60, 5 * DAY + 60]))
-    expected = (np.log(2 * DAY) + 2 * np.log(10 * DAY)) / 3  # the user's interval, and twice that of the item
+    # the user's interval, and the item's with weight two
+    expected = (np.log(2 * DAY) + 2 * np.log(10 * DAY)) / 3
     assert raw["due"][1] == pytest.approx(np.log(5 * DAY + 60) - expected)
     now = dict(zip(NAMES, raw_numbers(pairs, np.array([4 * DAY]), habits, 20.0).T, strict=True))
     assert now["now"].tolist() == [1.0, 0.0] and raw["now"].tolist() == [0.0, 0.0]
@@ -71,16 +74,17 @@ def test_numbers_by_hand() -> None:
     assert np.isnan(unknown["seconds"]).all() and unknown["steps"].tolist() == raw["steps"].tolist()
 
 
-def test_what_a_pair_adds_to_its_item_is_taken_off_in_the_fit() -> None:
+def test_fit_subtracts_a_pair_from_the_habits_of_its_item() -> None:
     whole = pairs_of(histories_of([(7, 1), (7, 2), (7, 3)], [(7, 1), (6, 2)]), ALL)
     habits = ItemHabits.of(whole, 8)
     before = pairs_of(histories_of([(7, 1)]), ALL)
     odds = raw_numbers(before, np.array([2 * DAY]), habits, 1.0, (whole, np.array([0])))[0, NAMES.index("odds")]
-    share = (0 + habits.share) / (1 + 1.0)  # of the other user alone, who had one occasion and did not take it
+    # from the other user only: one occasion without a repeat
+    share = (0 + habits.share) / (1 + 1.0)
     assert odds == pytest.approx(np.log(share / (1 - share)))
 
 
-def test_moments_see_only_what_was_before() -> None:
+def test_sampled_times_see_earlier_events_only() -> None:
     histories = histories_of([(1, 1), (2, 1), (3, 2), (1, 2), (2, 5)], [(4, 1)])
     moments = draw_moments(histories, ALL, 1000)
     assert set(moments.rows_B) == {0}
@@ -93,7 +97,9 @@ def test_moments_see_only_what_was_before() -> None:
 
 
 def rhythms(num_users: int = 120) -> list[list[tuple[int, int]]]:
-    """Users who have four things again and again, each every so many days, and one thing once."""
+    """Users who have four items again and again, each at its own interval in days, and one item
+    once.
+    """
     random, rows = np.random.default_rng(0), []
     for _ in range(num_users):
         items, periods = random.choice(NUM_ITEMS, 5, replace=False), [7, 11, 17, 23]
@@ -106,7 +112,9 @@ def rhythms(num_users: int = 120) -> list[list[tuple[int, int]]]:
 
 @pytest.fixture(scope="module")
 def fitted() -> tuple[Repeat, ItemView, State, Queries, list[int]]:
-    """Fitted on the first half of the users; the others are asked on the day of their last event."""
+    """Fitted on the first half of the users; the others are evaluated on the day of their last
+    event.
+    """
     rows, none = rhythms(), torch.zeros(0, dtype=torch.int64)
     module = Repeat(RepeatConfig(enabled=True), SimpleNamespace())  # type: ignore[arg-type]
     graphs = Graphs(60, NUM_ITEMS, none, none, histories=histories_of(*rows[:60]))
@@ -120,7 +128,7 @@ def first_places(scores_BN: torch.Tensor, targets: list[int]) -> float:
     return float((scores_BN.argmax(1) == torch.tensor(targets)).float().mean())
 
 
-def test_rhythms_are_found_where_count_and_recency_fail(fitted: Any) -> None:
+def test_rhythms_are_found_if_count_and_recency_fail(fitted: Any) -> None:
     module, items, state, queries, targets = fitted
     found = module.boost(last_position(queries, 3), items, state).add_to(torch.zeros(len(queries), NUM_ITEMS))
     histories = queries.histories
@@ -132,7 +140,7 @@ def test_rhythms_are_found_where_count_and_recency_fail(fitted: Any) -> None:
     assert first_places(counts, targets) < 0.6 and first_places(latest, targets) < 0.3
 
 
-def test_only_the_history_is_lifted_and_nothing_without_one(fitted: Any) -> None:
+def test_only_items_of_the_history_get_additions(fitted: Any) -> None:
     module, items, state, queries, _ = fitted
     scores = module.boost(last_position(queries, 3), items, state)
     pairs = set(zip(scores.rows_P.tolist(), scores.items_P.tolist(), strict=True))
@@ -154,15 +162,15 @@ def test_long_after_the_data_and_without_times_the_scores_stay_in_range(fitted: 
         assert torch.isfinite(found).all() and found.max() < 5 * usual.max()
 
 
-def test_it_contradicts_leaving_out_what_was_seen() -> None:
+def test_repeat_contradicts_exclude_seen() -> None:
     tree: dict[str, Any] = {"model": {"granularities": {"behaviour": {"enabled": True}, "repeat": {"enabled": True}}}}
     with pytest.raises(ConfigError, match="granularities.repeat lifts .* set evaluate.exclude_seen false"):
         check_settings(build_config(tree), ("train",))
     check_settings(build_config({**tree, "evaluate": {"exclude_seen": False}}), ("train",))
 
 
-def test_a_served_model_answers_for_the_time_of_asking(tmp_path: Path) -> None:
-    """Item 1 every 7 days, item 2 every 20: what is first depends on the day."""
+def test_served_model_uses_the_time_of_the_request(tmp_path: Path) -> None:
+    """Item 1 every 7 days, item 2 every 20: the first item depends on the day."""
     event = lambda item, day: (item, 0, day * DAY, Split.TRAIN)  # noqa: E731
     weekly = [event(1, day) for day in range(1, 90, 7)] + [event(2, day) for day in range(1, 90, 20)]
     rows: list[list[Event]] = [sorted(weekly, key=lambda one: one[2]) for _ in range(30)]
@@ -182,7 +190,7 @@ def test_a_served_model_answers_for_the_time_of_asking(tmp_path: Path) -> None:
         "i2",
     }
     ratio = {day: dict(zip(answer.item_ids, answer.scores, strict=True)) for day, answer in days.items()}
-    assert ratio[101]["i2"] / ratio[101]["i1"] > ratio[92]["i2"] / ratio[92]["i1"], "item 2 is due on day 101"
+    assert ratio[101]["i2"] / ratio[101]["i1"] > ratio[92]["i2"] / ratio[92]["i1"], "item 2 is expected on day 101"
 
 
 def _ask(day: int) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""``social.fit: counts`` against sums by hand: times, named friends, bounds; and a world where friends decide."""
+"""``social.fit: counts``: sums by hand with times, named friends and limits; and a world in which
+friends decide.
+"""
 
 from __future__ import annotations
 
@@ -55,21 +57,23 @@ def _scores(module: SocialCounts, batch: Batch) -> torch.Tensor:
     return module.boost(batch, VIEW, module.state(VIEW, _graphs())).add_to(torch.zeros(len(batch), ITEMS))
 
 
-def test_what_friends_had_before_the_question() -> None:
+def test_only_events_of_friends_before_the_request_count() -> None:
     found = _scores(_module(), _batch([3, 3, 1, 0, -1], [9, 4.5, 0, 9, 9]))
     expected = torch.zeros(5, ITEMS)
     expected[0, [1, 2, 3]] = torch.tensor([3.0, 3, 1]) / 2
-    expected[1, 3] = 0.5  # of the others the newest event comes later
-    expected[2, [0, 1]] = 1 / np.sqrt(2)  # friends 0 and 3, of whom 3 had nothing; asked now
+    expected[1, 3] = 0.5  # the newest events of the others come later
+    expected[2, [0, 1]] = 1 / np.sqrt(2)  # friends 0 and 3, and 3 has no events; the request is now
     torch.testing.assert_close(found, expected)
-    assert torch.equal(_scores(_module(), _batch([3], [4])), torch.zeros(1, ITEMS)), "at the question itself"
+    assert torch.equal(_scores(_module(), _batch([3], [4])), torch.zeros(1, ITEMS)), (
+        "an event at the time of the request does not count"
+    )
 
 
 def test_decay_and_popularity() -> None:
     found = _scores(_module(half_life=2, popularity_damping=0.5), _batch([3, 3], [9, 0]))
     at_9 = torch.tensor([0, 3 * 2**-0.5 * 2**-0.5, 3 * 2**-2.0, 2**-2.5, 0]) / 2
     torch.testing.assert_close(found[0], at_9)
-    torch.testing.assert_close(found[1], at_9 * 2**0.5, msg="now is the newest event")
+    torch.testing.assert_close(found[1], at_9 * 2**0.5, msg="now is the time of the newest event")
 
 
 def test_named_friends_replace_the_stored_ones() -> None:
@@ -82,7 +86,7 @@ def test_named_friends_replace_the_stored_ones() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_friends_of_most_weight_and_the_latest_events_are_read() -> None:
+def test_strongest_friends_and_latest_events_are_read() -> None:
     found = _scores(_module(max_friends=1, max_events=1), _batch([3], [9]))
     expected = torch.zeros(1, ITEMS)
     expected[0, 1] = 3 / np.sqrt(3)
@@ -90,7 +94,7 @@ def test_friends_of_most_weight_and_the_latest_events_are_read() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_friends_decide_in_a_planted_world_and_strangers_do_not(tmp_path: Path) -> None:
+def test_true_friends_help_and_random_friends_do_not(tmp_path: Path) -> None:
     dataset = planted_dataset(tmp_path, {"social": 1.0})
     section = {"enabled": True, "fit": "counts", "popularity_damping": 0.0, "half_life": "none"}
     config = build_config({"data": {"dir": dataset.root}, "model": {"granularities": {"social": section}}})

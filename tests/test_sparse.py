@@ -1,4 +1,6 @@
-"""A granularity that adds to the scores of few items: exact in rankings, shares, serving, index and search of λ."""
+"""A granularity that adds to the scores of a few items: exact in rankings, shares, serving, index
+and search of λ.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ WEIGHT = 0.75
 
 @pytest.fixture
 def sparse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``user_cf`` is a sparse granularity here: 2 for every time that an item is in the uncut history."""
+    """Make ``user_cf`` a sparse granularity: 2 for each occurrence of an item in the uncut history."""
 
     def boost(self: UserCF, batch: Batch, items: ItemView, state: State) -> SparseScores:
         assert batch.whole is not None
@@ -53,7 +55,9 @@ def dataset(tmp_path: Path) -> PreparedDataset:
 
 @pytest.fixture
 def frozen(sparse: None, dataset: PreparedDataset) -> FrozenModel:
-    """Evolution and item CF, which are vectors, and the sparse one; the model looks at the last two events."""
+    """Evolution and item CF, which are vectors, and the sparse one; the model reads the last two
+    events.
+    """
     on = {"enabled": True}
     granularities = {"evolution": on, "item_cf": {**on, "rank": 4}, "user_cf": on}
     tree: dict[str, Any] = {"data": {"dir": dataset.root}}
@@ -114,7 +118,7 @@ def test_lists_are_exact(frozen: FrozenModel, dataset: PreparedDataset) -> None:
     for exclude_seen in (True, False):
         found, expected = (rank(scorer, queries, 5, exclude_seen) for scorer in (frozen, Scores()))
         assert found.items_BK.tolist() == expected.items_BK.tolist()
-    assert {0, 1, 2, 3} & set(found.items_BK[0].tolist()), "what the first user had is lifted"
+    assert {0, 1, 2, 3} & set(found.items_BK[0].tolist()), "items of the first user's history are listed"
 
 
 def test_every_way_of_serving_lists_and_explains(frozen: FrozenModel, dataset: PreparedDataset, tmp_path: Path) -> None:
@@ -147,8 +151,10 @@ def test_the_search_of_weights_ranks_as_the_evaluation_does(frozen: FrozenModel,
 
 
 @pytest.mark.skipif(not can_index(), reason="needs faiss")
-def test_the_index_names_what_additions_touch(one_thread: None) -> None:
-    """The items that the vectors put last are found for what is added to them, and hidden ones stay hidden."""
+def test_index_includes_items_with_additions(one_thread: None) -> None:
+    """Items that rank last by vectors are found if additions raise them, and hidden ones stay
+    hidden.
+    """
     generator = torch.Generator().manual_seed(3)
     vectors_ND, users_BD = (torch.randn(size, 24, generator=generator) for size in (3000, 6))
     index = ItemIndex.build(vectors_ND)

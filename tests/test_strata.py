@@ -1,4 +1,4 @@
-"""Strata: what is never computed whole equals the whole; memberships by hand; fitting again keeps what was learned."""
+"""Strata: distances without the whole matrix; memberships by hand; refits keep what was learned."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def unit(vectors: Array) -> Array:
 
 
 def some_users(seed: int = 0, num_users: int = NUM_USERS) -> UserVectors:
-    """Users of three kinds; item 7 has no vector, user 3 has chosen only that one, user 4 nothing."""
+    """Users of three kinds; item 7 has no vector, user 3 chose only that one, user 4 chose nothing."""
     random = np.random.default_rng(seed)
     vectors_NT = unit(random.normal(size=(NUM_ITEMS, WIDTH)) + 1.5 * np.eye(WIDTH)[np.arange(NUM_ITEMS) % GROUPS])
     vectors_NT[7] = 0
@@ -53,7 +53,7 @@ def some_users(seed: int = 0, num_users: int = NUM_USERS) -> UserVectors:
 
 
 def similarity(users: UserVectors) -> Array:
-    """A, whole: the cosine of every active user with every item that has a vector."""
+    """The whole matrix A: the cosine of every active user with every item that has a vector."""
     return users.of(users.active_U) @ users.unit_NT[users.has_vector_N].T
 
 
@@ -85,7 +85,7 @@ def test_distances_equal_those_of_the_whole_matrix() -> None:
 
 
 def test_kmeans_equals_kmeans_over_the_rows_of_the_whole_matrix() -> None:
-    """Not K-means over u: the Gram matrix stretches the directions that items lie in."""
+    """Not K-means over u: the Gram matrix stretches the directions of the items."""
     users = some_users()
     whole = KMeans(4, n_init=20, random_state=0).fit(similarity(users).astype(np.float64))
     ours = fit_strata(users, 4, "kmeans", 0)
@@ -103,7 +103,7 @@ def test_hierarchy_equals_ward_over_the_rows_of_the_whole_matrix() -> None:
 
 @pytest.mark.parametrize("method", ["kmeans", "hierarchical"])
 def test_blocks_and_two_stages_find_the_strata_too(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small limits, as if there were millions of users: three kinds of users stay three strata."""
+    """Small limits, as for millions of users: three kinds of users stay three strata."""
     for name, limit in {"BLOCK": 64, "WHOLE": 100, "MICRO": 30}.items():
         monkeypatch.setattr(strata_module, name, limit)
     users = some_users(num_users=600)
@@ -121,7 +121,7 @@ def test_too_few_users_are_refused() -> None:
         fit_strata(some_users(), 99, "kmeans", 0)
 
 
-def test_matching_undoes_any_renumbering() -> None:
+def test_matching_restores_the_numbering() -> None:
     users = some_users()
     strata = fit_strata(users, 4, "kmeans", 0)
     moved = strata.reordered(np.array([2, 0, 3, 1]))
@@ -143,7 +143,7 @@ def test_counts_of_strata_sum_to_the_events() -> None:
 
 
 def by_hand(temperature: float) -> tuple[Stratum, ItemView]:
-    """Two items at right angles, a stratum on each; G = I / 2."""
+    """Two orthogonal items, one stratum on each; G = I / 2."""
     sizes = ModelSizes(2, 4, 2, 3, 1, 2, ordered=True, timed=False)
     module = Stratum(StratumConfig(enabled=True, num_strata=[2], temperature=temperature), sizes).eval()
     text = torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
@@ -159,20 +159,22 @@ def asked(histories: list[list[int]]) -> Any:
 
 
 def test_soft_membership_by_hand() -> None:
-    """d² = |u − μ|² / 2: 0 and 1 for u = (1, 0), so the gap is 1/2; u = (2, 1) / √5 lies 1 − 2/√5 and 1 − 1/√5 away."""
+    """d² = |u − μ|² / 2: 0 and 1 for u = (1, 0), so the gap is 1/2; u = (2, 1) / √5 is 1 − 2/√5 and
+    1 − 1/√5 away.
+    """
     module, items = by_hand(temperature=0.5)
     assert float(module.gap) == pytest.approx(0.5) and float(module.total) == pytest.approx(0.25)
     p, present = module.memberships(asked([[0], [0, 1], [0, 0, 1], [2], []]), items)
     own = int(p[0].argmax())
     expected = [1 / (1 + np.exp(-1 / 0.25)), 0.5, 1 / (1 + np.exp(-(1 / 5**0.5) / 0.25))]
     np.testing.assert_allclose(p[:3, own].numpy(), expected, rtol=1e-5)
-    assert present.tolist() == [True, True, True, False, False], "an item without text, and no item, tell no stratum"
+    assert present.tolist() == [True, True, True, False, False], "without text or without items there is no stratum"
     assert torch.equal(p[3:], torch.zeros(2, 2))
     z, _ = module(asked([[0]]), items, {})
     torch.testing.assert_close(z[0], p[0] @ module.prototypes_KD)
 
 
-def test_first_prototypes_point_at_what_members_chose() -> None:
+def test_first_prototypes_are_means_of_chosen_items() -> None:
     module, items = by_hand(temperature=0.5)
     own = int(module.memberships(asked([[0]]), items)[0][0].argmax())
     torch.testing.assert_close(module.prototypes_KD[own], torch.tensor([2**0.5, 0.0]))
@@ -187,7 +189,9 @@ def test_positions_see_their_past_only() -> None:
 
 
 def item_strata(users: UserVectors) -> tuple[Stratum, Graphs, Any]:
-    """Three strata by item vectors, not fitted yet, the users' events as graphs, and a history of each kind."""
+    """Three strata by item vectors, not yet fitted, the users' events as graphs, and a history of
+    each kind.
+    """
     coo = users.matrix.tocoo()
     ends = torch.as_tensor(coo.row).long(), torch.as_tensor(coo.col).long()
     graphs = Graphs(NUM_USERS, NUM_ITEMS, *ends)
@@ -196,8 +200,10 @@ def item_strata(users: UserVectors) -> tuple[Stratum, Graphs, Any]:
     return module, graphs, asked([[0, 3, 6, 9], [1, 4, 10, 13], [2, 5, 8, 11]])
 
 
-def test_fitting_again_keeps_prototypes_with_their_people() -> None:
-    """Another seed numbers the strata otherwise; after matching everybody is in the stratum of before."""
+def test_refit_keeps_prototypes_with_their_members() -> None:
+    """Another seed changes the numbering; after matching all users are in the same stratum as
+    before.
+    """
     users = some_users()
     module, graphs, batch = item_strata(users)
     items = ItemView(torch.as_tensor(users.unit_NT), torch.zeros(NUM_ITEMS, 0))
@@ -210,8 +216,10 @@ def test_fitting_again_keeps_prototypes_with_their_people() -> None:
         assert torch.equal(module.prototypes_KD, prototypes)
 
 
-def test_fitting_again_follows_vectors_that_moved() -> None:
-    """A drift of the item vectors moves the centroids, not the numbers; prototypes are learned, so they stay."""
+def test_refit_follows_vectors_that_changed() -> None:
+    """A drift of the item vectors changes the centroids, not the numbers; prototypes are learned,
+    so they stay.
+    """
     users = some_users()
     module, graphs, batch = item_strata(users)
     module.refit(graphs, ItemView(torch.as_tensor(users.unit_NT), torch.zeros(NUM_ITEMS, 0)), 0)
@@ -224,7 +232,7 @@ def test_fitting_again_follows_vectors_that_moved() -> None:
     assert torch.equal(module.prototypes_KD, prototypes) and not torch.equal(module.centroids_KT, centroids)
 
 
-def test_texts_are_fitted_once_and_items_as_often_as_asked() -> None:
+def test_text_strata_are_fitted_once_and_item_strata_every_n_epochs() -> None:
     def due(text_width: int, every: int) -> list[bool]:
         sizes = ModelSizes(4, 4, 2, 3, 1, text_width, ordered=True, timed=False)
         module = Stratum(StratumConfig(enabled=True, num_strata=[2], refit_every=every), sizes)
@@ -239,7 +247,7 @@ def test_texts_are_fitted_once_and_items_as_often_as_asked() -> None:
 
 
 def kinds(folder: Path) -> PreparedDataset:
-    """Users of four kinds, each choosing among its own six items."""
+    """Users of four kinds; each kind chooses among its own six items."""
     random = np.random.default_rng(3)
     histories = []
     for user in range(80):
@@ -263,14 +271,16 @@ def settings(**stratum: Any) -> Config:
     )
 
 
-def test_validation_chooses_the_number_of_kinds(tmp_path: Path) -> None:
+def test_validation_chooses_the_number_of_strata(tmp_path: Path) -> None:
     choice = choose_strata(settings(num_strata=[2, 4]), kinds(tmp_path), TrainContext())
     assert choice["chosen"] == 4
     assert choice["candidates"]["4"] > choice["candidates"]["2"] > choice["popularity"]
-    assert choice["candidates"]["4"] == pytest.approx(-np.log(6), abs=0.5), "one of the six items of the kind"
+    assert choice["candidates"]["4"] == pytest.approx(-np.log(6), abs=0.5), (
+        "chance level among the six items of the kind"
+    )
 
 
-def test_one_number_is_taken_as_it_is_and_too_many_are_refused(tmp_path: Path) -> None:
+def test_single_number_is_used_and_too_many_strata_are_refused(tmp_path: Path) -> None:
     dataset = kinds(tmp_path)
     assert choose_strata(settings(num_strata=5), dataset, TrainContext()) == {"chosen": 5, "candidates": {}}
     with pytest.raises(ConfigError, match="only 80 users"):
@@ -281,18 +291,22 @@ def trained(dataset: PreparedDataset, config: Config) -> Any:
     return fit(config, dataset, Validator.of(config), TrainContext())
 
 
-def test_training_learns_what_strata_like(tmp_path: Path) -> None:
-    """The item vectors start at random, so strata that are fitted once know less than those that follow them."""
+def test_training_learns_the_taste_of_strata(tmp_path: Path) -> None:
+    """Item vectors start at random, so strata that are fitted once are worse than those that follow
+    them.
+    """
     dataset = kinds(tmp_path)
     result = trained(dataset, settings(num_strata=[2, 4]))
     assert result.choices["strata"]["chosen"] == result.frozen.sizes.inputs["stratum"] == 4
-    # chance is .15; who knows the kind has two items left to choose from, which gives (1 + .63) / 2 = .82
+    # chance is .15; with the known kind two items are left, which gives (1 + .63) / 2 = .82
     assert max(report.get("ndcg@5", 0.0) for report in result.history) > 0.5
     found = describe_strata(result.frozen, dataset, Split.VALID, result.choices["strata"])
     assert found is not None and found["choice"]["chosen"] == 4 and found["explained"] > 0.5
     assert sum(row["share"] for row in found["strata"]) == pytest.approx(1)
     kinds_of = [{int(title.split("i")[-1]) // 6 for title in row["items"]} for row in found["strata"]]
-    assert sorted(map(tuple, kinds_of)) == [(0,), (1,), (2,), (3,)], "each stratum is shown by the items of its kind"
+    assert sorted(map(tuple, kinds_of)) == [(0,), (1,), (2,), (3,)], (
+        "the panel of each stratum shows the items of its kind"
+    )
     (own,) = strata_of_users(result.frozen, dataset.histories().queries(Split.TEST).take(np.array([0])))
     assert own[0]["weight"] > 0.5
     again = FrozenModel.from_tensors(result.frozen.config, result.frozen.sizes, result.frozen.tensors())
@@ -306,9 +320,10 @@ def test_two_trainings_are_equal_by_seed(tmp_path: Path) -> None:
     assert [row["loss"] for row in first.history] == [row["loss"] for row in second.history]
 
 
-def test_strata_alone_are_fitted_to_newer_events(tmp_path: Path) -> None:
-    """Fitted to the same events nothing is lost; where strata like what others liked before, they learn it. No weight
-    but the prototypes changes, and the given model not at all."""
+def test_update_of_strata_alone_fits_newer_events(tmp_path: Path) -> None:
+    """On the same events nothing is lost; if strata like other items than before, they learn it.
+    Only the prototypes change, and the given model does not.
+    """
     config, dataset = settings(num_strata=4), kinds(tmp_path)
     frozen = trained(dataset, config).frozen
     queries, validate = dataset.histories().queries(Split.TEST), Validator.of(config)
@@ -327,8 +342,8 @@ def test_strata_alone_are_fitted_to_newer_events(tmp_path: Path) -> None:
         assert ".stratum." in name or torch.equal(tensor, before[name]), name
 
 
-def test_strata_alone_leave_out_items_that_the_model_does_not_know(tmp_path: Path) -> None:
-    """Data grown by new items, old ids kept: the same strata as without the events of the new items."""
+def test_update_of_strata_alone_leaves_out_unknown_items(tmp_path: Path) -> None:
+    """Data with new items and old ids: the same strata as without the events of the new items."""
     config, dataset = settings(num_strata=4), kinds(tmp_path / "old")
     frozen = trained(dataset, config).frozen
     walks = [
@@ -350,7 +365,7 @@ def rows_of(dataset: PreparedDataset) -> Iterator[tuple[list[int], ...]]:
         yield tuple(column[span].tolist() for column in (found.items_E, found.types_E, found.times_E, found.splits_E))
 
 
-def test_strata_alone_need_a_stratum_and_the_items_of_the_model(tmp_path: Path) -> None:
+def test_update_of_strata_alone_needs_stratum_and_known_items(tmp_path: Path) -> None:
     config, dataset = settings(num_strata=2), kinds(tmp_path / "a")
     frozen = trained(dataset, config).frozen
     other = write_dataset(tmp_path / "b", [train_events(0, 1, 2)], 5)

@@ -303,7 +303,7 @@ def test_settings_that_cannot_act_are_refused(tmp_path: Path) -> None:
     dataset = cycles(tmp_path)
     with pytest.raises(ConfigError, match="act on unordered data only"):
         run(settings(history_mask_rate=0.2), dataset)
-    with pytest.raises(ConfigError, match="label_smoothing acts on full_softmax only"):
+    with pytest.raises(ConfigError, match="label_smoothing works with full_softmax only"):
         run(settings(loss={"kind": "sampled_softmax", "label_smoothing": 0.1}), dataset)
 
 
@@ -322,7 +322,7 @@ def test_diverging_loss_says_so(tmp_path: Path) -> None:
 
 
 def test_evolution_on_unordered_data_is_the_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs events in order"):
+    with pytest.raises(ConfigError, match="needs ordered events"):
         run(settings(), cycles(tmp_path, ordered=False))
 
 

@@ -1,4 +1,6 @@
-"""User-based collaborative filtering against dense neighbours, never oneself, from an even sample of users."""
+"""User-based collaborative filtering: against dense neighbours, without the user itself, from a
+sample of users.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ USERS, ITEMS = 30, 14
 
 def _world() -> tuple[Graphs, ItemView, Histories]:
     random = np.random.default_rng(3)
-    rows = [sorted(random.choice(ITEMS - 1, size=5, replace=False).tolist()) for _ in range(USERS)]  # the last: never
+    # the last item never occurs
+    rows = [sorted(random.choice(ITEMS - 1, size=5, replace=False).tolist()) for _ in range(USERS)]
     histories = Histories.of_items(rows, list(range(USERS)))
     users_E = torch.arange(USERS).repeat_interleave(5)
     items_E = torch.as_tensor(histories.items_E.astype(np.int64))
@@ -59,15 +62,16 @@ def test_full_rank_is_the_mean_of_the_nearest_users(power: float, neighbours: in
     for user in range(USERS):
         order = np.argsort(-cosine[user])
         nearest, cut = order[:neighbours], order[neighbours - 1 : neighbours + 1]
-        certain[user] = len(cut) < 2 or np.ptp(cosine[user, cut]) > 1e-4  # no two are as near as the last one
+        # no ties at the last neighbour
+        certain[user] = len(cut) < 2 or np.ptp(cosine[user, cut]) > 1e-4
         weights = cosine[user, nearest] ** power * (cosine[user, nearest] > 1e-9)
         expected[user] = weights @ tastes[nearest] / weights.sum() * degree**0.1
     assert certain.sum() > 20
     np.testing.assert_allclose(scores[certain], expected[certain], atol=2e-5)
-    assert present_B.all() and not scores[:, ITEMS - 1].any(), "an item that nobody chose has no vector"
+    assert present_B.all() and not scores[:, ITEMS - 1].any(), "an item without events has no vector"
 
 
-def test_a_user_is_no_neighbour_of_oneself_but_a_stranger_with_that_history_finds_the_user() -> None:
+def test_user_is_not_its_own_neighbour_but_an_unknown_user_finds_it() -> None:
     graphs, items, histories = _world()
     module = _module(neighbours=1)
     state = module.state(items, graphs)
@@ -78,7 +82,7 @@ def test_a_user_is_no_neighbour_of_oneself_but_a_stranger_with_that_history_find
     assert not torch.allclose(known[0], state["tastes_VR"][3], atol=1e-3)
 
 
-def test_no_more_users_are_kept_than_asked_for() -> None:
+def test_max_users_limits_the_kept_users() -> None:
     graphs, items, histories = _world()
     module = _module(max_users=7)
     state = module.state(items, graphs)
@@ -89,7 +93,7 @@ def test_no_more_users_are_kept_than_asked_for() -> None:
     assert present_B.any() and torch.isfinite(z_BR).all()
 
 
-def test_it_serves_frozen_beside_item_cf(tmp_path: object) -> None:
+def test_user_cf_serves_frozen_next_to_item_cf(tmp_path: object) -> None:
     dataset = small_world(tmp_path, ordered=False)  # type: ignore[arg-type]
     on = {"enabled": True}
     sections = {"collaborative": on, "item_cf": {**on, "rank": 4}, "user_cf": {**on, "rank": 3}}
@@ -102,8 +106,10 @@ def test_it_serves_frozen_beside_item_cf(tmp_path: object) -> None:
     assert torch.equal(read.scores(queries), frozen.scores(queries))
 
 
-def test_planted_communities(tmp_path: object) -> None:
-    """With communities user_cf gains beside a text model, which cannot see them; without them it costs nothing."""
+def test_user_cf_helps_if_communities_decide(tmp_path: object) -> None:
+    """With communities user_cf improves a text model, which cannot see them; without them it costs
+    nothing.
+    """
     for knob in (1.0, 0.0):
         dataset = planted_dataset(tmp_path / str(knob), {"collaborative": knob})  # type: ignore[operator]
         queries = dataset.histories().queries(Split.TEST)
@@ -112,7 +118,8 @@ def test_planted_communities(tmp_path: object) -> None:
         without = ndcg(train(dataset, plain, model=text, epochs=3), queries)
         with_ = ndcg(train(dataset, {**plain, "user_cf": {"rank": 64}}, model=text, epochs=3), queries)
         if knob:
-            # measured: 0.053 → 0.339; with the knob down 0.024 → 0.079, as neighbours tell what is popular
+            # measured: 0.053 → 0.339; with the knob down 0.024 → 0.079, because neighbours reveal
+            # popularity
             assert margin(with_, without) > 1.0, (with_.mean(), without.mean())
         else:
             assert is_no_loss(with_, without)

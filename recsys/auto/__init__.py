@@ -1,1 +1,3 @@
-"""``model: auto``: which granularities a prepared dataset can feed, and settings that have proved good on such data."""
+"""``model: auto``: granularities that a prepared dataset supports, and settings that work well on
+similar data.
+"""

@@ -1,7 +1,9 @@
-"""The fitted granularities that ``model: auto`` considers, and why a dataset cannot feed some of them.
+"""The closed-form granularities that ``model: auto`` considers, and why a dataset does not support
+some of them.
 
-Every granularity answers for itself: what it needs (``check``), what rules it out (``contradictions``) and whether the
-data tells it anything (``idle``). Nothing here knows what one of them reads.
+Every granularity decides for itself: what it needs (``check``), what excludes it
+(``contradictions``) and whether the data is informative for it (``idle``). This module does not
+know what any of them reads.
 """
 
 from __future__ import annotations
@@ -31,14 +33,14 @@ CANDIDATES: Final[Tree] = {
 
 @dataclass(frozen=True)
 class Fed:
-    """What a dataset says of the candidates."""
+    """Which candidates a dataset supports."""
 
-    sections: Tree  # by name, with the keys that the granularity proposes for the dataset
-    idle: dict[str, str]  # why the dataset cannot feed one, by name; those that it can feed are not there
+    sections: Tree  # by name, with the keys that each granularity proposes for the dataset
+    idle: dict[str, str]  # unsupported candidates → reason
 
 
 def fed(config: Config, dataset: PreparedDataset) -> Fed:
-    """Ask every candidate."""
+    """Check every candidate against a dataset."""
     sections = {name: keys | _proposed(name, keys, dataset) for name, keys in CANDIDATES.items()}
     reasons = {name: _why_idle(name, keys, config, dataset) for name, keys in sections.items()}
     return Fed(sections, {name: why for name, why in reasons.items() if why})
@@ -56,7 +58,8 @@ def _why_idle(name: str, keys: Tree, config: Config, dataset: PreparedDataset) -
     try:
         why = granularity_class(name, section).idle(section, dataset, alone)
         why = why or next(section.contradictions(alone, f"model.granularities.{name}"), "")
-        for through in () if why else Split:  # it is fitted on training events, then on those through each later part
+        # it is fitted on training events, then on those through each later split
+        for through in () if why else Split:
             section.check(model_sizes(alone, dataset, through))
     except ConfigError as error:
         return str(error)

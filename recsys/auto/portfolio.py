@@ -1,8 +1,9 @@
-"""Settings for kinds of data: the members that a dataset can feed, and trained models that have proved good.
+"""Settings by kind of data: the members that a dataset supports, and trained models that work well.
 
-Where the numbers come from: the golden configurations (pipelines/configs), each searched on validation of its data, and
-put in terms of the size of the data here, so that they hold for sets that nobody searched. The first setting of a kind
-is what is taken without a budget; a budget tries the others too.
+The numbers come from the golden configurations (pipelines/configs), each of which was searched on
+validation of its data. Here they depend on the size of the data, so that they also apply to
+datasets without a search. Without a budget, the first setting of a kind is used; with a budget, the
+others are tried too.
 """
 
 from __future__ import annotations
@@ -17,39 +18,44 @@ from recsys.config import Config, build_config
 from recsys.config.values import merged
 from recsys.granularities.apart.section import KIND
 
-_TARGETS_A_STEP: Final = 2000  # of ordered data: 240 short histories of Beauty, 40 long ones of Last.fm
-_TARGETS: Final = 1.6e6  # trained on in all, by which the number of epochs is chosen
-_FEW_EVENTS: Final = 120_000  # below it narrow models, which overfit less
-_LONG: Final = 60.0  # mean history from which order matters by distance
-_MANY_EVENTS: Final = 5_000_000  # beyond it the members that hold all events are left out
-_MANY_USERS: Final = 50_000  # beyond it user_cf, which looks at every user, is left out
+# for ordered data: 240 short histories of Beauty, 40 long ones of Last.fm
+_TARGETS_A_STEP: Final = 2000
+_TARGETS: Final = 1.6e6  # training targets in total; determines the number of epochs
+_FEW_EVENTS: Final = 120_000  # below: narrow models, which overfit less
+_LONG: Final = 60.0  # mean history length from which relative positions work better
+_MANY_EVENTS: Final = 5_000_000  # above: members that keep all events are left out
+_MANY_USERS: Final = 50_000  # above: user_cf, which compares all users, is left out
 _HOLD_EVENTS: Final = ("item_cf", "item_knn", "als", "user_cf", "social")
-_FULL_SCORES: Final = 4e8  # targets times items up to which the exact softmax is affordable
+_FULL_SCORES: Final = 4e8  # largest number of targets × items for the exact softmax
 
-UNTRAINED: Final = "fitted members alone, as the training part has too few events of a user to train on"
+UNTRAINED: Final = "closed-form members only: the training split has too few events per user to train on"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A trained model: what differs from the defaults, as a configuration's tree."""
+    """A trained model: its differences from the defaults, as a configuration tree."""
 
     name: str
     model: Tree
     train: Tree
 
     def digest(self) -> str:
-        """A text that is equal for equal settings."""
+        """Return a text that is equal for equal settings."""
         return json.dumps([self.model, self.train], sort_keys=True)
 
 
 def members(traits: Traits) -> Tree:
-    """The fitted granularities that the data can feed, by name; stacking gives each its weight, or none."""
+    """Return the closed-form granularities that the data supports, by name; stacking chooses their
+    weights.
+    """
     without = left_out(traits)
     return {name: section for name, section in traits.sections.items() if name not in without}
 
 
 def left_out(traits: Traits) -> dict[str, str]:
-    """Why a candidate is no member, by its name: the data tells it nothing, or is too large for it."""
+    """Return why each excluded candidate is no member: the data is not informative for it, or is
+    too large.
+    """
     found = dict(traits.idle)
     if traits.events > _MANY_EVENTS:
         found |= dict.fromkeys(_HOLD_EVENTS, f"more than {_MANY_EVENTS:,} events")
@@ -59,14 +65,16 @@ def left_out(traits: Traits) -> dict[str, str]:
 
 
 def settings(traits: Traits) -> list[Setting]:
-    """Trained models for such data, the one that is taken without a search first; none where nothing can be trained."""
+    """Return trained models for such data, the default first; empty if nothing can be trained."""
     if not traits.trainable:
         return []
     return _sequences(traits) if traits.ordered else _sets(traits)
 
 
 def configured(config: Config, traits: Traits, setting: Setting | None) -> Config:
-    """The configuration with the members and a setting's trained granularities, every constant of it."""
+    """Build the configuration with the members and, if given, the trained granularities of a
+    setting.
+    """
     tree = config.model_dump(mode="json")
     given = config.train.model_dump(mode="json", exclude_unset=True)
     model: Tree = {"fusion": {"kind": "learned", "signal_dropout": 0.0, "stack": True}, "fitted_history": 1000}
@@ -78,20 +86,21 @@ def configured(config: Config, traits: Traits, setting: Setting | None) -> Confi
         model |= own
         granularities = granularities | setting.model["granularities"]
         tree["train"] = merged(tree["train"], setting.train)
-    tree["train"] = merged(tree["train"], {"final": True}, given)  # what the user says counts
+    # keys that the user set take precedence
+    tree["train"] = merged(tree["train"], {"final": True}, given)
     tree["model"] = model | {"granularities": granularities}
     return build_config(tree, "auto", expand=False)
 
 
 def with_apart(config: Config, setting: Setting, seed: int) -> Config:
-    """The configuration with the trained model of a setting as a member that is trained apart.
+    """Add the trained model of a setting to a configuration as a separately trained member.
 
     Parameters
     ----------
     config : Config
-        that :func:`configured` made.
+        Result of :func:`configured`.
     seed : int
-        added to that of the run, so that the same setting twice is not the same model twice.
+        Added to the seed of the run, so that the same setting twice gives two different models.
     """
     tree = config.model_dump(mode="json")
     given = {key: value for key, value in tree["train"].items() if key in ("epochs", "evaluate_every", "threads")}
@@ -109,12 +118,13 @@ def with_apart(config: Config, setting: Setting, seed: int) -> Config:
 
 
 def _sequences(traits: Traits) -> list[Setting]:
-    """Attention over ordered histories, and a pooled view of them."""
+    """Attention over ordered histories, plus pooled histories."""
     narrow = traits.events < _FEW_EVENTS or traits.length > _LONG / 2
     far = traits.length > _LONG
     width = 64 if narrow else 128
     dropout = 0.4 if narrow and not far else 0.3
-    pooled = "text" if traits.text and not far else "item"  # long histories tell more by ids
+    # ids are more predictive for long histories
+    pooled = "text" if traits.text and not far else "item"
 
     def one(name: str, width: int, changes: Tree | None = None, **evolution: Any) -> Setting:
         attention = {
@@ -139,7 +149,7 @@ def _sequences(traits: Traits) -> list[Setting]:
     first = one(f"attention of width {width}", width)
     other = 128 if narrow else 64
     ids = Setting(
-        "ids alone",
+        "ids only",
         merged(first.model, {"item": {"text": False}, "granularities": {"behaviour": {"input": "item"}}}),
         first.train,
     )
@@ -204,8 +214,8 @@ def _sets(traits: Traits) -> list[Setting]:
 
     return [
         one("graph convolution of width 128, 6 layers"),
-        *([one("friends in the training", friends=True)] if traits.friends else []),
+        *([one("with friends as a trained granularity", friends=True)] if traits.friends else []),
         one("3 layers", layers=3),
         one("width 64", width=64),
-        one("less hidden", history_mask_rate=0.15),
+        one("a lower history mask rate", history_mask_rate=0.15),
     ]

@@ -1,4 +1,4 @@
-"""What a prepared dataset is like, as far as the choice of a model depends on it."""
+"""The properties of a prepared dataset that the choice of a model depends on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.loader import can_train
 
-_SIGNALS: Final = {  # in words, by the candidate that reads it
+_SIGNALS: Final = {  # candidate → its signal in words
     "repeat": "repeats",
     "content": "item text",
     "social": "friends",
@@ -24,25 +24,26 @@ _SIGNALS: Final = {  # in words, by the candidate that reads it
 
 @dataclass(frozen=True)
 class Traits:
-    """Sizes, and which signals there are."""
+    """Sizes and available signals."""
 
     users: int
     items: int
-    events: int  # of training and validation
+    events: int  # in the training and validation splits
     ordered: bool
     timed: bool
-    trainable: bool = True  # whether there are events that a trained granularity can learn to predict
-    idle: Mapping[str, str] = field(default_factory=dict)  # why the data cannot feed a candidate, by its name
-    sections: Tree = field(default_factory=lambda: CANDIDATES)  # of the candidates, with keys that the data proposes
+    trainable: bool = True  # whether there are events to train on
+    idle: Mapping[str, str] = field(default_factory=dict)  # unsupported candidates → reason
+    # candidates with the keys that they propose for the data
+    sections: Tree = field(default_factory=lambda: CANDIDATES)
 
     @property
     def length(self) -> float:
-        """Mean events of a user."""
+        """Mean number of events per user."""
         return self.events / max(self.users, 1)
 
     @property
     def text(self) -> bool:
-        """Whether texts tell items apart."""
+        """Whether texts distinguish items."""
         return "content" not in self.idle
 
     @property
@@ -51,7 +52,7 @@ class Traits:
         return "social" not in self.idle
 
     def describe(self) -> str:
-        """One line for people.
+        """Return one line for people.
 
         >>> Traits(1200, 80, 9000, ordered=True, timed=False, idle=dict.fromkeys(_SIGNALS, "no")).describe()
         '1,200 users, 80 items, 9,000 events; with order'
@@ -60,11 +61,11 @@ class Traits:
         found += [word for name, word in _SIGNALS.items() if name not in self.idle]
         sizes = (("user", self.users), ("item", self.items), ("event", self.events))
         counted = ", ".join(f"{number:,} {noun}{'s' * (number != 1)}" for noun, number in sizes)
-        return f"{counted}; with {', '.join(found) or 'nothing but ids'}"
+        return f"{counted}; with {', '.join(found) or 'ids only'}"
 
     @staticmethod
     def of(dataset: PreparedDataset, config: Config) -> Traits:
-        """Read the manifest, and ask the candidates."""
+        """Read the manifest and check the candidates."""
         candidates = fed(config, dataset)
         manifest, counts = dataset.manifest, dataset.manifest.counts
         return Traits(

@@ -1,6 +1,8 @@
-"""One folder a granularity: ``section.py`` says what it is, without torch; ``model.py`` does the work.
+"""One folder per granularity: ``section.py`` has its settings, without torch; ``model.py`` computes
+it.
 
-The registry is :data:`recsys.config.granularities.SECTIONS`: the section of a granularity names its module.
+The registry is :data:`recsys.config.granularities.SECTIONS`: the section of a granularity names its
+module.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ if TYPE_CHECKING:
 
 
 def granularity_class(name: str, section: GranularityConfig | None = None) -> type[Granularity]:
-    """The class of a granularity's module, imported when asked for; the section says which of several.
+    """The class of a granularity's module, imported when asked for; the section says which of
+    several.
 
     Raises
     ------
     ConfigError
-        no such granularity, or its module cannot be imported.
+        No such granularity, or its module cannot be imported.
     """
     if section is None:
         try:

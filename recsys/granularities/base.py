@@ -28,7 +28,7 @@ from recsys.granularities.sparse import SparseScores
 
 @dataclass(frozen=True)
 class ItemView:
-    """The items that a step can speak about: all of them, or those a sampled loss needs."""
+    """The items that a step can score: all items, or those that a sampled loss needs."""
 
     vectors_SD: Tensor  # item vectors a_i
     text_ST: Tensor  # frozen text vectors, zero rows where an item has no text
@@ -36,7 +36,7 @@ class ItemView:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What a dataset fixes of a model's shape."""
+    """The dimensions of a model that the dataset fixes."""
 
     width: int
     max_history: int
@@ -47,21 +47,21 @@ class ModelSizes:
     ordered: bool
     timed: bool
     context: tuple[tuple[str, int], ...] = ()  # context columns: name and number of codes, 0 for numbers
-    inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)  # by signal: what JSON holds, see ``size``
+    # by signal: plain JSON values, see ``size``
+    inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:  # as JSON has it
+    def __post_init__(self) -> None:  # JSON turns tuples into lists
         object.__setattr__(self, "context", tuple((name, number) for name, number in self.context))
 
 
 @dataclass
 class Graphs:
-    """What the dataset knows beside the batch: training events, and what granularities read beside them, by signal.
-    Built once a training.
+    """The dataset as granularities read it, besides the batch: training events and inputs by
+    signal.
 
-    The events are a table, or lists in files where they are too many for one, or, where no granularity reads them,
-    only counted.
-
-    The normalised adjacencies are torch-geometric ``EdgeIndex`` objects, sorted and with their transposes cached.
+    Built once per training. The events are a table; lists in files if there are too many for a
+    table; or only counts if no granularity reads them. The normalised adjacencies are
+    torch-geometric ``EdgeIndex`` objects, sorted and with cached transposes.
     """
 
     num_users: int
@@ -69,33 +69,35 @@ class Graphs:
     users_E: Tensor  # int64, user of every training event
     items_E: Tensor  # int64, item of every training event
     values_E: Tensor | None = None  # float32, value of every training event
-    neighbours: Neighbours | None = None  # the training events as lists
-    counted_N: Tensor | None = None  # float32, users of every item, where the events are not in the table
-    histories: Histories | None = None  # the events in order, repeated ones too, where a granularity reads them
+    neighbours: Neighbours | None = None  # the training events as lists in files
+    counted_N: Tensor | None = None  # float32, number of users of every item, if there is no table
+    # the events in order, with repeats, if a granularity reads them
+    histories: Histories | None = None
 
     inputs: Mapping[str, Any] = field(default_factory=dict)  # by signal, see ``Granularity.build_input``
 
     def __getitem__(self, signal: str) -> Any:
-        """What a granularity reads beside the events.
+        """The input of a granularity besides the events.
 
         Raises
         ------
         ConfigError
-            these graphs were built for a model that does not read it, or of a dataset without.
+            The model of these graphs does not read this signal, or the dataset does not have it.
         """
         if signal not in self.inputs:
             there = choices(self.inputs) or "none"
-            raise ConfigError(f"the graphs hold no {signal!r}, only: {there}; build_graphs builds what its model reads")
+            raise ConfigError(f"the graphs have no input {signal!r}, only: {there}; build them for this model")
         return self.inputs[signal]
 
     def to(self, device: torch.device) -> Graphs:
+        """Move all tensors to a device."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: part.to(device) if hasattr(part, "to") else part for name, part in parts.items()}
         inputs = {name: part.to(device) if hasattr(part, "to") else part for name, part in self.inputs.items()}
         return Graphs(**{**moved, "inputs": inputs})
 
     def without(self, hidden: Hidden) -> Graphs:
-        """The same graphs without the hidden events; these themselves when nothing is hidden."""
+        """Return the graphs without the hidden events, or ``self`` if no event is hidden."""
         if not hidden.share:
             return self
         histories = None if self.histories is None else _without(self.histories, hidden)
@@ -111,13 +113,13 @@ class Graphs:
 
     @cached_property
     def mean_of_items(self) -> Adjacency:
-        """[V, N] row-normalised: the mean over a user's training events."""
+        """[V, N], row-normalised: multiplication gives the mean over a user's training events."""
         share_V = 1 / self._degree(self.users_E, self.num_users).clamp(min=1)
         return adjacency(self.users_E, self.items_E, share_V[self.users_E], (self.num_users, self.num_items))
 
     @cached_property
     def degree_N(self) -> Tensor:
-        """Users who chose an item in training, float32."""
+        """Number of users of each item in training, float32."""
         return self._degree(self.items_E, self.num_items) if self.counted_N is None else self.counted_N
 
     @cached_property
@@ -151,7 +153,9 @@ Adjacency = tuple[Any, Tensor]  # a torch-geometric EdgeIndex sorted by row, and
 def adjacency(
     rows_E: Tensor, columns_E: Tensor, values_E: Tensor, shape: tuple[int, int], is_sorted: bool = False
 ) -> Adjacency:
-    """A sparse matrix [rows, columns] for :func:`spread`; ``is_sorted`` says that the rows ascend."""
+    """Build a sparse matrix [rows, columns] for :func:`spread`; ``is_sorted`` says that the rows
+    ascend.
+    """
     from torch_geometric import EdgeIndex
 
     _first_compressed()
@@ -162,14 +166,16 @@ def adjacency(
 
 @cache
 def _first_compressed() -> None:
-    """Make the first compressed matrix of this process, at which torch warns that they are new; it does so once."""
+    """Create a first compressed matrix and hide torch's warning about it, which appears once per
+    process.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse (CSR tensor support is in beta|invariant checks are)")
         torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0]), size=(1, 1))
 
 
 def spread(matrix: Adjacency, features_XD: Tensor) -> Tensor:
-    """Sparse matrix times features: one graph convolution without weights."""
+    """Multiply a sparse matrix with features: one graph convolution without weights."""
     edges, values_E = matrix
     with torch.autocast(features_XD.device.type, enabled=False):  # sparse products exist in float32 only
         result: Tensor = edges.matmul(features_XD.float(), input_value=values_E)
@@ -181,163 +187,188 @@ StepKey = tuple[int, int, int]  # seed, epoch, step: the same on every worker
 
 
 class Granularity(nn.Module):
-    """One user vector a query, and a mask that says where there is something to see.
+    """One user vector per query, and a mask that says where the granularity has an input.
 
-    The contract, which one test checks of every granularity:
+    The contract, which one test checks for every granularity:
 
-    * ``z_BD`` is zero and ``present_B`` False where the input of a query is missing, and gradients stay finite there;
-    * a query sees its first ``seen_B`` events only: later events never change it;
-    * ``state`` depends on graphs and items alone, so that a frozen state serves users without any graph;
-    * the order of the rows in a batch does not matter.
+    * ``z_BD`` is zero and ``present_B`` False where a query has no input, and gradients are finite
+      there;
+    * a query sees its first ``seen_B`` events only: later events never change its result;
+    * ``state`` depends on graphs and items alone, so that a frozen state serves users without any
+      graph;
+    * the order of rows in a batch does not change the result.
     """
 
     @classmethod
     def size(cls, section: Any, dataset: PreparedDataset, through: Split) -> Any:
-        """What the dataset fixes of the module's shape, beside what every model has: plain JSON, None for nothing.
+        """Return what the dataset fixes of the module's shape, as plain JSON; None for nothing.
 
-        It is kept with the model under the section's ``signal``, so that a bundle is read without the dataset.
+        The model stores it under the section's ``signal``, so that a bundle can be read without the
+        dataset.
         """
         return None
 
     @classmethod
     def build_input(cls, section: Any, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Any:
-        """What ``state`` and ``refine_items`` read beside the events through a split; None for nothing.
+        """Return what ``state`` and ``refine_items`` read besides the events, through a split; None
+        for nothing.
 
-        It is in ``Graphs.inputs`` under the section's ``signal``; granularities of one signal share it. What has a
-        method ``to`` is moved to the device of the training.
+        ``Graphs.inputs`` holds it under the section's ``signal``; granularities with the same
+        signal share it. An object with a method ``to`` is moved to the device of the training.
         """
         return None
 
     @classmethod
     def idle(cls, section: Any, dataset: PreparedDataset, config: Config) -> str:
-        """Why it would tell no two items apart on a dataset, in a few words for people; empty where it may.
+        """Return why the granularity cannot distinguish any two items of a dataset, in a few words;
+        else "".
 
-        ``model: auto`` asks and leaves an idle one out. What makes a model impossible is said by the section's
-        ``check``; what is only useless, such as coordinates that are all equal, is said here.
+        ``model: auto`` leaves out granularities with such a reason. The section's ``check`` reports
+        what makes a model impossible; this method reports what makes it useless, such as
+        coordinates that are all equal.
         """
         return ""
 
     @classmethod
     def proposed(cls, section: Any, dataset: PreparedDataset) -> dict[str, Any]:
-        """The keys that ``model: auto`` sets for a dataset beside those of the section, such as names of columns."""
+        """Return the keys that ``model: auto`` sets for a dataset, such as names of columns."""
         return {}
 
-    keeps_size = False  # whether a model that goes on from another keeps that one's size, as its weights rest on it
+    # True: a warm start keeps the size of the model before, because the weights depend on it
+    keeps_size = False
 
     @classmethod
     def vocabularies(cls, size: Any) -> tuple[int, ...]:
-        """Of a size: the lengths of tables of ids that only grow, such as a row an entity, for a warm start."""
+        """Return the lengths of id tables that only grow, such as the number of entities, for a
+        warm start.
+        """
         return ()
 
     @classmethod
     def described(cls, size: Any) -> str:
-        """A size in words, for the message that two of them differ."""
+        """Describe a size in words, for the message that two sizes differ."""
         return str(size)
 
     @classmethod
     def for_serving(cls, config: Any, sizes: ModelSizes) -> Granularity:
-        """The module without the parts that only ``refine_items`` and ``state`` use, whose results a frozen model has.
+        """Build the module without the parts that only ``refine_items`` and ``state`` use.
 
-        Its state dict is a subset of the trained module's; the default needs all of it.
+        A frozen model already has the results of these parts. The module's state dict is a subset
+        of the trained module's; the default builds the whole module.
         """
         return cls(config, sizes)
 
     def adapt(self, dataset: PreparedDataset) -> None:
-        """Settle before training what depends on how large the dataset is; the default has nothing to settle."""
+        """Choose before training what depends on the size of the dataset; the default does nothing."""
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
-        """Item vectors as this granularity would have them, of those it was asked for in :meth:`widen`; the default
-        leaves them as they are.
+        """Return refined item vectors, of the items requested in :meth:`widen`; the default changes
+        nothing.
         """
         return base_ND
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        """Tensors computed once a step from the graphs, kept with the model for serving; the default has none."""
+        """Return tensors that are computed once per step and saved for serving; the default has
+        none.
+        """
         return {}
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
-        """User vectors ``z_BD`` and ``present_B`` (bool)."""
+        """Return user vectors ``z_BD`` and ``present_B`` (bool)."""
         raise NotImplementedError
 
     def panel(self, state: State, titles: Sequence[str]) -> Panel | None:
-        """What the report shows of it, beside its weight; the default has nothing to show.
+        """Return a panel for the report, besides the granularity's weight; the default has none.
 
         Parameters
         ----------
         state : State
-            as the frozen model keeps it.
+            State as the frozen model stores it.
         titles : Sequence[str]
-            of every item.
+            Titles of all items.
         """
         return None
 
     def refit_due(self, epoch: int) -> bool:
-        """Whether :meth:`refit` is wanted before an epoch, counted from 0; the default has nothing to fit."""
+        """Whether :meth:`refit` must run before an epoch, counted from 0; the default fits nothing."""
         return False
 
     def refit(self, graphs: Graphs, items: ItemView, seed: int) -> None:
-        """Fit what is fitted rather than trained, on the training events of the graphs and the whole catalogue.
+        """Fit the closed-form parts on the training events of the graphs and the whole catalogue.
 
-        Every worker fits from the same data and seed; the loop then hands the first worker's numbers to all.
+        Every worker fits from the same data and seed; the loop then sends the first worker's result
+        to all.
         """
 
     def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
-        """The items that the next view must have, so that this granularity can speak of the given ones, which come
-        first; None: all of them. Where it samples a graph for a step, it does so here, by the step's key.
+        """Return the items that the next view needs, so that this granularity can score the given
+        ones.
+
+        The given items come first; None means all items. A granularity that samples a graph for a
+        step does so here, with the step's key.
         """
         return ids_S
 
-    is_sampled = False  # whether a step samples the graph of users and items instead
+    is_sampled = False  # True: a step samples the user–item graph
 
-    reads_events = True  # whether it needs the events of the graphs, more than how many users an item has
+    # True: needs the events of the graphs, not just the number of users per item
+    reads_events = True
 
-    reads_histories = False  # whether it needs the events of the graphs in order, with times and repeats
+    reads_histories = False  # True: needs the events in order, with times and repeats
 
-    reads_text = False  # whether ``forward`` looks at the items' text vectors
-    personal = True  # False: says the same to everybody who asks at a moment, whatever is known of them
-    fitted = False  # True: has no trained part; joins the fusion when training is over, with item vectors of its own
+    reads_text = False  # True: ``forward`` reads the items' text vectors
+    personal = True  # False: the result depends on the time of the request alone, not on the user
+    fitted = False  # True: closed form; joins the fusion after training, with its own item vectors
 
-    sparse = False  # of a fitted granularity: :meth:`boost` answers, not ``forward``; its item vectors have width 0
-    corrects = False  # of a fitted granularity of vectors: :meth:`boost` adds to its scores what no vector holds
-    calibrated = False  # of a sparse granularity: its values are probabilities, which stacking leaves as they are
+    sparse = False  # closed form only: :meth:`boost` gives the scores; item vectors have width 0
+    corrects = False  # closed form with vectors: :meth:`boost` adds to the scores of a few items
+    # sparse only: the values are probabilities, so stacking does not rescale them per query
+    calibrated = False
 
     @classmethod
     def fits(
         cls, sections: Sequence[Any], sizes: ModelSizes, items: ItemView, graphs: Graphs
     ) -> Iterator[tuple[Granularity, State]]:
-        """Of a fitted granularity: a module and its state for each section in turn, all of which differ in one key;
-        overridden where they share work.
+        """Fit a closed-form granularity for several sections, which all differ in one key.
+
+        Yields a module and its state for each section. Subclasses override it to share work.
         """
         for section in sections:
             module = cls(section, sizes).eval()
             yield module, module.state(items, graphs)
 
-    weighed_last = False  # of a fitted granularity: side information, whose λ is chosen behind those of the histories
+    # closed form only: side information, whose λ are chosen after those of the history members
+    weighed_last = False
 
     def own_items(self, state: State) -> Tensor:
-        """Of a fitted granularity: the item vectors [N, R] that its ``z_BR`` is multiplied with."""
+        """Return the item vectors [N, R] that ``z_BR`` of a closed-form granularity is multiplied
+        with.
+        """
         raise NotImplementedError
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
-        """Of a sparse granularity: what it adds to the scores of few items of each query; nothing where it is absent.
+        """Return the additions of a sparse granularity to the scores of a few items of each query.
 
-        It reads ``batch.whole``, the queries uncut, where its items may lie further back than the model looks.
+        A query without input has none. Items may be further back in the history than the trained
+        model reads: ``batch.whole`` has the uncut histories.
         """
         raise NotImplementedError
 
     @property
     def needs_all_items(self) -> bool:
-        """True when ``state`` or ``refine_items`` reads the whole catalogue, which rules out sampled views."""
+        """Whether ``state`` or ``refine_items`` reads the whole catalogue, which rules out sampled
+        views.
+        """
         return False
 
 
 def gather_queries(values_ULD: Tensor, batch: Batch) -> Tensor:
-    """The value behind the last seen event of every query, zero where a query sees none: [B, D]."""
+    """Value after the last event that every query sees, zero for a query without events: [B, D]."""
     last_B = (batch.seen_B - 1).clamp(min=0)
     picked_BD = values_ULD[batch.rows_B, last_B]
     return picked_BD * (batch.seen_B > 0)[:, None].to(picked_BD.dtype)
 
 
 def heads_error(name: str, heads: int, width: int) -> ConfigError:
-    """Heads that do not divide the width."""
+    """The error for a number of heads that does not divide the width."""
     return ConfigError(f"model.granularities.{name}.heads {heads} does not divide model.width {width}")

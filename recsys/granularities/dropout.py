@@ -1,8 +1,9 @@
-"""Dropout that costs little on a CPU.
+"""Dropout that is fast on a CPU.
 
-Why: torch draws a Bernoulli number there in the time of hundreds of multiplications, and a step of attention needs some
-hundreds of them a position. Here 16 bits of an SFC64 stream decide about a number. The stream starts from one number of
-torch's generator, so ``torch.manual_seed`` fixes it, and a step is the same wherever it is trained again.
+Why: on a CPU, torch needs the time of hundreds of multiplications for one Bernoulli number, and a
+step of attention needs some hundreds of them per position. Here 16 bits of an SFC64 stream decide
+about one number. The seed of the stream is a number of torch's generator, so ``torch.manual_seed``
+fixes it, and a repeated step gives the same result.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-_SIDES = 2**16  # of the die; a rate is as fine as one over that
+_SIDES = 2**16  # resolution of a rate is one over this
 
 
 class Dropout(nn.Module):
-    """Zero with chance ``rate`` in training, the rest scaled to keep the mean (Srivastava et al. 2014)."""
+    """Set values to zero with probability ``rate`` in training and rescale the rest (Srivastava et
+    al. 2014).
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, values: Tensor) -> Tensor:
+        """Apply dropout in training; return the values unchanged otherwise."""
         if not self.training or not self.rate:
             return values
         if values.device.type != "cpu":
@@ -31,7 +35,7 @@ class Dropout(nn.Module):
 
 
 def _mask(shape: torch.Size, rate: float) -> Tensor:
-    """Zero or one over the kept share, float32."""
+    """A float32 mask: zero, or one over the share of values that stay."""
     number, dropped = shape.numel(), round(rate * _SIDES)
     seed = int(torch.randint(2**62, ()))
     words = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, -(-number // 4), dtype=np.uint64)

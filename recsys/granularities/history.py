@@ -1,6 +1,8 @@
-"""What queries see, as one flat list of events: what fitted members that weigh events by age or order read.
+"""The events that queries see, as one flat list, for closed-form members that weight events by age
+or order.
 
-Why flat: a fitted member is a sum over events, needs no padding, and may see a history beyond ``model.max_history``.
+Why flat: a closed-form member is a sum over events, needs no padding, and may read more than
+``model.max_history``.
 
 Legend: B queries, E events that they see, U rows, L length.
 """
@@ -21,7 +23,7 @@ DAY: Final = 86_400.0
 
 @dataclass(frozen=True)
 class SeenEvents:
-    """The events that each query sees, query by query, the oldest first."""
+    """The events that each query sees, sorted by query, the oldest first."""
 
     num_queries: int
     rows_E: Tensor  # int64, the query that sees the event
@@ -29,15 +31,15 @@ class SeenEvents:
     types_E: Tensor  # int64
     times_E: Tensor  # int64 seconds since the epoch, 0 where unknown
     values_E: Tensor  # float32, NaN where unknown
-    lags_E: Tensor  # int64, events behind it in its query: 0 is the newest
+    lags_E: Tensor  # int64, number of later events of the query: 0 is the newest
 
     def where(self, kept_E: Tensor) -> SeenEvents:
-        """The events where the mask holds; lags stay as they are."""
+        """The events where the mask is true; lags do not change."""
         columns = (field.name for field in fields(self)[1:])
         return SeenEvents(self.num_queries, *(getattr(self, name)[kept_E] for name in columns))
 
     def distinct(self) -> SeenEvents:
-        """The newest event of every query and item."""
+        """The newest event of every pair of query and item."""
         if not len(self.rows_E):
             return self
         pairs_E = self.rows_E * (int(self.items_E.max()) + 1) + self.items_E
@@ -47,12 +49,13 @@ class SeenEvents:
         return self.where(order_E[is_last_E].sort().values)
 
     def of_types(self, counts_T: Tensor | None) -> SeenEvents:
-        """The events of types that count, all of them where no mask says so."""
+        """The events of the given types; all events if the mask is empty."""
         return self if counts_T is None or not len(counts_T) else self.where(counts_T[self.types_E])
 
     def days_before(self, asked_at_B: Tensor) -> Tensor:
-        """Days from each event to its question, at least 0; where the question has no time, to the query's newest
-        event; 0 where the event has none: [E] float32.
+        """Days from each event to its request, at least 0: [E] float32.
+
+        If the request has no time, days to the query's newest event; 0 if the event has no time.
         """
         newest_B = torch.zeros(self.num_queries, dtype=torch.int64, device=self.rows_E.device)
         newest_B.scatter_reduce_(0, self.rows_E, self.times_E, "amax", include_self=False)
@@ -61,18 +64,20 @@ class SeenEvents:
         return torch.where(self.times_E == 0, 0.0, days_E.float())
 
     def per_query(self, values_E: Tensor) -> Tensor:
-        """The sum of a number of every event over each query: [B]."""
+        """Sum of the events' values over each query: [B]."""
         return values_E.new_zeros(self.num_queries).index_add_(0, self.rows_E, values_E)
 
 
 def target_types(graphs: Graphs) -> Tensor:
-    """Which event types are predicted: bool [T], empty where all are, or nobody knows of types."""
+    """Which event types are predicted: bool [T]; empty if all are, or if the dataset has no types."""
     found = () if graphs.histories is None else graphs.histories.targets_T
     return torch.as_tensor(found, dtype=torch.bool)
 
 
 def seen_events(batch: Batch) -> SeenEvents:
-    """The events that the queries of a batch see: whole histories in evaluation and serving, else the padded ones."""
+    """The events that the queries of a batch see: uncut histories in evaluation and serving, else
+    padded ones.
+    """
     device = batch.rows_B.device
     if batch.whole is not None and len(batch.whole) == len(batch):
         histories = batch.whole.histories
@@ -92,8 +97,10 @@ def seen_events(batch: Batch) -> SeenEvents:
 
 
 def event_weights(seen: SeenEvents, asked_at_B: Tensor, recency: float, half_life: float | None) -> Tensor:
-    """(n + 1)^(−p) 2^(−days / h) of every event, the newest distinct one of each query weighing at least 2^-20, so that
-    an old history still speaks: [E] float32.
+    """Weights (n + 1)^(−p) 2^(−days / h) of all events: [E] float32.
+
+    The newest distinct event of each query has at least weight 2^-20, so that old histories still
+    contribute.
     """
     logs_E = -recency * (seen.lags_E + 1).float().log2()
     if half_life is not None:

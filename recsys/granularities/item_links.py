@@ -1,9 +1,11 @@
-"""Sparse item–item models: every item of a history speaks for a few others, each with a weight.
+"""Sparse item–item models: every item of a history adds a weight to the scores of a few other
+items.
 
-What ``item_cf`` (by neighbours) and ``item_knn`` share: which items occur together, the most similar ones of each item,
-the ridge regression of an item on those, and the sum over a history.
+``item_cf`` (form neighbours) and ``item_knn`` share this module: co-occurrence counts, the most
+similar items of each item, the ridge regression of an item on those, and the sum over a history.
 
-Legend: V users, N items, K neighbours of an item, L links, B queries, E events that they see, R regularisations.
+Legend: V users, N items, K neighbours of an item, L links, B queries, E events that they see, R
+regularisations.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ from recsys.granularities.base import State
 from recsys.granularities.history import SeenEvents
 from recsys.granularities.sparse import SparseScores
 
-_MAX_PAIRS: Final = 2**26  # of items that occur together: half a gigabyte
-_BLOCK: Final = 2**21  # numbers of the small matrices that are solved at a time
+_MAX_PAIRS: Final = 2**26  # co-occurring pairs of items in memory: half a gigabyte
+_BLOCK: Final = 2**21  # numbers in the small matrices that are solved together
 
 
 def together(events_VN: sp.csr_array) -> sp.csr_matrix:
-    """How often items occur together, XᵀX [N, N], sorted.
+    """Co-occurrence counts of items, XᵀX [N, N], sorted.
 
-    At most 2^26 pairs are in memory: where the longest histories make more, these give an even sample of their events,
-    drawn from a fixed seed.
+    At most 2^26 pairs are in memory: if the longest histories produce more, an even sample of their
+    events is used, drawn with a fixed seed.
     """
     lengths_V = np.diff(events_VN.indptr).astype(np.float64)
     if events_VN.shape[1] ** 2 > _MAX_PAIRS < (lengths_V**2).sum():
@@ -40,7 +42,7 @@ def together(events_VN: sp.csr_array) -> sp.csr_matrix:
 
 
 def _longest(lengths_V: Array) -> int:
-    """The largest length that histories may have so that Σ min(length, it)² stays in bounds."""
+    """The largest history length m for which Σ min(length, m)² stays within bounds."""
     low, high = 1, int(lengths_V.max())
     while low < high:
         middle = (low + high + 1) // 2
@@ -57,10 +59,17 @@ def _shortened(events_VN: sp.csr_array, most: int) -> sp.csr_array:
 
 
 def most_similar(pairs_NN: sp.csr_matrix, k: int, shrinkage: float) -> tuple[Array, Array]:
-    """The k other items of the largest c_ij / (√(c_ii c_jj) + shrinkage): items [N, K] int64, −1 where fewer occur with
-    an item, and similarities [N, K] float32, the largest first.
+    """The k other items with the largest c_ij / (√(c_ii c_jj) + shrinkage), the most similar first.
 
-    Why shrinkage: two items of one common user and no other are alike by chance (Bell and Koren 2007).
+    Why shrinkage: two items with one common user and no other look identical by chance (Bell and
+    Koren 2007).
+
+    Returns
+    -------
+    items_NK : Array
+        Item ids, int64; −1 where fewer items co-occur.
+    similarities_NK : Array
+        Similarities, float32.
     """
     num_items = pairs_NN.shape[0]
     root_N = np.sqrt(pairs_NN.diagonal())
@@ -80,12 +89,12 @@ def most_similar(pairs_NN: sp.csr_matrix, k: int, shrinkage: float) -> tuple[Arr
 def regressions(
     pairs_NN: sp.csr_matrix, items_NK: Array, text_NT: Array, regularisations_R: Sequence[float]
 ) -> list[Array]:
-    """Weights [N, K] float32, for each λ, of the ridge regression of every item i on its neighbours S:
+    """Weights [N, K] float32, for each λ, of the ridge regression of every item i on its neighbours S.
 
         w_i = (G_SS + λI)⁻¹ G_Si,   G = XᵀX + T Tᵀ
 
-    Why: it is EASE with a neighbourhood chosen beforehand (as fsSLIM, Ning and Karypis 2011), whose cost grows with the
-    number of items instead of its cube.
+    Why: this is EASE with neighbours that are chosen beforehand (as in fsSLIM, Ning and Karypis
+    2011). Its cost grows with the number of items instead of the cube of that number.
     """
     num_items, k = items_NK.shape
     found = [np.zeros((num_items, k), dtype=np.float32) for _ in regularisations_R]
@@ -112,22 +121,23 @@ def regressions(
 
 
 def _at(pairs_NN: sp.csr_matrix, rows: Array, columns: Array) -> Array:
-    """Entries of a sparse matrix in the shape of the columns, float32."""
+    """Entries of a sparse matrix at the given rows and columns, float32."""
     values = np.asarray(pairs_NN[rows.ravel(), columns.ravel()], dtype=np.float32)
     return values.reshape(columns.shape)
 
 
 def links(items_NK: Array, weights_NK: Array, by_target: bool) -> State:
-    """The links of items of a history to the items that they speak for, as sparse rows.
+    """Links from items of a history to the items whose scores they raise, as sparse rows.
 
     Parameters
     ----------
     items_NK : Array
-        neighbours of every item, −1 where there are fewer.
+        Neighbours of every item, −1 where there are fewer.
     weights_NK : Array
-        their weights.
+        Weights of the neighbours.
     by_target : bool
-        whether a row of the tables is an item that is spoken for (a regression), or one that speaks.
+        True: a row of the tables is the item that is scored (a regression); False: the item of the
+        history.
     """
     num_items = len(items_NK)
     kept_NK = (items_NK >= 0) & (weights_NK != 0)
@@ -143,7 +153,7 @@ def links(items_NK: Array, weights_NK: Array, by_target: bool) -> State:
 
 
 def spoken_for(seen: SeenEvents, weights_E: Tensor, state: State) -> SparseScores:
-    """Σ_j w_j S_ji over the events that each query sees: additions to the items that they speak for."""
+    """Σ_j w_j S_ji over the events that each query sees: additions to the scores of linked items."""
     num_items = len(state["starts_N1"]) - 1
     rows = (state["weights_L"], state["targets_L"], state["starts_N1"])
     links_NN = sp.csr_matrix(tuple(part.cpu().numpy() for part in rows), (num_items, num_items))

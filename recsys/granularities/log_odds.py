@@ -1,4 +1,6 @@
-"""How much more often something is chosen than by everybody, by counting: what the ``counts`` members are made of."""
+"""Log-ratio between how often a group and all users choose something, from counts; for members with
+``fit: counts``.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,11 @@ from torch import Tensor
 
 
 def log_odds(counts_XG: Tensor, total_X1: Tensor, share_G: Tensor, smoothing: float) -> Tensor:
-    """log((c + α p) / ((n + α) p)): 0 where nothing is counted (n = 0) and where p = 0, near 0 for few counts.
+    """log((c + α p) / ((n + α) p)): 0 where nothing is counted (n = 0) or p = 0, near 0 for small
+    counts.
 
-    Legend: X rows, G what is counted, p the share of it among all events, α the smoothing in events.
+    Legend: X rows, G categories, p the share of a category among all events, α the smoothing in
+    events.
 
     >>> import torch
     >>> log_odds(torch.tensor([[3.0, 1.0]]), torch.tensor([[4.0]]), torch.tensor([0.5, 0.5]), 4.0).exp()

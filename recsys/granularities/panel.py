@@ -1,4 +1,4 @@
-"""What a granularity shows of itself in the report: a title, a sentence and a table."""
+"""The panel of a granularity in the report: a title, a sentence and a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Cell = str | float | int
 
 @dataclass(frozen=True)
 class Panel:
-    """A card of the report, and of ``panels`` in ``metrics.json``."""
+    """A panel of the report, also in ``panels`` of ``metrics.json``."""
 
     title: str
     text: str
@@ -19,4 +19,5 @@ class Panel:
     rows: Sequence[Sequence[Cell]]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the panel as JSON values."""
         return asdict(self)

@@ -1,6 +1,7 @@
-"""The items' shares of events as of moments, events fading with age: what popularity is wherever it is read.
+"""Item shares of events at given times, with events that fade with age: popularity, wherever it is
+used.
 
-Legend: E events, N items, T moments.
+Legend: E events, N items, T times at which shares are stored.
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ import numpy as np
 from recsys.data.histories import Array, Histories
 from recsys.granularities.history import DAY
 
-_NEAR_THE_END: Final = 8  # moments in the last of the even parts
-_MOMENTS: Final = 64  # at which the shares of a member's prior are kept
-_MOST_NUMBERS: Final = 2**23  # of them all: 32 MB
-_REST: Final = 0.1  # of the shares of all times beside the recent ones, as in ``popularity``
+_NEAR_THE_END: Final = 8  # stored times in the last of the even parts
+_MOMENTS: Final = 64  # stored times of a member's prior
+_MOST_NUMBERS: Final = 2**23  # size limit of the table: 32 MB
+_REST: Final = 0.1  # weight of the all-time shares next to the recent ones, as in ``popularity``
 
 
 @dataclass(frozen=True)
 class LogShares:
-    """log q as of moments, ascending."""
+    """log q at the stored times, which ascend."""
 
     table_NT: Array  # float32
     moments_T: Array  # int64 seconds; one 0 where nothing fades
 
     @classmethod
     def of(cls, histories: Histories, num_items: int, half_life: float | str) -> LogShares:
-        """Of events that count half after ``half_life`` days. Where that is ``none``, or no event has a time:
-        log((c + 1) / (Σ c + N)), once.
+        """Count events, whose weight halves every ``half_life`` days.
+
+        If that is ``none``, or no event has a time, there is one column: log((c + 1) / (Σ c + N)).
         """
         if isinstance(half_life, str) or not (histories.times_E != 0).any():
             counts_N = np.bincount(histories.items_E, minlength=num_items)
@@ -41,17 +43,21 @@ class LogShares:
 
     @property
     def last_N(self) -> Array:
-        """As of the last event."""
+        """Shares after the last event."""
         return np.asarray(self.table_NT[:, -1])
 
     def before(self, times_E: Array) -> Array:
-        """The column of the newest moment before each time; the first one where there is none, or no time."""
+        """Column of the newest stored time before each given time; 0 if there is none, or the time
+        is unknown.
+        """
         return (np.searchsorted(self.moments_T, times_E) - 1).clip(0)
 
 
 def counted(histories: Histories, num_items: int, how: str) -> tuple[Array, Array]:
-    """Item and time of every event that counts, in time: a user's first of an item (``users``), the first of each day
-    (``events``), or ``all``. Events without a time are as old as can be.
+    """Item and time of every event that counts, sorted by time.
+
+    ``users``: a user's first event with an item; ``events``: the first of each day; ``all``: every
+    event. Events without a time count as the oldest.
     """
     users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     items_E, times_E = histories.items_E.astype(np.int64), histories.times_E
@@ -72,7 +78,8 @@ def counted(histories: Histories, num_items: int, how: str) -> tuple[Array, Arra
 
 
 def moments(times_E: Array, most: int) -> Array:
-    """At most ``most`` times at which counts are kept, ascending: quantiles of the events, the last one the last event.
+    """At most ``most`` times at which counts are stored, ascending: quantiles of the event times;
+    the last is the maximum.
 
     >>> moments(np.arange(1, 9), 4).tolist()
     [2, 4, 6, 8]
@@ -87,7 +94,7 @@ def moments(times_E: Array, most: int) -> Array:
 def at_moments(
     items_E: Array, times_E: Array, moments_T: Array, num_items: int, half_life: float | str, rest: float
 ) -> Array:
-    """A [N, T] float32 of events in time; see the module."""
+    """A [N, T] float32 from events in order of time; see the module."""
     table_NT = np.zeros((num_items, len(moments_T)), dtype=np.float32)
     recent_N, all_N, before, start = np.zeros(num_items), np.zeros(num_items), moments_T[0], 0
     for place, moment in enumerate(moments_T):
@@ -106,7 +113,7 @@ def at_moments(
 
 
 def sums_at(times_E: Array, moments_T: Array, half_life: float | str) -> Array:
-    """The decayed number of all events as of each moment: float64 [T].
+    """Decayed number of all events at each stored time: float64 [T].
 
     >>> sums_at(np.array([0, 86_400, 86_400]), np.array([0, 86_400]), 1.0).tolist()
     [1.0, 2.5]
@@ -121,6 +128,7 @@ def sums_at(times_E: Array, moments_T: Array, half_life: float | str) -> Array:
 
 
 def log_share(recent_N: Array, all_N: Array, rest: float) -> Array:
+    """Log of recent shares, mixed with a share ``rest`` of those of all times."""
     rest_N = (all_N + 1) / (all_N.sum() + len(all_N))
     share_N: Array = (1 - rest) * recent_N / max(recent_N.sum(), 1e-30) + rest * rest_N
     return np.asarray(np.log(share_N), dtype=np.float32)

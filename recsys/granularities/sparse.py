@@ -1,7 +1,9 @@
-"""Scores of few items: what a sparse granularity adds to some items of each query, zero everywhere else.
+"""Sparse scores: the additions of a sparse granularity to the scores of a few items per query, zero
+for all others.
 
-Why not vectors: what a user had before is a list of items, each with a number of its own, and no short vector holds it.
-A list of additions keeps every score exact, costs what it holds, and its share of a score is the number itself.
+Why not vectors: a user's earlier items are a list in which each item has its own number, and no
+short vector can hold that. A list of additions keeps every score exact, needs memory only for its
+entries, and the share of a score is the number itself.
 
 Legend: P additions, B queries, R list length, N items.
 """
@@ -14,12 +16,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-_SHIFT = 2**32  # a row and an item as one int64 key
+_SHIFT = 2**32  # row and item form one int64 key
 
 
 @dataclass(frozen=True)
 class SparseScores:
-    """``values_P`` is added to the score of item ``items_P`` in row ``rows_P``; in order of row, then item, each once.
+    """Add ``values_P`` to the score of item ``items_P`` in row ``rows_P``; sorted by row, then
+    item, each pair once.
 
     >>> added = SparseScores.of(torch.tensor([1, 0]), torch.tensor([2, 0]), torch.tensor([3.0, 1.0]))
     >>> added.add_to(torch.zeros(2, 3))
@@ -36,19 +39,20 @@ class SparseScores:
 
     @staticmethod
     def of(rows_P: Tensor, items_P: Tensor, values_P: Tensor) -> SparseScores:
-        """Additions in any order; those to the same row and item are summed."""
+        """Build from additions in any order; additions to the same row and item are summed."""
         keys, place_P = torch.unique(rows_P * _SHIFT + items_P, return_inverse=True)
         values = torch.zeros(len(keys), dtype=values_P.dtype, device=values_P.device)
         return SparseScores(keys // _SHIFT, keys % _SHIFT, values.index_add_(0, place_P, values_P))
 
     @staticmethod
     def nothing(device: torch.device | None = None) -> SparseScores:
+        """Return scores without any addition."""
         none = torch.zeros(0, dtype=torch.int64, device=device)
         return SparseScores(none, none, torch.zeros(0, device=device))
 
     @staticmethod
     def total(parts: Sequence[SparseScores]) -> SparseScores:
-        """The sum of several."""
+        """Return the sum of several sparse scores."""
         if len(parts) == 1:
             return parts[0]
         if not parts:
@@ -57,26 +61,27 @@ class SparseScores:
         return SparseScores.of(*(torch.cat(column) for column in columns))
 
     def weighed(self, weights_B: Tensor) -> SparseScores:
-        """Every row times its weight."""
+        """Multiply every row with its weight."""
         return replace(self, values_P=self.values_P * weights_B[self.rows_P].to(self.values_P.dtype))
 
     def present(self, num_rows: int) -> Tensor:
-        """Which rows have an addition: bool [B]."""
+        """Whether each row has an addition: bool [B]."""
         found_B = torch.zeros(num_rows, dtype=torch.bool, device=self.rows_P.device)
         found_B[self.rows_P] = True
         return found_B
 
     def sizes(self, num_rows: int) -> Tensor:
-        """The sum of the absolute values of every row, which bounds each of them: [B]."""
+        """Sum of the absolute values of every row, an upper bound of each of them: [B]."""
         return torch.zeros(num_rows, device=self.rows_P.device).index_add_(0, self.rows_P, self.values_P.abs().float())
 
     def add_to(self, scores_BN: Tensor) -> Tensor:
-        """Add to the scores of all items, in place."""
-        scores_BN[self.rows_P, self.items_P] += self.values_P.to(scores_BN.dtype)  # each place once
+        """Add to the scores of all items in place."""
+        # each position occurs once
+        scores_BN[self.rows_P, self.items_P] += self.values_P.to(scores_BN.dtype)
         return scores_BN
 
     def at(self, items_BR: Tensor) -> Tensor:
-        """The values of listed items, zero where nothing is added: float32 [B, R]."""
+        """Values of listed items, zero where nothing is added: float32 [B, R]."""
         if not len(self):
             return torch.zeros(items_BR.shape, device=self.values_P.device)
         rows_B1 = torch.arange(len(items_BR), device=items_BR.device)[:, None]
@@ -86,13 +91,13 @@ class SparseScores:
         return torch.where(is_there_BR, self.values_P[place_BR].float(), 0.0)
 
     def between(self, start: int, end: int) -> SparseScores:
-        """The rows from ``start`` to before ``end``, counted from ``start``."""
+        """Rows from ``start`` up to, not including, ``end``; row numbers start at 0 again."""
         edges = torch.tensor([start, end], device=self.rows_P.device)
         span = slice(*torch.searchsorted(self.rows_P, edges).tolist())
         return SparseScores(self.rows_P[span] - start, self.items_P[span], self.values_P[span])
 
     def take(self, rows_R: Tensor) -> SparseScores:
-        """The given rows, repeated ones allowed, in the given order."""
+        """Return the given rows in the given order; repeated rows are allowed."""
         starts_R, ends_R = (torch.searchsorted(self.rows_P, rows_R, right=right) for right in (False, True))
         counts_R = ends_R - starts_R
         rows_P = torch.repeat_interleave(torch.arange(len(rows_R), device=rows_R.device), counts_R)
@@ -101,13 +106,14 @@ class SparseScores:
         return SparseScores(rows_P, self.items_P[places_P], self.values_P[places_P])
 
     def moved(self, rows_B: Tensor) -> SparseScores:
-        """The same additions where row ``b`` becomes row ``rows_B[b]``."""
+        """Return the same additions with row ``b`` renamed to row ``rows_B[b]``."""
         return SparseScores.of(rows_B[self.rows_P], self.items_P, self.values_P)
 
     def where(self, keep_B: Tensor) -> SparseScores:
-        """Only the additions of some rows."""
+        """Keep the additions of some rows."""
         kept_P = keep_B[self.rows_P]
         return SparseScores(self.rows_P[kept_P], self.items_P[kept_P], self.values_P[kept_P])
 
     def cpu(self) -> SparseScores:
+        """Return the scores in CPU memory."""
         return SparseScores(self.rows_P.cpu(), self.items_P.cpu(), self.values_P.cpu())

@@ -1,8 +1,9 @@
-"""What files hold, told from a sample of each: forms, kinds of columns, tables and their ids, a split.
+"""What files contain, inferred from a sample of each: forms, kinds of columns, tables and their
+ids, a split.
 
-The way of a look::
+The steps::
 
     arguments → files (arguments.py) → form and sample (forms.py, samples.py) → kinds of columns (columns.py)
               → which table holds the events, and what the others are, by ids in common (tables.py, roles.py)
-              → habits of the events: repeats, times, types (habits.py) → a configuration with reasons (proposal.py)
+              → statistics of the events: repeats, times, types (habits.py) → a configuration with reasons (proposal.py)
 """

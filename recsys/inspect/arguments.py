@@ -1,5 +1,5 @@
-"""What the arguments of a look name: files, folders and globs → tables as samples, folders of known releases, and what
-is no table.
+"""From arguments (files, folders and globs) to tables as samples, folders of known releases, and
+ignored files.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ from recsys.inspect.vocabulary import parts
 from recsys.sources.files import InputFile, find
 from recsys.storage.uris import expanded, is_remote
 
-_MANY_FILES: Final = 12  # of one folder and name that are looked into; the others are taken to be alike
+# files per folder and name that are sampled; the rest are assumed to have the same form
+_MANY_FILES: Final = 12
 _HETREC: Final = ("user_artists.dat", "user_taggedartists.dat", "tags.dat", "artists.dat", "user_friends.dat")
 _ATOMIC: Final = (".inter", ".item", ".user", ".kg", ".link", ".net")
 
 
 @dataclass
 class Looked:
-    """What the arguments hold."""
+    """The content of the arguments."""
 
     tables: list[Sample] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)  # path → reason
-    empty: dict[str, str] = field(default_factory=dict)  # path → in which way
+    empty: dict[str, str] = field(default_factory=dict)  # path → how it is empty
     hetrec: str = ""  # folder of the HetRec 2011 Last.fm release
     recbole: tuple[str, str] | None = None  # folder and name of atomic files
     found: dict[str, list[str]] = field(default_factory=dict)  # argument → paths
 
     def patterns(self, sample: Sample) -> list[str]:
-        """What a configuration lists to read the files of a table and no others: an argument where it names just
-        these, a glob where it names all of their suffix, else the files.
+        """Return what a configuration lists to read the files of a table and no others.
+
+        This is the argument if it names exactly these files; a glob if they are all files of one
+        suffix; else the files.
         """
         mine = {file.path for file in sample.files}
         of_argument = set(self.found.get(sample.given, ()))
@@ -53,10 +56,10 @@ def look_at(arguments: Sequence[str]) -> Looked:
     Raises
     ------
     SourceError
-        there is no argument, or none names a file.
+        There is no argument, or none names a file.
     """
     if not arguments:
-        raise SourceError("no file is given; name the files, folders or globs of your data: recsys init FILE…")
+        raise SourceError("no file is given; pass the files, folders or globs of your data: recsys init FILE…")
     looked = Looked()
     files: dict[str, tuple[InputFile, str]] = {}
     for argument in arguments:
@@ -64,7 +67,8 @@ def look_at(arguments: Sequence[str]) -> Looked:
             found = find([argument])
             looked.found[argument] = [file.path for file in found]
             for file in found:
-                if file.path == expanded(argument):  # named itself, and perhaps within a folder as well
+                # a file's own argument wins over that of its folder
+                if file.path == expanded(argument):
                     files[file.path] = (file, argument)
                 files.setdefault(file.path, (file, argument))
         except EmptyFile as error:
@@ -75,7 +79,7 @@ def look_at(arguments: Sequence[str]) -> Looked:
             is_missing = (
                 not is_remote(argument) and not set(argument) & set("*?[") and not Path(expanded(argument)).exists()
             )
-            if len(arguments) == 1 or is_missing:  # a mistyped name must not leave a table out
+            if len(arguments) == 1 or is_missing:  # a mistyped name must not silently drop a table
                 raise
             looked.ignored[argument] = first_line(error)
     files = _without_releases(files, looked)
@@ -97,7 +101,9 @@ def look_at(arguments: Sequence[str]) -> Looked:
 
 
 def _pattern(file: InputFile) -> str:
-    """Files of one folder tree whose names differ in numbers alone are parts of one table, as Spark writes them."""
+    """Key of a file: files of one folder tree whose names differ only in digits are parts of one
+    table, as from Spark.
+    """
     stem = "".join("0" if character.isdigit() else character for character in file.name.lower())
     is_part = stem.startswith("part-") or "=" in file.path
     if is_part:
@@ -107,7 +113,7 @@ def _pattern(file: InputFile) -> str:
 
 
 def _sampled(alike: list[tuple[InputFile, str]], looked: Looked) -> list[Sample]:
-    """Samples of files that are parts of one table, or of a single file."""
+    """Sample files that are parts of one table, or a single file."""
     step = max(1, -(-len(alike) // _MANY_FILES))
     looked_into = {place for place in range(len(alike)) if place % step == 0 or place == len(alike) - 1}
     found: list[Sample] = []
@@ -134,7 +140,7 @@ def _sampled(alike: list[tuple[InputFile, str]], looked: Looked) -> list[Sample]
 
 
 def _joined(samples: Sequence[Sample]) -> list[Sample]:
-    """Files of one form and the same columns as one table, where their place or names say so."""
+    """Combine files of the same form and columns into one table if their folder or names say so."""
     groups: dict[object, list[Sample]] = {}
     for sample in samples:
         key: object = (sample.signature, _family(sample)) if sample.format != "sequences" else sample.files[0].path
@@ -143,7 +149,9 @@ def _joined(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _family(sample: Sample) -> object:
-    """What files must share beside their form: the folder that was given, or a name that differs in numbers."""
+    """What files must share besides their form: the folder argument, or a name that differs only in
+    digits.
+    """
     if sample.folders:
         return sample.given
     letters = [word for word in parts(sample.name) if not any(character.isdigit() for character in word)]
@@ -151,7 +159,7 @@ def _family(sample: Sample) -> object:
 
 
 def _without_releases(files: dict[str, tuple[InputFile, str]], looked: Looked) -> dict[str, tuple[InputFile, str]]:
-    """The files without those of releases that an adapter of their own reads."""
+    """Return the files without those of known releases, which have their own adapters."""
     folders: dict[str, list[InputFile]] = {}
     for file, _ in files.values():
         folders.setdefault(file.path.rpartition("/")[0], []).append(file)
@@ -171,12 +179,12 @@ def _without_releases(files: dict[str, tuple[InputFile, str]], looked: Looked) -
         by_folder = looked.hetrec and folder.startswith(f"{looked.hetrec}/") and argument.rstrip("/") == looked.hetrec
         if by_folder:
             looked.ignored[file.path] = (
-                "lies in a folder of the release, which is read as published; give it by name to use it"
+                "is inside a release folder, which is read as published; pass the file itself to use it"
             )
             continue
         if looked.recbole and folder == looked.recbole[0] and file.suffix in _ATOMIC:
             if file.name.removesuffix(file.suffix) != looked.recbole[1]:
-                looked.ignored[file.path] = f"a second data set beside {looked.recbole[1]}.inter"
+                looked.ignored[file.path] = f"a second data set next to {looked.recbole[1]}.inter"
             continue
         taken[path] = (file, argument)
     return taken
@@ -189,12 +197,13 @@ def _is_atomic(file: InputFile) -> bool:
 
 
 def shown_path(path: str) -> str:
-    """A path as a configuration takes it: dollars doubled."""
+    """Return a path as a configuration needs it: dollar signs doubled."""
     return path if is_remote(path) else path.replace("$", "$$")
 
 
 def data_name(file: InputFile) -> str:
-    """A short name for the data: of the folder, or of the file where it stands alone.
+    """Return a short name for the data: that of its folder, or of the file if there is no telling
+    folder.
 
     >>> data_name(InputFile("shop/events.csv", 1)), data_name(InputFile("events.csv", 1))
     ('shop', 'events')

@@ -1,4 +1,6 @@
-"""What the columns of items and users are good for: text, HTML, numbers, facts, places, vectors, or nothing."""
+"""What the columns of items and users can be used for: text, HTML, numbers, facts, places, vectors,
+or nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,41 +19,41 @@ from recsys.inspect.vocabulary import ADDRESS, ITEM, SESSION, TEXT, has_id, like
 from recsys.sources.names import fold
 from recsys.sources.validate import CellRules
 
-_CATEGORY: Final = 0.5  # different values a row up to which a column groups rows
-_TELLS: Final = 0.5  # of :func:`determines`, for texts and categories
+_CATEGORY: Final = 0.5  # most distinct values per row for a column that groups rows
+_TELLS: Final = 0.5  # threshold of :func:`determines`, for texts and categories
 _TELLS_NUMBER: Final = 0.25
 _MOST_FACTS: Final = 8
-_MANY_ROWS: Final = 500  # from which whole numbers that are all different are ids
-_SPARSE: Final = 50  # range of codes against their number
+_MANY_ROWS: Final = 500  # from this size, distinct whole numbers are ids
+_SPARSE: Final = 50  # ratio of range to number of codes
 _KINDS: Final = {
     "text": "text", "html": "HTML", "price": "prices", "number": "numbers", "url": "addresses", "image": "images",
     "path": "paths of categories", "list": "lists", "lists": "lists", "vector": "vectors", "token": "categories",
-    "flag": "yes or no", "time": "times",
+    "flag": "yes/no", "time": "times",
 }  # fmt: skip
 
 
 @dataclass
 class Attributes:
-    """The columns of one table by what they are good for, under the names that they will have."""
+    """The columns of one table by use, with their final names."""
 
     text: list[str] = field(default_factory=list)
     html: list[str] = field(default_factory=list)
-    numbers: list[str] = field(default_factory=list)  # that the files have as text
+    numbers: list[str] = field(default_factory=list)  # numbers that the files store as text
     facts: list[str] = field(default_factory=list)
     separators: dict[str, str] = field(default_factory=dict)
     vectors: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)  # attributes as they are
-    idle: dict[str, str] = field(default_factory=dict)  # column of the file → why nothing is made of it
+    others: list[str] = field(default_factory=list)  # attributes used unchanged
+    idle: dict[str, str] = field(default_factory=dict)  # column of the file → why it is not used
     rename: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)  # column → what it holds, for people
-    place: bool = False  # latitude and longitude are there
-    measures: list[str] = field(default_factory=list)  # numbers of items that the member place reads
-    tells: bool = False  # whether the member profile finds users apart
+    place: bool = False  # True: there are latitude and longitude
+    measures: list[str] = field(default_factory=list)  # item columns that the member place reads
+    tells: bool = False  # True: the member profile can distinguish users
 
     @property
     def used(self) -> list[str]:
-        """Every column that something is made of, each once."""
+        """The used columns, each once."""
         names = [*self.text, *self.numbers, *self.facts, *self.vectors, *self.others]
         return list(dict.fromkeys(names))
 
@@ -65,24 +67,24 @@ def attributes_of(
     people: IdSet | None = None,
     of: Column | None = None,
 ) -> Attributes:
-    """What further columns of a table are good for.
+    """Find the use of further columns of a table.
 
     Parameters
     ----------
     table : Table
-        where they are.
+        Table of the columns.
     columns : Iterable[Column]
-        those to look at, in order.
+        Columns to classify, in order.
     keys : Sequence[str]
-        canonical columns of the table, whose names are taken.
+        Canonical columns of the table, whose names are taken.
     items : IdSet | None
-        ids of items, so that lists of other items are told from lists of words; None for users.
+        Ids of items, to distinguish lists of other items from lists of words; None for users.
     moved : Mapping[str, str] | None
-        columns that get other names anyway (see :func:`reserved`).
+        Columns that get other names in any case (see :func:`reserved`).
     people : IdSet | None
-        ids of users, so that lists of friends are told from other lists.
+        Ids of users, to distinguish lists of friends from other lists.
     of : Column | None
-        where the table is that of events: the column whose items or users the columns tell of.
+        For a table of events: the column of the items or users that the columns describe.
     """
     found = Attributes(rename=dict(moved or {}))
     given = list(columns)
@@ -97,11 +99,11 @@ def attributes_of(
         name = _name(column, found, table, taken)
         taken.add(name)
         if people is not None and column.kind in ("list", "lists") and _are_ids(column, people):
-            found.idle[column.name] = "lists of other users; as a file of pairs they would be friends"
+            found.idle[column.name] = "lists of other users; write them as a file of user pairs to use them as friends"
             continue
         _sort(found, column, name, items, _is_text(table, column))
     for name in found.facts[_MOST_FACTS:]:
-        found.idle[name] = f"{_MOST_FACTS} columns of facts before it are used"
+        found.idle[name] = f"there are already {_MOST_FACTS} columns of facts"
     found.facts = found.facts[:_MOST_FACTS]
     found.separators = {name: mark for name, mark in found.separators.items() if name in found.facts}
     _by_rules_of_the_run(found, given, items is not None, of)
@@ -109,27 +111,27 @@ def attributes_of(
 
 
 def _by_rules_of_the_run(found: Attributes, given: Sequence[Column], are_items: bool, of: Column | None) -> None:
-    """What the members of a run will find in the columns."""
+    """Apply the rules of a run to find what its members can read."""
     used = [c for c in given if found.rename.get(c.name, c.name) in found.used]
     rules = CellRules(decimal="," if any(column.decimal_comma for column in given) else ".")
     if are_items and any(column.is_numeric for column in used):
-        from recsys.inspect.features import measure  # which brings torch
+        from recsys.inspect.features import measure  # imports torch
 
         found.measures = measure(used, rules, of)
     elif not are_items and given:
-        from recsys.inspect.features import tell_of_users
+        from recsys.inspect.features import distinguish_users
 
         read = [c for c in given if c.kind not in ("empty", "constant", "object")]
-        found.tells = tell_of_users(used if of is not None else read, rules, of)
+        found.tells = distinguish_users(used if of is not None else read, rules, of)
 
 
 def _is_text(table: Table, column: Column) -> bool:
-    """Whether the file has the column as text, so that numbers must be declared."""
+    """Whether the file stores the column as text, so that numbers must be declared."""
     return bool(pa.types.is_string(table.sample.rows.schema.field(column.name).type))
 
 
 def _name(column: Column, found: Attributes, table: Table, taken: set[str]) -> str:
-    """The name that the column will have."""
+    """The final name of a column."""
     if column.name in found.rename:
         return found.rename[column.name]
     if table.sample.has_names or column.name in table.sample.folders:
@@ -143,7 +145,9 @@ def _name(column: Column, found: Attributes, table: Table, taken: set[str]) -> s
 
 
 def _coordinates(columns: Sequence[Column], has_names: bool) -> dict[Column, str]:
-    """Columns of latitude and longitude: by name, or two neighbours of degrees without names."""
+    """Find columns of latitude and longitude: by name, or two adjacent columns of degrees without
+    names.
+    """
     latitudes, longitudes = ([c for c in columns if getattr(c, name)] for name in ("is_latitude", "is_longitude"))
     if latitudes and longitudes and latitudes[0] is not longitudes[0]:
         return {latitudes[0]: "latitude", longitudes[0]: "longitude"}
@@ -154,25 +158,25 @@ def _coordinates(columns: Sequence[Column], has_names: bool) -> dict[Column, str
 
 
 def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_text: bool) -> None:
-    """Put one column where it belongs."""
+    """Classify one column."""
     kind = column.kind
     if likeness(column.name, ADDRESS) >= 0.8:
-        found.idle[column.name] = "addresses and numbers of people and places tell nothing by themselves"
+        found.idle[column.name] = "contact data, which is not predictive"
         return
     found.kinds[name] = _KINDS.get(kind, kind)
     groups = 1 < column.num_distinct <= _CATEGORY * column.num_values
     if kind in ("empty", "constant", "object"):
-        words = {"empty": "empty", "constant": "one value in every row", "object": "nested objects"}
+        words = {"empty": "empty", "constant": "the same value in every row", "object": "nested objects"}
         found.idle[column.name] = words[kind]
     elif kind in ("url", "image", "time"):
-        words = {"url": "addresses are no text", "image": "paths of images", "time": "times are not used here"}
+        words = {"url": "web addresses", "image": "paths of images", "time": "times, which are used for events only"}
         found.idle[column.name] = words[kind]
         if kind == "image":
             found.images.append(name)
     elif kind == "vector":
         found.vectors.append(name)
     elif kind in ("text", "html") and items is None:
-        found.idle[column.name] = "texts of users are not read"
+        found.idle[column.name] = "texts of users are not used"
     elif kind in ("text", "html"):
         found.text.append(name)
         if kind == "html":
@@ -200,11 +204,11 @@ def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_
     elif groups:
         found.facts.append(name)
     else:
-        found.idle[column.name] = "codes that tell nothing of themselves"
+        found.idle[column.name] = "codes without a meaning of their own"
 
 
 def _sort_number(found: Attributes, column: Column, name: str, is_text: bool, is_item: bool) -> None:
-    """A quantity, the code of a category, or an id of something else."""
+    """Classify a number: a quantity, the code of a category, or an id of something else."""
     is_code = column.is_whole and (has_id(column.name) or found.kinds[name] == "numbers" and _is_sparse(column, name))
     if is_code and name not in ("latitude", "longitude"):
         if 1 < column.num_distinct <= _CATEGORY * column.num_values:
@@ -213,7 +217,7 @@ def _sort_number(found: Attributes, column: Column, name: str, is_text: bool, is
         else:
             found.idle[column.name] = "ids of something else"
     elif column.is_whole and column.is_key and column.num_values >= _MANY_ROWS:
-        found.idle[column.name] = "a number of its own in every row"
+        found.idle[column.name] = "a different number in every row"
     elif is_text:
         found.numbers.append(name)
     else:
@@ -221,25 +225,28 @@ def _sort_number(found: Attributes, column: Column, name: str, is_text: bool, is
 
 
 def _is_sparse(column: Column, name: str) -> bool:
-    """Whether unnamed whole numbers are few and far between, as codes are."""
+    """Whether unnamed whole numbers have a large range with few values, like codes."""
     return name.startswith("number_") and column.high - column.low > _SPARSE * column.num_distinct
 
 
 def _are_ids(column: Column, ids: IdSet) -> bool:
-    """Whether the members of lists are these ids."""
+    """Whether the list members are these ids."""
     texts = column.values.drop_null().slice(0, 2000)
     members = pc.unique(pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(texts, column.mark or " | "))))
     known = pc.sum(pc.is_in(members, value_set=ids.ids)).as_py() or 0
     return len(members) > 0 and known > 0.2 * len(members)
 
 
-# -------------------------------------------------------------------------------------- columns of events that tell
+# -------------------------------------------------------------------------------------- columns of
+# events
 
 
-def told_by_events(
+def attributes_of_events(
     table: Table, user: Column, item: Column, left: Sequence[Column]
 ) -> tuple[list[Column], list[Column]]:
-    """Columns of events that tell of the item, and those that tell of the user, as in a denormalised export."""
+    """Find event columns that describe the item, and those that describe the user, as in a
+    denormalised export.
+    """
     of_items, of_users = [], []
     for column in left:
         if column.kind in ("empty", "constant", "object", "time", "vector", "lists") or column.num_distinct < 2:
@@ -256,32 +263,32 @@ def told_by_events(
     return of_items, of_users
 
 
-def why_untold(column: Column, items: Column, users: Column) -> str:
-    """Why nothing is made of a column of the events."""
+def why_unused(column: Column, items: Column, users: Column) -> str:
+    """Why a column of the events is not used."""
     fixed = {
         "empty": "empty",
-        "constant": "one value in every row",
+        "constant": "the same value in every row",
         "object": "nested objects",
-        "time": "a second time; that of the event alone is read",
-        "vector": "vectors are read of a table of items",
-        "lists": "lists are read of a table of items",
+        "time": "a second time; only the time of the event is used",
+        "vector": "vectors are read from a table of items only",
+        "lists": "lists are read from a table of items only",
     }
     if column.kind in fixed:
         return fixed[column.kind]
     if likeness(column.name, SESSION) >= 0.8:
-        return "names the visit or order, not the item or the user"
+        return "identifies the visit or order, not the item or the user"
     if column.kind == "number" and column.is_whole and has_id(column.name):
         return "ids of something else"
     if column.is_key or column.num_distinct > _CATEGORY * column.num_values:
-        return "nearly every row has a value of its own"
+        return "nearly all values are different"
     return (
-        f"differs between the rows of one item and of one user (it tells {determines(items, column):.0%} and "
-        f"{determines(users, column):.0%} of them better than by chance)"
+        f"not constant per item or user (predicted {determines(items, column):.0%} and "
+        f"{determines(users, column):.0%} better than by chance)"
     )
 
 
 def reserved(table: Table, kind: schema.TableSchema, names: dict[str, str]) -> dict[str, str]:
-    """New names for columns that a reader would take for one of the table's own by their name alone."""
+    """New names for columns whose names a reader would take for its own columns."""
     moved = {}
     taken = set(names.values())
     for column in table.columns:

@@ -1,4 +1,4 @@
-"""Plain tables → what a configuration of the sources ``canonical`` and ``sequences`` says of them."""
+"""From plain tables to the configuration of the sources ``canonical`` and ``sequences``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.arguments import Looked, data_name
-from recsys.inspect.attributes import Attributes, attributes_of, reserved, told_by_events, why_untold
+from recsys.inspect.attributes import Attributes, attributes_of, attributes_of_events, reserved, why_unused
 from recsys.inspect.columns import Column
 from recsys.inspect.events import EventColumns, columns_of_events
 from recsys.inspect.habits import Habits, Types, events_of, habits_of, meaning_of
@@ -27,17 +27,17 @@ from recsys.inspect.vocabulary import SESSION, likeness
 from recsys.sources.validate import CellRules, Layout, check_rows
 
 _RATINGS: Final = ("rating", "star", "stars", "score", "overall", "rate", "grade", "preference", "feedback")
-_ABSENT_RATING: Final = 0.2  # share of zeros on a scale from which zero means that nothing was said
-_MOST_CONTEXT: Final = 200  # different values
+_ABSENT_RATING: Final = 0.2  # share of zeros from which zero means "no rating"
+_MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
 
 def understand(looked: Looked) -> Understood:
-    """Find out what the tables are.
+    """Find the roles of the tables.
 
     Raises
     ------
     SourceError
-        none has events.
+        No table has events.
     """
     tables = [Table.of(sample) for sample in looked.tables]
     pair = find_events(tables)
@@ -49,7 +49,7 @@ def understand(looked: Looked) -> Understood:
 
 
 class _Canonical:
-    """One look at tables; every step is a method, in the order of :meth:`understood`."""
+    """Interpret the tables; every step is a method, in the order of :meth:`understood`."""
 
     def __init__(self, looked: Looked, tables: Sequence[Table], pair: Pair) -> None:
         self.looked, self.tables, self.pair = looked, tables, pair
@@ -79,11 +79,11 @@ class _Canonical:
         found.items, found.users, found.items_by_events = items, users, bool(derived[0])
         found.has_items = any(plan.role == "items" for plan in plans)
         found.context = self._context(derived)
-        told = {column.name for columns in derived for column in columns}
+        derived_names = {column.name for columns in derived for column in columns}
         found.idle = {
-            column.name: why_untold(column, self.columns.item, self.columns.user)
+            column.name: why_unused(column, self.columns.item, self.columns.user)
             for column in self.columns.left
-            if column.name not in told
+            if column.name not in derived_names
         }
         found.value_name = self.columns.value.name if self.columns.value else ""
         found.is_rating, found.min_value, found.min_value_why = is_rating, min_value, min_why
@@ -102,7 +102,7 @@ class _Canonical:
         found.bad_why["events"] = "; ".join(
             f"{share:.1%} {reason}" for reason, share in sorted(habits.bad.items(), key=lambda x: -x[1])[:3]
         )
-        found.tables = [self._told(plan, items, users) for plan in plans]
+        found.tables = [self._summary(plan, items, users) for plan in plans]
         found.ignored = {**self.ignored, **self._left_out()}
         found.notes = self.notes
         return found
@@ -130,10 +130,10 @@ class _Canonical:
             return bad
         every = sample.num_broken + self.rows.num_rows
         scaled = {reason: share * self.rows.num_rows / every for reason, share in bad.items()}
-        return {**scaled, "rows with another number of cells": sample.num_broken / every}
+        return {**scaled, "rows with a different number of cells": sample.num_broken / every}
 
     def _smallest(self, events: pa.Table, habits: Habits) -> tuple[float | None, str, bool]:
-        """The least value that counts, why, and whether values are ratings."""
+        """Return the smallest value that counts, why, and whether values are ratings."""
         column = self.columns.value
         if column is None or habits.num_values < 2:
             return None, "", False
@@ -143,7 +143,7 @@ class _Canonical:
         is_rating = likeness(name, _RATINGS) >= 0.8 if named else habits.num_values <= 21 and stepped
         if habits.negative > 0:
             whole = column.is_whole
-            why = f"{habits.negative:.1%} of the events have a negative {name}: returned, cancelled or disliked"
+            why = f"{habits.negative:.1%} of the events have a negative {name}: returns, cancellations or dislikes"
             return (1.0 if whole else 1e-9), why, is_rating
         values = events.column(schema.VALUE).to_numpy()
         rated = values[values != 0] if (values == 0).mean() > _ABSENT_RATING else values
@@ -161,16 +161,16 @@ class _Canonical:
     def _order(self, found: Understood) -> None:
         habits, time = found.habits, self.columns.time
         if habits.has_times and time is not None:
-            found.order, found.order_why = "time", f"every event has its time in {time.name}"
+            found.order, found.order_why = "time", f"every event has a time, in {time.name}"
         elif habits.timed > 0.5 and time is not None:
             found.order, found.order_why = "auto", f"{habits.timed:.0%} of the events have a time in {time.name}"
         else:
             found.order = "none"
-            found.order_why = "no column holds times, and whether the rows are in order is not known"
+            found.order_why = "no column has times, and the order of rows is unknown"
         if self.parts_of_files or self.columns.split is not None:
             count = ", ".join(f"{part} {number:,}" for part, number in habits.parts.items())
             column = self.columns.split
-            where = f"the column {column.name} says it" if column is not None else "the names of the files say it"
+            where = f"split by the column {column.name}" if column is not None else "split by file names"
             found.split = {"kind": "given"}, f"{where}: {count}"
 
     def _unknown_items(self, events: pa.Table) -> float:
@@ -182,11 +182,11 @@ class _Canonical:
         return 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
 
     def _context(self, derived: tuple[list[Column], list[Column]]) -> list[Column]:
-        told = {column.name for columns in derived for column in columns}
+        derived_names = {column.name for columns in derived for column in columns}
         return [
             column
             for column in self.columns.left
-            if column.name not in told
+            if column.name not in derived_names
             and column.kind in ("token", "flag")
             and 2 <= column.num_distinct <= _MOST_CONTEXT
             and likeness(column.name, SESSION) < 0.8
@@ -200,7 +200,7 @@ class _Canonical:
         events = self.pair.table
         moved_events = reserved(events, schema.EVENTS, names)
         reasons = self._event_reasons() | {
-            name: f"{name!r} is none of the product's own columns of that name" for name in moved_events
+            name: f"renamed, because {name!r} has a reserved meaning" for name in moved_events
         }
         plan = TablePlan("events", self.sample, {**names, **moved_events}, reasons)
         plans = [plan]
@@ -229,13 +229,13 @@ class _Canonical:
         return plans, items or None, users or None, (of_items, of_users)
 
     def _by_events(self) -> tuple[list[Column], list[Column]]:
-        """Columns of the events that tell of items and of users, where there are no tables of them."""
-        of_items, of_users = told_by_events(self.pair.table, self.pair.user, self.pair.item, self.columns.left)
+        """Find event columns that describe items and users, if there are no tables of them."""
+        of_items, of_users = attributes_of_events(self.pair.table, self.pair.user, self.pair.item, self.columns.left)
         roles = {table.role for table in self.tables}
         return ([] if "items" in roles else of_items), ([] if "users" in roles else of_users)
 
     def _take(self, plan: TablePlan, columns: Sequence[Column], found: Attributes) -> list[Column]:
-        """Name the columns of events that make a table; those of which nothing is made are left out."""
+        """Name the event columns that make a table; leave out unused ones."""
         kept = []
         for column in columns:
             name = found.rename.get(column.name, column.name)
@@ -249,7 +249,7 @@ class _Canonical:
         return kept
 
     def _pairs_of(self, role: str) -> list[TablePlan]:
-        """The plan of friends or facts; several files of one form are read as one."""
+        """Plan how to read friends or facts; several files of one form are read as one table."""
         tables = [table for table in self.tables if table.role == role]
         if not tables:
             return []
@@ -257,13 +257,13 @@ class _Canonical:
         for table in tables:
             same = table.sample.form == first.sample.form and table.names == first.names
             if not same:
-                table.role, table.why = "", f"a second table of {role} in another form beside {first.sample.name}"
+                table.role, table.why = "", f"a second table of {role} next to {first.sample.name}, in another form"
         used = [table for table in tables if table.role == role]
         sample = together([table.sample for table in used]) if len(used) > 1 else first.sample
         kind = schema.TABLES[role]
         names = {**first.names, **reserved(first, kind, first.names)}
         own = (schema.RELATION, schema.TAIL)
-        reasons = {name: "what is said of it" if to in own else first.shares for name, to in first.names.items()}
+        reasons = {name: "the fact" if to in own else first.shares for name, to in first.names.items()}
         plan = TablePlan(role, sample, names, reasons)
         if role == "knowledge" and schema.RELATION not in first.names.values():
             tail = next(name for name, to in first.names.items() if to == schema.TAIL)
@@ -271,25 +271,25 @@ class _Canonical:
         return [plan]
 
     def _event_reasons(self) -> dict[str, str]:
-        """Why each column of the events is what it is."""
+        """Explain the role of each event column."""
         found: dict[str, str] = {}
         columns = self.columns
         shared = [table.sample.name for table in self.tables if table.role in ("users", "social")]
-        found[columns.user.name] = f"{columns.user.num_distinct:,} different" + (
-            f", ids as in {', '.join(shared)}" if shared else ""
+        found[columns.user.name] = f"{columns.user.num_distinct:,} distinct ids" + (
+            f", also in {', '.join(shared)}" if shared else ""
         )
         shared = [table.sample.name for table in self.tables if table.role in ("items", "knowledge")]
-        found[columns.item.name] = f"{columns.item.num_distinct:,} different" + (
-            f", ids as in {', '.join(shared)}" if shared else ""
+        found[columns.item.name] = f"{columns.item.num_distinct:,} distinct ids" + (
+            f", also in {', '.join(shared)}" if shared else ""
         )
         if columns.time is not None and columns.time.time is not None:
             found[columns.time.name] = columns.time.time.words
         if columns.type is not None:
-            found[columns.type.name] = f"{columns.type.num_distinct} kinds of events"
+            found[columns.type.name] = f"{columns.type.num_distinct} event types"
         if columns.value is not None:
             found[columns.value.name] = f"numbers from {columns.value.low:g} to {columns.value.high:g}"
         if columns.split is not None:
-            found[columns.split.name] = "train and test"
+            found[columns.split.name] = "split of the event"
         return found
 
     # ------------------------------------------------------------------------------------------------------ settings
@@ -297,14 +297,16 @@ class _Canonical:
     def _cell_settings(self, rules: CellRules) -> list[Setting]:
         found = []
         if rules.decimal == ",":
-            found.append(Setting("decimal", ",", "numbers such as 2,5"))
+            found.append(Setting("decimal", ",", "numbers are written like 2,5"))
         if rules.time_format and self.columns.time is not None:
             example = self.columns.time.example
-            found.append(Setting("time_format", rules.time_format, f"of {self.columns.time.name}, e.g. {example}"))
+            found.append(
+                Setting("time_format", rules.time_format, f"format of {self.columns.time.name}, e.g. {example}")
+            )
         if self.parts_of_files:
-            found.append(Setting("split_files", self.parts_of_files, "the files are called so"))
+            found.append(Setting("split_files", self.parts_of_files, "split of each file, from its name"))
         if self.types_of_files:
-            found.append(Setting("type_files", self.types_of_files, "a file an event type, by their names"))
+            found.append(Setting("type_files", self.types_of_files, "event type of each file, from its name"))
         return found
 
     def _derived_settings(
@@ -315,11 +317,11 @@ class _Canonical:
             if columns and attributes is not None:
                 names = [attributes.rename.get(column.name, column.name) for column in columns]
                 noun = key.split("_")[0]
-                found.append(Setting(key, names, f"nearly the same in every row of one {noun}: they tell of it"))
+                found.append(Setting(key, names, f"nearly constant for each {noun}, so read as attributes of {noun}s"))
         return found
 
     def _side_tables(self, found: Understood, plans: Sequence[TablePlan], rules: CellRules) -> None:
-        """Friends and facts for people, and the share of rows of each table that cannot be used."""
+        """Describe friends and facts, and compute the share of unusable rows of each table."""
         for plan in plans[1:]:
             table = schema.TABLES[plan.role]
             given = {to: plan.sample.rows.column(name) for name, to in plan.names.items() if to in table.columns}
@@ -344,14 +346,14 @@ class _Canonical:
             if not table.role
         }
 
-    def _told(self, plan: TablePlan, items: Attributes | None, users: Attributes | None) -> Told:
+    def _summary(self, plan: TablePlan, items: Attributes | None, users: Attributes | None) -> Told:
         files = ", ".join(self.looked.patterns(plan.sample)[:3])
-        told = Told(plan.role, files, f"{form_words(plan.sample)}, {plan.sample.num_rows:,} rows")
+        summary = Told(plan.role, files, f"{form_words(plan.sample)}, {plan.sample.num_rows:,} rows")
         for name, to in plan.names.items():
             if to in schema.TABLES[plan.role].columns:
                 reason = plan.reasons.get(name, "")
-                told.columns[to] = f"{name}: {reason}" if plan.sample.has_names else reason or name
-        return told
+                summary.columns[to] = f"{name}: {reason}" if plan.sample.has_names else reason or name
+        return summary
 
     def _name(self) -> str:
         return data_name(self.pair.table.sample.files[0])

@@ -1,7 +1,8 @@
-"""What a column holds: ids, numbers, times, texts, HTML, addresses, paths of categories, lists, coordinates.
+"""The kind of a column: ids, numbers, times, texts, HTML, addresses, category paths, lists,
+coordinates.
 
-Why it matters: an address, a price or a latitude is no text for a language model, a list of genres is several facts,
-and a number of a text file is a number.
+Why it matters: a web address, a price or a latitude is no text for a language model, a list of
+genres is several facts, and numbers in text files must be read as numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Kind = Literal[
     "empty", "constant", "number", "price", "time", "text", "html", "url", "image", "path", "list", "lists", "vector",
     "token", "flag", "object",
 ]  # fmt: skip
-_SAMPLED: Final = 20_000  # cells that patterns are looked for in
+_SAMPLED: Final = 20_000  # cells that are searched for patterns
 _MOST: Final = 0.8
 _NEARLY: Final = 0.98
 _URL: Final = r"(?i)^(?:https?://|ftp://|s3://|gs://|www\.)\S+$"
@@ -37,8 +38,8 @@ _INTEGER: Final = r"^[+-]?\d{1,18}$"
 _FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
 _LIST_MARKS: Final = ("|", ";", ", ", ",")
 _PATH_MARKS: Final = (" > ", ">", " / ", " » ", "/", "\\")
-_WORDY: Final = 2.0  # words a value on average from which it is a text
-_VECTOR: Final = 8  # numbers in a list of one length
+_WORDY: Final = 2.0  # mean number of words from which a column is text
+_VECTOR: Final = 8  # smallest length of a list of numbers that is a vector
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,21 @@ class Column:
     """A column of a sample."""
 
     name: str
-    place: int  # in the file, from 0
+    place: int  # position in the file, from 0
     kind: Kind
     values: pa.Array = field(compare=False, repr=False)  # ids as text, null where missing
     num_rows: int = 0
-    num_values: int = 0  # that are not missing
+    num_values: int = 0  # number of non-missing values
     num_distinct: int = 0
-    is_whole: bool = False  # numbers without fractions
-    words: float = 0.0  # a value
-    mark: str = ""  # between the members of a list or the steps of a path
+    is_whole: bool = False  # all numbers are whole
+    words: float = 0.0  # mean number of words per value
+    mark: str = ""  # separator of list members or path steps
     time: TimeForm | None = None
-    low: float = 0.0  # of numbers
+    low: float = 0.0  # smallest number
     high: float = 0.0
     share_negative: float = 0.0
     decimal_comma: bool = False
-    is_wordy: bool = False  # values are words that people read, not codes
+    is_wordy: bool = False  # values are words for people, not codes
     example: str = ""
 
     @property
@@ -70,7 +71,7 @@ class Column:
 
     @property
     def is_key(self) -> bool:
-        """Whether nearly every row has a value of its own."""
+        """Whether nearly all values are distinct."""
         return self.num_values > 1 and self.num_distinct >= _NEARLY * self.num_values and self.filled >= _NEARLY
 
     @property
@@ -82,14 +83,17 @@ class Column:
 
     @property
     def is_numeric(self) -> bool:
+        """Whether the values are numbers or prices."""
         return self.kind in ("number", "price")
 
     @property
     def is_latitude(self) -> bool:
+        """Whether the column has latitudes, by name and range."""
         return self._is_coordinate(LATITUDE, 90.0)
 
     @property
     def is_longitude(self) -> bool:
+        """Whether the column has longitudes, by name and range."""
         return self._is_coordinate(LONGITUDE, 180.0)
 
     def _is_coordinate(self, words: tuple[str, ...], limit: float) -> bool:
@@ -98,7 +102,7 @@ class Column:
         return likeness(self.name, words) >= 0.8
 
     def looks_like_coordinate(self, limit: float) -> bool:
-        """Whether unnamed numbers may be degrees: many fractions of four and more digits."""
+        """Whether unnamed numbers may be degrees: most have four or more decimals."""
         if self.kind != "number" or self.is_whole or max(abs(self.low), abs(self.high)) > limit:
             return False
         digits = [len(text.rpartition(".")[2]) for text in self.values.drop_null()[:200].to_pylist() if "." in text]
@@ -106,7 +110,7 @@ class Column:
 
 
 def column_of(name: str, place: int, cells: pa.Array, rules: CellRules) -> Column:
-    """Look at one column of a sample."""
+    """Classify one column of a sample."""
     kind = cells.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _of_lists(name, place, cells)
@@ -157,7 +161,7 @@ def _measured(values: pa.Array) -> dict[str, Any]:
 
 
 def _of_texts(name: str, place: int, sample: pa.Array, base: dict[str, Any]) -> Column:
-    """A column of texts that are no times."""
+    """Classify a column of texts that are not times."""
     distinct = base["num_distinct"]
     lowered = {text.lower() for text in pc.unique(sample.slice(0, 1000)).to_pylist()}
     constant = distinct == 1 and base["num_values"] > 1
@@ -193,7 +197,7 @@ def _of_texts(name: str, place: int, sample: pa.Array, base: dict[str, Any]) -> 
 
 
 def _members(sample: pa.Array) -> tuple[Kind, str] | None:
-    """Lists and paths within texts: members come again in other values."""
+    """Find lists and paths in texts: their members occur in several values."""
     few = sample.slice(0, 5000)
     for kind, marks in (("list", _LIST_MARKS[:2]), ("path", _PATH_MARKS), ("list", _LIST_MARKS[2:])):
         for mark in marks:
@@ -238,12 +242,12 @@ def _of_lists(name: str, place: int, cells: pa.Array) -> Column:
 
 
 def bare_tokens(column: Column) -> list[str]:
-    """The different values of a column of few, sorted; for event types and parts of a split."""
+    """The distinct values of a column with few values, sorted; for event types and splits."""
     return sorted(pc.unique(column.values.drop_null()).to_pylist())
 
 
 def has_known(text: str, words: tuple[str, ...]) -> bool:
-    """Whether an event type is one of the words, e.g. ``Product_View`` of ``view``.
+    """Whether an event type contains one of the words, e.g. ``Product_View`` contains ``view``.
 
     >>> has_known("Product_View", ("view",)), has_known("preview", ("view",))
     (True, False)

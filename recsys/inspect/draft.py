@@ -1,4 +1,6 @@
-"""A configuration as a person would write it: keys in order, behind each the reason, other choices as comments."""
+"""A configuration as a person would write it: keys in order, each with its reason, alternatives as
+comments.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,12 @@ from typing import Any, Final
 import yaml
 
 _WIDTH: Final = 10**6
-_COMMENT_AT: Final = 44  # column of a comment behind a short line
+_COMMENT_AT: Final = 44  # column of a comment after a short line
 
 
 @dataclass
 class _Node:
-    """A key with a value, or a section with keys below it, or a commented line."""
+    """A key with a value, a section with keys, or a commented line."""
 
     key: str
     value: Any = None
@@ -23,7 +25,7 @@ class _Node:
     is_comment: bool = False
 
     def add(self, node: _Node) -> None:
-        """Put a node at the end of a section."""
+        """Append a node to a section."""
         assert self.below is not None, f"{self.key} is a value"
         self.below.append(node)
 
@@ -32,11 +34,11 @@ class _Node:
 class Draft:
     """Sections and keys by dotted path, in the order in which they are set."""
 
-    title: list[str] = field(default_factory=list)  # lines of the comment on top
+    title: list[str] = field(default_factory=list)  # lines of the comment at the top
     _root: _Node = field(default_factory=lambda: _Node("", below=[]))
 
     def section(self, path: str, why: str = "") -> None:
-        """Open a section, with its reason."""
+        """Add a section, with an optional reason."""
         self._section(path.split(".")).why = why
 
     def set(self, path: str, value: Any, why: str) -> None:
@@ -44,24 +46,24 @@ class Draft:
         self.put(path.split("."), value, why)
 
     def other(self, path: str, value: Any, why: str) -> None:
-        """Another choice for ``a.b.c``, as a comment."""
+        """Add an alternative value of ``a.b.c`` as a comment."""
         self.comment(path.split("."), value, why)
 
     def put(self, keys: Sequence[str], value: Any, why: str) -> None:
-        """:meth:`set` with the keys one by one, as a key may hold dots."""
+        """Like :meth:`set` with a list of keys, because a key may contain dots."""
         self._section(keys[:-1]).add(_Node(keys[-1], value, why))
 
     def comment(self, keys: Sequence[str], value: Any, why: str) -> None:
-        """:meth:`other` with the keys one by one."""
+        """Like :meth:`other` with a list of keys."""
         self._section(keys[:-1]).add(_Node(keys[-1], value, why, is_comment=True))
 
     @property
     def tree(self) -> dict[str, Any]:
-        """What a reader of the text gets."""
+        """The values, as a YAML reader would load them."""
         return _tree(self._root)
 
     def text(self) -> str:
-        """YAML."""
+        """The YAML text with comments."""
         lines = [f"# {line}".rstrip() for line in self.title]
         for node in self._root.below or []:
             _write(node, 0, lines)
@@ -81,7 +83,7 @@ class Draft:
 
 
 def _tree(section: _Node) -> dict[str, Any]:
-    """The values of a section; sections that hold none are left out."""
+    """Values of a section, without empty sections."""
     found = {}
     for node in section.below or []:
         if node.is_comment:
@@ -100,20 +102,20 @@ def _write(node: _Node, depth: int, lines: list[str]) -> None:
         return
     if not node.below:
         return
-    is_idle = not _tree(node)  # of comments alone: the section's own line is one too
+    is_idle = not _tree(node)  # only comments below: the section's own line becomes a comment too
     lines.append(_with_reason(f"{indent}{'# ' if is_idle else ''}{flow(node.key)}:", node.why))
     for inner in node.below:
         _write(inner, depth + 1, lines)
 
 
 def _with_reason(line: str, why: str) -> str:
-    """A line with its reason, which stays on that line whatever it holds."""
+    """Append the reason to a line; the reason stays on that line."""
     plain = "".join(character for character in " ".join(why.split()) if character.isprintable())
     return f"{line:<{_COMMENT_AT}}  # {plain}" if plain else line
 
 
 def flow(value: Any) -> str:
-    """A value on one line, as YAML reads it back.
+    """Return a value on one line of YAML that reads back as the same value.
 
     >>> flow({"a: b": ["x", 1, None]}), flow("::"), flow(True)
     ("{'a: b': [x, 1, null]}", "'::'", 'true')

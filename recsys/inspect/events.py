@@ -1,4 +1,4 @@
-"""The columns of the table of events: time, type, value and split beside users and items."""
+"""The columns of the table of events: time, type, value and split, besides users and items."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAYS: Final = 0.8
 
 @dataclass
 class EventColumns:
-    """Which column of the events is what."""
+    """The role of each event column."""
 
     user: Column
     item: Column
@@ -44,7 +44,7 @@ class EventColumns:
 
 
 def columns_of_events(pair: Pair) -> EventColumns:
-    """Find the columns beside the ids."""
+    """Find the roles of the columns besides the ids."""
     table, found = pair.table, EventColumns(pair.user, pair.item)
     left = [column for column in table.columns if column not in (pair.user, pair.item)]
     found.split = next((column for column in left if _is_split(table, column)), None)
@@ -66,7 +66,7 @@ def _is_split(table: Table, column: Column) -> bool:
 
 
 def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
-    """The time of the event: named so, with a time of day, and not one that tells of the item."""
+    """Find the time of the event: by name, with a time of day, and not a property of the item."""
     times = [column for column in left if column.kind == "time" and column.filled > 0.05]
 
     def rank(column: Column) -> tuple[float, bool, float, int]:
@@ -99,7 +99,7 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         if not (known and column.kind == "token" or said):
             continue
         if not known and determines(pair.item, column) > 0.9:
-            continue  # the type of the item
+            continue  # a property of the item, not of the event
         return column
     return None
 

@@ -1,4 +1,4 @@
-"""Attributes as a run will have them, so that what they are good for is said by the run's own rules."""
+"""Attributes as a run reads them, so that ``recsys init`` judges them by the same rules."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ _LISTS = ("path", "list", "lists", "vector")
 
 
 def measure(columns: Sequence[Column], rules: CellRules, of: Column | None = None) -> list[str]:
-    """The columns that measure items as a price does, as the member ``place`` finds them.
+    """Return the columns that measure items, such as a price, as the member ``place`` selects them.
 
     Parameters
     ----------
     columns : Sequence[Column]
-        of the table of items, or of the events.
+        Columns of the table of items, or of the events.
     rules : CellRules
-        by which cells are numbers.
+        Rules that decide which cells are numbers.
     of : Column | None
-        of events, the column with the items, whose usual values count.
+        For events: the column of the items; each item gets its first values.
     """
     return quantities(_table([column for column in columns if column.is_numeric], rules, of), [])
 
 
-def tell_of_users(columns: Sequence[Column], rules: CellRules, of: Column | None = None) -> bool:
-    """Whether attributes tell users apart, as the member ``profile`` reads them; lists of any kind are taken to.
+def distinguish_users(columns: Sequence[Column], rules: CellRules, of: Column | None = None) -> bool:
+    """Whether attributes distinguish users, as the member ``profile`` reads them; lists always
+    count.
 
     Parameters
     ----------
     columns : Sequence[Column]
-        of the table of users, or of the events.
+        Columns of the table of users, or of the events.
     rules : CellRules
-        by which cells are numbers.
+        Rules that decide which cells are numbers.
     of : Column | None
-        of events, the column with the users.
+        For events: the column of the users.
     """
     if any(column.kind in _LISTS for column in columns):
         return True

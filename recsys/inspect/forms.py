@@ -1,4 +1,4 @@
-"""How a text file is written: encoding, comments, separator, header or none; or that it is no table."""
+"""The form of a text file: encoding, comments, separator, header; or why it is not a table."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from recsys.sources.guesses import COMMENTS, data_in_header, is_rule, is_value, 
 from recsys.sources.headers import Form, dialect_of
 from recsys.sources.separators import BLANKS
 
-_LOOKED_AT: Final = 400  # lines
-_CONSISTENT: Final = 0.9  # share of lines with the usual number of cells
+_LOOKED_AT: Final = 400  # lines that are inspected
+_CONSISTENT: Final = 0.9  # smallest share of lines with the most common number of cells
 _SEPARATORS: Final = ("\t", "::", ";", "|", ",", "^", "~")
 _USUAL: Final = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _ID: Final = re.compile(r"[\w.@+\-:/]{1,64}")
 _NAME: Final = re.compile(r"[^\W\d][\w .:/()#%\-]{0,60}")
-_LONG_LINE: Final = 2.2  # items a line on average from which lines of different lengths are sequences
+_LONG_LINE: Final = 2.2  # mean items per line from which lines of varying length are sequences
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class TextForm:
     has_header: bool
     encoding: str = "utf-8"
     comment: str = ""
-    suffix: str = ""  # of the file, in lower case
-    doubt: str = ""  # why a header was (not) seen, where that is open
+    suffix: str = ""  # file suffix, in lower case
+    doubt: str = ""  # why it is uncertain whether there is a header
 
     @property
     def kind(self) -> str:
@@ -45,11 +45,11 @@ class TextForm:
 
     @property
     def is_usual(self) -> bool:
-        """Whether the reader finds the separator by the file's name alone."""
+        """Whether the reader infers the separator from the file's name alone."""
         return _USUAL.get(self.suffix) == self.separator
 
     def settings(self, columns: Sequence[str] = (), table: str = "events") -> Form:
-        """As the configuration would say it."""
+        """Return the form as settings of a configuration."""
         return Form(self.separator, tuple(columns), "auto", self.comment, self.encoding, table)
 
 
@@ -57,14 +57,14 @@ class TextForm:
 class SequenceForm:
     """Lines of ``user item item …``."""
 
-    separator: str = ""  # "": blanks
+    separator: str = ""  # "" means blanks
     comment: str = ""
 
 
 def encoding_of(head: bytes) -> str:
-    """``utf-8``, or the single-byte encoding that the bytes above ASCII fit best.
+    r"""Return ``utf-8``, or the single-byte encoding that fits the bytes above ASCII best.
 
-    >>> encoding_of("Amélie".encode()), encoding_of("Amélie".encode("latin-1")), encoding_of(b"it\\x92s")
+    >>> encoding_of("Amélie".encode()), encoding_of("Amélie".encode("latin-1")), encoding_of(b"it\x92s")
     ('utf-8', 'latin-1', 'cp1252')
     """
     lines = head.split(b"\n")
@@ -84,26 +84,26 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm:
-    """The form of a file by its first bytes.
+    """Find the form of a file from its first bytes.
 
     Parameters
     ----------
     head : bytes
-        unpacked.
+        First bytes, decompressed.
     suffix : str
-        of its name, e.g. ``.csv``.
+        Suffix of the file name, e.g. ``.csv``.
     name : str
-        for messages.
+        File name, for messages.
 
     Raises
     ------
     SourceError
-        it is no table, with the reason.
+        The file is not a table; the message says why.
     """
     head = head.removeprefix(codecs.BOM_UTF8)
     encoding = encoding_of(head)
     if b"\n" not in head and b"\r" in head.strip():
-        raise SourceError("the lines end with a lone carriage return; convert the line ends")
+        raise SourceError("the lines end with a carriage return only; convert them to newlines")
     text = head.decode(encoding, errors="replace")
     lines = [line for line in text.split("\n")[:_LOOKED_AT] if line.strip()]
     lines = [line.rstrip("\r") for line in lines]
@@ -112,17 +112,17 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
     comment = _comment(lines)
     rows = [line for line in lines if not (comment and line.startswith(comment))]
     if not rows:
-        raise SourceError("nothing but blank lines and comments")
-    told = re.fullmatch(r'"?sep=(.)"?', rows[0], re.IGNORECASE)
-    if told and len(rows) > 2:
+        raise SourceError("the file has only blank lines and comments")
+    stated = re.fullmatch(r'"?sep=(.)"?', rows[0], re.IGNORECASE)
+    if stated and len(rows) > 2:
         rows = rows[1:]
-    separator = told[1] if told else _separator(rows, suffix)
+    separator = stated[1] if stated else _separator(rows, suffix)
     if not separator or separator == BLANKS:
         sequences = _sequence_form(rows, comment)
         if sequences is not None and not _has_equal_cells(rows, BLANKS):
             return sequences
     if not separator:
-        raise SourceError("text in which no separator gives every line the same number of cells: no table")
+        raise SourceError("not a table: no separator gives all lines the same number of cells")
     kind = "csv" if suffix == ".csv" or (suffix not in _USUAL and separator != "\t") else "tsv"
     dialect = dialect_of(kind, Form(separator))
     if kind == "csv" and separator == "," and dialect.quoted:
@@ -133,7 +133,9 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
 
 
 def _comment(lines: Sequence[str]) -> str:
-    """The mark of the comment lines; none where a single marked line on top has the cells of the others."""
+    """The marker of comment lines; none if a single marked line at the top has as many cells as the
+    others.
+    """
     for mark in COMMENTS:
         marked = [line for line in lines if line.startswith(mark)]
         if not marked or len(marked) == len(lines):
@@ -141,7 +143,7 @@ def _comment(lines: Sequence[str]) -> str:
         plain = [line for line in lines if not line.startswith(mark)]
         separator = _separator(plain, "")
         if len(marked) > 1 and len(marked) > 0.3 * len(lines):
-            continue  # ids that begin so
+            continue  # ids that start with the marker
         is_header = (
             len(marked) == 1
             and lines[0] is marked[0]
@@ -166,7 +168,7 @@ def _cells(line: str, separator: str, quoted: bool) -> list[str]:
 
 
 def _joined(lines: Sequence[str]) -> list[str]:
-    """Lines with an open quote joined with those that follow."""
+    """Join lines with an open quote to the lines that follow."""
     rows: list[str] = []
     held = ""
     for line in lines:
@@ -178,8 +180,9 @@ def _joined(lines: Sequence[str]) -> list[str]:
 
 
 def _separator(lines: Sequence[str], suffix: str) -> str:
-    """The separator that gives most lines one number of cells; empty: none does."""
-    found: dict[str, tuple[float, int]] = {}  # separator → share of rows with the usual number of cells, that number
+    """The separator that gives most lines the same number of cells; empty if none does."""
+    # separator → share of rows with the most common number of cells, that number
+    found: dict[str, tuple[float, int]] = {}
     for separator in _SEPARATORS:
         rows = _joined(lines) if separator in ",;" else lines
         sizes = [len(_cells(row, separator, True)) for row in rows]
@@ -200,7 +203,7 @@ def _separator(lines: Sequence[str], suffix: str) -> str:
 
 
 def _in_numbers_only(lines: Sequence[str], separator: str) -> bool:
-    """Whether a separator stands between digits alone, as a decimal comma does."""
+    """Whether a separator only occurs between digits, like a decimal comma."""
     mark = re.escape(separator)
     return not any(re.search(rf"(?<!\d){mark}|{mark}(?!\d)", line) for line in lines)
 
@@ -212,7 +215,7 @@ def _has_equal_cells(lines: Sequence[str], separator: str) -> bool:
 
 
 def _sequence_form(lines: Sequence[str], comment: str) -> SequenceForm | None:
-    """Lines of ids, several a line, of different lengths."""
+    """Detect lines with several ids each, of varying length."""
     for separator in ("", *_SEPARATORS):
         words = [line.split(separator or None) for line in lines]
         words = [[word.strip() for word in of_line if word.strip()] for of_line in words]
@@ -230,10 +233,10 @@ def _sequence_form(lines: Sequence[str], comment: str) -> SequenceForm | None:
 
 
 def _header(rows: Sequence[tuple[str, ...]], suffix: str) -> tuple[bool, str]:
-    """Whether the first row names the columns, and the reason where that is open."""
+    """Whether the first row has the column names, and the reason if that is uncertain."""
     first, below = rows[0], list(rows[1:])
     if not below:
-        return not any(map(is_value, first)), "there is one row only"
+        return not any(map(is_value, first)), "there is only one row"
     if is_rule(below[0]):
         below = below[1:]
     if list(first) == [str(number) for number in range(len(first))] and len(first) > 2:
@@ -247,4 +250,4 @@ def _header(rows: Sequence[tuple[str, ...]], suffix: str) -> tuple[bool, str]:
         return False, ""
     if not all(_NAME.fullmatch(cell) for cell in first if cell) or len(set(first)) < len(first):
         return False, ""
-    return suffix in _USUAL, "neither the first row nor the rows below it are plainly names or data"
+    return suffix in _USUAL, "the first row may be names or data"

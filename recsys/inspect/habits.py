@@ -1,7 +1,7 @@
-"""Habits of the events: how many, when, of which types and values, what repeats, and which split tests a model as it
-will be used.
+"""Statistics of the events: how many, when, types and values, repeats, and the split that tests a
+model like in production.
 
-Legend: E events, in the order of the files unless said otherwise.
+Legend: E events, in the order of the files unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _MOST_UNTIMED: Final = 0.001
 
 @dataclass(frozen=True)
 class Habits:
-    """What the sampled events say."""
+    """Statistics of the sampled events."""
 
     num_rows: int
-    num_events: int  # good ones
+    num_events: int  # valid events
     num_users: int
     num_items: int
     bad: Mapping[str, float]  # reason → share of rows
@@ -41,48 +41,53 @@ class Habits:
     last: datetime | None = None
     types: Mapping[str, int] = field(default_factory=dict)
     parts: Mapping[str, int] = field(default_factory=dict)
-    temporal: Temporal | None = None  # the split in time that leaves enough users, None: none does
-    best_temporal: Temporal | None = None  # the one that leaves most, for the reason
-    repeats: float = 0.0  # share of the events that would be predicted whose pair of user and item came before
-    echoes: float = 0.0  # share of the users' last events to predict that follow an event of theirs on the same item
-    echo_types: tuple[str, ...] = ()  # the types that mostly follow so, where there are others
+    temporal: Temporal | None = None  # a split in time with enough users; None if there is none
+    best_temporal: Temporal | None = None  # the one with most users, for the message
+    repeats: float = 0.0  # share of the events to predict whose user had the item before
+    # share of users' last events to predict that directly follow an event on the same item
+    echoes: float = 0.0
+    echo_types: tuple[str, ...] = ()  # types most of whose events do so, if there are other types
     low: float = 1.0
     high: float = 1.0
-    num_values: int = 0  # different ones
+    num_values: int = 0  # number of distinct values
     negative: float = 0.0  # share of values below zero
     small: float = 0.0  # share of values below the middle of the scale
-    same_time: float = 0.0  # share of events at the time of the user's event before
-    all_types: tuple[str, ...] = ()  # also those that do not count
-    foresight: Foresight | None = None  # what leave-last would know of the future
+    same_time: float = 0.0  # share of events at the same time as the user's previous event
+    all_types: tuple[str, ...] = ()  # including those that do not count
+    foresight: Foresight | None = None  # leak from the future with a leave-last split
 
     @property
     def has_times(self) -> bool:
+        """Whether nearly all events have a time."""
         return self.timed >= 1 - _MOST_UNTIMED
 
     @property
     def repeats_are_common(self) -> bool:
+        """Whether repeats are common among the events to predict."""
         return self.repeats > _MANY_REPEATS
 
     @property
     def echoes_are_common(self) -> bool:
+        """Whether last events often repeat the previous item."""
         return self.echoes > _MANY_REPEATS
 
     @property
     def bad_share(self) -> float:
+        """Share of invalid rows."""
         return sum(self.bad.values())
 
 
 @dataclass(frozen=True)
 class Types:
-    """What the event types mean."""
+    """The meaning of the event types."""
 
     targets: tuple[str, ...] = ()  # what to predict; empty: all
-    history: tuple[str, ...] = ()  # what counts at all; empty: all
+    history: tuple[str, ...] = ()  # types that count at all; empty: all
     why: str = ""
 
 
 def meaning_of(types: Sequence[str]) -> Types:
-    """Which types are the aim, and which say the contrary or nothing.
+    """Find the types to predict, and exclude negative ones and exposures.
 
     >>> meaning_of(["view", "cart", "purchase"]).targets
     ('purchase',)
@@ -99,12 +104,14 @@ def meaning_of(types: Sequence[str]) -> Types:
     strong = [name for name in left if has_known(name, STRONG) and not has_known(name, ("cart", "basket"))]
     weak = [name for name in left if has_known(name, WEAK) and name not in strong]
     if strong and weak:
-        return Types(tuple(strong), history, "the aim of the others")
+        return Types(tuple(strong), history, "the goal of the other types")
     return Types((), history, "")
 
 
 def events_of(rows: pa.Table, names: Mapping[str, str], rules: CellRules) -> tuple[pa.Table, dict[str, float]]:
-    """The good events of a sample as the readers type them, and the reasons of the others with their shares."""
+    """Return the valid events of a sample as the readers type them, and the shares of invalid rows
+    by reason.
+    """
     given = pa.table({to: rows.column(name) for name, to in names.items() if to in schema.EVENTS.columns})
     checked = check_rows(given, Layout(schema.EVENTS, rules=rules))
     reasons = checked.column(schema.REASON)
@@ -119,18 +126,18 @@ def events_of(rows: pa.Table, names: Mapping[str, str], rules: CellRules) -> tup
 def habits_of(
     events: pa.Table, bad: Mapping[str, float], targets: Sequence[str] = (), min_value: float | None = None
 ) -> Habits:
-    """Look at the good events.
+    """Compute the statistics of the valid events.
 
     Parameters
     ----------
     events : pa.Table
-        of :func:`events_of`.
+        Events of :func:`events_of`.
     bad : Mapping[str, float]
-        reason → share of the rows that are none.
+        Reason → share of invalid rows.
     targets : Sequence[str]
-        the event types that are predicted; empty: all.
+        Event types to predict; empty: all.
     min_value : float | None
-        smaller values are left out.
+        Events with smaller values are left out.
     """
     num_rows = round(events.num_rows / max(1e-9, 1 - sum(bad.values()))) if events.num_rows else 0
     values = pl.Series(pl.from_arrow(events.column(schema.VALUE)))
@@ -184,16 +191,18 @@ def habits_of(
 
 
 def _foresight(frame: pl.DataFrame, targets: Sequence[str], cuts: Cuts) -> Foresight | None:
-    """What leave-last would know of the future, as a run says it: of the last events of users with three and more."""
+    """The leak of leave-last, as a run reports it, from the last events of users with at least
+    three.
+    """
     times = frame["time"]
-    asked = _of_types(frame, targets).group_by("user").agg(pl.col("time").max(), pl.len())
-    last = asked.filter(pl.col("len") > 2)["time"].to_numpy() // 1_000_000
+    evaluated = _of_types(frame, targets).group_by("user").agg(pl.col("time").max(), pl.len())
+    last = evaluated.filter(pl.col("len") > 2)["time"].to_numpy() // 1_000_000
     first, end = (int(moment) // 1_000_000 for moment in (times.min(), times.max()))  # type: ignore[arg-type]
     return spread_of(last, first, end, cuts.why_none) if len(last) else None
 
 
 def _counts(texts: pl.Series) -> dict[str, int]:
-    """The most frequent first, equal ones by name."""
+    """Counts by value, the most frequent first, ties by name."""
     rows = texts.drop_nulls().value_counts().rows()
     return {str(name): int(count) for name, count in sorted(rows, key=lambda row: (-row[1], row[0]))}
 
@@ -215,9 +224,11 @@ def _of_types(frame: pl.DataFrame, targets: Sequence[str]) -> pl.DataFrame:
 
 
 def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[str]) -> float:
-    """The share of the events to predict of which the user had the item before by such an event, as in an evaluation:
-    before the cut; without a cut at an earlier time, or, without times, in an earlier row. What repeats user, item,
-    type and time is one event.
+    """The share of events to predict whose user had the item before by such an event, as in an
+    evaluation.
+
+    Before means before the cut; without a cut, at an earlier time; without times, in an earlier
+    row. Rows with the same user, item, type and time are one event.
     """
     has_times = temporal is not None or frame["time"].null_count() < 0.5 * len(frame)
     every = frame.unique(subset=["user", "item", "type", "time"], keep="first", maintain_order=True)
@@ -226,34 +237,35 @@ def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[s
         cut = int(temporal.test_from.timestamp() * 1e6)
         known = every.filter(pl.col("time") < cut)["user"].unique().implode()
         rows = rows.with_columns(again=first < cut)
-        asked = rows.filter((pl.col("time") >= cut) & pl.col("user").is_in(known))
-        return _number(asked["again"].mean()) if len(asked) else 0.0
+        evaluated = rows.filter((pl.col("time") >= cut) & pl.col("user").is_in(known))
+        return _number(evaluated["again"].mean()) if len(evaluated) else 0.0
     if has_times:
         rows = rows.sort(["user", "time"], maintain_order=True).with_columns(again=pl.col("time") > first)
     else:
         rows = rows.with_columns(again=pl.int_range(pl.len()).over(["user", "item"]) > 0)
     rows = rows.with_columns(place=pl.col("user").cum_count().over("user"))
-    asked = rows.filter((pl.col("place") > 1) & (pl.col("place") > 0.5 * pl.len().over("user")))
-    return _number(asked["again"].mean()) if len(asked) else 0.0
+    evaluated = rows.filter((pl.col("place") > 1) & (pl.col("place") > 0.5 * pl.len().over("user")))
+    return _number(evaluated["again"].mean()) if len(evaluated) else 0.0
 
 
 def _echoes(frame: pl.DataFrame, targets: Sequence[str]) -> tuple[float, tuple[str, ...]]:
-    """Of the last event to predict of every user with an earlier event: the share that comes directly behind an event
-    of the same user on the same item; and the types most of whose events do so, unless all types are such.
+    """The share of users' last events to predict that directly follow an event of the user on the
+    same item.
 
-    Why: each user's last event as test is then found by naming the item of the event before.
+    Also returns the types most of whose events do so, unless all types do. Why: if each user's last
+    event is the test, a model solves it by repeating the item of the previous event.
     """
     rows = frame.unique(subset=["user", "item", "type", "time"], keep="first", maintain_order=True)
     if rows["time"].null_count() < 0.5 * len(rows):
         rows = rows.sort(["user", "time"], maintain_order=True)
     rows = rows.with_columns(echo=pl.col("item") == pl.col("item").shift().over("user")).drop_nulls("echo")
-    asked = _of_types(rows, targets).group_by("user", maintain_order=True).last()
-    if not len(asked):
+    evaluated = _of_types(rows, targets).group_by("user", maintain_order=True).last()
+    if not len(evaluated):
         return 0.0, ()
     by_type = rows.group_by("type").agg(pl.col("echo").mean()).filter(pl.col("type").is_not_null())
     shares = {str(name): float(share) for name, share in by_type.rows()}
     mostly = tuple(sorted(name for name, share in shares.items() if share >= _MOSTLY))
-    return _number(asked["echo"].mean()), mostly if len(mostly) < len(shares) else ()
+    return _number(evaluated["echo"].mean()), mostly if len(mostly) < len(shares) else ()
 
 
 def _same_time(frame: pl.DataFrame) -> float:

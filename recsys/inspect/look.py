@@ -1,4 +1,4 @@
-"""One look at files: what they hold, and the configuration that fits them."""
+"""Look at files: find out what they contain, and propose a configuration for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HEADERS = ("yes", "no")
 
 @dataclass(frozen=True)
 class Look:
-    """The result of a look."""
+    """What was found in the files, and the proposed configuration."""
 
     found: Understood
     draft: Draft
@@ -39,16 +39,16 @@ def look(arguments: Sequence[str], name: str = "", command: str = "recsys init")
     Parameters
     ----------
     arguments : Sequence[str]
-        files, folders, globs; local or remote.
+        Files, folders, globs; local or remote.
     name : str
-        of run and model; empty: of the data's folder.
+        Name of run and model; empty: that of the data's folder.
     command : str
-        for the head of the configuration.
+        Command line, for the head of the configuration.
 
     Raises
     ------
     SourceError
-        nothing can be read, nothing has events, or no setting makes the readers accept the files.
+        Nothing can be read, no file has events, or the readers refuse the files with every setting.
     """
     looked = look_at(arguments)
     try:
@@ -68,12 +68,12 @@ def _understood(looked: Looked) -> Understood:
 
 
 def _accepted(found: Understood, name: str, command: str) -> Draft:
-    """The draft that the readers of the source accept: as it is, or with a word on headers.
+    """Return a draft that the readers of the source accept, with a setting for headers if needed.
 
     Raises
     ------
     SourceError
-        with what they say.
+        The readers refuse the files; the message says why.
     """
     draft = draft_of(found, name, command)
     try:
@@ -83,7 +83,7 @@ def _accepted(found: Understood, name: str, command: str) -> Draft:
         first = error
     if "header" in str(first) and found.source[0].value == "canonical":
         for word in _HEADERS:
-            why = "the first row holds names" if word == "yes" else "the first row is a row of data"
+            why = "the first row has the column names" if word == "yes" else "the first row is a row of data"
             source = [*found.source, Setting("header", word, why)]
             found.source, before = source, found.source
             draft = draft_of(found, name, command)
@@ -96,12 +96,12 @@ def _accepted(found: Understood, name: str, command: str) -> Draft:
 
 
 def _check(draft: Draft) -> Config:
-    """Read the text back, and look at the files as a dry run does.
+    """Parse the draft, and check the files as a dry run does.
 
     Raises
     ------
     SourceError
-        a file is not what the draft says.
+        A file does not match the draft.
     """
     text = draft.text()
     config = build_config(parse_yaml(text, "the proposed configuration"), "the proposed configuration")

@@ -1,4 +1,4 @@
-"""How alike two columns are as ids: the values that they have in common."""
+"""The similarity of two columns as ids: their common values."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from recsys.inspect.columns import Column
 
-_DENSE = 20  # largest number for each different one, up to which whole numbers are a running count
+# ratio of largest to number of distinct values, up to which numbers are a running count
+_DENSE = 20
 
 
 class IdSet:
-    """The different values of a column, or of several."""
+    """The distinct values of one or several columns."""
 
     def __init__(self, *columns: Column) -> None:
         values = [column.values.drop_null().cast(pa.string()) for column in columns]
@@ -26,8 +27,10 @@ class IdSet:
 
     @cached_property
     def is_count(self) -> bool:
-        """Whether they are whole numbers without large gaps, as a database or a script numbers things: two such columns
-        have values in common whatever they number.
+        """Whether the ids are whole numbers without large gaps, as a database or a script numbers
+        rows.
+
+        Two such columns have common values, no matter what they number.
         """
         numbers = pl.Series(pl.from_arrow(self.ids)).cast(pl.Int64, strict=False)
         if not len(numbers) or numbers.null_count():
@@ -37,17 +40,19 @@ class IdSet:
         return low >= 0 and high <= _DENSE * len(numbers) + 100
 
     def common(self, other: IdSet) -> int:
-        """The number of ids that both have."""
+        """Number of common ids."""
         few, many = (self, other) if len(self) < len(other) else (other, self)
         return int(pc.sum(pc.is_in(few.ids, value_set=many.ids)).as_py() or 0)
 
     def share_in(self, other: IdSet) -> float:
-        """The share of these ids that the others have as well."""
+        """Share of these ids that are also in ``other``."""
         return self.common(other) / max(len(self), 1)
 
     def likeness(self, other: IdSet) -> float:
-        """From 0 to 1: common ids against the geometric mean of both; of ids that are no running count, against the
-        smaller one, as a sample or an extract has a part of them.
+        """Similarity from 0 to 1: number of common ids divided by the geometric mean of both sizes.
+
+        For ids that are not a running count, it is divided by the smaller size, because a sample or
+        an extract has only a part of the ids.
         """
         if not len(self) or not len(other):
             return 0.0

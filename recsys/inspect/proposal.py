@@ -1,5 +1,5 @@
-"""What was understood → a configuration with the reason of every line, without a section ``model``: that is chosen by
-the run.
+"""The proposed configuration with the reason of every setting, without a section ``model``, which
+the run chooses.
 """
 
 from __future__ import annotations
@@ -12,39 +12,41 @@ from recsys.inspect.draft import Draft
 from recsys.inspect.habits import Habits
 from recsys.inspect.understood import Understood
 
-_ACCEPTED_BAD: Final = 0.01  # what prepare accepts by default
+_ACCEPTED_BAD: Final = 0.01  # default limit of prepare
 _CLOSE_TO_IT: Final = 0.006
 
 
 def draft_of(found: Understood, name: str, command: str) -> Draft:
-    """The configuration.
+    """Return the configuration.
 
     Parameters
     ----------
     found : Understood
-        by a look at the files.
+        Result of looking at the files.
     name : str
-        of the run and the registered model.
+        Name of the run and the registered model.
     command : str
-        that is writing it, for the head.
+        Command that writes the file, for the head.
     """
     draft = Draft()
-    seen = "a sample of the files" if found.is_sampled else "all rows of the files"
+    seen = "a sample of your files" if found.is_sampled else "all rows of your files"
     draft.title = [
-        f"Written by `{command}` from {seen}; every line says why.",
-        "Next: recsys run --config THIS_FILE --budget 20m. Paths are relative to the folder that recsys is started in.",
-        "There is no section model: the run chooses one for this data.",
+        f"Written by `{command}` from {seen}; comments give the reasons.",
+        "Next: recsys run --config THIS_FILE --budget 20m. Start it in the same folder: paths are relative to it.",
+        "There is no section model: the run chooses a model for this data.",
     ]
     draft.section("run")
-    draft.set("run.dir", f"runs/{name}", "everything that the run leaves")
-    draft.set("run.name", name, "in MLflow")
+    draft.set("run.dir", f"runs/{name}", "folder for all results of the run")
+    draft.set("run.name", name, "name in MLflow")
     draft.section("data")
     draft.section("data.source")
     for setting in found.source:
         _set_deep(draft, "data.source", setting.key, setting.value, setting.why)
     if found.other_time_format:
         draft.other(
-            "data.source.time_format", found.other_time_format, "fits every time as well: day and month are open"
+            "data.source.time_format",
+            found.other_time_format,
+            "also fits all times: use it if the month comes first or last, not as above",
         )
     _rules(draft, found)
     _split(draft, found)
@@ -53,12 +55,14 @@ def draft_of(found: Understood, name: str, command: str) -> Draft:
     _facts(draft, found)
     _evaluation(draft, found)
     draft.section("registry")
-    draft.set("registry.name", f"multigrain-{name}", "of the model that the run registers")
+    draft.set("registry.name", f"multigrain-{name}", "name of the registered model")
     return draft
 
 
 def _set_deep(draft: Draft, path: str, key: str, value: Any, why: str) -> None:
-    """A key of ``data.source``; the parts of a rename are sections, as a column's name may hold dots."""
+    """Set a key of ``data.source``; renames are nested sections, because column names may contain
+    dots.
+    """
     if "." in key:
         section, _, rest = key.partition(".")
         table, _, name = rest.partition(".")
@@ -76,15 +80,17 @@ def _set_deep(draft: Draft, path: str, key: str, value: Any, why: str) -> None:
 
 
 def _rules(draft: Draft, found: Understood) -> None:
-    """Which events count, and which rows may be bad."""
+    """Set which events count, and how many rows may be invalid."""
     habits = found.habits
     draft.set("data.order", found.order, found.order_why)
     if found.order == "none" and found.event_text is None:
-        draft.other("data.order", "file", "if the rows of a user are in order")
+        draft.other("data.order", "file", "if the rows of each user are in order of time")
     if found.meaning.history:
         others = [kind for kind in habits.all_types if kind not in found.meaning.history]
         draft.set(
-            "data.interactions", list(found.meaning.history), f"{', '.join(others)} say the contrary, or what was shown"
+            "data.interactions",
+            list(found.meaning.history),
+            f"{', '.join(others)} are left out: negative, or only shown to the user",
         )
     if found.meaning.targets:
         share = sum(habits.types.get(kind, 0) for kind in found.meaning.targets) / max(sum(habits.types.values()), 1)
@@ -92,103 +98,109 @@ def _rules(draft: Draft, found: Understood) -> None:
         draft.set(
             "data.targets",
             list(found.meaning.targets),
-            f"what is to be predicted, {share:.1%} of the events; the others are history: {', '.join(rest)}",
+            f"the events to predict ({share:.1%}); the other types are input only: {', '.join(rest)}",
         )
-        draft.other("data.targets", [], "to predict all types alike")
+        draft.other("data.targets", [], "predicts all types")
     elif len(habits.types) > 1 and found.event_text is None:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(habits.types.items())[:6])
         draft.other(
-            "data.targets", [next(iter(habits.types))], f"all types count alike ({kinds}); this would predict one"
+            "data.targets",
+            [next(iter(habits.types))],
+            f"now all types are predicted ({kinds}); this predicts one of them",
         )
     if found.min_value is not None:
         draft.set("data.min_value", found.min_value, found.min_value_why)
     elif found.is_rating and habits.num_values > 2:
         high = habits.low + 0.7 * (habits.high - habits.low)
         rounded = float(math.ceil(high)) if habits.high - habits.low >= 3 else round(high, 2)
-        why = (
-            f"every value of {found.value_name or 'the ratings'} counts as interest; this would leave the low ones out"
-        )
+        why = f"now every value of {found.value_name or 'the rating'} counts as interest; this drops low values"
         draft.other("data.min_value", rounded, why)
     if found.has_items and found.unknown_items > 0:
         unknown = f"{found.unknown_items:.1%}" if found.unknown_items >= 0.001 else "a few"
-        draft.set("data.unknown_items", "keep", f"{unknown} of the events are of items that the table of items lacks")
+        draft.set(
+            "data.unknown_items", "keep", f"{unknown} of the events have an item that is not in the table of items"
+        )
     limits = {table: share for table, share in found.bad.items() if share > _CLOSE_TO_IT}
     for table, bad in limits.items():
         limit = min(1.0, round(bad * 1.25 + 0.01, 2))
         draft.put(
             ["data", "quarantine", "max_share", table],
             limit,
-            f"{bad:.1%} of the rows cannot be used: {found.bad_why.get(table, '')}",
+            f"{bad:.1%} of the rows are invalid: {found.bad_why.get(table, '')}",
         )
     if found.context:
         names = [column.name for column in found.context]
-        draft.other("data.context", names, "known at the moment of asking? then models may read them")
+        draft.other("data.context", names, "set it if these are known when lists are requested; models then use them")
 
 
 def _split(draft: Draft, found: Understood) -> None:
-    """Test a model as it will be used."""
+    """Choose a split that tests the model like in production."""
     habits, given = found.habits, found.split
     draft.section("data.split")
     if given is not None:
         settings, why = given
         for key, value in settings.items():
-            draft.set(f"data.split.{key}", value, why if key == "kind" else "as many as in test")
+            draft.set(f"data.split.{key}", value, why if key == "kind" else "the size of the test split")
         if "valid" not in habits.parts and "valid" not in settings and habits.parts.get("test"):
             share = habits.parts["test"] / max(sum(habits.parts.values()), 1)
             draft.set(
-                "data.split.valid", round(min(max(share, 0.05), 0.3), 2), "of the training events, as many as in test"
+                "data.split.valid",
+                round(min(max(share, 0.05), 0.3), 2),
+                "share of the training events, the size of the test split",
             )
         return
-    day = ", by the day" if found.day_only else ""
+    day = " (days)" if found.day_only else ""
     if habits.temporal is not None:
         fit = habits.temporal
         why = (
-            f"real times{day}: trained on the past, tested from {fit.test_from:%Y-%m-%d} on, with "
+            f"events have times{day}: train on the past, test from {fit.test_from:%Y-%m-%d} on, with "
             f"{fit.num_test_users:,} users known by then"
         )
         draft.set("data.split.kind", "temporal", why)
-        draft.set("data.split.test", fit.share, "the latest events")
-        draft.set("data.split.valid", fit.share, "the events before them")
+        draft.set("data.split.test", fit.share, "share of events, the latest")
+        draft.set("data.split.valid", fit.share, "share of events, those before the test")
         span = _span(habits)
         draft.other(
             "data.split.kind",
             "leave-last",
-            f"each user's last event; over {span} it knows the popularity of later than it is asked",
+            f"tests each user's last event; over {span} the model then knows later popularity: a leak",
         )
         return
     if found.order in ("time", "auto") and habits.timed > 0.5:
-        draft.set("data.split.kind", "leave-last", f"each user's last event is test, {_why_not_temporal(habits)}")
+        draft.set("data.split.kind", "leave-last", f"tests each user's last event, {_why_not_temporal(habits)}")
         if habits.has_times:
-            draft.other("data.split.kind", "temporal", "one cut in time, as in use")
+            draft.other("data.split.kind", "temporal", "one cut in time, like in production")
         return
     if found.order == "file":
-        draft.set("data.split.kind", "leave-last", "each user's last event is test, the one before it validation")
+        draft.set("data.split.kind", "leave-last", "tests each user's last event; the one before it is validation")
         return
-    draft.set("data.split.kind", "ratio", "no order is known: a random share of each user's events is test")
-    draft.set("data.split.valid", 0.1, "of each user's events")
-    draft.set("data.split.test", 0.2, "of each user's events")
-    draft.other("data.split.kind", "leave-last", "with order: file, if the rows of a user are in order")
+    draft.set("data.split.kind", "ratio", "the order is unknown: tests a random share of each user's events")
+    draft.set("data.split.valid", 0.1, "share of each user's events")
+    draft.set("data.split.test", 0.2, "share of each user's events")
+    draft.other("data.split.kind", "leave-last", "together with order: file")
 
 
 def _echoes(draft: Draft, found: Understood) -> None:
-    """What to do where the last events follow events of the same user on the same item, so that copying finds them."""
+    """Add alternatives if many last events repeat the item of the user's previous event, so that
+    copying solves the test.
+    """
     habits = found.habits
     if found.split is not None or habits.temporal is not None or found.order == "none" or not habits.echoes_are_common:
         return
-    said = f"{habits.echoes:.1%} of the last events come directly behind one of the same user on the same item"
+    said = f"{habits.echoes:.1%} of the last events directly follow one of the same user on the same item"
     kept = [kind for kind in found.meaning.history or habits.types if kind not in habits.echo_types]
     if habits.echo_types and kept and not found.meaning.targets:
         kinds = ", ".join(habits.echo_types)
-        why = f"{said}, and naming that item again finds them; this leaves out {kinds}, which mostly come so"
+        why = f"{said}, so repeating that item solves the test; this leaves out {kinds}, most of which do so"
         draft.other("data.interactions", kept, why)
     elif found.meaning.targets and habits.has_times:
-        why = f"{said}: this asks before the first event of the visit"
+        why = f"{said}: this tests before the first event of a visit"
         draft.other("data.split.kind", "temporal", why)
 
 
 def _why_not_temporal(habits: Habits) -> str:
     best = habits.best_temporal
-    return f"as one cut in time leaves {'nothing between its parts' if best is None else best.why_not}"
+    return f"because one cut in time leaves {'nothing between its parts' if best is None else best.why_not}"
 
 
 def _span(habits: Habits) -> str:
@@ -206,17 +218,17 @@ def _text(draft: Draft, found: Understood) -> None:
     draft.section("data.text")
     if found.event_text is not None:
         column, kind = found.event_text
-        draft.set("data.text.fields", [], "names say little of taste; what people say of them does")
-        draft.set("data.text.event_column", column, "words that users give to items")
-        draft.set("data.text.event_types", [kind], "these events are text about items, and nothing to predict")
+        draft.set("data.text.fields", [], "none: tags of users are more predictive than names")
+        draft.set("data.text.event_column", column, "words that users assign to items")
+        draft.set("data.text.event_types", [kind], "these events are text about items, not events to predict")
         return
     if items is None or not items.text:
-        draft.set("data.text.enabled", False, "no column of items is a text")
+        draft.set("data.text.enabled", False, "no item column has text")
         return
-    told = ", ".join(f"{name}: {items.kinds.get(name, 'text')}" for name in items.text)
-    draft.set("data.text.fields", items.text, told)
+    kinds = ", ".join(f"{name}: {items.kinds.get(name, 'text')}" for name in items.text)
+    draft.set("data.text.fields", items.text, f"item texts ({kinds})")
     if items.html:
-        draft.set("data.text.html", items.html, "tags are taken out")
+        draft.set("data.text.html", items.html, "tags are removed")
 
 
 def _facts(draft: Draft, found: Understood) -> None:
@@ -224,19 +236,19 @@ def _facts(draft: Draft, found: Understood) -> None:
     if items is None:
         return
     if items.facts:
-        draft.put(["data", "knowledge", "item_columns"], items.facts, "what items have in common, as facts")
+        draft.put(["data", "knowledge", "item_columns"], items.facts, "values that items share, used as facts")
         for name, mark in items.separators.items():
-            draft.put(["data", "knowledge", "separators", name], mark, "between several values")
+            draft.put(["data", "knowledge", "separators", name], mark, "separates several values")
     if items.vectors:
         for name in items.vectors:
             draft.put(
-                ["data", "media", "columns", _plain(name)], name, "lists of numbers of one length: vectors of the items"
+                ["data", "media", "columns", _plain(name)], name, "lists of numbers of equal length: item vectors"
             )
     for name in items.images:
         draft.comment(
             ["data", "media", "images"],
             {"column": name, "model": "FOLDER_OR_HUB_ID"},
-            "paths of images: with a vision model they become vectors",
+            "paths of images; a vision model makes vectors from them",
         )
 
 
@@ -249,17 +261,17 @@ def _evaluation(draft: Draft, found: Understood) -> None:
     last = found.split is None and habits.temporal is None and found.order != "none"
     draft.section("train")
     metric, why = (
-        ("ndcg@10", "one item a user is to be found") if last else ("ndcg@20", "several items a user are to be found")
+        ("ndcg@10", "each user has one item to find") if last else ("ndcg@20", "users have several items to find")
     )
     draft.set("train.metric", metric, why)
     draft.section("evaluate")
-    draft.set("evaluate.ks", [10, 20], "how long the lists are")
-    share = f"{habits.repeats:.1%} of the events to predict are of an item that the user had before"
+    draft.set("evaluate.ks", [10, 20], "list lengths of the metrics")
+    share = f"{habits.repeats:.1%} of the events to predict repeat an item of the user's history"
     if habits.repeats_are_common:
-        draft.set("evaluate.exclude_seen", False, f"{share}: repeats are wanted")
+        draft.set("evaluate.exclude_seen", False, f"{share}, so lists include such items")
         if last and habits.echoes_are_common:
-            why = "leaves out of lists and figures what the user had before, so also the item of the event before"
+            why = "removes items of the history from lists and metrics, also that of the previous event"
             draft.other("evaluate.exclude_seen", True, why)
     else:
-        why = f"{share}: new items are wanted" if habits.repeats >= 0.0005 else "nobody has an item again"
+        why = f"{share}, so lists show new items only" if habits.repeats >= 0.0005 else "no user has an item twice"
         draft.set("evaluate.exclude_seen", True, why)

@@ -1,4 +1,4 @@
-"""Data sets in a form of their own: RecBole's atomic files and the HetRec 2011 Last.fm folder."""
+"""Data sets with their own formats: RecBole's atomic files and the HetRec 2011 Last.fm folder."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from recsys.sources.base import Piece, read_all
 from recsys.sources.files import input_file
 from recsys.sources.validate import CellRules
 
-_MOST_PIECES: Final = 2  # of 32 MiB, of a large file of events
-_FEW_WORDS: Final = 0.05  # different words of all
+_MOST_PIECES: Final = 2  # pieces of 32 MiB that are read of a large file of events
+_FEW_WORDS: Final = 0.05  # share of distinct words, up to which a text is a list
 _TABLES: Final = {"items": schema.ITEM_ID, "users": schema.USER_ID}
-_UNSAID: Final = "a source of this kind reads its own files alone"
+_UNSAID: Final = "this kind of source reads its own files only"
 
 
 def understand_recbole(looked: Looked) -> Understood:
-    """Atomic files: columns and their types stand in the headers."""
+    """Interpret atomic files: the headers have columns and types."""
     assert looked.recbole is not None
     folder, name = looked.recbole
     source = RecBoleSource(folder=folder, name=name)
@@ -39,12 +39,12 @@ def understand_recbole(looked: Looked) -> Understood:
     habits = habits_of(events, bad)
     found = Understood(name, [], habits)
     found.source = [
-        Setting("kind", "recbole", "atomic files, which say their types"),
-        Setting("folder", shown_path(folder), "where they are"),
-        Setting("name", name, f"of {name}.inter, {habits.num_rows:,} rows"),
+        Setting("kind", "recbole", "RecBole's atomic files, with types in their headers"),
+        Setting("folder", shown_path(folder), "folder of the files"),
+        Setting("name", name, f"reads {name}.inter, {habits.num_rows:,} rows"),
     ]
     found.order = "time" if habits.has_times else "none"
-    found.order_why = "every event has its timestamp" if habits.has_times else "the events have no timestamp"
+    found.order_why = "every event has a timestamp" if habits.has_times else "the events have no timestamp"
     found.value_name, found.is_rating = "rating", habits.num_values > 2 and habits.high <= 10
     found.tables.append(Told("events", f"{folder}/{name}.inter", f"{habits.num_rows:,} rows"))
     ids = {"items": _ids(events, schema.ITEM_ID), "users": _ids(events, schema.USER_ID)}
@@ -63,7 +63,7 @@ def understand_recbole(looked: Looked) -> Understood:
                 Told(
                     role,
                     f"{folder}/{name}.{role.rstrip('s')}",
-                    f"{table.sample.num_rows:,} rows, {share:.0%} of its ids occur in the events",
+                    f"{table.sample.num_rows:,} rows, {share:.0%} of its ids are in the events",
                 )
             )
             if role == "items":
@@ -76,7 +76,7 @@ def understand_recbole(looked: Looked) -> Understood:
     if "knowledge" in pieces:
         found.facts = "facts of the .kg file"
         found.tables.append(
-            Told("knowledge", f"{folder}/{name}.kg", "facts, joined to items by the .link file where there is one")
+            Told("knowledge", f"{folder}/{name}.kg", "facts, linked to items by the .link file if there is one")
         )
     found.bad["events"], found.bad_why["events"] = habits.bad_share, "; ".join(habits.bad)
     found.ignored = {**looked.ignored, **{sample.files[0].path: _UNSAID for sample in looked.tables}}
@@ -84,7 +84,9 @@ def understand_recbole(looked: Looked) -> Understood:
 
 
 def understand_hetrec(looked: Looked) -> Understood:
-    """Listens without times, tags with; a file of held-out pairs beside them is the split."""
+    """Interpret listens without times and tags with times; a file of held-out pairs in the folder
+    is the split.
+    """
     folder = looked.hetrec
     pairs = next((sample for sample in looked.tables if _is_pairs(sample)), None)
     source = HetRecLastFmSource(folder=folder, test_pairs=pairs.files[0].path if pairs else "")
@@ -93,13 +95,13 @@ def understand_hetrec(looked: Looked) -> Understood:
     listens = events.filter(pc.equal(events.column(schema.EVENT_TYPE), "listen"))
     habits = habits_of(listens, bad)
     found = Understood(data_name(input_file(f"{folder}/user_artists.dat")), [], habits, order="none")
-    found.order_why = "listens have no time: tags alone have one"
+    found.order_why = "listens have no time; only tags have one"
     found.source = [
         Setting("kind", "hetrec-lastfm", "the five .dat files of HetRec 2011"),
         Setting(
             "folder",
             shown_path(folder),
-            f"{habits.num_rows:,} listens of {habits.num_users:,} users, and their tags and friends",
+            f"{habits.num_rows:,} listens of {habits.num_users:,} users, with tags and friends",
         ),
     ]
     if pairs is not None:
@@ -107,13 +109,13 @@ def understand_hetrec(looked: Looked) -> Understood:
             Setting(
                 "test_pairs",
                 shown_path(pairs.files[0].path),
-                f"{pairs.num_rows:,} pairs of user and artist: the test part",
+                f"{pairs.num_rows:,} pairs of user and artist: the test split",
             )
         )
         share = habits.parts.get("test", 0) / max(sum(habits.parts.values()), 1)
         found.split = (
             {"kind": "given", "valid": round(min(max(share, 0.05), 0.3), 2)},
-            "the pairs of test_pairs are held out",
+            "the test split is in test_pairs",
         )
     found.event_text = ("tag", "tag")
     found.value_name = "weight"
@@ -124,7 +126,7 @@ def understand_hetrec(looked: Looked) -> Understood:
         Told(
             "text",
             f"{folder}/user_taggedartists.dat",
-            f"{events.num_rows - listens.num_rows:,} tags that users give artists",
+            f"{events.num_rows - listens.num_rows:,} tags that users assign to artists",
         )
     )
     found.tables.append(Told("social", f"{folder}/user_friends.dat", "friends"))
@@ -136,7 +138,9 @@ def understand_hetrec(looked: Looked) -> Understood:
 
 
 def _is_list_of_words(column: Column) -> bool:
-    """Whether a text of an atomic file is a list: few different words, again and again, between blanks."""
+    """Whether a text of an atomic file is a list: few distinct words, often repeated, separated by
+    blanks.
+    """
     words = [word for text in column.values.drop_null().slice(0, 5000).to_pylist() for word in text.split()]
     few = max(_FEW_WORDS * len(words), 10)
     return len(words) > 1.2 * column.num_values and len(set(words)) <= few
@@ -147,7 +151,7 @@ def _is_pairs(sample: Sample) -> bool:
 
 
 def _good(pieces: list[Piece]) -> tuple[pa.Table, dict[str, float]]:
-    """The good events of the first pieces, and the share of the others by reason."""
+    """Return the valid events of the first pieces, and the share of the others by reason."""
     rows = read_all(pieces[:_MOST_PIECES] if len(pieces) > 2 * _MOST_PIECES else pieces)
     reasons = rows.column(schema.REASON)
     lost = reasons.drop_null().to_pylist()
@@ -159,7 +163,7 @@ def _ids(events: pa.Table, name: str) -> IdSet:
 
 
 def _table(pieces: list[Piece], path: str) -> Table:
-    """The table of items or users as the adapter gives it."""
+    """Return the table of items or users as the adapter reads it."""
     rows = read_all(pieces)
     rows = rows.filter(pc.is_null(rows.column(schema.REASON)))
     kept = [

@@ -1,4 +1,4 @@
-"""What the tables beside the events are: items, users, friends or facts, by the ids that they have in common."""
+"""The roles of the tables besides the events: items, users, friends or facts, by common ids."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from recsys.inspect.vocabulary import (
 )
 from recsys.values.overlap import SideIds, compare
 
-_SOME: Final = 0.3  # likeness of ids from which two columns mean the same
-_LITTLE: Final = 0.03  # with names that say so
+_SOME: Final = 0.3  # similarity of ids from which two columns have the same meaning
+_LITTLE: Final = 0.03  # the same, if the names agree
 _NAMED: Final = 0.7
 
 
 def place_others(tables: Sequence[Table], events: Pair) -> None:
-    """Give every other table its role, or the reason why it is left out."""
+    """Assign every other table its role, or the reason why it is left out."""
     users, items = IdSet(events.user), IdSet(events.item)
     for table in tables:
         if table is events.table or table.role:
@@ -76,19 +76,17 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
         role = "users" if key in people else "items"
         known, noun = (users, "users") if role == "users" else (items, "items")
         table.role, table.names = role, {key.name: "user_id" if role == "users" else "item_id"}
-        table.shares = f"{sets[key.name].share_in(known):.0%} of its ids are {noun} of the events"
+        table.shares = f"{sets[key.name].share_in(known):.0%} of its ids are {noun} in the events"
         if len([c for c in table.columns if c.kind not in ("empty", "constant", "object")]) < 2:
             alike = [c.name for c in table.columns if c.kind in ("empty", "constant")]
-            why = f"beside ids it has only {', '.join(alike)}, empty or with one value in every row"
-            table.role, table.why = "", why if alike else "it holds ids alone"
+            why = f"besides ids it has only {', '.join(alike)}, which is empty or constant"
+            table.role, table.why = "", why if alike else "it has only ids"
         return
     if things and len(table.columns) >= 2:
         _as_categories(table, things[0], items)
         return
     best = max([*user_like.values(), *item_like.values()], default=0.0)
-    table.why = (
-        "no column has ids in common with the events" if best < _LITTLE else "its ids are neither one a row nor links"
-    )
+    table.why = "no ids in common with the events" if best < _LITTLE else "its ids are neither unique nor links"
     for column in table.id_columns if best < _LITTLE else ():
         for words, known, wanted in ((USER, users, "user_id"), (FRIEND, users, "user_id"), (ITEM, items, "item_id")):
             if table.like(column, words) >= _NAMED and (cause := _other_form(column, sets[column.name], known, wanted)):
@@ -96,7 +94,9 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
 
 
 def _other_form(column: Column, ours: IdSet, known: IdSet, key: str) -> str:
-    """What is to be said where ids are those of the events in another form, such as ``7`` and ``7.0``; else empty."""
+    """Describe ids that equal those of the events in another form, such as ``7`` and ``7.0``; else
+    empty.
+    """
     try:
         compare(SideIds("the file", column.name, ours.ids), SideIds("events", key, known.ids), 0.0)
     except DataError as error:
@@ -105,7 +105,9 @@ def _other_form(column: Column, ours: IdSet, known: IdSet, key: str) -> str:
 
 
 def _may_be_events(table: Table, user: Column, events: Pair) -> bool:
-    """Whether users and items side by side are events too: named so, or with a time where the events have one."""
+    """Whether a table with users and items has events too: by its names, or by times if the events
+    have times.
+    """
     if table.like(user, USER) >= _NAMED:
         return True
     has_time = any(column.kind == "time" for column in events.table.columns)
@@ -117,7 +119,7 @@ def _as_friends(table: Table, people: Sequence[Column], users: IdSet) -> None:
     table.role = "social"
     table.names = {one.name: "src_user_id", two.name: "dst_user_id"}
     share = IdSet(one, two).share_in(users)
-    table.shares = f"{share:.0%} of its people are users of the events"
+    table.shares = f"{share:.0%} of its users are in the events"
     for column in table.columns:
         if (
             column.kind == "number"
@@ -129,7 +131,7 @@ def _as_friends(table: Table, people: Sequence[Column], users: IdSet) -> None:
 
 
 def _is_facts(table: Table) -> bool:
-    """Head, relation, tail."""
+    """Whether the columns are head, relation and tail."""
     said = [any(table.like(c, words) >= 0.8 for c in table.columns) for words in (HEAD, RELATION, TAIL)]
     if all(said):
         return True
@@ -152,15 +154,15 @@ def _as_facts(table: Table, items: IdSet) -> None:
         found = list(columns[:3])
     shared = max(IdSet(found[0]).common(items), IdSet(found[2]).common(items))
     if len({column.name for column in found}) < 3 or not shared:
-        table.why = "facts of which none is about an item of the events by its id"
+        table.why = "facts whose ids match no item of the events"
         return
     table.role = "knowledge"
     table.names = dict(zip((c.name for c in found), ("head", "relation", "tail"), strict=True))
-    table.shares = f"about {shared:,} items of the events"
+    table.shares = f"about {shared:,} items in the events"
 
 
 def _as_categories(table: Table, key: Column, items: IdSet) -> None:
-    """Several rows an item: what it belongs to, as facts."""
+    """Read several rows per item as facts: the categories of the item."""
     others = [
         c
         for c in table.columns
@@ -168,33 +170,33 @@ def _as_categories(table: Table, key: Column, items: IdSet) -> None:
     ]
     others = [c for c in others if c.kind != "number" or c.is_whole]
     if not others:
-        table.why = "several rows an item without a category"
+        table.why = "several rows per item, but no category"
         return
     relation = next(
         (c for c in others if table.like(c, RELATION) >= 0.8 and c.num_distinct <= 0.5 * c.num_values), None
     )
     others = [c for c in others if c is not relation] or others
-    told = max(others, key=lambda c: (c.is_wordy, -c.place))
+    tail = max(others, key=lambda c: (c.is_wordy, -c.place))
     table.role = "knowledge"
-    table.names = {key.name: "head", told.name: "tail"}
-    if relation is not None and relation is not told:
+    table.names = {key.name: "head", tail.name: "tail"}
+    if relation is not None and relation is not tail:
         table.names[relation.name] = "relation"
-    table.shares = f"{IdSet(key).share_in(items):.0%} of its ids are items of the events"
+    table.shares = f"{IdSet(key).share_in(items):.0%} of its ids are items in the events"
 
 
 def _keep_one(tables: Sequence[Table], role: str) -> None:
-    """One table of items and one of users is read: the one that tells most."""
+    """Keep one table of items and one of users: the most informative one."""
     found = [table for table in tables if table.role == role]
     if len(found) < 2:
         return
     worth = {"text": 3, "html": 3, "path": 2, "lists": 2, "list": 2, "price": 1, "vector": 2, "token": 1, "number": 1}
 
     def value(table: Table) -> float:
-        told = sum(worth.get(column.kind, 0) for column in table.columns)
-        return told + 0.001 * math.log1p(table.sample.num_rows)
+        total = sum(worth.get(column.kind, 0) for column in table.columns)
+        return total + 0.001 * math.log1p(table.sample.num_rows)
 
     best = max(found, key=value)
     for table in found:
         if table is not best:
             table.role = ""
-            table.why = f"a second table of {role} beside {best.sample.name}; join them into one file to use both"
+            table.why = f"a second table of {role} next to {best.sample.name}; join them into one file to use both"

@@ -1,4 +1,6 @@
-"""Samples of files: small ones whole, of larger ones the head and further pieces, read as the adapters read them."""
+"""Samples of files: small files whole; of larger ones the head and further pieces, read as the
+adapters read them.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,10 @@ from recsys.sources.limits import check_column_count
 from recsys.sources.parquet import plain_type, read_footer
 from recsys.sources.validate import CellRules
 
-WHOLE_BYTES: Final = 48 << 20  # of unpacked text; larger files are sampled
+WHOLE_BYTES: Final = 48 << 20  # of decompressed text; larger files are sampled
 _HEAD_BYTES: Final = 1 << 20
 _BLOCK: Final = 8 << 20
-_PIECES: Final = 24  # of a large file, evenly behind its head
+_PIECES: Final = 24  # pieces of a large file, evenly spaced after its head
 _PIECE_BYTES: Final = 1 << 20
 _JSON_BYTES: Final = 24 << 20
 _JSON_ROWS: Final = 200_000
@@ -45,30 +47,31 @@ _NEVER: Final = (
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of one file, or of several files of one form, under the names that the files give their columns."""
+    """Rows of one file, or of several files of one form, with the column names of the files."""
 
     files: tuple[InputFile, ...]
     format: str  # parquet, csv, tsv, jsonl, sequences
     rows: pa.Table = field(compare=False, repr=False)
     is_whole: bool
-    num_rows: int  # of the files, about
+    num_rows: int  # approximate number of rows of the files
     form: TextForm | SequenceForm | None = None
-    folders: tuple[str, ...] = ()  # columns in the names of folders
+    folders: tuple[str, ...] = ()  # columns from folder names
     given: str = ""  # the argument that named the files
-    num_broken: int = 0  # rows that could not be parsed, of those looked at
+    num_broken: int = 0  # rows of the sample that could not be parsed
 
     @property
     def name(self) -> str:
+        """File name of the sample."""
         return self.files[0].name
 
     @property
     def has_names(self) -> bool:
-        """Whether the columns have names of their own."""
+        """Whether the columns have names in the file."""
         return not isinstance(self.form, TextForm) or self.form.has_header
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """Files of one signature make one table."""
+        """Key of the form: files with the same signature make one table."""
         form = (
             self.form
             if self.form is None
@@ -80,7 +83,9 @@ class Sample:
 
     @property
     def _shape(self) -> tuple[str, ...]:
-        """Of a file without names: what kinds of cells it has, so that two different tables are not taken for one."""
+        """For a file without names: the kinds of its cells, so that two different tables are not
+        mixed up.
+        """
         head = self.rows.slice(0, 200)
         return tuple("n" if _is_numbers(head.column(name)) else "t" for name in head.column_names)
 
@@ -98,18 +103,18 @@ def _is_numbers(cells: pa.ChunkedArray) -> bool:
 
 
 def sample_of(file: InputFile, given: str = "") -> Sample:
-    """Look into one file.
+    """Sample one file.
 
     Raises
     ------
     SourceError
-        it is no table, with the reason.
+        The file is not a table; the message says why.
     """
     suffix = file.suffix
     if suffix in _SHEETS:
-        raise SourceError("a spreadsheet: save its table as CSV or Parquet")
+        raise SourceError("a spreadsheet; save its table as CSV or Parquet")
     if suffix in _NEVER and not file.compressed:
-        raise SourceError(f"{suffix} files are no tables that are read")
+        raise SourceError(f"{suffix} files are not supported")
     folders = folder_values(file.path)
     if _FORMATS.get(suffix) == "parquet" or _is_parquet(file):
         found = _of_parquet(file)
@@ -125,7 +130,7 @@ def sample_of(file: InputFile, given: str = "") -> Sample:
 
 
 def together(samples: Sequence[Sample]) -> Sample:
-    """The samples of files of one signature as one."""
+    """Combine the samples of files with the same signature."""
     if len(samples) == 1:
         return samples[0]
     rows = pa.concat_tables([sample.rows for sample in samples], promote_options="permissive")
@@ -144,7 +149,7 @@ def together(samples: Sequence[Sample]) -> Sample:
 
 def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
     if head.startswith(b"<?xml") or head.lstrip()[:1] == b"<":
-        raise SourceError("XML or HTML, no table")
+        raise SourceError("XML or HTML, not a table")
     try:
         check_encoding(file, head, "latin-1")
     except SourceError as error:
@@ -157,7 +162,7 @@ def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
     parts = [part for part in _text_parts(file, begin, dialect, len(names)) if part[0].num_rows]
     tables = [table for table, _, _ in parts]
     if not tables:
-        raise SourceError("no row has the number of cells of the others")
+        raise SourceError("all rows have different numbers of cells")
     rows = pa.concat_tables(tables).combine_chunks()
     used = [place for place, name in enumerate(names) if name]
     rows = pa.table({names[place]: rows.column(place) for place in used})
@@ -168,7 +173,7 @@ def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
 
 
 def _names(file: InputFile, form: TextForm, dialect: Dialect, head: bytes) -> tuple[list[str], int]:
-    """The names of the columns, numbered where there are none, and the byte where the rows begin."""
+    """Names of the columns, numbered if there is no header, and the byte offset of the first row."""
     settings = Form(
         form.separator, header="yes" if form.has_header else "auto", comment=form.comment, encoding=form.encoding
     )
@@ -178,7 +183,7 @@ def _names(file: InputFile, form: TextForm, dialect: Dialect, head: bytes) -> tu
         seen: set[str] = set()
         for name in names:
             if name in seen:
-                raise SourceError(f"the header has the name {name!r} twice")
+                raise SourceError(f"the header contains the name {name!r} twice")
             seen |= {name} if name else set()
         return names, header.end
     count = _usual_cells(head, dialect)
@@ -189,7 +194,7 @@ def _names(file: InputFile, form: TextForm, dialect: Dialect, head: bytes) -> tu
 
 
 def _usual_cells(head: bytes, dialect: Dialect) -> int:
-    """The number of cells that most of the first rows have."""
+    """The most common number of cells in the first rows."""
     from recsys.sources.guesses import cells_of
 
     text = head.decode(dialect.encoding, errors="replace").removeprefix("\ufeff")
@@ -200,7 +205,7 @@ def _usual_cells(head: bytes, dialect: Dialect) -> int:
 
 
 def _text_parts(file: InputFile, begin: int, dialect: Dialect, num_columns: int) -> Iterator[tuple[pa.Table, int, int]]:
-    """Parsed cells, their bytes and broken rows: of all of a small file, of the head and pieces of a large one."""
+    """Parsed cells, bytes and broken rows: all of a small file; the head and pieces of a large one."""
     is_sampled = not file.compressed and file.size > WHOLE_BYTES
     limit, read = (_BLOCK if is_sampled else WHOLE_BYTES), 0
     for span, data in spans(file, begin, dialect, _BLOCK, num_columns):
@@ -211,11 +216,12 @@ def _text_parts(file: InputFile, begin: int, dialect: Dialect, num_columns: int)
             break
     for data in _later_pieces(file, begin + read) if is_sampled else ():
         span = Span(0, len(data), 1, data.count(b"\n"), True)
-        yield translated(data, span, num_columns, dialect).table, len(data), 0  # a row may begin within quotes
+        # not counted: a row may begin inside quotes
+        yield translated(data, span, num_columns, dialect).table, len(data), 0
 
 
 def _later_pieces(file: InputFile, begin: int) -> Iterator[bytes]:
-    """Whole lines from places evenly behind the head, the end among them."""
+    """Whole lines from evenly spaced positions after the head, including the end."""
     for start in np.linspace(begin, max(file.size - _PIECE_BYTES, begin), _PIECES).astype(int).tolist():
         data = file.read(start, min(_PIECE_BYTES, file.size - start))
         first, last = data.find(b"\n") + 1, data.rfind(b"\n") + 1
@@ -224,7 +230,7 @@ def _later_pieces(file: InputFile, begin: int) -> Iterator[bytes]:
 
 
 def _of_sequences(file: InputFile, form: SequenceForm) -> Sample:
-    """Events of a sequence file: user, item, and the place in the line."""
+    """Events of a sequence file: user, item, and position in the line."""
     users, items, read = [], [], 0
     with file.stream() as stream:
         text = bytes(stream.read(WHOLE_BYTES)).decode("utf-8", errors="replace")
@@ -269,9 +275,9 @@ def _of_json(file: InputFile, head: bytes) -> Sample:
             if start in (b"{'", b"[{")
             else ""
         )
-        raise SourceError(f"no JSON objects, one a line or one array of them{cure}")
+        raise SourceError(f"not JSON objects, one per line or in one array{cure}")
     if not objects:
-        raise SourceError("holds no JSON object")
+        raise SourceError("has no JSON object")
     kinds: dict[str, set[str]] = {}
     for value in objects:
         for key, cell in value.items():
@@ -289,7 +295,7 @@ def _of_json(file: InputFile, head: bytes) -> Sample:
 
 
 def _json_column(values: list[Any], seen: set[str], absent: Sequence[str]) -> pa.Array:
-    if "object" in seen:  # shown as nested, so that it is left out
+    if "object" in seen:  # marked as nested, so that it is left out
         return pa.array([{"object": "x"} if isinstance(value, dict) else None for value in values])
     return column(values, type_of(seen - {"null"}), absent)[0]
 
@@ -352,7 +358,9 @@ def _of_parquet(file: InputFile) -> Sample:
 
 
 def _chosen_groups(groups: Sequence[int]) -> list[int]:
-    """Row groups of about as many rows as are sampled: all, or some evenly, the last among them."""
+    """Choose row groups with about as many rows as are sampled: all, or evenly spaced ones
+    including the last.
+    """
     if sum(groups) <= _PARQUET_ROWS:
         return list(range(len(groups)))
     count = max(2, int(_PARQUET_ROWS * len(groups) / sum(groups)))

@@ -21,28 +21,31 @@ _KNOWN_SUFFIXES: Final = (".csv", ".tsv", ".tab")
 
 @dataclass
 class TablePlan:
-    """How one table is read."""
+    """How to read one table."""
 
     role: str
     sample: Sample
-    names: dict[str, str]  # column of the files → its name from then on; "" leaves a cell of a file without header out
+    # column of the files → its new name; "" drops a cell of a file without header
+    names: dict[str, str]
     reasons: dict[str, str] = field(default_factory=dict)  # column of the files → why
     numbers: list[str] = field(default_factory=list)
     constants: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_text(self) -> bool:
+        """Whether the files are separated text."""
         return isinstance(self.sample.form, TextForm)
 
     @property
     def form(self) -> TextForm:
+        """Form of the text files."""
         assert isinstance(self.sample.form, TextForm)
         return self.sample.form
 
 
 def source_settings(looked: Looked, plans: Sequence[TablePlan]) -> list[Setting]:
-    """The settings of a canonical source, in the order of the documentation."""
-    found = [Setting("kind", "canonical", "tables of your own, whatever their columns are called")]
+    """Return the settings of a canonical source, in the order of the documentation."""
+    found = [Setting("kind", "canonical", "tables with any column names")]
     for plan in plans:
         files = [shown_path(path) for path in looked.patterns(plan.sample)]
         count = f"{plan.sample.num_rows:,} rows"
@@ -53,14 +56,14 @@ def source_settings(looked: Looked, plans: Sequence[TablePlan]) -> list[Setting]
     renames = {plan.role: _renamed(plan) for plan in plans if _renamed(plan)}
     found += _rename_settings(plans, renames)
     if constants := {plan.role: plan.constants for plan in plans if plan.constants}:
-        found.append(Setting("constants", constants, "the file has no column that says what its rows mean"))
+        found.append(Setting("constants", constants, "the file has no column for the relation"))
     if numbers := {plan.role: plan.numbers for plan in plans if plan.numbers}:
-        found.append(Setting("numbers", numbers, "their values are numbers, which the files write as text"))
+        found.append(Setting("numbers", numbers, "the files store these numbers as text"))
     return found
 
 
 def form_words(sample: Sample) -> str:
-    """A file's form for people."""
+    """Describe a file's form in words."""
     if sample.format == "parquet":
         words = "Parquet"
     elif sample.format == "jsonl":
@@ -70,9 +73,9 @@ def form_words(sample: Sample) -> str:
         words = f"{NAMES.get(sample.form.separator, sample.form.separator)}-separated text {names}"
         words = words.replace("blanks-", "blank-").replace("two colons-", "'::'-")
     else:
-        words = "a line a user"
+        words = "one line per user"
     more = f", {len(sample.files):,} files" if len(sample.files) > 1 else ""
-    folders = f", {', '.join(sample.folders)} in the names of folders" if sample.folders else ""
+    folders = f", {', '.join(sample.folders)} from folder names" if sample.folders else ""
     return words + more + folders
 
 
@@ -83,37 +86,37 @@ def _separators(texts: Sequence[TablePlan]) -> list[Setting]:
     if not wanted:
         return []
     every = {_WORDS.get(plan.form.separator, plan.form.separator) for plan in texts}
-    why = "gives the lines of the sample one number of cells"
+    why = "gives all lines the same number of cells"
     return [Setting("separator", every.pop() if len(every) == 1 else wanted, why)]
 
 
 def _columns(texts: Sequence[TablePlan]) -> list[Setting]:
-    """Names of the cells of files without a header."""
+    """Names for the cells of files without a header."""
     found = []
     for plan in texts:
         if plan.form.has_header:
             continue
         own = [name for name in plan.sample.rows.column_names if name not in plan.sample.folders]
-        told = dict.fromkeys(f"{plan.names.get(name)}: {plan.reasons[name]}" for name in own if name in plan.reasons)
-        why = "no header" + (f"; {'; '.join(told)}" if told else "")
+        stated = dict.fromkeys(f"{plan.names.get(name)}: {plan.reasons[name]}" for name in own if name in plan.reasons)
+        why = "no header" + (f"; {'; '.join(stated)}" if stated else "")
         found.append(Setting(f"columns.{plan.role}", [plan.names.get(name) or DROP for name in own], why))
     return found
 
 
 def _by_table(texts: Sequence[TablePlan]) -> list[Setting]:
-    """Comments and encodings."""
+    """Settings of comments and encodings."""
     found = []
     comments = {plan.role: plan.form.comment for plan in texts if plan.form.comment}
     if comments:
-        found.append(Setting("comment", comments, "lines that begin so are no rows"))
+        found.append(Setting("comment", comments, "lines that start with this are comments"))
     encodings = {plan.role: plan.form.encoding for plan in texts if plan.form.encoding != "utf-8"}
     if encodings:
-        found.append(Setting("encoding", encodings, "bytes that are no UTF-8 are letters in it"))
+        found.append(Setting("encoding", encodings, "the file is not UTF-8"))
     return found
 
 
 def _renamed(plan: TablePlan) -> dict[str, str]:
-    """Columns whose name changes; those of files without a header are named by ``columns``."""
+    """Renamed columns; ``columns`` names those of files without a header."""
     named = plan.names
     if plan.is_text and not plan.form.has_header:
         named = {name: to for name, to in named.items() if name in plan.sample.folders}
@@ -124,12 +127,12 @@ def _rename_settings(plans: Sequence[TablePlan], renames: Mapping[str, dict[str,
     found = []
     for plan in plans:
         for name, to in renames.get(plan.role, {}).items():
-            found.append(Setting(f"rename.{plan.role}.{name}", to, plan.reasons.get(name, "by its values")))
+            found.append(Setting(f"rename.{plan.role}.{name}", to, plan.reasons.get(name, "from its values")))
     return found
 
 
 def relation_of(sample: Sample, column: str) -> str:
-    """What facts of two columns say: the name of the column, or a word of the file's name."""
+    """The relation of facts with two columns: the name of the column, or a word of the file's name."""
     if sample.has_names:
         return column
     words = [word for word in parts(sample.name.split(".")[0]) if word not in ITEM and not word.isdigit()]
@@ -139,7 +142,7 @@ def relation_of(sample: Sample, column: str) -> str:
 def plan_of_attributes(
     role: str, sample: Sample, key: dict[str, str], found: Attributes, reserved: dict[str, str], why: str
 ) -> TablePlan:
-    """The plan of a table of items or users."""
+    """Plan how to read a table of items or users."""
     names = {**reserved, **found.rename, **key}
     if not sample.has_names:
         named = {name: found.rename.get(name, "") for name in sample.rows.column_names}
@@ -147,8 +150,8 @@ def plan_of_attributes(
             named[idle] = ""
         names = {**named, **key}
     reasons = dict.fromkeys(key, why)
-    reasons |= {name: "by its name and values" for name in found.rename}
-    reasons |= {name: f"{name!r} would be taken for a column of the product's own" for name in reserved}
+    reasons |= {name: "from its name and values" for name in found.rename}
+    reasons |= {name: f"renamed, because {name!r} has a reserved meaning" for name in reserved}
     if not sample.has_names:
         reasons = dict.fromkeys(key, why)
     return TablePlan(role, sample, names, reasons, list(found.numbers))

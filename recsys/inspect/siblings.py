@@ -1,4 +1,4 @@
-"""Several files of events: parts of a split, one event type each, or extracts of the main file."""
+"""Several files of events: splits, one event type each, or extracts of the main file."""
 
 from __future__ import annotations
 
@@ -18,28 +18,32 @@ from recsys.inspect.tables import Pair, Table
 from recsys.inspect.vocabulary import STRONG, WEAK, parts
 from recsys.sources.validate import SPLIT_WORDS
 
-_COPIES: Final = 0.9  # share of a file's events that the main one has, from which it is an extract of that
+_COPIES: Final = 0.9  # share of a file's events in the main file, from which it is an extract
 
 
 @dataclass(frozen=True)
 class EventFiles:
-    """The files of events as one sample."""
+    """The event files as one sample."""
 
     rows: pa.Table = field(repr=False)
     sample: Sample
-    parts: dict[str, list[str]] = field(default_factory=dict)  # part of a split → files, where their names say it
-    types: dict[str, list[str]] = field(default_factory=dict)  # event type → files, where their names say it
+    # split → files, if their names say so
+    parts: dict[str, list[str]] = field(default_factory=dict)
+    # event type → files, if their names say so
+    types: dict[str, list[str]] = field(default_factory=dict)
 
 
 def event_files(looked: Looked, tables: Sequence[Table], pair: Pair, columns: EventColumns) -> EventFiles:
-    """The main file with those that belong to it; the others are told why they are left out."""
+    """Combine the main file with the files that belong to it; the others get a reason for being
+    left out.
+    """
     main = pair.table
     others = [table for table in tables if table.role == "more events"]
     alike = [table for table in others if _is_alike(main.sample, table.sample)]
     for table in others:
         if table not in alike:
             table.role = ""
-            table.why = "events of other columns than those of the main file; write both as one file to use them"
+            table.why = "events with other columns than the main file; write both into one file to use them"
     alike = [table for table in alike if not _is_extract(table, main, columns)]
     words = {id(table): part_word(table.sample) for table in (main, *alike)}
     if alike and all(words.values()) and {"train", "test"} <= {*words.values()} and columns.split is None:
@@ -49,7 +53,7 @@ def event_files(looked: Looked, tables: Sequence[Table], pair: Pair, columns: Ev
         return _joined(looked, [main, *alike], schema.EVENT_TYPE, kinds)
     for table in alike:
         table.role = ""
-        table.why = f"a second file of events beside {main.sample.name}, and its name says nothing of them"
+        table.why = f"a second file of events next to {main.sample.name}; its name tells neither split nor event type"
     return EventFiles(main.sample.rows, main.sample)
 
 
@@ -62,14 +66,14 @@ def _is_alike(one: Sample, other: Sample) -> bool:
 
 
 def _is_extract(table: Table, main: Table, columns: EventColumns) -> bool:
-    """Whether the main file has the events of a table too; says so in the table."""
+    """Whether the main file contains the events of a table too; sets the reason in the table."""
     keys = (schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP)
     names = [name for name, to in columns.names.items() if to in keys]
     ours, theirs = (_keys(sample.rows, names) for sample in (main.sample, table.sample))
     share = pc.mean(pc.is_in(theirs, value_set=pc.unique(ours)).cast(pa.int8())).as_py() or 0.0
     if share < _COPIES or part_word(main.sample):
         return False
-    table.role, table.why = "", f"{share:.0%} of its events are in {main.sample.name} as well: a part of it"
+    table.role, table.why = "", f"{share:.0%} of its events are in {main.sample.name} too: an extract"
     return True
 
 
@@ -79,7 +83,7 @@ def _keys(rows: pa.Table, names: Sequence[str]) -> pa.Array:
 
 
 def _joined(looked: Looked, tables: Sequence[Table], column: str, words: dict[int, str]) -> EventFiles:
-    """The files as one table of events, with a column that their names say."""
+    """Combine the files into one table of events, with a column from their names."""
     found, named = [], dict[str, list[str]]()
     for table in tables:
         word, rows = words[id(table)], table.sample.rows
@@ -94,13 +98,13 @@ def _joined(looked: Looked, tables: Sequence[Table], column: str, words: dict[in
 
 
 def part_word(sample: Sample) -> str:
-    """The part of a split that a file's name says; empty: none."""
+    """The split that a file's name says; empty if none."""
     words = {SPLIT_WORDS.get(word, "") for word in parts(sample.name) if len(word) > 2} - {""}
     return words.pop() if len(words) == 1 else ""
 
 
 def _type_word(sample: Sample, main: Sample, others: Sequence[Table]) -> str:
-    """The event type that a file's name says: a word that the names of the other files lack."""
+    """The event type that a file's name says: a word that is not in the other files' names."""
     stems = [[w for w in parts(s.name.split(".")[0]) if not w.isdigit()] for s in (main, *(t.sample for t in others))]
     mine = [word for word in parts(sample.name.split(".")[0]) if not word.isdigit()]
     common = set.intersection(*map(set, stems)) if stems else set()

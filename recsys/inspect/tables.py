@@ -1,4 +1,6 @@
-"""Tables as samples with their columns, and which of them holds the events: by names, structure and ids in common."""
+"""Tables as samples with their columns, and which of them has the events: by names, structure and
+common ids.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,11 @@ from recsys.inspect.vocabulary import (
 )
 from recsys.sources.validate import CellRules
 
-_FEW: Final = 20  # different values of what is an attribute and no id, in a table of many rows
+_FEW: Final = 20  # most distinct values of an attribute (not an id) in a large table
 _NAMED: Final = 0.7
 _CANDIDATES: Final = 7
-_NAMES: Final = ("text", "url", "path", "list")  # kinds of columns that may stand for ids
-_LOOKED_AT: Final = 200  # ids whose form is looked at
+_NAMES: Final = ("text", "url", "path", "list")  # kinds of columns that may be ids
+_LOOKED_AT: Final = 200  # ids whose form is inspected
 _FORMS: Final = (
     (re.compile(r"B0[0-9A-Z]{8}|\d{9}[\dXx]|97[89]\d{10}"), 1),  # ASIN, ISBN
     (re.compile(r"(?i)(?:item|i|prod|product|p|sku|art|article|movie|film|track|song|book|poi|venue)[-_:#]?\d+"), 1),
@@ -56,17 +58,18 @@ _ATTRIBUTES: Final = (
 
 @dataclass
 class Table:
-    """A sample with what its columns are, and what it turned out to be."""
+    """A sample with its columns and its role."""
 
     sample: Sample
     columns: list[Column]
-    role: str = ""  # events, items, users, social, knowledge; "" ignored
+    role: str = ""  # events, items, users, social, knowledge; "" means ignored
     names: dict[str, str] = field(default_factory=dict)  # column → canonical column
     why: str = ""
-    shares: str = ""  # which ids it has in common
+    shares: str = ""  # the ids in common with the events, in words
 
     @classmethod
     def of(cls, sample: Sample) -> Table:
+        """Classify the columns of a sample."""
         rules = CellRules()
         rows = sample.rows
         columns = [
@@ -76,22 +79,25 @@ class Table:
         return cls(sample, columns)
 
     def column(self, name: str) -> Column:
+        """Column by name."""
         return next(column for column in self.columns if column.name == name)
 
     def of_role(self, canonical: str) -> Column | None:
-        """The column that has got a canonical name."""
+        """The column with a canonical name."""
         return next((self.column(name) for name, to in self.names.items() if to == canonical), None)
 
     @cached_property
     def id_columns(self) -> list[Column]:
-        """Columns that may be ids, the likeliest first."""
+        """Columns that may be ids, the most likely first."""
         found = [column for column in self.columns if column.may_be_id]
         found += [column for column in self.columns if _is_name(column)]
         return sorted(found, key=lambda column: (-self._id_prior(column), column.place))[:_CANDIDATES]
 
     @cached_property
     def keys(self) -> list[Column]:
-        """Columns with a value of its own in every row, by which other tables may name the rows; texts as well."""
+        """Columns with distinct values in all rows, by which other tables may refer to the rows;
+        also texts.
+        """
         found = [column for column in self.id_columns if column.is_key]
         return found + [column for column in self.columns if column.kind in _NAMES and column.is_key]
 
@@ -100,11 +106,11 @@ class Table:
         return words + self.penalty(column)
 
     def like(self, column: Column, words: tuple[str, ...]) -> float:
-        """Likeness of the column's name; 0 where names are numbers of ours."""
+        """How much the column's name is one of the words; 0 for names that we generated."""
         return likeness(column.name, words) if self.sample.has_names or column.name in self.sample.folders else 0.0
 
     def penalty(self, column: Column) -> float:
-        """What speaks against an id."""
+        """Evidence against the column as an id."""
         against = 0.0
         for words in (VALUE, TIME, SPLIT, EVENT_TYPE, LATITUDE, LONGITUDE, _ATTRIBUTES):
             if self.like(column, words) >= 0.8 and max(self.like(column, USER), self.like(column, ITEM)) < 0.8:
@@ -116,12 +122,12 @@ class Table:
         return against
 
     def num_pairs(self, one: Column, other: Column) -> int:
-        """Different pairs of values of two columns."""
+        """Number of distinct pairs of values of two columns."""
         return pairs(one, other)
 
     @cached_property
     def is_item_like(self) -> bool:
-        """Whether it tells of things: titles, texts, prices, places."""
+        """Whether the table describes things: titles, texts, prices, places."""
         kinds = {column.kind for column in self.columns}
         if kinds & {"text", "html", "price", "path", "lists", "image", "url"} and not named_like(
             self.sample.name, USER_FILES
@@ -131,7 +137,9 @@ class Table:
 
 
 def form_sign(column: Column) -> int:
-    """What the form of ids says: 1 things (ISBN, ASIN, ``item7``), -1 people (e-mail, ``user7``), 0 neither."""
+    """The form of ids: 1 for things (ISBN, ASIN, ``item7``), -1 for people (e-mail, ``user7``), 0
+    for neither.
+    """
     values = column.values.drop_null().slice(0, _LOOKED_AT).to_pylist()
     for pattern, says in _FORMS:
         if values and sum(bool(pattern.fullmatch(value)) for value in values) >= 0.95 * len(values):
@@ -140,33 +148,37 @@ def form_sign(column: Column) -> int:
 
 
 def _is_name(column: Column) -> bool:
-    """Whether texts come again and again, so that they may stand for an id, as titles of films do."""
+    """Whether texts are repeated, so that they may be ids, such as film titles."""
     return column.kind in _NAMES and column.num_distinct < 0.6 * column.num_values
 
 
 def pairs(one: Column, other: Column) -> int:
-    """Different pairs of values of two columns, rows without either left out."""
+    """Number of distinct pairs of values of two columns, without rows that lack either."""
     frame = pl.DataFrame({"a": pl.from_arrow(one.values), "b": pl.from_arrow(other.values)})
     return frame.drop_nulls().n_unique()
 
 
-def determines(key: Column, told: Column) -> float:
-    """How far a key tells a column, from 0 (no better than by chance) to 1 (always one value a key).
+def determines(key: Column, column: Column) -> float:
+    """How far a key determines another column, from 0 (no better than by chance) to 1 (one value
+    per key).
 
-    The share of rows that have the usual value of their key, over keys with several rows, against the same share where
-    the values are dealt out at random.
+    Share of rows with the most common value of their key, over keys with several rows, compared
+    with the same share after shuffling the values.
     """
-    frame = pl.DataFrame({"key": pl.from_arrow(key.values), "told": pl.from_arrow(told.values)}).drop_nulls()
+    frame = pl.DataFrame({"key": pl.from_arrow(key.values), "column": pl.from_arrow(column.values)}).drop_nulls()
     if not len(frame):
         return 0.0
-    chance = _usual_share(frame.with_columns(pl.col("told").shuffle(seed=0)))
+    chance = _usual_share(frame.with_columns(pl.col("column").shuffle(seed=0)))
     found = _usual_share(frame)
     return max(0.0, (found - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
 def _usual_share(frame: pl.DataFrame) -> float:
     counts = (
-        frame.group_by(["key", "told"]).len().group_by("key").agg(pl.col("len").sum().alias("all"), pl.col("len").max())
+        frame.group_by(["key", "column"])
+        .len()
+        .group_by("key")
+        .agg(pl.col("len").sum().alias("all"), pl.col("len").max())
     )
     several = counts.filter(pl.col("all") > 1)
     total = int(several["all"].sum())
@@ -178,7 +190,7 @@ def _usual_share(frame: pl.DataFrame) -> float:
 
 @dataclass(frozen=True)
 class Pair:
-    """A user and an item column of a table, and how much speaks for them as events."""
+    """A user column and an item column of a table, and their score as events."""
 
     table: Table
     user: Column
@@ -187,27 +199,27 @@ class Pair:
 
 
 def find_events(tables: Sequence[Table]) -> Pair:
-    """The table of events and its ids.
+    """Find the table of events and its ids.
 
     Raises
     ------
     SourceError
-        no table has two columns that can be users and items.
+        No table has two columns that can be users and items.
     """
     found = [pair for table in tables if (pair := _best_pair(table, tables)) is not None]
     best = max(found, key=lambda pair: pair.score, default=None)
     if best is None or best.score < 1.0:
-        seen = "; ".join(f"{table.sample.name}: {', '.join(map(_told, table.columns[:8]))}" for table in tables[:5])
+        seen = "; ".join(f"{table.sample.name}: {', '.join(map(_summary, table.columns[:8]))}" for table in tables[:5])
         raise SourceError(
-            "no file has events: two columns of ids, of users and of items, that occur again and again; found "
-            f"{seen}; add the file with the events, or name the columns by hand with data.source.rename (docs/files.md)"
+            "no file has events, that is, a column of user ids and a column of item ids with repeated values; found "
+            f"{seen}; add the file with the events, or name the columns in data.source.rename (docs/files.md)"
         )
     return best
 
 
-def _told(column: Column) -> str:
-    """A column's name, and why it can be no ids where that is plain."""
-    return f"{column.name} (one value in every row)" if column.kind == "constant" else column.name
+def _summary(column: Column) -> str:
+    """A column's name, and a reason if it clearly cannot be ids."""
+    return f"{column.name} (the same value in every row)" if column.kind == "constant" else column.name
 
 
 def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
@@ -232,7 +244,7 @@ def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
 
 
 def _with_code(pair: Pair, candidates: Sequence[Column]) -> Pair:
-    """Where items are known by a name, the code that tells the name, whatever that column is called."""
+    """Prefer the code column over a name column that identifies items."""
     if not _is_name(pair.item) or pair.table.like(pair.item, ITEM) >= _NAMED:
         return pair
     codes = [
@@ -249,7 +261,7 @@ def _with_code(pair: Pair, candidates: Sequence[Column]) -> Pair:
 
 
 def _pair_score(table: Table, user: Column, item: Column) -> float:
-    """What names and structure say of two columns."""
+    """Score of two columns as users and items, from names and structure."""
     score = 3 * max(table.like(user, USER), 0.45 * table.like(user, SESSION)) + 3 * table.like(item, ITEM)
     score -= 3 * table.like(user, ITEM) + 3 * max(table.like(item, USER), table.like(item, SESSION))
     score += 2 * (table.penalty(user) + table.penalty(item))
@@ -261,12 +273,12 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     score += 0.5 * (user.num_distinct >= enough) + 0.5 * (item.num_distinct >= enough)
     score -= 2.0 * user.is_key + 2.0 * item.is_key
     if pairs(user, item) < 1.05 * max(user.num_distinct, item.num_distinct):
-        score -= 2.0  # one tells the other: an attribute
+        score -= 2.0  # one determines the other: an attribute
     return score
 
 
 def _table_score(table: Table, pair: Pair) -> float:
-    """What speaks for a table as the one with the events, whatever its ids."""
+    """Score of a table as the table of events, apart from its ids."""
     others = [column for column in table.columns if column not in (pair.user, pair.item)]
     score = 2.0 * any(column.kind == "time" for column in others)
     score += 1.0 * any(table.like(c, VALUE) >= 0.8 and c.kind in ("number", "flag") for c in others)
@@ -290,7 +302,7 @@ def _table_score(table: Table, pair: Pair) -> float:
 
 
 def _item_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
-    """Whether another table tells of these ids as of things."""
+    """Whether another table describes these ids as things."""
     mine, best = IdSet(column), 0.0
     for other in tables:
         for key in other.keys if other is not table else ():
@@ -301,7 +313,7 @@ def _item_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
 
 
 def _user_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
-    """Whether another table tells of these ids as of people: links between them, or a table of users."""
+    """Whether another table describes these ids as people: links between them, or a table of users."""
     mine, best = IdSet(column), 0.0
     for other in tables:
         if other is table:

@@ -1,4 +1,4 @@
-"""Whether a column holds times, and in which form: what the readers take as it is, or a strptime form."""
+"""Whether a column has times, and in which form: one that the readers detect, or a strptime format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recsys.values.times import timestamps
 
 _FIRST: Final = 315_532_800_000_000  # 1980-01-01, microseconds
 _LAST: Final = 2_051_222_400_000_000  # 2035-01-01
-_GOOD: Final = 0.98  # share of cells that must be times
+_GOOD: Final = 0.98  # smallest share of cells that are times
 _LOOKED_AT: Final = 20_000
 _DAY_MONTH: Final = re.compile(
     r"(\d{1,2})([/.\-])(\d{1,2})\2(\d{4}|\d{2})(?:([ T,]+)(\d{1,2}):(\d{2})(:\d{2})?(?:\.\d+)?( ?[AaPp][Mm])?)?"
@@ -32,27 +32,27 @@ _CALENDAR_NUMBER: Final = r"^(?:19|20)\d{6}(?:\d{4}|\d{6})?$"
 
 @dataclass(frozen=True)
 class TimeForm:
-    """How a column's times are written."""
+    """The form of a column's times."""
 
     words: str  # for people
-    format: str = ""  # of strptime; empty: read as it is
-    other: str = ""  # another form that all cells fit as well
+    format: str = ""  # strptime format; empty: detected by the readers
+    other: str = ""  # another format that fits all cells too
     by_day: bool = False  # no time of day
 
 
 def time_form(column: pa.Array, rules: CellRules, name_says_time: bool, name_says_id: bool) -> TimeForm | None:
-    """The form of a column's times; None where it holds none.
+    """Find the form of a column's times; None if it has no times.
 
     Parameters
     ----------
     column : pa.Array
-        texts, numbers, times or dates without missing cells.
+        Texts, numbers, times or dates, without missing cells.
     rules : CellRules
-        how cells are read.
+        How cells are read.
     name_says_time : bool
-        whether the column is called like a time; numbers without such a name must all be plausible.
+        Whether the name suggests a time; numbers without such a name must all be plausible times.
     name_says_id : bool
-        whether it is called like an id, whose numbers are no times.
+        Whether the name suggests an id; its numbers are then not times.
     """
     cells = column.slice(0, _LOOKED_AT)
     if pa.types.is_date(cells.type):
@@ -121,7 +121,7 @@ def _words(cells: pa.Array, is_text: bool) -> str:
 
 
 def _day_and_month(cells: pa.Array) -> TimeForm | None:
-    """Times such as 27/11/2020 21:51 with day and month in an order that the cells tell, or leave open."""
+    """Detect times such as 27/11/2020 21:51, whose order of day and month the cells may leave open."""
     texts = [cell.strip() for cell in cells.to_pylist() if cell and cell.strip()]
     found = [_DAY_MONTH.fullmatch(text) for text in texts]
     good = [match for match in found if match]
@@ -150,7 +150,7 @@ def _day_and_month(cells: pa.Array) -> TimeForm | None:
 
 
 def _month_names(cells: pa.Array) -> TimeForm | None:
-    """Times such as 27 Nov 2020 21:51, which are read with their form alone."""
+    """Detect times such as 27 Nov 2020 21:51, which need an explicit format."""
     first = cells[0].as_py().strip()
     for days in (*_MONTH_DAYS, *_MONTH_DAYS_LONG):
         for form in dict.fromkeys(f"{days}{gap}{clock}" if clock else days for clock in _CLOCKS for gap in _GAPS):
@@ -164,6 +164,6 @@ def _month_names(cells: pa.Array) -> TimeForm | None:
 
 
 def _in_order(cells: pa.Array, form: str) -> float:
-    """The share of neighbouring cells that do not go back in time, as in a log."""
+    """Share of adjacent cells that do not go back in time, as in a log."""
     micros: Any = timestamps(cells, CellRules(time_format=form))[0].cast(pa.int64()).drop_null().to_numpy()
     return float((np.diff(micros) >= 0).mean()) if len(micros) > 1 else 0.0

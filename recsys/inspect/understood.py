@@ -1,4 +1,4 @@
-"""What a look has understood, before it is written as a configuration and told to a person."""
+"""What was found in the files, before it becomes a configuration and terminal output."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ class Setting:
 
 @dataclass
 class Told:
-    """One table as a person is told of it."""
+    """One table in the terminal output."""
 
     role: str
     files: str
     form: str
-    columns: dict[str, str] = field(default_factory=dict)  # canonical or own name → what it is
+    # canonical or original name → description
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Understood:
-    """Everything that a configuration is made of."""
+    """Everything that a configuration is made from."""
 
     name: str
     source: list[Setting]
@@ -41,25 +42,26 @@ class Understood:
     order_why: str = ""
     items: Attributes | None = None
     users: Attributes | None = None
-    items_by_events: bool = False  # the table of items is made of columns of the events
+    items_by_events: bool = False  # the table of items comes from columns of the events
     has_items: bool = False
-    friends: str = ""  # what is known of them; empty: none
+    friends: str = ""  # description; empty: none
     facts: str = ""
     context: list[Column] = field(default_factory=list)
-    idle: dict[str, str] = field(default_factory=dict)  # columns of the events of which nothing is made, and why
-    value_name: str = ""  # of the column with values
+    idle: dict[str, str] = field(default_factory=dict)  # unused event columns → reason
+    value_name: str = ""  # name of the column with values
     is_rating: bool = False
     min_value: float | None = None
     min_value_why: str = ""
     day_only: bool = False
-    is_sampled: bool = False  # whether the files have more events than were looked at
+    is_sampled: bool = False  # True: the files have more events than the sample
     other_time_format: str = ""
-    unknown_items: float = 0.0  # share of events of items that the table of items lacks
-    bad: dict[str, float] = field(default_factory=dict)  # table → share of rows that cannot be used
+    unknown_items: float = 0.0  # share of events whose item is not in the table of items
+    bad: dict[str, float] = field(default_factory=dict)  # table → share of invalid rows
     bad_why: dict[str, str] = field(default_factory=dict)
-    split: tuple[dict[str, Any], str] | None = None  # given by the files
-    event_text: tuple[str, str] | None = None  # column and type of events that are text about items
+    split: tuple[dict[str, Any], str] | None = None  # split defined by the files
+    # column and type of the events that are text about items
+    event_text: tuple[str, str] | None = None
     tables: list[Told] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
-    warnings: dict[str, str] = field(default_factory=dict)  # files that hold nothing
+    warnings: dict[str, str] = field(default_factory=dict)  # empty files
     notes: list[str] = field(default_factory=list)

@@ -1,7 +1,8 @@
-"""What people call columns, files and event types; every list is of words in use, in lower case.
+"""Common names of columns, files and event types; all lists are in lower case.
 
-Why beside :data:`recsys.sources.names.WORDS`: those serve suggestions, these decide, so a word counts in the place
-where it stands: ``customer_id`` is of a customer, ``customer_city`` tells something about one.
+Why a second list besides :data:`recsys.sources.names.WORDS`: that one serves suggestions, this one
+decides, so the position of a word matters: ``customer_id`` identifies a customer, ``customer_city``
+describes one.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ STRONG: Final = (
     "purchase", "buy", "bought", "order", "transaction", "checkout", "paid", "payment", "conversion", "subscribe",
     "booking", "book", "rent", "install", "sale", "sold", "convert",
 )  # fmt: skip
-"""Event types that are the aim where weaker ones stand beside them."""
+"""Event types to predict if weaker types are present too."""
 WEAK: Final = (
     "view", "pv", "click", "cart", "addtocart", "add_to_cart", "basket", "detail", "impression", "wishlist", "fav",
     "favorite", "favourite", "browse", "search", "visit", "page_view", "pageview", "product_view", "collect",
 )  # fmt: skip
 SHOWN: Final = ("impression", "shown", "exposure", "display", "served", "show")
-"""Event types that say what a user was shown and not what they did."""
+"""Event types for what a user was shown, not what they did."""
 NEGATIVE: Final = (
     "remove", "dislike", "skip", "unlike", "return", "refund", "cancel", "unfollow", "block", "hide", "delete",
     "downvote", "unsubscribe", "storno",
@@ -82,7 +83,7 @@ _IDS: Final = ("id", "ids", "key", "code", "no", "nr", "number", "num", "index",
 
 
 def parts(name: str) -> list[str]:
-    """The words of a name.
+    """Return the words of a name.
 
     >>> parts("unixReviewTime"), parts("CustomerID"), parts("user_id:token")
     (['unix', 'review', 'time'], ['customer', 'id'], ['user', 'id'])
@@ -96,7 +97,8 @@ def _singular(word: str) -> str:
 
 
 def likeness(name: str, words: tuple[str, ...]) -> float:
-    """How much a column's name is one of the words, from 0 to 1: 1 for the word itself or with an ``id`` behind it.
+    """Similarity of a column's name to the words, from 0 to 1: 1 for the word itself, alone or
+    before ``id``.
 
     >>> likeness("CustomerID", USER), likeness("customer_email", USER), likeness("customer_city", USER)
     (1.0, 0.8, 0.4)
@@ -123,7 +125,7 @@ def likeness(name: str, words: tuple[str, ...]) -> float:
 
 
 def named_like(stem: str, words: tuple[str, ...]) -> bool:
-    """Whether a file's name has one of the words.
+    """Whether a file's name contains one of the words.
 
     >>> named_like("u.data", EVENT_FILES), named_like("Yelp_social_relations.txt", SOCIAL_FILES)
     (True, True)
@@ -133,12 +135,12 @@ def named_like(stem: str, words: tuple[str, ...]) -> bool:
 
 
 def has_id(name: str) -> bool:
-    """Whether a name says that it is an id."""
+    """Whether a name denotes an id."""
     found = parts(name)
     return bool(found) and (found[-1] in _IDS or "".join(found).endswith("id"))
 
 
 def is_known_name(cell: str) -> bool:
-    """Whether a cell is what people call a column."""
+    """Whether a cell is a common column name."""
     groups = (USER, ITEM, TIME, VALUE, EVENT_TYPE, SPLIT, FRIEND, LATITUDE, LONGITUDE, RELATION, TEXT)
     return bool(cell) and len(cell) <= 40 and any(likeness(cell, words) >= 0.7 for words in groups)

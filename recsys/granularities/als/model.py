@@ -1,10 +1,12 @@
-"""Implicit alternating least squares as a member: item factors of all events, a user folded in by one exact solve.
+"""Implicit alternating least squares as a member: item factors from all events; one exact solve per
+user.
 
     min Σ_ui c_ui (x_ui − z_u · y_i)² + λ (Σ ‖z_u‖² + Σ ‖y_i‖²),    c = α for an event, 1 for what is missing,
     z_u = (YᵀY + λI + (α − 1) Y_HᵀY_H)⁻¹ α Y_Hᵀ1
 
-(Hu, Koren and Volinsky 2008). The library ``implicit`` fits; serving solves in torch and needs it no more. A user is a
-function of the history, so newcomers are served alike. α and λ are chosen on validation.
+(Hu, Koren and Volinsky 2008). The library ``implicit`` fits the factors; serving solves in torch
+without it. A user vector is a function of the history, so new users are served in the same way.
+Validation chooses α and λ.
 
 Legend: N items, R factors, B queries, E events that they see, L events of a query.
 """
@@ -24,11 +26,12 @@ from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes,
 from recsys.granularities.history import seen_events, target_types
 from recsys.granularities.item_cf.model import training_matrix
 
-_NUMBERS: Final = 2**24  # of gathered item factors and of matrices that are solved at a time: 64 MB each
+# numbers in memory per chunk, for item factors and for matrices: 64 MB each
+_NUMBERS: Final = 2**24
 
 
 class Als(Granularity):
-    """A fitted member with item vectors of its own; absent where a history is empty."""
+    """A closed-form member with its own item vectors; absent where a history is empty."""
 
     fitted = True
 
@@ -38,12 +41,13 @@ class Als(Granularity):
         self.reads_histories = "targets" in config.types and sizes.num_types > 1
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Fit the item factors; keep them and their Gram matrix."""
         import threadpoolctl
         from implicit.cpu.als import AlternatingLeastSquares
 
         counts_T = target_types(graphs)[: None if self.config.types[0] == "targets" else 0]
         events = training_matrix(graphs, "none", len(counts_T) > 0)
-        with threadpoolctl.threadpool_limits(1, "blas"):  # a pool inside its threads makes it slow
+        with threadpoolctl.threadpool_limits(1, "blas"):  # nested thread pools make it slow
             model = AlternatingLeastSquares(
                 factors=self.config.factors,
                 regularization=self.config.regularisation[0],
@@ -60,15 +64,18 @@ class Als(Granularity):
         return {"items_NR": items_NR.to(device), "gram_RR": gram_RR.to(device), "counts_T": counts_T.to(device)}
 
     def own_items(self, state: State) -> Tensor:
+        """Item factors."""
         return state["items_NR"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Factors of every user from one solve, and whether the history has an event."""
         seen = seen_events(batch).of_types(state.get("counts_T")).distinct()
         counts_B = seen.per_query(torch.ones_like(seen.rows_E))
         place_E = torch.arange(len(seen.rows_E), device=counts_B.device) - (counts_B.cumsum(0) - counts_B)[seen.rows_E]
         none, rank = state["items_NR"].shape
         longest = max(int(counts_B.max()) if len(batch) else 0, 1)
-        items_BL = torch.full((len(batch), longest), none, device=counts_B.device)  # a row of zeros behind the factors
+        # index of the row of zeros after the factors
+        items_BL = torch.full((len(batch), longest), none, device=counts_B.device)
         items_BL[seen.rows_E, place_E] = seen.items_E
         padded_IR = torch.cat([state["items_NR"], state["items_NR"].new_zeros(1, rank)])
         size = max(1, _NUMBERS // (rank * max(rank, longest)))

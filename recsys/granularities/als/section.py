@@ -1,4 +1,4 @@
-"""What ``als`` says of itself: implicit alternating least squares."""
+"""Settings of ``als``: implicit alternating least squares."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ Positive = Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_len
 
 
 class AlsConfig(GranularityConfig):
+    """Keys of ``model.granularities.als``."""
+
     module: ClassVar[str] = "recsys.granularities.als.model:Als"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 5.0
@@ -21,8 +23,8 @@ class AlsConfig(GranularityConfig):
 
     factors: int = Field(64, ge=1, description="length of the factor vectors")
     iterations: int = Field(15, ge=1, description="alternations between users and items")
-    alpha: Positive = Field([1.0, 10.0], description="confidence of an event; of what is missing it is 1")
-    regularisation: Positive = Field([1.0, 10.0], description="one or several")
+    alpha: Positive = Field([1.0, 10.0], description="confidence of an event (1 for a missing pair); one or several")
+    regularisation: Positive = Field([1.0, 10.0], description="λ, one or several")
     types: Types = Field(["all", "targets"], description="events that count: all, or of predicted types; one or both")
 
     def estimate(self, work: Workload) -> Estimate:

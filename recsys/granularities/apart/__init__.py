@@ -1,1 +1,1 @@
-"""A model trained apart, as one member beside the others; see :mod:`recsys.apart` for what answers."""
+"""A separately trained model as one member; :mod:`recsys.apart` computes its scores."""

@@ -1,1 +1,1 @@
-"""The text of what a user chose, attention-pooled."""
+"""The text of the items in a history, pooled by attention."""

@@ -1,16 +1,17 @@
-"""Behaviour: what the items of a user's past say, pooled by attention over event type, age and content.
+"""Behaviour: the texts of a user's past items, pooled by attention over event type, age and
+content.
 
-The user text of S1, S2 and S5: every past item is a language-model vector, so an item never seen in training still
-speaks. Pooling is an attention with one query a head, learned for all users:
+The user text of S1, S2 and S5: every past item is a language-model vector, so an item without
+training events contributes too. Pooling is an attention with one query per head, learned for all
+users:
 
     w_ij = softmax_j( (q_h + Q_h x_i) · K_h x_j / √d + type_h[t_j] − γ_h log(1 + age_ij) − δ_h log(1 + i − j) )
     z_i  = norm(Σ_j w_ij V x_j)
 
-``input`` item pools item vectors instead; user_text reads the past as one text of the language model instead of
-pooling (see :mod:`recsys.granularities.behaviour.text_vectors`); both adds the two, each normed, where both are
-present.
-Age is in days where times are known. Where the data has an order, the newest event x_i asks too, and the lag i − j
-counts. γ, δ ≥ 0.
+``input`` item pools item vectors instead; user_text encodes the past as one text of the language
+model (see :mod:`recsys.granularities.behaviour.text_vectors`); both adds the two normalised vectors
+where both are present. Age is in days if times are known. If the data has an order, the newest
+event x_i is part of the attention query, and the lag i − j counts. γ, δ ≥ 0.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ class Behaviour(Granularity):
 
     @classmethod
     def size(cls, section: BehaviourConfig, dataset: PreparedDataset, through: Split) -> int:
-        """The width of the language model's vectors of users' texts, 0 where there are none."""
+        """Width of the language-model vectors of users' texts, 0 without texts."""
         return dataset.user_text_width
 
     @classmethod
     def build_input(
         cls, section: BehaviourConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> UserTextVectors | None:
+        """Vectors of users' texts, if the granularity reads them."""
         return UserTextVectors.of(dataset, through)
 
     def __init__(self, config: BehaviourConfig, sizes: ModelSizes) -> None:
@@ -58,7 +60,7 @@ class Behaviour(Granularity):
         self.reads_text = config.input in ("text", "both") and sizes.text_width > 0
         width_in = sizes.text_width if self.reads_text else sizes.width
         self.heads = config.heads
-        self.scale = math.sqrt(sizes.width)  # of item vectors, as in evolution
+        self.scale = math.sqrt(sizes.width)  # scale of item vectors, as in evolution
         if sizes.width % config.heads:
             raise heads_error("behaviour", config.heads, sizes.width)
         self.key = nn.Linear(width_in, sizes.width, bias=False)
@@ -73,17 +75,21 @@ class Behaviour(Granularity):
         self.dropout = Dropout(config.dropout)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Vectors of users' texts, if the granularity reads them."""
         return {} if self.user_text is None else self.user_text.state(graphs)
 
     @classmethod
     def over(cls, name: str, heads: int, dropout: float, sizes: ModelSizes) -> Behaviour:
-        """The same attention for the granularity ``name``, over vectors [S, D] that take the place of the texts."""
+        """The same attention for another granularity ``name``, over vectors [S, D] that replace the
+        texts.
+        """
         if sizes.width % heads:
             raise heads_error(name, heads, sizes.width)
         config = BehaviourConfig(input="text", heads=heads, dropout=dropout)
         return cls(config, replace(sizes, text_width=sizes.width))
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Pooled history, text of the history, or both, and where it is present."""
         if self.user_text is None:
             return self._pool(batch, items)
         read_BD, is_read_B = self.user_text(batch, state)
@@ -96,7 +102,7 @@ class Behaviour(Granularity):
         source_SX = items.text_ST if self.reads_text else items.vectors_SD * self.scale
         values_SD, keys_SD = self.value(source_SX), self.key(source_SX)
         history_UL, real_UL = batch.history_UL, batch.mask_UL
-        if self.reads_text:  # an event without text has nothing to say
+        if self.reads_text:  # an event without text does not contribute
             real_UL = real_UL & (source_SX.abs().sum(1) > 0)[history_UL]
         every_position = not batch.asks_once_a_row
         length = history_UL.shape[1]
@@ -137,7 +143,9 @@ class Behaviour(Granularity):
 
 
 def _masked_softmax(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Softmax over the last axis where allowed; all zero, with zero gradient, where nothing is."""
+    """Softmax over the last axis where allowed; all zero, with zero gradient, where nothing is
+    allowed.
+    """
     masked = logits.masked_fill(~allowed, -math.inf)
     nothing = ~allowed.any(-1, keepdim=True)
     return torch.softmax(masked.masked_fill(nothing, 0.0), dim=-1) * allowed.to(logits.dtype)

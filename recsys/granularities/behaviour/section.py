@@ -1,4 +1,4 @@
-"""What ``behaviour`` says of itself: the text of what a user chose."""
+"""Settings of ``behaviour``: the text of the items in a history."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from recsys.granularities.base import ModelSizes
 
 
-USER_TEXT: Final = "user_text"  # the signal: texts of users' pasts
+USER_TEXT: Final = "user_text"  # the signal: texts of users' histories
 
 
 class BehaviourConfig(GranularityConfig):
+    """Keys of ``model.granularities.behaviour``."""
+
     module: ClassVar[str] = "recsys.granularities.behaviour.model:Behaviour"
     per_user: ClassVar[bool] = True
 
@@ -31,26 +33,32 @@ class BehaviourConfig(GranularityConfig):
 
     @property
     def signal(self) -> str:
+        """Texts of users, if the granularity reads them."""
         return USER_TEXT if self.input in ("user_text", "both") else ""
 
     @property
     def reads_user_text(self) -> bool:
+        """Whether the granularity reads texts of users."""
         return self.enabled and self.input in ("user_text", "both")
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """Texts of users must be enabled if they are read."""
         if self.reads_user_text and not config.data.text.users.enabled:
             yield (
-                f"{where}.input {self.input} reads the text of users: set data.text.users.enabled true, or input text"
+                f"{where}.input {self.input} reads the text of users; set data.text.users.enabled true, or "
+                "set input to text"
             )
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have texts of users if they are read."""
         if self.signal and not sizes.inputs.get(USER_TEXT):
             raise ConfigError(
-                "model.granularities.behaviour.input reads the text of users, and the dataset has none: set "
-                "data.text.users.enabled true and run `recsys prepare`, or set input text"
+                "model.granularities.behaviour.input reads the text of users, but the dataset has none; set "
+                "data.text.users.enabled true and run `recsys prepare`, or set input to text"
             )
 
     def estimate(self, work: Workload) -> Estimate:
+        """Memory of attention, and of users' texts if they are read."""
         looked_at = work.longest if work.data.ordered else 1
         step = work.queries * work.width * FLOAT * 8 + work.queries * looked_at * self.heads * 16
         return Estimate(step=step + work.data.items * work.width * FLOAT * 4)

@@ -1,10 +1,13 @@
-"""What the text of a user's past says: x_u of S1, u_i of S2, a language-model vector behind a learned projection.
+"""The text of a user's history: x_u of S1, u_i of S2, a language-model vector with a learned
+projection.
 
     z = norm(W (x_u − mean) / spread)
 
-with mean and spread of the users' texts. In training a query reads the text that was finished when it asked
-(``Batch.inputs``); a frozen model keeps one text a user, of everything through its events, and requests may bring
-their own (``Batch.inputs``). Without any of these the text is absent. Legend: as in ``base``, T text width.
+where mean and spread are those of the users' texts. In training, a query reads the text that ended
+before its time (``Batch.inputs``). A frozen model keeps one text per user, of all events; a request
+may bring its own text (``Batch.inputs``). Without any of these the text is absent.
+
+Legend: as in ``base``, T text width.
 """
 
 from __future__ import annotations
@@ -25,19 +28,23 @@ from recsys.granularities.dropout import Dropout
 
 @dataclass(frozen=True)
 class UserTextVectors:
-    """Vectors of the texts of users' pasts; a query's text is a row of them, see ``Batch.inputs``."""
+    """Vectors of the texts of users' histories; a query's text is a row of them, see
+    ``Batch.inputs``.
+    """
 
     vectors_RT: Tensor  # float16
-    whole_V: Tensor  # int64, row of the text of all that a user did through the graphs' split, -1 without
+    # int64, row of the text of a user's whole history through the graphs' split, -1 without
+    whole_V: Tensor
     mean_T: Tensor  # float32
     scale_T: Tensor  # float32, one over the standard deviation
 
     def to(self, device: torch.device) -> UserTextVectors:
+        """Move all tensors to a device."""
         return UserTextVectors(*(getattr(self, part.name).to(device) for part in fields(self)))
 
     @staticmethod
     def of(dataset: PreparedDataset, through: Split) -> UserTextVectors | None:
-        """The texts of the events through ``through``; their mean and spread are those of the users' whole texts."""
+        """Texts of the events through a split; mean and spread are those of the users' whole texts."""
         texts = dataset.user_texts(through)
         if texts is None:
             return None
@@ -55,8 +62,8 @@ class UserTextVectors:
 class UserText(nn.Module):
     """The text part of ``behaviour``.
 
-    ``optional`` (beside pooled items) hides the text of a share ``dropout`` of the queries in training, so that the
-    model answers without it as well.
+    ``optional`` (with pooled items) hides the text of a share ``dropout`` of the queries in
+    training, so that the model also works without it.
     """
 
     def __init__(self, sizes: ModelSizes, dropout: float, optional: bool) -> None:
@@ -67,7 +74,9 @@ class UserText(nn.Module):
         self.hidden_share = dropout if optional else 0.0
 
     def state(self, graphs: Graphs) -> State:
-        """In training all texts; else (frozen) those of users' whole pasts, [V, T] float16, zero rows without."""
+        """In training all texts; else (frozen) those of users' whole histories, [V, T] float16,
+        zero rows without text.
+        """
         texts: UserTextVectors = graphs[USER_TEXT]
         state = {"text_mean": texts.mean_T, "text_scale": texts.scale_T}
         if self.training:
@@ -87,7 +96,7 @@ class UserText(nn.Module):
     def _vectors(self, batch: Batch, texts_XT: Tensor) -> Tensor:
         if self.training:
             rows_B = batch.inputs.get(TEXT_ROWS)
-            if rows_B is None:  # whole texts would name what training asks for
+            if rows_B is None:  # a text of the whole history would contain the targets
                 rows_B = torch.full_like(batch.rows_B, -1)
         else:
             rows_B = (

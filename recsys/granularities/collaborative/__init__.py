@@ -1,1 +1,1 @@
-"""The graph of users and items: light graph convolution."""
+"""The user–item graph: light graph convolution."""

@@ -1,13 +1,15 @@
-"""Collaborative: who else chose these items, by light graph convolution over the user–item graph (S1, S3).
+"""Collaborative: which users chose the same items, by light graph convolution over the user–item
+graph (S1, S3).
 
-LightGCN (He et al. 2020): e^(l+1) = D^-1/2 A D^-1/2 e^(l), items are the mean over the layers. Users start from zero,
-so a user is a sum over their history,
+LightGCN (He et al. 2020): e^(l+1) = D^-1/2 A D^-1/2 e^(l); items are the mean over the layers.
+Users start from zero, so a user is a sum over their history,
 
     z_u = |H_u|^-1/2 Σ_{i ∈ H_u} f_i,      f_i = d_i^-1/2 (L + 1)^-1 Σ_{l < L} e_i^(l),
 
-the same for a user who was in training and for one who came today; ``user_embedding`` adds a row for the former,
-which starts the propagation too. The convolution is torch-geometric's, with its transpose cached, once a step; on
-graphs beyond ``max_edges`` a step samples neighbours (see :mod:`recsys.granularities.collaborative.sampling`).
+the same for training users and new users. ``user_embedding`` adds a row for each training user,
+which is also an input of the propagation. The convolution is torch-geometric's with a cached
+transpose, once per step; on graphs with more than ``max_edges`` edges, a step samples neighbours
+(see :mod:`recsys.granularities.collaborative.sampling`).
 
 Legend: N items, V users, E training events, D width.
 """
@@ -25,7 +27,7 @@ from recsys.granularities.collaborative.section import CollaborativeConfig
 
 
 class Collaborative(Granularity):
-    """Light graph convolution; refines the item vectors and folds users in from their histories."""
+    """Light graph convolution; refines the item vectors and computes users from their histories."""
 
     def __init__(self, config: CollaborativeConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -41,37 +43,43 @@ class Collaborative(Granularity):
 
     @classmethod
     def for_serving(cls, config: CollaborativeConfig, sizes: ModelSizes) -> Collaborative:
-        """Without the users' embedding rows: the state has the propagated ones."""
+        """Leave out the users' embedding rows: the state has the propagated ones."""
         return cls(config.model_copy(update={"user_embedding": False}), sizes)
 
     def adapt(self, dataset: PreparedDataset) -> None:
+        """Sample neighbours if the graph has more than ``max_edges`` edges."""
         counts = dataset.manifest.counts
-        num_edges = counts.get("train", 0) + counts.get("valid", 0)  # of both phases: they compute alike
+        # the final phase trains on both; both phases must use the same method
+        num_edges = counts.get("train", 0) + counts.get("valid", 0)
         if self.users_VD is None:
             self.is_sampled = num_edges > self.max_edges
             self.reads_events = not self.is_sampled
 
     @property
     def needs_all_items(self) -> bool:
+        """True unless a step samples the graph."""
         return not self.is_sampled
 
     def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
+        """Add the items of the sampled neighbourhood."""
         if not self.is_sampled:
             return ids_S
-        assert graphs.neighbours is not None, "build_graphs lists the neighbours of a model that samples"
+        assert graphs.neighbours is not None, "build_graphs builds the neighbour lists of a model that samples"
         device = graphs.users_E.device
         self._ids_S = ids_S
         wide_S, self._hops = sample_hops(graphs.neighbours, ids_S, self.layers // 2, self.fanout, key, device)
         return wide_S
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        """Mean of the item vectors over the layers of the convolution."""
         if self.is_sampled:
             return self._refine_by_parts(base_ND, graphs)
         layer_VD = self.users_VD.weight if self.users_VD is not None else None
         layer_ND: Tensor | None = base_ND
         total_ND = fold_ND = base_ND
         total_VD = layer_VD
-        for depth in range(self.layers):  # without user rows every other layer of a side is zero: None
+        # None: without user rows every second layer of a side is zero
+        for depth in range(self.layers):
             unused = self.users_VD is None and depth + 1 == self.layers
             next_VD = spread(graphs.users_from_items, layer_ND) if layer_ND is not None and not unused else None
             next_ND = spread(graphs.items_from_users, layer_VD) if layer_VD is not None else None
@@ -87,10 +95,11 @@ class Collaborative(Granularity):
         return total_ND * scale
 
     def _refine_by_parts(self, base_SD: Tensor, graphs: Graphs) -> Tensor:
-        """The same by the step's sample, or without one, exactly, of the whole catalogue; only every other layer of the
-        items is not zero.
+        """Refine with the step's sample, or, without a sample, exactly for the whole catalogue.
+
+        Only every second layer of the items differs from zero.
         """
-        assert graphs.neighbours is not None, "build_graphs lists the neighbours of a model that samples"
+        assert graphs.neighbours is not None, "build_graphs builds the neighbour lists of a model that samples"
         hops, degree_S = self._hops, graphs.degree_N
         if hops is not None and self._ids_S is not None:
             degree_S = degree_S[self._ids_S]
@@ -110,7 +119,8 @@ class Collaborative(Granularity):
         return total_SD * scale
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        assert self._fold_ND is not None, "refine_items comes first"
+        """Item vectors for the fold-in, and propagated user rows if they are trained."""
+        assert self._fold_ND is not None, "refine_items must run first"
         found = {"fold_ND": self._fold_ND}
         if self._propagated_VD is not None:
             found["users_VD"] = self._propagated_VD
@@ -119,6 +129,7 @@ class Collaborative(Granularity):
         return found
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Users as sums over their histories, or their trained rows."""
         fold_ULD = state["fold_ND"][batch.history_UL] * batch.mask_UL[:, :, None].to(items.vectors_SD.dtype)
         present_B = batch.seen_B > 0
         scale_B = batch.seen_B.clamp(min=1).to(fold_ULD.dtype).rsqrt() * present_B

@@ -1,14 +1,16 @@
-"""Convolutions over a user–item graph that is too large for one a step: sampled in training, streamed when frozen.
+"""Convolutions over large user–item graphs: sampled in training, streamed for the frozen model.
 
-A convolution of the items is Ã = Aᵀ A with A = D^-1/2 (user–item) D^-1/2. A step that speaks of some items S samples
-f users of each item and f items of each of these users (Hamilton et al. 2017), each weighed by degree over sample size,
+A convolution of the items is Ã = Aᵀ A with A = D^-1/2 (user–item) D^-1/2. A step that scores the
+items S samples f users of each item and f items of each of these users (Hamilton et al. 2017), each
+weighted by degree over sample size,
 
     (Ã e)_i ≈ Σ_{u ∈ s(i)} d_i / f · (d_i d_u)^-1/2 Σ_{j ∈ s(u)} d_u / f · (d_u d_j)^-1/2 e_j,
 
-the expectation of which is Ã e; with f not below the degrees it is Ã e itself. Samples are of seed, epoch, step and
-node, so that workers agree on them and a resumed step draws the same.
+whose expectation is Ã e; with f at least as large as the degrees it equals Ã e. Samples depend on
+seed, epoch, step and node, so that all workers draw the same samples, and a resumed step does too.
 
-Legend: N items, V users, S items asked for, T items of a hop, W of the next one, U users of a hop, D width.
+Legend: N items, V users, S requested items, T items of a hop, W of the next one, U users of a hop,
+D width.
 """
 
 from __future__ import annotations
@@ -26,26 +28,28 @@ from recsys.granularities.base import Adjacency, StepKey, adjacency, spread
 
 @dataclass(frozen=True)
 class Hop:
-    """One sampled convolution: the items of a set T from those of the next, wider one W, of which T are the first."""
+    """One sampled convolution: item set T from the next, wider set W, whose first items are T."""
 
     to_users: Adjacency  # [U, W]
     to_items: Adjacency  # [T, U]
 
     def __call__(self, layer_WD: Tensor) -> Tensor:
+        """Convolve the vectors of W to those of T."""
         return spread(self.to_items, spread(self.to_users, layer_WD))
 
     @property
     def reach(self) -> int:
-        """The number of items that it reads."""
+        """Number of items that the convolution reads."""
         return int(self.to_users[0].sparse_size(1))
 
 
 def sample_hops(
     neighbours: Neighbours, ids_S: Tensor | None, num_hops: int, fanout: int, key: StepKey, device: torch.device
 ) -> tuple[Tensor | None, list[Hop]]:
-    """The items that a step needs, ``ids_S`` (no item twice) first, and its convolutions, the first to apply last.
+    """Return the items that a step needs, ``ids_S`` (distinct) first, and its convolutions, the
+    first to apply last.
 
-    ``None`` stands for the whole catalogue, which has all that is needed.
+    ``None`` means the whole catalogue.
     """
 
     def matrix(rows: Array, columns: Array, values: Array, shape: tuple[int, int]) -> Adjacency:
@@ -56,7 +60,7 @@ def sample_hops(
     seed = ((key[0] * 1_000_003 + key[1]) * 1_000_003 + key[2]) * 64
     num_items = len(neighbours.users_of_N.degree_X)
     items_T = np.arange(num_items) if ids_S is None else ids_S.cpu().numpy()
-    number_N = np.full(num_items, -1)  # the place in T of its items
+    number_N = np.full(num_items, -1)  # index in T by item id
     number_N[items_T] = np.arange(len(items_T))
     hops = []
     for hop in range(num_hops):
@@ -77,8 +81,8 @@ def sample_hops(
 
 
 def convolve(neighbours: Neighbours, layer_ND: Tensor) -> Tensor:
-    """Ã e of all items, exactly, some users at a time; takes no gradient."""
-    import scipy.sparse as sp  # what answers from a frozen model needs none
+    """Ã e of all items, exactly, a block of users at a time; no gradient."""
+    import scipy.sparse as sp  # imported here: serving does not need it
 
     layer = layer_ND.detach().float().cpu().numpy()
     total = np.zeros_like(layer)

@@ -1,4 +1,4 @@
-"""What ``collaborative`` says of itself: the graph of users and items."""
+"""Settings of ``collaborative``: the user–item graph."""
 
 from __future__ import annotations
 
@@ -17,31 +17,38 @@ if TYPE_CHECKING:
 
 
 class CollaborativeConfig(GranularityConfig):
+    """Keys of ``model.granularities.collaborative``."""
+
     module: ClassVar[str] = "recsys.granularities.collaborative.model:Collaborative"
 
     layers: int = Field(3, ge=1, description="number of graph convolution layers")
-    user_embedding: bool = Field(False, description="a row per training user instead of the fold-in (unordered data)")
+    user_embedding: bool = Field(False, description="one embedding per training user; for unordered data only")
     max_edges: int = Field(
-        4_000_000, ge=0, description="larger graphs are not held: a step samples neighbours (not with user_embedding)"
+        4_000_000,
+        ge=0,
+        description="largest graph in memory; beyond it a step samples neighbours (not with user_embedding)",
     )
     fanout: int = Field(8, ge=1, description="neighbours of a node that a step samples")
 
     def is_sampled(self, num_events: int) -> bool:
-        """Whether a step samples the graph of so many events, which nobody then holds."""
+        """Whether a step samples the graph of so many events, which is then never fully in memory."""
         return not self.user_embedding and num_events > self.max_edges
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """User embeddings need unordered data."""
         if self.user_embedding and config.data.order in ("time", "file"):
-            yield f"{where}.user_embedding needs unordered data, and data.order is {config.data.order}; set it false"
+            yield f"{where}.user_embedding needs unordered data, but data.order is {config.data.order}; set it to false"
 
     def check(self, sizes: ModelSizes) -> None:
+        """User embeddings need unordered data."""
         if self.user_embedding and sizes.ordered:
             raise ConfigError(
-                "model.granularities.collaborative.user_embedding on ordered data would show every position of a "
-                "history the events behind it; set it false, or data.order none"
+                "model.granularities.collaborative.user_embedding on ordered data would leak later events into every "
+                "position of a history; set it to false, or set data.order to none"
             )
 
     def estimate(self, work: Workload) -> Estimate:
+        """Memory of the graph with its layers, or of a step's sample."""
         data, is_held = work.data, not self.is_sampled(work.data.events)
         graph = (data.items + data.users) * work.width * FLOAT * 2 * (self.layers + 2) + data.events * 32 * is_held
         return Estimate(

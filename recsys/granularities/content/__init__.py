@@ -1,1 +1,1 @@
-"""How much items read like those of the history."""
+"""Similarity between item texts and the texts of the history."""

@@ -1,10 +1,12 @@
-"""Content: the cosine between the texts of items and those of the history, for items that few or nobody chose.
+"""Content: the cosine between the texts of items and those of the history, for items with few or no
+events.
 
     a_i = t_i / ‖t_i‖,    z_u = Σ_j w_j a_j / Σ_j w_j,    r_ui = z_u · a_i = the mean cosine, weighted,
 
-t the text vectors as the item tower has them (centred and whitened on the catalogue, ``model.item.text_whiten``: what
-all texts have in common says nothing), w as in ``item_knn``. An item without text has no vector. Nothing but the
-constants of the weights is fitted, which validation chooses.
+where t are the text vectors of the item tower (centred and whitened on the catalogue,
+``model.item.text_whiten``: what all texts have in common carries no information) and w as in
+``item_knn``. An item without text has no vector. Only the constants of the weights are fitted;
+validation chooses them.
 
 Legend: N items, T text width, B queries, E events that they see.
 """
@@ -24,17 +26,20 @@ from recsys.granularities.history import event_weights, seen_events
 
 
 class Content(Granularity):
-    """A fitted member whose item vectors are the texts; absent where no item of the history has one."""
+    """A closed-form member whose item vectors are the texts; absent where no item of the history
+    has a text.
+    """
 
     fitted = True
     reads_events = False
 
     @classmethod
     def idle(cls, section: ContentConfig, dataset: PreparedDataset, config: Config) -> str:
+        """The dataset needs different item texts."""
         texts_MT = dataset.text_vectors_NT()[dataset.has_text_N]
         if not texts_MT.size:
-            return "no texts of items"
-        return "" if (texts_MT != texts_MT[0]).any() else "no two items have different texts"
+            return "no item texts"
+        return "" if (texts_MT != texts_MT[0]).any() else "all items have the same text"
 
     def __init__(self, config: ContentConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -44,12 +49,15 @@ class Content(Granularity):
         self.half_life = None if half_life == "none" else float(half_life)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Unit text vectors of the items."""
         return {"texts_NT": normalize(items.text_ST.float(), dim=1)}
 
     def own_items(self, state: State) -> Tensor:
+        """Unit text vectors."""
         return state["texts_NT"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Weighted mean of the history's text vectors, and where one has a text."""
         seen = seen_events(batch).distinct()
         has_text_N = (state["texts_NT"] != 0).any(1)
         seen = seen.where(has_text_N[seen.items_E])

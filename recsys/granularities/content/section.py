@@ -1,4 +1,4 @@
-"""What ``content`` says of itself: how much items read like those of the history."""
+"""Settings of ``content``: similarity between item texts."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ if TYPE_CHECKING:
 
 
 class ContentConfig(GranularityConfig):
+    """Keys of ``model.granularities.content``."""
+
     module: ClassVar[str] = "recsys.granularities.content.model:Content"
     always_fitted: ClassVar[bool] = True
     candidates: ClassVar[tuple[str, ...]] = ("recency", "half_life")
 
     recency: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
         [0.5, 0.0, 1.0, 2.0],
-        description="p: an event with n behind it weighs (n + 1)^-p; data in order",
+        description="p: an event with n later events has weight (n + 1)^-p; ordered data only",
     )
     half_life: HalfLives = Field(
-        ["none", 3.0, 30.0, 365.0], description="days after which an event weighs half; data with times"
+        ["none", 3.0, 30.0, 365.0], description="half-life of an event's weight in days; data with times only"
     )
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have item texts."""
         if not sizes.text_width:
             raise ConfigError(
-                "model.granularities.content compares the texts of items, and this dataset has none; disable it, or "
+                "model.granularities.content compares item texts, but this dataset has none; disable it, or "
                 "name text columns of items in data.text.fields and prepare again"
             )
 
     def estimate(self, work: Workload) -> Estimate:
-        """The texts' vectors once more."""
+        """Memory of another copy of the text vectors."""
         return Estimate(layers=0.0, fitting=work.data.items * work.data.text_width * FLOAT * 2)

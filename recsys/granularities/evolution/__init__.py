@@ -1,1 +1,1 @@
-"""How a user's interest moves: the order and times of the history."""
+"""Interest drift: how a user's interest changes over the history."""

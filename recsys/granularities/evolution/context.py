@@ -1,7 +1,8 @@
-"""Context columns as vectors: of the events that a sequence model reads, and of the moment of asking.
+"""Context columns as vectors: those of the events that a sequence model reads, and those of the
+request.
 
-A missing cell adds nothing. A value that no training event has adds what its row starts with, which training never
-moves: nothing for events, next to nothing for the moment of asking. Both stay usable where context is not given.
+A missing cell adds nothing. A value without training events adds its initial vector, which training
+never changes: zero for events, almost zero for the request. So both work where context is missing.
 
 Legend: B queries, U history rows, L length, C context columns, D width.
 """
@@ -20,7 +21,9 @@ from recsys.granularities.base import ModelSizes
 
 
 class ContextVectors(nn.Module):
-    """Codes of some columns → the sum of one vector a column: a table for categories, (x, x², 1) · W for numbers."""
+    """Codes of some columns → the sum of one vector per column: a table for categories, (x, x², 1)
+    · W for numbers.
+    """
 
     def __init__(self, sizes: ModelSizes, names: Sequence[str], init_std: float) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ class ContextVectors(nn.Module):
                 nn.init.zeros_(table.weight[: UNKNOWN + 1])
 
     def forward(self, codes_XC: Tensor) -> Tensor:
-        """[…, C] → […, D]; codes without columns (data that has none) are all missing."""
+        """[…, C] → […, D]; where the data lacks a column, its codes are all missing."""
         total = torch.zeros((), device=codes_XC.device)
         if codes_XC.shape[-1] == 0:
             return total
@@ -54,9 +57,10 @@ class ContextVectors(nn.Module):
 
 
 class AskedContext(nn.Module):
-    """Moves a state by the context at the moment of asking, s + W₂ gelu(W₁ (s ⊕ c)); where all is missing it stays s.
+    """Change a state by the context of the request, s + W₂ gelu(W₁ (s ⊕ c)); s stays if all context
+    is missing.
 
-    In training the context of some queries is hidden, so that the model answers as well without it.
+    In training the context of some queries is hidden, so that the model also works without it.
     """
 
     def __init__(self, sizes: ModelSizes, names: Sequence[str], hidden_share: float) -> None:
@@ -65,7 +69,7 @@ class AskedContext(nn.Module):
         if unknown:
             known = choices(name for name, _ in sizes.context) or "none; name them in data.context"
             raise ConfigError(
-                f"model.granularities.evolution.query_context: {unknown[0]!r} is no context column of this dataset; "
+                f"model.granularities.evolution.query_context: {unknown[0]!r} is not a context column of this dataset; "
                 f"there are: {known}"
             )
         self.hidden_share = hidden_share
@@ -74,6 +78,7 @@ class AskedContext(nn.Module):
         nn.init.zeros_(self.outer.weight)
 
     def forward(self, states_BD: Tensor, asked_BC: Tensor) -> Tensor:
+        """Add the effect of the request's context to the states."""
         if asked_BC.shape[-1] == 0:
             return states_BD
         codes_BC = hide(asked_BC, self.hidden_share, self.training)
@@ -84,7 +89,7 @@ class AskedContext(nn.Module):
 
 
 def hide(codes_XC: Tensor, share: float, training: bool) -> Tensor:
-    """Codes of a share of the rows (first dimension) made missing, in training only."""
+    """Set the codes of a share of the rows (first dimension) to missing, in training only."""
     if not training or not share or codes_XC.shape[-1] == 0:
         return codes_XC
     ones_X = torch.ones(codes_XC.shape[0], device=codes_XC.device)

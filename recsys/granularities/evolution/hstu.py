@@ -1,17 +1,20 @@
-"""The block of HSTU (Zhai et al. 2024, "Actions Speak Louder than Words"): attention without softmax, gated.
+"""The block of HSTU (Zhai et al. 2024, "Actions Speak Louder than Words"): attention without
+softmax, gated.
 
-Why: softmax makes the events of a history compete, since its weights sum to one and none is negative. Here every pair
-of events has a weight of its own, and a gate of the query's event says what of the sum counts.
-The gate also takes the place of the feed-forward. The norm behind the sum takes its size out again, as in the paper::
+Why: with softmax the events of a history compete, because its weights are positive and sum to one.
+Here every pair of events has its own weight, and a gate from the query's event decides which part
+of the sum counts. The gate also replaces the feed-forward layer. A norm after the sum removes its
+size, as in the paper::
 
     U, Q, V, K = SiLU(W₁ norm(x))                                four times [L, D]
     A_ij = SiLU(q_i · k_j + lag bias + time bias) / (i + 1)      for j ≤ i, else 0
     y = x + W₂ dropout(norm(A V) ⊙ U)
 
-Events count from 0, so i + 1 events are visible from event i. The paper divides by the longest history; the number of
-visible events does not depend on padding, so an answer is the same in every batch. Later events are multiplied by zero:
-minus infinity as a logit, as softmax has it, is nan in SiLU. It covers no kernel of its own: the weights of a step are
-one tensor of U · H · L² numbers.
+Events count from 0, so i + 1 events are visible from event i. The paper divides by the longest
+history; the number of visible events does not depend on padding, so the result is the same in every
+batch. Later events are multiplied by zero, because minus infinity as a logit, as for softmax,
+becomes NaN in SiLU. There is no custom kernel: the weights of a step are one tensor of U · H · L²
+numbers.
 
 Legend: U rows (in tensor names), L length, D width, H heads, X width of a head.
 """
@@ -35,12 +38,13 @@ class HstuBlock(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.norm = nn.LayerNorm(width)
-        self.norm_mixed = nn.LayerNorm(width, eps=1e-6)  # A V is small behind a long history
+        self.norm_mixed = nn.LayerNorm(width, eps=1e-6)  # A V is small after a long history
         self.uqvk = nn.Linear(width, 4 * width)
         self.mix = nn.Linear(width, width)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, states_ULD: Tensor, bias_UHLL: Tensor) -> Tensor:
+        """Next states of all positions: [U, L, D]."""
         gate_ULD, *others = silu(self.uqvk(self.norm(states_ULD))).chunk(4, dim=-1)
         q, v, k = (self._by_head(part_ULD) for part_ULD in others)
         weights_UHLL = silu(q @ k.transpose(2, 3) + bias_UHLL) * visible_shares(q.shape[2], q)
@@ -48,10 +52,10 @@ class HstuBlock(nn.Module):
         return self._leave(states_ULD, mixed_ULD, gate_ULD)
 
     def at(self, states_ULD: Tensor, bias_UHLL: Tensor, place_U: Tensor) -> Tensor:
-        """The next state of one place of every row, [U, D], without dropout.
+        """The next state at one position of every row, [U, D], without dropout.
 
-        Gate and query are computed for that place alone. Keys and values are needed of all events: they pass SiLU, so
-        the question cannot be carried to the events as in attention.
+        Gate and query are computed for that position alone. Keys and values are needed for all
+        events: they pass through SiLU, so the trick of :meth:`Block.at` does not apply.
         """
         rows_U = torch.arange(place_U.shape[0], device=place_U.device)
         normed_ULD, state_UD = self.norm(states_ULD), states_ULD[rows_U, place_U]
@@ -75,7 +79,8 @@ class HstuBlock(nn.Module):
 
 
 def visible_shares(length: int, like: Tensor) -> Tensor:
-    """What every event j weighs in the mean behind event i, [L, L]: 1 / (i + 1) where visible, 0 where later.
+    """Weight of every event j in the mean after event i, [L, L]: 1 / (i + 1) if visible, 0 if
+    later.
 
     >>> visible_shares(2, torch.zeros(1)).tolist()
     [[1.0, 0.0], [0.5, 0.5]]

@@ -1,4 +1,5 @@
-"""Long-term and immediate interest (S4): two states beside the cell that predicts the next interest state.
+"""Long-term and immediate interest (S4): two states besides the cell that predicts the next
+interest state.
 
 The published formulas, with ⊕ the concatenation and σ the logistic function::
 
@@ -6,19 +7,21 @@ The published formulas, with ⊕ the concatenation and σ the logistic function:
     i_t = W_i σ(H_{t−1} ⊕ i_{t−1}) + b_i        immediate state
     H_{t+1} = f(h_t, i_t, H_t)                  next interest state, f the cell
 
-They never say where the behaviour x_t enters. Here it enters on the right, as part of the immediate state that is read
-at step t: i_{t−1} stands for i_{t−1} + x_t, "what was on the user's mind, and what the user just did". This changes no
-formula: with x_t = 0, when nothing new has happened, they hold as printed; and it is the only place that makes both
-h_t and i_t know the newest event, without which H_{t+1} would be a prediction from the day before. x_t is the event's
-vector, layer-normed so that σ sees it at full strength; H_0 = H_1 = 0, i_0 = 0. f reads h_t ⊕ i_t as its input and H_t
-as its state: an LSTM or a GRU cell, or causal attention, whose state H_t is all its earlier inputs.
+The formulas do not say where the behaviour x_t enters. Here it is part of the immediate state that
+step t reads: i_{t−1} means i_{t−1} + x_t, the interest before plus what the user just did. This
+changes no formula: with x_t = 0, when nothing new has happened, they hold as printed. It is also
+the only place from which both h_t and i_t see the newest event; otherwise H_{t+1} would be a
+prediction without it. x_t is the event's vector, layer-normed so that σ sees it at full strength;
+H_0 = H_1 = 0, i_0 = 0. f reads h_t ⊕ i_t as its input and H_t as its state: an LSTM or a GRU cell,
+or causal attention, whose state H_t is all its earlier inputs.
 
-The recurrence runs through H *and* i, so no kernel computes it. Two ways:
+The recurrence goes through H *and* i, so no kernel computes it. There are two ways:
 
 * ``formula``: step by step, exactly (LSTM, GRU);
-* ``parallel``: sweeps over all positions at once. Each sweep computes h and i of every step from the H and i of the
-  sweep before (Jacobi's iteration, from zero), then H of all steps by the cell's own kernel. Sweep n is exact for the
-  first n events, so L sweeps equal the formula, and few come close, since σ and W damp what is far back.
+* ``parallel``: sweeps over all positions at once. Each sweep computes h and i of every step from
+  the H and i of the previous sweep (Jacobi's iteration, from zero), then H of all steps with the
+  cell's own kernel. Sweep n is exact for the first n events, so L sweeps equal the formula. A few
+  sweeps come close, because σ and W damp distant events.
 
 Legend: U rows, L length, D width.
 """
@@ -35,8 +38,10 @@ Cell = Callable[[Tensor], Tensor]  # inputs of all steps [U, L, …] → H of th
 
 
 class InterestStates(nn.Module):
-    """W_h, b_h and W_i, b_i. They start where W σ(r) + b ≈ V r with the entries of V about 1/√(2D): σ has slope ¼ at 0,
-    and its mean of ½, which would drown what differs between users, is taken off by b.
+    """W_h, b_h and W_i, b_i.
+
+    Initial values make W σ(r) + b ≈ V r, where the entries of V are about 1/√(2D): σ has slope ¼ at
+    0, and b removes its mean of ½, which would hide the differences between users.
     """
 
     def __init__(self, width: int) -> None:
@@ -63,7 +68,7 @@ class InterestStates(nn.Module):
         return next_ULD, immediate_ULD
 
     def formula(self, events_ULD: Tensor, cell: nn.LSTM | nn.GRU) -> tuple[Tensor, Tensor]:
-        """H_{t+1} and i_t of every step, one step after the other."""
+        """H_{t+1} and i_t of every step, computed step by step."""
         events_ULD = self.norm(events_ULD)
         nothing_UD = torch.zeros_like(events_ULD[:, 0])
         before_UD, now_UD, immediate_UD = nothing_UD, nothing_UD, nothing_UD
@@ -78,7 +83,9 @@ class InterestStates(nn.Module):
 
 
 class Fuse(nn.Module):
-    """z = (1 − s) norm(H_{t+1}) + s norm(i_t), the share s of the immediate state learned for every query."""
+    """z = (1 − s) norm(H_{t+1}) + s norm(i_t), where the share s of the immediate state is learned
+    for every query.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -88,12 +95,12 @@ class Fuse(nn.Module):
         nn.init.constant_(self.gate.bias, -1.0)  # a quarter at the start
 
     def forward(self, long_BD: Tensor, immediate_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """The immediate state, normed, and its share [B, 1]; ``long_BD`` comes normed."""
+        """The normalised immediate state, and its share [B, 1]; ``long_BD`` must be normalised."""
         immediate_BD = self.norm(immediate_BD)
         return immediate_BD, torch.sigmoid(self.gate(torch.cat([long_BD, immediate_BD], dim=-1)))
 
 
 def _later(values_ULD: Tensor, steps: int) -> Tensor:
-    """Every step's value some steps later, zero at the start."""
+    """Shift every step's value by some steps; zero at the start."""
     kept = values_ULD[:, : max(values_ULD.shape[1] - steps, 0)]
     return nn.functional.pad(kept, (0, 0, min(steps, values_ULD.shape[1]), 0))

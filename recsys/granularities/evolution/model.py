@@ -1,13 +1,14 @@
-"""Evolution: how a user's interest moves, read from the order and the times of the history (S4).
+"""Evolution: how a user's interest drifts, from the order and the times of the history (S4).
 
-A causal sequence model over the item vectors of the history, trained at every position. ``cell`` picks an LSTM or a
-GRU, pre-norm causal attention (SASRec, Kang & McAuley 2018), or HSTU's gated blocks without softmax (see
-:mod:`~recsys.granularities.evolution.hstu`). In the last two, positions enter as vectors added to the events, as
-learned biases on the lag between two events and on the time between them (as in HSTU, Zhai et al. 2024), or both. An
-event is the sum of its item, its type, its context columns and (``time_gaps``) the time since the one before.
+A causal sequence model over the item vectors of the history, trained at every position. ``cell``
+picks an LSTM or a GRU, pre-norm causal attention (SASRec, Kang & McAuley 2018), or HSTU's gated
+blocks without softmax (see :mod:`~recsys.granularities.evolution.hstu`). In the last two, positions
+enter as vectors added to the events, as learned biases on the lag between two events and on the
+time between them (as in HSTU, Zhai et al. 2024), or both. An event is the sum of its item, its
+type, its context columns and (``time_gaps``) the time since the one before.
 
-``states`` picks what comes of it: the cell's state behind the last event, which is the predicted next interest state
-H_{t+1}, or H_{t+1} and the immediate state i_t with a learned share (see
+``states`` selects the result: the cell's state after the last event, which is the predicted next
+interest state H_{t+1}; or H_{t+1} and the immediate state i_t, combined with a learned share (see
 :mod:`~recsys.granularities.evolution.interest`).
 """
 
@@ -28,26 +29,27 @@ from recsys.granularities.evolution.hstu import HstuBlock
 from recsys.granularities.evolution.interest import Fuse, InterestStates
 from recsys.granularities.evolution.section import EvolutionConfig
 
-NUM_TIME_BUCKETS = 16  # of attention's biases, log2 of minutes: under a minute … over three weeks
-NUM_GAP_BUCKETS = 20  # of the inputs: … over a year
+NUM_TIME_BUCKETS = 16  # for attention biases, log2 of minutes: under a minute … over three weeks
+NUM_GAP_BUCKETS = 20  # for the inputs: … over a year
 
 
 class Interest(NamedTuple):
-    """The two states behind every query, normed, and how they make z = (1 − share) long + share immediate."""
+    """The two states after every query, normalised; z = (1 − share) long + share immediate."""
 
     long_BD: Tensor  # the next interest state H_{t+1}
     immediate_BD: Tensor | None  # None: the model has one state
-    share_B1: Tensor  # of the immediate state
+    share_B1: Tensor  # share of the immediate state
 
     @property
     def z_BD(self) -> Tensor:
+        """The user vector."""
         if self.immediate_BD is None:
             return self.long_BD
         return (1 - self.share_B1) * self.long_BD + self.share_B1 * self.immediate_BD
 
 
 class Evolution(Granularity):
-    """The state of a causal sequence model behind the last seen event.
+    """The state of a causal sequence model after the last visible event.
 
     Legend: U rows, L length, D width, H heads, B queries, C context columns.
     """
@@ -61,7 +63,7 @@ class Evolution(Granularity):
         width = sizes.width
         self.type_embedding = nn.Embedding(max(sizes.num_types, 1), width)
         nn.init.zeros_(self.type_embedding.weight)
-        self.scale = math.sqrt(width)  # of item vectors, which are small beside the cell's weights
+        self.scale = math.sqrt(width)  # item vectors are small compared with the cell's weights
         self.dropout = Dropout(config.input_dropout)
         self.norm = nn.LayerNorm(width)
         two = config.states != "cell"
@@ -84,12 +86,13 @@ class Evolution(Granularity):
         self.asked = AskedContext(sizes, asked, config.context_dropout) if asked else None
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """The interest of every query, and whether it sees an event."""
         present_B = batch.seen_B > 0
         z_BD = self.interest(batch, items).z_BD
         return z_BD * present_B[:, None].to(z_BD.dtype), present_B
 
     def interest(self, batch: Batch, items: ItemView) -> Interest:
-        """Long-term and immediate state of every query (of no meaning where a query sees no event)."""
+        """Long-term and immediate state of every query (undefined where a query sees no event)."""
         next_BD, immediate_BD = self._run(self.dropout(self._events(batch, items)), batch)
         if self.asked is not None:
             next_BD = self.asked(next_BD, batch.asked_BC)
@@ -99,7 +102,7 @@ class Evolution(Granularity):
         return Interest(long_BD, *self.fuse(long_BD, immediate_BD))
 
     def _events(self, batch: Batch, items: ItemView) -> Tensor:
-        """What the cell reads of every event: [U, L, D]."""
+        """Input of the cell for every event: [U, L, D]."""
         events_ULD = items.vectors_SD[batch.history_UL] * self.scale + self.type_embedding(batch.types_UL)
         if self.gap_embedding is not None:
             events_ULD = events_ULD + self.gap_embedding(_gap_buckets(batch.ages_UL))
@@ -109,7 +112,7 @@ class Evolution(Granularity):
         return self.cell.place(events_ULD) if isinstance(self.cell, CausalAttention) else events_ULD
 
     def _run(self, events_ULD: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """H_{t+1} and i_t (None: one state) behind every query's last event: [B, D]."""
+        """H_{t+1} and i_t (None: one state) after every query's last event: [B, D]."""
 
         def cell(inputs_ULX: Tensor) -> Tensor:
             if isinstance(self.cell, CausalAttention):
@@ -132,18 +135,20 @@ class Evolution(Granularity):
 
 
 def _gap_buckets(ages_UL: Tensor) -> Tensor:
-    """log₂ of the minutes since the event before, one bucket more for a row's first event: [U, L] int64."""
+    """log₂ of the minutes since the previous event, with one more bucket for a row's first event:
+    [U, L] int64.
+    """
     gaps_UL = (ages_UL[:, :-1] - ages_UL[:, 1:]).clamp(min=0)
     return nn.functional.pad(_buckets(gaps_UL, NUM_GAP_BUCKETS), (1, 0), value=NUM_GAP_BUCKETS)
 
 
 def _buckets(days: Tensor, number: int) -> Tensor:
-    """log₂ of the minutes of times between events, the last bucket open."""
+    """log₂ of the minutes between events; the last bucket is open."""
     return torch.log2(1 + days * 1440.0).long().clamp(max=number - 1)
 
 
 class CausalAttention(nn.Module):
-    """Pre-norm blocks, a transformer's or HSTU's, with learned lag and time-gap biases that all of them share."""
+    """Pre-norm blocks, a transformer's or HSTU's, which share learned lag and time-gap biases."""
 
     def __init__(self, config: EvolutionConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -162,13 +167,15 @@ class CausalAttention(nn.Module):
         self.position_LD = nn.Parameter(0.02 * torch.randn(length, sizes.width)) if absolute else None
 
     def forward(self, events_ULD: Tensor, batch: Batch) -> Tensor:
+        """States after every event: [U, L, D]."""
         states_ULD, bias_UHLL = self._enter_last(events_ULD, batch)
         last_ULD: Tensor = self.blocks[-1](states_ULD, bias_UHLL)
         return last_ULD
 
     def behind_last(self, events_ULD: Tensor, batch: Batch) -> Tensor:
-        """Without dropout, the state behind the last event that each row's one query sees, [U, D]; of no meaning where
-        it sees none.
+        """The state after the last event that each row's only query sees, [U, D], without dropout.
+
+        Undefined where the query sees no event.
         """
         last = self.blocks[-1]
         assert isinstance(last, Block | HstuBlock)
@@ -182,9 +189,10 @@ class CausalAttention(nn.Module):
         return states_ULD, bias_UHLL
 
     def _bias(self, batch: Batch, length: int, device: torch.device) -> Tensor:
-        """What is added to the logits, U and H 1 where all rows and heads share it; before a softmax minus infinity for
-        later events, which HSTU's blocks multiply by zero instead. Padding is later than every real event of its row,
-        so that nothing else needs to hide it.
+        """The bias that is added to the logits; U and H are 1 if all rows and heads share it.
+
+        Later events get minus infinity before a softmax; HSTU's blocks multiply them by zero
+        instead. Padding is later than every real event of its row, so it needs no mask of its own.
         """
         places_L = torch.arange(length, device=device)
         lag_LL = places_L[:, None] - places_L
@@ -197,20 +205,23 @@ class CausalAttention(nn.Module):
         return bias_UHLL.masked_fill(lag_LL < 0, float("-inf")) if self.uses_softmax else bias_UHLL
 
     def place(self, events_ULD: Tensor) -> Tensor:
-        """Events with their positions, counted from the row's first."""
+        """Events with their positions, counted from the row's first event."""
         return events_ULD if self.position_LD is None else events_ULD + self.position_LD[: events_ULD.shape[1]]
 
 
 def _older_is_fainter(length: int, heads: int) -> Tensor:
-    """Where the lag biases start: [L, H], −c_h log(1 + lag) with c from 0 (a head that sees evenly) to 1. Before a
-    softmax only: a negative logit in SiLU is a negative weight, not a faint one.
+    """Initial lag biases: [L, H], −c_h log(1 + lag) with c from 0 (a head with equal weights) to 1.
+
+    For softmax only: in SiLU a negative logit is a negative weight, not a small one.
     """
     lag_L1 = torch.arange(length, dtype=torch.float32)[:, None]
     return -torch.linspace(0, 1, heads) * torch.log1p(lag_L1)
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward of ``inner`` times width D, each behind a norm and a residual."""
+    """Attention and a feed-forward layer of ``inner`` times width D, each with a norm before it and
+    a residual.
+    """
 
     uses_softmax = True
 
@@ -224,21 +235,24 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, inner), nn.GELU(), self.dropout, nn.Linear(inner, width))
 
     def forward(self, states_ULD: Tensor, bias_UHLL: Tensor) -> Tensor:
+        """Next states of all positions: [U, L, D]."""
         q, k, v = self.qkv(self.norm_attention(states_ULD)).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
         mixed_UHLX = self._attend(q, k, v, bias_UHLL)
         return self._leave(states_ULD, mixed_UHLX.transpose(1, 2).flatten(2))
 
     def at(self, states_ULD: Tensor, bias_UHLL: Tensor, place_U: Tensor) -> Tensor:
-        """The next state of one place of every row, [U, D], without dropout.
+        """The next state at one position of every row, [U, D], without dropout.
 
-        With one question a row it is cheaper to carry the question to the events, and their mean to the values, than
-        to make keys and values of all events: q · (W_k x) = (W_kᵀ q) · x, and Σ w (W_v x) = W_v Σ w x.
+        With one query per row it is cheaper to map the query to the events, and their mean to the
+        values, than to compute keys and values of all events: q · (W_k x) = (W_kᵀ q) · x, and Σ w
+        (W_v x) = W_v Σ w x.
         """
         rows_U = torch.arange(place_U.shape[0], device=place_U.device)
         normed_ULD = self.norm_attention(states_ULD)
         to_q, to_k, to_v = self.qkv.weight.view(3, self.heads, -1, states_ULD.shape[-1])  # [H, X, D] each
-        bias_q, _, bias_v = self.qkv.bias.view(3, self.heads, -1)  # that of the keys is the same for all
+        # the bias of the keys adds the same to all logits
+        bias_q, _, bias_v = self.qkv.bias.view(3, self.heads, -1)
         q_UHX = torch.einsum("ud,hxd->uhx", normed_ULD[rows_U, place_U], to_q) + bias_q
         question_UHD = torch.einsum("uhx,hxd->uhd", q_UHX * q_UHX.shape[-1] ** -0.5, to_k)
         bias_UHL = bias_UHLL.expand(rows_U.shape[0], -1, -1, -1)[rows_U, :, place_U]
@@ -252,7 +266,9 @@ class Block(nn.Module):
         return states_XD + forward
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias_UHLL: Tensor) -> Tensor:
-        """Attention of every head, [U, H, L, X]; on a CPU torch's own has no kernel with dropout, and a slow detour."""
+        """Attention of every head, [U, H, L, X]; on a CPU, torch's function has no kernel with
+        dropout and is slow.
+        """
         rate = self.rate if self.training else 0.0
         if not rate or q.device.type != "cpu":
             return scaled_dot_product_attention(q, k, v, attn_mask=bias_UHLL, dropout_p=rate)

@@ -1,10 +1,13 @@
-"""Rolling the interest state forward: what comes after the next event, without having seen it.
+"""Rolling the interest state forward: what comes after the next event, before that event has
+happened.
 
-Why so: the cell moves by events, so the event that the model expects takes the place of the one that has not happened.
-It is a vector, the mean of the likeliest items weighted by their probability, at the length of theirs, so nothing is
-drawn and no item needs to be right. Every cell rolls in the same way, and none is trained for it.
+Why: events move the cell, so the event that the model expects replaces the one that has not
+happened. It is a vector: the mean of the likeliest items, weighted by their probability, with the
+length of their vectors. Nothing is drawn at random, and no single item has to be right. Every cell
+rolls in the same way, and none is trained for it.
 
-Legend: B queries, U rows (one a query here), L length, C context columns, D width, S items in view, M likeliest items.
+Legend: B queries, U rows (one per query here), L length, C context columns, D width, S items in
+view, M likeliest items.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ LIKELIEST: Final = 20
 
 
 def expected_event(scores_BS: Tensor, vectors_SD: Tensor) -> Tensor:
-    """The vector of the event that the scores expect: [B, D]."""
+    """The vector of the event that the scores predict: [B, D]."""
     top_BM, items_BM = scores_BS.topk(min(LIKELIEST, scores_BS.shape[1]), dim=1)
     weights_BM1 = top_BM.softmax(dim=1)[:, :, None]
     vectors_BMD = vectors_SD[items_BM]
@@ -33,11 +36,11 @@ def expected_event(scores_BS: Tensor, vectors_SD: Tensor) -> Tensor:
 
 
 def lengthen(batch: Batch, items: ItemView, event_BD: Tensor) -> tuple[Batch, ItemView]:
-    """The batch with one more event a row, and a view in which these events are items.
+    """Append one event to every row, and return a view in which these events are items.
 
-    The event has the type of the last one and comes as long after it as the user's events are apart on average; its
-    time and context, and those of asking, are missing. The batch must have one query a row that sees all of it; rows
-    without events keep none.
+    The event has the type of the last one, and the average time gap of the user's events; its time
+    and context, and those of the request, are missing. The batch must have one query per row that
+    sees the whole row; rows without events stay empty.
     """
     rows_U, last_U = torch.arange(len(batch), device=event_BD.device), batch.lengths_U
     grows_U = last_U > 0

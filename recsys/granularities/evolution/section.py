@@ -1,4 +1,4 @@
-"""What ``evolution`` says of itself: the order and times of what a user chose."""
+"""Settings of ``evolution``: the order and times of the history."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 class EvolutionConfig(GranularityConfig):
+    """Keys of ``model.granularities.evolution``."""
+
     module: ClassVar[str] = "recsys.granularities.evolution.model:Evolution"
     per_user: ClassVar[bool] = True
 
@@ -24,56 +26,64 @@ class EvolutionConfig(GranularityConfig):
         "attention", description="network that reads the sequence of events"
     )
     positions: Literal["absolute", "relative", "both"] = Field(
-        "both", description="how attention and hstu know the order"
+        "both", description="how attention and hstu encode the order"
     )
     layers: int = Field(1, ge=1, description="number of layers")
     heads: int = Field(2, ge=1, description="number of attention heads")
-    feed_forward: int = Field(4, ge=1, description="inner width of attention's blocks, in widths (hstu has none)")
+    feed_forward: int = Field(
+        4, ge=1, description="inner width of attention's blocks, as a multiple of width (hstu has none)"
+    )
     dropout: float = Field(0.3, ge=0, lt=1, description="dropout rate in training")
-    input_dropout: float = Field(0.3, ge=0, lt=1, description="of the event vectors that the cell reads")
+    input_dropout: float = Field(0.3, ge=0, lt=1, description="dropout of the event vectors that the cell reads")
     states: Literal["cell", "parallel", "formula"] = Field(
         "cell",
-        description="cell: the cell's state alone; else long-term and immediate state, in sweeps or step by step",
+        description="cell: the cell's state alone; parallel, formula: long-term and immediate state, in sweeps "
+        "or step by step",
     )
     sweeps: int = Field(2, ge=1, description="parallel passes over the recurrence of the states")
-    time_gaps: bool = Field(False, description="the time since the event before as an input of the cell")
+    time_gaps: bool = Field(False, description="use the time since the previous event as an input of the cell")
     query_context: list[str] = Field(
-        [], description="context columns known at the moment of asking (a column that tells of the answer is a leak)"
+        [], description="context columns known at the time of the request (a column that reveals the target is a leak)"
     )
-    context_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows and queries without context in training")
+    context_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of rows and queries whose context is hidden in training"
+    )
 
     @property
     def attends(self) -> bool:
-        """Whether the cell reads all steps at once, so it cannot go step by step."""
+        """Whether the cell reads all steps at once, so that it cannot run step by step."""
         return self.cell in ("attention", "hstu")
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """The data needs an order, and the keys must fit each other."""
         if config.data.order == "none":
-            yield f"{where} needs events in order, and data.order is none; disable it, or set data.order auto"
+            yield f"{where} needs ordered events, but data.order is none; disable it, or set data.order to auto"
         if self.states == "formula" and self.attends:
-            yield f"{where}.states formula needs cell lstm or gru, got {self.cell}; set another"
+            yield f"{where}.states formula needs cell lstm or gru, got {self.cell}; change one of them"
         if unknown := sorted({*self.query_context} - {*config.data.context}):
-            yield f"{where}.query_context names {', '.join(unknown)}, not in data.context; add it there"
+            yield f"{where}.query_context names {', '.join(unknown)}, which is not in data.context; add it there"
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have an order, and times if ``time_gaps`` reads them."""
         where = "model.granularities.evolution"
         if not sizes.ordered:
             raise ConfigError(
-                f"{where} needs events in order, and this dataset has none; disable it, or set data.order to time or "
-                "file if the source has an order"
+                f"{where} needs ordered events, but this dataset has no order; disable it, or set "
+                "data.order to time or file if the source has an order"
             )
         if self.time_gaps and not sizes.timed:
             raise ConfigError(
-                f"{where}.time_gaps needs a timestamp of every event, and this dataset lacks some; set it false"
+                f"{where}.time_gaps needs a timestamp for every event, but this dataset lacks some; set it to false"
             )
         if self.states == "formula" and self.attends:
             raise ConfigError(
-                f"{where}.states formula goes step by step, and {self.cell} reads all steps at once; set states "
-                "parallel, or cell lstm or gru"
+                f"{where}.states formula runs step by step, but {self.cell} reads all steps at once; set states to "
+                "parallel, or cell to lstm or gru"
             )
 
     def estimate(self, work: Workload) -> Estimate:
-        is_hstu = self.cell == "hstu"  # no feed-forward: 5 D² numbers a layer, fewer values kept of events and pairs
+        """Memory of the cell's weights and activations."""
+        is_hstu = self.cell == "hstu"  # no feed-forward: 5 D² numbers per layer, fewer activations
         vectors, pair, layer = (12, 12, 5 / 12) if is_hstu else (16, 16, 1.0)
         step = work.queries * work.width * FLOAT * 8
         step += work.rows * work.length * work.width * FLOAT * vectors * self.layers

@@ -1,1 +1,1 @@
-"""What a user had most often, lately."""
+"""The items that a user had most often, weighted by recency."""

@@ -1,10 +1,11 @@
-"""What a user had most often, lately: the baseline of every shop as a member, without anything to learn.
+"""The items that a user had most often, weighted by recency: a common baseline as a member; nothing
+is learned.
 
     v_ui = log(1 + Σ_e 2^(−Δ_e / h))    over the events e of user u about item i,
 
-Δ the time from e to the newest event of the user in days, or in events where times are unknown. ``repeat`` learns more
-from the same events where there are enough of them. Half-life h, and whether events of types that are not predicted
-count, are chosen on validation.
+where Δ is the time from e to the user's newest event, in days, or in events if times are unknown.
+``repeat`` learns more from the same events if there are enough of them. Validation chooses the
+half-life h, and whether events of types that are not predicted count.
 
 Legend: B queries, E events that they see, T event types.
 """
@@ -25,7 +26,7 @@ from recsys.granularities.sparse import SparseScores
 
 
 class Frequency(Granularity):
-    """A fitted sparse member; absent where a history is empty."""
+    """A closed-form sparse member; absent where a history is empty."""
 
     fitted = True
     sparse = True
@@ -33,6 +34,7 @@ class Frequency(Granularity):
 
     @classmethod
     def idle(cls, section: FrequencyConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Repeats must occur and be allowed in lists."""
         return why_nothing_repeats(dataset, config)
 
     def __init__(self, config: FrequencyConfig, sizes: ModelSizes) -> None:
@@ -43,17 +45,21 @@ class Frequency(Granularity):
         self.reads_histories = "targets" in config.types and sizes.num_types > 1
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Which event types count."""
         counts_T = target_types(graphs)[: None if self.targets_alone else 0]
         return {"counts_T": counts_T.to(items.vectors_SD.device), "none_N": items.vectors_SD[:, :0]}
 
     def own_items(self, state: State) -> Tensor:
+        """Empty vectors, because the member is sparse."""
         return state["none_N"]
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Decayed counts of the history's items."""
         seen = seen_events(batch).of_types(state["counts_T"])
         values_E = torch.ones(len(seen.rows_E), device=seen.rows_E.device)
         if self.half_life is not None:
-            no_time_B = torch.zeros_like(batch.asked_at_B)  # from the newest event: the question ages all alike
+            # ages count from the newest event: the request time scales all alike
+            no_time_B = torch.zeros_like(batch.asked_at_B)
             ages_E = seen.days_before(no_time_B) if self.timed else seen.lags_E.float()
             values_E = torch.exp2(-ages_E / self.half_life)
         found = SparseScores.of(seen.rows_E, seen.items_E, values_E)

@@ -1,4 +1,4 @@
-"""What ``frequency`` says of itself: what a user had most often, lately."""
+"""Settings of ``frequency``: the items that a user had most often, weighted by recency."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class FrequencyConfig(GranularityConfig):
+    """Keys of ``model.granularities.frequency``."""
+
     module: ClassVar[str] = "recsys.granularities.frequency.model:Frequency"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 0.3
@@ -22,17 +24,20 @@ class FrequencyConfig(GranularityConfig):
 
     half_life: HalfLives = Field(
         ["none", 7.0, 30.0, 90.0, 365.0],
-        description="after which an event counts half: days, or events where data has no times; one or several",
+        description="half-life of an event's weight: in days, or in events for data without times; one or several",
     )
-    types: Types = Field(["all", "targets"], description="events that count: all, or of predicted types; one or both")
+    types: Types = Field(
+        ["all", "targets"], description="events that count: all, or only those of predicted types; one or both"
+    )
 
     def open_on(self, sizes: Any) -> list[str]:
-        """Every half-life means something: without times it counts events."""
+        """All half-lives are tried on any data: without times they are in events."""
         return [key for key in self.open_keys if key != "types" or sizes.num_types > 1]
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """Lists must be allowed to contain items of the history."""
         yield from lifts_seen(config, where)
 
     def estimate(self, work: Workload) -> Estimate:
-        """Nothing is kept but what counts as a target."""
+        """Memory of the mask of target types only."""
         return Estimate(layers=0.0)

@@ -1,28 +1,32 @@
 """Item-based collaborative filtering: a closed-form item–item model as a member of the fusion (S3).
 
-The ridge regression of every item on all others with a zero diagonal (EASE, Steck 2019), on events stacked with item
-text (Collective EASE, Jeunen et al. 2020):
+The ridge regression of every item on all others with a zero diagonal (EASE, Steck 2019), on events
+stacked with item text (Collective EASE, Jeunen et al. 2020):
 
     M = [X; √α Tᵀ],   B = I − P diag(P)⁻¹,   P = (MᵀM + λI)⁻¹,   r_ui = x_u · B_i
 
-No N × N matrix is made. Two forms (``form``):
+The N × N matrix is never built. There are two forms (``form``):
 
-``factors``: with the leading singular triples M ≈ A Σ Qᵀ and g = σ² / (σ² + λ), an item that is not in the history
-scores r_ui = Σ_{j ∈ H_u} x_uj (g ⊙ q_j) · q_i w_i, w_i = 1 / (1 − Σ_r g_r q_ir²): exact at full rank, and a user is one
-vector. The items in the history have a share of their own in addition, which no ranking of unseen items meets; without
-``itself`` it is taken off, as additions to few items. Of the smaller Gram matrix where one side is below 2500, else by
-randomised subspace iteration.
+``factors``: with the leading singular triples M ≈ A Σ Qᵀ and g = σ² / (σ² + λ), an item that is not
+in the history scores r_ui = Σ_{j ∈ H_u} x_uj (g ⊙ q_j) · q_i w_i, w_i = 1 / (1 − Σ_r g_r q_ir²):
+exact at full rank, and a user is one vector. Items of the history have an additional term for
+themselves, which does not matter for rankings of unseen items; without ``itself`` it is subtracted,
+as additions to a few items. The triples come from the smaller Gram matrix if one side is below
+2500, else from randomised subspace iteration.
 
-``neighbours``: each item is told from the few items that are most similar to it, by a ridge regression on these alone
-(see ``item_links``): a sparse member of N K weights, whose fit grows with N instead of N³. With 20,000 items it is
-as good as the exact B, and better than 2,000 factors.
+``neighbours``: each item is predicted from the few items that are most similar to it, by a ridge
+regression on these alone (see ``item_links``): a sparse member of N K weights, whose fit grows with
+N instead of N³. With 20,000 items it is as good as the exact B, and better than 2,000 factors.
 
-A query's newer events may weigh more than older ones (``recency``); the fit has them alike.
+A query's newer events may have more weight than older ones (``recency``); the fit weights all
+events alike.
 
-It is fitted, not trained: the loop leaves it alone, and its weight is chosen on validation afterwards, as a model that
-saw these factors in training would trust them on the very events they were fitted on.
+It has a closed form and takes no part in training; its weight is chosen on validation afterwards.
+Why: a model that saw these factors in training would trust them on the very events that they were
+fitted on.
 
-Legend: V users, N items, E training events, T text width, R rank, M rows of the stacked matrix, B queries, L length.
+Legend: V users, N items, E training events, T text width, R rank, M rows of the stacked matrix, B
+queries, L length.
 """
 
 from __future__ import annotations
@@ -48,13 +52,16 @@ from recsys.granularities.sparse import SparseScores
 _OVERSAMPLE: Final = 32
 _ITERATIONS: Final = 6
 _EXACT_SIDE: Final = 2500
-_WIDE_SIDE: Final = 5000  # where many factors are wanted
-_LEAST_SHARE: Final = 1e-9  # of the largest squared singular value; below it is rounding
-_SHRINKAGE: Final = 20.0  # of the similarities by which neighbours are found
+_WIDE_SIDE: Final = 5000  # limit of the exact method if many factors are requested
+# share of the largest squared singular value; below it is rounding error
+_LEAST_SHARE: Final = 1e-9
+_SHRINKAGE: Final = 20.0  # shrinkage of the similarities that select neighbours
 
 
 class ItemCF(Granularity):
-    """A fitted member, with item vectors of its own or sparse. An item that a query had several times counts once."""
+    """A closed-form member, with its own item vectors or sparse. Repeated items of a history count
+    once.
+    """
 
     fitted = True
 
@@ -67,13 +74,16 @@ class ItemCF(Granularity):
         self.reads_histories = "targets" in config.types and sizes.num_types > 1
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Fit the factors or the links."""
         return next(self._states([self.config], items, graphs))
 
     @classmethod
     def fits(
         cls, sections: Sequence[ItemCFConfig], sizes: ModelSizes, items: ItemView, graphs: Graphs
     ) -> Iterator[tuple[Granularity, State]]:
-        """One fit for sections that differ in λ, and none more for those that differ in how they are asked."""
+        """Fit once for sections that differ in λ; sections that differ only at inference share a
+        fit.
+        """
         modules = [cls(section, sizes).eval() for section in sections]
         if len({section.types[0] for section in sections}) > 1:
             yield from ((module, module.state(items, graphs)) for module in modules)
@@ -84,7 +94,7 @@ class ItemCF(Granularity):
             yield from zip(modules, modules[0]._states(sections, items, graphs), strict=True)
 
     def _states(self, sections: Sequence[ItemCFConfig], items: ItemView, graphs: Graphs) -> Iterator[State]:
-        """The states for sections that differ in λ, of one spectrum or one Gram matrix."""
+        """States for sections that differ in λ, from one spectrum or one Gram matrix."""
         first, device = sections[0], items.vectors_SD.device
         counts_T = target_types(graphs)[: None if first.types[0] == "targets" else 0]
         events = training_matrix(graphs, first.event_weights, len(counts_T) > 0)
@@ -117,11 +127,13 @@ class ItemCF(Granularity):
             yield links(items_NK, weights_NK, by_target=True)
 
     def own_items(self, state: State) -> Tensor:
+        """Item factors; width 0 in the form neighbours."""
         if self.sparse:
             return state["weights_L"].new_zeros(len(state["starts_N1"]) - 1, 0)
         return state["fold_NR"] * state["unfold_R"] * state["scale_N"][:, None]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Sums over the history in the factor space."""
         seen = self._seen(batch, state)
         starts_B = seen.per_query(torch.ones_like(seen.rows_E)).cumsum(0).roll(1)
         starts_B[:1] = 0
@@ -131,6 +143,7 @@ class ItemCF(Granularity):
         return z_BR, (z_BR != 0).any(1)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Form neighbours: scores of linked items; factors: corrections of the history's own items."""
         seen = self._seen(batch, state)
         if self.sparse:
             return spoken_for(seen, self._weights(seen), state)
@@ -154,9 +167,11 @@ class ItemCF(Granularity):
 
 
 def rank_weights(values_BL: Tensor, real_BL: Tensor) -> Tensor:
-    """½ + the share of a row's events with smaller values, ties half: mean 1; 1 where a value is unknown (NaN).
+    """½ + the share of a row's events with smaller values, ties half: mean 1; 1 where a value is
+    unknown (NaN).
 
-    Why ranks: counts of plays differ by orders of magnitude between users, their order within a user does not.
+    Why ranks: play counts differ by orders of magnitude between users; their order within a user
+    does not.
 
     >>> rank_weights(torch.tensor([[5.0, 1.0, 9.0, 1.0]]), torch.ones(1, 4, dtype=torch.bool))
     tensor([[1.1250, 0.7500, 1.3750, 0.7500]])
@@ -169,14 +184,16 @@ def rank_weights(values_BL: Tensor, real_BL: Tensor) -> Tensor:
 
 
 def training_matrix(graphs: Graphs, event_weights: str, targets_alone: bool = False) -> sp.csr_array:
-    """X [V, N]: the training events, weighted as :func:`rank_weights` does; those of predicted types alone if asked."""
+    """X [V, N]: the training events with the weights of :func:`rank_weights`; optionally of
+    predicted types only.
+    """
     users_E, items_E, values_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy(), graphs.values_E
     weights_E = np.ones(len(users_E), dtype=np.float32)
     if event_weights == "rank" and values_E is not None:
         weights_E = _ranks_within(users_E, values_E.cpu().numpy())
     shape = (graphs.num_users, graphs.num_items)
     if targets_alone:
-        assert graphs.histories is not None, "asked for by reads_histories"
+        assert graphs.histories is not None, "reads_histories is set, so build_graphs has them"
         wanted = graphs.histories.of_targets()
         pairs_E = np.repeat(wanted.users_U, wanted.lengths_U).astype(np.int64) * shape[1] + wanted.items_E
         kept_E = np.isin(users_E.astype(np.int64) * shape[1] + items_E, pairs_E)
@@ -196,10 +213,12 @@ def _ranks_within(users_E: Array, values_E: Array) -> Array:
 
 
 def spectrum(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array, Array]:
-    """Leading right singular vectors [N, R] and values [R] of the events stacked on the transposed text.
+    """Leading right singular vectors [N, R] and values [R] of the events stacked on the transposed
+    text.
 
-    Rank R is cut to the smaller side of the stacked matrix. Exact by the smaller Gram matrix where its side is at most
-    2500, or 5000 for many factors; else randomised subspace iteration (Halko et al. 2011), deterministic.
+    Rank R is limited to the smaller side of the stacked matrix. Exact with the smaller Gram matrix
+    if its side is at most 2500 (5000 for many factors); else randomised subspace iteration (Halko
+    et al. 2011), deterministic.
     """
     largest = min(events_VN.shape[0] + text_NT.shape[1], events_VN.shape[1])
     if largest <= _EXACT_SIDE or (largest <= _WIDE_SIDE and rank > largest // 4):

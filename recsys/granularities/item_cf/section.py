@@ -1,4 +1,4 @@
-"""What ``item_cf`` says of itself: a closed-form item–item model."""
+"""Settings of ``item_cf``: a closed-form item–item model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pydantic import Field
 from recsys.config.granularity import GranularityConfig, Several, Types
 from recsys.config.workload import FLOAT, Estimate, Workload
 
-FULL_SIDE = 2048  # users and text width together, or items: up to it all factors are fitted in seconds
+FULL_SIDE = 2048  # users plus text width, or items: up to this size all factors take seconds
 
 
 class ItemCFConfig(GranularityConfig):
+    """Keys of ``model.granularities.item_cf``."""
+
     module: ClassVar[str] = "recsys.granularities.item_cf.model:ItemCF"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 5.0
@@ -21,33 +23,38 @@ class ItemCFConfig(GranularityConfig):
 
     form: Literal["auto", "factors", "neighbours"] = Field(
         "auto",
-        description="factors: a vector a user; neighbours: a few weights an item; auto: factors where a rank is given "
-        f"or {FULL_SIDE} are all, else neighbours",
+        description="factors: one vector per user; neighbours: a few weights per item; auto: factors if a rank is set "
+        f"or the data has at most {FULL_SIDE} factors, else neighbours",
     )
-    rank: int = Field(0, ge=0, description="of the factors; 0: all, or as many as max_mb holds")
-    max_mb: int = Field(256, ge=1, description="memory of the factors with rank 0")
-    neighbours: int = Field(50, ge=1, description="items that an item is told from")
+    rank: int = Field(0, ge=0, description="number of factors; 0: all, or as many as fit in max_mb")
+    max_mb: int = Field(256, ge=1, description="memory limit of the factors in MB, for rank 0")
+    neighbours: int = Field(50, ge=1, description="number of similar items that predict an item")
     regularisation: Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)] = Field(
         [100.0, 30.0, 300.0, 1000.0], description="λ, one or several"
     )
     recency: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
-        [0.0, 0.5, 1.0], description="p: an event with n behind it weighs (n + 1)^-p where it is asked; data in order"
+        [0.0, 0.5, 1.0],
+        description="p: at inference an event with n later events has weight (n + 1)^-p; ordered data only",
     )
-    types: Types = Field(["all", "targets"], description="events that count: all, or of predicted types; one or both")
+    types: Types = Field(
+        ["all", "targets"], description="events that count: all, or only those of predicted types; one or both"
+    )
     itself: Annotated[list[bool], Several, Field(min_length=1)] = Field(
         [True, False],
-        description="whether an item of the history speaks for itself (factors alone; false is EASE), which counts "
-        "where lists may show it; one or both",
+        description="whether an item of the history raises its own score (factors only; false is EASE), which matters "
+        "if lists may contain items of the history; one or both",
     )
-    text_weight: float = Field(0.0, ge=0, description="of the items' text beside the events; 0: events alone")
-    event_weights: Literal["none", "rank"] = Field("none", description="rank: by the rank of value within the user")
+    text_weight: float = Field(0.0, ge=0, description="weight of item texts relative to events; 0: events alone")
+    event_weights: Literal["none", "rank"] = Field(
+        "none", description="rank: by the rank of an event's value among the user's events"
+    )
 
     def largest_rank(self, users: int, items: int, text_width: int) -> int:
-        """The number of factors that the data has."""
+        """The largest number of factors that the data has."""
         return min(users + (text_width if self.text_weight else 0), items)
 
     def by_neighbours(self, users: int, items: int, text_width: int) -> bool:
-        """Whether it is fitted as few weights an item."""
+        """Whether the form is neighbours: a few weights per item."""
         if self.form == "auto":
             return not self.rank and self.largest_rank(users, items, text_width) > FULL_SIDE
         return self.form == "neighbours"
@@ -58,7 +65,9 @@ class ItemCFConfig(GranularityConfig):
         return min(most, self.largest_rank(users, items, text_width))
 
     def estimate(self, work: Workload) -> Estimate:
-        """Singular vectors with the copies that QR makes; or pairs of items, and the weights of each λ."""
+        """Memory of the singular vectors with QR's copies, or of co-occurring pairs and the weights
+        of each λ.
+        """
         data = work.data
         if self.by_neighbours(data.users, data.items, data.text_width):
             pairs = min(data.items**2, data.events * max(data.events / max(data.users, 1), 1.0) * 4, 2**26)

@@ -1,1 +1,1 @@
-"""Items that occur together with those of the history, the newest weighing most."""
+"""Items that co-occur with those of the history, with most weight on the newest."""

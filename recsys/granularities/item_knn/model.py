@@ -1,15 +1,18 @@
-"""Item neighbours with decay: what occurs together with the history, the newest events weighing most.
+"""Item neighbours with decay: items that co-occur with the history, with most weight on the newest
+events.
 
     s_ji = c_ji / (√(c_j c_i) + β)  for the K largest i ≠ j of each j,    r_ui = Σ_{j ∈ H_u} w_j s_ji / √(Σ_j w_j),
     w_j = (n_j + 1)^(−p) 2^(−days_j / h)
 
-where c counts common users, n_j the events behind j, and days_j the time from j to the question (Sarwar et al. 2001;
-shrinkage β as in Bell and Koren 2007; decay as in Ding and Li 2005). The root keeps long histories from exploding.
+where c counts common users, n_j the events after j, and days_j the time from j to the request
+(Sarwar et al. 2001; shrinkage β as in Bell and Koren 2007; decay as in Ding and Li 2005). Why the
+root: without it, scores of long histories would dominate.
 
-With ``itself``, s_jj counts too: an item that a user had speaks for being had again.
+With ``itself``, s_jj counts too: an item of the history raises its own score.
 
-A sparse fitted member of N K links. β, K, p, h and ``itself`` are chosen on validation; p is 0 where data has no order,
-h is none where it has no times. The events of one user that are beyond bounds are sampled, see ``item_links.together``.
+A sparse closed-form member of N K links. Validation chooses β, K, p, h and ``itself``; p is 0 if
+the data has no order, h is none if it has no times. Very long histories are sampled, see
+``item_links.together``.
 
 Legend: N items, K neighbours, B queries, E events that they see.
 """
@@ -32,7 +35,7 @@ from recsys.granularities.sparse import SparseScores
 
 
 class ItemKnn(Granularity):
-    """A fitted sparse member; absent where no item of the history has a neighbour."""
+    """A closed-form sparse member; absent where no item of the history has a neighbour."""
 
     fitted = True
     sparse = True
@@ -46,6 +49,7 @@ class ItemKnn(Granularity):
         self.half_life = None if half_life == "none" else float(half_life)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Links between co-occurring items."""
         counts_T = self._types(graphs)
         return self._linked(together(training_matrix(graphs, "none", len(counts_T) > 0)), counts_T, items)
 
@@ -64,7 +68,7 @@ class ItemKnn(Granularity):
     def fits(
         cls, sections: Sequence[ItemKnnConfig], sizes: ModelSizes, items: ItemView, graphs: Graphs
     ) -> Iterator[tuple[Granularity, State]]:
-        """Sections that differ in how they are asked alone share their links."""
+        """Share the links between sections that differ only at inference."""
         pairs: dict[int, sp.csr_matrix] = {}
         made: dict[tuple[int, float, int], State] = {}
         for section in sections:
@@ -78,9 +82,11 @@ class ItemKnn(Granularity):
             yield module, made[key]
 
     def own_items(self, state: State) -> Tensor:
+        """Empty vectors, because the member is sparse."""
         return state["weights_L"].new_zeros(len(state["starts_N1"]) - 1, 0)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Scores of items that are linked with the history."""
         seen = seen_events(batch).of_types(state.get("counts_T")).distinct()
         weights_E = event_weights(seen, batch.asked_at_B, self.recency, self.half_life)
         weights_E = weights_E / seen.per_query(weights_E).clamp(min=1e-12).sqrt()[seen.rows_E]

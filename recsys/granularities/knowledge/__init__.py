@@ -1,1 +1,1 @@
-"""Facts about items, trained on or counted."""
+"""Facts about items from a knowledge graph, by training or by counting."""

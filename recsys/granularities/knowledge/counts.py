@@ -1,19 +1,22 @@
-"""Knowledge by counting: which facts the items of a user's past share more often than items in general do (g_uk of
-S5), ``knowledge.fit: counts``.
+"""Knowledge by counting: facts that the items of a user's history share more often than items in
+general (g_uk of S5), ``knowledge.fit: counts``.
 
-An item's facts of one kind k (a relation, one way or the other) name the entities E_ik; each has the share
-a_ie = 1 / |E_ik|. Over the history H_u and over all training events
+An item's facts of one kind k (a relation in one direction) name the entities E_ik; each has the
+share a_ie = 1 / |E_ik|. Over the history H_u and over all training events
 
     c_ue = Σ_{j ∈ H_u} a_je,     n_uk = Σ_{e of k} c_ue,     p_e = Σ_j d_j a_je / Σ_{e' of k} Σ_j d_j a_je'
     z_ue = log((c_ue + α p_e) / ((n_uk + α) p_e)),           r_ui = Σ_e z_ue a_ie
 
-with d_j the users of an item: how much more likely an item's facts are under the user's past than under everybody's.
-Items that nobody chose are ranked by their facts alike.
+with d_j the number of users of an item. The score says how much more likely an item's facts are
+given the user's history than given all events. Items without events are scored by their facts in
+the same way.
 
-It is fitted, not trained. Entities that fewer than ``min_degree`` items have tell nothing of other items and are left
-out, as are those beyond the ``max_entities`` of most events.
+It has a closed form and is not trained. Entities with fewer than ``min_degree`` items carry no
+information about other items and are left out, as are all but the ``max_entities`` entities with
+most events.
 
-Legend: B queries, L length, N items, E entities, one for each kind of edge that leads to it, K kinds, F facts.
+Legend: B queries, L length, N items, E entities (once for each kind of edge to them), K kinds, F
+facts.
 """
 
 from __future__ import annotations
@@ -33,29 +36,34 @@ from recsys.granularities.log_odds import log_odds
 
 
 class KnowledgeCounts(Granularity):
-    """A fitted member with item vectors of its own; absent where no item of the history has facts."""
+    """A closed-form member with its own item vectors; absent where no item of the history has
+    facts.
+    """
 
     fitted = True
     weighed_last = True
 
     @classmethod
     def size(cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split) -> dict[str, int]:
+        """Number of entities and relations."""
         return num_facts(dataset)
 
     @classmethod
     def build_input(
         cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Facts | None:
+        """The facts of the dataset."""
         return Facts.of(dataset)
 
     @classmethod
     def idle(cls, section: KnowledgeConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Items with events must share facts."""
         facts = Facts.of(dataset)
         if facts is None:
             return "no facts about items"
         shares_NE, _ = shares_of_items(facts, section.min_degree)
         is_had_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN) > 0)
-        return "" if shares_NE[is_had_N].any() else f"no fact is shared by {section.min_degree} items of the events"
+        return "" if shares_NE[is_had_N].any() else f"no fact is shared by {section.min_degree} items with events"
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -63,6 +71,7 @@ class KnowledgeCounts(Granularity):
         self.config = config
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Log-odds weights and shares of the counted entities."""
         facts: Facts = graphs["knowledge"]
         shares_NE, kind_E = shares_of_items(facts, self.config.min_degree)
         mass_E = graphs.degree_N @ shares_NE
@@ -77,9 +86,11 @@ class KnowledgeCounts(Granularity):
         return {name: value.to(device) for name, value in made.items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Shares of the counted entities per item."""
         return state["shares_NE"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Log-odds of the entities in the history, and where it has facts."""
         history_BL = batch.history_UL[batch.rows_B]
         real_BL = torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[:, None]
         counts_BE = embedding_bag(history_BL, state["shares_NE"], mode="sum", per_sample_weights=real_BL.float())
@@ -98,7 +109,7 @@ def shares_of_items(facts: Facts, min_degree: int) -> tuple[Tensor, Tensor]:
     item_I = item_I[order_I]
     keys_I = entity_N[item_I]
     first_F, behind_F = (torch.searchsorted(keys_I, ends[0].contiguous(), right=right) for right in (False, True))
-    num_F = behind_F - first_F  # items that are the head, mostly one or none
+    num_F = behind_F - first_F  # number of items with the head as entity, mostly 0 or 1
     fact_P = torch.repeat_interleave(torch.arange(len(num_F), device=num_F.device), num_F)
     place_P = torch.arange(len(fact_P), device=num_F.device) - (num_F.cumsum(0) - num_F)[fact_P]
     item_P = item_I[first_F[fact_P] + place_P]

@@ -1,22 +1,25 @@
-"""Knowledge: what is known of the items of a user's past, by a relational graph network over their facts (g_uk of S5).
+"""Knowledge: the facts about the items of a user's history, by a relational graph network (g_uk of
+S5).
 
-Facts (head, relation, tail) are walked both ways, so R relations make 2R kinds of edge. Items enter at their entity
-with their vector, every other entity has a vector of its own,
+Facts (head, relation, tail) are edges in both directions, so R relations make 2R kinds of edge.
+Items enter at their entity with their vector; every other entity has its own vector,
 
     h_x^(0) = e_x + mean_{i at x} P a_i
     m_x^(l) = |R_x|^-1 Σ_{r ∈ R_x} W_r · mean_{y: y —r→ x} h_y^(l),     h^(l+1) = h^(l) + m^(l)
     g_i     = Σ_l m_x^(l)  at the entity x of item i
 
-where R_x are the kinds of edge that end in x. W_r is a diagonal (``light``: a relation weighs each direction) or a sum
-of ``bases`` shared matrices (``rgcn``, Schlichtkrull et al. 2018, behind a ReLU). The user vector is an attention over
-the g_i of the history, asked as in ``behaviour``; ``refine`` also adds g_i to the item vector (as KGCN, Wang et al.
-2019, and KGAT do), so that an item that nobody chose yet is found through its facts. Items have no free vector in
-the graph, which would be noise where nobody chose them.
+where R_x are the kinds of edge that end in x. W_r is a diagonal (``light``: a relation weights each
+dimension) or a sum of ``bases`` shared matrices (``rgcn``, Schlichtkrull et al. 2018, after a
+ReLU). The user vector is an attention over the g_i of the history, with queries as in
+``behaviour``; ``refine`` also adds g_i to the item vector (as KGCN, Wang et al. 2019, and KGAT do),
+so that an item without events is found through its facts. Items have no free vector in the graph,
+because for items without events it would be noise.
 
-Facts are no events: they have no time, hold for the whole catalogue, and no split cuts them. A source that writes
-facts with hindsight (awards, sequels) is the user's to filter.
+Facts are not events: they have no time, are valid for the whole catalogue, and no split cuts them.
+If a source adds facts later (awards, sequels), the user must filter them.
 
-Legend: N items, X entities in use, F facts, E edges, R kinds of edge, P pairs (kind of edge, end), D width.
+Legend: N items, X entities in use, F facts, E edges, R kinds of edge, P pairs (kind of edge, end),
+D width.
 """
 
 from __future__ import annotations
@@ -48,23 +51,27 @@ from recsys.granularities.knowledge.triples import Facts, num_facts
 
 
 class Knowledge(Granularity):
-    """Attention over the facts of the history's items; items without facts are not in it."""
+    """Attention over the facts of the history's items; items without facts are left out."""
 
     reads_events = False
 
     @classmethod
     def size(cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split) -> dict[str, int]:
+        """Number of entities and relations."""
         return num_facts(dataset)
 
     @classmethod
     def build_input(
         cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Facts | None:
+        """The facts of the dataset."""
         return Facts.of(dataset)
 
     @classmethod
     def vocabularies(cls, size: Mapping[str, int]) -> tuple[int, ...]:
-        return size["entities"], size["relations"], 2 * size["relations"]  # a relation goes both ways
+        # an edge kind for each direction
+        """Lengths of the tables of entities and relations."""
+        return size["entities"], size["relations"], 2 * size["relations"]
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -76,31 +83,35 @@ class Knowledge(Granularity):
 
     @classmethod
     def for_serving(cls, config: KnowledgeConfig, sizes: ModelSizes) -> Knowledge:
-        """Without the graph: the state has its result, and serving needs no torch-geometric."""
+        """Leave out the graph: the state has its result, and serving needs no torch-geometric."""
         return cls(config.model_copy(update={"layers": 0}), sizes)
 
     @property
     def needs_all_items(self) -> bool:
+        """True: the graph has all items."""
         return True
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
-        assert self.graph is not None, "a module for serving has the result in its state"
+        """Add the vectors of the facts to the items, if ``refine`` is set."""
+        assert self.graph is not None, "a module for serving reads the result from its state"
         self._enriched_ND = self.graph(base_ND, graphs["knowledge"])
         return base_ND + self._enriched_ND if self.config.refine else base_ND
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        assert self._enriched_ND is not None, "refine_items comes first"
+        """Vectors of the items' facts."""
+        assert self._enriched_ND is not None, "refine_items must run first"
         found = {"enriched_ND": self._enriched_ND * self.scale}
         self._enriched_ND = None
         return found
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Attention over the facts of the history, and where it has facts."""
         z_BD, present_B = self.pool(batch, ItemView(items.vectors_SD, state["enriched_ND"]), {})
         return z_BD, present_B
 
 
 class FactGraph(nn.Module):
-    """Item vectors → what their facts say, zero rows where there are none: [N, D] → [N, D]."""
+    """Item vectors → vectors of their facts, zero rows for items without facts: [N, D] → [N, D]."""
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -118,6 +129,7 @@ class FactGraph(nn.Module):
         self._walk: tuple[Facts, Walk] | None = None
 
     def forward(self, items_ND: Tensor, facts: Facts) -> Tensor:
+        """Vectors of the items' facts."""
         walk = self.walk(facts)
         hidden_XD = self.entities(walk.entities_X) * walk.own_X[:, None] + spread(walk.enter, self.enter(items_ND))
         hidden_XD = self.dropout(hidden_XD)
@@ -130,25 +142,26 @@ class FactGraph(nn.Module):
         return spread(walk.leave, total_XD)
 
     def walk(self, facts: Facts) -> Walk:
-        """The facts as sparse matrices, made once."""
+        """The facts as sparse matrices, built once."""
         if self._walk is None or self._walk[0] is not facts:
             self._walk = (facts, Walk(facts, self.min_degree))
         return self._walk[1]
 
 
 class DiagonalRelations(nn.Module):
-    """A weight a kind of edge and direction of the vectors."""
+    """One weight per kind of edge and dimension of the vectors."""
 
     def __init__(self, kinds: int, width: int) -> None:
         super().__init__()
         self.weight_RD = nn.Parameter(torch.ones(kinds, width))
 
     def forward(self, means_PD: Tensor, kind_P: Tensor) -> Tensor:
+        """Multiply each mean with the weights of its kind."""
         return means_PD * self.weight_RD[kind_P]
 
 
 class BasisRelations(nn.Module):
-    """A matrix a kind of edge, W_r = Σ_b c_rb V_b: kinds with few edges learn from the others."""
+    """One matrix per kind of edge, W_r = Σ_b c_rb V_b: kinds with few edges learn from the others."""
 
     def __init__(self, kinds: int, width: int, bases: int) -> None:
         super().__init__()
@@ -156,15 +169,17 @@ class BasisRelations(nn.Module):
         self.share_RB = nn.Parameter(torch.randn(kinds, bases) / math.sqrt(bases))
 
     def forward(self, means_PD: Tensor, kind_P: Tensor) -> Tensor:
+        """Multiply each mean with the matrix of its kind."""
         based_PBD = self.shared(means_PD).unflatten(1, (self.share_RB.shape[1], -1))
         return torch.einsum("pbd,pb->pd", based_PBD, self.share_RB[kind_P])
 
 
 @dataclass(frozen=True)
 class Hops:
-    """One hop as two sparse products: means by kind of edge, then the mean of the kinds.
+    """One hop as two sparse products: means by kind of edge, then the mean over the kinds.
 
-    Why: what a relation does to a mean is done once a pair and not once an edge, and no E × D tensor exists.
+    Why: a relation is applied to a mean once per pair and not once per edge, so that no E × D
+    tensor exists.
     """
 
     gather: Adjacency  # [P, X]
@@ -173,6 +188,7 @@ class Hops:
 
     @staticmethod
     def of(source_E: Tensor, kind_E: Tensor, end_E: Tensor, num_kinds: int, num_entities: int) -> Hops:
+        """Build a hop from edges."""
         pair_P, pair_E, count_P = torch.unique(end_E * num_kinds + kind_E, return_inverse=True, return_counts=True)
         end_P, kind_P = pair_P // num_kinds, pair_P % num_kinds
         kinds_X = torch.bincount(end_P, minlength=num_entities).to(torch.float32)
@@ -185,8 +201,8 @@ class Hops:
 class Walk:
     """Facts as sparse matrices between the entities in use.
 
-    An entity that is no item is in use when at least ``min_degree`` other entities are linked with it: what only one
-    item has carries nothing from item to item.
+    An entity that is not an item is in use if it has at least ``min_degree`` neighbours: an entity
+    with one item carries no information between items.
     """
 
     def __init__(self, facts: Facts, min_degree: int) -> None:
@@ -198,7 +214,8 @@ class Walk:
         head_F, relation_F, tail_F = head_F[kept_F], relation_F[kept_F], tail_F[kept_F]
         self.entities_X, ends_2F = torch.unique(torch.stack([head_F, tail_F]), return_inverse=True)
         source_E, end_E = torch.cat([ends_2F[0], ends_2F[1]]), torch.cat([ends_2F[1], ends_2F[0]])
-        kind_E = torch.cat([2 * relation_F, 2 * relation_F + 1])  # new relations come behind (warm start)
+        # new relations come last (warm start)
+        kind_E = torch.cat([2 * relation_F, 2 * relation_F + 1])
         num = len(self.entities_X)
         self.own_X = (~is_item[self.entities_X]).to(torch.float32)
         into_E = is_item[self.entities_X][end_E]
@@ -207,7 +224,7 @@ class Walk:
 
         place_N = torch.full((facts.num_entities + 1,), -1, device=head_F.device)
         place_N[self.entities_X] = torch.arange(num, device=head_F.device)
-        place_N = place_N[facts.entity_N]  # an item without an entity reads the last, -1
+        place_N = place_N[facts.entity_N]  # an item without an entity (-1) reads the last element
         item_I = torch.nonzero(place_N >= 0).squeeze(1)
         at_I = place_N[item_I]
         num_X = torch.bincount(at_I, minlength=num).to(torch.float32)
@@ -216,7 +233,7 @@ class Walk:
 
 
 def _degree(facts: Facts) -> Tensor:
-    """Other entities that an entity is linked with, each once: one entry an entity."""
+    """Number of distinct neighbours of each entity."""
     low_F, high_F = torch.minimum(facts.head_F, facts.tail_F), torch.maximum(facts.head_F, facts.tail_F)
     pair = torch.unique((low_F * facts.num_entities + high_F)[low_F != high_F])
     ends = torch.cat([pair // facts.num_entities, pair % facts.num_entities])

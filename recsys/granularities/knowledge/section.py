@@ -1,4 +1,4 @@
-"""What ``knowledge`` says of itself: facts about items, trained on or counted."""
+"""Settings of ``knowledge``: facts about items, by training or by counting."""
 
 from __future__ import annotations
 
@@ -15,37 +15,48 @@ if TYPE_CHECKING:
 
 
 class KnowledgeConfig(GranularityConfig):
+    """Keys of ``model.granularities.knowledge``."""
+
     module: ClassVar[str] = "recsys.granularities.knowledge.model:Knowledge"
     reads: ClassVar[str] = "knowledge"
     counts: ClassVar[str] = "recsys.granularities.knowledge.counts:KnowledgeCounts"
 
-    conv: Literal["light", "rgcn"] = Field("light", description="a relation as a diagonal, or as mixed matrices")
-    layers: int = Field(2, ge=1, description="hops; 2 reach the items that share an entity")
-    bases: int = Field(4, ge=1, description="matrices that the relations of rgcn mix")
-    refine: bool = Field(True, description="item vectors get what their facts say, too")
-    min_degree: int = Field(2, ge=1, description="an entity, not an item, with fewer neighbours is left out")
-    fit: Literal["training", "counts"] = Field(
-        "training", description="counts: the facts of the history against those of all events; conv to init_std idle"
+    conv: Literal["light", "rgcn"] = Field(
+        "light", description="light: a relation is a diagonal; rgcn: a sum of shared matrices"
     )
-    smoothing: float = Field(20.0, gt=0, description="events that a user is taken to have as everybody has (counts)")
-    max_entities: int = Field(1024, ge=1, description="of most events, that are counted (counts)")
+    layers: int = Field(2, ge=1, description="number of hops; 2 reach the items that share an entity")
+    bases: int = Field(4, ge=1, description="number of shared matrices of rgcn")
+    refine: bool = Field(True, description="add the facts to the item vectors too")
+    min_degree: int = Field(2, ge=1, description="leave out entities (not items) with fewer neighbours")
+    fit: Literal["training", "counts"] = Field(
+        "training",
+        description="counts: facts of the history compared with those of all events; keys conv to init_std "
+        "have no effect",
+    )
+    smoothing: float = Field(
+        20.0, gt=0, description="prior strength in events: larger values pull a user towards the average (counts)"
+    )
+    max_entities: int = Field(1024, ge=1, description="number of entities counted, those with most events (counts)")
     heads: int = Field(1, ge=1, description="number of attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in training")
-    input_dropout: float = Field(0.1, ge=0, lt=1, description="of the entity vectors that the graph reads")
+    input_dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the entity vectors that the graph reads")
     init_std: float = Field(0.02, gt=0, description="standard deviation of the initial entity vectors")
 
     @property
     def target(self) -> str:
+        """Class of the trained or the counted form."""
         return self.counts if self.by_counts else self.module
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have facts."""
         if not sizes.inputs.get(self.signal, {}).get("relations"):
             raise ConfigError(
-                "model.granularities.knowledge needs facts about items, and this dataset has none; disable it, give "
+                "model.granularities.knowledge needs facts about items, but this dataset has none; disable it, give "
                 "the source a table of knowledge with items.entity_id, or name columns in data.knowledge.item_columns"
             )
 
     def estimate(self, work: Workload) -> Estimate:
+        """Memory of the graph, or of the counts."""
         graph = work.data.facts * 64
         if self.by_counts:
             return Estimate(layers=0.0, holds_events=True, graph=graph)

@@ -1,4 +1,4 @@
-"""The facts of a dataset as tensors: what ``knowledge`` reads beside the events."""
+"""The facts (triples) of a dataset as tensors: the input of ``knowledge`` besides the events."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from recsys.data.dataset import PreparedDataset
 
 @dataclass(frozen=True)
 class Facts:
-    """The knowledge graph: ``head`` has ``relation`` to ``tail``; an item may be one of the entities."""
+    """The knowledge graph: ``head`` has ``relation`` to ``tail``; an item may be an entity."""
 
     num_entities: int
     num_relations: int
     head_F: Tensor  # int64
     relation_F: Tensor  # int64
     tail_F: Tensor  # int64
-    entity_N: Tensor  # int64, the entity that an item is, -1 where none
+    entity_N: Tensor  # int64, entity of every item, -1 without
 
     def to(self, device: torch.device) -> Facts:
+        """Move all tensors to a device."""
         parts = (self.head_F, self.relation_F, self.tail_F, self.entity_N)
         return Facts(self.num_entities, self.num_relations, *(part.to(device) for part in parts))
 
     @staticmethod
     def of(dataset: PreparedDataset) -> Facts | None:
-        """The knowledge graph, which no split cuts: facts are no events. None where there are no facts."""
+        """Read the knowledge graph, which no split cuts, because facts are not events. None without
+        facts.
+        """
         head, relation, tail = (torch.as_tensor(part.astype(np.int64)) for part in dataset.facts())
         if not len(head):
             return None
@@ -38,5 +41,5 @@ class Facts:
 
 
 def num_facts(dataset: PreparedDataset) -> dict[str, int]:
-    """How many entities and relations a dataset has."""
+    """Number of entities and relations of a dataset."""
     return {name: dataset.manifest.counts.get(name, 0) for name in ("entities", "relations")}

@@ -1,1 +1,1 @@
-"""What items look or sound like."""
+"""Images, audio and video of items."""

@@ -1,16 +1,20 @@
-"""Media: what the items of a user's past look or sound like (S3), by vectors of images, sound, video.
+"""Media: what the items of a user's history look or sound like (S3), by vectors of images, audio
+and video.
 
-A medium m gives an item the frozen vector x_im. Each medium is centred and whitened on the catalogue, as item text is,
-and projected to the model's width; the projections are summed over the media that the item has,
+A medium m gives an item the frozen vector x_im. Each medium is centred and whitened on the
+catalogue, like item text, and projected to the model's width; the projections are summed over the
+media of the item,
 
     g_i = Σ_{m at i} w_m P_m white_m(x_im)
 
-with a learned weight w_m a medium. The user vector is an attention over the g_i of the history, asked as in
-``behaviour``; events on items without any medium are not in it. ``refine`` also adds g_i to the item vectors (as
-VBPR, He & McAuley 2016, does), so that an item that nobody chose yet is found by its looks.
+with a learned weight w_m per medium. The user vector is an attention over the g_i of the history,
+with queries as in ``behaviour``; events on items without media are left out. ``refine`` also adds
+g_i to the item vectors (as VBPR, He & McAuley 2016, does), so that an item without events is found
+by its media.
 
-The axes of the whitening are fitted once, at the start of a training, and kept with the weights: a model that goes on
-reads the media of new items by the axes that it was trained on. Media are of the catalogue; no split cuts them.
+The axes of the whitening are fitted once, at the start of a training, and saved with the weights: a
+warm start reads the media of new items with the axes of the training before. Media belong to the
+catalogue; no split cuts them.
 
 Legend: N items, M width of a medium, W whitened width, D model width, K media.
 """
@@ -35,11 +39,14 @@ from recsys.granularities.media.section import MediaConfig
 
 @dataclass(frozen=True)
 class MediaVectors:
-    """What items look or sound like: [N, M] float16 of each medium of the sizes, zero rows where an item has none."""
+    """Media vectors of items: [N, M] float16 for each medium of the sizes, zero rows for items
+    without it.
+    """
 
     vectors: tuple[Tensor, ...]
 
     def to(self, device: torch.device) -> MediaVectors:
+        """Move all tensors to a device."""
         return MediaVectors(tuple(vectors_NM.to(device) for vectors_NM in self.vectors))
 
 
@@ -49,26 +56,29 @@ class Media(Granularity):
     Raises
     ------
     ConfigError
-        the dataset has no media.
+        The dataset has no media.
     """
 
     reads_events = False
 
     @classmethod
     def size(cls, section: MediaConfig, dataset: PreparedDataset, through: Split) -> list[list[Any]]:
-        """Name and width of every medium, by name."""
+        """Return name and width of every medium, sorted by name."""
         media = dataset.manifest.media
         return [[name, int(media[name]["dimension"])] for name in sorted(dataset.media_names)]
 
     @classmethod
     def described(cls, size: list[list[Any]]) -> str:
+        """Names and widths of the media."""
         return ", ".join(f"{name} ({width})" for name, width in size)
 
     @classmethod
     def build_input(
         cls, section: MediaConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> MediaVectors:
-        """The media in the order of the sizes; they are of the catalogue, which no split cuts."""
+        """Return the media in the order of the sizes; they belong to the catalogue, which no split
+        cuts.
+        """
         names = [name for name, _ in sizes.inputs["media"]]
         return MediaVectors(tuple(torch.from_numpy(dataset.media_vectors(name).copy()) for name in names))
 
@@ -82,44 +92,49 @@ class Media(Granularity):
 
     @classmethod
     def for_serving(cls, config: MediaConfig, sizes: ModelSizes) -> Media:
-        """Without whitening and projections, whose result the state has."""
+        """Leave out whitening and projections; the state has their result."""
         made = cls(config, sizes)
         made.looks = None
         return made
 
     @property
     def needs_all_items(self) -> bool:
+        """True: the media of all items are projected."""
         return True
 
     def refit_due(self, epoch: int) -> bool:
+        """Before the first epoch, unless the whitening is already fitted."""
         return epoch == 0 and self.looks is not None and not self.looks.is_fitted
 
     def refit(self, graphs: Graphs, items: ItemView, seed: int) -> None:
         """Fit the whitening on the items that have a medium."""
-        assert self.looks is not None, "a module for serving has the result in its state"
+        assert self.looks is not None, "a module for serving reads the result from its state"
         self.looks.whiten(graphs["media"])
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        """Add the projected media to the items, if ``refine`` is set."""
         self._looks_ND = self._see(graphs)
         return base_ND + self._looks_ND if self.config.refine else base_ND
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Projected media of the items."""
         looks_ND = self._see(graphs) if self._looks_ND is None else self._looks_ND
         self._looks_ND = None
         return {"looks_ND": looks_ND * self.scale}
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Attention over the media of the history, and where it has any."""
         z_BD, present_B = self.pool(batch, ItemView(items.vectors_SD, state["looks_ND"]), {})
         return z_BD, present_B
 
     def _see(self, graphs: Graphs) -> Tensor:
-        assert self.looks is not None, "a module for serving has the result in its state"
+        assert self.looks is not None, "a module for serving reads the result from its state"
         looks_ND: Tensor = self.looks(graphs["media"])
         return looks_ND
 
 
 class Looks(nn.Module):
-    """Vectors of the media → g [N, D], zero rows for items without any."""
+    """Media vectors → g [N, D], zero rows for items without media."""
 
     def __init__(self, config: MediaConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -136,6 +151,7 @@ class Looks(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
+        """Whether the whitening is fitted."""
         return any(bool(axes.any()) for name, axes in self.named_buffers() if name.startswith("axes"))
 
     @torch.no_grad()
@@ -148,16 +164,17 @@ class Looks(nn.Module):
         self.forget()
 
     def forget(self) -> None:
-        """The axes have changed: what was whitened by others is of no use."""
+        """Clear the whitened vectors after the axes have changed."""
         self._white = None
 
     def forward(self, media: MediaVectors) -> Tensor:
+        """Sum of the projected media of every item: [N, D]."""
         white = self.white(media)
         seen = [self.weight_K[k] * project(white[k]) for k, project in enumerate(self.projections)]
         return torch.stack(seen).sum(0)
 
     def white(self, media: MediaVectors) -> list[Tensor]:
-        """The whitened vectors [N, W] of every medium, made once."""
+        """The whitened vectors [N, W] of every medium, computed once."""
         if self._white is None or self._white[0] is not media:
             axes = [
                 Whitening(self.get_buffer(f"mean_{number}_M"), self.get_buffer(f"axes_{number}_MW"))

@@ -1,4 +1,4 @@
-"""What ``media`` says of itself: what items look or sound like."""
+"""Settings of ``media``: images, audio and video of items."""
 
 from __future__ import annotations
 
@@ -16,26 +16,32 @@ if TYPE_CHECKING:
 
 
 class MediaConfig(GranularityConfig):
+    """Keys of ``model.granularities.media``."""
+
     module: ClassVar[str] = "recsys.granularities.media.model:Media"
     reads: ClassVar[str] = "media"
     per_user: ClassVar[bool] = True
 
-    weight: float = Field(0.2, ge=0, le=1, description="λ, as above; more costs where media tell nothing")
-    refine: bool = Field(True, description="item vectors get what their media say, too")
+    weight: float = Field(
+        0.2, ge=0, le=1, description="λ, as above; larger values cost quality where media are not predictive"
+    )
+    refine: bool = Field(True, description="add the media to the item vectors too")
     whiten: int = Field(
-        256, ge=0, description="leading directions of a medium that are kept and whitened; 0: centre only"
+        256, ge=0, description="number of principal directions of a medium that are whitened; 0: centre only"
     )
     heads: int = Field(1, ge=1, description="number of attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in training")
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """Media must be configured in ``data.media``."""
         data = config.data
         if not (data.media.columns or data.media.images.column or data.source.kind == "synthetic"):
             yield f"{where} needs data.media.columns or data.media.images; name columns of items there, or disable it"
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have media."""
         if not sizes.inputs.get(self.signal):
             raise ConfigError(
-                "model.granularities.media needs vectors of what items look or sound like, and this dataset has none; "
+                "model.granularities.media needs media vectors of items, but this dataset has none; "
                 "disable it, or name columns of items in data.media.columns or data.media.images and prepare again"
             )

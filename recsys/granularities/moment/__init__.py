@@ -1,1 +1,1 @@
-"""What is chosen at such an hour, on such a day of the week, in such a context."""
+"""The time of the request: hour, day of the week, and context."""

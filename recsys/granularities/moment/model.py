@@ -1,13 +1,16 @@
-"""Moment: what is chosen at such an hour, on such a day of the week, in such a context, more often than usual.
+"""Moment: items that are chosen more often than usual at this hour, on this weekday, in this
+context.
 
-Cells g are the hours and weekdays (UTC) of the question, and the values of context columns known when it is asked.
+Cells g are the hours and weekdays (UTC) of the request, and the values of context columns known
+with it.
 
     a_ig = log((c_gi + α p_i) / ((n_g + α) p_i)),    r_ui = log q_i + Σ_{g at the question} a_ig,
 
-c_gi the events of item i in cell g, n_g those of all items, p_i the item's share of events, q_i the same with one event
-more each, or with a half-life the share of the last days: naive Bayes over the cells, as ``profile`` counts. The score
-orders by the probability of an item now; α and the half-life are chosen on validation. A table of items × (31 + values
-of the context columns).
+where c_gi are the events of item i in cell g, n_g those of all items, p_i the item's share of
+events, and q_i that share with one more event per item, or, with a half-life, the share of the last
+days. This is naive Bayes over the cells, with counts as in ``profile``. The score orders by the
+probability of an item at the time of the request; validation chooses α and the half-life. The table
+has items × (31 + values of the context columns) entries.
 
 Legend: N items, G cells, B queries, E events, C context columns.
 """
@@ -30,11 +33,13 @@ from recsys.granularities.moment.section import HOURS, WEEKDAYS, MomentConfig
 from recsys.granularities.shares import LogShares
 
 _HOUR: Final = 3600
-_THURSDAY: Final = 3  # 1 January 1970, Monday being 0
+_THURSDAY: Final = 3  # weekday of 1 January 1970, with Monday 0
 
 
 class Moment(Granularity):
-    """A fitted member with item vectors of its own; absent where neither time nor context of the question is known."""
+    """A closed-form member with its own item vectors; absent where neither time nor context of the
+    request is known.
+    """
 
     personal = False
     fitted = True
@@ -43,10 +48,11 @@ class Moment(Granularity):
 
     @classmethod
     def idle(cls, section: MomentConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Events need varying times or context."""
         if section.query_context:
             return ""
         if not dataset.manifest.timed:
-            return "no times of events"
+            return "events have no times"
         cells: set[int] = set()
         for shard in dataset.shards():
             times_E = shard.through(Split.TRAIN).times_E
@@ -64,7 +70,7 @@ class Moment(Granularity):
         self.num_codes = [sizes.context[column][1] for column in self.columns]
 
     def cells(self, times_E: Tensor, context_EC: Tensor) -> Tensor:
-        """The cells of moments: [E, 2 + columns], −1 where unknown."""
+        """Cells of times and contexts: [E, 2 + columns], −1 where unknown."""
         is_known_E = times_E != 0
         hours_E = torch.where(is_known_E, times_E.div(_HOUR, rounding_mode="floor") % HOURS, -1)
         days_E = (times_E.div(_HOUR * HOURS, rounding_mode="floor") + _THURSDAY) % WEEKDAYS
@@ -77,11 +83,13 @@ class Moment(Granularity):
 
     @property
     def num_cells(self) -> int:
+        """Number of cells."""
         return HOURS + WEEKDAYS + sum(self.num_codes)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Log-odds of the items in every cell, and their popularity."""
         histories = graphs.histories
-        assert histories is not None, "asked for by reads_histories"
+        assert histories is not None, "reads_histories is set, so build_graphs has them"
         cells_EX = self.cells(torch.as_tensor(histories.times_E), torch.as_tensor(histories.context_EC)).numpy()
         known_EX = cells_EX >= 0
         pairs_P = cells_EX[known_EX] * graphs.num_items + np.repeat(histories.items_E, known_EX.sum(1))
@@ -95,9 +103,11 @@ class Moment(Granularity):
         return {"vectors_NG": vectors_NG.to(items.vectors_SD.device)}
 
     def own_items(self, state: State) -> Tensor:
+        """Log-odds of the items in every cell."""
         return state["vectors_NG"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Cells of every request, and whether any is known."""
         cells_BX = self.cells(batch.asked_at_B, batch.asked_BC)
         known_BX = cells_BX >= 0
         z_BG = torch.zeros(len(batch), self.num_cells + 1, device=cells_BX.device)

@@ -1,4 +1,4 @@
-"""What ``moment`` says of itself: what is chosen at such an hour, on such a weekday, in such a context."""
+"""Settings of ``moment``: hour, weekday and context of the request."""
 
 from __future__ import annotations
 
@@ -17,36 +17,43 @@ HOURS, WEEKDAYS = 24, 7
 
 
 class MomentConfig(GranularityConfig):
+    """Keys of ``model.granularities.moment``."""
+
     module: ClassVar[str] = "recsys.granularities.moment.model:Moment"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 0.3
     candidates: ClassVar[tuple[str, ...]] = ("half_life", "smoothing")
 
     query_context: list[str] = Field(
-        [], description="categories among data.context known at the moment of asking (no column that tells the answer)"
+        [],
+        description="categories among data.context known at the time of the request (no column that reveals "
+        "the target)",
     )
     half_life: HalfLives = Field(
         ["none", 1.0, 3.0, 7.0, 30.0, 90.0, 365.0],
-        description="days after which an event counts half in q, the items' shares of events; one or several",
+        description="half-life in days of events in q, the items' shares of events; one or several",
     )
     smoothing: Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)] = Field(
-        [10_000.0, 1_000.0, 100.0], description="events that an hour is taken to have as every hour has; one or several"
+        [10_000.0, 1_000.0, 100.0],
+        description="α: prior strength in events, pulls an hour towards the average; one or several",
     )
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have times, or the named context columns."""
         known = [name for name, num_codes in sizes.context if num_codes]
         if strays := [name for name in self.query_context if name not in known]:
             raise ConfigError(
-                f"model.granularities.moment.query_context names {', '.join(strays)}, no category of data.context: "
-                f"{choices(known) or 'there is none'}"
+                f"model.granularities.moment.query_context names {', '.join(strays)}, not in the "
+                "categories of data.context: "
+                f"{choices(known) or 'none'}"
             )
         if not sizes.timed and not self.query_context:
             raise ConfigError(
-                "model.granularities.moment needs times of events, or context in moment.query_context, and this "
+                "model.granularities.moment needs times of events, or context in moment.query_context, but this "
                 "dataset has neither; disable it"
             )
 
     def estimate(self, work: Workload) -> Estimate:
-        """The counts and their logarithms, and the events in order."""
+        """Memory of the counts and their logarithms, and of the events in order."""
         counts = work.data.items * (HOURS + WEEKDAYS + 64) * FLOAT * 3
         return Estimate(layers=0.0, fitting=counts + work.data.events * 60)

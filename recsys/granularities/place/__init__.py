@@ -1,1 +1,1 @@
-"""How near items are to where a user was, and how alike in numbers such as a price."""
+"""Distance from items to the places of the history, and similarity in numbers such as a price."""

@@ -1,4 +1,4 @@
-"""Coordinates and numbers of items as the kernel reads them: points in kilometres, and ranks.
+"""Coordinates and numbers of items as inputs of the kernel: points in kilometres, and ranks.
 
 Legend: N items, C coordinates of a point, K numbers.
 """
@@ -22,40 +22,40 @@ _EARTH_KM: Final = 6371.0
 
 @dataclass(frozen=True)
 class Places:
-    """Where items are, NaN where unknown."""
+    """Places and numbers of items, NaN where unknown."""
 
     points_NC: Array  # float64; C = 0 without coordinates
     ranks_NK: Array  # float64 in [0, 1]
 
     @property
     def known_N(self) -> Array:
-        """Whether anything is known of an item."""
+        """Whether anything is known about an item: bool [N]."""
         is_known = [~np.isnan(self.points_NC).any(1)] if self.points_NC.shape[1] else []
         is_known += list(~np.isnan(self.ranks_NK.T))
         return np.asarray(np.any(is_known, axis=0))
 
     @property
     def differ(self) -> bool:
-        """Whether any two items are apart, in place or in a number."""
+        """Whether any two items differ, in place or in a number."""
         points_MC = self.points_NC[~np.isnan(self.points_NC).any(1)]
         known = [points_MC, *(ranks_N[~np.isnan(ranks_N)] for ranks_N in self.ranks_NK.T)]
         return any((values[:1] != values).any() for values in known)
 
 
 def found_columns(names: Sequence[str], coordinates: Sequence[str], numbers: Sequence[str]) -> list[list[str]]:
-    """The columns of coordinates, two or none, and of numbers.
+    """Return the columns of coordinates, two or none, and those of numbers.
 
     Raises
     ------
     ConfigError
-        a named column is not there, or coordinates are not two.
+        A named column does not exist, or there are not two coordinates.
 
     >>> found_columns(["item_id", "Lng", "lat", "price"], [], ["price"])
     [['lat', 'Lng'], ['price']]
     """
     if strays := [name for name in (*coordinates, *numbers) if name not in names]:
         raise ConfigError(
-            f"model.granularities.place names {', '.join(strays)}, which the items do not have; their columns: "
+            f"model.granularities.place names {', '.join(strays)}, which the items do not have; there are: "
             f"{choices(names) or 'none'}"
         )
     if len(coordinates) == 1:
@@ -68,8 +68,10 @@ def found_columns(names: Sequence[str], coordinates: Sequence[str], numbers: Seq
 
 
 def read_places(features: pa.Table, columns: Sequence[Sequence[str]]) -> Places:
-    """The columns of :func:`found_columns`. Latitudes and longitudes in degrees become points on a sphere; where the
-    values are none, they are points of a plane.
+    """Read the columns of :func:`found_columns`.
+
+    Latitudes and longitudes in degrees become points on a sphere; other coordinates are points of a
+    plane.
     """
     (coordinates, numbers), num_items = columns, len(features)
     points = [as_numbers(features.column(name)) for name in coordinates]
@@ -85,7 +87,7 @@ def read_places(features: pa.Table, columns: Sequence[Sequence[str]]) -> Places:
 
 
 def ranked(values_N: Array) -> Array:
-    """The share of known values below each, ties half; NaN stays.
+    """The share of known values below each value, ties half; NaN stays NaN.
 
     >>> ranked(np.array([5.0, np.nan, 1.0, 5.0])).tolist()
     [0.6666666666666666, nan, 0.16666666666666666, 0.6666666666666666]

@@ -1,19 +1,24 @@
-"""Place: how near an item is to where the user was, lately and usually, and how alike in numbers such as a price.
+"""Place: distance of items to the user's recent and usual places, and similarity in numbers such as
+a price.
 
     k(i, j) = Σ_b θ_b exp(−d_ij / h_b) + Σ_m η_m exp(−|ρ_im − ρ_jm| / s),    r_ui = Σ_j w_j k(i, j) + γ log q_i,
 
-d the distance in kilometres, ρ the rank of a number among the items, w the weights of the history's events, which sum
-to 1 and fall with the events behind them, q the item's share of events, which with a half-life are those of the last
-days: as of the last event in the score, as of before each event where it is learned. θ, η and γ ≥ 0 maximise the
-likelihood of events given those before, log softmax(r), over items drawn at random: a convex problem of a handful of
-numbers. With q of all times an item that is new would count as unpopular, whatever its place.
+d is the distance in kilometres, ρ the rank of a number among the items, and w the weights of the
+history's events, which sum to 1 and fall with the number of later events. q is the item's share of
+events; with a half-life, that of the last days: after the last event for scores, before each event
+for learning. θ, η and γ ≥ 0 maximise the likelihood of events given those before, log softmax(r),
+over randomly drawn items: a convex problem with a handful of parameters. Why the half-life: with q
+of all times a new item would count as unpopular, no matter where it is.
 
-So that a user is one vector, k is factored, k(i, j) ≈ a_i · a_j, by randomly pivoted Cholesky (Chen, Epperly, Tropp and
-Webber 2022): exact among the landmarks that it draws, where items are dense most of them. Then z_u = Σ_j w_j a_j. An
-item without coordinates or numbers has no vector.
+So that a user is one vector, k is factored, k(i, j) ≈ a_i · a_j, by randomly pivoted Cholesky
+(Chen, Epperly, Tropp and Webber 2022). The factors are exact for the sampled landmarks, most of
+which are in dense areas. Then z_u = Σ_j w_j a_j. An item without coordinates and numbers has no
+vector.
 
-Memory: N × landmarks numbers, at most 2^26 of them. Legend: N items, C coordinates, M landmarks, F kernels, P positions
-that are learned from, S items that they are told from, B queries, E events.
+Memory: N × landmarks numbers, at most 2^26.
+
+Legend: N items, C coordinates, M landmarks, F kernels, P positions to learn from, S sampled items
+per position, B queries, E events.
 """
 
 from __future__ import annotations
@@ -36,41 +41,49 @@ from recsys.granularities.place.columns import Places, found_columns, read_place
 from recsys.granularities.place.section import PlaceConfig
 from recsys.granularities.shares import LogShares
 
-_QUANTILES: Final = (0.05, 0.2, 0.4, 0.6, 0.85)  # of the distances between events, which are the bandwidths
-_STEPS: Final = (0.05, 0.25)  # bandwidths of ranks
-_POSITIONS, _OTHERS, _LATEST = 2000, 500, 20  # events that are learned from, items drawn for them, events before them
+# of distances between consecutive events; they are the bandwidths
+_QUANTILES: Final = (0.05, 0.2, 0.4, 0.6, 0.85)
+_STEPS: Final = (0.05, 0.25)  # bandwidths in rank
+# events to learn from, sampled items per event, earlier events of each
+_POSITIONS, _OTHERS, _LATEST = 2000, 500, 20
 _RIDGE: Final = 1e-3
 _MAX_NUMBERS: Final = 2**26
-_LEAST: Final = 1e-6  # of what is left of the kernel's diagonal
+_LEAST: Final = 1e-6  # smallest residual of the kernel's diagonal
 
 
 class Place(Granularity):
-    """A fitted member with item vectors of its own; absent where nothing is known of the history's items."""
+    """A closed-form member with its own item vectors; absent where nothing is known about the
+    history's items.
+    """
 
     fitted = True
     reads_histories = True
 
     @classmethod
     def size(cls, section: PlaceConfig, dataset: PreparedDataset, through: Split) -> list[list[str]]:
+        """Names of the columns of coordinates and numbers."""
         return found_columns(dataset.features.column_names, section.coordinates, section.numbers)
 
     @classmethod
     def build_input(cls, section: PlaceConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Places:
+        """Coordinates and numbers of the items."""
         return read_places(dataset.features, sizes.inputs["place"])
 
     @classmethod
     def proposed(cls, section: PlaceConfig, dataset: PreparedDataset) -> dict[str, Any]:
+        """Columns of quantities in the dataset."""
         coordinates, _ = cls.size(section, dataset, Split.TRAIN)
         found = quantities(dataset.features, coordinates)
         return {"numbers": found} if found else {}
 
     @classmethod
     def idle(cls, section: PlaceConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Items must differ in a place or a number."""
         coordinates, numbers = cls.size(section, dataset, Split.TRAIN)
         if not (coordinates or numbers):
-            return "no coordinates of items and no quantities such as a price"
+            return "items have no coordinates and no quantities such as a price"
         if not read_places(dataset.features, [coordinates, numbers]).differ:
-            return f"no two items differ in {', '.join([*coordinates, *numbers])}"
+            return f"all items are equal in {', '.join([*coordinates, *numbers])}"
         return ""
 
     def __init__(self, config: PlaceConfig, sizes: ModelSizes) -> None:
@@ -80,8 +93,9 @@ class Place(Granularity):
         self.recency = config.recency[0] if sizes.ordered else 0.0
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Fit the kernel and factor it."""
         places: Places = graphs["place"]
-        assert graphs.histories is not None, "asked for by reads_histories"
+        assert graphs.histories is not None, "reads_histories is set, so build_graphs has them"
         counts_N = graphs.degree_N.cpu().numpy()
         shares = LogShares.of(graphs.histories, graphs.num_items, self.config.half_life[0])
         kernel = Kernel(places, self.config.bandwidths or bandwidths(graphs.histories, places.points_NC))
@@ -92,9 +106,11 @@ class Place(Granularity):
         return {name: torch.as_tensor(value).to(items.vectors_SD.device) for name, value in made.items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Factors of the kernel, and popularity."""
         return state["vectors_NM"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Weighted mean of the history's factors, and where one is known."""
         seen = seen_events(batch)
         seen = seen.where(state["known_N"][seen.items_E])
         weights_E = event_weights(seen, batch.asked_at_B, self.recency, None)
@@ -103,19 +119,21 @@ class Place(Granularity):
         z_BM = vectors_NM.new_zeros(len(batch), vectors_NM.shape[1])
         z_BM.index_add_(0, seen.rows_E, vectors_NM[seen.items_E] * weights_E[:, None])
         present_B = seen.per_query(torch.ones_like(seen.rows_E)) > 0
-        z_BM[:, -1] = present_B.float()  # the items' popularity as it is
+        z_BM[:, -1] = present_B.float()  # the popularity term has weight 1
         return z_BM, present_B
 
 
 class Kernel:
-    """Likenesses of items, each positive definite and 1 at no distance; 0 where an item is unknown."""
+    """Similarities of items, each positive definite and 1 at distance 0; 0 where an item is
+    unknown.
+    """
 
     def __init__(self, places: Places, widths: list[float]) -> None:
         self.places = places
         self.widths = widths if places.points_NC.shape[1] else []
 
     def between(self, left_X: Array, right_Y: Array) -> Array:
-        """Every likeness of some items to others: [F, X, Y]."""
+        """Similarities of some items to others, by kernel: [F, X, Y]."""
         found = []
         if self.widths:
             points_XC, points_YC = self.places.points_NC[left_X], self.places.points_NC[right_Y]
@@ -149,7 +167,8 @@ class Kernel:
 
     def _diagonal(self) -> Array:
         """k(i, i) of every kernel: [F, N]."""
-        is_placed_N = ~np.isnan(self.places.points_NC).any(1)  # all where there are no coordinates, and no widths then
+        # True without coordinates; then there are no widths either
+        is_placed_N = ~np.isnan(self.places.points_NC).any(1)
         found = [is_placed_N] * len(self.widths)
         for ranks_N in self.places.ranks_NK.T:
             found += [~np.isnan(ranks_N)] * len(_STEPS)
@@ -157,7 +176,9 @@ class Kernel:
 
 
 def bandwidths(histories: Histories, points_NC: Array) -> list[float]:
-    """Kilometres: quantiles of the distances between users' consecutive events, where they differ."""
+    """Bandwidths in kilometres: quantiles of the distances between users' consecutive events,
+    without zeros.
+    """
     if not points_NC.shape[1]:
         return []
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
@@ -170,7 +191,9 @@ def bandwidths(histories: Histories, points_NC: Array) -> list[float]:
 
 
 def learned(kernel: Kernel, histories: Histories, shares: LogShares, recency: float) -> tuple[Array, float]:
-    """θ and η [F], and γ, by the likelihood of events given those before; even where there is nothing to learn from."""
+    """θ and η [F], and γ, by the likelihood of events given earlier ones; equal weights if there is
+    nothing to learn from.
+    """
     known_N = kernel.places.known_N
     random = np.random.default_rng(0)
     column_E = shares.before(histories.times_E)
@@ -188,8 +211,8 @@ def learned(kernel: Kernel, histories: Histories, shares: LogShares, recency: fl
         if target in before or not is_known.any():
             continue
         weights = np.arange(len(before), 0, -1.0)[is_known] ** -recency
-        told = np.concatenate([[target], pool_S])
-        likeness_FSL = kernel.between(told, before[is_known])
+        items_T = np.concatenate([[target], pool_S])
+        likeness_FSL = kernel.between(items_T, before[is_known])
         features.append(likeness_FSL @ (weights / weights.sum()))
         own.append(target)
         columns.append(column_E[event])

@@ -1,4 +1,4 @@
-"""What ``place`` says of itself: distance to the places of the history, and likeness in numbers of items."""
+"""Settings of ``place``: distance to the places of the history, and similarity in numbers of items."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class PlaceConfig(GranularityConfig):
+    """Keys of ``model.granularities.place``."""
+
     module: ClassVar[str] = "recsys.granularities.place.model:Place"
     reads: ClassVar[str] = "place"
     effort: ClassVar[float] = 2.0
@@ -23,28 +25,29 @@ class PlaceConfig(GranularityConfig):
     smaller: ClassVar[str] = "landmarks"
 
     coordinates: list[str] = Field(
-        [], max_length=2, description="columns of items: latitude, longitude; empty: found by name, if they are there"
+        [], max_length=2, description="columns of items: latitude, longitude; empty: found by their names"
     )
-    numbers: list[str] = Field([], description="further columns of numbers, e.g. price, compared by rank")
+    numbers: list[str] = Field([], description="columns of numbers, e.g. price, which are compared by rank")
     bandwidths: list[Annotated[float, Field(gt=0)]] = Field(
-        [], description="kilometres in which likeness falls to 1/e; empty: from the distances between users' events"
+        [], description="kilometres at which similarity falls to 1/e; empty: from the distances between users' events"
     )
-    landmarks: int = Field(256, ge=1, description="places that the others are told from; more is finer")
+    landmarks: int = Field(256, ge=1, description="number of reference places; more is finer")
     half_life: HalfLives = Field(
         ["none", 1.0, 3.0, 7.0, 30.0, 90.0, 365.0],
-        description="days after which an event counts half in q, the items' shares of events; one or several",
+        description="half-life in days of events in q, the items' shares of events; one or several",
     )
     recency: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
-        [0.5, 0.0, 1.0, 2.0], description="p: an event with n behind it weighs (n + 1)^-p; data in order"
+        [0.5, 0.0, 1.0, 2.0], description="p: an event with n later events has weight (n + 1)^-p; ordered data only"
     )
 
     def check(self, sizes: ModelSizes) -> None:
+        """The dataset must have coordinates or numbers."""
         if not any(sizes.inputs.get(self.signal) or []):
             raise ConfigError(
-                "model.granularities.place needs coordinates or numbers of items, and this dataset has no columns "
+                "model.granularities.place needs coordinates or numbers of items, but this dataset has no columns "
                 "latitude and longitude; name them in place.coordinates, or numbers in place.numbers, or disable it"
             )
 
     def estimate(self, work: Workload) -> Estimate:
-        """The items' vectors and the kernel's rows, in two precisions."""
+        """Memory of the items' vectors and the kernel's rows, in two precisions."""
         return Estimate(layers=0.0, holds_events=True, fitting=work.data.items * self.landmarks * FLOAT * 4)

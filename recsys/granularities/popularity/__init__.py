@@ -1,1 +1,1 @@
-"""What many chose lately, at the moment of asking."""
+"""Popularity at the time of the request."""

@@ -1,25 +1,28 @@
-"""Popularity at the moment of asking: what many chose lately, as a member of the fusion.
+"""Popularity at the time of the request: what many users chose lately, as a member of the fusion.
 
-With C_i(t) = Σ_e 2^(−(t − t_e) / h) over the events e of item i before t, h the half-life (``none``: all count alike),
+With C_i(t) = Σ_e 2^(−(t − t_e) / h) over the events e of item i before t, h the half-life
+(``none``: equal weights),
 
     a_i(t) = log((1 − ρ) C_i(t) / Σ C(t) + ρ (A_i(t) + 1) / (Σ A(t) + N)),      A: the same without decay.
 
-The second part ranks what had no event lately. The counts are kept at T moments between the first event and the last,
-more of them near the end. A question reads the newest moment before it, so that no event at or behind the question
-counts, and the score is z · a, where z has a single 1. What came between that moment m and the question is added to the
-few items that it is about, by the events themselves, up to a constant that is the same for all items:
+The second term ranks items without recent events. The counts are stored at T times between the
+first event and the last, with more of them near the end. A request reads the newest stored time
+before it, so that no event at or after the request counts. The score is z · a, where z has a single
+1. The events between that stored time m and the request are added to the scores of their few items,
+up to a constant that is the same for all items:
 
     log(1 + (1 − ρ) n_i / (exp(a_i(m)) Σ C(m) 2^(−(t − m) / h))),      n_i: the decayed events of i from m to t.
 
-Of more than two million events this is left out: counts are then as old as the moments are apart. In serving a question
-comes behind the last event and reads the last moment: the counts of a registered model are as fresh as its events. With
-``as_of: last`` every question reads the last moment.
+With more than two million events this correction is left out; counts are then as old as the
+distance between stored times. In serving, a request is after the last event and reads the last
+stored time: the counts of a registered model are as fresh as its events. With ``as_of: last`` every
+request reads the last stored time.
 
-Where data has no times, a_i = log((A_i + 1) / (Σ A + N)) for everybody.
+If the data has no times, a_i = log((A_i + 1) / (Σ A + N)) for all users.
 
-Half-life, what counts, ρ and ``as_of`` are chosen on validation.
+Validation chooses the half-life, what counts, ρ and ``as_of``.
 
-Legend: E events, N items, T moments, B queries.
+Legend: E events, N items, T stored times, B queries.
 """
 
 from __future__ import annotations
@@ -38,11 +41,11 @@ from recsys.granularities.popularity.section import MOST_NUMBERS, PopularityConf
 from recsys.granularities.shares import at_moments, counted, log_share, moments, sums_at
 from recsys.granularities.sparse import SparseScores
 
-_MOST_EVENTS: Final = 2**21  # that are kept for questions in the past: 32 MB
+_MOST_EVENTS: Final = 2**21  # events stored for requests in the past: 32 MB
 
 
 class Popularity(Granularity):
-    """A fitted member with item vectors of its own; present everywhere but before the first moment."""
+    """A closed-form member with its own item vectors; present except before the first stored time."""
 
     personal = False
     fitted = True
@@ -57,6 +60,7 @@ class Popularity(Granularity):
         self.reads_histories = sizes.timed or ("targets" in config.types and sizes.num_types > 1)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Counts at the stored times, and recent events."""
         device, num_items = items.vectors_SD.device, graphs.num_items
         histories, made = graphs.histories, dict[str, Tensor]()
         if histories is not None and self.targets_alone:
@@ -78,9 +82,11 @@ class Popularity(Granularity):
         return {name: value.to(device) for name, value in made.items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Log-popularity at the stored times."""
         return state["table_NT"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """The stored time of every request."""
         places_B = self._places(batch, state)
         present_B = places_B >= 0
         z_BT = torch.zeros(len(batch), len(state["moments_T"]), device=places_B.device)
@@ -88,13 +94,14 @@ class Popularity(Granularity):
         return z_BT, present_B
 
     def _places(self, batch: Batch, state: State) -> Tensor:
-        """The newest moment before every question, −1 where there is none: int64 [B]."""
+        """Index of the newest stored time before every request, −1 if there is none: int64 [B]."""
         moments_T = state["moments_T"]
         places_B = torch.searchsorted(moments_T, batch.asked_at_B.contiguous()) - 1
         is_last_B = (batch.asked_at_B == 0) | (moments_T[0] == 0) | self.always_last
         return torch.where(is_last_B, len(moments_T) - 1, places_B)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Events between the stored time and the request."""
         if "times_E" not in state:
             return SparseScores.nothing(state["table_NT"].device)
         places_B, times_E, asked_B = self._places(batch, state), state["times_E"], batch.asked_at_B.contiguous()
@@ -111,13 +118,13 @@ class Popularity(Granularity):
         return SparseScores(new.rows_P, new.items_P, torch.log1p((1 - self.rest) * new.values_P / known_P).float())
 
     def _fading(self, seconds: Tensor) -> Tensor:
-        """What an event counts after so many seconds, float64."""
+        """Weight of an event after so many seconds, float64."""
         if isinstance(self.half_life, str):
             return torch.ones_like(seconds, dtype=torch.float64)
         return torch.exp2(-seconds.double() / (self.half_life * DAY))
 
 
 def distinct_items(histories: Histories, num_items: int) -> Array:
-    """The item of every pair of a user and an item."""
+    """The item of every distinct pair of user and item."""
     users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     return np.asarray(np.unique(users_E * num_items + histories.items_E) % max(num_items, 1))

@@ -1,1 +1,1 @@
-"""Attributes of users and items, trained on or counted."""
+"""Attributes of users and items, by training or by counting."""

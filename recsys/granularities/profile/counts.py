@@ -1,18 +1,23 @@
-"""Profile by counting: what users of the same attributes chose more often than everybody (S3), ``profile.fit: counts``.
+"""Profile by counting: what users with the same attributes choose more often than all users (S3),
+``profile.fit: counts``.
 
-Every cross of fields, such as age × gender, divides the users into cells g. A user is in a cell with the share m_ug: 1
-or 0 for a category, the share of the list for a member of a list, and a number lies between the two nearest quantiles,
-nearer to one than to the other, so that no two ages of 29 and 31 are strangers. A cross is the product of its fields.
+Every cross of fields, such as age × gender, divides the users into cells g. A user is in a cell
+with the share m_ug: 1 or 0 for a category, a share of the list for a member of a list. A number is
+shared between the two nearest quantiles by distance, so that users of age 29 and 31 are similar. A
+cross is the product of its fields.
 
     c_gi = Σ_u m_ug x_ui,     a_ig = log((c_gi + α p_i) / ((n_g + α) p_i)),     r_ui = Σ_g m_ug a_ig
 
-where p_i is the item's share of all training events, n_g = Σ_i c_gi. The logarithm adds up over crosses as in naive
-Bayes. A user without any history, of whom no other granularity need know, is ranked by log p_i as well, hence by the
-probability of an item in the user's cells. An attribute that is missing leaves out the crosses that it is in.
+where p_i is the item's share of all training events, n_g = Σ_i c_gi. The logarithm adds up over
+crosses as in naive Bayes. A user without history, present in no other granularity, is ranked by log
+p_i in addition, that is by the probability of an item in the user's cells. A missing attribute
+leaves out the crosses that contain it.
 
-It is fitted, not trained: a network that reads attributes in training learns the few training users by heart.
+It has a closed form and is not trained. Why: a network that reads attributes in training memorises
+the few users.
 
-Legend: B queries, U rows, V users, N items, X rows, G cells, C values of a field, S slots, E training events.
+Legend: B queries, U rows, V users, N items, X rows, G cells, C values of a field, S slots, E
+training events.
 """
 
 from __future__ import annotations
@@ -42,12 +47,13 @@ _MAX_CELLS: Final = 4096
 
 
 class ProfileCounts(Granularity):
-    """A fitted member with item vectors of its own; present where all fields of a cross are known.
+    """A closed-form member with its own item vectors; present where all fields of a cross are
+    known.
 
     Raises
     ------
     ConfigError
-        no attributes of users, a cross of unknown fields, or too many cells.
+        The users have no attributes, a cross names unknown fields, or there are too many cells.
     """
 
     fitted = True
@@ -56,23 +62,26 @@ class ProfileCounts(Granularity):
 
     @classmethod
     def size(cls, section: ProfileConfig, dataset: PreparedDataset, through: Split) -> dict[str, Any]:
+        """The encoding of attributes."""
         return profile_encoding(section, dataset, through).to_json()
 
     @classmethod
     def build_input(
         cls, section: ProfileConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Profiles | None:
+        """The encoded attributes of users and items."""
         return encoded_attributes(sizes, dataset)
 
     @classmethod
     def idle(cls, section: ProfileConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Attributes must distinguish users."""
         columns = [name for name in dataset.user_features.column_names if name != schema.USER_ID]
         if not columns:
-            return "no attributes of users"
+            return "users have no attributes"
         fields = profile_encoding(section, dataset, Split.TRAIN).users
         if tell_apart(dataset.user_features, fields):
             return ""
-        return f"values of {', '.join(columns)} are nearly all different, or all the same"
+        return f"values of {', '.join(columns)} are nearly all different, or all equal"
 
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -82,10 +91,12 @@ class ProfileCounts(Granularity):
         self.cells, self.smoothing = Cells(encoding.users, config.crosses), config.smoothing
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Log-odds of the items in every cell."""
         users, device = graphs["profile"].users, items.vectors_SD.device
         member_VG = self.cells(users)
         counts_GN = member_VG.new_zeros(member_VG.shape[1], graphs.num_items)
-        for start in range(0, len(graphs.users_E), 1 << 16):  # no [E, G] in memory
+        # in blocks: a whole [E, G] would not fit in memory
+        for start in range(0, len(graphs.users_E), 1 << 16):
             part = slice(start, start + (1 << 16))
             counts_GN.index_add_(1, graphs.items_E[part], member_VG[graphs.users_E[part]].T)
         share_N = graphs.degree_N / graphs.degree_N.sum().clamp(min=1)
@@ -95,9 +106,11 @@ class ProfileCounts(Granularity):
         return {"vectors_NG": vectors_NG.to(device), "codes_VS": users.codes_XS, "values_VM": users.values_XM}
 
     def own_items(self, state: State) -> Tensor:
+        """Log-odds of the items in every cell."""
         return state["vectors_NG"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Shares of every user in the cells, and where attributes are known."""
         member_BG = self.cells(known_rows(batch, state, self.cells.fields))[batch.rows_B]
         present_B = (member_BG > 0).any(1)
         is_new_B = present_B & (batch.seen_B == 0)
@@ -105,14 +118,14 @@ class ProfileCounts(Granularity):
 
 
 class Cells:
-    """Encoded rows of users → their share of every cell: [X, S] → [X, G]."""
+    """Map encoded rows of users to their share of every cell: [X, S] → [X, G]."""
 
     def __init__(self, fields: Sequence[Field], crosses: Sequence[Sequence[str]]) -> None:
         self.fields = fields
         names = [field.name for field in fields]
         if unknown := sorted({name for cross in crosses for name in cross} - {*names}):
             raise ConfigError(
-                f"model.granularities.profile.crosses: {', '.join(unknown)} not among the fields of users: "
+                f"model.granularities.profile.crosses names {', '.join(unknown)}, not among the fields of users: "
                 f"{choices(names)}"
             )
         self.crosses = [[names.index(name) for name in cross] for cross in crosses] or [[k] for k in range(len(names))]
@@ -120,11 +133,12 @@ class Cells:
         num_cells = sum(int(np.prod([sizes[place] for place in cross])) for cross in self.crosses)
         if num_cells > _MAX_CELLS:
             raise ConfigError(
-                f"model.granularities.profile.crosses makes {num_cells:,} cells, at most {_MAX_CELLS:,} can be; cross "
-                "fewer fields, or lower bins or max_categories"
+                f"model.granularities.profile.crosses makes {num_cells:,} cells, at most {_MAX_CELLS:,}; cross "
+                "fewer fields, or reduce bins or max_categories"
             )
 
     def __call__(self, rows: AttributeRows) -> Tensor:
+        """Shares of every row in the cells: [X, G]."""
         numbers = [field.name for field in self.fields if field.kind == "number"]
         shares = []
         for field, span in zip(self.fields, spans_of(self.fields), strict=True):
@@ -134,8 +148,9 @@ class Cells:
 
 
 def _knots(field: Field) -> Array:
-    """The quantiles of a number that users lie between, on the scale of the encoded values; empty with fewer than two:
-    then its bins are cells.
+    """The quantiles between which a number is shared, on the scale of the encoded values.
+
+    Empty if there are fewer than two: then its bins are cells.
     """
     knots = np.unique(field.scaled(np.array(field.edges)))
     return np.asarray(knots if len(knots) > 1 else knots[:0], dtype=np.float32)
@@ -147,7 +162,7 @@ def _num_values(field: Field) -> int:
 
 
 def _shares(field: Field, codes_XS: Tensor, values_X: Tensor | None) -> Tensor:
-    """How a row is divided among the values of a field: [X, C], zero where unknown."""
+    """Shares of a row among the values of a field: [X, C], zero where unknown."""
     known_XS = codes_XS >= FIRST_KNOWN
     knots = _knots(field) if field.kind == "number" else np.zeros(0, dtype=np.float32)
     if len(knots) and values_X is not None:

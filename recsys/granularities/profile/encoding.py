@@ -1,4 +1,4 @@
-"""How the attributes of a dataset are read: what ``profile`` reads beside the events, and keeps with the model."""
+"""How ``profile`` reads the attributes of a dataset; the encoding is saved with the model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from recsys.granularities.profile.section import ProfileConfig
 
 
 def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: Split) -> ProfileEncoding:
-    """How attributes are read: vocabularies and statistics of the users and items that have events through ``through``.
+    """Fit vocabularies and statistics on the users and items that have events through a split.
 
     Raises
     ------
     ConfigError
-        a field that the configuration names is not there, or cannot be read as it says.
+        A field that the configuration names does not exist, or cannot be read as configured.
     """
-    from recsys.preparation.items import TEXT  # which brings Ray, and serving is light
+    from recsys.preparation.items import TEXT  # imports Ray, which serving must not load
 
     users = FieldFitter(
         dataset.user_features, dataset.active_users_V(through), config, "user_fields", (schema.USER_ID,)
@@ -41,13 +41,13 @@ def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: S
 
 
 def encoding_of(sizes: ModelSizes) -> ProfileEncoding | None:
-    """How a model reads attributes; None where it reads none."""
+    """Return how a model reads attributes; None if it reads none."""
     content = sizes.inputs.get(ProfileConfig.reads)
     return None if content is None else ProfileEncoding.parse(content)
 
 
 def encoded_attributes(sizes: ModelSizes, dataset: PreparedDataset) -> Profiles | None:
-    """The attributes of all users and items, as a model reads them."""
+    """Return the attributes of all users and items, encoded for a model."""
     encoding = encoding_of(sizes)
     if encoding is None:
         return None

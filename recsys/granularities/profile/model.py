@@ -1,16 +1,18 @@
-"""Profile: who the users are and what the items are like, with learned crosses of the fields (S3).
+"""Profile: attributes of users and items, with learned crosses of the fields (S3).
 
-Every field of a row is a vector: the mean of the embeddings of its categories, for numbers the embedding of the
-quantile bin plus the value times a direction. x_0 is all of them side by side, and a deep & cross network, version 2
-(Wang et al. 2021), multiplies them with each other:
+Every field of a row is a vector: the mean of the embeddings of its categories; for numbers, the
+embedding of the quantile bin plus the value times a direction. x_0 is their concatenation, and a
+deep & cross network, version 2 (Wang et al. 2021), multiplies them with each other:
 
     x_{l+1} = x_0 ⊙ (W_l x_l + b_l) + x_l,    W_l of full rank, or U_l V_lᵀ
 
-so that one layer has every product of two fields (age × gender, price × sales), two layers of three. A last matrix
-gives z_u for users; for items it gives what is added to a_i, so that an item without events has a vector by its
-attributes. A field whose value is missing has an embedding of its own, which training practises by hiding fields.
+so that one layer has every product of two fields (age × gender, price × sales), two layers those of
+three. A last matrix gives z_u for users; for items it gives the addition to a_i, so that an item
+without events gets a vector from its attributes. A missing field has its own embedding, which
+training learns by hiding fields.
 
-Legend: B queries, U rows of a batch, V users, N items, X rows, S slots, F fields, M numbers, D width, E x_0's width.
+Legend: B queries, U rows of a batch, V users, N items, X rows, S slots, F fields, M numbers, D
+width, E width of x_0.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from recsys.granularities.profile.section import ProfileConfig
 
 
 class CrossLayer(nn.Module):
-    """x_0 ⊙ (W x + b) + x, with W = U Vᵀ where ``rank`` is set."""
+    """x_0 ⊙ (W x + b) + x, with W = U Vᵀ if ``rank`` is set."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -41,12 +43,13 @@ class CrossLayer(nn.Module):
         self.weight = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width)) if rank else full
 
     def forward(self, first_XE: Tensor, inner_XE: Tensor) -> Tensor:
+        """One layer: [X, E]."""
         crossed: Tensor = first_XE * self.weight(inner_XE) + inner_XE
         return crossed
 
 
 class FieldCross(nn.Module):
-    """Encoded rows → vectors [X, D] and where any field is known [X]; vectors are zero elsewhere."""
+    """Encoded rows → vectors [X, D] and whether any field is known [X]; vectors are zero elsewhere."""
 
     def __init__(self, fields: Sequence[Field], config: ProfileConfig, width: int) -> None:
         super().__init__()
@@ -54,20 +57,22 @@ class FieldCross(nn.Module):
         self.spans = spans_of(fields)
         self.numbers = [place for place, field in enumerate(fields) if field.kind == "number"]
         self.hide = config.dropout
-        # a code is one row further down: row 0 is padding, which a mean leaves out
+        # codes are shifted by one: row 0 is padding, which a mean leaves out
         self.tables = nn.ModuleList(
             nn.EmbeddingBag(field.num_codes + 1, size, mode="mean", padding_idx=0) for field in fields
         )
         for table in self.tables:
             assert isinstance(table, nn.EmbeddingBag)
             nn.init.normal_(table.weight, std=config.init_std)
-            nn.init.zeros_(table.weight[: FIRST_KNOWN + 1].detach())  # what nobody had in training says nothing
+            # values without training rows contribute nothing
+            nn.init.zeros_(table.weight[: FIRST_KNOWN + 1].detach())
         self.directions = nn.Parameter(torch.randn(len(self.numbers), size) * config.init_std)
         inside = len(fields) * size
         self.layers = nn.ModuleList(CrossLayer(inside, config.rank) for _ in range(config.layers))
         self.output = nn.Linear(inside, width)
 
     def forward(self, rows: AttributeRows) -> tuple[Tensor, Tensor]:
+        """Vectors of the rows, and whether any field is known."""
         rows = self._hidden(rows) if self.training and self.hide else rows
         codes_XS = rows.codes_XS.long() + 1
         embedded = [table(codes_XS[:, span]) for table, span in zip(self.tables, self.spans, strict=True)]
@@ -80,7 +85,7 @@ class FieldCross(nn.Module):
         return self.output(inner_XE) * present_X[:, None], present_X
 
     def _hidden(self, rows: AttributeRows) -> AttributeRows:
-        """A share of the fields as if they were missing."""
+        """Set a share of the fields to missing."""
         codes_XS, values_XM = rows.codes_XS.clone(), rows.values_XM
         hidden_XF = torch.rand(len(codes_XS), len(self.spans), device=codes_XS.device) < self.hide
         for place, span in enumerate(self.spans):
@@ -93,13 +98,13 @@ class FieldCross(nn.Module):
 class Profile(Granularity):
     """z_u from a user's attributes, and attributes added to the item vectors.
 
-    A user is present when any field is known, in the table or in the request, whose values win. An unknown category
-    is known of nobody: it neither makes a user present nor names one.
+    A user is present if any field is known, in the table or in the request; values of the request
+    take precedence. An unknown category counts as missing: it does not make a user present.
 
     Raises
     ------
     ConfigError
-        the dataset has no attributes.
+        The dataset has no attributes.
     """
 
     reads_events = False
@@ -107,12 +112,14 @@ class Profile(Granularity):
 
     @classmethod
     def size(cls, section: ProfileConfig, dataset: PreparedDataset, through: Split) -> dict[str, Any]:
+        """The encoding of attributes."""
         return profile_encoding(section, dataset, through).to_json()
 
     @classmethod
     def build_input(
         cls, section: ProfileConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
     ) -> Profiles | None:
+        """The encoded attributes of users and items."""
         return encoded_attributes(sizes, dataset)
 
     def __init__(self, config: ProfileConfig, sizes: ModelSizes) -> None:
@@ -123,33 +130,38 @@ class Profile(Granularity):
         self.width, self.fields = sizes.width, encoding.users
         self.users = FieldCross(encoding.users, config, sizes.width) if encoding.users else None
         self.items = FieldCross(encoding.items, config, sizes.width) if encoding.items else None
-        if self.items is not None:  # items begin as they are without attributes
+        if self.items is not None:  # at the start attributes do not change the item vectors
             nn.init.zeros_(self.items.output.weight)
             nn.init.zeros_(self.items.output.bias)
 
     @classmethod
     def for_serving(cls, config: ProfileConfig, sizes: ModelSizes) -> Profile:
-        """Without the items' network, whose result the item vectors have."""
+        """Leave out the items' network, whose result is in the item vectors."""
         made = cls(config, sizes)
         made.items = None
         return made
 
     @property
     def needs_all_items(self) -> bool:
+        """True if items have attributes."""
         return self.items is not None
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
+        """Add the attributes to the item vectors."""
         if self.items is None or "profile" not in graphs.inputs:
             return base_ND
         added_ND: Tensor = self.items(graphs["profile"].items)[0]
         return base_ND + added_ND
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        """The encoded users, so that a served model can mix them with what a request says."""
+        """Return the encoded users, so that a served model can combine them with values of a
+        request.
+        """
         users = graphs["profile"].users
         return {"codes_VS": users.codes_XS, "values_VM": users.values_XM}
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """User vectors from attributes, and where any field is known."""
         if self.users is None:
             size, device = batch.rows_B.shape[0], batch.users_U.device
             return torch.zeros(size, self.width, device=device), torch.zeros(size, dtype=torch.bool, device=device)
@@ -158,19 +170,21 @@ class Profile(Granularity):
 
 
 def spans_of(fields: Sequence[Field]) -> list[slice]:
-    """The slots of every field in an encoded row."""
+    """Slots of every field in an encoded row."""
     starts = list(accumulate((field.slots for field in fields), initial=0))
     return [slice(start, stop) for start, stop in pairwise(starts)]
 
 
 def known_rows(batch: Batch, state: State, fields: Sequence[Field]) -> AttributeRows:
-    """What is known of the batch's users: the request's word, else the table's, which ``state`` has as ``codes_VS`` and
-    ``values_VM``.
+    """Return the known attributes of the batch's users: those of the request, else those of the
+    table.
+
+    ``state`` has the table as ``codes_VS`` and ``values_VM``.
     """
     found_U = batch.users_U.clamp(min=0)
     known_U1 = (batch.users_U >= 0)[:, None]
     first = [span.start for span in spans_of(fields)]
-    nothing_S = torch.full_like(state["codes_VS"][0], PADDING)  # of somebody of whom nothing is known
+    nothing_S = torch.full_like(state["codes_VS"][0], PADDING)  # the row of an unknown user
     nothing_S[first] = MISSING
     codes_US = torch.where(known_U1, state["codes_VS"][found_U], nothing_S)
     stored = AttributeRows(codes_US, state["values_VM"][found_U] * known_U1)

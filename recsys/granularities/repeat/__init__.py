@@ -1,1 +1,1 @@
-"""What a user had before and is about to have again."""
+"""Repeat consumption: items of the history that a user will have again."""

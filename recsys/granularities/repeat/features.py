@@ -1,10 +1,10 @@
-"""What a history says, at a moment, of each of its items: numbers that a linear model reads.
+"""Features of every pair of user and past item at a given time, for a linear model.
 
-Each number is cut to the range that it had in the fit, so that a question from long after the training data is answered
-as the longest absence that was seen, and is made piecewise linear by hinges at its quartiles. What is unknown (a time)
-counts as the mean.
+Each number is clipped to its range in the fit, so that a request long after the training data
+counts as the longest absence in training. Hinges at the quartiles make it piecewise linear. Unknown
+values (a time) count as the mean.
 
-Legend: P pairs of a row and an item that it holds, X raw numbers of a pair, F features.
+Legend: P pairs of a row and an item of its history, X raw numbers of a pair, F features.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ import numpy as np
 from recsys.data.histories import Array
 from recsys.granularities.repeat.habits import ItemHabits, Pairs, log_odds, repeats_and_occasions
 
-PRIOR_GAPS: Final = 2.0  # intervals of a user and an item that count as those of the item
+PRIOR_GAPS: Final = 2.0  # prior strength: number of intervals taken from the item's average
 _QUANTILES: Final = (0.25, 0.5, 0.75)
 _RANGE: Final = (0.001, 0.999)
 PRODUCTS: Final = (("count", "seconds"), ("count", "due"), ("count", "steps"), ("count", "odds"), ("rate", "odds"))
 NAMES: Final = (
-    "count",  # baskets with the item
-    "rate",  # such baskets among those since the first
-    "steps",  # baskets since the last
-    "now",  # whether that is the basket of the question
-    "seconds",  # time since then
-    "due",  # that time by the interval to expect
-    "due_steps",  # the same in baskets
-    "odds",  # of the item, to be had again
-    "habit",  # of the user, to have anything again
-    "pace",  # time between baskets of the user
-    "size",  # items of the history
-    "others",  # events of other than target types
+    "count",  # number of baskets with the item
+    "rate",  # share of such baskets since the first
+    "steps",  # number of baskets since the last
+    "now",  # whether the last one is the basket of the request
+    "seconds",  # time since the last
+    "due",  # that time divided by the expected interval
+    "due_steps",  # the same, in baskets
+    "odds",  # log-odds that the item is repeated
+    "habit",  # log-odds that the user repeats any item
+    "pace",  # time between the user's baskets
+    "size",  # number of items in the history
+    "others",  # number of events of types that are not predicted
 )
 
 
 def raw_numbers(
     pairs: Pairs, asked_at_U: Array, habits: ItemHabits, smoothing: float, own: tuple[Pairs, Array] | None = None
 ) -> Array:
-    """The numbers of every pair [P, X]; NaN where unknown.
+    """Return the raw numbers of every pair [P, X]; NaN where unknown.
 
     Parameters
     ----------
     pairs : Pairs
-        of the visible histories.
+        Pairs of the visible histories.
     asked_at_U : Array
-        when each row asks, 0 where unknown.
+        Time of the request of each row, 0 where unknown.
     habits : ItemHabits
-        of the items.
+        Habits of the items.
     smoothing : float
-        occasions of the average item that each item begins with.
+        Prior strength in occasions: how many occasions of the average item are added to each item.
     own : tuple[Pairs, Array] | None
-        in the fit, the pairs of whole histories and the row there of every row here: what a pair itself adds to
-        the habits of its item is taken off, as it holds the answer.
+        In the fit, the pairs of whole histories, and the row there of every row here. A pair's own
+        events are subtracted from the habits of its item, because they contain the target.
     """
     rows_P, items_P = pairs.rows_P, pairs.items_P
     asked_P, last_P = asked_at_U[rows_P], pairs.last_time_P
     is_now_U = (asked_at_U != 0) & (asked_at_U == pairs.last_time_U)
-    basket_P = (pairs.num_baskets_U - is_now_U)[rows_P]  # the number of the basket of the question
+    basket_P = (pairs.num_baskets_U - is_now_U)[rows_P]  # index of the basket of the request
     steps_P = np.maximum(basket_P - pairs.last_P, 0)
     known_P = (asked_P != 0) & (last_P != 0)
     log_seconds_P = np.where(known_P, np.log(np.maximum(asked_P - last_P, 0) + 60.0), np.nan)
@@ -96,7 +96,7 @@ def _shrunk(sums_P: Array, counts_P: Array, prior_P: Array) -> Array:
 
 
 def _user_habit(pairs: Pairs, share: float) -> Array:
-    """Log-odds that a user has an item again on an occasion: [U]."""
+    """Log-odds that a user repeats an item on an occasion: [U]."""
     repeats_P, occasions_P = repeats_and_occasions(pairs)
     size = len(pairs.num_baskets_U)
     repeats_U, occasions_U = (np.bincount(pairs.rows_P, v, minlength=size) for v in (repeats_P, occasions_P))
@@ -104,7 +104,7 @@ def _user_habit(pairs: Pairs, share: float) -> Array:
 
 
 def _pace(pairs: Pairs) -> Array:
-    """The logarithm of the mean time between two baskets of every row, NaN where unknown: [U]."""
+    """Log of the mean time between two baskets of every row, NaN where unknown: [U]."""
     span_U = np.maximum(pairs.last_time_U - pairs.first_time_U, 0)
     known_U = (pairs.first_time_U != 0) & (pairs.last_time_U != 0) & (pairs.num_baskets_U > 1)
     mean_U = span_U / np.maximum(pairs.num_baskets_U - 1, 1)
@@ -113,7 +113,7 @@ def _pace(pairs: Pairs) -> Array:
 
 @dataclass(frozen=True)
 class Basis:
-    """How raw numbers become features."""
+    """The map from raw numbers to features."""
 
     low_X: Array
     high_X: Array
@@ -124,7 +124,7 @@ class Basis:
 
     @staticmethod
     def of(raw_PX: Array) -> Basis:
-        """The basis of a sample of pairs."""
+        """Fit the basis on a sample of pairs."""
         known_PX = np.where(np.isfinite(raw_PX).any(axis=0), raw_PX, 0.0)
         low_X, high_X = np.nanquantile(known_PX, _RANGE, axis=0)
         mean_X = np.nanmean(np.clip(known_PX, low_X, high_X), axis=0)
@@ -132,11 +132,11 @@ class Basis:
         none_F = np.zeros(0)
         open_PF = Basis(low_X, high_X, mean_X, knots_XQ, none_F, none_F)._open(raw_PX)
         scale_F = open_PF.std(axis=0)
-        scale_F = np.where(scale_F > 1e-6, scale_F, 1e12)  # what never varies says nothing
+        scale_F = np.where(scale_F > 1e-6, scale_F, 1e12)  # constant features get weight zero
         return Basis(low_X, high_X, mean_X, knots_XQ, open_PF.mean(axis=0), scale_F)
 
     def _open(self, raw_PX: Array) -> Array:
-        """Features before they are centred."""
+        """Features before centring."""
         cut_PX = np.where(np.isnan(raw_PX), self.mean_X, np.clip(raw_PX, self.low_X, self.high_X))
         hinges_PXQ = np.maximum(cut_PX[:, :, None] - self.knots_XQ, 0.0)
         centred_PX = cut_PX - self.mean_X
@@ -146,6 +146,6 @@ class Basis:
         )
 
     def features(self, raw_PX: Array) -> Array:
-        """[P, F + 1], the last one constant."""
+        """Features [P, F + 1], the last one constant."""
         made_PF = (self._open(raw_PX) - self.centre_F) / self.scale_F
         return np.concatenate([made_PF, np.ones((len(made_PF), 1))], axis=1)

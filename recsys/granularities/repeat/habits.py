@@ -1,7 +1,9 @@
-"""How often and how regularly things are had again: by a user, and by everybody.
+"""How often and how regularly items are repeated: by a user, and by all users.
 
-Events of one time are one basket (an invoice, a session of equal stamps); an event without a time is one of its own.
-Legend: E events of histories, U rows, P pairs of a row and an item that it holds, N items.
+Events at the same time are one basket (an invoice, a session with equal timestamps); an event
+without a time is a basket of its own.
+
+Legend: E events of histories, U rows, P pairs of a row and an item of its history, N items.
 """
 
 from __future__ import annotations
@@ -14,27 +16,27 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 
-_PRIOR_GAPS = 5.0  # intervals of an item that count as those of everybody
+_PRIOR_GAPS = 5.0  # prior strength: number of intervals taken from the average of all items
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Every item of every row once, in order of row and item."""
+    """The distinct items of every row, sorted by row, then item."""
 
     rows_P: Array  # int64
     items_P: Array  # int64
-    first_P: Array  # the first basket of the row that holds the item, counted from 0
-    last_P: Array  # the last of them
+    first_P: Array  # index of the row's first basket with the item, from 0
+    last_P: Array  # index of the last one
     last_time_P: Array  # int64 seconds, 0 where unknown
-    times_had_P: Array  # baskets in which an event of a target type is about the item
-    again_P: Array  # those of them behind the first basket with the item, whatever its type there
-    others_P: Array  # events about the item that are of no target type
-    gaps_P: Array  # intervals between the baskets of ``times_had_P`` whose times are known
-    log_gap_P: Array  # the sum of the logarithms of these, in seconds
-    log_steps_P: Array  # the sum of the logarithms of all such intervals, in baskets
-    num_baskets_U: Array  # baskets of every row
-    first_time_U: Array  # int64 seconds of the first and
-    last_time_U: Array  # the last event of every row, 0 where unknown
+    times_had_P: Array  # number of baskets with an event of a target type on the item
+    again_P: Array  # those after the first basket with the item, of any type
+    others_P: Array  # events on the item that are not of a target type
+    gaps_P: Array  # number of intervals with known times between these baskets
+    log_gap_P: Array  # sum of the logs of these intervals, in seconds
+    log_steps_P: Array  # sum of the logs of all intervals, in baskets
+    num_baskets_U: Array  # number of baskets of every row
+    first_time_U: Array  # int64 seconds of the first event of every row, 0 where unknown
+    last_time_U: Array  # int64 seconds of the last event
 
     @property
     def keys_P(self) -> Array:
@@ -43,21 +45,23 @@ class Pairs:
 
 
 def why_nothing_repeats(dataset: PreparedDataset, config: Config) -> str:
-    """Why no item of a history is worth lifting, in a few words for people; empty where one may be."""
+    """Why repeats cannot help on a dataset, in a few words for people; empty if they may."""
     if config.evaluate.exclude_seen:
         return "evaluate.exclude_seen is true"
     for shard in dataset.shards():
         if pairs_of(shard.through(Split.TRAIN), shard.targets_T).again_P.any():
             return ""
-    return "no user has an item again"
+    return "no user has an item twice"
 
 
 def pairs_of(histories: Histories, is_target_T: Array) -> Pairs:
-    """The pairs of histories; ``is_target_T`` says which event types are targets, all where it is empty."""
+    """Collect the pairs of histories; ``is_target_T`` marks the event types that are targets, empty
+    means all.
+    """
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     basket_E, num_baskets_U = baskets(histories)
     keys_P, place_E = np.unique(rows_E * 2**32 + histories.items_E, return_inverse=True)
-    size, order_E = len(keys_P), np.argsort(place_E, kind="stable")  # by pair, then in order
+    size, order_E = len(keys_P), np.argsort(place_E, kind="stable")  # sorted by pair, then in order
     place_X, basket_X, time_X = place_E[order_E], basket_E[order_E], histories.times_E[order_E]
     first_P, last_P, last_time_P = (np.zeros(size, dtype=np.int64) for _ in range(3))
     first_P[place_X[::-1]] = basket_X[::-1]
@@ -65,7 +69,7 @@ def pairs_of(histories: Histories, is_target_T: Array) -> Pairs:
     is_target_X = is_target_T[histories.types_E[order_E]] if len(is_target_T) else np.ones(len(order_E), dtype=bool)
     others_P = np.bincount(place_X[~is_target_X], minlength=size)
     place_X, basket_X, time_X = place_X[is_target_X], basket_X[is_target_X], time_X[is_target_X]
-    is_new_X = np.ones(len(place_X), dtype=bool)  # the first event of its pair in its basket
+    is_new_X = np.ones(len(place_X), dtype=bool)  # first event of a pair in a basket
     is_new_X[1:] = (place_X[1:] != place_X[:-1]) | (basket_X[1:] != basket_X[:-1])
     place_X, basket_X, time_X = place_X[is_new_X], basket_X[is_new_X], time_X[is_new_X]
     follows_X = np.zeros(len(place_X), dtype=bool)
@@ -78,7 +82,7 @@ def pairs_of(histories: Histories, is_target_T: Array) -> Pairs:
         return np.bincount(place_X[chosen_X], values_X[chosen_X], minlength=size)
 
     ends_U = np.where(histories.lengths_U > 0, histories.offsets_U1[1:] - 1, -1)
-    times_E1 = np.append(histories.times_E, 0)  # a row without events has the time behind the end
+    times_E1 = np.append(histories.times_E, 0)  # for rows without events
     return Pairs(
         rows_P=keys_P // 2**32,
         items_P=keys_P % 2**32,
@@ -98,7 +102,7 @@ def pairs_of(histories: Histories, is_target_T: Array) -> Pairs:
 
 
 def baskets(histories: Histories) -> tuple[Array, Array]:
-    """The basket of every event, counted from 0 in its row [E], and how many a row has [U]."""
+    """Basket of every event, counted from 0 in its row [E], and number of baskets per row [U]."""
     times_E, starts_U = histories.times_E, histories.offsets_U1[:-1]
     lengths_U = histories.lengths_U
     begins_E = np.ones(len(times_E), dtype=np.int64)
@@ -111,16 +115,17 @@ def baskets(histories: Histories) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class ItemHabits:
-    """How items are had again by everybody."""
+    """How all users together repeat items."""
 
-    repeats_N: Array  # occasions on which it was had again
-    occasions_N: Array  # baskets behind the first with the item
-    share: float  # of the occasions of all items
-    log_gap_N: Array  # mean logarithm of the interval in seconds
-    log_steps_N: Array  # and in baskets
+    repeats_N: Array  # occasions with a repeat
+    occasions_N: Array  # baskets after the first one with the item
+    share: float  # share of repeats among the occasions of all items
+    log_gap_N: Array  # mean log of the interval in seconds
+    log_steps_N: Array  # mean log of the interval in baskets
 
     @staticmethod
     def of(pairs: Pairs, num_items: int) -> ItemHabits:
+        """Count the repeats of all users."""
         repeats_P, occasions_P = repeats_and_occasions(pairs)
         items_P = pairs.items_P
         repeats_N, occasions_N, gaps_N, log_gap_N, log_steps_N = (
@@ -139,12 +144,14 @@ class ItemHabits:
 
 
 def repeats_and_occasions(pairs: Pairs) -> tuple[Array, Array]:
-    """How many baskets behind the first one of a pair have the item as a target, and how many there are: [P] each."""
+    """Number of baskets after the first of a pair with the item as target, and number of such
+    baskets in all: [P] each.
+    """
     return pairs.again_P, pairs.num_baskets_U[pairs.rows_P] - 1 - pairs.first_P
 
 
 def base_share(repeats: float, occasions: float) -> float:
-    """The share of occasions that are taken, never 0 nor 1.
+    """Share of occasions with a repeat, never 0 or 1.
 
     >>> base_share(0, 0)
     0.25
@@ -153,6 +160,7 @@ def base_share(repeats: float, occasions: float) -> float:
 
 
 def log_odds(share: Array) -> Array:
+    """Log-odds of a share."""
     return np.asarray(np.log(share) - np.log1p(-share))
 
 

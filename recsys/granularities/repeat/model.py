@@ -1,16 +1,19 @@
-"""What a user had before and is about to have again: by how often, how lately, how regularly, and how much the item is
-one of those that are had again.
+"""Repeat: items of the history that a user will have again, from count, recency and regularity, and
+from how often all users repeat the item.
 
-A logistic regression of "is this item in the next basket" over the items that a user had, at moments of training
-histories (see ``features`` for what it reads); a small convex problem, solved exactly by Newton's method. The score of
-an item in the history is log(1 + p / p̄), p the chance that the model gives it and p̄ the mean chance: it orders as p,
-does not grow with the history, and leaves what is hardly had again about where new items are.
+A logistic regression of "is this item in the next basket" over the items of a user's history, at
+sampled times of training histories (see ``features`` for its inputs); a small convex problem,
+solved exactly by Newton's method. The score of an item in the history is log(1 + p / p̄), where p
+is its probability and p̄ the mean probability. It orders like p, does not grow with the history,
+and puts items with a small p among the new items.
 
-It is sparse and fitted: nothing is added to items outside the history, and its weight is chosen on validation. At each
-moment it reads what was before, and of its item's habits what others did. It is absent where a history is empty.
+It is sparse and in closed form: items outside the history get nothing, and validation chooses its
+weight. At each time it reads the user's earlier events and, for the habits of an item, the events
+of other users. It is absent where a history is empty.
 
-Source: repeat consumption by count, recency and inter-purchase time (Anderson et al. 2014; Bhagat et al. 2018, "Buy it
-again"; Ren et al. 2019, RepeatNet, for the split in repeats and explorations).
+Source: repeat consumption by count, recency and inter-purchase time (Anderson et al. 2014; Bhagat
+et al. 2018, "Buy it again"; Ren et al. 2019, RepeatNet, for the split into repeats and
+explorations).
 
 Legend: B queries, E events, P pairs of a query and an item, F features, N items.
 """
@@ -34,12 +37,13 @@ from recsys.granularities.repeat.moments import draw_moments
 from recsys.granularities.repeat.section import RepeatConfig
 from recsys.granularities.sparse import SparseScores
 
-_RIDGE: Final = 1.0  # on standardised features: keeps the fit finite where a feature separates
+# on standardised features: keeps the fit finite if a feature separates the classes
+_RIDGE: Final = 1.0
 _STEPS: Final = 50
 
 
 class Repeat(Granularity):
-    """A fitted sparse member; absent where a history is empty."""
+    """A closed-form sparse member; absent where a history is empty."""
 
     fitted = True
     sparse = True
@@ -48,6 +52,7 @@ class Repeat(Granularity):
 
     @classmethod
     def idle(cls, section: RepeatConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Repeats must occur and be allowed in lists."""
         return why_nothing_repeats(dataset, config)
 
     def __init__(self, config: RepeatConfig, sizes: ModelSizes) -> None:
@@ -55,7 +60,8 @@ class Repeat(Granularity):
         self.config = config
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
-        assert graphs.histories is not None, "asked for by reads_histories"
+        """Fit the regression and keep it with the items' habits."""
+        assert graphs.histories is not None, "reads_histories is set, so build_graphs has them"
         is_target_T = graphs.histories.targets_T
         whole = pairs_of(graphs.histories, is_target_T)
         habits = ItemHabits.of(whole, graphs.num_items)
@@ -73,11 +79,14 @@ class Repeat(Granularity):
         return {name: torch.as_tensor(value).float().to(device) for name, value in tensors.items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Empty vectors, because the member is sparse."""
         return state["repeats_N"].new_zeros(len(state["repeats_N"]), 0)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
-        assert batch.whole is not None, "evaluation and serving ask with uncut histories"
-        numbers = {name: tensor.cpu().numpy() for name, tensor in state.items()}  # views: a request looks at few items
+        """Log-ratio of the probability for every item of the history."""
+        assert batch.whole is not None, "evaluation and serving pass uncut histories"
+        # views, no copies: a request reads few items
+        numbers = {name: tensor.cpu().numpy() for name, tensor in state.items()}
         habits = ItemHabits(**{name: numbers[name] for name in _HABITS}, share=float(numbers["share"]))
         basis = Basis(**{name: numbers[name] for name in _BASIS})
         pairs = pairs_of(batch.whole.histories, numbers["is_target_T"] > 0)
@@ -94,7 +103,8 @@ _BASIS: Final = ("low_X", "high_X", "mean_X", "knots_XQ", "centre_F", "scale_F")
 
 
 def logistic(features_PF: Array, is_true_P: Array) -> Array:
-    """The weights [F] of the ridge logistic regression, by Newton's method with halved steps where one overshoots.
+    """Weights [F] of the ridge logistic regression, by Newton's method; a step that overshoots is
+    halved.
 
     >>> x = np.array([[-1.0, 1], [0, 1], [1, 1], [2, 1]])
     >>> weights = logistic(x, np.array([0.0, 1, 0, 1]))

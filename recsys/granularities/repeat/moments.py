@@ -1,6 +1,6 @@
-"""Moments of training histories at which one can look what a user has next.
+"""Times in training histories at which the next basket is known.
 
-Legend: E events of the histories, B moments, P pairs of a moment and an item.
+Legend: E events of the histories, B sampled times, P pairs of a sampled time and an item.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import numpy as np
 from recsys.data.histories import Array, Histories
 from recsys.granularities.repeat.habits import Pairs, baskets
 
-_A_USER: Final = 20  # moments of one user at most, so that the heaviest do not decide alone
+_A_USER: Final = 20  # most samples per user, so that heavy users do not dominate
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Histories as they stood before some events, and what came with these."""
+    """Histories before some events, and the events that came next."""
 
-    rows_B: Array  # int64, of the histories they are cut from
-    histories: Histories  # what was before
+    rows_B: Array  # int64, rows of the full histories
+    histories: Histories  # the events before each sampled time
     asked_at_B: Array  # int64 seconds, 0 where unknown
-    next_keys: Array  # moment and item, as one number, of what came in the same basket; ascending
+    # sample and item, as one number, of the items in the next basket; ascending
+    next_keys: Array
 
     def are_next(self, pairs: Pairs) -> Array:
         """Whether the item of a pair came next: float64 [P]."""
@@ -31,8 +32,11 @@ class Moments:
 
 
 def draw_moments(histories: Histories, is_target_T: Array, max_pairs: int, seed: int = 0) -> Moments:
-    """Moments before random events of target types that are behind another event of their user, half of them at the
-    beginning of their basket, with at most about ``max_pairs`` events before them together.
+    """Sample times before random events of target types, each with an earlier event of the same
+    user.
+
+    Half of the sampled events are at the beginning of their basket. All samples together have at
+    most about ``max_pairs`` earlier events.
     """
     random = np.random.default_rng(seed)
     lengths_U = histories.lengths_U

@@ -1,4 +1,4 @@
-"""What ``repeat`` says of itself: what a user had before and is about to have again."""
+"""Settings of ``repeat``: items of the history that a user will have again."""
 
 from __future__ import annotations
 
@@ -13,22 +13,29 @@ from recsys.config.workload import Estimate, Workload
 if TYPE_CHECKING:
     from recsys.config.root import Config
 
-_FEATURES = 40  # of a pair, rounded up
+_FEATURES = 40  # features of a pair, rounded up
 
 
 class RepeatConfig(GranularityConfig):
+    """Keys of ``model.granularities.repeat``."""
+
     module: ClassVar[str] = "recsys.granularities.repeat.model:Repeat"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 6.0
     smaller: ClassVar[str] = "max_pairs"
 
-    smoothing: float = Field(20.0, gt=0, description="occasions on which an item is taken to be repeated as all are")
-    max_pairs: int = Field(300_000, ge=1000, description="of a moment and an item had before, drawn to learn from")
+    smoothing: float = Field(
+        20.0, gt=0, description="prior strength in occasions: pulls an item towards the average repeat rate"
+    )
+    max_pairs: int = Field(
+        300_000, ge=1000, description="number of sampled pairs of a time and an earlier item to learn from"
+    )
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
+        """Lists must be allowed to contain items of the history."""
         yield from lifts_seen(config, where)
 
     def estimate(self, work: Workload) -> Estimate:
-        """The pairs with their features, and the events in order instead of the table."""
+        """Memory of the pairs with their features, and of the events in order instead of the table."""
         pairs = self.max_pairs * _FEATURES * 8 * 3
         return Estimate(layers=0.0, fitting=pairs + work.data.events * 60)

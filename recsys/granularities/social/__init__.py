@@ -1,1 +1,1 @@
-"""The taste of friends: graph convolution over friendships."""
+"""The taste of friends: graph convolution or counts over friendships."""

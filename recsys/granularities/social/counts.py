@@ -1,16 +1,17 @@
-"""Social by counting: what a user's friends had, ``social.fit: counts``.
+"""Social by counting: the items of a user's friends, ``social.fit: counts``.
 
     r_ui = Σ_v w_uv 2^(−(t − t_vi) / h) d_i^(−γ) / √(Σ_v w_uv),    over the friends v who had item i before t
 
-t the moment of asking, t_vi that of v's newest event with the item, d the users of an item. What a friend had at or
-behind the question counts for nothing, where data has times. Friends whom a request names replace the stored ones and
-weigh one each. γ and h are chosen on validation; a graph that tells nothing gets no weight in the fusion.
+where t is the time of the request, t_vi that of v's newest event with the item, and d the number of
+users of an item. If the data has times, events of friends at or after the request count nothing.
+Friends named in a request replace the stored ones, with weight one each. Validation chooses γ and
+h; a graph that is not predictive gets no weight in the fusion.
 
-A sparse fitted member that carries what it reads: 12 bytes an event and friendship, of the latest ``max_events`` events
-of a user and the ``max_friends`` friends of most weight.
+A sparse closed-form member that stores what it reads: 12 bytes per event and friendship, of the
+latest ``max_events`` events of a user and the ``max_friends`` friends with the largest weights.
 
-Legend: V users, F friendships, E events of all users, B queries, G pairs of a query and a friend, P of a query and an
-event.
+Legend: V users, F friendships, E events of all users, B queries, G pairs of a query and a friend, P
+pairs of a query and an event.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from recsys.granularities.sparse import SparseScores
 
 
 class SocialCounts(Granularity):
-    """A fitted sparse member; absent where no friend has an event before the question."""
+    """A closed-form sparse member; absent where no friend has an event before the request."""
 
     fitted = True
     sparse = True
@@ -40,10 +41,12 @@ class SocialCounts(Granularity):
 
     @classmethod
     def build_input(cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Friends:
+        """The friendships of the dataset."""
         return Friends.of(dataset)
 
     @classmethod
     def idle(cls, section: SocialConfig, dataset: PreparedDataset, config: Config) -> str:
+        """Friends must have training events."""
         src_F, dst_F, _ = dataset.social_edges()
         if not len(src_F):
             return "no friendships between known users"
@@ -57,6 +60,7 @@ class SocialCounts(Granularity):
         self.half_life = None if half_life == "none" else float(half_life)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Friendships and the events of friends."""
         friends: Friends = graphs["friends"]
         src_F, dst_F, weight_F = (part.cpu().numpy() for part in (friends.src_F, friends.dst_F, friends.weight_F))
         order_F = np.lexsort((-weight_F, dst_F))
@@ -78,9 +82,11 @@ class SocialCounts(Granularity):
         return {name: torch.as_tensor(value).to(items.vectors_SD.device) for name, value in made.items()}
 
     def own_items(self, state: State) -> Tensor:
+        """Empty vectors, because the member is sparse."""
         return state["degree_N"].new_zeros(len(state["degree_N"]), 0)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
+        """Decayed events of the friends of every query."""
         rows_G, friends_G, weights_G = self._friends(batch, state)
         total_B = weights_G.new_zeros(len(batch)).index_add_(0, rows_G, weights_G).clamp(min=1e-12)
         weights_G = weights_G / total_B.sqrt()[rows_G]
@@ -98,7 +104,7 @@ class SocialCounts(Granularity):
         return SparseScores.of(rows_P[is_before_P], items_P[is_before_P], values_P[is_before_P])
 
     def _friends(self, batch: Batch, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, friend and weight of every pair; those that a request names instead of the stored ones."""
+        """Query, friend and weight of every pair; friends of a request replace the stored ones."""
         users_B = batch.users_U[batch.rows_B]
         named_UF = batch.inputs.get("friends")
         names_B = torch.zeros(len(batch), dtype=torch.bool, device=users_B.device)
@@ -119,7 +125,9 @@ class SocialCounts(Granularity):
 
 
 def latest(graphs: Graphs) -> tuple[Array, Array, Array]:
-    """User, item and time of the newest event of every user and item; times are 0 where unknown."""
+    """User, item and time of the newest event of every pair of user and item; times are 0 where
+    unknown.
+    """
     if graphs.histories is None:
         users_E, items_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy()
         return users_E, items_E, np.zeros(len(users_E), dtype=np.int64)
@@ -134,7 +142,9 @@ def latest(graphs: Graphs) -> tuple[Array, Array, Array]:
 
 
 def _first(owners_X: Array, num_owners: int, most: int) -> tuple[Array, Array]:
-    """Of rows sorted by owner: where each owner's begin [V + 1] when at most ``most`` of each are kept, and which."""
+    """For rows sorted by owner, keep at most ``most`` per owner: offsets of each owner [V + 1], and
+    the kept rows.
+    """
     counts_V = np.bincount(owners_X, minlength=num_owners)
     place_X = np.arange(len(owners_X)) - (np.cumsum(counts_V) - counts_V)[owners_X]
     starts_V1 = np.concatenate([[0], np.cumsum(np.minimum(counts_V, most))])
@@ -142,7 +152,7 @@ def _first(owners_X: Array, num_owners: int, most: int) -> tuple[Array, Array]:
 
 
 def spread_out(starts_V1: Tensor, owners_G: Tensor) -> tuple[Tensor, Tensor]:
-    """Every row of each of these owners: which of them, and where the row is.
+    """All rows of the given owners: index of the owner, and the row.
 
     >>> spread_out(torch.tensor([0, 2, 2, 3]), torch.tensor([2, 0, 1]))
     (tensor([0, 1, 1]), tensor([2, 0, 1]))

@@ -1,4 +1,4 @@
-"""The friendships of a dataset as tensors: what ``social`` reads beside the events."""
+"""The friendships of a dataset as tensors: the input of ``social`` besides the events."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class Friends:
 
     @staticmethod
     def of(dataset: PreparedDataset) -> Friends:
-        """Of a whole dataset; friendships are no events, so no split cuts them."""
+        """Read the friendships of a dataset; they are not events, so no split cuts them."""
         src, dst, weight = dataset.social_edges()
         src_F, dst_F = (torch.as_tensor(side.astype(np.int64)) for side in (src, dst))
         return Friends(src_F, dst_F, torch.as_tensor(weight.astype(np.float32)))
 
     def to(self, device: torch.device) -> Friends:
+        """Move all tensors to a device."""
         return Friends(self.src_F.to(device), self.dst_F.to(device), self.weight_F.to(device))

@@ -1,13 +1,13 @@
 """Social: what a user's friends like, by graph convolution over the user–user graph (x_s of S1).
 
-A friend v is the mean of the item vectors of v's training events; graph convolutions (torch-geometric) carry these
-along the friendships, and the last one reads neighbours only, so that z_u speaks of friends and never of u's own
-history: that is what helps users whose history is short.
+A friend v is the mean of the item vectors of v's training events. Graph convolutions
+(torch-geometric) pass these along the friendships. The last one reads neighbours only, so that z_u
+depends on friends and never on u's own history. This helps users with a short history.
 
-A request may name friends itself: for a user outside the graph, or instead of a known user's stored ones. The frozen
-state keeps what every user sends along the last convolution, so such a user is a mean (light, sage) or an attention
-(gat) over these messages, without torch-geometric; named friends weigh one each, and a friend without events says
-nothing.
+A request may name friends: for a user outside the graph, or instead of a known user's stored ones.
+The frozen state keeps the message of every user in the last convolution, so such a user is a mean
+(light, sage) or an attention (gat) over these messages, without torch-geometric. Named friends have
+weight one each; a friend without events is ignored.
 
 Legend: V users, F friend edges or named friends, D width, H heads, C = D / H, B queries.
 """
@@ -30,10 +30,11 @@ from recsys.granularities.social.section import SocialConfig
 
 
 class Social(Granularity):
-    """Graph convolutions over friends; users without a friend who has events are not present."""
+    """Graph convolutions over friends; users without a friend who has events are absent."""
 
     @classmethod
     def build_input(cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Friends:
+        """The friendships of the dataset."""
         return Friends.of(dataset)
 
     def __init__(self, config: SocialConfig, sizes: ModelSizes) -> None:
@@ -44,11 +45,12 @@ class Social(Granularity):
         self.dropout = Dropout(config.dropout)
         self.convs = nn.ModuleList(self._conv(config, width) for _ in range(config.layers))
         self.output = nn.Linear(width, width, bias=False)
-        nn.init.eye_(self.output.weight)  # friends' taste lives in the space of the items
+        # start: friends' taste is a vector in the space of the items
+        nn.init.eye_(self.output.weight)
 
     @classmethod
     def for_serving(cls, config: SocialConfig, sizes: ModelSizes) -> Social:
-        """Without convolutions: the state has their result, and serving needs no torch-geometric."""
+        """Leave out convolutions: the state has their result, and serving needs no torch-geometric."""
         return cls(config.model_copy(update={"layers": 0}), sizes)
 
     @staticmethod
@@ -64,9 +66,11 @@ class Social(Granularity):
 
     @property
     def needs_all_items(self) -> bool:
+        """True: a friend is a mean over training events."""
         return True
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """User vectors from friends, and the messages of all users."""
         taste_VD = spread(graphs.mean_of_items, items.vectors_SD)
         active_V = torch.bincount(graphs.users_E, minlength=graphs.num_users) > 0
         friends: Friends = graphs["friends"]
@@ -90,10 +94,10 @@ class Social(Granularity):
         return passed
 
     def _messages(self, conv: Any, input_VD: Tensor) -> State:
-        """What every user sends along the last convolution, and for gat what it takes to weigh it."""
+        """Message of every user in the last convolution, and for gat the terms of its attention."""
         if self.kind == "light":
             return {"messages_VD": self.output(input_VD)}
-        if self.kind == "sage":  # linear, so the mean of these is the convolution of a mean
+        if self.kind == "sage":  # linear, so the mean of messages is the convolution of the mean
             return {"messages_VD": self.output(conv.lin_l(input_VD))}
         return {
             "messages_VD": conv.lin_l(input_VD),
@@ -105,6 +109,7 @@ class Social(Granularity):
         }
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """User vectors from stored or named friends, and where any has events."""
         users_B = batch.users_U[batch.rows_B]
         found_B = users_B.clamp(min=0)
         present_B = (users_B >= 0) & state["present_V"][found_B]
@@ -120,7 +125,7 @@ class Social(Granularity):
         return torch.where(named_B[:, None], own_BD, z_BD), present_B
 
     def _from_friends(self, users_B: Tensor, friends_BF: Tensor, speaks_BF: Tensor, state: State) -> Tensor:
-        """The last convolution over the named friends who speak, zero where none does: [B, D]."""
+        """The last convolution over the named friends with events, zero if there are none: [B, D]."""
         messages_BFD = state["messages_VD"][friends_BF]
         if self.kind != "gat":
             share_BF = speaks_BF / speaks_BF.sum(1, keepdim=True).clamp(min=1)

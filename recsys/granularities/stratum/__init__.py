@@ -1,1 +1,1 @@
-"""The group of like users that a user is in."""
+"""The user cluster that a user belongs to."""

@@ -1,14 +1,16 @@
-"""Strata: clusters of the rows of A_ij = cos(u_i, v_j), users by items, without ever making A (S2).
+"""Strata: clusters of the rows of A_ij = cos(u_i, v_j), users by items, without building A (S2).
 
-Why it can be done: with unit rows U [V, T] and W [N, T], A = U Wᵀ, so two rows of A differ by
+Why this works: with unit rows U [V, T] and W [N, T], A = U Wᵀ, so two rows of A differ by
 
     |A_i − A_j|² / N = (u_i − u_j)ᵀ G (u_i − u_j),    G = WᵀW / N,
 
-and K-means over rows of A is K-means over u G^½: T numbers a user instead of N. Distances do not change when all rows
-are shifted, so nothing is centred. A centroid of rows of A is μ Wᵀ with μ the plain mean of its members' u, which is
-shorter than one and must stay so. All distances here are those of A, divided by N.
+and K-means over rows of A is K-means over u G^½: T numbers per user instead of N. Distances do not
+change if all rows are shifted, so nothing is centred. A centroid of rows of A is μ Wᵀ with μ the
+plain mean of its members' u; it is shorter than one and must not be normalised. All distances here
+are those of A, divided by N.
 
-Legend: V users (U active ones, R of a block), N items, T width of the vectors, K strata, M micro-clusters.
+Legend: V users (U active ones, R of a block), N items, T width of the vectors, K strata, M
+micro-clusters.
 """
 
 from __future__ import annotations
@@ -24,19 +26,21 @@ from scipy.sparse import csr_matrix
 from recsys.data.histories import Array
 from recsys.errors import ConfigError
 
-BLOCK: Final = 8192  # users at a time
-WHOLE: Final = 20_000  # K-means holds the vectors of this many users; beyond, mini-batches over the blocks
-PASSES: Final = 3  # of the mini-batches over the users
-MICRO: Final = 1000  # most micro-clusters that the hierarchy is built over
-_STARTS: Final = 4  # of K-means; the best one counts
+BLOCK: Final = 8192  # users per block
+WHOLE: Final = 20_000  # number of users up to which K-means runs in memory; beyond, mini-batches
+PASSES: Final = 3  # passes of the mini-batches over the users
+MICRO: Final = 1000  # largest number of micro-clusters of the hierarchy
+_STARTS: Final = 4  # random starts of K-means; the best one counts
 
 Method = Literal["kmeans", "hierarchical"]
 
 
 class UserVectors:
-    """u_i of users who have an item with a vector: the normalised mean of the unit vectors of their items.
+    """u_i of users with at least one item vector: the normalised mean of the unit vectors of their
+    items.
 
-    ``unit_NT`` holds unit rows, zero where an item has no vector. Only a block of users is in memory at a time.
+    ``unit_NT`` has unit rows, zero where an item has no vector. Only one block of users is in
+    memory at a time.
     """
 
     def __init__(self, users_E: Array, items_E: Array, unit_NT: Array, num_users: int) -> None:
@@ -51,7 +55,7 @@ class UserVectors:
 
     @property
     def gram_TT(self) -> Array:
-        """G = WᵀW / N over the items that have a vector, float64."""
+        """G = WᵀW / N over the items with a vector, float64."""
         rows = self.unit_NT[self.has_vector_N].astype(np.float64)
         return np.asarray(rows.T @ rows / max(len(rows), 1))
 
@@ -61,7 +65,7 @@ class UserVectors:
         return np.asarray(mean_RT / np.maximum(np.linalg.norm(mean_RT, axis=1, keepdims=True), 1e-12))
 
     def blocks(self, shuffle: np.random.Generator | None = None) -> Iterator[tuple[Array, Array]]:
-        """Active users and their vectors, in blocks of about the same size; in random order if asked."""
+        """Active users and their vectors, in blocks of similar size; in random order if requested."""
         order = self.active_U if shuffle is None else shuffle.permutation(self.active_U)
         for users_R in np.array_split(order, max(1, -(-len(order) // BLOCK))):
             yield users_R, self.of(users_R)
@@ -74,14 +78,15 @@ class Strata:
     centroids_KT: Array  # μ_k
     axes_KT: Array
     bias_K: Array
-    size_K: Array  # members, each user in the nearest stratum
+    size_K: Array  # number of members; each user is in the nearest stratum
     within_K: Array  # mean d² of the members
-    total: float  # mean d² of all users from their mean: what one stratum would leave
-    gap: float  # mean over users of (mean over strata of d²) − (least d²): the scale of the soft membership
+    total: float  # mean d² of all users from their mean: the value with one stratum
+    # mean over users of (mean over strata of d²) − (smallest d²): scale of the soft membership
+    gap: float
 
     @staticmethod
     def of_centroids(centroids_KT: Array, users: UserVectors) -> Strata:
-        """Measure the users by given centroids."""
+        """Assign the users to given centroids and compute the statistics."""
         gram_TT = users.gram_TT
         axes_KT = centroids_KT @ gram_TT
         bias_K = np.einsum("kt,kt->k", axes_KT, centroids_KT)
@@ -111,7 +116,7 @@ class Strata:
         return np.asarray(p_RK / p_RK.sum(axis=1, keepdims=True))
 
     def reordered(self, order_K: Array) -> Strata:
-        """Stratum k becomes the one that was ``order_K[k]``."""
+        """Renumber: stratum k becomes the one that was ``order_K[k]``."""
         names = ("centroids_KT", "axes_KT", "bias_K", "size_K", "within_K")
         return replace(self, **{name: getattr(self, name)[order_K] for name in names})
 
@@ -119,18 +124,18 @@ class Strata:
 def fit_strata(users: UserVectors, num_strata: int, method: Method, seed: int) -> Strata:
     """Cluster the users.
 
-    ``hierarchical`` is Ward's agglomeration: of the users themselves while they are few, of K-means micro-clusters
-    beyond (the two stages of BIRCH, Zhang et al. 1996).
+    ``hierarchical`` is Ward's agglomeration: of the users themselves if they are few, else of
+    K-means micro-clusters (the two stages of BIRCH, Zhang et al. 1996).
 
     Raises
     ------
     ConfigError
-        fewer users than strata.
+        There are fewer users than strata.
     """
     if len(users) < num_strata:
         raise ConfigError(
             f"model.granularities.stratum.num_strata {num_strata}: only {len(users)} users have a training event with "
-            f"a vector; set it to {max(len(users), 1)} or less, or switch stratum off"
+            f"a vector; set it to {max(len(users), 1)} or less, or disable stratum"
         )
     root_TT = _root(users.gram_TT)
     if method == "kmeans":
@@ -143,15 +148,17 @@ def fit_strata(users: UserVectors, num_strata: int, method: Method, seed: int) -
         stratum_R = stratum_M[(u_RT @ root_TT @ micro_MT.T - half_M).argmax(axis=1)]
         np.add.at(sum_KT, stratum_R, u_RT)
         size_K += np.bincount(stratum_R, minlength=num_strata)
-    everyone_T = sum_KT.sum(axis=0) / max(len(users), 1)  # stands for a stratum that nobody is in
+    everyone_T = sum_KT.sum(axis=0) / max(len(users), 1)  # centroid of an empty stratum
     centroids_KT = np.where(size_K[:, None] > 0, sum_KT / np.maximum(size_K, 1)[:, None], everyone_T)
     return Strata.of_centroids(centroids_KT, users)
 
 
 def match(before: Strata, after: Strata, users: UserVectors) -> Strata:
-    """``after`` with its strata in the order of ``before``: the numbering under which most users stay where they are.
+    """Reorder ``after`` to match the numbering of ``before``, so that most users keep their stratum
+    number.
 
-    Hungarian assignment over the users that each pair of strata shares, both read with the vectors of now.
+    Hungarian assignment over the users that each pair of strata shares, both with the current
+    vectors.
     """
     num = len(before.bias_K)
     shared_KK = np.zeros((num, num))
@@ -161,7 +168,9 @@ def match(before: Strata, after: Strata, users: UserVectors) -> Strata:
 
 
 def choices_counts(strata: Strata, users: UserVectors, temperature: float | None = None) -> Array:
-    """How often each stratum's users chose each item: [K, N] float64; members only, or with soft memberships."""
+    """How often each stratum's users chose each item: [K, N] float64; by members, or by soft
+    memberships.
+    """
     counts_KN = np.zeros((len(strata.bias_K), users.matrix.shape[1]))
     for users_R, u_RT in users.blocks():
         if temperature is None:

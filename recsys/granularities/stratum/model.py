@@ -1,16 +1,20 @@
-"""Stratum: which strata of users a history belongs to, and what those strata like (S2).
+"""Stratum: the user clusters (strata) that a history belongs to, and what users in these clusters
+like (S2).
 
-A user is u = the unit mean of the unit vectors of the history's items, by text or, where there is none, by the item
-vectors as they are. Strata are clusters of the rows of A_ij = cos(u_i, v_j) over the training users (see
-:mod:`recsys.granularities.stratum.clustering`); with d² the squared distance of such rows,
+A user is u = the unit mean of the unit vectors of the history's items, from text or, without text,
+from the current item vectors. Strata are clusters of the rows of A_ij = cos(u_i, v_j) over the
+training users (see :mod:`recsys.granularities.stratum.clustering`); with d² the squared distance of
+such rows,
 
     p(k|u) = softmax_k(−d²(u, k) / (τ g)),    z_u = Σ_k p(k|u) P_k,
 
-with a learned prototype P_k per stratum and g the mean gap between all strata and the nearest one, which makes τ a
-pure number. p is computed from the batch, so a user who came today is in a stratum as soon as there is a history, and
-every position in training sees its past only. Centroids are fitted, not trained: buffers, set by :meth:`refit`.
+with a learned prototype P_k per stratum, and g the mean gap between all strata and the nearest one,
+so that τ has no unit. p is computed from the batch, so a new user is in a stratum as soon as there
+is a history, and every position in training sees its past only. Centroids are fitted, not trained:
+they are buffers, set by :meth:`refit`.
 
-Legend: B queries, U rows, L length, S items in view, N items, T width of the vectors, K strata, D model width.
+Legend: B queries, U rows, L length, S items in view, N items, T width of the vectors, K strata, D
+model width.
 """
 
 from __future__ import annotations
@@ -27,13 +31,13 @@ from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes,
 from recsys.granularities.stratum.clustering import Strata, UserVectors, choices_counts, fit_strata, match
 from recsys.granularities.stratum.section import StratumConfig
 
-_INIT_STD = 0.05  # of prototypes before the first fit
-# What is fitted, and the shape of it.
+_INIT_STD = 0.05  # standard deviation of prototypes before the first fit
+# fitted buffers and their shapes
 _FITTED = {"centroids_KT": "KT", "axes_KT": "KT", "bias_K": "K", "size_K": "K", "within_K": "K", "total": "", "gap": ""}
 
 
 class Stratum(Granularity):
-    """Soft memberships times prototypes; a history without any vector is not present."""
+    """Soft memberships times prototypes; a history without any vector is absent."""
 
     centroids_KT: Tensor
     axes_KT: Tensor
@@ -42,7 +46,7 @@ class Stratum(Granularity):
     within_K: Tensor
     total: Tensor
     gap: Tensor
-    keeps_size = True  # their number, which validation chose
+    keeps_size = True  # the number of strata, which validation chose
 
     def __init__(self, config: StratumConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -57,24 +61,27 @@ class Stratum(Granularity):
 
     @property
     def is_fitted(self) -> bool:
+        """Whether the strata are fitted."""
         return bool(self.size_K.sum() > 0)
 
     def refit_due(self, epoch: int) -> bool:
-        """At the start, then every ``refit_every`` epochs where the vectors change, which texts do not."""
+        """At the start; then every ``refit_every`` epochs if the vectors change (texts do not)."""
         every = self.config.refit_every
         return epoch == 0 or (not self.reads_text and every > 0 and epoch % every == 0)
 
     @torch.no_grad()
     def refit(self, graphs: Graphs, items: ItemView, seed: int) -> None:
-        """Fit the strata on the users of the graphs; number them as before, so that prototypes keep their meaning.
+        """Fit the strata on the users of the graphs; keep the numbering, so that prototypes keep
+        their meaning.
 
-        The first fit points each prototype at the mean of what the members chose, as long as a layer norm would make
-        it: item vectors are short at the start, and short prototypes learn late.
+        The first fit sets each prototype to the mean of the items that the members chose, with the
+        length that a layer norm gives. Why: item vectors are short at the start, and short
+        prototypes learn slowly.
 
         Raises
         ------
         ConfigError
-            fewer users with a vector than strata.
+            There are fewer users with a vector than strata.
         """
         users = self.user_vectors(graphs, items)
         strata = fit_strata(users, self.num_strata, self.config.method, seed)
@@ -88,7 +95,9 @@ class Stratum(Granularity):
         self.set_strata(strata)
 
     def user_vectors(self, graphs: Graphs, items: ItemView) -> UserVectors:
-        """The training users of the graphs, by the vectors of now; ``items`` is the whole catalogue."""
+        """The training users of the graphs, with the current vectors; ``items`` is the whole
+        catalogue.
+        """
         users_E, items_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy()
         return UserVectors(users_E, items_E, self._unit(items).cpu().numpy(), graphs.num_users)
 
@@ -98,10 +107,12 @@ class Stratum(Granularity):
         return Strata(**arrays, total=float(self.total), gap=float(self.gap))
 
     def set_strata(self, strata: Strata) -> None:
+        """Set fitted strata."""
         for name in _FITTED:
             getattr(self, name).copy_(torch.as_tensor(getattr(strata, name)))
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Memberships times prototypes, and where a history has a vector."""
         p_BK, present_B = self.memberships(batch, items)
         return p_BK @ self.prototypes_KD, present_B
 
@@ -123,6 +134,8 @@ class Stratum(Granularity):
             return torch.softmax(logits_BK, dim=1) * present_B[:, None], present_B
 
     def _unit(self, items: ItemView) -> Tensor:
-        """Unit vectors of the items [S, T], zero where there is none; they take no gradient from here."""
+        """Unit vectors of the items [S, T], zero where there is none; they get no gradient from
+        here.
+        """
         source_SX = items.text_ST if self.reads_text else items.vectors_SD.detach()
         return normalize(source_SX.float(), dim=1)

@@ -1,4 +1,4 @@
-"""What ``stratum`` says of itself: the group of like users."""
+"""Settings of ``stratum``: user clusters."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ from pydantic import BeforeValidator, Field
 from recsys.config.granularity import GranularityConfig
 from recsys.config.workload import FLOAT, Estimate, Workload
 
-STRATUM: Final = "stratum"  # the signal: how many strata validation chose
+STRATUM: Final = "stratum"  # the signal: the number of strata, chosen on validation
 
 
 def _as_list(value: Any) -> Any:
-    """One number where several may stand."""
+    """Turn one number into a list."""
     return [value] if isinstance(value, int) else value
 
 
 class StratumConfig(GranularityConfig):
+    """Keys of ``model.granularities.stratum``."""
+
     module: ClassVar[str] = "recsys.granularities.stratum.model:Stratum"
     reads: ClassVar[str] = STRATUM
 
     method: Literal["kmeans", "hierarchical"] = Field("kmeans", description="algorithm that finds user clusters")
     num_strata: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_as_list)] = Field(
-        [4, 8, 16, 32], min_length=1, description="one number, or several of which validation chooses before training"
+        [4, 8, 16, 32], min_length=1, description="one number, or several: validation chooses before training"
     )
-    input: Literal["text", "item"] = Field("text", description="what users are compared by: text or item vectors")
-    temperature: float = Field(0.2, gt=0, description="how soft the membership is; 1: as the strata lie apart")
+    input: Literal["text", "item"] = Field("text", description="compare users by text or by item vectors")
+    temperature: float = Field(
+        0.2, gt=0, description="softness of the membership, relative to the mean gap between strata"
+    )
     refit_every: int = Field(
-        1, ge=0, description="epochs between fits, 0: at the start only (item vectors; texts do not move in training)"
+        1,
+        ge=0,
+        description="epochs between fits; 0: at the start only (for input item; text vectors do not change)",
     )
 
     def estimate(self, work: Workload) -> Estimate:
+        """Memory of users, strata and items."""
         return Estimate(holds_events=True, step=work.queries * work.width * FLOAT * 8)

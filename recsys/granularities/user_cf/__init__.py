@@ -1,1 +1,1 @@
-"""What the users of the nearest taste chose."""
+"""What the users with the most similar taste chose."""

@@ -1,20 +1,25 @@
-"""User-based collaborative filtering: what the training users of the nearest taste chose (S3).
+"""User-based collaborative filtering: what the training users with the most similar taste chose
+(S3).
 
-With X the training events and d_i the users of an item, the tastes are the rows of the leading singular space of
+With X the training events and d_i the number of users of an item, tastes are rows of the leading
+singular space of
 
     X D^-β ≈ T Qᵀ (R columns),    t_u = Σ_{j ∈ H_u} d_j^-β q_j,
 
-which finds neighbours that share no item. The user is the weighted mean of the neighbours' tastes,
+which finds neighbours without common items. The user is the weighted mean of the neighbours'
+tastes,
 
     z_u = Σ_{v ∈ N_k(u)} w_uv t_v,    w_uv ∝ max(cos(t_u, t_v), 0)^p,    r_ui = z_u · q_i d_i^(β−γ),
 
-where γ > 0 damps what everybody's neighbours chose. N_k(u) never holds u itself, by dense user id: neither a user's
-own events nor, at a position of an ordered history, those behind it come back through a neighbour.
+where γ > 0 damps items that all users' neighbours chose. N_k(u) never contains u itself, by dense
+user id: neither a user's own events nor, at a position of an ordered history, later events come
+back through a neighbour.
 
-It is fitted, not trained, as ``item_cf`` is. Served from the state alone: V (R + 1) numbers, 20 MB for 20,000 users at
-rank 256; beyond ``max_users`` an even sample of the users is kept, drawn from a fixed seed.
+It has a closed form, like ``item_cf``. Serving needs the state alone: V (R + 1) numbers, 20 MB for
+20,000 users at rank 256; beyond ``max_users`` an even sample of the users is kept, drawn with a
+fixed seed.
 
-Legend: V neighbours, N items, E training events, R rank, B queries, L length, K nearest.
+Legend: V neighbours, N items, E training events, R rank, B queries, L length, K nearest neighbours.
 """
 
 from __future__ import annotations
@@ -32,12 +37,14 @@ from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes,
 from recsys.granularities.item_cf.model import spectrum
 from recsys.granularities.user_cf.section import UserCFConfig
 
-_LEAST_COSINE: Final = 1e-5  # below it, only rounding makes two tastes alike
+_LEAST_COSINE: Final = 1e-5  # smaller cosines are rounding errors
 _QUERIES_AT_A_TIME: Final = 1024
 
 
 class UserCF(Granularity):
-    """A fitted member with item vectors of its own; absent where a history is empty or nobody is near."""
+    """A closed-form member with its own item vectors; absent if a history is empty or has no
+    neighbour.
+    """
 
     fitted = True
 
@@ -46,6 +53,7 @@ class UserCF(Granularity):
         self.config = config
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
+        """Tastes of the training users, and the item factors."""
         return {name: value.to(items.vectors_SD.device) for name, value in self._fit(graphs).items()}
 
     def _fit(self, graphs: Graphs) -> State:
@@ -67,9 +75,11 @@ class UserCF(Granularity):
         }
 
     def own_items(self, state: State) -> Tensor:
+        """Damped item factors."""
         return state["items_NR"]
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
+        """Mean taste of the nearest users, and where there are any."""
         unit_VR = normalize(state["tastes_VR"], dim=1)
         starts = range(0, len(batch), _QUERIES_AT_A_TIME)
         parts = [slice(start, start + _QUERIES_AT_A_TIME) for start in starts]
@@ -78,7 +88,7 @@ class UserCF(Granularity):
         return z_BR, (z_BR != 0).any(1)
 
     def _neighbours_taste(self, batch: Batch, part: slice, unit_VR: Tensor, state: State) -> Tensor:
-        """Z of some queries, so that the cosines [B, V] of no more are in memory."""
+        """Z of some queries, in pieces, to limit the memory of the cosines [B, V]."""
         rows_B = batch.rows_B[part]
         history_BL = batch.history_UL[rows_B]
         real_BL = torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[part, None]

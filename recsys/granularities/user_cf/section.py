@@ -1,4 +1,4 @@
-"""What ``user_cf`` says of itself: what users of the nearest taste chose."""
+"""Settings of ``user_cf``: what the users with the most similar taste chose."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from recsys.config.workload import Estimate, Workload
 
 
 class UserCFConfig(GranularityConfig):
+    """Keys of ``model.granularities.user_cf``."""
+
     module: ClassVar[str] = "recsys.granularities.user_cf.model:UserCF"
     always_fitted: ClassVar[bool] = True
     effort: ClassVar[float] = 4.0
     smaller: ClassVar[str] = "rank or max_users"
 
-    neighbours: int = Field(100, ge=1, description="nearest training users that a user is made of")
-    power: float = Field(2.0, ge=0, description="a neighbour weighs cosine^power; 0: all alike")
-    rank: int = Field(256, ge=1, description="of the space that tastes are compared in; exact when not below the users")
-    popularity_power: float = Field(0.25, ge=0, le=1, description="β: an item counts users^-β in a taste")
-    popularity_damping: float = Field(0.15, ge=0, description="γ: an item's score is divided by users^γ")
-    max_users: int = Field(20_000, ge=1, description="training users kept as neighbours, an even sample beyond")
+    neighbours: int = Field(100, ge=1, description="number of nearest training users that represent a user")
+    power: float = Field(2.0, ge=0, description="a neighbour has weight cosine^power; 0: equal weights")
+    rank: int = Field(256, ge=1, description="rank of the taste space; exact if at least the number of users")
+    popularity_power: float = Field(0.25, ge=0, le=1, description="β: an item has weight (its users)^-β in a taste")
+    popularity_damping: float = Field(0.15, ge=0, description="γ: an item's score is divided by (its users)^γ")
+    max_users: int = Field(
+        20_000, ge=1, description="number of training users kept as neighbours; beyond it an even sample"
+    )
 
     def estimate(self, work: Workload) -> Estimate:
-        """The singular vectors, with the copies that QR makes."""
+        """Memory of the singular vectors with QR's copies."""
         data = work.data
         rank = min(self.rank + 32, data.items, data.users + data.text_width)
         fitting = (data.items + data.users + data.text_width) * rank * 8 * 4
