@@ -76,7 +76,8 @@ def token_sha256(token: str) -> str:
 
 
 def check_token(given: Sequence[bytes], kept_sha256: str) -> None:
-    """Compare the Authorization headers of a call with the hash of the expected token, in constant time.
+    """Compare the Authorization headers of a call with the hash of the expected token, in constant
+    time.
 
     The name of the scheme is case-insensitive (RFC 9110). The bytes of the token are compared
     unchanged, so a token with characters outside ASCII works when it is sent as UTF-8.

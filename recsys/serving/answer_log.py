@@ -1,4 +1,5 @@
-"""The answer log of a server: one JSON line per answer, with the user, the items, the version and the propensities.
+"""The answer log of a server: one JSON line per answer, with the user, the items, the version and
+the propensities.
 
 Why the request is logged too: off-policy evaluation later sends the same requests to another
 version, to estimate how that version would have performed. Every replica appends to its own files,
@@ -61,7 +62,9 @@ class AnswerLog:
 
 @contextmanager
 def _appending(path: Path) -> Iterator[int]:
-    """The locked file to append to. A file that was replaced while this waited for its lock is opened again."""
+    """The locked file to append to. A file that was replaced while this waited for its lock is
+    opened again.
+    """
     while True:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
@@ -96,7 +99,8 @@ def holds_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool]
 
 
 def remove_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool]]) -> int:
-    """Remove rows from a log file, even while a server appends to it; returns how many were removed.
+    """Remove rows from a log file, even while a server appends to it; returns how many were
+    removed.
 
     The remaining rows are written to a temporary file, which then replaces the log file. Servers
     wait only while the rows that arrived in between are copied, and no row is lost.
@@ -139,7 +143,9 @@ class _Replaced(Exception):
 def _copy(
     file: BinaryIO, kept: BinaryIO, is_theirs: Callable[[Sequence[bytes]], Sequence[bool]], to_the_end: bool = False
 ) -> int:
-    """Copy the rows that stay, from the current position of the file; returns how many were left out."""
+    """Copy the rows that stay, from the current position of the file; returns how many were left
+    out.
+    """
     removed = 0
     for rows in _pieces(file, to_the_end):
         gone = is_theirs(rows)

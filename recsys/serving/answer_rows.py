@@ -50,7 +50,9 @@ class Defaults:
 
 
 class Answering:
-    """A recommender with default request fields: a batch of user ids or requests → rows of recommendations."""
+    """A recommender with default request fields: a batch of user ids or requests → rows of
+    recommendations.
+    """
 
     def __init__(self, recommender: Recommender, asked: Defaults) -> None:
         self.recommender, self.asked = recommender, asked
@@ -68,7 +70,9 @@ class Answering:
         return self.rows([{"user_id": user} for user in batch.column("user_id").to_pylist()])
 
     def rows(self, requests: Sequence[Mapping[str, Any]]) -> pa.Table:
-        """Rows for requests; a request without ``user_id`` gets its position as id: "0", "1", …"""
+        """Rows for requests; a request without ``user_id`` gets its position ("0", "1", …) as its
+        id.
+        """
         asked, at = self.asked, datetime.fromtimestamp(self.at, UTC)
         defaults = {"k": asked.k, "exclude_seen": asked.exclude_seen, "at": at, **asked.rules}
         answers = self.recommender.recommend(parse_requests([{**defaults, **request} for request in requests]))

@@ -1,4 +1,5 @@
-"""The recommender as an application in Ray Serve's own configuration, for deployments such as KubeRay's RayService.
+"""The recommender as an application in Ray Serve's own configuration, for deployments such as
+KubeRay's RayService.
 
 There no command keeps running. The front and the replicas are those of ``recsys serve``. Two tasks
 belong to Serve here: its proxy holds the socket and passes calls to the front, which is a

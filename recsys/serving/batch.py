@@ -235,7 +235,8 @@ def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:
 
 
 def _restarts() -> dict[str, Any]:
-    """How often Ray restarts an actor: on a cluster as often as Ray Data does by default, on a single machine never.
+    """How often Ray restarts an actor: on a cluster as often as Ray Data does by default, on a
+    single machine never.
 
     Why: on a single machine an actor dies because memory runs out, and would die again. Ray also
     prints an error line for every actor that may restart, because Ray Data passes functions to

@@ -1,4 +1,5 @@
-"""Bundles with their self-test: stored requests are answered when a bundle is written and on every load.
+"""Bundles with their self-test: stored requests are answered when a bundle is written and on every
+load.
 
 The files without the self-test are in :mod:`recsys.bundle`.
 """
@@ -29,7 +30,8 @@ def write_bundle(
     card: str = "",
     measured: Measured | None = None,
 ) -> None:
-    """Write a bundle to a temporary folder and rename it into place; an existing bundle is replaced.
+    """Write a bundle to a temporary folder and rename it into place; an existing bundle is
+    replaced.
 
     The arguments are those of :func:`recsys.bundle.writing.write_files`.
 

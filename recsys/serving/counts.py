@@ -50,7 +50,9 @@ class Counts:
 
 
 def exposition(snapshots: Iterable[dict[str, Any]], model: dict[str, str], replicas: int) -> str:
-    """The sum of snapshots, the model version and the number of replicas, in Prometheus' text format."""
+    """The sum of snapshots, the model version and the number of replicas, in Prometheus' text
+    format.
+    """
     counters: Counter[Any] = Counter()
     seconds: Counter[str] = Counter()
     buckets: dict[str, list[int]] = {}

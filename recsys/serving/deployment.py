@@ -1,4 +1,5 @@
-"""The recommender on Ray Serve: a front process takes calls, replicas answer them, a model holder offers the models.
+"""The recommender on Ray Serve: a front process takes calls, replicas answer them, a model holder
+offers the models.
 
 Why a model holder (the actor :class:`~recsys.serving.desk.Desk`) and not Serve's own update of a
 deployment: a replica loads the next model while the current one answers and switches between two
@@ -85,7 +86,9 @@ class Replica:
         return await self._service.handle(incoming, self._batched, self._one, self._restock)
 
     async def _restock(self, change: StockChange) -> tuple[Stock, bool]:
-        """Change the stock at the model holder, which every replica polls, and wait for all replicas, within bounds."""
+        """Change the stock at the model holder, which every replica polls, and wait for all
+        replicas, within bounds.
+        """
         try:
             changed: Stock = await self._desk.restock.remote(change)
         except ray.exceptions.RayActorError:
@@ -115,12 +118,16 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, jobs)
 
     async def _one(self, job: Job) -> Outcome:
-        """Answer a slice of a large call between two batches, so that small calls are not in the same batch."""
+        """Answer a slice of a large call between two batches, so that small calls are not in the
+        same batch.
+        """
         [outcome] = await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, [job])
         return outcome
 
     async def metrics(self, front: str, counts: dict[str, Any]) -> Reply:
-        """The counts of all fronts and replicas; those of the calling front and of this replica are up to date."""
+        """The counts of all fronts and replicas; those of the calling front and of this replica are
+        up to date.
+        """
         await self._say()
         snapshots, living = await self._desk.totals.remote(front, counts)
         return self._service.metrics(snapshots, living)
@@ -142,7 +149,9 @@ class Replica:
                     self._try_change(side, serial)
 
     def _find_desk(self) -> None:
-        """Find the model holder that Serve started after the last one was lost, and send it the current stock."""
+        """Find the model holder that Serve started after the last one was lost, and send it the
+        current stock.
+        """
         if self._is_own_desk:
             with suppress(ValueError, RayServeException, ray.exceptions.RayError):  # not started yet
                 self._desk = serve.get_deployment_actor(DESK)
@@ -170,7 +179,9 @@ class Replica:
 
 
 class Reader:
-    """Reads large bodies and cuts them into slices, so that a large body blocks neither the front nor a replica."""
+    """Reads large bodies and cuts them into slices, so that a large body blocks neither the front
+    nor a replica.
+    """
 
     def __init__(self) -> None:
         os.nice(_NICE)
@@ -270,7 +281,9 @@ class Gate:
         return True
 
     async def close(self) -> int:
-        """Refuse new calls, answer admitted ones and close the socket; returns the number of unanswered calls."""
+        """Refuse new calls, answer admitted ones and close the socket; returns the number of
+        unanswered calls.
+        """
         if self._listener is None:
             return 0
         patience = self._front.patience
@@ -337,7 +350,9 @@ class Server:
         ray.get(self._gate.open.remote(self._handle))
 
     def offer(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> int:
-        """Offer another model to the replicas and return its serial number; they load it within seconds."""
+        """Offer another model to the replicas and return its serial number; they load it within
+        seconds.
+        """
         return int(ray.get(self._desk.offer.remote(about, [ray.put(bundle)], side)))
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:

@@ -1,4 +1,6 @@
-"""The model holder of a server: a Ray actor with the offered models, the state of the replicas and the stock."""
+"""The model holder of a server: a Ray actor with the offered models, the state of the replicas and
+the stock.
+"""
 
 from __future__ import annotations
 
@@ -56,13 +58,17 @@ class Desk:
         return self._serial
 
     def take(self) -> dict[Side, tuple[int, dict[str, Any], list[Any]]]:
-        """The offered models: side → serial number, description, list with the reference to the bundle."""
+        """The offered models: side → serial number, description, list with the reference to the
+        bundle.
+        """
         return self._offers
 
     def look(
         self, name: str, serials: dict[Side, int], failed: dict[int, str], counts: dict[str, Any], stock_revision: int
     ) -> tuple[dict[Side, int], int]:
-        """Store the report of a replica; returns the serials of the offered models and the revision of the stock."""
+        """Store the report of a replica; returns the serials of the offered models and the revision
+        of the stock.
+        """
         self._replicas[name] = _Replica(time.monotonic(), dict(serials), failed, counts, stock_revision)
         return {side: serial for side, (serial, _, _) in self._offers.items()}, self._stock.revision
 
@@ -76,7 +82,9 @@ class Desk:
         return self._stock
 
     def recall(self, stock: Stock) -> None:
-        """Take over the stock from a replica where it is newer, which it is after a restart of the model holder."""
+        """Take over the stock from a replica where it is newer, which it is after a restart of the
+        model holder.
+        """
         if stock.revision > self._stock.revision:
             self._stock = stock
 
@@ -93,7 +101,8 @@ class Desk:
         return all(replica.stock_revision >= stock_revision for replica in self._living())
 
     def totals(self, front: str, counts: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
-        """The counts of all replicas and fronts since the start, and the number of running replicas.
+        """The counts of all replicas and fronts since the start, and the number of running
+        replicas.
 
         ``counts`` are the current ones of the front ``front``.
         """
@@ -101,7 +110,9 @@ class Desk:
         return [*self._fronts.values(), *(replica.counts for replica in self._replicas.values())], len(self._living())
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
-        """How many replicas run, how many answer with the model ``serial``, and the errors of those that failed."""
+        """How many replicas run, how many answer with the model ``serial``, and the errors of those
+        that failed.
+        """
         living = self._living()
         errors = {replica.failed[serial] for replica in living if serial in replica.failed}
         return len(living), sum(serial in replica.serials.values() for replica in living), sorted(errors)
@@ -112,7 +123,9 @@ class Desk:
 
 
 class Offering:
-    """The interface of :class:`~recsys.serving.deployment.Server` for a model holder that follows models itself."""
+    """The interface of :class:`~recsys.serving.deployment.Server` for a model holder that follows
+    models itself.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk

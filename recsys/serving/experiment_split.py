@@ -38,7 +38,9 @@ class Split:
 
 
 def digest(*texts: str) -> bytes:
-    """SHA-256 of texts, each with its length, so that different lists give different input to the hash."""
+    """SHA-256 of texts, each with its length, so that different lists give different input to the
+    hash.
+    """
     parts = [text.encode("utf-8", "surrogatepass") for text in texts]
     return hashlib.sha256(b"".join(b"%d:%s" % (len(part), part) for part in parts)).digest()
 

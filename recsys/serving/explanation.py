@@ -100,7 +100,9 @@ class Explainer:
         return found
 
     def _items(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
-        """The newest items of the history, and how much each score drops without each of them: [V, R]."""
+        """The newest items of the history, and how much each score drops without each of them: [V,
+        R].
+        """
         [seen] = asked.visible
         items = list(dict.fromkeys(seen.items_E[::-1].tolist()))[:MAX_ASKED]
         variants = [seen, *(seen.without(item) for item in items)]

@@ -1,4 +1,5 @@
-"""Exploration: a share of users on each day gets the best items in random order, with exact propensities.
+"""Exploration: a share of users on each day gets the best items in random order, with exact
+propensities.
 
 Why: a model's lists are deterministic, and items that were never shown tell nothing about another
 model. With the share ε and a pool of the n best items, the item of rank r is at position p with the

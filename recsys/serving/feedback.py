@@ -1,4 +1,5 @@
-"""Feedback on shown items (clicks, purchases, skips) as evidence for the fusion: the score of every granularity.
+"""Feedback on shown items (clicks, purchases, skips) as evidence for the fusion: the score of every
+granularity.
 
 A row has the user, the shown item and the reaction in the canonical columns ``user_id``,
 ``item_id`` and ``event_type``. A ``history`` column (list of item ids) adds what the user did after
@@ -230,7 +231,9 @@ def _queries(recommender: Recommender, feedback: Feedback) -> tuple[Queries, Arr
 
 
 def _encode(recommender: Recommender, asked: Queries, start: int) -> tuple[Parts, torch.Tensor]:
-    """The unweighted contributions and the gate logits for one chunk of queries that begins at ``start``."""
+    """The unweighted contributions and the gate logits for one chunk of queries that begins at
+    ``start``.
+    """
     model = recommender.model
     chunk = asked.take(np.arange(start, min(start + _CHUNK, len(asked))))
     parts = model.unweighted(chunk)

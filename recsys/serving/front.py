@@ -1,4 +1,5 @@
-"""The front of the server, an ASGI application that limits incoming calls before a model answers them.
+"""The front of the server, an ASGI application that limits incoming calls before a model answers
+them.
 
 Why not the proxy of Ray Serve: it passes a call to a replica as soon as the head has arrived, so
 bodies that never arrive take up the replica's capacity; it answers 404 for every path while the
@@ -256,9 +257,11 @@ class Front:
                     task.cancel()
 
     async def _send(self, reply: Reply, head: _Head, send: Send, receive: Receive, unread: bool) -> None:
-        """Send the reply. Where the body was refused, read and drop the rest of it for a short time.
+        """Send the reply. Where the body was refused, read and drop the rest of it for a short
+        time.
 
-        Why: closing a connection with unread bytes resets it, and the caller would not get the reply.
+        Why: closing a connection with unread bytes resets it, and the caller would not get the
+        reply.
         """
         named = [("Content-Type", reply.content_type), ("Content-Length", str(len(reply.body))), *reply.headers]
         if unread or self.stopping:

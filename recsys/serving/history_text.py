@@ -28,7 +28,9 @@ Past = tuple[Array, Array]  # items and event types of a history, oldest first
 
 
 class PastReader:
-    """Encodes histories as text vectors with the language model that the bundle names in ``described``."""
+    """Encodes histories as text vectors with the language model that the bundle names in
+    ``described``.
+    """
 
     def __init__(self, described: dict[str, Any], titles: Sequence[str], event_types: Sequence[str]) -> None:
         self._described, self._titles = described, titles

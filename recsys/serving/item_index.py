@@ -1,4 +1,5 @@
-"""The item index of a bundle: built and measured once, so that every way of serving uses the same index.
+"""The item index of a bundle: built and measured once, so that every way of serving uses the same
+index.
 
 Why in the bundle and not built on load: training and filling it takes about 15 s for 10⁶ items of
 width 64, for every replica and every change of the model; and two indices of the same items need
@@ -59,7 +60,7 @@ def index_bundle(folder: str | Path, exact_items: int) -> str:
             f"no index was kept: its recall@{LIST} is {reached:.4f}, below {RECALL}, so every request scores all items"
         )
     return (
-        f"index of {bundle.num_items:,} items: recall@{LIST} {reached:.4f} with {index.reorder} candidates per listed item"
+        f"index of {bundle.num_items:,} items: recall@{LIST} {reached:.4f}, {index.reorder} candidates per listed item"
     )
 
 
@@ -75,7 +76,9 @@ def measure_again(folder: Path) -> None:
 
 
 def _measure(folder: Path, bundle: Bundle, index: ItemIndex | None) -> float:
-    """Write the recall of the index into the bundle, or remove an index with too low a recall; returns the recall."""
+    """Write the recall of the index into the bundle, or remove an index with too low a recall;
+    returns the recall.
+    """
     reached = calibrate(index, _users(bundle), bundle.model.item_vectors_ND) if index is not None else 0.0
     if index is None or reached < RECALL:
         (folder / INDEX).unlink()

@@ -34,14 +34,19 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the time limit for the first head."""
         super().connection_made(transport)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the time limit."""
         self._head_is_there()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Check the size of a head that is arriving; restart the time limit for the next call of a
+        connection.
+        """
         is_idle = self.cycle is None or self.cycle.response_complete
         if is_idle and self._head_timer is None:
             self._await_head()
@@ -53,6 +58,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def on_headers_complete(self) -> None:
+        """Stop the time limit: the head has arrived."""
         self._head_is_there()
         super().on_headers_complete()
 
@@ -74,7 +80,9 @@ class Listener:
         self._config = Config(
             app, http=BoundedProtocol, ws="none", lifespan="off", log_config=None, log_level=None, access_log=False
         )
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # errors of a caller go to the caller, not the log
+        logging.getLogger("uvicorn.error").setLevel(
+            logging.CRITICAL
+        )  # errors of a caller go to the caller, not the log
         self._config.load()
         self._state = ServerState()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -94,7 +102,9 @@ class Listener:
         return int(self._socket.getsockname()[1])
 
     async def close(self) -> None:
-        """Accept waiting connections, close the socket, and close connections when their calls are answered."""
+        """Accept waiting connections, close the socket, and close connections when their calls are
+        answered.
+        """
         if self._socket.fileno() < 0:
             return
         self._loop.remove_reader(self._socket.fileno())
@@ -149,7 +159,9 @@ class Listener:
 
 
 def _expects(connection: Any) -> bool:
-    """Whether a connection is new or its call has no complete reply yet; others are idle (keep-alive)."""
+    """Whether a connection is new or its call has no complete reply yet; others are idle
+    (keep-alive).
+    """
     return connection.cycle is None or not connection.cycle.response_complete
 
 

@@ -1,4 +1,5 @@
-"""The page of a ranking that a request asks for: ``k`` items from ``offset`` on, diversified where requested.
+"""The page of a ranking that a request asks for: ``k`` items from ``offset`` on, diversified where
+requested.
 
 Legend: R ranked items.
 """

@@ -40,7 +40,9 @@ def seconds(time: datetime | None) -> int:
 
 
 class HistoryEvent(BaseModel):
-    """One event of a request's history. The time has any format that sources may use (UTC unless it has a zone)."""
+    """One event of a request's history. The time has any format that sources may use (UTC unless it
+    has a zone).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,7 +63,8 @@ class HistoryEvent(BaseModel):
 
 
 class Request(Explained):
-    """A request for recommendations: for a known user, for a history, or for a known user with newer events.
+    """A request for recommendations: for a known user, for a history, or for a known user with
+    newer events.
 
     The rules of the list are in :class:`~recsys.retrieval.rules.Rules`; with ``explain`` the answer
     gives a reason for every item. The other fields are all optional, but a request needs at least
@@ -111,7 +114,9 @@ class Request(Explained):
 
     @property
     def num_read(self) -> int:
-        """Number of events and friends that are read for the answer; explanations count as more events."""
+        """Number of events and friends that are read for the answer; explanations count as more
+        events.
+        """
         return len(self.history or ()) + len(self.friends or ()) + self.explain * _EXPLAINED
 
     @field_validator("history", mode="before")
@@ -196,7 +201,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class SimilarAnswer:
-    """Items similar to an item, most similar first; ``by`` is the method and ``why`` the reason for that method."""
+    """Items similar to an item, most similar first; ``by`` is the method and ``why`` the reason for
+    that method.
+    """
 
     item_id: str
     by: Literal["vectors", "use", "text"]
@@ -225,7 +232,8 @@ def _said(answer: Any) -> dict[str, Any]:
 
 
 def parse_requests(rows: Iterable[Any], first: int = 0) -> list[Request]:
-    """Check plain dictionaries and turn them into requests; ``first`` is the number of the first row.
+    """Check plain dictionaries and turn them into requests; ``first`` is the number of the first
+    row.
 
     Raises
     ------
@@ -241,7 +249,9 @@ def parse_similar(rows: Iterable[Any], first: int = 0) -> list[SimilarRequest]:
 
 
 def parse_any(rows: Iterable[Any], first: int = 0) -> list[AnyRequest]:
-    """As :func:`parse_requests`, for both kinds; a row with the field ``item_id`` asks for similar items."""
+    """As :func:`parse_requests`, for both kinds; a row with the field ``item_id`` asks for similar
+    items.
+    """
     found: list[AnyRequest] = []
     for index, row in enumerate(rows, start=first):
         is_similar = isinstance(row, SimilarRequest) or (isinstance(row, Mapping) and SIMILAR_TO in row)
@@ -286,7 +296,8 @@ def _parsed(kind: type[R], row: Any, where: str, expected: str) -> R:
 
 
 def rows_of_columns(given: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
-    """Requests from an object that holds columns (per field a list of cells), or that is one request itself.
+    """Requests from an object that holds columns (per field a list of cells), or that is one
+    request itself.
 
     The object is one request where any field is not a list, or where ``history``, ``friends`` or
     another list field holds ids or objects: as a column its cells would be lists.

@@ -1,4 +1,5 @@
-"""The self-test of a bundle: stored requests with the answers of the time of writing, checked again on every load.
+"""The self-test of a bundle: stored requests with the answers of the time of writing, checked again
+on every load.
 
 Why: checksums show that the files are those that were written, not that this installation computes
 the same from them. Another release of a library, or a damaged copy of the code next to the bundle,
@@ -39,7 +40,9 @@ _HISTORY: Final = 5  # items in the history of a new user
 
 
 def add_self_test(folder: Path) -> None:
-    """Answer the test requests from a finished bundle, store requests and answers in it, and renew its checksums."""
+    """Answer the test requests from a finished bundle, store requests and answers in it, and renew
+    its checksums.
+    """
     bundle = read_files(folder)
     rows = questions(bundle)
     content = {
