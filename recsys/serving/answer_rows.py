@@ -60,7 +60,9 @@ class Answering:
         self.at = self.recommender.newest if asked.at is None else asked.at
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Rows for a table with ``user_id`` and, where requests are given, the ``request`` as JSON."""
+        """Rows for a table with ``user_id`` and, where requests are given, the
+        ``request`` as JSON.
+        """
         if "request" in batch.column_names:
             return self.rows([json.loads(text) for text in batch.column("request").to_pylist()])
         asked = self.asked

@@ -1,5 +1,4 @@
-"""Bundles with their self-test: stored requests are answered when a bundle is written and on every
-load.
+"""Bundles with their self-test, which runs on every load.
 
 The files without the self-test are in :mod:`recsys.bundle`.
 """
@@ -30,8 +29,7 @@ def write_bundle(
     card: str = "",
     measured: Measured | None = None,
 ) -> None:
-    """Write a bundle to a temporary folder and rename it into place; an existing bundle is
-    replaced.
+    """Write a bundle to a temporary folder and rename it into place, over an existing bundle.
 
     The arguments are those of :func:`recsys.bundle.writing.write_files`.
 
@@ -47,7 +45,9 @@ def write_bundle(
 
 
 def finish(aside: Path, info: BundleInfo, card: str) -> None:
-    """Finish a bundle whose other files are written: add its card, its checksums and its self-test."""
+    """Finish a bundle whose other files are written: add its card, its checksums and
+    its self-test.
+    """
     close(aside, info, card)
     add_self_test(aside)
 

@@ -105,7 +105,9 @@ class Replica:
         return changed, everywhere
 
     def _say(self) -> Any:
-        """Report the state of this replica to the model holder; returns a reference to its answer."""
+        """Report the state of this replica to the model holder; returns a reference to
+        its answer.
+        """
         counts, revision = self._service.counts.snapshot(), self._service.stock.revision
         return self._desk.look.remote(self._name, self._serials, self._failed, counts, revision)
 
@@ -203,7 +205,9 @@ class Replicas:
         self._looking = asyncio.ensure_future(self._look())
 
     def about(self) -> dict[str, Any] | None:
-        """The description of the model that a replica reported recently; None where no replica did."""
+        """The description of the model that a replica reported recently; None where no
+        replica did.
+        """
         return self._about if time.monotonic() - self._seen < _UNHEARD_S else None
 
     async def answer(self, incoming: Incoming) -> Reply:
@@ -373,7 +377,9 @@ class Server:
             return True
 
     def stop(self) -> int:
-        """Answer admitted calls, refuse others, and stop; returns the number of unanswered calls."""
+        """Answer admitted calls, refuse others, and stop; returns the number of
+        unanswered calls.
+        """
         left = 0
         if self._gate is not None:
             with suppress(ray.exceptions.RayError):

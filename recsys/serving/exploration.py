@@ -1,5 +1,4 @@
-"""Exploration: a share of users on each day gets the best items in random order, with exact
-propensities.
+"""Exploration: each day a share of users gets the best items in random order, with propensities.
 
 Why: a model's lists are deterministic, and items that were never shown tell nothing about another
 model. With the share ε and a pool of the n best items, the item of rank r is at position p with the

@@ -216,7 +216,9 @@ def _check(rewards_R: Array, num_rows: int) -> None:
 
 
 def _queries(recommender: Recommender, feedback: Feedback) -> tuple[Queries, Array]:
-    """The queries to encode, one per distinct user and history, and the query number of every row."""
+    """The queries to encode, one per distinct user and history, and the query number of
+    every row.
+    """
     numbers: dict[tuple[str, tuple[str, ...] | None], int] = {}
     keys = [
         (user, None if history is None else tuple(history))

@@ -135,7 +135,9 @@ class Front:
         return self._waiting + len(self._reading)
 
     def stop(self, patience_s: float) -> None:
-        """Refuse new calls from now on; bodies that are arriving get ``patience_s`` more seconds."""
+        """Refuse new calls from now on; bodies that are arriving get ``patience_s``
+        more seconds.
+        """
         self.stopping = True
         latest = asyncio.get_running_loop().time() + patience_s
         for _, timeout in self._reading.values():

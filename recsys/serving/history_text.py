@@ -38,7 +38,9 @@ class PastReader:
 
     @cached_property
     def encoder(self) -> TextEncoder | None:
-        """The language model; None where it is not installed or has other weights than in training."""
+        """The language model; None where it is not installed or has other weights than
+        in training.
+        """
         name = str(self._described["model"])
         try:
             if language_model_fingerprint(name) != self._described["fingerprint"]:

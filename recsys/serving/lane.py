@@ -21,7 +21,9 @@ class Lane:
 
     @asynccontextmanager
     async def turn(self, is_large: bool) -> AsyncIterator[None]:
-        """Run the block of a large call when its turn comes, and the block of a small call at once."""
+        """Run the block of a large call when its turn comes, and the block of a small
+        call at once.
+        """
         if not is_large:
             yield
             return

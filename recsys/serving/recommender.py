@@ -276,7 +276,9 @@ class Recommender:
         return found
 
     def _excludes(self, asked: bool | None) -> bool:
-        """Whether seen items are left out: as requested, or by default as the model was evaluated."""
+        """Whether seen items are left out: as requested, or by default as the model was
+        evaluated.
+        """
         return self.bundle.exclude_seen if asked is None else asked
 
     def num_scored(self, longest: int) -> int:

@@ -114,9 +114,7 @@ class Request(Explained):
 
     @property
     def num_read(self) -> int:
-        """Number of events and friends that are read for the answer; explanations count as more
-        events.
-        """
+        """Cost of reading: events and friends; an explanation counts as 300 events."""
         return len(self.history or ()) + len(self.friends or ()) + self.explain * _EXPLAINED
 
     @field_validator("history", mode="before")

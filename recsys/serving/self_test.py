@@ -123,7 +123,9 @@ def difference(item_ids: Sequence[str], scores: Sequence[float], source: str, an
 
 
 def questions(bundle: Bundle) -> list[dict[str, Any]]:
-    """The test requests of a bundle, as :func:`~recsys.serving.requests.parse_requests` reads them."""
+    """The test requests of a bundle, as :func:`~recsys.serving.requests.parse_requests`
+    reads them.
+    """
     known = _known_users(bundle)
     popular = np.argsort(-bundle.popularity_N, kind="stable")[:_HISTORY]
     history = [bundle.item_ids[item] for item in popular]

@@ -65,8 +65,8 @@ class Similar:
         item = self._rows.get(request.item_id, -1)
         if item < 0:
             raise RequestError(
-                f"{where}: item_id: the model does not know {request.item_id!r}; expected the id of an item that was in "
-                "the catalogue when the model was trained"
+                f"{where}: item_id: the model does not know {request.item_id!r}; expected the id of an item that was "
+                "in the catalogue when the model was trained"
             )
         plan = self._catalogue.plan(request, where)
         by, why = self._way(request, item, where)
@@ -136,7 +136,9 @@ class Similar:
         raise RequestError(f"{where}: item_id: {request.item_id!r} cannot be compared with other items ({reasons})")
 
     def _exact(self, by: By, item: int, page: Array, told_N: Array) -> Array:
-        """The scores of the items of a page without boosts, with the same digits on every machine."""
+        """The scores of the items of a page without boosts, with the same digits on
+        every machine.
+        """
         if by == "use":
             return np.asarray(told_N[page])
         if by == "vectors":
