@@ -1,7 +1,8 @@
-"""The model card (Mitchell et al. 2019): what a model is, what it was measured to do, and what it must not be used for.
+"""The model card (Mitchell et al. 2019): what a model is, what it was measured to do, and what it
+must not be used for.
 
-Why in the bundle: who deploys a model has the bundle and not the report. It is written once, from the same numbers as
-``metrics.json``.
+Why in the bundle: who deploys a model has the bundle and not the report. It is written once, from
+the same numbers as ``metrics.json``.
 """
 
 from __future__ import annotations
@@ -38,17 +39,18 @@ def model_card(
     Parameters
     ----------
     config : Config
-        what it was trained with.
+        What it was trained with.
     manifest : Manifest
-        of the dataset it was trained and evaluated on.
+        Of the dataset it was trained and evaluated on.
     metrics : Mapping[str, Any]
-        the content of ``metrics.json``; empty where there is none.
+        The content of ``metrics.json``; empty where there is none.
     lineage : Mapping[str, Any]
-        see :func:`recsys.registry.provenance.lineage`.
+        See :func:`recsys.registry.provenance.lineage`.
     influence : Sequence[str]
-        what of the model still depends on users who were forgotten.
+        What of the model still depends on users who were forgotten.
     private : Mapping[str, Any] | None
-        what a private training has spent (:class:`recsys.training.private.Budget`); None: it was none.
+        What a private training has spent (:class:`recsys.training.private.Budget`); None: it was
+        none.
     """
     names = list(config.model.granularities.enabled())
     lines = [
@@ -77,9 +79,11 @@ def model_card(
 
 
 def shown_as_text(card: str) -> str:
-    """Markdown in which no HTML is left, and no secret; a text that has been through here stays as it is.
+    """Markdown in which no HTML is left, and no secret; a text that has been through here stays as
+    it is.
 
-    Why: names, notes and labels come from data and configurations, and MLflow and others show a card as a page.
+    Why: names, notes and labels come from data and configurations, and MLflow and others show a
+    card as a page.
 
     >>> shown_as_text("# A & B <img src=x onerror=alert(1)> &lt;")
     '# A &amp; B &lt;img src=x onerror=alert(1)&gt; &lt;'

@@ -1,8 +1,10 @@
-"""The digest of every file of a registered version, kept in the registry, and compared before a file is used.
+"""The digest of every file of a registered version, kept in the registry, and compared before a
+file is used.
 
-Why: the checksums inside a bundle can be computed anew by whoever changes the bundle, and they do not cover the loader
-(``pyfunc_model.py``), the code beside it or ``MLmodel``, which decide what is run. The registry is another place than
-the files: who can change the artefacts alone is found out, before any of their code is run.
+Why: the checksums inside a bundle can be computed anew by whoever changes the bundle, and they do
+not cover the loader (``pyfunc_model.py``), the code beside it or ``MLmodel``, which decide what is
+run. The registry is another place than the files: who can change the artefacts alone is found out,
+before any of their code is run.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def listing(folder: Path) -> dict[str, str]:
     Raises
     ------
     ArtifactError
-        a link, which leads to a file that may change, or something that is no file.
+        A link, which leads to a file that may change, or something that is no file.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -64,23 +66,24 @@ def dump(files: Mapping[str, str]) -> str:
 
 
 def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
-    """Compare a version's files with what was registered; a note where the version says less than it should.
+    """Compare a version's files with what was registered; a note where the version says less than
+    it should.
 
     Parameters
     ----------
     registry : Any
-        the ``MlflowClient``.
+        The ``MlflowClient``.
     name : str
-        of the registered model.
+        Of the registered model.
     number : str
-        of the version.
+        Of the version.
     folder : Path
-        the MLflow model, on this machine.
+        The MLflow model, on this machine.
 
     Raises
     ------
     ArtifactError
-        a file was changed, added or removed since, or the weights are another model's.
+        A file was changed, added or removed since, or the weights are another model's.
     """
     version = registry.get_model_version(name, number)
     tags, uri = dict(version.tags), f"models:/{name}/{number}"

@@ -20,16 +20,17 @@ def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConf
     Parameters
     ----------
     mlflow_client : Any
-        of the store.
+        Of the store.
     store : Path | None
-        the file of a SQLite store; None for others.
+        The file of a SQLite store; None for others.
     settings : TrackingConfig
-        the section ``tracking``.
+        The section ``tracking``.
 
     Raises
     ------
     ConfigError
-        it was deleted, keeps its artefacts elsewhere than at ``tracking.artifacts``, or they were moved.
+        It was deleted, keeps its artefacts elsewhere than at ``tracking.artifacts``, or they were
+        moved.
     """
     from mlflow import MlflowException
 
@@ -71,7 +72,9 @@ def local_place(location: str) -> Path | None:
 
 
 def _check_not_moved(name: str, place: Path | None, beside: Path) -> None:
-    """Raise where a store was moved with its artefacts: MLflow goes on looking for them at their old place."""
+    """Raise where a store was moved with its artefacts: MLflow goes on looking for them at their
+    old place.
+    """
     if place is None or place == beside or place.exists() or not beside.exists():
         return
     raise ConfigError(

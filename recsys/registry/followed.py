@@ -1,4 +1,6 @@
-"""The model that a server follows: a name of the registry or a folder, what it means now, and what it holds."""
+"""The model that a server follows: a name of the registry or a folder, what it means now, and what
+it holds.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from recsys.storage.uris import is_remote
 
 @dataclass(frozen=True)
 class Followed:
-    """``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or the folder of a bundle or pulled model."""
+    """``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or the folder of a bundle or
+    pulled model.
+    """
 
     uri: str
     tracking_uri: str
@@ -28,7 +32,7 @@ class Followed:
         Raises
         ------
         ArtifactError
-            no such model.
+            No such model.
         """
         if self.uri.startswith("models:"):
             return pinned(self.uri, self.tracking_uri)
@@ -39,12 +43,13 @@ class Followed:
         return f"{self.uri} of SHA-256 {hashlib.sha256(content).hexdigest()[:12]}"
 
     def load(self, version: str) -> tuple[Bundle, dict[str, Any]]:
-        """The model of a :meth:`version` and what is to be said of it; what is downloaded for that goes again.
+        """The model of a :meth:`version` and what is to be said of it; what is downloaded for that
+        goes again.
 
         Raises
         ------
         ArtifactError
-            its files are missing or damaged.
+            Its files are missing or damaged.
         """
         registered = self.uri.startswith("models:")
         with tempfile.TemporaryDirectory(prefix="multigrain-") as into:

@@ -1,4 +1,5 @@
-"""From an earlier bundle to the next model: what a warm start needs of it, and a bundle with only its fusion changed.
+"""From an earlier bundle to the next model: what a warm start needs of it, and a bundle with only
+its fusion changed.
 
 Why apart from :mod:`~recsys.bundle.files`: who serves a bundle reads none of this.
 """
@@ -86,12 +87,14 @@ class Parent:
         Raises
         ------
         ArtifactError
-            the bundle has none, or damaged ones.
+            The bundle has none, or damaged ones.
         """
         return self._training(TRAINING)
 
     def measured_training(self) -> dict[str, Tensor]:
-        """The trainable weights of the model that has not seen the test part, as :meth:`training` gives the others."""
+        """The trainable weights of the model that has not seen the test part, as :meth:`training`
+        gives the others.
+        """
         return self._training(MEASURED_TRAINING if self.seen_all else TRAINING)
 
     def _training(self, name: str) -> dict[str, Tensor]:
@@ -114,7 +117,7 @@ class Parent:
         Raises
         ------
         ArtifactError
-            the file of entities is damaged.
+            The file of entities is damaged.
         """
         info = self.bundle.info
         known = (pa.array(self.bundle.user_ids, pa.string()), pa.array(self.bundle.item_ids, pa.string()))
@@ -134,12 +137,13 @@ class Parent:
 
 
 def open_parent(uri: str, tracking_uri: str) -> Parent:
-    """The model of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a run folder or a bundle's folder.
+    """The model of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a run folder or a bundle's
+    folder.
 
     Raises
     ------
     ArtifactError
-        there is none, or a damaged one.
+        There is none, or a damaged one.
     """
     folder = resolve(uri, tracking_uri)
     name = uri if is_remote(uri) else str(folder.absolute())
@@ -157,24 +161,25 @@ def write_refitted(
     card: str = "",
     of_measured: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """The parent's bundle with some parameters of its encoders changed and nothing else, but what is measured of them.
+    """The parent's bundle with some parameters of its encoders changed and nothing else, but what
+    is measured of them.
 
     Parameters
     ----------
     parent : Parent
-        the model.
+        The model.
     target : str | Path
-        folder of the new bundle; may be the parent's own.
+        Folder of the new bundle; may be the parent's own.
     changed : Mapping[str, Tensor]
-        parameters by name, as the state dict of the encoders has them: ``fusion.raw_K``.
+        Parameters by name, as the state dict of the encoders has them: ``fusion.raw_K``.
     metrics : Mapping[str, Any]
-        of the new bundle; the parent's are of other weights.
+        Of the new bundle; the parent's are of other weights.
     extra : dict[str, Any]
-        added to the parent's, beside ``parent``.
+        Added to the parent's, beside ``parent``.
     card : str
-        the new bundle's, whose text the parent's would not be.
+        The new bundle's, whose text the parent's would not be.
     of_measured : Mapping[str, Tensor] | None
-        the same parameters of the measured model, where the parent holds one and they are others.
+        The same parameters of the measured model, where the parent holds one and they are others.
     """
     info = parent.bundle.info.model_copy(deep=True)
     with writing_aside(target, DESCRIPTION) as aside:

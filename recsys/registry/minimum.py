@@ -1,8 +1,10 @@
-"""What a version must have shown to become the challenger, and the versions that the gate may choose among.
+"""What a version must have shown to become the challenger, and the versions that the gate may
+choose among.
 
-Why: the alias is what scripts and the gate take next. A try of one epoch, or a model of half the events, would take it
-from a good model by being later. A version below the minimum is registered all the same, and is used by its number.
-That a model answers as it did when it was written is checked before: a bundle that fails its self-test cannot be read.
+Why: the alias is what scripts and the gate take next. A try of one epoch, or a model of half the
+events, would take it from a good model by being later. A version below the minimum is registered
+all the same, and is used by its number. That a model answers as it did when it was written is
+checked before: a bundle that fails its self-test cannot be read.
 """
 
 from __future__ import annotations
@@ -46,20 +48,21 @@ def num_events(dataset: Mapping[str, Any]) -> int:
 def ask_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[str, int], config: Config) -> Minimum:
     """Whether a version is good enough for the alias.
 
-    The first version must not be below the best baseline beyond chance; one that would take the alias from another
-    version, or replaces its parent, must not be below it at all.
+    The first version must not be below the best baseline beyond chance; one that would take the
+    alias from another version, or replaces its parent, must not be below it at all.
 
     Parameters
     ----------
     comparison : Mapping[str, Any]
-        with the baselines, of ``metrics.json``; of a model of which the fusion or the strata alone were
-        fitted again, its parent's. Where it has no baseline, none is asked.
+        With the baselines, of ``metrics.json``; of a model of which the fusion or the strata alone
+        were fitted again, its parent's. Where it has no baseline, none is asked.
     events : int
-        of its dataset.
+        Of its dataset.
     before : Mapping[str, int]
-        events of the version that has the alias, and of the parent, by what they are called; 0: unknown.
+        Events of the version that has the alias, and of the parent, by what they are called; 0:
+        unknown.
     config : Config
-        of the run; ``registry.min_data`` and ``update.replace`` say what data is enough.
+        Of the run; ``registry.min_data`` and ``update.replace`` say what data is enough.
     """
     best = comparison.get("best_on_test") or comparison.get("best_baseline")
     against = comparison.get("against", {}).get(best)
@@ -91,7 +94,8 @@ def alias_command(tracking_uri: str, name: str, alias: str, version: int) -> str
 
 
 def candidates(client: Any, name: str, metric: str) -> list[dict[str, Any]]:
-    """Versions of a registered model, newest first, each with why it is or is not a candidate for champion.
+    """Versions of a registered model, newest first, each with why it is or is not a candidate for
+    champion.
 
     ``metric`` is the main one; each version's is of the test part of its own dataset.
     """
@@ -129,7 +133,9 @@ def _candidate(version: Any, aliases: list[str], metric: str) -> dict[str, Any]:
 
 
 def newer_below(found: Sequence[Mapping[str, Any]], version: str) -> Mapping[str, Any] | None:
-    """The newest version where it was registered after the one that the gate is asked about, and is no candidate."""
+    """The newest version where it was registered after the one that the gate is asked about, and is
+    no candidate.
+    """
     newest = found[0] if found else None
     if newest is None or newest["is_candidate"] or int(newest["version"]) <= int(version):
         return None

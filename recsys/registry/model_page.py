@@ -24,7 +24,9 @@ def describe_model(registry: Any, config: Config) -> None:
 
 
 def model_page(config: Config) -> str:
-    """What the model is for, what its aliases mean, and how it is pulled and asked; nothing that a version changes."""
+    """What the model is for, what its aliases mean, and how it is pulled and asked; nothing that a
+    version changes.
+    """
     name, alias = config.registry.name, config.registry.alias
     aliases = [
         [CHAMPION, "serves: the gate (`recsys promote`) found it better than the one before, and no rule broken"],

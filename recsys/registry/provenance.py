@@ -1,4 +1,6 @@
-"""Where a model comes from: the commit of the working directory, the digest of its configuration, its MLflow run."""
+"""Where a model comes from: the commit of the working directory, the digest of its configuration,
+its MLflow run.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ _TRAINING: Final = ("seed", "data", "model", "train", "evaluate")  # sections th
 
 
 def lineage(config: Config, dataset: str, tracker: Tracker) -> dict[str, Any]:
-    """What a model says of its making: plain values for the bundle, the tags of the version and the card.
+    """What a model says of its making: plain values for the bundle, the tags of the version and the
+    card.
 
     ``dataset`` is the content hash of what it was fitted on.
     """
@@ -33,6 +36,8 @@ def lineage(config: Config, dataset: str, tracker: Tracker) -> dict[str, Any]:
 
 
 def config_digest(config: Config) -> str:
-    """SHA-256 of the sections that decide what a model is: not of where it ran or was registered."""
+    """SHA-256 of the sections that decide what a model is: not of where it ran or was
+    registered.
+    """
     sections = config.model_dump(mode="json", include=set(_TRAINING))
     return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,6 @@
-"""A registered model to a local folder that is complete in itself and needs no registry afterwards."""
+"""A registered model to a local folder that is complete in itself and needs no registry
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,18 @@ class Pulled:
 
 
 def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
-    """Download ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` aside, check it, and rename it into place.
+    """Download ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` aside, check it, and rename it
+    into place.
 
-    A folder with a pulled model is replaced; what is in use keeps its files until it lets go of them.
+    A folder with a pulled model is replaced; what is in use keeps its files until it lets go of
+    them.
 
     Raises
     ------
     ArtifactError
-        there is no such model, its files cannot be read, are damaged or not those that were registered,
-        it does not answer as it did, or ``folder`` holds something else that would be lost.
+        There is no such model, its files cannot be read, are damaged or not those that were
+        registered, it does not answer as it did, or ``folder`` holds something else that would be
+        lost.
     """
     from mlflow import MlflowException
     from mlflow.artifacts import download_artifacts

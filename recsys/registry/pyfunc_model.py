@@ -1,7 +1,9 @@
-"""The model as MLflow serves it: models-from-code, so this file itself goes into the registered model.
+"""The model as MLflow serves it: models-from-code, so this file itself goes into the registered
+model.
 
-Why: loading it runs this source against the carried ``recsys`` package and the bundle artifact; nothing is unpickled,
-and no Ray, no language model and no graph library is needed where it is served.
+Why: loading it runs this source against the carried ``recsys`` package and the bundle artifact;
+nothing is unpickled, and no Ray, no language model and no graph library is needed where it is
+served.
 """
 
 from __future__ import annotations
@@ -39,15 +41,17 @@ _MORE = ("boosts", "explanations", "unknown_in_rules", "item_id", "by", "why")  
 class RecommenderModel(PythonModel):
     """Rows of requests → rows of answers.
 
-    Input columns, all optional, a row needs one of the first four: ``user_id`` (string), ``history`` (list of item
-    ids, oldest first, or of objects with item_id, event_type, timestamp, context), ``friends`` (list of user ids),
-    ``attributes`` (object: field of a user → value, list or null), ``k`` (1 … 1000), ``exclude_seen`` (bool; without it
-    as the model was evaluated), ``context`` (object: context column → value at the moment of asking), ``horizon``
-    (1 … 10 events ahead), ``at`` (time of asking, in any form that times of events have; now without it).
-    Rules of the list: ``candidates``, ``exclude`` (lists of item ids), ``filters`` (object: attribute → condition),
-    ``boost``, ``diversify`` (objects), ``offset``; ``explain`` (bool). A row with ``item_id``, and ``by`` (auto,
-    vectors, use, text), asks for similar items under the same rules instead.
-    Empty cells count as not given; the parameters ``k`` and ``exclude_seen`` hold for rows that do not say.
+    Input columns, all optional, a row needs one of the first four: ``user_id`` (string),
+    ``history`` (list of item ids, oldest first, or of objects with item_id, event_type, timestamp,
+    context), ``friends`` (list of user ids), ``attributes`` (object: field of a user → value, list
+    or null), ``k`` (1 … 1000), ``exclude_seen`` (bool; without it as the model was evaluated),
+    ``context`` (object: context column → value at the moment of asking), ``horizon`` (1 … 10 events
+    ahead), ``at`` (time of asking, in any form that times of events have; now without it). Rules of
+    the list: ``candidates``, ``exclude`` (lists of item ids), ``filters`` (object: attribute →
+    condition), ``boost``, ``diversify`` (objects), ``offset``; ``explain`` (bool). A row with
+    ``item_id``, and ``by`` (auto, vectors, use, text), asks for similar items under the same rules
+    instead. Empty cells count as not given; the parameters ``k`` and ``exclude_seen`` hold for rows
+    that do not say.
     """
 
     def load_context(self, context: Any) -> None:
@@ -56,20 +60,20 @@ class RecommenderModel(PythonModel):
         Raises
         ------
         ArtifactError
-            it is damaged, or another bundle than the one that was registered.
+            It is damaged, or another bundle than the one that was registered.
         """
         check_description(context.artifacts[BUNDLE], (context.model_config or {}).get(BUNDLE_SHA256))
         self.recommender = Recommender(read_bundle(context.artifacts[BUNDLE]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One row an answer: user_id, item_ids, scores, shares (granularity → list), source, titles, unknown_items,
-        unknown_friends; and, where any request asks for them, boosts, explanations, unknown_in_rules, and item_id, by
-        and why of similar items.
+        """One row an answer: user_id, item_ids, scores, shares (granularity → list), source,
+        titles, unknown_items, unknown_friends; and, where any request asks for them, boosts,
+        explanations, unknown_in_rules, and item_id, by and why of similar items.
 
         Raises
         ------
         MlflowException
-            a malformed request (INVALID_PARAMETER_VALUE: HTTP 400), with its row and field.
+            A malformed request (INVALID_PARAMETER_VALUE: HTTP 400), with its row and field.
         """
         try:
             requests = parse_any(_rows(model_input, params or {}))
@@ -100,8 +104,8 @@ def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
 def _check_columns(frame: pd.DataFrame) -> None:
     """Fields that are columns, each once, and ids that are text.
 
-    Why numbers are refused: the ids of a model are text, and a number has lost what it was written as (``007``,
-    ``1e5``, ``7.0`` beside an empty cell).
+    Why numbers are refused: the ids of a model are text, and a number has lost what it was written
+    as (``007``, ``1e5``, ``7.0`` beside an empty cell).
     """
     names = [str(name) for name in frame.columns]
     fields = {*Request.model_fields, *SimilarRequest.model_fields}
@@ -123,7 +127,9 @@ def _check_columns(frame: pd.DataFrame) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Plain Python values of a cell; NaN, NA and NaT, which data frames put where a cell is empty, become None."""
+    """Plain Python values of a cell; NaN, NA and NaT, which data frames put where a cell is empty,
+    become None.
+    """
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, np.ndarray):
@@ -140,8 +146,8 @@ def _plain(value: Any) -> Any:
 
 
 def _check_unmixed(texts: np.ndarray[Any, Any]) -> None:
-    """MLflow's server makes an array of a list, in which numbers beside texts become texts: NumPy leaves room for the
-    longest number then, more than the longest text needs.
+    """MLflow's server makes an array of a list, in which numbers beside texts become texts: NumPy
+    leaves room for the longest number then, more than the longest text needs.
     """
     longest = max((len(text) for text in texts.ravel().tolist()), default=0)
     if texts.dtype.itemsize // 4 > max(longest, 1):
@@ -151,7 +157,8 @@ def _check_unmixed(texts: np.ndarray[Any, Any]) -> None:
 
 
 def signature(exclude_seen: bool = True) -> Any:
-    """The parameters and what comes out, for MLflow; what goes in is said by :func:`request_schema`.
+    """The parameters and what comes out, for MLflow; what goes in is said by
+    :func:`request_schema`.
 
     ``exclude_seen`` is that of the bundle, which holds where neither a row nor the parameters say.
     """
@@ -181,8 +188,8 @@ def signature(exclude_seen: bool = True) -> Any:
 
 
 def request_schema(exclude_seen: bool = True) -> dict[str, Any]:
-    """The JSON schema of a request, which the registered model carries in its metadata; ``exclude_seen`` as in
-    :func:`signature`.
+    """The JSON schema of a request, which the registered model carries in its metadata;
+    ``exclude_seen`` as in :func:`signature`.
     """
     schema = Request.model_json_schema()
     schema["properties"]["exclude_seen"]["default"] = exclude_seen

@@ -1,7 +1,8 @@
-"""From a bundle to a version in the MLflow model registry, and back from its name to a local bundle.
+"""From a bundle to a version in the MLflow model registry, and back from its name to a local
+bundle.
 
-Why: who deploys pulls ``models:/NAME@ALIAS`` and gets a folder that is complete in itself; the same name resolves to
-the bundle for batch recommendation, so both ways answer from the same files.
+Why: who deploys pulls ``models:/NAME@ALIAS`` and gets a folder that is complete in itself; the same
+name resolves to the bundle for batch recommendation, so both ways answer from the same files.
 """
 
 from __future__ import annotations
@@ -78,17 +79,18 @@ class RegisteredModel:
 def register(
     tracker: Tracker, bundle_folder: str | Path, config: Config, metrics: Mapping[str, Any]
 ) -> RegisteredModel:
-    """Log the bundle as a pyfunc model of the tracker's run, register it and, above the minimum, set the alias.
+    """Log the bundle as a pyfunc model of the tracker's run, register it and, above the minimum,
+    set the alias.
 
-    ``metrics`` is the content of ``metrics.json``; the model's own become tags of the version. The minimum is that of
-    :func:`recsys.registry.minimum.ask_minimum`.
+    ``metrics`` is the content of ``metrics.json``; the model's own become tags of the version. The
+    minimum is that of :func:`recsys.registry.minimum.ask_minimum`.
 
     Raises
     ------
     ConfigError
-        tracking is switched off, or the alias is none that MLflow takes.
+        Tracking is switched off, or the alias is none that MLflow takes.
     ArtifactError
-        the bundle is missing or damaged.
+        The bundle is missing or damaged.
     """
     if not tracker.enabled:
         raise ConfigError("registering a model needs tracking; set tracking.enabled true, or leave the stage out")
@@ -144,15 +146,17 @@ def _minimum(aliases: Aliases, number: int, bundle: Bundle, config: Config, metr
 
 
 def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
-    """The local bundle folder of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or of a folder with a bundle.
+    """The local bundle folder of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or of a folder
+    with a bundle.
 
-    Models of a remote store, and folders at URIs such as ``s3://``, are downloaded to a folder that goes with this
-    process. With ``into`` they, and models of a local store, are copied there, to a folder for the caller to remove.
+    Models of a remote store, and folders at URIs such as ``s3://``, are downloaded to a folder that
+    goes with this process. With ``into`` they, and models of a local store, are copied there, to a
+    folder for the caller to remove.
 
     Raises
     ------
     ArtifactError
-        no such model, alias, version or bundle; lists what is registered. Or the files are not
+        No such model, alias, version or bundle; lists what is registered. Or the files are not
         those that were registered.
     """
     if is_remote(uri):
@@ -182,7 +186,7 @@ def pinned(uri: str, tracking_uri: str) -> str:
     Raises
     ------
     ArtifactError
-        as :func:`resolve`.
+        As :func:`resolve`.
     """
     return "models:/{}/{}".format(*_version(uri, tracking_uri))
 
@@ -233,7 +237,9 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
 
 
 def _logged_files(uri: str) -> dict[str, str]:
-    """The :func:`~recsys.registry.digest.listing` of a logged model, read back from where MLflow has put it."""
+    """The :func:`~recsys.registry.digest.listing` of a logged model, read back from where MLflow
+    has put it.
+    """
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
@@ -241,7 +247,9 @@ def _logged_files(uri: str) -> dict[str, str]:
 
 
 def requirements(bundle: Bundle) -> list[str]:
-    """The packages that answering takes: little, unless requests bring a past that is read, or the index is asked."""
+    """The packages that answering takes: little, unless requests bring a past that is read, or the
+    index is asked.
+    """
     found = [*REQUIREMENTS, *(["faiss-cpu"] if bundle.index is not None else [])]
     found += sorted({entry.package for entry in bundle.info.outside.values() if entry.package})
     if bundle.info.user_text:
@@ -252,8 +260,8 @@ def requirements(bundle: Bundle) -> list[str]:
 
 
 def _example(bundle: Bundle) -> Any:
-    """Invented people, no user of the data: newcomers with a history, with a friend whom nobody knows, and, where the
-    model reads them, with attributes.
+    """Invented people, no user of the data: newcomers with a history, with a friend whom nobody
+    knows, and, where the model reads them, with attributes.
     """
     import pandas as pd
 
@@ -275,7 +283,9 @@ def _example(bundle: Bundle) -> Any:
 
 
 def _interrupted(registry: Any, name: str, tags: Mapping[str, str]) -> int:
-    """The version that an interrupted command of the same run has made of this very model already; 0 for none."""
+    """The version that an interrupted command of the same run has made of this very model already;
+    0 for none.
+    """
     found = registry.search_model_versions(f"name = '{name}' and run_id = '{tags['run_id']}'")
     return max((int(one.version) for one in found if tags.items() <= one.tags.items()), default=0)
 
@@ -314,7 +324,9 @@ def _final_tags(bundle: Bundle) -> dict[str, str]:
 
 
 def _finding_tags(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Which members the model is made of, and for which signals of a query it is below the best baseline there."""
+    """Which members the model is made of, and for which signals of a query it is below the best
+    baseline there.
+    """
     found = {}
     if each := (metrics.get("members") or {}).get("each"):
         members = [name for name, entry in each.items() if entry["kept"] and "part of" not in entry["why"]]
@@ -365,12 +377,13 @@ def _bundle_at(uri: str, into: Path | None) -> Path:
 
 
 def description_at(uri: str) -> bytes:
-    """The ``bundle.json`` of a remote folder: all that is needed to see whether its model is another one.
+    """The ``bundle.json`` of a remote folder: all that is needed to see whether its model is
+    another one.
 
     Raises
     ------
     ArtifactError
-        as :func:`resolve`.
+        As :func:`resolve`.
     """
     return read_bytes(within(_place_of(uri), DESCRIPTION))
 
@@ -394,7 +407,9 @@ def _no_bundle_at(uri: str) -> ArtifactError:
 
 
 def _registered(registry: Any, asked: str) -> str:
-    """What is registered, for an error message; of the model that was asked for, also its newest version."""
+    """What is registered, for an error message; of the model that was asked for, also its newest
+    version.
+    """
     found = []
     for model in registry.search_registered_models(max_results=50):
         found += [f"models:/{model.name}@{alias}" for alias in sorted(model.aliases)]

@@ -16,7 +16,9 @@ _HERE: Final = Path(__file__).parent
 
 
 def origin_tags(commit: str, is_changed: bool) -> dict[str, str]:
-    """Tags that MLflow's own pages show; the options of the command line are left out, which may hold secrets."""
+    """Tags that MLflow's own pages show; the options of the command line are left out, which may
+    hold secrets.
+    """
     tags = {"mlflow.source.name": Path(sys.argv[0] or "python").name, "mlflow.source.type": "LOCAL"}
     with suppress(KeyError, OSError):  # a container whose user has no name
         tags["mlflow.user"] = getpass.getuser()
@@ -28,10 +30,12 @@ def origin_tags(commit: str, is_changed: bool) -> dict[str, str]:
 
 
 def working_commit(folder: Path) -> tuple[str, bool]:
-    """Commit of the git repository that a folder is in, and whether files differ from it; unknown where there is none.
+    """Commit of the git repository that a folder is in, and whether files differ from it; unknown
+    where there is none.
 
-    Why of the working directory: it is the user's project, whose configurations and sources made the model. The
-    commit of this package, where it runs from its own tree, is the run's tag ``multigrain.commit``.
+    Why of the working directory: it is the user's project, whose configurations and sources made
+    the model. The commit of this package, where it runs from its own tree, is the run's tag
+    ``multigrain.commit``.
     """
 
     def git(*arguments: str) -> str:

@@ -1,9 +1,11 @@
-"""The SQLite file in which MLflow keeps runs and models: created whole or not at all, and checked before it is opened.
+"""The SQLite file in which MLflow keeps runs and models: created whole or not at all, and checked
+before it is opened.
 
-Why: MLflow creates its tables by some fifty migrations, without a lock, in the final file. Two commands that open a new
-store together, or one that is killed meanwhile, leave a file that no command can open again. Here a new store is made
-beside its final place, under a file lock, and linked into place when it is finished. A store of an older MLflow is
-upgraded in a copy, which is poured back in one SQLite transaction. Every other state is one message with its cure.
+Why: MLflow creates its tables by some fifty migrations, without a lock, in the final file. Two
+commands that open a new store together, or one that is killed meanwhile, leave a file that no
+command can open again. Here a new store is made beside its final place, under a file lock, and
+linked into place when it is finished. A store of an older MLflow is upgraded in a copy, which is
+poured back in one SQLite transaction. Every other state is one message with its cure.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class State:
-    """What a file is: ``absent``, ``empty``, ``current``, ``older``, ``newer``, ``partial`` or ``foreign``."""
+    """What a file is: ``absent``, ``empty``, ``current``, ``older``, ``newer``, ``partial`` or
+    ``foreign``.
+    """
 
     kind: str
     revision: str = ""  # of MLflow's schema
@@ -51,16 +55,16 @@ def ready(path: Path, writes: bool = False) -> None:
     Parameters
     ----------
     path : Path
-        the file.
+        The file.
     writes : bool
-        whether it is to be written to as well.
+        Whether it is to be written to as well.
 
     Raises
     ------
     ConfigError
-        no file can be made there, it is of something else, or it is read-only.
+        No file can be made there, it is of something else, or it is read-only.
     ArtifactError
-        the store is half-made, damaged, or of a newer MLflow.
+        The store is half-made, damaged, or of a newer MLflow.
         Unavailable: another process keeps it locked.
     """
     path = Path(os.path.realpath(path))
@@ -88,9 +92,9 @@ def check(path: Path) -> None:
     Raises
     ------
     ConfigError
-        the file is of something else.
+        The file is of something else.
     ArtifactError
-        the store is half-made, damaged, or of a newer MLflow.
+        The store is half-made, damaged, or of a newer MLflow.
     """
     state = settled(path)
     if state.kind in ("partial", "foreign", "newer"):
@@ -112,9 +116,9 @@ def look(path: Path) -> State:
     Raises
     ------
     ConfigError
-        it cannot be opened.
+        It cannot be opened.
     ArtifactError
-        it is damaged.
+        It is damaged.
         Unavailable: it is locked for longer than :data:`WAIT_S`.
     """
     if not path.exists():
@@ -148,7 +152,7 @@ def _made_alone(path: Path) -> Iterator[None]:
     Raises
     ------
     ConfigError
-        the folder cannot be made or written to.
+        The folder cannot be made or written to.
         Unavailable: another process holds the lock for longer than :data:`MAKING_S`.
     """
     place = path.with_name(f".{path.name}.lock")
@@ -184,12 +188,13 @@ def _taken(handle: int) -> bool:
 
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
-    """A new file beside ``path``, of the mode that the umask asks for; it goes away with what SQLite puts beside it.
+    """A new file beside ``path``, of the mode that the umask asks for; it goes away with what
+    SQLite puts beside it.
 
     Raises
     ------
     ConfigError
-        none can be made.
+        None can be made.
     """
     stem = f".{path.name}.making-"
     for left in path.parent.glob(f"{glob.escape(stem)}*"):  # by a process that was killed; we hold the lock
@@ -227,7 +232,9 @@ def _make(path: Path) -> None:
 
 
 def _upgrade(path: Path, revision: str) -> None:
-    """Bring a store of an older MLflow to this one's schema, in a copy; the store as it was stays beside it."""
+    """Bring a store of an older MLflow to this one's schema, in a copy; the store as it was stays
+    beside it.
+    """
     for _ in range(_TRIES):
         with _aside(path) as aside, _reading(path), closing(_connect(path)) as watch:
             before = watch.execute("PRAGMA data_version").fetchone()
@@ -255,7 +262,9 @@ def _upgrade(path: Path, revision: str) -> None:
 
 
 def _migrate(file: Path, folder: Path) -> None:
-    """All of MLflow's migrations, and its default experiment, which keeps artefacts beside the store."""
+    """All of MLflow's migrations, and its default experiment, which keeps artefacts beside the
+    store.
+    """
     from mlflow.store.tracking import sqlalchemy_store
 
     database, Store = _database(), sqlalchemy_store.SqlAlchemyStore
@@ -279,7 +288,9 @@ def _migrate(file: Path, folder: Path) -> None:
 
 
 def _pour(source: Path, target: Path) -> None:
-    """Make a SQLite file the copy of another one in one transaction of SQLite, which a kill leaves done or undone."""
+    """Make a SQLite file the copy of another one in one transaction of SQLite, which a kill leaves
+    done or undone.
+    """
     last = time.monotonic() + WAIT_S
 
     def check(status: int, remaining: int, total: int) -> None:

@@ -1,8 +1,10 @@
-"""MLflow tracking of a pipeline run: parameters, metrics, dataset digest and artefacts of one MLflow run.
+"""MLflow tracking of a pipeline run: parameters, metrics, dataset digest and artefacts of one
+MLflow run.
 
-Why a tracker of our own: the run is opened on the driver, by explicit ids and an absolute URI, so that a worker that
-changes its directory or an environment variable left by a library cannot send anything elsewhere; and a switched-off
-tracker is the same object that does nothing, so stages have one way.
+Why a tracker of our own: the run is opened on the driver, by explicit ids and an absolute URI, so
+that a worker that changes its directory or an environment variable left by a library cannot send
+anything elsewhere; and a switched-off tracker is the same object that does nothing, so stages have
+one way.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ _STORES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "da
 class Tracker:
     """The MLflow run of a pipeline run; does nothing when ``tracking.enabled`` is false.
 
-    A context manager: entering opens a new run, or goes on with ``run_id``; leaving ends it as FINISHED, as FAILED
-    after an exception, as KILLED after an interrupt. ``apart``: not the run that stages of this run folder share.
+    A context manager: entering opens a new run, or goes on with ``run_id``; leaving ends it as
+    FINISHED, as FAILED after an exception, as KILLED after an interrupt. ``apart``: not the run
+    that stages of this run folder share.
 
     Raises
     ------
@@ -121,7 +124,9 @@ class Tracker:
         self._client = None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Parameters by name; values longer than MLflow takes are cut, ones the run has already are kept."""
+        """Parameters by name; values longer than MLflow takes are cut, ones the run has already are
+        kept.
+        """
         if self._client is None:
             return
         from mlflow.entities import Param
@@ -133,10 +138,11 @@ class Tracker:
             self._client.log_batch(self.run_id, params=entries[start : start + _MAX_PARAMS])
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0, time_ms: int | None = None) -> None:
-        """Numbers, nested ones by dotted path; ``ndcg@20`` is logged as ``ndcg_at_20``, which MLflow can name.
+        """Numbers, nested ones by dotted path; ``ndcg@20`` is logged as ``ndcg_at_20``, which
+        MLflow can name.
 
-        Texts and numbers that are not finite are left out. What is sent again with the same ``time_ms``, by default
-        now, is there once.
+        Texts and numbers that are not finite are left out. What is sent again with the same
+        ``time_ms``, by default now, is there once.
         """
         if self._client is None:
             return
@@ -169,7 +175,8 @@ class Tracker:
             self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Rows as one table artefact, which MLflow shows and compares between runs; keys that a row lacks are empty.
+        """Rows as one table artefact, which MLflow shows and compares between runs; keys that a row
+        lacks are empty.
 
         A table of that name that the run has is replaced: MLflow would append to it.
         """
@@ -222,12 +229,13 @@ class Tracker:
         self._check_artifacts(str(run.info.artifact_uri))
 
     def _check_artifacts(self, place: str) -> None:
-        """Find out now what would fail after the training: MLflow itself waits for minutes, with each artefact.
+        """Find out now what would fail after the training: MLflow itself waits for minutes, with
+        each artefact.
 
         Raises
         ------
         StorageError
-            the place cannot be written to, or boto3 is missing.
+            The place cannot be written to, or boto3 is missing.
         """
         if place.startswith(("s3://", "gs://")):
             try:
@@ -263,7 +271,9 @@ class Tracker:
 
 
 def remembered_run(config: Config, folder: Path | None = None) -> str:
-    """The id of the MLflow run that an earlier stage opened for this run folder; empty when there is none."""
+    """The id of the MLflow run that an earlier stage opened for this run folder; empty when there
+    is none.
+    """
     try:
         content = json.loads(((folder or Path(config.run.dir)) / RUN_FILE).read_text())
         same = content["uri"] == redact(tracking_uri(config))
@@ -278,7 +288,7 @@ def tracking_uri(config: Config) -> str:
     Raises
     ------
     ConfigError
-        a plain folder, which MLflow no longer stores to, an unknown kind, or credentials left out.
+        A plain folder, which MLflow no longer stores to, an unknown kind, or credentials left out.
     """
     uri = config.tracking.uri
     if MARK in uri:
@@ -313,7 +323,8 @@ def sqlite_path(uri: str) -> Path | None:
 def client(uri: str, writes: bool = False) -> Any:
     """An ``MlflowClient`` for tracking and registry at ``uri``, quiet; the one way to open a store.
 
-    Why the one way: a SQLite store is made, upgraded and checked first, see :mod:`recsys.registry.store`.
+    Why the one way: a SQLite store is made, upgraded and checked first, see
+    :mod:`recsys.registry.store`.
 
     Raises
     ------
@@ -364,10 +375,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def set_parameters(config: Config) -> dict[str, Any]:
-    """The settings that differ from their defaults, and a few that every comparison of runs asks for.
+    """The settings that differ from their defaults, and a few that every comparison of runs asks
+    for.
 
-    Why not all: MLflow would show hundreds, and the few that tell two runs apart among them. The whole configuration is
-    the artefact ``config.yaml``.
+    Why not all: MLflow would show hundreds, and the few that tell two runs apart among them. The
+    whole configuration is the artefact ``config.yaml``.
     """
     every = flatten(config.model_dump(mode="json"))
     differing = flatten(config.model_dump(mode="json", exclude_defaults=True))
@@ -381,7 +393,7 @@ def _system_monitor(run_id: str, uri: str) -> Any:
     Raises
     ------
     ConfigError
-        psutil, which it needs, is missing.
+        Psutil, which it needs, is missing.
     """
     if find_spec("psutil") is None:
         raise ConfigError("tracking.system_metrics: psutil is missing; pip install psutil, or set it false")
@@ -402,7 +414,9 @@ def mlflow_name(key: str) -> str:
 
 
 def outage(error: BaseException) -> str | None:
-    """The message of an MLflow server or SQLite store that stopped answering; None for any other error."""
+    """The message of an MLflow server or SQLite store that stopped answering; None for any other
+    error.
+    """
     text, package = str(error), type(error).__module__.split(".")[0]
     if package in ("mlflow", "sqlalchemy", "sqlite3") and _LOCKED.search(text):
         return (
@@ -423,7 +437,9 @@ def _text(value: Any) -> str:
 
 @contextmanager
 def impatient(retries: int = 0) -> Iterator[None]:
-    """Give an MLflow server up after seconds for the length of a block; by default MLflow tries for minutes."""
+    """Give an MLflow server up after seconds for the length of a block; by default MLflow tries for
+    minutes.
+    """
     with _environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}):
         yield
 

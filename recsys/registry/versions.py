@@ -1,4 +1,6 @@
-"""The versions of every registered model, and where MLflow keeps files: for whoever must look into all of them."""
+"""The versions of every registered model, and where MLflow keeps files: for whoever must look into
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ class Store:
         return None
 
     def _place(self, source: str, model_id: str) -> tuple[str, str]:
-        """The logged model of a version, and where its files are; empty where the store does not say."""
+        """The logged model of a version, and where its files are; empty where the store does not
+        say.
+        """
         if source.startswith("models:/"):
             model_id, source = model_id or source.removeprefix("models:/"), ""
             with suppress(Exception):  # a logged model that was deleted has no place
@@ -77,7 +81,9 @@ class Store:
         return model_id, source
 
     def folder_of_run(self, run_id: str) -> str:
-        """The run folder that a run was made in, as its configuration names it; empty where it does not say."""
+        """The run folder that a run was made in, as its configuration names it; empty where it does
+        not say.
+        """
         with suppress(Exception):
             return str(self._client.get_run(run_id).data.params.get("run.dir", ""))
         return ""
@@ -89,7 +95,9 @@ class Store:
         return ""
 
     def replace(self, old: Version, number: int) -> None:
-        """Hand the aliases of a version, and what its tags say of promotions, to a newer one of the same model."""
+        """Hand the aliases of a version, and what its tags say of promotions, to a newer one of the
+        same model.
+        """
         for alias in old.aliases:
             self._client.set_registered_model_alias(old.name, alias, str(number))
         tags = dict(self._client.get_model_version(old.name, old.number).tags)
