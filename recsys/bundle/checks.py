@@ -89,7 +89,8 @@ def check_counts(sizes: ModelSizes, num_users: int, num_items: int) -> None:
     """
     if (num_users, num_items) != (sizes.num_users, sizes.num_items):
         raise Inconsistent(
-            f"the tables have {num_users} users and {num_items} items, the model {sizes.num_users} and {sizes.num_items}"
+            f"the tables have {num_users} users and {num_items} items, the model has {sizes.num_users} and "
+            f"{sizes.num_items}"
         )
 
 

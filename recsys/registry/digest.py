@@ -23,9 +23,9 @@ from recsys.errors import ArtifactError
 
 FILES_TAG: Final = "files.sha256"  # of a version: the digest of the list of its files
 WEIGHTS_TAG: Final = "weights.sha256"
-LISTING: Final = "model_files.json"  # artefact of the run: the list itself, to name what differs
+LISTING: Final = "model_files.json"  # artefact of the run with the list itself, to name files that differ
 _WEIGHTS: Final = "weights.safetensors"
-_BY_MLFLOW: Final = "registered_model_meta"  # put there by whatever loads or downloads it
+_BY_MLFLOW: Final = "registered_model_meta"  # MLflow adds this file when it loads or downloads a model
 _NAMED: Final = 3
 
 _LOG = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def listing(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ArtifactError(f"{folder} holds {name}, which is no plain file; register the model again")
+            raise ArtifactError(f"{folder} holds {name}, which is not a regular file; register the model again")
         if path.is_file() and "__pycache__" not in name.split("/") and name != _BY_MLFLOW:
             found[name] = entry_of(path).sha256
     return found
@@ -61,7 +61,7 @@ def digest(files: Mapping[str, str]) -> str:
 
 
 def dump(files: Mapping[str, str]) -> str:
-    """A :func:`listing` as text that is always the same."""
+    """A :func:`listing` as text in a fixed order."""
     return json.dumps(dict(sorted(files.items())), indent=0, ensure_ascii=False)
 
 
@@ -96,7 +96,7 @@ def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
         raise _changed(uri, f"its weights are not those that were registered ({WEIGHTS_TAG} {registered[:12]}…)")
     expected = tags.get(FILES_TAG)
     if expected is None:
-        note = f"{uri} was registered without {FILES_TAG}, so its loader and code cannot be compared; register it again"
+        note = f"{uri} was registered without {FILES_TAG}, so its loader and code cannot be checked; register it again"
         _LOG.warning("%s", note)
         return note
     if digest(files) != expected:
@@ -105,22 +105,22 @@ def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
 
 
 def unreadable(uri: str, number: str, error: BaseException) -> ArtifactError:
-    """The error of a version whose files are not where the registry says."""
+    """The error for a version whose files are not at the location in the registry."""
     said = redact(" ".join(str(error).split()))
     return ArtifactError(
         f"{uri} (version {number}) is registered, but its files cannot be read: {said}. "
-        "Where MLflow's store or the folder of its artefacts was moved, move it back or make a link at the old place; "
+        "If MLflow's store or its artefact folder was moved, move it back or create a symbolic link at the old path; "
         "otherwise register the model again"
     )
 
 
 def _registered(registry: Any, run_id: str, expected: str) -> dict[str, str] | None:
-    """The list of what was registered; None where it cannot be had, or was changed as well."""
+    """The registered list of files; None where it cannot be read or was changed too."""
     with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
         try:
             path = Path(registry.download_artifacts(run_id, LISTING, into))
             files = dict(json.loads(path.read_text(encoding="utf-8")))
-        except Exception:  # whatever a store raises: it only helps to name files
+        except Exception:  # whatever the store raises: the list only serves to name files
             return None
     return files if digest(files) == expected else None
 
@@ -143,6 +143,6 @@ def _differences(files: Mapping[str, str], registered: Mapping[str, str] | None)
 
 def _changed(uri: str, why: str) -> ArtifactError:
     return ArtifactError(
-        f"{uri} is not what was registered ({why}). Somebody has changed it in the artefact store; nothing of it was "
-        "run. Find out who can write there, and register the model again, or use another version"
+        f"{uri} is not what was registered ({why}). Its files were changed in the artefact store; none of its code was "
+        "run. Check who can write there, and register the model again, or use another version"
     )

@@ -1,4 +1,4 @@
-"""The MLflow experiment of a run, and where it keeps artefacts."""
+"""The MLflow experiment of a run and the location of its artefacts."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConf
     if found is None:
         try:
             return str(mlflow_client.create_experiment(name, artifact_location=location))
-        except MlflowException:  # another driver was faster
+        except MlflowException:  # another process has created it in the meantime
             found = mlflow_client.get_experiment_by_name(name)
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise ConfigError(f"tracking.experiment {name!r} was deleted; restore it in MLflow or give another name")
+        raise ConfigError(f"tracking.experiment: {name!r} was deleted; restore it in MLflow or give another name")
     if settings.artifacts and found.artifact_location.rstrip("/") != str(location).rstrip("/"):
         raise ConfigError(
-            f"tracking.artifacts: the experiment {name!r} keeps its artefacts at {redact(found.artifact_location)} for "
-            f"good, not at {settings.artifacts}; give the new place a new tracking.experiment"
+            f"tracking.artifacts: the experiment {name!r} stores its artefacts at {redact(found.artifact_location)}, "
+            f"which cannot be changed to {settings.artifacts}; use another tracking.experiment for the new location"
         )
     if beside is not None and not settings.artifacts:
         _check_not_moved(name, local_place(str(found.artifact_location)), beside)
@@ -61,7 +61,7 @@ def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConf
 
 
 def local_place(location: str) -> Path | None:
-    """The folder of a ``file:`` URI or path; None for other places.
+    """The folder of a ``file:`` URI or path; None for other locations.
 
     >>> str(local_place("file:///a%20b/c")), local_place("s3://bucket/key")
     ('/a b/c', None)
@@ -78,7 +78,7 @@ def _check_not_moved(name: str, place: Path | None, beside: Path) -> None:
     if place is None or place == beside or place.exists() or not beside.exists():
         return
     raise ConfigError(
-        f"tracking.experiment {name!r}: MLflow's store was moved; it looks for its artefacts at {place}, which is "
-        f"gone, and they are at {beside} now. Move them back, make a link there (mkdir -p {place.parent} && ln -s "
-        f"{beside} {place}), or give another tracking.experiment"
+        f"tracking.experiment {name!r}: MLflow's store was moved; it looks for its artefacts at {place}, which does "
+        f"not exist, but they are at {beside} now. Move them back, create a symbolic link (mkdir -p {place.parent} && "
+        f"ln -s {beside} {place}), or give another tracking.experiment"
     )

@@ -45,13 +45,13 @@ from recsys.serving.bundles import finish, read_bundle
 from recsys.serving.item_index import measure_again
 from recsys.storage.uris import is_remote
 
-_SERVED = {WEIGHTS: "encoders.", TRAINING: "model.encoders."}  # file → what stands before a parameter's name
+_SERVED = {WEIGHTS: "encoders.", TRAINING: "model.encoders."}  # file → prefix of parameter names
 _MEASURED = {MEASURED: "encoders.", MEASURED_TRAINING: "model.encoders."}
 
 
 @dataclass(frozen=True)
 class Parent:
-    """An earlier model, by the name that will always mean it."""
+    """An earlier model, with the name that always refers to it."""
 
     uri: str  # models:/NAME/VERSION, or the folder of the bundle
     folder: Path
@@ -59,11 +59,11 @@ class Parent:
 
     @property
     def card(self) -> str:
-        """Its model card; empty where it has none."""
+        """The text of its model card; empty where it has none."""
         return read_card(self.folder, self.bundle.info)
 
     def describe(self) -> dict[str, Any]:
-        """What a descendant says of it."""
+        """The description of this model in the bundle of a descendant."""
         info = self.bundle.info
         return {
             "uri": self.uri,
@@ -74,11 +74,11 @@ class Parent:
 
     @property
     def seen_all(self) -> bool:
-        """Whether the model was trained on all of its events, test included."""
+        """Whether the served model was trained on all of its events, including test."""
         return has_measured(self.bundle.info)
 
     def measured(self) -> FrozenModel:
-        """The model that its figures are of."""
+        """The measured model, to which its metrics belong."""
         return measured(self.folder, self.bundle).model
 
     def training(self) -> dict[str, Tensor]:
@@ -100,7 +100,7 @@ class Parent:
     def _training(self, name: str) -> dict[str, Tensor]:
         if name not in self.bundle.info.files:
             raise ArtifactError(
-                f"{self.uri} holds no training weights ({name}), so nothing can go on from it; register the model "
+                f"{self.uri} has no training weights ({name}), so training cannot continue from it; register the model "
                 "again with `recsys register`"
             )
         check_file(self.folder, name, self.bundle.info.files[name])
@@ -191,7 +191,7 @@ def write_refitted(
                 tensors = load_file(aside / file)
                 named = {f"{heads[file]}{name}": tensor.detach().contiguous() for name, tensor in parameters.items()}
                 assert named.keys() <= tensors.keys(), "the parameters are the parent's"
-                check_finite(named, "what was fitted again")
+                check_finite(named, "the refitted parameters")
                 save_file(tensors | named, aside / file)
         info.package_version, info.created = __version__, datetime.now(UTC).isoformat(timespec="seconds")
         info.metrics, info.extra = dict(metrics), info.extra | extra | {"parent": parent.describe()}

@@ -18,14 +18,14 @@ from recsys.config import Config
 from recsys.registry.tracking import mlflow_name
 
 EVENTS_TAG: Final = "dataset.events"
-MINIMUM_TAG: Final = "minimum"  # passed or below
+MINIMUM_TAG: Final = "minimum"  # "passed" or "below"
 WHY_TAG: Final = "minimum.why"
 PASSED: Final = "passed"
 BELOW: Final = "below"
 _PARTS: Final = ("train", "valid", "test")
-_MOST: Final = 20  # candidates that are listed
-_SHELL: Final = set('"$`!\\')  # mean something to a shell between double quotes
-_UNASKED: Final = "registered by an earlier release, which asked for no minimum"
+_MOST: Final = 20  # listed candidates
+_SHELL: Final = set('"$`!\\')  # special characters of a shell between double quotes
+_UNASKED: Final = "registered by an earlier release, which had no minimum"
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Minimum:
     why: str
 
     def tags(self) -> dict[str, str]:
-        """What the version says of it."""
+        """The tags of the version."""
         return {MINIMUM_TAG: PASSED if self.passed else BELOW, WHY_TAG: self.why}
 
 
 def num_events(dataset: Mapping[str, Any]) -> int:
-    """Events of a bundle's dataset, in all parts."""
+    """Number of events of a bundle's dataset in all splits."""
     return sum(int(dataset.get("counts", {}).get(part, 0)) for part in _PARTS)
 
 
@@ -66,28 +66,29 @@ def ask_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[str,
     """
     best = comparison.get("best_on_test") or comparison.get("best_baseline")
     against = comparison.get("against", {}).get(best)
-    said = "no baseline was measured"
+    why = "no baseline was measured"
     if against:
         is_below = against["high"] < 0 or (bool(before) and against["difference"] < 0)
         where = "below" if is_below else "above" if against["low"] > 0 else "not distinguishable from"
-        said = (
-            f"{comparison['metric']} is {where} the baseline {best}{' beyond chance' if against['high'] < 0 else ''} "
-            f"({against['difference']:+.4f}, interval {against['low']:+.4f} to {against['high']:+.4f})"
+        significantly = "significantly " if against["high"] < 0 else ""
+        why = (
+            f"{comparison['metric']} is {significantly}{where} the baseline {best} "
+            f"({against['difference']:+.4f}, 95 % interval {against['low']:+.4f} to {against['high']:+.4f})"
         )
         if is_below:
-            return Minimum(False, said)
+            return Minimum(False, why)
     for who, theirs in before.items():
         if not config.update.replace and events < config.registry.min_data * theirs:
             return Minimum(
                 False,
-                f"it is of {events:,} events, {who} of {theirs:,} (registry.min_data {config.registry.min_data:g} asks "
-                f"for {config.registry.min_data * theirs:,.0f}; 0 allows any)",
+                f"its dataset has {events:,} events, that of {who} has {theirs:,} (registry.min_data "
+                f"{config.registry.min_data:g} requires {config.registry.min_data * theirs:,.0f}; 0 allows any number)",
             )
-    return Minimum(True, said)
+    return Minimum(True, why)
 
 
 def alias_command(tracking_uri: str, name: str, alias: str, version: int) -> str:
-    """The command with which a person gives an alias to a version."""
+    """The shell command that gives an alias to a version by hand."""
     call = f"set_registered_model_alias({name!r}, {alias!r}, '{version}')"
     code = f"import mlflow; mlflow.MlflowClient({tracking_uri!r}).{call}"
     return f"python -c {shlex.quote(code)}" if set(code) & _SHELL else f'python -c "{code}"'

@@ -14,7 +14,7 @@ from recsys.config import Config, redact
 from recsys.registry.run_tags import working_commit
 from recsys.registry.tracking import Tracker
 
-_TRAINING: Final = ("seed", "data", "model", "train", "evaluate")  # sections that decide what a model is
+_TRAINING: Final = ("seed", "data", "model", "train", "evaluate")  # sections that determine a model
 
 
 def lineage(config: Config, dataset: str, tracker: Tracker) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from recsys.serving.bundles import read_bundle
 
 @dataclass(frozen=True)
 class Pulled:
-    """What lies in the folder now."""
+    """The pulled model."""
 
     folder: Path
     bundle: Path
@@ -31,7 +31,7 @@ class Pulled:
     version: str
     aliases: tuple[str, ...]
     info: BundleInfo
-    note: str = ""  # what could not be compared
+    note: str = ""  # a warning about what could not be checked
 
 
 def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
@@ -63,16 +63,16 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
             raise unreadable(uri, version, error) from None
         registry = client(tracking_uri)
         note = check_version(registry, name, version, aside)
-        for compiled in [
-            *aside.rglob("__pycache__")
-        ]:  # no file of the model: Python would run it instead of the source
-            shutil.rmtree(compiled)
+        for compiled in [*aside.rglob("__pycache__")]:
+            shutil.rmtree(compiled)  # not covered by the digest, and Python would run it instead of the source
         place = bundle_in(aside, uri)
         bundle = read_bundle(place)
         for file, entry in bundle.info.files.items():
             check_file(place, file, entry)
         if not (aside / "MLmodel").is_file():
-            raise ArtifactError(f"{uri} has no MLmodel: it is no MLflow model; register it with `recsys register`")
+            raise ArtifactError(
+                f"{uri} is not an MLflow model (MLmodel is missing); register it with `recsys register`"
+            )
         aliases = tuple(sorted(registry.get_model_version(name, version).aliases))
         origin = {
             "asked": uri,

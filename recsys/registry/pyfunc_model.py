@@ -32,10 +32,10 @@ from recsys.serving.requests import (
     rows_of_columns,
 )
 
-BUNDLE = "bundle"  # name of the artifact
+BUNDLE = "bundle"  # name of the MLflow artifact
 BUNDLE_SHA256 = "bundle_sha256"  # key of the model's configuration: the checksum of the bundle's description
 _COLUMNS = ("user_id", "item_ids", "scores", "shares", "source", "titles", "unknown_items", "unknown_friends")
-_MORE = ("boosts", "explanations", "unknown_in_rules", "item_id", "by", "why")  # of requests that ask for them
+_MORE = ("boosts", "explanations", "unknown_in_rules", "item_id", "by", "why")  # only where a request asks for them
 
 
 class RecommenderModel(PythonModel):
@@ -87,7 +87,7 @@ class RecommenderModel(PythonModel):
 
 
 def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
-    """Requests as plain dictionaries without empty cells, defaults filled in."""
+    """Requests as plain dictionaries, without empty cells and with default values."""
     if isinstance(model_input, pd.DataFrame):
         _check_columns(model_input)
         model_input = model_input.astype(object).to_dict(orient="records")
@@ -111,18 +111,20 @@ def _check_columns(frame: pd.DataFrame) -> None:
     fields = {*Request.model_fields, *SimilarRequest.model_fields}
     unknown = [name for name in names if name not in fields]
     if unknown:
-        raise RequestError(f"{choices(unknown)}: unknown field; there are: {choices(fields)}")
+        raise RequestError(f"{choices(unknown)}: unknown field; expected one of: {choices(fields)}")
     if len(set(names)) != len(names):
-        raise RequestError(f"the columns {', '.join(names)} are not each named once")
+        raise RequestError(f"some of the columns {', '.join(names)} have the same name; give every column once")
     if not {*SUBJECTS, SIMILAR_TO} & set(names):
-        raise RequestError(f"found no column {one_of(SUBJECTS)}; there are: {choices(fields)}")
+        raise RequestError(
+            f"expected a column {one_of([*SUBJECTS, SIMILAR_TO])}, got none of them; possible columns: {choices(fields)}"
+        )
     for name in ("user_id", SIMILAR_TO):
         kind = frame[name].dtype if name in names else None
         if kind is not None and pd.api.types.is_numeric_dtype(kind) and frame[name].notna().any():
             cure = 'astype("string")' if pd.api.types.is_integer_dtype(kind) else 'astype("Int64").astype("string")'
             raise RequestError(
-                f"{name}: the column holds numbers ({kind}), expected text: read it as text (dtype=str), or convert it "
-                f'with frame["{name}"].{cure}, which loses leading zeros that the file had'
+                f"{name}: the column holds numbers ({kind}), expected strings: read it as text (dtype=str), or convert "
+                f'it with frame["{name}"].{cure}, which cannot restore leading zeros of the file'
             )
 
 
@@ -152,7 +154,8 @@ def _check_unmixed(texts: np.ndarray[Any, Any]) -> None:
     longest = max((len(text) for text in texts.ravel().tolist()), default=0)
     if texts.dtype.itemsize // 4 > max(longest, 1):
         raise RequestError(
-            f"got a list that mixes text and numbers ({str(texts.tolist())[:60]}); ids are text: put numbers in quotes"
+            f"got a list that mixes strings and numbers ({str(texts.tolist())[:60]}); ids are strings: put numbers in "
+            "quotes"
         )
 
 
@@ -165,8 +168,8 @@ def signature(exclude_seen: bool = True) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
 
-    # With a schema of inputs MLflow drops the columns that it does not name before the model sees them, so that a
-    # mistyped field would be ignored. Without one all fields reach the request parser, which names row and field.
+    # With an input schema, MLflow would drop columns that are not in it before the model sees them, so a mistyped
+    # field would be ignored. Without one, all fields reach the request parser, which reports unknown ones.
     outputs = Schema(
         [
             ColSpec(DataType.string, "user_id", required=False),

@@ -1,4 +1,4 @@
-"""What an MLflow run says of its origin: who ran which program, at which commit."""
+"""The tags of an MLflow run about its origin: user, program and git commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def origin_tags(commit: str, is_changed: bool) -> dict[str, str]:
     hold secrets.
     """
     tags = {"mlflow.source.name": Path(sys.argv[0] or "python").name, "mlflow.source.type": "LOCAL"}
-    with suppress(KeyError, OSError):  # a container whose user has no name
+    with suppress(KeyError, OSError):  # in a container the user may have no name
         tags["mlflow.user"] = getpass.getuser()
     if commit != UNKNOWN:
         tags |= {COMMIT_TAG: commit, CHANGED_TAG: str(is_changed).lower()}
