@@ -1,8 +1,8 @@
-"""The model card (Mitchell et al. 2019): what a model is, what it was measured to do, and what it
-must not be used for.
+"""The model card (Mitchell et al. 2019): what a model is, its measured quality, and what it must
+not be used for.
 
-Why in the bundle: who deploys a model has the bundle and not the report. It is written once, from
-the same numbers as ``metrics.json``.
+Why in the bundle: a person who deploys a model has the bundle and not the report. The card is
+written once, from the same numbers as ``metrics.json``.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ def model_card(
     influence: Sequence[str] = (),
     private: Mapping[str, Any] | None = None,
 ) -> str:
-    """The card of an evaluated model, Markdown.
+    """The card of an evaluated model as Markdown.
 
     Parameters
     ----------
     config : Config
-        What it was trained with.
+        The configuration of the training.
     manifest : Manifest
-        Of the dataset it was trained and evaluated on.
+        Manifest of the dataset that it was trained and evaluated on.
     metrics : Mapping[str, Any]
         The content of ``metrics.json``; empty where there is none.
     lineage : Mapping[str, Any]
         See :func:`recsys.registry.provenance.lineage`.
     influence : Sequence[str]
-        What of the model still depends on users who were forgotten.
+        Parts of the model that still depend on forgotten users.
     private : Mapping[str, Any] | None
-        What a private training has spent (:class:`recsys.training.private.Budget`); None: it was
-        none.
+        Privacy budget of a private training (:class:`recsys.training.private.Budget`); None for
+        other trainings.
     """
     names = list(config.model.granularities.enabled())
     lines = [
@@ -79,11 +79,10 @@ def model_card(
 
 
 def shown_as_text(card: str) -> str:
-    """Markdown in which no HTML is left, and no secret; a text that has been through here stays as
-    it is.
+    """Markdown with HTML escaped and secrets removed; applying it twice changes nothing more.
 
-    Why: names, notes and labels come from data and configurations, and MLflow and others show a
-    card as a page.
+    Why: names, notes and labels come from data and configurations, and MLflow and others render a
+    card as a web page.
 
     >>> shown_as_text("# A & B <img src=x onerror=alert(1)> &lt;")
     '# A &amp; B &lt;img src=x onerror=alert(1)&gt; &lt;'
@@ -305,8 +304,8 @@ def _private(private: Mapping[str, Any] | None) -> list[str]:
         return []
     return [
         f"Trained by DP-SGD with the {private['unit']} as the unit: **ε {private['epsilon']:.3f} at δ "
-        f"{private['delta']:.0e}** ({private['accountant']}; noise {private['noise_multiplier']:.3f}, gradients clipped "
-        f"to {private['clip']:g}, {private['steps']:,} steps, each with a share of {private['sample_rate']:.4f} of "
+        f"{private['delta']:.0e}** ({private['accountant']}; noise {private['noise_multiplier']:.3f}, gradients "
+        f"clipped to {private['clip']:g}, {private['steps']:,} steps, each with a share of {private['sample_rate']:.4f} of "
         f"{private['users']:,} users).",
         "",
         "- The guarantee covers the trained weights, the item vectors and the item counts.",
@@ -324,8 +323,9 @@ def _influence(manifest: Manifest, influence: Sequence[str]) -> list[str]:
     if not influence:
         return [f"The model was trained without the {number:,} forgotten users; nothing in it depends on them."]
     return [
-        f"The rows of {number:,} forgotten users were removed, and all counted or closed-form parts were computed again "
-        "without them. These parts were trained, or chosen, on data with these users, and so still depend on them:",
+        f"The rows of {number:,} forgotten users were removed, and all counted or closed-form parts were computed "
+        "again without them. These parts were trained, or chosen, on data with these users, and so still depend on "
+        "them:",
         "",
         *(f"- {plain_line(what)}" for what in influence),
         "",

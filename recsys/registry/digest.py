@@ -1,10 +1,10 @@
-"""The digest of every file of a registered version, kept in the registry, and compared before a
+"""The digest of all files of a registered version, stored in the registry and compared before a
 file is used.
 
-Why: the checksums inside a bundle can be computed anew by whoever changes the bundle, and they do
-not cover the loader (``pyfunc_model.py``), the code beside it or ``MLmodel``, which decide what is
-run. The registry is another place than the files: who can change the artefacts alone is found out,
-before any of their code is run.
+Why: a person who changes a bundle can also renew the checksums inside it, and these do not cover
+the loader (``pyfunc_model.py``), the code next to it or ``MLmodel``, which decide what code runs.
+The registry is stored separately from the files. So a change by a person with access to the
+artefacts only is detected before any of their code runs.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _LOG = logging.getLogger(__name__)
 
 
 def listing(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of an MLflow model by its path in the folder.
+    """The path and SHA-256 of every file of an MLflow model.
 
-    What Python and MLflow put into a folder when they load it is left out.
+    Files that Python and MLflow add to a folder when they load it are left out.
 
     Raises
     ------
     ArtifactError
-        A link, which leads to a file that may change, or something that is no file.
+        The folder holds a symbolic link, whose target may change, or something that is not a file.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -66,24 +66,28 @@ def dump(files: Mapping[str, str]) -> str:
 
 
 def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
-    """Compare a version's files with what was registered; a note where the version says less than
-    it should.
+    """Compare the files of a version with the digest of its registration.
 
     Parameters
     ----------
     registry : Any
         The ``MlflowClient``.
     name : str
-        Of the registered model.
+        Name of the registered model.
     number : str
-        Of the version.
+        Number of the version.
     folder : Path
-        The MLflow model, on this machine.
+        The files of the MLflow model, on this machine.
+
+    Returns
+    -------
+    str
+        A warning where the version has no digest to compare with; otherwise empty.
 
     Raises
     ------
     ArtifactError
-        A file was changed, added or removed since, or the weights are another model's.
+        A file was changed, added or removed, or the weights are those of another model.
     """
     version = registry.get_model_version(name, number)
     tags, uri = dict(version.tags), f"models:/{name}/{number}"

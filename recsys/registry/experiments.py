@@ -13,24 +13,25 @@ from recsys.storage.uris import is_remote
 
 
 def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConfig) -> str:
-    """The id of the experiment, which is made where there is none.
+    """The id of the experiment, which is created where it does not exist.
 
-    A new one of a SQLite store keeps its artefacts beside the file, wherever a process works later.
+    A new experiment in a SQLite store keeps its artefacts next to the SQLite file, so the location
+    does not depend on the working directory.
 
     Parameters
     ----------
     mlflow_client : Any
-        Of the store.
+        The ``MlflowClient`` of the store.
     store : Path | None
-        The file of a SQLite store; None for others.
+        The file of a SQLite store; None for other stores.
     settings : TrackingConfig
-        The section ``tracking``.
+        The section ``tracking`` of the configuration.
 
     Raises
     ------
     ConfigError
-        It was deleted, keeps its artefacts elsewhere than at ``tracking.artifacts``, or they were
-        moved.
+        The experiment was deleted, keeps its artefacts at another location than
+        ``tracking.artifacts``, or its artefacts were moved.
     """
     from mlflow import MlflowException
 
@@ -72,8 +73,8 @@ def local_place(location: str) -> Path | None:
 
 
 def _check_not_moved(name: str, place: Path | None, beside: Path) -> None:
-    """Raise where a store was moved with its artefacts: MLflow goes on looking for them at their
-    old place.
+    """Raise where a store was moved with its artefacts: MLflow stores the old absolute path of the
+    artefacts.
     """
     if place is None or place == beside or place.exists() or not beside.exists():
         return

@@ -1,7 +1,7 @@
-"""From an earlier bundle to the next model: what a warm start needs of it, and a bundle with only
-its fusion changed.
+"""From an earlier bundle to the next model: the input of a warm start, and bundles with refitted
+parameters.
 
-Why apart from :mod:`~recsys.bundle.files`: who serves a bundle reads none of this.
+Why separate from :mod:`~recsys.bundle.files`: serving a bundle needs none of this.
 """
 
 from __future__ import annotations
@@ -82,19 +82,17 @@ class Parent:
         return measured(self.folder, self.bundle).model
 
     def training(self) -> dict[str, Tensor]:
-        """The trainable model's weights.
+        """The weights of the trainable model.
 
         Raises
         ------
         ArtifactError
-            The bundle has none, or damaged ones.
+            The bundle has no such weights, or they are damaged.
         """
         return self._training(TRAINING)
 
     def measured_training(self) -> dict[str, Tensor]:
-        """The trainable weights of the model that has not seen the test part, as :meth:`training`
-        gives the others.
-        """
+        """As :meth:`training`, for the measured model, which has not seen the test split."""
         return self._training(MEASURED_TRAINING if self.seen_all else TRAINING)
 
     def _training(self, name: str) -> dict[str, Tensor]:
@@ -112,7 +110,7 @@ class Parent:
         return weights
 
     def vocabulary(self) -> Vocabulary:
-        """The ids whose numbers a descendant keeps.
+        """The ids that keep their numbers in a descendant.
 
         Raises
         ------
@@ -137,13 +135,13 @@ class Parent:
 
 
 def open_parent(uri: str, tracking_uri: str) -> Parent:
-    """The model of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a run folder or a bundle's
+    """Open the model of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a run folder or a bundle
     folder.
 
     Raises
     ------
     ArtifactError
-        There is none, or a damaged one.
+        There is no model, or it is damaged.
     """
     folder = resolve(uri, tracking_uri)
     name = uri if is_remote(uri) else str(folder.absolute())
@@ -161,25 +159,25 @@ def write_refitted(
     card: str = "",
     of_measured: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """The parent's bundle with some parameters of its encoders changed and nothing else, but what
-    is measured of them.
+    """Write the parent's bundle with some changed parameters of its encoders, new metrics and a new
+    card.
 
     Parameters
     ----------
     parent : Parent
-        The model.
+        The earlier model.
     target : str | Path
-        Folder of the new bundle; may be the parent's own.
+        Folder of the new bundle; may be that of the parent.
     changed : Mapping[str, Tensor]
-        Parameters by name, as the state dict of the encoders has them: ``fusion.raw_K``.
+        Parameters by name in the state dict of the encoders, such as ``fusion.raw_K``.
     metrics : Mapping[str, Any]
-        Of the new bundle; the parent's are of other weights.
+        Metrics of the new bundle; those of the parent belong to other weights.
     extra : dict[str, Any]
-        Added to the parent's, beside ``parent``.
+        Added to the parent's ``extra``, in addition to ``parent``.
     card : str
-        The new bundle's, whose text the parent's would not be.
+        Card of the new bundle.
     of_measured : Mapping[str, Tensor] | None
-        The same parameters of the measured model, where the parent holds one and they are others.
+        The same parameters for the measured model, where the parent has one and they differ.
     """
     info = parent.bundle.info.model_copy(deep=True)
     with writing_aside(target, DESCRIPTION) as aside:

@@ -1,10 +1,9 @@
-"""What a version must have shown to become the challenger, and the versions that the gate may
-choose among.
+"""The minimum that a version must reach to become the challenger, and the candidates of the gate.
 
-Why: the alias is what scripts and the gate take next. A try of one epoch, or a model of half the
-events, would take it from a good model by being later. A version below the minimum is registered
-all the same, and is used by its number. That a model answers as it did when it was written is
-checked before: a bundle that fails its self-test cannot be read.
+Why: scripts and the champion gate use the version with the alias. Without a minimum, a trial of one
+epoch, or a model of half the events, would take the alias from a good model only because it is
+newer. A version below the minimum is registered too and can be used by its number. The self-test
+comes earlier: a bundle that fails it cannot be read at all.
 """
 
 from __future__ import annotations
@@ -48,21 +47,22 @@ def num_events(dataset: Mapping[str, Any]) -> int:
 def ask_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[str, int], config: Config) -> Minimum:
     """Whether a version is good enough for the alias.
 
-    The first version must not be below the best baseline beyond chance; one that would take the
-    alias from another version, or replaces its parent, must not be below it at all.
+    The first version must not be significantly below the best baseline. A version that would take
+    the alias from another version, or replaces its parent, must not be below the baseline at all.
 
     Parameters
     ----------
     comparison : Mapping[str, Any]
-        With the baselines, of ``metrics.json``; of a model of which the fusion or the strata alone
-        were fitted again, its parent's. Where it has no baseline, none is asked.
+        Comparison with the baselines, from ``metrics.json``; for a model with a refitted fusion or
+        refitted user clusters that of its parent. Without a baseline, none is required.
     events : int
-        Of its dataset.
+        Number of events of its dataset.
     before : Mapping[str, int]
-        Events of the version that has the alias, and of the parent, by what they are called; 0:
-        unknown.
+        Number of events of the version with the alias and of the parent, by their names; 0 where
+        it is unknown.
     config : Config
-        Of the run; ``registry.min_data`` and ``update.replace`` say what data is enough.
+        Configuration of the run; ``registry.min_data`` and ``update.replace`` define how much data
+        is enough.
     """
     best = comparison.get("best_on_test") or comparison.get("best_baseline")
     against = comparison.get("against", {}).get(best)
@@ -95,10 +95,18 @@ def alias_command(tracking_uri: str, name: str, alias: str, version: int) -> str
 
 
 def candidates(client: Any, name: str, metric: str) -> list[dict[str, Any]]:
-    """Versions of a registered model, newest first, each with why it is or is not a candidate for
-    champion.
+    """The versions of a registered model, newest first, with the reason why each is or is not a
+    candidate.
 
-    ``metric`` is the main one; each version's is of the test part of its own dataset.
+    Parameters
+    ----------
+    client : Any
+        The ``MlflowClient``.
+    name : str
+        Name of the registered model.
+    metric : str
+        The main metric. The value of each version was measured on the test split of its own
+        dataset.
     """
     aliases: dict[str, list[str]] = {}
     for alias, number in client.get_registered_model(name).aliases.items():
@@ -134,8 +142,8 @@ def _candidate(version: Any, aliases: list[str], metric: str) -> dict[str, Any]:
 
 
 def newer_below(found: Sequence[Mapping[str, Any]], version: str) -> Mapping[str, Any] | None:
-    """The newest version where it was registered after the one that the gate is asked about, and is
-    no candidate.
+    """The newest version, where it is newer than ``version`` and is not a candidate; otherwise
+    None.
     """
     newest = found[0] if found else None
     if newest is None or newest["is_candidate"] or int(newest["version"]) <= int(version):

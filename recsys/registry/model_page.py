@@ -24,8 +24,8 @@ def describe_model(registry: Any, config: Config) -> None:
 
 
 def model_page(config: Config) -> str:
-    """What the model is for, what its aliases mean, and how it is pulled and asked; nothing that a
-    version changes.
+    """The intended use, the aliases, and how to load and call the model; nothing that depends on a
+    version.
     """
     name, alias = config.registry.name, config.registry.alias
     aliases = [
@@ -45,7 +45,8 @@ def model_page(config: Config) -> str:
     rest = [
         "",
         f"The tag `minimum.why` of a version says why it may or may not have the alias {plain_line(alias)}; a version "
-        "without an alias is pulled by its number. The card of a version is `MODEL_CARD.md` in the artefacts of its run.",
+        "without an alias is pulled by its number. The card of a version is `MODEL_CARD.md` in the artefacts of its "
+        "run.",
     ]
     text = shown_as_text("\n".join([*head, *code, *rest]))
     return f"{text[: _LONGEST - len(PAGE_END) - 2]}\n\n{PAGE_END}"

@@ -1,5 +1,5 @@
-"""Where a model comes from: the commit of the working directory, the digest of its configuration,
-its MLflow run.
+"""The lineage of a model: git commit of the working directory, digest of the configuration, MLflow
+run.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ _TRAINING: Final = ("seed", "data", "model", "train", "evaluate")  # sections th
 
 
 def lineage(config: Config, dataset: str, tracker: Tracker) -> dict[str, Any]:
-    """What a model says of its making: plain values for the bundle, the tags of the version and the
-    card.
+    """The origin of a model as plain values, for the bundle, the tags of the version and the card.
 
-    ``dataset`` is the content hash of what it was fitted on.
+    Parameters
+    ----------
+    config : Config
+        Configuration of the run.
+    dataset : str
+        Content hash of the dataset that the model was fitted on.
+    tracker : Tracker
+        The MLflow run.
     """
-    commit, changed = tracker.commit or working_commit(Path.cwd())  # the run says the same
+    commit, changed = tracker.commit or working_commit(Path.cwd())  # the same as in the tags of the run
     return {
         "run_id": tracker.run_id,
         "tracking": redact(tracker.uri),
@@ -36,7 +42,7 @@ def lineage(config: Config, dataset: str, tracker: Tracker) -> dict[str, Any]:
 
 
 def config_digest(config: Config) -> str:
-    """SHA-256 of the sections that decide what a model is: not of where it ran or was
+    """SHA-256 of the sections that determine a model; not of those that say where it ran or was
     registered.
     """
     sections = config.model_dump(mode="json", include=set(_TRAINING))

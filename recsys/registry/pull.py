@@ -1,4 +1,4 @@
-"""A registered model to a local folder that is complete in itself and needs no registry
+"""Download of a registered model to a self-contained local folder, which needs no registry
 afterwards.
 """
 
@@ -35,18 +35,25 @@ class Pulled:
 
 
 def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
-    """Download ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` aside, check it, and rename it
-    into place.
+    """Download ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, check it, and rename it into
+    place.
 
-    A folder with a pulled model is replaced; what is in use keeps its files until it lets go of
-    them.
+    A folder with a pulled model is replaced; a process that has its files open can still read them.
+
+    Parameters
+    ----------
+    uri : str
+        The model.
+    folder : str | Path
+        The target folder.
+    tracking_uri : str
+        URI of MLflow.
 
     Raises
     ------
     ArtifactError
-        There is no such model, its files cannot be read, are damaged or not those that were
-        registered, it does not answer as it did, or ``folder`` holds something else that would be
-        lost.
+        There is no such model; its files cannot be read, are damaged or not those that were
+        registered; its self-test fails; or ``folder`` holds something else, which would be lost.
     """
     from mlflow import MlflowException
     from mlflow.artifacts import download_artifacts
