@@ -73,7 +73,7 @@ def test_bad_calls_leave_the_old_file(folder: Path, tmp_path: Path) -> None:
         recommend_all(folder, output, users=["u1", "u2", "u1"])
     with pytest.raises(RequestError, match="got 7, expected user ids"):
         recommend_all(folder, output, users=[7])  # type: ignore[list-item]
-    with pytest.raises(ArtifactError, match="holds no model bundle"):
+    with pytest.raises(ArtifactError, match="has no model bundle"):
         recommend_all(tmp_path / "nowhere", output)
     assert output.read_text() == "of an earlier run"
     assert [path.name for path in tmp_path.iterdir()] == ["recommendations.parquet"]

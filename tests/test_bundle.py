@@ -174,5 +174,5 @@ def test_bad_descriptions(folder: Path, tmp_path: Path) -> None:
         description.write_text(text)
         with pytest.raises(ArtifactError, match=f"(?s){message}"):
             read_bundle(folder)
-    with pytest.raises(ArtifactError, match="holds no model bundle"):
+    with pytest.raises(ArtifactError, match="has no model bundle"):
         read_bundle(tmp_path / "nowhere")

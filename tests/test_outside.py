@@ -197,7 +197,7 @@ def test_a_path_that_a_bundle_names_is_never_imported(
     save_trained(tmp_path / "model", result)
     (importable / "trap.py").write_text("raise SystemExit('imported')")
     monkeypatch.setattr(outside, "_named", set())  # as in another process
-    with pytest.raises(ArtifactError, match=r"needs the granularity money \(budget\.section:BudgetConfig\).*by itself"):
+    with pytest.raises(ArtifactError, match=r"needs the granularity money \(budget\.section:BudgetConfig\).*never imported"):
         read_bundle(tmp_path / "bundle")
     with pytest.raises(ArtifactError, match="named by a file that may come from anywhere"):
         load_trained(tmp_path / "model")

@@ -317,7 +317,7 @@ def test_a_version_below_the_minimum_leaves_the_challenger_where_it_is(world: Wo
     smaller = world.registered(world.early, {"model": {}, "comparison": comparison_of(0.1, 0.3)}, epochs=1)
     assert world.aliases()["challenger"] == holder
     assert worse.alias == "" and worse.uri == worse.pinned_uri == f"models:/pocket/{worse.version}"
-    said = "without an alias: ndcg@5 is below the baseline popularity beyond chance (-0.2000"
+    said = "without an alias: ndcg@5 is significantly below the baseline popularity (-0.2000"
     assert said in worse.said and "\n" not in worse.said
     assert (
         f"of {num_events(asdict(world.early.manifest))} events, the present challenger, version {holder}, of"
@@ -373,7 +373,7 @@ def test_every_verb_says_why_nothing_has_the_alias(world: World, capsys: Capture
             assert main([*words, "--config", str(world.folder / "c.yaml"), *named]) == 2
             out, error = capsys.readouterr()
             assert "models:/pocket@challenger is not registered" in error
-            assert f"models:/pocket/{below.version} (no alias: ndcg@5 is below the baseline popularity" in error
+            assert f"models:/pocket/{below.version} (no alias: ndcg@5 is significantly below the baseline popularity" in error
             assert ("  no  ndcg@5 is below" in out) == (words == ["promote"]), "the gate lists all versions"
     finally:
         world.client.set_registered_model_alias("pocket", "challenger", before["challenger"])
@@ -487,7 +487,7 @@ def test_the_card_shows_the_numbers_of_metrics_json(world: World) -> None:
         "| ease | 0.2500 | +0.2500 | +0.1000 … +0.4000 |",
         "| history: 1–4 | 7 | 0.3000 | 0.1000 … 0.5000 |",
         "| evolution | 0.5000 | 0.1250 |",
-        "- git commit of the working directory: f00 (with changes that are in no commit)",
+        "- git commit of the working directory: f00 (with uncommitted changes)",
     ):
         assert line in card.splitlines(), line
 

@@ -122,8 +122,8 @@ def test_what_is_refused(store: tuple[Path, str], tmp_path: Path, capsys: Captur
     (tmp_path / "thesis/chapter.txt").write_text("years of work")
     given = ["--tracking.uri", uri]
     for words, message in (
-        (["models:/pocket@champion", str(tmp_path / "thesis"), *given], "is not a bundle; it would be lost"),
-        (["models:/pocket@nobody", str(tmp_path / "x"), *given], "not registered; registered are: models:/pocket@ch"),
+        (["models:/pocket@champion", str(tmp_path / "thesis"), *given], "is not a bundle, so it is not overwritten"),
+        (["models:/pocket@nobody", str(tmp_path / "x"), *given], "not registered; registered models: models:/pocket@ch"),
         (["models:/pocket@champion", *given], "got 1 of the two words MODEL and DIR"),
         (["some/folder", str(tmp_path / "x"), *given], "expected models:/NAME@ALIAS"),
         (["models:/pocket@champion", "s3://bucket/x", *given], "must be a local folder"),
@@ -196,7 +196,7 @@ def test_a_tampered_model_is_refused_before_any_of_it_is_run(
             lambda: resolve("models:/pocket/1", uri),
             lambda: Followed("models:/pocket@champion", uri).load("models:/pocket/1"),
         ):
-            with pytest.raises(ArtifactError, match="is not what was registered|no plain file|cannot be read") as error:
+            with pytest.raises(ArtifactError, match="is not what was registered|not a regular file|cannot be read") as error:
                 load()
             assert said in str(error.value)
     finally:

@@ -257,11 +257,11 @@ def test_what_is_not_finite_never_leaves(bundle: Bundle) -> None:
 
 MALFORMED = [
     ("text", r"request 1: expected an object"),
-    ({}, r"request 1: needs user_id, or history"),
-    ({"k": 3}, r"request 1: needs user_id, or history"),
+    ({}, r"request 1: needs at least one of user_id, history"),
+    ({"k": 3}, r"request 1: needs at least one of user_id, history"),
     (
         {"user": "u0"},
-        r"request 1: user: unknown field; there are: at, attributes, boost, candidates, context, diversify, exclude, "
+        r"request 1: user: unknown field; expected one of: at, attributes, boost, candidates, context, diversify, exclude, "
         r"exclude_seen, explain, filters, friends, history, horizon, k, offset, user_id",
     ),
     ({"friends": "u1"}, r"request 1: friends: got 'u1' \(str\); input should be a valid list"),
@@ -282,7 +282,7 @@ MALFORMED = [
     ({"history": [{"event_type": "buy"}]}, r"request 1: history\[0\]\.item_id: missing"),
     (
         {"history": [{"item_id": "i1", "time": 3}]},
-        r"history\[0\]\.time: unknown field; there are: context, event_type, item_id",
+        r"history\[0\]\.time: unknown field; expected one of: context, event_type, item_id",
     ),
     ({"history": [{"item_id": "i1", "timestamp": "soon"}]}, r"history\[0\]\.timestamp: got 'soon'"),
     ({"history": [{"item_id": "i1", "timestamp": math.nan}]}, r"history\[0\]\.timestamp: got nan"),

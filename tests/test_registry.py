@@ -108,11 +108,11 @@ def test_resolve_finds_the_bundle(registered: Registered) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("models:/pocket@champion", "not registered; registered are: models:/pocket@challenger"),
-        ("models:/rocket@challenger", "not registered; registered are: models:/pocket@challenger"),
+        ("models:/pocket@champion", "not registered; registered models: models:/pocket@challenger"),
+        ("models:/rocket@challenger", "not registered; registered models: models:/pocket@challenger"),
         ("models:/pocket/7", "not registered"),
         ("models:/pocket", "expected models:/NAME@ALIAS"),
-        ("/no/such/folder", "holds no model bundle"),
+        ("/no/such/folder", "has no model bundle"),
     ],
 )
 def test_what_cannot_be_resolved_says_what_there_is(registered: Registered, uri: str, message: str) -> None:
@@ -185,9 +185,9 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
     assert newcomer["shares"]["social"] == newcomer["scores"]
     assert [len(row["item_ids"]) for row in found["frame"]] == [3, 2]  # the parameter counts where the cell is empty
     assert found["objects"][0]["source"] == "model" and len(found["objects"][0]["item_ids"]) == 1
-    expected = ["k: got 0", "user: unknown field", "user_id: got 5", "history: got 'i1'", "needs user_id", "request 0"]
+    expected = ["k: got 0", "user: unknown field", "user_id: got 5", "history: got 'i1'", "needs at least one of user_id", "request 0"]
     expected += ["exclude_sen: unknown field", "exclude_sen: unknown field"]
-    expected += ["user_id: the column holds numbers (int64), expected text", 'astype("Int64").astype("string")']
+    expected += ["user_id: the column holds numbers (int64), expected strings", 'astype("Int64").astype("string")']
     assert len(found["errors"]) == len(expected)
     assert all(text in error for text, error in zip(expected, found["errors"], strict=True)), found["errors"]
     assert found["heavy"] == []

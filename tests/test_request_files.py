@@ -38,7 +38,7 @@ def test_forms_of_a_file_that_mean_the_same(tmp_path: Path, content: bytes) -> N
         (b'{"user_id": "a"}\n{"user_id": 7}', r"line 2: user_id: got 7 \(int\), expected a string .* quotes"),
         (b'{"user_id": "a"}\n\n{"user_id": "b", "exclude_sen": true}', "line 3: exclude_sen: unknown field"),
         (b'{"user_id": "a"}\n{"user_id": "b"', "line 2 is no JSON"),
-        (b'{"user_id": "a", "k": NaN}', "line 1 is no JSON .NaN is no number of JSON"),
+        (b'{"user_id": "a", "k": NaN}', "line 1 is not valid JSON .NaN is not a JSON number"),
         (b'{"user_id": "a", "attributes": {"x": 1e999}}', "line 1 is no JSON .1e999 is too large"),
         (b'{"user_id": "a", "k": ' + b"9" * 5000 + b"}", "line 1 is no JSON .*digits"),
         (b'{"user_id": "a", "user_id": "b"}', "line 1 is no JSON .the key 'user_id' is given twice"),
@@ -48,10 +48,10 @@ def test_forms_of_a_file_that_mean_the_same(tmp_path: Path, content: bytes) -> N
         (b'{"user_id": "a", "context": ' + b'{"a":' * 500 + b"1" + b"}" * 501, ""),
         (b'[\n{"user_id": "a"}\n]', "line 1 is no JSON .*; the file holds a JSON list, expected one request a line"),
         (b'[{"user_id": "a"}]', "line 1: expected an object .* expected one request a line"),
-        (b"\xff\xfe{\x00}\x00", "is UTF-16; write it as UTF-8"),
-        (b"\n  \r\n", "holds no request"),
+        (b"\xff\xfe{\x00}\x00", "is encoded as UTF-16; convert it to UTF-8"),
+        (b"\n  \r\n", "has no requests"),
         (gzip.compress(b"x" * 100, mtime=0)[:20], "cannot be read"),
-        (gzip.compress(b" " * 50_000_000), "unpacks to more than 200 times its size"),
+        (gzip.compress(b" " * 50_000_000), "decompresses to more than 200 times its size"),
     ],
 )
 def test_a_line_that_is_no_request_is_named(tmp_path: Path, content: bytes, message: str) -> None:

@@ -151,7 +151,7 @@ def test_a_resealed_bundle_is_one_message(bundle: Path, tmp_path: Path, what: st
 def test_names_that_lead_out_of_a_bundle_are_refused(bundle: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
     described(lambda d: d["files"].update({name: {"size": 1, "sha256": "0"}}))(tmp_path / "bundle")
-    with pytest.raises(ArtifactError, match="no plain name"):
+    with pytest.raises(ArtifactError, match="a plain file name"):
         read_bundle(tmp_path / "bundle")
 
 

@@ -136,12 +136,12 @@ def test_the_stock_is_changed_by_who_has_its_token_alone(service: Service, bundl
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, 'stock: expected {"out": [items that are out of stock, all of them]}'),
+        ({}, 'stock: expected {"out": [all item ids that are out of stock]}'),
         ({"out": [], "add": ["i1"]}, "stock: expected {"),
         ({"out": [3]}, "stock: out.0: expected a string"),
-        ({"sold": ["i1"]}, "stock: sold: unknown field; there are: add, out, remove"),
+        ({"sold": ["i1"]}, "stock: sold: unknown field; expected one of: add, out, remove"),
         ([], "stock: expected an object, got list"),
-        (b"{", "the body is no JSON"),
+        (b"{", "the body is not valid JSON"),
     ],
 )
 def test_a_wrong_change_of_the_stock_is_refused(service: Service, change: Any, message: str) -> None:
@@ -158,7 +158,7 @@ def test_the_stock_outlives_the_server_in_its_file(tmp_path: Path) -> None:
     assert read_stock(path, "serve.stock_file") == stock and stock.out == {"b", "c"} and stock.revision == 2
     assert [one.name for one in Path(path).parent.iterdir()] == ["stock.json"]
     Path(path).write_text('{"out": "everything"}')
-    with pytest.raises(ConfigError, match=r"serve\.stock_file: .* is no stock file"):
+    with pytest.raises(ConfigError, match=r"serve\.stock_file: .* is not a stock file"):
         read_stock(path, "serve.stock_file")
 
 
@@ -168,27 +168,27 @@ REFUSED = [
     ("/similar", [{"item_id": "i1"}, {"item_id": "x"}], 400, "request 1: item_id: the model does not know 'x'"),
     ("/recommend", [{"user_id": "u0"}, {"user_id": "u0", "filters": {"a": 1}}], 400, "request 1: filters.a: unknown"),
     ("/recommend", b"{nope", 400, "no JSON"),
-    ("/recommend", b'{"user_id": NaN}', 400, "NaN is no number of JSON"),
-    ("/recommend", b"[" * 1900, 400, "the body is no JSON: nested too deeply"),
+    ("/recommend", b'{"user_id": NaN}', 400, "NaN is not a JSON number"),
+    ("/recommend", b"[" * 1900, 400, "the body is not valid JSON: nested too deeply"),
     ("/recommend", b'{"a":' * 300 + b"1" + b"}" * 300, 400, "unknown field"),
     ("/recommend", b'{"user_id": "u0", "context": ' + b'{"a":' * 300 + b"1" + b"}" * 301, 400, "context"),
     ("/recommend", b'{"user_id": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "user_id: got [[[["),
-    ("/recommend", b'{"user_id": "u0", "k": 1e999}', 400, "1e999 is too large for a number"),
+    ("/recommend", b'{"user_id": "u0", "k": 1e999}', 400, "the number 1e999 is too large"),
     ("/recommend", b'{"user_id": "u0", "k": ' + b"9" * 1900 + b"}", 400, "k: got 999"),
-    ("/recommend", b'{"user_id": "u0", "k": 2, "k": 3}', 400, "the key 'k' is given twice in one object"),
+    ("/recommend", b'{"user_id": "u0", "k": 2, "k": 3}', 400, "the key 'k' appears twice in one object"),
     ("/recommend", b'{"user_id": "u0\xff"}', 400, "byte 15 is no UTF-8"),
     ("/recommend", {"user_id": "u0", "exclude_sen": False}, 400, "exclude_sen: unknown field"),
     ("/invocations", {"inputs": [{"user_id": "u0", "exclude_sen": False}]}, 400, "exclude_sen: unknown field"),
     ("/invocations", {"inputs": {"history": ["i1"], "friends": [7]}}, 400, "request 0: friends[0]: got 7"),
-    ("/recommend", [{"user_id": "u0", "k": 900}] * 2, 413, "lists of 1,800 items together (the sum of k,"),
-    ("/recommend", [{"user_id": "u0", "k": 10, "offset": 890}] * 2, 413, "lists of 1,800 items together"),
-    ("/similar", [{"item_id": "i1", "diversify": {"strength": 0.5, "pool": 900}}] * 2, 413, "lists of 1,800 items"),
+    ("/recommend", [{"user_id": "u0", "k": 900}] * 2, 413, "lists with 1,800 items in total (k + offset,"),
+    ("/recommend", [{"user_id": "u0", "k": 10, "offset": 890}] * 2, 413, "lists with 1,800 items in total"),
+    ("/similar", [{"item_id": "i1", "diversify": {"strength": 0.5, "pool": 900}}] * 2, 413, "lists with 1,800 items"),
     ("/recommend", "u0", 400, "request 0: expected an object with user_id, history, friends or attributes, got 'u0'"),
     ("/recommend", {"user_id": 7}, 400, "request 0: user_id: got 7"),
-    ("/recommend", [{"user_id": "u0"}, {"k": 3}], 400, "request 1: needs user_id"),
+    ("/recommend", [{"user_id": "u0"}, {"k": 3}], 400, "request 1: needs at least one of user_id"),
     ("/recommend", {"history": [{"item_id": "i1", "event_type": "x"}]}, 400, "expected one of: buy, view"),
     ("/recommend", {"user_id": "u0", "attributes": {"age": 3}}, 400, "attributes.age: unknown field"),
-    ("/recommend", [{"user_id": "u0"}] * 4, 413, "got 4 requests, a call takes 3"),
+    ("/recommend", [{"user_id": "u0"}] * 4, 413, "got 4 requests, expected at most 3"),
     ("/recommend", b" " * 2001, 413, "more than 2000 bytes"),
     ("/invocations", {"rows": []}, 400, "one of dataframe_records, dataframe_split, inputs, instances"),
     ("/invocations", {"inputs": [], "more": 1}, 400, "more: unknown key"),

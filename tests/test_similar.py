@@ -72,7 +72,7 @@ def test_by_use_it_is_who_had_both(bundle: Bundle, recommender: Recommender) -> 
     together = Counter(item for items in had if 0 in items for item in items - {0})
     score = {item: n / ((users[0] * users[item]) ** 0.5 + 10) for item, n in together.items()}
     answer = like(recommender, "i0", by="use", k=200)
-    assert answer.by == "use" and answer.why == "as asked" and len(answer.item_ids) == len(score) < ITEMS - 1
+    assert answer.by == "use" and answer.why == "as requested" and len(answer.item_ids) == len(score) < ITEMS - 1
     for item, found in zip(answer.item_ids, answer.scores, strict=True):
         assert found == pytest.approx(score[int(item[1:])])
     assert answer.scores == sorted(answer.scores, reverse=True)
@@ -88,7 +88,7 @@ def test_by_text_it_is_the_cosine_of_texts(recommender: Recommender) -> None:
 def test_an_item_that_nobody_had_is_told_by_its_text(recommender: Recommender) -> None:
     cold = next(item for item in range(ITEMS - 2, 0, -1) if not recommender.bundle.popularity_N[item])
     answer = like(recommender, f"i{cold}", k=5)
-    assert (answer.by, answer.why) == ("text", "no user has it yet, so texts are compared")
+    assert (answer.by, answer.why) == ("text", "no user has had the item yet, so texts are compared")
     assert answer.item_ids == by_cosine(torch.as_tensor(recommender.bundle.item_text).numpy(), cold, 5)
 
 
@@ -127,12 +127,12 @@ def test_rules_hold_for_similar_items(world: World, recommender: Recommender) ->
         ({"item_id": "x"}, r"request 0: item_id: the model does not know 'x'"),
         ({"item_id": 3}, r"request 0: item_id: got 3 \(int\), expected a string"),
         ({"item_id": "i1", "by": "looks"}, r"by: got 'looks'.*'auto', 'vectors', 'use' or 'text'"),
-        ({"item_id": "i1", "user_id": "u0"}, r"user_id: unknown field; there are: boost, by, candidates"),
+        ({"item_id": "i1", "user_id": "u0"}, r"user_id: unknown field; expected one of: boost, by, candidates"),
         (
             {"item_id": f"i{ITEMS - 1}", "by": "text"},
-            r"cannot be compared by text: it has no text; what is left: none",
+            r"cannot be compared by text: the item has no text; possible for this item: none",
         ),
-        ({"item_id": f"i{ITEMS - 1}", "by": "use"}, r"cannot be compared by use: no user has it yet"),
+        ({"item_id": f"i{ITEMS - 1}", "by": "use"}, r"cannot be compared by use: no user has had the item yet"),
         ({"item_id": "i1", "explain": True}, r"explain: unknown field"),
     ],
 )
@@ -209,7 +209,7 @@ def test_the_sentence_names_the_granularity_of_the_largest_share(recommender: Re
 def test_who_is_unknown_is_told_so(recommender: Recommender) -> None:
     answer = ask(recommender, user_id="nobody", k=2, explain=True)
     assert answer.explanations is not None and answer.source == "popularity"
-    assert "nothing is known of you yet" in answer.explanations[0]["sentence"]
+    assert "nothing is known about you yet" in answer.explanations[0]["sentence"]
     assert answer.explanations[0]["items"] == [] == answer.explanations[0]["friends"]
 
 

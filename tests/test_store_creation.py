@@ -125,7 +125,7 @@ def test_a_store_that_somebody_is_making_is_waited_for(copied: Path) -> None:
 def test_a_maker_that_never_ends_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MAKING_S", 0.2)
     place = tmp_path / "mlflow.db"
-    with store._made_alone(place), pytest.raises(Unavailable, match=r"another process has been making .*mlflow\.db"):
+    with store._made_alone(place), pytest.raises(Unavailable, match=r"another process has been creating .*mlflow\.db"):
         store.ready(place)
 
 
@@ -212,37 +212,37 @@ def test_a_store_without_a_table_says_what_it_holds_and_the_cure(copied: Path) -
 @pytest.mark.usefixtures("settled")
 def test_a_store_without_its_version_is_half_made(copied: Path) -> None:
     changed(copied, "DELETE FROM alembic_version")
-    refused(copied, ArtifactError, "half-made", "schema's version is missing")
+    refused(copied, ArtifactError, "half-made", "schema version is missing")
 
 
 def test_a_store_of_a_newer_mlflow_names_the_cure(copied: Path) -> None:
     changed(copied, "UPDATE alembic_version SET version_num = 'fedcba987654'")
-    refused(copied, ArtifactError, "newer MLflow than", "fedcba987654", "install that MLflow")
+    refused(copied, ArtifactError, "newer MLflow than", "fedcba987654", "install that newer MLflow")
 
 
 def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
     changed(tmp_path / "mlflow.db", "CREATE TABLE songs (title TEXT)")
-    refused(tmp_path / "mlflow.db", ConfigError, "of something else than MLflow")
+    refused(tmp_path / "mlflow.db", ConfigError, "but not of MLflow")
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"user,item\n1,2\n" * 400)
-    refused(tmp_path / "mlflow.db", ConfigError, "is no SQLite database")
+    refused(tmp_path / "mlflow.db", ConfigError, "is not a SQLite database")
 
 
 def test_a_cut_store_is_damaged(copied: Path) -> None:
     copied.write_bytes(copied.read_bytes()[:5000])
-    refused(copied, ArtifactError, "damaged", "malformed", "Restore a copy")
+    refused(copied, ArtifactError, "damaged", "malformed", "Restore a backup")
 
 
 def test_a_folder_is_no_store(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a folder; expected the path of a SQLite file"):
+    with pytest.raises(ConfigError, match="is a folder, expected the path of a SQLite file"):
         store.ready(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_one_message() -> None:
     with pytest.raises(
-        ConfigError, match=r"cannot write in the folder /proc/none .*choose another place with tracking"
+        ConfigError, match=r"cannot write in the folder /proc/none .*choose another path with tracking"
     ):
         store.ready(Path("/proc/none/mlflow.db"))
 
@@ -252,7 +252,7 @@ def test_a_read_only_store_is_one_message(copied: Path, monkeypatch: pytest.Monk
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda at, **rest: connect(at.replace("=rw", "=ro"), **rest))
     store.ready(copied)
-    with pytest.raises(ConfigError, match="cannot be written to .*correct their permissions"):
+    with pytest.raises(ConfigError, match="cannot be written to .*correct the permissions"):
         store.ready(copied, writes=True)
 
 
@@ -285,7 +285,7 @@ def test_a_moved_store_says_where_its_artefacts_are(copied: Path, tmp_path: Path
         tracker.client.log_text(tracker.run_id, "text", "note.txt")
     new.parent.mkdir()
     old.rename(new)
-    refused(copied, ConfigError, "was moved", f"at {old}, which is gone", f"they are at {new}", "ln -s")
+    refused(copied, ConfigError, "was moved", f"at {old}, which does not exist", f"they are at {new}", "ln -s")
     old.symlink_to(new)
     with Tracker(configured(copied), apart=True):
         pass

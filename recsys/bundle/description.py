@@ -80,7 +80,7 @@ def read_info(folder: str | Path) -> BundleInfo:
         version = content.get("format_version") if isinstance(content, dict) else None
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
-            f"{folder} is not a model bundle ({DESCRIPTION} is missing); `recsys train` and `recsys register` write one"
+            f"{folder} has no model bundle ({DESCRIPTION} is missing); `recsys train` and `recsys register` write one"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(folder, f"{DESCRIPTION}: {said_by(error)}") from None

@@ -305,8 +305,8 @@ def _private(private: Mapping[str, Any] | None) -> list[str]:
     return [
         f"Trained by DP-SGD with the {private['unit']} as the unit: **ε {private['epsilon']:.3f} at δ "
         f"{private['delta']:.0e}** ({private['accountant']}; noise {private['noise_multiplier']:.3f}, gradients "
-        f"clipped to {private['clip']:g}, {private['steps']:,} steps, each with a share of {private['sample_rate']:.4f} of "
-        f"{private['users']:,} users).",
+        f"clipped to {private['clip']:g}, {private['steps']:,} steps, each with a share of "
+        f"{private['sample_rate']:.4f} of {private['users']:,} users).",
         "",
         "- The guarantee covers the trained weights, the item vectors and the item counts.",
         "- It does not cover the set of items and event types, the histories that a bundle stores to answer known "

@@ -165,7 +165,7 @@ def _made_alone(path: Path) -> Iterator[None]:
         file = place.open("a", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"tracking.uri: cannot write to the folder {path.parent} ({error.strerror}), in which MLflow's SQLite store "
+            f"tracking.uri: cannot write to the folder {path.parent} ({error.strerror}), where MLflow's SQLite store "
             f"{path.name} belongs; choose another path with tracking.uri, or set tracking.enabled false"
         ) from None
     last = time.monotonic() + MAKING_S
