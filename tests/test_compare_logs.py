@@ -88,7 +88,7 @@ def event(user: str | None, item: str, when: datetime, **more: Any) -> dict[str,
     return {"user_id": user, "item_id": item, "event_type": "click", "timestamp": when.isoformat(), **more}
 
 
-def test_the_estimates_of_a_model_contain_its_planted_value(world: World, capsys: Captured) -> None:
+def test_estimate_intervals_contain_the_planted_value(world: World, capsys: Captured) -> None:
     for name in ("a", "b"):
         out = world.folder / f"{name}.json"
         assert world.compare("--compare.target", str(world.folder / name), "--compare.out", str(out)) == 0
@@ -105,7 +105,7 @@ def test_the_estimates_of_a_model_contain_its_planted_value(world: World, capsys
     assert abs(world.truth["a"] - world.truth["b"]) > 0.02, "the models are worth different amounts"
 
 
-def test_versions_are_compared_by_users_and_the_outcome_is_the_mean(world: World, capsys: Captured) -> None:
+def test_versions_are_compared_by_mean_outcome_over_users(world: World, capsys: Captured) -> None:
     assert world.compare() == 0
     record = json.loads((world.folder / "log/compare.json").read_text())
     assert "target" not in record and record["notes"] == []
@@ -120,7 +120,7 @@ def test_versions_are_compared_by_users_and_the_outcome_is_the_mean(world: World
     assert "models:/pocket/b less models:/pocket/a, reward per answer: " in capsys.readouterr().out
 
 
-def test_a_dry_run_reads_and_writes_nothing(world: World, capsys: Captured) -> None:
+def test_dry_run_reads_and_writes_nothing(world: World, capsys: Captured) -> None:
     out = world.folder / "dry.json"
     assert world.compare("--compare.out", str(out), "--dry-run") == 0
     said = capsys.readouterr().out
@@ -143,7 +143,7 @@ def refused(code: int, capsys: Captured, *parts: str) -> None:
     assert all(part in said for part in parts), said
 
 
-def test_a_log_without_propensities_is_refused_for_a_target_alone(
+def test_log_without_propensities_is_refused_only_with_a_target(
     world: World, tmp_path: Path, capsys: Captured
 ) -> None:
     logs = changed(world, tmp_path, lambda line: line.pop("propensities"))
@@ -170,7 +170,7 @@ def test_answers_without_propensities_are_left_out_of_the_estimates(
     assert "300 answers without propensities are left out of the estimates" in record["notes"]
 
 
-def test_a_target_that_has_seen_the_outcome_is_refused(world: World, tmp_path: Path, capsys: Captured) -> None:
+def test_target_trained_after_the_log_is_refused(world: World, tmp_path: Path, capsys: Captured) -> None:
     newest = Recommender(read_bundle(world.folder / "b")).newest
     assert newest > 0
 
@@ -186,7 +186,7 @@ def test_a_target_that_has_seen_the_outcome_is_refused(world: World, tmp_path: P
     refused(code, capsys, "compare.target", "it has seen what came of them")
 
 
-def test_bad_lines_name_file_and_line_and_a_cut_last_line_is_left_out(
+def test_bad_lines_name_file_and_line_and_incomplete_last_line_is_skipped(
     world: World, tmp_path: Path, capsys: Captured
 ) -> None:
     [path] = Path(world.logs).glob("*.jsonl")
@@ -227,12 +227,12 @@ def test_bad_lines_name_file_and_line_and_a_cut_last_line_is_left_out(
         (["--logs", "LOG", "--feedback", "CLICKS", "--compare.targets", "x"], ["targets", "unknown"]),
     ],
 )
-def test_mistakes_are_one_message(words: list[str], parts: list[str], world: World, capsys: Captured) -> None:
+def test_wrong_inputs_raise_one_message(words: list[str], parts: list[str], world: World, capsys: Captured) -> None:
     places = {"LOG": world.logs, "CLICKS": world.clicks}
     refused(main(["compare", *(places.get(word, word) for word in words)]), capsys, *parts)
 
 
-def test_an_event_belongs_to_the_newest_answer_before_it_that_shows_its_item(world: World) -> None:
+def test_event_belongs_to_the_newest_earlier_answer_with_its_item(world: World) -> None:
     logged = sorted(read_logs([world.logs])[0], key=lambda one: one.time)[:3]
     times = (0.0, 100.0, 200.0)
     items = (["x", "y"], ["y", "z"], ["x"])

@@ -33,7 +33,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tmp"
 
 
-def test_a_folder_there(bundle_folder: Path, bucket: str, temporary: Path) -> None:
+def test_remote_folder_reloads_when_its_content_changes(bundle_folder: Path, bucket: str, temporary: Path) -> None:
     upload(bundle_folder.parent, f"{bucket}/run")
     followed = Followed(f"{bucket}/run", "")
     first = followed.version()
@@ -50,7 +50,7 @@ def test_a_folder_there(bundle_folder: Path, bucket: str, temporary: Path) -> No
     assert list(temporary.iterdir()) == []
 
 
-def test_a_registered_model_with_its_files_there(
+def test_registered_model_with_remote_files_loads_and_leaves_nothing(
     bundle_folder: Path, tmp_path: Path, bucket: str, temporary: Path
 ) -> None:
     tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": f"{bucket}/mlflow"}

@@ -68,7 +68,7 @@ def _log(folder: Path, bundle: Path, rows: list[dict[str, Any]]) -> None:
     assert asyncio.run(service.handle(call, ask, ask)).status == 200
 
 
-def test_copies_that_were_noted_named_or_lie_in_the_run_folder_lose_the_user(trained: Path, capsys: Captured) -> None:
+def test_user_is_removed_from_recorded_named_and_local_copies(trained: Path, capsys: Captured) -> None:
     """One story: answers are logged, the model is exported, pulled and saved, then a user is forgotten everywhere."""
     root, store = trained.parent, f"sqlite:///{trained.parent / 'mlflow.db'}"
     run, away = root / "run", root / "elsewhere"
@@ -117,7 +117,7 @@ def test_copies_that_were_noted_named_or_lie_in_the_run_folder_lose_the_user(tra
     assert len(recsys.load(away / "saved").recommend("person-001", k=3)) == 3
 
 
-def test_a_user_whom_only_a_log_knows_is_forgotten_also_at_a_uri(trained: Path) -> None:
+def test_user_only_in_a_log_is_forgotten_also_at_a_uri(trained: Path) -> None:
     rows = [{"user_id": "stranger-1", "history": ["film-02"]}, {"user_id": "person-001"}]
     _log(trained.parent / "asked", trained.parent / "run" / "bundle", rows)
     command = ["forget", "--config", str(trained), "--user", "stranger-1"]
@@ -129,7 +129,7 @@ def test_a_user_whom_only_a_log_knows_is_forgotten_also_at_a_uri(trained: Path) 
     assert f"file://{path}" in {one["path"] for one in _proofs(trained)[-1]["searched"]}
 
 
-def test_copies_of_another_model_are_left_and_named_until_told_to_delete_them(trained: Path, capsys: Captured) -> None:
+def test_copies_of_another_model_are_reported_and_kept_unless_deletion_is_requested(trained: Path, capsys: Captured) -> None:
     """A saved model of another run cannot be made again here; its export loses the rows of its table alone."""
     root = trained.parent
     other = recsys.load(root / "run").save(root / "other" / "saved")
@@ -186,7 +186,7 @@ def test_rows_written_while_a_log_is_rewritten_are_kept(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == [path.name] and path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_row_is_theirs_by_who_asked_and_by_friends_and_not_by_a_number_alone() -> None:
+def test_log_row_belongs_to_user_by_id_or_friend_not_by_number() -> None:
     rows = [
         {"user_id": "4", "request": {"user_id": "4"}, "item_ids": ["7"]},
         {"user_id": "9", "request": {"user_id": "9", "friends": ["4"]}, "item_ids": ["7"]},
@@ -198,7 +198,7 @@ def test_a_row_is_theirs_by_who_asked_and_by_friends_and_not_by_a_number_alone()
     assert TheirRows(['ü,"4'], Traces())([json.dumps({"user_id": 'ü,"4'}, ensure_ascii=False).encode()]) == [True]
 
 
-def test_tables_of_frames_lose_the_rows_of_the_user(
+def test_saved_frames_lose_the_rows_of_the_user(
     tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The front door wrote them, so they are no source of somebody else's."""
@@ -221,7 +221,7 @@ def test_tables_of_frames_lose_the_rows_of_the_user(
     assert str(tmp_path / "shop" / "tables") in proof["places"] and proof["source_files_with_them"] == []
 
 
-def test_ids_of_a_column_with_gaps_are_told(tmp_path: Path) -> None:
+def test_integer_ids_in_a_column_with_gaps_are_recognised(tmp_path: Path) -> None:
     """Pandas makes numbers with a fraction of whole ones where one is missing."""
     ids = pd.Series([107, None, 108, 107.5], dtype="float64")
     pq.write_table(pa.table({"who": pa.array(ids, from_pandas=True)}), tmp_path / "events.parquet")
@@ -229,7 +229,7 @@ def test_ids_of_a_column_with_gaps_are_told(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "events.parquet").column("who").to_pylist() == [None, 108.0, 107.5]
 
 
-def test_a_copy_is_noted_at_the_model_it_is_of(tmp_path: Path) -> None:
+def test_copy_is_recorded_with_its_model(tmp_path: Path) -> None:
     (tmp_path / "run" / "bundle").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").touch()
     (tmp_path / "run" / "bundle" / "bundle.json").touch()

@@ -70,7 +70,7 @@ def frozen(dataset: PreparedDataset, name: str, **options: Any) -> FrozenModel:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_newest_events_count_as_if_they_had_been_stored(dataset: PreparedDataset, tmp_path: Path, reader: str) -> None:
+def test_events_of_a_request_count_like_stored_events(dataset: PreparedDataset, tmp_path: Path, reader: str) -> None:
     write_bundle(tmp_path / "bundle", frozen(dataset, reader.split()[0], **READERS[reader]), dataset, {})
     bundle = read_bundle(tmp_path / "bundle")
     newest = {"item_id": "i9", "event_type": "buy", "timestamp": 9 * DAY}
@@ -102,7 +102,7 @@ def test_newest_events_count_as_if_they_had_been_stored(dataset: PreparedDataset
 @pytest.mark.parametrize(
     ("conv", "layers"), [("light", 1), ("light", 2), ("sage", 1), ("sage", 2), ("gat", 1), ("gat", 2)]
 )
-def test_named_friends_speak_as_the_graph_does(tmp_path: Path, conv: str, layers: int) -> None:
+def test_friends_of_a_request_act_like_friends_of_the_graph(tmp_path: Path, conv: str, layers: int) -> None:
     """A known user who names the friends of training is who they were; so is a stranger but for what gat asks with."""
     histories = [train_events(0, 1), train_events(2, 3, 4), train_events(5), [], train_events(6, 7), [], []]
     dataset = write_dataset(tmp_path / "dataset", histories, ITEMS, friends=FRIENDS, text_width=6)
@@ -129,7 +129,7 @@ def test_named_friends_speak_as_the_graph_does(tmp_path: Path, conv: str, layers
     assert not silent_present.any() and not silent.any(), "u3 has no event, so nothing to say"
 
 
-def test_a_mean_of_friends_by_hand(tmp_path: Path) -> None:
+def test_mean_of_friends_by_hand(tmp_path: Path) -> None:
     """Light: the mean over friends of the mean of their items, through the output layer."""
     dataset = write_dataset(
         tmp_path / "d", [train_events(0, 1), train_events(2), train_events(4, 5)], 6, friends=((0, 1),)
@@ -143,7 +143,7 @@ def test_a_mean_of_friends_by_hand(tmp_path: Path) -> None:
         torch.testing.assert_close(found[0, 0], output(taste), rtol=1e-4, atol=1e-5)
 
 
-def test_a_newcomer_with_friends_goes_through_the_model(recommender: Recommender) -> None:
+def test_new_user_with_friends_is_answered_by_the_model(recommender: Recommender) -> None:
     answer = ask(recommender, user_id="newcomer", friends=["u0", "zoe", "u1", "u0"], k=4)
     assert (answer.source, answer.unknown_friends) == ("model", ["zoe"])
     assert answer.shares["social"] == answer.scores
@@ -157,7 +157,7 @@ def test_a_newcomer_with_friends_goes_through_the_model(recommender: Recommender
         assert ask(recommender, friends=nobody).source == "popularity"
 
 
-def test_named_friends_replace_the_stored_ones(recommender: Recommender) -> None:
+def test_friends_of_a_request_replace_the_stored_ones(recommender: Recommender) -> None:
     """u0's friend in the graph is u3, u1's is u2."""
     stored = ask(recommender, user_id="u1", k=ITEMS)
     same, other = (ask(recommender, user_id="u1", friends=[name], k=ITEMS) for name in ("u2", "u0"))
@@ -167,7 +167,7 @@ def test_named_friends_replace_the_stored_ones(recommender: Recommender) -> None
     assert unknown.scores == stored.scores and unknown.unknown_friends == ["zoe"]
 
 
-def test_requests_with_and_without_friends_do_not_disturb_each_other(recommender: Recommender) -> None:
+def test_requests_with_and_without_friends_are_independent(recommender: Recommender) -> None:
     rows: list[dict[str, Any]] = [
         {"user_id": "u0"},
         {"friends": ["u0", "u1", "u2"]},
@@ -181,7 +181,7 @@ def test_requests_with_and_without_friends_do_not_disturb_each_other(recommender
         assert alone.scores == pytest.approx(answer.scores, rel=1e-4, abs=1e-5)
 
 
-def test_requests_in_a_batch(answering_here: None, folder: Path, tmp_path: Path) -> None:
+def test_batch_answers_requests_with_friends(answering_here: None, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     rows = [
         {"user_id": "newcomer", "friends": ["u0", "u1"], "k": 2},
@@ -198,7 +198,7 @@ def test_requests_in_a_batch(answering_here: None, folder: Path, tmp_path: Path)
     assert summary.num_fallback == 0
 
 
-def test_bad_requests_of_a_batch(folder: Path, tmp_path: Path) -> None:
+def test_bad_requests_of_a_batch_are_refused(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
     for rows, message in [
         ([{"history": ["i1"]}], "request 0: user_id: missing"),

@@ -117,7 +117,7 @@ def trained(config: Config, dataset: PreparedDataset) -> Any:
 BY_PATH = {"money": {"kind": "budget.section:BudgetConfig", "enabled": True, "levels": LEVELS, "weight": 0.9}}
 
 
-def test_it_trains_explains_and_gains_by_its_signal(importable: Path, shop: PreparedDataset, tmp_path: Path) -> None:
+def test_outside_granularity_trains_explains_and_improves_the_metric(importable: Path, shop: PreparedDataset, tmp_path: Path) -> None:
     """Named by its path, under a name of the user's own; all of a model's life in one process."""
     config = config_of(shop, BY_PATH)
     assert build_config(yaml.safe_load(dump_config(config))) == config, "config.yaml of the run names it again"
@@ -138,7 +138,7 @@ def test_it_trains_explains_and_gains_by_its_signal(importable: Path, shop: Prep
         assert any(answer.shares["money"])
 
 
-def test_what_it_needs_and_says_is_its_own(importable: Path, tmp_path: Path) -> None:
+def test_outside_granularity_validates_its_own_inputs(importable: Path, tmp_path: Path) -> None:
     bare = write_dataset(tmp_path / "bare", [leave_last(*range(user, user + 5)) for user in range(8)], 13)
     with pytest.raises(ConfigError, match=r"budget needs a price of items, and column 'price' has none"):
         trained(config_of(bare, BY_PATH), bare)
@@ -153,7 +153,7 @@ def test_what_it_needs_and_says_is_its_own(importable: Path, tmp_path: Path) -> 
             config_of(bare, {"money": {**BY_PATH["money"], **keys}})
 
 
-def test_an_installed_package_is_registered_and_pulled_like_ours(
+def test_model_with_an_installed_package_is_registered_and_pulled(
     importable: Path, shop: PreparedDataset, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Named by its entry point alone, through the commands; then read with and without the package."""
@@ -187,7 +187,7 @@ def test_an_installed_package_is_registered_and_pulled_like_ours(
         read_bundle(found)
 
 
-def test_a_path_that_a_bundle_names_is_never_imported(
+def test_path_in_a_bundle_is_never_imported(
     importable: Path, shop: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the path of a model that was trained elsewhere, nor one that was put in by hand: files are not asked."""
@@ -248,7 +248,7 @@ def test_sections_need_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_loss_from_outside(importable: Path, shop: PreparedDataset) -> None:
+def test_loss_from_another_package(importable: Path, shop: PreparedDataset) -> None:
     """By its path and by an entry point; its settings are its own; nonsense is refused before anything starts."""
     loss = {"kind": "hinge:Hinge", "options": {"margin": 0.5}, "num_negatives": 64}
     result = trained(config_of(shop, loss=loss), shop)
@@ -264,7 +264,7 @@ def test_a_loss_from_outside(importable: Path, shop: PreparedDataset) -> None:
         trained(config_of(shop, loss={"kind": "hinge:Missing"}), shop)
 
 
-def test_a_source_from_outside(importable: Path, tmp_path: Path) -> None:
+def test_source_from_another_package(importable: Path, tmp_path: Path) -> None:
     (tmp_path / "purchases.txt").write_text("ann tea\nbob milk\nann milk\n")
     source = {"kind": "ledger:LedgerSource", "path": str(tmp_path / "purchases.txt")}
     config = build_config({"data": {"source": source}})
@@ -281,7 +281,7 @@ def test_a_source_from_outside(importable: Path, tmp_path: Path) -> None:
             build_config({"data": {"source": {**source, **keys}}})
 
 
-def test_the_examples_of_the_document_are_configurations(importable: Path, tmp_path: Path) -> None:
+def test_examples_of_the_documentation_are_valid_configurations(importable: Path, tmp_path: Path) -> None:
     installed(importable, "budget-granularity", "1.2", {"budget": "budget.section:BudgetConfig"}, outside.GRANULARITIES)
     outside._offers.cache_clear()
     text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")

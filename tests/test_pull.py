@@ -62,7 +62,7 @@ def answers(place: Path) -> list[list[str]]:
     return [answer.item_ids for answer in Recommender(read_bundle(place)).recommend(parse_requests(ASKED))]
 
 
-def test_two_words_and_no_configuration(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+def test_pull_needs_no_configuration(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
     folder, uri = store
     target = tmp_path / "deployed"
     assert main(["pull", "models:/pocket@champion", str(target), "--tracking.uri", uri]) == 0
@@ -79,7 +79,7 @@ def test_two_words_and_no_configuration(store: tuple[Path, str], tmp_path: Path,
     assert main(["pull", "models:/pocket/1", str(target), f"--tracking.uri={uri}"]) == 0, "a pulled model is replaced"
 
 
-def test_a_configuration_says_the_same(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+def test_pull_with_configuration_gives_the_same_model(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
     folder, uri = store
     path = tmp_path / "c.yaml"
     tree = make_config(folder, uri).model_dump(mode="json") | {"pull": {"dir": str(tmp_path / "there")}}
@@ -103,7 +103,7 @@ print(json.dumps([row["item_ids"] for row in rows]))
 """
 
 
-def test_the_folder_answers_where_no_registry_and_no_source_is(store: tuple[Path, str], tmp_path: Path) -> None:
+def test_pulled_folder_answers_without_registry_and_sources(store: tuple[Path, str], tmp_path: Path) -> None:
     folder, uri = store
     target = tmp_path / "deployed"
     pull_model("models:/pocket@champion", target, uri)
@@ -116,7 +116,7 @@ def test_the_folder_answers_where_no_registry_and_no_source_is(store: tuple[Path
     assert json.loads(done.stdout.splitlines()[-1]) == answers(folder / "bundle")
 
 
-def test_what_is_refused(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+def test_invalid_pulls_are_refused(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
     _, uri = store
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.txt").write_text("years of work")
@@ -134,7 +134,7 @@ def test_what_is_refused(store: tuple[Path, str], tmp_path: Path, capsys: Captur
     assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work" and not (tmp_path / "x").exists()
 
 
-def test_a_damaged_copy_in_the_store_is_not_pulled(tmp_path: Path) -> None:
+def test_damaged_model_in_the_store_is_not_pulled(tmp_path: Path) -> None:
     """Also files that serving never reads."""
     uri = registered(tmp_path)
     place = resolve("models:/pocket@champion", uri)
@@ -182,7 +182,7 @@ TAMPERED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-def test_a_tampered_model_is_refused_before_any_of_it_is_run(
+def test_tampered_model_is_refused_before_its_code_runs(
     store: tuple[Path, str], another: Path, tmp_path: Path, what: str
 ) -> None:
     folder, uri = store
@@ -205,7 +205,7 @@ def test_a_tampered_model_is_refused_before_any_of_it_is_run(
     assert not (tmp_path / "deployed").exists()
 
 
-def test_a_version_of_before_is_pulled_with_a_note(tmp_path: Path, capsys: Captured) -> None:
+def test_version_of_earlier_release_is_pulled_with_a_warning(tmp_path: Path, capsys: Captured) -> None:
     uri = registered(tmp_path)
     client(uri).delete_model_version_tag("pocket", "1", "files.sha256")
     assert main(["pull", "models:/pocket/1", str(tmp_path / "deployed"), "--tracking.uri", uri]) == 0
@@ -215,7 +215,7 @@ def test_a_version_of_before_is_pulled_with_a_note(tmp_path: Path, capsys: Captu
         pull_model("models:/pocket/1", tmp_path / "deployed", uri)
 
 
-def test_what_python_compiles_is_no_change_and_is_not_pulled(store: tuple[Path, str], tmp_path: Path) -> None:
+def test_compiled_python_files_are_ignored_and_not_pulled(store: tuple[Path, str], tmp_path: Path) -> None:
     _, uri = store
     model = resolve("models:/pocket@champion", uri).parent.parent
     (model / "code/recsys/__pycache__").mkdir(exist_ok=True)
@@ -224,7 +224,7 @@ def test_what_python_compiles_is_no_change_and_is_not_pulled(store: tuple[Path, 
     assert not [*(tmp_path / "deployed").rglob("__pycache__")]
 
 
-def test_mlflow_refuses_another_bundle_in_a_pulled_folder(
+def test_mlflow_refuses_an_exchanged_bundle_in_a_pulled_folder(
     store: tuple[Path, str], another: Path, tmp_path: Path
 ) -> None:
     _, uri = store
@@ -236,7 +236,7 @@ def test_mlflow_refuses_another_bundle_in_a_pulled_folder(
         mlflow.pyfunc.load_model(str(tmp_path / "deployed"))
 
 
-def test_artefacts_that_are_gone_are_one_message(store: tuple[Path, str], tmp_path: Path) -> None:
+def test_missing_artefacts_raise_one_message(store: tuple[Path, str], tmp_path: Path) -> None:
     folder, uri = store
     artefacts = folder / "runs/mlartifacts"
     artefacts.rename(tmp_path / "moved")
@@ -322,7 +322,7 @@ def goes_through(folder: Path, uri: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_goes_through_a_real_server(tmp_path: Path) -> None:
+def test_model_lifecycle_through_a_real_mlflow_server(tmp_path: Path) -> None:
     for uri in serving(tmp_path, f"sqlite:///{tmp_path}/mlflow.db"):
         goes_through(tmp_path, uri)
 
@@ -375,7 +375,7 @@ def postgres(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_model_goes_through_a_server_on_postgresql(tmp_path: Path, postgres: str) -> None:
+def test_model_lifecycle_through_a_server_on_postgresql(tmp_path: Path, postgres: str) -> None:
     import psycopg2
 
     place, until = postgres.partition("host=")[2], time.monotonic() + 300

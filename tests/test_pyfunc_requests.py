@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> RecommenderModel:
     return loaded
 
 
-def test_no_schema_drops_a_field_before_the_model_sees_it() -> None:
+def test_mlflow_drops_no_field_before_the_model_sees_it() -> None:
     found = signature()
     assert found.inputs is None and found.outputs is not None
     assert [param.name for param in found.params.params] == ["k", "exclude_seen"]
@@ -36,7 +36,7 @@ def test_no_schema_drops_a_field_before_the_model_sees_it() -> None:
     json.dumps(schema)
 
 
-def test_a_mixed_frame_with_empty_cells_is_the_same_requests_as_a_list(model: RecommenderModel) -> None:
+def test_frame_with_empty_cells_equals_a_list_of_requests(model: RecommenderModel) -> None:
     rows: list[dict[str, Any]] = [
         {"user_id": "u0", "k": 2},
         {"history": ["i1", {"item_id": "i2", "event_type": "buy"}], "exclude_seen": False},
@@ -76,13 +76,13 @@ def test_a_mixed_frame_with_empty_cells_is_the_same_requests_as_a_list(model: Re
         ([{"user_id": "u0", "k": 10**5000}], "k: got a value .int. of thousands of digits"),
     ],
 )
-def test_what_is_refused_says_why(model: RecommenderModel, asked: Any, message: str) -> None:
+def test_refusals_name_the_reason(model: RecommenderModel, asked: Any, message: str) -> None:
     with pytest.raises(MlflowException, match=message) as found:
         model.predict(None, asked)
     assert found.value.error_code == "INVALID_PARAMETER_VALUE" and "\n" not in str(found.value)
 
 
-def test_a_value_of_any_depth_is_refused(model: RecommenderModel) -> None:
+def test_deeply_nested_value_is_refused(model: RecommenderModel) -> None:
     deep: Any = "a"
     for _ in range(100_000):
         deep = [deep]
@@ -109,7 +109,7 @@ def served(model: RecommenderModel, body: Any) -> tuple[int, Any]:
     return reply.status, json.loads(reply.response)
 
 
-def test_all_forms_of_mlflows_server_reach_the_model(model: RecommenderModel) -> None:
+def test_all_body_formats_of_mlflow_reach_the_model(model: RecommenderModel) -> None:
     rows = [{"user_id": "u0", "k": 2}, {"user_id": "new", "history": ["i1", "x"], "k": 3}]
     expected = json.loads(model.predict(None, rows).to_json(orient="records"))
     split = {"columns": ["user_id", "history", "k"], "data": [["u0", None, 2], ["new", ["i1", "x"], 3]]}
@@ -139,6 +139,6 @@ def test_all_forms_of_mlflows_server_reach_the_model(model: RecommenderModel) ->
         ({"inputs": [{"user_id": "u0", "k": 0}]}, "k: got 0"),
     ],
 )
-def test_mlflows_server_refuses_what_ours_does(model: RecommenderModel, body: Any, message: str) -> None:
+def test_mlflow_server_refuses_the_same_as_ours(model: RecommenderModel, body: Any, message: str) -> None:
     status, said = served(model, body)
     assert status == 400 and message in said

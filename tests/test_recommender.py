@@ -48,7 +48,7 @@ def ask(recommender: Recommender, **request: Any) -> Answer:
     return recommender.recommend(parse_requests([request]))[0]
 
 
-def test_answers_are_the_ranking_of_evaluation(dataset: PreparedDataset, bundle: Bundle) -> None:
+def test_answers_equal_the_ranking_of_evaluation(dataset: PreparedDataset, bundle: Bundle) -> None:
     """Cut at validation, the recommender gives the lists that evaluation on the test part ranks."""
     queries = dataset.histories().queries(Split.TEST)
     ranking = rank(bundle.model, queries, 5)
@@ -75,7 +75,7 @@ def test_shares_sum_exactly_to_the_score(dataset: PreparedDataset, tmp_path: Pat
         assert answer.scores == sorted(answer.scores, reverse=True)
 
 
-def test_a_share_is_what_is_lost_without_the_granularity(bundle: Bundle, recommender: Recommender) -> None:
+def test_share_equals_the_score_lost_without_the_granularity(bundle: Bundle, recommender: Recommender) -> None:
     answer = ask(recommender, user_id="u2", k=ITEMS)
     queries = replace_targets(bundle, 2)
     items = [bundle.item_ids.index(item) for item in answer.item_ids]
@@ -92,7 +92,7 @@ def replace_targets(bundle: Bundle, user: int) -> Any:
     return replace(queries, histories=everything)
 
 
-def test_seen_items_are_excluded_unless_asked_for(recommender: Recommender) -> None:
+def test_seen_items_are_excluded_unless_requested(recommender: Recommender) -> None:
     seen = {f"i{item}" for item, *_ in HISTORIES[0]} | {"i7"}
     hidden = ask(recommender, user_id="u0", history=["i7"], k=100)
     assert set(hidden.item_ids) == {f"i{i}" for i in range(ITEMS)} - seen
@@ -119,7 +119,7 @@ def test_user_with_friends_but_no_history_goes_through_the_model(recommender: Re
 @pytest.mark.parametrize(
     "request_row", [{"user_id": "nobody"}, {"user_id": "u5"}, {"history": []}, {"history": ["mystery"]}]
 )
-def test_nothing_to_go_by_gives_the_popular_items(recommender: Recommender, request_row: dict[str, Any]) -> None:
+def test_request_without_signal_gets_the_popular_items(recommender: Recommender, request_row: dict[str, Any]) -> None:
     answer = ask(recommender, **request_row, k=6)
     assert answer.source == "popularity" and answer.shares == {}
     assert answer.item_ids[0] == "i3"  # chosen by three users in training and validation
@@ -144,7 +144,7 @@ def stacked(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) 
     return Recommender(read_bundle(folder))
 
 
-def test_dropped_members_are_in_no_answer(stacked: Recommender) -> None:
+def test_pruned_members_are_in_no_answer(stacked: Recommender) -> None:
     assert set(stacked.names) == {"behaviour", "item_knn", "als", "popularity"}
     answer = ask(stacked, user_id="u0", k=4)
     assert set(answer.shares) == {"item_knn", "popularity"} and answer.source == "model"
@@ -162,7 +162,7 @@ def test_dropped_members_are_in_no_answer(stacked: Recommender) -> None:
 @pytest.mark.parametrize(
     "request_row", [{"user_id": "nobody"}, {"user_id": "u5"}, {"history": []}, {"history": ["mystery"]}]
 )
-def test_an_answer_by_the_member_for_popularity_alone_is_marked(
+def test_answer_from_the_popularity_member_alone_is_marked(
     stacked: Recommender, request_row: dict[str, Any]
 ) -> None:
     answer = ask(stacked, **request_row, k=3)
@@ -171,14 +171,14 @@ def test_an_answer_by_the_member_for_popularity_alone_is_marked(
     assert ask(stacked, history=["i0"], k=3).source == "model"
 
 
-def test_batch_marks_popular_answers_as_requests_do(stacked: Recommender) -> None:
+def test_batch_marks_popular_answers_like_requests(stacked: Recommender) -> None:
     table = Answering(stacked, Defaults(3, None, None))(pa.table({"user_id": ["nobody", "u0"]}))
     assert table.column("source").to_pylist() == ["popularity"] * 3 + ["model"] * 3
     assert table.column("share_popularity").null_count == 0
     assert table.column("share_popularity").to_pylist()[:3] == pytest.approx(table.column("score").to_pylist()[:3])
 
 
-def test_new_events_change_the_answer_and_their_time_and_type_count(recommender: Recommender) -> None:
+def test_new_events_with_time_and_type_change_the_answer(recommender: Recommender) -> None:
     plain = ask(recommender, user_id="u0", k=ITEMS)
     newer = ask(recommender, user_id="u0", history=["i9"], k=ITEMS)
     assert "i9" in plain.item_ids and "i9" not in newer.item_ids and newer.scores != plain.scores
@@ -190,7 +190,7 @@ def test_new_events_change_the_answer_and_their_time_and_type_count(recommender:
     assert number.scores == late.scores  # the same moment
 
 
-def test_a_request_equals_the_same_events_stored(bundle: Bundle, recommender: Recommender) -> None:
+def test_request_equals_the_same_events_stored(bundle: Bundle, recommender: Recommender) -> None:
     """u2's own events as an anonymous history: the same, but for what hangs on the user's name."""
     events = [{"item_id": f"i{i}", "event_type": "view", "timestamp": time} for i, _, time, _ in HISTORIES[2]]
     anonymous, stored = ask(recommender, history=events, k=3), ask(recommender, user_id="u2", k=ITEMS)
@@ -201,7 +201,7 @@ def test_a_request_equals_the_same_events_stored(bundle: Bundle, recommender: Re
         assert gate == pytest.approx(behaviour, rel=1e-3)  # only the gate's weights differ
 
 
-def test_many_requests_answer_as_each_alone(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_in_one_call_equal_single_requests(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"user_id": f"u{n % 6}", "k": 1 + n % 5, "exclude_seen": n % 3 > 0} for n in range(20)]
     monkeypatch.setattr("recsys.serving.recommender.MAX_CHUNK", 7)
     together = recommender.recommend(parse_requests(rows))
@@ -211,7 +211,7 @@ def test_many_requests_answer_as_each_alone(recommender: Recommender, monkeypatc
         assert alone.scores == pytest.approx(answer.scores, rel=1e-4, abs=1e-5)
 
 
-def test_unordered_histories_are_sets(tmp_path: Path) -> None:
+def test_unordered_histories_count_as_sets(tmp_path: Path) -> None:
     dataset = small_world(tmp_path / "dataset", ordered=False)
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
     recommender = Recommender(read_bundle(tmp_path / "bundle"))
@@ -220,11 +220,11 @@ def test_unordered_histories_are_sets(tmp_path: Path) -> None:
     assert ask(recommender, user_id="u2", history=["i7"]).scores == ask(recommender, user_id="u2").scores
 
 
-def test_no_request_is_no_answer(recommender: Recommender) -> None:
+def test_no_requests_give_no_answers(recommender: Recommender) -> None:
     assert recommender.recommend([]) == []
 
 
-def test_all_seen_is_an_empty_list(recommender: Recommender) -> None:
+def test_user_who_has_all_items_gets_an_empty_list(recommender: Recommender) -> None:
     answer = ask(recommender, history=[f"i{i}" for i in range(ITEMS)])
     assert (answer.item_ids, answer.scores, answer.source) == ([], [], "model")
 
@@ -234,7 +234,7 @@ def test_answers_are_plain_json(recommender: Recommender) -> None:
     assert json.loads(json.dumps(answer.to_dict(), allow_nan=False))["titles"][0].startswith("Title of i")
 
 
-def test_what_is_not_finite_never_leaves(bundle: Bundle) -> None:
+def test_answers_are_finite_when_a_vector_is_not(bundle: Bundle) -> None:
     """A user vector that went wrong falls back to popularity; the other rows do not notice."""
     states = {
         name: {key: tensor.clone() for key, tensor in state.items()} for name, state in bundle.model.states.items()
@@ -301,7 +301,7 @@ def test_malformed_requests_name_row_and_field(recommender: Recommender, row: An
         recommender.recommend(parse_requests([{"user_id": "u0"}, row]))
 
 
-def test_serving_is_light() -> None:
+def test_serving_imports_no_heavy_package() -> None:
     """Answering imports no Ray, MLflow, transformers or torch-geometric."""
     import subprocess
     import sys

@@ -68,7 +68,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registered]
         os.chdir(before)
 
 
-def test_the_run_holds_parameters_metrics_dataset_and_files(registered: Registered) -> None:
+def test_run_has_parameters_metrics_dataset_and_files(registered: Registered) -> None:
     found = client(registered.uri)
     run = found.get_run(registered.run_id)
     assert registered.uri == f"sqlite:///{registered.folder}/runs/mlflow.db"
@@ -89,7 +89,7 @@ def test_the_run_holds_parameters_metrics_dataset_and_files(registered: Register
     assert load_config(found.download_artifacts(registered.run_id, "config.yaml", str(local))) == registered.config
 
 
-def test_the_version_has_alias_tags_and_description(registered: Registered) -> None:
+def test_version_has_alias_tags_and_description(registered: Registered) -> None:
     found = client(registered.uri).get_model_version_by_alias("pocket", "challenger")
     assert registered.model == RegisteredModel(
         "pocket", 1, "challenger", "models:/pocket@challenger", "models:/pocket/1", "no baseline was measured"
@@ -115,12 +115,12 @@ def test_resolve_finds_the_bundle(registered: Registered) -> None:
         ("/no/such/folder", "has no model bundle"),
     ],
 )
-def test_what_cannot_be_resolved_says_what_there_is(registered: Registered, uri: str, message: str) -> None:
+def test_unknown_model_lists_registered_models(registered: Registered, uri: str, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         resolve(uri, registered.uri)
 
 
-def test_no_store_is_made_by_looking(tmp_path: Path) -> None:
+def test_resolving_creates_no_store(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="there is no MLflow store"):
         resolve("models:/pocket@challenger", f"sqlite:///{tmp_path}/mlflow.db")
     assert list(tmp_path.iterdir()) == []
@@ -157,7 +157,7 @@ print(json.dumps(found, allow_nan=False))
 """
 
 
-def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp_path: Path) -> None:
+def test_registered_model_answers_without_our_sources(registered: Registered, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-P", "-c", FRESH, registered.uri],
@@ -197,7 +197,7 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
     assert found["signature"]["inputs"] is None and "item_ids" in found["signature"]["outputs"]
 
 
-def test_a_failed_run_says_so_and_can_go_on(registered: Registered) -> None:
+def test_failed_run_is_marked_and_can_continue(registered: Registered) -> None:
     config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "b")})
     with pytest.raises(ZeroDivisionError), Tracker(config, "doomed") as tracker:
         _ = 1 / 0
@@ -212,7 +212,7 @@ def test_a_failed_run_says_so_and_can_go_on(registered: Registered) -> None:
     assert again.run_id == tracker.run_id and run.info.status == "FINISHED" and run.data.metrics == {"late": 1.0}
 
 
-def test_a_version_that_was_made_before_an_interruption_is_taken(registered: Registered) -> None:
+def test_version_created_before_an_interruption_is_reused(registered: Registered) -> None:
     sections = {"tracking": {"uri": registered.uri}, "registry": {"name": "pocket"}}
     config = make_config(registered.folder, **sections, run={"dir": str(registered.folder / "e"), "resume": True})
     with Tracker(config, run_id=registered.run_id, apart=True) as tracker:
@@ -224,7 +224,7 @@ def test_a_version_that_was_made_before_an_interruption_is_taken(registered: Reg
     assert _interrupted(found, "pocket", version.tags) == 1 and _interrupted(found, "wallet", version.tags) == 0
 
 
-def test_a_run_that_was_deleted_since_is_opened_anew(registered: Registered) -> None:
+def test_deleted_run_is_replaced_by_a_new_one(registered: Registered) -> None:
     config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "c")})
     with Tracker(config) as first:
         pass
@@ -235,7 +235,7 @@ def test_a_run_that_was_deleted_since_is_opened_anew(registered: Registered) -> 
         assert again.run_id != gone and remembered_run(config) == again.run_id
 
 
-def test_a_deleted_experiment_keeps_its_own_message(registered: Registered) -> None:
+def test_deleted_experiment_has_its_own_message(registered: Registered) -> None:
     tracking = {"uri": registered.uri, "experiment": "short-lived"}
     config = make_config(registered.folder, tracking=tracking, run={"dir": str(registered.folder / "d")})
     with Tracker(config) as tracker:
@@ -245,7 +245,7 @@ def test_a_deleted_experiment_keeps_its_own_message(registered: Registered) -> N
         raise AssertionError("must not be entered")
 
 
-def test_a_uri_whose_credentials_were_left_out_says_where_they_come_from(tmp_path: Path) -> None:
+def test_uri_without_credentials_says_how_to_give_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--tracking\.uri, or as \$VARIABLE"):
         tracking_uri(make_config(tmp_path, tracking={"uri": "postgresql://***@host/db"}))
 
@@ -259,7 +259,7 @@ def test_children_name_their_parent(registered: Registered) -> None:
     assert remembered_run(registered.config) == registered.run_id  # a child does not take the run folder
 
 
-def test_a_left_over_experiment_id_changes_nothing(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftover_experiment_id_is_ignored(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
     config = make_config(registered.folder, tracking={"uri": registered.uri, "experiment": "another one"})
     with Tracker(config, "x", parent_id=registered.run_id) as tracker:
@@ -267,7 +267,7 @@ def test_a_left_over_experiment_id_changes_nothing(registered: Registered, monke
     assert "MLFLOW_EXPERIMENT_ID" not in os.environ and "MLFLOW_TRACKING_URI" not in os.environ
 
 
-def test_a_disabled_tracker_does_nothing(registered: Registered, tmp_path: Path) -> None:
+def test_disabled_tracker_does_nothing(registered: Registered, tmp_path: Path) -> None:
     config = make_config(tmp_path, tracking={"enabled": False})
     with Tracker(config) as tracker:
         tracker.log_params({"a": 1})
@@ -281,12 +281,12 @@ def test_a_disabled_tracker_does_nothing(registered: Registered, tmp_path: Path)
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "ftp://host/x"])
-def test_stores_that_mlflow_has_not(tmp_path: Path, uri: str) -> None:
+def test_unsupported_store_uris_are_refused(tmp_path: Path, uri: str) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.uri: got .*expected sqlite"):
         Tracker(make_config(tmp_path, tracking={"uri": uri}))
 
 
-def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
+def test_unreachable_store_raises_one_message(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database, it is a poem")
     with (
         pytest.raises(ConfigError, match=r"broken\.db is no SQLite database.*give the path of MLflow.s store"),
@@ -306,13 +306,13 @@ def test_relative_sqlite_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert tracking_uri(config) == f"sqlite:///{tmp_path}/deep/mlflow.db"
 
 
-def test_aliases_that_mlflow_refuses(registered: Registered) -> None:
+def test_invalid_aliases_are_refused(registered: Registered) -> None:
     config = make_config(registered.folder, tracking={"uri": registered.uri}, registry={"alias": "v1"})
     with Tracker(config, parent_id=registered.run_id) as tracker, pytest.raises(ConfigError, match=r"registry\.alias"):
         register(tracker, registered.bundle, config, METRICS)
 
 
-def test_a_frame_with_empty_cells_is_read_as_not_given() -> None:
+def test_empty_cells_of_a_frame_count_as_missing() -> None:
     from recsys.registry.pyfunc_model import _rows
 
     frame = pd.DataFrame([{"user_id": "u0", "k": 3}, {"history": ["i1"]}])
@@ -322,7 +322,7 @@ def test_a_frame_with_empty_cells_is_read_as_not_given() -> None:
     ]
 
 
-def test_figures_of_the_machine_are_logged_when_asked_for(tmp_path: Path) -> None:
+def test_system_metrics_are_logged_when_enabled(tmp_path: Path) -> None:
     config = Config()
     config.run.dir, config.tracking.system_metrics = str(tmp_path / "run"), True
     with Tracker(config) as tracker:
@@ -366,7 +366,7 @@ EVALUATED: dict[str, Any] = {
 }
 
 
-def test_an_evaluation_again_replaces_the_tables(registered: Registered) -> None:
+def test_second_evaluation_replaces_the_tables(registered: Registered) -> None:
     config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "f")})
     with Tracker(config) as tracker:
         log_evaluation(tracker, EVALUATED)
@@ -379,7 +379,7 @@ def test_an_evaluation_again_replaces_the_tables(registered: Registered) -> None
     assert [file.path for file in found.list_artifacts(tracker.run_id, "figures")] == ["figures/recommenders.png"]
 
 
-def test_a_page_that_somebody_has_written_is_kept(registered: Registered) -> None:
+def test_description_written_by_a_user_is_kept(registered: Registered) -> None:
     registry = client(registered.uri)
     assert "| challenger |" in registry.get_registered_model("pocket").description
     registry.update_registered_model("pocket", description="ours")
@@ -387,7 +387,7 @@ def test_a_page_that_somebody_has_written_is_kept(registered: Registered) -> Non
     assert registry.get_registered_model("pocket").description == "ours"
 
 
-def test_the_input_example_names_no_user_of_the_data(registered: Registered) -> None:
+def test_input_example_has_no_user_of_the_data(registered: Registered) -> None:
     folder = resolve("models:/pocket/1", registered.uri).parent.parent
     texts = [path.read_text() for path in folder.glob("*input_example*.json")]
     users = read_bundle(registered.bundle).user_ids
@@ -395,14 +395,14 @@ def test_the_input_example_names_no_user_of_the_data(registered: Registered) -> 
     assert not [user for user in users for text in texts if json.dumps(user) in text]
 
 
-def test_an_invented_user_who_exists_is_renamed(registered: Registered) -> None:
+def test_invented_user_is_renamed_when_the_id_exists(registered: Registered) -> None:
     bundle = replace(read_bundle(registered.bundle), user_ids=["invented-user", "invented-friend-1", "u0"])
     example = _example(bundle)
     named = {*example["user_id"], *(friend for friends in example["friends"] for friend in friends)}
     assert named and not named & set(bundle.user_ids)
 
 
-def test_run_version_and_lineage_name_one_commit(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_version_and_lineage_have_the_same_commit(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
     project = registered.folder / "project"
     project.mkdir()
     git = ["git", "-C", str(project), "-c", "user.name=a", "-c", "user.email=a@b"]
@@ -418,7 +418,7 @@ def test_run_version_and_lineage_name_one_commit(registered: Registered, monkeyp
         assert lineage(config, "d", again)["git_commit"] == first != working_commit(project)[0]
 
 
-def test_a_model_without_alias_is_named_by_its_number(registered: Registered) -> None:
+def test_model_without_alias_is_listed_by_number(registered: Registered) -> None:
     registry = client(registered.uri)
     source = registry.get_model_version("pocket", "1").source
     registry.create_registered_model("bare")

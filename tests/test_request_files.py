@@ -27,7 +27,7 @@ LINES = [json.dumps(row, ensure_ascii=False).encode() for row in ROWS]
     ],
     ids=["plain", "BOM, CRLF, empty line", "empty lines", "gzip"],
 )
-def test_forms_of_a_file_that_mean_the_same(tmp_path: Path, content: bytes) -> None:
+def test_equivalent_file_formats_give_the_same_requests(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "asked.jsonl").write_bytes(content)
     assert read_requests(str(tmp_path / "asked.jsonl")) == ROWS
 
@@ -54,7 +54,7 @@ def test_forms_of_a_file_that_mean_the_same(tmp_path: Path, content: bytes) -> N
         (gzip.compress(b" " * 50_000_000), "decompresses to more than 200 times its size"),
     ],
 )
-def test_a_line_that_is_no_request_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_invalid_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "asked.jsonl"
     path.write_bytes(content)
     if not message:  # as deep as JSON is read: the recommender, which knows the columns, refuses it
@@ -65,12 +65,12 @@ def test_a_line_that_is_no_request_is_named(tmp_path: Path, content: bytes, mess
     assert "\n" not in str(found.value) and len(str(found.value)) < 600
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="nowhere.jsonl cannot be read"):
         read_requests(str(tmp_path / "nowhere.jsonl"))
 
 
-def test_json_is_taken_as_it_is() -> None:
+def test_json_values_are_read_unchanged() -> None:
     assert read_json(b'\xef\xbb\xbf{"a": [1, 2.5, "\\u00fc", null, true]}') == {"a": [1, 2.5, "ü", None, True]}
     assert read_json(b'{"a": "\\ud83d\\ude00"}') == {"a": "😀"}, "a pair of surrogates is a character"
     for content in (b"", b"{", b"{}{}", b"[1,]", b"-Infinity", b'{"a": 1, "\\u0061": 2}'):

@@ -61,7 +61,7 @@ def assert_same(found: Answer, expected: list[tuple[str, float]]) -> None:
         assert found.item_ids[place] in near or place == len(expected) - 1
 
 
-def test_a_thousand_random_requests_equal_the_filtered_exhaustive_ranking(
+def test_random_requests_equal_the_filtered_exhaustive_ranking(
     world: World, recommender: Recommender
 ) -> None:
     rng = np.random.default_rng(11)
@@ -83,7 +83,7 @@ def test_a_thousand_random_requests_equal_the_filtered_exhaustive_ranking(
     assert min(kinds[name] for name in ("empty", "full", "short")) > 50, kinds
 
 
-def test_shares_with_a_boost_sum_exactly_and_the_factor_is_said(recommender: Recommender) -> None:
+def test_shares_with_boost_sum_exactly_and_factor_is_in_answer(recommender: Recommender) -> None:
     boost = [{"factor": 4.0, "filters": {"kind": "toys"}}, {"factor": 0.5, "items": ["i1", "i2"]}]
     answer = ask(recommender, user_id="u0", k=50, boost=boost)
     assert answer.boosts is not None and {1.0, 4.0} <= set(answer.boosts) <= {1.0, 4.0, 0.5, 2.0}
@@ -94,7 +94,7 @@ def test_shares_with_a_boost_sum_exactly_and_the_factor_is_said(recommender: Rec
 
 
 @pytest.mark.parametrize("user", ["u0", "nobody"])
-def test_a_factor_raises_an_item_whatever_the_sign_of_its_score(recommender: Recommender, user: str) -> None:
+def test_boost_raises_items_with_negative_scores_too(recommender: Recommender, user: str) -> None:
     ranked = everything(recommender, user)
     places = {item: place for place, (item, _) in enumerate(ranked)}
     assert user == "nobody" or ranked[-1][1] < 0 < ranked[0][1], "scores of both signs"
@@ -117,7 +117,7 @@ MORE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("more", MORE)
 @pytest.mark.parametrize("diversify", [None, {"strength": 0.4, "pool": 50}, {"attribute": "kind", "most": 2}])
-def test_pages_are_the_whole_list_and_do_not_overlap(
+def test_pages_cover_the_list_without_overlap(
     recommender: Recommender, more: dict[str, Any], diversify: dict[str, Any] | None
 ) -> None:
     asked = {"user_id": "u1", "k": 7, **more, **({"diversify": diversify} if diversify else {})}
@@ -130,7 +130,7 @@ def test_pages_are_the_whole_list_and_do_not_overlap(
         assert pages == whole.item_ids
 
 
-def test_at_most_so_many_of_a_category_are_on_a_page(world: World, recommender: Recommender) -> None:
+def test_page_respects_the_limit_per_category(world: World, recommender: Recommender) -> None:
     kind = {f"i{place}": row["kind"] for place, row in enumerate(world.rows)}
     plain = ask(recommender, user_id="u2", k=10)
     assert max(Counter(kind[item] for item in plain.item_ids).values()) > 2, "without the rule it would be more"
@@ -149,7 +149,7 @@ def test_at_most_so_many_of_a_category_are_on_a_page(world: World, recommender: 
     assert len(few.item_ids) == 6, "no list of more fulfils the rule"
 
 
-def test_maximal_marginal_relevance_is_the_greedy_one(recommender: Recommender) -> None:
+def test_diversify_equals_greedy_maximal_marginal_relevance(recommender: Recommender) -> None:
     strength, pool = 0.6, 40
     ranked = everything(recommender, "u3")[:pool]
     vectors = recommender.model.item_vectors_ND.numpy()
@@ -172,7 +172,7 @@ def test_maximal_marginal_relevance_is_the_greedy_one(recommender: Recommender) 
     ]
 
 
-def test_what_is_out_of_stock_is_in_no_list(recommender: Recommender) -> None:
+def test_items_out_of_stock_are_in_no_list(recommender: Recommender) -> None:
     before = ask(recommender, user_id="u4", k=20)
     out = before.item_ids[:5]
     recommender.catalogue.set_stock([*out, "never heard of"])
@@ -187,7 +187,7 @@ def test_what_is_out_of_stock_is_in_no_list(recommender: Recommender) -> None:
     assert ask(recommender, user_id="u4", k=20) == before
 
 
-def test_ids_that_the_model_does_not_know_are_said(recommender: Recommender) -> None:
+def test_unknown_ids_in_rules_are_reported(recommender: Recommender) -> None:
     answer = ask(recommender, user_id="u0", candidates=["i1", "x"], exclude=["y"], boost={"factor": 2, "items": ["z"]})
     assert answer.unknown_in_rules == {"exclude": ["y"], "candidates": ["x"], "boost": ["z"]}
 
@@ -223,7 +223,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("rules", "message"), REFUSED, ids=[str(rules)[:40] for rules, _ in REFUSED])
-def test_wrong_rules_are_refused_with_place_and_cure(
+def test_wrong_rules_are_refused_with_path_and_fix(
     recommender: Recommender, rules: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message) as found:
@@ -231,7 +231,7 @@ def test_wrong_rules_are_refused_with_place_and_cure(
     assert str(found.value).startswith("request 1: ") and "\n" not in str(found.value)
 
 
-def test_compiled_rules_are_kept_and_let_go(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_rules_are_cached_and_evicted(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = recommender.catalogue
     asked = parse_requests([{"user_id": "u0", "filters": {"year": {"gt": year}}} for year in range(1990, 2010)])
     first = catalogue.plan(asked[0], "request 0").selection
@@ -242,7 +242,7 @@ def test_compiled_rules_are_kept_and_let_go(recommender: Recommender, monkeypatc
     assert len(catalogue._kept) <= selection._LEAST_KEPT
 
 
-def test_a_bundle_of_before_answers_and_refuses_filters(world: World, tmp_path: Path) -> None:
+def test_bundle_of_earlier_release_answers_and_refuses_filters(world: World, tmp_path: Path) -> None:
     for path in world.folder.iterdir():
         if path.name not in (ATTRIBUTES, FRIENDS):
             (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -265,7 +265,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Bundl
     return replace(many, index=ItemIndex.build(many.model.item_vectors_ND, reorder=32))
 
 
-def test_with_an_index_lists_are_as_long_and_nearly_the_same(indexed: Bundle) -> None:
+def test_rules_with_index_give_nearly_exact_lists_of_full_length(indexed: Bundle) -> None:
     """Against scoring every item, for rules that leave much and little."""
     rng = np.random.default_rng(3)
     rows = [{"user_id": f"u{number % 60}", "at": AT, **random_rules(rng, 20_000)} for number in range(150)]
@@ -279,7 +279,7 @@ def test_with_an_index_lists_are_as_long_and_nearly_the_same(indexed: Bundle) ->
     assert same >= 0.98 * listed > 1000
 
 
-def test_with_an_index_pages_do_not_overlap(indexed: Bundle) -> None:
+def test_pages_with_index_do_not_overlap(indexed: Bundle) -> None:
     recommender = Recommender(indexed)
     for rules in ({}, {"filters": {"year": {"ge": 1993}}}):
         pages = [ask(recommender, user_id="u1", k=30, offset=30 * page, **rules).item_ids for page in range(20)]

@@ -136,7 +136,7 @@ def without_nulls(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]
     return {name: value for name, value in row.items() if value is not None or name in answer}
 
 
-def test_the_requests_ask_all_there_is(served: Served) -> None:
+def test_requests_use_every_field(served: Served) -> None:
     answers = served.expected()
     assert [answer["source"] for answer in answers] == ["model"] * 6 + ["popularity"] + ["model"] * 3
     assert answers[8]["boosts"] is not None and answers[8]["unknown_in_rules"] == {"candidates": ["x"]}
@@ -148,7 +148,7 @@ def test_the_requests_ask_all_there_is(served: Served) -> None:
     assert plain.shares["evolution"] != answers[5]["shares"]["evolution"], "the context counts"
 
 
-def test_in_one_process_all_ways_are_equal(served: Served) -> None:
+def test_ways_of_serving_are_equal_in_one_process(served: Served) -> None:
     """The pyfunc model as MLflow loads it, the service that a replica of Ray Serve runs, and the recommender."""
     import mlflow
 
@@ -277,7 +277,7 @@ def ray_server(served: Served, folder: Path, port: int, *more: str, **environmen
 
 
 @pytest.mark.slow
-def test_three_ways_give_the_same_answers(served: Served, ray_local: None, tmp_path: Path) -> None:
+def test_three_ways_of_serving_give_the_same_answers(served: Served, ray_local: None, tmp_path: Path) -> None:
     expected = served.expected()
     recommend_all(served.bundle, tmp_path / "batch.parquet", requests=REQUESTS)
     rows = pq.read_table(tmp_path / "batch.parquet").to_pylist()
@@ -365,7 +365,7 @@ def _runs(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
+def test_server_reloads_when_alias_moves_and_no_call_fails(tmp_path: Path) -> None:
     """Two replicas under constant traffic; a version whose files are damaged changes nothing but the log."""
     served = Served(tmp_path)
     port, failed, versions = free_port(), [], []
@@ -427,7 +427,7 @@ def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_under_load_stays_reachable_and_ends_without_losing_a_call(served: Served, tmp_path: Path) -> None:
+def test_server_under_load_stays_reachable_and_stops_without_losing_a_call(served: Served, tmp_path: Path) -> None:
     """Half-sent bodies and large calls beside small ones; then SIGTERM while clients ask."""
     port = free_port()
     address, url = ("127.0.0.1", port), f"http://127.0.0.1:{port}"
@@ -474,7 +474,7 @@ def test_a_server_under_load_stays_reachable_and_ends_without_losing_a_call(serv
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # most of it is the download of torch
-def test_the_models_own_requirements_are_enough(served: Served, tmp_path: Path) -> None:
+def test_model_answers_with_only_its_own_requirements(served: Served, tmp_path: Path) -> None:
     """A fresh environment with what the model's requirements.txt names and nothing else."""
     import mlflow
 
@@ -494,7 +494,7 @@ def test_the_models_own_requirements_are_enough(served: Served, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_reply_of_stock_comes_when_both_replicas_have_the_change(tmp_path: Path) -> None:
+def test_stock_reply_waits_until_both_replicas_have_the_change(tmp_path: Path) -> None:
     """Ten changes, each followed at once by calls that fall on either replica."""
     served, port = Served(tmp_path), free_port()
     url, out = f"http://127.0.0.1:{port}", {"out": ["i3"]}
@@ -509,7 +509,7 @@ def test_reply_of_stock_comes_when_both_replicas_have_the_change(tmp_path: Path)
             assert found == {change != out}
 
 
-def test_stock_is_everywhere_when_every_living_replica_has_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stock_is_everywhere_when_every_running_replica_has_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk()
     desk.look("one", {"a": 1}, {}, {}, 1)
     desk.look("two", {"a": 1}, {}, {}, 0)

@@ -57,7 +57,7 @@ def by_cosine(vectors: Any, item: int, k: int) -> list[str]:
     return [f"i{other}" for other in np.argsort(-scores)[:k]]
 
 
-def test_by_vectors_it_is_the_cosine(bundle: Bundle, recommender: Recommender) -> None:
+def test_similarity_by_vectors_is_the_cosine(bundle: Bundle, recommender: Recommender) -> None:
     answer = like(recommender, "i3", k=10)
     assert (answer.by, answer.item_id) == ("vectors", "i3") and len(answer.titles) == 10
     had = [bundle.histories.take(np.array([user])).items_E.tolist() for user in range(USERS)]
@@ -66,7 +66,7 @@ def test_by_vectors_it_is_the_cosine(bundle: Bundle, recommender: Recommender) -
     assert answer.scores == sorted(answer.scores, reverse=True) and max(answer.scores) <= 1 + 1e-6
 
 
-def test_by_use_it_is_who_had_both(bundle: Bundle, recommender: Recommender) -> None:
+def test_similarity_by_use_counts_users_who_had_both(bundle: Bundle, recommender: Recommender) -> None:
     had = [set(bundle.histories.take(np.array([user])).items_E.tolist()) for user in range(USERS)]
     users = Counter(item for items in had for item in items)
     together = Counter(item for items in had if 0 in items for item in items - {0})
@@ -78,21 +78,21 @@ def test_by_use_it_is_who_had_both(bundle: Bundle, recommender: Recommender) -> 
     assert answer.scores == sorted(answer.scores, reverse=True)
 
 
-def test_by_text_it_is_the_cosine_of_texts(recommender: Recommender) -> None:
+def test_similarity_by_text_is_the_cosine_of_text_vectors(recommender: Recommender) -> None:
     texts = torch.as_tensor(recommender.bundle.item_text).numpy()  # as the model reads them: whitened
     answer = like(recommender, "i5", by="text", k=8)
     assert answer.item_ids == by_cosine(texts, 5, 8) and answer.by == "text"
     assert f"i{ITEMS - 1}" not in like(recommender, "i5", by="text", k=1000).item_ids
 
 
-def test_an_item_that_nobody_had_is_told_by_its_text(recommender: Recommender) -> None:
+def test_item_without_events_is_compared_by_text(recommender: Recommender) -> None:
     cold = next(item for item in range(ITEMS - 2, 0, -1) if not recommender.bundle.popularity_N[item])
     answer = like(recommender, f"i{cold}", k=5)
     assert (answer.by, answer.why) == ("text", "no user has had the item yet, so texts are compared")
     assert answer.item_ids == by_cosine(torch.as_tensor(recommender.bundle.item_text).numpy(), cold, 5)
 
 
-def test_a_model_that_reads_no_text_keeps_the_texts_beside_it(world: World, tmp_path: Path) -> None:
+def test_bundle_keeps_texts_that_the_model_does_not_read(world: World, tmp_path: Path) -> None:
     sections = {"model": {"width": 8, "granularities": {"collaborative": {"enabled": True}}}}
     model = build_model(build_config(sections), world.dataset, Split.VALID)
     frozen = model.freeze(build_graphs(world.dataset, Split.VALID, model))
@@ -109,7 +109,7 @@ def test_a_model_that_reads_no_text_keeps_the_texts_beside_it(world: World, tmp_
     assert bundle.friends is None, "this model reads none"
 
 
-def test_rules_hold_for_similar_items(world: World, recommender: Recommender) -> None:
+def test_rules_apply_to_similar_items(world: World, recommender: Recommender) -> None:
     filters = {"price": {"lt": 40}, "kind": ["toys", "games"]}
     whole = like(recommender, "i3", k=1000)
     answer = like(recommender, "i3", k=6, filters=filters, exclude=whole.item_ids[:2], offset=2)
@@ -136,12 +136,12 @@ def test_rules_hold_for_similar_items(world: World, recommender: Recommender) ->
         ({"item_id": "i1", "explain": True}, r"explain: unknown field"),
     ],
 )
-def test_what_cannot_be_told_is_refused(recommender: Recommender, row: dict[str, Any], message: str) -> None:
+def test_item_without_comparable_data_is_refused(recommender: Recommender, row: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         recommender.answer(parse_any([row]))
 
 
-def test_questions_of_both_kinds_are_answered_in_their_order(recommender: Recommender) -> None:
+def test_mixed_requests_are_answered_in_order(recommender: Recommender) -> None:
     rows = [{"user_id": "u0", "at": AT}, {"item_id": "i3"}, {"user_id": "u1", "at": AT}]
     found = recommender.answer(parse_any(rows))
     assert [type(answer) for answer in found] == [Answer, SimilarAnswer, Answer]
@@ -157,7 +157,7 @@ def ask(recommender: Recommender, **request: Any) -> Answer:
     return recommender.recommend(parse_requests([{"at": AT, **request}]))[0]
 
 
-def test_a_past_item_speaks_by_what_is_lost_without_it(recommender: Recommender) -> None:
+def test_effect_of_a_past_item_is_the_score_lost_without_it(recommender: Recommender) -> None:
     history = ["i1", "i2", "i9", "i17"]
     answer = ask(recommender, history=history, k=6, explain=True)
     assert answer.explanations is not None and len(answer.explanations) == 6
@@ -176,7 +176,7 @@ def test_a_past_item_speaks_by_what_is_lost_without_it(recommender: Recommender)
     assert named > 6
 
 
-def test_friends_speak_by_what_each_alone_would_say(recommender: Recommender) -> None:
+def test_share_of_a_friend_is_that_of_the_friend_alone(recommender: Recommender) -> None:
     answer = ask(recommender, history=["i1"], friends=["u1", "u2"], k=8, explain=True)
     assert answer.explanations is not None
     named = 0
@@ -193,7 +193,7 @@ def test_friends_speak_by_what_each_alone_would_say(recommender: Recommender) ->
     assert friends and friends <= {f"u{row}" for row in recommender.bundle.friends_of(0)}
 
 
-def test_the_sentence_names_the_granularity_of_the_largest_share(recommender: Recommender) -> None:
+def test_sentence_names_the_granularity_with_the_largest_share(recommender: Recommender) -> None:
     answer = ask(recommender, user_id="u2", k=10, explain=True, boost={"factor": 3, "filters": {"used": True}})
     assert answer.explanations is not None and answer.boosts is not None
     for place, why in enumerate(answer.explanations):
@@ -206,14 +206,14 @@ def test_the_sentence_names_the_granularity_of_the_largest_share(recommender: Re
     assert "explanations" not in plain.to_dict()
 
 
-def test_who_is_unknown_is_told_so(recommender: Recommender) -> None:
+def test_unknown_user_gets_the_popularity_explanation(recommender: Recommender) -> None:
     answer = ask(recommender, user_id="nobody", k=2, explain=True)
     assert answer.explanations is not None and answer.source == "popularity"
     assert "nothing is known about you yet" in answer.explanations[0]["sentence"]
     assert answer.explanations[0]["items"] == [] == answer.explanations[0]["friends"]
 
 
-def test_friends_and_attributes_are_sealed(world: World, tmp_path: Path) -> None:
+def test_friends_and_attributes_have_checksums(world: World, tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundle", small_model(world.dataset), world.dataset, {})
     found = read_bundle(tmp_path / "bundle")
     assert found.attributes is not None and set(found.attributes.columns) == {*world.rows[0], "out"}
@@ -223,7 +223,7 @@ def test_friends_and_attributes_are_sealed(world: World, tmp_path: Path) -> None
     assert {"attributes.parquet", "friends.parquet"} <= found.info.files.keys()
 
 
-def test_the_verb_prints_what_the_endpoint_answers(
+def test_similar_command_prints_the_answer_of_the_endpoint(
     world: World, recommender: Recommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "c.yaml").write_text("model: {granularities: {evolution: {enabled: true}}}\n")
