@@ -1,4 +1,4 @@
-"""Two versions behind one server: who is answered by which, exploration with exact propensities, and what is logged."""
+"""Two versions behind one server: assignment of users, exploration with exact propensities, and the answer log."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_every_process_assigns_users_to_the_same_side() -> None:
     sides = "".join(Split(0.3, "salt").side_of(user) for user in USERS[:500])
     words = "from recsys.serving.experiment_split import Split\n"
     words += "print(''.join(Split(0.3, 'salt').side_of(f'user {n}') for n in range(500)))"
-    for seed in ("1", "2"):  # Python's own hash of a text changes with it
+    for seed in ("1", "2"):  # Python's hash() of a string depends on it
         found = subprocess.run(
             [sys.executable, "-c", words],
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
@@ -256,7 +256,7 @@ def test_call_during_a_version_change_is_logged_once(bundles: tuple[Bundle, Bund
 def test_failed_log_write_fails_no_call_and_is_counted(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
     service = pair(bundles, log=str(tmp_path / "log"))
     (tmp_path / "log").rmdir()
-    (tmp_path / "log").touch()  # a folder that cannot be written to
+    (tmp_path / "log").touch()  # a file in place of the folder: writing fails
     assert call(service, {"user_id": "u0"})[0] == 200
     assert "recsys_unlogged_answers_total 1" in service.metrics([service.counts.snapshot()], 1).body.decode()
 
@@ -287,7 +287,7 @@ def test_two_replicas_keep_each_user_on_their_version_while_both_aliases_move(tm
     users = [f"{'u' if number < 6 else 'stranger '}{number}" for number in range(40)]
 
     def versions() -> dict[str, set[str]]:
-        """The versions that answered the users of each side, asked one by one and then all at once."""
+        """The versions that answered the users of each side, in single calls and then in one call."""
         found: dict[str, set[str]] = {"a": set(), "b": set()}
         rows = [{"user_id": user, "history": ["i1"], "k": 3} for user in users]
         answers = [post(f"{url}/recommend", row) for row in rows] + post(f"{url}/recommend", rows)

@@ -1,4 +1,4 @@
-"""A question has a time: that of its first target in evaluation, its own or now in serving, the data's in batch."""
+"""The time of a request: the first target in evaluation, its own time or now in serving, the newest event in batch."""
 
 from __future__ import annotations
 
@@ -83,9 +83,7 @@ def test_request_time_is_now_by_default(recommender: Recommender, monkeypatch: p
         parse_requests([{"user_id": "u0", "at": "soon"}])
 
 
-def test_batch_uses_the_time_of_the_newest_event(
-    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_uses_the_time_of_the_newest_event(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     parts = FrozenModel.parts
 

@@ -1,4 +1,4 @@
-"""Batch recommendation gives what the recommender gives, in the order of the users, in one file."""
+"""Batch recommendation writes the answers of the recommender, in the order of the users, to one file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_all_users_equal_direct_answers(ray_local: None, folder: Path, tmp_path:
             assert sum(shares) == row["score"]
         else:
             assert shares == [None] * len(recommender.names)
-    assert (summary.num_users, summary.num_rows, summary.num_fallback) == (6, 24, 1)  # u5: nothing known
+    assert (summary.num_users, summary.num_rows, summary.num_fallback) == (6, 24, 1)  # nothing is known about u5
 
 
 def test_chosen_users_are_in_the_order_of_the_bundle(answering_here: None, folder: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_invalid_calls_keep_the_old_file(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize("k", [1, 4, 30])
 def test_columnar_lists_equal_the_answers(folder: Path, k: int, exclude_seen: bool) -> None:
-    """Known users, one of whom nothing is known, strangers, and more places than items."""
+    """Covers known users, a user without events, unknown users, and k above the number of items."""
     recommender = Recommender(read_bundle(folder))
     users = [*recommender.bundle.user_ids, "zoe", "adam"]
     answers = recommender.recommend([Request(user_id=user, k=k, exclude_seen=exclude_seen) for user in users])

@@ -1,4 +1,4 @@
-"""A bundle holds all a recommender needs, gives back what was put in, and refuses to be damaged."""
+"""A bundle holds everything that a recommender needs, reads back what was written, and detects damage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_round_trip_of_the_model(folder: Path, frozen: FrozenModel) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     queries = ask([[0, 1, 2], [5], []], [0, -1, 3])
-    # text vectors are kept as float16
+    # text vectors are stored as float16
     assert torch.allclose(read.scores(queries), frozen.scores(queries), atol=1e-3)
 
 
@@ -110,9 +110,7 @@ def test_writing_again_replaces_the_bundle(folder: Path, dataset: PreparedDatase
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle", "dataset"]
 
 
-def test_folder_without_a_bundle_is_not_replaced(
-    tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel
-) -> None:
+def test_folder_without_a_bundle_is_not_replaced(tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match="not a bundle"):

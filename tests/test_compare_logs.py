@@ -1,4 +1,4 @@
-"""`recsys compare --logs`: outcomes of versions and off-policy values from the log of a server, and what is refused."""
+"""`recsys compare --logs`: outcomes of versions and off-policy estimates from an answer log, and refusals."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from recsys.serving.service import Incoming, Job, Limits, Outcome, service_of
 
 Captured = pytest.CaptureFixture[str]
 NUM_USERS, K = 3000, 4
-WORTH = {f"i{item}": 0.9 if item % 2 else 0.1 for item in range(12)}  # the chance of a click on a shown item
+WORTH = {f"i{item}": 0.9 if item % 2 else 0.1 for item in range(12)}  # probability of a click on a shown item
 
 
 @dataclass(frozen=True)
 class World:
-    """A server's log of two versions, the clicks on it, and what a list of each version is worth undrawn."""
+    """The answer log of two versions, the clicks, and the true value of each version without exploration."""
 
     folder: Path
     truth: dict[str, float]
@@ -130,7 +130,7 @@ def test_dry_run_reads_and_writes_nothing(world: World, capsys: Captured) -> Non
 
 
 def changed(world: World, folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
-    """The log with every line changed."""
+    """A copy of the log with every line changed."""
     lines = [json.loads(line) for path in Path(world.logs).glob("*.jsonl") for line in path.read_text().splitlines()]
     [change(line) for line in lines]
     (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -143,9 +143,7 @@ def refused(code: int, capsys: Captured, *parts: str) -> None:
     assert all(part in said for part in parts), said
 
 
-def test_log_without_propensities_is_refused_only_with_a_target(
-    world: World, tmp_path: Path, capsys: Captured
-) -> None:
+def test_log_without_propensities_is_refused_only_with_a_target(world: World, tmp_path: Path, capsys: Captured) -> None:
     logs = changed(world, tmp_path, lambda line: line.pop("propensities"))
     code = world.compare("--compare.target", str(world.folder / "b"), logs=logs)
     refused(code, capsys, logs, "none of 3,000 answers carries propensities", "serve.explore.share")
@@ -245,7 +243,7 @@ def test_event_belongs_to_the_newest_earlier_answer_with_its_item(world: World) 
         ("u", "y", 150.0, None, (1, 0)),
         ("u", "x", 199.5, None, (2, 0)),  # clocks differ by less than a second
         ("u", "x", 198.0, None, (0, 0)),
-        ("u", "x", 501.0, None, None),  # behind the window of 300 s
+        ("u", "x", 501.0, None, None),  # after the window of 300 s
         ("u", "w", 150.0, None, None),
         ("v", "y", 150.0, None, None),
         ("u", "y", None, None, None),

@@ -1,4 +1,4 @@
-"""Where a request does not say, what a user had is left out as the model was evaluated, in every way of serving."""
+"""By default every way of serving treats seen items as the evaluation did."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module", params=[True, False], ids=["left out", "ranked"])
 def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """A bundle whose model was evaluated so; u0 has had five of twelve items."""
+    """A bundle of a model evaluated with this setting; u0 has had five of twelve items."""
     place = tmp_path_factory.mktemp("seen")
     dataset = small_world(place / "data")
     write_bundle(place / "bundle", small_model(dataset), dataset, {"comparison": {"exclude_seen": request.param}})
@@ -62,7 +62,7 @@ def test_schema_and_parameters_show_the_default(folder: Path) -> None:
 
 
 def test_bundle_without_setting_excludes_seen_items(tmp_path: Path) -> None:
-    """As releases before did, whose self-test asked so."""
+    """As in earlier releases, whose self-test used this default."""
     dataset = small_world(tmp_path / "data")
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
     assert read_bundle(tmp_path / "bundle").exclude_seen is True

@@ -1,4 +1,4 @@
-"""Fusion weights from feedback: known ones are recovered, skips count against who asked, nothing else moves."""
+"""Fusion weights from feedback: known weights are recovered, skips lower granularities, nothing else changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fusion_of(kind: str, weights: list[float]) -> Fusion:
 
 
 def evidence(weights: list[float], rows: int = 20_000, intercept: float = -1.0, seed: int = 0) -> Evidence:
-    """Feedback of users who like by σ(intercept + Σ λ*_k s_k); granularity 1 is missing for a third of the rows."""
+    """Feedback with P(like) = σ(intercept + Σ λ*_k s_k); granularity 1 is missing for a third of the rows."""
     random = np.random.default_rng(seed)
     shares_RK = random.normal(size=(rows, len(weights))) * np.array([0.5, 2.0, 1.0])[: len(weights)]
     present_RK = np.ones_like(shares_RK, dtype=bool)
@@ -81,7 +81,7 @@ def test_the_prior_of_a_gate_is_recovered() -> None:
 
 
 def test_skips_lower_the_granularity_that_ranked_the_items() -> None:
-    """Shown items that granularity 0 scores high are skipped, the rest is as today's weights say."""
+    """Items with high scores from granularity 0 are skipped; other feedback follows the current weights."""
     made = evidence([0.5, 0.5, 0.5])
     asked_R = made.shares_RK[:, 0] > 0.5
     annoyed = Evidence(made.shares_RK, made.present_RK, made.gate_RK, made.liked_R * ~asked_R, made.counts_R)
@@ -106,7 +106,7 @@ def test_prior_keeps_current_weights_in_proportion_to_its_rows() -> None:
 
 
 def test_uninformative_feedback_changes_nothing() -> None:
-    """Ten worlds in which today's weights are the truth: never better by more than chance, save once at most."""
+    """In ten data sets the current weights are the truth: at most one result may be significantly better."""
     fusion = fusion_of("learned", [0.5, 0.5, 0.5])
     found = [refit_fusion(fusion, evidence([0.5, 0.5, 0.5], 2000, seed=seed), 100.0, seed).better for seed in range(10)]
     assert sum(found) <= 2

@@ -1,4 +1,4 @@
-"""A model that a server follows at a remote place: looks are cheap, and a load leaves nothing on the disk."""
+"""A model that a server follows at a remote URI: polling is cheap, and loading leaves nothing on the disk."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_registered_model_with_remote_files_loads_and_leaves_nothing(
     config = remote_config(bucket, tracking=tracking, registry={"name": "pocket", "alias": "champion"})
     with Tracker(config, folder=tmp_path) as tracker:
         register(tracker, bundle_folder, config, {})
-    before = sorted(temporary.iterdir())  # what registering leaves is not the server's
+    before = sorted(temporary.iterdir())  # files that registering left are not the server's
     followed = Followed("models:/pocket@champion", tracking["uri"])
     bundle, about = followed.load(followed.version())
     assert bundle.info == read_bundle(bundle_folder).info

@@ -1,4 +1,4 @@
-"""`recsys forget` outside dataset, model and registry: logs of answers, exports, saved and pulled models, frames."""
+"""`recsys forget` in copies: answer logs, exports, saved and pulled models, data frames."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GONE = "person-007"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterator[Path]:
-    """A finished run whose version is champion; the configuration."""
+    """The configuration of a finished run whose version is champion."""
     folder = tmp_path_factory.mktemp("films")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterat
 
 
 def _log(folder: Path, bundle: Path, rows: list[dict[str, Any]]) -> None:
-    """Answer as a server does that logs to a folder."""
+    """Answer like a server that logs to a folder."""
     service = service_of(ServeConfig(log=str(folder)), Limits(1 << 20, 100))
     service.adopt(read_bundle(bundle), {"uri": "models:/films@champion", "version": "1"}, "a")
 
@@ -69,7 +69,7 @@ def _log(folder: Path, bundle: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def test_user_is_removed_from_recorded_named_and_local_copies(trained: Path, capsys: Captured) -> None:
-    """One story: answers are logged, the model is exported, pulled and saved, then a user is forgotten everywhere."""
+    """Answers are logged, the model is exported, pulled and saved; then a user is forgotten in all copies."""
     root, store = trained.parent, f"sqlite:///{trained.parent / 'mlflow.db'}"
     run, away = root / "run", root / "elsewhere"
     history = pd.read_csv(root / "events.csv").query("user_id == @GONE").dropna().item_id.tolist()
@@ -129,8 +129,10 @@ def test_user_only_in_a_log_is_forgotten_also_at_a_uri(trained: Path) -> None:
     assert f"file://{path}" in {one["path"] for one in _proofs(trained)[-1]["searched"]}
 
 
-def test_copies_of_another_model_are_reported_and_kept_unless_deletion_is_requested(trained: Path, capsys: Captured) -> None:
-    """A saved model of another run cannot be made again here; its export loses the rows of its table alone."""
+def test_copies_of_another_model_are_reported_and_kept_unless_deletion_is_requested(
+    trained: Path, capsys: Captured
+) -> None:
+    """A saved model of another run cannot be rebuilt here; its export loses only rows of its table."""
     root = trained.parent
     other = recsys.load(root / "run").save(root / "other" / "saved")
     info = json.loads((other / "bundle.json").read_text())
@@ -143,7 +145,7 @@ def test_copies_of_another_model_are_reported_and_kept_unless_deletion_is_reques
     shutil.copytree(root / "other" / "export", root / "other" / "graph")
     (root / "other" / "graph" / "manifest.json").write_text(json.dumps(graph))
     for path in (root / "run" / FOLDER).glob("*.json"):
-        path.unlink()  # notes would make them copies of this run
+        path.unlink()  # records would make them copies of this run
     command = ["forget", "--config", str(trained), "--user", "person-011", "--also", str(root / "other")]
     assert main(command) == 1
     shown = capsys.readouterr().err
@@ -157,7 +159,7 @@ def test_copies_of_another_model_are_reported_and_kept_unless_deletion_is_reques
 
 
 def test_rows_written_while_a_log_is_rewritten_are_kept(tmp_path: Path) -> None:
-    """Four replicas of a server append all the time to one file; each row of others is there once afterwards."""
+    """Four replicas append to one file all the time; afterwards it has every row of other users exactly once."""
     log, stop, number = AnswerLog(str(tmp_path)), threading.Event(), 400
 
     def write(replica: int) -> None:
@@ -201,7 +203,7 @@ def test_log_row_belongs_to_user_by_id_or_friend_not_by_number() -> None:
 def test_saved_frames_lose_the_rows_of_the_user(
     tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The front door wrote them, so they are no source of somebody else's."""
+    """The Python API wrote them, so they are not the user's own source files."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     users = [user for user in range(100, 140) for _ in range(8)]
     events = pd.DataFrame(
@@ -222,7 +224,7 @@ def test_saved_frames_lose_the_rows_of_the_user(
 
 
 def test_integer_ids_in_a_column_with_gaps_are_recognised(tmp_path: Path) -> None:
-    """Pandas makes numbers with a fraction of whole ones where one is missing."""
+    """Pandas turns integers into floats where a value is missing."""
     ids = pd.Series([107, None, 108, 107.5], dtype="float64")
     pq.write_table(pa.table({"who": pa.array(ids, from_pandas=True)}), tmp_path / "events.parquet")
     assert _without_rows(tmp_path / "events.parquet", {"who": "user_id"}, pa.array(["107"])) == 1

@@ -1,4 +1,4 @@
-"""Answers without retraining: the newest events of a request, and friends that a request names."""
+"""New events and friends of a request change the answer without retraining."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def ask(recommender: Recommender, **request: Any) -> Answer:
 
 
 def frozen(dataset: PreparedDataset, name: str, **options: Any) -> FrozenModel:
-    """A model of random weights with one granularity."""
+    """A model with random weights and one granularity."""
     torch.manual_seed(0)
     granularities = {name: {"enabled": True, **options}}
     config = build_config({"model": {"width": 8, "item": {"init_std": 0.5}, "granularities": granularities}})
@@ -103,7 +103,9 @@ def test_events_of_a_request_count_like_stored_events(dataset: PreparedDataset, 
     ("conv", "layers"), [("light", 1), ("light", 2), ("sage", 1), ("sage", 2), ("gat", 1), ("gat", 2)]
 )
 def test_friends_of_a_request_act_like_friends_of_the_graph(tmp_path: Path, conv: str, layers: int) -> None:
-    """A known user who names the friends of training is who they were; so is a stranger but for what gat asks with."""
+    """Naming the friends of training changes nothing for a known user; an unknown user gets the same, except with gat,
+    whose attention uses the user's own vector.
+    """
     histories = [train_events(0, 1), train_events(2, 3, 4), train_events(5), [], train_events(6, 7), [], []]
     dataset = write_dataset(tmp_path / "dataset", histories, ITEMS, friends=FRIENDS, text_width=6)
     model = frozen(dataset, "social", conv=conv, layers=layers)
@@ -123,14 +125,14 @@ def test_friends_of_a_request_act_like_friends_of_the_graph(tmp_path: Path, conv
     )
     if conv != "gat":
         torch.testing.assert_close(strangers, stored, rtol=1e-4, atol=1e-5)
-    else:  # one friend leaves nothing to weigh
+    else:  # with one friend, attention has nothing to weight
         torch.testing.assert_close(strangers[2:], stored[2:], rtol=1e-4, atol=1e-5)
     silent, silent_present = model.encode(known, {"friends": torch.tensor([[3]] * len(users))})
     assert not silent_present.any() and not silent.any(), "u3 has no event, so nothing to say"
 
 
 def test_mean_of_friends_by_hand(tmp_path: Path) -> None:
-    """Light: the mean over friends of the mean of their items, through the output layer."""
+    """The light encoder: the mean over friends of the mean of their items, through the output layer."""
     dataset = write_dataset(
         tmp_path / "d", [train_events(0, 1), train_events(2), train_events(4, 5)], 6, friends=((0, 1),)
     )
@@ -153,17 +155,17 @@ def test_new_user_with_friends_is_answered_by_the_model(recommender: Recommender
     assert {name for name, shares in both.shares.items() if any(shares)} == set(recommender.names)
     alone = ask(recommender, history=["i9"], k=4)
     assert not any(alone.shares["social"])
-    for nobody in (["zoe"], ["u3"], []):  # unknown; without events; nobody
+    for nobody in (["zoe"], ["u3"], []):  # an unknown friend, a friend without events, no friends
         assert ask(recommender, friends=nobody).source == "popularity"
 
 
 def test_friends_of_a_request_replace_the_stored_ones(recommender: Recommender) -> None:
-    """u0's friend in the graph is u3, u1's is u2."""
+    """In the graph, u3 is a friend of u0, and u2 of u1."""
     stored = ask(recommender, user_id="u1", k=ITEMS)
     same, other = (ask(recommender, user_id="u1", friends=[name], k=ITEMS) for name in ("u2", "u0"))
     assert same.item_ids == stored.item_ids and same.scores == pytest.approx(stored.scores, rel=1e-4, abs=1e-5)
     assert other.scores != stored.scores
-    unknown = ask(recommender, user_id="u1", friends=["zoe", "u1"], k=ITEMS)  # nobody known, and oneself
+    unknown = ask(recommender, user_id="u1", friends=["zoe", "u1"], k=ITEMS)  # an unknown friend, and the user's own id
     assert unknown.scores == stored.scores and unknown.unknown_friends == ["zoe"]
 
 

@@ -1,4 +1,4 @@
-"""What the front of the server does with calls from outside: over real sockets, in one process, without a model."""
+"""The front of the server and calls from outside: over real sockets, in one process, without a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKEN = "open sesame, please"
 
 
 class Backend:
-    """Answers with the number of bytes it was sent, when it may."""
+    """Answers with the number of received bytes, when the test allows it."""
 
     def __init__(self) -> None:
         self.asked: list[Incoming] = []
@@ -168,7 +168,7 @@ def test_token_and_size_are_checked_before_a_body_is_read() -> None:
         for headers, status in (
             ((), 401),
             ((right, "Content-Length: 1001"), 413),
-            ((right, "Content-Length: 99999999999999999999999999"), 400),  # no length of HTTP
+            ((right, "Content-Length: 99999999999999999999999999"), 400),  # too large for a length in HTTP
             ((right, "Content-Length: 500", "Content-Type: text/csv"), 415),
             ((right, "Content-Length: 1001", "Expect: 100-continue"), 413),
         ):
@@ -243,7 +243,9 @@ def test_websocket_upgrades_are_refused_and_others_ignored() -> None:
         h2c = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
         assert (await served.ask(call("/health", b"", "GET", *h2c)))[0] == 200
         assert (await served.ask(call("/recommend", b"12345", "POST", *h2c)))[0] == 200
-        assert (await served.ask(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"))[0] == 400  # TLS, which is not spoken
+        assert (await served.ask(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"))[
+            0
+        ] == 400  # TLS, which is not supported
 
     run(test)
 
@@ -277,7 +279,9 @@ def test_stopping_front_answers_admitted_calls_and_refuses_new_ones() -> None:
         for reader, _ in (*admitted, half):
             assert (await read_reply(reader))[0] == 200
         port = served.listener.port
-        last = [await served.send(call("/health", method="GET")) for _ in range(50)]  # in the queue of the socket
+        last = [
+            await served.send(call("/health", method="GET")) for _ in range(50)
+        ]  # they wait in the queue of the socket
         await served.listener.close()
         for reader, _ in last:
             assert (await read_reply(reader))[0] == 503, "none that had connected is reset"
@@ -289,7 +293,7 @@ def test_stopping_front_answers_admitted_calls_and_refuses_new_ones() -> None:
 
 
 def test_queued_connections_are_answered_before_close_returns() -> None:
-    """The process may end right after it."""
+    """The process may exit right after close."""
 
     async def test(served: Served) -> None:
         served.front.stop(1)
@@ -354,7 +358,7 @@ def test_missing_replicas_and_errors_reveal_no_internals() -> None:
 
 
 def test_garbled_calls_cause_no_crash_and_no_server_error() -> None:
-    """Bytes of good calls, some of them changed: each gets a status below 500, or its connection is closed."""
+    """Valid calls with some changed bytes: each gets a status below 500, or its connection is closed."""
     good = [
         call(body=b'{"user_id": "u0"}', method="POST"),
         call("/invocations", b'{"inputs": []}', "POST", "Content-Type: application/json", "Expect: 100-continue"),
@@ -369,7 +373,7 @@ def test_garbled_calls_cause_no_crash_and_no_server_error() -> None:
 
     async def one(served: Served, content: bytes) -> None:
         reader, writer = await served.send(content)
-        with suppress(ConnectionError, TimeoutError):  # what has no end yet has no answer yet
+        with suppress(ConnectionError, TimeoutError):  # an incomplete call has no answer yet
             line = await asyncio.wait_for(reader.readline(), 5)
             assert not line or int(line.split()[1]) < 500, (content, line)
             statuses[int(line.split()[1]) if line else 0] += 1

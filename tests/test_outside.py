@@ -1,4 +1,4 @@
-"""Granularities, losses and sources from outside: the package of docs/extending.md, written to a folder and used."""
+"""Granularities, losses and sources of other packages: the package of docs/extending.md is written and used."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Modules = dict[str, Any]
 
 
 def written(folder: Path, names: Mapping[str, str] | None = None) -> Path:
-    """The modules of docs/extending.md in a folder; other names, where the same package is to be another one."""
+    """The modules of docs/extending.md in a folder, optionally under other names, to act as another package."""
     text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
     for path, code in re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL):
         for old, new in (names or {}).items():
@@ -58,7 +58,7 @@ def written(folder: Path, names: Mapping[str, str] | None = None) -> Path:
 
 
 def installed(folder: Path, package: str, version: str, points: Mapping[str, str], group: str) -> None:
-    """What pip leaves of a package: its metadata, with entry points."""
+    """The metadata with entry points that pip installs for a package."""
     info = folder / f"{package.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
@@ -69,7 +69,7 @@ def installed(folder: Path, package: str, version: str, points: Mapping[str, str
 
 @pytest.fixture
 def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process that has named nothing from outside yet, and forgets what it imports."""
+    """Reset the state of the process: no outside names, and imports of the test are undone."""
     before = set(sys.modules)
     monkeypatch.setattr(outside, "_named", set())
     yield
@@ -80,7 +80,7 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: None) -> Path:
-    """The modules of the document where Python finds them, of no installed package."""
+    """The modules of the document on Python's path, without an installed package."""
     folder = written(tmp_path / "site")
     monkeypatch.syspath_prepend(str(folder))
     return folder
@@ -88,7 +88,7 @@ def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: None) -> P
 
 @pytest.fixture
 def shop(tmp_path: Path) -> PreparedDataset:
-    """Users who buy on one of four price levels, anything there; few events, so that ids alone learn little."""
+    """Users buy random items of one of four price levels; with few events, ids alone learn little."""
     draw = np.random.default_rng(5)
     level_N = np.repeat(np.arange(LEVELS), ITEMS // LEVELS)
     histories = []
@@ -117,8 +117,10 @@ def trained(config: Config, dataset: PreparedDataset) -> Any:
 BY_PATH = {"money": {"kind": "budget.section:BudgetConfig", "enabled": True, "levels": LEVELS, "weight": 0.9}}
 
 
-def test_outside_granularity_trains_explains_and_improves_the_metric(importable: Path, shop: PreparedDataset, tmp_path: Path) -> None:
-    """Named by its path, under a name of the user's own; all of a model's life in one process."""
+def test_outside_granularity_trains_explains_and_improves_the_metric(
+    importable: Path, shop: PreparedDataset, tmp_path: Path
+) -> None:
+    """Configured by its path under the user's own name; the whole life cycle in one process."""
     config = config_of(shop, BY_PATH)
     assert build_config(yaml.safe_load(dump_config(config))) == config, "config.yaml of the run names it again"
     result, plain = trained(config, shop), trained(config_of(shop), shop)
@@ -156,7 +158,7 @@ def test_outside_granularity_validates_its_own_inputs(importable: Path, tmp_path
 def test_model_with_an_installed_package_is_registered_and_pulled(
     importable: Path, shop: PreparedDataset, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Named by its entry point alone, through the commands; then read with and without the package."""
+    """Configured by its entry point, through the commands; then read with and without the package."""
     installed(importable, "budget-granularity", "1.2", {"budget": "budget.section:BudgetConfig"}, outside.GRANULARITIES)
     outside._offers.cache_clear()
     tree = config_of(shop, {"budget": {"enabled": True, "levels": LEVELS}}).model_dump(mode="json")
@@ -190,14 +192,16 @@ def test_model_with_an_installed_package_is_registered_and_pulled(
 def test_path_in_a_bundle_is_never_imported(
     importable: Path, shop: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither the path of a model that was trained elsewhere, nor one that was put in by hand: files are not asked."""
+    """Covers the path of a model trained elsewhere, and one that was edited into the bundle by hand."""
     config = config_of(shop, BY_PATH, epochs=1)
     result = trained(config, shop)
     write_bundle(tmp_path / "bundle", result.frozen, shop, {})
     save_trained(tmp_path / "model", result)
     (importable / "trap.py").write_text("raise SystemExit('imported')")
     monkeypatch.setattr(outside, "_named", set())  # as in another process
-    with pytest.raises(ArtifactError, match=r"needs the granularity money \(budget\.section:BudgetConfig\).*never imported"):
+    with pytest.raises(
+        ArtifactError, match=r"needs the granularity money \(budget\.section:BudgetConfig\).*never imported"
+    ):
         read_bundle(tmp_path / "bundle")
     with pytest.raises(ArtifactError, match="named by a file that may come from anywhere"):
         load_trained(tmp_path / "model")
@@ -217,7 +221,7 @@ def test_path_in_a_bundle_is_never_imported(
 
 
 def test_sizes_of_earlier_bundles_are_read() -> None:
-    """What a release before had as keys of their own is now the size of a signal."""
+    """Separate keys of an earlier release are now sizes of signals."""
     plain = dict.fromkeys(("width", "max_history", "num_users", "num_items", "num_types", "text_width"), 4)
     plain |= {"ordered": True, "timed": False, "context": [["weather", 3]]}
     fields = {"users": [asdict(Field("age", "number", edges=(3.0,)))], "items": []}
@@ -237,7 +241,7 @@ def test_sizes_of_earlier_bundles_are_read() -> None:
 
 
 def test_sections_need_no_torch() -> None:
-    """The command line and a dry run wait for none."""
+    """The command line and a dry run must not wait for the import of torch."""
     code = (
         "import sys, recsys.config, importlib, pkgutil, recsys.granularities\n"
         "for part in pkgutil.iter_modules(recsys.granularities.__path__, 'recsys.granularities.'):\n"
@@ -249,7 +253,7 @@ def test_sections_need_no_torch() -> None:
 
 
 def test_loss_from_another_package(importable: Path, shop: PreparedDataset) -> None:
-    """By its path and by an entry point; its settings are its own; nonsense is refused before anything starts."""
+    """By path and by entry point, with its own settings; invalid settings are refused before anything starts."""
     loss = {"kind": "hinge:Hinge", "options": {"margin": 0.5}, "num_negatives": 64}
     result = trained(config_of(shop, loss=loss), shop)
     losses = [report["loss"] for report in result.history if report["phase"] == "select"]

@@ -1,4 +1,4 @@
-"""`recsys promote`: the better one becomes champion, the worse one does not, and MLflow's history tells both."""
+"""`recsys promote`: a better model becomes champion, a worse one does not, and MLflow records both decisions."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_better_requires_the_whole_interval_above_zero() -> None:
 
 
 def test_not_worse_allows_a_margin_relative_to_the_champion() -> None:
-    ours, theirs = [0.495, 0.395] * 50, [0.5, 0.4] * 50  # 1.1 % less, for certain
+    ours, theirs = [0.495, 0.395] * 50, [0.5, 0.4] * 50  # significantly lower, by 1.1 %
     assert compared(ours, theirs, rule="not_worse", margin=0.02).reasons == []
     assert "a loss of 1.0%" in compared(ours, theirs, rule="not_worse", margin=0.01).reasons[0]
 
@@ -97,7 +97,7 @@ def test_drift_above_the_bound_refuses_and_is_named() -> None:
 
 
 def test_segment_loss_within_chance_is_accepted() -> None:
-    """A quarter less on average, but as many users gain as lose."""
+    """The mean is a quarter lower, but as many users gain as lose."""
     ours = [0.0, 1.0, 0.0] * 10 + [1.0] * 90
     theirs = [1.0, 0.0, 0.0] * 10 + [0.0] * 90
     theirs[:3] = [1.0, 1.0, 1.0]
@@ -123,12 +123,12 @@ def test_every_baseline_must_be_beaten() -> None:
 
 
 def circle(start: int, length: int) -> list[int]:
-    """Everybody goes round the items: whoever knows the order knows what comes next."""
+    """All users cycle through the items: a model that knows the order can predict the next item."""
     return [(start + step) % ITEMS for step in range(length)]
 
 
 class World:
-    """Models of one data set that grows, in one registry."""
+    """Models of a growing dataset in one registry."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -168,7 +168,7 @@ class World:
         self.uri = tracking_uri(self.config)
 
     def register(self, dataset: PreparedDataset, **train: Any) -> str:
-        """Train, write and register; the version."""
+        """Train, write and register a model; returns its version."""
         return str(self.registered(dataset, {"model": {}}, **train).version)
 
     def registered(self, dataset: PreparedDataset, metrics: dict[str, Any], **train: Any) -> RegisteredModel:
@@ -209,7 +209,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> World:
 
 
 def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsys: Captured) -> None:
-    # nobody is champion: the baselines alone decide, and they are measured here as the bundle stores none
+    # there is no champion: only the baselines decide; they are measured here because the bundle stores none
     assert world.promote("--promote.model", "models:/pocket/1") == 0
     assert world.aliases() == {"challenger": "3", "champion": "1"}
     record = world.record()
@@ -221,7 +221,7 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsy
     assert "## Versions before the decision" in (world.folder / "run/promotion.md").read_text()
     assert any("there is no champion yet" in note for note in record["notes"])
 
-    # a better one, which knows users and items that the champion does not
+    # a better model, with users and items that the champion does not know
     capsys.readouterr()
     assert world.promote("--promote.model", "models:/pocket/2") == 0
     assert "pocket version 2 is champion now, version 1 before" in capsys.readouterr().out
@@ -232,7 +232,7 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsy
     assert record["comparison"]["segments"]["champion"]["new to the champion"]["queries"] == 22
     assert world.tags("1")["promotion.replaced_by"] == "2" and world.tags("2")["promotion.replaced"] == "1"
 
-    # a worse one is refused with reasons: exit code 1, nothing moves
+    # a worse model is refused with reasons: exit code 1, no alias moves
     assert world.promote() == 1
     message = capsys.readouterr().err
     assert message.startswith("recsys: pocket version 3 is not promoted, version 2 stays champion\n  - ndcg@5 0.")
@@ -248,7 +248,7 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsy
     assert world.record()["reasons"] != []
     assert world.promote() == 0 and world.record()["decision"] == "unchanged"
 
-    # and back, and back again
+    # roll back, and roll back again
     assert world.promote("--rollback") == 0
     assert world.aliases() == {"challenger": "3", "champion": "2", "previous": "1"}
     assert world.record()["decision"] == "rolled back" and world.tags("2")["promotion.decision"] == "rolled back"
@@ -257,7 +257,7 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsy
     assert world.promote("--rollback") == 2
     assert "no champion before version 1" in capsys.readouterr().err
 
-    # all of it is in MLflow's history, each decision a run with its numbers and pages
+    # MLflow has all decisions, each as a run with its numbers and pages
     experiment = world.client.get_experiment_by_name("multigrain-promotions")
     assert experiment is not None
     runs = world.client.search_runs([experiment.experiment_id], "tags.`promotion.model` = 'pocket'")
@@ -373,7 +373,10 @@ def test_every_command_says_why_no_version_has_the_alias(world: World, capsys: C
             assert main([*words, "--config", str(world.folder / "c.yaml"), *named]) == 2
             out, error = capsys.readouterr()
             assert "models:/pocket@challenger is not registered" in error
-            assert f"models:/pocket/{below.version} (no alias: ndcg@5 is significantly below the baseline popularity" in error
+            assert (
+                f"models:/pocket/{below.version} (no alias: ndcg@5 is significantly below the baseline popularity"
+                in error
+            )
             assert ("  no  ndcg@5 is below" in out) == (words == ["promote"]), "the gate lists all versions"
     finally:
         world.client.set_registered_model_alias("pocket", "challenger", before["challenger"])
@@ -433,7 +436,7 @@ def test_invalid_promotions_are_refused(world: World, capsys: Captured) -> None:
 
 
 def test_ranking_by_ids_equals_ranking_by_dense_numbers(world: World) -> None:
-    """The bundle's own dataset under other numbers, backwards: the same lists for the same people."""
+    """The dataset of the bundle with reversed dense ids: the same lists for the same users."""
     bundle = read_bundle(resolve("models:/pocket/2", world.uri))
     queries = world.dataset.histories().queries(Split.TEST)
     _, direct_B = ranked(bundle.model, queries, world.config)

@@ -1,4 +1,4 @@
-"""`recsys pull MODEL DIR`: a folder that answers without a registry; and the way there through real MLflow servers."""
+"""`recsys pull MODEL DIR` gives a folder that answers without a registry; also with real MLflow servers."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def test_pull_needs_no_configuration(store: tuple[Path, str], tmp_path: Path, ca
     assert main(["pull", "models:/pocket/1", str(target), f"--tracking.uri={uri}"]) == 0, "a pulled model is replaced"
 
 
-def test_pull_with_configuration_gives_the_same_model(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+def test_pull_with_configuration_gives_the_same_model(
+    store: tuple[Path, str], tmp_path: Path, capsys: Captured
+) -> None:
     folder, uri = store
     path = tmp_path / "c.yaml"
     tree = make_config(folder, uri).model_dump(mode="json") | {"pull": {"dir": str(tmp_path / "there")}}
@@ -108,7 +110,7 @@ def test_pulled_folder_answers_without_registry_and_sources(store: tuple[Path, s
     target = tmp_path / "deployed"
     pull_model("models:/pocket@champion", target, uri)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody answers there
+    environment |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # no server listens there
     done = subprocess.run(
         [sys.executable, "-P", "-c", FRESH, str(target)], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -123,7 +125,10 @@ def test_invalid_pulls_are_refused(store: tuple[Path, str], tmp_path: Path, caps
     given = ["--tracking.uri", uri]
     for words, message in (
         (["models:/pocket@champion", str(tmp_path / "thesis"), *given], "is not a bundle, so it is not overwritten"),
-        (["models:/pocket@nobody", str(tmp_path / "x"), *given], "not registered; registered models: models:/pocket@ch"),
+        (
+            ["models:/pocket@nobody", str(tmp_path / "x"), *given],
+            "not registered; registered models: models:/pocket@ch",
+        ),
         (["models:/pocket@champion", *given], "got 1 of the two words MODEL and DIR"),
         (["some/folder", str(tmp_path / "x"), *given], "expected models:/NAME@ALIAS"),
         (["models:/pocket@champion", "s3://bucket/x", *given], "must be a local folder"),
@@ -135,10 +140,12 @@ def test_invalid_pulls_are_refused(store: tuple[Path, str], tmp_path: Path, caps
 
 
 def test_damaged_model_in_the_store_is_not_pulled(tmp_path: Path) -> None:
-    """Also files that serving never reads."""
+    """Covers files that serving never reads, too."""
     uri = registered(tmp_path)
     place = resolve("models:/pocket@champion", uri)
-    client(uri).delete_model_version_tag("pocket", "1", "files.sha256")  # as of before: the bundle's own checksums
+    client(uri).delete_model_version_tag(
+        "pocket", "1", "files.sha256"
+    )  # as in earlier releases: only the bundle's own checksums
     (place / "MODEL_CARD.md").write_text("# Model card: another one\n")
     with pytest.raises(ArtifactError, match=r"MODEL_CARD\.md"):
         pull_model("models:/pocket@champion", tmp_path / "deployed", uri)
@@ -147,7 +154,7 @@ def test_damaged_model_in_the_store_is_not_pulled(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle of another model, whose checksums are right."""
+    """A complete bundle of another model with valid checksums."""
     folder = tmp_path_factory.mktemp("another")
     dataset = small_world(folder / "dataset")
     write_bundle(folder / "bundle", small_model(dataset, fusion="weighted"), dataset, {"metrics": {}}, card="# Another")
@@ -196,7 +203,9 @@ def test_tampered_model_is_refused_before_its_code_runs(
             lambda: resolve("models:/pocket/1", uri),
             lambda: Followed("models:/pocket@champion", uri).load("models:/pocket/1"),
         ):
-            with pytest.raises(ArtifactError, match="is not what was registered|not a regular file|cannot be read") as error:
+            with pytest.raises(
+                ArtifactError, match="is not what was registered|not a regular file|cannot be read"
+            ) as error:
                 load()
             assert said in str(error.value)
     finally:
@@ -261,7 +270,7 @@ def free_port() -> int:
 
 
 def ended(process: subprocess.Popen[bytes]) -> None:
-    """The process and those it has started, of its own group."""
+    """Stop a process and its children, which share a process group."""
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(100)
@@ -271,7 +280,7 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def serving(folder: Path, backend: str) -> Iterator[str]:
-    """An MLflow server over loopback HTTP that serves its artefacts as well."""
+    """An MLflow server on loopback HTTP that also serves artefacts."""
     port = free_port()
     words = ["server", "--backend-store-uri", backend, "--artifacts-destination", str(folder / "artefacts")]
     words += ["--serve-artifacts", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -301,7 +310,7 @@ def serving(folder: Path, backend: str) -> Iterator[str]:
 
 
 def goes_through(folder: Path, uri: str) -> None:
-    """Registered, tagged, promoted, pulled and answering, all of it by the server alone."""
+    """Registers, tags, promotes, pulls and answers, all through the server only."""
     assert registered(folder, uri) == uri
     known = client(uri)
     version = known.get_model_version("pocket", "1")
@@ -328,7 +337,7 @@ def test_model_lifecycle_through_a_real_mlflow_server(tmp_path: Path) -> None:
 
 
 def postgres_programs() -> Path:
-    """Where initdb and postgres are; the test is skipped where they are not."""
+    """The folder of initdb and postgres; the test is skipped where they are missing."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if found and (found[-1].parent / "postgres").is_file():
         return found[-1].parent
@@ -340,7 +349,7 @@ def postgres_programs() -> Path:
 
 @pytest.fixture
 def postgres(tmp_path: Path) -> Iterator[str]:
-    """A PostgreSQL of our own behind a Unix socket; as another user where we are root, which it refuses to be."""
+    """A PostgreSQL server on a Unix socket; under another user where we are root, because it refuses to run as root."""
     programs = postgres_programs()
     pytest.importorskip("psycopg2", reason="needs psycopg2")
     import tempfile

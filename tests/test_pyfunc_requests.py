@@ -1,4 +1,4 @@
-"""What the registered model makes of requests: data frames, lists and MLflow's own server, without a registry."""
+"""Requests to the registered model: as data frames, as lists, and through MLflow's own server; without a registry."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def test_deeply_nested_value_is_refused(model: RecommenderModel) -> None:
     for row in ({"user_id": deep}, {"user_id": "u0", "context": {"a": deep}}, {"history": deep}):
         with pytest.raises(MlflowException, match="nested too deeply"):
             model.predict(None, [row])
-    while isinstance(deep, list):  # from the outside in: to free it at once would recurse as well
+    while isinstance(deep, list):  # free it from the outside in: freeing it at once would recurse too deeply
         [deep] = deep
 
 
 def served(model: RecommenderModel, body: Any) -> tuple[int, Any]:
-    """Status and content, as MLflow's server answers the body; the model has no schema of inputs."""
+    """The status and content of the reply of MLflow's server; the model has no input schema."""
 
     class Loaded:
         metadata = SimpleNamespace(get_params_schema=lambda: signature().params)

@@ -1,4 +1,4 @@
-"""The recommender answers as the model scores, explains exactly, and refuses what it cannot understand."""
+"""The recommender answers as the model scores, explains exactly, and refuses invalid requests."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ask(recommender: Recommender, **request: Any) -> Answer:
 
 
 def test_answers_equal_the_ranking_of_evaluation(dataset: PreparedDataset, bundle: Bundle) -> None:
-    """Cut at validation, the recommender gives the lists that evaluation on the test part ranks."""
+    """With events up to validation, the recommender gives the lists of the evaluation on the test split."""
     queries = dataset.histories().queries(Split.TEST)
     ranking = rank(bundle.model, queries, 5)
     users = [f"u{user}" for user in ranking.queries.histories.users_U]
@@ -130,7 +130,7 @@ def test_request_without_signal_gets_the_popular_items(recommender: Recommender,
 
 @pytest.fixture(scope="module")
 def stacked(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
-    """A model that kept ``item_knn`` and ``popularity``, and dropped ``behaviour`` and ``als``."""
+    """A model with ``item_knn`` and ``popularity``, whose members ``behaviour`` and ``als`` were pruned."""
     enabled = ("behaviour", "item_knn", "als", "popularity")
     sections = {name: {"enabled": True} for name in enabled}
     tree = {"width": 8, "granularities": sections, "fusion": {"stack": True}}
@@ -162,9 +162,7 @@ def test_pruned_members_are_in_no_answer(stacked: Recommender) -> None:
 @pytest.mark.parametrize(
     "request_row", [{"user_id": "nobody"}, {"user_id": "u5"}, {"history": []}, {"history": ["mystery"]}]
 )
-def test_answer_from_the_popularity_member_alone_is_marked(
-    stacked: Recommender, request_row: dict[str, Any]
-) -> None:
+def test_answer_from_the_popularity_member_alone_is_marked(stacked: Recommender, request_row: dict[str, Any]) -> None:
     answer = ask(stacked, **request_row, k=3)
     assert answer.source == "popularity"
     assert answer.shares["popularity"] == answer.scores and set(answer.shares["item_knn"]) == {0.0}
@@ -187,11 +185,11 @@ def test_new_events_with_time_and_type_change_the_answer(recommender: Recommende
     late = ask(recommender, user_id="u0", history=[{"item_id": "i9", "timestamp": "2031-05-01"}], k=ITEMS)
     assert late.scores != newer.scores
     number = ask(recommender, user_id="u0", history=[{"item_id": "i9", "timestamp": 1_935_360_000}], k=ITEMS)
-    assert number.scores == late.scores  # the same moment
+    assert number.scores == late.scores  # the same time
 
 
 def test_request_equals_the_same_events_stored(bundle: Bundle, recommender: Recommender) -> None:
-    """u2's own events as an anonymous history: the same, but for what hangs on the user's name."""
+    """u2's own events as an anonymous history: the same except for parts that use the user id."""
     events = [{"item_id": f"i{i}", "event_type": "view", "timestamp": time} for i, _, time, _ in HISTORIES[2]]
     anonymous, stored = ask(recommender, history=events, k=3), ask(recommender, user_id="u2", k=ITEMS)
     for place, item in enumerate(anonymous.item_ids):
@@ -235,7 +233,7 @@ def test_answers_are_plain_json(recommender: Recommender) -> None:
 
 
 def test_answers_are_finite_when_a_vector_is_not(bundle: Bundle) -> None:
-    """A user vector that went wrong falls back to popularity; the other rows do not notice."""
+    """A user vector that is not finite falls back to popularity; other rows are not affected."""
     states = {
         name: {key: tensor.clone() for key, tensor in state.items()} for name, state in bundle.model.states.items()
     }
@@ -261,8 +259,8 @@ MALFORMED = [
     ({"k": 3}, r"request 1: needs at least one of user_id, history"),
     (
         {"user": "u0"},
-        r"request 1: user: unknown field; expected one of: at, attributes, boost, candidates, context, diversify, exclude, "
-        r"exclude_seen, explain, filters, friends, history, horizon, k, offset, user_id",
+        r"request 1: user: unknown field; expected one of: at, attributes, boost, candidates, context, diversify, "
+        r"exclude, exclude_seen, explain, filters, friends, history, horizon, k, offset, user_id",
     ),
     ({"friends": "u1"}, r"request 1: friends: got 'u1' \(str\); input should be a valid list"),
     ({"friends": ["u1", 2]}, r"request 1: friends\[1\]: got 2 \(int\), expected a string"),

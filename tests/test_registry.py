@@ -1,4 +1,4 @@
-"""Tracking writes what a run was; a registered model loads and answers in a fresh process without our sources."""
+"""Tracking records a run; a registered model loads and answers in a fresh process without our sources."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_config(folder: Path, **sections: Any) -> Config:
 
 
 class Registered:
-    """One run, tracked and registered, that the tests look at."""
+    """One tracked run with a registered model, shared by the tests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, make_config(folder, registry={"name": "pocket"})
@@ -76,7 +76,7 @@ def test_run_has_parameters_metrics_dataset_and_files(registered: Registered) ->
     assert run.data.params["train.metric"] == "ndcg@20" and "model.fusion.kind" not in run.data.params, "what was set"
     assert run.data.tags["mlflow.source.type"] == "LOCAL" and run.data.tags["mlflow.source.name"]
     history = found.get_metric_history(registered.run_id, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [(0, 3.0), (1, 2.0)]  # NaN has no place
+    assert [(metric.step, metric.value) for metric in history] == [(0, 3.0), (1, 2.0)]  # NaN is left out
     assert run.data.metrics["valid.ndcg_at_20"] == pytest.approx(0.2)
     dataset = run.inputs.dataset_inputs[0].dataset
     assert dataset.name == "handmade" and registered.dataset.manifest.content_hash.startswith(dataset.digest)
@@ -183,9 +183,16 @@ def test_registered_model_answers_without_our_sources(registered: Registered, tm
     assert newest["scores"] != found["rows"][0]["scores"], "the newest event counts without training"
     assert newcomer["source"] == "model" and newcomer["unknown_friends"] == ["zoe"]
     assert newcomer["shares"]["social"] == newcomer["scores"]
-    assert [len(row["item_ids"]) for row in found["frame"]] == [3, 2]  # the parameter counts where the cell is empty
+    assert [len(row["item_ids"]) for row in found["frame"]] == [3, 2]  # the parameter applies where the cell is empty
     assert found["objects"][0]["source"] == "model" and len(found["objects"][0]["item_ids"]) == 1
-    expected = ["k: got 0", "user: unknown field", "user_id: got 5", "history: got 'i1'", "needs at least one of user_id", "request 0"]
+    expected = [
+        "k: got 0",
+        "user: unknown field",
+        "user_id: got 5",
+        "history: got 'i1'",
+        "needs at least one of user_id",
+        "request 0",
+    ]
     expected += ["exclude_sen: unknown field", "exclude_sen: unknown field"]
     expected += ["user_id: the column holds numbers (int64), expected strings", 'astype("Int64").astype("string")']
     assert len(found["errors"]) == len(expected)
@@ -256,7 +263,7 @@ def test_children_name_their_parent(registered: Registered) -> None:
         child.set_tags({"trial": 1})
     tags = client(registered.uri).get_run(child.run_id).data.tags
     assert tags["mlflow.parentRunId"] == registered.run_id and tags["trial"] == "1"
-    assert remembered_run(registered.config) == registered.run_id  # a child does not take the run folder
+    assert remembered_run(registered.config) == registered.run_id  # a child run does not replace the run of the folder
 
 
 def test_leftover_experiment_id_is_ignored(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Files of requests, and JSON of requests: what is read, and what is refused with its file and line."""
+"""Files of requests and JSON of requests: valid ones are read, others are refused with file and line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_equivalent_file_formats_give_the_same_requests(tmp_path: Path, content:
 def test_invalid_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "asked.jsonl"
     path.write_bytes(content)
-    if not message:  # as deep as JSON is read: the recommender, which knows the columns, refuses it
+    if not message:  # JSON of this depth is read; the recommender, which knows the columns, refuses it
         assert len(read_requests(str(path))) == 1
         return
     with pytest.raises(RequestError, match=rf"^recommend\.requests: {path}.*{message}") as found:

@@ -1,4 +1,4 @@
-"""Bundles that somebody changed and sealed anew, so that every checksum is right: each is one message."""
+"""Changed bundles with renewed, valid checksums: each raises one clear message."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 
 
 def resealed(bundle: Path, folder: Path, change: Callable[[Path], None]) -> Path:
-    """A copy with a change, and every checksum computed anew."""
+    """A copy with a change and renewed checksums."""
     shutil.copytree(bundle, folder)
     change(folder)
     content = json.loads((folder / "bundle.json").read_text())

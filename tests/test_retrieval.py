@@ -1,4 +1,4 @@
-"""The index of items finds what scoring every item finds, leaves out what is hidden, and stays in the sealed bundle."""
+"""The item index finds nearly the same as scoring every item, omits hidden items, and is part of the bundle."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_exact_top_by_hand() -> None:
 def test_index_finds_the_exact_lists(index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor) -> None:
     reached = calibrate(index, users_BD, vectors_ND)
     assert reached >= retrieval.RECALL and index.reorder in retrieval.REORDERS
-    index.reorder = 1  # lists no longer than asked for cannot be mended: the measure can fail
+    index.reorder = 1  # without extra candidates, recall is lower: the measurement can fail
     assert recall(index, users_BD, vectors_ND) < 0.97
 
 
 def test_hidden_items_and_long_histories_are_respected(
     index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a list as long as the catalogue the index leaves the choice to the exact scores, so lists are equal."""
+    """With as many candidates as items, only the exact scores decide, so lists are equal."""
     monkeypatch.setattr(index, "reorder", ITEMS // LIST)
     rng = np.random.default_rng(0)
     rows_E = np.repeat(np.arange(40), 30)
@@ -74,14 +74,14 @@ def test_hidden_items_and_long_histories_are_respected(
     assert (index.top(users_BD, vectors_ND, 50, rows_E, hidden_E) == expected).all()
     assert not any(set(expected[row]) & set(hidden_E[rows_E == row]) for row in range(40))
     monkeypatch.setattr(index, "reorder", 1)
-    monkeypatch.setattr(retrieval, "_LONG_HISTORY", 29)  # then the exact way is taken
+    monkeypatch.setattr(retrieval, "_LONG_HISTORY", 29)  # then all items are scored
     assert (index.top(users_BD, vectors_ND, 50, rows_E, hidden_E) == expected).all()
 
 
 def test_index_lists_are_as_long_as_exact_lists(
     index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All but seven items are hidden: whatever the index names, those seven come, and -1 behind them."""
+    """All but seven items are hidden: the list has these seven, then -1."""
     monkeypatch.setattr(index, "reorder", 1)
     hidden_E = np.arange(7, ITEMS)
     top = index.top(users_BD[:1], vectors_ND, 20, np.zeros(len(hidden_E), dtype=np.int64), hidden_E)
@@ -96,7 +96,9 @@ def test_equal_scores_are_ordered_as_in_evaluation(index: ItemIndex, vectors_ND:
     assert twins.top(*asked).tolist() == exact_top(*asked).tolist()
 
 
-def test_index_can_be_pickled_between_processes(index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor) -> None:
+def test_index_can_be_pickled_between_processes(
+    index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor
+) -> None:
     there = pickle.loads(pickle.dumps(index))
     asked = users_BD, vectors_ND, 10, NOTHING, NOTHING
     assert there.shape == (ITEMS, 24) and (there.top(*asked) == index.top(*asked)).all()
@@ -117,7 +119,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
 
 
 def test_bundle_answers_with_its_index(indexed: Path, caplog: pytest.LogCaptureFixture) -> None:
-    bundle = read_bundle(indexed)  # its self-test holds
+    bundle = read_bundle(indexed)  # its self-test passes
     assert bundle.index is not None and bundle.info.index["recall"] >= retrieval.RECALL
     assert bundle.info.index["reorder"] == bundle.index.reorder and INDEX in bundle.info.files
     recommender, exact = Recommender(bundle), Recommender(replace(bundle, index=None))
@@ -143,9 +145,9 @@ def test_without_faiss_answers_are_exact(
 
 
 def test_refit_measures_the_index_again(indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other weights of the granularities make other users' vectors, which another recall is true of."""
+    """New weights of the granularities give new user vectors, and so another recall."""
     parent = open_parent(str(indexed), "")
-    parent.bundle.info.index = {"reorder": 32, "recall": 0.5, "at": LIST}  # what must not be handed on
+    parent.bundle.info.index = {"reorder": 32, "recall": 0.5, "at": LIST}  # must not be copied to the refitted bundle
     changed = parent.bundle.model.encoders.refitted(torch.linspace(0.1, 0.9, len(parent.bundle.model.names)))
     write_refitted(parent, tmp_path / "next", changed, {}, {})
     after = read_bundle(tmp_path / "next")

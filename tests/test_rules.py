@@ -1,4 +1,4 @@
-"""Rules of a request give the lists that filtering an exhaustive ranking gives, whatever the rules."""
+"""Rules of a request give the same lists as filtering an exhaustive ranking."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def everything(recommender: Recommender, user: str, **more: Any) -> list[tuple[s
 
 
 def assert_same(found: Answer, expected: list[tuple[str, float]]) -> None:
-    """Equal scores, and equal items but for those of equal scores."""
+    """Assert equal scores, and equal items except between ties."""
     assert len(found.item_ids) == len(expected)
     assert found.scores == pytest.approx([score for _, score in expected], rel=1e-4, abs=1e-4)
     differ = [place for place, (item, _) in enumerate(expected) if found.item_ids[place] != item]
@@ -61,9 +61,7 @@ def assert_same(found: Answer, expected: list[tuple[str, float]]) -> None:
         assert found.item_ids[place] in near or place == len(expected) - 1
 
 
-def test_random_requests_equal_the_filtered_exhaustive_ranking(
-    world: World, recommender: Recommender
-) -> None:
+def test_random_requests_equal_the_filtered_exhaustive_ranking(world: World, recommender: Recommender) -> None:
     rng = np.random.default_rng(11)
     users = [f"u{number % USERS}" if number % 10 else "nobody" for number in range(1000)]
     rules = [random_rules(rng, ITEMS) for _ in users]
@@ -139,7 +137,7 @@ def test_page_respects_the_limit_per_category(world: World, recommender: Recomme
     assert max(counts.values()) == 2 and len(answer.item_ids) == 10, "as many as there are, from however deep"
     assert set(counts) == set(KINDS)
     ranked, expected = everything(recommender, "u2"), []
-    for item, _ in ranked:  # the best that fit, one by one
+    for item, _ in ranked:  # takes the best allowed items one by one
         if kind[item] is None or Counter(kind[one] for one in expected)[kind[item]] < 2:
             expected.append(item)
     assert answer.item_ids == expected[:10]
@@ -201,14 +199,20 @@ REFUSED = [
     ({"filters": {"price": {"under": "a"}}}, r"filters\.price\.under: price holds numbers, which under does not"),
     ({"filters": {"kind": {"lt": 3}}}, r"filters\.kind\.lt: kind holds texts.*data\.source\.numbers"),
     ({"filters": {"out": {"lt": "soon"}}}, r"filters\.out\.lt: got 'soon', expected a time"),
-    ({"filters": {"price": {"less": 3}}}, r"price\.less: unknown operator; expected one of: all, eq, ge, gt, in, known"),
+    (
+        {"filters": {"price": {"less": 3}}},
+        r"price\.less: unknown operator; expected one of: all, eq, ge, gt, in, known",
+    ),
     ({"filters": {"kind": None}}, r'kind: expected a text.*got null.*\{"known": false\}'),
     ({"filters": {"kind": []}}, r"kind: has 0 values, expected 1 to"),
     ({"filters": {"kind": {"in": "toys"}}}, r"kind\.in: expected a list of values"),
     ({"filters": ["kind"]}, r"filters: got \['kind'\] \(list\); expected an object of attribute"),
     ({"boost": {"factor": 0, "items": ["i1"]}}, r"boost\[0\]\.factor: got 0.*greater than 0"),
     ({"boost": {"factor": 2}}, r"boost\[0\]: got .*with either items or filters"),
-    ({"boost": {"factor": 2, "item": ["i1"]}}, r"boost\[0\]\.item: unknown field; expected one of: factor, filters, items"),
+    (
+        {"boost": {"factor": 2, "item": ["i1"]}},
+        r"boost\[0\]\.item: unknown field; expected one of: factor, filters, items",
+    ),
     ({"boost": ["i1"]}, r"boost\[0\]: got 'i1' \(str\), expected an object with factor, items, filters"),
     ({"boost": {"factor": 2, "filters": {"kin": 1}}}, r"request 1: boost\[0\]\.filters\.kin: unknown attribute"),
     ({"diversify": {"most": 2}}, r"diversify: got .*attribute and most belong together"),
@@ -266,7 +270,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Bundl
 
 
 def test_rules_with_index_give_nearly_exact_lists_of_full_length(indexed: Bundle) -> None:
-    """Against scoring every item, for rules that leave much and little."""
+    """Compares with scoring every item, for rules that allow many and few items."""
     rng = np.random.default_rng(3)
     rows = [{"user_id": f"u{number % 60}", "at": AT, **random_rules(rng, 20_000)} for number in range(150)]
     rows += [{"user_id": f"u{number}", "at": AT, "filters": {"year": {"ge": 1993}}, "k": 150} for number in range(5)]

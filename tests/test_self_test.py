@@ -1,4 +1,4 @@
-"""A bundle asks itself on every load: the same answers pass, rounded ones pass, others are errors."""
+"""The self-test of a bundle on every load: equal and rounded answers pass, others are errors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_self_test_has_attributes_where_the_model_reads_them(tmp_path: Path, one
 
 
 def test_changed_weights_with_valid_checksums_fail_the_self_test(folder: Path) -> None:
-    """As when the code, not the files, is another: the bundle is whole, its answers are not."""
+    """As if the code differs, not the files: the bundle is intact, but its answers differ."""
     tensors = load_file(folder / WEIGHTS)
     save_file(tensors | {"items.vectors": tensors["items.vectors"].flip(0)}, folder / WEIGHTS)
     seal(folder, read_info(folder))
@@ -75,7 +75,7 @@ def test_changed_weights_with_valid_checksums_fail_the_self_test(folder: Path) -
         read_bundle(folder)
     with pytest.raises(ArtifactError, match="register it again with this release"):
         Recommender(read_bundle(folder))
-    read_files(folder)  # the files alone are as they were sealed
+    read_files(folder)  # the checksums of the files are valid
 
 
 def test_rounding_passes_the_self_test(folder: Path) -> None:
@@ -110,18 +110,16 @@ def answer(item_ids: list[str], scores: list[float], source: Any = "model") -> A
     ("item_ids", "scores", "same"),
     [
         (["a", "b", "c"], [10.0, 5.0, 5.0], True),
-        (["a", "c", "b"], [10.0, 5.0, 5.0], True),  # equals may change places
-        (["a", "b", "d"], [10.0, 5.0, 5.0], True),  # and an equal that was cut off may stand for another
-        (["b", "a", "c"], [10.0, 5.0, 5.0], False),  # but not who is better
+        (["a", "c", "b"], [10.0, 5.0, 5.0], True),  # ties may be exchanged
+        (["a", "b", "d"], [10.0, 5.0, 5.0], True),  # and an unlisted tie may replace a listed one
+        (["b", "a", "c"], [10.0, 5.0, 5.0], False),  # but not items with different scores
         (["d", "b", "c"], [10.0, 5.0, 5.0], False),
         (["a", "b", "c"], [10.0009, 5.0, 5.0], True),
         (["a", "b", "c"], [10.0011, 5.0, 5.0], False),
         (["a", "b"], [10.0, 5.0], False),
     ],
 )
-def test_difference_allows_rounding_and_exchanged_ties(
-    item_ids: list[str], scores: list[float], same: bool
-) -> None:
+def test_difference_allows_rounding_and_exchanged_ties(item_ids: list[str], scores: list[float], same: bool) -> None:
     assert (difference(["a", "b", "c"], [10.0, 5.0, 5.0], "model", answer(item_ids, scores)) == "") is same
 
 

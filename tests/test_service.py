@@ -1,4 +1,4 @@
-"""What the server says to every kind of call, in one process: forms, refusals, batches, and a model that changes."""
+"""Replies to every kind of call in one process: body formats, refusals, batches, and changes of the model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def service(bundle: Bundle) -> Service:
 
 
 def call(service: Service, path: str, body: Any = b"", method: str = "POST", **headers: str) -> tuple[int, Any]:
-    """Status and content of the reply."""
+    """The status and content of the reply."""
 
     async def ask(job: Job) -> Outcome:
         return service.answer([job])[0]
@@ -77,7 +77,7 @@ def test_all_body_formats_give_the_same_answers(service: Service, bundle: Bundle
     assert call(service, "/recommend", []) == (200, [])
     split = {
         "columns": ["user_id", "history", "k"],
-        "data": [["u0", None, 2.0], [None, ["i1", "x"], 3]],  # as a data frame with empty cells writes it
+        "data": [["u0", None, 2.0], [None, ["i1", "x"], 3]],  # as a data frame with empty cells is written
     }
     columns = {"user_id": ["u0", None], "history": [None, ["i1", "x"]], "k": [2, 3]}
     for form in (

@@ -1,5 +1,4 @@
-"""Similar items are those that vectors, use or text make similar, and the answer says which; explanations are what the
-model says."""
+"""Similar items by vectors, use or text, with the method in the answer; and explanations, which match the model."""
 
 from __future__ import annotations
 
@@ -79,7 +78,7 @@ def test_similarity_by_use_counts_users_who_had_both(bundle: Bundle, recommender
 
 
 def test_similarity_by_text_is_the_cosine_of_text_vectors(recommender: Recommender) -> None:
-    texts = torch.as_tensor(recommender.bundle.item_text).numpy()  # as the model reads them: whitened
+    texts = torch.as_tensor(recommender.bundle.item_text).numpy()  # whitened, as the model reads them
     answer = like(recommender, "i5", by="text", k=8)
     assert answer.item_ids == by_cosine(texts, 5, 8) and answer.by == "text"
     assert f"i{ITEMS - 1}" not in like(recommender, "i5", by="text", k=1000).item_ids

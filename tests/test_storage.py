@@ -489,7 +489,10 @@ def test_artefacts_of_mlflow(tmp_path: Path, bucket: str, monkeypatch: pytest.Mo
     assert not any(b"word-that-nobody" in content or b"AKIATESTING" in content for content in shown)
 
     other = remote_config(bucket, tracking={**tracking, "artifacts": f"{bucket}/elsewhere"})
-    with pytest.raises(ConfigError, match="stores its artefacts at s3://.* another tracking.experiment"), Tracker(other):
+    with (
+        pytest.raises(ConfigError, match="stores its artefacts at s3://.* another tracking.experiment"),
+        Tracker(other),
+    ):
         pass
     wrong = remote_config(
         bucket, tracking={**tracking, "experiment": "wrong", "artifacts": "s3://no-such-bucket/mlflow"}

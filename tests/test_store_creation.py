@@ -1,4 +1,4 @@
-"""MLflow's SQLite store: created whole or not at all, upgraded in a copy, and one message for every other state."""
+"""MLflow's SQLite store: created atomically, upgraded in a copy, and one message for every other state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def configured(place: Path, **tracking: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one run, made beside what a killed command left, by a user whose umask is 027."""
+    """A store with one run, created next to files of a killed command, by a user with the umask 027."""
     place = tmp_path_factory.mktemp("made") / "mlflow.db"
     place.with_name(".mlflow.db.making-1-abc").write_text("half")
     before = os.umask(0o027)
@@ -58,7 +58,7 @@ def changed(place: Path, *statements: str) -> None:
 
 
 def refused(place: Path, kind: type[MultigrainError], *words: str) -> str:
-    """What the tracker says of a store, which stays as it is."""
+    """Assert the tracker's error for a store, which is not changed."""
     before = place.read_bytes()
     with pytest.raises(kind) as error, Tracker(configured(place), apart=True):
         pass
@@ -92,7 +92,7 @@ def test_new_store_honours_the_umask(made: Path) -> None:
 
 
 def test_empty_file_is_filled_in_place(tmp_path: Path) -> None:
-    """Another program may have it open, which would go on writing to a file that was replaced."""
+    """Another program may have it open and would continue to write to a replaced file."""
     place = tmp_path / "mlflow.db"
     place.touch()
     inode = place.stat().st_ino
@@ -122,7 +122,9 @@ def test_store_under_creation_is_waited_for(copied: Path) -> None:
     finish.join()
 
 
-def test_endless_creation_by_another_process_raises_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_creation_by_another_process_raises_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store, "MAKING_S", 0.2)
     place = tmp_path / "mlflow.db"
     with store._made_alone(place), pytest.raises(Unavailable, match=r"another process has been creating .*mlflow\.db"):
@@ -151,7 +153,7 @@ def race(folder: Path, *words: object) -> str:
 
 
 def of_an_older_mlflow(place: Path) -> str:
-    """A store without the last migration, with an experiment; its schema."""
+    """Create a store without the last migration and with an experiment; returns its schema revision."""
     from alembic import command
     from alembic.script import ScriptDirectory
     from mlflow.store.db import utils
@@ -185,7 +187,9 @@ def test_older_store_is_upgraded_with_a_backup(tmp_path: Path) -> None:
 def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -> None:
     place = tmp_path / "mlflow.db"
     shutil.copyfile(made, place)
-    changed(place, "UPDATE alembic_version SET version_num = '451aebb31d03'")  # an early one: later tables are there
+    changed(
+        place, "UPDATE alembic_version SET version_num = '451aebb31d03'"
+    )  # an early revision, although later tables exist
     refused(place, ArtifactError, "half-made", "cannot bring it from schema 451aebb31d03", "1 runs", "mv ")
     assert not list(tmp_path.glob("mlflow.db.before-*")) and not list(tmp_path.glob(".mlflow.db.making-*"))
 
@@ -195,7 +199,7 @@ def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file without all tables is not waited for."""
+    """Do not wait for an incomplete file."""
     monkeypatch.setattr(store, "_SETTLE_S", -1.0)
 
 
@@ -241,14 +245,12 @@ def test_folder_as_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_read_only_folder_raises_one_message() -> None:
-    with pytest.raises(
-        ConfigError, match=r"cannot write in the folder /proc/none .*choose another path with tracking"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot write in the folder /proc/none .*choose another path with tracking"):
         store.ready(Path("/proc/none/mlflow.db"))
 
 
 def test_read_only_store_raises_one_message(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opened read-only, as SQLite does with a file that this user cannot write to."""
+    """Opened read-only, as SQLite opens a file that this user cannot write."""
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda at, **rest: connect(at.replace("=rw", "=ro"), **rest))
     store.ready(copied)
@@ -281,7 +283,7 @@ def test_store_locked_during_a_run_raises_one_message(copied: Path, capfd: pytes
 def test_moved_store_reports_where_its_artefacts_are(copied: Path, tmp_path: Path) -> None:
     old, new = tmp_path / "old folder", tmp_path / "mlartifacts/multigrain"
     changed(copied, f"UPDATE experiments SET artifact_location = '{old.as_uri()}' WHERE name = 'multigrain'")
-    with Tracker(configured(copied), apart=True) as tracker:  # no artefacts anywhere: they go to the old place
+    with Tracker(configured(copied), apart=True) as tracker:  # no artefacts exist yet: they go to the old location
         tracker.client.log_text(tracker.run_id, "text", "note.txt")
     new.parent.mkdir()
     old.rename(new)

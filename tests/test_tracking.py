@@ -1,4 +1,4 @@
-"""Epochs on their way to MLflow, on a real SQLite store: each once, whatever happens meanwhile."""
+"""Metrics of epochs reach MLflow, here a real SQLite store, exactly once, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with Tracker(config) as tracker:
         log = EpochLog(tracker, said.append)
         log(HISTORY[0])
-        log({**HISTORY[0], "seconds": 7.0})  # trained again after a worker was lost
+        log({**HISTORY[0], "seconds": 7.0})  # the epoch ran again after a worker was lost
         with monkeypatch.context() as patch:
             patch.setattr(tracker._client, "log_batch", lambda *_, **__: (_ for _ in ()).throw(DOWN))
             log(HISTORY[1])
@@ -71,7 +71,7 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_metrics_delayed_by_a_hanging_server_arrive_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it is sent again, and after that."""
+    """The delayed write may end before the metrics are sent again, or after that."""
     late: list[tuple[Any, Any]] = []
     with Tracker(configured(tmp_path / "run")) as tracker:
         log, real = EpochLog(tracker, lambda _: None), tracker.client.log_batch
@@ -137,7 +137,7 @@ def test_full_disk_error_names_the_path() -> None:
 
 
 def test_full_disk_raises_one_message() -> None:
-    """Wherever it happened: in a task of Ray, in safetensors or in SQLite."""
+    """In a task of Ray, in safetensors and in SQLite."""
     lost = RuntimeError("a task failed")
     lost.cause = OSError(errno.ENOSPC, "No space left on device", "/small/run/part.parquet")  # type: ignore[attr-defined]
     texts = ("I/O error: No space left on device (os error 28)", "(sqlite3.OperationalError) database or disk is full")

@@ -1,4 +1,4 @@
-"""What diversity costs: measured with the lists that requests get, and shown in the report."""
+"""The cost of diversity: measured with the lists that requests get, and shown in the report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ USERS, ITEMS, WIDTH = 40, 150, 6
 
 
 class Vectors:
-    """The scores u · a of given vectors, as a model has them."""
+    """A model whose scores are u · a of given vectors."""
 
     def __init__(self) -> None:
         random = torch.Generator().manual_seed(0)
