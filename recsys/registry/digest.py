@@ -97,22 +97,22 @@ def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
     weights = [sha256 for path, sha256 in files.items() if path.endswith(f"/{_WEIGHTS}")]
     registered = tags.get(WEIGHTS_TAG)
     if registered is not None and weights != [registered]:
-        raise _changed(uri, f"its weights are not those that were registered ({WEIGHTS_TAG} {registered[:12]}…)")
+        raise _changed_error(uri, f"its weights are not those that were registered ({WEIGHTS_TAG} {registered[:12]}…)")
     expected = tags.get(FILES_TAG)
     if expected is None:
         note = f"{uri} was registered without {FILES_TAG}, so its loader and code cannot be checked; register it again"
         _LOG.warning("%s", note)
         return note
     if digest(files) != expected:
-        raise _changed(uri, _differences(files, _registered(registry, str(version.run_id or ""), expected)))
+        raise _changed_error(uri, _differences(files, _registered(registry, str(version.run_id or ""), expected)))
     return ""
 
 
 def unreadable(uri: str, number: str, error: BaseException) -> ArtifactError:
     """The error for a version whose files are not at the location in the registry."""
-    said = redact(" ".join(str(error).split()))
+    message = redact(" ".join(str(error).split()))
     return ArtifactError(
-        f"{uri} (version {number}) is registered, but its files cannot be read: {said}. "
+        f"{uri} (version {number}) is registered, but its files cannot be read: {message}. "
         "If MLflow's store or its artefact folder was moved, move it back or create a symbolic link at the old path; "
         "otherwise register the model again"
     )
@@ -145,7 +145,7 @@ def _differences(files: Mapping[str, str], registered: Mapping[str, str] | None)
     return "; ".join(parts)
 
 
-def _changed(uri: str, why: str) -> ArtifactError:
+def _changed_error(uri: str, why: str) -> ArtifactError:
     return ArtifactError(
         f"{uri} is not what was registered ({why}). Its files were changed in the artefact store; none of its code was "
         "run. Check who can write there, and register the model again, or use another version"

@@ -112,7 +112,7 @@ def register(
     bundle = read_bundle(bundle_folder)
     registry = tracker.client
     tags = _version_tags(tracker, bundle, metrics)
-    number = _interrupted(registry, name, tags) if config.run.resume else 0
+    number = _version_of_interrupted_run(registry, name, tags) if config.run.resume else 0
     if not number:
         with active(tracker.uri):
             logged = _log_model(tracker, Path(bundle_folder), bundle)
@@ -239,7 +239,7 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
 
     from recsys.registry.pyfunc_model import BUNDLE, BUNDLE_SHA256, request_schema, signature
 
-    with _joined(tracker):
+    with _active_run(tracker):
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(MODEL_FILE),
@@ -304,7 +304,7 @@ def _example(bundle: Bundle) -> Any:
     return pd.DataFrame([{**nothing, **row, "k": 5} for row in rows])
 
 
-def _interrupted(registry: Any, name: str, tags: Mapping[str, str]) -> int:
+def _version_of_interrupted_run(registry: Any, name: str, tags: Mapping[str, str]) -> int:
     """The version that an interrupted command of the same run has already created of this model; 0
     for none.
     """
@@ -480,7 +480,7 @@ def active(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def _joined(tracker: Tracker) -> Iterator[None]:
+def _active_run(tracker: Tracker) -> Iterator[None]:
     """Make the tracker's run MLflow's active run; MLflow ends it afterwards, so set it to running
     again.
     """

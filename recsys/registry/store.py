@@ -74,15 +74,15 @@ def ready(path: Path, writes: bool = False) -> None:
             f"tracking.uri: {path} is a folder, expected the path of a SQLite file, such as {path}/mlflow.db"
         )
     if settled(path).kind in ("absent", "empty", "older"):
-        with _made_alone(path):
+        with _creation_lock(path):
             state = settled(path)  # again, because another command may have created it in the meantime
             if state.kind in ("absent", "empty"):
-                _make(path)
+                _create(path)
             elif state.kind == "older":
                 _upgrade(path, state.revision)
     state = settled(path)
     if state.kind != "current":
-        raise _broken(path, state)
+        raise _store_error(path, state)
     if writes:
         _check_writable(path)
 
@@ -99,7 +99,7 @@ def check(path: Path) -> None:
     """
     state = settled(path)
     if state.kind in ("partial", "foreign", "newer"):
-        raise _broken(path, state)
+        raise _store_error(path, state)
 
 
 def settled(path: Path) -> State:
@@ -148,7 +148,7 @@ def look(path: Path) -> State:
 
 
 @contextmanager
-def _made_alone(path: Path) -> Iterator[None]:
+def _creation_lock(path: Path) -> Iterator[None]:
     """Hold the lock file of a store while it is created or upgraded; the lock ends with the
     process.
 
@@ -170,7 +170,7 @@ def _made_alone(path: Path) -> Iterator[None]:
         ) from None
     last = time.monotonic() + MAKING_S
     with file:
-        while not _taken(file.fileno()):
+        while not _is_lock_taken(file.fileno()):
             if time.monotonic() > last:
                 raise Unavailable(
                     f"another process has been creating MLflow's store {path} for {MAKING_S:.0f} s (it holds {place}); "
@@ -180,7 +180,7 @@ def _made_alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _taken(handle: int) -> bool:
+def _is_lock_taken(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -191,7 +191,7 @@ def _taken(handle: int) -> bool:
 
 
 @contextmanager
-def _aside(path: Path) -> Iterator[Path]:
+def _temporary_store(path: Path) -> Iterator[Path]:
     """A new temporary file next to ``path``, with the permissions of the umask.
 
     It is removed at the end, together with the files that SQLite creates next to it.
@@ -220,17 +220,17 @@ def _aside(path: Path) -> Iterator[Path]:
                 place.with_name(place.name + suffix).unlink()
 
 
-def _make(path: Path) -> None:
+def _create(path: Path) -> None:
     """Create a store in a temporary file and move it to ``path``; an existing store is never
     overwritten.
     """
-    with _aside(path) as aside:
+    with _temporary_store(path) as aside:
         _migrate(aside, path.parent)
         with closing(_connect(aside)) as connection:
             connection.execute("PRAGMA journal_mode = DELETE")  # keeps all data in the one file
         _flush(aside)
         if path.exists():  # an empty file that another program may have open
-            _pour(aside, path)
+            _copy_store(aside, path)
             return
         try:
             os.link(aside, path)
@@ -244,11 +244,11 @@ def _make(path: Path) -> None:
 def _upgrade(path: Path, revision: str) -> None:
     """Upgrade a store of an older MLflow in a copy; a backup of the old store stays next to it."""
     for _ in range(_TRIES):
-        with _aside(path) as aside, _reading(path), closing(_connect(path)) as watch:
+        with _temporary_store(path) as aside, _reading(path), closing(_connect(path)) as watch:
             before = watch.execute("PRAGMA data_version").fetchone()
-            _pour(path, aside)
+            _copy_store(path, aside)
             kept = path.with_name(f"{path.name}.before-{_head()}")
-            _pour(aside, kept)
+            _copy_store(aside, kept)
             try:
                 _migrate(aside, path.parent)
             except MultigrainError:
@@ -258,9 +258,9 @@ def _upgrade(path: Path, revision: str) -> None:
                 if _is_full(error):
                     raise
                 why = f"MLflow cannot upgrade it from schema {revision} to {_head()} ({first_line(error)[:200]})"
-                raise _broken(path, State("partial", revision, why)) from None
+                raise _store_error(path, State("partial", revision, why)) from None
             if watch.execute("PRAGMA data_version").fetchone() == before:  # no process has written in the meantime
-                _pour(aside, path)
+                _copy_store(aside, path)
                 _LOG.warning("upgraded MLflow's store %s to this release of MLflow; the backup is %s", path, kept)
                 return
     raise Unavailable(
@@ -295,7 +295,7 @@ def _migrate(file: Path, folder: Path) -> None:
             kept.dispose()
 
 
-def _pour(source: Path, target: Path) -> None:
+def _copy_store(source: Path, target: Path) -> None:
     """Copy a SQLite file over another one in one transaction, so a killed process leaves all or
     nothing.
     """
@@ -303,7 +303,7 @@ def _pour(source: Path, target: Path) -> None:
 
     def check(status: int, remaining: int, total: int) -> None:
         if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and time.monotonic() > last:
-            raise _locked(target)
+            raise _locked_error(target)
 
     if not target.exists():
         target.touch(mode=0o666)
@@ -339,7 +339,7 @@ def _reading(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise _locked(path) from None
+            raise _locked_error(path) from None
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             raise ConfigError(
                 f"tracking.uri: MLflow's store {path} is not writable ({error}): the file or its folder is read-only "
@@ -352,17 +352,17 @@ def _reading(path: Path) -> Iterator[None]:
             ) from None
         if code == _FULL:
             raise
-        raise _broken(path, State("partial", "", f"SQLite reports: {error}")) from None
+        raise _store_error(path, State("partial", "", f"SQLite reports: {error}")) from None
 
 
-def _locked(path: Path) -> Unavailable:
+def _locked_error(path: Path) -> Unavailable:
     return Unavailable(
         f"MLflow's store {path} has been locked by another process for {WAIT_S:.0f} s; wait for that process, or stop "
         f"it (`lsof {path}` finds it), and try again"
     )
 
 
-def _broken(path: Path, state: State) -> MultigrainError:
+def _store_error(path: Path, state: State) -> MultigrainError:
     """The error for a store that MLflow cannot open, with its content and the fix."""
     if state.kind == "foreign":
         return ConfigError(

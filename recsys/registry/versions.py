@@ -54,8 +54,8 @@ class Store:
 
     def versions(self) -> Iterator[Version]:
         """Every version of every registered model."""
-        for model in _all(self._client.search_registered_models):
-            for one in _all(self._client.search_model_versions, filter_string=f"name = '{model.name}'"):
+        for model in _all_pages(self._client.search_registered_models):
+            for one in _all_pages(self._client.search_model_versions, filter_string=f"name = '{model.name}'"):
                 aliases = tuple(alias for alias, number in model.aliases.items() if str(number) == str(one.version))
                 model_id, place = self._place(str(one.source), str(getattr(one, "model_id", "") or ""))
                 here = local_place(place) if place else None
@@ -127,7 +127,7 @@ class Store:
         from mlflow.entities import ViewType
 
         found = []
-        for experiment in _all(self._client.search_experiments, view_type=ViewType.ALL):
+        for experiment in _all_pages(self._client.search_experiments, view_type=ViewType.ALL):
             place = local_place(str(experiment.artifact_location))
             if place is not None and place.is_dir() and place not in found:
                 found.append(place)
@@ -139,7 +139,7 @@ class Store:
 
         found = {
             str(experiment.artifact_location)
-            for experiment in _all(self._client.search_experiments, view_type=ViewType.ALL)
+            for experiment in _all_pages(self._client.search_experiments, view_type=ViewType.ALL)
         }
         return sorted(place for place in found if local_place(place) is None)
 
@@ -156,7 +156,7 @@ def known_users(path: Path, users: pa.Array) -> list[int]:
     return [row for row, held in enumerate(found.to_pylist()) if held]
 
 
-def _all(search: Any, **options: Any) -> Iterator[Any]:
+def _all_pages(search: Any, **options: Any) -> Iterator[Any]:
     """The results of all pages of a search."""
     token: str | None = None
     while True:

@@ -96,10 +96,10 @@ def check_token(given: Sequence[bytes], kept_sha256: str) -> None:
     sent = hashlib.sha256(token.strip(b" \t")).hexdigest()
     is_same = hmac.compare_digest(sent, kept_sha256)
     if not given or scheme.lower() != _SCHEME.encode() or not is_same:
-        raise CallError(401, _why(scheme if given else None), _CHALLENGE)
+        raise CallError(401, _refusal(scheme if given else None), _CHALLENGE)
 
 
-def _why(scheme: bytes | None) -> str:
+def _refusal(scheme: bytes | None) -> str:
     cure = "send the header Authorization: Bearer TOKEN"
     if scheme is None:
         return f"this server requires a token: {cure}"

@@ -111,8 +111,8 @@ def recommend_all(
         raise RequestError(f"recommend.k: got {k}, expected 1 … {MAX_K}")
     asked = Defaults(k, exclude_seen, at, parse_rules(rules or {}, "recommend.rules"), tuple(out_of_stock))
     bundle = read_bundle(bundle_folder)
-    schema = output_schema(bundle.model.speaking, *_says([asked.rules, *(requests or ())]))
-    chosen = _chosen(bundle, bundle_folder, batch_size, users, requests)
+    schema = output_schema(bundle.model.speaking, *_boosts_and_explains([asked.rules, *(requests or ())]))
+    chosen = _selected(bundle, bundle_folder, batch_size, users, requests)
     _check_rules(bundle, [{"k": k, **asked.rules, **dict(row)} for row in requests or [{}]])
     output = Path(output_parquet).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def recommend_all(
     num_users = num_fallback = num_rows = 0
     try:
         with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
-            pace = Pace("recommending to users", _num_asked(bundle, users, requests))
+            pace = Pace("recommending to users", _num_users(bundle, users, requests))
             for table in _answer_tables(bundle, asked, batch_size, chosen):
                 writer.write_table(filled_up(table, schema), row_group_size=_ROWS_A_GROUP)
                 firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
@@ -150,7 +150,7 @@ def is_small(bundle_folder: str | Path, batch_size: int, requests: Sequence[Any]
         raise
 
 
-def _num_asked(bundle: Bundle, users: Sequence[str] | None, requests: Sequence[Mapping[str, Any]] | None) -> int:
+def _num_users(bundle: Bundle, users: Sequence[str] | None, requests: Sequence[Mapping[str, Any]] | None) -> int:
     return len(next((asked for asked in (requests, users) if asked is not None), bundle.user_ids))
 
 
@@ -169,7 +169,7 @@ def _check_rules(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> None:
             catalogue.plan(rules_of({name: row[name] for name in row if name in Rules.model_fields}, where), where)
 
 
-def _says(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, bool]:
+def _boosts_and_explains(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, bool]:
     """Whether any row has a boost, and whether any row asks for explanations."""
     rows = list(rows)
     return any(row.get("boost") for row in rows), any(row.get("explain") for row in rows)
@@ -210,7 +210,7 @@ def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Ite
         yield from (table for table in found.iter_batches(batch_format="pyarrow", batch_size=None) if len(table))
 
 
-def _chosen(
+def _selected(
     bundle: Bundle,
     folder: str | Path,
     batch_size: int,

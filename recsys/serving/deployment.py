@@ -78,12 +78,12 @@ class Replica:
         self._batched.set_max_batch_size(settings.batch_size)  # type: ignore[attr-defined]
         self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)  # type: ignore[attr-defined]
         for side, offer in ray.get(self._desk.take.remote()).items():
-            self._change(side, offer)
-        threading.Thread(target=self._follow, daemon=True, name="following").start()
+            self._load(side, offer)
+        threading.Thread(target=self._poll_holder, daemon=True, name="following").start()
 
     async def answer(self, incoming: Incoming) -> Reply:
         """The reply to a call of any path."""
-        return await self._service.handle(incoming, self._batched, self._one, self._restock)
+        return await self._service.handle(incoming, self._batched, self._answer_slice, self._restock)
 
     async def _restock(self, change: StockChange) -> tuple[Stock, bool]:
         """Change the stock at the model holder, which every replica polls, and wait for all
@@ -96,7 +96,7 @@ class Replica:
                 503, "the stock cannot be changed right now; send the call again in a second", SOON
             ) from None
         self._service.restock(changed)
-        await self._say()
+        await self._report_state()
         until = time.monotonic() + _STOCK_S
         while not (everywhere := bool(await self._desk.has_everywhere.remote(changed.revision))):
             if time.monotonic() >= until:
@@ -104,7 +104,7 @@ class Replica:
             await asyncio.sleep(0.05)
         return changed, everywhere
 
-    def _say(self) -> Any:
+    def _report_state(self) -> Any:
         """Report the state of this replica to the model holder; returns a reference to
         its answer.
         """
@@ -119,7 +119,7 @@ class Replica:
     async def _batched(self, jobs: list[Job]) -> list[Outcome]:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, jobs)
 
-    async def _one(self, job: Job) -> Outcome:
+    async def _answer_slice(self, job: Job) -> Outcome:
         """Answer a slice of a large call between two batches, so that small calls are not in the
         same batch.
         """
@@ -130,25 +130,25 @@ class Replica:
         """The counts of all fronts and replicas; those of the calling front and of this replica are
         up to date.
         """
-        await self._say()
+        await self._report_state()
         snapshots, living = await self._desk.totals.remote(front, counts)
         return self._service.metrics(snapshots, living)
 
-    def _follow(self) -> None:
+    def _poll_holder(self) -> None:
         """Poll the model holder; while it does not answer, keep the current models and stock."""
         while not self._has_ended:
             time.sleep(_LOOK_S)
             try:
-                offered, revision = ray.get(self._say())
+                offered, revision = ray.get(self._report_state())
                 if revision > self._service.stock.revision:
                     self._service.restock(ray.get(self._desk.stock.remote()))
-                    offered, _ = ray.get(self._say())  # report at once: the caller of POST /stock waits for it
+                    offered, _ = ray.get(self._report_state())  # report at once: the caller of POST /stock waits for it
             except ray.exceptions.RayError:
                 self._find_desk()
                 continue
             for side, serial in offered.items():
                 if serial != self._serials.get(side) and serial not in self._failed:
-                    self._try_change(side, serial)
+                    self._try_load(side, serial)
 
     def _find_desk(self) -> None:
         """Find the model holder that Serve started after the last one was lost, and send it the
@@ -164,16 +164,16 @@ class Replica:
         with suppress(Exception):
             self._desk.leave.remote(self._name)
 
-    def _try_change(self, side: Side, offered: int) -> None:
+    def _try_load(self, side: Side, offered: int) -> None:
         try:
-            self._change(side, ray.get(self._desk.take.remote())[side])
+            self._load(side, ray.get(self._desk.take.remote())[side])
             self._service.counts.add("swaps_total")
         except Exception as error:  # whatever the error is, the current model keeps answering
             _LOG.exception("model %d cannot be loaded; model %d keeps answering", offered, self._serials[side])
             self._failed = {**self._failed, offered: f"{type(error).__name__}: {error}"}
             self._service.counts.add("failed_swaps_total")
 
-    def _change(self, side: Side, offer: tuple[int, dict[str, Any], list[Any]]) -> None:
+    def _load(self, side: Side, offer: tuple[int, dict[str, Any], list[Any]]) -> None:
         serial, about, model = offer
         bundle: Bundle = ray.get(model[0])
         self._service.adopt(bundle, about, side)
@@ -202,7 +202,7 @@ class Replicas:
         self._about: dict[str, Any] = {}
         self._num_scored = 0
         self._seen = -math.inf
-        self._looking = asyncio.ensure_future(self._look())
+        self._looking = asyncio.ensure_future(self._poll())
 
     def about(self) -> dict[str, Any] | None:
         """The description of the model that a replica reported recently; None where no
@@ -236,7 +236,7 @@ class Replicas:
         reply: Reply = await asyncio.wait_for(self._handle.metrics.remote(self._name, own), _UNHEARD_S)
         return reply
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         """Poll a replica for the description of its model."""
         while True:
             with suppress(Exception):
@@ -245,7 +245,7 @@ class Replicas:
             await asyncio.sleep(_LOOK_S)
 
 
-class _Nobody:
+class _NoReplicas:
     """Stands for the replicas before any replica runs."""
 
     def about(self) -> None:
@@ -264,7 +264,7 @@ class Gate:
     def __init__(self, settings: ServeConfig, port: int, tokens: Tokens) -> None:
         limits, patience = limits_of(settings, tokens)
         self._drain_s = settings.drain_s
-        self._front = Front(limits, patience, _Nobody())
+        self._front = Front(limits, patience, _NoReplicas())
         self._host, self._port = settings.host, port
         self._listener: Listener | None = None
 

@@ -82,9 +82,12 @@ class Explainer:
         """
         rows_R = np.array([self._recommender.item_row(item) for item in answer.item_ids], dtype=np.int64)
         if not is_of_model or not len(rows_R):
-            return [{"items": [], "friends": [], "sentence": _popular(answer, place)} for place in range(len(rows_R))]
-        items, effects_VR = self._items(asked, rows_R)
-        friends, speaks_VR = self._friends(asked, rows_R)
+            return [
+                {"items": [], "friends": [], "sentence": _popularity_sentence(answer, place)}
+                for place in range(len(rows_R))
+            ]
+        items, effects_VR = self._item_effects(asked, rows_R)
+        friends, speaks_VR = self._friend_shares(asked, rows_R)
         least = _LEAST * max(abs(score) for score in answer.scores)
         found = []
         for place in range(len(rows_R)):
@@ -99,26 +102,28 @@ class Explainer:
             found.append({"items": own, "friends": known, "sentence": _sentence(answer, place, own, known)})
         return found
 
-    def _items(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
+    def _item_effects(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
         """The newest items of the history, and how much each score drops without each of them: [V,
         R].
         """
         [seen] = asked.visible
         items = list(dict.fromkeys(seen.items_E[::-1].tolist()))[:MAX_ASKED]
         variants = [seen, *(seen.without(item) for item in items)]
-        scores_VR = self._scores(self._ask(asked, variants), rows_R)
+        scores_VR = self._scores(self._contributions(asked, variants), rows_R)
         return items, (scores_VR[:1] - scores_VR[1:]).numpy()
 
-    def _friends(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
+    def _friend_shares(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
         """Friends, and the share that each friend alone gives each item: [V, R]."""
         [seen] = asked.visible
         friends = list(seen.friends_F or self._bundle.friends_of(seen.user))[:MAX_ASKED]
         if not friends or not self._of_friends:
             return [], np.zeros((0, len(rows_R)))
-        parts = self._ask(asked, [replace(seen, friends_F=[friend]) for friend in friends]).of(self._of_friends)
+        parts = self._contributions(asked, [replace(seen, friends_F=[friend]) for friend in friends]).of(
+            self._of_friends
+        )
         return friends, self._scores(parts, rows_R).numpy()
 
-    def _ask(self, asked: Asked, variants: Sequence[Visible]) -> Parts:
+    def _contributions(self, asked: Asked, variants: Sequence[Visible]) -> Parts:
         """The contributions for variants of one request; the text of its past is not changed."""
         rows = torch.zeros(len(variants), dtype=torch.int64)
         text = self._recommender.past_texts(asked.visible)
@@ -161,28 +166,30 @@ based on “A” and on your friend eve.'
         text += "no signal is in its favour, but less is against it than against other items"
     bases = []
     if items:
-        bases.append("on " + _joined(["“" + entry["title"] + "”" for entry in items]))
+        bases.append("on " + _english_list(["“" + entry["title"] + "”" for entry in items]))
     if friends:
         word = "friend" if len(friends) == 1 else "friends"
-        bases.append(f"on your {word} {_joined([entry['user_id'] for entry in friends])}")
+        bases.append(f"on your {word} {_english_list([entry['user_id'] for entry in friends])}")
     if bases:
-        text += f", based {_joined(bases)}"
-    return text + _boosted(answer, place) + "."
+        text += f", based {_english_list(bases)}"
+    return text + _boost_clause(answer, place) + "."
 
 
-def _popular(answer: Answer, place: int) -> str:
-    return f"“{answer.titles[place]}”: many users chose it; nothing is known about you yet{_boosted(answer, place)}."
+def _popularity_sentence(answer: Answer, place: int) -> str:
+    return (
+        f"“{answer.titles[place]}”: many users chose it; nothing is known about you yet{_boost_clause(answer, place)}."
+    )
 
 
-def _boosted(answer: Answer, place: int) -> str:
+def _boost_clause(answer: Answer, place: int) -> str:
     factor = 1.0 if answer.boosts is None else answer.boosts[place]
     return "" if factor == 1 else f"; {'raised' if factor > 1 else 'lowered'} by a factor of {factor:g}"
 
 
-def _joined(words: Sequence[str]) -> str:
+def _english_list(words: Sequence[str]) -> str:
     """Words as an English list.
 
-    >>> _joined(["a"]), _joined(["a", "b", "c"])
+    >>> _english_list(["a"]), _english_list(["a", "b", "c"])
     ('a', 'a, b and c')
     """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

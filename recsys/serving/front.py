@@ -106,7 +106,7 @@ class Front:
         head = _Head.of(scope)
         is_own, is_read = True, False
         try:
-            self._look_at(head)
+            self._check_head(head)
             if path in OPEN_TO_ALL:
                 reply = self._health()
             elif path == "/metrics":
@@ -114,7 +114,7 @@ class Front:
             else:
                 body = await self._body(receive, head) if METHODS[path] == "POST" else b""
                 is_read, is_own = True, False
-                reply = await self._asked(Incoming(head.method, path, head.headers, body), receive)
+                reply = await self._answered(Incoming(head.method, path, head.headers, body), receive)
         except Gone:
             return
         except CallError as error:
@@ -143,7 +143,7 @@ class Front:
         for _, timeout in self._reading.values():
             timeout.reschedule(min(timeout.when() or latest, latest))
 
-    def _look_at(self, head: _Head) -> None:
+    def _check_head(self, head: _Head) -> None:
         """Check the head of a call.
 
         Raises
@@ -221,7 +221,7 @@ class Front:
         del self._reading[number]
         timeout.reschedule(now)
 
-    async def _asked(self, incoming: Incoming, receive: Receive) -> Reply:
+    async def _answered(self, incoming: Incoming, receive: Receive) -> Reply:
         """The reply of a replica; a call is cancelled when its caller closes the connection.
 
         Raises

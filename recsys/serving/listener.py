@@ -36,11 +36,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time limit for the first head."""
         super().connection_made(transport)
-        self._await_head()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the time limit."""
-        self._head_is_there()
+        self._stop_head_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -49,7 +49,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """
         is_idle = self.cycle is None or self.cycle.response_complete
         if is_idle and self._head_timer is None:
-            self._await_head()
+            self._start_head_timer()
         if self._head_timer is not None:
             self._head_bytes += len(data)
         super().data_received(data)
@@ -59,14 +59,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Stop the time limit: the head has arrived."""
-        self._head_is_there()
+        self._stop_head_timer()
         super().on_headers_complete()
 
-    def _await_head(self) -> None:
+    def _start_head_timer(self) -> None:
         self._head_bytes = 0
         self._head_timer = self.loop.call_later(_HEAD_S, self.timeout_keep_alive_handler)
 
-    def _head_is_there(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -94,7 +94,7 @@ class Listener:
         self._socket.bind((host, port))
         self._socket.listen(_BACKLOG)
         self._loop.add_reader(self._socket.fileno(), self._accept, _AT_ONCE)
-        self._keep(self._tell_the_date())
+        self._start_task(self._update_date_header())
 
     @property
     def port(self) -> int:
@@ -111,7 +111,7 @@ class Listener:
         self._accept(_BACKLOG)
         self._socket.close()
         deadline = self._loop.time() + _CLOSING_S
-        while self._loop.time() < deadline and (self._connecting or any(map(_expects, self._state.connections))):
+        while self._loop.time() < deadline and (self._connecting or any(map(_has_open_call, self._state.connections))):
             await asyncio.sleep(0.02)
         for connection in list(self._state.connections):
             connection.shutdown()
@@ -135,7 +135,7 @@ class Listener:
             connection.setblocking(False)
             with suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            task = self._keep(self._loop.connect_accepted_socket(self._protocol, connection))
+            task = self._start_task(self._loop.connect_accepted_socket(self._protocol, connection))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
 
@@ -146,19 +146,19 @@ class Listener:
     def _protocol(self) -> asyncio.Protocol:
         return BoundedProtocol(self._config, self._state, {}, self._loop)
 
-    def _keep(self, awaitable: Any) -> asyncio.Task[Any]:
+    def _start_task(self, awaitable: Any) -> asyncio.Task[Any]:
         task = self._loop.create_task(awaitable)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _tell_the_date(self) -> None:
+    async def _update_date_header(self) -> None:
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             await asyncio.sleep(1)
 
 
-def _expects(connection: Any) -> bool:
+def _has_open_call(connection: Any) -> bool:
     """Whether a connection is new or its call has no complete reply yet; others are idle
     (keep-alive).
     """

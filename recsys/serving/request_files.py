@@ -45,9 +45,9 @@ def read_requests(path: str) -> list[dict[str, Any]]:
             hint = "; the file holds a JSON list, expected one request a line" if number == 1 and line == b"[" else ""
             raise RequestError(f"{KEY}: {path}, line {number} is not valid JSON ({error}){hint}") from None
         except RequestError as error:
-            said = str(error).removeprefix("request 0: ")
+            message = str(error).removeprefix("request 0: ")
             hint = "; expected one request a line" if isinstance(row, list) else ""
-            raise RequestError(f"{KEY}: {path}, line {number}: {said}{hint}") from None
+            raise RequestError(f"{KEY}: {path}, line {number}: {message}{hint}") from None
         found.append(row)
     if not found:
         raise RequestError(f'{KEY}: {path} has no requests; expected JSON lines such as {{"user_id": "7"}}')

@@ -125,7 +125,7 @@ class Request(Explained):
         return [{"item_id": event} if isinstance(event, str) else event for event in value]
 
     @model_validator(mode="after")
-    def _says_about_whom(self) -> Request:
+    def _names_a_subject(self) -> Request:
         if all(getattr(self, name) is None for name in SUBJECTS):
             raise ValueError(
                 "needs at least one of user_id, history (a list of item ids, oldest first), friends (a list of user "
@@ -194,7 +194,7 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON. The lists are not copied."""
-        return _said(self)
+        return _present_fields(self)
 
 
 @dataclass(frozen=True)
@@ -216,13 +216,13 @@ class SimilarAnswer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON. The lists are not copied."""
-        return _said(self)
+        return _present_fields(self)
 
 
 AnyAnswer = Answer | SimilarAnswer
 
 
-def _said(answer: Any) -> dict[str, Any]:
+def _present_fields(answer: Any) -> dict[str, Any]:
     """The fields of an answer without optional fields that are None."""
     optional = {entry.name for entry in fields(answer) if entry.default is None}
     named = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
@@ -288,7 +288,7 @@ def _parsed(kind: type[R], row: Any, where: str, expected: str) -> R:
     try:
         return kind.model_validate(dict(row))
     except pydantic.ValidationError as error:
-        raise RequestError(f"{where}: " + "; ".join(_explain(e, kind) for e in error.errors())) from None
+        raise RequestError(f"{where}: " + "; ".join(_message(e, kind) for e in error.errors())) from None
     except RecursionError:
         raise RequestError(f"{where}: nested too deeply") from None
 
@@ -353,7 +353,7 @@ def one_of(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _explain(error: Any, asked: type[BaseModel]) -> str:
+def _message(error: Any, asked: type[BaseModel]) -> str:
     path = ""
     for part in error["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)

@@ -75,12 +75,12 @@ def run_self_test(folder: Path, bundle: Bundle) -> None:
         answers = _answers(bundle, [request for request, *_ in tests])
         wrong = [difference(*test[1:], answer) for test, answer in zip(tests, answers, strict=True)]
     except UserError as error:
-        raise _failed(folder, f"a stored request is refused: {error}", made_by) from None
+        raise _self_test_error(folder, f"a stored request is refused: {error}", made_by) from None
     except Exception as error:  # a bundle that was changed together with its checksums can fail in any library
         raise damaged(folder, f"a stored request cannot be answered ({said_by(error)})") from None
     for (request, *_), why in zip(tests, wrong, strict=True):
         if why:
-            raise _failed(folder, f"for the request {_shown(request)} {why}", made_by)
+            raise _self_test_error(folder, f"for the request {_short_json(request)} {why}", made_by)
 
 
 def difference(item_ids: Sequence[str], scores: Sequence[float], source: str, answer: Answer) -> str:
@@ -170,11 +170,13 @@ def _value(column: ContextColumn) -> Any:
 def _answers(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
     """Answers without a language model for the texts of histories and without an index."""
     plain = replace(bundle, info=bundle.info.model_copy(update={"user_text": {}}), index=None)
-    said = [{"exclude_seen": True, **row} for row in rows]  # as in every release since the self-test exists
-    return Recommender(plain).recommend(parse_requests(said))
+    rows_with_default = [
+        {"exclude_seen": True, **row} for row in rows
+    ]  # as in every release since the self-test exists
+    return Recommender(plain).recommend(parse_requests(rows_with_default))
 
 
-def _failed(folder: Path, why: str, made_by: str) -> ArtifactError:
+def _self_test_error(folder: Path, why: str, made_by: str) -> ArtifactError:
     return ArtifactError(
         f"the model bundle {folder} fails its self-test: it does not answer as it did when it was written ({made_by}; "
         f"here release {__version__}, torch {torch.__version__}): {why}; install the requirements that it was "
@@ -182,6 +184,6 @@ def _failed(folder: Path, why: str, made_by: str) -> ArtifactError:
     )
 
 
-def _shown(request: Mapping[str, Any]) -> str:
+def _short_json(request: Mapping[str, Any]) -> str:
     text = json.dumps(request, ensure_ascii=False)
     return text if len(text) <= 160 else text[:159] + "…"

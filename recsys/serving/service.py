@@ -118,7 +118,7 @@ class Slices:
 
 
 @dataclass
-class _Said:
+class _CallAnswers:
     """The answers to a call as JSON, the model versions behind them, and the log lines."""
 
     parts: list[bytes] = field(default_factory=list)
@@ -261,7 +261,7 @@ class Service:
         models = {side: (str(about.get("uri") or ""), _version(about)) for side, (_, about) in held.items()}
         version = ", ".join(version for _, version in models.values())
         try:
-            answers = iter(self._of_sides(held, [request for job in jobs for request in job]))
+            answers = iter(self._answer_by_side(held, [request for job in jobs for request in job]))
             return [Answered([next(answers) for _ in job], version, models) for job in jobs]
         except RequestError as error:
             if len(jobs) == 1:
@@ -269,12 +269,12 @@ class Service:
         outcomes: list[Outcome] = []
         for job in jobs:
             try:
-                outcomes.append(Answered([*self._of_sides(held, job)], version, models))
+                outcomes.append(Answered([*self._answer_by_side(held, job)], version, models))
             except RequestError as error:
                 outcomes.append(error)
         return outcomes
 
-    def _of_sides(self, held: Mapping[Side, Held], requests: Job) -> Sequence[AnyAnswer]:
+    def _answer_by_side(self, held: Mapping[Side, Held], requests: Job) -> Sequence[AnyAnswer]:
         """Answers in order; each user is answered by the model of their side.
 
         Raises
@@ -283,16 +283,16 @@ class Service:
             A model refuses a request.
         """
         if self.split is None or "b" not in held:
-            return self._named(held["a"][0].answer(requests, explorer=self.explorer))
+            return self._with_ids(held["a"][0].answer(requests, explorer=self.explorer))
         sides = [self.split.side(request) for request in requests]
         found: dict[int, AnyAnswer] = {}
         for side, (recommender, about) in held.items():
             mine = [number for number, of in enumerate(sides) if of == side]
             answers = recommender.answer([requests[number] for number in mine], mine, self.explorer)
-            found |= zip(mine, self._named(answers, _version(about), side), strict=True)
+            found |= zip(mine, self._with_ids(answers, _version(about), side), strict=True)
         return [found[number] for number in range(len(requests))]
 
-    def _named(
+    def _with_ids(
         self, answers: Sequence[AnyAnswer], version: str | None = None, side: Side | None = None
     ) -> list[AnyAnswer]:
         """Add version and side to recommendations, and an id where answers are logged."""
@@ -324,7 +324,7 @@ class Service:
         started = time.perf_counter()
         try:
             self._check(incoming)
-            reply = await self._reply(incoming, ask, ask_alone or ask, restock or self._restocked)
+            reply = await self._reply(incoming, ask, ask_alone or ask, restock or self._restock_here)
         except CallError as error:
             reply = refusal(incoming.path, error)
         except UserError as error:
@@ -358,7 +358,7 @@ class Service:
             return self.metrics([self.counts.snapshot()], 1)
         return health(self.about)
 
-    async def _restocked(self, change: StockChange) -> tuple[Stock, bool]:
+    async def _restock_here(self, change: StockChange) -> tuple[Stock, bool]:
         return self.stock.after(change), True
 
     def _unknown(self, stock: Stock) -> int:
@@ -405,11 +405,11 @@ class Service:
         text = exposition(snapshots, model, replicas)
         return Reply(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
-    async def _answered(self, jobs: Iterator[Job], is_large: bool, ask: Ask) -> _Said | None:
+    async def _answered(self, jobs: Iterator[Job], is_large: bool, ask: Ask) -> _CallAnswers | None:
         """The answers to all slices of a call; None where the version of the model changed in
         between.
         """
-        said, version, first = _Said(), "", 0
+        said, version, first = _CallAnswers(), "", 0
         for job in jobs:
             async with self._lane.turn(is_large):
                 outcome = await ask(job)
@@ -426,7 +426,7 @@ class Service:
                 self.counts.add("answers_total", source=answer.source)
         return said
 
-    def _log(self, said: _Said) -> None:
+    def _log(self, said: _CallAnswers) -> None:
         """Write the answers to a call to the answer log."""
         if self.log is not None and said.lines and not self.log.write(said.lines):
             self.counts.add("unlogged_answers_total", len(said.lines))

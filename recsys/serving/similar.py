@@ -69,11 +69,11 @@ class Similar:
                 "in the catalogue when the model was trained"
             )
         plan = self._catalogue.plan(request, where)
-        by, why = self._way(request, item, where)
-        told_N = {"vectors": self._by_vectors, "use": self._by_use, "text": self._by_text}[by](item)
-        scores_N = told_N.copy()
+        by, why = self._method(request, item, where)
+        similarity_N = {"vectors": self._by_vectors, "use": self._by_use, "text": self._by_text}[by](item)
+        scores_N = similarity_N.copy()
         scores_N[item] = -np.inf
-        raised_N, spread = self._raise(scores_N, plan)
+        raised_N, spread = self._apply_rules(scores_N, plan)
         depth = min(request.depth, len(scores_N))
         page = None
         while page is None:
@@ -81,7 +81,9 @@ class Similar:
             is_whole = len(top) < depth or depth >= len(scores_N)
             page = self._pager.cut(request, top, is_whole, lambda some: scores_N[some])
             depth = min(4 * depth, len(scores_N))
-        scores_R = self._exact(by, item, page, told_N) + (0.0 if raised_N is None else raised_N[page] * spread)
+        scores_R = self._exact_scores(by, item, page, similarity_N) + (
+            0.0 if raised_N is None else raised_N[page] * spread
+        )
         if not is_reordered(request):
             order_R = np.argsort(-scores_R, kind="stable")
             page, scores_R = page[order_R], scores_R[order_R]
@@ -96,7 +98,7 @@ class Similar:
             unknown_in_rules=dict(plan.unknown) or None,
         )
 
-    def _way(self, request: SimilarRequest, item: int, where: str) -> tuple[By, str]:
+    def _method(self, request: SimilarRequest, item: int, where: str) -> tuple[By, str]:
         """The method of comparison, and the reason for it.
 
         Raises
@@ -135,17 +137,17 @@ class Similar:
         reasons = "; ".join(f"{way}: {reason}" for way, reason in missing.items())
         raise RequestError(f"{where}: item_id: {request.item_id!r} cannot be compared with other items ({reasons})")
 
-    def _exact(self, by: By, item: int, page: Array, told_N: Array) -> Array:
+    def _exact_scores(self, by: By, item: int, page: Array, similarity_N: Array) -> Array:
         """The scores of the items of a page without boosts, with the same digits on
         every machine.
         """
         if by == "use":
-            return np.asarray(told_N[page])
+            return np.asarray(similarity_N[page])
         if by == "vectors":
             return self._likeness.exactly(item, page)
         return exact_cosines(torch.as_tensor(self._bundle.item_text), item, page)
 
-    def _raise(self, scores_N: Array, plan: Plan) -> tuple[Array | None, float]:
+    def _apply_rules(self, scores_N: Array, plan: Plan) -> tuple[Array | None, float]:
         """Apply boosts and remove items that are not allowed, in place.
 
         Returns
@@ -197,16 +199,16 @@ class Similar:
         num_items = self._bundle.num_items
         pairs = np.unique(rows[is_target] * num_items + histories.items_E[places[is_target]])
         together_N = np.bincount(pairs % num_items, minlength=num_items) * (len(users) / len(taken))
-        counts_N = np.diff(self._used[0])
+        counts_N = np.diff(self._users_by_item[0])
         scores_N = together_N / (np.sqrt(counts_N * float(len(users))) + _SHRINKAGE)
         return np.where(together_N > 0, scores_N, -np.inf)
 
     def _users_of(self, item: int) -> Array:
-        starts_N1, users_P = self._used
+        starts_N1, users_P = self._users_by_item
         return users_P[starts_N1[item] : starts_N1[item + 1]]
 
     @cached_property
-    def _used(self) -> tuple[Array, Array]:
+    def _users_by_item(self) -> tuple[Array, Array]:
         """The users of every item, each once: the start of each item's users [N + 1], and the
         users.
         """

@@ -38,7 +38,7 @@ class Bounds:
             Too many requests (413).
         """
         if num_requests > self.max_requests:
-            raise _too_much(f"{num_requests:,} requests", "max_requests", self.max_requests)
+            raise _too_large(f"{num_requests:,} requests", "max_requests", self.max_requests)
 
     def check(self, requests: Sequence[AnyRequest], num_scored: int) -> None:
         """Check a call against all limits; ``num_scored`` items are scored for each of its
@@ -53,7 +53,7 @@ class Bounds:
         answers = sum(request.depth for request in requests)
         if answers > self.max_answers:
             asked = f"lists with {answers:,} items in total (k + offset, or the pool of diversify, per request)"
-            raise _too_much(asked, "max_answers", self.max_answers)
+            raise _too_large(asked, "max_answers", self.max_answers)
         self.check_scores(len(requests), num_scored)
 
     def check_scores(self, num_requests: int, num_scored: int) -> None:
@@ -66,10 +66,10 @@ class Bounds:
         """
         if num_requests * num_scored > self.max_scores:
             asked = f"{num_requests * num_scored:,} scores ({num_requests:,} requests × {num_scored:,} items)"
-            raise _too_much(asked, "max_scores", self.max_scores)
+            raise _too_large(asked, "max_scores", self.max_scores)
 
 
-def _too_much(asked: str, key: str, limit: int) -> CallError:
+def _too_large(asked: str, key: str, limit: int) -> CallError:
     return CallError(
         413, f"got {asked}, expected at most {limit:,} in a call; split it into several calls, or raise serve.{key}"
     )
