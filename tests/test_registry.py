@@ -21,7 +21,15 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.model_page import describe_model
 from recsys.registry.provenance import lineage
-from recsys.registry.register import RegisteredModel, _example, _interrupted, active, register, resolve
+from recsys.registry.register import (
+    RegisteredModel,
+    _example,
+    _finding_tags,
+    _version_of_interrupted_run,
+    active,
+    register,
+    resolve,
+)
 from recsys.registry.run_tags import working_commit
 from recsys.registry.tracking import Tracker, client, remembered_run, tracking_uri
 from recsys.serving.bundles import read_bundle, write_bundle
@@ -227,8 +235,11 @@ def test_version_created_before_an_interruption_is_reused(registered: Registered
     found = client(registered.uri)
     (version,) = found.search_model_versions("name = 'pocket'")
     for other in ({"weights.sha256": "0" * 64}, {"run_id": "0" * 32}, {"metric.ndcg_at_20": "0.5"}):
-        assert _interrupted(found, "pocket", {**version.tags, **other}) == 0
-    assert _interrupted(found, "pocket", version.tags) == 1 and _interrupted(found, "wallet", version.tags) == 0
+        assert _version_of_interrupted_run(found, "pocket", {**version.tags, **other}) == 0
+    assert (
+        _version_of_interrupted_run(found, "pocket", version.tags) == 1
+        and _version_of_interrupted_run(found, "wallet", version.tags) == 0
+    )
 
 
 def test_deleted_run_is_replaced_by_a_new_one(registered: Registered) -> None:
@@ -407,6 +418,15 @@ def test_invented_user_is_renamed_when_the_id_exists(registered: Registered) -> 
     example = _example(bundle)
     named = {*example["user_id"], *(friend for friends in example["friends"] for friend in friends)}
     assert named and not named & set(bundle.user_ids)
+
+
+@pytest.mark.parametrize(
+    ("single", "expected"), [("item_cf", "trained, item_cf"), (None, "trained, behaviour, item_cf")]
+)
+def test_members_tag_lists_trained_granularities_only_without_stacking(single: str | None, expected: str) -> None:
+    kinds = {"trained": "together", "behaviour": "trained", "item_cf": "fitted", "als": "fitted"}
+    each = {name: {"kind": kind, "kept": name != "als", "why": ""} for name, kind in kinds.items()}
+    assert _finding_tags({"members": {"single": single, "each": each}})["members"] == expected
 
 
 def test_run_version_and_lineage_have_the_same_commit(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:

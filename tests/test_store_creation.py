@@ -127,7 +127,10 @@ def test_endless_creation_by_another_process_raises_one_message(
 ) -> None:
     monkeypatch.setattr(store, "MAKING_S", 0.2)
     place = tmp_path / "mlflow.db"
-    with store._made_alone(place), pytest.raises(Unavailable, match=r"another process has been creating .*mlflow\.db"):
+    with (
+        store._creation_lock(place),
+        pytest.raises(Unavailable, match=r"another process has been creating .*mlflow\.db"),
+    ):
         store.ready(place)
 
 

@@ -352,8 +352,12 @@ def _finding_tags(metrics: Mapping[str, Any]) -> dict[str, str]:
     baseline.
     """
     found = {}
-    if each := (metrics.get("members") or {}).get("each"):
-        members = [name for name, entry in each.items() if entry["kept"] and "part of" not in entry["why"]]
+    report = metrics.get("members") or {}
+    if each := report.get("each"):
+        is_stacked = report.get("single") is not None  # then the trained granularities are one member, "trained"
+        members = [
+            name for name, entry in each.items() if entry["kept"] and not (is_stacked and entry["kind"] == "trained")
+        ]
         found["members"] = ", ".join(members)
     if signals := metrics.get("signals"):
         below = [entry["label"] for entry in signals if entry["best_baseline"] and entry["high"] < 0]
