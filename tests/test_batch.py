@@ -69,7 +69,7 @@ def test_invalid_calls_keep_the_old_file(folder: Path, tmp_path: Path) -> None:
     output.write_text("of an earlier run")
     with pytest.raises(RequestError, match="got 0, expected 1 … 1000"):
         recommend_all(folder, output, k=0)
-    with pytest.raises(RequestError, match="'u1' is named twice"):
+    with pytest.raises(RequestError, match="'u1' appears more than once"):
         recommend_all(folder, output, users=["u1", "u2", "u1"])
     with pytest.raises(RequestError, match="got 7, expected user ids"):
         recommend_all(folder, output, users=[7])  # type: ignore[list-item]

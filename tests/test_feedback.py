@@ -189,7 +189,7 @@ def test_bad_feedback_names_the_fix(folder: Path, tmp_path: Path) -> None:
     row = {"user_id": "u0", "item_id": "i1", "event_type": "click"}
     with pytest.raises(ConfigError, match="update.feedback: expected files"):
         read_feedback([], REWARDS, 0.0)
-    with pytest.raises(ConfigError, match="update.rewards: skip must be above or below 0"):
+    with pytest.raises(ConfigError, match="update.rewards: the reward of skip must be a finite number"):
         read_feedback(["x"], {"click": 1.0, "skip": 0.0}, 0.0)
     with pytest.raises(SourceError, match="nowhere"):
         read_feedback([str(tmp_path / "nowhere.csv")], REWARDS, 0.0)
@@ -206,7 +206,7 @@ def test_bad_feedback_names_the_fix(folder: Path, tmp_path: Path) -> None:
 
     recommender = Recommender(read_bundle(folder))
     rewards = np.ones(60)
-    with pytest.raises(DataError, match="0 of 60 rows are about users and items that the model knows"):
+    with pytest.raises(DataError, match="0 of 60 rows have a user and an item that the model knows"):
         gather(recommender, Feedback(["zoe"] * 60, ["i1"] * 60, [None] * 60, rewards, 0))
-    with pytest.raises(DataError, match="every row is of an event type that means liked"):
+    with pytest.raises(DataError, match="every row has an event type that means liked"):
         gather(recommender, Feedback(["u0"] * 60, ["i1"] * 60, [None] * 60, rewards, 0))

@@ -211,7 +211,7 @@ def test_bad_requests_of_a_batch_are_refused(folder: Path, tmp_path: Path) -> No
             recommend_all(folder, output, requests=rows)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"user_id": "a"}\n{')
-    with pytest.raises(RequestError, match="line 2 is no JSON"):
+    with pytest.raises(RequestError, match="line 2 is not valid JSON"):
         read_requests(str(bad))
     with pytest.raises(RequestError, match="cannot be read"):
         read_requests(str(tmp_path / "nowhere"))

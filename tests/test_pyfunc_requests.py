@@ -73,7 +73,7 @@ def test_frame_with_empty_cells_equals_a_list_of_requests(model: RecommenderMode
         ({"user_id": ["a"], "k": [1, 2]}, "the columns differ in length"),
         ("u0", "got str, expected a data frame or a list"),
         ([{"history": np.array(["i1", 5])}], "mixes strings and numbers"),
-        ([{"user_id": "u0", "k": 10**5000}], "k: got a value .int. of thousands of digits"),
+        ([{"user_id": "u0", "k": 10**5000}], "k: got a value .int. with thousands of digits"),
     ],
 )
 def test_refusals_name_the_reason(model: RecommenderModel, asked: Any, message: str) -> None:

@@ -129,7 +129,7 @@ def test_unknown_model_lists_registered_models(registered: Registered, uri: str,
 
 
 def test_resolving_creates_no_store(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="there is no MLflow store"):
+    with pytest.raises(ArtifactError, match="the MLflow store"):
         resolve("models:/pocket@challenger", f"sqlite:///{tmp_path}/mlflow.db")
     assert list(tmp_path.iterdir()) == []
 
@@ -264,7 +264,7 @@ def test_deleted_experiment_has_its_own_message(registered: Registered) -> None:
 
 
 def test_uri_without_credentials_says_how_to_give_them(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--tracking\.uri, or as \$VARIABLE"):
+    with pytest.raises(ConfigError, match=r"--tracking\.uri, or as an environment variable \$VARIABLE"):
         tracking_uri(make_config(tmp_path, tracking={"uri": "postgresql://***@host/db"}))
 
 
@@ -307,7 +307,7 @@ def test_unsupported_store_uris_are_refused(tmp_path: Path, uri: str) -> None:
 def test_unreachable_store_raises_one_message(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database, it is a poem")
     with (
-        pytest.raises(ConfigError, match=r"broken\.db is no SQLite database.*give the path of MLflow.s store"),
+        pytest.raises(ConfigError, match=r"broken\.db is not a SQLite database.*give the path of MLflow.s store"),
         Tracker(make_config(tmp_path, tracking={"uri": f"sqlite:///{tmp_path}/broken.db"})),
     ):
         raise AssertionError("must not be entered")

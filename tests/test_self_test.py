@@ -125,7 +125,7 @@ def test_difference_allows_rounding_and_exchanged_ties(item_ids: list[str], scor
 
 def test_difference_reports_another_source() -> None:
     found = difference(["a"], [1.0], "popularity", answer(["a"], [1.0], "model"))
-    assert found == "it gave 1 items by model; expected 1 items by popularity"
+    assert found == "it gives 1 items from the source model; expected 1 items from popularity"
 
 
 def test_source_model_of_earlier_releases_matches_the_popularity_member() -> None:

@@ -193,7 +193,7 @@ def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -
     changed(
         place, "UPDATE alembic_version SET version_num = '451aebb31d03'"
     )  # an early revision, although later tables exist
-    refused(place, ArtifactError, "half-made", "cannot bring it from schema 451aebb31d03", "1 runs", "mv ")
+    refused(place, ArtifactError, "half-made", "cannot upgrade it from schema 451aebb31d03", "1 runs", "mv ")
     assert not list(tmp_path.glob("mlflow.db.before-*")) and not list(tmp_path.glob(".mlflow.db.making-*"))
 
 
@@ -248,7 +248,7 @@ def test_folder_as_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_read_only_folder_raises_one_message() -> None:
-    with pytest.raises(ConfigError, match=r"cannot write in the folder /proc/none .*choose another path with tracking"):
+    with pytest.raises(ConfigError, match=r"cannot write to the folder /proc/none .*choose another path with tracking"):
         store.ready(Path("/proc/none/mlflow.db"))
 
 
