@@ -201,7 +201,7 @@ def test_bad_feedback_names_the_fix(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 of 2 rows are bad"):
         read_feedback(written(tmp_path / "b.jsonl", [row, row | {"item_id": ""}]), REWARDS, 0.0)
     (tmp_path / "c.csv").write_text("user_id,item_id,event_type,history\nu0,i1,click,i2 i3\n")
-    with pytest.raises(DataError, match="history is .*expected lists"):
+    with pytest.raises(DataError, match="history has the type .*expected lists"):
         read_feedback([str(tmp_path / "c.csv")], REWARDS, 0.0)
 
     recommender = Recommender(read_bundle(folder))

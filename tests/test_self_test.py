@@ -71,7 +71,7 @@ def test_changed_weights_with_valid_checksums_fail_the_self_test(folder: Path) -
     tensors = load_file(folder / WEIGHTS)
     save_file(tensors | {"items.vectors": tensors["items.vectors"].flip(0)}, folder / WEIGHTS)
     seal(folder, read_info(folder))
-    with pytest.raises(ArtifactError, match=r'does not answer as it did .*asked \{"user_id": "u0".*place 1 holds'):
+    with pytest.raises(ArtifactError, match=r'does not answer as it did .*for the request \{"user_id": "u0".*at rank 1'):
         read_bundle(folder)
     with pytest.raises(ArtifactError, match="register it again with this release"):
         Recommender(read_bundle(folder))
@@ -130,4 +130,4 @@ def test_difference_reports_another_source() -> None:
 
 def test_source_model_of_earlier_releases_matches_the_popularity_member() -> None:
     assert difference(["a"], [1.0], "model", answer(["a"], [1.0], "popularity")) == ""
-    assert "holds 'a' with 3" in difference(["a"], [1.0], "model", answer(["a"], [3.0], "popularity"))
+    assert "gives 'a' with score 3" in difference(["a"], [1.0], "model", answer(["a"], [3.0], "popularity"))

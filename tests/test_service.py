@@ -136,8 +136,8 @@ def test_stock_changes_only_with_its_token(service: Service, bundle: Bundle) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, 'stock: expected {"out": [all item ids that are out of stock]}'),
-        ({"out": [], "add": ["i1"]}, "stock: expected {"),
+        ({}, 'stock: expected either {"out": [all item ids that are out of stock]}'),
+        ({"out": [], "add": ["i1"]}, "stock: expected either {"),
         ({"out": [3]}, "stock: out.0: expected a string"),
         ({"sold": ["i1"]}, "stock: sold: unknown field; expected one of: add, out, remove"),
         ([], "stock: expected an object, got list"),
@@ -167,7 +167,7 @@ REFUSED = [
     ("/similar", {"user_id": "u0"}, 400, "request 0: item_id: missing"),
     ("/similar", [{"item_id": "i1"}, {"item_id": "x"}], 400, "request 1: item_id: the model does not know 'x'"),
     ("/recommend", [{"user_id": "u0"}, {"user_id": "u0", "filters": {"a": 1}}], 400, "request 1: filters.a: unknown"),
-    ("/recommend", b"{nope", 400, "no JSON"),
+    ("/recommend", b"{nope", 400, "not valid JSON"),
     ("/recommend", b'{"user_id": NaN}', 400, "NaN is not a JSON number"),
     ("/recommend", b"[" * 1900, 400, "the body is not valid JSON: nested too deeply"),
     ("/recommend", b'{"a":' * 300 + b"1" + b"}" * 300, 400, "unknown field"),
@@ -176,7 +176,7 @@ REFUSED = [
     ("/recommend", b'{"user_id": "u0", "k": 1e999}', 400, "the number 1e999 is too large"),
     ("/recommend", b'{"user_id": "u0", "k": ' + b"9" * 1900 + b"}", 400, "k: got 999"),
     ("/recommend", b'{"user_id": "u0", "k": 2, "k": 3}', 400, "the key 'k' appears twice in one object"),
-    ("/recommend", b'{"user_id": "u0\xff"}', 400, "byte 15 is no UTF-8"),
+    ("/recommend", b'{"user_id": "u0\xff"}', 400, "byte 15 is not valid UTF-8"),
     ("/recommend", {"user_id": "u0", "exclude_sen": False}, 400, "exclude_sen: unknown field"),
     ("/invocations", {"inputs": [{"user_id": "u0", "exclude_sen": False}]}, 400, "exclude_sen: unknown field"),
     ("/invocations", {"inputs": {"history": ["i1"], "friends": [7]}}, 400, "request 0: friends[0]: got 7"),
@@ -194,8 +194,8 @@ REFUSED = [
     ("/invocations", {"inputs": [], "more": 1}, 400, "more: unknown key"),
     ("/invocations", {"inputs": [{"user_id": "u0"}], "params": {"q": 1}}, 400, "params: expected"),
     ("/invocations", {"inputs": {"user_id": ["a"], "k": [1, 2]}}, 400, "differ in length"),
-    ("/invocations", {"dataframe_split": {"columns": ["user_id"], "data": [["a", 1]]}}, 400, "rows of 1 values"),
-    ("/nowhere", {}, 404, "there are: /recommend"),
+    ("/invocations", {"dataframe_split": {"columns": ["user_id"], "data": [["a", 1]]}}, 400, "expected 1 values in every row"),
+    ("/nowhere", {}, 404, "expected one of: /recommend"),
 ]
 
 

@@ -60,7 +60,7 @@ def test_similarity_by_vectors_is_the_cosine(bundle: Bundle, recommender: Recomm
     answer = like(recommender, "i3", k=10)
     assert (answer.by, answer.item_id) == ("vectors", "i3") and len(answer.titles) == 10
     had = [bundle.histories.take(np.array([user])).items_E.tolist() for user in range(USERS)]
-    assert answer.why == f"{sum(3 in items for items in had)} users have it"
+    assert answer.why == f"{sum(3 in items for items in had)} users have had the item"
     assert answer.item_ids == by_cosine(bundle.model.item_vectors_ND.numpy(), 3, 10)
     assert answer.scores == sorted(answer.scores, reverse=True) and max(answer.scores) <= 1 + 1e-6
 
@@ -198,7 +198,7 @@ def test_sentence_names_the_granularity_with_the_largest_share(recommender: Reco
     for place, why in enumerate(answer.explanations):
         positive = {name: shares[place] for name, shares in answer.shares.items() if shares[place] > 0}
         share = max(positive.values()) / sum(positive.values())
-        assert f"({share:.0%} of what".replace("%", " %") in why["sentence"]
+        assert f"({share:.0%} of its positive score".replace("%", " %") in why["sentence"]
         assert ("raised by a factor of 3" in why["sentence"]) == (answer.boosts[place] == 3)
         assert re.fullmatch(r"“Title of i\d+”: .*\.", why["sentence"])
     plain = ask(recommender, user_id="u2", k=10)
