@@ -46,7 +46,10 @@ def test_equivalent_file_formats_give_the_same_requests(tmp_path: Path, content:
         (b'{"user_id": "\xff"}', "line 1 is not valid JSON .byte 13 is not valid UTF-8"),
         (b'{"a":' * 100_000, "line 1 is not valid JSON .nested too deeply"),
         (b'{"user_id": "a", "context": ' + b'{"a":' * 500 + b"1" + b"}" * 501, ""),
-        (b'[\n{"user_id": "a"}\n]', "line 1 is not valid JSON .*; the file holds a JSON list, expected one request a line"),
+        (
+            b'[\n{"user_id": "a"}\n]',
+            "line 1 is not valid JSON .*; the file holds a JSON list, expected one request a line",
+        ),
         (b'[{"user_id": "a"}]', "line 1: expected an object .* expected one request a line"),
         (b"\xff\xfe{\x00}\x00", "is encoded as UTF-16; convert it to UTF-8"),
         (b"\n  \r\n", "has no requests"),

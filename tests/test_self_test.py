@@ -71,7 +71,9 @@ def test_changed_weights_with_valid_checksums_fail_the_self_test(folder: Path) -
     tensors = load_file(folder / WEIGHTS)
     save_file(tensors | {"items.vectors": tensors["items.vectors"].flip(0)}, folder / WEIGHTS)
     seal(folder, read_info(folder))
-    with pytest.raises(ArtifactError, match=r'does not answer as it did .*for the request \{"user_id": "u0".*at rank 1'):
+    with pytest.raises(
+        ArtifactError, match=r'does not answer as it did .*for the request \{"user_id": "u0".*at rank 1'
+    ):
         read_bundle(folder)
     with pytest.raises(ArtifactError, match="register it again with this release"):
         Recommender(read_bundle(folder))

@@ -194,7 +194,12 @@ REFUSED = [
     ("/invocations", {"inputs": [], "more": 1}, 400, "more: unknown key"),
     ("/invocations", {"inputs": [{"user_id": "u0"}], "params": {"q": 1}}, 400, "params: expected"),
     ("/invocations", {"inputs": {"user_id": ["a"], "k": [1, 2]}}, 400, "differ in length"),
-    ("/invocations", {"dataframe_split": {"columns": ["user_id"], "data": [["a", 1]]}}, 400, "expected 1 values in every row"),
+    (
+        "/invocations",
+        {"dataframe_split": {"columns": ["user_id"], "data": [["a", 1]]}},
+        400,
+        "expected 1 values in every row",
+    ),
     ("/nowhere", {}, 404, "expected one of: /recommend"),
 ]
 
