@@ -265,7 +265,7 @@ def test_log_requires_local_folder_and_exploration_requires_log(tmp_path: Path) 
     (tmp_path / "file").touch()
     for settings, message in (
         ({"log": "s3://bucket/log"}, "must be a local folder"),
-        ({"log": str(tmp_path / "file")}, "cannot be written to"),
+        ({"log": str(tmp_path / "file")}, "is not writable"),
         ({"explore": {"share": 0.1}}, r"serve\.explore\.share without serve\.log"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -204,7 +204,7 @@ def test_bad_requests_of_a_batch_are_refused(folder: Path, tmp_path: Path) -> No
     output = tmp_path / "out.parquet"
     for rows, message in [
         ([{"history": ["i1"]}], "request 0: user_id: missing"),
-        ([{"user_id": "a"}, {"user_id": "a"}], "'a' is named twice"),
+        ([{"user_id": "a"}, {"user_id": "a"}], "'a' appears more than once"),
         ([{"user_id": "a", "friend": []}], "request 0: friend: unknown field"),
     ]:
         with pytest.raises(RequestError, match=message):

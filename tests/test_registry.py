@@ -259,7 +259,7 @@ def test_deleted_experiment_has_its_own_message(registered: Registered) -> None:
     with Tracker(config) as tracker:
         pass
     client(registered.uri).delete_experiment(tracker.experiment_id)
-    with pytest.raises(ConfigError, match=r"^tracking\.experiment 'short-lived' was deleted"), Tracker(config):
+    with pytest.raises(ConfigError, match=r"^tracking\.experiment: 'short-lived' was deleted"), Tracker(config):
         raise AssertionError("must not be entered")
 
 

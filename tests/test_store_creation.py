@@ -193,7 +193,7 @@ def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -
     changed(
         place, "UPDATE alembic_version SET version_num = '451aebb31d03'"
     )  # an early revision, although later tables exist
-    refused(place, ArtifactError, "half-made", "cannot upgrade it from schema 451aebb31d03", "1 runs", "mv ")
+    refused(place, ArtifactError, "incomplete", "cannot upgrade it from schema 451aebb31d03", "1 runs", "mv ")
     assert not list(tmp_path.glob("mlflow.db.before-*")) and not list(tmp_path.glob(".mlflow.db.making-*"))
 
 
@@ -209,7 +209,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("settled")
 def test_store_without_a_table_reports_content_and_fix(copied: Path) -> None:
     changed(copied, "DROP TABLE trace_info")
-    said = refused(copied, ArtifactError, "half-made", "trace_info", "it holds 1 runs and 0 registered model versions")
+    said = refused(copied, ArtifactError, "incomplete", "trace_info", "it holds 1 runs and 0 registered model versions")
     away = copied.parent / "broken-store"
     assert f"mkdir {away} && mv {copied} {away}/" in said
     subprocess.run(f"mkdir {away} && mv {copied} {away}/", shell=True, check=True)
@@ -219,7 +219,7 @@ def test_store_without_a_table_reports_content_and_fix(copied: Path) -> None:
 @pytest.mark.usefixtures("settled")
 def test_store_without_schema_version_is_incomplete(copied: Path) -> None:
     changed(copied, "DELETE FROM alembic_version")
-    refused(copied, ArtifactError, "half-made", "schema version is missing")
+    refused(copied, ArtifactError, "incomplete", "schema version is missing")
 
 
 def test_store_of_a_newer_mlflow_names_the_fix(copied: Path) -> None:
@@ -257,7 +257,7 @@ def test_read_only_store_raises_one_message(copied: Path, monkeypatch: pytest.Mo
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda at, **rest: connect(at.replace("=rw", "=ro"), **rest))
     store.ready(copied)
-    with pytest.raises(ConfigError, match="cannot be written to .*correct the permissions"):
+    with pytest.raises(ConfigError, match="is not writable .*correct the permissions"):
         store.ready(copied, writes=True)
 
 
