@@ -1,4 +1,4 @@
-"""Two versions behind one server: who is answered by which, exploration with exact propensities, and what is logged."""
+"""Two versions behind one server: assignment of users, exploration with exact propensities, and the answer log."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ def call(
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
 @pytest.mark.parametrize("salt", ["ab", "another"])
-def test_the_share_of_users_is_that_of_the_configuration(share: float, salt: str) -> None:
+def test_share_of_users_matches_the_configuration(share: float, salt: str) -> None:
     found = sum(Split(share, salt).side_of(user) == "b" for user in USERS)
     assert abs(found - share * len(USERS)) < 4 * np.sqrt(share * (1 - share) * len(USERS))
 
 
-def test_another_process_puts_every_user_on_the_same_side() -> None:
+def test_every_process_assigns_users_to_the_same_side() -> None:
     sides = "".join(Split(0.3, "salt").side_of(user) for user in USERS[:500])
     words = "from recsys.serving.experiment_split import Split\n"
     words += "print(''.join(Split(0.3, 'salt').side_of(f'user {n}') for n in range(500)))"
-    for seed in ("1", "2"):  # Python's own hash of a text changes with it
+    for seed in ("1", "2"):  # Python's hash() of a string depends on it
         found = subprocess.run(
             [sys.executable, "-c", words],
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
@@ -85,7 +85,7 @@ def test_another_process_puts_every_user_on_the_same_side() -> None:
         assert found.stdout.strip() == sides
 
 
-def test_a_larger_share_moves_users_to_b_alone_and_another_salt_draws_anew() -> None:
+def test_larger_share_moves_users_only_to_b_and_new_salt_reassigns() -> None:
     small, large, other = Split(0.1, "ab"), Split(0.3, "ab"), Split(0.1, "next test")
     mine = {user for user in USERS if small.side_of(user) == "b"}
     assert mine < {user for user in USERS if large.side_of(user) == "b"}
@@ -93,7 +93,7 @@ def test_a_larger_share_moves_users_to_b_alone_and_another_salt_draws_anew() -> 
     assert 0.06 < both < 0.14, "who was drawn in one test is drawn in the next as often as anybody"
 
 
-def test_each_user_is_answered_by_their_version_whatever_call_they_are_in(bundles: tuple[Bundle, Bundle]) -> None:
+def test_users_keep_their_version_in_mixed_calls(bundles: tuple[Bundle, Bundle]) -> None:
     service = pair(bundles)
     rows = [{"user_id": f"{'u' if number < 6 else 'stranger '}{number}", "k": 4} for number in range(40)]
     rows.insert(3, {"history": ["i1", "i2"], "k": 4})
@@ -112,14 +112,14 @@ def test_each_user_is_answered_by_their_version_whatever_call_they_are_in(bundle
     assert service.about["ab"] == {"share": 0.5, "model": B} and service.about["version"] == "3"
 
 
-def test_requests_without_a_user_and_similar_items_are_of_the_first_version(bundles: tuple[Bundle, Bundle]) -> None:
+def test_version_a_answers_similar_items_and_requests_without_user(bundles: tuple[Bundle, Bundle]) -> None:
     service = pair(bundles)
     for number in range(20):
         assert call(service, {"history": [f"i{number % 9}"], "k": 3})[1]["version"] == "3"
     assert call(service, {"item_id": "i2", "k": 3}, "/similar")[2]["X-Model-Version"] == "3"
 
 
-def test_both_versions_change_alone_and_keep_the_stock(bundles: tuple[Bundle, Bundle]) -> None:
+def test_versions_change_independently_and_keep_the_stock(bundles: tuple[Bundle, Bundle]) -> None:
     service = pair(bundles)
     users = {side: next(user for user in USERS if Split(0.5, "ab").side_of(user) == side) for side in ("a", "b")}
     best = {side: call(service, {"user_id": user, "k": 1})[1]["item_ids"][0] for side, user in users.items()}
@@ -132,7 +132,7 @@ def test_both_versions_change_alone_and_keep_the_stock(bundles: tuple[Bundle, Bu
     assert [call(service, {"user_id": users[side]})[1]["version"] for side in ("a", "b")] == ["6", "5"]
 
 
-def test_a_mistake_is_counted_from_the_beginning_of_the_call(bundles: tuple[Bundle, Bundle]) -> None:
+def test_error_counts_requests_from_the_beginning_of_the_call(bundles: tuple[Bundle, Bundle]) -> None:
     service = pair(bundles)
     for place in range(8):
         rows: list[Any] = [{"user_id": f"u{number}"} for number in range(8)]
@@ -141,7 +141,7 @@ def test_a_mistake_is_counted_from_the_beginning_of_the_call(bundles: tuple[Bund
         assert status == 400 and said["error"].startswith(f"request {place}: history[0].event_type"), said
 
 
-def test_without_a_second_model_nothing_is_said_of_versions(bundles: tuple[Bundle, Bundle]) -> None:
+def test_answers_have_no_version_without_a_second_model(bundles: tuple[Bundle, Bundle]) -> None:
     service = service_of(ServeConfig(), LIMITS)
     service.adopt(bundles[0], A)
     answer = call(service, {"user_id": "u0"})[1]
@@ -151,7 +151,7 @@ def test_without_a_second_model_nothing_is_said_of_versions(bundles: tuple[Bundl
 # ---------------------------------------------------------------------------------------------------------- exploration
 
 
-def test_items_stand_at_their_places_as_often_as_the_propensities_say(bundles: tuple[Bundle, Bundle]) -> None:
+def test_item_positions_match_the_propensities(bundles: tuple[Bundle, Bundle]) -> None:
     recommender, explorer = Recommender(bundles[0]), Explorer(0.4, 5, "explore")
     ranked = recommender.recommend(parse_requests([{"history": ["i1"], "k": 7}]))[0].item_ids
     rows = [{"user_id": f"new {number}", "history": ["i1"], "k": 7, "at": 86_400} for number in range(4000)]
@@ -171,7 +171,7 @@ def test_items_stand_at_their_places_as_often_as_the_propensities_say(bundles: t
             assert abs(counts[place, item] - chance * 4000) < 4.5 * np.sqrt(chance * (1 - chance) * 4000)
 
 
-def test_pages_of_a_day_fit_together_and_another_day_is_drawn_anew(bundles: tuple[Bundle, Bundle]) -> None:
+def test_pages_of_one_day_fit_together_and_days_differ(bundles: tuple[Bundle, Bundle]) -> None:
     recommender, explorer = Recommender(bundles[0]), Explorer(1.0, 6, "explore")
 
     def page(k: int, offset: int, day: int) -> list[str]:
@@ -183,7 +183,7 @@ def test_pages_of_a_day_fit_together_and_another_day_is_drawn_anew(bundles: tupl
     assert len({tuple(one) for one in whole}) > 4
 
 
-def test_exploring_draws_do_not_depend_on_the_side() -> None:
+def test_exploration_is_independent_of_the_side() -> None:
     explorer = Explorer(0.3, 4, "ab")  # the salt of the split
     items, split = np.arange(4), Split(0.5, "ab")
     moved: Counter[str] = Counter()
@@ -194,7 +194,7 @@ def test_exploring_draws_do_not_depend_on_the_side() -> None:
     assert abs(moved["a"] - moved["b"]) < 4 * np.sqrt(moved.total()), moved
 
 
-def test_lists_without_a_user_or_made_diverse_are_not_drawn(bundles: tuple[Bundle, Bundle]) -> None:
+def test_lists_without_user_or_with_diversity_are_not_explored(bundles: tuple[Bundle, Bundle]) -> None:
     recommender, explorer = Recommender(bundles[0]), Explorer(1.0, 6, "explore")
     rows = [{"history": ["i1"]}, {"user_id": "u1", "diversify": {"strength": 0.3}}, {"user_id": "u1"}]
     drawn = recommender.answer(parse_requests(rows), explorer=explorer)
@@ -202,7 +202,7 @@ def test_lists_without_a_user_or_made_diverse_are_not_drawn(bundles: tuple[Bundl
     assert drawn[:2] == plain[:2] and drawn[2].propensities is not None  # type: ignore[union-attr]
 
 
-def test_a_drawn_list_keeps_the_rules_and_its_shares_sum_to_its_scores(bundles: tuple[Bundle, Bundle]) -> None:
+def test_explored_list_keeps_rules_and_exact_shares(bundles: tuple[Bundle, Bundle]) -> None:
     recommender, explorer = Recommender(bundles[0]), Explorer(1.0, 20, "explore")
     row = {"user_id": "u1", "k": 9, "candidates": ["i1", "i3", "i5", "i7", "i9"], "exclude": ["i5"], "boost": []}
     row["boost"] = [{"factor": 4, "items": ["i9"]}]
@@ -216,7 +216,7 @@ def test_a_drawn_list_keeps_the_rules_and_its_shares_sum_to_its_scores(bundles: 
 # -------------------------------------------------------------------------------------------------------------- the log
 
 
-def test_what_is_logged_is_what_was_answered(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
+def test_log_equals_the_answers(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
     service = pair(bundles, log=str(tmp_path / "log"), explore={"share": 0.5, "pool": 4})
     rows = [{"user_id": f"u{n}", "k": 3, "history": [{"item_id": "i1", "event_type": "buy"}]} for n in range(9)]
     answers = call(service, rows)[1]
@@ -235,7 +235,7 @@ def test_what_is_logged_is_what_was_answered(bundles: tuple[Bundle, Bundle], tmp
         assert one.request == parse_requests([row])[0]
 
 
-def test_a_call_that_began_with_another_version_is_logged_once(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
+def test_call_during_a_version_change_is_logged_once(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
     service = pair(bundles, log=str(tmp_path), max_scores=10**12)
     service.limits = Limits(1 << 20, 10_000, max_answers=10**7, max_scores=10**12)
     asked = 0
@@ -253,19 +253,19 @@ def test_a_call_that_began_with_another_version_is_logged_once(bundles: tuple[Bu
     assert len(read_logs([str(tmp_path)])[0]) == 400
 
 
-def test_a_full_disk_fails_no_call_and_is_counted(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
+def test_failed_log_write_fails_no_call_and_is_counted(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
     service = pair(bundles, log=str(tmp_path / "log"))
     (tmp_path / "log").rmdir()
-    (tmp_path / "log").touch()  # a folder that cannot be written to
+    (tmp_path / "log").touch()  # a file in place of the folder: writing fails
     assert call(service, {"user_id": "u0"})[0] == 200
     assert "recsys_unlogged_answers_total 1" in service.metrics([service.counts.snapshot()], 1).body.decode()
 
 
-def test_the_log_needs_a_local_folder_and_exploration_a_log(tmp_path: Path) -> None:
+def test_log_requires_local_folder_and_exploration_requires_log(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for settings, message in (
         ({"log": "s3://bucket/log"}, "must be a local folder"),
-        ({"log": str(tmp_path / "file")}, "cannot be written to"),
+        ({"log": str(tmp_path / "file")}, "is not writable"),
         ({"explore": {"share": 0.1}}, r"serve\.explore\.share without serve\.log"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -287,7 +287,7 @@ def test_two_replicas_keep_each_user_on_their_version_while_both_aliases_move(tm
     users = [f"{'u' if number < 6 else 'stranger '}{number}" for number in range(40)]
 
     def versions() -> dict[str, set[str]]:
-        """The versions that answered the users of each side, asked one by one and then all at once."""
+        """The versions that answered the users of each side, in single calls and then in one call."""
         found: dict[str, set[str]] = {"a": set(), "b": set()}
         rows = [{"user_id": user, "history": ["i1"], "k": 3} for user in users]
         answers = [post(f"{url}/recommend", row) for row in rows] + post(f"{url}/recommend", rows)

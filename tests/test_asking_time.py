@@ -1,4 +1,4 @@
-"""A question has a time: that of its first target in evaluation, its own or now in serving, the data's in batch."""
+"""The time of a request: the first target in evaluation, its own time or now in serving, the newest event in batch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def recommender(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFacto
     return Recommender(read_bundle(folder))
 
 
-def test_evaluation_asks_at_the_earliest_target(tmp_path: Path) -> None:
+def test_evaluation_uses_the_time_of_the_earliest_target(tmp_path: Path) -> None:
     histories = [
         [(0, 0, DAY, Split.TRAIN), (1, 0, 5 * DAY, Split.TEST), (2, 0, 4 * DAY, Split.TEST)],
         [(0, 0, DAY, Split.TRAIN), (1, 0, 0, Split.TEST), (2, 0, 9 * DAY, Split.TEST)],
@@ -50,7 +50,7 @@ def test_evaluation_asks_at_the_earliest_target(tmp_path: Path) -> None:
     assert kept.asked_at_B.tolist() == [4 * DAY, 9 * DAY, 0]
 
 
-def test_batches_carry_times_of_events_and_of_asking(tmp_path: Path) -> None:
+def test_batches_have_times_of_events_and_requests(tmp_path: Path) -> None:
     histories = write_dataset(tmp_path, [leave_last(3, 1, 2), leave_last(0, 1, 2, 3)], 4, num_shards=1).histories()
     trained = every_position(histories, 2, np.arange(2))
     assert trained.times_UL.tolist() == [[DAY, 2 * DAY], [2 * DAY, 3 * DAY]]
@@ -60,7 +60,7 @@ def test_batches_carry_times_of_events_and_of_asking(tmp_path: Path) -> None:
     assert asked.whole is not None and asked.whole.histories.items_E.tolist() == [3, 1, 0, 1, 2]
 
 
-def test_histories_are_held_only_where_a_member_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_histories_are_loaded_only_where_a_member_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write_dataset(tmp_path, [leave_last(0, 1, 0, 1, 2) for _ in range(40)], 3)
     tree: Any = {"data": {"dir": str(tmp_path)}, "evaluate": {"max_fit_events": 100}}
     tree["model"] = {"granularities": {"behaviour": {"enabled": True}, "item_cf": {"enabled": True}}}
@@ -75,7 +75,7 @@ def test_histories_are_held_only_where_a_member_reads_them(tmp_path: Path, monke
     assert some is not None and 10 <= len(some) <= 30 and set(some.lengths_U) == {4}
 
 
-def test_a_request_is_asked_now_unless_it_says_when(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_time_is_now_by_default(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1_234_567.9)
     rows = [{"user_id": "u0"}, {"user_id": "u0", "at": "1970-01-02"}, {"history": ["i1"], "at": 2 * 10**9}]
     assert recommender.queries(parse_requests(rows)).asked_at_B.tolist() == [1_234_567, DAY, 2 * 10**9]
@@ -83,9 +83,7 @@ def test_a_request_is_asked_now_unless_it_says_when(recommender: Recommender, mo
         parse_requests([{"user_id": "u0", "at": "soon"}])
 
 
-def test_users_of_a_batch_are_asked_at_the_newest_event(
-    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_uses_the_time_of_the_newest_event(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     parts = FrozenModel.parts
 
@@ -100,14 +98,14 @@ def test_users_of_a_batch_are_asked_at_the_newest_event(
     assert asked[2:] == [7]
 
 
-def test_a_batch_without_times_is_asked_at_an_unknown_time(tmp_path: Path) -> None:
+def test_batch_without_event_times_has_an_unknown_time(tmp_path: Path) -> None:
     histories = [[(item, 0, 0, part) for item, _, _, part in leave_last(0, 1, 2, 3)] for _ in range(3)]
     dataset = write_dataset(tmp_path / "dataset", histories, 12, text_width=6)
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
     assert Recommender(read_bundle(tmp_path / "bundle")).newest == 0
 
 
-def test_a_wrong_time_of_a_batch_is_found_before_anything_starts() -> None:
+def test_invalid_time_of_a_batch_is_refused_before_the_start() -> None:
     config = build_config(
         {"recommend": {"at": "yesterday"}, "model": {"granularities": {"behaviour": {"enabled": True}}}}
     )

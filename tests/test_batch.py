@@ -1,4 +1,4 @@
-"""Batch recommendation gives what the recommender gives, in the order of the users, in one file."""
+"""Batch recommendation writes the answers of the recommender, in the order of the users, to one file."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_all_users_equal_direct_answers(ray_local: None, folder: Path, tmp_path:
             assert sum(shares) == row["score"]
         else:
             assert shares == [None] * len(recommender.names)
-    assert (summary.num_users, summary.num_rows, summary.num_fallback) == (6, 24, 1)  # u5: nothing known
+    assert (summary.num_users, summary.num_rows, summary.num_fallback) == (6, 24, 1)  # nothing is known about u5
 
 
-def test_chosen_users_in_the_order_of_the_bundle(answering_here: None, folder: Path, tmp_path: Path) -> None:
+def test_chosen_users_are_in_the_order_of_the_bundle(answering_here: None, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "recommendations.parquet"
     output.write_text("of an earlier run")
     recommend_all(folder, output, k=2, exclude_seen=False, users=["zoe", "u4", "u1", "adam"])
@@ -59,21 +59,21 @@ def test_chosen_users_in_the_order_of_the_bundle(answering_here: None, folder: P
     assert [row["source"] for row in rows] == ["model"] * 4 + ["popularity"] * 4
 
 
-def test_nobody_asked_is_an_empty_file(ray_local: None, folder: Path, tmp_path: Path) -> None:
+def test_no_users_give_an_empty_file(ray_local: None, folder: Path, tmp_path: Path) -> None:
     summary = recommend_all(folder, tmp_path / "recommendations.parquet", users=[])
     assert (summary.num_users, pq.read_table(summary.path).num_rows) == (0, 0)
 
 
-def test_bad_calls_leave_the_old_file(folder: Path, tmp_path: Path) -> None:
+def test_invalid_calls_keep_the_old_file(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "recommendations.parquet"
     output.write_text("of an earlier run")
     with pytest.raises(RequestError, match="got 0, expected 1 … 1000"):
         recommend_all(folder, output, k=0)
-    with pytest.raises(RequestError, match="'u1' is named twice"):
+    with pytest.raises(RequestError, match="'u1' appears more than once"):
         recommend_all(folder, output, users=["u1", "u2", "u1"])
     with pytest.raises(RequestError, match="got 7, expected user ids"):
         recommend_all(folder, output, users=[7])  # type: ignore[list-item]
-    with pytest.raises(ArtifactError, match="holds no model bundle"):
+    with pytest.raises(ArtifactError, match="has no model bundle"):
         recommend_all(tmp_path / "nowhere", output)
     assert output.read_text() == "of an earlier run"
     assert [path.name for path in tmp_path.iterdir()] == ["recommendations.parquet"]
@@ -81,8 +81,8 @@ def test_bad_calls_leave_the_old_file(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize("k", [1, 4, 30])
-def test_lists_column_by_column_are_the_answers(folder: Path, k: int, exclude_seen: bool) -> None:
-    """Known users, one of whom nothing is known, strangers, and more places than items."""
+def test_columnar_lists_equal_the_answers(folder: Path, k: int, exclude_seen: bool) -> None:
+    """Covers known users, a user without events, unknown users, and k above the number of items."""
     recommender = Recommender(read_bundle(folder))
     users = [*recommender.bundle.user_ids, "zoe", "adam"]
     answers = recommender.recommend([Request(user_id=user, k=k, exclude_seen=exclude_seen) for user in users])
@@ -97,7 +97,7 @@ def test_lists_column_by_column_are_the_answers(folder: Path, k: int, exclude_se
             np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)
 
 
-def test_rules_of_the_configuration_and_of_requests_hold(answering_here: None, folder: Path, tmp_path: Path) -> None:
+def test_rules_of_configuration_and_requests_apply(answering_here: None, folder: Path, tmp_path: Path) -> None:
     recommender = Recommender(read_bundle(folder))
     at = recommender.newest
     rules = {"boost": {"factor": 3, "items": ["i7"]}, "exclude": ["i8"], "explain": True}

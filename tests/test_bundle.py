@@ -1,4 +1,4 @@
-"""A bundle holds all a recommender needs, gives back what was put in, and refuses to be damaged."""
+"""A bundle holds everything that a recommender needs, reads back what was written, and detects damage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_round_trip_of_the_model(folder: Path, frozen: FrozenModel) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     queries = ask([[0, 1, 2], [5], []], [0, -1, 3])
-    # text vectors are kept as float16
+    # text vectors are stored as float16
     assert torch.allclose(read.scores(queries), frozen.scores(queries), atol=1e-3)
 
 
@@ -66,7 +66,7 @@ def test_round_trip_of_vocabularies_and_histories(folder: Path) -> None:
     assert bundle.histories.through(Split.VALID).lengths_U.tolist() == [4, 3, 3, 0, 2, 0]
 
 
-def test_the_description_says_where_the_model_comes_from(folder: Path, dataset: PreparedDataset) -> None:
+def test_description_has_the_origin_of_the_model(folder: Path, dataset: PreparedDataset) -> None:
     info = read_bundle(folder).info
     assert info.dataset["content_hash"] == dataset.manifest.content_hash
     assert info.dataset["counts"]["users"] == 6
@@ -77,7 +77,7 @@ def test_the_description_says_where_the_model_comes_from(folder: Path, dataset: 
     assert (info.event_types, info.default_event_type) == (["view", "buy"], "view")
 
 
-def test_nothing_is_pickled_and_nothing_is_left_aside(folder: Path) -> None:
+def test_bundle_has_no_pickle_and_no_temporary_file(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "attributes.parquet",
         "bundle.json",
@@ -90,13 +90,13 @@ def test_nothing_is_pickled_and_nothing_is_left_aside(folder: Path) -> None:
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle", "dataset"]
 
 
-def test_what_only_training_needs_stays_behind(frozen: FrozenModel) -> None:
+def test_frozen_model_drops_training_only_tensors(frozen: FrozenModel) -> None:
     names = frozen.tensors()
     assert not [name for name in names if "convs" in name or "granularities.collaborative" in name]
     assert {"state.social.users_VD", "state.collaborative.fold_ND"} <= names.keys()
 
 
-def test_naming_the_tensors_draws_no_random_number(frozen: FrozenModel) -> None:
+def test_reading_tensor_names_draws_no_random_number(frozen: FrozenModel) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -104,15 +104,13 @@ def test_naming_the_tensors_draws_no_random_number(frozen: FrozenModel) -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_writing_again_replaces(folder: Path, dataset: PreparedDataset, frozen: FrozenModel) -> None:
+def test_writing_again_replaces_the_bundle(folder: Path, dataset: PreparedDataset, frozen: FrozenModel) -> None:
     write_bundle(folder, frozen, dataset, {"metrics": {"ndcg@20": 0.5}})
     assert read_bundle(folder).info.metrics == {"ndcg@20": 0.5}
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle", "dataset"]
 
 
-def test_a_folder_of_something_else_is_not_replaced(
-    tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel
-) -> None:
+def test_folder_without_a_bundle_is_not_replaced(tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match="not a bundle"):
@@ -132,13 +130,13 @@ def test_title_falls_back_to_text_then_to_the_id(tmp_path: Path) -> None:
     assert titles[1:3] == ["i1", "short"]
 
 
-def test_a_model_of_another_dataset_is_refused(tmp_path: Path, frozen: FrozenModel) -> None:
+def test_model_of_another_dataset_is_refused(tmp_path: Path, frozen: FrozenModel) -> None:
     other = write_dataset(tmp_path / "other", HISTORIES[:3], ITEMS)
     with pytest.raises(ArtifactError, match="6 users and 12 items.*3 and 12"):
         write_bundle(tmp_path / "bundle", frozen, other, {})
 
 
-def test_a_diverged_model_is_refused(tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel) -> None:
+def test_diverged_model_is_refused(tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel) -> None:
     with torch.no_grad():
         frozen.item_vectors_ND[0, 0] = float("nan")
     with pytest.raises(ArtifactError, match=r"items\.vectors.*diverged"):
@@ -147,7 +145,7 @@ def test_a_diverged_model_is_refused(tmp_path: Path, dataset: PreparedDataset, f
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "items.parquet", "users.parquet"])
-def test_damage_is_found(folder: Path, name: str) -> None:
+def test_damaged_files_are_detected(folder: Path, name: str) -> None:
     whole = (folder / name).read_bytes()
     middle = len(whole) // 2
     (folder / name).write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
@@ -161,7 +159,7 @@ def test_damage_is_found(folder: Path, name: str) -> None:
         read_bundle(folder)
 
 
-def test_bad_descriptions(folder: Path, tmp_path: Path) -> None:
+def test_invalid_descriptions_are_refused(folder: Path, tmp_path: Path) -> None:
     description = folder / "bundle.json"
     content = json.loads(description.read_text())
     for text, message in [
@@ -174,5 +172,5 @@ def test_bad_descriptions(folder: Path, tmp_path: Path) -> None:
         description.write_text(text)
         with pytest.raises(ArtifactError, match=f"(?s){message}"):
             read_bundle(folder)
-    with pytest.raises(ArtifactError, match="holds no model bundle"):
+    with pytest.raises(ArtifactError, match="has no model bundle"):
         read_bundle(tmp_path / "nowhere")

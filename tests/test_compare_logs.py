@@ -1,4 +1,4 @@
-"""`recsys compare --logs`: outcomes of versions and off-policy values from the log of a server, and what is refused."""
+"""`recsys compare --logs`: outcomes of versions and off-policy estimates from an answer log, and refusals."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from recsys.serving.service import Incoming, Job, Limits, Outcome, service_of
 
 Captured = pytest.CaptureFixture[str]
 NUM_USERS, K = 3000, 4
-WORTH = {f"i{item}": 0.9 if item % 2 else 0.1 for item in range(12)}  # the chance of a click on a shown item
+WORTH = {f"i{item}": 0.9 if item % 2 else 0.1 for item in range(12)}  # probability of a click on a shown item
 
 
 @dataclass(frozen=True)
 class World:
-    """A server's log of two versions, the clicks on it, and what a list of each version is worth undrawn."""
+    """The answer log of two versions, the clicks, and the true value of each version without exploration."""
 
     folder: Path
     truth: dict[str, float]
@@ -88,7 +88,7 @@ def event(user: str | None, item: str, when: datetime, **more: Any) -> dict[str,
     return {"user_id": user, "item_id": item, "event_type": "click", "timestamp": when.isoformat(), **more}
 
 
-def test_the_estimates_of_a_model_contain_its_planted_value(world: World, capsys: Captured) -> None:
+def test_estimate_intervals_contain_the_planted_value(world: World, capsys: Captured) -> None:
     for name in ("a", "b"):
         out = world.folder / f"{name}.json"
         assert world.compare("--compare.target", str(world.folder / name), "--compare.out", str(out)) == 0
@@ -105,7 +105,7 @@ def test_the_estimates_of_a_model_contain_its_planted_value(world: World, capsys
     assert abs(world.truth["a"] - world.truth["b"]) > 0.02, "the models are worth different amounts"
 
 
-def test_versions_are_compared_by_users_and_the_outcome_is_the_mean(world: World, capsys: Captured) -> None:
+def test_versions_are_compared_by_mean_outcome_over_users(world: World, capsys: Captured) -> None:
     assert world.compare() == 0
     record = json.loads((world.folder / "log/compare.json").read_text())
     assert "target" not in record and record["notes"] == []
@@ -120,7 +120,7 @@ def test_versions_are_compared_by_users_and_the_outcome_is_the_mean(world: World
     assert "models:/pocket/b less models:/pocket/a, reward per answer: " in capsys.readouterr().out
 
 
-def test_a_dry_run_reads_and_writes_nothing(world: World, capsys: Captured) -> None:
+def test_dry_run_reads_and_writes_nothing(world: World, capsys: Captured) -> None:
     out = world.folder / "dry.json"
     assert world.compare("--compare.out", str(out), "--dry-run") == 0
     said = capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_a_dry_run_reads_and_writes_nothing(world: World, capsys: Captured) -> N
 
 
 def changed(world: World, folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
-    """The log with every line changed."""
+    """A copy of the log with every line changed."""
     lines = [json.loads(line) for path in Path(world.logs).glob("*.jsonl") for line in path.read_text().splitlines()]
     [change(line) for line in lines]
     (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -143,9 +143,7 @@ def refused(code: int, capsys: Captured, *parts: str) -> None:
     assert all(part in said for part in parts), said
 
 
-def test_a_log_without_propensities_is_refused_for_a_target_alone(
-    world: World, tmp_path: Path, capsys: Captured
-) -> None:
+def test_log_without_propensities_is_refused_only_with_a_target(world: World, tmp_path: Path, capsys: Captured) -> None:
     logs = changed(world, tmp_path, lambda line: line.pop("propensities"))
     code = world.compare("--compare.target", str(world.folder / "b"), logs=logs)
     refused(code, capsys, logs, "none of 3,000 answers carries propensities", "serve.explore.share")
@@ -170,7 +168,7 @@ def test_answers_without_propensities_are_left_out_of_the_estimates(
     assert "300 answers without propensities are left out of the estimates" in record["notes"]
 
 
-def test_a_target_that_has_seen_the_outcome_is_refused(world: World, tmp_path: Path, capsys: Captured) -> None:
+def test_target_trained_after_the_log_is_refused(world: World, tmp_path: Path, capsys: Captured) -> None:
     newest = Recommender(read_bundle(world.folder / "b")).newest
     assert newest > 0
 
@@ -186,7 +184,7 @@ def test_a_target_that_has_seen_the_outcome_is_refused(world: World, tmp_path: P
     refused(code, capsys, "compare.target", "it has seen what came of them")
 
 
-def test_bad_lines_name_file_and_line_and_a_cut_last_line_is_left_out(
+def test_bad_lines_name_file_and_line_and_incomplete_last_line_is_skipped(
     world: World, tmp_path: Path, capsys: Captured
 ) -> None:
     [path] = Path(world.logs).glob("*.jsonl")
@@ -227,12 +225,12 @@ def test_bad_lines_name_file_and_line_and_a_cut_last_line_is_left_out(
         (["--logs", "LOG", "--feedback", "CLICKS", "--compare.targets", "x"], ["targets", "unknown"]),
     ],
 )
-def test_mistakes_are_one_message(words: list[str], parts: list[str], world: World, capsys: Captured) -> None:
+def test_wrong_inputs_raise_one_message(words: list[str], parts: list[str], world: World, capsys: Captured) -> None:
     places = {"LOG": world.logs, "CLICKS": world.clicks}
     refused(main(["compare", *(places.get(word, word) for word in words)]), capsys, *parts)
 
 
-def test_an_event_belongs_to_the_newest_answer_before_it_that_shows_its_item(world: World) -> None:
+def test_event_belongs_to_the_newest_earlier_answer_with_its_item(world: World) -> None:
     logged = sorted(read_logs([world.logs])[0], key=lambda one: one.time)[:3]
     times = (0.0, 100.0, 200.0)
     items = (["x", "y"], ["y", "z"], ["x"])
@@ -245,7 +243,7 @@ def test_an_event_belongs_to_the_newest_answer_before_it_that_shows_its_item(wor
         ("u", "y", 150.0, None, (1, 0)),
         ("u", "x", 199.5, None, (2, 0)),  # clocks differ by less than a second
         ("u", "x", 198.0, None, (0, 0)),
-        ("u", "x", 501.0, None, None),  # behind the window of 300 s
+        ("u", "x", 501.0, None, None),  # after the window of 300 s
         ("u", "w", 150.0, None, None),
         ("v", "y", 150.0, None, None),
         ("u", "y", None, None, None),

@@ -62,7 +62,7 @@ def test_a_half_made_store_is_a_failure(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
     os.utime(store, (0, 0))  # nobody is making it now
     found = _of(checkup.tracking, _config(tmp_path, ("tracking.uri", f"sqlite:///{store}")))["mlflow store"]
-    assert found.state == "fail" and "half-made" in found.found
+    assert found.state == "fail" and "incomplete" in found.found
 
 
 @pytest.mark.parametrize(

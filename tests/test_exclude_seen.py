@@ -1,4 +1,4 @@
-"""Where a request does not say, what a user had is left out as the model was evaluated, in every way of serving."""
+"""By default every way of serving treats seen items as the evaluation did."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module", params=[True, False], ids=["left out", "ranked"])
 def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """A bundle whose model was evaluated so; u0 has had five of twelve items."""
+    """A bundle of a model evaluated with this setting; u0 has had five of twelve items."""
     place = tmp_path_factory.mktemp("seen")
     dataset = small_world(place / "data")
     write_bundle(place / "bundle", small_model(dataset), dataset, {"comparison": {"exclude_seen": request.param}})
     return place / "bundle"
 
 
-def test_every_way_of_serving_follows_the_evaluation(folder: Path) -> None:
+def test_every_way_of_serving_excludes_seen_items_as_evaluated(folder: Path) -> None:
     bundle = read_bundle(folder)
     expected = 7 if bundle.exclude_seen else 12
     recommender = Recommender(bundle)
@@ -46,14 +46,14 @@ def test_every_way_of_serving_follows_the_evaluation(folder: Path) -> None:
     assert isinstance(outcome, Answered) and len(outcome.answers[0].item_ids) == expected
 
 
-def test_what_a_request_says_counts(folder: Path) -> None:
+def test_request_overrides_the_default(folder: Path) -> None:
     recommender = Recommender(read_bundle(folder))
     said = [Request(user_id="u0", k=K, exclude_seen=exclude) for exclude in (True, False)]
     assert [len(answer.item_ids) for answer in recommender.recommend(said)] == [7, 12]
     assert [len(user_table(recommender, pa.array(["u0"]), K, exclude)) for exclude in (True, False)] == [7, 12]
 
 
-def test_the_schema_and_the_parameters_show_the_default(folder: Path) -> None:
+def test_schema_and_parameters_show_the_default(folder: Path) -> None:
     default = read_bundle(folder).exclude_seen
     assert request_schema(default)["properties"]["exclude_seen"]["default"] is default
     shown = {param.name: param.default for param in signature(default).params.params}
@@ -61,8 +61,8 @@ def test_the_schema_and_the_parameters_show_the_default(folder: Path) -> None:
     assert "exclude_seen" not in _rows([{"user_id": "u"}], {})[0], "the model's own, where MLflow gives no parameters"
 
 
-def test_a_bundle_that_does_not_say_leaves_out(tmp_path: Path) -> None:
-    """As releases before did, whose self-test asked so."""
+def test_bundle_without_setting_excludes_seen_items(tmp_path: Path) -> None:
+    """As in earlier releases, whose self-test used this default."""
     dataset = small_world(tmp_path / "data")
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
     assert read_bundle(tmp_path / "bundle").exclude_seen is True

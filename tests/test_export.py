@@ -295,7 +295,7 @@ def test_what_is_refused(
         ([run, "--to", "faiss", "--out", out, "--export.without", "[als]"], "export.without is of onnx alone"),
         ([run, run, "--to", "faiss", "--out", out], "got 2 models, expected one"),
         (["--to", "faiss", "--out", out], "which model? usage: recsys export MODEL"),
-        ([str(tmp_path), "--to", "faiss", "--out", out], "holds no model bundle"),
+        ([str(tmp_path), "--to", "faiss", "--out", out], "has no model bundle"),
     ):
         assert main(["export", *words]) == 2
         assert message in capsys.readouterr().err

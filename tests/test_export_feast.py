@@ -1,4 +1,4 @@
-"""The example of a feature store: histories come from Feast at request time, answers are those of the model."""
+"""The feature-store example: histories come from Feast at request time, and answers equal those of the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MINUTE = 60
 
 @pytest.fixture
 def feast_python() -> str:
-    """A Python that has Feast, onnxruntime and faiss."""
+    """A Python interpreter with Feast, onnxruntime and faiss."""
     named = os.environ.get("FEAST_PYTHON", "")
     if not named and importlib.util.find_spec("feast") is None:
         pytest.skip(

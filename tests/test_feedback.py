@@ -1,4 +1,4 @@
-"""Fusion weights from feedback: known ones are recovered, skips count against who asked, nothing else moves."""
+"""Fusion weights from feedback: known weights are recovered, skips lower granularities, nothing else changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fusion_of(kind: str, weights: list[float]) -> Fusion:
 
 
 def evidence(weights: list[float], rows: int = 20_000, intercept: float = -1.0, seed: int = 0) -> Evidence:
-    """Feedback of users who like by σ(intercept + Σ λ*_k s_k); granularity 1 is missing for a third of the rows."""
+    """Feedback with P(like) = σ(intercept + Σ λ*_k s_k); granularity 1 is missing for a third of the rows."""
     random = np.random.default_rng(seed)
     shares_RK = random.normal(size=(rows, len(weights))) * np.array([0.5, 2.0, 1.0])[: len(weights)]
     present_RK = np.ones_like(shares_RK, dtype=bool)
@@ -62,7 +62,7 @@ def test_known_weights_are_recovered_up_to_a_common_factor(kind: str) -> None:
     assert kind == "learned" or used.max() <= 1
 
 
-def test_weights_of_no_use_become_zero_and_never_negative() -> None:
+def test_useless_weights_become_zero_and_never_negative() -> None:
     found = refit_fusion(fusion_of("learned", [0.5, 0.5, 0.5]), evidence([2.0, -1.0, 1.0]), prior_rows=1.0, seed=0)
     assert found.better and found.after_K[1] == 0 and (found.after_K >= 0).all()
 
@@ -80,8 +80,8 @@ def test_the_prior_of_a_gate_is_recovered() -> None:
     np.testing.assert_allclose(found.after_K.softmax(0), truth_K.softmax(0), atol=0.05)
 
 
-def test_skips_of_what_one_granularity_asked_for_lower_it() -> None:
-    """Shown items that granularity 0 scores high are skipped, the rest is as today's weights say."""
+def test_skips_lower_the_granularity_that_ranked_the_items() -> None:
+    """Items with high scores from granularity 0 are skipped; other feedback follows the current weights."""
     made = evidence([0.5, 0.5, 0.5])
     asked_R = made.shares_RK[:, 0] > 0.5
     annoyed = Evidence(made.shares_RK, made.present_RK, made.gate_RK, made.liked_R * ~asked_R, made.counts_R)
@@ -98,15 +98,15 @@ def test_a_purchase_counts_more_than_a_click() -> None:
     assert refit_fusion(fusion, heavier, 1.0, 0).after_K[2] > refit_fusion(fusion, made, 1.0, 0).after_K[2]
 
 
-def test_todays_weights_hold_by_the_rows_they_weigh() -> None:
+def test_prior_keeps_current_weights_in_proportion_to_its_rows() -> None:
     fusion = fusion_of("learned", [0.5, 0.5, 0.5])
     made = evidence([1.6, 0.4, 1.0], rows=500)
     moved = [float((refit_fusion(fusion, made, rows, 0).after_K - 0.5).abs().sum()) for rows in (0.0, 100.0, 1e4, 1e8)]
     assert moved == sorted(moved, reverse=True) and moved[-1] < 1e-3
 
 
-def test_feedback_that_says_nothing_changes_nothing() -> None:
-    """Ten worlds in which today's weights are the truth: never better by more than chance, save once at most."""
+def test_uninformative_feedback_changes_nothing() -> None:
+    """In ten data sets the current weights are the truth: at most one result may be significantly better."""
     fusion = fusion_of("learned", [0.5, 0.5, 0.5])
     found = [refit_fusion(fusion, evidence([0.5, 0.5, 0.5], 2000, seed=seed), 100.0, seed).better for seed in range(10)]
     assert sum(found) <= 2
@@ -132,7 +132,7 @@ def written(path: Path, rows: list[dict[str, object]]) -> list[str]:
     return [str(path)]
 
 
-def test_evidence_is_what_the_model_scores(folder: Path, tmp_path: Path) -> None:
+def test_evidence_equals_the_scores_of_the_model(folder: Path, tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"user_id": "u0", "item_id": "i9", "event_type": "click"},
         {"user_id": "u0", "item_id": "i5", "event_type": "skip", "history": ["i7"]},
@@ -160,7 +160,7 @@ def test_evidence_is_what_the_model_scores(folder: Path, tmp_path: Path) -> None
     assert told_of == ["social"], "u3 has friends only"
 
 
-def test_only_the_fusion_changes(folder: Path, tmp_path: Path) -> None:
+def test_refit_changes_only_the_fusion(folder: Path, tmp_path: Path) -> None:
     parent = open_parent(str(folder), "")
     values_K = 0.1 + 0.1 * torch.arange(len(parent.bundle.model.names), dtype=torch.float64)
     changed = parent.bundle.model.encoders.refitted(values_K)
@@ -178,18 +178,18 @@ def test_only_the_fusion_changes(folder: Path, tmp_path: Path) -> None:
     assert isinstance(read_bundle(folder).model, FrozenModel)
 
 
-def test_a_bundle_without_training_weights_says_so(tmp_path: Path) -> None:
+def test_bundle_without_training_weights_is_refused(tmp_path: Path) -> None:
     dataset = small_world(tmp_path / "dataset")
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
     with pytest.raises(ArtifactError, match=r"no training weights .*recsys register"):
         open_parent(str(tmp_path / "bundle"), "").training()
 
 
-def test_bad_feedback_says_what_to_do(folder: Path, tmp_path: Path) -> None:
+def test_bad_feedback_names_the_fix(folder: Path, tmp_path: Path) -> None:
     row = {"user_id": "u0", "item_id": "i1", "event_type": "click"}
     with pytest.raises(ConfigError, match="update.feedback: expected files"):
         read_feedback([], REWARDS, 0.0)
-    with pytest.raises(ConfigError, match="update.rewards: skip must be above or below 0"):
+    with pytest.raises(ConfigError, match="update.rewards: the reward of skip must be a finite number"):
         read_feedback(["x"], {"click": 1.0, "skip": 0.0}, 0.0)
     with pytest.raises(SourceError, match="nowhere"):
         read_feedback([str(tmp_path / "nowhere.csv")], REWARDS, 0.0)
@@ -201,12 +201,12 @@ def test_bad_feedback_says_what_to_do(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 of 2 rows are bad"):
         read_feedback(written(tmp_path / "b.jsonl", [row, row | {"item_id": ""}]), REWARDS, 0.0)
     (tmp_path / "c.csv").write_text("user_id,item_id,event_type,history\nu0,i1,click,i2 i3\n")
-    with pytest.raises(DataError, match="history is .*expected lists"):
+    with pytest.raises(DataError, match="history has the type .*expected lists"):
         read_feedback([str(tmp_path / "c.csv")], REWARDS, 0.0)
 
     recommender = Recommender(read_bundle(folder))
     rewards = np.ones(60)
-    with pytest.raises(DataError, match="0 of 60 rows are about users and items that the model knows"):
+    with pytest.raises(DataError, match="0 of 60 rows have a user and an item that the model knows"):
         gather(recommender, Feedback(["zoe"] * 60, ["i1"] * 60, [None] * 60, rewards, 0))
-    with pytest.raises(DataError, match="every row is of an event type that means liked"):
+    with pytest.raises(DataError, match="every row has an event type that means liked"):
         gather(recommender, Feedback(["u0"] * 60, ["i1"] * 60, [None] * 60, rewards, 0))

@@ -324,7 +324,7 @@ def test_the_run_says_which_model_the_figures_are_of(story: Path) -> None:
     registered = json.loads((run / "registered.json").read_text())
     client = mlflow.MlflowClient(registered["tracking"])
     version = client.get_model_version("pocket", "1")
-    assert version.tags["final.events"] == "192" and "this one is of all 192 events" in version.description
+    assert version.tags["final.events"] == "192" and "this one was trained on all 192 events" in version.description
     assert client.get_run(registered["run_id"]).data.tags["final.through"] == "test"
     assert len(client.get_metric_history(registered["run_id"], "final.loss")) == epochs
     log = (run / "run.log").read_text()

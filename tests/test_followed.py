@@ -1,4 +1,4 @@
-"""A model that a server follows at a remote place: looks are cheap, and a load leaves nothing on the disk."""
+"""A model that a server follows at a remote URI: polling is cheap, and loading leaves nothing on the disk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tmp"
 
 
-def test_a_folder_there(bundle_folder: Path, bucket: str, temporary: Path) -> None:
+def test_remote_folder_reloads_when_its_content_changes(bundle_folder: Path, bucket: str, temporary: Path) -> None:
     upload(bundle_folder.parent, f"{bucket}/run")
     followed = Followed(f"{bucket}/run", "")
     first = followed.version()
@@ -50,14 +50,14 @@ def test_a_folder_there(bundle_folder: Path, bucket: str, temporary: Path) -> No
     assert list(temporary.iterdir()) == []
 
 
-def test_a_registered_model_with_its_files_there(
+def test_registered_model_with_remote_files_loads_and_leaves_nothing(
     bundle_folder: Path, tmp_path: Path, bucket: str, temporary: Path
 ) -> None:
     tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": f"{bucket}/mlflow"}
     config = remote_config(bucket, tracking=tracking, registry={"name": "pocket", "alias": "champion"})
     with Tracker(config, folder=tmp_path) as tracker:
         register(tracker, bundle_folder, config, {})
-    before = sorted(temporary.iterdir())  # what registering leaves is not the server's
+    before = sorted(temporary.iterdir())  # files that registering left are not the server's
     followed = Followed("models:/pocket@champion", tracking["uri"])
     bundle, about = followed.load(followed.version())
     assert bundle.info == read_bundle(bundle_folder).info

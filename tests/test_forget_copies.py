@@ -1,4 +1,4 @@
-"""`recsys forget` outside dataset, model and registry: logs of answers, exports, saved and pulled models, frames."""
+"""`recsys forget` in copies: answer logs, exports, saved and pulled models, data frames."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GONE = "person-007"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterator[Path]:
-    """A finished run whose version is champion; the configuration."""
+    """The configuration of a finished run whose version is champion."""
     folder = tmp_path_factory.mktemp("films")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterat
 
 
 def _log(folder: Path, bundle: Path, rows: list[dict[str, Any]]) -> None:
-    """Answer as a server does that logs to a folder."""
+    """Answer like a server that logs to a folder."""
     service = service_of(ServeConfig(log=str(folder)), Limits(1 << 20, 100))
     service.adopt(read_bundle(bundle), {"uri": "models:/films@champion", "version": "1"}, "a")
 
@@ -68,8 +68,8 @@ def _log(folder: Path, bundle: Path, rows: list[dict[str, Any]]) -> None:
     assert asyncio.run(service.handle(call, ask, ask)).status == 200
 
 
-def test_copies_that_were_noted_named_or_lie_in_the_run_folder_lose_the_user(trained: Path, capsys: Captured) -> None:
-    """One story: answers are logged, the model is exported, pulled and saved, then a user is forgotten everywhere."""
+def test_user_is_removed_from_recorded_named_and_local_copies(trained: Path, capsys: Captured) -> None:
+    """Answers are logged, the model is exported, pulled and saved; then a user is forgotten in all copies."""
     root, store = trained.parent, f"sqlite:///{trained.parent / 'mlflow.db'}"
     run, away = root / "run", root / "elsewhere"
     history = pd.read_csv(root / "events.csv").query("user_id == @GONE").dropna().item_id.tolist()
@@ -117,7 +117,7 @@ def test_copies_that_were_noted_named_or_lie_in_the_run_folder_lose_the_user(tra
     assert len(recsys.load(away / "saved").recommend("person-001", k=3)) == 3
 
 
-def test_a_user_whom_only_a_log_knows_is_forgotten_also_at_a_uri(trained: Path) -> None:
+def test_user_only_in_a_log_is_forgotten_also_at_a_uri(trained: Path) -> None:
     rows = [{"user_id": "stranger-1", "history": ["film-02"]}, {"user_id": "person-001"}]
     _log(trained.parent / "asked", trained.parent / "run" / "bundle", rows)
     command = ["forget", "--config", str(trained), "--user", "stranger-1"]
@@ -129,8 +129,10 @@ def test_a_user_whom_only_a_log_knows_is_forgotten_also_at_a_uri(trained: Path) 
     assert f"file://{path}" in {one["path"] for one in _proofs(trained)[-1]["searched"]}
 
 
-def test_copies_of_another_model_are_left_and_named_until_told_to_delete_them(trained: Path, capsys: Captured) -> None:
-    """A saved model of another run cannot be made again here; its export loses the rows of its table alone."""
+def test_copies_of_another_model_are_reported_and_kept_unless_deletion_is_requested(
+    trained: Path, capsys: Captured
+) -> None:
+    """A saved model of another run cannot be rebuilt here; its export loses only rows of its table."""
     root = trained.parent
     other = recsys.load(root / "run").save(root / "other" / "saved")
     info = json.loads((other / "bundle.json").read_text())
@@ -143,7 +145,7 @@ def test_copies_of_another_model_are_left_and_named_until_told_to_delete_them(tr
     shutil.copytree(root / "other" / "export", root / "other" / "graph")
     (root / "other" / "graph" / "manifest.json").write_text(json.dumps(graph))
     for path in (root / "run" / FOLDER).glob("*.json"):
-        path.unlink()  # notes would make them copies of this run
+        path.unlink()  # records would make them copies of this run
     command = ["forget", "--config", str(trained), "--user", "person-011", "--also", str(root / "other")]
     assert main(command) == 1
     shown = capsys.readouterr().err
@@ -157,7 +159,7 @@ def test_copies_of_another_model_are_left_and_named_until_told_to_delete_them(tr
 
 
 def test_rows_written_while_a_log_is_rewritten_are_kept(tmp_path: Path) -> None:
-    """Four replicas of a server append all the time to one file; each row of others is there once afterwards."""
+    """Four replicas append to one file all the time; afterwards it has every row of other users exactly once."""
     log, stop, number = AnswerLog(str(tmp_path)), threading.Event(), 400
 
     def write(replica: int) -> None:
@@ -186,7 +188,7 @@ def test_rows_written_while_a_log_is_rewritten_are_kept(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == [path.name] and path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_row_is_theirs_by_who_asked_and_by_friends_and_not_by_a_number_alone() -> None:
+def test_log_row_belongs_to_user_by_id_or_friend_not_by_number() -> None:
     rows = [
         {"user_id": "4", "request": {"user_id": "4"}, "item_ids": ["7"]},
         {"user_id": "9", "request": {"user_id": "9", "friends": ["4"]}, "item_ids": ["7"]},
@@ -198,10 +200,10 @@ def test_a_row_is_theirs_by_who_asked_and_by_friends_and_not_by_a_number_alone()
     assert TheirRows(['ü,"4'], Traces())([json.dumps({"user_id": 'ü,"4'}, ensure_ascii=False).encode()]) == [True]
 
 
-def test_tables_of_frames_lose_the_rows_of_the_user(
+def test_saved_frames_lose_the_rows_of_the_user(
     tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The front door wrote them, so they are no source of somebody else's."""
+    """The Python API wrote them, so they are not the user's own source files."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     users = [user for user in range(100, 140) for _ in range(8)]
     events = pd.DataFrame(
@@ -221,15 +223,15 @@ def test_tables_of_frames_lose_the_rows_of_the_user(
     assert str(tmp_path / "shop" / "tables") in proof["places"] and proof["source_files_with_them"] == []
 
 
-def test_ids_of_a_column_with_gaps_are_told(tmp_path: Path) -> None:
-    """Pandas makes numbers with a fraction of whole ones where one is missing."""
+def test_integer_ids_in_a_column_with_gaps_are_recognised(tmp_path: Path) -> None:
+    """Pandas turns integers into floats where a value is missing."""
     ids = pd.Series([107, None, 108, 107.5], dtype="float64")
     pq.write_table(pa.table({"who": pa.array(ids, from_pandas=True)}), tmp_path / "events.parquet")
     assert _without_rows(tmp_path / "events.parquet", {"who": "user_id"}, pa.array(["107"])) == 1
     assert pq.read_table(tmp_path / "events.parquet").column("who").to_pylist() == [None, 108.0, 107.5]
 
 
-def test_a_copy_is_noted_at_the_model_it_is_of(tmp_path: Path) -> None:
+def test_copy_is_recorded_with_its_model(tmp_path: Path) -> None:
     (tmp_path / "run" / "bundle").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").touch()
     (tmp_path / "run" / "bundle" / "bundle.json").touch()

@@ -1,4 +1,4 @@
-"""Answers without retraining: the newest events of a request, and friends that a request names."""
+"""New events and friends of a request change the answer without retraining."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def ask(recommender: Recommender, **request: Any) -> Answer:
 
 
 def frozen(dataset: PreparedDataset, name: str, **options: Any) -> FrozenModel:
-    """A model of random weights with one granularity."""
+    """A model with random weights and one granularity."""
     torch.manual_seed(0)
     granularities = {name: {"enabled": True, **options}}
     config = build_config({"model": {"width": 8, "item": {"init_std": 0.5}, "granularities": granularities}})
@@ -70,7 +70,7 @@ def frozen(dataset: PreparedDataset, name: str, **options: Any) -> FrozenModel:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_newest_events_count_as_if_they_had_been_stored(dataset: PreparedDataset, tmp_path: Path, reader: str) -> None:
+def test_events_of_a_request_count_like_stored_events(dataset: PreparedDataset, tmp_path: Path, reader: str) -> None:
     write_bundle(tmp_path / "bundle", frozen(dataset, reader.split()[0], **READERS[reader]), dataset, {})
     bundle = read_bundle(tmp_path / "bundle")
     newest = {"item_id": "i9", "event_type": "buy", "timestamp": 9 * DAY}
@@ -102,8 +102,10 @@ def test_newest_events_count_as_if_they_had_been_stored(dataset: PreparedDataset
 @pytest.mark.parametrize(
     ("conv", "layers"), [("light", 1), ("light", 2), ("sage", 1), ("sage", 2), ("gat", 1), ("gat", 2)]
 )
-def test_named_friends_speak_as_the_graph_does(tmp_path: Path, conv: str, layers: int) -> None:
-    """A known user who names the friends of training is who they were; so is a stranger but for what gat asks with."""
+def test_friends_of_a_request_act_like_friends_of_the_graph(tmp_path: Path, conv: str, layers: int) -> None:
+    """Naming the friends of training changes nothing for a known user; an unknown user gets the same, except with gat,
+    whose attention uses the user's own vector.
+    """
     histories = [train_events(0, 1), train_events(2, 3, 4), train_events(5), [], train_events(6, 7), [], []]
     dataset = write_dataset(tmp_path / "dataset", histories, ITEMS, friends=FRIENDS, text_width=6)
     model = frozen(dataset, "social", conv=conv, layers=layers)
@@ -123,14 +125,14 @@ def test_named_friends_speak_as_the_graph_does(tmp_path: Path, conv: str, layers
     )
     if conv != "gat":
         torch.testing.assert_close(strangers, stored, rtol=1e-4, atol=1e-5)
-    else:  # one friend leaves nothing to weigh
+    else:  # with one friend, attention has nothing to weight
         torch.testing.assert_close(strangers[2:], stored[2:], rtol=1e-4, atol=1e-5)
     silent, silent_present = model.encode(known, {"friends": torch.tensor([[3]] * len(users))})
     assert not silent_present.any() and not silent.any(), "u3 has no event, so nothing to say"
 
 
-def test_a_mean_of_friends_by_hand(tmp_path: Path) -> None:
-    """Light: the mean over friends of the mean of their items, through the output layer."""
+def test_mean_of_friends_by_hand(tmp_path: Path) -> None:
+    """The light encoder: the mean over friends of the mean of their items, through the output layer."""
     dataset = write_dataset(
         tmp_path / "d", [train_events(0, 1), train_events(2), train_events(4, 5)], 6, friends=((0, 1),)
     )
@@ -143,7 +145,7 @@ def test_a_mean_of_friends_by_hand(tmp_path: Path) -> None:
         torch.testing.assert_close(found[0, 0], output(taste), rtol=1e-4, atol=1e-5)
 
 
-def test_a_newcomer_with_friends_goes_through_the_model(recommender: Recommender) -> None:
+def test_new_user_with_friends_is_answered_by_the_model(recommender: Recommender) -> None:
     answer = ask(recommender, user_id="newcomer", friends=["u0", "zoe", "u1", "u0"], k=4)
     assert (answer.source, answer.unknown_friends) == ("model", ["zoe"])
     assert answer.shares["social"] == answer.scores
@@ -153,21 +155,21 @@ def test_a_newcomer_with_friends_goes_through_the_model(recommender: Recommender
     assert {name for name, shares in both.shares.items() if any(shares)} == set(recommender.names)
     alone = ask(recommender, history=["i9"], k=4)
     assert not any(alone.shares["social"])
-    for nobody in (["zoe"], ["u3"], []):  # unknown; without events; nobody
+    for nobody in (["zoe"], ["u3"], []):  # an unknown friend, a friend without events, no friends
         assert ask(recommender, friends=nobody).source == "popularity"
 
 
-def test_named_friends_replace_the_stored_ones(recommender: Recommender) -> None:
-    """u0's friend in the graph is u3, u1's is u2."""
+def test_friends_of_a_request_replace_the_stored_ones(recommender: Recommender) -> None:
+    """In the graph, u3 is a friend of u0, and u2 of u1."""
     stored = ask(recommender, user_id="u1", k=ITEMS)
     same, other = (ask(recommender, user_id="u1", friends=[name], k=ITEMS) for name in ("u2", "u0"))
     assert same.item_ids == stored.item_ids and same.scores == pytest.approx(stored.scores, rel=1e-4, abs=1e-5)
     assert other.scores != stored.scores
-    unknown = ask(recommender, user_id="u1", friends=["zoe", "u1"], k=ITEMS)  # nobody known, and oneself
+    unknown = ask(recommender, user_id="u1", friends=["zoe", "u1"], k=ITEMS)  # an unknown friend, and the user's own id
     assert unknown.scores == stored.scores and unknown.unknown_friends == ["zoe"]
 
 
-def test_requests_with_and_without_friends_do_not_disturb_each_other(recommender: Recommender) -> None:
+def test_requests_with_and_without_friends_are_independent(recommender: Recommender) -> None:
     rows: list[dict[str, Any]] = [
         {"user_id": "u0"},
         {"friends": ["u0", "u1", "u2"]},
@@ -181,7 +183,7 @@ def test_requests_with_and_without_friends_do_not_disturb_each_other(recommender
         assert alone.scores == pytest.approx(answer.scores, rel=1e-4, abs=1e-5)
 
 
-def test_requests_in_a_batch(answering_here: None, folder: Path, tmp_path: Path) -> None:
+def test_batch_answers_requests_with_friends(answering_here: None, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "requests.jsonl"
     rows = [
         {"user_id": "newcomer", "friends": ["u0", "u1"], "k": 2},
@@ -198,18 +200,18 @@ def test_requests_in_a_batch(answering_here: None, folder: Path, tmp_path: Path)
     assert summary.num_fallback == 0
 
 
-def test_bad_requests_of_a_batch(folder: Path, tmp_path: Path) -> None:
+def test_bad_requests_of_a_batch_are_refused(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
     for rows, message in [
         ([{"history": ["i1"]}], "request 0: user_id: missing"),
-        ([{"user_id": "a"}, {"user_id": "a"}], "'a' is named twice"),
+        ([{"user_id": "a"}, {"user_id": "a"}], "'a' appears more than once"),
         ([{"user_id": "a", "friend": []}], "request 0: friend: unknown field"),
     ]:
         with pytest.raises(RequestError, match=message):
             recommend_all(folder, output, requests=rows)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"user_id": "a"}\n{')
-    with pytest.raises(RequestError, match="line 2 is no JSON"):
+    with pytest.raises(RequestError, match="line 2 is not valid JSON"):
         read_requests(str(bad))
     with pytest.raises(RequestError, match="cannot be read"):
         read_requests(str(tmp_path / "nowhere"))

@@ -1,4 +1,4 @@
-"""What the front of the server does with calls from outside: over real sockets, in one process, without a model."""
+"""The front of the server and calls from outside: over real sockets, in one process, without a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKEN = "open sesame, please"
 
 
 class Backend:
-    """Answers with the number of bytes it was sent, when it may."""
+    """Answers with the number of received bytes, when the test allows it."""
 
     def __init__(self) -> None:
         self.asked: list[Incoming] = []
@@ -104,7 +104,7 @@ def run(test: Callable[[Served], Awaitable[None]], token: str = "", max_bytes: i
     asyncio.run(main())
 
 
-def test_a_whole_call_is_answered_and_the_connection_is_kept() -> None:
+def test_complete_call_is_answered_and_connection_is_kept() -> None:
     async def test(served: Served) -> None:
         reader, writer = await served.send(call(body=b"12345") + call("/health", method="GET"))  # pipelined
         status, headers, body = await read_reply(reader)
@@ -121,7 +121,7 @@ def test_a_whole_call_is_answered_and_the_connection_is_kept() -> None:
     run(test)
 
 
-def test_half_sent_bodies_stop_neither_health_nor_other_calls() -> None:
+def test_half_sent_bodies_block_neither_health_nor_other_calls() -> None:
     async def test(served: Served) -> None:
         head = b"POST /recommend HTTP/1.1\r\nHost: here\r\n"
         half = [await served.send(head + b'Content-Length: 500\r\n\r\n{"user') for _ in range(100)]
@@ -141,7 +141,7 @@ def test_half_sent_bodies_stop_neither_health_nor_other_calls() -> None:
     run(test, body_timeout_s=5)
 
 
-def test_beyond_the_number_of_bodies_the_slowest_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slowest_body_is_dropped_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(served: Served) -> None:
         half = call(body=b"whole")[:-1]
         first = await served.send(half)
@@ -168,7 +168,7 @@ def test_token_and_size_are_checked_before_a_body_is_read() -> None:
         for headers, status in (
             ((), 401),
             ((right, "Content-Length: 1001"), 413),
-            ((right, "Content-Length: 99999999999999999999999999"), 400),  # no length of HTTP
+            ((right, "Content-Length: 99999999999999999999999999"), 400),  # too large for a length in HTTP
             ((right, "Content-Length: 500", "Content-Type: text/csv"), 415),
             ((right, "Content-Length: 1001", "Expect: 100-continue"), 413),
         ):
@@ -183,7 +183,7 @@ def test_token_and_size_are_checked_before_a_body_is_read() -> None:
     run(test, TOKEN)
 
 
-def test_a_refused_body_is_taken_in_so_that_its_sender_sees_the_refusal() -> None:
+def test_refused_body_is_drained_so_that_its_sender_gets_the_reply() -> None:
     async def test(served: Served) -> None:
         large = b"x" * 3_000_000
         status, _, body = await served.ask(call("/recommend", large, "POST", "Connection: close"))
@@ -215,7 +215,7 @@ def test_a_refused_body_is_taken_in_so_that_its_sender_sees_the_refusal() -> Non
         ([f"Authorization: Bearer {'x' * 10_000}"], 401),
     ],
 )
-def test_every_form_of_authorization_has_its_answer(headers: list[str], status: int) -> None:
+def test_every_kind_of_authorization_header_gets_its_reply(headers: list[str], status: int) -> None:
     async def test(served: Served) -> None:
         found, said, body = await served.ask(call("/recommend", b"12345", "POST", *headers))
         assert found == status
@@ -226,7 +226,7 @@ def test_every_form_of_authorization_has_its_answer(headers: list[str], status: 
     run(test, TOKEN)
 
 
-def test_a_token_beyond_ascii_is_one_as_well() -> None:
+def test_token_outside_ascii_is_accepted() -> None:
     async def test(served: Served) -> None:
         assert (await served.ask(call("/model", b"", "GET", "Authorization: Bearer schlüssel-für-übermut")))[0] == 200
 
@@ -243,12 +243,14 @@ def test_websocket_upgrades_are_refused_and_others_ignored() -> None:
         h2c = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
         assert (await served.ask(call("/health", b"", "GET", *h2c)))[0] == 200
         assert (await served.ask(call("/recommend", b"12345", "POST", *h2c)))[0] == 200
-        assert (await served.ask(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"))[0] == 400  # TLS, which is not spoken
+        assert (await served.ask(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"))[
+            0
+        ] == 400  # TLS, which is not supported
 
     run(test)
 
 
-def test_heads_are_bounded() -> None:
+def test_size_and_time_of_heads_are_limited() -> None:
     async def test(served: Served) -> None:
         reader, writer = await served.send(b"GET /health HTTP/1.1\r\n" + b"X: " + b"y" * 100_000)
         assert b"431" in await asyncio.wait_for(reader.readline(), 30)
@@ -257,7 +259,7 @@ def test_heads_are_bounded() -> None:
     run(test)
 
 
-def test_when_it_stops_admitted_calls_are_answered_and_new_ones_refused() -> None:
+def test_stopping_front_answers_admitted_calls_and_refuses_new_ones() -> None:
     async def test(served: Served) -> None:
         served.backend.may_answer.clear()
         admitted = [await served.send(call(body=b"12345")) for _ in range(20)]
@@ -277,7 +279,9 @@ def test_when_it_stops_admitted_calls_are_answered_and_new_ones_refused() -> Non
         for reader, _ in (*admitted, half):
             assert (await read_reply(reader))[0] == 200
         port = served.listener.port
-        last = [await served.send(call("/health", method="GET")) for _ in range(50)]  # in the queue of the socket
+        last = [
+            await served.send(call("/health", method="GET")) for _ in range(50)
+        ]  # they wait in the queue of the socket
         await served.listener.close()
         for reader, _ in last:
             assert (await read_reply(reader))[0] == 503, "none that had connected is reset"
@@ -288,8 +292,8 @@ def test_when_it_stops_admitted_calls_are_answered_and_new_ones_refused() -> Non
     run(test)
 
 
-def test_connections_in_the_queue_are_answered_before_closing_returns() -> None:
-    """The process may end right after it."""
+def test_queued_connections_are_answered_before_close_returns() -> None:
+    """The process may exit right after close."""
 
     async def test(served: Served) -> None:
         served.front.stop(1)
@@ -305,7 +309,7 @@ def test_connections_in_the_queue_are_answered_before_closing_returns() -> None:
     run(test)
 
 
-def test_a_caller_who_leaves_is_not_answered_on() -> None:
+def test_call_is_cancelled_when_its_caller_disconnects() -> None:
     async def test(served: Served) -> None:
         served.backend.may_answer.clear()
         _, writer = await served.send(call(body=b"12345"))
@@ -322,7 +326,7 @@ def test_a_caller_who_leaves_is_not_answered_on() -> None:
     run(test)
 
 
-def test_answers_that_are_late_and_calls_that_are_too_many() -> None:
+def test_late_answers_and_too_many_calls_are_refused() -> None:
     async def test(served: Served) -> None:
         served.backend.may_answer.clear()
         first = await served.send(call(body=b"12345"))
@@ -337,7 +341,7 @@ def test_answers_that_are_late_and_calls_that_are_too_many() -> None:
     run(test, max_waiting=1, timeout_s=3)
 
 
-def test_replicas_that_are_away_and_errors_tell_what_may_be_told() -> None:
+def test_missing_replicas_and_errors_reveal_no_internals() -> None:
     async def test(served: Served) -> None:
         status, _, body = await served.ask(call(body=b"fail"))
         assert status == 500 and b"secret" not in body
@@ -353,8 +357,8 @@ def test_replicas_that_are_away_and_errors_tell_what_may_be_told() -> None:
     run(test)
 
 
-def test_no_garbled_call_stops_the_server_or_is_an_error_of_ours() -> None:
-    """Bytes of good calls, some of them changed: each gets a status below 500, or its connection is closed."""
+def test_garbled_calls_cause_no_crash_and_no_server_error() -> None:
+    """Valid calls with some changed bytes: each gets a status below 500, or its connection is closed."""
     good = [
         call(body=b'{"user_id": "u0"}', method="POST"),
         call("/invocations", b'{"inputs": []}', "POST", "Content-Type: application/json", "Expect: 100-continue"),
@@ -369,7 +373,7 @@ def test_no_garbled_call_stops_the_server_or_is_an_error_of_ours() -> None:
 
     async def one(served: Served, content: bytes) -> None:
         reader, writer = await served.send(content)
-        with suppress(ConnectionError, TimeoutError):  # what has no end yet has no answer yet
+        with suppress(ConnectionError, TimeoutError):  # an incomplete call has no answer yet
             line = await asyncio.wait_for(reader.readline(), 5)
             assert not line or int(line.split()[1]) < 500, (content, line)
             statuses[int(line.split()[1]) if line else 0] += 1

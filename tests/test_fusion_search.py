@@ -314,7 +314,7 @@ def test_a_search_in_a_run_folder_on_an_object_store(tmp_path: Path, bucket: str
     assert read_bundle(resolve(f"{there}/fusion", "")).info.extra["parent"]["uri"] == f"{there}/bundle"
     assert json.loads(read_bytes(f"{there}/fusion/registered.json"))["version"] == 1
     assert main([*command, "--tracking.enabled", "false", "--tune.fusion.settings", "1"]) == 0
-    with pytest.raises(ArtifactError, match="holds no model bundle"):
+    with pytest.raises(ArtifactError, match="has no model bundle"):
         resolve(f"{there}/fusion", "")  # of the search before
     assert main([*command, "--tune.search", "trials"]) == 2
     assert "is remote, but a sweep writes everything to disk" in capsys.readouterr().err

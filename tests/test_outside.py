@@ -1,4 +1,4 @@
-"""Granularities, losses and sources from outside: the package of docs/extending.md, written to a folder and used."""
+"""Granularities, losses and sources of other packages: the package of docs/extending.md is written and used."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Modules = dict[str, Any]
 
 
 def written(folder: Path, names: Mapping[str, str] | None = None) -> Path:
-    """The modules of docs/extending.md in a folder; other names, where the same package is to be another one."""
+    """The modules of docs/extending.md in a folder, optionally under other names, to act as another package."""
     text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
     for path, code in re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL):
         for old, new in (names or {}).items():
@@ -58,7 +58,7 @@ def written(folder: Path, names: Mapping[str, str] | None = None) -> Path:
 
 
 def installed(folder: Path, package: str, version: str, points: Mapping[str, str], group: str) -> None:
-    """What pip leaves of a package: its metadata, with entry points."""
+    """The metadata with entry points that pip installs for a package."""
     info = folder / f"{package.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
@@ -69,7 +69,7 @@ def installed(folder: Path, package: str, version: str, points: Mapping[str, str
 
 @pytest.fixture
 def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process that has named nothing from outside yet, and forgets what it imports."""
+    """Reset the state of the process: no outside names, and imports of the test are undone."""
     before = set(sys.modules)
     monkeypatch.setattr(outside, "_named", set())
     yield
@@ -80,7 +80,7 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: None) -> Path:
-    """The modules of the document where Python finds them, of no installed package."""
+    """The modules of the document on Python's path, without an installed package."""
     folder = written(tmp_path / "site")
     monkeypatch.syspath_prepend(str(folder))
     return folder
@@ -88,7 +88,7 @@ def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: None) -> P
 
 @pytest.fixture
 def shop(tmp_path: Path) -> PreparedDataset:
-    """Users who buy on one of four price levels, anything there; few events, so that ids alone learn little."""
+    """Users buy random items of one of four price levels; with few events, ids alone learn little."""
     draw = np.random.default_rng(5)
     level_N = np.repeat(np.arange(LEVELS), ITEMS // LEVELS)
     histories = []
@@ -117,8 +117,10 @@ def trained(config: Config, dataset: PreparedDataset) -> Any:
 BY_PATH = {"money": {"kind": "budget.section:BudgetConfig", "enabled": True, "levels": LEVELS, "weight": 0.9}}
 
 
-def test_it_trains_explains_and_gains_by_its_signal(importable: Path, shop: PreparedDataset, tmp_path: Path) -> None:
-    """Named by its path, under a name of the user's own; all of a model's life in one process."""
+def test_outside_granularity_trains_explains_and_improves_the_metric(
+    importable: Path, shop: PreparedDataset, tmp_path: Path
+) -> None:
+    """Configured by its path under the user's own name; the whole life cycle in one process."""
     config = config_of(shop, BY_PATH)
     assert build_config(yaml.safe_load(dump_config(config))) == config, "config.yaml of the run names it again"
     result, plain = trained(config, shop), trained(config_of(shop), shop)
@@ -138,7 +140,7 @@ def test_it_trains_explains_and_gains_by_its_signal(importable: Path, shop: Prep
         assert any(answer.shares["money"])
 
 
-def test_what_it_needs_and_says_is_its_own(importable: Path, tmp_path: Path) -> None:
+def test_outside_granularity_validates_its_own_inputs(importable: Path, tmp_path: Path) -> None:
     bare = write_dataset(tmp_path / "bare", [leave_last(*range(user, user + 5)) for user in range(8)], 13)
     with pytest.raises(ConfigError, match=r"budget needs a price of items, and column 'price' has none"):
         trained(config_of(bare, BY_PATH), bare)
@@ -153,10 +155,10 @@ def test_what_it_needs_and_says_is_its_own(importable: Path, tmp_path: Path) -> 
             config_of(bare, {"money": {**BY_PATH["money"], **keys}})
 
 
-def test_an_installed_package_is_registered_and_pulled_like_ours(
+def test_model_with_an_installed_package_is_registered_and_pulled(
     importable: Path, shop: PreparedDataset, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Named by its entry point alone, through the commands; then read with and without the package."""
+    """Configured by its entry point, through the commands; then read with and without the package."""
     installed(importable, "budget-granularity", "1.2", {"budget": "budget.section:BudgetConfig"}, outside.GRANULARITIES)
     outside._offers.cache_clear()
     tree = config_of(shop, {"budget": {"enabled": True, "levels": LEVELS}}).model_dump(mode="json")
@@ -187,17 +189,19 @@ def test_an_installed_package_is_registered_and_pulled_like_ours(
         read_bundle(found)
 
 
-def test_a_path_that_a_bundle_names_is_never_imported(
+def test_path_in_a_bundle_is_never_imported(
     importable: Path, shop: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither the path of a model that was trained elsewhere, nor one that was put in by hand: files are not asked."""
+    """Covers the path of a model trained elsewhere, and one that was edited into the bundle by hand."""
     config = config_of(shop, BY_PATH, epochs=1)
     result = trained(config, shop)
     write_bundle(tmp_path / "bundle", result.frozen, shop, {})
     save_trained(tmp_path / "model", result)
     (importable / "trap.py").write_text("raise SystemExit('imported')")
     monkeypatch.setattr(outside, "_named", set())  # as in another process
-    with pytest.raises(ArtifactError, match=r"needs the granularity money \(budget\.section:BudgetConfig\).*by itself"):
+    with pytest.raises(
+        ArtifactError, match=r"needs the granularity money \(budget\.section:BudgetConfig\).*never imported"
+    ):
         read_bundle(tmp_path / "bundle")
     with pytest.raises(ArtifactError, match="named only in an artifact, which may come from anywhere"):
         load_trained(tmp_path / "model")
@@ -217,7 +221,7 @@ def test_a_path_that_a_bundle_names_is_never_imported(
 
 
 def test_sizes_of_earlier_bundles_are_read() -> None:
-    """What a release before had as keys of their own is now the size of a signal."""
+    """Separate keys of an earlier release are now sizes of signals."""
     plain = dict.fromkeys(("width", "max_history", "num_users", "num_items", "num_types", "text_width"), 4)
     plain |= {"ordered": True, "timed": False, "context": [["weather", 3]]}
     fields = {"users": [asdict(Field("age", "number", edges=(3.0,)))], "items": []}
@@ -237,7 +241,7 @@ def test_sizes_of_earlier_bundles_are_read() -> None:
 
 
 def test_sections_need_no_torch() -> None:
-    """The command line and a dry run wait for none."""
+    """The command line and a dry run must not wait for the import of torch."""
     code = (
         "import sys, recsys.config, importlib, pkgutil, recsys.granularities\n"
         "for part in pkgutil.iter_modules(recsys.granularities.__path__, 'recsys.granularities.'):\n"
@@ -248,8 +252,8 @@ def test_sections_need_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_loss_from_outside(importable: Path, shop: PreparedDataset) -> None:
-    """By its path and by an entry point; its settings are its own; nonsense is refused before anything starts."""
+def test_loss_from_another_package(importable: Path, shop: PreparedDataset) -> None:
+    """By path and by entry point, with its own settings; invalid settings are refused before anything starts."""
     loss = {"kind": "hinge:Hinge", "options": {"margin": 0.5}, "num_negatives": 64}
     result = trained(config_of(shop, loss=loss), shop)
     losses = [report["loss"] for report in result.history if report["phase"] == "select"]
@@ -264,7 +268,7 @@ def test_a_loss_from_outside(importable: Path, shop: PreparedDataset) -> None:
         trained(config_of(shop, loss={"kind": "hinge:Missing"}), shop)
 
 
-def test_a_source_from_outside(importable: Path, tmp_path: Path) -> None:
+def test_source_from_another_package(importable: Path, tmp_path: Path) -> None:
     (tmp_path / "purchases.txt").write_text("ann tea\nbob milk\nann milk\n")
     source = {"kind": "ledger:LedgerSource", "path": str(tmp_path / "purchases.txt")}
     config = build_config({"data": {"source": source}})
@@ -281,7 +285,7 @@ def test_a_source_from_outside(importable: Path, tmp_path: Path) -> None:
             build_config({"data": {"source": {**source, **keys}}})
 
 
-def test_the_examples_of_the_document_are_configurations(importable: Path, tmp_path: Path) -> None:
+def test_examples_of_the_documentation_are_valid_configurations(importable: Path, tmp_path: Path) -> None:
     installed(importable, "budget-granularity", "1.2", {"budget": "budget.section:BudgetConfig"}, outside.GRANULARITIES)
     outside._offers.cache_clear()
     text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`recsys promote`: the better one becomes champion, the worse one does not, and MLflow's history tells both."""
+"""`recsys promote`: a better model becomes champion, a worse one does not, and MLflow records both decisions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def compared(
     return findings
 
 
-def test_better_wants_the_whole_interval_above_zero() -> None:
+def test_better_requires_the_whole_interval_above_zero() -> None:
     clear = compared([0.5, 0.6] * 50, [0.4, 0.5] * 50)
     assert clear.reasons == [] and clear.comparison["difference"] == pytest.approx(0.1)
     noisy = compared([1.0, 0.0] * 50 + [1.0] * 4, [0.0, 1.0] * 50 + [0.0] * 4)
@@ -66,13 +66,13 @@ def test_better_wants_the_whole_interval_above_zero() -> None:
     assert same.comparison["p"] == 1 and len(same.reasons) == 1
 
 
-def test_not_worse_allows_a_margin_of_the_champions_metric() -> None:
-    ours, theirs = [0.495, 0.395] * 50, [0.5, 0.4] * 50  # 1.1 % less, for certain
+def test_not_worse_allows_a_margin_relative_to_the_champion() -> None:
+    ours, theirs = [0.495, 0.395] * 50, [0.5, 0.4] * 50  # significantly lower, by 1.1 %
     assert compared(ours, theirs, rule="not_worse", margin=0.02).reasons == []
     assert "a loss of 1.0%" in compared(ours, theirs, rule="not_worse", margin=0.01).reasons[0]
 
 
-def test_a_segment_may_not_lose_more_than_the_bound_beyond_chance() -> None:
+def test_significant_segment_loss_above_the_bound_refuses() -> None:
     few_B = np.arange(200) < 40
     ours = np.where(few_B, 0.3, 0.7) + 0.01 * np.tile([1, -1], 100)
     theirs = np.where(few_B, 0.4, 0.5) + 0.01 * np.tile([-1, 1], 100)
@@ -85,7 +85,7 @@ def test_a_segment_may_not_lose_more_than_the_bound_beyond_chance() -> None:
     assert few.reasons == [] and few.comparison["segments"]["friends"]["without friends"]["judged"] is False
 
 
-def test_drift_beyond_a_bound_refuses_and_names_it() -> None:
+def test_drift_above_the_bound_refuses_and_is_named() -> None:
     drift = {"events": 100, "unknown_items": 0.6, "unknown_users": 0.9, "popularity_shift": 0.1, "miscalibration": None}
     findings = Findings()
     against_drift(drift, PromoteConfig(), findings)
@@ -96,8 +96,8 @@ def test_drift_beyond_a_bound_refuses_and_names_it() -> None:
     assert wide.reasons == [] and len(wide.checks) == 1, "a model that is no update has no drift"
 
 
-def test_a_segment_may_lose_by_chance() -> None:
-    """A quarter less on average, but as many users gain as lose."""
+def test_segment_loss_within_chance_is_accepted() -> None:
+    """The mean is a quarter lower, but as many users gain as lose."""
     ours = [0.0, 1.0, 0.0] * 10 + [1.0] * 90
     theirs = [1.0, 0.0, 0.0] * 10 + [0.0] * 90
     theirs[:3] = [1.0, 1.0, 1.0]
@@ -123,12 +123,12 @@ def test_every_baseline_must_be_beaten() -> None:
 
 
 def circle(start: int, length: int) -> list[int]:
-    """Everybody goes round the items: whoever knows the order knows what comes next."""
+    """All users cycle through the items: a model that knows the order can predict the next item."""
     return [(start + step) % ITEMS for step in range(length)]
 
 
 class World:
-    """Models of one data set that grows, in one registry."""
+    """Models of a growing dataset in one registry."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -168,7 +168,7 @@ class World:
         self.uri = tracking_uri(self.config)
 
     def register(self, dataset: PreparedDataset, **train: Any) -> str:
-        """Train, write and register; the version."""
+        """Train, write and register a model; returns its version."""
         return str(self.registered(dataset, {"model": {}}, **train).version)
 
     def registered(self, dataset: PreparedDataset, metrics: dict[str, Any], **train: Any) -> RegisteredModel:
@@ -208,8 +208,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> World:
     return world
 
 
-def test_the_story_of_a_champion(world: World, capsys: Captured) -> None:
-    # nobody is champion: the baselines alone decide, and they are measured here as the bundle stores none
+def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsys: Captured) -> None:
+    # there is no champion: only the baselines decide; they are measured here because the bundle stores none
     assert world.promote("--promote.model", "models:/pocket/1") == 0
     assert world.aliases() == {"challenger": "3", "champion": "1"}
     record = world.record()
@@ -221,7 +221,7 @@ def test_the_story_of_a_champion(world: World, capsys: Captured) -> None:
     assert "## Versions before the decision" in (world.folder / "run/promotion.md").read_text()
     assert any("there is no champion yet" in note for note in record["notes"])
 
-    # a better one, which knows users and items that the champion does not
+    # a better model, with users and items that the champion does not know
     capsys.readouterr()
     assert world.promote("--promote.model", "models:/pocket/2") == 0
     assert "pocket version 2 is champion now, version 1 before" in capsys.readouterr().out
@@ -232,7 +232,7 @@ def test_the_story_of_a_champion(world: World, capsys: Captured) -> None:
     assert record["comparison"]["segments"]["champion"]["new to the champion"]["queries"] == 22
     assert world.tags("1")["promotion.replaced_by"] == "2" and world.tags("2")["promotion.replaced"] == "1"
 
-    # a worse one is refused with reasons: exit code 1, nothing moves
+    # a worse model is refused with reasons: exit code 1, no alias moves
     assert world.promote() == 1
     message = capsys.readouterr().err
     assert message.startswith("recsys: pocket version 3 is not promoted, version 2 stays champion\n  - ndcg@5 0.")
@@ -248,7 +248,7 @@ def test_the_story_of_a_champion(world: World, capsys: Captured) -> None:
     assert world.record()["reasons"] != []
     assert world.promote() == 0 and world.record()["decision"] == "unchanged"
 
-    # and back, and back again
+    # roll back, and roll back again
     assert world.promote("--rollback") == 0
     assert world.aliases() == {"challenger": "3", "champion": "2", "previous": "1"}
     assert world.record()["decision"] == "rolled back" and world.tags("2")["promotion.decision"] == "rolled back"
@@ -257,7 +257,7 @@ def test_the_story_of_a_champion(world: World, capsys: Captured) -> None:
     assert world.promote("--rollback") == 2
     assert "no champion before version 1" in capsys.readouterr().err
 
-    # all of it is in MLflow's history, each decision a run with its numbers and pages
+    # MLflow has all decisions, each as a run with its numbers and pages
     experiment = world.client.get_experiment_by_name("multigrain-promotions")
     assert experiment is not None
     runs = world.client.search_runs([experiment.experiment_id], "tags.`promotion.model` = 'pocket'")
@@ -281,7 +281,7 @@ def test_the_story_of_a_champion(world: World, capsys: Captured) -> None:
     assert not (world.folder / "run/tracking.json").exists(), "the run that stages share is another one"
 
 
-def test_a_champion_that_was_told_the_answers_is_refused_unless_forced(world: World, capsys: Captured) -> None:
+def test_champion_trained_on_test_events_is_refused_unless_forced(world: World, capsys: Captured) -> None:
     version = world.register(world.told, epochs=2)
     uri = f"models:/pocket/{version}"
     bundle = read_bundle(resolve(uri, world.uri))
@@ -296,7 +296,7 @@ def test_a_champion_that_was_told_the_answers_is_refused_unless_forced(world: Wo
         world.client.set_registered_model_alias("pocket", "champion", before or "1")
 
 
-def test_a_model_that_cannot_answer_is_refused_even_by_force(world: World, capsys: Captured) -> None:
+def test_model_that_cannot_answer_is_refused_even_with_force(world: World, capsys: Captured) -> None:
     version = world.register(world.dataset, epochs=1)
     place = resolve(f"models:/pocket/{version}", world.uri)
     (place / WEIGHTS).write_bytes(b"nothing")
@@ -310,14 +310,14 @@ def comparison_of(low: float, high: float) -> dict[str, Any]:
     return {"metric": "ndcg@5", "best_on_test": "popularity", "against": against}
 
 
-def test_a_version_below_the_minimum_leaves_the_challenger_where_it_is(world: World, capsys: Captured) -> None:
+def test_version_below_the_minimum_does_not_move_the_challenger(world: World, capsys: Captured) -> None:
     holder = world.aliases()["challenger"]
     below = {"model": {"ndcg@5": 0.1}, "comparison": comparison_of(-0.3, -0.1)}
     worse = world.registered(world.dataset, below, epochs=1)
     smaller = world.registered(world.early, {"model": {}, "comparison": comparison_of(0.1, 0.3)}, epochs=1)
     assert world.aliases()["challenger"] == holder
     assert worse.alias == "" and worse.uri == worse.pinned_uri == f"models:/pocket/{worse.version}"
-    said = "without an alias: ndcg@5 is below the baseline popularity beyond chance (-0.2000"
+    said = "without an alias: ndcg@5 is significantly below the baseline popularity (-0.2000"
     assert said in worse.said and "\n" not in worse.said
     assert (
         f"of {num_events(asdict(world.early.manifest))} events, the present challenger, version {holder}, of"
@@ -335,7 +335,7 @@ def test_a_version_below_the_minimum_leaves_the_challenger_where_it_is(world: Wo
     assert any(note.startswith(f"version {worse.version} is below the minimum for the alias") for note in notes)
 
 
-def test_the_command_in_the_line_gives_the_alias_by_hand(world: World, capsys: Captured) -> None:
+def test_printed_command_sets_the_alias_by_hand(world: World, capsys: Captured) -> None:
     holder = world.aliases()["challenger"]
     below = world.registered(world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1)
     try:
@@ -346,7 +346,7 @@ def test_the_command_in_the_line_gives_the_alias_by_hand(world: World, capsys: C
         world.client.set_registered_model_alias("pocket", "challenger", holder)
 
 
-def test_a_daily_promotion_fails_when_the_newest_version_is_below_the_minimum(world: World, capsys: Captured) -> None:
+def test_scheduled_promotion_fails_when_newest_version_is_below_the_minimum(world: World, capsys: Captured) -> None:
     before = world.aliases()
     below = world.registered(world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1)
     try:
@@ -363,7 +363,7 @@ def test_a_daily_promotion_fails_when_the_newest_version_is_below_the_minimum(wo
         world.client.set_registered_model_alias("pocket", "champion", before.get("champion", "1"))
 
 
-def test_every_verb_says_why_nothing_has_the_alias(world: World, capsys: Captured) -> None:
+def test_every_command_says_why_no_version_has_the_alias(world: World, capsys: Captured) -> None:
     before = world.aliases()
     below = world.registered(world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1)
     world.client.delete_registered_model_alias("pocket", "challenger")
@@ -373,13 +373,16 @@ def test_every_verb_says_why_nothing_has_the_alias(world: World, capsys: Capture
             assert main([*words, "--config", str(world.folder / "c.yaml"), *named]) == 2
             out, error = capsys.readouterr()
             assert "models:/pocket@challenger is not registered" in error
-            assert f"models:/pocket/{below.version} (no alias: ndcg@5 is below the baseline popularity" in error
+            assert (
+                f"models:/pocket/{below.version} (no alias: ndcg@5 is significantly below the baseline popularity"
+                in error
+            )
             assert ("  no  ndcg@5 is below" in out) == (words == ["promote"]), "the gate lists all versions"
     finally:
         world.client.set_registered_model_alias("pocket", "challenger", before["challenger"])
 
 
-def test_champions_change_and_go_back_without_a_challenger(world: World) -> None:
+def test_champion_changes_and_rolls_back_without_a_challenger(world: World) -> None:
     before = world.aliases()
     world.client.delete_registered_model_alias("pocket", "challenger")
     try:
@@ -393,7 +396,7 @@ def test_champions_change_and_go_back_without_a_challenger(world: World) -> None
             world.client.set_registered_model_alias("pocket", alias, version)
 
 
-def test_the_minimum_asks_the_best_baseline_and_the_holders_events() -> None:
+def test_minimum_compares_best_baseline_and_events_of_alias_holder() -> None:
     held = {"the present challenger": 100}
     even = comparison_of(-0.03, 0.01)
     assert ask_minimum(even, 90, {}, rules()).passed, "chance"
@@ -409,7 +412,7 @@ def test_the_minimum_asks_the_best_baseline_and_the_holders_events() -> None:
         assert ask_minimum({}, 1, held, build_config(tree)).passed
 
 
-def test_the_command_by_hand_survives_a_shell() -> None:
+def test_alias_command_is_quoted_for_a_shell() -> None:
     for name in ("shop", "it's", 'a "b" $HOME', "back\\slash"):
         words = shlex.split(alias_command("sqlite:///a b.db", name, "challenger", 3))
         assert words[:2] == ["python", "-c"]
@@ -418,7 +421,7 @@ def test_the_command_by_hand_survives_a_shell() -> None:
         assert [ast.literal_eval(one) for one in call.value.args] == [name, "challenger", "3"]
 
 
-def test_what_promote_cannot_do(world: World, capsys: Captured) -> None:
+def test_invalid_promotions_are_refused(world: World, capsys: Captured) -> None:
     for words, message in (
         (["--promote.model", "some/folder"], "only a registered version can be champion"),
         (["--promote.model", "models:/pocket@nobody"], "models:/pocket@nobody is not registered; registered are"),
@@ -432,8 +435,8 @@ def test_what_promote_cannot_do(world: World, capsys: Captured) -> None:
 # ------------------------------------------------------------------------------------------------- by ids, card, digest
 
 
-def test_a_bundle_asked_by_ids_answers_as_the_model_itself(world: World) -> None:
-    """The bundle's own dataset under other numbers, backwards: the same lists for the same people."""
+def test_ranking_by_ids_equals_ranking_by_dense_numbers(world: World) -> None:
+    """The dataset of the bundle with reversed dense ids: the same lists for the same users."""
     bundle = read_bundle(resolve("models:/pocket/2", world.uri))
     queries = world.dataset.histories().queries(Split.TEST)
     _, direct_B = ranked(bundle.model, queries, world.config)
@@ -446,7 +449,7 @@ def test_a_bundle_asked_by_ids_answers_as_the_model_itself(world: World) -> None
     assert scores_BN.isneginf().sum(1).unique().tolist() == [4], "items that it does not know are never recommended"
 
 
-def test_context_is_read_in_the_bundles_codes() -> None:
+def test_context_is_encoded_with_the_codes_of_the_bundle() -> None:
     from recsys.gate.cross_dataset import _Recoded
 
     theirs = (ContextColumn("weather", ("rain", "sun")), ContextColumn("price", None, 10.0, 2.0))
@@ -457,7 +460,7 @@ def test_context_is_read_in_the_bundles_codes() -> None:
     assert _Recoded.of(ContextColumn("device", ("tv",)), ours).codes(codes).tolist() == [0, 0, 0]
 
 
-def test_the_version_and_the_bundle_carry_the_card_and_where_it_comes_from(world: World) -> None:
+def test_version_and_bundle_have_card_and_lineage(world: World) -> None:
     version = world.client.get_model_version("pocket", "2")
     assert {"git.commit", "git.changed", "config.digest", "dataset.content_hash"} <= version.tags.keys()
     assert "Data licence: made up." in version.description and "MODEL_CARD.md" in version.description
@@ -468,7 +471,7 @@ def test_the_version_and_the_bundle_carry_the_card_and_where_it_comes_from(world
     assert "MODEL_CARD.md" in {file.path for file in world.client.list_artifacts(version.run_id)}
 
 
-def test_the_card_shows_the_numbers_of_metrics_json(world: World) -> None:
+def test_card_shows_the_numbers_of_metrics_json(world: World) -> None:
     metrics = {
         "metric": "ndcg@5",
         "model": {"ndcg@5": 0.5, "coverage@5": 0.75},
@@ -487,7 +490,7 @@ def test_the_card_shows_the_numbers_of_metrics_json(world: World) -> None:
         "| ease | 0.2500 | +0.2500 | +0.1000 … +0.4000 |",
         "| history: 1–4 | 7 | 0.3000 | 0.1000 … 0.5000 |",
         "| evolution | 0.5000 | 0.1250 |",
-        "- git commit of the working directory: f00 (with changes that are in no commit)",
+        "- git commit of the working directory: f00 (with uncommitted changes)",
     ):
         assert line in card.splitlines(), line
 

@@ -1,4 +1,4 @@
-"""`recsys pull MODEL DIR`: a folder that answers without a registry; and the way there through real MLflow servers."""
+"""`recsys pull MODEL DIR` gives a folder that answers without a registry; also with real MLflow servers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def answers(place: Path) -> list[list[str]]:
     return [answer.item_ids for answer in Recommender(read_bundle(place)).recommend(parse_requests(ASKED))]
 
 
-def test_two_words_and_no_configuration(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+def test_pull_needs_no_configuration(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
     folder, uri = store
     target = tmp_path / "deployed"
     assert main(["pull", "models:/pocket@champion", str(target), "--tracking.uri", uri]) == 0
@@ -79,7 +79,9 @@ def test_two_words_and_no_configuration(store: tuple[Path, str], tmp_path: Path,
     assert main(["pull", "models:/pocket/1", str(target), f"--tracking.uri={uri}"]) == 0, "a pulled model is replaced"
 
 
-def test_a_configuration_says_the_same(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+def test_pull_with_configuration_gives_the_same_model(
+    store: tuple[Path, str], tmp_path: Path, capsys: Captured
+) -> None:
     folder, uri = store
     path = tmp_path / "c.yaml"
     tree = make_config(folder, uri).model_dump(mode="json") | {"pull": {"dir": str(tmp_path / "there")}}
@@ -103,12 +105,12 @@ print(json.dumps([row["item_ids"] for row in rows]))
 """
 
 
-def test_the_folder_answers_where_no_registry_and_no_source_is(store: tuple[Path, str], tmp_path: Path) -> None:
+def test_pulled_folder_answers_without_registry_and_sources(store: tuple[Path, str], tmp_path: Path) -> None:
     folder, uri = store
     target = tmp_path / "deployed"
     pull_model("models:/pocket@champion", target, uri)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nobody answers there
+    environment |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # no server listens there
     done = subprocess.run(
         [sys.executable, "-P", "-c", FRESH, str(target)], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -116,14 +118,17 @@ def test_the_folder_answers_where_no_registry_and_no_source_is(store: tuple[Path
     assert json.loads(done.stdout.splitlines()[-1]) == answers(folder / "bundle")
 
 
-def test_what_is_refused(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+def test_invalid_pulls_are_refused(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
     _, uri = store
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.txt").write_text("years of work")
     given = ["--tracking.uri", uri]
     for words, message in (
-        (["models:/pocket@champion", str(tmp_path / "thesis"), *given], "is not a bundle; it would be lost"),
-        (["models:/pocket@nobody", str(tmp_path / "x"), *given], "not registered; registered are: models:/pocket@ch"),
+        (["models:/pocket@champion", str(tmp_path / "thesis"), *given], "is not a bundle, so it is not overwritten"),
+        (
+            ["models:/pocket@nobody", str(tmp_path / "x"), *given],
+            "not registered; registered models: models:/pocket@ch",
+        ),
         (["models:/pocket@champion", *given], "got 1 of the two words MODEL and DIR"),
         (["some/folder", str(tmp_path / "x"), *given], "expected models:/NAME@ALIAS"),
         (["models:/pocket@champion", "s3://bucket/x", *given], "must be a local folder"),
@@ -134,11 +139,13 @@ def test_what_is_refused(store: tuple[Path, str], tmp_path: Path, capsys: Captur
     assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work" and not (tmp_path / "x").exists()
 
 
-def test_a_damaged_copy_in_the_store_is_not_pulled(tmp_path: Path) -> None:
-    """Also files that serving never reads."""
+def test_damaged_model_in_the_store_is_not_pulled(tmp_path: Path) -> None:
+    """Covers files that serving never reads, too."""
     uri = registered(tmp_path)
     place = resolve("models:/pocket@champion", uri)
-    client(uri).delete_model_version_tag("pocket", "1", "files.sha256")  # as of before: the bundle's own checksums
+    client(uri).delete_model_version_tag(
+        "pocket", "1", "files.sha256"
+    )  # as in earlier releases: only the bundle's own checksums
     (place / "MODEL_CARD.md").write_text("# Model card: another one\n")
     with pytest.raises(ArtifactError, match=r"MODEL_CARD\.md"):
         pull_model("models:/pocket@champion", tmp_path / "deployed", uri)
@@ -147,7 +154,7 @@ def test_a_damaged_copy_in_the_store_is_not_pulled(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle of another model, whose checksums are right."""
+    """A complete bundle of another model with valid checksums."""
     folder = tmp_path_factory.mktemp("another")
     dataset = small_world(folder / "dataset")
     write_bundle(folder / "bundle", small_model(dataset, fusion="weighted"), dataset, {"metrics": {}}, card="# Another")
@@ -182,7 +189,7 @@ TAMPERED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-def test_a_tampered_model_is_refused_before_any_of_it_is_run(
+def test_tampered_model_is_refused_before_its_code_runs(
     store: tuple[Path, str], another: Path, tmp_path: Path, what: str
 ) -> None:
     folder, uri = store
@@ -196,7 +203,9 @@ def test_a_tampered_model_is_refused_before_any_of_it_is_run(
             lambda: resolve("models:/pocket/1", uri),
             lambda: Followed("models:/pocket@champion", uri).load("models:/pocket/1"),
         ):
-            with pytest.raises(ArtifactError, match="is not what was registered|no plain file|cannot be read") as error:
+            with pytest.raises(
+                ArtifactError, match="is not what was registered|not a regular file|cannot be read"
+            ) as error:
                 load()
             assert said in str(error.value)
     finally:
@@ -205,7 +214,7 @@ def test_a_tampered_model_is_refused_before_any_of_it_is_run(
     assert not (tmp_path / "deployed").exists()
 
 
-def test_a_version_of_before_is_pulled_with_a_note(tmp_path: Path, capsys: Captured) -> None:
+def test_version_of_earlier_release_is_pulled_with_a_warning(tmp_path: Path, capsys: Captured) -> None:
     uri = registered(tmp_path)
     client(uri).delete_model_version_tag("pocket", "1", "files.sha256")
     assert main(["pull", "models:/pocket/1", str(tmp_path / "deployed"), "--tracking.uri", uri]) == 0
@@ -215,7 +224,7 @@ def test_a_version_of_before_is_pulled_with_a_note(tmp_path: Path, capsys: Captu
         pull_model("models:/pocket/1", tmp_path / "deployed", uri)
 
 
-def test_what_python_compiles_is_no_change_and_is_not_pulled(store: tuple[Path, str], tmp_path: Path) -> None:
+def test_compiled_python_files_are_ignored_and_not_pulled(store: tuple[Path, str], tmp_path: Path) -> None:
     _, uri = store
     model = resolve("models:/pocket@champion", uri).parent.parent
     (model / "code/recsys/__pycache__").mkdir(exist_ok=True)
@@ -224,7 +233,7 @@ def test_what_python_compiles_is_no_change_and_is_not_pulled(store: tuple[Path, 
     assert not [*(tmp_path / "deployed").rglob("__pycache__")]
 
 
-def test_mlflow_refuses_another_bundle_in_a_pulled_folder(
+def test_mlflow_refuses_an_exchanged_bundle_in_a_pulled_folder(
     store: tuple[Path, str], another: Path, tmp_path: Path
 ) -> None:
     _, uri = store
@@ -236,7 +245,7 @@ def test_mlflow_refuses_another_bundle_in_a_pulled_folder(
         mlflow.pyfunc.load_model(str(tmp_path / "deployed"))
 
 
-def test_artefacts_that_are_gone_are_one_message(store: tuple[Path, str], tmp_path: Path) -> None:
+def test_missing_artefacts_raise_one_message(store: tuple[Path, str], tmp_path: Path) -> None:
     folder, uri = store
     artefacts = folder / "runs/mlartifacts"
     artefacts.rename(tmp_path / "moved")
@@ -261,7 +270,7 @@ def free_port() -> int:
 
 
 def ended(process: subprocess.Popen[bytes]) -> None:
-    """The process and those it has started, of its own group."""
+    """Stop a process and its children, which share a process group."""
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(100)
@@ -271,7 +280,7 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def serving(folder: Path, backend: str) -> Iterator[str]:
-    """An MLflow server over loopback HTTP that serves its artefacts as well."""
+    """An MLflow server on loopback HTTP that also serves artefacts."""
     port = free_port()
     words = ["server", "--backend-store-uri", backend, "--artifacts-destination", str(folder / "artefacts")]
     words += ["--serve-artifacts", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -301,7 +310,7 @@ def serving(folder: Path, backend: str) -> Iterator[str]:
 
 
 def goes_through(folder: Path, uri: str) -> None:
-    """Registered, tagged, promoted, pulled and answering, all of it by the server alone."""
+    """Registers, tags, promotes, pulls and answers, all through the server only."""
     assert registered(folder, uri) == uri
     known = client(uri)
     version = known.get_model_version("pocket", "1")
@@ -322,13 +331,13 @@ def goes_through(folder: Path, uri: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_goes_through_a_real_server(tmp_path: Path) -> None:
+def test_model_lifecycle_through_a_real_mlflow_server(tmp_path: Path) -> None:
     for uri in serving(tmp_path, f"sqlite:///{tmp_path}/mlflow.db"):
         goes_through(tmp_path, uri)
 
 
 def postgres_programs() -> Path:
-    """Where initdb and postgres are; the test is skipped where they are not."""
+    """The folder of initdb and postgres; the test is skipped where they are missing."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if found and (found[-1].parent / "postgres").is_file():
         return found[-1].parent
@@ -340,7 +349,7 @@ def postgres_programs() -> Path:
 
 @pytest.fixture
 def postgres(tmp_path: Path) -> Iterator[str]:
-    """A PostgreSQL of our own behind a Unix socket; as another user where we are root, which it refuses to be."""
+    """A PostgreSQL server on a Unix socket; under another user where we are root, because it refuses to run as root."""
     programs = postgres_programs()
     pytest.importorskip("psycopg2", reason="needs psycopg2")
     import tempfile
@@ -375,7 +384,7 @@ def postgres(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_model_goes_through_a_server_on_postgresql(tmp_path: Path, postgres: str) -> None:
+def test_model_lifecycle_through_a_server_on_postgresql(tmp_path: Path, postgres: str) -> None:
     import psycopg2
 
     place, until = postgres.partition("host=")[2], time.monotonic() + 300

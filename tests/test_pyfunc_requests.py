@@ -1,4 +1,4 @@
-"""What the registered model makes of requests: data frames, lists and MLflow's own server, without a registry."""
+"""Requests to the registered model: as data frames, as lists, and through MLflow's own server; without a registry."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> RecommenderModel:
     return loaded
 
 
-def test_no_schema_drops_a_field_before_the_model_sees_it() -> None:
+def test_mlflow_drops_no_field_before_the_model_sees_it() -> None:
     found = signature()
     assert found.inputs is None and found.outputs is not None
     assert [param.name for param in found.params.params] == ["k", "exclude_seen"]
@@ -36,7 +36,7 @@ def test_no_schema_drops_a_field_before_the_model_sees_it() -> None:
     json.dumps(schema)
 
 
-def test_a_mixed_frame_with_empty_cells_is_the_same_requests_as_a_list(model: RecommenderModel) -> None:
+def test_frame_with_empty_cells_equals_a_list_of_requests(model: RecommenderModel) -> None:
     rows: list[dict[str, Any]] = [
         {"user_id": "u0", "k": 2},
         {"history": ["i1", {"item_id": "i2", "event_type": "buy"}], "exclude_seen": False},
@@ -55,46 +55,46 @@ def test_a_mixed_frame_with_empty_cells_is_the_same_requests_as_a_list(model: Re
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (pd.DataFrame({"user_id": [7, 8]}), r'holds numbers \(int64\), expected text.*astype\("string"\)'),
+        (pd.DataFrame({"user_id": [7, 8]}), r'holds numbers \(int64\), expected strings.*astype\("string"\)'),
         (pd.DataFrame({"user_id": [7, None]}), r'holds numbers \(float64\).*astype\("Int64"\)\.astype\("string"\)'),
-        (pd.DataFrame({"user_id": pd.array([7, None], "Int64")}), r"holds numbers \(Int64\), expected text"),
-        (pd.DataFrame({"user_id": ["a", 8]}, dtype=object), r"request 1: user_id: got 8 \(int\).*ids are text"),
+        (pd.DataFrame({"user_id": pd.array([7, None], "Int64")}), r"holds numbers \(Int64\), expected strings"),
+        (pd.DataFrame({"user_id": ["a", 8]}, dtype=object), r"request 1: user_id: got 8 \(int\).*ids are strings"),
         (
             pd.DataFrame({"user_id": ["a"], "exclude_sen": [True]}),
-            "exclude_sen: unknown field; there are: at, attributes",
+            "exclude_sen: unknown field; expected one of: at, attributes",
         ),
         (pd.DataFrame({"USER": ["a"]}), "USER: unknown field"),
-        (pd.DataFrame({"k": [3]}), "found no column user_id, history, friends or attributes"),
-        (pd.DataFrame([["a", "b"]], columns=["user_id", "user_id"]), "not each named once"),
+        (pd.DataFrame({"k": [3]}), "expected a column user_id, history, friends, attributes or item_id"),
+        (pd.DataFrame([["a", "b"]], columns=["user_id", "user_id"]), "have the same name"),
         (pd.DataFrame([["a"]]), "0: unknown field"),
         ([{"user_id": "u0", "exclude_sen": False}], "request 0: exclude_sen: unknown field"),
         ({"user_id": "u0", "exclude_sen": False}, "request 0: exclude_sen: unknown field"),
         ([{"user_id": 7}], r"user_id: got 7 \(int\)"),
         ({"user_id": ["a"], "k": [1, 2]}, "the columns differ in length"),
         ("u0", "got str, expected a data frame or a list"),
-        ([{"history": np.array(["i1", 5])}], "mixes text and numbers"),
-        ([{"user_id": "u0", "k": 10**5000}], "k: got a value .int. of thousands of digits"),
+        ([{"history": np.array(["i1", 5])}], "mixes strings and numbers"),
+        ([{"user_id": "u0", "k": 10**5000}], "k: got a value .int. with thousands of digits"),
     ],
 )
-def test_what_is_refused_says_why(model: RecommenderModel, asked: Any, message: str) -> None:
+def test_refusals_name_the_reason(model: RecommenderModel, asked: Any, message: str) -> None:
     with pytest.raises(MlflowException, match=message) as found:
         model.predict(None, asked)
     assert found.value.error_code == "INVALID_PARAMETER_VALUE" and "\n" not in str(found.value)
 
 
-def test_a_value_of_any_depth_is_refused(model: RecommenderModel) -> None:
+def test_deeply_nested_value_is_refused(model: RecommenderModel) -> None:
     deep: Any = "a"
     for _ in range(100_000):
         deep = [deep]
     for row in ({"user_id": deep}, {"user_id": "u0", "context": {"a": deep}}, {"history": deep}):
         with pytest.raises(MlflowException, match="nested too deeply"):
             model.predict(None, [row])
-    while isinstance(deep, list):  # from the outside in: to free it at once would recurse as well
+    while isinstance(deep, list):  # free it from the outside in: freeing it at once would recurse too deeply
         [deep] = deep
 
 
 def served(model: RecommenderModel, body: Any) -> tuple[int, Any]:
-    """Status and content, as MLflow's server answers the body; the model has no schema of inputs."""
+    """The status and content of the reply of MLflow's server; the model has no input schema."""
 
     class Loaded:
         metadata = SimpleNamespace(get_params_schema=lambda: signature().params)
@@ -109,7 +109,7 @@ def served(model: RecommenderModel, body: Any) -> tuple[int, Any]:
     return reply.status, json.loads(reply.response)
 
 
-def test_all_forms_of_mlflows_server_reach_the_model(model: RecommenderModel) -> None:
+def test_all_body_formats_of_mlflow_reach_the_model(model: RecommenderModel) -> None:
     rows = [{"user_id": "u0", "k": 2}, {"user_id": "new", "history": ["i1", "x"], "k": 3}]
     expected = json.loads(model.predict(None, rows).to_json(orient="records"))
     split = {"columns": ["user_id", "history", "k"], "data": [["u0", None, 2], ["new", ["i1", "x"], 3]]}
@@ -135,10 +135,10 @@ def test_all_forms_of_mlflows_server_reach_the_model(model: RecommenderModel) ->
         ({"dataframe_split": {"columns": ["user_id", "q"], "data": [["u0", 1]]}}, "q: unknown field"),
         ({"dataframe_records": [{"user_id": 7}]}, "user_id: the column holds numbers"),
         ({"inputs": [{"user_id": 7}]}, "user_id: got 7"),
-        ({"inputs": [{"history": ["i1", 5]}]}, "mixes text and numbers"),
+        ({"inputs": [{"history": ["i1", 5]}]}, "mixes strings and numbers"),
         ({"inputs": [{"user_id": "u0", "k": 0}]}, "k: got 0"),
     ],
 )
-def test_mlflows_server_refuses_what_ours_does(model: RecommenderModel, body: Any, message: str) -> None:
+def test_mlflow_server_refuses_the_same_as_ours(model: RecommenderModel, body: Any, message: str) -> None:
     status, said = served(model, body)
     assert status == 400 and message in said

@@ -216,7 +216,7 @@ def test_manifests_serve_config_answers_as_recsys_serve_and_follows_the_alias(tm
     with started(words, log, answers_get(f"{url}/health"), **environment, **TOKENS) as process:
         assert post(f"{url}/recommend", REQUESTS, **caller) == served.expected()
         assert post(f"{url}/similar", SIMILAR, **caller)["item_ids"]
-        assert "a token is needed" in refused(f"{url}/recommend", REQUESTS, 401)["error"]
+        assert "requires a token" in refused(f"{url}/recommend", REQUESTS, 401)["error"]
         with pytest.raises(urllib.error.HTTPError) as found:
             post(f"{url}/recommend", [{"user_id": 7}], **caller)
         assert found.value.code == 400 and b"user_id: got 7" in found.value.read()

@@ -1,4 +1,4 @@
-"""The recommender answers as the model scores, explains exactly, and refuses what it cannot understand."""
+"""The recommender answers as the model scores, explains exactly, and refuses invalid requests."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def ask(recommender: Recommender, **request: Any) -> Answer:
     return recommender.recommend(parse_requests([request]))[0]
 
 
-def test_answers_are_the_ranking_of_evaluation(dataset: PreparedDataset, bundle: Bundle) -> None:
-    """Cut at validation, the recommender gives the lists that evaluation on the test part ranks."""
+def test_answers_equal_the_ranking_of_evaluation(dataset: PreparedDataset, bundle: Bundle) -> None:
+    """With events up to validation, the recommender gives the lists of the evaluation on the test split."""
     queries = dataset.histories().queries(Split.TEST)
     ranking = rank(bundle.model, queries, 5)
     users = [f"u{user}" for user in ranking.queries.histories.users_U]
@@ -75,7 +75,7 @@ def test_shares_sum_exactly_to_the_score(dataset: PreparedDataset, tmp_path: Pat
         assert answer.scores == sorted(answer.scores, reverse=True)
 
 
-def test_a_share_is_what_is_lost_without_the_granularity(bundle: Bundle, recommender: Recommender) -> None:
+def test_share_equals_the_score_lost_without_the_granularity(bundle: Bundle, recommender: Recommender) -> None:
     answer = ask(recommender, user_id="u2", k=ITEMS)
     queries = replace_targets(bundle, 2)
     items = [bundle.item_ids.index(item) for item in answer.item_ids]
@@ -92,7 +92,7 @@ def replace_targets(bundle: Bundle, user: int) -> Any:
     return replace(queries, histories=everything)
 
 
-def test_seen_items_are_excluded_unless_asked_for(recommender: Recommender) -> None:
+def test_seen_items_are_excluded_unless_requested(recommender: Recommender) -> None:
     seen = {f"i{item}" for item, *_ in HISTORIES[0]} | {"i7"}
     hidden = ask(recommender, user_id="u0", history=["i7"], k=100)
     assert set(hidden.item_ids) == {f"i{i}" for i in range(ITEMS)} - seen
@@ -119,7 +119,7 @@ def test_user_with_friends_but_no_history_goes_through_the_model(recommender: Re
 @pytest.mark.parametrize(
     "request_row", [{"user_id": "nobody"}, {"user_id": "u5"}, {"history": []}, {"history": ["mystery"]}]
 )
-def test_nothing_to_go_by_gives_the_popular_items(recommender: Recommender, request_row: dict[str, Any]) -> None:
+def test_request_without_signal_gets_the_popular_items(recommender: Recommender, request_row: dict[str, Any]) -> None:
     answer = ask(recommender, **request_row, k=6)
     assert answer.source == "popularity" and answer.shares == {}
     assert answer.item_ids[0] == "i3"  # chosen by three users in training and validation
@@ -130,7 +130,7 @@ def test_nothing_to_go_by_gives_the_popular_items(recommender: Recommender, requ
 
 @pytest.fixture(scope="module")
 def stacked(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
-    """A model that kept ``item_knn`` and ``popularity``, and dropped ``behaviour`` and ``als``."""
+    """A model with ``item_knn`` and ``popularity``, whose members ``behaviour`` and ``als`` were pruned."""
     enabled = ("behaviour", "item_knn", "als", "popularity")
     sections = {name: {"enabled": True} for name in enabled}
     tree = {"width": 8, "granularities": sections, "fusion": {"stack": True}}
@@ -144,7 +144,7 @@ def stacked(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) 
     return Recommender(read_bundle(folder))
 
 
-def test_dropped_members_are_in_no_answer(stacked: Recommender) -> None:
+def test_pruned_members_are_in_no_answer(stacked: Recommender) -> None:
     assert set(stacked.names) == {"behaviour", "item_knn", "als", "popularity"}
     answer = ask(stacked, user_id="u0", k=4)
     assert set(answer.shares) == {"item_knn", "popularity"} and answer.source == "model"
@@ -162,23 +162,21 @@ def test_dropped_members_are_in_no_answer(stacked: Recommender) -> None:
 @pytest.mark.parametrize(
     "request_row", [{"user_id": "nobody"}, {"user_id": "u5"}, {"history": []}, {"history": ["mystery"]}]
 )
-def test_an_answer_by_the_member_for_popularity_alone_is_marked(
-    stacked: Recommender, request_row: dict[str, Any]
-) -> None:
+def test_answer_from_the_popularity_member_alone_is_marked(stacked: Recommender, request_row: dict[str, Any]) -> None:
     answer = ask(stacked, **request_row, k=3)
     assert answer.source == "popularity"
     assert answer.shares["popularity"] == answer.scores and set(answer.shares["item_knn"]) == {0.0}
     assert ask(stacked, history=["i0"], k=3).source == "model"
 
 
-def test_batch_marks_popular_answers_as_requests_do(stacked: Recommender) -> None:
+def test_batch_marks_popular_answers_like_requests(stacked: Recommender) -> None:
     table = Answering(stacked, Defaults(3, None, None))(pa.table({"user_id": ["nobody", "u0"]}))
     assert table.column("source").to_pylist() == ["popularity"] * 3 + ["model"] * 3
     assert table.column("share_popularity").null_count == 0
     assert table.column("share_popularity").to_pylist()[:3] == pytest.approx(table.column("score").to_pylist()[:3])
 
 
-def test_new_events_change_the_answer_and_their_time_and_type_count(recommender: Recommender) -> None:
+def test_new_events_with_time_and_type_change_the_answer(recommender: Recommender) -> None:
     plain = ask(recommender, user_id="u0", k=ITEMS)
     newer = ask(recommender, user_id="u0", history=["i9"], k=ITEMS)
     assert "i9" in plain.item_ids and "i9" not in newer.item_ids and newer.scores != plain.scores
@@ -187,11 +185,11 @@ def test_new_events_change_the_answer_and_their_time_and_type_count(recommender:
     late = ask(recommender, user_id="u0", history=[{"item_id": "i9", "timestamp": "2031-05-01"}], k=ITEMS)
     assert late.scores != newer.scores
     number = ask(recommender, user_id="u0", history=[{"item_id": "i9", "timestamp": 1_935_360_000}], k=ITEMS)
-    assert number.scores == late.scores  # the same moment
+    assert number.scores == late.scores  # the same time
 
 
-def test_a_request_equals_the_same_events_stored(bundle: Bundle, recommender: Recommender) -> None:
-    """u2's own events as an anonymous history: the same, but for what hangs on the user's name."""
+def test_request_equals_the_same_events_stored(bundle: Bundle, recommender: Recommender) -> None:
+    """u2's own events as an anonymous history: the same except for parts that use the user id."""
     events = [{"item_id": f"i{i}", "event_type": "view", "timestamp": time} for i, _, time, _ in HISTORIES[2]]
     anonymous, stored = ask(recommender, history=events, k=3), ask(recommender, user_id="u2", k=ITEMS)
     for place, item in enumerate(anonymous.item_ids):
@@ -201,7 +199,7 @@ def test_a_request_equals_the_same_events_stored(bundle: Bundle, recommender: Re
         assert gate == pytest.approx(behaviour, rel=1e-3)  # only the gate's weights differ
 
 
-def test_many_requests_answer_as_each_alone(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_in_one_call_equal_single_requests(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"user_id": f"u{n % 6}", "k": 1 + n % 5, "exclude_seen": n % 3 > 0} for n in range(20)]
     monkeypatch.setattr("recsys.serving.recommender.MAX_CHUNK", 7)
     together = recommender.recommend(parse_requests(rows))
@@ -211,7 +209,7 @@ def test_many_requests_answer_as_each_alone(recommender: Recommender, monkeypatc
         assert alone.scores == pytest.approx(answer.scores, rel=1e-4, abs=1e-5)
 
 
-def test_unordered_histories_are_sets(tmp_path: Path) -> None:
+def test_unordered_histories_count_as_sets(tmp_path: Path) -> None:
     dataset = small_world(tmp_path / "dataset", ordered=False)
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
     recommender = Recommender(read_bundle(tmp_path / "bundle"))
@@ -220,11 +218,11 @@ def test_unordered_histories_are_sets(tmp_path: Path) -> None:
     assert ask(recommender, user_id="u2", history=["i7"]).scores == ask(recommender, user_id="u2").scores
 
 
-def test_no_request_is_no_answer(recommender: Recommender) -> None:
+def test_no_requests_give_no_answers(recommender: Recommender) -> None:
     assert recommender.recommend([]) == []
 
 
-def test_all_seen_is_an_empty_list(recommender: Recommender) -> None:
+def test_user_who_has_all_items_gets_an_empty_list(recommender: Recommender) -> None:
     answer = ask(recommender, history=[f"i{i}" for i in range(ITEMS)])
     assert (answer.item_ids, answer.scores, answer.source) == ([], [], "model")
 
@@ -234,8 +232,8 @@ def test_answers_are_plain_json(recommender: Recommender) -> None:
     assert json.loads(json.dumps(answer.to_dict(), allow_nan=False))["titles"][0].startswith("Title of i")
 
 
-def test_what_is_not_finite_never_leaves(bundle: Bundle) -> None:
-    """A user vector that went wrong falls back to popularity; the other rows do not notice."""
+def test_answers_are_finite_when_a_vector_is_not(bundle: Bundle) -> None:
+    """A user vector that is not finite falls back to popularity; other rows are not affected."""
     states = {
         name: {key: tensor.clone() for key, tensor in state.items()} for name, state in bundle.model.states.items()
     }
@@ -257,12 +255,12 @@ def test_what_is_not_finite_never_leaves(bundle: Bundle) -> None:
 
 MALFORMED = [
     ("text", r"request 1: expected an object"),
-    ({}, r"request 1: needs user_id, or history"),
-    ({"k": 3}, r"request 1: needs user_id, or history"),
+    ({}, r"request 1: needs at least one of user_id, history"),
+    ({"k": 3}, r"request 1: needs at least one of user_id, history"),
     (
         {"user": "u0"},
-        r"request 1: user: unknown field; there are: at, attributes, boost, candidates, context, diversify, exclude, "
-        r"exclude_seen, explain, filters, friends, history, horizon, k, offset, user_id",
+        r"request 1: user: unknown field; expected one of: at, attributes, boost, candidates, context, diversify, "
+        r"exclude, exclude_seen, explain, filters, friends, history, horizon, k, offset, user_id",
     ),
     ({"friends": "u1"}, r"request 1: friends: got 'u1' \(str\); input should be a valid list"),
     ({"friends": ["u1", 2]}, r"request 1: friends\[1\]: got 2 \(int\), expected a string"),
@@ -282,7 +280,7 @@ MALFORMED = [
     ({"history": [{"event_type": "buy"}]}, r"request 1: history\[0\]\.item_id: missing"),
     (
         {"history": [{"item_id": "i1", "time": 3}]},
-        r"history\[0\]\.time: unknown field; there are: context, event_type, item_id",
+        r"history\[0\]\.time: unknown field; expected one of: context, event_type, item_id",
     ),
     ({"history": [{"item_id": "i1", "timestamp": "soon"}]}, r"history\[0\]\.timestamp: got 'soon'"),
     ({"history": [{"item_id": "i1", "timestamp": math.nan}]}, r"history\[0\]\.timestamp: got nan"),
@@ -301,7 +299,7 @@ def test_malformed_requests_name_row_and_field(recommender: Recommender, row: An
         recommender.recommend(parse_requests([{"user_id": "u0"}, row]))
 
 
-def test_serving_is_light() -> None:
+def test_serving_imports_no_heavy_package() -> None:
     """Answering imports no Ray, MLflow, transformers or torch-geometric."""
     import subprocess
     import sys

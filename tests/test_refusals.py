@@ -103,8 +103,8 @@ EVENTS = "user_id,item_id,event_type\nu,i,buy\n"
     ("content", "rewards", "says"),
     [
         (None, {"buy": 1.0}, "expected files"),
-        (EVENTS, {"buy": 0.0}, "must be above or below 0"),
-        (EVENTS, {"buy": float("nan")}, "must be above or below 0"),
+        (EVENTS, {"buy": 0.0}, "must be a finite number other than 0"),
+        (EVENTS, {"buy": float("nan")}, "must be a finite number other than 0"),
         (EVENTS, {"view": 1.0}, "no reward for the event type 'buy'"),
         ("user_id,item_id\n", {"interact": 1.0}, "only a header"),
         ("user_id,item_id\nu,\n", {"interact": 1.0}, "rows are bad"),

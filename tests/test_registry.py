@@ -1,4 +1,4 @@
-"""Tracking writes what a run was; a registered model loads and answers in a fresh process without our sources."""
+"""Tracking records a run; a registered model loads and answers in a fresh process without our sources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.model_page import describe_model
 from recsys.registry.provenance import lineage
-from recsys.registry.register import RegisteredModel, _example, _interrupted, active, register, resolve
+from recsys.registry.register import (
+    RegisteredModel,
+    _example,
+    _finding_tags,
+    _version_of_interrupted_run,
+    active,
+    register,
+    resolve,
+)
 from recsys.registry.run_tags import working_commit
 from recsys.registry.tracking import Tracker, client, remembered_run, tracking_uri
 from recsys.serving.bundles import read_bundle, write_bundle
@@ -38,7 +46,7 @@ def make_config(folder: Path, **sections: Any) -> Config:
 
 
 class Registered:
-    """One run, tracked and registered, that the tests look at."""
+    """One tracked run with a registered model, shared by the tests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, make_config(folder, registry={"name": "pocket"})
@@ -68,7 +76,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registered]
         os.chdir(before)
 
 
-def test_the_run_holds_parameters_metrics_dataset_and_files(registered: Registered) -> None:
+def test_run_has_parameters_metrics_dataset_and_files(registered: Registered) -> None:
     found = client(registered.uri)
     run = found.get_run(registered.run_id)
     assert registered.uri == f"sqlite:///{registered.folder}/runs/mlflow.db"
@@ -76,7 +84,7 @@ def test_the_run_holds_parameters_metrics_dataset_and_files(registered: Register
     assert run.data.params["train.metric"] == "ndcg@20" and "model.fusion.kind" not in run.data.params, "what was set"
     assert run.data.tags["mlflow.source.type"] == "LOCAL" and run.data.tags["mlflow.source.name"]
     history = found.get_metric_history(registered.run_id, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [(0, 3.0), (1, 2.0)]  # NaN has no place
+    assert [(metric.step, metric.value) for metric in history] == [(0, 3.0), (1, 2.0)]  # NaN is left out
     assert run.data.metrics["valid.ndcg_at_20"] == pytest.approx(0.2)
     dataset = run.inputs.dataset_inputs[0].dataset
     assert dataset.name == "handmade" and registered.dataset.manifest.content_hash.startswith(dataset.digest)
@@ -89,7 +97,7 @@ def test_the_run_holds_parameters_metrics_dataset_and_files(registered: Register
     assert load_config(found.download_artifacts(registered.run_id, "config.yaml", str(local))) == registered.config
 
 
-def test_the_version_has_alias_tags_and_description(registered: Registered) -> None:
+def test_version_has_alias_tags_and_description(registered: Registered) -> None:
     found = client(registered.uri).get_model_version_by_alias("pocket", "challenger")
     assert registered.model == RegisteredModel(
         "pocket", 1, "challenger", "models:/pocket@challenger", "models:/pocket/1", "no baseline was measured"
@@ -108,20 +116,20 @@ def test_resolve_finds_the_bundle(registered: Registered) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("models:/pocket@champion", "not registered; registered are: models:/pocket@challenger"),
-        ("models:/rocket@challenger", "not registered; registered are: models:/pocket@challenger"),
+        ("models:/pocket@champion", "not registered; registered models: models:/pocket@challenger"),
+        ("models:/rocket@challenger", "not registered; registered models: models:/pocket@challenger"),
         ("models:/pocket/7", "not registered"),
         ("models:/pocket", "expected models:/NAME@ALIAS"),
-        ("/no/such/folder", "holds no model bundle"),
+        ("/no/such/folder", "has no model bundle"),
     ],
 )
-def test_what_cannot_be_resolved_says_what_there_is(registered: Registered, uri: str, message: str) -> None:
+def test_unknown_model_lists_registered_models(registered: Registered, uri: str, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         resolve(uri, registered.uri)
 
 
-def test_no_store_is_made_by_looking(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="there is no MLflow store"):
+def test_resolving_creates_no_store(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="the MLflow store"):
         resolve("models:/pocket@challenger", f"sqlite:///{tmp_path}/mlflow.db")
     assert list(tmp_path.iterdir()) == []
 
@@ -157,7 +165,7 @@ print(json.dumps(found, allow_nan=False))
 """
 
 
-def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp_path: Path) -> None:
+def test_registered_model_answers_without_our_sources(registered: Registered, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-P", "-c", FRESH, registered.uri],
@@ -183,11 +191,18 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
     assert newest["scores"] != found["rows"][0]["scores"], "the newest event counts without training"
     assert newcomer["source"] == "model" and newcomer["unknown_friends"] == ["zoe"]
     assert newcomer["shares"]["social"] == newcomer["scores"]
-    assert [len(row["item_ids"]) for row in found["frame"]] == [3, 2]  # the parameter counts where the cell is empty
+    assert [len(row["item_ids"]) for row in found["frame"]] == [3, 2]  # the parameter applies where the cell is empty
     assert found["objects"][0]["source"] == "model" and len(found["objects"][0]["item_ids"]) == 1
-    expected = ["k: got 0", "user: unknown field", "user_id: got 5", "history: got 'i1'", "needs user_id", "request 0"]
+    expected = [
+        "k: got 0",
+        "user: unknown field",
+        "user_id: got 5",
+        "history: got 'i1'",
+        "needs at least one of user_id",
+        "request 0",
+    ]
     expected += ["exclude_sen: unknown field", "exclude_sen: unknown field"]
-    expected += ["user_id: the column holds numbers (int64), expected text", 'astype("Int64").astype("string")']
+    expected += ["user_id: the column holds numbers (int64), expected strings", 'astype("Int64").astype("string")']
     assert len(found["errors"]) == len(expected)
     assert all(text in error for text, error in zip(expected, found["errors"], strict=True)), found["errors"]
     assert found["heavy"] == []
@@ -197,7 +212,7 @@ def test_a_fresh_process_without_our_sources_answers(registered: Registered, tmp
     assert found["signature"]["inputs"] is None and "item_ids" in found["signature"]["outputs"]
 
 
-def test_a_failed_run_says_so_and_can_go_on(registered: Registered) -> None:
+def test_failed_run_is_marked_and_can_continue(registered: Registered) -> None:
     config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "b")})
     with pytest.raises(ZeroDivisionError), Tracker(config, "doomed") as tracker:
         _ = 1 / 0
@@ -212,7 +227,7 @@ def test_a_failed_run_says_so_and_can_go_on(registered: Registered) -> None:
     assert again.run_id == tracker.run_id and run.info.status == "FINISHED" and run.data.metrics == {"late": 1.0}
 
 
-def test_a_version_that_was_made_before_an_interruption_is_taken(registered: Registered) -> None:
+def test_version_created_before_an_interruption_is_reused(registered: Registered) -> None:
     sections = {"tracking": {"uri": registered.uri}, "registry": {"name": "pocket"}}
     config = make_config(registered.folder, **sections, run={"dir": str(registered.folder / "e"), "resume": True})
     with Tracker(config, run_id=registered.run_id, apart=True) as tracker:
@@ -220,11 +235,14 @@ def test_a_version_that_was_made_before_an_interruption_is_taken(registered: Reg
     found = client(registered.uri)
     (version,) = found.search_model_versions("name = 'pocket'")
     for other in ({"weights.sha256": "0" * 64}, {"run_id": "0" * 32}, {"metric.ndcg_at_20": "0.5"}):
-        assert _interrupted(found, "pocket", {**version.tags, **other}) == 0
-    assert _interrupted(found, "pocket", version.tags) == 1 and _interrupted(found, "wallet", version.tags) == 0
+        assert _version_of_interrupted_run(found, "pocket", {**version.tags, **other}) == 0
+    assert (
+        _version_of_interrupted_run(found, "pocket", version.tags) == 1
+        and _version_of_interrupted_run(found, "wallet", version.tags) == 0
+    )
 
 
-def test_a_run_that_was_deleted_since_is_opened_anew(registered: Registered) -> None:
+def test_deleted_run_is_replaced_by_a_new_one(registered: Registered) -> None:
     config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "c")})
     with Tracker(config) as first:
         pass
@@ -235,18 +253,18 @@ def test_a_run_that_was_deleted_since_is_opened_anew(registered: Registered) -> 
         assert again.run_id != gone and remembered_run(config) == again.run_id
 
 
-def test_a_deleted_experiment_keeps_its_own_message(registered: Registered) -> None:
+def test_deleted_experiment_has_its_own_message(registered: Registered) -> None:
     tracking = {"uri": registered.uri, "experiment": "short-lived"}
     config = make_config(registered.folder, tracking=tracking, run={"dir": str(registered.folder / "d")})
     with Tracker(config) as tracker:
         pass
     client(registered.uri).delete_experiment(tracker.experiment_id)
-    with pytest.raises(ConfigError, match=r"^tracking\.experiment 'short-lived' was deleted"), Tracker(config):
+    with pytest.raises(ConfigError, match=r"^tracking\.experiment: 'short-lived' was deleted"), Tracker(config):
         raise AssertionError("must not be entered")
 
 
-def test_a_uri_whose_credentials_were_left_out_says_where_they_come_from(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--tracking\.uri, or as \$VARIABLE"):
+def test_uri_without_credentials_says_how_to_give_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--tracking\.uri, or as an environment variable \$VARIABLE"):
         tracking_uri(make_config(tmp_path, tracking={"uri": "postgresql://***@host/db"}))
 
 
@@ -256,10 +274,10 @@ def test_children_name_their_parent(registered: Registered) -> None:
         child.set_tags({"trial": 1})
     tags = client(registered.uri).get_run(child.run_id).data.tags
     assert tags["mlflow.parentRunId"] == registered.run_id and tags["trial"] == "1"
-    assert remembered_run(registered.config) == registered.run_id  # a child does not take the run folder
+    assert remembered_run(registered.config) == registered.run_id  # a child run does not replace the run of the folder
 
 
-def test_a_left_over_experiment_id_changes_nothing(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftover_experiment_id_is_ignored(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
     config = make_config(registered.folder, tracking={"uri": registered.uri, "experiment": "another one"})
     with Tracker(config, "x", parent_id=registered.run_id) as tracker:
@@ -267,7 +285,7 @@ def test_a_left_over_experiment_id_changes_nothing(registered: Registered, monke
     assert "MLFLOW_EXPERIMENT_ID" not in os.environ and "MLFLOW_TRACKING_URI" not in os.environ
 
 
-def test_a_disabled_tracker_does_nothing(registered: Registered, tmp_path: Path) -> None:
+def test_disabled_tracker_does_nothing(registered: Registered, tmp_path: Path) -> None:
     config = make_config(tmp_path, tracking={"enabled": False})
     with Tracker(config) as tracker:
         tracker.log_params({"a": 1})
@@ -281,15 +299,15 @@ def test_a_disabled_tracker_does_nothing(registered: Registered, tmp_path: Path)
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "ftp://host/x"])
-def test_stores_that_mlflow_has_not(tmp_path: Path, uri: str) -> None:
+def test_unsupported_store_uris_are_refused(tmp_path: Path, uri: str) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.uri: got .*expected sqlite"):
         Tracker(make_config(tmp_path, tracking={"uri": uri}))
 
 
-def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
+def test_unreachable_store_raises_one_message(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database, it is a poem")
     with (
-        pytest.raises(ConfigError, match=r"broken\.db is no SQLite database.*give the path of MLflow.s store"),
+        pytest.raises(ConfigError, match=r"broken\.db is not a SQLite database.*give the path of MLflow.s store"),
         Tracker(make_config(tmp_path, tracking={"uri": f"sqlite:///{tmp_path}/broken.db"})),
     ):
         raise AssertionError("must not be entered")
@@ -306,13 +324,13 @@ def test_relative_sqlite_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert tracking_uri(config) == f"sqlite:///{tmp_path}/deep/mlflow.db"
 
 
-def test_aliases_that_mlflow_refuses(registered: Registered) -> None:
+def test_invalid_aliases_are_refused(registered: Registered) -> None:
     config = make_config(registered.folder, tracking={"uri": registered.uri}, registry={"alias": "v1"})
     with Tracker(config, parent_id=registered.run_id) as tracker, pytest.raises(ConfigError, match=r"registry\.alias"):
         register(tracker, registered.bundle, config, METRICS)
 
 
-def test_a_frame_with_empty_cells_is_read_as_not_given() -> None:
+def test_empty_cells_of_a_frame_count_as_missing() -> None:
     from recsys.registry.pyfunc_model import _rows
 
     frame = pd.DataFrame([{"user_id": "u0", "k": 3}, {"history": ["i1"]}])
@@ -322,7 +340,7 @@ def test_a_frame_with_empty_cells_is_read_as_not_given() -> None:
     ]
 
 
-def test_figures_of_the_machine_are_logged_when_asked_for(tmp_path: Path) -> None:
+def test_system_metrics_are_logged_when_enabled(tmp_path: Path) -> None:
     config = Config()
     config.run.dir, config.tracking.system_metrics = str(tmp_path / "run"), True
     with Tracker(config) as tracker:
@@ -366,7 +384,7 @@ EVALUATED: dict[str, Any] = {
 }
 
 
-def test_an_evaluation_again_replaces_the_tables(registered: Registered) -> None:
+def test_second_evaluation_replaces_the_tables(registered: Registered) -> None:
     config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "f")})
     with Tracker(config) as tracker:
         log_evaluation(tracker, EVALUATED)
@@ -379,7 +397,7 @@ def test_an_evaluation_again_replaces_the_tables(registered: Registered) -> None
     assert [file.path for file in found.list_artifacts(tracker.run_id, "figures")] == ["figures/recommenders.png"]
 
 
-def test_a_page_that_somebody_has_written_is_kept(registered: Registered) -> None:
+def test_description_written_by_a_user_is_kept(registered: Registered) -> None:
     registry = client(registered.uri)
     assert "| challenger |" in registry.get_registered_model("pocket").description
     registry.update_registered_model("pocket", description="ours")
@@ -387,7 +405,7 @@ def test_a_page_that_somebody_has_written_is_kept(registered: Registered) -> Non
     assert registry.get_registered_model("pocket").description == "ours"
 
 
-def test_the_input_example_names_no_user_of_the_data(registered: Registered) -> None:
+def test_input_example_has_no_user_of_the_data(registered: Registered) -> None:
     folder = resolve("models:/pocket/1", registered.uri).parent.parent
     texts = [path.read_text() for path in folder.glob("*input_example*.json")]
     users = read_bundle(registered.bundle).user_ids
@@ -395,14 +413,23 @@ def test_the_input_example_names_no_user_of_the_data(registered: Registered) -> 
     assert not [user for user in users for text in texts if json.dumps(user) in text]
 
 
-def test_an_invented_user_who_exists_is_renamed(registered: Registered) -> None:
+def test_invented_user_is_renamed_when_the_id_exists(registered: Registered) -> None:
     bundle = replace(read_bundle(registered.bundle), user_ids=["invented-user", "invented-friend-1", "u0"])
     example = _example(bundle)
     named = {*example["user_id"], *(friend for friends in example["friends"] for friend in friends)}
     assert named and not named & set(bundle.user_ids)
 
 
-def test_run_version_and_lineage_name_one_commit(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("single", "expected"), [("item_cf", "trained, item_cf"), (None, "trained, behaviour, item_cf")]
+)
+def test_members_tag_lists_trained_granularities_only_without_stacking(single: str | None, expected: str) -> None:
+    kinds = {"trained": "together", "behaviour": "trained", "item_cf": "fitted", "als": "fitted"}
+    each = {name: {"kind": kind, "kept": name != "als", "why": ""} for name, kind in kinds.items()}
+    assert _finding_tags({"members": {"single": single, "each": each}})["members"] == expected
+
+
+def test_run_version_and_lineage_have_the_same_commit(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
     project = registered.folder / "project"
     project.mkdir()
     git = ["git", "-C", str(project), "-c", "user.name=a", "-c", "user.email=a@b"]
@@ -418,7 +445,7 @@ def test_run_version_and_lineage_name_one_commit(registered: Registered, monkeyp
         assert lineage(config, "d", again)["git_commit"] == first != working_commit(project)[0]
 
 
-def test_a_model_without_alias_is_named_by_its_number(registered: Registered) -> None:
+def test_model_without_alias_is_listed_by_number(registered: Registered) -> None:
     registry = client(registered.uri)
     source = registry.get_model_version("pocket", "1").source
     registry.create_registered_model("bare")

@@ -1,4 +1,4 @@
-"""Files of requests, and JSON of requests: what is read, and what is refused with its file and line."""
+"""Files of requests and JSON of requests: valid ones are read, others are refused with file and line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINES = [json.dumps(row, ensure_ascii=False).encode() for row in ROWS]
     ],
     ids=["plain", "BOM, CRLF, empty line", "empty lines", "gzip"],
 )
-def test_forms_of_a_file_that_mean_the_same(tmp_path: Path, content: bytes) -> None:
+def test_equivalent_file_formats_give_the_same_requests(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "asked.jsonl").write_bytes(content)
     assert read_requests(str(tmp_path / "asked.jsonl")) == ROWS
 
@@ -37,27 +37,30 @@ def test_forms_of_a_file_that_mean_the_same(tmp_path: Path, content: bytes) -> N
     [
         (b'{"user_id": "a"}\n{"user_id": 7}', r"line 2: user_id: got 7 \(int\), expected a string .* quotes"),
         (b'{"user_id": "a"}\n\n{"user_id": "b", "exclude_sen": true}', "line 3: exclude_sen: unknown field"),
-        (b'{"user_id": "a"}\n{"user_id": "b"', "line 2 is no JSON"),
-        (b'{"user_id": "a", "k": NaN}', "line 1 is no JSON .NaN is no number of JSON"),
-        (b'{"user_id": "a", "attributes": {"x": 1e999}}', "line 1 is no JSON .1e999 is too large"),
-        (b'{"user_id": "a", "k": ' + b"9" * 5000 + b"}", "line 1 is no JSON .*digits"),
-        (b'{"user_id": "a", "user_id": "b"}', "line 1 is no JSON .the key 'user_id' is given twice"),
-        (b'{"user_id": "\\ud800"}', "line 1 is no JSON .a text holds half a character"),
-        (b'{"user_id": "\xff"}', "line 1 is no JSON .byte 13 is no UTF-8"),
-        (b'{"a":' * 100_000, "line 1 is no JSON .nested too deeply"),
+        (b'{"user_id": "a"}\n{"user_id": "b"', "line 2 is not valid JSON"),
+        (b'{"user_id": "a", "k": NaN}', "line 1 is not valid JSON .NaN is not a JSON number"),
+        (b'{"user_id": "a", "attributes": {"x": 1e999}}', "line 1 is not valid JSON .the number 1e999 is too large"),
+        (b'{"user_id": "a", "k": ' + b"9" * 5000 + b"}", "line 1 is not valid JSON .*digits"),
+        (b'{"user_id": "a", "user_id": "b"}', "line 1 is not valid JSON .the key 'user_id' appears twice"),
+        (b'{"user_id": "\\ud800"}', "line 1 is not valid JSON .a string holds half a character"),
+        (b'{"user_id": "\xff"}', "line 1 is not valid JSON .byte 13 is not valid UTF-8"),
+        (b'{"a":' * 100_000, "line 1 is not valid JSON .nested too deeply"),
         (b'{"user_id": "a", "context": ' + b'{"a":' * 500 + b"1" + b"}" * 501, ""),
-        (b'[\n{"user_id": "a"}\n]', "line 1 is no JSON .*; the file holds a JSON list, expected one request a line"),
+        (
+            b'[\n{"user_id": "a"}\n]',
+            "line 1 is not valid JSON .*; the file holds a JSON list, expected one request a line",
+        ),
         (b'[{"user_id": "a"}]', "line 1: expected an object .* expected one request a line"),
-        (b"\xff\xfe{\x00}\x00", "is UTF-16; write it as UTF-8"),
-        (b"\n  \r\n", "holds no request"),
+        (b"\xff\xfe{\x00}\x00", "is encoded as UTF-16; convert it to UTF-8"),
+        (b"\n  \r\n", "has no requests"),
         (gzip.compress(b"x" * 100, mtime=0)[:20], "cannot be read"),
-        (gzip.compress(b" " * 50_000_000), "unpacks to more than 200 times its size"),
+        (gzip.compress(b" " * 50_000_000), "decompresses to more than 200 times its size"),
     ],
 )
-def test_a_line_that_is_no_request_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_invalid_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "asked.jsonl"
     path.write_bytes(content)
-    if not message:  # as deep as JSON is read: the recommender, which knows the columns, refuses it
+    if not message:  # JSON of this depth is read; the recommender, which knows the columns, refuses it
         assert len(read_requests(str(path))) == 1
         return
     with pytest.raises(RequestError, match=rf"^recommend\.requests: {path}.*{message}") as found:
@@ -65,12 +68,12 @@ def test_a_line_that_is_no_request_is_named(tmp_path: Path, content: bytes, mess
     assert "\n" not in str(found.value) and len(str(found.value)) < 600
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="nowhere.jsonl cannot be read"):
         read_requests(str(tmp_path / "nowhere.jsonl"))
 
 
-def test_json_is_taken_as_it_is() -> None:
+def test_json_values_are_read_unchanged() -> None:
     assert read_json(b'\xef\xbb\xbf{"a": [1, 2.5, "\\u00fc", null, true]}') == {"a": [1, 2.5, "ü", None, True]}
     assert read_json(b'{"a": "\\ud83d\\ude00"}') == {"a": "😀"}, "a pair of surrogates is a character"
     for content in (b"", b"{", b"{}{}", b"[1,]", b"-Infinity", b'{"a": 1, "\\u0061": 2}'):

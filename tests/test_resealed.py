@@ -1,4 +1,4 @@
-"""Bundles that somebody changed and sealed anew, so that every checksum is right: each is one message."""
+"""Changed bundles with renewed, valid checksums: each raises one clear message."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 
 
 def resealed(bundle: Path, folder: Path, change: Callable[[Path], None]) -> Path:
-    """A copy with a change, and every checksum computed anew."""
+    """A copy with a change and renewed checksums."""
     shutil.copytree(bundle, folder)
     change(folder)
     content = json.loads((folder / "bundle.json").read_text())
@@ -139,7 +139,7 @@ def resealed(bundle: Path, folder: Path, change: Callable[[Path], None]) -> Path
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_resealed_bundle_is_one_message(bundle: Path, tmp_path: Path, what: str) -> None:
+def test_changed_bundle_with_renewed_checksums_raises_one_message(bundle: Path, tmp_path: Path, what: str) -> None:
     folder = resealed(bundle, tmp_path / "bundle", CHANGES[what])
     with pytest.raises(ArtifactError) as error:
         read_bundle(folder)
@@ -148,21 +148,21 @@ def test_a_resealed_bundle_is_one_message(bundle: Path, tmp_path: Path, what: st
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "..", "", "a/b"])
-def test_names_that_lead_out_of_a_bundle_are_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+def test_file_names_outside_the_bundle_are_refused(bundle: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
     described(lambda d: d["files"].update({name: {"size": 1, "sha256": "0"}}))(tmp_path / "bundle")
-    with pytest.raises(ArtifactError, match="no plain name"):
+    with pytest.raises(ArtifactError, match="a plain file name"):
         read_bundle(tmp_path / "bundle")
 
 
-def test_a_deep_description_is_damaged(bundle: Path, tmp_path: Path) -> None:
+def test_deeply_nested_description_is_damaged(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
     (tmp_path / "bundle/bundle.json").write_text("[" * 100_000)
     with pytest.raises(ArtifactError, match=r"damaged: bundle.json: RecursionError"):
         read_bundle(tmp_path / "bundle")
 
 
-def test_a_card_that_the_bundle_does_not_name_is_not_shown(bundle: Path, tmp_path: Path) -> None:
+def test_card_without_checksum_is_not_shown(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
     described(lambda d: d["files"].pop("MODEL_CARD.md"))(tmp_path / "bundle")
     followed = Followed(str(tmp_path / "bundle"), "")

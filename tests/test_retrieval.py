@@ -1,4 +1,4 @@
-"""The index of items finds what scoring every item finds, leaves out what is hidden, and stays in the sealed bundle."""
+"""The item index finds nearly the same as scoring every item, omits hidden items, and is part of the bundle."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def test_exact_top_by_hand() -> None:
     assert hidden.tolist() == [[3, 0, 1], [3, 2, -1]]
 
 
-def test_the_index_finds_the_exact_lists(index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor) -> None:
+def test_index_finds_the_exact_lists(index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor) -> None:
     reached = calibrate(index, users_BD, vectors_ND)
     assert reached >= retrieval.RECALL and index.reorder in retrieval.REORDERS
-    index.reorder = 1  # lists no longer than asked for cannot be mended: the measure can fail
+    index.reorder = 1  # without extra candidates, recall is lower: the measurement can fail
     assert recall(index, users_BD, vectors_ND) < 0.97
 
 
-def test_hidden_items_and_long_histories(
+def test_hidden_items_and_long_histories_are_respected(
     index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a list as long as the catalogue the index leaves the choice to the exact scores, so lists are equal."""
+    """With as many candidates as items, only the exact scores decide, so lists are equal."""
     monkeypatch.setattr(index, "reorder", ITEMS // LIST)
     rng = np.random.default_rng(0)
     rows_E = np.repeat(np.arange(40), 30)
@@ -74,21 +74,21 @@ def test_hidden_items_and_long_histories(
     assert (index.top(users_BD, vectors_ND, 50, rows_E, hidden_E) == expected).all()
     assert not any(set(expected[row]) & set(hidden_E[rows_E == row]) for row in range(40))
     monkeypatch.setattr(index, "reorder", 1)
-    monkeypatch.setattr(retrieval, "_LONG_HISTORY", 29)  # then the exact way is taken
+    monkeypatch.setattr(retrieval, "_LONG_HISTORY", 29)  # then all items are scored
     assert (index.top(users_BD, vectors_ND, 50, rows_E, hidden_E) == expected).all()
 
 
-def test_lists_are_as_long_as_exact_ones(
+def test_index_lists_are_as_long_as_exact_lists(
     index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All but seven items are hidden: whatever the index names, those seven come, and -1 behind them."""
+    """All but seven items are hidden: the list has these seven, then -1."""
     monkeypatch.setattr(index, "reorder", 1)
     hidden_E = np.arange(7, ITEMS)
     top = index.top(users_BD[:1], vectors_ND, 20, np.zeros(len(hidden_E), dtype=np.int64), hidden_E)
     assert set(top[0, :7]) == set(range(7)) and (top[0, 7:] == -1).all()
 
 
-def test_equal_scores_are_ordered_as_everywhere(index: ItemIndex, vectors_ND: torch.Tensor) -> None:
+def test_equal_scores_are_ordered_as_in_evaluation(index: ItemIndex, vectors_ND: torch.Tensor) -> None:
     twins_ND = vectors_ND.clone()
     twins_ND[5] = twins_ND[2900] = twins_ND[1234]
     twins = ItemIndex.build(twins_ND, reorder=8)
@@ -96,7 +96,9 @@ def test_equal_scores_are_ordered_as_everywhere(index: ItemIndex, vectors_ND: to
     assert twins.top(*asked).tolist() == exact_top(*asked).tolist()
 
 
-def test_an_index_can_be_sent(index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor) -> None:
+def test_index_can_be_pickled_between_processes(
+    index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor
+) -> None:
     there = pickle.loads(pickle.dumps(index))
     asked = users_BD, vectors_ND, 10, NOTHING, NOTHING
     assert there.shape == (ITEMS, 24) and (there.top(*asked) == index.top(*asked)).all()
@@ -116,8 +118,8 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     return folder / "bundle"
 
 
-def test_the_bundle_answers_by_its_index(indexed: Path, caplog: pytest.LogCaptureFixture) -> None:
-    bundle = read_bundle(indexed)  # its self-test holds
+def test_bundle_answers_with_its_index(indexed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bundle = read_bundle(indexed)  # its self-test passes
     assert bundle.index is not None and bundle.info.index["recall"] >= retrieval.RECALL
     assert bundle.info.index["reorder"] == bundle.index.reorder and INDEX in bundle.info.files
     recommender, exact = Recommender(bundle), Recommender(replace(bundle, index=None))
@@ -131,7 +133,7 @@ def test_the_bundle_answers_by_its_index(indexed: Path, caplog: pytest.LogCaptur
     assert found[30] == expected[30] and found[30].source == "popularity"
 
 
-def test_without_the_library_answers_are_exact(
+def test_without_faiss_answers_are_exact(
     indexed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("recsys.bundle.files.can_index", lambda: False)
@@ -142,10 +144,10 @@ def test_without_the_library_answers_are_exact(
     assert "pip install 'multigrain[serve]'" in index_bundle(indexed, 10)
 
 
-def test_a_refit_measures_the_index_again(indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other weights of the granularities make other users' vectors, which another recall is true of."""
+def test_refit_measures_the_index_again(indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New weights of the granularities give new user vectors, and so another recall."""
     parent = open_parent(str(indexed), "")
-    parent.bundle.info.index = {"reorder": 32, "recall": 0.5, "at": LIST}  # what must not be handed on
+    parent.bundle.info.index = {"reorder": 32, "recall": 0.5, "at": LIST}  # must not be copied to the refitted bundle
     changed = parent.bundle.model.encoders.refitted(torch.linspace(0.1, 0.9, len(parent.bundle.model.names)))
     write_refitted(parent, tmp_path / "next", changed, {}, {})
     after = read_bundle(tmp_path / "next")
@@ -161,7 +163,7 @@ def test_a_refit_measures_the_index_again(indexed: Path, tmp_path: Path, monkeyp
         assert found.index is None and found.info.index == {} and not (tmp_path / "without" / INDEX).exists()
 
 
-def test_a_damaged_index_is_refused(indexed: Path, tmp_path: Path) -> None:
+def test_damaged_index_is_refused(indexed: Path, tmp_path: Path) -> None:
     shutil.copytree(indexed, tmp_path / "copy")
     content = bytearray((tmp_path / "copy" / INDEX).read_bytes())
     content[200] ^= 1
@@ -172,7 +174,7 @@ def test_a_damaged_index_is_refused(indexed: Path, tmp_path: Path) -> None:
     assert described["index"]["at"] == LIST
 
 
-def test_requirements_are_what_answering_takes(indexed: Path) -> None:
+def test_requirements_list_what_serving_needs(indexed: Path) -> None:
     bundle = read_bundle(indexed)
     assert requirements(bundle) == [*REQUIREMENTS, "faiss-cpu"]
     bundle.info.user_text = {"model": "all-MiniLM-L6-v2"}

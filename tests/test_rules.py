@@ -1,4 +1,4 @@
-"""Rules of a request give the lists that filtering an exhaustive ranking gives, whatever the rules."""
+"""Rules of a request give the same lists as filtering an exhaustive ranking."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def everything(recommender: Recommender, user: str, **more: Any) -> list[tuple[s
 
 
 def assert_same(found: Answer, expected: list[tuple[str, float]]) -> None:
-    """Equal scores, and equal items but for those of equal scores."""
+    """Assert equal scores, and equal items except between ties."""
     assert len(found.item_ids) == len(expected)
     assert found.scores == pytest.approx([score for _, score in expected], rel=1e-4, abs=1e-4)
     differ = [place for place, (item, _) in enumerate(expected) if found.item_ids[place] != item]
@@ -61,9 +61,7 @@ def assert_same(found: Answer, expected: list[tuple[str, float]]) -> None:
         assert found.item_ids[place] in near or place == len(expected) - 1
 
 
-def test_a_thousand_random_requests_equal_the_filtered_exhaustive_ranking(
-    world: World, recommender: Recommender
-) -> None:
+def test_random_requests_equal_the_filtered_exhaustive_ranking(world: World, recommender: Recommender) -> None:
     rng = np.random.default_rng(11)
     users = [f"u{number % USERS}" if number % 10 else "nobody" for number in range(1000)]
     rules = [random_rules(rng, ITEMS) for _ in users]
@@ -83,7 +81,7 @@ def test_a_thousand_random_requests_equal_the_filtered_exhaustive_ranking(
     assert min(kinds[name] for name in ("empty", "full", "short")) > 50, kinds
 
 
-def test_shares_with_a_boost_sum_exactly_and_the_factor_is_said(recommender: Recommender) -> None:
+def test_shares_with_boost_sum_exactly_and_factor_is_in_answer(recommender: Recommender) -> None:
     boost = [{"factor": 4.0, "filters": {"kind": "toys"}}, {"factor": 0.5, "items": ["i1", "i2"]}]
     answer = ask(recommender, user_id="u0", k=50, boost=boost)
     assert answer.boosts is not None and {1.0, 4.0} <= set(answer.boosts) <= {1.0, 4.0, 0.5, 2.0}
@@ -94,7 +92,7 @@ def test_shares_with_a_boost_sum_exactly_and_the_factor_is_said(recommender: Rec
 
 
 @pytest.mark.parametrize("user", ["u0", "nobody"])
-def test_a_factor_raises_an_item_whatever_the_sign_of_its_score(recommender: Recommender, user: str) -> None:
+def test_boost_raises_items_with_negative_scores_too(recommender: Recommender, user: str) -> None:
     ranked = everything(recommender, user)
     places = {item: place for place, (item, _) in enumerate(ranked)}
     assert user == "nobody" or ranked[-1][1] < 0 < ranked[0][1], "scores of both signs"
@@ -117,7 +115,7 @@ MORE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("more", MORE)
 @pytest.mark.parametrize("diversify", [None, {"strength": 0.4, "pool": 50}, {"attribute": "kind", "most": 2}])
-def test_pages_are_the_whole_list_and_do_not_overlap(
+def test_pages_cover_the_list_without_overlap(
     recommender: Recommender, more: dict[str, Any], diversify: dict[str, Any] | None
 ) -> None:
     asked = {"user_id": "u1", "k": 7, **more, **({"diversify": diversify} if diversify else {})}
@@ -130,7 +128,7 @@ def test_pages_are_the_whole_list_and_do_not_overlap(
         assert pages == whole.item_ids
 
 
-def test_at_most_so_many_of_a_category_are_on_a_page(world: World, recommender: Recommender) -> None:
+def test_page_respects_the_limit_per_category(world: World, recommender: Recommender) -> None:
     kind = {f"i{place}": row["kind"] for place, row in enumerate(world.rows)}
     plain = ask(recommender, user_id="u2", k=10)
     assert max(Counter(kind[item] for item in plain.item_ids).values()) > 2, "without the rule it would be more"
@@ -139,7 +137,7 @@ def test_at_most_so_many_of_a_category_are_on_a_page(world: World, recommender: 
     assert max(counts.values()) == 2 and len(answer.item_ids) == 10, "as many as there are, from however deep"
     assert set(counts) == set(KINDS)
     ranked, expected = everything(recommender, "u2"), []
-    for item, _ in ranked:  # the best that fit, one by one
+    for item, _ in ranked:  # takes the best allowed items one by one
         if kind[item] is None or Counter(kind[one] for one in expected)[kind[item]] < 2:
             expected.append(item)
     assert answer.item_ids == expected[:10]
@@ -149,7 +147,7 @@ def test_at_most_so_many_of_a_category_are_on_a_page(world: World, recommender: 
     assert len(few.item_ids) == 6, "no list of more fulfils the rule"
 
 
-def test_maximal_marginal_relevance_is_the_greedy_one(recommender: Recommender) -> None:
+def test_diversify_equals_greedy_maximal_marginal_relevance(recommender: Recommender) -> None:
     strength, pool = 0.6, 40
     ranked = everything(recommender, "u3")[:pool]
     vectors = recommender.model.item_vectors_ND.numpy()
@@ -172,7 +170,7 @@ def test_maximal_marginal_relevance_is_the_greedy_one(recommender: Recommender) 
     ]
 
 
-def test_what_is_out_of_stock_is_in_no_list(recommender: Recommender) -> None:
+def test_items_out_of_stock_are_in_no_list(recommender: Recommender) -> None:
     before = ask(recommender, user_id="u4", k=20)
     out = before.item_ids[:5]
     recommender.catalogue.set_stock([*out, "never heard of"])
@@ -187,7 +185,7 @@ def test_what_is_out_of_stock_is_in_no_list(recommender: Recommender) -> None:
     assert ask(recommender, user_id="u4", k=20) == before
 
 
-def test_ids_that_the_model_does_not_know_are_said(recommender: Recommender) -> None:
+def test_unknown_ids_in_rules_are_reported(recommender: Recommender) -> None:
     answer = ask(recommender, user_id="u0", candidates=["i1", "x"], exclude=["y"], boost={"factor": 2, "items": ["z"]})
     assert answer.unknown_in_rules == {"exclude": ["y"], "candidates": ["x"], "boost": ["z"]}
 
@@ -198,23 +196,29 @@ REFUSED = [
         r"request 1: filters\.kin: unknown attribute 'kin'; the model knows: brand, kind, out,",
     ),
     ({"filters": {"price": "cheap"}}, r"filters\.price: got 'cheap' \(str\), expected a number"),
-    ({"filters": {"price": {"under": "a"}}}, r"filters\.price\.under: price holds numbers, which under does not"),
-    ({"filters": {"kind": {"lt": 3}}}, r"filters\.kind\.lt: kind holds texts.*data\.source\.numbers"),
+    ({"filters": {"price": {"under": "a"}}}, r"filters\.price\.under: price has numbers, but under works only"),
+    ({"filters": {"kind": {"lt": 3}}}, r"filters\.kind\.lt: kind has text values.*data\.source\.numbers"),
     ({"filters": {"out": {"lt": "soon"}}}, r"filters\.out\.lt: got 'soon', expected a time"),
-    ({"filters": {"price": {"less": 3}}}, r"price\.less: unknown operator; there are: all, eq, ge, gt, in, known"),
-    ({"filters": {"kind": None}}, r'kind: expected a text.*got null.*\{"known": false\}'),
+    (
+        {"filters": {"price": {"less": 3}}},
+        r"price\.less: unknown operator; expected one of: all, eq, ge, gt, in, known",
+    ),
+    ({"filters": {"kind": None}}, r'kind: expected a string.*got null.*\{"known": false\}'),
     ({"filters": {"kind": []}}, r"kind: has 0 values, expected 1 to"),
     ({"filters": {"kind": {"in": "toys"}}}, r"kind\.in: expected a list of values"),
     ({"filters": ["kind"]}, r"filters: got \['kind'\] \(list\); expected an object of attribute"),
     ({"boost": {"factor": 0, "items": ["i1"]}}, r"boost\[0\]\.factor: got 0.*greater than 0"),
-    ({"boost": {"factor": 2}}, r"boost\[0\]: got .*expected either items or filters"),
-    ({"boost": {"factor": 2, "item": ["i1"]}}, r"boost\[0\]\.item: unknown field; there are: factor, filters, items"),
+    ({"boost": {"factor": 2}}, r"boost\[0\]: got .*with either items or filters"),
+    (
+        {"boost": {"factor": 2, "item": ["i1"]}},
+        r"boost\[0\]\.item: unknown field; expected one of: factor, filters, items",
+    ),
     ({"boost": ["i1"]}, r"boost\[0\]: got 'i1' \(str\), expected an object with factor, items, filters"),
     ({"boost": {"factor": 2, "filters": {"kin": 1}}}, r"request 1: boost\[0\]\.filters\.kin: unknown attribute"),
     ({"diversify": {"most": 2}}, r"diversify: got .*attribute and most belong together"),
-    ({"diversify": {"attribute": "price", "most": 2}}, r"diversify\.attribute: price holds numbers"),
+    ({"diversify": {"attribute": "price", "most": 2}}, r"diversify\.attribute: price has numbers"),
     ({"diversify": {"strength": 2}}, r"diversify\.strength: got 2.*less than or equal to 1"),
-    ({"k": 5, "offset": 3, "diversify": {"attribute": "kind", "most": 2}}, r"offset 3 is no multiple of k 5"),
+    ({"k": 5, "offset": 3, "diversify": {"attribute": "kind", "most": 2}}, r"offset 3 is not a multiple of k 5"),
     ({"offset": -1}, r"offset: got -1"),
     ({"candidates": "i1"}, r"candidates: got 'i1' \(str\); input should be a valid list"),
     ({"exclude": [3]}, r"exclude\[0\]: got 3 \(int\), expected a string"),
@@ -223,7 +227,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("rules", "message"), REFUSED, ids=[str(rules)[:40] for rules, _ in REFUSED])
-def test_wrong_rules_are_refused_with_place_and_cure(
+def test_wrong_rules_are_refused_with_path_and_fix(
     recommender: Recommender, rules: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message) as found:
@@ -231,7 +235,7 @@ def test_wrong_rules_are_refused_with_place_and_cure(
     assert str(found.value).startswith("request 1: ") and "\n" not in str(found.value)
 
 
-def test_compiled_rules_are_kept_and_let_go(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_rules_are_cached_and_evicted(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = recommender.catalogue
     asked = parse_requests([{"user_id": "u0", "filters": {"year": {"gt": year}}} for year in range(1990, 2010)])
     first = catalogue.plan(asked[0], "request 0").selection
@@ -242,7 +246,7 @@ def test_compiled_rules_are_kept_and_let_go(recommender: Recommender, monkeypatc
     assert len(catalogue._kept) <= selection._LEAST_KEPT
 
 
-def test_a_bundle_of_before_answers_and_refuses_filters(world: World, tmp_path: Path) -> None:
+def test_bundle_of_earlier_release_answers_and_refuses_filters(world: World, tmp_path: Path) -> None:
     for path in world.folder.iterdir():
         if path.name not in (ATTRIBUTES, FRIENDS):
             (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -251,7 +255,7 @@ def test_a_bundle_of_before_answers_and_refuses_filters(world: World, tmp_path: 
     seal(tmp_path, info)
     recommender = Recommender(read_bundle(tmp_path))
     assert ask(recommender, user_id="u0", exclude=["i1"], boost={"factor": 2, "items": ["i5"]}, explain=True).item_ids
-    with pytest.raises(RequestError, match="filters: this model holds no attributes of items.*register it again"):
+    with pytest.raises(RequestError, match="filters: this model has no item attributes.*register it again"):
         ask(recommender, user_id="u0", filters={"kind": "toys"})
 
 
@@ -265,8 +269,8 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Bundl
     return replace(many, index=ItemIndex.build(many.model.item_vectors_ND, reorder=32))
 
 
-def test_with_an_index_lists_are_as_long_and_nearly_the_same(indexed: Bundle) -> None:
-    """Against scoring every item, for rules that leave much and little."""
+def test_rules_with_index_give_nearly_exact_lists_of_full_length(indexed: Bundle) -> None:
+    """Compares with scoring every item, for rules that allow many and few items."""
     rng = np.random.default_rng(3)
     rows = [{"user_id": f"u{number % 60}", "at": AT, **random_rules(rng, 20_000)} for number in range(150)]
     rows += [{"user_id": f"u{number}", "at": AT, "filters": {"year": {"ge": 1993}}, "k": 150} for number in range(5)]
@@ -279,7 +283,7 @@ def test_with_an_index_lists_are_as_long_and_nearly_the_same(indexed: Bundle) ->
     assert same >= 0.98 * listed > 1000
 
 
-def test_with_an_index_pages_do_not_overlap(indexed: Bundle) -> None:
+def test_pages_with_index_do_not_overlap(indexed: Bundle) -> None:
     recommender = Recommender(indexed)
     for rules in ({}, {"filters": {"year": {"ge": 1993}}}):
         pages = [ask(recommender, user_id="u1", k=30, offset=30 * page, **rules).item_ids for page in range(20)]

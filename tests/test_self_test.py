@@ -1,4 +1,4 @@
-"""A bundle asks itself on every load: the same answers pass, rounded ones pass, others are errors."""
+"""The self-test of a bundle on every load: equal and rounded answers pass, others are errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def stored(folder: Path) -> list[dict[str, Any]]:
     return tests
 
 
-def test_every_way_of_asking_is_stored_and_answered_as_the_recommender_does(folder: Path) -> None:
+def test_self_test_covers_every_kind_of_request(folder: Path) -> None:
     tests = stored(folder)
     asked = [test["request"] for test in tests]
     subjects = {name for request in asked for name in request}
@@ -56,7 +56,7 @@ def test_every_way_of_asking_is_stored_and_answered_as_the_recommender_does(fold
     assert [answer.item_ids for answer in answers] == [test["item_ids"] for test in tests]
 
 
-def test_attributes_are_asked_where_the_model_reads_them(tmp_path: Path, one_thread: None) -> None:
+def test_self_test_has_attributes_where_the_model_reads_them(tmp_path: Path, one_thread: None) -> None:
     from planted import planted_dataset, train
 
     dataset = planted_dataset(tmp_path / "data", {"profile": 1.0}, num_users=40, num_items=30)
@@ -66,19 +66,21 @@ def test_attributes_are_asked_where_the_model_reads_them(tmp_path: Path, one_thr
     read_bundle(tmp_path / "bundle")
 
 
-def test_weights_that_answer_otherwise_are_refused_though_the_checksums_fit(folder: Path) -> None:
-    """As when the code, not the files, is another: the bundle is whole, its answers are not."""
+def test_changed_weights_with_valid_checksums_fail_the_self_test(folder: Path) -> None:
+    """As if the code differs, not the files: the bundle is intact, but its answers differ."""
     tensors = load_file(folder / WEIGHTS)
     save_file(tensors | {"items.vectors": tensors["items.vectors"].flip(0)}, folder / WEIGHTS)
     seal(folder, read_info(folder))
-    with pytest.raises(ArtifactError, match=r'does not answer as it did .*asked \{"user_id": "u0".*place 1 holds'):
+    with pytest.raises(
+        ArtifactError, match=r'does not answer as it did .*for the request \{"user_id": "u0".*at rank 1'
+    ):
         read_bundle(folder)
     with pytest.raises(ArtifactError, match="register it again with this release"):
         Recommender(read_bundle(folder))
-    read_files(folder)  # the files alone are as they were sealed
+    read_files(folder)  # the checksums of the files are valid
 
 
-def test_rounding_is_no_other_answer(folder: Path) -> None:
+def test_rounding_passes_the_self_test(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     noise = 1 + 1e-6 * torch.randn(tensors["items.vectors"].shape, generator=torch.Generator().manual_seed(0))
     save_file(tensors | {"items.vectors": tensors["items.vectors"] * noise}, folder / WEIGHTS)
@@ -92,7 +94,7 @@ def read_files_info(folder: Path) -> Any:
     return read_info(folder)
 
 
-def test_a_missing_or_touched_self_test_is_damage(folder: Path) -> None:
+def test_missing_or_changed_self_test_is_damage(folder: Path) -> None:
     whole = (folder / SELF_TEST).read_text()
     (folder / SELF_TEST).write_text(whole.replace("nobody", "nobodi"))
     with pytest.raises(ArtifactError, match=r"self_test\.json is not the file that was written"):
@@ -110,26 +112,24 @@ def answer(item_ids: list[str], scores: list[float], source: Any = "model") -> A
     ("item_ids", "scores", "same"),
     [
         (["a", "b", "c"], [10.0, 5.0, 5.0], True),
-        (["a", "c", "b"], [10.0, 5.0, 5.0], True),  # equals may change places
-        (["a", "b", "d"], [10.0, 5.0, 5.0], True),  # and an equal that was cut off may stand for another
-        (["b", "a", "c"], [10.0, 5.0, 5.0], False),  # but not who is better
+        (["a", "c", "b"], [10.0, 5.0, 5.0], True),  # ties may be exchanged
+        (["a", "b", "d"], [10.0, 5.0, 5.0], True),  # and an unlisted tie may replace a listed one
+        (["b", "a", "c"], [10.0, 5.0, 5.0], False),  # but not items with different scores
         (["d", "b", "c"], [10.0, 5.0, 5.0], False),
         (["a", "b", "c"], [10.0009, 5.0, 5.0], True),
         (["a", "b", "c"], [10.0011, 5.0, 5.0], False),
         (["a", "b"], [10.0, 5.0], False),
     ],
 )
-def test_equal_items_may_change_places_and_scores_may_round(
-    item_ids: list[str], scores: list[float], same: bool
-) -> None:
+def test_difference_allows_rounding_and_exchanged_ties(item_ids: list[str], scores: list[float], same: bool) -> None:
     assert (difference(["a", "b", "c"], [10.0, 5.0, 5.0], "model", answer(item_ids, scores)) == "") is same
 
 
-def test_another_source_is_another_answer() -> None:
+def test_difference_reports_another_source() -> None:
     found = difference(["a"], [1.0], "popularity", answer(["a"], [1.0], "model"))
-    assert found == "it gave 1 items by model; expected 1 items by popularity"
+    assert found == "it gives 1 items from the source model; expected 1 items from popularity"
 
 
-def test_a_member_for_popularity_that_earlier_releases_called_model_is_the_same_answer() -> None:
+def test_source_model_of_earlier_releases_matches_the_popularity_member() -> None:
     assert difference(["a"], [1.0], "model", answer(["a"], [1.0], "popularity")) == ""
-    assert "holds 'a' with 3" in difference(["a"], [1.0], "model", answer(["a"], [3.0], "popularity"))
+    assert "gives 'a' with score 3" in difference(["a"], [1.0], "model", answer(["a"], [3.0], "popularity"))

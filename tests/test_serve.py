@@ -47,7 +47,7 @@ def test_a_port_that_is_taken(config: Config) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         config.serve.port = other.getsockname()[1]
-        with pytest.raises(ConfigError, match=r"serve\.port \d+: cannot be used .* or 0 for a free one"):
+        with pytest.raises(ConfigError, match=r"serve\.port \d+: cannot be used .* or 0 for any free port"):
             serve._port(config.serve)
     config.serve.port = 0
     assert serve._port(config.serve) > 0
@@ -96,9 +96,9 @@ def test_no_model_is_said_before_ray_starts(
     (tmp_path / "c.yaml").write_text("model: {granularities: {evolution: {enabled: true}}}\n")
     words = ["serve", "--config", str(tmp_path / "c.yaml"), "--run.dir", str(tmp_path / "run"), "--serve.port", "0"]
     assert main([*words, "--serve.model", str(tmp_path)]) == 2
-    assert "holds no model bundle" in capsys.readouterr().err
+    assert "has no model bundle" in capsys.readouterr().err
     assert main(words) == 2
-    assert "there is no MLflow store" in capsys.readouterr().err
+    assert "the MLflow store" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
 
 

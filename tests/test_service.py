@@ -1,4 +1,4 @@
-"""What the server says to every kind of call, in one process: forms, refusals, batches, and a model that changes."""
+"""Replies to every kind of call in one process: body formats, refusals, batches, and changes of the model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def service(bundle: Bundle) -> Service:
 
 
 def call(service: Service, path: str, body: Any = b"", method: str = "POST", **headers: str) -> tuple[int, Any]:
-    """Status and content of the reply."""
+    """The status and content of the reply."""
 
     async def ask(job: Job) -> Outcome:
         return service.answer([job])[0]
@@ -68,7 +68,7 @@ def call(service: Service, path: str, body: Any = b"", method: str = "POST", **h
     return reply.status, json.loads(reply.body)
 
 
-def test_all_forms_give_the_same_answers(service: Service, bundle: Bundle) -> None:
+def test_all_body_formats_give_the_same_answers(service: Service, bundle: Bundle) -> None:
     rows = [{"user_id": "u0", "k": 2}, {"history": ["i1", "x"], "k": 3}]
     expected = [answer.to_dict() for answer in Recommender(bundle).recommend(parse_requests(rows))]
     assert call(service, "/recommend", rows) == (200, expected)
@@ -77,7 +77,7 @@ def test_all_forms_give_the_same_answers(service: Service, bundle: Bundle) -> No
     assert call(service, "/recommend", []) == (200, [])
     split = {
         "columns": ["user_id", "history", "k"],
-        "data": [["u0", None, 2.0], [None, ["i1", "x"], 3]],  # as a data frame with empty cells writes it
+        "data": [["u0", None, 2.0], [None, ["i1", "x"], 3]],  # as a data frame with empty cells is written
     }
     columns = {"user_id": ["u0", None], "history": [None, ["i1", "x"]], "k": [2, 3]}
     for form in (
@@ -92,7 +92,7 @@ def test_all_forms_give_the_same_answers(service: Service, bundle: Bundle) -> No
     assert status == 200 and found["predictions"] == [single]
 
 
-def test_similar_items_on_their_own_path_and_mlflows(service: Service, bundle: Bundle) -> None:
+def test_similar_items_on_both_paths(service: Service, bundle: Bundle) -> None:
     row = {"item_id": "i2", "k": 3, "exclude": ["i1"]}
     [answer] = Recommender(bundle).answer(parse_any([row]))
     assert call(service, "/similar", row) == (200, answer.to_dict())
@@ -105,7 +105,7 @@ def test_similar_items_on_their_own_path_and_mlflows(service: Service, bundle: B
     assert 'source="similar"' in exposition([service.counts.snapshot()], {}, 1)
 
 
-def test_the_stock_is_changed_by_who_has_its_token_alone(service: Service, bundle: Bundle) -> None:
+def test_stock_changes_only_with_its_token(service: Service, bundle: Bundle) -> None:
     before = call(service, "/recommend", {"user_id": "nobody", "k": 5})[1]["item_ids"]
     change = {"out": [before[0], "unheard of"]}
     status, said = call(service, "/stock", change)
@@ -136,21 +136,21 @@ def test_the_stock_is_changed_by_who_has_its_token_alone(service: Service, bundl
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, 'stock: expected {"out": [items that are out of stock, all of them]}'),
-        ({"out": [], "add": ["i1"]}, "stock: expected {"),
+        ({}, 'stock: expected either {"out": [all item ids that are out of stock]}'),
+        ({"out": [], "add": ["i1"]}, "stock: expected either {"),
         ({"out": [3]}, "stock: out.0: expected a string"),
-        ({"sold": ["i1"]}, "stock: sold: unknown field; there are: add, out, remove"),
+        ({"sold": ["i1"]}, "stock: sold: unknown field; expected one of: add, out, remove"),
         ([], "stock: expected an object, got list"),
-        (b"{", "the body is no JSON"),
+        (b"{", "the body is not valid JSON"),
     ],
 )
-def test_a_wrong_change_of_the_stock_is_refused(service: Service, change: Any, message: str) -> None:
+def test_invalid_stock_change_is_refused(service: Service, change: Any, message: str) -> None:
     service.limits = replace(service.limits, stock_sha256=None)
     status, said = call(service, "/stock", change)
     assert status == 400 and message in said["error"] and service.stock == Stock()
 
 
-def test_the_stock_outlives_the_server_in_its_file(tmp_path: Path) -> None:
+def test_stock_file_survives_a_restart(tmp_path: Path) -> None:
     path = str(tmp_path / "of the shop" / "stock.json")
     assert read_stock(path, "serve.stock_file") == Stock()
     stock = Stock().after(StockChange(out=["b", "a"])).after(StockChange(add=["c"], remove=["a"]))
@@ -158,7 +158,7 @@ def test_the_stock_outlives_the_server_in_its_file(tmp_path: Path) -> None:
     assert read_stock(path, "serve.stock_file") == stock and stock.out == {"b", "c"} and stock.revision == 2
     assert [one.name for one in Path(path).parent.iterdir()] == ["stock.json"]
     Path(path).write_text('{"out": "everything"}')
-    with pytest.raises(ConfigError, match=r"serve\.stock_file: .* is no stock file"):
+    with pytest.raises(ConfigError, match=r"serve\.stock_file: .* is not a stock file"):
         read_stock(path, "serve.stock_file")
 
 
@@ -167,46 +167,51 @@ REFUSED = [
     ("/similar", {"user_id": "u0"}, 400, "request 0: item_id: missing"),
     ("/similar", [{"item_id": "i1"}, {"item_id": "x"}], 400, "request 1: item_id: the model does not know 'x'"),
     ("/recommend", [{"user_id": "u0"}, {"user_id": "u0", "filters": {"a": 1}}], 400, "request 1: filters.a: unknown"),
-    ("/recommend", b"{nope", 400, "no JSON"),
-    ("/recommend", b'{"user_id": NaN}', 400, "NaN is no number of JSON"),
-    ("/recommend", b"[" * 1900, 400, "the body is no JSON: nested too deeply"),
+    ("/recommend", b"{nope", 400, "not valid JSON"),
+    ("/recommend", b'{"user_id": NaN}', 400, "NaN is not a JSON number"),
+    ("/recommend", b"[" * 1900, 400, "the body is not valid JSON: nested too deeply"),
     ("/recommend", b'{"a":' * 300 + b"1" + b"}" * 300, 400, "unknown field"),
     ("/recommend", b'{"user_id": "u0", "context": ' + b'{"a":' * 300 + b"1" + b"}" * 301, 400, "context"),
     ("/recommend", b'{"user_id": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "user_id: got [[[["),
-    ("/recommend", b'{"user_id": "u0", "k": 1e999}', 400, "1e999 is too large for a number"),
+    ("/recommend", b'{"user_id": "u0", "k": 1e999}', 400, "the number 1e999 is too large"),
     ("/recommend", b'{"user_id": "u0", "k": ' + b"9" * 1900 + b"}", 400, "k: got 999"),
-    ("/recommend", b'{"user_id": "u0", "k": 2, "k": 3}', 400, "the key 'k' is given twice in one object"),
-    ("/recommend", b'{"user_id": "u0\xff"}', 400, "byte 15 is no UTF-8"),
+    ("/recommend", b'{"user_id": "u0", "k": 2, "k": 3}', 400, "the key 'k' appears twice in one object"),
+    ("/recommend", b'{"user_id": "u0\xff"}', 400, "byte 15 is not valid UTF-8"),
     ("/recommend", {"user_id": "u0", "exclude_sen": False}, 400, "exclude_sen: unknown field"),
     ("/invocations", {"inputs": [{"user_id": "u0", "exclude_sen": False}]}, 400, "exclude_sen: unknown field"),
     ("/invocations", {"inputs": {"history": ["i1"], "friends": [7]}}, 400, "request 0: friends[0]: got 7"),
-    ("/recommend", [{"user_id": "u0", "k": 900}] * 2, 413, "lists of 1,800 items together (the sum of k,"),
-    ("/recommend", [{"user_id": "u0", "k": 10, "offset": 890}] * 2, 413, "lists of 1,800 items together"),
-    ("/similar", [{"item_id": "i1", "diversify": {"strength": 0.5, "pool": 900}}] * 2, 413, "lists of 1,800 items"),
+    ("/recommend", [{"user_id": "u0", "k": 900}] * 2, 413, "lists with 1,800 items in total (k + offset,"),
+    ("/recommend", [{"user_id": "u0", "k": 10, "offset": 890}] * 2, 413, "lists with 1,800 items in total"),
+    ("/similar", [{"item_id": "i1", "diversify": {"strength": 0.5, "pool": 900}}] * 2, 413, "lists with 1,800 items"),
     ("/recommend", "u0", 400, "request 0: expected an object with user_id, history, friends or attributes, got 'u0'"),
     ("/recommend", {"user_id": 7}, 400, "request 0: user_id: got 7"),
-    ("/recommend", [{"user_id": "u0"}, {"k": 3}], 400, "request 1: needs user_id"),
+    ("/recommend", [{"user_id": "u0"}, {"k": 3}], 400, "request 1: needs at least one of user_id"),
     ("/recommend", {"history": [{"item_id": "i1", "event_type": "x"}]}, 400, "expected one of: buy, view"),
     ("/recommend", {"user_id": "u0", "attributes": {"age": 3}}, 400, "attributes.age: unknown field"),
-    ("/recommend", [{"user_id": "u0"}] * 4, 413, "got 4 requests, a call takes 3"),
+    ("/recommend", [{"user_id": "u0"}] * 4, 413, "got 4 requests, expected at most 3"),
     ("/recommend", b" " * 2001, 413, "more than 2000 bytes"),
     ("/invocations", {"rows": []}, 400, "one of dataframe_records, dataframe_split, inputs, instances"),
     ("/invocations", {"inputs": [], "more": 1}, 400, "more: unknown key"),
     ("/invocations", {"inputs": [{"user_id": "u0"}], "params": {"q": 1}}, 400, "params: expected"),
     ("/invocations", {"inputs": {"user_id": ["a"], "k": [1, 2]}}, 400, "differ in length"),
-    ("/invocations", {"dataframe_split": {"columns": ["user_id"], "data": [["a", 1]]}}, 400, "rows of 1 values"),
-    ("/nowhere", {}, 404, "there are: /recommend"),
+    (
+        "/invocations",
+        {"dataframe_split": {"columns": ["user_id"], "data": [["a", 1]]}},
+        400,
+        "expected 1 values in every row",
+    ),
+    ("/nowhere", {}, 404, "expected one of: /recommend"),
 ]
 
 
 @pytest.mark.parametrize(("path", "body", "status", "message"), REFUSED, ids=[str(row[1])[:30] for row in REFUSED])
-def test_what_is_refused_says_why(service: Service, path: str, body: Any, status: int, message: str) -> None:
+def test_refusals_name_the_reason(service: Service, path: str, body: Any, status: int, message: str) -> None:
     found, content = call(service, path, body)
     said = content["message" if path == "/invocations" else "error"]
     assert (found, "\n" in said) == (status, False) and message in said
 
 
-def test_methods_types_and_tokens(service: Service) -> None:
+def test_wrong_methods_types_and_tokens_are_refused(service: Service) -> None:
     assert call(service, "/recommend", method="GET")[0] == 405
     assert call(service, "/recommend", {"user_id": "u0"}, **{"content-type": "text/csv"})[0] == 415
     service.limits = replace(service.limits, token_sha256=token_sha256("open sesame, please"))
@@ -216,7 +221,7 @@ def test_methods_types_and_tokens(service: Service) -> None:
     assert call(service, "/model", method="GET", authorization="Bearer open sesame, please") == (200, ABOUT)
 
 
-def test_a_call_that_asks_more_scores_than_it_may_is_refused(service: Service) -> None:
+def test_call_with_too_many_scores_is_refused(service: Service) -> None:
     rows = [{"user_id": "u0"}] * 3
     service.limits = replace(service.limits, max_scores=3 * 12)
     assert call(service, "/recommend", rows)[0] == 200, "three requests of twelve items"
@@ -233,7 +238,7 @@ def large_limits() -> Limits:
     return Limits(max_bytes=1 << 20, max_requests=100)
 
 
-def test_a_large_call_is_answered_in_slices_and_small_ones_in_between(service: Service, bundle: Bundle) -> None:
+def test_large_call_is_sliced_and_small_calls_run_in_between(service: Service, bundle: Bundle) -> None:
     service.limits = large_limits()
     expected = [answer.to_dict() for answer in Recommender(bundle).recommend(parse_requests(LARGE))]
     order: list[int] = []
@@ -256,14 +261,14 @@ def test_a_large_call_is_answered_in_slices_and_small_ones_in_between(service: S
     assert max(order) <= 32 and order.index(1) <= 2, "it waits for one slice at most, however many calls are large"
 
 
-def test_a_mistake_in_a_late_slice_is_counted_from_the_beginning(service: Service) -> None:
+def test_error_in_a_later_slice_counts_from_the_beginning(service: Service) -> None:
     service.limits = large_limits()
     rows = [*LARGE[:70], {"history": [{"item_id": "i1", "event_type": "x"}]}]
     status, said = call(service, "/recommend", rows)
     assert status == 400 and said["error"].startswith("request 70: history[0].event_type: got 'x'")
 
 
-def test_a_call_is_answered_by_one_version(service: Service, bundle: Bundle) -> None:
+def test_call_is_answered_by_one_version(service: Service, bundle: Bundle) -> None:
     service.limits = large_limits()
     asked = 0
 
@@ -289,7 +294,7 @@ def test_a_call_is_answered_by_one_version(service: Service, bundle: Bundle) -> 
 
 
 @pytest.mark.parametrize("path", ["/recommend", "/invocations"])
-def test_a_body_that_is_read_ahead_has_the_same_answer(service: Service, path: str) -> None:
+def test_body_read_in_another_process_gets_the_same_answer(service: Service, path: str) -> None:
     service.limits = large_limits()
     body = json.dumps({"inputs": LARGE} if path == "/invocations" else LARGE).encode()
     slices = read_ahead(path, body, service.limits, service.num_scored(3))
@@ -312,7 +317,7 @@ def test_a_body_that_is_read_ahead_has_the_same_answer(service: Service, path: s
         assert (str(again), again.status) == (str(error), status)
 
 
-def test_an_error_of_ours_tells_the_caller_nothing(service: Service) -> None:
+def test_internal_error_reveals_nothing_to_the_caller(service: Service) -> None:
     async def ask(job: Job) -> Outcome:
         raise ZeroDivisionError("a secret")
 
@@ -320,7 +325,7 @@ def test_an_error_of_ours_tells_the_caller_nothing(service: Service) -> None:
     assert reply.status == 500 and b"secret" not in reply.body
 
 
-def test_a_bad_call_fails_alone_in_its_batch(service: Service, bundle: Bundle) -> None:
+def test_bad_call_fails_alone_in_its_batch(service: Service, bundle: Bundle) -> None:
     good, bad = [{"user_id": "u0"}], [{"user_id": "u1"}, {"history": [{"item_id": "i1", "event_type": "x"}]}]
     outcomes = service.answer([parse_requests(rows) for rows in (good, bad, good)])
     first, second, third = outcomes
@@ -329,7 +334,7 @@ def test_a_bad_call_fails_alone_in_its_batch(service: Service, bundle: Bundle) -
     assert first.answers == Recommender(bundle).recommend(parse_requests(good))
 
 
-def test_a_model_that_cannot_answer_does_not_take_over(service: Service, bundle: Bundle) -> None:
+def test_model_that_cannot_answer_is_not_adopted(service: Service, bundle: Bundle) -> None:
     before = call(service, "/recommend", {"user_id": "u0"})
     broken = replace(bundle, titles=[])
     with pytest.raises(IndexError):
@@ -358,7 +363,7 @@ def test_counts_of_replicas_are_added() -> None:
     assert 'recsys_model_info{version="3\\""} 1' in lines and "recsys_replicas 2" in lines
 
 
-def test_a_folder_is_followed_by_its_content(folder: Path, tmp_path: Path) -> None:
+def test_followed_folder_changes_version_with_its_content(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "pulled/bundle")
     followed = Followed(str(tmp_path / "pulled"), "")
     first = followed.version()

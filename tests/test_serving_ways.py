@@ -1,7 +1,7 @@
-"""One model, three ways to ask it: MLflow's own server, Ray Serve, and the batch over Ray Data. They answer alike.
+"""One model, three ways of serving that give the same answers: MLflow's own server, Ray Serve, and batch with Ray Data.
 
-Asked together, in one batch, and with one thread, answers are equal to the last digit: the same code answers. Asked
-one by one the last digits of float32 differ, as a product of matrices of another shape rounds otherwise.
+In one batch and with one thread, answers are equal to the last digit, because the same code computes them. One by one,
+the last digits of float32 differ, because matrix products of another shape round differently.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Served:
         self.add(0)
 
     def add(self, seed: int) -> None:
-        """Another version, which becomes champion."""
+        """Register another version, which becomes champion."""
         torch.manual_seed(seed)
         model = build_model(self.config, self.dataset, Split.VALID)
         with torch.no_grad():
@@ -132,11 +132,11 @@ def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def without_nulls(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    """A row of a data frame, whose columns are those of all rows, without what its own answer does not have."""
+    """A row of a data frame without the columns that only other rows have."""
     return {name: value for name, value in row.items() if value is not None or name in answer}
 
 
-def test_the_requests_ask_all_there_is(served: Served) -> None:
+def test_requests_use_every_field(served: Served) -> None:
     answers = served.expected()
     assert [answer["source"] for answer in answers] == ["model"] * 6 + ["popularity"] + ["model"] * 3
     assert answers[8]["boosts"] is not None and answers[8]["unknown_in_rules"] == {"candidates": ["x"]}
@@ -148,7 +148,7 @@ def test_the_requests_ask_all_there_is(served: Served) -> None:
     assert plain.shares["evolution"] != answers[5]["shares"]["evolution"], "the context counts"
 
 
-def test_in_one_process_all_ways_are_equal(served: Served) -> None:
+def test_ways_of_serving_are_equal_in_one_process(served: Served) -> None:
     """The pyfunc model as MLflow loads it, the service that a replica of Ray Serve runs, and the recommender."""
     import mlflow
 
@@ -186,7 +186,7 @@ def post(url: str, content: Any, timeout: float = 200, **headers: str) -> Any:
 
 
 def refused(url: str, content: Any, status: int) -> Any:
-    """What a call that must fail is told."""
+    """The reply to a call that must fail."""
     with pytest.raises(urllib.error.HTTPError) as found:
         post(url, content)
     assert found.value.code == status
@@ -200,7 +200,7 @@ def get(url: str) -> Any:
 
 @contextmanager
 def started(words: list[str], log: Path, is_ready: Callable[[], bool], **environment: str) -> Iterator[Any]:
-    """A server in a process group of its own, from when it is ready until the end of the block."""
+    """A server in its own process group, from when it is ready until the end of the block."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             words,
@@ -277,7 +277,7 @@ def ray_server(served: Served, folder: Path, port: int, *more: str, **environmen
 
 
 @pytest.mark.slow
-def test_three_ways_give_the_same_answers(served: Served, ray_local: None, tmp_path: Path) -> None:
+def test_three_ways_of_serving_give_the_same_answers(served: Served, ray_local: None, tmp_path: Path) -> None:
     expected = served.expected()
     recommend_all(served.bundle, tmp_path / "batch.parquet", requests=REQUESTS)
     rows = pq.read_table(tmp_path / "batch.parquet").to_pylist()
@@ -341,7 +341,7 @@ def test_three_ways_give_the_same_answers(served: Served, ray_local: None, tmp_p
 
 
 def _below(pid: int) -> list[int]:
-    """Processes whose session or parent is the server's, all the way down."""
+    """The processes of the server's session, and all their descendants."""
     found, todo = [], [pid]
     parents: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -365,8 +365,8 @@ def _runs(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
-    """Two replicas under constant traffic; a version whose files are damaged changes nothing but the log."""
+def test_server_reloads_when_alias_moves_and_no_call_fails(tmp_path: Path) -> None:
+    """Two replicas under constant traffic; a version with damaged files changes only the log."""
     served = Served(tmp_path)
     port, failed, versions = free_port(), [], []
     url = f"http://127.0.0.1:{port}/recommend"
@@ -413,7 +413,7 @@ def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
         assert {version for version, _ in versions} == {"1", "2"} and versions[-1][0] == "2"
         lists = {"1": tuple(before[0]["item_ids"]), "2": tuple(after[0]["item_ids"])}
         assert lists["1"] != lists["2"] and all(items == lists[version] for version, items in versions)
-        for _ in range(600):  # a replica tells the desk twice a second what it has counted
+        for _ in range(600):  # a replica reports its counts to the model holder twice a second
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
                 text = reply.read().decode()
             total = next(line for line in text.splitlines() if 'path="/recommend",status="200"' in line)
@@ -427,8 +427,8 @@ def test_another_version_takes_over_and_no_call_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_under_load_stays_reachable_and_ends_without_losing_a_call(served: Served, tmp_path: Path) -> None:
-    """Half-sent bodies and large calls beside small ones; then SIGTERM while clients ask."""
+def test_server_under_load_stays_reachable_and_stops_without_losing_a_call(served: Served, tmp_path: Path) -> None:
+    """Half-sent bodies and large calls together with small ones; then SIGTERM while clients send calls."""
     port = free_port()
     address, url = ("127.0.0.1", port), f"http://127.0.0.1:{port}"
     outcomes: Counter[str] = Counter()
@@ -474,8 +474,8 @@ def test_a_server_under_load_stays_reachable_and_ends_without_losing_a_call(serv
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # most of it is the download of torch
-def test_the_models_own_requirements_are_enough(served: Served, tmp_path: Path) -> None:
-    """A fresh environment with what the model's requirements.txt names and nothing else."""
+def test_model_answers_with_only_its_own_requirements(served: Served, tmp_path: Path) -> None:
+    """A fresh environment with only the packages of the model's requirements.txt."""
     import mlflow
 
     with active(served.uri):
@@ -494,8 +494,8 @@ def test_the_models_own_requirements_are_enough(served: Served, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_reply_of_stock_comes_when_both_replicas_have_the_change(tmp_path: Path) -> None:
-    """Ten changes, each followed at once by calls that fall on either replica."""
+def test_stock_reply_waits_until_both_replicas_have_the_change(tmp_path: Path) -> None:
+    """Ten changes, each followed at once by calls that reach either replica."""
     served, port = Served(tmp_path), free_port()
     url, out = f"http://127.0.0.1:{port}", {"out": ["i3"]}
     bearer = {"Authorization": f"Bearer {TOKEN}"}
@@ -509,7 +509,7 @@ def test_reply_of_stock_comes_when_both_replicas_have_the_change(tmp_path: Path)
             assert found == {change != out}
 
 
-def test_stock_is_everywhere_when_every_living_replica_has_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stock_is_everywhere_when_every_running_replica_has_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk()
     desk.look("one", {"a": 1}, {}, {}, 1)
     desk.look("two", {"a": 1}, {}, {}, 0)

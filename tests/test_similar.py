@@ -1,5 +1,4 @@
-"""Similar items are those that vectors, use or text make similar, and the answer says which; explanations are what the
-model says."""
+"""Similar items by vectors, use or text, with the method in the answer; and explanations, which match the model."""
 
 from __future__ import annotations
 
@@ -57,42 +56,42 @@ def by_cosine(vectors: Any, item: int, k: int) -> list[str]:
     return [f"i{other}" for other in np.argsort(-scores)[:k]]
 
 
-def test_by_vectors_it_is_the_cosine(bundle: Bundle, recommender: Recommender) -> None:
+def test_similarity_by_vectors_is_the_cosine(bundle: Bundle, recommender: Recommender) -> None:
     answer = like(recommender, "i3", k=10)
     assert (answer.by, answer.item_id) == ("vectors", "i3") and len(answer.titles) == 10
     had = [bundle.histories.take(np.array([user])).items_E.tolist() for user in range(USERS)]
-    assert answer.why == f"{sum(3 in items for items in had)} users have it"
+    assert answer.why == f"{sum(3 in items for items in had)} users have had the item"
     assert answer.item_ids == by_cosine(bundle.model.item_vectors_ND.numpy(), 3, 10)
     assert answer.scores == sorted(answer.scores, reverse=True) and max(answer.scores) <= 1 + 1e-6
 
 
-def test_by_use_it_is_who_had_both(bundle: Bundle, recommender: Recommender) -> None:
+def test_similarity_by_use_counts_users_who_had_both(bundle: Bundle, recommender: Recommender) -> None:
     had = [set(bundle.histories.take(np.array([user])).items_E.tolist()) for user in range(USERS)]
     users = Counter(item for items in had for item in items)
     together = Counter(item for items in had if 0 in items for item in items - {0})
     score = {item: n / ((users[0] * users[item]) ** 0.5 + 10) for item, n in together.items()}
     answer = like(recommender, "i0", by="use", k=200)
-    assert answer.by == "use" and answer.why == "as asked" and len(answer.item_ids) == len(score) < ITEMS - 1
+    assert answer.by == "use" and answer.why == "as requested" and len(answer.item_ids) == len(score) < ITEMS - 1
     for item, found in zip(answer.item_ids, answer.scores, strict=True):
         assert found == pytest.approx(score[int(item[1:])])
     assert answer.scores == sorted(answer.scores, reverse=True)
 
 
-def test_by_text_it_is_the_cosine_of_texts(recommender: Recommender) -> None:
-    texts = torch.as_tensor(recommender.bundle.item_text).numpy()  # as the model reads them: whitened
+def test_similarity_by_text_is_the_cosine_of_text_vectors(recommender: Recommender) -> None:
+    texts = torch.as_tensor(recommender.bundle.item_text).numpy()  # whitened, as the model reads them
     answer = like(recommender, "i5", by="text", k=8)
     assert answer.item_ids == by_cosine(texts, 5, 8) and answer.by == "text"
     assert f"i{ITEMS - 1}" not in like(recommender, "i5", by="text", k=1000).item_ids
 
 
-def test_an_item_that_nobody_had_is_told_by_its_text(recommender: Recommender) -> None:
+def test_item_without_events_is_compared_by_text(recommender: Recommender) -> None:
     cold = next(item for item in range(ITEMS - 2, 0, -1) if not recommender.bundle.popularity_N[item])
     answer = like(recommender, f"i{cold}", k=5)
-    assert (answer.by, answer.why) == ("text", "no user has it yet, so texts are compared")
+    assert (answer.by, answer.why) == ("text", "no user has had the item yet, so texts are compared")
     assert answer.item_ids == by_cosine(torch.as_tensor(recommender.bundle.item_text).numpy(), cold, 5)
 
 
-def test_a_model_that_reads_no_text_keeps_the_texts_beside_it(world: World, tmp_path: Path) -> None:
+def test_bundle_keeps_texts_that_the_model_does_not_read(world: World, tmp_path: Path) -> None:
     sections = {"model": {"width": 8, "granularities": {"collaborative": {"enabled": True}}}}
     model = build_model(build_config(sections), world.dataset, Split.VALID)
     frozen = model.freeze(build_graphs(world.dataset, Split.VALID, model))
@@ -109,7 +108,7 @@ def test_a_model_that_reads_no_text_keeps_the_texts_beside_it(world: World, tmp_
     assert bundle.friends is None, "this model reads none"
 
 
-def test_rules_hold_for_similar_items(world: World, recommender: Recommender) -> None:
+def test_rules_apply_to_similar_items(world: World, recommender: Recommender) -> None:
     filters = {"price": {"lt": 40}, "kind": ["toys", "games"]}
     whole = like(recommender, "i3", k=1000)
     answer = like(recommender, "i3", k=6, filters=filters, exclude=whole.item_ids[:2], offset=2)
@@ -127,21 +126,21 @@ def test_rules_hold_for_similar_items(world: World, recommender: Recommender) ->
         ({"item_id": "x"}, r"request 0: item_id: the model does not know 'x'"),
         ({"item_id": 3}, r"request 0: item_id: got 3 \(int\), expected a string"),
         ({"item_id": "i1", "by": "looks"}, r"by: got 'looks'.*'auto', 'vectors', 'use' or 'text'"),
-        ({"item_id": "i1", "user_id": "u0"}, r"user_id: unknown field; there are: boost, by, candidates"),
+        ({"item_id": "i1", "user_id": "u0"}, r"user_id: unknown field; expected one of: boost, by, candidates"),
         (
             {"item_id": f"i{ITEMS - 1}", "by": "text"},
-            r"cannot be compared by text: it has no text; what is left: none",
+            r"cannot be compared by text: the item has no text; possible for this item: none",
         ),
-        ({"item_id": f"i{ITEMS - 1}", "by": "use"}, r"cannot be compared by use: no user has it yet"),
+        ({"item_id": f"i{ITEMS - 1}", "by": "use"}, r"cannot be compared by use: no user has had the item yet"),
         ({"item_id": "i1", "explain": True}, r"explain: unknown field"),
     ],
 )
-def test_what_cannot_be_told_is_refused(recommender: Recommender, row: dict[str, Any], message: str) -> None:
+def test_item_without_comparable_data_is_refused(recommender: Recommender, row: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         recommender.answer(parse_any([row]))
 
 
-def test_questions_of_both_kinds_are_answered_in_their_order(recommender: Recommender) -> None:
+def test_mixed_requests_are_answered_in_order(recommender: Recommender) -> None:
     rows = [{"user_id": "u0", "at": AT}, {"item_id": "i3"}, {"user_id": "u1", "at": AT}]
     found = recommender.answer(parse_any(rows))
     assert [type(answer) for answer in found] == [Answer, SimilarAnswer, Answer]
@@ -157,7 +156,7 @@ def ask(recommender: Recommender, **request: Any) -> Answer:
     return recommender.recommend(parse_requests([{"at": AT, **request}]))[0]
 
 
-def test_a_past_item_speaks_by_what_is_lost_without_it(recommender: Recommender) -> None:
+def test_effect_of_a_past_item_is_the_score_lost_without_it(recommender: Recommender) -> None:
     history = ["i1", "i2", "i9", "i17"]
     answer = ask(recommender, history=history, k=6, explain=True)
     assert answer.explanations is not None and len(answer.explanations) == 6
@@ -176,7 +175,7 @@ def test_a_past_item_speaks_by_what_is_lost_without_it(recommender: Recommender)
     assert named > 6
 
 
-def test_friends_speak_by_what_each_alone_would_say(recommender: Recommender) -> None:
+def test_share_of_a_friend_is_that_of_the_friend_alone(recommender: Recommender) -> None:
     answer = ask(recommender, history=["i1"], friends=["u1", "u2"], k=8, explain=True)
     assert answer.explanations is not None
     named = 0
@@ -193,27 +192,27 @@ def test_friends_speak_by_what_each_alone_would_say(recommender: Recommender) ->
     assert friends and friends <= {f"u{row}" for row in recommender.bundle.friends_of(0)}
 
 
-def test_the_sentence_names_the_granularity_of_the_largest_share(recommender: Recommender) -> None:
+def test_sentence_names_the_granularity_with_the_largest_share(recommender: Recommender) -> None:
     answer = ask(recommender, user_id="u2", k=10, explain=True, boost={"factor": 3, "filters": {"used": True}})
     assert answer.explanations is not None and answer.boosts is not None
     for place, why in enumerate(answer.explanations):
         positive = {name: shares[place] for name, shares in answer.shares.items() if shares[place] > 0}
         share = max(positive.values()) / sum(positive.values())
-        assert f"({share:.0%} of what".replace("%", " %") in why["sentence"]
+        assert f"({share:.0%} of its positive score".replace("%", " %") in why["sentence"]
         assert ("raised by a factor of 3" in why["sentence"]) == (answer.boosts[place] == 3)
         assert re.fullmatch(r"“Title of i\d+”: .*\.", why["sentence"])
     plain = ask(recommender, user_id="u2", k=10)
     assert "explanations" not in plain.to_dict()
 
 
-def test_who_is_unknown_is_told_so(recommender: Recommender) -> None:
+def test_unknown_user_gets_the_popularity_explanation(recommender: Recommender) -> None:
     answer = ask(recommender, user_id="nobody", k=2, explain=True)
     assert answer.explanations is not None and answer.source == "popularity"
-    assert "nothing is known of you yet" in answer.explanations[0]["sentence"]
+    assert "nothing is known about you yet" in answer.explanations[0]["sentence"]
     assert answer.explanations[0]["items"] == [] == answer.explanations[0]["friends"]
 
 
-def test_friends_and_attributes_are_sealed(world: World, tmp_path: Path) -> None:
+def test_friends_and_attributes_have_checksums(world: World, tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundle", small_model(world.dataset), world.dataset, {})
     found = read_bundle(tmp_path / "bundle")
     assert found.attributes is not None and set(found.attributes.columns) == {*world.rows[0], "out"}
@@ -223,7 +222,7 @@ def test_friends_and_attributes_are_sealed(world: World, tmp_path: Path) -> None
     assert {"attributes.parquet", "friends.parquet"} <= found.info.files.keys()
 
 
-def test_the_verb_prints_what_the_endpoint_answers(
+def test_similar_command_prints_the_answer_of_the_endpoint(
     world: World, recommender: Recommender, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "c.yaml").write_text("model: {granularities: {evolution: {enabled: true}}}\n")

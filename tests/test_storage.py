@@ -428,7 +428,7 @@ def test_failing_stage_names_the_remote_folder_and_releases_the_lock(
     words = ["--config", f"{bucket}/c.yaml", "--run.dir", f"{bucket}/run"]
     assert main(["recommend", *words]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"recsys: {bucket}/run/bundle holds no model bundle") and "/tmp" not in message
+    assert message.startswith(f"recsys: {bucket}/run/bundle has no model bundle") and "/tmp" not in message
     assert ".lock" not in names(f"{bucket}/run") and b"recommend" in read_bytes(f"{bucket}/run/history.jsonl")
     assert main(["recommend", *words, "--run.dir", "s3://no-such-bucket/run"]) == 2
     assert "there is no bucket no-such-bucket" in capsys.readouterr().err
@@ -470,7 +470,7 @@ def test_remote_bundle_equals_the_local_one(tmp_path: Path, bucket: str) -> None
             path.name for path in (tmp_path / "run/bundle").iterdir()
         )
     assert open_parent(f"{bucket}/run", "").uri == f"{bucket}/run"
-    with pytest.raises(ArtifactError, match="holds no model bundle"):
+    with pytest.raises(ArtifactError, match="has no model bundle"):
         resolve(f"{bucket}/nothing", "")
     with pytest.raises(StorageError, match="no bucket no-such-bucket"):
         resolve("s3://no-such-bucket/run", "")
@@ -491,7 +491,10 @@ def test_artefacts_of_mlflow(tmp_path: Path, bucket: str, monkeypatch: pytest.Mo
     assert not any(b"word-that-nobody" in content or b"AKIATESTING" in content for content in shown)
 
     other = remote_config(bucket, tracking={**tracking, "artifacts": f"{bucket}/elsewhere"})
-    with pytest.raises(ConfigError, match="keeps its artefacts at s3://.* new tracking.experiment"), Tracker(other):
+    with (
+        pytest.raises(ConfigError, match="stores its artefacts at s3://.* another tracking.experiment"),
+        Tracker(other),
+    ):
         pass
     wrong = remote_config(
         bucket, tracking={**tracking, "experiment": "wrong", "artifacts": "s3://no-such-bucket/mlflow"}

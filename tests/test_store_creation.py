@@ -1,4 +1,4 @@
-"""MLflow's SQLite store: created whole or not at all, upgraded in a copy, and one message for every other state."""
+"""MLflow's SQLite store: created atomically, upgraded in a copy, and one message for every other state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def configured(place: Path, **tracking: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one run, made beside what a killed command left, by a user whose umask is 027."""
+    """A store with one run, created next to files of a killed command, by a user with the umask 027."""
     place = tmp_path_factory.mktemp("made") / "mlflow.db"
     place.with_name(".mlflow.db.making-1-abc").write_text("half")
     before = os.umask(0o027)
@@ -58,7 +58,7 @@ def changed(place: Path, *statements: str) -> None:
 
 
 def refused(place: Path, kind: type[MultigrainError], *words: str) -> str:
-    """What the tracker says of a store, which stays as it is."""
+    """Assert the tracker's error for a store, which is not changed."""
     before = place.read_bytes()
     with pytest.raises(kind) as error, Tracker(configured(place), apart=True):
         pass
@@ -79,7 +79,7 @@ def locked(place: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------- making
 
 
-def test_a_new_store_is_whole_and_leaves_nothing_beside_it(made: Path) -> None:
+def test_new_store_is_complete_and_leaves_no_temporary_file(made: Path) -> None:
     assert store.look(made).kind == "current"
     names = {path.name for path in made.parent.iterdir()}
     assert names <= {"mlflow.db", ".mlflow.db.lock", "mlartifacts"}, names
@@ -87,12 +87,12 @@ def test_a_new_store_is_whole_and_leaves_nothing_beside_it(made: Path) -> None:
     assert experiment.artifact_location == (made.parent / "mlartifacts/0").as_uri()
 
 
-def test_a_new_store_honours_the_umask(made: Path) -> None:
+def test_new_store_honours_the_umask(made: Path) -> None:
     assert made.stat().st_mode & 0o777 == 0o640
 
 
-def test_an_empty_file_is_filled_and_stays_the_same_file(tmp_path: Path) -> None:
-    """Another program may have it open, which would go on writing to a file that was replaced."""
+def test_empty_file_is_filled_in_place(tmp_path: Path) -> None:
+    """Another program may have it open and would continue to write to a replaced file."""
     place = tmp_path / "mlflow.db"
     place.touch()
     inode = place.stat().st_ino
@@ -100,7 +100,7 @@ def test_an_empty_file_is_filled_and_stays_the_same_file(tmp_path: Path) -> None
     assert store.look(place).kind == "current" and place.stat().st_ino == inode
 
 
-def test_a_store_that_appears_meanwhile_is_not_overwritten(
+def test_concurrently_created_store_is_not_overwritten(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, link = tmp_path / "mlflow.db", os.link
@@ -114,7 +114,7 @@ def test_a_store_that_appears_meanwhile_is_not_overwritten(
     assert place.read_bytes() == made.read_bytes() and len(list(tmp_path.glob(".mlflow.db.making-*"))) == 0
 
 
-def test_a_store_that_somebody_is_making_is_waited_for(copied: Path) -> None:
+def test_store_under_creation_is_waited_for(copied: Path) -> None:
     changed(copied, "ALTER TABLE runs RENAME TO unfinished")
     finish = threading.Timer(0.5, changed, (copied, "ALTER TABLE unfinished RENAME TO runs"))
     finish.start()
@@ -122,22 +122,27 @@ def test_a_store_that_somebody_is_making_is_waited_for(copied: Path) -> None:
     finish.join()
 
 
-def test_a_maker_that_never_ends_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_creation_by_another_process_raises_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store, "MAKING_S", 0.2)
     place = tmp_path / "mlflow.db"
-    with store._made_alone(place), pytest.raises(Unavailable, match=r"another process has been making .*mlflow\.db"):
+    with (
+        store._creation_lock(place),
+        pytest.raises(Unavailable, match=r"another process has been creating .*mlflow\.db"),
+    ):
         store.ready(place)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # a creation takes a second on an idle machine, and half a minute on a busy one
-def test_ten_commands_at_once_on_no_store_all_succeed(tmp_path: Path) -> None:
+def test_ten_concurrent_commands_on_a_missing_store_succeed(tmp_path: Path) -> None:
     assert race(tmp_path, "together", 10) == "10 of 10 commands succeeded, the store is usable"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # a creation takes a second on an idle machine, and half a minute on a busy one
-def test_no_store_is_unusable_after_twenty_kills(tmp_path: Path) -> None:
+def test_store_is_usable_after_twenty_kills(tmp_path: Path) -> None:
     assert race(tmp_path, "kills", 20) == "20 kills, 0 stores unusable"
 
 
@@ -151,7 +156,7 @@ def race(folder: Path, *words: object) -> str:
 
 
 def of_an_older_mlflow(place: Path) -> str:
-    """A store without the last migration, with an experiment; its schema."""
+    """Create a store without the last migration and with an experiment; returns its schema revision."""
     from alembic import command
     from alembic.script import ScriptDirectory
     from mlflow.store.db import utils
@@ -170,7 +175,7 @@ def of_an_older_mlflow(place: Path) -> str:
     return str(before)
 
 
-def test_an_older_store_is_upgraded_and_kept_as_it_was(tmp_path: Path) -> None:
+def test_older_store_is_upgraded_with_a_backup(tmp_path: Path) -> None:
     place = tmp_path / "mlflow.db"
     revision = of_an_older_mlflow(place)
     assert store.look(place) == store.State("older", revision)
@@ -182,11 +187,13 @@ def test_an_older_store_is_upgraded_and_kept_as_it_was(tmp_path: Path) -> None:
     assert store.look(kept) == store.State("older", revision)
 
 
-def test_an_older_store_that_cannot_be_upgraded_stays_as_it_is(made: Path, tmp_path: Path) -> None:
+def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -> None:
     place = tmp_path / "mlflow.db"
     shutil.copyfile(made, place)
-    changed(place, "UPDATE alembic_version SET version_num = '451aebb31d03'")  # an early one: later tables are there
-    refused(place, ArtifactError, "half-made", "cannot bring it from schema 451aebb31d03", "1 runs", "mv ")
+    changed(
+        place, "UPDATE alembic_version SET version_num = '451aebb31d03'"
+    )  # an early revision, although later tables exist
+    refused(place, ArtifactError, "incomplete", "cannot upgrade it from schema 451aebb31d03", "1 runs", "mv ")
     assert not list(tmp_path.glob("mlflow.db.before-*")) and not list(tmp_path.glob(".mlflow.db.making-*"))
 
 
@@ -195,14 +202,14 @@ def test_an_older_store_that_cannot_be_upgraded_stays_as_it_is(made: Path, tmp_p
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file without all tables is not waited for."""
+    """Do not wait for an incomplete file."""
     monkeypatch.setattr(store, "_SETTLE_S", -1.0)
 
 
 @pytest.mark.usefixtures("settled")
-def test_a_store_without_a_table_says_what_it_holds_and_the_cure(copied: Path) -> None:
+def test_store_without_a_table_reports_content_and_fix(copied: Path) -> None:
     changed(copied, "DROP TABLE trace_info")
-    said = refused(copied, ArtifactError, "half-made", "trace_info", "it holds 1 runs and 0 registered model versions")
+    said = refused(copied, ArtifactError, "incomplete", "trace_info", "it holds 1 runs and 0 registered model versions")
     away = copied.parent / "broken-store"
     assert f"mkdir {away} && mv {copied} {away}/" in said
     subprocess.run(f"mkdir {away} && mv {copied} {away}/", shell=True, check=True)
@@ -210,53 +217,51 @@ def test_a_store_without_a_table_says_what_it_holds_and_the_cure(copied: Path) -
 
 
 @pytest.mark.usefixtures("settled")
-def test_a_store_without_its_version_is_half_made(copied: Path) -> None:
+def test_store_without_schema_version_is_incomplete(copied: Path) -> None:
     changed(copied, "DELETE FROM alembic_version")
-    refused(copied, ArtifactError, "half-made", "schema's version is missing")
+    refused(copied, ArtifactError, "incomplete", "schema version is missing")
 
 
-def test_a_store_of_a_newer_mlflow_names_the_cure(copied: Path) -> None:
+def test_store_of_a_newer_mlflow_names_the_fix(copied: Path) -> None:
     changed(copied, "UPDATE alembic_version SET version_num = 'fedcba987654'")
-    refused(copied, ArtifactError, "newer MLflow than", "fedcba987654", "install that MLflow")
+    refused(copied, ArtifactError, "newer MLflow than", "fedcba987654", "install that newer MLflow")
 
 
-def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_database_of_another_program_is_refused(tmp_path: Path) -> None:
     changed(tmp_path / "mlflow.db", "CREATE TABLE songs (title TEXT)")
-    refused(tmp_path / "mlflow.db", ConfigError, "of something else than MLflow")
+    refused(tmp_path / "mlflow.db", ConfigError, "but not of MLflow")
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_sqlite_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"user,item\n1,2\n" * 400)
-    refused(tmp_path / "mlflow.db", ConfigError, "is no SQLite database")
+    refused(tmp_path / "mlflow.db", ConfigError, "is not a SQLite database")
 
 
-def test_a_cut_store_is_damaged(copied: Path) -> None:
+def test_truncated_store_is_damaged(copied: Path) -> None:
     copied.write_bytes(copied.read_bytes()[:5000])
-    refused(copied, ArtifactError, "damaged", "malformed", "Restore a copy")
+    refused(copied, ArtifactError, "damaged", "malformed", "Restore a backup")
 
 
-def test_a_folder_is_no_store(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a folder; expected the path of a SQLite file"):
+def test_folder_as_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder, expected the path of a SQLite file"):
         store.ready(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_one_message() -> None:
-    with pytest.raises(
-        ConfigError, match=r"cannot write in the folder /proc/none .*choose another place with tracking"
-    ):
+def test_read_only_folder_raises_one_message() -> None:
+    with pytest.raises(ConfigError, match=r"cannot write to the folder /proc/none .*choose another path with tracking"):
         store.ready(Path("/proc/none/mlflow.db"))
 
 
-def test_a_read_only_store_is_one_message(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opened read-only, as SQLite does with a file that this user cannot write to."""
+def test_read_only_store_raises_one_message(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened read-only, as SQLite opens a file that this user cannot write."""
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda at, **rest: connect(at.replace("=rw", "=ro"), **rest))
     store.ready(copied)
-    with pytest.raises(ConfigError, match="cannot be written to .*correct their permissions"):
+    with pytest.raises(ConfigError, match="is not writable .*correct the permissions"):
         store.ready(copied, writes=True)
 
 
-def test_a_locked_store_is_one_message_after_a_bounded_wait(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_store_raises_one_message_after_a_bounded_wait(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "WAIT_S", 0.3)
     with locked(copied):
         refused(copied, Unavailable, "has been locked by another process for 0 s", "lsof")
@@ -264,7 +269,7 @@ def test_a_locked_store_is_one_message_after_a_bounded_wait(copied: Path, monkey
             Followed("models:/none@champion", f"sqlite:///{copied}").version()
 
 
-def test_a_store_that_is_locked_later_is_one_message(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_store_locked_during_a_run_raises_one_message(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from sqlalchemy import create_engine, text
     from sqlalchemy.exc import OperationalError
 
@@ -278,14 +283,14 @@ def test_a_store_that_is_locked_later_is_one_message(copied: Path, capfd: pytest
 # -------------------------------------------------------------------------------------------------------------- moved
 
 
-def test_a_moved_store_says_where_its_artefacts_are(copied: Path, tmp_path: Path) -> None:
+def test_moved_store_reports_where_its_artefacts_are(copied: Path, tmp_path: Path) -> None:
     old, new = tmp_path / "old folder", tmp_path / "mlartifacts/multigrain"
     changed(copied, f"UPDATE experiments SET artifact_location = '{old.as_uri()}' WHERE name = 'multigrain'")
-    with Tracker(configured(copied), apart=True) as tracker:  # no artefacts anywhere: they go to the old place
+    with Tracker(configured(copied), apart=True) as tracker:  # no artefacts exist yet: they go to the old location
         tracker.client.log_text(tracker.run_id, "text", "note.txt")
     new.parent.mkdir()
     old.rename(new)
-    refused(copied, ConfigError, "was moved", f"at {old}, which is gone", f"they are at {new}", "ln -s")
+    refused(copied, ConfigError, "was moved", f"at {old}, which does not exist", f"they are at {new}", "ln -s")
     old.symlink_to(new)
     with Tracker(configured(copied), apart=True):
         pass

@@ -1,4 +1,4 @@
-"""Epochs on their way to MLflow, on a real SQLite store: each once, whatever happens meanwhile."""
+"""Metrics of epochs reach MLflow, here a real SQLite store, exactly once, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with Tracker(config) as tracker:
         log = EpochLog(tracker, said.append)
         log(HISTORY[0])
-        log({**HISTORY[0], "seconds": 7.0})  # trained again after a worker was lost
+        log({**HISTORY[0], "seconds": 7.0})  # the epoch ran again after a worker was lost
         with monkeypatch.context() as patch:
             patch.setattr(tracker._client, "log_batch", lambda *_, **__: (_ for _ in ()).throw(DOWN))
             log(HISTORY[1])
@@ -70,8 +70,8 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert said[-1] == "sent 1 epochs to MLflow that were missing there"
 
 
-def test_what_a_hanging_server_does_at_last_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it is sent again, and after that."""
+def test_metrics_delayed_by_a_hanging_server_arrive_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The delayed write may end before the metrics are sent again, or after that."""
     late: list[tuple[Any, Any]] = []
     with Tracker(configured(tmp_path / "run")) as tracker:
         log, real = EpochLog(tracker, lambda _: None), tracker.client.log_batch
@@ -102,7 +102,7 @@ def test_without_tracking_nothing_is_logged(tmp_path: Path) -> None:
     assert not said and not list(tmp_path.iterdir())
 
 
-def test_a_store_that_was_moved_with_its_artefacts_is_one_message(tmp_path: Path) -> None:
+def test_store_moved_with_its_artefacts_raises_one_message(tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     with Tracker(configured(before / "run")) as tracker:
         tracker.client.log_text(tracker.run_id, "kept", "a.txt")
@@ -118,14 +118,14 @@ def test_a_store_that_was_moved_with_its_artefacts_is_one_message(tmp_path: Path
         assert tracker.run_id, "a run folder that was moved alone begins another store"
 
 
-def test_a_silent_server_is_one_message() -> None:
+def test_server_without_answer_raises_one_message() -> None:
     said = outage(DOWN)
     assert said is not None and "word" not in said and "--resume" in said and "\n" not in said
     assert outage(MlflowException("no such run")) is None and outage(OSError("API request to")) is None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
-def test_a_full_disk_is_named() -> None:
+def test_full_disk_error_names_the_path() -> None:
     with pytest.raises(OSError) as failure:
         Progress(None, Path("/dev/full"))("a line")
     assert "'/dev/full'); free space there" in str(user_message(failure.value))
@@ -136,8 +136,8 @@ def test_a_full_disk_is_named() -> None:
         Path("/small/run/nothing").read_text()
 
 
-def test_a_full_disk_is_one_message() -> None:
-    """Wherever it happened: in a task of Ray, in safetensors or in SQLite."""
+def test_full_disk_raises_one_message() -> None:
+    """In a task of Ray, in safetensors and in SQLite."""
     lost = RuntimeError("a task failed")
     lost.cause = OSError(errno.ENOSPC, "No space left on device", "/small/run/part.parquet")  # type: ignore[attr-defined]
     texts = ("I/O error: No space left on device (os error 28)", "(sqlite3.OperationalError) database or disk is full")
@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_message() -> None:
     assert "/small/run/part.parquet" in str(user_message(lost))
 
 
-def test_what_a_worker_knows_is_said_and_not_what_ray_quotes() -> None:
+def test_worker_error_is_reported_without_rays_quoting() -> None:
     known = StorageError("cannot write checkpoints to /small/run: the disk is full")
     quoted = "OSError: Error writing bytes to file. Detail: [errno 28] No space left on device"
     for failure in (known, UserExceptionWithTraceback(known, quoted)):

@@ -1,4 +1,4 @@
-"""What diversity costs: measured with the lists that requests get, and shown in the report."""
+"""The cost of diversity: measured with the lists that requests get, and shown in the report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ USERS, ITEMS, WIDTH = 40, 150, 6
 
 
 class Vectors:
-    """The scores u · a of given vectors, as a model has them."""
+    """A model whose scores are u · a of given vectors."""
 
     def __init__(self) -> None:
         random = torch.Generator().manual_seed(0)
@@ -53,7 +53,7 @@ def measured() -> tuple[Any, Any, Config, dict[str, Any]]:
     return model, queries, config, trade_off(model, queries, config)
 
 
-def test_strength_zero_is_the_list_as_it_is(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:
+def test_strength_zero_keeps_the_list(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:
     model, queries, config, found = measured
     ranking = rank(model, queries, found["k"], config.evaluate.exclude_seen)
     expected = ndcg_at(mark_hits(ranking.items_BK, ranking.queries), ranking.num_targets_B, found["k"]).mean()
@@ -61,7 +61,7 @@ def test_strength_zero_is_the_list_as_it_is(measured: tuple[Any, Any, Config, di
     assert found["points"][0]["value"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_larger_strength_gives_more_different_lists(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:
+def test_larger_strength_gives_more_diverse_lists(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:
     *_, found = measured
     diversity = [point["diversity"] for point in found["points"]]
     assert [point["strength"] for point in found["points"]] == list(STRENGTHS)
@@ -84,7 +84,7 @@ def test_diversity_is_one_minus_the_mean_cosine_of_pairs(measured: tuple[Any, An
     assert found["points"][-1]["diversity"] == pytest.approx(np.mean(expected), abs=1e-5)
 
 
-def test_the_report_shows_a_point_a_strength(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:
+def test_report_shows_one_point_per_strength(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:
     *_, found = measured
     panel = trade_off_panel({"trade_off": found})
     assert panel is not None

@@ -181,7 +181,7 @@ def test_unknown_user_and_items_are_said_in_plain_words(browser: TestClient) -> 
 
 
 def test_reasons_are_given_where_they_are_asked_for(browser: TestClient) -> None:
-    assert "mostly for" not in browser.get("/try?model=run:shop&user=u3").text
+    assert "mainly because" not in browser.get("/try?model=run:shop&user=u3").text
     assert browser.get("/try?model=run:shop&user=u3&k=3&explain=true").text.count('class="why"') == 3
 
 

@@ -451,10 +451,10 @@ def test_facts_and_context_keep_their_numbers() -> None:
 
 
 def test_what_an_update_cannot_do(world: Path, updated: Path, capsys: Captured) -> None:
-    assert "models:/pocket@nobody is not registered; registered are:" in refused(
+    assert "models:/pocket@nobody is not registered; registered models:" in refused(
         capsys, world, "--update.model", "models:/pocket@nobody"
     )
-    assert "holds no model bundle" in refused(capsys, world, "--update.model", str(world))
+    assert "has no model bundle" in refused(capsys, world, "--update.model", str(world))
     assert "trained with another model section: model.width was 8, is now 16" in refused(
         capsys, world, "--model.width", "16"
     )

@@ -1,1 +1,3 @@
-"""A model as a folder of files: written, read, checked, and nothing of how it answers."""
+"""The bundle: a model as a folder of files that are written, read and checked; no code that answers
+requests.
+"""

@@ -1,7 +1,8 @@
-"""Whether the parts of a bundle that was read belong together.
+"""Checks that the parts of a bundle fit together.
 
-Why: checksums can be computed anew by whoever changes a file. A bundle whose ids, shapes or numbers do not fit would
-fail with an exception of a library somewhere in a request; here it is one message when it is read.
+Why: a person who changes a file can also renew its checksum. A bundle with ids, shapes or numbers
+that do not fit would later raise some library's exception during a request; here it is one message
+when the bundle is read.
 
 Legend: U users, E events, N items, D width, C context columns.
 """
@@ -31,23 +32,27 @@ _LOG = logging.getLogger(__name__)
 
 
 class Inconsistent(Exception):
-    """Parts of a bundle do not belong together."""
+    """The parts of a bundle do not fit together."""
 
 
 def check_names(info: BundleInfo) -> None:
-    """Raise :class:`Inconsistent` for names of files that lead out of the bundle, or event types that do not fit."""
+    """Raise :class:`Inconsistent` for file names that point outside the bundle, or inconsistent
+    event types.
+    """
     for name in info.files:
         if not name or "/" in name or "\\" in name or name in (".", ".."):
-            raise Inconsistent(f"a file is called {name!r}, which is no plain name")
+            raise Inconsistent(f"a file has the name {name!r}, expected a plain file name without a folder")
     kinds = info.event_types
     if len(set(kinds)) < len(kinds) or (kinds and info.default_event_type not in kinds):
-        raise Inconsistent(f"event types {kinds} with the default {info.default_event_type!r}")
+        raise Inconsistent(f"the event types {kinds} have duplicates or lack the default {info.default_event_type!r}")
 
 
 def check_outside(folder: Path, content: Mapping[str, Any]) -> None:
-    """Raise :class:`ArtifactError` where a granularity of the bundle is of a package that is not installed here.
+    """Raise :class:`ArtifactError` where a granularity comes from a package that is not installed
+    here.
 
-    A bundle names who provides it. Nothing that stands in the bundle alone is imported.
+    The bundle names the package. Code is imported only from installed packages with an entry
+    point, never because a bundle names it.
     """
     outside = content.get("outside")
     for name, entry in outside.items() if isinstance(outside, Mapping) else ():
@@ -62,24 +67,30 @@ def check_outside(folder: Path, content: Mapping[str, Any]) -> None:
         except ValueError:
             found = None
         if found is not None and offer is not None and offer.version != release:
-            _LOG.warning("%s: %s was trained with %s %s, here is %s", folder, name, package, release, offer.version)
+            _LOG.warning(
+                "%s: %s was trained with %s %s, but %s is installed", folder, name, package, release, offer.version
+            )
         if found is None:
             cure = (
                 f"install the package that provides it: pip install {package}=={release}"
                 if package
-                else f"no package provided it: install one that offers {target} by an entry point of {GRANULARITIES}"
+                else f"install a package that offers {target} as an entry point of {GRANULARITIES}; when the model was "
+                "trained, no installed package provided it"
             )
             raise ArtifactError(
-                f"{folder} needs the granularity {name} ({target}), which is not of this package, and no installed "
-                f"package offers it here; {cure}. A path that a bundle names is not imported by itself"
+                f"{folder} needs the granularity {name} ({target}), which no installed package provides; {cure}. For "
+                "safety, a path that a bundle names is never imported without an installed package"
             )
 
 
 def check_counts(sizes: ModelSizes, num_users: int, num_items: int) -> None:
-    """Raise :class:`Inconsistent` unless the model is of as many users and items; before it takes their memory."""
+    """Raise :class:`Inconsistent` unless the model has as many users and items; before memory is
+    allocated.
+    """
     if (num_users, num_items) != (sizes.num_users, sizes.num_items):
         raise Inconsistent(
-            f"users and items are {(num_users, num_items)}, the model is of {(sizes.num_users, sizes.num_items)}"
+            f"the tables have {num_users} users and {num_items} items, the model has {sizes.num_users} and "
+            f"{sizes.num_items}"
         )
 
 
@@ -103,9 +114,11 @@ def check_parts(bundle: Bundle) -> None:
     if model.item_vectors_ND.ndim != 2:
         raise Inconsistent(f"item vectors have {model.item_vectors_ND.ndim} dimensions, expected 2")
     if list(bundle.info.granularities) != list(model.names):
-        raise Inconsistent(f"granularities {bundle.info.granularities}, the model has {model.names}")
+        raise Inconsistent(
+            f"the description lists the granularities {bundle.info.granularities}, the model has {model.names}"
+        )
     if len(histories) != num_users or len(histories.items_E) != int(histories.offsets_U1[-1]):
-        raise Inconsistent(f"{len(histories)} histories of {num_users} users")
+        raise Inconsistent(f"there are {len(histories)} histories, expected one for each of {num_users} users")
     events = {len(column) for column in (histories.types_E, histories.times_E, histories.values_E, histories.splits_E)}
     if events - {len(histories.items_E)}:
         raise Inconsistent("lists of a user's events differ in length")
@@ -113,42 +126,50 @@ def check_parts(bundle: Bundle) -> None:
     _check_range("types of events", histories.types_E, 0, max(len(bundle.info.event_types), 1) - 1)
     _check_range("splits of events", histories.splits_E, 0, VALID_ALONE)
     if len(histories.items_E) and histories.context_EC.shape != (len(histories.items_E), len(bundle.context)):
-        raise Inconsistent(f"context of events has the shape {histories.context_EC.shape}")
+        raise Inconsistent(
+            f"context of events has the shape {histories.context_EC.shape}, expected "
+            f"{(len(histories.items_E), len(bundle.context))}"
+        )
     _check_rules(bundle, num_users, num_items)
     if bundle.index is not None and bundle.index.shape != tuple(model.item_vectors_ND.shape):
-        raise Inconsistent(f"the index is of {bundle.index.shape} vectors")
+        raise Inconsistent(
+            f"the index has the shape {bundle.index.shape}, expected {tuple(model.item_vectors_ND.shape)}"
+        )
 
 
 def _check_rules(bundle: Bundle, num_users: int, num_items: int) -> None:
-    """What rules and explanations read."""
+    """Check the files for rules and explanations."""
     for name, column in (bundle.attributes.columns if bundle.attributes is not None else {}).items():
         if column.num_items != num_items:
-            raise Inconsistent(f"attribute {name} is of {column.num_items} items, expected {num_items}")
+            raise Inconsistent(f"attribute {name} has {column.num_items} items, expected {num_items}")
     if bundle.text_NT is not None and len(bundle.text_NT) != num_items:
-        raise Inconsistent(f"texts are of {len(bundle.text_NT)} items, expected {num_items}")
+        raise Inconsistent(f"there are texts of {len(bundle.text_NT)} items, expected {num_items}")
     if bundle.friends is not None:
         starts_U1, friends_F = bundle.friends
         if len(starts_U1) != num_users + 1:
-            raise Inconsistent(f"friends are of {len(starts_U1) - 1} users, expected {num_users}")
+            raise Inconsistent(f"there are friends of {len(starts_U1) - 1} users, expected {num_users}")
         _check_range("friends", friends_F, 0, num_users - 1)
 
 
 def _check_ids(column: str, ids: Sequence[Any]) -> None:
     if not all(isinstance(one, str) and one for one in ids):
-        raise Inconsistent(f"{column}: an id is empty or no text")
+        raise Inconsistent(f"{column}: an id is empty or not a string")
     if len(set(ids)) < len(ids):
-        raise Inconsistent(f"{column}: {len(ids) - len(set(ids))} ids are there twice")
+        raise Inconsistent(f"{column}: {len(ids) - len(set(ids))} ids are duplicates")
 
 
 def _check_range(what: str, values: Array, low: int, high: int | None) -> None:
     if not np.issubdtype(values.dtype, np.integer):
-        raise Inconsistent(f"{what} are {values.dtype}, expected whole numbers")
+        raise Inconsistent(f"{what}: the type is {values.dtype}, expected integers")
     if len(values) and (values.min() < low or (high is not None and values.max() > high)):
-        raise Inconsistent(f"{what} are from {values.min()} to {values.max()}, expected {low} to {high}")
+        expected = f"at least {low}" if high is None else f"{low} to {high}"
+        raise Inconsistent(f"{what}: the values are {values.min()} to {values.max()}, expected {expected}")
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Raise :class:`ArtifactError` for a tensor that diverged."""
+    """Raise :class:`ArtifactError` for a tensor with values that are not finite; ``where`` names
+    its model.
+    """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(

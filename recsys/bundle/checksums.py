@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and files that are known by their checksum."""
+"""Atomic writing of folders, and verification of files by checksum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DESCRIPTION: Final = "bundle.json"
 
 
 class FileEntry(BaseModel):
-    """What a file must be to be trusted."""
+    """Size and checksum of a file."""
 
     size: int
     sha256: str
@@ -27,21 +27,27 @@ class FileEntry(BaseModel):
 
 @contextmanager
 def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
-    """A folder to write a bundle to, which takes the place of ``folder`` when the block ends well.
+    """A temporary folder to write a bundle to; it replaces ``folder`` when the block ends without
+    an error.
 
-    ``mark`` is the file (or pattern) by which a folder that may be replaced is known.
+    Parameters
+    ----------
+    folder : str | Path
+        The final folder.
+    mark : str
+        File name or glob pattern; an existing folder is replaced only where it has such a file.
 
     Raises
     ------
     ArtifactError
-        ``folder`` holds something that is not a bundle and would be lost.
+        ``folder`` holds something other than a bundle, which would be lost.
     StorageError
-        the disk is full.
+        The disk is full.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and (any(folder.glob(mark)) or not any(folder.iterdir()))):
         raise ArtifactError(
-            f"{folder} exists and is not a bundle; it would be lost: give another folder or move it away"
+            f"{folder} exists and is not a bundle, so it is not overwritten; give another folder or move it away"
         )
     aside = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -63,7 +69,7 @@ def _replace(aside: Path, folder: Path) -> None:
 
 
 def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
-    """Raise :class:`ArtifactError` unless the file is the one that was written."""
+    """Raise :class:`ArtifactError` unless a file exists and has the expected size and checksum."""
     path = folder / name
     if expected is None or not path.is_file():
         raise damaged(folder, f"{name} is missing")
@@ -74,9 +80,10 @@ def check_file(folder: Path, name: str, expected: FileEntry | None) -> None:
 
 
 def check_description(folder: str | Path, sha256: str | None) -> None:
-    """Raise :class:`ArtifactError` unless a bundle's description, which has all other checksums, is the expected one.
+    """Raise :class:`ArtifactError` unless ``bundle.json``, which has the checksums of all files, is
+    unchanged.
 
-    ``sha256`` is None where nothing is known of it.
+    ``sha256`` is its expected checksum; None skips the check.
     """
     path = Path(folder) / DESCRIPTION
     if sha256 is not None and (not path.is_file() or entry_of(path).sha256 != sha256):
@@ -84,17 +91,17 @@ def check_description(folder: str | Path, sha256: str | None) -> None:
 
 
 def damaged(folder: Path, why: str) -> ArtifactError:
-    """The error of a bundle that is not as it was written."""
+    """The error for a bundle that is not as it was written."""
     return ArtifactError(f"the model bundle {folder} is damaged: {why}; pull or register the model again")
 
 
 def said_by(error: BaseException) -> str:
-    """What an exception says, on one line that is not too long."""
+    """The type and message of an exception on one line, cut to 300 characters."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
 
 
 def entry_of(path: Path) -> FileEntry:
-    """What a file is, to be trusted later."""
+    """Size and checksum of a file, for a later check."""
     with path.open("rb") as stream:
         return FileEntry(size=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())

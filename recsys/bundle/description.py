@@ -1,4 +1,4 @@
-"""``bundle.json``: what a bundle says of itself, and the names of its files."""
+"""``bundle.json``: the description of a bundle, and the names of its files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from recsys.config import ModelConfig
 from recsys.config.outside import from_artifact
 from recsys.errors import ArtifactError, UserError
 
-FORMAT_VERSION: Final = 3  # 2: what friends send, and the training weights; 3: the test of itself
-WITH_MEASURED: Final = 4  # of a bundle of two models: an earlier release would rank the one that has seen test
+FORMAT_VERSION: Final = 3  # 2 added messages of friends and the training weights; 3 added the self-test
+WITH_MEASURED: Final = 4  # bundle of two models; earlier releases refuse it, as they would rank the model that saw test
 WEIGHTS: Final = "weights.safetensors"
 ITEMS: Final = "items.parquet"
 USERS: Final = "users.parquet"
 TRAINING: Final = "training.safetensors"
 MEASURED: Final = "measured.safetensors"
-MEASURED_KEY: Final = "measured"  # of the description's extra: its sizes
+MEASURED_KEY: Final = "measured"  # key in ``extra`` with the sizes of the measured model
 MEASURED_TRAINING: Final = "measured-training.safetensors"
 VOCABULARY: Final = "vocabulary.parquet"
 SELF_TEST: Final = "self_test.json"
@@ -33,10 +33,10 @@ INDEX: Final = "index.faiss"
 
 
 class OutsideEntry(BaseModel):
-    """Where a granularity from outside this package comes from."""
+    """The origin of a granularity from another package."""
 
-    target: str  # module:Class of its section
-    package: str  # empty: of no installed package when the model was trained
+    target: str  # module:Class of its configuration section
+    package: str  # empty: no installed package provided it when the model was trained
     version: str
 
 
@@ -54,25 +54,25 @@ class BundleInfo(BaseModel):
     outside: dict[str, OutsideEntry] = {}  # granularities that other packages provide, by name
     event_types: list[str]
     targets: list[str] = []  # event types that the model predicts; empty: all
-    default_event_type: str  # of history events that a request gives without a type: the most frequent one
+    default_event_type: str  # for events of a request without a type: the most frequent type
     dataset: dict[str, Any]  # name, content_hash, counts, split, ordered, timed
     context: list[dict[str, Any]] = []  # context columns, see ContextColumn
     text_model: str
-    text_identity: str = ""  # of the language model's files, see recsys.encoders.text.vector_identity; empty: unknown
-    user_text: dict[str, Any] = {}  # how users' pasts become text: model, fingerprint, max_tokens, max_items
+    text_identity: str = ""  # hash of the language model's files, recsys.encoders.text.vector_identity; empty: unknown
+    user_text: dict[str, Any] = {}  # how histories become text: model, fingerprint, max_tokens, max_items
     metrics: dict[str, Any]
-    index: dict[str, Any] = {}  # how many times too long its lists are, and the recall of that
+    index: dict[str, Any] = {}  # reorder (candidates per listed item), recall, at (list length of the recall)
     extra: dict[str, Any]
     files: dict[str, FileEntry]
 
 
 def read_info(folder: str | Path) -> BundleInfo:
-    """Only ``bundle.json``.
+    """Read and check only ``bundle.json``.
 
     Raises
     ------
     ArtifactError
-        as :func:`read_bundle`.
+        There is no bundle, its format is another one, it is damaged, or a package is missing.
     """
     folder = Path(folder)
     try:
@@ -80,14 +80,14 @@ def read_info(folder: str | Path) -> BundleInfo:
         version = content.get("format_version") if isinstance(content, dict) else None
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
-            f"{folder} holds no model bundle ({DESCRIPTION} is missing); `recsys train` and `recsys register` make one"
+            f"{folder} has no model bundle ({DESCRIPTION} is missing); `recsys train` and `recsys register` write one"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(folder, f"{DESCRIPTION}: {said_by(error)}") from None
     if version not in (FORMAT_VERSION, WITH_MEASURED):
         raise ArtifactError(
-            f"{folder} has bundle format {version}, this release ({__version__}) reads {FORMAT_VERSION}; "
-            "register the model again, or use the release that made it"
+            f"{folder} has bundle format {version}, this release ({__version__}) reads {FORMAT_VERSION} and "
+            f"{WITH_MEASURED}; register the model again, or use the release that wrote it"
         )
     check_outside(folder, content)
     try:

@@ -1,26 +1,32 @@
-"""A bundle: one folder that holds all a recommender needs, complete in itself.
+"""The bundle: one self-contained folder with everything that a recommender needs.
 
-Why: who pulls a model must need neither the dataset nor the training code's state, and must be able to trust what
-was pulled; so every file is checked against its SHA-256, and nothing is pickled.
+Why: a user who pulls a model must need neither the dataset nor the state of the training, and must
+be able to trust the files. So every file is checked against its SHA-256, and nothing is pickled.
 
 Layout::
 
     bundle.json           format, model configuration, sizes, event types, dataset, metrics, checksums of the files
     weights.safetensors   FrozenModel.tensors(): encoders, item vectors, granularity states
-    items.parquet         dense order: item_id, title, popularity (users, in the events the model was fitted on)
-    users.parquet         dense order: user_id and the user's events: items, types, times, values, splits, and context
-                          where the dataset has context columns
-    training.safetensors  the trainable model's weights, for `recsys update` alone; see :mod:`recsys.registry.lineage`
-    measured.safetensors  where the model that answers was trained on all events: the one that the figures are of,
-                          which has not seen test and alone may be ranked on it; see :mod:`recsys.bundle.measured`
-    measured-training.safetensors  its trainable weights, for an update whose test part the other one has seen
+    items.parquet         dense order: item_id, title, popularity (users, in the fitted events)
+    users.parquet         dense order: user_id and the user's events: items, types, times, values,
+                          splits, and context where the dataset has context columns
+    training.safetensors  weights of the trainable model, only for `recsys update`; see
+                          :mod:`recsys.registry.lineage`
+    measured.safetensors  where the served model was trained on all events: the model that the
+                          metrics belong to; only it may be ranked on test, which it has not seen;
+                          see :mod:`recsys.bundle.measured`
+    measured-training.safetensors  its trainable weights, for an update whose test split the served
+                          model has already seen
     attributes.parquet    dense order: the columns of the table of items that requests may filter by
-    text.safetensors      unit vectors of the items' texts in whole numbers of 1/127, where the weights hold no texts
-    friends.parquet       dense order: the friends of every user, where the model reads them; to explain answers
-    vocabulary.parquet    kind, id: entities and relations in dense order, where there are facts; for the same
-    self_test.json        questions and the answers to them, asked again on every load: recsys.serving.self_test
-    MODEL_CARD.md         what the model is, for people: recsys.registry.card
-    index.faiss           of the items, where there are many; see :mod:`recsys.serving.item_index`
+    text.safetensors      unit vectors of the items' texts in steps of 1/127, where the weights have
+                          no texts
+    friends.parquet       dense order: the friends of every user, where the model reads them; for
+                          explanations
+    vocabulary.parquet    kind, id: entities and relations of the knowledge graph in dense order;
+                          for `recsys update`
+    self_test.json        requests with their answers, checked on every load:
+    recsys.serving.self_test MODEL_CARD.md         the model card, for people: recsys.registry.card
+    index.faiss           index of a large catalogue; see :mod:`recsys.serving.item_index`
 
 Legend: U users, E events, N items.
 """
@@ -63,14 +69,14 @@ class Bundle:
     titles: list[str]
     popularity_N: Array  # int64
     user_ids: list[str]
-    histories: Histories  # row = dense user id; all events, with the part each belongs to
-    index: ItemIndex | None = None  # of large catalogues: who answers by it need not score every item
-    attributes: ItemAttributes | None = None  # what rules of requests read; None in bundles of earlier releases
-    text_NT: Array | None = None  # int8 vectors of items' texts, zero without; None where the model has them, or none
-    friends: tuple[Array, Array] | None = None  # where each user's friends begin [U + 1], and the friends, dense ids
+    histories: Histories  # row = dense user id; all events, each with its split
+    index: ItemIndex | None = None  # for large catalogues, so that not every item must be scored
+    attributes: ItemAttributes | None = None  # for rules of requests; None in bundles of earlier releases
+    text_NT: Array | None = None  # int8 text vectors of items, zero without text; None: in the weights, or no texts
+    friends: tuple[Array, Array] | None = None  # start of each user's friends [U + 1], and the friends' dense ids
 
     def friends_of(self, user: int) -> list[int]:
-        """The friends of a known user, those of most weight first; none where the bundle does not say."""
+        """The friends of a known user, largest weight first; empty where the bundle has none."""
         if self.friends is None or user < 0:
             return []
         starts_U1, friends_F = self.friends
@@ -78,7 +84,9 @@ class Bundle:
 
     @property
     def item_text(self) -> Array | torch.Tensor | None:
-        """Vectors of the items' texts [N, T], zero without a text; None where the bundle has none."""
+        """Text vectors of the items [N, T], zero for an item without text; None where the bundle
+        has none.
+        """
         text_NT = self.model.items.text_ST
         return text_NT if text_NT.shape[1] else self.text_NT
 
@@ -89,21 +97,22 @@ class Bundle:
 
     @property
     def exclude_seen(self) -> bool:
-        """Whether what a user had is left out where a request does not say: as the model was evaluated."""
+        """Whether seen items are left out by default: as the model was evaluated."""
         return bool((self.info.extra.get("comparison") or {}).get("exclude_seen", True))
 
     @property
     def num_items(self) -> int:
+        """Number of items."""
         return len(self.item_ids)
 
 
 def read_files(folder: Path) -> Bundle:
-    """Read and check a bundle, without the questions of its test of itself.
+    """Read and check a bundle without running its self-test.
 
     Raises
     ------
     ArtifactError
-        no bundle there, one of another format, or one that is damaged.
+        There is no bundle, its format is another one, or it is damaged.
     """
     info = read_info(folder)
     for name in (WEIGHTS, ITEMS, USERS):
@@ -112,12 +121,12 @@ def read_files(folder: Path) -> Bundle:
         return _read_parts(folder, info)
     except ArtifactError:
         raise
-    except Exception as error:  # a bundle that was changed and sealed anew fails in any library that reads it
+    except Exception as error:  # a bundle that was changed together with its checksums can fail in any library
         raise damaged(folder, said_by(error)) from None
 
 
 def _read_parts(folder: Path, info: BundleInfo) -> Bundle:
-    """The files as a bundle; fails in many ways where they do not belong together."""
+    """The files as a bundle; raises many kinds of exceptions where they do not fit together."""
     items, users = pq.read_table(folder / ITEMS), pq.read_table(folder / USERS)
     sizes = load_sizes(info.sizes)
     check_counts(sizes, len(users), len(items))
@@ -146,7 +155,7 @@ def read_card(folder: Path, info: BundleInfo) -> str:
     Raises
     ------
     ArtifactError
-        it is not the file that was written, or no text.
+        The file was changed, or is not text.
     """
     if CARD not in info.files:
         return ""
@@ -158,18 +167,23 @@ def read_card(folder: Path, info: BundleInfo) -> str:
 
 
 def _index(folder: Path, info: BundleInfo) -> ItemIndex | None:
-    """The index of the items; None where there is none, or nothing to read it with."""
+    """The index of the items; None where there is none, or where Faiss is not installed."""
     if INDEX not in info.files:
         return None
     check_file(folder, INDEX, info.files[INDEX])
     if not can_index():
-        _LOG.warning("%s: faiss-cpu is not installed, so every item is scored: exact, but slower", folder)
+        _LOG.warning(
+            "%s: faiss-cpu is not installed, so the index is not used and every item is scored: exact, but slower",
+            folder,
+        )
         return None
     return ItemIndex.read(folder / INDEX, int(info.index["reorder"]))
 
 
 def _has(folder: Path, info: BundleInfo, name: str) -> bool:
-    """Whether the bundle has a file that earlier releases did not write, which is then checked."""
+    """Whether the bundle has an optional file, which is then checked; earlier releases did not
+    write it.
+    """
     if name not in info.files:
         return False
     check_file(folder, name, info.files[name])

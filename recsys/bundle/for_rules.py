@@ -1,7 +1,8 @@
-"""The files of a bundle that the model itself does not read: attributes of items, their texts, and friendships.
+"""Files of a bundle that the model itself does not read: item attributes, item texts and
+friendships.
 
-Why in the bundle: rules, similar items and explanations must answer where the bundle is, with nothing else at hand. A
-bundle of an earlier release has none of them, and answers without.
+Why in the bundle: rules, similar items and explanations need them wherever the bundle is served,
+without the dataset. A bundle of an earlier release has none of them and answers without them.
 
 Legend: N items, T text width, U users, F friendships.
 """
@@ -26,12 +27,12 @@ ATTRIBUTES: Final = "attributes.parquet"
 TEXT: Final = "text.safetensors"
 FRIENDS: Final = "friends.parquet"
 _ROWS: Final = 65_536  # of texts at a time
-_MAX_FRIENDS: Final = 200  # of a user that are kept, those of most weight
-_STEPS: Final = 127  # of a unit vector's components, on either side of zero
+_MAX_FRIENDS: Final = 200  # friends kept per user, those with the largest weight
+_STEPS: Final = 127  # quantisation steps of a unit vector's components on each side of zero
 
 
 def write_for_rules(folder: Path, frozen: FrozenModel, dataset: PreparedDataset) -> None:
-    """What rules, similar items and explanations read beside the model."""
+    """Write the files that rules, similar items and explanations read in addition to the model."""
     pq.write_table(attribute_table(dataset.features, dataset.media_names), folder / ATTRIBUTES, compression="zstd")
     text_NT = dataset.text_vectors_NT()
     if text_NT.shape[1] and not frozen.reads_text:
@@ -40,7 +41,7 @@ def write_for_rules(folder: Path, frozen: FrozenModel, dataset: PreparedDataset)
         save_file({"text": torch.from_numpy(whole_NT)}, folder / TEXT)
     if any(section.signal == "friends" for section in frozen.config.granularities.enabled().values()):
         src_F, dst_F, weight_F = dataset.social_edges()
-        order_F = np.lexsort((-weight_F, dst_F))  # the friends of a user are those whose edges lead to the user
+        order_F = np.lexsort((-weight_F, dst_F))  # edges lead from a friend to the user
         counts_U = np.bincount(dst_F, minlength=dataset.num_users)
         place_F = np.arange(len(order_F)) - (np.cumsum(counts_U) - counts_U)[dst_F[order_F]]
         kept = order_F[place_F < _MAX_FRIENDS]
@@ -50,18 +51,18 @@ def write_for_rules(folder: Path, frozen: FrozenModel, dataset: PreparedDataset)
 
 
 def _in_steps(vectors_NT: Array) -> Array:
-    """Vectors of length 1 as whole numbers, int8."""
+    """Vectors scaled to length 1 and quantised: int8."""
     lengths_N1 = np.maximum(np.linalg.norm(vectors_NT, axis=1, keepdims=True), 1e-12)
     return np.asarray(np.rint(vectors_NT / lengths_N1 * _STEPS), dtype=np.int8)
 
 
 def read_text(path: Path) -> Array:
-    """Vectors of the items' texts: int8 [N, T]."""
+    """Read the text vectors of the items: int8 [N, T]."""
     return np.asarray(load_file(path)["text"].numpy())
 
 
 def read_friends(path: Path) -> tuple[Array, Array]:
-    """Where each user's friends begin [U + 1], and the friends: dense ids."""
+    """Read the start of each user's friends [U + 1], and the friends' dense ids."""
     lists = pq.read_table(path).column("friends").combine_chunks()
     lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False)

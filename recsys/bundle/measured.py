@@ -1,8 +1,9 @@
-"""The model of a bundle that may be ranked on the test part.
+"""The measured model of a bundle: the one that may be ranked on the test split.
 
-Why: where the model that answers was trained on all events, it has seen the answers of every test. The one that its
-figures are of has not; it lies beside it, under the same checksums, and whoever compares models takes it from here.
-A bundle without one, as every earlier release wrote it, holds a single model, which is the measured one.
+Why: a served model that was trained on all events has seen the test events. The measured model, to
+which the metrics belong, has not. It is stored next to the served model under the same checksums,
+and comparisons of models use it. A bundle without it, as earlier releases wrote them, has a single
+model, which is also the measured one.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from recsys.model import FrozenModel, load_sizes
 
 
 def has_measured(info: BundleInfo) -> bool:
-    """Whether the model that answers is another one than the measured one."""
+    """Whether the served model differs from the measured one."""
     return MEASURED_KEY in info.extra or MEASURED in info.files
 
 
 def measured(folder: Path, bundle: Bundle) -> Bundle:
-    """The bundle with the measured model in place of the one that answers; the same where there is only one.
+    """The bundle with the measured model instead of the served one; unchanged where there is only
+    one model.
 
     Raises
     ------
     ArtifactError
-        the measured model is missing, damaged or does not fit the bundle.
+        The measured model is missing, damaged or does not fit the bundle.
     """
     info = bundle.info
     if not has_measured(info):
@@ -46,6 +48,6 @@ def measured(folder: Path, bundle: Bundle) -> Bundle:
         check_parts(found)
     except ArtifactError:
         raise
-    except Exception as error:  # a bundle that was changed and sealed anew fails in any library that reads it
+    except Exception as error:  # a bundle that was changed together with its checksums can fail in any library
         raise damaged(folder, f"{MEASURED}: {said_by(error)}") from None
     return found

@@ -58,7 +58,7 @@ _ROWS_AT_A_TIME: Final = 65_536
 
 @dataclass(frozen=True)
 class Measured:
-    """The model that the figures are of, beside one that was trained on all events."""
+    """The measured model, where the served model was trained on all events."""
 
     model: FrozenModel
     training: Mapping[str, torch.Tensor]  # its trainable weights
@@ -73,18 +73,32 @@ def write_files(
     card: str = "",
     measured: Measured | None = None,
 ) -> None:
-    """Write the files of a bundle into an empty folder and seal it.
+    """Write the files of a bundle into an empty folder, with their checksums.
 
-    :func:`recsys.serving.bundles.write_bundle` adds the test of itself.
+    :func:`recsys.serving.bundles.write_bundle` adds the self-test.
 
-    ``extra["metrics"]`` becomes the bundle's metrics, everything else of ``extra`` (plain JSON values) is kept as is.
-    ``training`` are the trainable model's weights: without them nothing can start warm from the bundle. ``card`` is the
-    text of the model card. ``measured`` is the model that the metrics are of, where ``frozen`` has seen the test part.
+    Parameters
+    ----------
+    aside : Path
+        The empty folder.
+    frozen : FrozenModel
+        The model to serve.
+    dataset : PreparedDataset
+        The dataset that it was trained on.
+    extra : Mapping[str, Any]
+        Plain JSON values. ``extra["metrics"]`` becomes the bundle's metrics; the rest is stored
+        unchanged.
+    training : Mapping[str, torch.Tensor] | None
+        Weights of the trainable model; without them no update can warm-start from the bundle.
+    card : str
+        Text of the model card.
+    measured : Measured | None
+        The model that the metrics belong to, where ``frozen`` has seen the test split.
 
     Raises
     ------
     ArtifactError
-        the model was not trained on this dataset, or has values that are not finite.
+        The model was not trained on this dataset, or has values that are not finite.
     """
     _check_match(frozen, dataset)
     _save_model(aside / WEIGHTS, frozen)
@@ -114,7 +128,7 @@ def _save_training(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def close(aside: Path, info: BundleInfo, card: str) -> None:
-    """Seal a bundle whose files are all written, with its card."""
+    """Write the card, and the checksums of all files, which must be complete."""
     if card:
         (aside / CARD).write_text(card, encoding="utf-8")
     seal(aside, info)
@@ -132,8 +146,8 @@ def _check_match(frozen: FrozenModel, dataset: PreparedDataset) -> None:
     data = (dataset.num_users, dataset.num_items)
     if model != data:
         raise ArtifactError(
-            f"the model was trained for {model[0]} users and {model[1]} items, {dataset.root} has "
-            f"{data[0]} and {data[1]}; train again on this dataset"
+            f"the model was trained for {model[0]} users and {model[1]} items, but {dataset.root} has {data[0]} and "
+            f"{data[1]}; train again on this dataset"
         )
 
 
@@ -179,12 +193,12 @@ def _describe(
 
 
 def place_of(dataset: PreparedDataset) -> str:
-    """Where a dataset is, for whoever continues it."""
+    """The absolute path or URI of a dataset, for a later update."""
     return dataset.root if is_remote(dataset.root) else str(Path(dataset.root).absolute())
 
 
 def _user_text(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str, Any]:
-    """What reading a request's past takes; nothing where the model does not read it."""
+    """The settings to encode histories as text; empty where the model does not read them."""
     users = dataset.manifest.text.get("users") or {}
     if not any(section.signal == USER_TEXT for section in frozen.config.granularities.enabled().values()):
         return {}
@@ -192,7 +206,7 @@ def _user_text(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values; numbers that are not finite, which JSON lacks, become null."""
+    """Values as JSON; numbers that are not finite become null, because JSON has no such numbers."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -215,7 +229,7 @@ def _item_table(frozen: FrozenModel, dataset: PreparedDataset) -> pa.Table:
 
 
 def _dense_histories(dataset: PreparedDataset) -> Histories:
-    """Every user's events, one row a dense id; users without events have an empty row."""
+    """Every user's events, one row per dense id; users without events have an empty row."""
     shards = list(dataset.shards())
     found = Histories.concat(shards) if shards else Histories.of_items([])
     rows = np.full(dataset.num_users, -1, dtype=np.int64)
@@ -240,7 +254,7 @@ def _write_users(path: Path, user_ids: pa.Array, histories: Histories) -> None:
                 pa.LargeListArray.from_arrays(pa.array(offsets - offsets[0]), pa.array(values[span], kind))
                 for values, kind in zip(_event_arrays(histories), _EVENT_COLUMNS.values(), strict=True)
             ]
-            if num_context:  # all columns of an event, then the next event's
+            if num_context:  # event by event, all columns of each
                 codes = pa.array(histories.context_EC[span].reshape(-1))
                 lists.append(pa.LargeListArray.from_arrays(pa.array((offsets - offsets[0]) * num_context), codes))
             writer.write_table(pa.Table.from_arrays([ids[start:stop], *lists], schema=schema))

@@ -1,1 +1,3 @@
-"""Where a trained model goes: the bundle that is complete in itself, MLflow tracking and the model registry."""
+"""MLflow tracking and the model registry: a trained model is logged, registered, promoted and
+pulled.
+"""

@@ -1,7 +1,8 @@
-"""Who is champion: the aliases ``champion`` and ``previous`` of a registered model, and what its versions say of it.
+"""The aliases ``champion`` and ``previous`` of a registered model, and the tags of its versions.
 
-Why tags as well as aliases: an alias says who is champion now, the tags of a version say when and why it became so and
-whom it followed, so that going back knows where to, however often it is done.
+Why tags as well as aliases: an alias says which version is champion now. The tags of a version say
+when and why it became champion and which version it replaced, so that a rollback finds its target
+however often it is repeated.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from recsys.config import redact
 from recsys.errors import ArtifactError
 
 CHAMPION: Final = "champion"
-PREVIOUS: Final = "previous"  # the champion before, for the way back
+PREVIOUS: Final = "previous"  # the champion before this one, for a rollback
 REPLACED: Final = "promotion.replaced"  # tag of a champion: the version that was champion before it
 _MAX_TAG: Final = 4900
 
@@ -25,7 +26,7 @@ class Aliases:
         self._client, self.name = client, name
 
     def version_of(self, alias: str) -> str:
-        """The version that has an alias; empty when none has."""
+        """The version that has an alias; empty where none has it."""
         from mlflow import MlflowException
 
         try:
@@ -41,20 +42,20 @@ class Aliases:
         Parameters
         ----------
         version : str
-            the new champion.
+            The new champion.
         champion : str
-            who was champion when the decision was made; empty for none.
+            The champion at the time of the decision; empty for none.
 
         Raises
         ------
         ArtifactError
-            somebody else is champion by now.
+            The champion has changed since the decision.
         """
         now = self.version_of(CHAMPION)
         if now != champion:
             raise ArtifactError(
                 f"the champion of {self.name} was {_named(champion)} when this was decided and is {_named(now)} now: "
-                "somebody else has promoted meanwhile; run `recsys promote` again"
+                "another process has promoted a version in the meantime; run `recsys promote` again"
             )
         if champion:
             self._client.set_registered_model_alias(self.name, PREVIOUS, champion)
@@ -62,20 +63,26 @@ class Aliases:
         self.tag(version, {REPLACED: champion or "none"})
 
     def roll_back(self) -> tuple[str, str]:
-        """Make the version behind ``previous`` the champion again; from which version to which.
+        """Make the version with the alias ``previous`` the champion again.
 
-        ``previous`` then goes to whom that one had followed, so that going back twice goes back twice.
+        The alias ``previous`` then moves to the version that this one had replaced, so two
+        rollbacks go back two versions.
+
+        Returns
+        -------
+        tuple[str, str]
+            The champion before and after the rollback.
 
         Raises
         ------
         ArtifactError
-            there is no champion, or none before it.
+            There is no champion, or no champion before it.
         """
         champion, previous = self.version_of(CHAMPION), self.version_of(PREVIOUS)
         if not champion or not previous or champion == previous:
             raise ArtifactError(
-                f"{self.name} has {'no champion' if not champion else f'no champion before {_named(champion)}'}: there "
-                "is nothing to go back to; promote a version with --promote.model models:/NAME/VERSION"
+                f"{self.name} has {'no champion' if not champion else f'no champion before {_named(champion)}'}, so a "
+                "rollback is not possible; promote a version with --promote.model models:/NAME/VERSION"
             )
         self._client.set_registered_model_alias(self.name, CHAMPION, previous)
         before = self.tags(previous).get(REPLACED, "")
@@ -86,11 +93,11 @@ class Aliases:
         return champion, previous
 
     def tags(self, version: str) -> dict[str, str]:
-        """What a version says of itself."""
+        """The tags of a version."""
         return dict(self._client.get_model_version(self.name, version).tags)
 
     def run_id(self, version: str) -> str:
-        """The MLflow run that a version is from; empty where it does not say."""
+        """The MLflow run that a version comes from; empty where it is unknown."""
         return str(self._client.get_model_version(self.name, version).run_id or "")
 
     def tag(self, version: str, tags: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""The model card (Mitchell et al. 2019): what a model is, what it was measured to do, and what it must not be used for.
+"""The model card (Mitchell et al. 2019): what a model is, its measured quality, and what it must
+not be used for.
 
-Why in the bundle: who deploys a model has the bundle and not the report. It is written once, from the same numbers as
-``metrics.json``.
+Why in the bundle: a person who deploys a model has the bundle and not the report. The card is
+written once, from the same numbers as ``metrics.json``.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from recsys.report.wording import segment_name, sentence
 
 NOT_STATED: Final = "not stated (set registry.data_license)"
 _USE: Final = (
-    "Ranking the items of its catalogue for the users of the service that the events are from, and for newcomers to it."
+    "Ranking the items of its catalogue for users of the service that the events come from, including new users."
 )
 _NO_USE: Final = (
-    "Decisions about people beyond what they are shown (credit, work, health, law); audiences that the events are not "
-    "of; deducing attributes of people from what they are shown."
+    "Decisions about people other than which items to show (credit, work, health, law); groups of people that the "
+    "events do not cover; inferring attributes of people from their recommendations."
 )
 
 
@@ -33,37 +34,38 @@ def model_card(
     influence: Sequence[str] = (),
     private: Mapping[str, Any] | None = None,
 ) -> str:
-    """The card of an evaluated model, Markdown.
+    """The card of an evaluated model as Markdown.
 
     Parameters
     ----------
     config : Config
-        what it was trained with.
+        The configuration of the training.
     manifest : Manifest
-        of the dataset it was trained and evaluated on.
+        Manifest of the dataset that it was trained and evaluated on.
     metrics : Mapping[str, Any]
-        the content of ``metrics.json``; empty where there is none.
+        The content of ``metrics.json``; empty where there is none.
     lineage : Mapping[str, Any]
-        see :func:`recsys.registry.provenance.lineage`.
+        See :func:`recsys.registry.provenance.lineage`.
     influence : Sequence[str]
-        what of the model still depends on users who were forgotten.
+        Parts of the model that still depend on forgotten users.
     private : Mapping[str, Any] | None
-        what a private training has spent (:class:`recsys.training.private.Budget`); None: it was none.
+        Privacy budget of a private training (:class:`recsys.training.private.Budget`); None for
+        other trainings.
     """
     names = list(config.model.granularities.enabled())
     lines = [
         f"# Model card: {plain_line(config.registry.name)}",
         "",
-        f"A recommender of {len(names)} granularities ({', '.join(names)}; fusion {config.model.fusion.kind}), made by "
-        f"Multigrain {lineage['release']}. A user is one vector, a score is its product with an item's, and the share "
-        "of every granularity explains it exactly.",
+        f"A recommender with {len(names)} granularities ({', '.join(names)}; fusion {config.model.fusion.kind}), made "
+        f"by Multigrain {lineage['release']}. A score is the product of a user vector and an item vector, and is the "
+        "exact sum of the shares of the granularities.",
         *_section("Intended use", [use_of(config)]),
         *_section("Not for", [_NO_USE]),
         *_section("Data", _data(config, manifest)),
     ]
     if metrics.get("model"):
-        lines += _section("Measured on the test part", _measured(metrics))
-        lines += _section("Trained on all events after that", final_lines(metrics))
+        lines += _section("Measured on the test split", _measured(metrics))
+        lines += _section("Trained on all events afterwards", final_lines(metrics))
         lines += _section("Against the baselines", _baselines(metrics))
         lines += _section("By segment", _segments(metrics))
         lines += _section("By the signals of a query", _signals(metrics))
@@ -77,9 +79,10 @@ def model_card(
 
 
 def shown_as_text(card: str) -> str:
-    """Markdown in which no HTML is left, and no secret; a text that has been through here stays as it is.
+    """Markdown with HTML escaped and secrets removed; applying it twice changes nothing more.
 
-    Why: names, notes and labels come from data and configurations, and MLflow and others show a card as a page.
+    Why: names, notes and labels come from data and configurations, and MLflow and others render a
+    card as a web page.
 
     >>> shown_as_text("# A & B <img src=x onerror=alert(1)> &lt;")
     '# A &amp; B &lt;img src=x onerror=alert(1)&gt; &lt;'
@@ -89,21 +92,21 @@ def shown_as_text(card: str) -> str:
 
 
 def plain_line(value: Any) -> str:
-    """Text of others on one line, which is no link, picture or code of Markdown.
+    r"""User-provided text on one line, with the characters of Markdown links, images and code escaped.
 
     >>> plain_line("a [b](javascript:c)")
-    'a \\\\[b\\\\](javascript:c)'
+    'a \\[b\\](javascript:c)'
     """
     return re.sub(r"([\\`\[\]|*])", r"\\\1", " ".join(str(value).split()))
 
 
 def use_of(config: Config) -> str:
-    """What the model is for."""
+    """The intended use of the model."""
     return plain_line(config.registry.intended_use or _USE)
 
 
 def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str, Any]) -> list[str]:
-    """The card in a few lines, for the description of the version."""
+    """The card in a few lines, for the description of a registered version."""
     found = []
     metric, interval = metrics.get("metric"), _interval(metrics)
     if metric and interval:
@@ -111,32 +114,37 @@ def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str,
     against = (metrics.get("comparison") or {}).get("against") or {}
     if against:
         shown = (f"{name} {entry['difference']:+.4f}" for name, entry in against.items())
-        found.append(f"More than the baselines: {', '.join(shown)}.")
+        found.append(f"Difference from the baselines: {', '.join(shown)}.")
     if said := single_line(metrics.get("members") or {}):
         found.append(sentence(said))
     final = (metrics.get("data") or {}).get("final")
     if final:
-        found.append(f"The figures are of a model without test; this one is of all {final['events']:,} events.")
+        found.append(
+            "The metrics belong to a model that was not trained on the test split; this one was trained on all "
+            f"{final['events']:,} events."
+        )
     commit = str(lineage.get("git_commit", ""))[:12]
-    changed = " with changes" if lineage.get("git_changed") else ""
+    changed = " with uncommitted changes" if lineage.get("git_changed") else ""
     return [
         *found,
         f"Data licence: {plain_line(config.registry.data_license or NOT_STATED)}.",
         f"Dataset {str(lineage.get('dataset', ''))[:12]}, git {commit}{changed}, MLflow run {lineage.get('run_id')}.",
-        "The whole model card is MODEL_CARD.md in the bundle and among the artefacts of the run.",
+        "The full model card is MODEL_CARD.md in the bundle and in the artefacts of the run.",
     ]
 
 
 def refitted_card(
     parent: str, parent_card: str, what: str, metrics: Mapping[str, float], lineage: Mapping[str, Any]
 ) -> str:
-    """The card of a model in which something was fitted again, which has no test of its own yet."""
+    """The card of a model in which one part was refitted and which has no evaluation of its own
+    yet.
+    """
     lines = [
-        f"# Model card: {parent}, its {what} fitted again",
+        f"# Model card: {parent} with refitted {what}",
         "",
-        f"The model {parent} in which the {what} alone {'was' if what == 'fusion' else 'were'} fitted again. **The "
-        "numbers of the card below are the parent's**: this model has not been ranked on the test part; `recsys "
-        "promote` does so.",
+        f"The model {parent} in which only the {what} {'was' if what == 'fusion' else 'were'} refitted. **The numbers "
+        "of the card below are the parent's**: this model has not been evaluated on the test split; `recsys promote` "
+        "does that.",
     ]
     if metrics:
         lines += _section("Measured", [f"- {name}: {value:.5f}" for name, value in metrics.items()])
@@ -145,9 +153,10 @@ def refitted_card(
 
 
 def lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
-    changed = " (with changes that are in no commit)" if lineage.get("git_changed") else ""
+    """The lineage of a model as a Markdown list."""
+    changed = " (with uncommitted changes)" if lineage.get("git_changed") else ""
     return [
-        f"- MLflow run: {lineage.get('run_id') or 'none, tracking was off'}",
+        f"- MLflow run: {lineage.get('run_id') or 'none, because tracking was off'}",
         f"- dataset digest: {lineage.get('dataset')}",
         f"- configuration digest: {lineage.get('config')}",
         f"- git commit of the working directory: {lineage.get('git_commit')}{changed}",
@@ -170,15 +179,15 @@ def _data(config: Config, manifest: Manifest) -> list[str]:
         f"- licence: {plain_line(config.registry.data_license or NOT_STATED)}",
         f"- {counts.get('users', 0)} users, {counts.get('items', 0)} items, {counts.get('events', 0)} events "
         f"({', '.join(plain_line(kind) for kind in manifest.event_types)}); {bad:,} bad rows left out",
-        f"- split: {split}; {counts.get('train', 0)} events of training, {counts.get('valid', 0)} of validation, "
-        f"{counts.get('test', 0)} of test",
-        f"- item text read by: {plain_line(manifest.text.get('model') or 'nothing')}",
+        f"- split: {split}; {counts.get('train', 0)} training events, {counts.get('valid', 0)} validation events, "
+        f"{counts.get('test', 0)} test events",
+        f"- language model for item texts: {plain_line(manifest.text.get('model') or 'none')}",
         *(f"- note: {plain_line(note)}" for note in manifest.notes),
     ]
 
 
 def _interval(metrics: Mapping[str, Any]) -> str:
-    """Of the main metric."""
+    """The 95 % interval of the main metric."""
     ends = (metrics.get("confidence") or {}).get("model", {}).get(metrics.get("metric", ""))
     return f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
 
@@ -187,9 +196,9 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
     intervals = (metrics.get("confidence") or {}).get("model", {})
     data = metrics.get("data") or {}
     head = [
-        f"All items ranked for {data.get('queries', 0):,} test users; the model was fitted on the parts through "
-        f"{data.get('fitted_through', 'valid')}; items seen before are "
-        f"{'left out' if data.get('exclude_seen', True) else 'ranked as well'}.",
+        f"All items were ranked for {data.get('queries', 0):,} test users. The model was fitted on the splits up to "
+        f"and including {data.get('fitted_through', 'valid')}. Items that a user had before were "
+        f"{'left out' if data.get('exclude_seen', True) else 'ranked too'}.",
         "",
     ]
     rows = []
@@ -200,16 +209,16 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def final_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Which model the figures are of, where the one that answers was trained on all events."""
+    """Which model the metrics belong to, where the served model was trained on all events."""
     final = (metrics.get("data") or {}).get("final")
     if not final:
         return []
     epochs = final["epochs"]
     how = f"trained for {epochs} epochs{'' if final['start'] == 'anew' else ' more'}" if epochs else "fitted"
     return [
-        f"The figures are of a model that has not seen the test part. The model that answers was then {how} on all "
-        f"{final['events']:,} events, test included, with the same constants; nothing was chosen in it. The measured "
-        "one is in the bundle too, and the champion gate compares that."
+        f"The metrics belong to a model that has not seen the test split. The served model was then {how} on all "
+        f"{final['events']:,} events, including test, with the same hyperparameters; no choice was made on it. The "
+        "bundle also holds the measured model, and the champion gate compares that one."
     ]
 
 
@@ -244,7 +253,7 @@ def _segments(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _signals(metrics: Mapping[str, Any]) -> list[str]:
-    """The signal certificate."""
+    """The signal certificate: quality by combination of signals in a query."""
     rows = [
         [
             entry["label"],
@@ -256,12 +265,12 @@ def _signals(metrics: Mapping[str, Any]) -> list[str]:
         ]
         for entry in metrics.get("signals") or []
     ]
-    head = ["signals", "queries", metrics.get("metric", ""), "95 % interval", "best baseline there", "difference"]
+    head = ["signals", "queries", metrics.get("metric", ""), "95 % interval", "best baseline for them", "difference"]
     return table(head, rows) if rows else []
 
 
 def _members(metrics: Mapping[str, Any]) -> list[str]:
-    """Each alone and the model without it on test, and what became of it."""
+    """Every member alone, the model without it, both on test, and the outcome for the member."""
     members = metrics.get("members") or {}
     rows = [
         [name, *(_figure(entry[what]["test"]) for what in ("alone", "without")), entry["why"]]
@@ -290,56 +299,55 @@ def _granularities(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _private(private: Mapping[str, Any] | None) -> list[str]:
-    """What ε covers, and what it does not."""
+    """What the privacy guarantee ε covers, and what it does not cover."""
     if private is None:
         return []
     return [
         f"Trained by DP-SGD with the {private['unit']} as the unit: **ε {private['epsilon']:.3f} at δ "
-        f"{private['delta']:.0e}** ({private['accountant']}; noise {private['noise_multiplier']:.3f}, gradients cut "
-        f"to {private['clip']:g}, {private['steps']:,} steps with a share {private['sample_rate']:.4f} of "
-        f"{private['users']:,} users each).",
+        f"{private['delta']:.0e}** ({private['accountant']}; noise {private['noise_multiplier']:.3f}, gradients "
+        f"clipped to {private['clip']:g}, {private['steps']:,} steps, each with a share of "
+        f"{private['sample_rate']:.4f} of {private['users']:,} users).",
         "",
-        "- It covers the trained weights, the items' vectors, and how often items occur.",
-        "- It does not cover which items and event types there are, the histories that a bundle keeps to answer known "
-        "users, or the figures of this card, which are of real users.",
+        "- The guarantee covers the trained weights, the item vectors and the item counts.",
+        "- It does not cover the set of items and event types, the histories that a bundle stores to answer known "
+        "users, or the metrics of this card, which were measured on real users.",
     ]
 
 
 def _influence(manifest: Manifest, influence: Sequence[str]) -> list[str]:
-    """Whose rows are gone, and what was not trained again without them."""
+    """The removed users, and the parts of the model that were not trained again without them."""
     if not manifest.forgotten.get("users"):
         return []
     number = sum(len(hashes) for hashes in manifest.forgotten["users"].values())
     influence = [*influence, *manifest.forgotten.get("left", [])]
     if not influence:
-        return [
-            f"The model was trained without the {number:,} users who were forgotten; nothing in it depends on them."
-        ]
+        return [f"The model was trained without the {number:,} forgotten users; nothing in it depends on them."]
     return [
-        f"The rows of {number:,} forgotten users are gone, and what is counted or fitted was made again without them. "
-        "Trained before, or chosen on data that they were part of, and so not free of their influence:",
+        f"The rows of {number:,} forgotten users were removed, and all counted or closed-form parts were computed "
+        "again without them. These parts were trained, or chosen, on data with these users, and so still depend on "
+        "them:",
         "",
         *(f"- {plain_line(what)}" for what in influence),
         "",
-        "`recsys forget --retrain` trains without them.",
+        "`recsys forget --retrain` trains the model without them.",
     ]
 
 
 def _limits(manifest: Manifest, metrics: Mapping[str, Any]) -> list[str]:
     cold = (metrics.get("segments") or {}).get("users", {})
     found = [
-        "- Measured on past behaviour: what people would do with other lists, only a live comparison tells.",
-        "- It repeats what the events hold: popularity and exposure of the service they are from, see `trust` in the "
-        "report.",
-        "- Items and users that it does not know are skipped in a request; who gives nothing to go by gets the most "
-        "popular items.",
+        "- Measured on past behaviour: only an online experiment shows how people react to other lists.",
+        "- The model repeats biases of the events, such as the popularity and exposure of items in the service; see "
+        "`trust` in the report.",
+        "- Items and users that the model does not know are skipped in a request; a request without any known signal "
+        "gets the most popular items.",
     ]
     if note := ((metrics.get("data") or {}).get("foresight") or {}).get("note"):
         found.append(f"- The split is {note}.")
     if not manifest.ordered:
-        found.append("- Histories are sets: the order of events is not known, and nothing is said of time.")
+        found.append("- Histories are sets: the order and the times of events are unknown.")
     if "new users" not in cold:
-        found.append("- No test user was new to training: how newcomers are served is not measured here.")
+        found.append("- All test users were known in training: quality for new users is not measured here.")
     return found
 
 
@@ -354,5 +362,5 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """A cell on one line, whose bars end no column."""
+    """A table cell on one line, with vertical bars escaped."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,8 +1,10 @@
-"""Copies of a model's users outside its run folder: logs of answers, exports, saved and pulled models.
+"""Records of copies of user data outside the run folder: answer logs, exports, saved and pulled
+models.
 
-Why: `recsys forget` must find them later, when nobody remembers where they went. Whoever makes a copy notes it at the
-model: as a tag of the registered model where it was asked for as ``models:/…``, else as a file of the run folder. A
-note is a file or a tag of its own, so that commands at work together need not wait for each other.
+Why: `recsys forget` must find these copies later. A command that makes a copy records it with the
+model: as a tag of the registered model where the model was given as ``models:/…``, otherwise as a
+file in the run folder. Every record is its own file or tag, so that concurrent commands need not
+wait for each other.
 """
 
 from __future__ import annotations
@@ -26,46 +28,47 @@ from recsys.storage.uris import is_remote, within, without_query
 
 Kind = Literal["answers", "export", "model"]
 FOLDER: Final = "copies"  # in the run folder
-ORIGIN: Final = "copied.json"  # in a saved model: whose copy it is
-PULLED: Final = "pulled.json"  # in a pulled one: what was pulled, from where, when
+ORIGIN: Final = "copied.json"  # in a saved model: the model that it is a copy of
+PULLED: Final = "pulled.json"  # in a pulled model: what was pulled, from where, when
 _TAG: Final = "multigrain.copy."
 _RUN_FILE: Final = "config.yaml"
-_DEEPEST: Final = 3  # folders from a pulled model down to its bundle
+_DEEPEST: Final = 3  # folder levels from a pulled model down to its bundle
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A folder on a machine that holds users of a model."""
+    """A folder on a machine with data of a model's users."""
 
     kind: Kind
     place: str  # absolute path
-    host: str  # where it is
+    host: str  # machine
 
     @classmethod
     def here(cls, kind: Kind, place: str | Path, host: str = "") -> Copy:
+        """A copy on this machine, or on ``host``."""
         return cls(kind, os.path.abspath(os.path.expanduser(place)), host or socket.gethostname())
 
     @property
     def key(self) -> str:
-        """The same for the same copy, so that it is noted once."""
+        """A hash of the copy, so that the same copy is recorded once."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether it is on another machine, and no folder of this one either."""
+        """Whether it is on another machine and not reachable as a folder of this one."""
         return not Path(self.place).exists() and self.host != socket.gethostname()
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose copy something is: of a run folder, or of a registered model of a store."""
+    """The origin of a copy: a run folder, or a registered model of an MLflow store."""
 
     run: str = ""
     name: str = ""
     tracking: str = ""
 
     def note(self, copy: Copy) -> None:
-        """Write the note."""
+        """Record a copy."""
         text = json.dumps(asdict(copy), ensure_ascii=False)
         if self.name:
             client(self.tracking, writes=True).set_registered_model_tag(self.name, _TAG + copy.key, text)
@@ -78,16 +81,21 @@ class Owner:
 
 
 def remember(copies: Iterable[Copy], asked: str | Path, tracking_uri: str) -> bool:
-    """Note copies at the model that was asked for; False where it cannot be done, and `recsys forget` must be told.
+    """Record copies with the model that they were made of.
 
     Parameters
     ----------
     copies : Iterable[Copy]
-        what was made.
+        The new copies.
     asked : str | Path
-        the model, as it was named: a folder, a URI of one, or ``models:/…``.
+        The model as the user gave it: a folder, the URI of a folder, or ``models:/…``.
     tracking_uri : str
-        of MLflow, for registered models.
+        URI of MLflow, for registered models.
+
+    Returns
+    -------
+    bool
+        False where a copy could not be recorded; the user must then name it to `recsys forget`.
     """
     try:
         owner = owner_of(str(asked), tracking_uri)
@@ -95,13 +103,13 @@ def remember(copies: Iterable[Copy], asked: str | Path, tracking_uri: str) -> bo
             if owner is None:
                 return False
             owner.note(copy)
-    except Exception:  # a store that is read-only, a bucket that is gone: the copy itself is made, and stays
+    except Exception:  # such as a read-only store: the copy itself was made and stays
         return False
     return True
 
 
 def owner_of(asked: str, tracking_uri: str) -> Owner | None:
-    """Whose a model is, as far as its place tells."""
+    """The owner of a model, found from its path or URI; None where it is unknown."""
     if asked.startswith("models:"):
         return Owner(
             name=asked.removeprefix("models:").lstrip("/").partition("@")[0].partition("/")[0], tracking=tracking_uri
@@ -136,17 +144,19 @@ def _has(place: str) -> bool:
 
 
 def write_origin(folder: Path, owner: Owner) -> None:
-    """Say in a saved model whose it is, so that copies of the copy are noted there as well."""
+    """Store the owner in a saved model, so that copies of this copy are recorded there too."""
     (folder / ORIGIN).write_text(json.dumps(asdict(owner), ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def of_run(folder: Path) -> list[Copy]:
-    """The copies that a run folder has notes of."""
+    """The copies that are recorded in a run folder."""
     return [copy for path in sorted(folder.glob(f"{FOLDER}/*.json")) if (copy := _parse(path.read_bytes())) is not None]
 
 
 def of_models(uri: str, names: Iterable[str]) -> Iterator[tuple[str, Copy]]:
-    """The name, and each copy that is noted, of registered models; of a name that is not registered there is none."""
+    """The recorded copies of registered models, each with the name of its model; unknown names are
+    skipped.
+    """
     registry: Any = client(uri)
     wanted = set(names)
     for model in registry.search_registered_models(max_results=1000):

@@ -1,8 +1,10 @@
-"""The digest of every file of a registered version, kept in the registry, and compared before a file is used.
+"""The digest of all files of a registered version, stored in the registry and compared before a
+file is used.
 
-Why: the checksums inside a bundle can be computed anew by whoever changes the bundle, and they do not cover the loader
-(``pyfunc_model.py``), the code beside it or ``MLmodel``, which decide what is run. The registry is another place than
-the files: who can change the artefacts alone is found out, before any of their code is run.
+Why: a person who changes a bundle can also renew the checksums inside it, and these do not cover
+the loader (``pyfunc_model.py``), the code next to it or ``MLmodel``, which decide what code runs.
+The registry is stored separately from the files. So a change by a person with access to the
+artefacts only is detected before any of their code runs.
 """
 
 from __future__ import annotations
@@ -21,29 +23,29 @@ from recsys.errors import ArtifactError
 
 FILES_TAG: Final = "files.sha256"  # of a version: the digest of the list of its files
 WEIGHTS_TAG: Final = "weights.sha256"
-LISTING: Final = "model_files.json"  # artefact of the run: the list itself, to name what differs
+LISTING: Final = "model_files.json"  # artefact of the run with the list itself, to name files that differ
 _WEIGHTS: Final = "weights.safetensors"
-_BY_MLFLOW: Final = "registered_model_meta"  # put there by whatever loads or downloads it
+_BY_MLFLOW: Final = "registered_model_meta"  # MLflow adds this file when it loads or downloads a model
 _NAMED: Final = 3
 
 _LOG = logging.getLogger(__name__)
 
 
 def listing(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of an MLflow model by its path in the folder.
+    """The path and SHA-256 of every file of an MLflow model.
 
-    What Python and MLflow put into a folder when they load it is left out.
+    Files that Python and MLflow add to a folder when they load it are left out.
 
     Raises
     ------
     ArtifactError
-        a link, which leads to a file that may change, or something that is no file.
+        The folder holds a symbolic link, whose target may change, or something that is not a file.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ArtifactError(f"{folder} holds {name}, which is no plain file; register the model again")
+            raise ArtifactError(f"{folder} holds {name}, which is not a regular file; register the model again")
         if path.is_file() and "__pycache__" not in name.split("/") and name != _BY_MLFLOW:
             found[name] = entry_of(path).sha256
     return found
@@ -59,28 +61,33 @@ def digest(files: Mapping[str, str]) -> str:
 
 
 def dump(files: Mapping[str, str]) -> str:
-    """A :func:`listing` as text that is always the same."""
+    """A :func:`listing` as text in a fixed order."""
     return json.dumps(dict(sorted(files.items())), indent=0, ensure_ascii=False)
 
 
 def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
-    """Compare a version's files with what was registered; a note where the version says less than it should.
+    """Compare the files of a version with the digest of its registration.
 
     Parameters
     ----------
     registry : Any
-        the ``MlflowClient``.
+        The ``MlflowClient``.
     name : str
-        of the registered model.
+        Name of the registered model.
     number : str
-        of the version.
+        Number of the version.
     folder : Path
-        the MLflow model, on this machine.
+        The files of the MLflow model, on this machine.
+
+    Returns
+    -------
+    str
+        A warning where the version has no digest to compare with; otherwise empty.
 
     Raises
     ------
     ArtifactError
-        a file was changed, added or removed since, or the weights are another model's.
+        A file was changed, added or removed, or the weights are those of another model.
     """
     version = registry.get_model_version(name, number)
     tags, uri = dict(version.tags), f"models:/{name}/{number}"
@@ -90,34 +97,34 @@ def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
     weights = [sha256 for path, sha256 in files.items() if path.endswith(f"/{_WEIGHTS}")]
     registered = tags.get(WEIGHTS_TAG)
     if registered is not None and weights != [registered]:
-        raise _changed(uri, f"its weights are not those that were registered ({WEIGHTS_TAG} {registered[:12]}…)")
+        raise _changed_error(uri, f"its weights are not those that were registered ({WEIGHTS_TAG} {registered[:12]}…)")
     expected = tags.get(FILES_TAG)
     if expected is None:
-        note = f"{uri} was registered without {FILES_TAG}, so its loader and code cannot be compared; register it again"
+        note = f"{uri} was registered without {FILES_TAG}, so its loader and code cannot be checked; register it again"
         _LOG.warning("%s", note)
         return note
     if digest(files) != expected:
-        raise _changed(uri, _differences(files, _registered(registry, str(version.run_id or ""), expected)))
+        raise _changed_error(uri, _differences(files, _registered(registry, str(version.run_id or ""), expected)))
     return ""
 
 
 def unreadable(uri: str, number: str, error: BaseException) -> ArtifactError:
-    """The error of a version whose files are not where the registry says."""
-    said = redact(" ".join(str(error).split()))
+    """The error for a version whose files are not at the location in the registry."""
+    message = redact(" ".join(str(error).split()))
     return ArtifactError(
-        f"{uri} (version {number}) is registered, but its files cannot be read: {said}. "
-        "Where MLflow's store or the folder of its artefacts was moved, move it back or make a link at the old place; "
+        f"{uri} (version {number}) is registered, but its files cannot be read: {message}. "
+        "If MLflow's store or its artefact folder was moved, move it back or create a symbolic link at the old path; "
         "otherwise register the model again"
     )
 
 
 def _registered(registry: Any, run_id: str, expected: str) -> dict[str, str] | None:
-    """The list of what was registered; None where it cannot be had, or was changed as well."""
+    """The registered list of files; None where it cannot be read or was changed too."""
     with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
         try:
             path = Path(registry.download_artifacts(run_id, LISTING, into))
             files = dict(json.loads(path.read_text(encoding="utf-8")))
-        except Exception:  # whatever a store raises: it only helps to name files
+        except Exception:  # whatever the store raises: the list only serves to name files
             return None
     return files if digest(files) == expected else None
 
@@ -138,8 +145,8 @@ def _differences(files: Mapping[str, str], registered: Mapping[str, str] | None)
     return "; ".join(parts)
 
 
-def _changed(uri: str, why: str) -> ArtifactError:
+def _changed_error(uri: str, why: str) -> ArtifactError:
     return ArtifactError(
-        f"{uri} is not what was registered ({why}). Somebody has changed it in the artefact store; nothing of it was "
-        "run. Find out who can write there, and register the model again, or use another version"
+        f"{uri} is not what was registered ({why}). Its files were changed in the artefact store; none of its code was "
+        "run. Check who can write there, and register the model again, or use another version"
     )

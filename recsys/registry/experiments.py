@@ -1,4 +1,4 @@
-"""The MLflow experiment of a run, and where it keeps artefacts."""
+"""The MLflow experiment of a run and the location of its artefacts."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from recsys.storage.uris import is_remote
 
 
 def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConfig) -> str:
-    """The id of the experiment, which is made where there is none.
+    """The id of the experiment, which is created where it does not exist.
 
-    A new one of a SQLite store keeps its artefacts beside the file, wherever a process works later.
+    A new experiment in a SQLite store keeps its artefacts next to the SQLite file, so the location
+    does not depend on the working directory.
 
     Parameters
     ----------
     mlflow_client : Any
-        of the store.
+        The ``MlflowClient`` of the store.
     store : Path | None
-        the file of a SQLite store; None for others.
+        The file of a SQLite store; None for other stores.
     settings : TrackingConfig
-        the section ``tracking``.
+        The section ``tracking`` of the configuration.
 
     Raises
     ------
     ConfigError
-        it was deleted, keeps its artefacts elsewhere than at ``tracking.artifacts``, or they were moved.
+        The experiment was deleted, keeps its artefacts at another location than
+        ``tracking.artifacts``, or its artefacts were moved.
     """
     from mlflow import MlflowException
 
@@ -43,16 +45,16 @@ def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConf
     if found is None:
         try:
             return str(mlflow_client.create_experiment(name, artifact_location=location))
-        except MlflowException:  # another driver was faster
+        except MlflowException:  # another process has created it in the meantime
             found = mlflow_client.get_experiment_by_name(name)
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise ConfigError(f"tracking.experiment {name!r} was deleted; restore it in MLflow or give another name")
+        raise ConfigError(f"tracking.experiment: {name!r} was deleted; restore it in MLflow or give another name")
     if settings.artifacts and found.artifact_location.rstrip("/") != str(location).rstrip("/"):
         raise ConfigError(
-            f"tracking.artifacts: the experiment {name!r} keeps its artefacts at {redact(found.artifact_location)} for "
-            f"good, not at {settings.artifacts}; give the new place a new tracking.experiment"
+            f"tracking.artifacts: the experiment {name!r} stores its artefacts at {redact(found.artifact_location)}, "
+            f"which cannot be changed to {settings.artifacts}; use another tracking.experiment for the new location"
         )
     if beside is not None and not settings.artifacts:
         _check_not_moved(name, local_place(str(found.artifact_location)), beside)
@@ -60,7 +62,7 @@ def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConf
 
 
 def local_place(location: str) -> Path | None:
-    """The folder of a ``file:`` URI or path; None for other places.
+    """The folder of a ``file:`` URI or path; None for other locations.
 
     >>> str(local_place("file:///a%20b/c")), local_place("s3://bucket/key")
     ('/a b/c', None)
@@ -71,11 +73,13 @@ def local_place(location: str) -> Path | None:
 
 
 def _check_not_moved(name: str, place: Path | None, beside: Path) -> None:
-    """Raise where a store was moved with its artefacts: MLflow goes on looking for them at their old place."""
+    """Raise where a store was moved with its artefacts: MLflow stores the old absolute path of the
+    artefacts.
+    """
     if place is None or place == beside or place.exists() or not beside.exists():
         return
     raise ConfigError(
-        f"tracking.experiment {name!r}: MLflow's store was moved; it looks for its artefacts at {place}, which is "
-        f"gone, and they are at {beside} now. Move them back, make a link there (mkdir -p {place.parent} && ln -s "
-        f"{beside} {place}), or give another tracking.experiment"
+        f"tracking.experiment {name!r}: MLflow's store was moved; it looks for its artefacts at {place}, which does "
+        f"not exist, but they are at {beside} now. Move them back, create a symbolic link (mkdir -p {place.parent} && "
+        f"ln -s {beside} {place}), or give another tracking.experiment"
     )

@@ -1,4 +1,6 @@
-"""The model that a server follows: a name of the registry or a folder, what it means now, and what it holds."""
+"""The model that a server follows: a registry name or a folder, its current version, and its
+content.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,21 @@ from recsys.storage.uris import is_remote
 
 @dataclass(frozen=True)
 class Followed:
-    """``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or the folder of a bundle or pulled model."""
+    """``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or the folder of a bundle or
+    pulled model.
+    """
 
     uri: str
     tracking_uri: str
 
     def version(self) -> str:
-        """What the name means now: another text when it means another model.
+        """A text that identifies the current model; it changes when the name refers to another
+        model.
 
         Raises
         ------
         ArtifactError
-            no such model.
+            There is no such model.
         """
         if self.uri.startswith("models:"):
             return pinned(self.uri, self.tracking_uri)
@@ -39,12 +44,13 @@ class Followed:
         return f"{self.uri} of SHA-256 {hashlib.sha256(content).hexdigest()[:12]}"
 
     def load(self, version: str) -> tuple[Bundle, dict[str, Any]]:
-        """The model of a :meth:`version` and what is to be said of it; what is downloaded for that goes again.
+        """The bundle of a :meth:`version` and its description for GET /model; downloads are removed
+        again.
 
         Raises
         ------
         ArtifactError
-            its files are missing or damaged.
+            Its files are missing or damaged.
         """
         registered = self.uri.startswith("models:")
         with tempfile.TemporaryDirectory(prefix="multigrain-") as into:

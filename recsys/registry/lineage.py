@@ -1,6 +1,7 @@
-"""From an earlier bundle to the next model: what a warm start needs of it, and a bundle with only its fusion changed.
+"""From an earlier bundle to the next model: the input of a warm start, and bundles with refitted
+parameters.
 
-Why apart from :mod:`~recsys.bundle.files`: who serves a bundle reads none of this.
+Why separate from :mod:`~recsys.bundle.files`: serving a bundle needs none of this.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ from recsys.serving.bundles import finish, read_bundle
 from recsys.serving.item_index import measure_again
 from recsys.storage.uris import is_remote
 
-_SERVED = {WEIGHTS: "encoders.", TRAINING: "model.encoders."}  # file → what stands before a parameter's name
+_SERVED = {WEIGHTS: "encoders.", TRAINING: "model.encoders."}  # file → prefix of parameter names
 _MEASURED = {MEASURED: "encoders.", MEASURED_TRAINING: "model.encoders."}
 
 
 @dataclass(frozen=True)
 class Parent:
-    """An earlier model, by the name that will always mean it."""
+    """An earlier model, with the name that always refers to it."""
 
     uri: str  # models:/NAME/VERSION, or the folder of the bundle
     folder: Path
@@ -58,11 +59,11 @@ class Parent:
 
     @property
     def card(self) -> str:
-        """Its model card; empty where it has none."""
+        """The text of its model card; empty where it has none."""
         return read_card(self.folder, self.bundle.info)
 
     def describe(self) -> dict[str, Any]:
-        """What a descendant says of it."""
+        """The description of this model in the bundle of a descendant."""
         info = self.bundle.info
         return {
             "uri": self.uri,
@@ -73,31 +74,31 @@ class Parent:
 
     @property
     def seen_all(self) -> bool:
-        """Whether the model was trained on all of its events, test included."""
+        """Whether the served model was trained on all of its events, including test."""
         return has_measured(self.bundle.info)
 
     def measured(self) -> FrozenModel:
-        """The model that its figures are of."""
+        """The measured model, to which its metrics belong."""
         return measured(self.folder, self.bundle).model
 
     def training(self) -> dict[str, Tensor]:
-        """The trainable model's weights.
+        """The weights of the trainable model.
 
         Raises
         ------
         ArtifactError
-            the bundle has none, or damaged ones.
+            The bundle has no such weights, or they are damaged.
         """
         return self._training(TRAINING)
 
     def measured_training(self) -> dict[str, Tensor]:
-        """The trainable weights of the model that has not seen the test part, as :meth:`training` gives the others."""
+        """As :meth:`training`, for the measured model, which has not seen the test split."""
         return self._training(MEASURED_TRAINING if self.seen_all else TRAINING)
 
     def _training(self, name: str) -> dict[str, Tensor]:
         if name not in self.bundle.info.files:
             raise ArtifactError(
-                f"{self.uri} holds no training weights ({name}), so nothing can go on from it; register the model "
+                f"{self.uri} has no training weights ({name}), so training cannot continue from it; register the model "
                 "again with `recsys register`"
             )
         check_file(self.folder, name, self.bundle.info.files[name])
@@ -109,12 +110,12 @@ class Parent:
         return weights
 
     def vocabulary(self) -> Vocabulary:
-        """The ids whose numbers a descendant keeps.
+        """The ids that keep their numbers in a descendant.
 
         Raises
         ------
         ArtifactError
-            the file of entities is damaged.
+            The file of entities is damaged.
         """
         info = self.bundle.info
         known = (pa.array(self.bundle.user_ids, pa.string()), pa.array(self.bundle.item_ids, pa.string()))
@@ -134,12 +135,13 @@ class Parent:
 
 
 def open_parent(uri: str, tracking_uri: str) -> Parent:
-    """The model of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a run folder or a bundle's folder.
+    """Open the model of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, a run folder or a bundle
+    folder.
 
     Raises
     ------
     ArtifactError
-        there is none, or a damaged one.
+        There is no model, or it is damaged.
     """
     folder = resolve(uri, tracking_uri)
     name = uri if is_remote(uri) else str(folder.absolute())
@@ -157,24 +159,25 @@ def write_refitted(
     card: str = "",
     of_measured: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """The parent's bundle with some parameters of its encoders changed and nothing else, but what is measured of them.
+    """Write the parent's bundle with some changed parameters of its encoders, new metrics and a new
+    card.
 
     Parameters
     ----------
     parent : Parent
-        the model.
+        The earlier model.
     target : str | Path
-        folder of the new bundle; may be the parent's own.
+        Folder of the new bundle; may be that of the parent.
     changed : Mapping[str, Tensor]
-        parameters by name, as the state dict of the encoders has them: ``fusion.raw_K``.
+        Parameters by name in the state dict of the encoders, such as ``fusion.raw_K``.
     metrics : Mapping[str, Any]
-        of the new bundle; the parent's are of other weights.
+        Metrics of the new bundle; those of the parent belong to other weights.
     extra : dict[str, Any]
-        added to the parent's, beside ``parent``.
+        Added to the parent's ``extra``, in addition to ``parent``.
     card : str
-        the new bundle's, whose text the parent's would not be.
+        Card of the new bundle.
     of_measured : Mapping[str, Tensor] | None
-        the same parameters of the measured model, where the parent holds one and they are others.
+        The same parameters for the measured model, where the parent has one and they differ.
     """
     info = parent.bundle.info.model_copy(deep=True)
     with writing_aside(target, DESCRIPTION) as aside:
@@ -186,7 +189,7 @@ def write_refitted(
                 tensors = load_file(aside / file)
                 named = {f"{heads[file]}{name}": tensor.detach().contiguous() for name, tensor in parameters.items()}
                 assert named.keys() <= tensors.keys(), "the parameters are the parent's"
-                check_finite(named, "what was fitted again")
+                check_finite(named, "the refitted parameters")
                 save_file(tensors | named, aside / file)
         info.package_version, info.created = __version__, datetime.now(UTC).isoformat(timespec="seconds")
         info.metrics, info.extra = dict(metrics), info.extra | extra | {"parent": parent.describe()}

@@ -1,8 +1,9 @@
-"""What a version must have shown to become the challenger, and the versions that the gate may choose among.
+"""The minimum that a version must reach to become the challenger, and the candidates of the gate.
 
-Why: the alias is what scripts and the gate take next. A try of one epoch, or a model of half the events, would take it
-from a good model by being later. A version below the minimum is registered all the same, and is used by its number.
-That a model answers as it did when it was written is checked before: a bundle that fails its self-test cannot be read.
+Why: scripts and the champion gate use the version with the alias. Without a minimum, a trial of one
+epoch, or a model of half the events, would take the alias from a good model only because it is
+newer. A version below the minimum is registered too and can be used by its number. The self-test
+comes earlier: a bundle that fails it cannot be read at all.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from recsys.config import Config
 from recsys.registry.tracking import mlflow_name
 
 EVENTS_TAG: Final = "dataset.events"
-MINIMUM_TAG: Final = "minimum"  # passed or below
+MINIMUM_TAG: Final = "minimum"  # "passed" or "below"
 WHY_TAG: Final = "minimum.why"
 PASSED: Final = "passed"
 BELOW: Final = "below"
 _PARTS: Final = ("train", "valid", "test")
-_MOST: Final = 20  # candidates that are listed
-_SHELL: Final = set('"$`!\\')  # mean something to a shell between double quotes
-_UNASKED: Final = "registered by an earlier release, which asked for no minimum"
+_MOST: Final = 20  # listed candidates
+_SHELL: Final = set('"$`!\\')  # special characters of a shell between double quotes
+_UNASKED: Final = "registered by an earlier release, which had no minimum"
 
 
 @dataclass(frozen=True)
@@ -34,66 +35,78 @@ class Minimum:
     why: str
 
     def tags(self) -> dict[str, str]:
-        """What the version says of it."""
+        """The tags of the version."""
         return {MINIMUM_TAG: PASSED if self.passed else BELOW, WHY_TAG: self.why}
 
 
 def num_events(dataset: Mapping[str, Any]) -> int:
-    """Events of a bundle's dataset, in all parts."""
+    """Number of events of a bundle's dataset in all splits."""
     return sum(int(dataset.get("counts", {}).get(part, 0)) for part in _PARTS)
 
 
 def ask_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[str, int], config: Config) -> Minimum:
     """Whether a version is good enough for the alias.
 
-    The first version must not be below the best baseline beyond chance; one that would take the alias from another
-    version, or replaces its parent, must not be below it at all.
+    The first version must not be significantly below the best baseline. A version that would take
+    the alias from another version, or replaces its parent, must not be below the baseline at all.
 
     Parameters
     ----------
     comparison : Mapping[str, Any]
-        with the baselines, of ``metrics.json``; of a model of which the fusion or the strata alone were
-        fitted again, its parent's. Where it has no baseline, none is asked.
+        Comparison with the baselines, from ``metrics.json``; for a model with a refitted fusion or
+        refitted user clusters that of its parent. Without a baseline, none is required.
     events : int
-        of its dataset.
+        Number of events of its dataset.
     before : Mapping[str, int]
-        events of the version that has the alias, and of the parent, by what they are called; 0: unknown.
+        Number of events of the version with the alias and of the parent, by their names; 0 where
+        it is unknown.
     config : Config
-        of the run; ``registry.min_data`` and ``update.replace`` say what data is enough.
+        Configuration of the run; ``registry.min_data`` and ``update.replace`` define how much data
+        is enough.
     """
     best = comparison.get("best_on_test") or comparison.get("best_baseline")
     against = comparison.get("against", {}).get(best)
-    said = "no baseline was measured"
+    why = "no baseline was measured"
     if against:
         is_below = against["high"] < 0 or (bool(before) and against["difference"] < 0)
         where = "below" if is_below else "above" if against["low"] > 0 else "not distinguishable from"
-        said = (
-            f"{comparison['metric']} is {where} the baseline {best}{' beyond chance' if against['high'] < 0 else ''} "
-            f"({against['difference']:+.4f}, interval {against['low']:+.4f} to {against['high']:+.4f})"
+        significantly = "significantly " if against["high"] < 0 else ""
+        why = (
+            f"{comparison['metric']} is {significantly}{where} the baseline {best} "
+            f"({against['difference']:+.4f}, 95 % interval {against['low']:+.4f} to {against['high']:+.4f})"
         )
         if is_below:
-            return Minimum(False, said)
+            return Minimum(False, why)
     for who, theirs in before.items():
         if not config.update.replace and events < config.registry.min_data * theirs:
             return Minimum(
                 False,
-                f"it is of {events:,} events, {who} of {theirs:,} (registry.min_data {config.registry.min_data:g} asks "
-                f"for {config.registry.min_data * theirs:,.0f}; 0 allows any)",
+                f"its dataset has {events:,} events, that of {who} has {theirs:,} (registry.min_data "
+                f"{config.registry.min_data:g} requires {config.registry.min_data * theirs:,.0f}; 0 allows any number)",
             )
-    return Minimum(True, said)
+    return Minimum(True, why)
 
 
 def alias_command(tracking_uri: str, name: str, alias: str, version: int) -> str:
-    """The command with which a person gives an alias to a version."""
+    """The shell command that gives an alias to a version by hand."""
     call = f"set_registered_model_alias({name!r}, {alias!r}, '{version}')"
     code = f"import mlflow; mlflow.MlflowClient({tracking_uri!r}).{call}"
     return f"python -c {shlex.quote(code)}" if set(code) & _SHELL else f'python -c "{code}"'
 
 
 def candidates(client: Any, name: str, metric: str) -> list[dict[str, Any]]:
-    """Versions of a registered model, newest first, each with why it is or is not a candidate for champion.
+    """The versions of a registered model, newest first, with the reason why each is or is not a
+    candidate.
 
-    ``metric`` is the main one; each version's is of the test part of its own dataset.
+    Parameters
+    ----------
+    client : Any
+        The ``MlflowClient``.
+    name : str
+        Name of the registered model.
+    metric : str
+        The main metric. The value of each version was measured on the test split of its own
+        dataset.
     """
     aliases: dict[str, list[str]] = {}
     for alias, number in client.get_registered_model(name).aliases.items():
@@ -129,7 +142,9 @@ def _candidate(version: Any, aliases: list[str], metric: str) -> dict[str, Any]:
 
 
 def newer_below(found: Sequence[Mapping[str, Any]], version: str) -> Mapping[str, Any] | None:
-    """The newest version where it was registered after the one that the gate is asked about, and is no candidate."""
+    """The newest version, where it is newer than ``version`` and is not a candidate; otherwise
+    None.
+    """
     newest = found[0] if found else None
     if newest is None or newest["is_candidate"] or int(newest["version"]) <= int(version):
         return None

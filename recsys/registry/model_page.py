@@ -1,4 +1,4 @@
-"""The texts of a registered model and of its versions, Markdown, as MLflow's pages show them."""
+"""The descriptions of a registered model and of its versions as Markdown for MLflow's pages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from recsys.registry.card import plain_line, short_card, shown_as_text, table, u
 from recsys.registry.tracking import numbers
 
 PAGE_END: Final = "*Written by `recsys register`; a text without this line is left as it is.*"
-_LONGEST: Final = 5_000  # characters that MLflow takes
+_LONGEST: Final = 5_000  # characters, MLflow's limit
 
 
 def describe_model(registry: Any, config: Config) -> None:
-    """Write the registered model's page, unless somebody has written one of their own."""
+    """Write the description of the registered model, unless a user has written their own."""
     name = config.registry.name
     before = registry.get_registered_model(name).description or ""
     if not before or before.endswith(PAGE_END):
@@ -24,12 +24,14 @@ def describe_model(registry: Any, config: Config) -> None:
 
 
 def model_page(config: Config) -> str:
-    """What the model is for, what its aliases mean, and how it is pulled and asked; nothing that a version changes."""
+    """The intended use, the aliases, and how to load and call the model; nothing that depends on a
+    version.
+    """
     name, alias = config.registry.name, config.registry.alias
     aliases = [
-        [CHAMPION, "serves: the gate (`recsys promote`) found it better than the one before, and no rule broken"],
-        [alias, "the newest version above the minimum: not below the best baseline, of no less data"],
-        [PREVIOUS, "the champion before, to which `recsys promote --promote.rollback true` goes back"],
+        [CHAMPION, "serves: the gate (`recsys promote`) found it better than the one before, with no guardrail broken"],
+        [alias, "the newest version above the minimum: not below the best baseline, and trained on enough data"],
+        [PREVIOUS, "the champion before this one; `recsys promote --promote.rollback true` restores it"],
     ]
     if alias == CHAMPION:  # a registry without a gate
         del aliases[0]
@@ -42,15 +44,16 @@ def model_page(config: Config) -> str:
     ]
     rest = [
         "",
-        "The tag `minimum.why` of a version says why it may or may not have that alias; one without an alias is pulled "
-        "by its number. The card of a version is `MODEL_CARD.md` among the artefacts of its run.",
+        f"The tag `minimum.why` of a version says why it may or may not have the alias {plain_line(alias)}; a version "
+        "without an alias is pulled by its number. The card of a version is `MODEL_CARD.md` in the artefacts of its "
+        "run.",
     ]
     text = shown_as_text("\n".join([*head, *code, *rest]))
     return f"{text[: _LONGEST - len(PAGE_END) - 2]}\n\n{PAGE_END}"
 
 
 def version_description(bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> str:
-    """The card of a version in a few lines, with the model beside the baselines."""
+    """The card of a version in a few lines, with the model and the baselines in a table."""
     info = bundle.info
     lines = [
         f"**Multigrain {info.package_version}**: {', '.join(info.granularities)} on dataset "
@@ -64,8 +67,8 @@ def version_description(bundle: Bundle, config: Config, metrics: Mapping[str, An
     if "lineage" in info.extra:
         lines += [f"- {line}" for line in short_card(config, metrics, info.extra["lineage"])]
     lines.append(
-        "- Ask with rows of user_id, history (item ids, oldest first), friends (user ids), attributes, k, "
-        "exclude_seen; or of item_id, for similar items. Rules: candidates, exclude, filters, boost, diversify, "
+        "- Columns of a request: user_id, history (item ids, oldest first), friends (user ids), attributes, k, "
+        "exclude_seen; or item_id, for similar items. Rules: candidates, exclude, filters, boost, diversify, "
         "offset, explain."
     )
     return shown_as_text("\n".join(lines))[:_LONGEST]

@@ -1,4 +1,6 @@
-"""Where a model comes from: the commit of the working directory, the digest of its configuration, its MLflow run."""
+"""The lineage of a model: git commit of the working directory, digest of the configuration, MLflow
+run.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,22 @@ from recsys.config import Config, redact
 from recsys.registry.run_tags import working_commit
 from recsys.registry.tracking import Tracker
 
-_TRAINING: Final = ("seed", "data", "model", "train", "evaluate")  # sections that decide what a model is
+_TRAINING: Final = ("seed", "data", "model", "train", "evaluate")  # sections that determine a model
 
 
 def lineage(config: Config, dataset: str, tracker: Tracker) -> dict[str, Any]:
-    """What a model says of its making: plain values for the bundle, the tags of the version and the card.
+    """The origin of a model as plain values, for the bundle, the tags of the version and the card.
 
-    ``dataset`` is the content hash of what it was fitted on.
+    Parameters
+    ----------
+    config : Config
+        Configuration of the run.
+    dataset : str
+        Content hash of the dataset that the model was fitted on.
+    tracker : Tracker
+        The MLflow run.
     """
-    commit, changed = tracker.commit or working_commit(Path.cwd())  # the run says the same
+    commit, changed = tracker.commit or working_commit(Path.cwd())  # the same as in the tags of the run
     return {
         "run_id": tracker.run_id,
         "tracking": redact(tracker.uri),
@@ -33,6 +42,8 @@ def lineage(config: Config, dataset: str, tracker: Tracker) -> dict[str, Any]:
 
 
 def config_digest(config: Config) -> str:
-    """SHA-256 of the sections that decide what a model is: not of where it ran or was registered."""
+    """SHA-256 of the sections that determine a model; not of those that say where it ran or was
+    registered.
+    """
     sections = config.model_dump(mode="json", include=set(_TRAINING))
     return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,6 @@
-"""A registered model to a local folder that is complete in itself and needs no registry afterwards."""
+"""Download of a registered model to a self-contained local folder, which needs no registry
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from recsys.serving.bundles import read_bundle
 
 @dataclass(frozen=True)
 class Pulled:
-    """What lies in the folder now."""
+    """The pulled model."""
 
     folder: Path
     bundle: Path
@@ -29,19 +31,29 @@ class Pulled:
     version: str
     aliases: tuple[str, ...]
     info: BundleInfo
-    note: str = ""  # what could not be compared
+    note: str = ""  # a warning about what could not be checked
 
 
 def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
-    """Download ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` aside, check it, and rename it into place.
+    """Download ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, check it, and rename it into
+    place.
 
-    A folder with a pulled model is replaced; what is in use keeps its files until it lets go of them.
+    A folder with a pulled model is replaced; a process that has its files open can still read them.
+
+    Parameters
+    ----------
+    uri : str
+        The model.
+    folder : str | Path
+        The target folder.
+    tracking_uri : str
+        URI of MLflow.
 
     Raises
     ------
     ArtifactError
-        there is no such model, its files cannot be read, are damaged or not those that were registered,
-        it does not answer as it did, or ``folder`` holds something else that would be lost.
+        There is no such model; its files cannot be read, are damaged or not those that were
+        registered; its self-test fails; or ``folder`` holds something else, which would be lost.
     """
     from mlflow import MlflowException
     from mlflow.artifacts import download_artifacts
@@ -58,16 +70,16 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
             raise unreadable(uri, version, error) from None
         registry = client(tracking_uri)
         note = check_version(registry, name, version, aside)
-        for compiled in [
-            *aside.rglob("__pycache__")
-        ]:  # no file of the model: Python would run it instead of the source
-            shutil.rmtree(compiled)
+        for compiled in [*aside.rglob("__pycache__")]:
+            shutil.rmtree(compiled)  # not covered by the digest, and Python would run it instead of the source
         place = bundle_in(aside, uri)
         bundle = read_bundle(place)
         for file, entry in bundle.info.files.items():
             check_file(place, file, entry)
         if not (aside / "MLmodel").is_file():
-            raise ArtifactError(f"{uri} has no MLmodel: it is no MLflow model; register it with `recsys register`")
+            raise ArtifactError(
+                f"{uri} is not an MLflow model (MLmodel is missing); register it with `recsys register`"
+            )
         aliases = tuple(sorted(registry.get_model_version(name, version).aliases))
         origin = {
             "asked": uri,

@@ -1,7 +1,8 @@
-"""The model as MLflow serves it: models-from-code, so this file itself goes into the registered model.
+"""The model as MLflow serves it ("models from code"): this file itself is part of the registered
+model.
 
-Why: loading it runs this source against the carried ``recsys`` package and the bundle artifact; nothing is unpickled,
-and no Ray, no language model and no graph library is needed where it is served.
+Why: loading runs this source with the ``recsys`` package and the bundle stored in the model.
+Nothing is unpickled, and serving needs no Ray, no language model and no graph library.
 """
 
 from __future__ import annotations
@@ -30,46 +31,58 @@ from recsys.serving.requests import (
     rows_of_columns,
 )
 
-BUNDLE = "bundle"  # name of the artifact
+BUNDLE = "bundle"  # name of the MLflow artifact
 BUNDLE_SHA256 = "bundle_sha256"  # key of the model's configuration: the checksum of the bundle's description
 _COLUMNS = ("user_id", "item_ids", "scores", "shares", "source", "titles", "unknown_items", "unknown_friends")
-_MORE = ("boosts", "explanations", "unknown_in_rules", "item_id", "by", "why")  # of requests that ask for them
+_MORE = ("boosts", "explanations", "unknown_in_rules", "item_id", "by", "why")  # only where a request asks for them
 
 
 class RecommenderModel(PythonModel):
     """Rows of requests → rows of answers.
 
-    Input columns, all optional, a row needs one of the first four: ``user_id`` (string), ``history`` (list of item
-    ids, oldest first, or of objects with item_id, event_type, timestamp, context), ``friends`` (list of user ids),
-    ``attributes`` (object: field of a user → value, list or null), ``k`` (1 … 1000), ``exclude_seen`` (bool; without it
-    as the model was evaluated), ``context`` (object: context column → value at the moment of asking), ``horizon``
-    (1 … 10 events ahead), ``at`` (time of asking, in any form that times of events have; now without it).
-    Rules of the list: ``candidates``, ``exclude`` (lists of item ids), ``filters`` (object: attribute → condition),
-    ``boost``, ``diversify`` (objects), ``offset``; ``explain`` (bool). A row with ``item_id``, and ``by`` (auto,
-    vectors, use, text), asks for similar items under the same rules instead.
-    Empty cells count as not given; the parameters ``k`` and ``exclude_seen`` hold for rows that do not say.
+    All input columns are optional, but a row needs one of the first four:
+
+    - ``user_id``: string;
+    - ``history``: list of item ids, oldest first, or of objects with item_id, event_type, timestamp,
+      context;
+    - ``friends``: list of user ids;
+    - ``attributes``: object, attribute of a user → value, list or null;
+    - ``k``: 1 to 1000 items;
+    - ``exclude_seen``: bool; by default as the model was evaluated;
+    - ``context``: object, context column → value at the time of the request;
+    - ``horizon``: 1 to 10 events ahead;
+    - ``at``: time of the request, in any format that times of events may have; by default now;
+    - rules of the list: ``candidates`` and ``exclude`` (lists of item ids), ``filters`` (object,
+      attribute → condition), ``boost`` and ``diversify`` (objects), ``offset``;
+    - ``explain``: bool.
+
+    A row with ``item_id``, and optionally ``by`` (auto, vectors, use or text), asks for similar
+    items with the same rules instead. Empty cells count as missing. The parameters ``k`` and
+    ``exclude_seen`` apply to rows that do not set them.
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the bundle, once.
+        """Load the bundle once.
 
         Raises
         ------
         ArtifactError
-            it is damaged, or another bundle than the one that was registered.
+            The bundle is damaged, or is not the one that was registered.
         """
         check_description(context.artifacts[BUNDLE], (context.model_config or {}).get(BUNDLE_SHA256))
         self.recommender = Recommender(read_bundle(context.artifacts[BUNDLE]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One row an answer: user_id, item_ids, scores, shares (granularity → list), source, titles, unknown_items,
-        unknown_friends; and, where any request asks for them, boosts, explanations, unknown_in_rules, and item_id, by
-        and why of similar items.
+        """One row per answer.
+
+        The columns are user_id, item_ids, scores, shares (granularity → list), source, titles,
+        unknown_items and unknown_friends; where any request asks for them, also boosts,
+        explanations, unknown_in_rules, and item_id, by and why of similar items.
 
         Raises
         ------
         MlflowException
-            a malformed request (INVALID_PARAMETER_VALUE: HTTP 400), with its row and field.
+            A request is malformed (INVALID_PARAMETER_VALUE: HTTP 400); names the row and field.
         """
         try:
             requests = parse_any(_rows(model_input, params or {}))
@@ -83,7 +96,7 @@ class RecommenderModel(PythonModel):
 
 
 def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
-    """Requests as plain dictionaries without empty cells, defaults filled in."""
+    """Requests as plain dictionaries, without empty cells and with default values."""
     if isinstance(model_input, pd.DataFrame):
         _check_columns(model_input)
         model_input = model_input.astype(object).to_dict(orient="records")
@@ -98,32 +111,37 @@ def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
 
 
 def _check_columns(frame: pd.DataFrame) -> None:
-    """Fields that are columns, each once, and ids that are text.
+    """Refuse unknown or repeated columns, and ids that are numbers.
 
-    Why numbers are refused: the ids of a model are text, and a number has lost what it was written as (``007``,
-    ``1e5``, ``7.0`` beside an empty cell).
+    Why numbers are refused: the ids of a model are strings, and a number no longer shows how it was
+    written (``007``, ``1e5``, ``7.0`` in a column with an empty cell).
     """
     names = [str(name) for name in frame.columns]
     fields = {*Request.model_fields, *SimilarRequest.model_fields}
     unknown = [name for name in names if name not in fields]
     if unknown:
-        raise RequestError(f"{choices(unknown)}: unknown field; there are: {choices(fields)}")
+        raise RequestError(f"{choices(unknown)}: unknown field; expected one of: {choices(fields)}")
     if len(set(names)) != len(names):
-        raise RequestError(f"the columns {', '.join(names)} are not each named once")
+        raise RequestError(f"some of the columns {', '.join(names)} have the same name; give every column once")
     if not {*SUBJECTS, SIMILAR_TO} & set(names):
-        raise RequestError(f"found no column {one_of(SUBJECTS)}; there are: {choices(fields)}")
+        raise RequestError(
+            f"expected a column {one_of([*SUBJECTS, SIMILAR_TO])}, got none of them; possible columns: "
+            f"{choices(fields)}"
+        )
     for name in ("user_id", SIMILAR_TO):
         kind = frame[name].dtype if name in names else None
         if kind is not None and pd.api.types.is_numeric_dtype(kind) and frame[name].notna().any():
             cure = 'astype("string")' if pd.api.types.is_integer_dtype(kind) else 'astype("Int64").astype("string")'
             raise RequestError(
-                f"{name}: the column holds numbers ({kind}), expected text: read it as text (dtype=str), or convert it "
-                f'with frame["{name}"].{cure}, which loses leading zeros that the file had'
+                f"{name}: the column holds numbers ({kind}), expected strings: read it as text (dtype=str), or convert "
+                f'it with frame["{name}"].{cure}, which cannot restore leading zeros of the file'
             )
 
 
 def _plain(value: Any) -> Any:
-    """Plain Python values of a cell; NaN, NA and NaT, which data frames put where a cell is empty, become None."""
+    """A cell as plain Python values; NaN, NA and NaT, which mark empty cells of a data frame,
+    become None.
+    """
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, np.ndarray):
@@ -140,26 +158,31 @@ def _plain(value: Any) -> Any:
 
 
 def _check_unmixed(texts: np.ndarray[Any, Any]) -> None:
-    """MLflow's server makes an array of a list, in which numbers beside texts become texts: NumPy leaves room for the
-    longest number then, more than the longest text needs.
+    """Refuse lists that mix strings and numbers.
+
+    Why this way: MLflow's server turns a list into a NumPy array, in which numbers become strings
+    when the list also has strings. The array then has room for the longest possible number, which
+    is more than its longest string needs.
     """
     longest = max((len(text) for text in texts.ravel().tolist()), default=0)
     if texts.dtype.itemsize // 4 > max(longest, 1):
         raise RequestError(
-            f"got a list that mixes text and numbers ({str(texts.tolist())[:60]}); ids are text: put numbers in quotes"
+            f"got a list that mixes strings and numbers ({str(texts.tolist())[:60]}); ids are strings: put numbers in "
+            "quotes"
         )
 
 
 def signature(exclude_seen: bool = True) -> Any:
-    """The parameters and what comes out, for MLflow; what goes in is said by :func:`request_schema`.
+    """MLflow's signature with the parameters and outputs; :func:`request_schema` describes the
+    inputs.
 
-    ``exclude_seen`` is that of the bundle, which holds where neither a row nor the parameters say.
+    ``exclude_seen`` is the default of the bundle, for rows that do not set it.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
 
-    # With a schema of inputs MLflow drops the columns that it does not name before the model sees them, so that a
-    # mistyped field would be ignored. Without one all fields reach the request parser, which names row and field.
+    # With an input schema, MLflow would drop columns that are not in it before the model sees them, so a mistyped
+    # field would be ignored. Without one, all fields reach the request parser, which reports unknown ones.
     outputs = Schema(
         [
             ColSpec(DataType.string, "user_id", required=False),
@@ -181,8 +204,9 @@ def signature(exclude_seen: bool = True) -> Any:
 
 
 def request_schema(exclude_seen: bool = True) -> dict[str, Any]:
-    """The JSON schema of a request, which the registered model carries in its metadata; ``exclude_seen`` as in
-    :func:`signature`.
+    """The JSON schema of a request, which is stored in the metadata of the registered model.
+
+    ``exclude_seen`` is as in :func:`signature`.
     """
     schema = Request.model_json_schema()
     schema["properties"]["exclude_seen"]["default"] = exclude_seen

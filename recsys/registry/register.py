@@ -1,7 +1,8 @@
-"""From a bundle to a version in the MLflow model registry, and back from its name to a local bundle.
+"""Registration of a bundle as a version in the MLflow model registry, and resolution of a name to a
+local bundle.
 
-Why: who deploys pulls ``models:/NAME@ALIAS`` and gets a folder that is complete in itself; the same name resolves to
-the bundle for batch recommendation, so both ways answer from the same files.
+Why: a deployment pulls ``models:/NAME@ALIAS`` and gets a self-contained folder. Batch
+recommendation resolves the same name to the same bundle, so both answer from the same files.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from recsys.storage.uris import is_remote, within
 MODEL_FILE: Final = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS: Final = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "pydantic", "pyyaml")
 _URI: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-_LONGEST_TAG: Final = 4_000  # characters; MLflow takes 5,000
+_LONGEST_TAG: Final = 4_000  # characters; MLflow's limit is 5,000
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ class RegisteredModel:
     name: str
     version: int
     alias: str
-    uri: str  # models:/NAME@ALIAS: moves when a later version gets the alias
-    pinned_uri: str  # models:/NAME/VERSION: always this one
-    why: str = ""  # it has the alias, or has none; ``uri`` is the pinned one then
-    by_hand: str = ""  # the command that gives the alias all the same; empty where it has it
+    uri: str  # models:/NAME@ALIAS, which moves when a later version gets the alias; without alias the pinned URI
+    pinned_uri: str  # models:/NAME/VERSION, always this version
+    why: str = ""  # the reason why it has the alias or not
+    by_hand: str = ""  # the command that gives it the alias by hand; empty where it has the alias
 
     @property
     def said(self) -> str:
@@ -70,35 +71,48 @@ class RegisteredModel:
         if self.alias:
             return f"{registered} as {self.alias}: {self.why}"
         return (
-            f"{registered} without an alias: {self.why}; use it by its number, {self.pinned_uri}, or give it the alias "
-            f"by hand: {self.by_hand}"
+            f"{registered} without an alias: {self.why}; use it by its number, {self.pinned_uri}, or set the alias by "
+            f"hand: {self.by_hand}"
         )
 
 
 def register(
     tracker: Tracker, bundle_folder: str | Path, config: Config, metrics: Mapping[str, Any]
 ) -> RegisteredModel:
-    """Log the bundle as a pyfunc model of the tracker's run, register it and, above the minimum, set the alias.
+    """Log a bundle as a pyfunc model of the run, register it and, above the minimum, set the alias.
 
-    ``metrics`` is the content of ``metrics.json``; the model's own become tags of the version. The minimum is that of
-    :func:`recsys.registry.minimum.ask_minimum`.
+    Parameters
+    ----------
+    tracker : Tracker
+        The open MLflow run.
+    bundle_folder : str | Path
+        Folder of the bundle.
+    config : Config
+        Configuration of the run.
+    metrics : Mapping[str, Any]
+        The content of ``metrics.json``; the model's metrics become tags of the version, and the
+        comparison with the baselines decides about the alias
+        (:func:`recsys.registry.minimum.ask_minimum`).
 
     Raises
     ------
     ConfigError
-        tracking is switched off, or the alias is none that MLflow takes.
+        Tracking is off, or the alias is invalid.
     ArtifactError
-        the bundle is missing or damaged.
+        The bundle is missing or damaged.
     """
     if not tracker.enabled:
-        raise ConfigError("registering a model needs tracking; set tracking.enabled true, or leave the stage out")
+        raise ConfigError("registering a model needs tracking; set tracking.enabled true, or skip the stage")
     name, alias = config.registry.name, config.registry.alias
     if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"[vV]\d+|latest", alias):
-        raise ConfigError(f"registry.alias: got {alias!r}, expected letters, digits, _ and -, and not v1 or latest")
+        raise ConfigError(
+            f"registry.alias: got {alias!r}, expected letters, digits, _ and -; MLflow reserves latest and names such "
+            "as v1"
+        )
     bundle = read_bundle(bundle_folder)
     registry = tracker.client
     tags = _version_tags(tracker, bundle, metrics)
-    number = _interrupted(registry, name, tags) if config.run.resume else 0
+    number = _version_of_interrupted_run(registry, name, tags) if config.run.resume else 0
     if not number:
         with active(tracker.uri):
             logged = _log_model(tracker, Path(bundle_folder), bundle)
@@ -129,7 +143,7 @@ def register(
 
 
 def _minimum(aliases: Aliases, number: int, bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> Minimum:
-    """Whether a version may have the alias; its tags say so."""
+    """Whether a version may have the alias; the result is stored in its tags."""
     extra, alias = bundle.info.extra, config.registry.alias
     before = {}
     holder = aliases.version_of(alias)
@@ -144,16 +158,24 @@ def _minimum(aliases: Aliases, number: int, bundle: Bundle, config: Config, metr
 
 
 def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
-    """The local bundle folder of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or of a folder with a bundle.
+    """The local bundle folder of ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or of a folder
+    with a bundle.
 
-    Models of a remote store, and folders at URIs such as ``s3://``, are downloaded to a folder that goes with this
-    process. With ``into`` they, and models of a local store, are copied there, to a folder for the caller to remove.
+    Parameters
+    ----------
+    uri : str
+        The model.
+    tracking_uri : str
+        URI of MLflow.
+    into : Path | None
+        Folder to copy the model to; the caller removes it. None: models of a remote store, and
+        folders at URIs such as ``s3://``, are downloaded to a temporary folder of this process.
 
     Raises
     ------
     ArtifactError
-        no such model, alias, version or bundle; lists what is registered. Or the files are not
-        those that were registered.
+        There is no such model, alias, version or bundle (lists what is registered), or the files
+        are not those that were registered.
     """
     if is_remote(uri):
         return _bundle_at(uri, into)
@@ -166,7 +188,7 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
     try:
         with active(tracking_uri):
             if into is None and not _is_here(f"models:/{name}/{number}"):
-                into = temporary_folder()  # MLflow would make one and leave it
+                into = temporary_folder()  # MLflow would create one and never remove it
             folder = download_artifacts(
                 artifact_uri=f"models:/{name}/{number}", dst_path=None if into is None else str(into)
             )
@@ -177,12 +199,12 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
 
 
 def pinned(uri: str, tracking_uri: str) -> str:
-    """``models:/NAME/VERSION`` of a registered model: the name that no later registration moves.
+    """``models:/NAME/VERSION`` of a registered model: the name that never moves to a later version.
 
     Raises
     ------
     ArtifactError
-        as :func:`resolve`.
+        As in :func:`resolve`.
     """
     return "models:/{}/{}".format(*_version(uri, tracking_uri))
 
@@ -192,11 +214,13 @@ def _version(uri: str, tracking_uri: str) -> tuple[str, str]:
     match = _URI.fullmatch(uri)
     if match is None:
         raise ArtifactError(
-            f"model: got {uri!r}, expected models:/NAME@ALIAS, models:/NAME/VERSION or a bundle's folder"
+            f"model: got {uri!r}, expected models:/NAME@ALIAS, models:/NAME/VERSION or the folder of a bundle"
         )
     path = sqlite_path(tracking_uri)
     if path is not None and not path.is_file():
-        raise ArtifactError(f"{uri}: there is no MLflow store {path}; run `recsys register`, or set tracking.uri")
+        raise ArtifactError(
+            f"{uri}: the MLflow store {path} does not exist; run `recsys register`, or set tracking.uri to your store"
+        )
     registry = client(tracking_uri)
     from mlflow import MlflowException
 
@@ -209,13 +233,13 @@ def _version(uri: str, tracking_uri: str) -> tuple[str, str]:
 
 
 def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
-    """The bundle as an MLflow model from code, with the source of this package beside it."""
+    """Log the bundle as an MLflow model from code, together with the source of this package."""
     import mlflow
     import mlflow.pyfunc
 
     from recsys.registry.pyfunc_model import BUNDLE, BUNDLE_SHA256, request_schema, signature
 
-    with _joined(tracker):
+    with _active_run(tracker):
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(MODEL_FILE),
@@ -233,7 +257,9 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
 
 
 def _logged_files(uri: str) -> dict[str, str]:
-    """The :func:`~recsys.registry.digest.listing` of a logged model, read back from where MLflow has put it."""
+    """The :func:`~recsys.registry.digest.listing` of a logged model, read back from MLflow's
+    artefact store.
+    """
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
@@ -241,7 +267,9 @@ def _logged_files(uri: str) -> dict[str, str]:
 
 
 def requirements(bundle: Bundle) -> list[str]:
-    """The packages that answering takes: little, unless requests bring a past that is read, or the index is asked."""
+    """The packages that serving needs: few, plus those for an index, other granularities or texts
+    of histories.
+    """
     found = [*REQUIREMENTS, *(["faiss-cpu"] if bundle.index is not None else [])]
     found += sorted({entry.package for entry in bundle.info.outside.values() if entry.package})
     if bundle.info.user_text:
@@ -252,8 +280,10 @@ def requirements(bundle: Bundle) -> list[str]:
 
 
 def _example(bundle: Bundle) -> Any:
-    """Invented people, no user of the data: newcomers with a history, with a friend whom nobody knows, and, where the
-    model reads them, with attributes.
+    """An input example with invented users, no users of the data.
+
+    They are new users with a history, with an unknown friend and, where the model reads attributes,
+    with attributes.
     """
     import pandas as pd
 
@@ -274,8 +304,10 @@ def _example(bundle: Bundle) -> Any:
     return pd.DataFrame([{**nothing, **row, "k": 5} for row in rows])
 
 
-def _interrupted(registry: Any, name: str, tags: Mapping[str, str]) -> int:
-    """The version that an interrupted command of the same run has made of this very model already; 0 for none."""
+def _version_of_interrupted_run(registry: Any, name: str, tags: Mapping[str, str]) -> int:
+    """The version that an interrupted command of the same run has already created of this model; 0
+    for none.
+    """
     found = registry.search_model_versions(f"name = '{name}' and run_id = '{tags['run_id']}'")
     return max((int(one.version) for one in found if tags.items() <= one.tags.items()), default=0)
 
@@ -309,15 +341,23 @@ def _version_tags(tracker: Tracker, bundle: Bundle, metrics: Mapping[str, Any]) 
 
 
 def _final_tags(bundle: Bundle) -> dict[str, str]:
-    """Of a model of all events: on what it was trained after its like was measured."""
+    """Tags of a model that was trained on all events after the evaluation: its events
+    and epochs.
+    """
     return {f"final.{key}": str(value) for key, value in (bundle.info.extra.get("final") or {}).items()}
 
 
 def _finding_tags(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Which members the model is made of, and for which signals of a query it is below the best baseline there."""
+    """Tags with the members of the model and the signals of a query for which it is below the best
+    baseline.
+    """
     found = {}
-    if each := (metrics.get("members") or {}).get("each"):
-        members = [name for name, entry in each.items() if entry["kept"] and "part of" not in entry["why"]]
+    report = metrics.get("members") or {}
+    if each := report.get("each"):
+        is_stacked = report.get("single") is not None  # then the trained granularities are one member, "trained"
+        members = [
+            name for name, entry in each.items() if entry["kept"] and not (is_stacked and entry["kind"] == "trained")
+        ]
         found["members"] = ", ".join(members)
     if signals := metrics.get("signals"):
         below = [entry["label"] for entry in signals if entry["best_baseline"] and entry["high"] < 0]
@@ -332,7 +372,9 @@ def _lineage_tags(lineage: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_here(uri: str) -> bool:
-    """Whether the files of a version are on this machine, where nothing is downloaded."""
+    """Whether the files of a version are on this machine, so that nothing needs to be
+    downloaded.
+    """
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
@@ -343,17 +385,23 @@ def _is_here(uri: str) -> bool:
 
 
 def bundle_in(folder: Path, asked: str) -> Path:
-    """The bundle's folder: the folder itself, or inside an MLflow model."""
+    """The folder of a bundle: the given folder, or a folder inside a run folder or an MLflow model.
+
+    Raises
+    ------
+    ArtifactError
+        There is no bundle; the message names ``asked``, the model as the user gave it.
+    """
     for place in (DESCRIPTION, f"bundle/{DESCRIPTION}", f"artifacts/*/{DESCRIPTION}"):
         for found in sorted(folder.glob(place)) if folder.is_dir() else ():
             return found.parent
     raise ArtifactError(
-        f"{asked} holds no model bundle ({DESCRIPTION} is missing); give a bundle's folder or models:/NAME@ALIAS"
+        f"{asked} has no model bundle ({DESCRIPTION} is missing); give the folder of a bundle or models:/NAME@ALIAS"
     )
 
 
 def _bundle_at(uri: str, into: Path | None) -> Path:
-    """As :func:`bundle_in`, of a remote folder: the bundle alone is downloaded."""
+    """As :func:`bundle_in`, for a remote folder; only the bundle is downloaded."""
     place = _place_of(uri)
     if into is None:
         folder = downloaded(place)
@@ -365,18 +413,18 @@ def _bundle_at(uri: str, into: Path | None) -> Path:
 
 
 def description_at(uri: str) -> bytes:
-    """The ``bundle.json`` of a remote folder: all that is needed to see whether its model is another one.
+    """The ``bundle.json`` of a remote folder, which is enough to see whether the model has changed.
 
     Raises
     ------
     ArtifactError
-        as :func:`resolve`.
+        As in :func:`resolve`.
     """
     return read_bytes(within(_place_of(uri), DESCRIPTION))
 
 
 def _place_of(uri: str) -> str:
-    """The remote bundle's folder: the folder itself, or ``bundle`` in it."""
+    """The URI of a remote bundle: the given folder, or ``bundle`` inside it."""
     for place in (uri, within(uri, "bundle")):
         filesystem, inner = filesystem_of(within(place, DESCRIPTION))
         with reaching(place):
@@ -388,23 +436,27 @@ def _place_of(uri: str) -> str:
 
 def _no_bundle_at(uri: str) -> ArtifactError:
     return ArtifactError(
-        f"{uri} holds no model bundle ({DESCRIPTION} is missing); give a run folder, a bundle's folder or "
+        f"{uri} has no model bundle ({DESCRIPTION} is missing); give a run folder, the folder of a bundle or "
         "models:/NAME@ALIAS"
     )
 
 
 def _registered(registry: Any, asked: str) -> str:
-    """What is registered, for an error message; of the model that was asked for, also its newest version."""
+    """The registered models for an error message; for the requested model also its
+    newest version.
+    """
     found = []
     for model in registry.search_registered_models(max_results=50):
         found += [f"models:/{model.name}@{alias}" for alias in sorted(model.aliases)]
         if model.name == asked or not model.aliases:
             found += _newest(registry, model)
-    return f"registered are: {', '.join(sorted(found))}" if found else "nothing is registered there yet"
+    return f"registered models: {', '.join(sorted(found))}" if found else "nothing is registered there yet"
 
 
 def _newest(registry: Any, model: Any) -> list[str]:
-    """The newest version of a model, with why it has no alias, where it has none."""
+    """The newest version of a model without an alias, with the reason; empty where it
+    has an alias.
+    """
     for newest in newest_versions(registry, model.name, 1):
         if str(newest.version) in {str(number) for number in model.aliases.values()}:
             return []
@@ -415,7 +467,7 @@ def _newest(registry: Any, model: Any) -> list[str]:
 
 @contextmanager
 def active(uri: str) -> Iterator[None]:
-    """MLflow's process-wide URIs for the length of a block: its model functions take no others."""
+    """Set MLflow's process-wide URIs within a block: its model functions accept no other way."""
     import mlflow
 
     before: Any = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
@@ -432,8 +484,10 @@ def active(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def _joined(tracker: Tracker) -> Iterator[None]:
-    """The tracker's run as MLflow's active one; MLflow ends it, the tracker goes on with it."""
+def _active_run(tracker: Tracker) -> Iterator[None]:
+    """Make the tracker's run MLflow's active run; MLflow ends it afterwards, so set it to running
+    again.
+    """
     import mlflow
 
     with mlflow.start_run(run_id=tracker.run_id):

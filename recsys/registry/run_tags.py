@@ -1,4 +1,4 @@
-"""What an MLflow run says of its origin: who ran which program, at which commit."""
+"""The tags of an MLflow run about its origin: user, program and git commit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ _HERE: Final = Path(__file__).parent
 
 
 def origin_tags(commit: str, is_changed: bool) -> dict[str, str]:
-    """Tags that MLflow's own pages show; the options of the command line are left out, which may hold secrets."""
+    """Tags that MLflow's pages show; command-line options are left out, because they may hold
+    secrets.
+    """
     tags = {"mlflow.source.name": Path(sys.argv[0] or "python").name, "mlflow.source.type": "LOCAL"}
-    with suppress(KeyError, OSError):  # a container whose user has no name
+    with suppress(KeyError, OSError):  # in a container the user may have no name
         tags["mlflow.user"] = getpass.getuser()
     if commit != UNKNOWN:
         tags |= {COMMIT_TAG: commit, CHANGED_TAG: str(is_changed).lower()}
@@ -28,10 +30,12 @@ def origin_tags(commit: str, is_changed: bool) -> dict[str, str]:
 
 
 def working_commit(folder: Path) -> tuple[str, bool]:
-    """Commit of the git repository that a folder is in, and whether files differ from it; unknown where there is none.
+    """The git commit of a folder, and whether files have uncommitted changes; "unknown" outside a
+    repository.
 
-    Why of the working directory: it is the user's project, whose configurations and sources made the model. The
-    commit of this package, where it runs from its own tree, is the run's tag ``multigrain.commit``.
+    Why the working directory: it is the user's project, whose configuration and sources produced
+    the model. Where this package runs from its own repository, the tag ``multigrain.commit`` of the
+    run has the commit of the package.
     """
 
     def git(*arguments: str) -> str:

@@ -1,9 +1,10 @@
-"""The SQLite file in which MLflow keeps runs and models: created whole or not at all, and checked before it is opened.
+"""The SQLite store of MLflow: created atomically, and checked before it is opened.
 
-Why: MLflow creates its tables by some fifty migrations, without a lock, in the final file. Two commands that open a new
-store together, or one that is killed meanwhile, leave a file that no command can open again. Here a new store is made
-beside its final place, under a file lock, and linked into place when it is finished. A store of an older MLflow is
-upgraded in a copy, which is poured back in one SQLite transaction. Every other state is one message with its cure.
+Why: MLflow creates its tables with about fifty migrations, without a lock, in the final file. Two
+commands that open a new store at the same time, or one that is killed, leave a file that no command
+can open again. Here a new store is created next to its final path, under a file lock, and linked
+into place when it is complete. A store of an older MLflow is upgraded in a copy, which is copied
+back in one SQLite transaction. Every other state gives one message with its fix.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from urllib.parse import quote
 
 from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable, first_line
 
-WAIT_S: float = 30.0  # for another process that holds the store locked
-MAKING_S: float = 300.0  # for another process that is making the store
-_SETTLE_S: Final = 10.0  # a store without all tables that changed within these seconds may still be in the making
+WAIT_S: float = 30.0  # wait for another process that holds a lock on the store
+MAKING_S: float = 300.0  # wait for another process that creates the store
+_SETTLE_S: Final = 10.0  # an incomplete store that changed within these seconds may still be under creation
 _POLL_S: Final = 0.1
 _TRIES: Final = 3
 _FULL: Final = sqlite3.SQLITE_FULL
@@ -38,7 +39,9 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class State:
-    """What a file is: ``absent``, ``empty``, ``current``, ``older``, ``newer``, ``partial`` or ``foreign``."""
+    """The state of a store: ``absent``, ``empty``, ``current``, ``older``, ``newer``, ``partial``
+    or ``foreign``.
+    """
 
     kind: str
     revision: str = ""  # of MLflow's schema
@@ -46,59 +49,61 @@ class State:
 
 
 def ready(path: Path, writes: bool = False) -> None:
-    """Make sure that MLflow can open the SQLite store at ``path``; make it where there is none.
+    """Make sure that MLflow can open the SQLite store at ``path``; create it where it does not
+    exist.
 
     Parameters
     ----------
     path : Path
-        the file.
+        The file.
     writes : bool
-        whether it is to be written to as well.
+        Whether it must be writable too.
 
     Raises
     ------
     ConfigError
-        no file can be made there, it is of something else, or it is read-only.
+        The file cannot be created, belongs to another program, or is read-only.
     ArtifactError
-        the store is half-made, damaged, or of a newer MLflow.
-        Unavailable: another process keeps it locked.
+        The store is incomplete, damaged, or of a newer MLflow.
+    Unavailable
+        Another process keeps it locked.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ConfigError(
-            f"tracking.uri: {path} is a folder; expected the path of a SQLite file, such as {path}/mlflow.db"
+            f"tracking.uri: {path} is a folder, expected the path of a SQLite file, such as {path}/mlflow.db"
         )
     if settled(path).kind in ("absent", "empty", "older"):
-        with _made_alone(path):
-            state = settled(path)  # another command may have been faster
+        with _creation_lock(path):
+            state = settled(path)  # again, because another command may have created it in the meantime
             if state.kind in ("absent", "empty"):
-                _make(path)
+                _create(path)
             elif state.kind == "older":
                 _upgrade(path, state.revision)
     state = settled(path)
     if state.kind != "current":
-        raise _broken(path, state)
+        raise _store_error(path, state)
     if writes:
         _check_writable(path)
 
 
 def check(path: Path) -> None:
-    """Look whether MLflow can open the store, without making or upgrading it.
+    """Check whether MLflow can open the store, without creating or upgrading it.
 
     Raises
     ------
     ConfigError
-        the file is of something else.
+        The file belongs to another program.
     ArtifactError
-        the store is half-made, damaged, or of a newer MLflow.
+        The store is incomplete, damaged, or of a newer MLflow.
     """
     state = settled(path)
     if state.kind in ("partial", "foreign", "newer"):
-        raise _broken(path, state)
+        raise _store_error(path, state)
 
 
 def settled(path: Path) -> State:
-    """The :class:`State` of a file, when nobody is changing its tables any more."""
+    """The :class:`State` of a file, after waiting until no process changes its tables any more."""
     while True:
         state = look(path)
         if state.kind != "partial" or time.time() - _changed(path) > _SETTLE_S:
@@ -112,10 +117,11 @@ def look(path: Path) -> State:
     Raises
     ------
     ConfigError
-        it cannot be opened.
+        It cannot be opened.
     ArtifactError
-        it is damaged.
-        Unavailable: it is locked for longer than :data:`WAIT_S`.
+        It is damaged.
+    Unavailable
+        It is locked for longer than :data:`WAIT_S`.
     """
     if not path.exists():
         return State("absent")
@@ -130,7 +136,7 @@ def look(path: Path) -> State:
         return State("empty")
     if not revisions:
         kind = "partial" if "experiments" in named else "foreign"
-        return State(kind, detail="MLflow's note of its schema's version is missing")
+        return State(kind, detail="MLflow's schema version is missing")
     revision, missing = revisions[0], sorted(_tables() - named)
     if revision == _head():
         detail = f"{len(missing)} of MLflow's tables are missing: {', '.join(missing[:3])}"
@@ -142,14 +148,16 @@ def look(path: Path) -> State:
 
 
 @contextmanager
-def _made_alone(path: Path) -> Iterator[None]:
-    """Hold the lock beside a store that is being made or upgraded; it goes away with the process.
+def _creation_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file of a store while it is created or upgraded; the lock ends with the
+    process.
 
     Raises
     ------
     ConfigError
-        the folder cannot be made or written to.
-        Unavailable: another process holds the lock for longer than :data:`MAKING_S`.
+        The folder cannot be created or is not writable.
+    Unavailable
+        Another process holds the lock for longer than :data:`MAKING_S`.
     """
     place = path.with_name(f".{path.name}.lock")
     try:
@@ -157,48 +165,53 @@ def _made_alone(path: Path) -> Iterator[None]:
         file = place.open("a", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"tracking.uri: cannot write in the folder {path.parent} ({error.strerror}), where MLflow's SQLite store "
-            f"{path.name} is to be; choose another place with tracking.uri, or set tracking.enabled false"
+            f"tracking.uri: cannot write to the folder {path.parent} ({error.strerror}), where MLflow's SQLite store "
+            f"{path.name} belongs; choose another path with tracking.uri, or set tracking.enabled false"
         ) from None
     last = time.monotonic() + MAKING_S
     with file:
-        while not _taken(file.fileno()):
+        while not _is_lock_taken(file.fileno()):
             if time.monotonic() > last:
                 raise Unavailable(
-                    f"another process has been making MLflow's store {path} for {MAKING_S:.0f} s (it holds {place}); "
-                    "wait for it to end, or end it, and try again"
+                    f"another process has been creating MLflow's store {path} for {MAKING_S:.0f} s (it holds {place}); "
+                    "wait for it to finish, or stop it, and try again"
                 )
             time.sleep(_POLL_S)
         yield
 
 
-def _taken(handle: int) -> bool:
+def _is_lock_taken(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # a filesystem without locks; nothing is overwritten there either
+    except OSError as error:  # a file system without locks; nothing is overwritten there either
         _LOG.warning("no file lock for MLflow's store: %s", error.strerror)
     return True
 
 
 @contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A new file beside ``path``, of the mode that the umask asks for; it goes away with what SQLite puts beside it.
+def _temporary_store(path: Path) -> Iterator[Path]:
+    """A new temporary file next to ``path``, with the permissions of the umask.
+
+    It is removed at the end, together with the files that SQLite creates next to it.
 
     Raises
     ------
     ConfigError
-        none can be made.
+        The file cannot be created.
     """
     stem = f".{path.name}.making-"
-    for left in path.parent.glob(f"{glob.escape(stem)}*"):  # by a process that was killed; we hold the lock
+    for left in path.parent.glob(f"{glob.escape(stem)}*"):  # left by a killed process; we hold the lock
         left.unlink(missing_ok=True)
     place = path.with_name(f"{stem}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         place.touch(mode=0o666, exist_ok=False)
     except OSError as error:
-        raise ConfigError(f"tracking.uri: cannot write in the folder {path.parent} ({error.strerror})") from None
+        raise ConfigError(
+            f"tracking.uri: cannot write to the folder {path.parent} ({error.strerror}); correct its permissions, or "
+            "choose another path with tracking.uri"
+        ) from None
     try:
         yield place
     finally:
@@ -207,33 +220,35 @@ def _aside(path: Path) -> Iterator[Path]:
                 place.with_name(place.name + suffix).unlink()
 
 
-def _make(path: Path) -> None:
-    """Make a store aside and move it to ``path``; one that is there is never overwritten."""
-    with _aside(path) as aside:
+def _create(path: Path) -> None:
+    """Create a store in a temporary file and move it to ``path``; an existing store is never
+    overwritten.
+    """
+    with _temporary_store(path) as aside:
         _migrate(aside, path.parent)
         with closing(_connect(aside)) as connection:
-            connection.execute("PRAGMA journal_mode = DELETE")  # all of it in the one file
+            connection.execute("PRAGMA journal_mode = DELETE")  # keeps all data in the one file
         _flush(aside)
-        if path.exists():  # an empty file, which another program may have open
-            _pour(aside, path)
+        if path.exists():  # an empty file that another program may have open
+            _copy_store(aside, path)
             return
         try:
             os.link(aside, path)
-        except FileExistsError:  # by a program that knows nothing of the lock
+        except FileExistsError:  # created by a program that does not use the lock
             return
-        except OSError:  # a filesystem without links
+        except OSError:  # a file system without hard links
             if not path.exists():
                 os.rename(aside, path)
 
 
 def _upgrade(path: Path, revision: str) -> None:
-    """Bring a store of an older MLflow to this one's schema, in a copy; the store as it was stays beside it."""
+    """Upgrade a store of an older MLflow in a copy; a backup of the old store stays next to it."""
     for _ in range(_TRIES):
-        with _aside(path) as aside, _reading(path), closing(_connect(path)) as watch:
+        with _temporary_store(path) as aside, _reading(path), closing(_connect(path)) as watch:
             before = watch.execute("PRAGMA data_version").fetchone()
-            _pour(path, aside)
+            _copy_store(path, aside)
             kept = path.with_name(f"{path.name}.before-{_head()}")
-            _pour(aside, kept)
+            _copy_store(aside, kept)
             try:
                 _migrate(aside, path.parent)
             except MultigrainError:
@@ -242,20 +257,22 @@ def _upgrade(path: Path, revision: str) -> None:
                 kept.unlink(missing_ok=True)
                 if _is_full(error):
                     raise
-                why = f"MLflow cannot bring it from schema {revision} to {_head()} ({first_line(error)[:200]})"
-                raise _broken(path, State("partial", revision, why)) from None
-            if watch.execute("PRAGMA data_version").fetchone() == before:  # nobody has written meanwhile
-                _pour(aside, path)
-                _LOG.warning("upgraded MLflow's store %s to this release of MLflow; as it was, it is %s", path, kept)
+                why = f"MLflow cannot upgrade it from schema {revision} to {_head()} ({first_line(error)[:200]})"
+                raise _store_error(path, State("partial", revision, why)) from None
+            if watch.execute("PRAGMA data_version").fetchone() == before:  # no process has written in the meantime
+                _copy_store(aside, path)
+                _LOG.warning("upgraded MLflow's store %s to this release of MLflow; the backup is %s", path, kept)
                 return
     raise Unavailable(
-        f"MLflow's store {path} is of an older MLflow and is written to while it is being upgraded; end the commands "
-        "and servers that use it, and try again"
+        f"MLflow's store {path} is of an older MLflow and cannot be upgraded while other processes write to it; stop "
+        "the commands and servers that use it, and try again"
     )
 
 
 def _migrate(file: Path, folder: Path) -> None:
-    """All of MLflow's migrations, and its default experiment, which keeps artefacts beside the store."""
+    """Run all of MLflow's migrations and create its default experiment, with artefacts next to the
+    store.
+    """
     from mlflow.store.tracking import sqlalchemy_store
 
     database, Store = _database(), sqlalchemy_store.SqlAlchemyStore
@@ -278,13 +295,15 @@ def _migrate(file: Path, folder: Path) -> None:
             kept.dispose()
 
 
-def _pour(source: Path, target: Path) -> None:
-    """Make a SQLite file the copy of another one in one transaction of SQLite, which a kill leaves done or undone."""
+def _copy_store(source: Path, target: Path) -> None:
+    """Copy a SQLite file over another one in one transaction, so a killed process leaves all or
+    nothing.
+    """
     last = time.monotonic() + WAIT_S
 
     def check(status: int, remaining: int, total: int) -> None:
         if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and time.monotonic() > last:
-            raise _locked(target)
+            raise _locked_error(target)
 
     if not target.exists():
         target.touch(mode=0o666)
@@ -302,9 +321,9 @@ def _flush(file: Path) -> None:
 
 def _check_writable(path: Path) -> None:
     with _reading(path), closing(_connect(path)) as connection:
-        connection.execute("BEGIN IMMEDIATE")  # takes the lock for writing
+        connection.execute("BEGIN IMMEDIATE")  # takes the write lock
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        connection.execute(f"PRAGMA user_version = {int(version)}")  # opens the journal, which takes a writable folder
+        connection.execute(f"PRAGMA user_version = {int(version)}")  # opens the journal, which needs a writable folder
         connection.rollback()
 
 
@@ -314,62 +333,62 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What SQLite says of a store in the block, as one message."""
+    """Turn SQLite errors of a block into one message with the fix."""
     try:
         yield
     except sqlite3.Error as error:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise _locked(path) from None
+            raise _locked_error(path) from None
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             raise ConfigError(
-                f"tracking.uri: MLflow's store {path} cannot be written to ({error}): the file or its folder is "
-                "read-only for this user; correct their permissions, or choose another place with tracking.uri"
+                f"tracking.uri: MLflow's store {path} is not writable ({error}): the file or its folder is read-only "
+                "for this user; correct the permissions, or choose another path with tracking.uri"
             ) from None
         if code == sqlite3.SQLITE_NOTADB:
             raise ConfigError(
-                f"tracking.uri: {path} is no SQLite database ({error}); give the path of MLflow's store, or of a file "
-                "that does not exist yet"
+                f"tracking.uri: {path} is not a SQLite database ({error}); give the path of MLflow's store, or of a "
+                "file that does not exist yet"
             ) from None
         if code == _FULL:
             raise
-        raise _broken(path, State("partial", "", f"SQLite says: {error}")) from None
+        raise _store_error(path, State("partial", "", f"SQLite reports: {error}")) from None
 
 
-def _locked(path: Path) -> Unavailable:
+def _locked_error(path: Path) -> Unavailable:
     return Unavailable(
-        f"MLflow's store {path} has been locked by another process for {WAIT_S:.0f} s; wait for that process, or end "
-        f"it (`lsof {path}` names it), and try again"
+        f"MLflow's store {path} has been locked by another process for {WAIT_S:.0f} s; wait for that process, or stop "
+        f"it (`lsof {path}` finds it), and try again"
     )
 
 
-def _broken(path: Path, state: State) -> MultigrainError:
-    """The error of a store that MLflow cannot open, with what would be lost and the cure."""
+def _store_error(path: Path, state: State) -> MultigrainError:
+    """The error for a store that MLflow cannot open, with its content and the fix."""
     if state.kind == "foreign":
         return ConfigError(
-            f"tracking.uri: {path} is a SQLite database of something else than MLflow; give the path of MLflow's "
-            "store, or of a file that does not exist yet"
+            f"tracking.uri: {path} is a SQLite database, but not of MLflow; give the path of MLflow's store, or of a "
+            "file that does not exist yet"
         )
     if state.kind == "newer":
         import mlflow
 
         return ArtifactError(
-            f"MLflow's store {path} was made or upgraded by a newer MLflow than {mlflow.__version__} (its schema is "
-            f"{state.revision}); install that MLflow here, or choose another store with tracking.uri"
+            f"MLflow's store {path} was created or upgraded by a newer MLflow than {mlflow.__version__} (its schema is "
+            f"{state.revision}); install that newer MLflow here, or choose another store with tracking.uri"
         )
     if state.kind in ("absent", "empty"):
-        return ArtifactError(f"MLflow's store {path} was removed while it was being opened; try again")
+        return ArtifactError(f"MLflow's store {path} was deleted while it was being opened; try again")
     places = [path.with_name(path.name + end) for end in ("", "-journal", "-wal", "-shm")]
     files, away = " ".join(str(place) for place in places if place.exists()), path.parent / "broken-store"
     return ArtifactError(
-        f"MLflow's store {path} is half-made or damaged ({state.detail}); {_content(path)}. Restore a copy of the "
-        f"file, or move it away, and the next command makes a new one: mkdir {away} && mv {files} {away}/. Artefacts "
-        "and run folders stay as they are"
+        f"MLflow's store {path} is incomplete or damaged ({state.detail}); {_content(path)}. Restore a backup of the "
+        f"file, or move it away so that the next command creates a new one: mkdir {away} && mv {files} {away}/. "
+        "Artefacts and run folders are not affected"
     )
 
 
 def _content(path: Path) -> str:
-    """How many runs and models would be lost with a file."""
+    """The number of runs and model versions in a file, which would be lost with it."""
     counts = []
     with suppress(sqlite3.Error, MultigrainError), closing(_connect(path)) as connection:
         for table, what in (("runs", "runs"), ("model_versions", "registered model versions")):
@@ -377,20 +396,20 @@ def _content(path: Path) -> str:
                 counts.append(f"{connection.execute(f'SELECT count(*) FROM {table}').fetchone()[0]} {what}")
             except sqlite3.OperationalError as error:
                 if "no such table" not in str(error):
-                    return "what it holds cannot be read"
+                    return "its content cannot be read"
                 counts.append(f"0 {what}")
-    return f"it holds {' and '.join(counts)}" if counts else "what it holds cannot be read"
+    return f"it holds {' and '.join(counts)}" if counts else "its content cannot be read"
 
 
 @lru_cache(maxsize=1)
 def _head() -> str:
-    """The schema of the installed MLflow."""
+    """The schema revision of the installed MLflow."""
     return str(_database()._get_latest_schema_revision())
 
 
 @lru_cache(maxsize=1)
 def _revisions() -> frozenset[str]:
-    """All schemas that the installed MLflow knows."""
+    """All schema revisions that the installed MLflow knows."""
     from alembic.script import ScriptDirectory
 
     script = ScriptDirectory.from_config(_database()._get_alembic_config(db_url=""))
@@ -398,17 +417,19 @@ def _revisions() -> frozenset[str]:
 
 
 def _tables() -> set[str]:
-    """The tables of a whole store."""
+    """The tables of a complete store."""
     return set(_database().Base.metadata.tables)
 
 
 def _database() -> Any:
-    """MLflow's module of stores in databases; its import registers all tables."""
+    """MLflow's module for database stores; importing it registers all tables."""
     return importlib.import_module("mlflow.store.db.utils")
 
 
 def _changed(path: Path) -> float:
-    """When a file was last written to."""
+    """The time of the last change of a file, in seconds since the epoch; 0 where it
+    does not exist.
+    """
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,8 +1,10 @@
-"""MLflow tracking of a pipeline run: parameters, metrics, dataset digest and artefacts of one MLflow run.
+"""MLflow tracking of a pipeline run: parameters, metrics, dataset digest and artefacts of one
+MLflow run.
 
-Why a tracker of our own: the run is opened on the driver, by explicit ids and an absolute URI, so that a worker that
-changes its directory or an environment variable left by a library cannot send anything elsewhere; and a switched-off
-tracker is the same object that does nothing, so stages have one way.
+Why our own tracker: the run is opened on the driver with explicit ids and an absolute URI, so a
+worker that changes its directory, or an environment variable that a library left, cannot redirect
+anything. A disabled tracker is the same object and does nothing, so stages need no second code
+path.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from recsys.registry.store import ready
 from recsys.storage.places import check_writable, require_s3_client
 from recsys.storage.uris import is_remote
 
-RUN_FILE: Final = "tracking.json"  # in the run folder: which MLflow run it is, so that stages run apart share it
-_MAX_PARAMS: Final = 100  # a call, MLflow's limit
+RUN_FILE: Final = "tracking.json"  # in the run folder: its MLflow run, so that separately started stages share it
+_MAX_PARAMS: Final = 100  # per call, MLflow's limit
 _MAX_METRICS: Final = 1000
 _MAX_VALUE: Final = 6000
 _MAX_DIGEST: Final = 36
@@ -42,7 +44,7 @@ _QUIET: Final = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_ALWAYS: Final = ("run.dir", "seed", "train.metric", "train.epochs", "train.lr", "train.batch_size")  # parameters
+_ALWAYS: Final = ("run.dir", "seed", "train.metric", "train.epochs", "train.lr", "train.batch_size")  # always logged
 _LOCKED: Final = re.compile(r"database( table)? is locked")
 _STORES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
@@ -50,13 +52,28 @@ _STORES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "da
 class Tracker:
     """The MLflow run of a pipeline run; does nothing when ``tracking.enabled`` is false.
 
-    A context manager: entering opens a new run, or goes on with ``run_id``; leaving ends it as FINISHED, as FAILED
-    after an exception, as KILLED after an interrupt. ``apart``: not the run that stages of this run folder share.
+    A context manager: entering opens a new run, or continues ``run_id``; leaving ends the run as
+    FINISHED, as FAILED after an exception, or as KILLED after an interrupt.
+
+    Parameters
+    ----------
+    config : Config
+        Configuration of the run.
+    run_name : str
+        Name of the MLflow run; empty: ``run.name``, or the name of the run folder.
+    run_id : str
+        MLflow run to continue; empty: a new run.
+    parent_id : str
+        MLflow run that is the parent of this one; empty: none.
+    folder : Path | None
+        Local run folder; None: ``run.dir``, unless it is remote.
+    apart : bool
+        Whether this run is separate from the run that the stages of the run folder share.
 
     Raises
     ------
     ConfigError
-        ``tracking.uri`` is of no kind that MLflow stores to, or cannot be opened.
+        ``tracking.uri`` is invalid or cannot be opened.
     """
 
     def __init__(
@@ -74,7 +91,7 @@ class Tracker:
         self.run_id, self.experiment_id = run_id, ""
         self._name = run_name or config.run.name or config.run.dir.rstrip("/").rpartition("/")[2]
         self._parent_id = parent_id
-        self.commit: tuple[str, bool] | None = None  # of the working directory that the run was begun in, where known
+        self.commit: tuple[str, bool] | None = None  # of the working directory at the start of the run, where known
         self._folder = folder if folder is not None or is_remote(config.run.dir) else Path(config.run.dir)
         self._client: Any = None
         self._monitor: Any = None
@@ -83,7 +100,7 @@ class Tracker:
         if not self.enabled:
             return self
         try:
-            with impatient(retries=2):  # a wrong address should be said at once
+            with impatient(retries=2):  # a wrong address should be reported at once
                 self._client = client(self.uri, writes=True)
                 self._open()
         except MultigrainError:
@@ -105,13 +122,13 @@ class Tracker:
         if self._client is None:
             return
         if self._monitor is not None:
-            with suppress(Exception):  # figures of the machine are worth no failure
+            with suppress(Exception):  # system metrics are not worth a failed run
                 self._monitor.finish()
             self._monitor = None
         status = "FINISHED"
         if error is not None:
             status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
-            with suppress(Exception):  # what went wrong in the run matters more than that it cannot be written down
+            with suppress(Exception):  # the error of the run matters more than a failure to record it
                 self.set_tags({"error": redact(f"{type(error).__name__}: {error}")})
         try:
             self._client.set_terminated(self.run_id, status)
@@ -121,7 +138,9 @@ class Tracker:
         self._client = None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Parameters by name; values longer than MLflow takes are cut, ones the run has already are kept."""
+        """Log parameters by name; long values are cut to MLflow's limit, existing parameters are
+        kept.
+        """
         if self._client is None:
             return
         from mlflow.entities import Param
@@ -133,10 +152,20 @@ class Tracker:
             self._client.log_batch(self.run_id, params=entries[start : start + _MAX_PARAMS])
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0, time_ms: int | None = None) -> None:
-        """Numbers, nested ones by dotted path; ``ndcg@20`` is logged as ``ndcg_at_20``, which MLflow can name.
+        """Log numbers, nested ones by dotted path; ``ndcg@20`` becomes ``ndcg_at_20``, a valid name
+        in MLflow.
 
-        Texts and numbers that are not finite are left out. What is sent again with the same ``time_ms``, by default
-        now, is there once.
+        Texts and numbers that are not finite are left out. The same numbers sent twice with the
+        same time are stored once.
+
+        Parameters
+        ----------
+        metrics : Mapping[str, Any]
+            Nested mapping of numbers.
+        step : int
+            Step of the training.
+        time_ms : int | None
+            Time in milliseconds since the epoch; None: now.
         """
         if self._client is None:
             return
@@ -148,7 +177,7 @@ class Tracker:
             self._client.log_batch(self.run_id, metrics=found[start : start + _MAX_METRICS])
 
     def log_dataset(self, manifest: Manifest, root: str) -> None:
-        """The dataset as an input of the run: its name and content hash, its place and counts."""
+        """Log the dataset as an input of the run: name, content hash, location and counts."""
         if self._client is None:
             return
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -164,14 +193,15 @@ class Tracker:
         self.set_tags({"dataset.content_hash": manifest.content_hash, "dataset.name": manifest.name})
 
     def log_file(self, path: str | Path, folder: str = "") -> None:
-        """A file as an artefact."""
+        """Log a file as an artefact."""
         if self._client is not None:
             self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Rows as one table artefact, which MLflow shows and compares between runs; keys that a row lacks are empty.
+        """Log rows as one table artefact, which MLflow shows and compares between runs; missing
+        keys are empty.
 
-        A table of that name that the run has is replaced: MLflow would append to it.
+        An existing table of that name is replaced; MLflow itself would append to it.
         """
         if self._client is None or not rows:
             return
@@ -184,16 +214,16 @@ class Tracker:
             self._client.log_table(self.run_id, columns, name)
 
     def log_figure(self, figure: Any, name: str) -> None:
-        """A figure of matplotlib as an artefact."""
+        """Log a matplotlib figure as an artefact."""
         if self._client is not None:
             self._client.log_figure(self.run_id, figure, name)
 
     def describe(self, text: str) -> None:
-        """The description of the run on its page, in Markdown."""
+        """Set the description of the run, in Markdown."""
         self.set_tags({"mlflow.note.content": text})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Tags of the run."""
+        """Set tags of the run."""
         if self._client is None:
             return
         for key, value in tags.items():
@@ -206,7 +236,7 @@ class Tracker:
         return self._client
 
     def _open(self) -> None:
-        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # an earlier run's, which would win over the name
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # from an earlier run; it would override the name
         run = self._earlier_run() if self.run_id else None
         if run is not None:
             self._client.update_run(self.run_id, status="RUNNING")
@@ -222,12 +252,13 @@ class Tracker:
         self._check_artifacts(str(run.info.artifact_uri))
 
     def _check_artifacts(self, place: str) -> None:
-        """Find out now what would fail after the training: MLflow itself waits for minutes, with each artefact.
+        """Check now what would otherwise fail after the training, where MLflow waits minutes per
+        artefact.
 
         Raises
         ------
         StorageError
-            the place cannot be written to, or boto3 is missing.
+            The location is not writable, or boto3 is missing.
         """
         if place.startswith(("s3://", "gs://")):
             try:
@@ -239,7 +270,7 @@ class Tracker:
                 raise
 
     def _earlier_run(self) -> Any:
-        """The run of ``run_id``; None when it was deleted since."""
+        """The run of ``run_id``; None where it has been deleted."""
         from mlflow import MlflowException
 
         try:
@@ -263,7 +294,9 @@ class Tracker:
 
 
 def remembered_run(config: Config, folder: Path | None = None) -> str:
-    """The id of the MLflow run that an earlier stage opened for this run folder; empty when there is none."""
+    """The id of the MLflow run that an earlier stage opened for this run folder; empty where there
+    is none.
+    """
     try:
         content = json.loads(((folder or Path(config.run.dir)) / RUN_FILE).read_text())
         same = content["uri"] == redact(tracking_uri(config))
@@ -273,23 +306,24 @@ def remembered_run(config: Config, folder: Path | None = None) -> str:
 
 
 def tracking_uri(config: Config) -> str:
-    """The absolute tracking URI; by default SQLite beside the run folder.
+    """The absolute tracking URI; by default a SQLite file next to the run folder.
 
     Raises
     ------
     ConfigError
-        a plain folder, which MLflow no longer stores to, an unknown kind, or credentials left out.
+        The URI is a plain folder, which MLflow no longer supports, or of an unknown kind, or its
+        credentials were redacted.
     """
     uri = config.tracking.uri
     if MARK in uri:
         raise ConfigError(
-            f"tracking.uri: {uri} is without its user and password, or another secret, which are never written down; "
-            "give it whole with --tracking.uri, or as $VARIABLE of the environment"
+            f"tracking.uri: {uri} lacks its user and password or another secret, because secrets are never stored; "
+            "give the complete URI with --tracking.uri, or as an environment variable $VARIABLE"
         )
     if not uri:
         if is_remote(config.run.dir):
             raise ConfigError(
-                f"run.dir {config.run.dir} is remote, where no SQLite store can be: set tracking.uri, or "
+                f"run.dir: {config.run.dir} is remote, where MLflow cannot use a SQLite store; set tracking.uri, or "
                 "tracking.enabled false"
             )
         uri = f"sqlite:///{Path(config.run.dir).absolute().parent / 'mlflow.db'}"
@@ -297,7 +331,7 @@ def tracking_uri(config: Config) -> str:
     if scheme not in _STORES or (":" not in uri and scheme != "databricks"):
         raise ConfigError(
             f"tracking.uri: got {redact(uri)!r}, expected sqlite:///FILE.db, http://HOST:PORT or a database URI "
-            f"({', '.join(_STORES)}); MLflow stores no runs in plain folders any more"
+            f"({', '.join(_STORES)}); MLflow no longer stores runs in plain folders"
         )
     path = sqlite_path(uri)
     return f"sqlite:///{path}" if path is not None else uri
@@ -311,13 +345,20 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def client(uri: str, writes: bool = False) -> Any:
-    """An ``MlflowClient`` for tracking and registry at ``uri``, quiet; the one way to open a store.
+    """A quiet ``MlflowClient`` for tracking and registry at ``uri``; all code opens a store with
+    it.
 
-    Why the one way: a SQLite store is made, upgraded and checked first, see :mod:`recsys.registry.store`.
+    Why: a SQLite store must be created, upgraded and checked first, see
+    :mod:`recsys.registry.store`.
 
     Raises
     ------
-        ConfigError, ArtifactError, Unavailable: as :func:`recsys.registry.store.ready`.
+    ConfigError
+        As in :func:`recsys.registry.store.ready`.
+    ArtifactError
+        As in :func:`recsys.registry.store.ready`.
+    Unavailable
+        As in :func:`recsys.registry.store.ready`.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -325,7 +366,9 @@ def client(uri: str, writes: bool = False) -> Any:
 
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises
+    logging.getLogger("mlflow.store.db.utils").setLevel(
+        logging.CRITICAL
+    )  # it logs a traceback of errors that it raises
     registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
     for path in {sqlite_path(uri): None, sqlite_path(registry_uri): None}:
         if path is not None:
@@ -364,10 +407,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def set_parameters(config: Config) -> dict[str, Any]:
-    """The settings that differ from their defaults, and a few that every comparison of runs asks for.
+    """The settings that differ from their defaults, and a few that every comparison of runs needs.
 
-    Why not all: MLflow would show hundreds, and the few that tell two runs apart among them. The whole configuration is
-    the artefact ``config.yaml``.
+    Why not all: the few settings in which two runs differ would be lost among hundreds. The whole
+    configuration is the artefact ``config.yaml``.
     """
     every = flatten(config.model_dump(mode="json"))
     differing = flatten(config.model_dump(mode="json", exclude_defaults=True))
@@ -376,12 +419,12 @@ def set_parameters(config: Config) -> dict[str, Any]:
 
 
 def _system_monitor(run_id: str, uri: str) -> Any:
-    """MLflow's own monitor of CPU, memory, disk, network and GPU, at work.
+    """Start MLflow's monitor of CPU, memory, disk, network and GPU.
 
     Raises
     ------
     ConfigError
-        psutil, which it needs, is missing.
+        The package psutil, which it needs, is missing.
     """
     if find_spec("psutil") is None:
         raise ConfigError("tracking.system_metrics: psutil is missing; pip install psutil, or set it false")
@@ -393,7 +436,7 @@ def _system_monitor(run_id: str, uri: str) -> Any:
 
 
 def mlflow_name(key: str) -> str:
-    """A name that MLflow takes.
+    """A key as a valid name in MLflow.
 
     >>> mlflow_name("model.ndcg@20")
     'model.ndcg_at_20'
@@ -402,18 +445,20 @@ def mlflow_name(key: str) -> str:
 
 
 def outage(error: BaseException) -> str | None:
-    """The message of an MLflow server or SQLite store that stopped answering; None for any other error."""
+    """The message of an MLflow server or SQLite store that stopped answering; None for any other
+    error.
+    """
     text, package = str(error), type(error).__module__.split(".")[0]
     if package in ("mlflow", "sqlalchemy", "sqlite3") and _LOCKED.search(text):
         return (
-            "MLflow's SQLite store is locked by another process, which did not let go of it in time; wait for that "
-            "process, or end it, and go on with the same command and --resume"
+            "MLflow's SQLite store is locked by another process, which did not release it in time; wait for that "
+            "process, or stop it, and continue with the same command and --resume"
         )
     if package != "mlflow" or "API request to" not in text:
         return None
     return (
-        f"the tracking server does not answer any more ({redact(first_line(error))[:300]}); start it, and go on with "
-        "the same command and --resume"
+        f"the tracking server no longer answers ({redact(first_line(error))[:300]}); start it, and continue with the "
+        "same command and --resume"
     )
 
 
@@ -423,14 +468,16 @@ def _text(value: Any) -> str:
 
 @contextmanager
 def impatient(retries: int = 0) -> Iterator[None]:
-    """Give an MLflow server up after seconds for the length of a block; by default MLflow tries for minutes."""
+    """Give up on an MLflow server after seconds within a block; by default MLflow retries for
+    minutes.
+    """
     with _environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}):
         yield
 
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the length of a block, unless the user has set them."""
+    """Set environment variables within a block, unless the user has set them."""
     new = {key: value for key, value in values.items() if key not in os.environ}
     os.environ.update(new)
     try:

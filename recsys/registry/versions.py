@@ -1,4 +1,6 @@
-"""The versions of every registered model, and where MLflow keeps files: for whoever must look into all of them."""
+"""All versions of all registered models, and the locations of MLflow's files; used by `recsys
+forget`.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,16 @@ class Version:
     aliases: tuple[str, ...]
     model_id: str  # of MLflow's logged model
     folder: Path | None  # its files; None where they are not on this machine
-    copy: Path | None = None  # of files that are elsewhere, to look into; None where they cannot be had
+    copy: Path | None = None  # local copy of files that are elsewhere; None where they cannot be read
 
     @property
     def uri(self) -> str:
+        """The URI that always refers to this version."""
         return f"models:/{self.name}/{self.number}"
 
     @property
     def files(self) -> Path | None:
-        """The files, or a copy of them."""
+        """The files or a local copy of them."""
         return self.folder or self.copy
 
 
@@ -51,8 +54,8 @@ class Store:
 
     def versions(self) -> Iterator[Version]:
         """Every version of every registered model."""
-        for model in _all(self._client.search_registered_models):
-            for one in _all(self._client.search_model_versions, filter_string=f"name = '{model.name}'"):
+        for model in _all_pages(self._client.search_registered_models):
+            for one in _all_pages(self._client.search_model_versions, filter_string=f"name = '{model.name}'"):
                 aliases = tuple(alias for alias, number in model.aliases.items() if str(number) == str(one.version))
                 model_id, place = self._place(str(one.source), str(getattr(one, "model_id", "") or ""))
                 here = local_place(place) if place else None
@@ -61,35 +64,39 @@ class Store:
                 yield Version(model.name, str(one.version), str(one.run_id or ""), aliases, model_id, folder, copy)
 
     def _copy(self, place: str) -> Path | None:
-        """Files that are on no disk of this machine, for the life of this process."""
+        """A temporary copy of files that are not on this machine; removed with this process."""
         from mlflow.artifacts import download_artifacts
 
-        with suppress(Exception):  # a server that is gone, or files that were deleted: the proof says what is elsewhere
+        with suppress(Exception):  # the server or the files may be gone; the proof of deletion lists what is elsewhere
             return Path(download_artifacts(place, dst_path=str(temporary_folder()), tracking_uri=self.uri))
         return None
 
     def _place(self, source: str, model_id: str) -> tuple[str, str]:
-        """The logged model of a version, and where its files are; empty where the store does not say."""
+        """The logged model of a version and the location of its files; empty where they are
+        unknown.
+        """
         if source.startswith("models:/"):
             model_id, source = model_id or source.removeprefix("models:/"), ""
-            with suppress(Exception):  # a logged model that was deleted has no place
+            with suppress(Exception):  # a deleted logged model has no location
                 source = str(self._client.get_logged_model(model_id).artifact_location)
         return model_id, source
 
     def folder_of_run(self, run_id: str) -> str:
-        """The run folder that a run was made in, as its configuration names it; empty where it does not say."""
+        """The run folder of a run, from its parameters; empty where it is unknown."""
         with suppress(Exception):
             return str(self._client.get_run(run_id).data.params.get("run.dir", ""))
         return ""
 
     def run_of_model(self, model_id: str) -> str:
-        """The run that logged a model; empty where the store knows none."""
+        """The run that logged a model; empty where it is unknown."""
         with suppress(Exception):
             return str(self._client.get_logged_model(model_id).source_run_id or "")
         return ""
 
     def replace(self, old: Version, number: int) -> None:
-        """Hand the aliases of a version, and what its tags say of promotions, to a newer one of the same model."""
+        """Move the aliases and the promotion tags of a version to a newer version of the same
+        model.
+        """
         for alias in old.aliases:
             self._client.set_registered_model_alias(old.name, alias, str(number))
         tags = dict(self._client.get_model_version(old.name, old.number).tags)
@@ -112,45 +119,45 @@ class Store:
             repository: Any = get_artifact_repository(location)
             repository.delete_artifacts()
         if version.model_id:
-            with suppress(Exception):  # it is gone with its files, whatever the store keeps of it
+            with suppress(Exception):  # its files are deleted; a record that remains in the store does no harm
                 self._client.delete_logged_model(version.model_id)
 
     def places(self) -> list[Path]:
-        """The folders of this machine in which experiments keep artefacts."""
+        """The folders on this machine in which experiments store artefacts."""
         from mlflow.entities import ViewType
 
         found = []
-        for experiment in _all(self._client.search_experiments, view_type=ViewType.ALL):
+        for experiment in _all_pages(self._client.search_experiments, view_type=ViewType.ALL):
             place = local_place(str(experiment.artifact_location))
             if place is not None and place.is_dir() and place not in found:
                 found.append(place)
         return found
 
     def remote_places(self) -> list[str]:
-        """Where experiments keep artefacts that this machine cannot open as files."""
+        """The locations of artefacts of experiments that this machine cannot open as files."""
         from mlflow.entities import ViewType
 
         found = {
             str(experiment.artifact_location)
-            for experiment in _all(self._client.search_experiments, view_type=ViewType.ALL)
+            for experiment in _all_pages(self._client.search_experiments, view_type=ViewType.ALL)
         }
         return sorted(place for place in found if local_place(place) is None)
 
 
 def holds_users(version_folder: Path, users: pa.Array) -> bool:
-    """Whether the bundle in a folder of MLflow knows any of the users."""
+    """Whether a bundle in an MLflow folder has any of the users."""
     return any(len(known_users(path, users)) for path in version_folder.rglob(USERS))
 
 
 def known_users(path: Path, users: pa.Array) -> list[int]:
-    """The rows of a bundle's table of users that are of these."""
+    """The rows of these users in a bundle's table of users."""
     ids = pq.read_table(path, columns=["user_id"]).column("user_id")
     found = pc.is_in(ids, value_set=users)
     return [row for row, held in enumerate(found.to_pylist()) if held]
 
 
-def _all(search: Any, **options: Any) -> Iterator[Any]:
-    """Every page of a search."""
+def _all_pages(search: Any, **options: Any) -> Iterator[Any]:
+    """The results of all pages of a search."""
     token: str | None = None
     while True:
         page = search(**options, **({"page_token": token} if token else {}))

@@ -1,1 +1,3 @@
-"""The best items for a vector under the rules of a request: index, filters, item attributes."""
+"""Retrieval of the best items for a user vector under the rules of a request: index, filters,
+attributes.
+"""

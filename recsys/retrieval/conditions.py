@@ -1,11 +1,12 @@
-"""Filters of a request: conditions on attributes of items, as they are written; what they mean is the catalogue's.
+"""Parsing of filters: the conditions of a request on attributes of items.
 
-A filter is an object of attribute → condition, all of which must hold:
+:mod:`recsys.retrieval.item_attributes` evaluates them. A filter is an object of attribute →
+condition; all conditions must hold:
 
     {"category": "books", "price": {"lt": 20}, "tags": ["new", "sale"], "path": {"under": "Home > Kitchen"}}
 
-A value is short for ``eq``, a list of values for ``in``. An item whose attribute is missing fulfils no condition but
-``ne``, ``not_in`` and ``{"known": false}``.
+A value is short for ``eq``, a list of values for ``in``. An item without the attribute meets only
+the conditions ``ne``, ``not_in`` and ``{"known": false}``.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from typing import Any, Final
 from recsys.errors import choices
 
 OPERATORS: Final = {
-    "eq": "equal; of a list: it holds the value",
-    "ne": "not equal; of a list: it does not hold the value",
-    "in": "one of these values; of a list: it holds one of them",
+    "eq": "equal; for a list: contains the value",
+    "ne": "not equal; for a list: does not contain the value",
+    "in": "one of these values; for a list: contains at least one of them",
     "not_in": "none of these values",
-    "all": "of a list: it holds all of these values",
-    "under": "a path of categories begins so: a text such as 'Home > Kitchen', or a list of its parts",
+    "all": "for a list: contains all of these values",
+    "under": "a category path begins with this text such as 'Home > Kitchen', or with this list of parts",
     "lt": "less than (numbers, times)",
     "le": "at most",
     "gt": "greater than",
     "ge": "at least",
-    "known": "true: the attribute is there; false: it is missing",
+    "known": "true: the attribute has a value; false: it is missing",
 }
 BOUNDS: Final = ("lt", "le", "gt", "ge")
 MAX_CONDITIONS: Final = 50
@@ -42,27 +43,31 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition; ``operator`` is one of :data:`OPERATORS` but eq and ne, which are in and not_in of one value."""
+    """One condition.
+
+    ``operator`` is one of :data:`OPERATORS` except eq and ne, which become in and not_in with one
+    value.
+    """
 
     attribute: str
     operator: str
     values: tuple[Value, ...]
-    where: str  # in the filter: ``price.lt``
+    where: str  # path in the filter, such as ``price.lt``
 
 
 def parse_filters(filters: Any) -> tuple[Condition, ...]:
-    """The conditions of a filter.
+    """Parse the conditions of a filter.
 
     Raises
     ------
     ValueError
-        names the attribute, what was got and what was expected.
+        Names the attribute, the wrong value and what was expected.
 
     >>> [(c.attribute, c.operator, c.values) for c in parse_filters({"price": {"ge": 5, "lt": 20}, "kind": "a"})]
     [('price', 'ge', (5,)), ('price', 'lt', (20,)), ('kind', 'in', ('a',))]
     """
     if not isinstance(filters, Mapping):
-        raise ValueError("expected an object of attribute → condition")
+        raise ValueError('expected an object of attribute → condition, such as {"price": {"lt": 20}}')
     found = [condition for name, asked in filters.items() for condition in _conditions(str(name), asked)]
     if len(found) > MAX_CONDITIONS:
         raise ValueError(f"has {len(found)} conditions, expected at most {MAX_CONDITIONS}")
@@ -70,7 +75,7 @@ def parse_filters(filters: Any) -> tuple[Condition, ...]:
 
 
 def key_of(filters: Any) -> str:
-    """A text that is the same for filters that are the same."""
+    """A text that is the same for equal filters."""
     return json.dumps(filters, sort_keys=True, ensure_ascii=False, default=str)
 
 
@@ -83,7 +88,7 @@ def _conditions(name: str, asked: Any) -> Iterator[Condition]:
     for operator, operand in asked.items():
         where = f"{name}.{operator}"
         if operator not in OPERATORS:
-            raise ValueError(f"{where}: unknown operator; there are: {choices(OPERATORS)}")
+            raise ValueError(f"{where}: unknown operator; expected one of: {choices(OPERATORS)}")
         if operator == "known":
             if not isinstance(operand, bool):
                 raise ValueError(f"{where}: expected true or false, got {_short(operand)}")
@@ -95,7 +100,7 @@ def _conditions(name: str, asked: Any) -> Iterator[Condition]:
         else:
             values = _values([operand], where)
         if operator == "under" and not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{where}: expected a text or a list of texts, got {_short(operand)}")
+            raise ValueError(f"{where}: expected a string or a list of strings, got {_short(operand)}")
         yield Condition(name, _ALIASES.get(str(operator), str(operator)), values, where)
 
 
@@ -105,8 +110,8 @@ def _values(operands: Any, where: str) -> tuple[Value, ...]:
     for value in operands:
         is_finite = not isinstance(value, float) or math.isfinite(value)
         if value is None or not isinstance(value, (str, int, float)) or not is_finite:
-            hint = ' (for a missing attribute: {"known": false})' if value is None else ""
-            raise ValueError(f"{where}: expected a text, a number or true/false, got {_short(value)}{hint}")
+            hint = '; to find items without the attribute, use {"known": false}' if value is None else ""
+            raise ValueError(f"{where}: expected a string, a number or true/false, got {_short(value)}{hint}")
     return tuple(operands)
 
 

@@ -1,11 +1,12 @@
-"""The items that are worth a score: the whole catalogue exactly, or those that an index of it names.
+"""Search for the best items: exactly over the whole catalogue, or among candidates from an index.
 
-Why not a graph (HNSW) or cells (IVF), which look at fewer items: by inner product both can miss items that win by their
-length, and with the few settings tried on 10⁵ synthetic vectors (docs/dead-ends.md) their recall stayed below .9; how
-they do when tuned, or on vectors of a trained model, has not been measured. The index keeps four bits of every
-direction of every item and looks at *all* of them (product quantisation, Jégou et al. 2011, scanned in registers, André
-et al. 2017): it cannot miss an item for where it lies, only for how coarsely it is kept, and a list some times too
-long, scored again exactly, mends that. How many times is measured on users of the model when it is registered.
+Why not a graph (HNSW) or cells (IVF), which look at fewer items: with the inner product both can
+miss items with long vectors, and in a small test on 10⁵ synthetic vectors (docs/dead-ends.md) their
+recall stayed below 0.9; tuned settings and vectors of a trained model have not been measured. Our
+index stores four bits per dimension of every item and scans *all* items (product quantisation,
+Jégou et al. 2011; fast scan in registers, André et al. 2017). It misses an item only through
+quantisation error; therefore it returns several times more candidates than needed, which are scored
+again exactly. How many times more is measured on users of the model when it is registered.
 
 Legend: B requests, R list length, C candidates, D width, N items.
 """
@@ -27,26 +28,44 @@ from recsys.pace import paced
 from recsys.retrieval.selection import Allowed, Selection
 from recsys.storage.beside import writing_beside
 
-RECALL: Final = 0.99  # of the exact list that an index must find, at LIST places
+RECALL: Final = 0.99  # least share of the exact top LIST that an index must find
 LIST: Final = 100
-REORDERS: Final = (4, 8, 16, 32)  # how many times too long the list may be
-_ADDED: Final = 100_000  # items at a time
+REORDERS: Final = (4, 8, 16, 32)  # candidates per listed item that are tried
+_ADDED: Final = 100_000  # items added at a time
 _TRAINING_ITEMS: Final = 65_536
-_LONG_HISTORY: Final = 4096  # hidden items beyond which a request is answered exactly
-_DEEPEST: Final = 16  # one in so many items may be named before all are scored instead
-_DEEPER: Final = 4  # times as long is the next list, where one held too few allowed items
-_SLACK: Final = 1.2  # more is asked for than would do if what is allowed were spread evenly
-_MAX_GROUPS: Final = 8  # of items of one factor each, beyond which all items are scored
-_SCORES: Final = 2**22  # of few allowed items at a time
-_GATHERED: Final = 4  # one in so many items may be allowed, for their vectors alone to be read
+_LONG_HISTORY: Final = 4096  # requests with more hidden items are answered without the index
+_DEEPEST: Final = 16  # with more candidates than 1/16 of the items, all items are scored instead
+_DEEPER: Final = 4  # factor by which the candidates grow where too few of them are allowed
+_SLACK: Final = 1.2  # factor on the candidates, because allowed items are not spread evenly over the ranking
+_MAX_GROUPS: Final = 8  # with more distinct boost factors, all items are scored
+_SCORES: Final = 2**22  # scores of allowed items at a time, where these are few
+_GATHERED: Final = 4  # only the vectors of allowed items are read where they are fewer than 1/4 of the items
 
 
 def exact_top(
     users_BD: Tensor, vectors_ND: Tensor, k: int, rows_E: Array, hidden_E: Array, added: SparseScores | None = None
 ) -> Array:
-    """The k best items of every user by u · a_i + ``added``, −1 behind the end: [B, R] int32.
+    """The exact k best items of every user by the score u · a_i + ``added``.
 
-    Of row ``rows_E[e]`` the item ``hidden_E[e]`` is left out; rows ascend.
+    Parameters
+    ----------
+    users_BD : Tensor
+        User vectors.
+    vectors_ND : Tensor
+        Item vectors.
+    k : int
+        Items per list.
+    rows_E : Array
+        Rows of the hidden items, ascending.
+    hidden_E : Array
+        Hidden items: item ``hidden_E[e]`` is left out of the list of row ``rows_E[e]``.
+    added : SparseScores | None
+        Scores of sparse members, added to the product.
+
+    Returns
+    -------
+    Array
+        Items, best first, −1 after the end: int32 [B, R].
     """
     return top_by_vectors(users_BD, vectors_ND, k, rows_E, hidden_E, added)[0]
 
@@ -61,7 +80,7 @@ def allowed_top(
     allowed: Allowed | None = None,
     raised: Raised | None = None,
 ) -> Array:
-    """As :func:`exact_top`, of allowed items alone, some of which are raised or lowered."""
+    """As :func:`exact_top`, for allowed items only and with boosts."""
     if allowed is not None and allowed.num * _GATHERED < allowed.num_items:
         return _top_of_few(users_BD, vectors_ND, k, rows_E, hidden_E, added, allowed.listed_M, raised)
     forbidden_N = None
@@ -87,7 +106,7 @@ def _top_of_few(
     ids_M: Array,
     raised: Raised | None,
 ) -> Array:
-    """Of a list of items, whose vectors alone are read."""
+    """:func:`allowed_top` for a short list of items; only their vectors are read."""
     ids, top_BR = torch.from_numpy(ids_M), np.full((len(users_BD), k), -1, dtype=np.int32)
     if not len(ids_M):
         return top_BR
@@ -112,7 +131,7 @@ def _top_of_few(
 
 
 def best_places(scores_M: Array, order_M: Array, k: int) -> Array:
-    """Places of the k best scores above −inf, best first, ties by ``order_M``."""
+    """Positions of the k best scores above −inf, best first; ties are ordered by ``order_M``."""
     places = np.flatnonzero(scores_M > -np.inf)
     if len(places) > 4 * k:
         bound = np.partition(scores_M[places], len(places) - k)[len(places) - k]
@@ -131,10 +150,27 @@ def find_top(
     selection: Selection | None = None,
     spread_B: Tensor | None = None,
 ) -> Array:
-    """The k best items of every user among those of a selection, −1 behind the end: [B, R] int32.
+    """The k best items of every user within a selection, with the index where there is one.
 
-    A boost adds the same to all items of one factor. So with an index each factor's best items are found alone and
-    merged; with many factors, or without an index, every item is scored.
+    A boost adds the same number to all items with the same factor. So with an index, the best items
+    of each factor are searched separately and merged; with many factors, or without an index, every
+    item is scored.
+
+    Parameters
+    ----------
+    index : ItemIndex | None
+        Index of the items; None: score all items.
+    users_BD, vectors_ND, k, rows_E, hidden_E, added
+        As in :func:`exact_top`.
+    selection : Selection | None
+        Allowed items and boosts; None: all items, no boost.
+    spread_B : Tensor | None
+        Standard deviation of each user's scores; needed for boosts.
+
+    Returns
+    -------
+    Array
+        Items, best first, −1 after the end: int32 [B, R].
     """
     asked = (users_BD, vectors_ND, k, rows_E, hidden_E, added)
     if selection is None:
@@ -156,7 +192,7 @@ def find_top(
 def _merged(
     items_BX: Array, users_BD: Tensor, vectors_ND: Tensor, k: int, added: SparseScores, raised: Raised
 ) -> Array:
-    """The k best of listed items, raised; each is listed once."""
+    """The k best of listed items with boosts; each item is listed once."""
     top_BR, order_N = np.full((len(items_BX), k), -1, dtype=np.int32), tie_order(len(vectors_ND))
     for row, items_X in enumerate(items_BX):
         items_x = items_X[items_X >= 0].astype(np.int64)
@@ -169,7 +205,7 @@ def _merged(
 
 
 def _blocks(k: int) -> list[int]:
-    """Where blocks of places end: 100, 200, 400, … up to a list of k."""
+    """Ends of the blocks of ranks: 100, 200, 400, … until k is covered."""
     ends = [LIST]
     while ends[-1] < k:
         ends.append(2 * ends[-1])
@@ -177,8 +213,21 @@ def _blocks(k: int) -> list[int]:
 
 
 def _in_blocks(best_C: Array, places_C: Array, ends: list[int], reorder: int) -> Array:
-    """Candidates, the best first, in the order of their places: those up to ``end`` are of the first ``reorder · end``
-    candidates.
+    """Order candidates so that the first ``end`` come from the first ``reorder · end`` of the
+    index.
+
+    Why: the rank of an item then does not depend on how many candidates were requested.
+
+    Parameters
+    ----------
+    best_C : Array
+        Candidates by exact score, best first.
+    places_C : Array
+        Position of each candidate in the list of the index.
+    ends : list[int]
+        Ends of the blocks, see :func:`_blocks`.
+    reorder : int
+        Candidates per listed item.
 
     >>> _in_blocks(np.array([2, 0, 1]), np.array([0, 1, 2]), [1, 2], 2).tolist()
     [0, 2]
@@ -197,16 +246,19 @@ def _in_blocks(best_C: Array, places_C: Array, ends: list[int], reorder: int) ->
 
 
 class Raised(NamedTuple):
-    """What a boost adds to scores: the logarithm of an item's factor times the spread of a user's scores."""
+    """A boost as added to scores: logarithm of an item's factor × standard deviation of a user's
+    scores.
+    """
 
     log_N: Tensor  # float32
     spread_B: Tensor  # float32
 
 
 class ItemIndex:
-    """All items in four bits a direction, and how many times too long a list of them must be.
+    """All items with four bits per dimension, and the number of candidates per listed item
+    (``reorder``).
 
-    Memory: half a byte a direction, 32 MB for 10⁶ items of width 64.
+    Memory: half a byte per dimension, 32 MB for 10⁶ items of width 64.
     """
 
     def __init__(self, index: Any, reorder: int) -> None:
@@ -214,16 +266,16 @@ class ItemIndex:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Items and width."""
+        """Number of items, and width of their vectors."""
         return int(self._index.ntotal), int(self._index.d)
 
     def wanted(self, k: int) -> int:
-        """Items that it names for a list of k."""
+        """Number of candidates for a list of k items."""
         return min(self.reorder * max(k, LIST), self.shape[0])
 
     @classmethod
     def build(cls, vectors_ND: Tensor, reorder: int = REORDERS[0]) -> ItemIndex:
-        """Codes of these vectors; the codebooks are learned of an even sample of them."""
+        """Build an index of item vectors; the codebooks are trained on an even sample of them."""
         import faiss
 
         vectors = np.ascontiguousarray(vectors_ND.numpy(), dtype=np.float32)
@@ -236,18 +288,19 @@ class ItemIndex:
 
     @classmethod
     def read(cls, path: Path, reorder: int) -> ItemIndex:
-        """An index from its file.
+        """Read an index from its file.
 
         Raises
         ------
         RuntimeError
-            not a file of this kind.
+            The file is not a Faiss index.
         """
         import faiss
 
         return cls(faiss.read_index(str(path)), reorder)
 
     def write(self, path: Path) -> None:
+        """Write the index to a file, which is renamed when complete."""
         import faiss
 
         with writing_beside(path) as aside:
@@ -263,15 +316,17 @@ class ItemIndex:
         added: SparseScores | None = None,
         allowed: Allowed | None = None,
     ) -> Array:
-        """As :func:`exact_top`, of the items that the index names and those that ``added`` adds to, which it knows
-        nothing of; of ``allowed`` items alone, for which it is asked for a longer list, the longer the fewer they are.
+        """As :func:`exact_top`, among candidates: items from the index and items with a score in
+        ``added``.
 
-        All items are scored where so many are hidden, or so few allowed, that it would have to name a large part of
-        them. Places 1 to 100 are of one list of candidates, 101 to 200 of one twice as long, and so on, so that an item
-        has the same place whatever ``k`` is.
+        The index does not know ``added``, so these items are always candidates. With ``allowed``,
+        only allowed items are listed, and the fewer they are, the more candidates are requested.
+        All items are scored where so many are hidden, or so few allowed, that the candidates would
+        be a large part of the catalogue. Ranks 1 to 100 come from one list of candidates, 101 to
+        200 from one twice as long, and so on, so the rank of an item does not depend on ``k``.
         """
         num_hidden_B = np.bincount(rows_E, minlength=len(users_BD))
-        if added is not None:  # what is lowered makes room, as what is hidden does
+        if added is not None:  # lowered items drop out of the list like hidden ones, so more candidates are needed
             num_hidden_B += np.bincount(added.rows_P[added.values_P < 0].numpy(), minlength=len(users_BD))
         is_long_B = num_hidden_B > _LONG_HISTORY
         depth = self._depth(k, int(num_hidden_B[~is_long_B].max(initial=0)), allowed)
@@ -294,7 +349,9 @@ class ItemIndex:
         return top_BR
 
     def _depth(self, k: int, num_hidden: int, allowed: Allowed | None) -> int:
-        """How many items to ask for, so that about as many as are wanted are allowed and not hidden."""
+        """Number of candidates to request, so that about enough of them are allowed and
+        not hidden.
+        """
         num_items = self.shape[0]
         wanted = self.reorder * _blocks(k)[-1] + num_hidden
         if allowed is None or allowed.num == num_items:
@@ -302,7 +359,7 @@ class ItemIndex:
         return min(int(_SLACK * wanted * num_items / max(allowed.num, 1)), num_items)
 
     def _most(self) -> int:
-        """The longest list that is asked for: beyond it all items are scored as fast."""
+        """Largest number of candidates; beyond it, scoring all items is as fast."""
         return max(self.shape[0] // _DEEPEST, self.reorder * LIST + _LONG_HISTORY)
 
     def _of_row(
@@ -315,7 +372,7 @@ class ItemIndex:
         added: SparseScores | None,
         allowed: Allowed | None,
     ) -> Array | None:
-        """The best items of one user; None where the index would have to name too many to find enough."""
+        """The best items of one user; None where too many candidates would be needed."""
         num_items, ends = len(vectors_ND), _blocks(k)
         num_allowed = num_items if allowed is None else allowed.num
         wanted = min(self.reorder * ends[-1], num_allowed - len(np.unique(hidden_e)))
@@ -355,12 +412,12 @@ class ItemIndex:
 
 
 def can_index() -> bool:
-    """Whether the library that makes and reads an index is installed."""
+    """Whether Faiss, which builds and reads an index, is installed."""
     return importlib.util.find_spec("faiss") is not None
 
 
 def recall(index: ItemIndex, users_BD: Tensor, vectors_ND: Tensor, k: int = LIST) -> float:
-    """Share of the exact lists that the index finds."""
+    """The mean share of the exact top k that the index finds."""
     nothing = np.zeros(0, dtype=np.int64)
     found = 0
     size = min(k, len(vectors_ND))
@@ -371,7 +428,9 @@ def recall(index: ItemIndex, users_BD: Tensor, vectors_ND: Tensor, k: int = LIST
 
 
 def calibrate(index: ItemIndex, users_BD: Tensor, vectors_ND: Tensor) -> float:
-    """Set the least ``reorder`` that finds :data:`RECALL` of these users' lists, else the most; returns the recall."""
+    """Set the smallest ``reorder`` with a recall of :data:`RECALL` for these users, or the largest;
+    returns the recall.
+    """
     reached = 0.0
     for index.reorder in REORDERS:
         reached = recall(index, users_BD, vectors_ND)

@@ -1,7 +1,8 @@
-"""Attributes of items as columns: what filters, boosts and limits by category read, from one sealed file of a bundle.
+"""Item attributes as columns, for filters, boosts and limits per category; stored in one file of a
+bundle.
 
-Why columns and not an object an item: a condition is one pass over an array, a millisecond for 10⁶ items, and the file
-is plain Parquet with dictionaries.
+Why columns and not an object per item: a condition is one pass over an array, about a millisecond
+for 10⁶ items, and the file is plain Parquet with dictionaries.
 
 Legend: N items, X members of lists, C categories.
 """
@@ -30,7 +31,7 @@ from recsys.retrieval.conditions import BOUNDS, Condition, Value
 from recsys.values.moment import moment
 
 _TEXT: Final = "text"  # the column that the language model reads
-_LONGEST_MEAN: Final = 80  # characters of a column's texts, beyond which it is prose
+_LONGEST_MEAN: Final = 80  # mean length in characters, above which a column is prose and not an attribute
 _SEPARATORS: Final = re.compile(r"\s*[>/|›»]\s*")
 _NOWHERE: Final = np.iinfo(np.int64).max
 
@@ -44,21 +45,24 @@ class Numbers:
 
     @property
     def num_items(self) -> int:
+        """Number of items."""
         return len(self.values_N)
 
     def holds(self, condition: Condition, where: str) -> Array:
-        """Where the condition holds: bool [N].
+        """Whether the condition holds for each item: bool [N]; ``where`` names it for messages.
 
         Raises
         ------
         RequestError
-            an operator or a value that is none of numbers.
+            The operator or a value does not fit numbers or times.
         """
         operator = condition.operator
         if operator == "known":
             return np.asarray(np.isnan(self.values_N) != condition.values[0])
         if operator in ("all", "under"):
-            raise RequestError(f"{where}: {condition.attribute} holds {self._name}s, which {operator} does not compare")
+            raise RequestError(
+                f"{where}: {condition.attribute} has {self._name}s, but {operator} works only for text or lists of text"
+            )
         values = [self._read(value, where) for value in condition.values]
         if operator in BOUNDS:
             compare = {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}[operator]
@@ -88,14 +92,15 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Categories:
-    """A column of texts (true/false too), or of lists of them."""
+    """A column of texts (also true/false), or of lists of texts."""
 
-    codes_X: Array  # int32 places in ``names``, −1 where missing; of a list: member by member
+    codes_X: Array  # int32 positions in ``names``, −1 where missing; for lists one per member
     names: list[str]
-    starts_N1: Array | None = None  # int64, of lists: where each item's members begin
+    starts_N1: Array | None = None  # int64, for lists: where the members of each item begin
 
     @property
     def num_items(self) -> int:
+        """Number of items."""
         return len(self.codes_X) if self.starts_N1 is None else len(self.starts_N1) - 1
 
     @cached_property
@@ -103,12 +108,12 @@ class Categories:
         return {name: code for code, name in enumerate(self.names)}
 
     def holds(self, condition: Condition, where: str) -> Array:
-        """As :meth:`Numbers.holds`; a category that no item has holds nowhere."""
+        """As :meth:`Numbers.holds`; a category that no item has matches no item."""
         operator = condition.operator
         if operator in BOUNDS:
             raise RequestError(
-                f"{where}: {condition.attribute} holds texts, which {operator} does not compare; where they are "
-                "numbers, name the column in data.source.numbers and prepare again"
+                f"{where}: {condition.attribute} has text values, but {operator} works only for numbers and times; if "
+                "the values are numbers, list the column in data.source.numbers and prepare again"
             )
         if operator == "known":
             return np.asarray(self._known_N == condition.values[0])
@@ -120,12 +125,12 @@ class Categories:
         return self._has(codes) if operator == "in" else ~self._has(codes)
 
     def members(self, item: int) -> list[int]:
-        """Codes of an item's categories, none where they are missing."""
+        """Codes of an item's categories; empty where they are missing."""
         span = slice(item, item + 1) if self.starts_N1 is None else slice(*self.starts_N1[item : item + 2])
         return [code for code in self.codes_X[span].tolist() if code >= 0]
 
     def _has(self, codes: Sequence[int]) -> Array:
-        """Items with one of these categories."""
+        """Items that have one of these categories."""
         known = [code for code in codes if code >= 0]
         if len(known) == 1:
             return self._items(self.codes_X == known[0])
@@ -135,15 +140,15 @@ class Categories:
 
     @cached_property
     def _known_N(self) -> Array:
-        """Items with any category."""
+        """Items that have any category."""
         return self._items(self.codes_X >= 0)
 
     def _any(self, wanted_C: Array) -> Array:
-        """Items with a category that is marked."""
-        return self._items(np.append(wanted_C, False).take(self.codes_X, mode="wrap"))  # −1 is the last
+        """Items that have a marked category."""
+        return self._items(np.append(wanted_C, False).take(self.codes_X, mode="wrap"))  # −1 reads the appended False
 
     def _items(self, wanted_X: Array) -> Array:
-        """Items with a member that is marked."""
+        """Items that have a marked member."""
         if self.starts_N1 is None:
             return np.asarray(wanted_X)
         found_N = np.zeros(len(self.starts_N1) - 1, dtype=bool)
@@ -152,12 +157,14 @@ class Categories:
 
     @cached_property
     def _rows_X(self) -> Array:
-        """The item of every member of lists."""
-        assert self.starts_N1 is not None, "asked of lists"
+        """The item of every list member."""
+        assert self.starts_N1 is not None, "only columns of lists have members"
         return np.repeat(np.arange(len(self.starts_N1) - 1, dtype=np.int32), np.diff(self.starts_N1))
 
     def _under(self, given: list[str]) -> Array:
-        """Items with a path that begins so: a text that does, or, of a list, members in this order."""
+        """Items with a path that begins with these parts: in one text, or as list members in this
+        order.
+        """
         path = [part for text in given for part in _SEPARATORS.split(text.strip()) if part]
         begins_C = np.array([_SEPARATORS.split(name)[: len(path)] == path for name in self.names], dtype=bool)
         found_N = self._any(begins_C)
@@ -185,12 +192,12 @@ class ItemAttributes:
     num_items: int
 
     def mask(self, conditions: Iterable[Condition], where: str) -> Array:
-        """Items for which all conditions hold: bool [N]; ``where`` is the place of the filter in the call.
+        """Items for which all conditions hold: bool [N]; ``where`` names the filter, for messages.
 
         Raises
         ------
         RequestError
-            an unknown attribute, or a condition that does not fit its values.
+            An attribute is unknown, or a condition does not fit its values.
         """
         found_N = np.ones(self.num_items, dtype=bool)
         for condition in conditions:
@@ -199,50 +206,53 @@ class ItemAttributes:
         return found_N
 
     def column(self, name: str, where: str) -> Column:
-        """
+        """An attribute by name; ``where`` names the rule, for messages.
 
         Raises
         ------
         RequestError
-            there is no such attribute.
+            There is no such attribute.
         """
         if name not in self.columns:
-            known = choices(self.columns) or "none, as the table of items has no column of numbers or categories"
+            known = choices(self.columns) or "none, because the table of items has no column of numbers or categories"
             raise RequestError(f"{where}: unknown attribute {name!r}; the model knows: {known}")
         return self.columns[name]
 
     def categories(self, name: str, where: str) -> Categories:
-        """
+        """An attribute with categories; ``where`` names the rule, for messages.
 
         Raises
         ------
         RequestError
-            there is no such attribute, or it holds numbers.
+            There is no such attribute, or it has numbers.
         """
         column = self.column(name, where)
         if isinstance(column, Numbers):
-            raise RequestError(f"{where}: {name} holds numbers, expected an attribute with categories")
+            raise RequestError(f"{where}: {name} has numbers, expected an attribute with categories")
         return column
 
     @classmethod
     def of(cls, table: pa.Table, num_items: int) -> ItemAttributes:
-        """Of a table as :func:`attribute_table` makes it."""
+        """Attributes from a table that :func:`attribute_table` made."""
         return cls({name: _column(table.column(name)) for name in table.column_names}, num_items)
 
     @classmethod
     def read(cls, path: Path, num_items: int) -> ItemAttributes:
-        """From its file.
+        """Read attributes from their file.
 
         Raises
         ------
-            pa.ArrowException: it is no such file.
+        pa.ArrowException
+            The file is not a Parquet file of attributes.
         """
         return cls.of(pq.read_table(path), num_items)
 
 
 def attribute_table(features: pa.Table, left_out: Iterable[str] = ()) -> pa.Table:
-    """The columns of ``items/features.parquet`` that are attributes: numbers, times, true/false, categories, lists of
-    categories. Ids, titles, prose, vectors and the columns ``left_out`` are none.
+    """The columns of ``items/features.parquet`` that are attributes.
+
+    These are numbers, times, true/false, categories and lists of categories; not ids, titles,
+    prose, vectors and the columns ``left_out``.
     """
     skipped = {schema.ITEM_ID, schema.ENTITY_ID, _TEXT, *left_out}
     title = title_column(features)
@@ -257,13 +267,15 @@ def attribute_table(features: pa.Table, left_out: Iterable[str] = ()) -> pa.Tabl
 
 
 def _names_items(column: pa.ChunkedArray) -> bool:
-    """Whether most items have a text of their own, as titles do; brands or kinds are shared."""
+    """Whether most texts are different, as for titles; brands and categories are shared by many
+    items.
+    """
     there = len(column) - column.null_count
     return bool(2 * pc.count_distinct(column, mode="only_valid").as_py() > there)
 
 
 def _stored(column: pa.ChunkedArray) -> Any:
-    """A column as the file has it; None where it is no attribute."""
+    """A column as stored in the file; None where it is not an attribute."""
     kind = column.type
     if is_number(kind):
         return column.cast(pa.float64())
@@ -319,7 +331,9 @@ def _encoded(texts: Any) -> tuple[Array, list[str]]:
 
 
 def _text(value: Value) -> str:
-    """A value as columns of categories have it: true/false, whole numbers as their digits."""
+    """A value as it is written in columns of categories: true/false in lower case, whole numbers
+    without a point.
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():

@@ -1,7 +1,8 @@
-"""Rules of a request: which items may be listed, which are raised or lowered, how alike they may be, and which page.
+"""Rules of a request: allowed items, boosts, diversity, and the page.
 
-Why one class: recommendations and similar items take the same rules in every way of serving, so they are read and
-checked here once; :mod:`recsys.retrieval.selection` resolves them against a catalogue.
+Why one class: recommendations and similar items accept the same rules in every way of serving, so
+they are parsed and checked here once. :mod:`recsys.retrieval.selection` applies them to a
+catalogue.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from recsys.retrieval.conditions import Condition, key_of, parse_filters
 
 MAX_K: Final = 1000
 MAX_OFFSET: Final = 9000
-MAX_NAMED: Final = 100_000  # items that a list of a rule names
+MAX_NAMED: Final = 100_000  # item ids in one list of a rule
 MAX_BOOSTS: Final = 20
 MAX_POOL: Final = 1000
 DEFAULT_POOL: Final = 200
@@ -33,11 +34,12 @@ def _checked(filters: Any) -> Any:
 
 
 class Boost(BaseModel):
-    """A factor for items that are named, or that fulfil a filter; above 1 raises them, below 1 lowers them.
+    """A factor for listed items or for items that match a filter; above 1 raises, below 1 lowers
+    them.
 
-    The score of an item with the factor f is s + ln(f) · σ, where σ is the standard deviation of this list's scores
-    over the catalogue: the order of scores is never turned round, whatever their sign, and two factors of one item
-    multiply.
+    An item with the factor f gets the score s + ln(f) · σ, where σ is the standard deviation of the
+    user's scores over the catalogue. So a factor above 1 raises an item whatever the sign of its
+    score, and two factors of one item multiply.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,20 +56,22 @@ class Boost(BaseModel):
     @model_validator(mode="after")
     def _names_items(self) -> Boost:
         if (self.items is None) == (self.filters is None):
-            raise ValueError("expected either items or filters beside factor")
+            raise ValueError("expected factor together with either items or filters")
         return self
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
+        """The parsed conditions of ``filters``."""
         return parse_filters(self.filters or {})
 
 
 class Diversify(BaseModel):
-    """How alike the items of a list may be: by vectors, by an attribute, or both.
+    """The diversity of a list: by item vectors, by an attribute, or both.
 
-    ``strength`` s orders the best ``pool`` items by maximal marginal relevance (Carbonell and Goldstein 1998),
-    (1 − s) · score − s · the largest cosine to an item that is listed already. ``attribute`` and ``most`` let at most
-    so many items of a category into a page of k; what is left over moves to the next page.
+    ``strength`` s orders the best ``pool`` items by maximal marginal relevance (Carbonell and
+    Goldstein 1998): (1 − s) · score − s · the largest cosine to an item already in the list. With
+    ``attribute`` and ``most``, a page of k items has at most ``most`` items of one category; other
+    items move to the next page.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,18 +84,36 @@ class Diversify(BaseModel):
     @model_validator(mode="after")
     def _is_whole(self) -> Diversify:
         if (self.attribute is None) != (self.most is None):
-            raise ValueError("attribute and most belong together: at most so many items of a category")
+            raise ValueError(
+                "attribute and most belong together: a page has at most `most` items with the same value of `attribute`"
+            )
         if self.strength is None and self.attribute is None:
             raise ValueError("needs strength (0 … 1), or attribute and most, or all three")
         return self
 
 
 class Rules(BaseModel):
-    """What a request may say of its list.
+    """The rules of a list.
 
-    ``candidates``: only these items. ``exclude``: not these. ``filters``: see :mod:`recsys.retrieval.conditions`.
-    ``boost``: one :class:`Boost` or several. ``k`` items from the place ``offset`` on, counted from 0: pages do not
-    overlap and leave nothing out. A list is shorter than ``k`` only where no more items are allowed.
+    A list is shorter than ``k`` only where fewer items are allowed. Pages with the offsets 0, k,
+    2k, … do not overlap and leave no item out.
+
+    Attributes
+    ----------
+    k : int
+        Items per list, 1 to 1000.
+    offset : int
+        Rank of the first item, from 0.
+    candidates : list of str
+        Only these items may be listed.
+    exclude : list of str
+        These items may not be listed.
+    filters : dict
+        Conditions on attributes, see :mod:`recsys.retrieval.conditions`.
+    boost : Boost or list of Boost
+        Factors that raise or lower items.
+    diversify : Diversify
+        Diversity of the list.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -119,18 +141,19 @@ class Rules(BaseModel):
         capped = self.diversify is not None and self.diversify.most is not None
         if capped and self.offset % self.k:
             raise ValueError(
-                f"offset {self.offset} is no multiple of k {self.k}; with diversify.most, which holds page by page, "
-                "it must be"
+                f"offset {self.offset} is not a multiple of k {self.k}; diversify.most counts items per page, so "
+                "offset must be 0, k, 2k, …"
             )
         return self
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
+        """The parsed conditions of ``filters``."""
         return parse_filters(self.filters or {})
 
     @cached_property
     def selection_key(self) -> str:
-        """The same for rules that allow and boost the same items; empty where all are allowed and none is boosted."""
+        """A key of the allowed and boosted items; empty where filters and boosts change nothing."""
         if not (self.filters or self.boost):
             return ""
         boosts = [(one.factor, one.items, one.filters) for one in self.boost or ()]
@@ -138,12 +161,14 @@ class Rules(BaseModel):
 
     @property
     def depth(self) -> int:
-        """Places of the ranking that the page needs, before categories are counted."""
+        """Length of the ranking that the page needs, without the limit per category."""
         pool = self.diversify.pool if self.diversify is not None and self.diversify.strength is not None else 0
         return max(self.offset + self.k, pool)
 
 
 class Explained(Rules):
-    """Rules of recommendations, which can be explained."""
+    """The rules of recommendations, with ``explain``: true asks for an explanation of
+    every item.
+    """
 
     explain: StrictBool = False

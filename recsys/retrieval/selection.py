@@ -1,8 +1,9 @@
-"""Rules resolved against a catalogue: which items are allowed, and by how much each is raised or lowered.
+"""Rules applied to a catalogue: the allowed items, and the factor of each item.
 
-Why compiled and kept: callers ask the same few filters again and again, so a filter is one pass over the attributes
-once, and an array to look into from then on. What is allowed is kept as a mask, or, where it is a small part of the
-catalogue, as the list of its items, whose vectors are then scored directly.
+Why they are compiled and cached: callers repeat the same few filters, so the first request makes
+one pass over the attributes, and later requests use the cached result. The allowed items are stored
+as a mask, or, where they are a small part of the catalogue, as a list of items whose vectors are
+scored directly.
 
 Legend: N items, M allowed items, G groups of one factor.
 """
@@ -23,15 +24,17 @@ from recsys.errors import RequestError
 from recsys.retrieval.item_attributes import ItemAttributes
 from recsys.retrieval.rules import Rules
 
-FEW: Final = 16  # an allowed part of the catalogue that is smaller than one in so many is kept as a list
-_KEPT_BYTES: Final = 128 << 20  # of compiled rules
+FEW: Final = 16  # allowed items are stored as a list where they are fewer than 1/16 of the catalogue
+_KEPT_BYTES: Final = 128 << 20  # size of the cache of compiled rules
 _LEAST_KEPT: Final = 4
-_MAX_UNKNOWN: Final = 100  # unknown ids that an answer names
+_MAX_UNKNOWN: Final = 100  # unknown ids that an answer lists
 
 
 @dataclass(frozen=True, eq=False)
 class Allowed:
-    """The items that may be listed: a mask, or a list in ascending order where they are few; neither: all."""
+    """The allowed items: a mask, or an ascending list where they are few, or neither where all are
+    allowed.
+    """
 
     num_items: int
     mask_N: Array | None = None  # bool
@@ -39,6 +42,7 @@ class Allowed:
 
     @staticmethod
     def of_mask(mask_N: Array) -> Allowed:
+        """The allowed items of a mask: bool [N]."""
         num = int(np.count_nonzero(mask_N))
         if num == len(mask_N):
             return Allowed(num)
@@ -50,6 +54,7 @@ class Allowed:
 
     @cached_property
     def num(self) -> int:
+        """Number of allowed items."""
         if self.ids_M is not None:
             return len(self.ids_M)
         return self.num_items if self.mask_N is None else int(np.count_nonzero(self.mask_N))
@@ -62,7 +67,7 @@ class Allowed:
         return np.arange(self.num_items) if self.mask_N is None else np.flatnonzero(self.mask_N)
 
     def among(self, items: Array) -> Array:
-        """Which of these items are allowed: bool."""
+        """Which of some items are allowed: bool."""
         if self.ids_M is not None:
             places = np.searchsorted(self.ids_M, items)
             return (
@@ -74,20 +79,23 @@ class Allowed:
 
     @property
     def num_bytes(self) -> int:
+        """Size in memory, in bytes."""
         listed = 0 if self.mask_N is None else 8 * self.num
         return listed + sum(part.nbytes for part in (self.mask_N, self.ids_M) if part is not None)
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What rules make of a catalogue."""
+    """The allowed items and boosts of a set of rules."""
 
     allowed: Allowed
-    log_N: Array | None = None  # float32 logarithms of the factors; None: nothing is boosted
+    log_N: Array | None = None  # float32 logarithms of the factors; None: no boost
 
     @cached_property
     def groups(self) -> list[tuple[float, Allowed]]:
-        """The allowed items by the logarithm of their factor; within a group a boost changes no order."""
+        """The allowed items grouped by the logarithm of their factor; within a group a boost keeps
+        the order.
+        """
         if self.log_N is None:
             return [(0.0, self.allowed)]
         if self.allowed.ids_M is not None:
@@ -106,21 +114,22 @@ class Selection:
 
     @property
     def num_bytes(self) -> int:
+        """Size in memory, in bytes."""
         of_groups = 2 * len(self.log_N) if self.log_N is not None else 0
         return self.allowed.num_bytes + (0 if self.log_N is None else self.log_N.nbytes) + of_groups
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request asks of the ranking."""
+    """The rules of one request, applied to the catalogue."""
 
-    selection: Selection | None  # None: every item, as it is
-    excluded: Array  # int64, items that are left out beside those that are not allowed
+    selection: Selection | None  # None: all items are allowed, no boost
+    excluded: Array  # int64, items to leave out in addition to those that are not allowed
     unknown: Mapping[str, list[str]] = field(default_factory=dict)  # rule → ids that the model does not know
 
 
 class Catalogue:
-    """The items of a bundle, and what of them is out of stock."""
+    """The items of a bundle, their attributes, and the items that are out of stock."""
 
     def __init__(self, rows: Mapping[str, int], attributes: ItemAttributes | None) -> None:
         self._rows, self._attributes = rows, attributes
@@ -129,7 +138,7 @@ class Catalogue:
         self._lock = threading.Lock()
 
     def set_stock(self, out: Iterable[str]) -> None:
-        """These items, and no others, are out of stock: they are in no answer from now on."""
+        """Replace the list of items that are out of stock; no answer contains them from now on."""
         rows = [self._rows[item] for item in out if item in self._rows]
         in_stock_N = None
         if rows:
@@ -140,12 +149,19 @@ class Catalogue:
             self._kept.clear()
 
     def plan(self, rules: Rules, where: str) -> Plan:
-        """
+        """Apply the rules of a request.
+
+        Parameters
+        ----------
+        rules : Rules
+            Rules of the request.
+        where : str
+            Name of the request, for messages.
 
         Raises
         ------
         RequestError
-            a filter that the attributes of the items do not answer; ``where`` names the request.
+            A rule does not fit the attributes of the items.
         """
         unknown: dict[str, list[str]] = {}
         excluded = self._known(rules.exclude or (), "exclude", unknown)
@@ -164,22 +180,22 @@ class Catalogue:
         return Plan(selection, excluded, {name: ids[:_MAX_UNKNOWN] for name, ids in unknown.items()})
 
     def attributes(self, where: str) -> ItemAttributes:
-        """
+        """The attributes of the items; ``where`` names the rule that needs them, for the message.
 
         Raises
         ------
         RequestError
-            the bundle holds none.
+            The bundle has no attributes.
         """
         if self._attributes is None:
             raise RequestError(
-                f"{where}: this model holds no attributes of items, as it was registered by an earlier release; "
-                "register it again with `recsys register`"
+                f"{where}: this model has no item attributes, because an earlier release registered it; register it "
+                "again with `recsys register`"
             )
         return self._attributes
 
     def _selection(self, rules: Rules, where: str) -> Selection | None:
-        """The selection of filters, boosts and stock, compiled once."""
+        """The selection of filters, boosts and stock, from the cache or compiled."""
         key = rules.selection_key
         if not key and self._in_stock_N is None:
             return None
@@ -215,7 +231,7 @@ class Catalogue:
         return Selection(allowed, log_N)
 
     def _known(self, ids: Sequence[str], rule: str, unknown: dict[str, list[str]]) -> Array:
-        """Dense ids of those that the model knows; the others are noted."""
+        """Dense ids of the known items; unknown ids are added to ``unknown``."""
         rows = [self._rows.get(item, -1) for item in ids]
         missing = [item for item, row in zip(ids, rows, strict=True) if row < 0]
         if missing:
@@ -224,7 +240,7 @@ class Catalogue:
 
 
 def by_selection(plans: Sequence[Plan]) -> list[tuple[Selection | None, list[int]]]:
-    """Rows that share a selection, together."""
+    """Group rows that share a selection."""
     found: dict[int, tuple[Selection | None, list[int]]] = {}
     for row, plan in enumerate(plans):
         found.setdefault(id(plan.selection), (plan.selection, []))[1].append(row)
@@ -232,5 +248,5 @@ def by_selection(plans: Sequence[Plan]) -> list[tuple[Selection | None, list[int
 
 
 def no_plan() -> Plan:
-    """Of a request without rules."""
+    """The plan of a request without rules."""
     return Plan(None, np.zeros(0, dtype=np.int64))

@@ -1,1 +1,3 @@
-"""Answering: one recommender, used by MLflow's pyfunc and by batch recommendation alike; knows no training."""
+"""Serving: one recommender for the server, MLflow's pyfunc and batch recommendation; contains no
+training.
+"""

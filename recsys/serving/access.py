@@ -1,4 +1,4 @@
-"""Who may ask: the token of a call, looked at before anything of its body is read."""
+"""Access control: the token of a call is checked before any byte of its body is read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from recsys.errors import ConfigError
 from recsys.serving.calls import CallError
 
 _CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="multigrain"'),)
-_LEAST_TOKEN: Final = 16  # characters; shorter ones are guessed
+_LEAST_TOKEN: Final = 16  # characters; shorter tokens can be guessed
 _SCHEME: Final = "bearer"
 _VISIBLE: Final = {*string.ascii_letters, *string.digits, *string.punctuation}
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What is kept of the tokens: that of callers (empty: none is asked for), and that of the stock (empty: closed)."""
+    """The SHA-256 hashes of the tokens; the tokens themselves are not kept.
+
+    ``callers_sha256`` is empty where calls need no token. ``stock_sha256`` is empty where
+    POST /stock is closed.
+    """
 
     callers_sha256: str = ""
     stock_sha256: str = ""
@@ -34,19 +38,26 @@ def tokens_of(settings: ServeConfig) -> Tokens:
     Raises
     ------
     ConfigError
-        a variable holds no token, or one that is too short.
+        A variable holds no token, or its token is too short.
     """
     named = {"serve.token_env": settings.token_env, "serve.stock_token_env": settings.stock_token_env}
     return Tokens(*(token_sha256(token) if (token := read_token(name, key)) else "" for key, name in named.items()))
 
 
 def read_token(variable: str, key: str) -> str:
-    """The token in an environment variable, which a key of the configuration names; empty where it names none.
+    """The token in an environment variable; empty where no variable is named.
+
+    Parameters
+    ----------
+    variable : str
+        Name of the environment variable.
+    key : str
+        Configuration key that names the variable, for the error message.
 
     Raises
     ------
     ConfigError
-        there is none, or it is too short.
+        The variable holds no token, or its token is too short.
     """
     if not variable:
         return ""
@@ -54,43 +65,45 @@ def read_token(variable: str, key: str) -> str:
     if len(token) < _LEAST_TOKEN:
         raise ConfigError(
             f"{key}: the environment variable {variable} has {len(token)} characters, expected a token of "
-            f"{_LEAST_TOKEN} or more"
+            f"at least {_LEAST_TOKEN}"
         )
     return token
 
 
 def token_sha256(token: str) -> str:
-    """What is kept of a token."""
+    """The SHA-256 of a token, in hexadecimal digits."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def check_token(given: Sequence[bytes], kept_sha256: str) -> None:
-    """Compare the values of a call's Authorization headers with the token that is kept, in constant time.
+    """Compare the Authorization headers of a call with the hash of the expected token, in constant
+    time.
 
-    The scheme's name is of any case (RFC 9110). Bytes of the token are compared as they are, so that a token beyond
-    ASCII is one as well, sent as UTF-8.
+    The name of the scheme is case-insensitive (RFC 9110). The bytes of the token are compared
+    unchanged, so a token with characters outside ASCII works when it is sent as UTF-8.
 
     Raises
     ------
     CallError
-        401, or 400 where there are several headers; says how to send it, never what was got.
+        401 for a missing or wrong token, 400 for several headers. The message says how to send
+        the token and never repeats what was sent.
     """
     if not kept_sha256:
         return
     if len(given) > 1:
-        raise CallError(400, "got several headers Authorization, expected one", _CHALLENGE)
+        raise CallError(400, "got several Authorization headers, expected one", _CHALLENGE)
     scheme, _, token = (given[0] if given else b"").strip(b" \t").partition(b" ")
     sent = hashlib.sha256(token.strip(b" \t")).hexdigest()
     is_same = hmac.compare_digest(sent, kept_sha256)
     if not given or scheme.lower() != _SCHEME.encode() or not is_same:
-        raise CallError(401, _why(scheme if given else None), _CHALLENGE)
+        raise CallError(401, _refusal(scheme if given else None), _CHALLENGE)
 
 
-def _why(scheme: bytes | None) -> str:
+def _refusal(scheme: bytes | None) -> str:
     cure = "send the header Authorization: Bearer TOKEN"
     if scheme is None:
-        return f"a token is needed: {cure}"
+        return f"this server requires a token: {cure}"
     if scheme.lower() == _SCHEME.encode():
-        return f"this is not the token; {cure}"
+        return f"the token is wrong; {cure}"
     name = "".join(letter for letter in scheme[:20].decode("latin-1") if letter in _VISIBLE)
-    return f"the scheme {name!r} is not taken; {cure}"
+    return f"the authorization scheme {name!r} is not supported; {cure}"

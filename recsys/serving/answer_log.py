@@ -1,9 +1,11 @@
-"""The log of a server: one JSON line an answer, who was shown what by which version, and how likely that was.
+"""The answer log of a server: one JSON line per answer, with the user, the items, the version and
+the propensities.
 
-Why with the request: another version is later asked the same questions, to estimate what it would have been worth.
-Every replica appends to files of its own, one a day (UTC), so that none waits for another; a line is written once its
-call is answered. The files are for their owner alone: they hold ids and histories as callers sent them. A file is
-locked while a line is appended, so that :func:`remove_rows` can put another one in its place meanwhile.
+Why the request is logged too: off-policy evaluation later sends the same requests to another
+version, to estimate how that version would have performed. Every replica appends to its own files,
+one per day (UTC), so no replica waits for another. A line is written after its call is answered.
+Only the owner can read the files, because they hold ids and histories as callers sent them. A file
+is locked while a line is appended, so that :func:`remove_rows` can replace it at any time.
 """
 
 from __future__ import annotations
@@ -33,16 +35,16 @@ _LOG = logging.getLogger(__name__)
 
 
 class AnswerLog:
-    """Appends to a folder; what cannot be written is said once and fails no call."""
+    """Appends to a folder. A failed write is reported once and never fails a call."""
 
     def __init__(self, folder: str) -> None:
         self._folder, self._name = Path(folder), uuid4().hex[:12]
         self._failed = False
-        with suppress(OSError):  # on a machine of a cluster it may not be there yet
+        with suppress(OSError):  # on another machine of a cluster the folder may not exist yet
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, lines: Sequence[dict[str, Any]]) -> bool:
-        """Append the lines; whether they are written."""
+        """Append the lines; True where they were written."""
         now = datetime.now(UTC)
         text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
         path = self._folder / f"{PREFIX}{now:%Y%m%d}-{self._name}.jsonl"
@@ -51,7 +53,7 @@ class AnswerLog:
                 file.write(text.encode("utf-8", "surrogatepass"))
         except OSError as error:
             if not self._failed:
-                _LOG.error("serve.log: cannot write %s (%s); answers go on without a log", path, error.strerror)
+                _LOG.error("serve.log: cannot write %s (%s); the server continues without a log", path, error.strerror)
             self._failed = True
             return False
         self._failed = False
@@ -60,7 +62,9 @@ class AnswerLog:
 
 @contextmanager
 def _appending(path: Path) -> Iterator[int]:
-    """The file to append to, locked; not one that was replaced while its lock was waited for."""
+    """The locked file to append to. A file that was replaced while this waited for its lock is
+    opened again.
+    """
     while True:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
@@ -73,7 +77,7 @@ def _appending(path: Path) -> Iterator[int]:
 
 
 def _lock(handle: int) -> None:
-    """Take the turn; on a file system without locks there are none to take."""
+    """Lock a file; do nothing on a file system without locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
@@ -89,41 +93,42 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def holds_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool]]) -> bool:
-    """Whether a file of a log has such rows."""
+    """Whether a log file has rows for which ``is_theirs`` is true."""
     with path.open("rb") as file:
         return any(any(is_theirs(rows)) for rows in _pieces(file))
 
 
 def remove_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool]]) -> int:
-    """Take rows out of a file of a log, also one that a server appends to; how many there were.
+    """Remove rows from a log file, even while a server appends to it; returns how many were
+    removed.
 
-    The file without them is written aside and takes its place. Servers wait only while the rows that came in between
-    are read, and none is lost.
+    The remaining rows are written to a temporary file, which then replaces the log file. Servers
+    wait only while the rows that arrived in between are copied, and no row is lost.
 
     Parameters
     ----------
     path : Path
-        of the file.
+        The log file.
     is_theirs : Callable[[Sequence[bytes]], Sequence[bool]]
-        of some rows, whether each of them is to go.
+        Takes some rows and says for each whether to remove it.
 
     Raises
     ------
     OSError
-        the file cannot be read, or another one cannot be put in its place.
+        The file cannot be read or replaced.
     """
     if not holds_rows(path, is_theirs):
         return 0
     removed = -1
-    while removed < 0:  # another command put its file in place meanwhile
+    while removed < 0:  # try again where another command replaced the file in between
         with path.open("r+b") as file, suppress(_Replaced), writing_beside(path) as aside:
             found = os.fstat(file.fileno())
             os.chmod(aside, found.st_mode & 0o777)
-            with suppress(PermissionError):  # root alone can give a file away, and the server must go on appending
+            with suppress(PermissionError):  # only root can change the owner; the server must still be able to append
                 os.chown(aside, found.st_uid, found.st_gid)
             with aside.open("wb") as kept:
                 early = _copy(file, kept, is_theirs)
-                _lock(file.fileno())  # until the file is closed, after the other one has taken its place
+                _lock(file.fileno())  # held until the file is closed, which is after it was replaced
                 late = _copy(file, kept, is_theirs, to_the_end=True)
             if not _is_at(file.fileno(), path):
                 raise _Replaced
@@ -132,13 +137,15 @@ def remove_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool
 
 
 class _Replaced(Exception):
-    """Another file took the place of the one that was read."""
+    """Another process replaced the file that was read."""
 
 
 def _copy(
     file: BinaryIO, kept: BinaryIO, is_theirs: Callable[[Sequence[bytes]], Sequence[bool]], to_the_end: bool = False
 ) -> int:
-    """Copy the rows but theirs, from where the file stands; how many are theirs."""
+    """Copy the rows that stay, from the current position of the file; returns how many were left
+    out.
+    """
     removed = 0
     for rows in _pieces(file, to_the_end):
         gone = is_theirs(rows)
@@ -148,7 +155,7 @@ def _copy(
 
 
 def _pieces(file: BinaryIO, to_the_end: bool = True) -> Iterator[list[bytes]]:
-    """Rows, many at a time; a last one that has no end yet is left, unless all is to be read."""
+    """Rows in batches. An unfinished last row is left for later, unless ``to_the_end`` is true."""
     while rows := file.readlines(_PIECE):
         if not to_the_end and not rows[-1].endswith(b"\n"):
             file.seek(-len(rows.pop()), os.SEEK_CUR)
@@ -158,7 +165,7 @@ def _pieces(file: BinaryIO, to_the_end: bool = True) -> Iterator[list[bytes]]:
 
 
 def line_of(request: Request, answer: Answer, model: str, version: str, side: Side) -> dict[str, Any]:
-    """What is logged of an answer."""
+    """The log line of an answer."""
     now = datetime.now(UTC)
     return {
         "answer_id": answer.answer_id,
@@ -178,7 +185,7 @@ def line_of(request: Request, answer: Answer, model: str, version: str, side: Si
 def lines_of(
     requests: Sequence[AnyRequest], answers: Sequence[AnyAnswer], models: Mapping[Side, tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """The lines of recommendations; ``models`` has the model and version of every side."""
+    """The log lines of recommendations; ``models`` has the model and version of each side."""
     found = []
     for request, answer in zip(requests, answers, strict=True):
         if isinstance(request, Request) and isinstance(answer, Answer):
@@ -189,7 +196,7 @@ def lines_of(
 
 @dataclass(frozen=True)
 class Logged:
-    """One answer of a log."""
+    """One logged answer."""
 
     answer_id: str
     time: float  # seconds since the epoch
@@ -201,16 +208,17 @@ class Logged:
 
 
 def read_logs(places: Sequence[str]) -> tuple[list[Logged], int]:
-    """The answers of log files, in order of time, and how many lines were cut off in the middle.
+    """The answers of log files in order of time, and the number of incomplete lines.
 
-    The last line of a file may be cut off, where its server was ended in the middle of it; it is left out.
+    The last line of a file is incomplete where the server was killed while it wrote that line;
+    such lines are left out.
 
     Raises
     ------
     SourceError
-        a file is missing or unreadable.
+        A file is missing or unreadable.
     DataError
-        a line is none of a server's log; it names file and line.
+        A line is not a line of an answer log; the message names the file and the line.
     """
     found: dict[str, Logged] = {}
     num_cut = 0
@@ -220,31 +228,31 @@ def read_logs(places: Sequence[str]) -> tuple[list[Logged], int]:
         except OSError as error:
             raise SourceError(f"compare.logs: cannot read {path} ({error.strerror})") from None
         rows = content.split(b"\n")
-        num_cut += bool(rows.pop().strip())  # behind the last line break
+        num_cut += bool(rows.pop().strip())  # after the last line break
         for number, row in enumerate(rows, start=1):
             if row.strip():
                 logged = _logged(row, f"compare.logs: {path}, line {number}")
                 found[logged.answer_id] = logged
     if not found:
         raise DataError(
-            f"compare.logs: {', '.join(places)}: no answer is logged there; start `recsys serve` with serve.log"
+            f"compare.logs: {', '.join(places)}: the log has no answers; start `recsys serve` with serve.log"
         )
     return sorted(found.values(), key=lambda one: (one.time, one.answer_id)), num_cut
 
 
 def _files(places: Sequence[str]) -> list[Path]:
-    """Files that are named, those of a folder, and those that a glob finds."""
+    """The log files of a list of files, folders and glob patterns."""
     found: list[Path] = []
     for place in places:
         path = Path(place)
         if path.is_dir():
             mine = sorted(path.glob(f"{PREFIX}*.jsonl"))
             if not mine:
-                raise SourceError(f"compare.logs: {place} holds no {PREFIX}*.jsonl; name the folder of serve.log")
+                raise SourceError(f"compare.logs: {place} has no {PREFIX}*.jsonl; give the folder of serve.log")
         else:
             mine = [path] if path.is_file() else [Path(one) for one in sorted(glob.glob(place))]
             if not mine:
-                raise SourceError(f"compare.logs: there is no {place}; name files, folders or globs of serve.log")
+                raise SourceError(f"compare.logs: {place} does not exist; give files, folders or globs of serve.log")
         found += mine
     return list(dict.fromkeys(found))
 
@@ -259,16 +267,19 @@ def _logged(row: bytes, where: str) -> Logged:
         [request] = parse_requests([content["request"]])
     except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
         raise DataError(
-            f"{where}: no line of a server's log ({type(error).__name__}: {str(error)[:120]}); name files that "
+            f"{where}: not a line of an answer log ({type(error).__name__}: {str(error)[:120]}); give files that "
             "`recsys serve` wrote to serve.log"
         ) from None
     if not (_are(items, str) and isinstance(answer_id, str)):
-        raise DataError(f"{where}: answer_id and item_ids must be a text and a list of item ids; restore the file")
+        raise DataError(
+            f"{where}: answer_id must be a string and item_ids a list of strings; restore the file from a backup"
+        )
     if chances is not None and not (
         _are(chances, (int, float)) and len(chances) == len(items) and all(0 < chance <= 1 for chance in chances)
     ):
         raise DataError(
-            f"{where}: propensities must be as many numbers above 0, up to 1, as there are items; restore the file"
+            f"{where}: propensities must have one number per item, above 0 and at most 1; restore the file from a "
+            "backup"
         )
     return Logged(answer_id, time, request.user_id, label, items, chances, request)
 
@@ -278,12 +289,12 @@ def _are(values: Any, kind: type | tuple[type, ...]) -> bool:
 
 
 def check_folder(folder: str) -> None:
-    """Make the folder of a log, and see that it can be written to.
+    """Create the folder of a log and check that it is writable.
 
     Raises
     ------
     ConfigError
-        it cannot.
+        It is not writable.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -291,4 +302,4 @@ def check_folder(folder: str) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"serve.log: {folder} cannot be written to ({error.strerror}); name another folder") from None
+        raise ConfigError(f"serve.log: {folder} is not writable ({error.strerror}); give another folder") from None

@@ -1,5 +1,6 @@
-"""Requests → rows of recommendations, in this process: what batch recommendation does with a batch, and Python's front
-door with a call. Needs no Ray.
+"""Requests → rows of recommendations, in this process and without Ray.
+
+Batch recommendation uses this for each batch, the Python API for each call.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from recsys.serving.standings import BOOST
 
 
 def output_schema(granularities: Sequence[str], boosted: bool = False, explained: bool = False) -> pa.Schema:
-    """Columns of the file, ``granularities`` those that have a say in the model."""
+    """Columns of the file; ``granularities`` are those that contribute to the model's scores."""
     return pa.schema(
         [
             ("user_id", pa.string()),
@@ -39,7 +40,7 @@ def output_schema(granularities: Sequence[str], boosted: bool = False, explained
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is asked where a request does not say."""
+    """Values for fields that a request leaves out."""
 
     k: int
     exclude_seen: bool | None  # None: as the model was evaluated
@@ -49,7 +50,9 @@ class Defaults:
 
 
 class Answering:
-    """A recommender with what is asked of it: a batch of user ids, or of requests, → rows of recommendations."""
+    """A recommender with default request fields: a batch of user ids or requests → rows of
+    recommendations.
+    """
 
     def __init__(self, recommender: Recommender, asked: Defaults) -> None:
         self.recommender, self.asked = recommender, asked
@@ -57,7 +60,9 @@ class Answering:
         self.at = self.recommender.newest if asked.at is None else asked.at
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Rows for a table with ``user_id`` and, where requests are given, the ``request`` as JSON."""
+        """Rows for a table with ``user_id`` and, where requests are given, the
+        ``request`` as JSON.
+        """
         if "request" in batch.column_names:
             return self.rows([json.loads(text) for text in batch.column("request").to_pylist()])
         asked = self.asked
@@ -67,7 +72,9 @@ class Answering:
         return self.rows([{"user_id": user} for user in batch.column("user_id").to_pylist()])
 
     def rows(self, requests: Sequence[Mapping[str, Any]]) -> pa.Table:
-        """Rows for requests; those without a ``user_id`` are known by their place, "0", "1", …"""
+        """Rows for requests; a request without ``user_id`` gets its position ("0", "1", …) as its
+        id.
+        """
         asked, at = self.asked, datetime.fromtimestamp(self.at, UTC)
         defaults = {"k": asked.k, "exclude_seen": asked.exclude_seen, "at": at, **asked.rules}
         answers = self.recommender.recommend(parse_requests([{**defaults, **request} for request in requests]))
@@ -78,7 +85,21 @@ class Answering:
 def user_table(
     recommender: Recommender, user_ids: pa.Array, k: int, exclude_seen: bool | None, at: int | None = None
 ) -> pa.Table:
-    """The lists of users as rows of :func:`output_schema`, column by column; ``at`` in seconds since the epoch."""
+    """The lists of users as rows of :func:`output_schema`.
+
+    Parameters
+    ----------
+    recommender : Recommender
+        Answers the users.
+    user_ids : pa.Array
+        Ids of the users, strings.
+    k : int
+        Items per list.
+    exclude_seen : bool | None
+        Whether to leave out items that the user already had; None: as the model was evaluated.
+    at : int | None
+        Time of the requests in seconds since the epoch; None: the time of the newest event.
+    """
     found = recommender.recommend_users(user_ids.to_pylist(), k, exclude_seen, at)
     rows_X, places_X = np.nonzero(found.items_BR >= 0)
     of_model_X = found.of_model_B[rows_X]
@@ -136,7 +157,7 @@ def _or_none(values: Sequence[Any] | None, number: int) -> Sequence[Any]:
 
 
 def filled_up(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table with nulls in the columns that its own answers do not have."""
+    """A table with the columns of ``schema``; columns that it lacks are filled with nulls."""
     for column in schema:
         if column.name not in table.column_names:
             table = table.append_column(column, pa.nulls(len(table), column.type))
@@ -144,11 +165,19 @@ def filled_up(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def request_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Checked here, so that a malformed one is said before anything starts."""
+    """Requests as a table of ``user_id`` and ``request`` (JSON).
+
+    Why here: a malformed request is refused before Ray or any actor starts.
+
+    Raises
+    ------
+    RequestError
+        A request is malformed, has no user id, or repeats the user id of another one.
+    """
     parsed = parse_requests(rows)
     nameless = next((index for index, request in enumerate(parsed) if request.user_id is None), None)
     if nameless is not None:
-        raise RequestError(f"request {nameless}: user_id: missing; the rows of the output are known by it")
+        raise RequestError(f"request {nameless}: user_id: missing; it identifies the rows of the output")
     users = [str(request.user_id) for request in parsed]
     _check_once(users)
     columns = {"user_id": users, "request": [json.dumps(dict(row)) for row in rows]}
@@ -156,17 +185,23 @@ def request_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def named_users(bundle: Bundle, users: Sequence[str]) -> pa.Table:
-    """The given users in the order of the bundle, unknown ones last."""
+    """The given users in the order of the bundle; unknown users come last, in the given order.
+
+    Raises
+    ------
+    RequestError
+        An id is not a non-empty string, or appears twice.
+    """
     bad = next((user for user in users if not isinstance(user, str) or not user), None)
     if bad is not None:
         raise RequestError(f"users: got {bad!r}, expected user ids (strings)")
     _check_once(users)
     places = {user: row for row, user in enumerate(bundle.user_ids)}
-    ordered = sorted(users, key=lambda user: places.get(user, len(places)))  # stable: unknown ones as given
+    ordered = sorted(users, key=lambda user: places.get(user, len(places)))  # stable: keeps the order of unknown users
     return pa.table({"user_id": pa.array(ordered, pa.string())})
 
 
 def _check_once(users: Sequence[str]) -> None:
     if len(set(users)) != len(users):
         twice = next(user for user, times in Counter(users).items() if times > 1)
-        raise RequestError(f"users: {twice!r} is named twice; name every user once")
+        raise RequestError(f"users: {twice!r} appears more than once; list every user once")

@@ -1,8 +1,11 @@
-"""The recommender as an application of Ray Serve's own configuration, for where no command stays: KubeRay's RayService.
+"""The recommender as an application in Ray Serve's own configuration, for deployments such as
+KubeRay's RayService.
 
-The front and the replicas are those of ``recsys serve``. Two things are Serve's here: its proxy holds the socket, and
-hands calls to the front as a deployment; its controller starts the desk with the replicas, and another one when it is
-lost. Why the front stays behind the proxy: what it bounds and refuses is the same in both ways of serving.
+There no command keeps running. The front and the replicas are those of ``recsys serve``. Two tasks
+belong to Serve here: its proxy holds the socket and passes calls to the front, which is a
+deployment; its controller starts the model holder together with the replicas and replaces it when
+it is lost. Why the front stays behind the proxy: both ways of serving then have the same limits and
+refusals.
 """
 
 from __future__ import annotations
@@ -21,15 +24,18 @@ from recsys.serving.front import Front, limits_of
 
 FRONT: Final = "front"
 _DESK_CPUS: Final = 0.5
-_FIRST_S: Final = 5.0  # for a replica to be heard
+_FIRST_S: Final = 5.0  # that the front waits for the first replica before it takes calls
 
 
-@serve.ingress()  # of what __serve_build_asgi_app__ gives
+@serve.ingress()  # takes the ASGI application from __serve_build_asgi_app__
 class Entrance:
-    """The front as a deployment. It takes calls when a replica answers, or after some seconds, to refuse them (503):
-    Serve's proxy lets calls wait for a front that is not there.
+    """The front as a deployment.
 
-    The tokens are read here, from the environment of the process that compares them, so that Serve keeps none.
+    It starts to take calls when a replica answers, or after some seconds, so that it can refuse
+    calls with 503: Serve's proxy lets calls wait as long as there is no front.
+
+    The tokens are read from the environment of this process, which compares them, so Serve never
+    stores them.
     """
 
     async def __init__(self, settings: ServeConfig, handle: Any) -> None:  # type: ignore[misc]
@@ -46,9 +52,18 @@ class Entrance:
 
 
 def application(settings: ServeConfig, desk_class: Any, *desk_arguments: Any) -> Any:
-    """Front and replicas bound together; ``desk_class`` is an actor class whose actor loads and follows the models.
+    """The front and the replicas, bound into one Serve application.
 
     Serve's configuration may change every option of the deployments ``front`` and ``recommender``.
+
+    Parameters
+    ----------
+    settings : ServeConfig
+        The section ``serve`` of the configuration.
+    desk_class : Any
+        Class of the model holder; its actor loads and follows the models.
+    *desk_arguments : Any
+        Arguments of that class.
     """
     desk = DeploymentActorConfig(
         name=DESK, actor_class=desk_class, init_args=desk_arguments, actor_options={"num_cpus": _DESK_CPUS}

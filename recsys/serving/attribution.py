@@ -1,8 +1,8 @@
-"""Which answer an event belongs to: what came of every item that a server showed.
+"""Attribution: which logged answer an event belongs to, and the reward of every shown item.
 
-An event with a column ``answer_id`` belongs to that answer. Another one belongs to the newest answer to its user that
-shows its item and was given before it, at most a window earlier; a second is allowed for clocks and for times that are
-kept in whole seconds.
+An event with an ``answer_id`` belongs to that answer. Any other event belongs to the newest answer
+to its user that shows its item and came before the event, within a time window. A tolerance of one
+second allows for clock differences and for times stored in whole seconds.
 
 Legend: E events.
 """
@@ -40,19 +40,28 @@ class Events:
 
 
 def read_events(files: Sequence[str], rewards: Mapping[str, float], max_bad: float) -> Events:
-    """Events of files: Parquet, CSV, TSV or JSON lines with the canonical columns, and ``answer_id`` where it is known.
+    """Read events from Parquet, CSV, TSV or JSON lines files.
+
+    Parameters
+    ----------
+    files : Sequence[str]
+        Files, folders or globs with the canonical columns and, optionally, ``answer_id``.
+    rewards : Mapping[str, float]
+        Event type → reward.
+    max_bad : float
+        Largest share of bad rows, 0 to 1.
 
     Raises
     ------
     ConfigError
-        no file is given, or an event type has no reward.
+        No file is given, or an event type has no reward.
     SourceError
-        a file is missing, unreadable or lacks a column.
+        A file is missing or unreadable, or lacks a column.
     DataError
-        there is no row, or more than the share ``max_bad`` are bad.
+        There are no rows, or the share of bad rows is above ``max_bad``.
     """
     good, _ = read_rows(files, max_bad, "compare.feedback")
-    rewards_E = rewards_of(good, rewards, "compare.rewards", "give each type what it is worth, 0 for nothing")
+    rewards_E = rewards_of(good, rewards, "compare.rewards", "give every type a reward, 0 for no value")
     nothing = [None] * len(good)
     times = good.column(schema.TIMESTAMP).to_pylist() if schema.TIMESTAMP in good.column_names else nothing
     named = good.column(ANSWER_ID).to_pylist() if ANSWER_ID in good.column_names else nothing
@@ -66,8 +75,22 @@ def read_events(files: Sequence[str], rewards: Mapping[str, float], max_bad: flo
 
 
 def attributed(logged: Sequence[Logged], events: Events, window_s: float) -> tuple[list[Array], int]:
-    """The reward of every shown item of every answer, and how many events belong to no answer. ``logged`` is in order
-    of time.
+    """The reward of every shown item of every answer, and the number of events without an answer.
+
+    Parameters
+    ----------
+    logged : Sequence[Logged]
+        Answers in order of time.
+    events : Events
+        Events with rewards.
+    window_s : float
+        Longest time from an answer to an event, in seconds.
+
+    Returns
+    -------
+    tuple[list[Array], int]
+        One float64 array per answer, one reward per item; and the number of events that belong
+        to no answer.
     """
     rewards = [np.zeros(len(one.item_ids)) for one in logged]
     by_id = {one.answer_id: number for number, one in enumerate(logged)}

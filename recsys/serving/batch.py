@@ -1,8 +1,9 @@
-"""Batch recommendation: every user of a bundle, over Ray Data, to one Parquet file.
+"""Batch recommendation for every user of a bundle with Ray Data, to one Parquet file.
 
-Why the bundle goes through the object store: it is read and checked once, on the driver, and the actors, on whatever
-machine they are, need no folder in common. User ids stream in, lists of recommendations stream out in the same order,
-and the driver writes them as they come, so memory does not grow with the number of users.
+Why the bundle goes through the object store: the driver reads and checks it once, and the actors
+need no shared folder, whatever machine they run on. User ids stream in, lists of recommendations
+stream out in the same order, and the driver writes them as they arrive, so memory does not grow
+with the number of users.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import MAX_K, parse_rules, rules_of
 
-_BATCHES_HERE: Final = 16  # answered without Ray: seconds, which is less than actors take to start
-_BATCHES_AN_ACTOR: Final = 4  # fewer are not worth starting another actor for
+_BATCHES_HERE: Final = 16  # answered in this process: that takes less time than actors take to start
+_BATCHES_AN_ACTOR: Final = 4  # for fewer batches per actor, starting one more does not pay
 _ROWS_A_GROUP: Final = 262_144
 
 
@@ -45,7 +46,7 @@ class BatchSummary:
     path: Path
     num_users: int
     num_rows: int
-    num_fallback: int  # users of whom nothing was known to go by: what is popular answers
+    num_fallback: int  # users without known history or other signal, who get popular items
     seconds: float
 
 
@@ -63,35 +64,55 @@ def recommend_all(
 ) -> BatchSummary:
     """Recommend for every user of the bundle, or for ``users``, or for ``requests``.
 
-    It runs on the connected Ray cluster, or in this process where none is connected.
+    This runs on the connected Ray cluster, or in this process where none is connected.
 
-    ``requests`` are what :class:`~recsys.serving.requests.Request` reads, each with a user id of its own: newest events
-    of known users, newcomers with a history or friends. ``k``, ``exclude_seen`` and ``at`` hold where a request does
-    not say. ``at`` is the time of asking in seconds since the epoch, by default that of the newest event that the
-    bundle knows, not now: the same bundle gives the same lists at any time.
+    The file has one row per user and rank: ``user_id``, ``rank`` (from 1), ``item_id``, ``score``,
+    ``share_GRANULARITY`` (one column per granularity that contributes to scores; null where the
+    model's scores were not used) and ``source``. Users are in the order of the bundle and unknown
+    users last, in the given order; requests keep their order. With a boost there are the columns
+    ``share_boost`` and ``boost`` (the factor); with explanations the column ``explanation`` (JSON).
+    The file is written to a temporary name and then renamed.
 
-    ``rules`` (candidates, exclude, filters, boost, diversify, offset, explain as in a request) hold where a request
-    says none of that name; items that are ``out_of_stock`` are in no list.
-
-    The file has one row a user and rank: ``user_id, rank`` (from 1), ``item_id, score, share_GRANULARITY …`` (of those
-    that have a say; null where no member answers), ``source``; users in the order of the bundle, those it does not know
-    last, as given; requests as given. Where anything is boosted there are ``share_boost`` and ``boost``, the factor;
-    where anything is explained, ``explanation``, in JSON. It is written aside and renamed.
+    Parameters
+    ----------
+    bundle_folder : str | Path
+        Folder of the bundle.
+    output_parquet : str | Path
+        The file to write.
+    k : int
+        Items per list, 1 to ``MAX_K``.
+    exclude_seen : bool | None
+        Whether to leave out items that the user already had; None: as the model was evaluated.
+    batch_size : int
+        Users per batch.
+    users : Sequence[str] | None
+        Ids of the users; None: every user of the bundle.
+    requests : Sequence[Mapping[str, Any]] | None
+        Requests as :class:`~recsys.serving.requests.Request` reads them, each with its own user
+        id, such as known users with newer events, or new users with a history or friends.
+        ``k``, ``exclude_seen``, ``at`` and ``rules`` apply where a request does not set them.
+    at : int | None
+        Time of the requests in seconds since the epoch. The default is the time of the newest
+        event that the bundle knows, not now, so the same bundle gives the same lists at any time.
+    rules : Mapping[str, Any] | None
+        Rules of the lists: candidates, exclude, filters, boost, diversify, offset, explain.
+    out_of_stock : Iterable[str]
+        Ids of items that no list may contain.
 
     Raises
     ------
     ArtifactError
-        the bundle is missing or damaged.
+        The bundle is missing or damaged.
     RequestError
-        ``k`` out of range, a user named twice or not by a string, or a malformed request.
+        ``k`` is out of range, a user id is repeated or not a string, or a request is malformed.
     """
     started = time.perf_counter()
     if not 1 <= k <= MAX_K:
         raise RequestError(f"recommend.k: got {k}, expected 1 … {MAX_K}")
     asked = Defaults(k, exclude_seen, at, parse_rules(rules or {}, "recommend.rules"), tuple(out_of_stock))
     bundle = read_bundle(bundle_folder)
-    schema = output_schema(bundle.model.speaking, *_says([asked.rules, *(requests or ())]))
-    chosen = _chosen(bundle, bundle_folder, batch_size, users, requests)
+    schema = output_schema(bundle.model.speaking, *_boosts_and_explains([asked.rules, *(requests or ())]))
+    chosen = _selected(bundle, bundle_folder, batch_size, users, requests)
     _check_rules(bundle, [{"k": k, **asked.rules, **dict(row)} for row in requests or [{}]])
     output = Path(output_parquet).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +120,7 @@ def recommend_all(
     num_users = num_fallback = num_rows = 0
     try:
         with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
-            pace = Pace("recommending to users", _num_asked(bundle, users, requests))
+            pace = Pace("recommending to users", _num_users(bundle, users, requests))
             for table in _answer_tables(bundle, asked, batch_size, chosen):
                 writer.write_table(filled_up(table, schema), row_group_size=_ROWS_A_GROUP)
                 firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))
@@ -113,33 +134,33 @@ def recommend_all(
 
 
 def is_small(bundle_folder: str | Path, batch_size: int, requests: Sequence[Any] | None = None) -> bool:
-    """Whether one process answers sooner than Ray and its actors start.
+    """Whether this process can answer all before Ray and its actors would have started.
 
     Raises
     ------
     ArtifactError
-        the bundle is missing or damaged.
+        The bundle is missing or damaged.
     """
     if requests is not None:
         return len(requests) <= _BATCHES_HERE * batch_size
     try:
         return bool(pq.read_metadata(Path(bundle_folder) / USERS).num_rows <= _BATCHES_HERE * batch_size)
     except (OSError, pa.ArrowException):
-        read_bundle(bundle_folder)  # says what is wrong with it
+        read_bundle(bundle_folder)  # raises the error that names what is wrong
         raise
 
 
-def _num_asked(bundle: Bundle, users: Sequence[str] | None, requests: Sequence[Mapping[str, Any]] | None) -> int:
+def _num_users(bundle: Bundle, users: Sequence[str] | None, requests: Sequence[Mapping[str, Any]] | None) -> int:
     return len(next((asked for asked in (requests, users) if asked is not None), bundle.user_ids))
 
 
 def _check_rules(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Whether the attributes of the items answer the rules of requests, said before anything starts.
+    """Check the rules of requests against the items' attributes before anything starts.
 
     Raises
     ------
     RequestError
-        they do not.
+        A rule does not fit the attributes.
     """
     catalogue = Catalogue({item: row for row, item in enumerate(bundle.item_ids)}, bundle.attributes)
     for index, row in enumerate(rows):
@@ -148,8 +169,8 @@ def _check_rules(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> None:
             catalogue.plan(rules_of({name: row[name] for name in row if name in Rules.model_fields}, where), where)
 
 
-def _says(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, bool]:
-    """Whether any row boosts, and whether any asks for explanations."""
+def _boosts_and_explains(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, bool]:
+    """Whether any row has a boost, and whether any row asks for explanations."""
     rows = list(rows)
     return any(row.get("boost") for row in rows), any(row.get("explain") for row in rows)
 
@@ -158,7 +179,7 @@ class _Actor:
     """An actor of the pool."""
 
     def __init__(self, bundle: list[Any], asked: Defaults) -> None:
-        held: Bundle = ray.get(bundle[0])  # in a list, as Ray Data would not pass a bare reference on unread
+        held: Bundle = ray.get(bundle[0])  # in a list, because Ray Data resolves a bare reference itself
         self._answering = Answering(Recommender(held), asked)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -166,7 +187,7 @@ class _Actor:
 
 
 def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Tables of recommendations, user by user in order."""
+    """Tables of recommendations in the order of the users."""
     if not ray.is_initialized():
         answering = Answering(Recommender(bundle), asked)
         yield from (answering(block) for table in chosen for block in _slices(table, batch_size))
@@ -181,21 +202,21 @@ def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Ite
             _Actor,
             fn_constructor_args=([reference], asked),
             batch_format="pyarrow",
-            batch_size=None,  # a block is a batch
+            batch_size=None,  # one block is one batch
             compute=ray.data.ActorPoolStrategy(size=_num_actors(len(blocks))),
             num_cpus=1,
         )
         yield from (table for table in found.iter_batches(batch_format="pyarrow", batch_size=None) if len(table))
 
 
-def _chosen(
+def _selected(
     bundle: Bundle,
     folder: str | Path,
     batch_size: int,
     users: Sequence[str] | None,
     requests: Sequence[Mapping[str, Any]] | None,
 ) -> Iterator[pa.Table]:
-    """Tables of user_id, and of the request as JSON where requests are given."""
+    """Tables of ``user_id`` and, where requests are given, ``request`` (JSON)."""
     if requests is not None:
         return iter([request_table(requests)])
     return _user_tables(folder, batch_size) if users is None else iter([named_users(bundle, users)])
@@ -210,3 +231,22 @@ def _user_tables(folder: str | Path, batch_size: int) -> Iterator[pa.Table]:
 def _slices(table: pa.Table, size: int) -> Iterator[pa.Table]:
     for start in range(0, len(table), size):
         yield table.slice(start, size)
+
+
+def _num_actors(num_batches: int) -> int:
+    cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+    return max(1, min(cpus - 1, num_batches // _BATCHES_AN_ACTOR))
+
+
+@contextmanager
+def _quiet_and_in_order() -> Iterator[None]:
+    """Run Ray Data without progress bars and log lines, and keep the order of the blocks."""
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, context.execution_options.preserve_order, logger.level
+    context.enable_progress_bars, context.execution_options.preserve_order = False, True
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.execution_options.preserve_order = before[:2]
+        logger.setLevel(before[2])

@@ -1,6 +1,6 @@
-"""Bundles that are tested: the questions that one stores are asked when it is written, and on every load.
+"""Bundles with their self-test, which runs on every load.
 
-The files themselves, without the questions, are in :mod:`recsys.bundle`.
+The files without the self-test are in :mod:`recsys.bundle`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def write_bundle(
     card: str = "",
     measured: Measured | None = None,
 ) -> None:
-    """Write a bundle aside and rename it into place; one that is there already is replaced.
+    """Write a bundle to a temporary folder and rename it into place, over an existing bundle.
 
     The arguments are those of :func:`recsys.bundle.writing.write_files`.
 
     Raises
     ------
     ArtifactError
-        the model was not trained on this dataset, has values that are not finite, or ``folder`` holds
-        something that is not a bundle and would be lost.
+        The model was not trained on this dataset or has values that are not finite, or ``folder``
+        holds something other than a bundle, which would be lost.
     """
     with writing_aside(folder, DESCRIPTION) as aside:
         write_files(aside, frozen, dataset, extra, training, card, measured)
@@ -45,18 +45,21 @@ def write_bundle(
 
 
 def finish(aside: Path, info: BundleInfo, card: str) -> None:
-    """Seal a bundle whose files are all written, with its card and the test of itself."""
+    """Finish a bundle whose other files are written: add its card, its checksums and
+    its self-test.
+    """
     close(aside, info, card)
     add_self_test(aside)
 
 
 def read_bundle(folder: str | Path) -> Bundle:
-    """Read and check a bundle, and ask it the questions whose answers it stores.
+    """Read and check a bundle and run its self-test.
 
     Raises
     ------
     ArtifactError
-        no bundle there, one of another format, one that is damaged, or one that answers otherwise here.
+        There is no bundle, its format is another one, it is damaged, or it answers the stored
+        requests differently on this machine.
     """
     folder = Path(folder)
     bundle = read_files(folder)

@@ -1,10 +1,12 @@
-"""Calls over HTTP: what a body asks, in our form or MLflow's, and what is said back.
+"""Calls over HTTP: parsing of bodies in our format or MLflow's, and formatting of replies.
 
-Why apart from the server: no Ray and no web framework is needed to say what a call means, and tests ask it directly.
+Why separate from the server: parsing needs neither Ray nor a web framework, and tests call it
+directly.
 
-Our form: POST /recommend with a request as :class:`~recsys.serving.requests.Request` reads it → an answer, or a list of
-them → a list of answers; POST /similar likewise, of :class:`~recsys.serving.requests.SimilarRequest`. MLflow's:
-POST /invocations with ``dataframe_records``, ``dataframe_split``, ``inputs`` or ``instances``, and ``params`` →
+Our format: POST /recommend with one request, as :class:`~recsys.serving.requests.Request` reads it,
+returns one answer; a list of requests returns a list of answers. POST /similar works the same way
+with :class:`~recsys.serving.requests.SimilarRequest`. MLflow's format: POST /invocations with
+``dataframe_records``, ``dataframe_split``, ``inputs`` or ``instances``, and ``params``, returns
 ``{"predictions": [answer, …]}``, so that clients of `mlflow models serve` can switch.
 """
 
@@ -37,7 +39,7 @@ METHODS: Final = {
     SIMILAR: "POST",
     STOCK: "POST",
     "/health": "GET",
-    "/ping": "GET",  # as MLflow's server calls it
+    "/ping": "GET",  # the name of MLflow's server for /health
     "/model": "GET",
     "/metrics": "GET",
 }
@@ -48,7 +50,7 @@ _PARAMS: Final = ("k", "exclude_seen")
 
 @dataclass(frozen=True)
 class Reply:
-    """What goes back."""
+    """An HTTP reply."""
 
     status: int
     body: bytes
@@ -57,7 +59,7 @@ class Reply:
 
 
 class CallError(Exception):
-    """A call that is refused, with its HTTP status."""
+    """A call is refused; carries the HTTP status of the reply."""
 
     def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
@@ -69,7 +71,7 @@ class CallError(Exception):
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a body, not yet read as requests, and the form that their answers take."""
+    """The rows of a body, not yet parsed as requests, and the format of the reply."""
 
     rows: list[Any]
     form: Form
@@ -81,9 +83,9 @@ def read_rows(path: str, body: bytes) -> Rows:
     Raises
     ------
     CallError
-        not JSON, or of another form.
+        The body is not JSON, or has another format.
     RequestError
-        columns of different lengths.
+        Columns have different lengths.
     """
     content = read_body(body)
     if path == INVOCATIONS:
@@ -97,21 +99,21 @@ def read_body(body: bytes) -> Any:
     Raises
     ------
     CallError
-        it is none.
+        The body is not valid JSON.
     """
     try:
         return read_json(body)
     except ValueError as error:
-        raise CallError(400, f"the body is no JSON: {error}") from None
+        raise CallError(400, f"the body is not valid JSON: {error}") from None
 
 
 def parse_rows(path: str, rows: Sequence[Any], first: int = 0) -> list[AnyRequest]:
-    """Rows as requests of the kind that a path takes; MLflow's path takes both kinds.
+    """Parse rows as the kind of request that a path accepts; MLflow's path accepts both kinds.
 
     Raises
     ------
     RequestError
-        a malformed request.
+        A request is malformed.
     """
     if path == INVOCATIONS:
         return parse_any(rows, first)
@@ -119,12 +121,12 @@ def parse_rows(path: str, rows: Sequence[Any], first: int = 0) -> list[AnyReques
 
 
 def answers_json(answers: Sequence[AnyAnswer]) -> bytes:
-    """Answers one after the other, as a list holds them."""
+    """Answers as the elements of a JSON list, without its brackets."""
     return json.dumps([answer.to_dict() for answer in answers], allow_nan=False, ensure_ascii=False)[1:-1].encode()
 
 
 def joined(form: Form, parts: Sequence[bytes]) -> Reply:
-    """The reply of parts that :func:`answers_json` made."""
+    """Join parts made by :func:`answers_json` into one reply."""
     answers = b", ".join(part for part in parts if part)
     if form == "one":
         return Reply(200, answers)
@@ -132,7 +134,7 @@ def joined(form: Form, parts: Sequence[bytes]) -> Reply:
 
 
 def refusal(path: str, error: CallError) -> Reply:
-    """An error in the form of the path."""
+    """An error reply in the format of the path."""
     if path != INVOCATIONS:
         return reply_json(error.status, {"error": str(error)}, error.headers)
     codes = {401: "UNAUTHENTICATED", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
@@ -141,21 +143,21 @@ def refusal(path: str, error: CallError) -> Reply:
 
 
 def reply_json(status: int, content: Any, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
-    """Numbers with all digits that they have, text as it is."""
+    """A reply with a JSON body; numbers keep all digits, text is not escaped to ASCII."""
     return Reply(status, json.dumps(content, allow_nan=False, ensure_ascii=False).encode(), headers=headers)
 
 
 def _invoked(content: Any) -> list[Any]:
-    """Rows of MLflow's forms, the call's parameters where a row does not say."""
+    """Rows of MLflow's formats; ``params`` apply to rows that do not set them."""
     kinds = [kind for kind in _FRAMES if isinstance(content, Mapping) and kind in content]
     if len(kinds) != 1:
-        raise CallError(400, f"expected an object with one of {', '.join(_FRAMES)}, and params")
+        raise CallError(400, f"expected an object with exactly one of {', '.join(_FRAMES)}, and optionally params")
     extra = set(content) - {kinds[0], "params"}
     if extra:
-        raise CallError(400, f"{choices(extra)}: unknown key beside {kinds[0]} and params")
+        raise CallError(400, f"{choices(extra)}: unknown key; expected only {kinds[0]} and params")
     params = content.get("params") or {}
     if not isinstance(params, Mapping) or not set(params) <= {*_PARAMS}:
-        raise CallError(400, f"params: expected an object of {' and '.join(_PARAMS)}")
+        raise CallError(400, f"params: expected an object with {' and/or '.join(_PARAMS)}")
     return filled(_rows(kinds[0], content[kinds[0]]), params)
 
 
@@ -167,7 +169,7 @@ def _rows(kind: str, given: Any) -> list[Any]:
         if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
             raise CallError(400, f"dataframe_split: columns: got {str(columns)[:80]}, expected a list of field names")
         if not isinstance(data, list) or any(not isinstance(row, list) or len(row) != len(columns) for row in data):
-            raise CallError(400, f"dataframe_split: expected rows of {len(columns)} values, as there are columns")
+            raise CallError(400, f"dataframe_split: expected {len(columns)} values in every row, one per column")
         return [dict(zip(columns, row, strict=True)) for row in data]
     if isinstance(given, Mapping):
         return list(rows_of_columns(given, kind))

@@ -1,4 +1,4 @@
-"""What a server counts, as Prometheus reads it; counts of several replicas are added."""
+"""Metrics of a server in Prometheus' text format; the counts of several replicas are added up."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 _PREFIX: Final = "recsys_"
 _HELP: Final = {
     "calls_total": "calls by path and HTTP status",
-    "answers_total": "requests answered, by what they were answered from",
+    "answers_total": "requests answered, by source of the answer",
     "unlogged_answers_total": "answers that could not be written to serve.log",
-    "batches_total": "forward passes",
-    "batched_calls_total": "calls that they answered",
-    "swaps_total": "times that another version took over",
-    "failed_swaps_total": "versions that could not be loaded",
+    "batches_total": "forward passes of the model",
+    "batched_calls_total": "calls answered by these forward passes",
+    "swaps_total": "changes to another model version",
+    "failed_swaps_total": "model versions that could not be loaded",
 }
 
 
@@ -31,25 +31,28 @@ class Counts:
         self._seconds: Counter[str] = Counter()
 
     def add(self, name: str, number: int = 1, **labels: str) -> None:
+        """Add to a counter."""
         with self._lock:
             self._counters[(name, tuple(sorted(labels.items())))] += number
 
     def took(self, path: str, seconds: float) -> None:
-        """The time from a call's arrival to its answer."""
+        """Record the time from the arrival of a call to its answer, in seconds."""
         with self._lock:
             buckets = self._buckets.setdefault(path, [0] * (len(BUCKETS_S) + 1))
             buckets[bisect_left(BUCKETS_S, seconds)] += 1
             self._seconds[path] += seconds  # type: ignore[assignment]  # a Counter adds floats as well
 
     def snapshot(self) -> dict[str, Any]:
-        """A copy that can be sent."""
+        """A copy of all counts that can be sent to another process."""
         with self._lock:
             buckets = {path: list(numbers) for path, numbers in self._buckets.items()}
             return {"counters": dict(self._counters), "buckets": buckets, "seconds": dict(self._seconds)}
 
 
 def exposition(snapshots: Iterable[dict[str, Any]], model: dict[str, str], replicas: int) -> str:
-    """The sum of snapshots in Prometheus' text format, beside the version that answers and the number of replicas."""
+    """The sum of snapshots, the model version and the number of replicas, in Prometheus' text
+    format.
+    """
     counters: Counter[Any] = Counter()
     seconds: Counter[str] = Counter()
     buckets: dict[str, list[int]] = {}
@@ -64,7 +67,7 @@ def exposition(snapshots: Iterable[dict[str, Any]], model: dict[str, str], repli
         lines += [f"# HELP {_PREFIX}{name} {meaning}", f"# TYPE {_PREFIX}{name} counter"]
         found = sorted((labels, number) for (key, labels), number in counters.items() if key == name)
         lines += [f"{_PREFIX}{name}{_labels(dict(labels))} {number}" for labels, number in found or [((), 0)]]
-    lines += [f"# HELP {_PREFIX}call_seconds from a call's arrival to its answer"]
+    lines += [f"# HELP {_PREFIX}call_seconds seconds from the arrival of a call to its answer"]
     lines += [f"# TYPE {_PREFIX}call_seconds histogram"]
     for path, numbers in sorted(buckets.items()):
         total = 0
@@ -79,7 +82,8 @@ def exposition(snapshots: Iterable[dict[str, Any]], model: dict[str, str], repli
 
 
 def _labels(labels: dict[str, str]) -> str:
-    """
+    """Labels in Prometheus' text format.
+
     >>> _labels({"path": "/a", "le": "1"}), _labels({})
     ('{path="/a",le="1"}', '')
     """

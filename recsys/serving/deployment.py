@@ -1,9 +1,11 @@
-"""The recommender on Ray Serve: a gate that takes calls, replicas that answer, a desk from which they take the model.
+"""The recommender on Ray Serve: a front process takes calls, replicas answer them, a model holder
+offers the models.
 
-Why a desk (an actor) and not Serve's own update of a deployment: a replica then loads the next model beside the one
-that answers and changes over between two batches, so no call waits or fails; and one that cannot load it goes on with
-the one it has, and says so. The model goes through the object store: it is read and checked once, whatever machines the
-replicas are on.
+Why a model holder (the actor :class:`~recsys.serving.desk.Desk`) and not Serve's own update of a
+deployment: a replica loads the next model while the current one answers and switches between two
+batches, so no call waits or fails. A replica that cannot load the next model keeps the current one
+and reports the error. Models go through the object store: each is read and checked once, whatever
+machines the replicas run on.
 """
 
 from __future__ import annotations
@@ -33,28 +35,35 @@ from recsys.serving.access import Tokens
 from recsys.serving.calls import STOCK, CallError, Reply
 from recsys.serving.desk import Desk
 from recsys.serving.experiment_split import Side
-from recsys.serving.front import Front, limits_of
+from recsys.serving.front import NOT_READY, SOON, Front, limits_of
 from recsys.serving.listener import Listener
 from recsys.serving.service import Incoming, Job, Limits, Outcome, Slices, read_ahead, service_of
 from recsys.serving.stock import Stock, StockChange
 
 APP: Final = "recsys"
-DESK: Final = "desk"  # its name where it belongs to the deployment
-_LOOK_S: Final = 0.5  # between looks of a replica at the desk
-_STOCK_S: Final = 3.0  # that a change of the stock waits until every replica has it
-_UNHEARD_S: Final = 15.0  # after which the front says that no replica answers
+DESK: Final = "desk"  # name of the model holder where Serve starts it with the deployment
+_LOOK_S: Final = 0.5  # interval at which a replica polls the model holder
+_STOCK_S: Final = 3.0  # longest wait until every replica has a stock change
+_UNHEARD_S: Final = 15.0  # without a reply of any replica, after which the front answers 503
 _LARGE_BODY: Final = 64 << 10  # bytes; a smaller body is read by the replica in a few milliseconds
-_NICE: Final = 10  # of the process that reads large bodies: small calls go first
-_LAST_BODY_S: Final = 2.0  # for a body that is on its way when the server ends
-MORE_ONGOING: Final = 100  # beside the calls that wait: those that ask how a replica is
-_SOON: Final = (("Retry-After", "1"),)
+_NICE: Final = 10  # niceness of the process that reads large bodies: small calls go first
+_LAST_BODY_S: Final = 2.0  # for a body that is still arriving when the server stops
+MORE_ONGOING: Final = 100  # status calls to a replica, in addition to calls that wait for an answer
 _LOG = logging.getLogger(__name__)
 
 
 class Replica:
-    """One process that answers; the front has looked at what it gets.
+    """One process that answers calls; the front has already checked them.
 
-    ``desk`` is an actor; None where it is the deployment's own, which Serve replaces when it is lost.
+    Parameters
+    ----------
+    desk : Any
+        Actor handle of the model holder; None where Serve started the model holder with the
+        deployment and replaces it when it is lost.
+    limits : Limits
+        Limits of a call.
+    settings : ServeConfig
+        The section ``serve`` of the configuration.
     """
 
     def __init__(self, desk: Any, limits: Limits, settings: ServeConfig) -> None:
@@ -69,21 +78,25 @@ class Replica:
         self._batched.set_max_batch_size(settings.batch_size)  # type: ignore[attr-defined]
         self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)  # type: ignore[attr-defined]
         for side, offer in ray.get(self._desk.take.remote()).items():
-            self._change(side, offer)
-        threading.Thread(target=self._follow, daemon=True, name="following").start()
+            self._load(side, offer)
+        threading.Thread(target=self._poll_holder, daemon=True, name="following").start()
 
     async def answer(self, incoming: Incoming) -> Reply:
         """The reply to a call of any path."""
-        return await self._service.handle(incoming, self._batched, self._one, self._restock)
+        return await self._service.handle(incoming, self._batched, self._answer_slice, self._restock)
 
     async def _restock(self, change: StockChange) -> tuple[Stock, bool]:
-        """Through the desk, where every replica looks twice a second; wait until all have it, within bounds."""
+        """Change the stock at the model holder, which every replica polls, and wait for all
+        replicas, within bounds.
+        """
         try:
             changed: Stock = await self._desk.restock.remote(change)
         except ray.exceptions.RayActorError:
-            raise CallError(503, "the stock cannot be changed for a moment; ask again", _SOON) from None
+            raise CallError(
+                503, "the stock cannot be changed right now; send the call again in a second", SOON
+            ) from None
         self._service.restock(changed)
-        await self._say()
+        await self._report_state()
         until = time.monotonic() + _STOCK_S
         while not (everywhere := bool(await self._desk.has_everywhere.remote(changed.revision))):
             if time.monotonic() >= until:
@@ -91,68 +104,76 @@ class Replica:
             await asyncio.sleep(0.05)
         return changed, everywhere
 
-    def _say(self) -> Any:
-        """Tell the desk what this replica does; a reference to the desk's answer."""
+    def _report_state(self) -> Any:
+        """Report the state of this replica to the model holder; returns a reference to
+        its answer.
+        """
         counts, revision = self._service.counts.snapshot(), self._service.stock.revision
         return self._desk.look.remote(self._name, self._serials, self._failed, counts, revision)
 
     async def about(self) -> tuple[dict[str, Any], int]:
-        """What the model is, and how many items it scores for a list."""
+        """A description of the model, and the number of items that it scores for a list."""
         return self._service.about, self._service.num_scored(1)
 
-    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.0)  # as __init__ sets them
+    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.0)  # __init__ sets the real values
     async def _batched(self, jobs: list[Job]) -> list[Outcome]:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, jobs)
 
-    async def _one(self, job: Job) -> Outcome:
-        """A slice of a large call, between two batches: small calls do not wait for it in their own batch."""
+    async def _answer_slice(self, job: Job) -> Outcome:
+        """Answer a slice of a large call between two batches, so that small calls are not in the
+        same batch.
+        """
         [outcome] = await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, [job])
         return outcome
 
     async def metrics(self, front: str, counts: dict[str, Any]) -> Reply:
-        """The counts of all fronts and replicas, those of the front that asks and of this replica as of now."""
-        await self._say()
+        """The counts of all fronts and replicas; those of the calling front and of this replica are
+        up to date.
+        """
+        await self._report_state()
         snapshots, living = await self._desk.totals.remote(front, counts)
         return self._service.metrics(snapshots, living)
 
-    def _follow(self) -> None:
-        """Look at the desk again and again; while it does not answer, go on with what there is."""
+    def _poll_holder(self) -> None:
+        """Poll the model holder; while it does not answer, keep the current models and stock."""
         while not self._has_ended:
             time.sleep(_LOOK_S)
             try:
-                offered, revision = ray.get(self._say())
+                offered, revision = ray.get(self._report_state())
                 if revision > self._service.stock.revision:
                     self._service.restock(ray.get(self._desk.stock.remote()))
-                    offered, _ = ray.get(self._say())  # at once: who changed the stock waits for it
+                    offered, _ = ray.get(self._report_state())  # report at once: the caller of POST /stock waits for it
             except ray.exceptions.RayError:
                 self._find_desk()
                 continue
             for side, serial in offered.items():
                 if serial != self._serials.get(side) and serial not in self._failed:
-                    self._try_change(side, serial)
+                    self._try_load(side, serial)
 
     def _find_desk(self) -> None:
-        """The desk that Serve has put in place of the one before; it learns of this replica what is out of stock."""
+        """Find the model holder that Serve started after the last one was lost, and send it the
+        current stock.
+        """
         if self._is_own_desk:
-            with suppress(ValueError, RayServeException, ray.exceptions.RayError):  # there is none yet
+            with suppress(ValueError, RayServeException, ray.exceptions.RayError):  # not started yet
                 self._desk = serve.get_deployment_actor(DESK)
                 ray.get(self._desk.recall.remote(self._service.stock))
 
-    def __del__(self) -> None:  # Serve calls it when a replica is stopped, as where fewer are needed
+    def __del__(self) -> None:  # Serve calls this when it stops a replica, such as when it scales down
         self._has_ended = True
         with suppress(Exception):
             self._desk.leave.remote(self._name)
 
-    def _try_change(self, side: Side, offered: int) -> None:
+    def _try_load(self, side: Side, offered: int) -> None:
         try:
-            self._change(side, ray.get(self._desk.take.remote())[side])
+            self._load(side, ray.get(self._desk.take.remote())[side])
             self._service.counts.add("swaps_total")
-        except Exception as error:  # whatever it is, the model before it goes on
-            _LOG.exception("model %d cannot be loaded; %d goes on", offered, self._serials[side])
+        except Exception as error:  # whatever the error is, the current model keeps answering
+            _LOG.exception("model %d cannot be loaded; model %d keeps answering", offered, self._serials[side])
             self._failed = {**self._failed, offered: f"{type(error).__name__}: {error}"}
             self._service.counts.add("failed_swaps_total")
 
-    def _change(self, side: Side, offer: tuple[int, dict[str, Any], list[Any]]) -> None:
+    def _load(self, side: Side, offer: tuple[int, dict[str, Any], list[Any]]) -> None:
         serial, about, model = offer
         bundle: Bundle = ray.get(model[0])
         self._service.adopt(bundle, about, side)
@@ -160,7 +181,9 @@ class Replica:
 
 
 class Reader:
-    """Reads large bodies and cuts them, so that neither the front nor a replica stands still over one."""
+    """Reads large bodies and cuts them into slices, so that a large body blocks neither the front
+    nor a replica.
+    """
 
     def __init__(self) -> None:
         os.nice(_NICE)
@@ -171,7 +194,7 @@ class Reader:
 
 
 class Replicas:
-    """The replicas as the front asks them."""
+    """The replicas, as the front calls them."""
 
     def __init__(self, handle: Any, limits: Limits) -> None:
         self._handle, self._limits, self._name = handle, limits, uuid4().hex
@@ -179,19 +202,21 @@ class Replicas:
         self._about: dict[str, Any] = {}
         self._num_scored = 0
         self._seen = -math.inf
-        self._looking = asyncio.ensure_future(self._look())
+        self._looking = asyncio.ensure_future(self._poll())
 
     def about(self) -> dict[str, Any] | None:
-        """What a replica has said of its model lately; None when none has said anything."""
+        """The description of the model that a replica reported recently; None where no
+        replica did.
+        """
         return self._about if time.monotonic() - self._seen < _UNHEARD_S else None
 
     async def answer(self, incoming: Incoming) -> Reply:
-        """Ask a replica; a large body is read elsewhere before.
+        """Send a call to a replica; a large body is read in another process first.
 
         Raises
         ------
         CallError
-            the body is refused, or the replica ended (503).
+            The body is refused, or the replica stopped (503).
         """
         try:
             if len(incoming.body) > _LARGE_BODY and incoming.path != STOCK:
@@ -202,15 +227,17 @@ class Replicas:
             reply: Reply = await self._handle.answer.remote(incoming)
             return reply
         except (ray.exceptions.RayActorError, RayServeException):
-            raise CallError(503, "the process that answered has ended; ask again", _SOON) from None
+            raise CallError(
+                503, "the process that was answering this call stopped; send the call again", SOON
+            ) from None
 
     async def metrics(self, own: dict[str, Any]) -> Reply:
         """The counts of the front and the replicas."""
         reply: Reply = await asyncio.wait_for(self._handle.metrics.remote(self._name, own), _UNHEARD_S)
         return reply
 
-    async def _look(self) -> None:
-        """Ask a replica again and again what it answers by."""
+    async def _poll(self) -> None:
+        """Poll a replica for the description of its model."""
         while True:
             with suppress(Exception):
                 about, self._num_scored = await asyncio.wait_for(self._handle.about.remote(), _UNHEARD_S)
@@ -218,47 +245,49 @@ class Replicas:
             await asyncio.sleep(_LOOK_S)
 
 
-class _Nobody:
-    """The replicas before there are any."""
+class _NoReplicas:
+    """Stands for the replicas before any replica runs."""
 
     def about(self) -> None:
         return None
 
     async def answer(self, incoming: Incoming) -> Reply:
-        raise CallError(503, "no replica answers yet", _SOON)
+        raise CallError(503, NOT_READY, SOON)
 
     async def metrics(self, own: dict[str, Any]) -> Reply:
-        raise CallError(503, "no replica answers yet", _SOON)
+        raise CallError(503, NOT_READY, SOON)
 
 
 class Gate:
-    """The process that callers reach: the front on its socket."""
+    """The process that callers reach: the front with its socket."""
 
     def __init__(self, settings: ServeConfig, port: int, tokens: Tokens) -> None:
         limits, patience = limits_of(settings, tokens)
         self._drain_s = settings.drain_s
-        self._front = Front(limits, patience, _Nobody())
+        self._front = Front(limits, patience, _NoReplicas())
         self._host, self._port = settings.host, port
         self._listener: Listener | None = None
 
     async def listen(self) -> int:
-        """Take calls, which are refused until :meth:`open`; the port."""
+        """Listen on the socket and return its port; calls are refused until :meth:`open`."""
         self._listener = Listener(self._front, self._host, self._port)
         return self._listener.port
 
     async def open(self, handle: Any) -> None:
-        """Let the replicas behind the handle answer, and wait until one does."""
+        """Let the replicas of the handle answer, and wait until one of them does."""
         replicas = Replicas(handle, self._front.limits)
         self._front.backend = replicas
         while replicas.about() is None:
             await asyncio.sleep(0.05)
 
     async def lives(self) -> bool:
-        """Nothing more than that."""
+        """True: a check that the process is alive."""
         return True
 
     async def close(self) -> int:
-        """Refuse new calls, answer those that were admitted, and close the socket; the number of calls given up."""
+        """Refuse new calls, answer admitted ones and close the socket; returns the number of
+        unanswered calls.
+        """
         if self._listener is None:
             return 0
         patience = self._front.patience
@@ -274,7 +303,7 @@ class Gate:
 
 
 def recommender(settings: ServeConfig) -> Any:
-    """The deployment whose replicas answer."""
+    """The Serve deployment of the replicas."""
     return serve.deployment(
         Replica,
         name="recommender",
@@ -287,7 +316,7 @@ def recommender(settings: ServeConfig) -> Any:
 
 
 class Server:
-    """The application on the connected Ray cluster, from the first model to :meth:`stop`."""
+    """The application on the connected Ray cluster, from :meth:`start` to :meth:`stop`."""
 
     def __init__(self, settings: ServeConfig, port: int, tokens: Tokens, stock: Stock | None = None) -> None:
         self._settings, self._port, self._tokens, self._stock = settings, port, tokens, stock
@@ -300,10 +329,15 @@ class Server:
     def start(self, models: Mapping[Side, tuple[Bundle, dict[str, Any]]]) -> None:
         """Start the front and the replicas, and wait until they answer.
 
+        Parameters
+        ----------
+        models : Mapping[Side, tuple[Bundle, dict[str, Any]]]
+            The bundle and the description of the model for each side.
+
         Raises
         ------
         ConfigError
-            the port was taken meanwhile.
+            Another program has taken the port in the meantime.
         RuntimeError
             Serve could not start them.
         """
@@ -320,7 +354,9 @@ class Server:
         ray.get(self._gate.open.remote(self._handle))
 
     def offer(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> int:
-        """Let the replicas take another model; they do so within a second or the time it takes to load."""
+        """Offer another model to the replicas and return its serial number; they load it within
+        seconds.
+        """
         return int(ray.get(self._desk.offer.remote(about, [ray.put(bundle)], side)))
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
@@ -329,11 +365,11 @@ class Server:
         return found
 
     def keep(self) -> bool:
-        """Start another front where the one before has ended; whether that was needed."""
+        """Start another front process where the last one died; returns whether that was needed."""
         try:
             ray.get(self._gate.lives.remote(), timeout=_UNHEARD_S)
             return False
-        except ray.exceptions.GetTimeoutError:  # it is there, and busy
+        except ray.exceptions.GetTimeoutError:  # alive, but busy
             return False
         except ray.exceptions.RayActorError:
             self._gate = self._listening()
@@ -341,7 +377,9 @@ class Server:
             return True
 
     def stop(self) -> int:
-        """Answer what was admitted, refuse the rest, and end; the number of calls that were given up."""
+        """Answer admitted calls, refuse others, and stop; returns the number of
+        unanswered calls.
+        """
         left = 0
         if self._gate is not None:
             with suppress(ray.exceptions.RayError):
@@ -354,21 +392,21 @@ class Server:
         return left
 
     def _listening(self) -> Any:
-        """A front on this machine, whose port was looked at."""
+        """A front process on this machine, where the port was checked to be free."""
         made: Any = ray.remote(Gate)
         gate = made.options(num_cpus=0, scheduling_strategy=_here(), max_concurrency=1000).remote(
             self._settings, self._port, self._tokens
         )
         try:
             ray.get(gate.listen.remote())
-        except OSError as error:  # as Ray raises the error of an actor: of its class, and one of its own
+        except OSError as error:  # Ray raises an actor's error as a class that derives from OSError too
             raise ConfigError(
                 f"serve.host {self._settings.host}, serve.port {self._port}: cannot be used "
-                f"({getattr(error, 'cause', error)}); choose another port, or 0 for a free one"
+                f"({getattr(error, 'cause', error)}); choose another port, or 0 for any free port"
             ) from None
         return gate
 
 
 def _here() -> NodeAffinitySchedulingStrategy:
-    """On this machine: where the port was looked at, and the stock's file is."""
+    """Schedules an actor on this machine, where the port was checked and the stock file is."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

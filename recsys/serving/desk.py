@@ -1,4 +1,6 @@
-"""The desk of a server: where the models lie, who has taken them, and what is out of stock; an actor of Ray."""
+"""The model holder of a server: a Ray actor with the offered models, the state of the replicas and
+the stock.
+"""
 
 from __future__ import annotations
 
@@ -13,65 +15,81 @@ from recsys.bundle.files import Bundle
 from recsys.serving.experiment_split import Side
 from recsys.serving.stock import Stock, StockChange, write_stock
 
-_SILENT_S: Final = 120.0  # without a look, as while it loads a model, after which a replica counts as gone
+_SILENT_S: Final = 120.0  # without a poll, after which a replica counts as gone; longer than it takes to load a model
 
 
 @dataclass
 class _Replica:
-    """What the desk knows of a replica."""
+    """The last report of a replica."""
 
     seen: float
-    serials: dict[Side, int]  # of the models that it answers by
+    serials: dict[Side, int]  # of the models that it answers with
     failed: dict[int, str]  # serial → why it could not be loaded
     counts: dict[str, Any]
     stock_revision: int
 
 
 class Desk:
-    """Where the model lies: what is offered, who has taken it, what every replica has counted; and what is out of
-    stock, which is kept in ``stock_file`` where there is one.
+    """The offered models, the reports of every replica, and the items that are out of stock.
+
+    Parameters
+    ----------
+    stock : Stock | None
+        The stock to start with; None: nothing is out of stock.
+    stock_file : str
+        File in which the stock is stored; empty: not stored.
     """
 
     def __init__(self, stock: Stock | None = None, stock_file: str = "") -> None:
         self._stock, self._stock_file = stock or Stock(), stock_file
-        self._serial = time.time_ns()  # a desk in place of one that was lost must not repeat its numbers
+        self._serial = time.time_ns()  # after a restart, serial numbers must not repeat
         self._fronts: dict[str, dict[str, Any]] = {}
         self._offers: dict[Side, tuple[int, dict[str, Any], list[Any]]] = {}
         self._replicas: dict[str, _Replica] = {}
 
     def offer(self, about: dict[str, Any], model: list[Any], side: Side = "a") -> int:
-        """Another model; ``model`` holds the reference to its bundle, so that the desk does not fetch it."""
+        """Offer another model and return its serial number.
+
+        ``model`` is a list with the object reference of the bundle, so that Ray does not fetch the
+        bundle into this process.
+        """
         self._serial += 1
         self._offers[side] = (self._serial, about, model)
         return self._serial
 
     def take(self) -> dict[Side, tuple[int, dict[str, Any], list[Any]]]:
-        """The models that are offered."""
+        """The offered models: side → serial number, description, list with the reference to the
+        bundle.
+        """
         return self._offers
 
     def look(
         self, name: str, serials: dict[Side, int], failed: dict[int, str], counts: dict[str, Any], stock_revision: int
     ) -> tuple[dict[Side, int], int]:
-        """A replica says what it does and is told the serials of the models that are offered, and of the stock."""
+        """Store the report of a replica; returns the serials of the offered models and the revision
+        of the stock.
+        """
         self._replicas[name] = _Replica(time.monotonic(), dict(serials), failed, counts, stock_revision)
         return {side: serial for side, (serial, _, _) in self._offers.items()}, self._stock.revision
 
     def leave(self, name: str) -> None:
-        """A replica has ended; its counts stay."""
+        """A replica has stopped; its counts are kept."""
         if name in self._replicas:
             self._replicas[name].seen = -math.inf
 
     def stock(self) -> Stock:
-        """What is out of stock."""
+        """The items that are out of stock."""
         return self._stock
 
     def recall(self, stock: Stock) -> None:
-        """The stock as a replica knows it, where this desk is younger than the replica."""
+        """Take over the stock from a replica where it is newer, which it is after a restart of the
+        model holder.
+        """
         if stock.revision > self._stock.revision:
             self._stock = stock
 
     def restock(self, change: StockChange) -> Stock:
-        """Change the stock; it is written before anybody is told of it."""
+        """Change the stock; the file is written before any replica gets the change."""
         changed = self._stock.after(change)
         if self._stock_file:
             write_stock(self._stock_file, changed)
@@ -79,18 +97,22 @@ class Desk:
         return changed
 
     def has_everywhere(self, stock_revision: int) -> bool:
-        """Whether every replica answers by this revision of the stock or a newer one."""
+        """Whether every replica answers with this revision of the stock or a newer one."""
         return all(replica.stock_revision >= stock_revision for replica in self._living())
 
     def totals(self, front: str, counts: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
-        """The counts of all replicas and fronts there have been, of the front that asks as of now; how many replicas
-        there are.
+        """The counts of all replicas and fronts since the start, and the number of running
+        replicas.
+
+        ``counts`` are the current ones of the front ``front``.
         """
         self._fronts[front] = counts
         return [*self._fronts.values(), *(replica.counts for replica in self._replicas.values())], len(self._living())
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
-        """How many replicas there are, how many answer by the model ``serial``, and why others could not."""
+        """How many replicas run, how many answer with the model ``serial``, and the errors of those
+        that failed.
+        """
         living = self._living()
         errors = {replica.failed[serial] for replica in living if serial in replica.failed}
         return len(living), sum(serial in replica.serials.values() for replica in living), sorted(errors)
@@ -101,7 +123,9 @@ class Desk:
 
 
 class Offering:
-    """What a command asks of the desk, for the desk that follows the models itself."""
+    """The interface of :class:`~recsys.serving.deployment.Server` for a model holder that follows
+    models itself.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk

@@ -1,4 +1,4 @@
-"""Lists whose items differ: maximal marginal relevance, and at most so many items of a category on a page.
+"""Diverse lists: maximal marginal relevance, and a maximum number of items per category on a page.
 
 Legend: R ranked items, P pool.
 """
@@ -14,14 +14,28 @@ from recsys.data.histories import Array
 
 
 def by_relevance(scores_P: Array, cosines_PP: Array, strength: float, most: int | None = None) -> Array:
-    """Places in the order of maximal marginal relevance; the first ``most`` of them.
+    """Positions in the order of maximal marginal relevance (Carbonell and Goldstein 1998).
 
         argmax_i (1 − s) · relevance_i − s · max_{j listed} cos(i, j)
 
-    with the relevance the score scaled to [0, 1] over the pool. Ties keep the order of the ranking. The order of the
-    first places does not depend on how many are asked for.
+    The relevance is the score scaled to [0, 1] over the pool. Ties keep the order of the ranking.
+    The first positions do not depend on ``most``.
 
-    Source: Carbonell and Goldstein 1998.
+    Parameters
+    ----------
+    scores_P : Array
+        Scores of the pool: float [P].
+    cosines_PP : Array
+        Cosines between the items of the pool: float [P, P].
+    strength : float
+        Strength s, 0 (by score) to 1 (by difference alone).
+    most : int | None
+        Number of positions; None: all.
+
+    Returns
+    -------
+    Array
+        Positions in the pool: int64.
 
     >>> alike = np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])
     >>> by_relevance(np.array([3.0, 2.9, 2.0]), alike, 0.5).tolist()
@@ -42,10 +56,25 @@ def by_relevance(scores_P: Array, cosines_PP: Array, strength: float, most: int 
 def page_by_category(
     ranked_R: Sequence[int], members: Callable[[int], Sequence[int]], most: int, k: int, page: int, is_whole: bool
 ) -> list[int] | None:
-    """The places of a ranking that stand on a page, counted from 0; None where it must be longer to tell.
+    """The positions in a ranking of the items on a page; None where a longer ranking is needed.
 
-    A page takes the best items that are left, no more than ``most`` of a category; ``members`` gives the categories of
-    an item. What does not fit on a page is first in line for the next one.
+    A page takes the best remaining items, at most ``most`` of a category. Items that do not fit on
+    a page come first on the next one.
+
+    Parameters
+    ----------
+    ranked_R : Sequence[int]
+        Items, best first.
+    members : Callable[[int], Sequence[int]]
+        Gives the categories of an item.
+    most : int
+        Largest number of items of one category on a page.
+    k : int
+        Items per page.
+    page : int
+        Number of the page, from 0.
+    is_whole : bool
+        Whether the ranking holds every allowed item.
 
     >>> page_by_category([10, 11, 12, 13], lambda item: [0] if item < 12 else [1], 1, 2, 0, True)
     [0, 2]

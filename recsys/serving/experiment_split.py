@@ -1,7 +1,7 @@
-"""Which of two versions answers a user: a share of the users by a salted hash of their id.
+"""Assignment of users to the two versions of an A/B test, by a salted hash of the user id.
 
-Why a hash and no list: every replica says the same of a user, also after a restart and of users whom no model knows.
-A request without a ``user_id`` is nobody's; the first version answers it.
+Why a hash and not a list: every replica assigns a user to the same version, also after a restart
+and for users that no model knows. Version A answers requests without a ``user_id``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIDES: Final[tuple[Side, Side]] = ("a", "b")  # serve.model and serve.ab.model
 
 @dataclass(frozen=True)
 class Split:
-    """The share of users whom side b answers.
+    """The share of users that side b answers.
 
     >>> split = Split(0.5, "ab")
     >>> [split.side_of(user) for user in ("ann", "bob", "cleo", "dan")]
@@ -29,20 +29,22 @@ class Split:
     salt: str
 
     def side_of(self, user_id: str | None) -> Side:
-        """Who answers a user."""
+        """The side that answers a user."""
         return "b" if user_id is not None and uniform("ab", self.salt, user_id) < self.share else "a"
 
     def side(self, request: AnyRequest) -> Side:
-        """Who answers a request."""
+        """The side that answers a request."""
         return self.side_of(request.user_id) if isinstance(request, Request) else "a"
 
 
 def digest(*texts: str) -> bytes:
-    """SHA-256 of texts, each with its length, so that two lists never read the same."""
+    """SHA-256 of texts, each with its length, so that different lists give different input to the
+    hash.
+    """
     parts = [text.encode("utf-8", "surrogatepass") for text in texts]
     return hashlib.sha256(b"".join(b"%d:%s" % (len(part), part) for part in parts)).digest()
 
 
 def uniform(*texts: str) -> float:
-    """A number in [0, 1) that texts have, by 53 bits of their hash."""
+    """A pseudo-random number in [0, 1) from 53 bits of the hash of texts."""
     return float((int.from_bytes(digest(*texts)[:8], "big") >> 11) / 2**53)

@@ -1,9 +1,9 @@
-"""Why an item is in a list: past items and friends that speak for it, and one sentence.
+"""Explanations: the past items and friends that support a listed item, and one sentence.
 
-The share of every granularity is in the answer already, exact. A past item speaks for a listed one by what the score
-loses when the model is asked again as if the user had never had it: the same for every granularity, whatever it makes
-of a history. A friend speaks by the share that the granularities of friends give the item when this friend is asked
-alone.
+The answer already holds the exact share of every granularity. The effect of a past item on a listed
+item is the drop of its score when the model answers as if the user had never had the past item;
+this works for every granularity, whatever it does with a history. The share of a friend is what the
+granularities that read friends give the item when the request names this friend alone.
 
 Legend: R listed items, V variants of a request.
 """
@@ -27,35 +27,35 @@ from recsys.serving.visible import Asked, Visible
 if TYPE_CHECKING:
     from recsys.serving.recommender import Recommender
 
-MAX_ASKED: Final = 50  # newest items of a history, and friends, that are asked about
-MAX_NAMED: Final = 3  # of each in an explanation
+MAX_ASKED: Final = 50  # newest past items, and friends, whose effect is measured
+MAX_NAMED: Final = 3  # past items, and friends, in one explanation
 _FRIENDS: Final = "friends"  # the signal of granularities that read friends
-_LEAST: Final = 1e-6  # of the largest score: what is smaller is rounding
-_SPEAKS: Final = {
-    "behaviour": "what the texts of your past say",
-    "evolution": "how your interest moves",
-    "collaborative": "what goes with your past, for users of your taste",
-    "social": "what your friends like",
-    "knowledge": "what your past has in common with it",
-    "stratum": "what users like you choose",
-    "profile": "who you are",
-    "media": "how it looks",
-    "item_cf": "what those who had your past items had as well",
-    "item_knn": "what those who had your past items had as well",
-    "user_cf": "what users of your taste chose",
-    "als": "what users of your taste chose",
-    "popularity": "how many choose it",
-    "frequency": "what you had often",
-    "repeat": "what you had before",
-    "place": "where you were, and what you pay",
-    "content": "how its text resembles your past",
-    "moment": "what is chosen at such a time",
-    BOOST: "a rule of the shop",
+_LEAST: Final = 1e-6  # of the largest score: smaller effects are rounding errors
+_REASONS: Final = {
+    "behaviour": "it matches the texts of your past items",
+    "evolution": "it matches how your interests are changing",
+    "collaborative": "users with similar taste choose it together with your past items",
+    "social": "your friends like it",
+    "knowledge": "it has properties in common with your past items",
+    "stratum": "users in your user group choose it",
+    "profile": "users with a profile like yours choose it",
+    "media": "it looks or sounds like your past items",
+    "item_cf": "users who chose your past items also chose it",
+    "item_knn": "users who chose your past items also chose it",
+    "user_cf": "users with similar taste chose it",
+    "als": "users with similar taste chose it",
+    "popularity": "many users choose it",
+    "frequency": "you choose it often",
+    "repeat": "you chose it before",
+    "place": "it fits the places you visited and the prices you pay",
+    "content": "its text is similar to your past items",
+    "moment": "users choose it at times like this",
+    BOOST: "a rule of the service raises it",
 }
 
 
 class Explainer:
-    """Explains answers of a recommender."""
+    """Explains the answers of a recommender."""
 
     def __init__(self, recommender: Recommender) -> None:
         self._recommender, self._bundle = recommender, recommender.bundle
@@ -63,12 +63,31 @@ class Explainer:
         self._of_friends = [place for place, name in enumerate(recommender.names) if sections[name].signal == _FRIENDS]
 
     def explain(self, asked: Asked, answer: Answer, is_of_model: bool) -> list[dict[str, Any]]:
-        """One explanation a listed item: ``items`` and ``friends`` that speak for it, and a ``sentence``."""
+        """One explanation per listed item.
+
+        Parameters
+        ----------
+        asked : Asked
+            The request, alone.
+        answer : Answer
+            Its answer.
+        is_of_model : bool
+            Whether the model's scores ranked the list; False: the most popular items answered.
+
+        Returns
+        -------
+        list[dict[str, Any]]
+            For each item ``items`` (past items with their effect), ``friends`` (with their share)
+            and ``sentence``.
+        """
         rows_R = np.array([self._recommender.item_row(item) for item in answer.item_ids], dtype=np.int64)
         if not is_of_model or not len(rows_R):
-            return [{"items": [], "friends": [], "sentence": _popular(answer, place)} for place in range(len(rows_R))]
-        items, effects_VR = self._items(asked, rows_R)
-        friends, speaks_VR = self._friends(asked, rows_R)
+            return [
+                {"items": [], "friends": [], "sentence": _popularity_sentence(answer, place)}
+                for place in range(len(rows_R))
+            ]
+        items, effects_VR = self._item_effects(asked, rows_R)
+        friends, speaks_VR = self._friend_shares(asked, rows_R)
         least = _LEAST * max(abs(score) for score in answer.scores)
         found = []
         for place in range(len(rows_R)):
@@ -83,25 +102,29 @@ class Explainer:
             found.append({"items": own, "friends": known, "sentence": _sentence(answer, place, own, known)})
         return found
 
-    def _items(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
-        """The newest items of the history, and what each score loses without each: [V, R]."""
+    def _item_effects(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
+        """The newest items of the history, and how much each score drops without each of them: [V,
+        R].
+        """
         [seen] = asked.visible
         items = list(dict.fromkeys(seen.items_E[::-1].tolist()))[:MAX_ASKED]
         variants = [seen, *(seen.without(item) for item in items)]
-        scores_VR = self._scores(self._ask(asked, variants), rows_R)
+        scores_VR = self._scores(self._contributions(asked, variants), rows_R)
         return items, (scores_VR[:1] - scores_VR[1:]).numpy()
 
-    def _friends(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
-        """Friends, and the share that each alone gives each item: [V, R]."""
+    def _friend_shares(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
+        """Friends, and the share that each friend alone gives each item: [V, R]."""
         [seen] = asked.visible
         friends = list(seen.friends_F or self._bundle.friends_of(seen.user))[:MAX_ASKED]
         if not friends or not self._of_friends:
             return [], np.zeros((0, len(rows_R)))
-        parts = self._ask(asked, [replace(seen, friends_F=[friend]) for friend in friends]).of(self._of_friends)
+        parts = self._contributions(asked, [replace(seen, friends_F=[friend]) for friend in friends]).of(
+            self._of_friends
+        )
         return friends, self._scores(parts, rows_R).numpy()
 
-    def _ask(self, asked: Asked, variants: Sequence[Visible]) -> Parts:
-        """The parts of variants of one request; the text of its past stays what it was."""
+    def _contributions(self, asked: Asked, variants: Sequence[Visible]) -> Parts:
+        """The contributions for variants of one request; the text of its past is not changed."""
         rows = torch.zeros(len(variants), dtype=torch.int64)
         text = self._recommender.past_texts(asked.visible)
         again = Asked(
@@ -125,43 +148,48 @@ def _largest(values_V: Array, least: float) -> list[tuple[int, float]]:
 
 
 def _sentence(answer: Answer, place: int, items: list[dict[str, Any]], friends: list[dict[str, Any]]) -> str:
-    """
+    """The explanation of a listed item for its user.
+
     >>> answer = Answer("u", ["b"], ["B"], [4.0], {"item_cf": [3.0], "social": [1.0]}, "model", [], [])
     >>> _sentence(answer, 0, [{"title": "A"}], [{"user_id": "eve"}])
-    '“B”: mostly for what those who had your past items had as well (75 % of what speaks for it), because of “A”, and \
-because of your friend eve.'
+    '“B”: mainly because users who chose your past items also chose it (75 % of its positive score), \
+based on “A” and on your friend eve.'
     """
     shares = {name: shares_R[place] for name, shares_R in answer.shares.items() if shares_R[place] > 0}
     text = f"“{answer.titles[place]}”: "
     if shares:
         name = max(shares, key=lambda name: shares[name])
-        text += (
-            f"mostly for {_SPEAKS.get(name, name)} ({shares[name] / sum(shares.values()):.0%} of what speaks for it)"
-        )
-        text = text.replace("%", " %")
+        reason = _REASONS.get(name, f"{name} favours it")
+        percent = round(100 * shares[name] / sum(shares.values()))
+        text += f"mainly because {reason} ({percent} % of its positive score)"
     else:
-        text += "nothing speaks for it, and less against it than against others"
+        text += "no signal is in its favour, but less is against it than against other items"
+    bases = []
     if items:
-        titles = ["“" + entry["title"] + "”" for entry in items]
-        text += f", because of {_joined(titles)}"
+        bases.append("on " + _english_list(["“" + entry["title"] + "”" for entry in items]))
     if friends:
         word = "friend" if len(friends) == 1 else "friends"
-        text += f", and because of your {word} {_joined([entry['user_id'] for entry in friends])}"
-    return text + _boosted(answer, place) + "."
+        bases.append(f"on your {word} {_english_list([entry['user_id'] for entry in friends])}")
+    if bases:
+        text += f", based {_english_list(bases)}"
+    return text + _boost_clause(answer, place) + "."
 
 
-def _popular(answer: Answer, place: int) -> str:
-    return f"“{answer.titles[place]}”: many chose it; nothing is known of you yet{_boosted(answer, place)}."
+def _popularity_sentence(answer: Answer, place: int) -> str:
+    return (
+        f"“{answer.titles[place]}”: many users chose it; nothing is known about you yet{_boost_clause(answer, place)}."
+    )
 
 
-def _boosted(answer: Answer, place: int) -> str:
+def _boost_clause(answer: Answer, place: int) -> str:
     factor = 1.0 if answer.boosts is None else answer.boosts[place]
     return "" if factor == 1 else f"; {'raised' if factor > 1 else 'lowered'} by a factor of {factor:g}"
 
 
-def _joined(words: Sequence[str]) -> str:
-    """
-    >>> _joined(["a"]), _joined(["a", "b", "c"])
+def _english_list(words: Sequence[str]) -> str:
+    """Words as an English list.
+
+    >>> _english_list(["a"]), _english_list(["a", "b", "c"])
     ('a', 'a, b and c')
     """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

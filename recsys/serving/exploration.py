@@ -1,15 +1,17 @@
-"""Exploration: for a share of users and days the best items are shown in random order, with exact propensities.
+"""Exploration: each day a share of users gets the best items in random order, with propensities.
 
-Why: the lists of a model are deterministic, and what was never shown says nothing of another model. With the share ε
-and a pool of the n best items, the item of rank r stands at place p with the probability
+Why: a model's lists are deterministic, and items that were never shown tell nothing about another
+model. With the share ε and a pool of the n best items, the item of rank r is at position p with the
+probability
 
-    P(p) = (1 − ε) · 1[r = p] + ε / n        for places of the pool,   1 behind it,
+    P(p) = (1 − ε) · 1[r = p] + ε / n        for positions in the pool,   1 after the pool.
 
-which an answer says of every item (``propensities``) and which :mod:`recsys.evaluation.off_policy` divides by. Why so
-plain: a softmax over scores (Plackett and Luce) has no closed form of the probability of an item at a place.
+An answer reports it for every item (``propensities``), and :mod:`recsys.evaluation.off_policy`
+divides by it. Why so simple: with a softmax over scores (Plackett–Luce), the probability of an item
+at a position has no closed form.
 
-The draw is a hash of salt, user and day (UTC) of asking: a user keeps one order for a day, so that pages fit together,
-whatever replica answers.
+The random number comes from a hash of salt, user and day (UTC) of the request: a user keeps one
+order for a day, whichever replica answers, so pages do not overlap.
 
 Legend: R ranked items, P pool.
 """
@@ -32,15 +34,16 @@ _DAY_S: Final = 86_400
 
 @dataclass(frozen=True)
 class Explorer:
-    """Draws orders."""
+    """Draws the order of lists."""
 
     share: float  # ε
     pool: int  # n
     salt: str
 
     def explores(self, request: Request) -> bool:
-        """Whether a request's list is drawn: a user asks, and the list is not made diverse, which has an order of its
-        own without a closed form.
+        """Whether exploration applies: the request names a user and does not ask for diversity.
+
+        The order of a diverse list has no closed form of the propensity.
         """
         return request.user_id is not None and request.diversify is None
 
@@ -50,11 +53,13 @@ class Explorer:
         Parameters
         ----------
         request : Request
-            that :meth:`explores` is true of.
+            A request for which :meth:`explores` is true.
         items_R : Array
-            the best items, the pool and up to the page's end at least; fewer where no more are allowed.
+            The best items, at least the pool and up to the end of the page; fewer where fewer are
+            allowed.
         scores : Callable[[Array], Array]
-            of some items: float64. The pool is sorted by them, as a page is that nobody explores.
+            Gives the scores of items: float64. The pool is sorted by them, like a page without
+            exploration.
         """
         size = min(self.pool, len(items_R))
         pool_P = items_R[:size]

@@ -1,8 +1,9 @@
-"""Feedback on shown items (clicks, purchases, skips) as the fusion sees it: the scores of every granularity.
+"""Feedback on shown items (clicks, purchases, skips) as evidence for the fusion: the score of every
+granularity.
 
-A row says who was shown which item and what came of it, in the canonical columns ``user_id``, ``item_id``,
-``event_type``. A ``history`` column (list of item ids) adds what the user had done since the model was made, and is all
-there is of users that the model does not know.
+A row has the user, the shown item and the reaction in the canonical columns ``user_id``,
+``item_id`` and ``event_type``. A ``history`` column (list of item ids) adds what the user did after
+the model was trained; for users that the model does not know, it is their whole history.
 
 Legend: B queries, R rows, K granularities, D width.
 """
@@ -41,7 +42,7 @@ class Feedback:
     items: list[str]
     histories: list[list[str] | None]
     rewards_R: Array
-    num_bad: int  # rows that the reader refused
+    num_bad: int  # rows that the reader rejected
 
     def __len__(self) -> int:
         return len(self.users)
@@ -53,32 +54,46 @@ def read_feedback(files: Sequence[str], rewards: Mapping[str, float], max_bad: f
     Raises
     ------
     ConfigError
-        no file is given, a reward is zero, or an event type has none.
+        No file is given, a reward is zero, or an event type has no reward.
     SourceError
-        a file is missing, unreadable or lacks a column.
+        A file is missing or unreadable, or lacks a column.
     DataError
-        there is no row, or more than the share ``max_bad`` are bad.
+        There are no rows, or the share of bad rows is above ``max_bad``.
     """
     nothing = [name for name, reward in rewards.items() if reward == 0 or not np.isfinite(reward)]
     if nothing:
-        raise ConfigError(f"update.rewards: {', '.join(nothing)} must be above or below 0; leave the type out instead")
+        raise ConfigError(
+            f"update.rewards: the reward of {', '.join(nothing)} must be a finite number other than 0; remove the "
+            "event type from the list, or give it a reward"
+        )
     good, num_bad = read_rows(files, max_bad, "update.feedback")
     return Feedback(
         good.column(schema.USER_ID).to_pylist(),
         good.column(schema.ITEM_ID).to_pylist(),
         _histories(good),
-        rewards_of(good, rewards, "update.rewards", "a reward above 0 means liked, below 0 not"),
+        rewards_of(good, rewards, "update.rewards", "a reward above 0 means liked, below 0 disliked"),
         num_bad,
     )
 
 
 def rewards_of(rows: pa.Table, rewards: Mapping[str, float], key: str, cure: str) -> Array:
-    """The reward of every row by its event type: float64; ``key`` of the configuration holds the rewards.
+    """The reward of every row by its event type: float64.
+
+    Parameters
+    ----------
+    rows : pa.Table
+        Rows with a column ``event_type``.
+    rewards : Mapping[str, float]
+        Event type → reward.
+    key : str
+        Configuration key of the rewards, for the message.
+    cure : str
+        What to do about a missing reward, for the message.
 
     Raises
     ------
     ConfigError
-        an event type has none.
+        An event type has no reward.
     """
     types = rows.column(schema.EVENT_TYPE).to_pylist()
     unknown = sorted(set(types) - set(rewards))
@@ -91,16 +106,18 @@ def rewards_of(rows: pa.Table, rewards: Mapping[str, float], key: str, cure: str
 
 
 def read_rows(files: Sequence[str], max_bad: float, key: str) -> tuple[pa.Table, int]:
-    """The good rows of feedback files, and the number of bad ones; ``key`` of the configuration names the files.
+    """The good rows of feedback files, and the number of bad rows.
+
+    ``key`` is the configuration key that names the files, for messages.
 
     Raises
     ------
     ConfigError
-        no file is given.
+        No file is given.
     SourceError
-        a file is missing, unreadable or lacks a column.
+        A file is missing or unreadable, or lacks a column.
     DataError
-        there is no row, or more than the share ``max_bad`` are bad.
+        There are no rows, or the share of bad rows is above ``max_bad``.
     """
     if not files:
         raise ConfigError(f"{key}: expected files, folders or globs of feedback events, got none")
@@ -114,11 +131,11 @@ def read_rows(files: Sequence[str], max_bad: float, key: str) -> tuple[pa.Table,
         reasons = pc.value_counts(table.column(schema.REASON).drop_null()).to_pylist()
         worst = max(reasons, key=lambda entry: entry["counts"])
         raise DataError(
-            f"{key}: {num_bad:,} of {table.num_rows:,} rows are bad, most of them: {worst['values']}; fix "
+            f"{key}: {num_bad:,} of {table.num_rows:,} rows are bad, most often because: {worst['values']}; fix "
             "the files, or raise data.quarantine.max_share"
         )
     if good.num_rows == 0:
-        raise DataError(f"{key}: {', '.join(files)} holds no row of feedback")
+        raise DataError(f"{key}: {', '.join(files)} has no rows of feedback")
     return good, num_bad
 
 
@@ -128,8 +145,8 @@ def _histories(table: pa.Table) -> list[list[str] | None]:
     column = table.column(HISTORY)
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         raise DataError(
-            f"update.feedback: the column {HISTORY} is {column.type}, expected lists of item ids, which Parquet and "
-            "JSON lines can hold"
+            f"update.feedback: the column {HISTORY} has the type {column.type}, expected lists of item ids; use "
+            "Parquet or JSON lines, which can hold lists"
         )
     return [
         None if items is None else [str(item) for item in items]
@@ -140,7 +157,7 @@ def _histories(table: pa.Table) -> list[list[str] | None]:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Feedback as evidence, and the rows that could not be used."""
+    """Feedback as evidence for the fusion, and the number of rows that could not be used."""
 
     evidence: Evidence
     num_unknown_items: int
@@ -148,12 +165,12 @@ class Gathered:
 
 
 def gather(recommender: Recommender, feedback: Feedback) -> Gathered:
-    """Score every row once under the frozen model.
+    """Score every row once with the frozen model.
 
     Raises
     ------
     DataError
-        too few rows can be used, or all of them say the same.
+        Too few rows can be used, or all of them have the same sign of reward.
     """
     items_R = np.array([recommender.item_row(item) for item in feedback.items], dtype=np.int64)
     asked, queries_R = _queries(recommender, feedback)
@@ -187,19 +204,21 @@ def _check(rewards_R: Array, num_rows: int) -> None:
     liked = int((rewards_R > 0).sum())
     if len(rewards_R) < LEAST_ROWS:
         raise DataError(
-            f"update.feedback: {len(rewards_R):,} of {num_rows:,} rows are about users and items that the model knows; "
-            f"expected at least {LEAST_ROWS}"
+            f"update.feedback: {len(rewards_R):,} of {num_rows:,} rows have a user and an item that the model knows; "
+            f"expected at least {LEAST_ROWS}; add more feedback"
         )
     if liked in (0, len(rewards_R)):
-        kind, other = ("liked", "not liked") if liked else ("not liked", "liked")
+        kind, other = ("liked", "disliked") if liked else ("disliked", "liked")
         raise DataError(
-            f"update.feedback: every row is of an event type that means {kind}; weights need rows that were {other} as "
-            "well (update.rewards)"
+            f"update.feedback: every row has an event type that means {kind}; to fit weights, add rows with an event "
+            f"type that means {other} (update.rewards)"
         )
 
 
 def _queries(recommender: Recommender, feedback: Feedback) -> tuple[Queries, Array]:
-    """What to encode, each user and history once, and the query of every row."""
+    """The queries to encode, one per distinct user and history, and the query number of
+    every row.
+    """
     numbers: dict[tuple[str, tuple[str, ...] | None], int] = {}
     keys = [
         (user, None if history is None else tuple(history))
@@ -214,7 +233,9 @@ def _queries(recommender: Recommender, feedback: Feedback) -> tuple[Queries, Arr
 
 
 def _encode(recommender: Recommender, asked: Queries, start: int) -> tuple[Parts, torch.Tensor]:
-    """The parts without their weights, and what a gate says of them, for the queries from ``start`` on."""
+    """The unweighted contributions and the gate logits for one chunk of queries that begins at
+    ``start``.
+    """
     model = recommender.model
     chunk = asked.take(np.arange(start, min(start + _CHUNK, len(asked))))
     parts = model.unweighted(chunk)

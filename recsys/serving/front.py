@@ -1,11 +1,13 @@
-"""The front of the server, as an ASGI application: what comes in from outside is bounded here, before a model is asked.
+"""The front of the server, an ASGI application that limits incoming calls before a model answers
+them.
 
-Why not the proxy of Ray Serve: it hands a call to a replica when its head is there, so that bodies which never arrive
-hold the replica's places; it answers 404 for every path while the application starts and ends; and what it reads has
-no bound. Here the head decides first (path, method, token, size), then the body must arrive in time, and a replica
-sees whole calls only. ``/health`` waits for none of them.
+Why not the proxy of Ray Serve: it passes a call to a replica as soon as the head has arrived, so
+bodies that never arrive take up the replica's capacity; it answers 404 for every path while the
+application starts and stops; and it reads without a limit. Here the head is checked first (path,
+method, token, size), then the body must arrive in time, and a replica gets complete calls only.
+``/health`` does not wait for other calls.
 
-No Ray is needed here: :class:`Backend` is all that the front knows of the replicas.
+This module needs no Ray: the front knows the replicas only as a :class:`Backend`.
 """
 
 from __future__ import annotations
@@ -23,31 +25,32 @@ from recsys.errors import UserError
 from recsys.serving.access import Tokens
 from recsys.serving.calls import METHODS, CallError, Reply, refusal
 from recsys.serving.counts import Counts
-from recsys.serving.service import OPEN_TO_ALL, Incoming, Limits, admit, health, too_large
+from recsys.serving.service import INTERNAL, OPEN_TO_ALL, Incoming, Limits, admit, health, too_large
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-_LINGER_S: Final = 2.0  # that the rest of a refused body is read and thrown away, so that its sender sees the refusal
-_HELD_BODIES: Final = 64  # of the largest size, that are held in memory at most
-_LEAST_AGE_S: Final = 1.0  # of a body that is given up for another one
-_SOON: Final = (("Retry-After", "1"),)
+SOON: Final = (("Retry-After", "1"),)
+NOT_READY: Final = "the server is not ready: no replica answers yet; send the call again in a second"
+_LINGER_S: Final = 2.0  # during which the rest of a refused body is read and dropped, so that its sender gets the reply
+_HELD_BODIES: Final = 64  # largest number of bodies of the largest size in memory
+_LEAST_AGE_S: Final = 1.0  # of a body that is dropped to make room for another one
 _LOG = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """What answers behind the front."""
+    """The interface through which the front calls the replicas."""
 
     async def answer(self, incoming: Incoming) -> Reply:
         """The reply to a call."""
         ...
 
     async def metrics(self, own: dict[str, Any]) -> Reply:
-        """What replicas have counted, and the front itself."""
+        """The counts of the replicas and of the front (``own``)."""
         ...
 
     def about(self) -> dict[str, Any] | None:
-        """What the model is; None while no replica answers."""
+        """A description of the model; None while no replica answers."""
         ...
 
 
@@ -57,7 +60,7 @@ class Gone(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long and how much the front waits for."""
+    """Time limits of a call in seconds, and how many bodies and calls may wait."""
 
     body_timeout_s: float = 10.0
     timeout_s: float = 30.0
@@ -66,7 +69,7 @@ class Patience:
 
 
 def limits_of(settings: ServeConfig, tokens: Tokens) -> tuple[Limits, Patience]:
-    """The limits of the configuration, and the hashes of the tokens."""
+    """The limits from the configuration, with the hashes of the tokens."""
     limits = Limits(
         settings.max_bytes,
         settings.max_requests,
@@ -94,8 +97,8 @@ class Front:
     _serial: int = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """One call."""
-        if scope["type"] != "http":  # the listener takes no WebSocket; another server might
+        """Answer one call."""
+        if scope["type"] != "http":  # our listener refuses WebSockets, but another ASGI server may not
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1003})
             return
@@ -103,7 +106,7 @@ class Front:
         head = _Head.of(scope)
         is_own, is_read = True, False
         try:
-            self._look_at(head)
+            self._check_head(head)
             if path in OPEN_TO_ALL:
                 reply = self._health()
             elif path == "/metrics":
@@ -111,7 +114,7 @@ class Front:
             else:
                 body = await self._body(receive, head) if METHODS[path] == "POST" else b""
                 is_read, is_own = True, False
-                reply = await self._asked(Incoming(head.method, path, head.headers, body), receive)
+                reply = await self._answered(Incoming(head.method, path, head.headers, body), receive)
         except Gone:
             return
         except CallError as error:
@@ -120,52 +123,55 @@ class Front:
             reply, is_own = refusal(path, CallError(400, str(error))), True
         except Exception:
             _LOG.exception("%s failed", path)
-            reply, is_own = refusal(path, CallError(500, "internal error; the server's log says more")), True
-        if is_own:  # a replica counts what it answers
+            reply, is_own = refusal(path, CallError(500, INTERNAL)), True
+        if is_own:  # a replica counts the calls that it answers itself
             known = path if path in METHODS else "other"
             self.counts.add("calls_total", path=known, status=str(reply.status))
             self.counts.took(known, time.perf_counter() - started)
         await self._send(reply, head, send, receive, unread=head.has_body and not is_read)
 
     def num_open(self) -> int:
-        """Calls that are admitted and not yet answered, and bodies that arrive."""
+        """Number of admitted calls without an answer, and of bodies that are arriving."""
         return self._waiting + len(self._reading)
 
     def stop(self, patience_s: float) -> None:
-        """Refuse what comes from now on; bodies that are on their way may take ``patience_s`` more."""
+        """Refuse new calls from now on; bodies that are arriving get ``patience_s``
+        more seconds.
+        """
         self.stopping = True
         latest = asyncio.get_running_loop().time() + patience_s
         for _, timeout in self._reading.values():
             timeout.reschedule(min(timeout.when() or latest, latest))
 
-    def _look_at(self, head: _Head) -> None:
-        """Whether the call may go on, by its head alone.
+    def _check_head(self, head: _Head) -> None:
+        """Check the head of a call.
 
         Raises
         ------
         CallError
-            it may not.
+            The call is refused.
         """
         if head.wants_websocket:
-            raise CallError(400, "no path here speaks WebSocket; send POST /recommend")
+            raise CallError(400, "WebSocket is not supported; send POST /recommend")
         if self.stopping:
-            raise CallError(503, "the server is stopping; ask another one, or later", _SOON)
+            raise CallError(503, "the server is stopping; send the call again later or to another server", SOON)
         admit(head.method, head.path, head.headers, head.tokens, self.limits)
 
     def _health(self) -> Reply:
         about = self.backend.about()
         if about is None:
-            raise CallError(503, "no replica answers yet", _SOON)
+            raise CallError(503, NOT_READY, SOON)
         return health(about)
 
     async def _body(self, receive: Receive, head: _Head) -> bytes:
-        """The body, no more of it than may be and no longer than it may take.
+        """Read the body within the limits of size and time.
 
         Raises
         ------
         CallError
-            it is too large (413), too slow (408), or there are too many (503).
-            Gone: the caller went away.
+            It is too large (413) or too slow (408), or too many bodies are arriving (503).
+        Gone
+            The caller closed the connection.
         """
         self._make_room()
         self._serial += 1
@@ -184,47 +190,53 @@ class Front:
                     if len(found) > self.limits.max_bytes:
                         raise too_large(self.limits.max_bytes)
                     if self._held > _HELD_BODIES * max(self.limits.max_bytes, 1 << 20):
-                        raise CallError(503, "too many large calls at the same time; ask again", _SOON)
+                        raise CallError(503, "too many large calls at the same time; send it again in a second", SOON)
             return bytes(found)
         except TimeoutError:
             raise CallError(
                 408,
-                f"the body did not arrive in {self.patience.body_timeout_s:g} s (serve.body_timeout_s); send it again",
+                f"the body did not arrive within {self.patience.body_timeout_s:g} s (serve.body_timeout_s); send the "
+                "call again",
             ) from None
         finally:
             self._held -= len(found)
             self._reading.pop(number, None)
 
     def _make_room(self) -> None:
-        """For one more body, by giving up the one that takes longest.
+        """Make room for one more body: drop the one that has been arriving longest.
 
         Raises
         ------
         CallError
-            all have only begun (503).
+            All bodies have only just begun (503).
         """
         if len(self._reading) < self.patience.max_bodies:
             return
         now = asyncio.get_running_loop().time()
         number, (since, timeout) = next(iter(self._reading.items()))
         if now - since < _LEAST_AGE_S:
-            raise CallError(503, "too many calls arrive at the same time (serve.max_bodies); ask again", _SOON)
+            raise CallError(
+                503, "too many calls arrive at the same time (serve.max_bodies); send it again in a second", SOON
+            )
         del self._reading[number]
         timeout.reschedule(now)
 
-    async def _asked(self, incoming: Incoming, receive: Receive) -> Reply:
-        """The reply of a replica; what nobody waits for any more is given up.
+    async def _answered(self, incoming: Incoming, receive: Receive) -> Reply:
+        """The reply of a replica; a call is cancelled when its caller closes the connection.
 
         Raises
         ------
         CallError
-            too many calls wait (503), or the answer took too long (408).
-            Gone: the caller went away.
+            Too many calls wait (503), or the answer took too long (408).
+        Gone
+            The caller closed the connection.
         """
         if self._waiting >= self.patience.max_waiting:
-            raise CallError(503, "too many calls wait for an answer (serve.max_waiting); ask again", _SOON)
+            raise CallError(
+                503, "too many calls wait for an answer (serve.max_waiting); send it again in a second", SOON
+            )
         if self.backend.about() is None:
-            raise CallError(503, "no replica answers yet", _SOON)
+            raise CallError(503, NOT_READY, SOON)
         self._waiting += 1
         answer = asyncio.ensure_future(self.backend.answer(incoming))
         gone = asyncio.ensure_future(_disconnected(receive)) if incoming.method == "POST" else None
@@ -235,7 +247,11 @@ class Front:
                 return answer.result()
             if gone is not None and gone.done():
                 raise Gone
-            raise CallError(408, f"no answer in {self.patience.timeout_s:g} s (serve.timeout_s); ask for less")
+            raise CallError(
+                408,
+                f"no answer within {self.patience.timeout_s:g} s (serve.timeout_s); send fewer requests in a call, or "
+                "try again later",
+            )
         finally:
             self._waiting -= 1
             for task in (answer, gone):
@@ -243,8 +259,11 @@ class Front:
                     task.cancel()
 
     async def _send(self, reply: Reply, head: _Head, send: Send, receive: Receive, unread: bool) -> None:
-        """The reply; where a body was refused, what is left of it is thrown away for a moment, as a connection that is
-        closed with unread bytes is reset, and the caller would not see the refusal.
+        """Send the reply. Where the body was refused, read and drop the rest of it for a short
+        time.
+
+        Why: closing a connection with unread bytes resets it, and the caller would not get the
+        reply.
         """
         named = [("Content-Type", reply.content_type), ("Content-Length", str(len(reply.body))), *reply.headers]
         if unread or self.stopping:
@@ -267,7 +286,7 @@ async def _disconnected(receive: Receive) -> None:
 
 @dataclass(frozen=True)
 class _Head:
-    """What is known of a call before its body."""
+    """The head of a call: all that is known before its body."""
 
     method: str
     path: str
@@ -281,7 +300,7 @@ class _Head:
         given: list[tuple[bytes, bytes]] = list(scope["headers"])
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in given}
         tokens = [value for name, value in given if name.lower() == b"authorization"]
-        headers.pop("authorization", None)  # looked at here; nothing behind the front needs to see it
+        headers.pop("authorization", None)  # checked here; the replicas do not need it
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         websocket = "websocket" in headers.get("upgrade", "").lower() or "sec-websocket-key" in headers
         return cls(str(scope["method"]), str(scope["path"]), headers, tokens, has_body, websocket)

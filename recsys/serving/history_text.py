@@ -1,9 +1,10 @@
-"""A request's past as text, read by the language model when it is asked for.
+"""The history of a request as text, encoded by the language model at request time.
 
-Why optional: a served model should not need a language model. Where the one that the model was trained with is
-installed, users who are new, or bring new events, get a text of all they did; else their text is that of training (a
-known user) or missing (a new one), and the pooled vectors answer for it where ``behaviour.input`` is both. A model
-that ``data.text.finetune`` adapted counts as not installed: the adapter stays with the dataset.
+Why optional: a served model should not need a language model. Where the language model of the
+training is installed, new users and users with new events get a text of their whole history.
+Otherwise a known user keeps the text of training and a new user has no text; the pooled item
+vectors then take its place where ``behaviour.input`` is both. A language model that
+``data.text.finetune`` adapted counts as not installed, because the adapter stays with the dataset.
 
 Legend: B requests, T width of the language model.
 """
@@ -23,11 +24,13 @@ from recsys.data.text_rows import TextRules, compose
 from recsys.encoders.text import EncoderSettings, TextEncoder, language_model_fingerprint
 from recsys.errors import ConfigError
 
-Past = tuple[Array, Array]  # items and event types, oldest first
+Past = tuple[Array, Array]  # items and event types of a history, oldest first
 
 
 class PastReader:
-    """Texts of pasts to vectors, by the language model that ``described`` (of the bundle) names."""
+    """Encodes histories as text vectors with the language model that the bundle names in
+    ``described``.
+    """
 
     def __init__(self, described: dict[str, Any], titles: Sequence[str], event_types: Sequence[str]) -> None:
         self._described, self._titles = described, titles
@@ -35,7 +38,9 @@ class PastReader:
 
     @cached_property
     def encoder(self) -> TextEncoder | None:
-        """The language model; None where it is not installed, or has other weights than in training."""
+        """The language model; None where it is not installed or has other weights than
+        in training.
+        """
         name = str(self._described["model"])
         try:
             if language_model_fingerprint(name) != self._described["fingerprint"]:
@@ -46,7 +51,10 @@ class PastReader:
             return None
 
     def vectors(self, pasts: Sequence[Past | None]) -> Tensor | None:
-        """Vectors of the pasts, zero rows for None: [B, T]; None where there is none to read, or nobody to read it."""
+        """Text vectors of the histories, zero rows for None: [B, T].
+
+        None where there is no text to encode or no language model.
+        """
         texts = [
             compose(past[0].tolist(), past[1].tolist(), self._titles, self._rules) if past and len(past[0]) else ""
             for past in pasts

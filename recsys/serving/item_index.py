@@ -1,7 +1,9 @@
-"""The index of a bundle's items: made, measured and sealed once, so that every way of serving answers by the same one.
+"""The item index of a bundle: built and measured once, so that every way of serving uses the same
+index.
 
-Why in the bundle and not made on load: to learn and fill it takes some 15 s for 10⁶ items of width 64, for every
-replica and every swap of the model; and two indices of the same items need not give the same lists.
+Why in the bundle and not built on load: training and filling it takes about 15 s for 10⁶ items of
+width 64, for every replica and every change of the model; and two indices of the same items need
+not give the same lists.
 """
 
 from __future__ import annotations
@@ -20,19 +22,24 @@ from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
 
-_ASKED: Final = 256  # users of whom the recall is measured
+_ASKED: Final = 256  # users on whom the recall is measured
 
 
 def index_bundle(folder: str | Path, exact_items: int) -> str:
-    """Add an index to a bundle of more than ``exact_items`` items; returns what is to be said of it, if anything.
+    """Add an index to a bundle with more than ``exact_items`` items.
 
-    The recall is measured on users of the model, and one that stays below :data:`~recsys.retrieval.index.RECALL`
-    is not kept: the model then answers exactly.
+    The recall is measured on users of the model. An index with a recall below
+    :data:`~recsys.retrieval.index.RECALL` is not kept; the model then scores every item.
+
+    Returns
+    -------
+    str
+        A message for the user; empty where no index is needed.
 
     Raises
     ------
     ArtifactError
-        no bundle there, or a damaged one.
+        There is no bundle, or it is damaged.
     """
     folder = Path(folder)
     bundle = read_bundle(folder)
@@ -41,22 +48,27 @@ def index_bundle(folder: str | Path, exact_items: int) -> str:
         return ""
     if not can_index():
         return (
-            f"every one of {bundle.num_items:,} items will be scored: for an index, which is faster, run "
-            "`pip install 'multigrain[serve]'` and register again"
+            f"no index was built, so every request scores all {bundle.num_items:,} items; to build one, which is "
+            "faster, run `pip install 'multigrain[serve]'` and register again"
         )
     tell(f"building an index of {bundle.num_items:,} items")
     index = ItemIndex.build(bundle.model.item_vectors_ND)
     index.write(folder / INDEX)
     reached = _measure(folder, bundle, index)
     if reached < RECALL:
-        return f"an index would find {reached:.4f} of the exact lists, less than {RECALL}: every item will be scored"
-    return f"index of {bundle.num_items:,} items: recall@{LIST} {reached:.4f}, lists {index.reorder} times too long"
+        return (
+            f"no index was kept: its recall@{LIST} is {reached:.4f}, below {RECALL}, so every request scores all items"
+        )
+    return (
+        f"index of {bundle.num_items:,} items: recall@{LIST} {reached:.4f}, {index.reorder} candidates per listed item"
+    )
 
 
 def measure_again(folder: Path) -> None:
-    """Measure the index of a bundle whose users' vectors have changed: it may need longer lists, or be of no use.
+    """Measure the index of a bundle again after the user vectors changed.
 
-    One that cannot be measured here, as its library is missing, goes as well.
+    The index may now need more candidates, or its recall may be too low; then it is removed. An
+    index that cannot be measured because its library is missing is removed too.
     """
     bundle = read_files(folder)
     if INDEX in bundle.info.files:
@@ -64,7 +76,9 @@ def measure_again(folder: Path) -> None:
 
 
 def _measure(folder: Path, bundle: Bundle, index: ItemIndex | None) -> float:
-    """Seal the bundle with what its index finds, or without one that finds too little; returns the recall."""
+    """Write the recall of the index into the bundle, or remove an index with too low a recall;
+    returns the recall.
+    """
     reached = calibrate(index, _users(bundle), bundle.model.item_vectors_ND) if index is not None else 0.0
     if index is None or reached < RECALL:
         (folder / INDEX).unlink()
@@ -76,7 +90,7 @@ def _measure(folder: Path, bundle: Bundle, index: ItemIndex | None) -> float:
 
 
 def _users(bundle: Bundle) -> Any:
-    """Vectors of users with a history, evenly taken."""
+    """Vectors of an even sample of the users with a history."""
     recommender = Recommender(bundle)
     known_U = np.flatnonzero(bundle.histories.lengths_U)
     chosen = known_U[:: max(1, len(known_U) // _ASKED)][:_ASKED]

@@ -1,7 +1,8 @@
-"""JSON of requests, read strictly: what a body or a file says is taken as it is, or refused with a reason.
+"""Strict JSON for requests: a text is read exactly as written, or refused with a reason.
 
-Why not :func:`json.loads` alone: it takes NaN, overflows ``1e999`` to infinity, lets the last of two equal keys win,
-reads text that cannot be written back (half a surrogate pair), and ends in a RecursionError on deep nesting.
+Why not :func:`json.loads` alone: it accepts NaN, turns ``1e999`` into infinity, keeps the last of
+two equal keys, reads text that cannot be written again (half a surrogate pair), and raises
+RecursionError for deep nesting.
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ def read_json(content: bytes) -> Any:
     Raises
     ------
     ValueError
-        says in one line what is wrong.
+        One line that says what is wrong.
     """
     try:
         text = content.removeprefix(BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is no UTF-8; write the text as UTF-8") from None
+        raise ValueError(f"byte {error.start} is not valid UTF-8; encode the text as UTF-8") from None
     try:
         found = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
         if "\\ud" in text.lower():
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("a text holds half a character (a lone surrogate)") from None
+        raise ValueError("a string holds half a character (a lone surrogate such as \\ud800)") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return found
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number; use null or leave the field out")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise ValueError(f"{text[:40]} is too large for a number")
+        raise ValueError(f"the number {text[:40]} is too large")
     return number
 
 
@@ -51,5 +52,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:80]!r} is given twice in one object")
+        raise ValueError(f"the key {twice[:80]!r} appears twice in one object; keep one")
     return found

@@ -1,7 +1,8 @@
-"""Turns of large calls: one slice of one of them at a time, whatever their number.
+"""A queue for large calls: one slice of one large call runs at a time, however many there are.
 
-Why: slices that all wait in the queue of small calls would be answered in one batch with them, which takes as long as
-the calls in one piece. With turns a small call waits for one slice at most.
+Why: if the slices waited in the queue of small calls, they would be answered in one batch together
+with them, which takes as long as the large calls in one piece. With this queue a small call waits
+for one slice at most.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import asynccontextmanager
 
 
 class Lane:
-    """First come, first served, slice by slice."""
+    """First come, first served, one slice at a time."""
 
     def __init__(self) -> None:
         self._lock: asyncio.Lock | None = None
@@ -20,7 +21,9 @@ class Lane:
 
     @asynccontextmanager
     async def turn(self, is_large: bool) -> AsyncIterator[None]:
-        """The block of a large call runs when its turn comes; that of a small one at once."""
+        """Run the block of a large call when its turn comes, and the block of a small
+        call at once.
+        """
         if not is_large:
             yield
             return

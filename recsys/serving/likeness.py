@@ -1,9 +1,10 @@
-"""How alike two items are, by the model's item vectors.
+"""Similarity of items by the model's item vectors.
 
-Item vectors of several members stand side by side, each in a scale of its own. So that one member does not decide by
-its numbers alone, every member's directions are scaled to vectors of mean length 1; the likeness is the cosine then.
+An item vector is the concatenation of the vectors of several members, which have different scales.
+So that no member dominates only through its scale, the part of every member is scaled to a mean
+length of 1; the similarity is the cosine of the scaled vectors.
 
-Legend: N items, D width, X items of interest.
+Legend: N items, D width, X some items.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Likeness:
 
     @cached_property
     def _scale_D(self) -> Tensor:
-        """Of every direction, one over the mean length of its member's vectors."""
+        """For every direction, one over the mean length of its member's vectors."""
         scales, start = [], 0
         for width in self._model.widths:
             part_ND = self.vectors_ND[:, start : start + width]
@@ -50,7 +51,7 @@ class Likeness:
         return dots_N / (self._lengths_N * self._lengths_N[item]).clamp(min=1e-12)
 
     def exactly(self, item: int, items_X: Array) -> Array:
-        """:meth:`to_all` of some items, to the last digit the same on every machine: float64 [X]."""
+        """:meth:`to_all` for some items, with the same digits on every machine: float64 [X]."""
         return exact_cosines(self.vectors_ND, item, items_X, self._scale_D)
 
     def among(self, items_X: Array) -> Array:
@@ -62,8 +63,21 @@ class Likeness:
 
 
 def exact_cosines(vectors_ND: Tensor, item: int, items_X: Array, scale_D: Tensor | None = None) -> Array:
-    """Cosines of an item's vector to some others', computed in float64 and rounded to float32, so that neither threads
-    nor the place in memory change a digit: float64 [X].
+    """Cosines of an item's vector with those of some items: float64 [X].
+
+    They are computed in float64 and rounded to float32, so that neither the number of threads nor
+    memory alignment changes a digit.
+
+    Parameters
+    ----------
+    vectors_ND : Tensor
+        Item vectors.
+    item : int
+        Row of the item.
+    items_X : Array
+        Rows of the other items.
+    scale_D : Tensor | None
+        Factor for every direction; None: 1.
     """
     rows = torch.as_tensor(np.concatenate([[item], items_X])).long()
     chosen_XD = vectors_ND[rows].double() * (1.0 if scale_D is None else scale_D.double())

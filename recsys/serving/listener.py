@@ -1,7 +1,8 @@
-"""The socket of the server: connections in, none lost when it ends.
+"""The socket of the server. No connection is lost when the server stops.
 
-Why not ``uvicorn.Server``: it closes the listening socket with connections in its queue, which are reset then; and it
-waits without end for the head of a call. The protocol itself is uvicorn's.
+Why not ``uvicorn.Server``: it closes the listening socket while connections are in its queue, which
+resets them; and it waits for the head of a call without a time limit. The protocol itself is
+uvicorn's.
 """
 
 from __future__ import annotations
@@ -21,29 +22,34 @@ from uvicorn.server import ServerState
 
 _HEAD_S: Final = 10.0  # in which the head of a call must arrive
 _HEAD_BYTES: Final = 64 << 10
-_AT_ONCE: Final = 64  # connections that are taken before others go on
-_CLOSING_S: Final = 2.0  # for a call on a connection that was taken last, and once more for its reply to leave
+_AT_ONCE: Final = 64  # connections accepted in one turn of the event loop
+_CLOSING_S: Final = 2.0  # wait for calls on the last accepted connections, and again for their replies to leave
 _BACKLOG: Final = 2048
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 of uvicorn, with a bound on the time and the size of a call's head."""
+    """uvicorn's HTTP/1.1 protocol with limits for the time and the size of a call's head."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the time limit for the first head."""
         super().connection_made(transport)
-        self._await_head()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_is_there()
+        """Stop the time limit."""
+        self._stop_head_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Check the size of a head that is arriving; restart the time limit for the next call of a
+        connection.
+        """
         is_idle = self.cycle is None or self.cycle.response_complete
         if is_idle and self._head_timer is None:
-            self._await_head()
+            self._start_head_timer()
         if self._head_timer is not None:
             self._head_bytes += len(data)
         super().data_received(data)
@@ -52,14 +58,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def on_headers_complete(self) -> None:
-        self._head_is_there()
+        """Stop the time limit: the head has arrived."""
+        self._stop_head_timer()
         super().on_headers_complete()
 
-    def _await_head(self) -> None:
+    def _start_head_timer(self) -> None:
         self._head_bytes = 0
         self._head_timer = self.loop.call_later(_HEAD_S, self.timeout_keep_alive_handler)
 
-    def _head_is_there(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -73,11 +80,13 @@ class Listener:
         self._config = Config(
             app, http=BoundedProtocol, ws="none", lifespan="off", log_config=None, log_level=None, access_log=False
         )
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what a caller does wrong is told to the caller
+        logging.getLogger("uvicorn.error").setLevel(
+            logging.CRITICAL
+        )  # errors of a caller go to the caller, not the log
         self._config.load()
         self._state = ServerState()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._connecting: set[asyncio.Task[Any]] = set()  # connections that were taken and have no protocol yet
+        self._connecting: set[asyncio.Task[Any]] = set()  # accepted connections without a protocol yet
         _allow_many_connections()
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,22 +94,24 @@ class Listener:
         self._socket.bind((host, port))
         self._socket.listen(_BACKLOG)
         self._loop.add_reader(self._socket.fileno(), self._accept, _AT_ONCE)
-        self._keep(self._tell_the_date())
+        self._start_task(self._update_date_header())
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """The port of the socket."""
         return int(self._socket.getsockname()[1])
 
     async def close(self) -> None:
-        """Take what has connected, close the socket, and end the connections when their calls are answered."""
+        """Accept waiting connections, close the socket, and close connections when their calls are
+        answered.
+        """
         if self._socket.fileno() < 0:
             return
         self._loop.remove_reader(self._socket.fileno())
         self._accept(_BACKLOG)
         self._socket.close()
         deadline = self._loop.time() + _CLOSING_S
-        while self._loop.time() < deadline and (self._connecting or any(map(_expects, self._state.connections))):
+        while self._loop.time() < deadline and (self._connecting or any(map(_has_open_call, self._state.connections))):
             await asyncio.sleep(0.02)
         for connection in list(self._state.connections):
             connection.shutdown()
@@ -115,16 +126,16 @@ class Listener:
                 connection, _ = self._socket.accept()
             except (BlockingIOError, InterruptedError):
                 return
-            except ConnectionError:  # the caller is gone already
+            except ConnectionError:  # the caller has closed the connection already
                 continue
-            except OSError:  # too many open files: look again when some are closed
+            except OSError:  # too many open files: try again when some are closed
                 self._loop.remove_reader(self._socket.fileno())
                 self._loop.call_later(_HEAD_S / 10, self._accept_again)
                 return
             connection.setblocking(False)
             with suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            task = self._keep(self._loop.connect_accepted_socket(self._protocol, connection))
+            task = self._start_task(self._loop.connect_accepted_socket(self._protocol, connection))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
 
@@ -135,25 +146,27 @@ class Listener:
     def _protocol(self) -> asyncio.Protocol:
         return BoundedProtocol(self._config, self._state, {}, self._loop)
 
-    def _keep(self, awaitable: Any) -> asyncio.Task[Any]:
+    def _start_task(self, awaitable: Any) -> asyncio.Task[Any]:
         task = self._loop.create_task(awaitable)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _tell_the_date(self) -> None:
+    async def _update_date_header(self) -> None:
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             await asyncio.sleep(1)
 
 
-def _expects(connection: Any) -> bool:
-    """Whether a connection is new, or its call has no whole reply yet; others are kept for a next call only."""
+def _has_open_call(connection: Any) -> bool:
+    """Whether a connection is new or its call has no complete reply yet; others are idle
+    (keep-alive).
+    """
     return connection.cycle is None or not connection.cycle.response_complete
 
 
 def _allow_many_connections() -> None:
-    """As many open files as the machine lets this process have."""
+    """Raise the limit of open files to the largest that the machine allows this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(ValueError, OSError):

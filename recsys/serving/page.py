@@ -1,4 +1,5 @@
-"""The page of a ranking that a request asks for: from ``offset`` on, made diverse where it says so.
+"""The page of a ranking that a request asks for: ``k`` items from ``offset`` on, diversified where
+requested.
 
 Legend: R ranked items.
 """
@@ -17,24 +18,24 @@ from recsys.serving.likeness import Likeness
 
 
 class Pager:
-    """Cuts pages."""
+    """Cuts pages from rankings."""
 
     def __init__(self, catalogue: Catalogue, likeness: Likeness) -> None:
         self._catalogue, self._likeness = catalogue, likeness
 
     def cut(self, rules: Rules, items_R: Array, is_whole: bool, scores: Callable[[Array], Array]) -> Array | None:
-        """The items of the page, in the order of the ranking; None where the ranking must be longer to tell.
+        """The items of the page in their order; None where a longer ranking is needed.
 
         Parameters
         ----------
         rules : Rules
-            of the request.
+            Rules of the request.
         items_R : Array
-            the best items, the best first, each once.
+            The best items, best first, each once.
         is_whole : bool
-            whether no item is allowed beside them.
+            Whether these are all allowed items.
         scores : Callable[[Array], Array]
-            of some items: float64.
+            Gives the scores of items: float64.
         """
         diversify = rules.diversify
         if diversify is None:
@@ -52,5 +53,5 @@ class Pager:
 
 
 def is_reordered(rules: Rules) -> bool:
-    """Whether the order of a list is not that of its scores."""
+    """Whether a list is ordered by something other than its scores."""
     return rules.diversify is not None and rules.diversify.strength is not None

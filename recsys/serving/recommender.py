@@ -1,8 +1,10 @@
-"""The recommender: a bundle that answers requests. The same code serves MLflow's pyfunc and batch recommendation.
+"""The recommender answers requests from a bundle: for the server, MLflow's pyfunc and batch
+recommendation.
 
-A known user is their stored events plus the request's as the newest ones, and their stored attributes where the
-request gives no others; an unknown user with a history, friends or attributes goes through the same forward pass; who
-gives nothing to go by gets the most popular items.
+For a known user the model reads the stored events, then those of the request as the newest ones,
+and the stored attributes unless the request gives others. An unknown user with a history, friends
+or attributes goes through the same forward pass. A request without any of them gets the most
+popular items.
 
 Legend: B requests, K granularities, R list length, D width, N items, E events, F friends.
 """
@@ -37,27 +39,32 @@ from recsys.serving.standings import BOOST, Shelf, Standings
 from recsys.serving.visible import Asked, Sight, Visible, as_queries, brought, friends_of, queries_of
 
 MAX_CHUNK: Final = 512
-_MAX_SCORES: Final = 2**25  # scores held at a time: 128 MB of float32
-_MAX_GATHERED: Final = 2**23  # numbers gathered at a time for the shares or of friends: 64 MB of float64
-_DEEPER: Final = 4  # times as long is the next ranking, where one is too short for a page
+_MAX_SCORES: Final = 2**25  # scores in memory at a time: 128 MB of float32
+_MAX_GATHERED: Final = 2**23  # numbers gathered at a time for shares or friends: 64 MB of float64
+_DEEPER: Final = 4  # factor by which a ranking is extended where it is too short for a page
 
 
 @dataclass(frozen=True)
 class Lists:
-    """Recommendations as arrays, a row a user, best first."""
+    """Recommendations as arrays, one row per user, best first."""
 
-    items_BR: Array  # int32, −1 behind the end
+    items_BR: Array  # int32, −1 after the end of a list
     scores_BR: Array  # float64
-    shares_BKR: Array  # float64, K those of ``speaking``; of no meaning where not of the model
-    of_model_B: Array  # bool; False: the most popular items of all times, which no member names
-    personal_B: Array  # bool; False: nothing of the user was known to go by, what is popular answers
+    shares_BKR: Array  # float64, K as in ``Recommender.speaking``; meaningless where of_model_B is False
+    of_model_B: Array  # bool; False: the all-time most popular items, without the model's scores
+    personal_B: Array  # bool; False: nothing was known about the user, so popular items answer
 
 
 class Recommender:
     """Answers requests from a bundle.
 
-    ``through`` cuts what is known of users to a part of the data and those before it: ``Split.VALID`` answers as
-    evaluation on the test part does; the default knows all.
+    Parameters
+    ----------
+    bundle : Bundle
+        The model and all that it needs.
+    through : Split
+        The last split whose events the recommender knows. ``Split.VALID`` answers as in the
+        evaluation on the test split; the default knows all events.
     """
 
     def __init__(self, bundle: Bundle, through: Split = Split.TEST) -> None:
@@ -78,9 +85,9 @@ class Recommender:
 
     @cached_property
     def newest(self) -> int:
-        """The time of the newest event that is known of users, in seconds since the epoch; 0 where times are unknown.
+        """The time of the newest known event in seconds since the epoch; 0 where times are unknown.
 
-        Why: who is asked for without a question of their own is asked for as of the data, so that the lists of a model
+        Why: batch recommendation uses it as the time of the request, so that the lists of a model
         do not change with the clock.
         """
         times_E = self._histories.times_E
@@ -93,7 +100,7 @@ class Recommender:
 
     @cached_property
     def _known_as(self) -> Callable[[str], str]:
-        """From the id of a request to that of the bundle, which may have pseudonyms."""
+        """Maps the user id of a request to that in the bundle, which may be a pseudonym."""
         return known_as(self.bundle.info.dataset.get("pseudonyms", {}))
 
     @cached_property
@@ -102,7 +109,7 @@ class Recommender:
 
     @cached_property
     def similar(self) -> Similar:
-        """Answers which items are like an item."""
+        """Answers requests for similar items."""
         return Similar(self.bundle, self._item_rows, self.catalogue, self.likeness, self.pager)
 
     @cached_property
@@ -128,45 +135,48 @@ class Recommender:
         return self._item_rows.get(item_id, -1)
 
     def queries(self, requests: Sequence[Request]) -> Queries:
-        """What the model sees of every request: stored events, then the request's own; asked now unless it says when.
+        """The queries of requests: stored events, then those of the request, at its time (by
+        default now).
 
         Raises
         ------
         RequestError
-            as :meth:`recommend`.
+            As in :meth:`recommend`.
         """
         visible = [self._sight.see(index, request) for index, request in enumerate(requests)]
         return queries_of(visible, self._histories.targets_T)
 
     def asked(self, requests: Sequence[Request]) -> Asked:
-        """Requests with all that the model reads of them, for :meth:`parts`.
+        """Requests with everything that the model reads of them, as input of :meth:`parts`.
 
         Raises
         ------
         RequestError
-            as :meth:`recommend`.
+            As in :meth:`recommend`.
         """
         visible = [self._sight.see(number, request) for number, request in enumerate(requests)]
         return Asked(requests, visible, self._attributes.encode([request.attributes for request in requests]))
 
     def recommend(self, requests: Sequence[Request]) -> list[Answer]:
-        """One answer a request, in order; one forward pass for all requests of a chunk.
+        """One answer per request, in order, with one forward pass for every chunk of requests.
 
-        Exact top-k over the whole catalogue, unless the bundle holds an index of it, whose items are scored exactly;
-        ties are ordered as in evaluation. Nothing that is not finite leaves.
+        Lists are the exact top k of the whole catalogue. With an index they are the exact top k of
+        the candidates from the index. Ties are ordered as in evaluation. All numbers in answers
+        are finite.
 
         Raises
         ------
         RequestError
-            an event type, attribute or context that the model does not know, one of a wrong type, a
-            horizon that the model cannot see, or a rule that the items' attributes do not answer.
+            An event type, attribute or context that the model does not know or of a wrong type, a
+            horizon that the model does not support, or a rule that does not fit the items'
+            attributes.
         """
         return self._recommend(requests, range(len(requests)))
 
     def _recommend(
         self, requests: Sequence[Request], numbers: Sequence[int], explorer: Explorer | None = None
     ) -> list[Answer]:
-        """:meth:`recommend`, of requests that have these numbers in the call."""
+        """:meth:`recommend` for requests that have these numbers in the call, for messages."""
         visible = [self._sight.see(number, request) for number, request in zip(numbers, requests, strict=True)]
         plans = [
             self.catalogue.plan(request, f"request {number}") for number, request in zip(numbers, requests, strict=True)
@@ -185,21 +195,22 @@ class Recommender:
     def answer(
         self, requests: Sequence[AnyRequest], numbers: Sequence[int] | None = None, explorer: Explorer | None = None
     ) -> list[AnyAnswer]:
-        """:meth:`recommend`, where some of the requests ask for similar items.
+        """:meth:`recommend`, where some of the requests may ask for similar items.
 
         Parameters
         ----------
         requests : Sequence[AnyRequest]
-            of a call, or a part of it.
+            The requests of a call, or some of them.
         numbers : Sequence[int] | None
-            of the requests in their call, for messages; by default from 0 on.
+            The numbers of the requests in their call, for messages; by default from 0.
         explorer : Explorer | None
-            draws the order of lists; by default nothing is drawn.
+            Draws the order of lists; by default lists are not explored.
 
         Raises
         ------
         RequestError
-            as there, or as :meth:`Similar.answer <recsys.serving.similar.Similar.answer>`.
+            As in :meth:`recommend` or
+            :meth:`Similar.answer <recsys.serving.similar.Similar.answer>`.
         """
         numbers = range(len(requests)) if numbers is None else numbers
         asked = [(row, number) for row, number in zip(requests, numbers, strict=True) if isinstance(row, Request)]
@@ -212,9 +223,19 @@ class Recommender:
     def recommend_users(
         self, user_ids: Sequence[str], k: int, exclude_seen: bool | None = None, at: int | None = None
     ) -> Lists:
-        """What :meth:`recommend` answers to users of whom nothing but their id is said, without an object a user.
+        """The lists of :meth:`recommend` for requests with only a user id, as arrays without an
+        object per user.
 
-        ``at`` is the time of asking in seconds since the epoch, by default that of the newest event.
+        Parameters
+        ----------
+        user_ids : Sequence[str]
+            Known or unknown users.
+        k : int
+            Items per list.
+        exclude_seen : bool | None
+            Whether to leave out items that the user already had; None: as the model was evaluated.
+        at : int | None
+            Time of the requests in seconds since the epoch; None: the time of the newest event.
         """
         users_B = np.array([self.user_row(user_id) for user_id in user_ids], dtype=np.int32)
         known = self._histories.take(users_B[users_B >= 0])
@@ -233,7 +254,7 @@ class Recommender:
             np.zeros(len(users_B), dtype=bool),
         )
         excludes = self._excludes(exclude_seen)
-        order_B = np.argsort(lengths_B, kind="stable")  # like lengths together: less padding
+        order_B = np.argsort(lengths_B, kind="stable")  # similar lengths in one chunk: less padding
         for start in range(0, len(users_B), size):
             rows_b = order_B[start : start + size]
             piece = queries.take(rows_b)
@@ -255,15 +276,19 @@ class Recommender:
         return found
 
     def _excludes(self, asked: bool | None) -> bool:
-        """Whether what a user had is left out: as asked for, or as the model was evaluated."""
+        """Whether seen items are left out: as requested, or by default as the model was
+        evaluated.
+        """
         return self.bundle.exclude_seen if asked is None else asked
 
     def num_scored(self, longest: int) -> int:
-        """Items that are scored exactly for a list of ``longest``."""
+        """Number of items that are scored exactly for a list of ``longest`` items."""
         return self.bundle.index.wanted(longest) if self.bundle.index is not None else self.bundle.num_items
 
     def _chunk_size(self, longest: int) -> int:
-        """Requests at a time, so that neither scores nor what is gathered of items or friends takes much memory."""
+        """Number of requests per chunk, so that neither scores nor gathered items and friends take
+        much memory.
+        """
         width, scored = self.model.item_vectors_ND.shape[1], self.num_scored(longest)
         return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * max(width, 1))))
 
@@ -286,7 +311,7 @@ class Recommender:
         return answers
 
     def parts(self, asked: Asked) -> tuple[Queries, Parts]:
-        """The queries of requests, and what the granularities say of each."""
+        """The queries of requests, and the contributions of the granularities to their scores."""
         queries = queries_of(asked.visible, self._histories.targets_T)
         texts = self.past_texts(asked.visible) if asked.user_text is None else asked.user_text
         given = {
@@ -297,7 +322,7 @@ class Recommender:
         return queries, self._parts(asked.requests, queries, brought(given))
 
     def _hidden(self, queries: Queries, exclude_B: Array, plans: Sequence[Plan] = ()) -> tuple[Array, Array]:
-        """Row and item of all that is left out, in order of rows."""
+        """The items to leave out, as row and item numbers in order of rows."""
         histories = queries.histories
         is_hidden_E = np.repeat(exclude_B, histories.lengths_U) & histories.are_targets_E
         rows_E = np.repeat(np.arange(len(queries)), histories.lengths_U)[is_hidden_E]
@@ -310,7 +335,7 @@ class Recommender:
         return rows_E[order_E], hidden_E[order_E]
 
     def _standings(self, parts: Parts, hidden: tuple[Array, Array], plans: Sequence[Plan] = ()) -> Standings:
-        # By Cauchy and Schwarz no share or score of a request is above this, so a finite bound keeps all finite.
+        # By the Cauchy–Schwarz inequality this bounds every share and score, so all are finite where it is.
         added, num_rows = parts.added, len(parts.weights_BK)
         bound_B = parts.vectors_BKD.norm(dim=2).sum(1) * self._longest_item + added.sizes(num_rows)
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
@@ -321,7 +346,9 @@ class Recommender:
     def _pages(
         self, standings: Standings, requests: Sequence[Request], explorer: Explorer | None
     ) -> tuple[Array, dict[int, list[float]]]:
-        """The items of every page, [B, longest k], −1 behind the end; row → propensities, of pages that are drawn."""
+        """The items of every page: [B, longest k], −1 after the end; and row → propensities of
+        explored pages.
+        """
         depth = max(request.depth for request in requests)
         depth = max(depth, explorer.pool) if explorer is not None else depth
         drawn: dict[int, list[float]] = {}
@@ -360,9 +387,8 @@ class Recommender:
         is_of_model = bool(standings.usable_B[row])
         scores_R = shares_KR.sum(0) if is_of_model else self.bundle.popularity_N[page_R].astype(np.float64)
         scores_R = scores_R if raised_R is None else scores_R + raised_R
-        if (
-            not is_reordered(request) and is_of_model and propensities is None
-        ):  # ranked in float32: mend the last digits
+        if not is_reordered(request) and is_of_model and propensities is None:
+            # The ranking used float32 scores; float64 scores may differ in the last digits.
             order_R = np.argsort(-scores_R, kind="stable")
             page_R, scores_R, shares_KR = page_R[order_R], scores_R[order_R], shares_KR[:, order_R]
             raised_R = None if raised_R is None else raised_R[order_R]
@@ -386,7 +412,7 @@ class Recommender:
         )
 
     def _parts(self, requests: Sequence[Request], queries: Queries, brought: Mapping[str, Any]) -> Parts:
-        """The parts of every request, rolled forward to the horizon that it asks for."""
+        """The contributions for every request, at the horizon that it asks for."""
         horizons_B = np.array([request.horizon for request in requests])
         if (horizons_B == 1).all():
             return self.model.parts(queries, brought)
@@ -401,7 +427,9 @@ class Recommender:
         return Parts.gathered(pieces)
 
     def past_texts(self, visible: Sequence[Visible]) -> Tensor | None:
-        """Vectors of the pasts that the model has no text of: of new users, and of users with newer events."""
+        """Text vectors of histories for which the model has none: of new users, and of users with
+        newer events.
+        """
         if self._reader is None:
             return None
         stored_U = self._histories.lengths_U

@@ -1,4 +1,4 @@
-"""Files of requests: JSON lines, a request a line, as they come from any editor or pipeline."""
+"""Files of requests: JSON lines with one request per line."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ _PIECE: Final = 1 << 20
 
 
 def read_requests(path: str) -> list[dict[str, Any]]:
-    """The requests of a file of JSON lines in UTF-8, plain or packed by gzip.
+    """The requests of a file of JSON lines in UTF-8, plain or compressed with gzip.
 
-    A byte-order mark at the beginning, CRLF at the ends of lines and empty lines are no part of the requests. Ids are
-    text, as over HTTP.
+    A byte-order mark, CRLF line ends and empty lines are ignored. Ids are strings, as over HTTP.
 
     Raises
     ------
     RequestError
-        no such file, an empty one, or a line that is no request; names file and line.
+        The file does not exist or is empty, or a line is not a request; names the file and line.
     """
     found: list[dict[str, Any]] = []
     for number, line in enumerate(_content(path).split(b"\n"), start=1):
@@ -44,14 +43,14 @@ def read_requests(path: str) -> list[dict[str, Any]]:
             parse_requests([row])
         except ValueError as error:
             hint = "; the file holds a JSON list, expected one request a line" if number == 1 and line == b"[" else ""
-            raise RequestError(f"{KEY}: {path}, line {number} is no JSON ({error}){hint}") from None
+            raise RequestError(f"{KEY}: {path}, line {number} is not valid JSON ({error}){hint}") from None
         except RequestError as error:
-            said = str(error).removeprefix("request 0: ")
+            message = str(error).removeprefix("request 0: ")
             hint = "; expected one request a line" if isinstance(row, list) else ""
-            raise RequestError(f"{KEY}: {path}, line {number}: {said}{hint}") from None
+            raise RequestError(f"{KEY}: {path}, line {number}: {message}{hint}") from None
         found.append(row)
     if not found:
-        raise RequestError(f'{KEY}: {path} holds no request; expected JSON lines such as {{"user_id": "7"}}')
+        raise RequestError(f'{KEY}: {path} has no requests; expected JSON lines such as {{"user_id": "7"}}')
     return found
 
 
@@ -63,16 +62,18 @@ def _content(path: str) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise RequestError(f"{KEY}: {path} cannot be read ({error}); give a file of JSON lines") from None
     if content.startswith(_UTF16):
-        raise RequestError(f"{KEY}: {path} is UTF-16; write it as UTF-8")
+        raise RequestError(f"{KEY}: {path} is encoded as UTF-16; convert it to UTF-8")
     return content.removeprefix(BOM_UTF8)
 
 
 def _unpacked(path: str, content: bytes) -> Iterator[bytes]:
-    """The text that gzip packed, no more of it than a request file may hold."""
+    """Decompress gzip in pieces, up to the largest size of a request file."""
     total = 0
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
         while piece := file.read(_PIECE):
             total += len(piece)
             if total > max(_PIECE, min(_MAX_BYTES, 200 * len(content))):
-                raise RequestError(f"{KEY}: {path} unpacks to more than 200 times its size; give it unpacked")
+                raise RequestError(
+                    f"{KEY}: {path} decompresses to more than 200 times its size; give the decompressed file"
+                )
             yield piece

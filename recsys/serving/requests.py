@@ -1,7 +1,7 @@
-"""Requests and answers: what a served model is asked, and what it says.
+"""Requests to a served model, and its answers.
 
-Why: a malformed request must be refused with the row, the field and the cure, whatever way it came in (Python, a
-data frame, JSON over HTTP), so all ways parse here.
+Why: a malformed request must be refused with the row, the field and the fix, whichever way it
+arrives (Python, a data frame, JSON over HTTP), so all ways parse here.
 """
 
 from __future__ import annotations
@@ -28,26 +28,28 @@ MAX_HORIZON: Final = 10
 _LISTS: Final = ("history", "friends", "candidates", "exclude", "boost")
 _WHOLE: Final = ("k", "horizon", "offset")
 SIMILAR_TO: Final = "item_id"  # the field by which a row asks for similar items
-_EXPLAINED: Final = 300  # events' worth of reading that an explanation costs
+_EXPLAINED: Final = 300  # cost of an explanation, in events that are read
 
 
 R = TypeVar("R", bound=BaseModel)
 
 
 def seconds(time: datetime | None) -> int:
-    """Whole seconds since the epoch of a time; 0 without one."""
+    """A time in whole seconds since the epoch; 0 for None."""
     return 0 if time is None else math.floor(time.timestamp())
 
 
 class HistoryEvent(BaseModel):
-    """One event of a request's history. The time has any form that sources may have (UTC unless it says)."""
+    """One event of a request's history. The time has any format that sources may use (UTC unless it
+    has a zone).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     item_id: Id
     event_type: Id | None = None
     timestamp: datetime | None = None
-    context: dict[str, Any] | None = None  # context column → value; the recommender, which knows the columns, checks
+    context: dict[str, Any] | None = None  # context column → value; checked by the recommender, which knows the columns
 
     @field_validator("timestamp", mode="before")
     @classmethod
@@ -61,20 +63,40 @@ class HistoryEvent(BaseModel):
 
 
 class Request(Explained):
-    """A question "what next?" for a known user, for a history (oldest first), or for a known user with newer events.
+    """A request for recommendations: for a known user, for a history, or for a known user with
+    newer events.
 
-    ``friends`` are user ids: those the model knows take the place of a known user's friendships, and are all there is
-    of a newcomer's. ``attributes`` win over those known of the user; null is not given. ``exclude_seen`` says whether
-    what the user had is left out; null: as the model was evaluated. ``context`` is that of the moment of asking, and
-    ``at`` is its time, in any form that times of events have; without it the question is asked now. ``horizon`` 1 asks
-    for the next item, 2 for the one after it, … The rules of the list are in :class:`~recsys.retrieval.rules.Rules`;
-    with ``explain`` the answer says why each item is in it.
+    The rules of the list are in :class:`~recsys.retrieval.rules.Rules`; with ``explain`` the answer
+    gives a reason for every item. The other fields are all optional, but a request needs at least
+    one of the first four.
+
+    Attributes
+    ----------
+    user_id : str
+        Id of a known or new user.
+    history : list
+        Events, oldest first, at most 10,000: item ids or objects. For a known user they are newer
+        than the stored events.
+    friends : list of str
+        Ids of users, at most 10,000. Those that the model knows replace the stored friends of a
+        known user.
+    attributes : dict
+        Attribute of users → value or list. They replace the stored values; null is the same as a
+        missing attribute.
+    exclude_seen : bool
+        Whether to leave out items that the user already had; null: as the model was evaluated.
+    context : dict
+        Context column → value at the time of the request.
+    horizon : int
+        1 predicts the next item, 2 the item after it, and so on up to 10.
+    at : datetime
+        Time of the request, in any format that times of events may have; null: now.
     """
 
     user_id: Id | None = None
     history: Annotated[list[HistoryEvent], Field(max_length=MAX_HISTORY)] | None = None
     friends: Annotated[list[Id], Field(max_length=MAX_FRIENDS)] | None = None
-    attributes: dict[Id, Any] | None = None  # field → value or list; the recommender knows the fields
+    attributes: dict[Id, Any] | None = None  # checked by the recommender, which knows the attributes
     exclude_seen: StrictBool | None = None
     context: dict[str, Any] | None = None
     horizon: Annotated[StrictInt, Field(ge=1, le=MAX_HORIZON)] = 1
@@ -87,12 +109,12 @@ class Request(Explained):
 
     @property
     def seconds(self) -> int:
-        """When it is asked, in seconds since the epoch; 0 where it does not say."""
+        """Time of the request in seconds since the epoch; 0 where it has none."""
         return seconds(self.at)
 
     @property
     def num_read(self) -> int:
-        """Events and friends that are read to answer it."""
+        """Cost of reading: events and friends; an explanation counts as 300 events."""
         return len(self.history or ()) + len(self.friends or ()) + self.explain * _EXPLAINED
 
     @field_validator("history", mode="before")
@@ -103,20 +125,26 @@ class Request(Explained):
         return [{"item_id": event} if isinstance(event, str) else event for event in value]
 
     @model_validator(mode="after")
-    def _says_about_whom(self) -> Request:
+    def _names_a_subject(self) -> Request:
         if all(getattr(self, name) is None for name in SUBJECTS):
             raise ValueError(
-                "needs user_id, or history (a list of item ids, oldest first), or friends (a list of user ids), "
-                "or attributes, or more"
+                "needs at least one of user_id, history (a list of item ids, oldest first), friends (a list of user "
+                "ids) and attributes"
             )
         return self
 
 
 class SimilarRequest(Rules):
-    """A question "what is like this item?", with the rules of the list.
+    """A request for items similar to an item, with the rules of the list.
 
-    ``by``: vectors (cosines of the model's item vectors), use (who had the one had the other), text (cosines of the
-    items' texts); auto: vectors, and text for an item without events, of which vectors know nothing.
+    Attributes
+    ----------
+    item_id : str
+        The item.
+    by : str
+        ``vectors``: cosines of the model's item vectors; ``use``: co-occurrence, users who had
+        both items; ``text``: cosines of the items' text vectors; ``auto``: vectors, or text for an
+        item without events, whose vector was not trained.
     """
 
     item_id: Id
@@ -130,20 +158,22 @@ AnyRequest = Request | SimilarRequest
 
 @dataclass(frozen=True)
 class Answer:
-    """Recommendations, best first.
+    """Recommendations, best first. Lists are shorter than k where fewer items can be recommended.
 
-    ``shares[granularity][i]`` is λ_k z_k · a_i: what it adds to ``scores[i]``, which is their exact sum. Granularities
-    without a weight, which the model has dropped, are not named.
-    ``source`` is "popularity" when nothing of the user was known to go by: whoever asks at that moment gets this list.
-    Where the model has a member for popularity, it is that member's, with its shares; otherwise scores are training
-    interactions and ``shares`` is empty. Lists are shorter than k when fewer items can be recommended.
+    ``shares[granularity][i]`` is λ_k z_k · a_i, the contribution of a granularity to ``scores[i]``;
+    the score is their exact sum. Granularities that were pruned (weight 0) are not listed.
 
-    :meth:`to_dict` leaves out what was not asked for: ``boosts`` holds the factor of every item, 1 where it was not
-    changed, and ``shares["boost"]`` what that adds to its score; ``explanations`` says of every item why it is there;
-    ``unknown_in_rules`` names ids in rules that the model does not know, skipped.
+    ``source`` is "popularity" where nothing is known about the user; every such request at that
+    time gets the same list. If the model has a member for popularity, the list and the shares are
+    that member's. Otherwise scores are numbers of training interactions and ``shares`` is empty.
 
-    A server adds ``propensities`` where it explores (the probability of every item at its place), ``version`` and
-    ``side`` where two versions answer, and ``answer_id`` where it logs what it answers.
+    Fields that are None are left out by :meth:`to_dict`. ``boosts`` has the factor of every item (1
+    where no boost applies), and ``shares["boost"]`` what the boost adds to the score.
+    ``explanations`` has a reason for every item. ``unknown_in_rules`` has the ids in rules that the
+    model does not know and that were skipped.
+
+    A server adds ``propensities`` where it explores (the probability of every item at its
+    position), ``version`` and ``side`` in an A/B test, and ``answer_id`` where it logs answers.
     """
 
     user_id: str | None
@@ -152,8 +182,8 @@ class Answer:
     scores: list[float]
     shares: dict[str, list[float]]
     source: Literal["model", "popularity"]
-    unknown_items: list[str]  # items of the request's history that the model does not know, skipped
-    unknown_friends: list[str]  # friends of the request that the model does not know, skipped
+    unknown_items: list[str]  # items of the request's history that the model does not know; they were skipped
+    unknown_friends: list[str]  # friends of the request that the model does not know; they were skipped
     boosts: list[float] | None = None
     explanations: list[dict[str, Any]] | None = None
     unknown_in_rules: dict[str, list[str]] | None = None
@@ -163,13 +193,15 @@ class Answer:
     answer_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the lists are the answer's own."""
-        return _said(self)
+        """Plain values for JSON. The lists are not copied."""
+        return _present_fields(self)
 
 
 @dataclass(frozen=True)
 class SimilarAnswer:
-    """Items like an item, the most alike first; ``by`` says how they were found, ``why`` why so where auto chose."""
+    """Items similar to an item, most similar first; ``by`` is the method and ``why`` the reason for
+    that method.
+    """
 
     item_id: str
     by: Literal["vectors", "use", "text"]
@@ -180,41 +212,44 @@ class SimilarAnswer:
     boosts: list[float] | None = None
     unknown_in_rules: dict[str, list[str]] | None = None
 
-    source: ClassVar[str] = "similar"  # of counts
+    source: ClassVar[str] = "similar"  # label of the metric answers_total
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; the lists are the answer's own."""
-        return _said(self)
+        """Plain values for JSON. The lists are not copied."""
+        return _present_fields(self)
 
 
 AnyAnswer = Answer | SimilarAnswer
 
 
-def _said(answer: Any) -> dict[str, Any]:
-    """What an answer says: its fields, without those that were not asked for."""
+def _present_fields(answer: Any) -> dict[str, Any]:
+    """The fields of an answer without optional fields that are None."""
     optional = {entry.name for entry in fields(answer) if entry.default is None}
     named = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
     return {name: value for name, value in named.items() if value is not None or name not in optional}
 
 
 def parse_requests(rows: Iterable[Any], first: int = 0) -> list[Request]:
-    """Check plain dictionaries into requests; ``first`` is the number of the first row.
+    """Check plain dictionaries and turn them into requests; ``first`` is the number of the first
+    row.
 
     Raises
     ------
     RequestError
-        names the first bad row (counted from 0) and its bad fields.
+        A row is malformed; names the first such row (counted from 0) and its wrong fields.
     """
     return [_parsed(Request, row, f"request {index}", one_of(SUBJECTS)) for index, row in enumerate(rows, start=first)]
 
 
 def parse_similar(rows: Iterable[Any], first: int = 0) -> list[SimilarRequest]:
-    """As :func:`parse_requests`, of questions for similar items."""
+    """As :func:`parse_requests`, for requests for similar items."""
     return [_parsed(SimilarRequest, row, f"request {index}", SIMILAR_TO) for index, row in enumerate(rows, start=first)]
 
 
 def parse_any(rows: Iterable[Any], first: int = 0) -> list[AnyRequest]:
-    """As :func:`parse_requests`; a row with the field ``item_id`` asks for similar items."""
+    """As :func:`parse_requests`, for both kinds; a row with the field ``item_id`` asks for similar
+    items.
+    """
     found: list[AnyRequest] = []
     for index, row in enumerate(rows, start=first):
         is_similar = isinstance(row, SimilarRequest) or (isinstance(row, Mapping) and SIMILAR_TO in row)
@@ -223,23 +258,23 @@ def parse_any(rows: Iterable[Any], first: int = 0) -> list[AnyRequest]:
 
 
 def rules_of(content: Mapping[str, Any], where: str) -> Explained:
-    """Rules by themselves.
+    """Parse the rules of a request without its other fields.
 
     Raises
     ------
     RequestError
-        names the bad fields.
+        Names the wrong fields.
     """
     return _parsed(Explained, dict(content), where, "rules")
 
 
 def parse_rules(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Rules that a configuration gives, for requests that do not say; checked.
+    """Check the rules of a configuration, which apply to requests that do not set them.
 
     Raises
     ------
     RequestError
-        names the bad fields.
+        Names the wrong fields.
     """
     rules_of(content, where)
     return dict(content)
@@ -253,21 +288,22 @@ def _parsed(kind: type[R], row: Any, where: str, expected: str) -> R:
     try:
         return kind.model_validate(dict(row))
     except pydantic.ValidationError as error:
-        raise RequestError(f"{where}: " + "; ".join(_explain(e, kind) for e in error.errors())) from None
+        raise RequestError(f"{where}: " + "; ".join(_message(e, kind) for e in error.errors())) from None
     except RecursionError:
         raise RequestError(f"{where}: nested too deeply") from None
 
 
 def rows_of_columns(given: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
-    """Requests of an object that holds columns (a list of cells a field), or the one request that the object is.
+    """Requests from an object that holds columns (per field a list of cells), or that is one
+    request itself.
 
-    It is one request where a field is no list, and where ``history``, ``friends`` or another field of lists is a list
-    of ids or objects: the cells of such a column would be lists themselves.
+    The object is one request where any field is not a list, or where ``history``, ``friends`` or
+    another list field holds ids or objects: as a column its cells would be lists.
 
     Raises
     ------
     RequestError
-        the columns differ in length.
+        The columns differ in length.
 
     >>> rows_of_columns({"user_id": ["a", "b"], "k": [1, 2]}, "inputs")
     [{'user_id': 'a', 'k': 1}, {'user_id': 'b', 'k': 2}]
@@ -280,13 +316,15 @@ def rows_of_columns(given: Mapping[str, Any], what: str) -> list[dict[str, Any]]
     if is_one or not given:
         return [dict(given)]
     if len({len(column) for column in given.values()}) != 1:
-        raise RequestError(f"{what}: the columns differ in length")
+        raise RequestError(f"{what}: the columns differ in length; give one cell per request in every column")
     return [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
 
 
 def filled(rows: Iterable[Any], defaults: Mapping[str, Any]) -> list[Any]:
-    """Rows without empty cells, the defaults where they do not say; whole numbers that a data frame made floats. A row
-    that asks for similar items takes the default ``k`` alone.
+    """Rows without empty cells and with default values.
+
+    Whole numbers that a data frame turned into floats become integers again. A row that asks for
+    similar items takes only the default ``k``.
 
     >>> filled([{"user_id": "u", "history": None, "k": 5.0}], {"k": 3, "exclude_seen": False})
     [{'k': 5, 'exclude_seen': False, 'user_id': 'u'}]
@@ -307,21 +345,22 @@ def _whole(number: Any) -> Any:
 
 
 def one_of(names: Sequence[str]) -> str:
-    """
+    """Names as an English list with "or".
+
     >>> one_of(["user_id", "history", "friends"])
     'user_id, history or friends'
     """
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _explain(error: Any, asked: type[BaseModel]) -> str:
+def _message(error: Any, asked: type[BaseModel]) -> str:
     path = ""
     for part in error["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     kind, got = error["type"], _short(error["input"])
     if kind == "extra_forbidden":
         inner = next((model for start, model in _INNER.items() if path.startswith(start) and path != start), asked)
-        return f"{path}: unknown field; there are: {choices(inner.model_fields)}"
+        return f"{path}: unknown field; expected one of: {choices(inner.model_fields)}"
     if kind in ("model_type", "model_attributes_type") and path.startswith("history"):
         return (
             f"{path}: got {got}, expected an item id (string) or an object with {', '.join(HistoryEvent.model_fields)}"
@@ -330,7 +369,7 @@ def _explain(error: Any, asked: type[BaseModel]) -> str:
         inner = next(model for start, model in _INNER.items() if path.startswith(start))
         return f"{path}: got {got}, expected an object with {', '.join(inner.model_fields)}"
     if kind == "string_type":
-        return f"{path}: got {got}, expected a string (ids are text: put numbers in quotes)"
+        return f"{path}: got {got}, expected a string (ids are strings: put numbers in quotes)"
     if kind == "dict_type" and path.endswith("context"):
         return f"{path}: got {got}, expected an object of context column → value"
     if kind == "missing":
@@ -345,7 +384,7 @@ _INNER: Final[dict[str, type[BaseModel]]] = {"history": HistoryEvent, "boost": B
 
 
 class _Shortened(reprlib.Repr):
-    """The beginning of a value, however large or deep it is."""
+    """Shows the beginning of a value of any size or depth."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -362,6 +401,6 @@ def _short(value: Any) -> str:
     kind = type(value).__name__
     try:
         text = f"{_SHORTENED.repr(value)} ({kind})"
-    except ValueError:  # a whole number of thousands of digits
-        text = f"a value ({kind}) of thousands of digits"
+    except ValueError:  # an integer with thousands of digits, which Python refuses to print
+        text = f"a value ({kind}) with thousands of digits"
     return text if len(text) <= 80 else text[:77] + "…"

@@ -1,12 +1,13 @@
-"""A bundle's test of itself: stored questions with the answers it gave when it was written, asked again on every load.
+"""The self-test of a bundle: stored requests with the answers of the time of writing, checked again
+on every load.
 
-Why: checksums show that files are what was written, not that this installation reads them as they were meant; another
-release of a library, or a damaged copy of the code beside the bundle, would answer wrongly without a word. The
-questions cover every way of asking: known users, newcomers by history, friends and attributes, later events, unknown
-users.
+Why: checksums show that the files are those that were written, not that this installation computes
+the same from them. Another release of a library, or a damaged copy of the code next to the bundle,
+would give wrong answers without any error. The requests cover every kind: known users; new users
+with a history, friends or attributes; known users with newer events; unknown users.
 
-Answers are of the files read back, in one batch, without the language model that requests may bring texts to, which is
-optional where a model is served.
+The answers come from the files as read back, in one batch, and without the language model for
+histories, which is optional where a model is served.
 
 Legend: R list length.
 """
@@ -33,13 +34,15 @@ from recsys.granularities.profile.encoding import encoding_of
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_requests
 
-TOLERANCE: Final = 1e-4  # of the largest score of a list: processors and numbers of threads round differently
+TOLERANCE: Final = 1e-4  # of the largest score of a list: rounding depends on the processor and number of threads
 _K: Final = 10
-_HISTORY: Final = 5  # items that a newcomer brings
+_HISTORY: Final = 5  # items in the history of a new user
 
 
 def add_self_test(folder: Path) -> None:
-    """Ask a sealed bundle, store questions and answers in it, and seal it again."""
+    """Answer the test requests from a finished bundle, store requests and answers in it, and renew
+    its checksums.
+    """
     bundle = read_files(folder)
     rows = questions(bundle)
     content = {
@@ -55,56 +58,74 @@ def add_self_test(folder: Path) -> None:
 
 
 def run_self_test(folder: Path, bundle: Bundle) -> None:
-    """Ask the stored questions again.
+    """Answer the stored requests again and compare.
 
     Raises
     ------
     ArtifactError
-        an answer is another one: other items, but for equal scores, or other scores.
+        An answer differs: other scores, or other items except between equal scores.
     """
     try:
         stored = json.loads((folder / SELF_TEST).read_text(encoding="utf-8"))
         tests = [(dict(t["request"]), list(t["item_ids"]), list(t["scores"]), t["source"]) for t in stored["tests"]]
         made_by = f"release {stored['release']}, torch {stored['torch']}"
-    except Exception as error:  # whatever its content is
+    except Exception as error:  # the file may contain anything
         raise damaged(folder, f"{SELF_TEST}: {said_by(error)}") from None
     try:
         answers = _answers(bundle, [request for request, *_ in tests])
         wrong = [difference(*test[1:], answer) for test, answer in zip(tests, answers, strict=True)]
     except UserError as error:
-        raise _failed(folder, f"a stored question is refused: {error}", made_by) from None
-    except Exception as error:  # a bundle that was changed and sealed anew fails in any library
-        raise damaged(folder, f"a stored question cannot be answered ({said_by(error)})") from None
+        raise _self_test_error(folder, f"a stored request is refused: {error}", made_by) from None
+    except Exception as error:  # a bundle that was changed together with its checksums can fail in any library
+        raise damaged(folder, f"a stored request cannot be answered ({said_by(error)})") from None
     for (request, *_), why in zip(tests, wrong, strict=True):
         if why:
-            raise _failed(folder, f"asked {_shown(request)}, {why}", made_by)
+            raise _self_test_error(folder, f"for the request {_short_json(request)} {why}", made_by)
 
 
 def difference(item_ids: Sequence[str], scores: Sequence[float], source: str, answer: Answer) -> str:
-    """How an answer differs from the stored one, empty where it does not: scores to :data:`TOLERANCE`, items but for
-    those whose scores are as equal. Earlier releases called popularity by a member "model"; scores tell it from the
-    popularity of all times.
+    """How an answer differs from the stored one; empty where it does not.
+
+    Scores are compared within :data:`TOLERANCE`; items may be exchanged where their scores are
+    equal within it. Earlier releases stored the source "model" for popularity by a member; its
+    scores differ from those of all-time popularity.
+
+    Parameters
+    ----------
+    item_ids : Sequence[str]
+        Stored items, best first.
+    scores : Sequence[float]
+        Their stored scores.
+    source : str
+        Stored source.
+    answer : Answer
+        The answer of this installation.
     """
     sources = {source, "popularity"} if source == "model" else {source}
     if answer.source not in sources or len(answer.item_ids) != len(item_ids):
-        return f"it gave {len(answer.item_ids)} items by {answer.source}; expected {len(item_ids)} items by {source}"
+        return (
+            f"it gives {len(answer.item_ids)} items from the source {answer.source}; expected {len(item_ids)} items "
+            f"from {source}"
+        )
     if not item_ids:
         return ""
     slack = TOLERANCE * max(max(abs(score) for score in scores), 1e-12)
     gap_R = np.abs(np.array(answer.scores) - np.array(scores))
     stored = dict(zip(item_ids, scores, strict=True))
     for place, (item, score) in enumerate(zip(answer.item_ids, answer.scores, strict=True)):
-        # an item that was not listed may stand here only as an equal of the last one
+        # an item that was not in the stored list may appear only with the same score as the last stored item
         if not (gap_R[place] <= slack and abs(score - stored.get(item, scores[-1])) <= slack):
             return (
-                f"place {place + 1} holds {item!r} with {score:.6g}; expected {item_ids[place]!r} with "
+                f"it gives {item!r} with score {score:.6g} at rank {place + 1}; expected {item_ids[place]!r} with "
                 f"{scores[place]:.6g}"
             )
     return ""
 
 
 def questions(bundle: Bundle) -> list[dict[str, Any]]:
-    """What the bundle is asked: rows as :func:`~recsys.serving.requests.parse_requests` reads them."""
+    """The test requests of a bundle, as :func:`~recsys.serving.requests.parse_requests`
+    reads them.
+    """
     known = _known_users(bundle)
     popular = np.argsort(-bundle.popularity_N, kind="stable")[:_HISTORY]
     history = [bundle.item_ids[item] for item in popular]
@@ -128,7 +149,7 @@ def questions(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _known_users(bundle: Bundle) -> list[str]:
-    """Users with the longest history, one of the median length and one of the shortest, each once."""
+    """The users with the longest, the median and the shortest history, each once."""
     lengths_U = bundle.histories.lengths_U
     by_length = np.argsort(lengths_U, kind="stable")
     places = (len(by_length) - 1, len(by_length) // 2, 0) if len(by_length) else ()
@@ -136,7 +157,7 @@ def _known_users(bundle: Bundle) -> list[str]:
 
 
 def _contexts(bundle: Bundle) -> list[dict[str, Any]]:
-    """A value of every context column, if there are any."""
+    """One context with a value for every context column; none without context columns."""
     return [{column.name: _value(column) for column in bundle.context}] if bundle.context else []
 
 
@@ -147,20 +168,22 @@ def _value(column: ContextColumn) -> Any:
 
 
 def _answers(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
-    """Answers without a language model for the texts of pasts."""
+    """Answers without a language model for the texts of histories and without an index."""
     plain = replace(bundle, info=bundle.info.model_copy(update={"user_text": {}}), index=None)
-    said = [{"exclude_seen": True, **row} for row in rows]  # as every release has asked
-    return Recommender(plain).recommend(parse_requests(said))
+    rows_with_default = [
+        {"exclude_seen": True, **row} for row in rows
+    ]  # as in every release since the self-test exists
+    return Recommender(plain).recommend(parse_requests(rows_with_default))
 
 
-def _failed(folder: Path, why: str, made_by: str) -> ArtifactError:
+def _self_test_error(folder: Path, why: str, made_by: str) -> ArtifactError:
     return ArtifactError(
-        f"the model bundle {folder} does not answer as it did when it was written ({made_by}; here release "
-        f"{__version__}, torch {torch.__version__}): {why}; install the requirements that it was registered with, or "
-        "register it again with this release"
+        f"the model bundle {folder} fails its self-test: it does not answer as it did when it was written ({made_by}; "
+        f"here release {__version__}, torch {torch.__version__}): {why}; install the requirements that it was "
+        "registered with, or register it again with this release"
     )
 
 
-def _shown(request: Mapping[str, Any]) -> str:
+def _short_json(request: Mapping[str, Any]) -> str:
     text = json.dumps(request, ensure_ascii=False)
     return text if len(text) <= 160 else text[:159] + "…"

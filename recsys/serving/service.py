@@ -1,7 +1,8 @@
-"""A recommender as a service: one model that answers, another that takes its place, and every path of the server.
+"""The recommender as a service: every path of the server, with a model that can be replaced at any
+time.
 
-Why no Ray here: the class that Ray Serve runs is a thin shell around this one, so what a call means, what is refused,
-and that no request is lost when the model changes can be tested in one process.
+Why no Ray here: the class that Ray Serve runs is a thin wrapper around this one. So the meaning of
+a call, refusals, and that no request is lost when the model changes can be tested in one process.
 """
 
 from __future__ import annotations
@@ -53,10 +54,12 @@ Job = list[AnyRequest]
 
 @dataclass(frozen=True)
 class Answered:
-    """The answers to a job, all of one version of the model, or of one version of each side where two answer."""
+    """The answers to a job, all from one version of the model (in an A/B test one version per
+    side).
+    """
 
     answers: list[AnyAnswer]
-    version: str  # where two answer, of both
+    version: str  # in an A/B test, both versions
     models: Mapping[Side, tuple[str, str]]  # side → model and version
 
 
@@ -65,26 +68,27 @@ Ask = Callable[[Job], Awaitable[Outcome]]
 Held = tuple[Recommender, dict[str, Any]]
 Restock = Callable[[StockChange], Awaitable[tuple[Stock, bool]]]
 VERSION_HEADER: Final = "X-Model-Version"
-OPEN_TO_ALL: Final = ("/health", "/ping")  # who looks whether it lives needs no token
-_TRIES: Final = 4  # at a call of several slices, when the model changes in the middle of it
+OPEN_TO_ALL: Final = ("/health", "/ping")  # health checks need no token
+INTERNAL: Final = "internal error: this is a fault of the server, not of the call; the server's log has the details"
+_TRIES: Final = 4  # for a call of several slices, where the model changes in the middle of it
 _NUMBER: Final = re.compile(r"^request (\d+)")
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a caller must keep to."""
+    """The limits of a call, and the hashes of the tokens."""
 
     max_bytes: int
     max_requests: int = 1000
-    token_sha256: str = ""  # of the token that callers send; empty: none
+    token_sha256: str = ""  # of the token that callers must send; empty: none is required
     max_answers: int = 100_000
     max_scores: int = 500_000_000
-    stock_sha256: str | None = ""  # of the token of POST /stock; empty: it is closed; None: looked at already
+    stock_sha256: str | None = ""  # of the token of POST /stock; empty: the path is closed; None: already checked
 
     @property
     def bounds(self) -> Bounds:
-        """What a call may ask."""
+        """The limits on the size of a call."""
         return Bounds(self.max_requests, self.max_answers, self.max_scores)
 
 
@@ -95,16 +99,16 @@ class Slices:
     form: Form
     parts: tuple[bytes, ...]
     num_requests: int
-    longest: int  # list
+    longest: int  # items of the longest list
     path: str = RECOMMEND
 
     def requests(self) -> Iterator[Job]:
-        """One part after the other, read when it is asked for.
+        """The slices one by one, each parsed when it is needed.
 
         Raises
         ------
         RequestError
-            a malformed request.
+            A request is malformed.
         """
         first = 0
         for part in self.parts:
@@ -114,8 +118,8 @@ class Slices:
 
 
 @dataclass
-class _Said:
-    """The answers to a call as JSON, the versions that gave them, and the lines of the log."""
+class _CallAnswers:
+    """The answers to a call as JSON, the model versions behind them, and the log lines."""
 
     parts: list[bytes] = field(default_factory=list)
     versions: set[str] = field(default_factory=set)
@@ -124,28 +128,41 @@ class _Said:
 
 @dataclass(frozen=True)
 class Incoming:
-    """A call as it comes in; ``slices`` instead of a body that was read already."""
+    """A call as it arrives; ``slices`` replace a body that was read already."""
 
     method: str
     path: str
-    headers: Mapping[str, str]  # names in small letters
+    headers: Mapping[str, str]  # names in lower case
     body: bytes = b""
     slices: Slices | None = None
 
 
 def admit(method: str, path: str, headers: Mapping[str, str], tokens: Sequence[bytes], limits: Limits) -> None:
-    """Whether a call may be answered at all: all that its head says, before a byte of its body is read.
+    """Check the head of a call before any byte of its body is read.
+
+    Parameters
+    ----------
+    method : str
+        HTTP method.
+    path : str
+        Path without query.
+    headers : Mapping[str, str]
+        Headers, names in lower case.
+    tokens : Sequence[bytes]
+        Values of the Authorization headers.
+    limits : Limits
+        Limits of a call.
 
     Raises
     ------
     CallError
-        400, 401, 404, 405, 413 or 415.
+        400, 401, 403, 404, 405, 413 or 415.
     """
     takes = METHODS.get(path)
     if takes is None:
-        raise CallError(404, f"{path[:100]}: no such path; there are: {', '.join(METHODS)}")
+        raise CallError(404, f"{path[:100]}: no such path; expected one of: {', '.join(METHODS)}")
     if method != takes:
-        raise CallError(405, f"{path} takes {takes}, got {method[:20]}", (("Allow", takes),))
+        raise CallError(405, f"{path}: got {method[:20]}, expected {takes}", (("Allow", takes),))
     if path == STOCK:
         _admit_stock(tokens, limits.stock_sha256)
     elif path not in OPEN_TO_ALL:
@@ -160,17 +177,17 @@ def admit(method: str, path: str, headers: Mapping[str, str], tokens: Sequence[b
 
 
 def _admit_stock(tokens: Sequence[bytes], kept_sha256: str | None) -> None:
-    """Who may change the stock: who has its token, which is another one than that of callers.
+    """Check the token of POST /stock, which is not the token of other calls.
 
     Raises
     ------
     CallError
-        401, or 403 where no token is set.
+        401 for a missing or wrong token, 403 where no token is configured.
     """
     if kept_sha256 == "":
         raise CallError(
             403,
-            "the stock cannot be changed here: start the server with serve.stock_token_env",
+            "this server does not accept stock changes; to enable them, start it with serve.stock_token_env",
         )
     if kept_sha256 is not None:
         check_token(tokens, kept_sha256)
@@ -178,14 +195,14 @@ def _admit_stock(tokens: Sequence[bytes], kept_sha256: str | None) -> None:
 
 @dataclass
 class Service:
-    """Answers calls by the model that it holds, or by two, each for its side of the users.
+    """Answers calls with one model, or in an A/B test with two, each for its side of the users.
 
-    ``about`` says what the model is: what GET /model shows.
+    The descriptions (``about``) of the models are what GET /model shows.
     """
 
     limits: Limits
     counts: Counts = field(default_factory=Counts)
-    split: Split | None = None  # None: one model answers all
+    split: Split | None = None  # None: one model answers all users
     explorer: Explorer | None = None
     log: AnswerLog | None = None
     _held: Mapping[Side, Held] = field(default_factory=dict)
@@ -193,18 +210,29 @@ class Service:
     _lane: Lane = field(default_factory=Lane)
 
     def adopt(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> None:
-        """Make a recommender of a bundle and, when it has answered once, let it take over a side.
+        """Load a bundle and, after one successful test request, let it answer a side.
 
-        Calls that are being answered are answered by the one before. What goes wrong here leaves that one in place.
+        Running calls finish with the model before it. If this method fails, that model stays in
+        place.
+
+        Parameters
+        ----------
+        bundle : Bundle
+            The bundle.
+        about : dict[str, Any]
+            Description of the model for GET /model.
+        side : Side
+            Side of the A/B test; "a" without one.
         """
         recommender = Recommender(bundle)
         recommender.catalogue.set_stock(self.stock.out)
         asked = Request(user_id=bundle.user_ids[0] if bundle.user_ids else "nobody")
-        recommender.recommend([asked])  # builds what is built at the first question
+        recommender.recommend([asked])  # fills the caches that the first request would have to fill
         self._held = {**self._held, side: (recommender, about)}
 
     @property
     def about(self) -> dict[str, Any]:
+        """The description of the model, with that of the second model in an A/B test."""
         assert "a" in self._held, "a model is adopted before the first call"
         about = self._held["a"][1]
         if self.split is None or "b" not in self._held:
@@ -212,9 +240,9 @@ class Service:
         return {**about, "ab": {"share": self.split.share, "model": self._held["b"][1]}}
 
     def restock(self, stock: Stock) -> None:
-        """These items are out of stock from the next answer on, by this model and the next ones.
+        """Replace the stock, from the next answer on, for this model and later ones.
 
-        An older revision than the one that is there is left out: it came late.
+        A revision older than the current one is ignored: it arrived late.
         """
         if stock.revision < self.stock.revision:
             return
@@ -223,7 +251,9 @@ class Service:
             recommender.catalogue.set_stock(stock.out)
 
     def answer(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Answers to several calls by one forward pass; a request that the model refuses fails its own call alone."""
+        """Answer several calls with one forward pass; a request that the model refuses fails only
+        its own call.
+        """
         assert "a" in self._held, "a model is adopted before the first call"
         held = self._held
         self.counts.add("batches_total")
@@ -231,7 +261,7 @@ class Service:
         models = {side: (str(about.get("uri") or ""), _version(about)) for side, (_, about) in held.items()}
         version = ", ".join(version for _, version in models.values())
         try:
-            answers = iter(self._of_sides(held, [request for job in jobs for request in job]))
+            answers = iter(self._answer_by_side(held, [request for job in jobs for request in job]))
             return [Answered([next(answers) for _ in job], version, models) for job in jobs]
         except RequestError as error:
             if len(jobs) == 1:
@@ -239,33 +269,33 @@ class Service:
         outcomes: list[Outcome] = []
         for job in jobs:
             try:
-                outcomes.append(Answered([*self._of_sides(held, job)], version, models))
+                outcomes.append(Answered([*self._answer_by_side(held, job)], version, models))
             except RequestError as error:
                 outcomes.append(error)
         return outcomes
 
-    def _of_sides(self, held: Mapping[Side, Held], requests: Job) -> Sequence[AnyAnswer]:
-        """Answers in order, those to users of a side by its model.
+    def _answer_by_side(self, held: Mapping[Side, Held], requests: Job) -> Sequence[AnyAnswer]:
+        """Answers in order; each user is answered by the model of their side.
 
         Raises
         ------
         RequestError
-            a request that its model refuses.
+            A model refuses a request.
         """
         if self.split is None or "b" not in held:
-            return self._named(held["a"][0].answer(requests, explorer=self.explorer))
+            return self._with_ids(held["a"][0].answer(requests, explorer=self.explorer))
         sides = [self.split.side(request) for request in requests]
         found: dict[int, AnyAnswer] = {}
         for side, (recommender, about) in held.items():
             mine = [number for number, of in enumerate(sides) if of == side]
             answers = recommender.answer([requests[number] for number in mine], mine, self.explorer)
-            found |= zip(mine, self._named(answers, _version(about), side), strict=True)
+            found |= zip(mine, self._with_ids(answers, _version(about), side), strict=True)
         return [found[number] for number in range(len(requests))]
 
-    def _named(
+    def _with_ids(
         self, answers: Sequence[AnyAnswer], version: str | None = None, side: Side | None = None
     ) -> list[AnyAnswer]:
-        """Recommendations with their version and side, and with an id where they are logged."""
+        """Add version and side to recommendations, and an id where answers are logged."""
 
         def named(answer: AnyAnswer) -> AnyAnswer:
             if not isinstance(answer, Answer):
@@ -279,28 +309,36 @@ class Service:
     ) -> Reply:
         """The reply to a call; never raises.
 
-        ``ask`` brings a job to :meth:`answer`, together with others; ``ask_alone`` the slices of a large call.
-        ``restock`` makes a change of the stock where all replicas learn of it, and says whether all have it; by
-        default only this one does.
+        Parameters
+        ----------
+        incoming : Incoming
+            The call.
+        ask : Ask
+            Passes a job to :meth:`answer`, in a batch with other jobs.
+        ask_alone : Ask | None
+            Does the same for the slices of a large call, without a batch; None: ``ask``.
+        restock : Restock | None
+            Changes the stock for all replicas and says whether all have the change; None: changes
+            it in this service only.
         """
         started = time.perf_counter()
         try:
             self._check(incoming)
-            reply = await self._reply(incoming, ask, ask_alone or ask, restock or self._restocked)
+            reply = await self._reply(incoming, ask, ask_alone or ask, restock or self._restock_here)
         except CallError as error:
             reply = refusal(incoming.path, error)
         except UserError as error:
             reply = refusal(incoming.path, CallError(400, str(error)))
         except Exception:
             _LOG.exception("%s failed", incoming.path)
-            reply = refusal(incoming.path, CallError(500, "internal error; the server's log says more"))
+            reply = refusal(incoming.path, CallError(500, INTERNAL))
         known = incoming.path if incoming.path in METHODS else "other"
         self.counts.add("calls_total", path=known, status=str(reply.status))
         self.counts.took(known, time.perf_counter() - started)
         return reply
 
     def _check(self, incoming: Incoming) -> None:
-        """Whether the call may be answered at all."""
+        """Check the head and the size of a call."""
         given = incoming.headers.get("authorization")
         tokens = [] if given is None else [given.encode("latin-1", "replace")]
         admit(incoming.method, incoming.path, incoming.headers, tokens, self.limits)
@@ -320,17 +358,17 @@ class Service:
             return self.metrics([self.counts.snapshot()], 1)
         return health(self.about)
 
-    async def _restocked(self, change: StockChange) -> tuple[Stock, bool]:
+    async def _restock_here(self, change: StockChange) -> tuple[Stock, bool]:
         return self.stock.after(change), True
 
     def _unknown(self, stock: Stock) -> int:
-        """How many items that are out of stock the model does not know."""
+        """Number of items out of stock that the model does not know."""
         assert "a" in self._held, "a model is adopted before the first call"
         recommender = self._held["a"][0]
         return sum(recommender.item_row(item) < 0 for item in stock.out)
 
     async def _recommended(self, incoming: Incoming, ask: Ask, ask_alone: Ask) -> Reply:
-        """The answers to a call, slice by slice, all by one version of the model."""
+        """The answers to a call, slice by slice, all from one version of the model."""
         found, bounds = incoming.slices, self.limits.bounds
         if found is None:
             rows = read_rows(incoming.path, incoming.body)
@@ -351,21 +389,27 @@ class Service:
                 self._log(answered)
                 version = ", ".join(sorted(answered.versions)) or _version(self.about)
                 return replace(joined(form, answered.parts), headers=((VERSION_HEADER, version),))
-        raise CallError(503, "the model changed again and again while the call was answered", (("Retry-After", "1"),))
+        raise CallError(
+            503,
+            "the model changed repeatedly while the call was being answered; send the call again in a second",
+            (("Retry-After", "1"),),
+        )
 
     def num_scored(self, longest: int) -> int:
-        """Items that the model scores for a list of ``longest``."""
+        """Number of items that the model scores for a list of ``longest`` items."""
         return max((recommender.num_scored(longest) for recommender, _ in self._held.values()), default=0)
 
     def metrics(self, snapshots: Sequence[dict[str, Any]], replicas: int) -> Reply:
-        """Counts, of this service alone or of several, as Prometheus reads them."""
+        """The counts of one or several services in Prometheus' text format."""
         model = {name: str(self.about.get(name) or "") for name in ("uri", "version", "created")}
         text = exposition(snapshots, model, replicas)
         return Reply(200, text.encode(), "text/plain; version=0.0.4; charset=utf-8")
 
-    async def _answered(self, jobs: Iterator[Job], is_large: bool, ask: Ask) -> _Said | None:
-        """What a call is told; None where another version took over in between."""
-        said, version, first = _Said(), "", 0
+    async def _answered(self, jobs: Iterator[Job], is_large: bool, ask: Ask) -> _CallAnswers | None:
+        """The answers to all slices of a call; None where the version of the model changed in
+        between.
+        """
+        said, version, first = _CallAnswers(), "", 0
         for job in jobs:
             async with self._lane.turn(is_large):
                 outcome = await ask(job)
@@ -382,14 +426,14 @@ class Service:
                 self.counts.add("answers_total", source=answer.source)
         return said
 
-    def _log(self, said: _Said) -> None:
-        """Write what a call was told."""
+    def _log(self, said: _CallAnswers) -> None:
+        """Write the answers to a call to the answer log."""
         if self.log is not None and said.lines and not self.log.write(said.lines):
             self.counts.add("unlogged_answers_total", len(said.lines))
 
 
 def service_of(settings: ServeConfig, limits: Limits) -> Service:
-    """A service as the configuration says, before it holds a model."""
+    """A service with the settings of the configuration, without a model yet."""
     explore = settings.explore
     return Service(
         limits,
@@ -400,12 +444,25 @@ def service_of(settings: ServeConfig, limits: Limits) -> Service:
 
 
 def health(about: Mapping[str, Any]) -> Reply:
-    """What GET /health says of a server that answers."""
+    """The reply to GET /health of a server that is ready."""
     return reply_json(200, {"live": True, "ready": True, "model": about.get("uri"), "version": about.get("version")})
 
 
 def read_ahead(path: str, body: bytes, limits: Limits, num_scored: int) -> Slices | CallError:
-    """Read and check a large body away from the process that answers, and cut it; an error is returned, not raised."""
+    """Read, check and cut a large body outside the process that answers; an error is returned, not
+    raised.
+
+    Parameters
+    ----------
+    path : str
+        Path of the call.
+    body : bytes
+        Its body.
+    limits : Limits
+        Limits of a call.
+    num_scored : int
+        Number of items that the model scores for one request.
+    """
     try:
         rows = read_rows(path, body)
         limits.bounds.check_number(len(rows.rows))
@@ -420,15 +477,15 @@ def read_ahead(path: str, body: bytes, limits: Limits, num_scored: int) -> Slice
 
 
 def _renumbered(error: RequestError, first: int) -> RequestError:
-    """The same error, its request counted from the beginning of the call."""
+    """The same error with the number of its request counted from the beginning of the call."""
     return RequestError(_NUMBER.sub(lambda found: f"request {int(found[1]) + first}", str(error)))
 
 
 def too_large(max_bytes: int) -> CallError:
     """The refusal of a body that is too large."""
-    return CallError(413, f"the body has more than {max_bytes} bytes; send fewer requests in a call")
+    return CallError(413, f"the body has more than {max_bytes} bytes (serve.max_bytes); send fewer requests in a call")
 
 
 def _version(about: Mapping[str, Any]) -> str:
-    """The registered version, or when a bundle outside of a registry was made."""
+    """The registered version, or the time of creation for a bundle outside a registry."""
     return str(about.get("version") or about.get("created", ""))

@@ -1,11 +1,13 @@
-"""Items like an item: by the model's item vectors, by who had both, or by their texts.
+"""Similar items: by the model's item vectors, by co-occurrence in histories, or by their texts.
 
-Why three: vectors know what users make of items, and nothing of an item that nobody had; co-use tells what goes
-together, and only among what is used; text is there from the first day. The answer says which of them spoke.
+Why three methods: vectors reflect how users use items, but know nothing about an item without
+events; co-occurrence finds items that go together, but only among used items; text is available
+from the first day. The answer says which method was used.
 
-    vectors   cos(a_i, a_j), each member's directions scaled alike, see :mod:`recsys.serving.likeness`
-    use       n_ij / (√(n_i n_j) + 10): n_ij users had both, n_i one of them; 10 keeps chance from winning
-    text      cos of the texts' vectors
+    vectors   cos(a_i, a_j), every member's part scaled, see :mod:`recsys.serving.likeness`
+    use       n_ij / (√(n_i n_j) + 10): n_ij users had both items, n_i users had item i; the 10
+              damps pairs that few users had
+    text      cosine of the text vectors
 
 Legend: N items, U users, E events.
 """
@@ -32,42 +34,46 @@ from recsys.serving.requests import SimilarAnswer, SimilarRequest
 By = Literal["vectors", "use", "text"]
 WAYS: Final = {
     "vectors": "the model's item vectors",
-    "use": "common use, users who have both",
+    "use": "co-occurrence, users who had both",
     "text": "their texts",
 }
 _SHRINKAGE: Final = 10.0
-_MAX_USERS: Final = 10_000  # of an item that are counted, evenly taken
-_ROWS: Final = 65_536  # of texts that are multiplied at a time
+_MAX_USERS: Final = 10_000  # of an item that are counted, an even sample
+_ROWS: Final = 65_536  # text vectors multiplied at a time
 
 
 class Similar:
-    """Answers which items are like an item."""
+    """Answers requests for similar items."""
 
     def __init__(self, bundle: Bundle, rows: Any, catalogue: Catalogue, likeness: Likeness, pager: Pager) -> None:
         self._bundle, self._rows = bundle, rows
         self._catalogue, self._likeness, self._pager = catalogue, likeness, pager
 
     def answer(self, requests: Sequence[SimilarRequest], first: int = 0) -> list[SimilarAnswer]:
-        """One answer a request, in order.
+        """One answer per request, in order; ``first`` is the number of the first request, for
+        messages.
 
         Raises
         ------
         RequestError
-            an item that the model does not know, one of which nothing tells what it is like, or a rule
-            that the items' attributes do not answer.
+            An item that the model does not know or that has neither vector, users nor text; or a
+            rule that does not fit the items' attributes.
         """
         return [self._one(request, f"request {index}") for index, request in enumerate(requests, start=first)]
 
     def _one(self, request: SimilarRequest, where: str) -> SimilarAnswer:
         item = self._rows.get(request.item_id, -1)
         if item < 0:
-            raise RequestError(f"{where}: item_id: the model does not know {request.item_id!r}")
+            raise RequestError(
+                f"{where}: item_id: the model does not know {request.item_id!r}; expected the id of an item that was "
+                "in the catalogue when the model was trained"
+            )
         plan = self._catalogue.plan(request, where)
-        by, why = self._way(request, item, where)
-        told_N = {"vectors": self._by_vectors, "use": self._by_use, "text": self._by_text}[by](item)
-        scores_N = told_N.copy()
+        by, why = self._method(request, item, where)
+        similarity_N = {"vectors": self._by_vectors, "use": self._by_use, "text": self._by_text}[by](item)
+        scores_N = similarity_N.copy()
         scores_N[item] = -np.inf
-        raised_N, spread = self._raise(scores_N, plan)
+        raised_N, spread = self._apply_rules(scores_N, plan)
         depth = min(request.depth, len(scores_N))
         page = None
         while page is None:
@@ -75,7 +81,9 @@ class Similar:
             is_whole = len(top) < depth or depth >= len(scores_N)
             page = self._pager.cut(request, top, is_whole, lambda some: scores_N[some])
             depth = min(4 * depth, len(scores_N))
-        scores_R = self._exact(by, item, page, told_N) + (0.0 if raised_N is None else raised_N[page] * spread)
+        scores_R = self._exact_scores(by, item, page, similarity_N) + (
+            0.0 if raised_N is None else raised_N[page] * spread
+        )
         if not is_reordered(request):
             order_R = np.argsort(-scores_R, kind="stable")
             page, scores_R = page[order_R], scores_R[order_R]
@@ -90,54 +98,63 @@ class Similar:
             unknown_in_rules=dict(plan.unknown) or None,
         )
 
-    def _way(self, request: SimilarRequest, item: int, where: str) -> tuple[By, str]:
-        """How to tell what an item is like, and why so.
+    def _method(self, request: SimilarRequest, item: int, where: str) -> tuple[By, str]:
+        """The method of comparison, and the reason for it.
 
         Raises
         ------
         RequestError
-            it cannot be told so.
+            The item cannot be compared by the requested method, or by any method.
         """
         is_cold, has_vectors = not self._bundle.popularity_N[item], self._likeness.vectors_ND.shape[1] > 0
         missing: dict[str, str] = {}
         if not has_vectors:
             missing["vectors"] = "the model has no item vectors"
         elif not bool(self._likeness.vectors_ND[item].any()):
-            missing["vectors"] = "its vector is zero"
+            missing["vectors"] = "the vector of the item is zero"
         if not len(self._users_of(item)):
-            missing["use"] = "no user has it yet"
+            missing["use"] = "no user has had the item yet"
         text = self._bundle.item_text
         if text is None or not bool((text[item] != 0).any()):
-            missing["text"] = "the model has no texts of items" if text is None else "it has no text"
+            missing["text"] = "the model has no texts of items" if text is None else "the item has no text"
         if request.by != "auto":
             if request.by in missing:
                 others = ", ".join(way for way in ("vectors", "use", "text") if way not in missing) or "none"
                 raise RequestError(
                     f"{where}: by: {request.item_id!r} cannot be compared by {request.by}: {missing[request.by]}; "
-                    f"what is left: {others}"
+                    f"possible for this item: {others}"
                 )
-            return request.by, "as asked"
+            return request.by, "as requested"
         order: tuple[By, ...] = ("text", "vectors", "use") if is_cold else ("vectors", "use", "text")
         for way in order:
             if way not in missing:
                 if way != order[0]:
                     return way, f"not by {order[0]}: {missing[order[0]]}"
                 users = len(self._users_of(item))
-                return way, "no user has it yet, so texts are compared" if is_cold else f"{users:,} users have it"
-        said = "; ".join(f"{way}: {reason}" for way, reason in missing.items())
-        raise RequestError(f"{where}: item_id: nothing tells what {request.item_id!r} is like ({said})")
+                if is_cold:
+                    return way, "no user has had the item yet, so texts are compared"
+                return way, f"{users:,} users have had the item"
+        reasons = "; ".join(f"{way}: {reason}" for way, reason in missing.items())
+        raise RequestError(f"{where}: item_id: {request.item_id!r} cannot be compared with other items ({reasons})")
 
-    def _exact(self, by: By, item: int, page: Array, told_N: Array) -> Array:
-        """The scores of a page without boosts, the same on every machine."""
+    def _exact_scores(self, by: By, item: int, page: Array, similarity_N: Array) -> Array:
+        """The scores of the items of a page without boosts, with the same digits on
+        every machine.
+        """
         if by == "use":
-            return np.asarray(told_N[page])
+            return np.asarray(similarity_N[page])
         if by == "vectors":
             return self._likeness.exactly(item, page)
         return exact_cosines(torch.as_tensor(self._bundle.item_text), item, page)
 
-    def _raise(self, scores_N: Array, plan: Plan) -> tuple[Array | None, float]:
-        """Boost scores and leave out what is not allowed, in place; the logarithms of the factors, if any, and the
-        spread that they are multiplied with.
+    def _apply_rules(self, scores_N: Array, plan: Plan) -> tuple[Array | None, float]:
+        """Apply boosts and remove items that are not allowed, in place.
+
+        Returns
+        -------
+        tuple[Array | None, float]
+            The logarithms of the factors [N], None without a boost, and the standard deviation of
+            the scores that they are multiplied by.
         """
         selection, log_N, spread = plan.selection, None, 1.0
         if selection is not None and selection.log_N is not None:
@@ -155,7 +172,7 @@ class Similar:
 
     def _by_text(self, item: int) -> Array:
         text = self._bundle.item_text
-        assert text is not None, "looked at before"
+        assert text is not None, "_way has checked it"
         whole = torch.as_tensor(text)
         asked_T = whole[item].float()
         asked_T = asked_T / asked_T.norm().clamp(min=1e-12)
@@ -168,7 +185,9 @@ class Similar:
         return torch.cat(found).numpy().astype(np.float64)
 
     def _by_use(self, item: int) -> Array:
-        """−∞ for items that nobody had beside it."""
+        """Scores by co-occurrence: float64 [N], −∞ for items that no user had together with this
+        one.
+        """
         users = self._users_of(item)
         taken = users[np.unique(np.linspace(0, len(users) - 1, min(_MAX_USERS, len(users))).round().astype(np.int64))]
         histories = self._bundle.histories
@@ -180,17 +199,19 @@ class Similar:
         num_items = self._bundle.num_items
         pairs = np.unique(rows[is_target] * num_items + histories.items_E[places[is_target]])
         together_N = np.bincount(pairs % num_items, minlength=num_items) * (len(users) / len(taken))
-        counts_N = np.diff(self._used[0])
+        counts_N = np.diff(self._users_by_item[0])
         scores_N = together_N / (np.sqrt(counts_N * float(len(users))) + _SHRINKAGE)
         return np.where(together_N > 0, scores_N, -np.inf)
 
     def _users_of(self, item: int) -> Array:
-        starts_N1, users_P = self._used
+        starts_N1, users_P = self._users_by_item
         return users_P[starts_N1[item] : starts_N1[item + 1]]
 
     @cached_property
-    def _used(self) -> tuple[Array, Array]:
-        """The users of every item, each once: where they begin [N + 1], and the users."""
+    def _users_by_item(self) -> tuple[Array, Array]:
+        """The users of every item, each once: the start of each item's users [N + 1], and the
+        users.
+        """
         histories, num_items = self._bundle.histories, self._bundle.num_items
         users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
         kept_E = histories.are_targets_E

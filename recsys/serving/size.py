@@ -1,7 +1,8 @@
-"""How much a call asks: what is too much, and how a large call is cut so that small ones need not wait for it.
+"""Limits on the size of a call, and slices of large calls, so that small calls need not wait for
+them.
 
-Why: a server answers one batch after the other. A call of a thousand requests in one piece holds up every other call
-until it is done; in slices of some milliseconds each, the others are answered in between.
+Why: a server answers one batch after the other. A call with a thousand requests in one piece blocks
+every other call until it is done; in slices of a few milliseconds, others are answered in between.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 from recsys.serving.calls import CallError
 from recsys.serving.requests import AnyRequest
 
-# What a slice holds at most, so that it takes some milliseconds; one request alone is never cut.
+# Largest size of a slice, so that it takes a few milliseconds. A single request is never cut.
 _REQUESTS: Final = 32
 _ANSWERS: Final = 500
 _EVENTS: Final = 1000
@@ -22,57 +23,60 @@ _SCORES: Final = 2**21
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a call may ask; the names are those of the configuration (``serve.…``)."""
+    """The limits on the size of a call, with the names of the configuration (``serve.…``)."""
 
     max_requests: int = 1000
     max_answers: int = 100_000
     max_scores: int = 500_000_000
 
     def check_number(self, num_requests: int) -> None:
-        """Before the requests are read.
+        """Check the number of requests, before they are parsed.
 
         Raises
         ------
         CallError
-            too many (413).
+            Too many requests (413).
         """
         if num_requests > self.max_requests:
-            raise _too_much(f"{num_requests:,} requests", "max_requests", self.max_requests)
+            raise _too_large(f"{num_requests:,} requests", "max_requests", self.max_requests)
 
     def check(self, requests: Sequence[AnyRequest], num_scored: int) -> None:
-        """Whether a call keeps to the bounds; ``num_scored`` items are scored for each of its requests.
+        """Check a call against all limits; ``num_scored`` items are scored for each of its
+        requests.
 
         Raises
         ------
         CallError
-            it asks too much (413).
+            The call is too large (413).
         """
         self.check_number(len(requests))
         answers = sum(request.depth for request in requests)
         if answers > self.max_answers:
-            asked = f"lists of {answers:,} items together (the sum of k, offset and what diversify looks at)"
-            raise _too_much(asked, "max_answers", self.max_answers)
+            asked = f"lists with {answers:,} items in total (k + offset, or the pool of diversify, per request)"
+            raise _too_large(asked, "max_answers", self.max_answers)
         self.check_scores(len(requests), num_scored)
 
     def check_scores(self, num_requests: int, num_scored: int) -> None:
-        """
+        """Check the number of scores that a call needs.
 
         Raises
         ------
         CallError
-            too many scores (413).
+            Too many scores (413).
         """
         if num_requests * num_scored > self.max_scores:
             asked = f"{num_requests * num_scored:,} scores ({num_requests:,} requests × {num_scored:,} items)"
-            raise _too_much(asked, "max_scores", self.max_scores)
+            raise _too_large(asked, "max_scores", self.max_scores)
 
 
-def _too_much(asked: str, key: str, limit: int) -> CallError:
-    return CallError(413, f"got {asked}, a call takes {limit:,}; send them in several calls, or raise serve.{key}")
+def _too_large(asked: str, key: str, limit: int) -> CallError:
+    return CallError(
+        413, f"got {asked}, expected at most {limit:,} in a call; split it into several calls, or raise serve.{key}"
+    )
 
 
 def slices(requests: Sequence[AnyRequest], num_scored: int) -> list[slice]:
-    """Where a call is cut.
+    """The slices of a call.
 
     >>> from recsys.serving.requests import Request
     >>> slices([Request(user_id="u", k=200)] * 5, num_scored=100)

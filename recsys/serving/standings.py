@@ -1,4 +1,4 @@
-"""The ranking of some requests: users against the catalogue, under their rules.
+"""The ranking of a chunk of requests: scores of the catalogue under the rules of each request.
 
 Legend: B requests, K granularities, R list length, D width, N items, E hidden items.
 """
@@ -23,35 +23,46 @@ from recsys.retrieval.selection import Plan, Selection, by_selection
 from recsys.stack import sparse_spread
 
 BOOST: Final = "boost"  # its name among the shares of a score
-_SAMPLE: Final = 4096  # items of which the spread of a user's scores is measured
+_SAMPLE: Final = 4096  # items on which the standard deviation of a user's scores is measured
 
 
 class Shelf:
-    """What a bundle offers."""
+    """The catalogue of a bundle: its vectors, its popularity ranking, and a sample of it."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.vectors_ND = bundle, bundle.model.item_vectors_ND
 
     @cached_property
     def by_popularity(self) -> Array:
-        """All items, the most popular first."""
+        """All items, most popular first."""
         popularity_1N = torch.from_numpy(self.bundle.popularity_N.astype(np.float64))[None]
         ranked_1N, _ = top_items(popularity_1N, self.bundle.num_items)
         return np.asarray(ranked_1N[0])
 
     @cached_property
     def popularity_spread(self) -> float:
+        """Standard deviation of popularity over the catalogue; 1 where it is 0."""
         return float(self.bundle.popularity_N.std()) or 1.0
 
     @cached_property
     def sample_SD(self) -> Tensor:
-        """Vectors of items evenly taken."""
+        """Vectors of an even sample of the items."""
         num_items = len(self.vectors_ND)
         places = np.unique(np.linspace(0, max(num_items - 1, 0), min(_SAMPLE, num_items)).round().astype(np.int64))
         return self.vectors_ND[torch.from_numpy(places)]
 
     def popular(self, k: int, hidden_E: Array, selection: Selection | None) -> Array:
-        """The k items that most users chose, those that are boosted raised; −1 behind the end."""
+        """The k most popular items after boosts; −1 after the end.
+
+        Parameters
+        ----------
+        k : int
+            Items per list.
+        hidden_E : Array
+            Items to leave out.
+        selection : Selection | None
+            Allowed items and boosts; None: all items, no boost.
+        """
         if selection is None or selection.log_N is None:
             ranked_R = self.by_popularity
             if selection is None:
@@ -69,18 +80,20 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Standings:
-    """Requests whose parts are known."""
+    """Requests with their contributions, ready to be ranked."""
 
     shelf: Shelf
     parts: Parts
-    usable_B: Array  # bool; False: no member says anything, the most popular items of all times answer
-    personal_B: Array  # bool; False: nothing of the user is known to go by, what is popular answers
-    hidden: tuple[Array, Array]  # row and item of all that is left out; rows ascend
-    plans: Sequence[Plan] = ()  # one a row; empty: no rules
+    usable_B: Array  # bool; False: no member contributes, so the all-time most popular items answer
+    personal_B: Array  # bool; False: nothing is known about the user, so popular items answer
+    hidden: tuple[Array, Array]  # rows (ascending) and items to leave out
+    plans: Sequence[Plan] = ()  # one per row; empty: no rules
 
     @cached_property
     def spread_B(self) -> Tensor:
-        """Standard deviation of each user's scores over the catalogue, 1 where they do not differ: float32."""
+        """Standard deviation of each user's scores over the catalogue, 1 where all scores are
+        equal: float32.
+        """
         users_BD, sample_SD = self.parts.users_BD, self.shelf.sample_SD
         dense_B = (users_BD @ sample_SD.T).var(dim=1, correction=0) if len(sample_SD) else users_BD.new_zeros(1)
         sparse_B = sparse_spread(self.parts.added, len(users_BD), len(self.shelf.vectors_ND))
@@ -88,9 +101,10 @@ class Standings:
         return torch.where(spread_B > 0, spread_B, 1.0)
 
     def top(self, k: int) -> Array:
-        """The k best items of every request, −1 behind the end: [B, R] int32; the most popular where it is not usable.
+        """The k best items of every request: [B, R] int32, −1 after the end.
 
-        An item's place does not depend on k.
+        Requests that are not usable get the most popular items. The rank of an item does not
+        depend on k.
         """
         users_BD, added = self.parts.users_BD, self.parts.added
         rows_E, hidden_E = self.hidden
@@ -120,7 +134,7 @@ class Standings:
         return top_BR
 
     def of_row(self, row: int) -> Standings:
-        """One request alone."""
+        """The same object for one request alone."""
         rows_E, hidden_E = self.hidden
         mine_E = hidden_E[rows_E == row]
         one = torch.tensor([row])
@@ -134,11 +148,13 @@ class Standings:
         )
 
     def shares(self, items_BR: Array) -> Array:
-        """What every granularity adds to the scores of listed items: float64 [B, K, R]."""
+        """The share of every granularity in the scores of listed items: float64 [B, K, R]."""
         return np.asarray(self.parts.shares(self.shelf.vectors_ND, torch.from_numpy(items_BR).long()).numpy())
 
     def raised(self, row: int, items_R: Array) -> Array | None:
-        """What a boost adds to the scores of items of one request: float32 numbers as float64; None without one."""
+        """What a boost adds to the scores of one request's items: float32 values as float64; None
+        without a boost.
+        """
         selection = self._selection(row)
         if selection is None or selection.log_N is None:
             return None
@@ -148,7 +164,7 @@ class Standings:
         return np.asarray((logs_R * self.spread_B[row].numpy()).astype(np.float64))
 
     def scores(self, row: int, items_R: Array) -> Array:
-        """Scores of items of one request, boosts included: float64 [R]."""
+        """Scores of one request's items, with boosts: float64 [R]."""
         if self.usable_B[row]:
             mine = self.parts.take(torch.tensor([row]))
             scores_R = mine.shares(self.shelf.vectors_ND, torch.from_numpy(items_R).long()[None])[0].sum(0).numpy()

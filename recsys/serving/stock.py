@@ -1,7 +1,7 @@
-"""What is out of stock: a list of items that are in no answer, changed while a server answers.
+"""The stock: a list of items that no answer may contain; it can change while a server answers.
 
-Why apart from requests: what is sold out is true for all callers at once, changes by the minute and is known to another
-system than the one that asks for recommendations.
+Why separate from requests: items are sold out for all callers at once, this changes by the minute,
+and the system that knows it is usually not the one that asks for recommendations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ Ids = Annotated[list[Id], Field(max_length=MAX_OUT)]
 
 
 class StockChange(BaseModel):
-    """What POST /stock takes: ``out``, the whole list, or ``add`` and ``remove``, changes of it."""
+    """The body of POST /stock: ``out``, the whole list, or ``add`` and ``remove``, changes to the
+    list.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,7 +40,8 @@ class StockChange(BaseModel):
         changes = self.add is not None or self.remove is not None
         if (self.out is not None) == changes:
             raise ValueError(
-                'expected {"out": [items that are out of stock, all of them]}, or {"add": […], "remove": […]}'
+                'expected either {"out": [all item ids that are out of stock]}, or {"add": [item ids], "remove": [item '
+                "ids]}"
             )
         return self
 
@@ -52,23 +55,23 @@ class Stock:
     changed: str = ""  # ISO time, UTC
 
     def after(self, change: StockChange) -> Stock:
-        """The stock with a change made."""
+        """The stock after a change."""
         out = self.out | frozenset(change.add or ()) if change.out is None else frozenset(change.out)
         out -= frozenset(change.remove or ())
         return Stock(out, self.revision + 1, datetime.now(UTC).isoformat(timespec="seconds"))
 
     def said(self) -> dict[str, Any]:
-        """In a few words, for people and callers."""
+        """A summary for replies: number of items, revision and time of the change."""
         return {"out": len(self.out), "revision": self.revision, "changed": self.changed}
 
 
 def parse_change(content: Any) -> StockChange:
-    """
+    """Check the body of POST /stock.
 
     Raises
     ------
     RequestError
-        it is no change.
+        The body is not a change of the stock.
     """
     if not isinstance(content, Mapping):
         raise RequestError(f"stock: expected an object, got {type(content).__name__}")
@@ -79,19 +82,26 @@ def parse_change(content: Any) -> StockChange:
         path = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = "unknown field; there are: add, out, remove"
+            message = "unknown field; expected one of: add, out, remove"
         elif first["type"] == "string_type":
-            message = "expected a string (ids are text: put numbers in quotes)"
+            message = "expected a string (ids are strings: put numbers in quotes)"
         raise RequestError(f"stock: {path}{': ' if path else ''}{message}") from None
 
 
 def read_stock(path: str, key: str) -> Stock:
-    """The stock of a file; an empty one where there is none yet.
+    """The stock of a file; an empty stock where the file does not exist.
+
+    Parameters
+    ----------
+    path : str
+        The file; empty: none.
+    key : str
+        Configuration key that names the file, for the message.
 
     Raises
     ------
     ConfigError
-        the file holds something else; ``key`` is that of the configuration.
+        The file is not a stock file.
     """
     if not path or not Path(path).exists():
         return Stock()
@@ -101,12 +111,12 @@ def read_stock(path: str, key: str) -> Stock:
         return Stock(frozenset(change.out or ()), int(content.get("revision", 0)), str(content.get("changed", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
         raise ConfigError(
-            f'{key}: {path} is no stock file ({type(error).__name__}: {error}); expected {{"out": [item ids]}}'
+            f'{key}: {path} is not a stock file ({type(error).__name__}: {error}); expected {{"out": [item ids]}}'
         ) from None
 
 
 def write_stock(path: str, stock: Stock) -> None:
-    """Write the file aside and rename it."""
+    """Write the stock to a temporary file and rename it."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with writing_beside(target) as aside:

@@ -1,6 +1,6 @@
-"""What diversity costs: accuracy of the test users' lists at several strengths of ``diversify``.
+"""The cost of diversity: accuracy of the lists of test users at several strengths of ``diversify``.
 
-The lists are ordered by the code that answers requests. Legend: B queries, P pool, k list length.
+The code that answers requests orders the lists. Legend: B queries, P pool, k list length.
 """
 
 from __future__ import annotations
@@ -24,15 +24,25 @@ _MOST_USERS: Final = 1_000
 
 
 def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str, Any]:
-    """The main metric and the diversity of the lists (1 − the mean cosine of their pairs) at every strength.
+    """The main metric and the diversity of the lists (1 − the mean cosine of their pairs) at every
+    strength.
 
-    An even sample of the queries is measured where there are many.
+    Of many queries an even sample is measured.
+
+    Parameters
+    ----------
+    model : FrozenModel
+        The model.
+    queries : Queries
+        Queries of the test split.
+    config : Config
+        The configuration of the run.
 
     Returns
     -------
     dict[str, Any]
-        ``metric``, ``k``, ``pool``, ``users``, and ``points``: ``strength``, ``value``, ``low``, ``high`` (95 %
-        interval over users) and ``diversity``, the weakest first.
+        ``metric``, ``k``, ``pool``, ``users``, and ``points``: ``strength``, ``value``, ``low``,
+        ``high`` (95 % interval over users) and ``diversity``, from the weakest to the strongest.
     """
     kind, k = parse_metric(config.train.metric, tuple(QUERY_METRICS))
     if len(queries) > _MOST_USERS:

@@ -1,4 +1,4 @@
-"""What the model sees of requests: stored events and the request's own, as queries.
+"""The model's view of requests: stored events and those of the request, as queries.
 
 Legend: E events, F friends, C context columns, B requests.
 """
@@ -24,17 +24,17 @@ from recsys.serving.requests import Request
 
 @dataclass(frozen=True)
 class Visible:
-    """What the model sees of one request: events, oldest first."""
+    """The model's view of one request: events, oldest first."""
 
-    user: int  # dense id, -1 where unknown
+    user: int  # dense id, −1 for an unknown user
     items_E: Array
     types_E: Array
     times_E: Array
-    values_E: Array  # NaN where the request does not say
+    values_E: Array  # NaN for events of the request
     context_EC: Array
-    asked_C: Array  # context at the moment of asking
-    asked_at: int  # that moment, in seconds since the epoch
-    unknown: list[str]
+    asked_C: Array  # context at the time of the request
+    asked_at: int  # time of the request in seconds since the epoch
+    unknown: list[str]  # items of the request's history that the model does not know
     friends_F: list[int]  # dense ids, each once
     unknown_friends: list[str]
 
@@ -47,22 +47,22 @@ class Visible:
 
 @dataclass(frozen=True)
 class Asked:
-    """Requests with all that the model reads of them."""
+    """Requests with everything that the model reads of them."""
 
     requests: Sequence[Request]
     visible: Sequence[Visible]
     attributes: AttributeRows
-    user_text: Tensor | None = None  # vectors of pasts, where they are known; else the texts are read
+    user_text: Tensor | None = None  # text vectors of the histories; None: the language model encodes them
 
     def row(self, row: int) -> Asked:
-        """One of them."""
+        """One request alone."""
         return Asked(
             self.requests[row : row + 1], self.visible[row : row + 1], self.attributes.take(slice(row, row + 1))
         )
 
 
 class Sight:
-    """Makes :class:`Visible` of requests to a bundle."""
+    """Turns requests to a bundle into :class:`Visible`."""
 
     def __init__(
         self, bundle: Bundle, histories: Histories, user_row: Callable[[str], int], item_rows: Mapping[str, int]
@@ -74,12 +74,13 @@ class Sight:
         self._ordered = bundle.model.sizes.ordered
 
     def see(self, index: int, request: Request) -> Visible:
-        """The stored events of the user, then those of the request.
+        """The stored events of the user, then those of the request; ``index`` is its number, for
+        messages.
 
         Raises
         ------
         RequestError
-            an event type or context that the model does not know.
+            An event type or context that the model does not know.
         """
         user = self._user_row(request.user_id) if request.user_id is not None else -1
         stored, context_columns = self._histories, self._bundle.context
@@ -98,7 +99,7 @@ class Sight:
                 types.append(kind)
                 times.append(event.seconds)
                 contexts.append(context_C)
-                if not self._ordered:  # a history without order is a set
+                if not self._ordered:  # without order a history is a set: every item counts once
                     seen.add(number)
         return Visible(
             user,
@@ -125,7 +126,7 @@ class Sight:
 
 
 def queries_of(visible: Sequence[Visible], targets_T: Array) -> Queries:
-    """What is seen of the requests, asking without targets."""
+    """Views of requests as queries without targets."""
     lengths = np.array([len(seen.items_E) for seen in visible], dtype=np.int64)
     histories = Histories(
         np.array([seen.user for seen in visible], dtype=np.int32),
@@ -143,7 +144,7 @@ def queries_of(visible: Sequence[Visible], targets_T: Array) -> Queries:
 
 
 def friends_of(visible: Sequence[Visible]) -> Tensor | None:
-    """The friends that requests name: [B, F], -1 behind the end; None when nobody names any."""
+    """The friends that requests name: [B, F], −1 after the end; None where no request names any."""
     width = max((len(seen.friends_F) for seen in visible), default=0)
     if width == 0:
         return None
@@ -151,11 +152,11 @@ def friends_of(visible: Sequence[Visible]) -> Tensor | None:
 
 
 def as_queries(histories: Histories, asked_at_B: Array = NO_TIMES) -> Queries:
-    """Histories that ask without targets, at these times, by default unknown ones."""
+    """Histories as queries without targets at these times; by default the times are unknown."""
     nothing = np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
     return Queries(histories, *nothing, asked_at_B=asked_at_B)
 
 
 def brought(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What queries bring beside events, without what they do not bring."""
+    """The signals of queries in addition to events, without those that are None."""
     return {signal: value for signal, value in found.items() if value is not None}
