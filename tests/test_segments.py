@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recsys.data.histories import Histories, Queries, Split
+from recsys.evaluation.bootstrap import compare
 from recsys.evaluation.ranking import Ranking
 from recsys.evaluation.segments import new_item_report, segment_report, user_segments
 
@@ -69,6 +70,9 @@ def test_segment_means_by_hand() -> None:
     assert odd["baselines"] == {"ease": {"ndcg@2": 0.25}}
     assert odd["interval"][0] <= 0.75 <= odd["interval"][1]
     assert report["g"]["all"]["model"]["ndcg@2"] == 0.5
+    paired = odd["against"]["ease"]
+    assert paired["difference"] == 0.5 and paired["low"] == 0.25 and paired["high"] == 0.75
+    assert paired == compare(ours["ndcg@2"][[1, 3]], theirs["ndcg@2"][[1, 3]], 100, 0).to_json()
 
 
 def test_targets_new_to_training_by_hand() -> None:

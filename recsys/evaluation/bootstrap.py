@@ -66,6 +66,16 @@ def compare(ours_B: Array, theirs_B: Array, resamples: int, seed: int) -> Compar
     return comparison(float(difference_B.mean()), means_R)
 
 
+def compare_all(ours_B: Array, theirs: Mapping[str, Array], resamples: int, seed: int) -> dict[str, Comparison]:
+    """:func:`compare` with several recommenders at once; the queries are drawn once for all of them."""
+    if not theirs:
+        return {}
+    differences_BM = ours_B[:, None] - np.stack(list(theirs.values()), axis=1)
+    means_RM = bootstrap_means(differences_BM, resamples, seed)
+    means_M = differences_BM.mean(axis=0)
+    return {name: comparison(float(means_M[m]), means_RM[:, m]) for m, name in enumerate(theirs)}
+
+
 def comparison(difference: float, drawn_R: Array) -> Comparison:
     """A difference with the interval of its resamples; those without a value are left out.
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.data.histories import Array, Queries, Split
-from recsys.evaluation.bootstrap import compare, intervals
+from recsys.evaluation.bootstrap import compare, compare_all, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking
 
@@ -52,23 +52,42 @@ def user_segments(queries: Queries, friends_U: Array | None, through: Split, col
 def segment_report(
     groups: Groups, values: Mapping[str, Mapping[str, Array]], model: str, main: str, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Metrics by segment: group → label → {queries, model: all metrics, interval of the main one, baselines: main}.
+    """Metrics by segment: group → label → entry.
 
-    ``values``: recommender → metric → [B], all on the same queries; ``model`` names the one reported in full.
+    An entry has ``queries``, ``model`` (all metrics), ``interval`` of the main metric, ``baselines`` (the main metric)
+    and ``against``: the paired difference of the main metric between the model and each baseline.
+
+    Parameters
+    ----------
+    groups : Groups
+        Masks over the queries, as of :func:`user_segments`.
+    values : Mapping[str, Mapping[str, Array]]
+        Recommender → metric → one value per query [B], all on the same queries.
+    model : str
+        The recommender that is reported in full.
+    main : str
+        The main metric.
+    resamples : int
+        Number of bootstrap resamples.
+    seed : int
+        Seed of the bootstrap.
     """
-    return {
-        group: {
-            label: {
-                "queries": int(mask_B.sum()),
-                "model": {name: float(value_B[mask_B].mean()) for name, value_B in values[model].items()},
-                "interval": intervals({main: values[model][main][mask_B]}, resamples, seed)[main],
-                "baselines": {
-                    name: {main: float(value[main][mask_B].mean())} for name, value in values.items() if name != model
-                },
-            }
-            for label, mask_B in masks.items()
+    others = {name: of[main] for name, of in values.items() if name != model}
+
+    def entry(mask_B: Array) -> dict[str, Any]:
+        ours_B = values[model][main][mask_B]
+        theirs = {name: value_B[mask_B] for name, value_B in others.items()}
+        found = compare_all(ours_B, theirs, resamples, seed)
+        return {
+            "queries": int(mask_B.sum()),
+            "model": {name: float(value_B[mask_B].mean()) for name, value_B in values[model].items()},
+            "interval": intervals({main: ours_B}, resamples, seed)[main],
+            "baselines": {name: {main: float(value_B.mean())} for name, value_B in theirs.items()},
+            "against": {name: comparison.to_json() for name, comparison in found.items()},
         }
-        for group, masks in groups.items()
+
+    return {
+        group: {label: entry(mask_B) for label, mask_B in masks.items()} for group, masks in groups.items()
     }
 
 

@@ -12,6 +12,7 @@ from recsys.evaluation.members import single_line
 from recsys.evaluation.rating_errors import ERRORS
 from recsys.evaluation.segments import COLD
 from recsys.report.charts import Axis, Curves, Line, axis
+from recsys.report.first_screen import best_baseline
 
 _TITLES: Final = {
     ("weights_changed", "off"): "Left out",
@@ -85,7 +86,7 @@ def trust_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     trust = evaluation.get("trust")
     if not trust:
         return None
-    best = evaluation["comparison"].get("best_baseline")
+    best = best_baseline(evaluation)
     shown = ["model", *([best] if best else [])]
     return {
         "k": trust["k"],

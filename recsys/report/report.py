@@ -19,6 +19,7 @@ import jinja2
 from recsys.data.dataset import Manifest
 from recsys.evaluation.metrics import parse_metric
 from recsys.report.charts import axis, curves, stacked
+from recsys.report.first_screen import best_baseline, cost, for_whom, short_examples
 from recsys.report.interest_drift import movement_panel
 from recsys.report.panels import (
     ablation_panel,
@@ -106,6 +107,10 @@ def render_report(
         evaluation=evaluation,
         manifest=manifest,
         verdict=verdict(evaluation),
+        best=best_baseline(evaluation),
+        for_whom=for_whom(evaluation),
+        cost=cost(evaluation, manifest, training_history),
+        short_examples=short_examples(examples),
         cards=_cards(evaluation),
         panels=_panels(evaluation),
         tables=_tables(evaluation),
@@ -148,49 +153,53 @@ def recommender_name(name: str) -> str:
 
 
 def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
-    """Is the model better than the best baseline? One sentence and a status: better, worse, even or alone."""
+    """Whether the model is better than the best baseline: ``status``, ``head`` and ``text``.
+
+    The status is better, worse, even or alone (without a baseline). The head is one sentence with the difference, the
+    text its interval in words. The best baseline is that of :func:`best_baseline`, as everywhere in the report.
+    """
     main = evaluation["metric"]
     value, shown = evaluation["model"][main], metric_name(main)
-    best = evaluation["comparison"].get("best_baseline")
+    best = best_baseline(evaluation)
     if best is None:
-        return {"status": "alone", "head": f"{shown} {number(value)}", "text": "No baseline was run beside it."}
-    on_test = evaluation["comparison"].get("best_on_test") or best
-    which = "the best baseline" if on_test == best else "the best baseline on validation"
-    status, head, text = _against(evaluation, best, which)
-    if on_test != best:
-        other, other_head, other_text = _against(evaluation, on_test, "the best baseline on test")
-        status = min(status, other, key=("worse", "even", "better").index)
-        head, text = f"{head} {other_head}", f"{text} {other_text}"
-    return {"status": status, "head": head, "text": text}
-
-
-def _against(evaluation: Mapping[str, Any], baseline: str, which: str) -> tuple[str, str, str]:
-    """Where the model stands against one baseline: status, head and text."""
-    main = evaluation["metric"]
-    against = evaluation["comparison"]["against"][baseline]
-    theirs, name = evaluation["baselines"][baseline][main], recommender_name(baseline)
+        return {
+            "status": "alone",
+            "head": f"{shown} is {number(value)}.",
+            "text": "No baseline was run, so nothing says whether this is good.",
+        }
+    against, theirs = evaluation["comparison"]["against"][best], evaluation["baselines"][best][main]
+    status = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else "even"
+    is_than = {"better": "better than", "worse": "worse than", "even": "not clearly better or worse than"}[status]
     floor = 2.0 / (evaluation["confidence"]["resamples"] + 1)
     p = f"p ≤ {floor:.2g}" if against["p"] <= floor * 1.001 else f"p = {against['p']:.2g}"
-    relative = f" ({signed(100 * against['difference'] / theirs, 1)} %)" if theirs > 0 else ""
-    if against["low"] > 0:
-        status, head = "better", f"Better than {name}, {which}."
-    elif against["high"] < 0:
-        status, head = "worse", f"Worse than {name}, {which}."
-    else:
-        status, head = "even", f"Not distinguishable from {name}, {which}."
-    text = (
-        f"{metric_name(main)} is {number(evaluation['model'][main])} against {number(theirs)}: "
-        f"a difference of {signed(against['difference'])}{relative}, "
-        f"95 % interval {signed(against['low'])} to {signed(against['high'])}, {p} (paired bootstrap over "
-        f"{figure(evaluation['data']['queries'])} test users)."
-    )
-    return status, head, text
+    return {
+        "status": status,
+        "head": f"The model is {is_than} {recommender_name(best)}, the best baseline: its {shown} is "
+        f"{_percent(against['difference'], theirs)}.",
+        "text": f"With 95 % confidence, the true difference is between {_between(against, theirs)}"
+        f"{', so it may be chance' if status == 'even' else ''}. On {figure(evaluation['data']['queries'])} test users, "
+        f"the model has {number(value)}, {recommender_name(best)} {number(theirs)}; {p} (paired bootstrap over users).",
+    }
+
+
+def _percent(difference: float, base: float, direction: bool = True) -> str:
+    """A difference in percent of the baseline's value, where that is zero as it is; with its direction."""
+    size = f"{100 * abs(difference) / base:.1f} %" if base > 0 else number(abs(difference))
+    return f"{size} {'higher' if difference >= 0 else 'lower'}" if direction else size
+
+
+def _between(against: Mapping[str, Any], base: float) -> str:
+    """The interval of a difference, the end next to zero first: "1.2 % and 3.4 % higher"."""
+    near, far = sorted((against["low"], against["high"]), key=abs)
+    if near * far < 0:
+        near, far = against["low"], against["high"]
+    return f"{_percent(near, base, direction=near * far < 0)} and {_percent(far, base)}"
 
 
 def _cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     k = parse_metric(evaluation["metric"]).k
     names = [evaluation["metric"], *(f"{kind}@{k}" for kind in ("recall", "hit", "mrr", "coverage", "diversity"))]
-    best = evaluation["comparison"].get("best_baseline")
+    best = best_baseline(evaluation)
     return [
         {
             "name": name,
@@ -284,7 +293,7 @@ def _finite(value: Any) -> float:
 def _segments(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Bars of the model over those of the best baseline, one axis for all groups."""
     metric = evaluation["metric"]
-    best = evaluation["comparison"].get("best_baseline")
+    best = best_baseline(evaluation)
     groups, values = [], []
     for group, labels in evaluation["segments"].items():
         rows = []
