@@ -1,9 +1,10 @@
-"""Ablation: what each granularity, alone and left out, and each kind of fusion is worth, on the same test users.
+"""Ablation: the effect of each granularity (alone and left out) and of each kind of fusion, on the same test users.
 
-Without retraining, λ of the trained model is changed: *off* sets one to zero, *alone* all but one (the user vector is
-linear in z, so this is what a user without those signals gets), and *fusion* replaces the trained λ by constants. That
-tells what the model uses, not what it needs: what was trained beside a granularity may lean on it. Retrained variants
-(:mod:`pipelines.ablation`) answer the other question. Every difference is full model − variant, paired over users.
+Without retraining, λ of the trained model is changed: *off* sets one λ to zero, *alone* all but one (the user vector is
+linear in z, so this is what a user without those signals gets), and *fusion* replaces the trained λ by constants. This
+shows what the model uses, not what it needs: the other granularities were trained together with the one left out.
+Retrained variants (:mod:`pipelines.ablation`) answer that question. Every difference is full model − variant, paired
+over users.
 
 Legend: B queries, K granularities, N items.
 """
@@ -25,7 +26,7 @@ from recsys.parts import Parts
 
 
 class AblatedModel(Protocol):
-    """What an ablation asks of a trained model beside its scores."""
+    """What an ablation needs of a trained model."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -71,10 +72,10 @@ class _Constant:
 
 
 def weight_variants(model: AblatedModel, section: ModelConfig, queries: Queries, chunk: int) -> Iterator[Variant]:
-    """Every variant that needs no training.
+    """Yield every variant that needs no training.
 
-    Fusion: ``weighted`` takes λ from the configuration (S1's a, b, c; S5's λ), ``even`` one for all, and for a gate
-    ``constant`` its mean over the queries, which shows what choosing per user is worth.
+    Fusion: ``weighted`` takes λ from the configuration (S1's a, b, c; S5's λ), ``even`` uses one λ for all, and
+    ``constant`` uses the mean of a gate over the queries, which shows what weights per user add.
     """
     names = list(model.names)
     if len(names) > 1:
@@ -98,11 +99,11 @@ def compare_variants(ranking: Ranking, variants: Iterator[Variant], config: Conf
     Parameters
     ----------
     ranking : Ranking
-        of the full model; the variants are asked the same queries.
+        Ranking of the full model; the variants rank the same queries.
     variants : Iterator[Variant]
-        scored one after the other.
+        Variants, scored one after the other.
     config : Config
-        the main metric, the bootstrap and the chunks.
+        Main metric, bootstrap and chunk size.
     """
     ours_B = main_values(ranking, config)
     report: dict[str, dict[str, Any]] = {}
@@ -132,7 +133,7 @@ def main_values(ranking: Ranking, config: Config) -> Array:
 
 
 def ranked_values(scorer: Scorer, queries: Queries, config: Config) -> Array:
-    """The main metric of every query under a scorer: [B]. The queries must be those of a ranking already."""
+    """The main metric of a scorer for every query: [B]. The queries must be those of a ranking."""
     k = parse_metric(config.train.metric).k
     return main_values(rank(scorer, queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users), config)
 

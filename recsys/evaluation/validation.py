@@ -1,4 +1,4 @@
-"""The validation metric that chooses the epoch: the same ranking and formula as the evaluation on test."""
+"""The validation metric that selects the epoch, with the same ranking and formula as the evaluation on test."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from recsys.evaluation.ranking import Scorer, countable, rank
 
 
 def check_targets(dataset: PreparedDataset, config: Config) -> None:
-    """Refuse data on which nothing could be validated or tested, before anything is trained on it.
+    """Refuse data on which nothing can be validated or tested, before a training starts.
 
     Raises
     ------
     DataError
-        every target of a part is an item that its user had before, which ``evaluate.exclude_seen`` leaves
-        out.
+        Every target of a split is an item that its user had before, and ``evaluate.exclude_seen`` leaves these out.
     """
     for split, part in ((Split.VALID, "validation"), (Split.TEST, "test")):
         asked = asked_by_shard(dataset, split, config)
@@ -31,12 +30,12 @@ def check_targets(dataset: PreparedDataset, config: Config) -> None:
 
 @dataclass(frozen=True)
 class Validator:
-    """Values of one metric, a query each; queries whose targets were all seen before have none.
+    """Computes one metric for every query; queries whose targets were all seen before have no value.
 
     Raises
     ------
     ConfigError
-        ``train.metric`` is no accuracy metric.
+        ``train.metric`` is not an accuracy metric.
     """
 
     metric: str

@@ -31,7 +31,16 @@ from recsys.report.panels import (
     trade_off_panel,
     trust_panel,
 )
-from recsys.report.wording import duration, figure, metric_name, number, segment_name, sentence, signed
+from recsys.report.wording import (
+    duration,
+    figure,
+    metric_meaning,
+    metric_name,
+    number,
+    segment_name,
+    sentence,
+    signed,
+)
 
 _NAMES: Final = {
     "model": "Multigrain",
@@ -99,6 +108,7 @@ def render_report(
         figure=figure,
         sentence=sentence,
         segment=segment_name,
+        meaning=metric_meaning,
     )
     html = environment.get_template("report.html.j2").render(
         title=manifest.name,
@@ -170,15 +180,13 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
     against, theirs = evaluation["comparison"]["against"][best], evaluation["baselines"][best][main]
     status = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else "even"
     is_than = {"better": "better than", "worse": "worse than", "even": "not clearly better or worse than"}[status]
-    floor = 2.0 / (evaluation["confidence"]["resamples"] + 1)
-    p = f"p ≤ {floor:.2g}" if against["p"] <= floor * 1.001 else f"p = {against['p']:.2g}"
     return {
         "status": status,
         "head": f"The model is {is_than} {recommender_name(best)}, the best baseline: its {shown} is "
         f"{_percent(against['difference'], theirs)}.",
         "text": f"With 95 % confidence, the true difference is between {_between(against, theirs)}"
         f"{', so it may be chance' if status == 'even' else ''}. On {figure(evaluation['data']['queries'])} test users, "
-        f"the model has {number(value)}, {recommender_name(best)} {number(theirs)}; {p} (paired bootstrap over users).",
+        f"the model has {number(value)} and {recommender_name(best)} {number(theirs)}.",
     }
 
 
