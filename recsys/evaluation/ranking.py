@@ -295,7 +295,7 @@ def _by_scores(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chu
 
 
 def _not_a_number() -> ValueError:
-    return ValueError("the scorer returned NaN: the model has diverged, or an input of it is not finite")
+    return ValueError("the scorer returned NaN: the model has diverged, or one of its inputs is not finite")
 
 
 def _check(scores_bN: torch.Tensor, num_queries: int) -> None:
