@@ -88,7 +88,7 @@ def test_a_driver_lost_in_prepare_and_in_an_epoch(tmp_path: Path, whole: dict[st
     assert not list(tmp_path.glob("run/dataset.writing-*")), "what the first left is gone"
 
     with Command("run", config, "--resume") as command:
-        assert "going on from" in command.ends()
+        assert "resuming from" in command.ends()
         after(command, "driver lost in an epoch")
     same(outcome(run), whole)
     assert events_of(run / "dataset") == events_of(whole["dataset"])
@@ -109,7 +109,7 @@ def test_a_driver_lost_later(tmp_path: Path, whole: dict[str, Any]) -> None:
         command.until("evaluate +ranking all")
         command.kill()
     assert f"{damaged}: checkpoint" in command.output and "trying the one before" in command.output
-    assert f"going on from {before}" in command.output
+    assert f"resuming from {before}" in command.output
     assert not (run / "metrics.json").exists()
 
     with Command("run", config, "--resume") as command:
@@ -136,7 +136,7 @@ def test_lost_workers(tmp_path: Path, whole: dict[str, Any]) -> None:
         for number, (rank, epoch) in enumerate([(1, 1), (0, 4)], start=1):
             command.when(partial(reached, run, epoch), f"epoch {epoch}")
             os.kill(command.rank(rank), signal.SIGKILL)
-            command.when(lambda number=number: command.output.count("going on from") == number, "a resumption")
+            command.when(lambda number=number: command.output.count("resuming from") == number, "a resumption")
         command.ends()
         after(command, "two workers lost")
     assert history(run) == history(tmp_path / "whole/run")
@@ -381,7 +381,7 @@ def test_a_lost_node(tmp_path: Path, many: dict[str, Any], whole: dict[str, Any]
         with Command("train", world(tmp_path / "hit", data=data), *words, **where) as command:
             command.when(partial(reached, tmp_path / "hit/run", 2), "the middle of an epoch")
             assert lose(cluster, "RayTrainWorker")
-            command.until("going on from")
+            command.until("resuming from")
             command.ends()
             after(command, "training that lost a node")
         assert history(tmp_path / "hit/run") == history(tmp_path / "whole/run")

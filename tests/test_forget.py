@@ -551,7 +551,7 @@ def test_separation_is_the_share_of_pairs_that_are_told() -> None:
 def test_without_unseen_users_the_test_says_so() -> None:
     nobody = Histories.of_items([])
     said = membership(None, nobody, nobody, nobody)  # type: ignore[arg-type]
-    assert said == {"tested": False, "why": "no forgotten user has two events that are known"}
+    assert said == {"tested": False, "why": "no deleted user has two known events"}
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def test_the_newest_sound_checkpoint_of_this_very_training(tmp_path: Path) -> No
     (tmp_path / "a").mkdir()
     whole = first_sound(found, "progress", tmp_path / "a", notes.append)
     assert whole is not None and (whole / "model.safetensors").read_bytes() == (new / "model.safetensors").read_bytes()
-    assert len(notes) == 1 and notes[0].startswith("going on from") and str(new.parent) in notes[0]
+    assert len(notes) == 1 and notes[0].startswith("resuming from") and str(new.parent) in notes[0]
 
 
 @pytest.mark.parametrize("damage", ["bit", "short", "missing", "no checksums"])

@@ -1,9 +1,11 @@
-"""Ablation: the effect of each granularity (alone and left out) and of each kind of fusion, on the same test users.
+"""Ablation: the effect of each granularity (alone and left out) and of each kind of fusion, on the
+same test users.
 
-Without retraining, λ of the trained model is changed: *off* sets one λ to zero, *alone* all but one (the user vector is
-linear in z, so this is what a user without those signals gets), and *fusion* replaces the trained λ by constants. This
-shows what the model uses, not what it needs: the other granularities were trained together with the one left out.
-Retrained variants (:mod:`pipelines.ablation`) answer that question. Every difference is full model − variant, paired
+Without retraining, λ of the trained model is changed: *off* sets one λ to zero, *alone* all but one
+(the user vector is linear in z, so this is what a user without those signals gets), and *fusion*
+replaces the trained λ by constants. This shows what the model uses, not what it needs: the other
+granularities were trained together with the one left out. Retrained variants
+(:mod:`pipelines.ablation`) answer that question. Every difference is full model − variant, paired
 over users.
 
 Legend: B queries, K granularities, N items.
@@ -29,12 +31,18 @@ class AblatedModel(Protocol):
     """What an ablation needs of a trained model."""
 
     @property
-    def names(self) -> Sequence[str]: ...
+    def names(self) -> Sequence[str]:
+        """The granularities, in the order of K."""
+        ...
 
-    def parts(self, queries: Queries) -> Parts: ...
+    def parts(self, queries: Queries) -> Parts:
+        """The output of every granularity for every query, and λ."""
+        ...
 
     def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
-        """Scores [b, N] with only these granularities at their trained weights, the others at zero."""
+        """Scores [b, N] with only these granularities at their trained
+        weights, the others at zero.
+        """
         ...
 
     def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> torch.Tensor:
@@ -59,6 +67,7 @@ class Kept:
     kept: tuple[str, ...]
 
     def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         return self.model.scores_of(queries, self.kept)
 
 
@@ -74,8 +83,9 @@ class _Constant:
 def weight_variants(model: AblatedModel, section: ModelConfig, queries: Queries, chunk: int) -> Iterator[Variant]:
     """Yield every variant that needs no training.
 
-    Fusion: ``weighted`` takes λ from the configuration (S1's a, b, c; S5's λ), ``even`` uses one λ for all, and
-    ``constant`` uses the mean of a gate over the queries, which shows what weights per user add.
+    Fusion: ``weighted`` takes λ from the configuration (S1's a, b, c; S5's λ), ``even`` uses one λ
+    for all, and ``constant`` uses the mean of a gate over the queries, which shows what weights per
+    user add.
     """
     names = list(model.names)
     if len(names) > 1:
@@ -94,7 +104,8 @@ def weight_variants(model: AblatedModel, section: ModelConfig, queries: Queries,
 
 
 def compare_variants(ranking: Ranking, variants: Iterator[Variant], config: Config) -> dict[str, dict[str, Any]]:
-    """Group → name → ``value``, its ``interval``, and ``difference``, ``low``, ``high``, ``p`` of full − variant.
+    """Group → name → ``value``, its ``interval``, and ``difference``, ``low``, ``high``, ``p`` of
+    full − variant.
 
     Parameters
     ----------
@@ -116,7 +127,9 @@ def compare_variants(ranking: Ranking, variants: Iterator[Variant], config: Conf
 
 
 def ablation_report(model: AblatedModel, ranking: Ranking, config: Config) -> dict[str, Any]:
-    """The content of ``metrics.json``'s ``ablation``: the full model and every variant that needs no training."""
+    """The content of ``metrics.json``'s ``ablation``: the full model and every variant that needs
+    no training.
+    """
     variants = weight_variants(model, config.model, ranking.queries, config.evaluate.chunk_users)
     return {
         "metric": config.train.metric,

@@ -45,7 +45,9 @@ class Baseline(ABC):
         """Scores [b, N] float32 from the visible history."""
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
-        """Fit with each entry of the grid in turn, and yield it; overridden if the entries share work."""
+        """Fit with each entry of the grid in turn, and yield it; overridden if the entries share
+        work.
+        """
         for constants in self.grid:
             self.constants = dict(constants)
             self.fit(train, num_items)

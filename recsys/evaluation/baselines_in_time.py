@@ -1,4 +1,5 @@
-"""Two baselines that every shop asks for: the user's most frequent items, and the items that sold in the last days.
+"""Two baselines that every shop asks for: the user's most frequent items, and the items that sold
+in the last days.
 
 Both rank the whole catalogue, and both read only events before the time of the query.
 
@@ -26,8 +27,8 @@ _BEHIND: Final = 1e-6  # weight of all-time popularity next to that of the last 
 class Frequency(Baseline):
     """The user's most frequent items; popularity orders the rest.
 
-    An event counts half as much for each half-life between it and the user's last event. Half-lives are days, or events
-    if times are unknown. The baseline needs ``evaluate.exclude_seen`` false.
+    An event counts half as much for each half-life between it and the user's last event. Half-lives
+    are days, or events if times are unknown. The baseline needs ``evaluate.exclude_seen`` false.
     """
 
     name = "frequency"
@@ -35,6 +36,7 @@ class Frequency(Baseline):
 
     @classmethod
     def lacks(cls, histories: Histories, config: EvaluateConfig) -> str:
+        """What the data or the settings lack for this baseline; empty if it can be evaluated."""
         if config.exclude_seen:
             return "evaluate.exclude_seen leaves out what a user had before"
         rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
@@ -43,17 +45,20 @@ class Frequency(Baseline):
         return ""
 
     def fit(self, train: Histories, num_items: int) -> None:
+        """Fit on all given events, with the current constants."""
         counts_N = users_of_items(matrix(train, num_items))
         self._behind_N = torch.from_numpy(counts_N / max(float(counts_N.max(initial=0)), 1.0))
         self._is_timed = bool(len(train.times_E)) and bool((train.times_E != 0).all())
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        """Fit with each entry of the grid in turn, and yield it."""
         self.fit(train, num_items)
         for constants in self.grid:
             self.constants = dict(constants)
             yield self.constants
 
     def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         histories, num_items = queries.histories, len(self._behind_N)
         lengths_b = histories.lengths_U
         rows_E = np.repeat(np.arange(len(histories)), lengths_b)
@@ -74,10 +79,11 @@ class Frequency(Baseline):
 
 
 class RecentPopularity(Baseline):
-    """Number of events of an item before the time of the query; an event counts half for each half-life of age.
+    """Number of events of an item before the time of the query; an event counts half for each
+    half-life of age.
 
-    All-time popularity breaks ties. A query without a time is placed after the last event. Counts are stored at
-    snapshots between the events; the events since are added, so scores are exact.
+    All-time popularity breaks ties. A query without a time is placed after the last event. Counts
+    are stored at snapshots between the events; the events since are added, so scores are exact.
     """
 
     name = "recent_popularity"
@@ -85,13 +91,16 @@ class RecentPopularity(Baseline):
 
     @classmethod
     def lacks(cls, histories: Histories, config: EvaluateConfig) -> str:
+        """What the data or the settings lack for this baseline; empty if it can be evaluated."""
         return "" if len(histories.times_E) and (histories.times_E != 0).all() else "some events have no time"
 
     def fit(self, train: Histories, num_items: int) -> None:
+        """Fit on all given events, with the current constants."""
         self._read(train, num_items)
         self._keep()
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        """Fit with each entry of the grid in turn, and yield it."""
         self._read(train, num_items)
         for constants in self.grid:
             self.constants = dict(constants)
@@ -107,7 +116,9 @@ class RecentPopularity(Baseline):
         self._places_M = np.linspace(0, len(self._days_E), moments, endpoint=False).astype(np.int64)
 
     def _keep(self) -> None:
-        """The decayed counts of the events before each snapshot: [M, N], as of the time of its event."""
+        """The decayed counts of the events before each snapshot: [M, N], as of the time of its
+        event.
+        """
         counts_N, kept, done = np.zeros(len(self._behind_N)), [], 0
         for place in self._places_M:
             counts_N = self._since(counts_N, done, place, self._time_of(place))
@@ -119,7 +130,9 @@ class RecentPopularity(Baseline):
         return float(self._days_E[place]) if place < len(self._days_E) else 0.0
 
     def _since(self, counts_N: Array, start: int, end: int, day: float) -> Array:
-        """Counts as of a day: those as of event ``start``, decayed, plus the events from ``start`` to before ``end``."""
+        """Counts as of a day: those as of event ``start``, decayed, plus the events from ``start``
+        to before ``end``.
+        """
         rate = 1.0 / self.constants["half_life_days"]
         faded_N = counts_N * 2.0 ** (-rate * max(day - self._time_of(start), 0.0))
         weights_E = 2.0 ** (-rate * (day - self._days_E[start:end]))
@@ -128,6 +141,7 @@ class RecentPopularity(Baseline):
         return found_N
 
     def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         asked_b = np.where(queries.asked_at_B == 0, np.inf, queries.asked_at_B / _DAY)
         days, place_b = np.unique(asked_b, return_inverse=True)
         rows = np.stack([self._at(day) for day in days]) if len(days) else np.zeros((0, len(self._behind_N)))
@@ -142,7 +156,8 @@ class RecentPopularity(Baseline):
 
 
 def _places(rows_P: Array, values_P: Array) -> Array:
-    """The rank of every value in its row, 1 for the smallest; equal values share a rank. ``rows_P`` must ascend.
+    """The rank of every value in its row, 1 for the smallest; equal values share a rank. ``rows_P``
+    must ascend.
 
     >>> _places(np.array([0, 0, 0, 2, 2]), np.array([5.0, -1.0, 5.0, 3.0, 4.0])).tolist()
     [2, 1, 2, 1, 2]

@@ -1,9 +1,11 @@
-"""The input of stacking: for validation queries, the scores of every member on the items that could be in a list.
+"""The input of stacking: for validation queries, the scores of every member on the items that could
+be in a list.
 
-Why candidates: some hundred weighted sums are tried, and a full ranking of the catalogue each time would take minutes.
-An item that no member has among its best :data:`BEST` is rarely among the first of the sum. In a small catalogue all
-items are candidates. A target that is no candidate is a miss: if it were added, it would be there without the other
-items of similar rank, and sums that rank such items high would look better than they are.
+Why candidates: some hundred weighted sums are tried, and a full ranking of the catalogue each time
+would take minutes. An item that no member has among its best :data:`BEST` is rarely among the first
+of the sum. In a small catalogue all items are candidates. A target that is no candidate is a miss:
+if it were added, it would be there without the other items of similar rank, and sums that rank such
+items high would look better than they are.
 
 Legend: b queries of a chunk, Q all queries, N items, M members, P candidates.
 """
@@ -46,8 +48,8 @@ class MemberScorer(Protocol):
 def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items: int) -> Candidates:
     """The candidates of every query with a target that counts.
 
-    Memory: 4 bytes per query, candidate and member, with at most :data:`BEST` candidates per member, or all items of a
-    small catalogue.
+    Memory: 4 bytes per query, candidate and member, with at most :data:`BEST` candidates per
+    member, or all items of a small catalogue.
     """
     kept, _, _ = countable(queries, exclude_seen)
     if len(kept) > MAX_QUERIES:

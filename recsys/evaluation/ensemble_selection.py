@@ -1,11 +1,13 @@
-"""Ensemble selection: member weights that maximise a ranking metric directly, stabilised by bagging.
+"""Ensemble selection: member weights that maximise a ranking metric directly, stabilised by
+bagging.
 
-Start with no member. In each step, add the member that improves the metric most; a member may be added many times. The
-number of times is its weight (Caruana et al. 2004, *Ensemble selection from libraries of models*). One such search
-overfits the noise of its queries. So it runs on many random halves of the queries, and the weights are averaged.
+Start with no member. In each step, add the member that improves the metric most; a member may be
+added many times. The number of times is its weight (Caruana et al. 2004, *Ensemble selection from
+libraries of models*). One such search overfits the noise of its queries. So it runs on many random
+halves of the queries, and the weights are averaged.
 
-Legend: Q queries, P candidates of a query, M members, K list length, T targets among the candidates, F targets found in
-a list, R a query for every member.
+Legend: Q queries, P candidates of a query, M members, K list length, T targets among the
+candidates, F targets found in a list, R a query for every member.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def _queries_in_a_bag(candidates: Candidates) -> int:
 
 
 class _Bag:
-    """A random part of the queries. The rank of a target is the number of candidates with a higher score."""
+    """A random part of the queries. The rank of a target is the number of candidates with a higher
+    score.
+    """
 
     def __init__(self, candidates: Candidates, kind: str, k: int) -> None:
         self._candidates, self._kind, self._k = candidates, kind, k

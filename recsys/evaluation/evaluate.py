@@ -1,7 +1,8 @@
-"""Evaluate a model on the test split against every baseline: one full ranking each, on the same queries.
+"""Evaluate a model on the test split against every baseline: one full ranking each, on the same
+queries.
 
-Why in one place: the comparison is valid only if split, masking, metrics and training events are the same for all.
-Legend: B queries, b queries of a chunk, K granularities, N items, D width.
+Why in one place: the comparison is valid only if split, masking, metrics and training events are
+the same for all. Legend: B queries, b queries of a chunk, K granularities, N items, D width.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class ScoredModel(Protocol):
         ...
 
     def parts(self, queries: Queries) -> Parts:
-        """The output of every granularity for every query, and λ [b, K], zero where its signal is missing."""
+        """The output of every granularity for every query, and λ [b, K], zero where its signal is
+        missing.
+        """
         ...
 
     def scores(self, queries: Queries) -> torch.Tensor:
@@ -75,7 +78,9 @@ class ScoredModel(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that goes into ``metrics.json`` and the report, and the model's lists for the examples."""
+    """Everything that goes into ``metrics.json`` and the report, and the model's lists for the
+    examples.
+    """
 
     metric: str  # the main one
     model: dict[str, float]
@@ -90,7 +95,9 @@ class Evaluation:
     extras: dict[str, Any]  # members, signals, trust, audit and, if asked for, ablation
 
     def to_json(self, timing: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """The content of ``metrics.json``; ``timing`` adds the times of earlier stages (prepare_s, train_s)."""
+        """The content of ``metrics.json``; ``timing`` adds the times of earlier stages (prepare_s,
+        train_s).
+        """
         return {
             "metric": self.metric,
             "model": self.model,
@@ -112,11 +119,12 @@ def evaluate(
     refit: bool,
     stack: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Rank the test queries with the model, with the model without each granularity, and with every baseline.
+    """Rank the test queries with the model, with the model without each granularity, and with every
+    baseline.
 
-    The constants of the baselines are chosen on validation. Novelty and "new to training" count the events on which the
-    model was fitted. Intervals are over queries. Coverage and gini belong to the whole set of lists and have none, as
-    repeated users in a resample bias both.
+    The constants of the baselines are chosen on validation. Novelty and "new to training" count the
+    events on which the model was fitted. Intervals are over queries. Coverage and gini belong to
+    the whole set of lists and have none, as repeated users in a resample bias both.
 
     Parameters
     ----------
@@ -127,7 +135,8 @@ def evaluate(
     config : Config
         Main metric, ``evaluate`` and the seed.
     refit : bool
-        Whether the model was trained on training *and* validation events; the baselines then are as well.
+        Whether the model was trained on training *and* validation events; the baselines then are as
+        well.
     stack : Mapping[str, Any] | None
         What stacking chose (``TrainResult.choices["stack"]``), if the model is stacked.
 
@@ -190,7 +199,9 @@ def evaluate(
 def _baselines(
     model: ScoredModel, dataset: PreparedDataset, config: Config, through: Split, checked: Audit
 ) -> tuple[dict[str, Baseline], dict[str, str]]:
-    """The audited baselines, and those that the data rule out, with the reason; their events are released again."""
+    """The audited baselines, and those that the data rule out, with the reason; their events are
+    released again.
+    """
     histories, asked = fitted_histories(dataset, config), asked_users_V(dataset, config)
     names, refit = config.evaluate.baselines, through == Split.VALID
     fitted = fit_baselines(names, histories, dataset.num_items, config.evaluate, config.train.metric, refit, asked)
@@ -220,7 +231,9 @@ def _rankings(scorers: Mapping[str, Scorer], queries: Queries, config: Config, k
 
 
 def _values(ranking: Ranking, counts_N: Array, vectors_ND: Array, ks: list[int]) -> dict[str, Array | float]:
-    """Every metric of one recommender, one value per query if there is one, in the order of ``metrics.json``."""
+    """Every metric of one recommender, one value per query if there is one, in the order of
+    ``metrics.json``.
+    """
     accuracy = query_metrics(ranking.hits_BK, ranking.num_targets_B, ks)
     return {**accuracy, **list_metrics(ranking.items_BK, counts_N, vectors_ND, ks)}
 
@@ -256,7 +269,9 @@ def _segments(
 def _certainty(
     values: Mapping[str, Mapping[str, Array | float]], baselines: Mapping[str, Baseline], config: Config
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Intervals of every recommender, and the paired comparison of the model with every baseline."""
+    """Intervals of every recommender, and the paired comparison of
+    the model with every baseline.
+    """
     main, resamples, seed = config.train.metric, config.evaluate.bootstrap, config.seed
     confidence = {
         "level": LEVEL,

@@ -31,11 +31,12 @@ class Outcome:
 def outcomes(
     users_A: Array, versions_A: Array, rewards_A: Array, num_versions: int, resamples: int, seed: int
 ) -> tuple[list[Outcome], int]:
-    """The outcome of versions 0 … V − 1, and the number of users who got answers from more than one version.
+    """The outcome of versions 0 … V − 1, and the number of users who got answers from more than one
+    version.
 
-    Every version must have an answer. ``reward_per_answer`` and ``rewarded_share`` (answers with a reward above 0) are
-    over answers, ``reward_per_user`` is over users. A resampled user brings the answers of all versions, so versions
-    that share users are compared correctly.
+    Every version must have an answer. ``reward_per_answer`` and ``rewarded_share`` (answers with a
+    reward above 0) are over answers, ``reward_per_user`` is over users. A resampled user brings the
+    answers of all versions, so versions that share users are compared correctly.
     """
     num_users = int(users_A.max()) + 1
     cells_A = users_A * num_versions + versions_A

@@ -1,9 +1,11 @@
-"""Interest drift: which items the evolving state of a user is nearest to, event by event, as stacked areas.
+"""Interest drift: which items the evolving state of a user is nearest to, event by event, as
+stacked areas.
 
-Why a distribution over groups of items: a state is a point in a space that has no meaning by itself; the items nearest
-to it show its meaning. After every event the items are ranked by the state alone. The weight of each group in that list
-(a category of the items or, without categories, a neighbourhood of item vectors) is drawn over the events: long-term
-interest above, immediate interest below, and the chosen items between them.
+Why a distribution over groups of items: a state is a point in a space that has no meaning by
+itself; the items nearest to it show its meaning. After every event the items are ranked by the
+state alone. The weight of each group in that list (a category of the items or, without categories,
+a neighbourhood of item vectors) is drawn over the events: long-term interest above, immediate
+interest below, and the chosen items between them.
 
 Legend: L events, N items, D width, G groups, R nearest items.
 """
@@ -35,7 +37,9 @@ OTHER: Final = "other"
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of items: ``group_N`` is the position in ``labels``, -1 for an item without a group."""
+    """Groups of items: ``group_N`` is the position in ``labels``, -1
+    for an item without a group.
+    """
 
     by: str  # what defines the groups, shown in the report
     labels: list[str]
@@ -43,10 +47,12 @@ class Groups:
 
 
 def movements(model: FrozenModel, dataset: PreparedDataset, queries: Queries) -> list[dict[str, Any]]:
-    """The interest drift of the user of every query, for the report; empty without the granularity ``evolution``.
+    """The interest drift of the user of every query, for the report; empty without the granularity
+    ``evolution``.
 
-    Each is ``{by, labels, events: [title], chosen: [label], times: [seconds], long: [[share]], immediate: [[share]] or
-    None, share: float}`` with one entry per event. Shares are in the order of ``labels`` and sum to at most 1.
+    Each is ``{by, labels, events: [title], chosen: [label], times: [seconds], long: [[share]],
+    immediate: [[share]] or None, share: float}`` with one entry per event. Shares are in the order
+    of ``labels`` and sum to at most 1.
     """
     if not model.rolls_forward:
         return []
@@ -90,7 +96,9 @@ def _shares(scores_LN: Any, groups: Groups) -> Array:
 
 
 def find_groups(features: pa.Table, vectors_ND: Array, titles_N: Sequence[str]) -> Groups:
-    """Groups by the attribute that is most like a category, or by neighbourhoods of item vectors if there is none."""
+    """Groups by the attribute that is most like a category, or by neighbourhoods of item vectors if
+    there is none.
+    """
     found = []
     for field in features.schema:
         if field.name in (schema.ITEM_ID, schema.ENTITY_ID, "text"):
@@ -107,7 +115,9 @@ def find_groups(features: pa.Table, vectors_ND: Array, titles_N: Sequence[str]) 
 
 
 def _values(column: pa.ChunkedArray) -> list[list[str]]:
-    """The values of every item, with texts split at separators such as commas; empty for columns that are not text."""
+    """The values of every item, with texts split at separators such as commas; empty for columns
+    that are not text.
+    """
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return [[v for v in re.split(r"\s*[,|;>]\s*", cell or "") if v] for cell in column.to_pylist()]
@@ -127,7 +137,9 @@ def _grouped(values: list[list[str]]) -> tuple[list[str], Array]:
 
 
 def _neighbourhoods(vectors_ND: Array, titles_N: Sequence[str]) -> Groups:
-    """Items by the nearest of a few centres (spherical k-means from distant items), named after the nearest item."""
+    """Items by the nearest of a few centres (spherical k-means from distant items), named after the
+    nearest item.
+    """
     unit_ND = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
     count = min(_NEIGHBOURHOODS, len(unit_ND))
     chosen = [0]

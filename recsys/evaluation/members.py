@@ -1,12 +1,15 @@
-"""Members of a model: the metric of every granularity alone and of the model without it, and of the baselines.
+"""Members of a model: the metric of every granularity alone and of the model without it, and of the
+baselines.
 
-Why: the metric of a sum says nothing about its parts. The table shows which signals the model depends on, which ones
-add nothing, and whether one method alone would have been enough. Validation figures are those with which stacking chose
-the weights; test figures are those of the final model, with paired intervals.
+Why: the metric of a sum says nothing about its parts. The table shows which signals the model
+depends on, which ones add nothing, and whether one method alone would have been enough. Validation
+figures are those with which stacking chose the weights; test figures are those of the final model,
+with paired intervals.
 
 A member that stacking dropped is not part of the model: it has a figure on validation only.
 
-Legend: B queries, b queries of a chunk, K granularities, N items, D width, G groups of history length.
+Legend: B queries, b queries of a chunk, K granularities, N items, D width, G groups of history
+length.
 """
 
 from __future__ import annotations
@@ -34,15 +37,23 @@ class SummedModel(Protocol):
     """A model that is a sum over granularities."""
 
     @property
-    def item_vectors_ND(self) -> torch.Tensor: ...
+    def item_vectors_ND(self) -> torch.Tensor:
+        """The item vectors."""
+        ...
 
     @property
-    def names(self) -> Sequence[str]: ...
+    def names(self) -> Sequence[str]:
+        """The granularities, in the order of K."""
+        ...
 
     @property
-    def trained_names(self) -> Sequence[str]: ...
+    def trained_names(self) -> Sequence[str]:
+        """The trained granularities, in the order of their λ."""
+        ...
 
-    def parts(self, queries: Queries) -> Parts: ...
+    def parts(self, queries: Queries) -> Parts:
+        """The output of every granularity for every query, and λ."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,11 +65,13 @@ class Shares:
 
 
 def shares(model: SummedModel, queries: Queries, config: Config) -> Shares:
-    """Rank the queries with every granularity alone and with all others, in one pass over the users.
+    """Rank the queries with every granularity alone and with all others, in one pass over the
+    users.
 
-    Every contribution to a score is computed once and summed for each variant. If no granularity is present, the query
-    is ranked by popularity, as in the model. The trained granularities together are ``trained`` if there are
-    closed-form ones as well. A granularity without any weight has no entry in ``alone``.
+    Every contribution to a score is computed once and summed for each variant. If no granularity is
+    present, the query is ranked by popularity, as in the model. The trained granularities together
+    are ``trained`` if there are closed-form ones as well. A granularity without any weight has no
+    entry in ``alone``.
     """
     names, trained = list(model.names), list(model.trained_names)
     members = {name: [place] for place, name in enumerate(names)}
@@ -196,7 +209,9 @@ def _member(
     choices: Mapping[str, Any],
     config: Config,
 ) -> dict[str, Any]:
-    """One member: ``alone`` and ``without`` (None if not measured), ``weight``, ``kept`` and ``why``."""
+    """One member: ``alone`` and ``without`` (None if not measured), ``weight``, ``kept`` and
+    ``why``.
+    """
     chosen = choices.get("members", {}).get(name)
     section = config.model.granularities.enabled().get(name)
     of_one = "trained" if name in model.trained_names else KIND if isinstance(section, ApartConfig) else "fitted"
@@ -227,7 +242,9 @@ def _member(
 
 
 def _weight(chosen: Mapping[str, Any] | None, mean: float | None) -> list[float] | None:
-    """Least and largest weight over groups of history length; without stacking, twice the mean of λ."""
+    """Least and largest weight over groups of history length; without stacking, twice the mean of
+    λ.
+    """
     if chosen:
         return [min(chosen["weights"]), max(chosen["weights"])]
     return None if mean is None else [mean, mean]
@@ -254,7 +271,8 @@ def single_line(members: Mapping[str, Any]) -> str:
     """A sentence if stacking chose a single member; empty otherwise.
 
     >>> single_line({"is_single": True, "single": "item_cf", "metric": "ndcg@10"})
-    'the model is its best single member, item_cf: no sum of members is better by ndcg@10 on validation'
+    'the model is its best single member, item_cf: no sum of members is better by ndcg@10 on
+    validation'
     """
     if not members.get("is_single"):
         return ""

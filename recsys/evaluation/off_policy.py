@@ -1,18 +1,20 @@
 """Estimate the value of one version from the log of another one: IPS, SNIPS and doubly robust (DR).
 
-Why: an experiment costs users and weeks. If the order of lists was randomised with known probabilities, the log of one
-version gives an estimate for another version, from the places at which both show the same item.
+Why: an experiment costs users and weeks. If the order of lists was randomised with known
+probabilities, the log of one version gives an estimate for another version, from the places at
+which both show the same item.
 
-The reward r of an item at a place does not depend on the items at other places (the item-position model), so the value
-of a list is the sum over its places. The target is the version to estimate. With w = 1[the target shows the item there]
-/ P(it was shown there), N answers and R shown places,
+The reward r of an item at a place does not depend on the items at other places (the item-position
+model), so the value of a list is the sum over its places. The target is the version to estimate.
+With w = 1[the target shows the item there] / P(it was shown there), N answers and R shown places,
 
-    IPS    V = Σ w r / N                            unbiased if every item of the target had a chance to be shown
-    SNIPS  V = (Σ w r / Σ w) · R / N                a weighted mean; adding c to every reward adds c per place
-    DR     V = Σ (q(target) + w (r − q(shown))) / N   unbiased for any q that does not depend on r
+    IPS    V = Σ w r / N                            unbiased if every item of the target had a
+    chance to be shown SNIPS  V = (Σ w r / Σ w) · R / N                a weighted mean; adding c to
+    every reward adds c per place DR     V = Σ (q(target) + w (r − q(shown))) / N   unbiased for any
+    q that does not depend on r
 
-Horvitz and Thompson 1952; Swaminathan and Joachims 2015; Dudík, Langford and Li 2011; Li et al. 2018 (item-position).
-Intervals resample users, as the answers to one user are similar.
+Horvitz and Thompson 1952; Swaminathan and Joachims 2015; Dudík, Langford and Li 2011; Li et al.
+2018 (item-position). Intervals resample users, as the answers to one user are similar.
 
 Legend: R shown items (one row per place of an answer), U users, M sums.
 """
@@ -52,7 +54,9 @@ class Trials:
 
 @dataclass(frozen=True)
 class Estimates:
-    """Values per answer, with intervals, and figures that show whether the weights can be trusted."""
+    """Values per answer, with intervals, and figures that show
+    whether the weights can be trusted.
+    """
 
     values: dict[str, Interval]  # shown (the value of the log itself), ips, snips, dr
     gains: dict[str, Interval]  # each estimate minus shown
@@ -61,6 +65,7 @@ class Estimates:
     support: Interval  # mean weight: about the share of the target's places that the log could show
 
     def to_json(self) -> dict[str, Any]:
+        """The content as plain values for JSON."""
         tree: dict[str, Any] = {name: one.to_json() for name, one in self.values.items()}
         tree["gains"] = {name: one.to_json() for name, one in self.gains.items()}
         tree |= {"effective_sample_size": self.effective, "largest_weight": self.largest}
@@ -98,7 +103,9 @@ def estimate(trials: Trials, resamples: int, seed: int) -> Estimates:
 
 
 def _values(sums: Mapping[str, Array]) -> dict[str, Array]:
-    """The estimates from sums over users, for one or many resamples; SNIPS is NaN without any weight."""
+    """The estimates from sums over users, for one or many resamples; SNIPS is NaN without any
+    weight.
+    """
     answers, weights = sums["answers"], sums["weights"]
     mean = np.divide(sums["weighted"], weights, out=np.full_like(weights, np.nan), where=weights > 0)
     return {
@@ -115,10 +122,11 @@ def _by_user(trials: Trials, values_R: Array) -> Array:
 
 
 def predicted(trials: Trials) -> tuple[Array, Array]:
-    """Values q of the shown items and of the target's items: mean of the place + mean effect of the item, shrunk to zero.
+    """Values q of the shown items and of the target's items: mean of the place + mean effect of the
+    item, shrunk to zero.
 
-    Each user is predicted from the users of the other folds, so that q does not depend on the rewards it is compared
-    with.
+    Each user is predicted from the users of the other folds, so that q does not depend on the
+    rewards it is compared with.
     """
     shown_R, target_R = np.zeros(len(trials.users_R)), np.zeros(len(trials.users_R))
     num_items = int(max(trials.shown_R.max(initial=-1), trials.target_R.max(initial=-1))) + 1

@@ -1,9 +1,10 @@
 """Exact full ranking of the catalogue for every query, in chunks.
 
-Why exact: metrics on sampled candidates can order recommenders wrongly (Krichene and Rendle 2020). If a scorer has user
-and item vectors, its users are encoded in chunks of similar length, to avoid padding, and scored some rows at a time
-into one buffer that fits into the processor's cache: allocating a matrix of all scores costs more than the product.
-Legend: B queries, b queries of a chunk, K list length, N items, P targets, E events, D width.
+Why exact: metrics on sampled candidates can order recommenders wrongly (Krichene and Rendle 2020).
+If a scorer has user and item vectors, its users are encoded in chunks of similar length, to avoid
+padding, and scored some rows at a time into one buffer that fits into the processor's cache:
+allocating a matrix of all scores costs more than the product. Legend: B queries, b queries of a
+chunk, K list length, N items, P targets, E events, D width.
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class VectorScorer(Scorer, Protocol):
-    """A scorer with scores u · a_i plus additions for a few items, or popularity for a user without any signal."""
+    """A scorer with scores u · a_i plus additions for a few items, or popularity for a user without
+    any signal.
+    """
 
     popularity_N: torch.Tensor
     item_vectors_ND: torch.Tensor
 
     def user_vectors(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor, SparseScores]:
-        """The user vectors [b, D], which users have a signal [b], and the additions to the scores of a few items."""
+        """The user vectors [b, D], which users have a signal [b], and the additions to the scores
+        of a few items.
+        """
         ...
 
 
@@ -54,7 +59,8 @@ class VectorScorer(Scorer, Protocol):
 class Ranking:
     """The top-K lists of the queries that have a target that counts.
 
-    ``queries`` are these queries with the targets that count, ``rows_B`` their positions among all ranked queries.
+    ``queries`` are these queries with the targets that count, ``rows_B`` their positions among all
+    ranked queries.
     """
 
     queries: Queries
@@ -67,6 +73,7 @@ class Ranking:
 
     @property
     def num_targets_B(self) -> Array:
+        """Number of targets of every query."""
         return self.queries.num_targets_B
 
     def __len__(self) -> int:
@@ -76,11 +83,12 @@ class Ranking:
 def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, chunk: int = 512) -> Ranking:
     """Rank the whole catalogue for every query and mark the hits.
 
-    With ``exclude_seen``, items of the visible history (only of events of predicted types) are never recommended, so
-    targets among them are dropped: no list could hold them. A repeated target counts once. Equal scores are ordered by
-    a fixed shuffle of the item ids, since ids may follow popularity and a constant scorer must stay at chance level.
-    Lists have K places even if the catalogue is smaller. Memory is bounded by ``chunk`` and, for large catalogues, by
-    128 MB of scores.
+    With ``exclude_seen``, items of the visible history (only of events of predicted types) are
+    never recommended, so targets among them are dropped: no list could hold them. A repeated target
+    counts once. Equal scores are ordered by a fixed shuffle of the item ids, since ids may follow
+    popularity and a constant scorer must stay at chance level. Lists have K places even if the
+    catalogue is smaller. Memory is bounded by ``chunk`` and, for large catalogues, by 128 MB of
+    scores.
 
     Parameters
     ----------
@@ -113,7 +121,9 @@ def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, ch
 
 
 def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int]:
-    """The queries with targets that count, their positions, and how many targets were dropped as seen."""
+    """The queries with targets that count, their positions, and how many targets were dropped as
+    seen.
+    """
     target_rows_P = queries.target_rows()
     pairs_P = _pairs(target_rows_P, queries.target_items)
     keep_P = np.ones(len(pairs_P), dtype=bool)
@@ -140,12 +150,13 @@ def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int
 def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     """The k best items of every row and their scores, best first, ties by the fixed shuffle.
 
-    Returns items [b, k] int32 and scores [b, k] float32, filled with −1 and −inf if fewer than k scores are above −inf.
+    Returns items [b, k] int32 and scores [b, k] float32, filled with −1 and −inf if fewer than k
+    scores are above −inf.
 
     Raises
     ------
     ValueError
-        a score is NaN.
+        A score is NaN.
     """
     items_bK = np.full((len(scores_bN), k), -1, dtype=np.int32)
     scores_bK = np.full((len(scores_bN), k), -np.inf, dtype=np.float32)
@@ -164,11 +175,13 @@ def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
 
 
 def _candidates(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array, Array, Array]:
-    """Rows, items and scores [C] of a few candidates of each row, and the rows [b] that are left out.
+    """Rows, items and scores [C] of a few candidates of each row, and the rows [b] that are left
+    out.
 
-    The candidates include the k best items and all items that tie with the last of them. Rows in which many scores are
-    equal or −inf are left out. Items are in groups (about every 16th of a row together). A maximum is found several
-    times faster than an order, and the k-th largest of the group maxima is a bound that at least k items reach.
+    The candidates include the k best items and all items that tie with the last of them. Rows in
+    which many scores are equal or −inf are left out. Items are in groups (about every 16th of a row
+    together). A maximum is found several times faster than an order, and the k-th largest of the
+    group maxima is a bound that at least k items reach.
     """
     num_items = scores_bN.shape[1]
     groups = num_items // _GROUP
@@ -197,7 +210,7 @@ def _top_of_any(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     num_items = scores_bN.shape[1]
     size = min(k, num_items)
     order_N = torch.from_numpy(tie_order(num_items)).to(scores_bN.device)
-    top_scores, top = scores_bN.topk(min(size + 1, num_items), dim=1)  # one more shows whether the last one is tied with the next
+    top_scores, top = scores_bN.topk(min(size + 1, num_items), dim=1)  # one more shows a tie at the end
     if torch.isnan(top_scores[:, :1]).any():  # topk puts NaN above every number
         raise _not_a_number()
     last_b1, next_b1 = top_scores[:, size - 1 : size], top_scores[:, size:]
@@ -232,9 +245,9 @@ def top_by_vectors(
 ) -> tuple[Array, Array]:
     """:func:`top_items` of u · a_i plus ``added``.
 
-    The item ``hidden_E[e]`` is left out for the user in row ``rows_E[e]``; rows must ascend. ``change`` may change the
-    scores of some rows [r, N] in place. Memory: a buffer of 4 MB, or of 16 rows for a large catalogue, not one for all
-    users.
+    The item ``hidden_E[e]`` is left out for the user in row ``rows_E[e]``; rows must ascend.
+    ``change`` may change the scores of some rows [r, N] in place. Memory: a buffer of 4 MB, or of
+    16 rows for a large catalogue, not one for all users.
     """
     num_items = len(vectors_ND)
     size = max(1, min(max(_LEAST_ROWS, _NEAR_SCORES // max(1, num_items)), _MAX_SCORES // max(1, num_items)))
@@ -265,7 +278,9 @@ def _lists(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chunk: 
 
 
 def _by_vectors(scorer: VectorScorer, queries: Queries, k: int, exclude_seen: bool, chunk: int) -> Found:
-    """Yield the lists of a vector scorer, users of similar length together; popularity for users without a signal."""
+    """Yield the lists of a vector scorer, users of similar length together; popularity for users
+    without a signal.
+    """
     order_B = np.argsort(queries.histories.lengths_U, kind="stable")
     for start in range(0, len(queries), chunk):
         rows_b = order_B[start : start + chunk]
@@ -309,7 +324,9 @@ def mask_seen(scores_bN: torch.Tensor, queries: Queries) -> None:
 
 
 def _seen(queries: Queries, exclude_seen: bool) -> tuple[Array, Array]:
-    """Row and item of every event of the visible histories; empty if seen items may be recommended."""
+    """Row and item of every event of the visible histories; empty if
+    seen items may be recommended.
+    """
     if not exclude_seen:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     rows_E, items_E = _history_rows(queries), queries.histories.items_E.astype(np.int64)

@@ -28,15 +28,17 @@ class Rater(Protocol):
 
     rating_head: RatingHead | None
 
-    def ratings(self, queries: Queries, items_BM: Array) -> torch.Tensor: ...
+    def ratings(self, queries: Queries, items_BM: Array) -> torch.Tensor:
+        """Predicted values of the items for each query: [B, M]."""
+        ...
 
 
 def rating_report(model: Rater, dataset: PreparedDataset, config: Config, through: Split) -> dict[str, Any]:
     """The section ``ratings`` of ``metrics.json``; ``skipped`` says why there are no figures.
 
-    Baselines are fitted on the events through ``through``. The dampings of the ridge regression are chosen on
-    validation, with a fit on training events only. Intervals are by bootstrap over users, since the events of one user
-    are not independent.
+    Baselines are fitted on the events through ``through``. The dampings of the ridge regression are
+    chosen on validation, with a fit on training events only. Intervals are by bootstrap over users,
+    since the events of one user are not independent.
     """
     histories = fitted_histories(dataset, config)
     fitted_on = histories.through(through)

@@ -1,4 +1,5 @@
-"""Metrics by segment: length of history, friends, new and cold-start users, and items new to training.
+"""Metrics by segment: length of history, friends, new and cold-start users, and items new to
+training.
 
 Legend: B queries, N items, F friend edges.
 """
@@ -23,11 +24,12 @@ COLD: Final = "cold users"  # label in the group "cold"
 
 
 def user_segments(queries: Queries, friends_U: Array | None, through: Split, cold_U: Array | None = None) -> Groups:
-    """Groups of masks over the queries: group → label → [B] bool. Labels without queries are left out.
+    """Groups of masks over the queries: group → label → [B] bool. Labels without queries are left
+    out.
 
-    ``history``: number of visible events. ``friends``: with or without friends, only if the data has a social graph.
-    ``users``: a user is new if no visible event is in a split through ``through``. ``cold``: the users whose training
-    events the split cut to a few, if it did.
+    ``history``: number of visible events. ``friends``: with or without friends, only if the data
+    has a social graph. ``users``: a user is new if no visible event is in a split through
+    ``through``. ``cold``: the users whose training events the split cut to a few, if it did.
 
     Parameters
     ----------
@@ -64,8 +66,9 @@ def segment_report(
 ) -> dict[str, Any]:
     """Metrics by segment: group → label → entry.
 
-    An entry has ``queries``, ``model`` (all metrics), ``interval`` of the main metric, ``baselines`` (the main metric)
-    and ``against``: the paired difference of the main metric between the model and each baseline.
+    An entry has ``queries``, ``model`` (all metrics), ``interval`` of the main metric,
+    ``baselines`` (the main metric) and ``against``: the paired difference of the main metric
+    between the model and each baseline.
 
     Parameters
     ----------
@@ -96,18 +99,17 @@ def segment_report(
             "against": {name: comparison.to_json() for name, comparison in found.items()},
         }
 
-    return {
-        group: {label: entry(mask_B) for label, mask_B in masks.items()} for group, masks in groups.items()
-    }
+    return {group: {label: entry(mask_B) for label, mask_B in masks.items()} for group, masks in groups.items()}
 
 
 def paired_report(
     mask_B: Array, values: Mapping[str, Array], without: Mapping[str, Array], model: str, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The model against every baseline, and against itself without each granularity, on the queries of one segment.
+    """The model against every baseline, and against itself without each granularity, on the queries
+    of one segment.
 
-    The best baseline is the one with the highest mean *on these queries*, the strictest choice. ``relative`` is the
-    difference divided by the mean of the other; None if that is zero.
+    The best baseline is the one with the highest mean *on these queries*, the strictest choice.
+    ``relative`` is the difference divided by the mean of the other; None if that is zero.
 
     Parameters
     ----------
@@ -137,10 +139,11 @@ def paired_report(
 
 
 def new_item_report(rankings: Mapping[str, Ranking], counts_N: Array, model: str, main: str) -> dict[str, Any]:
-    """The main metric for targets without any training event: only these count as targets and hits; ranks do not change.
+    """The main metric for targets without any training event: only these count as targets and hits;
+    ranks do not change.
 
-    Empty if there is none. ``targets`` is their number, ``share`` their share of all targets, ``queries`` the number of
-    queries with at least one.
+    Empty if there is none. ``targets`` is their number, ``share`` their share of all targets,
+    ``queries`` the number of queries with at least one.
     """
     new_N = counts_N == 0
     any_ranking = rankings[model]

@@ -1,12 +1,13 @@
 """The signal certificate: the metric for every combination of signals that queries have or lack.
 
-Why: one mean hides that a model may be good only because most users have long histories. A team that serves new users
-with friends but without a history needs the figure for these users. A signal is present if the data has it for the
-query, whatever weight the model gives it, so two models are compared on the same queries.
+Why: one mean hides that a model may be good only because most users have long histories. A team
+that serves new users with friends but without a history needs the figure for these users. A signal
+is present if the data has it for the query, whatever weight the model gives it, so two models are
+compared on the same queries.
 
-Signals of the user: history (none, short, long), friends, attributes, text of past events. Signals of the targets:
-text, attributes and triples of the items, and whether they were in training; such a signal is present if *every* target
-has it.
+Signals of the user: history (none, short, long), friends, attributes, text of past events. Signals
+of the targets: text, attributes and triples of the items, and whether they were in training; such a
+signal is present if *every* target has it.
 
 Legend: B queries, S signals, N items, V users, P targets.
 """
@@ -49,7 +50,9 @@ class Signal:
 
 @dataclass(frozen=True)
 class Combination:
-    """The queries with the same signals present and missing; both are empty for the pooled small combinations."""
+    """The queries with the same signals present and missing; both are empty for the pooled small
+    combinations.
+    """
 
     present: tuple[str, ...]
     missing: tuple[str, ...]
@@ -57,7 +60,8 @@ class Combination:
 
     @property
     def label(self) -> str:
-        """
+        """The combination in words.
+
         >>> Combination(("long history", "friends"), ("item text",), np.ones(1, dtype=bool)).label
         'long history, friends; without item text'
         """
@@ -77,7 +81,8 @@ def query_signals(queries: Queries, dataset: PreparedDataset, through: Split) ->
     dataset : PreparedDataset
         Their dataset.
     through : Split
-        The last split on which the model was fitted; an item was in training if it has an event up to there.
+        The last split on which the model was fitted; an item was in training if it has an event up
+        to there.
     """
     users_B = queries.histories.users_U
     lengths_B = queries.histories.lengths_U
@@ -119,7 +124,8 @@ def _of_items(dataset: PreparedDataset, through: Split) -> dict[str, Array]:
 
 
 def described(features: pa.Table, number: int, text_fields: Collection[str] = ()) -> Array:
-    """Which rows of a table of users or items have any attribute: bool. Ids and text columns do not count.
+    """Which rows of a table of users or items have any attribute: bool. Ids and text columns do not
+    count.
 
     >>> table = pa.table({"user_id": ["a", "b", "c"], "age": [None, 3.0, None], "tags": [["x"], [], None]})
     >>> described(table, 3).tolist()
@@ -140,7 +146,9 @@ def described(features: pa.Table, number: int, text_fields: Collection[str] = ()
 
 
 def combinations(signals: Sequence[Signal], num_queries: int) -> list[Combination]:
-    """Every combination that occurs, the most frequent first; those with few queries are pooled at the end."""
+    """Every combination that occurs, the most frequent first; those with few queries are pooled at
+    the end.
+    """
     codes_BS = np.stack([signal.codes_B for signal in signals], axis=1)
     states_CS, which_B, counts_C = np.unique(codes_BS, axis=0, return_inverse=True, return_counts=True)
     which_B = which_B.reshape(num_queries)
@@ -159,10 +167,11 @@ def combinations(signals: Sequence[Signal], num_queries: int) -> list[Combinatio
 def certificate(
     found: Sequence[Combination], values: Mapping[str, Array], model: str, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The content of ``metrics.json``'s ``signals``: the model on every combination, and against the best baseline.
+    """The content of ``metrics.json``'s ``signals``: the model on every combination, and against
+    the best baseline.
 
-    The best baseline is the one with the highest mean *on these queries*, the strictest choice. ``difference`` is model
-    − baseline, paired, with its interval ``low`` to ``high``.
+    The best baseline is the one with the highest mean *on these queries*, the strictest choice.
+    ``difference`` is model − baseline, paired, with its interval ``low`` to ``high``.
 
     Parameters
     ----------

@@ -1,27 +1,32 @@
-"""Stacking: choose the weights of a model's members on validation, so that the sum is never below its best member.
+"""Stacking: choose the weights of a model's members on validation, so that the sum is never below
+its best member.
 
-Why not by gradient in training: closed-form members have seen every training event, so training would trust them too
-much. Why not one search on all validation users: weights that are chosen and measured on the same users look better
-than they are. So the weights are the mean of two methods, both without negative weights, and cross-fitting over the
-users measures the result:
+Why not by gradient in training: closed-form members have seen every training event, so training
+would trust them too much. Why not one search on all validation users: weights that are chosen and
+measured on the same users look better than they are. So the weights are the mean of two methods,
+both without negative weights, and cross-fitting over the users measures the result:
 
 * the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small ridge. It has hardly any
-  noise, but it rewards members that separate likely from unlikely items, even if that does not help the first places;
+  noise, but it rewards members that separate likely from unlikely items, even if that does not help
+  the first places;
 * bagged ensemble selection for the metric (:mod:`recsys.evaluation.ensemble_selection`). It optimises the metric
   itself, but has more noise.
 
-The mean is better than either method, and better than choosing one of them by cross-fitting: docs/dead-ends.md has the
-figures. Members with almost no share of the sum are dropped, and so are members with a small share that one of the
-methods gives no weight. Weights differ by length of history if that improves the metric beyond noise.
+The mean is better than either method, and better than choosing one of them by cross-fitting:
+docs/dead-ends.md has the figures. Members with almost no share of the sum are dropped, and so are
+members with a small share that one of the methods gives no weight. Weights differ by length of
+history if that improves the metric beyond noise.
 
-If the cross-fitted stack is below the cross-fitted best single member, its weights are moved towards that member until
-it is not; at the end of the way the stack *is* that member.
+If the cross-fitted stack is below the cross-fitted best single member, its weights are moved
+towards that member until it is not; at the end of the way the stack *is* that member.
 
 Scores of a member are divided by their standard deviation over the catalogue, query by query (see
-:class:`recsys.stack.Stack`), so a weight means the same for short and long histories. Everything is computed on the
-candidates of each query, the best items of every member; a target outside them is a miss.
+:class:`recsys.stack.Stack`), so a weight means the same for short and long histories. Everything is
+computed on the candidates of each query, the best items of every member; a target outside them is a
+miss.
 
-Legend: Q queries, P candidates of a query, M members, G groups of history length, K list length, T targets.
+Legend: Q queries, P candidates of a query, M members, G groups of history length, K list length, T
+targets.
 """
 
 from __future__ import annotations
@@ -82,7 +87,9 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Stacked:
-    """The chosen weights and the figures behind them; all values are means of the metric over validation queries."""
+    """The chosen weights and the figures behind them; all values are means of the metric over
+    validation queries.
+    """
 
     weights_GM: Array  # float64, one row per group
     single: str  # the best single member
@@ -185,8 +192,8 @@ def _measure(metric: str) -> Measure:
 def values_of(scores_QP: Tensor, candidates: Candidates, kind: str, k: int) -> Array:
     """The metric of every query [Q] when candidates are ranked by these scores.
 
-    For queries with few targets the ranks of the targets are counted, which is several times faster than finding the k
-    best.
+    For queries with few targets the ranks of the targets are counted, which is several times faster
+    than finding the k best.
     """
     rows_T, places_T = candidates.targets
     hits_QK = np.zeros((len(candidates), k), dtype=bool)
@@ -239,7 +246,9 @@ class _Folds:
 
     @cached_property
     def pairs(self) -> list[tuple[Array, Array]]:
-        """The rows of the other folds and of the fold, for every fold for which neither is empty."""
+        """The rows of the other folds and of the fold, for every fold
+        for which neither is empty.
+        """
         fold_Q = np.random.default_rng(self.seed).permutation(len(self.candidates)) % FOLDS
         found = [(np.flatnonzero(fold_Q != fold), np.flatnonzero(fold_Q == fold)) for fold in range(FOLDS)]
         return [(rest, held) for rest, held in found if len(rest) and len(held)]
@@ -267,7 +276,8 @@ def _pulled(weights_GM: Array, single_GM: Array, pull: float) -> Array:
 
 
 def fit_softmax(candidates: Candidates) -> Array:
-    """The weights under which the targets among the candidates are most likely: float64 [M], none negative.
+    """The weights under which the targets among the candidates are most likely: float64 [M], none
+    negative.
 
     Minimises the mean of −log softmax(Σ_m w_m score_m)[target] and a ridge on w, by L-BFGS.
     """

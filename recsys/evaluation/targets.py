@@ -1,8 +1,8 @@
 """Separate metrics for repeated and new targets, if both count.
 
-Why separate: if repeats are common, a list of what a user always buys scores well and shows nothing new. For new
-targets, every recommender makes another list without the items that the user had; for repeated targets the lists stay
-as they are, and only targets that the user had before count.
+Why separate: if repeats are common, a list of what a user always buys scores well and shows nothing
+new. For new targets, every recommender makes another list without the items that the user had; for
+repeated targets the lists stay as they are, and only targets that the user had before count.
 
 Legend: B queries, K list length, P targets.
 """
@@ -26,7 +26,8 @@ REPEATED: Final = "repeat_targets"
 def target_report(
     scorers: Mapping[str, Scorer], rankings: Mapping[str, Ranking], queries: Queries, config: Config, model: str
 ) -> dict[str, Any]:
-    """``new_targets`` and ``repeat_targets`` → {queries, targets, share, model: main metric, baselines: main metric}.
+    """``new_targets`` and ``repeat_targets`` → {queries, targets, share, model: main metric,
+    baselines: main metric}.
 
     Empty if ``evaluate.exclude_seen`` is true, or if no user has a repeated target.
 
@@ -70,7 +71,8 @@ def had_before(queries: Queries) -> Array:
 def type_report(
     rankings: Mapping[str, Ranking], queries: Queries, event_types: Sequence[str], config: Config, model: str
 ) -> dict[str, Any]:
-    """Event type → the same figures for targets of that type only; the lists do not change. Empty for a single type.
+    """Event type → the same figures for targets of that type only; the lists do not change. Empty
+    for a single type.
 
     A target with events of several types counts for each of them.
     """

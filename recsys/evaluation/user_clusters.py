@@ -1,7 +1,8 @@
-"""Describe the user clusters (strata) of a model: their sizes, typical items and words, and distances.
+"""Describe the user clusters (strata) of a model: their sizes, typical items and words, and
+distances.
 
-Why: a person decides whether clusters make sense, and sees it from their items sooner than from any number.
-Legend: B queries, K strata, N items, W words.
+Why: a person decides whether clusters make sense, and sees it from their items sooner than from any
+number. Legend: B queries, K strata, N items, W words.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _WORD: Final = re.compile(r"[^\W\d_]{3,}")
 
 
 def memberships(model: FrozenModel, queries: Queries) -> Array | None:
-    """p(k|u) of every query [B, K], zero rows for users without a signal; None for a model without user clusters."""
+    """p(k|u) of every query [B, K], zero rows for users without a signal; None for a model without
+    user clusters.
+    """
     module = next((module for _, module in model.encoders.each() if isinstance(module, Stratum)), None)
     if module is None:
         return None
@@ -41,7 +44,9 @@ def memberships(model: FrozenModel, queries: Queries) -> Array | None:
 
 
 def strata_of_users(model: FrozenModel, queries: Queries) -> list[list[dict[str, float]]]:
-    """The clusters of every query with the largest weights, ``{stratum, weight}``, numbered from 1; may be empty."""
+    """The clusters of every query with the largest weights, ``{stratum, weight}``, numbered from 1;
+    may be empty.
+    """
     p_BK = memberships(model, queries)
     if p_BK is None:
         return [[] for _ in range(len(queries))]
@@ -57,11 +62,11 @@ def describe_strata(
 ) -> dict[str, Any] | None:
     """The user clusters for ``metrics.json`` and the report; None for a model without them.
 
-    Counts are over the events through ``through``. ``share``: share of users, by weight. ``items`` and ``terms``: those
-    that contribute most to Σ p(i|k) log p(i|k) / p(i), so they are chosen often, and more often than by other users.
-    ``radius``: root mean squared distance of the members. ``nearest``: distance to the nearest other cluster, in the
-    same unit. ``explained``: share of the users' variance that is between clusters. ``choices``: how their number was
-    chosen.
+    Counts are over the events through ``through``. ``share``: share of users, by weight. ``items``
+    and ``terms``: those that contribute most to Σ p(i|k) log p(i|k) / p(i), so they are chosen
+    often, and more often than by other users. ``radius``: root mean squared distance of the
+    members. ``nearest``: distance to the nearest other cluster, in the same unit. ``explained``:
+    share of the users' variance that is between clusters. ``choices``: how their number was chosen.
     """
     module = next((module for _, module in model.encoders.each() if isinstance(module, Stratum)), None)
     if module is None:
@@ -96,7 +101,9 @@ def describe_strata(
 
 
 def _counts(model: FrozenModel, dataset: PreparedDataset, through: Split) -> tuple[Array, Array, float]:
-    """Choices of every item by cluster [K, N], users by cluster [K], and the mean of the largest weight."""
+    """Choices of every item by cluster [K, N], users by cluster [K], and the mean of the largest
+    weight.
+    """
     counts_NK, weight_K, heaviest, users = None, np.zeros(0), 0.0, 0
     for shard in dataset.shards():
         seen = shard.through(through)

@@ -1,4 +1,6 @@
-"""The validation metric that selects the epoch, with the same ranking and formula as the evaluation on test."""
+"""The validation metric that selects the epoch, with the same ranking and formula as the evaluation
+on test.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def check_targets(dataset: PreparedDataset, config: Config) -> None:
     Raises
     ------
     DataError
-        Every target of a split is an item that its user had before, and ``evaluate.exclude_seen`` leaves these out.
+        Every target of a split is an item that its user had before, and ``evaluate.exclude_seen``
+        leaves these out.
     """
     for split, part in ((Split.VALID, "validation"), (Split.TEST, "test")):
         asked = asked_by_shard(dataset, split, config)
@@ -30,7 +33,8 @@ def check_targets(dataset: PreparedDataset, config: Config) -> None:
 
 @dataclass(frozen=True)
 class Validator:
-    """Computes one metric for every query; queries whose targets were all seen before have no value.
+    """Computes one metric for every query; queries whose targets were all seen before have no
+    value.
 
     Raises
     ------
@@ -44,10 +48,12 @@ class Validator:
 
     @staticmethod
     def of(config: Config) -> Validator:
+        """The validator for ``train.metric`` and the other settings of a configuration."""
         parse_metric(config.train.metric, tuple(QUERY_METRICS))
         return Validator(config.train.metric, config.evaluate.exclude_seen, config.evaluate.chunk_users)
 
     def __call__(self, model: Scorer, queries: Queries) -> Array:
+        """The metric of every query that counts: [B] float64."""
         k = parse_metric(self.metric, tuple(QUERY_METRICS)).k
         ranking = rank(model, queries, k, self.exclude_seen, self.chunk_users)
         return query_metrics(ranking.hits_BK, ranking.num_targets_B, [k])[self.metric]

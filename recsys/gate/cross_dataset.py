@@ -1,10 +1,12 @@
 """Evaluate a bundle on a dataset other than its own, by the ids of users and items that both know.
 
-Why: the current champion was trained on older events. It must be evaluated as it would serve traffic: a user that it
-does not know is a new user with a history, events on unknown items are skipped, unknown items are never recommended,
-and a user without any known event gets its popular items.
+Why: the current champion was trained on older events. It must be evaluated as it would serve
+traffic: a user that it does not know is a new user with a history, events on unknown items are
+skipped, unknown items are never recommended, and a user without any known event gets its popular
+items.
 
-Legend: B queries, E events, N items of the dataset, M items of the bundle, V users of the dataset, C context columns.
+Legend: B queries, E events, N items of the dataset, M items of the bundle, V users of the dataset,
+C context columns.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class ForeignScorer:
         return scores_BN
 
     def queries(self, queries: Queries) -> Queries:
-        """The same queries with the dense ids of the bundle, without targets, which scoring must not read."""
+        """The same queries with the dense ids of the bundle, without targets, which scoring must
+        not read.
+        """
         histories = self.histories(queries.histories)
         asked_BC = self._recoded(queries.context_BC)
         nothing = np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
@@ -97,7 +101,7 @@ class _Recoded:
         return _Recoded(place, table, column, ours)
 
     def codes(self, codes_EC: Array) -> Array:
-        """This column's codes: [E] int16."""
+        """The codes of the column in the bundle: [E] int16."""
         if self._place < 0 or self._ours is None:
             return np.zeros(len(codes_EC), dtype=np.int16)
         codes_E = codes_EC[:, self._place]
@@ -118,15 +122,18 @@ def _places(asked: pa.Array, known: list[str]) -> Array:
 
 
 def fitted_through(bundle: Bundle) -> Split:
-    """The last split on which the bundle's model was fitted; the later one if the bundle does not say."""
+    """The last split on which the bundle's model was fitted; the later one if the bundle does not
+    say.
+    """
     return Split.VALID if bundle.info.extra.get("refit", True) else Split.TRAIN
 
 
 def leak_of(bundle: Bundle, scorer: ForeignScorer, dataset: PreparedDataset) -> str:
-    """A sentence on how the model's training saw the test split of the dataset; empty if it did not.
+    """A sentence on how the model's training saw the test split of the dataset; empty if it did
+    not.
 
-    Test events are matched by user, item and, if both have it, time. If the split is one cut in time, every later
-    training event of any user is a leak.
+    Test events are matched by user, item and, if both have it, time. If the split is one cut in
+    time, every later training event of any user is a leak.
     """
     through = fitted_through(bundle)
     trained = bundle.histories.through(through)
@@ -149,7 +156,9 @@ def leak_of(bundle: Bundle, scorer: ForeignScorer, dataset: PreparedDataset) -> 
 
 
 def _in_numbers_of(dataset: PreparedDataset, histories: Histories, bundle: Bundle) -> Histories:
-    """The events of the bundle with the dense ids of the dataset, without users and items that the dataset lacks."""
+    """The events of the bundle with the dense ids of the dataset, without users and items that the
+    dataset lacks.
+    """
     user_of = _places(pa.array(bundle.user_ids, pa.string()), dataset.user_ids.to_pylist())
     item_of = _places(pa.array(bundle.item_ids, pa.string()), dataset.item_ids.to_pylist())
     rows = np.flatnonzero(user_of[: len(histories)] >= 0)

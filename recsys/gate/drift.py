@@ -1,13 +1,16 @@
-"""Drift: how far newer events differ from those of the earlier model, and recommended lists from what users choose.
+"""Drift: how far newer events differ from those of the earlier model, and recommended lists from
+what users choose.
 
-Why: nobody watches an update that runs every day. An export with other ids, a replaced catalogue or a log full of bots
-is visible here before it is visible in sales. ``promote`` refuses a model beyond the bounds of ``promote.max_…``.
+Why: nobody watches an update that runs every day. An export with other ids, a replaced catalogue or
+a log full of bots is visible here before it is visible in sales. ``promote`` refuses a model beyond
+the bounds of ``promote.max_…``.
 
-``unknown_items`` and ``unknown_users`` are the shares of newer events with ids that the earlier model does not know.
-``popularity_shift`` is the population stability index Σ (q − p) ln(q / p) over ten groups of items with a tenth of the
-earlier events each, from the most popular to the least: p is their share of the earlier events, q of the newer ones. A
-shift of at least .1 is called moderate, of at least .25 large. ``miscalibration`` is the share of exposure that would
-have to move between head, middle and tail so that lists reflect what was chosen (the disparity of ``trust``).
+``unknown_items`` and ``unknown_users`` are the shares of newer events with ids that the earlier
+model does not know. ``popularity_shift`` is the population stability index Σ (q − p) ln(q / p) over
+ten groups of items with a tenth of the earlier events each, from the most popular to the least: p
+is their share of the earlier events, q of the newer ones. A shift of at least .1 is called
+moderate, of at least .25 large. ``miscalibration`` is the share of exposure that would have to move
+between head, middle and tail so that lists reflect what was chosen (the disparity of ``trust``).
 
 Legend: U users, E events, N items, G groups.
 """
@@ -44,6 +47,7 @@ class Drift:
     popularity_shift: float | None
 
     def to_json(self) -> dict[str, Any]:
+        """The content as plain values for JSON."""
         return asdict(self)
 
 

@@ -1,7 +1,9 @@
-"""The promotion gate: a challenger must be better than the champion, not much worse in any segment, and above baselines.
+"""The promotion gate: a challenger must be better than the champion, not much worse in any segment,
+and above baselines.
 
-Why intervals and not means: on two thousand users the third digit is chance, and a gate without intervals would replace
-the champion by chance. Both models are measured on the same users, so the comparison is paired by user.
+Why intervals and not means: on two thousand users the third digit is chance, and a gate without
+intervals would replace the champion by chance. Both models are measured on the same users, so the
+comparison is paired by user.
 
 Legend: B queries.
 """
@@ -36,12 +38,15 @@ class Check:
     why: str
 
     def to_json(self) -> dict[str, Any]:
+        """The content as plain values for JSON."""
         return asdict(self)
 
 
 @dataclass
 class Findings:
-    """The result of the gate: the checked rules, the figures behind them, and notes for the user."""
+    """The result of the gate: the checked rules, the figures behind
+    them, and notes for the user.
+    """
 
     checks: list[Check] = field(default_factory=list)
     comparison: dict[str, Any] = field(default_factory=dict)
@@ -64,8 +69,9 @@ def ranked(scorer: Scorer, queries: Queries, config: Config) -> tuple[Ranking, A
 def segments_of(queries: Queries, dataset: PreparedDataset, config: Config, through: Split) -> Groups:
     """The segments that the gate checks.
 
-    These are the segments of the evaluation (activity, friends, new and cold-start users), ``evaluate.user_groups``,
-    and every combination of present and missing signals, as in the signal certificate.
+    These are the segments of the evaluation (activity, friends, new and cold-start users),
+    ``evaluate.user_groups``, and every combination of present and missing signals, as in the signal
+    certificate.
     """
     friends_U = np.unique(dataset.social_edges()[0])
     groups = user_segments(queries, friends_U, through, dataset.cold_U)
@@ -115,8 +121,8 @@ def _overall(found: Mapping[str, Any], settings: PromoteConfig) -> Check:
 def _segment(ours_b: Array, theirs_b: Array, settings: PromoteConfig, resamples: int, seed: int) -> dict[str, Any]:
     """The figures of a segment; ``worse``: the loss is larger than allowed, and beyond chance.
 
-    Both conditions are needed: the mean of a few dozen users is often a twentieth lower by chance alone, and a small
-    but certain loss is what the bound allows.
+    Both conditions are needed: the mean of a few dozen users is often a twentieth lower by chance
+    alone, and a small but certain loss is what the bound allows.
     """
     ours, theirs = float(ours_b.mean()), float(theirs_b.mean())
     found = compare(ours_b, theirs_b, resamples, seed).to_json()
@@ -149,7 +155,9 @@ def _segments(segments: Mapping[str, Mapping[str, Mapping[str, Any]]], settings:
 
 
 def against_drift(drift: Mapping[str, Any] | None, settings: PromoteConfig, findings: Findings) -> None:
-    """Add the rule on drift of the newer events of an update to the findings; a full training has no such rule."""
+    """Add the rule on drift of the newer events of an update to the findings; a full training has
+    no such rule.
+    """
     if not drift:
         return
     found = beyond(drift, settings)
@@ -163,7 +171,9 @@ def against_drift(drift: Mapping[str, Any] | None, settings: PromoteConfig, find
 def measure_baselines(
     ranking: Ranking, ours_B: Array, histories: Histories, num_items: int, config: Config, refit: bool
 ) -> dict[str, Any]:
-    """The paired comparison with every configured baseline, fitted on the same events as the challenger."""
+    """The paired comparison with every configured baseline, fitted on the same events as the
+    challenger.
+    """
     names, metric = config.evaluate.baselines, config.train.metric
     fitted = fit_baselines(names, histories, num_items, config.evaluate, metric, refit)
     asked = histories.queries(Split.TEST)

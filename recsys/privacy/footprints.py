@@ -1,11 +1,13 @@
-"""Traces of a user in files: the user's id in every form in which files store it, and sequences of the history.
+"""Traces of a user in files: the user's id in every form in which files store it, and sequences of
+the history.
 
-A long id is searched byte by byte, as such bytes do not occur by chance. A short id (``2``) is a number like any other;
-it is searched only where users are named: columns and keys called user, friend, src or dst.
+A long id is searched byte by byte, as such bytes do not occur by chance. A short id (``2``) is a
+number like any other; it is searched only where users are named: columns and keys called user,
+friend, src or dst.
 
-A history is searched as short sequences (stretches) of items, in the order of time and of dense ids, and of times, as
-32 and 64 bit integers; items also as ids and titles in a row. A stretch that another user has as well identifies nobody
-and is left out.
+A history is searched as short sequences (stretches) of items, in the order of time and of dense
+ids, and of times, as 32 and 64 bit integers; items also as ids and titles in a row. A stretch that
+another user has as well identifies nobody and is left out.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Id:
 
     @staticmethod
     def of(text: str, users: pa.Array, items: pa.Array) -> Id:
-        """Make it from an id and the ids of all users and items, which may contain the id or equal it."""
+        """Make it from an id and the ids of all users and items, which may contain the id or equal
+        it.
+        """
         holding = [pc.filter(ids, pc.match_substring(ids, text)).to_pylist() for ids in (users, items)]
         others = frozenset(one.encode() for ids in holding for one in ids if one != text)
         enough = len(text.encode()) >= (_DISTINCT_DIGITS if text.isdigit() else _DISTINCT_BYTES)
@@ -72,7 +76,9 @@ class Id:
         return False
 
     def in_cells(self, cells: Sequence[str], joined: bytes, where: str) -> bool:
-        """Whether texts contain the id; a short id only as a whole cell of a column that names users."""
+        """Whether texts contain the id; a short id only as a whole cell of a column that names
+        users.
+        """
         if self.distinct:
             return self.in_bytes(joined)
         return bool(_NAMES_USERS.search(where)) and (self.text in cells or self._named_in(joined))
@@ -106,15 +112,17 @@ class Traces:
 
     @property
     def num_common(self) -> int:
+        """Number of stretches that are left out, as other users have them."""
         return len(self.common)
 
     def add_history(
         self, histories: Histories, users: Sequence[int], item_ids: Sequence[str], titles: Sequence[str] = ()
     ) -> None:
-        """Add the stretches of these users (dense ids) in one dataset or bundle, with ids and titles of its items.
+        """Add the stretches of these users (dense ids) in one dataset or bundle, with ids and
+        titles of its items.
 
-        Stretches that were added before but that other users have here are removed: a later dataset has more events of
-        others.
+        Stretches that were added before but that other users have here are removed: a later dataset
+        has more events of others.
         """
         is_gone_U = np.isin(histories.users_U, np.asarray(users))
         others, gone = (histories.take(np.flatnonzero(mask)) for mask in (~is_gone_U, is_gone_U))
@@ -174,11 +182,13 @@ class Row:
 
     @staticmethod
     def of(names: Sequence[str]) -> Row:
+        """Make it from the names of consecutive items."""
         forms = [{name, json.dumps(name)[1:-1], html.escape(name)} for name in names]
         return Row(tuple(tuple(sorted(form.encode() for form in of_name)) for of_name in forms))
 
     @property
     def forms(self) -> Iterator[bytes]:
+        """Yield the forms of the row, by names."""
         for of_name in self.names:
             yield from of_name
 
@@ -188,6 +198,7 @@ class Row:
 
     @cached_property
     def pattern(self) -> re.Pattern[bytes]:
+        """A regular expression for the names with few characters between them."""
         between = rb"(?:<[^<>]{0,99}>|\"[A-Za-z_]{1,30}\"\s?:|[^0-9A-Za-z<]){1,%d}" % _MOST_BETWEEN
         names = [rb"(?:" + rb"|".join(re.escape(form) for form in of_name) + rb")" for of_name in self.names]
         return re.compile(rb"(?<![0-9A-Za-z])" + between.join(names) + rb"(?![0-9A-Za-z])")

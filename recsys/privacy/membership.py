@@ -1,14 +1,15 @@
-"""Membership inference test: can an attacker tell a deleted user from users that the model has never seen?
+"""Membership inference test: can an attacker tell a deleted user from users that the model has
+never seen?
 
-The attack (Yeom et al. 2018; Carlini et al. 2022) queries the model with prefixes of a history and reads the
-probability of the next item. If the model has memorised a user, the user's own events are more probable than those of
-similar people. Queries have no user id, as any attacker could make them. AUC .5: the attack finds nothing; 1: it is
-always right.
+The attack (Yeom et al. 2018; Carlini et al. 2022) queries the model with prefixes of a history and
+reads the probability of the next item. If the model has memorised a user, the user's own events are
+more probable than those of similar people. Queries have no user id, as any attacker could make
+them. AUC .5: the attack finds nothing; 1: it is always right.
 
     t(u) = mean over places p of  log softmax_i(s(u_{<p}, i)) at the item of place p
 
-The attack also runs on remaining users, on whom the model was trained. If it does not find *them* either, the test
-proves little, and the result says so. Legend: U users, Q queries, N items.
+The attack also runs on remaining users, on whom the model was trained. If it does not find *them*
+either, the test proves little, and the result says so. Legend: U users, Q queries, N items.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Separation:
 
     @property
     def is_blind(self) -> bool:
+        """Whether the interval includes .5, so that the attack finds nothing."""
         return self.low <= 0.5 <= self.high
 
 
@@ -95,13 +97,14 @@ def _log_probabilities(model: FrozenModel, histories: Histories, rows: Array, pl
     queries = Queries(nobody, offsets, whole.items_E[asked], whole.context_EC[asked], whole.times_E[asked])
     scores_QN = model.scores(queries).double().cpu()
     targets_Q = torch.as_tensor(whole.items_E[asked].astype(np.int64))
-    scores_QN = scores_QN / scores_QN.std(dim=1, keepdim=True).clamp(min=1e-12)  # the scale of stacked members is arbitrary
+    scores_QN = scores_QN / scores_QN.std(dim=1, keepdim=True).clamp(min=1e-12)  # stacked members have no scale
     chosen_Q = torch.log_softmax(scores_QN, dim=1).gather(1, targets_Q[:, None])[:, 0]
     return np.asarray(chosen_Q)
 
 
 def membership(model: FrozenModel, forgotten: Histories, unseen: Histories, members: Histories) -> dict[str, Any]:
-    """The result of the test as plain values for the proof: who is separable from users that the model has never seen.
+    """The result of the test as plain values for the proof: who is separable from users that the
+    model has never seen.
 
     Parameters
     ----------

@@ -1,8 +1,9 @@
 """Open files for a search: the bytes of a file and everything that is packed in it, as parts.
 
-The file itself is a part (as bytes). In addition, compressed and coded content is opened, at every depth: gzip, bz2,
-xz, zstd, lz4, zip and tar; the cells of Parquet, Arrow and SQLite files; ``data:`` URIs of pages. What cannot be opened
-is a part of the kind ``unreadable``, which the caller must report, as it was not searched.
+The file itself is a part (as bytes). In addition, compressed and coded content is opened, at every
+depth: gzip, bz2, xz, zstd, lz4, zip and tar; the cells of Parquet, Arrow and SQLite files;
+``data:`` URIs of pages. What cannot be opened is a part of the kind ``unreadable``, which the
+caller must report, as it was not searched.
 
 Not covered: the content of images, and encrypted content.
 """
@@ -41,8 +42,8 @@ _DATA_URI: Final = re.compile(rb"data:[\w.+/;=-]*;base64,([A-Za-z0-9+/=\s]{16,})
 class Part:
     """One part of a file to search.
 
-    ``data`` is bytes (kind ``bytes``), a list of texts (kind ``cells``), a flat array of integers (kind ``numbers``) or
-    the reason why it cannot be opened (kind ``unreadable``).
+    ``data`` is bytes (kind ``bytes``), a list of texts (kind ``cells``), a flat array of integers
+    (kind ``numbers``) or the reason why it cannot be opened (kind ``unreadable``).
     """
 
     kind: str
@@ -203,8 +204,8 @@ def _column(column: Any, where: str) -> Iterator[Part]:
 def _apart(column: Any) -> Any:
     """The numbers of a column of lists, with an unused number between two lists.
 
-    Otherwise the end of one user's history and the start of the next one could look like a stretch of a history. A
-    column of one-number lists is treated as a column of numbers.
+    Otherwise the end of one user's history and the start of the next one could look like a stretch
+    of a history. A column of one-number lists is treated as a column of numbers.
     """
     lengths = np.asarray(pc.list_value_length(column).fill_null(0))
     values = np.asarray(column.flatten().cast(pa.int64(), safe=False).fill_null(_BETWEEN))

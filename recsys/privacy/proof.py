@@ -1,8 +1,9 @@
 """The proof of deletion: a signed list of every searched file with its checksum and the result.
 
-The list names no user. It contains a salted hash of each id and the salt, so that a deleted user can check that the
-list is about them. The signature is Ed25519 (RFC 8032). The operator of the service publishes the public key that is in
-the list; with it, anyone can check that the list was not changed.
+The list names no user. It contains a salted hash of each id and the salt, so that a deleted user
+can check that the list is about them. The signature is Ed25519 (RFC 8032). The operator of the
+service publishes the public key that is in the list; with it, anyone can check that the list was
+not changed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def search_file(path: Path, shown: str, traces: Traces) -> Searched:
 
 
 def files_in(places: Iterable[Path], leave: Iterable[Path] = ()) -> list[Path]:
-    """Every file in these files and folders, once; links to files are followed, links to folders are not."""
+    """Every file in these files and folders, once; links to files are followed, links to folders
+    are not.
+    """
     found: dict[Path, None] = {}
     left = {path.resolve() for path in leave}
     for place in places:
@@ -65,7 +68,9 @@ def files_in(places: Iterable[Path], leave: Iterable[Path] = ()) -> list[Path]:
 
 
 def proof_of(users: Iterable[str], searched: list[Searched], traces: Traces, said: dict[str, Any]) -> dict[str, Any]:
-    """The unsigned list; ``said`` has the other content: time, models, membership test, what remains."""
+    """The unsigned list; ``said`` has the other content: time, models, membership test, what
+    remains.
+    """
     salt = secrets.token_hex(16)
     hidden = sorted(hashlib.sha256(f"{salt}{user}".encode()).hexdigest() for user in users)
     holding = [one for one in searched if one.found]
@@ -100,7 +105,8 @@ def default_key() -> Path:
 
 
 def signing_key(place: str) -> Any:
-    """The private key at a place; if the default key does not exist, it is created, readable by its owner only.
+    """The private key at a place; if the default key does not exist, it is created, readable by its
+    owner only.
 
     Raises
     ------
@@ -144,7 +150,9 @@ def signed(content: dict[str, Any], key: Any) -> dict[str, Any]:
 
 
 def is_signed(proof: dict[str, Any], public_key: str = "") -> bool:
-    """Whether the signature of a proof is valid, by the key in it or by the given one (hexadecimal)."""
+    """Whether the signature of a proof is valid, by the key in it or by the given one
+    (hexadecimal).
+    """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

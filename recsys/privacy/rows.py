@@ -1,4 +1,6 @@
-"""Find the rows of an answer log that belong to deleted users: as the user, as a friend, or by a stretch of history."""
+"""Find the rows of an answer log that belong to deleted users: as the user, as a friend, or by a
+stretch of history.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from recsys.privacy.opened import Part
 
 
 class TheirRows:
-    """Finds rows (JSON lines) of some users; a row that is cut off in the middle is searched as text."""
+    """Finds rows (JSON lines) of some users; a row that is cut off in the middle is searched as
+    text.
+    """
 
     def __init__(self, users: Iterable[str], traces: Traces) -> None:
         self._users, self._traces = frozenset(users), traces

@@ -1,7 +1,9 @@
-"""Search for stretches (short sequences) of histories among numbers, all of them in one pass over the bytes.
+"""Search for stretches (short sequences) of histories among numbers, all of them in one pass over
+the bytes.
 
-A stretch is found as 64 bit or 32 bit integers, little endian, at any place. At every place, eight bytes are looked up
-in a hash table of the first bytes of the stretches; on a match the whole stretch is compared.
+A stretch is found as 64 bit or 32 bit integers, little endian, at any place. At every place, eight
+bytes are looked up in a hash table of the first bytes of the stretches; on a match the whole
+stretch is compared.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ class Stretches:
         return found
 
     def _places(self, piece: Any, step: int) -> list[int]:
-        """Places where the head of a stretch occurs and, for 64 bit integers, a second number that follows it."""
+        """Places where the head of a stretch occurs and, for 64 bit integers, a second number that
+        follows it.
+        """
         found: list[int] = []
         for shift in range(0, _WIDTH, step):
             count = (len(piece) - shift) // _WIDTH

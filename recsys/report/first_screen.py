@@ -1,6 +1,7 @@
-"""The first screen of the report, for a product manager: for whom the model is better, examples, and what it cost.
+"""The first screen of the report, for a product manager: for whom the model is better, examples,
+and what it cost.
 
-Why apart: a product manager decides from one screen; everything below it is for engineers.
+Why a separate screen: a product manager decides from it; everything below it is for engineers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _NUM_TITLES: Final = 5
 
 
 def best_baseline(evaluation: Mapping[str, Any]) -> str | None:
-    """The baseline with the highest main metric on test: the best one of the charts; None without baselines.
+    """The baseline with the highest main metric on test: the best one of the charts; None without
+    baselines.
 
     It is the strictest choice. Earlier evaluations name only the best one on validation.
     """
@@ -37,8 +39,9 @@ def best_baseline(evaluation: Mapping[str, Any]) -> str | None:
 def for_whom(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     """Segments of users by their paired difference to the best baseline: better, even and worse.
 
-    Each entry has ``name``, ``queries`` and ``percent``, the difference in percent of the baseline's value (None where
-    that is zero). None without a baseline, or for an evaluation of an earlier release, which has no such differences.
+    Each entry has ``name``, ``queries`` and ``percent``, the difference in percent of the
+    baseline's value (None where that is zero). None without a baseline, or for an evaluation of an
+    earlier release, which has no such differences.
     """
     best, metric = best_baseline(evaluation), evaluation["metric"]
     found: dict[str, list[dict[str, Any]]] = {"better": [], "even": [], "worse": []}

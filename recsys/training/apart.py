@@ -1,8 +1,9 @@
-"""Models that are trained separately and become members of another model: their configurations and weights.
+"""Models that are trained separately and become members of another model: their configurations and
+weights.
 
-Each is trained like a model of its own, after the main model (see :mod:`recsys.apart` for the reason). Its weights and
-choices are stored with those of the main model, under its name. So a warm start, the training on all events and the
-evaluated model find them.
+Each is trained like a model of its own, after the main model (see :mod:`recsys.apart` for the
+reason). Its weights and choices are stored with those of the main model, under its name. So a warm
+start, the training on all events and the evaluated model find them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def sections(config: Config) -> dict[str, ApartConfig]:
 def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
     """The configuration for training one of them.
 
-    It is trained on the same splits of the data as the main model. Its checkpoints have their own folder.
+    It is trained on the same splits of the data as the main model. Its checkpoints have their own
+    folder.
 
     Parameters
     ----------
@@ -41,8 +43,8 @@ def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
     name : str
         The name of the separately trained model.
     goes_on : bool
-        Whether the training continues from a parent. It then has the epochs of the main model, and its own learning
-        rate times ``update.lr_share``.
+        Whether the training continues from a parent. It then has the epochs of the main model, and
+        its own learning rate times ``update.lr_share``.
     """
     section = sections(config)[name]
     shared = {key: getattr(config.train, key) for key in ("refit", "final", "num_workers", "use_gpu", "metric")}
@@ -60,7 +62,9 @@ def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
 
 
 def joined(result: TrainResult, apart: Mapping[str, TrainResult]) -> TrainResult:
-    """The result of the main model, with the weights and choices of the separately trained models."""
+    """The result of the main model, with the weights and choices of
+    the separately trained models.
+    """
     if not apart:
         return result
     weights, selected = dict(result.weights), None if result.selected is None else dict(result.selected)

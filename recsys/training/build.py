@@ -1,4 +1,6 @@
-"""Build a fresh model and its graphs from a prepared dataset. Events after the given split are never read."""
+"""Build a fresh model and its graphs from a prepared dataset. Events after the given split are
+never read.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,18 @@ from recsys.model import MultigrainModel
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training starts instead of at random: weights, and the shapes that their model fixed."""
+    """Where a training starts instead of at random: weights, and the
+    shapes that their model fixed.
+    """
 
     weights: dict[str, Tensor]
     inputs: Mapping[str, Any] = field(default_factory=dict)  # ``ModelSizes.inputs`` of the earlier model
     names: tuple[str, ...] = ()  # the trained granularities, in the order of λ in the weights
 
     def whitening(self) -> list[Whitening] | None:
-        """The text axes on which the projections were trained, by group; None for a model without text."""
+        """The text axes on which the projections were trained, by group; None for a model without
+        text.
+        """
         if "model.tower.text_axes_GTW" not in self.weights:
             return None
         kept = (self.weights[f"model.tower.text_{name}"].cpu() for name in ("mean_GT", "axes_GTW"))
@@ -88,7 +94,8 @@ def build_model(
 ) -> MultigrainModel:
     """A fresh model, which reads texts and attributes as the model of ``start`` does.
 
-    Items without events through ``through`` have no id embedding. The parameters are those of :func:`model_sizes`.
+    Items without events through ``through`` have no id embedding. The parameters are those of
+    :func:`model_sizes`.
     """
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
@@ -110,12 +117,13 @@ def build_graphs(
 ) -> Graphs:
     """The user–item events through a split, and the other inputs of the granularities of ``model``.
 
-    Each item of a user occurs once. The events have the form that ``model`` needs: a table in memory, lists in files,
-    or counts only; without a model, a table.
+    Each item of a user occurs once. The events have the form that ``model`` needs: a table in
+    memory, lists in files, or counts only; without a model, a table.
 
-    Ordered histories with repeats and times are loaded only if a granularity of ``model`` reads them, as they take 27
-    bytes per event. They are those that baselines are fitted on: an even sample of users with about
-    ``evaluate.max_fit_events`` events, or all users without a configuration.
+    Ordered histories with repeats and times are loaded only if a granularity of ``model`` reads
+    them, as they take 27 bytes per event. They are those that baselines are fitted on: an even
+    sample of users with about ``evaluate.max_fit_events`` events, or all users without a
+    configuration.
     """
     edges, edge_values, counted_N, neighbours = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), None, None
     if model is None or model.reads_events:

@@ -1,9 +1,10 @@
 """Checkpoints of a running training, and the folder of a trained model; tensors only, no pickle.
 
-A checkpoint folder holds ``model.safetensors``, ``best.safetensors``, ``optimizer.safetensors``, ``progress.json`` and
-``checksums.json``. The folder of a trained model holds ``model.safetensors`` (frozen), ``weights.safetensors``
-(trainable, for a warm start), ``trained.json`` and, after a refit, ``selected.safetensors``: the weights that were
-selected before the refit. They have not seen the validation events, so they may be evaluated on them.
+A checkpoint folder holds ``model.safetensors``, ``best.safetensors``, ``optimizer.safetensors``,
+``progress.json`` and ``checksums.json``. The folder of a trained model holds ``model.safetensors``
+(frozen), ``weights.safetensors`` (trainable, for a warm start), ``trained.json`` and, after a
+refit, ``selected.safetensors``: the weights that were selected before the refit. They have not seen
+the validation events, so they may be evaluated on them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _CHECKSUMS: Final = "checksums.json"
 class Progress:
     """How far a training is.
 
-    ``best_epoch`` is 1-based. It is 0 before the first validation, and if the unchanged warm start is the best.
+    ``best_epoch`` is 1-based. It is 0 before the first validation, and if the unchanged warm start
+    is the best.
     """
 
     phase: str = "select"  # select | refit | join | final | final_join
@@ -75,7 +77,7 @@ def save_checkpoint(
     Raises
     ------
     StorageError
-        the disk is full.
+        The disk is full.
     """
     moments = {
         f"{index}.{name}": value
@@ -114,12 +116,13 @@ def check_checkpoint(folder: Path) -> None:
 def load_checkpoint(
     folder: Path, optimizer: torch.optim.Optimizer | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress]:
-    """Load the model state, the best state and the progress; set the moments of the optimizer in place.
+    """Load the model state, the best state and the progress; set the moments of the optimizer in
+    place.
 
     Raises
     ------
     ArtifactError
-        a file is missing or damaged.
+        A file is missing or damaged.
     """
     try:
         progress = Progress(**json.loads((folder / "progress.json").read_text()))
@@ -143,7 +146,7 @@ def save_trained(folder: Path, result: TrainResult) -> None:
     Raises
     ------
     StorageError
-        the disk is full.
+        The disk is full.
     """
     with reaching(str(folder), "write to"):
         folder.mkdir(parents=True, exist_ok=True)

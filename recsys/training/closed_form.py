@@ -1,6 +1,8 @@
-"""Choose the weights λ of closed-form granularities on validation: one λ after the other, side information last.
+"""Choose the weights λ of closed-form granularities on validation: one λ after the other, side
+information last.
 
-Why not by gradient: a closed-form granularity has seen every training event, so training would trust it too much.
+Why not by gradient: a closed-form granularity has seen every training event, so training would
+trust it too much.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _FINE: Final = (0.7, 1.4)
 
 
 def sample_queries(dataset: PreparedDataset, split: Split, most: int = MAX_QUERIES) -> Queries:
-    """At most ``most`` queries, sampled evenly from the users of all shards; one shard is in memory at a time."""
+    """At most ``most`` queries, sampled evenly from the users of all shards; one shard is in memory
+    at a time.
+    """
     total = sum(len(shard.queries(split)) for shard in dataset.shards())
     step, passed, is_asked_V = max(1, -(-total // most)), 0, np.zeros(dataset.num_users, dtype=bool)
     for shard in dataset.shards():
@@ -41,7 +45,8 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
     Parameters
     ----------
     metric : Callable[[], float]
-        The validation metric of ``frozen`` with its weights at the time of the call; NaN without a query that counts.
+        The validation metric of ``frozen`` with its weights at the time of the call; NaN without a
+        query that counts.
     queries : Queries
         Queries of validation; the first of them give the scale of the search.
     """

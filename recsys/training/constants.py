@@ -1,16 +1,19 @@
 """Choose the constants of closed-form granularities on validation, before the first epoch.
 
-Why: a half-life or a regularisation is a property of the data, and a fit takes seconds. A section says which of its
-keys may hold several values (``candidates``). The search starts at the first value of each key, and keeps it if
-validation cannot tell the values apart. It goes through the keys one after the other and takes the value with the best
-score, with the other keys as they are by then. So the number of fits is the sum over the keys, not the product.
+Why: a half-life or a regularisation is a property of the data, and a fit takes seconds. A section
+says which of its keys may hold several values (``candidates``). The search starts at the first
+value of each key, and keeps it if validation cannot tell the values apart. It goes through the keys
+one after the other and takes the value with the best score, with the other keys as they are by
+then. So the number of fits is the sum over the keys, not the product.
 
-If time is short, the cheapest granularities come first. The cost of a value is measured; for a granularity that was not
-fitted yet, it is estimated from its ``effort``. A key whose values would take too long keeps its first value. A
-granularity that would take too long even with one value is left out.
+If time is short, the cheapest granularities come first. The cost of a value is measured; for a
+granularity that was not fitted yet, it is estimated from its ``effort``. A key whose values would
+take too long keeps its first value. A granularity that would take too long even with one value is
+left out.
 
-The score is the validation metric of the granularity alone, as for the baselines, so that no member is tuned worse than
-the baseline of the same kind. The fits use training events only; no test event is read.
+The score is the validation metric of the granularity alone, as for the baselines, so that no member
+is tuned worse than the baseline of the same kind. The fits use training events only; no test event
+is read.
 
 Legend: B queries, N items, P targets.
 """
@@ -37,7 +40,7 @@ from recsys.training.closed_form import sample_queries
 from recsys.training.context import TrainContext
 
 CONSTANTS: Final = "constants"
-LEFT_OUT: Final = "left_out"  # key of the training's choices: granularities for which time was too short, with the reason
+LEFT_OUT: Final = "left_out"  # key of the training's choices: granularities without time for a fit, and why
 _ROWS: Final = 512  # queries scored at a time
 _QUERIES: Final = 2000  # enough to tell values apart; they are ranked some hundred times
 
@@ -79,13 +82,14 @@ def choose_values(
     context: TrainContext,
     start: Start | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """For every enabled granularity with open keys, the values with the best validation metric; ignores the deadline.
+    """For every enabled granularity with open keys, the values with the best validation metric;
+    ignores the deadline.
 
     Returns
     -------
     dict[str, dict[str, Any]]
-        ``{name: {"chosen": {key: value}, "merit": what, "candidates": {key: {value: merit}}}}``; empty if no key is
-        open.
+        ``{name: {"chosen": {key: value}, "merit": what, "candidates": {key: {value: merit}}}}``;
+        empty if no key is open.
     """
     return choose_in_time(config, dataset, validate, replace(context, deadline=Deadline()), start)[0]
 
@@ -99,7 +103,8 @@ def choose_in_time(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """:func:`choose_values` until the deadline of the context.
 
-    Also returns the closed-form granularities for which the time was too short, each with the reason.
+    Also returns the closed-form granularities for which the time was too short, each with the
+    reason.
     """
     enabled = config.model.granularities.enabled()
     sections = {name: section for name, section in enabled.items() if section.open_keys}
@@ -137,7 +142,9 @@ def with_constants(config: Config, choices: Mapping[str, Any]) -> Config:
 
 
 def narrowed(asked: ModelConfig, trained: ModelConfig) -> ModelConfig:
-    """The requested model section, with the values that a trained model chose among its candidates."""
+    """The requested model section, with the values that a trained
+    model chose among its candidates.
+    """
     changed = asked.model_copy(deep=True)
     for name, section in asked.granularities.enabled().items():
         other = trained.granularities.enabled().get(name)

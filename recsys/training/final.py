@@ -1,10 +1,10 @@
 """The training on all events, test events included, of the model that is registered.
 
-Why: the newest events say most about what users want next, and the evaluated model must not see them, or its figures
-would mean nothing. So a second model is trained in the same way on all events. Nothing is chosen in it: constants,
-epochs, the number of user clusters, the pruned granularities and the weights of closed-form granularities are those of
-the evaluated model. Its phases are *final* and, for pruned granularities, *final_join* (see
-:mod:`recsys.training.phases`).
+Why: the newest events say most about what users want next, and the evaluated model must not see
+them, or its figures would mean nothing. So a second model is trained in the same way on all events.
+Nothing is chosen in it: constants, epochs, the number of user clusters, the pruned granularities
+and the weights of closed-form granularities are those of the evaluated model. Its phases are
+*final* and, for pruned granularities, *final_join* (see :mod:`recsys.training.phases`).
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ _FITTED = "model.encoders.fitted_weights"
 
 @dataclass(frozen=True)
 class Final:
-    """What a training on all events takes over from the evaluated model; plain values, as it is sent to the workers.
+    """What a training on all events takes over from the evaluated model; plain values, as it is
+    sent to the workers.
 
-    With ``goes_on`` it starts from the evaluated weights, with a schedule of ``epochs`` epochs at ``lr_share`` times
-    ``train.lr``. Otherwise it starts from scratch with the schedule of the evaluated training, shortened in proportion
-    if ``epochs`` are fewer.
+    With ``goes_on`` it starts from the evaluated weights, with a schedule of ``epochs`` epochs at
+    ``lr_share`` times ``train.lr``. Otherwise it starts from scratch with the schedule of the
+    evaluated training, shortened in proportion if ``epochs`` are fewer.
     """
 
     epochs: int  # of this training
@@ -56,7 +57,9 @@ class Final:
 
     @staticmethod
     def of_trained(trained: TrainResult, go_on: int | None = None, lr_share: float = 1.0) -> Final:
-        """Train from scratch on all events, or with ``go_on`` that many more epochs from the trained weights."""
+        """Train from scratch on all events, or with ``go_on`` that many more epochs from the
+        trained weights.
+        """
         frozen = trained.frozen
         return Final(
             trained.best_epoch if go_on is None else go_on,
@@ -88,7 +91,9 @@ class Final:
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to train: granularities with a weight, and at least one epoch."""
+        """Whether there is anything to train: granularities with a
+        weight, and at least one epoch.
+        """
         trained = self.choices.get(STACK, {}).get("members", {}).get(TRAINED)
         has_weight = trained is None or any(trained["weights"])
         return bool(self.names) and self.epochs > 0 and has_weight
@@ -101,7 +106,9 @@ class Final:
         return Start(self.weights, self.inputs, self.names)
 
     def settings(self, config: Config) -> Config:
-        """The configuration with the epochs of the schedule and the learning rate of this training."""
+        """The configuration with the epochs of the schedule and the
+        learning rate of this training.
+        """
         whole = max(1, self.epochs if self.goes_on else math.ceil(config.train.epochs * self.epochs / max(self.of, 1)))
         changed = {"epochs": whole, "lr": config.train.lr * (self.lr_share if self.goes_on else 1.0)}
         return config.model_copy(update={"train": config.train.model_copy(update=changed)})
@@ -119,15 +126,15 @@ class Final:
 def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, final: Final) -> TrainResult:
     """Train on the events through ``Split.TEST``; every rank returns the same result.
 
-    If the deadline of the context comes first, the result has fewer epochs than ``final`` asks for. Such a result must
-    not be used; check :func:`is_whole`.
+    If the deadline of the context comes first, the result has fewer epochs than ``final`` asks for.
+    Such a result must not be used; check :func:`is_whole`.
 
     Raises
     ------
     DataError
-        too few trainable users.
+        Too few trainable users.
     TrainingError
-        the loss is no longer finite.
+        The loss is no longer finite.
     """
     started, config = time.perf_counter(), with_constants(final.settings(config), final.choices)
     progress = Progress(phase="final", best_epoch=final.epochs, choices={**final.choices})
@@ -162,7 +169,9 @@ def is_whole(result: TrainResult, final: Final) -> bool:
 
 
 def assemble_final(config: Config, dataset: PreparedDataset, final: Final, weights: dict[str, Tensor]) -> FrozenModel:
-    """The model to register: these weights, with graphs and closed-form granularities of all events."""
+    """The model to register: these weights, with graphs and closed-form granularities of all
+    events.
+    """
     inputs = final.inputs if final.goes_on else None
     frozen = assemble(config, dataset, Split.TEST, weights, final.choices, inputs)
     if config.train.ratings:

@@ -1,8 +1,9 @@
 """Remove users from a trained model, as far as possible without training it again.
 
-What is counted or fitted in closed form (popularity, neighbours, factors, user clusters, friends, the user's own rows)
-is computed again from a dataset without these users, by the same code. What was learned by gradient steps, or chosen
-on validation, stays; :func:`influence` names it. Legend: V users.
+What is counted or fitted in closed form (popularity, neighbours, factors, user clusters, friends,
+the user's own rows) is computed again from a dataset without these users, by the same code. What
+was learned by gradient steps, or chosen on validation, stays; :func:`influence` names it. Legend: V
+users.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def without_users(
 def _made(
     config: Config, dataset: PreparedDataset, trained: TrainResult, weights: dict[str, Tensor], through: Split
 ) -> tuple[FrozenModel, dict[str, Tensor]]:
-    """The frozen model with graphs, closed-form members and user clusters of the dataset, and the weights with them."""
+    """The frozen model with graphs, closed-form members and user clusters of the dataset, and the
+    weights with them.
+    """
     frozen = assemble(config, dataset, through, weights, trained.choices, trained.frozen.sizes.inputs)
     if stratum_of(frozen) is None:
         return frozen, weights

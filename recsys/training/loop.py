@@ -1,11 +1,14 @@
-"""The training loop, without Ray: a :class:`~recsys.training.context.TrainContext` gives rank, device and report.
+"""The training loop, without Ray: a :class:`~recsys.training.context.TrainContext` gives rank,
+device and report.
 
-A :class:`Pass` trains one model on the events through a split. :mod:`recsys.training.phases` says which passes a
-training has, and what one passes on to the next. If every granularity is fitted in closed form there are no epochs: the
-pass of the phase *select* chooses their weights and validates once.
+A :class:`Pass` trains one model on the events through a split. :mod:`recsys.training.phases` says
+which passes a training has, and what one passes on to the next. If every granularity is fitted in
+closed form there are no epochs: the pass of the phase *select* chooses their weights and validates
+once.
 
-All workers hold the same model. Each computes the summed loss of its rows of the global batch, divided by the number of
-targets of the whole batch, so that any number of workers takes the same step.
+All workers hold the same model. Each computes the summed loss of its rows of the global batch,
+divided by the number of targets of the whole batch, so that any number of workers takes the same
+step.
 """
 
 from __future__ import annotations
@@ -157,11 +160,15 @@ class Pass:
         return self.loader.num_steps if self.private is None else self.private.budget.steps_of_epoch
 
     def surround(self, weights: Mapping[str, Tensor], names: list[str]) -> None:
-        """Load the weights of a model with only these trained granularities; the others stay as they are."""
+        """Load the weights of a model with only these trained granularities; the others stay as
+        they are.
+        """
         self.loss.load_state_dict(transplant(weights, names, self.loss.state_dict(), self.names))
 
     def result(self, weights: dict[str, Tensor], refit: bool, started: float) -> TrainResult:
-        """The frozen model with these weights, and how it was trained; ``started`` is a time of ``perf_counter``."""
+        """The frozen model with these weights, and how it was trained; ``started`` is a time of
+        ``perf_counter``.
+        """
         self.loss.load_state_dict(weights)  # λ as trained: a warm start checks them again
         frozen, choices = self.model.freeze(self.graphs), self.progress.choices
         scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
@@ -214,8 +221,8 @@ class Pass:
     def _must_end(self, history: list[Report], last: int) -> bool:
         """Whether, at the measured pace, the time is too short to continue.
 
-        In the phase *select*, this is the time for another epoch and the refit of the best epoch so far; in other
-        phases, the time for the remaining epochs.
+        In the phase *select*, this is the time for another epoch and the refit of the best epoch so
+        far; in other phases, the time for the remaining epochs.
         """
         if self.private is not None or self.progress.phase.endswith("join"):
             return False
@@ -227,7 +234,9 @@ class Pass:
         return self.context.lacks(pace * (last - done) - _SLACK * (time.perf_counter() - self.begun))
 
     def _is_over(self) -> bool:
-        """Whether the time is up within an epoch; only with one worker, as several would have to agree."""
+        """Whether the time is up within an epoch; only with one worker, as several would have to
+        agree.
+        """
         if self.context.world_size > 1 or self.progress.phase.endswith("join"):
             return False
         return self.context.lacks(0.0 if self.selects else -_SLACK * (time.perf_counter() - self.begun))
@@ -250,7 +259,9 @@ class Pass:
                 tensor.copy_(self.context.from_first(tensor))
 
     def _weigh_once(self) -> None:
-        """For a model without a trained granularity: choose λ of its members and validate once, as epoch 0."""
+        """For a model without a trained granularity: choose λ of its members and validate once, as
+        epoch 0.
+        """
         started = time.perf_counter()
         self.progress.best_value = float("-inf")  # a resumed training fits and validates again
         self.weigh_fitted()
@@ -260,7 +271,9 @@ class Pass:
         self._report(report, True)
 
     def weigh_fitted(self) -> None:
-        """Choose λ of the closed-form granularities on validation; a weighted fusion keeps the configured values."""
+        """Choose λ of the closed-form granularities on validation; a weighted fusion keeps the
+        configured values.
+        """
         if self.config.model.fusion.kind != "weighted" and len(self.model.encoders.fitted_weights):
             frozen = self.model.freeze(self.graphs)
             queries = sample_queries(self.dataset, Split.VALID)
@@ -347,8 +360,8 @@ class Pass:
     def _steps(self, epoch: int) -> Iterator[Step]:
         """Yield the remaining steps of an epoch.
 
-        The random generator is seeded again wherever a checkpoint may be, so that a checkpoint need not hold its state,
-        which a different number of workers could not use.
+        The random generator is seeded again wherever a checkpoint may be, so that a checkpoint need
+        not hold its state, which a different number of workers could not use.
         """
         for step in self.loader.epoch(epoch, self.progress.step):
             if step.number == 0 or self._is_due(step.number):
@@ -362,7 +375,9 @@ class Pass:
         return every > 0 and number > 0 and number % every == 0
 
     def _so_far(self) -> Tensor:
-        """The loss of the finished steps of the epoch; the first worker holds the sum of all workers."""
+        """The loss of the finished steps of the epoch; the first worker holds the sum of all
+        workers.
+        """
         return torch.tensor(self.progress.loss_sum if self.context.is_first else 0.0, device=self.context.device)
 
     def _save(self, number: int, total: Tensor, weight: float) -> None:
@@ -379,7 +394,9 @@ class Pass:
             group["lr"] = self.config.train.lr * share
 
     def _validate(self, epoch: int) -> float:
-        """The mean validation metric over the queries of all workers; keeps the state if it is the best so far."""
+        """The mean validation metric over the queries of all workers; keeps the state if it is the
+        best so far.
+        """
         frozen = self.model.freeze(self.graphs)
         sums = np.zeros(3)
         for queries in asked_by_shard(self.dataset, Split.VALID, self.config):
@@ -406,7 +423,9 @@ class Pass:
             self.context.report(report, None)
 
     def _with_checkpoint(self, send: Callable[[Path | None], None]) -> None:
-        """Give a checkpoint to ``send``; every worker calls it, but only the first one gives a folder."""
+        """Give a checkpoint to ``send``; every worker calls it, but only the first one gives a
+        folder.
+        """
         if not self.context.is_first:
             send(None)
             return
@@ -419,7 +438,8 @@ class Pass:
 
 
 def seconds_an_epoch(history: Sequence[Report]) -> float:
-    """Mean seconds of the reported epochs, with cut epochs scaled up to whole ones; 0 without an epoch.
+    """Mean seconds of the reported epochs, with cut epochs scaled up to whole ones; 0 without an
+    epoch.
 
     >>> seconds_an_epoch([{"epoch": 1, "seconds": 2.0}, {"epoch": 2, "seconds": 1.0, "share": 0.25}])
     3.0
@@ -429,7 +449,8 @@ def seconds_an_epoch(history: Sequence[Report]) -> float:
 
 
 def schedule(kind: str, warmup: float, step: int, num_steps: int) -> float:
-    """The factor on the learning rate at a step: linear warm-up, then constant, or linear or cosine decay to zero.
+    """The factor on the learning rate at a step: linear warm-up, then constant, or linear or cosine
+    decay to zero.
 
     >>> [round(schedule("cosine", 0.0, step, 4), 3) for step in range(4)]
     [1.0, 0.854, 0.5, 0.146]

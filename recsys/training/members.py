@@ -1,7 +1,8 @@
-"""Members of a model: all trained granularities together, and every closed-form one. Stacking gives them weights.
+"""Members of a model: all trained granularities together, and every closed-form one. Stacking gives
+them weights.
 
-Why after the training: closed-form members are computed from the training events and take no part in the training. A
-weight that is chosen on validation needs the scores of all members there.
+Why after the training: closed-form members are computed from the training events and take no part
+in the training. A weight that is chosen on validation needs the scores of all members there.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def refuse_stacked(encoders: Encoders, what: str, whose: str) -> None:
     Raises
     ------
     ConfigError
-        the model is stacked.
+        The model is stacked.
     """
     if encoders.stack is not None:
         raise ConfigError(
@@ -53,5 +54,7 @@ def refuse_stacked(encoders: Encoders, what: str, whose: str) -> None:
 
 
 def trained_part(config: Config) -> Config:
-    """The configuration that the training reads: without the closed-form members if stacking adds them afterwards."""
+    """The configuration that the training reads: without the closed-form members if stacking adds
+    them afterwards.
+    """
     return trained_only(config) if config.model.fusion.stack else config

@@ -1,9 +1,10 @@
 """AdamW that updates only the embedding rows that a step uses.
 
-Why: with a sampled softmax a step uses some thousands of items, while a plain AdamW also reads and writes the
-embedding, the gradient and both moments of a million others. Rows that a step does not use stay as they are, including
-moments and weight decay (the "lazy" Adam of TensorFlow, and torch's SparseAdam). The bias correction counts all steps.
-Tables with such gradients are those with ``sparse=True``, see ``ItemTower``.
+Why: with a sampled softmax a step uses some thousands of items, while a plain AdamW also reads and
+writes the embedding, the gradient and both moments of a million others. Rows that a step does not
+use stay as they are, including moments and weight decay (the "lazy" Adam of TensorFlow, and torch's
+SparseAdam). The bias correction counts all steps. Tables with such gradients are those with
+``sparse=True``, see ``ItemTower``.
 
 Legend: R touched rows, D width.
 """
@@ -19,10 +20,13 @@ from recsys.config import TrainConfig
 
 
 class RowAdamW(torch.optim.AdamW):
-    """AdamW with sparse row updates; its state is that of AdamW, so that checkpoints do not differ."""
+    """AdamW with sparse row updates; its state is that of AdamW, so
+    that checkpoints do not differ.
+    """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
+        """Make a step; rows without a gradient stay as they are."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
@@ -58,7 +62,8 @@ def build_optimizer(loss: nn.Module, train: TrainConfig) -> RowAdamW:
 
 
 def clip_gradients(loss: nn.Module, most: float) -> None:
-    """Scale all gradients down, those of embedding rows included, so that their norm is at most ``most``.
+    """Scale all gradients down, those of embedding rows included, so that their norm is at most
+    ``most``.
 
     The gradients of one row from several workers are summed before the norm is taken.
     """

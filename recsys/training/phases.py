@@ -1,15 +1,17 @@
 """The phases of a training, in order. Each phase takes over the result of the one before it.
 
 *choose* finds on validation what must be known before the first epoch: the number of user clusters and the constants of
-closed-form members. *select* trains on the training events, validates every few epochs and keeps the best epoch. If the
-check on validation prunes granularities, it trains again from scratch without them. *refit* trains from scratch on
-training and validation events for that number of epochs with the same schedule, so that the model learns from the
-newest events, too; nothing is chosen in it. *join* trains the pruned granularities alone, with the rest of the model
-fixed. No phase reads test events.
+closed-form members. *select* trains on the training events, validates every few epochs and keeps
+the best epoch. If the check on validation prunes granularities, it trains again from scratch
+without them. *refit* trains from scratch on training and validation events for that number of
+epochs with the same schedule, so that the model learns from the newest events, too; nothing is
+chosen in it. *join* trains the pruned granularities alone, with the rest of the model fixed. No
+phase reads test events.
 
-With a deadline, *select* ends with a validation at the last epoch that leaves time for the refit. If the refit would
-not end in time, the selected weights stay; graphs and closed-form fits still include the validation events. The
-training on all events is separate: see :mod:`recsys.training.final`.
+With a deadline, *select* ends with a validation at the last epoch that leaves time for the refit.
+If the refit would not end in time, the selected weights stay; graphs and closed-form fits still
+include the validation events. The training on all events is separate: see
+:mod:`recsys.training.final`.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ class Training:
         return Pass(config, self.dataset, through, self.validate, self.context, self.progress, self.start)
 
     def ended(self, a_pass: Pass, following: str) -> None:
-        """Take over a finished pass; ``following`` is the phase with which a resumed training starts."""
+        """Take over a finished pass; ``following`` is the phase with which a resumed training
+        starts.
+        """
         self.weights, self.newest = a_pass.state(), a_pass
         self.progress = replace(self.progress, phase=following, epoch=0, step=0)
 
@@ -66,7 +70,9 @@ class Training:
 
 
 def choose(training: Training) -> None:
-    """Choose what must be known before the first epoch; a resumed or continued training already has it."""
+    """Choose what must be known before the first epoch; a resumed or continued training already has
+    it.
+    """
     config, choices, start = training.config, training.progress.choices, training.start
     if config.model.granularities.stratum.enabled and STRATA not in choices:
         known = {"chosen": start.inputs.get(STRATUM, 0), "candidates": {}} if start else None
@@ -80,7 +86,9 @@ def choose(training: Training) -> None:
 
 
 def select(training: Training) -> None:
-    """Train on the training events to the best epoch; again from scratch if the check prunes granularities."""
+    """Train on the training events to the best epoch; again from scratch if the check prunes
+    granularities.
+    """
     if training.progress.phase != "select":
         return
     while True:
@@ -125,8 +133,8 @@ def refit(training: Training) -> None:
 def _is_too_late(config: Config, progress: Progress, context: TrainContext) -> bool:
     """Whether a refit would not end in time, at the pace of the selected epochs.
 
-    That pace includes the validations, which makes up for the additional events of the refit. A private training is
-    never too late, as it has no selected weights that could stay.
+    That pace includes the validations, which makes up for the additional events of the refit. A
+    private training is never too late, as it has no selected weights that could stay.
     """
     seconds = progress.best_epoch * seconds_an_epoch(progress.history)
     return not config.train.privacy.epsilon and context.lacks(seconds)
@@ -166,16 +174,17 @@ def fit(
 ) -> TrainResult:
     """Train a model through all phases; see the description of the module.
 
-    With a ``start`` (see ``warm_start``), the start is epoch 0 and may be selected. Every rank returns the same result.
+    With a ``start`` (see ``warm_start``), the start is epoch 0 and may be selected. Every rank
+    returns the same result.
 
     Raises
     ------
     DataError
-        too few trainable users.
+        Too few trainable users.
     ConfigError
         The dataset lacks the signal of a granularity.
     TrainingError
-        the loss is no longer finite.
+        The loss is no longer finite.
     """
     started = time.perf_counter()
     progress = Progress() if context.resume_from is None else load_checkpoint(context.resume_from, None)[2]

@@ -1,20 +1,22 @@
-"""DP-SGD (Abadi et al. 2016) with a user as the unit: adding or removing one user changes the model only little.
+"""DP-SGD (Abadi et al. 2016) with a user as the unit: adding or removing one user changes the model
+only little.
 
-Every step draws each user with probability q, clips the gradient of each user's loss to norm C, sums the gradients, and
-adds Gaussian noise:
+Every step draws each user with probability q, clips the gradient of each user's loss to norm C,
+sums the gradients, and adds Gaussian noise:
 
     g = (Σ_{u drawn} g_u · min(1, C / ‖g_u‖) + N(0, σ² C² I)) / (q U)
 
-σ is the smallest value for which the accountant of Opacus (Rényi differential privacy, Mironov 2017; Poisson sampling)
-gives ε at δ for all steps and the noised counts of items together.
+σ is the smallest value for which the accountant of Opacus (Rényi differential privacy, Mironov
+2017; Poisson sampling) gives ε at δ for all steps and the noised counts of items together.
 
-Why not the hooks of Opacus: they compute a gradient per sample for layers whose first axis is the samples. Our item
-tower computes all items at once, so its first axis is items, and the loss of every user depends on all of them. So each
-user gets a separate backward pass.
+Why not the hooks of Opacus: they compute a gradient per sample for layers whose first axis is the
+samples. Our item tower computes all items at once, so its first axis is items, and the loss of
+every user depends on all of them. So each user gets a separate backward pass.
 
-σ protects the trained weights, item vectors and counts. It does not protect the histories in a bundle, or the figures,
-which come from real test users. The noise comes from torch's generator, seeded by the operating system: no seed in the
-configuration reproduces a private training. Legend: U users, N items, P parameters.
+σ protects the trained weights, item vectors and counts. It does not protect the histories in a
+bundle, or the figures, which come from real test users. The noise comes from torch's generator,
+seeded by the operating system: no seed in the configuration reproduces a private training. Legend:
+U users, N items, P parameters.
 """
 
 from __future__ import annotations
@@ -61,10 +63,12 @@ class Budget:
     accountant: str = "opacus, RDP"
 
     def to_json(self) -> dict[str, Any]:
+        """The content as plain values for JSON."""
         return asdict(self)
 
     @property
     def steps_of_epoch(self) -> int:
+        """Number of steps of an epoch."""
         return max(1, round(1 / self.sample_rate))
 
 
@@ -114,12 +118,14 @@ def _epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
 
 
 def private_progress(config: Config, progress: Progress, start: Start | None) -> Progress:
-    """Where a private training starts: as nothing is chosen, at the refit if ``train.refit`` is true.
+    """Where a private training starts: as nothing is chosen, at the refit if ``train.refit`` is
+    true.
 
     Raises
     ------
     ConfigError
-        It would start from weights whose training the budget does not count, or the settings are not private.
+        It would start from weights whose training the budget does not count, or the settings are
+        not private.
     """
     if start is not None:
         raise ConfigError(
@@ -147,6 +153,7 @@ class PrivateSteps:
 
     @staticmethod
     def num_users(loader: TrainingLoader) -> int:
+        """Number of users with training rows."""
         return len(np.unique(loader.all_rows()[0].users_U))
 
     def drawn(self) -> list[int]:
@@ -155,7 +162,9 @@ class PrivateSteps:
         return [int(self._random.choice(self._rows_of[user])) for user in chosen]
 
     def set_gradients(self, loss: torch.nn.Module, rows: list[int], key: tuple[int, int, int]) -> tuple[float, float]:
-        """Set the noised gradient of every trainable parameter; return the summed loss of the users and their weight."""
+        """Set the noised gradient of every trainable parameter; return the summed loss of the users
+        and their weight.
+        """
         parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
         sums = [torch.zeros_like(parameter) for parameter in parameters]
         total = weight = 0.0
@@ -177,7 +186,9 @@ class PrivateSteps:
         return std * torch.randn(like.shape, generator=self._noise, device=like.device, dtype=like.dtype)
 
     def counts(self, histories: Histories, num_items: int) -> Tensor:
-        """The noised number of users of each item, with at most :data:`COUNTED_ITEMS` items per user: [N] float32."""
+        """The noised number of users of each item, with at most :data:`COUNTED_ITEMS` items per
+        user: [N] float32.
+        """
         noise_N = torch.randn(num_items, generator=self._noise, device=self.device).cpu()
         std = self.budget.counts_noise_multiplier * math.sqrt(COUNTED_ITEMS)
         exact_N = torch.from_numpy(bounded_counts(histories, num_items, self._random)).float()
@@ -185,7 +196,9 @@ class PrivateSteps:
 
 
 def add_clipped(sums: list[Tensor], gradients: tuple[Tensor | None, ...], most: float) -> None:
-    """Add a user's gradient to ``sums``, clipped to a norm of at most ``most`` over all parameters."""
+    """Add a user's gradient to ``sums``, clipped to a norm of at most
+    ``most`` over all parameters.
+    """
     there = [gradient for gradient in gradients if gradient is not None]
     length = torch.sqrt(
         sum((gradient.double().square().sum() for gradient in there), torch.zeros((), dtype=torch.double))
@@ -197,7 +210,9 @@ def add_clipped(sums: list[Tensor], gradients: tuple[Tensor | None, ...], most: 
 
 
 def bounded_counts(histories: Histories, num_items: int, random: np.random.Generator) -> Array:
-    """Number of users of every item; each user counts for at most :data:`COUNTED_ITEMS` items drawn at random: [N]."""
+    """Number of users of every item; each user counts for at most :data:`COUNTED_ITEMS` items drawn
+    at random: [N].
+    """
     counts_N = np.zeros(num_items, dtype=np.int64)
     for start, stop in zip(histories.offsets_U1[:-1].tolist(), histories.offsets_U1[1:].tolist(), strict=True):
         items = np.unique(histories.items_E[start:stop])

@@ -1,10 +1,11 @@
 """Prune trained granularities whose removal improves validation, once the best epoch is known.
 
-Why: training changes λ slowly, and with ``unit_vectors`` nothing else can weaken a granularity. One without a real
-signal in the data then costs twice: its noise is added to every score, and it memorises training events that the other
-granularities should have learned from. Setting λ to zero afterwards repairs only the first. So the model is trained
-again from scratch *without* the pruned granularities, as if the configuration had never named them: same seeds, same
-parameters. The pruned ones are then trained alone, with the rest fixed, for users who have no other signal (see
+Why: training changes λ slowly, and with ``unit_vectors`` nothing else can weaken a granularity. One
+without a real signal in the data then costs twice: its noise is added to every score, and it
+memorises training events that the other granularities should have learned from. Setting λ to zero
+afterwards repairs only the first. So the model is trained again from scratch *without* the pruned
+granularities, as if the configuration had never named them: same seeds, same parameters. The pruned
+ones are then trained alone, with the rest fixed, for users who have no other signal (see
 :mod:`recsys.training.phases`). Legend: B queries, K granularities.
 """
 
@@ -29,9 +30,11 @@ _FITTED: Final = "model.encoders.fitted_weights"
 
 
 def choose_kept(names: Sequence[str], metric: Callable[[frozenset[str]], Array]) -> dict[str, float]:
-    """The share of λ that every trained granularity keeps: 1, or 0 if removing it improves validation beyond noise.
+    """The share of λ that every trained granularity keeps: 1, or 0 if removing it improves
+    validation beyond noise.
 
-    Removes one granularity after the other, the one with the largest gain first; the last one is never removed.
+    Removes one granularity after the other, the one with the largest gain first; the last one is
+    never removed.
 
     Parameters
     ----------
@@ -107,7 +110,9 @@ def transplant(
 
 
 def names_of(weights: Mapping[str, Tensor], names: Sequence[str], silent: Collection[str]) -> list[str]:
-    """The trained granularities of weights, in the order of their λ: all, or those that were not pruned before *join*."""
+    """The trained granularities of weights, in the order of their λ: all, or those that were not
+    pruned before *join*.
+    """
     lengths = {len(tensor) for key, tensor in weights.items() if key.startswith(_FUSION) and key.endswith("_K")}
     return [name for name in names if name not in silent or len(names) in lengths]
 

@@ -1,8 +1,9 @@
-"""Fit the rating head of a trained ranking model: biases by ridge, factors by squared error, s by regression.
+"""Fit the rating head of a trained ranking model: biases by ridge, factors by squared error, s by
+regression.
 
-The factors are trained to predict the value of every training event from the user's other values: an event is left out
-of its own b_u and taste. Dampings, the number of steps, the decay of the factors and s are chosen on validation, as the
-ranking model has memorised the training events.
+The factors are trained to predict the value of every training event from the user's other values:
+an event is left out of its own b_u and taste. Dampings, the number of steps, the decay of the
+factors and s are chosen on validation, as the ranking model has memorised the training events.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _QUERIES_AT_A_TIME: Final = 256
 
 
 def choose_constants(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str, Any]:
-    """The constants of the rating head of a model trained on training events, or ``skipped`` with the reason.
+    """The constants of the rating head of a model trained on training events, or ``skipped`` with
+    the reason.
 
     The search has three parts one after the other: both dampings, then decay and steps, then s.
     """
@@ -70,7 +72,9 @@ def choose_constants(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str,
 
 
 def fit_head(frozen: FrozenModel, dataset: PreparedDataset, through: Split, chosen: dict[str, Any]) -> None:
-    """Give the model its rating head, from the events through a split and what :func:`choose_constants` found."""
+    """Give the model its rating head, from the events through a split and what
+    :func:`choose_constants` found.
+    """
     if "skipped" in chosen:
         return
     constants, training = Constants(**chosen), dataset.histories().through(through)

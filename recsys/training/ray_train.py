@@ -1,7 +1,9 @@
-"""Run the training loop on Ray Train: workers, devices, checkpoints, and reports that reach the driver immediately.
+"""Run the training loop on Ray Train: workers, devices, checkpoints, and reports that reach the
+driver immediately.
 
-Why a queue for reports: workers log on their own machines, and Ray Train passes metrics on only with a checkpoint. Rank
-0 puts the report of each epoch into a queue actor. The driver reads it, so one process prints and writes to MLflow.
+Why a queue for reports: workers log on their own machines, and Ray Train passes metrics on only
+with a checkpoint. Rank 0 puts the report of each epoch into a queue actor. The driver reads it, so
+one process prints and writes to MLflow.
 """
 
 from __future__ import annotations
@@ -71,8 +73,9 @@ def train_on_ray(
 ) -> TrainResult:
     """Train on ``train.num_workers`` workers of the connected Ray cluster.
 
-    With ``run.resume``, an interrupted training of the same configuration and data resumes from its newest checkpoint
-    that is not damaged. Files of earlier trainings in the run folder are removed when this one is done.
+    With ``run.resume``, an interrupted training of the same configuration and data resumes from its
+    newest checkpoint that is not damaged. Files of earlier trainings in the run folder are removed
+    when this one is done.
 
     Parameters
     ----------
@@ -83,12 +86,13 @@ def train_on_ray(
     validate : Validate
         Computes the validation metric.
     report : Callable[[Report], None]
-        Called on the driver with the report of each epoch, and with ``{"note": text}`` for other messages.
+        Called on the driver with the report of each epoch, and with ``{"note": text}`` for other
+        messages.
     start : Start | None
         Where the training starts; by default at random.
     stop : threading.Event | None
-        Once it is set, the workers end at their next report and release their resources; killing the trainer would not
-        release them.
+        Once it is set, the workers end at their next report and release their resources; killing
+        the trainer would not release them.
     final : Final | None
         If given, this is a training on all events (see ``recsys.training.final``).
     deadline : Deadline | None
@@ -133,7 +137,7 @@ def train_on_ray(
             "checkpoints": (storage, name, earlier),
             "orders": orders,
             "deadline": deadline or Deadline(),
-            "start": [] if start is None else [ray.put(start)],  # sent once through the object store, not with every call
+            "start": [] if start is None else [ray.put(start)],  # sent once, by the object store
             "final": [] if final is None else [ray.put(final)],
         },
         scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=use_gpu),
@@ -168,7 +172,9 @@ def train_on_ray(
 
 
 class _Trainer(TorchTrainer):
-    """A trainer that leaves SIGINT to the command; with the handler of Ray Train the exit code would be 1."""
+    """A trainer that leaves SIGINT to the command; with the handler of Ray Train the exit code
+    would be 1.
+    """
 
     controller: Any = None
 
@@ -176,16 +182,20 @@ class _Trainer(TorchTrainer):
         self.controller = controller
 
     def abort(self) -> None:
-        """Release the workers; otherwise their pending requests would keep machines of the cluster."""
+        """Release the workers; otherwise their pending requests would
+        keep machines of the cluster.
+        """
         if self.controller is not None:
             with suppress(Exception):  # the controller exits, so it may never answer
                 ray.get(self.controller.abort.remote(), timeout=_ABORT_S)
 
 
 def _fitted(trainer: _Trainer, storage: str, name: str) -> Checkpoint | None:
-    """Train and return the last checkpoint, which holds the trained model; remove half-written ones after a failure.
+    """Train and return the last checkpoint, which holds the trained model; remove half-written ones
+    after a failure.
 
-    None if the workers ended before the first checkpoint, because of a user error or because they were stopped.
+    None if the workers ended before the first checkpoint, because of a user error or because they
+    were stopped.
 
     Raises
     ------
@@ -216,7 +226,9 @@ def _fitted(trainer: _Trainer, storage: str, name: str) -> Checkpoint | None:
 
 
 def _is_whole(place: str) -> bool:
-    """Whether a checkpoint, of a trained model or of a running training, is complete and undamaged."""
+    """Whether a checkpoint, of a trained model or of a running
+    training, is complete and undamaged.
+    """
     with Checkpoint(*reversed(filesystem_of(place))).as_directory() as name, suppress(ArtifactError):
         folder = Path(name)
         if (folder / MODEL_FOLDER).is_dir():
@@ -228,7 +240,9 @@ def _is_whole(place: str) -> bool:
 
 
 def _finished(checkpoints: list[str]) -> TrainResult | None:
-    """The model of a training that finished before its driver was lost; None if it did not finish or is damaged."""
+    """The model of a training that finished before its driver was lost; None if it did not finish
+    or is damaged.
+    """
     if not checkpoints:
         return None
     with Checkpoint(*reversed(filesystem_of(checkpoints[0]))).as_directory() as folder, suppress(ArtifactError):
@@ -314,7 +328,9 @@ class Stopped(Exception):
 
 
 class _Drain(threading.Thread):
-    """Passes reports from the queue to the driver's callback as they come, and the stop request to the workers."""
+    """Passes reports from the queue to the driver's callback as they come, and the stop request to
+    the workers.
+    """
 
     def __init__(
         self,
@@ -368,7 +384,7 @@ def _use_gpu(config: Config) -> bool:
     if config.train.use_gpu == "yes":
         raise ConfigError(
             f"train.use_gpu is yes and train.num_workers {config.train.num_workers}, but the Ray cluster has "
-            f"{available} GPUs; lower train.num_workers, set train.use_gpu to auto, or, where the cluster starts "
+            f"{available} GPUs; lower train.num_workers, set train.use_gpu to auto, or, if the cluster starts "
             "machines, give it time with ray.wait_s"
         )
     return False
@@ -379,16 +395,18 @@ def _check_cpus(config: Config) -> None:
     available = _await("CPU", config)
     if available < config.train.num_workers:
         raise ConfigError(
-            f"train.num_workers is {config.train.num_workers}, but the Ray cluster has {available} CPUs, one a worker "
-            "at least; lower train.num_workers, raise ray.num_cpus to share cores (local), or, where the cluster "
-            "starts machines, give it time with ray.wait_s"
+            f"train.num_workers is {config.train.num_workers}, but the Ray cluster has {available} CPUs, and each "
+            "worker needs one; lower train.num_workers, raise ray.num_cpus to share cores (local), or, if the cluster starts "
+            "machines, give it time with ray.wait_s"
         )
 
 
 def _await(resource: str, config: Config) -> int:
-    """How many the cluster has, as soon as there is one a worker, or when ``ray.wait_s`` is over.
+    """The amount of a resource in the cluster, as soon as there is one per worker, or when
+    ``ray.wait_s`` is over.
 
-    Asks an autoscaler for them, as Ray itself does only once the workers wait, which may be without end.
+    Asks the autoscaler for them, as Ray itself asks only once the workers wait, which may be
+    forever.
     """
     needed, last = config.train.num_workers, time.monotonic() + config.ray.wait_s
     asked = False
@@ -398,7 +416,7 @@ def _await(resource: str, config: Config) -> int:
             asked = True
         time.sleep(min(2.0, max(0.0, last - time.monotonic())))
     if asked:
-        request_resources(bundles=[])  # a wish that stays would keep the machines for ever
+        request_resources(bundles=[])  # an outstanding request would keep the machines forever
     return found
 
 
@@ -410,7 +428,9 @@ def _cluster(resource: str) -> int:
 def _settle_threads(
     asked: int, config: Config, dataset: PreparedDataset, resume_from: Path | None, note: Callable[[str], None]
 ) -> None:
-    """Set the threads of this worker: as requested, or as in the interrupted training (same rounding), or the fastest."""
+    """Set the threads of this worker: as requested, or as in the interrupted training (same
+    rounding), or the fastest.
+    """
     if not asked and resume_from is not None:
         asked = load_checkpoint(resume_from, None)[2].threads
     if not asked:
@@ -427,6 +447,8 @@ def _storage(config: Config) -> str:
 
 
 def _where(storage: str) -> dict[str, Any]:
-    """The arguments of Ray Train for the storage; a URI gets our own filesystem, which has timeouts."""
+    """The arguments of Ray Train for the storage; a URI gets our own filesystem, which has
+    timeouts.
+    """
     filesystem, path = filesystem_of(storage)
     return {"storage_path": path, "storage_filesystem": filesystem} if is_remote(storage) else {"storage_path": path}

@@ -1,16 +1,20 @@
-"""Fit only the fusion weights λ again, to feedback on shown items; the rest of the model stays. Takes seconds.
+"""Fit only the fusion weights λ again, to feedback on shown items; the rest of the model stays.
+Takes seconds.
 
-Why: what users click, buy and skip shows which granularity was predictive (S5: feedback re-fits λ). The scores
-s_k(u, i) = z_k · a_i of every granularity are computed once. What remains is a logistic regression in K + 1 numbers,
+Why: what users click, buy and skip shows which granularity was predictive (S5: feedback re-fits λ).
+The scores s_k(u, i) = z_k · a_i of every granularity are computed once. What remains is a logistic
+regression in K + 1 numbers,
 
-    min  Σ_r c_r log(1 + exp(−y_r (b + Σ_k w_k s_rk))) / Σ_r c_r  +  m / 2R · Σ_k σ_k² (w_k − w⁰_k)²,   w ≥ 0,
+    min  Σ_r c_r log(1 + exp(−y_r (b + Σ_k w_k s_rk))) / Σ_r c_r  +  m / 2R · Σ_k σ_k² (w_k −
+    w⁰_k)²,   w ≥ 0,
 
-y = ±1 liked or not, c_r the weight of the event, σ_k the standard deviation of s_k. It is convex, so the result does
-not depend on the start. w⁰ = g λ⁰ are the current weights on the scale g that fits the feedback best; they count as
-much as m rows. A common factor changes no ranking, so the new λ have the sum of the current ones.
+y = ±1 liked or not, c_r the weight of the event, σ_k the standard deviation of s_k. It is convex,
+so the result does not depend on the start. w⁰ = g λ⁰ are the current weights on the scale g that
+fits the feedback best; they count as much as m rows. A common factor changes no ranking, so the new
+λ have the sum of the current ones.
 
-For ``gated`` the gate stays and its prior is fitted with the same loss. Closed-form granularities (item_cf) come after
-the trained ones; their weights are plain numbers in every kind of fusion.
+For ``gated`` the gate stays and its prior is fitted with the same loss. Closed-form granularities
+(item_cf) come after the trained ones; their weights are plain numbers in every kind of fusion.
 
 Legend: R rows of feedback, K granularities.
 """
@@ -64,7 +68,9 @@ class Refit:
 
     @property
     def better(self) -> bool:
-        """Whether the fitted weights are better by more than the standard error of the comparison."""
+        """Whether the fitted weights are better by more than the
+        standard error of the comparison.
+        """
         return bool(self.after_K.isfinite().all()) and self.loss_before - self.loss_after > self.error
 
 

@@ -1,9 +1,9 @@
 """Find the checkpoint from which an interrupted training resumes, when its driver is gone as well.
 
-Why not Ray Train's own resumption by the name of a run: it returns the result of a finished run as that of the new one,
-does not know the configuration and data behind a name, and has only the newest checkpoint, which may be the damaged
-one. Here the name of a run contains the digest of everything that decides its result, and checkpoints are tried from
-the newest to the oldest.
+Why not Ray Train's own resumption by the name of a run: it returns the result of a finished run as
+that of the new one, does not know the configuration and data behind a name, and has only the newest
+checkpoint, which may be the damaged one. Here the name of a run contains the digest of everything
+that decides its result, and checkpoints are tried from the newest to the oldest.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ FREE = {"num_workers", "use_gpu", "threads", "max_failures", "final"}  # keys of
 def training_digest(config: Config, dataset: PreparedDataset, start: Start | None, final: Final | None = None) -> str:
     """Twelve hex digits over everything that decides the result of a training.
 
-    This is seed, model, training, validation, data and start, and, for a training on all events, what the evaluated
-    training chose.
+    This is seed, model, training, validation, data and start, and, for a training on all events,
+    what the evaluated training chose.
     """
     decisive = {
         "seed": config.seed,
@@ -51,12 +51,16 @@ def training_digest(config: Config, dataset: PreparedDataset, start: Start | Non
 
 
 def run_name(digest: str) -> str:
-    """A unique name for Ray Train, which would return the result of a finished run of the same name."""
+    """A unique name for Ray Train, which would return the result of a finished run of the same
+    name.
+    """
     return f"train-{digest}-{uuid.uuid4().hex[:8]}"
 
 
 def find_checkpoints(storage: str, name: str) -> list[str]:
-    """The checkpoints of the run ``train-DIGEST-…``, or of all runs ``train-DIGEST``; the newest first."""
+    """The checkpoints of the run ``train-DIGEST-…``, or of all runs ``train-DIGEST``; the newest
+    first.
+    """
     system, root = filesystem_of(storage)
     runs = [run for run in _folders(system, root) if f"{run.base_name}-".startswith(f"{name}-")]
     found = [one for run in runs for one in _folders(system, run.path) if one.base_name.startswith("checkpoint_")]
@@ -73,7 +77,8 @@ def forget_trainings(storage: str, keep: str = "") -> None:
 
 
 def first_sound(checkpoints: list[str], inside: str, parent: Path, note: Callable[[str], None]) -> Path | None:
-    """Copy the newest checkpoint that is not damaged to a folder in ``parent``; None if there is none.
+    """Copy the newest checkpoint that is not damaged to a folder in ``parent``; None if there is
+    none.
 
     Parameters
     ----------

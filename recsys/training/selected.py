@@ -1,7 +1,8 @@
-"""Build a model from its trainable weights: as selected on validation, or with the events through another split.
+"""Build a model from its trainable weights: as selected on validation, or with the events through
+another split.
 
-Why: what is chosen or measured on validation needs a model that was not trained on it. The weights of the refit were;
-those that ``train`` stores in addition (``selected.safetensors``) were not.
+Why: what is chosen or measured on validation needs a model that was not trained on it. The weights
+of the refit were; those that ``train`` stores in addition (``selected.safetensors``) were not.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ def assemble(
     choices: Report,
     inputs: Mapping[str, Any] | None = None,
 ) -> FrozenModel:
-    """The model with these weights, and with graphs and closed-form granularities of the events through ``through``.
+    """The model with these weights, and with graphs and closed-form granularities of the events
+    through ``through``.
 
     Parameters
     ----------
     config : Config
-        The configuration of the model; it may have closed-form granularities that the training did not have.
+        The configuration of the model; it may have closed-form granularities that the training did
+        not have.
     dataset : PreparedDataset
         The dataset on which the weights were trained.
     through : Split
@@ -52,7 +55,8 @@ def assemble(
     choices : Report
         The choices of the training, with the weights of the members if stacking chose them.
     inputs : Mapping[str, Any] | None
-        ``ModelSizes.inputs`` of an earlier model if the weights come from one; otherwise they follow from the events.
+        ``ModelSizes.inputs`` of an earlier model if the weights come from one; otherwise they
+        follow from the events.
     """
     config = with_constants(config, choices)
     apart = _apart(config, dataset, through, weights, choices)
@@ -100,15 +104,16 @@ def _apart(
 
 
 def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResult) -> FrozenModel:
-    """The model of training events only, with the pruning of its training; pruned granularities are untrained.
+    """The model of training events only, with the pruning of its training; pruned granularities are
+    untrained.
 
-    With ``train.refit`` false it is the trained model itself. Closed-form granularities are fitted again, to training
-    events.
+    With ``train.refit`` false it is the trained model itself. Closed-form granularities are fitted
+    again, to training events.
 
     Raises
     ------
     ArtifactError
-        the training left no such weights.
+        The training left no such weights.
     """
     if not trained.refit:
         return trained.frozen

@@ -1,6 +1,7 @@
 """The loss of one step: item vectors, states of the granularities, user vectors, softmax.
 
-Legend: B queries, P pairs, S items in view, N items, C candidates (items that are targets or negatives), M negatives.
+Legend: B queries, P pairs, S items in view, N items, C candidates (items that are targets or
+negatives), M negatives.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from recsys.model import MultigrainModel
 
 
 class StepLoss(nn.Module):
-    """Summed loss of a worker's rows. Negatives are drawn by the key of the step, so all workers have the same ones."""
+    """Summed loss of a worker's rows. Negatives are drawn by the key of the step, so all workers
+    have the same ones.
+    """
 
     def __init__(self, model: MultigrainModel, graphs: Graphs, config: LossConfig, dataset: PreparedDataset) -> None:
         super().__init__()
@@ -41,6 +44,7 @@ class StepLoss(nn.Module):
         self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature)
 
     def forward(self, batch: Batch, key: StepKey) -> Tensor:
+        """The summed loss of a batch; ``key`` seeds its negatives."""
         negatives_M, log_q_M, ids_S = None, None, None
         if self.num_negatives:
             drawn_M = self._draw(key)

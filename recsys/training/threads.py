@@ -1,10 +1,10 @@
 """Find the number of CPU threads that is fastest on this machine, measured in about a second.
 
-Why not all cores: threads of one step wait for each other by spinning. With other programs running, or with small
-steps, two threads took 2 to 20 times as long as one, and this cannot be known in advance. So a step of about the size
-of a training step is timed with each number of threads, in turns, so that noise hits all of them alike. If several
-times as many programs as cores want to run, one thread is used without timing: the timing itself took half a minute
-there.
+Why not all cores: threads of one step wait for each other by spinning. With other programs running,
+or with small steps, two threads took 2 to 20 times as long as one, and this cannot be known in
+advance. So a step of about the size of a training step is timed with each number of threads, in
+turns, so that noise hits all of them alike. If several times as many programs as cores want to run,
+one thread is used without timing: the timing itself took half a minute there.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def numbers(most: int) -> list[int]:
 
 
 def timed(tried: Sequence[int], step: Callable[[], None], clock: Callable[[], float]) -> dict[int, float]:
-    """The median seconds of a step with each number of threads; restores the number of threads of the process."""
+    """The median seconds of a step with each number of threads; restores the number of threads of
+    the process.
+    """
     before, started = torch.get_num_threads(), clock()
     found: dict[int, list[float]] = {threads: [] for threads in tried}
     try:
@@ -80,7 +82,9 @@ def timed(tried: Sequence[int], step: Callable[[], None], clock: Callable[[], fl
 
 
 def step_like(rows: int, length: int, width: int, items: int) -> Callable[[], None]:
-    """A step with the shape of a training step: mix a history, score items, softmax, and backward."""
+    """A step with the shape of a training step: mix a history, score
+    items, softmax, and backward.
+    """
     draws = torch.Generator().manual_seed(0)
     history_BLD = torch.randn(rows, length, width, generator=draws)
     items_ND = torch.randn(items, width, generator=draws, requires_grad=True)
@@ -98,7 +102,9 @@ def step_like(rows: int, length: int, width: int, items: int) -> Callable[[], No
 
 
 def waiting_programs() -> float:
-    """The mean number of runnable programs over the last minute; 0 if the system does not count them."""
+    """The mean number of runnable programs over the last minute; 0 if the system does not count
+    them.
+    """
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
@@ -111,13 +117,16 @@ def _measured(most: int, shape: tuple[int, int, int, int]) -> tuple[int, dict[in
 
 
 def asked_threads(config: Config) -> int:
-    """The requested number of threads, by ``train.threads`` or else by OMP_NUM_THREADS; 0: the fastest."""
+    """The requested number of threads, by ``train.threads`` or else by OMP_NUM_THREADS; 0: the
+    fastest.
+    """
     told = os.environ.get("OMP_NUM_THREADS", "")
     return config.train.threads or (int(told) if told.isascii() and told.isdigit() else 0)
 
 
 def fastest_threads(config: Config, num_items: int, most: int) -> tuple[int, str]:
-    """The fewest threads up to ``most`` that are as good as the fastest, and a line with the reason.
+    """The fewest threads up to ``most`` that are as good as the fastest, and a line with the
+    reason.
 
     Measured once in a process. ``num_items`` is the size of the catalogue.
     """
@@ -137,7 +146,9 @@ def fastest_threads(config: Config, num_items: int, most: int) -> tuple[int, str
 
 
 def settle_threads(config: Config, num_items: int, say: Callable[[str], None]) -> None:
-    """Set the threads of torch in this process to the requested or the fastest number; says which, once."""
+    """Set the threads of torch in this process to the requested or the fastest number; says which,
+    once.
+    """
     threads, why = asked_threads(config), ""
     if not threads:
         known = _measured.cache_info().misses

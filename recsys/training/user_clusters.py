@@ -1,4 +1,5 @@
-"""User clusters (strata): choose their number on validation before training, and refit them in a trained model.
+"""User clusters (strata): choose their number on validation before training, and refit them in a
+trained model.
 
 The refit fits them to newer events; nothing else in the model changes.
 
@@ -44,15 +45,18 @@ _RIDGE: Final = 0.1  # penalty in nats for moving every prototype by its own siz
 def choose_strata(config: Config, dataset: PreparedDataset, context: TrainContext) -> dict[str, Any]:
     """Choose the number of clusters with the highest likelihood of the validation events.
 
-    For each candidate K, clusters are fitted on training events; each gets the item distribution of its users,
+    For each candidate K, clusters are fitted on training events; each gets the item distribution of
+    its users,
 
         q_k(i) = (Σ_u p(k|u) c_ui + N π(i)) / (Σ_iu p(k|u) c_ui + N),    π: popularity,
 
-    and the score is the mean of log Σ_k p(k|u) q_k(i) over the validation targets (u, i). Nothing is trained, so the
-    choice takes seconds and sees no test event. Users are compared as the granularity does; without text by a singular
-    value decomposition of the training choices, since item vectors are not learned yet.
+    and the score is the mean of log Σ_k p(k|u) q_k(i) over the validation targets (u, i). Nothing
+    is trained, so the choice takes seconds and sees no test event. Users are compared as the
+    granularity does; without text by a singular value decomposition of the training choices, since
+    item vectors are not learned yet.
 
-    Returns ``{chosen, score, candidates: {K: score}, popularity: score}``; a single candidate is used without a search.
+    Returns ``{chosen, score, candidates: {K: score}, popularity: score}``; a single candidate is
+    used without a search.
 
     Raises
     ------
@@ -133,12 +137,14 @@ def _log_likelihood(
 def refit_strata(
     config: Config, dataset: PreparedDataset, frozen: FrozenModel, through: Split = Split.VALID
 ) -> FrozenModel:
-    """A copy of a trained model whose strata are fitted on the events of ``dataset`` through ``through``.
+    """A copy of a trained model whose strata are fitted on the events of ``dataset`` through
+    ``through``.
 
-    Centroids are fitted again and numbered as before, so that prototypes keep their meaning. The prototypes are then
-    trained for a few steps of the softmax loss with the new memberships, with a penalty for moving. No other weight
-    changes. The first items of ``dataset`` must be those of the model, in its order; it may have newer events and more
-    users. Events on newer items are left out.
+    Centroids are fitted again and numbered as before, so that prototypes keep their meaning. The
+    prototypes are then trained for a few steps of the softmax loss with the new memberships, with a
+    penalty for moving. No other weight changes. The first items of ``dataset`` must be those of the
+    model, in its order; it may have newer events and more users. Events on newer items are left
+    out.
 
     Raises
     ------
@@ -176,7 +182,9 @@ def stratum_of(model: FrozenModel) -> Stratum | None:
 
 
 def _reestimate(config: Config, dataset: PreparedDataset, model: FrozenModel, module: Stratum, through: Split) -> None:
-    """Train only the prototypes and the scale of the scores, with some steps of the softmax loss."""
+    """Train only the prototypes and the scale of the scores, with
+    some steps of the softmax loss.
+    """
     model.encoders.eval()
     before_KD = module.prototypes_KD.detach().clone()
     size = before_KD.square().mean().sqrt().clamp(min=1e-6)
@@ -199,7 +207,9 @@ def _reestimate(config: Config, dataset: PreparedDataset, model: FrozenModel, mo
 
 @torch.no_grad()
 def _frozen_parts(model: FrozenModel, module: Stratum, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ λ z of the other granularities [B, D], λ of the stratum [B, 1] and the memberships [B, K]."""
+    """Σ λ z of the other granularities [B, D], λ of the stratum [B,
+    1] and the memberships [B, K].
+    """
     z_BKD, present_BK = model.encoders.encode(batch, model.items, model.states)
     _, weights_BK = model.encoders.fusion(z_BKD, present_BK)
     place = model.names.index("stratum")
@@ -221,7 +231,9 @@ def _loss(config: Config, users_BD: Tensor, items_ND: Tensor, batch: Batch, draw
 
 
 def _batches(config: Config, dataset: PreparedDataset, through: Split, sizes: ModelSizes) -> Iterator[Batch]:
-    """Yield batches of users with their newest events, without end; a sample of the users if there are many."""
+    """Yield batches of users with their newest events, without end; a sample of the users if there
+    are many.
+    """
     least, parts, left = 2 if dataset.manifest.ordered else 1, [], _MAX_ROWS
     for shard in dataset.shards():
         seen = shard.through(through)

@@ -1,9 +1,11 @@
-"""Warm start: the weights of an earlier model, extended to a dataset that continues the earlier dataset.
+"""Warm start: the weights of an earlier model, extended to a dataset that continues the earlier
+dataset.
 
-Why: training from scratch on every new partition takes hours; from the earlier weights, a few epochs are enough. Old
-users, items, event types, entities and relations keep their dense ids (see ``Vocabulary``), so one rule covers every
-parameter: with an equal shape it is copied; a table whose first axis grew like one of these vocabularies keeps its old
-rows, and its new rows are those of a fresh model. Legend: E events.
+Why: training from scratch on every new partition takes hours; from the earlier weights, a few
+epochs are enough. Old users, items, event types, entities and relations keep their dense ids (see
+``Vocabulary``), so one rule covers every parameter: with an equal shape it is copied; a table whose
+first axis grew like one of these vocabularies keeps its old rows, and its new rows are those of a
+fresh model. Legend: E events.
 """
 
 from __future__ import annotations
@@ -48,8 +50,9 @@ class Earlier:
 def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tuple[Start, list[str]]:
     """The start of a training on ``dataset``, and the names of the parameters that start at random.
 
-    Axes of text and media, the coding of attributes and the number of user clusters stay those of the earlier model, as
-    its weights are valid only for them. So a new category counts as unknown until a model is trained from scratch.
+    Axes of text and media, the coding of attributes and the number of user clusters stay those of
+    the earlier model, as its weights are valid only for them. So a new category counts as unknown
+    until a model is trained from scratch.
 
     Raises
     ------
@@ -111,7 +114,8 @@ def _check_same(signal: str, cls: type[Granularity], before: Any, now: Any) -> N
 def grow(
     old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], vocabularies: Iterable[tuple[int, int]]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """``fresh`` with the values of ``old`` copied in, and the names of the parameters that ``old`` does not have.
+    """``fresh`` with the values of ``old`` copied in, and the names of the parameters that ``old``
+    does not have.
 
     Parameters
     ----------
@@ -153,8 +157,8 @@ def grow(
 class NewerOnly:
     """Validation on users whose validation events are all new to the earlier model.
 
-    Why: the earlier model was trained on the other validation events. On these it scores best unchanged, as it has
-    memorised them.
+    Why: the earlier model was trained on the other validation events. On these it scores best
+    unchanged, as it has memorised them.
     """
 
     validate: Validate
@@ -165,6 +169,7 @@ class NewerOnly:
         return queries.take(np.flatnonzero(self.newer_V[queries.histories.users_U]))
 
     def __call__(self, model: FrozenModel, queries: Queries) -> Array:
+        """The metric of every query of these users that has a value: [B]."""
         kept = self.asked(queries)
         return self.validate(model, kept) if len(kept) else np.zeros(0)
 
@@ -182,8 +187,8 @@ def newer_users(dataset: PreparedDataset, trained: Histories) -> Array:
     Raises
     ------
     DataError
-        It was trained on test events, which would make every figure of the evaluation invalid, or no user has only new
-        validation events.
+        It was trained on test events, which would make every figure of the evaluation invalid, or
+        no user has only new validation events.
     """
     known = np.unique(event_keys(trained))
     newer_V = np.zeros(dataset.num_users, dtype=bool)
