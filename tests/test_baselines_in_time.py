@@ -43,7 +43,7 @@ TRAIN = histories_of([(0, 1), (0, 2), (1, 40), (3, 41)], [(3, 30), (4, 31)], [(3
         (7.0, [1, 0, 3, 4, 2]),  # twice long ago is less than once 39 days later
     ],
 )
-def test_own_frequency_with_decay_and_popularity_behind(half_life: float | None, expected: list[int]) -> None:
+def test_own_frequency_decays_and_popularity_orders_the_rest(half_life: float | None, expected: list[int]) -> None:
     baseline = build_baseline("frequency", REPEATS)
     baseline.constants = {"half_life": half_life}
     baseline.fit(TRAIN, 5)
@@ -51,7 +51,7 @@ def test_own_frequency_with_decay_and_popularity_behind(half_life: float | None,
     assert found[0].tolist() == expected and found[1].tolist()[0] == 3, "nobody: the most popular"
 
 
-def test_frequencies_that_have_faded_keep_their_order() -> None:
+def test_decayed_frequencies_keep_their_order() -> None:
     baseline = build_baseline("frequency", REPEATS)
     baseline.constants = {"half_life": 7.0}
     baseline.fit(TRAIN, 5)
@@ -80,7 +80,7 @@ def test_recent_popularity_is_exact_at_any_time(monkeypatch: pytest.MonkeyPatch,
     assert latest[0].argmax() == 1, "without a time it is asked on day 41: item 1 has 1.87, item 3 has 1.48"
 
 
-def test_each_is_measured_where_the_data_allow_it() -> None:
+def test_baselines_in_time_are_left_out_if_data_rule_them_out() -> None:
     names = ["popularity", "frequency", "recent_popularity"]
     assert left_out(names, TRAIN, REPEATS) == {}
     assert set(left_out(names, TRAIN, EvaluateConfig())) == {"frequency"}

@@ -42,7 +42,7 @@ def trained(sparse: bool, steps: list[list[int]], clip: float) -> tuple[Table, A
 
 
 @pytest.mark.parametrize("clip", [1e-3, 1e3])
-def test_all_rows_touched_is_adamw(clip: float) -> None:
+def test_equals_adamw_if_all_rows_are_touched(clip: float) -> None:
     """A row that a step names twice counts once, with the sum of its gradients."""
     steps = [[0, 1, 2, 3, 4, 5, 5], [5, 4, 3, 2, 1, 0, 0], [0, 1, 2, 3, 4, 5, 2]]
     rows, by_rows = trained(True, steps, clip)
@@ -54,7 +54,7 @@ def test_all_rows_touched_is_adamw(clip: float) -> None:
     assert float(moments[0]["step"]) == float(moments[1]["step"]) == 3
 
 
-def test_rows_that_no_step_touches_stay() -> None:
+def test_untouched_rows_stay() -> None:
     before = trained(True, [], 1.0)[0].rows.weight
     after = trained(True, [[0, 2], [2]], 1.0)[0].rows.weight
     moved = (before != after).all(1)
@@ -84,7 +84,7 @@ def test_two_workers_touch_the_rows_of_one(tmp_path: Path) -> None:
     torch.testing.assert_close(both["items"], alone.frozen.item_vectors_ND, rtol=1e-2, atol=2e-3)
 
 
-def test_resumed_inside_an_epoch_equals_uninterrupted(tmp_path: Path) -> None:
+def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path: Path) -> None:
     dataset, config = cycles(tmp_path / "data"), large(batch_size=4, checkpoint_steps=4)
     whole = run(config, dataset)
     with pytest.raises(Interrupted):
@@ -94,7 +94,7 @@ def test_resumed_inside_an_epoch_equals_uninterrupted(tmp_path: Path) -> None:
     torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0)
 
 
-def test_a_sampled_training_learns_as_the_whole_one(tmp_path: Path) -> None:
+def test_sampled_training_learns_like_the_full_one(tmp_path: Path) -> None:
     dataset, best = cycles(tmp_path / "data"), []
     for limit in (0, 10**6):
         config = large(epochs=20, patience=20, lr=0.02)

@@ -30,7 +30,7 @@ def rows(mask: np.ndarray) -> list[int]:
     return np.flatnonzero(mask).tolist()
 
 
-def test_history_buckets_meet_without_gap_or_overlap() -> None:
+def test_history_segments_have_no_gap_or_overlap() -> None:
     lengths = [0, 1, 4, 5, 9, 10, 19, 20, 49, 50, 300]
     groups = user_segments(make_queries(lengths, [[1]] * 11), None, Split.TRAIN)
     assert {label: rows(mask) for label, mask in groups["history"].items()} == {
@@ -88,6 +88,6 @@ def test_targets_new_to_training_by_hand() -> None:
     assert mrr == pytest.approx((1 / 2 + 0) / 2)  # the hit keeps its rank 2
 
 
-def test_no_new_targets_no_report() -> None:
+def test_no_report_without_new_targets() -> None:
     ranking = make_ranking(make_queries([1], [[0]]), [[0]], [[True]])
     assert new_item_report({"model": ranking}, np.array([1, 0]), "model", "ndcg@1") == {}

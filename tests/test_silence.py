@@ -47,7 +47,7 @@ def run(config: Config, dataset: PreparedDataset, context: TrainContext | None =
 
 
 @pytest.mark.parametrize("kind", ["learned", "gated"])
-def test_the_model_is_the_one_without(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_model_equals_one_configured_without(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, config = cycles(tmp_path), checked(kind)
     other = without(config, SILENT)
     assert config.model.granularities.behaviour.enabled, "the configuration itself stays"
@@ -71,7 +71,7 @@ def test_the_model_is_the_one_without(kind: str, tmp_path: Path, monkeypatch: py
     )
 
 
-def test_what_is_silenced_learns_to_answer_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_granularity_is_trained_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The phase moves nothing else; behaviour sees the last item of the circle, which tells the next."""
     dataset, config = cycles(tmp_path), checked()
     config.train.epochs, config.train.lr, config.train.refit, config.train.patience = 12, 0.02, False, 12
@@ -110,7 +110,7 @@ def test_resumed_equals_uninterrupted(stop: str, tmp_path: Path, monkeypatch: py
         assert torch.equal(resumed.frozen.tensors()[name], tensor), name
 
 
-def test_a_warm_start_is_checked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_start_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every granularity starts as it was, silenced before or not."""
     dataset, config = cycles(tmp_path), checked()
     monkeypatch.setattr(loop, "choose_kept", silence)
@@ -129,7 +129,7 @@ def _worker(rank: int, world: int, folder: str, out: str, config: dict[str, Any]
 
 
 @pytest.mark.slow
-def test_two_workers_silence_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_prune_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, config = cycles(tmp_path / "data"), checked(batch_size=15)
     config.model.fusion.signal_dropout = 0.0  # drawn by each worker for its own rows
     config.model.granularities.stratum.enabled = False
@@ -142,7 +142,7 @@ def test_two_workers_silence_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert two["phase"] == one["phase"] and two["loss"] == pytest.approx(one["loss"], rel=1e-3)
 
 
-def test_the_check_takes_what_gains_beyond_noise() -> None:
+def test_check_prunes_only_gains_beyond_noise() -> None:
     """By hand: without a and b .6 each, without c .4, with all .5; without a and b .55, of a hundred equal users."""
     values = {frozenset(): 0.5, frozenset("a"): 0.6, frozenset("b"): 0.6, frozenset("c"): 0.4}
     values |= {frozenset("ab"): 0.55, frozenset("ac"): 0.3}
@@ -157,7 +157,7 @@ def test_the_check_takes_what_gains_beyond_noise() -> None:
     assert silenced({KEPT: {"a": 0.0, "b": 1.0}}) == {"a"} and silenced({}) == frozenset()
 
 
-def test_transplant_by_name() -> None:
+def test_transplant_copies_weights_by_name() -> None:
     """λ go by the granularity's name, all else by its own; what the other lacks stays."""
     key = "model.encoders.fusion.prior_K"
     other = {key: torch.tensor([1.0, 2.0]), "model.x": torch.ones(2), "model.encoders.fitted_weights": torch.ones(1)}

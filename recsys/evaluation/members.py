@@ -271,8 +271,7 @@ def single_line(members: Mapping[str, Any]) -> str:
     """A sentence if stacking chose a single member; empty otherwise.
 
     >>> single_line({"is_single": True, "single": "item_cf", "metric": "ndcg@10"})
-    'the model is its best single member, item_cf: no sum of members is better by ndcg@10 on
-    validation'
+    'the model is its best single member, item_cf: no sum of members is better by ndcg@10 on validation'
     """
     if not members.get("is_single"):
         return ""

@@ -1,5 +1,4 @@
-"""Membership inference test: can an attacker tell a deleted user from users that the model has
-never seen?
+"""Membership inference test: whether an attacker can tell deleted users from never-seen ones.
 
 The attack (Yeom et al. 2018; Carlini et al. 2022) queries the model with prefixes of a history and
 reads the probability of the next item. If the model has memorised a user, the user's own events are

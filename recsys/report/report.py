@@ -189,7 +189,8 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
         f"{_percent(against['difference'], theirs)}.",
         "text": f"With 95 % confidence, the true difference is between {_between(against, theirs)}"
         f"{', so it may be chance' if status == 'even' else ''}. On "
-        f"{figure(evaluation['data']['queries'])} test users, the model has {number(value)} and {recommender_name(best)} {number(theirs)}.",
+        f"{figure(evaluation['data']['queries'])} test users, the model has {number(value)} and "
+        f"{recommender_name(best)} {number(theirs)}.",
     }
 
 

@@ -396,8 +396,8 @@ def _check_cpus(config: Config) -> None:
     if available < config.train.num_workers:
         raise ConfigError(
             f"train.num_workers is {config.train.num_workers}, but the Ray cluster has {available} CPUs, and each "
-            "worker needs one; lower train.num_workers, raise ray.num_cpus to share cores (local), or, if the cluster starts "
-            "machines, give it time with ray.wait_s"
+            "worker needs one; lower train.num_workers, raise ray.num_cpus to share cores (local), or, if the "
+            "cluster starts machines, give it time with ray.wait_s"
         )
 
 
