@@ -1,4 +1,4 @@
-"""Ablation by hand: what is switched off, what is left alone, which weights are compared, and the command's flag."""
+"""Ablation by hand: granularities off and alone, compared weights, and the flag of the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that are trained apart and become members: through every verb, and against the same models by themselves."""
+"""Separately trained models as members: through every command, and compared with the same models alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def events(path: Path, days: range) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
-    """A registered model of Monday's events, with a member that was trained apart."""
+    """A registered model of Monday's events, with a separately trained member."""
     folder = tmp_path_factory.mktemp("apart")
     events(folder / "1-monday.csv", range(8))
     tree: dict[str, Any] = {
@@ -148,7 +148,7 @@ def test_update_continues_from_the_weights_of_the_separate_model(
     old, new = (own_weights(found.weights, "gru")["model.tower.id_ND.weight"] for found in (before, after))
     assert old.shape == new.shape and not torch.equal(old, new)
     fresh = np.linalg.norm(old.numpy())
-    assert np.linalg.norm((new - old).numpy()) < 0.8 * fresh, "near to the parent's, not anew"
+    assert np.linalg.norm((new - old).numpy()) < 0.8 * fresh, "near the weights of the parent, not from scratch"
 
 
 def test_update_trains_separate_model_from_scratch_if_parent_dropped_it(

@@ -1,4 +1,4 @@
-"""The leak auditor: a leak planted in each artefact is seen and refused, and clean data passes."""
+"""The leak audit: a leak planted in each artefact is found and refused, and clean data passes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_manifest_with_other_counts_is_refused(dataset: PreparedDataset) -> None
 
 
 def test_training_event_after_a_held_out_event_is_refused(dataset: PreparedDataset) -> None:
-    parts = [[0, 0, 1, 0, 2], [0, 0]]  # the first user's last but one is validation no more
+    parts = [[0, 0, 1, 0, 2], [0, 0]]  # the second to last event of the first user is not validation now
     change(dataset, "histories/part-00000.parquet", with_column("splits", parts))
     refused(dataset, "order of parts", "1 users in histories/part-00000.parquet train on what follows")
 
@@ -223,7 +223,7 @@ def test_context_values_only_of_held_out_events_are_refused(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("ray_local")
 def test_prepared_dataset_passes_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cuts of newcomers are made by what the manifest says; a manifest that says otherwise is refused."""
+    """Cold-start users are cut as the manifest says; a manifest that says otherwise is refused."""
     monkeypatch.setattr(Newcomers, "describe", lambda self: {"cold_share": 1.0, "cold_keep": 0, "cold_seed": 0})
     split = {"kind": "leave-last", "cold_users": 0.01}
     with pytest.raises(DataError, match="the audit of .* refuses it, check cold users"):

@@ -1,4 +1,4 @@
-"""Baselines: against naive formulas, one contract for all, and the choice of constants without a look at test."""
+"""Baselines: compared with naive formulas, one contract for all, and constants chosen without test events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_ITEMS = 40
 
 
 def world(num_users: int = 120, seed: int = 0) -> Histories:
-    """Two communities: even users take from the first half of the items, odd ones from the second, none item 39."""
+    """Two communities: even users have items of the first half, odd users of the second; nobody has item 39."""
     generator = np.random.default_rng(seed)
     rows, splits = [], []
     for user in range(num_users):
@@ -51,7 +51,7 @@ def train() -> Histories:
 
 @pytest.mark.parametrize("name", [*NAMES, "frequency", "recent_popularity"])
 def test_baseline_keeps_the_contract(name: str, train: Histories) -> None:
-    """Right shape, no NaN, the same for a user in any company, users outside the fit, empty histories, no warnings."""
+    """Shape, no NaN, independent of other users in the batch, users outside the fit, empty histories, no warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         baseline = build_baseline(name, EvaluateConfig())
@@ -232,7 +232,7 @@ def last_fm(folder: Path) -> tuple[Histories, int]:
 
 @pytest.mark.slow
 def test_figures_on_last_fm() -> None:
-    """Ours come near what others measured on this split: NDCG@20 .095, .253, .274, .263."""
+    """Figures are close to published ones on this split: NDCG@20 .095, .253, .274, .263."""
     folder = Path(os.environ.get("RECSYS_DATA", "data")) / "lastfm"
     if not folder.is_dir():
         pytest.skip(f"{folder} is missing; set RECSYS_DATA to the folder that holds lastfm/")

@@ -1,4 +1,4 @@
-"""The signal certificate: every query in one combination, by what the data has for it, and figures by hand."""
+"""The signal certificate: every query is in one combination of signals, and figures are as by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from recsys.gate.promotion import segments_of
 
 
 def by_user(dataset: PreparedDataset) -> Queries:
-    """The test queries in the order of the users; shards deal them by turns."""
+    """The test queries in the order of the users, which are distributed over shards in turns."""
     queries = dataset.histories().queries(Split.TEST)
     return queries.take(np.argsort(queries.histories.users_U))
 
@@ -36,7 +36,7 @@ def test_every_query_is_in_one_combination_and_rare_ones_are_pooled() -> None:
     assert [(each.present, each.missing, int(each.mask_B.sum())) for each in found] == [
         (("short history", "friends"), (), 40),
         ((), ("history", "friends"), 25),
-        ((), (), 15),  # 5 with friends alone and 10 with a long history alone: each below the least number
+        ((), (), 15),  # 5 with only friends and 10 with only a long history: both below the minimum
     ]
     assert found[-1].label == OTHERS
     assert sum(each.mask_B.astype(int) for each in found).tolist() == [1] * 80
@@ -66,7 +66,7 @@ def test_signals_are_those_in_the_data_of_a_query(tmp_path) -> None:
     assert signals["history"].codes_B.tolist() == [1, 2, 1, 1]  # 3, 6, 2 and 2 events are visible
     assert signals["friends"].codes_B.tolist() == [1, 1, 1, 0]  # 0 with 1, 2 with 0
     assert signals["items seen in training"].codes_B.tolist() == [1, 0, 1, 0]  # 3 and 0 are known, 6 and 7 are not
-    assert "user attributes" not in signals and "item facts" not in signals, "the data has none at all"
+    assert "user attributes" not in signals and "item facts" not in signals, "the data has no such signal"
 
 
 def test_target_signal_is_present_if_every_target_has_it(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation from end to end on a hand-made dataset: the contract, and numbers that can be worked out."""
+"""Evaluation from end to end on a hand-made dataset: the contract of metrics.json, and figures by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = ("recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelt
 
 
 class Oracle:
-    """Puts the item after the last seen one (a circle) first; ``after`` alone knows, ``noise`` says nothing."""
+    """Ranks the item after the last seen one (a circle) first; only ``after`` scores, ``noise`` is zero."""
 
     names = ("after", "noise")
     trained_names = ("after", "noise")
@@ -40,7 +40,7 @@ class Oracle:
         return self.item_vectors_ND[torch.from_numpy((last + 1) % len(self.item_vectors_ND))]
 
     def parts(self, queries: Queries) -> Parts:
-        """Users with an even id have both granularities, the others ``after`` alone."""
+        """Users with an even id have both granularities, the others only ``after``."""
         even = torch.from_numpy(queries.histories.users_U % 2 == 0)[:, None]
         weights_BK = torch.where(even, torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
         after_BD = self.scores(queries)  # item vectors are the unit matrix
@@ -54,7 +54,7 @@ class Oracle:
 
 
 def circle(folder: Path, friends: tuple[tuple[int, int], ...] = ((0, 1),)) -> PreparedDataset:
-    """Twenty users who walk the circle of items from different places, six steps each."""
+    """Twenty users who walk around a circle of items from different starts, six steps each."""
     walks = [leave_last(*((start + step) % NUM_ITEMS for step in range(6))) for start in range(20)]
     return write_dataset(folder, walks, NUM_ITEMS, friends=friends)
 
@@ -68,7 +68,7 @@ def config(**evaluate_section: Any) -> Config:
 def test_metrics_json_follows_the_contract(tmp_path) -> None:
     result = evaluate(Oracle(), circle(tmp_path), config(), refit=True)
     content = json.loads(json.dumps(result.to_json({"prepare_s": 1.0, "train_s": 2.0}), allow_nan=False))
-    names = {f"{kind}@{k}" for kind in KINDS for k in (1, 3, 5)}  # the main metric's cut-off comes along
+    names = {f"{kind}@{k}" for kind in KINDS for k in (1, 3, 5)}  # the cut-off of the main metric is added
     assert set(content["model"]) == names
     assert {name: set(values) for name, values in content["baselines"].items()} == {
         name: names for name in ("popularity", "item_knn", "ease", "als", "recent_popularity")

@@ -1,4 +1,4 @@
-"""`train.final`: what goes out is trained on all events, what is measured and compared has not seen test."""
+"""`train.final`: the registered model is trained on all events; the evaluated model has not seen test events."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def world(folder: Path) -> PreparedDataset:
-    """Users on a circle of 16 items, whose newest event is one of four items that nobody had before."""
+    """Users on a circle of 16 items; their newest event is on one of four items that no user had before."""
     histories: list[list[Event]] = [
         leave_last(*[(user + step) % 16 for step in range(5 + user % 3)], 16 + user % 4) for user in range(32)
     ]
@@ -70,7 +70,7 @@ def measured_of(config: Config, dataset: PreparedDataset) -> TrainResult:
 
 
 def test_training_on_all_events_equals_refit_of_a_later_cut(tmp_path: Path) -> None:
-    """Its model is what a refit gives where every event is of training or validation."""
+    """The model equals that of a refit on a dataset in which every event is training or validation."""
     config, dataset = settings(("evolution", "collaborative", "social")), world(tmp_path / "d")
     trained = measured_of(config, dataset)
     final = Final.of_trained(trained)
@@ -143,7 +143,7 @@ def test_interrupted_final_training_resumes_to_the_same_values(tmp_path: Path) -
 
 
 def test_pruned_granularities_are_trained_around_the_final_model(tmp_path: Path) -> None:
-    """The phases are those of the evaluated training: without the silenced granularity, then that one alone."""
+    """The phases are those of the evaluated training: without the pruned granularity, then that one alone."""
     config, dataset = settings(("evolution", "behaviour")), world(tmp_path / "d")
     trained = measured_of(config, dataset)
     choices = {**trained.choices, "kept": {"behaviour": 0.0, "evolution": 1.0}}
@@ -193,7 +193,7 @@ def test_digest_of_final_training_differs_from_evaluated_training(tmp_path: Path
     ]
     assert len({*digests}) == len(digests)
     anew = replace(final, weights={**weights, "model.x": torch.zeros(2)})
-    assert training_digest(config, dataset, None, anew) == digests[1], "anew, nothing of these weights is read"
+    assert training_digest(config, dataset, None, anew) == digests[1], "from scratch, these weights are not read"
     on = config.model_copy(update={"train": config.train.model_copy(update={"final": True})})
     assert training_digest(on, dataset, None) == digests[0], "the evaluated training is the same either way"
 
@@ -235,7 +235,7 @@ def test_changed_or_missing_measured_model_is_refused(tmp_path: Path) -> None:
     (folder / MEASURED).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ArtifactError, match=r"measured\.safetensors is not the file that was written"):
         measured(folder, bundle)
-    seal(folder, bundle.info)  # by whoever changed it
+    seal(folder, bundle.info)  # as an attacker would
     (folder / MEASURED).write_bytes(b"nothing")
     seal(folder, bundle.info)
     with pytest.raises(ArtifactError, match=r"damaged: measured\.safetensors: "):
@@ -262,7 +262,7 @@ def test_new_fusion_weights_reach_both_models(tmp_path: Path) -> None:
         assert torch.equal(weights["model.encoders.fusion.prior_K"], changed["fusion.prior_K"])
 
 
-# ------------------------------------------------------------------------------------------------------ the whole story
+# ------------------------------------------------------------------------------------------------------- whole commands
 
 
 def rows(path: Path, events: list[tuple[str, str, int]]) -> None:
@@ -273,7 +273,7 @@ def rows(path: Path, events: list[tuple[str, str, int]]) -> None:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, one_thread: None, ray_local: None) -> Path:
-    """A run with ``train.final`` whose trainings take place in this process; the last item of everybody is new."""
+    """A run with ``train.final`` that trains in this process; the last item of every user is new."""
     folder = tmp_path_factory.mktemp("final")
     monday = [
         (f"u{user:02d}", f"i{(user + step) % 12:02d}" if step < 7 else f"new{user % 3}", 2 * step)
@@ -349,7 +349,7 @@ def test_gate_compares_the_measured_models(story: Path, capsys: Captured) -> Non
     with training_here():
         assert command(story, "register", "--train.final", "false") == 0
     capsys.readouterr()
-    assert command(story, "promote") == 1  # the very same measured model: no better, and not a bit other
+    assert command(story, "promote") == 1  # the measured models are equal, so the challenger is not better
     record = json.loads((story / "run/promotion.json").read_text())
     assert record["champion"]["version"] == version
     assert record["comparison"]["challenger"] == record["comparison"]["champion"]
@@ -359,8 +359,10 @@ def test_gate_compares_the_measured_models(story: Path, capsys: Captured) -> Non
 
 
 def test_update_continues_from_weights_that_have_not_seen_its_validation_events(story: Path) -> None:
-    """Sixteen users have three newer events; the test events of the other eight were trained on before they went out,
-    so the update goes on from the weights of before, and validates by events that are new to them."""
+    """Sixteen users have three newer events; the final model was trained on the test events of the other eight.
+
+    So the update continues from the weights before that, and validates on events that are new to them.
+    """
     (story / "later.csv").rename(story / "2-later.csv")
     try:
         with training_here() as trained:
@@ -376,7 +378,7 @@ def test_update_continues_from_weights_that_have_not_seen_its_validation_events(
 
 
 def test_update_with_only_newer_events_continues_from_the_final_model(story: Path) -> None:
-    """Everybody has newer events: two of them, validation and test, so nothing of the parent's is asked."""
+    """Every user has two newer events, for validation and test, so no event of the parent is used for them."""
     events = [(f"u{user:02d}", f"i{(user + 8 + step) % 12:02d}", 30 + step) for user in range(24) for step in range(2)]
     rows(story / "2-all.csv", events)
     try:
@@ -403,7 +405,7 @@ def test_model_without_trained_granularity_is_only_fitted(story: Path) -> None:
 def test_members_of_an_update_are_weighted_on_users_new_to_the_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trained member has seen the validation events of the others, and would look too good on them."""
+    """The trained member has seen the validation events of the other users and would look too good on them."""
     from pipelines import stacking
 
     config, dataset = settings(("evolution", "item_cf")), world(tmp_path / "d")
@@ -423,7 +425,7 @@ def test_members_of_an_update_are_weighted_on_users_new_to_the_parent(
 
 
 def test_final_model_keeps_member_weights_of_validation(story: Path) -> None:
-    """Stacking: fitted members are fitted on all events, their weights and constants stay."""
+    """Closed-form members are fitted on all events; their weights and constants stay."""
     words = ["--run.dir", str(story / "stacked"), "--tracking.enabled", "false", "--model.fusion.stack", "true"]
     words += ["--model.granularities.popularity.enabled", "true", "--model.granularities.item_cf.enabled", "true"]
     with training_here():
@@ -437,7 +439,7 @@ def test_final_model_keeps_member_weights_of_validation(story: Path) -> None:
 
 
 def test_final_training_keeps_the_evaluated_constants(story: Path) -> None:
-    """Whatever the command says by then; toggling ``train.final`` asks for no new training of the measured model."""
+    """Constants on the command line do not change it; ``train.final`` needs no new training of the measured model."""
     from pipelines.final import as_trained
 
     config = settings(lr=0.5)

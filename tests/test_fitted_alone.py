@@ -1,4 +1,4 @@
-"""Models whose every granularity is fitted in closed form: nothing is trained, all else is as for other models."""
+"""Models with only closed-form granularities: nothing is trained, everything else is as for other models."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_search_for_weights_starts_with_the_best_member_alone(dataset: PreparedD
         return 2.0 if asked[-1] == [0.0, 1.0] else 1.0
 
     choose_weights(frozen, metric, sample_queries(dataset, Split.VALID))
-    assert weights.tolist() == [0.0, 1.0], "the better one by itself, and no gain beside it"
+    assert weights.tolist() == [0.0, 1.0], "the better one alone, as the other adds nothing"
     assert asked[1:3] == [[1.0, 0.0], [0.0, 1.0]] and len(asked) > 6
 
 

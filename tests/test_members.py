@@ -1,4 +1,4 @@
-"""The table of members: parts of a score ranked alone and left out, and what is said of a member's fate."""
+"""The table of members: rankings by members alone and without them, and the reason why each is kept or dropped."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stacked_model(dataset, weights_M: list[float]) -> FrozenModel:
 
 
 def chosen(names: list[str], weights_M: list[float], **more: Any) -> dict[str, Any]:
-    """As stacking says it."""
+    """The choices of a stacking."""
     members = {n: {"alone": 0.2, "without": 0.25, "weights": [w, w]} for n, w in zip(names, weights_M, strict=True)}
     dropped = [name for name, weight in zip(names, weights_M, strict=True) if not weight]
     base = {"single": "item_cf", "is_single": False, "validation": 0.3, "cross_fitted": 0.28, "dropped": dropped}
@@ -149,7 +149,7 @@ def test_every_query_is_in_the_certificate_once(tmp_path) -> None:
     config = build_config(settings())
     found = evaluate(model, dataset, config, refit=True).extras["signals"]
     assert [entry["queries"] for entry in found] == [5]
-    assert found[0]["label"] == "other combinations", "fewer than twenty queries have no line of their own"
+    assert found[0]["label"] == "other combinations", "combinations with fewer than twenty queries are pooled"
 
 
 def test_console_names_members_and_differing_signals() -> None:
@@ -205,13 +205,13 @@ def test_console_verdict_names_both_best_baselines() -> None:
 
 def test_choosing_lambdas_of_a_stacked_model_is_refused(tmp_path) -> None:
     dataset = small_world(tmp_path)
-    with pytest.raises(ConfigError, match=r"tune.search fusion: the members of this one are weighed by stacking"):
+    with pytest.raises(ConfigError, match=r"tune.search fusion: the members of this one are weighted by stacking"):
         refuse_stacked(stacked_model(dataset, [1.0, 1.0, 1.0]).encoders, "tune.search fusion", "this one")
     refuse_stacked(small_model(dataset).encoders, "tune.search fusion", "this one")
 
 
 def test_sparse_matrix_is_made_without_a_warning() -> None:
-    """In a process of its own: torch warns once."""
+    """In a separate process, as torch warns only once."""
     code = (
         "import torch\n"
         "from recsys.granularities.base import adjacency, spread\n"

@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand as fractions."""
+"""Metrics compared with values by hand, as fractions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mistake that only a training worker can find is the message that it is, also before the first checkpoint."""
+"""A user error that only a training worker can find reaches the user as its message, at any time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The panel of moving interest: groups of items, shares by hand, areas that close, and a page without script."""
+"""The panel on interest drift: groups of items, shares by hand, closed areas, and a page without scripts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recsys.report.interest_drift import movement_panel
 
 
 def test_groups_are_values_that_distinguish_items() -> None:
-    """The first value is on every item, so the second one counts; ids and numbers are no groups."""
+    """Every item has the first value, so the second one counts; ids and numbers are not groups."""
     features = pa.table(
         {
             "item_id": list("abcdef"),
@@ -40,7 +40,7 @@ def test_neighbourhoods_are_groups_without_an_attribute() -> None:
 
 
 def test_shares_weight_nearest_items_by_rank() -> None:
-    """Two nearest of 20 items: weights 1 and 1 / log2(3); an item without a group counts for nothing."""
+    """Two nearest items: weights 1 and 1 / log2(3); an item without a group does not count."""
     scores = torch.zeros(2, 20)
     scores[0, 3], scores[0, 5], scores[1, 5], scores[1, 19] = 2.0, 1.0, 2.0, 1.0
     group = np.full(20, -1)

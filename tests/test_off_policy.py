@@ -1,4 +1,4 @@
-"""A planted world whose values are known: the estimators find them, and what cannot be estimated shows."""
+"""Estimators find the known values of a planted world, and show what cannot be estimated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recsys.evaluation.experiment import outcomes
 from recsys.evaluation.off_policy import Trials, estimate, predicted
 
 POOL, K, SHARE = 8, 4, 0.5
-# The worth of every item, whoever asks; the log ranks items 0, 1, 2, …, the target 7, 6, 5, …
+# The value of every item, for every user; the log ranks items 0, 1, 2, …, the target 7, 6, 5, …
 WORTH = np.linspace(0.05, 0.6, POOL)
 EXAMINED = np.array([1.0, 0.8, 0.6, 0.5])
 LOGGED_VALUE = sum(
@@ -22,8 +22,10 @@ TARGET_VALUE = sum(EXAMINED[p] * WORTH[POOL - 1 - p] for p in range(K))
 
 
 def planted(num_users: int, seed: int, outside: int = 0) -> Trials:
-    """A log of ε-uniform lists; users answer more or less often and like all more or less. The target's first
-    ``outside`` places hold an item that the log cannot show."""
+    """A log of ε-uniform lists; users differ in their number of answers and in their mean reward.
+
+    The first ``outside`` places of the target have an item that the log cannot show.
+    """
     random = np.random.default_rng(seed)
     rows: list[tuple[float, ...]] = []
     answers = random.integers(1, 6, num_users)
@@ -45,10 +47,10 @@ def test_intervals_contain_planted_value_but_not_that_of_the_log() -> None:
     found = estimate(planted(3000, 1), 500, 1)
     for name in ("ips", "snips", "dr"):
         assert found.values[name].low < TARGET_VALUE < found.values[name].high, name
-        assert found.gains[name].low > 0, "the target is better, beyond doubt"
+        assert found.gains[name].low > 0, "the target is better beyond chance"
     shown = found.values["shown"]
     assert shown.low < LOGGED_VALUE < shown.high < found.values["dr"].low
-    assert found.support.low < 1 < found.support.high, "all that the target shows could be shown"
+    assert found.support.low < 1 < found.support.high, "the log could show every item of the target"
 
 
 def test_intervals_have_the_stated_coverage() -> None:
@@ -107,7 +109,7 @@ def test_target_equal_to_the_log_has_the_shown_value() -> None:
 def test_mean_weight_shows_missing_support() -> None:
     found = estimate(planted(3000, 6, outside=1), 200, 0)
     assert found.support.low < 0.75 < found.support.high < 1
-    assert found.values["ips"].high < TARGET_VALUE, "IPS counts it as nothing"
+    assert found.values["ips"].high < TARGET_VALUE, "IPS counts it as zero"
 
 
 def test_target_without_shown_items_has_no_weight_and_no_snips() -> None:
@@ -126,7 +128,7 @@ def test_rewards_of_a_user_are_not_in_their_own_prediction() -> None:
 
 
 def experiment(seed: int, lift: float) -> tuple[Array, Array, Array]:
-    """Users of two versions; a user's answers are alike, so users and not answers are the sample."""
+    """Users of two versions; the answers to a user are similar, so the sample is users, not answers."""
     random = np.random.default_rng(seed)
     users = np.repeat(np.arange(200), random.integers(1, 40, 200))
     liking = random.normal(1.0, 1.0, 200)
@@ -141,7 +143,7 @@ def test_equal_versions_are_significant_only_at_the_stated_rate() -> None:
         [_, second], _ = outcomes(users, versions, rewards, 2, 200, seed)
         found = second.differences["reward_per_answer"]
         wrong += found.low > 0 or found.high < 0
-        alone = np.arange(len(users))  # as if every answer were a user of its own
+        alone = np.arange(len(users))  # as if every answer had its own user
         [_, second], _ = outcomes(alone, versions, rewards, 2, 200, seed)
         found = second.differences["reward_per_answer"]
         wrong_by_answers += found.low > 0 or found.high < 0

@@ -1,4 +1,4 @@
-"""Rows of a table updated alone: as AdamW where all are touched, not at all where none is; two workers as one."""
+"""Row-wise updates: equal to AdamW if all rows are used, no change for unused rows, two workers equal one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def trained(sparse: bool, steps: list[list[int]], clip: float) -> tuple[Table, A
 
 @pytest.mark.parametrize("clip", [1e-3, 1e3])
 def test_equals_adamw_if_all_rows_are_touched(clip: float) -> None:
-    """A row that a step names twice counts once, with the sum of its gradients."""
+    """A row that is used twice in a step is updated once, with the sum of its gradients."""
     steps = [[0, 1, 2, 3, 4, 5, 5], [5, 4, 3, 2, 1, 0, 0], [0, 1, 2, 3, 4, 5, 2]]
     rows, by_rows = trained(True, steps, clip)
     dense, adamw = trained(False, steps, clip)
@@ -64,7 +64,7 @@ def test_untouched_rows_stay() -> None:
 
 
 def large(**train: Any) -> Config:
-    """Small, and treated as if it were large: sampled graph, sampled softmax, rows alone."""
+    """A small dataset with the methods for large ones: sampled graph, sampled softmax, row-wise updates."""
     on: dict[str, Any] = {"enabled": True, "dropout": 0.0}
     granularities = {"evolution": {**on, "input_dropout": 0.0}, "behaviour": {**on, "heads": 2}}
     granularities["collaborative"] = {"enabled": True, "max_edges": 0, "fanout": 2}

@@ -1,4 +1,4 @@
-"""`train.privacy`: what a user can change is bounded, the account is Opacus', and what cannot be private is refused."""
+"""`train.privacy`: the effect of a user is bounded, the budget equals that of Opacus, other settings are refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def world(folder: Path, users: int = 12) -> PreparedDataset:
 
 
 def test_budget_equals_that_of_opacus() -> None:
-    """Its own search gives the same noise, but for the part of ε that the counts take."""
+    """The search of Opacus gives the same noise, except for the share of ε for the counts."""
     from opacus.accountants import RDPAccountant
     from opacus.accountants.utils import get_noise_multiplier
 
@@ -98,7 +98,7 @@ def test_one_user_more_or_less_changes_a_step_by_at_most_the_clip(tmp_path: Path
     everybody = _gradient(steps, loss, list(range(users))) * users
     moved = [everybody - _gradient(steps, loss, [u for u in range(users) if u != out]) * users for out in range(users)]
     lengths = [float(one.norm()) for one in moved]
-    assert max(lengths) <= 0.05 * (1 + 1e-4) and min(lengths) > 0.049, "clipped at so low a length, all are as long"
+    assert max(lengths) <= 0.05 * (1 + 1e-4) and min(lengths) > 0.049, "with such a small clip, all have this norm"
 
 
 def test_gradient_of_a_user_does_not_depend_on_other_drawn_users(tmp_path: Path, one_thread: None) -> None:

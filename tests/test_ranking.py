@@ -1,4 +1,4 @@
-"""Exact ranking: against a naive sort, with masking, dropped targets, ties and bounded pieces."""
+"""Exact ranking: compared with a naive sort, with masking, dropped targets, ties and bounded chunks."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_no_queries_and_wrong_scores_are_handled() -> None:
 
 
 def test_histories_and_ranking_agree_on_the_split() -> None:
-    """A target that a user has in training too is no target, one in validation is seen at test."""
+    """An item that is also in training does not count as a target; one in validation is seen at test."""
     history = Histories.of_items([[0, 1, 0, 2], [3, 4, 3]], [0, 1])
     splits = np.array([0, 1, 2, 2, 0, 0, 2], dtype=np.uint8)
     queries = replace(history, splits_E=splits).queries(Split.TEST)
@@ -180,7 +180,7 @@ class Vectors:
 def test_vector_scorer_ranks_like_its_scores(
     monkeypatch: pytest.MonkeyPatch, num_items: int, exclude_seen: bool, chunk: int, additions: int
 ) -> None:
-    """Also where lists are longer than the catalogue, equals are cut at the end of a list, and a user is unknown."""
+    """Also for lists longer than the catalogue, ties at the end of a list, and unknown users."""
     monkeypatch.setattr(ranking_module, "_NEAR_SCORES", 5 * num_items)
     monkeypatch.setattr(ranking_module, "_LEAST_ROWS", 1)
     queries, model = random_queries(40, num_items), Vectors(40, num_items, 3, additions)
@@ -196,7 +196,7 @@ def test_vector_scorer_ranks_like_its_scores(
 def test_top_items_of_a_large_catalogue(num_items: int) -> None:
     scores_bN = torch.randn(9, num_items, generator=torch.Generator().manual_seed(1)).round(decimals=2)
     scores_bN[0], scores_bN[1, 5:] = 1.0, -torch.inf
-    scores_bN[2, num_items - 7 :] = 100.0  # behind the last whole group
+    scores_bN[2, num_items - 7 :] = 100.0  # after the last whole group
     for k in (1, 10):
         items_bK, values_bK = top_items(scores_bN, k)
         expected_bK, expected_values_bK = ranking_module._top_of_any(scores_bN, k)
@@ -204,7 +204,7 @@ def test_top_items_of_a_large_catalogue(num_items: int) -> None:
         np.testing.assert_array_equal(values_bK, expected_values_bK)
         torch.testing.assert_close(torch.from_numpy(values_bK), scores_bN.topk(k, dim=1).values, rtol=0, atol=0)
     *_, left_b = ranking_module._candidates(scores_bN, 10)
-    assert left_b[1] and not left_b[3:].any(), "what has few finite scores goes the long way, the others the short one"
+    assert left_b[1] and not left_b[3:].any(), "rows with few finite scores take the slow path, the others the fast one"
     broken_bN = scores_bN.clone()
     broken_bN[2, 17] = torch.nan
     with pytest.raises(ValueError, match="NaN"):

@@ -1,4 +1,4 @@
-"""The report: self-contained, complete, escaped, and honest in its verdict."""
+"""The report: self-contained, complete, escaped, with a correct verdict."""
 
 from __future__ import annotations
 
@@ -385,7 +385,7 @@ def test_members_and_signals_have_panels(tmp_path) -> None:
 
 
 def test_run_without_baselines_renders(tmp_path) -> None:
-    """No baselines, no ablation, no segments, no training history, no examples, nothing read."""
+    """Without baselines, ablation, segments, training history, examples and rows read."""
     content = evaluation_json()
     content |= {
         "baselines": {},
@@ -444,7 +444,7 @@ def test_stacked_bars_share_one_zero_and_one_scale() -> None:
 
 
 def test_user_clusters_are_shown_with_choice_items_and_example_users(tmp_path: Path) -> None:
-    """Eight were chosen of 4 and 8; a user of the examples is in the second; names are escaped."""
+    """Of 4 and 8 clusters, 8 were chosen; an example user is in the second; names are escaped."""
     stratum = {"stratum": 2, "share": 0.25, "members": 40, "radius": 0.1, "nearest": 0.3, "terms": ["trip", "hop"]}
     strata = {
         "method": "kmeans",
@@ -477,7 +477,7 @@ def test_twenty_members_have_twenty_fills(tmp_path: Path) -> None:
     fills = re.findall(r'<div class="bar (c\d+)"', text)
     assert len(set(fills[:20])) == 20
     keys = dict(re.findall(r'<span class="key (c\d+)">(member_\d+)</span>', text))
-    assert sorted(keys.values()) == sorted(shares), "what was dropped has no key"
+    assert sorted(keys.values()) == sorted(shares), "dropped members have no key"
     assert {f"c{n}" for n in range(8)} <= set(keys), "members with a weight have the plain colours first"
     looks = set()
     for number in range(24):
@@ -485,7 +485,7 @@ def test_twenty_members_have_twenty_fills(tmp_path: Path) -> None:
         pattern = re.search(rf"\.c{number}\b[^{{}}]*{{ --turn: [^;]*;\s*--p: ([^;]*);", text)
         assert colour is not None
         looks.add((colour.group(1), pattern.group(1) if pattern else "plain"))
-    assert len(looks) == 24, "each fill is a colour and a pattern of its own"
+    assert len(looks) == 24, "each fill has its own colour and pattern"
 
 
 def test_segments_are_named_in_plain_words(tmp_path: Path) -> None:

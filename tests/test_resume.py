@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from when its driver is gone as well."""
+"""The checkpoint from which a training resumes when its driver is gone as well."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segments: who is in which, and metrics on targets new to training, by hand."""
+"""Segments: their users, their metrics, and metrics on targets new to training, by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stacking: weights of members, never below the best single one, and factors that make their scores comparable."""
+"""Stacking: weights of members, never below the best single member, and normalised scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUERIES, PLACES = 600, 40
 
 
 def world(strengths: list[float], seed: int = 0, noise: float = 1.0) -> Candidates:
-    """One target a query, the item with the most of the members' scores times their strengths, and noise."""
+    """One target per query: the item with the largest sum of member scores times strengths, plus noise."""
     generator = torch.Generator().manual_seed(seed)
     scores_QPM = torch.randn(QUERIES, PLACES, len(strengths), generator=generator)
     wanted_QP = scores_QPM @ torch.tensor(strengths) + noise * torch.randn(QUERIES, PLACES, generator=generator)
@@ -45,13 +45,13 @@ def test_two_complementary_members_are_kept_and_beat_either() -> None:
     assert found.cross_fitted > max(found.alone.values())
     assert found.without["member 1"] < found.value
     assert json.loads(json.dumps(found.to_json(names(3))))["is_single"] is False, "metrics.json holds it"
-    assert found.weights_GM[:, 2].max() <= 0.1, "what tells nothing has next to no weight"
+    assert found.weights_GM[:, 2].max() <= 0.1, "an uninformative member has almost no weight"
 
 
 def test_noise_members_have_almost_no_weight_and_informative_ones_stay() -> None:
     found = [choose_stack(world([1.0, 0.7, 0.0], seed), names(3), NUM_GROUPS, "ndcg@10", seed) for seed in range(6)]
     assert all(each.weights_GM[:, 2].max() <= 0.1 for each in found)
-    assert any(each.dropped == ["member 2"] for each in found), "with its name, where it adds nothing to unseen users"
+    assert any(each.dropped == ["member 2"] for each in found), "dropped by name, as it adds nothing for unseen users"
     assert not any({"member 0", "member 1"} & set(each.dropped) for each in found)
 
 
@@ -71,7 +71,7 @@ def test_duplicate_members_are_dropped_one_by_one_and_others_take_their_weight()
     many = replace(told, scores_QPM=torch.cat([told.scores_QPM[:, :, :1], copies_QPC], dim=2))
     found = choose_stack(many, names(1 + copies), NUM_GROUPS, "ndcg@10", seed=0)
     weights_M = found.weights_GM.mean(axis=0)
-    assert found.dropped, "fewer than twelve copies tell as much"
+    assert found.dropped, "fewer than twelve copies are as good"
     assert weights_M[1:].sum() == pytest.approx(weights_M[0], rel=0.25)
 
 

@@ -1,4 +1,4 @@
-"""``data.targets``: purchases are predicted, views are history alone, from the split to what is served."""
+"""``data.targets``: purchases are predicted, views are only history, from the split to serving."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BUYS = np.array([False, True])
 
 
 def parts_of(plan: SplitPlan, *rows: str) -> list[list[int]]:
-    """The parts of rows of ``v`` (view) and ``b`` (buy)."""
+    """The splits of rows of ``v`` (view) and ``b`` (buy)."""
     types = np.array([int(letter == "b") for row in rows for letter in row])
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     times = np.arange(len(types))
@@ -45,7 +45,7 @@ def parts_of(plan: SplitPlan, *rows: str) -> list[list[int]]:
 
 
 def test_leave_last_counts_targets() -> None:
-    """The last buy is test, the buy before it validation, views between them are seen at test; later ones are cut."""
+    """The last buy is test, the buy before it validation; views between them are visible at test, later ones are cut."""
     plan = SplitPlan("leave-last", target_types=(BUY,))
     assert parts_of(plan, "vbvbvvbvv", "bbvv", "vvv", "bbb") == [
         [0, 0, 0, 1, 1, 1, 2, CUT, CUT],
@@ -97,7 +97,7 @@ def test_training_predicts_only_targets(tmp_path: Path) -> None:
     histories = dataset.histories().through(Split.TRAIN)
     batch = every_position(histories, 10, np.arange(3))
     assert batch.targets_P.tolist() == [0, 1, 2] and batch.seen_B.tolist() == [3, 3, 3]
-    assert batch.types_UL[0].tolist() == [VIEW, VIEW, VIEW, BUY], "all that came before is seen"
+    assert batch.types_UL[0].tolist() == [VIEW, VIEW, VIEW, BUY], "all earlier events are visible"
     together = whole_history(histories, 10, np.arange(3), Hidden(0.0, 0))
     assert together.targets_P.tolist() == [0, 1, 2] and together.lengths_U.tolist() == [5, 5, 5]
     loader = TrainingLoader(dataset, Split.VALID, LoaderConfig(4, 10, 0.0, 1.0, 10_000, 0))
@@ -138,7 +138,7 @@ def test_served_list_leaves_out_purchases(tmp_path: Path) -> None:
 
 
 def test_baselines_are_tried_on_all_events_and_on_targets() -> None:
-    """Everybody views item 0, half buy item 2 and then item 1, half the other way round; item 0 is never bought."""
+    """All users view item 0; half buy item 2, then item 1, half the other way round; nobody buys item 0."""
     rows = [[0, 3, 1 + user % 2, 2 - user % 2] for user in range(20)]
     types_E, splits_E = (np.tile(row, 20).astype(np.uint8) for row in ([VIEW, VIEW, BUY, BUY], [0, 0, 0, 1]))
     histories = replace(Histories.of_items(rows), types_E=types_E, splits_E=splits_E, targets_T=BUYS)

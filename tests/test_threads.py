@@ -1,4 +1,4 @@
-"""How many threads compute fastest: the choice from given timings, and who asks for it. Nothing is timed here."""
+"""The number of threads: the choice from given timings, and where it is used. Nothing is timed here."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_checkpoint_holds_its_number_of_threads(tmp_path: Path) -> None:
 
 
 def test_trials_use_only_cores_that_help() -> None:
-    """With two threads as fast as sixteen, seven trials run at once and not one."""
+    """If two threads are as fast as sixteen, seven trials run at once instead of one."""
     config = build_config(settings().model_dump(mode="json") | {"tune": {"space": ["s.yaml"]}})
     slots = share_out(config, {"CPU": 16}, 16, fastest=2)
     assert (slots.concurrent, slots.cpus, slots.threads) == (7, 2, 2)

@@ -1,4 +1,4 @@
-"""The training loop: two workers equal one, resumed equals uninterrupted, nothing chosen on what it was trained on."""
+"""The training loop: two workers equal one, resumed equals uninterrupted, nothing is chosen on training events."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path, ordered: bool, loss: 
 
 
 class Interrupted(Exception):
-    """Stands for a lost process."""
+    """Raised in place of a lost process."""
 
 
 def keep_checkpoints(
@@ -140,7 +140,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 
 
 def stop_inside(folder: Path, saves: int) -> TrainContext:
-    """Keeps the checkpoints inside epochs as inside-1, inside-2 …, and is interrupted after the last one asked for."""
+    """Keeps checkpoints within epochs as inside-1, inside-2 …; interrupts after the last requested one."""
     count = itertools.count(1)
 
     def save(checkpoint: Path | None) -> None:
@@ -158,7 +158,7 @@ def stop_inside(folder: Path, saves: int) -> TrainContext:
 def test_resumed_within_an_epoch_equals_uninterrupted(
     tmp_path: Path, saves: int, phase: str, window_events: int
 ) -> None:
-    """At the data position, with optimiser, schedule, mean loss and the random numbers of dropout, to the last bit."""
+    """Bit for bit: data position, optimiser, schedule, mean loss and the random numbers of dropout."""
     dataset = cycles(tmp_path / "data")
     config = settings(refit=True, patience=9, batch_size=4, checkpoint_steps=4, window_events=window_events)
     config.model.granularities.evolution.dropout = 0.3
@@ -216,13 +216,13 @@ def test_refit_trains_on_validation_events_for_the_selected_epochs(tmp_path: Pat
     result = run(config, dataset)
     again = [report for report in result.history if report["phase"] == "refit"]
     assert len(again) == result.best_epoch
-    assert all("ndcg@5" not in report for report in again), "nothing is measured on what it is trained on"
+    assert all("ndcg@5" not in report for report in again), "nothing is measured on training events"
     train, valid = (build_graphs(dataset, split) for split in (Split.TRAIN, Split.VALID))
     assert len(valid.users_E) > len(train.users_E)
 
 
 def test_refit_keeps_the_selected_weights(tmp_path: Path) -> None:
-    """They give the validation metric that chose the epoch, also when the refit was interrupted."""
+    """They give the validation metric of the selected epoch, also if the refit was interrupted."""
     dataset, config = cycles(tmp_path / "data"), settings(refit=True)
     result = run(config, dataset)
     queries = dataset.histories().queries(Split.VALID)
@@ -245,7 +245,7 @@ def test_refit_keeps_the_selected_weights(tmp_path: Path) -> None:
 
 
 def test_test_events_reach_neither_graphs_nor_model(tmp_path: Path) -> None:
-    """Datasets that differ in their test events alone train the same model."""
+    """Datasets that differ only in their test events train the same model."""
     first = cycles(tmp_path / "a")
     walks = first.histories()
     other = [
@@ -384,7 +384,7 @@ def test_hidden_events_stay_targets_and_leave_the_graph() -> None:
 
 
 def test_steps_of_ordered_data_have_similar_numbers_of_targets(tmp_path: Path) -> None:
-    """Half of the users have one target, the others nine: no step is made of short histories alone."""
+    """Half of the users have one target, the others nine: no step has only short histories."""
     walks = [leave_last(*range(4 if user % 2 else 12)) for user in range(80)]
     dataset = write_dataset(tmp_path, walks, NUM_ITEMS)
     for world_size in (1, 2):

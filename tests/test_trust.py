@@ -1,4 +1,4 @@
-"""Trust by hand: exposure, popularity bias and groups of users."""
+"""Trust figures by hand: exposure, popularity bias and groups of users."""
 
 from __future__ import annotations
 

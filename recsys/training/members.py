@@ -48,7 +48,7 @@ def refuse_stacked(encoders: Encoders, what: str, whose: str) -> None:
     """
     if encoders.stack is not None:
         raise ConfigError(
-            f"{what}: the members of {whose} are weighed by stacking (model.fusion.stack), which already chose the "
+            f"{what}: the members of {whose} are weighted by stacking (model.fusion.stack), which already chose the "
             "best sum on validation; run `recsys train` or `recsys update` to choose it again on newer events"
         )
 
