@@ -6,11 +6,11 @@ would trust them too much. Why not one search on all validation users: weights t
 measured on the same users look better than they are. So the weights are the mean of two methods,
 both without negative weights, and cross-fitting over the users measures the result:
 
-* the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small ridge. It has hardly any
-  noise, but it rewards members that separate likely from unlikely items, even if that does not help
-  the first places;
-* bagged ensemble selection for the metric (:mod:`recsys.evaluation.ensemble_selection`). It optimises the metric
-  itself, but has more noise.
+* the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small ridge.
+  It has hardly any noise, but it rewards members that separate likely from unlikely items, even if
+  that does not help the first places;
+* bagged ensemble selection for the metric (:mod:`recsys.evaluation.ensemble_selection`). It
+  optimises the metric itself, but has more noise.
 
 The mean is better than either method, and better than choosing one of them by cross-fitting:
 docs/dead-ends.md has the figures. Members with almost no share of the sum are dropped, and so are

@@ -1,12 +1,12 @@
 """The phases of a training, in order. Each phase takes over the result of the one before it.
 
-*choose* finds on validation what must be known before the first epoch: the number of user clusters and the constants of
-closed-form members. *select* trains on the training events, validates every few epochs and keeps
-the best epoch. If the check on validation prunes granularities, it trains again from scratch
-without them. *refit* trains from scratch on training and validation events for that number of
-epochs with the same schedule, so that the model learns from the newest events, too; nothing is
-chosen in it. *join* trains the pruned granularities alone, with the rest of the model fixed. No
-phase reads test events.
+*choose* finds on validation what must be known before the first epoch: the number of user clusters
+and the constants of closed-form members. *select* trains on the training events, validates every
+few epochs and keeps the best epoch. If the check on validation prunes granularities, it trains
+again from scratch without them. *refit* trains from scratch on training and validation events for
+that number of epochs with the same schedule, so that the model learns from the newest events, too;
+nothing is chosen in it. *join* trains the pruned granularities alone, with the rest of the model
+fixed. No phase reads test events.
 
 With a deadline, *select* ends with a validation at the last epoch that leaves time for the refit.
 If the refit would not end in time, the selected weights stay; graphs and closed-form fits still

@@ -5,8 +5,8 @@ Why: what users click, buy and skip shows which granularity was predictive (S5: 
 The scores s_k(u, i) = z_k · a_i of every granularity are computed once. What remains is a logistic
 regression in K + 1 numbers,
 
-    min  Σ_r c_r log(1 + exp(−y_r (b + Σ_k w_k s_rk))) / Σ_r c_r  +  m / 2R · Σ_k σ_k² (w_k −
-    w⁰_k)²,   w ≥ 0,
+    min  Σ_r c_r log(1 + exp(−y_r (b + Σ_k w_k s_rk))) / Σ_r c_r
+         +  m / 2R · Σ_k σ_k² (w_k − w⁰_k)²,   w ≥ 0,
 
 y = ±1 liked or not, c_r the weight of the event, σ_k the standard deviation of s_k. It is convex,
 so the result does not depend on the start. w⁰ = g λ⁰ are the current weights on the scale g that
