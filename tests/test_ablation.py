@@ -1,4 +1,4 @@
-"""Ablation by hand: what is switched off, what is left alone, which weights are compared, and the command's flag."""
+"""Ablation by hand: granularities off and alone, compared weights, and the flag of the command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def settings(kind: str = "gated", **more: Any) -> Any:
     return build_config({"model": model, "train": {"metric": "ndcg@3"}, "evaluate": evaluate_section})
 
 
-def test_each_variant_scores_what_its_name_says(tmp_path: Path) -> None:
+def test_each_variant_scores_as_its_name_says(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     model = small_model(dataset, fusion="gated")
     queries = dataset.histories().queries(Split.TEST)
@@ -55,12 +55,12 @@ def test_each_variant_scores_what_its_name_says(tmp_path: Path) -> None:
     assert len(by_name) == 2 * len(model.names) + 3
 
 
-def test_a_trained_constant_fusion_has_no_gate_to_average() -> None:
+def test_constant_fusion_has_no_gate_to_average() -> None:
     names = [(v.group, v.name) for v in weight_variants(Oracle(), settings("weighted").model, None, 1)]  # type: ignore[arg-type]
     assert [name for group, name in names if group == "fusion"] == ["even"]
 
 
-def test_differences_are_of_the_same_users_and_in_sign(tmp_path: Path) -> None:
+def test_differences_are_paired_and_have_the_right_sign(tmp_path: Path) -> None:
     dataset = circle(tmp_path)
     built = config(ablation="full", baselines=[])
     built.model.granularities.social.enabled = False
@@ -80,7 +80,7 @@ def test_differences_are_of_the_same_users_and_in_sign(tmp_path: Path) -> None:
     assert half["interval"][0] <= half["value"] <= half["interval"][1]
 
 
-def test_the_ablation_is_in_the_metrics_only_when_asked_for(tmp_path: Path) -> None:
+def test_metrics_have_ablation_only_if_requested(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     model = small_model(dataset)
     plain = settings()
@@ -99,7 +99,7 @@ def test_the_ablation_is_in_the_metrics_only_when_asked_for(tmp_path: Path) -> N
     assert panel is not None and [card["title"] for card in panel["cards"]] == ["Left out", "Alone", "Other weights"]
 
 
-def test_the_flag_is_short_for_the_key_and_the_key_says_more() -> None:
+def test_flag_is_short_for_the_key() -> None:
     assert parse(["--config", "a.yaml", "--ablate"]).overrides == [("evaluate.ablation", "full")]
     both = parse(["--evaluate.ablation", "retrain", "--ablate"]).overrides
     assert both[-1] == ("evaluate.ablation", "retrain")
@@ -107,7 +107,7 @@ def test_the_flag_is_short_for_the_key_and_the_key_says_more() -> None:
         parse(["--ablate=yes"])
 
 
-def test_retrained_variants_are_each_of_another_configuration() -> None:
+def test_retrained_variants_have_different_configurations() -> None:
     built = settings("learned")
     plans = {(group, name): changed for group, name, changed in stage._plans(built)}
     assert list(plans) == [
@@ -128,7 +128,7 @@ def test_retrained_variants_are_each_of_another_configuration() -> None:
     assert found == [("off", "item_cf"), ("alone", "behaviour")], "a fitted granularity is never alone"
 
 
-def test_a_variant_is_trained_once_for_equal_settings(tmp_path: Path) -> None:
+def test_variant_is_trained_once_for_equal_settings(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     hashes = {stage.variant_hash(changed, dataset) for _, _, changed in stage._plans(settings("learned"))}
     assert len(hashes) == 4  # of two granularities, one left out is the other alone

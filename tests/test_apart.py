@@ -1,4 +1,4 @@
-"""Models that are trained apart and become members: through every verb, and against the same models by themselves."""
+"""Separately trained models as members: through every command, and compared with the same models alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def events(path: Path, days: range) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
-    """A registered model of Monday's events, with a member that was trained apart."""
+    """A registered model of Monday's events, with a separately trained member."""
     folder = tmp_path_factory.mktemp("apart")
     events(folder / "1-monday.csv", range(8))
     tree: dict[str, Any] = {
@@ -91,7 +91,7 @@ def opened(folder: Path, name: str) -> tuple[PreparedDataset, Any]:
     return PreparedDataset(str(folder / name / "dataset")), load_trained(folder / name / "model")
 
 
-def test_the_member_scores_as_the_model_that_was_trained_apart(world: Path) -> None:
+def test_member_scores_as_the_separately_trained_model(world: Path) -> None:
     dataset, trained = opened(world, "monday")
     config = load_config(world / "c.yaml")
     queries = dataset.histories().queries(Split.TEST)
@@ -118,13 +118,13 @@ def test_the_member_scores_as_the_model_that_was_trained_apart(world: Path) -> N
     assert not torch.equal(refitted, chosen), "the weights of before the refit are kept too"
 
 
-def test_the_table_of_members_says_that_it_is_apart(world: Path) -> None:
+def test_table_of_members_names_the_separate_model(world: Path) -> None:
     members = json.loads((world / "monday/metrics.json").read_text(encoding="utf-8"))["members"]["each"]
     kinds = {name: entry["kind"] for name, entry in members.items()}
     assert kinds["trained"] == "together" and kinds["item_cf"] == "fitted" and kinds["gru"] == "apart"
 
 
-def test_it_is_served_and_its_model_apart_is_of_all_events(world: Path) -> None:
+def test_separate_model_is_served_and_trained_on_all_events(world: Path) -> None:
     bundle = read_bundle(world / "monday/bundle")
     assert "gru" in bundle.model.names
     final, measured = load_trained(world / "monday/final"), load_trained(world / "monday/model")
@@ -136,7 +136,9 @@ def test_it_is_served_and_its_model_apart_is_of_all_events(world: Path) -> None:
     assert len(answer.item_ids) == 3
 
 
-def test_an_update_goes_on_from_its_weights(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_update_continues_from_the_weights_of_the_separate_model(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     events(world / "2-tuesday.csv", range(8, 10))
     with training_here() as trained:
         assert main(["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "tuesday")]) == 0
@@ -146,10 +148,10 @@ def test_an_update_goes_on_from_its_weights(world: Path, capsys: pytest.CaptureF
     old, new = (own_weights(found.weights, "gru")["model.tower.id_ND.weight"] for found in (before, after))
     assert old.shape == new.shape and not torch.equal(old, new)
     fresh = np.linalg.norm(old.numpy())
-    assert np.linalg.norm((new - old).numpy()) < 0.8 * fresh, "near to the parent's, not anew"
+    assert np.linalg.norm((new - old).numpy()) < 0.8 * fresh, "near the weights of the parent, not from scratch"
 
 
-def test_an_update_trains_it_anew_where_the_parent_dropped_it(
+def test_update_trains_separate_model_from_scratch_if_parent_dropped_it(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stacking, "_PULLS", (1.0,))  # the model is its best member
@@ -174,19 +176,19 @@ def test_an_update_trains_it_anew_where_the_parent_dropped_it(
         ({**OWN, "rank": 3}, "unknown key rank"),
     ],
 )
-def test_mistakes_name_the_key(own: dict[str, Any], message: str) -> None:
+def test_errors_name_the_key(own: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_config({"model": {"granularities": {"evolution": {"enabled": True}, "gru": own}}})
 
 
-def test_without_stacking_nothing_weighs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_separate_model_without_stacking_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree = {"run": {"dir": str(tmp_path)}, "model": {"granularities": {"evolution": {"enabled": True}, "gru": OWN}}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     assert main(["run", "--config", str(tmp_path / "c.yaml"), "--dry-run"]) == 2
     assert "model.granularities.gru is weighed by stacking: set model.fusion.stack true" in capsys.readouterr().err
 
 
-def test_a_model_apart_has_a_form_for_graphs(world: Path) -> None:
+def test_separate_model_declares_its_graph_form(world: Path) -> None:
     _, trained = opened(world, "monday")
     trained.choices["stack"]["members"]["gru"]["weights"] = [0.5] * 7
     whole = assemble(

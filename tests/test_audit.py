@@ -1,4 +1,4 @@
-"""The leak auditor: a leak planted in each artefact is seen and refused, and clean data passes."""
+"""The leak audit: a leak planted in each artefact is found and refused, and clean data passes."""
 
 from __future__ import annotations
 
@@ -64,42 +64,42 @@ def test_clean_data_passes(dataset: PreparedDataset) -> None:
     assert found.to_json()["passed"] == 6
 
 
-def test_popularity_that_counts_a_held_out_event(dataset: PreparedDataset) -> None:
+def test_popularity_with_a_held_out_event_is_refused(dataset: PreparedDataset) -> None:
     train = dataset.item_counts_N(Split.TRAIN)
     train[4] += 1  # the test event of the first user
     change(dataset, "items/counts.parquet", with_column("train", train))
     refused(dataset, "popularity", "1 items in items/counts.parquet have other train counts than .*i4: 1 instead of 0")
 
 
-def test_a_manifest_that_counts_other_events(dataset: PreparedDataset) -> None:
+def test_manifest_with_other_counts_is_refused(dataset: PreparedDataset) -> None:
     dataset.manifest.counts["valid"] += 1
     refused(dataset, "popularity", "the manifest counts 4 valid events")
 
 
-def test_training_behind_a_held_out_event(dataset: PreparedDataset) -> None:
-    parts = [[0, 0, 1, 0, 2], [0, 0]]  # the first user's last but one is validation no more
+def test_training_event_after_a_held_out_event_is_refused(dataset: PreparedDataset) -> None:
+    parts = [[0, 0, 1, 0, 2], [0, 0]]  # the second to last event of the first user is not validation now
     change(dataset, "histories/part-00000.parquet", with_column("splits", parts))
     refused(dataset, "order of parts", "1 users in histories/part-00000.parquet are out of order")
 
 
-def test_two_test_events_of_a_user_in_leave_last(dataset: PreparedDataset) -> None:
+def test_two_test_events_of_a_user_in_leave_last_are_refused(dataset: PreparedDataset) -> None:
     change(dataset, "histories/part-00000.parquet", with_column("splits", [[0, 0, 1, 2, 2], [0, 0]]))
     refused(dataset, "order of parts", "1 users")
 
 
-def test_a_user_in_two_rows(dataset: PreparedDataset) -> None:
+def test_user_in_two_rows_is_refused(dataset: PreparedDataset) -> None:
     change(dataset, "histories/part-00001.parquet", with_column("user", [0, 3]))
     refused(dataset, "ids", "1 users of histories/part-00001.parquet have a second row")
     change(dataset, "histories/part-00001.parquet", with_column("user", [1, 9]))
     refused(dataset, "ids", "1 users, items or splits")
 
 
-def test_attributes_in_another_order_than_the_ids(dataset: PreparedDataset) -> None:
+def test_attributes_in_another_order_than_ids_are_refused(dataset: PreparedDataset) -> None:
     change(dataset, "items/features.parquet", lambda table: table.take(pa.array([1, 0, 2, 3, 4, 5])))
     refused(dataset, "vocabulary", "items/features.parquet do not match the item ids")
 
 
-def test_queries_that_see_their_targets(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_that_see_their_targets_are_refused(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Histories.queries
 
     def leaky(self: Histories, target: Split) -> Queries:
@@ -130,7 +130,7 @@ def temporal(folder: Path) -> PreparedDataset:
     return found
 
 
-def test_times_and_friendships_against_the_cut_offs(tmp_path: Path) -> None:
+def test_times_and_friendships_after_the_cut_offs_are_refused(tmp_path: Path) -> None:
     dataset = temporal(tmp_path)
     assert "friendships" in audit(dataset).checks
     change(dataset, "graphs/social.parquet", with_column("time", [DAY * 10**6, 3 * DAY * 10**6]))
@@ -147,7 +147,7 @@ def test_times_and_friendships_against_the_cut_offs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_texts_of_users_that_tell_of_held_out_events(tmp_path: Path, ordered: bool) -> None:
+def test_user_texts_with_held_out_events_are_refused(tmp_path: Path, ordered: bool) -> None:
     dataset = write_dataset(tmp_path, WALKS, 6, ordered=ordered)
     rules = TextRules(("interact",), ordered, 10, 1, 1 if ordered else 3)
     titles = item_titles(dataset.features)
@@ -167,12 +167,12 @@ def test_texts_of_users_that_tell_of_held_out_events(tmp_path: Path, ordered: bo
     refused(dataset, "user texts", r"\d of \d+ texts of users of part-00000.parquet contain other events")
 
 
-def test_friends_outside_the_vocabulary(dataset: PreparedDataset) -> None:
+def test_friends_outside_the_vocabulary_are_refused(dataset: PreparedDataset) -> None:
     change(dataset, "graphs/social.parquet", with_column("dst", [3, 2, 1, 7]))
     refused(dataset, "friendships", "1 values of dst")
 
 
-def test_cold_users_who_keep_more_than_they_may(tmp_path: Path) -> None:
+def test_cold_users_with_too_many_events_are_refused(tmp_path: Path) -> None:
     newcomers = Newcomers(0.5, 2, 1)
     cold = newcomers.among(pa.array([f"u{user}" for user in range(4)]))
     assert 0 < cold.sum() < 4
@@ -189,7 +189,7 @@ def test_cold_users_who_keep_more_than_they_may(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_text_of_events_carries_the_rows_it_was_made_of(tmp_path: Path) -> None:
+def test_event_text_with_held_out_rows_is_refused(tmp_path: Path) -> None:
     """``anna`` trains on a and c, validates on b and tests on a; the tags of ``bert`` are about a, c, d."""
     events = rows_of("events", [*TIMED, *TAGS], tag=pa.string())
     lines: list[str] = []
@@ -211,7 +211,7 @@ def test_text_of_events_carries_the_rows_it_was_made_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_context_values_that_only_held_out_events_have(tmp_path: Path) -> None:
+def test_context_values_only_of_held_out_events_are_refused(tmp_path: Path) -> None:
     """``anna``'s last event is in the rain, which no training event has seen."""
     places = ["sun", "fog", "sun", "fog", "rain", "sun"]
     rows = [{**row, "weather": place} for row, place in zip(TIMED, places, strict=True)]
@@ -224,8 +224,8 @@ def test_context_values_that_only_held_out_events_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_prepare_leaves_nothing_that_the_audit_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cuts of newcomers are made by what the manifest says; a manifest that says otherwise is refused."""
+def test_prepared_dataset_passes_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cold-start users are cut as the manifest says; a manifest that says otherwise is refused."""
     monkeypatch.setattr(Newcomers, "describe", lambda self: {"cold_share": 1.0, "cold_keep": 0, "cold_seed": 0})
     split = {"kind": "leave-last", "cold_users": 0.01}
     with pytest.raises(DataError, match="the audit refuses .*, check cold users"):
@@ -234,7 +234,7 @@ def test_prepare_leaves_nothing_that_the_audit_refuses(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_model_or_baseline_fitted_on_test_is_refused(tmp_path: Path) -> None:
+def test_model_or_baseline_fitted_on_test_is_refused(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     built = evaluation_config(baselines=["popularity", "item_knn", "ease"])
     built.model = small_model(dataset).config
@@ -254,5 +254,5 @@ def test_a_model_or_baseline_fitted_on_test_is_refused(tmp_path: Path) -> None:
             audit_fits(None, leaky, histories, dataset, Split.VALID)
 
 
-def test_the_schema_of_histories_is_what_the_audit_reads() -> None:
+def test_schema_of_histories_is_what_the_audit_reads() -> None:
     assert HISTORY_SCHEMA.names == ["user", "items", "types", "times", "values", "splits"]

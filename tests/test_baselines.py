@@ -1,4 +1,4 @@
-"""Baselines: against naive formulas, one contract for all, and the choice of constants without a look at test."""
+"""Baselines: compared with naive formulas, one contract for all, and constants chosen without test events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_ITEMS = 40
 
 
 def world(num_users: int = 120, seed: int = 0) -> Histories:
-    """Two communities: even users take from the first half of the items, odd ones from the second, none item 39."""
+    """Two communities: even users have items of the first half, odd users of the second; nobody has item 39."""
     generator = np.random.default_rng(seed)
     rows, splits = [], []
     for user in range(num_users):
@@ -50,8 +50,8 @@ def train() -> Histories:
 
 
 @pytest.mark.parametrize("name", [*NAMES, "frequency", "recent_popularity"])
-def test_contract(name: str, train: Histories) -> None:
-    """Right shape, no NaN, the same for a user in any company, users outside the fit, empty histories, no warnings."""
+def test_baseline_keeps_the_contract(name: str, train: Histories) -> None:
+    """Shape, no NaN, independent of other users in the batch, users outside the fit, empty histories, no warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         baseline = build_baseline(name, EvaluateConfig())
@@ -67,7 +67,7 @@ def test_contract(name: str, train: Histories) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
-def test_the_communities_are_found(name: str, train: Histories) -> None:
+def test_baselines_find_planted_communities(name: str, train: Histories) -> None:
     baseline = build_baseline(name, EvaluateConfig())
     baseline.fit(train, NUM_ITEMS)
     scores = baseline.scores(ask([0, 4, 7], [22, 28, 31]))
@@ -82,7 +82,7 @@ def test_popularity_counts_users(train: Histories) -> None:
     assert baseline.scores(ask([1], [])).tolist() == [[2, 1, 1, 0], [2, 1, 1, 0]]
 
 
-def test_item_knn_tries_no_more_neighbours_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_item_knn_tries_only_neighbours_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ItemKnn, "max_entries", 100 * NUM_ITEMS)
     baseline = ItemKnn(EvaluateConfig())
     tried = [constants["neighbours"] for constants in baseline.fits(world().through(Split.TRAIN), NUM_ITEMS)]
@@ -150,7 +150,7 @@ def test_ease_keeps_the_most_popular_items_with_two_users() -> None:
     assert none.num_kept == 0 and none.scores(ask([0])).tolist() == [[1, 1, 0]]
 
 
-def test_constants_are_chosen_on_validation_and_test_is_never_seen() -> None:
+def test_constants_are_chosen_on_validation_without_test() -> None:
     histories = world()
     changed = np.where(histories.splits_E == Split.TEST, (histories.items_E + 11) % NUM_ITEMS, histories.items_E)
     elsewhere = Histories(**{**vars(histories), "items_E": changed.astype(np.int32)})
@@ -165,7 +165,7 @@ def test_constants_are_chosen_on_validation_and_test_is_never_seen() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_choice_is_the_best_of_the_grid_and_the_fit_is_of_that_choice(name: str) -> None:
+def test_best_constants_of_the_grid_are_chosen_and_fitted(name: str) -> None:
     histories = world()
     train, asked = histories.through(Split.TRAIN), histories.queries(Split.VALID)
     by_hand = []
@@ -194,14 +194,14 @@ def test_refit_learns_from_validation_events() -> None:
     assert fits[True].scores(ask([]))[0].tolist() == [3, 2, 2, 1]
 
 
-def test_without_validation_the_defaults_stay() -> None:
+def test_defaults_stay_without_validation() -> None:
     fitted = fit_baselines(NAMES, world().through(Split.TRAIN), NUM_ITEMS, EvaluateConfig(), "ndcg@5", refit=False)
     for name, baseline in fitted.items():
         assert baseline.validation is None and baseline.constants == dict(baseline.grid[0]), name
         assert baseline.scores(ask([1])).shape == (1, NUM_ITEMS)
 
 
-def test_unknown_names_are_the_users_mistake() -> None:
+def test_unknown_names_are_user_errors() -> None:
     with pytest.raises(ConfigError, match="als, ease, frequency, item_knn, popularity, recent_popularity"):
         build_baseline("slim", EvaluateConfig())
     with pytest.raises(ConfigError, match="coverage@20"):
@@ -232,7 +232,7 @@ def last_fm(folder: Path) -> tuple[Histories, int]:
 
 @pytest.mark.slow
 def test_figures_on_last_fm() -> None:
-    """Ours come near what others measured on this split: NDCG@20 .095, .253, .274, .263."""
+    """Figures are close to published ones on this split: NDCG@20 .095, .253, .274, .263."""
     folder = Path(os.environ.get("RECSYS_DATA", "data")) / "lastfm"
     if not folder.is_dir():
         pytest.skip(f"{folder} is missing; set RECSYS_DATA to the folder that holds lastfm/")

@@ -1,4 +1,4 @@
-"""What a user had most often, what sold lately, and targets that are new to a user or not: by hand."""
+"""Most frequent items of a user, recently popular items, and new and repeated targets, by hand."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ TRAIN = histories_of([(0, 1), (0, 2), (1, 40), (3, 41)], [(3, 30), (4, 31)], [(3
         (7.0, [1, 0, 3, 4, 2]),  # twice long ago is less than once 39 days later
     ],
 )
-def test_own_frequency_with_decay_and_popularity_behind(half_life: float | None, expected: list[int]) -> None:
+def test_own_frequency_decays_and_popularity_orders_the_rest(half_life: float | None, expected: list[int]) -> None:
     baseline = build_baseline("frequency", REPEATS)
     baseline.constants = {"half_life": half_life}
     baseline.fit(TRAIN, 5)
     found, _ = top_items(baseline.scores(asking(histories_of([(0, 1), (0, 2), (1, 40)], []))), 5)
-    assert found[0].tolist() == expected and found[1].tolist()[0] == 3, "nobody: the most popular"
+    assert found[0].tolist() == expected and found[1].tolist()[0] == 3, "unknown user: the most popular items"
 
 
-def test_frequencies_that_have_faded_keep_their_order() -> None:
+def test_decayed_frequencies_keep_their_order() -> None:
     baseline = build_baseline("frequency", REPEATS)
     baseline.constants = {"half_life": 7.0}
     baseline.fit(TRAIN, 5)
@@ -61,7 +61,7 @@ def test_frequencies_that_have_faded_keep_their_order() -> None:
 
 @pytest.mark.parametrize("moments", [1, 2, 256])
 def test_recent_popularity_is_exact_at_any_time(monkeypatch: pytest.MonkeyPatch, moments: int) -> None:
-    """The sum of 2^(−age / half-life) over events before the question, whatever moments are kept."""
+    """The sum of 2^(−age / half-life) over events before the query, for any number of snapshots."""
     monkeypatch.setattr(baselines_in_time, "_MOMENTS", moments)
     baseline = build_baseline("recent_popularity", REPEATS)
     baseline.constants = {"half_life_days": 5.0}
@@ -75,17 +75,17 @@ def test_recent_popularity_is_exact_at_any_time(monkeypatch: pytest.MonkeyPatch,
                 expected[row, item] += 2.0 ** (-(day - time) / 5.0)
     scale = (expected.sum(1) / np.maximum(scores.numpy().sum(1), 1e-9))[:, None]  # one factor a row changes no order
     np.testing.assert_allclose(scores.numpy()[1:] * scale[1:], expected[1:], rtol=1e-4, atol=3e-6)
-    assert scores[0].argmax() == 3, "nothing was before: popularity of all times"
+    assert scores[0].argmax() == 3, "no event before: all-time popularity"
     latest = baseline.scores(asking(histories_of([])))
-    assert latest[0].argmax() == 1, "without a time it is asked on day 41: item 1 has 1.87, item 3 has 1.48"
+    assert latest[0].argmax() == 1, "a query without a time is placed on day 41: item 1 has 1.87, item 3 has 1.48"
 
 
-def test_each_is_measured_where_the_data_allow_it() -> None:
+def test_baselines_in_time_are_left_out_if_data_rule_them_out() -> None:
     names = ["popularity", "frequency", "recent_popularity"]
     assert left_out(names, TRAIN, REPEATS) == {}
     assert set(left_out(names, TRAIN, EvaluateConfig())) == {"frequency"}
     once = histories_of([(0, 1), (1, 2)])
-    assert left_out(names, once, REPEATS) == {"frequency": "nobody has an item twice"}
+    assert left_out(names, once, REPEATS) == {"frequency": "no user has an item twice"}
     untimed = Histories.of_items([[0, 0, 1]])
     assert left_out(names, untimed, REPEATS) == {"recent_popularity": "some events have no time"}
     assert list(fit_baselines(names, untimed, 3, REPEATS, "ndcg@5", refit=False)) == ["popularity", "frequency"]
@@ -93,7 +93,7 @@ def test_each_is_measured_where_the_data_allow_it() -> None:
 
 @pytest.mark.parametrize("lately", [True, False])
 def test_constants_are_chosen_on_validation(lately: bool) -> None:
-    """Item 1 is bought on a few of the last days, item 0 much more often before; one of the two goes on."""
+    """Item 1 is bought on a few of the last days, item 0 much more often before; one of them continues."""
     rows = [[(0, 10 + user), (0, 40 + user), (1, 96), (1 if lately else 0, 100)] for user in range(30)]
     rows += [[(0, 10 + user), (0, 40 + user), (0, 60), (1 if lately else 0, 100)] for user in range(40)]
     histories = histories_of(*rows)
@@ -117,7 +117,7 @@ def test_new_and_repeated_targets_by_hand() -> None:
     rankings = {"model": rank(table, queries, 5, False)}
     found = target_report({"model": table}, rankings, queries, config, "model")
     assert found[REPEATED]["model"] == {"hit@1": 0.0} and found[REPEATED]["queries"] == 1
-    assert found[NEW]["model"] == {"hit@1": 1.0} and found[NEW]["targets"] == 2, "4 and 3 are first of what is new"
+    assert found[NEW]["model"] == {"hit@1": 1.0} and found[NEW]["targets"] == 2, "4 and 3 are first among new items"
     assert found[REPEATED]["share"] == pytest.approx(1 / 3) and found[NEW]["share"] == pytest.approx(2 / 3)
     config = build_config({**tree, "evaluate": {"exclude_seen": True}})
     assert target_report({"model": table}, rankings, queries, config, "model") == {}

@@ -30,7 +30,7 @@ def test_intervals_cover_the_true_mean_in_about_95_of_100_worlds() -> None:
     assert 0.91 <= covered <= 0.985
 
 
-def test_seeded_and_independent_of_chunking(monkeypatch) -> None:
+def test_draws_depend_on_seed_but_not_on_chunks(monkeypatch) -> None:
     values = {"a": np.random.default_rng(0).random(50), "b": np.arange(50.0)}
     first = intervals(values, 200, seed=9)
     assert first == intervals(values, 200, seed=9) and first != intervals(values, 200, seed=10)
@@ -40,7 +40,7 @@ def test_seeded_and_independent_of_chunking(monkeypatch) -> None:
     assert intervals({}, 100, seed=0) == {}
 
 
-def test_a_small_steady_gain_is_found_by_pairing_though_the_intervals_overlap() -> None:
+def test_pairing_finds_a_small_gain_despite_overlapping_intervals() -> None:
     generator = np.random.default_rng(0)
     theirs = generator.random(400)
     ours = theirs + 0.01 + generator.normal(0, 0.02, 400)
@@ -51,7 +51,7 @@ def test_a_small_steady_gain_is_found_by_pairing_though_the_intervals_overlap() 
     assert result.difference == pytest.approx((ours - theirs).mean())
 
 
-def test_the_comparison_is_antisymmetric() -> None:
+def test_comparison_is_antisymmetric() -> None:
     generator = np.random.default_rng(1)
     ours, theirs = generator.random(100), generator.random(100)
     one, other = compare(ours, theirs, 500, seed=2), compare(theirs, ours, 500, seed=2)
@@ -59,13 +59,13 @@ def test_the_comparison_is_antisymmetric() -> None:
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
 
 
-def test_equal_recommenders_differ_by_nothing() -> None:
+def test_equal_recommenders_have_no_difference() -> None:
     same = np.random.default_rng(0).random(30)
     result = compare(same, same, 200, seed=0)
     assert result.to_json() == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
 
 
-def test_p_is_rarely_small_when_there_is_no_difference() -> None:
+def test_p_is_rarely_small_without_a_difference() -> None:
     generator = np.random.default_rng(4)
     ps = [compare(generator.random(80), generator.random(80), 300, seed=0).p for _ in range(300)]
     assert 0.02 <= np.mean(np.array(ps) < 0.05) <= 0.09

@@ -178,7 +178,7 @@ def test_a_training_ends_with_a_validation_where_its_time_is_over(tmp_path: Path
     result = fit(config, dataset, Validator.of(config), context)
     assert [report["epoch"] for report in reports] == [1, 2, 3] and "share" in reports[-1]
     assert "ndcg@5" in reports[-1] and result.best_epoch in (0, 1, 2, 3)
-    assert any("ended at epoch 3 of 6" in note for note in notes)
+    assert any("stopped at epoch 3 of 6" in note for note in notes)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -205,7 +205,7 @@ def test_the_refit_is_left_out_where_it_would_not_end_in_time(tmp_path: Path, se
     for weights in (result.weights, result.selected or {}):
         assert all((weights[name] == weight).all() for name, weight in alone.weights.items()), "the selected ones"
     assert int(result.frozen.popularity_N.sum()) > int(alone.frozen.popularity_N.sum()), "of validation events, too"
-    assert any("holds no training with the validation events" in note for note in notes)
+    assert any("no time is left to train with the validation events" in note for note in notes)
 
 
 def _standing_still_in(phase: str, reports: list[Report], clock: Clock) -> Callable[[Report, Path | None], None]:

@@ -1,4 +1,4 @@
-"""The signal certificate: every query in one combination, by what the data has for it, and figures by hand."""
+"""The signal certificate: every query is in one combination of signals, and figures are as by hand."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from recsys.gate.promotion import segments_of
 
 
 def by_user(dataset: PreparedDataset) -> Queries:
-    """The test queries in the order of the users; shards deal them by turns."""
+    """The test queries in the order of the users, which are distributed over shards in turns."""
     queries = dataset.histories().queries(Split.TEST)
     return queries.take(np.argsort(queries.histories.users_U))
 
 
-def test_every_query_is_in_one_combination_and_rare_ones_are_together() -> None:
+def test_every_query_is_in_one_combination_and_rare_ones_are_pooled() -> None:
     history = Signal("history", ("short history", "long history"), np.repeat([0, 1, 2], [30, 40, 10]))
     friends = Signal.of("friends", np.repeat([False, True, False], [25, 45, 10]))
     found = combinations([history, friends], 80)
     assert [(each.present, each.missing, int(each.mask_B.sum())) for each in found] == [
         (("short history", "friends"), (), 40),
         ((), ("history", "friends"), 25),
-        ((), (), 15),  # 5 with friends alone and 10 with a long history alone: each below the least number
+        ((), (), 15),  # 5 with only friends and 10 with only a long history: both below the minimum
     ]
     assert found[-1].label == OTHERS
     assert sum(each.mask_B.astype(int) for each in found).tolist() == [1] * 80
 
 
-def test_a_combination_has_the_figures_of_its_queries_and_of_the_baseline_that_is_best_there() -> None:
+def test_combination_has_figures_of_its_queries_and_its_best_baseline() -> None:
     first_B = np.arange(60) < 30
     ours = np.where(first_B, 0.5, 0.1)
     values = {"model": ours, "ease": np.where(first_B, 0.25, 0.1), "popularity": np.where(first_B, 0.0, 0.3)}
@@ -58,7 +58,7 @@ def test_a_combination_has_the_figures_of_its_queries_and_of_the_baseline_that_i
     assert rows[0]["label"] == "friends" and rows[1]["label"] == "nothing; without friends"
 
 
-def test_signals_are_those_that_the_data_has_for_a_query(tmp_path) -> None:
+def test_signals_are_those_in_the_data_of_a_query(tmp_path) -> None:
     walks = [leave_last(0, 1, 2, 3), leave_last(0, 1, 2, 3, 4, 5, 6), leave_last(1, 2, 0), leave_last(2, 3, 7)]
     dataset = write_dataset(tmp_path, walks, 9, friends=((0, 1), (2, 0)))
     queries = by_user(dataset)
@@ -66,10 +66,10 @@ def test_signals_are_those_that_the_data_has_for_a_query(tmp_path) -> None:
     assert signals["history"].codes_B.tolist() == [1, 2, 1, 1]  # 3, 6, 2 and 2 events are visible
     assert signals["friends"].codes_B.tolist() == [1, 1, 1, 0]  # 0 with 1, 2 with 0
     assert signals["items seen in training"].codes_B.tolist() == [1, 0, 1, 0]  # 3 and 0 are known, 6 and 7 are not
-    assert "user attributes" not in signals and "item facts" not in signals, "the data has none at all"
+    assert "user attributes" not in signals and "item facts" not in signals, "the data has no such signal"
 
 
-def test_a_target_signal_is_there_when_every_target_has_it(tmp_path) -> None:
+def test_target_signal_is_present_if_every_target_has_it(tmp_path) -> None:
     events = [(0, 0, DAY, Split.TRAIN), (1, 0, 2 * DAY, Split.VALID), (2, 0, 3 * DAY, Split.TEST)]
     events.append((5, 0, 4 * DAY, Split.TEST))
     dataset = write_dataset(tmp_path, [events, leave_last(2, 0, 1)], 6)
@@ -78,7 +78,7 @@ def test_a_target_signal_is_there_when_every_target_has_it(tmp_path) -> None:
     assert warm.codes_B.tolist() == [0, 1]
 
 
-def test_ids_and_text_are_no_attributes_and_empty_values_are_none() -> None:
+def test_ids_text_and_empty_values_are_not_attributes() -> None:
     table = pa.table(
         {
             "item_id": ["a", "b", "c", "d"],
@@ -93,7 +93,7 @@ def test_ids_and_text_are_no_attributes_and_empty_values_are_none() -> None:
     assert described(table.select(["item_id"]), 4).tolist() == [False] * 4
 
 
-def test_the_gate_judges_combinations_of_signals_as_segments(tmp_path) -> None:
+def test_gate_checks_combinations_of_signals_as_segments(tmp_path) -> None:
     walks = [leave_last(0, 1, 2, 3), *(leave_last(3, 0, 1, 2) for _ in range(2 * MIN_QUERIES - 1))]
     friends = tuple((user, user + 1) for user in range(MIN_QUERIES - 1))  # of the first twenty
     dataset = write_dataset(tmp_path, walks, 5, friends=friends)

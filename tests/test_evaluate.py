@@ -1,4 +1,4 @@
-"""Evaluation from end to end on a hand-made dataset: the contract, and numbers that can be worked out."""
+"""Evaluation from end to end on a hand-made dataset: the contract of metrics.json, and figures by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = ("recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelt
 
 
 class Oracle:
-    """Puts the item after the last seen one (a circle) first; ``after`` alone knows, ``noise`` says nothing."""
+    """Ranks the item after the last seen one (a circle) first; only ``after`` scores, ``noise`` is zero."""
 
     names = ("after", "noise")
     trained_names = ("after", "noise")
@@ -40,7 +40,7 @@ class Oracle:
         return self.item_vectors_ND[torch.from_numpy((last + 1) % len(self.item_vectors_ND))]
 
     def parts(self, queries: Queries) -> Parts:
-        """Users with an even id have both granularities, the others ``after`` alone."""
+        """Users with an even id have both granularities, the others only ``after``."""
         even = torch.from_numpy(queries.histories.users_U % 2 == 0)[:, None]
         weights_BK = torch.where(even, torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
         after_BD = self.scores(queries)  # item vectors are the unit matrix
@@ -54,7 +54,7 @@ class Oracle:
 
 
 def circle(folder: Path, friends: tuple[tuple[int, int], ...] = ((0, 1),)) -> PreparedDataset:
-    """Twenty users who walk the circle of items from different places, six steps each."""
+    """Twenty users who walk around a circle of items from different starts, six steps each."""
     walks = [leave_last(*((start + step) % NUM_ITEMS for step in range(6))) for start in range(20)]
     return write_dataset(folder, walks, NUM_ITEMS, friends=friends)
 
@@ -68,7 +68,7 @@ def config(**evaluate_section: Any) -> Config:
 def test_metrics_json_follows_the_contract(tmp_path) -> None:
     result = evaluate(Oracle(), circle(tmp_path), config(), refit=True)
     content = json.loads(json.dumps(result.to_json({"prepare_s": 1.0, "train_s": 2.0}), allow_nan=False))
-    names = {f"{kind}@{k}" for kind in KINDS for k in (1, 3, 5)}  # the main metric's cut-off comes along
+    names = {f"{kind}@{k}" for kind in KINDS for k in (1, 3, 5)}  # the cut-off of the main metric is added
     assert set(content["model"]) == names
     assert {name: set(values) for name, values in content["baselines"].items()} == {
         name: names for name in ("popularity", "item_knn", "ease", "als", "recent_popularity")
@@ -84,7 +84,7 @@ def test_metrics_json_follows_the_contract(tmp_path) -> None:
     assert {"history", "friends", "users"} <= set(content["segments"])
 
 
-def test_a_perfect_model_has_the_values_of_a_perfect_model(tmp_path) -> None:
+def test_perfect_model_has_perfect_metrics(tmp_path) -> None:
     result = evaluate(Oracle(), circle(tmp_path), config(chunk_users=7), refit=True)
     for name in ("ndcg@1", "ndcg@3", "recall@5", "mrr@5", "hit@1", "map@3"):
         assert result.model[name] == 1.0, name
@@ -98,7 +98,7 @@ def test_a_perfect_model_has_the_values_of_a_perfect_model(tmp_path) -> None:
     assert result.data["queries"] == result.data["targets"] == 20 and result.data["fitted_through"] == "valid"
 
 
-def test_the_comparison_is_with_the_baseline_that_validation_prefers(tmp_path) -> None:
+def test_best_baseline_in_the_comparison_is_the_best_on_validation(tmp_path) -> None:
     result = evaluate(Oracle(), circle(tmp_path), config(), refit=True)
     against = result.comparison["against"]
     validation = {name: entry["validation"] for name, entry in against.items()}
@@ -120,7 +120,7 @@ def test_segments_split_the_same_queries(tmp_path) -> None:
         assert sum(n * v for n, v in parts) / 20 == pytest.approx(values["ndcg@3"])
 
 
-def test_without_a_refit_validation_events_are_no_training(tmp_path) -> None:
+def test_validation_events_are_not_training_without_a_refit(tmp_path) -> None:
     walks = [leave_last(0, 1, 2, 3), leave_last(0, 1, 2, 4), leave_last(1, 0, 5, 2)]
     dataset = write_dataset(tmp_path, walks, 6)
     kept = evaluate(Oracle(6), dataset, config(), refit=False)
@@ -130,7 +130,7 @@ def test_without_a_refit_validation_events_are_no_training(tmp_path) -> None:
     assert kept.data["fitted_through"] == "train"
 
 
-def test_no_baselines_and_no_ablation(tmp_path) -> None:
+def test_evaluation_without_baselines_and_ablation(tmp_path) -> None:
     result = evaluate(Oracle(), circle(tmp_path, friends=()), config(baselines=[], ablate=False), refit=True)
     assert result.baselines == {} and result.comparison == {
         "metric": "ndcg@3",
@@ -142,7 +142,7 @@ def test_no_baselines_and_no_ablation(tmp_path) -> None:
     assert "friends" not in result.segments
 
 
-def test_what_cannot_be_evaluated_is_said(tmp_path) -> None:
+def test_impossible_evaluation_has_a_clear_message(tmp_path) -> None:
     dataset = write_dataset(tmp_path / "a", [train_events(0, 1, 2), train_events(1, 2)], 3)
     with pytest.raises(DataError, match="0 queries"):
         evaluate(Oracle(3), dataset, config(), refit=True)
@@ -152,7 +152,7 @@ def test_what_cannot_be_evaluated_is_said(tmp_path) -> None:
     assert evaluate(Oracle(3), repeats, config(exclude_seen=False), refit=True).data["targets"] == 2
 
 
-def test_a_frozen_model_of_ours_is_a_scored_model(tmp_path) -> None:
+def test_frozen_model_is_a_scored_model(tmp_path) -> None:
     dataset = small_world(tmp_path)
     model = small_model(dataset)
     result = evaluate(model, dataset, config(), refit=True)

@@ -91,7 +91,7 @@ def test_run_resumes_after_driver_is_killed_in_prepare_and_in_an_epoch(tmp_path:
     assert not list(tmp_path.glob("run/dataset.writing-*")), "what the first left is gone"
 
     with Command("run", config, "--resume") as command:
-        assert "going on from" in command.ends()
+        assert "resuming from" in command.ends()
         after(command, "driver lost in an epoch")
     same(outcome(run), whole)
     assert events_of(run / "dataset") == events_of(whole["dataset"])
@@ -115,7 +115,7 @@ def test_run_resumes_after_driver_is_killed_between_phases_and_in_later_stages(
         command.until("evaluate +ranking all")
         command.kill()
     assert f"{damaged}: checkpoint" in command.output and "trying the one before" in command.output
-    assert f"going on from {before}" in command.output
+    assert f"resuming from {before}" in command.output
     assert not (run / "metrics.json").exists()
 
     with Command("run", config, "--resume") as command:
@@ -143,7 +143,7 @@ def test_training_continues_after_each_worker_is_killed(tmp_path: Path, whole: d
         for number, (rank, epoch) in enumerate([(1, 1), (0, 4)], start=1):
             command.when(partial(reached, run, epoch), f"epoch {epoch}")
             os.kill(command.rank(rank), signal.SIGKILL)
-            command.when(lambda number=number: command.output.count("going on from") == number, "a resumption")
+            command.when(lambda number=number: command.output.count("resuming from") == number, "a resumption")
         command.ends()
         after(command, "two workers lost")
     assert history(run) == history(tmp_path / "whole/run")
@@ -396,7 +396,7 @@ def test_prepare_and_training_continue_after_node_is_killed(
         with Command("train", world(tmp_path / "hit", data=data), *words, **where) as command:
             command.when(partial(reached, tmp_path / "hit/run", 2), "the middle of an epoch")
             assert lose(cluster, "RayTrainWorker")
-            command.until("going on from")
+            command.until("resuming from")
             command.ends()
             after(command, "training that lost a node")
         assert history(tmp_path / "hit/run") == history(tmp_path / "whole/run")

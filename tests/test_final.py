@@ -1,4 +1,4 @@
-"""`train.final`: what goes out is trained on all events, what is measured and compared has not seen test."""
+"""`train.final`: the registered model is trained on all events; the evaluated model has not seen test events."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def world(folder: Path) -> PreparedDataset:
-    """Users on a circle of 16 items, whose newest event is one of four items that nobody had before."""
+    """Users on a circle of 16 items; their newest event is on one of four items that no user had before."""
     histories: list[list[Event]] = [
         leave_last(*[(user + step) % 16 for step in range(5 + user % 3)], 16 + user % 4) for user in range(32)
     ]
@@ -69,8 +69,8 @@ def measured_of(config: Config, dataset: PreparedDataset) -> TrainResult:
     return fit(config, dataset, Validator.of(config), TrainContext())
 
 
-def test_the_training_on_all_events_is_the_refit_of_a_later_cut(tmp_path: Path) -> None:
-    """Its model is what a refit gives where every event is of training or validation."""
+def test_training_on_all_events_equals_refit_of_a_later_cut(tmp_path: Path) -> None:
+    """The model equals that of a refit on a dataset in which every event is training or validation."""
     config, dataset = settings(("evolution", "collaborative", "social")), world(tmp_path / "d")
     trained = measured_of(config, dataset)
     final = Final.of_trained(trained)
@@ -99,7 +99,7 @@ def _items(dataset: PreparedDataset, user: int) -> list[int]:
     return [int(item) for item in histories.take(np.array([row])).items_E]
 
 
-def test_it_knows_what_only_test_holds_and_one_function_makes_the_model(tmp_path: Path) -> None:
+def test_final_model_knows_items_that_only_test_has(tmp_path: Path) -> None:
     config, dataset = settings(ratings=False), world(tmp_path / "d")
     trained = measured_of(config, dataset)
     final = Final.of_trained(trained)
@@ -114,7 +114,7 @@ def test_it_knows_what_only_test_holds_and_one_function_makes_the_model(tmp_path
     assert torch.equal(*weights), "the weight of item_cf was chosen on validation and stays"
 
 
-def test_interrupted_it_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+def test_interrupted_final_training_resumes_to_the_same_values(tmp_path: Path) -> None:
     config, dataset = settings(("evolution", "behaviour")), world(tmp_path / "d")
     final = replace(Final.of_trained(measured_of(config, dataset)), epochs=4, of=4)
 
@@ -142,8 +142,8 @@ def test_interrupted_it_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
         assert torch.equal(resumed.weights[name], tensor), name
 
 
-def test_what_the_check_silences_is_trained_around_it(tmp_path: Path) -> None:
-    """The phases are those of the evaluated training: without the silenced granularity, then that one alone."""
+def test_pruned_granularities_are_trained_around_the_final_model(tmp_path: Path) -> None:
+    """The phases are those of the evaluated training: without the pruned granularity, then that one alone."""
     config, dataset = settings(("evolution", "behaviour")), world(tmp_path / "d")
     trained = measured_of(config, dataset)
     choices = {**trained.choices, "kept": {"behaviour": 0.0, "evolution": 1.0}}
@@ -156,7 +156,7 @@ def test_what_the_check_silences_is_trained_around_it(tmp_path: Path) -> None:
         torch.testing.assert_close(frozen.tensors()[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_going_on_starts_at_the_evaluated_weights(tmp_path: Path) -> None:
+def test_continued_final_training_starts_at_evaluated_weights(tmp_path: Path) -> None:
     config, dataset = settings(("evolution", "stratum", "profile")), world(tmp_path / "d")
     trained = measured_of(config, dataset)
     final = Final.of_trained(trained, 2, lr_share=1e-12)
@@ -175,7 +175,7 @@ def test_fewer_epochs_shorten_the_schedule(tmp_path: Path) -> None:
     assert replace(final, epochs=6).settings(settings(epochs=8)).train.epochs == 8
 
 
-def test_its_digest_is_its_own(tmp_path: Path) -> None:
+def test_digest_of_final_training_differs_from_evaluated_training(tmp_path: Path) -> None:
     config, dataset = settings(), world(tmp_path / "d")
     weights = {"model.encoders.fitted_weights": torch.ones(1), "model.x": torch.ones(2)}
     final = Final(3, 3, {}, weights, ("evolution",))
@@ -193,12 +193,12 @@ def test_its_digest_is_its_own(tmp_path: Path) -> None:
     ]
     assert len({*digests}) == len(digests)
     anew = replace(final, weights={**weights, "model.x": torch.zeros(2)})
-    assert training_digest(config, dataset, None, anew) == digests[1], "anew, nothing of these weights is read"
+    assert training_digest(config, dataset, None, anew) == digests[1], "from scratch, these weights are not read"
     on = config.model_copy(update={"train": config.train.model_copy(update={"final": True})})
     assert training_digest(on, dataset, None) == digests[0], "the evaluated training is the same either way"
 
 
-def test_nothing_is_chosen_in_it(tmp_path: Path) -> None:
+def test_final_training_chooses_nothing(tmp_path: Path) -> None:
     dataset = small_world(tmp_path / "d")
     with pytest.raises(TrainingError, match="nothing is chosen"):
         _chooses(small_model(dataset), dataset.histories().queries(Split.VALID))
@@ -215,7 +215,7 @@ def two_models(folder: Path) -> tuple[Path, PreparedDataset]:
     return folder / "bundle", dataset
 
 
-def test_a_bundle_of_two_models_gives_each_to_whom_it_is_for(tmp_path: Path) -> None:
+def test_bundle_with_two_models_serves_final_and_evaluates_measured(tmp_path: Path) -> None:
     folder, dataset = two_models(tmp_path)
     bundle = read_bundle(folder)
     assert bundle.info.format_version == WITH_MEASURED and has_measured(bundle.info)
@@ -228,14 +228,14 @@ def test_a_bundle_of_two_models_gives_each_to_whom_it_is_for(tmp_path: Path) -> 
     assert single.info.format_version == FORMAT_VERSION and measured(tmp_path / "one", single) is single
 
 
-def test_a_changed_or_missing_measured_model_is_refused(tmp_path: Path) -> None:
+def test_changed_or_missing_measured_model_is_refused(tmp_path: Path) -> None:
     folder, dataset = two_models(tmp_path)
     bundle = read_bundle(folder)
     whole = (folder / MEASURED).read_bytes()
     (folder / MEASURED).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ArtifactError, match=r"measured\.safetensors is not the file that was written"):
         measured(folder, bundle)
-    seal(folder, bundle.info)  # by whoever changed it
+    seal(folder, bundle.info)  # as an attacker would
     (folder / MEASURED).write_bytes(b"nothing")
     seal(folder, bundle.info)
     with pytest.raises(ArtifactError, match=r"damaged: measured\.safetensors: "):
@@ -245,7 +245,7 @@ def test_a_changed_or_missing_measured_model_is_refused(tmp_path: Path) -> None:
         measured(folder, bundle)
 
 
-def test_other_weights_of_the_granularities_reach_both_models(tmp_path: Path) -> None:
+def test_new_fusion_weights_reach_both_models(tmp_path: Path) -> None:
     dataset = small_world(tmp_path / "data")
     served, seen = small_model(dataset, through=Split.TEST), small_model(dataset)
     write_bundle(tmp_path / "bundle", served, dataset, {}, None, "", Measured(seen, seen.tensors()))
@@ -262,7 +262,7 @@ def test_other_weights_of_the_granularities_reach_both_models(tmp_path: Path) ->
         assert torch.equal(weights["model.encoders.fusion.prior_K"], changed["fusion.prior_K"])
 
 
-# ------------------------------------------------------------------------------------------------------ the whole story
+# ------------------------------------------------------------------------------------------------------- whole commands
 
 
 def rows(path: Path, events: list[tuple[str, str, int]]) -> None:
@@ -273,7 +273,7 @@ def rows(path: Path, events: list[tuple[str, str, int]]) -> None:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, one_thread: None, ray_local: None) -> Path:
-    """A run with ``train.final`` whose trainings take place in this process; the last item of everybody is new."""
+    """A run with ``train.final`` that trains in this process; the last item of every user is new."""
     folder = tmp_path_factory.mktemp("final")
     monday = [
         (f"u{user:02d}", f"i{(user + step) % 12:02d}" if step < 7 else f"new{user % 3}", 2 * step)
@@ -307,7 +307,7 @@ def command(folder: Path, verb: str, *words: str) -> int:
     return main([verb, "--config", str(folder / "c.yaml"), *words])
 
 
-def test_the_run_says_which_model_the_figures_are_of(story: Path) -> None:
+def test_run_names_the_model_of_the_figures(story: Path) -> None:
     run = story / "run"
     metrics = json.loads((run / "metrics.json").read_text())
     epochs = json.loads((run / "model/trained.json").read_text())["best_epoch"]
@@ -331,7 +331,7 @@ def test_the_run_says_which_model_the_figures_are_of(story: Path) -> None:
     assert "training the model that goes out on all 192 events, test included" in log and "(final)" in log
 
 
-def test_resumed_nothing_is_trained_again(story: Path) -> None:
+def test_finished_run_trains_nothing_when_resumed(story: Path) -> None:
     with training_here() as trained:
         assert command(story, "run", "--resume") == 0
         (story / "run/registered.json").unlink()
@@ -340,7 +340,7 @@ def test_resumed_nothing_is_trained_again(story: Path) -> None:
     assert "run/final is trained already" in (story / "run/run.log").read_text()
 
 
-def test_the_gate_compares_the_measured_models(story: Path, capsys: Captured) -> None:
+def test_gate_compares_the_measured_models(story: Path, capsys: Captured) -> None:
     assert command(story, "promote") == 0
     record = json.loads((story / "run/promotion.json").read_text())
     assert {check["name"]: check["passed"] for check in record["checks"]}["leak"]
@@ -349,7 +349,7 @@ def test_the_gate_compares_the_measured_models(story: Path, capsys: Captured) ->
     with training_here():
         assert command(story, "register", "--train.final", "false") == 0
     capsys.readouterr()
-    assert command(story, "promote") == 1  # the very same measured model: no better, and not a bit other
+    assert command(story, "promote") == 1  # the measured models are equal, so the challenger is not better
     record = json.loads((story / "run/promotion.json").read_text())
     assert record["champion"]["version"] == version
     assert record["comparison"]["challenger"] == record["comparison"]["champion"]
@@ -358,9 +358,11 @@ def test_the_gate_compares_the_measured_models(story: Path, capsys: Captured) ->
     assert not has_measured(read_bundle(story / "run/bundle").info)
 
 
-def test_an_update_goes_on_from_weights_that_have_not_seen_what_it_is_validated_on(story: Path) -> None:
-    """Sixteen users have three newer events; the test events of the other eight were trained on before they went out,
-    so the update goes on from the weights of before, and validates by events that are new to them."""
+def test_update_continues_from_weights_that_have_not_seen_its_validation_events(story: Path) -> None:
+    """Sixteen users have three newer events; the final model was trained on the test events of the other eight.
+
+    So the update continues from the weights before that, and validates on events that are new to them.
+    """
     (story / "later.csv").rename(story / "2-later.csv")
     try:
         with training_here() as trained:
@@ -375,8 +377,8 @@ def test_an_update_goes_on_from_weights_that_have_not_seen_what_it_is_validated_
     assert bundle.info.extra["parent"]["uri"] == "models:/pocket/1"
 
 
-def test_an_update_past_all_events_of_its_parent_goes_on_from_what_went_out(story: Path) -> None:
-    """Everybody has newer events: two of them, validation and test, so nothing of the parent's is asked."""
+def test_update_with_only_newer_events_continues_from_the_final_model(story: Path) -> None:
+    """Every user has two newer events, for validation and test, so no event of the parent is used for them."""
     events = [(f"u{user:02d}", f"i{(user + 8 + step) % 12:02d}", 30 + step) for user in range(24) for step in range(2)]
     rows(story / "2-all.csv", events)
     try:
@@ -388,7 +390,7 @@ def test_an_update_past_all_events_of_its_parent_goes_on_from_what_went_out(stor
     assert "weights before that" not in log and "24 users to validate on" in log
 
 
-def test_a_model_without_anything_trained_is_only_fitted(story: Path) -> None:
+def test_model_without_trained_granularity_is_only_fitted(story: Path) -> None:
     words = ["--run.dir", str(story / "fitted"), "--tracking.enabled", "false"]
     words += ["--model.granularities.evolution.enabled", "false", "--model.granularities.item_cf.enabled", "true"]
     with training_here() as trained:
@@ -400,10 +402,10 @@ def test_a_model_without_anything_trained_is_only_fitted(story: Path) -> None:
     assert "fitting the model that goes out on all 192 events" in (story / "fitted/run.log").read_text()
 
 
-def test_members_of_an_update_are_weighed_by_users_that_are_new_to_the_parent(
+def test_members_of_an_update_are_weighted_on_users_new_to_the_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trained member has seen the validation events of the others, and would look too good on them."""
+    """The trained member has seen the validation events of the other users and would look too good on them."""
     from pipelines import stacking
 
     config, dataset = settings(("evolution", "item_cf")), world(tmp_path / "d")
@@ -422,8 +424,8 @@ def test_members_of_an_update_are_weighed_by_users_that_are_new_to_the_parent(
     assert sorted(asked) == list(range(1, 32, 4))
 
 
-def test_members_keep_the_weights_that_validation_gave_them(story: Path) -> None:
-    """Stacking: fitted members are fitted on all events, their weights and constants stay."""
+def test_final_model_keeps_member_weights_of_validation(story: Path) -> None:
+    """Closed-form members are fitted on all events; their weights and constants stay."""
     words = ["--run.dir", str(story / "stacked"), "--tracking.enabled", "false", "--model.fusion.stack", "true"]
     words += ["--model.granularities.popularity.enabled", "true", "--model.granularities.item_cf.enabled", "true"]
     with training_here():
@@ -436,8 +438,8 @@ def test_members_keep_the_weights_that_validation_gave_them(story: Path) -> None
     assert bundle.popularity_N.sum() == 192 and known.model.popularity_N.sum() == 192 - 24
 
 
-def test_the_constants_are_those_of_the_evaluated_training(story: Path) -> None:
-    """Whatever the command says by then; toggling ``train.final`` asks for no new training of the measured model."""
+def test_final_training_keeps_the_evaluated_constants(story: Path) -> None:
+    """Constants on the command line do not change it; ``train.final`` needs no new training of the measured model."""
     from pipelines.final import as_trained
 
     config = settings(lr=0.5)

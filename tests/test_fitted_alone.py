@@ -1,4 +1,4 @@
-"""Models whose every granularity is fitted in closed form: nothing is trained, all else is as for other models."""
+"""Models with only closed-form granularities: nothing is trained, everything else is as for other models."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 @pytest.mark.parametrize("kind", ["weighted", "learned", "gated"])
 @pytest.mark.parametrize("unit_vectors", [False, True])
-def test_it_is_fitted_validated_once_and_kept(
+def test_closed_form_model_is_fitted_and_validated_once(
     dataset: PreparedDataset, tmp_path: Path, kind: str, unit_vectors: bool
 ) -> None:
     config, seen = settings(dataset, kind, unit_vectors=unit_vectors), []
@@ -78,7 +78,7 @@ def _popularity(model: FrozenModel, dataset: PreparedDataset) -> float:
     return float(Validator("ndcg@10", True, 512)(Popular(), dataset.histories().queries(Split.TEST)).mean())
 
 
-def test_the_search_begins_with_the_best_member_alone(dataset: PreparedDataset) -> None:
+def test_search_for_weights_starts_with_the_best_member_alone(dataset: PreparedDataset) -> None:
     config = settings(dataset)
     frozen = fit(config, dataset, Validator.of(config), TrainContext()).frozen
     weights, asked = frozen.encoders.fitted_weights, list[list[float]]()
@@ -88,7 +88,7 @@ def test_the_search_begins_with_the_best_member_alone(dataset: PreparedDataset) 
         return 2.0 if asked[-1] == [0.0, 1.0] else 1.0
 
     choose_weights(frozen, metric, sample_queries(dataset, Split.VALID))
-    assert weights.tolist() == [0.0, 1.0], "the better one by itself, and no gain beside it"
+    assert weights.tolist() == [0.0, 1.0], "the better one alone, as the other adds nothing"
     assert asked[1:3] == [[1.0, 0.0], [0.0, 1.0]] and len(asked) > 6
 
 
@@ -106,7 +106,7 @@ def _worker(rank: int, world: int, root: str, out: str, config: dict[str, Any]) 
     torch.save({"weights": result.weights, "history": result.history}, f"{out}/{rank}.pt")
 
 
-def test_two_workers_give_what_one_gives(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_two_workers_give_the_result_of_one(dataset: PreparedDataset, tmp_path: Path) -> None:
     config = settings(dataset)
     one = fit(config, dataset, Validator.of(config), TrainContext())
     together(_worker, tmp_path, dataset.root, str(tmp_path), config.model_dump(mode="json"))
@@ -117,7 +117,9 @@ def test_two_workers_give_what_one_gives(dataset: PreparedDataset, tmp_path: Pat
             torch.testing.assert_close(found["weights"][name], tensor)
 
 
-def test_run_registers_a_model_that_serves(tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_registers_a_closed_form_model_that_serves(
+    tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     tree: dict[str, Any] = {
         "run": {"dir": str(tmp_path / "run"), "name": "fitted"},
         "data": {

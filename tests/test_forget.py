@@ -567,7 +567,7 @@ def test_separation_is_the_share_of_ordered_pairs() -> None:
 def test_missing_unseen_users_are_reported() -> None:
     nobody = Histories.of_items([])
     said = membership(None, nobody, nobody, nobody)  # type: ignore[arg-type]
-    assert said == {"tested": False, "why": "no forgotten user has two events that are known"}
+    assert said == {"tested": False, "why": "no deleted user has two known events"}
 
 
 @pytest.mark.slow

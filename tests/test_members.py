@@ -1,4 +1,4 @@
-"""The table of members: parts of a score ranked alone and left out, and what is said of a member's fate."""
+"""The table of members: rankings by members alone and without them, and the reason why each is kept or dropped."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def stacked_model(dataset, weights_M: list[float]) -> FrozenModel:
 
 
 def chosen(names: list[str], weights_M: list[float], **more: Any) -> dict[str, Any]:
-    """As stacking says it."""
+    """The choices of a stacking."""
     members = {n: {"alone": 0.2, "without": 0.25, "weights": [w, w]} for n, w in zip(names, weights_M, strict=True)}
     dropped = [name for name, weight in zip(names, weights_M, strict=True) if not weight]
     base = {"single": "item_cf", "is_single": False, "validation": 0.3, "cross_fitted": 0.28, "dropped": dropped}
     return {**base, "members": members, **more}
 
 
-def test_shares_are_the_rankings_of_the_same_model_with_those_granularities_alone(tmp_path) -> None:
+def test_shares_equal_rankings_by_these_granularities_alone(tmp_path) -> None:
     dataset = small_world(tmp_path)
     model, config = stacked_model(dataset, [1.0, 0.5, 0.7]), build_config(settings(stack=True))
     queries = dataset.histories().queries(Split.TEST)
@@ -69,13 +69,13 @@ def test_shares_are_the_rankings_of_the_same_model_with_those_granularities_alon
     )
 
 
-def test_without_fitted_members_there_is_no_line_of_the_trained_ones_together(tmp_path) -> None:
+def test_no_row_of_trained_members_without_closed_form_ones(tmp_path) -> None:
     dataset = small_world(tmp_path)
     found = shares(small_model(dataset), dataset.histories().queries(Split.TEST), build_config(settings()))
     assert "trained" not in found.without and "behaviour" in found.without
 
 
-def test_a_dropped_member_has_its_validation_figure_and_the_reason(tmp_path) -> None:
+def test_dropped_member_has_validation_figure_and_reason(tmp_path) -> None:
     dataset = small_world(tmp_path)
     weights_M = [0.0, 1.0, 0.4]
     model = stacked_model(dataset, weights_M)
@@ -96,7 +96,7 @@ def test_a_dropped_member_has_its_validation_figure_and_the_reason(tmp_path) -> 
     assert members["baselines"]["ease"]["alone"]["test"] == pytest.approx(result.baselines["ease"]["ndcg@3"])
 
 
-def test_a_model_that_is_its_best_member_says_so(tmp_path) -> None:
+def test_model_equal_to_its_best_member_says_so(tmp_path) -> None:
     dataset = small_world(tmp_path)
     weights_M = [0.0, 1.0, 0.0]
     model = stacked_model(dataset, weights_M)
@@ -108,7 +108,7 @@ def test_a_model_that_is_its_best_member_says_so(tmp_path) -> None:
     assert members["each"]["user_cf"]["why"] == "dropped: no sum of members is better than item_cf on validation"
 
 
-def test_what_a_member_adds_is_the_paired_difference_of_the_whole_and_the_rest() -> None:
+def test_gain_of_a_member_is_paired_difference_to_the_model_without_it() -> None:
     config = build_config(settings())
     whole_B, rest_B = np.array([1.0, 0.5, 0.0, 0.5] * 20), np.array([0.5, 0.5, 0.0, 0.0] * 20)
 
@@ -149,10 +149,10 @@ def test_every_query_is_in_the_certificate_once(tmp_path) -> None:
     config = build_config(settings())
     found = evaluate(model, dataset, config, refit=True).extras["signals"]
     assert [entry["queries"] for entry in found] == [5]
-    assert found[0]["label"] == "other combinations", "fewer than twenty queries have no line of their own"
+    assert found[0]["label"] == "other combinations", "combinations with fewer than twenty queries are pooled"
 
 
-def test_the_console_names_members_and_what_differs_between_combinations() -> None:
+def test_console_names_members_and_differing_signals() -> None:
     alone = {"validation": 0.2, "test": 0.1, "interval": [0.0, 0.2]}
     kept = {"kind": "fitted", "alone": alone, "without": {"test": 0.05}, "weight": [0.2, 1.0], "kept": True}
     gone = {"alone": {**alone, "test": None}, "without": {"test": None}, "weight": [0.0, 0.0], "kept": False}
@@ -193,7 +193,7 @@ def test_the_console_names_members_and_what_differs_between_combinations() -> No
     assert signal_table({**metrics, "signals": metrics["signals"][:1]}) == ""
 
 
-def test_both_best_baselines_are_in_the_verdict() -> None:
+def test_console_verdict_names_both_best_baselines() -> None:
     against = {"ease": {"difference": 0.1, "low": 0.05, "high": 0.2}, "als": {"difference": 0, "low": -1, "high": 1}}
     comparison = {"best_baseline": "ease", "best_on_test": "als", "against": against}
     first, second = verdict({"metric": "ndcg@5", "comparison": comparison}).splitlines()
@@ -203,15 +203,15 @@ def test_both_best_baselines_are_in_the_verdict() -> None:
     assert verdict({"metric": "ndcg@5", "comparison": comparison}).startswith("above ease, the best baseline: ")
 
 
-def test_lambdas_of_a_stacked_model_are_not_chosen_again(tmp_path) -> None:
+def test_choosing_lambdas_of_a_stacked_model_is_refused(tmp_path) -> None:
     dataset = small_world(tmp_path)
-    with pytest.raises(ConfigError, match=r"tune.search fusion: the members of this one are weighed by stacking"):
+    with pytest.raises(ConfigError, match=r"tune.search fusion: the members of this one are weighted by stacking"):
         refuse_stacked(stacked_model(dataset, [1.0, 1.0, 1.0]).encoders, "tune.search fusion", "this one")
     refuse_stacked(small_model(dataset).encoders, "tune.search fusion", "this one")
 
 
-def test_a_sparse_matrix_is_made_without_a_warning() -> None:
-    """In a process of its own: torch warns once."""
+def test_sparse_matrix_is_made_without_a_warning() -> None:
+    """In a separate process, as torch warns only once."""
     code = (
         "import torch\n"
         "from recsys.granularities.base import adjacency, spread\n"

@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand as fractions."""
+"""Metrics compared with values by hand, as fractions."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def ideal(n: int) -> float:
         ("ndcg@2", [1 / ideal(2), 0, 1, 0]),
     ],
 )
-def test_by_hand(name: str, expected: list[float]) -> None:
+def test_values_by_hand(name: str, expected: list[float]) -> None:
     values = query_metrics(HITS, TARGETS, [2, 5])
     np.testing.assert_allclose(values[name], expected, atol=1e-12)
 
 
-def test_all_accuracy_metrics_lie_between_zero_and_one_and_a_perfect_list_has_one() -> None:
+def test_accuracy_metrics_are_between_zero_and_one_for_a_perfect_list() -> None:
     perfect = query_metrics(np.ones((1, 5), dtype=bool), np.array([5]), [5])
     assert all(value == pytest.approx([1.0]) for value in perfect.values())
     generator = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_moving_a_hit_up_never_lowers_a_rank_metric() -> None:
         assert new > old
 
 
-def test_a_query_without_target_is_our_bug() -> None:
+def test_query_without_target_fails_an_assertion() -> None:
     with pytest.raises(AssertionError, match="without target"):
         query_metrics(HITS, np.array([3, 0, 8, 2]), [5])
 
@@ -126,7 +126,7 @@ def test_list_metrics_have_the_contract_names() -> None:
     assert values["diversity@2"] == pytest.approx([1.0])
 
 
-def test_metric_names() -> None:
+def test_metric_names_are_parsed_or_refused() -> None:
     assert parse_metric("recall@100") == Metric("recall", 100) and str(Metric("hit", 5)) == "hit@5"
     for wrong in ("ndgc@20", "ndcg", "ndcg@", "ndcg@0", "ndcg@-1", "ndcg@1.5", "@20", "", "ndcg@²"):
         with pytest.raises(ConfigError, match=r"recall@K ndcg@K precision@K .* diversity@K"):

@@ -1,4 +1,4 @@
-"""A mistake that only a training worker can find is the message that it is, also before the first checkpoint."""
+"""A user error that only a training worker can find reaches the user as its message, at any time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _config(folder: Path, train: dict[str, Any]) -> Config:
 
 
 @pytest.mark.timeout(600)
-def test_a_mistake_before_the_first_checkpoint_is_its_message(tmp_path: Path, ray_local: None) -> None:
+def test_error_before_the_first_checkpoint_is_the_message(tmp_path: Path, ray_local: None) -> None:
     from recsys.training.ray_train import train_on_ray
 
     config = _config(tmp_path, {"history_mask_rate": 0.3})
@@ -42,20 +42,20 @@ def test_a_mistake_before_the_first_checkpoint_is_its_message(tmp_path: Path, ra
         train_on_ray(config, _dataset(tmp_path, 0, 6), Validator.of(config), lambda values: None)
 
 
-def test_a_validation_of_repeats_alone_names_the_setting(tmp_path: Path) -> None:
+def test_validation_with_only_repeats_names_the_setting(tmp_path: Path) -> None:
     config = _config(tmp_path, {})
     with pytest.raises(DataError, match=r"had before; set evaluate\.exclude_seen false"):
         fit(config, _dataset(tmp_path, 6), Validator.of(config), TrainContext())
 
 
-def test_a_validation_of_many_repeats_says_so_once(tmp_path: Path) -> None:
+def test_validation_with_many_repeats_says_so_once(tmp_path: Path) -> None:
     config, said = _config(tmp_path, {"epochs": 3}), list[str]()
     fit(config, _dataset(tmp_path, 6, 2), Validator.of(config), TrainContext(note=said.append))
     assert said == [repeats_line("validation", 6, 8)]
     assert said[0].startswith("warning: 6 of 8 validation users") and "evaluate.exclude_seen false" in said[0]
 
 
-def test_a_few_repeats_are_said_without_advice() -> None:
+def test_few_repeats_are_reported_without_advice() -> None:
     assert repeats_line("test", 0, 40) == ""
     few = repeats_line("test", 1, 40)
     assert few.startswith("1 of 40 test users") and "39 users" in few and "warning" not in few

@@ -1,4 +1,4 @@
-"""The panel of moving interest: groups of items, shares by hand, areas that close, and a page without script."""
+"""The panel on interest drift: groups of items, shares by hand, closed areas, and a page without scripts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from recsys.evaluation.interest_drift import OTHER, Groups, _shares, find_groups
 from recsys.report.interest_drift import movement_panel
 
 
-def test_groups_are_the_values_that_tell_items_apart() -> None:
-    """The first value is on every item, so the second one counts; ids and numbers are no groups."""
+def test_groups_are_values_that_distinguish_items() -> None:
+    """Every item has the first value, so the second one counts; ids and numbers are not groups."""
     features = pa.table(
         {
             "item_id": list("abcdef"),
@@ -29,7 +29,7 @@ def test_groups_are_the_values_that_tell_items_apart() -> None:
     assert groups.group_N.tolist() == [0, 0, 1, 1, -1, -1]
 
 
-def test_without_an_attribute_neighbours_are_grouped() -> None:
+def test_neighbourhoods_are_groups_without_an_attribute() -> None:
     features = pa.table({"item_id": [str(i) for i in range(40)]})
     random = np.random.default_rng(0)
     vectors = np.repeat(np.eye(4), 10, axis=0) + 0.05 * random.normal(size=(40, 4))
@@ -39,8 +39,8 @@ def test_without_an_attribute_neighbours_are_grouped() -> None:
     assert all(label.startswith("near t") for label in groups.labels)
 
 
-def test_shares_weigh_the_nearest_items_by_rank() -> None:
-    """Two nearest of 20 items: weights 1 and 1 / log2(3); an item without a group counts for nothing."""
+def test_shares_weight_nearest_items_by_rank() -> None:
+    """Two nearest items: weights 1 and 1 / log2(3); an item without a group does not count."""
     scores = torch.zeros(2, 20)
     scores[0, 3], scores[0, 5], scores[1, 5], scores[1, 19] = 2.0, 1.0, 2.0, 1.0
     group = np.full(20, -1)
@@ -50,7 +50,7 @@ def test_shares_weigh_the_nearest_items_by_rank() -> None:
     np.testing.assert_allclose(_shares(scores, Groups("x", ["a", "b"], group)), expected)
 
 
-def test_the_model_says_how_interest_moved(tmp_path: Path) -> None:
+def test_model_gives_interest_drift(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     queries = dataset.histories().queries(Split.TEST)
     found = movements(small_model(dataset), dataset, queries)
@@ -60,7 +60,7 @@ def test_the_model_says_how_interest_moved(tmp_path: Path) -> None:
         assert len(movement["chosen"]) == len(movement["times"]) == len(movement["long"])
 
 
-def test_the_panel_lays_out_areas_and_colours() -> None:
+def test_panel_lays_out_areas_and_colours() -> None:
     movement = {
         "by": "category",
         "labels": ["tea", "milk"],

@@ -1,4 +1,4 @@
-"""A planted world whose values are known: the estimators find them, and what cannot be estimated shows."""
+"""Estimators find the known values of a planted world, and show what cannot be estimated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recsys.evaluation.experiment import outcomes
 from recsys.evaluation.off_policy import Trials, estimate, predicted
 
 POOL, K, SHARE = 8, 4, 0.5
-# The worth of every item, whoever asks; the log ranks items 0, 1, 2, …, the target 7, 6, 5, …
+# The value of every item, for every user; the log ranks items 0, 1, 2, …, the target 7, 6, 5, …
 WORTH = np.linspace(0.05, 0.6, POOL)
 EXAMINED = np.array([1.0, 0.8, 0.6, 0.5])
 LOGGED_VALUE = sum(
@@ -22,8 +22,10 @@ TARGET_VALUE = sum(EXAMINED[p] * WORTH[POOL - 1 - p] for p in range(K))
 
 
 def planted(num_users: int, seed: int, outside: int = 0) -> Trials:
-    """A log of ε-uniform lists; users answer more or less often and like all more or less. The target's first
-    ``outside`` places hold an item that the log cannot show."""
+    """A log of ε-uniform lists; users differ in their number of answers and in their mean reward.
+
+    The first ``outside`` places of the target have an item that the log cannot show.
+    """
     random = np.random.default_rng(seed)
     rows: list[tuple[float, ...]] = []
     answers = random.integers(1, 6, num_users)
@@ -41,17 +43,17 @@ def planted(num_users: int, seed: int, outside: int = 0) -> Trials:
     return Trials(users.astype(np.int64), answers, *whole, chances.astype(float), hits.astype(float))
 
 
-def test_intervals_contain_the_planted_value_and_tell_the_target_from_the_log() -> None:
+def test_intervals_contain_planted_value_but_not_that_of_the_log() -> None:
     found = estimate(planted(3000, 1), 500, 1)
     for name in ("ips", "snips", "dr"):
         assert found.values[name].low < TARGET_VALUE < found.values[name].high, name
-        assert found.gains[name].low > 0, "the target is better, beyond doubt"
+        assert found.gains[name].low > 0, "the target is better beyond chance"
     shown = found.values["shown"]
     assert shown.low < LOGGED_VALUE < shown.high < found.values["dr"].low
-    assert found.support.low < 1 < found.support.high, "all that the target shows could be shown"
+    assert found.support.low < 1 < found.support.high, "the log could show every item of the target"
 
 
-def test_intervals_contain_the_truth_about_as_often_as_they_say() -> None:
+def test_intervals_have_the_stated_coverage() -> None:
     covered: dict[str, int] = {"ips": 0, "snips": 0, "dr": 0}
     for seed in range(100):
         found = estimate(planted(150, seed), 200, seed)
@@ -60,7 +62,7 @@ def test_intervals_contain_the_truth_about_as_often_as_they_say() -> None:
     assert all(86 <= number <= 100 for number in covered.values()), covered
 
 
-def test_estimates_scatter_around_the_truth_and_doubly_robust_ones_least() -> None:
+def test_estimates_are_unbiased_and_doubly_robust_has_least_variance() -> None:
     values = np.array(
         [[estimate(planted(150, seed), 2, 0).values[n].value for n in ("ips", "dr")] for seed in range(150)]
     )
@@ -69,7 +71,7 @@ def test_estimates_scatter_around_the_truth_and_doubly_robust_ones_least() -> No
     assert values[:, 1].std() < 0.9 * values[:, 0].std()
 
 
-def test_snips_moves_by_what_is_added_to_every_reward_and_ips_does_not() -> None:
+def test_snips_shifts_with_rewards_and_ips_does_not() -> None:
     trials = planted(300, 3)
     before, after = (estimate(one, 50, 0).values for one in (trials, replace(trials, rewards_R=trials.rewards_R + 5)))
     assert after["snips"].value == pytest.approx(before["snips"].value + 5 * K)
@@ -95,7 +97,7 @@ def test_estimates_are_the_sums_of_their_formulas() -> None:
     assert found.support.value == pytest.approx(12 / 3)
 
 
-def test_a_target_that_is_the_log_is_worth_what_was_shown() -> None:
+def test_target_equal_to_the_log_has_the_shown_value() -> None:
     trials = planted(200, 5)
     same = replace(trials, target_R=trials.shown_R, propensities_R=np.ones(len(trials.shown_R)))
     found = estimate(same, 100, 0)
@@ -104,20 +106,20 @@ def test_a_target_that_is_the_log_is_worth_what_was_shown() -> None:
         assert found.gains[name].low == pytest.approx(0) and found.gains[name].high == pytest.approx(0)
 
 
-def test_the_mean_weight_says_what_the_log_could_not_show() -> None:
+def test_mean_weight_shows_missing_support() -> None:
     found = estimate(planted(3000, 6, outside=1), 200, 0)
     assert found.support.low < 0.75 < found.support.high < 1
-    assert found.values["ips"].high < TARGET_VALUE, "IPS counts it as nothing"
+    assert found.values["ips"].high < TARGET_VALUE, "IPS counts it as zero"
 
 
-def test_a_target_without_a_shown_item_has_no_weight_and_no_snips() -> None:
+def test_target_without_shown_items_has_no_weight_and_no_snips() -> None:
     trials = planted(50, 7)
     found = estimate(replace(trials, target_R=np.full(len(trials.shown_R), -1)), 50, 0)
     assert found.effective == 0 and found.largest == 0 and np.isnan(found.values["snips"].value)
     assert found.values["ips"].value == 0
 
 
-def test_rewards_of_a_user_do_not_enter_their_own_prediction() -> None:
+def test_rewards_of_a_user_are_not_in_their_own_prediction() -> None:
     trials = planted(60, 8)
     mine = trials.users_R == 7
     other = replace(trials, rewards_R=np.where(mine, 1000.0, trials.rewards_R))
@@ -126,7 +128,7 @@ def test_rewards_of_a_user_do_not_enter_their_own_prediction() -> None:
 
 
 def experiment(seed: int, lift: float) -> tuple[Array, Array, Array]:
-    """Users of two versions; a user's answers are alike, so users and not answers are the sample."""
+    """Users of two versions; the answers to a user are similar, so the sample is users, not answers."""
     random = np.random.default_rng(seed)
     users = np.repeat(np.arange(200), random.integers(1, 40, 200))
     liking = random.normal(1.0, 1.0, 200)
@@ -134,21 +136,21 @@ def experiment(seed: int, lift: float) -> tuple[Array, Array, Array]:
     return users, versions, liking[users] + lift * versions + random.normal(0, 0.1, len(users))
 
 
-def test_versions_that_are_equal_differ_beyond_chance_as_seldom_as_the_level_says() -> None:
+def test_equal_versions_are_significant_only_at_the_stated_rate() -> None:
     wrong = wrong_by_answers = 0
     for seed in range(100):
         users, versions, rewards = experiment(seed, 0.0)
         [_, second], _ = outcomes(users, versions, rewards, 2, 200, seed)
         found = second.differences["reward_per_answer"]
         wrong += found.low > 0 or found.high < 0
-        alone = np.arange(len(users))  # as if every answer were a user of its own
+        alone = np.arange(len(users))  # as if every answer had its own user
         [_, second], _ = outcomes(alone, versions, rewards, 2, 200, seed)
         found = second.differences["reward_per_answer"]
         wrong_by_answers += found.low > 0 or found.high < 0
     assert wrong <= 13 and wrong_by_answers > 40, (wrong, wrong_by_answers)
 
 
-def test_a_better_version_is_found_and_its_measures_are_means() -> None:
+def test_better_version_is_found_and_measures_are_means() -> None:
     users, versions, rewards = experiment(0, 1.0)
     [first, second], num_shared = outcomes(users, versions, rewards, 2, 500, 0)
     assert first.measures["reward_per_answer"].value == pytest.approx(rewards[versions == 0].mean())

@@ -1,4 +1,4 @@
-"""Rows of a table updated alone: as AdamW where all are touched, not at all where none is; two workers as one."""
+"""Row-wise updates: equal to AdamW if all rows are used, no change for unused rows, two workers equal one."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def trained(sparse: bool, steps: list[list[int]], clip: float) -> tuple[Table, A
 
 
 @pytest.mark.parametrize("clip", [1e-3, 1e3])
-def test_all_rows_touched_is_adamw(clip: float) -> None:
-    """A row that a step names twice counts once, with the sum of its gradients."""
+def test_equals_adamw_if_all_rows_are_touched(clip: float) -> None:
+    """A row that is used twice in a step is updated once, with the sum of its gradients."""
     steps = [[0, 1, 2, 3, 4, 5, 5], [5, 4, 3, 2, 1, 0, 0], [0, 1, 2, 3, 4, 5, 2]]
     rows, by_rows = trained(True, steps, clip)
     dense, adamw = trained(False, steps, clip)
@@ -54,7 +54,7 @@ def test_all_rows_touched_is_adamw(clip: float) -> None:
     assert float(moments[0]["step"]) == float(moments[1]["step"]) == 3
 
 
-def test_rows_that_no_step_touches_stay() -> None:
+def test_untouched_rows_stay() -> None:
     before = trained(True, [], 1.0)[0].rows.weight
     after = trained(True, [[0, 2], [2]], 1.0)[0].rows.weight
     moved = (before != after).all(1)
@@ -64,7 +64,7 @@ def test_rows_that_no_step_touches_stay() -> None:
 
 
 def large(**train: Any) -> Config:
-    """Small, and treated as if it were large: sampled graph, sampled softmax, rows alone."""
+    """A small dataset with the methods for large ones: sampled graph, sampled softmax, row-wise updates."""
     on: dict[str, Any] = {"enabled": True, "dropout": 0.0}
     granularities = {"evolution": {**on, "input_dropout": 0.0}, "behaviour": {**on, "heads": 2}}
     granularities["collaborative"] = {"enabled": True, "max_edges": 0, "fanout": 2}
@@ -84,7 +84,7 @@ def test_two_workers_touch_the_rows_of_one(tmp_path: Path) -> None:
     torch.testing.assert_close(both["items"], alone.frozen.item_vectors_ND, rtol=1e-2, atol=2e-3)
 
 
-def test_resumed_inside_an_epoch_equals_uninterrupted(tmp_path: Path) -> None:
+def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path: Path) -> None:
     dataset, config = cycles(tmp_path / "data"), large(batch_size=4, checkpoint_steps=4)
     whole = run(config, dataset)
     with pytest.raises(Interrupted):
@@ -94,7 +94,7 @@ def test_resumed_inside_an_epoch_equals_uninterrupted(tmp_path: Path) -> None:
     torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0)
 
 
-def test_a_sampled_training_learns_as_the_whole_one(tmp_path: Path) -> None:
+def test_sampled_training_learns_like_the_full_one(tmp_path: Path) -> None:
     dataset, best = cycles(tmp_path / "data"), []
     for limit in (0, 10**6):
         config = large(epochs=20, patience=20, lr=0.02)

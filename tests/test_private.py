@@ -1,4 +1,4 @@
-"""`train.privacy`: what a user can change is bounded, the account is Opacus', and what cannot be private is refused."""
+"""`train.privacy`: the effect of a user is bounded, the budget equals that of Opacus, other settings are refused."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def world(folder: Path, users: int = 12) -> PreparedDataset:
     return write_dataset(folder, [leave_last(*np.roll(np.arange(9), -u)[:6].tolist()) for u in range(users)], 9)
 
 
-def test_the_account_is_that_of_opacus() -> None:
-    """Its own search gives the same noise, but for the part of ε that the counts take."""
+def test_budget_equals_that_of_opacus() -> None:
+    """The search of Opacus gives the same noise, except for the share of ε for the counts."""
     from opacus.accountants import RDPAccountant
     from opacus.accountants.utils import get_noise_multiplier
 
@@ -68,7 +68,7 @@ def test_the_account_is_that_of_opacus() -> None:
     assert plan(PrivateConfig(epsilon=1.0), 943, 100, 1).noise_multiplier > found.noise_multiplier / 10
 
 
-def test_a_users_gradient_is_shortened_as_a_whole() -> None:
+def test_gradient_of_a_user_is_clipped_over_all_parameters() -> None:
     sums = [torch.zeros(2), torch.zeros(1)]
     add_clipped(sums, (torch.tensor([3.0, 0.0]), torch.tensor([4.0])), 1.0)
     assert sums[0].tolist() == pytest.approx([0.6, 0.0]) and sums[1].tolist() == pytest.approx([0.8])
@@ -91,23 +91,23 @@ def _gradient(steps: PrivateSteps, loss: StepLoss, rows: list[int]) -> torch.Ten
     return torch.cat([p.grad.flatten() for p in loss.parameters() if p.grad is not None]).clone()
 
 
-def test_one_user_more_or_less_moves_a_step_by_at_most_the_clip(tmp_path: Path, one_thread: None) -> None:
+def test_one_user_more_or_less_changes_a_step_by_at_most_the_clip(tmp_path: Path, one_thread: None) -> None:
     """Without noise, of each user in turn, in units of the sum."""
     steps, loss = _steps(world(tmp_path / "d"), settings(), noise=0.0)
     users = steps.budget.users
     everybody = _gradient(steps, loss, list(range(users))) * users
     moved = [everybody - _gradient(steps, loss, [u for u in range(users) if u != out]) * users for out in range(users)]
     lengths = [float(one.norm()) for one in moved]
-    assert max(lengths) <= 0.05 * (1 + 1e-4) and min(lengths) > 0.049, "clipped at so low a length, all are as long"
+    assert max(lengths) <= 0.05 * (1 + 1e-4) and min(lengths) > 0.049, "with such a small clip, all have this norm"
 
 
-def test_a_users_part_is_the_same_whoever_else_is_drawn(tmp_path: Path, one_thread: None) -> None:
+def test_gradient_of_a_user_does_not_depend_on_other_drawn_users(tmp_path: Path, one_thread: None) -> None:
     steps, loss = _steps(world(tmp_path / "d"), settings(), noise=0.0)
     one, two, both = (_gradient(steps, loss, rows) for rows in ([0], [5], [0, 5]))
     assert torch.allclose(one + two, both, atol=1e-6)
 
 
-def test_the_noise_is_as_large_as_said_and_never_the_same(tmp_path: Path, one_thread: None) -> None:
+def test_noise_has_the_stated_size_and_is_never_the_same(tmp_path: Path, one_thread: None) -> None:
     steps, loss = _steps(world(tmp_path / "d"), settings(), noise=3.0)
     first, second = (_gradient(steps, loss, []) * steps.budget.users for _ in range(2))
     assert not torch.equal(first, second)
@@ -120,15 +120,13 @@ def test_users_are_drawn_independently(tmp_path: Path) -> None:
     assert np.mean(sizes) == pytest.approx(10, abs=0.6) and np.var(sizes) == pytest.approx(7.5, rel=0.35)
 
 
-def test_nobody_counts_for_more_than_so_many_items() -> None:
+def test_user_counts_for_a_bounded_number_of_items() -> None:
     found = bounded_counts(Histories.of_items([list(range(50)), [3, 3, 4]]), 60, np.random.default_rng(0))
     assert found.sum() == COUNTED_ITEMS + 2 and found[3] >= 1 and found[50:].sum() == 0
 
 
 @pytest.mark.parametrize("refit", [True, False])
-def test_a_private_training_chooses_nothing_and_says_what_it_spends(
-    tmp_path: Path, refit: bool, one_thread: None
-) -> None:
+def test_private_training_chooses_nothing_and_reports_its_budget(tmp_path: Path, refit: bool, one_thread: None) -> None:
     dataset, config = world(tmp_path / "d", 60), settings(refit=refit, evaluate_every=2)
     found = fit(config, dataset, Validator.of(config), TrainContext())
     assert found.best_epoch == 2 and found.selected is None and found.refit == refit
@@ -158,7 +156,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "why"), REFUSED, ids=[next(iter(changes)) for changes, _ in REFUSED])
-def test_what_cannot_be_private_is_refused(changes: dict[str, Any], why: str) -> None:
+def test_settings_that_cannot_be_private_are_refused(changes: dict[str, Any], why: str) -> None:
     tree = settings().model_dump(mode="json")
     for dotted, value in changes.items():
         *path, last = dotted.split(".")
@@ -171,7 +169,7 @@ def test_what_cannot_be_private_is_refused(changes: dict[str, Any], why: str) ->
     check_settings(settings(), ("train",))
 
 
-def test_a_search_an_update_and_a_chosen_model_are_refused(tmp_path: Path) -> None:
+def test_private_search_update_and_selected_model_are_refused(tmp_path: Path) -> None:
     dataset, config = world(tmp_path / "d"), settings()
     with pytest.raises(ConfigError, match="a search and a chosen model"):
         check_settings(config, ("prepare", "sweep", "best"))
@@ -181,12 +179,12 @@ def test_a_search_an_update_and_a_chosen_model_are_refused(tmp_path: Path) -> No
         fit(config, dataset, Validator.of(config), TrainContext(), Start({}))
 
 
-def test_too_small_an_epsilon_is_a_clear_message() -> None:
+def test_too_small_epsilon_has_a_clear_message() -> None:
     with pytest.raises(ConfigError, match="no noise of reasonable size"):
         plan(PrivateConfig(epsilon=1e-3), 100, 10, 1)
 
 
-def test_the_card_says_what_was_spent(
+def test_model_card_says_the_spent_budget(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = settings().model_dump(mode="json") | {

@@ -61,7 +61,7 @@ def test_better_requires_the_whole_interval_above_zero() -> None:
     assert clear.reasons == [] and clear.comparison["difference"] == pytest.approx(0.1)
     noisy = compared([1.0, 0.0] * 50 + [1.0] * 4, [0.0, 1.0] * 50 + [0.0] * 4)
     assert noisy.comparison["difference"] > 0 > noisy.comparison["low"]
-    assert "promote.rule better wants the whole interval above zero" in noisy.reasons[0]
+    assert "promote.rule better requires the whole interval above zero" in noisy.reasons[0]
     same = compared([0.5] * 40, [0.5] * 40)
     assert same.comparison["p"] == 1 and len(same.reasons) == 1
 
@@ -286,7 +286,7 @@ def test_champion_trained_on_test_events_is_refused_unless_forced(world: World, 
     uri = f"models:/pocket/{version}"
     bundle = read_bundle(resolve(uri, world.uri))
     leak = leak_of(bundle, ForeignScorer(bundle, world.dataset), world.dataset)
-    assert leak == "71 of the 72 test events were among its training events"
+    assert leak == "71 of the 72 test events were training events of the model"
     before = world.aliases().get("champion", "")
     world.client.set_registered_model_alias("pocket", "champion", version)
     try:

@@ -1,4 +1,4 @@
-"""Exact ranking: against a naive sort, with masking, dropped targets, ties and bounded pieces."""
+"""Exact ranking: compared with a naive sort, with masking, dropped targets, ties and bounded chunks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def random_queries(num_users: int, num_items: int, seed: int = 0) -> Queries:
     )
 
 
-def test_by_hand() -> None:
+def test_values_by_hand() -> None:
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5], [0.1, 0.2, 0.3, 0.4, 0.5]])
     result = rank(Table(scores), queries_of([[0], [3]], [[2, 4], [0]]), k=3)
     np.testing.assert_array_equal(result.items_BK, [[1, 2, 3], [4, 2, 1]])
@@ -55,7 +55,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_equals_a_naive_sort(exclude_seen: bool, chunk: int) -> None:
+def test_ranking_equals_a_naive_sort(exclude_seen: bool, chunk: int) -> None:
     queries = random_queries(40, 60)
     scores = torch.randn(40, 60, generator=torch.Generator().manual_seed(0))
     result = rank(Table(scores), queries, k=10, exclude_seen=exclude_seen, chunk=chunk)
@@ -80,14 +80,14 @@ def test_seen_targets_are_dropped_and_counted() -> None:
     assert kept.rows_B.tolist() == [0, 1, 3] and kept.dropped_targets == 0 and kept.num_targets_B.tolist() == [2, 1, 1]
 
 
-def test_lists_longer_than_what_can_be_recommended_end_in_minus_one() -> None:
+def test_lists_longer_than_the_catalogue_end_in_minus_one() -> None:
     result = rank(Table(torch.tensor([[3.0, 2.0, 1.0, -torch.inf]])), queries_of([[0]], [[2]]), k=6)
     assert result.items_BK.tolist() == [[1, 2, -1, -1, -1, -1]]
     assert result.hits_BK.tolist() == [[False, True, False, False, False, False]]
     assert np.isneginf(result.scores_BK[0, 2:]).all()
 
 
-def test_a_constant_scorer_stays_at_chance_where_popular_items_have_the_first_ids() -> None:
+def test_constant_scorer_stays_at_chance_if_popular_items_have_first_ids() -> None:
     num_users, num_items, k = 300, 1000, 20
     queries = queries_of([[]] * num_users, [[user % 20] for user in range(num_users)])  # all targets among the first 20
     result = rank(Table(torch.zeros(num_users, num_items)), queries, k)
@@ -96,7 +96,7 @@ def test_a_constant_scorer_stays_at_chance_where_popular_items_have_the_first_id
     np.testing.assert_array_equal(result.items_BK, again.items_BK)
 
 
-def test_ties_follow_one_fixed_order_wherever_the_list_is_cut() -> None:
+def test_ties_have_one_fixed_order_at_every_cut_off() -> None:
     scores = torch.randint(0, 4, (30, 50), generator=torch.Generator().manual_seed(1)).float()
     full, _ = top_items(scores, 50)
     for k in (1, 5, 13, 49):
@@ -118,7 +118,7 @@ def test_infinite_and_shared_scores_are_handled() -> None:
     assert items[0, 0] in (0, 1)
 
 
-def test_scores_of_a_large_catalogue_stay_in_budget(monkeypatch) -> None:
+def test_scores_of_a_large_catalogue_stay_within_memory(monkeypatch) -> None:
     scores = torch.randn(40, 60, generator=torch.Generator().manual_seed(0))
     queries = random_queries(40, 60)
     expected = rank(Table(scores), queries, k=5, chunk=16)
@@ -128,7 +128,7 @@ def test_scores_of_a_large_catalogue_stay_in_budget(monkeypatch) -> None:
     assert max(table.asked) == 3 and sum(table.asked[1:]) == 40
 
 
-def test_no_queries_and_wrong_scores() -> None:
+def test_no_queries_and_wrong_scores_are_handled() -> None:
     empty = rank(Table(torch.zeros(1, 5)), queries_of([[0]], [[0]]), k=3)
     assert len(empty) == 0 and empty.items_BK.shape == (0, 3) and empty.dropped_queries == 1
     with pytest.raises(ValueError, match="NaN"):
@@ -142,7 +142,7 @@ def test_no_queries_and_wrong_scores() -> None:
 
 
 def test_histories_and_ranking_agree_on_the_split() -> None:
-    """A target that a user has in training too is no target, one in validation is seen at test."""
+    """An item that is also in training does not count as a target; one in validation is seen at test."""
     history = Histories.of_items([[0, 1, 0, 2], [3, 4, 3]], [0, 1])
     splits = np.array([0, 1, 2, 2, 0, 0, 2], dtype=np.uint8)
     queries = replace(history, splits_E=splits).queries(Split.TEST)
@@ -177,10 +177,10 @@ class Vectors:
 @pytest.mark.parametrize("additions", [0, 4])
 @pytest.mark.parametrize("num_items", [7, 60, 999, 3210])
 @pytest.mark.parametrize(("exclude_seen", "chunk"), [(True, 7), (False, 7), (True, 1000)])
-def test_vectors_rank_as_their_scores_do(
+def test_vector_scorer_ranks_like_its_scores(
     monkeypatch: pytest.MonkeyPatch, num_items: int, exclude_seen: bool, chunk: int, additions: int
 ) -> None:
-    """Also where lists are longer than the catalogue, equals are cut at the end of a list, and a user is unknown."""
+    """Also for lists longer than the catalogue, ties at the end of a list, and unknown users."""
     monkeypatch.setattr(ranking_module, "_NEAR_SCORES", 5 * num_items)
     monkeypatch.setattr(ranking_module, "_LEAST_ROWS", 1)
     queries, model = random_queries(40, num_items), Vectors(40, num_items, 3, additions)
@@ -193,10 +193,10 @@ def test_vectors_rank_as_their_scores_do(
 
 
 @pytest.mark.parametrize("num_items", [640, 1000, 20_011])
-def test_the_largest_of_a_large_catalogue(num_items: int) -> None:
+def test_top_items_of_a_large_catalogue(num_items: int) -> None:
     scores_bN = torch.randn(9, num_items, generator=torch.Generator().manual_seed(1)).round(decimals=2)
     scores_bN[0], scores_bN[1, 5:] = 1.0, -torch.inf
-    scores_bN[2, num_items - 7 :] = 100.0  # behind the last whole group
+    scores_bN[2, num_items - 7 :] = 100.0  # after the last whole group
     for k in (1, 10):
         items_bK, values_bK = top_items(scores_bN, k)
         expected_bK, expected_values_bK = ranking_module._top_of_any(scores_bN, k)
@@ -204,7 +204,7 @@ def test_the_largest_of_a_large_catalogue(num_items: int) -> None:
         np.testing.assert_array_equal(values_bK, expected_values_bK)
         torch.testing.assert_close(torch.from_numpy(values_bK), scores_bN.topk(k, dim=1).values, rtol=0, atol=0)
     *_, left_b = ranking_module._candidates(scores_bN, 10)
-    assert left_b[1] and not left_b[3:].any(), "what has few finite scores goes the long way, the others the short one"
+    assert left_b[1] and not left_b[3:].any(), "rows with few finite scores take the slow path, the others the fast one"
     broken_bN = scores_bN.clone()
     broken_bN[2, 17] = torch.nan
     with pytest.raises(ValueError, match="NaN"):

@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from when its driver is gone as well."""
+"""The checkpoint from which a training resumes when its driver is gone as well."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def checkpoint(storage: Path, run: str, stamp: int, epoch: int) -> Path:
     return folder
 
 
-def test_the_newest_sound_checkpoint_of_this_very_training(tmp_path: Path) -> None:
+def test_newest_undamaged_checkpoint_of_the_same_training_is_used(tmp_path: Path) -> None:
     first, second = run_name(DIGEST), run_name(DIGEST)
     old = checkpoint(tmp_path, first, 1, 1)
     middle = checkpoint(tmp_path, second, 2, 2)
@@ -40,11 +40,11 @@ def test_the_newest_sound_checkpoint_of_this_very_training(tmp_path: Path) -> No
     (tmp_path / "a").mkdir()
     whole = first_sound(found, "progress", tmp_path / "a", notes.append)
     assert whole is not None and (whole / "model.safetensors").read_bytes() == (new / "model.safetensors").read_bytes()
-    assert len(notes) == 1 and notes[0].startswith("going on from") and str(new.parent) in notes[0]
+    assert len(notes) == 1 and notes[0].startswith("resuming from") and str(new.parent) in notes[0]
 
 
 @pytest.mark.parametrize("damage", ["bit", "short", "missing", "no checksums"])
-def test_a_damaged_checkpoint_is_said_and_passed_over(tmp_path: Path, damage: str) -> None:
+def test_damaged_checkpoint_is_reported_and_skipped(tmp_path: Path, damage: str) -> None:
     run = run_name(DIGEST)
     old, new = checkpoint(tmp_path, run, 1, 1), checkpoint(tmp_path, run, 2, 2)
     file = new / ("checksums.json" if damage == "no checksums" else "optimizer.safetensors")
@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(tmp_path: Path, damage: st
     assert first_sound(found[:1], "progress", tmp_path / "others", notes.append) is None
 
 
-def test_a_last_checkpoint_that_is_not_whole_is_no_finished_training(tmp_path: Path) -> None:
+def test_damaged_last_checkpoint_is_not_a_finished_training(tmp_path: Path) -> None:
     """Its folder came with only some of its files: the disk was full."""
     run = run_name(DIGEST)
     checkpoint(tmp_path, run, 1, 1)
@@ -72,7 +72,7 @@ def test_a_last_checkpoint_that_is_not_whole_is_no_finished_training(tmp_path: P
     assert whole is not None and (whole / "progress.json").is_file()
 
 
-def test_nothing_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+def test_empty_storage_has_no_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoints(str(tmp_path / "never"), f"train-{DIGEST}") == []
     assert first_sound([], "progress", tmp_path, print) is None
 
@@ -86,7 +86,7 @@ def test_only_the_last_training_is_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["mine", runs[1]])
 
 
-def test_the_digest_is_of_all_that_decides_the_result(tmp_path: Path) -> None:
+def test_digest_covers_everything_that_decides_the_result(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     base = training_digest(settings(), dataset, None)
     same: list[Config] = [settings(num_workers=2), settings(threads=3), settings(max_failures=0)]

@@ -1,4 +1,4 @@
-"""Segments: who is in which, and metrics on targets new to training, by hand."""
+"""Segments: their users, their metrics, and metrics on targets new to training, by hand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recsys.data.histories import Histories, Queries, Split
+from recsys.evaluation.bootstrap import compare
 from recsys.evaluation.ranking import Ranking
 from recsys.evaluation.segments import new_item_report, segment_report, user_segments
 
@@ -29,7 +30,7 @@ def rows(mask: np.ndarray) -> list[int]:
     return np.flatnonzero(mask).tolist()
 
 
-def test_history_buckets_meet_without_gap_or_overlap() -> None:
+def test_history_segments_have_no_gap_or_overlap() -> None:
     lengths = [0, 1, 4, 5, 9, 10, 19, 20, 49, 50, 300]
     groups = user_segments(make_queries(lengths, [[1]] * 11), None, Split.TRAIN)
     assert {label: rows(mask) for label, mask in groups["history"].items()} == {
@@ -69,6 +70,9 @@ def test_segment_means_by_hand() -> None:
     assert odd["baselines"] == {"ease": {"ndcg@2": 0.25}}
     assert odd["interval"][0] <= 0.75 <= odd["interval"][1]
     assert report["g"]["all"]["model"]["ndcg@2"] == 0.5
+    paired = odd["against"]["ease"]
+    assert paired["difference"] == 0.5 and paired["low"] == 0.25 and paired["high"] == 0.75
+    assert paired == compare(ours["ndcg@2"][[1, 3]], theirs["ndcg@2"][[1, 3]], 100, 0).to_json()
 
 
 def test_targets_new_to_training_by_hand() -> None:
@@ -84,6 +88,6 @@ def test_targets_new_to_training_by_hand() -> None:
     assert mrr == pytest.approx((1 / 2 + 0) / 2)  # the hit keeps its rank 2
 
 
-def test_no_new_targets_no_report() -> None:
+def test_no_report_without_new_targets() -> None:
     ranking = make_ranking(make_queries([1], [[0]]), [[0]], [[True]])
     assert new_item_report({"model": ranking}, np.array([1, 0]), "model", "ndcg@1") == {}

@@ -1,4 +1,4 @@
-"""What the check on validation silences: training is the one without it, in all phases, resumed or with two workers."""
+"""Pruning: training equals one without the pruned granularities, in all phases, resumed or with two workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.two_processes import together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SILENT = frozenset({"behaviour", "collaborative"})  # one of parameters alone, one that refines items
+SILENT = frozenset({"behaviour", "collaborative"})  # one with parameters only, one that refines items
 
 
 def checked(kind: str = "learned", **train: Any) -> Config:
@@ -47,7 +47,7 @@ def run(config: Config, dataset: PreparedDataset, context: TrainContext | None =
 
 
 @pytest.mark.parametrize("kind", ["learned", "gated"])
-def test_the_model_is_the_one_without(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_model_equals_one_configured_without(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, config = cycles(tmp_path), checked(kind)
     other = without(config, SILENT)
     assert config.model.granularities.behaviour.enabled, "the configuration itself stays"
@@ -71,8 +71,8 @@ def test_the_model_is_the_one_without(kind: str, tmp_path: Path, monkeypatch: py
     )
 
 
-def test_what_is_silenced_learns_to_answer_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The phase moves nothing else; behaviour sees the last item of the circle, which tells the next."""
+def test_pruned_granularity_is_trained_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phase *join* changes nothing else; behaviour reads the last item of the circle, which decides the next."""
     dataset, config = cycles(tmp_path), checked()
     config.train.epochs, config.train.lr, config.train.refit, config.train.patience = 12, 0.02, False, 12
     monkeypatch.setattr(loop, "choose_kept", silence)
@@ -81,14 +81,14 @@ def test_what_is_silenced_learns_to_answer_alone(tmp_path: Path, monkeypatch: py
     assert len(join) == found.best_epoch > 3 and join[-1] < 0.95 * join[0]
     queries = dataset.histories().queries(Split.TEST)
     scores_BN = found.frozen.scores_of(queries, ["behaviour"])
-    assert 0 < scores_BN.abs().max() < 1e-9, "a trace, which nobody hears beside another"
+    assert 0 < scores_BN.abs().max() < 1e-9, "a small weight, without effect next to another granularity"
     ranks_B = (scores_BN > scores_BN.gather(1, torch.as_tensor(queries.target_items).long()[:, None])).sum(1)
     assert ranks_B.float().mean() < 6, "9.5 by chance"
 
 
 @pytest.mark.parametrize("stop", ["checked", "select", "refit", "join"])
 def test_resumed_equals_uninterrupted(stop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``checked``: in the training before anything is silenced."""
+    """``checked``: interrupted in the training before the pruning."""
     monkeypatch.setattr(loop, "choose_kept", silence)
     dataset, config = cycles(tmp_path / "data"), checked(evaluate_every=1)
     whole = run(config, dataset)
@@ -110,15 +110,15 @@ def test_resumed_equals_uninterrupted(stop: str, tmp_path: Path, monkeypatch: py
         assert torch.equal(resumed.frozen.tensors()[name], tensor), name
 
 
-def test_a_warm_start_is_checked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every granularity starts as it was, silenced before or not."""
+def test_warm_start_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every granularity starts with its weights, whether it was pruned before or not."""
     dataset, config = cycles(tmp_path), checked()
     monkeypatch.setattr(loop, "choose_kept", silence)
     first = run(config, dataset)
     start = Start(first.weights, first.frozen.sizes.inputs, names=tuple(first.frozen.trained_names))
     second = run(config, dataset, start=start)
     assert silenced(second.choices) == SILENT
-    assert second.history[-1]["loss"] < first.history[-1]["loss"], "goes on where the first ended"
+    assert second.history[-1]["loss"] < first.history[-1]["loss"], "starts where the first ended"
 
 
 def _worker(rank: int, world: int, folder: str, out: str, config: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ def _worker(rank: int, world: int, folder: str, out: str, config: dict[str, Any]
 
 
 @pytest.mark.slow
-def test_two_workers_silence_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_prune_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, config = cycles(tmp_path / "data"), checked(batch_size=15)
     config.model.fusion.signal_dropout = 0.0  # drawn by each worker for its own rows
     config.model.granularities.stratum.enabled = False
@@ -142,8 +142,8 @@ def test_two_workers_silence_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert two["phase"] == one["phase"] and two["loss"] == pytest.approx(one["loss"], rel=1e-3)
 
 
-def test_the_check_takes_what_gains_beyond_noise() -> None:
-    """By hand: without a and b .6 each, without c .4, with all .5; without a and b .55, of a hundred equal users."""
+def test_check_prunes_only_gains_beyond_noise() -> None:
+    """By hand, for a hundred equal users: .6 without a or b, .4 without c, .5 with all, .55 without a and b."""
     values = {frozenset(): 0.5, frozenset("a"): 0.6, frozenset("b"): 0.6, frozenset("c"): 0.4}
     values |= {frozenset("ab"): 0.55, frozenset("ac"): 0.3}
 
@@ -151,14 +151,14 @@ def test_the_check_takes_what_gains_beyond_noise() -> None:
         return np.full(100, values[silent]) + np.where(np.arange(100) % 2, 0.01, -0.01)
 
     assert choose_kept(["a", "b", "c"], metric) == {"a": 0.0, "b": 1.0, "c": 1.0}
-    assert choose_kept(["a"], metric) == {"a": 1.0}, "the last is never silenced"
+    assert choose_kept(["a"], metric) == {"a": 1.0}, "the last one is never pruned"
     noise = np.random.default_rng(0).normal(size=100)
     assert choose_kept(["a", "b"], lambda silent: noise * len(silent)) == {"a": 1.0, "b": 1.0} or noise.mean() > 0.1
     assert silenced({KEPT: {"a": 0.0, "b": 1.0}}) == {"a"} and silenced({}) == frozenset()
 
 
-def test_transplant_by_name() -> None:
-    """λ go by the granularity's name, all else by its own; what the other lacks stays."""
+def test_transplant_copies_weights_by_name() -> None:
+    """λ is matched by the granularity, other weights by their own name; what the other model lacks stays."""
     key = "model.encoders.fusion.prior_K"
     other = {key: torch.tensor([1.0, 2.0]), "model.x": torch.ones(2), "model.encoders.fitted_weights": torch.ones(1)}
     own = {key: torch.tensor([7.0, 8.0, 9.0]), "model.x": torch.zeros(2), "model.y": torch.zeros(1)}

@@ -1,4 +1,4 @@
-"""Stacking: weights of members, never below the best single one, and factors that make their scores comparable."""
+"""Stacking: weights of members, never below the best single member, and normalised scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUERIES, PLACES = 600, 40
 
 
 def world(strengths: list[float], seed: int = 0, noise: float = 1.0) -> Candidates:
-    """One target a query, the item with the most of the members' scores times their strengths, and noise."""
+    """One target per query: the item with the largest sum of member scores times strengths, plus noise."""
     generator = torch.Generator().manual_seed(seed)
     scores_QPM = torch.randn(QUERIES, PLACES, len(strengths), generator=generator)
     wanted_QP = scores_QPM @ torch.tensor(strengths) + noise * torch.randn(QUERIES, PLACES, generator=generator)
@@ -39,24 +39,24 @@ def names(number: int) -> list[str]:
     return [f"member {place}" for place in range(number)]
 
 
-def test_two_members_that_each_tell_a_part_are_both_kept_and_beat_either() -> None:
+def test_two_complementary_members_are_kept_and_beat_either() -> None:
     found = choose_stack(world([1.0, 0.7, 0.0]), names(3), NUM_GROUPS, "ndcg@10", seed=0)
     assert not found.is_single
     assert found.cross_fitted > max(found.alone.values())
     assert found.without["member 1"] < found.value
     assert json.loads(json.dumps(found.to_json(names(3))))["is_single"] is False, "metrics.json holds it"
-    assert found.weights_GM[:, 2].max() <= 0.1, "what tells nothing has next to no weight"
+    assert found.weights_GM[:, 2].max() <= 0.1, "an uninformative member has almost no weight"
 
 
-def test_members_of_noise_have_next_to_no_weight_and_those_that_tell_are_never_dropped() -> None:
+def test_noise_members_have_almost_no_weight_and_informative_ones_stay() -> None:
     found = [choose_stack(world([1.0, 0.7, 0.0], seed), names(3), NUM_GROUPS, "ndcg@10", seed) for seed in range(6)]
     assert all(each.weights_GM[:, 2].max() <= 0.1 for each in found)
-    assert any(each.dropped == ["member 2"] for each in found), "with its name, where it adds nothing to unseen users"
+    assert any(each.dropped == ["member 2"] for each in found), "dropped by name, as it adds nothing for unseen users"
     assert not any({"member 0", "member 1"} & set(each.dropped) for each in found)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_beside_members_of_noise_the_model_is_the_one_that_tells(seed: int) -> None:
+def test_model_is_the_informative_member_among_noise(seed: int) -> None:
     found = choose_stack(world([1.0, 0.0, 0.0, 0.0, 0.0], seed), names(5), NUM_GROUPS, "ndcg@10", seed=seed)
     assert found.single == "member 0"
     assert found.cross_fitted >= found.alone["member 0"]
@@ -64,24 +64,24 @@ def test_beside_members_of_noise_the_model_is_the_one_that_tells(seed: int) -> N
     assert weights_M[0] == weights_M.max() and (weights_M[1:] <= 0.2).all()
 
 
-def test_members_that_tell_the_same_are_dropped_one_at_a_time_and_the_rest_takes_over_their_weight() -> None:
+def test_duplicate_members_are_dropped_one_by_one_and_others_take_their_weight() -> None:
     told, copies = world([1.0, 1.0]), 12
     copies_QPC = told.scores_QPM[:, :, 1:].repeat(1, 1, copies)
     copies_QPC += 0.3 * torch.randn(copies_QPC.shape, generator=torch.Generator().manual_seed(1))
     many = replace(told, scores_QPM=torch.cat([told.scores_QPM[:, :, :1], copies_QPC], dim=2))
     found = choose_stack(many, names(1 + copies), NUM_GROUPS, "ndcg@10", seed=0)
     weights_M = found.weights_GM.mean(axis=0)
-    assert found.dropped, "fewer than twelve copies tell as much"
+    assert found.dropped, "fewer than twelve copies are as good"
     assert weights_M[1:].sum() == pytest.approx(weights_M[0], rel=0.25)
 
 
-def test_no_stack_is_below_its_best_member_on_the_queries_that_chose_it() -> None:
+def test_stack_is_never_below_its_best_member_on_its_queries() -> None:
     for seed in range(3):
         found = choose_stack(world([0.3, 0.3, 0.2], seed, noise=2.0), names(3), NUM_GROUPS, "recall@5", seed)
         assert found.value >= max(found.alone.values()) - 1e-12
 
 
-def test_a_group_whose_history_misleads_gets_other_weights() -> None:
+def test_group_with_misleading_history_gets_other_weights() -> None:
     told = world([1.0, 0.0])
     scores_QPM = told.scores_QPM.clone()
     groups_Q = (told.groups_Q > 3).astype(np.int64)
@@ -97,7 +97,7 @@ def test_a_group_whose_history_misleads_gets_other_weights() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(QUERY_METRICS))
-def test_values_on_candidates_are_those_of_a_full_order(kind: str) -> None:
+def test_values_on_candidates_equal_those_of_a_full_ranking(kind: str) -> None:
     generator = torch.Generator().manual_seed(3)
     scores_QP = torch.randn(30, 12, generator=generator)
     hits_QP = torch.rand(30, 12, generator=generator) < 0.3
@@ -116,7 +116,7 @@ def test_values_on_candidates_are_those_of_a_full_order(kind: str) -> None:
     assert targets_Q.max() > 3, "the second set is counted the other way"
 
 
-def test_a_scale_free_score_has_spread_one_for_every_query_and_zero_for_none() -> None:
+def test_normalised_score_has_standard_deviation_one_or_zero() -> None:
     vectors_ND = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
     users_BD = torch.tensor([[1.0, 2.0, 0.0, -1.0], [100.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     factor_B = inverse(spread(users_BD, covariance(vectors_ND)), torch.zeros(()))
@@ -124,7 +124,7 @@ def test_a_scale_free_score_has_spread_one_for_every_query_and_zero_for_none() -
     torch.testing.assert_close(spread_B, torch.tensor([1.0, 1.0, 0.0]))
 
 
-def test_weights_follow_the_length_of_the_history() -> None:
+def test_weights_depend_on_the_length_of_the_history() -> None:
     stack = Stack(2)
     stack.weights_GM.copy_(torch.arange(2.0 * NUM_GROUPS).reshape(NUM_GROUPS, 2))
     assert stack.weights(torch.tensor([0, 2, 1000])).tolist() == [[0.0, 1.0], [2.0, 3.0], [12.0, 13.0]]
@@ -135,9 +135,7 @@ def test_weights_follow_the_length_of_the_history() -> None:
     ("enabled", "expected"),
     [(["evolution", "item_cf", "popularity"], ["evolution"]), (["item_cf", "repeat"], ["item_cf"])],
 )
-def test_a_training_has_the_trained_members_or_one_where_all_are_fitted(
-    enabled: list[str], expected: list[str]
-) -> None:
+def test_training_configuration_has_trained_members_or_one_closed_form(enabled: list[str], expected: list[str]) -> None:
     sections = {name: {"enabled": True} for name in enabled}
     config = build_config({"model": {"granularities": sections, "fusion": {"stack": True}}})
     found = trained_only(config)

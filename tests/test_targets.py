@@ -1,4 +1,4 @@
-"""``data.targets``: purchases are predicted, views are history alone, from the split to what is served."""
+"""``data.targets``: purchases are predicted, views are only history, from the split to serving."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BUYS = np.array([False, True])
 
 
 def parts_of(plan: SplitPlan, *rows: str) -> list[list[int]]:
-    """The parts of rows of ``v`` (view) and ``b`` (buy)."""
+    """The splits of rows of ``v`` (view) and ``b`` (buy)."""
     types = np.array([int(letter == "b") for row in rows for letter in row])
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     times = np.arange(len(types))
@@ -45,7 +45,7 @@ def parts_of(plan: SplitPlan, *rows: str) -> list[list[int]]:
 
 
 def test_leave_last_counts_targets() -> None:
-    """The last buy is test, the buy before it validation, views between them are seen at test; later ones are cut."""
+    """The last buy is test, the buy before it validation; views between them are visible at test, later ones are cut."""
     plan = SplitPlan("leave-last", target_types=(BUY,))
     assert parts_of(plan, "vbvbvvbvv", "bbvv", "vvv", "bbb") == [
         [0, 0, 0, 1, 1, 1, 2, CUT, CUT],
@@ -74,7 +74,7 @@ def shop(folder: Path) -> PreparedDataset:
     return write_dataset(folder, rows, 8, event_types=("view", "buy"), targets=["buy"], text_width=6, num_shards=1)
 
 
-def test_queries_ask_for_targets_and_see_everything_before(tmp_path: Path) -> None:
+def test_queries_have_target_types_and_see_all_earlier_events(tmp_path: Path) -> None:
     dataset = shop(tmp_path)
     histories = dataset.histories()
     valid, test = (histories.queries(split) for split in (Split.VALID, Split.TEST))
@@ -84,7 +84,7 @@ def test_queries_ask_for_targets_and_see_everything_before(tmp_path: Path) -> No
     assert "queries" in audit(dataset).checks
 
 
-def test_the_audit_knows_what_is_predicted(tmp_path: Path) -> None:
+def test_audit_knows_the_predicted_types(tmp_path: Path) -> None:
     """Read as if views were predicted too, a user has two validation targets where leave-last has one."""
     dataset = shop(tmp_path)
     dataset.manifest.targets = []
@@ -92,12 +92,12 @@ def test_the_audit_knows_what_is_predicted(tmp_path: Path) -> None:
         audit(dataset)
 
 
-def test_training_predicts_targets_alone(tmp_path: Path) -> None:
+def test_training_predicts_only_targets(tmp_path: Path) -> None:
     dataset = shop(tmp_path)
     histories = dataset.histories().through(Split.TRAIN)
     batch = every_position(histories, 10, np.arange(3))
     assert batch.targets_P.tolist() == [0, 1, 2] and batch.seen_B.tolist() == [3, 3, 3]
-    assert batch.types_UL[0].tolist() == [VIEW, VIEW, VIEW, BUY], "all that came before is seen"
+    assert batch.types_UL[0].tolist() == [VIEW, VIEW, VIEW, BUY], "all earlier events are visible"
     together = whole_history(histories, 10, np.arange(3), Hidden(0.0, 0))
     assert together.targets_P.tolist() == [0, 1, 2] and together.lengths_U.tolist() == [5, 5, 5]
     loader = TrainingLoader(dataset, Split.VALID, LoaderConfig(4, 10, 0.0, 1.0, 10_000, 0))
@@ -116,7 +116,7 @@ def test_windows_without_a_target_are_left_out(tmp_path: Path) -> None:
     assert step.batch.targets_P.tolist() == [20 % 8, 21 % 8] and step.weight == 2
 
 
-def test_what_was_looked_at_is_not_what_was_had() -> None:
+def test_viewed_items_do_not_count_as_had() -> None:
     histories = replace(Histories.of_items([[0, 1]], [0]), types_E=np.array([VIEW, BUY], np.uint8), targets_T=BUYS)
     queries = Queries(histories, np.array([0, 2]), np.array([0, 1], dtype=np.int32))
     kept, _, dropped = countable(queries, exclude_seen=True)
@@ -125,7 +125,7 @@ def test_what_was_looked_at_is_not_what_was_had() -> None:
     assert rank(table, queries, 3).items_BK.tolist() == [[2, 0, -1]]
 
 
-def test_a_served_list_leaves_out_what_was_bought(tmp_path: Path) -> None:
+def test_served_list_leaves_out_purchases(tmp_path: Path) -> None:
     dataset = shop(tmp_path / "dataset")
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
     bundle = read_bundle(tmp_path / "bundle")
@@ -138,7 +138,7 @@ def test_a_served_list_leaves_out_what_was_bought(tmp_path: Path) -> None:
 
 
 def test_baselines_are_tried_on_all_events_and_on_targets() -> None:
-    """Everybody views item 0, half buy item 2 and then item 1, half the other way round; item 0 is never bought."""
+    """All users view item 0; half buy item 2, then item 1, half the other way round; nobody buys item 0."""
     rows = [[0, 3, 1 + user % 2, 2 - user % 2] for user in range(20)]
     types_E, splits_E = (np.tile(row, 20).astype(np.uint8) for row in ([VIEW, VIEW, BUY, BUY], [0, 0, 0, 1]))
     histories = replace(Histories.of_items(rows), types_E=types_E, splits_E=splits_E, targets_T=BUYS)
@@ -161,7 +161,7 @@ def test_figures_by_event_type_by_hand() -> None:
     assert type_report({"model": rank(table, single, 3)}, single, ["view"], config, "model") == {}
 
 
-def test_targets_outside_the_history_contradict_it() -> None:
+def test_targets_that_are_not_in_the_history_are_refused() -> None:
     tree: dict[str, Any] = {"model": {"granularities": {"behaviour": {"enabled": True}}}}
     with pytest.raises(ConfigError, match="data.targets names purchase, which data.interactions"):
         check_settings(
@@ -169,7 +169,7 @@ def test_targets_outside_the_history_contradict_it() -> None:
         )
 
 
-def test_prepare_follows_the_setting(ray_local: None, tmp_path: Path) -> None:
+def test_prepare_applies_the_target_types(ray_local: None, tmp_path: Path) -> None:
     from recsys.preparation.prepare import prepare
 
     lines = ["user_id,item_id,timestamp,event_type"]

@@ -1,4 +1,4 @@
-"""How many threads compute fastest: the choice from given timings, and who asks for it. Nothing is timed here."""
+"""The number of threads: the choice from given timings, and where it is used. Nothing is timed here."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def settings(**train: Any) -> Config:
         ({1: 1.0, 2: 20.0}, 1),  # a shared machine
     ],
 )
-def test_the_fewest_threads_near_the_fastest_are_taken(seconds: dict[int, float], expected: int) -> None:
+def test_fewest_threads_near_the_fastest_are_chosen(seconds: dict[int, float], expected: int) -> None:
     assert choose(seconds) == expected
 
 
-def test_what_is_tried_grows_to_all_cores() -> None:
+def test_tried_numbers_grow_to_all_cores() -> None:
     assert numbers(1) == [1] and numbers(3) == [1, 2, 3]
     assert numbers(64)[-1] == 64 and len(numbers(64)) < 14
 
 
-def test_steps_are_timed_by_turns_and_the_first_round_does_not_count() -> None:
+def test_steps_are_timed_in_turns_without_the_first_round() -> None:
     now, asked = [0.0], list[int]()
 
     def step() -> None:
@@ -69,7 +69,7 @@ def test_the_step_computes() -> None:
     step_like(4, 3, 8, 10)()
 
 
-def test_it_is_measured_once_in_a_process_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_measured_and_reported_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def given(tried: Any, step: Any, clock: Any) -> dict[int, float]:
@@ -89,14 +89,14 @@ def test_it_is_measured_once_in_a_process_and_said_once(monkeypatch: pytest.Monk
     ]
 
 
-def test_on_a_busy_machine_one_thread_is_taken_without_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_machine_gets_one_thread_without_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "timed", lambda *_: pytest.fail("timed"))
     monkeypatch.setattr(threads, "waiting_programs", lambda: 12.5)
     found, why = fastest_threads(settings(), 1001, 4)
     assert found == 1 and "several times as many programs" in why
 
 
-def test_what_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_threads_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "timed", lambda *_: pytest.fail("timed"))
     assert asked_threads(settings(threads=3)) == 3 and asked_threads(settings()) == 0
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -106,7 +106,7 @@ def test_what_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> N
     assert fastest_threads(settings(), 1000, 1) == (1, "")
 
 
-def test_a_checkpoint_says_how_many_threads_rounded_its_numbers(tmp_path: Path) -> None:
+def test_checkpoint_holds_its_number_of_threads(tmp_path: Path) -> None:
     torch.set_num_threads(2)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     save_checkpoint(tmp_path, {"a": torch.ones(1)}, {"a": torch.ones(1)}, optimizer, Progress())
@@ -117,8 +117,8 @@ def test_a_checkpoint_says_how_many_threads_rounded_its_numbers(tmp_path: Path) 
     assert load_checkpoint(tmp_path, None)[2].threads == 0
 
 
-def test_trials_take_the_cores_that_pay() -> None:
-    """With two threads as fast as sixteen, seven trials run at once and not one."""
+def test_trials_use_only_cores_that_help() -> None:
+    """If two threads are as fast as sixteen, seven trials run at once instead of one."""
     config = build_config(settings().model_dump(mode="json") | {"tune": {"space": ["s.yaml"]}})
     slots = share_out(config, {"CPU": 16}, 16, fastest=2)
     assert (slots.concurrent, slots.cpus, slots.threads) == (7, 2, 2)

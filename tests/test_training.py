@@ -1,4 +1,4 @@
-"""The training loop: two workers equal one, resumed equals uninterrupted, nothing chosen on what it was trained on."""
+"""The training loop: two workers equal one, resumed equals uninterrupted, nothing is chosen on training events."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run(config: Config, dataset: PreparedDataset, context: TrainContext | None =
     return fit(config, dataset, Validator.of(config), context or TrainContext())
 
 
-def test_learns_a_certain_next_item(tmp_path: Path) -> None:
+def test_loop_learns_a_certain_next_item(tmp_path: Path) -> None:
     config = settings(epochs=25, patience=25, lr=0.02)
     result = run(config, cycles(tmp_path))
     losses = [report["loss"] for report in result.history]
@@ -114,7 +114,7 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path, ordered: bool, loss: 
 
 
 class Interrupted(Exception):
-    """Stands for a lost process."""
+    """Raised in place of a lost process."""
 
 
 def keep_checkpoints(
@@ -140,7 +140,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 
 
 def stop_inside(folder: Path, saves: int) -> TrainContext:
-    """Keeps the checkpoints inside epochs as inside-1, inside-2 …, and is interrupted after the last one asked for."""
+    """Keeps checkpoints within epochs as inside-1, inside-2 …; interrupts after the last requested one."""
     count = itertools.count(1)
 
     def save(checkpoint: Path | None) -> None:
@@ -155,10 +155,10 @@ def stop_inside(folder: Path, saves: int) -> TrainContext:
 
 @pytest.mark.parametrize(("saves", "phase"), [(1, "select"), (4, "select"), (10, "refit")])
 @pytest.mark.parametrize("window_events", [60, 4_000_000])
-def test_resumed_inside_an_epoch_equals_uninterrupted(
+def test_resumed_within_an_epoch_equals_uninterrupted(
     tmp_path: Path, saves: int, phase: str, window_events: int
 ) -> None:
-    """At the data position, with optimiser, schedule, mean loss and the random numbers of dropout, to the last bit."""
+    """Bit for bit: data position, optimiser, schedule, mean loss and the random numbers of dropout."""
     dataset = cycles(tmp_path / "data")
     config = settings(refit=True, patience=9, batch_size=4, checkpoint_steps=4, window_events=window_events)
     config.model.granularities.evolution.dropout = 0.3
@@ -181,7 +181,7 @@ def _interrupted_worker(rank: int, world: int, folder: str, out: str, config: di
         run(build_config(config), PreparedDataset(folder), context)
 
 
-def test_one_worker_goes_on_inside_an_epoch_from_where_two_were(tmp_path: Path) -> None:
+def test_one_worker_resumes_within_an_epoch_of_two_workers(tmp_path: Path) -> None:
     dataset, config = cycles(tmp_path / "data"), settings(batch_size=8, checkpoint_steps=2)
     whole = run(config, dataset)
     together(_interrupted_worker, tmp_path, dataset.root, str(tmp_path), config.model_dump(mode="json"))
@@ -211,18 +211,18 @@ def test_early_stopping_counts_validations_without_gain(tmp_path: Path) -> None:
     assert result.best_epoch == 1 and len(result.history) == 3
 
 
-def test_refit_trains_on_validation_events_for_the_chosen_epochs(tmp_path: Path) -> None:
+def test_refit_trains_on_validation_events_for_the_selected_epochs(tmp_path: Path) -> None:
     dataset, config = cycles(tmp_path), settings(refit=True)
     result = run(config, dataset)
     again = [report for report in result.history if report["phase"] == "refit"]
     assert len(again) == result.best_epoch
-    assert all("ndcg@5" not in report for report in again), "nothing is measured on what it is trained on"
+    assert all("ndcg@5" not in report for report in again), "nothing is measured on training events"
     train, valid = (build_graphs(dataset, split) for split in (Split.TRAIN, Split.VALID))
     assert len(valid.users_E) > len(train.users_E)
 
 
-def test_a_refit_keeps_the_weights_that_were_selected(tmp_path: Path) -> None:
-    """They give the validation metric that chose the epoch, also when the refit was interrupted."""
+def test_refit_keeps_the_selected_weights(tmp_path: Path) -> None:
+    """They give the validation metric of the selected epoch, also if the refit was interrupted."""
     dataset, config = cycles(tmp_path / "data"), settings(refit=True)
     result = run(config, dataset)
     queries = dataset.histories().queries(Split.VALID)
@@ -245,7 +245,7 @@ def test_a_refit_keeps_the_weights_that_were_selected(tmp_path: Path) -> None:
 
 
 def test_test_events_reach_neither_graphs_nor_model(tmp_path: Path) -> None:
-    """Datasets that differ in their test events alone train the same model."""
+    """Datasets that differ only in their test events train the same model."""
     first = cycles(tmp_path / "a")
     walks = first.histories()
     other = [
@@ -264,7 +264,7 @@ def test_test_events_reach_neither_graphs_nor_model(tmp_path: Path) -> None:
     assert torch.equal(one.frozen.item_vectors_ND, two.frozen.item_vectors_ND)
 
 
-def test_trained_model_survives_the_disk(tmp_path: Path) -> None:
+def test_trained_model_is_equal_after_save_and_load(tmp_path: Path) -> None:
     dataset = cycles(tmp_path / "data")
     result = run(settings(), dataset)
     save_trained(tmp_path / "model", result)
@@ -291,7 +291,7 @@ def test_bfloat16_trains_close_to_float32(tmp_path: Path, loss: str) -> None:
     assert rounded == pytest.approx(exact, rel=0.02)
 
 
-def test_resuming_after_the_last_patience_does_not_train_on(tmp_path: Path) -> None:
+def test_resuming_after_early_stopping_trains_no_further(tmp_path: Path) -> None:
     dataset, config = cycles(tmp_path / "data"), settings(epochs=30, patience=2, lr=1e-12)
     with pytest.raises(Interrupted):
         run(config, dataset, TrainContext(report=keep_checkpoints(tmp_path, 3)))
@@ -299,7 +299,7 @@ def test_resuming_after_the_last_patience_does_not_train_on(tmp_path: Path) -> N
     assert len(resumed.history) == 3
 
 
-def test_settings_that_cannot_act_are_refused(tmp_path: Path) -> None:
+def test_settings_without_effect_are_refused(tmp_path: Path) -> None:
     dataset = cycles(tmp_path)
     with pytest.raises(ConfigError, match="act on unordered data only"):
         run(settings(history_mask_rate=0.2), dataset)
@@ -307,7 +307,7 @@ def test_settings_that_cannot_act_are_refused(tmp_path: Path) -> None:
         run(settings(loss={"kind": "sampled_softmax", "label_smoothing": 0.1}), dataset)
 
 
-def test_a_user_without_any_signal_gets_the_popular_items(tmp_path: Path) -> None:
+def test_user_without_any_signal_gets_popular_items(tmp_path: Path) -> None:
     dataset = cycles(tmp_path)
     frozen = run(settings(epochs=1), dataset).frozen
     nobody = Histories.of_items([[]])
@@ -321,7 +321,7 @@ def test_diverging_loss_says_so(tmp_path: Path) -> None:
         run(settings(lr=1e30, clip_norm=0, epochs=6), cycles(tmp_path))
 
 
-def test_evolution_on_unordered_data_is_the_users_mistake(tmp_path: Path) -> None:
+def test_evolution_on_unordered_data_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs ordered events"):
         run(settings(), cycles(tmp_path, ordered=False))
 
@@ -383,8 +383,8 @@ def test_hidden_events_stay_targets_and_leave_the_graph() -> None:
     assert not np.array_equal(other.of(np.zeros(6), histories.items_E), hidden.of(np.zeros(6), histories.items_E))
 
 
-def test_steps_of_ordered_data_have_like_numbers_of_targets(tmp_path: Path) -> None:
-    """Half of the users have one target, the others nine: no step is made of short histories alone."""
+def test_steps_of_ordered_data_have_similar_numbers_of_targets(tmp_path: Path) -> None:
+    """Half of the users have one target, the others nine: no step has only short histories."""
     walks = [leave_last(*range(4 if user % 2 else 12)) for user in range(80)]
     dataset = write_dataset(tmp_path, walks, NUM_ITEMS)
     for world_size in (1, 2):

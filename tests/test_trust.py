@@ -1,4 +1,4 @@
-"""Trust by hand: exposure, popularity bias and groups of users."""
+"""Trust figures by hand: exposure, popularity bias and groups of users."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_exposure_shares_and_disparity_by_hand() -> None:
     assert found["disparity"]["model"] == pytest.approx(abs(a / (a + b) - 0.8))
 
 
-def test_items_of_several_categories_count_in_parts() -> None:
+def test_items_of_several_categories_count_in_shares() -> None:
     column = pa.chunked_array([[["x", "y"], ["y"], None, []]])
     share, labels = trust.item_groups(column, np.array([4, 3, 1, 0]))
     assert labels == ["y", "x", "unknown"]  # 2 + 3, 2, 1 interactions
@@ -103,7 +103,7 @@ def settings(**section: Any) -> Any:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_panel_has_what_the_numbers_say(tmp_path: Path) -> None:
+def test_panel_has_the_figures(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     users = pa.table({"user_id": dataset.user_ids, "kind": ["x", "y", "x", "y", "x", "y"]})
     dataset.__dict__["user_features"] = users

@@ -145,9 +145,7 @@ def test_a_language_model_of_equal_width_is_known_by_its_files(tmp_path: Path) -
     dataset.manifest.text["identity"] = "aa"
     warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes, "aa"))
     warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes))  # of a dataset that did not say
-    with pytest.raises(
-        ArtifactError, match=r"reads texts by the language model bb, this dataset by aa.*data\.text\.model"
-    ):
+    with pytest.raises(ArtifactError, match=r"uses the language model bb, this dataset aa.*data\.text\.model"):
         warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes, "bb"))
 
 

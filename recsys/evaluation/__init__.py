@@ -1,1 +1,3 @@
-"""Exact full ranking, metrics, baselines, intervals, segments and the report. Knows no Ray and no model class."""
+"""Exact full ranking, metrics, baselines, intervals, segments and the report. Knows no Ray and no
+model class.
+"""

@@ -1,9 +1,12 @@
-"""Ablation: what each granularity, alone and left out, and each kind of fusion is worth, on the same test users.
+"""Ablation: the effect of each granularity (alone and left out) and of each kind of fusion, on the
+same test users.
 
-Without retraining, λ of the trained model is changed: *off* sets one to zero, *alone* all but one (the user vector is
-linear in z, so this is what a user without those signals gets), and *fusion* replaces the trained λ by constants. That
-tells what the model uses, not what it needs: what was trained beside a granularity may lean on it. Retrained variants
-(:mod:`pipelines.ablation`) answer the other question. Every difference is full model − variant, paired over users.
+Without retraining, λ of the trained model is changed: *off* sets one λ to zero, *alone* all but one
+(the user vector is linear in z, so this is what a user without those signals gets), and *fusion*
+replaces the trained λ by constants. This shows what the model uses, not what it needs: the other
+granularities were trained together with the one left out. Retrained variants
+(:mod:`pipelines.ablation`) answer that question. Every difference is full model − variant, paired
+over users.
 
 Legend: B queries, K granularities, N items.
 """
@@ -25,15 +28,21 @@ from recsys.parts import Parts
 
 
 class AblatedModel(Protocol):
-    """What an ablation asks of a trained model beside its scores."""
+    """What an ablation needs of a trained model."""
 
     @property
-    def names(self) -> Sequence[str]: ...
+    def names(self) -> Sequence[str]:
+        """The granularities, in the order of K."""
+        ...
 
-    def parts(self, queries: Queries) -> Parts: ...
+    def parts(self, queries: Queries) -> Parts:
+        """The output of every granularity for every query, and λ."""
+        ...
 
     def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
-        """Scores [b, N] with only these granularities at their trained weights, the others at zero."""
+        """Scores [b, N] with only these granularities at their trained
+        weights, the others at zero.
+        """
         ...
 
     def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> torch.Tensor:
@@ -58,6 +67,7 @@ class Kept:
     kept: tuple[str, ...]
 
     def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         return self.model.scores_of(queries, self.kept)
 
 
@@ -71,10 +81,11 @@ class _Constant:
 
 
 def weight_variants(model: AblatedModel, section: ModelConfig, queries: Queries, chunk: int) -> Iterator[Variant]:
-    """Every variant that needs no training.
+    """Yield every variant that needs no training.
 
-    Fusion: ``weighted`` takes λ from the configuration (S1's a, b, c; S5's λ), ``even`` one for all, and for a gate
-    ``constant`` its mean over the queries, which shows what choosing per user is worth.
+    Fusion: ``weighted`` takes λ from the configuration (S1's a, b, c; S5's λ), ``even`` uses one λ
+    for all, and ``constant`` uses the mean of a gate over the queries, which shows what weights per
+    user add.
     """
     names = list(model.names)
     if len(names) > 1:
@@ -93,16 +104,17 @@ def weight_variants(model: AblatedModel, section: ModelConfig, queries: Queries,
 
 
 def compare_variants(ranking: Ranking, variants: Iterator[Variant], config: Config) -> dict[str, dict[str, Any]]:
-    """Group → name → ``value``, its ``interval``, and ``difference``, ``low``, ``high``, ``p`` of full − variant.
+    """Group → name → ``value``, its ``interval``, and ``difference``, ``low``, ``high``, ``p`` of
+    full − variant.
 
     Parameters
     ----------
     ranking : Ranking
-        of the full model; the variants are asked the same queries.
+        Ranking of the full model; the variants rank the same queries.
     variants : Iterator[Variant]
-        scored one after the other.
+        Variants, scored one after the other.
     config : Config
-        the main metric, the bootstrap and the chunks.
+        Main metric, bootstrap and chunk size.
     """
     ours_B = main_values(ranking, config)
     report: dict[str, dict[str, Any]] = {}
@@ -115,7 +127,9 @@ def compare_variants(ranking: Ranking, variants: Iterator[Variant], config: Conf
 
 
 def ablation_report(model: AblatedModel, ranking: Ranking, config: Config) -> dict[str, Any]:
-    """The content of ``metrics.json``'s ``ablation``: the full model and every variant that needs no training."""
+    """The content of ``metrics.json``'s ``ablation``: the full model and every variant that needs
+    no training.
+    """
     variants = weight_variants(model, config.model, ranking.queries, config.evaluate.chunk_users)
     return {
         "metric": config.train.metric,
@@ -132,7 +146,7 @@ def main_values(ranking: Ranking, config: Config) -> Array:
 
 
 def ranked_values(scorer: Scorer, queries: Queries, config: Config) -> Array:
-    """The main metric of every query under a scorer: [B]. The queries must be those of a ranking already."""
+    """The main metric of a scorer for every query: [B]. The queries must be those of a ranking."""
     k = parse_metric(config.train.metric).k
     return main_values(rank(scorer, queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users), config)
 

@@ -1,8 +1,9 @@
-"""The second half of the leak audit: what the model and the baselines were fitted on.
+"""The second half of the leak audit: on which events the model and the baselines were fitted.
 
-A model's graph and a baseline's matrix are gone when it is evaluated, but both leave a trace that can be worked out
-again: the number of users of every item, by which the model answers a user without signals and the baselines an empty
-history. One event too many in the fit changes it. Legend: N items.
+The graph of a model and the matrix of a baseline are gone at evaluation, but both keep one figure
+that can be checked: the number of users of every item, from which the model recommends to a user
+without signals, and a baseline for an empty history. A single extra event in the fit changes it.
+Legend: N items.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.baselines import OfTargets
 
-_ANSWER_BY_POPULARITY: Final = ("popularity", "item_knn", "ease")  # an empty history
+_ANSWER_BY_POPULARITY: Final = ("popularity", "item_knn", "ease")  # for an empty history
 
 
 def audit_fits(
     model: Any, baselines: Mapping[str, Baseline], histories: Histories, dataset: PreparedDataset, through: Split
 ) -> Audit:
-    """Check the popularity inside the model (``popularity_N``, where it has one) and inside the baselines, which were
-    fitted on ``histories``.
+    """Check the popularity in the model (``popularity_N``, if it has one) and in the baselines.
+
+    The baselines were fitted on ``histories``.
 
     Raises
     ------
     DataError
-        one was fitted on other events than those through ``through``.
+        The model or a baseline was not fitted on exactly the events through ``through``.
     """
     found = Audit()
     popularity_N = getattr(model, "popularity_N", None)
@@ -53,7 +55,7 @@ def audit_fits(
 
 
 def users_of_items(histories: Histories, num_items: int, through: Split) -> Array:
-    """How many users have an item in the parts through ``through``, each once: [N]."""
+    """The number of different users of every item, in the splits through ``through``: [N]."""
     users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     kept_E = histories.splits_E <= through
     pairs = np.unique(users_E[kept_E].astype(np.int64) * num_items + histories.items_E[kept_E])

@@ -1,4 +1,4 @@
-"""What a baseline is: a recommender with a few constants, which validation chooses.
+"""The base class of baselines: recommenders with a few constants that are chosen on validation.
 
 Legend: U users, N items, b queries.
 """
@@ -20,20 +20,20 @@ Constants = dict[str, Any]
 
 
 class Baseline(ABC):
-    """A recommender with constants to choose and a fit that is quick for all values of its grid."""
+    """A recommender with a grid of constants, and a fit that is fast for all of them."""
 
     name: ClassVar[str]
-    grid: ClassVar[tuple[Constants, ...]] = ({},)  # the first is the default where validation has nothing to say
+    grid: ClassVar[tuple[Constants, ...]] = ({},)  # the first is the default if there is no validation query
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
         self.constants: Constants = dict(self.grid[0])
-        self.validation: float | None = None  # the chosen constants' metric on validation, fitted on training alone
+        self.validation: float | None = None  # metric of the chosen constants on validation, fitted on training only
         self.seconds = 0.0  # choice and fits together
 
     @classmethod
     def lacks(cls, histories: Histories, config: EvaluateConfig) -> str:
-        """What the data or the settings lack for it, empty where it can be measured."""
+        """What the data or the settings lack for this baseline; empty if it can be evaluated."""
         return ""
 
     @abstractmethod
@@ -45,7 +45,9 @@ class Baseline(ABC):
         """Scores [b, N] float32 from the visible history."""
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
-        """Fit with each constants of the grid in turn; overridden where the values share work."""
+        """Fit with each entry of the grid in turn, and yield it; overridden if the entries share
+        work.
+        """
         for constants in self.grid:
             self.constants = dict(constants)
             self.fit(train, num_items)

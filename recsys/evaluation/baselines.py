@@ -1,9 +1,10 @@
-"""Baselines that every run is measured against: popularity, item-kNN, EASE and implicit ALS, and two that look at time.
+"""The baselines of every run: popularity, item-kNN, EASE, implicit ALS, and two that use time.
 
-Why in the same run: numbers from elsewhere differ in split, masking and metric definitions, and well-tuned simple
-models beat many published ones (Ferrari Dacrema et al. 2019). Constants are chosen on validation with a fit on training
-events alone. All score from the visible history of a query, so users outside the fit are served as well.
-Legend: U users, N items, M items kept by EASE, R rank, b queries. Events count once: the matrix X is binary.
+Why in the same run: published numbers differ in split, masking and metric definitions, and
+well-tuned simple models beat many published ones (Ferrari Dacrema et al. 2019). Constants are
+chosen on validation with a fit on training events only. All baselines score from the visible
+history of a query, so they also serve users outside the fit. Legend: U users, N items, M items kept
+by EASE, R rank, b queries. Events count once: the matrix X is binary.
 """
 
 from __future__ import annotations
@@ -33,17 +34,20 @@ class Popularity(Baseline):
     name = "popularity"
 
     def fit(self, train: Histories, num_items: int) -> None:
+        """Fit on all given events, with the current constants."""
         self._counts_N = torch.from_numpy(users_of_items(matrix(train, num_items)))
 
     def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         return self._counts_N.repeat(len(queries), 1)
 
 
 class ItemKnn(Baseline):
-    """score(u, i) = Σ_{j in history} cos(j, i), kept for the k most similar items i of each j (Sarwar et al. 2001).
+    """score(u, i) = Σ_{j in history} cos(j, i), kept for the k most similar items i of each j
+    (Sarwar et al. 2001).
 
-    A history that says nothing (empty, or of items without neighbours) is answered by popularity. In catalogues where
-    some number of neighbours would be more than ``max_entries`` in all, it is not tried.
+    For an empty history, or one of items without neighbours, it recommends by popularity. A k that
+    needs more than ``max_entries`` entries for the catalogue is not tried.
     """
 
     name = "item_knn"
@@ -51,12 +55,14 @@ class ItemKnn(Baseline):
     max_entries: ClassVar[int] = 100_000_000  # 12 bytes each, and a few copies
 
     def fit(self, train: Histories, num_items: int) -> None:
+        """Fit on all given events, with the current constants."""
         interactions_UN = matrix(train, num_items)
         self._counts_N = users_of_items(interactions_UN)
         self.constants["neighbours"] = min(self.constants["neighbours"], max(self._tried(num_items)))
         self._similarity_NN = _cosine_neighbours(interactions_UN, self.constants["neighbours"])
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        """Fit with each entry of the grid in turn, and yield it."""
         interactions_UN = matrix(train, num_items)
         self._counts_N = users_of_items(interactions_UN)
         tried = self._tried(num_items)
@@ -67,11 +73,14 @@ class ItemKnn(Baseline):
             yield self.constants
 
     def _tried(self, num_items: int) -> list[int]:
-        """Numbers of neighbours, in the order of the grid, that a catalogue has room for; the smallest always."""
+        """The values of k, in the order of the grid, that fit into ``max_entries``; the smallest
+        always.
+        """
         every = [constants["neighbours"] for constants in self.grid]
         return [number for number in every if number * num_items <= self.max_entries] or [min(every)]
 
     def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         history_bN = matrix(queries.histories, self._similarity_NN.shape[0])
         found_bN = history_bN @ self._similarity_NN
         scores_bN = found_bN.toarray().astype(np.float32, copy=False)
@@ -80,12 +89,13 @@ class ItemKnn(Baseline):
 
 
 class Ease(Baseline):
-    """score = x B with B_ij = −P_ij / P_jj, B_jj = 0, P = (XᵀX + λI)⁻¹ (Steck 2019), on the most popular items.
+    """score = x B with B_ij = −P_ij / P_jj, B_jj = 0, P = (XᵀX + λI)⁻¹ (Steck 2019), on the most
+    popular items.
 
-    Items beyond ``ease_max_items`` or with fewer than two users score −inf: EASE cannot recommend them. A history
-    without any kept item is answered by popularity, over all items. Up to
-    ``max_rank`` users or items, the eigenvectors of the smaller Gram matrix give P for every λ without forming it;
-    beyond that each λ costs one Cholesky inverse of M × M.
+    Items beyond ``ease_max_items`` or with fewer than two users score −inf: EASE cannot recommend
+    them. For a history without any kept item it recommends by popularity, over all items. Up to
+    ``max_rank`` users or items, the eigenvectors of the smaller Gram matrix give P for every λ
+    without forming it; beyond that, each λ costs one Cholesky inverse of M × M.
     """
 
     name = "ease"
@@ -93,10 +103,12 @@ class Ease(Baseline):
     max_rank: ClassVar[int] = 3000
 
     def fit(self, train: Histories, num_items: int) -> None:
+        """Fit on all given events, with the current constants."""
         self._prepare(train, num_items)
         self._solve()
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        """Fit with each entry of the grid in turn, and yield it."""
         self._prepare(train, num_items)
         for constants in self.grid:
             self.constants = dict(constants)
@@ -105,10 +117,11 @@ class Ease(Baseline):
 
     @property
     def num_kept(self) -> int:
-        """Items that can be recommended."""
+        """The number of items that can be recommended."""
         return len(self._kept_M)
 
     def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         history_bM = matrix(queries.histories, self._num_items)[:, self._kept_M]
         scores_bN = torch.full((len(queries), self._num_items), -torch.inf)
         if self.num_kept:
@@ -147,13 +160,15 @@ class Ease(Baseline):
             return
         gram_MM = torch.from_numpy((self._kept_UM.T @ self._kept_UM).toarray().astype(np.float32, copy=False))
         gram_MM.diagonal().add_(self._l2)
-        # symmetric, so LAPACK's columns serve as rows; scipy copies what is stored by columns at every product
+        # symmetric, so the columns of LAPACK are also rows; scipy would copy a column-major matrix at every product
         self._inverse_MM = torch.cholesky_inverse(torch.linalg.cholesky(gram_MM)).mT.numpy()
         self._diagonal_M = np.diagonal(self._inverse_MM).copy()
 
 
 class Als(Baseline):
-    """Implicit alternating least squares (Hu et al. 2008), 64 factors, users folded in by one exact solve."""
+    """Implicit alternating least squares (Hu et al. 2008), 64 factors, users folded in by one exact
+    solve.
+    """
 
     name = "als"
     factors: ClassVar[int] = 64
@@ -165,10 +180,11 @@ class Als(Baseline):
     )
 
     def fit(self, train: Histories, num_items: int) -> None:
+        """Fit on all given events, with the current constants."""
         import threadpoolctl
         from implicit.cpu.als import AlternatingLeastSquares
 
-        # with a BLAS pool of its own inside ALS's threads, implicit is slow and warns
+        # implicit is slow, and warns, if BLAS uses its own threads inside the threads of ALS
         with threadpoolctl.threadpool_limits(1, "blas"):
             self._model = AlternatingLeastSquares(
                 factors=self.factors,
@@ -181,6 +197,7 @@ class Als(Baseline):
         self._num_items = num_items
 
     def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         history_bN = matrix(queries.histories, self._num_items)
         users_bR = self._model.recalculate_user(np.arange(len(queries)), history_bN)
         return torch.from_numpy(np.asarray(users_bR @ self._model.item_factors.T, dtype=np.float32))
@@ -196,7 +213,7 @@ def build_baseline(name: str, config: EvaluateConfig) -> Baseline:
     Raises
     ------
     ConfigError
-        no such baseline.
+        There is no such baseline.
     """
     if name not in _CLASSES:
         raise ConfigError(f"unknown baseline {name!r}; expected one of: {choices(_CLASSES)}")
@@ -204,27 +221,30 @@ def build_baseline(name: str, config: EvaluateConfig) -> Baseline:
 
 
 class OfTargets(Baseline):
-    """A baseline that sees events of the types that are predicted alone, in its fit and of every query."""
+    """A baseline that reads only events of the predicted types, in its fit and in every query."""
 
     def __init__(self, inner: Baseline) -> None:
         super().__init__(inner.config)
         self.inner, self.constants = inner, {**inner.constants, "events": "targets"}
 
     def fit(self, train: Histories, num_items: int) -> None:
+        """Fit on all given events, with the current constants."""
         self.inner.constants = {key: value for key, value in self.constants.items() if key != "events"}
         self.inner.fit(train.of_targets(), num_items)
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        """Fit with each entry of the grid in turn, and yield it."""
         for constants in self.inner.fits(train.of_targets(), num_items):
             self.constants = {**constants, "events": "targets"}
             yield self.constants
 
     def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         return self.inner.scores(replace(queries, histories=queries.histories.of_targets()))
 
 
 def left_out(names: Sequence[str], histories: Histories, config: EvaluateConfig) -> dict[str, str]:
-    """The baselines that the data or the settings rule out, each with what is lacking."""
+    """The baselines that the data or the settings rule out, each with what is missing."""
     found = {name: type(build_baseline(name, config)).lacks(histories, config) for name in names}
     return {name: why for name, why in found.items() if why}
 
@@ -240,11 +260,12 @@ def fit_baselines(
 ) -> dict[str, Baseline]:
     """Choose every baseline's constants on validation and fit it for test.
 
-    The choice fits on training events alone and maximises ``metric``. With ``refit``, the chosen constants are fitted
-    again on training and validation, as the model is; else the fit on training alone stays. Without validation queries
-    the defaults stay and ``validation`` is None. Where not all event types are predicted, each is tried with all events
-    and with those of the predicted types alone, which its constant ``events`` says. ``asked_V`` marks the users who are
-    asked; None: all. Those of :func:`left_out` are not in the result.
+    The choice fits on training events only and maximises ``metric``. With ``refit``, the chosen
+    constants are fitted again on training and validation events, as the model is; otherwise the fit
+    on training events stays. Without validation queries the defaults stay and ``validation`` is
+    None. If not all event types are predicted, each baseline is tried with all events and with
+    events of the predicted types only; its constant ``events`` says which. ``asked_V`` marks the
+    evaluated users; None for all. The result does not contain those of :func:`left_out`.
     """
     parse_metric(metric, tuple(QUERY_METRICS))
     train = histories.through(Split.TRAIN)
@@ -271,7 +292,9 @@ def fit_baselines(
 
 
 def _choose(baseline: Baseline, train: Histories, num_items: int, queries: Queries, metric: str) -> bool:
-    """Set the constants with the best validation metric; True when the last fit is of other constants."""
+    """Set the constants with the best validation metric; True if the
+    last fit has other constants.
+    """
     kind, k = parse_metric(metric)
     best: tuple[float, Constants] | None = None
     for constants in baseline.fits(train, num_items):
@@ -290,7 +313,7 @@ def _choose(baseline: Baseline, train: Histories, num_items: int, queries: Queri
 
 
 def _cosine_neighbours(interactions_UN: sp.csr_matrix, k: int) -> sp.csr_matrix:
-    """The k most similar items of every item, itself among them: [N, N], row = item."""
+    """The k most similar items of every item, itself included: [N, N], row = item."""
     from implicit.nearest_neighbours import ItemItemRecommender
 
     users_N = np.bincount(interactions_UN.indices, minlength=interactions_UN.shape[1])
@@ -302,7 +325,7 @@ def _cosine_neighbours(interactions_UN: sp.csr_matrix, k: int) -> sp.csr_matrix:
 
 
 def _first_per_row(similarity_NN: sp.csr_matrix, k: int) -> sp.csr_matrix:
-    """Only the k largest entries of every row."""
+    """The matrix with only the k largest entries of every row."""
     rows = np.repeat(np.arange(similarity_NN.shape[0]), np.diff(similarity_NN.indptr))
     order = np.lexsort((-similarity_NN.data, rows))
     place = np.arange(len(order)) - similarity_NN.indptr[rows]
@@ -312,7 +335,9 @@ def _first_per_row(similarity_NN: sp.csr_matrix, k: int) -> sp.csr_matrix:
 
 
 def _right_singular(interactions_UM: sp.csr_matrix) -> tuple[Array, Array]:
-    """V [M, R] float32 and the squared singular values [R] of X = U S Vᵀ, from the smaller Gram matrix."""
+    """V [M, R] float32 and the squared singular values [R] of X = U S Vᵀ, from the smaller Gram
+    matrix.
+    """
     wide = interactions_UM.shape[0] <= interactions_UM.shape[1]
     gram = interactions_UM @ interactions_UM.T if wide else interactions_UM.T @ interactions_UM
     squares, vectors = np.linalg.eigh(gram.toarray().astype(np.float64))

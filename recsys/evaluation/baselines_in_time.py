@@ -1,8 +1,9 @@
-"""Two baselines that every shop asks for: what the user had most often, and what sold in the last days.
+"""Two baselines that every shop asks for: the user's most frequent items, and the items that sold
+in the last days.
 
-Both order the whole catalogue, and both see only what was before the question.
+Both rank the whole catalogue, and both read only events before the time of the query.
 
-Legend: N items, E events, M moments, b queries.
+Legend: N items, E events, M snapshots, b queries.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from recsys.data.histories import Array, Histories, Queries
 from recsys.evaluation.baseline import Baseline, Constants, matrix, users_of_items
 
 _DAY: Final = 86_400.0
-_MOMENTS: Final = 256  # at which counts are kept, …
+_MOMENTS: Final = 256  # snapshots of the counts, …
 _MAX_KEPT: Final = 2**25  # … with at most so many counts in all: 256 MB
-_BEHIND: Final = 1e-6  # what popularity of all times counts beside that of the last days: it orders equals
+_BEHIND: Final = 1e-6  # weight of all-time popularity next to that of the last days: it only breaks ties
 
 
 class Frequency(Baseline):
-    """What the user had most often, an event counting half a half-life before the user's last one; popularity behind.
+    """The user's most frequent items; popularity orders the rest.
 
-    Half-lives are days, or events where times are unknown. It is measured where what was seen may be recommended.
+    An event counts half as much for each half-life between it and the user's last event. Half-lives
+    are days, or events if times are unknown. The baseline needs ``evaluate.exclude_seen`` false.
     """
 
     name = "frequency"
@@ -34,25 +36,29 @@ class Frequency(Baseline):
 
     @classmethod
     def lacks(cls, histories: Histories, config: EvaluateConfig) -> str:
+        """What the data or the settings lack for this baseline; empty if it can be evaluated."""
         if config.exclude_seen:
             return "evaluate.exclude_seen leaves out what a user had before"
         rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
         if len(np.unique(rows_E * 2**32 + histories.items_E)) == len(rows_E):
-            return "nobody has an item twice"
+            return "no user has an item twice"
         return ""
 
     def fit(self, train: Histories, num_items: int) -> None:
+        """Fit on all given events, with the current constants."""
         counts_N = users_of_items(matrix(train, num_items))
         self._behind_N = torch.from_numpy(counts_N / max(float(counts_N.max(initial=0)), 1.0))
         self._is_timed = bool(len(train.times_E)) and bool((train.times_E != 0).all())
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        """Fit with each entry of the grid in turn, and yield it."""
         self.fit(train, num_items)
         for constants in self.grid:
             self.constants = dict(constants)
             yield self.constants
 
     def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         histories, num_items = queries.histories, len(self._behind_N)
         lengths_b = histories.lengths_U
         rows_E = np.repeat(np.arange(len(histories)), lengths_b)
@@ -63,20 +69,21 @@ class Frequency(Baseline):
             halvings_E = np.maximum(times_E[ends_E] - times_E, 0.0) / self.constants["half_life"]
         keys_P, place_E = np.unique(rows_E * num_items + histories.items_E, return_inverse=True)
         least_P = np.full(len(keys_P), np.inf)
-        np.minimum.at(least_P, place_E, halvings_E)  # taken out of the sum, so that it does not fade to nothing
+        np.minimum.at(least_P, place_E, halvings_E)  # subtracted from the exponent, so that the sum does not underflow
         sums_P = np.bincount(place_E, 2.0 ** (least_P[place_E] - halvings_E), minlength=len(keys_P))
         log_P = np.log2(sums_P) - least_P
-        places_P = _places(keys_P // num_items, log_P)  # the order alone: scores that fade would round to equals
+        places_P = _places(keys_P // num_items, log_P)  # ranks, as small decayed scores would round to equal values
         scores_bN = self._behind_N.repeat(len(queries), 1)
         scores_bN.view(-1)[torch.from_numpy(keys_P)] = 1.0 + torch.from_numpy(places_P).float()
         return scores_bN
 
 
 class RecentPopularity(Baseline):
-    """Events about an item before the question, each counting half a half-life earlier; popularity of all times behind.
+    """Number of events of an item before the time of the query; an event counts half for each
+    half-life of age.
 
-    A question without a time is asked behind the last event. Counts are kept at moments between the events; what came
-    since is added, so scores are exact.
+    All-time popularity breaks ties. A query without a time is placed after the last event. Counts
+    are stored at snapshots between the events; the events since are added, so scores are exact.
     """
 
     name = "recent_popularity"
@@ -84,13 +91,16 @@ class RecentPopularity(Baseline):
 
     @classmethod
     def lacks(cls, histories: Histories, config: EvaluateConfig) -> str:
+        """What the data or the settings lack for this baseline; empty if it can be evaluated."""
         return "" if len(histories.times_E) and (histories.times_E != 0).all() else "some events have no time"
 
     def fit(self, train: Histories, num_items: int) -> None:
+        """Fit on all given events, with the current constants."""
         self._read(train, num_items)
         self._keep()
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
+        """Fit with each entry of the grid in turn, and yield it."""
         self._read(train, num_items)
         for constants in self.grid:
             self.constants = dict(constants)
@@ -106,7 +116,9 @@ class RecentPopularity(Baseline):
         self._places_M = np.linspace(0, len(self._days_E), moments, endpoint=False).astype(np.int64)
 
     def _keep(self) -> None:
-        """The decayed counts of the events before each place: [M, N], as of that event's time."""
+        """The decayed counts of the events before each snapshot: [M, N], as of the time of its
+        event.
+        """
         counts_N, kept, done = np.zeros(len(self._behind_N)), [], 0
         for place in self._places_M:
             counts_N = self._since(counts_N, done, place, self._time_of(place))
@@ -118,7 +130,9 @@ class RecentPopularity(Baseline):
         return float(self._days_E[place]) if place < len(self._days_E) else 0.0
 
     def _since(self, counts_N: Array, start: int, end: int, day: float) -> Array:
-        """Counts as of a day, from those as of event ``start``, with the events from there to before ``end``."""
+        """Counts as of a day: those as of event ``start``, decayed, plus the events from ``start``
+        to before ``end``.
+        """
         rate = 1.0 / self.constants["half_life_days"]
         faded_N = counts_N * 2.0 ** (-rate * max(day - self._time_of(start), 0.0))
         weights_E = 2.0 ** (-rate * (day - self._days_E[start:end]))
@@ -127,13 +141,14 @@ class RecentPopularity(Baseline):
         return found_N
 
     def scores(self, queries: Queries) -> torch.Tensor:
+        """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         asked_b = np.where(queries.asked_at_B == 0, np.inf, queries.asked_at_B / _DAY)
         days, place_b = np.unique(asked_b, return_inverse=True)
         rows = np.stack([self._at(day) for day in days]) if len(days) else np.zeros((0, len(self._behind_N)))
         return torch.from_numpy((rows + self._behind_N).astype(np.float32))[torch.from_numpy(place_b)]
 
     def _at(self, day: float) -> Array:
-        end = int(np.searchsorted(self._days_E, day, side="left"))  # strictly before the question
+        end = int(np.searchsorted(self._days_E, day, side="left"))  # strictly before the query
         moment = int(np.searchsorted(self._places_M, end, side="right")) - 1
         day = day if np.isfinite(day) else float(self._days_E[-1]) if len(self._days_E) else 0.0
         counts_N: Array = self._kept_MN[moment]
@@ -141,7 +156,8 @@ class RecentPopularity(Baseline):
 
 
 def _places(rows_P: Array, values_P: Array) -> Array:
-    """The place of every value among those of its row, from 1 for the smallest; equal ones share it. Rows ascend.
+    """The rank of every value in its row, 1 for the smallest; equal values share a rank. ``rows_P``
+    must ascend.
 
     >>> _places(np.array([0, 0, 0, 2, 2]), np.array([5.0, -1.0, 5.0, 3.0, 4.0])).tolist()
     [2, 1, 2, 1, 2]

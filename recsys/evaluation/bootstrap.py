@@ -1,7 +1,8 @@
-"""Percentile bootstrap over queries: intervals of means, and the paired difference of two recommenders.
+"""Percentile bootstrap over queries: intervals of means, and the paired difference of two
+recommenders.
 
-Why: a difference in the third digit on two thousand users is often chance; resampling users shows how often.
-Legend: B queries, M metrics, R resamples.
+Why: on two thousand users, a difference in the third digit is often chance; resampling users shows
+how often. Legend: B queries, M metrics, R resamples.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from recsys.data.histories import Array
 
 LEVEL: Final = 0.95
-_MAX_DRAWS: Final = 4_000_000  # drawn query numbers held at a time
+_MAX_DRAWS: Final = 4_000_000  # drawn query numbers in memory at a time
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,14 @@ class Interval:
     high: float
 
     def to_json(self) -> dict[str, Any]:
+        """The content as plain values for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A difference, such as the mean one of two recommenders on the same queries, its 95 % interval and two-sided
-    p-value.
+    """A difference, such as that of two recommenders on the same queries, with 95 % interval and
+    two-sided p-value.
     """
 
     difference: float
@@ -42,13 +44,15 @@ class Comparison:
     p: float
 
     def to_json(self) -> dict[str, Any]:
+        """The content as plain values for JSON."""
         return asdict(self)
 
 
 def intervals(values: Mapping[str, Array], resamples: int, seed: int) -> dict[str, list[float]]:
     """95 % percentile interval of the mean of every metric: name → [low, high].
 
-    All metrics are resampled together, with the same seed for every recommender. Efron 1979. Needs at least one query.
+    All metrics are resampled together, with the same seed for every recommender. Efron 1979. Needs
+    at least one query.
     """
     if not values:
         return {}
@@ -59,18 +63,32 @@ def intervals(values: Mapping[str, Array], resamples: int, seed: int) -> dict[st
 
 
 def compare(ours_B: Array, theirs_B: Array, resamples: int, seed: int) -> Comparison:
-    """Paired bootstrap of mean(ours − theirs); see :func:`comparison`. Two equal recommenders have p = 1."""
+    """Paired bootstrap of mean(ours − theirs); see :func:`comparison`. Two equal recommenders have
+    p = 1.
+    """
     assert ours_B.shape == theirs_B.shape, "a paired comparison needs the same queries"
     difference_B = ours_B - theirs_B
     means_R = bootstrap_means(difference_B[:, None], resamples, seed)[:, 0]
     return comparison(float(difference_B.mean()), means_R)
 
 
-def comparison(difference: float, drawn_R: Array) -> Comparison:
-    """A difference with the interval of its resamples; those without a value are left out.
+def compare_all(ours_B: Array, theirs: Mapping[str, Array], resamples: int, seed: int) -> dict[str, Comparison]:
+    """:func:`compare` with several recommenders at once; the queries are drawn once for all of
+    them.
+    """
+    if not theirs:
+        return {}
+    differences_BM = ours_B[:, None] - np.stack(list(theirs.values()), axis=1)
+    means_RM = bootstrap_means(differences_BM, resamples, seed)
+    means_M = differences_BM.mean(axis=0)
+    return {name: comparison(float(means_M[m]), means_RM[:, m]) for m, name in enumerate(theirs)}
 
-    p = min(1, 2 · (1 + min(#{d* ≤ 0}, #{d* ≥ 0})) / (R + 1)): one minus the level of the widest interval that leaves
-    zero out. With R resamples it cannot fall below 2 / (R + 1).
+
+def comparison(difference: float, drawn_R: Array) -> Comparison:
+    """A difference with the interval of its resamples; resamples that are not finite are left out.
+
+    p = min(1, 2 · (1 + min(#{d* ≤ 0}, #{d* ≥ 0})) / (R + 1)): one minus the level of the widest
+    interval without zero. With R resamples it cannot fall below 2 / (R + 1).
     """
     drawn_R = drawn_R[np.isfinite(drawn_R)]
     found = interval(difference, drawn_R)
@@ -79,7 +97,9 @@ def comparison(difference: float, drawn_R: Array) -> Comparison:
 
 
 def interval(value: float, drawn_R: Array) -> Interval:
-    """An estimate with the percentiles of its resamples; those without a value (no weight was drawn) are left out."""
+    """An estimate with the percentiles of its resamples; those that are not finite (no weight
+    drawn) are left out.
+    """
     known_R = drawn_R[np.isfinite(drawn_R)]
     if not len(known_R):
         return Interval(float(value), float("nan"), float("nan"))
@@ -88,7 +108,9 @@ def interval(value: float, drawn_R: Array) -> Interval:
 
 
 def bootstrap_means(values_BM: Array, resamples: int, seed: int) -> Array:
-    """Means [R, M] of ``resamples`` draws of B queries with replacement; the draws depend on B and the seed alone."""
+    """Means [R, M] of ``resamples`` draws of B queries with replacement; the draws depend only on B
+    and the seed.
+    """
     num_queries = len(values_BM)
     assert num_queries > 0, "nothing to resample"
     means = [counts_rB @ values_BM / num_queries for counts_rB in _draws(num_queries, resamples, seed)]
@@ -96,7 +118,7 @@ def bootstrap_means(values_BM: Array, resamples: int, seed: int) -> Array:
 
 
 def _draws(num_queries: int, resamples: int, seed: int) -> Iterator[Array]:
-    """How often every query is drawn, for some resamples at a time: [r, B] float64."""
+    """Yield how often every query is drawn, for some resamples at a time: [r, B] float64."""
     generator = np.random.default_rng(seed)
     step = max(1, _MAX_DRAWS // num_queries)
     for start in range(0, resamples, step):

@@ -1,9 +1,11 @@
-"""What stacking sees of validation queries: the scores of every member on the items that could be in a list.
+"""The input of stacking: for validation queries, the scores of every member on the items that could
+be in a list.
 
-Why candidates: a sum of members is tried some hundred times, and a full ranking of the catalogue each time would take
-minutes. An item that no member has among its best :data:`BEST` is hardly among the first of their sum. In a small
-catalogue all items are candidates. A target outside the lists is a miss: as a candidate it would stand without the
-other items of its rank, and sums that lift such items would look better than they are.
+Why candidates: some hundred weighted sums are tried, and a full ranking of the catalogue each time
+would take minutes. An item that no member has among its best :data:`BEST` is rarely among the first
+of the sum. In a small catalogue all items are candidates. A target that is no candidate is a miss:
+if it were added, it would be there without the other items of similar rank, and sums that rank such
+items high would look better than they are.
 
 Legend: b queries of a chunk, Q all queries, N items, M members, P candidates.
 """
@@ -24,10 +26,10 @@ from recsys.pace import paced
 from recsys.stack import BOUNDS
 
 BEST: Final = 60  # items of each member, …
-MOST_NUMBERS: Final = 2**23  # … or all items where the scores of all queries are no more than so many
+MOST_NUMBERS: Final = 2**23  # … or all items if all queries together have no more scores than this
 MAX_QUERIES: Final = 3000
-_MAX_SCORES: Final = 2**25  # numbers held at a time
-_TIE: Final = 1e-5  # scale-free scores that are so near count as equal, in the order of every ranking here
+_MAX_SCORES: Final = 2**25  # scores in memory at a time
+_TIE: Final = 1e-5  # normalised scores within this distance count as equal; they get the order of every ranking here
 
 
 class MemberScorer(Protocol):
@@ -39,15 +41,15 @@ class MemberScorer(Protocol):
         ...
 
     def member_scores(self, queries: Queries) -> Sequence[Tensor]:
-        """The scale-free scores of every member: M times [b, N]."""
+        """The normalised scores of every member: M times [b, N]."""
         ...
 
 
 def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items: int) -> Candidates:
-    """The candidates of every query that has a target which counts.
+    """The candidates of every query with a target that counts.
 
-    Memory: 4 bytes a query, candidate and member: at most :data:`BEST` candidates a member, or all items of a small
-    catalogue.
+    Memory: 4 bytes per query, candidate and member, with at most :data:`BEST` candidates per
+    member, or all items of a small catalogue.
     """
     kept, _, _ = countable(queries, exclude_seen)
     if len(kept) > MAX_QUERIES:
@@ -69,14 +71,14 @@ def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items:
 
 
 def groups_of(queries: Queries) -> Array:
-    """The group of the length of every history, as :class:`recsys.stack.Stack` has them."""
+    """The group of every query by length of history, as in :class:`recsys.stack.Stack`."""
     return np.searchsorted(np.array(BOUNDS), queries.histories.lengths_U, side="right")
 
 
 def _piece(
     model: MemberScorer, queries: Queries, exclude_seen: bool, tie_N: Tensor, best: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores [b, P, M] with ties apart, hits [b, P] and which places hold a candidate [b, P]."""
+    """Scores [b, P, M] with ties broken, hits [b, P], and which places hold a candidate [b, P]."""
     scores = [scores_bN - tie_N for scores_bN in model.member_scores(queries)]
     num_items = scores[0].shape[1]
     is_candidate_bN = torch.zeros(len(queries), num_items, dtype=torch.bool)
@@ -86,7 +88,7 @@ def _piece(
             mask_seen(shown_bN, queries)
         best_bC = shown_bN.topk(best, dim=1).indices
         is_candidate_bN.scatter_(1, best_bC, True)
-    if exclude_seen:  # fewer items than places: seen ones are among the best
+    if exclude_seen:  # with fewer items than places, seen items are among the best
         hidden_bN = torch.zeros(is_candidate_bN.shape)
         mask_seen(hidden_bN, queries)
         is_candidate_bN &= hidden_bN == 0

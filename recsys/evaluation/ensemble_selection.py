@@ -1,11 +1,13 @@
-"""Ensemble selection: weights of members straight for a ranking metric, steady by bagging.
+"""Ensemble selection: member weights that maximise a ranking metric directly, stabilised by
+bagging.
 
-Begin with nothing and add the member that lifts the metric most, again and again; a member may be added many times.
-The number of times is its weight (Caruana et al. 2004, *Ensemble selection from libraries of models*). One such search
-follows the noise of its queries. So it is done on many random halves of the queries, and the weights are averaged.
+Start with no member. In each step, add the member that improves the metric most; a member may be
+added many times. The number of times is its weight (Caruana et al. 2004, *Ensemble selection from
+libraries of models*). One such search overfits the noise of its queries. So it runs on many random
+halves of the queries, and the weights are averaged.
 
-Legend: Q queries, P candidates of a query, M members, K list length, T targets among the candidates, F targets found in
-a list, R a query for every member.
+Legend: Q queries, P candidates of a query, M members, K list length, T targets among the
+candidates, F targets found in a list, R a query for every member.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
 
 _BAGS: Final = 20
 _STEPS: Final = 20  # members added in a bag
-_SHARE: Final = 0.5  # of the queries in a bag …
-_MOST_PAIRS: Final = 1_000_000  # … that has no more pairs of a target and a candidate, …
-_FEWEST_QUERIES: Final = 50  # … but so many queries
+_SHARE: Final = 0.5  # share of the queries in a bag, …
+_MOST_PAIRS: Final = 1_000_000  # … with at most so many pairs of a target and a candidate, …
+_FEWEST_QUERIES: Final = 50  # … but at least so many queries
 _HIDDEN: Final = -1e9  # score of a place without a candidate
 
 
@@ -34,13 +36,13 @@ def select(candidates: Candidates, kind: str, k: int, seed: int) -> Array:
     Parameters
     ----------
     candidates : Candidates
-        of one query and more.
+        Candidates of at least one query.
     kind : str
-        a metric of :data:`~recsys.evaluation.metrics.QUERY_METRICS`.
+        A metric of :data:`~recsys.evaluation.metrics.QUERY_METRICS`.
     k : int
-        length of its lists.
+        Length of the lists.
     seed : int
-        of the bags.
+        Seed of the bags.
     """
     random = np.random.default_rng(seed)
     size = _queries_in_a_bag(candidates)
@@ -58,7 +60,9 @@ def _queries_in_a_bag(candidates: Candidates) -> int:
 
 
 class _Bag:
-    """Some of the queries. A target's rank is the number of candidates whose score is above its own."""
+    """A random part of the queries. The rank of a target is the number of candidates with a higher
+    score.
+    """
 
     def __init__(self, candidates: Candidates, kind: str, k: int) -> None:
         self._candidates, self._kind, self._k = candidates, kind, k
@@ -69,7 +73,7 @@ class _Bag:
         self._above_MTP = np.ascontiguousarray(above_TPM.permute(2, 0, 1).numpy())  # above the target, by a member
 
     def weights(self) -> Array:
-        """The shares of the additions up to the best sum: [M]."""
+        """The share of each member in the additions up to the best sum: [M]."""
         num_members = len(self._above_MTP)
         counts_M, below_TP = np.zeros(num_members), np.zeros(self._above_MTP.shape[1:], dtype=np.float32)
         best, best_M = -1.0, counts_M
@@ -84,7 +88,7 @@ class _Bag:
         return shares_M
 
     def _values(self, below_TP: Array) -> Array:
-        """The mean of the metric where each member is added to a sum: [M]."""
+        """The mean metric after adding each member to the sum: [M]."""
         ranks_MT = np.stack([(above_TP > below_TP).sum(axis=1) for above_TP in self._above_MTP])
         members_F, targets_F = np.nonzero(ranks_MT < self._k)
         num_members, num_queries = len(ranks_MT), len(self._candidates)

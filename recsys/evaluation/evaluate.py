@@ -1,7 +1,8 @@
-"""Evaluate a model on test against every baseline: one full ranking each, on the same queries.
+"""Evaluate a model on the test split against every baseline: one full ranking each, on the same
+queries.
 
-Why in one place: the comparison holds only when split, masking, metrics and training events are the same for all.
-Legend: B queries, b queries of a chunk, K granularities, N items, D width.
+Why in one place: the comparison is valid only if split, masking, metrics and training events are
+the same for all. Legend: B queries, b queries of a chunk, K granularities, N items, D width.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class ScoredModel(Protocol):
 
     @property
     def item_vectors_ND(self) -> torch.Tensor:
-        """Item vectors, the space in which diversity is measured for all recommenders."""
+        """Item vectors; the diversity of all recommenders is measured in their space."""
         ...
 
     @property
@@ -53,11 +54,13 @@ class ScoredModel(Protocol):
 
     @property
     def trained_names(self) -> Sequence[str]:
-        """Those of them that are trained, not fitted."""
+        """The granularities that are trained, not fitted in closed form."""
         ...
 
     def parts(self, queries: Queries) -> Parts:
-        """What every granularity says of every query, and λ [b, K], zero where it is missing."""
+        """The output of every granularity for every query, and λ [b, K], zero where its signal is
+        missing.
+        """
         ...
 
     def scores(self, queries: Queries) -> torch.Tensor:
@@ -75,7 +78,9 @@ class ScoredModel(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that goes to ``metrics.json`` and the report, and the model's lists for the examples."""
+    """Everything that goes into ``metrics.json`` and the report, and the model's lists for the
+    examples.
+    """
 
     metric: str  # the main one
     model: dict[str, float]
@@ -87,10 +92,12 @@ class Evaluation:
     data: dict[str, Any]
     timing: dict[str, Any]
     ranking: Ranking  # of the model on test
-    extras: dict[str, Any]  # members, signals, trust, audit and, where it was asked for, ablation
+    extras: dict[str, Any]  # members, signals, trust, audit and, if asked for, ablation
 
     def to_json(self, timing: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """The content of ``metrics.json``; ``timing`` adds the times of earlier stages (prepare_s, train_s)."""
+        """The content of ``metrics.json``; ``timing`` adds the times of earlier stages (prepare_s,
+        train_s).
+        """
         return {
             "metric": self.metric,
             "model": self.model,
@@ -112,20 +119,33 @@ def evaluate(
     refit: bool,
     stack: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Rank test once for the model, once without each granularity, and once for every baseline.
+    """Rank the test queries with the model, with the model without each granularity, and with every
+    baseline.
 
-    ``refit``: the model was trained on training *and* validation events; the baselines then are as well. The baselines'
-    constants, and which of them is the best, are chosen on validation. ``stack``: what stacking chose of the members
-    (``TrainResult.choices["stack"]``), where the model has it. Novelty and "new to training" count the events
-    that the model was fitted on. Intervals are over queries; coverage and gini belong to the whole set of lists and
-    have none (resampled users repeat, which biases both).
+    The constants of the baselines are chosen on validation. Novelty and "new to training" count the
+    events on which the model was fitted. Intervals are over queries. Coverage and gini belong to
+    the whole set of lists and have none, as repeated users in a resample bias both.
+
+    Parameters
+    ----------
+    model : ScoredModel
+        The trained model.
+    dataset : PreparedDataset
+        The dataset on which it was trained.
+    config : Config
+        Main metric, ``evaluate`` and the seed.
+    refit : bool
+        Whether the model was trained on training *and* validation events; the baselines then are as
+        well.
+    stack : Mapping[str, Any] | None
+        What stacking chose (``TrainResult.choices["stack"]``), if the model is stacked.
 
     Raises
     ------
     ConfigError
-        ``train.metric`` is no accuracy metric.
+        ``train.metric`` is not an accuracy metric.
     DataError
-        test has no query with a target that counts.
+        The test split has no query with a target that counts.
     """
     started = time.perf_counter()
     settings = config.evaluate
@@ -179,11 +199,13 @@ def evaluate(
 def _baselines(
     model: ScoredModel, dataset: PreparedDataset, config: Config, through: Split, checked: Audit
 ) -> tuple[dict[str, Baseline], dict[str, str]]:
-    """The baselines, audited, whose events are given up again; and those that the data rule out, with the reason."""
+    """The audited baselines, and those that the data rule out, with the reason; their events are
+    released again.
+    """
     histories, asked = fitted_histories(dataset, config), asked_users_V(dataset, config)
     names, refit = config.evaluate.baselines, through == Split.VALID
     fitted = fit_baselines(names, histories, dataset.num_items, config.evaluate, config.train.metric, refit, asked)
-    private = config.train.privacy.epsilon > 0  # whose counts are noised, and tell nothing
+    private = config.train.privacy.epsilon > 0  # its counts have noise, so they cannot be checked
     found = audit_fits(None if private else model, fitted, histories, dataset, through)
     checked.checks += found.checks
     checked.unaudited += ["model_fit"] if private else []
@@ -201,15 +223,17 @@ def _rankings(scorers: Mapping[str, Scorer], queries: Queries, config: Config, k
     }
     if len(found[MODEL]) == 0:
         raise DataError(
-            f"the test part has {len(queries)} queries, none with a target that counts "
+            f"the test split has {len(queries)} queries, none with a target that counts "
             f"({found[MODEL].dropped_targets} targets were already seen); check data.split, or set "
-            "evaluate.exclude_seen false if repeats are to be predicted"
+            "evaluate.exclude_seen false to predict repeats"
         )
     return found
 
 
 def _values(ranking: Ranking, counts_N: Array, vectors_ND: Array, ks: list[int]) -> dict[str, Array | float]:
-    """Every metric of one recommender, a value a query where there is one, in the order of the contract."""
+    """Every metric of one recommender, one value per query if there is one, in the order of
+    ``metrics.json``.
+    """
     accuracy = query_metrics(ranking.hits_BK, ranking.num_targets_B, ks)
     return {**accuracy, **list_metrics(ranking.items_BK, counts_N, vectors_ND, ks)}
 
@@ -245,7 +269,9 @@ def _segments(
 def _certainty(
     values: Mapping[str, Mapping[str, Array | float]], baselines: Mapping[str, Baseline], config: Config
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Intervals of every recommender, and the model's paired comparison with every baseline."""
+    """Intervals of every recommender, and the paired comparison of
+    the model with every baseline.
+    """
     main, resamples, seed = config.train.metric, config.evaluate.bootstrap, config.seed
     confidence = {
         "level": LEVEL,
@@ -302,16 +328,16 @@ def _signals(
 
 
 def _of_main(values: Mapping[str, Mapping[str, Array | float]], config: Config) -> dict[str, Array]:
-    """The main metric of every recommender, a value a query."""
+    """The main metric of every recommender, one value per query."""
     return {name: _accuracy(of)[config.train.metric] for name, of in values.items()}
 
 
 def _granularities(
     model: ScoredModel, queries: Queries, without: Mapping[str, Array], config: Config
 ) -> dict[str, dict[str, float]]:
-    """Weight of every granularity and, where it was asked for, the main metric without it.
+    """Weight of every granularity and, if asked for, the main metric without it.
 
-    The weight is the mean over the ranked queries of what fusion gave it there, zero where it was missing.
+    The weight is the mean of λ over the ranked queries, zero where the signal was missing.
     """
     sums_K = sum(model.parts(part)[1].double().sum(dim=0) for part in queries.chunks(config.evaluate.chunk_users))
     weights_K = torch.as_tensor(sums_K) / len(queries)

@@ -1,6 +1,6 @@
-"""An experiment on users: what came of the answers of every version, with intervals that resample users.
+"""An online experiment: the outcome of every version, with intervals that resample users.
 
-Why users: the answers to one user are alike, so an interval over answers would be far too narrow.
+Why users: the answers to one user are similar, so an interval over answers would be far too narrow.
 
 Legend: A answers, U users, V versions, M sums.
 """
@@ -20,7 +20,7 @@ MEASURES: Final = ("reward_per_answer", "rewarded_share", "reward_per_user")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of the answers of a version."""
+    """The outcome of the answers of a version."""
 
     answers: int
     users: int
@@ -31,10 +31,12 @@ class Outcome:
 def outcomes(
     users_A: Array, versions_A: Array, rewards_A: Array, num_versions: int, resamples: int, seed: int
 ) -> tuple[list[Outcome], int]:
-    """The outcome of versions 0 … V − 1, each of which has an answer, and how many users more than one answered.
+    """The outcome of versions 0 … V − 1, and the number of users who got answers from more than one
+    version.
 
-    reward_per_answer and rewarded_share (of answers with a reward above 0) are of answers, reward_per_user of users. A
-    user who is drawn brings the answers of all versions along, so versions that share users are compared as they are.
+    Every version must have an answer. ``reward_per_answer`` and ``rewarded_share`` (answers with a
+    reward above 0) are over answers, ``reward_per_user`` is over users. A resampled user brings the
+    answers of all versions, so versions that share users are compared correctly.
     """
     num_users = int(users_A.max()) + 1
     cells_A = users_A * num_versions + versions_A
@@ -64,7 +66,7 @@ def _measures(sums_RM: Array, num_versions: int) -> dict[str, Array]:
     answers, rewards, hits, users = (
         sums_RM[:, at : at + num_versions] for at in range(0, 4 * num_versions, num_versions)
     )
-    with np.errstate(divide="ignore", invalid="ignore"):  # a draw without users of a version says nothing of it
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample without users of a version has no value for it
         return {
             "reward_per_answer": rewards / answers,
             "rewarded_share": hits / answers,

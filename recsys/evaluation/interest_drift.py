@@ -1,9 +1,11 @@
-"""How users' interest moved: what the evolving state of a user points at, event by event, as stacked areas.
+"""Interest drift: which items the evolving state of a user is nearest to, event by event, as
+stacked areas.
 
-Why a distribution over groups of items: a state is a point in a space that nobody reads; the items nearest to it are
-what it means. Behind every event the items are ranked by the state alone, and the weight of each group (a category of
-the items, or a neighbourhood of item vectors where there is none) in that list is drawn over the events: long-term
-interest above, immediate interest below, what the user really chose between them.
+Why a distribution over groups of items: a state is a point in a space that has no meaning by
+itself; the items nearest to it show its meaning. After every event the items are ranked by the
+state alone. The weight of each group in that list (a category of the items or, without categories,
+a neighbourhood of item vectors) is drawn over the events: long-term interest above, immediate
+interest below, and the chosen items between them.
 
 Legend: L events, N items, D width, G groups, R nearest items.
 """
@@ -25,9 +27,9 @@ from recsys.data.histories import Array, Queries
 from recsys.data.titles import item_titles
 from recsys.model import FrozenModel
 
-NEAREST: Final = 20  # items that say what a state points at, weighted by 1 / log₂(rank + 1)
-MAX_EVENTS: Final = 48  # the newest ones of a user are shown
-_COMMON: Final = 0.6  # a value that more items have tells nothing
+NEAREST: Final = 20  # items that describe a state, weighted by 1 / log₂(rank + 1)
+MAX_EVENTS: Final = 48  # the newest events of a user that are shown
+_COMMON: Final = 0.6  # a value that a larger share of the items has is not used
 _LIKELY: Final = ("categor", "genre", "topic", "class", "kind", "type", "tag", "brand")
 _NEIGHBOURHOODS: Final = 7
 OTHER: Final = "other"
@@ -35,18 +37,22 @@ OTHER: Final = "other"
 
 @dataclass(frozen=True)
 class Groups:
-    """Items by what they are: ``group_N`` is the position in ``labels``, -1 where an item has none."""
+    """Groups of items: ``group_N`` is the position in ``labels``, -1
+    for an item without a group.
+    """
 
-    by: str  # what the groups are, for the reader
+    by: str  # what defines the groups, shown in the report
     labels: list[str]
     group_N: Array
 
 
 def movements(model: FrozenModel, dataset: PreparedDataset, queries: Queries) -> list[dict[str, Any]]:
-    """The movement of every query's user, as the report shows it; empty without the granularity ``evolution``.
+    """The interest drift of the user of every query, for the report; empty without the granularity
+    ``evolution``.
 
-    Each is ``{by, labels, events: [title], chosen: [label], times: [seconds], long: [[share]], immediate: [[share]] or
-    None, share: float}``, one entry an event, shares in the order of ``labels`` and adding up to at most 1.
+    Each is ``{by, labels, events: [title], chosen: [label], times: [seconds], long: [[share]],
+    immediate: [[share]] or None, share: float}`` with one entry per event. Shares are in the order
+    of ``labels`` and sum to at most 1.
     """
     if not model.rolls_forward:
         return []
@@ -90,7 +96,9 @@ def _shares(scores_LN: Any, groups: Groups) -> Array:
 
 
 def find_groups(features: pa.Table, vectors_ND: Array, titles_N: Sequence[str]) -> Groups:
-    """Groups by the attribute that reads most like a category, else by neighbourhoods of item vectors."""
+    """Groups by the attribute that is most like a category, or by neighbourhoods of item vectors if
+    there is none.
+    """
     found = []
     for field in features.schema:
         if field.name in (schema.ITEM_ID, schema.ENTITY_ID, "text"):
@@ -107,7 +115,9 @@ def find_groups(features: pa.Table, vectors_ND: Array, titles_N: Sequence[str]) 
 
 
 def _values(column: pa.ChunkedArray) -> list[list[str]]:
-    """The values of every item; texts are cut at commas and the like; nothing for columns that are no text."""
+    """The values of every item, with texts split at separators such as commas; empty for columns
+    that are not text.
+    """
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return [[v for v in re.split(r"\s*[,|;>]\s*", cell or "") if v] for cell in column.to_pylist()]
@@ -117,7 +127,7 @@ def _values(column: pa.ChunkedArray) -> list[list[str]]:
 
 
 def _grouped(values: list[list[str]]) -> tuple[list[str], Array]:
-    """Every item under the first of its values that is not too common."""
+    """Labels and groups: every item in the group of its first value that is not too common."""
     counts = Counter(value for cell in values for value in dict.fromkeys(cell))
     limit = _COMMON * len(values)
     chosen = [next((value for value in cell if counts[value] <= limit), None) for cell in values]
@@ -127,7 +137,9 @@ def _grouped(values: list[list[str]]) -> tuple[list[str], Array]:
 
 
 def _neighbourhoods(vectors_ND: Array, titles_N: Sequence[str]) -> Groups:
-    """Items by the nearest of a few centres (spherical k-means from far-apart items), named by the item next to it."""
+    """Items by the nearest of a few centres (spherical k-means from distant items), named after the
+    nearest item.
+    """
     unit_ND = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
     count = min(_NEIGHBOURHOODS, len(unit_ND))
     chosen = [0]

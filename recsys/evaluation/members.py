@@ -1,12 +1,15 @@
-"""Members of a model: every granularity alone, together and without it, on validation and on test, and the baselines.
+"""Members of a model: the metric of every granularity alone and of the model without it, and of the
+baselines.
 
-Why: a sum says nothing of its parts. The table tells which signal carries the model, which one costs nothing and tells
-nothing, and whether one method alone would have done. Validation figures are those by which stacking chose the weights;
-test figures are of the model as it answers, with paired intervals.
+Why: the metric of a sum says nothing about its parts. The table shows which signals the model
+depends on, which ones add nothing, and whether one method alone would have been enough. Validation
+figures are those with which stacking chose the weights; test figures are those of the final model,
+with paired intervals.
 
-A member that stacking dropped is no part of the model any more: it has a figure on validation only.
+A member that stacking dropped is not part of the model: it has a figure on validation only.
 
-Legend: B queries, b queries of a chunk, K granularities, N items, D width, G groups of history length.
+Legend: B queries, b queries of a chunk, K granularities, N items, D width, G groups of history
+length.
 """
 
 from __future__ import annotations
@@ -27,38 +30,48 @@ from recsys.granularities.apart.section import KIND, ApartConfig
 from recsys.parts import Parts
 from recsys.stack import TRAINED
 
-_MAX_SCORES: Final = 2**23  # scores of one member held at a time; a few matrices of this size live at once
+_MAX_SCORES: Final = 2**23  # scores of one member in memory at a time; there are a few matrices of this size
 
 
 class SummedModel(Protocol):
     """A model that is a sum over granularities."""
 
     @property
-    def item_vectors_ND(self) -> torch.Tensor: ...
+    def item_vectors_ND(self) -> torch.Tensor:
+        """The item vectors."""
+        ...
 
     @property
-    def names(self) -> Sequence[str]: ...
+    def names(self) -> Sequence[str]:
+        """The granularities, in the order of K."""
+        ...
 
     @property
-    def trained_names(self) -> Sequence[str]: ...
+    def trained_names(self) -> Sequence[str]:
+        """The trained granularities, in the order of their λ."""
+        ...
 
-    def parts(self, queries: Queries) -> Parts: ...
+    def parts(self, queries: Queries) -> Parts:
+        """The output of every granularity for every query, and λ."""
+        ...
 
 
 @dataclass(frozen=True)
 class Shares:
-    """The main metric of every query [B] with some granularities alone, and without them; by member."""
+    """By member: the main metric of every query [B] with the member alone, and without it."""
 
     alone: dict[str, Array]
     without: dict[str, Array]
 
 
 def shares(model: SummedModel, queries: Queries, config: Config) -> Shares:
-    """Rank the queries with every granularity alone and with all but it, in one pass over the users.
+    """Rank the queries with every granularity alone and with all others, in one pass over the
+    users.
 
-    Every part of a score is computed once and added up for each variant. A query in which nothing is present is
-    answered by popularity, as models of vectors do. The trained granularities together are ``trained`` where there are
-    fitted ones beside them. A granularity without any weight has no entry in ``alone``.
+    Every contribution to a score is computed once and summed for each variant. If no granularity is
+    present, the query is ranked by popularity, as in the model. The trained granularities together
+    are ``trained`` if there are closed-form ones as well. A granularity without any weight has no
+    entry in ``alone``.
     """
     names, trained = list(model.names), list(model.trained_names)
     members = {name: [place] for place, name in enumerate(names)}
@@ -85,7 +98,7 @@ def shares(model: SummedModel, queries: Queries, config: Config) -> Shares:
 
 
 class _Scores:
-    """The scores of one chunk, granularity by granularity."""
+    """The scores of one chunk, separate for each granularity."""
 
     def __init__(self, model: SummedModel, parts: Parts, queries: Queries, config: Config) -> None:
         self.queries, self.config, self.weights_bK = queries, config, parts.weights_BK
@@ -104,7 +117,7 @@ class _Scores:
             self.by_place[place] = scores_bN
 
     def values(self, places: Sequence[int]) -> Array:
-        """The main metric of every query when these granularities alone are added up."""
+        """The main metric of every query for the sum of these granularities only."""
         scores_bN = torch.zeros(len(self.queries), len(self.popularity_N))
         for place in places:
             if place in self.by_place:
@@ -134,19 +147,19 @@ def member_report(
     Parameters
     ----------
     together_B : Array
-        the main metric of the whole model.
+        The main metric of the whole model, per query.
     found : Shares
-        the same of its parts.
+        The same for its members, alone and left out.
     model : SummedModel
-        whose granularities they are.
+        The model.
     weights : Mapping[str, float]
-        the mean weight of every granularity over the queries.
+        The mean weight of every granularity over the queries.
     choices : Mapping[str, Any]
-        what stacking chose (``TrainResult.choices["stack"]``); empty for a model without stacking.
+        What stacking chose (``TrainResult.choices["stack"]``); empty for a model without stacking.
     baselines : Mapping[str, tuple[float | None, Array]]
-        name → the metric on validation, and on test [B].
+        Name → the metric on validation, and on test [B].
     config : Config
-        the main metric and the bootstrap.
+        Main metric and bootstrap.
     """
     stacked = choices.get("members", {})
     order = _order(model, [*stacked, *found.without])
@@ -169,7 +182,7 @@ def member_report(
                     "test": float(values_B.mean()),
                     "interval": spans[f"baseline {name}"],
                 },
-                "why": "a baseline beside the model, not part of the sum",
+                "why": "a baseline, not part of the sum",
             }
             for name, (validation, values_B) in baselines.items()
         },
@@ -177,7 +190,7 @@ def member_report(
 
 
 def _order(model: SummedModel, names: Sequence[str]) -> list[str]:
-    """The trained granularities together, each of them, then the fitted ones."""
+    """The trained granularities together, each of them, then the closed-form ones."""
     trained = [TRAINED, *model.trained_names]
     return sorted(dict.fromkeys(names), key=lambda name: trained.index(name) if name in trained else len(trained))
 
@@ -196,13 +209,15 @@ def _member(
     choices: Mapping[str, Any],
     config: Config,
 ) -> dict[str, Any]:
-    """One member: ``alone`` and ``without`` (None where it was not measured), ``weight``, ``kept`` and ``why``."""
+    """One member: ``alone`` and ``without`` (None if not measured), ``weight``, ``kept`` and
+    ``why``.
+    """
     chosen = choices.get("members", {}).get(name)
     section = config.model.granularities.enabled().get(name)
     of_one = "trained" if name in model.trained_names else KIND if isinstance(section, ApartConfig) else "fitted"
     kind = "together" if name == TRAINED else of_one
     is_part = kind == "trained" and bool(choices)
-    # where stacking weighs the members, a trained granularity shares the fate of all trained ones
+    # stacking keeps or drops the trained granularities together
     dropped = (TRAINED if is_part else name) in choices.get("dropped", ())
     if not choices:
         dropped = name not in found.alone
@@ -227,7 +242,9 @@ def _member(
 
 
 def _weight(chosen: Mapping[str, Any] | None, mean: float | None) -> list[float] | None:
-    """Least and largest weight over groups of history length, else the mean of what fusion gave, twice."""
+    """Least and largest weight over groups of history length; without stacking, twice the mean of
+    λ.
+    """
     if chosen:
         return [min(chosen["weights"]), max(chosen["weights"])]
     return None if mean is None else [mean, mean]
@@ -235,7 +252,7 @@ def _weight(chosen: Mapping[str, Any] | None, mean: float | None) -> list[float]
 
 def _why(name: str, kind: str, dropped: bool, choices: Mapping[str, Any], metric: str) -> str:
     if not choices:
-        return "its weight is zero for every test user" if dropped else "weighed by the fusion, as trained"
+        return "its weight is zero for every test user" if dropped else "weighted by the fusion, as trained"
     single = choices["single"]
     if kind == "trained":
         return f"part of {TRAINED}, which is dropped" if dropped else f"part of {TRAINED}"
@@ -251,7 +268,7 @@ def _why(name: str, kind: str, dropped: bool, choices: Mapping[str, Any], metric
 
 
 def single_line(members: Mapping[str, Any]) -> str:
-    """What the model is where stacking chose one member; empty otherwise.
+    """A sentence if stacking chose a single member; empty otherwise.
 
     >>> single_line({"is_single": True, "single": "item_cf", "metric": "ndcg@10"})
     'the model is its best single member, item_cf: no sum of members is better by ndcg@10 on validation'

@@ -1,8 +1,9 @@
-"""Ranking metrics over top-K lists, one value a query, and the metrics of a whole set of lists.
+"""Ranking metrics of top-K lists, one value per query, and metrics of a whole set of lists.
 
-Why one value a query: the bootstrap, the segments and the paired comparison all need the values, not their mean.
-Legend: B queries, K list length, N items, D width. ``hits_BK`` is True where rank r holds a target;
-``num_targets_B`` counts the targets a query has, listed or not. Relevance is binary.
+Why one value per query: the bootstrap, the segments and the paired comparison all need the values,
+not their mean. Legend: B queries, K list length, N items, D width. ``hits_BK`` is True where rank r
+holds a target; ``num_targets_B`` counts all targets of a query, in the list or not. Relevance is
+binary.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Metric(NamedTuple):
 
 
 def recall_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
-    """Share of the targets that are in the first k: hits / targets, also when there are more targets than k.
+    """Share of the targets that are in the first k: hits / targets, also when there are more
+    targets than k.
 
     >>> recall_at(np.array([[True, False, True]]), np.array([4]), 3)
     array([0.5])
@@ -75,7 +77,8 @@ def map_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
 
 
 def ndcg_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
-    """Binary NDCG: Σ_r hit_r / log2(r + 1), over the same sum for min(k, targets) hits in front (Järvelin 2002).
+    """Binary NDCG: Σ_r hit_r / log2(r + 1), over the same sum for min(k, targets) hits in front
+    (Järvelin 2002).
 
     >>> ndcg_at(np.array([[False, False, True]]), np.array([1]), 3)  # 1 / log2(4)
     array([0.5])
@@ -94,9 +97,9 @@ QUERY_METRICS: Final[dict[str, Callable[[Array, Array, int], Array]]] = {
     "map": map_at,
     "hit": hit_at,
 }
-"""What a list must hold: needs targets."""
+"""Accuracy metrics; they need targets."""
 LIST_METRICS: Final = ("coverage", "novelty", "gini", "diversity")
-"""What a list is like: needs no targets."""
+"""Metrics of the lists themselves; they need no targets."""
 
 
 def parse_metric(name: str, kinds: Sequence[str] = (*QUERY_METRICS, *LIST_METRICS)) -> Metric:
@@ -105,7 +108,7 @@ def parse_metric(name: str, kinds: Sequence[str] = (*QUERY_METRICS, *LIST_METRIC
     Raises
     ------
     ConfigError
-        the kind is none of ``kinds`` or K is no whole number from 1 up.
+        The kind is not in ``kinds``, or K is not a whole number of at least 1.
 
     >>> parse_metric("ndcg@20")
     Metric(kind='ndcg', k=20)
@@ -118,7 +121,9 @@ def parse_metric(name: str, kinds: Sequence[str] = (*QUERY_METRICS, *LIST_METRIC
 
 
 def query_metrics(hits_BK: Array, num_targets_B: Array, ks: Sequence[int]) -> dict[str, Array]:
-    """Every accuracy metric at every cut-off: name → [B] float64. Needs a target in every query and K ≥ max(ks)."""
+    """Every accuracy metric at every cut-off: name → [B] float64. Every query needs a target, and K
+    ≥ max(ks).
+    """
     assert hits_BK.shape[1] >= max(ks), f"lists of {hits_BK.shape[1]} for cut-offs up to {max(ks)}"
     assert len(num_targets_B) == 0 or num_targets_B.min() > 0, "a query without target has no accuracy"
     return {str(Metric(kind, k)): at(hits_BK, num_targets_B, k) for k in ks for kind, at in QUERY_METRICS.items()}
@@ -127,8 +132,8 @@ def query_metrics(hits_BK: Array, num_targets_B: Array, ks: Sequence[int]) -> di
 def novelty_of(items_BK: Array, counts_N: Array, k: int) -> Array:
     """Mean self-information of a list in bits: mean_i −log2 p(i), p(i) = (c_i + 1) / Σ_j (c_j + 1).
 
-    c are training counts; adding one keeps items without training events finite. An empty list has 0.
-    Source: Zhou et al. 2010, PNAS 107(10).
+    c are training counts; adding one keeps the value of items without training events finite. An
+    empty list has 0. Source: Zhou et al. 2010, PNAS 107(10).
 
     >>> novelty_of(np.array([[0, 1]]), np.array([1, 5]), 2).round(2)  # p = 2/8, 6/8
     array([1.21])
@@ -142,7 +147,8 @@ def novelty_of(items_BK: Array, counts_N: Array, k: int) -> Array:
 def diversity_of(items_BK: Array, vectors_ND: Array, k: int, chunk: int = 4096) -> Array:
     """1 − mean cosine over the pairs of different items in a list; 0 for lists of fewer than two.
 
-    Uses Σ_{i≠j} cos = ‖Σ v‖² − Σ ‖v‖² on unit vectors, so the cost is linear in k. A zero vector has cosine 0.
+    Uses Σ_{i≠j} cos = ‖Σ v‖² − Σ ‖v‖² on unit vectors, so the cost is linear in k. A zero vector
+    has cosine 0.
 
     >>> diversity_of(np.array([[0, 1, 2]]), np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), 3).round(4)  # 1 − 1/3
     array([0.6667])
@@ -163,13 +169,13 @@ def diversity_of(items_BK: Array, vectors_ND: Array, k: int, chunk: int = 4096) 
 
 
 def exposure(items_BK: Array, num_items: int, k: int) -> Array:
-    """How often every item is recommended in the first k: [N] int64."""
+    """Number of lists that have each item in the first k: [N] int64."""
     items = items_BK[:, :k]
     return np.bincount(items[items >= 0], minlength=num_items)
 
 
 def coverage_of(exposure_N: Array) -> float:
-    """Share of the catalogue that is recommended to anyone.
+    """Share of the catalogue that is recommended to at least one user.
 
     >>> coverage_of(np.array([3, 0, 1, 0]))
     0.5
@@ -178,7 +184,8 @@ def coverage_of(exposure_N: Array) -> float:
 
 
 def gini_of(exposure_N: Array) -> float:
-    """Gini index of exposure over the whole catalogue: Σ_i (2i − N − 1) x_(i) / (N Σ x), x ascending.
+    """Gini index of exposure over the whole catalogue: Σ_i (2i − N − 1) x_(i) / (N Σ x), x
+    ascending.
 
     0: every item is shown equally often; (N − 1) / N: one item takes all.
 
@@ -194,9 +201,11 @@ def gini_of(exposure_N: Array) -> float:
 
 
 def list_metrics(items_BK: Array, counts_N: Array, vectors_ND: Array, ks: Sequence[int]) -> dict[str, Array | float]:
-    """Every list metric at every cut-off; novelty and diversity have a value a query, coverage and gini one for all.
+    """Every list metric at every cut-off; novelty and diversity per query, coverage and gini one
+    value for all.
 
-    Empty places of a list are −1. ``vectors_ND`` must be the same for all recommenders that are compared.
+    Empty places of a list are −1. ``vectors_ND`` must be the same for all recommenders that are
+    compared.
     """
     values: dict[str, Array | float] = {}
     for k in ks:

@@ -1,19 +1,21 @@
-"""What a version would have been worth, estimated from what another one showed: IPS, SNIPS and doubly robust.
+"""Estimate the value of one version from the log of another one: IPS, SNIPS and doubly robust (DR).
 
-Why: an experiment costs users and weeks. Where the order of lists was drawn with known probabilities, the log of one
-version holds for another one whatever both put at the same place.
+Why: an experiment costs users and weeks. If the order of lists was randomised with known
+probabilities, the log of one version gives an estimate for another version, from the places at
+which both show the same item.
 
-An item at a place is worth r, whatever stands at the other places (the item-position model), so a list is worth the sum
-over its places. With w = 1[the target puts the item there] / P(it was shown there), N answers and R shown places,
+The reward r of an item at a place does not depend on the items at other places (the item-position
+model), so the value of a list is the sum over its places. The target is the version to estimate.
+With w = 1[the target shows the item there] / P(it was shown there), N answers and R shown places,
 
-    IPS    V = Σ w r / N                            unbiased where everything the target shows could be shown
-    SNIPS  V = (Σ w r / Σ w) · R / N                a weighted mean: moves by c a place when every reward does
-    DR     V = Σ (q(target) + w (r − q(shown))) / N   unbiased for any q that knows nothing of r
+    IPS    V = Σ w r / N                            unbiased if each target item could be shown
+    SNIPS  V = (Σ w r / Σ w) · R / N                a weighted mean; rewards + c give V + c per place
+    DR     V = Σ (q(target) + w (r − q(shown))) / N   unbiased for any q that does not depend on r
 
-Horvitz and Thompson 1952; Swaminathan and Joachims 2015; Dudík, Langford and Li 2011; Li et al. 2018 (item-position).
-Users are resampled for the intervals, as the answers to one user are alike.
+Horvitz and Thompson 1952; Swaminathan and Joachims 2015; Dudík, Langford and Li 2011; Li et al.
+2018 (item-position). Intervals resample users, as the answers to one user are similar.
 
-Legend: R shown items (one row a place of an answer), U users, M sums.
+Legend: R shown items (one row per place of an answer), U users, M sums.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ from recsys.data.histories import Array
 from recsys.evaluation.bootstrap import Interval, bootstrap_means, interval
 
 FOLDS: Final = 5
-_PRIOR: Final = 10.0  # shown places that an item's mean is drawn to zero by
+_PRIOR: Final = 10.0  # shown places; strength with which the mean of an item is shrunk to zero
 
 
 @dataclass(frozen=True)
 class Trials:
-    """What was shown, what came of it, and what the target puts at the same places."""
+    """The shown items, their rewards, and the items of the target at the same places."""
 
     users_R: Array  # dense number of the user
-    answers_U: Array  # answers to every user
+    answers_U: Array  # number of answers to every user
     places_R: Array
     shown_R: Array  # dense number of the item
     target_R: Array  # likewise; −1: the target has no item there
@@ -45,21 +47,24 @@ class Trials:
 
     @property
     def weights_R(self) -> Array:
-        """w: what a shown item counts for the target."""
+        """The weight w of every shown item for the target."""
         return np.asarray((self.shown_R == self.target_R) / self.propensities_R)
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """Values per answer, with intervals, and how far the weights can be trusted."""
+    """Values per answer, with intervals, and figures that show
+    whether the weights can be trusted.
+    """
 
-    values: dict[str, Interval]  # shown (what the log was worth), ips, snips, dr
-    gains: dict[str, Interval]  # each estimate less shown
-    effective: float  # sample size: (Σ w)² / Σ w²
-    largest: float  # weight
+    values: dict[str, Interval]  # shown (the value of the log itself), ips, snips, dr
+    gains: dict[str, Interval]  # each estimate minus shown
+    effective: float  # effective sample size: (Σ w)² / Σ w²
+    largest: float  # largest weight
     support: Interval  # mean weight: about the share of the target's places that the log could show
 
     def to_json(self) -> dict[str, Any]:
+        """The content as plain values for JSON."""
         tree: dict[str, Any] = {name: one.to_json() for name, one in self.values.items()}
         tree["gains"] = {name: one.to_json() for name, one in self.gains.items()}
         tree |= {"effective_sample_size": self.effective, "largest_weight": self.largest}
@@ -97,7 +102,9 @@ def estimate(trials: Trials, resamples: int, seed: int) -> Estimates:
 
 
 def _values(sums: Mapping[str, Array]) -> dict[str, Array]:
-    """The estimates of sums over users, of one or of many resamples; NaN where SNIPS has no weight."""
+    """The estimates from sums over users, for one or many resamples; SNIPS is NaN without any
+    weight.
+    """
     answers, weights = sums["answers"], sums["weights"]
     mean = np.divide(sums["weighted"], weights, out=np.full_like(weights, np.nan), where=weights > 0)
     return {
@@ -114,9 +121,11 @@ def _by_user(trials: Trials, values_R: Array) -> Array:
 
 
 def predicted(trials: Trials) -> tuple[Array, Array]:
-    """Q of the shown items and of the target's: mean of the place + mean of what the item adds to it, drawn to zero.
+    """Values q of the shown items and of the target's items: mean of the place + mean effect of the
+    item, shrunk to zero.
 
-    Each user is predicted by the users of the other folds, so that q knows nothing of the rewards it is compared with.
+    Each user is predicted from the users of the other folds, so that q does not depend on the
+    rewards it is compared with.
     """
     shown_R, target_R = np.zeros(len(trials.users_R)), np.zeros(len(trials.users_R))
     num_items = int(max(trials.shown_R.max(initial=-1), trials.target_R.max(initial=-1))) + 1

@@ -1,4 +1,4 @@
-"""What the granularities of a model show of themselves."""
+"""The report's panels that granularities define themselves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from recsys.model import FrozenModel
 
 
 def own_panels(model: FrozenModel, titles: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What the granularities of a model show of themselves, by name: ``panels`` of ``metrics.json``."""
+    """The panels of the granularities of a model, by name: ``panels`` of ``metrics.json``."""
     modules = [*model.encoders.each(), *model.encoders.each(fitted=True)]
     found = {name: module.panel(model.states.get(name, {}), titles) for name, module in modules}
     return {name: panel.to_json() for name, panel in found.items() if panel is not None}

@@ -1,7 +1,8 @@
-"""Two recommenders, metric by metric, on the same queries: means, difference, interval and p of each.
+"""Two recommenders, metric by metric, on the same queries: means, difference, interval and p of
+each.
 
-Why paired: users differ far more than recommenders do, so that two intervals side by side hide a difference that
-almost every user shows.
+Why paired: users differ far more than recommenders do. So two separate intervals can overlap
+although almost every user shows the same difference.
 
 Legend: B queries.
 """
@@ -19,7 +20,9 @@ from recsys.evaluation.ranking import Ranking, Scorer, rank
 def accuracy_of(
     scorer: Scorer, queries: Queries, ks: list[int], exclude_seen: bool, chunk: int
 ) -> tuple[Ranking, dict[str, Array]]:
-    """One full ranking, and every accuracy metric of it at every cut-off, a value a query that counts [B]."""
+    """One full ranking, and its accuracy metrics at every cut-off, one value per query that counts
+    [B].
+    """
     ranking = rank(scorer, queries, max(ks), exclude_seen, chunk)
     return ranking, query_metrics(ranking.hits_BK, ranking.num_targets_B, ks)
 
@@ -27,9 +30,10 @@ def accuracy_of(
 def paired_metrics(
     first: Mapping[str, Array], second: Mapping[str, Array], resamples: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Metric → mean of both, mean of first − second, its 95 % interval and two-sided p, by a paired bootstrap.
+    """Metric → mean of both, mean of first − second, its 95 % interval and two-sided p, by a paired
+    bootstrap.
 
-    The p-values are of single metrics: nothing corrects them for the number of metrics.
+    Each p-value is for one metric; they are not corrected for the number of metrics.
 
     >>> import numpy as np
     >>> same = {"hr@1": np.array([0.0, 1.0])}

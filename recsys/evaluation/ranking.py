@@ -1,9 +1,10 @@
 """Exact full ranking of the catalogue for every query, in chunks.
 
-Why exact: metrics on sampled candidates can order recommenders wrongly (Krichene and Rendle 2020). Where a scorer is
-vectors on both sides, its users are encoded in chunks of like length, which pad little, and scored some rows at a time
-into one buffer that stays near the processor: a fresh matrix of all scores costs more than the product itself.
-Legend: B queries, b queries of a chunk, K list length, N items, P targets, E events, D width.
+Why exact: metrics on sampled candidates can order recommenders wrongly (Krichene and Rendle 2020).
+If a scorer has user and item vectors, its users are encoded in chunks of similar length, to avoid
+padding, and scored some rows at a time into one buffer that fits into the processor's cache:
+allocating a matrix of all scores costs more than the product. Legend: B queries, b queries of a
+chunk, K list length, N items, P targets, E events, D width.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from recsys.data.histories import Array, Queries
 from recsys.granularities.sparse import SparseScores
 from recsys.pace import Pace
 
-_MAX_SCORES: Final = 2**25  # scores held at a time: 128 MB of float32, and a few copies
+_MAX_SCORES: Final = 2**25  # scores in memory at a time: 128 MB of float32, and a few copies
 _NEAR_SCORES: Final = 2**20  # scores in the buffer: 4 MB, …
-_LEAST_ROWS: Final = 16  # … or more where the catalogue is large, as the items are read once for all rows
-_GROUP: Final = 16  # items whose best one stands for them in the search of the k best
+_LEAST_ROWS: Final = 16  # … or more for a large catalogue, as the items are read once for all rows
+_GROUP: Final = 16  # items in a group; the search for the k best first looks at the maximum of each group
 _TIE_SEED: Final = 0
 
 
@@ -40,23 +41,26 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class VectorScorer(Scorer, Protocol):
-    """A scorer whose scores are u · a_i and additions to few items, or the popularity for a user of whom nothing is
-    known.
+    """A scorer with scores u · a_i plus additions for a few items, or popularity for a user without
+    any signal.
     """
 
     popularity_N: torch.Tensor
     item_vectors_ND: torch.Tensor
 
     def user_vectors(self, queries: Queries) -> tuple[torch.Tensor, torch.Tensor, SparseScores]:
-        """The users [b, D], which of them something is known of [b], and what is added to the scores of few items."""
+        """The user vectors [b, D], which users have a signal [b], and the additions to the scores
+        of a few items.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The top-K lists of the queries that have a target left.
+    """The top-K lists of the queries that have a target that counts.
 
-    ``queries`` are those queries with the targets that count, ``rows_B`` their positions in what was asked.
+    ``queries`` are these queries with the targets that count, ``rows_B`` their positions among all
+    ranked queries.
     """
 
     queries: Queries
@@ -65,10 +69,11 @@ class Ranking:
     scores_BK: Array  # float32, −inf there
     hits_BK: Array  # bool
     dropped_targets: int  # targets the user had already seen
-    dropped_queries: int  # queries that had no target, or only such
+    dropped_queries: int  # queries without a target, or with only such targets
 
     @property
     def num_targets_B(self) -> Array:
+        """Number of targets of every query."""
         return self.queries.num_targets_B
 
     def __len__(self) -> int:
@@ -78,16 +83,30 @@ class Ranking:
 def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, chunk: int = 512) -> Ranking:
     """Rank the whole catalogue for every query and mark the hits.
 
-    With ``exclude_seen``, items of the visible history (of events of types that are predicted, where not all are) are
-    never recommended, so targets among them are dropped: no list could hold them. A target that is listed twice counts
-    once. Equal scores are ordered by a fixed shuffle of the item ids, since ids may follow popularity and a constant
-    scorer must stay at chance. Lists have K places also when the catalogue is smaller. Memory is bounded by ``chunk``
-    and, for large catalogues, by 128 MB of scores.
+    With ``exclude_seen``, items of the visible history (only of events of predicted types) are
+    never recommended, so targets among them are dropped: no list could hold them. A repeated target
+    counts once. Equal scores are ordered by a fixed shuffle of the item ids, since ids may follow
+    popularity and a constant scorer must stay at chance level. Lists have K places even if the
+    catalogue is smaller. Memory is bounded by ``chunk`` and, for large catalogues, by 128 MB of
+    scores.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        The recommender.
+    queries : Queries
+        The queries with their targets.
+    k : int
+        Length of the lists.
+    exclude_seen : bool
+        Whether items of the visible history are left out.
+    chunk : int
+        Queries that are scored at a time.
 
     Raises
     ------
     ValueError
-        the scorer returned NaN or a wrong shape.
+        The scorer returned NaN or a wrong shape.
     """
     kept, rows_B, dropped = countable(queries, exclude_seen)
     items_BK = np.full((len(kept), k), -1, dtype=np.int32)
@@ -102,7 +121,9 @@ def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, ch
 
 
 def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int]:
-    """The queries with targets that count, their positions, and how many targets were dropped as seen."""
+    """The queries with targets that count, their positions, and how many targets were dropped as
+    seen.
+    """
     target_rows_P = queries.target_rows()
     pairs_P = _pairs(target_rows_P, queries.target_items)
     keep_P = np.ones(len(pairs_P), dtype=bool)
@@ -129,12 +150,13 @@ def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int
 def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     """The k best items of every row and their scores, best first, ties by the fixed shuffle.
 
-    Returns items [b, k] int32 and scores [b, k] float32, −1 and −inf where fewer than k scores are above −inf.
+    Returns items [b, k] int32 and scores [b, k] float32, filled with −1 and −inf if fewer than k
+    scores are above −inf.
 
     Raises
     ------
     ValueError
-        a score is NaN.
+        A score is NaN.
     """
     items_bK = np.full((len(scores_bN), k), -1, dtype=np.int32)
     scores_bK = np.full((len(scores_bN), k), -np.inf, dtype=np.float32)
@@ -153,11 +175,13 @@ def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
 
 
 def _candidates(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array, Array, Array]:
-    """Rows, items and scores [C] of a few items of each row, the k best and all that are equal to the last of them
-    included; and which rows [b] are left out, as many of their scores are equal or −inf.
+    """Rows, items and scores [C] of a few candidates of each row, and the rows [b] that are left
+    out.
 
-    Items are in groups, every 16th or so of a row together. A maximum is found several times faster than an order, and
-    the k-th largest of the groups' maxima is a bound that k items reach.
+    The candidates include the k best items and all items that tie with the last of them. Rows in
+    which many scores are equal or −inf are left out. Items are in groups (about every 16th of a row
+    together). A maximum is found several times faster than an order, and the k-th largest of the
+    group maxima is a bound that at least k items reach.
     """
     num_items = scores_bN.shape[1]
     groups = num_items // _GROUP
@@ -182,16 +206,16 @@ def _candidates(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array, Array, A
 
 
 def _top_of_any(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
-    """:func:`top_items` by an order of whole rows."""
+    """:func:`top_items` by sorting whole rows."""
     num_items = scores_bN.shape[1]
     size = min(k, num_items)
     order_N = torch.from_numpy(tie_order(num_items)).to(scores_bN.device)
-    top_scores, top = scores_bN.topk(min(size + 1, num_items), dim=1)  # one more shows whether the last one is tied
+    top_scores, top = scores_bN.topk(min(size + 1, num_items), dim=1)  # one more shows a tie at the end
     if torch.isnan(top_scores[:, :1]).any():  # topk puts NaN above every number
         raise _not_a_number()
     last_b1, next_b1 = top_scores[:, size - 1 : size], top_scores[:, size:]
     top_scores, top = top_scores[:, :size], top[:, :size]
-    # topk may cut a group of equal scores anywhere: where it does, choose again among the equals by the shuffle
+    # topk may cut a group of equal scores anywhere; then choose again among the equal ones by the shuffle
     open_b = (next_b1 == last_b1).any(dim=1) & torch.isfinite(last_b1[:, 0])
     if open_b.any():
         again = scores_bN[open_b]
@@ -219,10 +243,11 @@ def top_by_vectors(
     added: SparseScores | None = None,
     change: Callable[[torch.Tensor, slice], None] | None = None,
 ) -> tuple[Array, Array]:
-    """:func:`top_items` of u · a_i, plus ``added``, without the item ``hidden_E[e]`` for the user in row ``rows_E[e]``;
-    rows ascend. ``change`` may change the scores of some rows [r, N] in place.
+    """:func:`top_items` of u · a_i plus ``added``.
 
-    Memory: a buffer of 4 MB, or of 16 rows where the catalogue is larger, not of all users.
+    The item ``hidden_E[e]`` is left out for the user in row ``rows_E[e]``; rows must ascend.
+    ``change`` may change the scores of some rows [r, N] in place. Memory: a buffer of 4 MB, or of
+    16 rows for a large catalogue, not one for all users.
     """
     num_items = len(vectors_ND)
     size = max(1, min(max(_LEAST_ROWS, _NEAR_SCORES // max(1, num_items)), _MAX_SCORES // max(1, num_items)))
@@ -253,7 +278,9 @@ def _lists(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chunk: 
 
 
 def _by_vectors(scorer: VectorScorer, queries: Queries, k: int, exclude_seen: bool, chunk: int) -> Found:
-    """Lists of a scorer of vectors, users of like length together; a popularity list each for the unknown."""
+    """Yield the lists of a vector scorer, users of similar length together; popularity for users
+    without a signal.
+    """
     order_B = np.argsort(queries.histories.lengths_U, kind="stable")
     for start in range(0, len(queries), chunk):
         rows_b = order_B[start : start + chunk]
@@ -268,10 +295,10 @@ def _by_vectors(scorer: VectorScorer, queries: Queries, k: int, exclude_seen: bo
 
 
 def _by_scores(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chunk: int) -> Found:
-    """Lists of any scorer, no piece above the budget of scores."""
+    """Yield the lists of any scorer; no chunk has more than the allowed number of scores."""
     if len(queries) == 0:
         return
-    num_items = scorer.scores(next(queries.chunks(1))).shape[-1]  # one query tells how large the catalogue is
+    num_items = scorer.scores(next(queries.chunks(1))).shape[-1]  # one query shows how large the catalogue is
     done = 0
     for piece in queries.chunks(min(chunk, max(1, _MAX_SCORES // max(1, num_items)))):
         scores_bN = scorer.scores(piece)
@@ -283,7 +310,7 @@ def _by_scores(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chu
 
 
 def _not_a_number() -> ValueError:
-    return ValueError("the scorer returned NaN: the model has diverged, or an input of it is not finite")
+    return ValueError("the scorer returned NaN: the model has diverged, or one of its inputs is not finite")
 
 
 def _check(scores_bN: torch.Tensor, num_queries: int) -> None:
@@ -297,7 +324,9 @@ def mask_seen(scores_bN: torch.Tensor, queries: Queries) -> None:
 
 
 def _seen(queries: Queries, exclude_seen: bool) -> tuple[Array, Array]:
-    """Row and item of every event of the visible histories; none where they may be recommended."""
+    """Row and item of every event of the visible histories; empty if
+    seen items may be recommended.
+    """
     if not exclude_seen:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     rows_E, items_E = _history_rows(queries), queries.histories.items_E.astype(np.int64)
@@ -319,7 +348,7 @@ def mark_hits(items_BK: Array, queries: Queries) -> Array:
 
 
 def mark_seen(items_BK: Array, queries: Queries) -> Array:
-    """Where a list holds what ``exclude_seen`` leaves out: [B, K] bool."""
+    """Where a list holds an item that ``exclude_seen`` would leave out: [B, K] bool."""
     listed_BK = _pairs(np.arange(len(items_BK))[:, None], items_BK)
     return np.isin(listed_BK, _pairs(*_seen(queries, True))) & (items_BK >= 0)
 
@@ -335,5 +364,5 @@ def _pairs(rows: Array, items: Array) -> Array:
 
 @lru_cache(maxsize=4)
 def tie_order(num_items: int) -> Array:
-    """Place of every item among equals: a fixed permutation."""
+    """Order of every item among items of equal score: a fixed permutation."""
     return np.random.default_rng(_TIE_SEED).permutation(num_items).astype(np.int32)

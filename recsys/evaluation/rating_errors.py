@@ -1,6 +1,6 @@
-"""How well held-out values are predicted: RMSE and MAE of the model and of three baselines, and the report's panel.
+"""Errors of predicted ratings on held-out events: RMSE and MAE of the model and of three baselines.
 
-Legend: P held-out events with a value, U users among them.
+Legend: P held-out events with a value, U their users.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ class Rater(Protocol):
 
     rating_head: RatingHead | None
 
-    def ratings(self, queries: Queries, items_BM: Array) -> torch.Tensor: ...
+    def ratings(self, queries: Queries, items_BM: Array) -> torch.Tensor:
+        """Predicted values of the items for each query: [B, M]."""
+        ...
 
 
 def rating_report(model: Rater, dataset: PreparedDataset, config: Config, through: Split) -> dict[str, Any]:
-    """The section ``ratings`` of ``metrics.json``; ``skipped`` says why there are no numbers.
+    """The section ``ratings`` of ``metrics.json``; ``skipped`` says why there are no figures.
 
-    Baselines are fitted through ``through``; the ridge regression's dampings are chosen on validation, fitted on
-    training events alone. Intervals: bootstrap over users, whose events belong together.
+    Baselines are fitted on the events through ``through``. The dampings of the ridge regression are
+    chosen on validation, with a fit on training events only. Intervals are by bootstrap over users,
+    since the events of one user are not independent.
     """
     histories = fitted_histories(dataset, config)
     fitted_on = histories.through(through)
@@ -64,7 +67,7 @@ def rating_report(model: Rater, dataset: PreparedDataset, config: Config, throug
 
 
 def errors(differences_P: Array, users_P: Array, resamples: int, seed: int) -> dict[str, Any]:
-    """RMSE = √mean(d²) and MAE = mean(|d|) over events, with intervals from users drawn again.
+    """RMSE = √mean(d²) and MAE = mean(|d|) over events, with intervals from resampled users.
 
     >>> found = errors(np.array([1.0, -2.0, 0.0]), np.array([0, 0, 1]), 100, 0)
     >>> found["mae"], round(found["rmse"] ** 2, 6)
@@ -108,7 +111,7 @@ def _by_biases(head: RatingHead, queries: Queries) -> Array:
 
 
 def _baselines(fitted_on: Histories, queries: Queries, num_items: int) -> dict[str, Array]:
-    """The mean of all values, and of each item's, where it has any."""
+    """Predictions by the mean of all values, and by the mean of each item if it has values."""
     known_E = np.isfinite(fitted_on.values_E)
     items_E, values_E = fitted_on.items_E[known_E], fitted_on.values_E[known_E].astype(np.float64)
     mean, count_N = values_E.mean(), np.bincount(items_E, minlength=num_items)

@@ -1,4 +1,5 @@
-"""Where a recommender is good: metrics by history length, friends, new and cold users, and items new to training.
+"""Metrics by segment: length of history, friends, new and cold-start users, and items new to
+training.
 
 Legend: B queries, N items, F friend edges.
 """
@@ -11,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.data.histories import Array, Queries, Split
-from recsys.evaluation.bootstrap import compare, intervals
+from recsys.evaluation.bootstrap import compare, compare_all, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking
 
@@ -19,16 +20,27 @@ LENGTHS: Final = {"0": (0, 0), "1–4": (1, 4), "5–9": (5, 9), "10–19": (10,
 Groups = dict[str, dict[str, Array]]
 
 
-COLD: Final = "cold users"  # the label, in the group "cold"
+COLD: Final = "cold users"  # label in the group "cold"
 
 
 def user_segments(queries: Queries, friends_U: Array | None, through: Split, cold_U: Array | None = None) -> Groups:
-    """Groups of masks over the queries: group → label → [B] bool. Labels without queries are left out.
+    """Groups of masks over the queries: group → label → [B] bool. Labels without queries are left
+    out.
 
-    ``history``: number of visible events. ``friends``: with or without an edge from the user, only where the data
-    has a social graph (``friends_U``: users with an edge). ``users``: new to training when no visible event is in a
-    part up to ``through``, the last part the model was fitted on. ``cold``: the users that the split cut to a few
-    training events (``cold_U``: a mask over all users), where it did.
+    ``history``: number of visible events. ``friends``: with or without friends, only if the data
+    has a social graph. ``users``: a user is new if no visible event is in a split through
+    ``through``. ``cold``: the users whose training events the split cut to a few, if it did.
+
+    Parameters
+    ----------
+    queries : Queries
+        The queries.
+    friends_U : Array | None
+        Dense ids of the users with an edge in the social graph.
+    through : Split
+        The last split on which the model was fitted.
+    cold_U : Array | None
+        Mask over all users: those that the split cut to a few training events.
     """
     lengths_B = queries.histories.lengths_U
     groups: Groups = {
@@ -52,44 +64,63 @@ def user_segments(queries: Queries, friends_U: Array | None, through: Split, col
 def segment_report(
     groups: Groups, values: Mapping[str, Mapping[str, Array]], model: str, main: str, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Metrics by segment: group → label → {queries, model: all metrics, interval of the main one, baselines: main}.
+    """Metrics by segment: group → label → entry.
 
-    ``values``: recommender → metric → [B], all on the same queries; ``model`` names the one reported in full.
+    An entry has ``queries``, ``model`` (all metrics), ``interval`` of the main metric,
+    ``baselines`` (the main metric) and ``against``: the paired difference of the main metric
+    between the model and each baseline.
+
+    Parameters
+    ----------
+    groups : Groups
+        Masks over the queries, as of :func:`user_segments`.
+    values : Mapping[str, Mapping[str, Array]]
+        Recommender → metric → one value per query [B], all on the same queries.
+    model : str
+        The recommender that is reported in full.
+    main : str
+        The main metric.
+    resamples : int
+        Number of bootstrap resamples.
+    seed : int
+        Seed of the bootstrap.
     """
-    return {
-        group: {
-            label: {
-                "queries": int(mask_B.sum()),
-                "model": {name: float(value_B[mask_B].mean()) for name, value_B in values[model].items()},
-                "interval": intervals({main: values[model][main][mask_B]}, resamples, seed)[main],
-                "baselines": {
-                    name: {main: float(value[main][mask_B].mean())} for name, value in values.items() if name != model
-                },
-            }
-            for label, mask_B in masks.items()
+    others = {name: of[main] for name, of in values.items() if name != model}
+
+    def entry(mask_B: Array) -> dict[str, Any]:
+        ours_B = values[model][main][mask_B]
+        theirs = {name: value_B[mask_B] for name, value_B in others.items()}
+        found = compare_all(ours_B, theirs, resamples, seed)
+        return {
+            "queries": int(mask_B.sum()),
+            "model": {name: float(value_B[mask_B].mean()) for name, value_B in values[model].items()},
+            "interval": intervals({main: ours_B}, resamples, seed)[main],
+            "baselines": {name: {main: float(value_B.mean())} for name, value_B in theirs.items()},
+            "against": {name: comparison.to_json() for name, comparison in found.items()},
         }
-        for group, masks in groups.items()
-    }
+
+    return {group: {label: entry(mask_B) for label, mask_B in masks.items()} for group, masks in groups.items()}
 
 
 def paired_report(
     mask_B: Array, values: Mapping[str, Array], without: Mapping[str, Array], model: str, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """The model against every baseline, and against itself without each granularity, on the queries of one segment.
+    """The model against every baseline, and against itself without each granularity, on the queries
+    of one segment.
 
-    The best baseline is the one with the highest mean *on these queries*: the strictest choice there is, in favour of
-    the baselines. ``relative`` is the difference over the other's mean; None where that is zero.
+    The best baseline is the one with the highest mean *on these queries*, the strictest choice.
+    ``relative`` is the difference divided by the mean of the other; None if that is zero.
 
     Parameters
     ----------
     mask_B : Array
-        the segment, with a query at least.
+        The segment, with at least one query.
     values : Mapping[str, Array]
-        recommender → the metric, [B].
+        Recommender → the metric, [B].
     without : Mapping[str, Array]
-        granularity → the metric without it, [B].
+        Granularity → the metric without it, [B].
     model : str
-        the name of the model in ``values``.
+        The name of the model in ``values``.
     """
     ours = values[model][mask_B]
 
@@ -108,9 +139,11 @@ def paired_report(
 
 
 def new_item_report(rankings: Mapping[str, Ranking], counts_N: Array, model: str, main: str) -> dict[str, Any]:
-    """The same over targets without any training event: only they count as targets and as hits, ranks stay as they are.
+    """The main metric for targets without any training event: only these count as targets and hits;
+    ranks do not change.
 
-    Empty when there is none. ``targets`` counts them, ``queries`` those who have one; ``share`` is that of all targets.
+    Empty if there is none. ``targets`` is their number, ``share`` their share of all targets,
+    ``queries`` the number of queries with at least one.
     """
     new_N = counts_N == 0
     any_ranking = rankings[model]
@@ -119,16 +152,16 @@ def new_item_report(rankings: Mapping[str, Ranking], counts_N: Array, model: str
         return {}
     rows_P = any_ranking.queries.target_rows()
     num_new_B = np.bincount(rows_P[is_new_P], minlength=len(any_ranking))
-    asked_B = num_new_B > 0
+    has_new_B = num_new_B > 0
 
     def main_metric(ranking: Ranking) -> float:
         kind, k = parse_metric(main)
         hits_BK = ranking.hits_BK & new_N[ranking.items_BK]
-        return float(QUERY_METRICS[kind](hits_BK[asked_B], num_new_B[asked_B], k).mean())
+        return float(QUERY_METRICS[kind](hits_BK[has_new_B], num_new_B[has_new_B], k).mean())
 
     return {
         "targets new to training": {
-            "queries": int(asked_B.sum()),
+            "queries": int(has_new_B.sum()),
             "targets": int(is_new_P.sum()),
             "share": float(is_new_P.mean()),
             "model": {main: main_metric(any_ranking)},

@@ -1,11 +1,13 @@
-"""The signal certificate: how good a recommender is for every combination of signals that its queries have or lack.
+"""The signal certificate: the metric for every combination of signals that queries have or lack.
 
-Why: one mean hides that a model is good because most users have long histories. Who serves newcomers with friends but
-without a history wants the figure of just these. A signal is present when the data has it for the query, whatever
-weight the model gives to it, so two models are compared on the same queries.
+Why: one mean hides that a model may be good only because most users have long histories. A team
+that serves new users with friends but without a history needs the figure for these users. A signal
+is present if the data has it for the query, whatever weight the model gives it, so two models are
+compared on the same queries.
 
-Of the user: history (none, short, long), friends, attributes, text of the past. Of the targets: text, attributes and
-facts of the items, and whether they were in training; here a signal is present when *every* target has it.
+Signals of the user: history (none, short, long), friends, attributes, text of past events. Signals
+of the targets: text, attributes and triples of the items, and whether they were in training; such a
+signal is present if *every* target has it.
 
 Legend: B queries, S signals, N items, V users, P targets.
 """
@@ -26,15 +28,15 @@ from recsys.data.histories import Array, Queries, Split
 from recsys.data.titles import title_column
 from recsys.evaluation.bootstrap import compare, intervals
 
-SHORT: Final = 4  # events, up to which a history is short
-MIN_QUERIES: Final = 20  # of a combination that has a line of its own
+SHORT: Final = 4  # a history with at most so many events is short
+MIN_QUERIES: Final = 20  # a combination with fewer queries is pooled with others
 OTHERS: Final = "other combinations"
 _NO_ATTRIBUTES: Final = {schema.USER_ID, schema.ITEM_ID, schema.ENTITY_ID, "text"}
 
 
 @dataclass(frozen=True)
 class Signal:
-    """One signal: what it is called when missing, and in each of its states."""
+    """One signal: its name, and the names of its states."""
 
     name: str
     states: tuple[str, ...]  # of codes 1, 2, …
@@ -42,13 +44,15 @@ class Signal:
 
     @staticmethod
     def of(name: str, is_present_B: Array) -> Signal:
-        """A signal that is there or not."""
+        """A signal that is present or missing."""
         return Signal(name, (name,), is_present_B.astype(np.int64))
 
 
 @dataclass(frozen=True)
 class Combination:
-    """The queries with the same signals present and missing; both empty where small combinations are together."""
+    """The queries with the same signals present and missing; both are empty for the pooled small
+    combinations.
+    """
 
     present: tuple[str, ...]
     missing: tuple[str, ...]
@@ -56,7 +60,8 @@ class Combination:
 
     @property
     def label(self) -> str:
-        """
+        """The combination in words.
+
         >>> Combination(("long history", "friends"), ("item text",), np.ones(1, dtype=bool)).label
         'long history, friends; without item text'
         """
@@ -67,16 +72,17 @@ class Combination:
 
 
 def query_signals(queries: Queries, dataset: PreparedDataset, through: Split) -> list[Signal]:
-    """The signals of every query, without those of which the dataset has none at all.
+    """The signals of every query, without signals that the whole dataset lacks.
 
     Parameters
     ----------
     queries : Queries
-        with the targets that count.
+        Queries with the targets that count.
     dataset : PreparedDataset
-        that they are of.
+        Their dataset.
     through : Split
-        the last part that the model was fitted on; an item is warm when it has an event there.
+        The last split on which the model was fitted; an item was in training if it has an event up
+        to there.
     """
     users_B = queries.histories.users_U
     lengths_B = queries.histories.lengths_U
@@ -95,7 +101,7 @@ def query_signals(queries: Queries, dataset: PreparedDataset, through: Split) ->
 
 
 def _of_users(dataset: PreparedDataset) -> dict[str, Array]:
-    """Signals that some user has, as masks [V]."""
+    """Signals that at least one user has, as masks [V]."""
     friends_V = np.zeros(dataset.num_users, dtype=bool)
     friends_V[dataset.social_edges()[0]] = True
     texts = dataset.user_texts(Split.VALID)
@@ -106,7 +112,7 @@ def _of_users(dataset: PreparedDataset) -> dict[str, Array]:
 
 
 def _of_items(dataset: PreparedDataset, through: Split) -> dict[str, Array]:
-    """Signals that some item has, as masks [N]."""
+    """Signals that at least one item has, as masks [N]."""
     no_attributes = {*(dataset.manifest.text.get("fields") or ()), title_column(dataset.features) or ""}
     found = {
         "item text": dataset.has_text_N,
@@ -118,7 +124,8 @@ def _of_items(dataset: PreparedDataset, through: Split) -> dict[str, Array]:
 
 
 def described(features: pa.Table, number: int, text_fields: Collection[str] = ()) -> Array:
-    """Which rows of a table of users or items have any attribute: bool. Ids and columns read as text are none.
+    """Which rows of a table of users or items have any attribute: bool. Ids and text columns do not
+    count.
 
     >>> table = pa.table({"user_id": ["a", "b", "c"], "age": [None, 3.0, None], "tags": [["x"], [], None]})
     >>> described(table, 3).tolist()
@@ -139,7 +146,9 @@ def described(features: pa.Table, number: int, text_fields: Collection[str] = ()
 
 
 def combinations(signals: Sequence[Signal], num_queries: int) -> list[Combination]:
-    """Every combination that occurs, the most frequent first; those of few queries together at the end."""
+    """Every combination that occurs, the most frequent first; those with few queries are pooled at
+    the end.
+    """
     codes_BS = np.stack([signal.codes_B for signal in signals], axis=1)
     states_CS, which_B, counts_C = np.unique(codes_BS, axis=0, return_inverse=True, return_counts=True)
     which_B = which_B.reshape(num_queries)
@@ -158,23 +167,24 @@ def combinations(signals: Sequence[Signal], num_queries: int) -> list[Combinatio
 def certificate(
     found: Sequence[Combination], values: Mapping[str, Array], model: str, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The content of ``metrics.json``'s ``signals``: the model on every combination, and against the best baseline.
+    """The content of ``metrics.json``'s ``signals``: the model on every combination, and against
+    the best baseline.
 
-    The best baseline is the one with the highest mean *on these queries*, the strictest choice there is; ``difference``
-    is model − baseline, paired, with its interval ``low`` to ``high``.
+    The best baseline is the one with the highest mean *on these queries*, the strictest choice.
+    ``difference`` is model − baseline, paired, with its interval ``low`` to ``high``.
 
     Parameters
     ----------
     found : Sequence[Combination]
-        the combinations of the queries.
+        The combinations of the queries.
     values : Mapping[str, Array]
-        recommender → the main metric, [B].
+        Recommender → the main metric, [B].
     model : str
-        the name of the model in ``values``.
+        The name of the model in ``values``.
     resamples : int
-        of the bootstrap.
+        Number of bootstrap resamples.
     seed : int
-        of the bootstrap.
+        Seed of the bootstrap.
     """
     return [_entry(each, values, model, resamples, seed) for each in found]
 
@@ -199,6 +209,6 @@ def _entry(found: Combination, values: Mapping[str, Array], model: str, resample
 
 
 def signal_groups(queries: Queries, dataset: PreparedDataset, through: Split) -> dict[str, Array]:
-    """Label → queries [B] bool of every combination, as the gate judges them."""
+    """Label → mask over the queries [B] for every combination, as the gate checks them."""
     found = combinations(query_signals(queries, dataset, through), len(queries))
     return {each.label: each.mask_B for each in found}

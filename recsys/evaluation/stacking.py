@@ -1,26 +1,32 @@
-"""Stacking: the weights of a model's members, chosen on validation so that the sum is never below its best member.
+"""Stacking: choose the weights of a model's members on validation, so that the sum is never below
+its best member.
 
-Why not by gradient in training: fitted members have seen every training event, so training would trust them too much.
-Why not one search on all validation users: weights that are chosen and measured on the same users flatter themselves.
-So the weights are the mean of two ways to weights, none of which may be negative, and cross-fitting over the users
-measures what they are worth:
+Why not by gradient in training: closed-form members have seen every training event, so training
+would trust them too much. Why not one search on all validation users: weights that are chosen and
+measured on the same users look better than they are. So the weights are the mean of two methods,
+both without negative weights, and cross-fitting over the users measures the result:
 
-* the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small ridge: hardly any noise,
-  but it gives members that tell likely items from unlikely ones weight that the first places of a list do not want;
-* bagged ensemble selection for the metric (:mod:`recsys.evaluation.ensemble_selection`): what is wanted, but noisier.
+* the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small ridge.
+  It has hardly any noise, but it rewards members that separate likely from unlikely items, even if
+  that does not help the first places;
+* bagged ensemble selection for the metric (:mod:`recsys.evaluation.ensemble_selection`). It
+  optimises the metric itself, but has more noise.
 
-The mean is better than either, and than the one that cross-fitting prefers: docs/dead-ends.md has the figures.
-Members that are next to nothing of the sum are dropped, and small ones that one of the two ways does not want. Weights
-by length of history differ where that gains beyond noise.
+The mean is better than either method, and better than choosing one of them by cross-fitting:
+docs/dead-ends.md has the figures. Members with almost no share of the sum are dropped, and so are
+members with a small share that one of the methods gives no weight. Weights differ by length of
+history if that improves the metric beyond noise.
 
-Where the cross-fitted stack is below the best single member, cross-fitted as well, its weights are pulled towards that
-member until it is not; at the end of the way the stack *is* that member.
+If the cross-fitted stack is below the cross-fitted best single member, its weights are moved
+towards that member until it is not; at the end of the way the stack *is* that member.
 
-Scores of a member are divided by their spread over the catalogue, query by query (see :class:`recsys.stack.Stack`), so
-a weight means the same for a short and a long history. Everything is computed on the candidates of each query, the best
-items of every member; a target outside them is a miss.
+Scores of a member are divided by their standard deviation over the catalogue, query by query (see
+:class:`recsys.stack.Stack`), so a weight means the same for short and long histories. Everything is
+computed on the candidates of each query, the best items of every member; a target outside them is a
+miss.
 
-Legend: Q queries, P candidates of a query, M members, G groups of history length, K list length, T targets.
+Legend: Q queries, P candidates of a query, M members, G groups of history length, K list length, T
+targets.
 """
 
 from __future__ import annotations
@@ -39,29 +45,29 @@ from recsys.evaluation.ensemble_selection import select
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 
 FOLDS: Final = 5
-_SELECTED: Final = 0.7  # share of ensemble selection in the weights; the softmax has the rest
-_PULLS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)  # parts of the way to the best single member; 1 is that member
+_SELECTED: Final = 0.7  # share of ensemble selection in the weights; the softmax fit has the rest
+_PULLS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)  # tried steps towards the best single member; 1 is that member
 _NOTHING: Final = 0.01  # share of the sum of weights below which a member is dropped
-_LITTLE: Final = 0.02  # the same where one of the two ways gives it no weight …
+_LITTLE: Final = 0.02  # the same if one of the two methods gives it no weight …
 _NONE: Final = 0.001  # … or less than this share
-_GROUP_NOISE: Final = 1.5  # standard errors of the paired gain that weights of a group must bring
-_LEAST_QUERIES: Final = 100  # of a group that may have weights of its own
-_GROUP: Final = (0.0, 0.5, 2.0)  # factors at which the weights of a group are tried
-_RIDGE: Final = 10.0  # of the softmax fit, over the number of queries
+_GROUP_NOISE: Final = 1.5  # group weights must gain this many standard errors of the paired difference
+_LEAST_QUERIES: Final = 100  # a smaller group has no weights of its own
+_GROUP: Final = (0.0, 0.5, 2.0)  # tried factors on the weights of a group
+_RIDGE: Final = 10.0  # ridge of the softmax fit, divided by the number of queries
 _FIT_STEPS: Final = 40
-_FEW_TARGETS: Final = 3  # a query, up to which ranks are counted
-_LEAST: Final = 1e-12  # sum of weights
+_FEW_TARGETS: Final = 3  # with at most so many targets per query, ranks are counted instead of sorting
+_LEAST: Final = 1e-12  # least sum of weights
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What stacking sees of the validation queries."""
+    """The scores and targets of the validation queries, as stacking reads them."""
 
-    scores_QPM: Tensor  # float32, scale-free
+    scores_QPM: Tensor  # float32, normalised
     hits_QP: Tensor  # bool, whether a candidate is a target
-    listed_QP: Tensor  # bool, False behind a query's last candidate
+    listed_QP: Tensor  # bool, False after the last candidate of a query
     num_targets_Q: Array  # int64, in the whole catalogue
-    groups_Q: Array  # int64, group of the length of the history
+    groups_Q: Array  # int64, group by length of history
 
     @cached_property
     def targets(self) -> tuple[Tensor, Tensor]:
@@ -81,13 +87,15 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Stacked:
-    """The chosen weights and what they rest on; all values are means of the metric over validation queries."""
+    """The chosen weights and the figures behind them; all values are means of the metric over
+    validation queries.
+    """
 
-    weights_GM: Array  # float64, one row a group
+    weights_GM: Array  # float64, one row per group
     single: str  # the best single member
     is_single: bool  # whether the model is that member
-    value: float  # of the stack, on the queries that chose it
-    cross_fitted: float  # of stacks chosen without the fold that they are measured on
+    value: float  # of the stack, on the queries on which it was chosen
+    cross_fitted: float  # of stacks chosen without the fold on which they are measured
     single_cross_fitted: float  # of the best single member, chosen in the same way
     alone: dict[str, float] = field(default_factory=dict)
     without: dict[str, float] = field(default_factory=dict)  # of the stack with one weight set to zero
@@ -114,20 +122,20 @@ class Stacked:
 
 
 def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, metric: str, seed: int) -> Stacked:
-    """Choose the weights as the module says.
+    """Choose the weights as the module describes.
 
     Parameters
     ----------
     candidates : Candidates
-        of at least one query.
+        Candidates of at least one query.
     names : Sequence[str]
-        the members, in the order of M.
+        The members, in the order of M.
     num_groups : int
-        G.
+        Number of groups G.
     metric : str
-        such as ``ndcg@20``.
+        The metric, such as ``ndcg@20``.
     seed : int
-        of the folds.
+        Seed of the folds.
     """
     measure = _measure(metric)
     alone_QM = np.stack([measure(candidates, _one(m, len(names), num_groups)) for m in range(len(names))], axis=1)
@@ -184,7 +192,8 @@ def _measure(metric: str) -> Measure:
 def values_of(scores_QP: Tensor, candidates: Candidates, kind: str, k: int) -> Array:
     """The metric of every query [Q] when candidates are ranked by these scores.
 
-    Where queries have few targets their ranks are counted, several times faster than the k best are found.
+    For queries with few targets the ranks of the targets are counted, which is several times faster
+    than finding the k best.
     """
     rows_T, places_T = candidates.targets
     hits_QK = np.zeros((len(candidates), k), dtype=bool)
@@ -208,7 +217,7 @@ def _one(member: int, num_members: int, num_groups: int) -> Array:
 
 @dataclass(frozen=True)
 class _Blend:
-    """The mean of both ways to weights, which sum to 1, then moved by group: [G, M]."""
+    """The mean of the weights of both methods, which sum to 1, then changed by group: [G, M]."""
 
     metric: str
     num_groups: int
@@ -229,7 +238,7 @@ class _Blend:
 
 @dataclass(frozen=True)
 class _Folds:
-    """Queries in folds: weights are fitted without each of them and measured on it."""
+    """Folds of the queries: weights are fitted without each fold and measured on it."""
 
     candidates: Candidates
     measure: Measure
@@ -237,7 +246,9 @@ class _Folds:
 
     @cached_property
     def pairs(self) -> list[tuple[Array, Array]]:
-        """The rows of the other folds, and of the fold; of folds where neither is empty."""
+        """The rows of the other folds and of the fold, for every fold
+        for which neither is empty.
+        """
         fold_Q = np.random.default_rng(self.seed).permutation(len(self.candidates)) % FOLDS
         found = [(np.flatnonzero(fold_Q != fold), np.flatnonzero(fold_Q == fold)) for fold in range(FOLDS)]
         return [(rest, held) for rest, held in found if len(rest) and len(held)]
@@ -247,11 +258,11 @@ class _Folds:
         return [self.candidates.take(held) for _, held in self.pairs]
 
     def fitted(self, fit: Fit) -> list[Array]:
-        """The weights [G, M] that are fitted without each fold."""
+        """The weights [G, M] fitted without each fold."""
         return [fit(self.candidates.take(rest)) for rest, _ in self.pairs]
 
     def measured(self, weights: list[Array]) -> Array:
-        """The metric of every query [Q] with the weights that were fitted without its fold."""
+        """The metric of every query [Q] with the weights fitted without its fold."""
         found_Q = np.zeros(len(self.candidates))
         for (_, held), own, weights_GM in zip(self.pairs, self.held, weights, strict=True):
             found_Q[held] = self.measure(own, weights_GM)
@@ -259,13 +270,14 @@ class _Folds:
 
 
 def _pulled(weights_GM: Array, single_GM: Array, pull: float) -> Array:
-    """Weights, moved a part of the way to the best single member."""
+    """The weights, moved by the share ``pull`` towards the best single member."""
     pulled_GM: Array = (1 - pull) * weights_GM + pull * single_GM
     return pulled_GM
 
 
 def fit_softmax(candidates: Candidates) -> Array:
-    """The weights under which the targets among the candidates are most likely: float64 [M], none negative.
+    """The weights under which the targets among the candidates are most likely: float64 [M], none
+    negative.
 
     Minimises the mean of −log softmax(Σ_m w_m score_m)[target] and a ridge on w, by L-BFGS.
     """
@@ -296,14 +308,14 @@ def fit_softmax(candidates: Candidates) -> Array:
 
 
 def _without(weights_GM: Array, member: int) -> Array:
-    """The weights without one member; unchanged where nothing would be left."""
+    """The weights without one member; unchanged if no weight would be left."""
     rest_GM = weights_GM.copy()
     rest_GM[:, member] = 0.0
     return rest_GM if rest_GM.any() else weights_GM
 
 
 def _by_group(candidates: Candidates, measure: Measure, weights_GM: Array) -> Array:
-    """Other weights for groups of history length where they gain."""
+    """The weights, changed for groups of history length in which that improves the metric."""
     value_Q = measure(candidates, weights_GM)
     for group in range(len(weights_GM)):
         weights_GM, value_Q = _move_group(candidates, measure, weights_GM, value_Q, group)
@@ -313,7 +325,7 @@ def _by_group(candidates: Candidates, measure: Measure, weights_GM: Array) -> Ar
 def _move_group(
     candidates: Candidates, measure: Measure, weights_GM: Array, value_Q: Array, group: int
 ) -> tuple[Array, Array]:
-    """Other weights for the queries of one group, where they gain beyond noise there."""
+    """The weights, changed for one group if that improves its metric beyond noise."""
     rows_q = np.flatnonzero(candidates.groups_Q == group)
     if len(rows_q) < _LEAST_QUERIES:
         return weights_GM, value_Q

@@ -1,8 +1,8 @@
-"""What users had before and what is new to them, measured apart, where both count.
+"""Separate metrics for repeated and new targets, if both count.
 
-Why apart: where repeats are common, a list of what a user always buys scores well and shows nothing new. For new
-targets every recommender is asked again for a list without what the user had; for repeated targets its lists stay as
-they are, and only the targets that the user had before count.
+Why separate: if repeats are common, a list of what a user always buys scores well and shows nothing
+new. For new targets, every recommender makes another list without the items that the user had; for
+repeated targets the lists stay as they are, and only targets that the user had before count.
 
 Legend: B queries, K list length, P targets.
 """
@@ -26,22 +26,23 @@ REPEATED: Final = "repeat_targets"
 def target_report(
     scorers: Mapping[str, Scorer], rankings: Mapping[str, Ranking], queries: Queries, config: Config, model: str
 ) -> dict[str, Any]:
-    """``new_targets`` and ``repeat_targets`` → {queries, targets, share, model: main metric, baselines: main metric}.
+    """``new_targets`` and ``repeat_targets`` → {queries, targets, share, model: main metric,
+    baselines: main metric}.
 
-    Empty where what was seen is left out of all lists, or nobody has a target that they had before.
+    Empty if ``evaluate.exclude_seen`` is true, or if no user has a repeated target.
 
     Parameters
     ----------
     scorers : Mapping[str, Scorer]
-        the recommenders by name.
+        The recommenders by name.
     rankings : Mapping[str, Ranking]
-        theirs, over all targets.
+        Their rankings, over all targets.
     queries : Queries
-        what the rankings were asked.
+        The queries of the rankings.
     config : Config
-        the main metric and the chunks.
+        Main metric and chunk size.
     model : str
-        the name of the model among them.
+        The name of the model in ``scorers``.
     """
     if config.evaluate.exclude_seen:
         return {}
@@ -61,7 +62,7 @@ def target_report(
 
 
 def had_before(queries: Queries) -> Array:
-    """Which targets are in the visible history of their query: bool [P]."""
+    """Whether each target is in the visible history of its query: bool [P]."""
     had = queries.histories.of_targets()
     seen_E = np.repeat(np.arange(len(queries)), had.lengths_U) * 2**32 + had.items_E
     return np.isin(queries.target_rows() * 2**32 + queries.target_items, seen_E)
@@ -70,20 +71,21 @@ def had_before(queries: Queries) -> Array:
 def type_report(
     rankings: Mapping[str, Ranking], queries: Queries, event_types: Sequence[str], config: Config, model: str
 ) -> dict[str, Any]:
-    """Event type → the same figures, of targets of that type alone; lists stay as they are. Empty for a single type.
+    """Event type → the same figures for targets of that type only; the lists do not change. Empty
+    for a single type.
 
-    A target that comes with several types counts for each of them.
+    A target with events of several types counts for each of them.
     """
     ranking = rankings[model]
-    asked = queries.take(ranking.rows_B)
-    counts_P = np.isin(_keys(asked), _keys(ranking.queries))  # not what was seen
-    types = np.unique(asked.target_types[counts_P])
+    ranked = queries.take(ranking.rows_B)
+    counts_P = np.isin(_keys(ranked), _keys(ranking.queries))  # without targets that were seen
+    types = np.unique(ranked.target_types[counts_P])
     if len(types) < 2:
         return {}
     found = {}
     for code in types.tolist():
-        of_type_P = counts_P & (asked.target_types == code)
-        keys = np.unique(_keys(asked)[of_type_P])
+        of_type_P = counts_P & (ranked.target_types == code)
+        keys = np.unique(_keys(ranked)[of_type_P])
         values = {name: _values(each, keys, config) for name, each in rankings.items()}
         found[event_types[code]] = _entry(values, of_type_P[counts_P], config, model)
     return found
@@ -95,7 +97,7 @@ def _keys(queries: Queries) -> Array:
 
 
 def _values(ranking: Ranking, keys: Array, config: Config) -> Array:
-    """The main metric of the queries that have one of these targets, when only they count."""
+    """The main metric of the queries with at least one of these targets, if only these count."""
     kind, k = parse_metric(config.train.metric)
     num_B = np.bincount(keys // 2**32, minlength=len(ranking))
     listed_BK = np.arange(len(ranking))[:, None] * 2**32 + ranking.items_BK

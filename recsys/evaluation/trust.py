@@ -1,8 +1,10 @@
-"""Trust: who and what a recommender favours — exposure of items by group, popularity bias, quality by user group.
+"""Trust: which users and items a recommender favours: exposure by item group, popularity bias,
+quality by user group.
 
-Exposure of a place is 1 / log2(rank + 1), as NDCG discounts it (Singh and Joachims 2018): a group's exposure share is
-its part of the exposure of all lists. It is set against the group's share of training interactions: a recommender that
-reflects what people chose has equal shares, one that amplifies popularity moves exposure to the head.
+The exposure of a place is 1 / log2(rank + 1), the discount of NDCG (Singh and Joachims 2018). The
+exposure share of a group is its share of the exposure of all lists. It is compared with the group's
+share of training interactions: for a recommender that reflects what people chose, both are equal;
+one that amplifies popularity moves exposure to the head.
 
 Legend: B queries, K list length, N items, G groups, U users.
 """
@@ -44,20 +46,20 @@ def trust_report(
     Parameters
     ----------
     rankings : Mapping[str, Ranking]
-        the lists.
+        The lists of every recommender.
     values : Mapping[str, Mapping[str, Any]]
-        recommender → metric → a value a query.
+        Recommender → metric → one value per query.
     dataset : PreparedDataset
-        popularity and attributes.
+        Popularity and attributes.
     config : Config
-        the main metric and ``evaluate.item_group``, ``evaluate.user_groups``.
+        Main metric, ``evaluate.item_group`` and ``evaluate.user_groups``.
     through : Split
-        the last part that the recommenders were fitted on.
+        The last split on which the recommenders were fitted.
 
     Raises
     ------
     ConfigError
-        a group column that the data does not have.
+        The data does not have a group column.
     """
     k = parse_metric(config.train.metric).k
     counts_N = dataset.item_counts_N(through)
@@ -87,7 +89,8 @@ def trust_report(
 
 
 def popularity_levels(counts_N: Array) -> Array:
-    """Head 0, mid 1, tail 2 of every item: the most chosen 20 %, 60 % and the least chosen 20 % of the items.
+    """Head 0, mid 1, tail 2 of every item: the most chosen 20 %, 60 % and the least chosen 20 % of
+    the items.
 
     After Abdollahpouri et al. 2019, with whole items by rank; equals go by their id.
 
@@ -101,12 +104,13 @@ def popularity_levels(counts_N: Array) -> Array:
 
 
 def one_hot(groups_N: Array, number: int) -> Array:
-    """Membership [N, G] of items that are in one group each; −1: in none."""
+    """Membership [N, G] of items with one group each; −1 for no group."""
     return np.asarray(groups_N[:, None] == np.arange(number), dtype=np.float64)
 
 
 def item_groups(column: pa.ChunkedArray, counts_N: Array) -> tuple[Array, list[str]]:
-    """Membership [N, G] by the values of a column, and their labels: the 11 with most interactions, and "other".
+    """Membership [N, G] by the values of a column, and their labels: the 11 with most interactions,
+    and "other".
 
     An item with a list of n values is 1/n in each; without a value it is "unknown".
     """
@@ -130,10 +134,11 @@ def item_groups(column: pa.ChunkedArray, counts_N: Array) -> tuple[Array, list[s
 def exposure_report(
     share_NG: Array, labels: tuple[str, ...] | list[str], counts_N: Array, lists: Mapping[str, Array]
 ) -> dict[str, Any]:
-    """Shares by group of items, of interactions and of every recommender's exposure, and the disparity of each.
+    """Shares of item groups in the items, the interactions and the exposure of every recommender,
+    and the disparities.
 
-    ``disparity`` is the total variation ½ Σ_g |exposure_g − interactions_g|: 0 where exposure follows what people
-    chose, and the part of all exposure that would have to move to get there.
+    ``disparity`` is the total variation ½ Σ_g |exposure_g − interactions_g|: the share of all
+    exposure that would have to move so that exposure follows what people chose; 0 if it does.
     """
     wanted_G = shares_of(counts_N.astype(np.float64), share_NG)
     exposed = {name: shares_of(exposure_N(items_BK, len(counts_N)), share_NG) for name, items_BK in lists.items()}
@@ -147,7 +152,8 @@ def exposure_report(
 
 
 def exposure_N(items_BK: Array, num_items: int) -> Array:
-    """Σ over all lists of 1 / log2(rank + 1) at every item: [N]. Empty places (−1) expose nothing.
+    """Exposure of every item: Σ over all lists of 1 / log2(rank + 1), [N]. Empty places (−1) do not
+    count.
 
     >>> exposure_N(np.array([[2, 0, 1], [2, -1, -1]]), 4).round(4).tolist()  # 1/log2(3), 1/2, 1 + 1
     [0.6309, 0.5, 2.0, 0.0]
@@ -158,7 +164,7 @@ def exposure_N(items_BK: Array, num_items: int) -> Array:
 
 
 def shares_of(amount_N: Array, share_NG: Array) -> Array:
-    """How an amount over items is divided among groups: [G], zeros where there is none."""
+    """Share of each group in an amount over items: [G], zeros if the amount is zero."""
     total = amount_N.sum()
     return np.asarray(amount_N @ share_NG / total) if total > 0 else np.zeros(share_NG.shape[1])
 
@@ -169,12 +175,13 @@ def shares_of(amount_N: Array, share_NG: Array) -> Array:
 def popularity_bias(queries: Queries, counts_N: Array, levels_N: Array, lists: Mapping[str, Array]) -> dict[str, Any]:
     """Average recommendation popularity, and popularity lift by the taste of the user.
 
-    ARP (Yin et al. 2012): mean over users of the mean number of interactions of the recommended items.
-    Lift (Abdollahpouri et al. 2020): (GAP_r − GAP_p) / GAP_p, where GAP is the group's mean over users of the mean
-    popularity of the recommended (r) or the visible profile's (p) items: 0 is calibrated, 1 twice as popular as what
-    they chose. Groups: the fifth of the users with the smallest share of head items in their profile (niche), the
-    fifth with the largest (blockbuster), the rest (diverse). Users without a profile, and lists without items, count
-    in no average.
+    ARP (Yin et al. 2012): mean over users of the mean number of interactions of the recommended
+    items. Lift (Abdollahpouri et al. 2020): (GAP_r − GAP_p) / GAP_p, where GAP is the group's mean
+    over users of the mean popularity of the recommended items (r) or of the items in the visible
+    profile (p). 0 is calibrated; 1 means twice as popular as what they chose. Groups: the fifth of
+    the users with the smallest share of head items in their profile (niche), the fifth with the
+    largest share (blockbuster), the rest (diverse). Users without a profile and lists without items
+    do not count.
     """
     lengths_B = queries.histories.lengths_U
     rows = np.repeat(np.arange(len(queries)), lengths_B)
@@ -227,7 +234,9 @@ def _mean_of_list(items_BK: Array, counts_N: Array) -> Array:
 
 
 def tail_shares(lists: Mapping[str, Array], levels_N: Array) -> dict[str, Array]:
-    """Share of the places of every list that do not go to head items: recommender → [B], NaN for an empty list."""
+    """Share of the places of every list without a head item: recommender → [B], NaN for an empty
+    list.
+    """
     found = {}
     for name, items_BK in lists.items():
         rows, places = np.nonzero(items_BK >= 0)
@@ -242,7 +251,8 @@ def tail_shares(lists: Mapping[str, Array], levels_N: Array) -> dict[str, Array]
 def user_groups(column: pa.ChunkedArray) -> dict[str, Array]:
     """Masks over all users [U] by the values of a column: the 11 most frequent, and the rest.
 
-    Numbers with more than 12 different values go into quarters; a list counts as its text; nothing is "unknown".
+    Numbers with more than 12 different values are split into quarters; a list counts as its text; a
+    missing value is "unknown".
     """
     if _is_number(column.type) and pc.count_distinct(column.drop_null()).as_py() > _MAX_GROUPS:
         return _bands(column.cast(pa.float64()).to_numpy())
@@ -263,7 +273,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _bands(values_U: Array) -> dict[str, Array]:
-    """Quarters by quantile, named by their ends; equal numbers are in the same one."""
+    """Quarters by quantile, named by their ends; equal numbers are in the same quarter."""
     known = np.isfinite(values_U)
     cuts = np.unique(np.quantile(values_U[known], np.linspace(0, 1, _NUM_BANDS + 1)))
     band_U = np.clip(np.searchsorted(cuts, values_U, side="right") - 1, 0, len(cuts) - 2)
@@ -279,11 +289,13 @@ def user_group_report(
     beyond_head: Mapping[str, Array],
     config: Config,
 ) -> dict[str, Any]:
-    """The main metric by user group with intervals, the largest gap between groups, and what is shown to each.
+    """The main metric by user group with intervals, the largest gap between groups, and the
+    exposure of each group.
 
-    ``beyond_head`` is the share of a list that does not go to head items; the ``exposure_gap`` is its largest
-    difference between groups. A gap's interval resamples the users of its two groups (the best and the worst, found on
-    the same users, so a gap among equals is not zero: look at the interval). Groups without a test user are left out.
+    ``beyond_head`` is the share of a list without head items; ``exposure_gap`` is its largest
+    difference between groups. The interval of a gap resamples the users of the best and the worst
+    group. These two are found on the same users, so a gap between equal groups is not zero: look at
+    the interval. Groups without a test user are left out.
     """
     resamples, seed = config.evaluate.bootstrap, config.seed
     masks = {label: (users_B >= 0) & mask_U[users_B] for label, mask_U in groups.items()}
@@ -311,7 +323,7 @@ def user_group_report(
 
 
 def _gap(values_B: Array, masks: Mapping[str, Array], resamples: int, seed: int) -> dict[str, Any]:
-    """Best minus worst group of one recommender, with an interval over the users of both."""
+    """Best minus worst group of one recommender, with an interval over the users of both groups."""
     means = {label: float(values_B[mask_B].mean()) for label, mask_B in masks.items()}
     best, worst = max(means, key=lambda label: means[label]), min(means, key=lambda label: means[label])
     draws_R = bootstrap_means(values_B[masks[best]][:, None], resamples, seed)[:, 0]
@@ -327,6 +339,13 @@ def _gap(values_B: Array, masks: Mapping[str, Array], resamples: int, seed: int)
 
 
 def column_of(table: pa.Table, name: str, key: str, what: str) -> pa.ChunkedArray:
+    """A column of a table of users or items.
+
+    Raises
+    ------
+    ConfigError
+        The table does not have the column.
+    """
     if name not in table.column_names:
         known = [column for column in table.column_names if column not in (schema.ITEM_ID, schema.USER_ID)]
         raise ConfigError(f"{key}: {name!r} is not a column of {what}; columns: {', '.join(known) or 'none'}")

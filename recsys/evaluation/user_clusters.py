@@ -1,7 +1,8 @@
-"""What the strata of a model are: their sizes, what they choose and which words speak of it, how far they lie apart.
+"""Describe the user clusters (strata) of a model: their sizes, typical items and words, and
+distances.
 
-Why: a person decides whether strata make sense, and sees it at their items sooner than at any number.
-Legend: B queries, K strata, N items, W words.
+Why: a person decides whether clusters make sense, and sees it from their items sooner than from any
+number. Legend: B queries, K strata, N items, W words.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from recsys.model import FrozenModel
 _NUM_ITEMS: Final = 8
 _NUM_TERMS: Final = 8
 _NUM_OF_USER: Final = 3
-_MOST_ITEMS: Final = 20_000  # whose words are counted, the most chosen ones
+_MOST_ITEMS: Final = 20_000  # words are counted for so many of the most chosen items
 _WORD: Final = re.compile(r"[^\W\d_]{3,}")
 
 
 def memberships(model: FrozenModel, queries: Queries) -> Array | None:
-    """p(k|u) of every query [B, K], zero rows where nothing tells; None for a model without strata."""
+    """p(k|u) of every query [B, K], zero rows for users without a signal; None for a model without
+    user clusters.
+    """
     module = next((module for _, module in model.encoders.each() if isinstance(module, Stratum)), None)
     if module is None:
         return None
@@ -41,7 +44,9 @@ def memberships(model: FrozenModel, queries: Queries) -> Array | None:
 
 
 def strata_of_users(model: FrozenModel, queries: Queries) -> list[list[dict[str, float]]]:
-    """The heaviest strata of every query, ``{stratum, weight}``, numbered from 1; empty where nothing tells."""
+    """The clusters of every query with the largest weights, ``{stratum, weight}``, numbered from 1;
+    may be empty.
+    """
     p_BK = memberships(model, queries)
     if p_BK is None:
         return [[] for _ in range(len(queries))]
@@ -55,12 +60,13 @@ def strata_of_users(model: FrozenModel, queries: Queries) -> list[list[dict[str,
 def describe_strata(
     model: FrozenModel, dataset: PreparedDataset, through: Split, choices: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The strata as ``metrics.json`` and the report have them; None for a model without.
+    """The user clusters for ``metrics.json`` and the report; None for a model without them.
 
-    Counted over the events through ``through``. ``share``: of users, by weight. ``items`` and ``terms``: those that add
-    most to Σ p(i|k) log p(i|k) / p(i), which asks for many choices and for more than elsewhere. ``radius``: root mean
-    squared distance of members, ``nearest``: distance to the nearest other stratum, in the same unit; ``explained``:
-    the share of the users' variance that lies between the strata. ``choices``: how their number was chosen.
+    Counts are over the events through ``through``. ``share``: share of users, by weight. ``items``
+    and ``terms``: those that contribute most to Σ p(i|k) log p(i|k) / p(i), so they are chosen
+    often, and more often than by other users. ``radius``: root mean squared distance of the
+    members. ``nearest``: distance to the nearest other cluster, in the same unit. ``explained``:
+    share of the users' variance that is between clusters. ``choices``: how their number was chosen.
     """
     module = next((module for _, module in model.encoders.each() if isinstance(module, Stratum)), None)
     if module is None:
@@ -95,7 +101,9 @@ def describe_strata(
 
 
 def _counts(model: FrozenModel, dataset: PreparedDataset, through: Split) -> tuple[Array, Array, float]:
-    """Choices of every item by stratum [K, N], users by stratum [K], and the mean of the heaviest weight."""
+    """Choices of every item by cluster [K, N], users by cluster [K], and the mean of the largest
+    weight.
+    """
     counts_NK, weight_K, heaviest, users = None, np.zeros(0), 0.0, 0
     for shard in dataset.shards():
         seen = shard.through(through)
@@ -128,7 +136,7 @@ def _texts(features: pa.Table) -> list[str]:
 
 
 def _terms(texts: list[str], counts_KN: Array) -> list[list[str]]:
-    """The words of the items' texts that tell each stratum from the others."""
+    """The words of the items' texts that distinguish each cluster from the others."""
     chosen = np.argsort(-counts_KN.sum(axis=0), kind="stable")[:_MOST_ITEMS]
     words = [sorted({word.lower() for word in _WORD.findall(texts[item])}) for item in chosen]
     items_of = Counter(word for row in words for word in row)

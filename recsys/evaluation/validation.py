@@ -1,4 +1,6 @@
-"""The validation metric that chooses the epoch: the same ranking and formula as the evaluation on test."""
+"""The validation metric that selects the epoch, with the same ranking and formula as the evaluation
+on test.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ from recsys.evaluation.ranking import Scorer, countable, rank
 
 
 def check_targets(dataset: PreparedDataset, config: Config) -> None:
-    """Refuse data on which nothing could be validated or tested, before anything is trained on it.
+    """Refuse data on which nothing can be validated or tested, before a training starts.
 
     Raises
     ------
     DataError
-        every target of a part is an item that its user had before, which ``evaluate.exclude_seen`` leaves
-        out.
+        Every target of a split is an item that its user had before, and ``evaluate.exclude_seen``
+        leaves these out.
     """
     for split, part in ((Split.VALID, "validation"), (Split.TEST, "test")):
         asked = asked_by_shard(dataset, split, config)
@@ -31,12 +33,13 @@ def check_targets(dataset: PreparedDataset, config: Config) -> None:
 
 @dataclass(frozen=True)
 class Validator:
-    """Values of one metric, a query each; queries whose targets were all seen before have none.
+    """Computes one metric for every query; queries whose targets were all seen before have no
+    value.
 
     Raises
     ------
     ConfigError
-        ``train.metric`` is no accuracy metric.
+        ``train.metric`` is not an accuracy metric.
     """
 
     metric: str
@@ -45,10 +48,12 @@ class Validator:
 
     @staticmethod
     def of(config: Config) -> Validator:
+        """The validator for ``train.metric`` and the other settings of a configuration."""
         parse_metric(config.train.metric, tuple(QUERY_METRICS))
         return Validator(config.train.metric, config.evaluate.exclude_seen, config.evaluate.chunk_users)
 
     def __call__(self, model: Scorer, queries: Queries) -> Array:
+        """The metric of every query that counts: [B] float64."""
         k = parse_metric(self.metric, tuple(QUERY_METRICS)).k
         ranking = rank(model, queries, k, self.exclude_seen, self.chunk_users)
         return query_metrics(ranking.hits_BK, ranking.num_targets_B, [k])[self.metric]

@@ -1,1 +1,1 @@
-"""Whether a version may replace another one: paired tests, drift, models of other datasets."""
+"""The promotion gate: whether a version may replace another one, by paired tests and drift."""

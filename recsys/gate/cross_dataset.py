@@ -1,10 +1,12 @@
-"""A bundle as a scorer of a dataset that it was not made of, by the ids of users and items that both know.
+"""Evaluate a bundle on a dataset other than its own, by the ids of users and items that both know.
 
-Why: today's champion was trained on older events. It must be asked what it would answer in traffic: a user whom it does
-not know is a newcomer with a history, events on items that it does not know are skipped, an item that it does not know
-is never recommended, and who leaves it nothing to go by gets its popular items.
+Why: the current champion was trained on older events. It must be evaluated as it would serve
+traffic: a user that it does not know is a new user with a history, events on unknown items are
+skipped, unknown items are never recommended, and a user without any known event gets its popular
+items.
 
-Legend: B queries, E events, N items of the dataset, M items of the bundle, V users of the dataset, C context columns.
+Legend: B queries, E events, N items of the dataset, M items of the bundle, V users of the dataset,
+C context columns.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from recsys.data.histories import Array, Histories, Queries, Split, event_keys
 
 
 class ForeignScorer:
-    """Scores of the dataset's items from the dataset's queries, by the bundle's model."""
+    """Scores the items of a dataset for queries of the dataset, with the model of a bundle."""
 
     def __init__(self, bundle: Bundle, dataset: PreparedDataset) -> None:
         self.model = bundle.model
@@ -41,7 +43,7 @@ class ForeignScorer:
 
     @property
     def num_unknown(self) -> tuple[int, int]:
-        """Users and items of the dataset that the bundle does not know."""
+        """The number of users and of items of the dataset that the bundle does not know."""
         return int((self.user_of_V < 0).sum()), int((self.item_of_N < 0).sum())
 
     def scores(self, queries: Queries) -> Tensor:
@@ -52,14 +54,16 @@ class ForeignScorer:
         return scores_BN
 
     def queries(self, queries: Queries) -> Queries:
-        """The same questions in the bundle's numbers; without targets, which scoring must not read."""
+        """The same queries with the dense ids of the bundle, without targets, which scoring must
+        not read.
+        """
         histories = self.histories(queries.histories)
         asked_BC = self._recoded(queries.context_BC)
         nothing = np.zeros(len(histories) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)
         return Queries(histories, *nothing, asked_BC, queries.asked_at_B)
 
     def histories(self, histories: Histories) -> Histories:
-        """The same events in the bundle's numbers, those on unknown items left out."""
+        """The same events with the dense ids of the bundle, without those on unknown items."""
         kept = histories.where(self.item_of_N[histories.items_E] >= 0)
         users_U = np.where(kept.users_U >= 0, self.user_of_V[kept.users_U], -1).astype(np.int32)
         return Histories(
@@ -89,7 +93,7 @@ class _Recoded:
         place = next((p for p, k in enumerate(known) if k.name == column.name), -1)
         ours = known[place] if place >= 0 else None
         if ours is None or (ours.values is None) != (column.values is None):
-            return _Recoded(-1, None, column, None)  # the dataset does not say: missing
+            return _Recoded(-1, None, column, None)  # the dataset does not have it: missing
         table = None
         if ours.values is not None:
             codes = [MISSING, UNKNOWN, *(column.code(value, column.name) for value in ours.values)]
@@ -97,7 +101,7 @@ class _Recoded:
         return _Recoded(place, table, column, ours)
 
     def codes(self, codes_EC: Array) -> Array:
-        """This column's codes: [E] int16."""
+        """The codes of the column in the bundle: [E] int16."""
         if self._place < 0 or self._ours is None:
             return np.zeros(len(codes_EC), dtype=np.int16)
         codes_E = codes_EC[:, self._place]
@@ -109,24 +113,27 @@ class _Recoded:
 
 
 def _places(asked: pa.Array, known: list[str]) -> Array:
-    """Where each asked id is among the known ones, -1 where it is not: int64."""
+    """The position of each id in ``known``, -1 if it is not there: int64."""
     found = pc.index_in(asked.cast(pa.string()), value_set=pa.array(known, pa.string()))
     return np.asarray(found.fill_null(-1)).astype(np.int64)
 
 
-# --------------------------------------------------------------------------------------------------- what it was told
+# ------------------------------------------------------------------------------------------------- leaks into training
 
 
 def fitted_through(bundle: Bundle) -> Split:
-    """The last part that the bundle's model was fitted on; where it does not say, the later one."""
+    """The last split on which the bundle's model was fitted; the later one if the bundle does not
+    say.
+    """
     return Split.VALID if bundle.info.extra.get("refit", True) else Split.TRAIN
 
 
 def leak_of(bundle: Bundle, scorer: ForeignScorer, dataset: PreparedDataset) -> str:
-    """How the model's training saw the dataset's test part, as a sentence; empty when it did not.
+    """A sentence on how the model's training saw the test split of the dataset; empty if it did
+    not.
 
-    An event of the test part is known again by user, item and, where both know it, time. Where the split is one cut in
-    time, every later training event tells of the test part, whosever it is.
+    Test events are matched by user, item and, if both have it, time. If the split is one cut in
+    time, every later training event of any user is a leak.
     """
     through = fitted_through(bundle)
     trained = bundle.histories.through(through)
@@ -136,20 +143,22 @@ def leak_of(bundle: Bundle, scorer: ForeignScorer, dataset: PreparedDataset) -> 
     num_test = num_seen = 0
     for shard in dataset.shards():
         keys_E, is_test_E = _keys_of(shard, timed), shard.splits_E == Split.TEST
-        own = np.unique(keys_E[~is_test_E])  # a pair that repeats is no leak
+        own = np.unique(keys_E[~is_test_E])  # a repeated pair is not a leak
         seen_E = is_test_E & np.isin(keys_E, known) & ~np.isin(keys_E, own)
         num_test, num_seen = num_test + int(is_test_E.sum()), num_seen + int(seen_E.sum())
     if num_seen:
-        return f"{num_seen:,} of the {num_test:,} test events were among its training events"
+        return f"{num_seen:,} of the {num_test:,} test events were training events of the model"
     if test_from and timed and len(trained.times_E):
         num_late = int((trained.times_E >= datetime.fromisoformat(test_from).replace(tzinfo=UTC).timestamp()).sum())
         if num_late:
-            return f"{num_late:,} of its training events are later than the cut-off {test_from} of the test part"
+            return f"{num_late:,} of its training events are later than {test_from}, where the test split begins"
     return ""
 
 
 def _in_numbers_of(dataset: PreparedDataset, histories: Histories, bundle: Bundle) -> Histories:
-    """The bundle's events in the dataset's numbers; users and items that it lacks are left out."""
+    """The events of the bundle with the dense ids of the dataset, without users and items that the
+    dataset lacks.
+    """
     user_of = _places(pa.array(bundle.user_ids, pa.string()), dataset.user_ids.to_pylist())
     item_of = _places(pa.array(bundle.item_ids, pa.string()), dataset.item_ids.to_pylist())
     rows = np.flatnonzero(user_of[: len(histories)] >= 0)
@@ -160,7 +169,7 @@ def _in_numbers_of(dataset: PreparedDataset, histories: Histories, bundle: Bundl
 
 
 def _keys_of(histories: Histories, timed: bool) -> Array:
-    """A hash of user, item and, where it counts, time of every event."""
+    """A hash of user, item and, if ``timed``, time of every event."""
     if timed:
         return event_keys(histories)
     columns = (histories.types_E, np.zeros_like(histories.times_E), histories.values_E, histories.splits_E)

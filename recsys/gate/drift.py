@@ -1,13 +1,16 @@
-"""How far newer events differ from those of the earlier model, and recommended lists from what users choose.
+"""Drift: how far newer events differ from those of the earlier model, and recommended lists from
+what users choose.
 
-Why: nobody watches an update that runs every day. An export with other ids, a replaced catalogue or a log full of bots
-shows here before it shows in sales; ``promote`` refuses a model beyond the bounds of ``promote.max_…``.
+Why: nobody watches an update that runs every day. An export with other ids, a replaced catalogue or
+a log full of bots is visible here before it is visible in sales. ``promote`` refuses a model beyond
+the bounds of ``promote.max_…``.
 
-``unknown_items`` and ``unknown_users`` are the shares of newer events about ids that the earlier model does not know.
-``popularity_shift`` is the population stability index Σ (q − p) ln(q / p) over ten groups of items with a tenth of the
-earlier events each, from the most popular to the least: p is their share of the earlier events, q of the newer ones. A
-shift from .1 on is called moderate, from .25 on large. ``miscalibration`` is the share of exposure that would have to
-move between head, middle and tail for lists to show what was chosen (the disparity of ``trust``).
+``unknown_items`` and ``unknown_users`` are the shares of newer events with ids that the earlier
+model does not know. ``popularity_shift`` is the population stability index Σ (q − p) ln(q / p) over
+ten groups of items with a tenth of the earlier events each, from the most popular to the least: p
+is their share of the earlier events, q of the newer ones. A shift of at least .1 is called
+moderate, of at least .25 large. ``miscalibration`` is the share of exposure that would have to move
+between head, middle and tail so that lists reflect what was chosen (the disparity of ``trust``).
 
 Legend: U users, E events, N items, G groups.
 """
@@ -25,39 +28,40 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, event_keys
 
 _GROUPS: Final = 10
-_HALF: Final = 0.5  # an event, added to every group: none is empty
+_HALF: Final = 0.5  # events added to every group, so that none is empty
 NAMES: Final = {
-    "unknown_items": "newer events about items that the earlier model does not know",
-    "unknown_users": "newer events of users whom it does not know",
+    "unknown_items": "newer events on items that the earlier model does not know",
+    "unknown_users": "newer events of users that it does not know",
     "popularity_shift": "shift of popularity (PSI)",
-    "miscalibration": "exposure that differs from what is chosen, by popularity",
+    "miscalibration": "exposure that differs from what users choose, by popularity",
 }
 
 
 @dataclass(frozen=True)
 class Drift:
-    """The figures of this module; those that cannot be known are None."""
+    """The figures of this module; None if they cannot be computed."""
 
-    events: int  # newer ones
+    events: int  # number of newer events
     unknown_items: float | None
     unknown_users: float | None
     popularity_shift: float | None
 
     def to_json(self) -> dict[str, Any]:
+        """The content as plain values for JSON."""
         return asdict(self)
 
 
 def drift_of(dataset: PreparedDataset, earlier: Histories, num_items: int) -> Drift:
-    """Drift of those events of a dataset that the earlier model was not made of.
+    """Drift of the events of a dataset that the earlier model was not trained on.
 
     Parameters
     ----------
     dataset : PreparedDataset
-        continues that of the earlier model, whose ids it keeps.
+        The dataset; it continues that of the earlier model and keeps its dense ids.
     earlier : Histories
-        all events that the earlier model was made of, one row a user.
+        All events of the earlier model, one row per user.
     num_items : int
-        how many items it knows.
+        Number of items that the earlier model knows.
     """
     known = np.unique(event_keys(earlier))
     items: list[Array] = []
@@ -93,25 +97,25 @@ def popularity_shift(before_N: Array, now_N: Array) -> float:
 
 
 def with_calibration(drift: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures with that of the lists, out of the content of ``metrics.json``."""
+    """The figures with ``miscalibration`` added, from the content of ``metrics.json``."""
     by_popularity = evaluation.get("trust", {}).get("items", {}).get("popularity", {})
     return {**drift, "miscalibration": by_popularity.get("disparity", {}).get("model")}
 
 
 def drift_panel(drift: Mapping[str, Any], settings: PromoteConfig) -> dict[str, Any]:
-    """The figures beside their bounds, as a panel of the report."""
+    """The figures with their bounds, as a panel of the report."""
     rows = [[name, _shown(drift.get(key)), _shown(bound_of(settings, key))] for key, name in NAMES.items()]
     return {
         "title": "Drift",
         "text": f"{drift['events']:,} events are newer than the parent model. `recsys promote` refuses a model with "
-        "a figure beyond its bound (promote.max_…).",
+        "a figure above its bound (promote.max_…).",
         "columns": ["", "now", "bound"],
         "rows": rows,
     }
 
 
 def beyond(drift: Mapping[str, Any], settings: PromoteConfig) -> list[str]:
-    """The figures beyond their bounds, each as a sentence."""
+    """The figures above their bounds, each as a sentence."""
     found = []
     for key, name in NAMES.items():
         value, bound = drift.get(key), bound_of(settings, key)
@@ -121,7 +125,7 @@ def beyond(drift: Mapping[str, Any], settings: PromoteConfig) -> list[str]:
 
 
 def bound_of(settings: PromoteConfig, key: str) -> float | None:
-    """The bound of a figure; None where it has none."""
+    """The bound of a figure; None if it has none."""
     found: float | None = getattr(settings, f"max_{key}")
     return found
 

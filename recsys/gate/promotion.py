@@ -1,7 +1,9 @@
-"""The champion gate: is a challenger better than the champion beyond doubt, nowhere much worse, above the baselines?
+"""The promotion gate: a challenger must be better than the champion, not much worse in any segment,
+and above baselines.
 
-Why intervals and not means: on two thousand users the third digit is chance, and a gate that lets chance through moves
-the champion for nothing. Both models are measured on the same users, so users are resampled in pairs.
+Why intervals and not means: on two thousand users the third digit is chance, and a gate without
+intervals would replace the champion by chance. Both models are measured on the same users, so the
+comparison is paired by user.
 
 Legend: B queries.
 """
@@ -36,12 +38,15 @@ class Check:
     why: str
 
     def to_json(self) -> dict[str, Any]:
+        """The content as plain values for JSON."""
         return asdict(self)
 
 
 @dataclass
 class Findings:
-    """What the gate found: the rules, the numbers behind them, and what a person should know."""
+    """The result of the gate: the checked rules, the figures behind
+    them, and notes for the user.
+    """
 
     checks: list[Check] = field(default_factory=list)
     comparison: dict[str, Any] = field(default_factory=dict)
@@ -50,20 +55,23 @@ class Findings:
 
     @property
     def reasons(self) -> list[str]:
-        """Why the answer is no; empty when it is yes."""
+        """The reasons for a refusal; empty if the challenger passes."""
         return [check.why for check in self.checks if not check.passed]
 
 
 def ranked(scorer: Scorer, queries: Queries, config: Config) -> tuple[Ranking, Array]:
-    """The ordinary ranking, and the main metric of every query in it."""
+    """The ranking of the evaluation, and the main metric of every query in it."""
     kind, k = parse_metric(config.train.metric, tuple(QUERY_METRICS))
     ranking = rank(scorer, queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users)
     return ranking, QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k)
 
 
 def segments_of(queries: Queries, dataset: PreparedDataset, config: Config, through: Split) -> Groups:
-    """The segments of evaluation (activity, friends, new and cold users), ``evaluate.user_groups``, and every
-    combination of present and missing signals, as in the certificate.
+    """The segments that the gate checks.
+
+    These are the segments of the evaluation (activity, friends, new and cold-start users),
+    ``evaluate.user_groups``, and every combination of present and missing signals, as in the signal
+    certificate.
     """
     friends_U = np.unique(dataset.social_edges()[0])
     groups = user_segments(queries, friends_U, through, dataset.cold_U)
@@ -77,7 +85,7 @@ def segments_of(queries: Queries, dataset: PreparedDataset, config: Config, thro
 
 
 def against_champion(ours_B: Array, theirs_B: Array, groups: Groups, config: Config, findings: Findings) -> None:
-    """The paired comparison as a whole and by segment, and the two rules on it, added to the findings."""
+    """Add the paired comparison, as a whole and by segment, and its two rules to the findings."""
     settings, resamples, seed = config.promote, config.evaluate.bootstrap, config.seed
     means = {"challenger": float(ours_B.mean()), "champion": float(theirs_B.mean())}
     found = compare(ours_B, theirs_B, resamples, seed).to_json()
@@ -106,15 +114,15 @@ def _overall(found: Mapping[str, Any], settings: PromoteConfig) -> Check:
         passed,
         f"{found['metric']} {found['challenger']:.4f} against the champion's {found['champion']:.4f} on "
         f"{found['queries']:,} test users: difference {found['difference']:+.4f}, 95 % interval {found['low']:+.4f} to "
-        f"{found['high']:+.4f}, p {found['p']:.3g}; promote.rule {settings.rule} wants the whole interval {asked}",
+        f"{found['high']:+.4f}, p {found['p']:.3g}; promote.rule {settings.rule} requires the whole interval {asked}",
     )
 
 
 def _segment(ours_b: Array, theirs_b: Array, settings: PromoteConfig, resamples: int, seed: int) -> dict[str, Any]:
-    """A segment's numbers; ``worse``: more of the champion's metric is lost than allowed, and not by chance.
+    """The figures of a segment; ``worse``: the loss is larger than allowed, and beyond chance.
 
-    Both conditions, since the mean of a few dozen users is often a twentieth lower by chance alone, and a small loss
-    that is certain is what the bound allows.
+    Both conditions are needed: the mean of a few dozen users is often a twentieth lower by chance
+    alone, and a small but certain loss is what the bound allows.
     """
     ours, theirs = float(ours_b.mean()), float(theirs_b.mean())
     found = compare(ours_b, theirs_b, resamples, seed).to_json()
@@ -147,7 +155,9 @@ def _segments(segments: Mapping[str, Mapping[str, Mapping[str, Any]]], settings:
 
 
 def against_drift(drift: Mapping[str, Any] | None, settings: PromoteConfig, findings: Findings) -> None:
-    """The rule on the newer events of an update, added to the findings; a model of a whole training has none."""
+    """Add the rule on drift of the newer events of an update to the findings; a full training has
+    no such rule.
+    """
     if not drift:
         return
     found = beyond(drift, settings)
@@ -161,7 +171,9 @@ def against_drift(drift: Mapping[str, Any] | None, settings: PromoteConfig, find
 def measure_baselines(
     ranking: Ranking, ours_B: Array, histories: Histories, num_items: int, config: Config, refit: bool
 ) -> dict[str, Any]:
-    """The paired comparison with every baseline of the configuration, fitted on what the challenger was fitted on."""
+    """The paired comparison with every configured baseline, fitted on the same events as the
+    challenger.
+    """
     names, metric = config.evaluate.baselines, config.train.metric
     fitted = fit_baselines(names, histories, num_items, config.evaluate, metric, refit)
     asked = histories.queries(Split.TEST)
@@ -174,10 +186,10 @@ def measure_baselines(
 
 
 def against_baselines(comparison: Mapping[str, Any], settings: PromoteConfig, findings: Findings) -> None:
-    """The rule on baselines, by a comparison as in ``metrics.json``, added to the findings."""
+    """Add the rule on baselines to the findings, from a comparison as in ``metrics.json``."""
     findings.baselines = dict(comparison)
     if not settings.beat_baselines:
-        findings.notes.append("promote.beat_baselines is false: the baselines were not asked")
+        findings.notes.append("promote.beat_baselines is false: baselines were not compared")
         return
     against = comparison.get("against", {})
     shown = {

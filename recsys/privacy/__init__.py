@@ -1,1 +1,1 @@
-"""Proving that a user is forgotten: what to look for, where, and a signed list of what was found."""
+"""Prove that a user was deleted: what to search for, where, and a signed list of the results."""

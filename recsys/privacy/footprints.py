@@ -1,11 +1,13 @@
-"""What a user leaves in files: their id, in every form that files write it in, and stretches of their history.
+"""Traces of a user in files: the user's id in every form in which files store it, and sequences of
+the history.
 
-An id is looked for byte by byte where it is long enough that such bytes do not occur by chance. A short one (``2``) is
-a number like any other; it is looked for where users are named: columns and keys called user, friend, src or dst.
+A long id is searched byte by byte, as such bytes do not occur by chance. A short id (``2``) is a
+number like any other; it is searched only where users are named: columns and keys called user,
+friend, src or dst.
 
-A history is looked for as stretches of items, in the order of time and of their numbers, and of times, as 32 and 64 bit
-integers and, of items, as ids and titles in a row; a stretch that another user has as well tells of nobody and is left
-out.
+A history is searched as short sequences (stretches) of items, in the order of time and of dense
+ids, and of times, as 32 and 64 bit integers; items also as ids and titles in a row. A stretch that
+another user has as well identifies nobody and is left out.
 """
 
 from __future__ import annotations
@@ -32,20 +34,22 @@ _DISTINCT_DIGITS: Final = 9
 _NAMES_USERS: Final = re.compile(r"user|friend|src|dst|raw|member|customer|visitor", re.IGNORECASE)
 _WORD: Final = re.compile(rb"[0-9A-Za-z_]")
 _MORE: Final = re.compile(rb"[0-9A-Za-z_.@+:/-]")
-_MOST_BETWEEN: Final = 12  # characters between two ids of a list, as in '", "'
+_MOST_BETWEEN: Final = 12  # most characters between two ids of a list, as in '", "'
 
 
 @dataclass(frozen=True)
 class Id:
-    """The id of a user, as a search looks for it."""
+    """The id of a user in the forms that a search needs."""
 
     text: str
-    others: frozenset[bytes] = frozenset()  # longer ids of others that hold it as a word
-    distinct: bool = True  # whether it is looked for byte by byte
+    others: frozenset[bytes] = frozenset()  # longer ids of others that contain it as a word
+    distinct: bool = True  # whether it is searched byte by byte
 
     @staticmethod
     def of(text: str, users: pa.Array, items: pa.Array) -> Id:
-        """An id among those of users and items, which may be longer ones or the same."""
+        """Make it from an id and the ids of all users and items, which may contain the id or equal
+        it.
+        """
         holding = [pc.filter(ids, pc.match_substring(ids, text)).to_pylist() for ids in (users, items)]
         others = frozenset(one.encode() for ids in holding for one in ids if one != text)
         enough = len(text.encode()) >= (_DISTINCT_DIGITS if text.isdigit() else _DISTINCT_BYTES)
@@ -53,14 +57,14 @@ class Id:
 
     @property
     def forms(self) -> list[bytes]:
-        """The id as files write it."""
+        """The id in the forms in which files store it."""
         escaped = json.dumps(self.text)[1:-1]
         texts = {self.text, escaped, html.escape(self.text), quote(self.text, safe=""), quote(self.text)}
         wide = [self.text.encode("utf-16-le"), self.text.encode("utf-32-le")]
         return [*sorted(text.encode() for text in texts), *wide]
 
     def in_bytes(self, data: Any) -> bool:
-        """Whether bytes hold the id as a word of its own."""
+        """Whether bytes contain the id as a separate word."""
         if not self.distinct:
             return self._named_in(data)
         for form in self.forms:
@@ -72,13 +76,15 @@ class Id:
         return False
 
     def in_cells(self, cells: Sequence[str], joined: bytes, where: str) -> bool:
-        """Whether texts hold it; of a short id only in a column that names users, as a whole cell."""
+        """Whether texts contain the id; a short id only as a whole cell of a column that names
+        users.
+        """
         if self.distinct:
             return self.in_bytes(joined)
         return bool(_NAMES_USERS.search(where)) and (self.text in cells or self._named_in(joined))
 
     def _is_word(self, data: Any, start: int, end: int) -> bool:
-        """Whether it stands alone there, and not in a longer id of somebody else."""
+        """Whether the match is a separate word, and not part of a longer id of someone else."""
         if _WORD.match(data[start - 1 : start] if start else b"") or _WORD.match(data[end : end + 1]):
             return False
         while start and _MORE.match(data[start - 1 : start]):
@@ -96,24 +102,27 @@ class Id:
 
 @dataclass
 class Traces:
-    """All that a search looks for."""
+    """Everything that a search looks for."""
 
     ids: list[Id] = field(default_factory=list)
     stretches: set[bytes] = field(default_factory=set)  # see recsys.privacy.stretches
-    texts: dict[bytes, list[Row]] = field(default_factory=dict)  # stretch → its items, as lists and pages write them
+    texts: dict[bytes, list[Row]] = field(default_factory=dict)  # stretch → its items as they are in lists and pages
     num_events: int = 0
     common: set[bytes] = field(default_factory=set)  # stretches that others have as well
 
     @property
     def num_common(self) -> int:
+        """Number of stretches that are left out, as other users have them."""
         return len(self.common)
 
     def add_history(
         self, histories: Histories, users: Sequence[int], item_ids: Sequence[str], titles: Sequence[str] = ()
     ) -> None:
-        """The stretches of these users (dense ids) in the numbers of one dataset or bundle, with the ids and titles of
-        its items. Stretches of those added before that others have here are left out from now on: a later dataset has
-        more events of others.
+        """Add the stretches of these users (dense ids) in one dataset or bundle, with ids and
+        titles of its items.
+
+        Stretches that were added before but that other users have here are removed: a later dataset
+        has more events of others.
         """
         is_gone_U = np.isin(histories.users_U, np.asarray(users))
         others, gone = (histories.take(np.flatnonzero(mask)) for mask in (~is_gone_U, is_gone_U))
@@ -140,7 +149,7 @@ class Traces:
         return Stretches(self.stretches)
 
     def found_in(self, part: Part) -> Iterator[str]:
-        """``id`` or ``history`` where a part holds them."""
+        """Yield ``id`` or ``history`` if a part contains them."""
         if part.kind == "numbers":
             numbers = [int(one.text) for one in self.ids if one.distinct and one.text.isdigit()]
             if numbers and np.isin(np.array([n for n in numbers if n < 2**63], dtype=np.int64), part.data).any():
@@ -167,39 +176,42 @@ class Traces:
 
 @dataclass(frozen=True)
 class Row:
-    """Names of items that stand in a row, with few characters, tags or keys of JSON between them."""
+    """Names of consecutive items, with few characters, tags or JSON keys between them."""
 
-    names: tuple[tuple[bytes, ...], ...]  # the forms of each: as text, JSON and HTML write it
+    names: tuple[tuple[bytes, ...], ...]  # the forms of each name: in text, JSON and HTML
 
     @staticmethod
     def of(names: Sequence[str]) -> Row:
+        """Make it from the names of consecutive items."""
         forms = [{name, json.dumps(name)[1:-1], html.escape(name)} for name in names]
         return Row(tuple(tuple(sorted(form.encode() for form in of_name)) for of_name in forms))
 
     @property
     def forms(self) -> Iterator[bytes]:
+        """Yield the forms of the row, by names."""
         for of_name in self.names:
             yield from of_name
 
     def may_be_among(self, there: Collection[bytes]) -> bool:
-        """Whether every name stands somewhere."""
+        """Whether every name is in ``there``."""
         return all(any(form in there for form in of_name) for of_name in self.names)
 
     @cached_property
     def pattern(self) -> re.Pattern[bytes]:
+        """A regular expression for the names with few characters between them."""
         between = rb"(?:<[^<>]{0,99}>|\"[A-Za-z_]{1,30}\"\s?:|[^0-9A-Za-z<]){1,%d}" % _MOST_BETWEEN
         names = [rb"(?:" + rb"|".join(re.escape(form) for form in of_name) + rb")" for of_name in self.names]
         return re.compile(rb"(?<![0-9A-Za-z])" + between.join(names) + rb"(?![0-9A-Za-z])")
 
 
 def _texts(items: list[int], item_ids: Sequence[str], titles: Sequence[str]) -> list[Row]:
-    """Items by ids and by titles, from the oldest on and from the newest."""
+    """Items by ids and by titles, from the oldest to the newest and in reverse."""
     shown = [[str(names[item]) for item in items] for names in (item_ids, titles) if len(names)]
     return [Row.of(names) for row in shown for names in (row, row[::-1])]
 
 
 def _sorted_items(histories: Histories) -> Array:
-    """Every user's items once, in the order of their numbers, user by user: int64."""
+    """The different items of every user in the order of their dense ids, user by user: int64."""
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U).astype(np.int64)
     size = int(histories.items_E.max(initial=0)) + 1
     return np.asarray(np.unique(rows_E * size + histories.items_E) % size)

@@ -1,13 +1,14 @@
-"""A test of membership: can a model tell a forgotten user from one that it has never seen?
+"""Membership inference test: whether an attacker can tell deleted users from never-seen ones.
 
-The attack (Yeom et al. 2018; Carlini et al. 2022) asks the model with each stretch of a history and looks at how
-probable it takes what came next to be. What a model remembers of a user makes their own events more probable than those
-of people like them. Asked without an id, as anybody could. AUC .5: the attack is blind; 1: it always tells.
+The attack (Yeom et al. 2018; Carlini et al. 2022) queries the model with prefixes of a history and
+reads the probability of the next item. If the model has memorised a user, the user's own events are
+more probable than those of similar people. Queries have no user id, as any attacker could make
+them. AUC .5: the attack finds nothing; 1: it is always right.
 
     t(u) = mean over places p of  log softmax_i(s(u_{<p}, i)) at the item of place p
 
-Remaining users, whom the model was trained on, are asked as well: where the attack does not tell *them* either, the
-test says little, and says so. Legend: U users, Q questions, N items.
+The attack also runs on remaining users, on whom the model was trained. If it does not find *them*
+either, the test proves little, and the result says so. Legend: U users, Q queries, N items.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ import torch
 from recsys.data.histories import Array, Histories, Queries
 from recsys.model import FrozenModel
 
-_PLACES: Final = 12  # questions a user, evenly over the history
+_PLACES: Final = 12  # queries per user, evenly over the history
 _CHUNK: Final = 256
 _Z: Final = 1.96
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How well the attack tells a group from the users that were never seen."""
+    """How well the attack separates a group from users that the model has never seen."""
 
     auc: float
     low: float  # 95 % interval (Hanley and McNeil 1982)
@@ -38,11 +39,12 @@ class Separation:
 
     @property
     def is_blind(self) -> bool:
+        """Whether the interval includes .5, so that the attack finds nothing."""
         return self.low <= 0.5 <= self.high
 
 
 def separation(group: Array, unseen: Array) -> Separation:
-    """AUC of two samples of the statistic, ties counted half.
+    """AUC of two samples of the statistic; ties count half.
 
     >>> separation(np.array([1.0, 2.0]), np.array([1.0, 2.0])).auc
     0.5
@@ -52,13 +54,13 @@ def separation(group: Array, unseen: Array) -> Separation:
     auc = float(wins)
     q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
     variance = (auc * (1 - auc) + (n - 1) * (q1 - auc**2) + (m - 1) * (q2 - auc**2)) / (n * m)
-    least = (1 / n + 1 / m) / 12  # of no separation at all, which the formula above gives as 0 at the ends
+    least = (1 / n + 1 / m) / 12  # variance without any separation; the formula above gives 0 at AUC 0 and 1
     error = math.sqrt(max(variance, least if auc in (0.0, 1.0) else 0.0))
     return Separation(auc, max(0.0, auc - _Z * error), min(1.0, auc + _Z * error), n)
 
 
 def statistics(model: FrozenModel, histories: Histories) -> Array:
-    """t(u) of every user with two events and more: float64."""
+    """t(u) of every user with at least two events: float64."""
     rows, places = _questions(histories)
     found = np.zeros(len(rows))
     for start in range(0, len(rows), _CHUNK):
@@ -69,7 +71,7 @@ def statistics(model: FrozenModel, histories: Histories) -> Array:
 
 
 def _questions(histories: Histories) -> tuple[Array, Array]:
-    """Row and place of every question; a place has at least one event before it."""
+    """Row and place of every query; a place has at least one event before it."""
     rows, places = [], []
     for row, length in enumerate(histories.lengths_U.tolist()):
         if length > 1:
@@ -94,24 +96,25 @@ def _log_probabilities(model: FrozenModel, histories: Histories, rows: Array, pl
     queries = Queries(nobody, offsets, whole.items_E[asked], whole.context_EC[asked], whole.times_E[asked])
     scores_QN = model.scores(queries).double().cpu()
     targets_Q = torch.as_tensor(whole.items_E[asked].astype(np.int64))
-    scores_QN = scores_QN / scores_QN.std(dim=1, keepdim=True).clamp(min=1e-12)  # members of a sum have no scale
+    scores_QN = scores_QN / scores_QN.std(dim=1, keepdim=True).clamp(min=1e-12)  # stacked members have no scale
     chosen_Q = torch.log_softmax(scores_QN, dim=1).gather(1, targets_Q[:, None])[:, 0]
     return np.asarray(chosen_Q)
 
 
 def membership(model: FrozenModel, forgotten: Histories, unseen: Histories, members: Histories) -> dict[str, Any]:
-    """The test as plain values for the proof: who is told from the users that the model has never seen.
+    """The result of the test as plain values for the proof: who is separable from users that the
+    model has never seen.
 
     Parameters
     ----------
     model : FrozenModel
-        after the forgetting.
+        The model after the deletion.
     forgotten : Histories
-        what was known of who was forgotten, by the numbers of the model's items.
+        Histories of the deleted users, with the dense item ids of the model.
     unseen : Histories
-        users that no training has seen.
+        Users on whom no model was trained.
     members : Histories
-        users that the model was trained on.
+        Users on whom the model was trained.
     """
     t_unseen = statistics(model, unseen)
     t_forgotten, t_members = statistics(model, forgotten), statistics(model, members)
@@ -127,8 +130,8 @@ def membership(model: FrozenModel, forgotten: Histories, unseen: Histories, memb
 
 def _why(num_forgotten: int) -> str:
     if not num_forgotten:
-        return "no forgotten user has two events that are known"
+        return "no deleted user has two known events"
     return (
-        "there are no users that the model has never seen; name a file of their histories with forget.unseen, or use a "
-        "temporal split, which has newcomers in its test part"
+        "there are no users that the model has never seen; give a file of such histories in forget.unseen, or use a "
+        "temporal split, which has new users in its test split"
     )

@@ -1,10 +1,11 @@
-"""Every byte of a file, and of what is packed in it: the parts in which a search looks.
+"""Open files for a search: the bytes of a file and everything that is packed in it, as parts.
 
-A file is itself a part (as bytes). Beside that, what is compressed or coded is opened, as deep as it goes: gzip, bz2,
-xz, zstd, lz4, zip and tar; the cells of Parquet, Arrow and SQLite files; ``data:`` URIs of pages. What cannot be
-opened is a part of the kind ``unreadable``, which the caller must report: it was not searched.
+The file itself is a part (as bytes). In addition, compressed and coded content is opened, at every
+depth: gzip, bz2, xz, zstd, lz4, zip and tar; the cells of Parquet, Arrow and SQLite files;
+``data:`` URIs of pages. What cannot be opened is a part of the kind ``unreadable``, which the
+caller must report, as it was not searched.
 
-Not covered: what a picture shows, and what is encrypted.
+Not covered: the content of images, and encrypted content.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ _DATA_URI: Final = re.compile(rb"data:[\w.+/;=-]*;base64,([A-Za-z0-9+/=\s]{16,})
 
 @dataclass(frozen=True)
 class Part:
-    """Something to look into.
+    """One part of a file to search.
 
-    ``data`` is bytes (kind ``bytes``), a list of texts (kind ``cells``), a flat array of integers (kind ``numbers``) or
-    why it cannot be opened (kind ``unreadable``).
+    ``data`` is bytes (kind ``bytes``), a list of texts (kind ``cells``), a flat array of integers
+    (kind ``numbers``) or the reason why it cannot be opened (kind ``unreadable``).
     """
 
     kind: str
@@ -51,12 +52,12 @@ class Part:
 
 
 def parts(path: Path) -> Iterator[Part]:
-    """The parts of a file; the file's own bytes first.
+    """Yield the parts of a file; the bytes of the file itself first.
 
     Raises
     ------
     OSError
-        the file cannot be read.
+        The file cannot be read.
     """
     with _mapped(path) as data:
         yield Part("bytes", data)
@@ -74,7 +75,7 @@ def _mapped(path: Path) -> Iterator[Any]:
 
 
 def kind_of(head: bytes) -> str:
-    """The format that the first bytes of a file tell; empty for none that is opened.
+    """The format of a file by its first bytes; empty if it is not one that is opened.
 
     >>> kind_of(b"PAR1...."), kind_of(b"{}")
     ('parquet', '')
@@ -92,7 +93,7 @@ def _inside(path: Path, data: Any, where: str, depth: int) -> Iterator[Part]:
             raise ValueError(f"nested more than {DEEPEST} deep")
         if kind:
             yield from _OPENERS[kind](path, where, depth)
-    except Exception as error:  # a damaged file fails in any library; it was not searched
+    except Exception as error:  # any library may fail on a damaged file; it was not searched
         yield Part("unreadable", f"{kind}: {type(error).__name__}: {error}", where)
     if not kind and depth:
         yield from _data_uris(data, where, depth)
@@ -121,7 +122,7 @@ def _part_of(path: Path, where: str, depth: int) -> Iterator[Part]:
 
 
 def _streamed(reader: Any, where: str, depth: int) -> Iterator[Part]:
-    """What a stream gives, as a file of its own."""
+    """Yield the parts of a decompressed stream, as of a separate file."""
     with tempfile.NamedTemporaryFile(prefix="multigrain-") as file:
         while piece := reader.read(_COPY):
             file.write(piece)
@@ -174,9 +175,9 @@ def _arrow_file(path: Path, where: str, depth: int) -> Iterator[Part]:
 
 
 def _column(column: Any, where: str) -> Iterator[Part]:
-    """The values of an Arrow column, whatever it nests."""
+    """Yield the values of an Arrow column, nested ones included."""
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary  # every value that a row may have
+        column = column.dictionary  # all values that occur in the rows
     kind = column.type
     if pa.types.is_struct(kind):
         for field, child in zip(kind, column.flatten(), strict=True):
@@ -201,8 +202,10 @@ def _column(column: Any, where: str) -> Iterator[Part]:
 
 
 def _apart(column: Any) -> Any:
-    """The numbers of a column of lists, with a number that nothing has between two lists: the end of one user's history
-    and the start of the next one's are the history of nobody. Lists of one number each are a column of numbers.
+    """The numbers of a column of lists, with an unused number between two lists.
+
+    Otherwise the end of one user's history and the start of the next one could look like a stretch
+    of a history. A column of one-number lists is treated as a column of numbers.
     """
     lengths = np.asarray(pc.list_value_length(column).fill_null(0))
     values = np.asarray(column.flatten().cast(pa.int64(), safe=False).fill_null(_BETWEEN))
@@ -212,7 +215,7 @@ def _apart(column: Any) -> Any:
 
 
 def _sqlite(path: Path, where: str, depth: int) -> Iterator[Part]:
-    """The cells of every table: a text may be spread over pages of the file."""
+    """Yield the cells of every table, as a text may be spread over several pages of the file."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as store:
         store.text_factory = lambda content: content.decode("utf-8", "replace")
         tables = [row[0] for row in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]

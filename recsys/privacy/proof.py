@@ -1,8 +1,9 @@
-"""The proof of forgetting: every file that was searched, its checksum and the result, signed.
+"""The proof of deletion: a signed list of every searched file with its checksum and the result.
 
-The list names no user. A salted hash of each id stands in it, so that whoever was forgotten, and knows the salt from
-the list, can see that it is about them. The signature is Ed25519 (RFC 8032): with the public key in the list, which
-whoever runs the service publishes, anybody can check that the list is as it was written.
+The list names no user. It contains a salted hash of each id and the salt, so that a deleted user
+can check that the list is about them. The signature is Ed25519 (RFC 8032). The operator of the
+service publishes the public key that is in the list; with it, anyone can check that the list was
+not changed.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ _FORMAT: Final = 1
 
 @dataclass
 class Searched:
-    """One file and what was found in it."""
+    """A searched file and the traces found in it."""
 
     path: str
     bytes: int
     sha256: str
-    parts: int  # that were looked into, the file itself among them
-    found: list[str] = field(default_factory=list)  # "id" or "history", and where inside the file
-    unreadable: list[str] = field(default_factory=list)  # what could not be opened, and was not searched
+    parts: int  # number of searched parts, the file itself included
+    found: list[str] = field(default_factory=list)  # "id" or "history", and the place in the file
+    unreadable: list[str] = field(default_factory=list)  # parts that could not be opened and were not searched
 
 
 def search_file(path: Path, shown: str, traces: Traces) -> Searched:
-    """Look into every part of a file; a file that is too little a file to read is said to be unreadable."""
+    """Search every part of a file; what cannot be opened is listed as unreadable."""
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -54,7 +55,9 @@ def search_file(path: Path, shown: str, traces: Traces) -> Searched:
 
 
 def files_in(places: Iterable[Path], leave: Iterable[Path] = ()) -> list[Path]:
-    """Every file of these files and folders, once; links are followed to files, but to no folder."""
+    """Every file in these files and folders, once; links to files are followed, links to folders
+    are not.
+    """
     found: dict[Path, None] = {}
     left = {path.resolve() for path in leave}
     for place in places:
@@ -65,7 +68,9 @@ def files_in(places: Iterable[Path], leave: Iterable[Path] = ()) -> list[Path]:
 
 
 def proof_of(users: Iterable[str], searched: list[Searched], traces: Traces, said: dict[str, Any]) -> dict[str, Any]:
-    """The unsigned list; ``said`` is what else is to be signed: time, models, membership test, what is left."""
+    """The unsigned list; ``said`` has the other content: time, models, membership test, what
+    remains.
+    """
     salt = secrets.token_hex(16)
     hidden = sorted(hashlib.sha256(f"{salt}{user}".encode()).hexdigest() for user in users)
     holding = [one for one in searched if one.found]
@@ -100,12 +105,13 @@ def default_key() -> Path:
 
 
 def signing_key(place: str) -> Any:
-    """The private key at a place; the default one is made where there is none, readable by its owner alone.
+    """The private key at a place; if the default key does not exist, it is created, readable by its
+    owner only.
 
     Raises
     ------
     ConfigError
-        no key there, or another kind of key.
+        There is no key, or it is not an Ed25519 key.
     """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -124,18 +130,18 @@ def signing_key(place: str) -> Any:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"forget.signing_key: {path} holds no private key that can be read ({error}); make one with "
+            f"forget.signing_key: {path} holds no readable private key ({error}); make one with "
             "`openssl genpkey -algorithm ed25519 -out forget.pem`"
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(
-            f"forget.signing_key: {path} is no Ed25519 key; make one with `openssl genpkey -algorithm ed25519`"
+            f"forget.signing_key: {path} is not an Ed25519 key; make one with `openssl genpkey -algorithm ed25519`"
         )
     return key
 
 
 def signed(content: dict[str, Any], key: Any) -> dict[str, Any]:
-    """The content with the public key and the signature of all of it."""
+    """The content with the public key and the signature over everything."""
     from cryptography.hazmat.primitives import serialization
 
     public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
@@ -144,7 +150,9 @@ def signed(content: dict[str, Any], key: Any) -> dict[str, Any]:
 
 
 def is_signed(proof: dict[str, Any], public_key: str = "") -> bool:
-    """Whether a proof is as it was signed, by the key in it or by the given one (hexadecimal)."""
+    """Whether the signature of a proof is valid, by the key in it or by the given one
+    (hexadecimal).
+    """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

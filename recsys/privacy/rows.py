@@ -1,4 +1,6 @@
-"""Which rows of a log of answers are of forgotten users: they asked, are named as a friend, or their history is."""
+"""Find the rows of an answer log that belong to deleted users: as the user, as a friend, or by a
+stretch of history.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from recsys.privacy.opened import Part
 
 
 class TheirRows:
-    """Tells rows (JSON lines) of some users; a row that is cut off in the middle is searched as text."""
+    """Finds rows (JSON lines) of some users; a row that is cut off in the middle is searched as
+    text.
+    """
 
     def __init__(self, users: Iterable[str], traces: Traces) -> None:
         self._users, self._traces = frozenset(users), traces
@@ -19,14 +23,14 @@ class TheirRows:
         self._forms = {form.encode("utf-8", "surrogatepass") for form in forms}
 
     def __call__(self, rows: Sequence[bytes]) -> list[bool]:
-        """Of every row, whether it is theirs."""
+        """Whether each row belongs to these users."""
         together = b"".join(rows)
         if self._traces.texts or any(form in together for form in self._forms) or self._is_found(together):
             return [self._is_said(row) or self._is_found(row) for row in rows]
         return [False] * len(rows)
 
     def _is_said(self, row: bytes) -> bool:
-        """Whether the fields of a row name one, or hold a stretch of their history among other things."""
+        """Whether the fields of a row name one of the users, or contain a stretch of a history."""
         with suppress(ValueError, TypeError, AttributeError):
             content = json.loads(row)
             request = content.get("request") or {}

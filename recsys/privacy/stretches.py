@@ -1,7 +1,9 @@
-"""Stretches of a history among numbers: all of them in one pass over the bytes, however many there are.
+"""Search for stretches (short sequences) of histories among numbers, all of them in one pass over
+the bytes.
 
-A stretch is found as 64 bit or as 32 bit integers, little endian, at any place. Its first eight bytes are looked up at
-every place in a hash table; what matches is compared as a whole.
+A stretch is found as 64 bit or 32 bit integers, little endian, at any place. At every place, eight
+bytes are looked up in a hash table of the first bytes of the stretches; on a match the whole
+stretch is compared.
 """
 
 from __future__ import annotations
@@ -15,15 +17,16 @@ import pyarrow.compute as pc
 
 from recsys.data.histories import Array
 
-LONGEST: Final = 6  # events of a stretch, and …
-LEAST: Final = 3  # … of the shortest that tells anything
+LONGEST: Final = 6  # events of a stretch, …
+LEAST: Final = 3  # … and of the shortest stretch that identifies a user
 _WIDTH: Final = 8
 _PIECE: Final = 1 << 23
 
 
 def stretches_of(values: Array) -> list[bytes]:
-    """The first, the middle and the last stretch of a history, as bytes of int64; none of values that are too few or
-    too alike.
+    """The first, the middle and the last stretch of a history, as bytes of int64.
+
+    Empty if there are too few values or too few different ones.
     """
     if len(values) < LEAST:
         return []
@@ -34,7 +37,7 @@ def stretches_of(values: Array) -> list[bytes]:
 
 
 class Stretches:
-    """Many stretches to look for."""
+    """A set of stretches to search for."""
 
     def __init__(self, keys: Iterable[bytes]) -> None:
         self._by_head: dict[bytes, list[tuple[bytes, bytes]]] = {}  # eight bytes → (the form, the stretch)
@@ -54,11 +57,11 @@ class Stretches:
         return len(self._by_head)
 
     def among(self, numbers: Array) -> set[bytes]:
-        """The stretches that stand in a row of integers."""
+        """The stretches that occur in an array of integers."""
         return self.inside(np.ascontiguousarray(numbers, dtype=np.int64).view(np.uint8).data, _WIDTH)
 
     def inside(self, data: Any, step: int = 1) -> set[bytes]:
-        """The stretches that stand in bytes, at places that ``step`` divides."""
+        """The stretches that occur in bytes, at places that are multiples of ``step``."""
         found: set[bytes] = set()
         if not self._by_head:
             return found
@@ -71,7 +74,9 @@ class Stretches:
         return found
 
     def _places(self, piece: Any, step: int) -> list[int]:
-        """Where the head of a stretch stands, and, of 64 bit integers, a second number that follows one."""
+        """Places where the head of a stretch occurs and, for 64 bit integers, a second number that
+        follows it.
+        """
         found: list[int] = []
         for shift in range(0, _WIDTH, step):
             count = (len(piece) - shift) // _WIDTH

@@ -1,6 +1,8 @@
-"""Geometry of the report's charts: axes, curves and stacked bars as percentages, which HTML and CSS then draw.
+"""Geometry of the report's charts: axes, curves and stacked bars in percent, which HTML and CSS
+then draw.
 
-Why not pictures: bars in CSS keep their text at reading size at any width, follow light and dark, and need no script.
+Why not images: charts in CSS keep the size of their text at any width, follow light and dark mode,
+and need no script.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ class Axis:
     ticks: tuple[float, ...]
 
     def at(self, value: float) -> float:
-        """Place of a value in percent of the axis, kept inside it."""
+        """Position of a value in percent of the axis, clipped to its ends."""
         return round(100.0 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low))), 3)
 
     def labels(self) -> list[tuple[float, str]]:
-        """Ticks as (percent, text), all with the decimals that their distance needs."""
+        """Ticks as (percent, text), with as many decimals as their distance needs."""
         step = self.ticks[1] - self.ticks[0]
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
         return [(self.at(tick), f"{tick:.{decimals}f}") for tick in self.ticks]
@@ -55,7 +57,9 @@ Points = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Line:
-    """A polyline as an SVG path in a box of 100 × 100, and its points in percent from the left and the top."""
+    """A polyline as an SVG path in a box of 100 × 100, and its points in percent from the left and
+    the top.
+    """
 
     path: str
     points: Points
@@ -72,9 +76,10 @@ class Curves:
 
 
 def curves(lines: Sequence[Sequence[tuple[float, float]]], mark_x: float | None = None) -> Curves | None:
-    """Lay out lines of (x, y), x whole numbers; points that are not finite and empty lines are left out.
+    """Lay out lines of (x, y) with whole numbers x; points that are not finite and empty lines are
+    left out.
 
-    None when nothing is left. The first line's point at ``mark_x`` is marked.
+    The point of the first line at ``mark_x`` is marked. None if no line is left.
     """
     finite = [[(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)] for line in lines]
     drawn = [line for line in finite if line]
@@ -95,7 +100,8 @@ def curves(lines: Sequence[Sequence[tuple[float, float]]], mark_x: float | None 
 
 
 def areas(bands: Sequence[Sequence[float]]) -> list[str]:
-    """Bands of shares over L steps, stacked from the ground up, as closed SVG paths in a box of 100 × 100.
+    """Bands of shares over L steps, stacked from the bottom, as closed SVG paths in a box of 100 ×
+    100.
 
     >>> areas([[0.5, 1.0], [0.5, 0.0]])
     ['M0 50 L100 0 L100 100 L0 100Z', 'M0 0 L100 0 L100 0 L0 50Z']
@@ -114,7 +120,7 @@ def areas(bands: Sequence[Sequence[float]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a stacked bar in percent of the track."""
+    """A piece of a stacked bar, in percent of the track."""
 
     name: str
     value: float
@@ -123,9 +129,10 @@ class Piece:
 
 
 def stacked(shares: Sequence[Mapping[str, float]]) -> tuple[float, list[list[Piece]]]:
-    """Stack signed shares around one zero line: positive parts to the right, negative ones to the left.
+    """Stack signed shares around one zero line: positive parts to the right, negative ones to the
+    left.
 
-    All bars have one scale. Returns where zero is, in percent, and the pieces of every bar.
+    All bars have one scale. Returns the position of zero in percent, and the pieces of every bar.
 
     >>> zero, bars = stacked([{"a": 3.0, "b": -1.0}])
     >>> zero, [(piece.name, piece.left, piece.width) for piece in bars[0]]

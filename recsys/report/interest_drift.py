@@ -1,4 +1,6 @@
-"""The report's panel of interest drift: how much of a user's interest each group of items has, event by event."""
+"""The report's panel on interest drift: the share of each group of items in a user's interest,
+event by event.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ _NUM_COLOURS: Final = 8
 
 
 def movement_panel(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What the template draws: for the users with at least two events, areas in percent, one colour a group.
+    """The data for the template: for users with at least two events, areas in percent with one
+    colour per group.
 
-    The groups that weigh most over all users have a colour of their own, the rest is "other".
+    The groups with the largest weight over all users have their own colour, the rest is "other".
     """
     shown = [(example["user"], example["movement"]) for example in examples if example.get("movement")]
     shown = [(user, movement) for user, movement in shown if len(movement["events"]) >= 2]
@@ -69,5 +72,7 @@ def _user(user: str, movement: Mapping[str, Any], leading: list[int], colours: M
 
 
 def _areas(shares_LG: Sequence[Sequence[float]], leading: list[int]) -> list[tuple[int, str]]:
-    """Paths of the leading groups from the ground up, with their colours; what is left is "other", the background."""
+    """Paths of the leading groups from the bottom, with their colours; the background stands for
+    "other".
+    """
     return list(enumerate(areas(np.asarray(shares_LG)[:, leading].T.tolist())))

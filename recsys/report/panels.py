@@ -1,6 +1,7 @@
-"""Content of the report's panels, from members to trust: geometry for their templates (``*.html.j2``).
+"""Content of the report's panels, from members to trust: geometry for their templates
+(``*.html.j2``).
 
-Why apart: the report grows by a panel a question, and each is read alone.
+Why here: the report has one panel per question, and each is independent of the others.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from recsys.evaluation.members import single_line
 from recsys.evaluation.rating_errors import ERRORS
 from recsys.evaluation.segments import COLD
 from recsys.report.charts import Axis, Curves, Line, axis
+from recsys.report.first_screen import best_baseline
 
 _TITLES: Final = {
     ("weights_changed", "off"): "Left out",
     ("weights_changed", "alone"): "Alone",
     ("weights_changed", "fusion"): "Other weights",
-    ("retrained", "off"): "Left out, trained anew",
-    ("retrained", "alone"): "Alone, trained anew",
-    ("retrained", "fusion"): "Other fusions, trained anew",
+    ("retrained", "off"): "Left out, trained again",
+    ("retrained", "alone"): "Alone, trained again",
+    ("retrained", "fusion"): "Other fusions, trained again",
 }
 _WEIGHTS: Final = {
     "weighted": "as configured",
@@ -29,7 +31,9 @@ _WEIGHTS: Final = {
 
 
 def ablation_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Cards of variants with what the full model has more, its interval and p; None without an ablation."""
+    """Cards of variants with the difference of the full model, its interval and p; None without an
+    ablation.
+    """
     ablation = evaluation.get("ablation")
     if not ablation:
         return None
@@ -41,7 +45,9 @@ def ablation_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def cold_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any] | None:
-    """The model on cold users against every baseline and without each granularity; None where the split made none."""
+    """The model on cold-start users against every baseline and without each granularity; None if
+    there are none.
+    """
     cold = evaluation["segments"].get("cold", {}).get(COLD, {})
     if "comparison" not in cold:
         return None
@@ -52,7 +58,7 @@ def cold_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> dict[
 
 
 def _card(title: str, entries: Mapping[str, Mapping[str, Any]], named: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Differences on one axis; no card where there are none."""
+    """Differences on one axis; no card if there are none."""
     if not entries:
         return []
     scale = axis([0.0, *(end for entry in entries.values() for end in (entry["low"], entry["high"]))])
@@ -67,7 +73,9 @@ def _variant(name: str, entry: Mapping[str, Any], scale: Axis) -> dict[str, Any]
 
 
 def trade_off_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The main metric over the diversity of the lists, a point a strength; None where it was not measured."""
+    """The main metric over the diversity of the lists, one point per strength; None if it was not
+    measured.
+    """
     found = evaluation.get("trade_off")
     if not found:
         return None
@@ -81,11 +89,13 @@ def trade_off_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def trust_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Shares of exposure by item group, popularity lift by taste, quality by user group; None without the numbers."""
+    """Exposure by item group, popularity lift by taste, quality by user group; None without these
+    figures.
+    """
     trust = evaluation.get("trust")
     if not trust:
         return None
-    best = evaluation["comparison"].get("best_baseline")
+    best = best_baseline(evaluation)
     shown = ["model", *([best] if best else [])]
     return {
         "k": trust["k"],
@@ -97,7 +107,9 @@ def trust_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _exposure(name: str, entry: Mapping[str, Any], shown: Sequence[str]) -> dict[str, Any]:
-    """Three bars a group: what people chose, what the model shows, what the best baseline shows."""
+    """Three bars per group: the share of what people chose, of what the model shows, and of what
+    the baseline shows.
+    """
     scale = axis([*entry["interactions"], *(v for key in shown for v in entry["exposure"][key])], from_zero=True)
     rows = [
         {
@@ -149,7 +161,9 @@ def _user_groups(name: str, entry: Mapping[str, Any], shown: Sequence[str]) -> d
 
 
 def members_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any] | None:
-    """Every member and baseline alone on one axis, and a table with validation, test and the reason; None without."""
+    """Every member and baseline alone on one axis, and a table with validation, test and the
+    reason; None without.
+    """
     members = evaluation.get("members")
     if not members or len(members["each"]) + len(members["baselines"]) < 2:
         return None
@@ -188,9 +202,11 @@ def members_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> di
 
 
 def signals_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any] | None:
-    """A line a combination: which signals are there, the metric and the difference to the best baseline; None without.
+    """One row per combination: its signals, the metric and the difference to the baseline that is
+    best on its queries.
 
-    The columns are the signals that any combination names; the history says how long it is.
+    The columns are all signals of any combination; the column of the history has its length. None
+    without signals.
     """
     entries = evaluation.get("signals")
     if not entries:
@@ -217,7 +233,7 @@ def signals_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> di
 
 
 def ratings_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A row a recommender and error, on one axis each; None where nothing predicts values."""
+    """One row per recommender, one axis per kind of error; None if nothing predicts values."""
     ratings = evaluation.get("ratings")
     if not ratings or "skipped" in ratings:
         return ratings or None
@@ -234,7 +250,9 @@ def ratings_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def strata_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The report's panel of ``evaluation["strata"]``: the strata, and the scores of the candidates on one axis."""
+    """The user clusters in ``evaluation["strata"]``, and the scores of the candidates for their
+    number on one axis.
+    """
     found = evaluation.get("strata")
     if found is None:
         return None

@@ -1,8 +1,8 @@
-"""Render ``report.html``: one file that a person opens, without script or anything from outside.
+"""Render ``report.html``: one file without scripts that loads nothing from the network.
 
-Why: ``metrics.json`` is for programs; whether to ship a model is decided by a person who sees how certain a difference
-is, for whom the model is good, what its data lost, and why it recommends what it does. Titles, names and notes are
-users' data: the template escapes everything.
+Why: ``metrics.json`` is for programs; a person decides whether to ship a model. The first screen is
+for a product manager: whether the model is better, for whom, examples, and the cost. The rest is
+for engineers. Titles, names and notes are users' data, so the template escapes everything.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jinja2
 from recsys.data.dataset import Manifest
 from recsys.evaluation.metrics import parse_metric
 from recsys.report.charts import axis, curves, stacked
+from recsys.report.first_screen import best_baseline, cost, for_whom, short_examples
 from recsys.report.interest_drift import movement_panel
 from recsys.report.panels import (
     ablation_panel,
@@ -30,7 +31,16 @@ from recsys.report.panels import (
     trade_off_panel,
     trust_panel,
 )
-from recsys.report.wording import duration, figure, metric_name, number, segment_name, sentence, signed
+from recsys.report.wording import (
+    duration,
+    figure,
+    metric_meaning,
+    metric_name,
+    number,
+    segment_name,
+    sentence,
+    signed,
+)
 
 _NAMES: Final = {
     "model": "Multigrain",
@@ -45,12 +55,12 @@ _GROUPS: Final = {
     "history": "By length of history",
     "friends": "By friends",
     "users": "By whether the user was in training",
-    "cold": "By whether the split cut the user's training events",
+    "cold": "By whether the split cut the user's training events to a few",
     "items": "New items, and items that the user had before",
     "event_types": "By type of the target",
 }
 _MAX_HISTORY: Final = 12
-_NUM_COLOURS: Final = 24  # fills of report.css
+_NUM_COLOURS: Final = 24  # number of fills in report.css
 
 
 def render_report(
@@ -66,21 +76,22 @@ def render_report(
     Parameters
     ----------
     path : str | Path
-        the HTML file.
+        The HTML file.
     evaluation : Mapping[str, Any]
-        the content of ``metrics.json``.
+        The content of ``metrics.json``.
     manifest : Manifest
-        of the prepared dataset.
+        The manifest of the prepared dataset.
     training_history : Sequence[Mapping[str, Any]]
-        per epoch ``phase`` (see ``Progress``; default select), ``epoch``, ``loss``, the validation
-        metric (under its name, ``valid_NAME`` or ``valid``; absent where not evaluated), ``lr``, ``seconds``.
+        Per epoch ``phase`` (see ``Progress``; default select), ``epoch``, ``loss``, the validation
+        metric (under its name, ``valid_NAME`` or ``valid``; missing if not evaluated), ``lr``,
+        ``seconds``.
     examples : Sequence[Mapping[str, Any]]
-        per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``,
-        ``title``, ``score``, ``shares`` (granularity → part of the score, may be negative) and ``hit``; and
-        ``movement`` where there is an evolution (see ``recsys.evaluation.interest_drift``),
-        ``strata`` where there are.
+        Per user ``user``, ``history`` (titles, oldest first) and ``recommendations`` with ``item``,
+        ``title``, ``score``, ``shares`` (granularity → contribution to the score, may be negative)
+        and ``hit``; ``movement`` with the granularity evolution (see
+        ``recsys.evaluation.interest_drift``) and ``strata`` with user clusters.
     config_yaml : str
-        the merged configuration.
+        The merged configuration.
     """
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
@@ -98,6 +109,7 @@ def render_report(
         figure=figure,
         sentence=sentence,
         segment=segment_name,
+        meaning=metric_meaning,
     )
     html = environment.get_template("report.html.j2").render(
         title=manifest.name,
@@ -106,6 +118,10 @@ def render_report(
         evaluation=evaluation,
         manifest=manifest,
         verdict=verdict(evaluation),
+        best=best_baseline(evaluation),
+        for_whom=for_whom(evaluation),
+        cost=cost(evaluation, manifest, training_history),
+        short_examples=short_examples(examples),
         cards=_cards(evaluation),
         panels=_panels(evaluation),
         tables=_tables(evaluation),
@@ -141,6 +157,7 @@ def _template(name: str) -> str:
 
 
 def recommender_name(name: str) -> str:
+    """The name of a recommender as people write it."""
     return _NAMES.get(name, name)
 
 
@@ -148,49 +165,55 @@ def recommender_name(name: str) -> str:
 
 
 def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
-    """Is the model better than the best baseline? One sentence and a status: better, worse, even or alone."""
+    """Whether the model is better than the best baseline: ``status``, ``head`` and ``text``.
+
+    The status is better, worse, even or alone (without a baseline). The head is one sentence with
+    the difference, the text its interval in words. The best baseline is that of
+    :func:`best_baseline`, as everywhere in the report.
+    """
     main = evaluation["metric"]
     value, shown = evaluation["model"][main], metric_name(main)
-    best = evaluation["comparison"].get("best_baseline")
+    best = best_baseline(evaluation)
     if best is None:
-        return {"status": "alone", "head": f"{shown} {number(value)}", "text": "No baseline was run beside it."}
-    on_test = evaluation["comparison"].get("best_on_test") or best
-    which = "the best baseline" if on_test == best else "the best baseline on validation"
-    status, head, text = _against(evaluation, best, which)
-    if on_test != best:
-        other, other_head, other_text = _against(evaluation, on_test, "the best baseline on test")
-        status = min(status, other, key=("worse", "even", "better").index)
-        head, text = f"{head} {other_head}", f"{text} {other_text}"
-    return {"status": status, "head": head, "text": text}
+        return {
+            "status": "alone",
+            "head": f"{shown} is {number(value)}.",
+            "text": "No baseline was run, so nothing says whether this is good.",
+        }
+    against, theirs = evaluation["comparison"]["against"][best], evaluation["baselines"][best][main]
+    status = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else "even"
+    is_than = {"better": "better than", "worse": "worse than", "even": "not clearly better or worse than"}[status]
+    return {
+        "status": status,
+        "head": f"The model is {is_than} {recommender_name(best)}, the best baseline: its {shown} is "
+        f"{_percent(against['difference'], theirs)}.",
+        "text": f"With 95 % confidence, the true difference is between {_between(against, theirs)}"
+        f"{', so it may be chance' if status == 'even' else ''}. On "
+        f"{figure(evaluation['data']['queries'])} test users, the model has {number(value)} and "
+        f"{recommender_name(best)} {number(theirs)}.",
+    }
 
 
-def _against(evaluation: Mapping[str, Any], baseline: str, which: str) -> tuple[str, str, str]:
-    """Where the model stands against one baseline: status, head and text."""
-    main = evaluation["metric"]
-    against = evaluation["comparison"]["against"][baseline]
-    theirs, name = evaluation["baselines"][baseline][main], recommender_name(baseline)
-    floor = 2.0 / (evaluation["confidence"]["resamples"] + 1)
-    p = f"p ≤ {floor:.2g}" if against["p"] <= floor * 1.001 else f"p = {against['p']:.2g}"
-    relative = f" ({signed(100 * against['difference'] / theirs, 1)} %)" if theirs > 0 else ""
-    if against["low"] > 0:
-        status, head = "better", f"Better than {name}, {which}."
-    elif against["high"] < 0:
-        status, head = "worse", f"Worse than {name}, {which}."
-    else:
-        status, head = "even", f"Not distinguishable from {name}, {which}."
-    text = (
-        f"{metric_name(main)} is {number(evaluation['model'][main])} against {number(theirs)}: "
-        f"a difference of {signed(against['difference'])}{relative}, "
-        f"95 % interval {signed(against['low'])} to {signed(against['high'])}, {p} (paired bootstrap over "
-        f"{figure(evaluation['data']['queries'])} test users)."
-    )
-    return status, head, text
+def _percent(difference: float, base: float, direction: bool = True) -> str:
+    """A difference in percent of the baseline's value, with its direction; the plain difference if
+    that value is zero.
+    """
+    size = f"{100 * abs(difference) / base:.1f} %" if base > 0 else number(abs(difference))
+    return f"{size} {'higher' if difference >= 0 else 'lower'}" if direction else size
+
+
+def _between(against: Mapping[str, Any], base: float) -> str:
+    """The interval of a difference, the end next to zero first: "1.2 % and 3.4 % higher"."""
+    has_zero_inside = against["low"] < 0 < against["high"]
+    ends = (against["low"], against["high"])
+    near, far = ends if has_zero_inside else sorted(ends, key=abs)
+    return f"{_percent(near, base, has_zero_inside)} and {_percent(far, base)}"
 
 
 def _cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     k = parse_metric(evaluation["metric"]).k
     names = [evaluation["metric"], *(f"{kind}@{k}" for kind in ("recall", "hit", "mrr", "coverage", "diversity"))]
-    best = evaluation["comparison"].get("best_baseline")
+    best = best_baseline(evaluation)
     return [
         {
             "name": name,
@@ -203,7 +226,7 @@ def _cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _panels(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Dots and whiskers: the main metric and three more, every recommender on one axis."""
+    """Dots and whiskers for the main metric and three more, with every recommender on one axis."""
     k = parse_metric(evaluation["metric"]).k
     names = dict.fromkeys([evaluation["metric"], *(f"{kind}@{k}" for kind in ("recall", "hit", "map"))])
     recommenders = {"model": evaluation["model"], **evaluation["baselines"]}
@@ -228,7 +251,9 @@ def _panels(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One table a cut-off, the main metric's first; the best of an accuracy metric is marked."""
+    """One table per cut-off, that of the main metric first; the best value of an accuracy metric is
+    marked.
+    """
     recommenders = {"model": evaluation["model"], **evaluation["baselines"]}
     spans = {"model": evaluation["confidence"]["model"], **evaluation["confidence"]["baselines"]}
     main_k = parse_metric(evaluation["metric"]).k
@@ -254,7 +279,9 @@ def _tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _training(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
-    """Curves of the epochs that were chosen from, the refit's loss beside them; None where nothing is trained."""
+    """Curves over the epochs of *select*, with the loss of the refit as a second line; None if
+    nothing is trained.
+    """
     if not any("loss" in row for row in history):
         return None
     refit = [row for row in history if row.get("phase") == "refit"]
@@ -282,9 +309,9 @@ def _finite(value: Any) -> float:
 
 
 def _segments(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Bars of the model over those of the best baseline, one axis for all groups."""
+    """Bars of the model and of the best baseline, with one axis for all groups."""
     metric = evaluation["metric"]
-    best = evaluation["comparison"].get("best_baseline")
+    best = best_baseline(evaluation)
     groups, values = [], []
     for group, labels in evaluation["segments"].items():
         rows = []
@@ -300,19 +327,21 @@ def _segments(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _colours(evaluation: Mapping[str, Any]) -> dict[str, int]:
-    """Granularity → number of its colour, the same in every chart; those with a weight have the plain colours."""
+    """Granularity → number of its colour in all charts; granularities with a weight get the plain
+    colours first.
+    """
     names = sorted(evaluation["granularities"], key=lambda name: not evaluation["granularities"][name]["weight"])
     return {name: index % _NUM_COLOURS for index, name in enumerate(names)}
 
 
 def _shown(colours: Mapping[str, int], examples: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """The colours of what has a part in any example."""
+    """The colours of the granularities that contribute to any example."""
     bars = [entry["shares"] for example in examples for entry in example["recommendations"]]
     return {name: colour for name, colour in colours.items() if any(bar.get(name) for bar in bars)}
 
 
 def _fusion(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Weight of every granularity and what the main metric loses without it."""
+    """Weight of every granularity, and the loss of the main metric without it."""
     main = evaluation["metric"]
     value = evaluation["model"][main]
     entries = evaluation["granularities"]
@@ -350,7 +379,9 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _quarantine(manifest: Manifest) -> list[dict[str, Any]]:
-    """Tables that were read: rows, bad rows, their share and reasons, and the harmless rows that were left out."""
+    """The tables that were read: rows, bad rows with share and reasons, and harmless rows that were
+    left out.
+    """
     rows = []
     for table, read in manifest.read.items():
         reasons = manifest.quarantined.get(table, {})
@@ -378,7 +409,9 @@ def _split(manifest: Manifest) -> str:
 
 
 def _timing(timing: Mapping[str, float]) -> dict[str, Any]:
-    """Stages as parts of the whole; the baselines' times are inside evaluation."""
+    """The share of each stage in the time; the times of the
+    baselines are part of the evaluation.
+    """
     stages = {name.removesuffix("_s"): s for name, s in timing.items() if not name.startswith("baseline_")}
     inner = {name[len("baseline_") : -2]: s for name, s in timing.items() if name.startswith("baseline_")}
     total = sum(stages.values()) or 1.0

@@ -19,6 +19,26 @@ def metric_name(name: str) -> str:
     return f"{shown}@{k}" if k else shown
 
 
+_MEANINGS: Final = {
+    "ndcg": "how near the top of the first {k} recommendations the items are that users chose later",
+    "recall": "the share of the items that users chose later that is in the first {k} recommendations",
+    "precision": "the share of the first {k} recommendations that users chose later",
+    "hit": "the share of users for whom the first {k} recommendations hold an item that they chose later",
+    "mrr": "one divided by the place of the first recommendation that a user chose later, 0 after place {k}",
+    "map": "how near the top of the first {k} recommendations all items are that users chose later",
+}
+
+
+def metric_meaning(name: str) -> str:
+    """What an accuracy metric measures, for readers who do not know it; empty for other metrics.
+
+    >>> metric_meaning("precision@5")
+    'the share of the first 5 recommendations that users chose later'
+    """
+    kind, _, k = name.partition("@")
+    return _MEANINGS.get(kind, "").format(k=k)
+
+
 _SEGMENT_NAMES: Final = {
     "new_targets": "items new to the user",
     "repeat_targets": "items the user had before",

@@ -1,8 +1,9 @@
-"""Models that are trained apart and become members of another: their configurations, and their weights among its own.
+"""Models that are trained separately and become members of another model: their configurations and
+weights.
 
-Each is trained as a model by itself is, after the others (see :mod:`recsys.apart` for why). Its weights and choices
-are kept with those of the model that it is a member of, under its name, so that a warm start, the training on all
-events and the measured model find them.
+Each is trained like a model of its own, after the main model (see :mod:`recsys.apart` for the
+reason). Its weights and choices are stored with those of the main model, under its name. So a warm
+start, the training on all events and the evaluated model find them.
 """
 
 from __future__ import annotations
@@ -21,20 +22,30 @@ from recsys.granularities.apart.section import KIND, ApartConfig
 from recsys.storage.uris import within
 from recsys.training.checkpoint import TrainResult
 
-APART: Final = KIND  # the name of what they chose among a training's choices, and of their weights
+APART: Final = KIND  # their key in the training's choices, and the prefix of their weights
 
 
 def sections(config: Config) -> dict[str, ApartConfig]:
-    """The models apart of a configuration, by name."""
+    """The sections of the separately trained models of a configuration, by name."""
     enabled = config.model.granularities.enabled().items()
     return {name: section for name, section in enabled if isinstance(section, ApartConfig)}
 
 
 def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
-    """The configuration of the training of one of them.
+    """The configuration for training one of them.
 
-    It is trained on the same parts of the data as the others. Its checkpoints have a folder of their own. A training
-    that goes on from a parent has the epochs of the others, and as much of its own learning rate.
+    It is trained on the same splits of the data as the main model. Its checkpoints have their own
+    folder.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration of the main model.
+    name : str
+        The name of the separately trained model.
+    goes_on : bool
+        Whether the training continues from a parent. It then has the epochs of the main model, and
+        its own learning rate times ``update.lr_share``.
     """
     section = sections(config)[name]
     shared = {key: getattr(config.train, key) for key in ("refit", "final", "num_workers", "use_gpu", "metric")}
@@ -52,7 +63,9 @@ def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
 
 
 def joined(result: TrainResult, apart: Mapping[str, TrainResult]) -> TrainResult:
-    """The result of the others with the weights and choices of the models apart."""
+    """The result of the main model, with the weights and choices of
+    the separately trained models.
+    """
     if not apart:
         return result
     weights, selected = dict(result.weights), None if result.selected is None else dict(result.selected)
@@ -67,12 +80,12 @@ def joined(result: TrainResult, apart: Mapping[str, TrainResult]) -> TrainResult
 
 
 def own_weights(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The weights of one of them among those of the whole.
+    """The weights of one separately trained model, taken from those of the main model.
 
     Raises
     ------
     ArtifactError
-        there are none.
+        The main model holds no weights of it.
     """
     start = f"{APART}.{name}."
     found = {key.removeprefix(start): tensor for key, tensor in weights.items() if key.startswith(start)}
@@ -82,10 +95,10 @@ def own_weights(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def without_apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the whole without those of the models apart."""
+    """The weights of the main model without those of the separately trained models."""
     return {key: tensor for key, tensor in weights.items() if not key.startswith(f"{APART}.")}
 
 
 def named(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of one of them as they are among those of the whole."""
+    """The weights of one separately trained model, under their names in the main model."""
     return {f"{APART}.{name}.{key}": tensor for key, tensor in weights.items()}

@@ -1,4 +1,6 @@
-"""From a prepared dataset to a fresh model and its graphs, of the events through a split and no later ones."""
+"""Build a fresh model and its graphs from a prepared dataset. Events after the given split are
+never read.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,18 @@ from recsys.model import MultigrainModel
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins instead of at random: weights, and what the model behind them fixed of its shape."""
+    """Where a training starts instead of at random: weights, and the
+    shapes that their model fixed.
+    """
 
     weights: dict[str, Tensor]
-    inputs: Mapping[str, Any] = field(default_factory=dict)  # of the earlier model's sizes
-    names: tuple[str, ...] = ()  # the trained granularities, in the order of the weights' λ
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # ``ModelSizes.inputs`` of the earlier model
+    names: tuple[str, ...] = ()  # the trained granularities, in the order of λ in the weights
 
     def whitening(self) -> list[Whitening] | None:
-        """The text axes that the projections were trained on, by group; None for a model without text."""
+        """The text axes on which the projections were trained, by group; None for a model without
+        text.
+        """
         if "model.tower.text_axes_GTW" not in self.weights:
             return None
         kept = (self.weights[f"model.tower.text_{name}"].cpu() for name in ("mean_GT", "axes_GTW"))
@@ -41,8 +47,22 @@ class Start:
 def model_sizes(
     config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0, start: Start | None = None
 ) -> ModelSizes:
-    """The shape of a model for a dataset, as the events through a split fix it; ``num_strata`` as chosen, 0 for the
-    most that the configuration allows. Each granularity says what its signal fixes, or keeps that of ``start``.
+    """The sizes of a model for a dataset, from the events through a split.
+
+    Each granularity gives the size of its signal, or keeps the size in ``start``.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration.
+    dataset : PreparedDataset
+        The dataset that the model is for.
+    through : Split
+        The last split whose events are read.
+    num_strata : int
+        The number of user clusters that was chosen; 0 for the most that the configuration allows.
+    start : Start | None
+        Where a warm start begins.
     """
     group_width = int(dataset.manifest.text.get("dimension", 0)) // len(dataset.text_groups)
     kept = dict(start.inputs) if start else {}
@@ -72,14 +92,15 @@ def model_sizes(
 def build_model(
     config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0, start: Start | None = None
 ) -> MultigrainModel:
-    """A fresh model, which reads texts and attributes as that of ``start`` does; ``num_strata`` as in the sizes.
+    """A fresh model, which reads texts and attributes as the model of ``start`` does.
 
-    Items without events through ``through`` have no id part.
+    Items without events through ``through`` have no id embedding. The parameters are those of
+    :func:`model_sizes`.
     """
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
     if config.train.privacy.epsilon:
-        trained_N = torch.ones_like(trained_N)  # which items nobody had is what the events tell
+        trained_N = torch.ones_like(trained_N)  # which items have no event would reveal something about the events
     sizes = model_sizes(config, dataset, through, num_strata, start)
     whitening = start.whitening() if start else None
     model = MultigrainModel(config.model, sizes, text_NT, trained_N, len(dataset.text_groups), whitening)
@@ -94,14 +115,15 @@ def build_graphs(
     model: MultigrainModel | None = None,
     config: Config | None = None,
 ) -> Graphs:
-    """The user–item events through ``through``, each item of a user once, and what the granularities of ``model`` read
-    beside them.
+    """The user–item events through a split, and the other inputs of the granularities of ``model``.
 
-    The events are as ``model`` needs them: as a table, as lists in files, or counted; without a model, a table.
+    Each item of a user occurs once. The events have the form that ``model`` needs: a table in
+    memory, lists in files, or counts only; without a model, a table.
 
-    The histories in order, with repeats and times, are held only where a granularity of ``model`` reads them: those
-    that baselines are fitted on, an even sample of users with about ``evaluate.max_fit_events`` events of ``config``,
-    or all without a configuration. They cost 27 bytes an event.
+    Ordered histories with repeats and times are loaded only if a granularity of ``model`` reads
+    them, as they take 27 bytes per event. They are those that baselines are fitted on: an even
+    sample of users with about ``evaluate.max_fit_events`` events, or all users without a
+    configuration.
     """
     edges, edge_values, counted_N, neighbours = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), None, None
     if model is None or model.reads_events:
@@ -124,7 +146,7 @@ def build_graphs(
 
 
 def build_inputs(model: MultigrainModel, dataset: PreparedDataset, through: Split) -> dict[str, Any]:
-    """What the granularities of a model read beside the events, by signal."""
+    """The inputs of the granularities of a model besides the events, by signal."""
     inputs: dict[str, Any] = {}
     for name, section in model.config.granularities.enabled().items():
         if section.signal and section.signal not in inputs:
@@ -139,7 +161,7 @@ def _histories(dataset: PreparedDataset, through: Split, config: Config | None) 
 
 
 def _edges(dataset: PreparedDataset, through: Split) -> tuple[Array, Array]:
-    """User and item of every edge as one number, in order, and its value: that of its last event."""
+    """Each edge as one sorted number (user · N + item), and its value: that of its last event."""
     found, values = [], []
     for shard in dataset.shards():
         seen = shard.through(through)
@@ -149,13 +171,13 @@ def _edges(dataset: PreparedDataset, through: Split) -> tuple[Array, Array]:
         value_of[pair_of] = seen.values_E
         found.append(pairs)
         values.append(value_of)
-    edges = np.concatenate(found)  # no user is in two shards
+    edges = np.concatenate(found)  # unique, as no user is in two shards
     order = np.argsort(edges, kind="stable")
     return edges[order], np.concatenate(values)[order]
 
 
 def _users_of_items(dataset: PreparedDataset, through: Split) -> Array:
-    """How many users have each item, shard by shard: [N]."""
+    """The number of users of each item, counted shard by shard: [N]."""
     counted_N = np.zeros(dataset.num_items, dtype=np.int64)
     for shard in dataset.shards():
         seen = shard.through(through)

@@ -1,9 +1,10 @@
 """Checkpoints of a running training, and the folder of a trained model; tensors only, no pickle.
 
-A checkpoint folder holds ``model.safetensors``, ``best.safetensors``, ``optimizer.safetensors``, ``progress.json`` and
-``checksums.json``; a trained model's folder ``model.safetensors`` (frozen), ``weights.safetensors`` (trainable, for a
-warm start), ``trained.json`` and, after a refit, ``selected.safetensors``: the weights that were chosen before it,
-which have not seen the validation events and may be measured on them.
+A checkpoint folder holds ``model.safetensors``, ``best.safetensors``, ``optimizer.safetensors``,
+``progress.json`` and ``checksums.json``. The folder of a trained model holds ``model.safetensors``
+(frozen), ``weights.safetensors`` (trainable, for a warm start), ``trained.json`` and, after a
+refit, ``selected.safetensors``: the weights that were selected before the refit. They have not seen
+the validation events, so they may be evaluated on them.
 """
 
 from __future__ import annotations
@@ -32,23 +33,27 @@ _CHECKSUMS: Final = "checksums.json"
 
 @dataclass
 class Progress:
-    """How far a training is. ``best_epoch`` is 1-based, 0 before the first validation and for a warm start as it is."""
+    """How far a training is.
+
+    ``best_epoch`` is 1-based. It is 0 before the first validation, and if the unchanged warm start
+    is the best.
+    """
 
     phase: str = "select"  # select | refit | join | final | final_join
     epoch: int = 0  # finished epochs of the phase
-    step: int = 0  # finished steps of the epoch after these
+    step: int = 0  # finished steps of the current epoch
     loss_sum: float = 0.0  # of those steps, over all workers
     loss_weight: float = 0.0
-    threads: int = 0  # of the worker that wrote it: another number rounds otherwise; 0 in earlier checkpoints
+    threads: int = 0  # of the worker that wrote it: another number rounds differently; 0 in earlier checkpoints
     best_epoch: int = 0
     best_value: float = float("-inf")
     history: list[Report] = field(default_factory=list)
-    choices: Report = field(default_factory=dict)  # made on validation before the first epoch, with what they rest on
+    choices: Report = field(default_factory=dict)  # made on validation, with the figures behind them
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained model and how it came to be."""
+    """A trained model and how it was trained."""
 
     frozen: FrozenModel
     weights: dict[str, Tensor]  # the trainable model's state, for a warm start
@@ -57,7 +62,7 @@ class TrainResult:
     refit: bool
     seconds: float
     choices: Report = field(default_factory=dict)  # as in Progress
-    selected: dict[str, Tensor] | None = None  # the state before the refit, which has not seen validation events
+    selected: dict[str, Tensor] | None = None  # the state before the refit: it has not seen validation events
 
 
 def save_checkpoint(
@@ -72,7 +77,7 @@ def save_checkpoint(
     Raises
     ------
     StorageError
-        the disk is full.
+        The disk is full.
     """
     moments = {
         f"{index}.{name}": value
@@ -81,7 +86,7 @@ def save_checkpoint(
     }
     values = {**asdict(progress), "threads": torch.get_num_threads()}
     if progress.best_value == float("-inf"):
-        values.pop("best_value")  # -inf is no JSON
+        values.pop("best_value")  # JSON has no -inf
     with reaching(str(folder), "write to"):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(_plain(model), folder / "model.safetensors")
@@ -92,12 +97,12 @@ def save_checkpoint(
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Refuse a checkpoint that is not as it was written.
+    """Refuse a checkpoint whose files are not as they were written.
 
     Raises
     ------
     ArtifactError
-        a file is missing or other than its checksum.
+        A file is missing or does not match its checksum.
     """
     try:
         expected = json.loads((folder / _CHECKSUMS).read_text())
@@ -111,12 +116,13 @@ def check_checkpoint(folder: Path) -> None:
 def load_checkpoint(
     folder: Path, optimizer: torch.optim.Optimizer | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress]:
-    """Model state, best state and progress; the optimizer's moments are set in place.
+    """Load the model state, the best state and the progress; set the moments of the optimizer in
+    place.
 
     Raises
     ------
     ArtifactError
-        a file is missing or damaged.
+        A file is missing or damaged.
     """
     try:
         progress = Progress(**json.loads((folder / "progress.json").read_text()))
@@ -140,7 +146,7 @@ def save_trained(folder: Path, result: TrainResult) -> None:
     Raises
     ------
     StorageError
-        the disk is full.
+        The disk is full.
     """
     with reaching(str(folder), "write to"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +160,7 @@ def save_trained(folder: Path, result: TrainResult) -> None:
 
 
 def _described(folder: Path, result: TrainResult) -> dict[str, Any]:
-    """What ``trained.json`` says of the result and of the files beside it."""
+    """The content of ``trained.json``: the result, and the checksums of the other files."""
     return {
         "model": result.frozen.config.model_dump(mode="json"),
         "sizes": dump_sizes(result.frozen.sizes),
@@ -173,7 +179,7 @@ def load_trained(folder: Path) -> TrainResult:
     Raises
     ------
     ArtifactError
-        nothing there, or damaged.
+        There is no trained model, or it is damaged.
     """
     if not (folder / "trained.json").is_file():
         raise ArtifactError(f"{folder} holds no trained model; run `recsys train` with the same configuration first")

@@ -1,6 +1,8 @@
-"""The weights of fitted granularities: a search along one λ after the other, on validation, side information last.
+"""Choose the weights λ of closed-form granularities on validation: one λ after the other, side
+information last.
 
-Why not by gradient: a fitted granularity has seen every training event, so training would trust it too much.
+Why not by gradient: a closed-form granularity has seen every training event, so training would
+trust it too much.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from recsys.model import FrozenModel
 
 MAX_QUERIES: Final = 4096
 _PROBE: Final = 256
-_COARSE: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # times the ratio of the scores' spreads
+_COARSE: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # in units of the ratio of the standard deviations of the scores
 _FINE: Final = (0.7, 1.4)
 
 
 def sample_queries(dataset: PreparedDataset, split: Split, most: int = MAX_QUERIES) -> Queries:
-    """At most ``most`` queries, evenly from all shards' users, of which no two shards are held at a time."""
+    """At most ``most`` queries, sampled evenly from the users of all shards; one shard is in memory
+    at a time.
+    """
     total = sum(len(shard.queries(split)) for shard in dataset.shards())
     step, passed, is_asked_V = max(1, -(-total // most)), 0, np.zeros(dataset.num_users, dtype=bool)
     for shard in dataset.shards():
@@ -34,19 +38,21 @@ def sample_queries(dataset: PreparedDataset, split: Split, most: int = MAX_QUERI
 
 @torch.no_grad()
 def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Queries) -> None:
-    """Set ``frozen.encoders.fitted_weights`` to the best found, zero included; they stay where nothing can be measured.
+    """Set ``frozen.encoders.fitted_weights`` to the best values found, zero included.
+
+    They stay as they are if the metric cannot be measured.
 
     Parameters
     ----------
     metric : Callable[[], float]
-        the validation metric of ``frozen`` with the weights that it has at the time of the call, NaN without
-        a query that counts.
+        The validation metric of ``frozen`` with its weights at the time of the call; NaN without a
+        query that counts.
     queries : Queries
-        of validation; the first of them give the scale of the search.
+        Queries of validation; the first of them give the scale of the search.
     """
     weights = frozen.encoders.fitted_weights
     found = frozen.encoders.each(fitted=True)
-    order = sorted(enumerate(found), key=lambda each: each[1][1].weighed_last)  # stable: as they stand otherwise
+    order = sorted(enumerate(found), key=lambda each: each[1][1].weighed_last)  # stable: otherwise in their order
     probe = queries.take(np.arange(min(len(queries), _PROBE)))
     if np.isnan(metric()):
         return
@@ -57,7 +63,7 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
         weights[place] = 0.0
         best, best_value = 0.0, metric()
         weights[place] = 1.0
-        parts = frozen.parts(probe)  # no scores of the model, which are popularity where nothing is present
+        parts = frozen.parts(probe)  # not the scores of the model: they are popularity if no granularity is present
         rest = [k for k, other in enumerate(frozen.names) if other != name]
         halves = (parts.of([frozen.names.index(name)]), parts.of(rest))
         own, others = (float(half.scores(frozen.item_vectors_ND).std()) for half in halves)
@@ -73,8 +79,9 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
 
 
 def _best_alone(weights: torch.Tensor, metric: Callable[[], float]) -> int:
-    """Leave the member that ranks best by itself with λ 1, the others with 0: the scale that the search goes out from,
-    where nothing trained gives one.
+    """Set λ to 1 for the member that ranks best alone, and to 0 for the others; return its index.
+
+    This gives the search its scale when no trained granularity does.
     """
     values = []
     for place in range(len(weights)):

@@ -1,16 +1,19 @@
-"""Constants that fitted granularities choose on validation, before the first epoch.
+"""Choose the constants of closed-form granularities on validation, before the first epoch.
 
-Why: a half-life or a regularisation is a property of the data, its fit takes seconds, and each granularity is weighed
-later by what it says alone. A section says which of its keys may hold several values (``candidates``); the first value
-of each is where the search starts, and what stays where validation has nothing to say. One key after the other takes
-the value with the best merit, the others as they are by then: sums of the keys' fits, not products.
+Why: a half-life or a regularisation is a property of the data, and a fit takes seconds. A section
+says which of its keys may hold several values (``candidates``). The search starts at the first
+value of each key, and keeps it if validation cannot tell the values apart. It goes through the keys
+one after the other and takes the value with the best score, with the other keys as they are by
+then. So the number of fits is the sum over the keys, not the product.
 
-Where time is short the cheapest come first. What a value costs is measured, and foreseen of a granularity that was not
-fitted yet by its ``effort``: a key whose values would not fit keeps its first one, and a granularity that would not fit
-with a single value is left out.
+If time is short, the cheapest granularities come first. The cost of a value is measured; for a
+granularity that was not fitted yet, it is estimated from its ``effort``. A key whose values would
+take too long keeps its first value. A granularity that would take too long even with one value is
+left out.
 
-The merit is the validation metric of the granularity alone, as that of the baselines is, so that no member is chosen
-worse than the baseline of its kind. Fitted on training events alone; no test event is seen.
+The score is the validation metric of the granularity alone, as for the baselines, so that no member
+is tuned worse than the baseline of the same kind. The fits use training events only; no test event
+is read.
 
 Legend: B queries, N items, P targets.
 """
@@ -37,16 +40,16 @@ from recsys.training.closed_form import sample_queries
 from recsys.training.context import TrainContext
 
 CONSTANTS: Final = "constants"
-LEFT_OUT: Final = "left_out"  # among a training's choices: fitted granularities that time did not hold, with the reason
+LEFT_OUT: Final = "left_out"  # key of the training's choices: granularities without time for a fit, and why
 _ROWS: Final = 512  # queries scored at a time
-_QUERIES: Final = 2000  # that tell values apart; some hundred rankings of them are made
+_QUERIES: Final = 2000  # enough to tell values apart; they are ranked some hundred times
 
 
 @dataclass(frozen=True)
 class Alone:
-    """One fitted granularity as a scorer of its own; implements what rankings and metrics ask.
+    """One closed-form granularity as a scorer of its own, for rankings and metrics.
 
-    A query in which it is not present is ranked by popularity, as a whole model would.
+    If it is not present in a query, the query is ranked by popularity, as by a whole model.
     """
 
     module: Granularity
@@ -79,13 +82,14 @@ def choose_values(
     context: TrainContext,
     start: Start | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The values of every enabled granularity's open keys under which it is best on validation; whatever the deadline.
+    """For every enabled granularity with open keys, the values with the best validation metric;
+    ignores the deadline.
 
     Returns
     -------
     dict[str, dict[str, Any]]
-        ``{name: {"chosen": {key: value}, "merit": what, "candidates": {key: {value: merit}}}}``, empty where nothing
-        is open.
+        ``{name: {"chosen": {key: value}, "merit": what, "candidates": {key: {value: merit}}}}``;
+        empty if no key is open.
     """
     return choose_in_time(config, dataset, validate, replace(context, deadline=Deadline()), start)[0]
 
@@ -97,8 +101,10 @@ def choose_in_time(
     context: TrainContext,
     start: Start | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """:func:`choose_values` until the deadline of the context, and the fitted granularities that it does not hold, each
-    with the reason.
+    """:func:`choose_values` until the deadline of the context.
+
+    Also returns the closed-form granularities for which the time was too short, each with the
+    reason.
     """
     enabled = config.model.granularities.enabled()
     sections = {name: section for name, section in enabled.items() if section.open_keys}
@@ -124,7 +130,7 @@ def choose_in_time(
 
 
 def with_constants(config: Config, choices: Mapping[str, Any]) -> Config:
-    """The configuration with the values that the choices of a training name, one a key."""
+    """The configuration with the values that a training chose, one per key."""
     chosen = {name: found["chosen"] for name, found in choices.get(CONSTANTS, {}).items()}
     if not chosen:
         return config
@@ -136,7 +142,9 @@ def with_constants(config: Config, choices: Mapping[str, Any]) -> Config:
 
 
 def narrowed(asked: ModelConfig, trained: ModelConfig) -> ModelConfig:
-    """The model section that is asked for with the values that a trained one has chosen among its candidates."""
+    """The requested model section, with the values that a trained
+    model chose among its candidates.
+    """
     changed = asked.model_copy(deep=True)
     for name, section in asked.granularities.enabled().items():
         other = trained.granularities.enabled().get(name)
@@ -148,7 +156,7 @@ def narrowed(asked: ModelConfig, trained: ModelConfig) -> ModelConfig:
 
 
 class _Costs:
-    """What the fits of granularities take, as measured and foreseen, against the time that is left."""
+    """Measured and estimated seconds of the fits, compared with the time that is left."""
 
     def __init__(self, context: TrainContext) -> None:
         self.context, self.clock = context, context.deadline.clock
@@ -156,23 +164,23 @@ class _Costs:
         self._seconds = self._efforts = self._promised = 0.0
 
     def took(self, name: str, section: GranularityConfig, values: int, seconds: float) -> None:
-        """So many values were fitted and ranked."""
+        """Record how long it took to fit and rank so many values."""
         self._own[name] = seconds / values
         self._seconds, self._efforts = self._seconds + seconds, self._efforts + section.effort * values
 
     def holds(self, name: str, section: GranularityConfig, values: int) -> bool:
-        """Whether the time holds a choice among so many values."""
+        """Whether the time is enough to choose among so many values."""
         return not self.context.lacks(self._promised + values * self._own.get(name, self._foreseen(section)))
 
     def too_much(self, section: GranularityConfig) -> str:
-        """Why there is no time to fit it with one value; empty where there is."""
+        """Why there is no time to fit it with one value; empty if there is time."""
         seconds = self._foreseen(section)
         if not self._efforts or not self.context.lacks(self._promised + seconds):
             return ""
         return f"no time is left to fit it, which would take about {duration(seconds)}"
 
     def promise(self, section: GranularityConfig) -> None:
-        """It will be fitted later, with the values that it has."""
+        """Reserve the time for fitting it later, with its present values."""
         self._promised += self._foreseen(section)
 
     def _foreseen(self, section: GranularityConfig) -> float:
@@ -181,7 +189,7 @@ class _Costs:
 
 @dataclass(frozen=True)
 class _Bench:
-    """What every fit is measured on."""
+    """The data on which every fit is scored."""
 
     config: Config
     sizes: ModelSizes
@@ -209,7 +217,7 @@ class _Bench:
             tried[key] = {str(value): merit for value, merit in zip(candidates, merits, strict=True) if merit == merit}
             costs.took(name, section, len(candidates), costs.clock() - begun)
         if kept:
-            self.context.note(f"no time is left to choose {name}.{f', {name}.'.join(kept)}: as by default")
+            self.context.note(f"no time is left to choose {name}.{f', {name}.'.join(kept)}: the defaults stay")
         return {"chosen": values, "merit": self.config.train.metric, "candidates": tried}
 
     def _fits(self, cls: type[Granularity], sections: list[GranularityConfig]) -> Iterator[tuple[Granularity, State]]:

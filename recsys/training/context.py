@@ -1,7 +1,7 @@
-"""What the training loop needs of its surroundings: rank, device, where to report, what to resume.
+"""What the training loop needs from its environment: rank, device, where to report, what to resume.
 
-Why: the loop knows no Ray. The same loop runs in a notebook, in a sweep's plain trial, on a machine without Ray, and
-on the workers of Ray Train; each hands it a context.
+Why: the loop does not know Ray. The same loop runs in a notebook, in a plain trial of a sweep, on a
+machine without Ray, and on the workers of Ray Train. Each of them gives it a context.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recsys.pace import Deadline
 
-Report = dict[str, Any]  # plain values, one dictionary an epoch
+Report = dict[str, Any]  # plain values, one dictionary per epoch
 
 
 def _ignore(report: Report, checkpoint: Path | None) -> None:
@@ -30,11 +30,22 @@ def _unsaid(text: str) -> None:
 
 @dataclass(frozen=True)
 class TrainContext:
-    """One worker's view of its surroundings.
+    """One worker's view of its environment.
 
-    ``report(values, checkpoint)`` is called by every rank equally often; only rank 0 gives a checkpoint folder.
-    ``save(checkpoint)`` likewise, inside an epoch; None where nothing is kept. ``resume_from`` is such a folder of an
-    earlier, interrupted run. ``note`` says a line to the person who waits. The ``deadline`` is of the whole training.
+    Attributes
+    ----------
+    report : Callable
+        ``report(values, checkpoint)`` after an epoch. Every rank calls it equally often; only rank
+        0 gives a checkpoint folder.
+    resume_from : Path | None
+        A checkpoint folder of an earlier, interrupted run.
+    save : Callable | None
+        ``save(checkpoint)`` within an epoch, with the same rule as ``report``; None if nothing is
+        kept.
+    note : Callable
+        Shows a line of text to the user.
+    deadline : Deadline
+        The deadline of the whole training.
     """
 
     rank: int = 0
@@ -48,6 +59,7 @@ class TrainContext:
 
     @property
     def is_first(self) -> bool:
+        """Whether this is the first worker, which reports and writes."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -65,13 +77,17 @@ class TrainContext:
         return values
 
     def lacks(self, seconds: float) -> bool:
-        """Whether less time than that is left, by the first worker's clock, so that all do the same."""
+        """Whether less time than this is left; by the clock of the first worker, so that all
+        workers agree.
+        """
         if self.deadline.at == float("inf"):
             return False
         return bool(self.from_first(torch.tensor(float(self.deadline.left < seconds))))
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
-        """Mixed precision: bfloat16 on GPUs that have it, and on CPUs when asked; float32 otherwise."""
+        """Mixed precision: bfloat16 on GPUs that support it, and on CPUs if asked for; otherwise
+        float32.
+        """
         wanted = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
         if not wanted or (self.device.type == "cuda" and not torch.cuda.is_bf16_supported()):
             return nullcontext()

@@ -1,9 +1,10 @@
-"""The training on all events, test included, of the model that goes out.
+"""The training on all events, test events included, of the model that is registered.
 
-Why: the newest events tell most of what users want next, and an evaluated model has seen none of them. Its figures are
-worth what they are because it has not; so a second model is trained in the same way on everything, and nothing is
-chosen in it: constants, epochs, the number of strata, what is silent and the weights of fitted granularities are those
-of the evaluated one. Phases *final* and, around what is silent, *final_join* (see :mod:`recsys.training.phases`).
+Why: the newest events say most about what users want next, and the evaluated model must not see
+them, or its figures would mean nothing. So a second model is trained in the same way on all events.
+Nothing is chosen in it: constants, epochs, the number of user clusters, the pruned granularities
+and the weights of closed-form granularities are those of the evaluated model. Its phases are
+*final* and, for pruned granularities, *final_join* (see :mod:`recsys.training.phases`).
 """
 
 from __future__ import annotations
@@ -37,24 +38,28 @@ _FITTED = "model.encoders.fitted_weights"
 
 @dataclass(frozen=True)
 class Final:
-    """What a training on all events takes over from the evaluated model; plain values, as it travels to the workers.
+    """What a training on all events takes over from the evaluated model; plain values, as it is
+    sent to the workers.
 
-    ``goes_on``: it starts from the evaluated weights, under a schedule of ``epochs`` epochs at ``lr_share`` of
-    ``train.lr``; otherwise anew, under the schedule of the evaluated training, shortened where ``epochs`` are fewer.
+    With ``goes_on`` it starts from the evaluated weights, with a schedule of ``epochs`` epochs at
+    ``lr_share`` times ``train.lr``. Otherwise it starts from scratch with the schedule of the
+    evaluated training, shortened in proportion if ``epochs`` are fewer.
     """
 
-    epochs: int  # of the phase
+    epochs: int  # of this training
     of: int  # epochs that the evaluated training chose
     choices: Report
     weights: dict[str, Tensor]  # of the evaluated model
     names: tuple[str, ...]  # its trained granularities, in the order of their λ
-    inputs: Mapping[str, Any] = field(default_factory=dict)  # what it fixed of the shapes of signals
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # its ``ModelSizes.inputs``
     goes_on: bool = False
     lr_share: float = 1.0
 
     @staticmethod
     def of_trained(trained: TrainResult, go_on: int | None = None, lr_share: float = 1.0) -> Final:
-        """The same again on all events, or ``go_on`` epochs more from the weights as they are."""
+        """Train from scratch on all events, or with ``go_on`` that many more epochs from the
+        trained weights.
+        """
         frozen = trained.frozen
         return Final(
             trained.best_epoch if go_on is None else go_on,
@@ -69,7 +74,7 @@ class Final:
 
     @staticmethod
     def of_apart(config: Config, trained: TrainResult, name: str, goes_on: bool) -> Final | None:
-        """The same of a model apart, anew or once more from its weights; None where stacking gave it no weight."""
+        """The same for a separately trained model; None if stacking gave it no weight."""
         members = trained.choices.get(STACK, {}).get("members", {})
         if name in members and not any(members[name]["weights"]):
             return None
@@ -86,46 +91,50 @@ class Final:
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to train: granularities that have a say, and an epoch of them."""
+        """Whether there is anything to train: granularities with a
+        weight, and at least one epoch.
+        """
         trained = self.choices.get(STACK, {}).get("members", {}).get(TRAINED)
-        is_heard = trained is None or any(trained["weights"])
-        return bool(self.names) and self.epochs > 0 and is_heard
+        has_weight = trained is None or any(trained["weights"])
+        return bool(self.names) and self.epochs > 0 and has_weight
 
     @property
     def start(self) -> Start | None:
-        """Where the training begins; None: anew."""
+        """Where the training starts; None: from scratch."""
         if not self.goes_on:
             return None
         return Start(self.weights, self.inputs, self.names)
 
     def settings(self, config: Config) -> Config:
-        """The configuration of the training: epochs of the schedule, and the learning rate."""
+        """The configuration with the epochs of the schedule and the
+        learning rate of this training.
+        """
         whole = max(1, self.epochs if self.goes_on else math.ceil(config.train.epochs * self.epochs / max(self.of, 1)))
         changed = {"epochs": whole, "lr": config.train.lr * (self.lr_share if self.goes_on else 1.0)}
         return config.model_copy(update={"train": config.train.model_copy(update=changed)})
 
     def decisive(self) -> dict[str, Any]:
-        """What decides the result beside the configuration, as plain values."""
+        """What decides the result besides the configuration, as plain values."""
         plain = {name: getattr(self, name) for name in ("epochs", "of", "choices", "goes_on", "lr_share")}
         return {**plain, "names": list(self.names)}
 
     def decisive_weights(self) -> dict[str, Tensor]:
-        """The evaluated weights that the result rests on."""
+        """The evaluated weights that the result depends on."""
         return self.weights if self.goes_on else {name: w for name, w in self.weights.items() if name == _FITTED}
 
 
 def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, final: Final) -> TrainResult:
     """Train on the events through ``Split.TEST``; every rank returns the same result.
 
-    Where the context's deadline comes first, the result is what there is by then, of fewer epochs than ``final`` asks
-    for: :func:`is_whole` says so, and it is not to be used.
+    If the deadline of the context comes first, the result has fewer epochs than ``final`` asks for.
+    Such a result must not be used; check :func:`is_whole`.
 
     Raises
     ------
     DataError
-        too few trainable users.
+        Too few trainable users.
     TrainingError
-        the loss is no longer finite.
+        The loss is no longer finite.
     """
     started, config = time.perf_counter(), with_constants(final.settings(config), final.choices)
     progress = Progress(phase="final", best_epoch=final.epochs, choices={**final.choices})
@@ -154,13 +163,15 @@ def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, f
 
 
 def is_whole(result: TrainResult, final: Final) -> bool:
-    """Whether a training on all events came to its end."""
+    """Whether a training on all events ran to its end."""
     own = [report for report in result.history if report.get("phase") == "final"]
     return not own or (own[-1]["epoch"] == final.epochs and "share" not in own[-1])
 
 
 def assemble_final(config: Config, dataset: PreparedDataset, final: Final, weights: dict[str, Tensor]) -> FrozenModel:
-    """The model that goes out: these weights, graphs and fitted granularities of all events."""
+    """The model to register: these weights, with graphs and closed-form granularities of all
+    events.
+    """
     inputs = final.inputs if final.goes_on else None
     frozen = assemble(config, dataset, Split.TEST, weights, final.choices, inputs)
     if config.train.ratings:

@@ -1,8 +1,9 @@
-"""A trained model without some of its users, as far as that goes without training it again.
+"""Remove users from a trained model, as far as possible without training it again.
 
-What is counted or fitted (popularity, neighbours, factors, strata, friends, the user's own rows) is made again of a
-dataset without them, by the same code that made it. What was learned by gradient steps, or chosen on validation, stays,
-and :func:`influence` names it. Legend: V users.
+What is counted or fitted in closed form (popularity, neighbours, factors, user clusters, friends,
+the user's own rows) is computed again from a dataset without these users, by the same code. What
+was learned by gradient steps, or chosen on validation, stays; :func:`influence` names it. Legend: V
+users.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.selected import STACK, assemble
 from recsys.training.user_clusters import refit_strata, stratum_of
 
-_OF_USERS: Final = re.compile(r"_V[A-Z0-9]*(\.|$)")  # tensors are named by their axes; this is the first
+_OF_USERS: Final = re.compile(r"_V[A-Z0-9]*(\.|$)")  # tensor names end in their axes; users are the first axis here
 
 
 def without_rows(weights: Mapping[str, Tensor], numbering: Renumbering) -> dict[str, Tensor]:
-    """Trainable weights without the rows of forgotten users, in the new order."""
+    """Trainable weights without the rows of the removed users, in the new order."""
     before, order_V = len(numbering.number_U), torch.as_tensor(numbering.order_V)
     return {
         name: tensor[order_V].clone() if tensor.ndim and len(tensor) == before and _OF_USERS.search(name) else tensor
@@ -45,23 +46,23 @@ def without_rows(weights: Mapping[str, Tensor], numbering: Renumbering) -> dict[
 def without_users(
     config: Config, dataset: PreparedDataset, trained: TrainResult, numbering: Renumbering, through: Split
 ) -> TrainResult:
-    """The model of a dataset from which users were removed.
+    """A trained model without the users that were removed from its dataset.
 
     Parameters
     ----------
     config : Config
-        that it was trained with.
+        The configuration of its training.
     dataset : PreparedDataset
-        without them.
+        The dataset without the removed users.
     trained : TrainResult
-        with them.
+        The model with them.
     numbering : Renumbering
-        from the earlier dense ids to those of the dataset.
+        From the earlier dense ids to those of the dataset.
     through : Split
-        the last part whose events it was trained on.
+        The last split whose events it was trained on.
     """
     frozen, weights = _made(config, dataset, trained, without_rows(trained.weights, numbering), through)
-    if PRIVACY in trained.choices:  # its noised counts are spent: others would spend again
+    if PRIVACY in trained.choices:  # new noised counts would spend privacy budget again
         frozen.popularity_N = trained.frozen.popularity_N
     if config.train.ratings and RATINGS in trained.choices:
         fit_head(frozen, dataset, through, trained.choices[RATINGS])
@@ -76,7 +77,9 @@ def without_users(
 def _made(
     config: Config, dataset: PreparedDataset, trained: TrainResult, weights: dict[str, Tensor], through: Split
 ) -> tuple[FrozenModel, dict[str, Tensor]]:
-    """Frozen with graphs and fitted members of the dataset, strata fitted again; and the weights with those."""
+    """The frozen model with graphs, closed-form members and user clusters of the dataset, and the
+    weights with them.
+    """
     frozen = assemble(config, dataset, through, weights, trained.choices, trained.frozen.sizes.inputs)
     if stratum_of(frozen) is None:
         return frozen, weights
@@ -88,7 +91,7 @@ def _made(
 
 
 def influence(trained: TrainResult, config: Config) -> list[str]:
-    """What of a model that was not trained again still depends on its former users."""
+    """The parts of a model that still depend on removed users, as it was not trained again."""
     choices, found = trained.choices, []
     names = [*trained.frozen.trained_names, *sections(config)]
     if names:

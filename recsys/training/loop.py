@@ -1,11 +1,14 @@
-"""The training loop. It knows no Ray: a :class:`~recsys.training.context.TrainContext` gives rank, device and report.
+"""The training loop, without Ray: a :class:`~recsys.training.context.TrainContext` gives rank,
+device and report.
 
-A :class:`Pass` trains one model on the events through a split. Which passes a training makes, and what one hands to the
-next, is in :mod:`recsys.training.phases`. Where every granularity is fitted in closed form there are no epochs: the
-pass that selects chooses their weights and validates once.
+A :class:`Pass` trains one model on the events through a split. :mod:`recsys.training.phases` says
+which passes a training has, and what one passes on to the next. If every granularity is fitted in
+closed form there are no epochs: the pass of the phase *select* chooses their weights and validates
+once.
 
-Workers hold the same model; each computes the summed loss of its rows of the global batch, divided by the number of
-targets of the whole batch, so that any number of workers takes the same step.
+All workers hold the same model. Each computes the summed loss of its rows of the global batch,
+divided by the number of targets of the whole batch, so that any number of workers takes the same
+step.
 """
 
 from __future__ import annotations
@@ -45,9 +48,9 @@ from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.step import StepLoss
 from recsys.training.user_clusters import STRATA
 
-UNREFITTED = "unrefitted"  # among a training's choices, where time left no room for the refit: why
-_SLACK = 0.25  # of the time that a pass has taken, by which one that nothing is chosen in may be late
-Validate = Callable[[Any, Queries], Array]  # the validation metric of every query, of whatever gives scores: [B]
+UNREFITTED = "unrefitted"  # key of the training's choices: why there was no refit
+_SLACK = 0.25  # a pass that selects nothing may be late by this share of its time
+Validate = Callable[[Any, Queries], Array]  # (scorer, queries) → the validation metric of every query [B]
 
 
 class Pass:
@@ -66,10 +69,10 @@ class Pass:
         self.config, self.dataset, self.context, self.progress = config, dataset, context, progress
         self.through = through
         self.validate, self.starts_warm = validate, start is not None
-        self.says_repeats = context.resume_from is not None  # said by the training that was interrupted
+        self.says_repeats = context.resume_from is not None  # the interrupted training said it already
         self.selects = progress.phase == "select"
         self.is_cut = False  # whether the time was over before the end
-        self.begun, self.share = time.perf_counter(), 1.0  # of the last epoch's steps that were taken
+        self.begun, self.share = time.perf_counter(), 1.0  # share of the steps of the last epoch that were taken
         seed_everything(config.seed)
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
         self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
@@ -81,7 +84,7 @@ class Pass:
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
-        self._loader = self._events() if self.names else None  # fitted granularities read the graphs alone
+        self._loader = self._events() if self.names else None  # closed-form granularities read only the graphs
         self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset).to(context.device)
         if start is not None:
             self.loss.load_state_dict(transplant(start.weights, start.names, self.loss.state_dict(), self.names))
@@ -89,7 +92,7 @@ class Pass:
             for name, parameter in self.loss.named_parameters():
                 parameter.requires_grad_(any(f".granularities.{own}." in name for own in self.model.silent))
         if context.world_size > 1 and context.device.type == "cuda":
-            self.model.tower.update_rows(False)  # NCCL adds up no sparse gradients
+            self.model.tower.update_rows(False)  # NCCL cannot sum sparse gradients
         self.optimizer = build_optimizer(self.loss, config.train)
         self.private = self._private_steps() if config.train.privacy.epsilon else None
         self.best = self.state()
@@ -102,7 +105,7 @@ class Pass:
                 self.loss,
                 broadcast_buffers=False,
                 find_unused_parameters=bool(self.model.silent),
-                gradient_as_bucket_view=True,  # no copy of every gradient there and back
+                gradient_as_bucket_view=True,  # avoids two copies of every gradient
             )
 
     def state(self) -> dict[str, Tensor]:
@@ -111,7 +114,7 @@ class Pass:
 
     @property
     def loader(self) -> TrainingLoader:
-        """The batches of the events; of a model with trained granularities."""
+        """The batches of the events; only for a model with trained granularities."""
         assert self._loader is not None, "nothing is trained"
         return self._loader
 
@@ -129,18 +132,19 @@ class Pass:
         return TrainingLoader(self.dataset, self.through, settings, self.context.rank, self.context.world_size)
 
     def _private_steps(self) -> PrivateSteps:
-        """What draws users and noises their gradients; the progress says what it spends.
+        """The steps of a private training; stores the budget in the progress.
 
         Raises
         ------
         ConfigError
-            negatives would be drawn by how often items occur.
+            Negatives would be drawn by item frequency, which is not private.
         """
         train = self.config.train
         if self.loss.num_negatives:
             raise ConfigError(
                 f"train.privacy: {self.model.sizes.num_items:,} items are more than train.loss.max_full_items "
-                f"{train.loss.max_full_items:,}, and a sampled softmax draws by how often items occur; set it higher"
+                f"{train.loss.max_full_items:,}, and a sampled softmax draws negatives by item frequency, which is not "
+                "private; set train.loss.max_full_items higher"
             )
         budget = plan(train.privacy, PrivateSteps.num_users(self.loader), train.batch_size, train.epochs)
         self.progress.choices[PRIVACY] = budget.to_json()
@@ -156,12 +160,16 @@ class Pass:
         return self.loader.num_steps if self.private is None else self.private.budget.steps_of_epoch
 
     def surround(self, weights: Mapping[str, Tensor], names: list[str]) -> None:
-        """Take the weights of a model of only these trained granularities; the others stay as they are."""
+        """Load the weights of a model with only these trained granularities; the others stay as
+        they are.
+        """
         self.loss.load_state_dict(transplant(weights, names, self.loss.state_dict(), self.names))
 
     def result(self, weights: dict[str, Tensor], refit: bool, started: float) -> TrainResult:
-        """The frozen model of these weights and how it came to be; ``started`` on the performance counter."""
-        self.loss.load_state_dict(weights)  # λ as trained: a warm start checks them anew
+        """The frozen model with these weights, and how it was trained; ``started`` is a time of
+        ``perf_counter``.
+        """
+        self.loss.load_state_dict(weights)  # λ as trained: a warm start checks them again
         frozen, choices = self.model.freeze(self.graphs), self.progress.choices
         scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
         if self.private is not None:
@@ -173,7 +181,7 @@ class Pass:
         return TrainResult(frozen, weights, self.progress.history, self.progress.best_epoch, refit, seconds, choices)
 
     def run(self) -> None:
-        """Train to the end of the phase; the progress says how it went."""
+        """Train to the end of the phase and record it in the progress."""
         train, progress = self.config.train, self.progress
         if not self.names:
             if self.selects:
@@ -207,12 +215,14 @@ class Pass:
             progress.history.append(report)
             self._report(report, due)
             if self.is_cut:
-                self.context.note(f"the time is over: ended at epoch {epoch + 1} of {last}")
+                self.context.note(f"the time is up: stopped at epoch {epoch + 1} of {last}")
                 break
 
     def _must_end(self, history: list[Report], last: int) -> bool:
-        """Whether the measured pace leaves no room: of what selects, for another epoch and the refit of the best one so
-        far; of another phase, for the rest of it.
+        """Whether, at the measured pace, the time is too short to continue.
+
+        In the phase *select*, this is the time for another epoch and the refit of the best epoch so
+        far; in other phases, the time for the remaining epochs.
         """
         if self.private is not None or self.progress.phase.endswith("join"):
             return False
@@ -224,15 +234,18 @@ class Pass:
         return self.context.lacks(pace * (last - done) - _SLACK * (time.perf_counter() - self.begun))
 
     def _is_over(self) -> bool:
-        """Whether the time is over in the midst of an epoch; of one worker alone, as several would have to agree."""
+        """Whether the time is up within an epoch; only with one worker, as several would have to
+        agree.
+        """
         if self.context.world_size > 1 or self.progress.phase.endswith("join"):
             return False
         return self.context.lacks(0.0 if self.selects else -_SLACK * (time.perf_counter() - self.begun))
 
     @torch.no_grad()
     def _refit(self, epoch: int) -> None:
-        """Let the granularities fit what they fit rather than train; the first worker's numbers are everyone's, so that
-        rounding cannot part the workers.
+        """Fit the parts of granularities that are fitted and not trained.
+
+        All workers take the values of the first worker, so that rounding cannot make them diverge.
         """
         own = self.model.silent or set(self.names)
         due = [module for name, module in self.model.encoders.each() if name in own and module.refit_due(epoch)]
@@ -246,9 +259,11 @@ class Pass:
                 tensor.copy_(self.context.from_first(tensor))
 
     def _weigh_once(self) -> None:
-        """Of a model without a trained granularity: the λ of its members and one validation, reported as epoch 0."""
+        """For a model without a trained granularity: choose λ of its members and validate once, as
+        epoch 0.
+        """
         started = time.perf_counter()
-        self.progress.best_value = float("-inf")  # a resumed training fits and validates anew
+        self.progress.best_value = float("-inf")  # a resumed training fits and validates again
         self.weigh_fitted()
         report: Report = {"phase": "select", "epoch": 0, "epochs": 0, self.config.train.metric: self._validate(0)}
         report["seconds"] = round(time.perf_counter() - started, 3)
@@ -256,7 +271,9 @@ class Pass:
         self._report(report, True)
 
     def weigh_fitted(self) -> None:
-        """Choose the λ of the fitted granularities on validation; a weighted fusion keeps the configured ones."""
+        """Choose λ of the closed-form granularities on validation; a weighted fusion keeps the
+        configured values.
+        """
         if self.config.model.fusion.kind != "weighted" and len(self.model.encoders.fitted_weights):
             frozen = self.model.freeze(self.graphs)
             queries = sample_queries(self.dataset, Split.VALID)
@@ -268,7 +285,8 @@ class Pass:
             choose_weights(frozen, metric, queries)
 
     def silences(self) -> bool:
-        """Choose on validation which trained granularities are kept; whether to train anew without the others.
+        """Choose on validation which trained granularities are kept; True if any is pruned.
+
         A weighted fusion keeps the configured weights.
         """
         section, choices = self.config.model.fusion, self.progress.choices
@@ -290,7 +308,7 @@ class Pass:
         return not all(found.values())
 
     def _epoch(self, epoch: int) -> float:
-        """One epoch; the mean loss of its targets over all workers."""
+        """Train one epoch; return the mean loss of its targets over all workers."""
         self.model.train()
         if self.private is not None:
             return self._private_epoch(epoch, self.private)
@@ -304,7 +322,7 @@ class Pass:
             self.optimizer.zero_grad(set_to_none=True)
             with self.context.autocast(self.config.train.precision):
                 summed = self.step(step.batch.to(self.context.device), (self.config.seed, epoch, step.number))
-            # DDP averages over workers, the loss is a mean over all of their targets
+            # DDP averages over workers, but the loss is a mean over the targets of all workers
             (summed * (self.context.world_size / step.weight)).backward()
             if self.config.train.clip_norm:
                 clip_gradients(self.loss, self.config.train.clip_norm)
@@ -321,7 +339,10 @@ class Pass:
         return mean
 
     def _private_epoch(self, epoch: int, private: PrivateSteps) -> float:
-        """One epoch of drawn users; the mean loss of their targets, which is reported and no part of the account."""
+        """Train one epoch of drawn users; return the mean loss of their targets.
+
+        The budget does not cover this loss, which is only reported.
+        """
         torch.manual_seed(seed_of(self.config.seed, epoch))
         total = weight = 0.0
         pace = Pace(f"steps of epoch {epoch + 1}", self.num_steps)
@@ -337,8 +358,10 @@ class Pass:
         return mean
 
     def _steps(self, epoch: int) -> Iterator[Step]:
-        """The steps that are left of an epoch. Random numbers start anew where a checkpoint may be, so that none needs
-        to hold their state, which other workers than wrote it could not use.
+        """Yield the remaining steps of an epoch.
+
+        The random generator is seeded again wherever a checkpoint may be, so that a checkpoint need
+        not hold its state, which a different number of workers could not use.
         """
         for step in self.loader.epoch(epoch, self.progress.step):
             if step.number == 0 or self._is_due(step.number):
@@ -347,16 +370,18 @@ class Pass:
             yield step
 
     def _is_due(self, number: int) -> bool:
-        """Whether a checkpoint may be before this step of an epoch."""
+        """Whether a checkpoint is written before this step of an epoch."""
         every = self.config.train.checkpoint_steps
         return every > 0 and number > 0 and number % every == 0
 
     def _so_far(self) -> Tensor:
-        """The loss of the epoch's finished steps; the first worker holds everyone's."""
+        """The loss of the finished steps of the epoch; the first worker holds the sum of all
+        workers.
+        """
         return torch.tensor(self.progress.loss_sum if self.context.is_first else 0.0, device=self.context.device)
 
     def _save(self, number: int, total: Tensor, weight: float) -> None:
-        """A checkpoint inside an epoch, before the step of this number."""
+        """Write a checkpoint within an epoch, before the step of this number."""
         progress = self.progress
         progress.step, progress.loss_sum, progress.loss_weight = number, float(self.context.sum(total)), weight
         if self.context.save is not None:
@@ -369,12 +394,14 @@ class Pass:
             group["lr"] = self.config.train.lr * share
 
     def _validate(self, epoch: int) -> float:
-        """The mean validation metric over all workers' queries; keeps the state when it is the best so far."""
+        """The mean validation metric over the queries of all workers; keeps the state if it is the
+        best so far.
+        """
         frozen = self.model.freeze(self.graphs)
         sums = np.zeros(3)
         for queries in asked_by_shard(self.dataset, Split.VALID, self.config):
             mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
-            if (asked := getattr(self.validate, "asked", None)) is not None:  # a validation by some users alone
+            if (asked := getattr(self.validate, "asked", None)) is not None:  # a validation on some users only
                 mine = asked(mine)
             values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
             sums += np.array([values.sum(), len(values), np.count_nonzero(mine.num_targets_B)])
@@ -396,7 +423,9 @@ class Pass:
             self.context.report(report, None)
 
     def _with_checkpoint(self, send: Callable[[Path | None], None]) -> None:
-        """Hand a checkpoint to ``send``, which every worker calls and the first alone gives a folder."""
+        """Give a checkpoint to ``send``; every worker calls it, but only the first one gives a
+        folder.
+        """
         if not self.context.is_first:
             send(None)
             return
@@ -409,7 +438,8 @@ class Pass:
 
 
 def seconds_an_epoch(history: Sequence[Report]) -> float:
-    """The mean over reported epochs, those that were cut short as if whole; 0 without one.
+    """Mean seconds of the reported epochs, with cut epochs scaled up to whole ones; 0 without an
+    epoch.
 
     >>> seconds_an_epoch([{"epoch": 1, "seconds": 2.0}, {"epoch": 2, "seconds": 1.0, "share": 0.25}])
     3.0
@@ -419,7 +449,8 @@ def seconds_an_epoch(history: Sequence[Report]) -> float:
 
 
 def schedule(kind: str, warmup: float, step: int, num_steps: int) -> float:
-    """The learning rate's share at a step: linear warm-up, then constant, linear or cosine decay to zero.
+    """The factor on the learning rate at a step: linear warm-up, then constant, or linear or cosine
+    decay to zero.
 
     >>> [round(schedule("cosine", 0.0, step, 4), 3) for step in range(4)]
     [1.0, 0.854, 0.5, 0.146]

@@ -1,7 +1,8 @@
-"""Members of a model: the trained granularities together, and every fitted one; their weights by stacking.
+"""Members of a model: all trained granularities together, and every closed-form one. Stacking gives
+them weights.
 
-Why after the training: fitted members are closed forms of the training events. They take no part in the training, and a
-weight that is chosen on validation needs all of them as they answer there.
+Why after the training: closed-form members are computed from the training events and take no part
+in the training. A weight that is chosen on validation needs the scores of all members there.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from recsys.training.pruned import without
 
 
 def fitted_names(config: Config) -> list[str]:
-    """The enabled granularities that are fitted, not trained."""
+    """The enabled granularities that are fitted in closed form, not trained."""
     return [name for name, section in config.model.granularities.enabled().items() if section.is_fitted]
 
 
 def trained_only(config: Config) -> Config:
-    """The configuration of the training alone: without fitted members and their weights; of a model of fitted members
-    alone, with the first of them, as a model must have one.
+    """The configuration without closed-form members and their weights.
+
+    A model of closed-form members only keeps the first of them, as a model must have one.
     """
     names = fitted_names(config)
     found = without(config, names if config.model.granularities.are_trained else names[1:])
@@ -28,29 +30,31 @@ def trained_only(config: Config) -> Config:
 
 
 def refuse_stacked(encoders: Encoders, what: str, whose: str) -> None:
-    """Refuse to choose λ of a model in which stacking weighs the members: its answers would not follow them.
+    """Refuse to choose λ of a stacked model: its scores would not depend on them.
 
     Parameters
     ----------
     encoders : Encoders
-        of the model.
+        Encoders of the model.
     what : str
-        the key that asks for it, such as ``tune.search fusion``.
+        The key that asks for it, such as ``tune.search fusion``.
     whose : str
-        the model, for the message.
+        The model, for the message.
 
     Raises
     ------
     ConfigError
-        the model is stacked.
+        The model is stacked.
     """
     if encoders.stack is not None:
         raise ConfigError(
-            f"{what}: the members of {whose} are weighed by stacking (model.fusion.stack), which already chose the "
+            f"{what}: the members of {whose} are weighted by stacking (model.fusion.stack), which already chose the "
             "best sum on validation; run `recsys train` or `recsys update` to choose it again on newer events"
         )
 
 
 def trained_part(config: Config) -> Config:
-    """The configuration that the training reads: without the fitted members where stacking adds them afterwards."""
+    """The configuration that the training reads: without the closed-form members if stacking adds
+    them afterwards.
+    """
     return trained_only(config) if config.model.fusion.stack else config

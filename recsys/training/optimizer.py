@@ -1,9 +1,10 @@
-"""AdamW, for embedding rows only where a step has touched them.
+"""AdamW that updates only the embedding rows that a step uses.
 
-Why: with a sampled softmax a step speaks of some thousands of items, and a plain AdamW then reads and writes the
-embedding, its gradient and both moments of a million others. Rows that a step does not touch stay as they are, moments
-and decay too (the "lazy" Adam of TensorFlow, and torch's SparseAdam); the bias correction counts all steps. Tables
-with such gradients are those with ``sparse=True``, see ``ItemTower``.
+Why: with a sampled softmax a step uses some thousands of items, while a plain AdamW also reads and
+writes the embedding, the gradient and both moments of a million others. Rows that a step does not
+use stay as they are, including moments and weight decay (the "lazy" Adam of TensorFlow, and torch's
+SparseAdam). The bias correction counts all steps. Tables with such gradients are those with
+``sparse=True``, see ``ItemTower``.
 
 Legend: R touched rows, D width.
 """
@@ -19,15 +20,18 @@ from recsys.config import TrainConfig
 
 
 class RowAdamW(torch.optim.AdamW):
-    """AdamW whose state is the usual one for every parameter, so that checkpoints do not differ."""
+    """AdamW with sparse row updates; its state is that of AdamW, so
+    that checkpoints do not differ.
+    """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
+        """Make a step; rows without a gradient stay as they are."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     self._step_rows(parameter, group)
-                    parameter.grad = None  # seen to: the dense update passes it over
+                    parameter.grad = None  # done: the dense update skips it
         return super().step(closure)
 
     def _step_rows(self, table: Tensor, group: dict[str, Any]) -> None:
@@ -48,7 +52,7 @@ class RowAdamW(torch.optim.AdamW):
 
 
 def build_optimizer(loss: nn.Module, train: TrainConfig) -> RowAdamW:
-    """AdamW that decays matrices and embeddings, not biases, norms and scalars."""
+    """AdamW with weight decay on matrices and embeddings, not on biases, norms and scalars."""
     trainable = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": train.weight_decay},
@@ -58,9 +62,10 @@ def build_optimizer(loss: nn.Module, train: TrainConfig) -> RowAdamW:
 
 
 def clip_gradients(loss: nn.Module, most: float) -> None:
-    """Scale all gradients down so that their norm is at most ``most``, rows of tables among them.
+    """Scale all gradients down, those of embedding rows included, so that their norm is at most
+    ``most``.
 
-    A row's gradients of several workers are added up before they count.
+    The gradients of one row from several workers are summed before the norm is taken.
     """
     rows = [p for p in loss.parameters() if p.grad is not None and p.grad.is_sparse]
     if not rows:

@@ -1,13 +1,17 @@
-"""What a training consists of: a list of phases, each of which takes up what the one before it left.
+"""The phases of a training, in order. Each phase takes over the result of the one before it.
 
-*choose* finds on validation what must be known before the first epoch: the number of user clusters, and constants of
-closed-form members. *select* trains on the training events, validates every few epochs and keeps the best epoch; where
-the check on validation prunes granularities, it trains anew without them. *refit* trains anew on training and
-validation events for that number of epochs under the same schedule, so that the newest events are not lost to the
-model; nothing is chosen in it. *join* trains the pruned granularities alone around the model. The test events are in
-none. Where the context has a deadline, *select* ends, with a validation, at the epoch behind which the measured pace
-leaves no room for another one and the refit; of a refit that would not end in time the graphs and fits stay, the
-weights are those that were selected. The training on all events is another one: see :mod:`recsys.training.final`.
+*choose* finds on validation what must be known before the first epoch: the number of user clusters
+and the constants of closed-form members. *select* trains on the training events, validates every
+few epochs and keeps the best epoch. If the check on validation prunes granularities, it trains
+again from scratch without them. *refit* trains from scratch on training and validation events for
+that number of epochs with the same schedule, so that the model learns from the newest events, too;
+nothing is chosen in it. *join* trains the pruned granularities alone, with the rest of the model
+fixed. No phase reads test events.
+
+With a deadline, *select* ends with a validation at the last epoch that leaves time for the refit.
+If the refit would not end in time, the selected weights stay; graphs and closed-form fits still
+include the validation events. The training on all events is separate: see
+:mod:`recsys.training.final`.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from recsys.training.user_clusters import STRATA, choose_strata
 
 @dataclass
 class Training:
-    """What the phases share, and how far they have come."""
+    """The state that the phases share."""
 
     config: Config
     dataset: PreparedDataset
@@ -45,7 +49,7 @@ class Training:
     start: Start | None
     progress: Progress
     weights: Mapping[str, Tensor] = field(default_factory=dict)  # of the newest pass at its end
-    selected: Mapping[str, Tensor] | None = None  # of the pass that selected, where another one goes out
+    selected: Mapping[str, Tensor] | None = None  # of *select*, if a later phase gives the final weights
     newest: Pass | None = None
 
     def a_pass(self, config: Config, through: Split) -> Pass:
@@ -53,18 +57,22 @@ class Training:
         return Pass(config, self.dataset, through, self.validate, self.context, self.progress, self.start)
 
     def ended(self, a_pass: Pass, following: str) -> None:
-        """Take over a pass that has run; ``following`` is the phase that a resumed training begins with."""
+        """Take over a finished pass; ``following`` is the phase with which a resumed training
+        starts.
+        """
         self.weights, self.newest = a_pass.state(), a_pass
         self.progress = replace(self.progress, phase=following, epoch=0, step=0)
 
     @property
     def through(self) -> Split:
-        """The newest events that the model which goes out is trained on."""
+        """The last split on which the final model is trained."""
         return Split.VALID if self.config.train.refit else Split.TRAIN
 
 
 def choose(training: Training) -> None:
-    """What must be known before the first epoch; a resumed or continued training knows it."""
+    """Choose what must be known before the first epoch; a resumed or continued training already has
+    it.
+    """
     config, choices, start = training.config, training.progress.choices, training.start
     if config.model.granularities.stratum.enabled and STRATA not in choices:
         known = {"chosen": start.inputs.get(STRATUM, 0), "candidates": {}} if start else None
@@ -78,7 +86,9 @@ def choose(training: Training) -> None:
 
 
 def select(training: Training) -> None:
-    """Train on the training events to the best epoch, anew without what the check on validation prunes, if anything."""
+    """Train on the training events to the best epoch; again from scratch if the check prunes
+    granularities.
+    """
     if training.progress.phase != "select":
         return
     while True:
@@ -88,7 +98,7 @@ def select(training: Training) -> None:
         if not found.silences():
             break
         for report in training.progress.history:
-            report["phase"] = "checked"  # no epoch to choose from
+            report["phase"] = "checked"  # so that the best epoch is not chosen from these
         training.progress = replace(training.progress, epoch=0, best_epoch=0, best_value=float("-inf"))
         training.context = replace(training.context, resume_from=None)
     if found.names:
@@ -100,14 +110,14 @@ def select(training: Training) -> None:
 
 
 def refit(training: Training) -> None:
-    """Train anew on training and validation events, for as many epochs as were selected."""
+    """Train from scratch on training and validation events, for the selected number of epochs."""
     if training.progress.phase != "refit":
         return
     found = training.a_pass(without(training.config, silenced(training.progress.choices)), training.through)
     before, begins = training.progress, not (training.progress.epoch or training.progress.step)
     if training.weights:
         found.model.encoders.fitted_weights.copy_(training.weights["model.encoders.fitted_weights"])
-        found.best = dict(training.weights)  # so that its checkpoints carry what was selected
+        found.best = dict(training.weights)  # so that its checkpoints hold the selected weights
     found.is_cut = begins and _is_too_late(training.config, before, training.context)
     if not found.is_cut:
         found.run()
@@ -121,24 +131,24 @@ def refit(training: Training) -> None:
 
 
 def _is_too_late(config: Config, progress: Progress, context: TrainContext) -> bool:
-    """Whether a refit would not end in time by the pace of the epochs before it, whose validations stand for the events
-    that are more. A private training has selected nothing that could stay.
+    """Whether a refit would not end in time, at the pace of the selected epochs.
+
+    That pace includes the validations, which makes up for the additional events of the refit. A
+    private training is never too late, as it has no selected weights that could stay.
     """
     seconds = progress.best_epoch * seconds_an_epoch(progress.history)
     return not config.train.privacy.epsilon and context.lacks(seconds)
 
 
 def _without_refit(progress: Progress, context: TrainContext) -> Progress:
-    """The progress of a training that keeps the weights that it has selected; its graphs and what is fitted are of
-    the validation events, too.
-    """
-    context.note("the time that is left holds no training with the validation events: the selected weights stay")
+    """The progress of a training that keeps the selected weights instead of a refit."""
+    context.note("no time is left to train with the validation events: the selected weights stay")
     history = [report for report in progress.history if report.get("phase") != "refit"]
     return replace(progress, history=history, choices={**progress.choices, UNREFITTED: "the time was over"})
 
 
 def join(training: Training) -> None:
-    """Train what was pruned, alone, around the model."""
+    """Train the pruned granularities alone, with the rest of the model fixed."""
     if not silenced(training.progress.choices):
         return
     found = training.a_pass(training.config, training.through)
@@ -162,19 +172,19 @@ def fit(
     context: TrainContext,
     start: Start | None = None,
 ) -> TrainResult:
-    """Train a model through all phases: see the module's description.
+    """Train a model through all phases; see the description of the module.
 
-    It begins at ``start`` (see ``warm_start``), which then is epoch 0 and may be chosen. Every rank returns the same
-    result.
+    With a ``start`` (see ``warm_start``), the start is epoch 0 and may be selected. Every rank
+    returns the same result.
 
     Raises
     ------
     DataError
-        too few trainable users.
+        Too few trainable users.
     ConfigError
-        a granularity that this dataset cannot feed.
+        The dataset lacks the signal of a granularity.
     TrainingError
-        the loss is no longer finite.
+        The loss is no longer finite.
     """
     started = time.perf_counter()
     progress = Progress() if context.resume_from is None else load_checkpoint(context.resume_from, None)[2]

@@ -1,20 +1,22 @@
-"""DP-SGD (Abadi et al. 2016) with a user as the unit: whoever adds or removes one user changes the model by little.
+"""DP-SGD (Abadi et al. 2016) with a user as the unit: adding or removing one user changes the model
+only little.
 
-Every step draws each user with probability q, clips the gradient of each user's loss to length C, adds up, and adds
-Gaussian noise:
+Every step draws each user with probability q, clips the gradient of each user's loss to norm C,
+sums the gradients, and adds Gaussian noise:
 
     g = (Σ_{u drawn} g_u · min(1, C / ‖g_u‖) + N(0, σ² C² I)) / (q U)
 
-σ is the smallest for which the accountant of Opacus (Rényi differential privacy, Mironov 2017; Poisson sampling) gives
-ε at δ for all steps and the noised counts of items together.
+σ is the smallest value for which the accountant of Opacus (Rényi differential privacy, Mironov
+2017; Poisson sampling) gives ε at δ for all steps and the noised counts of items together.
 
-Why not Opacus' hooks: they read a gradient for each sample off a layer whose first axis is the samples. Ours view all
-items at once, so a layer of the item tower has items on that axis, and every user's loss is of all of them. So a user
-is a backward pass of their own.
+Why not the hooks of Opacus: they compute a gradient per sample for layers whose first axis is the
+samples. Our item tower computes all items at once, so its first axis is items, and the loss of
+every user depends on all of them. So each user gets a separate backward pass.
 
-What σ bounds is the trained weights, item vectors and counts. A bundle also holds the histories that answers are made
-of, and figures are of real test users. Noise comes from torch's generator seeded by the operating system: no seed of
-the configuration makes a private training again. Legend: U users, N items, P parameters.
+σ protects the trained weights, item vectors and counts. It does not protect the histories in a
+bundle, or the figures, which come from real test users. The noise comes from torch's generator,
+seeded by the operating system: no seed in the configuration reproduces a private training. Legend:
+U users, N items, P parameters.
 """
 
 from __future__ import annotations
@@ -38,18 +40,18 @@ from recsys.errors import ConfigError
 from recsys.training.build import Start
 from recsys.training.checkpoint import Progress
 
-PRIVACY: Final = "privacy"  # the name among a training's choices
-COUNTED_ITEMS: Final = 20  # of a user in the noised counts
+PRIVACY: Final = "privacy"  # key of the training's choices
+COUNTED_ITEMS: Final = 20  # most items per user in the noised counts
 _MOST_NOISE: Final = 1e3
-_LARGE_ORDERS: Final = (80, 112, 160, 224, 320, 448, 640, 896)  # of Rényi's divergence, where ε is small
+_LARGE_ORDERS: Final = (80, 112, 160, 224, 320, 448, 640, 896)  # of the Rényi divergence, needed for small ε
 _ROUNDS: Final = 30
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a private training spends, and how."""
+    """The privacy budget of a training and its parameters."""
 
-    epsilon: float  # spent, at most what was asked for
+    epsilon: float  # spent; at most the requested one
     delta: float
     noise_multiplier: float  # σ
     clip: float  # C
@@ -61,15 +63,17 @@ class Budget:
     accountant: str = "opacus, RDP"
 
     def to_json(self) -> dict[str, Any]:
+        """The content as plain values for JSON."""
         return asdict(self)
 
     @property
     def steps_of_epoch(self) -> int:
+        """Number of steps of an epoch."""
         return max(1, round(1 / self.sample_rate))
 
 
 def plan(settings: PrivateConfig, num_users: int, batch_size: int, epochs: int) -> Budget:
-    """The budget of a training: an epoch is as many steps as see each user once on average.
+    """The budget of a training. An epoch has as many steps as draw each user once on average.
 
     Raises
     ------
@@ -86,7 +90,7 @@ def plan(settings: PrivateConfig, num_users: int, batch_size: int, epochs: int) 
 
 
 def _least_noise(history: Any, epsilon: float, delta: float) -> float:
-    """The smallest noise under which a history of mechanisms stays within ε."""
+    """The smallest noise multiplier for which a history of mechanisms stays within ε."""
     low, high = 1e-2, 1.0
     while _epsilon(history(high), delta) > epsilon:
         low, high = high, 2 * high
@@ -109,22 +113,24 @@ def _epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
     accountant = RDPAccountant()
     accountant.history = history
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the order that is best at the ends of its range: the bound holds
+        warnings.simplefilter("ignore")  # about a best order at the end of the range: the bound still holds
         return float(accountant.get_epsilon(delta=delta, alphas=[*accountant.DEFAULT_ALPHAS, *_LARGE_ORDERS]))
 
 
 def private_progress(config: Config, progress: Progress, start: Start | None) -> Progress:
-    """Where a private training begins: with ``train.refit`` at once on training and validation, as nothing is chosen.
+    """Where a private training starts: as nothing is chosen, at the refit if ``train.refit`` is
+    true.
 
     Raises
     ------
     ConfigError
-        it would go on from weights whose training is outside the account, or the settings are not private.
+        It would start from weights whose training the budget does not count, or the settings are
+        not private.
     """
     if start is not None:
         raise ConfigError(
-            "train.privacy: a training that goes on from a model spends beside what that has spent; train anew with "
-            "`recsys run`, or set train.privacy.epsilon 0"
+            "train.privacy: a training that continues from a model spends privacy budget in addition to that model's; "
+            "train from scratch with `recsys run`, or set train.privacy.epsilon 0"
         )
     if wrong := list(not_private(config)):
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(wrong))
@@ -134,7 +140,7 @@ def private_progress(config: Config, progress: Progress, start: Start | None) ->
 
 
 class PrivateSteps:
-    """The gradients of a private training: of drawn users, clipped and noised."""
+    """The gradients of a private training: of drawn users, clipped, summed and with noise."""
 
     def __init__(self, loader: TrainingLoader, budget: Budget, device: torch.device) -> None:
         self.loader, self.budget, self.device = loader, budget, device
@@ -147,15 +153,18 @@ class PrivateSteps:
 
     @staticmethod
     def num_users(loader: TrainingLoader) -> int:
+        """Number of users with training rows."""
         return len(np.unique(loader.all_rows()[0].users_U))
 
     def drawn(self) -> list[int]:
-        """One row of each user that a step draws."""
+        """One row for each user that a step draws."""
         chosen = np.flatnonzero(self._random.random(len(self._rows_of)) < self.budget.sample_rate)
         return [int(self._random.choice(self._rows_of[user])) for user in chosen]
 
     def set_gradients(self, loss: torch.nn.Module, rows: list[int], key: tuple[int, int, int]) -> tuple[float, float]:
-        """Set the noised gradient of every trainable parameter; the summed loss of the users and their weight."""
+        """Set the noised gradient of every trainable parameter; return the summed loss of the users
+        and their weight.
+        """
         parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
         sums = [torch.zeros_like(parameter) for parameter in parameters]
         total = weight = 0.0
@@ -177,7 +186,9 @@ class PrivateSteps:
         return std * torch.randn(like.shape, generator=self._noise, device=like.device, dtype=like.dtype)
 
     def counts(self, histories: Histories, num_items: int) -> Tensor:
-        """How many users have each item, noised, of at most :data:`COUNTED_ITEMS` items a user: [N] float32."""
+        """The noised number of users of each item, with at most :data:`COUNTED_ITEMS` items per
+        user: [N] float32.
+        """
         noise_N = torch.randn(num_items, generator=self._noise, device=self.device).cpu()
         std = self.budget.counts_noise_multiplier * math.sqrt(COUNTED_ITEMS)
         exact_N = torch.from_numpy(bounded_counts(histories, num_items, self._random)).float()
@@ -185,7 +196,9 @@ class PrivateSteps:
 
 
 def add_clipped(sums: list[Tensor], gradients: tuple[Tensor | None, ...], most: float) -> None:
-    """Add a user's gradient, all parameters together shortened to a length of at most ``most``."""
+    """Add a user's gradient to ``sums``, clipped to a norm of at most
+    ``most`` over all parameters.
+    """
     there = [gradient for gradient in gradients if gradient is not None]
     length = torch.sqrt(
         sum((gradient.double().square().sum() for gradient in there), torch.zeros((), dtype=torch.double))
@@ -197,7 +210,9 @@ def add_clipped(sums: list[Tensor], gradients: tuple[Tensor | None, ...], most: 
 
 
 def bounded_counts(histories: Histories, num_items: int, random: np.random.Generator) -> Array:
-    """Users of every item, where each user counts for at most :data:`COUNTED_ITEMS` items, drawn at random: [N]."""
+    """Number of users of every item; each user counts for at most :data:`COUNTED_ITEMS` items drawn
+    at random: [N].
+    """
     counts_N = np.zeros(num_items, dtype=np.int64)
     for start, stop in zip(histories.offsets_U1[:-1].tolist(), histories.offsets_U1[1:].tolist(), strict=True):
         items = np.unique(histories.items_E[start:stop])

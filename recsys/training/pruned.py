@@ -1,11 +1,12 @@
-"""Which trained granularities a model keeps, checked on validation once the best epoch is known.
+"""Prune trained granularities whose removal improves validation, once the best epoch is known.
 
-Why: training moves λ slowly, and under ``unit_vectors`` nothing else can make a granularity quiet. One whose signal the
-data does not hold then costs twice: what its noise adds to every score, and what the others did not learn, since
-training let it explain by heart what they should have. Silence at serving time mends the first only, so the model is
-trained anew *without* what is silenced, as if the configuration had never named it: same seeds, same parameters, hence
-no loss by construction. What is silenced then learns on its own, all else as it is, to answer those who have nothing
-else (see :mod:`recsys.training.phases`). Legend: B queries, K granularities.
+Why: training changes λ slowly, and with ``unit_vectors`` nothing else can weaken a granularity. One
+without a real signal in the data then costs twice: its noise is added to every score, and it
+memorises training events that the other granularities should have learned from. Setting λ to zero
+afterwards repairs only the first. So the model is trained again from scratch *without* the pruned
+granularities, as if the configuration had never named them: same seeds, same parameters. The pruned
+ones are then trained alone, with the rest fixed, for users who have no other signal (see
+:mod:`recsys.training.phases`). Legend: B queries, K granularities.
 """
 
 from __future__ import annotations
@@ -23,22 +24,24 @@ from recsys.data.histories import Array
 from recsys.fusion import Fusion
 
 KEPT: Final = "kept"
-_NOISE: Final = 1.0  # standard errors of the paired difference that a change must gain
+_NOISE: Final = 1.0  # a change must gain this many standard errors of the paired difference
 _FUSION: Final = "model.encoders.fusion."
 _FITTED: Final = "model.encoders.fitted_weights"
 
 
 def choose_kept(names: Sequence[str], metric: Callable[[frozenset[str]], Array]) -> dict[str, float]:
-    """The share of every trained granularity's λ that is kept: 1, or 0 where validation gains beyond its noise.
+    """The share of λ that every trained granularity keeps: 1, or 0 if removing it improves
+    validation beyond noise.
 
-    One granularity after the other, the one whose silence gains most first; the last that speaks is never silenced.
+    Removes one granularity after the other, the one with the largest gain first; the last one is
+    never removed.
 
     Parameters
     ----------
     names : Sequence[str]
-        the trained granularities.
+        The trained granularities.
     metric : Callable[[frozenset[str]], Array]
-        the validation metric of every query with these granularities silent, [B].
+        The validation metric of every query without these granularities, [B].
     """
     silent: frozenset[str] = frozenset()
     best_B = metric(silent)
@@ -59,12 +62,12 @@ def _better(values_B: Array, than_B: Array) -> bool:
 
 
 def silenced(choices: Mapping[str, Any]) -> frozenset[str]:
-    """The granularities that the choices of a training silence."""
+    """The granularities that a training pruned, from its choices."""
     return frozenset(name for name, share in choices.get(KEPT, {}).items() if not share)
 
 
 def without(config: Config, names: Collection[str]) -> Config:
-    """The configuration that does not enable these granularities."""
+    """The configuration with these granularities disabled."""
     if not names:
         return config
     changed = config.model_copy(deep=True)
@@ -76,24 +79,24 @@ def without(config: Config, names: Collection[str]) -> Config:
 def transplant(
     weights: Mapping[str, Tensor], names: Sequence[str], own: Mapping[str, Tensor], own_names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The weights ``own`` of a model, with all that another model of more or fewer trained granularities has of them.
+    """The weights ``own`` of a model, overwritten with those of another model where both have them.
 
     Parameters
     ----------
     weights : Mapping[str, Tensor]
-        of the other model.
+        The weights of the other model, which may have more or fewer trained granularities.
     names : Sequence[str]
-        its trained granularities, in the order of K.
+        Its trained granularities, in the order of K.
     own : Mapping[str, Tensor]
-        of the model that is to have them.
+        The weights of the model that takes them over.
     own_names : Sequence[str]
-        its trained granularities.
+        Its trained granularities.
     """
     found = {}
     for key, tensor in own.items():
         other = weights.get(key)
         if key == _FITTED and other is not None and len(other) != len(tensor):
-            other = None  # the training knew no fitted granularities; stacking weighs them
+            other = None  # the training had no closed-form granularities; stacking weights them
         if other is not None and key.startswith(_FUSION) and key.endswith("_K"):
             tensor = tensor.clone()
             for place, name in enumerate(own_names):
@@ -107,14 +110,16 @@ def transplant(
 
 
 def names_of(weights: Mapping[str, Tensor], names: Sequence[str], silent: Collection[str]) -> list[str]:
-    """The trained granularities of weights, in the order of their λ: all, or those that spoke before *join*."""
+    """The trained granularities of weights, in the order of their λ: all, or those that were not
+    pruned before *join*.
+    """
     lengths = {len(tensor) for key, tensor in weights.items() if key.startswith(_FUSION) and key.endswith("_K")}
     return [name for name in names if name not in silent or len(names) in lengths]
 
 
 @contextmanager
 def scaled(fusion: Fusion, names: list[str], kept: Mapping[str, float]) -> Iterator[None]:
-    """The fusion with these shares of its λ, 1 where none is named; as before when left."""
+    """The fusion with these shares of its λ (1 if not named); restored on exit."""
     before = {name: tensor.detach().clone() for name, tensor in fusion.state_dict().items()}
     scale(fusion, names, kept)
     try:
@@ -125,7 +130,7 @@ def scaled(fusion: Fusion, names: list[str], kept: Mapping[str, float]) -> Itera
 
 @torch.no_grad()
 def scale(fusion: Fusion, names: list[str], kept: Mapping[str, float]) -> None:
-    """Leave these shares of λ for good, 1 where none is named."""
+    """Multiply λ by these shares (1 if not named), permanently."""
     if any(kept.get(name, 1.0) != 1.0 for name in names):
         place = next(iter(fusion.state_dict().values())).device
         factors_K: Tensor = torch.tensor([kept.get(name, 1.0) for name in names], device=place)

@@ -1,8 +1,9 @@
-"""Fits the rating head behind a trained ranking model: biases by ridge, factors by squared error, s by regression.
+"""Fit the rating head of a trained ranking model: biases by ridge, factors by squared error, s by
+regression.
 
-The factors are trained on every training event's value as predicted from the user's other values: an event leaves
-itself out of b_u and of the taste. The dampings, the number of steps, the decay of the factors and s are chosen on
-validation, as the ranking model has learnt the training events by heart.
+The factors are trained to predict the value of every training event from the user's other values:
+an event is left out of its own b_u and taste. Dampings, the number of steps, the decay of the
+factors and s are chosen on validation, as the ranking model has memorised the training events.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from recsys.data.histories import Histories, Queries, Split
 from recsys.model import FrozenModel
 from recsys.ratings import Constants, RatedEvents, RatingHead, biases, rated_queries, standardised, why_no_ratings
 
-RATINGS: Final = "ratings"  # the name of the head's constants among a training's choices
-MAX_EVENTS: Final = 500_000  # that the factors are trained on: of users evenly from all
+RATINGS: Final = "ratings"  # key of the head's constants in the training's choices
+MAX_EVENTS: Final = 500_000  # for training the factors; of an even sample of users
 _DAMPINGS: Final = (1.0, 3.0, 10.0)
 _DECAYS: Final = (0.01, 0.1)
 _RANK: Final = 16
@@ -33,7 +34,8 @@ _QUERIES_AT_A_TIME: Final = 256
 
 
 def choose_constants(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str, Any]:
-    """The constants of the head of a model that was trained on training events, or ``skipped`` with why there is none.
+    """The constants of the rating head of a model trained on training events, or ``skipped`` with
+    the reason.
 
     The search has three parts one after the other: both dampings, then decay and steps, then s.
     """
@@ -70,7 +72,9 @@ def choose_constants(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str,
 
 
 def fit_head(frozen: FrozenModel, dataset: PreparedDataset, through: Split, chosen: dict[str, Any]) -> None:
-    """Give the model its rating head, of the events through a split, with what :func:`choose_constants` found."""
+    """Give the model its rating head, from the events through a split and what
+    :func:`choose_constants` found.
+    """
     if "skipped" in chosen:
         return
     constants, training = Constants(**chosen), dataset.histories().through(through)
@@ -81,7 +85,7 @@ def fit_head(frozen: FrozenModel, dataset: PreparedDataset, through: Split, chos
 
 
 def standard_scores(frozen: FrozenModel, queries: Queries) -> Tensor:
-    """C of every query's one target: [P, 1], on the CPU."""
+    """C for the single target of every query: [P, 1], on the CPU."""
     found = []
     for part in queries.chunks(_QUERIES_AT_A_TIME):
         items_P1 = torch.as_tensor(part.target_items.astype(np.int64))[:, None]
@@ -106,7 +110,7 @@ def with_factors(head: RatingHead, training: Histories, vectors_ND: Tensor, cons
 def factor_steps(
     head: RatingHead, training: Histories, vectors_ND: Tensor, decay: float
 ) -> Iterator[tuple[int, RatingHead]]:
-    """Train W_p and W_q on all events at once; the head every few steps. Deterministic."""
+    """Train W_p and W_q on all events at once; yield the head every few steps. Deterministic."""
     rows = max(1, -(-len(training.items_E) // MAX_EVENTS))
     events = RatedEvents.of(training.take(np.arange(0, len(training), rows)), torch.device("cpu"))
     count_E = events.count_B[events.rows_E]

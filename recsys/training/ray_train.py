@@ -1,7 +1,9 @@
-"""Ray Train around the loop: workers, devices, checkpoints, and reports that reach the driver as they happen.
+"""Run the training loop on Ray Train: workers, devices, checkpoints, and reports that reach the
+driver immediately.
 
-Why a queue for reports: workers log on their own machines, and Ray Train hands metrics over only with a checkpoint.
-Rank 0 puts each epoch's report on a queue actor, which the driver drains, so one process prints and writes to MLflow.
+Why a queue for reports: workers log on their own machines, and Ray Train passes metrics on only
+with a checkpoint. Rank 0 puts the report of each epoch into a queue actor. The driver reads it, so
+one process prints and writes to MLflow.
 """
 
 from __future__ import annotations
@@ -69,40 +71,59 @@ def train_on_ray(
     final: Final | None = None,
     deadline: Deadline | None = None,
 ) -> TrainResult:
-    """Train on ``train.num_workers`` workers of the connected Ray cluster; ``report`` is called on the driver with each
-    epoch's report, and with ``{"note": text}`` of what else is to be said.
+    """Train on ``train.num_workers`` workers of the connected Ray cluster.
 
-    ``start`` is where to begin, a fresh one by default; ``final`` makes it a training on all events instead. With
-    ``run.resume`` an interrupted training of the same configuration and data goes on from its newest checkpoint that is
-    whole. What earlier trainings have left in the run folder is removed when this one is done. Once ``stop`` is set,
-    the workers end at their next report and give their resources back, which a killed trainer does not. With a
-    ``deadline`` the training does what it can until then (see ``recsys.training.loop``).
+    With ``run.resume``, an interrupted training of the same configuration and data resumes from its
+    newest checkpoint that is not damaged. Files of earlier trainings in the run folder are removed
+    when this one is done.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration.
+    dataset : PreparedDataset
+        The dataset.
+    validate : Validate
+        Computes the validation metric.
+    report : Callable[[Report], None]
+        Called on the driver with the report of each epoch, and with ``{"note": text}`` for other
+        messages.
+    start : Start | None
+        Where the training starts; by default at random.
+    stop : threading.Event | None
+        Once it is set, the workers end at their next report and release their resources; killing
+        the trainer would not release them.
+    final : Final | None
+        If given, this is a training on all events (see ``recsys.training.final``).
+    deadline : Deadline | None
+        When the training must be done (see ``recsys.training.phases``).
 
     Raises
     ------
-        Stopped: ``stop`` was set.
+    Stopped
+        ``stop`` was set.
     ConfigError
-        more workers or GPUs are asked for than the cluster has.
+        The cluster has fewer workers or GPUs than requested.
     UserError
-        whatever the loop found wrong with data or configuration.
+        The loop found an error in the data or the configuration.
     """
     storage, digest = _storage(config), training_digest(config, dataset, start, final)
     earlier = find_checkpoints(storage, f"train-{digest}")
     finished = _finished(earlier)
     if not config.run.resume:
         if earlier and finished is None:
-            report({NOTE: "starting over, though --resume would go on with an interrupted training of the same kind"})
+            report({NOTE: "starting from scratch; --resume would continue an interrupted training of this kind"})
         earlier = []
     elif finished is not None:
         return finished
     use_gpu = _use_gpu(config)
     _check_cpus(config)
     name = run_name(digest)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default lets every report wait 2 s
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default delays every report by 2 s
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    beside = {"num_cpus": 0, "scheduling_strategy": here}  # not lost with a node that only trains
-    queue = Queue(actor_options=beside)
-    orders = None if stop is None else Queue(actor_options=beside)
+    on_driver = {"num_cpus": 0, "scheduling_strategy": here}  # so that they survive the loss of a training node
+    queue = Queue(actor_options=on_driver)
+    orders = None if stop is None else Queue(actor_options=on_driver)
     drain = _Drain(queue, report, stop, orders)
     drain.start()
     trainer = _Trainer(
@@ -116,7 +137,7 @@ def train_on_ray(
             "checkpoints": (storage, name, earlier),
             "orders": orders,
             "deadline": deadline or Deadline(),
-            "start": [] if start is None else [ray.put(start)],  # once through the object store, not in every call
+            "start": [] if start is None else [ray.put(start)],  # sent once, by the object store
             "final": [] if final is None else [ray.put(final)],
         },
         scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=use_gpu),
@@ -132,7 +153,7 @@ def train_on_ray(
         checkpoint = _fitted(trainer, storage, name)
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)  # Ray Train leaves its own there, which knows this training alone
+            signal.signal(signal.SIGINT, before)  # Ray Train leaves its own handler, which is for this training only
         drain.stop()
         for ended in filter(None, (queue, orders)):
             with suppress(Exception):
@@ -141,7 +162,7 @@ def train_on_ray(
         raise UserError(drain.user_error)
     if stop is not None and stop.is_set():
         raise Stopped
-    assert checkpoint is not None, "a training that ended well leaves its model in a checkpoint"
+    assert checkpoint is not None, "a finished training has its model in a checkpoint"
     if drain.failure is not None:
         warnings.warn(f"reports stopped reaching the driver's log: {drain.failure}", stacklevel=2)
     with checkpoint.as_directory() as folder:
@@ -151,7 +172,9 @@ def train_on_ray(
 
 
 class _Trainer(TorchTrainer):
-    """A trainer that leaves SIGINT to the command, whose exit code Ray Train's own handler would make 1."""
+    """A trainer that leaves SIGINT to the command; with the handler of Ray Train the exit code
+    would be 1.
+    """
 
     controller: Any = None
 
@@ -159,26 +182,30 @@ class _Trainer(TorchTrainer):
         self.controller = controller
 
     def abort(self) -> None:
-        """Release the workers; without it, what waits for them would hold a cluster's machines."""
+        """Release the workers; otherwise their pending requests would
+        keep machines of the cluster.
+        """
         if self.controller is not None:
-            with suppress(Exception):  # the controller ends itself, and an answer then never comes
+            with suppress(Exception):  # the controller exits, so it may never answer
                 ray.get(self.controller.abort.remote(), timeout=_ABORT_S)
 
 
 def _fitted(trainer: _Trainer, storage: str, name: str) -> Checkpoint | None:
-    """The last checkpoint, which carries the trained model; what a failed training has left half-written is removed.
+    """Train and return the last checkpoint, which holds the trained model; remove half-written ones
+    after a failure.
 
-    None where the workers ended before the first one, because of the user's mistake or because they were told to stop.
+    None if the workers ended before the first checkpoint, because of a user error or because they
+    were stopped.
 
     Raises
     ------
     StorageError
-        checkpoints cannot be written.
+        Checkpoints cannot be written.
     """
     try:
         checkpoint: Checkpoint | None = trainer.fit().checkpoint
     except TrainingFailedError as error:
-        with suppress(Exception):  # the place may still not answer
+        with suppress(Exception):  # the storage may still not answer
             for place in find_checkpoints(storage, name):
                 if not _is_whole(place):
                     remove(place)
@@ -186,7 +213,7 @@ def _fitted(trainer: _Trainer, storage: str, name: str) -> Checkpoint | None:
             with reaching(storage, "write checkpoints to"):
                 raise error.controller_failure from None
         raise
-    except RayActorError as error:  # the controller asks for the place before it could say how that failed
+    except RayActorError as error:  # the controller dies if the storage fails at its start; the cause is in the text
         told = next((line for line in reversed(str(error).splitlines()) if "OSError: " in line), "")
         if not told:
             raise
@@ -199,7 +226,9 @@ def _fitted(trainer: _Trainer, storage: str, name: str) -> Checkpoint | None:
 
 
 def _is_whole(place: str) -> bool:
-    """Whether a checkpoint is as it was written, that of a trained model or of a training."""
+    """Whether a checkpoint, of a trained model or of a running
+    training, is complete and undamaged.
+    """
     with Checkpoint(*reversed(filesystem_of(place))).as_directory() as name, suppress(ArtifactError):
         folder = Path(name)
         if (folder / MODEL_FOLDER).is_dir():
@@ -211,7 +240,9 @@ def _is_whole(place: str) -> bool:
 
 
 def _finished(checkpoints: list[str]) -> TrainResult | None:
-    """The model of a training that came to its end before its driver was lost; None where it is not whole."""
+    """The model of a training that finished before its driver was lost; None if it did not finish
+    or is damaged.
+    """
     if not checkpoints:
         return None
     with Checkpoint(*reversed(filesystem_of(checkpoints[0]))).as_directory() as folder, suppress(ArtifactError):
@@ -221,7 +252,7 @@ def _finished(checkpoints: list[str]) -> TrainResult | None:
 
 def _worker(settings: dict[str, Any]) -> None:
     """One worker of Ray Train."""
-    config = Config.model_validate(settings["config"])  # expanded on the driver already
+    config = Config.model_validate(settings["config"])  # already expanded on the driver
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     queue: Queue = settings["queue"]
@@ -242,7 +273,7 @@ def _worker(settings: dict[str, Any]) -> None:
                 _keep(parent, numbers, storage)
         if orders is not None:
             told = torch.tensor([rank == 0 and not orders.empty()], dtype=torch.float32)
-            if training.from_first(told).item():  # the first worker's word, so that all end at the same epoch
+            if training.from_first(told).item():  # by the first worker, so that all end at the same epoch
                 raise Stopped
 
     def note(text: str) -> None:
@@ -251,7 +282,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
     try:
         dataset = PreparedDataset(settings["dataset"])
-        resumed = ray.train.get_checkpoint()  # after a worker was lost; otherwise what an earlier driver left
+        resumed = ray.train.get_checkpoint()  # set after a worker was lost; otherwise use what an earlier driver left
         with tempfile.TemporaryDirectory() as parent:
             candidates = find_checkpoints(storage, name) if resumed is not None else earlier
             resume_from = first_sound(candidates, PROGRESS_FOLDER, Path(parent), note)
@@ -271,12 +302,12 @@ def _worker(settings: dict[str, Any]) -> None:
                 _keep(parent, {"finished": 1}, storage)
             else:
                 ray.train.report({"finished": 1})
-    except StorageError:  # may be over at the next try, of which there are train.max_failures
+    except StorageError:  # may be temporary: Ray Train tries again, train.max_failures times
         raise
-    except UserError as error:  # the same on every rank, and no better at a second try: tell the driver and end
+    except UserError as error:  # the same on every rank and at every try: tell the driver and end
         if rank == 0:
             queue.put({USER_ERROR: str(error)})
-    except Stopped:  # in order: Ray Train takes the workers down
+    except Stopped:  # an orderly end: Ray Train shuts the workers down
         return
 
 
@@ -286,18 +317,20 @@ def _keep(folder: str, numbers: Report, storage: str) -> None:
     Raises
     ------
     StorageError
-        what is wrong with the place.
+        The storage cannot be written to.
     """
     with reaching(storage, "write checkpoints to"):
         ray.train.report(numbers, checkpoint=Checkpoint.from_directory(folder))
 
 
 class Stopped(Exception):
-    """The training was told to stop."""
+    """The training was stopped on request."""
 
 
 class _Drain(threading.Thread):
-    """Hands the queue's reports to the driver's callback as they come, and the order to stop to the workers."""
+    """Passes reports from the queue to the driver's callback as they come, and the stop request to
+    the workers.
+    """
 
     def __init__(
         self,
@@ -330,7 +363,7 @@ class _Drain(threading.Thread):
             values = self.queue.get(block=timeout > 0, timeout=timeout or None)
         except Empty:
             return False
-        except Exception:  # the queue's actor is gone with the cluster
+        except Exception:  # the queue actor is gone with the cluster
             return False
         if USER_ERROR in values:
             self.user_error = values[USER_ERROR]
@@ -351,27 +384,29 @@ def _use_gpu(config: Config) -> bool:
     if config.train.use_gpu == "yes":
         raise ConfigError(
             f"train.use_gpu is yes and train.num_workers {config.train.num_workers}, but the Ray cluster has "
-            f"{available} GPUs; lower train.num_workers, set train.use_gpu to auto, or, where the cluster starts "
+            f"{available} GPUs; lower train.num_workers, set train.use_gpu to auto, or, if the cluster starts "
             "machines, give it time with ray.wait_s"
         )
     return False
 
 
 def _check_cpus(config: Config) -> None:
-    """Refuse more workers than the cluster has CPUs: Ray would wait for them without end."""
+    """Refuse more workers than the cluster has CPUs, as Ray would wait for them forever."""
     available = _await("CPU", config)
     if available < config.train.num_workers:
         raise ConfigError(
-            f"train.num_workers is {config.train.num_workers}, but the Ray cluster has {available} CPUs, one a worker "
-            "at least; lower train.num_workers, raise ray.num_cpus to share cores (local), or, where the cluster "
-            "starts machines, give it time with ray.wait_s"
+            f"train.num_workers is {config.train.num_workers}, but the Ray cluster has {available} CPUs, and each "
+            "worker needs one; lower train.num_workers, raise ray.num_cpus to share cores (local), or, if the "
+            "cluster starts machines, give it time with ray.wait_s"
         )
 
 
 def _await(resource: str, config: Config) -> int:
-    """How many the cluster has, as soon as there is one a worker, or when ``ray.wait_s`` is over.
+    """The amount of a resource in the cluster, as soon as there is one per worker, or when
+    ``ray.wait_s`` is over.
 
-    Asks an autoscaler for them, as Ray itself does only once the workers wait, which may be without end.
+    Asks the autoscaler for them, as Ray itself asks only once the workers wait, which may be
+    forever.
     """
     needed, last = config.train.num_workers, time.monotonic() + config.ray.wait_s
     asked = False
@@ -381,7 +416,7 @@ def _await(resource: str, config: Config) -> int:
             asked = True
         time.sleep(min(2.0, max(0.0, last - time.monotonic())))
     if asked:
-        request_resources(bundles=[])  # a wish that stays would keep the machines for ever
+        request_resources(bundles=[])  # an outstanding request would keep the machines forever
     return found
 
 
@@ -393,8 +428,8 @@ def _cluster(resource: str) -> int:
 def _settle_threads(
     asked: int, config: Config, dataset: PreparedDataset, resume_from: Path | None, note: Callable[[str], None]
 ) -> None:
-    """Threads of this worker: as asked for, as the interrupted training had them, whose numbers they round, or the
-    fastest.
+    """Set the threads of this worker: as requested, or as in the interrupted training (same
+    rounding), or the fastest.
     """
     if not asked and resume_from is not None:
         asked = load_checkpoint(resume_from, None)[2].threads
@@ -412,6 +447,8 @@ def _storage(config: Config) -> str:
 
 
 def _where(storage: str) -> dict[str, Any]:
-    """The place as Ray Train takes it; with our own filesystem for a URI, whose waiting has limits."""
+    """The arguments of Ray Train for the storage; a URI gets our own filesystem, which has
+    timeouts.
+    """
     filesystem, path = filesystem_of(storage)
     return {"storage_path": path, "storage_filesystem": filesystem} if is_remote(storage) else {"storage_path": path}

@@ -1,16 +1,20 @@
-"""The fusion's weights λ alone, fitted again to feedback on shown items; in seconds, with nothing else of the model.
+"""Fit only the fusion weights λ again, to feedback on shown items; the rest of the model stays.
+Takes seconds.
 
-Why: what users click, buy and skip tells which granularity spoke the truth (S5: feedback re-fits λ). The scores
-s_k(u, i) = z_k · a_i of every granularity are computed once; what is left is a logistic regression in K + 1 numbers,
+Why: what users click, buy and skip shows which granularity was predictive (S5: feedback re-fits λ).
+The scores s_k(u, i) = z_k · a_i of every granularity are computed once. What remains is a logistic
+regression in K + 1 numbers,
 
-    min  Σ_r c_r log(1 + exp(−y_r (b + Σ_k w_k s_rk))) / Σ_r c_r  +  m / 2R · Σ_k σ_k² (w_k − w⁰_k)²,   w ≥ 0,
+    min  Σ_r c_r log(1 + exp(−y_r (b + Σ_k w_k s_rk))) / Σ_r c_r
+         +  m / 2R · Σ_k σ_k² (w_k − w⁰_k)²,   w ≥ 0,
 
-y = ±1 liked or not, c_r how much the event counts, σ_k the spread of s_k. It is convex, so the answer depends on no
-start. w⁰ = g λ⁰ are today's weights on the scale g that suits the feedback best, and weigh as much as m rows. A common
-factor changes no ranking: λ come out with the sum of today's.
+y = ±1 liked or not, c_r the weight of the event, σ_k the standard deviation of s_k. It is convex,
+so the result does not depend on the start. w⁰ = g λ⁰ are the current weights on the scale g that
+fits the feedback best; they count as much as m rows. A common factor changes no ranking, so the new
+λ have the sum of the current ones.
 
-For ``gated`` the gate stays and its prior is fitted, by the same loss. Granularities that are fitted rather than
-trained (item_cf) come behind the others; their weights are numbers in every kind of fusion.
+For ``gated`` the gate stays and its prior is fitted with the same loss. Closed-form granularities
+(item_cf) come after the trained ones; their weights are plain numbers in every kind of fusion.
 
 Legend: R rows of feedback, K granularities.
 """
@@ -28,19 +32,19 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from recsys.data.histories import Array
 from recsys.fusion import Fusion, GatedFusion
 
-HELD_OUT = 0.2  # of the rows decide whether the fit is better
-_LEAST_SCALE = 0.1  # today's scores count this much at least (in their spread), however badly they fit
+HELD_OUT = 0.2  # share of the rows that decide whether the fit is better
+_LEAST_SCALE = 0.1  # least scale of the current scores (in standard deviations), however badly they fit
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Feedback as the fusion sees it."""
+    """Feedback in the form that the fusion reads."""
 
     shares_RK: Tensor  # float64: z_k · a_i, zero where missing
     present_RK: Tensor  # bool
-    gate_RK: Tensor  # float64: logits of the gate, of the trained granularities; unread where the fusion has none
+    gate_RK: Tensor  # float64: logits of the gate for the trained granularities; not read without a gate
     liked_R: Tensor  # float64: 1 or 0
-    counts_R: Tensor  # float64 > 0: how much a row counts
+    counts_R: Tensor  # float64 > 0: weight of the row
 
     def __len__(self) -> int:
         return len(self.liked_R)
@@ -54,7 +58,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Refit:
-    """Today's weights and the fitted ones, with their log-loss on held-out feedback."""
+    """The current and the fitted weights, with their log-loss on held-out feedback."""
 
     before_K: Tensor
     after_K: Tensor
@@ -64,16 +68,18 @@ class Refit:
 
     @property
     def better(self) -> bool:
-        """Better by more than the error of the comparison."""
+        """Whether the fitted weights are better by more than the
+        standard error of the comparison.
+        """
         return bool(self.after_K.isfinite().all()) and self.loss_before - self.loss_after > self.error
 
 
 def refit_fusion(
     fusion: Fusion, evidence: Evidence, prior_rows: float, seed: int, fitted_weights: Tensor | None = None
 ) -> Refit:
-    """Fit on four fifths of the feedback, judge on the fifth that a seed holds out.
+    """Fit on four fifths of the feedback and evaluate on the fifth that the seed holds out.
 
-    ``fitted_weights`` are today's of the fitted granularities.
+    ``fitted_weights`` are the current weights of the closed-form granularities.
     """
     order = np.random.default_rng(seed).permutation(len(evidence))
     held_out = max(int(len(evidence) * HELD_OUT), 1)
@@ -100,7 +106,7 @@ def refit_fusion(
 
 
 def today(fusion: Fusion) -> Tensor:
-    """λ_K, or the prior of a gate."""
+    """The current λ_K, or the prior of a gate."""
     if isinstance(fusion, GatedFusion):
         return fusion.prior_K.detach().double()
     everything = torch.ones(1, fusion.names_K, dtype=torch.bool)
@@ -108,7 +114,7 @@ def today(fusion: Fusion) -> Tensor:
 
 
 def _scores(evidence: Evidence, gated: bool, values_K: Tensor) -> Tensor:
-    """U · a_i of every row under other weights, or under another prior."""
+    """U · a_i of every row with other weights, or with another prior."""
     if not gated:
         return evidence.shares_RK @ values_K
     trained = evidence.gate_RK.shape[1]
@@ -126,7 +132,7 @@ def _mean_loss(evidence: Evidence, logits_R: Tensor) -> Tensor:
 
 
 def _calibrated(evidence: Evidence, gated: bool, values_K: Tensor) -> tuple[float, float]:
-    """The intercept and the scale ≥ 0 under which today's scores fit the feedback best."""
+    """The intercept and the scale ≥ 0 with which the current scores fit the feedback best."""
     scores_R = _scores(evidence, gated, values_K)
     spread = float(scores_R.std().clamp(min=1e-12))
 
@@ -155,10 +161,10 @@ def _fit_weights(evidence: Evidence, before_K: Tensor, scale: float, prior_rows:
 
 
 def _fit_prior(evidence: Evidence, before_K: Tensor, scale: float, prior_rows: float) -> tuple[float, float, Tensor]:
-    """Intercept, scale and prior, with the weights of the fitted granularities behind."""
+    """Intercept, scale and prior, followed by the weights of the closed-form granularities."""
     pull = prior_rows / len(evidence) / 2
     trained, num = evidence.gate_RK.shape[1], len(before_K)
-    unit_K = torch.ones(num, dtype=torch.float64)  # a prior is a pure number, a weight is none
+    unit_K = torch.ones(num, dtype=torch.float64)  # a prior has no unit, a weight has one
     unit_K[trained:] = scale * evidence.shares_RK.std(0)[trained:]
 
     def loss(x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Which checkpoint an interrupted training goes on from, when its driver is gone as well.
+"""Find the checkpoint from which an interrupted training resumes, when its driver is gone as well.
 
-Why not Ray Train's own resumption by a run's name: it takes a finished run's result for the new one's, knows nothing of
-the configuration and data behind a name, and has only the newest checkpoint, which may be the damaged one. Here a run's
-name carries the digest of all that decides its result, and checkpoints are tried from the newest on.
+Why not Ray Train's own resumption by the name of a run: it returns the result of a finished run as
+that of the new one, does not know the configuration and data behind a name, and has only the newest
+checkpoint, which may be the damaged one. Here the name of a run contains the digest of everything
+that decides its result, and checkpoints are tried from the newest to the oldest.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from recsys.training.build import Start
 from recsys.training.checkpoint import check_checkpoint
 from recsys.training.final import Final
 
-FREE = {"num_workers", "use_gpu", "threads", "max_failures", "final"}  # keys of train that any resumption may change
+FREE = {"num_workers", "use_gpu", "threads", "max_failures", "final"}  # keys of train that a resumption may change
 
 
 def training_digest(config: Config, dataset: PreparedDataset, start: Start | None, final: Final | None = None) -> str:
-    """Twelve hex digits of all that decides what a training gives: seed, model, training, validation, data, start;
-    and, of a training on all events, what the earlier one has chosen.
+    """Twelve hex digits over everything that decides the result of a training.
+
+    This is seed, model, training, validation, data and start, and, for a training on all events,
+    what the evaluated training chose.
     """
     decisive = {
         "seed": config.seed,
@@ -48,21 +51,25 @@ def training_digest(config: Config, dataset: PreparedDataset, start: Start | Non
 
 
 def run_name(digest: str) -> str:
-    """A name for Ray Train: of its own, as a name that finished once would be resumed as finished."""
+    """A unique name for Ray Train, which would return the result of a finished run of the same
+    name.
+    """
     return f"train-{digest}-{uuid.uuid4().hex[:8]}"
 
 
 def find_checkpoints(storage: str, name: str) -> list[str]:
-    """The checkpoints of the run ``train-DIGEST-…``, or of all runs ``train-DIGEST``, the newest first."""
+    """The checkpoints of the run ``train-DIGEST-…``, or of all runs ``train-DIGEST``; the newest
+    first.
+    """
     system, root = filesystem_of(storage)
     runs = [run for run in _folders(system, root) if f"{run.base_name}-".startswith(f"{name}-")]
     found = [one for run in runs for one in _folders(system, run.path) if one.base_name.startswith("checkpoint_")]
-    found.sort(key=lambda one: one.base_name, reverse=True)  # named by time
+    found.sort(key=lambda one: one.base_name, reverse=True)  # names begin with the time
     return [within(storage, one.path[len(root) :].lstrip("/")) for one in found]
 
 
 def forget_trainings(storage: str, keep: str = "") -> None:
-    """Remove what trainings have left under ``storage``, but for the run named ``keep``."""
+    """Remove what trainings have left under ``storage``, except for the run named ``keep``."""
     system, root = filesystem_of(storage)
     for run in _folders(system, root):
         if run.base_name.startswith("train-") and run.base_name != keep:
@@ -70,10 +77,19 @@ def forget_trainings(storage: str, keep: str = "") -> None:
 
 
 def first_sound(checkpoints: list[str], inside: str, parent: Path, note: Callable[[str], None]) -> Path | None:
-    """Copy the newest checkpoint that is whole to a folder in ``parent``; None when there is none.
+    """Copy the newest checkpoint that is not damaged to a folder in ``parent``; None if there is
+    none.
 
-    ``inside`` is the folder of the checkpoint within each of them. ``note`` is told which one it is, and of each that
-    is damaged and passed over.
+    Parameters
+    ----------
+    checkpoints : list[str]
+        Places of the checkpoints, the newest first.
+    inside : str
+        The folder of the checkpoint within each place.
+    parent : Path
+        An existing local folder.
+    note : Callable[[str], None]
+        Gets a line for each damaged checkpoint, and for the one that is used.
     """
     for number, place in enumerate(checkpoints):
         system, path = filesystem_of(place)
@@ -85,9 +101,9 @@ def first_sound(checkpoints: list[str], inside: str, parent: Path, note: Callabl
         try:
             check_checkpoint(folder)
         except ArtifactError as error:
-            note(f"{place}: {error}; trying the one before")
+            note(f"{place}: {error}; trying the one before it")
             continue
-        note(f"going on from {place}")
+        note(f"resuming from {place}")
         return folder
     return None
 

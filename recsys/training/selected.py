@@ -1,7 +1,8 @@
-"""A model made again from its trainable weights: as it was chosen on validation, or of the events through another part.
+"""Build a model from its trainable weights: as selected on validation, or with the events through
+another split.
 
-Why: whatever is chosen or measured on validation needs a model that has not been trained on it. The refit's weights
-have been; those that ``train`` keeps beside them (``selected.safetensors``) have not.
+Why: what is chosen or measured on validation needs a model that was not trained on it. The weights
+of the refit were; those that ``train`` stores in addition (``selected.safetensors``) were not.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from recsys.training.context import Report
 from recsys.training.pruned import KEPT, names_of, scale, silenced, transplant
 from recsys.training.user_clusters import STRATA
 
-STACK: Final = "stack"  # the name of the members' weights among a training's choices
+STACK: Final = "stack"  # key of the members' weights in the training's choices
 
 
 def assemble(
@@ -37,23 +38,25 @@ def assemble(
     choices: Report,
     inputs: Mapping[str, Any] | None = None,
 ) -> FrozenModel:
-    """The model of these weights, with its graphs and fitted granularities made of the events through ``through``.
+    """The model with these weights, and with graphs and closed-form granularities of the events
+    through ``through``.
 
     Parameters
     ----------
     config : Config
-        of the model; it may have fitted granularities that the training did not know.
+        The configuration of the model; it may have closed-form granularities that the training did
+        not have.
     dataset : PreparedDataset
-        that the weights were trained on.
+        The dataset on which the weights were trained.
     through : Split
-        the last part whose events are read.
+        The last split whose events are read.
     weights : dict[str, Tensor]
-        the trainable state (``TrainResult.weights`` or ``selected``), names beginning with ``model.``.
+        The trainable state (``TrainResult.weights`` or ``selected``); names begin with ``model.``.
     choices : Report
-        of the training, and the weights of the members where stacking has chosen them.
+        The choices of the training, with the weights of the members if stacking chose them.
     inputs : Mapping[str, Any] | None
-        what the weights fixed of the shapes of signals, where they come from an earlier model; as the events
-        fix them otherwise.
+        ``ModelSizes.inputs`` of an earlier model if the weights come from one; otherwise they
+        follow from the events.
     """
     config = with_constants(config, choices)
     apart = _apart(config, dataset, through, weights, choices)
@@ -86,7 +89,7 @@ def assemble(
 def _apart(
     config: Config, dataset: PreparedDataset, through: Split, weights: dict[str, Tensor], choices: Report
 ) -> dict[str, FrozenModel]:
-    """The models that were trained apart and have a weight, or none yet, by signal."""
+    """The separately trained models by signal, without those to which stacking gave no weight."""
     members = choices.get(STACK, {}).get("members", {})
     found = {}
     for name, section in sections(config).items():
@@ -101,21 +104,22 @@ def _apart(
 
 
 def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResult) -> FrozenModel:
-    """The model of training events alone, with the shares of λ that its training kept: what that silenced is untrained.
+    """The model of training events only, with the pruning of its training; pruned granularities are
+    untrained.
 
-    It is the trained model itself where ``train.refit`` was false. Fitted granularities are fitted again, to training
-    events.
+    With ``train.refit`` false it is the trained model itself. Closed-form granularities are fitted
+    again, to training events.
 
     Raises
     ------
     ArtifactError
-        the training left no such weights.
+        The training left no such weights.
     """
     if not trained.refit:
         return trained.frozen
     if trained.selected is None:
         raise ArtifactError(
-            f"the model was trained again on validation events (train.refit), and the weights of before ({SELECTED}) "
-            "are not there: an earlier release trained it; run `recsys train` again"
+            f"the model was trained again on validation events (train.refit), and the weights before that ({SELECTED}) "
+            "are missing: an earlier release trained it; run `recsys train` again"
         )
     return assemble(config, dataset, Split.TRAIN, trained.selected, trained.choices)

@@ -1,6 +1,7 @@
-"""The loss of one step: view of the items, states of the granularities, user vectors, softmax.
+"""The loss of one step: item vectors, states of the granularities, user vectors, softmax.
 
-Legend: B queries, P pairs, S items in view, N items, C candidates (items that are targets or negatives), M negatives.
+Legend: B queries, P pairs, S items in view, N items, C candidates (items that are targets or
+negatives), M negatives.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from recsys.model import MultigrainModel
 
 
 class StepLoss(nn.Module):
-    """Summed loss of a worker's rows. Negatives are drawn from the step's key, so all workers share them."""
+    """Summed loss of a worker's rows. Negatives are drawn by the key of the step, so all workers
+    have the same ones.
+    """
 
     def __init__(self, model: MultigrainModel, graphs: Graphs, config: LossConfig, dataset: PreparedDataset) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class StepLoss(nn.Module):
             config.popularity_power
         )
         trained_N = model.tower.trained_N.cpu() > 0
-        if not config.new_items:  # as negatives alone they would be pushed away from everyone, by what their text says
+        if not config.new_items:  # as negatives only, their text would push them away from all users
             weight_N = weight_N * trained_N
         self.candidates_C = None if config.new_items else torch.nonzero(trained_N).squeeze(1)
         self.q_N = weight_N / weight_N.sum()  # stays on the CPU, where the negatives are drawn
@@ -41,6 +44,7 @@ class StepLoss(nn.Module):
         self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature)
 
     def forward(self, batch: Batch, key: StepKey) -> Tensor:
+        """The summed loss of a batch; ``key`` seeds its negatives."""
         negatives_M, log_q_M, ids_S = None, None, None
         if self.num_negatives:
             drawn_M = self._draw(key)
@@ -62,7 +66,7 @@ class StepLoss(nn.Module):
         return self.sum(*parts, negatives_M, log_q_M)
 
     def _candidates(self, vectors_ND: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor]:
-        """The items that the full softmax is over, and the targets numbered by them."""
+        """The items of the full softmax, and the targets renumbered to them."""
         if self.candidates_C is None:
             return vectors_ND, targets_P
         candidates_C = self.candidates_C.to(targets_P.device)
@@ -80,7 +84,7 @@ class StepLoss(nn.Module):
         return torch.multinomial(self.q_N, self.num_negatives, replacement=True, generator=generator)
 
     def _narrow(self, batch: Batch, negatives_M: Tensor, key: StepKey) -> tuple[Tensor, Batch, Tensor]:
-        """The items that the step speaks about, and batch and negatives numbered by them."""
+        """The items that the step uses, and batch and negatives renumbered to them."""
         named_S = torch.unique(torch.cat([batch.history_UL.flatten(), batch.targets_P, negatives_M]))
         ids_S = self.model.widen(named_S, self.graphs, key)
         assert ids_S is not None, "of some items come some"

@@ -1,10 +1,10 @@
-"""How many CPU threads compute fastest here, measured in about a second.
+"""Find the number of CPU threads that is fastest on this machine, measured in about a second.
 
-Why not all cores: threads of one step wait for each other, actively. Where other programs are at work, or the steps are
-small, two threads have taken 2 to 20 times as long as one, and a machine does not say which it is. So a step of about
-the size of the training's is timed with each number of threads, by turns, so that a noisy moment meets all of them.
-Where several times as many programs as there are cores want to run, one thread is taken at once: the timing itself took
-half a minute there.
+Why not all cores: threads of one step wait for each other by spinning. With other programs running,
+or with small steps, two threads took 2 to 20 times as long as one, and this cannot be known in
+advance. So a step of about the size of a training step is timed with each number of threads, in
+turns, so that noise hits all of them alike. If several times as many programs as cores want to run,
+one thread is used without timing: the timing itself took half a minute there.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 
 from recsys.config import Config
 
-_SECONDS: Final = 1.0  # of all timings together; a step that is under way ends later
+_SECONDS: Final = 1.0  # for all timings together; a running step may end later
 _ROUNDS: Final = 9  # at most
-_BUSY: Final = 3.0  # programs a core that want to run
-_SLACK: Final = 0.10  # of the fastest time, within which fewer threads are taken
+_BUSY: Final = 3.0  # runnable programs per core above which nothing is timed
+_SLACK: Final = 0.10  # fewer threads are used if they are within this share of the fastest time
 _MAX_ROWS: Final = 64
 _MAX_LENGTH: Final = 50
 _MAX_WIDTH: Final = 256
@@ -31,7 +31,7 @@ _CANDIDATES: Final = 4096  # items that are scored
 
 
 def usable_threads(share: int = 1) -> int:
-    """The cores that this process may use, where ``share`` processes use them."""
+    """The number of cores that this process may use if ``share`` processes share them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // share)
 
@@ -49,7 +49,7 @@ def choose(seconds: Mapping[int, float]) -> int:
 
 
 def numbers(most: int) -> list[int]:
-    """What is tried: one, two, three, four, then steps of a half, and the most.
+    """The numbers of threads to try: one to four, then steps of a half, and the most.
 
     >>> numbers(2), numbers(16)
     ([1, 2], [1, 2, 3, 4, 6, 9, 13, 16])
@@ -61,7 +61,9 @@ def numbers(most: int) -> list[int]:
 
 
 def timed(tried: Sequence[int], step: Callable[[], None], clock: Callable[[], float]) -> dict[int, float]:
-    """The median seconds of a step with each number of threads; the process keeps the number that it had."""
+    """The median seconds of a step with each number of threads; restores the number of threads of
+    the process.
+    """
     before, started = torch.get_num_threads(), clock()
     found: dict[int, list[float]] = {threads: [] for threads in tried}
     try:
@@ -80,7 +82,9 @@ def timed(tried: Sequence[int], step: Callable[[], None], clock: Callable[[], fl
 
 
 def step_like(rows: int, length: int, width: int, items: int) -> Callable[[], None]:
-    """A step of the shape of a training's: mixing a history, scoring items, softmax, and back."""
+    """A step with the shape of a training step: mix a history, score
+    items, softmax, and backward.
+    """
     draws = torch.Generator().manual_seed(0)
     history_BLD = torch.randn(rows, length, width, generator=draws)
     items_ND = torch.randn(items, width, generator=draws, requires_grad=True)
@@ -98,7 +102,9 @@ def step_like(rows: int, length: int, width: int, items: int) -> Callable[[], No
 
 
 def waiting_programs() -> float:
-    """How many programs of the machine wanted to run, over the last minute; 0 where nobody counts them."""
+    """The mean number of runnable programs over the last minute; 0 if the system does not count
+    them.
+    """
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
@@ -111,14 +117,18 @@ def _measured(most: int, shape: tuple[int, int, int, int]) -> tuple[int, dict[in
 
 
 def asked_threads(config: Config) -> int:
-    """Threads that are asked for, by ``train.threads`` or else by OMP_NUM_THREADS; 0: the fastest."""
+    """The requested number of threads, by ``train.threads`` or else by OMP_NUM_THREADS; 0: the
+    fastest.
+    """
     told = os.environ.get("OMP_NUM_THREADS", "")
     return config.train.threads or (int(told) if told.isascii() and told.isdigit() else 0)
 
 
 def fastest_threads(config: Config, num_items: int, most: int) -> tuple[int, str]:
-    """The fewest threads up to ``most`` that are as good as the fastest, and a line that says why; measured once in a
-    process. ``num_items`` are those of the catalogue.
+    """The fewest threads up to ``most`` that are as good as the fastest, and a line with the
+    reason.
+
+    Measured once in a process. ``num_items`` is the size of the catalogue.
     """
     if most <= 1:
         return 1, ""
@@ -130,13 +140,15 @@ def fastest_threads(config: Config, num_items: int, most: int) -> tuple[int, str
     )
     threads, seconds = _measured(most, shape)
     if not seconds:
-        return 1, f"1 of {most} threads, as several times as many programs want to run; train.threads sets it"
+        return 1, f"1 of {most} threads, as the machine is busy with other programs; train.threads sets it"
     took = ", ".join(f"{number}: {1000 * of:.1f} ms" for number, of in seconds.items())
     return threads, f"{threads} of {most} threads, as measured on a step of this shape ({took}); train.threads sets it"
 
 
 def settle_threads(config: Config, num_items: int, say: Callable[[str], None]) -> None:
-    """Let torch compute in this process with the threads that are asked for, or the fastest; says which, once."""
+    """Set the threads of torch in this process to the requested or the fastest number; says which,
+    once.
+    """
     threads, why = asked_threads(config), ""
     if not threads:
         known = _measured.cache_info().misses

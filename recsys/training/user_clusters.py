@@ -1,5 +1,7 @@
-"""Strata around training: how many there are, chosen on validation before the first epoch; and fitting them again to
-newer events in a trained model, of which nothing else changes.
+"""User clusters (strata): choose their number on validation before training, and refit them in a
+trained model.
+
+The refit fits them to newer events; nothing else in the model changes.
 
 Legend: B queries, P validation targets, K strata, N items, T width of the vectors, D model width.
 """
@@ -35,28 +37,31 @@ from recsys.training.build import build_graphs
 from recsys.training.context import TrainContext
 
 STRATA: Final = "strata"
-_STEPS, _LR = 100, 0.05  # of the prototypes' re-estimation
-_MAX_ROWS, _ROWS = 4096, 64  # users it reads, and in a step
-_RIDGE: Final = 0.1  # nats for moving every prototype by its own size
+_STEPS, _LR = 100, 0.05  # of the re-estimation of the prototypes
+_MAX_ROWS, _ROWS = 4096, 64  # users that it reads, in all and per step
+_RIDGE: Final = 0.1  # penalty in nats for moving every prototype by its own size
 
 
 def choose_strata(config: Config, dataset: PreparedDataset, context: TrainContext) -> dict[str, Any]:
-    """The number of strata under which validation is most likely.
+    """Choose the number of clusters with the highest likelihood of the validation events.
 
-    For each candidate K, strata are fitted on training events, each gets the item distribution of its users,
+    For each candidate K, clusters are fitted on training events; each gets the item distribution of
+    its users,
 
         q_k(i) = (Σ_u p(k|u) c_ui + N π(i)) / (Σ_iu p(k|u) c_ui + N),    π: popularity,
 
-    and the score is the mean of log Σ_k p(k|u) q_k(i) over the validation targets (u, i). Nothing is trained, so the
-    choice takes seconds and sees no test event. Users are compared as the granularity does; without text by a singular
-    value decomposition of the training choices, since item vectors are not learned yet.
+    and the score is the mean of log Σ_k p(k|u) q_k(i) over the validation targets (u, i). Nothing
+    is trained, so the choice takes seconds and sees no test event. Users are compared as the
+    granularity does; without text by a singular value decomposition of the training choices, since
+    item vectors are not learned yet.
 
-    Returns ``{chosen, score, candidates: {K: score}, popularity: score}``; one candidate is taken as it is.
+    Returns ``{chosen, score, candidates: {K: score}, popularity: score}``; a single candidate is
+    used without a search.
 
     Raises
     ------
     ConfigError
-        every candidate has more strata than there are users.
+        Every candidate has more clusters than there are users.
     """
     section = config.model.granularities.stratum
     candidates = sorted(set(section.num_strata))
@@ -70,7 +75,7 @@ def choose_strata(config: Config, dataset: PreparedDataset, context: TrainContex
     if not possible:
         raise ConfigError(
             f"model.granularities.stratum.num_strata {candidates}: only {len(users)} users have a training event with "
-            "a vector; give a smaller number, or switch stratum off"
+            "a vector; set a smaller number, or disable stratum"
         )
     users_P, items_P = _targets(dataset, users)
     popularity_N = graphs.degree_N.double().numpy() + 1
@@ -80,7 +85,7 @@ def choose_strata(config: Config, dataset: PreparedDataset, context: TrainContex
         strata = fit_strata(users, number, section.method, config.seed)
         scores[number] = _log_likelihood(strata, users, popularity_N, section.temperature, (users_P, items_P))
     best = max(scores, key=lambda number: (scores[number], -number))
-    chosen = int(context.from_first(torch.tensor(best)))  # rounding must not part the workers
+    chosen = int(context.from_first(torch.tensor(best)))  # rounding must not make workers differ
     baseline = float(np.log(popularity_N[items_P]).mean()) if len(items_P) else 0.0
     return {
         "chosen": chosen,
@@ -91,7 +96,7 @@ def choose_strata(config: Config, dataset: PreparedDataset, context: TrainContex
 
 
 def _unit_vectors(config: Config, dataset: PreparedDataset, graphs: Graphs) -> Array:
-    """Unit vectors of the items by which users are compared before training: [N, T]."""
+    """Unit vectors of the items, by which users are compared before training: [N, T]."""
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     if config.model.granularities.stratum.input == "text" and text_NT.shape[1]:
         return normalize(whiten(text_NT, config.model.item.text_whiten), dim=1).numpy()
@@ -132,24 +137,26 @@ def _log_likelihood(
 def refit_strata(
     config: Config, dataset: PreparedDataset, frozen: FrozenModel, through: Split = Split.VALID
 ) -> FrozenModel:
-    """A copy of a trained model whose strata are fitted on the events of ``dataset`` through ``through``.
+    """A copy of a trained model whose strata are fitted on the events of ``dataset`` through
+    ``through``.
 
-    Centroids are fitted anew and numbered as before, so that prototypes keep their meaning; the prototypes then take a
-    few steps of the softmax loss under the new memberships, held near what they were. No other weight changes.
-    ``dataset`` must begin with the items of the model, in its order; it may have newer events and more users. Events of
-    items behind the model's are left out.
+    Centroids are fitted again and numbered as before, so that prototypes keep their meaning. The
+    prototypes are then trained for a few steps of the softmax loss with the new memberships, with a
+    penalty for moving. No other weight changes. The first items of ``dataset`` must be those of the
+    model, in its order; it may have newer events and more users. Events on newer items are left
+    out.
 
     Raises
     ------
     ConfigError
-        the model has no stratum, or the dataset fewer items than the model.
+        The model has no granularity stratum, or the dataset has fewer items than the model.
     """
     if "stratum" not in frozen.names:
-        raise ConfigError("the model has no granularity stratum to fit again; train one with it enabled")
+        raise ConfigError("the model has no granularity stratum to fit again; train a model with stratum enabled")
     if dataset.num_items < frozen.sizes.num_items:
         raise ConfigError(
-            f"the dataset has {dataset.num_items} items, the model {frozen.sizes.num_items}: it is not the data of the "
-            "model grown by newer events; prepare it with the ids of the model, or run `recsys train`"
+            f"the dataset has {dataset.num_items} items, the model {frozen.sizes.num_items}: it is not the "
+            "data of the model plus newer events; prepare it with the ids of the model, or run `recsys train`"
         )
     encoders = copy.deepcopy(frozen.encoders)
     kept = frozen.items, frozen.states, frozen.popularity_N, frozen.rating_head
@@ -170,12 +177,14 @@ def refit_strata(
 
 
 def stratum_of(model: FrozenModel) -> Stratum | None:
-    """The model's stratum, where it has one."""
+    """The module of the granularity stratum; None if the model does not have it."""
     return next((module for _, module in model.encoders.each() if isinstance(module, Stratum)), None)
 
 
 def _reestimate(config: Config, dataset: PreparedDataset, model: FrozenModel, module: Stratum, through: Split) -> None:
-    """Steps of the softmax loss on the prototypes and the scale of the scores, everything else as it is."""
+    """Train only the prototypes and the scale of the scores, with
+    some steps of the softmax loss.
+    """
     model.encoders.eval()
     before_KD = module.prototypes_KD.detach().clone()
     size = before_KD.square().mean().sqrt().clamp(min=1e-6)
@@ -198,7 +207,9 @@ def _reestimate(config: Config, dataset: PreparedDataset, model: FrozenModel, mo
 
 @torch.no_grad()
 def _frozen_parts(model: FrozenModel, module: Stratum, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ λ z of the other granularities [B, D], λ of the stratum [B, 1] and the memberships [B, K]."""
+    """Σ λ z of the other granularities [B, D], λ of the stratum [B,
+    1] and the memberships [B, K].
+    """
     z_BKD, present_BK = model.encoders.encode(batch, model.items, model.states)
     _, weights_BK = model.encoders.fusion(z_BKD, present_BK)
     place = model.names.index("stratum")
@@ -220,12 +231,14 @@ def _loss(config: Config, users_BD: Tensor, items_ND: Tensor, batch: Batch, draw
 
 
 def _batches(config: Config, dataset: PreparedDataset, through: Split, sizes: ModelSizes) -> Iterator[Batch]:
-    """Users with their newest events, a part of them where they are many, over and over."""
+    """Yield batches of users with their newest events, without end; a sample of the users if there
+    are many.
+    """
     least, parts, left = 2 if dataset.manifest.ordered else 1, [], _MAX_ROWS
     for shard in dataset.shards():
         seen = shard.through(through)
         seen = seen.where(seen.items_E < sizes.num_items)
-        newer_U = seen.users_U >= sizes.num_users  # nobody to the other granularities
+        newer_U = seen.users_U >= sizes.num_users  # unknown users for the other granularities
         seen = replace(seen, users_U=np.where(newer_U, -1, seen.users_U).astype(np.int32))
         parts.append(seen.take(np.flatnonzero(seen.lengths_U >= least)[:left]))
         left -= len(parts[-1])

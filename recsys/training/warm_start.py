@@ -1,9 +1,11 @@
-"""Warm start: the weights of an earlier model, grown to a dataset that continues the earlier one's.
+"""Warm start: the weights of an earlier model, extended to a dataset that continues the earlier
+dataset.
 
-Why: retraining from nothing on every new partition costs hours; a model that keeps what it knows needs a few epochs.
-Old users, items, event types, entities and relations keep their dense ids (see ``Vocabulary``), so one rule serves
-every parameter: equal shape is copied; a table whose first axis grew as one of these vocabularies did keeps its old
-rows and starts the new ones as a fresh model does. Legend: E events.
+Why: training from scratch on every new partition takes hours; from the earlier weights, a few
+epochs are enough. Old users, items, event types, entities and relations keep their dense ids (see
+``Vocabulary``), so one rule covers every parameter: with an equal shape it is copied; a table whose
+first axis grew like one of these vocabularies keeps its old rows, and its new rows are those of a
+fresh model. Legend: E events.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from recsys.model import FrozenModel, dump_sizes
 from recsys.training.build import Start, build_model, model_sizes
 from recsys.training.loop import Validate, seed_everything
 
-VOCABULARIES = ("num_users", "num_items", "num_types")  # of ModelSizes; ids that stay
+VOCABULARIES = ("num_users", "num_items", "num_types")  # of ModelSizes; their dense ids stay
 _SETTINGS = {
     "text_width": "the language model (data.text.model) or model.item.text_whiten",
     "ordered": "the order of the data (data.order)",
@@ -38,23 +40,24 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Earlier:
-    """A trained model to go on from."""
+    """A trained model to continue from."""
 
     weights: dict[str, Tensor]  # of the trainable model, see ``TrainResult``
     sizes: ModelSizes
-    text_identity: str = ""  # of the language model behind its text vectors; empty: unknown
+    text_identity: str = ""  # of the language model of its text vectors; empty if unknown
 
 
 def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tuple[Start, list[str]]:
-    """Where a training on ``dataset`` starts from, and the parameters that start anew.
+    """The start of a training on ``dataset``, and the names of the parameters that start at random.
 
-    Axes of text and media, the coding of attributes and the number of strata stay those of the earlier model, as its
-    weights mean nothing under others: a category that is new counts as unknown until a model is trained anew.
+    Axes of text and media, the coding of attributes and the number of user clusters stay those of
+    the earlier model, as its weights are valid only for them. So a new category counts as unknown
+    until a model is trained from scratch.
 
     Raises
     ------
     ArtifactError
-        the data or a setting behind the shapes is not the earlier model's.
+        The data, or a setting that decides shapes, is not that of the earlier model.
     """
     seed_everything(config.seed)
     reads = Start(earlier.weights, earlier.sizes.inputs)
@@ -63,13 +66,13 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
     for name, meaning in _SETTINGS.items():
         if before[name] != now[name]:
             raise ArtifactError(
-                f"the model to go on from has {name} {before[name]}, this dataset gives {now[name]}: {meaning} "
-                "differs; prepare the data as the model was trained, or train anew with `recsys run`"
+                f"the model to continue from has {name} {before[name]}, this dataset gives {now[name]}: {meaning} "
+                "differs; prepare the data as for the model, or train from scratch with `recsys run`"
             )
     ids = [(before[name], now[name]) for name in VOCABULARIES]
     for name, section in config.model.granularities.enabled().items():
         sides = [side.inputs.get(section.signal) for side in (earlier.sizes, sizes)]
-        if all(side is not None for side in sides):  # a granularity may come or go
+        if all(side is not None for side in sides):  # a granularity may be added or removed
             cls = granularity_class(name, section)
             if not cls.vocabularies(sides[1]):
                 _check_same(section.signal, cls, *sides)
@@ -77,15 +80,15 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
     reader = str(dataset.manifest.text.get("identity", ""))
     if earlier.text_identity and reader and earlier.text_identity != reader:  # of equal width, or refused above
         raise ArtifactError(
-            f"the model to go on from reads texts by the language model {earlier.text_identity}, this dataset by "
-            f"{reader}, whose vectors mean something else; set data.text.model to the model's and prepare the data "
-            "again, or train anew with `recsys run`"
+            f"the model to continue from uses the language model {earlier.text_identity}, this dataset {reader}, whose "
+            "vectors differ; set data.text.model to that of the model and prepare the data again, or train from "
+            "scratch with `recsys run`"
         )
     model = build_model(config, dataset, Split.VALID, start=reads)
     fresh = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     fresh["log_scale"] = torch.tensor(-math.log(config.train.loss.temperature))
     weights = dict(earlier.weights)
-    if not config.train.loss.learn_temperature:  # then it is a setting, of which today's counts
+    if not config.train.loss.learn_temperature:  # then it is a setting, and the new one applies
         weights["log_scale"] = fresh["log_scale"]
     found, anew = grow(weights, fresh, ids)
     names = tuple(name for name, _ in model.encoders.each())
@@ -93,39 +96,40 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
 
 
 def _check_same(signal: str, cls: type[Granularity], before: Any, now: Any) -> None:
-    """Refuse a signal of another shape than the earlier model's.
+    """Refuse a signal whose shape differs from that of the earlier model.
 
     Raises
     ------
     ArtifactError
-        with both shapes.
+        The shapes differ.
     """
     if before != now:
         had, has = cls.described(before), cls.described(now)
         raise ArtifactError(
-            f"the model to go on from reads the {signal} {had}, this dataset has {has}: data.{signal} differs; prepare "
-            "the data as the model was trained, or train anew with `recsys run`"
+            f"the model to continue from reads the {signal} {had}, this dataset has {has}: data.{signal} differs; "
+            "prepare the data as for the model, or train from scratch with `recsys run`"
         )
 
 
 def grow(
     old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], vocabularies: Iterable[tuple[int, int]]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """``fresh`` with all that ``old`` knows; the names of what starts anew.
+    """``fresh`` with the values of ``old`` copied in, and the names of the parameters that ``old``
+    does not have.
 
     Parameters
     ----------
     old : Mapping[str, Tensor]
-        weights of the earlier model.
+        Weights of the earlier model.
     fresh : Mapping[str, Tensor]
-        weights of a new one for the new data.
+        Weights of a fresh model for the new data.
     vocabularies : Iterable[tuple[int, int]]
-        how long every vocabulary was, and is.
+        Length of every vocabulary before and now.
 
     Raises
     ------
     ArtifactError
-        a parameter has another shape, and no vocabulary has grown so.
+        A parameter has another shape, and no vocabulary has grown in this way.
     """
     grown = set(vocabularies)
     found, anew = {}, []
@@ -140,8 +144,8 @@ def grow(
             found[name] = torch.cat([earlier.to(tensor.dtype).cpu(), tensor[len(earlier) :]])
         else:
             raise ArtifactError(
-                f"{name} has the shape {list(tensor.shape)} for this data and {list(earlier.shape)} in the model to go "
-                "on from, and no vocabulary has grown so; train anew with `recsys run`"
+                f"{name} has the shape {list(tensor.shape)} for this data and {list(earlier.shape)} in the model to "
+                "continue from, and no vocabulary has grown in this way; train from scratch with `recsys run`"
             )
     return found, anew
 
@@ -151,38 +155,40 @@ def grow(
 
 @dataclass(frozen=True)
 class NewerOnly:
-    """Validation by users whose validation events are all new to the earlier model.
+    """Validation on users whose validation events are all new to the earlier model.
 
-    Why: the earlier model was trained on others, and would choose to stay as it is by what it has by heart.
+    Why: the earlier model was trained on the other validation events. On these it scores best
+    unchanged, as it has memorised them.
     """
 
     validate: Validate
-    newer_V: Array  # bool, of every user
+    newer_V: Array  # bool, for every user
 
     def asked(self, queries: Queries) -> Queries:
         """The queries of these users."""
         return queries.take(np.flatnonzero(self.newer_V[queries.histories.users_U]))
 
     def __call__(self, model: FrozenModel, queries: Queries) -> Array:
+        """The metric of every query of these users that has a value: [B]."""
         kept = self.asked(queries)
         return self.validate(model, kept) if len(kept) else np.zeros(0)
 
 
 def newer_users(dataset: PreparedDataset, trained: Histories) -> Array:
-    """Users whose validation events an earlier model was not trained on: bool, one a user.
+    """Users whose validation events an earlier model was not trained on: bool, one per user.
 
     Parameters
     ----------
     dataset : PreparedDataset
-        what the model is to be trained on now.
+        The dataset of the next training.
     trained : Histories
-        the events that the earlier model was trained on, by the same dense ids.
+        The events on which the earlier model was trained, with the same dense ids.
 
     Raises
     ------
     DataError
-        test events that it was trained on, which would make every number of the evaluation untrue, or
-        no validation event that is new.
+        It was trained on test events, which would make every figure of the evaluation invalid, or
+        no user has only new validation events.
     """
     known = np.unique(event_keys(trained))
     newer_V = np.zeros(dataset.num_users, dtype=bool)
@@ -197,13 +203,13 @@ def newer_users(dataset: PreparedDataset, trained: Histories) -> Array:
         num_new += int((is_valid_E & ~is_known_E).sum())
     if num_leaked:
         raise DataError(
-            f"{num_leaked:,} of the {num_test:,} test events of this split were training events of the model to go on "
-            "from, so that no evaluation could be trusted; an update needs a split that moves forward in time "
+            f"{num_leaked:,} of the {num_test:,} test events of this split were training events of the model to "
+            "continue from, so the evaluation would be invalid; an update needs a split that moves forward in time "
             "(data.split.kind temporal or leave-last on ordered data, or given)"
         )
     if not newer_V.any():
         raise DataError(
-            f"no user has validation events that are all new to the model to go on from ({num_new:,} new ones in all): "
-            "there is nothing to update on; give newer events in data.source"
+            f"no user has validation events that are all new to the model to continue from ({num_new:,} new ones in "
+            "all): there is nothing to update on; give newer events in data.source"
         )
     return newer_V

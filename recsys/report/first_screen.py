@@ -1,0 +1,88 @@
+"""The first screen of the report, for a product manager: for whom the model is better, examples,
+and what it cost.
+
+Why a separate screen: a product manager decides from it; everything below it is for engineers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from recsys.data.dataset import Manifest
+from recsys.report.wording import segment_name
+
+_USER_GROUPS: Final = ("history", "friends", "users", "cold")  # of the segments; the others are groups of targets
+_PHRASES: Final = {
+    ("history", "0"): "users without a history",
+    ("friends", "with friends"): "users with friends",
+    ("friends", "without friends"): "users without friends",
+    ("users", "known users"): "users who were in training",
+    ("cold", "cold users"): "users with few training events",
+    ("cold", "other users"): "users with more training events",
+}
+_NUM_EXAMPLES: Final = 3
+_NUM_TITLES: Final = 5
+
+
+def best_baseline(evaluation: Mapping[str, Any]) -> str | None:
+    """The baseline with the highest main metric on test: the best one of the charts; None without
+    baselines.
+
+    It is the strictest choice. Earlier evaluations name only the best one on validation.
+    """
+    comparison = evaluation["comparison"]
+    found: str | None = comparison.get("best_on_test") or comparison.get("best_baseline")
+    return found
+
+
+def for_whom(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Segments of users by their paired difference to the best baseline: better, even and worse.
+
+    Each entry has ``name``, ``queries`` and ``percent``, the difference in percent of the
+    baseline's value (None where that is zero). None without a baseline, or for an evaluation of an
+    earlier release, which has no such differences.
+    """
+    best, metric = best_baseline(evaluation), evaluation["metric"]
+    found: dict[str, list[dict[str, Any]]] = {"better": [], "even": [], "worse": []}
+    for group in _USER_GROUPS:
+        labels = evaluation["segments"].get(group, {})
+        for label, entry in labels.items() if len(labels) > 1 else ():  # a single segment is all users
+            against = entry.get("against", {}).get(best)
+            if against is None:
+                continue
+            theirs = entry["baselines"][best][metric]
+            status = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else "even"
+            percent = 100 * against["difference"] / theirs if theirs > 0 else None
+            found[status].append({"name": _phrase(group, label), "queries": entry["queries"], "percent": percent})
+    return {"best": best, **found} if any(found.values()) else None
+
+
+def _phrase(group: str, label: str) -> str:
+    named = f"users with {label} events" if group == "history" else segment_name(label)
+    return _PHRASES.get((group, label), named)
+
+
+def cost(evaluation: Mapping[str, Any], manifest: Manifest, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the model cost: seconds of the stages and of all of them, and what it was trained on."""
+    timing = evaluation["timing"]
+    stages = {name.removesuffix("_s"): s for name, s in timing.items() if not name.startswith("baseline_")}
+    return {
+        "seconds": sum(stages.values()),
+        "stages": stages,
+        "epochs": sum("loss" in row for row in history),
+        "counts": {name: manifest.counts[name] for name in ("events", "users", "items") if name in manifest.counts},
+    }
+
+
+def short_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Three users: their newest items and their first recommendations, by title."""
+    return [
+        {
+            "user": example["user"],
+            "history": list(example["history"])[: -_NUM_TITLES - 1 : -1],
+            "earlier": max(0, len(example["history"]) - _NUM_TITLES),
+            "rows": list(example["recommendations"])[:_NUM_TITLES],
+        }
+        for example in examples[:_NUM_EXAMPLES]
+    ]
