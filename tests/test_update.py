@@ -425,7 +425,7 @@ def test_strata_alone(world: Path, updated: Path, capsys: Captured) -> None:
     capsys.readouterr()
     assert main(words) == 2
     (world / "2-tuesday.csv").rename(world / "later.csv")
-    assert "has never seen events of the type buy" in capsys.readouterr().err
+    assert "does not know the event type buy" in capsys.readouterr().err
 
 
 def test_facts_and_context_keep_their_numbers() -> None:
