@@ -24,7 +24,7 @@ Captured = pytest.CaptureFixture[str]
     [
         (["--budgt", "5m"], "--budgt: there is no such option; did you mean --budget?"),
         (["--dryrun"], "--dryrun: there is no such option; did you mean --dry-run?"),
-        (["--train.lrr=3"], "--train.lrr: there is no such option; did you mean --train.lr?"),
+        (["--train.lrr=3"], "--train.lrr: unknown key; did you mean --train.lr?"),
         (["--data.source.evnts", "a.csv"], "did you mean --data.source.events?"),
         (["--zzzzqqq", "1"], "--zzzzqqq: there is no such option; `recsys help all` lists the options"),
     ],

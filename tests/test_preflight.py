@@ -165,7 +165,7 @@ def test_more_workers_than_a_cluster_has_room_for() -> None:
     check_cluster(_config("demo", ("train.num_workers", "3"), ("submit.cpus", "1")), nodes)
     with pytest.raises(ConfigError, match="the cluster has 4 CPUs, but 5 are needed"):
         check_cluster(_config("demo", ("train.num_workers", "4"), ("submit.cpus", "1")), nodes)
-    with pytest.raises(ConfigError, match="the cluster has 1 GPUs, and 2 are needed"):
+    with pytest.raises(ConfigError, match="the cluster has 1 GPUs, but 2 are needed"):
         check_cluster(_config("demo", ("train.num_workers", "2"), ("train.use_gpu", "yes")), nodes)
 
 
@@ -201,7 +201,10 @@ def test_a_dry_run_says_it(tmp_path: Path, capsys: Captured) -> None:
     assert main(["run", "--config", "demo", "--run.dir", str(tmp_path / "a"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert (
-        "# estimate:" in shown and "a worker" in shown and "steps" in shown and "from the settings of the source" in shown
+        "# estimate:" in shown
+        and "a worker" in shown
+        and "steps" in shown
+        and "from the settings of the source" in shown
     )
     words = ["--data.source.num_items", "900000000", "--data.source.num_users", "10000000"]
     assert main(["train", "--config", "demo", "--run.dir", str(tmp_path / "a"), *words, "--dry-run"]) == 0
