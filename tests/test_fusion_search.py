@@ -333,7 +333,7 @@ def test_what_cannot_be_searched_is_said(tmp_path: Path) -> None:
     two = replace(result, frozen=frozen_model(dataset, "weighted"))
     check(two, folder)
     (folder.model / ORIGIN).write_text(json.dumps({"parent": {"uri": "models:/a/1"}}))
-    with pytest.raises(ConfigError, match=r"goes on from an earlier one.*update\.only fusion"):
+    with pytest.raises(ConfigError, match=r"is an update of an earlier model.*update\.only fusion"):
         check(two, folder)
 
 

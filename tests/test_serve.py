@@ -177,8 +177,8 @@ def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None
     assert server.offered == ["2", "3"] and registry.loaded == ["2", "broken", "3"], "not at every look"
     said = output.getvalue()
     assert "2 now answers on 2 replica(s)" in said
-    assert said.count("cannot be looked up (ConnectionError: refused); 2 goes on") == 1
-    assert said.count("broken cannot be loaded (a file is damaged); 2 goes on") == 1
+    assert said.count("cannot be looked up (ConnectionError: refused); 2 keeps answering") == 1
+    assert said.count("broken cannot be loaded (a file is damaged); 2 keeps answering") == 1
     assert "3: 1 of 2 replicas use it, the others failed: MemoryError: no room" in said
     assert said.count("a new one replaces it") == 1
 
@@ -200,7 +200,7 @@ def test_each_side_follows_its_own_name() -> None:
     ]  # type: ignore[arg-type]
     serve._follow(Both(), sides, settings, Progress(output), stopped)
     assert offered == [("8", "b"), ("2", "a")]
-    assert "broken cannot be loaded (a file is damaged); 8 goes on" in output.getvalue()
+    assert "broken cannot be loaded (a file is damaged); 8 keeps answering" in output.getvalue()
 
 
 def test_a_version_that_cannot_be_loaded_is_tried_again_after_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
