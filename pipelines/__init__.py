@@ -1,1 +1,3 @@
-"""Runnable stages: each picks parts of :mod:`recsys`, reads artefacts of the run folder and writes others."""
+"""Runnable stages. A stage picks parts of :mod:`recsys`, reads artefacts of the run folder and
+writes others.
+"""

@@ -1,8 +1,9 @@
-"""Retrained ablation: the variants trained anew by the real training stage, kept in RUN/ablation/HASH.
+"""Retrained ablation: the training stage trains every variant from scratch, in RUN/ablation/HASH.
 
-Why: a granularity whose weight is set to zero leaves a model behind that was trained to lean on it; only a model that
-never had it says what it is worth. A variant is trained once: its folder is named by the hash of the dataset and of all
-settings that training reads. Each costs as much as the training itself.
+Why: a model was trained to rely on all of its granularities. Setting one weight to zero afterwards
+does not show what that granularity is worth; a model trained without it does. A variant is trained
+once: the name of its folder is the hash of the dataset and of all settings that training reads.
+Each variant costs as much as the training itself.
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ _READ_BY_TRAINING: Final = ("seed", "model", "train")
 
 
 def retrained_variants(config: Config, folder: RunFolder, dataset: PreparedDataset) -> Iterator[Variant]:
-    """Every variant, trained or found: each granularity off, each alone, each other kind of fusion."""
+    """Yield every variant, trained now or earlier.
+
+    The variants are: each granularity off, each granularity alone, each other kind of fusion.
+    """
     for group, name, changed in _plans(config):
-        folder.progress(f"ablation: {name} {group}, trained anew" if group != "fusion" else f"ablation: {name} fusion")
+        folder.progress(
+            f"ablation: {name} {group}, trained from scratch" if group != "fusion" else f"ablation: {name} fusion"
+        )
         yield Variant(group, name, _trained(changed, folder, dataset).frozen)
 
 
 def _plans(config: Config) -> Iterator[tuple[str, str, Config]]:
-    """Group, name and configuration of every variant; nothing is left to compare with one granularity alone."""
+    """Group, name and configuration of every variant; none if the model has one granularity only."""
     sections = config.model.granularities.enabled()
     enabled = list(sections)
     if len(enabled) < 2:
@@ -41,7 +47,7 @@ def _plans(config: Config) -> Iterator[tuple[str, str, Config]]:
     trained = {name for name in enabled if not granularity_class(name, sections[name]).fitted}
     for group, kept in (("off", lambda name: set(enabled) - {name}), ("alone", lambda name: {name})):
         for name in enabled:
-            if kept(name) & trained:  # a fitted granularity joins one that is trained
+            if kept(name) & trained:  # a closed-form granularity needs a trained one
                 yield group, name, _with(config, kept(name))
     for kind in get_args(FusionConfig.model_fields["kind"].annotation):
         if kind != config.model.fusion.kind:
@@ -49,7 +55,7 @@ def _plans(config: Config) -> Iterator[tuple[str, str, Config]]:
 
 
 def _with(config: Config, enabled: set[str], fusion: str = "") -> Config:
-    """The configuration with only these granularities, and another fusion where one is named."""
+    """The configuration with only these granularities, and another fusion if one is given."""
     tree: dict[str, Any] = config.model_dump(mode="json")
     for name, section in tree["model"]["granularities"].items():
         section["enabled"] = name in enabled
@@ -58,7 +64,7 @@ def _with(config: Config, enabled: set[str], fusion: str = "") -> Config:
 
 
 def variant_hash(config: Config, dataset: PreparedDataset) -> str:
-    """Equal for variants that training would make the same of."""
+    """Hash of everything that training reads; variants with equal hashes give the same model."""
     tree = config.model_dump(mode="json")
     parts = {name: tree[name] for name in _READ_BY_TRAINING}
     parts |= {"dataset": dataset.manifest.content_hash, "exclude_seen": config.evaluate.exclude_seen}
@@ -66,11 +72,11 @@ def variant_hash(config: Config, dataset: PreparedDataset) -> str:
 
 
 def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
-    """The variant's model from its folder, or trained into it."""
+    """Read the variant's model from its folder, or train it there."""
     place = folder.fetch(f"ablation/{variant_hash(config, dataset)}")
     try:
         return load_trained(place)
-    except ArtifactError:  # not there, or the rest of an interrupted run
+    except ArtifactError:  # missing, or left by an interrupted run
         folder.forget(place)
     run = config.run.model_copy(update={"dir": folder.shown(place.absolute())})
     with ray_session(config):

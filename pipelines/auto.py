@@ -1,8 +1,9 @@
-"""``model: auto``, the default where the section ``model`` is missing: settings that fit the prepared data.
+"""``model: auto`` chooses settings that fit the prepared data. It is the default without a section
+``model``.
 
-Without a budget one setting is taken by rules (:mod:`recsys.auto`); with ``run.budget`` settings are searched by
-:mod:`tune.auto`. What was chosen is in RUN/auto.json, and whole in RUN/config.yaml, from which the same model can be
-trained again without a search.
+Without a budget, rules choose one setting (:mod:`recsys.auto`). With ``run.budget``,
+:mod:`tune.auto` searches for settings. RUN/auto.json holds the choice; RUN/config.yaml holds the
+whole configuration, which trains the same model again without a search.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
 
 CHOICE: Final = "auto.json"
-SEARCH: Final = "tune.auto:search"  # stands above the pipelines, as the verb `tune` does
+SEARCH: Final = "tune.auto:search"  # by name: tune imports pipelines, not the reverse
 _SECTIONS: Final = ("model", "train")
 
 
 def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
-    """The configuration with the sections that auto chose; itself where it has a model.
+    """The configuration with the sections that auto chose; unchanged if it has a section ``model``.
 
     Parameters
     ----------
     config : Config
-        may lack the section ``model``.
+        May lack the section ``model``.
     folder : RunFolder
-        of the run.
+        Folder of the run.
     chooses : bool
-        whether the verb may choose; the others follow an earlier choice.
+        Whether the verb may choose. Other verbs use an earlier choice.
 
     Raises
     ------
     ArtifactError
-        nothing was chosen yet and the verb does not choose.
+        No earlier choice exists and the verb does not choose.
     """
     if config.has_model:
         return config
@@ -52,8 +53,9 @@ def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
             return earlier
         if not chooses:
             raise ArtifactError(
-                f"the configuration has no section model, and nothing was chosen yet in {folder.shown(folder.root)}; "
-                "run `recsys run` or `recsys train` with it first"
+                "the configuration has no section model, and "
+                f"{folder.shown(folder.root)} holds no earlier choice of auto; "
+                "run `recsys run` or `recsys train` with this configuration first"
             )
     chosen, why = _choose(config, dataset, folder)
     tree = chosen.model_dump(mode="json")
@@ -61,12 +63,12 @@ def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
         folder.root / CHOICE, {**identity, "why": why, **{section: tree[section] for section in _SECTIONS}}
     )
     folder.write_config(chosen)
-    folder.progress(f"every constant that was chosen: {folder.shown(folder.config.absolute())}")
+    folder.progress(f"all chosen settings: {folder.shown(folder.config.absolute())}")
     return chosen
 
 
 def _choose(config: Config, dataset: PreparedDataset, folder: RunFolder) -> tuple[Config, list[str]]:
-    """The configuration, and what was seen of the data and tried."""
+    """The configuration, and lines that say what the choice is based on."""
     traits = Traits.of(dataset, config)
     portfolio = settings(traits)
     why = [traits.describe(), members_line(traits)]
@@ -86,7 +88,7 @@ def _choose(config: Config, dataset: PreparedDataset, folder: RunFolder) -> tupl
 
 
 def members_line(traits: Traits) -> str:
-    """The members, and what is left out, each with the reason.
+    """The members, and the granularities that are left out, each with the reason.
 
     >>> print(members_line(Traits(99_999, 5, 6_000_000, True, True, idle={"place": "no columns"})))
     members: popularity, frequency, repeat, content, moment, profile, knowledge
@@ -98,7 +100,7 @@ events), user_cf (more than 50,000 users), place (no columns), social (more than
 
 
 def _earlier(config: Config, folder: RunFolder, identity: dict[str, Any]) -> Config | None:
-    """What was chosen before for the same data and settings; None where nothing was."""
+    """The earlier choice for the same data and settings, or None."""
     try:
         choice = folder.read_json(folder.fetch(CHOICE), "")
     except ArtifactError:

@@ -1,11 +1,11 @@
 """The command line ``recsys VERB --config FILE [--section.key VALUE …] [--dry-run]``.
 
-Why by hand and not with argparse: every dotted path of the configuration is an option, and its checks, defaults and
-messages already live in :mod:`recsys.config`. Nothing heavy is imported before a stage really runs.
+Why not argparse: every dotted path of the configuration is an option, and :mod:`recsys.config`
+already has its checks, defaults and messages. No heavy package is imported before a stage runs.
 
-Exit codes: 0 done; 2 the input or the configuration is wrong (one message, no traceback); 130 interrupted (Ctrl-C), 143
-terminated (SIGTERM), 129 the terminal was closed (SIGHUP); 1 a gate has refused (message and reasons, no traceback),
-and the rest.
+Exit codes: 0 done; 2 the input or the configuration is wrong (one message, no traceback); 130
+interrupted (Ctrl-C); 143 terminated (SIGTERM); 129 the terminal was closed (SIGHUP); 1 a gate
+refused (message and reasons, no traceback), or any other error.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 _ENDINGS: dict[int, str] = {
     signal.SIGINT: "interrupted",
     signal.SIGTERM: "terminated",
-    signal.SIGHUP: "ended, as the terminal was closed",
+    signal.SIGHUP: "ended because the terminal was closed",
 }
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # of the environment of a Ray job's driver
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a job
 _TEXTS = {"force": "promote.force", "item": "similar.item"}
 _FLAGS = ("--dry-run", "--help", "--ablate", "--resume", "--rollback", "--retrain", "--replace")
 _WORDS = ("config", "events", "user", "also", "budget", *_TEXTS, *(flag.removeprefix("--") for flag in _FLAGS))
@@ -41,12 +41,12 @@ USAGE = "recsys VERB --config FILE [--section.key VALUE …] [--dry-run]"
 
 
 class UsageError(Exception):
-    """The command line itself cannot be understood."""
+    """The command line cannot be understood."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What follows the verb."""
+    """The words after the verb, parsed."""
 
     config: str | None
     overrides: list[tuple[str, str]]
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and not has_reader(sys.stdout):  # as in `recsys run --help | head`
             close_output()
             return 1
-        if type(error).__name__ in ("Refusal", "Unavailable"):  # no class of ours is imported before a stage runs
+        if type(error).__name__ in ("Refusal", "Unavailable"):  # by name: our classes may not be imported yet
             print(f"recsys: {printable(str(error))}", file=sys.stderr)
             return 1
         message = user_message(error)
@@ -86,10 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def user_message(error: BaseException) -> str | None:
-    """The message of the user's mistake behind an exception, also one that a Ray worker raised; None if there is none.
+    """The message for a user's mistake that caused an exception, also in a Ray worker, or None.
 
-    Ray wraps what a task raised (``cause``) and Ray Train what its workers raised (``worker_failures``, with the
-    traceback as their text: an outer exception says what an inner one knows better).
+    Ray wraps the exception of a task (``cause``), and Ray Train wraps the exceptions of its workers
+    (``worker_failures``). The text of the outer exception is a traceback; the inner one has the
+    message.
     """
     from recsys.errors import UserError
 
@@ -118,12 +119,19 @@ def user_message(error: BaseException) -> str | None:
 
 
 def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Arguments:
-    """Split the words after the verb; ``short`` are further options of one word, and the keys that they stand for.
+    """Split the words after the verb.
+
+    Parameters
+    ----------
+    words : Sequence[str]
+        The words after the verb.
+    short : Mapping[str, str] | None
+        Further one-word options of this verb, and the configuration key of each.
 
     Raises
     ------
     UsageError
-        a word that is no option, an option that nothing reads, or one without its value.
+        A word is not an option, an option is unknown, or its value is missing.
 
     >>> parse(["--config", "a.yaml", "--train.lr", "3e-4", "--seed=-1", "--dry-run"]).overrides
     [('train.lr', '3e-4'), ('seed', '-1')]
@@ -139,7 +147,7 @@ def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Argum
             flags[word] = True
             continue
         if not word.startswith("--") or len(word) == 2:
-            raise UsageError(f"unexpected argument {word!r}; options have the form --section.key VALUE: {USAGE}")
+            raise UsageError(f"unexpected argument {word!r}; options have the form --section.key VALUE. Usage: {USAGE}")
         name, equals, value = word[2:].partition("=")
         if f"--{name}" in flags:
             raise UsageError(f"--{name} takes no value, got {value!r}")
@@ -168,7 +176,7 @@ def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Argum
         elif name in short:
             overrides.append((short[name], value))
         elif name in _TEXTS:
-            quoted = "'{}'".format(value.replace("'", "''"))  # a text, whatever it looks like
+            quoted = "'{}'".format(value.replace("'", "''"))  # stays a string: YAML must not read 42 as a number
             overrides.append((_TEXTS[name], quoted))
         else:
             overrides.append((name, value))
@@ -185,7 +193,7 @@ def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Argum
     if flags["--resume"]:
         overrides.append(("run.resume", "true"))
     if flags["--ablate"]:
-        overrides.insert(0, ("evaluate.ablation", "full"))  # a value that is given as well says more, and wins
+        overrides.insert(0, ("evaluate.ablation", "full"))  # first: an explicit value wins
     return Arguments(config, overrides, flags["--dry-run"], flags["--help"])
 
 
@@ -199,7 +207,7 @@ def _check_name(name: str, short: Mapping[str, str]) -> None:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    """Texts as a YAML list, whatever they look like.
+    """Texts as a YAML list of strings.
 
     >>> _listed(["a b.csv", "it's"])
     "['a b.csv', 'it''s']"
@@ -221,7 +229,7 @@ def _command(words: list[str]) -> int:
         return 0
     verb, *rest = words
     if verb in LATER:
-        raise UsageError(f"`recsys {verb}` comes in a later release; this one has: {', '.join(VERBS)}")
+        raise UsageError(f"`recsys {verb}` comes in a later release; this release has: {', '.join(VERBS)}")
     if verb not in VERBS:
         raise UsageError(f"unknown verb {verb!r}; the verbs are: {', '.join(VERBS)}. Usage: {USAGE}")
     if VERBS[verb].usage and not {"--help", "-h"} & set(rest):
@@ -233,7 +241,10 @@ def _command(words: list[str]) -> int:
     from pipelines.plumbing.inherited import VERBS as INHERITING
 
     if arguments.config is None and verb not in INHERITING:
-        raise UsageError(f"--config FILE is missing; the shipped ones are in pipelines/configs/. Usage: {USAGE}")
+        raise UsageError(
+            "--config FILE is missing; give your file or the name of a shipped configuration in "
+            f"pipelines/configs/, such as demo. Usage: {USAGE}"
+        )
     from pipelines.mistakes import check, check_input
     from pipelines.present import check_present
 
@@ -252,9 +263,10 @@ def _command(words: list[str]) -> int:
 
 
 def _config(verb: str, arguments: Arguments) -> Config:
-    """That of the file, or where there is none of the model that the verb is about.
+    """The configuration of the file, or without a file the one stored with the verb's model.
 
-    Inside a Ray job it joins the job's cluster: another Ray in the job's process would be on one machine.
+    Inside a Ray job, ``ray.address`` becomes ``auto``. Why: otherwise the job would start a second
+    Ray on one machine instead of using the cluster.
     """
     overrides = list(arguments.overrides)
     if _JOB in os.environ and "ray.address" not in dict(overrides):
@@ -269,11 +281,11 @@ def _config(verb: str, arguments: Arguments) -> Config:
 
 
 def _run(verb: str, config: Config) -> None:
-    """Open the run folder and do what the verb says in it."""
+    """Open the run folder and run the verb in it."""
     from pipelines.plumbing.folder import open_run
 
     with open_run(config, verb, locks=VERBS[verb].locks) as folder:
-        if VERBS[verb].reads_model and verb != "run":  # which prepares the data first
+        if VERBS[verb].reads_model and verb != "run":  # `run` prepares the data first
             from pipelines.auto import with_model
 
             config = with_model(config, folder, chooses=verb in ("train", "tune"))
@@ -287,7 +299,7 @@ def _target(verb: str) -> Callable[..., Any]:
 
 
 def config_file(given: str) -> str:
-    """A file, or the shipped configuration of that name where there is no such file.
+    """The given path, or the shipped configuration of this name if no such file exists.
 
     >>> config_file("demo").endswith("pipelines/configs/demo.yaml"), config_file("of/my/own.yaml")
     (True, 'of/my/own.yaml')
@@ -299,14 +311,14 @@ def config_file(given: str) -> str:
 
 
 def config_of(path: str | None, overrides: Sequence[tuple[str, str]]) -> Config:
-    """The configuration of a verb that needs no file, with what the command line says."""
+    """The configuration of a verb that needs no file, with the options of the command line."""
     from recsys.config import load_config
 
     return load_config(None if path is None else config_file(path), overrides)
 
 
 def plan(verb: str, config: Config) -> str:
-    """The merged configuration as YAML, with the stages that would run as comments behind it."""
+    """The merged configuration as YAML, followed by comments that list the stages to run."""
     from recsys.config import dump_config, redact, redacted
 
     run = config.run.dir.rstrip("/")
@@ -316,7 +328,7 @@ def plan(verb: str, config: Config) -> str:
         "source": _source_words(config.data.source.model_dump()),
         "name": config.registry.name,
         "alias": config.registry.alias,
-        "tracking": redact(config.tracking.uri) or f"the SQLite store beside {run}",
+        "tracking": redact(config.tracking.uri) or f"the SQLite store next to {run}",
         "answered": config.recommend.out or f"{run}/{config.recommend.answers}",
         "similar": config.similar.model or f"{run}/bundle/",
         "recommender": config.recommend.model or f"{run}/bundle/",
@@ -326,7 +338,7 @@ def plan(verb: str, config: Config) -> str:
         "comparison": config.compare.out or f"{(config.compare.runs or ['RUN'])[0].rstrip('/')}/compare.json",
         "logs": ", ".join(config.compare.logs),
         "outcomes": ", ".join(config.compare.feedback),
-        "estimated": config.compare.target or "no compare.target: nothing is estimated off policy",
+        "estimated": config.compare.target or "compare.target is empty: no off-policy estimate",
         "pulled": config.pull.model or f"models:/{config.registry.name}@champion",
         "target": config.pull.dir.rstrip("/") or "DIR",
         "exported": config.export.model or f"{run}/bundle/",
@@ -335,15 +347,15 @@ def plan(verb: str, config: Config) -> str:
         if config.referee.protocol
         else _source_words(config.data.source.model_dump()),
         "verdict": f"{(config.referee.out or config.referee.protocol or 'DIR').rstrip('/')}/",
-        "feedback": ", ".join(config.update.feedback) or "update.feedback, which is empty",
+        "feedback": ", ".join(config.update.feedback) or "update.feedback is empty",
         "served": (config.serve.model or f"models:/{config.registry.name}@champion")
         + (f" and {config.serve.ab.model}" if config.serve.ab.model else ""),
-        "answers": f"{config.serve.log}/answers-….jsonl" if config.serve.log else "nothing: serve.log is empty",
+        "answers": f"{config.serve.log}/answers-….jsonl" if config.serve.log else "nothing (serve.log is empty)",
         "shown": ", ".join(config.ui.runs),
-        "space": ", ".join(config.tune.space) or "tune.space, which is empty",
+        "space": ", ".join(config.tune.space) or "tune.space is empty",
     }
     chosen = _kind(verb, config)
-    lines = [dump_config(redacted(config)).rstrip(), "", f"# `recsys {verb}` would run, one after the other:"]
+    lines = [dump_config(redacted(config)).rstrip(), "", f"# `recsys {verb}` would run these stages in order:"]
     for stage in chosen.stages:
         lines.append(f"#   {stage}")
         lines += [f"#     reads   {pattern.format(**names)}" for pattern in STAGES[stage].reads]
@@ -356,7 +368,7 @@ def plan(verb: str, config: Config) -> str:
 
 
 def _kind(verb: str, config: Config) -> Verb:
-    """The verb, or that of its kinds which the configuration chooses."""
+    """The verb, or the kind of it that the configuration chooses."""
     if verb == "update":
         return UPDATES[config.update.only]
     if verb == "compare" and config.compare.logs:
@@ -365,7 +377,7 @@ def _kind(verb: str, config: Config) -> Verb:
 
 
 def _source_words(source: dict[str, Any]) -> str:
-    """Kind and places of a source, as a dry run shows them."""
+    """Kind and paths of a source, as a dry run shows them."""
     places = [source.get(key) for key in ("folder", "events", "split_files", "test_pairs", "items")]
     shown = [place if isinstance(place, str) else str(place) for place in places if place]
     return f"{source['kind']} source " + ", ".join(shown) if shown else f"{source['kind']} source"
@@ -377,24 +389,31 @@ def _overview() -> str:
     return (
         f"usage: {USAGE}\n\nverbs:\n{verbs}\n\n"
         "options:\n"
-        "  --config FILE         YAML, or the name of a shipped one: demo, lastfm, … (pipelines/configs/)\n"
+        "  --config FILE         a YAML file, or the name of a shipped one (pipelines/configs/): demo, lastfm, …\n"
         "  --section.key VALUE   set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first\n"
-        "  --ablate              short for --evaluate.ablation full: each granularity off, each alone, fusions\n"
-        "  --resume              go on where an interrupted run of the same configuration stopped\n"
-        "  --events FILE…        update: new events alone, earlier ones are kept; --replace drops those\n"
-        "  --force REASON        short for --promote.force; --rollback for --promote.rollback true\n"
-        "  --user ID …           short for --forget.users; --retrain for --forget.retrain true\n"
-        "  --also FOLDER …       short for --forget.also: further logs, exports and copies to forget them in\n"
-        "  --item ID             short for --similar.item\n"
-        "  --requests FILE       recommend: short for --recommend.requests; --out FILE for --recommend.out\n"
-        "  --dry-run             print the merged configuration and what would run, and do nothing\n"
-        "  --help                after a verb: the keys that it reads, with type, default and meaning\n"
-        "  --version\n\n"
+        "  --budget TIME         run: total time, e.g. 20m (run.budget); auto searches for settings in it\n"
+        "  --resume              continue an interrupted run of the same configuration\n"
+        "  --ablate              evaluate without each granularity, with each alone, and with other fusions\n"
+        "                        (evaluate.ablation full)\n"
+        "  --events FILE …       update: files of new events; earlier events stay, --replace drops them\n"
+        "  --force REASON        promote: promote even if the gate refuses (promote.force)\n"
+        "  --rollback            promote: make the previous champion the champion again (promote.rollback)\n"
+        "  --user ID …           forget: users to remove (forget.users)\n"
+        "  --retrain             forget: train the models again without them (forget.retrain)\n"
+        "  --also FOLDER …       forget: further logs, exports and copies to search (forget.also)\n"
+        "  --item ID             similar: the item (similar.item)\n"
+        "  --requests FILE       recommend: answer the requests in a file (recommend.requests)\n"
+        "  --out FILE            recommend: where to write the answers (recommend.out)\n"
+        "  --dry-run             print the merged configuration and the stages that would run, then stop\n"
+        "  --help                after a verb: its options and keys, with type, default and meaning\n"
+        "  --version             print the version\n\n"
         "help:\n"
-        "  recsys help SECTION   the keys of a section, e.g. data.text or train; recsys help all: every key\n\n"
+        "  recsys VERB --help    usage and keys of a verb\n"
+        "  recsys help SECTION   keys of a section, e.g. data.text or train\n"
+        "  recsys help all       all keys\n\n"
         f"{later}"
-        "exit codes: 0 done, 2 wrong input or configuration, 130 interrupted, 143 terminated, 129 terminal closed,\n"
-        "            1 refused by a gate, or anything else"
+        "exit codes: 0 done, 1 refused by a gate or an unexpected error, 2 wrong input or configuration,\n"
+        "            129 terminal closed, 130 interrupted, 143 terminated"
     )
 
 
@@ -403,7 +422,7 @@ def _help_of(words: Sequence[str]) -> str:
     from pipelines.plumbing.reference import reference
 
     if len(words) != 1:
-        raise UsageError(f"help: got {len(words)} words, expected one: a verb, a section such as data.text, or all")
+        raise UsageError(f"help: got {len(words)} words, expected one: a verb, a section such as data.text, or `all`")
     if words[0] in VERBS:
         return _verb_help(words[0])
     return reference("" if words[0] == "all" else words[0])
@@ -414,7 +433,7 @@ def _verb_help(verb: str) -> str:
 
     usage, sections = VERBS[verb].usage or USAGE.replace("VERB", verb), VERBS[verb].sections
     keys = f"\n\n{keys_of(sections)}" if sections else ""
-    return f"usage: {usage}\n\n{VERBS[verb].summary}{keys}\n\nevery key of the configuration: recsys help all"
+    return f"usage: {usage}\n\n{VERBS[verb].summary}{keys}\n\nall keys of the configuration: recsys help all"
 
 
 def _refuse(message: str) -> int:
@@ -423,11 +442,12 @@ def _refuse(message: str) -> int:
 
 
 def _end(number: int, words: Sequence[str]) -> int:
-    """Say how a signal has ended the command and how it goes on; the exit code."""
+    """Print which signal ended the command and how to continue; return the exit code."""
     verb = VERBS.get(words[0]) if words else None
     resumes = "train" in verb.stages if verb is not None else False
-    how = "; --resume goes on" if resumes else "; the same command goes on" if words[:1] == ["tune"] else ""
-    with suppress(OSError):  # a closed terminal takes no words
+    again = "; run the same command again to continue" if words[:1] == ["tune"] else ""
+    how = "; continue with --resume" if resumes else again
+    with suppress(OSError):  # the terminal may be closed
         print(f"recsys: {_ENDINGS[number]}{how}", file=sys.stderr, flush=True)
     if not has_reader(sys.stdout):
         close_output()

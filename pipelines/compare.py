@@ -1,9 +1,10 @@
-"""``recsys compare RUN RUN``: two finished runs on the same test users, by a paired bootstrap of every accuracy metric;
-with ``--logs`` the versions in the logs of a server (:mod:`pipelines.compare_logs`).
+"""``recsys compare RUN RUN``: a paired bootstrap of every accuracy metric over the same test users.
 
-Reads of both run folders config.yaml, metrics.json and model/, and the prepared dataset; ranks the test part with both
-models and writes RUN/compare.json. What is compared are the models that were evaluated: with ``train.final`` not the
-one that answers, which has seen test.
+With ``--logs`` it compares the model versions in a server's logs (:mod:`pipelines.compare_logs`).
+
+Reads config.yaml, metrics.json and model/ of both run folders, and the prepared dataset; ranks the
+test split with both models and writes RUN/compare.json. It compares the evaluated models. With
+``train.final`` the model that answers is another one, which was also trained on test events.
 """
 
 from __future__ import annotations
@@ -41,31 +42,33 @@ from recsys.training.threads import settle_threads
 _READ: Final = ("compare.", "evaluate.bootstrap", "evaluate.chunk_users", "seed")
 _READ_OF_LOGS: Final = ("compare.", "evaluate.bootstrap", "seed", "tracking.uri", "data.quarantine.max_share")
 _LISTS: Final = {"--logs": "compare.logs", "--feedback": "compare.feedback"}
-_ROUNDING: Final = 1e-4  # by which another machine's ranking may differ from that of the evaluation
-_CURE: Final = "give the folder of a finished `recsys run`, or run `recsys evaluate` in it first"
+_ROUNDING: Final = 1e-4  # tolerance between this ranking and the stored one, which another machine may have made
+_CURE: Final = "give the folder of a finished `recsys run`, or run `recsys evaluate` for it first"
 
 
 @dataclass(frozen=True)
 class Side:
     """One finished run."""
 
-    place: str  # as it was named
+    place: str  # as the user gave it
     folder: RunFolder
     config: Config
     metrics: dict[str, Any]
 
     @property
     def ks(self) -> set[int]:
+        """Cut-offs of the metrics that this run has."""
         return {*self.config.evaluate.ks, parse_metric(self.config.train.metric, tuple(QUERY_METRICS)).k}
 
 
 def command(words: Sequence[str]) -> int:
-    """Read the words behind ``compare``: two run folders and options, or ``--logs`` and options.
+    """Run ``compare`` with the words after it: two run folders and options, or ``--logs`` and
+    options.
 
     Raises
     ------
     UsageError
-        other words, or an option that this verb does not read.
+        The words are others, or this verb does not read an option.
     """
     words, lists = _taken_out(words)
     options = [place for place, word in enumerate(words) if word.startswith("-")]
@@ -76,21 +79,21 @@ def command(words: Sequence[str]) -> int:
     reads = _READ_OF_LOGS if of_logs else _READ
     for name, _ in arguments.overrides:
         if not name.startswith(reads[0]) and name not in reads:
-            whose = "what it compares is in the logs" if of_logs else "the settings are those of the two runs"
+            whose = "the logs hold what it compares" if of_logs else "it uses the settings of the two runs"
             raise UsageError(
                 f"compare does not read --{name}: {whose}; it reads --compare.out, "
                 f"{', '.join(f'--{key}' for key in reads[1:-1])} and --{reads[-1]}"
             )
     if of_logs:
         if places or config.compare.runs:
-            raise UsageError(f"got run folders and --logs, expected one of them; usage: {VERBS['compare'].usage}")
+            raise UsageError(f"got run folders and --logs, expected one of the two; usage: {VERBS['compare'].usage}")
         quiet()
         from pipelines.compare_logs import compare_logs
 
         compare_logs(config, arguments.dry_run)
         return 0
     if config.compare.feedback or config.compare.target:
-        raise UsageError(f"--feedback and --compare.target are of --logs; usage: {VERBS['compare'].usage}")
+        raise UsageError(f"--feedback and --compare.target need --logs; usage: {VERBS['compare'].usage}")
     config.compare.runs = places or config.compare.runs
     if len(config.compare.runs) != 2:
         raise UsageError(f"got {len(config.compare.runs)} run folders, expected two; usage: {VERBS['compare'].usage}")
@@ -111,7 +114,7 @@ def _taken_out(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     Raises
     ------
     UsageError
-        an option without a file.
+        An option has no file.
 
     >>> _taken_out(["--logs", "a", "b", "--dry-run"])
     (['--dry-run'], [('compare.logs', '["a", "b"]')])
@@ -126,18 +129,23 @@ def _taken_out(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
         while waiting and not waiting[0].startswith("-"):
             files.append(waiting.pop(0))
         if not files:
-            raise UsageError(f"{name} needs files: {name} FILE…")
+            raise UsageError(f"{name} needs one or more files: {name} FILE…")
         found.setdefault(_LISTS[name], []).extend(files)
     return rest, [(key, json.dumps(files)) for key, files in found.items()]
 
 
 def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
-    """Rank the test part with both, say and write what differs; returns the content of ``compare.json``.
+    """Rank the test split with both models, print and write the differences.
+
+    Returns
+    -------
+    dict
+        The content of ``compare.json``.
 
     Raises
     ------
     ArtifactError, ConfigError
-        as :func:`compared`.
+        As :func:`compared`.
     """
     say = first.folder.progress
     record = compared(config, first, second)
@@ -148,21 +156,22 @@ def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
 
 
 def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
-    """Rank the test part with both; the content of ``compare.json``, which is not written.
+    """Rank the test split with both models; return the content of ``compare.json`` without writing
+    it.
 
     Raises
     ------
     ArtifactError
-        a model or the dataset is not what the run says.
+        A model or the dataset is not the one that the run was evaluated with.
     ConfigError
-        the two do not ask the same users.
+        The two runs were not evaluated on the same users.
     """
     say = first.folder.progress
     dataset = open_dataset(first.config)
     queries = asked_queries(dataset, Split.TEST, first.config)
     theirs = asked_queries(dataset, Split.TEST, second.config)
     if not np.array_equal(queries.histories.users_U, theirs.histories.users_U):
-        raise _differ(first, second, ["asked users: two samples (seed, evaluate.max_users)"])
+        raise _differ(first, second, ["evaluated users: two different samples (seed, evaluate.max_users)"])
     ks = sorted(first.ks & second.ks)
     if not ks:
         raise _differ(
@@ -198,12 +207,13 @@ def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
 
 @contextmanager
 def opened(place: str, stream: TextIO | None = None) -> Iterator[Side]:
-    """A run folder to read, a remote one through a temporary folder; it is neither made nor locked.
+    """Open a run folder for reading, a remote one as a temporary copy; it is neither made nor
+    locked.
 
     Raises
     ------
     ArtifactError
-        it is no folder of a finished and evaluated run.
+        It is not the folder of a finished and evaluated run.
     """
     with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
         mirror = None
@@ -214,25 +224,28 @@ def opened(place: str, stream: TextIO | None = None) -> Iterator[Side]:
             root, mirror = Path(name), Mirror(Path(name), place)
             mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
         elif not root.is_dir():
-            raise ArtifactError(f"{place} is no folder; {_CURE}")
+            raise ArtifactError(f"{place} is not a folder; {_CURE}")
         folder = RunFolder(root, Progress(stream or sys.stdout, Path(name) / "compare.log"), mirror)
         if not folder.config.is_file():
-            raise ArtifactError(f"{place} is no run folder: it has no config.yaml; {_CURE}")
+            raise ArtifactError(f"{place} is not a run folder: config.yaml is missing; {_CURE}")
         metrics = folder.read_json(folder.metrics, _CURE)
         if not (folder.model / "model.safetensors").is_file():
             raise ArtifactError(f"{place} has no trained model: model/ is missing; {_CURE}")
         if metrics.get("model_sha256") != model_sha256(folder):
-            raise ArtifactError(f"metrics.json in {place} is of another model than model/; run `recsys evaluate` there")
+            raise ArtifactError(
+                f"metrics.json in {place} belongs to another model than the one in model/; "
+                "run `recsys evaluate` for this run folder"
+            )
         yield Side(place, folder, load_config(folder.config, [("run.dir", place)]), metrics)
 
 
 def check_same(first: Side, second: Side) -> None:
-    """That both were measured on the same queries, by what their metrics say.
+    """Check by their metrics that both runs were evaluated on the same queries.
 
     Raises
     ------
     ConfigError
-        they were not; it names every difference.
+        They were not; the message names every difference.
     """
     ours, theirs = first.metrics["data"], second.metrics["data"]
     keys = ["split"] if ours["content_hash"] != theirs["content_hash"] else []
@@ -247,7 +260,9 @@ def check_same(first: Side, second: Side) -> None:
 
 
 def _prepared_differently(first: Side, second: Side) -> str:
-    """The settings of section ``data`` in which two datasets differ; empty where the files do."""
+    """The settings of section ``data`` that differ, for a message; none means that the files
+    differ.
+    """
     before, after = (flatten(side.config.data.model_dump(mode="json"), "data.") for side in (first, second))
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     shown = [f"{key} {before.get(key)!r} and {after.get(key)!r}" for key in keys if key != "data.dir"]
@@ -258,8 +273,8 @@ def _prepared_differently(first: Side, second: Side) -> str:
 
 def _differ(first: Side, second: Side, found: list[str]) -> ConfigError:
     return ConfigError(
-        f"{first.place} and {second.place} were not measured on the same queries, so that no pair can be made: "
-        f"{'; '.join(found)}; train and evaluate both with the same data and evaluate settings"
+        f"{first.place} and {second.place} were not evaluated on the same queries, so a paired test is "
+        f"not possible: {'; '.join(found)}; train and evaluate both with the same data and evaluate settings"
     )
 
 
@@ -276,7 +291,7 @@ def _described(side: Side) -> dict[str, Any]:
 
 
 def _settings(first: Side, second: Side) -> dict[str, list[Any]]:
-    """Dotted key → both values of what differs in the sections that make a model."""
+    """Dotted key → both values, for the settings of model and training that differ."""
     trees = []
     for side in (first, second):
         tree = side.config.model_dump(mode="json")
@@ -289,7 +304,9 @@ def _notes(first: Side, second: Side, values: list[dict[str, Any]]) -> list[str]
     notes = []
     through = [side.metrics["data"].get("fitted_through", "") for side in (first, second)]
     if through[0] != through[1]:
-        notes.append(f"the first was fitted through {through[0]}, the second through {through[1]} (train.refit)")
+        notes.append(
+            f"the first model was trained on events through {through[0]}, the second through {through[1]} (train.refit)"
+        )
     for side, found in zip((first, second), values, strict=True):
         for name, values_B in found.items():
             told = side.metrics["model"].get(name)
@@ -306,20 +323,20 @@ def _words(record: dict[str, Any]) -> list[str]:
         means = [f"{entry[key]:.4f}" for key in ("first", "second")]
         rows.append([name, *means, f"{entry['difference']:+.4f}", interval, f"{entry['p']:.3g}"])
     first, second = record["first"]["run"], record["second"]["run"]
-    lines = [f"first {first}, second {second}: {record['queries']:,} test users in pairs\n{table(rows)}"]
+    lines = [f"first {first}, second {second}: {record['queries']:,} test users, paired\n{table(rows)}"]
     changed = [f"{key} {before!r} and {after!r}" for key, (before, after) in record["settings"].items()]
     shown = f"{'; '.join(changed[:8])}{' …' if len(changed) > 8 else ''}"
     lines += [f"settings that differ: {shown}"] if changed else []
     entry = record["metrics"].get(record["metric"])
     if entry is not None:
         better = first if entry["low"] > 0 else second if entry["high"] < 0 else ""
-        said = f"{better} is better beyond chance" if better else "no difference beyond chance"
+        said = f"{better} is significantly better" if better else "no significant difference"
         lines.append(f"{record['metric']}: {said} ({entry['difference']:+.4f}, p {entry['p']:.3g})")
     return [*lines, *(f"note: {note}" for note in record["notes"])]
 
 
 def _write(config: Config, first: Side, record: dict[str, Any]) -> str:
-    """Write the comparison where it was asked for; the place."""
+    """Write the comparison to ``compare.out`` or the first run folder; return its path."""
     folder = first.folder
     if not config.compare.out:
         path = folder.root / "compare.json"
@@ -329,12 +346,12 @@ def _write(config: Config, first: Side, record: dict[str, Any]) -> str:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> str:
-    """Write a comparison to a file; its path.
+    """Write a comparison to a file and return its path.
 
     Raises
     ------
     ConfigError
-        it cannot be written there.
+        The file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

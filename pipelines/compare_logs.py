@@ -1,8 +1,10 @@
-"""``recsys compare --logs FILE… --feedback FILE…``: the versions in a server's logs, by what came of their answers.
+"""``recsys compare --logs FILE… --feedback FILE…``: the model versions in a server's logs, by
+outcome.
 
-What answered is compared as an experiment: outcome per version, with intervals that resample users. With
-``compare.target`` another model is asked the logged requests, and what it would have been worth is estimated off
-policy, from answers whose order was drawn (``serve.explore``) with known probabilities.
+The versions are compared as in an experiment: outcomes per version, with intervals from resampled
+users. With ``compare.target`` another model answers the logged requests, and an off-policy estimate
+says what its answers would have been worth. The estimate needs answers whose order was drawn with
+known probabilities (``serve.explore``).
 """
 
 from __future__ import annotations
@@ -32,21 +34,26 @@ from recsys.serving.attribution import attributed, read_events
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 
-_ASKED: Final = 1000  # requests at a time
-_FEW: Final = 100  # effective sample size below which an estimate rests on little
+_ASKED: Final = 1000  # requests per batch for the target model
+_FEW: Final = 100  # effective sample size below which a note warns
 
 
 def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
-    """Compare, say and write it; the content of ``compare.json``, or nothing on a dry run.
+    """Compare, print and write the result.
+
+    Returns
+    -------
+    dict | None
+        The content of ``compare.json``; None for a dry run.
 
     Raises
     ------
     ConfigError
-        a setting is missing, or cannot be used with these logs.
+        A setting is missing, or cannot be used with these logs.
     SourceError
-        a file is missing or unreadable.
+        A file is missing or unreadable.
     DataError
-        the files hold nothing to compare.
+        The files hold nothing to compare.
     """
     settings, say = config.compare, Progress(sys.stdout)
     logged, num_cut = read_logs(settings.logs)
@@ -60,16 +67,18 @@ def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
     rewards, num_lost = attributed(logged, events, settings.window_hours * 3600)
     if num_lost == len(events):
         raise DataError(
-            f"compare.feedback: none of {len(events):,} events is about an item that an answer showed to its user "
-            f"in the {settings.window_hours:g} hours before; give events of the time of the logs, with timestamp or "
-            "answer_id"
+            f"compare.feedback: none of {len(events):,} events belongs to an item that an answer showed to the "
+            f"same user in the {settings.window_hours:g} hours before the event; give events from the time of the "
+            "logs, with timestamp or answer_id"
         )
     known = [number for number, one in enumerate(logged) if one.user_id is not None]
     if not known:
-        raise DataError("compare.logs: no answer has a user_id; users are what is compared, so callers must send it")
+        raise DataError(
+            "compare.logs: no answer has a user_id, but the comparison is by user; callers must send user_id"
+        )
     notes = _notes(len(logged) - len(known), num_cut, num_lost, len(events))
     logged, rewards = [logged[number] for number in known], [rewards[number] for number in known]
-    say(f"{len(logged):,} answers to {len({one.user_id for one in logged}):,} users, {len(events):,} events on them")
+    say(f"{len(logged):,} answers to {len({one.user_id for one in logged}):,} users, {len(events):,} events")
     record: dict[str, Any] = {
         "logs": settings.logs,
         "feedback": settings.feedback,
@@ -95,9 +104,9 @@ def _notes(num_anonymous: int, num_cut: int, num_lost: int, num_events: int) -> 
     if num_anonymous:
         notes.append(f"{num_anonymous:,} answers without user_id are left out")
     if num_cut:
-        notes.append(f"{num_cut:,} lines at the end of files are cut off and left out")
+        notes.append(f"{num_cut:,} incomplete lines at the end of files are left out")
     if num_lost:
-        notes.append(f"{num_lost:,} of {num_events:,} events are about no answer in the window and are left out")
+        notes.append(f"{num_lost:,} of {num_events:,} events belong to no answer within the window and are left out")
     return notes
 
 
@@ -107,7 +116,7 @@ def _notes(num_anonymous: int, num_cut: int, num_lost: int, num_events: int) -> 
 def _versions(
     config: Config, logged: Sequence[Logged], rewards: Sequence[Array], notes: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """Label of every version → its outcome; the one with most answers first, from which the others differ."""
+    """Label of every version → its outcome. The version with most answers is first, the reference."""
     labels = [label for label, _ in Counter(one.label for one in logged).most_common()]
     numbers = {label: number for number, label in enumerate(labels)}
     versions_A = np.array([numbers[one.label] for one in logged])
@@ -122,8 +131,8 @@ def _versions(
     )
     if num_shared:
         notes.append(
-            f"{num_shared:,} users were answered by more than one version (an alias moved, or another share or salt): "
-            "what one did to them shows in the outcome of the next"
+            f"{num_shared:,} users got answers from more than one version (an alias moved, or share or salt "
+            "changed): the effect of one version can appear in the outcome of another"
         )
     return {
         label: {
@@ -137,7 +146,7 @@ def _versions(
 
 
 def _dense(names: Sequence[str]) -> Array:
-    """Names as numbers from 0 on, in order of appearance."""
+    """Number the names from 0 in order of appearance."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
@@ -146,19 +155,19 @@ def _dense(names: Sequence[str]) -> Array:
 
 
 def _with_propensities(logged: Sequence[Logged], places: Sequence[str]) -> list[int]:
-    """The answers whose order was drawn.
+    """Numbers of the answers whose order was drawn with known probabilities.
 
     Raises
     ------
     DataError
-        there is none.
+        There is none.
     """
     found = [number for number, one in enumerate(logged) if one.propensities is not None and one.user_id is not None]
     if not found:
         raise DataError(
-            f"compare.logs: {', '.join(places)}: none of {len(logged):,} answers carries propensities, expected for "
-            "every shown item the probability that it was shown there; log with serve.explore.share above 0, or leave "
-            "compare.target out to compare the versions that answered"
+            f"compare.logs: {', '.join(places)}: none of {len(logged):,} answers has propensities (the "
+            "probability that each item was shown at its position); log with serve.explore.share above 0, or leave "
+            "out compare.target to compare only the versions that answered"
         )
     return found
 
@@ -166,12 +175,12 @@ def _with_propensities(logged: Sequence[Logged], places: Sequence[str]) -> list[
 def _off_policy(
     config: Config, logged: Sequence[Logged], rewards: Sequence[Array], notes: list[str], say: Progress
 ) -> dict[str, Any]:
-    """The value of the target, from answers that it knows nothing of.
+    """Estimate the value of the target from answers that are newer than its training data.
 
     Raises
     ------
     ConfigError
-        its newest event is later than all of them.
+        The target's newest event is later than all answers.
     """
     target = config.compare.target
     recommender = Recommender(read_bundle(resolve(target, tracking_uri(config))))
@@ -182,8 +191,8 @@ def _off_policy(
     if not kept:
         newest = datetime.fromtimestamp(recommender.newest, UTC).isoformat()
         raise ConfigError(
-            f"compare.target: {target} knows events up to {newest}, later than every logged answer: it has seen what "
-            "came of them; expected logs from then on, or a model that was trained before them"
+            f"compare.target: {target} was trained on events up to {newest}, later than every logged answer, so "
+            "it has seen their outcomes; give later logs, or a model that was trained before them"
         )
     if len(kept) < len(drawn):
         notes.append(f"{len(drawn) - len(kept):,} answers are older than the target's newest event and are left out")
@@ -195,7 +204,7 @@ def _off_policy(
 
 
 def _trials(logged: Sequence[Logged], rewards: Sequence[Array], recommender: Recommender) -> Trials:
-    """What was shown beside what the target puts there, asked when the log was."""
+    """Pair each shown item with the target's item at that position, for the time of the request."""
     numbers: dict[str, int] = {}
     users, places, shown, target, chances = [], [], [], [], []
     answered_A = _dense([str(one.user_id) for one in logged])
@@ -227,22 +236,22 @@ def _trials(logged: Sequence[Logged], rewards: Sequence[Array], recommender: Rec
 
 
 def _doubts(found: Estimates) -> list[str]:
-    """What to know before the estimates are believed."""
+    """Warnings about the reliability of the estimates."""
     doubts = []
     if found.effective < _FEW:
         doubts.append(
-            f"the estimates rest on an effective sample of {found.effective:,.0f} shown items, fewer than {_FEW}: log "
-            "longer, or explore a larger share or a smaller pool"
+            f"the effective sample size is {found.effective:,.0f} shown items, fewer than {_FEW}, so the estimates "
+            "are unreliable: log longer, or explore a larger share or a smaller pool"
         )
     if found.support.high < 1:
         doubts.append(
-            f"the log could show about {found.support.value:.0%} of what the target shows: IPS counts the rest as "
-            "worth nothing, SNIPS as worth as much as what could be shown, DR as its model of rewards says"
+            f"the log could have shown about {found.support.value:.0%} of the target's items: IPS gives the rest the "
+            "value 0, SNIPS the mean value of the others, DR the value that its reward model predicts"
         )
     if found.support.low > 1:
         doubts.append(
-            f"the mean weight is {found.support.value:.2f}, expected at most 1: the propensities are too small, or the "
-            "draws were not independent of users"
+            f"the mean weight is {found.support.value:.2f}, expected at most 1: the propensities are too small, or "
+            "the draws depended on the user"
         )
     return doubts
 
@@ -260,17 +269,17 @@ def _words(record: dict[str, Any]) -> list[str]:
         if one["differences"]:
             found = one["differences"]["reward_per_answer"]
             better = label if found["low"] > 0 else first if found["high"] < 0 else ""
-            said = f"{better} is better beyond chance" if better else "no difference beyond chance"
-            lines.append(f"{label} less {first}, reward per answer: {_shown(found, '+')}, p {found['p']:.3g}: {said}")
+            said = f"{better} is significantly better" if better else "no significant difference"
+            lines.append(f"{label} minus {first}, reward per answer: {_shown(found, '+')}, p {found['p']:.3g}: {said}")
     if "target" in record:
         one = record["target"]
         rows = [
-            ["off policy", "reward per answer", "less what was shown"],
-            ["what was shown", _shown(one["shown"]), ""],
+            ["off policy", "reward per answer", "minus shown items"],
+            ["shown items", _shown(one["shown"]), ""],
         ]
         rows += [[name.upper(), _shown(one[name]), _shown(one["gains"][name], "+")] for name in ("ips", "snips", "dr")]
         lines.append(
-            f"{one['model']} from {one['answers']:,} answers to {one['users']:,} users\n{table(rows)}\n"
+            f"{one['model']}, estimated from {one['answers']:,} answers to {one['users']:,} users\n{table(rows)}\n"
             f"effective sample size {one['effective_sample_size']:,.0f} shown items, largest weight "
             f"{one['largest_weight']:,.1f}, mean weight {_shown(one['support'])}"
         )
@@ -278,7 +287,8 @@ def _words(record: dict[str, Any]) -> list[str]:
 
 
 def _shown(found: dict[str, float], sign: str = "") -> str:
-    """
+    """Value and interval as text.
+
     >>> _shown({"difference": 0.5, "low": 0.25, "high": 0.75}, "+")
     '+0.5000 (+0.2500 to +0.7500)'
     """
@@ -287,7 +297,7 @@ def _shown(found: dict[str, float], sign: str = "") -> str:
 
 
 def place_of(config: Config) -> str:
-    """Where the comparison is written."""
+    """Path of the file that the comparison is written to."""
     if config.compare.out:
         return config.compare.out
     first = Path(config.compare.logs[0])
@@ -295,7 +305,7 @@ def place_of(config: Config) -> str:
 
 
 def _without_nan(tree: Any) -> Any:
-    """JSON has no number that is none."""
+    """Replace NaN and infinity by None, because JSON has neither."""
     if isinstance(tree, dict):
         return {key: _without_nan(value) for key, value in tree.items()}
     return None if isinstance(tree, float) and not np.isfinite(tree) else tree

@@ -1,7 +1,8 @@
-"""``recsys doctor``: what of this machine and of a configuration's places is well, and what to do about the rest.
+"""``recsys doctor``: check this machine and the paths of a configuration, and say how to fix
+problems.
 
-Exit code 0 when nothing fails, warnings included; 1 otherwise. It changes nothing, and a check that does not come back
-is a finding, not a reason to wait.
+Exit code 0 if no check fails (warnings are allowed), otherwise 1. It changes nothing. A check that
+takes too long becomes a finding.
 """
 
 from __future__ import annotations
@@ -20,20 +21,22 @@ from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import Config, load_config
 
-_PATIENCE_S: Final = 30.0  # for all checks together, which run side by side
+_PATIENCE_S: Final = 30.0  # for all checks together; they run in parallel
 
 
 def command(words: Sequence[str]) -> int:
-    """Do what the words behind ``doctor`` say; the exit code."""
+    """Run ``doctor`` with the words after it; return the exit code."""
     arguments = parse(words, {"doctor.json": "doctor.json"})
     as_json = dict(arguments.overrides).get("doctor.json", "false").lower()
     if as_json not in ("true", "false"):
         raise UsageError(f"--doctor.json: got {as_json!r}, expected true or false")
     rest = [(name, value) for name, value in arguments.overrides if name != "doctor.json"]
     if rest and arguments.config is None:
-        raise UsageError(f"--{rest[0][0]} changes a configuration; give it with --config. {VERBS['doctor'].usage}")
+        raise UsageError(
+            f"--{rest[0][0]} changes a configuration, but --config FILE is missing. Usage: {VERBS['doctor'].usage}"
+        )
     if arguments.dry_run:
-        print(f"`recsys doctor` would look at: {', '.join(CHECKS)}\nNothing was done: this is a dry run.")
+        print(f"`recsys doctor` would check: {', '.join(CHECKS)}\nNothing was done: this is a dry run.")
         return 0
     config = load_config(config_file(arguments.config), rest) if arguments.config else None
     quiet()
@@ -46,13 +49,16 @@ def command(words: Sequence[str]) -> int:
 def examine(
     config: Config | None, checks: Mapping[str, Check] = CHECKS, patience: float = _PATIENCE_S
 ) -> list[Finding]:
-    """The findings of all checks, in their order; one that breaks or does not come back in time says so itself."""
+    """Run all checks in parallel and return their findings in the order of the checks.
+
+    A check that raises or is not done after ``patience`` seconds becomes a failed finding.
+    """
     found: dict[str, list[Finding]] = {}
 
     def run(name: str, check: Check) -> None:
         try:
             found[name] = list(check(config))
-        except Exception as error:  # a check must not hide what the others found
+        except Exception as error:  # one broken check must not hide the other findings
             found[name] = [Finding(name, "fail", f"{type(error).__name__}: {error}", "this check itself broke")]
 
     threads = [threading.Thread(target=run, args=item, daemon=True) for item in checks.items()]
@@ -61,8 +67,8 @@ def examine(
     last = time.monotonic() + patience
     for thread in threads:
         thread.join(max(0.0, last - time.monotonic()))
-    late = "does not answer"
-    cure = "look at the network between here and there; everything else was looked at"
+    late = "no answer"
+    cure = "check the network connection to this service; all other checks were done"
     return [
         finding
         for name in checks
@@ -71,7 +77,7 @@ def examine(
 
 
 def shown(findings: Sequence[Finding]) -> str:
-    """One line a finding, the cure below it, and what it comes to.
+    """One line per finding, the cure below it, and the number of failures and warnings.
 
     >>> print(shown([Finding("cpu", "ok", "2 cores"), Finding("disk", "fail", "full", "free space")]))
     ok    cpu                2 cores

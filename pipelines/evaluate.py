@@ -1,4 +1,7 @@
-"""Stage ``evaluate``: the trained model and the baselines on the test part → RUN/metrics.json and RUN/report.html."""
+"""Stage ``evaluate``: measure the trained model and the baselines on the test split.
+
+Writes RUN/metrics.json and RUN/report.html.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     trained = open_trained(config, folder, dataset)
     identity = {"model_sha256": model_sha256(folder), "settings_sha256": settings_sha256(config)}
     if config.run.resume and (earlier := measured(folder, identity)) is not None:
-        folder.progress(f"{folder.metrics} is of this very model already")
+        folder.progress(f"{folder.metrics} already holds the metrics of this model")
         return earlier
     with folder.progress.stage("evaluate"), tracked(config, folder) as tracker:
         settings = config.evaluate
@@ -75,7 +78,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         if folder.budget is None or folder.budget.left > 0:
             metrics["trade_off"] = trade_off(trained.frozen, evaluation.ranking.queries, config)
         else:
-            folder.progress("the budget is spent: the report is without the panel on diversity")
+            folder.progress("the budget is used up: the report has no panel on diversity")
         if config.train.ratings:
             metrics["ratings"] = rating_report(trained.frozen, dataset, config, through)
             if "skipped" in metrics["ratings"]:
@@ -94,7 +97,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
 
 
 def drift_read(folder: RunFolder, content_hash: str) -> dict[str, Any] | None:
-    """What an update has found of its newer events; None where this is no update of this dataset."""
+    """The drift that an update measured on its newer events; None if no update made this dataset."""
     with suppress(ArtifactError):
         found = folder.read_json(folder.drift, "")
         return found if found.pop("dataset", "") == content_hash else None
@@ -102,7 +105,7 @@ def drift_read(folder: RunFolder, content_hash: str) -> dict[str, Any] | None:
 
 
 def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:
-    """The figures on the console: members, signals, and where the model stands."""
+    """Print members, signals, the main metric and the verdict."""
     for text in (member_table(metrics), signal_table(metrics)):
         if text:
             folder.progress(text)
@@ -119,14 +122,14 @@ def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:
 
 
 def settings_sha256(config: Config) -> str:
-    """The identity of the settings that decide what is measured of a model."""
+    """Hash of the settings that decide what is measured."""
     settings = config.evaluate.model_dump_json() + config.train.metric + str(config.train.ratings)
     settings += "final" if config.train.final else ""
     return hashlib.sha256(settings.encode()).hexdigest()
 
 
 def measured(folder: RunFolder, identity: dict[str, str]) -> dict[str, Any] | None:
-    """The metrics of the run folder where they are of this identity, and their report is there; None otherwise."""
+    """The metrics of the run folder if they have this identity and their report exists, else None."""
     with suppress(ArtifactError):
         metrics = folder.read_json(folder.metrics, "")
         return metrics if folder.report.is_file() and identity.items() <= metrics.items() else None
@@ -134,7 +137,7 @@ def measured(folder: RunFolder, identity: dict[str, str]) -> dict[str, Any] | No
 
 
 def prepare_seconds(manifest: Manifest) -> float:
-    """How long the dataset took to prepare, which may have been in an earlier run."""
+    """Seconds that the preparation of the dataset took, possibly in an earlier run."""
     return float(manifest.timing.get("total", sum(manifest.timing.values())))
 
 

@@ -1,7 +1,8 @@
-"""A few test users for the report: their items, what the model recommends, and the share of each granularity.
+"""A few test users for the report: their items, what the model recommends, and the share of each
+granularity.
 
-Why drawn at random by the seed: picked examples always look good. The score is a sum over granularities, so their
-shares add up to it.
+Why a random draw by the seed: hand-picked examples always look good. The score is a sum over
+granularities, so their shares add up to it.
 
 Legend: E examples, K granularities, R recommendations, D width, N items.
 """
@@ -31,13 +32,15 @@ def example_users(
     seed: int,
     show_ids: bool = False,
 ) -> list[dict[str, Any]]:
-    """Random queries of a ranking as the report shows them.
+    """Random queries of a ranking, as the report shows them.
 
-    A report is sent around, so users have numbers unless ids are asked for.
+    People share reports, so users appear as numbers unless ids are wanted.
 
-    Each is ``{user, history: [title], recommendations: [{item, title, score, shares: {granularity: float}, hit}],
-    movement, strata}``, the history oldest first; ``movement`` as of :func:`movements`, None without an evolution;
-    ``strata`` as of :func:`strata_of_users`, the heaviest first.
+    Each example is ``{user, history: [title], recommendations: [{item, title, score, shares:
+    {granularity: float}, hit}], movement, strata}``. ``history`` starts with the oldest item.
+    ``movement`` is the interest drift from :func:`movements`, None without the granularity
+    evolution. ``strata`` are the user clusters from :func:`strata_of_users`, the largest weight
+    first.
     """
     num_examples = min(num_examples, len(ranking))
     if num_examples == 0:

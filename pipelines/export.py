@@ -1,6 +1,8 @@
-"""``recsys export MODEL --to onnx,faiss,parquet --out FOLDER``: a model for programs without this package.
+"""``recsys export MODEL --to onnx,faiss,parquet --out FOLDER``: a model for programs without this
+package.
 
-The folder is written aside, compared with PyTorch and renamed; docs/export.md says what is in it and how it is asked.
+The export is written to a temporary folder, compared with PyTorch, and then renamed. docs/export.md
+describes its files and how to query them.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ _SHORT = {"--to": "--export.to", "--out": "--export.out"}
 
 
 def command(words: Sequence[str]) -> int:
-    """Read the words behind ``export``: a model, or a configuration whose run made one.
+    """Run ``export`` with the words after it: a model, or a configuration whose run made one.
 
     Raises
     ------
     UsageError
-        more than one word before the options, or neither a model nor a configuration.
+        There is more than one word before the options, or neither a model nor a configuration.
     """
     options = [place for place, word in enumerate(words) if word.startswith("-")]
     models = words[: options[0] if options else len(words)]
@@ -40,7 +42,7 @@ def command(words: Sequence[str]) -> int:
     config = config_of(arguments.config, [*arguments.overrides, *(("export.model", model) for model in models)])
     if arguments.config is None:
         if not config.export.model:
-            raise UsageError(f"which model? usage: {VERBS['export'].usage}")
+            raise UsageError(f"no model is given; usage: {VERBS['export'].usage}")
         config.tracking.uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     check(config)
     if arguments.dry_run:
@@ -56,22 +58,24 @@ def _long(word: str) -> str:
 
 
 def check(config: Config) -> None:
-    """Raise :class:`ConfigError` where the section does not say what to write, or where."""
+    """Raise :class:`ConfigError` if the section ``export`` lacks formats or a folder, or
+    contradicts itself.
+    """
     settings, formats = config.export, ", ".join(get_args(Format))
     if not settings.to:
-        raise ConfigError(f"export.to: which format? One or several of {formats}: --to onnx,faiss")
+        raise ConfigError(f"export.to is empty; give one or more of {formats}, such as --to onnx,faiss")
     if not settings.out:
-        raise ConfigError(f"export.out: which folder? {VERBS['export'].usage}")
+        raise ConfigError(f"export.out is empty; give a folder: --out DIR. Usage: {VERBS['export'].usage}")
     if "://" in settings.out:
-        raise ConfigError(f"export.out: {settings.out} must be a local folder; copy it to its place afterwards")
+        raise ConfigError(f"export.out: {settings.out} must be a local folder; copy it to remote storage afterwards")
     if settings.users and "parquet" not in settings.to:
-        raise ConfigError("export.users is of parquet alone; add it: --to parquet")
+        raise ConfigError("export.users needs the format parquet; add it: --to parquet")
     if settings.without and "onnx" not in settings.to:
-        raise ConfigError("export.without is of onnx alone; leave it out, or add onnx: --to onnx")
+        raise ConfigError("export.without needs the format onnx; leave it out, or add onnx: --to onnx")
 
 
 def export(config: Config) -> dict[str, Any]:
-    """Export ``export.model`` to ``export.out``, print what was written, and return the manifest."""
+    """Export ``export.model`` to ``export.out``, print a summary and return the manifest."""
     from recsys.export.folder import check_installed, check_target
     from recsys.export.folder import export as write
 
@@ -84,7 +88,7 @@ def export(config: Config) -> dict[str, Any]:
     manifest = write(bundle, Path(settings.out), settings.to, settings.users, settings.without, asked)
     print(_words(manifest, settings.out))
     if not remember([Copy.here("export", settings.out)], asked, tracking_uri(config)):
-        print(f"note        `recsys forget` will not find this folder by itself: give it --also {settings.out}")
+        print(f"note        `recsys forget` does not know this folder: call it with --also {settings.out}")
     return manifest
 
 
@@ -95,11 +99,13 @@ def _words(manifest: dict[str, Any], folder: str) -> str:
         test = found["self_test"]
         lines.append(f"onnx        {found['file']}, opset {found['opset']}; reads {_names(found['inputs'])}")
         gap = test["largest_difference"]
-        lines.append(f"checked     {test['questions']} questions, at most {gap:.2g} from PyTorch")
+        lines.append(f"checked     {test['questions']} questions; scores differ from PyTorch by at most {gap:.2g}")
         if found["left_out"]:
-            lines.append(f"left out    {', '.join(found['left_out'])}: answers differ from the model's")
+            lines.append(f"left out    {', '.join(found['left_out'])}: scores differ from those of the model")
         if found["holds_of_users"]:
-            lines.append(f"users       the graph holds a row a known user, of {', '.join(found['holds_of_users'])}")
+            lines.append(
+                f"users       the graph holds one row per known user, from {', '.join(found['holds_of_users'])}"
+            )
     if found := manifest.get("faiss"):
         lines.append(f"faiss       {found['file']}, {found['kind']}")
     for name, found in manifest.get("parquet", {}).items():

@@ -1,7 +1,7 @@
-"""The model that goes out where ``train.final`` is true: trained again on all events, test included.
+"""The final model (``train.final: true``): trained again on all events, test events included.
 
-Part of the stage ``register``. It is kept in RUN/final as RUN/model is, and taken from there by ``--resume``. The
-figures stay those of RUN/model, which has not seen test.
+Part of the stage ``register``. RUN/final holds it in the format of RUN/model; ``--resume`` reads it
+from there. The metrics are those of RUN/model, which was not trained on test events.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from recsys.training.threads import settle_threads
 
 @dataclass(frozen=True)
 class FinalModel:
-    """The model that goes out, and what the card, the metrics and the registry say of it."""
+    """The final model, and its description for the card, the metrics and the registry."""
 
     result: TrainResult
     said: dict[str, Any]
@@ -44,22 +44,23 @@ class FinalModel:
 def final_model(
     config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult, go_on: int | None = None
 ) -> FinalModel | None:
-    """The evaluated model's like, of all events; None where ``train.final`` is false.
+    """Train a model like the evaluated one on all events; None if ``train.final`` is false.
 
     Parameters
     ----------
     config : Config
-        of the run; what the evaluated model was trained with has been written down beside it and counts.
+        Of the run. The settings stored next to the evaluated model override it.
     folder : RunFolder
-        of the run.
+        Of the run.
     dataset : PreparedDataset
-        that the evaluated model is of.
+        The dataset of the evaluated model.
     trained : TrainResult
-        the evaluated model.
+        The evaluated model.
     go_on : int | None
-        None: anew, for as many epochs as validation chose. A number: from the evaluated weights, for so many
-        epochs more, as when time is short; 0 trains nothing, and only graphs and fitted granularities are of all
-        events. A model that went on from a parent does so for as many epochs as it was updated.
+        None: train from scratch, for as many epochs as validation chose. A number: train so many
+        further epochs from the evaluated weights, for example when time is short; 0 trains nothing,
+        so that only graphs and closed-form granularities use all events. An updated model always
+        continues from its parent, for as many epochs as the update trained.
     """
     if not config.train.final:
         return None
@@ -82,7 +83,7 @@ def final_model(
     started = time.perf_counter()
     result = _trained(config, folder, dataset, final) if final.trains else _untrained(trained)
     if not is_whole(result, final):
-        folder.progress("the time is over: the model that goes out keeps the evaluated weights")
+        folder.progress("no time is left: the final model keeps the evaluated weights")
         final = final_plan(trained, origin, 0)
         identity["training"] = training_digest(config, dataset, None, final)
         result, said = _untrained(trained), describe(dataset, final)
@@ -99,20 +100,23 @@ def final_model(
 
 
 def _affordable(budget: Budget, trained: TrainResult) -> int | None:
-    """Epochs that the time holds: None, all of them anew; else so many more from the evaluated weights, or none."""
+    """Epochs that fit into the budget, as :meth:`pipelines.budget.Budget.final_epochs` returns
+    them.
+    """
     own = [report for report in trained.history if report.get("phase") in ("select", "refit")]
     return budget.final_epochs(trained.best_epoch, seconds_an_epoch(own))
 
 
 def final_plan(trained: TrainResult, origin: dict[str, Any], go_on: int | None) -> Final:
-    if go_on is None and "parent" in origin:  # its first weights are the parent's, which it stands on already
+    """How the final model is trained; ``go_on`` as in :func:`final_model`."""
+    if go_on is None and "parent" in origin:  # an updated model starts from its parent's weights
         return Final.of_trained(trained, trained.best_epoch)
     return Final.of_trained(trained, go_on, LR_SHARE_OF_MORE)
 
 
 def as_trained(config: Config, origin: dict[str, Any]) -> Config:
-    """The configuration with the constants that the evaluated model was trained with, where it wrote them down."""
-    if "train" not in origin:  # an earlier release trained it
+    """The configuration with the training settings stored next to the evaluated model."""
+    if "train" not in origin:  # an earlier release trained the model and stored none
         return config
     here = config.train.model_dump(include=FREE)
     train = TrainConfig.model_validate({**origin["train"], **here})
@@ -120,31 +124,32 @@ def as_trained(config: Config, origin: dict[str, Any]) -> Config:
 
 
 def planned(config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -> dict[str, Any]:
-    """What :func:`final_model` will make, as the evaluation says it."""
+    """Describe for the evaluation what :func:`final_model` will train."""
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     return describe(dataset, final_plan(trained, origin, None))
 
 
 def describe(dataset: PreparedDataset, final: Final) -> dict[str, Any]:
-    """What is said of the model that goes out: events, epochs, and where it started."""
+    """Description of the final model: events, epochs, and its start weights."""
     events = sum(len(shard.through(Split.TEST).items_E) for shard in dataset.shards())
     start = "anew" if final.trains and not final.goes_on else "measured"
     return {"through": "test", "events": events, "epochs": final.epochs if final.trains else 0, "start": start}
 
 
 def _line(said: dict[str, Any], final: Final) -> str:
-    on = f"on all {said['events']:,} events, test included: the figures stay those of the model that has not seen test"
+    on = f"on all {said['events']:,} events, test included; metrics stay those of the model trained without test events"
     if not final.trains:
-        return f"fitting the model that goes out {on}"
+        return f"fitting the final model {on}"
     more = " more, from the evaluated weights" if final.goes_on else ""
-    return f"training the model that goes out {on}; {final.epochs} epoch{'s' * (final.epochs != 1)}{more}"
+    return f"training the final model {on}; {final.epochs} epoch{'s' * (final.epochs != 1)}{more}"
 
 
 def _trained_apart(
     config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult, goes_on: bool
 ) -> dict[str, Tensor]:
-    """The weights of the models apart, each trained on all events as the others are; what stacking gave no weight, or
-    has nothing to train, keeps its own.
+    """Train the separately trained models on all events and return their weights.
+
+    A model without a stacking weight, or with nothing to train, keeps its weights.
     """
     others = without_apart(trained.weights)
     weights = {key: tensor for key, tensor in trained.weights.items() if key not in others}
@@ -154,9 +159,9 @@ def _trained_apart(
         if final is None or not final.trains:
             continue
         if budget is not None and budget.final_s() < budget.expected.get(f"{name}, final", 0.0):
-            folder.progress(f"no time is left to train {name} on all events: it keeps the evaluated weights")
+            folder.progress(f"no time is left to train {name} on all events; it keeps the evaluated weights")
             continue
-        folder.progress(f"training {name} apart on all events; {final.epochs} epoch{'s' * (final.epochs != 1)}")
+        folder.progress(f"training {name} separately on all events; {final.epochs} epoch{'s' * (final.epochs != 1)}")
         with ray_session(config):
             seconds = math.inf if budget is None else budget.final_s()
             how = dataset, reporter(folder, lambda _: None), folder.progress, budget, seconds

@@ -1,4 +1,6 @@
-"""The models that a server answers by: what their names mean, look by look, and how another version is handed over."""
+"""The models of a server: look up their names again and again, and hand new versions to the
+replicas.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from recsys.storage.uris import is_remote
 
 
 class FollowedSide:
-    """A model that answers, what its name means, and what was tried of it."""
+    """One side of a server: the name of its model, the current version, and failed versions."""
 
     def __init__(self, side: Side, followed: Followed, version: str, settings: ServeConfig) -> None:
         self.side, self.followed, self.version = side, followed, version
@@ -28,25 +30,25 @@ class FollowedSide:
 
     @classmethod
     def of(cls, side: Side, uri: str, config: Config) -> FollowedSide:
-        """What a name means now."""
+        """Look up the current version of a name."""
         followed = Followed(uri, tracking_uri(config) if uri.startswith("models:") else "")
         return cls(side, followed, followed.version(), config.serve)
 
     def load(self, say: Any) -> tuple[Any, dict[str, Any]]:
-        """The model of the version."""
+        """Load the current version."""
         bundle, about = self.followed.load(self.version)
         users, items = len(bundle.user_ids), bundle.num_items
         say(f"{self.version}: {users:,} users, {items:,} items, made {bundle.info.created}")
         return bundle, about
 
     def follow(self, server: Any, say: Any, stopped: threading.Event) -> None:
-        """Look the name up, and hand over another version."""
+        """Look up the name, and hand a new version to the replicas."""
         try:
             found = self.followed.version()
             self._is_silent = False
-        except Exception as error:  # a registry that is away for a while does not end the service
+        except Exception as error:  # the service survives an unavailable registry
             if not self._is_silent:
-                say(f"{self.followed.uri} cannot be looked up ({_why(error)}); {self.version} goes on")
+                say(f"{self.followed.uri} cannot be looked up ({_why(error)}); {self.version} keeps answering")
             self._is_silent = True
             return
         if found == self.version or not self._refused.may_try(found):
@@ -58,8 +60,7 @@ class FollowedSide:
         except Exception as error:
             if self._refused.again(found):
                 say(
-                    f"{found} cannot be loaded ({_why(error)}); {self.version} goes on; it is tried again from time to "
-                    "time"
+                    f"{found} cannot be loaded ({_why(error)}); {self.version} keeps answering; further attempts follow"
                 )
             return
         errors = taken(server, serial, found, say, stopped)
@@ -67,16 +68,16 @@ class FollowedSide:
             self.version = found
             self._refused.forget()
         elif self._refused.again(found):
-            say(f"{found}: {errors}; it is offered again from time to time")
+            say(f"{found}: {errors}; further attempts follow")
 
 
 def sides_of(config: Config) -> list[FollowedSide]:
-    """The sides of the configuration, and what their names mean now.
+    """The sides of the configuration, each with the current version of its model.
 
     Raises
     ------
     ArtifactError
-        there is no such model.
+        There is no such model.
     """
     settings = config.serve
     uris: dict[Side, str] = {"a": settings.model or f"models:/{config.registry.name}@champion"}
@@ -86,22 +87,25 @@ def sides_of(config: Config) -> list[FollowedSide]:
 
 
 class Refused:
-    """A version that could not be loaded, and when it may be tried again: after pauses that double up to a bound."""
+    """A version that could not be loaded, and the time of the next attempt.
+
+    The pause between attempts doubles up to a limit.
+    """
 
     def __init__(self, first_s: float, longest_s: float) -> None:
         self._first_s, self._longest_s = first_s, max(first_s, longest_s)
         self.forget()
 
     def forget(self) -> None:
-        """All is well."""
+        """Reset after a success."""
         self._version, self._pause_s, self._next = "", self._first_s, 0.0
 
     def may_try(self, version: str) -> bool:
-        """Whether it is another version, or the time for another try has come."""
+        """Whether this is another version, or the pause is over."""
         return version != self._version or time.monotonic() >= self._next
 
     def again(self, version: str) -> bool:
-        """It could not be loaded (again); whether that is news."""
+        """Note a failed attempt; return whether it is the first for this version."""
         is_news = version != self._version
         self._pause_s = self._first_s if is_news else min(2 * self._pause_s, self._longest_s)
         self._version, self._next = version, time.monotonic() + self._pause_s
@@ -109,54 +113,61 @@ class Refused:
 
 
 def taken(server: Any, serial: int, version: str, say: Any, stopped: threading.Event) -> str:
-    """Wait until every replica answers by the version; why some cannot, or nothing."""
+    """Wait until every replica uses the version; return why some cannot, or an empty string."""
     while not stopped.is_set():
         num_replicas, taken, errors = server.state(serial)
         if errors:
-            return f"{taken} of {num_replicas} replicas answer by it, others could not: {'; '.join(errors)}"
+            return f"{taken} of {num_replicas} replicas use it, the others failed: {'; '.join(errors)}"
         if num_replicas and taken == num_replicas:
-            say(f"{version} answers now on {taken} replica(s)")
+            say(f"{version} now answers on {taken} replica(s)")
             return ""
         time.sleep(0.2)
     return ""
 
 
 def check_log(settings: ServeConfig) -> None:
-    """The folder of the log, before anything starts.
+    """Check the folder of the log before anything starts.
 
     Raises
     ------
     ConfigError
-        it is remote, or cannot be written to.
+        The folder is remote, or cannot be written to.
     """
     if is_remote(settings.log):
-        raise ConfigError(f"serve.log: {settings.log} must be a local folder; copy its files where you keep them")
+        raise ConfigError(f"serve.log: {settings.log} must be a local folder; copy its files to remote storage later")
     if settings.log:
         check_folder(settings.log)
     elif settings.explore.share:
-        raise ConfigError("serve.explore.share without serve.log: nothing would be learned from it; name a folder")
+        raise ConfigError(
+            "serve.explore.share is set, but serve.log is empty: nobody could use the explored answers; set "
+            "serve.log to a folder"
+        )
 
 
 def note_log(log: str, models: Iterable[str], tracking: str, say: Callable[[str], None]) -> None:
-    """Note at each model that its answers are logged on every machine of the cluster, for `recsys forget`."""
+    """Note in each model, for ``recsys forget``, that every machine of the cluster logs its
+    answers.
+    """
     import ray
 
     hosts = {str(node["NodeManagerHostname"]) for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
     for uri in models:
         if not remember([Copy.here("answers", log, host) for host in sorted(hosts)], uri, tracking):
-            say(f"serve.log cannot be noted at {uri}: name it when users are forgotten, recsys forget … --also {log}")
+            say(f"serve.log cannot be noted in {uri}; when you forget users, call recsys forget … --also {log}")
 
 
 def stock_of(settings: ServeConfig) -> Stock:
-    """What was out of stock when the server ended."""
+    """The items that were out of stock when the server last ended."""
     if is_remote(settings.stock_file):
         raise ConfigError(f"serve.stock_file: {settings.stock_file} must be a local file")
     if settings.stock_file and not settings.stock_token_env:
-        raise ConfigError("serve.stock_file without serve.stock_token_env: nobody could change the stock; name both")
+        raise ConfigError(
+            "serve.stock_file is set, but serve.stock_token_env is empty: nobody could change the stock; set both"
+        )
     return read_stock(settings.stock_file, "serve.stock_file")
 
 
 def _why(error: Exception) -> str:
-    """One line."""
+    """The first line of an error's message."""
     message = str(error) if isinstance(error, UserError) else user_message(error) or f"{type(error).__name__}: {error}"
     return message.splitlines()[0] if message else type(error).__name__

@@ -1,10 +1,11 @@
-"""The verb ``forget``: remove users from the dataset, the models, the registry and all other files of a run folder. A
-signed proof lists the files in which nothing of them was found.
+"""The verb ``forget``: remove users from the dataset, the models, the registry and all other files
+of a run folder. A signed proof lists the files in which nothing of them was found.
 
-The order of the steps is what makes an interruption harmless: users are put on the list that keeps ``prepare`` from
-reading them again, then a journal says which rows they had, then each artefact is rewritten aside and renamed; the same
-command goes on. What was trained is trained again with ``--retrain``, from the newest ancestor that never knew them
-where there is one; otherwise the model card says what still depends on them.
+The order of the steps makes an interruption harmless, and the same command continues after it.
+First the users go on a list, so that ``prepare`` does not read them again. Then a journal records
+which rows they had. Then each artefact is rewritten in a temporary place and renamed. With
+``--retrain`` the models are trained again, if possible from the newest ancestor that never saw the
+users; otherwise the model card says what still depends on them.
 """
 
 from __future__ import annotations
@@ -58,31 +59,33 @@ JOURNAL: Final = "forgetting.json"
 
 @dataclass
 class Forgetting:
-    """One run of the verb: the users to forget, and what is known of them."""
+    """One run of the verb: the users to forget, and what was found of them."""
 
     config: Config
     folder: RunFolder
-    users: list[str]  # ids as the artefacts have them
-    forms: list[str]  # the same, and the ids behind pseudonyms
+    users: list[str]  # ids as they appear in the artefacts
+    forms: list[str]  # the same, and the original ids of pseudonyms
     evidence: Evidence
     copies: Copies
-    said: dict[str, Any] = field(default_factory=dict)  # what the proof says was done
+    said: dict[str, Any] = field(default_factory=dict)  # the actions, for the proof
 
     @property
     def ids(self) -> pa.Array:
+        """The users as an Arrow array."""
         return pa.array(self.users, pa.string())
 
 
 def forget(config: Config, folder: RunFolder) -> None:
-    """Forget ``forget.users``, and prove it.
+    """Forget ``forget.users``, and write the proof.
 
     Raises
     ------
     ConfigError
-        nobody is named, or no artefact and no list knows them.
+        No user is given, or no artefact and no list contains the users.
     ArtifactError
-        the model cannot be made again.
-        Refusal: the proof found something, or something could not be searched; all else is done.
+        The model cannot be made again.
+    Refusal
+        The proof found something, or a file could not be searched; everything else is done.
     """
     quiet()
     raw = _named(config)
@@ -128,7 +131,7 @@ def _named(config: Config) -> list[str]:
             raise ConfigError(f"forget.file: {config.forget.file} cannot be read ({error})") from None
     found = [one for one in dict.fromkeys(found) if one]
     if not found:
-        raise ConfigError("forget.users is empty; name who is to be forgotten: recsys forget --config FILE --user ID …")
+        raise ConfigError("forget.users is empty; give the users: recsys forget --config FILE --user ID …")
     return found
 
 
@@ -148,7 +151,10 @@ def _with_model(config: Config, folder: RunFolder) -> Config:
     from recsys.config import build_config, parse_yaml
 
     if not (folder.root / CHOICE).is_file():
-        raise ArtifactError(f"{folder.root} has a model, but the configuration no section model; give the one it is of")
+        raise ArtifactError(
+            f"{folder.root} has a model, but the configuration has no section model; give the configuration that "
+            "the model was trained with"
+        )
     chosen = parse_yaml(folder.config.read_bytes(), str(folder.config))
     tree = config.model_dump(mode="json") | {key: chosen[key] for key in ("model", "train")}
     whole = build_config(tree, str(folder.config), expand=False)
@@ -159,7 +165,13 @@ def _with_model(config: Config, folder: RunFolder) -> Config:
 
 
 def _gather(work: Forgetting, dataset: PreparedDataset | None, store: Store | None) -> list[tuple[Version, bool]]:
-    """Collect the traces of the users from wherever they are known; every version, and whether it holds them."""
+    """Collect the traces of the users from dataset, bundles and versions.
+
+    Returns
+    -------
+    list of (Version, bool)
+        Every registered version, and whether it holds one of the users.
+    """
     evidence, asked, forms = work.evidence, work.ids, work.forms
     if dataset is not None:
         evidence.add_ids(forms, dataset.user_ids, dataset.item_ids)
@@ -199,14 +211,14 @@ def _check_known(
     unknown = [one for one in work.users if not forgotten.holds(one)]
     if unknown and not known and not (work.folder.root / JOURNAL).is_file() and not _are_logged(work):
         raise ConfigError(
-            f"forget.users: no dataset, bundle, registered version or log of answers here knows {len(unknown):,} of "
-            f"the {len(work.users):,} users that are named, and none of the others; ids are text and count upper and "
-            "lower case"
+            f"forget.users: {len(unknown):,} of the {len(work.users):,} given users are in no dataset, bundle, "
+            "registered version or log of answers, and the others are forgotten already; check the ids, which are "
+            "text and case-sensitive"
         )
 
 
 def _are_logged(work: Forgetting) -> bool:
-    """Whether a log of answers names one of them: a newcomer to the model may have asked."""
+    """Whether a log of answers contains one of the users: a cold-start user may have sent requests."""
     their_rows = TheirRows(work.forms, Traces())
     return any(holds_rows(path, their_rows) for _, path in work.copies.logs())
 
@@ -215,7 +227,7 @@ def _are_logged(work: Forgetting) -> bool:
 
 
 def _rewrite_dataset(work: Forgetting, dataset: PreparedDataset, forgotten: Forgotten) -> PreparedDataset:
-    """The dataset without the users; the journal has what a second attempt needs."""
+    """Rewrite the dataset without the users; the journal holds what a second attempt needs."""
     gone = np.flatnonzero(np.asarray(pc.is_in(dataset.user_ids, value_set=work.ids)))
     if not len(gone):
         return dataset
@@ -229,14 +241,14 @@ def _rewrite_dataset(work: Forgetting, dataset: PreparedDataset, forgotten: Forg
     work.said["dataset"] = {"before": before, "after": done.dataset.manifest.content_hash, "rows": rows}
     work.said.setdefault("left", []).extend(done.left)
     work.folder.progress(
-        f"{dataset.root}: {len(gone):,} users are gone, with {sum(rows.values()):,} rows in {len(rows)} files; the "
-        "audit has passed"
+        f"{dataset.root}: removed {len(gone):,} users with {sum(rows.values()):,} rows in {len(rows)} files; the "
+        "audit passed"
     )
     return open_dataset(work.config)
 
 
 def _forget_texts(config: Config, dataset: PreparedDataset, gone: Any) -> int:
-    """Take the texts of the users' pasts out of the cache of the language model."""
+    """Remove the texts of the users' histories from the cache of the language model."""
     described = dataset.manifest.text.get("users")
     if not described:
         return 0
@@ -253,13 +265,13 @@ def _forget_texts(config: Config, dataset: PreparedDataset, gone: Any) -> int:
 
 
 def _renew_models(work: Forgetting, config: Config, dataset: PreparedDataset | None) -> None:
-    """Make or train the models again, evaluate and register them, as far as the run folder had come."""
+    """Make or train the models again; evaluate and register them if they were before."""
     folder, journal = work.folder, work.folder.root / JOURNAL
     had = {name: path.exists() for name, path in (("metrics", folder.metrics), ("bundle", folder.bundle))}
     if not (folder.model / ORIGIN).is_file():
         if had["bundle"] and known_users(folder.bundle / USERS, work.ids):
             folder.forget(folder.bundle)
-            folder.progress(f"{folder.bundle} is deleted: there is no {folder.model.name}/ from which to make it again")
+            folder.progress(f"{folder.bundle} is deleted: without {folder.model.name}/ it cannot be made again")
         return
     if dataset is None or not journal.is_file():
         return
@@ -275,7 +287,7 @@ def _renew_models(work: Forgetting, config: Config, dataset: PreparedDataset | N
         work.said["model"] = {"fitted again": True}
         work.said.setdefault("left", []).extend(left)
         if left:
-            folder.progress(f"what still depends on them: {'; '.join(left)}")
+            folder.progress(f"still depends on these users: {'; '.join(left)}")
     remove_derived(folder)
     _measure(config, folder, stages)
     work.evidence.model = folder.model
@@ -293,7 +305,7 @@ def _measure(config: Config, folder: RunFolder, had: dict[str, bool]) -> None:
 
 
 def _clean(work: Forgetting) -> None:
-    """What is neither dataset nor model."""
+    """Remove the users from everything that is neither dataset nor model."""
     folder = work.folder
     rows = sum(forget_recommendations(path, work.users) for path in folder.answers)
     lines = forget_lines(folder.root, work.evidence.mentions)
@@ -304,7 +316,7 @@ def _clean(work: Forgetting) -> None:
 
 
 def _hashes_before(folder: RunFolder) -> set[str]:
-    """The content hashes of the dataset while it had users who were forgotten since, now or by an earlier command."""
+    """Content hashes of the dataset before users were removed, by this command or an earlier one."""
     found = set[str]()
     for path in (folder.root / JOURNAL, *(folder.root / PROOFS).glob("proof-*.json")):
         if path.is_file():

@@ -1,6 +1,7 @@
-"""``recsys init FILE…``: look at files, say what they are, and write a configuration that is ready for ``recsys run``.
+"""``recsys init FILE…``: inspect data files and write a configuration for ``recsys run``.
 
-It asks nothing and changes none of the files. What is open is a commented line of the configuration.
+It asks no questions and changes no data file. Alternatives are commented lines of the
+configuration.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ DEFAULT: Final = "recsys.yaml"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the words behind ``init`` say."""
+    """The words after ``init``, parsed."""
 
     files: tuple[str, ...]
     out: str
@@ -30,11 +31,11 @@ class Wanted:
 
 
 def command(words: Sequence[str]) -> int:
-    """Do what the words behind ``init`` say; the exit code."""
+    """Run ``init`` with the words after it; return the exit code."""
     wanted = parse(words)
     out = Path(wanted.out).expanduser()
     if is_remote(wanted.out):
-        raise ConfigError(f"--out {wanted.out}: a configuration is written to a local file")
+        raise ConfigError(f"--out {wanted.out} must be a local file")
     _check_free(out, wanted.force)
     quiet()
     from recsys.inspect.look import look
@@ -56,7 +57,7 @@ def parse(words: Sequence[str]) -> Wanted:
     Raises
     ------
     UsageError
-        an option that is none, or one without its value.
+        An option is unknown, or its value is missing.
 
     >>> parse(["a.csv", "--out", "mine.yaml", "b.csv"])
     Wanted(files=('a.csv', 'b.csv'), out='mine.yaml', force=False)
@@ -80,13 +81,13 @@ def parse(words: Sequence[str]) -> Wanted:
             files.append(word)
     if not files:
         raise UsageError(
-            f"no file is given; name the files, folders or globs of your data. Usage: {VERBS['init'].usage}"
+            f"no file is given; give the files, folders or globs of your data. Usage: {VERBS['init'].usage}"
         )
     return Wanted(tuple(files), out, force)
 
 
 def plain_name(stem: str) -> str:
-    """A name that run folders and MLflow take.
+    """A name that is valid for run folders and in MLflow.
 
     >>> plain_name("my shop (new)")
     'my-shop-new'
@@ -99,18 +100,18 @@ def _check_free(out: Path, force: bool) -> None:
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; expected a file such as {out / DEFAULT}")
     if out.exists() and not force:
-        raise ConfigError(f"{out} exists; nothing was done: choose another --out, or --force to replace it")
+        raise ConfigError(f"{out} exists and was not changed; choose another --out, or replace it with --force")
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
 
 
 def write_draft(out: Path, text: str) -> None:
-    """Write a configuration, whole or not at all.
+    """Write a configuration file atomically.
 
     Raises
     ------
     ConfigError
-        it cannot be written there.
+        The file cannot be written.
     """
     from recsys.storage.beside import writing_beside
 

@@ -1,6 +1,7 @@
-"""The desk that loads and follows the models itself, where no command does: an actor of Serve's controller.
+"""A model holder that loads and follows the models itself, as an actor of Ray Serve's controller.
 
-Why a module of its own: Serve pickles the module of such an actor's class by value.
+``recsys serve`` does this in its own process; an application that Ray Serve deploys has no such
+process. Why a module of its own: Serve pickles the module of such an actor's class by value.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from recsys.serving.desk import Desk, Offering
 
 @ray.remote
 class Keeper(Desk):
-    """A desk whose models are there when it is; ``args`` are those of the application."""
+    """A model holder that loads its models when it starts; ``args`` are those of the application."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         quiet()
@@ -41,5 +42,5 @@ class Keeper(Desk):
 
 
 def _say(line: str) -> None:
-    """To the actor's log."""
+    """Write a line to the actor's log."""
     print(line, flush=True)

@@ -1,6 +1,6 @@
-"""Mistakes of a configuration that need no data: looked for before a verb starts, and by its dry run.
+"""Check a configuration for mistakes before a verb starts, and in its dry run.
 
-Why: what only a later stage would find costs the time of the stages before it.
+Why: a mistake that only a later stage finds costs the time of the stages before it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from recsys.errors import ConfigError, choices
 
 
 def check(config: Config, stages: tuple[str, ...]) -> None:
-    """Look at the settings alone.
+    """Check the settings without reading data.
 
     Raises
     ------
     ConfigError
-        settings contradict each other, or a text is no time.
+        Settings contradict each other, or a time cannot be parsed.
     """
     check_settings(config, stages)
     if "train" in stages and not config.has_model and "source" not in config.data.model_fields_set:
         raise ConfigError(
-            "data.source: the configuration names no data and no model; `recsys init FILE… --out mine.yaml` writes one "
-            "for files of yours, and pipelines/configs has examples"
+            "data.source: the configuration gives neither data nor a model; write a configuration for your files "
+            "with `recsys init FILE… --out mine.yaml`, or see the examples in pipelines/configs/"
         )
     if "prepare" in stages:
         _check_times(config)
@@ -35,12 +35,17 @@ def check(config: Config, stages: tuple[str, ...]) -> None:
 
 
 def check_input(config: Config, stages: tuple[str, ...]) -> list[str]:
-    """Look for the input files of the stages, and at their column names where they can be read; what to know of them.
+    """Check that the input files of the stages exist and have the required columns.
+
+    Returns
+    -------
+    list of str
+        Notes for the user.
 
     Raises
     ------
     UserError
-        a file is missing, or lacks a column that it must have.
+        A file is missing, or lacks a required column.
     """
     notes: list[str] = []
     if "prepare" in stages:
@@ -62,12 +67,12 @@ def check_input(config: Config, stages: tuple[str, ...]) -> list[str]:
 
 
 def _check_columns(config: Config, columns: Mapping[str, set[str]]) -> None:
-    """Every column that a setting names, in the tables whose columns are known.
+    """Check every column that a setting names, in the tables whose columns are known.
 
     Raises
     ------
     ConfigError
-        no file of the table has it.
+        No file of the table has the column.
     """
     data = config.data
     named = (
@@ -87,7 +92,7 @@ def _check_columns(config: Config, columns: Mapping[str, set[str]]) -> None:
 
 
 def _check_times(config: Config) -> None:
-    """Every time of the section ``data``, and that what begins earlier is earlier."""
+    """Check every time of the section ``data``, and their order."""
     data, split = config.data, config.data.split
     if not any((data.from_, data.until, split.valid_from, split.test_from)):
         return
@@ -100,6 +105,5 @@ def _check_times(config: Config) -> None:
     if len(times) == 2 and times[0] >= times[1]:
         (first, early), (second, late) = texts.items()
         raise ConfigError(
-            f"{first} {early} is not before {second} {late}, which leaves nothing between them; "
-            f"choose an earlier {first}"
+            f"{first} {early} is not before {second} {late}, so no events are between them; choose an earlier {first}"
         )

@@ -1,6 +1,7 @@
-"""Stage ``prepare``: the source → the prepared dataset. Does nothing when that is there already for the same input.
+"""Stage ``prepare``: the source → the prepared dataset. It does nothing if the dataset is up to
+date.
 
-Reads what ``data.source`` names; writes ``data.dir`` (default RUN/dataset).
+Reads ``data.source``; writes ``data.dir`` (default RUN/dataset).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from recsys.preparation.content_hash import differences, settings_hash, settings
 
 
 def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
-    """Make the dataset, or find it up to date; ``base``, ``earlier`` and ``least`` are those of
+    """Make the dataset, or find it up to date.
+
+    The options ``base``, ``earlier`` and ``least`` go to
     :func:`recsys.preparation.prepare.prepare`.
     """
     with folder.progress.stage("prepare"), ray_session(config):
@@ -32,14 +35,16 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
 
 
 def open_dataset(config: Config) -> PreparedDataset:
-    """The prepared dataset of the configuration, by an absolute path: workers have other working directories.
+    """The prepared dataset of the configuration.
+
+    Why by an absolute path: workers have other working directories.
 
     Raises
     ------
     ArtifactError
-        it is not there, of another release, or was prepared with other settings.
+        It does not exist, another release made it, or it was prepared with other settings.
     DataError
-        it has nothing to train on.
+        It has no users, items or training events.
     """
     place = config.dataset_dir
     dataset = PreparedDataset(place if "://" in place else str(Path(place).absolute()))
@@ -48,11 +53,13 @@ def open_dataset(config: Config) -> PreparedDataset:
         named = f": {'; '.join(found[:5])}{' …' if len(found) > 5 else ''}" if found else ""
         raise ArtifactError(
             f"{dataset.root} was prepared with other data settings (sections data and seed) than this configuration"
-            f"{named}; run `recsys prepare`, or give the settings that it was prepared with"
+            f"{named}; run `recsys prepare` again, or use the settings that it was prepared with"
         )
     for part in ("users", "items", "train"):
         if not dataset.manifest.counts.get(part, 0):
-            raise DataError(f"{dataset.root} has no {part}: nothing to learn from; check data.source and data.split")
+            raise DataError(
+                f"{dataset.root} has no {part}, so there is nothing to train on; check data.source and data.split"
+            )
     return dataset
 
 
@@ -62,15 +69,15 @@ def _say_what_there_is(dataset: PreparedDataset, folder: RunFolder) -> None:
     shown = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in named if counts.get(name))
     bad, dropped = (_total(reasons) for reasons in (manifest.quarantined, manifest.dropped))
     folder.progress(
-        f"{manifest.name}: {shown}; of {sum(manifest.read.values()):,} rows {bad:,} are in quarantine and {dropped:,} "
-        "left out by rule"
+        f"{manifest.name}: {shown}; of {sum(manifest.read.values()):,} rows read, {bad:,} are in quarantine and "
+        f"{dropped:,} are left out by rules"
     )
     if seen := foresight(dataset):
         folder.progress(seen.note)
 
 
 def _total(reasons: dict[str, dict[str, int]]) -> int:
-    """Rows of all tables."""
+    """Sum of the rows of all tables and reasons."""
     return sum(sum(of_table.values()) for of_table in reasons.values())
 
 

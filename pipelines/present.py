@@ -1,7 +1,7 @@
-"""Whether local files that a verb is to read are there, looked for before Ray, torch or a reader is imported.
+"""Check that the local files of a verb exist, before Ray, torch or a reader is imported.
 
-Why: on a busy machine these imports take a minute, which is long for being told of a mistyped name. What is remote, and
-what is in the files, the readers look at.
+Why: on a busy machine these imports take a minute, too long to wait for a message about a mistyped
+name. The readers check remote files and the content of files later.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 def check_present(config: Config, stages: tuple[str, ...]) -> None:
-    """Look for the files that the configuration names for these stages.
+    """Check that the files that the configuration names for these stages exist.
 
     Raises
     ------
     SourceError
-        an input file of ``data.source`` is missing.
+        An input file of ``data.source`` is missing.
     ConfigError
-        a file of another section is missing.
+        A file of another section is missing.
     """
     if "parent" in stages and config.update.events:
         _check("update.events", config.update.events)
@@ -41,19 +41,19 @@ def check_present(config: Config, stages: tuple[str, ...]) -> None:
 
 
 def _is_missing(place: str) -> bool:
-    """Whether a local path names nothing; a glob may name something."""
+    """Whether a local path does not exist; globs and remote paths are not checked."""
     return bool(place) and not is_remote(place) and not _GLOB.search(place) and not os.path.lexists(expanded(place))
 
 
 def _check(key: str, places: list[str]) -> None:
     for place in places:
         if _is_missing(place):
-            raise ConfigError(f"{key}: {place} does not exist; expected a file, named from {os.getcwd()}")
+            raise ConfigError(f"{key}: {place} does not exist; expected a file, relative to {os.getcwd()}")
 
 
 def _check_source(place: str) -> str:
     if _is_missing(place):
         raise SourceError(
-            f"{place} does not exist; expected a file: correct data.source, or set RECSYS_DATA to the data's folder"
+            f"{place} does not exist; expected a file: correct data.source, or set RECSYS_DATA to the data folder"
         )
     return place

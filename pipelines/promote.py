@@ -1,7 +1,8 @@
-"""Stage ``promote``: the challenger against today's champion on the same test users, then the alias, or why not.
+"""Stage ``promote``: compare challenger and champion on the same test users, then move the alias or
+refuse.
 
-Reads the prepared dataset and both registered models; writes RUN/promotion.json and RUN/promotion.md, tags on the
-versions, and an MLflow run of its own with the comparison. A refusal is exit code 1.
+Reads the prepared dataset and both registered models; writes RUN/promotion.json, RUN/promotion.md,
+tags of the versions, and a separate MLflow run with the comparison. A refusal is exit code 1.
 """
 
 from __future__ import annotations
@@ -48,13 +49,14 @@ from recsys.training.threads import settle_threads
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models: a version, and its bundle where it can be read."""
+    """One of the two models: a version, and its bundle if it can be read."""
 
     version: str
-    bundle: Bundle | None  # with its measured model: the one that answers may have seen the test part
-    broken: str  # why it cannot be read; empty where it can
+    bundle: Bundle | None  # with its evaluated model: the one that answers may be trained on test events
+    broken: str  # why it cannot be read; otherwise empty
 
     def describe(self, name: str) -> dict[str, Any]:
+        """The version and its bundle, for the record."""
         found: dict[str, Any] = {"version": self.version, "uri": f"models:/{name}/{self.version}"}
         if self.bundle is not None:
             info = self.bundle.info
@@ -69,24 +71,30 @@ class Side:
 
 
 def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
-    """Decide, record the decision, move the alias if it is yes; returns the content of ``promotion.json``.
+    """Decide, record the decision, and move the alias if the gate agrees.
+
+    Returns
+    -------
+    dict
+        The content of ``promotion.json``.
 
     Raises
     ------
-        Refusal: the challenger is not promoted; everything is written down by then.
+    Refusal
+        The challenger is not promoted. The record is written before.
     ConfigError, ArtifactError
-        nothing to decide about, or nothing to decide by.
+        There is no challenger, or no data to compare on.
     """
     quiet()
     Validator.of(config)
     if not config.tracking.enabled:
-        raise ConfigError("promote moves an alias of the registry, which tracking.enabled false switches off")
+        raise ConfigError("promote needs the MLflow registry, but tracking.enabled is false; set it true")
     going_back = config.promote.rollback
     asked = config.promote.model or f"models:/{config.registry.name}@{config.registry.alias}"
     asked = f"models:/{config.registry.name}@{CHAMPION}" if going_back else asked
     if not asked.startswith("models:"):
         raise ConfigError(
-            f"promote.model: got {asked!r}; only a registered version can be champion: models:/NAME@ALIAS or /VERSION"
+            f"promote.model: got {asked!r}, expected a registered version: models:/NAME@ALIAS or models:/NAME/VERSION"
         )
     name, version = _asked(config, folder, asked)
     with folder.progress.stage("promote"), Tracker(_recorded_apart(config), f"promote {name}", apart=True) as tracker:
@@ -107,11 +115,13 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
 
 
 def _asked(config: Config, folder: RunFolder, asked: str) -> tuple[str, str]:
-    """Name and version of what was asked for; where no version has the alias, the candidates are shown first."""
+    """Name and version of the requested model; if no version has the alias, print the candidates
+    first.
+    """
     try:
         name, version = pinned(asked, tracking_uri(config)).removeprefix("models:/").rsplit("/", 1)
     except ArtifactError:
-        with suppress(Exception):  # there is no store, or nothing of that name: the error says so
+        with suppress(Exception):  # no store or no such name: the first error says so
             name = asked.removeprefix("models:/").partition("@")[0]
             found = candidates(client(tracking_uri(config)), name, config.train.metric)
             folder.progress(candidate_table(found, config.train.metric))
@@ -120,10 +130,11 @@ def _asked(config: Config, folder: RunFolder, asked: str) -> tuple[str, str]:
 
 
 def _with_minimum(record: dict[str, Any], found: list[dict[str, Any]], by_alias: bool) -> dict[str, Any]:
-    """The record with what the minimum says of the version, or of a newer one that was to be asked about.
+    """The record with the result of the minimum check for the version, or for a newer version.
 
-    A newer version that did not get the alias leaves it with the champion: what looks unchanged is a refusal, or a
-    daily update would fail without a word.
+    Why a newer one: a version below the minimum does not get the alias, so the alias still names
+    the champion. Without this check the result would be "unchanged", and nobody would notice that
+    the daily update fails. It is a refusal instead.
     """
     asked = record["challenger"]["version"]
     own = next((one for one in found if one["version"] == asked), None)
@@ -141,18 +152,20 @@ def _with_minimum(record: dict[str, Any], found: list[dict[str, Any]], by_alias:
         "challenger": {"version": newest["version"], "run_id": newest["run_id"]},
         "decision": "refused",
         "promoted": False,
-        "reasons": [f"{said}; ask for it by its number if that is meant: --promote.model {uri}"],
+        "reasons": [f"{said}; to compare it anyway, give its number: --promote.model {uri}"],
     }
 
 
 def _recorded_apart(config: Config) -> Config:
-    """Promotions have an experiment of their own: they are no trainings, and would stand between them."""
+    """The configuration with a separate MLflow experiment, so that promotions are not between
+    trainings.
+    """
     tracking = config.tracking.model_copy(update={"experiment": f"{config.tracking.experiment}-promotions"})
     return config.model_copy(update={"tracking": tracking})
 
 
 def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -> dict[str, Any]:
-    """The record of a comparison, with the decision; nothing has moved yet."""
+    """Compare and decide; return the record. The alias is not moved yet."""
     name, place = aliases.name, tracking_uri(config)
     champion = aliases.version_of(CHAMPION)
     record = _begin(config, aliases, version, champion)
@@ -164,15 +177,15 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
     record["champion"] = holder.describe(name) if holder is not None else None
     findings = Findings()
     if challenger.bundle is None:
-        findings.checks.append(Check("self_test", False, f"the challenger cannot answer: {challenger.broken}"))
+        findings.checks.append(Check("self_test", False, f"the challenger cannot be loaded: {challenger.broken}"))
     else:
-        findings.checks.append(Check("self_test", True, "the challenger answers as it did when it was written"))
+        findings.checks.append(Check("self_test", True, "the challenger gives the same answers as when it was written"))
         _compare(config, folder, challenger.bundle, holder, findings)
     decision = "refused" if findings.reasons else "promoted"
     if findings.reasons and config.promote.force and challenger.bundle is not None:
         decision = "forced"
     elif findings.reasons and config.promote.force:
-        findings.notes.append("promote.force does not help: a model that cannot be loaded would answer no call")
+        findings.notes.append("promote.force has no effect: a model that cannot be loaded cannot answer requests")
     return record | {
         "decision": decision,
         "promoted": decision != "refused",
@@ -185,7 +198,7 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
 
 
 def _begin(config: Config, aliases: Aliases, version: str, champion: str) -> dict[str, Any]:
-    """What every record says."""
+    """The fields that every record has."""
     return {
         "model": aliases.name,
         "challenger": {"version": version, "run_id": aliases.run_id(version)},
@@ -215,7 +228,7 @@ def _side(name: str, version: str, place: str) -> Side:
 
 
 def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Side | None, findings: Findings) -> None:
-    """Rank the test part with both, and ask every rule."""
+    """Rank the test split with both models, and apply every rule."""
     dataset = open_dataset(config)
     same = challenger.info.dataset.get("content_hash") == dataset.manifest.content_hash
     settle_threads(config, dataset.num_items, folder.progress)
@@ -229,13 +242,13 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
     folder.progress(f"ranking all {dataset.num_items:,} items for {len(queries):,} test users: the challenger")
     ranking, ours_B = ranked(scorer, queries, config)
     if not len(ranking):
-        raise DataError(f"{dataset.root} has no test user with a target that counts: nothing to compare on")
+        raise DataError(f"{dataset.root} has no test user with a target that counts, so models cannot be compared")
     if champion is None:
-        findings.notes.append("there is no champion yet: the baselines alone decide")
+        findings.notes.append("there is no champion yet: only the baselines decide")
     elif champion.bundle is None:
-        findings.checks.append(Check("champion", False, f"today's champion cannot be asked: {champion.broken}"))
+        findings.checks.append(Check("champion", False, f"the champion cannot be loaded: {champion.broken}"))
     else:
-        folder.progress(f"ranking them again with the champion, version {champion.version}")
+        folder.progress(f"ranking with the champion, version {champion.version}")
         theirs = ForeignScorer(champion.bundle, dataset)
         findings.notes += _vocabulary_notes(champion.bundle, theirs, dataset)
         _check_leak("champion", leak_of(champion.bundle, theirs, dataset), findings)
@@ -247,7 +260,7 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
     as_now = stored.get("metric") == config.train.metric and stored.get("exclude_seen") == config.evaluate.exclude_seen
     if not (same and as_now and stored.get("against")) and config.promote.beat_baselines:
         names = ", ".join(config.evaluate.baselines)
-        folder.progress(f"measuring the baselines here, as the challenger stores none of this data: {names or 'none'}")
+        folder.progress(f"measuring the baselines, as the challenger has no results on this data: {names or 'none'}")
         refit = fitted_through(challenger) == Split.VALID
         stored = measure_baselines(ranking, ours_B, fitted_histories(dataset, config), dataset.num_items, config, refit)
     against_baselines(stored, config.promote, findings)
@@ -255,7 +268,7 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
 
 def _check_leak(who: str, leak: str, findings: Findings) -> None:
     if leak:
-        why = f"the {who} has seen what it would be tested on, so that no number can be trusted: {leak}"
+        why = f"the {who} was trained on test events, so its metrics cannot be trusted: {leak}"
         findings.checks.append(Check("leak", False, f"{why}; give newer test events, or promote.force with a reason"))
     else:
         findings.checks.append(Check("leak", True, f"no test event was among the {who}'s training events"))
@@ -264,31 +277,31 @@ def _check_leak(who: str, leak: str, findings: Findings) -> None:
 def _what_is_compared(challenger: Bundle, dataset: PreparedDataset, same: bool) -> str:
     here = f"dataset {dataset.manifest.name} {dataset.manifest.content_hash[:12]}"
     if same:
-        return f"compared on the test part of {here}, which the challenger was trained on the training part of"
+        return f"compared on the test split of {here}; the challenger was trained on its training split"
     theirs = str(challenger.info.dataset.get("content_hash", ""))[:12]
-    return f"compared on the test part of {here}; the challenger was trained on another dataset, {theirs}"
+    return f"compared on the test split of {here}; the challenger was trained on another dataset, {theirs}"
 
 
 def _feedback_note(challenger: Bundle) -> str:
-    """What the bundle's events cannot show: some of its parameters were fitted on other events."""
+    """A note if some parameters were fitted on events that the bundle does not hold."""
     later = [name for name in ("fusion", "strata") if name in challenger.info.extra]
     if not later:
         return ""
     return (
-        f"the challenger's {' and '.join(later)} were fitted again by `recsys update` on events that its bundle does "
-        "not hold: whether test events were among them cannot be seen"
+        f"`recsys update` fitted the challenger's {' and '.join(later)} again on events that its bundle does not "
+        "hold, so it cannot be checked whether test events were among them"
     )
 
 
 def _final_note(challenger: Bundle, champion: Side | None) -> str:
-    """Which of the models answers by weights that have seen the test part, and so was compared by others."""
+    """A note on models that answer with weights trained on test events, and are compared by others."""
     sides = {"challenger": challenger, "champion": champion.bundle if champion is not None else None}
     named = [who for who, bundle in sides.items() if bundle is not None and has_measured(bundle.info)]
     if not named:
         return ""
     return (
-        f"the {' and the '.join(named)} answer{'s' if len(named) == 1 else ''} by weights of all events (train.final); "
-        "compared are the measured ones, which have not seen test"
+        f"the {' and the '.join(named)} answer{'s' if len(named) == 1 else ''} with weights trained on all events "
+        "(train.final); the comparison uses the evaluated weights, which were not trained on test events"
     )
 
 
@@ -298,14 +311,14 @@ def _vocabulary_notes(champion: Bundle, scorer: ForeignScorer, dataset: Prepared
         return ["the champion was trained on the same dataset"]
     theirs = str(champion.info.dataset.get("content_hash", ""))[:12]
     return [
-        f"the champion was trained on another dataset ({theirs}) and is asked as in traffic: {users:,} of "
-        f"{dataset.num_users:,} users are newcomers to it, {items:,} of {dataset.num_items:,} items are unknown and "
-        "never recommended by it"
+        f"the champion was trained on another dataset ({theirs}) and answers as it does in production: {users:,} of "
+        f"{dataset.num_users:,} users are cold-start users for it; it does not know {items:,} of "
+        f"{dataset.num_items:,} items and never recommends them"
     ]
 
 
 def _by_champion(scorer: ForeignScorer, queries: Queries) -> dict[str, Any]:
-    """Users whom the champion knows and others, where there are both."""
+    """Segments of users known and unknown to the champion, if both exist."""
     known_B = scorer.user_of_V[queries.histories.users_U] >= 0
     masks = {"known to the champion": known_B, "new to the champion": ~known_B}
     return {"champion": masks} if known_B.any() and not known_B.all() else {}
@@ -315,19 +328,19 @@ def _by_champion(scorer: ForeignScorer, queries: Queries) -> dict[str, Any]:
 
 
 def _roll_back(config: Config, aliases: Aliases) -> dict[str, Any]:
-    """Go back to the champion before, and the record of it."""
+    """Make the previous champion the champion again, and return the record."""
     was, now = aliases.roll_back()
     return _begin(config, aliases, now, was) | {
         "decision": "rolled back",
         "promoted": True,
-        "reasons": [config.promote.force or "asked for by promote.rollback"],
+        "reasons": [config.promote.force or "requested by promote.rollback"],
         "checks": [],
         "notes": [f"{PREVIOUS} is now: version {aliases.version_of(PREVIOUS) or 'none'}"],
     }
 
 
 def _record(folder: RunFolder, tracker: Tracker, aliases: Aliases, record: dict[str, Any]) -> None:
-    """In the run folder, in the MLflow run, and as tags of the versions."""
+    """Write the record to the run folder, the MLflow run and the tags of the versions."""
     name, version = record["model"], record["challenger"]["version"]
     record |= {"tracking": redact(tracker.uri), "promotion_run_id": tracker.run_id}
     folder.write_json(folder.promotion, record)
@@ -352,11 +365,11 @@ def _closing(record: dict[str, Any]) -> str:
     holder = f"version {champion['version']}" if champion else "none"
     stays = f"{holder} stays champion" if champion else "and there is no champion"
     return {
-        "promoted": f"{name} version {version} is champion now, {holder} before",
-        "forced": f"{name} version {version} is champion now by force ({record['rules']['force']}), {holder} before",
+        "promoted": f"{name} version {version} is now champion (before: {holder})",
+        "forced": f"{name} version {version} is now champion by force ({record['rules']['force']}; before: {holder})",
         "refused": f"{name} version {version} is not promoted, {stays}",
-        "rolled back": f"{name} version {version} is champion again, {holder} before",
-        "unchanged": f"{name} version {version} is the champion already",
+        "rolled back": f"{name} version {version} is champion again (before: {holder})",
+        "unchanged": f"{name} version {version} is already the champion",
     }[record["decision"]]
 
 

@@ -1,8 +1,10 @@
-"""``recsys pull models:/NAME@ALIAS DIR``: a registered model as a folder, for deployment without a tracking server.
+"""``recsys pull models:/NAME@ALIAS DIR``: copy a registered model to a folder.
 
-The folder is the whole MLflow model (MLmodel, requirements.txt, code, artefacts): ``mlflow models serve -m DIR``,
-``mlflow.pyfunc.load_model(DIR)`` and ``recsys recommend --recommend.model DIR`` work in it. It is written aside,
-checked — every checksum, and the model's test of itself — and renamed.
+Deployment then needs no tracking server. The folder is the whole MLflow model (MLmodel,
+requirements.txt, code, artefacts): ``mlflow models serve -m DIR``,
+``mlflow.pyfunc.load_model(DIR)`` and ``recsys recommend --recommend.model DIR`` work with it. The
+model is written to a temporary folder, checked (every checksum, and the model's self-test) and then
+renamed.
 """
 
 from __future__ import annotations
@@ -24,16 +26,17 @@ from recsys.registry.tracking import tracking_uri
 
 
 def command(words: Sequence[str]) -> int:
-    """Read the words behind ``pull``: a model and a folder, or a configuration that names them.
+    """Run ``pull`` with the words after it: a model and a folder, or a configuration that names
+    them.
 
     Raises
     ------
     UsageError
-        other words, or one of the two is missing.
+        The words are others, or one of the two is missing.
     """
     places = [word for word in _before_options(words)]
     if len(places) not in (0, 2):
-        raise UsageError(f"got {len(places)} of the two words MODEL and DIR; usage: {VERBS['pull'].usage}")
+        raise UsageError(f"got {len(places)} words, expected two: MODEL and DIR; usage: {VERBS['pull'].usage}")
     arguments = parse(words[len(places) :])
     overrides = list(arguments.overrides)
     if places:
@@ -49,24 +52,24 @@ def command(words: Sequence[str]) -> int:
 
 
 def _before_options(words: Sequence[str]) -> list[str]:
-    """The words in front of the first option."""
+    """The words before the first option."""
     options = [place for place, word in enumerate(words) if word.startswith("-")]
     return list(words[: options[0] if options else len(words)])
 
 
 def pull(config: Config) -> Pulled:
-    """Pull ``pull.model`` to ``pull.dir`` and print what it is."""
+    """Copy ``pull.model`` to ``pull.dir`` and print a summary."""
     quiet()
     settings = config.pull
     if not settings.dir:
-        raise ConfigError(f"pull.dir: which folder? {VERBS['pull'].usage}")
+        raise ConfigError(f"pull.dir is empty; give a folder. Usage: {VERBS['pull'].usage}")
     if "://" in settings.dir:
-        raise ConfigError(f"pull.dir: {settings.dir} must be a local folder, where the model is to be served from")
+        raise ConfigError(f"pull.dir: {settings.dir} must be a local folder")
     asked = settings.model or f"models:/{config.registry.name}@champion"
     found = pull_model(asked, settings.dir, tracking_uri(config))
     print(_words(found, redact(tracking_uri(config))))
     if not remember([Copy.here("model", settings.dir)], asked, tracking_uri(config)):
-        print(f"note        `recsys forget` will not find this folder by itself: give it --also {settings.dir}")
+        print(f"note        `recsys forget` does not know this folder: call it with --also {settings.dir}")
     return found
 
 
@@ -78,16 +81,16 @@ def _words(found: Pulled, tracking: str) -> str:
     lines = [
         f"pulled      {found.name} version {found.version} from {tracking}",
         f"aliases     {', '.join(found.aliases) or 'none'}",
-        f"made        {info.created} by release {info.package_version}: {', '.join(info.granularities)}",
+        f"created     {info.created} by release {info.package_version}: {', '.join(info.granularities)}",
         f"metrics     {', '.join(values[:5]) or 'none'}",
-        f"checked     {len(info.files)} files by their checksums, and the model's test of itself",
+        f"checked     the checksums of {len(info.files)} files, and the model's self-test",
     ]
-    lines[-1] += "" if found.note else ", and every file by what was registered"
+    lines[-1] += "" if found.note else ", and all checksums of the registry"
     if found.note:
         lines.append(f"note        {found.note}")
     if CARD in info.files:
         lines.append(f"card        {found.bundle / CARD}")
-    return "\n".join([*lines, f"folder      {found.folder}", f"serve it    mlflow models serve -m {found.folder}"])
+    return "\n".join([*lines, f"folder      {found.folder}", f"serve       mlflow models serve -m {found.folder}"])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Stage ``recommend``: the top items of every user → RUN/recommendations.parquet, over Ray Data where they are many.
+"""Stage ``recommend``: the top items of every user → RUN/recommendations.parquet.
 
-The model is ``recommend.model`` of the registry, or by default RUN/bundle, the very files that this run registered.
-``recommend.requests`` asks for newcomers and newest events instead, one request a user → RUN/answers/NAME.parquet, or
-``recommend.out``. All is asked at
-``recommend.at``, by default at the time of the newest event that the model knows.
+With many users it runs on Ray Data. The model is ``recommend.model``, by default RUN/bundle, the
+files that this run registered. With ``recommend.requests`` it answers a file of requests instead,
+for example for cold-start users or newest events → RUN/answers/NAME.parquet, or ``recommend.out``.
+The time of all requests is ``recommend.at``, by default the time of the newest event that the model
+knows.
 """
 
 from __future__ import annotations
@@ -30,17 +31,18 @@ from recsys.storage.uris import is_remote, without_query
 
 
 def recommend(config: Config, folder: RunFolder) -> str:
-    """Write the recommendations and return their place."""
+    """Write the recommendations and return their path."""
     quiet()
     settings = config.recommend
-    requests = read_requests(settings.requests) if settings.requests else None  # before anything starts
+    requests = read_requests(settings.requests) if settings.requests else None  # first: a bad file stops here
     parse_rules(settings.rules, "recommend.rules")
     stock = read_stock(settings.stock_file, "recommend.stock_file")
     with folder.progress.stage("recommend"):
         bundle = resolve(settings.model, tracking_uri(config)) if settings.model else folder.bundle
         info = read_info(bundle)
         folder.progress(
-            f"{settings.model or folder.shown(bundle)}: trained on {info.dataset.get('name', '')}, made {info.created}"
+            f"{settings.model or folder.shown(bundle)}: trained on {info.dataset.get('name', '')}, "
+            f"created {info.created}"
         )
         from recsys.serving.batch import is_small, recommend_all
 
@@ -66,7 +68,7 @@ def recommend(config: Config, folder: RunFolder) -> str:
 
 @contextmanager
 def _written(config: Config, folder: RunFolder) -> Iterator[tuple[Path, str]]:
-    """The file to write, and its place as people find it, where it is when the block is over."""
+    """The file to write in the block, and the path where it is after the block."""
     place = config.recommend.out
     if is_remote(place):
         from recsys.storage.mirror import Mirror
@@ -80,12 +82,14 @@ def _written(config: Config, folder: RunFolder) -> Iterator[tuple[Path, str]]:
     output = Path(place) if place else folder.root / config.recommend.answers
     if output.is_dir():
         raise ConfigError(
-            f"recommend.out: {place} is a folder; name a file in it, such as {place.rstrip('/')}/answers.parquet"
+            f"recommend.out: {place} is a folder, expected a file, such as {place.rstrip('/')}/answers.parquet"
         )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"recommend.out: cannot make the folder {output.parent} ({error.strerror})") from None
+        raise ConfigError(
+            f"recommend.out: cannot create the folder {output.parent} ({error.strerror}); choose another file"
+        ) from None
     yield output, place or folder.shown(output)
     if not place:
         folder.publish(output)

@@ -1,8 +1,8 @@
-"""``recsys referee``: a protocol as files that any library can follow, and a judgement of the lists that come of it.
+"""``recsys referee``: an evaluation protocol as files for any library, and the scores of its lists.
 
-``prepare`` reads the source of a configuration and writes a folder; ``lists`` writes the lists of our baselines and
-runs for it; ``score`` checks and measures anybody's lists; ``page`` makes one page of several judgements. See
-docs/referee.md.
+``prepare`` reads the source of a configuration and writes the protocol to a folder; ``lists``
+writes the lists of our baselines and runs for it; ``score`` checks and measures lists from any
+library; ``page`` makes one page from several results. See docs/referee.md.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _SHORT: Final = {"--protocol": "--referee.protocol", "--out": "--referee.out"}
 
 
 def command(words: Sequence[str]) -> int:
-    """Read the words behind ``referee``.
+    """Run ``referee`` with the words after it.
 
     Raises
     ------
     UsageError
-        no such action, or an option of another one.
+        There is no such action, or an option belongs to another one.
     """
     action, rest = (words[0], list(words[1:])) if words else ("", [])
     if action not in _ACTIONS:
@@ -55,11 +55,13 @@ def command(words: Sequence[str]) -> int:
         raise UsageError(f"--config FILE is missing; usage: {VERBS['referee'].usage}")
     config = config_of(arguments.config, [*arguments.overrides, *several])
     if not config.referee.out and action != "score":
-        raise ConfigError(f"referee.out: where to? --out; usage: {VERBS['referee'].usage}")
+        raise ConfigError(f"referee.out is empty; give a folder or file: --out; usage: {VERBS['referee'].usage}")
     if not config.referee.protocol and action in ("lists", "score"):
-        raise ConfigError(f"referee.protocol: which one? --protocol DIR; usage: {VERBS['referee'].usage}")
+        raise ConfigError(f"referee.protocol is empty; give --protocol DIR; usage: {VERBS['referee'].usage}")
     if "://" in f"{config.referee.out}{config.referee.protocol}":
-        raise ConfigError("referee.protocol and referee.out must be local folders; copy them to their place afterwards")
+        raise ConfigError(
+            "referee.protocol and referee.out must be local folders; copy them to remote storage afterwards"
+        )
     if arguments.dry_run:
         print(plan("referee", config))
         return 0
@@ -72,7 +74,13 @@ def command(words: Sequence[str]) -> int:
 
 
 def _taken_out(words: list[str], action: str) -> tuple[list[str], list[tuple[str, str]], list[str]]:
-    """The words without the options that take several values, those options as settings, and the files of a page."""
+    """Split off the options that take several values.
+
+    Returns
+    -------
+    tuple
+        The other words, those options as settings, and the files of a page.
+    """
     rest, found, files = list[str](), dict[str, list[str]](), list[str]()
     waiting = [_long(word) for word in words]
     while waiting:
@@ -105,12 +113,14 @@ def _long(word: str) -> str:
 
 
 def prepare(config: Config, said: str) -> Protocol:
-    """Write the protocol of ``data``, ``evaluate`` and ``referee``; the dataset is made, or found, as by every verb.
+    """Write the protocol for the sections ``data``, ``evaluate`` and ``referee``.
+
+    The dataset is prepared if it is not up to date.
 
     Raises
     ------
     ArtifactError
-        there is something else at ``--out``.
+        Something that is not a protocol exists at ``--out``.
     """
     from pipelines.plumbing.folder import open_run
     from pipelines.prepare import prepare as prepare_dataset
@@ -119,7 +129,7 @@ def prepare(config: Config, said: str) -> Protocol:
 
     place = Path(config.referee.out)
     if place.exists() and not (place / "protocol.json").is_file() and any(place.iterdir()):
-        raise ArtifactError(f"{place} is there and no protocol; choose another folder: --out")
+        raise ArtifactError(f"{place} exists and is not a protocol; choose another folder: --out")
     with open_run(config, "referee") as folder:
         dataset = prepare_dataset(config, folder)
         protocol = protocol_of(dataset, config)
@@ -131,7 +141,7 @@ def prepare(config: Config, said: str) -> Protocol:
                 shutil.rmtree(place)
             (Path(aside) / "new").rename(place)
         asked = sum(len(window.ask) for window in protocol.windows)
-        folder.progress(f"protocol {protocol.hash[:12]} in {place}: {asked:,} lists are asked for")
+        folder.progress(f"protocol {protocol.hash[:12]} in {place}: it needs {asked:,} lists")
     return protocol
 
 
@@ -139,12 +149,12 @@ def prepare(config: Config, said: str) -> Protocol:
 
 
 def lists(config: Config, said: str) -> list[Path]:
-    """Write the lists of ``evaluate.baselines`` and of ``referee.runs`` for the protocol.
+    """Write the lists of ``evaluate.baselines`` and ``referee.runs`` for the protocol.
 
     Raises
     ------
     ConfigError
-        a run of another dataset, split or mask.
+        A run has another dataset, split or mask.
     """
     from recsys.referee.ours import write_baselines
     from recsys.referee.protocol import read_protocol
@@ -165,12 +175,12 @@ def lists(config: Config, said: str) -> list[Path]:
 def _named(word: str) -> tuple[str, str]:
     name, equals, place = word.partition("=")
     if not (equals and name and place):
-        raise ConfigError(f"referee.runs: {word!r} is not NAME=FOLDER of a finished run")
+        raise ConfigError(f"referee.runs: got {word!r}, expected NAME=FOLDER of a finished run")
     return name, place
 
 
 def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said: str) -> Path:
-    """The test lists of a run's model, by the dataset that it was trained on."""
+    """Write the test lists of a run's model, computed on the dataset that it was trained on."""
     from pipelines.compare import opened
     from pipelines.prepare import open_dataset
     from pipelines.train import open_trained
@@ -186,9 +196,9 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said:
         dataset = open_dataset(side.config)
         if len(protocol.windows) > 1 or dataset.manifest.content_hash != protocol.about["dataset"]:
             raise ConfigError(
-                f"{run} was trained on dataset {dataset.manifest.content_hash[:12]} with one test part, the protocol "
-                f"is of {protocol.about['dataset'][:12]} with {len(protocol.windows)}; prepare a protocol with the "
-                "configuration of the run"
+                f"{run} was trained on dataset {dataset.manifest.content_hash[:12]} with one test window, but the "
+                f"protocol has dataset {protocol.about['dataset'][:12]} and {len(protocol.windows)} window(s); "
+                "prepare a protocol with the configuration of the run"
             )
         model = open_trained(side.config, side.folder, dataset).frozen
         queries = asked_queries(dataset, Split.TEST, side.config)
@@ -204,7 +214,9 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said:
 
 
 def score(config: Config, said: str) -> dict[str, Any]:
-    """Check and measure the lists; say the leaderboard; write it where ``--out`` says, or beside the protocol."""
+    """Check and measure the lists, print the leaderboard, and write it to ``--out`` or the
+    protocol's folder.
+    """
     from recsys.evaluation.bootstrap import LEVEL
     from recsys.referee.entries import methods_of
     from recsys.referee.judge import judge
@@ -241,17 +253,17 @@ def score(config: Config, said: str) -> dict[str, Any]:
 
 
 def write_page(config: Config, files: Sequence[str]) -> None:
-    """One page of several judgements.
+    """Write one page from several results of ``score``.
 
     Raises
     ------
     ArtifactError
-        a file is no judgement.
+        A file is not such a result.
     """
     from recsys.referee.report import page
 
     if not files:
-        raise UsageError(f"which judgements? usage: {VERBS['referee'].usage}")
+        raise UsageError(f"no referee.json is given; usage: {VERBS['referee'].usage}")
     records = []
     for file in files:
         try:
@@ -261,7 +273,7 @@ def write_page(config: Config, files: Sequence[str]) -> None:
                 f"{file} cannot be read ({error}); give referee.json of `recsys referee score`"
             ) from None
         if not {"protocol", "methods", "pairs"} <= records[-1].keys():
-            raise ArtifactError(f"{file} is no judgement; give referee.json of `recsys referee score`")
+            raise ArtifactError(f"{file} is not a result of `recsys referee score`; give its referee.json")
     out = Path(config.referee.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page(records))

@@ -1,6 +1,7 @@
-"""Stage ``register``: the trained model → RUN/bundle, complete in itself → a version in the MLflow registry.
+"""Stage ``register``: the trained model → RUN/bundle → a version in the MLflow registry.
 
-With ``tracking.enabled`` false only the bundle is written.
+The bundle holds everything that is needed to answer requests. If ``tracking.enabled`` is false,
+only the bundle is written.
 """
 
 from __future__ import annotations
@@ -33,27 +34,42 @@ from recsys.training.private import PRIVACY
 def register(
     config: Config, folder: RunFolder, go_on: int | None = None, given: Config | None = None
 ) -> dict[str, Any]:
-    """Write the bundle and register it; returns the content of ``registered.json`` (empty when tracking is off).
+    """Write the bundle and register it. With ``train.final``, train the final model on all events
+    first.
 
-    With ``train.final`` the model that answers is trained on all events first; ``go_on`` makes that short, see
-    :func:`pipelines.final.final_model`. ``given`` is the configuration that later verbs take from the model, where this
-    training changed it.
+    Parameters
+    ----------
+    config : Config
+        Of the run.
+    folder : RunFolder
+        Of the run.
+    go_on : int | None
+        As in :func:`pipelines.final.final_model`.
+    given : Config | None
+        The configuration that later verbs take from the model, if this training changed it.
+
+    Returns
+    -------
+    dict
+        The content of ``registered.json``; empty if tracking is off.
 
     Raises
     ------
     ArtifactError
-        no model, or no metrics of this very model.
+        There is no model, or no metrics of this model.
     """
     quiet()
     metrics = folder.read_json(folder.metrics, "run `recsys evaluate` with the same configuration first")
     dataset = open_dataset(config)
     trained = open_trained(config, folder, dataset)
     if metrics.get("model_sha256") != model_sha256(folder):
-        raise ArtifactError(f"{folder.metrics} is of another model than {folder.model}; run `recsys evaluate`")
+        raise ArtifactError(
+            f"{folder.metrics} belongs to another model than the one in {folder.model}; run `recsys evaluate` again"
+        )
     digest = hashlib.sha256(folder.metrics.read_bytes()).hexdigest()
     is_final = {"final": config.train.final}
     if config.run.resume and (earlier := registered_already(folder, digest, is_final)) is not None:
-        folder.progress(f"registered already: {earlier['name']} version {earlier['version']}")
+        folder.progress(f"already registered: {earlier['name']} version {earlier['version']}")
         return earlier
     with folder.progress.stage("register"), tracked(config, folder) as tracker:
         folder.turn_to("training on all events")
@@ -99,7 +115,13 @@ def register(
 
 
 def _say_final(folder: RunFolder, metrics: dict[str, Any], final: FinalModel | None) -> tuple[dict[str, Any], str]:
-    """``metrics.json`` says in ``data.final`` what the model that goes out was trained on; it and its digest."""
+    """Write to ``data.final`` of ``metrics.json`` what the final model was trained on.
+
+    Returns
+    -------
+    tuple of (dict, str)
+        The metrics, and the SHA-256 of their file.
+    """
     data = metrics.get("data", {})
     said = None if final is None else final.said
     if data.get("final") != said:
@@ -110,7 +132,7 @@ def _say_final(folder: RunFolder, metrics: dict[str, Any], final: FinalModel | N
 
 
 def registered_already(folder: RunFolder, metrics_sha256: str, is_final: dict[str, bool]) -> dict[str, Any] | None:
-    """What was registered of the model with these very metrics, on all events or not; None when it was not."""
+    """The registration of the model with these metrics and this ``train.final``, or None."""
     with suppress(ArtifactError):
         found = folder.read_json(folder.registered, "")
         same = found.get("metrics_sha256") == metrics_sha256 and {"final": False, **found}.items() >= is_final.items()

@@ -27,15 +27,15 @@ _HEADLINES = ("recall", "hit", "mrr", "coverage")
 
 
 def run(config: Config, folder: RunFolder) -> None:
-    """Run every stage, and close with the headline metrics and where everything is."""
-    Validator.of(config)  # a wrong metric is known now, not after the training
+    """Run every stage, and print the headline metrics and the paths of the results."""
+    Validator.of(config)  # a wrong metric fails now, not after the training
     if config.run.budget:
         folder.budget = Budget(config.run.budget, seconds_of(config.run.budget), folder.progress.started)
         folder.progress.budget = config.run.budget
     if config.has_model:
         metrics, registered = _run(config, folder, is_prepared=False)
     else:
-        with ray_session(config):  # one for all: a budget counts every start
+        with ray_session(config):  # one Ray for all stages: each start would use up the budget
             folder.turn_to("prepare")
             check_targets(prepare(config, folder), config)
             folder.turn_to("search")
@@ -46,10 +46,12 @@ def run(config: Config, folder: RunFolder) -> None:
 
 
 def _run(config: Config, folder: RunFolder, is_prepared: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The stages of a configuration with a model: its metrics, and what was registered."""
+    """Run the stages of a configuration with a model; return its metrics and registration."""
     with tracked(config, folder, fresh=True), ray_through(config):
         with ray_session(config):
-            preflight(config, lambda _: None, reachable_nodes(config), None)  # `train` says it, by the data itself
+            preflight(
+                config, lambda _: None, reachable_nodes(config), None
+            )  # `train` prints it, from the prepared data
             if not is_prepared:
                 folder.turn_to("prepare")
                 check_targets(prepare(config, folder), config)

@@ -1,10 +1,13 @@
-"""Stage ``serve``: the registered model over HTTP by Ray Serve, until SIGINT or SIGTERM.
+"""Stage ``serve``: answer requests over HTTP with a registered model on Ray Serve, until SIGINT or
+SIGTERM.
 
-The registry is asked every ``serve.poll_seconds`` what the name means; another version is read and checked here, beside
-the one that answers, and handed to the replicas, which change over without losing a call. A version that cannot be
-loaded is reported once, the one before goes on, and it is tried again after pauses that grow.
+Every ``serve.poll_seconds`` this process looks up the model's name in the registry. It loads and
+checks a new version while the old one answers, then hands it to the replicas, which switch without
+losing a request. If a version cannot be loaded, that is reported once, the old version keeps
+answering, and further attempts follow after growing pauses.
 
-At the end new calls are refused (503), those that were admitted are answered, and then the socket is closed.
+At the end, new requests are refused (503), admitted requests are answered, then the socket is
+closed.
 """
 
 from __future__ import annotations
@@ -33,14 +36,14 @@ from recsys.serving.stock import Stock
 
 
 def serve(config: Config, folder: RunFolder) -> None:
-    """Serve until interrupted; a clean end is no error.
+    """Serve until interrupted, which is a normal end.
 
     Raises
     ------
     ConfigError
-        the port is taken, the token is missing, or the replicas need more CPUs than there are.
+        The port is in use, the token is missing, or the replicas need more CPUs than there are.
     ArtifactError
-        there is no such model, or its files are damaged.
+        There is no such model, or its files are damaged.
     """
     quiet()
     _check_installed()
@@ -50,16 +53,19 @@ def serve(config: Config, folder: RunFolder) -> None:
         tokens, stock = tokens_of(settings), stock_of(settings)
         port = _port(settings)
         if not is_loopback(settings.host):
-            everybody = "everybody who reaches it, as serve.token_env is empty"
-            open_to = "who knows the token" if tokens.callers_sha256 else everybody
-            say(f"warning: serve.host {settings.host} is no loopback address: the model answers {open_to}, unencrypted")
+            everybody = "everyone who can reach it, because serve.token_env is empty"
+            open_to = "everyone with the token" if tokens.callers_sha256 else everybody
+            say(
+                f"warning: serve.host {settings.host} is not a loopback address: the model answers {open_to}, "
+                "without encryption"
+            )
         check_log(settings)
         sides = sides_of(config)
         first = {one.side: one.load(say) for one in sides}
         if len(sides) > 1:
             say(_split_words(sides, settings))
         with ray_session(_with_cpus(config)):
-            signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own
+            signal.signal(signal.SIGTERM, _interrupt)  # Ray replaced our handler
             if settings.log:
                 note_log(settings.log, [one.followed.uri for one in sides], tracking_uri(config), say)
             _run(config, folder, sides, first, port, (tokens, stock), stopped)
@@ -86,29 +92,29 @@ def _run(
         server.start(first)
         first.clear()
         address = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
-        say(f"{settings.replicas} replica(s) answer at {address}/recommend; SIGINT or SIGTERM ends them")
+        say(f"{settings.replicas} replica(s) answer at {address}/recommend; stop with Ctrl-C or SIGTERM")
         _follow(server, sides, settings, say, stopped)
     except KeyboardInterrupt:
         pass
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # one is enough: the end itself is not to be interrupted
+            signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the shutdown
         left = server.stop()
         if left:
-            say(f"{left} call(s) took longer than serve.timeout_s and were given up")
+            say(f"gave up {left} request(s) that took longer than serve.timeout_s")
 
 
 def _follow(server: Any, sides: list[FollowedSide], settings: ServeConfig, say: Any, stopped: threading.Event) -> None:
-    """Hand over every other version of each side, until the signal; see to it that the front is there."""
+    """Hand over new versions of each side until the signal, and restart the front if it ends."""
     while not stopped.wait(settings.poll_seconds):
         if server.keep():
-            say("the process that takes calls had ended; another one has taken its place")
+            say("the process that accepts requests had ended; a new one replaces it")
         for side in sides:
             side.follow(server, say, stopped)
 
 
 def _split_words(sides: list[FollowedSide], settings: ServeConfig) -> str:
-    """Who answers whom."""
+    """Which version answers which share of the users."""
     first, second = (side.version for side in sides)
     same = "; warning: both are the same version" if first == second else ""
     return f"{second} answers {settings.ab.share:.3g} of the users, {first} the others{same}"
@@ -116,7 +122,7 @@ def _split_words(sides: list[FollowedSide], settings: ServeConfig) -> str:
 
 @contextmanager
 def _until_signalled() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM as KeyboardInterrupt in the block, which ends it without an error."""
+    """Run the block until SIGINT or SIGTERM, which end it without an error."""
     event = threading.Event()
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -134,16 +140,17 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _check_installed() -> None:
-    """Ray Serve is an extra, and is asked for before the model is read."""
+    """Raise :class:`ConfigError` if Ray Serve, an extra, is not installed."""
     try:
         import ray.serve  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"recsys serve needs Ray Serve, and {error.name or 'a part'} is missing: pip install 'multigrain[serve]'"
+            f"recsys serve needs Ray Serve, but {error.name or 'a part'} is missing: pip install 'multigrain[serve]'"
         ) from None
 
 
 def is_loopback(host: str) -> bool:
+    """Whether a host name or address is of this machine only."""
     """
     >>> is_loopback("localhost"), is_loopback("127.0.0.9"), is_loopback("::1"), is_loopback("0.0.0.0")
     (True, True, True, False)
@@ -155,12 +162,12 @@ def is_loopback(host: str) -> bool:
 
 
 def _port(settings: ServeConfig) -> int:
-    """The port, found free a moment ago.
+    """The port of the settings, checked to be free, or a free one for 0.
 
     Raises
     ------
     ConfigError
-        it is taken, or the host is none of this machine's.
+        The port is in use, or the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as found:
@@ -176,22 +183,22 @@ def _port(settings: ServeConfig) -> int:
 
 
 def _with_cpus(config: Config) -> Config:
-    """A local Ray has as many CPUs as the replicas ask for: on few cores they share them."""
+    """Give a local Ray as many CPUs as the replicas need; with fewer cores the replicas share them."""
     needed = int(config.serve.replicas * config.serve.cpus + 0.999)
     ray_config = config.ray.model_copy(update={"num_cpus": max(config.ray.num_cpus or os.cpu_count() or 1, needed)})
     return config.model_copy(update={"ray": ray_config, "train": config.train.model_copy(update={"num_workers": 1})})
 
 
 def _check_cpus(settings: ServeConfig) -> None:
-    """Replicas that never start would be waited for in vain."""
+    """Raise :class:`ConfigError` if the cluster lacks CPUs; otherwise replicas would never start."""
     import ray
 
     free = float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
     needed = settings.replicas * settings.cpus
     if needed > free:
         raise ConfigError(
-            f"serve.replicas {settings.replicas} of serve.cpus {settings.cpus:g} need {needed:g} CPUs, the cluster has "
-            f"{free:g} free; ask for less, or add nodes"
+            f"serve.replicas {settings.replicas} with serve.cpus {settings.cpus:g} need {needed:g} CPUs, but the "
+            f"cluster has {free:g} free; lower one of them, or add nodes"
         )
 
 

@@ -1,7 +1,8 @@
-"""What Ray Serve deploys by ``import_path: pipelines.serve_app:build``: the same answers as ``recsys serve``.
+"""The application for Ray Serve, ``import_path: pipelines.serve_app:build``; it answers as ``recsys
+serve``.
 
-``args`` are keys of the configuration, as sections: ``{tracking: {uri: …}, serve: {model: …}}``. What Serve's own
-configuration decides is refused there: the address and the number and size of processes.
+``args`` are sections of the configuration: ``{tracking: {uri: …}, serve: {model: …}}``. Keys that
+Serve's own configuration decides are refused: the address, and the number and size of processes.
 """
 
 from __future__ import annotations
@@ -26,39 +27,40 @@ _LOG = logging.getLogger("ray.serve")
 
 
 def build(args: dict[str, Any]) -> Any:
-    """The application, for Serve's configuration.
+    """The application for Serve's configuration.
 
-    Variables of the environment are left as they are here: the process that reads the model expands them.
+    Environment variables are not expanded here but in the process that reads the model.
 
     Raises
     ------
     ConfigError
-        a key is unknown, decided by Serve's configuration, or missing.
+        A key is unknown, decided by Serve's configuration, or missing.
     """
     from recsys.serving.application import application
 
     config = build_config(args, _WHERE, expand=False)
     _check(config, args.get("serve") or {})
     if not config.serve.token_env:
-        _LOG.warning("serve.token_env is empty: the model answers everybody who reaches the proxy, unencrypted")
+        _LOG.warning("serve.token_env is empty: the model answers everyone who can reach the proxy, without encryption")
     return application(config.serve, Keeper, args)
 
 
 def _check(config: Config, given: Mapping[str, Any]) -> None:
-    """What cannot mean anything here.
+    """Check for keys that have no effect in a deployed application.
 
     Raises
     ------
     ConfigError
-        it is named.
+        There is such a key, or the address of the tracking server is missing.
     """
     for key, instead in _OF_SERVE.items():
         if key in given:
             raise ConfigError(f"{_WHERE}: serve.{key} is decided by Serve's configuration; remove it and set {instead}")
     names = [config.serve.model or f"models:/{config.registry.name}@champion", config.serve.ab.model]
     if not config.tracking.uri and any(name.startswith("models:") for name in names):
-        raise ConfigError(
-            f"{_WHERE}: tracking.uri is empty, and {names[0]} is looked up in a tracking server; give its address"
-        )
+        raise ConfigError(f"{_WHERE}: tracking.uri is empty, but {names[0]} needs a tracking server; give its address")
     if "$" in config.serve.log:
-        raise ConfigError(f"{_WHERE}: serve.log: {config.serve.log} is not expanded here; write the folder out")
+        raise ConfigError(
+            f"{_WHERE}: serve.log: {config.serve.log} contains a variable, which is not expanded here; give "
+            "the whole path"
+        )

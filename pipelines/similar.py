@@ -1,6 +1,6 @@
-"""Stage ``similar``: the items that are like an item, and how that was told: by vectors, by use or by text.
+"""Stage ``similar``: the items most similar to an item, by vectors, by use or by text.
 
-The model is ``similar.model``, or by default RUN/bundle. The same question as POST /similar, and the same answer.
+The model is ``similar.model``, by default RUN/bundle. The answer is that of POST /similar.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from recsys.serving.similar import WAYS
 
 
 def similar(config: Config, folder: RunFolder) -> SimilarAnswer:
-    """Print and return the items like ``similar.item``.
+    """Print and return the items similar to ``similar.item``.
 
     Raises
     ------
     ConfigError
-        no item is named.
+        No item is given.
     ArtifactError
-        there is no such model.
+        There is no such model.
     RequestError
-        the model does not know the item, or a rule is wrong.
+        The model does not know the item, or a rule is wrong.
     """
     quiet()
     settings = config.similar
     if not settings.item:
-        raise ConfigError("similar.item: which item? recsys similar --config FILE --item ID")
+        raise ConfigError("similar.item is empty; give an item: recsys similar --config FILE --item ID")
     rules = parse_rules(settings.rules, "similar.rules")
     [request] = parse_similar([{"k": settings.k, **rules, "item_id": settings.item, "by": settings.by}])
     bundle = resolve(settings.model, tracking_uri(config)) if settings.model else folder.bundle

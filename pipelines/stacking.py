@@ -1,7 +1,7 @@
-"""Fit the members of a model and weigh them on validation, once its trained granularities are there.
+"""Fit the members of a model, and choose their weights on validation, after the training.
 
-Reads the trained weights; gives the whole model: of training events alone, on which the weights are chosen, and of the
-events through the last part that the training read, which is what is evaluated.
+Reads the trained weights and returns the whole model twice: fitted on training events only, to
+choose the weights, and fitted on all events that the training read, to be evaluated.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ def stacked(
     newer_V: Array | None = None,
     budget: Budget | None = None,
 ) -> TrainResult:
-    """The training's result with all members of the configuration, weighed on validation.
+    """The result of the training with all members of the configuration, weighted on validation.
 
     Parameters
     ----------
     config : Config
-        with ``model.fusion.stack``.
+        With ``model.fusion.stack``.
     dataset : PreparedDataset
-        that it was trained on.
+        The dataset of the training.
     trained : TrainResult
-        of its trained granularities alone.
+        The trained granularities only.
     progress : Progress
-        gets what was chosen.
+        Prints the choices.
     newer_V : Array | None
-        of a model that went on from a parent, the users whose validation events are new to that: by the others
-        the trained granularities would be weighed on what they have seen.
+        For an updated model, bool [V]: users whose validation events are new to the parent. The
+        parent was trained on the validation events of the others, so they must not choose weights.
     budget : Budget | None
-        of the run; a member that it does not hold is left out, by name.
+        Of the run. A member that does not fit is left out and named.
 
     Raises
     ------
     DataError
-        no validation query has a target that counts.
+        No validation query has a target that counts.
     """
     deadline = Deadline() if budget is None else budget.deadline(budget.members_s())
     context = TrainContext(note=progress, deadline=deadline)
@@ -76,11 +76,11 @@ def stacked(
         progress(f"member {name} is left out: {why}")
     choices = {**trained.choices, CONSTANTS: constants, **({LEFT_OUT: left_out} if left_out else {})}
     weights = trained.selected if trained.refit and trained.selected is not None else trained.weights
-    inputs = trained.frozen.sizes.inputs  # as the training fixed them, or its parent
+    inputs = trained.frozen.sizes.inputs  # as the training or its parent stored them
     selected = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
     found = weigh(config, dataset, selected, newer_V)
     stack = selected.encoders.stack
-    assert stack is not None, "of a model with model.fusion.stack"
+    assert stack is not None, "stacked() needs model.fusion.stack"
     weighed = weighed_members(selected)
     described_stack = found.to_json(weighed)
     for name in set(selected.members) - set(weighed):
@@ -100,7 +100,7 @@ def stacked(
 
 
 def chosen_constants(constants: Mapping[str, Any]) -> str:
-    """What the members chose on validation, as one line.
+    """The settings that the members chose on validation, as one line.
 
     >>> chosen_constants({"popularity": {"chosen": {"half_life": 7.0, "counts": "users"}}})
     'chosen on validation: popularity.half_life 7.0, popularity.counts users'
@@ -110,7 +110,9 @@ def chosen_constants(constants: Mapping[str, Any]) -> str:
 
 
 def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel, newer_V: Array | None = None) -> Stacked:
-    """The weights of the members of a model of training events alone; ``newer_V`` as in :func:`stacked`."""
+    """Weights of the members of a model fitted on training events only; ``newer_V`` as in
+    :func:`stacked`.
+    """
     queries = asked_queries(dataset, Split.VALID, config)
     if newer_V is not None:
         queries = queries.take(np.flatnonzero(newer_V[queries.histories.users_U]))
@@ -122,32 +124,33 @@ def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel, newer
 
 
 def weighed_members(selected: FrozenModel) -> list[str]:
-    """The members of a model, but for those that were left out before they are weighed."""
+    """The members of a model without those that were left out before weighting."""
     silent = selected.encoders.silent_members
     return [name for name in selected.members if name not in silent]
 
 
 def described(found: Stacked, members: list[str], metric: str) -> str:
-    """The members as a table: each alone, and the whole without it; then what the model is."""
+    """The members as a table (each alone, and the model without it), and the resulting model."""
     rows = [["member, on validation", f"{metric} alone", "without it", "weight"]]
     for place, name in enumerate(members):
         without = f"{found.without[name]:.4f}" if name in found.without else "–"
         rows.append([name, f"{found.alone[name]:.4f}", without, _weights(found.weights_GM[:, place].tolist())])
     lines = [table(rows)]
     if found.is_single:
-        lines.append(f"no sum of members is better than {found.single} on validation: the model is {found.single}")
+        lines.append(f"no weighted sum is better than {found.single} alone on validation: the model is {found.single}")
     else:
         lines.append(
             f"together {found.value:.4f}, cross-fitted {found.cross_fitted:.4f}; best single member {found.single} "
             f"{found.alone[found.single]:.4f}"
         )
     if found.dropped:
-        lines.append(f"dropped, as they add nothing: {', '.join(found.dropped)}")
+        lines.append(f"dropped because they add nothing: {', '.join(found.dropped)}")
     return "\n".join(lines)
 
 
 def _weights(weights: list[float]) -> str:
-    """
+    """One weight, or the range over the groups of users.
+
     >>> _weights([0.5, 0.5]), _weights([0.25, 1.0]), _weights([0.0])
     ('0.50', '0.25 to 1.00', '0')
     """

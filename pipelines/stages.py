@@ -1,7 +1,8 @@
 """The verbs of the command line and the stages behind them, named and ordered in one place.
 
-Why a table of strings: ``recsys --help`` and a dry run answer without importing Ray, torch or MLflow. This module
-imports nothing of the project; that is also how a verb of ``tune``, which stands above the pipelines, is found.
+Why a table of strings: ``recsys --help`` and a dry run then need no import of Ray, torch or MLflow.
+This module imports nothing of the project, so the table can also name verbs of ``tune``, a package
+that imports ``pipelines``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: the artefacts it reads and writes, as patterns over ``{run}``, ``{dataset}`` and the like."""
+    """One stage: the artefacts that it reads and writes, as patterns such as ``{run}/model/``."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -20,21 +21,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb: the function ``module:name`` that does it, called with the configuration and the open run folder.
+    """One verb: ``target`` is the function ``module:name`` that runs it.
 
-    A verb with a ``usage`` of its own works in no run folder: it is called with the words behind it and returns the
-    exit code.
+    The function gets the configuration and the open run folder. A verb with its own ``usage`` opens
+    no run folder: its function gets the words after the verb and returns the exit code.
     """
 
     target: str
     summary: str
     stages: tuple[str, ...]
-    preview: str = ""  # ``module:name`` of what checks more than the configuration and says it in a dry run
+    preview: str = ""  # ``module:name`` of a function that returns further lines for a dry run
     usage: str = ""
-    locks: bool = True  # whether no other command may be at work in the run folder meanwhile
-    reads_model: bool = True  # whether it reads the section ``model``, which auto chooses where it is missing
-    sections: tuple[str, ...] = ()  # of the configuration that it reads, for its help
-    short: tuple[tuple[str, str], ...] = ()  # options of one word, and the key that each stands for
+    locks: bool = True  # whether the verb locks the run folder against other commands
+    reads_model: bool = True  # whether it reads the section ``model``; auto chooses a missing one
+    sections: tuple[str, ...] = ()  # the sections of the configuration that it reads, for its help
+    short: tuple[tuple[str, str], ...] = ()  # one-word options, and the key of each
 
 
 STAGES: Final[dict[str, Stage]] = {
@@ -62,7 +63,7 @@ STAGES: Final[dict[str, Stage]] = {
     "serve": Stage(("{served}",), ("{answers}",)),
     "promote": Stage(
         ("{dataset}/", "{candidate}", "models:/{name}@champion in {tracking}"),
-        ("{run}/promotion.json", "{run}/promotion.md", "models:/{name}@champion in {tracking}, if the gate says yes"),
+        ("{run}/promotion.json", "{run}/promotion.md", "models:/{name}@champion in {tracking}, if the gate agrees"),
     ),
     "compare": Stage(
         ("config.yaml, metrics.json and model/ of {compared}", "the dataset of the first"), ("{comparison}",)
@@ -73,10 +74,10 @@ STAGES: Final[dict[str, Stage]] = {
     "dashboard": Stage(("the run folders in {shown}", "runs and registered models in {tracking}"), ()),
     "referee": Stage(("{refereed}",), ("{verdict}",)),
     "forget": Stage(
-        ("{dataset}/", "{run}/model/", "every version in {tracking}", "copies: noted, or in forget.also"),
+        ("{dataset}/", "{run}/model/", "every version in {tracking}", "noted copies and forget.also"),
         (
             "{dataset}/ and {dataset}.forgotten.json",
-            "{run}/model/, metrics.json, report.html, bundle/ and a new version for those that are deleted",
+            "{run}/model/, metrics.json, report.html, bundle/ and a new version for each deleted one",
             "logs of answers, exports and copies without them",
         ),
     ),
@@ -89,13 +90,13 @@ STAGES: Final[dict[str, Stage]] = {
 VERBS: Final[dict[str, Verb]] = {
     "init": Verb(
         "pipelines.init:command",
-        "look at files of your own and write a configuration for them, with the reason of every line",
+        "inspect your data files and write a configuration for them; comments give the reasons",
         (),
         usage="recsys init FILE… [--out recsys.yaml] [--force]",
     ),
     "run": Verb(
         "pipelines.run:run",
-        "prepare, train, evaluate and register in one MLflow run",
+        "prepare, train, evaluate and register, in one MLflow run",
         ("prepare", "train", "evaluate", "register"),
         "pipelines.plumbing.preflight:preview",
         sections=("run", "data", "model", "train", "evaluate", "registry", "tracking", "ray", "seed"),
@@ -116,19 +117,19 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "evaluate": Verb(
         "pipelines.evaluate:evaluate",
-        "rank the test part, compare with the baselines, write the report",
+        "measure the model and the baselines on the test split and write the report",
         ("evaluate",),
         sections=("run", "evaluate", "train", "tracking", "seed"),
     ),
     "register": Verb(
         "pipelines.register:register",
-        "put the trained model into the MLflow registry",
+        "write the trained model to the MLflow registry",
         ("register",),
         sections=("run", "registry", "train", "tracking", "ray"),
     ),
     "recommend": Verb(
         "pipelines.recommend:recommend",
-        "write the top items of every user, or the answers to a file of requests, to a Parquet file (--out FILE)",
+        "write the top items of every user, or answers to a file of requests, to a Parquet file",
         ("recommend",),
         reads_model=False,
         sections=("recommend", "run", "tracking", "ray"),
@@ -136,7 +137,7 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "similar": Verb(
         "pipelines.similar:similar",
-        "print the items that are like an item (--item ID), and how they were found",
+        "print the items most similar to an item, and how they were found",
         ("similar",),
         locks=False,
         reads_model=False,
@@ -144,20 +145,20 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "update": Verb(
         "pipelines.update:update",
-        "go on from a registered model: new events (update.only all), feedback (fusion), strata",
+        "update a registered model with new events (update.only all, strata) or feedback (fusion)",
         ("parent", "prepare", "train", "evaluate", "register"),
         sections=("update", "run", "data", "train", "evaluate", "registry", "promote", "tracking", "ray", "seed"),
     ),
     "forget": Verb(
         "pipelines.forget:forget",
-        "remove users from dataset, models, registry and caches, and prove it (--user ID …, --retrain)",
+        "remove users from dataset, models, registry and caches, and write a signed proof",
         ("forget", "prove"),
         reads_model=False,
         sections=("forget", "run", "data", "registry", "tracking", "ray"),
     ),
     "serve": Verb(
         "pipelines.serve:serve",
-        "answer over HTTP by Ray Serve until interrupted; follows the alias of the model",
+        "answer requests over HTTP (Ray Serve) until interrupted; reload when the alias moves",
         ("serve",),
         locks=False,
         reads_model=False,
@@ -165,13 +166,13 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "tune": Verb(
         "tune.sweep:tune",
-        "search for better settings: many trainings (tune.search trials), or the weights of one model (fusion)",
+        "search for better settings (tune.search trials) or fusion weights of one model (fusion)",
         ("prepare", "sweep", "best"),
         sections=("tune", "run", "data", "model", "train", "evaluate", "registry", "tracking", "ray", "seed"),
     ),
     "submit": Verb(
         "pipelines.submit:command",
-        "send a verb to a Ray cluster as a job and follow it; see, stop and list jobs",
+        "run a verb as a job on a Ray cluster and follow it; show, stop and list jobs",
         (),
         usage="recsys submit VERB --config FILE [--section.key VALUE …] [--dry-run]\n"
         "       recsys submit status|logs|stop ID [--submit.address URL]\n"
@@ -180,21 +181,21 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "doctor": Verb(
         "pipelines.doctor:command",
-        "look at versions, GPUs, Ray, MLflow, storage and text model, and say what to do",
+        "check versions, GPUs, Ray, MLflow, storage and text model, and say how to fix problems",
         (),
         usage="recsys doctor [--config FILE [--section.key VALUE …]] [--doctor.json true]",
         sections=("run", "data", "tracking", "ray"),
     ),
     "promote": Verb(
         "pipelines.promote:promote",
-        "make the challenger the champion if it is better beyond doubt; --rollback goes back",
+        "make the challenger the champion if it is significantly better; --rollback undoes it",
         ("promote",),
         reads_model=False,
         sections=("promote", "run", "evaluate", "registry", "tracking", "ray"),
     ),
     "compare": Verb(
         "pipelines.compare:command",
-        "two finished runs on the same test users: a paired test of every metric; or the versions in a server's logs",
+        "compare two finished runs with a paired test, or the model versions in a server's logs",
         ("compare",),
         usage="recsys compare RUN RUN [--compare.out FILE] [--evaluate.bootstrap N] [--dry-run]\n"
         "       recsys compare --logs FILE… --feedback FILE… [--compare.target MODEL] [--compare.out FILE] [--dry-run]",
@@ -202,7 +203,7 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "pull": Verb(
         "pipelines.pull:command",
-        "a registered model as a folder, for deployment without a tracking server",
+        "copy a registered model to a folder, to deploy it without a tracking server",
         ("pull",),
         usage="recsys pull models:/NAME@ALIAS DIR [--tracking.uri URI]\n"
         "       recsys pull --config FILE [--pull.model MODEL] --pull.dir DIR",
@@ -210,7 +211,7 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "export": Verb(
         "pipelines.export:command",
-        "a model for programs without this package: ONNX, FAISS, Parquet",
+        "export a model for programs without this package: ONNX, FAISS, Parquet",
         ("export",),
         usage="recsys export MODEL --to onnx,faiss,parquet --out DIR [--export.users true]\n"
         "       recsys export --config FILE --to FORMAT --out DIR",
@@ -218,7 +219,7 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "ui": Verb(
         "pipelines.ui:command",
-        "a local dashboard in the browser: runs, comparisons, lists for a user or a basket, similar items, the gate",
+        "open a local dashboard: runs, comparisons, recommendations, similar items, the gate",
         ("dashboard",),
         usage="recsys ui [FOLDER…] [--host HOST] [--port PORT] [--ui.model MODEL] [--tracking.uri URI] [--dry-run]\n"
         "       recsys ui --config FILE [--section.key VALUE …]",
@@ -226,7 +227,7 @@ VERBS: Final[dict[str, Verb]] = {
     ),
     "referee": Verb(
         "pipelines.referee:command",
-        "write a protocol that any library can follow, and judge any library's lists by it",
+        "write an evaluation protocol for any library, and score the lists of any library",
         ("referee",),
         usage="recsys referee prepare --config FILE --out DIR [--referee.mask none] [--referee.sample 100]\n"
         "       recsys referee lists --protocol DIR --out DIR [--evaluate.baselines '[ease]'] [--runs NAME=RUN …]\n"
@@ -237,7 +238,9 @@ VERBS: Final[dict[str, Verb]] = {
 }
 
 COMPARE_LOGS: Final = Verb(
-    "pipelines.compare_logs:compare_logs", "the versions in the logs of a server, by what came of them", ("logs",)
+    "pipelines.compare_logs:compare_logs",
+    "compare the model versions in the logs of a server by their outcomes",
+    ("logs",),
 )
 
 # Kinds of search, by ``tune.search``; the first is the default.
@@ -250,10 +253,12 @@ SEARCHES: Final[dict[str, Verb]] = {
 UPDATES: Final[dict[str, Verb]] = {
     "all": Verb("pipelines.update:update_all", "warm start on old and new events", VERBS["update"].stages),
     "fusion": Verb(
-        "pipelines.update:update_fusion", "weights of the granularities from feedback", ("parent", "feedback")
+        "pipelines.update:update_fusion", "fit the weights of the granularities to feedback", ("parent", "feedback")
     ),
     "strata": Verb(
-        "pipelines.update:update_strata", "strata of users from old and new events", ("parent", "prepare", "strata")
+        "pipelines.update:update_strata",
+        "fit the user clusters (strata) to old and new events",
+        ("parent", "prepare", "strata"),
     ),
 }
 

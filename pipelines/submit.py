@@ -1,7 +1,8 @@
-"""``recsys submit``: a verb as a job of a Ray cluster, followed from here; and the jobs that are there.
+"""``recsys submit``: run a verb as a job on a Ray cluster and follow it; show, stop and list jobs.
 
-The job is ``python -m pipelines.cli VERB --config job.yaml --ray.address auto`` in a copy of this project (see
-:mod:`pipelines.plumbing.job_package`). Its log comes out here, and its exit code is ours.
+The job is ``python -m pipelines.cli VERB --config job.yaml --ray.address auto`` in a copy of this
+project (see :mod:`pipelines.plumbing.job_package`). This command prints the log of the job and ends
+with its exit code.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ _STOPPING_S: Final = 30.0
 
 
 def command(words: Sequence[str]) -> int:
-    """Do what the words behind ``submit`` say; the exit code."""
+    """Run ``submit`` with the words after it; return the exit code."""
     verbs = [name for name, verb in VERBS.items() if not verb.usage]
     first, *rest = words or [""]
     if first in ABOUT_JOBS:
         return _about_jobs(first, rest)
     if first not in verbs:
         raise UsageError(
-            f"submit: expected a verb or what to know of jobs, got {first!r}; verbs: {', '.join(verbs)}; "
+            f"submit: got {first!r}, expected a verb or an action on jobs; verbs: {', '.join(verbs)}; "
             f"or: {', '.join(ABOUT_JOBS)}. Usage: {VERBS['submit'].usage}"
         )
     arguments = parse(rest, dict(VERBS[first].short))
@@ -47,7 +48,7 @@ def command(words: Sequence[str]) -> int:
     tree = read_tree(config_file(arguments.config), arguments.overrides)
     config = build_config(
         tree, arguments.config, options=[name for name, _ in arguments.overrides]
-    )  # a mistake is known before it is sent
+    )  # mistakes stop here, before anything is sent
     check(config, VERBS[first].stages)
     if arguments.dry_run:
         print(_dry_run(first, config, tree))
@@ -56,14 +57,16 @@ def command(words: Sequence[str]) -> int:
 
 
 def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
-    """Send a verb with the configuration of a tree, and follow it unless ``submit.follow`` is false.
+    """Submit a verb with the configuration ``tree``, and follow it unless ``submit.follow`` is
+    false.
 
     Raises
     ------
     ConfigError
-        no cluster at the address, an id that is taken, or a secret that would be sent.
+        No cluster answers at the address, the job id is in use, or the configuration holds a
+        secret.
     """
-    job_config(tree)  # what cannot be sent is refused before anyone is asked
+    job_config(tree)  # a secret is refused before the cluster is contacted
     client = connect(config.submit.address)
     if {"train", "prepare"} & set(VERBS[verb].stages):
         nodes = dashboard_nodes(nodes_summary(client))
@@ -84,13 +87,15 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
         except RuntimeError as error:
             if "already exists" not in str(error) and "already been" not in str(error):
                 raise
-            raise ConfigError(f"submit.id: the cluster has a job {job!r} already; give another id or none") from None
-    print(f"job {job} at {address_of(config.submit.address)}, run folder {job_place(tree)}", flush=True)
+            raise ConfigError(f"submit.id: the cluster already has a job {job!r}; give another id, or none") from None
+    print(f"job {job} on {address_of(config.submit.address)}, run folder {job_place(tree)}", flush=True)
     return watch(client, job, config.submit) if config.submit.follow else 0
 
 
 def entrypoint(verb: str) -> str:
-    """The job's command; everything else is in the configuration, so that nothing of it shows in lists of processes."""
+    """The job's command. All settings are in the configuration file, so process lists do not show
+    them.
+    """
     return shlex.join(["python", "-m", "pipelines.cli", verb, "--config", CONFIG, "--ray.address", "auto"])
 
 
@@ -102,7 +107,13 @@ def job_place(tree: dict[str, Any]) -> str:
 
 
 def watch(client: Any, job: str, config: SubmitConfig) -> int:
-    """Follow a job to its end; its exit code, 130 after Ctrl-C, 1 where the cluster is lost."""
+    """Follow a job to its end.
+
+    Returns
+    -------
+    int
+        The exit code of the job, 130 after Ctrl-C, 1 if the connection to the cluster is lost.
+    """
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -114,16 +125,16 @@ def watch(client: Any, job: str, config: SubmitConfig) -> int:
         if config.on_interrupt == "stop":
             print(f"\ninterrupted: job {job} is {_stop(client, job).lower()}", file=sys.stderr)
         else:
-            print(f"\ndetached; job {job} goes on: recsys submit logs|stop {job}", file=sys.stderr)
+            print(f"\ndetached; job {job} keeps running: recsys submit logs|stop {job}", file=sys.stderr)
         return 130
     except LostError as error:
-        print(f"recsys: {error}; job {job} may go on: recsys submit logs {job}", file=sys.stderr)
+        print(f"recsys: {error}; job {job} may still be running: recsys submit logs {job}", file=sys.stderr)
         return 1
     return exit_code(found)
 
 
 def exit_code(found: Any) -> int:
-    """Of a job that has ended: its own, where it came so far to have one."""
+    """The exit code of a finished job; 1 if it failed before it had one."""
     if found.status.value == "SUCCEEDED":
         return 0
     print(f"recsys: job {found.submission_id} {found.status.value.lower()}: {_message(found)}", file=sys.stderr)
@@ -134,7 +145,9 @@ def _about_jobs(what: str, words: Sequence[str]) -> int:
     job, rest = "", list(words)
     if what != "list":
         if not rest or rest[0].startswith("--"):
-            raise UsageError(f"submit {what}: which job? `recsys submit list` names them. {VERBS['submit'].usage}")
+            raise UsageError(
+                f"submit {what}: the id of the job is missing; see `recsys submit list`. Usage: {VERBS['submit'].usage}"
+            )
         job = rest.pop(0)
     config = _section(rest)
     client = connect(config.address)
@@ -152,19 +165,19 @@ def _about_jobs(what: str, words: Sequence[str]) -> int:
 
 
 def _section(words: Sequence[str]) -> SubmitConfig:
-    """The section ``submit`` of a whole configuration, or of its keys alone."""
+    """The section ``submit`` from a configuration file or from options."""
     arguments = parse(words)
     if arguments.config is not None:
         return load_config(config_file(arguments.config), arguments.overrides).submit
     strays = [name for name, _ in arguments.overrides if not name.startswith("submit.")]
     if strays:
-        raise UsageError(f"--{strays[0]}: only --submit.… and --config say something about jobs that are there")
+        raise UsageError(f"--{strays[0]}: actions on jobs only read --config and --submit.… options")
     values = {name.removeprefix("submit."): parse_value(name, text) for name, text in arguments.overrides}
     return build_config({"submit": values}, "command line").submit
 
 
 def _stop(client: Any, job: str) -> str:
-    """Stop a job and wait until it has; its state."""
+    """Stop a job, wait until it has ended, and return its state."""
     client.stop_job(job)
     state, last = "", time.monotonic() + _STOPPING_S
     while state not in ENDED and time.monotonic() < last:
@@ -207,7 +220,7 @@ def _message(found: Any) -> str:
 
 
 def _dry_run(verb: str, config: Config, tree: dict[str, Any]) -> str:
-    lines = [plan(verb, config), "#", f"# `recsys submit` would send it to {address_of(config.submit.address)}:"]
+    lines = [plan(verb, config), "#", f"# `recsys submit` would send this job to {address_of(config.submit.address)}:"]
     lines += [f"#   command  {entrypoint(verb)}", f"#   {CONFIG}"]
     lines += [f"#     {line}" for line in job_config(tree).splitlines()]
     return "\n".join([*lines, *(f"#   {line}" for line in contents().lines())])

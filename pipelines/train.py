@@ -1,6 +1,7 @@
 """Stage ``train``: the prepared dataset → a trained model, on the workers of Ray Train.
 
-Writes RUN/checkpoints while it trains and RUN/model when it is done, with the dataset's hash beside the tensors.
+Writes RUN/checkpoints during the training and RUN/model at the end, with the dataset's hash next to
+the tensors.
 """
 
 from __future__ import annotations
@@ -38,22 +39,24 @@ from recsys.training.resume import FREE, training_digest
 from recsys.training.threads import settle_threads
 
 ORIGIN = "origin.json"
-LR_SHARE_OF_MORE = 0.3  # of train.lr, for a training that goes on from evaluated weights
+LR_SHARE_OF_MORE = 0.3  # share of train.lr for a training that continues from evaluated weights
 
 
 @dataclass(frozen=True)
 class Descent:
-    """Where a training goes on from, what chooses its epoch, and what the model says of its parent."""
+    """An update's start weights, the validation that chooses its epoch, and the reference to its
+    parent.
+    """
 
     start: Start
     validate: Validate
     parent: dict[str, Any]
-    apart: dict[str, Start] = field(default_factory=dict)  # of the models that are trained apart
+    apart: dict[str, Start] = field(default_factory=dict)  # start weights of the separately trained models
     newer_V: Array | None = None  # users whose validation events are new to the parent
 
 
 def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> TrainResult:
-    """Train and keep the result."""
+    """Train the model and save it in RUN/model; ``descent`` is given for an update."""
     validate = Validator.of(config) if descent is None else descent.validate
     dataset = open_dataset(config)
     identity = {
@@ -61,9 +64,9 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         "training": training_digest(config, dataset, descent.start if descent else None),
     }
     if config.run.resume and is_trained(folder, identity):
-        folder.progress(f"{folder.model} is trained already")
+        folder.progress(f"{folder.model} is already trained")
         result = open_trained(config, folder, dataset)
-        with tracked(config, folder) as tracker:  # its driver may have been lost before all was written down
+        with tracked(config, folder) as tracker:  # its driver may have died before it sent all epochs
             EpochLog(tracker, folder.progress).complete(result.history)
         return result
     with folder.progress.stage("train"), tracked(config, folder, fresh=True) as tracker, ray_session(config):
@@ -102,16 +105,18 @@ def _with_apart(
     validate: Validate,
     descent: Descent | None,
 ) -> TrainResult:
-    """The result with the models that are trained apart and become members; those that a budget does not hold, by the
-    pace of the training before them, are left out by name.
+    """Train the separately trained models and add them to the result as members.
+
+    A model that does not fit into the budget, judged by the speed of the trainings before, is left
+    out and named.
     """
     found, left_out, names, budget = dict[str, TrainResult](), dict[str, str](), list(sections(config)), folder.budget
     slower = 1.0 if budget is None else result.seconds / (budget.expected.get("trained") or result.seconds or 1.0)
     for number, name in enumerate(names, 1):
         if budget is not None and not budget.holds(name, slower):
-            left_out[name] = "no time is left to train it"
+            left_out[name] = "no time left to train it"
             continue
-        folder.progress(f"training {name} apart, {number} of {len(names)}")
+        folder.progress(f"training {name} separately, {number} of {len(names)}")
         start = None if descent is None else descent.apart.get(name)
         own = own_config(config, name, goes_on=start is not None)
         report = reporter(folder, lambda _: None)
@@ -122,26 +127,27 @@ def _with_apart(
 
 
 def is_trained(folder: RunFolder, identity: dict[str, str]) -> bool:
-    """Whether the run folder's model is the one that a training of this identity gives."""
+    """Whether the model of the run folder comes from a training with this identity."""
     with suppress(ArtifactError):
         return identity.items() <= folder.read_json(folder.model / ORIGIN, "").items()
     return False
 
 
 def open_trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
-    """The model of the run folder, which must be the configuration's and trained on this very dataset.
+    """The model of the run folder; it must match the configuration and this dataset.
 
     Raises
     ------
     ArtifactError
-        no model, a damaged one, one of another ``model`` section, or trained on other data.
+        There is no model, it is damaged, or it was trained with another ``model`` section or on
+        other data.
     """
     result = load_trained(folder.model)
     trained_on = folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("hash")
     if trained_on != dataset.manifest.content_hash:
         raise ArtifactError(
             f"the model in {folder.model} was trained on dataset {str(trained_on)[:12]}, but {dataset.root} is now "
-            f"{dataset.manifest.content_hash[:12]}; run `recsys train` again, or give the folder of the other dataset"
+            f"{dataset.manifest.content_hash[:12]}; run `recsys train` again, or set data.dir to the other dataset"
         )
     different = first_difference(result.frozen.config, config.model)
     if different:
@@ -153,14 +159,16 @@ def open_trained(config: Config, folder: RunFolder, dataset: PreparedDataset) ->
 
 
 def model_sha256(folder: RunFolder) -> str:
-    """The identity of the run folder's model: what its metrics and its bundle must be of."""
+    """SHA-256 of the run folder's model; its metrics and its bundle store it."""
     with (folder.model / "model.safetensors").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
-    """The first key in which two ``model`` sections differ, with both values; empty when they are equal, or differ in
-    what the training chose among candidates.
+    """The first key in which two ``model`` sections differ, with both values; empty if there is
+    none.
+
+    Keys that the training chose among candidates do not count.
     """
     asked = narrowed(asked, trained)
     before, after = (flatten(section.model_dump(mode="json"), "model.") for section in (trained, asked))
@@ -171,22 +179,22 @@ def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
 
 
 def chosen_line(result: TrainResult, metric: str) -> str:
-    """What was chosen, and on what the model rests."""
+    """The chosen epoch or weights, and the data that the model was fitted on."""
     again = f", then {'trained' if result.frozen.trained_names else 'fitted'} again on training and validation"
     if budget := result.choices.get(PRIVACY):
         return (
-            f"trained for {result.best_epoch} epochs; no epoch is chosen on validation, which is private too: a user "
-            f"changes the model by at most ε {budget['epsilon']:.2f} at δ {budget['delta']:.0e}"
+            f"trained for {result.best_epoch} epochs; validation events are private too, so they do not choose the "
+            f"epoch; the influence of one user is at most ε {budget['epsilon']:.2f} at δ {budget['delta']:.0e}"
         )
     if not result.frozen.trained_names:
-        what = "nothing is trained: chose the weights of the fitted granularities"
+        what = "no granularity is trained: chose the weights of the closed-form granularities"
     else:
-        what = f"chose epoch {result.best_epoch}{', the model as it was' if result.best_epoch == 0 else ''}"
+        what = f"chose epoch {result.best_epoch}{' (the start weights)' if result.best_epoch == 0 else ''}"
     return f"{what} by {metric} on validation{again if result.refit else ''}"
 
 
 def reporter(folder: RunFolder, log_epoch: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    """What a training reports, as a progress line and, where it is an epoch, in MLflow."""
+    """A function that prints each report of a training, and logs reports of epochs to MLflow."""
     from recsys.training.ray_train import NOTE
 
     def report(values: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Where a training runs: on the workers of Ray Train, or, where a budget is short, in this very process.
+"""Where a training runs: on the workers of Ray Train or, with a short budget, in this process.
 
-Why: workers take ten seconds to start, on a busy machine a minute and more, which is most of what a budget of some
-minutes holds. What is lost with so short a training is trained again.
+Why: workers need ten seconds to start, on a busy machine a minute or more, a large share of a
+budget of some minutes. If such a short training is interrupted, it starts again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHORT_S: Final = 600.0  # a shorter budget trains in this process
 
 
 def trains_here(config: Config, budget: Budget | None) -> bool:
-    """Whether one worker on this machine, without a GPU, is all that is asked for, and the budget is short."""
+    """Whether the budget is short and the training needs one worker on this machine without a GPU."""
     if budget is None or budget.seconds >= _SHORT_S:
         return False
     is_small = config.train.num_workers == 1 and config.ray.address == "local"
@@ -48,12 +48,12 @@ def trained(
     start: Start | None = None,
     final: FinalTraining | None = None,
 ) -> TrainResult:
-    """Train; arguments as those of ``train_on_ray``.
+    """Train; the other arguments are those of ``train_on_ray``.
 
     Parameters
     ----------
     seconds : float
-        what the training may take, where there is a budget.
+        Limit for the training; infinite without a budget.
     """
     validate = validate or Validator.of(config)
     deadline = Deadline() if budget is None else budget.deadline(seconds)

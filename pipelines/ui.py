@@ -1,7 +1,8 @@
 """``recsys ui``: a local dashboard in the browser, until SIGINT or SIGTERM.
 
-Shows run folders, and runs and registered models of MLflow; compares two runs as ``recsys compare`` does; asks models
-as every way of serving does. It is read-only: no page changes a run, a model or an alias.
+It shows run folders and the runs and registered models of MLflow, compares two runs as ``recsys
+compare`` does, and queries models as the server does. It is read-only: no page changes a run, a
+model or an alias.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ _LEAST_TOKEN: Final = 16  # characters, as of `recsys serve`
 
 
 def command(words: Sequence[str]) -> int:
-    """Read the words behind ``ui``: folders of runs, and options.
+    """Run ``ui`` with the words after it: folders of runs, and options.
 
     Raises
     ------
     ConfigError
-        the port is taken, the token is missing, or a part is not installed.
+        The port is in use, the token is missing, or a package is not installed.
     """
     options = [place for place, word in enumerate(words) if word.startswith("-")]
     folders = list(words[: options[0] if options else len(words)])
@@ -60,14 +61,16 @@ def _long(word: str) -> str:
 
 
 def _runs_of(config: Config, is_of_file: bool) -> list[str]:
-    """Where runs are: as the configuration says, else beside the run folder of a file that was given."""
+    """The folders of runs: those of the configuration, or next to the run folder of a given file."""
     if "runs" in config.ui.model_fields_set or not is_of_file or is_remote(config.run.dir):
         return config.ui.runs
     return [str(Path(config.run.dir).parent)]
 
 
 def _tracking_uri(config: Config) -> str:
-    """MLflow's store: as it is named, in the environment, or the SQLite file beside the first folder's runs."""
+    """MLflow's store: ``tracking.uri``, the environment, or the SQLite file in the first folder of
+    runs.
+    """
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if named:
         return tracking_uri(config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": named})}))
@@ -77,24 +80,24 @@ def _tracking_uri(config: Config) -> str:
 
 
 def check_installed() -> None:
-    """Raise :class:`ConfigError` where the extra is missing."""
+    """Raise :class:`ConfigError` if a package of the extra ``ui`` is missing."""
     try:
         import fastapi  # noqa: F401
         import markdown_it  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"recsys ui needs FastAPI and more, and {error.name or 'a part'} is missing: pip install 'multigrain[ui]'"
+            f"recsys ui needs the extra ui, but {error.name or 'a part'} is missing: pip install 'multigrain[ui]'"
         ) from None
 
 
 def show(config: Config) -> None:
-    """Serve the pages until a signal; a clean end is no error.
+    """Serve the pages until a signal, which is a normal end.
 
     Raises
     ------
     ConfigError
-        the port is taken, a folder is missing, or the host needs a token.
+        The port is in use, a folder is missing, or the host needs a token.
     """
     import uvicorn
 
@@ -106,14 +109,14 @@ def show(config: Config) -> None:
             uvicorn.Config(
                 app,
                 log_level="error",
-                access_log=False,  # addresses hold ids of users
+                access_log=False,  # URLs contain user ids
                 server_header=False,
                 lifespan="off",
                 timeout_graceful_shutdown=2,
             )
         )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        print(f"the dashboard is at http://{host}:{port}; Ctrl-C ends it", flush=True)
+        print(f"the dashboard is at http://{host}:{port}; stop it with Ctrl-C", flush=True)
         _end_quietly(server)
         server.run(sockets=[listener])
 
@@ -136,19 +139,21 @@ def application_of(config: Config, password: str = "") -> Any:
 
 
 def _check_folders(settings: UiConfig) -> None:
-    """Folders that were named must be there; the default need not."""
+    """Check that the given folders exist; the default may be missing."""
     for place in settings.runs:
         if is_remote(place):
             raise ConfigError(
-                f"ui.runs: {place} is remote; name local folders. Runs elsewhere are shown from MLflow (tracking.uri), "
-                "and ui.model may be a remote bundle"
+                f"ui.runs: {place} is remote; give local folders. Runs in other places are shown from MLflow "
+                "(tracking.uri), and ui.model may be a remote bundle"
             )
         if not Path(place).is_dir() and settings.runs != UiConfig().runs:
-            raise ConfigError(f"ui.runs: {place} is no folder; expected one with run folders, such as runs")
+            raise ConfigError(
+                f"ui.runs: {place} is not a folder; give a folder that contains run folders, such as runs"
+            )
 
 
 def _compared(first: str, second: str) -> Mapping[str, Any]:
-    """What ``recsys compare FIRST SECOND`` writes."""
+    """The comparison that ``recsys compare FIRST SECOND`` would write."""
     from pipelines.compare import check_same, compared, opened
 
     with ExitStack() as stack:
@@ -159,12 +164,12 @@ def _compared(first: str, second: str) -> Mapping[str, Any]:
 
 @contextmanager
 def _listening(settings: UiConfig) -> Iterator[socket.socket]:
-    """The socket, bound.
+    """The bound socket of the dashboard.
 
     Raises
     ------
     ConfigError
-        the port is taken, or the host is none of this machine's.
+        The port is in use, or the host is not an address of this machine.
     """
     with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -180,7 +185,7 @@ def _listening(settings: UiConfig) -> Iterator[socket.socket]:
 
 
 def _end_quietly(server: Any) -> None:
-    """SIGINT and SIGTERM end the server and nothing else: uvicorn would raise them again behind it."""
+    """Let SIGINT and SIGTERM only end the server; uvicorn would raise them again afterwards."""
 
     @contextmanager
     def caught() -> Iterator[None]:
@@ -195,12 +200,12 @@ def _end_quietly(server: Any) -> None:
 
 
 def _password(settings: UiConfig) -> str:
-    """The token; empty where none is asked for.
+    """The token; empty if none is required.
 
     Raises
     ------
     ConfigError
-        it is too short, or missing on a host that others reach.
+        The token is too short, or missing on a host that others can reach.
     """
     from pipelines.serve import is_loopback
 
@@ -208,8 +213,9 @@ def _password(settings: UiConfig) -> str:
         if is_loopback(settings.host):
             return ""
         raise ConfigError(
-            f"ui.host: {settings.host} is no loopback address, and the pages show what users had: set ui.token_env to "
-            "the name of an environment variable with a token of 16 characters or more, or use 127.0.0.1 and a tunnel "
+            f"ui.host: {settings.host} is not a loopback address, and the pages show histories of users: set "
+            "ui.token_env to the name of an environment variable with a token of 16 characters or more, or use "
+            "127.0.0.1 and a tunnel "
             "(ssh -L 8080:localhost:8080 HOST)"
         )
     token = os.environ.get(settings.token_env, "")

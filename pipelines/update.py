@@ -1,10 +1,14 @@
-"""A registered model goes on: with new events (``all``), or with what users did with its lists (``fusion``).
+"""Verb ``update``: update a registered model with new events or with feedback on its lists.
 
-Why: new partitions come every day and a training from nothing costs hours. ``all`` prepares the old and new events with
-the old ids kept, starts from the parent's weights, trains a few epochs and registers the result as challenger;
-``fusion`` fits the weights of the granularities again to feedback, in seconds, and registers a model in which nothing
-else has changed, if it is better; ``strata`` fits the strata of users again. What a version comes from is its tag
-``parent``.
+Why: new events come every day, and a training from scratch takes hours. ``update.only`` says how:
+
+- ``all`` prepares old and new events (ids stay the same), starts from the parent's weights, trains a
+  few epochs and registers the result as challenger;
+- ``fusion`` fits only the weights of the granularities to feedback, in seconds, and registers the
+  model if it is better;
+- ``strata`` fits the user clusters again.
+
+The tag ``parent`` of a version names the version that it was made from.
 """
 
 from __future__ import annotations
@@ -50,31 +54,32 @@ from recsys.training.refit_fusion import Refit, refit_fusion
 from recsys.training.user_clusters import refit_strata, stratum_of
 from recsys.training.warm_start import Earlier, NewerOnly, newer_users, warm_start
 
-_ENOUGH: Final = 0.5  # share of the users that other weights of the parent could be validated on
+# Weights with validation users fewer than this share of the best alternative are not used.
+_ENOUGH: Final = 0.5
 
 
 def update(config: Config, folder: RunFolder) -> None:
-    """Do what ``update.only`` says."""
+    """Run the kind of update that ``update.only`` names."""
     quiet()
     module, name = UPDATES[config.update.only].target.split(":")
     getattr(importlib.import_module(module), name)(config, folder)
 
 
 def parent_uri(config: Config) -> str:
-    """The model to go on from."""
+    """The model to update."""
     return config.update.model or f"models:/{config.registry.name}@champion"
 
 
 def update_all(config: Config, folder: RunFolder) -> None:
-    """Old and new events, the parent's weights, a few epochs, evaluation, registration."""
+    """Train a few epochs from the parent's weights on old and new events, evaluate and register."""
     Validator.of(config)
     check_text(config)
     given, config = config, shortened(config)
     with folder.progress.stage("parent"):
         parent = open_parent(parent_uri(config), tracking_uri(config))
         check_settings(parent, config)
-        held = held_weights(parent)  # before the run folder, which may be the parent's own, is written to
-        folder.progress(f"going on from {parent.uri}, made {parent.bundle.info.created}")
+        held = held_weights(parent)  # before writing: this may be the parent's run folder
+        folder.progress(f"updating {parent.uri}, created {parent.bundle.info.created}")
     with tracked(config, folder, fresh=True) as tracker, ray_through(config):
         tracker.set_tags({"parent": parent.uri})
         with ray_session(config):
@@ -84,12 +89,14 @@ def update_all(config: Config, folder: RunFolder) -> None:
                 say_drift(config, folder, parent)
             train(config, folder, descent)
         metrics = evaluate(config, folder)
-        registered = register(config, folder, given=given)  # or every update would shorten the one before
+        registered = register(
+            config, folder, given=given
+        )  # not the shortened one, or epochs and lr would shrink with each update
     folder.progress.plain(closing_words(metrics, registered, folder))
 
 
 def say_drift(config: Config, folder: RunFolder, parent: Parent) -> None:
-    """Write ``drift.json``, which the evaluation shows as a panel and the gate checks."""
+    """Measure the drift of the newer events and write ``drift.json`` for the report and the gate."""
     dataset = open_dataset(config)
     found = drift_of(dataset, parent.bundle.histories, parent.bundle.num_items).to_json()
     folder.write_json(folder.drift, {"dataset": dataset.manifest.content_hash, **found})
@@ -98,59 +105,60 @@ def say_drift(config: Config, folder: RunFolder, parent: Parent) -> None:
 
 
 def shortened(config: Config) -> Config:
-    """The configuration with the few epochs and the lower learning rate of an update."""
+    """The configuration with the epochs and the lower learning rate of an update."""
     settings = {"epochs": config.update.epochs, "lr": config.train.lr * config.update.lr_share}
     return config.model_copy(update={"train": config.train.model_copy(update=settings)})
 
 
 def check_settings(parent: Parent, config: Config) -> None:
-    """Refuse a parent of another ``model`` section, which could not take its weights.
+    """Refuse a parent with another ``model`` section, because its weights would not fit.
 
     Raises
     ------
     ArtifactError
-        naming the first key that differs.
+        The sections differ; the message names the first key.
     """
     different = first_difference(parent.bundle.info.model, config.model)
     if different:
         raise ArtifactError(
             f"{parent.uri} was trained with another model section: {different}; give the configuration that it was "
-            "trained with, or train anew with `recsys run`"
+            "trained with, or train from scratch with `recsys run`"
         )
 
 
 def check_text(config: Config) -> None:
-    """Refuse a language model that is fine-tuned anew, whose vectors mean nothing to the parent's weights.
+    """Refuse to fine-tune the language model again: its new vectors would not fit the parent's
+    weights.
 
     Raises
     ------
     ConfigError
-        with the cure.
+        Fine-tuning is enabled.
     """
     if config.data.text.finetune.enabled:
         raise ConfigError(
-            "data.text.finetune.enabled: got true, but a model that goes on must read texts as its parent did, and an "
-            "adapter trained anew reads them otherwise; set it false and, if the parent's was kept, data.text.model to "
-            "a copy of the folder text/adapter of the parent's dataset, or train anew with `recsys run`"
+            "data.text.finetune.enabled: got true, but an update needs the text vectors of its parent, and a newly "
+            "trained adapter gives others; set it false and set data.text.model to a copy of the folder text/adapter "
+            "of the parent's dataset (if it was kept), or train from scratch with `recsys run`"
         )
 
 
 @dataclass(frozen=True)
 class Held:
-    """Weights of the parent, and the last part of its data that they have seen."""
+    """Weights of the parent, and the last split of its data that they were trained or chosen on."""
 
     earlier: Earlier
     through: Split
 
 
 def held_weights(parent: Parent) -> list[Held]:
-    """The parent's weights, those that have seen most first.
+    """The parent's weights, those trained on most data first.
 
-    A parent that was trained on all events holds those of before as well: a split that does not move past its newest
-    events would test them on what they have seen.
+    A parent with ``train.final`` also holds its evaluated weights. They are needed if the new split
+    tests on events that the final weights were trained on.
     """
     text = parent.bundle.info.text_identity
-    # validation has been seen also where it only chose
+    # validation events count as seen, because they chose the epoch
     measured = Held(Earlier(parent.measured_training(), parent.measured().sizes, text), Split.VALID)
     if not parent.seen_all:
         return [measured]
@@ -158,24 +166,29 @@ def held_weights(parent: Parent) -> list[Held]:
 
 
 def chosen_weights(dataset: PreparedDataset, known: Histories, held: list[Held]) -> tuple[Earlier, Array]:
-    """The weights to go on from, and the users whose validation events those have not seen.
+    """The weights to start from, and the users whose validation events are new to them.
 
-    Those that have seen most, unless test events are among what they have seen, or they leave too few users to choose
-    epochs and weights of members by.
+    These are the weights trained on most data, unless they were trained on test events, or too few
+    users are left to choose epochs and weights of members.
 
     Parameters
     ----------
     dataset : PreparedDataset
-        to go on with.
+        The dataset of the update.
     known : Histories
-        all events of the parent.
+        All events of the parent.
     held : list[Held]
-        weights, those that have seen most first.
+        The parent's weights, those trained on most data first.
+
+    Returns
+    -------
+    tuple of (Earlier, Array)
+        The weights, and bool [V]: the users to validate on.
 
     Raises
     ------
     DataError
-        no weights can be validated and tested on this dataset.
+        No weights can be validated and tested on this dataset.
     """
     found: list[tuple[Earlier, Array]] = []
     for number, one in enumerate(held, 1):
@@ -189,13 +202,15 @@ def chosen_weights(dataset: PreparedDataset, known: Histories, held: list[Held])
 
 
 def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Held]) -> Descent:
-    """The parent's weights grown to the dataset, validated and tested where they have not been trained."""
+    """The parent's weights, extended to the new users and items, with validation on events new to
+    them.
+    """
     dataset: PreparedDataset = open_dataset(config)
     earlier, newer_V = chosen_weights(dataset, parent.bundle.histories, held)
     if earlier is not held[0].earlier:
         folder.progress(
-            "the parent was trained on all of its events, and this split validates or tests on some of them: going on "
-            "from its weights before that"
+            "the parent's final weights were trained on events that this split validates or tests on: starting from "
+            "its evaluated weights"
         )
     grown, anew = warm_start(trained_part(config), dataset, earlier)
     new = [
@@ -203,24 +218,24 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
         f"{dataset.num_items - earlier.sizes.num_items:,} items",
         f"{len(dataset.manifest.event_types) - earlier.sizes.num_types:,} event types",
     ]
-    folder.progress(f"warm start with {', '.join(new)} more; {int(newer_V.sum()):,} users to validate on")
+    folder.progress(f"warm start with {', '.join(new)} more; validation on {int(newer_V.sum()):,} users")
     known = [name for name, section in sections(config).items() if section.signal in earlier.sizes.inputs]
     anew = [*anew, *(name for name in sections(config) if name not in known)]  # the parent's stacking dropped them
     if anew:
-        folder.progress(f"starting anew, as the parent has none: {', '.join(anew)}")
+        folder.progress(f"training from scratch, because the parent has no weights for it: {', '.join(anew)}")
     apart = {name: _grown_apart(config, dataset, earlier, name) for name in known}
     return Descent(grown, NewerOnly(Validator.of(config), newer_V), parent.describe(), apart, newer_V)
 
 
 def _grown_apart(config: Config, dataset: PreparedDataset, earlier: Earlier, name: str) -> Start:
-    """Where the training of a model apart goes on from."""
+    """The start weights of a separately trained model."""
     sizes = load_sizes(earlier.sizes.inputs[sections(config)[name].signal])
     own = Earlier(own_weights(earlier.weights, name), sizes, earlier.text_identity)
     return warm_start(own_config(config, name), dataset, own)[0]
 
 
 def update_fusion(config: Config, folder: RunFolder) -> None:
-    """The weights of the granularities alone, from feedback."""
+    """Fit only the weights of the granularities, to feedback."""
     settings = config.update
     with folder.progress.stage("feedback"):
         feedback = read_feedback(settings.feedback, settings.rewards, config.data.quarantine.limit("events"))
@@ -231,7 +246,7 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
         folder.progress(
             f"{len(feedback):,} rows of feedback on {parent.uri}: {len(found.evidence):,} used, {feedback.num_bad:,} "
             f"bad, {found.num_unknown_items:,} about unknown items, {found.num_unknown_users:,} about users without "
-            "anything to go by"
+            "any known signal"
         )
     with folder.progress.stage("refit"):
         encoders = parent.bundle.model.encoders
@@ -242,7 +257,7 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
             f"(± {refit.error:.5f})"
         )
         if not refit.better:
-            folder.progress(f"not better by more than its error: {parent.uri} stays as it is")
+            folder.progress(f"the improvement is within its error, so nothing is registered; {parent.uri} is unchanged")
             return
         changed = encoders.refitted(refit.after_K)
         before, after = _shown(refit, recommender.names)
@@ -252,14 +267,16 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
 
 
 def update_strata(config: Config, folder: RunFolder) -> None:
-    """The strata of users alone, from old and new events; users and items of the model stay those it knows."""
+    """Fit only the user clusters (strata) to old and new events; the model's users and items stay
+    the same.
+    """
     with folder.progress.stage("parent"):
         parent = open_parent(parent_uri(config), tracking_uri(config))
         check_settings(parent, config)
         model = parent.bundle.model
     module = stratum_of(model)
     if module is None:
-        raise ConfigError(f"{parent.uri} has no granularity stratum to fit again; train one with it enabled")
+        raise ConfigError(f"{parent.uri} has no granularity stratum; train a model with it enabled")
     with ray_session(config):
         prepare_newer(config, folder, parent, needs_new=False)
     with folder.progress.stage("refit"):
@@ -267,18 +284,18 @@ def update_strata(config: Config, folder: RunFolder) -> None:
         fresh = dataset.manifest.event_types[model.sizes.num_types :]
         if fresh:
             raise ConfigError(
-                f"{parent.uri} has never seen events of the type {', '.join(fresh)}, and strata alone teach it none; "
-                "run a full update (update.only all), or leave the type out with data.interactions"
+                f"{parent.uri} does not know the event type {', '.join(fresh)}, and update.only strata cannot add it; "
+                "run a full update (update.only all), or leave out the type with data.interactions"
             )
         before = model.encoders.state_dict()
         after = refit_strata(config, dataset, model).encoders.state_dict()
         changed = {name: tensor for name, tensor in after.items() if not torch.equal(tensor, before[name])}
         of_measured = None
-        if parent.seen_all:  # its prototypes live among other vectors
+        if parent.seen_all:  # the evaluated model has other user vectors, so other prototypes
             other = refit_strata(config, dataset, parent.measured()).encoders.state_dict()
             of_measured = {name: other[name] for name in changed}
         number, events = module.num_strata, dataset.manifest.counts["train"]
-        folder.progress(f"fitted {number} strata again on {events:,} events")
+        folder.progress(f"fitted {number} user clusters (strata) again on {events:,} events")
     extra = {"strata": {"dataset": dataset.manifest.content_hash}}
     register_changed(config, folder, parent, changed, {}, extra, of_measured)
 
@@ -292,9 +309,9 @@ def register_changed(
     extra: dict[str, Any],
     of_measured: dict[str, Tensor] | None = None,
 ) -> None:
-    """The parent with some parameters changed, as RUN/bundle and as a version of the registry.
+    """Write the parent with changed parameters to RUN/bundle and register it as a version.
 
-    ``of_measured`` are the parameters of its measured model, where they are others.
+    ``of_measured`` are the changed parameters of its evaluated model, if they differ.
     """
     with folder.progress.stage("register"), tracked(config, folder, fresh=True) as tracker:
         tracker.set_tags({"parent": parent.uri})
@@ -315,7 +332,7 @@ def register_changed(
 
 
 def _shown(refit: Refit, names: list[str]) -> tuple[dict[str, float], dict[str, float]]:
-    """Weights (gated: priors) by granularity."""
+    """Weights by granularity before and after; for gated fusion, priors."""
     before, after = (np.asarray(values).round(6).tolist() for values in (refit.before_K, refit.after_K))
     return dict(zip(names, before, strict=True)), dict(zip(names, after, strict=True))
 

@@ -307,10 +307,10 @@ def test_two_replicas_keep_each_user_on_their_version_while_both_aliases_move(tm
         assert "models:/pocket/1 answers 0.4 of the users, models:/pocket/2 the others" in log.read_text()
         assert versions() == {"a": {"2"}, "b": {"1"}}
         served.add(2)  # version 3, the champion
-        wait_for("models:/pocket/3 answers now on 2 replica(s)")
+        wait_for("models:/pocket/3 now answers on 2 replica(s)")
         assert versions() == {"a": {"3"}, "b": {"1"}}
         registry.set_registered_model_alias("pocket", "challenger", "2")
-        wait_for("models:/pocket/2 answers now on 2 replica(s)")
+        wait_for("models:/pocket/2 now answers on 2 replica(s)")
         assert versions() == {"a": {"3"}, "b": {"2"}}
         assert get(f"{url}/model")["ab"]["model"]["version"] == "2"
     logged, _ = read_logs([str(tmp_path / "answers")])

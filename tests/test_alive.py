@@ -218,7 +218,7 @@ def test_a_trial_without_resources_says_what_it_waits_for(tmp_path: Path, monkey
     search.suggest("a")
     search.pulse.clock = lambda: 700.0
     search.look(_controller(("a", "PENDING", None)))
-    assert seen.words[-1] == "trial 000 waits for a process since 700 s; it needs CPU 1 (free: 0)"
+    assert seen.words[-1] == "trial 000 has waited for a process for 700 s; it needs CPU 1 (free: 0)"
 
 
 def test_trials_of_a_driver_that_was_stopped_itself_are_not_silent(
@@ -241,9 +241,9 @@ def test_trials_of_a_driver_that_was_stopped_itself_are_not_silent(
 
 
 def test_failed_trials_are_named_with_their_reasons(tmp_path: Path) -> None:
-    failed = [Trial(3, 0, 1, {}, "failed", reason="no sign of life"), Trial(5, 0, 1, {}, "failed", reason="heads")]
-    failed += [Trial(7, 0, 1, {}, "failed", reason="no sign of life")]
-    assert _reasons(failed) == "  trial 003, 007: no sign of life\n  trial 005: heads"
+    failed = [Trial(3, 0, 1, {}, "failed", reason="no heartbeat"), Trial(5, 0, 1, {}, "failed", reason="heads")]
+    failed += [Trial(7, 0, 1, {}, "failed", reason="no heartbeat")]
+    assert _reasons(failed) == "  trial 003, 007: no heartbeat\n  trial 005: heads"
     folder: Any = SimpleNamespace(root=tmp_path)
     for trial in failed:
         trial.blame = "user"
@@ -297,7 +297,7 @@ def test_a_sweep_goes_on_after_a_dropped_and_after_a_hanging_trial(
     run_trials(plan, Place(_dataset(tmp_path / "data"), tmp_path / "trials"), ONE_PROCESS, seen)
     trials = plan.ledger.searched()
     assert [trial.state for trial in trials] == ["finished", "stopped", "failed", "stopped"]
-    assert "no sign of life" in trials[2].reason and "tune.silent_s" in trials[2].reason
-    assert trials[2].blame == "program" and any("trial 002 gives no sign of life" in words for words in seen.words)
+    assert "no heartbeat" in trials[2].reason and "tune.silent_s" in trials[2].reason
+    assert trials[2].blame == "program" and any("trial 002 has had no heartbeat" in words for words in seen.words)
     assert any("trial 002: the process of the trial before" in words for words in seen.words)
     assert Ledger(plan.ledger.path).trials == plan.ledger.trials

@@ -164,7 +164,7 @@ def test_update_trains_separate_model_from_scratch_if_parent_dropped_it(
         events(tmp_path / "2-tuesday.csv", range(8, 10))
         capsys.readouterr()
         assert main(["update", *words, "--run.dir", str(tmp_path / "tuesday")]) == 0
-    assert "starting anew, as the parent has none: gru" in capsys.readouterr().out
+    assert "training from scratch, because the parent has no weights for it: gru" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -218,5 +218,5 @@ def test_choice_is_saved_completely_and_used_by_later_verbs(tmp_path: Path) -> N
     assert with_model(config, folder, chooses=False).model == chosen.model
     assert load_config(folder.config).model == chosen.model, "config.yaml runs again without a new choice"
     other = build_config({**config.model_dump(mode="json"), "train": {"metric": "recall@5"}})
-    with pytest.raises(ArtifactError, match="nothing was chosen yet"):
+    with pytest.raises(ArtifactError, match="holds no earlier choice"):
         with_model(other, folder, chooses=False)

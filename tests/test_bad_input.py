@@ -74,7 +74,7 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "run folder is a file": (
         ["train", "--config", "CONFIG", "--run.dir", "CONFIG"],
-        ["run.dir", "cannot make the folder"],
+        ["run.dir", "cannot create the folder"],
     ),
 }
 

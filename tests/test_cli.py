@@ -257,7 +257,7 @@ def test_credentials_are_written_nowhere(config: Config, capsys: Captured) -> No
         config.tracking.uri = f"postgresql://me:{password}@host/db"
         with open_run(config, "train") as folder:
             written = folder.config.read_text()
-    assert written.startswith("# secrets are written as ***")
+    assert written.startswith("# secrets are shown as ***")
     assert load_config(folder.config).tracking.uri == "postgresql://***@host/db"
     everything = [path.read_text() for path in folder.root.iterdir()]
     shown = capsys.readouterr().out + plan("register", config)

@@ -78,7 +78,7 @@ def both(folder: Path, *words: str, first: str = "good", second: str = "bad") ->
 def test_a_trained_run_is_better_than_an_untrained_one_beyond_chance(folder: Path, capsys: Captured) -> None:
     assert both(folder) == 0
     said = capsys.readouterr().out
-    assert f"ndcg@5: {folder / 'good'} is better beyond chance" in said and "72 test users in pairs" in said
+    assert f"ndcg@5: {folder / 'good'} is significantly better" in said and "72 test users, paired" in said
     record = json.loads((folder / "good/compare.json").read_text())
     found = record["metrics"]["ndcg@5"]
     for side, name in (("first", "good"), ("second", "bad")):
@@ -138,7 +138,7 @@ def test_a_sample_of_other_users_is_refused(folder: Path, capsys: Captured) -> N
     (folder / "two/config.yaml").write_text(yaml.safe_dump(settings))
     code = both(folder, first="one", second="two")
     said = capsys.readouterr().err
-    assert (code, "asked users: two samples (seed, evaluate.max_users)" in said) == (2, True), said
+    assert (code, "evaluated users: two different samples (seed, evaluate.max_users)" in said) == (2, True), said
 
 
 def test_what_is_no_finished_run_is_one_message(folder: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -151,10 +151,10 @@ def test_what_is_no_finished_run_is_one_message(folder: Path, tmp_path: Path, ca
     shutil.copytree(folder / "good/model", newer / "model")
     good = str(folder / "good")
     for words, message in (
-        ([good, str(tmp_path / "nowhere")], "is no folder"),
+        ([good, str(tmp_path / "nowhere")], "is not a folder"),
         ([good, str(empty)], "has no config.yaml"),
         ([good, str(halfway)], "metrics.json does not exist"),
-        ([good, str(newer)], "is of another model than model/"),
+        ([good, str(newer)], "belongs to another model than the one in model/"),
         ([good], "got 1 run folders, expected two"),
         ([good, good, "--train.lr", "1"], "compare does not read --train.lr"),
     ):

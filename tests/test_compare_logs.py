@@ -181,7 +181,7 @@ def test_target_trained_after_the_log_is_refused(world: World, tmp_path: Path, c
     when = datetime.fromtimestamp(newest, UTC).isoformat()
     clicks.write_text("".join(json.dumps({**one, "timestamp": when}) + "\n" for one in events))
     code = world.compare("--compare.target", str(world.folder / "b"), logs=logs, clicks=str(clicks))
-    refused(code, capsys, "compare.target", "it has seen what came of them")
+    refused(code, capsys, "compare.target", "it has seen their outcomes")
 
 
 def test_bad_lines_name_file_and_line_and_incomplete_last_line_is_skipped(

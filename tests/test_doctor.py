@@ -69,7 +69,7 @@ def test_a_half_made_store_is_a_failure(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["--doctor.json", "maybe"], "expected true or false"),
-        (["--train.lr", "1"], "give it with --config"),
+        (["--train.lr", "1"], "but --config FILE is missing"),
         (["--config", "demo", "--train.lrr", "1"], "unknown key"),
     ],
 )
@@ -95,7 +95,7 @@ def test_a_check_that_breaks_or_never_ends_is_a_finding_and_hides_no_other() -> 
     found = doctor.examine(None, {"waits": waits, "breaks": breaks, "fine": fine}, patience=3.0)
     never.set()
     assert [(f.name, f.state) for f in found] == [("waits", "fail"), ("breaks", "fail"), ("fine", "ok")]
-    assert "does not answer" in found[0].found and "ZeroDivisionError" in found[1].found
+    assert "no answer" in found[0].found and "ZeroDivisionError" in found[1].found
 
 
 def test_versions_are_those_that_the_project_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_a_training_that_cannot_fit_is_known_before_it_is_asked_for(tmp_path: Pa
     large = _of(checkup.training, _config(tmp_path, ("data.source.num_items", "900000000")))["training"]
     assert large.state == "fail" and "embedding tables of 900,000,000 items" in large.cure
     unknown = _config(tmp_path, ("data.source", "{kind: sequences, events: s.txt}"), ("data.order", "file"))
-    assert "once the data is prepared" in _of(checkup.training, unknown)["training"].found
+    assert "after the data is prepared" in _of(checkup.training, unknown)["training"].found
     assert not _of(checkup.training, None)
 
 

@@ -174,7 +174,7 @@ def test_a_graph_that_differs_is_refused_and_leaves_nothing(tmp_path: Path, monk
     kept = export(bundle, tmp_path / "exported", ["faiss"])
     trained = QueryEncoder._trained
     monkeypatch.setattr(QueryEncoder, "_trained", lambda self, seen: trained(self, seen) * 1.01)
-    with pytest.raises(Refusal, match="differs from PyTorch by .* nothing was exported"):
+    with pytest.raises(Refusal, match="differ from PyTorch by .* nothing was exported"):
         export(bundle, tmp_path / "exported", ["onnx"])
     assert manifest(tmp_path / "exported") == kept, "the export before is as it was"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "dataset", "exported"]
@@ -186,9 +186,9 @@ def test_a_member_without_a_form_is_refused_unless_it_is_left_out(
     """As a fitted granularity of another package is."""
     bundle = bundle_of(tmp_path, {"collaborative": ON, "als": {**ON, "factors": 4}})
     monkeypatch.delitem(members.VECTORS, Als)
-    with pytest.raises(ArtifactError, match="the member als has no form .* --export.without"):
+    with pytest.raises(ArtifactError, match="the member als cannot be expressed in ONNX.* --export.without"):
         export(bundle, tmp_path / "exported", ["onnx"])
-    with pytest.raises(ArtifactError, match="'alz' is no member of this model"):
+    with pytest.raises(ArtifactError, match="'alz' is not a member of this model"):
         export(bundle, tmp_path / "exported", ["onnx"], without=["alz"])
     with pytest.raises(ArtifactError, match="collaborative was trained together with others"):
         export(bundle, tmp_path / "exported", ["onnx"], without=["collaborative"])
@@ -287,14 +287,14 @@ def test_what_is_refused(
     (tmp_path / "thesis/manifest.json").write_text('{"kind": "years of work"}')
     for words, message in (
         ([run, "--to", "onxx", "--out", out], "'onnx', 'faiss' or 'parquet'"),
-        ([run, "--out", out], "export.to: which format? One or several of onnx, faiss, parquet"),
-        ([run, "--to", "faiss"], "export.out: which folder?"),
+        ([run, "--out", out], "export.to is empty; give one or more of onnx, faiss, parquet"),
+        ([run, "--to", "faiss"], "export.out is empty; give a folder"),
         ([run, "--to", "faiss", "--out", "s3://bucket/x"], "must be a local folder"),
-        ([run, "--to", "faiss", "--out", str(tmp_path / "thesis")], "is not an export; it would be lost"),
-        ([run, "--to", "faiss", "--out", out, "--export.users", "true"], "export.users is of parquet alone"),
-        ([run, "--to", "faiss", "--out", out, "--export.without", "[als]"], "export.without is of onnx alone"),
+        ([run, "--to", "faiss", "--out", str(tmp_path / "thesis")], "is not an export, so it is not replaced"),
+        ([run, "--to", "faiss", "--out", out, "--export.users", "true"], "export.users needs the format parquet"),
+        ([run, "--to", "faiss", "--out", out, "--export.without", "[als]"], "export.without needs the format onnx"),
         ([run, run, "--to", "faiss", "--out", out], "got 2 models, expected one"),
-        (["--to", "faiss", "--out", out], "which model? usage: recsys export MODEL"),
+        (["--to", "faiss", "--out", out], "no model is given; usage: recsys export MODEL"),
         ([str(tmp_path), "--to", "faiss", "--out", out], "has no model bundle"),
     ):
         assert main(["export", *words]) == 2

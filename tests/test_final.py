@@ -328,7 +328,7 @@ def test_run_names_the_model_of_the_figures(story: Path) -> None:
     assert client.get_run(registered["run_id"]).data.tags["final.through"] == "test"
     assert len(client.get_metric_history(registered["run_id"], "final.loss")) == epochs
     log = (run / "run.log").read_text()
-    assert "training the model that goes out on all 192 events, test included" in log and "(final)" in log
+    assert "training the final model on all 192 events, test included" in log and "(final)" in log
 
 
 def test_finished_run_trains_nothing_when_resumed(story: Path) -> None:
@@ -344,7 +344,7 @@ def test_gate_compares_the_measured_models(story: Path, capsys: Captured) -> Non
     assert command(story, "promote") == 0
     record = json.loads((story / "run/promotion.json").read_text())
     assert {check["name"]: check["passed"] for check in record["checks"]}["leak"]
-    assert any("the challenger answers by weights of all events" in note for note in record["notes"])
+    assert any("the challenger answers with weights trained on all events" in note for note in record["notes"])
     version = record["challenger"]["version"]
     with training_here():
         assert command(story, "register", "--train.final", "false") == 0
@@ -353,7 +353,7 @@ def test_gate_compares_the_measured_models(story: Path, capsys: Captured) -> Non
     record = json.loads((story / "run/promotion.json").read_text())
     assert record["champion"]["version"] == version
     assert record["comparison"]["challenger"] == record["comparison"]["champion"]
-    assert any("the champion answers by weights of all events" in note for note in record["notes"])
+    assert any("the champion answers with weights trained on all events" in note for note in record["notes"])
     assert "final" not in json.loads((story / "run/metrics.json").read_text())["data"]
     assert not has_measured(read_bundle(story / "run/bundle").info)
 
@@ -370,7 +370,7 @@ def test_update_continues_from_weights_that_have_not_seen_its_validation_events(
     finally:
         (story / "2-later.csv").rename(story / "later.csv")
     log = (story / "next/run.log").read_text()
-    assert "going on from its weights before that" in log and "16 users to validate on" in log
+    assert "starting from its evaluated weights" in log and "validation on 16 users" in log
     assert len(trained) in (1, 2)  # epoch 0 may win: then there is nothing to train on all events
     bundle = read_bundle(story / "next/bundle")
     assert bundle.info.extra["final"]["events"] == 24 * 8 + 16 * 3 and bundle.info.extra["final"]["start"] == "measured"
@@ -387,7 +387,7 @@ def test_update_with_only_newer_events_continues_from_the_final_model(story: Pat
     finally:
         (story / "2-all.csv").unlink()
     log = (story / "all/run.log").read_text()
-    assert "weights before that" not in log and "24 users to validate on" in log
+    assert "evaluated weights" not in log and "validation on 24 users" in log
 
 
 def test_model_without_trained_granularity_is_only_fitted(story: Path) -> None:
@@ -399,7 +399,7 @@ def test_model_without_trained_granularity_is_only_fitted(story: Path) -> None:
     bundle = read_bundle(story / "fitted/bundle")
     assert bundle.info.extra["final"] == {"through": "test", "events": 192, "epochs": 0, "start": "measured"}
     assert bundle.popularity_N.sum() == 192
-    assert "fitting the model that goes out on all 192 events" in (story / "fitted/run.log").read_text()
+    assert "fitting the final model on all 192 events" in (story / "fitted/run.log").read_text()
 
 
 def test_members_of_an_update_are_weighted_on_users_new_to_the_parent(

@@ -139,7 +139,9 @@ def test_run_registers_a_closed_form_model_that_serves(
         assert main(["run", "--config", str(tmp_path / "c.yaml")]) == 0
     assert trained == [str(tmp_path / "run")]
     said = capsys.readouterr()
-    assert "nothing is trained: chose the weights of the fitted granularities by ndcg@5" in said.out + said.err
+    assert (
+        "no granularity is trained: chose the weights of the closed-form granularities by ndcg@5" in said.out + said.err
+    )
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["granularities"]["item_cf"]["weight"] > 0
     assert "Training loss" not in (tmp_path / "run/report.html").read_text()

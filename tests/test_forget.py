@@ -171,7 +171,7 @@ def test_after_forgetting_no_trace_is_found_and_everything_works(trained: Path, 
     assert main(["prepare", "--config", str(trained)]) == 0
     assert "is up to date" in capsys.readouterr().out, "the list keeps them out although the source has them"
     assert main(["forget", "--config", str(trained), "--user", "person-099"]) == 2
-    assert "version or log of answers here knows 1 of the 1 users" in capsys.readouterr().err
+    assert "1 of the 1 given users are in no dataset" in capsys.readouterr().err
 
     (root / "pulled").mkdir()
     with zipfile.ZipFile(root / "pulled" / "old.zip", "w") as archive:
@@ -234,8 +234,8 @@ def test_version_of_another_run_folder_is_named_and_deleted_on_request(
     command = ["forget", "--config", str(copied), "--user", "person-040"]
     assert main(command) == 1
     captured = capsys.readouterr()
-    assert "models:/films/2 holds them and cannot be made again here (champion; made in" in captured.out
-    assert "run it there, or give --forget.delete_versions true" in captured.err
+    assert "models:/films/2 holds these users and cannot be made again here (champion; made in" in captured.out
+    assert "run it there or use --forget.delete_versions true" in captured.err
     assert {str(one.version) for one in store.search_model_versions("name = 'films'")} == {"2", "3"}
     assert main([*command, "--forget.delete_versions", "true"]) == 0
     assert {str(one.version) for one in store.search_model_versions("name = 'films'")} == {"3"}

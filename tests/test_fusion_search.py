@@ -275,7 +275,7 @@ def test_the_command_registers_better_weights_as_a_challenger(tmp_path: Path, ca
     assert main([*command, "--dry-run"]) == 0 and "fusion/report.html" in capsys.readouterr().out
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert "registered with the picked weights" in said and "validation, cross-fitted" in said
+    assert "registered with the chosen weights" in said and "validation, cross-fitted" in said
     report = json.loads((root / "fusion/fusion.json").read_text())
     assert report["changed"] and report["gain"]["cross_fitted"]["difference"] > 0
     assert report["validation"]["largest_difference_from_cache"] == 0
@@ -283,7 +283,7 @@ def test_the_command_registers_better_weights_as_a_challenger(tmp_path: Path, ca
     assert report["test"]["picked"]["ndcg@5"] > report["test"]["today"]["ndcg@5"] + 0.1
     assert report["picked"]["weights"]["evolution"] > report["picked"]["weights"]["social"]
     html = (root / "fusion/report.html").read_text()
-    assert "Registered with the picked weights" in html and html.count('class="plot"') == 3 and "http" not in html
+    assert "Registered with the chosen weights" in html and html.count('class="plot"') == 3 and "http" not in html
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     version = client.get_model_version_by_alias("walks", "challenger")
     assert version.tags["parent"] == str(root / "bundle")
@@ -293,7 +293,7 @@ def test_the_command_registers_better_weights_as_a_challenger(tmp_path: Path, ca
     )
     assert torch.equal(bundle.model.item_vectors_ND, read_bundle(root / "bundle").model.item_vectors_ND)
     assert main([*command, "--tracking.enabled", "false", "--tune.fusion.settings", "1"]) == 0
-    assert "the model stays as it is: no other setting" in capsys.readouterr().out
+    assert "the model is unchanged: no other setting" in capsys.readouterr().out
     assert not (root / "fusion/bundle").exists() and (root / "bundle").exists()
 
 
@@ -317,7 +317,7 @@ def test_a_search_in_a_run_folder_on_an_object_store(tmp_path: Path, bucket: str
     with pytest.raises(ArtifactError, match="has no model bundle"):
         resolve(f"{there}/fusion", "")  # of the search before
     assert main([*command, "--tune.search", "trials"]) == 2
-    assert "is remote, but a sweep writes everything to disk" in capsys.readouterr().err
+    assert "is remote, but a sweep needs its ledger" in capsys.readouterr().err
 
 
 def test_what_cannot_be_searched_is_said(tmp_path: Path) -> None:
@@ -328,12 +328,12 @@ def test_what_cannot_be_searched_is_said(tmp_path: Path) -> None:
     (folder.model / ORIGIN).write_text(json.dumps({"hash": dataset.manifest.content_hash}))
     frozen = build_model(one, dataset, Split.TRAIN).freeze(build_graphs(dataset, Split.TRAIN))
     result = TrainResult(frozen, {}, [], 1, False, 0.0)
-    with pytest.raises(ConfigError, match=r"has one, evolution; enable another"):
+    with pytest.raises(ConfigError, match=r"has only evolution; enable another"):
         check(result, folder)
     two = replace(result, frozen=frozen_model(dataset, "weighted"))
     check(two, folder)
     (folder.model / ORIGIN).write_text(json.dumps({"parent": {"uri": "models:/a/1"}}))
-    with pytest.raises(ConfigError, match=r"goes on from an earlier one.*update\.only fusion"):
+    with pytest.raises(ConfigError, match=r"is an update of an earlier model.*update\.only fusion"):
         check(two, folder)
 
 

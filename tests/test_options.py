@@ -24,9 +24,9 @@ Captured = pytest.CaptureFixture[str]
     [
         (["--budgt", "5m"], "--budgt: there is no such option; did you mean --budget?"),
         (["--dryrun"], "--dryrun: there is no such option; did you mean --dry-run?"),
-        (["--train.lrr=3"], "--train.lrr: there is no such option; did you mean --train.lr?"),
+        (["--train.lrr=3"], "--train.lrr: unknown key; did you mean --train.lr?"),
         (["--data.source.evnts", "a.csv"], "did you mean --data.source.events?"),
-        (["--zzzzqqq", "1"], "--zzzzqqq: there is no such option; recsys help all lists them"),
+        (["--zzzzqqq", "1"], "--zzzzqqq: there is no such option; `recsys help all` lists the options"),
     ],
 )
 def test_a_mistyped_option_names_the_nearest_one(words: list[str], meant: str) -> None:

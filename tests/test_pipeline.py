@@ -235,7 +235,7 @@ def test_metrics_of_another_model_are_not_registered(world: Path, capsys: pytest
     assert len(metrics["model_sha256"]) == 64
     path.write_text(json.dumps({**metrics, "model_sha256": "0" * 64}))
     try:
-        assert "metrics.json is of another model" in _refused(world, capsys, "register")
+        assert "metrics.json belongs to another model" in _refused(world, capsys, "register")
     finally:
         path.write_text(before)
 

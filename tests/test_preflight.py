@@ -163,9 +163,9 @@ def test_what_is_not_known_is_not_refused() -> None:
 def test_more_workers_than_a_cluster_has_room_for() -> None:
     nodes = [Node(2, 1, GIB), Node(2, 0, GIB)]
     check_cluster(_config("demo", ("train.num_workers", "3"), ("submit.cpus", "1")), nodes)
-    with pytest.raises(ConfigError, match="the cluster has 4 CPUs, and 5 are needed"):
+    with pytest.raises(ConfigError, match="the cluster has 4 CPUs, but 5 are needed"):
         check_cluster(_config("demo", ("train.num_workers", "4"), ("submit.cpus", "1")), nodes)
-    with pytest.raises(ConfigError, match="the cluster has 1 GPUs, and 2 are needed"):
+    with pytest.raises(ConfigError, match="the cluster has 1 GPUs, but 2 are needed"):
         check_cluster(_config("demo", ("train.num_workers", "2"), ("train.use_gpu", "yes")), nodes)
 
 
@@ -201,7 +201,10 @@ def test_a_dry_run_says_it(tmp_path: Path, capsys: Captured) -> None:
     assert main(["run", "--config", "demo", "--run.dir", str(tmp_path / "a"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert (
-        "# estimate:" in shown and "a worker" in shown and "steps" in shown and "by what the source will make" in shown
+        "# estimate:" in shown
+        and "a worker" in shown
+        and "steps" in shown
+        and "from the settings of the source" in shown
     )
     words = ["--data.source.num_items", "900000000", "--data.source.num_users", "10000000"]
     assert main(["train", "--config", "demo", "--run.dir", str(tmp_path / "a"), *words, "--dry-run"]) == 0
@@ -232,13 +235,13 @@ def test_nothing_is_said_of_data_that_nobody_knows(tmp_path: Path) -> None:
     source = ("data.source", "{kind: sequences, events: s.txt}")
     config = _config("demo", source, ("run.dir", str(tmp_path)), ("data.order", "file"))
     assert sizes_of(config) is None
-    assert "once the data is prepared" in preview(config)
+    assert "after the data is prepared" in preview(config)
 
 
 def test_the_words_of_an_estimate() -> None:
     said = described(_config("lastfm"), GOLDEN["lastfm"][0])
     assert said.startswith("estimate: 1.") and "GiB a worker (program" in said
-    assert "steps" in said and "a few times more or less" in said
+    assert "steps" in said and "several times more or less" in said
 
 
 _TRAIN = """

@@ -197,7 +197,7 @@ def test_model_card_says_the_spent_budget(
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     with training_here():
         assert main(["run", "--config", str(tmp_path / "c.yaml")]) == 0
-    assert "no epoch is chosen on validation, which is private too" in capsys.readouterr().out
+    assert "validation events are private too" in capsys.readouterr().out
     card = (tmp_path / "run" / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "## Differential privacy" in card and "at δ 1e-03" in card and math.isfinite(card.count("ε"))
     spent = json.loads((tmp_path / "run" / "bundle" / "bundle.json").read_text())["extra"]["privacy"]

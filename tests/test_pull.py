@@ -129,10 +129,10 @@ def test_invalid_pulls_are_refused(store: tuple[Path, str], tmp_path: Path, caps
             ["models:/pocket@nobody", str(tmp_path / "x"), *given],
             "not registered; registered models: models:/pocket@ch",
         ),
-        (["models:/pocket@champion", *given], "got 1 of the two words MODEL and DIR"),
+        (["models:/pocket@champion", *given], "got 1 words, expected two: MODEL and DIR"),
         (["some/folder", str(tmp_path / "x"), *given], "expected models:/NAME@ALIAS"),
         (["models:/pocket@champion", "s3://bucket/x", *given], "must be a local folder"),
-        ([*given], "pull.dir: which folder?"),
+        ([*given], "pull.dir is empty; give a folder"),
     ):
         assert main(["pull", *words]) == 2
         assert message in capsys.readouterr().err

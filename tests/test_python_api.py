@@ -114,7 +114,7 @@ def test_rules_hold(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
     allowed = ["item 5", "item 9", "item 11"]
     found = model.recommend("user 3", k=2, candidates=allowed, exclude_seen=False)
     assert set(found.item_id) <= set(allowed) and len(found) == 2
-    with pytest.raises(RequestError, match="one of users, histories and requests"):
+    with pytest.raises(RequestError, match="several of users, histories and requests"):
         model.recommend("user 3", histories=[["item 1"]])
     with pytest.raises(RequestError, match="candidate"):
         model.recommend("user 3", candidate=allowed)
@@ -206,7 +206,7 @@ def test_the_models_lists_have_the_models_figures(fitted: tuple[recsys.Dataset, 
         (lambda lists: lists.drop(columns="item_id"), "no column item_id"),
         (lambda lists: lists.drop(columns="rank"), "no column rank or score"),
         (lambda lists: pd.concat([lists, lists]), "twice"),
-        (lambda lists: lists.assign(user_id="nobody"), "no user is one of the dataset's"),
+        (lambda lists: lists.assign(user_id="nobody"), "no user is in the dataset"),
         (lambda lists: lists.assign(rank=np.nan), "rank is missing"),
     ],
 )
@@ -238,7 +238,7 @@ def test_lists_with_seen_items_are_refused(fitted: tuple[recsys.Dataset, recsys.
 
 
 def test_a_frame_given_as_something_else_is_named() -> None:
-    with pytest.raises(DataError, match=r"items \(.*\): it was taken for"):
+    with pytest.raises(DataError, match=r"items \(.*\): it looks like"):
         recsys.Dataset.from_pandas(
             _orders(), items=pd.DataFrame({"a": ["user 1", "user 2"], "b": ["user 3", "user 4"]})
         )

@@ -165,12 +165,12 @@ def _unordered(frame: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_of_seen, "1 users have items listed that they had before, e.g. user 'u0' item 'i3'"),
+        (_of_seen, "lists of 1 users contain items that they had before, e.g. user 'u0' item 'i3'"),
         (_of_validation, "e.g. user 'u0' item 'i4'"),
         (_stranger, "1 rows have a user_id that is not in the protocol's events, e.g. '17'"),
         (_unknown, "1 rows have a item_id that is not in items.parquet, e.g. '17'"),
-        (_twice, "has the same item twice, e.g. user 'u0' item 'i20'"),
-        (_tied, "has the same rank twice, e.g. user 'u0'"),
+        (_twice, "has the same item more than once, e.g. user 'u0' item 'i20'"),
+        (_tied, "has the same rank more than once, e.g. user 'u0'"),
         (_absent, "rank is missing in 1 rows"),
         (_of_another, "were made for protocol 000000000000"),
         (_unordered, "no column rank or score"),
@@ -203,9 +203,9 @@ def test_lists_that_are_hard_to_believe_are_said(folder: Path, tmp_path: Path, c
     short = saved(lists(lambda user: user % 3).query("rank <= 3 and user_id != 'u9'"), tmp_path / "s.csv")
     notes = "\n".join(score(folder, f"best={best}", f"none={none}", f"short={short}")["notes"])
     assert f"{best}: the first item is a target for 100.0% of the users" in notes
-    assert f"{none}: no list holds a target" in notes
+    assert f"{none}: no list has a target" in notes
     assert f"{short}: 1 of 240 users have no list" in notes and "239 lists are shorter than 5, the shortest 3" in notes
-    assert "no protocol hash in the lists of best, none, short" in notes
+    assert "the lists of best, none, short have no protocol hash" in notes
     assert "note:" in capsys.readouterr().out
 
 
@@ -292,7 +292,7 @@ def test_a_choice_on_test_is_told_as_inflation(folder: Path, tmp_path: Path, cap
     assert "selection inflation" in capsys.readouterr().out
     (tmp_path / "m/large.valid.csv").unlink()
     assert main(["referee", "score", "--protocol", str(folder), "--lists", str(tmp_path)]) == 2
-    assert "the best on test would be chosen on test" in capsys.readouterr().err
+    assert "a setting must not be chosen on test" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------- masks, samples, windows
@@ -408,19 +408,19 @@ def test_windows_roll_over_the_past(in_time: PreparedDataset, tmp_path: Path, ca
     assert found["protocol"]["queries"] == 30
     path = saved(frame.drop(columns="window"), tmp_path / "w.csv")
     assert main(["referee", "score", "--protocol", str(tmp_path / "p"), "--lists", f"a={path}"]) == 2
-    assert "a column window must say" in capsys.readouterr().err
+    assert "add a column window" in capsys.readouterr().err
 
 
 def test_windows_need_a_temporal_split_with_a_past(dataset: PreparedDataset, in_time: PreparedDataset) -> None:
     with pytest.raises(ConfigError, match=r"need data\.split\.kind temporal, got leave-last"):
         made(dataset, windows=2)
-    with pytest.raises(ConfigError, match="leave the first one without training events"):
+    with pytest.raises(ConfigError, match="leave no training events for the first one"):
         made(in_time, windows=9)
 
 
 def test_nobody_to_ask_is_refused(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data", [leave_last(0, 1, 2, 0)], 5)
-    with pytest.raises(DataError, match="no user can be asked"):
+    with pytest.raises(DataError, match="no user can be evaluated"):
         made(dataset)
 
 
@@ -452,9 +452,9 @@ def test_the_code_of_the_page_makes_lists_that_are_judged(
         (["score", "--protocol", "nowhere", "--lists", "a=nothing.csv"], "no file nothing.csv"),
         (["score", "--protocol", "nowhere", "--lists", "nothing"], "neither NAME=FILE nor a folder"),
         (["score", "--protocol", "x", "--lists", "a=b.csv", "--train.lr", "1"], "does not read --train.lr"),
-        (["lists", "--protocol", "nowhere", "--out", "x"], "nowhere is no protocol"),
+        (["lists", "--protocol", "nowhere", "--out", "x"], "nowhere is not a protocol"),
         (["page", "--out", "x", "nothing.json"], "nothing.json cannot be read"),
-        (["page", "--out", "x"], "which judgements?"),
+        (["page", "--out", "x"], "no referee.json is given"),
     ],
 )
 def test_words_that_say_nothing_are_refused(words: list[str], message: str, capsys: Captured) -> None:

@@ -21,7 +21,7 @@ SPACES: dict[str, tuple[Any, list[str]]] = {
     "an empty space": ({}, ["expected dotted paths"]),
     "a list": (["train.lr"], ["expected dotted paths", "list"]),
     "an unknown path": ({"train.learning_rate": [1, 2]}, ["train.learning_rate", "unknown path", "lr"]),
-    "a path that is refused": ({"train.metric": ["ndcg@5", "ndcg@10"]}, ["train.metric", "cannot be varied"]),
+    "a path that is refused": ({"train.metric": ["ndcg@5", "ndcg@10"]}, ["train.metric", "cannot vary"]),
     "a path of the data": ({"data.order": ["time", "file"]}, ["data.order", "prepare another"]),
     "the seed": ({"seed": [1, 2]}, ["seed", "tune.seeds"]),
     "a section": ({"train.loss": [{"kind": "bpr"}, 1]}, ["train.loss", "section"]),
@@ -37,7 +37,7 @@ SPACES: dict[str, tuple[Any, list[str]]] = {
     "two kinds": ({"train.lr": {"uniform": [0.1, 0.2], "choice": [1]}}, ["expected one of"]),
     "nothing to choose from": ({"train.lr": []}, ["train.lr", "list of values"]),
     "nothing varies": ({"train.lr": 0.1}, ["vary nothing"]),
-    "a number as path": ({1: [1, 2]}, ["no dotted path"]),
+    "a number as path": ({1: [1, 2]}, ["not a dotted path"]),
 }
 RAW_SPACES = {
     "a space that is no YAML": (b"train.lr: [1", ["not valid YAML"]),

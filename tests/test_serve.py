@@ -118,7 +118,7 @@ def test_sigterm_ends_it_without_an_error(
     with open_run(config, "serve", locks=False) as folder:
         serve.serve(config, folder)
     said = capsys.readouterr().out
-    assert "is no loopback address: the model answers everybody who reaches it" in said and "stopped" in said
+    assert "is not a loopback address: the model answers everyone who can reach it" in said and "stopped" in said
 
 
 class Registry:
@@ -176,11 +176,11 @@ def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None
     follow(server, registry, settings, Progress(output), stopped)
     assert server.offered == ["2", "3"] and registry.loaded == ["2", "broken", "3"], "not at every look"
     said = output.getvalue()
-    assert "2 answers now on 2 replica(s)" in said
-    assert said.count("cannot be looked up (ConnectionError: refused); 2 goes on") == 1
-    assert said.count("broken cannot be loaded (a file is damaged); 2 goes on") == 1
-    assert "3: 1 of 2 replicas answer by it, others could not: MemoryError: no room" in said
-    assert said.count("another one has taken its place") == 1
+    assert "2 now answers on 2 replica(s)" in said
+    assert said.count("cannot be looked up (ConnectionError: refused); 2 keeps answering") == 1
+    assert said.count("broken cannot be loaded (a file is damaged); 2 keeps answering") == 1
+    assert "3: 1 of 2 replicas use it, the others failed: MemoryError: no room" in said
+    assert said.count("a new one replaces it") == 1
 
 
 def test_each_side_follows_its_own_name() -> None:
@@ -200,7 +200,7 @@ def test_each_side_follows_its_own_name() -> None:
     ]  # type: ignore[arg-type]
     serve._follow(Both(), sides, settings, Progress(output), stopped)
     assert offered == [("8", "b"), ("2", "a")]
-    assert "broken cannot be loaded (a file is damaged); 8 goes on" in output.getvalue()
+    assert "broken cannot be loaded (a file is damaged); 8 keeps answering" in output.getvalue()
 
 
 def test_a_version_that_cannot_be_loaded_is_tried_again_after_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,13 +233,13 @@ def test_a_version_that_is_repaired_takes_over(tmp_path: Path) -> None:
     follow(server, registry, settings, Progress(output), stopped)
     assert registry.loaded == ["broken", "broken"] and server.offered == ["broken"]
     assert output.getvalue().count("cannot be loaded") == 1
-    assert "broken answers now on 2 replica(s)" in output.getvalue()
+    assert "broken now answers on 2 replica(s)" in output.getvalue()
 
 
 def test_replicas_that_find_no_cpu(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 2.0})
     serve._check_cpus(config.serve)
     config.serve.replicas = 3
-    with pytest.raises(ConfigError, match=r"need 3 CPUs, the cluster has 2 free"):
+    with pytest.raises(ConfigError, match=r"need 3 CPUs, but the cluster has 2 free"):
         serve._check_cpus(config.serve)
     assert serve._with_cpus(config).ray.num_cpus >= 3

@@ -397,7 +397,7 @@ def test_server_reloads_when_alias_moves_and_no_call_fails(tmp_path: Path) -> No
         try:
             before = served.expected()
             served.add(1)
-            wait_for("models:/pocket/2 answers now on 2 replica(s)")
+            wait_for("models:/pocket/2 now answers on 2 replica(s)")
             after = served.expected()
             time.sleep(1)
             registry = client(served.uri)

@@ -68,7 +68,7 @@ def test_a_signal_ends_in_order_and_says_how_to_go_on(number: int, code: int, tm
     process.send_signal(number)
     shown, said = process.communicate(timeout=120)
     assert (process.returncode, shown.strip()) == (code, "in order"), said
-    assert said.endswith("; --resume goes on\n") and "Traceback" not in said
+    assert said.endswith("; continue with --resume\n") and "Traceback" not in said
 
 
 def test_a_second_ctrl_c_does_not_interrupt_the_end(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_training_leaves_no_process_and_no_open_run_behind(number: int, code: 
         time.sleep(0.2)
     os.killpg(process.pid, number)
     assert process.wait(timeout=300) == code, log.read_text(encoding="utf-8")
-    assert "--resume goes on" in log.read_text(encoding="utf-8")
+    assert "continue with --resume" in log.read_text(encoding="utf-8")
     last = time.monotonic() + 60
     while (left := _processes(mark)) and time.monotonic() < last:
         time.sleep(0.5)

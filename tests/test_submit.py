@@ -136,7 +136,7 @@ def test_keys_and_links_out_of_a_package_are_left_out_with_a_reason(tmp_path: Pa
     left = {one.target: one.why for one in found.left}
     assert left["tune/notes.txt"] == "a private key" and left["tune/link_key.txt"].startswith("a link to what is left")
     assert (
-        left["tune/link_out.py"] == f"a link out of the package, to {outside}" and left["tune/pipe"] == "no plain file"
+        left["tune/link_out.py"] == f"a link out of the package, to {outside}" and left["tune/pipe"] == "not a regular file"
     )
     assert {"tune/.env", "tune/.env.local", "tune/x.pem", "tune/id_rsa", "tune/server.key", "tune/.aws/"} <= left.keys()
     assert {"tune/runs/", "tune/mlflow.db", "tune/link_folder/", "tune/broken.py", "tune/e.env"} <= left.keys()
@@ -169,8 +169,8 @@ def test_jobs_and_verbs_cannot_be_confused() -> None:
         (["run"], "--config FILE is missing"),
         (["run", "--config", "demo", "--train.lrr", "1"], "--train.lrr: unknown key; did you mean --train.lr?"),
         (["run", "--config", "demo", "--submit.on_interrupt", "cry"], "submit.on_interrupt"),
-        (["status"], "which job?"),
-        (["stop", "--submit.address", "http://127.0.0.1:1"], "which job?"),
+        (["status"], "the id of the job is missing"),
+        (["stop", "--submit.address", "http://127.0.0.1:1"], "the id of the job is missing"),
         (["list", "--train.lr", "1"], "--train.lr"),
         (["list", "--submit.adress", "1"], "did you mean --submit.address?"),
         (["list", "--submit.address", "here"], "expected http://HOST:PORT"),
@@ -312,7 +312,7 @@ def test_exit_codes_are_the_jobs(capsys: Captured) -> None:
     assert "job a failed: why\n" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("what", "said"), [("detach", "goes on"), ("stop", "is stopped")])
+@pytest.mark.parametrize(("what", "said"), [("detach", "keeps running"), ("stop", "is stopped")])
 def test_an_interrupt_does_what_the_configuration_says(what: str, said: str, capsys: Captured) -> None:
     class Interrupted(_Job):
         stopped = False

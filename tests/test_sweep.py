@@ -166,7 +166,7 @@ def test_a_stopped_trial_of_several_workers_gives_everything_back(
     words = _world(tmp_path, space, trials=3, min_epochs=3, reduction=2, seeds=1, final=False)
     words += ["--train.num_workers", "2", "--train.epochs", "12", "--train.lr", "0.05", "--train.patience", "12"]
     assert main(words) == 0
-    assert "one trial after another: the cluster has 2 CPUs, a trial takes 2" in capsys.readouterr().out
+    assert "one trial after another: the cluster has 2 CPUs, a trial uses 2" in capsys.readouterr().out
     states = {line["trial"]: line["state"] for line in _lines(tmp_path) if line["event"] == "end"}
     assert states == {0: "finished", 1: "stopped", 2: "stopped"}
     deadline = time.monotonic() + 300

@@ -53,11 +53,11 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             patch.setattr(tracker._client, "log_batch", lambda *_, **__: (_ for _ in ()).throw(DOWN))
             log(HISTORY[1])
             log(HISTORY[2])
-        assert len(said) == 1 and "training goes on" in said[0] and "word" not in said[0]
+        assert len(said) == 1 and "the training continues" in said[0] and "word" not in said[0]
         log(HISTORY[3])
         assert said[1:] == ["tracking answers again"]
         log.complete(HISTORY)
-        assert said[2:] == ["sent 2 epochs to MLflow that were missing there"]
+        assert said[2:] == ["sent 2 missing epochs to MLflow"]
         log.complete(HISTORY)
         run_id = tracker.run_id
     with Tracker(config, run_id=run_id) as tracker:  # as after a driver was lost
@@ -67,7 +67,7 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert sorted(steps(tracker, "train.loss")) == [(1, 2.9), (1, 3.1), (2, 1 / 3)]
         assert sorted(steps(tracker, "refit.loss")) == [(1, 3.0), (2, 0.3)]
         assert sorted(step for step, _ in steps(tracker, "valid.ndcg_at_10")) == [1, 1, 2]
-    assert said[-1] == "sent 1 epochs to MLflow that were missing there"
+    assert said[-1] == "sent 1 missing epochs to MLflow"
 
 
 def test_metrics_delayed_by_a_hanging_server_arrive_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

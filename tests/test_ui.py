@@ -118,7 +118,7 @@ def test_comparison_is_that_of_the_command_and_writes_nothing(
     out = tmp_path / "compare.json"
     assert main(["compare", str(runs / "good"), str(runs / "bad"), "--compare.out", str(out)]) == 0
     entry = json.loads(out.read_text())["metrics"]["ndcg@5"]
-    assert "good is better beyond chance" in page.text
+    assert "good is significantly better" in page.text
     assert f"{entry['first']:.4f}" in page.text and f"{entry['difference']:+.4f}" in page.text
     assert "train.epochs" in page.text
 
@@ -131,7 +131,7 @@ def test_stored_comparison_of_the_same_models_is_shown_at_once(browser: TestClie
     stored.write_text(json.dumps({**record, "metrics": {"ndcg@5": entry}, "queries": 72, "settings": {}, "notes": []}))
     try:
         page = browser.get("/compare?first=bad&second=good").text
-        assert "0.4321" in page and "good is better beyond chance" in page
+        assert "0.4321" in page and "good is significantly better" in page
     finally:
         stored.unlink()
 
@@ -167,7 +167,7 @@ def test_list_of_a_basket_is_the_models(browser: TestClient, recommender: Recomm
     page = browser.get("/try?model=run:shop&item=i1&item=i2&k=5").text
     [answer] = recommender.recommend(parse_requests([{"history": ["i1", "i2"], "k": 5}]))
     assert listed(page) == answer.item_ids
-    assert "Take Title of i1 out of the basket" in page
+    assert "Remove Title of i1 from the basket" in page
 
 
 def test_unknown_user_and_items_are_said_in_plain_words(browser: TestClient) -> None:
@@ -175,7 +175,7 @@ def test_unknown_user_and_items_are_said_in_plain_words(browser: TestClient) -> 
     assert page.status_code == 200 and "does not know the user “nobody-here”" in page.text
     assert "most popular items" in page.text and len(listed(page.text)) == 10
     page = browser.get("/try?model=run:shop&item=no-such-item&item=i1")
-    assert "does not know these items, and skips them: no-such-item" in page.text
+    assert "does not know these items and ignores them: no-such-item" in page.text
     page = browser.get("/similar?model=run:shop&item=no-such-item")
     assert page.status_code == 422 and "does not know the item “no-such-item”" in page.text
 
@@ -371,7 +371,7 @@ def test_missing_folder_and_taken_port_are_refused(runs: Path, tmp_path: Path, c
     import socket
 
     assert main(["ui", str(tmp_path / "nothing")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -452,9 +452,9 @@ def test_dashboard_works_in_a_browser(address: str) -> None:
         page.goto(address)
         page.get_by_label("Compare good").check()
         page.get_by_label("Compare bad").check()
-        page.get_by_role("button", name="Compare the marked two").click()
+        page.get_by_role("button", name="Compare selected runs").click()
         page.locator("#comparison .verdict").wait_for()
-        assert "is better beyond chance" in page.locator(".verdict").inner_text()
+        assert "is significantly better" in page.locator(".verdict").inner_text()
 
         for width in (360, 1400):
             page.set_viewport_size({"width": width, "height": 800})

@@ -400,7 +400,7 @@ def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: 
     words[4], words[-1] = str(world / "nothing"), f"[{world}/noise.jsonl]"
     capsys.readouterr()
     assert main(words) == 0
-    assert "stays as it is" in capsys.readouterr().out and not (world / "nothing/bundle").exists()
+    assert "is unchanged" in capsys.readouterr().out and not (world / "nothing/bundle").exists()
 
 
 def test_strata_alone(world: Path, updated: Path, capsys: Captured) -> None:
@@ -423,7 +423,7 @@ def test_strata_alone(world: Path, updated: Path, capsys: Captured) -> None:
     capsys.readouterr()
     assert main(words) == 2
     (world / "2-tuesday.csv").rename(world / "later.csv")
-    assert "has never seen events of the type buy" in capsys.readouterr().err
+    assert "does not know the event type buy" in capsys.readouterr().err
 
 
 def test_facts_and_context_keep_their_numbers() -> None:

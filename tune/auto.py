@@ -1,11 +1,13 @@
-"""``model: auto`` with a budget: a portfolio of settings on Ray Tune, most of them stopped early, then the best one.
+"""``model: auto`` with a budget: try a portfolio of settings on Ray Tune, stop most early, use the
+best.
 
-The budget covers the whole of `recsys run`. A part of what is left after `prepare` goes to the search; the rest must
-hold the trainings of the chosen setting (select, refit, final), the fitted members and the evaluation. The epochs of
-the chosen setting are cut to what the search has measured of their cost, so that the run ends in time.
+The budget covers the whole ``recsys run``. A share of the time left after ``prepare`` goes to the
+search; the rest must be enough for the trainings of the chosen setting (select, refit, final), the
+closed-form members and the evaluation. The number of epochs of the chosen setting is limited by the
+measured time per epoch, so that the run ends in time.
 
-The first trial leaves time for a second one: where it has not ended by then, it ends with what it has, and the two are
-compared after as many epochs as both have seen.
+The first trial leaves time for a second one: if it has not ended by then, it is stopped, and the
+two are compared after the same number of epochs.
 """
 
 from __future__ import annotations
@@ -37,36 +39,38 @@ from tune.slots import slots_of_cluster
 from tune.space import Space
 from tune.watching import Children, Lines
 
-_SEARCH: Final = 0.35  # share of the time that is left which the search may take
-_FIRST: Final = 0.6  # share of the search that its first trial may take
-_TOO_FEW: Final = 0.1  # of the planned epochs; with less than that nothing is trained
+_SEARCH: Final = 0.35  # share of the remaining time for the search
+_FIRST: Final = 0.6  # share of the search for its first trial
+_TOO_FEW: Final = 0.1  # share of the planned epochs; with fewer, nothing is trained
 _MOST_APART: Final = 3
-_NEAR: Final = 0.8  # of the best setting's value, which a model that is trained apart must have
-_STARTS_S: Final = 8.0  # that the workers of one training take to start
-_RUNGS: Final = 8  # the first rung is at one of so many parts of the epochs …
-_SHORT_S: Final = 150.0  # … and of twice as many where the search is shorter than that
+_NEAR: Final = 0.8  # a separately trained model needs this share of the best setting's value
+_STARTS_S: Final = 8.0  # seconds that the workers of one training need to start
+_RUNGS: Final = 8  # the first rung is after 1/8 of the epochs …
+_SHORT_S: Final = 150.0  # … or after 1/16 if the search is shorter than this
 _REDUCTION: Final = 3
-_SPEAKS_S: Final = 15.0  # between two lines about running trials
+_SPEAKS_S: Final = 15.0  # seconds between two lines about running trials
 
 
 class Spoken(Lines):
-    """The lines of a search that also say, now and then, how far it is and what is best so far."""
+    """The progress lines of a search, with regular lines about running trials and the best so far."""
 
     def __init__(self, progress: Progress, children: Children, metric: str, names: list[str]) -> None:
         super().__init__(progress, children, metric, len(names))
         self.names, self.leading, self.last = names, ("", 0.0), 0.0
 
     def started(self, trial: Trial, config: Config) -> None:
+        """Note the start of a trial."""
         self.progress(f"trial {trial.name} of {len(self.names)}: {self.names[trial.number]}")
         self.children.started(trial, config)
 
     def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
+        """Note an epoch; print a line if the last one was some time ago."""
         super().epoch(trial, history)
         value = trial.best or 0.0
         if value > self.leading[1]:
             self.leading = trial.name, value
         if _is_cut(trial):
-            self.progress(f"trial {trial.name} has had its share of the time: it ends at epoch {max(trial.epochs)}")
+            self.progress(f"trial {trial.name} has used its share of the time; it ends at epoch {max(trial.epochs)}")
         if time.monotonic() - self.last > _SPEAKS_S:
             self.last = time.monotonic()
             self.progress(
@@ -76,7 +80,7 @@ class Spoken(Lines):
 
 
 class Portfolio(Plan):
-    """The settings of a kind of data, one trial each, in their order, until the time is over."""
+    """The settings of the portfolio, one trial each, in order, until the time is used up."""
 
     def __init__(self, configs: list[Config], names: list[str], ledger: Ledger, deadline: float) -> None:
         super().__init__(configs[0], Space(()), ledger)
@@ -85,19 +89,22 @@ class Portfolio(Plan):
         self.begun = self.clock()
 
     def config_of(self, trial: Trial) -> Config:
+        """The configuration of a trial."""
         config = self.configs[trial.number]
         return config.model_copy(update={"train": config.train.model_copy(update={"refit": False})})
 
     def until(self, trial: Trial, concurrent: int) -> float:
-        """Of the first one, where the others wait for it, so that a second one has time; of all, the deadline."""
+        """The deadline; earlier for the first trial if others wait for it, so that a second one has
+        time.
+        """
         if trial.number or concurrent > 1 or len(self.configs) == 1:
             return self.deadline
         return self.begun + _FIRST * (self.deadline - self.begun)
 
     def best_trial(self) -> Trial | None:
-        """The trial with the best validated epoch, also where it was stopped; None where none was validated.
+        """The trial with the best validated epoch, finished or stopped; None if none was validated.
 
-        Where none came to its own end, each is compared with the best one so far after as many epochs as both have had.
+        If no trial finished, trials are compared pairwise after the same number of epochs.
         """
         found = [trial for trial in self.ledger.searched() if trial.best is not None and trial.epochs]
         if any(trial.state == "finished" and not _is_cut(trial) for trial in found):
@@ -126,14 +133,14 @@ def search(
     Parameters
     ----------
     config : Config
-        without a section ``model``.
+        Without a section ``model``.
     deadline : float
-        when the whole run should be over (``time.monotonic``).
+        Time at which the whole run should end (``time.monotonic``).
 
     Returns
     -------
     tuple[Config, list[str]]
-        The whole configuration, and what was tried as lines for people.
+        The whole configuration, and lines that describe the search.
     """
     portfolio = settings(traits)
     if not portfolio:
@@ -141,17 +148,17 @@ def search(
         return configured(config, traits, None), [UNTRAINED]
     left = deadline - time.monotonic()
     if left <= LEAST_RESERVE:
-        spent = "is spent" if left <= 0 else f"has {left:.0f} s left"
+        spent = "is used up" if left <= 0 else f"has {left:.0f} s left"
         why = (
-            f"the budget of {config.run.budget} {spent} after prepare, too little for a training: fitted members "
-            "alone; a larger run.budget tries trained models, too"
+            f"the budget of {config.run.budget} {spent} after prepare, too little for a training: only closed-form "
+            "members are used; a larger run.budget also tries trained models"
         )
         folder.progress(why)
         return configured(config, traits, None), [why]
     is_here = trains_here(config, folder.budget)
     until = time.monotonic() + _SEARCH * left
     folder.progress(
-        f"budget: {span(left)} are left: up to {span(_SEARCH * left)} to try {len(portfolio)} settings, "
+        f"budget: {span(left)} left: up to {span(_SEARCH * left)} to try {len(portfolio)} settings, "
         "the rest to train, evaluate and register"
     )
     begun = time.monotonic()
@@ -159,17 +166,19 @@ def search(
     start_s = 0.0 if is_here else _start_seconds(plan, time.monotonic() - begun)
     best = plan.best_trial()
     if best is None:
-        return configured(config, traits, portfolio[0]), ["no setting was validated in time: the first one is taken"]
+        return configured(config, traits, portfolio[0]), ["no setting was validated in time: the first one is used"]
     chosen = portfolio[best.number]
     said = [
         f"setting {plan.names[trial.number]}: {config.train.metric} {trial.best:.4f} on validation, {trial.state}"
         for trial in plan.ledger.searched()
         if trial.best is not None
     ]
-    trains = 1 + (config.train.final or "final" not in config.train.model_fields_set)  # times that workers start
+    trains = 1 + (
+        config.train.final or "final" not in config.train.model_fields_set
+    )  # number of times that workers start
     whole = _in_time(configured(config, traits, chosen), best, deadline - trains * start_s)
     if whole is None:
-        said.append("the time that is left is too short for a training: fitted members alone")
+        said.append("the remaining time is too short for a training: only closed-form members are used")
         folder.progress("\n".join(said))
         return configured(config, traits, None), said
     cost = _cost(best, whole)
@@ -178,24 +187,27 @@ def search(
     if folder.budget is not None:
         _expect(folder.budget, expected, start_s, whole)
     cost += sum(more)
-    said.append(f"estimate: {span(cost)} to train, {span(deadline - time.monotonic())} are left")
+    said.append(f"estimate: {span(cost)} to train, {span(deadline - time.monotonic())} left")
     said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs")
     if apart:
-        said.append(f"trained apart as members beside it: {'; '.join(apart)}")
+        said.append(f"trained separately as further members: {'; '.join(apart)}")
     folder.progress("\n".join(said))
     return whole, said
 
 
 def _start_seconds(plan: Portfolio, seconds: float) -> float:
-    """What workers take to start on this machine: as long as processes of the search took that did not train."""
+    """Seconds that workers need to start, measured as the time of the search's processes without
+    training.
+    """
     trials = plan.ledger.searched()
     trained = sum(training_seconds(trial) for trial in trials)
     return max(_STARTS_S, (seconds - trained) / max(len(trials), 1)) if seconds > trained else _STARTS_S
 
 
 def _expect(budget: Budget, costs: dict[str, float], start_s: float, config: Config) -> None:
-    """Tell the budget what the trainings will take, by name: the chosen ones, and, where there is room for them, the
-    ones on all events.
+    """Store the expected seconds of the trainings in the budget, by name.
+
+    These are the chosen trainings and, if the time allows, the trainings on all events.
     """
     trainings, left = _trainings(config), budget.left
     has_room = config.train.final and sum(costs.values()) <= left - max(LEAST_RESERVE, RESERVE * left)
@@ -213,7 +225,9 @@ def _try_all(
     portfolio: list[Setting],
     until: float,
 ) -> Portfolio:
-    """Run the portfolio; what was searched in the folder before is done again, as its time was another."""
+    """Run the portfolio; an earlier search in the folder is not reused, because its time was
+    another.
+    """
     place = folder.root / "trials" / "ledger.jsonl"
     place.unlink(missing_ok=True)
     epochs = max(setting.train.get("epochs", 1) for setting in portfolio)
@@ -242,8 +256,10 @@ def _try_all(
 
 
 def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
-    """The configuration with as many epochs as the time that is left holds, by the measured cost of one; None where
-    they are too few to learn anything.
+    """The configuration with as many epochs as fit into the remaining time; None if these are too
+    few.
+
+    The measured time of an epoch decides.
     """
     seconds, left = _seconds_an_epoch(best), deadline - time.monotonic()
     if not seconds:
@@ -252,7 +268,7 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     wanted = config.train.epochs
     least, epochs = min(wanted, max(1, _TOO_FEW * wanted)), wanted
     if _epochs(best, config) > affordable:
-        counts = (_trainings(config), _trainings(config) - config.train.final)  # the final one may only go on
+        counts = (_trainings(config), _trainings(config) - config.train.final)  # the final one may continue instead
         epochs = next((fit for count in counts if (fit := int(min(wanted, affordable / count))) >= least), 0)
     if epochs < least:
         return None
@@ -264,13 +280,19 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
 def _with_apart(
     config: Config, plan: Portfolio, portfolio: list[Setting], best: Trial, left: float
 ) -> tuple[Config, list[str], list[float]]:
-    """The configuration with models that are trained apart, as many as the time that is left holds, what they are, and
-    the seconds that each costs: the next best settings in turn with the best one from another seed.
+    """Add separately trained models to the configuration, as many as fit into the remaining time.
+
+    These are the next best settings, in turn with the best setting from another seed.
 
     Parameters
     ----------
     left : float
-        seconds behind the training of the chosen setting, the reserve among them.
+        Seconds after the training of the chosen setting, with the reserve.
+
+    Returns
+    -------
+    tuple
+        The configuration, descriptions of the models, and the expected seconds of each.
     """
     trials = [trial for trial in plan.ledger.searched() if trial.best is not None and trial.number != best.number]
     good = [trial for trial in trials if (trial.best or 0.0) >= _NEAR * (best.best or 0.0)]
@@ -289,13 +311,15 @@ def _with_apart(
 
 
 def _cost(best: Trial, config: Config) -> float:
-    """Seconds of the trainings of a configuration, by the measured cost of an epoch."""
+    """Expected seconds of the trainings of a configuration, from the measured time of an epoch."""
     return _seconds_an_epoch(best) * _epochs(best, config)
 
 
 def _epochs(trial: Trial, config: Config) -> int:
-    """Epochs of all trainings of a configuration: as many as its trial needed until it ended by itself, and until its
-    best one in each training behind it; the planned ones where the trial was stopped.
+    """Expected epochs of all trainings of a configuration.
+
+    If the trial finished: its epochs, and its best epoch for each further training. If it was
+    stopped: the planned epochs.
     """
     first = chosen = config.train.epochs
     if trial.state == "finished" and trial.epochs and not _is_cut(trial):
@@ -305,12 +329,16 @@ def _epochs(trial: Trial, config: Config) -> int:
 
 
 def _trainings(config: Config) -> int:
-    """How often a model is trained: to choose the epoch, with validation events, with all events."""
+    """Number of trainings: to choose the epoch, with validation events (refit), with all events
+    (final).
+    """
     return 1 + config.train.refit + config.train.final
 
 
 def _validated_every(config: Config, epochs: int) -> Config:
-    """The configuration with at most so many epochs between validations, and as many without a gain before its end."""
+    """The configuration with validation every few epochs, so that fewer epochs still allow early
+    stopping.
+    """
     train = config.train
     every = min(train.evaluate_every, epochs)
     patience = -(-train.patience * train.evaluate_every // every)
@@ -322,12 +350,12 @@ def _seconds_an_epoch(trial: Trial) -> float:
 
 
 def _is_cut(trial: Trial) -> bool:
-    """Whether a trial ended because its time was over."""
+    """Whether a trial ended because its time was used up."""
     return bool(trial.history) and "share" in trial.history[max(trial.history)]
 
 
 def _is_ahead(trial: Trial, other: Trial) -> bool:
-    """Whether it was better after as many epochs as both have had."""
+    """Whether a trial is better than another after the same number of epochs."""
     most = min(max(trial.epochs), max(other.epochs))
     values = [
         max((epoch["value"] for number, epoch in one.epochs.items() if number <= most), default=0.0)

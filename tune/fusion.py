@@ -1,11 +1,15 @@
-"""``recsys tune --tune.search fusion``: other weights for the granularities of the model in a run folder.
+"""``recsys tune --tune.search fusion``: search for better fusion weights of the model in a run
+folder.
 
-    RUN/model ── as selected on validation ──► scores of every granularity, cached ──► search ──► pick
-      pick ──► the ordinary evaluation on validation, which must agree, then once on test ──► RUN/fusion
+    RUN/model ── as selected on validation ──► scores of every granularity, cached ──► search ──►
+    pick
+      pick ──► the usual evaluation on validation, which must agree, then once on test ──►
+      RUN/fusion
 
-A search finds settings that suit the users it looks at, by chance as well. So the gain is estimated twice: naively, and
-by searching on one half of the users and measuring on the other. Only when that second gain is above zero is a new
-bundle written and registered, with the old one as its parent; nothing is decided on test.
+A search also finds settings that fit its users by chance. So the gain is estimated twice: on the
+same users, and by searching on one half of the users and measuring on the other. Only if the second
+gain is above zero, a new bundle is written and registered, with the old one as its parent. Test
+data decides nothing.
 
 Legend: Q queries, K granularities.
 """
@@ -52,23 +56,28 @@ FOLDER = "fusion"  # in the run folder: fusion.json, report.html, bundle/, regis
 
 
 def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
-    """Search, confirm, and register a bundle with other weights where they are better; returns ``fusion.json``.
+    """Search, confirm, and register a bundle with other weights if they are better.
+
+    Returns
+    -------
+    dict
+        The content of ``fusion.json``.
 
     Raises
     ------
     ArtifactError
-        no trained model, or none that has not seen validation events.
+        There is no trained model, or none that was trained without validation events.
     ConfigError
-        a model of one granularity, or one that goes on from an earlier one.
+        The model has one granularity only, or is an update of an earlier one.
     DataError
-        nothing to validate on.
+        There is nothing to validate on.
     """
     quiet()
     parse_metric(config.train.metric, tuple(QUERY_METRICS))
     dataset = open_dataset(config)
     trained = open_trained(config, folder, dataset)
     check(trained, folder)
-    parent = parent_of(config, folder, dataset, trained)  # before the search, which may take minutes
+    parent = parent_of(config, folder, dataset, trained)  # fails before the search, which may take minutes
     ours = folder.part(FOLDER)
     ours.forget_model()  # of an earlier search
     with Tracker(
@@ -98,31 +107,31 @@ def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
 
 
 def check(trained: TrainResult, folder: RunFolder) -> None:
-    """Refuse what cannot be searched."""
+    """Refuse a model whose weights cannot be searched."""
     names = trained.frozen.names
     if len(names) < 2:
         raise ConfigError(
-            f"tune.search fusion weighs granularities against each other, but the model in {folder.model} has one, "
-            f"{names[0]}; enable another (model.granularities) and train again"
+            f"tune.search fusion needs several granularities, but the model in {folder.model} has only {names[0]}; "
+            "enable another one (model.granularities) and train again"
         )
     refuse_stacked(trained.frozen.encoders, "tune.search fusion", f"the model in {folder.model}")
     if "parent" in folder.read_json(folder.model / ORIGIN, "run `recsys train` again"):
         raise ConfigError(
-            f"the model in {folder.model} goes on from an earlier one, which has been trained on the validation events "
-            "of most users; weigh it by feedback (recsys update --update.only fusion), or train anew"
+            f"the model in {folder.model} is an update of an earlier model, which was trained on the validation events "
+            "of most users; fit its weights to feedback (recsys update --update.only fusion), or train from scratch"
         )
 
 
 def cached(
     config: Config, dataset: PreparedDataset, trained: TrainResult, folder: RunFolder
 ) -> tuple[Trials, FrozenModel]:
-    """The model that has not seen validation, and its scores for validation queries."""
+    """The model trained without validation events, and its scores for validation queries."""
     settings, exclude_seen = config.tune.fusion, config.evaluate.exclude_seen
     queries, _, _ = countable(sample_queries(dataset, Split.VALID, settings.queries), exclude_seen)
     if len(queries) < 2:
         raise DataError(
-            f"{dataset.root} has {len(queries)} validation queries with a target that counts, and a search needs two; "
-            "set data.split so that it has a validation part"
+            f"{dataset.root} has {len(queries)} validation queries with a target that counts, but a search needs two; "
+            "set data.split so that there is a validation split"
         )
     frozen = selected_model(config, dataset, trained)
     started = time.perf_counter()
@@ -139,16 +148,16 @@ def cached(
 
 @dataclass(frozen=True)
 class Found:
-    """A search and what it says."""
+    """The result of a search."""
 
     picked: Setting
     crossed: CrossFit
-    seconds: float  # of the search on all users
+    seconds: float  # duration of the search on all users
     cross_seconds: float
 
 
 def searched(config: Config, trials: Trials, folder: RunFolder) -> Found:
-    """Search on all users for the pick, and on halves of them for what it is worth."""
+    """Search on all users for the choice, and on halves of them for its gain."""
     settings = config.tune.fusion
     started = time.perf_counter()
     search(trials, settings, config.seed)
@@ -160,7 +169,7 @@ def searched(config: Config, trials: Trials, folder: RunFolder) -> Found:
     )
     crossed = cross_fit(trials, settings, config.seed, config.evaluate.bootstrap)
     cross_seconds = time.perf_counter() - started - seconds
-    folder.progress(f"on users who took no part in the choice: {name} {crossed.metric.difference:+.4f}")
+    folder.progress(f"on users who did not choose: {name} {crossed.metric.difference:+.4f}")
     return Found(picked, crossed, seconds, cross_seconds)
 
 
@@ -169,10 +178,10 @@ def verdict(config: Config, trials: Trials, found: Found) -> tuple[bool, str]:
     settings, name = config.tune.fusion, config.train.metric
     gain = found.crossed.metric.difference
     if found.picked.shares_K is None:
-        return False, "no other setting was picked: today's weights are"
+        return False, "no other setting is better than the current weights"
     if settings.pick == BEST:
         said = f"cross-fitted {name} {gain:+.5f}"
-        return (True, f"{said} is above zero") if gain > 0 else (False, f"{said} is not above zero: chance alone")
+        return (True, f"{said} is above zero") if gain > 0 else (False, f"{said} is not above zero: it may be chance")
     more, bound = found.crossed.lists[settings.pick], -settings.within * trials.today.metric
     said = f"cross-fitted {settings.pick} {more:+.4f} and {name} {gain:+.5f}, allowed {bound:+.5f}"
     return (True, f"{said}: more of it at that price") if more > 0 and gain >= bound else (False, said)
@@ -186,9 +195,9 @@ def confirmed(
     trials: Trials,
     found: Found,
 ) -> tuple[dict[str, Any], Tensor]:
-    """The content of ``fusion.json``, and the values picked.
+    """The content of ``fusion.json``, and the chosen values.
 
-    The decision is made before test is looked at.
+    The decision is made before the evaluation on test.
     """
     changed, why = verdict(config, trials, found)
     space, picked, ours = trials.space, found.picked, trained.frozen.encoders
@@ -233,8 +242,13 @@ def evaluated(
     through: Split,
     split: Split = Split.VALID,
 ) -> tuple[dict[str, Any], dict[int, float]]:
-    """All metrics of a model today and changed, by the ordinary evaluation, with the gain; and the changed one's main
-    metric of every user.
+    """Evaluate a model with current and with changed weights.
+
+    Returns
+    -------
+    tuple
+        All metrics of both with the gain, and the main metric of every user with the changed
+        weights.
     """
     settings, main = config.evaluate, parse_metric(config.train.metric)
     ks = sorted({*settings.ks, main.k})
@@ -246,7 +260,7 @@ def evaluated(
         with refitted(frozen.encoders, parameters):
             ranking = rank(frozen, queries, max(ks), settings.exclude_seen, settings.chunk_users)
         if not len(ranking):
-            raise DataError(f"the {split.name.lower()} part of {dataset.root} has no query with a target that counts")
+            raise DataError(f"the {split.name.lower()} split of {dataset.root} has no query with a target that counts")
         accuracy = query_metrics(ranking.hits_BK, ranking.num_targets_B, ks)
         values.append(accuracy[config.train.metric])
         every = {**accuracy, **list_metrics(ranking.items_BK, counts_N, vectors_ND, ks)}
@@ -260,7 +274,9 @@ def evaluated(
 def described(
     space: WeightSpace, setting: Setting, values_K: Tensor | None = None, encoders: Encoders | None = None
 ) -> dict[str, Any]:
-    """A setting as plain numbers; with ``encoders``, also the weights that it gives the model to register."""
+    """A setting as plain numbers; with ``encoders``, also the resulting weights of the model to
+    register.
+    """
     shares_K = space.shares_K if setting.shares_K is None else setting.shares_K
     said: dict[str, Any] = {
         "shares": dict(zip(space.names, np.round(shares_K, 6).tolist(), strict=True)),
@@ -274,19 +290,20 @@ def described(
 
 
 def _weights(encoders: Encoders, changed: dict[str, Tensor], names: list[str]) -> dict[str, float]:
-    """λ by granularity (of a gate: its prior), as the parameters give them."""
+    """λ by granularity (for gated fusion, the prior), from the parameters."""
     with refitted(encoders, changed):
         values = today_of(encoders).tolist()
     return {name: round(value, 6) for name, value in zip(names, values, strict=True)}
 
 
 def parent_of(config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -> Parent:
-    """The registered version of this very model; its bundle where it is not registered, written where there is none.
+    """The registered version of this model or, if it is not registered, its bundle, which is
+    written if missing.
 
     Raises
     ------
     ArtifactError
-        RUN/bundle is of another model.
+        RUN/bundle belongs to another model.
     """
     uri = str(folder.bundle)
     if folder.registered.is_file() and config.tracking.enabled:
@@ -301,12 +318,12 @@ def parent_of(config: Config, folder: RunFolder, dataset: PreparedDataset, train
         parent = replace(parent, uri=folder.shown(folder.bundle))
     ours, theirs = (model.encoders.state_dict() for model in (trained.frozen, parent.measured()))
     if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
-        raise ArtifactError(f"{parent.uri} is another model than {folder.model}; run `recsys register`, then try again")
+        raise ArtifactError(f"{parent.uri} is another model than {folder.model}; run `recsys register`, then repeat")
     return parent
 
 
 def _numbers(report: dict[str, Any]) -> dict[str, Any]:
-    """What MLflow keeps."""
+    """The metrics for MLflow."""
     gains = {name: {key: gain[key] for key in ("difference", "low", "high")} for name, gain in report["gain"].items()}
     lambdas = {name: report[name]["weights"] for name in ("today", "picked")}
     test = report["test"]["picked" if report["changed"] else "today"]
@@ -314,7 +331,7 @@ def _numbers(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def closing_table(report: dict[str, Any], place: str) -> str:
-    """The gains and the weights as a table, and what was done."""
+    """The gains and the weights as a table, and the result."""
     main = report["metric"]
     lines = [f"\n{main:<28}  {'today':>8}  {'picked':>8}  {'gain':>9}  95 % interval"]
     rows = {
@@ -331,5 +348,5 @@ def closing_table(report: dict[str, Any], place: str) -> str:
     kind = "prior" if report["kind"] == "gated" else "λ"
     for name, value in report["today"]["weights"].items():
         lines.append(f"{f'{kind} of {name}':<28}  {value:>8.3f}  {report['picked']['weights'][name]:>8.3f}")
-    done = "registered with the picked weights" if report["changed"] else "the model stays as it is"
+    done = "registered with the chosen weights" if report["changed"] else "the model is unchanged"
     return "\n".join([*lines, "", f"{done}: {report['why']}", f"report      {place}"])

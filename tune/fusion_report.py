@@ -1,4 +1,6 @@
-"""The page of a search for fusion weights: what was gained, the weights, and accuracy against what lists are like."""
+"""The HTML report of a search for fusion weights: gains, weights, and accuracy against list
+properties.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,16 @@ import jinja2
 from recsys.report.charts import Axis, axis
 from recsys.report.wording import metric_name
 
-_SHOWN: Final = 0.75  # of the best metric: what does worse is left out of the pictures
+_SHOWN: Final = 0.75  # share of the best metric; worse settings are not drawn
 _LISTS: Final = {
-    "coverage": "share of the catalogue that is recommended to anyone",
-    "diversity": "1 − mean cosine of the items of a list",
+    "coverage": "share of the catalogue that is in at least one list",
+    "diversity": "1 − mean cosine of the items in a list",
     "novelty": "mean self-information of a list's items, in bits",
 }
 
 
 def render_report(path: Path, report: dict[str, Any], name: str) -> None:
-    """Write ``fusion.json``'s content as one HTML file that needs nothing else."""
+    """Write the content of ``fusion.json`` as one self-contained HTML file."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -41,7 +43,7 @@ def render_report(path: Path, report: dict[str, Any], name: str) -> None:
 
 
 def panel(report: dict[str, Any], kind: str) -> dict[str, Any]:
-    """All settings as points, and the front of this one measure against the metric as a path of steps."""
+    """All settings as points, and the front of this measure against the metric as a step line."""
     best = max(setting["metric"] for setting in report["settings"])
     shown = [setting for setting in report["settings"] if setting["metric"] >= _SHOWN * best]
     marked = {name: report[name] for name in ("today", "picked")}
@@ -69,10 +71,10 @@ def _at(across: Axis, up: Axis, setting: dict[str, Any], kind: str) -> tuple[flo
 
 
 def gains(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The three gains on one axis, zero in sight."""
+    """The three gains on one axis that includes zero."""
     words = {
-        "naive": "validation, on the users that chose it",
-        "cross_fitted": "validation, on users that did not choose it",
+        "naive": "validation, on users who chose it",
+        "cross_fitted": "validation, on users who did not choose it",
         "test": "test, with the model to register",
     }
     found = {name: report["gain"][name] for name in words}

@@ -1,4 +1,5 @@
-"""The search for fusion weights: known points first, then the main metric, then the front, then steps around the best.
+"""The search for fusion weights: known points, then the main metric, the Pareto front, and a local
+search.
 
 Legend: Q queries, K granularities, T settings tried.
 """
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 LISTS: Final = ("coverage", "novelty", "diversity")
-_REFINE: Final = 0.2  # of the settings
-_STEPS: Final = (0.0, 0.5, 0.75, 0.9, 1.1, 1.33, 2.0)  # times a share
+_REFINE: Final = 0.2  # share of the settings for the local search
+_STEPS: Final = (0.0, 0.5, 0.75, 0.9, 1.1, 1.33, 2.0)  # factors for one share
 _POPULATION: Final = 20
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting and what it gives: its shares (None: today's weights), the main metric and what lists are like."""
+    """One setting: its shares (None: the current weights), its main metric and properties of its
+    lists.
+    """
 
     shares_K: Array | None
     values_Q: Array
@@ -40,23 +43,26 @@ class Setting:
 
     @property
     def metric(self) -> float:
+        """Mean of the main metric."""
         return float(self.values_Q.mean())
 
 
 @dataclass
 class Trials:
-    """Measures settings on some queries and keeps them, each once, in the order of trying; the first is today's."""
+    """Measures settings on some queries, each once, and keeps them in order; the first is the
+    current one.
+    """
 
     cache: ScoreCache
     space: WeightSpace
     meter: ListMeter
     metric: Metric
     tried: list[Setting] = field(default_factory=list)
-    whole: int = 0  # queries that were ranked over the whole catalogue
+    whole: int = 0  # number of queries that were ranked over the whole catalogue
     _known: dict[bytes, Setting] = field(default_factory=dict)
 
     def measure(self, shares_K: Array | None) -> Setting:
-        """Try a point; None is today's weights."""
+        """Measure a point; None means the current weights."""
         key = b"" if shares_K is None else np.round(shares_K / shares_K.sum(), 6).tobytes()
         if key not in self._known:
             values_K = self.space.today_K if shares_K is None else self.space.values(shares_K)
@@ -70,11 +76,12 @@ class Trials:
         return self._known[key]
 
     def take(self, rows: Array) -> Trials:
-        """Nothing tried yet, on some of the queries."""
+        """A new object for some of the queries, without any settings measured."""
         return Trials(self.cache.take(rows), self.space.take(rows), self.meter, self.metric)
 
     @property
     def today(self) -> Setting:
+        """The current weights."""
         return self.tried[0]
 
     def picked(self, settings: FusionSearchConfig) -> Setting:
@@ -85,7 +92,7 @@ class Trials:
         return self.tried[choose(metric_T, zeros_T, other_T, settings.within)]
 
     def front(self) -> list[Setting]:
-        """The settings that no other beats in the metric and in every other, the best metric first."""
+        """The Pareto front over the main metric and list properties, the best metric first."""
         kept = front(np.array([[found.metric, *(found.lists[name] for name in LISTS)] for found in self.tried]))
         return sorted((self.tried[place] for place in np.flatnonzero(kept)), key=lambda found: -found.metric)
 
@@ -104,7 +111,7 @@ def search(trials: Trials, settings: FusionSearchConfig, seed: int) -> None:
 
 
 def known_points(shares_K: Array) -> Iterable[Array | None]:
-    """Today's, all alike, and every granularity left out and alone."""
+    """The current weights, equal shares, and every granularity left out and alone."""
     yield None
     yield np.ones(len(shares_K))
     for granularity in range(len(shares_K)):
@@ -114,7 +121,9 @@ def known_points(shares_K: Array) -> Iterable[Array | None]:
 
 
 def _study(trials: Trials, sampler: str, until: int, seed: int) -> None:
-    """The main metric, by Optuna, which is told all that is known: a third at random, evenly over all mixtures."""
+    """Maximise the main metric with Optuna, which gets all results; a third of the points are
+    random mixtures.
+    """
     random = np.random.default_rng(seed)
     num = len(trials.space.names)
     while len(trials.tried) < (until if sampler == "random" else until // 3):
@@ -129,13 +138,15 @@ def _study(trials: Trials, sampler: str, until: int, seed: int) -> None:
         if found.shares_K is not None:
             study.add_trial(_told(found.shares_K, [found.metric], num))
     asked = 0
-    while len(trials.tried) < until and asked < 2 * until:  # a point that was tried already costs nothing
+    while len(trials.tried) < until and asked < 2 * until:  # a repeated point costs nothing
         trial, asked = study.ask(_distributions(num)), asked + 1
         study.tell(trial, trials.measure(_point(trial.params, num)).metric)
 
 
 def _refine(trials: Trials, until: int) -> None:
-    """Steps along one share after the other from the best point; a granularity that costs nothing to silence is."""
+    """Vary one share after the other from the best point; prune a granularity if that costs
+    nothing.
+    """
     best = trials.picked(FusionSearchConfig())
     place_K = trials.space.shares_K if best.shares_K is None else best.shares_K
     moved = True
@@ -155,7 +166,7 @@ def _refine(trials: Trials, until: int) -> None:
 
 
 def _widen_front(trials: Trials, until: int, seed: int) -> None:
-    """The metric against all that lists are like at once, from the front so far (NSGA-II, Deb et al. 2002)."""
+    """Extend the Pareto front of metric and list properties with NSGA-II (Deb et al. 2002)."""
     num = len(trials.space.names)
     chosen = _optuna().samplers.NSGAIISampler(population_size=_POPULATION, seed=seed % 2**32)
     study = _study_of(chosen, 1 + len(LISTS))
@@ -173,7 +184,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise ConfigError("a search needs optuna, which is not installed; run: pip install optuna") from None
+        raise ConfigError("tune.search fusion needs optuna, which is not installed; run: pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
@@ -189,7 +200,7 @@ def _distributions(num: int) -> dict[str, Any]:
 
 
 def _params(shares_K: Array) -> dict[str, float]:
-    """A point as Optuna has it: its largest share is 1."""
+    """A point as parameters of Optuna: its largest share is 1."""
     return {f"share_{granularity}": float(share) for granularity, share in enumerate(shares_K / shares_K.max())}
 
 
@@ -206,14 +217,14 @@ def _told(shares_K: Array, values: Sequence[float], num: int) -> Any:
 
 @dataclass(frozen=True)
 class CrossFit:
-    """What a pick gains on users who took no part in choosing it."""
+    """The gain of a choice on users who did not choose it."""
 
     metric: Comparison
-    lists: dict[str, float]  # differences: the mean of the two halves
+    lists: dict[str, float]  # differences, mean over the two halves
 
 
 def cross_fit(trials: Trials, settings: FusionSearchConfig, seed: int, resamples: int) -> CrossFit:
-    """Search on one half of the users, measure on the other, both ways. Needs two queries."""
+    """Search on one half of the users and measure on the other, both ways; needs two queries."""
     order = np.random.default_rng(seed).permutation(len(trials.cache))
     halves = [trials.take(np.sort(order[place::2])) for place in range(2)]
     rows = [np.sort(order[place::2]) for place in range(2)]

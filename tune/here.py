@@ -1,7 +1,8 @@
-"""Trials one after another in this very process, for a search that is too short to start others for them.
+"""Trials one after another in this process, for a search that is too short to start other
+processes.
 
-The plan, the ledger and the halving are those of :mod:`tune.ray_tune`; nothing is resumed, and a trial that does not
-end ends the command.
+Plan, ledger and halving are those of :mod:`tune.ray_tune`. Nothing is resumed, and an error that is
+not a trial's failure ends the command.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tune.trial import forget_checkpoints, run_trial
 
 
 def run_here(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
-    """Run all that the plan wants; every trial ends in the ledger."""
+    """Run all trials of the plan; the ledger records every one."""
     running = dict[str, Trial]()
     search: Any = SimpleNamespace(running=running, plan=plan)
     scheduler = scheduler_of(plan, search)
@@ -41,11 +42,13 @@ def run_here(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
 
 
 class _Stopped(BaseException):
-    """The halving has stopped a trial; no ``Exception``, which a trial would report as its failure."""
+    """The halving stopped a trial. Not an ``Exception``, because the trial would report it as a
+    failure.
+    """
 
 
 class _Reports:
-    """Takes what a trial reports."""
+    """Receives the reports of a trial."""
 
     def __init__(self, plan: Plan, trial: Trial, scheduler: Any, watch: Watch) -> None:
         self.plan, self.trial, self.scheduler, self.watch = plan, trial, scheduler, watch

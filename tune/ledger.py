@@ -1,10 +1,11 @@
-"""The record of a sweep: one JSON line for everything that happens to a trial, written to disk before it counts.
+"""The ledger of a sweep: one JSON line per event of a trial, on disk before it takes effect.
 
-Why of our own: a sweep runs for hours and its process may be killed at any moment. Ray's snapshots lag behind what has
-happened (a restored sweep repeated one finished trial and replaced another), so this file is the truth: what is in it
-is done, the rest is done again under the same number. Nothing in it is ever changed.
+Why our own: a sweep runs for hours and its process may be killed at any time. Ray's snapshots are
+behind (a restored sweep repeated one finished trial and replaced another). So this file decides: an
+event in it is done, everything else is done again under the same number. Lines are never changed.
 
-Events: ``sweep`` (what is searched, once), ``start``, ``epoch``, ``end`` of a trial, ``final`` (the best one's model).
+Events: ``sweep`` (what is searched, once), ``start``, ``epoch`` and ``end`` of a trial, ``final``
+(the model of the best trial).
 """
 
 from __future__ import annotations
@@ -25,25 +26,28 @@ State = Literal["running", "finished", "stopped", "failed"]
 
 @dataclass
 class Trial:
-    """One training of the sweep. ``repeat`` 0 is the trial that the search proposed, others have another seed."""
+    """One training of the sweep. ``repeat`` 0 is the proposed trial; others repeat it with another
+    seed.
+    """
 
     number: int
     repeat: int
     seed: int
-    params: dict[str, Any]  # dotted path → value; empty for the configuration as it is
+    params: dict[str, Any]  # dotted path → value; empty for the given configuration
     state: State = "running"
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch → value, best so far
-    history: dict[int, dict[str, Any]] = field(default_factory=dict)  # epoch → the loop's report
-    value: float | None = None  # of the model that the training chose, on all validation queries
+    history: dict[int, dict[str, Any]] = field(default_factory=dict)  # epoch → the report of the training loop
+    value: float | None = None  # of the chosen model, on all validation queries
     reason: str = ""  # why it failed
-    blame: str = ""  # "user" where data or settings are to blame, "program" otherwise
-    seconds: float = 0.0  # of its training, without what a sweep adds
-    began: float = 0.0  # on the clock
+    blame: str = ""  # "user" if data or settings are wrong, otherwise "program"
+    seconds: float = 0.0  # of its training, without the overhead of the sweep
+    began: float = 0.0  # start, on the monotonic clock
     ended: float = 0.0
 
     @property
     def name(self) -> str:
-        """
+        """Number and repetition, as in ``trials/NNN``.
+
         >>> Trial(3, 0, 42, {}).name, Trial(3, 1, 43, {}).name
         ('003', '003-1')
         """
@@ -51,55 +55,60 @@ class Trial:
 
     @property
     def best(self) -> float | None:
-        """The value where there is one, else the best epoch's so far."""
+        """The value if there is one, else that of the best epoch so far."""
         if self.value is not None:
             return self.value
         return max((epoch["best"] for epoch in self.epochs.values()), default=None)
 
 
 class Ledger:
-    """The file and what it says. Opening reads it, and cuts off a last line that a kill left unfinished.
+    """The file and its content. Opening it reads it and removes an incomplete last line, left by a
+    kill.
 
     Raises
     ------
     ArtifactError
-        the file is damaged elsewhere.
+        Another line is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.identity: dict[str, Any] = {}
         self.trials: dict[tuple[int, int], Trial] = {}
-        self.order: list[tuple[Trial, int]] = []  # epochs as they came in
+        self.order: list[tuple[Trial, int]] = []  # epochs in the order of their reports
         self.final: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             self._read()
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """What is searched, in which data: the first line."""
+        """Write the first line: the search space and the dataset."""
         self._write({"event": "sweep", "identity": dict(identity)})
 
     def start(self, trial: Trial) -> None:
-        """A trial that is about to run; one that was interrupted starts again under its number."""
+        """Record that a trial starts; an interrupted one starts again under its number."""
         line = {"params": trial.params, "seed": trial.seed}
         self._write({"event": "start", "trial": trial.number, "repeat": trial.repeat, **line})
 
     def epoch(self, trial: Trial, report: Mapping[str, Any]) -> None:
-        """A validated epoch: its value, the best so far, and what the loop said of the epochs since the one before."""
+        """Record a validated epoch: its value, the best so far, and the loop's reports since the
+        last one.
+        """
         kept = {key: report[key] for key in ("epoch", "value", "best", "history")}
         self._write({"event": "epoch", "trial": trial.number, "repeat": trial.repeat, **kept})
 
     def end(self, trial: Trial, state: State, **details: Any) -> None:
-        """How a trial ended: ``value`` and ``seconds`` of a finished one, ``reason`` and ``blame`` of a failed one."""
+        """Record the end: ``value`` and ``seconds`` of a finished trial, ``reason`` and ``blame``
+        of a failed one.
+        """
         self._write({"event": "end", "trial": trial.number, "repeat": trial.repeat, "state": state, **details})
 
     def close(self, final: Mapping[str, Any]) -> None:
-        """The model of the best trial is trained, evaluated and registered."""
+        """Record that the model of the best trial is trained, evaluated and registered."""
         self._write({"event": "final", **final})
 
     def searched(self) -> list[Trial]:
-        """The proposed trials, by number."""
+        """The proposed trials, in order of their numbers."""
         return [self.trials[key] for key in sorted(self.trials) if key[1] == 0]
 
     def of(self, number: int) -> list[Trial]:
@@ -107,7 +116,9 @@ class Ledger:
         return [self.trials[key] for key in sorted(self.trials) if key[0] == number]
 
     def added_seconds(self) -> float | None:
-        """What the sweep adds to the training of a finished trial: the median, as the first one starts a process."""
+        """Median overhead per finished trial; the median, because the first trial also starts a
+        process.
+        """
         added = [t.ended - t.began - t.seconds for t in self.trials.values() if t.state == "finished"]
         return statistics.median(added) if added else None
 
@@ -129,7 +140,7 @@ class Ledger:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise ArtifactError(
-                    f"{self.path}, line {number}: is damaged ({type(error).__name__}: {error}); delete the line, or "
+                    f"{self.path}, line {number} is damaged ({type(error).__name__}: {error}); delete the line, or "
                     "start a new sweep with another --run.dir"
                 ) from None
 

@@ -1,4 +1,6 @@
-"""The outcome of a sweep: the table of its trials, ``best.yaml``, and the best against the configuration as it is."""
+"""The outcome of a sweep: the table of trials, ``best.yaml``, and the best against the given
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ _RESAMPLES: Final = 2000
 
 
 def trial_table(plan: Plan) -> str:
-    """Every configuration, the best first; values are on validation."""
+    """A table of all configurations, the best first; values are on validation."""
     metric = plan.config.train.metric
     paths = [dimension.path for dimension in plan.space.dimensions]
     rows = [["trial", "state", "epochs", "seeds", metric, *(short(path) for path in paths)]]
@@ -36,7 +38,7 @@ def trial_table(plan: Plan) -> str:
         params = trial.params or plan.space.values_of(plan.config)
         rows.append(
             [
-                trial.name + (" as it is" if trial.number == 0 else ""),
+                trial.name + (" (as given)" if trial.number == 0 else ""),
                 trial.state,
                 str(max(trial.epochs, default=0)),
                 str(len(one.values)) if one else "–",
@@ -48,9 +50,10 @@ def trial_table(plan: Plan) -> str:
 
 
 def best_config(plan: Plan, dataset: str) -> Config:
-    """The winner's configuration with a run folder of its own, on the sweep's dataset and in its tracking store.
+    """The best configuration with its own run folder, on the sweep's dataset and in its tracking
+    store.
 
-    It resumes, as the sweep may have been killed in its training; a written configuration does not say so.
+    ``run.resume`` is true, because the sweep may be killed during this training.
     """
     config = plan.best_config()
     run = config.run.model_copy(update={"dir": str(Path(config.run.dir) / "best"), "resume": True})
@@ -63,7 +66,7 @@ def best_config(plan: Plan, dataset: str) -> Config:
 
 
 def best_yaml(plan: Plan, dataset: str, place: Path) -> str:
-    """``best.yaml``: the winner's configuration under a head that says where it is from."""
+    """``best.yaml``: the best configuration, with a header that says where it comes from."""
     tree = redacted(best_config(plan, dataset)).model_dump(mode="json")
     del tree["tune"]
     best = plan.best()
@@ -73,13 +76,15 @@ def best_yaml(plan: Plan, dataset: str, place: Path) -> str:
         f"# trial {best.trials[0].name} of a sweep of {len(plan.ledger.searched())} trials: "
         f"{plan.config.train.metric} {best.mean:.4f} on validation, {seeds}\n"
         f"# command: recsys run --config {place}\n"
-        + (f"# other than in the configuration that was swept:\n{changed}" if changed else "")
+        + (f"# differences from the given configuration:\n{changed}" if changed else "")
         + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
     )
 
 
 def compare_with_default(plan: Plan, root: Path) -> Comparison | None:
-    """Paired bootstrap on validation users, values averaged over seeds; None where there is nothing to compare."""
+    """Paired bootstrap on validation users, values averaged over seeds; None if there is nothing to
+    compare.
+    """
     best, default = plan.best(), plan.ledger.of(0)
     if best.number == 0 or not [trial for trial in default if trial.state == "finished"]:
         return None
@@ -88,18 +93,18 @@ def compare_with_default(plan: Plan, root: Path) -> Comparison | None:
 
 
 def comparison_words(plan: Plan, root: Path) -> str:
-    """The best against the configuration as it is, in words."""
+    """A sentence that compares the best configuration with the given one."""
     metric, best = plan.config.train.metric, plan.best()
     if best.number == 0:
-        return f"no trial was better than the configuration as it is ({metric} {best.mean:.4f} on validation)"
+        return f"no trial was better than the given configuration ({metric} {best.mean:.4f} on validation)"
     found = compare_with_default(plan, root)
     if found is None:
-        return f"the configuration as it is failed, so nothing says what the best ({metric} {best.mean:.4f}) gains"
+        return f"the given configuration failed, so the gain of the best ({metric} {best.mean:.4f}) is unknown"
     default = Standing(0, tuple(plan.ledger.of(0)))
     return (
         f"on validation {metric} {best.mean:.4f} (seeds: {len(best.values)}) against {default.mean:.4f} "
-        f"({len(default.values)}) of the configuration as it is: {found.difference:+.4f}, 95 % interval "
-        f"{found.low:+.4f} to {found.high:+.4f}; chosen on these users, so the test part will say less"
+        f"({len(default.values)}) of the given configuration: {found.difference:+.4f}, 95 % interval "
+        f"{found.low:+.4f} to {found.high:+.4f}; chosen on these users, so expect a smaller gain on test"
     )
 
 
@@ -111,6 +116,6 @@ def _values(standing: Standing, root: Path) -> Array:
 
 
 def changes(plan: Plan) -> dict[str, Any]:
-    """Dotted path → value of what the winner has otherwise than the configuration as it is."""
+    """Dotted path → value of the best configuration, where it differs from the given one."""
     best, default = (flatten(c.model_dump(mode="json")) for c in (plan.best_config(), plan.config))
     return {path: value for path, value in best.items() if default.get(path) != value}

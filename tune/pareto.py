@@ -1,4 +1,4 @@
-"""The settings that no other one beats in everything, and the choice among settings."""
+"""The Pareto front of settings, and the choice of a setting."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ BEST = "best"
 
 
 def front(points_TM: Array) -> Array:
-    """Which of T points no other one dominates (is as good in all M and better in one), more being better: [T] bool.
+    """Which of T points are not dominated by another one: [T] bool. Larger values are better.
 
-    Equal points stand or fall together.
+    A point dominates another one if it is at least as good in all M values and better in one. Equal
+    points do not dominate each other.
 
     >>> front(np.array([[3, 0], [2, 2], [1, 1], [0, 3], [2, 1]])).tolist()
     [True, True, False, True, False]
@@ -25,18 +26,20 @@ def front(points_TM: Array) -> Array:
 
 
 def choose(metric_T: Array, zeros_T: Array, other_T: Array | None, within: float) -> int:
-    """The setting of the best metric, or of the most of something else within a share of it.
+    """The setting with the best metric, or with the most of another measure at a small loss of the
+    metric.
 
     Parameters
     ----------
     metric_T : Array
-        to be maximised.
+        Values to maximise.
     zeros_T : Array
-        how many granularities a setting silences: of equals, the one that needs fewest.
+        Number of granularities that a setting prunes; among equal settings the most pruned one
+        wins.
     other_T : Array | None
-        None for the best metric.
+        The other measure; None chooses by the metric.
     within : float
-        share of the best metric that may be lost for more of the other.
+        Share of the best metric that may be lost.
 
     >>> metric, zeros = np.array([0.5, 0.5, 0.495, 0.4]), np.array([0, 1, 0, 0])
     >>> choose(metric, zeros, None, 0.0), choose(metric, zeros, np.array([1.0, 1.0, 2.0, 9.0]), 0.02)

@@ -1,7 +1,9 @@
-"""Which trial comes next, and which one won: all from the ledger, so that a killed sweep goes on as if it had not been.
+"""Which trial comes next, and which one is best. The ledger decides, so a killed sweep continues
+unchanged.
 
-Order: trials that were interrupted; the configuration as it is (trial 0); proposals until ``tune.trials``; then, once
-no trial runs, the best ones and trial 0 again with other seeds, so that a lucky seed does not choose.
+Order: interrupted trials; the given configuration (trial 0); proposals until ``tune.trials``; then,
+when no trial runs, the best ones and trial 0 again with other seeds, so that a lucky seed does not
+decide.
 """
 
 from __future__ import annotations
@@ -22,36 +24,39 @@ WAIT: Final = "wait"
 
 @dataclass(frozen=True)
 class Standing:
-    """A configuration that was searched, with all its seeds: the mean of the finished ones decides."""
+    """A configuration with the trials of all its seeds; the mean of the finished ones counts."""
 
     number: int
     trials: tuple[Trial, ...]
 
     @property
     def values(self) -> list[float]:
+        """Values of the finished trials."""
         return [trial.value for trial in self.trials if trial.state == "finished" and trial.value is not None]
 
     @property
     def mean(self) -> float:
+        """Mean of the values."""
         return statistics.fmean(self.values)
 
 
 class Plan:
-    """What a sweep is to do, given what it has done."""
+    """The work of a sweep that is left, given its ledger."""
 
     def __init__(self, config: Config, space: Space, ledger: Ledger) -> None:
         self.config, self.space, self.ledger = config, space, ledger
-        self.deadline = math.inf  # on the monotonic clock: trials are stopped at their next report after it
-        self.exhausted = False  # every combination of a small space was tried
+        self.deadline = math.inf  # monotonic clock; trials are stopped at their next report after it
+        self.exhausted = False  # all combinations of a small space were tried
 
     def until(self, trial: Trial, concurrent: int) -> float:
-        """When a trial is to end by itself with what it has, on the monotonic clock; of those that run ``concurrent``
-        at once. A sweep lets it go on to its next report.
+        """Time (monotonic clock) at which a trial ends itself with its results so far.
+
+        ``concurrent`` trials run at once. In a sweep a trial continues to its next report.
         """
         return math.inf
 
     def next(self, running: Collection[tuple[int, int]]) -> Trial | Literal["wait"] | None:
-        """The next trial; ``wait`` while it depends on trials that run; None when there is nothing left to do."""
+        """The next trial; ``wait`` if it depends on running trials; None if nothing is left."""
         for key, trial in self.ledger.trials.items():
             if trial.state == "running" and key not in running:
                 return trial
@@ -63,23 +68,23 @@ class Plan:
         return self._repetition()
 
     def config_of(self, trial: Trial) -> Config:
-        """The configuration that a trial trains with; not refitted, as it is chosen before that.
+        """The configuration of a trial, without refit, because trials are compared before it.
 
         Raises
         ------
         ConfigError
-            values that are valid alone but not together.
+            The values are valid alone but not together.
         """
         config = self.config if trial.number == 0 else self.space.apply(self.config, trial.params)
         return config.model_copy(update={"seed": trial.seed, "train": config.train.model_copy(update={"refit": False})})
 
     def best_config(self) -> Config:
-        """The winner's configuration, as `recsys run` takes it."""
+        """The best configuration, for ``recsys run``."""
         number = self.best().number
         return self.config if number == 0 else self.space.apply(self.config, self.ledger.of(number)[0].params)
 
     def standings(self) -> list[Standing]:
-        """The configurations with a finished trial: the best first, then by their mean."""
+        """The configurations with a finished trial: the best one first, the others by their mean."""
         found = [Standing(trial.number, tuple(self.ledger.of(trial.number))) for trial in self.ledger.searched()]
         with_values = [standing for standing in found if standing.trials[0].state == "finished"]
         chosen = [one for one in with_values if one.number in self._chosen()]
@@ -87,16 +92,16 @@ class Plan:
         return sorted(with_values, key=lambda one: (one is not best, -one.mean, one.number))
 
     def best(self) -> Standing:
-        """The best mean of those that were repeated; needs a finished trial."""
+        """The configuration with the best mean among the repeated ones; needs a finished trial."""
         return self.standings()[0]
 
     @property
     def total(self) -> int:
-        """Trials at most, repetitions included."""
+        """Maximum number of trials, with repetitions."""
         return self.config.tune.trials + (self.config.tune.best + 1) * (self.config.tune.seeds - 1)
 
     def known(self) -> list[Trial]:
-        """The trials that teach the sampler: those whose values a proposal could have had."""
+        """The trials that the sampler learns from: those whose values are in the search space."""
         trials = self.ledger.searched()
         if trials and trials[0].number == 0:
             first, rest = trials[0], trials[1:]
@@ -131,7 +136,7 @@ class Plan:
         return None
 
     def _chosen(self) -> list[int]:
-        """The best trials of the search, by their own value, and trial 0."""
+        """The best trials of the search by their own value, and trial 0."""
         finished = [trial for trial in self.ledger.searched() if trial.state == "finished"]
         ordered = sorted(finished, key=lambda trial: (-(trial.value or 0.0), trial.number))
         numbers = [trial.number for trial in ordered[: self.config.tune.best]]

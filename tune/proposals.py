@@ -1,11 +1,11 @@
-"""The next trial's values, from all trials so far: Optuna's TPE, or at random.
+"""The values of the next trial, from all trials so far: Optuna's TPE, or random.
 
-Why a function of the ledger and not a searcher with a memory: a sweep that was killed and goes on then proposes what it
-would have proposed. The study is built anew for every proposal, which costs milliseconds, and the sampler's seed is
-that of the sweep and the trial's number.
+Why a function of the ledger and not a searcher with memory: a killed sweep that continues then
+proposes the same values as without the kill. The Optuna study is built again for every proposal,
+which takes milliseconds; the sampler's seed is the sweep's seed and the trial's number.
 
-TPE: Bergstra et al. 2011, multivariate as in Falkner et al. 2018. A trial that was stopped counts with the epochs it
-has, a failed one as worse than all others, so that its surroundings are avoided.
+TPE: Bergstra et al. 2011, multivariate as in Falkner et al. 2018. A stopped trial counts with its
+epochs so far. A failed trial counts as worse than all others, so that TPE avoids similar values.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from tune.space import Dimension, Space
 if TYPE_CHECKING:
     from optuna import Study
 
-_TRIES: Final = 10  # of TPE, and as many at random, before a space of few values counts as exhausted
+_TRIES: Final = 10  # tries with TPE, and as many random ones, before a small space counts as exhausted
 _STARTUP: Final = (4, 10)  # random trials before TPE learns: a third of the sweep, between these
 
 
 def propose(
     space: Space, trials: Sequence[Trial], number: int, *, sampler: str, seed: int, planned: int
 ) -> dict[str, Any] | None:
-    """Values for trial ``number`` of ``planned`` that no trial has had; None when there are none left.
+    """New values for trial ``number`` of ``planned``; None if all values were tried.
 
-    ``trials`` are those proposed before it whose values lie in the space; running ones are avoided, too.
+    ``trials`` are the earlier trials whose values are in the space; values of running trials are
+    avoided too.
     """
     study = build_study(space, trials)
     tried = {_key(trial.params) for trial in trials}
@@ -40,7 +41,7 @@ def propose(
         kind = sampler if attempt < _TRIES else "random"
         study.sampler = _sampler(kind, seed * 1_000_003 + number * 101 + attempt, planned)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of experimental options
+            warnings.simplefilter("ignore")  # experimental options
             asked = study.ask(fixed_distributions=distributions)
         params = {d.path: _value(d, asked.params[d.path]) for d in space.dimensions}
         if _key(params) not in tried:
@@ -50,7 +51,7 @@ def propose(
 
 
 def build_study(space: Space, trials: Sequence[Trial]) -> Study:
-    """An Optuna study in memory that knows the trials; larger values are better."""
+    """An Optuna study in memory with the given trials; larger values are better."""
     optuna = _optuna()
     states = _states()
     study: Study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
@@ -72,7 +73,9 @@ def build_study(space: Space, trials: Sequence[Trial]) -> Study:
 
 
 def distribution(dimension: Dimension) -> Any:
-    """The dimension as Optuna knows it; a choice by the number of its option, as Optuna knows no lists."""
+    """The dimension as a distribution of Optuna; a choice becomes an index, because Optuna has no
+    lists.
+    """
     of = _optuna().distributions
     if dimension.kind == "choice":
         return of.CategoricalDistribution(tuple(range(len(dimension.options))))
@@ -84,9 +87,10 @@ def distribution(dimension: Dimension) -> Any:
 
 
 def importance(space: Space, trials: Sequence[Trial]) -> dict[str, float]:
-    """Share of every path in how the value varies over the finished trials, the largest first; empty below 4 of them.
+    """Share of each path in the variance of the value over finished trials, the largest first.
 
-    fANOVA: Hutter et al. 2014. With few trials it is a hint, no more.
+    Empty with fewer than 4 finished trials. fANOVA: Hutter et al. 2014. With few trials it is only
+    a hint.
     """
     finished = [trial for trial in trials if trial.state == "finished"]
     if len(finished) < 4 or len({trial.value for trial in finished}) < 2:
@@ -114,7 +118,7 @@ def _sampler(kind: str, seed: int, planned: int) -> Any:
 
 
 def _value(dimension: Dimension, code: Any) -> Any:
-    """A value as the configuration takes it."""
+    """A value for the configuration."""
     if dimension.kind == "choice":
         return dimension.options[code]
     return int(code) if dimension.kind in ("int", "logint") else round(float(code), 12)
@@ -139,7 +143,7 @@ def _optuna() -> Any:
         import optuna
     except ImportError:
         raise ConfigError(
-            "a sweep needs optuna, which is not installed; install it with: pip install 'multigrain[tune]'"
+            "recsys tune needs optuna, which is not installed; run: pip install 'multigrain[tune]'"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

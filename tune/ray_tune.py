@@ -1,7 +1,8 @@
-"""Ray Tune around the plan: it starts trials, stops the worse ones early and survives those that fail.
+"""Run the plan with Ray Tune: start trials, stop the worse ones early, survive failed ones.
 
-Why a searcher of our own: Tune asks it for every trial and tells it every result before the trial goes on, so the
-ledger is always ahead of what happens; and the plan, not Tune, knows what a killed sweep had done.
+Why our own searcher: Tune asks it for every trial and gives it every result before the trial
+continues, so the ledger is always up to date; and the plan, not Tune, knows what a killed sweep had
+done.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ from tune.slots import Slots
 from tune.trial import WorkersTrial, forget_checkpoints, train_in_process
 
 _ENVIRONMENT: Final = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow have it
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow record everything
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last report of a trial has other keys
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the command
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the ledger is what a sweep goes on from
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # our own handler ends the command
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # a sweep continues from the ledger, not from Tune's state
     "TUNE_WARN_THRESHOLD_S": "60",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # one line of ours says it
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # our own line reports the error
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
 
 class Halving(ASHAScheduler):
-    """Ray's ASHA (Li et al. 2020), keyed by our numbers, so that what the ledger tells counts as if it had just run.
+    """Ray's ASHA (Li et al. 2020), keyed by our trial numbers, so that results in the ledger count
+    too.
 
-    Trial 0 and repetitions are never stopped: others are compared with them.
+    Trial 0 and repetitions are never stopped, because others are compared with them.
     """
 
     def __init__(self, search: PlannedSearch, min_epochs: int, max_epochs: int, reduction: int) -> None:
@@ -46,19 +48,19 @@ class Halving(ASHAScheduler):
             metric="best",
             mode="max",
             grace_period=min_epochs,
-            max_t=max_epochs - 1,  # whoever comes to the last epoch is done anyway
+            max_t=max_epochs - 1,  # in the last epoch there is nothing to stop
             reduction_factor=reduction,
             stop_last_trials=False,
         )
         self.search = search
 
     def replay(self, ledger: Ledger) -> list[Trial]:
-        """Learn what was reported before the sweep was killed; the trials that were about to be stopped then."""
+        """Replay the reports before the kill; return the trials that were about to be stopped."""
         doomed: dict[str, Trial] = {}
         for trial, epoch in ledger.order:
             if trial.repeat:
                 continue
-            nobody: Any = None  # ASHA does not ask its controller
+            nobody: Any = None  # ASHA does not use its controller
             stand_in: Any = SimpleNamespace(trial_id=trial.name)
             if trial.name not in self._trial_info:
                 super().on_trial_add(nobody, stand_in)
@@ -69,11 +71,13 @@ class Halving(ASHAScheduler):
         return list(doomed.values())
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Add a trial that may be stopped to a bracket."""
         stand_in = self._stand_in(trial)
         if stand_in.trial_id not in self._trial_info:
             super().on_trial_add(tune_controller, stand_in)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Continue or stop a trial after a report."""
         ours = self.search.running[trial.trial_id]
         if time.monotonic() > self.search.plan.deadline:
             return str(TrialScheduler.STOP)
@@ -83,15 +87,17 @@ class Halving(ASHAScheduler):
         return str(decision if ours.number else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Nothing that the results have not told."""
+        """Do nothing; the results say everything."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """As above."""
+        """Do nothing, as on completion."""
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Note the error of a trial."""
         self.search.note_error(trial)
 
     def choose_trial_to_run(self, tune_controller: Any, **options: Any) -> Any:
+        """Check the running trials, then choose as ASHA."""
         self.search.look(tune_controller)
         return super().choose_trial_to_run(tune_controller, **options)
 
@@ -100,32 +106,35 @@ class Halving(ASHAScheduler):
 
 
 class InOrder(FIFOScheduler):
-    """First in, first out: nothing is stopped."""
+    """First in, first out, without early stopping."""
 
     def __init__(self, search: PlannedSearch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.search = search
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Continue a trial, or stop it after the deadline."""
         is_over = time.monotonic() > self.search.plan.deadline
         return str(TrialScheduler.STOP if is_over else TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Note the error of a trial."""
         self.search.note_error(trial)
 
     def choose_trial_to_run(self, tune_controller: Any, **options: Any) -> Any:
+        """Check the running trials, then choose the next one in order."""
         self.search.look(tune_controller)
         return super().choose_trial_to_run(tune_controller, **options)
 
 
 def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
-    """Run all that the plan wants on the connected Ray cluster; every trial ends in the ledger."""
+    """Run all trials of the plan on the connected Ray cluster; the ledger records every one."""
     search = PlannedSearch(plan, place, slots, watch)
     if plan.next(()) is None:
         return
     scheduler = scheduler_of(plan, search)
     trainable: Any = WorkersTrial if slots.workers > 1 else train_in_process
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it names failed trials by ids that nobody knows
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it names failed trials by internal ids
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     with tempfile.TemporaryDirectory(prefix="multigrain-tune-") as aside:
         tuner = ray.tune.Tuner(
@@ -133,7 +142,7 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
             tune_config=ray.tune.TuneConfig(
                 search_alg=search,
                 scheduler=scheduler,
-                num_samples=-1,  # the plan knows when it is done
+                num_samples=-1,  # unlimited: the plan decides when to stop
                 max_concurrent_trials=slots.concurrent,
                 reuse_actors=slots.workers == 1,
             ),
@@ -141,7 +150,9 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
                 storage_path=aside,
                 name=search.sweep,
                 verbose=0,
-                checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
+                checkpoint_config=ray.tune.CheckpointConfig(
+                    checkpoint_at_end=False
+                ),  # trials keep their own checkpoints
             ),
         )
         try:
@@ -153,7 +164,7 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
 
 
 def scheduler_of(plan: Plan, search: PlannedSearch) -> Any:
-    """ASHA that knows the ledger; first in, first out where trials are too short to be stopped."""
+    """ASHA with the results of the ledger; first in, first out if trials are too short to stop."""
     settings = plan.config.tune
     epochs = plan.space.highest("train.epochs", plan.config.train.epochs)
     if settings.scheduler == "none" or settings.min_epochs >= epochs - 1:

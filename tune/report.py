@@ -1,7 +1,9 @@
-"""Render ``sweep.html``: the sweep on one page, without script or anything from outside, in the style of the report.
+"""Render ``sweep.html``: the sweep on one page, without scripts or external files, in the report's
+style.
 
-Why: the table says which trial won; only pictures say whether the search has come to rest, which setting mattered, and
-whether the best value lies at the edge of its range, so that the range should be moved.
+Why: the table says which trial is best. Plots show whether the search has converged, which settings
+matter, and whether the best value is at the edge of its range, so that the range should be
+extended.
 """
 
 from __future__ import annotations
@@ -24,17 +26,21 @@ from tune.proposals import importance
 from tune.space import Dimension
 from tune.watching import cell, short
 
-_MAX_LINES: Final = 200  # drawn in one chart
+_MAX_LINES: Final = 200  # maximum per chart
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where the values of a dimension lie, in percent; options are evenly apart, logarithmic ranges by their log."""
+    """Positions of the values of a dimension in percent; options evenly, logarithmic ranges by
+    their log.
+    """
 
     dimension: Dimension
 
     def at(self, value: Any) -> float | None:
-        """The place of a value; None outside, where only the configuration as it is can lie."""
+        """The position of a value; None outside the range (only the given configuration can be
+        outside).
+        """
         d = self.dimension
         if value not in d:
             return None
@@ -47,7 +53,7 @@ class Scale:
 
     @property
     def labels(self) -> list[tuple[float, str]]:
-        """Ends of a range, all options of a choice, as (percent, text)."""
+        """Both ends of a range or all options of a choice, as (percent, text)."""
         d = self.dimension
         if d.kind == "choice":
             return [(self.at(option) or 0.0, cell(option)) for option in d.options]
@@ -56,7 +62,7 @@ class Scale:
 
 
 def render_sweep(path: Path, plan: Plan, root: Path) -> None:
-    """Write the page; ``root`` is the run folder, where trials left their validation values."""
+    """Write the page; ``root`` is the run folder with the validation values of the trials."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
@@ -96,18 +102,20 @@ def _template(name: str) -> str:
 
 
 def _verdict(plan: Plan, root: Path) -> dict[str, str]:
-    """Is the best better than the configuration as it is?"""
+    """Whether the best trial is better than the given configuration."""
     words = comparison_words(plan, root)
     found = compare_with_default(plan, root)
     if found is None:
-        return {"status": "alone", "head": "The configuration as it is stays.", "text": words}
+        return {"status": "alone", "head": "The given configuration is best.", "text": words}
     head = f"Trial {plan.best().trials[0].name} is best."
     status = "better" if found.low > 0 else "worse" if found.high < 0 else "even"
     return {"status": status, "head": head, "text": words}
 
 
 def _rows(plan: Plan) -> list[dict[str, Any]]:
-    """The table, best first: configurations with all their seeds, then stopped and failed trials."""
+    """Rows of the table: configurations with all their seeds, the best first, then stopped and
+    failed trials.
+    """
     standings = plan.standings()
     ranked = {one.number for one in standings}
     rest = [trial for trial in plan.ledger.searched() if trial.number not in ranked]
@@ -127,7 +135,7 @@ def _rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _learning(plan: Plan) -> dict[str, Any] | None:
-    """Validation by epoch of every searched trial, the best one's first."""
+    """Validation metric by epoch of every searched trial, the best trial first."""
     best = plan.best().number
     trials = [t for t in plan.ledger.searched() if t.epochs]
     trials.sort(key=lambda t: (t.number != best, -(t.best or 0.0)))
@@ -141,7 +149,9 @@ def _learning(plan: Plan) -> dict[str, Any] | None:
 
 
 def _parallel(plan: Plan) -> dict[str, Any] | None:
-    """One line a trial through an axis a dimension, and last the metric; the better the darker."""
+    """Parallel coordinates: one line per trial, one axis per dimension, then the metric; better is
+    darker.
+    """
     trials = sorted((t for t in plan.ledger.searched() if t.best is not None), key=lambda t: t.best or 0.0)[
         -_MAX_LINES:
     ]
@@ -170,7 +180,7 @@ def _importance(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _panels(plan: Plan) -> list[dict[str, Any]]:
-    """Every dimension against the metric, a dot a trial."""
+    """Every dimension against the metric, one dot per trial."""
     trials = [trial for trial in plan.ledger.searched() if trial.best is not None and trial.state != "failed"]
     up: Axis = axis([trial.best or 0.0 for trial in trials])
     best, panels = plan.best().number, []

@@ -1,13 +1,15 @@
-"""Scores of every granularity for some queries, computed once, so that weights λ are tried in milliseconds.
+"""Scores of every granularity for some queries, computed once, so that new weights λ need
+milliseconds.
 
-Scores are linear in λ ≥ 0: s(u, i) = Σ_k λ_k s_k(u, i) with s_k = z_k · a_i, or what a sparse granularity adds. An
-item that is among no granularity's M best has s_k ≤ t_k, the M-th best score, for every k, hence s ≤ Σ_k λ_k t_k
-whatever λ is (the threshold algorithm, Fagin et al. 2001). So only the union of these best items is kept; where the
-last item of a list does not beat the bound, that query is ranked over the whole catalogue. Lists are those of the
-evaluation, up to the rounding of a sum.
+Scores are linear in λ ≥ 0: s(u, i) = Σ_k λ_k s_k(u, i) with s_k = z_k · a_i, or the addition of a
+sparse granularity. An item that is not among the M best of any granularity has s_k ≤ t_k, the M-th
+best score, for every k, so s ≤ Σ_k λ_k t_k for any λ (the threshold algorithm, Fagin et al. 2001).
+So only the union of these best items is kept; if the last item of a list is not above the bound,
+this query is ranked over the whole catalogue. The lists equal those of the evaluation, up to
+rounding of a sum.
 
-Legend: Q queries, q queries of a chunk, K granularities, D width, N items, M best kept, P items of a pool, L list
-length.
+Legend: Q queries, q queries of a chunk, K granularities, D width, N items, M best kept, P items of
+a pool, L list length.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ from recsys.evaluation.ranking import mark_hits, mask_seen, tie_order, top_items
 from recsys.model import FrozenModel
 from recsys.parts import Parts
 
-_NEVER: Final = -1e30  # a score below all others that, unlike −inf, a weight of zero makes zero
-_ROUNDING: Final = 2e-6  # of the best score: closer ones are ranked as the evaluation adds them up
+_NEVER: Final = -1e30  # below all scores; times a weight of zero it is 0, which −inf is not
+_ROUNDING: Final = 2e-6  # share of the best score; closer scores are added as in the evaluation
 _CHUNK_SCORES: Final = 2**24
 
 
 @dataclass(frozen=True)
 class Lists:
-    """What a setting recommends: −1 where fewer than L items could be."""
+    """The lists of a setting; −1 if fewer than L items can be recommended."""
 
     items_QL: Array  # int32
     hits_QL: Array  # bool
@@ -41,32 +43,32 @@ class Lists:
 
 @dataclass(frozen=True)
 class ScoreCache:
-    """The pools of candidates with their scores, and what ranking the whole catalogue needs.
+    """The pools of candidates with their scores, and the data to rank the whole catalogue.
 
-    Tensors of a pool are in the order of :func:`~recsys.evaluation.ranking.tie_order`, so that the first of equal
-    scores is the one that the evaluation puts first.
+    Tensors of a pool are in the order of :func:`~recsys.evaluation.ranking.tie_order`, so that ties
+    are broken as in the evaluation.
     """
 
     queries: Queries  # each with a target that counts
     exclude_seen: bool
-    parts: Parts  # of every query as if every λ were 1
+    parts: Parts  # of every query, with every λ = 1
     item_vectors_ND: Tensor
     popularity_N: Tensor
-    pool_QP: Tensor  # int64, −1 behind the end
-    scores_QKP: Tensor  # behind the pool's items, in the last place, the bound t_k
+    pool_QP: Tensor  # int64, −1 after the end
+    scores_QKP: Tensor  # the last position, after the pool's items, holds the bound t_k
     targets_QP: Tensor  # bool
-    whole_Q: Tensor  # bool: the pool is all that could be recommended
+    whole_Q: Tensor  # bool: the pool holds all items that can be recommended
 
     def __len__(self) -> int:
         return len(self.queries)
 
     @property
     def present_QK(self) -> Tensor:
-        """Where a query has a granularity: bool."""
+        """Whether a query has a granularity: bool."""
         return self.parts.weights_BK > 0
 
     def take(self, rows: Array) -> ScoreCache:
-        """Some of the queries."""
+        """The cache for some of the queries."""
         at = torch.as_tensor(rows)
         per_query = (self.pool_QP, self.scores_QKP, self.targets_QP, self.whole_Q)
         kept = [tensor[at] for tensor in per_query]
@@ -75,16 +77,18 @@ class ScoreCache:
 
     @torch.inference_mode()
     def lists(self, weights_QK: Tensor, length: int) -> tuple[Lists, int]:
-        """The lists under weights ≥ 0, zero where missing, and how many queries the whole catalogue was ranked for."""
+        """The lists for weights ≥ 0 (zero if missing), and the number of queries ranked over the
+        catalogue.
+        """
         scored_QP = torch.bmm(weights_QK[:, None], self.scores_QKP)[:, 0]
         bound_Q, scored_QP = scored_QP[:, -1], scored_QP[:, :-1]
         size = min(length, scored_QP.shape[1])
         top_QL, places_QL = scored_QP.topk(min(size + 1, scored_QP.shape[1]), dim=1)
         gap_QL = top_QL[:, :-1] - top_QL[:, 1:]
-        close_Q = ((gap_QL > 0) & (gap_QL <= _ROUNDING * top_QL[:, :1].abs())).any(1)  # the sum's order might decide
+        close_Q = ((gap_QL > 0) & (gap_QL <= _ROUNDING * top_QL[:, :1].abs())).any(1)  # the order of the sum may decide
         places_QL = places_QL[:, :size]
         tied_Q = (gap_QL == 0).any(1)
-        if tied_Q.any():  # topk orders equals anyhow
+        if tied_Q.any():  # topk breaks ties arbitrarily
             places_QL[tied_Q] = scored_QP[tied_Q].argsort(dim=1, descending=True, stable=True)[:, :size]
         items_QL = np.full((len(self), length), -1, dtype=np.int32)
         hits_QL = np.zeros((len(self), length), dtype=bool)
@@ -98,7 +102,7 @@ class ScoreCache:
         return Lists(items_QL, hits_QL), len(open_q)
 
     def _ranked(self, rows_q: Tensor, weights_qK: Tensor, length: int) -> tuple[Array, Array]:
-        """The lists of some queries over the whole catalogue, as the evaluation makes them."""
+        """Rank the whole catalogue for some queries, as the evaluation does."""
         found = []
         step = max(1, _CHUNK_SCORES // len(self.item_vectors_ND))
         for part in (slice(start, start + step) for start in range(0, len(rows_q), step)):
@@ -116,9 +120,10 @@ class ScoreCache:
 
 @torch.inference_mode()
 def build_cache(frozen: FrozenModel, queries: Queries, exclude_seen: bool, best: int) -> ScoreCache:
-    """Score every granularity alone for queries whose targets count, and keep its ``best`` items of each.
+    """Score every granularity alone for queries whose targets count, and keep the ``best`` items of
+    each.
 
-    Memory: 8 bytes × (granularities + 1) × best × granularities a query at most.
+    Memory: at most 8 bytes × (granularities + 1) × best × granularities per query.
     """
     num_items, num_granularities = len(frozen.item_vectors_ND), len(frozen.names)
     order_N = torch.from_numpy(tie_order(num_items)).long().argsort()
@@ -142,7 +147,7 @@ def build_cache(frozen: FrozenModel, queries: Queries, exclude_seen: bool, best:
 def _pool(
     scores_qKN: Tensor, present_qK: Tensor, asked: Queries, exclude_seen: bool, best: int, order_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Items, scores with the bound behind, and whether nothing was left out."""
+    """Items, scores followed by the bound, and whether no item was left out."""
     allowed_qN = torch.zeros(len(asked), scores_qKN.shape[2])
     if exclude_seen:
         mask_seen(allowed_qN, asked)
@@ -167,7 +172,7 @@ def _pool(
 
 
 def _widen(part: tuple[Tensor, Tensor, Tensor], longest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A chunk with pools of the length of the longest one."""
+    """Pad the pools of a chunk to the length of the longest one."""
     pool_qP, scores_qKP, whole_q = part
     more = longest - pool_qP.shape[1]
     scores_qKP = torch.cat([pad(scores_qKP[:, :, :-1], (0, more), value=_NEVER), scores_qKP[:, :, -1:]], dim=2)
@@ -176,20 +181,23 @@ def _widen(part: tuple[Tensor, Tensor, Tensor], longest: int) -> tuple[Tensor, T
 
 @dataclass(frozen=True)
 class ListMeter:
-    """Coverage, novelty and diversity of lists, fast: what :func:`~recsys.evaluation.metrics.list_metrics` says."""
+    """Coverage, novelty and diversity, a fast version of
+    :func:`~recsys.evaluation.metrics.list_metrics`.
+    """
 
     counts_N: Array  # training events
-    unit_ND: Tensor  # item vectors of length one, and a row of zeros behind for empty places
+    unit_ND: Tensor  # unit item vectors, then a row of zeros for empty positions
     length_N: Tensor  # 1, or 0 for a vector of zeros
 
     @staticmethod
     def of(frozen: FrozenModel, counts_N: Array) -> ListMeter:
+        """A meter for a model and the training events per item."""
         unit_ND = pad(normalize(frozen.item_vectors_ND.detach().cpu().float(), dim=1, eps=1e-30), (0, 0, 0, 1))
         return ListMeter(counts_N, unit_ND, (unit_ND != 0).any(1).float())
 
     @torch.inference_mode()
     def __call__(self, items_QL: Array) -> dict[str, float]:
-        """The means over queries, by kind."""
+        """The means over queries, by name."""
         length = items_QL.shape[1]
         return {
             "coverage": coverage_of(exposure(items_QL, len(self.counts_N), length)),
@@ -198,7 +206,9 @@ class ListMeter:
         }
 
     def _diversity(self, items_QL: Array) -> Tensor:
-        """1 − mean cosine of the pairs of a list, by Σ_{i≠j} cos = ‖Σ v‖² − Σ ‖v‖²; 0 for lists of fewer than two."""
+        """1 − mean cosine of the pairs in a list, from Σ_{i≠j} cos = ‖Σ v‖² − Σ ‖v‖²; 0 for fewer
+        than two items.
+        """
         places_QL = torch.from_numpy(items_QL).long()
         listed_QL = places_QL >= 0
         places_QL = torch.where(listed_QL, places_QL, len(self.unit_ND) - 1)

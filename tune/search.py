@@ -1,5 +1,5 @@
-"""The searcher that Ray Tune asks for every trial: it hands out the plan's, writes down what becomes of them, and looks
-after those that run.
+"""The searcher for Ray Tune: it hands out the trials of the plan, records their results, and
+watches them.
 """
 
 from __future__ import annotations
@@ -27,40 +27,49 @@ from tune.slots import Slots
 from tune.trial import Task, forget_checkpoints, settings_of
 
 VALUES: Final = "valid.npy"
-_MOST_HAND_OUTS: Final = 5  # of one trial that no process takes
-_LOOK_S: Final = 1.0  # between two looks at the running trials
-_AWAY_S: Final = 60.0  # without a look: the driver itself stood still, and its trials may have waited for it
+_MOST_HAND_OUTS: Final = 5  # attempts to hand out one trial that no process takes
+_LOOK_S: Final = 1.0  # seconds between two checks of the running trials
+_AWAY_S: Final = 60.0  # seconds without a check: the driver itself was stopped, and trials may have waited for it
 
 
 class Watch(Protocol):
-    """Who wants to know: progress lines, tracking."""
+    """Receives the events of trials: for progress lines and tracking."""
 
-    def started(self, trial: Trial, config: Config) -> None: ...
+    def started(self, trial: Trial, config: Config) -> None:
+        """A trial has started."""
+        ...
 
-    def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None: ...
+    def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
+        """A trial has validated an epoch."""
+        ...
 
-    def ended(self, trial: Trial) -> None: ...
+    def ended(self, trial: Trial) -> None:
+        """A trial has ended."""
+        ...
 
-    def said(self, words: str) -> None: ...
+    def said(self, words: str) -> None:
+        """There is a message for the user."""
+        ...
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where trials find the dataset and leave their files."""
+    """The paths of the dataset and of the trials' files."""
 
     dataset: str
     folder: Path  # RUN/trials
 
     def of(self, trial: Trial) -> Path:
+        """The folder of a trial."""
         return self.folder / trial.name
 
 
 class PlannedSearch(Searcher):
-    """Hands the plan's trials to Tune and writes what becomes of them into the ledger.
+    """Hands the plan's trials to Tune and records their results in the ledger.
 
-    It also looks after them (:meth:`look`), as Tune asks its scheduler in every step. Two things that Tune leaves
-    undone: it drops a trial, without a word to its searcher, when the process that is to be used again is still ending
-    the trial before; and it waits without end for a process that does nothing.
+    It also watches them (:meth:`look`), because Tune calls its scheduler in every step. Tune has
+    two gaps: it drops a trial without telling its searcher if the process that should be reused is
+    still ending the trial before; and it waits forever for a process that hangs.
     """
 
     def __init__(self, plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
@@ -69,24 +78,28 @@ class PlannedSearch(Searcher):
         self.pulse = Pulse(plan.config.tune.silent_s, beats=slots.workers == 1)
         self.controller: Any = None
         self.looked = 0.0
-        self.handed_out: Counter[str] = Counter()  # by our name
+        self.handed_out: Counter[str] = Counter()  # by our name of the trial
         self.plan, self.place, self.slots, self.watch = plan, place, slots, watch
         self.ledger: Ledger = plan.ledger
         self.running: dict[str, Trial] = {}  # by Tune's id
-        self.errors: dict[str, str] = {}  # of those that could not report it themselves
-        self.taken: dict[str, int] = {}  # the last report of each that is written down
+        self.errors: dict[str, str] = {}  # reasons of trials that could not report them
+        self.taken: dict[str, int] = {}  # the last recorded report of each trial
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its searcher for a restore that the ledger makes needless
+        return {}  # Tune pickles its searcher to restore it; the ledger does this instead
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
+        """Accept what Tune sets."""
         return True
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """Say that ``suggest`` keeps the bound itself; Tune's own counts a trial that it dropped for good."""
+        """Tell Tune that ``suggest`` limits concurrency; Tune's own limit counts dropped trials
+        forever.
+        """
         return True
 
     def suggest(self, trial_id: str) -> Any:
+        """The next trial of the plan as settings for Tune."""
         self._take_back()
         if len(self.running) >= self.slots.concurrent:
             return None
@@ -115,7 +128,7 @@ class PlannedSearch(Searcher):
             return settings_of(task)
 
     def look(self, controller: Any) -> None:
-        """End the trials that give no sign of life; say which ones wait for a process."""
+        """End the trials without a heartbeat; report which ones wait for a process."""
         self.controller, now = controller, time.monotonic()
         if now - self.looked < _LOOK_S:
             return
@@ -137,11 +150,11 @@ class PlannedSearch(Searcher):
         trial = self.running[trial_id]
         silent_s = self.plan.config.tune.silent_s
         self.errors[trial_id] = (
-            f"no sign of life for {seconds:.0f} s, so its process was ended; if it only needs more time, raise "
+            f"no heartbeat for {seconds:.0f} s, so its process was ended; if it only needs more time, raise "
             f"tune.silent_s (now {silent_s:g})"
         )
-        self.watch.said(f"trial {trial.name} gives no sign of life since {seconds:.0f} s: it is ended")
-        ray.kill(process)  # Tune sees that the process is gone, as with any that dies
+        self.watch.said(f"trial {trial.name} has had no heartbeat for {seconds:.0f} s and is ended")
+        ray.kill(process)  # Tune notices the end of the process
 
     def _say_that_it_waits(self, trial_id: str) -> None:
         seconds = self.pulse.waits(trial_id)
@@ -152,30 +165,32 @@ class PlannedSearch(Searcher):
             f"{name} {value:g} (free: {free.get(name, 0):g})" for name, value in self.slots.resources.items()
         )
         name = self.running[trial_id].name
-        self.watch.said(f"trial {name} waits for a process since {seconds:.0f} s; it needs {needs}")
+        self.watch.said(f"trial {name} has waited for a process for {seconds:.0f} s; it needs {needs}")
 
     def _take_back(self) -> None:
-        """What Tune dropped is handed out again, by the plan, under its number."""
+        """Let the plan hand out the trials again that Tune dropped, under the same numbers."""
         for theirs in self.controller.get_trials() if self.controller is not None else ():
             trial = self.running.get(theirs.trial_id)
             if trial is None or theirs.status not in ("ERROR", "TERMINATED"):
                 continue
             self.pulse.end(theirs.trial_id)
             if self.handed_out[trial.name] >= _MOST_HAND_OUTS:
-                self.errors[theirs.trial_id] = f"no process took it, {_MOST_HAND_OUTS} times"
+                self.errors[theirs.trial_id] = f"no process took it in {_MOST_HAND_OUTS} attempts"
                 self.on_trial_complete(theirs.trial_id, error=True)
             else:
                 del self.running[theirs.trial_id]
                 self.watch.said(f"trial {trial.name}: the process of the trial before is not free yet; it gets another")
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Record a report of a trial."""
         self.pulse.sign(trial_id)
         self._take(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Record the end of a trial."""
         trial = self.running[trial_id]
         if result:
-            self._take(trial_id, result)  # of the report that stopped it Tune tells here alone
+            self._take(trial_id, result)  # Tune gives the report that stopped it only here
         if trial.state == "running" and error:
             reason = self.errors.get(trial_id, "Ray could not run it")
             self.ledger.end(trial, "failed", reason=reason, blame="program")
@@ -183,12 +198,12 @@ class PlannedSearch(Searcher):
             self.ledger.end(trial, "stopped", seconds=training_seconds(trial))
         del self.running[trial_id]
         self.pulse.end(trial_id)
-        if self.slots.workers == 1:  # others may still be writing
+        if self.slots.workers == 1:  # with several workers, others may still be writing
             forget_checkpoints(self.place.of(trial))
         self.watch.ended(trial)
 
     def note_error(self, theirs: Any) -> None:
-        """Keep what Ray says of a trial that died; it tells its scheduler first."""
+        """Keep Ray's error of a trial that died; Tune gives it to the scheduler first."""
         error = theirs.get_pickled_error() or theirs.get_error()
         if theirs.trial_id in self.errors:
             return
@@ -199,13 +214,14 @@ class PlannedSearch(Searcher):
             self.errors[theirs.trial_id] = f"{type(error).__name__}: {''.join(last)}"
 
     def save(self, checkpoint_path: str) -> None:
+        """Do nothing; the ledger has everything."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """The ledger has everything."""
+        """Do nothing; the ledger has everything."""
 
     def _take(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Write down what a trial reports, once."""
+        """Record each report of a trial once."""
         trial, state = self.running[trial_id], result.get("state")
         if result["training_iteration"] <= self.taken.get(trial_id, 0) or trial.state != "running":
             return
@@ -223,7 +239,7 @@ class PlannedSearch(Searcher):
 
 
 def task_of(plan: Plan, trial: Trial, config: Config, place: Place, slots: Slots, pulse: str = "") -> Task:
-    """What a trial is to do; its folder is there then."""
+    """The task of a trial; creates its folder."""
     folder = place.of(trial)
     folder.mkdir(parents=True, exist_ok=True)
     run = config.run.model_copy(update={"dir": str(folder)})
@@ -236,5 +252,5 @@ def task_of(plan: Plan, trial: Trial, config: Config, place: Place, slots: Slots
 
 
 def training_seconds(trial: Trial) -> float:
-    """How long the epochs of a trial took."""
+    """Seconds that the epochs of a trial took."""
     return round(sum(float(report.get("seconds") or 0.0) for report in trial.history.values()), 2)

@@ -1,6 +1,7 @@
-"""How many trials run at once, and what each takes: never more than the cluster has.
+"""How many trials run at once, and the resources of each; never more than the cluster has.
 
-Why: Ray would let a trial wait for resources that its own workers hold, in silence and without end.
+Why: otherwise Ray lets a trial wait forever, without a message, for resources that its own workers
+hold.
 """
 
 from __future__ import annotations
@@ -15,46 +16,47 @@ from recsys.config import Config
 from recsys.errors import ConfigError
 from recsys.training.threads import asked_threads, fastest_threads, usable_threads
 
-_WRAPPER_BYTES = 100_000_000  # a trial that wraps a trainer asks for memory and no CPU, which its workers need
+_WRAPPER_BYTES = 100_000_000  # a trial that wraps a trainer reserves memory and leaves the CPUs to its workers
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The share of a trial."""
+    """The number of concurrent trials, and the resources of each."""
 
     concurrent: int
-    cpus: int  # of a trial, over all its workers
+    cpus: int  # per trial, over all its workers
     workers: int
     threads: int
     use_gpu: bool
-    words: str  # for the progress lines
+    words: str  # description for the progress lines
 
     @property
     def resources(self) -> dict[str, float]:
-        """What Ray Tune reserves for a trial."""
+        """The resources that Ray Tune reserves for a trial."""
         if self.workers > 1:
             return {"memory": _WRAPPER_BYTES}
         return {"CPU": self.cpus, **({"GPU": 1} if self.use_gpu else {})}
 
 
 def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest: int = 0) -> Slots:
-    """Divide a cluster's CPUs and GPUs. A CPU is kept free for the driver where a trial leaves one.
+    """Divide a cluster's CPUs and GPUs among trials. If possible, one CPU is kept free for the
+    driver.
 
     Parameters
     ----------
     config : Config
-        what is asked for.
+        The requested workers, threads and concurrency.
     cluster : dict[str, float]
-        resources of all nodes.
+        Resources of all nodes.
     node_cpus : int
-        those of the smallest node.
+        CPUs of the smallest node.
     fastest : int
-        threads with which a trial of one process is as fast as with more; 0: unknown.
+        Number of threads beyond which a trial of one process does not get faster; 0: unknown.
 
     Raises
     ------
     ConfigError
-        a trial, or ``tune.concurrent`` of them, does not fit.
+        A trial, or ``tune.concurrent`` trials, do not fit.
     """
     total, gpus = int(cluster.get("CPU", 0)), int(cluster.get("GPU", 0))
     workers, tune = config.train.num_workers, config.tune
@@ -68,7 +70,7 @@ def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest
     limit = total // cpus if not use_gpu else min(total // cpus, gpus // workers)
     if limit < 1:
         key = "train.num_workers" if workers > 1 else "tune.cpus"
-        raise ConfigError(f"a trial takes {cpus} CPUs, but the cluster has {total}; lower {key}")
+        raise ConfigError(f"a trial needs {cpus} CPUs, but the cluster has {total}; lower {key}")
     if tune.concurrent > limit:
         raise ConfigError(
             f"tune.concurrent: {tune.concurrent} trials of {cpus} CPUs{' and a GPU a worker' if use_gpu else ''} do "
@@ -77,15 +79,17 @@ def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest
     roomy = min(limit, max(1, (total - 1) // cpus))
     concurrent = tune.concurrent or roomy
     how = "one trial after another" if concurrent == 1 else f"{concurrent} trials at once"
-    kept = "" if tune.concurrent or total < (concurrent + 1) * cpus else ", and one is kept for the driver"
+    kept = "" if tune.concurrent or total < (concurrent + 1) * cpus else ", one is kept free for the driver"
     on = f" and {'a GPU' if workers == 1 else f'{workers} GPUs'}" if use_gpu else ""
-    words = f"{how}: the cluster has {total} CPUs, a trial takes {cpus}{on}{kept}"
+    words = f"{how}: the cluster has {total} CPUs, a trial uses {cpus}{on}{kept}"
     threads = config.train.threads or min(cpus, fastest or cpus)
     return Slots(concurrent, cpus, workers, threads, use_gpu, words)
 
 
 def slots_of_cluster(config: Config, num_items: int, say: Callable[[str], None]) -> Slots:
-    """:func:`share_out` for the connected cluster; ``say`` is told how many threads are the fastest."""
+    """:func:`share_out` for the connected cluster; ``say`` gets a line on the best number of
+    threads.
+    """
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
     smallest = min((number for number in cpus if number > 0), default=1)

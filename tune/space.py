@@ -1,16 +1,17 @@
-"""The search space: dotted paths of the configuration with the values that a sweep tries, read from YAML.
+"""The search space: dotted paths of the configuration with the values that a sweep tries, read from
+YAML.
 
 A file maps paths to values::
 
-    model.fusion.kind: weighted                              # one value, for every trial but the first
-    model.width: [64, 128]                                   # a choice, short for {choice: [64, 128]}
-    train.lr: {loguniform: [3.0e-3, 3.0e-2]}
-    model.granularities.social.weight: {uniform: [0, 1], step: 0.05}
-    model.granularities.collaborative.layers: {int: [2, 6]}   # both ends are tried; logint: small ones more often
+    model.fusion.kind: weighted                              # one value, for every trial except the
+    first model.width: [64, 128]                                   # a choice, short for {choice:
+    [64, 128]} train.lr: {loguniform: [3.0e-3, 3.0e-2]} model.granularities.social.weight: {uniform:
+    [0, 1], step: 0.05} model.granularities.collaborative.layers: {int: [2, 6]}   # with both ends;
+    logint prefers small values
 
-Why so strict: a sweep costs hours, and a path with a typo or a range that leaves the valid values would be found by the
-trial that draws it. So every value and both ends of every range are built into the typed configuration before anything
-starts.
+Why so strict: a sweep takes hours, and only the trial that draws it would find a mistyped path or
+an invalid end of a range. So every value and both ends of every range are validated as a
+configuration before anything starts.
 """
 
 from __future__ import annotations
@@ -30,23 +31,25 @@ from recsys.errors import ConfigError, choices
 Kind = Literal["choice", "uniform", "loguniform", "int", "logint"]
 SHIPPED: Final = Path(__file__).parent / "spaces"
 _KINDS: Final = get_args(Kind)
-_SECTIONS: Final = ("model", "train")  # all that a training reads besides the dataset and the seed
+_SECTIONS: Final = ("model", "train")  # the sections that a training reads, besides the dataset and the seed
 _REFUSED: Final = {
     "train.metric": "trials are compared by it",
     "train.refit": "trials are chosen before the refit",
-    "train.num_workers": "it is how much a trial takes, not what it learns",
-    "train.use_gpu": "it is how much a trial takes, not what it learns",
-    "train.threads": "it is how much a trial takes, not what it learns",
-    "train.max_failures": "it changes nothing that is learned",
-    "train.checkpoint_steps": "it changes nothing that is learned",
-    "train.window_events": "it changes nothing that is learned but the order of the events",
+    "train.num_workers": "it changes the resources of a trial, not the model",
+    "train.use_gpu": "it changes the resources of a trial, not the model",
+    "train.threads": "it changes the resources of a trial, not the model",
+    "train.max_failures": "it does not change the model",
+    "train.checkpoint_steps": "it does not change the model",
+    "train.window_events": "it only changes the order of the events",
 }
-_FRACTION: Final = 0.3819660113  # of a range: a value that is no round number, where a whole one may be needed
+_FRACTION: Final = 0.3819660113  # position in a range that gives no round number, to test for integers
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One path and its values: a choice's in ``options``, a range's from ``low`` to ``high``, both included."""
+    """One path and its values: ``options`` of a choice, or a range from ``low`` to ``high``, both
+    included.
+    """
 
     path: str
     kind: Kind
@@ -56,7 +59,7 @@ class Dimension:
     step: float | None = None
 
     def probes(self) -> list[Any]:
-        """The values that must be valid for all to be: every option, or both ends and one between."""
+        """The values to validate: every option, or both ends of a range and one value between."""
         if self.kind == "choice":
             return list(self.options)
         if self.kind in ("int", "logint"):
@@ -83,39 +86,41 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """What a sweep varies and what it fixes; paths in the order of the files."""
+    """The paths that a sweep varies and those that it fixes, in the order of the files."""
 
     dimensions: tuple[Dimension, ...]
     fixed: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, config: Config, params: Mapping[str, Any]) -> Config:
-        """The configuration with the fixed values and the trial's.
+        """The configuration with the fixed values and those of a trial.
 
         Raises
         ------
         ConfigError
-            values that are valid alone but not together.
+            The values are valid alone but not together.
         """
         return with_values(config, {**self.fixed, **params})
 
     def values_of(self, config: Config) -> dict[str, Any]:
-        """What the configuration has at the paths of the dimensions."""
+        """The values of the configuration at the paths of the dimensions."""
         tree = config.model_dump(mode="json")
         return {dimension.path: _at(tree, dimension.path) for dimension in self.dimensions}
 
     def holds(self, config: Config) -> bool:
-        """Whether the configuration is one that a trial may draw."""
+        """Whether the configuration is in the search space."""
         tree, values = config.model_dump(mode="json"), self.values_of(config)
         fixed = all(_same(_at(tree, path), value) for path, value in self.fixed.items())
         return fixed and all(values[dimension.path] in dimension for dimension in self.dimensions)
 
     def highest(self, path: str, otherwise: int) -> int:
-        """The largest whole number that a path may take; ``otherwise`` where the space leaves it alone."""
+        """The largest integer that a path may take; ``otherwise`` if the space does not have the
+        path.
+        """
         found = [dimension for dimension in self.dimensions if dimension.path == path]
         return int(max(found[0].probes())) if found else int(self.fixed.get(path, otherwise))
 
     def describe(self) -> str:
-        """One line a path."""
+        """The space as text, one line per path."""
         rows = [(d.path, str(d)) for d in self.dimensions] + [(p, json.dumps(v)) for p, v in self.fixed.items()]
         width = max(len(path) for path, _ in rows)
         return "\n".join(f"{path:<{width}}  {values}" for path, values in rows)
@@ -127,8 +132,8 @@ def load_space(files: Sequence[str], config: Config) -> Space:
     Raises
     ------
     ConfigError
-        no file, a file that cannot be read, an unknown path or one that trials cannot vary, a malformed
-        range, a value that the configuration refuses; naming file, path and value.
+        A file is missing or unreadable, a path is unknown or cannot vary, a range is malformed, or
+        a value is invalid. The message names file, path and value.
     """
     if not files:
         raise ConfigError(
@@ -142,7 +147,7 @@ def load_space(files: Sequence[str], config: Config) -> Space:
         for written, value in _read(place).items():
             path = current_path(written)
             if path in found:
-                raise ConfigError(f"{place}: {path} is in {found[path]} as well; leave one of them out")
+                raise ConfigError(f"{place}: {path} is also in {found[path]}; remove one of them")
             found[path] = str(place)
             where = f"{place}: {path}"
             _check_path(config, path, where)
@@ -154,7 +159,7 @@ def load_space(files: Sequence[str], config: Config) -> Space:
             else:
                 dimensions.append(dimension)
     if not dimensions:
-        raise ConfigError(f"tune.space: {', '.join(files)} vary nothing; give at least one path several values")
+        raise ConfigError(f"tune.space: {', '.join(files)} vary nothing; give several values for at least one path")
     space = Space(tuple(dimensions), fixed)
     _check_rungs(space, config)
     return space
@@ -169,12 +174,12 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def preview(config: Config) -> str:
-    """What a sweep would try, for a dry run.
+    """Description of the trials for a dry run.
 
     Raises
     ------
     ConfigError
-        the space cannot be searched.
+        The space is invalid.
     """
     space = load_space(config.tune.space, config)
     return f"{config.tune.trials} trials over:\n{space.describe()}"
@@ -189,7 +194,7 @@ def _find(name: str) -> Path:
     if not Path(name).is_file() and "/" not in name and shipped.is_file():
         return shipped
     if not Path(name).is_file():
-        raise ConfigError(f"tune.space: {name} does not exist; give a YAML file, or one of the shipped: {_shipped()}")
+        raise ConfigError(f"tune.space: {name} does not exist; give a YAML file, or a shipped space: {_shipped()}")
     return Path(name)
 
 
@@ -207,25 +212,27 @@ def _read(place: Path) -> dict[str, Any]:
         raise ConfigError(f"{place}: expected dotted paths with their values, got {_kind_of(tree)}")
     strange = [key for key in tree if not isinstance(key, str)]
     if strange:
-        raise ConfigError(f"{place}: {strange[0]!r} is no dotted path of the configuration, such as train.lr")
+        raise ConfigError(f"{place}: {strange[0]!r} is not a dotted path of the configuration, such as train.lr")
     return tree
 
 
 def _dimension(path: str, value: Any, where: str) -> Dimension:
-    """A path's values: one, a list of them, or a mapping of kind to values and perhaps ``step``."""
+    """The values of a path: one value, a list, or a mapping of kind to values with an optional
+    ``step``.
+    """
     if not isinstance(value, dict):
         return _choice(path, value if isinstance(value, list) else [value], where)
     kinds = [key for key in value if key in _KINDS]
     strange = [str(key) for key in value if key not in (*_KINDS, "step")]
     if len(kinds) != 1 or strange:
         raise ConfigError(
-            f"{where}: got {', '.join(map(str, value))}; expected one of {', '.join(_KINDS)}, and step beside uniform "
-            "or int"
+            f"{where}: got {', '.join(map(str, value))}; expected one of {', '.join(_KINDS)}, with an optional step "
+            "for uniform and int"
         )
     kind: Kind = kinds[0]
     if kind == "choice":
         if "step" in value:
-            raise ConfigError(f"{where}: a choice has no step; leave it out")
+            raise ConfigError(f"{where}: a choice has no step; remove it")
         return _choice(path, value[kind], where)
     low, high = _ends(value[kind], kind, where)
     return Dimension(path, kind, (), low, *_stepped(kind, low, high, value.get("step"), where))
@@ -239,12 +246,12 @@ def _choice(path: str, options: Any, where: str) -> Dimension:
         if isinstance(option, dict):
             raise ConfigError(f"{where}: {option} is a section; vary its keys, one path each")
         if any(_same(option, other) for other in plain[:place]):
-            raise ConfigError(f"{where}: {option!r} is there twice; leave one out")
+            raise ConfigError(f"{where}: {option!r} is given twice; remove one")
     return Dimension(path, "choice", plain)
 
 
 def _ends(value: Any, kind: Kind, where: str) -> tuple[float, float]:
-    """Both ends of a range."""
+    """Low and high end of a range."""
     expected = f"{where}: expected {kind}: [low, high] with low < high, got {value!r}"
     if not isinstance(value, list) or len(value) != 2:
         raise ConfigError(expected)
@@ -255,9 +262,9 @@ def _ends(value: Any, kind: Kind, where: str) -> tuple[float, float]:
     if not low < high:
         raise ConfigError(expected)
     if kind in ("int", "logint") and (int(low) != low or int(high) != high):
-        raise ConfigError(f"{where}: {kind} needs whole numbers, got {value!r}; use uniform for others")
+        raise ConfigError(f"{where}: {kind} needs whole numbers, got {value!r}; use uniform for other numbers")
     if kind in ("loguniform", "logint") and low <= 0:
-        raise ConfigError(f"{where}: {kind} needs a low end above 0, got {low:g}; use uniform or int from there")
+        raise ConfigError(f"{where}: {kind} needs a low end above 0, got {low:g}; use uniform or int instead")
     return float(low), float(high)
 
 
@@ -267,7 +274,7 @@ def _stepped(kind: Kind, low: float, high: float, step: Any, where: str) -> tupl
         return high, None
     step = _plain(step)
     if kind not in ("uniform", "int"):
-        raise ConfigError(f"{where}: {kind} has no step; leave it out, or list the values as a choice")
+        raise ConfigError(f"{where}: {kind} has no step; remove it, or list the values as a choice")
     if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step <= high - low:
         raise ConfigError(f"{where}: expected a step above 0 and up to {high - low:g}, got {step!r}")
     if kind == "int" and int(step) != step:
@@ -279,12 +286,12 @@ def _stepped(kind: Kind, low: float, high: float, step: Any, where: str) -> tupl
 
 
 def _check_path(config: Config, path: str, where: str) -> None:
-    """Refuse what is no key of the configuration, and keys that do not make one training differ from another."""
+    """Refuse unknown keys, and keys that do not change the training."""
     node: Any = config.model_dump(mode="json")
     for part in path.split("."):
         if not isinstance(node, dict) or part not in node:
-            known = choices(node) if isinstance(node, dict) else "none, it is a value"
-            raise ConfigError(f"{where}: unknown path; there is no {part!r}, valid keys there: {known}")
+            known = choices(node) if isinstance(node, dict) else "none, because it is a value"
+            raise ConfigError(f"{where}: unknown path; there is no key {part!r}, valid keys: {known}")
         node = node[part]
     section = path.split(".")[0]
     if section == "data":
@@ -293,11 +300,11 @@ def _check_path(config: Config, path: str, where: str) -> None:
             "and run a sweep on each"
         )
     if path == "seed":
-        raise ConfigError(f"{where}: is no setting to choose; tune.seeds says how many seeds the best trials get")
+        raise ConfigError(f"{where}: a seed cannot be chosen; set tune.seeds, the number of seeds for the best trials")
     if section not in _SECTIONS:
-        raise ConfigError(f"{where}: does not change what is trained; a sweep varies model.… and train.…")
+        raise ConfigError(f"{where}: does not change the training; a sweep varies model.… and train.…")
     if path in _REFUSED:
-        raise ConfigError(f"{where}: cannot be varied, as {_REFUSED[path]}; set it in the configuration")
+        raise ConfigError(f"{where}: cannot vary, because {_REFUSED[path]}; set it in the configuration")
     if isinstance(node, dict) and node and _is_section(config, path):
         raise ConfigError(f"{where}: is a section; vary its keys: {choices(node)}")
 
@@ -307,22 +314,23 @@ def _check_value(config: Config, path: str, value: Any, where: str) -> None:
         with_values(config, {path: value})
     except ConfigError as error:
         reason = str(error).split("\n", 1)[-1].strip()
-        whole = "; use int where only whole numbers are valid" if isinstance(value, float) and value % 1 else ""
+        whole = "; use int if only whole numbers are valid" if isinstance(value, float) and value % 1 else ""
         raise ConfigError(f"{where}: {value!r} is not valid: {reason}{whole}") from None
 
 
 def _check_rungs(space: Space, config: Config) -> None:
-    """Refuse to stop trials early by values that cannot be compared.
+    """Refuse early stopping if the values of trials cannot be compared.
 
-    While it trains, a learned or gated fusion leaves the fitted granularities out; a weighted one has them all along.
+    During the training, learned and gated fusion leave out the closed-form granularities, while
+    weighted fusion includes them.
     """
     kinds = [option for d in space.dimensions if d.path == "model.fusion.kind" for option in d.options]
     fitted = [name for name, section in config.model.granularities.enabled().items() if section.is_fitted]
     if config.tune.scheduler == "asha" and fitted and "weighted" in kinds:
         raise ConfigError(
             f"tune.space: model.fusion.kind varies between {', '.join(kinds)}, whose epochs cannot be compared: "
-            f"{', '.join(fitted)} counts in those of weighted alone; sweep weighted by itself, or set "
-            "tune.scheduler none"
+            f"{', '.join(fitted)} counts only in those of weighted; sweep weighted separately, or set tune.scheduler "
+            "none"
         )
 
 
@@ -341,7 +349,7 @@ def _at(tree: Mapping[str, Any], path: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML should have read it: ``3e-4`` is text to YAML 1.1.
+    """A value with numbers that YAML 1.1 reads as text, such as ``3e-4``.
 
     >>> _plain("3e-4"), _plain("gru"), _plain("12")
     (0.0003, 'gru', '12')
@@ -355,7 +363,7 @@ def _plain(value: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal as JSON: 1 and 1.0 are, 1 and true are not."""
+    """Whether two values are equal as JSON: 1 and 1.0 are, 1 and true are not."""
     if isinstance(one, bool) != isinstance(other, bool):
         return False
     return bool(one == other)

@@ -1,12 +1,12 @@
-"""The verb ``tune``: a search for better settings than the configuration has.
+"""The verb ``tune``: search for better settings than those of the configuration.
 
-``sweep`` trains many times on one prepared dataset and leaves in the run folder::
+``sweep`` trains many times on one prepared dataset and writes to the run folder::
 
-    trials/ledger.jsonl  everything that happened, see ``tune.ledger``; the same command goes on from it
+    trials/ledger.jsonl  all events, see ``tune.ledger``; the same command continues from it
     trials/NNN/          validation values of a finished trial, the traceback of a failed one
-    best.yaml            the best configuration, as `recsys run` takes it
+    best.yaml            the best configuration, for `recsys run`
     sweep.html           table and plots
-    best/                the run folder of the best model, trained with all data, tested once, registered
+    best/                run folder of the best model, trained again, tested once, registered
 """
 
 from __future__ import annotations
@@ -44,27 +44,29 @@ from tune.watching import Children, Lines
 
 
 def tune(config: Config, folder: RunFolder) -> None:
-    """Do what ``tune.search`` says."""
+    """Run the kind of search that ``tune.search`` names."""
     quiet()
     module, name = SEARCHES[config.tune.search].target.split(":")
     getattr(importlib.import_module(module), name)(config, folder)
 
 
 def sweep(config: Config, folder: RunFolder) -> None:
-    """Many trainings over a search space; the best one trained on all data, tested once and registered.
+    """Train many configurations of a search space; train the best one again, test it once and
+    register it.
 
     Raises
     ------
     ConfigError
-        the space cannot be searched, or the run folder is remote or holds another sweep.
+        The space is invalid, or the run folder is remote or holds another sweep.
     TrainingError
-        every trial failed, for reasons that lie in data or settings.
-        Unavailable: every trial failed otherwise.
+        Every trial failed because of data or settings.
+    Unavailable
+        Every trial failed for other reasons.
     """
     if is_remote(config.run.dir):
         raise ConfigError(
-            f"run.dir: {config.run.dir} is remote, but a sweep writes everything to disk before it counts; give a "
-            "local --run.dir (data.dir and tracking.uri may be remote)"
+            f"run.dir: {config.run.dir} is remote, but a sweep needs its ledger on a local disk; give a local "
+            "--run.dir (data.dir and tracking.uri may be remote)"
         )
     space = load_space(config.tune.space, config)
     Validator.of(config)
@@ -87,7 +89,7 @@ def sweep(config: Config, folder: RunFolder) -> None:
 
 
 def _begin(plan: Plan, dataset: PreparedDataset, folder: RunFolder) -> None:
-    """Write down what is searched, or check that it is what the folder's sweep searched."""
+    """Record what is searched, or check that the folder's sweep searched the same."""
     config = plan.config.model_dump(mode="json")
     read = {name: config[name] for name in ("seed", "model", "train")}
     read["train"] = {key: value for key, value in read["train"].items() if key not in ("threads", "use_gpu", "final")}
@@ -105,18 +107,18 @@ def _begin(plan: Plan, dataset: PreparedDataset, folder: RunFolder) -> None:
         if before.get(key) != now.get(key):
             raise ConfigError(
                 f"{folder.root} holds a sweep with another {key}: it was {before.get(key)!r}, is now {now.get(key)!r}; "
-                "start a new one with another --run.dir, or go on with what it was"
+                "start a new sweep with another --run.dir, or continue with the old value"
             )
 
 
 def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tracker) -> None:
-    """Run what is left of the trials."""
+    """Run the trials that are left."""
     progress, ledger = folder.progress, plan.ledger
     slots = slots_of_cluster(plan.config, dataset.num_items, progress)
     done = [trial for trial in ledger.trials.values() if trial.state != "running"]
     if ledger.trials:
         open_ones = len(ledger.trials) - len(done)
-        progress(f"going on: {len(done)} trials are done and stay so, {open_ones} interrupted")
+        progress(f"continuing: {len(done)} trials are done, {open_ones} were interrupted")
     progress(slots.words)
     progress(f"{plan.config.tune.trials} trials over:\n{plan.space.describe()}")
     tracker.log_dataset(dataset.manifest, dataset.root)
@@ -128,9 +130,9 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
         run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
     added = ledger.added_seconds()
     if added is not None:
-        progress(f"beside its training a trial took {added:.1f} s (median)")
+        progress(f"overhead per trial besides its training: {added:.1f} s (median)")
     if plan.exhausted:
-        progress(f"the space has only {len(ledger.searched())} combinations that differ; all were tried")
+        progress(f"the space has only {len(ledger.searched())} different combinations; all were tried")
     failed = [trial for trial in ledger.trials.values() if trial.state == "failed"]
     if not plan.standings():
         raise _all_failed(failed, folder)
@@ -139,18 +141,18 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
 
 
 def _close(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tracker) -> None:
-    """The table, best.yaml and what the sweep is worth against the configuration as it is."""
+    """Write the table, best.yaml, and the comparison with the given configuration."""
     progress, best, place = folder.progress, plan.best(), folder.root / "best.yaml"
     progress.plain("\n" + trial_table(plan) + "\n")
     write_atomically(place, best_yaml(plan, dataset.root, place))
-    progress(f"best: trial {best.trials[0].name}; its configuration is {place}")
+    progress(f"best: trial {best.trials[0].name}; its configuration is in {place}")
     progress(comparison_words(plan, folder.root))
     tracker.log_metrics({"sweep": {"best_value": best.mean, "trials": len(plan.ledger.searched())}})
     tracker.set_tags({"sweep.best": best.trials[0].name})
 
 
 def _train_best(config: Config, tracker: Tracker) -> None:
-    """Train the winner as `recsys run` does, in a run folder of its own."""
+    """Train the best configuration in its own run folder, as ``recsys run`` does."""
     with open_run(config, "run") as folder, tracked(config, folder, fresh=True) as own:
         if own.enabled:
             own.set_tags({"mlflow.parentRunId": tracker.run_id, "sweep.trial": "best"})
@@ -158,7 +160,7 @@ def _train_best(config: Config, tracker: Tracker) -> None:
 
 
 def _finish_best(config: Config, tracker: Tracker) -> dict[str, Any]:
-    """Test the winner, the only time that the sweep reads the test part, and register it."""
+    """Test the best model, the only time that the sweep reads the test split, and register it."""
     with open_run(config, "evaluate") as folder, tracked(config, folder):
         metrics = evaluate(config, folder)
         registered = register(config, folder)
@@ -168,7 +170,7 @@ def _finish_best(config: Config, tracker: Tracker) -> dict[str, Any]:
 
 
 def _report(plan: Plan, folder: RunFolder, tracker: Tracker) -> None:
-    """sweep.html, and what belongs to the tracked run."""
+    """Write sweep.html and log the sweep to MLflow."""
     page = folder.root / "sweep.html"
     render_sweep(page, plan, folder.root)
     for path in (page, plan.ledger.path, folder.root / "best.yaml"):
@@ -187,11 +189,11 @@ def _all_failed(failed: list[Trial], folder: RunFolder) -> Exception:
     message = f"every trial failed:\n{_reasons(failed)}"
     if all(trial.blame == "user" for trial in failed):
         return TrainingError(f"{message}\nfix the configuration or the space")
-    return Unavailable(f"{message}\nwhat a program raised is in {folder.root / 'trials'}/NNN/error.txt")
+    return Unavailable(f"{message}\nthe tracebacks are in {folder.root / 'trials'}/NNN/error.txt")
 
 
 def _reasons(failed: list[Trial]) -> str:
-    """One line a reason, with the trials that failed for it."""
+    """One line per reason, with its failed trials."""
     reasons: dict[str, list[str]] = {}
     for trial in failed:
         reasons.setdefault(trial.reason or trial.state, []).append(trial.name)

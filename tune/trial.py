@@ -1,11 +1,14 @@
-"""One trial: the real training loop with one configuration, in one process or on the workers of Ray Train.
+"""One trial: the normal training loop with one configuration, in one process or on workers of Ray
+Train.
 
-Why two ways: a trial that fits one process runs the loop itself, in a process that the next trial finds warm (half a
-second a trial); one of several workers wraps the trainer (fifteen seconds and more). The loop knows neither.
+Why two ways: a trial that fits one process runs the loop itself, in a process that the next trial
+reuses (overhead half a second); a trial of several workers wraps the trainer (fifteen seconds or
+more). The loop is the same.
 
-A trial reports every validated epoch: ``epoch``, ``value`` (the validation metric), ``best`` so far and ``history``,
-what the loop said of the epochs since the report before; last ``state`` with ``value``, or with ``reason`` and
-``blame``. What goes wrong in a trial is a report, too: a sweep outlives its trials.
+A trial reports every validated epoch: ``epoch``, ``value`` (the validation metric), ``best`` so far
+and ``history`` (the loop's reports since the last one). Its last report has ``state`` with
+``value``, or with ``reason`` and ``blame``. An error in a trial is also a report, so that the sweep
+continues.
 """
 
 from __future__ import annotations
@@ -42,34 +45,36 @@ from recsys.training.context import Report, TrainContext
 from recsys.training.phases import fit
 from tune.alive import beating
 
-MAX_VALUES: Final = 20_000  # validation queries whose values a trial hands over, for paired comparisons
-STOP_PATIENCE_S: Final = 300.0  # how long a stopped training of several workers may take to reach its next epoch
-_END_PATIENCE_S: Final = "60"  # how long Tune waits for a stopped trial before its process takes the next; Ray's own: 2
+MAX_VALUES: Final = 20_000  # validation queries whose values a trial returns, for paired comparisons
+STOP_PATIENCE_S: Final = 300.0  # seconds for a stopped training of several workers to reach its next epoch
+_END_PATIENCE_S: Final = "60"  # seconds that Tune waits for a stopped trial to end; Ray's default is 2
 _CHECKPOINT: Final = "checkpoint-"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a trial is to do; plain values, as they travel to another process."""
+    """The task of a trial; plain values, because it is sent to another process."""
 
     number: int
     repeat: int
-    config: dict[str, Any]  # of the trial; the seed is the trial's
+    config: dict[str, Any]  # of the trial, with its seed
     dataset: str  # the prepared dataset that all trials read
-    folder: str  # for checkpoints; "" where the driver's folder is not this machine's
+    folder: str  # for checkpoints; "" if the trial may run on another machine
     threads: int
     use_gpu: bool
-    best: float | None = None  # of the epochs that an interrupted trial has reported
-    pulse: str = ""  # the key of its signs of life, see tune.alive
-    until: float | None = None  # seconds since 1970 at which it is to end with what it has
+    best: float | None = None  # best value that an interrupted trial has reported
+    pulse: str = ""  # the key of its heartbeats, see tune.alive
+    until: float | None = None  # seconds since 1970 at which it ends itself with its results so far
 
 
 def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
-    """Train in this process, report as described above, never raise what the training raises.
+    """Train in this process and report as described above; exceptions of the training become
+    reports.
 
-    Goes on from the trial's last checkpoint where there is one. ``report`` may raise ``SystemExit`` to stop it.
+    Continues from the trial's last checkpoint if there is one. ``report`` may raise ``SystemExit``
+    to stop the trial.
     """
-    gc.collect()  # the model of one trial is not kept through the next; here, as Tune waits for the end of a thread
+    gc.collect()  # frees the model of the trial before, which ran in the same process
     started = time.perf_counter()
     try:
         config = Config.model_validate(task.config)
@@ -83,7 +88,7 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
                 _keep_checkpoint(checkpoint, folder)
 
         def tell(values: Report, checkpoint: Path | None) -> None:
-            epochs(values)  # first: an epoch behind a checkpoint is never reported again
+            epochs(values)  # first: an epoch before a checkpoint is never reported again
             keep(checkpoint)
 
         device = torch.device("cuda" if task.use_gpu else "cpu")
@@ -100,15 +105,16 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 
 
 class Epochs:
-    """Turns the loop's report of every epoch into a trial's report of every validated one."""
+    """Turns the loop's reports of epochs into a trial's reports of validated epochs."""
 
     def __init__(self, metric: str, report: Callable[[dict[str, Any]], Any], best: float | None = None) -> None:
         self.metric, self.report, self.best = metric, report, best
-        self.waited = 0.0  # seconds until reports were taken, which are not the training's
+        self.waited = 0.0  # seconds that reports waited for the driver; not part of the training time
         self.waiting: list[Report] = []
 
     def __call__(self, values: Report) -> None:
-        if "epoch" not in values:  # a note of the trainer's
+        """Collect a report; pass on a validated epoch."""
+        if "epoch" not in values:  # a note of the trainer
             return
         self.waiting.append(values)
         if self.metric not in values:
@@ -122,7 +128,7 @@ class Epochs:
 
 
 def finished(model: FrozenModel, dataset: PreparedDataset, validate: Validator, seconds: float) -> dict[str, Any]:
-    """The last report of a training: the metric of the model as it came out, on every validation query."""
+    """The last report of a training: the metric of the resulting model on every validation query."""
     values_B = np.concatenate(
         [validate(model, shard.queries(Split.VALID)) for shard in dataset.shards() if len(shard.queries(Split.VALID))]
     )
@@ -142,7 +148,7 @@ def failed(error: Exception) -> dict[str, Any]:
 
 
 def train_in_process(settings: Mapping[str, Any]) -> None:
-    """Trainable of Ray Tune: a plain function, so that its process serves the next trial as well."""
+    """Trainable of Ray Tune: a plain function, so that the next trial can reuse its process."""
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _END_PATIENCE_S)
     task = read_task(settings)
     with beating(task.pulse):
@@ -152,22 +158,27 @@ def train_in_process(settings: Mapping[str, Any]) -> None:
 class WorkersTrial(ray.tune.Trainable):
     """Trainable of Ray Tune around Ray Train, for trials of several workers.
 
-    Why a class: a trial that is stopped early must end its training in order, or the workers' resources stay taken
-    (Ray Train's own cleaner needs the dashboard). ``cleanup`` is where Tune waits for that.
+    Why a class: a trial that is stopped early must end its training cleanly, or the resources of
+    its workers stay reserved (Ray Train's own cleaner needs the dashboard). Tune waits for
+    ``cleanup``.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
+        """Start the training in a thread."""
         self.reports: queue.Queue[dict[str, Any]] = queue.Queue()
         self.stopping = threading.Event()
         self.training = threading.Thread(target=self._train, args=(read_task(config),), daemon=True, name="training")
         self.training.start()
 
     def step(self) -> dict[str, Any]:
+        """Wait for the next report."""
         found = self.reports.get()
         return {**found, "done": True} if "state" in found else found
 
     def cleanup(self) -> None:
-        """Let the workers end at their next epoch, and wait until Ray Train has given everything back."""
+        """Let the workers end at their next epoch, and wait until Ray Train has released all
+        resources.
+        """
         self.stopping.set()
         self.training.join(STOP_PATIENCE_S)
 
@@ -177,7 +188,7 @@ class WorkersTrial(ray.tune.Trainable):
         started = time.perf_counter()
         try:
             config = Config.model_validate(task.config)
-            config.run.resume = True  # where the sweep was killed
+            config.run.resume = True  # continues if the sweep was killed
             dataset, validate = PreparedDataset(task.dataset), Validator.of(config)
             epochs = Epochs(config.train.metric, self.reports.put, task.best)
             result = train_on_ray(config, dataset, validate, epochs, stop=self.stopping)
@@ -189,19 +200,19 @@ class WorkersTrial(ray.tune.Trainable):
 
 
 def forget_checkpoints(folder: Path) -> None:
-    """Remove what only an interrupted trial needs."""
+    """Remove the checkpoints, which only an interrupted trial needs."""
     for left in (*folder.glob(f"{_CHECKPOINT}*"), *folder.glob(f".{_CHECKPOINT}*"), folder / "checkpoints"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _finite(value: float, metric: str) -> float:
     if not math.isfinite(value):
-        raise TrainingError(f"{metric} on validation is {value}; the scores are no longer numbers, lower train.lr")
+        raise TrainingError(f"{metric} on validation is {value}: the scores are not finite; lower train.lr")
     return value
 
 
 def settings_of(task: Task) -> dict[str, Any]:
-    """A task as the one setting of a trial of Ray Tune, which names folders by settings."""
+    """A task as one setting of a Ray Tune trial; only one, because Tune names folders by settings."""
     return {"task": json.dumps(asdict(task))}
 
 
@@ -217,9 +228,9 @@ def _dataset(root: str) -> PreparedDataset:
 
 
 def _keep_checkpoint(checkpoint: Path, folder: Path) -> None:
-    """Keep a checkpoint instead of earlier ones; whole or not at all."""
+    """Replace earlier checkpoints by a new one, atomically."""
     aside, place = folder / f".{_CHECKPOINT}{os.getpid()}", folder / f"{_CHECKPOINT}{time.time_ns()}"
-    with suppress(OSError):  # a full disk costs the resuming, not the trial
+    with suppress(OSError):  # with a full disk the trial cannot be resumed, but it continues
         shutil.rmtree(aside, ignore_errors=True)
         shutil.move(checkpoint, aside)
         earlier = list(folder.glob(f"{_CHECKPOINT}*"))
@@ -229,7 +240,7 @@ def _keep_checkpoint(checkpoint: Path, folder: Path) -> None:
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is as it was written; None where there is none."""
+    """The newest undamaged checkpoint, or None."""
     for place in sorted(folder.glob(f"{_CHECKPOINT}*"), reverse=True):
         with suppress(ArtifactError):
             check_checkpoint(place)

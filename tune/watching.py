@@ -1,7 +1,9 @@
-"""What a sweep says while it runs: a line a trial, and a child of the MLflow run with parameters and metrics per epoch.
+"""Output of a running sweep: a progress line per trial, and a child run in MLflow with its metrics
+per epoch.
 
-Why a thread for MLflow: a trial waits at every report until the driver has taken it, and should not wait for a
-database as well. A lost tracking server costs the children, not the sweep.
+Why a thread for MLflow: a trial waits at every report until the driver has received it, and should
+not also wait for a database. If the tracking server is lost, child runs are missing, but the sweep
+continues.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _TRIAL_TAG = "sweep.trial"
 
 
 class Children:
-    """The MLflow runs of the trials, below the sweep's own; a trial that goes on goes on with its run."""
+    """The MLflow runs of the trials, children of the sweep's run; a resumed trial continues its
+    run.
+    """
 
     def __init__(self, parent: Tracker, progress: Progress) -> None:
         self.parent, self.progress = parent, progress
@@ -37,18 +41,21 @@ class Children:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Everything that is waiting is written before the sweep goes on; an interrupted sweep leaves no run open."""
+        """Write everything that is waiting; an interrupted sweep leaves no run open."""
         self._later(lambda: self._close(kind, error))
         self.jobs.put(None)
         self.thread.join()
 
     def started(self, trial: Trial, config: Config) -> None:
+        """Start the MLflow run of a trial."""
         self._later(lambda: self._start(trial, config))
 
     def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
+        """Log the epochs of a trial."""
         self._later(lambda: self._epoch(trial, history))
 
     def ended(self, trial: Trial) -> None:
+        """End the MLflow run of a trial."""
         state, value, reason = trial.state, trial.best, trial.reason
         self._later(lambda: self._end(trial, state, value, reason))
 
@@ -70,7 +77,7 @@ class Children:
         tracker.__exit__(type(error) if error else None, error, None)
 
     def _close(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
-        """End the runs of trials that did not end: as killed after an interrupt, as failed after an error."""
+        """End the runs of unfinished trials: killed after an interrupt, failed after an error."""
         while self.open:
             _, tracker = self.open.popitem()
             tracker.__exit__(kind, error, None)
@@ -87,10 +94,12 @@ class Children:
                 job()
             except Exception as error:
                 self.lost = True
-                self.progress(f"trials are no longer tracked, the ledger goes on: {type(error).__name__}: {error}")
+                self.progress(
+                    f"trials are no longer tracked in MLflow, the sweep continues: {type(error).__name__}: {error}"
+                )
 
     def _earlier(self) -> dict[str, str]:
-        """Trial → run of what was tracked before the sweep was interrupted."""
+        """Trial → MLflow run, from before the sweep was interrupted."""
         found = self.parent.client.search_runs(
             [self.parent.experiment_id], f"tags.`mlflow.parentRunId` = '{self.parent.run_id}'", max_results=5000
         )
@@ -98,18 +107,19 @@ class Children:
 
 
 class Lines:
-    """Progress lines of the trials, with tracking behind them."""
+    """Progress lines of the trials, and their tracking."""
 
     def __init__(self, progress: Progress, children: Children, metric: str, planned: int) -> None:
         self.progress, self.children, self.metric, self.planned = progress, children, metric, planned
         self.best: tuple[float, str] | None = None
 
     def started(self, trial: Trial, config: Config) -> None:
-        again = f", going on after epoch {max(trial.epochs)}" if trial.epochs else ""
+        """Print the start of a trial."""
+        again = f", continuing after epoch {max(trial.epochs)}" if trial.epochs else ""
         if trial.repeat:
             what = f"with seed {trial.seed}"
         elif trial.number == 0:
-            what = f"of {self.planned}: the configuration as it is"
+            what = f"of {self.planned}: the given configuration"
         else:
             values = ", ".join(f"{short(path)} {cell(value)}" for path, value in trial.params.items())
             what = f"of {self.planned}: {values}"
@@ -117,12 +127,15 @@ class Lines:
         self.children.started(trial, config)
 
     def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
+        """Log the epochs of a trial."""
         self.children.epoch(trial, history)
 
     def said(self, words: str) -> None:
+        """Print a message."""
         self.progress(words)
 
     def ended(self, trial: Trial) -> None:
+        """Print the end of a trial."""
         epochs = f"after epoch {max(trial.epochs)}" if trial.epochs else "before its first validation"
         if trial.state == "failed":
             self.progress(f"trial {trial.name} failed {epochs}: {trial.reason}")
@@ -147,7 +160,7 @@ def cell(value: Any) -> str:
 
 
 def short(path: str) -> str:
-    """A path without the sections that say little.
+    """A path without its uninformative sections.
 
     >>> short("model.granularities.social.weight"), short("train.lr")
     ('social.weight', 'lr')

@@ -1,11 +1,12 @@
-"""The space in which fusion weights are searched: shares of what every granularity adds to the spread of the scores.
+"""The search space of fusion weights: the share of every granularity in the spread of the scores.
 
-A common factor changes no ranking, and scores of granularities have different spreads σ_k. So a setting is a point
-p ≥ 0 with λ_k ∝ p_k / σ_k, and p_k near 0 says that granularity k hardly speaks, whatever its scale. For ``gated`` the
-gate stays and p scales its odds. What a setting becomes is written as the parameters of the fusion: the largest λ of a
-weighted one is 1, those of a learned one keep the sum of today's.
+A common factor does not change a ranking, and the scores of granularities have different spreads
+σ_k. So a setting is a point p ≥ 0 with λ_k ∝ p_k / σ_k; if p_k is near 0, granularity k contributes
+little, whatever its scale. For ``gated`` fusion the gate stays and p scales its odds. A setting is
+converted to the parameters of the fusion: for weighted fusion the largest λ is 1, for learned
+fusion the sum of λ stays the same.
 
-Legend: Q queries, K granularities (the fitted ones last), D width.
+Legend: Q queries, K granularities (the closed-form ones last), D width.
 """
 
 from __future__ import annotations
@@ -26,28 +27,31 @@ from recsys.model import Encoders, FrozenModel
 from recsys.training.refit_fusion import today
 from tune.score_cache import ScoreCache
 
-_PROBE: Final = 256  # queries that give the spreads
-_LEAST: Final = 1e-6  # share of a gate's odds that is left of a silenced granularity
+_PROBE: Final = 256  # number of queries to measure the spreads
+_LEAST: Final = 1e-6  # factor for the gate's odds of a pruned granularity
 
 
 @dataclass(frozen=True)
 class WeightSpace:
-    """Points p, values as :meth:`~recsys.model.Encoders.refitted` takes them, and the weights of every query."""
+    """Converts points p to values for :meth:`~recsys.model.Encoders.refitted`, and to weights per
+    query.
+    """
 
     names: list[str]
     encoders: Encoders
-    today_K: Tensor  # float64: λ; of a gate, its prior
-    mean_K: Array  # today's weight of every granularity where it is present
-    spread_K: Array  # of its scores
-    gate_QK: Tensor | None  # of the trained ones, where there is a gate
+    today_K: Tensor  # float64: current λ; for a gate, its prior
+    mean_K: Array  # current weight of every granularity, mean over queries that have it
+    spread_K: Array  # standard deviation of its scores
+    gate_QK: Tensor | None  # gate weights of the trained granularities, if there is a gate
 
     @property
     def num_trained(self) -> int:
+        """Number of trained granularities; they come first."""
         return self.encoders.fusion.names_K
 
     @property
     def shares_K(self) -> Array:
-        """Today's point, its shares adding up to 1."""
+        """The current point; its shares sum to 1."""
         return _normalised(self.mean_K * self.spread_K)
 
     def take(self, rows: Array) -> WeightSpace:
@@ -63,12 +67,12 @@ class WeightSpace:
             return torch.as_tensor(weights_K * whole)
         trained = self.num_trained
         weights_K[:trained] = np.maximum(weights_K[:trained], _LEAST * weights_K.sum())
-        weights_K *= trained / weights_K[:trained].sum()  # a gate's weights add up to their number
+        weights_K *= trained / weights_K[:trained].sum()  # the weights of a gate sum to their number
         odds_K = np.log(np.maximum(weights_K[:trained] / np.maximum(self.mean_K[:trained], 1e-12), 1e-12))
         return torch.cat([self.today_K[:trained] + torch.as_tensor(odds_K), torch.as_tensor(weights_K[trained:])])
 
     def weights(self, values_K: Tensor, present_QK: Tensor) -> Tensor:
-        """λ of every query, as the model with these values has them: [Q, K] float32, zero where missing."""
+        """λ of every query in a model with these values: [Q, K] float32, zero if missing."""
         changed = self.encoders.refitted(values_K)
         fusion = copy.deepcopy(self.encoders.fusion).eval()
         own = {name.removeprefix("fusion."): value for name, value in changed.items() if name.startswith("fusion.")}
@@ -85,10 +89,10 @@ class WeightSpace:
             return found
 
     def for_model(self, encoders: Encoders, values_K: Tensor) -> dict[str, Tensor]:
-        """The parameters that change another training of this model as the values change this one.
+        """Parameters that change another training of this model as the values change this one.
 
-        A trained λ keeps its ratio to today's, so that today's point changes nothing; settings and the λ of fitted
-        granularities are the same numbers in both.
+        A trained λ changes by its ratio to the current λ, so the current point changes nothing. The
+        λ of closed-form granularities are the same in both models.
         """
         theirs_K, trained = today_of(encoders), self.num_trained
         moved_K = values_K.clone()
@@ -116,13 +120,13 @@ class WeightSpace:
 
 
 def today_of(encoders: Encoders) -> Tensor:
-    """Today's values of all granularities: float64."""
+    """Current values of all granularities: float64."""
     return torch.cat([today(encoders.fusion), encoders.fitted_weights.detach().double()])
 
 
 @contextmanager
 def refitted(encoders: Encoders, changed: dict[str, Tensor]) -> Iterator[None]:
-    """The encoders with some parameters changed; as before when left."""
+    """Change some parameters of the encoders inside the block."""
     before = {name: tensor.clone() for name, tensor in encoders.state_dict().items()}
     encoders.load_state_dict({**before, **changed})
     try:
@@ -132,7 +136,9 @@ def refitted(encoders: Encoders, changed: dict[str, Tensor]) -> Iterator[None]:
 
 
 def _spreads(cache: ScoreCache) -> Array:
-    """Standard deviation of every granularity's scores over all items, of the first queries that have it."""
+    """Standard deviation of every granularity's scores over all items, for the first queries that
+    have it.
+    """
     found = []
     for granularity in range(cache.present_QK.shape[1]):
         rows = cache.present_QK[:, granularity].nonzero().squeeze(1)[:_PROBE]

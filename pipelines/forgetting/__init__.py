@@ -1,1 +1,1 @@
-"""The steps of `recsys forget`."""
+"""The steps of ``recsys forget``."""

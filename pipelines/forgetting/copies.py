@@ -1,8 +1,8 @@
-"""Copies of forgotten users outside dataset, model and registry: logs of answers, exports, saved and pulled models,
-and the tables that the front door for Python wrote. Part of the verb ``forget``.
+"""Copies of users' data outside dataset, model and registry. Part of the verb ``forget``.
 
-What lies in the run folder is found there. What lies elsewhere was noted when it was made
-(:mod:`recsys.registry.copies`), is in the configuration, or is named by ``forget.also``.
+These are logs of answers, exports, saved and pulled models, and the tables that the Python API
+wrote. Copies in the run folder are found by search. Copies in other places were noted when they
+were made (:mod:`recsys.registry.copies`), or are named in the configuration or in ``forget.also``.
 """
 
 from __future__ import annotations
@@ -40,19 +40,20 @@ from recsys.storage.mirror import Mirror
 from recsys.storage.uris import is_remote, within
 
 _USER_COLUMNS: Final = (schema.USER_ID, schema.SRC_USER_ID, schema.DST_USER_ID)
-_CANNOT: Final = "it is of a model that cannot be made again here: run `recsys forget` in its run folder, or delete it"
+_CANNOT: Final = "its model cannot be made again here: run `recsys forget` for its run folder, or delete it"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder to look into; ``noted``: as a copy of this run's model."""
+    """A file or folder to search; ``noted``: it was noted as a copy of this run's model."""
 
     path: Path
-    kind: str = ""  # empty: whatever lies there
+    kind: str = ""  # empty: unknown
     noted: bool = False
-    mirror: Mirror | None = None  # of a remote place, whose working copy ``path`` is
+    mirror: Mirror | None = None  # of a remote place; ``path`` is its working copy
 
     def shown(self, path: Path) -> str:
+        """A file of this place as people find it: a path or a URI."""
         if self.mirror is None:
             return str(path)
         inner = path.relative_to(self.mirror.root).as_posix()
@@ -61,16 +62,16 @@ class Place:
 
 @dataclass
 class Copies:
-    """All places of a run."""
+    """All places that may hold copies of a run's data."""
 
     places: list[Place]
-    elsewhere: list[str]  # what cannot be looked into from here, and why
-    leave: list[Path]  # what is no copy: the bundle, the dataset, MLflow's artefacts
-    tables: list[tuple[str, Path]]  # role and file of the tables that frames were written to
+    elsewhere: list[str]  # places that cannot be searched from here, and why
+    leave: list[Path]  # not copies: the bundle, the dataset, MLflow's artefacts
+    tables: list[tuple[str, Path]]  # role and file of the tables written from data frames
 
     @property
     def outside(self) -> list[Path]:
-        """Local places beside the run folder, to be searched."""
+        """Local places outside the run folder to search."""
         found = [place.path for place in self.places[1:] if place.mirror is None and place.path.exists()]
         return [*found, *dict.fromkeys(path.parent for _, path in self.tables)]
 
@@ -99,7 +100,7 @@ class Copies:
                 yield place, named(path)
 
     def settle(self) -> None:
-        """Make remote places what their working copies are."""
+        """Copy the changes of working copies to their remote places."""
         for place in self.places:
             if place.mirror is not None:
                 place.mirror.publish_changed()
@@ -107,18 +108,18 @@ class Copies:
 
 
 def find_copies(config: Config, folder: RunFolder, store: Store | None, working: Path) -> Copies:
-    """The places of copies: in the run folder, noted, configured, and named.
+    """Find the places of copies: in the run folder, noted, configured, and in ``forget.also``.
 
     Parameters
     ----------
     config : Config
-        of the run.
+        Of the run.
     folder : RunFolder
-        of the run.
+        Of the run.
     store : Store | None
-        MLflow's.
+        The MLflow store.
     working : Path
-        an empty folder, for working copies of remote places.
+        An empty folder for working copies of remote places.
     """
     noted = notes.of_run(folder.root)
     if store is not None:
@@ -143,7 +144,7 @@ def find_copies(config: Config, folder: RunFolder, store: Store | None, working:
 
 
 def _tables(config: Config) -> list[tuple[str, Path]]:
-    """The files of the source that the front door for Python wrote; others belong to their owner."""
+    """The files of the source that the Python API wrote; other files belong to the user."""
     source = config.data.source
     if not isinstance(source, CanonicalSource):
         return []
@@ -157,7 +158,9 @@ def _names(config: Config, folder: RunFolder) -> set[str]:
 
 
 def _registered(folder: RunFolder) -> tuple[str, str]:
-    """Name and number of the version that the run folder registered; empty where there is none."""
+    """Name and number of the version that the run folder registered; empty strings if there is
+    none.
+    """
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(folder.registered.read_text(encoding="utf-8"))
         return str(content["name"]), str(content["version"])
@@ -166,22 +169,22 @@ def _registered(folder: RunFolder) -> tuple[str, str]:
 
 @dataclass
 class CopiesForgotten:
-    """Forgets users in all copies; ``said`` is for the proof.
+    """Removes users from all copies; ``said`` records the actions for the proof.
 
     Parameters
     ----------
     config : Config
-        of the run.
+        Of the run.
     folder : RunFolder
-        of the run, whose bundle is made again.
+        Of the run; its bundle is already made again.
     copies : Copies
-        where to look.
+        The places to search.
     users : Sequence[str]
-        ids, also those behind pseudonyms.
+        User ids, also the original ids of pseudonyms.
     their_rows : TheirRows
-        tells the rows of logs.
+        Recognises the rows of the users in logs.
     before : Collection[str]
-        content hashes of the run's dataset while it had the users.
+        Content hashes of the run's dataset before the users were removed.
     """
 
     config: Config
@@ -193,7 +196,7 @@ class CopiesForgotten:
     said: dict[str, Any] = field(default_factory=lambda: {"rows": {}, "made_again": [], "deleted": [], "left": {}})
 
     def forget(self) -> dict[str, Any]:
-        """Rewrite, replace or delete, and say what was done."""
+        """Rewrite, replace or delete the copies; return the actions."""
         for place, path in self.copies.logs():
             self._rows(place.shown(path), remove_rows(path, self.their_rows))
         for role, path in self.copies.tables:
@@ -216,7 +219,7 @@ class CopiesForgotten:
 
     @property
     def _new(self) -> Path | None:
-        """The bundle of the run, where it does not hold them."""
+        """The bundle of the run if it does not hold the users, else None."""
         bundle = self.folder.bundle
         there = (bundle / DESCRIPTION).is_file() and not known_users(bundle / USERS, self._ids)
         return bundle if there else None
@@ -244,7 +247,7 @@ class CopiesForgotten:
                 found.remove_rows(self.users)
                 self._rows(name, held)
             return
-        self._delete_or_leave(name, found.folder, f"a graph with a row of each user; {why}")
+        self._delete_or_leave(name, found.folder, f"the graph has a row per user; {why}")
 
     def _model(self, place: Place, bundle: Path) -> None:
         new, name = self._new, place.shown(bundle)
@@ -257,9 +260,7 @@ class CopiesForgotten:
         else:
             registered, number = _registered(self.folder)
             if not number:
-                self._delete_or_leave(
-                    place.shown(whole), whole, "no version is registered that could be pulled instead"
-                )
+                self._delete_or_leave(place.shown(whole), whole, "no registered version can be pulled instead")
                 return
             pull_model(f"models:/{registered}/{number}", whole, tracking_uri(self.config))
         self.said["made_again"].append(place.shown(whole or bundle))
@@ -274,15 +275,15 @@ class CopiesForgotten:
     def _tell(self) -> None:
         say = self.folder.progress
         for name, number in self.said["rows"].items():
-            say(f"{name}: {number:,} rows of theirs are gone")
+            say(f"{name}: removed {number:,} rows of these users")
         for name in self.said["made_again"]:
-            say(f"{name}: replaced by the model without them")
+            say(f"{name}: replaced by the model without these users")
         for name in self.said["deleted"]:
             say(f"{name}: deleted")
 
 
 def replace_bundle(place: Path, new: Path) -> None:
-    """Put another bundle in the place of one; whose copy it is stays said."""
+    """Replace a bundle by another one; the note of whose copy it is stays."""
     with writing_aside(place, DESCRIPTION) as aside:
         shutil.copytree(new, aside, dirs_exist_ok=True)
         if (place / notes.ORIGIN).is_file():
@@ -290,7 +291,7 @@ def replace_bundle(place: Path, new: Path) -> None:
 
 
 def _without_rows(path: Path, names: dict[str, str], users: pa.Array) -> int:
-    """Take the rows of users out of a table; how many there were."""
+    """Remove the rows of users from a table; return their number."""
     table = pq.read_table(path)
     columns = [name for name in table.column_names if names.get(name, name) in _USER_COLUMNS]
     theirs = pa.array([False] * len(table))
@@ -305,7 +306,7 @@ def _without_rows(path: Path, names: dict[str, str], users: pa.Array) -> int:
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.Array:
-    """Ids as the reader of tables has them: 7.0 of a column with gaps is 7."""
+    """Ids as text, as the reader of tables makes them: 7.0 in a column with gaps becomes 7."""
     values = column.combine_chunks()
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.equal(pc.floor(values), values), values, None).cast(pa.int64(), safe=False)

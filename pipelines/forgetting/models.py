@@ -1,4 +1,5 @@
-"""Forgetting in a run folder: the models are made again, trained again, or gone; other artefacts lose the rows.
+"""Forgetting in a run folder: make models again or delete them, and remove rows from other
+artefacts.
 
 Part of the verb ``forget``.
 """
@@ -29,39 +30,50 @@ from recsys.training.forget import influence, without_users
 from recsys.training.resume import training_digest
 
 INFLUENCE: Final = "influence"  # key of RUN/model/origin.json, which `register` reads
-DERIVED: Final = ("checkpoints", "trials", "best", "fusion", "apart")  # of trainings; made again by whoever needs them
+DERIVED: Final = (
+    "checkpoints",
+    "trials",
+    "best",
+    "fusion",
+    "apart",
+)  # left by trainings; the verb that needs one makes it again
 _LOGS: Final = ("run.log", "history.jsonl")
 
 
 def make_models_again(
     config: Config, folder: RunFolder, dataset: PreparedDataset, numbering: Renumbering, before: str
 ) -> list[str]:
-    """RUN/model and RUN/final of the dataset without the users; what still depends on them.
+    """Make RUN/model and RUN/final again from the dataset without the users.
 
     Parameters
     ----------
     config : Config
-        of the run.
+        Of the run.
     folder : RunFolder
-        of the run.
+        Of the run.
     dataset : PreparedDataset
-        without them.
+        The dataset without the users.
     numbering : Renumbering
-        from the dense ids before.
+        From the earlier dense ids to the new ones.
     before : str
-        content hash of the dataset with them.
+        Content hash of the dataset with the users.
+
+    Returns
+    -------
+    list of str
+        What still depends on the users.
 
     Raises
     ------
     ArtifactError
-        the model is of another dataset, or of another section ``model``.
+        The model was trained on another dataset or with another section ``model``.
     """
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     trained = load_trained(folder.model)
     if origin.get("hash") not in (before, dataset.manifest.content_hash):
         raise ArtifactError(
-            f"{folder.model} was trained on another dataset than {dataset.root} was, so nothing in it can be fitted "
-            "again: give --retrain, or the folder of its dataset with --data.dir"
+            f"{folder.model} was trained on another dataset than {dataset.root}, so it cannot be fitted again: use "
+            "--retrain, or set --data.dir to its dataset"
         )
     if different := first_difference(trained.frozen.config, config.model):
         raise ArtifactError(
@@ -103,7 +115,7 @@ def _make_final_again(
 
 
 def _save(folder: RunFolder, place: Path, result: TrainResult, origin: dict[str, Any]) -> None:
-    """Write aside, rename last."""
+    """Save in a temporary folder, then rename."""
     with writing_aside(place, "trained.json") as aside:
         save_trained(aside, result)
         (aside / ORIGIN).write_text(json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -111,7 +123,7 @@ def _save(folder: RunFolder, place: Path, result: TrainResult, origin: dict[str,
 
 
 def remove_derived(folder: RunFolder) -> list[str]:
-    """Remove what trainings left beside the model; the names of what was there."""
+    """Remove what trainings left next to the model; return the names."""
     found = [name for name in DERIVED if (folder.root / name).exists()]
     for name in found:
         folder.forget(folder.root / name)
@@ -119,7 +131,7 @@ def remove_derived(folder: RunFolder) -> list[str]:
 
 
 def forget_recommendations(path: Path, users: Sequence[str]) -> int:
-    """Take the rows of users out of the recommendations; how many there were."""
+    """Remove the rows of users from the recommendations; return their number."""
     if not path.is_file():
         return 0
     table = pq.read_table(path)
@@ -131,7 +143,7 @@ def forget_recommendations(path: Path, users: Sequence[str]) -> int:
 
 
 def forget_lines(root: Path, mentions: Callable[[str], bool]) -> int:
-    """Take the lines that name a user out of the logs of a run folder; how many there were."""
+    """Remove the lines that name a user from the logs of a run folder; return their number."""
     removed = 0
     for name in _LOGS:
         path = root / name

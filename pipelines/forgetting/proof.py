@@ -1,4 +1,4 @@
-"""What is searched for forgotten users, and the proof that is written of it. Part of the verb ``forget``."""
+"""Search all files for forgotten users, and write the proof. Part of the verb ``forget``."""
 
 from __future__ import annotations
 
@@ -33,20 +33,19 @@ from recsys.training.checkpoint import load_trained
 
 FOLDER: Final = "forgotten"  # in the run folder: proofs
 _SHOWN: Final = 5
-_MOST_USERS: Final = 500  # of a group in the test of membership
+_MOST_USERS: Final = 500  # users per group in the membership test
 
 
 @dataclass
 class Evidence:
-    """All that is known of the users to forget, in memory alone."""
+    """Everything known about the users to forget; kept in memory only."""
 
     traces: Traces = field(default_factory=Traces)
-    histories: dict[str, tuple[Histories, list[str]]] = field(
-        default_factory=dict
-    )  # by user, with the ids of its items
-    model: Path | None = None  # that was made or trained again
+    histories: dict[str, tuple[Histories, list[str]]] = field(default_factory=dict)  # by user, with the item ids
+    model: Path | None = None  # the model that was made or trained again
 
     def add_ids(self, users: Sequence[str], known: pa.Array, items: pa.Array) -> None:
+        """Add user ids; ``known`` and ``items`` are all ids that could be confused with them."""
         for user in users:
             found = Id.of(user, known.cast(pa.string()), items.cast(pa.string()))
             same = next((one for one in self.traces.ids if one.text == user), None)
@@ -59,13 +58,13 @@ class Evidence:
     def add_histories(
         self, histories: Histories, users: Mapping[int, str], item_ids: list[str], titles: list[str]
     ) -> None:
-        """What is known of users (dense id → id) by the numbers of one dataset or bundle."""
+        """Add the histories of users (dense id → id) from one dataset or bundle."""
         self.traces.add_history(histories, list(users), item_ids, titles)
         for row in np.flatnonzero(np.isin(histories.users_U, list(users))).tolist():
             self.histories.setdefault(users[int(histories.users_U[row])], (histories.take(np.array([row])), item_ids))
 
     def mentions(self, text: str) -> bool:
-        """Whether a line of text names one of them: as a word, or, of a short id, as a cell of a table."""
+        """Whether a line of text names a user: as a word or, for a short id, as a cell of a table."""
         content = text.encode()
         for one in self.traces.ids:
             if one.in_bytes(content):
@@ -83,7 +82,9 @@ def _cells(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Places:
-    """What is searched; what belongs to others, who must look there; and what cannot be searched from here."""
+    """The files to search, the files of other owners, and the places that cannot be searched from
+    here.
+    """
 
     own: list[Path]
     source: list[Path]
@@ -91,7 +92,7 @@ class Places:
     named: dict[Path, str]  # copies of remote folders → where they are
 
     def shown(self, path: Path, root: Path) -> str:
-        """A file as the proof names it: by its place in the run folder, or whole."""
+        """A file as the proof names it: relative to the run folder, or by its full path."""
         if path.is_relative_to(root):
             return path.relative_to(root).as_posix()
         for copy, place in self.named.items():
@@ -102,16 +103,17 @@ class Places:
 
 
 def places_of(config: Config, folder: RunFolder, store: Store | None, working: Path, copies: Copies) -> Places:
-    """The run folder, the dataset, MLflow's store and artefacts, the caches, copies, and what ``forget.also`` names.
+    """The run folder, the dataset, MLflow's store and artefacts, the caches, the copies and
+    ``forget.also``.
 
-    ``working`` is an empty folder: what is remote is searched as it is there, in a fresh copy.
+    ``working`` is an empty folder for fresh copies of remote places.
     """
     own: list[Path] = []
     not_searched = list(copies.elsewhere)
     named: dict[Path, str] = {}
 
     def search(place: str, name: str) -> None:
-        """Add a place; ``name`` is what it is called in the proof, if it is remote."""
+        """Add a place; ``name`` is its name in the proof if it is remote."""
         path = local_place(place)
         if is_remote(place):
             path = working / str(len(named))
@@ -153,7 +155,7 @@ def places_of(config: Config, folder: RunFolder, store: Store | None, working: P
 def _source_files(config: Config) -> list[str]:
     try:
         return [file.path for file in open_source(config.data.source).files()]
-    except Exception:  # the source may be gone, or be a table of somebody else's
+    except Exception:  # the source may be deleted, or be of an unknown kind
         return []
 
 
@@ -166,11 +168,12 @@ def conclude(
     said: dict[str, Any],
     key: Any,
 ) -> None:
-    """Search, test membership, write the signed proof, and say how it ended.
+    """Search, test membership, write the signed proof and print the result.
 
     Raises
     ------
-        Refusal: users were found, or something could not be searched.
+    Refusal
+        Users were found, or a file could not be searched.
     """
     traces = evidence.traces
     target = folder.root / FOLDER
@@ -204,8 +207,8 @@ def _say(folder: RunFolder, proof: dict[str, Any], place: Path) -> None:
     )
     if looked["ids_searched_byte_by_byte"] < looked["ids"]:
         folder.progress(
-            f"{looked['ids'] - looked['ids_searched_byte_by_byte']:,} ids are too short to be told from other numbers: "
-            "they were looked for where users are named"
+            f"{looked['ids'] - looked['ids_searched_byte_by_byte']:,} ids are too short to be distinguished from other "
+            "numbers: they were searched only where user ids are expected"
         )
     tested = proof["membership"]
     folder.progress(f"membership: {membership_words(tested)}")
@@ -213,24 +216,24 @@ def _say(folder: RunFolder, proof: dict[str, Any], place: Path) -> None:
         folder.progress(f"not searched: {line}")
     if with_them := proof["source_files_with_them"]:
         folder.progress(
-            f"the source still has them, in {', '.join(with_them[:_SHOWN])}: delete them there as well; `recsys "
-            "prepare` leaves them out by the list meanwhile"
+            f"the source still has these users, in {', '.join(with_them[:_SHOWN])}: delete them there as well; until "
+            "then `recsys prepare` leaves them out"
         )
-    folder.progress(f"the signed proof: {place}")
+    folder.progress(f"wrote the signed proof {place}")
 
 
 def membership_words(tested: dict[str, Any]) -> str:
-    """The test in one line.
+    """The result of the membership test in one line.
 
-    >>> membership_words({"tested": False, "why": "nobody"})
-    'not tested: nobody'
+    >>> membership_words({"tested": False, "why": "no users"})
+    'not tested: no users'
     """
     if not tested["tested"]:
         return f"not tested: {tested['why']}"
     found, control = tested["forgotten"], tested.get("members")
     line = (
-        f"the attack tells {found['users']} forgotten from {tested['unseen']} never seen with AUC {found['auc']:.3f}, "
-        f"95 % interval {found['low']:.3f} to {found['high']:.3f}"
+        f"the attack separates {found['users']} forgotten from {tested['unseen']} unseen users with AUC "
+        f"{found['auc']:.3f}, 95 % interval {found['low']:.3f} to {found['high']:.3f}"
     )
     if control:
         line += f"; members with {control['auc']:.3f} ({control['low']:.3f} to {control['high']:.3f})"
@@ -241,18 +244,19 @@ def _refused(searched: list[Searched], place: Path, said: dict[str, Any]) -> str
     lines = [f"{one.path}: {', '.join(one.found or one.unreadable)}" for one in searched if one.found or one.unreadable]
     lines += [f"{name}: {why}" for name, why in said["copies"]["left"].items()]
     more = [f"and {len(lines) - _SHOWN:,} more, see {place}"] if len(lines) > _SHOWN else []
-    cure = "delete or rewrite these files and run the same command again"
+    cure = "delete or rewrite these files, then run the same command again"
     if said.get("versions", {}).get("left") or said["copies"]["left"]:
-        cure += "; versions and copies of other run folders: run it there, or give --forget.delete_versions true"
-    return "\n  ".join(["not all is forgotten, or could be looked into:", *lines[:_SHOWN], *more]) + f"\n{cure}"
+        cure += "; for versions and copies of other run folders, run it there or use --forget.delete_versions true"
+    head = "some files still hold these users, or could not be searched:"
+    return "\n  ".join([head, *lines[:_SHOWN], *more]) + f"\n{cure}"
 
 
 def _tested(config: Config, evidence: Evidence) -> dict[str, Any]:
-    """The test of membership of the model that was made again."""
+    """Membership test of the model that was made again."""
     if evidence.model is None:
         return {"tested": False, "why": "no model was made again"}
     if not evidence.histories:
-        return {"tested": False, "why": "the histories of the users are not known any more"}
+        return {"tested": False, "why": "the histories of the users are no longer known"}
     dataset, trained = PreparedDataset(config.dataset_dir), load_trained(evidence.model)
     items = {name: number for number, name in enumerate(dataset.item_ids.to_pylist())}
     gone = Histories.concat([_in_numbers(histories, ids, items) for histories, ids in evidence.histories.values()])
@@ -272,7 +276,7 @@ def _some(rows: Array, seed: int) -> Array:
 
 
 def _in_numbers(histories: Histories, ids: list[str], items: dict[str, int]) -> Histories:
-    """Histories by the numbers of the dataset; items that it does not have are left out."""
+    """Histories with the dataset's item numbers; unknown items are left out."""
     number = np.array([items.get(name, -1) for name in ids], dtype=np.int32)
     moved = replace(histories, items_E=number[histories.items_E])
     return moved.where(moved.items_E >= 0)

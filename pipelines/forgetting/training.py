@@ -1,4 +1,7 @@
-"""Training again without users: from the newest ancestor that never knew them, or anew. Part of the verb ``forget``."""
+"""Train again without the users, from the newest ancestor that never saw them, or from scratch.
+
+Part of the verb ``forget``.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,21 @@ from recsys.registry.tracking import tracking_uri
 
 
 def train_again(config: Config, folder: RunFolder, dataset: PreparedDataset, users: pa.Array) -> str:
-    """Train on the dataset without the users; from where it was trained, for the proof."""
+    """Train on the dataset without the users; return the start of the training, for the proof."""
     parent = clean_ancestor(config, folder, users)
     folder.forget(folder.checkpoints)
     if parent is None:
-        folder.progress("training anew: no earlier model is there that never knew them")
+        folder.progress("training from scratch: no earlier model without these users exists")
         train(config, folder)
         return "anew"
-    folder.progress(f"training from {parent.uri}, which never knew them")
+    folder.progress(f"training from {parent.uri}, which never saw these users")
     short = shortened(config)
     train(short, folder, descent_of(short, folder, parent, held_weights(parent)))
     return f"from {parent.uri}"
 
 
 def clean_ancestor(config: Config, folder: RunFolder, users: pa.Array) -> Parent | None:
-    """The newest model in the line of parents that knows none of the users and can be gone on from."""
+    """The newest ancestor that never saw the users and can be updated, or None."""
     said: dict[str, Any] = folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("parent") or {}
     while said:
         try:

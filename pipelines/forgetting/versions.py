@@ -1,7 +1,8 @@
-"""Registered versions that hold forgotten users: replaced by the one made again, or deleted. For the verb ``forget``.
+"""Registered versions that hold forgotten users: replace or delete them. Part of the verb
+``forget``.
 
-Why deleted and not edited: a version is what its digests in the registry say it is, and whoever pulled it compares. The
-version that was made again takes over the aliases, so a server that follows one loads it as it loads any other.
+Why delete and not edit: the registry stores checksums of each version, and programs that pulled it
+compare them. The new version takes over the aliases, so servers that follow one load it as usual.
 """
 
 from __future__ import annotations
@@ -26,20 +27,25 @@ from recsys.registry.versions import Store, Version, holds_users
 def forget_versions(
     config: Config, folder: RunFolder, store: Store, versions: list[tuple[Version, bool]], users: pa.Array
 ) -> dict[str, Any]:
-    """Replace or delete every version that holds the users; for the proof, what became of which.
+    """Replace or delete every version that holds the users.
 
     Parameters
     ----------
     config : Config
-        of the run.
+        Of the run.
     folder : RunFolder
-        of the run.
+        Of the run.
     store : Store
-        MLflow's.
+        The MLflow store.
     versions : list[tuple[Version, bool]]
-        that were there before, and whether each held the users.
+        The versions from before, and whether each held the users.
     users : pa.Array
-        their ids.
+        Ids of the users.
+
+    Returns
+    -------
+    dict
+        The replaced, deleted and remaining versions, for the proof.
     """
     new = _registered(folder)
     said: dict[str, Any] = {"replaced": {}, "deleted": [], "left": {}}
@@ -52,11 +58,11 @@ def forget_versions(
         stays = not mine or bool(version.aliases and not replaced)
         if stays and not config.forget.delete_versions:
             aliases = f"{', '.join(version.aliases)}; " if version.aliases else ""
-            said["left"][version.uri] = f"{aliases}made in {origin or 'a folder that it does not name'}"
+            said["left"][version.uri] = f"{aliases}made in {origin or 'an unknown folder'}"
             continue
         if replaced and new is not None and version.aliases:
             store.replace(version, new[1])
-            said["replaced"][version.uri] = f"{', '.join(version.aliases)} is version {new[1]} now"
+            said["replaced"][version.uri] = f"{', '.join(version.aliases)} is now version {new[1]}"
         store.purge(version)
         said["deleted"].append(version.uri)
     for uri, what in said["replaced"].items():
@@ -65,8 +71,8 @@ def forget_versions(
         folder.progress(f"deleted, with all files: {', '.join(said['deleted'])}")
     for uri, why in said["left"].items():
         folder.progress(
-            f"{uri} holds them and cannot be made again here ({why}): run `recsys forget` in its folder, or delete the "
-            "version with --forget.delete_versions true"
+            f"{uri} holds these users and cannot be made again here ({why}): run `recsys forget` for its run folder, "
+            "or delete the version with --forget.delete_versions true"
         )
     return said
 
@@ -74,8 +80,13 @@ def forget_versions(
 def forget_artefacts(
     config: Config, store: Store, versions: Iterable[Version], traces: Traces, say: Callable[[str], None]
 ) -> list[str]:
-    """Delete the artefacts of MLflow runs in which the users are found, such as earlier reports, and logged models that
-    are no version; those of other run folders only with ``forget.delete_versions``. What was deleted.
+    """Delete artefacts of MLflow runs that contain the users, such as earlier reports, and logged
+    models without a version; those of other run folders only with ``forget.delete_versions``.
+
+    Returns
+    -------
+    list of str
+        The deleted artefacts.
     """
     registered = {version.folder.resolve() for version in versions if version.folder is not None}
     deleted = []
@@ -101,7 +112,7 @@ def forget_artefacts(
 
 
 def _registered(folder: RunFolder) -> tuple[str, int] | None:
-    """Name and number of the version that the run folder has registered."""
+    """Name and number of the version that the run folder registered, or None."""
     with suppress(OSError, ValueError, KeyError):
         content = json.loads(folder.registered.read_text(encoding="utf-8"))
         return str(content["name"]), int(content["version"])

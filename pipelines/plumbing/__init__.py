@@ -1,1 +1,1 @@
-"""What stages share: session, folder, tracking, progress, diagnostics, jobs."""
+"""Shared parts of the stages: session, folder, tracking, progress, diagnostics, jobs."""

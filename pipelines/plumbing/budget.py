@@ -1,9 +1,11 @@
-"""The time of a whole run: what it was spent on, and what each part may still take, so that the end is kept.
+"""The time budget of a run: the time that each part used, and the time that each part may still
+use.
 
-Why parts and not one deadline: a model that is trained to the last second is never evaluated. What is behind a part is
-foreseen by what was measured before it on this machine at this hour: an epoch of a trial tells what the trainings cost,
-the fits of the members tell what they cost again on all events. A part that is late leaves less to those behind it,
-which then do less: fewer epochs, no refit, fewer members, a final training that only goes on.
+Why parts and not one deadline: a model that trains until the last second is never evaluated. The
+time of later parts is predicted from measurements of this run: the epochs of a trial predict the
+time of the trainings, the fits of the members predict the time of fitting them again on all events.
+If a part is late, less time is left for the later parts, which then do less: fewer epochs, no
+refit, fewer members, a final training that continues from the evaluated weights.
 """
 
 from __future__ import annotations
@@ -14,36 +16,36 @@ from typing import Final
 
 from recsys.pace import Deadline
 
-RESERVE: Final = 0.35  # share of the time behind the search for members, stacking, evaluation and registration
-LEAST_RESERVE: Final = 20.0  # seconds of them
-_LEAST: Final = 0.05  # of the budget, which the training may take however late it is …
-_LEAST_MEMBERS: Final = 0.15  # … and the choice of the members' constants, without which there is no model
-_MEMBERS: Final = 0.5  # of the time behind the training; they are fitted again, scored and evaluated in the rest
-_GOES_ON: Final = 5  # at most one of so many epochs is trained on top of evaluated weights
-_OVER: Final = 0.1  # of the budget, by which the training on all events may be late
+RESERVE: Final = 0.35  # share of the time after the search: members, stacking, evaluation, registration
+LEAST_RESERVE: Final = 20.0  # seconds; the least time for these parts
+_LEAST: Final = 0.05  # share of the budget that the training always gets, even if it is late
+_LEAST_MEMBERS: Final = 0.15  # the same for the choice of the members' constants: no model without it
+_MEMBERS: Final = 0.5  # share of the time after the training; the rest is for refit and evaluation
+_GOES_ON: Final = 5  # continuing from evaluated weights trains at most one epoch for every 5 chosen
+_OVER: Final = 0.1  # share of the budget by which the training on all events may be late
 
 
 class Budget:
-    """Counts from the start of the command.
+    """The time budget of a run, counted from the start of the command.
 
     Parameters
     ----------
     text
-        as it was asked for, such as ``20m``.
+        The budget as the user gave it, such as ``20m``.
     seconds
-        the same.
+        The same in seconds.
     started
-        on the clock.
+        Start of the command on ``clock``.
     clock
-        in seconds; another one in tests.
+        Returns seconds; tests give another one.
     """
 
     def __init__(self, text: str, seconds: float, started: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.text, self.seconds, self.started, self._clock = text, seconds, started, clock
         self.spent: dict[str, float] = {}  # seconds by part, in order
-        self.expected: dict[str, float] = {}  # seconds of the trainings that were planned, by name
-        self.start_s = 0.0  # that the workers of a training take to start
-        self.fit_s = 0.0  # that the members take to be fitted once
+        self.expected: dict[str, float] = {}  # seconds of the planned trainings, by name
+        self.start_s = 0.0  # seconds that the workers of a training need to start
+        self.fit_s = 0.0  # seconds that one fit of all members takes
         self._part, self._since = "start", started
 
     @property
@@ -53,42 +55,51 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Seconds; negative behind the end."""
+        """Seconds that are left; negative after the end of the budget."""
         return self.seconds - self.used
 
     def turn_to(self, part: str) -> None:
-        """What is done from now on."""
+        """Count the time from now on for this part."""
         now = self._clock()
         self.spent[self._part] = self.spent.get(self._part, 0.0) + now - self._since
         self._part, self._since = part, now
 
     def deadline(self, seconds: float) -> Deadline:
-        """So many seconds from now, by a clock that other processes share."""
+        """A deadline in so many seconds, on a clock that other processes share."""
         return Deadline(time.time() + seconds)
 
     def training_s(self, name: str = "") -> float:
-        """What the choosing training may take, its refit with it; with a ``name`` that of a model apart."""
+        """Seconds for the training that chooses the epoch, with its refit.
+
+        With a ``name``: for the training of this separately trained model.
+        """
         kept = max(LEAST_RESERVE, RESERVE * self.left) + self.expected.get("final", 0.0) + self.start_s
         return max(self.left - kept, 0.0 if name else _LEAST * self.seconds)
 
     def holds(self, name: str, slower: float = 1.0) -> bool:
-        """Whether a planned training fits that now takes ``slower`` times what was foreseen."""
+        """Whether a planned training fits if it takes ``slower`` times the predicted time."""
         return self.training_s(name) >= self.expected.get(name, 0.0) * slower
 
     def members_s(self) -> float:
-        """What the choice of the members' constants may take."""
+        """Seconds for the choice of the members' constants."""
         behind = self.left - self.expected.get("final", 0.0) - self.start_s
         return max(_MEMBERS * behind, _LEAST_MEMBERS * self.seconds)
 
     def final_epochs(self, wanted: int, pace: float) -> int | None:
-        """Epochs of the training on all events: None, all of them anew; else so many more from the evaluated weights.
+        """Epochs of the training on all events that fit into the budget.
 
         Parameters
         ----------
         wanted : int
-            epochs anew.
+            Epochs of a training from scratch.
         pace : float
-            seconds of one.
+            Seconds per epoch.
+
+        Returns
+        -------
+        int | None
+            None: a training from scratch fits. A number: train so many epochs more, starting from
+            the evaluated weights.
         """
         room = self.final_s() - self.start_s
         if wanted * pace <= room:
@@ -96,11 +107,11 @@ class Budget:
         return max(0, min(int(room / max(pace, 1e-9)), wanted // _GOES_ON))
 
     def final_s(self) -> float:
-        """What the training on all events may take; the fits of the members on all events come behind it."""
+        """Seconds for the training on all events; the members are fitted on all events after it."""
         return self.left - self.fit_s + _OVER * self.seconds
 
     def said(self) -> str:
-        """What was asked for, what was used, and by what.
+        """The budget, the used time, and the time of every part.
 
         >>> ticks = iter([5.0, 65.0, 215.0, 215.0])
         >>> budget = Budget("4m", 240.0, 0.0, lambda: next(ticks))
@@ -116,7 +127,8 @@ class Budget:
 
 
 def span(seconds: float) -> str:
-    """
+    """A duration in seconds or minutes.
+
     >>> span(8.4), span(150.0)
     ('8 s', '2.5 min')
     """

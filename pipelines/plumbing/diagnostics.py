@@ -1,6 +1,6 @@
-"""What ``recsys doctor`` looks at: each check says what it found, and what to do where that is not well.
+"""The checks of ``recsys doctor``: each says what it found and how to fix a problem.
 
-A check may take its time or never come back; :mod:`pipelines.doctor` does not wait for it.
+A check may be slow or never return; :mod:`pipelines.doctor` limits the wait.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 State = Literal["ok", "warn", "fail"]
 _GIB: Final = 1 << 30
 _SMALL_MEMORY, _SMALL_DISK, _SMALL_SHM = 4 * _GIB, 5 * _GIB, 2 * _GIB
-_FULL: Final = 0.95  # of a disk: beyond it Ray keeps no objects there
+_FULL: Final = 0.95  # share of a disk; above it Ray stores no objects there
 _FEW_FILES: Final = 4096
 _EXTRAS: Final = {
     "text": "the default language model (data.text)",
@@ -39,7 +39,7 @@ _EXTRAS: Final = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, how it stands, what is there, and what to do."""
+    """One line: the name of the check, its state, what was found, and the fix."""
 
     name: str
     state: State
@@ -53,7 +53,7 @@ Check = Callable[["Config | None"], Iterator[Finding]]
 
 
 def versions(config: Config | None) -> Iterator[Finding]:
-    """Python and every library against the bounds of this project."""
+    """Versions of Python and of every required library."""
     python = platform.python_version()
     yield (
         Finding("python", "ok", f"{python} at {sys.executable}")
@@ -73,7 +73,7 @@ def versions(config: Config | None) -> Iterator[Finding]:
 
 
 def extras(config: Config | None) -> Iterator[Finding]:
-    """Optional parts: not having them is well, having a wrong version is not."""
+    """Optional libraries: a missing one is fine, a wrong version is a problem."""
     for extra, what in _EXTRAS.items():
         for requirement in _requirements(extra):
             found = _version(requirement.name)
@@ -87,14 +87,14 @@ def extras(config: Config | None) -> Iterator[Finding]:
 
 
 def _requirements(extra: str) -> list[Requirement]:
-    """What the project asks for: of an extra alone, or without any."""
+    """The requirements of the project: those of an extra, or those without an extra."""
     import tomllib
     from importlib.metadata import PackageNotFoundError, requires
 
     from packaging.requirements import Requirement
 
     source = Path(__file__).parents[2] / "pyproject.toml"
-    if source.is_file():  # a checkout says more than what was installed of it some time ago
+    if source.is_file():  # a checkout may be newer than the installed metadata
         project = tomllib.loads(source.read_text(encoding="utf-8"))["project"]
         texts = project["optional-dependencies"].get(extra, []) if extra else project["dependencies"]
         return [Requirement(text) for text in texts]
@@ -121,7 +121,7 @@ def _version(name: str) -> str | None:
 
 
 def graphics(config: Config | None) -> Iterator[Finding]:
-    """GPUs as the driver sees them against what torch was built for."""
+    """GPUs that the driver reports, and whether this build of torch can use them."""
     import torch
 
     devices = driver_devices()
@@ -149,7 +149,7 @@ def graphics(config: Config | None) -> Iterator[Finding]:
 
 
 def driver_devices() -> list[str]:
-    """Name and driver of every device that ``nvidia-smi`` lists; none where there is no such program."""
+    """Name and driver of every device that ``nvidia-smi`` lists; empty without this program."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -184,7 +184,8 @@ def machine(config: Config | None) -> Iterator[Finding]:
         free = shutil.disk_usage("/dev/shm").free
         few = free < _SMALL_SHM
         cure = _if(
-            few, "Ray's objects go to the disk; in containers: docker run --shm-size=8g, or an emptyDir of Memory"
+            few,
+            "Ray stores objects on disk instead; in containers use docker run --shm-size=8g, or an emptyDir of Memory",
         )
         yield Finding("shm", "warn" if few else "ok", f"{free / _GIB:.1f} GiB free in /dev/shm", cure)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -195,15 +196,15 @@ def machine(config: Config | None) -> Iterator[Finding]:
 
 
 def training(config: Config | None) -> Iterator[Finding]:
-    """Whether a training of this configuration fits this machine, as far as its data are known."""
-    from pipelines.plumbing.preflight import check, described, local_nodes, sizes_of  # it brings torch
+    """Whether a training with this configuration fits into the memory of this machine."""
+    from pipelines.plumbing.preflight import check, described, local_nodes, sizes_of  # imports torch
     from recsys.errors import ConfigError
 
     if config is None or config.ray.address != "local":
         return
     sizes = sizes_of(config)
     if sizes is None:
-        yield Finding("training", "ok", "its memory is known once the data is prepared")
+        yield Finding("training", "ok", "its memory is known after the data is prepared")
         return
     found = described(config, sizes).splitlines()[0]
     try:
@@ -221,7 +222,7 @@ def _if(condition: bool, text: str) -> str:
 
 
 def places(config: Config | None) -> Iterator[Finding]:
-    """Where things are written: a file is made there and removed again."""
+    """Folders that are written to: create a file in each and remove it."""
     named = {"temporary files": tempfile.gettempdir()}
     if config is not None:
         named |= {"run.dir": config.run.dir, "data.dir": config.dataset_dir}
@@ -248,7 +249,7 @@ def _local(name: str, place: str) -> Iterator[Finding]:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest place that is there, which is a folder where all is well."""
+    """The path or its nearest existing parent."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
@@ -270,7 +271,7 @@ def _remote(name: str, place: str) -> Iterator[Finding]:
 
 
 def source(config: Config | None) -> Iterator[Finding]:
-    """That there is something to read."""
+    """Whether the input files exist."""
     if config is None:
         return
     from recsys.errors import UserError
@@ -284,7 +285,7 @@ def source(config: Config | None) -> Iterator[Finding]:
 
 
 def text_model(config: Config | None) -> Iterator[Finding]:
-    """The language model, without the network."""
+    """Whether the language model is here; without the network."""
     from recsys.config import TextConfig
     from recsys.encoders.text import resolve_model
     from recsys.errors import UserError
@@ -298,7 +299,7 @@ def text_model(config: Config | None) -> Iterator[Finding]:
         yield Finding("text model", "ok", f"{section.model} at {folder}")
     except UserError as error:
         if section.allow_download:
-            yield Finding("text model", "warn", f"{section.model} is not here", "it is downloaded at first use")
+            yield Finding("text model", "warn", f"{section.model} is not here", "it is downloaded when first used")
         else:
             yield Finding("text model", "fail" if config else "warn", f"{section.model} is not here", str(error))
 
@@ -307,7 +308,7 @@ def text_model(config: Config | None) -> Iterator[Finding]:
 
 
 def tracking(config: Config | None) -> Iterator[Finding]:
-    """The MLflow store: that it answers and, for a file, that it takes a write."""
+    """Whether the MLflow store answers and, if it is a file, can be written."""
     if config is None or not config.tracking.enabled:
         if config is not None:
             yield Finding("mlflow store", "ok", "not needed: tracking.enabled is false")
@@ -325,15 +326,15 @@ def tracking(config: Config | None) -> Iterator[Finding]:
     try:
         found = _sqlite(path) if path is not None else _answer(uri)
         yield Finding("mlflow store", "ok", f"{redact(uri)}: {found}")
-    except Exception as error:  # whatever a driver or a client raises
-        cure = "check tracking.uri, and that the server runs and can be reached from here"
+    except Exception as error:  # drivers and clients raise many types
+        cure = "check tracking.uri, and whether the server runs and can be reached from here"
         yield Finding("mlflow store", "fail", f"{redact(uri)}: {redact(first_line(error)[:300])}", cure)
 
 
 def _sqlite(path: Path) -> str:
     if not path.exists():
         with tempfile.TemporaryFile(dir=_existing(path.parent)):
-            return "made at first use"
+            return "created when first used"
     with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=5)) as connection:
         connection.execute("BEGIN IMMEDIATE")  # takes the lock for writing
         connection.rollback()
@@ -352,7 +353,7 @@ def _answer(uri: str) -> str:
     answer = requests.post(place, json={"max_results": 1}, timeout=5)
     answer.raise_for_status()
     answer.json()
-    return "answers (writing was not tried: it would leave an experiment behind)"
+    return "answers (write access was not tested: a test would leave an experiment)"
 
 
 def _database(uri: str) -> str:
@@ -360,11 +361,11 @@ def _database(uri: str) -> str:
 
     with create_engine(uri).connect() as connection:
         connection.execute(text("SELECT 1"))
-    return "answers (writing was not tried)"
+    return "answers (write access was not tested)"
 
 
 def ray_cluster(config: Config | None) -> Iterator[Finding]:
-    """The cluster that the configuration names, asked by a process of its own."""
+    """Whether the cluster of the configuration answers; a separate process asks it."""
     address = config.ray.address if config is not None else "local"
     if address == "local":
         yield Finding("ray", "ok", "local: started with each command")
@@ -378,7 +379,7 @@ def ray_cluster(config: Config | None) -> Iterator[Finding]:
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode:
-        cure = "start it (`ray start --head`, `ray up cluster.yaml`), or ray.address local; the token must be its own"
+        cure = "start it (`ray start --head`, `ray up cluster.yaml`), or set ray.address local; check the token"
         yield Finding("ray", "fail", f"no cluster answers at {address!r}", cure)
         return
     import json
@@ -387,14 +388,14 @@ def ray_cluster(config: Config | None) -> Iterator[Finding]:
     shown = ", ".join(f"{found.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
     wanted = config.train.num_workers if config is not None else 0
     if found.get("CPU", 0) < wanted:
-        cure = "lower train.num_workers, join nodes, or set ray.wait_s where the cluster starts them itself"
+        cure = "lower train.num_workers, add nodes, or set ray.wait_s if the cluster starts nodes itself"
         yield Finding("ray", "warn", f"{address}: {shown}; train.num_workers is {wanted}", cure)
     else:
         yield Finding("ray", "ok", f"{address}: {shown}")
 
 
 def job_server(config: Config | None) -> Iterator[Finding]:
-    """Where ``recsys submit`` would send jobs, if the configuration or the environment says."""
+    """Whether the job server of ``recsys submit`` answers, if its address is configured."""
     given = config.submit.address if config is not None else ""
     if not given and not os.environ.get("RAY_API_SERVER_ADDRESS"):
         return

@@ -1,28 +1,26 @@
-"""The run folder: where the stages of a run leave their artefacts, one run at a time.
+"""The run folder: the stages of a run write their artefacts there, one command at a time.
 
 Layout::
 
-    config.yaml              the merged configuration of the last run, prepare, train, evaluate, update or tune; user
-                             and password of tracking.uri are left out: they come from the command line or the
-                             environment
-    history.jsonl            one line an invocation: time, verb, release, keys changed since the one before
-    run.log                  the progress lines of all stages
-    dataset/                 the prepared dataset, unless data.dir says otherwise
-    checkpoints/ model/      of training
-    final/                   the model that goes out, where train.final trains it on all events
-    metrics.json report.html of evaluation
-    drift.json               of update: how far newer events are from the parent's
-    bundle/ registered.json  of registration
-    promotion.json promotion.md  of promote: the last decision
-    compare.json             of compare: this run against another one
-    recommendations.parquet  of recommend: every user
-    answers/                 of recommend: a file for every file of requests
-    tracking.json            the MLflow run that the stages share
-    copies/                  notes of where exports and saved models of this run are, for forget
+    config.yaml              merged configuration of the last run, prepare, train, evaluate, update
+    or
+                             tune, without user and password of tracking.uri: these come from the
+                             command line or the environment
+    history.jsonl            one line per command: time, verb, release, keys changed since the last
+    one run.log                  progress lines of all stages dataset/                 prepared
+    dataset, unless data.dir names another folder checkpoints/ model/      written by train final/
+    final model, trained on all events (train.final) metrics.json report.html written by evaluate
+    drift.json               written by update: drift of newer events from the parent's events
+    bundle/ registered.json  written by register promotion.json promotion.md  written by promote:
+    the last decision compare.json             written by compare: this run against another one
+    recommendations.parquet  written by recommend: lists of every user answers/
+    written by recommend: one file per file of requests tracking.json            MLflow run of these
+    stages copies/                  paths of exports and saved models of this run, for forget
 
-Where ``run.dir`` is a URI such as ``s3://bucket/run``, the stages work in a temporary folder: each artefact goes to the
-URI when it is finished and comes from there when it is first asked for, on whatever machine; the dataset and the
-checkpoints, which many machines write, are written there directly.
+If ``run.dir`` is a URI such as ``s3://bucket/run``, the stages work in a temporary folder. Each
+finished artefact is copied to the URI, and is fetched from there when it is first needed, on any
+machine. Many machines write the dataset and the checkpoints, so these are written to the URI
+directly.
 """
 
 from __future__ import annotations
@@ -52,114 +50,126 @@ if TYPE_CHECKING:
     from recsys.storage.mirror import Mirror
 
 
-_CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")  # others hand on what these made
+_CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")  # other verbs use the results of these
 ANSWERS: Final = "answers"
 _CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
 _SHAPING: Final = ("seed", "data", "model", "train", "evaluate", "config")  # config.yaml itself, if it is unreadable
 _ELSEWHERE: Final = ("data.dir", "train.threads", "train.num_workers")
-_REDACTED: Final = "# secrets are written as ***: give these keys whole on the command line, or as $VARIABLE\n"
+_REDACTED: Final = "# secrets are shown as ***: give these keys on the command line, or as $VARIABLE\n"
 
 
 class RunFolder:
-    """Paths and small files of one run folder, and the progress lines of the stages at work in it.
+    """Paths and small files of one run folder, and the progress lines of its stages.
 
-    ``root`` is where to work; ``remote`` the place that it mirrors, None where ``run.dir`` is a local folder.
+    ``root`` is the local folder; ``remote`` is the place that it mirrors, None if ``run.dir`` is
+    local.
     """
 
     def __init__(self, root: Path, progress: Progress, remote: Mirror | None = None) -> None:
         self.root, self.progress, self.remote = root, progress, remote
-        self.tracker: Tracker | None = None  # open while a command is at work
-        self.budget: Budget | None = None  # of a run that has one
+        self.tracker: Tracker | None = None  # open while a command runs
+        self.budget: Budget | None = None  # the time budget, if the run has one
 
     def turn_to(self, part: str) -> None:
-        """What the time of a budget is spent on from now on."""
+        """Count the time of the budget for this part from now on."""
         if self.budget is not None:
             self.budget.turn_to(part)
 
     @property
     def checkpoints(self) -> Path:
+        """Checkpoints of the training."""
         return self.root / "checkpoints"
 
     @property
     def model(self) -> Path:
+        """The trained model."""
         return self.fetch("model")
 
     @property
     def final(self) -> Path:
+        """The final model, trained on all events."""
         return self.fetch("final")
 
     @property
     def metrics(self) -> Path:
+        """The metrics of the evaluation."""
         return self.root / "metrics.json"
 
     @property
     def report(self) -> Path:
+        """The HTML report."""
         return self.root / "report.html"
 
     @property
     def bundle(self) -> Path:
+        """The bundle: everything that is needed to answer requests."""
         return self.fetch("bundle")
 
     @property
     def drift(self) -> Path:
+        """The drift that an update measured."""
         return self.root / "drift.json"
 
     @property
     def registered(self) -> Path:
+        """The registration."""
         return self.root / "registered.json"
 
     @property
     def promotion(self) -> Path:
+        """The last promotion decision."""
         return self.root / "promotion.json"
 
     @property
     def recommendations(self) -> Path:
+        """The recommendations for all users."""
         return self.root / "recommendations.parquet"
 
     @property
     def answers(self) -> list[Path]:
-        """Every file of answers: to all users, and to requests."""
+        """All files of recommendations: for all users, and for requests."""
         return [self.recommendations, *sorted((self.root / ANSWERS).glob("*.parquet"))]
 
     @property
     def config(self) -> Path:
+        """The merged configuration."""
         return self.root / "config.yaml"
 
     def fetch(self, name: str) -> Path:
-        """The local path of an artefact, brought from a remote run folder when it is first asked for."""
+        """The local path of an artefact; a remote one is fetched when it is first needed."""
         return self.root / name if self.remote is None else self.remote.fetch(name)
 
     def publish(self, *paths: Path) -> None:
-        """Bring finished artefacts to a remote run folder; a local one has them already."""
+        """Copy finished artefacts to a remote run folder; nothing to do for a local one."""
         if self.remote is not None:
             for path in paths:
                 self.remote.publish(path)
 
     def fetch_all(self) -> None:
-        """Bring everything of a remote run folder but the dataset, which is read where it is."""
+        """Fetch everything of a remote run folder except the dataset, which is read remotely."""
         if self.remote is not None:
             self.remote.fetch_all(leave=(".lock", "dataset", "dataset.lock"))
 
     def settle(self) -> None:
-        """Make a remote run folder what the local one is: changed files go up, deleted ones go."""
+        """Make a remote run folder equal to the local one: copy changed files, delete removed ones."""
         if self.remote is not None:
             self.remote.publish_changed()
             self.remote.remove_missing()
 
     def part(self, name: str) -> RunFolder:
-        """A folder inside this one with artefacts of its own, as of a search."""
+        """A folder inside this one with its own artefacts, for example of a search."""
         root = self.root / name
         root.mkdir(exist_ok=True)
         return RunFolder(root, self.progress, self.remote and self.remote.part(name))
 
     def shown(self, path: Path) -> str:
-        """An artefact as people and other machines find it."""
+        """The path or URI of an artefact for people and other machines."""
         if self.remote is None:
             return str(path)
         return within(self.remote.place, path.relative_to(self.root).as_posix())
 
     def write_json(self, path: Path, content: Any) -> None:
-        """Write JSON whole or not at all."""
+        """Write a JSON file atomically."""
         write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         self.publish(path)
 
@@ -169,7 +179,7 @@ class RunFolder:
         Raises
         ------
         ArtifactError
-            missing or damaged; ``cure`` says which stage writes it.
+            The file is missing or damaged; ``cure`` says which stage writes it.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -182,14 +192,14 @@ class RunFolder:
         return content
 
     def forget_model(self) -> None:
-        """Remove the trained model and all that was made of it, before another one takes its place."""
+        """Remove the trained model and everything made from it, before a new model is saved."""
         for path in (self.registered, self.metrics, self.report, self.recommendations):
             self.forget(path)
         for name in ("bundle", "model", "final", ANSWERS):
             self.forget(self.root / name)
 
     def forget(self, path: Path) -> None:
-        """Delete a file or folder, wherever it is."""
+        """Delete a file or folder, locally and in a remote run folder."""
         if self.remote is not None:
             self.remote.remove(path)
         elif path.is_dir():
@@ -198,11 +208,12 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def record(self, config: Config, verb: str) -> None:
-        """Write a line of ``history.jsonl`` and, for a stage that the whole configuration decides, ``config.yaml``.
+        """Append to ``history.jsonl`` and, for verbs that make results, write ``config.yaml``.
 
-        Says which keys differ from the earlier ``config.yaml`` among those that shape data, model or figures.
-        Credentials are written nowhere. Where the model is to be chosen, the sections of the choice are no difference,
-        and ``config.yaml`` waits for it (:meth:`write_config`).
+        Prints which keys differ from the earlier ``config.yaml``, of those that change data, model
+        or metrics. Credentials are not written. If auto will choose the model, its sections do not
+        count as a difference, and ``config.yaml`` is written after the choice
+        (:meth:`write_config`).
         """
         public = redacted(config)
         changed = _changes(self.config, public)
@@ -212,7 +223,7 @@ class RunFolder:
         if told:
             shown = "\n  ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(told.items()))
             where = self.shown(self.config).removesuffix(f"/{self.config.name}")
-            self.progress(f"the configuration differs from the last one in {where}:\n  {shown}")
+            self.progress(f"the configuration differs from the last one of {where}:\n  {shown}")
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "verb": verb,
@@ -234,20 +245,22 @@ class RunFolder:
 
 @contextmanager
 def open_run(config: Config, verb: str, stream: TextIO | None = None, locks: bool = True) -> Iterator[RunFolder]:
-    """Make the run folder, keep other runs out of it if it ``locks``, record the configuration, hand it to a stage.
+    """Create the run folder, lock it if ``locks``, record the configuration, and open it for a
+    stage.
 
-    What does not lock leaves nothing in a remote one, which it would write while another one does.
+    A command without the lock writes nothing to a remote run folder, because another command may be
+    writing there.
 
     Raises
     ------
     ConfigError
-        ``run.dir`` cannot be such a folder.
+        ``run.dir`` cannot be created or written to.
     ArtifactError
-        another run is at work in it.
+        Another command uses it.
     StorageError
-        a remote one cannot be reached or written to.
+        A remote one cannot be reached or written to.
     """
-    if is_remote(config.run.dir) and not locks:  # its run.log would replace that of a command at work there
+    if is_remote(config.run.dir) and not locks:  # its run.log would replace that of a running command
         with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
             yield RunFolder(Path(name), Progress(stream if stream is not None else sys.stdout, Path(name) / "run.log"))
         return
@@ -260,7 +273,7 @@ def open_run(config: Config, verb: str, stream: TextIO | None = None, locks: boo
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"run.dir: cannot make the folder {root} ({error.strerror}); choose another --run.dir"
+            f"run.dir: cannot create the folder {root} ({error.strerror}); choose another --run.dir"
         ) from None
     with _locked(root, verb) if locks else nullcontext():
         folder = RunFolder(root, Progress(stream if stream is not None else sys.stdout, root / "run.log"))
@@ -277,8 +290,8 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
 
     place = config.run.dir
     if "/" not in filesystem_of(place)[1]:
-        raise ConfigError(f"run.dir: {place} is a whole bucket; choose a folder in it, such as {within(place, 'run')}")
-    free = "wait for it to end or choose another folder with --run.dir"
+        raise ConfigError(f"run.dir: {place} is a bucket; choose a folder in it, such as {within(place, 'run')}")
+    free = "wait until it ends, or choose another folder with --run.dir"
     lock = within(place, ".lock")
     with holding(lock, f"`recsys {verb}`", free), tempfile.TemporaryDirectory(prefix="multigrain-") as name:
         root = Path(name)
@@ -289,7 +302,7 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
             folder.record(config, verb)
             yield folder
         except BaseException as error:
-            with suppress(Exception):  # what failed matters more
+            with suppress(Exception):  # do not hide the first error
                 mirror.publish_changed()
             if isinstance(error, UserError) and name in str(error):
                 raise type(error)(str(error).replace(name, without_query(place))) from error
@@ -299,7 +312,7 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
 
 @contextmanager
 def _locked(root: Path, verb: str) -> Iterator[None]:
-    """Hold the folder's lock; it goes away with the process, however that ends."""
+    """Hold the lock of the folder; the system releases it when the process ends."""
     try:
         file = (root / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
@@ -311,7 +324,7 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise ArtifactError(
-                f"{root} is in use by {holder}; wait for it to end or choose another folder with --run.dir"
+                f"{root} is in use by {holder}; wait until it ends, or choose another folder with --run.dir"
             ) from None
         file.truncate(0)
         since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -321,12 +334,12 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file aside and rename it into place.
+    """Write a text file under a temporary name, then rename it.
 
     Raises
     ------
     StorageError
-        the disk is full.
+        The disk is full.
     """
     from recsys.storage.beside import writing_beside
     from recsys.storage.places import reaching
@@ -336,20 +349,20 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _changes(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted key → (before, after) of what differs from an earlier ``config.yaml``; where to run is no difference."""
+    """Dotted key → (before, after) of the relevant differences from an earlier ``config.yaml``."""
     try:
         before = _flat(parse_yaml(path.read_bytes(), str(path)))
     except FileNotFoundError:
         return {}
     except (OSError, ConfigError):
-        return {"config.yaml": ("unreadable", "written anew")}
+        return {"config.yaml": ("unreadable", "replaced")}
     after = _flat(config.model_dump(mode="json"))
     keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     return {key: (before.get(key), after.get(key)) for key in keys}
 
 
 def _shapes(key: str) -> bool:
-    """Whether a key decides what the dataset, the model or its figures are, not where, how fast or what for it runs.
+    """Whether a key changes the dataset, the model or its metrics, and not only paths or speed.
 
     >>> [key for key in ("run.budget", "train.lr", "train.threads", "recommend.k", "seed") if _shapes(key)]
     ['train.lr', 'seed']

@@ -1,7 +1,8 @@
-"""The configuration that a model was made with, taken from the model itself; options of the command line override it.
+"""The configuration of a model, read from the model itself; options of the command line override
+it.
 
-Why: a daily command then needs no configuration file that has to be kept in step with the model. Where a run wrote its
-files and which model it promoted belong to that run, and are not inherited.
+Why: a daily command then needs no configuration file that could differ from the model's. Paths of
+the run and the promoted model are not inherited, because they belong to one run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from recsys.config.sources import one_place
 from recsys.errors import ConfigError
 from recsys.storage.uris import expanded, is_remote
 
-CONFIG: Final = "config"  # of a bundle's extra
+CONFIG: Final = "config"  # key in the bundle's extra
 VERBS: Final = ("update", "promote", "recommend")
 _SECTIONS: Final = ("seed", "data", "model", "train", "evaluate", "registry", "serve", "promote", "update", "ray")
 _OF_ONE_RUN: Final = {
@@ -29,7 +30,7 @@ _OF_ONE_RUN: Final = {
 
 
 def handed_on(config: Config) -> dict[str, Any]:
-    """What a model says of the configuration that made it: plain values, secrets left out, places of data absolute."""
+    """The configuration to store in a model: plain values, no secrets, absolute paths of data."""
     tree: dict[str, Any] = yaml.safe_load(dump_config(redacted(config)))
     kept: dict[str, Any] = {name: tree[name] for name in _SECTIONS if name in tree}
     for section, keys in _OF_ONE_RUN.items():
@@ -52,9 +53,9 @@ def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
     Raises
     ------
     ArtifactError
-        there is no such model.
+        There is no such model.
     ConfigError
-        it does not say how it was made, or the command line names none.
+        The model stores no configuration, or the command line names no model.
     """
     from recsys.bundle.description import read_info
     from recsys.registry.register import resolve
@@ -66,8 +67,8 @@ def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
     tree = info.extra.get(CONFIG)
     if not tree:
         raise ConfigError(
-            f"{uri} does not say how it was made (a model of an earlier release): give --config FILE, the "
-            "configuration that it was trained with"
+            f"{uri} stores no configuration, because an earlier release made it; give the configuration that it was "
+            "trained with: --config FILE"
         )
     tree = {**tree, "tracking": {**tree["tracking"], "uri": tracking_uri(alone)}}
     tree[verb] = {**tree.get(verb, {}), "model": uri}

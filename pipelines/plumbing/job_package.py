@@ -1,7 +1,8 @@
-"""What a job takes to the cluster: this project and one configuration, in a small folder that Ray hands to every node.
+"""The job package: this project and one configuration, in a small folder that Ray copies to every
+node.
 
-Why a copy of the packages and not of the working folder: it is the same from a checkout and from an installed wheel,
-from any folder, and no run, data set or environment that lies about can get in.
+Why a copy of the packages and not of the working folder: it is the same for a checkout and an
+installed wheel, from any folder, and no run, data set or virtual environment is sent by accident.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from recsys.errors import ConfigError
 CONFIG: Final = "job.yaml"
 PACKAGES: Final = ("recsys", "pipelines", "tune")
 _VARIABLE: Final = re.compile(r"\$\{?[A-Z_][A-Z0-9_]*\}?")
-MAX_BYTES: Final = 100 << 20  # Ray's own bound for a working directory
+MAX_BYTES: Final = 100 << 20  # Ray's own limit for a working directory
 
-# Places of the configuration: relative ones are of the folder in which the job is sent.
+# Paths in the configuration; relative ones refer to the folder where `recsys submit` runs.
 _PLACES: Final = (
     "run.dir",
     "data.dir",
@@ -47,7 +48,7 @@ _PLACES: Final = (
     "update.dataset",
     "update.feedback",
 )
-# A place or a name: a place where there is such a file.
+# A path or a name: a path if such a file exists.
 _PLACES_OR_NAMES: Final = (
     "data.text.model",
     "data.media.images.model",
@@ -59,7 +60,7 @@ _PLACES_OR_NAMES: Final = (
 
 @dataclass(frozen=True)
 class Parcel:
-    """What goes to the cluster beside the configuration, and what of the packages stays."""
+    """The files that are sent besides the configuration, and the files that are left out."""
 
     sent: list[Sent]
     left: list[Left]
@@ -68,11 +69,11 @@ class Parcel:
     def summary(self) -> str:
         """One line: how much is sent, and how much is left out."""
         size = sum(file.size for file in self.sent)
-        more = f"; left out: {len(self.left)} (`--dry-run` names them)" if self.left else ""
+        more = f"; left out: {len(self.left)} (`--dry-run` lists them)" if self.left else ""
         return f"sends {len(self.sent)} files of {', '.join(PACKAGES)} ({size / (1 << 20):.1f} MiB) and {CONFIG}{more}"
 
     def lines(self) -> list[str]:
-        """Every file with its size, then what is left out with the reason."""
+        """Every file with its size, then the files left out with the reason."""
         return [
             f"{len(self.sent)} files, {sum(file.size for file in self.sent):,} bytes:",
             *(f"  {file.size:>9,}  {file.target}" for file in self.sent),
@@ -82,7 +83,7 @@ class Parcel:
 
 
 def contents(homes: Sequence[Path] | None = None) -> Parcel:
-    """What a job takes of the packages, or of other folders."""
+    """The files of the packages, or of other folders, that a job needs."""
     sent: list[Sent] = []
     left: list[Left] = []
     for home in _homes() if homes is None else homes:
@@ -102,12 +103,12 @@ def _homes() -> list[Path]:
 
 
 def pack(tree: dict[str, Any], folder: Path) -> Parcel:
-    """Write the parcel: the packages, and the configuration as :func:`job_config` makes it; what is in it.
+    """Write the job package: the packages, and the configuration from :func:`job_config`.
 
     Raises
     ------
     ConfigError
-        a password in the configuration, or packages that somebody filled with more than code.
+        The configuration holds a password, or the packages are too large to be only code.
     """
     parcel = contents()
     for file in parcel.sent:
@@ -119,18 +120,18 @@ def pack(tree: dict[str, Any], folder: Path) -> Parcel:
     if size >= MAX_BYTES:
         raise ConfigError(
             f"the packages {', '.join(PACKAGES)} take {size >> 20} MiB, more than the {MAX_BYTES >> 20} MiB that "
-            "Ray hands to its nodes; move what is no code out of them"
+            "Ray copies to its nodes; move files that are not code out of them"
         )
     return parcel
 
 
 def job_config(tree: dict[str, Any]) -> str:
-    """The configuration as the job reads it: places absolute, ``$VARIABLES`` for the cluster to expand.
+    """The configuration for the job: absolute paths; the cluster expands ``$VARIABLES``.
 
     Raises
     ------
     ConfigError
-        a user and password in a URI: what is sent can be read by everyone on the cluster.
+        A URI holds user and password. Everyone on the cluster could read them.
     """
     sent = {**tree, "run": {"dir": "runs/latest", **(tree.get("run") or {})}}
     sent.pop("submit", None)
@@ -143,14 +144,16 @@ def job_config(tree: dict[str, Any]) -> str:
         public = redacted_tree(text, dotted.rpartition(".")[2])
         if public != text and not _VARIABLE.fullmatch(text):
             raise ConfigError(
-                f"{dotted}: {public} has a password or another secret, and no secret is sent to a cluster; put "
-                "the value into the environment of its nodes, say as TRACKING_URI, and write $TRACKING_URI here"
+                f"{dotted}: {public} has a password or another secret, which must not be sent to a cluster; put "
+                "the value into the environment of its nodes, for example as TRACKING_URI, and write $TRACKING_URI here"
             )
     return yaml.safe_dump(sent, sort_keys=False, allow_unicode=True)
 
 
 def _change(tree: dict[str, Any], path: list[str], only_existing: bool) -> None:
-    """Make the place at a path absolute; sections on the way are copied, the caller's tree stays as it is."""
+    """Make the path at a dotted key absolute; changed sections are copied, so the caller's tree
+    stays the same.
+    """
     first, *rest = path
     child = tree.get(first)
     if child is None:
@@ -174,7 +177,8 @@ def _each(value: Any, only_existing: bool) -> Any:
 
 
 def _absolute(place: str, only_existing: bool) -> str:
-    """
+    """An absolute local path; URIs and paths that begin with a variable stay.
+
     >>> _absolute("s3://bucket/runs", False), _absolute("$RECSYS_DATA/lastfm", False), _absolute("/data", False)
     ('s3://bucket/runs', '$RECSYS_DATA/lastfm', '/data')
     """

@@ -1,7 +1,7 @@
-"""Which files of the packages a job takes along, and which it leaves out, with the reason.
+"""Which files of the packages go into a job package, and which are left out, with the reason.
 
-Why: what is sent can be read by everyone on the cluster. A key, a ``.env`` file or a link to something outside that
-lies in a package's folder is not part of the program.
+Why: everyone on the cluster can read what is sent. A key, a ``.env`` file or a link to something
+outside is not part of the program, even if it is in a package's folder.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-_SNIFFED: Final = 64 << 10  # bytes of a file in which a private key is looked for
+_SNIFFED: Final = 64 << 10  # bytes at the start of a file that are searched for a private key
 _KEY: Final = re.compile(rb"-----BEGIN [A-Z ]{0,40}PRIVATE KEY")
-_COMPILED: Final = ("__pycache__", "*.pyc")  # left out without a word
+_COMPILED: Final = ("__pycache__", "*.pyc")  # left out without a note
 # By name, of files and folders, in lower case.
 _LEFT: Final = {
     ".*": "hidden",
@@ -46,30 +46,30 @@ _LEFT: Final = {
     "mlartifacts": "runs",
     "runs": "runs",
     "wandb": "runs",
-    "node_modules": "no code of ours",
-    "*.egg-info": "no code of ours",
+    "node_modules": "not our code",
+    "*.egg-info": "not our code",
 }
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A file that goes along."""
+    """A file that is sent."""
 
     source: Path
-    target: str  # its path in the parcel
+    target: str  # its path in the job package
     size: int
 
 
 @dataclass(frozen=True)
 class Left:
-    """A file or folder that stays, and why."""
+    """A file or folder that is left out, and why."""
 
     target: str
     why: str
 
 
 def package_files(home: Path) -> tuple[list[Sent], list[Left]]:
-    """The files of a package's folder, in order: those that are sent, and those that are left out."""
+    """The files of a package's folder in order: those to send, and those left out."""
     sent: list[Sent] = []
     left: list[Left] = []
     root = home.resolve()
@@ -84,7 +84,9 @@ def package_files(home: Path) -> tuple[list[Sent], list[Left]]:
 
 
 def _walk(home: Path, root: Path, left: list[Left]) -> Iterator[Path]:
-    """Everything in a folder but for folders that are left out, which are noted; a linked folder is no folder."""
+    """Yield everything in a folder except left-out folders, which are noted; links to folders are
+    not followed.
+    """
     for place, folders, files in os.walk(home):
         for name in sorted(folders):
             path = Path(place) / name
@@ -98,7 +100,7 @@ def _walk(home: Path, root: Path, left: list[Left]) -> Iterator[Path]:
 
 
 def _why_not(path: Path, root: Path) -> str:
-    """The reason to leave a file or folder out; empty where there is none."""
+    """The reason to leave out a file or folder; empty if there is none."""
     name = path.name.lower()
     for pattern, why in _LEFT.items():
         if fnmatchcase(name, pattern):
@@ -111,11 +113,11 @@ def _why_not(path: Path, root: Path) -> str:
             return f"a link out of the package, to {target}"
         inside = _why_not(target, root)
         if inside:
-            return f"a link to what is left out: {inside}"
+            return f"a link to a left-out file: {inside}"
     if path.is_dir():
         return ""
     if not path.is_file():
-        return "no plain file"
+        return "not a regular file"
     try:
         with path.open("rb") as stream:
             return "a private key" if _KEY.search(stream.read(_SNIFFED)) else ""

@@ -1,4 +1,4 @@
-"""The job server of a Ray cluster: reach it or say why not, never hang, follow a log over lost connections."""
+"""The job server of a Ray cluster: connect without hanging, and follow a log over lost connections."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ class LostError(Exception):
 
 
 def address_of(given: str) -> str:
-    """Where the job server is: ``submit.address``, the environment, or Ray's usual place on this machine.
+    """Address of the job server: ``submit.address``, the environment, or Ray's default on this
+    machine.
 
     Raises
     ------
     ConfigError
-        no http(s) URL with a host.
+        The address is not an http(s) URL with a host.
 
     >>> address_of("http://127.0.0.1:8265/")
     'http://127.0.0.1:8265'
@@ -38,32 +39,32 @@ def address_of(given: str) -> str:
     try:
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
         good = good and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         good = False
     if not good:
         raise ConfigError(
             f"submit.address: got {address.rsplit('@', 1)[-1]!r}, expected http://HOST:PORT of the cluster's "
-            "dashboard, 8265 unless it was started otherwise; it is on the head's loopback: open a tunnel with `ray "
-            "dashboard cluster.yaml` or `ssh -L 8265:127.0.0.1:8265 HEAD`"
+            "dashboard (default port 8265); it listens on the loopback address of the head node: open a tunnel with "
+            "`ray dashboard cluster.yaml` or `ssh -L 8265:127.0.0.1:8265 HEAD`"
         )
     return address.rstrip("/")
 
 
 def connect(given: str) -> Any:
-    """A ``JobSubmissionClient`` whose requests end in time.
+    """A ``JobSubmissionClient`` with a timeout for every request.
 
     Raises
     ------
     ConfigError
-        nothing answers at the address, it is no Ray cluster, or it wants another token.
+        Nothing answers at the address, it is not a Ray cluster, or it wants another token.
     """
     address = address_of(given)
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # which would win over the argument
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # otherwise the environment would override the argument
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"  # a cluster without authentication ignores it
         from ray._raylet import Config  # type: ignore[attr-defined]
 
-        Config.initialize("")  # where Ray was imported before, it has read the environment already
+        Config.initialize("")  # Ray read the environment when it was imported; read it again
     import requests
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -79,8 +80,8 @@ def connect(given: str) -> Any:
         return Client(address)
     except AuthenticationError:
         raise ConfigError(
-            f"submit.address: the cluster at {address} asks for its token, and ours is missing or another one; put it "
-            "into ~/.ray/auth_token (mode 600) or name its file in RAY_AUTH_TOKEN_PATH"
+            f"submit.address: the cluster at {address} requires its token, but ours is missing or different; put the "
+            "cluster's token into ~/.ray/auth_token (mode 600), or set RAY_AUTH_TOKEN_PATH to its file"
         ) from None
     except (ConnectionError, requests.RequestException, RuntimeError, ValueError, KeyError) as error:
         raise ConfigError(
@@ -91,38 +92,39 @@ def connect(given: str) -> Any:
 
 
 def nodes_summary(client: Any) -> Any:
-    """The dashboard's list of machines; None where it gives none."""
+    """The dashboard's list of machines, or None if it gives none."""
     try:
         return client._do_request("GET", "/nodes?view=summary").json()
-    except Exception:  # an older or newer dashboard, or a proxy before it: nothing is refused for that
+    except Exception:  # another release of the dashboard, or a proxy: not a reason to refuse
         return None
 
 
 def details(client: Any, job: str) -> Any:
-    """What the cluster knows of a job.
+    """The cluster's description of a job.
 
     Raises
     ------
     ConfigError
-        it knows no such job.
+        The cluster does not know the job.
     """
     try:
         return client.get_job_info(job)
     except RuntimeError as error:
         if "404" not in str(error):
             raise
-        raise ConfigError(f"the cluster knows no job {job!r}; `recsys submit list` names them") from None
+        raise ConfigError(f"the cluster has no job {job!r}; see `recsys submit list`") from None
 
 
 def follow(client: Any, job: str, write: Callable[[str], None]) -> Any:
-    """Write a job's log as it comes, until the job has ended; then what the cluster knows of it.
+    """Write a job's log as it comes until the job ends, then return the cluster's description of
+    it.
 
-    A connection that breaks or is silent is opened anew; what was written already is not written again.
+    A broken or silent connection is opened again; lines that were written are not written again.
 
     Raises
     ------
     LostError
-        the cluster does not answer any more.
+        The cluster stopped answering.
     """
     log, failures = _Log(write), 0
     while True:
@@ -133,10 +135,10 @@ def follow(client: Any, job: str, write: Callable[[str], None]) -> Any:
             failures = 0
         except ConfigError:
             raise
-        except Exception as error:  # whatever a broken connection raises: aiohttp's, requests', Ray's
+        except Exception as error:  # aiohttp, requests and Ray raise different types
             failures += 1
             if failures == _TRIES:
-                raise LostError(f"the cluster does not answer any more ({type(error).__name__})") from None
+                raise LostError(f"the cluster stopped answering ({type(error).__name__})") from None
         if found is not None and str(found.status.value) in ENDED:
             log.show(0, client.get_job_logs(job))
             return found
@@ -144,13 +146,13 @@ def follow(client: Any, job: str, write: Callable[[str], None]) -> Any:
 
 
 class _Log:
-    """What of a log has been written; every connection begins at its start again."""
+    """The position in a log; every new connection sends the log from its start."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self.write, self.length = write, 0
 
     def show(self, start: int, text: str) -> None:
-        """Write what is new of the text that stands at ``start`` of the log."""
+        """Write the new part of a text that begins at position ``start`` of the log."""
         new = text[max(0, self.length - start) :]
         if new:
             self.write(new)
@@ -158,7 +160,7 @@ class _Log:
 
 
 async def _tail(client: Any, job: str, log: _Log) -> None:
-    """Show what comes, until the stream ends or is silent."""
+    """Show the log until the stream ends or is silent for too long."""
     seen = 0
     stream = client.tail_job_logs(job)
     try:

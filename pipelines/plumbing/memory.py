@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def available_memory() -> int | None:
-    """Bytes that are free to use, within the limits of a container; None where the system does not say."""
+    """Free bytes within the limits of a container; None if the system does not report them."""
     found = []
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")

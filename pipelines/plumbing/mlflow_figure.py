@@ -1,4 +1,4 @@
-"""The figure of a run that MLflow shows beside its metrics."""
+"""The figure of a run that MLflow shows next to its metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 def recommenders_figure(metrics: Mapping[str, Any]) -> Figure:
-    """The main metric of the model and every baseline with its 95 % interval, the best on top."""
+    """Plot the main metric of the model and every baseline with its 95 % interval, the best on top."""
     metric, confidence = metrics["metric"], metrics["confidence"]
     named = {"model": (metrics["model"][metric], confidence["model"][metric])}
     named |= {name: (of[metric], confidence["baselines"][name][metric]) for name, of in metrics["baselines"].items()}

@@ -1,6 +1,6 @@
 """Names of options: whether the configuration has such a key, and which one was likely meant.
 
-Why: an option that is mistyped would otherwise be told as a key of the file, which is right.
+Why: otherwise the error for a mistyped option would blame the configuration file, which is right.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from recsys.config import SECTIONS, Config, GranularitiesConfig, section_class
 
 _ALIKE: Final = 0.75
-_MOST: Final = 3  # that are named
+_MOST: Final = 3  # suggestions in a message
 
 
 def is_key(dotted: str) -> bool:
-    """Whether the configuration may have this key; below free names and values only reading it can tell.
+    """Whether the configuration may have this key; below free names every key is accepted here.
 
     >>> is_key("train.lr"), is_key("train.lrr"), is_key("data.source.rename.events.my column"), is_key("budgt")
     (True, False, True, False)
@@ -34,7 +34,8 @@ def is_key(dotted: str) -> bool:
 
 
 def likely_meant(name: str, words: Iterable[str]) -> list[str]:
-    """The options that are most like a name: one-word options, or keys of the configuration, also by their last part.
+    """The options most similar to a name: one-word options and keys, also by the last part of a
+    key.
 
     >>> likely_meant("budgt", ["budget", "events"]), likely_meant("train.lrr", []), likely_meant("evaluate.k", [])
     (['budget'], ['train.lr'], ['evaluate.ks'])
@@ -50,7 +51,7 @@ def likely_meant(name: str, words: Iterable[str]) -> list[str]:
 
 
 def unknown_option(name: str, words: Iterable[str]) -> str:
-    """What is said of an option that nothing reads.
+    """The message for an unknown option.
 
     >>> unknown_option("budgt", ["budget"])
     '--budgt: there is no such option; did you mean --budget?'
@@ -61,7 +62,7 @@ def unknown_option(name: str, words: Iterable[str]) -> str:
 
 
 def _valid(name: str) -> str:
-    """The keys of the section that a name means; where it means none, where all are listed."""
+    """The keys of the section that a name belongs to, or how to list all keys."""
     section, kinds = "", [Config]
     for part in name.split(".")[:-1]:
         inner = [one for kind in kinds for one in _inside(kind, part) if _is_closed(one)]
@@ -69,20 +70,22 @@ def _valid(name: str) -> str:
             break
         section, kinds = f"{section}.{part}".lstrip("."), inner
     keys = sorted({field.alias or key for kind in kinds for key, field in kind.model_fields.items()})
-    return f"valid keys here: {', '.join(keys)}" if section else "recsys help all lists them"
+    return f"valid keys here: {', '.join(keys)}" if section else "`recsys help all` lists the options"
 
 
 def _is_closed(kind: Any) -> bool:
-    """Whether a section has the keys of its class and no others."""
+    """Whether a section accepts no other keys than those of its class."""
     if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return False
     return kind.model_config.get("extra") != "allow"
 
 
 def _inside(kind: type[BaseModel], part: str) -> list[Any]:
-    """What may stand at a key of a section."""
+    """The classes that a key of a section may hold."""
     if issubclass(kind, GranularitiesConfig) and part not in SECTIONS:
-        return [section_class(part)] if part in kind.valid_names() else [dict]  # of the kind apart, or from outside
+        return (
+            [section_class(part)] if part in kind.valid_names() else [dict]
+        )  # a separately trained granularity, or one of another package
     field = next((field for name, field in kind.model_fields.items() if (field.alias or name) == part), None)
     return [] if field is None else list(get_args(field.annotation) or (field.annotation,))
 

@@ -1,10 +1,12 @@
-"""What a training will need, told before it is queued: memory, shuffle, steps, hours; what cannot fit is refused.
+"""Estimate memory, shuffle, steps and hours of a training before it starts, and refuse what cannot
+fit.
 
-The memory is an estimate from the sizes of the tensors that the code makes, held against measured peaks by a test; it
-is meant to be within half and twice the truth. So only what does not fit at *half* of the estimate is refused: nothing
-that fits is turned away. The hours are far rougher, from declared speeds, and refuse nothing.
+The memory is estimated from the sizes of the tensors; a test compares it with measured peaks. It
+should be between half and twice the truth. So a training is refused only if *half* of the estimate
+does not fit: no training that fits is refused. The hours are much rougher, from declared speeds,
+and never refuse a training.
 
-Not covered: the memory of GPUs, and media, profile and text of users.
+Not covered: memory of GPUs, and media, profile and text of users.
 
 Legend: B users of a step, L history length, D width, N items, V users, E events, U rows, R rank.
 """
@@ -23,24 +25,24 @@ from recsys.errors import ConfigError, UserError
 from recsys.preparation.content_hash import settings_hash
 
 _GIB: Final = 1 << 30
-_PROGRAM: Final = 600 << 20  # Python, torch, Ray and what they allocate by themselves
-_COPIES: Final = 6  # of a parameter: itself, gradient, two moments, the best epoch's, the checkpoint's
-_TRAINED_COPIES: Final = 4  # without which there is no training
-_LOGITS: Final = 2**23  # held at a time by the full softmax
-_EVENT: Final = 60  # bytes of an event in a window, with the copies that cutting and sorting make
-_EDGE: Final = 90  # bytes of an edge user–item while the graphs are built
-_SCORES: Final = 2**25  # held at a time by a ranking
-_SHUFFLED: Final = 120  # bytes of an event on its way through `prepare`, before and after the exchange
-_DOUBT: Final = 2.0  # the estimate may be so many times too high
+_PROGRAM: Final = 600 << 20  # bytes of Python, torch, Ray and their own allocations
+_COPIES: Final = 6  # copies of a parameter: value, gradient, two moments, best epoch, checkpoint
+_TRAINED_COPIES: Final = 4  # the copies that no training can do without
+_LOGITS: Final = 2**23  # logits in memory at a time in the full softmax
+_EVENT: Final = 60  # bytes per event in a window, with the copies made by cutting and sorting
+_EDGE: Final = 90  # bytes per user–item edge while the graphs are built
+_SCORES: Final = 2**25  # scores in memory at a time in a ranking
+_SHUFFLED: Final = 120  # bytes per event in `prepare`, before and after the shuffle
+_DOUBT: Final = 2.0  # the estimate may be too high by this factor
 
-# Declared speeds: what the steps of this model reach, not what a device could.
+# Declared speeds: those that training steps reach, not the peak of a device.
 _CPU_FLOPS, _GPU_FLOPS, _CPU_STEP_S, _GPU_STEP_S = 1.5e10, 5e12, 0.01, 0.01
 
 _CURES: Final = {
     "tables": "lower model.width, or set model.item.id false (items by their text), or prepare fewer items",
     "text": "lower model.item.text_whiten, or set data.text.enabled false",
-    "graph": "take machines with more memory, as every worker holds all training events for {readers}; or switch "
-    "them off (collaborative alone samples the graph beyond its max_edges, and holds none)",
+    "graph": "use machines with more memory, because every worker holds all training events for {readers}; or switch "
+    "these off (only collaborative samples a graph with more than max_edges edges, and then does not hold it)",
     "events": "lower train.window_events",
     "step": "lower train.batch_size, raise train.num_workers, or set train.loss.kind sampled_softmax",
     "validation": "lower evaluate.chunk_users, or model.max_history",
@@ -48,7 +50,7 @@ _CURES: Final = {
 }
 
 
-Sizes = DataSizes  # what the preflight knows of the data
+Sizes = DataSizes  # the data sizes that the estimate is based on
 
 
 def _of_manifest(manifest: Manifest) -> Sizes:
@@ -67,7 +69,7 @@ def _of_manifest(manifest: Manifest) -> Sizes:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster; None where a size is unknown."""
+    """A machine of the cluster; a size is None if it is unknown."""
 
     cpus: float
     gpus: float
@@ -76,21 +78,22 @@ class Node:
 
 @dataclass(frozen=True)
 class Need:
-    """What a training needs, by part."""
+    """The memory, shuffle and time that a training needs."""
 
-    memory: dict[str, float]  # bytes of a worker that are there at the same time
-    table_bytes: float  # of the embedding tables with gradient and moments
+    memory: dict[str, float]  # part → bytes of one worker; all parts are in memory at the same time
+    table_bytes: float  # embedding tables with gradient and moments
     shuffle: float  # bytes through the object store in `prepare`
     steps: int
     hours: float
 
     @property
     def total(self) -> float:
+        """Bytes of memory of one worker."""
         return sum(self.memory.values())
 
 
 def sizes_of(config: Config, manifest: Manifest | None = None) -> Sizes | None:
-    """From the prepared dataset, else from the source where that says; None where nobody knows yet."""
+    """Data sizes from the prepared dataset or, if there is none, from the source; None if unknown."""
     if manifest is not None:
         return _of_manifest(manifest)
     try:
@@ -107,7 +110,7 @@ def sizes_of(config: Config, manifest: Manifest | None = None) -> Sizes | None:
 
 
 def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
-    """The estimate for one worker of ``train.num_workers``: each granularity says what it adds."""
+    """The estimate for one worker of ``train.num_workers``; each granularity reports its own part."""
     train, model = config.train, config.model
     width, workers = model.width * model.granularities.are_trained, train.num_workers
     steps, rows, length = _steps(config, sizes)
@@ -130,14 +133,14 @@ def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
         "validation": _validation(config, sizes, parts),
         "fitted": max((part.fitting for part in parts.values()), default=0.0),
     }
-    largest = max(phases, key=lambda name: phases[name])  # one after the other: the largest counts
+    largest = max(phases, key=lambda name: phases[name])  # the phases run one after the other, so the largest counts
     memory[largest] = phases[largest]
     seconds = _seconds(config, sizes, rows, length, parts, gpu) * steps
     return Need(memory, tables * FLOAT * _TRAINED_COPIES, float(sizes.events * _SHUFFLED), steps, seconds / 3600)
 
 
 def estimates(config: Config, sizes: Sizes) -> dict[str, Estimate]:
-    """What every granularity that is switched on says it adds."""
+    """The estimate of every enabled granularity."""
     _, rows, length = _steps(config, sizes)
     longest = config.model.max_history
     work = Workload(
@@ -155,20 +158,20 @@ def estimates(config: Config, sizes: Sizes) -> dict[str, Estimate]:
 
 
 def _steps(config: Config, sizes: Sizes) -> tuple[int, float, float]:
-    """Steps of both phases, rows of a worker's step, and how long a row is."""
+    """Steps of both phases, rows in one worker's step, and length of a row in events."""
     longest = config.model.max_history
     mean = max(1.0, sizes.events / max(sizes.users, 1))
-    windows = max(1.0, mean / longest) if sizes.ordered else 1.0  # a long history trains as several rows
+    windows = max(1.0, mean / longest) if sizes.ordered else 1.0  # a long history becomes several rows
     all_rows = sizes.users * windows
     batch = min(config.train.batch_size, all_rows)
     epochs = config.train.epochs * (1 + config.train.refit + config.train.final)
     steps = max(1, -(-int(all_rows) // config.train.batch_size)) * epochs * config.model.granularities.are_trained
-    # a batch is of rows of like length: few of them are long
+    # a batch has rows of similar length, and few rows are long
     return steps, max(1.0, batch / config.train.num_workers), min(mean, longest)
 
 
 def _step(config: Config, sizes: Sizes, rows: float, length: float, parts: Mapping[str, Estimate]) -> float:
-    """Bytes of one training step: what the backward pass needs of every layer, and the softmax."""
+    """Bytes of one training step: activations for the backward pass, and the softmax."""
     model, loss = config.model, config.train.loss
     if not model.granularities.are_trained:
         return 0.0
@@ -180,7 +183,7 @@ def _step(config: Config, sizes: Sizes, rows: float, length: float, parts: Mappi
 
 
 def _validation(config: Config, sizes: Sizes, parts: Mapping[str, Estimate]) -> float:
-    """Bytes of a chunk of users that is ranked: scores of every item, and what a granularity looks at."""
+    """Bytes to rank one chunk of users: scores of all items, and the inputs of the granularities."""
     scores = min(min(config.evaluate.chunk_users, sizes.users) * sizes.items, max(_SCORES, sizes.items)) * FLOAT * 4
     return scores + sizes.items * config.model.width * FLOAT * 2 + sum(part.validation for part in parts.values())
 
@@ -188,7 +191,9 @@ def _validation(config: Config, sizes: Sizes, parts: Mapping[str, Estimate]) -> 
 def _seconds(
     config: Config, sizes: Sizes, rows: float, length: float, parts: Mapping[str, Estimate], gpu: bool
 ) -> float:
-    """One step: multiplications of a forward and a backward pass over a declared speed."""
+    """Seconds of one step: multiplications of forward and backward pass divided by a declared
+    speed.
+    """
     model = config.model
     queries, width = (rows * length if sizes.ordered else rows), model.width
     candidates = sizes.items if _is_full(config, sizes) else config.train.loss.num_negatives
@@ -211,19 +216,21 @@ def _is_full(config: Config, sizes: Sizes) -> bool:
 
 
 def local_nodes() -> list[Node]:
-    """This machine, by what is free on it now."""
+    """The local machine, with its memory that is free now."""
     import os
 
     return [Node(float(os.cpu_count() or 1), 0.0, available_memory())]
 
 
 def reachable_nodes(config: Config) -> list[Node]:
-    """This machine for a local Ray, those of the connected cluster else."""
+    """The local machine for a local Ray, otherwise the machines of the connected cluster."""
     return local_nodes() if config.ray.address == "local" else ray_nodes()
 
 
 def ray_nodes() -> list[Node]:
-    """The machines of the connected Ray cluster; what it set aside for objects and for the system is theirs, too."""
+    """The machines of the connected Ray cluster; memory reserved for objects and the system counts
+    too.
+    """
     import ray
 
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -238,7 +245,9 @@ def ray_nodes() -> list[Node]:
 
 
 def dashboard_nodes(summary: Any) -> list[Node]:
-    """The machines in the answer of a dashboard to ``/nodes?view=summary``; none where it is of another form."""
+    """The machines in the dashboard's answer to ``/nodes?view=summary``; none if it has another
+    form.
+    """
     try:
         found = []
         for node in summary["data"]["summary"]:
@@ -256,12 +265,14 @@ def dashboard_nodes(summary: Any) -> list[Node]:
 
 
 def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
-    """Refuse what cannot fit the machines. Machines that the cluster has yet to start (``ray.wait_s``) are unknown.
+    """Refuse a training that cannot fit the machines.
+
+    Machines that the cluster starts later (``ray.wait_s``) are unknown, so nothing is refused then.
 
     Raises
     ------
     ConfigError
-        with what is too large and the cure.
+        The training is too large; the message says which part, and the cure.
     """
     memories = [node.memory for node in nodes if node.memory is not None]
     if len(memories) < len(nodes) or not nodes or config.ray.wait_s > 0:
@@ -271,7 +282,7 @@ def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
         raise ConfigError(
             f"preflight: the embedding tables of {sizes.items:,} items (model.width {config.model.width}) take "
             f"{_gib(wanted.table_bytes)} with gradient and moments, more than the {_gib(largest)} of the largest "
-            f"machine; every worker holds them whole: {_CURES['tables']}"
+            f"machine; every worker holds all of them: {_CURES['tables']}"
         )
     workers = config.train.num_workers
     least = wanted.total / _DOUBT
@@ -283,21 +294,21 @@ def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
     heaviest = max(parts, key=lambda name: parts[name].fitting)
     key = config.model.granularities.enabled()[heaviest].smaller
     smaller = f"lower model.granularities.{heaviest}.{key}" if key else f"disable model.granularities.{heaviest}"
-    cure = _CURES[part].format(readers=", ".join(readers) or "the friends and facts", smaller=smaller)
+    cure = _CURES[part].format(readers=", ".join(readers) or "social and knowledge", smaller=smaller)
     raise ConfigError(
-        f"preflight: {workers} training worker{'s' * (workers > 1)} of {_gib(least)} at the least (estimated "
+        f"preflight: {workers} training worker{'s' * (workers > 1)} of at least {_gib(least)} each (estimate "
         f"{_gib(wanted.total)}) cannot fit into {_gib(sum(memories))} of memory, {_gib(largest)} on the largest "
-        f"machine; most of it is for {part} ({_gib(wanted.memory[part])}): {cure}; or take larger machines"
+        f"machine; the largest part is {part} ({_gib(wanted.memory[part])}): {cure}; or use larger machines"
     )
 
 
 def check_cluster(config: Config, nodes: Sequence[Node]) -> None:
-    """Refuse more workers than a cluster has room for, before the job is queued.
+    """Refuse a job that needs more CPUs or GPUs than the cluster has, before it is queued.
 
     Raises
     ------
     ConfigError
-        too few CPUs or GPUs, and the cluster starts none (``ray.wait_s`` 0).
+        There are too few, and the cluster starts no machines (``ray.wait_s`` 0).
     """
     if not nodes or config.ray.wait_s > 0:
         return
@@ -307,18 +318,18 @@ def check_cluster(config: Config, nodes: Sequence[Node]) -> None:
     ):
         if have < wanted:
             raise ConfigError(
-                f"preflight: the cluster has {have:g} {name}, and {wanted:g} are needed (train.num_workers, "
-                "submit.cpus); lower them, join nodes, or set ray.wait_s where the cluster starts machines itself"
+                f"preflight: the cluster has {have:g} {name}, but {wanted:g} are needed (train.num_workers, "
+                "submit.cpus); lower these, add nodes, or set ray.wait_s if the cluster starts machines itself"
             )
 
 
 def preflight(config: Config, say: Callable[[str], None], nodes: Sequence[Node], manifest: Manifest | None) -> None:
-    """Say what a training will need, and refuse what cannot fit.
+    """Print the estimate for a training, and refuse one that cannot fit.
 
     Raises
     ------
     ConfigError
-        see :func:`check`.
+        See :func:`check`.
     """
     sizes = sizes_of(config, manifest)
     if sizes is None:
@@ -331,22 +342,22 @@ def described(config: Config, sizes: Sizes) -> str:
     """The estimate in two lines."""
     wanted = need(config, sizes, gpu=config.train.use_gpu == "yes")
     parts = sorted(wanted.memory.items(), key=lambda part: -part[1])[:3]
-    known = "" if sizes.exact else ", by what the source will make"
+    known = "" if sizes.exact else ", from the settings of the source"
     largest = ", ".join(f"{name} {_gib(size)}" for name, size in parts)
     return (
         f"estimate: {_gib(wanted.total)} a worker ({largest}){known}\n"
-        f"estimate: at most {wanted.steps:,} steps, about {_time(wanted.hours)}, perhaps a few times more or less; "
-        f"{_gib(wanted.shuffle)} through the object store in prepare"
+        f"estimate: at most {wanted.steps:,} steps, roughly {_time(wanted.hours)} (could be several times more or "
+        f"less); {_gib(wanted.shuffle)} through the object store in prepare"
     )
 
 
 def preview(config: Config) -> str:
-    """For a dry run: the estimate, and what would be refused on this machine."""
+    """For a dry run: the estimate, and a refusal that this machine would cause."""
     if not config.has_model:
-        return "model auto: members and settings are chosen when the data is prepared, and said then"
+        return "model auto: members and settings are chosen after the data is prepared"
     sizes = sizes_of(config)
     if sizes is None:
-        return "estimate: memory and time are known once the data is prepared"
+        return "estimate: memory and time are known after the data is prepared"
     lines = [described(config, sizes)]
     try:
         if config.ray.address == "local":
@@ -357,7 +368,8 @@ def preview(config: Config) -> str:
 
 
 def _gib(size: float) -> str:
-    """
+    """A size in GiB or MiB.
+
     >>> _gib(3 << 29), _gib(5 << 20)
     ('1.5 GiB', '5 MiB')
     """
@@ -365,7 +377,8 @@ def _gib(size: float) -> str:
 
 
 def _time(hours: float) -> str:
-    """
+    """A duration in minutes or hours.
+
     >>> _time(0.5), _time(30.0)
     ('30 minutes', '30 hours')
     """

@@ -1,4 +1,6 @@
-"""The one style of progress lines: elapsed time, stage, message; the same in a terminal and in a log file."""
+"""The one style of progress lines: elapsed time, stage, message; the same in a terminal and in a
+log file.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Progress:
         self._stage = ""
 
     def __call__(self, message: str) -> None:
-        """Say something under the name of the current stage; a message of several lines keeps its indentation."""
+        """Say something under the name of the current stage; a message of several lines keeps its
+        indentation.
+        """
         of = f"/{self.budget}" if self.budget else ""
         head = f"{elapsed(time.monotonic() - self.started)}{of}  {self._stage:<9} "
         for line in str(message).splitlines() or [""]:

@@ -1,4 +1,4 @@
-"""The record of a promotion for people: a Markdown page, and the tags of the version."""
+"""The record of a promotion for people: a Markdown page, and tags of the version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLUMNS: Final = ("alias", "made", "events", "dataset", "decision", "candidate"
 
 
 def version_tags(record: Mapping[str, Any]) -> dict[str, str]:
-    """What the version and the MLflow run say of the decision."""
+    """The tags of the version and the MLflow run that describe the decision."""
     champion, found = record["champion"], record.get("comparison") or {}
     tags = {
         "promotion.decision": record["decision"],
@@ -31,7 +31,7 @@ def version_tags(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def to_markdown(record: Mapping[str, Any]) -> str:
-    """The decision, the rules with their outcome, and the numbers."""
+    """A Markdown page with the decision, the result of every rule, and the numbers."""
     challenger, champion = record["challenger"], record["champion"]
     before = f"version {champion['version']}" if champion else "no champion"
     lines = [
@@ -58,7 +58,9 @@ def to_markdown(record: Mapping[str, Any]) -> str:
 
 
 def candidate_table(found: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """The versions before the decision, for the console; each metric is of the test part of the version's own data."""
+    """The versions before the decision, for the console; metrics are on each version's own test
+    split.
+    """
     head, *rows = table([["version", metric, *_COLUMNS], *(_row(one) for one in found)]).splitlines()
     width = max(map(len, rows))
     return "\n".join([head, *(f"{row.ljust(width)}  {one['why']}" for row, one in zip(rows, found, strict=True))])
@@ -69,7 +71,7 @@ def _candidates(found: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "## Versions before the decision",
         "",
-        "The main metric is of the test part of each version's own dataset.",
+        "The main metric of each version is on the test split of its own dataset.",
         "",
         f"| version | metric | {' | '.join(_COLUMNS)} | why |",
         "|--:|--:|---|---|--:|---|---|---|---|",

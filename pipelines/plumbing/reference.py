@@ -1,4 +1,6 @@
-"""The configuration as text: every section and key with type, default and meaning, straight from the models."""
+"""Help on the configuration: every section and key with type, default and meaning, from its
+classes.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +30,19 @@ _HEAD: Final = "configuration keys, in YAML as sections and here as --section.ke
 
 @dataclass(frozen=True)
 class Key:
-    """One key: its dotted path, and type, default and meaning as people read them."""
+    """One key: its dotted path, type, default and meaning as text."""
 
     path: str
     type: str
-    default: str  # as in YAML; empty: the key is needed
+    default: str  # as in YAML; empty: the key is required
     about: str
 
 
 @dataclass(frozen=True)
 class SectionKeys:
-    """One section: its dotted path, the kind where it has several, its first sentence, and its own keys."""
+    """One section: its dotted path, its kind if there are several, its first sentence, and its own
+    keys.
+    """
 
     path: str
     kind: str
@@ -47,19 +51,19 @@ class SectionKeys:
 
 
 def sections(prefix: str = "") -> list[SectionKeys]:
-    """Every section below ``prefix`` and that section itself, each before those inside it.
+    """The section ``prefix`` and every section inside it, outer sections first.
 
     Raises
     ------
     ConfigError
-        there is no such section.
+        There is no such section.
     """
     found = _at(prefix)
     return [entry for path, kind in found for entry in sections_of(path, kind, has_kinds=len(found) > 1)]
 
 
 def sections_of(path: str, model: type[BaseModel], has_kinds: bool = False) -> Iterator[SectionKeys]:
-    """A section and those inside it; ``has_kinds`` says whether it stands beside others of the same path."""
+    """A section and those inside it; ``has_kinds``: other kinds have the same path."""
     below = _below(path, model)
     inside = {name for name, _ in below}
     named = ((f"{path}.{field.alias or name}".lstrip("."), field) for name, field in model.model_fields.items())
@@ -72,18 +76,18 @@ def sections_of(path: str, model: type[BaseModel], has_kinds: bool = False) -> I
 
 
 def reference(prefix: str = "") -> str:
-    """All keys of the configuration below ``prefix``, section by section, as the command line takes them.
+    """Help on all keys below ``prefix``, section by section, as options of the command line.
 
     Raises
     ------
     ConfigError
-        there is no such section.
+        There is no such section.
     """
     return "\n".join([_HEAD, *(line for section in sections(prefix) for line in _lines(section))])
 
 
 def keys_of(names: Sequence[str]) -> str:
-    """The keys of some sections, and of the sections inside them."""
+    """Help on the keys of some sections and of the sections inside them."""
     lines = [_HEAD]
     for name in names:
         field = Config.model_fields[name]
@@ -95,7 +99,7 @@ def keys_of(names: Sequence[str]) -> str:
 
 
 def _at(prefix: str) -> list[tuple[str, type[BaseModel]]]:
-    """The section of a dotted path, in all its kinds."""
+    """The classes of the section at a dotted path, one per kind."""
     found: list[tuple[str, type[BaseModel]]] = [("", Config)]
     for part in prefix.split(".") if prefix else ():
         inside = [entry for path, kind in found for entry in _below(path, kind)]
@@ -107,19 +111,19 @@ def _at(prefix: str) -> list[tuple[str, type[BaseModel]]]:
 
 
 def _below(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
-    """The sections inside one, each kind of those that have several."""
+    """The sections inside a section, one entry per kind."""
     prefix = f"{path}." if path else ""
     found = []
     for name, field in model.model_fields.items():
         kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if _is_section(kind)]
         found += [(f"{prefix}{field.alias or name}", kind) for kind in kinds]
-    if issubclass(model, GranularitiesConfig):  # those that installed packages offer, too
+    if issubclass(model, GranularitiesConfig):  # and those of other installed packages
         found += [(f"{prefix}{name}", section_class(name)) for name in model.valid_names() if name not in SECTIONS]
     return found
 
 
 def _lines(section: SectionKeys) -> list[str]:
-    """A section as lines of help; the whole configuration has no heading."""
+    """A section as lines of help; the top level has no heading."""
     head = f"{section.path} with kind {section.kind}" if section.kind else section.path
     titled = f"{head}: {section.about}" if section.about else head
     return [*(["", titled] if section.path else []), *map(_line, section.keys)]
@@ -170,7 +174,7 @@ def _type(annotation: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A default as it would be written in YAML.
+    """A default value as YAML text.
 
     >>> _plain(True), _plain(""), _plain(["a", 1])
     ('true', '""', '[a, 1]')

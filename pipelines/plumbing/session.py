@@ -1,7 +1,8 @@
-"""One quiet Ray for the stages of a command: started when the first stage needs it, ended with the command.
+"""One quiet Ray for the stages of a command: it starts when the first stage needs it and ends with
+the command.
 
-Why: a local Ray costs seconds to start, so `run` starts it once; and Ray, MLflow and the tracking database's migrations
-would otherwise write over the progress lines.
+Why: a local Ray needs seconds to start, so ``run`` starts it once. Quiet, because the messages of
+Ray, MLflow and database migrations would otherwise appear between the progress lines.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from pipelines.plumbing.signals import kept_from_ray
 from recsys.config import Config
 from recsys.errors import ConfigError, Unavailable
 
-# What Ray and MLflow read at import or start; a value that the user has set stays.
+# Ray and MLflow read these at import or start; a value that the user has set stays.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each report of a training waits for this poll: 2 s by default
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each training report waits for this poll; the default is 2 s
     "RAY_DEDUP_LOGS": "1",
-    "RAY_worker_niceness": "0",  # Ray's 15 leaves a worker a thirtieth of a core beside any other busy process
+    "RAY_worker_niceness": "0",  # with Ray's 15, a worker gets 1/30 of a core next to another busy process
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-# A socket's path has at most 107 bytes, and Ray's is this folder and /ray/session_DATE_TIME_PID/sockets/plasma_store.
+# A socket path has at most 107 bytes; Ray appends /ray/session_DATE_TIME_PID/sockets/plasma_store.
 _LONGEST_TEMP_DIR = 107 - len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1")
 _LOUD = ("ray", "ray.data", "ray.train", "ray.tune", "mlflow", "alembic", "sqlalchemy", "transformers", "matplotlib")
 
 
 def quiet() -> None:
-    """Keep libraries from writing between the progress lines; errors are still shown."""
+    """Silence the messages of libraries except errors."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in _LOUD:
@@ -47,13 +48,14 @@ def quiet() -> None:
 
 @contextmanager
 def ray_session(config: Config) -> Iterator[None]:
-    """Ray for the time of the block; the one that is already there where there is one.
+    """Start or join Ray for the block; a Ray that is already connected is used and stays.
 
     Raises
     ------
     ConfigError
-        too few CPUs for the workers, or no cluster at ``ray.address``.
-        Unavailable: a local Ray does not start.
+        There are too few CPUs for the workers, or no cluster at ``ray.address``.
+    Unavailable
+        A local Ray does not start.
     """
     quiet()
     cpus = check_cpus(config) if config.ray.address == "local" else 0
@@ -72,7 +74,7 @@ def ray_session(config: Config) -> Iterator[None]:
 
 
 def ray_through(config: Config) -> AbstractContextManager[None]:
-    """One Ray for all stages of a command that trains before and after the evaluation, which itself needs none."""
+    """One Ray for all stages if the command trains both before and after the evaluation."""
     return ray_session(config) if config.train.final else nullcontext()
 
 
@@ -84,7 +86,7 @@ def _start(address: str, cpus: int) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise ConfigError(
-                f"ray.address: no Ray cluster answers at {address!r} ({error}); start one or use local"
+                f"ray.address: no Ray cluster answers at {address!r} ({error}); start one, or use local"
             ) from None
         return
     if _can_keep_token():
@@ -102,18 +104,20 @@ def _start(address: str, cpus: int) -> None:
             logging_level=logging.ERROR,
             **elsewhere,
         )
-    except Exception as error:  # Ray says it in as many ways as it has processes
+    except Exception as error:  # Ray raises many types
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise Unavailable(
-            f"a local Ray does not start ({said}); the machine may be too busy, or short of memory or of space in "
-            f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}: free some and try again, or give the address of "
-            "a running cluster with ray.address; `recsys doctor` looks at what there is"
+            f"a local Ray does not start ({said}); the machine may be too busy, or lack memory or space in "
+            f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}: free some and try again, or set ray.address "
+            "to a running cluster; `recsys doctor` checks the machine"
         ) from error
 
 
 def check_cpus(config: Config) -> int:
-    """The CPUs of a local Ray: one more than workers, since a dataset that streams beside workers holding every CPU
-    waits forever.
+    """The number of CPUs of a local Ray: one more than workers.
+
+    Why: the dataset that streams to the workers also needs a CPU. If the workers hold all of them,
+    it waits forever.
 
     Raises
     ------
@@ -125,13 +129,13 @@ def check_cpus(config: Config) -> int:
     if cpus < needed:
         raise ConfigError(
             f"ray.num_cpus: {cpus} is too few for train.num_workers {config.train.num_workers}; expected at least "
-            f"{needed}, one more than workers (cores may be shared), or 0 for as many as needed"
+            f"{needed}, one more than workers (they may share cores), or 0 to choose automatically"
         )
     return cpus
 
 
 def _quiet_data() -> None:
-    """Ray Data sets its own levels and bars when it is imported."""
+    """Silence Ray Data, which sets its own log levels and bars when it is imported."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -142,10 +146,12 @@ def _quiet_data() -> None:
 
 
 def keep_token_elsewhere() -> None:
-    """Ray's access token in a private file for the life of this process; Ray would make it in the home folder."""
+    """Put Ray's access token into a private temporary file; by default Ray writes it to the home
+    folder.
+    """
     if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return
-    folder = Path(tempfile.mkdtemp(prefix="multigrain-"))  # of mode 0700
+    folder = Path(tempfile.mkdtemp(prefix="multigrain-"))  # mode 0700
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     token = folder / "ray_token"
     token.touch(mode=0o600)
@@ -154,16 +160,17 @@ def keep_token_elsewhere() -> None:
 
 
 def keep_token_private() -> None:
-    """Ray's access token of the home folder in a file for its owner alone; Ray makes one that everybody can read.
+    """Make Ray's access token in the home folder readable for its owner only.
 
-    Why: who can read it can run any code in the clusters of this user.
+    Why: Ray creates the file readable for everyone, and the token lets its reader run any code in the
+    clusters of this user.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     token = Path(os.path.expanduser("~")) / ".ray" / "auth_token"
-    with suppress(OSError):  # another user's file, say: Ray itself says what it cannot read
+    with suppress(OSError):  # for example another user's file; Ray reports it
         token.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -176,7 +183,9 @@ def keep_token_private() -> None:
 
 
 def _can_keep_token() -> bool:
-    """Whether Ray can write its token to the home folder, found by trying: root may all that ``os.access`` knows of."""
+    """Whether Ray can write its token to the home folder; tried, because ``os.access`` is always
+    true for root.
+    """
     folder = Path(os.path.expanduser("~")) / ".ray"
     try:
         folder.mkdir(exist_ok=True)
@@ -187,11 +196,12 @@ def _can_keep_token() -> bool:
 
 
 def short_temp_dir(candidates: Sequence[str] = ("/tmp", "/var/tmp", "/dev/shm")) -> str:
-    """A folder for Ray's sockets where the usual one has too long a name for them; empty where it is short enough.
+    """A folder for Ray's sockets if the path of the default one is too long; otherwise empty.
 
     Raises
     ------
-        Unavailable: ``RAY_TMPDIR`` itself is too long, or no folder with a short name can be written to.
+    Unavailable
+        ``RAY_TMPDIR`` is too long, or no folder with a short path can be written to.
     """
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
     if len(os.fsencode(os.path.abspath(usual))) <= _LONGEST_TEMP_DIR:
@@ -201,6 +211,6 @@ def short_temp_dir(candidates: Sequence[str] = ("/tmp", "/var/tmp", "/dev/shm"))
             if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
                 return os.path.join(folder, "ray")
     raise Unavailable(
-        f"Ray keeps sockets in {usual}, whose name is longer than {_LONGEST_TEMP_DIR} bytes, more than a socket takes; "
-        "set RAY_TMPDIR to a folder with a short name"
+        f"Ray keeps sockets in {usual}, but this path is longer than {_LONGEST_TEMP_DIR} bytes, the limit for sockets; "
+        "set RAY_TMPDIR to a folder with a shorter path"
     )

@@ -1,11 +1,13 @@
-"""SIGINT, SIGTERM and SIGHUP end a command in order: contexts are left, then the exit code says which signal it was.
+"""SIGINT, SIGTERM and SIGHUP end a command cleanly: contexts are closed, and the exit code names
+the signal.
 
-Why: a command holds a Ray cluster, an MLflow run and locks. The default of SIGTERM and SIGHUP leaves all of them
-behind, and Ray's own handlers end the process in the middle, with a code that says nothing.
+Why: a command holds a Ray cluster, an MLflow run and locks. By default, SIGTERM and SIGHUP leave
+all of them behind, and Ray's own handlers end the process at once with a meaningless exit code.
 
-A signal is an exception in the main thread. While what it ends is put in order, further ones are ignored, so that an
-impatient second Ctrl-C leaves nothing behind; the third one ends the process. An exception that a library swallows
-would leave a command that nothing ends: after half a minute the next signal is an exception again.
+A signal becomes an exception in the main thread. During the clean-up a second signal is ignored, so
+that an impatient Ctrl-C does not interrupt it; the third one ends the process. A library may
+swallow the exception, and the command would never end; so after half a minute the next signal
+raises again.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _AGAIN_S: Final = 0.1
 
 
 class Ended(SystemExit):
-    """A signal has ended the command; ``code`` is the exit code, 128 and the number of the signal."""
+    """A signal ended the command; ``code`` is the exit code, 128 plus the number of the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -35,10 +37,10 @@ class Ended(SystemExit):
 
 
 class Ending:
-    """The first signal that has come, if any.
+    """The first signal that arrived, if any.
 
-    Ray turns the exception of a signal into others, such as ``SystemExit(1)`` or ``SystemError``: whatever leaves the
-    block after a signal is the signal's.
+    Ray turns the exception of a signal into others, such as ``SystemExit(1)`` or ``SystemError``,
+    so every exception that leaves the block after a signal counts as that signal.
     """
 
     def __init__(self) -> None:
@@ -46,7 +48,7 @@ class Ending:
         self._num_seen, self._last = 0, 0.0
 
     def __call__(self, number: int, frame: Any) -> None:
-        """The handler."""
+        """Handle a signal."""
         now = time.monotonic()
         self._num_seen += 1
         if self._num_seen >= _PATIENCE and number == signal.SIGINT:
@@ -57,7 +59,9 @@ class Ending:
         raise KeyboardInterrupt if number == signal.SIGINT else Ended(number)
 
     def again(self) -> None:
-        """Send the signal once more: Python ignored its exception, as it does in the call of a weak reference."""
+        """Send the signal again, because Python ignored its exception (in a weak reference's
+        callback).
+        """
         self._num_seen, self._last = self._num_seen - 1, -math.inf
         timer = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), self.number))
         timer.daemon = True
@@ -66,9 +70,10 @@ class Ending:
 
 @contextmanager
 def ending_in_order() -> Iterator[Ending]:
-    """Signals as exceptions: ``KeyboardInterrupt`` for SIGINT, :class:`Ended` for the others.
+    """Turn signals into exceptions: ``KeyboardInterrupt`` for SIGINT, :class:`Ended` for the
+    others.
 
-    A signal that was ignored before, as SIGHUP is under ``nohup``, stays ignored.
+    A signal that was ignored before stays ignored, as SIGHUP under ``nohup``.
     """
     end = Ending()
     if threading.current_thread() is not threading.main_thread():
@@ -97,10 +102,11 @@ def ending_in_order() -> Iterator[Ending]:
 
 @contextmanager
 def kept_from_ray() -> Iterator[None]:
-    """Start Ray in the block: our handlers stay, and its processes do not die of a closed terminal before we do.
+    """Start Ray in this block: our handlers stay, and a closed terminal does not end its processes
+    first.
 
-    Ray sets a handler of SIGTERM that exits at once. What it starts inherits how SIGHUP is handled; were it to end with
-    the terminal, the driver could not put anything in order.
+    Ray sets a SIGTERM handler that exits at once. Its processes inherit the handling of SIGHUP; if
+    they ended with the terminal, the driver could not clean up.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

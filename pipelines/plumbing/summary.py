@@ -1,4 +1,4 @@
-"""What a person reads on the console of an evaluation: members, signals, and where the model stands."""
+"""The console output of an evaluation: members, signals, and the verdict."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, Final
 from pipelines.plumbing.progress import table
 from recsys.evaluation.members import single_line
 
-_MOST_SIGNALS: Final = 8  # combinations on the console; the report has all
+_MOST_SIGNALS: Final = 8  # combinations on the console; the report lists all
 
 
 def member_table(metrics: Mapping[str, Any]) -> str:
-    """Every member and baseline alone, and the model without it, on test; then what the model is."""
+    """Every member and baseline alone, and the model without it, on test; then the resulting model."""
     members = metrics["members"]
     rows = [["member, on test", f"{members['metric']} alone", "without it", "weight", ""]]
     for name, entry in members["each"].items():
         if entry["kind"] == "trained" and not entry["kept"]:
-            continue  # the line of the trained ones together says it
+            continue  # shown together in the line of the trained ones
         alone, without = entry["alone"]["test"], entry["without"]["test"]
         rows.append(
             [name, _number(alone), _number(without), _span(entry["weight"]), "" if entry["kept"] else "dropped"]
@@ -34,7 +34,8 @@ def _number(value: float | None) -> str:
 
 
 def _span(weight: list[float] | None) -> str:
-    """
+    """One weight, or the range of the weights.
+
     >>> _span([0.5, 0.5]), _span([0.25, 1.0]), _span([0.0, 0.0]), _span(None)
     ('0.50', '0.25 to 1.00', '0', '–')
     """
@@ -47,7 +48,7 @@ def _span(weight: list[float] | None) -> str:
 
 
 def signal_table(metrics: Mapping[str, Any]) -> str:
-    """The most frequent combinations of signals, named by what differs; empty where all queries have the same."""
+    """The most frequent combinations of signals; empty if all queries have the same signals."""
     found = metrics["signals"]
     if len(found) < 2:
         return ""
@@ -65,7 +66,8 @@ def signal_table(metrics: Mapping[str, Any]) -> str:
 
 
 def _differing(entry: Mapping[str, Any], common: Collection[str]) -> str:
-    """
+    """The signals of a combination that are not common to all, and the missing ones.
+
     >>> _differing({"label": "a, b", "present": ["a", "b"], "missing": ["c"]}, {"a"})
     'b; without c'
     """
@@ -81,7 +83,7 @@ def _against(entry: Mapping[str, Any]) -> list[str]:
 
 
 def standing(found: Mapping[str, Any]) -> str:
-    """Where the model stands by a paired difference and its interval.
+    """Whether the model is above or below a baseline, from the interval of the paired difference.
 
     >>> standing({"low": 0.1, "high": 0.2}), standing({"low": -0.1, "high": 0.2}), standing({"low": -2, "high": -1})
     ('above', 'not distinguishable', 'below')
@@ -90,7 +92,7 @@ def standing(found: Mapping[str, Any]) -> str:
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """How the model stands against the best baseline on validation, and on test where that is another one."""
+    """Compare the model with the best baseline on validation, and on test if that is another one."""
     comparison = metrics["comparison"]
     best, on_test = comparison.get("best_baseline"), comparison.get("best_on_test")
     if best is None:

@@ -1,7 +1,7 @@
-"""What is written to a terminal: any text on any terminal, and no control characters of somebody's rows.
+"""Safe output to a terminal: any text on any terminal, without control characters from the data.
 
-Why: an id or a file name may hold ``ESC[2J``, which clears the screen, or worse; and a terminal of ASCII must not turn
-an item called "Café" into a traceback.
+Why: an id or a file name may contain ``ESC[2J``, which clears the screen, or worse. And an item
+called "Café" must not cause a traceback on an ASCII terminal.
 """
 
 from __future__ import annotations
@@ -19,30 +19,33 @@ _CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u
 
 
 def printable(text: str) -> str:
-    r"""The text without secrets, and with its control characters as escapes; line breaks stay.
+    r"""The text without secrets, and with control characters as escapes; line breaks stay.
 
-    Also escaped: characters that turn the direction of writing, and halves of surrogate pairs, which no terminal takes.
+    Also escaped: characters that change the direction of text, and lone surrogates, which no
+    terminal can show.
 
     >>> printable("a\x1b[2Jb\nc\td")
     'a\\x1b[2Jb\nc\\td'
     """
-    from recsys.config import redact  # a command that only shows its usage does without
+    from recsys.config import redact  # here, because a command that only prints its usage needs no redact
 
     return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), redact(text))
 
 
 def show_any_text() -> None:
-    """Let both streams write what their encoding lacks as an escape, instead of failing."""
+    """Let stdout and stderr write unencodable characters as escapes instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            with suppress(Exception):  # a stream of somebody else's
+            with suppress(Exception):  # another program may have replaced the stream
                 reconfigure(errors="backslashreplace")
 
 
 @contextmanager
 def printable_warnings() -> Iterator[None]:
-    """Our own warnings as one line of the command, those of libraries as they are; both without control characters."""
+    """Print our own warnings as one line, those of libraries unchanged; both without control
+    characters.
+    """
     before = warnings.formatwarning
 
     def shown(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
@@ -58,7 +61,7 @@ def printable_warnings() -> Iterator[None]:
 
 
 def has_reader(stream: TextIO) -> bool:
-    """Whether somebody can still read what the stream writes; true for streams that are no pipe."""
+    """Whether a pipe still has a reader; true for streams that are not a pipe."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
@@ -68,7 +71,7 @@ def has_reader(stream: TextIO) -> bool:
 
 
 def close_output() -> None:
-    """Send what is still buffered nowhere, so that Python's exit does not fail at it."""
+    """Discard buffered output, so that Python does not fail to flush it at exit."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

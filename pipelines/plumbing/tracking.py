@@ -1,7 +1,7 @@
 """The MLflow run that the stages of a run folder share.
 
-Why: `recsys run` is one MLflow run, and `evaluate` or `register` called later go on with the run of the training that
-they speak about, not with a new one.
+Why: ``recsys run`` is one MLflow run, and a later ``evaluate`` or ``register`` continues the run of
+the training that it belongs to.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from recsys.config import Config, redact
 from recsys.evaluation.metrics import parse_metric
 from recsys.registry.tracking import RUN_FILE, Tracker, impatient, numbers, remembered_run
 
-_PLAIN: Final = {"phase", "epoch", "epochs", "share"}  # keys of an epoch's report that are no metric
-_OWN: Final = {"loss", "lr", "seconds"}  # and those that are no metric of validation
+_PLAIN: Final = {"phase", "epoch", "epochs", "share"}  # keys of an epoch's report that are not metrics
+_OWN: Final = {"loss", "lr", "seconds"}  # keys that are not validation metrics
 
 
 @contextmanager
 def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[Tracker]:
-    """The open tracker of the command; opened, when no outer stage has done so, on the folder's run or a fresh one.
+    """The tracker of the command, opened on the folder's MLflow run or a new one if no outer stage
+    did.
 
-    A resumed command goes on with the run of the one that was interrupted.
+    A resumed command continues the MLflow run of the interrupted one.
     """
     if folder.tracker is not None:
         yield folder.tracker
@@ -42,31 +43,31 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
             folder.tracker = None
 
 
-_PHASES = ("train", "refit", "join", "final", "final_join")  # of a training, and of the one on all events
+_PHASES = ("train", "refit", "join", "final", "final_join")  # of a training and of the training on all events
 
 
 class EpochLog:
-    """The reports of a training's epochs on their way to MLflow: each arrives once, whatever happens meanwhile.
+    """Sends the reports of a training's epochs to MLflow, each exactly once.
 
-    Why: a server that is gone must not stop a training, a killed driver's last epochs may not have been written down,
-    and a training that goes on from a checkpoint reports the epochs after it again.
+    Why: an unavailable server must not stop a training; the last epochs of a killed driver may not
+    be logged; and a training that continues from a checkpoint reports the epochs after it again.
     """
 
     def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
         self._tracker, self._say = tracker, say
         self._known = _logged_epochs(tracker, {f"{phase}.loss" for phase in _PHASES})
-        self._times: dict[tuple[str, int, float], int] = {}  # what arrived unanswered and is sent again is the same
+        self._times: dict[tuple[str, int, float], int] = {}  # so that an epoch that is sent again is identical
         self._is_gone = False
 
     def __call__(self, values: Mapping[str, Any]) -> None:
-        """Log an epoch; when the server does not answer at once, :meth:`complete` will."""
+        """Log an epoch; if the server does not answer at once, :meth:`complete` logs it later."""
         try:
             with impatient():
                 self._log(values)
-        except Exception as error:  # of requests, urllib3, MLflow or a database: none is worth hours of training
+        except Exception as error:  # whatever fails here, hours of training must not be lost
             if not self._is_gone:
                 said = redact(str(error).strip().split("\n")[0])[:200]
-                self._say(f"tracking fails, training goes on; what is missing is sent at its end ({said})")
+                self._say(f"tracking fails; the training continues and missing epochs are sent at its end ({said})")
             self._is_gone = True
         else:
             if self._is_gone:
@@ -74,21 +75,21 @@ class EpochLog:
             self._is_gone = False
 
     def complete(self, history: list[dict[str, Any]]) -> None:
-        """Log the epochs that have not arrived, with all of MLflow's patience.
+        """Log the missing epochs, with all retries of MLflow.
 
         Raises
         ------
         MlflowException
-            the server still does not answer.
+            The server still does not answer.
         """
         if any(_identity(values) not in self._known for values in history):
             names = {_identity(values)[0] for values in history}
-            self._known |= _logged_epochs(self._tracker, names)  # some may have arrived unanswered
+            self._known |= _logged_epochs(self._tracker, names)  # some may have arrived without a reply
         missing = [values for values in history if _identity(values) not in self._known]
         for values in missing:
             self._log(values)
         if missing and self._tracker.enabled:
-            self._say(f"sent {len(missing)} epochs to MLflow that were missing there")
+            self._say(f"sent {len(missing)} missing epochs to MLflow")
 
     def _log(self, values: Mapping[str, Any]) -> None:
         identity = _identity(values)
@@ -98,7 +99,9 @@ class EpochLog:
 
 
 def log_epoch(tracker: Tracker, values: Mapping[str, Any], time_ms: int | None = None) -> None:
-    """One epoch's report: ``train.loss``, ``train.lr`` and ``valid.METRIC``, or ``refit.loss``, ``join.loss``, …."""
+    """Log one epoch: ``train.loss``, ``train.lr`` and ``valid.METRIC``, or ``refit.loss``,
+    ``join.loss``, ….
+    """
     prefix = _prefix(values)
     metrics = {
         f"{prefix if key in _OWN else 'valid'}.{key}": value for key, value in values.items() if key not in _PLAIN
@@ -112,8 +115,9 @@ def _prefix(values: Mapping[str, Any]) -> str:
 
 
 def _identity(values: Mapping[str, Any]) -> tuple[str, int, float]:
-    """The metric of an epoch's loss, its step and value; an epoch that is trained again ends with the same loss.
-    Where nothing is trained, the validation metric instead.
+    """Name, step and value of an epoch's loss; without a training, of its validation metric.
+
+    An epoch that is trained again has the same loss, so this identifies it.
     """
     if "loss" not in values:
         name = next(key for key in values if key not in _PLAIN | _OWN)
@@ -132,11 +136,11 @@ def _logged_epochs(tracker: Tracker, names: set[str]) -> set[tuple[str, int, flo
 
 
 def log_evaluation(tracker: Tracker, metrics: dict[str, Any]) -> None:
-    """What MLflow shows of an evaluation.
+    """Log an evaluation to MLflow.
 
-    Twelve headline metrics without a prefix; all others as ``test.METRIC``, ``timing/…`` and ``granularities/…``; the
-    baselines and the segments as a table each, the main metric of all recommenders as a figure, and the verdict as the
-    run's description.
+    Twelve headline metrics without a prefix; all others as ``test.METRIC``, ``timing/…`` and
+    ``granularities/…``; one table each for baselines and segments; a figure with the main metric of
+    all recommenders; the verdict as the run's description.
     """
     tracker.log_metrics(headlines(metrics))
     weights = {f"granularities/{name}": entry["weight"] for name, entry in metrics["granularities"].items()}
@@ -149,11 +153,13 @@ def log_evaluation(tracker: Tracker, metrics: dict[str, Any]) -> None:
         from pipelines.plumbing.mlflow_figure import recommenders_figure
 
         tracker.log_figure(recommenders_figure(metrics), "figures/recommenders.png")
-    tracker.describe(f"{verdict(metrics)}\n\n{headline_markdown(metrics)}\n\nThe whole report is `report.html`.")
+    tracker.describe(f"{verdict(metrics)}\n\n{headline_markdown(metrics)}\n\nThe full report is `report.html`.")
 
 
 def headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The twelve figures that tell most: accuracy at the main cut-off, lift over the best baseline, size and time."""
+    """Twelve headline metrics: accuracy at the main cut-off, lift over the best baseline, size and
+    time.
+    """
     main = parse_metric(metrics["metric"])
     names = dict.fromkeys([str(main), *(f"{kind}@{main.k}" for kind in ("ndcg", "recall", "hit", "mrr", "coverage"))])
     found = {name: metrics["model"][name] for name in names if name in metrics["model"]}
@@ -176,7 +182,7 @@ def headline_markdown(metrics: Mapping[str, Any]) -> str:
 
 
 def _segment_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Group, segment, and what was measured of it, by dotted path."""
+    """Rows with group, segment and its metrics by dotted path."""
     return [
         {"group": group, "segment": segment, **numbers(entry)}
         for group, entries in metrics["segments"].items()

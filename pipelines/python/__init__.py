@@ -1,4 +1,5 @@
-"""The front door for people who write Python: data, training and models as objects, by the stages of the command line.
+"""The Python API: data, training and models as objects, implemented with the stages of the command
+line.
 
-``import recsys`` names all of it; see :mod:`recsys`.
+``import recsys`` exports all of it; see :mod:`recsys`.
 """

@@ -1,4 +1,4 @@
-"""Data of one's own as an object: from frames, Parquet files or a configuration to a prepared dataset."""
+"""The user's data as an object: from data frames, files or a configuration to a prepared dataset."""
 
 from __future__ import annotations
 
@@ -22,50 +22,53 @@ if TYPE_CHECKING:
 
     from recsys.data.dataset import PreparedDataset
 
-FRAMES: Final = ".frames"  # in a folder of tables: we wrote them, so `recsys forget` may change them
+FRAMES: Final = ".frames"  # marks a folder of tables that we wrote, so `recsys forget` may change them
 Part = Literal["train", "valid", "test"]
 
 
 class Dataset:
-    """Events of users, and what else is known of users and items.
+    """Events of users, with optional attributes of users and items, friendships and knowledge.
 
-    Make one with :meth:`from_files`, :meth:`from_pandas`, :meth:`from_polars`, :meth:`from_parquet` or
-    :meth:`from_config`. Nothing is read as a whole before :func:`recsys.fit`, :meth:`events` or :meth:`evaluate` needs
-    it; the prepared dataset is then kept in ``folder`` and used again.
+    Make one with :meth:`from_files`, :meth:`from_pandas`, :meth:`from_polars`, :meth:`from_parquet`
+    or :meth:`from_config`. The data is prepared when :func:`recsys.fit`, :meth:`events` or
+    :meth:`evaluate` first needs it; the prepared dataset is kept in ``folder`` and used again.
 
     Parameters
     ----------
     config : Config
-        Its section ``data`` says what to read; ``evaluate`` and ``train.metric`` how lists are measured.
+        Its section ``data`` says what to read; ``evaluate`` and ``train.metric`` say how lists are
+        measured.
     folder : path, optional
-        Where the prepared dataset is kept. Default: a temporary folder that goes with the process.
+        Folder of the prepared dataset. Default: a temporary folder, deleted when the process ends.
 
     Examples
     --------
     ```python
     dataset = recsys.Dataset.from_pandas(orders, items=products)
-    print(dataset.words)  # what was understood, as `recsys init` says it
+    print(dataset.words)  # how the data was understood, as `recsys init` prints it
     ```
     """
 
     def __init__(self, config: Config, folder: str | Path | None = None) -> None:
         self.folder = _folder(folder)
-        self.words = ""  # what was understood of the files, for people
+        self.words = ""  # how the files were understood, as text
         self.config = with_settings(config, {} if config.data.dir else {"data.dir": str(self.folder / "dataset")})
         self._prepared: PreparedDataset | None = None
 
     @classmethod
     def from_files(cls, *files: str | Path, folder: str | Path | None = None, settings: Settings = None) -> Dataset:
-        """Files, folders or globs, understood as ``recsys init`` does.
+        """Make a dataset from files, folders or globs; their meaning is detected as by ``recsys
+        init``.
 
         Parameters
         ----------
         *files : path
             CSV, JSON lines, Parquet, …; local or remote.
         folder : path, optional
-            As of the class.
+            As for the class.
         settings : mapping, optional
-            Changes of the configuration by dotted path, such as ``{"data.split.kind": "temporal"}``.
+            Changes of the configuration by dotted path, such as ``{"data.split.kind":
+            "temporal"}``.
 
         Returns
         -------
@@ -93,18 +96,20 @@ class Dataset:
         folder: str | Path | None = None,
         settings: Settings = None,
     ) -> Dataset:
-        """Parquet files (or files of another form) of which it is known what each holds.
+        """Make a dataset from Parquet files (or other formats) with known content.
 
         Parameters
         ----------
         events : path
-            One row an event: user, item and, where known, time, type and value. Columns may have names of their own.
+            One row an event: user, item and, where known, time, type and value. Columns may have
+            names of their own.
         items, users : path, optional
             One row an item (a user), with attributes.
         social : path, optional
             One row a friendship: two users.
         knowledge : path, optional
-            One row a fact: head, relation, tail; or several rows an item, each with what it belongs to.
+            One row per triple: head, relation, tail; or several rows per item, each with a group
+            that it belongs to.
         folder, settings
             As in :meth:`from_files`.
 
@@ -116,7 +121,7 @@ class Dataset:
         Raises
         ------
         DataError
-            A file is not what it was given as; the message says what it was taken for.
+            A file has other content than stated; the message says what it seems to be.
         """
         given = {"events": events, "items": items, "users": users, "social": social, "knowledge": knowledge}
         named = {role: str(path) for role, path in given.items() if path is not None}
@@ -134,12 +139,13 @@ class Dataset:
         folder: str | Path | None = None,
         settings: Settings = None,
     ) -> Dataset:
-        """Pandas frames; as :meth:`from_parquet`, to whose files they are written in ``folder``.
+        """Make a dataset from pandas data frames, which are written as Parquet files to ``folder``.
 
         Parameters
         ----------
         events : DataFrame
-            One row an event: user, item and, where known, time, type and value. Columns may have names of their own.
+            One row an event: user, item and, where known, time, type and value. Columns may have
+            names of their own.
         items, users : DataFrame, optional
             One row an item (a user), with attributes; lists and text are allowed.
         social : DataFrame, optional
@@ -157,7 +163,7 @@ class Dataset:
         Raises
         ------
         DataError
-            A frame has no rows or a column that Arrow cannot hold, or is not what it was given as.
+            A frame has no rows, a column that Arrow cannot hold, or other content than stated.
         """
         given = {"events": events, "items": items, "users": users, "social": social, "knowledge": knowledge}
         tables = {role: _of_pandas(role, frame) for role, frame in given.items() if frame is not None}
@@ -175,7 +181,7 @@ class Dataset:
         folder: str | Path | None = None,
         settings: Settings = None,
     ) -> Dataset:
-        """Polars frames, or Arrow tables; as :meth:`from_pandas`.
+        """Make a dataset from Polars data frames or Arrow tables; see :meth:`from_pandas`.
 
         Parameters
         ----------
@@ -192,7 +198,7 @@ class Dataset:
         Raises
         ------
         DataError
-            A frame has no rows, or is not what it was given as.
+            A frame has no rows, or other content than stated.
         """
         given = {"events": events, "items": items, "users": users, "social": social, "knowledge": knowledge}
         tables = {
@@ -206,20 +212,20 @@ class Dataset:
     def from_config(
         cls, config: str | Path | Config, *, folder: str | Path | None = None, settings: Settings = None
     ) -> Dataset:
-        """What a configuration names in its section ``data``.
+        """Make a dataset from the section ``data`` of a configuration.
 
         Parameters
         ----------
         config : path or Config
-            A YAML file, as ``recsys run --config`` reads it. Its sections ``model`` and ``train`` are those of
-            :func:`recsys.fit` too.
+            A YAML file, as for ``recsys run --config``. :func:`recsys.fit` uses its sections
+            ``model`` and ``train``.
         folder, settings
             As in :meth:`from_files`.
 
         Returns
         -------
         Dataset
-            Nothing of it is read yet.
+            The data is not read yet.
 
         Raises
         ------
@@ -249,7 +255,7 @@ class Dataset:
 
     @classmethod
     def _of_roles(cls, named: Mapping[str, str], name: str, folder: str | Path | None, settings: Settings) -> Dataset:
-        """Files by what they hold; the run's name is that of their folder where ``name`` is empty."""
+        """A dataset of files by role; an empty ``name`` becomes the name of their folder."""
         found = look(list(named.values()), name)
         _check_roles(named, {table.files: table.role for table in found.found.tables}, found.found.ignored)
         return cls._of_look(found, folder, settings)
@@ -274,12 +280,12 @@ class Dataset:
 
     @property
     def prepared(self) -> PreparedDataset:
-        """The prepared dataset; made when it is first asked for.
+        """The prepared dataset; it is made when it is first needed.
 
         Raises
         ------
         UserError
-            The source cannot be read, or has nothing to learn from.
+            The source cannot be read, or has nothing to train on.
         """
         if self._prepared is None:
             from pipelines.plumbing.folder import open_run
@@ -291,23 +297,23 @@ class Dataset:
         return self._prepared
 
     def events(self, part: Part) -> pd.DataFrame:
-        """The events of a part of the split, so that any other library can train on the very same ones.
+        """The events of one split, so that other libraries can train on the same events.
 
         Parameters
         ----------
         part : {"train", "valid", "test"}
-            Which part; the three together are all events.
+            The split; the three splits together are all events.
 
         Returns
         -------
         DataFrame
-            ``user_id, item_id, event_type, time`` (UTC; missing where unknown) and ``value``, in the order of users
-            and, within a user, of events.
+            ``user_id, item_id, event_type, time`` (UTC; missing where unknown) and ``value``, in
+            the order of users and, within a user, of events.
 
         Raises
         ------
         UserError
-            The source cannot be read, or has nothing to learn from.
+            The source cannot be read, or has nothing to train on.
         """
         import pandas as pd
 
@@ -331,26 +337,28 @@ class Dataset:
         )
 
     def evaluate(self, lists: pd.DataFrame, ks: Sequence[int] | None = None) -> pd.DataFrame:
-        """Measure anybody's recommendations on the test part, by the rules and intervals of our own evaluation.
+        """Measure recommendations of any library on the test split, with the same rules and
+        intervals as ours.
 
         Parameters
         ----------
         lists : DataFrame
-            ``user_id``, ``item_id``, and ``rank`` (from 1) or ``score`` (the largest first); users without rows have
-            empty lists, and their targets count as missed.
+            ``user_id``, ``item_id``, and ``rank`` (from 1) or ``score`` (largest first). Users
+            without rows have empty lists, and their targets count as missed.
         ks : sequence of int, optional
             Cut-offs; default ``evaluate.ks``.
 
         Returns
         -------
         DataFrame
-            A row a metric (``ndcg@10``, …): ``value`` (mean over the test users), ``low``, ``high`` (95 % interval).
+            One row per metric (``ndcg@10``, …): ``value`` (mean over the test users), ``low``,
+            ``high`` (95 % interval).
 
         Raises
         ------
         DataError
-            A column is missing, a user has an item twice, or a list holds what its user had in training although
-            ``evaluate.exclude_seen`` leaves that out: the lists were made by another rule than the others'.
+            A column is missing, a user has an item twice, or a list contains items of the user's
+            training events although ``evaluate.exclude_seen`` is true.
         """
         from pipelines.python.outside_lists import measured
 
@@ -373,13 +381,14 @@ def _of_pandas(role: str, frame: pd.DataFrame) -> pa.Table:
 
 
 def _check_roles(named: Mapping[str, str], found: Mapping[str, str], ignored: Mapping[str, str]) -> None:
-    """Whether every file was understood as what it was given as."""
+    """Check that every file was detected as the role that it was given as."""
     for role, path in named.items():
         if found.get(path) == role:
             continue
-        why = f"it was taken for {found[path]}" if path in found else ignored.get(path, "it was not used")
+        why = f"it looks like {found[path]}" if path in found else ignored.get(path, "it was not used")
         raise DataError(
-            f"{role} ({path}): {why}; expected {choices(_COLUMNS[role])}. Columns with these names leave no doubt"
+            f"{role} ({path}): {why}; expected {choices(_COLUMNS[role])}. Columns with exactly these "
+            "names are always recognised"
         )
 
 

@@ -20,33 +20,36 @@ def fit(
     settings: Settings = None,
     verbose: bool = True,
 ) -> Model:
-    """Train on the dataset, measure on its test part, and return the model that answers.
+    """Train on the dataset, measure on its test split, and return the model.
 
-    The same as ``recsys run``, without registration unless ``settings`` enable tracking (:meth:`Model.register` does it
-    later). Without a section ``model`` in the dataset's configuration or the settings, the product chooses one.
+    The same as ``recsys run``, but without registration unless ``settings`` enable tracking
+    (:meth:`Model.register` registers later). Without a section ``model`` in the dataset's
+    configuration or the settings, the model is chosen automatically.
 
     Parameters
     ----------
     dataset : Dataset
         What to train on.
     budget : str
-        Time for the search of a good model and its training, such as ``"20m"``. Default: one good setting by rules.
+        Time for the search of a good model and its training, such as ``"20m"``. Default: one good
+        setting by rules.
     folder : path, optional
         The run folder, with report and checkpoints. Default: ``run`` in the dataset's folder.
     settings : mapping, optional
-        Changes of the configuration by dotted path, such as ``{"train.epochs": 5}``; not of the section ``data``.
+        Changes of the configuration by dotted path, such as ``{"train.epochs": 5}``; not of the
+        section ``data``.
     verbose : bool
-        Whether progress lines are printed; they are in ``run.log`` of the folder in either case.
+        Whether to print progress lines; ``run.log`` in the folder always has them.
 
     Returns
     -------
     Model
-        With figures in :attr:`Model.metrics` and the report in :attr:`Model.report`.
+        Its metrics are in :attr:`Model.metrics`, its report in :attr:`Model.report`.
 
     Raises
     ------
     UserError
-        The data or a setting is wrong; the message says what, where and what cures it.
+        The data or a setting is wrong; the message says what, where and how to fix it.
 
     Examples
     --------
@@ -61,11 +64,11 @@ def fit(
 
     of_data = [key for key in settings or {} if key.split(".")[0] == "data"]
     if of_data:
-        raise ConfigError(f"{', '.join(of_data)}: the dataset decides it; make a recsys.Dataset with these settings")
+        raise ConfigError(f"{', '.join(of_data)}: the dataset decides this; make a recsys.Dataset with these settings")
     place = dataset.folder / "run" if folder is None else Path(folder).expanduser().absolute()
     ours = {"run.dir": str(place), "tracking.enabled": False, **({"run.budget": budget} if budget else {})}
     if (settings or {}).get("seed", dataset.config.seed) != dataset.config.seed:
-        ours["data.dir"] = ""  # a dataset of its own in the run folder: its sampled parts depend on the seed
+        ours["data.dir"] = ""  # another seed needs its own dataset, in the run folder
     config = with_settings(dataset.config, {**ours, **(settings or {})})
     check(config, VERBS["run"].stages)
     with open_run(config, "run", sys.stdout if verbose else io.StringIO()) as open_folder:

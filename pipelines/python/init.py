@@ -1,4 +1,4 @@
-"""A configuration for files of one's own: ``recsys init`` from Python."""
+"""A configuration for the user's files: ``recsys init`` from Python."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from recsys.inspect.look import look
 
 
 def init(files: str | Path | Sequence[str | Path], *, out: str | Path | None = None) -> Config:
-    """Look at files and propose a configuration for them.
+    """Inspect files and propose a configuration for them.
 
     Parameters
     ----------
     files : path or sequence of paths
         Files, folders or globs; local or remote.
     out : path, optional
-        Where the configuration is written as YAML, with the reason of every line; it replaces a file there.
+        File for the configuration as YAML, with comments that give the reasons; an existing file is
+        replaced.
 
     Returns
     -------
     Config
-        Ready for ``recsys.Dataset.from_config`` and ``recsys run``; the model is chosen by the training.
+        For ``recsys.Dataset.from_config`` and ``recsys run``; the training chooses the model.
 
     Raises
     ------

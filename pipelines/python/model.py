@@ -1,4 +1,4 @@
-"""A trained model as an object: it answers, says how good it is, and is saved and registered."""
+"""A trained model as an object: recommend, evaluate, explain, save and register."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _AT_A_TIME: Final = 4096  # users
 
 
 class Model:
-    """What answers: a bundle, and the run folder where it was trained here.
+    """A model: its bundle, and its run folder if it was trained here.
 
     Made by :func:`recsys.fit` or :func:`recsys.load`.
 
     Parameters
     ----------
     bundle : path
-        The folder of what answers.
+        The folder of the bundle.
     run : path, optional
-        The run folder, with figures and report.
+        The run folder, with metrics and report.
 
     Examples
     --------
     ```python
-    print(model.evaluate())  # the model and every baseline on the test part
+    print(model.evaluate())  # the model and every baseline on the test split
     print(model.recommend("ann", k=5))
     ```
     """
@@ -62,12 +62,12 @@ class Model:
 
     @cached_property
     def recommender(self) -> Recommender:
-        """What answers requests; loaded when it is first asked for."""
+        """The object that answers requests; loaded when it is first needed."""
         return Recommender(read_bundle(self.bundle))
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The content of ``metrics.json``; of a loaded model, the figures of its own that the bundle holds."""
+        """The content of ``metrics.json``; for a loaded model, the metrics stored in its bundle."""
         if self.run is None:
             return {"metric": self.info.extra.get("main_metric", ""), "model": dict(self.info.metrics)}
         found: dict[str, Any] = json.loads((self.run / "metrics.json").read_text(encoding="utf-8"))
@@ -85,25 +85,26 @@ class Model:
         return self._run("report") / "report.html"
 
     def evaluate(self, settings: Settings = None) -> pd.DataFrame:
-        """The figures on the test part, of the model and of every baseline.
+        """The metrics of the model and of every baseline on the test split.
 
         Parameters
         ----------
         settings : mapping, optional
-            Changes of the section ``evaluate``, such as ``{"evaluate.ks": [5, 50]}``; the test part is ranked again
-            with them.
+            Changes of the section ``evaluate``, such as ``{"evaluate.ks": [5, 50]}``; the test
+            split is ranked again with them.
 
         Returns
         -------
         DataFrame
-            A row a recommender (``model`` first), a column a metric; means over the test users.
+            One row per recommender (``model`` first), one column per metric; means over the test
+            users.
 
         Raises
         ------
         ArtifactError
             The model was loaded, and has no run folder.
         ConfigError
-            A setting is not of the section ``evaluate``.
+            A setting does not belong to the section ``evaluate``.
         """
         import pandas as pd
 
@@ -129,29 +130,30 @@ class Model:
         k: int = 20,
         **rules: Any,
     ) -> pd.DataFrame:
-        """The best items.
+        """The best items for users, histories or requests.
 
         Parameters
         ----------
         users : str or sequence of str, optional
             Known users. Without users, histories and requests: every user that the model knows.
         histories : sequence of sequences, or mapping of user → sequence, optional
-            Item ids, oldest first: newcomers, or newest events of known users. Users of a sequence are named by their
-            place, ``"0"``, ``"1"``, …
+            Item ids, oldest first: for cold-start users, or the newest events of known users. The
+            users of a sequence are named by position, ``"0"``, ``"1"``, …
         requests : sequence of mappings, optional
-            Whole requests, as every way of serving takes them: ``user_id``, ``history``, ``friends``, ``attributes``,
-            ``context``, ``at``, …
+            Complete requests, as for the server: ``user_id``, ``history``, ``friends``,
+            ``attributes``, ``context``, ``at``, …
         k : int
             Length of a list.
         **rules
-            Of all requests that do not say them: ``candidates``, ``exclude``, ``filters``, ``boost``, ``diversify``,
-            ``offset``, ``explain``, and ``exclude_seen``.
+            Defaults for all requests: ``candidates``, ``exclude``, ``filters``, ``boost``,
+            ``diversify``, ``offset``, ``explain``, and ``exclude_seen``.
 
         Returns
         -------
         DataFrame
-            A row an item: ``user_id, rank, item_id, score``, ``share_GRANULARITY`` (what it adds to the score) and
-            ``source`` (``model``, or ``popularity`` where nothing was known to go by).
+            One row per item: ``user_id, rank, item_id, score``, ``share_GRANULARITY`` (its
+            contribution to the score) and ``source`` (``model``, or ``popularity`` if nothing is
+            known about the user).
 
         Raises
         ------
@@ -161,7 +163,7 @@ class Model:
         import pyarrow as pa
 
         if sum(given is not None for given in (users, histories, requests)) > 1:
-            raise RequestError("give one of users, histories and requests")
+            raise RequestError("got several of users, histories and requests; expected one of them")
         exclude_seen = rules.pop("exclude_seen", None)
         answering = Answering(self.recommender, Defaults(k, exclude_seen, None, parse_rules(rules, "rules")))
         if histories is not None:
@@ -178,7 +180,7 @@ class Model:
     def similar(
         self, item: str, *, k: int = 20, by: Literal["auto", "vectors", "use", "text"] = "auto", **rules: Any
     ) -> pd.DataFrame:
-        """The items that are like an item.
+        """The items most similar to an item.
 
         Parameters
         ----------
@@ -187,7 +189,8 @@ class Model:
         k : int
             Length of the list.
         by : {"auto", "vectors", "use", "text"}
-            Model vectors, common users, or texts; auto: vectors, and texts for an item without events.
+            Model vectors, common users, or texts; auto: vectors, but texts for an item without
+            events.
         **rules
             As in :meth:`recommend`.
 
@@ -199,7 +202,7 @@ class Model:
         Raises
         ------
         RequestError
-            The model does not know the item, or has no such way.
+            The model does not know the item, or cannot compare items in this way.
         """
         import pandas as pd
 
@@ -210,7 +213,7 @@ class Model:
         return found.assign(by=answer.by)
 
     def explain(self, user: str, *, history: Sequence[str] | None = None, k: int = 10, **rules: Any) -> pd.DataFrame:
-        """Why each item is in a user's list.
+        """The list of a user, with the reasons for each item.
 
         Parameters
         ----------
@@ -226,8 +229,8 @@ class Model:
         Returns
         -------
         DataFrame
-            As :meth:`recommend`, with ``why`` (a sentence) and ``explanation`` (past items and friends that speak for
-            it, with how much each adds).
+            As :meth:`recommend`, with ``why`` (a sentence) and ``explanation`` (past items and
+            friends that contribute, each with its contribution).
 
         Raises
         ------
@@ -240,14 +243,15 @@ class Model:
         return found.assign(explanation=told, why=[entry["sentence"] for entry in told])
 
     def save(self, folder: str | Path) -> Path:
-        """Write what answers to a folder of its own, which :func:`recsys.load` and ``recsys serve`` read.
+        """Save the model to a folder, which :func:`recsys.load` and ``recsys serve`` read.
 
-        The run folder, or the registered model, notes where it is: ``recsys forget`` replaces it.
+        The run folder or the registered model notes the path, so that ``recsys forget`` can replace
+        it.
 
         Parameters
         ----------
         folder : path
-            A new folder; its parents are made.
+            A new folder; its parents are created.
 
         Returns
         -------
@@ -273,17 +277,19 @@ class Model:
         return target
 
     def register(self, name: str = "", *, tracking_uri: str = "", settings: Settings = None) -> str:
-        """Put the model into the MLflow registry.
+        """Register the model in MLflow.
 
-        It gets the alias ``registry.alias`` (challenger) if it is above the minimum: not below the best baseline beyond
-        chance, and of no less data than the version that has the alias. A line says why not.
+        It gets the alias ``registry.alias`` (challenger) if it meets the minimum: it is not
+        significantly worse than the best baseline, and was trained on at least as much data as the
+        version that has the alias. Otherwise a line says why not.
 
         Parameters
         ----------
         name : str
-            Of the registered model; default: that of the configuration.
+            Name of the registered model; default: that of the configuration.
         tracking_uri : str
-            Of MLflow; default: that of the configuration, or a SQLite store beside the run folder.
+            MLflow's URI; default: that of the configuration, or a SQLite store next to the run
+            folder.
         settings : mapping, optional
             Other changes of the configuration, such as ``{"registry.alias": "candidate"}``.
 
@@ -312,8 +318,8 @@ class Model:
     def _run(self, what: str) -> Path:
         if self.run is None:
             raise ArtifactError(
-                f"{what}: this model was loaded from {self.bundle} and has no run folder; use the one that recsys.fit "
-                "returned, or recsys.load(RUN_FOLDER)"
+                f"{what}: this model was loaded from {self.bundle} and has no run folder; use the model that "
+                "recsys.fit returned, or recsys.load(RUN_FOLDER)"
             )
         return self.run
 
@@ -325,19 +331,19 @@ def _requests_of(histories: Sequence[Sequence[str]] | Mapping[str, Sequence[str]
 
 
 def load(place: str | Path, *, tracking_uri: str = "") -> Model:
-    """A model that was saved, pulled, registered or trained before.
+    """Load a model that was saved, pulled, registered or trained before.
 
     Parameters
     ----------
     place : path or str
         A run folder, a bundle's folder, or ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``.
     tracking_uri : str
-        Of MLflow, for a registered one.
+        MLflow's URI, for a registered model.
 
     Returns
     -------
     Model
-        It answers; with a run folder it has the report and all figures too.
+        With a run folder it also has the report and all metrics.
 
     Raises
     ------

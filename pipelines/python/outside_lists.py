@@ -1,4 +1,4 @@
-"""Recommendations of any other library, measured on our test part as our own are."""
+"""Measure the recommendations of any other library on our test split, as our own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def measured(dataset: PreparedDataset, config: Config, lists: pd.DataFrame, ks: Sequence[int] | None) -> pd.DataFrame:
-    """Every accuracy metric of ``lists`` at every cut-off, with its interval; see :meth:`Dataset.evaluate`."""
+    """Every accuracy metric of ``lists`` at every cut-off, with its interval; see
+    :meth:`Dataset.evaluate`.
+    """
     import pandas as pd
 
     cutoffs = sorted({int(k) for k in (ks or config.evaluate.ks)})
@@ -31,7 +33,7 @@ def measured(dataset: PreparedDataset, config: Config, lists: pd.DataFrame, ks: 
         raise DataError(f"ks: got {list(ks or [])}, expected whole numbers from 1")
     queries, _, _ = countable(asked_queries(dataset, Split.TEST, config), config.evaluate.exclude_seen)
     if not len(queries):
-        raise DataError("the test part has no query with a target that counts; check data.split")
+        raise DataError("the test split has no query with a target that counts; check data.split")
     items_BK = _lists_of(dataset, queries, lists, cutoffs[-1])
     if config.evaluate.exclude_seen:
         _check_unseen(dataset, queries, items_BK)
@@ -42,7 +44,9 @@ def measured(dataset: PreparedDataset, config: Config, lists: pd.DataFrame, ks: 
 
 
 def _lists_of(dataset: PreparedDataset, queries: Queries, lists: pd.DataFrame, k: int) -> Array:
-    """The first k items of every query's user: int32 [B, k], −1 behind the end and for items that nobody knows."""
+    """The first k items of every query's user: int32 [B, k], −1 after the end and for unknown
+    items.
+    """
     order = next((name for name in ("rank", "score") if name in lists.columns), None)
     missing = [name for name in ("user_id", "item_id") if name not in lists.columns]
     if missing or order is None:
@@ -57,19 +61,19 @@ def _lists_of(dataset: PreparedDataset, queries: Queries, lists: pd.DataFrame, k
     text = lists[["user_id", "item_id"]].astype(str)
     if (twice := text.duplicated()).any():
         user, item = text[twice].iloc[0]
-        raise DataError(f"lists: user {user!r} has item {item!r} twice; name every item once a user")
+        raise DataError(f"lists: user {user!r} has item {item!r} twice; list every item once per user")
     ordered = lists.assign(user_id=text.user_id, item_id=text.item_id).sort_values(
         order, ascending=order == "rank", kind="stable"
     )
     users = _rows_of(ordered.user_id, dataset.user_ids)
     if len(ordered) and (users < 0).all():
         raise DataError(
-            f"lists: no user is one of the dataset's, e.g. {ordered.user_id.iloc[0]!r}; ids must be its ids"
+            f"lists: no user is in the dataset, e.g. {ordered.user_id.iloc[0]!r}; use the ids of the dataset"
         )
     items = _rows_of(ordered.item_id, dataset.item_ids)
     row_of_user = np.full(dataset.num_users + 1, -1, dtype=np.int64)
     row_of_user[queries.histories.users_U] = np.arange(len(queries))
-    rows = row_of_user[users]  # of user −1: the last place, −1
+    rows = row_of_user[users]  # user −1 reads the last element, which is −1
     kept = np.flatnonzero(rows >= 0)
     by_row = kept[np.argsort(rows[kept], kind="stable")]
     starts = np.searchsorted(rows[by_row], rows[by_row], side="left")
@@ -87,14 +91,14 @@ def _rows_of(ids: pd.Series, known: pa.Array) -> Array:
 
 
 def _check_unseen(dataset: PreparedDataset, queries: Queries, items_BK: Array) -> None:
-    """Whether no list holds what its user had before."""
+    """Check that no list contains an item that its user had before."""
     is_seen = mark_seen(items_BK, queries)
     if is_seen.any():
         row, place = np.argwhere(is_seen)[0]
         user = dataset.user_ids[int(queries.histories.users_U[row])].as_py()
         item = dataset.item_ids[int(items_BK[row, place])].as_py()
         raise DataError(
-            f"lists: {int(is_seen.any(axis=1).sum())} users have items listed that they had before, e.g. user {user!r} "
-            f"item {item!r}; evaluate.exclude_seen is true and targets among them do not count: leave these items out, "
-            "or make the dataset with settings={'evaluate.exclude_seen': False}"
+            f"lists: the lists of {int(is_seen.any(axis=1).sum())} users contain items that they had before, e.g. user "
+            f"{user!r} item {item!r}; evaluate.exclude_seen is true, so such targets do not count: leave out these "
+            "items, or make the dataset with settings={'evaluate.exclude_seen': False}"
         )

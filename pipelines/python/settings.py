@@ -11,9 +11,9 @@ Settings = Mapping[str, Any] | None
 
 
 def with_settings(config: Config, settings: Settings) -> Config:
-    """The configuration with ``settings`` in it (dotted path → value), checked as a whole.
+    """The configuration with ``settings`` (dotted path → value), validated as a whole.
 
-    Keys that nobody has set stay unset: what the product chooses by itself is still its choice.
+    Keys that were not set stay unset, so that they can still be chosen automatically.
 
     Raises
     ------

@@ -1,1 +1,3 @@
-"""A model for programs without this package: ONNX, FAISS and Parquet, each tested against PyTorch before it is left."""
+"""Export of a model for programs without this package: ONNX, FAISS and Parquet, tested against
+PyTorch.
+"""

@@ -1,11 +1,13 @@
-"""The query encoder: questions as padded tensors → a vector each, and what sparse members add to the scores of items.
+"""The query encoder: padded tensors of queries → one vector per query, and the scores of sparse
+members.
 
     score(u, i) = vector_u · a_i + added_ui
 
-the same as :meth:`recsys.model.FrozenModel.parts`, by operations that ONNX has. Trained granularities are the model's
-own modules; fitted members have a form for padded tensors in :mod:`recsys.export.members`.
+This equals :meth:`recsys.model.FrozenModel.parts`, with operations that ONNX has. Trained
+granularities are the model's own modules; closed-form members have a form for padded tensors in
+:mod:`recsys.export.members`.
 
-Legend: B questions, L length, D width of a member, N items, C context columns, F friends.
+Legend: B queries, L length, D width of a member, N items, C context columns, F friends.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ UNBOUNDED = 2**30  # events
 
 
 class QueryEncoder(nn.Module):
-    """See above; members of ``without`` say nothing.
+    """The query encoder of a model; the members in ``without`` are left out.
 
     Raises
     ------
     ArtifactError
-        a member has no form for a graph, or ``without`` names none of the model.
+        A member cannot be expressed in ONNX, or ``without`` names an unknown member.
     """
 
     def __init__(self, model: FrozenModel, without: Collection[str] = ()) -> None:
@@ -49,8 +51,8 @@ class QueryEncoder(nn.Module):
         impossible = [name for name, module, _ in self.fitted if not can_export(module)]
         if impossible:
             raise ArtifactError(
-                f"the member {impossible[0]} has no form that ONNX can hold; export without it: --export.without "
-                f"'[{', '.join(impossible)}]' (answers then differ from the model's), or export users to Parquet"
+                f"the member {impossible[0]} cannot be expressed in ONNX; export without it: --export.without "
+                f"'[{', '.join(impossible)}]' (scores then differ from those of the model), or export users to Parquet"
             )
         self.states = {name: prepared(module, model.states[name]) for name, module, _ in self.fitted}
         self.apart = {
@@ -68,7 +70,9 @@ class QueryEncoder(nn.Module):
         self.adds = any(has_additions(module) for _, module, _ in self.fitted)
 
     def forward(self, seen: Seen) -> tuple[Tensor, Tensor | None]:
-        """Vectors [B, D] in the directions of the item vectors, and additions [B, N], None where no member has any."""
+        """Vectors [B, D] in the space of the item vectors, and additions [B, N], None without
+        sparse members.
+        """
         vectors, added_BN = [self._trained(seen)], None
         for name, module, place in self.fitted:
             z_BR, found_BN = self._fitted(name, module, place, seen)
@@ -79,7 +83,7 @@ class QueryEncoder(nn.Module):
         return torch.cat(self._in_order(vectors, seen), dim=1), added_BN
 
     def _in_order(self, vectors: list[Tensor], seen: Seen) -> list[Tensor]:
-        """The members' vectors beside each other, zeros for those that were left out."""
+        """The members' vectors, concatenated; zeros for those that are left out."""
         found, waiting = [vectors[0]], list(vectors[1:])
         names = [name for name, _ in self.encoders.each(fitted=True) if name in self.model.states]
         for name, width in zip(names, self.model.widths[1:], strict=True):
@@ -103,7 +107,7 @@ class QueryEncoder(nn.Module):
         return users_BD * factor_B[:, None]
 
     def _fitted(self, name: str, module: Granularity, place: int, seen: Seen) -> tuple[Tensor | None, Tensor | None]:
-        """Vectors and additions of one member, weighed."""
+        """Weighted vectors and additions of one member."""
         state, stack = self.states[name], self.encoders.stack
         z_BR = None if module.sparse else self._vectors(module, name, seen)
         added_BN = ADDITIONS[type(module)](module, state, seen) if has_additions(module) else None
@@ -116,7 +120,7 @@ class QueryEncoder(nn.Module):
             elif module.calibrated:
                 scale_B = stack.scales_M[member].expand(seen.lengths_B.shape[0])
             else:
-                assert added_BN is not None, "a sparse member adds"
+                assert added_BN is not None, "a sparse member has additions"
                 scale_B = inverse(added_BN.square().mean(1).sqrt(), stack.floors_M[member])
             factor_B = stack.weights(seen.lengths_B)[:, member] * scale_B
         z_BR = None if z_BR is None else factor_B[:, None] * z_BR
@@ -134,12 +138,12 @@ class QueryEncoder(nn.Module):
 
     def _scale_free(self, name: str, member: int, users_BD: Tensor) -> Tensor:
         stack = self.encoders.stack
-        assert stack is not None, "asked of a model with stacking alone"
+        assert stack is not None, "only a stacked model has scales"
         return inverse(spread(users_BD, self.covariances[name]), stack.floors_M[member])
 
 
 def can_export(module: Granularity) -> bool:
-    """Whether a fitted member has a form for padded tensors."""
+    """Whether a closed-form member has a form for padded tensors."""
     has_vectors = module.sparse or isinstance(module, Apart) or type(module) in VECTORS or type(module) in OF_NEWEST
     return has_vectors and (not has_additions(module) or type(module) in ADDITIONS)
 
@@ -147,16 +151,20 @@ def can_export(module: Granularity) -> bool:
 def _check_left_out(model: FrozenModel, without: set[str]) -> None:
     fitted = [name for name in model.names if name not in model.trained_names]
     if unknown := sorted(without - {*model.names}):
-        raise ArtifactError(f"export.without: {unknown[0]!r} is no member of this model; it has {choices(model.names)}")
+        raise ArtifactError(
+            f"export.without: {unknown[0]!r} is not a member of this model; it has {choices(model.names)}"
+        )
     if trained := sorted(without - {*fitted}):
         raise ArtifactError(
-            f"export.without: {trained[0]} was trained together with others, which count on it; only fitted members "
-            f"can be left out: {choices(fitted) or 'none'}"
+            f"export.without: {trained[0]} was trained together with other granularities and cannot be left out; only "
+            f"closed-form members can: {choices(fitted) or 'none'}"
         )
 
 
 class MeanOfRows(nn.Module):
-    """A mean of rows of a table that leaves out the padding: ``nn.EmbeddingBag``, for which ONNX has a loop alone."""
+    """Mean of rows of a table without the padding. Replaces ``nn.EmbeddingBag``, which becomes a
+    loop in ONNX.
+    """
 
     def __init__(self, bag: nn.EmbeddingBag) -> None:
         super().__init__()
@@ -164,24 +172,25 @@ class MeanOfRows(nn.Module):
         self.padding = -1 if bag.padding_idx is None else bag.padding_idx
 
     def forward(self, rows_XS: Tensor) -> Tensor:
+        """Mean of the rows of every bag, without padding."""
         counts_XS = torch.ne(rows_XS, self.padding).to(self.weight.dtype)
         summed_XD: Tensor = (self.weight[rows_XS] * counts_XS[:, :, None]).sum(1)
         return summed_XD / counts_XS.sum(1, keepdim=True).clamp(min=1)
 
 
 def without_bags(encoders: Encoders) -> Encoders:
-    """A copy for a graph, in which no module is one that ONNX lacks."""
+    """A copy of the encoders without ``nn.EmbeddingBag``."""
     copied = copy.deepcopy(encoders).eval()
     for parent in [*copied.modules()]:
         for name, child in [*parent.named_children()]:
             if isinstance(child, nn.EmbeddingBag):
-                assert child.mode == "mean", "of attributes"
+                assert child.mode == "mean", "bags of attributes are means"
                 setattr(parent, name, MeanOfRows(child))
     return copied
 
 
 class Graph(nn.Module):
-    """The encoder with named tensors as inputs, in the order of :data:`INPUTS`."""
+    """The encoder with named input tensors, in the order of :data:`INPUTS`."""
 
     def __init__(self, encoder: QueryEncoder) -> None:
         super().__init__()
@@ -203,6 +212,7 @@ class Graph(nn.Module):
         attribute_values: Tensor,
         user_text: Tensor,
     ) -> tuple[Tensor, ...]:
+        """Return vectors [B, D] and, with sparse members, additions [B, N]."""
         attributes = AttributeRows(attribute_codes, attribute_values)
         events = (history, length, event_types, times, values, context)
         vectors_BD, added_BN = self.encoder(

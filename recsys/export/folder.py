@@ -1,4 +1,4 @@
-"""An export: a folder that is written aside, tested and renamed last, with a manifest of all that is in it."""
+"""An export: a folder with a manifest. It is written to a temporary folder, tested, then renamed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NEEDED: Final[dict[Format, tuple[str, ...]]] = {
 
 
 def check_installed(formats: Sequence[Format]) -> None:
-    """Raise :class:`ConfigError` where a library of a format is not installed."""
+    """Raise :class:`ConfigError` if a library for a format is not installed."""
     missing = [name for chosen in formats for name in _NEEDED[chosen] if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -42,15 +42,17 @@ def check_installed(formats: Sequence[Format]) -> None:
 
 
 def check_target(folder: Path) -> None:
-    """Raise :class:`ArtifactError` where a folder holds something that is not an export and would be lost."""
+    """Raise :class:`ArtifactError` if a folder holds something other than an export, which would be
+    lost.
+    """
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if not folder.exists() or is_empty or read_manifest(folder) is not None:
         return
-    raise ArtifactError(f"{folder} exists and is not an export; it would be lost: give another folder or move it away")
+    raise ArtifactError(f"{folder} exists and is not an export, so it is not replaced; give another folder or move it")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an export; None where the folder is none."""
+    """The manifest of an export; None if the folder is not an export."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -66,30 +68,31 @@ def export(
     without: Sequence[str] = (),
     asked: str = "",
 ) -> dict[str, Any]:
-    """Export a bundle; returns the manifest. A failed export leaves nothing, and an earlier one as it was.
+    """Export a bundle and return the manifest. A failed export changes nothing.
 
     Parameters
     ----------
     bundle : Path
-        its folder.
+        Folder of the bundle.
     folder : Path
-        where the export goes.
+        Folder for the export.
     formats : Sequence[Format]
-        which ones.
+        Formats to write.
     users : bool
-        whether the table of users is written, see :func:`~recsys.export.vector_files.write_tables`.
+        Whether to write the table of users, see :func:`~recsys.export.vector_files.write_tables`.
     without : Sequence[str]
-        fitted members that are left out of ``onnx``.
+        Closed-form members to leave out of ``onnx``.
     asked : str
-        the model as it was asked for, for the manifest.
+        The model as the user named it, for the manifest.
 
     Raises
     ------
     ArtifactError
-        no bundle there, a damaged one, one that cannot be exported, or ``folder`` holds something else.
+        There is no bundle, it is damaged or cannot be exported, or ``folder`` holds something else.
     ConfigError
-        a library is missing.
-        Refusal: what was written does not answer as PyTorch does.
+        A library is missing.
+    Refusal
+        The exported files give other scores than PyTorch.
     """
     check_installed(formats)
     check_target(folder)
@@ -119,7 +122,7 @@ def export(
 
 
 def _about(bundle: Bundle, folder: Path, examiner: Examiner, asked: str) -> dict[str, Any]:
-    """What was exported, and what it takes to ask it."""
+    """Description of the model, and what a program needs to query the export."""
     info, model = bundle.info, bundle.model
     encoding = encoding_of(model.sizes)
     return {

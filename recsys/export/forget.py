@@ -1,4 +1,6 @@
-"""An export without users who are forgotten: made again of the model that does not know them, or without their rows."""
+"""Remove forgotten users from an export: export the new model again, or remove the rows of the
+users.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +22,25 @@ from recsys.export.vector_files import USER_TABLE
 
 @dataclass(frozen=True)
 class Exported:
-    """What the manifest of an export says."""
+    """An existing export, described by its manifest."""
 
     folder: Path
     manifest: dict[str, Any]
 
     @classmethod
     def at(cls, folder: Path) -> Exported | None:
-        """The export in a folder; None where there is none."""
+        """The export in a folder, or None."""
         manifest = read_manifest(folder)
         return None if manifest is None else cls(folder, manifest)
 
     @property
     def dataset(self) -> str:
-        """Content hash of the dataset that its model was made of."""
+        """Content hash of the dataset that its model was trained on."""
         return str(((self.manifest.get("model") or {}).get("dataset") or {}).get("content_hash"))
 
     @property
     def members_with_users(self) -> list[str]:
-        """Members of whose graph each known user has a row, without an id."""
+        """Members whose part of the graph has a row per known user (without the id)."""
         return list((self.manifest.get("onnx") or {}).get("holds_of_users") or [])
 
     def num_rows(self, users: Sequence[str]) -> int:
@@ -50,11 +52,12 @@ class Exported:
         return int(pc.sum(pc.is_in(ids, value_set=pa.array(users, pa.string()))).as_py() or 0)
 
     def make_again(self, bundle: Path) -> None:
-        """Export another model in its place, as it was exported.
+        """Replace it by an export of another model with the same options.
 
         Raises
         ------
-            ArtifactError, ConfigError, Refusal: as :func:`~recsys.export.folder.export`; the export is as it was.
+        ArtifactError, ConfigError, Refusal
+            As :func:`~recsys.export.folder.export`; the export then stays unchanged.
         """
         onnx, formats = self.manifest.get("onnx") or {}, self.manifest["formats"]
         users = "users" in (self.manifest.get("parquet") or {})
@@ -62,7 +65,7 @@ class Exported:
         export(bundle, self.folder, formats, users, onnx.get("left_out") or [], asked)
 
     def remove_rows(self, users: Sequence[str]) -> None:
-        """Take the rows of users out of its table of users."""
+        """Remove the rows of users from its table of users."""
         with writing_aside(self.folder, MANIFEST) as aside:
             shutil.copytree(self.folder, aside, dirs_exist_ok=True)
             table = pq.read_table(aside / USER_TABLE)

@@ -1,10 +1,11 @@
-"""The fitted members over padded histories: the same numbers as their modules give, by operations that ONNX has.
+"""The closed-form members over padded histories: the results of their modules, with operations of
+ONNX.
 
-Each function here is one member's ``forward`` (vectors z [B, R]) or ``boost`` (additions [B, N]). That both forms agree
-is tested on every export, see :func:`recsys.export.onnx_file.compare`.
+Each function is the ``forward`` (vectors z [B, R]) or ``boost`` (additions [B, N]) of one member.
+Every export tests that both forms agree, see :func:`recsys.export.onnx_file.compare`.
 
-Legend: as in :mod:`recsys.export.seen`, N items, R width of a member, K links of an item, G friends of a question, E
-events of a friend.
+Legend: as in :mod:`recsys.export.seen`; N items, R width of a member, K links of an item, G friends
+of a query, E events of a friend.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _LEAST_COSINE: Final = 1e-5
 
 
 def item_cf_weights(module: ItemCF, state: State, seen: Seen) -> Tensor:
-    """X of every event, zero where it does not count: [B, L]."""
+    """Weight of every event, zero if it does not count: [B, L]."""
     kept_BL = seen.distinct(seen.of_types(seen.real_BL, state.get("counts_T")))
     decay_BL = (seen.lags_BL + 1).float() ** -module.recency
     if module.config.event_weights == "rank":
@@ -54,11 +55,13 @@ def item_cf_weights(module: ItemCF, state: State, seen: Seen) -> Tensor:
 
 
 def item_cf(module: ItemCF, state: State, seen: Seen) -> Tensor:
+    """Vectors of ``item_cf``: [B, R]."""
     weights_BL = item_cf_weights(module, state, seen)
     return (state["fold_NR"][seen.items_BL] * weights_BL[:, :, None]).sum(1)
 
 
 def item_cf_additions(module: ItemCF, state: State, seen: Seen) -> Tensor:
+    """Additions of ``item_cf`` to the scores: [B, N]."""
     weights_BL = item_cf_weights(module, state, seen)
     if module.sparse:
         return spoken_for(state, seen, weights_BL)
@@ -67,6 +70,7 @@ def item_cf_additions(module: ItemCF, state: State, seen: Seen) -> Tensor:
 
 
 def item_knn(module: ItemKnn, state: State, seen: Seen) -> Tensor:
+    """Additions of ``item_knn`` to the scores: [B, N]."""
     kept_BL = seen.distinct(seen.of_types(seen.real_BL, state.get("counts_T")))
     weights_BL = seen.event_weights(kept_BL, module.recency, module.half_life)
     weights_BL = weights_BL / weights_BL.sum(1, keepdim=True).clamp(min=1e-12).sqrt()
@@ -77,7 +81,7 @@ def item_knn(module: ItemKnn, state: State, seen: Seen) -> Tensor:
 
 
 def spoken_for(state: State, seen: Seen, weights_BL: Tensor) -> Tensor:
-    """Σ_j w_j S_ji: [B, N]."""
+    """Weighted sums over linked items, Σ_j w_j S_ji: [B, N]."""
     ends_NK, values_NK = state["ends_NK"], state["values_NK"]
     if "by_source" in state:
         added_BLK = weights_BL[:, :, None] * values_NK[seen.items_BL]
@@ -91,7 +95,7 @@ def spoken_for(state: State, seen: Seen, weights_BL: Tensor) -> Tensor:
 
 
 def _linked(state: State) -> State:
-    """The links as a table of each item that speaks, or that is spoken for: of the two the smaller."""
+    """The links as a table by source item or by target item, whichever is smaller."""
     starts_N1, targets_L, links_L = state["starts_N1"], state["targets_L"].long(), state["weights_L"]
     num_items = len(starts_N1) - 1
     sources_L = torch.repeat_interleave(torch.arange(num_items), starts_N1.diff())
@@ -116,6 +120,7 @@ def _table(rows_L: Tensor, columns_L: Tensor, values_L: Tensor, num_rows: int) -
 
 
 def user_cf(module: UserCF, state: State, seen: Seen, most: int) -> Tensor:
+    """Vectors of ``user_cf``: [B, R]."""
     taste_BR = (state["fold_NR"][seen.items_BL] * seen.newest(most)[:, :, None]).sum(1)
     unit_VR = normalize(state["tastes_VR"], dim=1)
     cosine_BV = normalize(taste_BR, dim=1) @ unit_VR.T
@@ -127,7 +132,9 @@ def user_cf(module: UserCF, state: State, seen: Seen, most: int) -> Tensor:
 
 
 def als(module: Als, state: State, seen: Seen) -> Tensor:
-    """The exact solve by Gauss and Jordan: the matrix is symmetric and positive definite, so no pivot is sought."""
+    """Solve exactly by Gauss–Jordan; the matrix is symmetric positive definite, so no pivoting is
+    needed.
+    """
     kept_BL = seen.distinct(seen.of_types(seen.real_BL, state.get("counts_T")))
     own_BLR = state["items_NR"][seen.items_BL] * kept_BL[:, :, None]
     left_BRR = state["gram_RR"] + (module.alpha - 1) * own_BLR.mT @ own_BLR
@@ -142,6 +149,7 @@ def als(module: Als, state: State, seen: Seen) -> Tensor:
 
 
 def content(module: Content, state: State, seen: Seen) -> Tensor:
+    """Vectors of ``content``: [B, R]."""
     has_text_N = (state["texts_NT"] != 0).any(1)
     kept_BL = seen.distinct(seen.real_BL) & has_text_N[seen.items_BL]
     weights_BL = seen.event_weights(kept_BL, module.recency, module.half_life)
@@ -150,6 +158,7 @@ def content(module: Content, state: State, seen: Seen) -> Tensor:
 
 
 def place(module: Place, state: State, seen: Seen) -> Tensor:
+    """Vectors of ``place``: [B, R]."""
     kept_BL = seen.real_BL & state["known_N"][seen.items_BL]
     weights_BL = seen.event_weights(kept_BL, module.recency, None)
     weights_BL = weights_BL / weights_BL.sum(1, keepdim=True).clamp(min=1e-30)
@@ -158,6 +167,7 @@ def place(module: Place, state: State, seen: Seen) -> Tensor:
 
 
 def moment(module: Moment, state: State, seen: Seen) -> Tensor:
+    """Vectors of ``moment``: [B, R]."""
     cells_BX = module.cells(seen.asked_at_B, seen.asked_BC)
     known_BX = cells_BX >= 0
     is_cell_BXG = cells_BX[:, :, None] == torch.arange(module.num_cells)
@@ -166,13 +176,14 @@ def moment(module: Moment, state: State, seen: Seen) -> Tensor:
 
 
 def popularity(module: Popularity, state: State, seen: Seen) -> Tensor:
-    """Of questions behind the last event, which read the last moment."""
+    """Popularity at the end of the data, because queries are later than the last event."""
     last_T = torch.zeros(len(state["moments_T"]))
     last_T[-1] = 1.0
     return last_T.expand(seen.lengths_B.shape[0], -1)
 
 
 def profile_counts(module: ProfileCounts, state: State, seen: Seen) -> Tensor:
+    """Vectors of ``profile`` with counts: [B, R]."""
     batch = seen.batch(1)
     member_BG = module.cells(known_rows(batch, state, module.cells.fields))
     is_new_B = (member_BG > 0).any(1) & (seen.lengths_B == 0)
@@ -180,12 +191,14 @@ def profile_counts(module: ProfileCounts, state: State, seen: Seen) -> Tensor:
 
 
 def knowledge_counts(module: KnowledgeCounts, state: State, seen: Seen, most: int) -> Tensor:
+    """Vectors of ``knowledge`` with counts: [B, R]."""
     counts_BE = (state["shares_NE"][seen.items_BL] * seen.newest(most)[:, :, None]).sum(1)
     total_BE = counts_BE @ state["same_EK"] @ state["same_EK"].T
     return log_odds(counts_BE, total_BE, state["share_E"], module.config.smoothing) * (total_BE > 0)
 
 
 def frequency(module: Frequency, state: State, seen: Seen) -> Tensor:
+    """Additions of ``frequency`` to the scores: [B, N]."""
     kept_BL = seen.of_types(seen.real_BL, state["counts_T"])
     values_BL = torch.ones_like(kept_BL, dtype=torch.float32)
     if module.half_life is not None:
@@ -196,6 +209,7 @@ def frequency(module: Frequency, state: State, seen: Seen) -> Tensor:
 
 
 def social_counts(module: SocialCounts, state: State, seen: Seen) -> Tensor:
+    """Additions of ``social`` with counts to the scores: [B, N]."""
     friends_BG, weights_BG = _friends(state, seen)
     weights_BG = weights_BG / weights_BG.sum(1, keepdim=True).clamp(min=1e-12).sqrt()
     places_BGE, is_there_BGE = _spans(state, "event", friends_BG)
@@ -214,7 +228,9 @@ def social_counts(module: SocialCounts, state: State, seen: Seen) -> Tensor:
 
 
 def _friends(state: State, seen: Seen) -> tuple[Tensor, Tensor]:
-    """Friends and their weights, zero where there is none: the named ones, or those that are stored [B, G] each."""
+    """Friends and their weights, the given or the stored ones, weight zero for padding: [B, G]
+    each.
+    """
     is_named_BF = seen.friends_BF >= 0
     names_B1 = is_named_BF.any(1, keepdim=True)
     is_known_B = (seen.users_B >= 0) & (seen.users_B < len(state["friend_starts_V1"]) - 1)
@@ -226,7 +242,9 @@ def _friends(state: State, seen: Seen) -> tuple[Tensor, Tensor]:
 
 
 def _spans(state: State, name: str, rows_BG: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the entries of some rows of a sparse table are, and which of these places are of the row: [B, G, E]."""
+    """Positions of the entries of some rows of a sparse table, and a mask of the valid ones: [B, G,
+    E].
+    """
     starts_X1, places_E = state[f"{name}_starts_V1"], state[f"{name}_places_E"]
     places_BGE = starts_X1[rows_BG][:, :, None] + places_E
     is_there_BGE = places_BGE < starts_X1[rows_BG + 1][:, :, None]
@@ -234,7 +252,9 @@ def _spans(state: State, name: str, rows_BG: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_places(state: State) -> State:
-    """Places of the longest row of friends and of events; one entry where there is none, which nobody reads."""
+    """Add positions up to the longest row of friends and of events; an empty table gets one unused
+    entry.
+    """
     made = {"newest": state["times_E"].max() if len(state["times_E"]) else torch.tensor(0)}
     for name in ("friend", "event"):
         lengths_V = state[f"{name}_starts_V1"].diff()
@@ -244,7 +264,7 @@ def _with_places(state: State) -> State:
 
 
 def prepared(module: Granularity, state: State) -> State:
-    """The state with what a graph cannot make of it, as it depends on the numbers."""
+    """The state, extended by tables whose shape depends on the data, which a graph cannot compute."""
     if isinstance(module, SocialCounts):
         return state | _with_places(state)
     return state | _linked(state) if "starts_N1" in state else state
@@ -270,5 +290,7 @@ ADDITIONS: Final[dict[type[Granularity], Callable[..., Tensor]]] = {
 
 
 def has_additions(module: Any) -> bool:
-    """Whether a member adds to the scores of few items. Of popularity nothing is left behind the last event."""
+    """Whether a member adds to the scores of few items; popularity has no such part after the last
+    event.
+    """
     return bool(module.sparse or (module.corrects and not isinstance(module, Popularity)))

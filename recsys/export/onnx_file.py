@@ -1,6 +1,6 @@
-"""The query encoder as ONNX: traced, written, and compared with PyTorch on questions of every kind.
+"""The query encoder as ONNX: trace it, write it, and compare it with PyTorch on varied queries.
 
-Legend: B questions, D width of the item vectors, N items.
+Legend: B queries, D width of the item vectors, N items.
 """
 
 from __future__ import annotations
@@ -26,38 +26,40 @@ from recsys.serving.requests import Request
 
 ENCODER: Final = "query_encoder.onnx"
 OPSET: Final = 20
-TOLERANCE: Final = 1e-4  # the largest difference to PyTorch in a vector, an addition or a score
+TOLERANCE: Final = 1e-4  # largest allowed difference from PyTorch in a vector, an addition or a score
 VECTOR, ADDED = "vector", "added"
 INPUTS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
-    "history": (("batch", "length"), "rows of items, the oldest first, 0 behind the end; at least one column"),
-    "length": (("batch",), "events of each history"),
-    "event_types": (("batch", "length"), "places in event_types, 0 behind the end"),
-    "times": (("batch", "length"), "seconds since 1970 UTC, 0 where unknown"),
-    "values": (("batch", "length"), "values of the events, NaN where unknown"),
-    "context": (("batch", "length", "columns"), "codes of the context columns, 0 where missing"),
-    "asked_at": (("batch",), "when it is asked, seconds since 1970 UTC, later than asked_after"),
-    "asked_context": (("batch", "columns"), "codes of the context when it is asked, 0 where missing"),
-    "user": (("batch",), "row of the user, -1 for anybody the model does not know"),
-    "friends": (("batch", "friends"), "rows of named users, -1 behind the end; at least one column"),
-    "attribute_codes": (("batch", "slots"), "codes of attributes, -2 where not given"),
-    "attribute_values": (("batch", "numbers"), "scaled values of attributes that are numbers, 0 where not given"),
-    "user_text": (("batch", "width"), "vector of the text of a user's past, 0 without"),
+    "history": (("batch", "length"), "rows of items, the oldest first, 0 after the end; at least one column"),
+    "length": (("batch",), "number of events in each history"),
+    "event_types": (("batch", "length"), "positions in event_types, 0 after the end"),
+    "times": (("batch", "length"), "seconds since 1970 UTC, 0 if unknown"),
+    "values": (("batch", "length"), "values of the events, NaN if unknown"),
+    "context": (("batch", "length", "columns"), "codes of the context columns, 0 if missing"),
+    "asked_at": (("batch",), "time of the request, seconds since 1970 UTC, later than asked_after"),
+    "asked_context": (("batch", "columns"), "codes of the context of the request, 0 if missing"),
+    "user": (("batch",), "row of the user, -1 for an unknown user"),
+    "friends": (("batch", "friends"), "rows of the given friends, -1 after the end; at least one column"),
+    "attribute_codes": (("batch", "slots"), "codes of attributes, -2 if not given"),
+    "attribute_values": (("batch", "numbers"), "scaled values of numeric attributes, 0 if not given"),
+    "user_text": (("batch", "width"), "vector of the text of a user's history, 0 without"),
 }
 _FREE: Final = ("batch", "length", "friends")
 _AT_A_TIME: Final = 16
 _ALONE: Final = 8
-_MAX_PAIRS: Final = 2**24  # of events of one history, in a batch
-_LARGE: Final = 2**30  # bytes beyond which weights go to a file of their own: one message holds 2 GiB
+_MAX_PAIRS: Final = 2**24  # pairs of events of the same history in a batch
+_LARGE: Final = 2**30  # bytes; larger weights go to a separate file, because one protobuf message holds 2 GiB
 
 
 def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str, Any]:
-    """Write the graph into a folder, compare it with PyTorch, and return what the manifest says of it.
+    """Write the graph into a folder, compare it with PyTorch, and return its entry for the
+    manifest.
 
     Raises
     ------
     ArtifactError
-        the model cannot be traced.
-        Refusal: the graph does not answer as PyTorch does.
+        The model cannot be traced.
+    Refusal
+        The graph gives other scores than PyTorch.
     """
     model = examiner.bundle.model
     encoder = QueryEncoder(model, without)
@@ -65,12 +67,12 @@ def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str
     tell(f"tracing the query encoder of {', '.join(model.names)}")
     sample, _ = examiner.ask(requests[:_AT_A_TIME])
     used = _trace(Graph(encoder).eval(), sample, folder / ENCODER, [VECTOR, ADDED] if encoder.adds else [VECTOR])
-    tell(f"comparing {len(requests)} answers with PyTorch's")
+    tell(f"comparing {len(requests)} answers with PyTorch")
     worst = compare(folder / ENCODER, examiner, without)
     if not worst <= TOLERANCE:
         raise Refusal(
-            f"the graph differs from PyTorch by {worst:.3g}, at most {TOLERANCE:g} is allowed, so nothing was "
-            "exported; report it with the model's configuration, or export to faiss and parquet"
+            f"scores of the graph differ from PyTorch by {worst:.3g}, more than the allowed {TOLERANCE:g}, so nothing "
+            "was exported; export to faiss and parquet, and report this with the model's configuration"
         )
     inside = [name for name in model.names if name in (*model.trained_names, *encoder.states)]
     return {
@@ -89,14 +91,14 @@ def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str
 
 
 def of_users(encoder: QueryEncoder) -> list[str]:
-    """The members whose part of the graph has a row a known user."""
+    """The members whose part of the graph has a row per known user."""
     states = {name: encoder.model.states[name] for name, _ in encoder.encoders.each()} | encoder.states
     mine = [name for name, state in states.items() if any(key == "texts" or "V" in key.split("_")[-1] for key in state)]
     return mine + [name for name, inner in encoder.apart.items() if of_users(inner)]
 
 
 def _trace(graph: Graph, sample: Tensors, path: Path, outputs: list[str]) -> list[str]:
-    """Write the graph; returns the inputs that it reads."""
+    """Write the graph; return the inputs that it reads."""
     arguments = tuple(torch.from_numpy(np.ascontiguousarray(sample[name])) for name in INPUTS)
     free = {name: Dim(name, min=1) for name in _FREE}
     shapes = tuple(
@@ -114,13 +116,13 @@ def _trace(graph: Graph, sample: Tensors, path: Path, outputs: list[str]) -> lis
                 dynamic_shapes=shapes,
                 verbose=False,
             )
-            assert program is not None, "of a traced model"
+            assert program is not None, "the exporter returns a program"
             used = [value for value in program.model.graph.inputs if value.uses()]
             program.model.graph.inputs[:] = used
             weights = (value.const_value for value in program.model.graph.initializers.values())
             size = sum(tensor.nbytes for tensor in weights if tensor is not None)
             program.save(path, external_data=size > _LARGE)
-    except Exception as error:  # whatever a granularity of another package does
+    except Exception as error:  # a granularity of another package may raise anything
         why = " ".join(str(error.__cause__ or error).split())[:300]
         raise ArtifactError(
             f"the model cannot be traced for ONNX ({type(error).__name__}: {why}); export it to faiss and parquet, or "
@@ -131,7 +133,7 @@ def _trace(graph: Graph, sample: Tensors, path: Path, outputs: list[str]) -> lis
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on optional packages and on passes of its own."""
+    """Silence the exporter's notes on optional packages and on its own passes."""
     names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.onnx._internal.exporter._registration")
     levels = {name: logging.getLogger(name).level for name in names}
     try:
@@ -146,7 +148,7 @@ def _quiet() -> Iterator[None]:
 
 
 def compare(path: Path, examiner: Examiner, without: list[str]) -> float:
-    """The largest difference to PyTorch in vectors, additions and scores of the questions, in batches and alone."""
+    """Largest difference from PyTorch in vectors, additions and scores, in batches and one by one."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), _threads(), providers=["CPUExecutionProvider"])
@@ -162,8 +164,9 @@ def compare(path: Path, examiner: Examiner, without: list[str]) -> float:
 
 
 def _together(examiner: Examiner) -> Iterator[list[Request]]:
-    """The questions in batches of like lengths, and some of them alone. Members compare a history's events in pairs, so
-    the longer the fewer at a time.
+    """Yield the queries in batches of similar lengths, and some of them alone.
+
+    Members compare the events of a history in pairs, so batches of long histories are smaller.
     """
     requests = examiner.questions()
     lengths = examiner.recommender.queries(requests).histories.lengths_U
@@ -187,7 +190,7 @@ def _threads() -> Any:
 
 
 def _difference(found: list[Array], parts: Parts, vectors_ND: Array) -> float:
-    """Infinite where a number is not finite."""
+    """Largest absolute difference; infinite if a number is not finite."""
     expected_BD = parts.users_BD.numpy()
     added_BN = parts.added.add_to(torch.zeros(len(expected_BD), len(vectors_ND))).numpy()
     found_BN = found[1] if len(found) > 1 else np.zeros_like(added_BN)
@@ -204,12 +207,12 @@ def _described(name: str, sample: Array) -> dict[str, Any]:
 
 def _outputs(shape: tuple[int, ...], adds: bool) -> list[dict[str, Any]]:
     num_items, width = shape
-    vector = {"name": VECTOR, "type": "float32", "shape": ["batch", width], "meaning": "the vector of the question"}
+    vector = {"name": VECTOR, "type": "float32", "shape": ["batch", width], "meaning": "vector of the query"}
     added = {
         "name": ADDED,
         "type": "float32",
         "shape": ["batch", num_items],
-        "meaning": "what is added to the scores of items, mostly zero",
+        "meaning": "added to the scores of the items, mostly zero",
     }
     return [vector, added] if adds else [vector]
 

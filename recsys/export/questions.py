@@ -1,6 +1,7 @@
-"""The questions that an export is tested with, and any requests as the tensors that the graph reads.
+"""The test queries of an export, and the conversion of requests to the input tensors of the graph.
 
-Legend: B questions, L length of the longest history, C context columns, F friends, S slots and M numbers of attributes.
+Legend: B queries, L length of the longest history, C context columns, F friends, S slots and M
+numbers of attributes.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from recsys.serving.requests import Request, parse_requests
 from recsys.serving.visible import friends_of
 
 NUM_QUESTIONS: Final = 128
-_LENGTHS: Final = (1, 2, 3, 5, 8, 20, 60, 200)  # of newcomers' histories
-_DELAYS: Final = (1, 3_600, 30 * 86_400)  # seconds from the newest event of the model to a question
-_UNTIMED: Final = 1_900_000_000  # when questions are asked of a model without times
+_LENGTHS: Final = (1, 2, 3, 5, 8, 20, 60, 200)  # histories of cold-start users
+_DELAYS: Final = (1, 3_600, 30 * 86_400)  # seconds from the newest event of the model to a query
+_UNTIMED: Final = 1_900_000_000  # time of the queries for a model without times
 
 Tensors = dict[str, Array]
 
 
 class Examiner:
-    """Asks a bundle as its recommender does, and gives the same questions as tensors."""
+    """Answers requests with a bundle, as its recommender does, and gives the same requests as
+    tensors.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         plain = bundle.info.model_copy(update={"user_text": {}})  # texts come as vectors here
@@ -39,7 +42,7 @@ class Examiner:
         self.num_context = len(bundle.context)
 
     def ask(self, requests: Sequence[Request]) -> tuple[Tensors, Parts]:
-        """Questions as the graph's inputs by name, and what the model says of them."""
+        """Requests as the graph's inputs by name, and the model's answers."""
         asked = self.recommender.asked(requests)
         texts = self._texts(requests)
         if texts is not None:
@@ -54,7 +57,9 @@ class Examiner:
         return found, parts
 
     def _texts(self, requests: Sequence[Request]) -> Array | None:
-        """Vectors of the texts of some pasts, zero for the others; None where the model reads none."""
+        """Text vectors of histories, zero for those without; None if the model uses no text of
+        users.
+        """
         width = self.bundle.model.sizes.inputs.get("user_text") or 0
         if not width:
             return None
@@ -63,8 +68,8 @@ class Examiner:
         return texts
 
     def questions(self) -> list[Request]:
-        """Varied questions: known users of short and long histories, newcomers, later events, friends, attributes,
-        contexts, and people of whom nothing is known.
+        """Varied queries: known users with short and long histories, cold-start users, later
+        events, friends, attributes, contexts, and users without any information.
         """
         random = np.random.default_rng(0)
         rows = [self._row(place, random) for place in range(NUM_QUESTIONS)]
@@ -73,7 +78,7 @@ class Examiner:
 
     @property
     def asked_at(self) -> str:
-        """A moment behind the last event of the model."""
+        """A time after the last event of the model."""
         return self._after(1)
 
     def _after(self, seconds: int) -> str:
@@ -126,7 +131,7 @@ class Examiner:
 
 
 def padded(queries: Queries) -> Tensors:
-    """Histories as the graph reads them: the oldest event first, zeros behind the end; of length 1 at least."""
+    """Histories as input tensors: the oldest event first, zeros after the end, at least one column."""
     histories = queries.histories
     lengths_B = histories.lengths_U
     width = max(int(lengths_B.max(initial=0)), 1)

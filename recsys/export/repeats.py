@@ -1,9 +1,9 @@
-"""``repeat`` over padded histories: what :mod:`recsys.granularities.repeat.features` reads, from pairs of events.
+"""``repeat`` over padded histories: the features of :mod:`recsys.granularities.repeat.features`.
 
-A pair of a question and an item is at the place of the item's last event; what is known of it is a sum over the events
-of the same item. Numbers are float64, as there.
+A pair of a query and an item is stored at the position of the item's last event. Its features are
+sums over the events of the same item. Numbers are float64, as in the original.
 
-Legend: B questions, L events, X raw numbers, F features, Q quantiles, N items.
+Legend: B queries, L events, X raw numbers, F features, Q quantiles, N items.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from recsys.granularities.repeat.model import Repeat
 
 @dataclass(frozen=True)
 class PaddedPairs:
-    """As :class:`recsys.granularities.repeat.habits.Pairs`, of no meaning but at the last event of an item: [B, L]."""
+    """As :class:`recsys.granularities.repeat.habits.Pairs`; only the last event of an item is
+    valid: [B, L].
+    """
 
     is_last_BL: Tensor
     first_BL: Tensor
@@ -38,6 +40,7 @@ class PaddedPairs:
 
     @staticmethod
     def of(seen: Seen, is_target_T: Tensor) -> PaddedPairs:
+        """Compute the pairs of queries and items."""
         real_BL, times_BL, places_L = seen.real_BL, seen.times_BL, seen.places_L
         begins_BL = (
             torch.cat([real_BL[:, :1], (times_BL[:, 1:] != times_BL[:, :-1]) | (times_BL[:, 1:] == 0)], dim=1) & real_BL
@@ -88,7 +91,7 @@ def repeat(module: Repeat, state: State, seen: Seen) -> Tensor:
 
 
 def _raw_numbers(module: Repeat, state: State, seen: Seen, pairs: PaddedPairs) -> Tensor:
-    """The numbers of every pair, in the order of ``NAMES``, NaN where unknown: [B, L, X]."""
+    """Raw numbers of every pair, in the order of ``NAMES``, NaN if unknown: [B, L, X]."""
     habits = {name: state[name].double()[seen.items_BL] for name in ("repeats_N", "occasions_N")}
     gaps = {name: state[name].double()[seen.items_BL] for name in ("log_gap_N", "log_steps_N")}
     share, asked_B1, unknown = state["share"].double(), seen.asked_at_B[:, None], torch.nan
@@ -147,7 +150,7 @@ def _log_odds(share: Tensor) -> Tensor:
 
 
 def _habit(pairs: PaddedPairs, share: Tensor) -> Tensor:
-    """Log-odds that a user has an item again on an occasion: [B]."""
+    """Log-odds that a user repeats an item in a basket: [B]."""
     occasions_BL = (pairs.num_baskets_B[:, None] - 1 - pairs.first_BL).double()
     repeats_B = pairs.again_BL.where(pairs.is_last_BL, 0.0).sum(1)
     occasions_B = occasions_BL.where(pairs.is_last_BL, 0.0).sum(1)
@@ -155,7 +158,7 @@ def _habit(pairs: PaddedPairs, share: Tensor) -> Tensor:
 
 
 def _pace(pairs: PaddedPairs) -> Tensor:
-    """The logarithm of the mean time between two baskets, NaN where unknown: [B]."""
+    """Logarithm of the mean time between two baskets, NaN if unknown: [B]."""
     span_B = (pairs.last_time_B - pairs.first_time_B).clamp(min=0).double()
     known_B = (pairs.first_time_B != 0) & (pairs.last_time_B != 0) & (pairs.num_baskets_B > 1)
     mean_B = span_B / (pairs.num_baskets_B - 1).clamp(min=1).double()

@@ -1,9 +1,10 @@
-"""What questions see, as padded tensors alone: what a graph of ONNX can read.
+"""The input of queries as padded tensors, which an ONNX graph can read.
 
-The fitted members read one flat list of events, whose length depends on the data. A graph has fixed operations, so here
-every question keeps its row, and a mask says which events count.
+The closed-form members read one flat list of events, whose length depends on the data. A graph has
+fixed operations, so here every query keeps its row, and a mask says which events count.
 
-Legend: B questions, L length of the longest history, T event types, F friends, S slots and M numbers of attributes.
+Legend: B queries, L length of the longest history, T event types, F friends, S slots and M numbers
+of attributes.
 """
 
 from __future__ import annotations
@@ -20,41 +21,42 @@ from recsys.granularities.history import DAY
 
 @dataclass(frozen=True)
 class Seen:
-    """B questions with their whole histories, the oldest event first, padded at the end."""
+    """B queries with their whole histories, the oldest event first, padded at the end."""
 
     items_BL: Tensor  # int64
     lengths_B: Tensor  # int64
     types_BL: Tensor  # int64
-    times_BL: Tensor  # int64 seconds since the epoch, 0 where unknown
-    values_BL: Tensor  # float32, NaN where unknown
+    times_BL: Tensor  # int64 seconds since the epoch, 0 if unknown
+    values_BL: Tensor  # float32, NaN if unknown
     context_BLC: Tensor  # int64 codes
-    asked_at_B: Tensor  # int64 seconds since the epoch, 0 where unknown
+    asked_at_B: Tensor  # int64 seconds since the epoch, 0 if unknown
     asked_BC: Tensor  # int64 codes
-    users_B: Tensor  # int64, -1 where unknown
-    friends_BF: Tensor  # int64, -1 behind the end
+    users_B: Tensor  # int64, -1 if unknown
+    friends_BF: Tensor  # int64, -1 after the end
     attributes: AttributeRows
     user_text_BT: Tensor  # float32, zero without
 
     @property
     def places_L(self) -> Tensor:
+        """Positions 0 … L − 1."""
         return torch.arange(self.items_BL.shape[1], device=self.items_BL.device)
 
     @property
     def real_BL(self) -> Tensor:
-        """True at events."""
+        """True at events, False at padding."""
         return self.places_L < self.lengths_B[:, None]
 
     @property
     def lags_BL(self) -> Tensor:
-        """Events behind each event, at least 0."""
+        """Number of later events after each event, at least 0."""
         return (self.lengths_B[:, None] - 1 - self.places_L).clamp(min=0)
 
     def newest(self, most: int) -> Tensor:
-        """True at the last events of every question, at most so many."""
+        """True at the last ``most`` events of every query."""
         return self.real_BL & (self.places_L >= self.lengths_B[:, None] - most)
 
     def of_types(self, kept_BL: Tensor, counts_T: Tensor | None) -> Tensor:
-        """Those of kept events whose types count; all where no mask says so."""
+        """The kept events whose types count; all kept events if ``counts_T`` is None."""
         return kept_BL if counts_T is None or not len(counts_T) else kept_BL & counts_T[self.types_BL]
 
     def distinct(self, kept_BL: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ class Seen:
         return kept_BL & ~(same_BLL & kept_BL[:, None, :] & is_later_LL).any(2)
 
     def days_before(self, asked_at_B: Tensor, kept_BL: Tensor) -> Tensor:
-        """Days from each event to its question, as :meth:`SeenEvents.days_before` has them: [B, L]."""
+        """Days from each event to its query, as :meth:`SeenEvents.days_before`: [B, L]."""
         least = -(2**62)
         newest_B = torch.where(kept_BL, self.times_BL, least).amax(1)
         newest_B = torch.where(kept_BL.any(1), newest_B, 0)
@@ -73,7 +75,9 @@ class Seen:
         return torch.where((self.times_BL == 0) | ~kept_BL, 0.0, days_BL.float())
 
     def event_weights(self, kept_BL: Tensor, recency: float, half_life: float | None) -> Tensor:
-        """(n + 1)^(−p) 2^(−days / h) of kept events, as :func:`event_weights` has them, zero elsewhere: [B, L]."""
+        """(n + 1)^(−p) 2^(−days / h) of kept events, as :func:`event_weights`; zero elsewhere: [B,
+        L].
+        """
         logs_BL = -recency * (self.lags_BL + 1).float().log2()
         if half_life is not None:
             logs_BL = logs_BL - self.days_before(self.asked_at_B, kept_BL) / half_life
@@ -82,12 +86,12 @@ class Seen:
         return torch.exp2(logs_BL + raised_B[:, None]).where(kept_BL, 0.0)
 
     def per_item(self, values_BL: Tensor, num_items: int) -> Tensor:
-        """The sum of a number of every event, by item: [B, N]."""
+        """Sum of the events' values by item: [B, N]."""
         sums_BN = values_BL.new_zeros(values_BL.shape[0], num_items)
         return sums_BN.scatter_add(1, self.items_BL, values_BL)
 
     def batch(self, most: int) -> Batch:
-        """The last ``most`` events of every question as the trained granularities read them."""
+        """The last ``most`` events of every query, as the trained granularities read them."""
         places_l = torch.arange(most, device=self.items_BL.device)
         lengths_B = self.lengths_B.clamp(max=most)
         real_Bl = places_l < lengths_B[:, None]
@@ -124,12 +128,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class OnceARow(Batch):
-    """A batch of serving: one query a row that sees all of it, which a graph cannot look for in the data."""
+    """A batch with one query per row that sees the whole row; a graph cannot detect this in the
+    data.
+    """
 
     @property
     def asks_once_a_row(self) -> bool:
+        """Always true."""
         return True
 
     @property
     def sees_whole_rows(self) -> bool:
+        """Always true."""
         return True

@@ -1,4 +1,5 @@
-"""Item and user vectors for programs without this package: an index of FAISS, arrays, and tables of Parquet.
+"""Item and user vectors for programs without this package: a FAISS index, arrays, and Parquet
+tables.
 
 Legend: D width of the item vectors, N items, B users at a time.
 """
@@ -35,14 +36,16 @@ _USERS_AT_A_TIME: Final = 512
 
 
 def write_items(folder: Path, bundle: Bundle) -> None:
-    """Ids, titles and popularity of the items, and their places among items of equal scores, in the order of rows."""
+    """Write ids, titles and popularity of the items, and their order among equal scores, row by
+    row.
+    """
     content = {"item_ids": bundle.item_ids, "titles": bundle.titles, "popularity": bundle.popularity_N.tolist()}
     content["order_of_equals"] = tie_order(bundle.num_items).tolist()
     (folder / ITEMS).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def write_vectors(folder: Path, bundle: Bundle) -> None:
-    """The item vectors [N, D], float32, as numpy writes arrays; it holds no pickle."""
+    """Write the item vectors [N, D], float32, as a numpy file without pickle."""
     np.save(folder / VECTORS, _vectors(bundle), allow_pickle=False)
 
 
@@ -51,13 +54,15 @@ def _vectors(bundle: Bundle) -> Array:
 
 
 def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) -> dict[str, Any]:
-    """An exact index of inner products, or the bundle's own compressed one; compared with PyTorch's lists.
+    """Write an exact inner-product index, or the bundle's own compressed one; compare it with
+    PyTorch.
 
     Raises
     ------
     ArtifactError
-        the items have no vectors.
-        Refusal: the exact index gives other lists.
+        The items have no vectors.
+    Refusal
+        The exact index gives other lists than PyTorch.
     """
     import faiss
 
@@ -66,14 +71,14 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
     vectors_ND = bundle.model.item_vectors_ND
     if not vectors_ND.shape[1]:
         raise ArtifactError(
-            "every member of this model is sparse, so items have no vectors to index; export to onnx alone"
+            "every member of this model is sparse, so items have no vectors to index; export to onnx only"
         )
     about: dict[str, Any] = {"file": FAISS, "items": bundle.num_items, "width": int(vectors_ND.shape[1])}
     if bundle.index is not None:
         shutil.copyfile(source / INDEX, folder / FAISS)
         found = recall(bundle.index, users_BD, vectors_ND)
         return about | {
-            "kind": "PQ, four bits a direction; score what it names by the item vectors",
+            "kind": "PQ, four bits per dimension; score the items that it returns with the item vectors",
             "lists_too_long": bundle.index.reorder,
             "vectors": VECTORS,
             "self_test": {"questions": len(users_BD), f"recall@{LIST}": found},
@@ -90,15 +95,15 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
     worst = float(gaps.max(initial=0.0))
     if not worst <= TOLERANCE:
         raise Refusal(
-            f"the index gives lists whose scores differ from PyTorch's by {worst:.3g}, at most {TOLERANCE:g} is "
-            "allowed, so nothing was exported; install the faiss-cpu that constraints.txt names, or export to parquet"
+            f"scores of the index differ from PyTorch by {worst:.3g}, more than the allowed {TOLERANCE:g}, so nothing "
+            "was exported; install the version of faiss-cpu in constraints.txt, or export to parquet"
         )
     test = {"questions": len(users_BD), "largest_difference": worst, "tolerance": TOLERANCE}
     return about | {"kind": "IndexFlatIP", "self_test": test}
 
 
 def write_tables(folder: Path, bundle: Bundle, examiner: Examiner, users: bool) -> dict[str, Any]:
-    """The items as a table, and with ``users`` the known users as well."""
+    """Write the items as a table and, with ``users``, the known users as another one."""
     vectors = _vectors(bundle)
     columns = {"item_id": bundle.item_ids, "title": bundle.titles, "popularity": bundle.popularity_N}
     table = pa.table({**columns, "vector": _column(vectors)})
@@ -123,7 +128,9 @@ def write_tables(folder: Path, bundle: Bundle, examiner: Examiner, users: bool) 
 
 
 def _users(bundle: Bundle, examiner: Examiner) -> Iterator[pa.Table]:
-    """Vectors of the known users as they would be asked for now, and what sparse members add to which item rows."""
+    """Vectors of the known users for a request now, and the additions of sparse members by item
+    row.
+    """
     for start in range(0, len(bundle.user_ids), _USERS_AT_A_TIME):
         ids = bundle.user_ids[start : start + _USERS_AT_A_TIME]
         _, parts = examiner.ask(parse_requests([{"user_id": user, "at": examiner.asked_at} for user in ids]))

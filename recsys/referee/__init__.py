@@ -1,1 +1,3 @@
-"""The referee: published protocols that any library can follow, and a judgement of the lists that come of them."""
+"""The referee: evaluation protocols as files for any library, and the scores of the libraries'
+lists.
+"""

@@ -1,9 +1,8 @@
-"""Which files hold the lists of which method: methods, their settings, seeds, and the lists of the validation part.
+"""Which files hold the lists of which method: settings, seeds, and lists of the validation split.
 
-NAME=FILE                a method
-NAME=GLOB                a method with a file a seed
-NAME/SETTING=GLOB        one of its settings; with NAME/SETTING.valid=GLOB, by which the setting is chosen
-FOLDER                   NAME.parquet, NAME.seed1.parquet, NAME/SETTING.parquet, NAME/SETTING.valid.parquet …
+NAME=FILE                a method NAME=GLOB                a method with one file per seed
+NAME/SETTING=GLOB        one of its settings; NAME/SETTING.valid=GLOB chooses among settings FOLDER
+NAME.parquet, NAME.seed1.parquet, NAME/SETTING.parquet, NAME/SETTING.valid.parquet …
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _SEED: Final = re.compile(r"\.seed\w+$")
 
 @dataclass
 class Setting:
-    """One setting of a method: files of its lists, one a seed."""
+    """One setting of a method: the files of its lists, one per seed."""
 
     name: str
     test: list[Path] = field(default_factory=list)
@@ -35,14 +34,14 @@ Methods = dict[str, list[Setting]]
 
 
 def methods_of(words: Sequence[str]) -> Methods:
-    """Method → its settings, of what ``--lists`` says.
+    """Method → its settings, from the words of ``--lists``.
 
     Raises
     ------
     SourceError
-        no such file.
+        There is no such file.
     ConfigError
-        a word that names nothing, a name twice, or settings among which nothing can choose.
+        A word has another form, a name is given twice, or several settings lack validation lists.
     """
     files: dict[str, list[Path]] = {}
     for word in words:
@@ -52,9 +51,7 @@ def methods_of(words: Sequence[str]) -> Methods:
             raise ConfigError(f"referee.lists: {word!r} is neither NAME=FILE nor a folder of lists")
         for key, paths in found.items():
             if key in files:
-                raise ConfigError(
-                    f"referee.lists: {key!r} is named twice; one glob may name the files of several seeds"
-                )
+                raise ConfigError(f"referee.lists: {key!r} is given twice; for several seeds, give one glob")
             files[key] = paths
     methods: Methods = {}
     for key, paths in files.items():
@@ -74,14 +71,14 @@ def _check(name: str, settings: list[Setting]) -> None:
     if untested:
         shown = "/".join(part for part in (name, untested[0]) if part)
         raise ConfigError(
-            f"referee.lists: {shown} has lists of the validation part alone; give {shown}=FILE of test too"
+            f"referee.lists: {shown} has only lists of the validation split; give {shown}=FILE for test too"
         )
     unchosen = [one.name or "(no setting)" for one in settings if not one.valid]
     if len(settings) > 1 and unchosen:
         raise ConfigError(
-            f"referee.lists: {name} has {len(settings)} settings, and {', '.join(unchosen)} without lists of the "
-            f"validation part: the best on test would be chosen on test. Give {name}/{unchosen[0]}.valid=FILE, or the "
-            "one setting that you chose before"
+            f"referee.lists: {name} has {len(settings)} settings, but {', '.join(unchosen)} has no lists of the "
+            f"validation split, and a setting must not be chosen on test. Give {name}/{unchosen[0]}.valid=FILE, or "
+            "only the setting that you chose before"
         )
 
 

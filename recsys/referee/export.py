@@ -1,4 +1,5 @@
-"""A protocol of a prepared dataset: its split as it is, or several test spans of a temporal one.
+"""Make a protocol from a prepared dataset: with its split, or with several windows of a temporal
+split.
 
 Legend: E events, V users, N items.
 """
@@ -26,21 +27,19 @@ _SECOND: Final = 1_000_000
 
 
 def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
-    """The protocol that ``data``, ``evaluate`` and ``referee`` of the configuration describe.
+    """The protocol for the sections ``data``, ``evaluate`` and ``referee`` of a configuration.
 
     Raises
     ------
     ConfigError
-        the split has newcomers or too little time for the windows.
+        The split has cold-start users, or is too short for the windows.
     DataError
-        nobody can be asked.
+        No user can be evaluated.
     """
     settings, manifest = config.referee, dataset.manifest
     histories = dataset.histories()
     if (histories.splits_E == VALID_ALONE).any():
-        raise ConfigError(
-            "data.split.cold_users: a protocol has no validation events that test does not see; set it to 0"
-        )
+        raise ConfigError("data.split.cold_users: a protocol cannot hold out the events of whole users; set it to 0")
     splits = _spans(dataset, histories, settings.windows) if settings.windows > 1 else [("", histories.splits_E)]
     asked_V = asked_users_V(dataset, config)
     rules: dict[str, Any] = {
@@ -83,15 +82,17 @@ def _window(dataset: PreparedDataset, histories: Histories, splits_E: Array, nam
 
 
 def _with_asked(protocol: Protocol, window: Window, allowed: pa.Array) -> Window:
-    """The window with the users who have a target that counts, and what is ranked beside their targets."""
+    """The window with the evaluated users (those with a target that counts) and the sampled
+    negatives.
+    """
     alone = replace(protocol, windows=[window])
     tested = pc.unique(window.parts["test"].column("user_id"))
     tested = tested.filter(pc.is_in(tested, value_set=allowed.cast(pa.string())))
     queries = alone.queries(replace(window, ask=tested))
     if not len(queries):
         raise DataError(
-            f"no user can be asked{f' in {window.name}' if window.name else ''}: the test part has no target that "
-            "counts; check data.split, or set referee.mask none where repeats are to be predicted"
+            f"no user can be evaluated{f' in {window.name}' if window.name else ''}: the test split has no target "
+            "that counts; check data.split, or set referee.mask none to predict repeated items too"
         )
     window = replace(window, ask=alone.users.take(pa.array(queries.histories.users_U)))
     if not protocol.rules["sample"]:
@@ -102,14 +103,17 @@ def _with_asked(protocol: Protocol, window: Window, allowed: pa.Array) -> Window
 
 
 def _spans(dataset: PreparedDataset, histories: Histories, number: int) -> list[tuple[str, Array]]:
-    """The part of every event in each window, 255 for none; every window is as long as the dataset's own test part.
+    """The split of every event in each window, 255 for none; windows are as long as the dataset's
+    test split.
 
-    Why windows: one span is one season; what wins in December may lose in May.
+    Why windows: one test period is one season; the best method in December may not be the best in
+    May.
     """
     split = dataset.manifest.split
     if split.get("kind") != "temporal":
         raise ConfigError(
-            f"referee.windows: {number} windows need data.split.kind temporal, got {split.get('kind')}; set it, or 1"
+            f"referee.windows: {number} windows need data.split.kind temporal, got {split.get('kind')}; set it, or set "
+            "referee.windows 1"
         )
     valid_from, test_from = (parse_time(str(split[key]), key) // _SECOND for key in ("valid_from", "test_from"))
     length = int(histories.times_E.max()) + 1 - test_from
@@ -122,8 +126,8 @@ def _spans(dataset: PreparedDataset, histories: Histories, number: int) -> list[
         if not (splits_E == Split.TRAIN).any():
             first = datetime.fromtimestamp(int(histories.times_E.min()), UTC).date()
             raise ConfigError(
-                f"referee.windows: {number} windows of {length / 86400:.1f} days leave the first one without training "
-                f"events (the data begin {first}); ask for fewer, or set data.split.test_from later"
+                f"referee.windows: {number} windows of {length / 86400:.1f} days leave no training events for the "
+                f"first one (the data begin {first}); use fewer windows, or a later data.split.test_from"
             )
         found.append((f"window-{number - back}", splits_E))
     return found

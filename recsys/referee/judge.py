@@ -1,9 +1,11 @@
-"""The judgement: every metric of every method with its interval, and every pair of methods tested.
+"""Score the lists: every metric of every method with its interval, and a test of every pair of
+methods.
 
-Why in this form: a table of means ranks methods by chance as well as by merit. Users are resampled, all methods
-together, so that a pair is compared on the same users; the p-values of all pairs of a metric are corrected (Holm 1979);
-seeds are averaged a user before, and their spread is told; and a method with several settings is judged by the one that
-validation chooses, beside what the choice on test would have claimed.
+Why not only means: a table of means ranks methods partly by chance. Here users are resampled for
+all methods together, so that pairs are compared on the same users. The p-values of all pairs of a
+metric are corrected (Holm 1979). The seeds of a method are averaged per user, and their spread is
+reported. A method with several settings gets the result of the setting that validation chooses; the
+report also says what a choice on test would have claimed.
 
 Legend: B queries, U users, M metrics, R resamples, C columns.
 """
@@ -28,7 +30,7 @@ from recsys.referee.protocol import Protocol
 
 @dataclass
 class Verdict:
-    """What is written to ``referee.json``."""
+    """The content of ``referee.json``."""
 
     methods: dict[str, dict[str, Any]]
     pairs: dict[str, list[dict[str, Any]]]  # metric → every pair
@@ -37,11 +39,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A setting: its metrics a query, mean of its seeds, and a figure a seed."""
+    """A setting: its metrics per query (mean over seeds), and one value per seed."""
 
     setting: str
-    values: dict[str, Array]  # metric → [B], of all windows one after the other
-    seeds: dict[str, list[float]]  # metric → a figure a seed; coverage too
+    values: dict[str, Array]  # metric → [B], all windows concatenated
+    seeds: dict[str, list[float]]  # metric → one value per seed; also coverage
     valid: float | None
     commands: list[str]
     has_hash: bool
@@ -53,7 +55,7 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
     Raises
     ------
     UserError
-        a file that cannot be judged; see :func:`recsys.referee.lists.read_lists`.
+        A file is refused; see :func:`recsys.referee.lists.read_lists`.
     """
     questions = [protocol.queries(window) for window in protocol.windows]
     validation = [protocol.queries(window, Split.VALID) for window in protocol.windows]
@@ -67,7 +69,7 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
     names = list(chosen)
     metrics = list(chosen[names[0]].values)
     stacked = {metric: np.stack([chosen[name].values[metric] for name in names], 1) for metric in metrics}
-    drawn_RC = sample.means(np.concatenate([*stacked.values()], 1))  # all with the same draws
+    drawn_RC = sample.means(np.concatenate([*stacked.values()], 1))  # the same draws for all methods
     drawn = dict(zip(stacked, np.split(drawn_RC, len(stacked), 1), strict=True))
     found = {}
     for place, name in enumerate(names):
@@ -77,7 +79,7 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
                 **(
                     interval(float(stacked[metric][:, place].mean()), drawn[metric][:, place]).to_json()
                     if metric in stacked
-                    else {"value": float(np.mean(figures))}  # coverage: resampled users repeat, which biases it
+                    else {"value": float(np.mean(figures))}  # coverage: resampling repeats users, which biases it
                 ),
                 **_spread(figures),
             }
@@ -85,17 +87,21 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
         }
     pairs = {metric: _pairs(names, stacked[metric], drawn[metric]) for metric in stacked}
     if resamples + 1 < 2 * len(names) * (len(names) - 1) / 2 / (1 - LEVEL):
-        notes.append(f"{resamples:,} resamples are few for {len(names)} methods: no pair can be told apart; raise them")
+        notes.append(
+            f"{resamples:,} resamples are too few for {len(names)} methods: no difference can be significant; raise "
+            "evaluate.bootstrap"
+        )
     without = [name for name in names if not chosen[name].has_hash]
     if without:
         notes.append(
-            f"no protocol hash in the lists of {', '.join(without)}: that they were made for it is not checked"
+            f"the lists of {', '.join(without)} have no protocol hash, so it is not checked that they were made for "
+            "this protocol"
         )
     return Verdict(found, pairs, notes)
 
 
 class _Sample:
-    """Resamples of users: one who is asked in several windows brings all of them along."""
+    """Resamples of users; the queries of a user in several windows are drawn together."""
 
     def __init__(self, questions: Sequence[Queries], resamples: int, seed: int) -> None:
         users_B = np.concatenate([queries.histories.users_U for queries in questions])
@@ -111,7 +117,7 @@ class _Sample:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: each p times how many are not smaller, never below one that is smaller.
+    """Holm's step-down correction: each p times the number of p-values not smaller, made monotone.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -166,7 +172,7 @@ def _values(lists: Lists, protocol: Protocol) -> dict[str, Array]:
 
 
 def _coverage(lists: Lists, protocol: Protocol) -> dict[str, float]:
-    """Share of the catalogue that is in some list, mean of the windows."""
+    """Share of the catalogue that is in at least one list, mean over windows."""
     return {
         f"coverage@{k}": float(
             np.mean([coverage_of(exposure(one.items_BK, len(protocol.items), k)) for one in lists.windows])
@@ -182,7 +188,7 @@ def _chosen(settings: Sequence[_Measured]) -> _Measured:
 def _described(
     chosen: _Measured, settings: Sequence[_Measured], protocol: Protocol, questions: Sequence[Queries], sample: _Sample
 ) -> dict[str, Any]:
-    """Setting, seeds, windows and, where a choice was made, what the choice on test would have claimed."""
+    """Setting, seeds, windows and, with several settings, what a choice on test would have claimed."""
     metric = protocol.metric
     found: dict[str, Any] = {
         "setting": chosen.setting,
@@ -216,5 +222,5 @@ def _mean(one: _Measured, metric: str) -> float:
 
 
 def _spread(figures: Sequence[float]) -> Mapping[str, Any]:
-    """Standard deviation over seeds, where there are several."""
+    """Standard deviation over seeds, if there are several."""
     return {"sd": float(np.std(figures, ddof=1)), "of_seeds": list(figures)} if len(figures) > 1 else {}

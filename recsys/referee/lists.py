@@ -1,4 +1,4 @@
-"""Lists of any library, checked against a protocol: read, put in order, and refused where they show what they must not.
+"""Read the lists of any library, sort them, check them against a protocol, and refuse invalid ones.
 
 Legend: E rows of a file, B queries, K list length.
 """
@@ -20,8 +20,8 @@ from recsys.evaluation.ranking import mark_hits, mark_seen, tie_order
 from recsys.referee.protocol import Protocol, Window, rows_of
 from recsys.referee.tables import read_any
 
-_FIRST: Final = 0.95  # share of users whose first item is a target from which lists are hard to believe
-_MANY: Final = 200  # users from which "always" and "never" are no chance
+_FIRST: Final = 0.95  # lists are suspicious if the first item is a target for this share of users
+_MANY: Final = 200  # with this many users, "always" and "never" are not chance
 _NEED: Final = "expected user_id, item_id, and rank or score"
 
 
@@ -30,12 +30,12 @@ class Judged:
     """The lists of one file for one window."""
 
     queries: Queries
-    items_BK: Array  # int32, −1 behind the end
+    items_BK: Array  # int32, −1 after the end
 
 
 @dataclass
 class Lists:
-    """What one file says of every window, and what a person should know of it."""
+    """The lists of one file for every window, with notes for the user."""
 
     windows: list[Judged]
     notes: list[str] = field(default_factory=list)
@@ -45,11 +45,11 @@ class Lists:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a file in the protocol's numbers, best first within a user."""
+    """The rows of a file with the protocol's numbers, best first within a user."""
 
     users_E: Array
     items_E: Array
-    order_E: Array  # the smaller the better
+    order_E: Array  # smaller is better
 
 
 def read_lists(path: Path, protocol: Protocol, questions: Sequence[Queries], part: Split = Split.TEST) -> Lists:
@@ -58,20 +58,22 @@ def read_lists(path: Path, protocol: Protocol, questions: Sequence[Queries], par
     Parameters
     ----------
     path : Path
-        user_id, item_id, and rank (1 is the best) or score (the largest is); ``window`` where the protocol has
-        several; ``protocol`` and ``command`` as columns or as metadata of a Parquet file.
+        Columns user_id, item_id, and rank (1 is best) or score (largest is best); ``window`` if the
+        protocol has several; ``protocol`` and ``command`` as columns or as metadata of a Parquet
+        file.
     protocol : Protocol
-        what the lists are for.
+        The protocol of the lists.
     questions : Sequence[Queries]
-        :meth:`Protocol.queries` of every window at ``part``.
+        :meth:`Protocol.queries` of every window for ``part``.
 
     Raises
     ------
     SourceError
-        the file cannot be read.
+        The file cannot be read.
     DataError
-        an id is unknown, an item is listed twice or was to be left out, the file is of another protocol, or
-        only a sample of the catalogue was ranked where all of it is to be.
+        An id is unknown, an item is listed twice or must be left out, the file belongs to another
+        protocol, or only a sample of the catalogue was ranked although the protocol ranks all of
+        it.
     """
     table = read_any(path)
     missing = [name for name in ("user_id", "item_id") if name not in table.column_names]
@@ -82,8 +84,8 @@ def read_lists(path: Path, protocol: Protocol, questions: Sequence[Queries], par
     told = {name: _told(table, name, path) for name in ("protocol", "command")}
     if told["protocol"] and told["protocol"] != protocol.hash:
         raise DataError(
-            f"{path}: these lists were made for protocol {told['protocol'][:12]}, this one is {protocol.hash[:12]}; "
-            "make them again from this folder's files"
+            f"{path}: these lists were made for protocol {told['protocol'][:12]}, but this one is "
+            f"{protocol.hash[:12]}; make them again from the files of this protocol"
         )
     found = Lists([], command=told["command"], has_hash=bool(told["protocol"]))
     for window, queries in zip(protocol.windows, questions, strict=True):
@@ -101,7 +103,7 @@ def _judged(
     asked_E = row_of_user[rows.users_E]
     kept = np.flatnonzero(asked_E >= 0)
     if not len(kept):
-        raise DataError(f"{where}: no list of a user who is asked; ask.parquet names them")
+        raise DataError(f"{where}: no list belongs to an evaluated user; ask.parquet lists these users")
     items_E = rows.items_E[kept]
     order = np.lexsort((tie_order(len(protocol.items))[items_E], rows.order_E[kept], asked_E[kept]))
     asked_E, items_E = asked_E[kept][order], items_E[order]
@@ -129,7 +131,7 @@ def _judged(
 
 
 def _told(table: pa.Table, name: str, path: Path) -> str:
-    """What a column of one value, or the metadata of the file, says."""
+    """The value of a constant column, or of the metadata of the file."""
     if name in table.column_names:
         values = pc.unique(table.column(name)).to_pylist()
         if len(values) > 1:
@@ -142,7 +144,7 @@ def _of_window(table: pa.Table, window: Window, path: Path) -> pa.Table:
     if not window.name:
         return table
     if "window" not in table.column_names:
-        raise DataError(f"{path}: the protocol has several windows; a column window must say of which a list is")
+        raise DataError(f"{path}: the protocol has several windows; add a column window with the window of each list")
     return table.filter(pc.equal(table.column("window").cast(pa.string()), window.name))
 
 
@@ -155,7 +157,7 @@ def _rows(table: pa.Table, order: str, protocol: Protocol, path: Path) -> _Rows:
             of = "items.parquet" if name == "item_id" else "the protocol's events"
             raise DataError(
                 f"{path}: {int((rows_E < 0).sum()):,} rows have a {name} that is not in {of}, e.g. {example!r}; "
-                "write the ids of the protocol's files, not a library's own numbers"
+                "write the ids of the protocol's files, not a library's internal numbers"
             )
     try:
         values = np.asarray(table.column(order).cast(pa.float64()).fill_null(np.nan), dtype=np.float64)
@@ -177,8 +179,8 @@ def _check_once(keys: Array, path: Path, what: str, columns: dict[str, pa.Chunke
         user = columns["user_id"][row].as_py()
         value = columns["item_id" if what == "item" else "rank"][row].as_py()
         raise DataError(
-            f"{path}: {int((counts > 1).sum()):,} times a user has the same {what} twice, e.g. user {user!r} {what} "
-            f"{value!r}; every {what} once a user (several seeds: a file each)"
+            f"{path}: in {int((counts > 1).sum()):,} cases a user has the same {what} more than once, e.g. user "
+            f"{user!r} {what} {value!r}; write every {what} once per user, and one file per seed"
         )
 
 
@@ -188,7 +190,7 @@ def _check_once(keys: Array, path: Path, what: str, columns: dict[str, pa.Chunke
 def _of_sample(
     rows_E: Array, items_E: Array, queries: Queries, window: Window, protocol: Protocol, where: str
 ) -> tuple[Array, Array]:
-    """The rows of the targets and of what was sampled beside them, in their order."""
+    """The rows of the targets and the sampled negatives, in the order of their scores."""
     assert window.negatives is not None
     row_of = np.full(len(protocol.users), -1, dtype=np.int64)
     row_of[queries.histories.users_U] = np.arange(len(queries))
@@ -198,9 +200,9 @@ def _of_sample(
     is_wanted_E = np.isin(rows_E * 2**32 + items_E, wanted)
     if int(is_wanted_E.sum()) != len(wanted):
         raise DataError(
-            f"{where}: the protocol ranks {protocol.rules['sample']} sampled items beside the targets, and "
-            f"{len(wanted) - int(is_wanted_E.sum()):,} of {len(wanted):,} of them have no score; write one for every "
-            "row of negatives.parquet and test.parquet"
+            f"{where}: the protocol ranks the targets and {protocol.rules['sample']} sampled items, but "
+            f"{len(wanted) - int(is_wanted_E.sum()):,} of these {len(wanted):,} rows have no score; write a score for "
+            "every row of negatives.parquet and test.parquet"
         )
     return rows_E[is_wanted_E], items_E[is_wanted_E]
 
@@ -213,42 +215,46 @@ def _check_unseen(items_BK: Array, queries: Queries, protocol: Protocol, where: 
         row, place = np.argwhere(is_seen)[0]
         user = protocol.users[int(queries.histories.users_U[row])].as_py()
         raise DataError(
-            f"{where}: {int(is_seen.any(axis=1).sum()):,} users have items listed that they had before, e.g. user "
-            f"{user!r} item {protocol.items[int(items_BK[row, place])].as_py()!r}; the protocol leaves them out "
-            "(mask seen): leave them out, or prepare a protocol with --referee.mask none for all methods"
+            f"{where}: the lists of {int(is_seen.any(axis=1).sum()):,} users contain items that they had before, e.g. "
+            f"user {user!r} item {protocol.items[int(items_BK[row, place])].as_py()!r}, which the protocol excludes "
+            "(mask seen): leave out these items, or prepare a protocol with --referee.mask none for all methods"
         )
 
 
 def _check_ranked_all(items_BK: Array, queries: Queries, protocol: Protocol, where: str) -> None:
-    """Whether the file may come of the whole catalogue: a table of some items that never misses is one of samples."""
+    """Check that the whole catalogue was ranked: short lists that never miss a target are of
+    samples.
+    """
     depth = int((items_BK >= 0).sum(axis=1).max(initial=0))
     if len(queries) < _MANY or not max(protocol.ks) < depth < len(protocol.items) / 4:
         return
     hits_BK = mark_hits(items_BK, queries)
     if (hits_BK.sum(axis=1) == queries.num_targets_B).all() and hits_BK[:, 0].mean() <= _FIRST:
         raise DataError(
-            f"{where}: each of {len(queries):,} users has all targets among at most {depth} of {len(protocol.items):,} "
-            "items: only sampled items were ranked, and the protocol ranks all; list the best of the whole catalogue, "
-            f"or prepare a protocol with --referee.sample {depth - 1}"
+            f"{where}: all {len(queries):,} users have all their targets among at most {depth} of "
+            f"{len(protocol.items):,} items, so only sampled items were ranked, but the protocol ranks all; list the "
+            f"best of the whole catalogue, or prepare a protocol with --referee.sample {depth - 1}"
         )
 
 
 def _note(items_BK: Array, queries: Queries, protocol: Protocol, where: str, notes: list[str]) -> None:
-    """What does not forbid a judgement, but should be known."""
+    """Add notes on suspicious lists that are still accepted."""
     k = items_BK.shape[1]
     lengths_B = (items_BK >= 0).sum(axis=1)
     if (lengths_B == 0).any():
-        notes.append(f"{where}: {int((lengths_B == 0).sum()):,} of {len(queries):,} users have no list: all is missed")
+        notes.append(
+            f"{where}: {int((lengths_B == 0).sum()):,} of {len(queries):,} users have no list, so they count as missed"
+        )
     if (short := (lengths_B > 0) & (lengths_B < k)).any():
         notes.append(f"{where}: {int(short.sum()):,} lists are shorter than {k}, the shortest {lengths_B[short].min()}")
     hits_BK = mark_hits(items_BK, queries)
     first_B = hits_BK[:, 0]
     if first_B.mean() > _FIRST:
         notes.append(
-            f"{where}: the first item is a target for {first_B.mean():.1%} of the users: hard to believe; were the "
-            "test events, or scores of nothing but the targets, in use?"
+            f"{where}: the first item is a target for {first_B.mean():.1%} of the users, which is suspicious; were "
+            "test events used, or were only targets scored?"
         )
     if len(queries) >= _MANY and hits_BK.any(axis=1).all() and k < len(protocol.items) / 4:
-        notes.append(f"{where}: every list of {k} holds a target: hard to believe; was the whole catalogue ranked?")
+        notes.append(f"{where}: every list of {k} has a target, which is suspicious; was the whole catalogue ranked?")
     if len(queries) >= _MANY and not hits_BK.any():
-        notes.append(f"{where}: no list holds a target: were the test events in the history, and left out as seen?")
+        notes.append(f"{where}: no list has a target; were test events in the histories, and so left out as seen?")

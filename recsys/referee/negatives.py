@@ -1,7 +1,9 @@
-"""What a sampled protocol ranks beside the targets: by a rule of ours, or by the code of others.
+"""The negatives of a protocol that ranks sampled items: drawn by our rule, or as another library
+draws.
 
-Why theirs: published figures "with 100 negatives" are figures of one draw; only the same draw gives the same figure. A
-protocol of sampled items may order methods wrongly (Krichene and Rendle 2020): full ranking is the default.
+Why as another library: published metrics "with 100 negatives" belong to one draw; only the same
+draw reproduces them. Sampled items may order methods wrongly (Krichene and Rendle 2020), so full
+ranking is the default.
 
 Legend: B queries, N items, S samples.
 """
@@ -18,33 +20,34 @@ from recsys.errors import ConfigError
 
 
 def drawn(queries: Queries, histories: Histories, num_items: int, rules: Mapping[str, Any]) -> tuple[Array, Array]:
-    """Query and item of every sampled item, ``rules['sample']`` a query.
+    """Query and item of every sampled item, ``rules['sample']`` per query.
 
     Parameters
     ----------
     queries : Queries
-        who is asked.
+        The evaluated users.
     histories : Histories
-        all events of all parts: no sampled item is one of the user's, but by RecBole's rule without a mask.
+        All events of all splits. Items of the user are never sampled, except with RecBole's rule
+        without a mask.
     num_items : int
-        the catalogue.
+        Size of the catalogue.
     rules : Mapping[str, Any]
         ``sample``, ``sampler``, ``seed`` and ``mask`` of the protocol.
 
     Raises
     ------
     ConfigError
-        a user leaves fewer items than are to be drawn.
+        A user has so many items that too few others can be drawn.
     """
     known = {user: row for row, user in enumerate(histories.users_U.tolist())}
     had = [set(histories.take(np.array([known[user]])).items_E.tolist()) for user in queries.histories.users_U.tolist()]
     number, seed = int(rules["sample"]), int(rules["seed"])
     if (most := max(map(len, had), default=0)) + number > num_items:
         raise ConfigError(
-            f"referee.sample: {number} items for a user who has {most} of {num_items:,} cannot be drawn; take fewer"
+            f"referee.sample: {number} items cannot be drawn for a user who has {most} of {num_items:,}; lower it"
         )
     if rules["sampler"] == "recbole":
-        if rules["mask"] == "none":  # its sampler for sequential models knows the target alone
+        if rules["mask"] == "none":  # RecBole's sampler for sequential models excludes only the target
             ends = queries.target_offsets_B1
             had = [set(queries.target_items[ends[row] : ends[row + 1]].tolist()) for row in range(len(queries))]
         items_BS = _recbole(had, histories, number, seed)
@@ -54,7 +57,7 @@ def drawn(queries: Queries, histories: Histories, num_items: int, rules: Mapping
 
 
 def _uniform(had: list[set[int]], num_items: int, number: int, seed: int) -> Array:
-    """Distinct items of no event of the user, each as likely as any other."""
+    """Distinct items without an event of the user, drawn uniformly."""
     found = []
     for row, items in enumerate(had):
         order = np.random.default_rng((seed, row)).permutation(num_items)
@@ -63,10 +66,11 @@ def _uniform(had: list[set[int]], num_items: int, number: int, seed: int) -> Arr
 
 
 def _recbole(had: list[set[int]], histories: Histories, number: int, seed: int) -> Array:
-    """RecBole's ``sample_by_key_ids`` (1.2) for one user after the other: all at once, then again what was known.
+    """RecBole's ``sample_by_key_ids`` (1.2), user by user: draw all at once, then redraw the known
+    items.
 
-    Its items are those with events, counted from 1 in the order in which train, valid and test name them. An item may
-    come twice, and counts once, there as here.
+    RecBole's items are those with events, numbered from 1 in their order in train, valid and test.
+    An item may be drawn twice and counts once, in RecBole and here.
     """
     random = np.random.RandomState(seed)
     by_part_E = histories.items_E[np.argsort(histories.splits_E, kind="stable")]

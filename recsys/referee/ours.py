@@ -1,6 +1,7 @@
-"""Lists of our own for a protocol: the baselines with every setting of their grids, and the model of a finished run.
+"""Our own lists for a protocol: the baselines with every setting of their grids, and models of
+runs.
 
-Why every setting: which one is best is the referee's to say, by the lists of the validation part.
+Why every setting: the referee chooses the best one by the lists of the validation split.
 
 Legend: B queries, K list length.
 """
@@ -25,12 +26,12 @@ from recsys.referee.tables import write_table
 def write_baselines(
     protocol: Protocol, names: Sequence[str], config: EvaluateConfig, folder: Path, form: str, command: str
 ) -> list[Path]:
-    """NAME/SETTING and NAME/SETTING.valid of every baseline that the events allow; a sampled protocol has scores.
+    """Write NAME/SETTING and NAME/SETTING.valid of every baseline that the events allow.
 
     Raises
     ------
     ConfigError
-        the protocol samples what is ranked: lists of the best are not what it asks for.
+        The protocol ranks sampled items, so it needs scores and not lists.
     """
     check_full(protocol)
     tables: dict[Path, list[pa.Table]] = {}
@@ -49,7 +50,7 @@ def write_baselines(
 
 
 def _fits(protocol: Protocol, place: int, name: str, config: EvaluateConfig) -> Iterator[tuple[str, Split, Scorer]]:
-    """Every setting fitted on training for validation, and on what the protocol fits on for test."""
+    """Fit every setting: on training events for validation, and on the protocol's events for test."""
     histories = protocol.histories(protocol.windows[place])
     parts = {Split.VALID: Split.TRAIN, Split.TEST: Split[protocol.rules["fit"].upper()]}
     for part, through in parts.items():
@@ -59,16 +60,16 @@ def _fits(protocol: Protocol, place: int, name: str, config: EvaluateConfig) -> 
 
 
 def check_full(protocol: Protocol) -> None:
-    """Raise :class:`ConfigError` where a protocol does not rank the whole catalogue."""
+    """Raise :class:`ConfigError` if a protocol does not rank the whole catalogue."""
     if protocol.rules["sample"]:
         raise ConfigError(
-            f"the protocol ranks {protocol.rules['sample']} sampled items; lists are of the whole catalogue: prepare "
-            "one with --referee.sample 0"
+            f"the protocol ranks {protocol.rules['sample']} sampled items, but these lists rank the whole catalogue; "
+            "prepare a protocol with --referee.sample 0"
         )
 
 
 def list_of(protocol: Protocol, place: int, part: Split, scorer: Scorer, chunk: int) -> pa.Table:
-    """The list of every asked user of a window."""
+    """The lists of all evaluated users of a window."""
     queries = protocol.queries(protocol.windows[place], part)
     ranking = rank(scorer, queries, max(protocol.ks), protocol.masks_seen, chunk)
     users = protocol.users.take(pa.array(ranking.queries.histories.users_U))
@@ -76,7 +77,7 @@ def list_of(protocol: Protocol, place: int, part: Split, scorer: Scorer, chunk: 
 
 
 def table_of(ranking: Ranking, users: pa.Array, items: pa.Array, window: str = "") -> pa.Table:
-    """user_id, item_id, rank, score, and window where there are several."""
+    """Lists as a table: user_id, item_id, rank, score, and window if there are several."""
     rows, places = np.nonzero(ranking.items_BK >= 0)
     columns = {
         "user_id": users.take(pa.array(rows)),
@@ -88,7 +89,9 @@ def table_of(ranking: Ranking, users: pa.Array, items: pa.Array, window: str = "
 
 
 def stamped(table: pa.Table, protocol: Protocol, command: str, form: str) -> pa.Table:
-    """The table with the protocol's hash and the command, as metadata or, in a text file, as columns."""
+    """The table with the protocol's hash and the command, as metadata or, in a text file, as
+    columns.
+    """
     told = {"protocol": protocol.hash, "command": command}
     if form == "parquet":
         return table.replace_schema_metadata(told)

@@ -1,17 +1,18 @@
-"""A protocol as a folder that any library can read: events of every part, who is asked, and the rules.
+"""A protocol as a folder that any library can read: events of every split, evaluated users, and
+rules.
 
-Why files and not an interface: a comparison is only as good as what both sides saw. The folder is all there is to see,
-and its hash says whether lists were made for it.
+Why files and not an interface: a comparison is valid only if both sides use the same data. The
+folder is all the data, and its hash shows whether lists were made for it.
 
 Layout::
 
-    protocol.json            rules, counts and hash
-    items.parquet            item_id: the candidates, all of them in every list's catalogue
-    train.parquet valid.parquet test.parquet   user_id, item_id, timestamp, event_type, value, position
-    ask.parquet              user_id: who needs a list for test
-    negatives.parquet        user_id, item_id: what is ranked beside the targets, where the protocol samples
+    protocol.json            rules, counts and hash items.parquet            item_id: the catalogue,
+    that is, all candidates train.parquet valid.parquet test.parquet   user_id, item_id, timestamp,
+    event_type, value, position ask.parquet              user_id: the users who need a list for test
+    negatives.parquet        user_id, item_id: items to rank with the targets, if the protocol
+    samples
 
-With several windows the tables but items stand in ``window-1/``, ``window-2/`` …
+With several windows all tables except items are in ``window-1/``, ``window-2/`` …
 
 Legend: E events, B queries, N items.
 """
@@ -53,7 +54,7 @@ PARTS: Final = {"train": Split.TRAIN, "valid": Split.VALID, "test": Split.TEST}
 
 @dataclass(frozen=True)
 class Window:
-    """One cut of the events. A protocol without several windows has one, named ``""``."""
+    """One split of the events. A protocol with a single window names it ``""``."""
 
     name: str
     parts: dict[str, pa.Table]  # train, valid, test
@@ -61,6 +62,7 @@ class Window:
     negatives: pa.Table | None = None
 
     def tables(self) -> Iterator[tuple[str, pa.Table]]:
+        """Name and table of every split, of ``ask`` and, if sampled, of the negatives."""
         yield from self.parts.items()
         yield "ask", pa.table({"user_id": self.ask})
         if self.negatives is not None:
@@ -69,34 +71,37 @@ class Window:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The rules and the events; :meth:`queries` is what lists are judged against."""
+    """The rules and the events; lists are scored against :meth:`queries`."""
 
     rules: dict[str, Any]
     items: pa.Array  # external ids in dense order
     windows: list[Window]
-    about: dict[str, Any] = field(default_factory=dict)  # where it is from; not part of the hash
+    about: dict[str, Any] = field(default_factory=dict)  # origin; not part of the hash
 
     @property
     def masks_seen(self) -> bool:
+        """Whether items that the user had before are excluded."""
         return bool(self.rules["mask"] == "seen")
 
     @property
     def ks(self) -> list[int]:
+        """Cut-offs of the metrics."""
         return list(self.rules["ks"])
 
     @property
     def metric(self) -> str:
+        """The main metric."""
         return str(self.rules["metric"])
 
     @cached_property
     def users(self) -> pa.Array:
-        """External ids of all users who have an event, or are asked, in some window."""
+        """External ids of all users who have an event or are evaluated in some window."""
         ids = [table.column("user_id") for window in self.windows for name, table in window.tables()]
         return pc.unique(pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string()))
 
     @cached_property
     def hash(self) -> str:
-        """Of the rules and all rows; the same for Parquet and CSV."""
+        """Hash of the rules and all rows; the same for Parquet and CSV."""
         digest = hashlib.sha256(json.dumps(self.rules, sort_keys=True).encode())
         digest.update("\n".join(self.items.to_pylist()).encode())
         for window in self.windows:
@@ -107,7 +112,7 @@ class Protocol:
         return digest.hexdigest()
 
     def described(self) -> dict[str, Any]:
-        """Rules, hash and counts, for a judgement."""
+        """Rules, hash and counts, for ``referee.json``."""
         counts = [len(self.queries(window)) for window in self.windows]
         return {
             **self.rules,
@@ -139,7 +144,7 @@ class Protocol:
         )
 
     def queries(self, window: Window, part: Split = Split.TEST) -> Queries:
-        """What the asked users are asked, with the targets that count under the mask."""
+        """The queries of the evaluated users, with the targets that count under the mask."""
         histories = self.histories(window)
         if part == Split.TEST:
             asked = _dense(pa.chunked_array([window.ask]), self.users)
@@ -170,17 +175,17 @@ def read_protocol(folder: Path) -> Protocol:
     Raises
     ------
     ArtifactError
-        it is no protocol, lacks a table, or is no longer what its hash says.
+        It is not a protocol, a table is missing, or its rows do not match its hash.
     """
     cure = "run `recsys referee prepare --config FILE --out DIR`"
     try:
         record = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{folder} is no protocol: it has no protocol.json; {cure}") from None
+        raise ArtifactError(f"{folder} is not a protocol: protocol.json is missing; {cure}") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}/protocol.json is damaged ({error}); {cure}") from None
     if record.get("version") != VERSION:
-        raise ArtifactError(f"{folder} has version {record.get('version')}, this release reads {VERSION}; {cure}")
+        raise ArtifactError(f"{folder} has version {record.get('version')}, but this release reads {VERSION}; {cure}")
     rules = record["rules"]
     items = _read(folder, "items", pa.schema([("item_id", pa.string())])).column("item_id").combine_chunks()
     windows = []
@@ -192,8 +197,8 @@ def read_protocol(folder: Path) -> Protocol:
     protocol = Protocol(rules, items, windows, record["about"])
     if protocol.hash != record["hash"]:
         raise ArtifactError(
-            f"{folder} was changed after it was written: its rows give hash {protocol.hash[:12]}, protocol.json says "
-            f"{record['hash'][:12]}; figures of it would be of another protocol: {cure}"
+            f"{folder} was changed after it was written: its rows have hash {protocol.hash[:12]}, protocol.json says "
+            f"{record['hash'][:12]}; write the protocol again: {cure}"
         )
     return protocol
 
@@ -208,7 +213,7 @@ def _dense(ids: pa.ChunkedArray, known: pa.Array) -> Array:
     found = rows_of(ids, known)
     if (found < 0).any():
         unknown = ids[int(np.argmax(found < 0))].as_py()
-        raise ArtifactError(f"the protocol has an event of {unknown!r}, which its other tables do not know")
+        raise ArtifactError(f"the protocol has an event of {unknown!r}, which is not in its other tables")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The verdict for people: one leaderboard as text, Markdown and HTML, and the page of many protocols."""
+"""The leaderboard as text, Markdown and HTML, and the page of several protocols."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Record = Mapping[str, Any]
 
 
 def ranked(record: Record) -> list[str]:
-    """The methods, the best by the main metric first."""
+    """The methods, sorted by the main metric, the best first."""
     metric = record["protocol"]["metric"]
     return sorted(record["methods"], key=lambda name: -record["methods"][name]["metrics"][metric]["value"])
 
 
 def against_best(record: Record) -> dict[str, float]:
-    """Method → corrected p of its difference from the best, on the main metric."""
+    """Method → corrected p-value of its difference from the best method, on the main metric."""
     best, found = ranked(record)[0], {}
     for pair in record["pairs"][record["protocol"]["metric"]]:
         if best in (pair["first"], pair["second"]):
@@ -28,12 +28,12 @@ def against_best(record: Record) -> dict[str, float]:
 
 
 def board(record: Record) -> list[list[str]]:
-    """The leaderboard: a head and a row a method."""
+    """The leaderboard: a header and one row per method."""
     metric, ks = record["protocol"]["metric"], record["protocol"]["ks"]
     k = int(metric.split("@")[1])
     others = [f"{kind}@{k}" for kind in (*QUERY_METRICS, "coverage") if f"{kind}@{k}" != metric and k in ks]
     p_values = against_best(record)
-    rows = [["method", "setting", "seeds", metric, "95 % interval", "p to best", *others]]
+    rows = [["method", "setting", "seeds", metric, "95 % interval", "p vs best", *others]]
     for name in ranked(record):
         one = record["methods"][name]
         main = one["metrics"][metric]
@@ -46,14 +46,14 @@ def board(record: Record) -> list[list[str]]:
 
 
 def head(record: Record) -> str:
-    """The protocol in a line."""
+    """The protocol in one line."""
     protocol = record["protocol"]
     items = f"{protocol['sample']} sampled items ({protocol['sampler']}, seed {protocol['seed']})"
     candidates = items if protocol["sample"] else f"all {protocol['items']:,} items"
     mask = (
-        "items that the user had are left out"
+        "items that the user had are excluded"
         if protocol["mask"] == "seen"
-        else "items that the user had may be listed"
+        else "items that the user had may be recommended"
     )
     windows = f", {len(protocol['windows'])} windows" if len(protocol["windows"]) > 1 else ""
     return (
@@ -63,13 +63,15 @@ def head(record: Record) -> str:
 
 
 def findings(record: Record) -> list[str]:
-    """Sentences: what wins, what cannot be told apart, what a choice on test would have claimed, windows."""
+    """Sentences: the best method, methods not significantly worse, choices on test, windows."""
     metric, order, p_values = record["protocol"]["metric"], ranked(record), against_best(record)
     lines = []
     if len(order) > 1:
         alike = [name for name in order[1:] if p_values[name] >= 0.05]
-        same = f"; not told apart from it: {', '.join(alike)}" if alike else ", beyond doubt against every other"
-        lines.append(f"{order[0]} has the best {metric}{same} (paired bootstrap of users, Holm over all pairs)")
+        same = f"; not significantly worse: {', '.join(alike)}" if alike else ", significantly better than every other"
+        lines.append(
+            f"{order[0]} has the best {metric}{same} (paired bootstrap over users, Holm correction over all pairs)"
+        )
     for name in order:
         one = record["methods"][name]
         if chosen := one.get("selection"):
@@ -92,7 +94,7 @@ def markdown(record: Record) -> str:
 
 
 def html(record: Record) -> str:
-    """The leaderboard as a page without script or anything from outside."""
+    """The leaderboard as an HTML page without scripts or external files."""
     css = resources.files("recsys.report").joinpath("report.css").read_text(encoding="utf-8")
     rows = board(record)
     cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
@@ -111,14 +113,16 @@ def html(record: Record) -> str:
 
 
 def page(records: Sequence[Record]) -> str:
-    """``docs/leaderboard.md``: set × method, then every protocol with its leaderboard, commands and date."""
+    """``docs/leaderboard.md``: data set × method, then each protocol with leaderboard, commands and
+    date.
+    """
     lines = [
         "# Leaderboard",
         "",
-        "Written by `recsys referee page`; do not edit. Every figure comes of `recsys referee score` on lists of the",
-        "method's own library: the same questions, the same targets, the same catalogue. A method with several",
-        "settings stands with the one that validation chooses. What a method was fitted on, and for how long, stands",
-        "under *Lists*: a model trained for an epoch is no measure of its library. [referee.md](referee.md) says more.",
+        "Written by `recsys referee page`; do not edit. Every figure is from `recsys referee score` on lists of the",
+        "method's own library, with the same queries, targets and catalogue. If a method has several settings,",
+        "validation chooses one. *Lists* says what each method was fitted on, and for how long: a model trained for",
+        "one epoch does not represent its library. See [referee.md](referee.md).",
         "",
     ]
     lines += _markdown_table(_matrix(records))
@@ -132,7 +136,7 @@ def page(records: Sequence[Record]) -> str:
 
 
 def _matrix(records: Sequence[Record]) -> list[list[str]]:
-    """A row a protocol, a column a method: the main metric."""
+    """The main metric: one row per protocol, one column per method."""
     names = list(dict.fromkeys(name for record in records for name in ranked(record)))
     rows = [["set", "protocol", "metric", *names]]
     for record in sorted(records, key=lambda one: str(one["protocol"]["name"])):

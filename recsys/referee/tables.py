@@ -1,4 +1,4 @@
-"""Tables of the referee: Parquet, CSV or TSV, ids as text whatever they look like."""
+"""Tables of the referee: Parquet, CSV or TSV; ids are always text."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ ENDINGS: Final = (".parquet", *_TEXT)
 
 
 def ending_of(path: Path) -> Path | None:
-    """The file of this name with one of the endings, None where there is none."""
+    """The existing file of this name with one of the endings, or None."""
     return next((found for ending in ENDINGS if (found := Path(f"{path}{ending}")).is_file()), None)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write Parquet or CSV by the ending of the path; its folder is made."""
+    """Write Parquet or CSV, by the ending of the path; create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pq.write_table(table, path)
         return
     for place, column in enumerate(table.columns):
-        if pa.types.is_timestamp(column.type):  # Arrow writes a zone that it does not read again
+        if pa.types.is_timestamp(column.type):  # Arrow cannot read the time zone that it writes
             table = table.set_column(place, table.column_names[place], column.cast(pa.int64()))
     pyarrow.csv.write_csv(table, path)
 
@@ -51,12 +51,12 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def read_any(path: Path) -> pa.Table:
-    """All columns of a file; ``user_id`` and ``item_id`` of a text file are text.
+    """Read all columns of a file; ``user_id`` and ``item_id`` become text.
 
     Raises
     ------
     SourceError
-        the file is missing, damaged, or of another form.
+        The file is missing, damaged, or of another format.
     """
     if not path.name.endswith(ENDINGS):
         raise SourceError(f"{path}: expected a file that ends in {', '.join(ENDINGS)}")

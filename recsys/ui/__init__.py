@@ -1,1 +1,1 @@
-"""The local dashboard: pages that are rendered here, of runs and models that others made. It changes nothing."""
+"""The local dashboard: read-only pages about existing runs and models, rendered on the server."""

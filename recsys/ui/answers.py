@@ -1,4 +1,4 @@
-"""What pages show of a model's answers: lists with the share of every granularity, and items like an item.
+"""A model's answers for the pages: lists with the share of every granularity, and similar items.
 
 Legend: R listed items.
 """
@@ -17,18 +17,18 @@ from recsys.serving.requests import Answer, SimilarAnswer, parse_requests, parse
 from recsys.ui.holder import Opened
 
 NUM_COLOURS: Final = 8
-_SHOWN: Final = 12  # newest items of a history
+_SHOWN: Final = 12  # number of newest history items on a page
 _PREFIX: Final = "request 0: "
 
 
 @dataclass(frozen=True)
 class Question:
-    """Whom or what a list is for."""
+    """The request for a list: a user, a basket, or both."""
 
     user: str = ""
     items: tuple[str, ...] = ()
     k: int = 10
-    with_seen: bool = False  # whether items that the user had may be listed again
+    with_seen: bool = False  # whether to recommend items again that the user had
     explain: bool = False
 
     def __bool__(self) -> bool:
@@ -41,9 +41,9 @@ class Part:
 
     name: str
     colour: int
-    value: float  # of the score
-    percent: float  # of all that speaks for the item; 0 where it speaks against it
-    left: float  # of the bar, in percent of the track
+    value: float  # contribution to the score
+    percent: float  # of all positive contributions; 0 if its contribution is negative
+    left: float  # left end of the bar, in percent of the track
     width: float
 
 
@@ -60,28 +60,28 @@ class Listed:
 
     @property
     def spoken(self) -> str:
-        """The bar for who does not see it."""
+        """The bar as text, for screen readers."""
         told = [f"{part.name} {part.percent:.0f} %" for part in self.ordered if part.percent >= 1]
         against = [part.name for part in self.ordered if part.value < 0]
         return ", ".join(told) + (f"; against it: {', '.join(against)}" if against else "")
 
     def share(self, name: str) -> float:
-        """What a granularity adds to the score."""
+        """The contribution of a granularity to the score."""
         return next((part.value for part in self.parts if part.name == name), 0.0)
 
     @property
     def ordered(self) -> list[Part]:
-        """Its parts, the largest first."""
+        """The parts of the bar, the largest first."""
         return sorted(self.parts, key=lambda part: -part.value)
 
 
 @dataclass(frozen=True)
 class List:
-    """An answer as a page shows it."""
+    """A list of recommendations as a page shows it."""
 
     rows: Sequence[Listed]
     legend: Sequence[tuple[str, int, float]]  # granularity, colour, mean percent
-    zero: float  # of all bars, in percent of the track
+    zero: float  # position of zero in all bars, in percent of the track
     history: Sequence[tuple[str, str]]  # item and title, the newest first
     earlier: int
     notes: Sequence[str] = field(default_factory=list)
@@ -90,12 +90,12 @@ class List:
 
 
 def list_for(opened: Opened, question: Question) -> List:
-    """The list that the model gives.
+    """The list that the model recommends.
 
     Raises
     ------
     RequestError
-        in plain words, what the model cannot read.
+        The request is invalid; the message says why.
     """
     recommender = opened.recommender
     is_known = bool(question.user) and recommender.user_row(question.user) >= 0
@@ -127,15 +127,15 @@ def list_for(opened: Opened, question: Question) -> List:
 
 
 def similar_to(opened: Opened, item: str, by: str, k: int) -> SimilarAnswer:
-    """Items like an item.
+    """Items similar to an item.
 
     Raises
     ------
     RequestError
-        in plain words, why there are none.
+        There are none; the message says why.
     """
     if opened.recommender.item_row(item) < 0:
-        raise RequestError(f"The model does not know the item “{item}”. Find one by a part of its title or id.")
+        raise RequestError(f"The model does not know the item “{item}”. Search for an item by title or id.")
     try:
         with opened.lock:
             [answer] = opened.recommender.similar.answer(parse_similar([{"item_id": item, "k": k, "by": by}]))
@@ -145,12 +145,12 @@ def similar_to(opened: Opened, item: str, by: str, k: int) -> SimilarAnswer:
 
 
 def some_user(opened: Opened) -> str:
-    """A known user, drawn at random; empty where the model knows none."""
-    return random.choice(opened.bundle.user_ids) if opened.bundle.user_ids else ""  # noqa: S311 - nothing secret
+    """A random known user; empty if the model knows none."""
+    return random.choice(opened.bundle.user_ids) if opened.bundle.user_ids else ""  # noqa: S311 - not a secret
 
 
 def _rows(answer: Answer, names: Sequence[str]) -> tuple[float, list[Listed]]:
-    """Where the zero of all bars is, and the items with their bars."""
+    """The position of zero in all bars, and the items with their bars."""
     shares = [{name: found[place] for name, found in answer.shares.items()} for place in range(len(answer.item_ids))]
     zero, bars = stacked(shares)
     colours = {name: number % NUM_COLOURS for number, name in enumerate([*names, "boost"])}
@@ -195,13 +195,13 @@ def _legend(rows: Sequence[Listed], names: Sequence[str]) -> list[tuple[str, int
 
 
 def _notes(question: Question, answer: Answer, is_known: bool) -> list[str]:
-    """What a person must know to read the list."""
+    """Notes that explain the list."""
     notes = []
     if question.user and not is_known:
-        what = "the basket alone decides" if question.items else "a newcomer of whom nothing is known sees this"
+        what = "only the basket counts" if question.items else "this is the list for a new user without history"
         notes.append(f"The model does not know the user “{question.user}”: {what}.")
     if answer.unknown_items:
-        notes.append(f"The model does not know these items, and skips them: {', '.join(answer.unknown_items)}.")
+        notes.append(f"The model does not know these items and ignores them: {', '.join(answer.unknown_items)}.")
     if answer.source == "popularity":
-        notes.append("These are the most popular items; no granularity had anything to go by.")
+        notes.append("These are the most popular items, because no granularity has any information.")
     return notes

@@ -1,6 +1,8 @@
-"""The dashboard as an ASGI application: every page is rendered here, htmx only swaps what has changed.
+"""The dashboard as an ASGI application. The server renders every page; htmx only replaces parts of
+it.
 
-Without scripts each link and form is a whole page. Nothing that a page does changes a run, a model or the registry.
+Without JavaScript, each link and form loads a whole page. No page changes a run, a model or the
+registry.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ By = Literal["auto", "vectors", "use", "text"]
 
 
 class Pages:
-    """What the pages share."""
+    """The data and templates that the pages share."""
 
     def __init__(self, runs: Runs, gate: Gate, holder: Holder, comparisons: Comparisons) -> None:
         self.runs, self.gate, self.holder, self.comparisons = runs, gate, holder, comparisons
@@ -73,26 +75,26 @@ class Pages:
         self._templates.globals.update(link=link, release=__version__)
 
     def page(self, name: str, status: int = 200, **content: Any) -> HTMLResponse:
-        """A page by its template."""
+        """Render a page from its template."""
         page = name.partition(".")[0]
         return HTMLResponse(self._templates.get_template(f"{name}.html.j2").render(page=page, **content), status)
 
     def card(self, opened: Opened) -> str:
-        """The model card as HTML, in which no HTML of others is left."""
+        """The model card as HTML; HTML in its Markdown is escaped."""
         html: str = self._markdown.render(str(opened.about.get("card") or ""))
         return html
 
     def run(self, key: str) -> Run:
-        """The run of a key.
+        """The run with a key.
 
         Raises
         ------
         ArtifactError
-            there is none.
+            There is no such run.
         """
         found = self.runs.get(key)
         if found is None:
-            raise ArtifactError(f"there is no run {key!r} here; it may have been moved or deleted since")
+            raise ArtifactError(f"there is no run {key!r} here; it may have been moved or deleted")
         return found
 
 
@@ -104,13 +106,14 @@ def application(
     Parameters
     ----------
     runs, gate, holder
-        What there is to show.
+        The runs, registered models and loaded models to show.
     compare
-        Ranks the test part with the models of two run folders; the content of ``compare.json``.
+        Ranks the test split with the models of two run folders and returns the content of
+        ``compare.json``.
     names
-        Names that are answered, beside ``localhost`` and IP addresses.
+        Accepted host names, besides ``localhost`` and IP addresses.
     password_sha256
-        Of the token that the browser asks for; empty: none.
+        SHA-256 of the token that the browser must send; empty: no token.
     """
     app = FastAPI(title="Multigrain", docs_url=None, redoc_url=None, openapi_url=None)
     pages = Pages(runs, gate, holder, Comparisons(compare))
@@ -121,7 +124,7 @@ def application(
 
 
 def _add_overviews(app: FastAPI, pages: Pages) -> None:
-    """Pages of what there is: runs, comparisons, registered models."""
+    """Add the pages of runs, comparisons and registered models."""
 
     @app.get("/")
     def runs() -> HTMLResponse:
@@ -157,15 +160,15 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
         comparable = [one for one in pages.runs.all() if one.is_comparable]
         content: dict[str, Any] = {"runs": comparable, "first": first, "second": second, "comparison": None}
         if len(run) > 2:
-            trouble = f"{len(run)} runs are marked; a comparison is of two."
+            trouble = f"{len(run)} runs are selected; select two to compare."
             return pages.page("compare", 422, **content, trouble=trouble)
         if not first or not second:
             return pages.page("compare", **content)
         chosen = [pages.run(key) for key in (first, second)]
         if first == second:
-            return pages.page("compare", 422, **content, trouble="These are the same run; choose two.")
+            return pages.page("compare", 422, **content, trouble="Both are the same run; choose two different ones.")
         if not all(one.is_comparable for one in chosen):
-            trouble = "One of them has no evaluated model in its run folder; run `recsys evaluate` there."
+            trouble = "One of the runs has no evaluated model in its run folder; run `recsys evaluate` for it."
             return pages.page("compare", 422, **content, trouble=trouble)
         content["comparison"] = found = pages.comparisons.of(*chosen)
         if found.record:
@@ -192,7 +195,7 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
 
 
 def _add_questions(app: FastAPI, pages: Pages) -> None:
-    """Pages that ask a model."""
+    """Add the pages that query a model."""
 
     @app.get("/try")
     def try_it(
@@ -261,7 +264,7 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
 
 
 def _add_errors(app: FastAPI, pages: Pages) -> None:
-    """What goes wrong, in plain words, on a page like the others."""
+    """Show errors in plain words on a page like the others."""
 
     @app.exception_handler(MultigrainError)
     def ours(request: Request, error: Exception) -> HTMLResponse:
@@ -278,18 +281,18 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
     @app.exception_handler(HTTPException)
     def missing(request: Request, error: Exception) -> HTMLResponse:
         assert isinstance(error, HTTPException)
-        text = "There is no such page. The menu above leads to all of them."
-        return pages.page("error", error.status_code, head="Nothing here", text=text)
+        text = "This page does not exist. The menu above lists all pages."
+        return pages.page("error", error.status_code, head="Page not found", text=text)
 
     @app.exception_handler(Exception)
     def failed(request: Request, error: Exception) -> HTMLResponse:
         _LOG.error("the page %s failed", request.url.path, exc_info=error)
-        text = f"{type(error).__name__}: {redact(str(error))}. The terminal in which the dashboard runs says more."
+        text = f"{type(error).__name__}: {redact(str(error))}. See the terminal of the dashboard for details."
         return pages.page("error", 500, head="This page failed", text=text)
 
 
 def _opened(pages: Pages, model: str) -> tuple[Opened | None, str]:
-    """The model, or why there is none."""
+    """The model, or the reason why it cannot be opened."""
     try:
         return pages.holder.open(model), ""
     except MultigrainError as error:
@@ -297,12 +300,12 @@ def _opened(pages: Pages, model: str) -> tuple[Opened | None, str]:
 
 
 def _found(opened: Opened | None, text: str) -> list[tuple[str, str]]:
-    """Items that a text finds, with their titles."""
+    """Items found by a text, with their titles."""
     return [(item, opened.title(item)) for item in opened.find(text)] if opened is not None else []
 
 
 def link(path: str, **params: Any) -> str:
-    """An address on this dashboard; empty parameters are left out.
+    """A URL of this dashboard; empty parameters are left out.
 
     >>> link("/try", user="a b", item=["1", "2"], find="")
     '/try?user=a+b&item=1&item=2'
@@ -312,7 +315,8 @@ def link(path: str, **params: Any) -> str:
 
 
 def _when(time: datetime) -> str:
-    """
+    """A time as people read it.
+
     >>> _when(datetime(2026, 3, 1, 9, 5))
     '1 Mar 2026, 09:05'
     """

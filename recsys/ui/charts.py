@@ -1,4 +1,4 @@
-"""Figures of a run and of a comparison, laid out on axes that the pages draw."""
+"""Charts of a run and of a comparison, as positions for the pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recsys.report.wording import figure, metric_name, number, signed
 
 @dataclass(frozen=True)
 class Whisker:
-    """A value with its interval, in figures and in percent of the axis."""
+    """A value with its interval, as numbers and as positions in percent of the axis."""
 
     name: str
     value: float
@@ -30,14 +30,18 @@ class Whisker:
 
 @dataclass(frozen=True)
 class Chart:
-    """Whiskers on one axis; ``zero`` is where nothing is, in percent, None where the axis does not hold it."""
+    """Whiskers on one axis; ``zero`` is the position of 0 in percent, None if it is not on the
+    axis.
+    """
 
     rows: list[Whisker]
     zero: float | None
 
 
 def standings(metrics: Mapping[str, Any]) -> Chart | None:
-    """The main metric of the model and of every baseline, the best first; None where nothing was measured."""
+    """The main metric of the model and of every baseline, the best first; None if nothing was
+    measured.
+    """
     metric, spans = metrics.get("metric", ""), metrics.get("confidence") or {}
     found = {"model": (metrics.get("model") or {}, spans.get("model") or {})}
     for name, values in (metrics.get("baselines") or {}).items():
@@ -60,7 +64,7 @@ def standings(metrics: Mapping[str, Any]) -> Chart | None:
 
 
 def differences(record: Mapping[str, Any]) -> Chart:
-    """Every metric of a comparison: first minus second, the main metric first."""
+    """Differences (first minus second) of all metrics of a comparison, the main metric first."""
     entries = sorted(record["metrics"].items(), key=lambda entry: entry[0] != record["metric"])
     scale = axis([0.0, *(entry[end] for _, entry in entries for end in ("low", "high"))])
     rows = [
@@ -87,7 +91,7 @@ def winner(record: Mapping[str, Any], first: str, second: str) -> tuple[str, str
     entry = record["metrics"].get(record["metric"]) or next(iter(record["metrics"].values()))
     name = record["metric"] if record["metric"] in record["metrics"] else next(iter(record["metrics"]))
     better = first if entry["low"] > 0 else second if entry["high"] < 0 else ""
-    head = f"{better} is better beyond chance" if better else "No difference beyond chance"
+    head = f"{better} is significantly better" if better else "No significant difference"
     text = (
         f"{metric_name(name)} is {number(entry['first'])} with {first} and {number(entry['second'])} with {second}: a "
         f"difference of {signed(entry['difference'])}, 95 % interval {signed(entry['low'])} to "

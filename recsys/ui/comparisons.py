@@ -1,4 +1,6 @@
-"""Paired comparisons of two runs, made one after the other beside the pages, and kept while the dashboard runs."""
+"""Paired comparisons of two runs, computed one by one in the background and kept while the
+dashboard runs.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +14,27 @@ from recsys.errors import MultigrainError
 from recsys.ui.runs import Run, read_json
 
 Comparing = Callable[[str, str], Mapping[str, Any]]  # two run folders → the content of compare.json
-_WAITING: Final = 3  # comparisons that wait or are made at a time
+_WAITING: Final = 3  # maximum number of waiting and running comparisons
 _KEPT: Final = 64
 
 
 @dataclass
 class Comparison:
-    """Two runs on the same test users: the record, what went wrong, or neither while it is made."""
+    """Two runs on the same test users: the result, an error, or neither while it is computed."""
 
     record: Mapping[str, Any] = field(default_factory=dict)
     trouble: str = ""
 
     @property
     def is_made(self) -> bool:
+        """Whether the result or an error is there."""
         return bool(self.record or self.trouble)
 
 
 class Comparisons:
-    """Compares runs by ``compare``, which ranks the test part with both models and writes nothing."""
+    """Compares runs with ``compare``, which ranks the test split with both models and writes
+    nothing.
+    """
 
     def __init__(self, compare: Comparing) -> None:
         self._compare = compare
@@ -37,7 +42,7 @@ class Comparisons:
         self._found: dict[tuple[str, str], Comparison] = {}
 
     def of(self, first: Run, second: Run) -> Comparison:
-        """The comparison of two runs, which begins where it was never asked for."""
+        """The comparison of two runs; the first call starts it."""
         stored = _stored(first, second)
         if stored:
             return Comparison(stored)
@@ -46,7 +51,7 @@ class Comparisons:
             found = self._found.get((key[0], key[1]))
             if found is None:
                 if sum(not one.is_made for one in self._found.values()) >= _WAITING:
-                    return Comparison(trouble="Other comparisons are being made; try again when they are done.")
+                    return Comparison(trouble="Other comparisons are running; try again when they are done.")
                 for old in [key for key, one in self._found.items() if one.is_made][: max(0, len(self._found) - _KEPT)]:
                     del self._found[old]
                 found = self._found[(key[0], key[1])] = Comparison()
@@ -60,12 +65,14 @@ class Comparisons:
                 comparison.record = self._compare(first, second)
         except MultigrainError as error:
             comparison.trouble = str(error)
-        except Exception as error:  # a page must say that it failed, not wait for ever
+        except Exception as error:  # the page must show the failure, not wait forever
             comparison.trouble = f"The comparison failed: {type(error).__name__}: {redact(str(error))}"
 
 
 def _stored(first: Run, second: Run) -> Mapping[str, Any]:
-    """What ``recsys compare`` has written into the first run's folder, where it is of these two models."""
+    """The result of ``recsys compare`` in the first run's folder, if it belongs to these two
+    models.
+    """
     if first.folder is None:
         return {}
     record = read_json(first.folder / "compare.json")

@@ -1,4 +1,4 @@
-"""Registered models, their versions, and what the gate decided on each."""
+"""Registered models, their versions, and the gate's decision on each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recsys.registry.aliases import CHAMPION
 from recsys.registry.tracking import impatient
 from recsys.ui.runs import reader, trouble_of
 
-_MOST: Final = 200  # versions of a model, the newest
+_MOST: Final = 200  # maximum number of versions per model, the newest ones
 _FRESH_S: Final = 5.0
 
 
@@ -32,15 +32,17 @@ class Version:
 
     @property
     def key(self) -> str:
-        """How pages name it."""
+        """The name of the version in URLs."""
         return f"{self.name}/{self.number}"
 
     @property
     def uri(self) -> str:
+        """MLflow URI of the version."""
         return f"models:/{self.name}/{self.number}"
 
     @property
     def label(self) -> str:
+        """Name of the version for people."""
         return " · ".join([f"{self.name} v{self.number}", *self.aliases])
 
 
@@ -52,32 +54,33 @@ class Registered:
     versions: tuple[Version, ...]
 
     def holder(self, alias: str) -> Version | None:
-        """The version that has an alias."""
+        """The version with an alias, or None."""
         return next((version for version in self.versions if alias in version.aliases), None)
 
     @property
     def champion(self) -> Version | None:
+        """The champion, or None."""
         return self.holder(CHAMPION)
 
 
 class Gate:
-    """Asks the registry; an answer is shown again for a few seconds."""
+    """Reads the registry; an answer is reused for a few seconds."""
 
     def __init__(self, tracking_uri: str) -> None:
         self.tracking_uri = tracking_uri
         self._found: tuple[float, list[Registered], str] = (-_FRESH_S, [], "")
 
     def models(self) -> list[Registered]:
-        """Every registered model that has versions."""
+        """All registered models that have versions."""
         return self._asked()[0]
 
     @property
     def trouble(self) -> str:
-        """Why nothing is known of the registry; empty where it answers."""
+        """Why the registry cannot be read; empty if it answers."""
         return self._asked()[1]
 
     def get(self, key: str) -> Version | None:
-        """The version of a key, or of ``NAME@ALIAS``."""
+        """The version with a key or ``NAME@ALIAS``, or None."""
         for model in self.models():
             for version in model.versions:
                 if key == version.key or key in {f"{model.name}@{alias}" for alias in version.aliases}:
@@ -101,7 +104,7 @@ def _registered(uri: str) -> tuple[list[Registered], str]:
             if registry is None:
                 return [], ""
             found = [_model(registry, model) for model in registry.search_registered_models(max_results=100)]
-    except Exception as error:  # as in runs: the rest of the dashboard goes on
+    except Exception as error:  # as for runs: the rest of the dashboard still works
         return [], trouble_of(uri, error)
     return [model for model in found if model.versions], ""
 

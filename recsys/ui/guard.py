@@ -1,7 +1,7 @@
-"""What stands before every page: which names and sites may ask, the password, and what a browser may do with a page.
+"""Security checks before every page: allowed host names and sites, the token, and security headers.
 
-Why on a loopback address, too: any site that a person visits can send their browser to ``localhost``, and by DNS
-rebinding read the answer; the name in the Host header gives that away.
+Why also on a loopback address: any web site can send a visitor's browser to ``localhost``, and with
+DNS rebinding read the answer; the name in the Host header reveals this.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ _HEADERS: Final = {
     "Cache-Control": "no-store",
 }
 REPORT_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
-"""Of a report, which is a file of its own with its styles in it: no script, no form, nothing from anywhere."""
+"""For reports, which are self-contained files: no scripts, no forms, no external content."""
 
 
 class Guard:
-    """Refuses what must not reach a page, and adds the headers of safety to every answer."""
+    """Refuses requests that must not reach a page, and adds security headers to every answer."""
 
     def __init__(self, app: ASGIApp, names: Iterable[str], password_sha256: str = "") -> None:
         self._app, self._password_sha256 = app, password_sha256
         self._names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request, then pass it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -61,23 +62,23 @@ class Guard:
         host = host_of(headers.get("host", ""))
         if not self._is_ours(host):
             return PlainTextResponse(
-                f"This dashboard does not answer to the name {host!r}. Open it as localhost, or start it with "
-                f"--ui.names '[{host}]' where that name is its own.\n",
+                f"This dashboard does not answer to the name {host!r}. Open it as localhost or, if the name belongs to "
+                f"it, start it with --ui.names '[{host}]'.\n",
                 421,
             )
         if method not in ("GET", "HEAD"):
-            return PlainTextResponse("This dashboard only shows: it takes GET and HEAD.\n", 405, {"Allow": "GET, HEAD"})
+            return PlainTextResponse("This dashboard is read-only; use GET or HEAD.\n", 405, {"Allow": "GET, HEAD"})
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not _is_a_visit(headers):
-            return PlainTextResponse("Another site asked for this page; open it yourself.\n", 403)
+            return PlainTextResponse("Another site requested this page; open it directly.\n", 403)
         if self._password_sha256 and not self._knows_password(headers.get("authorization", "")):
             challenge = {"WWW-Authenticate": 'Basic realm="multigrain", charset="UTF-8"'}
             return PlainTextResponse(
-                "The token is needed: any user name, and the token as the password.\n", 401, challenge
+                "A token is required: give any user name, and the token as the password.\n", 401, challenge
             )
         return None
 
     def _is_ours(self, host: str) -> bool:
-        """Names that are known, and IP addresses, which no rebinding can take over."""
+        """Whether this is a known name or an IP address; DNS rebinding cannot use IP addresses."""
         if host in self._names:
             return True
         try:
@@ -97,7 +98,8 @@ class Guard:
 
 
 def host_of(header: str) -> str:
-    """The name or address of a Host header, without its port and in small letters; empty where it is malformed.
+    """The name or address of a Host header, without port and in lower case; empty if it is
+    malformed.
 
     >>> host_of("LocalHost:8080"), host_of("[::1]:8080"), host_of("10.0.0.1"), host_of("[::1")
     ('localhost', '::1', '10.0.0.1', '')
@@ -109,5 +111,7 @@ def host_of(header: str) -> str:
 
 
 def _is_a_visit(headers: Headers) -> bool:
-    """Whether a person followed a link to a page: its answer goes to them, not to the site with the link."""
+    """Whether a person followed a link to a page: the answer goes to the person, not to the other
+    site.
+    """
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"

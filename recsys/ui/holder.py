@@ -1,4 +1,4 @@
-"""The models that pages ask: named by a key, loaded when they are first asked for, the last few kept."""
+"""The models that pages query: named by a key, loaded when first needed; the last few are kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SUGGESTED: Final = 8
 
 @dataclass(frozen=True)
 class Choice:
-    """A model that can be asked."""
+    """A model that can be queried."""
 
     key: str
     label: str
@@ -40,16 +40,16 @@ class Opened:
     def __init__(self, choice: Choice, version: str, recommender: Recommender, about: Mapping[str, Any]) -> None:
         self.choice, self.version, self.recommender, self.about = choice, version, recommender, about
         self.bundle = recommender.bundle
-        self.lock = threading.Lock()  # a recommender answers one call at a time
+        self.lock = threading.Lock()  # a recommender handles one call at a time
 
     def title(self, item_id: str) -> str:
-        """What a person calls an item; its id where the model does not know it."""
+        """The title of an item, or its id if the model does not know it."""
         row = self.recommender.item_row(item_id)
         return self.bundle.titles[row] if row >= 0 else item_id
 
     def find(self, text: str) -> list[str]:
-        """Ids of items whose title or id holds a text: those that are it first, then those that begin with it, then
-        the popular ones.
+        """Ids of items whose title or id contains a text: exact matches first, then prefixes, then
+        by popularity.
         """
         text = text.strip().lower()
         if not text:
@@ -77,9 +77,9 @@ class Holder:
     Parameters
     ----------
     runs, gate
-        Where models are.
+        The sources of models.
     named
-        The URI of one more; empty: none.
+        URI of one more model; empty: none.
     """
 
     def __init__(self, runs: Runs, gate: Gate, named: str = "") -> None:
@@ -88,7 +88,7 @@ class Holder:
         self._opened: OrderedDict[str, Opened] = OrderedDict()
 
     def choices(self) -> list[Choice]:
-        """What can be asked: the model that was named at the start, champions, other versions, run folders."""
+        """All models: the model given at the start, champions, other versions, run folders."""
         found = [Choice("named", redact(self._named), self._named)] if self._named else []
         versions = [version for model in self._gate.models() for version in model.versions]
         versions.sort(key=lambda version: ("champion" not in version.aliases, not version.aliases))
@@ -101,19 +101,19 @@ class Holder:
         return found
 
     def open(self, key: str) -> Opened:
-        """The model of a key; the first choice where it is empty.
+        """The model with a key; the first one for an empty key.
 
         Raises
         ------
         ArtifactError
-            there is none of that key, or its files are missing or damaged.
+            There is no such model, or its files are missing or damaged.
         """
         choices = self.choices()
         if not choices:
             raise ArtifactError("there is no model yet; `recsys run` trains and registers one")
         choice = next((one for one in choices if one.key == key), None) if key else choices[0]
         if choice is None:
-            raise ArtifactError(f"there is no model {key!r} here; choose one of the list")
+            raise ArtifactError(f"there is no model {key!r} here; choose one from the list")
         followed = Followed(choice.uri, self._gate.tracking_uri if choice.uri.startswith("models:") else "")
         with self._lock:
             version = followed.version()
@@ -125,6 +125,6 @@ class Holder:
             self._opened.move_to_end(version)
             while len(self._opened) > _KEPT:
                 self._opened.popitem(last=False)
-        named = copy(kept)  # one model may have several names, and a name that it had before another alias
+        named = copy(kept)  # the same model may have several names, and aliases change
         named.choice = choice
         return named

@@ -1,6 +1,7 @@
-"""Runs to show: run folders under some places, and runs that MLflow knows and no such folder holds.
+"""The runs to show: run folders in given folders, and runs that only MLflow has.
 
-A page names a run by its key, which is looked up among what was found: no path ever comes from an address.
+A page names a run by its key, which is looked up among the found runs, so a URL never contains a
+path that is opened.
 """
 
 from __future__ import annotations
@@ -21,25 +22,25 @@ from recsys.registry.tracking import RUN_FILE, client, impatient, mlflow_name, s
 from recsys.report.report import verdict
 from recsys.storage.uris import is_remote
 
-_MOST: Final = 200  # of MLflow's runs
-_FRESH_S: Final = 10.0  # for which an answer of MLflow is shown again
-_PROMOTIONS: Final = "-promotions"  # end of the experiment of the gate's decisions, which the models' page shows
+_MOST: Final = 200  # maximum number of MLflow runs
+_FRESH_S: Final = 10.0  # seconds that an answer of MLflow is reused
+_PROMOTIONS: Final = "-promotions"  # suffix of the experiment of promotions, which the page of models shows
 _REPORTS: Final = {"report": "report.html", "sweep": "sweep.html", "fusion": "fusion/report.html"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as the pages show it."""
+    """A run for the pages."""
 
     key: str
     name: str
     time: datetime
-    status: str  # finished, failed, running, …; of a folder: evaluated or trained
+    status: str  # finished, failed, running, …; for a folder: evaluated or not
     folder: Path | None = None
     metric: str = ""
     value: float | None = None
     interval: tuple[float, float] | None = None
-    verdict: Mapping[str, str] = field(default_factory=dict)  # status, head and text; empty where nothing was measured
+    verdict: Mapping[str, str] = field(default_factory=dict)  # status, head and text; empty if nothing was measured
     metrics: Mapping[str, Any] = field(default_factory=dict)  # metrics.json
     registered: Mapping[str, Any] = field(default_factory=dict)  # registered.json
     promotion: Mapping[str, Any] = field(default_factory=dict)  # promotion.json
@@ -49,20 +50,21 @@ class Run:
 
     @property
     def has_bundle(self) -> bool:
+        """Whether its run folder has a bundle."""
         return self.folder is not None and (self.folder / "bundle/bundle.json").is_file()
 
     @property
     def is_comparable(self) -> bool:
-        """Whether ``recsys compare`` can rank with its model."""
+        """Whether ``recsys compare`` can use its model."""
         return self.folder is not None and bool(self.metrics) and (self.folder / "model/model.safetensors").is_file()
 
     @property
     def reports(self) -> list[str]:
-        """The names of the reports that it has, for :meth:`report`."""
+        """Names of the existing reports, for :meth:`report`."""
         return [name for name in _REPORTS if self.report(name) is not None]
 
     def report(self, name: str) -> Path | None:
-        """The file of a report; None where there is none of that name."""
+        """The file of a report, or None if there is no report with this name."""
         if self.folder is None or name not in _REPORTS:
             return None
         path = self.folder / _REPORTS[name]
@@ -75,9 +77,9 @@ class Runs:
     Parameters
     ----------
     places
-        Folders of run folders, or run folders.
+        Run folders, or folders that contain run folders.
     tracking_uri
-        Of MLflow; empty: none.
+        MLflow's URI; empty: none.
     """
 
     def __init__(self, places: Sequence[str], tracking_uri: str) -> None:
@@ -85,19 +87,19 @@ class Runs:
         self._of_mlflow: tuple[float, list[Run], str] = (-_FRESH_S, [], "")
 
     def all(self) -> list[Run]:
-        """Every run, the newest first."""
+        """All runs, the newest first."""
         found = list(self._of_folders())
         known = {run.run_id for run in found}
         found += [run for run in self._asked()[0] if run.run_id not in known]
         return sorted(found, key=lambda run: run.time, reverse=True)
 
     def get(self, key: str) -> Run | None:
-        """The run of a key."""
+        """The run with a key, or None."""
         return next((run for run in self.all() if run.key == key), None)
 
     @property
     def trouble(self) -> str:
-        """Why MLflow's runs are not shown; empty where they are."""
+        """Why MLflow's runs are not shown; empty if they are."""
         return self._asked()[1]
 
     def _of_folders(self) -> Iterator[Run]:
@@ -118,7 +120,9 @@ class Runs:
 
 
 def _folders(places: Iterable[str]) -> Iterator[tuple[Path, str]]:
-    """Run folders with a short name each: the places themselves, what is in them, and the best run of a sweep."""
+    """Run folders with short names: the given folders, run folders inside them, and best runs of
+    sweeps.
+    """
     seen: set[Path] = set()
     for place in places:
         root = Path(place)
@@ -161,7 +165,7 @@ def _of_folder(folder: Path, key: str) -> Run:
 
 
 def verdict_of(metrics: Mapping[str, Any]) -> Mapping[str, str]:
-    """The sentence of the report on the model and the best baseline; empty where the figures do not tell."""
+    """The report's sentence on the model and the best baseline; empty if metrics are missing."""
     try:
         return verdict(metrics)
     except (KeyError, TypeError):  # no evaluation, or one of an earlier release
@@ -169,7 +173,7 @@ def verdict_of(metrics: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a file of a run folder; empty where there is none, or while it is written."""
+    """The JSON object in a file of a run folder; empty if it is missing or incomplete."""
     try:
         found = path.stat()
         return _parsed(path, found.st_mtime_ns, found.st_size)
@@ -184,7 +188,7 @@ def _parsed(path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
 
 
 def _of_mlflow(uri: str) -> tuple[list[Run], str]:
-    """MLflow's newest runs without the trials of sweeps, and what went wrong."""
+    """MLflow's newest runs without the trials of sweeps, and an error message or an empty text."""
     if not uri:
         return [], ""
     try:
@@ -198,18 +202,18 @@ def _of_mlflow(uri: str) -> tuple[list[Run], str]:
                 if not one.name.endswith(_PROMOTIONS)
             ]
             found = registry.search_runs(experiments, max_results=_MOST, order_by=["attributes.start_time DESC"])
-    except Exception as error:  # a server that is away, or a file of something else: the folders are shown still
+    except Exception as error:  # an unavailable server or a wrong file: the folders are still shown
         return [], trouble_of(uri, error)
     return [_of_run(run) for run in found if "mlflow.parentRunId" not in run.data.tags], ""
 
 
 def reader(uri: str) -> Any:
-    """An ``MlflowClient`` that is only asked; None where there is no SQLite store yet.
+    """An ``MlflowClient`` for reading; None if there is no SQLite store yet.
 
     Raises
     ------
     ArtifactError
-        the store is of an older MLflow, which opening it would upgrade; or is damaged.
+        An older MLflow made the store, and opening would upgrade it; or it is damaged.
     """
     path = sqlite_path(uri)
     if path is not None:
@@ -218,13 +222,13 @@ def reader(uri: str) -> Any:
         check(path)
         if settled(path).kind == "older":
             raise ArtifactError(
-                f"{path} is of an older MLflow; the next command that writes to it, such as recsys run, upgrades it"
+                f"an older MLflow made {path}; the next command that writes to it, such as recsys run, upgrades it"
             )
     return client(uri)
 
 
 def trouble_of(uri: str, error: Exception) -> str:
-    """Why MLflow cannot be asked, in one sentence."""
+    """Why MLflow cannot be read, in one sentence."""
     why = str(error) if isinstance(error, MultigrainError) else f"{redact(uri)} does not answer: {first_line(error)}"
     return redact(why)[:400]
 
