@@ -29,7 +29,7 @@ from pipelines.prepare import open_dataset
 from pipelines.stages import VERBS
 from pipelines.train import model_sha256, open_trained
 from recsys.config import Config, load_config
-from recsys.data.bounded import asked_queries
+from recsys.data.bounded import evaluated_queries
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.bootstrap import LEVEL
@@ -168,8 +168,8 @@ def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
     """
     say = first.folder.progress
     dataset = open_dataset(first.config)
-    queries = asked_queries(dataset, Split.TEST, first.config)
-    theirs = asked_queries(dataset, Split.TEST, second.config)
+    queries = evaluated_queries(dataset, Split.TEST, first.config)
+    theirs = evaluated_queries(dataset, Split.TEST, second.config)
     if not np.array_equal(queries.histories.users_U, theirs.histories.users_U):
         raise _differ(first, second, ["evaluated users: two different samples (seed, evaluate.max_users)"])
     ks = sorted(first.ks & second.ks)

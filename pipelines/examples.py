@@ -16,7 +16,7 @@ import torch
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.titles import item_titles
-from recsys.evaluation.interest_drift import movements
+from recsys.evaluation.interest_drift import interest_drift_of
 from recsys.evaluation.ranking import Ranking
 from recsys.evaluation.user_clusters import strata_of_users
 from recsys.model import FrozenModel
@@ -38,7 +38,7 @@ def example_users(
 
     Each example is ``{user, history: [title], recommendations: [{item, title, score, shares:
     {granularity: float}, hit}], movement, strata}``. ``history`` starts with the oldest item.
-    ``movement`` is the interest drift from :func:`movements`, None without the granularity
+    ``movement`` is the interest drift from :func:`interest_drift_of`, None without the granularity
     evolution. ``strata`` are the user clusters from :func:`strata_of_users`, the largest weight
     first.
     """
@@ -51,7 +51,7 @@ def example_users(
     items_ER = torch.from_numpy(ranking.items_BK[rows_E]).long()
     shares_EKR = parts.shares(model.item_vectors_ND, items_ER.to(model.item_vectors_ND.device)).cpu()
     titles_N = item_titles(dataset.features)
-    moves: list[dict[str, Any] | None] = [*movements(model, dataset, queries)] or [None] * num_examples
+    moves: list[dict[str, Any] | None] = [*interest_drift_of(model, dataset, queries)] or [None] * num_examples
     strata = strata_of_users(model, queries)
     examples = []
     for number, (shares_KR, history, row, movement, of_user) in enumerate(

@@ -13,7 +13,7 @@ from pipelines.cli import user_message
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError, UserError
 from recsys.registry.copies import Copy, remember
-from recsys.registry.followed import Followed
+from recsys.registry.followed import FollowedModel
 from recsys.registry.tracking import tracking_uri
 from recsys.serving.answer_log import check_folder
 from recsys.serving.experiment_split import Side
@@ -24,14 +24,14 @@ from recsys.storage.uris import is_remote
 class FollowedSide:
     """One side of a server: the name of its model, the current version, and failed versions."""
 
-    def __init__(self, side: Side, followed: Followed, version: str, settings: ServeConfig) -> None:
+    def __init__(self, side: Side, followed: FollowedModel, version: str, settings: ServeConfig) -> None:
         self.side, self.followed, self.version = side, followed, version
         self._refused, self._is_silent = Refused(settings.poll_seconds, settings.max_retry_s), False
 
     @classmethod
     def of(cls, side: Side, uri: str, config: Config) -> FollowedSide:
         """Look up the current version of a name."""
-        followed = Followed(uri, tracking_uri(config) if uri.startswith("models:") else "")
+        followed = FollowedModel(uri, tracking_uri(config) if uri.startswith("models:") else "")
         return cls(side, followed, followed.version(), config.serve)
 
     def load(self, say: Any) -> tuple[Any, dict[str, Any]]:

@@ -48,7 +48,7 @@ from recsys.preparation.user_text import texts_of
 from recsys.preparation.vector_cache import forget_texts
 from recsys.privacy.footprints import Traces
 from recsys.privacy.proof import signing_key
-from recsys.privacy.rows import TheirRows
+from recsys.privacy.rows import RowFinder
 from recsys.registry.tracking import tracking_uri
 from recsys.registry.versions import Store, Version, holds_users, known_users
 from recsys.serving.answer_log import holds_rows
@@ -219,7 +219,7 @@ def _check_known(
 
 def _are_logged(work: Forgetting) -> bool:
     """Whether a log of answers contains one of the users: a cold-start user may have sent requests."""
-    their_rows = TheirRows(work.forms, Traces())
+    their_rows = RowFinder(work.forms, Traces())
     return any(holds_rows(path, their_rows) for _, path in work.copies.logs())
 
 
@@ -309,7 +309,7 @@ def _clean(work: Forgetting) -> None:
     folder = work.folder
     rows = sum(forget_recommendations(path, work.users) for path in folder.answers)
     lines = forget_lines(folder.root, work.evidence.mentions)
-    their_rows = TheirRows(work.forms, work.evidence.traces)
+    their_rows = RowFinder(work.forms, work.evidence.traces)
     done = CopiesForgotten(work.config, folder, work.copies, work.forms, their_rows, _hashes_before(folder)).forget()
     work.said["copies"] = done
     work.said |= {"recommendations": rows, "log_lines": lines, "at": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -113,10 +113,10 @@ def write_draft(out: Path, text: str) -> None:
     ConfigError
         The file cannot be written.
     """
-    from recsys.storage.beside import writing_beside
+    from recsys.storage.beside import atomic_write
 
     try:
-        with writing_beside(out) as aside:
+        with atomic_write(out) as aside:
             aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error}; choose another --out") from None

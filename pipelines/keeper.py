@@ -15,11 +15,11 @@ from pipelines.followed_side import check_log, note_log, sides_of, stock_of
 from pipelines.plumbing.session import quiet
 from recsys.config import ServeConfig, build_config
 from recsys.registry.tracking import tracking_uri
-from recsys.serving.desk import Desk, Offering
+from recsys.serving.desk import ModelHolder, Offering
 
 
 @ray.remote
-class Keeper(Desk):
+class Keeper(ModelHolder):
     """A model holder that loads its models when it starts; ``args`` are those of the application."""
 
     def __init__(self, args: dict[str, Any]) -> None:

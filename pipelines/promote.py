@@ -23,12 +23,12 @@ from pipelines.prepare import open_dataset
 from recsys.bundle.files import Bundle
 from recsys.bundle.measured import has_measured, measured
 from recsys.config import Config, redact
-from recsys.data.bounded import asked_queries, fitted_histories
+from recsys.data.bounded import evaluated_queries, fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries, Split
 from recsys.errors import ArtifactError, ConfigError, DataError, Refusal
 from recsys.evaluation.validation import Validator
-from recsys.gate.cross_dataset import ForeignScorer, fitted_through, leak_of
+from recsys.gate.cross_dataset import CrossDatasetScorer, fitted_through, leak_of
 from recsys.gate.promotion import (
     Check,
     Findings,
@@ -232,12 +232,12 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
     dataset = open_dataset(config)
     same = challenger.info.dataset.get("content_hash") == dataset.manifest.content_hash
     settle_threads(config, dataset.num_items, folder.progress)
-    queries = asked_queries(dataset, Split.TEST, config)
+    queries = evaluated_queries(dataset, Split.TEST, config)
     findings.notes.append(_what_is_compared(challenger, dataset, same))
     findings.notes += [note] if (note := _feedback_note(challenger)) else []
     findings.notes += [note] if (note := _final_note(challenger, champion)) else []
     against_drift(challenger.info.extra.get("drift"), config.promote, findings)
-    scorer = ForeignScorer(challenger, dataset)
+    scorer = CrossDatasetScorer(challenger, dataset)
     _check_leak("challenger", leak_of(challenger, scorer, dataset), findings)
     folder.progress(f"ranking all {dataset.num_items:,} items for {len(queries):,} test users: the challenger")
     ranking, ours_B = ranked(scorer, queries, config)
@@ -249,7 +249,7 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
         findings.checks.append(Check("champion", False, f"the champion cannot be loaded: {champion.broken}"))
     else:
         folder.progress(f"ranking with the champion, version {champion.version}")
-        theirs = ForeignScorer(champion.bundle, dataset)
+        theirs = CrossDatasetScorer(champion.bundle, dataset)
         findings.notes += _vocabulary_notes(champion.bundle, theirs, dataset)
         _check_leak("champion", leak_of(champion.bundle, theirs, dataset), findings)
         _, theirs_B = ranked(theirs, queries, config)
@@ -305,7 +305,7 @@ def _final_note(challenger: Bundle, champion: Side | None) -> str:
     )
 
 
-def _vocabulary_notes(champion: Bundle, scorer: ForeignScorer, dataset: PreparedDataset) -> list[str]:
+def _vocabulary_notes(champion: Bundle, scorer: CrossDatasetScorer, dataset: PreparedDataset) -> list[str]:
     users, items = scorer.num_unknown
     if champion.info.dataset.get("content_hash") == dataset.manifest.content_hash:
         return ["the champion was trained on the same dataset"]
@@ -317,7 +317,7 @@ def _vocabulary_notes(champion: Bundle, scorer: ForeignScorer, dataset: Prepared
     ]
 
 
-def _by_champion(scorer: ForeignScorer, queries: Queries) -> dict[str, Any]:
+def _by_champion(scorer: CrossDatasetScorer, queries: Queries) -> dict[str, Any]:
     """Segments of users known and unknown to the champion, if both exist."""
     known_B = scorer.user_of_V[queries.histories.users_U] >= 0
     masks = {"known to the champion": known_B, "new to the champion": ~known_B}

@@ -184,7 +184,7 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said:
     from pipelines.compare import opened
     from pipelines.prepare import open_dataset
     from pipelines.train import open_trained
-    from recsys.data.bounded import asked_queries
+    from recsys.data.bounded import evaluated_queries
     from recsys.data.histories import Split
     from recsys.evaluation.ranking import rank
     from recsys.referee.ours import check_full, stamped, table_of
@@ -201,7 +201,7 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said:
                 "prepare a protocol with the configuration of the run"
             )
         model = open_trained(side.config, side.folder, dataset).frozen
-        queries = asked_queries(dataset, Split.TEST, side.config)
+        queries = evaluated_queries(dataset, Split.TEST, side.config)
         ranking = rank(model, queries, max(protocol.ks), protocol.masks_seen, side.config.evaluate.chunk_users)
         users = dataset.user_ids.take(ranking.queries.histories.users_U)
         path = out / f"{name}.{form}"

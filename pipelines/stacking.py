@@ -16,7 +16,7 @@ import numpy as np
 from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.progress import Progress, table
 from recsys.config import Config
-from recsys.data.bounded import asked_queries
+from recsys.data.bounded import evaluated_queries
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.data.repeats import no_targets
@@ -113,7 +113,7 @@ def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel, newer
     """Weights of the members of a model fitted on training events only; ``newer_V`` as in
     :func:`stacked`.
     """
-    queries = asked_queries(dataset, Split.VALID, config)
+    queries = evaluated_queries(dataset, Split.VALID, config)
     if newer_V is not None:
         queries = queries.take(np.flatnonzero(newer_V[queries.histories.users_U]))
     selected.choose_scales(queries.take(np.arange(min(len(queries), _SCALE_QUERIES))))
@@ -125,7 +125,7 @@ def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel, newer
 
 def weighed_members(selected: FrozenModel) -> list[str]:
     """The members of a model without those that were left out before weighting."""
-    silent = selected.encoders.silent_members
+    silent = selected.encoders.pruned_members
     return [name for name in selected.members if name not in silent]
 
 

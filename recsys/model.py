@@ -30,7 +30,7 @@ from recsys.granularities.evolution.model import Evolution, Interest
 from recsys.granularities.evolution.rolling import expected_event, lengthen
 from recsys.granularities.sparse import SparseScores
 from recsys.items import ItemTower
-from recsys.pace import paced
+from recsys.pace import with_progress
 from recsys.parts import Parts
 from recsys.ratings import RatingHead, standardised
 from recsys.stack import FLOOR, TRAINED, Stack, covariance, inverse, sparse_spread, spread
@@ -74,12 +74,12 @@ class Encoders(nn.Module):
         return [(name, module) for name, module in found if module.fitted == fitted]
 
     @property
-    def silent_members(self) -> set[str]:
+    def pruned_members(self) -> set[str]:
         """The pruned closed-form granularities, which have stacking weight zero; they are neither
         fitted nor saved.
         """
         stack, members = self.stack, self.members
-        return {name for place, name in enumerate(members) if stack is not None and stack.is_silent(place)} - {TRAINED}
+        return {name for place, name in enumerate(members) if stack is not None and stack.is_pruned(place)} - {TRAINED}
 
     @property
     def speaking(self) -> list[str]:
@@ -87,7 +87,7 @@ class Encoders(nn.Module):
         stack, fixed_K = self.stack, getattr(self.fusion, "weights_K", None)
         trained, fitted = ([name for name, _ in self.each(is_fitted)] for is_fitted in (False, True))
         if stack is not None:
-            active = {name for place, name in enumerate(self.members) if not stack.is_silent(place)}
+            active = {name for place, name in enumerate(self.members) if not stack.is_pruned(place)}
         else:
             active = {TRAINED} | {
                 name for name, weight in zip(fitted, self.fitted_weights.tolist(), strict=True) if weight
@@ -224,9 +224,9 @@ class MultigrainModel(nn.Module):
         for the same graphs.
         """
         if self._fitted_on is None or self._fitted_on[0] is not graphs:
-            silent = self.encoders.silent_members
+            silent = self.encoders.pruned_members
             active = [(name, module) for name, module in self.encoders.each(fitted=True) if name not in silent]
-            made = {name: module.state(items, graphs) for name, module in paced("fitting members", active)}
+            made = {name: module.state(items, graphs) for name, module in with_progress("fitting members", active)}
             self._fitted_on = (graphs, made)
         return self._fitted_on[1]
 
@@ -252,7 +252,7 @@ class FrozenModel:
         self.popularity_N = popularity_N  # number of users of each item in the training events
         self.rating_head = rating_head  # None unless train.ratings is on and values vary
         self._covariances: dict[str, Tensor] = {}  # covariances of item vectors, by member
-        silent = encoders.silent_members
+        silent = encoders.pruned_members
         self.states = {name: state for name, state in states.items() if name not in silent}
         own = [module.own_items(states[name]) for name, module in encoders.each(fitted=True) if name not in silent]
         self.item_vectors_ND = torch.cat([items.vectors_SD, *own], dim=1) if own else items.vectors_SD
@@ -477,7 +477,7 @@ class FrozenModel:
             stack.scales_M[self.members.index(name)] = inverse(mean, torch.zeros(()))
 
     @torch.inference_mode()
-    def unweighted(self, queries: Queries) -> Parts:
+    def unit_contributions(self, queries: Queries) -> Parts:
         """The contributions to every query with every λ set to 1: z_k, and 1 where it is present."""
         batch = self._batch(queries)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)

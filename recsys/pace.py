@@ -2,7 +2,7 @@
 
 Why a context variable and not an argument: rankings, encodings and fits run many calls below the
 command that prints progress, and most callers have nothing to print to. A command, or a training
-worker, sets the function that prints for the time of a stage (:func:`heard_by`); without one,
+worker, sets the function that prints for the time of a stage (:func:`reporting_to`); without one,
 nothing is printed. A line is never changed later, so that it is also right in a log file.
 """
 
@@ -23,7 +23,7 @@ _voice: ContextVar[Callable[[str], None] | None] = ContextVar("voice", default=N
 
 
 @contextmanager
-def heard_by(say: Callable[[str], None]) -> Iterator[None]:
+def reporting_to(say: Callable[[str], None]) -> Iterator[None]:
     """Report the progress of long work to ``say`` inside the block."""
     token = _voice.set(say)
     try:
@@ -98,7 +98,7 @@ def tell(line: str) -> None:
         say(line)
 
 
-def paced(what: str, things: Iterable[T], total: int = 0) -> Iterator[T]:
+def with_progress(what: str, things: Iterable[T], total: int = 0) -> Iterator[T]:
     """Iterate over ``things`` and report progress; a thing is finished when the next one is
     requested.
     """

@@ -59,7 +59,7 @@ class Stack(nn.Module):
         """The weight of every member for every query: [B, M]."""
         return self.weights_GM[self.groups(lengths_B)]
 
-    def is_silent(self, member: int) -> bool:
+    def is_pruned(self, member: int) -> bool:
         """Whether a member was pruned: its weight is zero for every query."""
         return not bool(self.weights_GM[:, member].any())
 

@@ -17,7 +17,7 @@ from recsys.config.sources import ABSENT_TEXTS
 from recsys.data.attributes import Field, RequestEncoder
 from recsys.data.context import MISSING, UNKNOWN, ContextColumn
 from recsys.preparation.events import EventRules, project
-from recsys.preparation.graphs import FactRules, item_facts
+from recsys.preparation.graphs import TripleRules, item_triples
 from recsys.sources.validate import Layout, check_rows
 from recsys.values import cells
 from recsys.values.cells import CellRules, extra, ids, is_absent, numbers
@@ -110,7 +110,7 @@ def test_lists_of_a_slice_keep_their_rows() -> None:
 def _tails(column: Any, separator: str = "", rules: CellRules | None = None) -> list[str]:
     config = ItemFactsConfig(item_columns=["genre"], separators={"genre": separator} if separator else {})
     table = pa.table({"item_id": [f"i{row}" for row in range(len(column))], "genre": column})
-    told = item_facts(table, FactRules.of(config, table, rules or CellRules()))[1]
+    told = item_triples(table, TripleRules.of(config, table, rules or CellRules()))[1]
     return list(told[2].to_pylist())
 
 

@@ -104,7 +104,7 @@ def test_member_scores_as_the_separately_trained_model(world: Path) -> None:
     )
     trained.choices["stack"]["members"]["gru"]["weights"] = [0.5] * 7
     whole = assemble(config, dataset, Split.VALID, trained.weights, trained.choices)
-    parts = whole.unweighted(queries)
+    parts = whole.unit_contributions(queries)
     place = whole.names.index("gru")
     torch.testing.assert_close(parts.each(whole.item_vectors_ND)[:, place], alone.scores(queries))
     read = FrozenModel.from_tensors(whole.config, whole.sizes, whole.tensors())

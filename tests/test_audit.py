@@ -16,14 +16,14 @@ from test_evaluate import config as evaluation_config
 from test_prepare import TAGS, TEXT, TIMED, MemorySource, config, rows_of, silent
 
 from recsys.data.audit import audit
-from recsys.data.cold_start import Newcomers
+from recsys.data.cold_start import ColdUsers
 from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
 from recsys.data.hashing import string_hashes
-from recsys.data.histories import VALID_ALONE, Histories, Queries, Split
+from recsys.data.histories import COLD_VALID, Histories, Queries, Split
 from recsys.data.text_rows import WHOLE, TextRules
 from recsys.data.titles import item_titles
 from recsys.errors import DataError
-from recsys.evaluation.audit import audit_fits, users_of_items
+from recsys.evaluation.audit import check_fits, users_of_items
 from recsys.evaluation.baselines import fit_baselines
 from recsys.evaluation.evaluate import evaluate
 from recsys.preparation.prepare import prepare
@@ -54,7 +54,7 @@ def with_column(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
 
 def refused(dataset: PreparedDataset, check: str, found: str) -> None:
     with pytest.raises(DataError, match=f"check {check}: .*{found}"):
-        audit(PreparedDataset.being_written(dataset.filesystem, dataset.root, dataset.manifest))
+        audit(PreparedDataset.unfinished(dataset.filesystem, dataset.root, dataset.manifest))
 
 
 def test_clean_data_passes(dataset: PreparedDataset) -> None:
@@ -173,7 +173,7 @@ def test_friends_outside_the_vocabulary_are_refused(dataset: PreparedDataset) ->
 
 
 def test_cold_users_with_too_many_events_are_refused(tmp_path: Path) -> None:
-    newcomers = Newcomers(0.5, 2, 1)
+    newcomers = ColdUsers(0.5, 2, 1)
     cold = newcomers.among(pa.array([f"u{user}" for user in range(4)]))
     assert 0 < cold.sum() < 4
     walks = [train_events(0, 1) if is_cold else leave_last(0, 1, 2, 3, 4) for is_cold in cold]
@@ -182,7 +182,7 @@ def test_cold_users_with_too_many_events_are_refused(tmp_path: Path) -> None:
     assert "cold_users" in audit(dataset).checks
     dataset.manifest.split["cold_keep"] = 1
     refused(dataset, "cold users", f"{cold.sum()} cold users of histories/part-00000.parquet have more than 1")
-    alone = [[0, 0] if is_cold else [0, 0, 0, VALID_ALONE, 2] for is_cold in cold]
+    alone = [[0, 0] if is_cold else [0, 0, 0, COLD_VALID, 2] for is_cold in cold]
     dataset.manifest.split["cold_keep"] = 2
     change(dataset, "histories/part-00000.parquet", with_column("splits", alone))
     refused(dataset, "cold users", f"{4 - cold.sum()} validation events of other users")
@@ -226,7 +226,7 @@ def test_context_values_only_of_held_out_events_are_refused(tmp_path: Path) -> N
 @pytest.mark.usefixtures("ray_local")
 def test_prepared_dataset_passes_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cold-start users are cut as the manifest says; a manifest that says otherwise is refused."""
-    monkeypatch.setattr(Newcomers, "describe", lambda self: {"cold_share": 1.0, "cold_keep": 0, "cold_seed": 0})
+    monkeypatch.setattr(ColdUsers, "describe", lambda self: {"cold_share": 1.0, "cold_keep": 0, "cold_seed": 0})
     split = {"kind": "leave-last", "cold_users": 0.01}
     with pytest.raises(DataError, match="the audit refuses .*, check cold users"):
         prepare(config(tmp_path, split=split), silent, MemorySource(events=rows_of("events", TIMED)))
@@ -251,7 +251,7 @@ def test_model_or_baseline_fitted_on_test_is_refused(tmp_path: Path) -> None:
     for name in ("popularity", "item_knn", "ease"):
         leaky = fit_baselines([name], everything, dataset.num_items, built.evaluate, "ndcg@3", True)
         with pytest.raises(DataError, match=f"check baseline fits: {name} counts other users"):
-            audit_fits(None, leaky, histories, dataset, Split.VALID)
+            check_fits(None, leaky, histories, dataset, Split.VALID)
 
 
 def test_schema_of_histories_is_what_the_audit_reads() -> None:

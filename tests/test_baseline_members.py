@@ -14,7 +14,7 @@ import torch
 
 from recsys.config import EvaluateConfig, GranularitiesConfig
 from recsys.data.histories import Histories, Queries
-from recsys.evaluation.baselines import OfTargets, build_baseline
+from recsys.evaluation.baselines import TargetEventsOnly, build_baseline
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.training.constants import Alone
@@ -79,7 +79,7 @@ def test_member_ranks_as_the_baseline_of_its_kind(
 ) -> None:
     fitted = build_baseline(baseline, EvaluateConfig(exclude_seen=False))
     fitted.constants = dict(constants)
-    fitted = OfTargets(fitted) if types == "targets" else fitted
+    fitted = TargetEventsOnly(fitted) if types == "targets" else fitted
     fitted.fit(events, ITEMS)
     queries = asked(events, 200)
     found = member(name, events, types=types, **options).scores(queries)

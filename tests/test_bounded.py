@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.data.bounded import asked_by_shard, asked_queries, asked_users_V, bounds, fitted_histories
+from recsys.data.bounded import bounds, evaluated_by_shard, evaluated_queries, evaluated_users_V, fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.evaluation.evaluate import evaluate
@@ -32,28 +32,28 @@ def walks(folder: Path, num_shards: int = 3) -> PreparedDataset:
 
 def test_small_data_are_not_sampled(tmp_path: Path) -> None:
     dataset = walks(tmp_path)
-    assert asked_users_V(dataset, config()).all() and len(fitted_histories(dataset, config())) == USERS
+    assert evaluated_users_V(dataset, config()).all() and len(fitted_histories(dataset, config())) == USERS
     assert bounds(dataset, config()) == {}
 
 
 def test_samples_are_uniform_over_users(tmp_path: Path) -> None:
     few = config(max_users=100, max_fit_events=1200)
     three, five = walks(tmp_path / "three"), walks(tmp_path / "five", num_shards=5)
-    assert (asked_users_V(three, few) == asked_users_V(five, few)).all()
-    assert 70 < asked_users_V(three, few).sum() < 130, "100 of 400 on average"
+    assert (evaluated_users_V(three, few) == evaluated_users_V(five, few)).all()
+    assert 70 < evaluated_users_V(three, few).sum() < 130, "100 of 400 on average"
     fitted = fitted_histories(three, few)
     assert 900 < len(fitted.items_E) < 1500, "1200 of 2400 events on average"
     assert (fitted.lengths_U == 6).all(), "no user is cut"
-    assert set(fitted.users_U) != set(np.flatnonzero(asked_users_V(three, few))), "independent samples"
+    assert set(fitted.users_U) != set(np.flatnonzero(evaluated_users_V(three, few))), "independent samples"
 
 
 def test_queries_are_of_the_sampled_users(tmp_path: Path) -> None:
     dataset, few = walks(tmp_path), config(max_users=100)
-    sampled = np.flatnonzero(asked_users_V(dataset, few))
-    together = asked_queries(dataset, Split.TEST, few)
+    sampled = np.flatnonzero(evaluated_users_V(dataset, few))
+    together = evaluated_queries(dataset, Split.TEST, few)
     assert sorted(together.histories.users_U) == sampled.tolist()
     assert together.target_items.tolist() == [(user + 5) % ITEMS for user in together.histories.users_U]
-    parts = list(asked_by_shard(dataset, Split.TEST, few))
+    parts = list(evaluated_by_shard(dataset, Split.TEST, few))
     assert len(parts) == 3
     assert np.concatenate([part.target_items for part in parts]).tolist() == together.target_items.tolist()
 
@@ -88,7 +88,7 @@ def test_sampled_evaluation_passes_the_audit_and_reports_the_samples(tmp_path: P
     few = config(max_users=100, max_fit_events=1200, ablate=False)
     model = Counted(dataset)
     content = json.loads(json.dumps(evaluate(model, dataset, few, refit=True).to_json()))
-    number = int(asked_users_V(dataset, few).sum())
+    number = int(evaluated_users_V(dataset, few).sum())
     assert content["data"]["queries"] == content["data"]["asked_queries"] == number
     assert content["model"]["hit@1"] == 1.0 and model.num_queries < USERS
     assert content["data"]["bounds"] == {

@@ -20,7 +20,7 @@ from pipelines.cli import main
 from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.progress import Progress
 from pipelines.stacking import stacked
-from recsys.auto.portfolio import configured, with_apart
+from recsys.auto.portfolio import configured, with_separate_model
 from recsys.auto.portfolio import settings as portfolio_of
 from recsys.auto.traits import Traits
 from recsys.data.histories import Split
@@ -339,7 +339,7 @@ def test_a_short_budget_compares_two_settings_and_says_what_it_was_spent_on(
 
 
 def test_a_model_apart_that_the_time_does_not_hold_is_left_out_by_name(tmp_path: Path) -> None:
-    config = with_apart(configured(CONFIG, PLAIN, portfolio_of(PLAIN)[0]), portfolio_of(PLAIN)[1], 0)
+    config = with_separate_model(configured(CONFIG, PLAIN, portfolio_of(PLAIN)[0]), portfolio_of(PLAIN)[1], 0)
     budget, clock = _budget()
     budget.expected = {"trained": 100.0, "apart_1": 400.0, "apart_1, final": 200.0, "final": 300.0}
     assert "apart_1" in config.model.granularities.enabled()

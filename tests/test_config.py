@@ -20,7 +20,7 @@ from recsys.config import (
     renamed,
     set_path,
 )
-from recsys.config.outside import from_artifact
+from recsys.config.outside import reading_artifact
 from recsys.errors import ConfigError
 from recsys.training.apart import own_config
 from tune.space import load_space
@@ -213,7 +213,7 @@ def test_old_and_new_key_together_are_refused() -> None:
 
 
 def test_old_key_in_an_artifact_is_read_without_a_line(console: pytest.CaptureFixture[str]) -> None:
-    with from_artifact():
+    with reading_artifact():
         assert Config.model_validate({"train": {"hide_history": 0.3}}).train.history_mask_rate == 0.3
     assert console.readouterr().err == ""
 

@@ -14,7 +14,7 @@ from test_evolution import ndcg, settings, trained
 
 from recsys.config import Config, build_config
 from recsys.data.batches import every_position, last_position
-from recsys.data.context import MAX_VALUES, ContextColumn, Tally, number_codes, tally
+from recsys.data.context import MAX_VALUES, ColumnStatistics, ContextColumn, number_codes, tally
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ConfigError, DataError, RequestError
@@ -40,7 +40,7 @@ def test_codes_by_hand() -> None:
 
 def test_sum_of_tallies_equals_the_tally_of_all() -> None:
     values = np.array([1.0, 2.0, 4.0, 9.0, 9.5])
-    total = Tally(None)
+    total = ColumnStatistics(None)
     for part in (values[:2], values[2:2], values[2:]):
         total.add(tally(pa.chunked_array([pa.array(part)]), "x", is_number=True))
     column = total.column("x")

@@ -9,7 +9,7 @@ from handmade import small_model, small_world
 from test_storage import put, remote_config
 
 from recsys.errors import ArtifactError
-from recsys.registry.followed import Followed
+from recsys.registry.followed import FollowedModel
 from recsys.registry.register import register
 from recsys.registry.tracking import Tracker
 from recsys.serving.bundles import read_bundle, write_bundle
@@ -35,7 +35,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_remote_folder_reloads_when_its_content_changes(bundle_folder: Path, bucket: str, temporary: Path) -> None:
     upload(bundle_folder.parent, f"{bucket}/run")
-    followed = Followed(f"{bucket}/run", "")
+    followed = FollowedModel(f"{bucket}/run", "")
     first = followed.version()
     assert first == followed.version() and list(temporary.iterdir()) == []
     bundle, about = followed.load(first)
@@ -58,7 +58,7 @@ def test_registered_model_with_remote_files_loads_and_leaves_nothing(
     with Tracker(config, folder=tmp_path) as tracker:
         register(tracker, bundle_folder, config, {})
     before = sorted(temporary.iterdir())  # files that registering left are not the server's
-    followed = Followed("models:/pocket@champion", tracking["uri"])
+    followed = FollowedModel("models:/pocket@champion", tracking["uri"])
     bundle, about = followed.load(followed.version())
     assert bundle.info == read_bundle(bundle_folder).info
     assert (about["name"], about["version"], about["alias"]) == ("pocket", "1", "champion")

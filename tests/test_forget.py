@@ -40,7 +40,7 @@ from recsys.preparation.vector_cache import VectorCache, forget_texts, text_keys
 from recsys.privacy.footprints import Id, Traces
 from recsys.privacy.membership import membership, separation
 from recsys.privacy.proof import is_signed, search_file
-from recsys.registry.followed import Followed
+from recsys.registry.followed import FollowedModel
 from recsys.registry.lineage import open_parent
 from recsys.serving.bundles import read_bundle
 from recsys.training.build import build_graphs
@@ -142,7 +142,7 @@ def test_after_forgetting_no_trace_is_found_and_everything_works(trained: Path, 
     """
     root, given = trained.parent, load_config(trained)
     store = f"sqlite:///{root / 'mlflow.db'}"
-    served = Followed("models:/films@champion", store)
+    served = FollowedModel("models:/films@champion", store)
     before, examples = served.version(), read_bundle(root / "run" / "bundle")
     assert set(GONE) <= set(examples.user_ids) and len(_holding(root / "mlartifacts", "person-007")) > 0
 

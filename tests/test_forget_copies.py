@@ -26,7 +26,7 @@ from recsys.bundle.checksums import entry_of
 from recsys.config import ServeConfig
 from recsys.export.forget import Exported
 from recsys.privacy.footprints import Traces
-from recsys.privacy.rows import TheirRows
+from recsys.privacy.rows import RowFinder
 from recsys.registry.copies import FOLDER, Copy, of_models, of_run, owner_of, remember
 from recsys.serving.answer_log import AnswerLog, read_logs, remove_rows
 from recsys.serving.bundles import read_bundle
@@ -178,10 +178,10 @@ def test_rows_written_while_a_log_is_rewritten_are_kept(tmp_path: Path) -> None:
         writer.start()
     removed = 0
     while not stop.is_set():
-        removed += remove_rows(path, TheirRows(["u1"], Traces()))
+        removed += remove_rows(path, RowFinder(["u1"], Traces()))
     for writer in writers:
         writer.join()
-    removed += remove_rows(path, TheirRows(["u1"], Traces()))
+    removed += remove_rows(path, RowFinder(["u1"], Traces()))
     left = [json.loads(line)["user_id"] for line in path.read_text().splitlines()]
     assert removed == 4 * number + 1
     assert sorted(left) == sorted(f"other-{replica}-{count}" for replica in range(4) for count in range(number))
@@ -196,8 +196,8 @@ def test_log_row_belongs_to_user_by_id_or_friend_not_by_number() -> None:
         {"user_id": None, "request": {"history": ["4"]}, "item_ids": []},
     ]
     lines = [json.dumps(row).encode() + b"\n" for row in rows]
-    assert TheirRows(["4"], Traces())(lines) == [True, True, False, False]
-    assert TheirRows(['ü,"4'], Traces())([json.dumps({"user_id": 'ü,"4'}, ensure_ascii=False).encode()]) == [True]
+    assert RowFinder(["4"], Traces())(lines) == [True, True, False, False]
+    assert RowFinder(['ü,"4'], Traces())([json.dumps({"user_id": 'ü,"4'}, ensure_ascii=False).encode()]) == [True]
 
 
 def test_saved_frames_lose_the_rows_of_the_user(

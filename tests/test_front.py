@@ -15,7 +15,7 @@ import pytest
 from recsys.errors import ConfigError
 from recsys.serving import front
 from recsys.serving.calls import Reply, reply_json
-from recsys.serving.front import Front, Patience
+from recsys.serving.front import Front, TimeLimits
 from recsys.serving.listener import Listener
 from recsys.serving.service import Incoming, Limits, token_sha256
 
@@ -55,7 +55,7 @@ class Backend:
 class Served:
     """A front on a socket."""
 
-    def __init__(self, limits: Limits, patience: Patience) -> None:
+    def __init__(self, limits: Limits, patience: TimeLimits) -> None:
         self.backend = Backend()
         self.front = Front(limits, patience, self.backend)
         self.listener = Listener(self.front, "127.0.0.1", 0)
@@ -95,7 +95,7 @@ def run(test: Callable[[Served], Awaitable[None]], token: str = "", max_bytes: i
 
     async def main() -> None:
         limits = Limits(max_bytes, token_sha256=token_sha256(token) if token else "")
-        served = Served(limits, Patience(**patience))
+        served = Served(limits, TimeLimits(**patience))
         try:
             await asyncio.wait_for(test(served), 60)
         finally:

@@ -143,7 +143,7 @@ def test_the_best_of_each_granularity_suffice_and_equals_keep_their_order() -> N
         item_vectors_ND=items_ND,
         names=["a", "b"],
         popularity_N=torch.arange(4.0),
-        unweighted=lambda asked: Parts(z_QKD, torch.ones(1, 2), {}),
+        unit_contributions=lambda asked: Parts(z_QKD, torch.ones(1, 2), {}),
     )
     cache: ScoreCache = build_cache(model, queries, True, 1)  # type: ignore[arg-type]
     assert sorted(cache.pool_QP[0].tolist()) == [0, 1] and cache.scores_QKP[0, :, -1].tolist() == [3.0, 3.0]

@@ -14,7 +14,7 @@ from recsys.config import Config, build_config
 from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
-from recsys.evaluation.interest_drift import movements
+from recsys.evaluation.interest_drift import interest_drift_of
 from recsys.granularities import item_links
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes
 from recsys.granularities.item_cf.model import ItemCF, rank_weights, spectrum, training_matrix
@@ -216,7 +216,7 @@ def test_rolling_forward_does_not_change_closed_form_members(
     for answer in Recommender(read_bundle(tmp_path / "bundle")).recommend(parse_requests(requests)):
         assert answer.scores == pytest.approx(np.sum(list(answer.shares.values()), axis=0).tolist())
         assert any(answer.shares["item_cf"])
-    assert len(movements(frozen, dataset, queries)) == len(queries)
+    assert len(interest_drift_of(frozen, dataset, queries)) == len(queries)
 
 
 def test_strata_are_refitted_next_to_item_cf(beside: tuple[Config, PreparedDataset, FrozenModel]) -> None:

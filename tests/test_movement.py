@@ -11,8 +11,8 @@ import torch
 from handmade import small_model, small_world
 
 from recsys.data.histories import Split
-from recsys.evaluation.interest_drift import OTHER, Groups, _shares, find_groups, movements
-from recsys.report.interest_drift import movement_panel
+from recsys.evaluation.interest_drift import OTHER, Groups, _shares, find_groups, interest_drift_of
+from recsys.report.interest_drift import interest_drift_panel
 
 
 def test_groups_are_values_that_distinguish_items() -> None:
@@ -53,7 +53,7 @@ def test_shares_weight_nearest_items_by_rank() -> None:
 def test_model_gives_interest_drift(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     queries = dataset.histories().queries(Split.TEST)
-    found = movements(small_model(dataset), dataset, queries)
+    found = interest_drift_of(small_model(dataset), dataset, queries)
     assert [len(movement["events"]) for movement in found] == [min(n, 4) for n in queries.histories.lengths_U]
     for movement in found:
         assert np.all(np.sum(movement["long"], axis=1) <= 1 + 1e-9) and movement["immediate"] is None
@@ -71,10 +71,10 @@ def test_panel_lays_out_areas_and_colours() -> None:
         "immediate": [[0.0, 1.0], [0.0, 1.0]],
         "share": 0.25,
     }
-    panel = movement_panel([{"user": "u", "movement": movement}, {"user": "v"}, {"user": "w", "movement": None}])
+    panel = interest_drift_panel([{"user": "u", "movement": movement}, {"user": "v"}, {"user": "w", "movement": None}])
     assert panel is not None and panel["keys"] == [("milk", 0), ("tea", 1)] and panel["two"]
     (user,) = panel["users"]
     assert user["long"] == [(0, "M0 50 L100 0 L100 100 L0 100Z"), (1, "M0 25 L100 0 L100 0 L0 50Z")]
     assert (user["first"], user["last"], user["moved"]) == ("2 Jan 1970", "4 Jan 1970", pytest.approx(0.375))
     assert [event["colour"] for event in user["chosen"]] == [0, None]
-    assert movement_panel([{"user": "u"}]) is None
+    assert interest_drift_panel([{"user": "u"}]) is None

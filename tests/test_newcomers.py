@@ -18,9 +18,9 @@ from test_prepare import MemorySource, config, event, rows_of, silent
 
 from recsys.config import build_config
 from recsys.data import cold_start as module
-from recsys.data.cold_start import CUT, Newcomers
+from recsys.data.cold_start import CUT, ColdUsers
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import VALID_ALONE, Histories, Split
+from recsys.data.histories import COLD_VALID, Histories, Split
 from recsys.evaluation.baselines import fit_baselines
 from recsys.evaluation.evaluate import evaluate
 from recsys.evaluation.segments import paired_report
@@ -33,31 +33,31 @@ PARTS = np.array([0, 0, 0, 1, 2, 0, 0, 2, 0, 0, 0, 1], dtype=np.uint8)
 
 
 def test_latest_training_events_stay_and_validation_is_marked() -> None:
-    found = Newcomers(0.5, 2, 0).cut(np.array([True, False, True]), OFFSETS, PARTS, None)
+    found = ColdUsers(0.5, 2, 0).cut(np.array([True, False, True]), OFFSETS, PARTS, None)
     assert found.tolist() == [CUT, 0, 0, 3, 2, 0, 0, 2, CUT, 0, 0, 3]
-    nothing = Newcomers(0.5, 0, 0).cut(np.array([False, True, False]), OFFSETS, PARTS, None)
+    nothing = ColdUsers(0.5, 0, 0).cut(np.array([False, True, False]), OFFSETS, PARTS, None)
     assert nothing.tolist() == [0, 0, 0, 1, 2, CUT, CUT, 2, 0, 0, 0, 1]
 
 
 def test_without_an_order_events_with_the_largest_numbers_stay() -> None:
     numbers = np.array([0.9, 0.1, 0.5, 1.0, 1.0, 0.3, 0.2, 0.9, 0.0, 0.0, 0.7, 0.8])
-    found = Newcomers(0.5, 1, 0).cut(np.ones(3, dtype=bool), OFFSETS, PARTS, numbers)
+    found = ColdUsers(0.5, 1, 0).cut(np.ones(3, dtype=bool), OFFSETS, PARTS, numbers)
     assert found.tolist() == [0, CUT, CUT, 3, 2, 0, CUT, 2, CUT, CUT, 0, 3]
 
 
 def test_cold_users_depend_on_id_and_seed_only() -> None:
     ids = pa.array([f"u{i}" for i in range(20_000)])
-    cold = Newcomers(0.2, 3, 7).among(ids)
+    cold = ColdUsers(0.2, 3, 7).among(ids)
     assert abs(cold.mean() - 0.2) < 0.01
     shuffled = np.random.default_rng(0).permutation(20_000)
-    assert np.array_equal(Newcomers(0.2, 3, 7).among(ids.take(pa.array(shuffled))), cold[shuffled])
-    assert not np.array_equal(Newcomers(0.2, 3, 8).among(ids), cold)
+    assert np.array_equal(ColdUsers(0.2, 3, 7).among(ids.take(pa.array(shuffled))), cold[shuffled])
+    assert not np.array_equal(ColdUsers(0.2, 3, 8).among(ids), cold)
     # a larger share includes the users of a smaller one
-    assert Newcomers(0.4, 3, 7).among(ids)[cold].all()
+    assert ColdUsers(0.4, 3, 7).among(ids)[cold].all()
 
 
 def test_cold_validation_event_is_a_target_and_never_visible() -> None:
-    parts = np.array([0, 0, VALID_ALONE, 2, 0, 1, 2], dtype=np.uint8)
+    parts = np.array([0, 0, COLD_VALID, 2, 0, 1, 2], dtype=np.uint8)
     zeros = np.zeros(7)
     found = Histories(np.arange(2), np.array([0, 4, 7]), np.arange(7), zeros, zeros, zeros, parts)
     valid, test = found.queries(Split.VALID), found.queries(Split.TEST)
@@ -91,7 +91,7 @@ def test_prepare_cuts_only_the_cold_users(tmp_path: Path, split: dict[str, Any])
             if user not in cold:
                 assert after[user] == events
                 continue
-            held = [(item, VALID_ALONE if part == Split.VALID else part) for item, part in events if part]
+            held = [(item, COLD_VALID if part == Split.VALID else part) for item, part in events if part]
             assert [pair for pair in after[user] if pair[1]] == held
             kept = [pair for pair in after[user] if not pair[1]]
             training = [pair for pair in events if not pair[1]]
@@ -112,7 +112,7 @@ def check_counts(dataset: PreparedDataset, after: dict[str, list[tuple[str, int]
     left = [(user, item, part) for user, events in after.items() for item, part in events]
     assert counts["cold_users"] == len(cold)
     assert counts["cold_cut"] == len(EVENTS) - len(left) > 0
-    assert counts["cold_valid"] == sum(part == VALID_ALONE for *_, part in left) > 0
+    assert counts["cold_valid"] == sum(part == COLD_VALID for *_, part in left) > 0
     assert counts["events"] == len(left) - counts["cold_valid"]
     fitted = [(user, item) for user, item, part in left if part <= Split.VALID]
     assert dataset.item_counts_N(Split.VALID).tolist() == [sum(name == i for _, name in fitted) for i in items]
@@ -159,7 +159,7 @@ def test_split_without_cold_users_keeps_its_hash(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_report_compares_models_on_cold_users(tmp_path: Path) -> None:
-    newcomers = Newcomers(0.4, 3, 5)
+    newcomers = ColdUsers(0.4, 3, 5)
     cold_U = newcomers.among(pa.array([f"u{user}" for user in range(20)]))
     walks = [leave_last(*((start + step) % 30 for step in range(6))) for start in range(20)]
     cut = [

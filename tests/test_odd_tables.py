@@ -20,7 +20,7 @@ from recsys import schema
 from recsys.config import build_config
 from recsys.config.sources import source_class
 from recsys.errors import DataError, UserError
-from recsys.preparation.dataset_writer import Destination
+from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.preparation.quarantine import QUARANTINE_SCHEMA, Quarantine
 from recsys.sources import open_source
 
@@ -218,7 +218,7 @@ def test_setting_with_two_forms_is_explained_in_the_intended_form(settings: Any,
 
 
 def test_too_many_bad_rows_stop_and_name_the_setting_that_accepts_them(tmp_path: Path) -> None:
-    quarantine = Quarantine(Destination(str(tmp_path / "dataset")), build_config({"model": _MODEL}).data)
+    quarantine = Quarantine(DatasetWriter(str(tmp_path / "dataset")), build_config({"model": _MODEL}).data)
     quarantine.start("events", 4)
     columns = {"file": ["e"], "row": [1], "reason": ["missing user_id"], "raw": ["x"]}
     quarantine.add("events", pa.table(columns, schema=QUARANTINE_SCHEMA))

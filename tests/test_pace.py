@@ -18,7 +18,7 @@ from recsys import pace
 from recsys.config import TextConfig
 from recsys.data.histories import Split
 from recsys.evaluation.ranking import rank
-from recsys.pace import Pace, heard_by, paced, tell
+from recsys.pace import Pace, reporting_to, tell, with_progress
 from recsys.preparation import vector_cache as text_cache
 
 
@@ -30,7 +30,7 @@ def clock(step: float) -> Callable[[], float]:
 
 def test_at_most_one_line_every_ten_seconds_with_the_remaining_time() -> None:
     said: list[str] = []
-    with heard_by(said.append):
+    with reporting_to(said.append):
         work = Pace("ranking users", 20, clock=clock(4.0))
         for _ in range(20):
             work.add()
@@ -41,7 +41,7 @@ def test_at_most_one_line_every_ten_seconds_with_the_remaining_time() -> None:
 
 def test_short_work_and_work_without_a_listener_report_nothing() -> None:
     said: list[str] = []
-    with heard_by(said.append):
+    with reporting_to(said.append):
         work = Pace("ranking users", 20, clock=clock(0.4))
         for _ in range(20):
             work.add()
@@ -55,14 +55,14 @@ def test_short_work_and_work_without_a_listener_report_nothing() -> None:
 def test_remaining_time_follows_cost_and_not_number_of_steps() -> None:
     """Ten texts, the first as long as the nine others together: after it, half of the work is done."""
     said: list[str] = []
-    with heard_by(said.append):
+    with reporting_to(said.append):
         Pace("encoding texts", 10, 18.0, clock(60.0)).add(1, 9.0)
     assert said == ["encoding texts: 1 of 10 (50 %), about 1 min left"]
 
 
 def test_work_of_unknown_length_reports_finished_steps() -> None:
     said: list[str] = []
-    with heard_by(said.append):
+    with reporting_to(said.append):
         Pace("blocks of events read", 0, clock=clock(20.0)).add(3)
     assert said == ["blocks of events read: 3 so far"]
 
@@ -72,9 +72,9 @@ def test_listener_is_set_only_during_the_block(monkeypatch: pytest.MonkeyPatch) 
     stream = io.StringIO()
     progress = Progress(stream)
     with progress.stage("evaluate"):
-        assert list(paced("fitting baselines", ["ease", "als"])) == ["ease", "als"]
+        assert list(with_progress("fitting baselines", ["ease", "als"])) == ["ease", "als"]
         tell("building an index of 5 items")
-    list(paced("fitting baselines", ["ease", "als"]))
+    list(with_progress("fitting baselines", ["ease", "als"]))
     lines = [line.split("  ", 1)[1] for line in stream.getvalue().splitlines()]
     assert lines[0].startswith("evaluate   fitting baselines: 1 of 2 (50 %), about ")
     assert lines[1] == "evaluate   building an index of 5 items" and len(lines) == 3  # and that it is done
@@ -84,7 +84,7 @@ def test_rankings_and_fits_report_progress(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(pace, "EVERY_S", 0.0)
     dataset = small_world(tmp_path / "data")
     said: list[str] = []
-    with heard_by(said.append):
+    with reporting_to(said.append):
         rank(_Scores(dataset.num_items), dataset.histories().queries(Split.TEST), 3, chunk=1)
         small_model(dataset)
     assert any(line.startswith("ranking users: 1 of 3 (33 %)") for line in said), said
@@ -108,7 +108,7 @@ def test_encoding_reports_progress_by_text_length(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(text_cache, "cluster_dtype", lambda wanted: "float32")
     monkeypatch.setattr(text_cache, "model_identity", lambda config: "model")
     said: list[str] = []
-    with heard_by(said.append):
+    with reporting_to(said.append):
         vectors_NT, numbers = text_cache.encode_texts(["a", "b" * 17, None], TextConfig(cache_dir=str(tmp_path)), None)
     assert numbers == {"encoded": 2, "cached": 0} and vectors_NT.shape == (3, 4)
     assert [line.rsplit(",", 1)[0] for line in said] == ["encoding texts: 1 of 2 (90 %)"]

@@ -21,7 +21,7 @@ from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError
 from recsys.preparation import prepare as prepare_module
-from recsys.preparation.dataset_writer import Destination
+from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.preparation.prepare import prepare
 from recsys.sources import open_source
 from recsys.sources.base import Piece, SourceAdapter
@@ -152,7 +152,7 @@ def test_an_interrupted_prepare_leaves_nothing_valid(tmp_path: Path, monkeypatch
         raise RuntimeError("power cut")
 
     source = MemorySource(events=rows_of("events", TIMED))
-    leftover = Destination(str(tmp_path / "dataset")).folder.path
+    leftover = DatasetWriter(str(tmp_path / "dataset")).folder.path
     Path(leftover, "vocab").mkdir(parents=True)
     monkeypatch.setattr(prepare_module.Preparation, "_write_graphs", fail)
     with pytest.raises(RuntimeError, match="power cut"):
@@ -166,7 +166,7 @@ def test_without_rename_the_manifest_comes_last(tmp_path: Path) -> None:
     root = tmp_path / "store"
     (root / "vocab").mkdir(parents=True)
     (root / "vocab" / "old").write_text("left by an interrupted run")
-    destination = Destination(str(root), aside=False)
+    destination = DatasetWriter(str(root), aside=False)
     with destination.writing() as folder:
         assert folder.path == str(root) and not (root / "vocab").exists()
         folder.write_table("vocab/users.parquet", pa.table({"user_id": ["a"]}))

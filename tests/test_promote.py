@@ -25,10 +25,10 @@ from recsys.data.context import ContextColumn
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.evaluation.validation import Validator
-from recsys.gate.cross_dataset import ForeignScorer, leak_of
+from recsys.gate.cross_dataset import CrossDatasetScorer, leak_of
 from recsys.gate.promotion import Findings, against_baselines, against_champion, against_drift, ranked
 from recsys.registry.card import model_card
-from recsys.registry.minimum import alias_command, ask_minimum, num_events
+from recsys.registry.minimum import alias_command, check_minimum, num_events
 from recsys.registry.provenance import lineage
 from recsys.registry.register import RegisteredModel, register, resolve
 from recsys.registry.run_tags import UNKNOWN, working_commit
@@ -228,9 +228,7 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsy
     assert world.aliases() == {"challenger": "3", "champion": "2", "previous": "1"}
     record = world.record()
     assert record["comparison"]["low"] > 0 and record["comparison"]["queries"] == 72
-    assert any(
-        "it does not know 4 of 24 items" in note for note in record["notes"]
-    )
+    assert any("it does not know 4 of 24 items" in note for note in record["notes"])
     assert record["comparison"]["segments"]["champion"]["new to the champion"]["queries"] == 22
     assert world.tags("1")["promotion.replaced_by"] == "2" and world.tags("2")["promotion.replaced"] == "1"
 
@@ -287,7 +285,7 @@ def test_champion_trained_on_test_events_is_refused_unless_forced(world: World, 
     version = world.register(world.told, epochs=2)
     uri = f"models:/pocket/{version}"
     bundle = read_bundle(resolve(uri, world.uri))
-    leak = leak_of(bundle, ForeignScorer(bundle, world.dataset), world.dataset)
+    leak = leak_of(bundle, CrossDatasetScorer(bundle, world.dataset), world.dataset)
     assert leak == "71 of the 72 test events were training events of the model"
     before = world.aliases().get("champion", "")
     world.client.set_registered_model_alias("pocket", "champion", version)
@@ -401,17 +399,21 @@ def test_champion_changes_and_rolls_back_without_a_challenger(world: World) -> N
 def test_minimum_compares_best_baseline_and_events_of_alias_holder() -> None:
     held = {"the present challenger": 100}
     even = comparison_of(-0.03, 0.01)
-    assert ask_minimum(even, 90, {}, rules()).passed, "chance"
-    assert "is not distinguishable from the baseline popularity (-0.0100" in ask_minimum(even, 90, {}, rules()).why
-    assert not ask_minimum(even, 90, held, rules()).passed, "it would take the alias from a version that may be better"
-    assert "is above the baseline popularity (+0.0200" in ask_minimum(comparison_of(0.01, 0.03), 90, held, rules()).why
-    asked = ask_minimum({}, 89, held, rules())
+    assert check_minimum(even, 90, {}, rules()).passed, "chance"
+    assert "is not distinguishable from the baseline popularity (-0.0100" in check_minimum(even, 90, {}, rules()).why
+    assert not check_minimum(even, 90, held, rules()).passed, (
+        "it would take the alias from a version that may be better"
+    )
+    assert (
+        "is above the baseline popularity (+0.0200" in check_minimum(comparison_of(0.01, 0.03), 90, held, rules()).why
+    )
+    asked = check_minimum({}, 89, held, rules())
     assert not asked.passed and "of 89 events" in asked.why
-    assert ask_minimum({}, 89, {"the present challenger": 0}, rules()).passed, "it says no number"
-    assert ask_minimum({}, 89, {}, rules()).why == "no baseline was measured"
+    assert check_minimum({}, 89, {"the present challenger": 0}, rules()).passed, "it says no number"
+    assert check_minimum({}, 89, {}, rules()).why == "no baseline was measured"
     for told in ({"registry": {"min_data": 0}}, {"update": {"replace": True}}):
         tree = {"model": {"granularities": {"evolution": {"enabled": True}}}, **told}
-        assert ask_minimum({}, 1, held, build_config(tree)).passed
+        assert check_minimum({}, 1, held, build_config(tree)).passed
 
 
 def test_alias_command_is_quoted_for_a_shell() -> None:
@@ -442,12 +444,12 @@ def test_ranking_by_ids_equals_ranking_by_dense_numbers(world: World) -> None:
     bundle = read_bundle(resolve("models:/pocket/2", world.uri))
     queries = world.dataset.histories().queries(Split.TEST)
     _, direct_B = ranked(bundle.model, queries, world.config)
-    _, by_ids_B = ranked(ForeignScorer(bundle, world.dataset), queries, world.config)
+    _, by_ids_B = ranked(CrossDatasetScorer(bundle, world.dataset), queries, world.config)
     assert direct_B.tolist() == by_ids_B.tolist()
-    scores_BN = ForeignScorer(bundle, world.early).scores(world.early.histories().queries(Split.VALID))
+    scores_BN = CrossDatasetScorer(bundle, world.early).scores(world.early.histories().queries(Split.VALID))
     assert scores_BN.shape[1] == 20 and bool(scores_BN.isfinite().all())
     small = read_bundle(resolve("models:/pocket/1", world.uri))
-    scores_BN = ForeignScorer(small, world.dataset).scores(queries)
+    scores_BN = CrossDatasetScorer(small, world.dataset).scores(queries)
     assert scores_BN.isneginf().sum(1).unique().tolist() == [4], "items that it does not know are never recommended"
 
 

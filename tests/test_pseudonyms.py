@@ -15,7 +15,7 @@ from pipelines.cli import main
 from recsys.config import build_config, load_config
 from recsys.config.privacy import PseudonymConfig
 from recsys.data.dataset import PreparedDataset
-from recsys.data.pseudonyms import Pseudonyms, known_as
+from recsys.data.pseudonyms import Pseudonyms, pseudonym_lookup
 from recsys.errors import ConfigError
 from recsys.preparation.prepare import prepare
 from recsys.serving.bundles import read_bundle
@@ -122,7 +122,7 @@ def test_two_locations_of_the_key_are_refused() -> None:
         build_config({"data": {"pseudonymise": {"key_env": "A", "key_file": "b"}}})
     with pytest.raises(ConfigError, match="key_env"):
         build_config({"data": {"pseudonymise": {"key_env": "$$A"}}})
-    assert Pseudonyms.of(PseudonymConfig()) is None and known_as({})("x") == "x"
+    assert Pseudonyms.of(PseudonymConfig()) is None and pseudonym_lookup({})("x") == "x"
 
 
 def test_key_is_trimmed_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

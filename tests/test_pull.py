@@ -22,7 +22,7 @@ from handmade import small_model, small_world
 from pipelines.cli import main
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError
-from recsys.registry.followed import Followed
+from recsys.registry.followed import FollowedModel
 from recsys.registry.pull import pull_model
 from recsys.registry.register import register, resolve
 from recsys.registry.tracking import Tracker, client, tracking_uri
@@ -201,7 +201,7 @@ def test_tampered_model_is_refused_before_its_code_runs(
         for load in (
             lambda: pull_model("models:/pocket@champion", tmp_path / "deployed", uri),
             lambda: resolve("models:/pocket/1", uri),
-            lambda: Followed("models:/pocket@champion", uri).load("models:/pocket/1"),
+            lambda: FollowedModel("models:/pocket@champion", uri).load("models:/pocket/1"),
         ):
             with pytest.raises(
                 ArtifactError, match="is not what was registered|not a regular file|cannot be read"

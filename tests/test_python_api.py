@@ -175,7 +175,7 @@ def test_the_models_lists_have_the_models_figures(fitted: tuple[recsys.Dataset, 
     from pipelines.prepare import open_dataset
     from pipelines.train import open_trained
     from recsys.config import load_config
-    from recsys.data.bounded import asked_queries
+    from recsys.data.bounded import evaluated_queries
     from recsys.data.histories import Split
     from recsys.evaluation.ranking import rank
 
@@ -185,7 +185,7 @@ def test_the_models_lists_have_the_models_figures(fitted: tuple[recsys.Dataset, 
     prepared = open_dataset(config)
     with open_run(config, "evaluate") as folder:
         frozen = open_trained(config, folder, prepared).frozen
-    ranking = rank(frozen, asked_queries(prepared, Split.TEST, config), 20, config.evaluate.exclude_seen)
+    ranking = rank(frozen, evaluated_queries(prepared, Split.TEST, config), 20, config.evaluate.exclude_seen)
     rows, places = np.nonzero(ranking.items_BK >= 0)
     users = ranking.queries.histories.users_U[rows]
     lists = pd.DataFrame(

@@ -20,7 +20,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import RequestError
 from recsys.evaluation.ranking import rank
-from recsys.serving.answer_rows import Answering, Defaults, output_schema
+from recsys.serving.answer_rows import BatchRecommender, Defaults, output_schema
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_requests
@@ -151,8 +151,8 @@ def test_pruned_members_are_in_no_answer(stacked: Recommender) -> None:
     assert [sum(shares) for shares in zip(*answer.shares.values(), strict=True)] == answer.scores
     asked = Defaults(4, None, None)
     for table in (
-        Answering(stacked, asked)(pa.table({"user_id": ["u0"]})),
-        Answering(stacked, asked).rows([{"user_id": "u0"}]),
+        BatchRecommender(stacked, asked)(pa.table({"user_id": ["u0"]})),
+        BatchRecommender(stacked, asked).rows([{"user_id": "u0"}]),
     ):
         shares = [name for name in table.column_names if name.startswith("share_")]
         assert sorted(shares) == ["share_item_knn", "share_popularity"]
@@ -170,7 +170,7 @@ def test_answer_from_the_popularity_member_alone_is_marked(stacked: Recommender,
 
 
 def test_batch_marks_popular_answers_like_requests(stacked: Recommender) -> None:
-    table = Answering(stacked, Defaults(3, None, None))(pa.table({"user_id": ["nobody", "u0"]}))
+    table = BatchRecommender(stacked, Defaults(3, None, None))(pa.table({"user_id": ["nobody", "u0"]}))
     assert table.column("source").to_pylist() == ["popularity"] * 3 + ["model"] * 3
     assert table.column("share_popularity").null_count == 0
     assert table.column("share_popularity").to_pylist()[:3] == pytest.approx(table.column("score").to_pylist()[:3])

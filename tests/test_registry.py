@@ -31,7 +31,7 @@ from recsys.registry.register import (
     resolve,
 )
 from recsys.registry.run_tags import working_commit
-from recsys.registry.tracking import Tracker, client, remembered_run, tracking_uri
+from recsys.registry.tracking import Tracker, client, run_of_folder, tracking_uri
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
@@ -220,8 +220,8 @@ def test_failed_run_is_marked_and_can_continue(registered: Registered) -> None:
     run = found.get_run(tracker.run_id)
     assert run.info.status == "FAILED" and run.info.run_name == "doomed"
     assert run.data.tags["error"] == "ZeroDivisionError: division by zero"
-    assert remembered_run(config) == tracker.run_id
-    with Tracker(config, run_id=remembered_run(config)) as again:
+    assert run_of_folder(config) == tracker.run_id
+    with Tracker(config, run_id=run_of_folder(config)) as again:
         again.log_metrics({"late": 1})
     run = found.get_run(again.run_id)
     assert again.run_id == tracker.run_id and run.info.status == "FINISHED" and run.data.metrics == {"late": 1.0}
@@ -250,7 +250,7 @@ def test_deleted_run_is_replaced_by_a_new_one(registered: Registered) -> None:
     for gone in (first.run_id, "0" * 32):
         with Tracker(config, run_id=gone) as again:
             pass
-        assert again.run_id != gone and remembered_run(config) == again.run_id
+        assert again.run_id != gone and run_of_folder(config) == again.run_id
 
 
 def test_deleted_experiment_has_its_own_message(registered: Registered) -> None:
@@ -274,7 +274,7 @@ def test_children_name_their_parent(registered: Registered) -> None:
         child.set_tags({"trial": 1})
     tags = client(registered.uri).get_run(child.run_id).data.tags
     assert tags["mlflow.parentRunId"] == registered.run_id and tags["trial"] == "1"
-    assert remembered_run(registered.config) == registered.run_id  # a child run does not replace the run of the folder
+    assert run_of_folder(registered.config) == registered.run_id  # a child run does not replace the run of the folder
 
 
 def test_leftover_experiment_id_is_ignored(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:

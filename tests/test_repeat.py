@@ -23,7 +23,7 @@ from recsys.granularities.base import Graphs, ItemView, State
 from recsys.granularities.repeat.features import NAMES, raw_numbers
 from recsys.granularities.repeat.habits import ItemHabits, baskets, pairs_of
 from recsys.granularities.repeat.model import Repeat
-from recsys.granularities.repeat.moments import draw_moments
+from recsys.granularities.repeat.moments import sample_times
 from recsys.granularities.repeat.section import RepeatConfig
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender, as_queries
@@ -86,14 +86,14 @@ def test_fit_subtracts_a_pair_from_the_habits_of_its_item() -> None:
 
 def test_sampled_times_see_earlier_events_only() -> None:
     histories = histories_of([(1, 1), (2, 1), (3, 2), (1, 2), (2, 5)], [(4, 1)])
-    moments = draw_moments(histories, ALL, 1000)
+    moments = sample_times(histories, ALL, 1000)
     assert set(moments.rows_B) == {0}
     for row, seen in enumerate(np.split(moments.histories.items_E, moments.histories.offsets_U1[1:-1])):
         assert seen.tolist() == [1, 2, 3, 1, 2][: len(seen)]
         came = {int(key % 2**32) for key in moments.next_keys if key // 2**32 == row}
         assert came == {1: {2}, 2: {3, 1}, 3: {1}, 4: {2}}[len(seen)]
         assert moments.asked_at_B[row] == {1: 1, 2: 2, 3: 2, 4: 5}[len(seen)] * DAY
-    assert draw_moments(histories, ALL, 3).histories.offsets_U1[-1] <= 4
+    assert sample_times(histories, ALL, 3).histories.offsets_U1[-1] <= 4
 
 
 def rhythms(num_users: int = 120) -> list[list[tuple[int, int]]]:

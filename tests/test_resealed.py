@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from recsys.bundle.description import BundleInfo
 from recsys.bundle.writing import seal
 from recsys.errors import ArtifactError
-from recsys.registry.followed import Followed
+from recsys.registry.followed import FollowedModel
 from recsys.serving.bundles import read_bundle, write_bundle
 
 
@@ -165,5 +165,5 @@ def test_deeply_nested_description_is_damaged(bundle: Path, tmp_path: Path) -> N
 def test_card_without_checksum_is_not_shown(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
     described(lambda d: d["files"].pop("MODEL_CARD.md"))(tmp_path / "bundle")
-    followed = Followed(str(tmp_path / "bundle"), "")
+    followed = FollowedModel(str(tmp_path / "bundle"), "")
     assert followed.load(followed.version())[1]["card"] is None

@@ -22,7 +22,7 @@ from recsys.preparation.core import core_pairs, cut_bucket, find_core
 from recsys.preparation.events import Coding, EventRules, encode_bucket, gather_bucket, project
 from recsys.preparation.filters import EventFilters
 from recsys.preparation.friends import SocialRules, number_rows
-from recsys.preparation.graphs import FactRules, facts, write_facts
+from recsys.preparation.graphs import TripleRules, facts, write_triples
 from recsys.preparation.prepare import prepare
 from recsys.sources.validate import Layout, check_rows
 from recsys.values.overlap import SideIds, compare
@@ -260,7 +260,7 @@ def test_item_ids_are_entity_ids_if_no_item_has_an_entity() -> None:
 def test_triples_about_no_item_stop_prepare() -> None:
     features = pa.table({"item_id": ["1", "2"], "entity_id": ["m.1", None]})
     with pytest.raises(DataError, match=r"none of the 1 ids of items \(entity_id\) occurs in the knowledge .*'m\.1'"):
-        write_facts(None, features, FactRules(), None, knowledge(("M.1", "is", "red")))  # type: ignore[arg-type]
+        write_triples(None, features, TripleRules(), None, knowledge(("M.1", "is", "red")))  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------ configuration

@@ -113,7 +113,7 @@ def test_sigterm_ends_it_without_an_error(
             os.kill(os.getpid(), signal.SIGTERM)
             raise AssertionError("the signal ends the command")
 
-    monkeypatch.setattr(followed_side, "Followed", Waiting)
+    monkeypatch.setattr(followed_side, "FollowedModel", Waiting)
     config.serve.host, config.serve.port = "0.0.0.0", 0
     with open_run(config, "serve", locks=False) as folder:
         serve.serve(config, folder)

@@ -15,7 +15,7 @@ from handmade import small_model, small_world
 
 from recsys.bundle.files import Bundle
 from recsys.errors import ConfigError, RequestError
-from recsys.registry.followed import Followed
+from recsys.registry.followed import FollowedModel
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.calls import CallError
 from recsys.serving.counts import Counts, exposition
@@ -365,7 +365,7 @@ def test_counts_of_replicas_are_added() -> None:
 
 def test_followed_folder_changes_version_with_its_content(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "pulled/bundle")
-    followed = Followed(str(tmp_path / "pulled"), "")
+    followed = FollowedModel(str(tmp_path / "pulled"), "")
     first = followed.version()
     found, about = followed.load(first)
     assert found.item_ids and about["uri"] == str(tmp_path / "pulled") and about["dataset"]["name"] == "handmade"

@@ -38,7 +38,7 @@ from recsys.registry.tracking import Tracker, client, tracking_uri
 from recsys.serving import desk as desk_module
 from recsys.serving.batch import recommend_all
 from recsys.serving.bundles import read_bundle, write_bundle
-from recsys.serving.desk import Desk
+from recsys.serving.desk import ModelHolder
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_any, parse_requests
 from recsys.serving.service import Answered, Limits, Service
@@ -510,7 +510,7 @@ def test_stock_reply_waits_until_both_replicas_have_the_change(tmp_path: Path) -
 
 
 def test_stock_is_everywhere_when_every_running_replica_has_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = Desk()
+    desk = ModelHolder()
     desk.look("one", {"a": 1}, {}, {}, 1)
     desk.look("two", {"a": 1}, {}, {}, 0)
     assert desk.has_everywhere(0) and not desk.has_everywhere(1)

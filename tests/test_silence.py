@@ -17,7 +17,7 @@ from recsys.evaluation.validation import Validator
 from recsys.training import loop, phases
 from recsys.training.build import Start
 from recsys.training.context import Report, TrainContext
-from recsys.training.pruned import KEPT, choose_kept, silenced, transplant, without
+from recsys.training.pruned import KEPT, choose_kept, pruned_names, transplant, without
 from recsys.training.selected import selected_model
 from tests.test_training import Interrupted, cycles, settings
 from tests.two_processes import together
@@ -55,7 +55,7 @@ def test_pruned_model_equals_one_configured_without(kind: str, tmp_path: Path, m
     expected = run(other, dataset)
     monkeypatch.setattr(loop, "choose_kept", silence)
     found = run(config, dataset)
-    assert silenced(found.choices) == SILENT and found.best_epoch == expected.best_epoch
+    assert pruned_names(found.choices) == SILENT and found.best_epoch == expected.best_epoch
     by_phase = {phase: [row["loss"] for row in found.history if row["phase"] == phase] for phase in ("select", "refit")}
     assert by_phase == {phase: [row["loss"] for row in expected.history if row["phase"] == phase] for phase in by_phase}
     assert torch.equal(found.frozen.item_vectors_ND, expected.frozen.item_vectors_ND)
@@ -117,7 +117,7 @@ def test_warm_start_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     first = run(config, dataset)
     start = Start(first.weights, first.frozen.sizes.inputs, names=tuple(first.frozen.trained_names))
     second = run(config, dataset, start=start)
-    assert silenced(second.choices) == SILENT
+    assert pruned_names(second.choices) == SILENT
     assert second.history[-1]["loss"] < first.history[-1]["loss"], "starts where the first ended"
 
 
@@ -154,7 +154,7 @@ def test_check_prunes_only_gains_beyond_noise() -> None:
     assert choose_kept(["a"], metric) == {"a": 1.0}, "the last one is never pruned"
     noise = np.random.default_rng(0).normal(size=100)
     assert choose_kept(["a", "b"], lambda silent: noise * len(silent)) == {"a": 1.0, "b": 1.0} or noise.mean() > 0.1
-    assert silenced({KEPT: {"a": 0.0, "b": 1.0}}) == {"a"} and silenced({}) == frozenset()
+    assert pruned_names({KEPT: {"a": 0.0, "b": 1.0}}) == {"a"} and pruned_names({}) == frozenset()
 
 
 def test_transplant_copies_weights_by_name() -> None:

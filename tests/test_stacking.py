@@ -128,7 +128,7 @@ def test_weights_depend_on_the_length_of_the_history() -> None:
     stack = Stack(2)
     stack.weights_GM.copy_(torch.arange(2.0 * NUM_GROUPS).reshape(NUM_GROUPS, 2))
     assert stack.weights(torch.tensor([0, 2, 1000])).tolist() == [[0.0, 1.0], [2.0, 3.0], [12.0, 13.0]]
-    assert not stack.is_silent(0)
+    assert not stack.is_pruned(0)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from recsys.config import (
 )
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError, StorageError
-from recsys.preparation.dataset_writer import Destination
+from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.preparation.images import digest_block
 from recsys.preparation.vector_cache import VectorCache
 from recsys.registry.lineage import open_parent
@@ -233,7 +233,7 @@ def test_without_boto3_one_message(bucket: str, monkeypatch: pytest.MonkeyPatch)
         open_run(remote_config(bucket), "train"),
     ):
         pass
-    with pytest.raises(StorageError, match="boto3"), Destination(f"{bucket}/set").writing():
+    with pytest.raises(StorageError, match="boto3"), DatasetWriter(f"{bucket}/set").writing():
         pass
     put(f"{bucket}/a.csv", "user_id,item_id\nu,i\n")
     assert read_all(open_source(CanonicalSource(events=[f"{bucket}/a.csv"])).pieces()["events"]).num_rows == 1
@@ -253,7 +253,7 @@ def manifest(content_hash: str) -> Manifest:
 
 
 def write_set(place: str, content_hash: str) -> None:
-    destination = Destination(place)
+    destination = DatasetWriter(place)
     with destination.writing() as folder:
         folder.write_table("vocab/users.parquet", pa.table({"user_id": [content_hash]}))
         destination.commit(manifest(content_hash))
@@ -264,7 +264,7 @@ def test_a_dataset_is_replaced_manifest_first_and_last(bucket: str) -> None:
     write_set(place, "one")
     assert names(f"{bucket}/deep") == ["set/manifest.json", "set/vocab/users.parquet"]  # no lock is left
     assert PreparedDataset(place).user_ids.to_pylist() == ["one"]
-    destination = Destination(place)
+    destination = DatasetWriter(place)
     with destination.writing() as folder:
         assert names(place) == []
         folder.write_text("vocab/context.json", "[]")
@@ -272,7 +272,7 @@ def test_a_dataset_is_replaced_manifest_first_and_last(bucket: str) -> None:
             PreparedDataset(place)
         with (
             pytest.raises(ArtifactError, match=r"is in use by `recsys prepare`, process \d+ on .*another data.dir"),
-            Destination(place).writing(),
+            DatasetWriter(place).writing(),
         ):
             pass
         destination.commit(manifest("two"))
@@ -285,7 +285,7 @@ def test_a_dataset_is_replaced_manifest_first_and_last(bucket: str) -> None:
 def test_an_interrupted_dataset_leaves_nothing(bucket: str) -> None:
     place = f"{bucket}/set"
     write_set(place, "one")
-    with pytest.raises(KeyboardInterrupt), Destination(place).writing() as folder:
+    with pytest.raises(KeyboardInterrupt), DatasetWriter(place).writing() as folder:
         folder.write_table("histories/part-00000.parquet", pa.table({"user": [1]}))
         raise KeyboardInterrupt
     assert names(bucket) == []

@@ -19,7 +19,7 @@ from pipelines.cli import user_message
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable
 from recsys.registry import store
-from recsys.registry.followed import Followed
+from recsys.registry.followed import FollowedModel
 from recsys.registry.tracking import Tracker, client, outage
 
 RACE = Path(__file__).with_name("store_race.py")
@@ -266,7 +266,7 @@ def test_locked_store_raises_one_message_after_a_bounded_wait(copied: Path, monk
     with locked(copied):
         refused(copied, Unavailable, "has been locked by another process for 0 s", "lsof")
         with pytest.raises(Unavailable, match="locked by another process"):
-            Followed("models:/none@champion", f"sqlite:///{copied}").version()
+            FollowedModel("models:/none@champion", f"sqlite:///{copied}").version()
 
 
 def test_store_locked_during_a_run_raises_one_message(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,8 @@ def test_keys_and_links_out_of_a_package_are_left_out_with_a_reason(tmp_path: Pa
     left = {one.target: one.why for one in found.left}
     assert left["tune/notes.txt"] == "a private key" and left["tune/link_key.txt"].startswith("a link to what is left")
     assert (
-        left["tune/link_out.py"] == f"a link out of the package, to {outside}" and left["tune/pipe"] == "not a regular file"
+        left["tune/link_out.py"] == f"a link out of the package, to {outside}"
+        and left["tune/pipe"] == "not a regular file"
     )
     assert {"tune/.env", "tune/.env.local", "tune/x.pem", "tune/id_rsa", "tune/server.key", "tune/.aws/"} <= left.keys()
     assert {"tune/runs/", "tune/mlflow.db", "tune/link_folder/", "tune/broken.py", "tune/e.env"} <= left.keys()

@@ -23,7 +23,7 @@ from recsys.data.histories import Histories, Queries, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.data.split import SplitPlan, assign
 from recsys.errors import ConfigError, DataError
-from recsys.evaluation.baselines import OfTargets, fit_baselines
+from recsys.evaluation.baselines import TargetEventsOnly, fit_baselines
 from recsys.evaluation.ranking import countable, rank
 from recsys.evaluation.targets import type_report
 from recsys.preparation.shards import time_bins
@@ -45,7 +45,7 @@ def parts_of(plan: SplitPlan, *rows: str) -> list[list[int]]:
 
 
 def test_leave_last_counts_targets() -> None:
-    """The last buy is test, the buy before it validation; views between them are visible at test, later ones are cut."""
+    """The last buy is test, the buy before it validation; views between are visible at test, later ones are cut."""
     plan = SplitPlan("leave-last", target_types=(BUY,))
     assert parts_of(plan, "vbvbvvbvv", "bbvv", "vvv", "bbb") == [
         [0, 0, 0, 1, 1, 1, 2, CUT, CUT],
@@ -143,7 +143,9 @@ def test_baselines_are_tried_on_all_events_and_on_targets() -> None:
     types_E, splits_E = (np.tile(row, 20).astype(np.uint8) for row in ([VIEW, VIEW, BUY, BUY], [0, 0, 0, 1]))
     histories = replace(Histories.of_items(rows), types_E=types_E, splits_E=splits_E, targets_T=BUYS)
     fitted = fit_baselines(["popularity"], histories, 4, EvaluateConfig(), "ndcg@1", refit=True)["popularity"]
-    assert isinstance(fitted, OfTargets) and fitted.constants == {"events": "targets"} and fitted.validation == 1.0
+    assert (
+        isinstance(fitted, TargetEventsOnly) and fitted.constants == {"events": "targets"} and fitted.validation == 1.0
+    )
 
 
 def test_figures_by_event_type_by_hand() -> None:

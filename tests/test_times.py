@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from recsys import schema
 from recsys.config import CanonicalSource, DataConfig
 from recsys.errors import DataError
-from recsys.preparation.dataset_writer import Destination
+from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.preparation.quarantine import QUARANTINE_SCHEMA, Quarantine
 from recsys.sources.validate import HINTS, Layout, check_rows, raw_text
 from recsys.values import moment as moment_module
@@ -247,7 +247,7 @@ def test_too_many_bad_times_name_value_formats_and_key(tmp_path: Path) -> None:
     checked = check_rows(raw, Layout(schema.EVENTS))
     columns = {"file": ["e.csv"] * 2, "row": [1, 2], "reason": checked.column(schema.REASON)}
     columns["raw"] = raw_text(raw, checked.column(schema.REASON), ",")
-    destination = Destination(str(tmp_path / "dataset"))
+    destination = DatasetWriter(str(tmp_path / "dataset"))
     with pytest.raises(DataError) as caught, destination.writing():
         quarantine = Quarantine(destination, DataConfig())
         quarantine.start("events", 2)

@@ -17,7 +17,7 @@ from pipelines.plumbing.tracking import EpochLog
 from recsys.config import Config, build_config
 from recsys.errors import ConfigError, StorageError
 from recsys.registry.tracking import Tracker, outage
-from recsys.storage.places import reaching
+from recsys.storage.places import storage_errors
 from tune.ledger import Trial
 from tune.watching import Children
 
@@ -130,9 +130,9 @@ def test_full_disk_error_names_the_path() -> None:
         Progress(None, Path("/dev/full"))("a line")
     assert "'/dev/full'); free space there" in str(user_message(failure.value))
     said = "cannot write to /small/run: the disk is full; free space there"
-    with pytest.raises(StorageError, match=said), reaching("/small/run", "write to"):
+    with pytest.raises(StorageError, match=said), storage_errors("/small/run", "write to"):
         Path("/dev/full").write_text("a line")
-    with pytest.raises(FileNotFoundError), reaching("/small/run"):
+    with pytest.raises(FileNotFoundError), storage_errors("/small/run"):
         Path("/small/run/nothing").read_text()
 
 

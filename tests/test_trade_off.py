@@ -15,7 +15,7 @@ from recsys.evaluation.ranking import mark_hits, rank
 from recsys.granularities.sparse import SparseScores
 from recsys.report.panels import trade_off_panel
 from recsys.serving.diversity import by_relevance
-from recsys.serving.likeness import Likeness
+from recsys.serving.likeness import ItemSimilarity
 from recsys.serving.trade_off import STRENGTHS, trade_off
 
 USERS, ITEMS, WIDTH = 40, 150, 6
@@ -72,7 +72,7 @@ def test_larger_strength_gives_more_diverse_lists(measured: tuple[Any, Any, Conf
 def test_diversity_is_one_minus_the_mean_cosine_of_pairs(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:
     model, queries, config, found = measured
     ranking = rank(model, queries, found["pool"], config.evaluate.exclude_seen)
-    likeness, expected = Likeness(model), []
+    likeness, expected = ItemSimilarity(model), []
     for listed_P, scores_P in zip(ranking.items_BK, ranking.scores_BK, strict=True):
         items_P = listed_P[listed_P >= 0]
         order = by_relevance(scores_P[: len(items_P)].astype(np.float64), likeness.among(items_P), STRENGTHS[-1])[

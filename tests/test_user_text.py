@@ -27,7 +27,7 @@ from recsys.errors import ConfigError
 from recsys.preparation.prepare import prepare
 from recsys.preparation.user_text import texts_of
 from recsys.serving.bundles import read_bundle, write_bundle
-from recsys.serving.history_text import PastReader
+from recsys.serving.history_text import HistoryTextEncoder
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
 from recsys.training.build import build_graphs, build_model
@@ -285,7 +285,9 @@ def test_user_text_is_absent_for_a_new_user_without_a_language_model(tmp_path: P
 def test_equal_histories_give_equal_texts_in_serving() -> None:
     """A request gives exactly the text that ``prepare`` wrote."""
     texts = {}
-    reader = PastReader({"model": "m", "fingerprint": "f", "max_tokens": 8, "max_items": 3}, TITLES, ["buy", "view"])
+    reader = HistoryTextEncoder(
+        {"model": "m", "fingerprint": "f", "max_tokens": 8, "max_items": 3}, TITLES, ["buy", "view"]
+    )
     reader.__dict__["encoder"] = type(
         "Spy", (), {"dimension": 1, "encode": lambda self, found: texts.update(found=found) or np.ones((1, 1))}
     )()

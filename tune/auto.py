@@ -23,7 +23,7 @@ from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.tracking import tracked
 from pipelines.trained import trains_here
-from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings, with_apart
+from recsys.auto.portfolio import UNTRAINED, Setting, configured, settings, with_separate_model
 from recsys.auto.traits import Traits
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
@@ -305,7 +305,7 @@ def _with_apart(
         cost = _cost(trial, config) + _STARTS_S * _trainings(config)
         if not _seconds_an_epoch(trial) or sum(spent) + cost > left:
             continue
-        config, spent = with_apart(config, portfolio[trial.number], seed), [*spent, cost]
+        config, spent = with_separate_model(config, portfolio[trial.number], seed), [*spent, cost]
         said.append(portfolio[trial.number].name + (f", seed + {seed}" if seed else ""))
     return config, said, spent
 

@@ -31,7 +31,7 @@ from pipelines.train import ORIGIN, open_trained
 from pipelines.update import register_changed
 from recsys.bundle.description import DESCRIPTION
 from recsys.config import Config
-from recsys.data.bounded import asked_queries
+from recsys.data.bounded import evaluated_queries
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.errors import ArtifactError, ConfigError, DataError
@@ -40,7 +40,7 @@ from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric,
 from recsys.evaluation.ranking import countable, rank
 from recsys.model import Encoders, FrozenModel
 from recsys.registry.lineage import Parent, open_parent
-from recsys.registry.tracking import Tracker, remembered_run, tracking_uri
+from recsys.registry.tracking import Tracker, run_of_folder, tracking_uri
 from recsys.serving.bundles import write_bundle
 from recsys.training.checkpoint import TrainResult
 from recsys.training.closed_form import sample_queries
@@ -81,7 +81,7 @@ def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
     ours = folder.part(FOLDER)
     ours.forget_model()  # of an earlier search
     with Tracker(
-        config, f"{config.run.name or FOLDER} weights", parent_id=remembered_run(config, folder.root)
+        config, f"{config.run.name or FOLDER} weights", parent_id=run_of_folder(config, folder.root)
     ) as tracker:
         ours.tracker = tracker
         with folder.progress.stage("cache"):
@@ -253,7 +253,7 @@ def evaluated(
     settings, main = config.evaluate, parse_metric(config.train.metric)
     ks = sorted({*settings.ks, main.k})
     counts_N, vectors_ND = dataset.item_counts_N(through), frozen.item_vectors_ND.cpu().float().numpy()
-    queries = asked_queries(dataset, split, config)
+    queries = evaluated_queries(dataset, split, config)
     found: dict[str, Any] = {}
     values: list[Array] = []
     for name, parameters in {"today": {}, "picked": changed}.items():

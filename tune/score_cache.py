@@ -131,7 +131,7 @@ def build_cache(frozen: FrozenModel, queries: Queries, exclude_seen: bool, best:
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     said: list[tuple[Tensor, Parts]] = []
     for asked in queries.chunks(chunk):
-        parts = frozen.unweighted(asked).cpu()
+        parts = frozen.unit_contributions(asked).cpu()
         scores_qKN = parts.each(frozen.item_vectors_ND.cpu())
         said.append((torch.arange(len(asked)) + sum(len(rows) for rows, _ in said), parts))
         found.append(_pool(scores_qKN, parts.weights_BK > 0, asked, exclude_seen, best, order_N))

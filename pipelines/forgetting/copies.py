@@ -28,14 +28,14 @@ from recsys.bundle.description import DESCRIPTION, USERS, read_info
 from recsys.config import CanonicalSource, Config
 from recsys.errors import ArtifactError, ConfigError, Refusal
 from recsys.export.forget import Exported
-from recsys.privacy.rows import TheirRows
+from recsys.privacy.rows import RowFinder
 from recsys.registry import copies as notes
 from recsys.registry.pull import pull_model
 from recsys.registry.tracking import tracking_uri
 from recsys.registry.versions import Store, known_users
 from recsys.serving.answer_log import PREFIX, remove_rows
 from recsys.sources.names import Renames
-from recsys.storage.beside import writing_beside
+from recsys.storage.beside import atomic_write
 from recsys.storage.mirror import Mirror
 from recsys.storage.uris import is_remote, within
 
@@ -191,7 +191,7 @@ class CopiesForgotten:
     folder: RunFolder
     copies: Copies
     users: Sequence[str]
-    their_rows: TheirRows
+    their_rows: RowFinder
     before: Collection[str]
     said: dict[str, Any] = field(default_factory=lambda: {"rows": {}, "made_again": [], "deleted": [], "left": {}})
 
@@ -299,7 +299,7 @@ def _without_rows(path: Path, names: dict[str, str], users: pa.Array) -> int:
         theirs = pc.or_(theirs, pc.fill_null(pc.is_in(_as_text(table.column(name)), value_set=users), False))
     number = int(pc.sum(theirs).as_py() or 0)
     if number:
-        with writing_beside(path) as aside:
+        with atomic_write(path) as aside:
             os.chmod(aside, path.stat().st_mode & 0o777)
             pq.write_table(table.filter(pc.invert(theirs)), aside)
     return number

@@ -24,7 +24,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.renumber import Renumbering
 from recsys.errors import ArtifactError
-from recsys.storage.beside import writing_beside
+from recsys.storage.beside import atomic_write
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.forget import influence, without_users
 from recsys.training.resume import training_digest
@@ -137,7 +137,7 @@ def forget_recommendations(path: Path, users: Sequence[str]) -> int:
     table = pq.read_table(path)
     kept = table.filter(pc.invert(pc.is_in(table.column("user_id"), value_set=pa.array(list(users), pa.string()))))
     if kept.num_rows < table.num_rows:
-        with writing_beside(path) as aside:
+        with atomic_write(path) as aside:
             pq.write_table(kept, aside, compression="zstd")
     return int(table.num_rows - kept.num_rows)
 

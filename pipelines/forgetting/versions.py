@@ -20,7 +20,7 @@ from pipelines.plumbing.folder import RunFolder
 from recsys.config import Config
 from recsys.privacy.footprints import Traces
 from recsys.privacy.proof import files_in, search_file
-from recsys.registry.tracking import remembered_run
+from recsys.registry.tracking import run_of_folder
 from recsys.registry.versions import Store, Version, holds_users
 
 
@@ -53,7 +53,7 @@ def forget_versions(
         if not held or (version.folder is not None and not holds_users(version.folder, users)):
             continue
         origin = store.folder_of_run(version.run_id)
-        mine = version.run_id == remembered_run(config, folder.root) or _same(origin, config.run.dir)
+        mine = version.run_id == run_of_folder(config, folder.root) or _same(origin, config.run.dir)
         replaced = mine and new is not None and new[0] == version.name and str(new[1]) != version.number
         stays = not mine or bool(version.aliases and not replaced)
         if stays and not config.forget.delete_versions:

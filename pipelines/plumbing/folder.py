@@ -341,10 +341,10 @@ def write_atomically(path: Path, text: str) -> None:
     StorageError
         The disk is full.
     """
-    from recsys.storage.beside import writing_beside
-    from recsys.storage.places import reaching
+    from recsys.storage.beside import atomic_write
+    from recsys.storage.places import storage_errors
 
-    with writing_beside(path) as aside, reaching(str(path), "write to"):
+    with atomic_write(path) as aside, storage_errors(str(path), "write to"):
         aside.write_text(text, encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipelines.plumbing.terminal import printable
-from recsys.pace import heard_by
+from recsys.pace import reporting_to
 
 
 class Progress:
@@ -45,7 +45,7 @@ class Progress:
         outer, self._stage = self._stage, name
         started = time.monotonic()
         try:
-            with heard_by(self):
+            with reporting_to(self):
                 yield
             self(f"done in {time.monotonic() - started:.1f} s")
         finally:

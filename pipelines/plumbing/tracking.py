@@ -16,7 +16,7 @@ from pipelines.plumbing.session import quiet
 from pipelines.plumbing.summary import verdict
 from recsys.config import Config, redact
 from recsys.evaluation.metrics import parse_metric
-from recsys.registry.tracking import RUN_FILE, Tracker, impatient, numbers, remembered_run
+from recsys.registry.tracking import RUN_FILE, Tracker, numbers, run_of_folder, short_timeouts
 
 _PLAIN: Final = {"phase", "epoch", "epochs", "share"}  # keys of an epoch's report that are not metrics
 _OWN: Final = {"loss", "lr", "seconds"}  # keys that are not validation metrics
@@ -33,7 +33,7 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
         yield folder.tracker
         return
     quiet()
-    run_id = "" if fresh and not config.run.resume else remembered_run(config, folder.root)
+    run_id = "" if fresh and not config.run.resume else run_of_folder(config, folder.root)
     with Tracker(config, run_id=run_id, folder=folder.root) as tracker:
         folder.publish(folder.root / RUN_FILE)
         folder.tracker = tracker
@@ -62,7 +62,7 @@ class EpochLog:
     def __call__(self, values: Mapping[str, Any]) -> None:
         """Log an epoch; if the server does not answer at once, :meth:`complete` logs it later."""
         try:
-            with impatient():
+            with short_timeouts():
                 self._log(values)
         except Exception as error:  # whatever fails here, hours of training must not be lost
             if not self._is_gone:

@@ -317,13 +317,13 @@ class Dataset:
         """
         import pandas as pd
 
-        from recsys.data.histories import VALID_ALONE, Split
+        from recsys.data.histories import COLD_VALID, Split
 
         dataset, split = self.prepared, Split[part.upper()]
         histories = dataset.histories()
         is_in_E = histories.splits_E == split
         if split == Split.VALID:
-            is_in_E |= histories.splits_E == VALID_ALONE
+            is_in_E |= histories.splits_E == COLD_VALID
         rows_E = np.repeat(histories.users_U, histories.lengths_U)[is_in_E]
         times_E = histories.times_E[is_in_E]
         return pd.DataFrame(

@@ -15,7 +15,7 @@ from recsys.bundle.description import BundleInfo, read_info
 from recsys.config import Config, load_config
 from recsys.errors import ArtifactError, ConfigError, RequestError
 from recsys.registry.copies import Copy, owner_of, remember, write_origin
-from recsys.serving.answer_rows import Answering, Defaults, named_users, output_schema
+from recsys.serving.answer_rows import BatchRecommender, Defaults, named_users, output_schema
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_rules, parse_similar
@@ -165,7 +165,7 @@ class Model:
         if sum(given is not None for given in (users, histories, requests)) > 1:
             raise RequestError("got several of users, histories and requests; expected one of them")
         exclude_seen = rules.pop("exclude_seen", None)
-        answering = Answering(self.recommender, Defaults(k, exclude_seen, None, parse_rules(rules, "rules")))
+        answering = BatchRecommender(self.recommender, Defaults(k, exclude_seen, None, parse_rules(rules, "rules")))
         if histories is not None:
             requests = _requests_of(histories)
         if requests is not None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.config import Config
-from recsys.data.bounded import asked_queries
+from recsys.data.bounded import evaluated_queries
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
@@ -31,7 +31,7 @@ def measured(dataset: PreparedDataset, config: Config, lists: pd.DataFrame, ks: 
     cutoffs = sorted({int(k) for k in (ks or config.evaluate.ks)})
     if not cutoffs or cutoffs[0] < 1:
         raise DataError(f"ks: got {list(ks or [])}, expected whole numbers from 1")
-    queries, _, _ = countable(asked_queries(dataset, Split.TEST, config), config.evaluate.exclude_seen)
+    queries, _, _ = countable(evaluated_queries(dataset, Split.TEST, config), config.evaluate.exclude_seen)
     if not len(queries):
         raise DataError("the test split has no query with a target that counts; check data.split")
     items_BK = _lists_of(dataset, queries, lists, cutoffs[-1])

@@ -32,18 +32,18 @@ CANDIDATES: Final[Tree] = {
 
 
 @dataclass(frozen=True)
-class Fed:
+class CandidateSupport:
     """Which candidates a dataset supports."""
 
     sections: Tree  # by name, with the keys that each granularity proposes for the dataset
     idle: dict[str, str]  # unsupported candidates → reason
 
 
-def fed(config: Config, dataset: PreparedDataset) -> Fed:
+def fed(config: Config, dataset: PreparedDataset) -> CandidateSupport:
     """Check every candidate against a dataset."""
     sections = {name: keys | _proposed(name, keys, dataset) for name, keys in CANDIDATES.items()}
     reasons = {name: _why_idle(name, keys, config, dataset) for name, keys in sections.items()}
-    return Fed(sections, {name: why for name, why in reasons.items() if why})
+    return CandidateSupport(sections, {name: why for name, why in reasons.items() if why})
 
 
 def _proposed(name: str, keys: Tree, dataset: PreparedDataset) -> Tree:

@@ -92,7 +92,7 @@ def configured(config: Config, traits: Traits, setting: Setting | None) -> Confi
     return build_config(tree, "auto", expand=False)
 
 
-def with_apart(config: Config, setting: Setting, seed: int) -> Config:
+def with_separate_model(config: Config, setting: Setting, seed: int) -> Config:
     """Add the trained model of a setting to a configuration as a separately trained member.
 
     Parameters

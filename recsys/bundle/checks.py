@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from recsys.bundle.checksums import damaged, said_by
+from recsys.bundle.checksums import damaged, describe_error
 from recsys.config import GranularityConfig
-from recsys.config.outside import GRANULARITIES, from_artifact, load, resolve
-from recsys.data.histories import VALID_ALONE, Array
+from recsys.config.outside import GRANULARITIES, load, reading_artifact, resolve
+from recsys.data.histories import COLD_VALID, Array
 from recsys.errors import ArtifactError
 from recsys.granularities.base import ModelSizes
 
@@ -59,11 +59,11 @@ def check_outside(folder: Path, content: Mapping[str, Any]) -> None:
         try:
             target, package, release = (str(entry[key]) for key in ("target", "package", "version"))
             section = content["model"]["granularities"][name]
-            with from_artifact():
+            with reading_artifact():
                 offer = resolve(GRANULARITIES, str(section.get("kind", name)))
                 found = None if offer is None else load(offer, GranularityConfig)
         except (KeyError, TypeError, AttributeError) as error:
-            raise damaged(folder, f"outside, {name}: {said_by(error)}") from None
+            raise damaged(folder, f"outside, {name}: {describe_error(error)}") from None
         except ValueError:
             found = None
         if found is not None and offer is not None and offer.version != release:
@@ -124,7 +124,7 @@ def check_parts(bundle: Bundle) -> None:
         raise Inconsistent("lists of a user's events differ in length")
     _check_range("items of events", histories.items_E, 0, num_items - 1)
     _check_range("types of events", histories.types_E, 0, max(len(bundle.info.event_types), 1) - 1)
-    _check_range("splits of events", histories.splits_E, 0, VALID_ALONE)
+    _check_range("splits of events", histories.splits_E, 0, COLD_VALID)
     if len(histories.items_E) and histories.context_EC.shape != (len(histories.items_E), len(bundle.context)):
         raise Inconsistent(
             f"context of events has the shape {histories.context_EC.shape}, expected "

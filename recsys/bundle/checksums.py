@@ -13,7 +13,7 @@ from typing import Final
 from pydantic import BaseModel
 
 from recsys.errors import ArtifactError
-from recsys.storage.places import reaching
+from recsys.storage.places import storage_errors
 
 DESCRIPTION: Final = "bundle.json"
 
@@ -52,7 +52,7 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
     aside = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        with reaching(str(folder), "write to"):
+        with storage_errors(str(folder), "write to"):
             aside.mkdir(parents=True)
             yield aside
             _replace(aside, folder)
@@ -95,7 +95,7 @@ def damaged(folder: Path, why: str) -> ArtifactError:
     return ArtifactError(f"the model bundle {folder} is damaged: {why}; pull or register the model again")
 
 
-def said_by(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """The type and message of an exception on one line, cut to 300 characters."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from recsys import __version__
 from recsys.bundle.checks import Inconsistent, check_names, check_outside
 from recsys.bundle.checksums import DESCRIPTION as DESCRIPTION
-from recsys.bundle.checksums import FileEntry, damaged, entry_of, said_by
+from recsys.bundle.checksums import FileEntry, damaged, describe_error, entry_of
 from recsys.config import ModelConfig
-from recsys.config.outside import from_artifact
+from recsys.config.outside import reading_artifact
 from recsys.errors import ArtifactError, UserError
 
 FORMAT_VERSION: Final = 3  # 2 added messages of friends and the training weights; 3 added the self-test
@@ -83,7 +83,7 @@ def read_info(folder: str | Path) -> BundleInfo:
             f"{folder} has no model bundle ({DESCRIPTION} is missing); `recsys train` and `recsys register` write one"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(folder, f"{DESCRIPTION}: {said_by(error)}") from None
+        raise damaged(folder, f"{DESCRIPTION}: {describe_error(error)}") from None
     if version not in (FORMAT_VERSION, WITH_MEASURED):
         raise ArtifactError(
             f"{folder} has bundle format {version}, this release ({__version__}) reads {FORMAT_VERSION} and "
@@ -91,11 +91,11 @@ def read_info(folder: str | Path) -> BundleInfo:
         )
     check_outside(folder, content)
     try:
-        with from_artifact():
+        with reading_artifact():
             info = BundleInfo.model_validate(content)
         check_names(info)
     except (pydantic.ValidationError, UserError, Inconsistent, RecursionError) as error:
-        raise damaged(folder, f"{DESCRIPTION}: {said_by(error)}") from None
+        raise damaged(folder, f"{DESCRIPTION}: {describe_error(error)}") from None
     return info
 
 

@@ -45,7 +45,7 @@ import torch
 from safetensors.torch import load_file
 
 from recsys.bundle.checks import check_counts, check_finite, check_parts
-from recsys.bundle.checksums import check_file, damaged, said_by
+from recsys.bundle.checksums import check_file, damaged, describe_error
 from recsys.bundle.description import CARD, INDEX, ITEMS, USERS, WEIGHTS, BundleInfo, read_info
 from recsys.bundle.for_rules import ATTRIBUTES, FRIENDS, TEXT, read_friends, read_text
 from recsys.data.context import ContextColumn
@@ -122,7 +122,7 @@ def read_files(folder: Path) -> Bundle:
     except ArtifactError:
         raise
     except Exception as error:  # a bundle that was changed together with its checksums can fail in any library
-        raise damaged(folder, said_by(error)) from None
+        raise damaged(folder, describe_error(error)) from None
 
 
 def _read_parts(folder: Path, info: BundleInfo) -> Bundle:

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from recsys.bundle.checks import check_counts, check_finite, check_parts
-from recsys.bundle.checksums import check_file, damaged, said_by
+from recsys.bundle.checksums import check_file, damaged, describe_error
 from recsys.bundle.description import MEASURED, MEASURED_KEY, BundleInfo
 from recsys.bundle.files import Bundle
 from recsys.errors import ArtifactError
@@ -49,5 +49,5 @@ def measured(folder: Path, bundle: Bundle) -> Bundle:
     except ArtifactError:
         raise
     except Exception as error:  # a bundle that was changed together with its checksums can fail in any library
-        raise damaged(folder, f"{MEASURED}: {said_by(error)}") from None
+        raise damaged(folder, f"{MEASURED}: {describe_error(error)}") from None
     return found

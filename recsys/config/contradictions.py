@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from recsys.config.privacy_rules import not_private
+from recsys.config.privacy_rules import privacy_violations
 from recsys.config.root import Config
 from recsys.errors import ConfigError
 
@@ -70,7 +70,7 @@ def _of_training(config: Config) -> Iterator[str]:
     if train.loss.kind == "sampled_softmax" and train.loss.label_smoothing:
         yield "train.loss.label_smoothing is for full_softmax only; set it 0, or train.loss.kind full_softmax"
     if train.privacy.epsilon:
-        yield from not_private(config)
+        yield from privacy_violations(config)
     if ordered and (train.history_mask_rate or train.loss.event_power != 1.0):
         yield (
             f"train.history_mask_rate {train.history_mask_rate} and train.loss.event_power "

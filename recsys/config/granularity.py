@@ -134,7 +134,7 @@ class GranularityConfig(Section):
         return {"kind": self._kind, **tree} if self._kind else tree
 
 
-def lifts_seen(config: Config, where: str) -> Iterator[str]:
+def exclude_seen_contradiction(config: Config, where: str) -> Iterator[str]:
     """Contradictions of a granularity that raises only items of the history."""
     if config.evaluate.exclude_seen:
         yield (

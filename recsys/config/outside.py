@@ -5,7 +5,7 @@ uses its name. A configuration may also name any importable class as ``kind: mod
 
 Importing a class runs its code. The user who starts the command wrote the configuration, so the
 classes that it names are imported. A bundle, a checkpoint or a trained model may come from
-anywhere. While one is read (:func:`from_artifact`), a class is imported only if an *installed*
+anywhere. While one is read (:func:`reading_artifact`), a class is imported only if an *installed*
 package offers it with an entry point, or if a configuration of this process has named it. A path
 that only the artifact names is refused.
 """
@@ -43,7 +43,7 @@ class Offer:
 
 
 @contextmanager
-def from_artifact() -> Iterator[None]:
+def reading_artifact() -> Iterator[None]:
     """Mark the configurations that are read inside the block as part of an artifact."""
     token = _is_artifact.set(True)
     try:

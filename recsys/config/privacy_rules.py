@@ -17,7 +17,7 @@ _FITTED = "counts raw events"
 _OTHERS = "reads rows of other users, which clipping of a user's gradient does not bound"
 
 
-def not_private(config: Config) -> Iterator[str]:
+def privacy_violations(config: Config) -> Iterator[str]:
     """All settings that contradict ``train.privacy``."""
     where = "train.privacy"
     for name, section in config.model.granularities.enabled().items():

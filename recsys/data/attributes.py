@@ -341,7 +341,7 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
-def tell_apart(table: pa.Table, fields: Sequence[Field]) -> bool:
+def rows_differ(table: pa.Table, fields: Sequence[Field]) -> bool:
     """Whether any two rows of the table differ in these fields."""
     codes_XS = encode_table(table, fields).codes_XS
     return bool((codes_XS != codes_XS[:1]).any())

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from recsys.data.batches import Hidden
-from recsys.data.cold_start import Newcomers
+from recsys.data.cold_start import ColdUsers
 from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import string_hashes
-from recsys.data.histories import VALID_ALONE, Array, Histories, Split
+from recsys.data.histories import COLD_VALID, Array, Histories, Split
 from recsys.data.split import parse_time
 from recsys.data.text_rows import ENTRIES, WHOLE, TextRules, compose
 from recsys.data.titles import item_titles
@@ -63,7 +63,7 @@ class Checks:
 
     def __init__(self, dataset: PreparedDataset) -> None:
         self.dataset, self.split = dataset, dataset.manifest.split
-        self.newcomers = Newcomers.of(self.split)
+        self.newcomers = ColdUsers.of(self.split)
 
     def refuse(self, check: str, found: str) -> NoReturn:
         """Refuse the dataset, see :func:`refuse`."""
@@ -91,7 +91,7 @@ class ShardAuditor(Checks):
         return self._count(shard)
 
     def _ids(self, name: str, shard: Histories) -> None:
-        wrong = int((shard.splits_E > VALID_ALONE).sum())
+        wrong = int((shard.splits_E > COLD_VALID).sum())
         wrong += int(((shard.items_E < 0) | (shard.items_E >= self.dataset.num_items)).sum())
         wrong += int(((shard.users_U < 0) | (shard.users_U >= self.dataset.num_users)).sum())
         if wrong:
@@ -143,7 +143,7 @@ class ShardAuditor(Checks):
     def _queries(self, name: str, shard: Histories) -> None:
         """A query sees exactly the earlier splits, and a fit sees no later split."""
         rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
-        for target, codes in ((Split.VALID, (Split.VALID, VALID_ALONE)), (Split.TEST, (Split.TEST,))):
+        for target, codes in ((Split.VALID, (Split.VALID, COLD_VALID)), (Split.TEST, (Split.TEST,))):
             is_target_E = np.isin(shard.splits_E, codes) & self._targets_E(shard)
             has_U = np.bincount(rows_E[is_target_E], minlength=len(shard)) > 0
             visible_E = (shard.splits_E < target) & has_U[rows_E]
@@ -168,7 +168,7 @@ class ShardAuditor(Checks):
 
     def _cold(self, name: str, shard: Histories) -> None:
         """Cold users keep at most ``keep`` training events, and only their validation events are
-        ``VALID_ALONE``.
+        ``COLD_VALID``.
         """
         rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
         cold_U = np.zeros(len(shard), dtype=bool)
@@ -182,7 +182,7 @@ class ShardAuditor(Checks):
                     f"{too_many:,} cold users of histories/{name} have more than {self.newcomers.keep} training events"
                 )
                 self.refuse("cold_users", f"{text}, and {trained:,} of their validation events would be trained on")
-        others = int((shard.splits_E[~cold_U[rows_E]] == VALID_ALONE).sum())
+        others = int((shard.splits_E[~cold_U[rows_E]] == COLD_VALID).sum())
         if others:
             self.refuse(
                 "cold_users",
@@ -190,7 +190,7 @@ class ShardAuditor(Checks):
             )
 
     def _count(self, shard: Histories) -> ShardFindings:
-        counted_E = shard.splits_E != VALID_ALONE
+        counted_E = shard.splits_E != COLD_VALID
         cells_E = shard.splits_E[counted_E].astype(np.int64) * self.dataset.num_items + shard.items_E[counted_E]
         counts = np.bincount(cells_E)
         cells_X = np.flatnonzero(counts)

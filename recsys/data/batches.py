@@ -64,7 +64,7 @@ class Batch:
         return len(self) <= len(self.users_U) and torch.equal(self.seen_B, self.lengths_U[self.rows_B])
 
     @property
-    def asks_once_a_row(self) -> bool:
+    def has_one_query_per_row(self) -> bool:
         """Whether there is one query per row, in the order of the rows."""
         return torch.equal(self.rows_B, torch.arange(len(self.users_U), device=self.rows_B.device))
 

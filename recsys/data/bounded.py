@@ -22,21 +22,21 @@ _EVALUATED, _FITTED = 0, 1  # random streams of one seed
 _EVENTS: Final = ("train", "valid", "test")
 
 
-def asked_users_V(dataset: PreparedDataset, config: Config) -> Array:
+def evaluated_users_V(dataset: PreparedDataset, config: Config) -> Array:
     """Which users are evaluated: [V] bool; all, or a sample of about ``evaluate.max_users``."""
     return _sample(dataset.num_users, config.evaluate.max_users / max(dataset.num_users, 1), config.seed, _EVALUATED)
 
 
-def asked_by_shard(dataset: PreparedDataset, split: Split, config: Config) -> Iterator[Queries]:
+def evaluated_by_shard(dataset: PreparedDataset, split: Split, config: Config) -> Iterator[Queries]:
     """The queries at ``split`` of the evaluated users, shard by shard."""
-    is_evaluated_V = asked_users_V(dataset, config)
+    is_evaluated_V = evaluated_users_V(dataset, config)
     for shard in dataset.shards():
         yield shard.take(np.flatnonzero(is_evaluated_V[shard.users_U])).queries(split)
 
 
-def asked_queries(dataset: PreparedDataset, split: Split, config: Config) -> Queries:
+def evaluated_queries(dataset: PreparedDataset, split: Split, config: Config) -> Queries:
     """The queries at ``split`` of the evaluated users."""
-    return dataset.histories(asked_users_V(dataset, config)).queries(split)
+    return dataset.histories(evaluated_users_V(dataset, config)).queries(split)
 
 
 def fitted_histories(dataset: PreparedDataset, config: Config) -> Histories:
@@ -51,7 +51,7 @@ def bounds(dataset: PreparedDataset, config: Config) -> dict[str, Any]:
     """A description of the samples for ``metrics.json``; empty where nothing was sampled."""
     found = {}
     if dataset.num_users > config.evaluate.max_users:
-        found["ranked_users"] = f"a random sample of {int(asked_users_V(dataset, config).sum()):,} of all users"
+        found["ranked_users"] = f"a random sample of {int(evaluated_users_V(dataset, config).sum()):,} of all users"
     if (events := _num_events(dataset)) > config.evaluate.max_fit_events:
         share = config.evaluate.max_fit_events / events
         found["baselines_fitted_on"] = f"the events of a random sample of {share:.1%} of the users"

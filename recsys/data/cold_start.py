@@ -4,7 +4,7 @@ Why: to measure whether friends, profile or text help new users, we need users w
 known targets. Each cold user keeps ``keep`` training events, and the test targets stay. The other
 training events are in no split, so they reach no history, graph, count, text or baseline.
 Validation events stay targets of validation, but refit and test queries do not see them
-(``VALID_ALONE``); otherwise the user would not be cold.
+(``COLD_VALID``); otherwise the user would not be cold.
 
 In ordered data the *latest* training events are kept, because the history of a new user begins
 shortly before the held-out events. The earliest ones would leave a gap that no new user has.
@@ -22,14 +22,14 @@ import numpy as np
 import pyarrow as pa
 
 from recsys.data.hashing import string_hashes, uniform
-from recsys.data.histories import VALID_ALONE, Array, Split
+from recsys.data.histories import COLD_VALID, Array, Split
 
 CUT: Final = 255  # code of events that are in no split; it is never written
 _SALT: Final = 0x636F6C64  # never change it: prepared datasets depend on it
 
 
 @dataclass(frozen=True)
-class Newcomers:
+class ColdUsers:
     """Which users are cold, and how many training events they keep."""
 
     share: float
@@ -48,7 +48,7 @@ class Newcomers:
 
     def cut(self, cold_U: Array, offsets_U1: Array, splits_E: Array, numbers_E: Array | None) -> Array:
         """Mark surplus training events of cold users as :data:`CUT` and their validation events as
-        ``VALID_ALONE``.
+        ``COLD_VALID``.
 
         Parameters
         ----------
@@ -69,7 +69,7 @@ class Newcomers:
         training = training[np.lexsort(keys)]
         cut_E = splits_E.copy()
         cut_E[training[_from_end(users_E[training]) >= self.keep]] = CUT
-        cut_E[cold_U[users_E] & (splits_E == Split.VALID)] = VALID_ALONE
+        cut_E[cold_U[users_E] & (splits_E == Split.VALID)] = COLD_VALID
         return cut_E
 
     def note(self, counts: Mapping[str, int]) -> str:
@@ -86,11 +86,11 @@ class Newcomers:
         return {f"cold_{name}": value for name, value in asdict(self).items()}
 
     @staticmethod
-    def of(split: Mapping[str, Any]) -> Newcomers | None:
+    def of(split: Mapping[str, Any]) -> ColdUsers | None:
         """The rule in a manifest's split; None where no user was made cold."""
         if not split.get("cold_share"):
             return None
-        return Newcomers(split["cold_share"], split["cold_keep"], split["cold_seed"])
+        return ColdUsers(split["cold_share"], split["cold_keep"], split["cold_seed"])
 
 
 def _from_end(users_E: Array) -> Array:

@@ -132,7 +132,7 @@ def encode_request(columns: Sequence[ContextColumn], given: dict[str, Any] | Non
 
 
 @dataclass
-class Tally:
+class ColumnStatistics:
     """Statistics of one column over some training events: counts of values, or number, mean and
     squared deviation.
     """
@@ -142,7 +142,7 @@ class Tally:
     mean: float = 0.0
     squares: float = 0.0  # Σ (x − mean)²
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: ColumnStatistics) -> None:
         """Add the statistics of other events (numbers: Chan et al. 1979)."""
         if self.counts is not None:
             for value, count in (other.counts or {}).items():
@@ -171,7 +171,7 @@ class Tally:
         return ContextColumn(name, tuple(sorted(self.counts)))
 
 
-def tally(column: pa.ChunkedArray, name: str, is_number: bool) -> Tally:
+def tally(column: pa.ChunkedArray, name: str, is_number: bool) -> ColumnStatistics:
     """Count one column of training events.
 
     Raises
@@ -183,10 +183,10 @@ def tally(column: pa.ChunkedArray, name: str, is_number: bool) -> Tally:
     if is_number:
         values = np.asarray(column)
         mean = float(values.mean()) if len(values) else 0.0
-        return Tally(None, len(values), mean, float(np.square(values - mean).sum()))
+        return ColumnStatistics(None, len(values), mean, float(np.square(values - mean).sum()))
     counts = pc.value_counts(column)
     _check_number(name, len(counts))
-    return Tally({entry["values"]: entry["counts"] for entry in counts.to_pylist()})
+    return ColumnStatistics({entry["values"]: entry["counts"] for entry in counts.to_pylist()})
 
 
 def _check_number(name: str, number: int) -> None:

@@ -44,14 +44,14 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from recsys.data.cold_start import Newcomers
+from recsys.data.cold_start import ColdUsers
 from recsys.data.context import ContextColumn
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import NO_CONTEXT, Array, Histories, Split
 from recsys.data.text_rows import ENTRIES, VECTORS, UserTexts
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, ConfigError, choices
-from recsys.storage.places import filesystem_of, reaching
+from recsys.storage.places import filesystem_of, storage_errors
 
 SCHEMA_VERSION: Final = 2
 
@@ -145,7 +145,7 @@ class PreparedDataset:
         return self._base
 
     @classmethod
-    def being_written(cls, filesystem: pyarrow.fs.FileSystem, path: str, manifest: Manifest) -> PreparedDataset:
+    def unfinished(cls, filesystem: pyarrow.fs.FileSystem, path: str, manifest: Manifest) -> PreparedDataset:
         """A dataset whose manifest is not written yet; the audit decides whether it will be."""
         dataset = cls.__new__(cls)
         dataset.root, dataset.filesystem, dataset._base, dataset.manifest = path, filesystem, path, manifest
@@ -196,7 +196,7 @@ class PreparedDataset:
     @cached_property
     def cold_U(self) -> Array | None:
         """Which users the split made cold: [users] bool; None where it made none cold."""
-        newcomers = Newcomers.of(self.manifest.split)
+        newcomers = ColdUsers.of(self.manifest.split)
         return newcomers.among(self.user_ids) if newcomers else None
 
     @cached_property
@@ -335,7 +335,7 @@ class PreparedDataset:
 
     def _json(self, name: str) -> Any:
         try:
-            with reaching(self.root), self.filesystem.open_input_stream(f"{self._base}/{name}") as stream:
+            with storage_errors(self.root), self.filesystem.open_input_stream(f"{self._base}/{name}") as stream:
                 return json.loads(stream.read())
         except (OSError, json.JSONDecodeError) as error:
             raise ArtifactError(
@@ -366,7 +366,7 @@ class PreparedDataset:
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
         try:
-            with reaching(self.root):
+            with storage_errors(self.root):
                 yield
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise ArtifactError(
@@ -375,7 +375,7 @@ class PreparedDataset:
 
     def _read_manifest(self) -> Manifest:
         try:
-            with reaching(self.root), self.filesystem.open_input_stream(f"{self._base}/manifest.json") as stream:
+            with storage_errors(self.root), self.filesystem.open_input_stream(f"{self._base}/manifest.json") as stream:
                 content = json.loads(stream.read())
         except (FileNotFoundError, OSError):
             raise ArtifactError(

@@ -18,7 +18,7 @@ import polars as pl
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
-from recsys.data.time_cut import cuts_of
+from recsys.data.time_cut import temporal_cuts
 
 MOST: Final = 0.1  # share of the data's time over which targets may spread without a note
 _TAILS: Final = (0.05, 0.95)  # quantiles between which the spread is measured
@@ -83,7 +83,7 @@ def foresight(dataset: PreparedDataset) -> Foresight | None:
         if found >= _ENOUGH:
             break
     seen = spread_of(np.concatenate(targets), first, last) if found else None
-    return None if seen is None else replace(seen, lacking=cuts_of(pl.concat(events)).why_none)
+    return None if seen is None else replace(seen, lacking=temporal_cuts(pl.concat(events)).why_none)
 
 
 def spread_of(targets_T: Array, first: int, last: int, lacking: str = "") -> Foresight | None:

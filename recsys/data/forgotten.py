@@ -24,7 +24,7 @@ import pyarrow.fs
 from recsys.config import Config
 from recsys.data.histories import Array
 from recsys.errors import ArtifactError
-from recsys.storage.places import filesystem_of, reaching
+from recsys.storage.places import filesystem_of, storage_errors
 from recsys.storage.uris import beside
 
 
@@ -49,7 +49,7 @@ class Forgotten:
             The file is damaged, so forgotten users would come back.
         """
         filesystem, path = filesystem_of(place)
-        with reaching(place):
+        with storage_errors(place):
             if filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound:
                 return Forgotten()
             with filesystem.open_input_stream(path) as stream:
@@ -79,7 +79,7 @@ class Forgotten:
         filesystem, path = filesystem_of(place)
         local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
         target = f"{path}.writing" if local else path
-        with reaching(place, "write to"):
+        with storage_errors(place, "write to"):
             if local:
                 filesystem.create_dir(path.rpartition("/")[0] or ".", recursive=True)
             with filesystem.open_output_stream(target) as stream:

@@ -35,7 +35,7 @@ class Split(IntEnum):
 
 
 # a validation event of a cold user: a target at VALID that later splits do not see
-VALID_ALONE: Final = 3
+COLD_VALID: Final = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Histories:
         return self.where(self.are_targets_E) if len(self.targets_T) else self
 
     @property
-    def are_asked_E(self) -> Array:
+    def have_queries_E(self) -> Array:
         """Which events are targets in ordered training: those of predicted types whose query sees
         at least one event: [E] bool.
         """
@@ -128,7 +128,7 @@ class Histories:
         Parameters
         ----------
         target : Split
-            The split of the targets. At ``VALID`` the ``VALID_ALONE`` events are targets as well.
+            The split of the targets. At ``VALID`` the ``COLD_VALID`` events are targets as well.
 
         Returns
         -------
@@ -151,7 +151,7 @@ class Histories:
         return np.asarray(self.values_E[self._are_targets_E(target)])
 
     def _are_targets_E(self, target: Split) -> Array:
-        is_held_E = np.isin(self.splits_E, [target, VALID_ALONE] if target == Split.VALID else [target])
+        is_held_E = np.isin(self.splits_E, [target, COLD_VALID] if target == Split.VALID else [target])
         return np.asarray(is_held_E & self.are_targets_E)
 
     def _with_events(self, users: Array, offsets: Array, events: Array) -> Histories:

@@ -94,14 +94,14 @@ class TrainingLoader:
         self.ordered = dataset.manifest.ordered
         if self.ordered and (config.history_mask_rate or config.event_power != 1.0):
             raise ConfigError(
-                f"train.history_mask_rate {config.history_mask_rate} and train.loss.event_power {config.event_power} act on "
-                "unordered data only, but this dataset has an order: set them to 0 and 1"
+                f"train.history_mask_rate {config.history_mask_rate} and train.loss.event_power "
+                f"{config.event_power} act on unordered data only, but this dataset has an order: set them to 0 and 1"
             )
         self._texts = dataset.user_texts(through) if config.user_texts else None
         if self._texts is not None and not self.ordered and not self._texts.fits(config.history_mask_rate):
             raise ConfigError(
-                f"train.history_mask_rate {config.history_mask_rate} does not hide the events that the texts of users leave "
-                f"out: set it to {self._texts.hidden_share:g}, or set data.text.users.folds to 1 / "
+                f"train.history_mask_rate {config.history_mask_rate} does not hide the events that the texts of "
+                f"users leave out: set it to {self._texts.hidden_share:g}, or set data.text.users.folds to 1 / "
                 "train.history_mask_rate and prepare again"
             )
         self._early = asks_before_first_touch(dataset)
@@ -210,7 +210,7 @@ class TrainingLoader:
         """Number of targets of every row: [U] int64. Ordered targets need an earlier event."""
         if not len(histories.targets_T):
             return np.asarray(histories.lengths_U - 1 if self.ordered else histories.lengths_U)
-        counts_E = histories.are_asked_E if self.ordered else histories.are_targets_E
+        counts_E = histories.have_queries_E if self.ordered else histories.are_targets_E
         return np.diff(np.concatenate([[0], np.cumsum(counts_E)])[histories.offsets_U1])
 
     def _global_batches(self, histories: Histories, num_targets_U: Array, random: np.random.Generator) -> list[Array]:

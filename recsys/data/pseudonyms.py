@@ -94,7 +94,7 @@ class Pseudonyms:
         return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:_DIGEST_CHARS]
 
 
-def known_as(described: Mapping[str, str]) -> Callable[[str], str]:
+def pseudonym_lookup(described: Mapping[str, str]) -> Callable[[str], str]:
     """The function from the id in a request to the id in the model: the pseudonym, where the model
     has pseudonyms and the key is available.
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from recsys.config import SplitConfig
-from recsys.data.cold_start import CUT, Newcomers
+from recsys.data.cold_start import CUT, ColdUsers
 from recsys.data.histories import NO_TYPES, Array, Split
 from recsys.errors import ConfigError, DataError
 from recsys.values.moment import moment
@@ -35,7 +35,7 @@ class SplitPlan:
     test_from: int = NEVER
     ordered: bool = True
     given_valid: bool = False  # the source names validation events itself
-    newcomers: Newcomers | None = None  # cold users, whose training events are cut
+    newcomers: ColdUsers | None = None  # cold users, whose training events are cut
     target_types: tuple[int, ...] = ()  # ids of the event types that are predicted; empty: all
 
     @property
@@ -63,7 +63,7 @@ def plan_of(described: Mapping[str, Any], target_types: Sequence[int]) -> SplitP
         described["test"],
         ordered=described["ordered"],
         given_valid=described["given_valid"],
-        newcomers=Newcomers.of(described),
+        newcomers=ColdUsers.of(described),
         target_types=tuple(target_types),
     )
     if plan.kind != "temporal":

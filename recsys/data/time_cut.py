@@ -72,7 +72,7 @@ class Cuts:
         return "no events between its cut-offs" if self.best is None else self.best.why_not
 
 
-def cuts_of(events: pl.DataFrame) -> Cuts:
+def temporal_cuts(events: pl.DataFrame) -> Cuts:
     """Evaluate the possible cuts of events. Columns: ``user``, ``item``, ``time`` (microseconds,
     null where unknown) and ``asked`` (whether the event has a predicted type).
     """

@@ -19,12 +19,12 @@ from recsys.data.audit_shard import refuse
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.evaluation.baseline import Baseline
-from recsys.evaluation.baselines import OfTargets
+from recsys.evaluation.baselines import TargetEventsOnly
 
 _ANSWER_BY_POPULARITY: Final = ("popularity", "item_knn", "ease")  # for an empty history
 
 
-def audit_fits(
+def check_fits(
     model: Any, baselines: Mapping[str, Baseline], histories: Histories, dataset: PreparedDataset, through: Split
 ) -> Audit:
     """Check the popularity in the model (``popularity_N``, if it has one) and in the baselines.
@@ -45,7 +45,7 @@ def audit_fits(
         found.checks.append("model_fit")
     asked = [name for name in _ANSWER_BY_POPULARITY if name in baselines]
     for name in asked:
-        fitted_on = histories.of_targets() if isinstance(baselines[name], OfTargets) else histories
+        fitted_on = histories.of_targets() if isinstance(baselines[name], TargetEventsOnly) else histories
         expected_N = users_of_items(fitted_on, dataset.num_items, through)
         nothing = Queries(Histories.of_items([[]]), np.zeros(2, dtype=np.int64), np.zeros(0, dtype=np.int32))
         scores_1N: torch.Tensor = baselines[name].scores(nothing)

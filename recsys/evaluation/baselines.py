@@ -25,7 +25,7 @@ from recsys.evaluation.baseline import Baseline, Constants, matrix, users_of_ite
 from recsys.evaluation.baselines_in_time import Frequency, RecentPopularity
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import rank
-from recsys.pace import paced
+from recsys.pace import with_progress
 
 
 class Popularity(Baseline):
@@ -220,7 +220,7 @@ def build_baseline(name: str, config: EvaluateConfig) -> Baseline:
     return _CLASSES[name](config)
 
 
-class OfTargets(Baseline):
+class TargetEventsOnly(Baseline):
     """A baseline that reads only events of the predicted types, in its fit and in every query."""
 
     def __init__(self, inner: Baseline) -> None:
@@ -275,12 +275,12 @@ def fit_baselines(
     final = histories.through(Split.VALID) if refit else train
     fitted = {}
     ruled_out = left_out(names, histories, config)
-    for name in paced("fitting baselines", [name for name in names if name not in ruled_out]):
+    for name in with_progress("fitting baselines", [name for name in names if name not in ruled_out]):
         started = time.perf_counter()
         baseline = build_baseline(name, config)
         stale = _choose(baseline, train, num_items, asked, metric) if len(asked) else True
         if len(histories.targets_T):
-            narrow = OfTargets(build_baseline(name, config))
+            narrow = TargetEventsOnly(build_baseline(name, config))
             narrow_stale = _choose(narrow, train, num_items, asked, metric) if len(asked) else True
             if (narrow.validation or 0.0) > (baseline.validation or 0.0):
                 baseline, stale = narrow, narrow_stale

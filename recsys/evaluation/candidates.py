@@ -22,7 +22,7 @@ from torch import Tensor
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.ranking import countable, mask_seen, tie_order
 from recsys.evaluation.stacking import Candidates
-from recsys.pace import paced
+from recsys.pace import with_progress
 from recsys.stack import BOUNDS
 
 BEST: Final = 60  # items of each member, …
@@ -58,7 +58,7 @@ def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items:
     tie_N = torch.from_numpy(tie_order(num_items)).float() / max(num_items, 1) * _TIE
     is_whole = len(kept) * num_items * len(model.members) <= MOST_NUMBERS
     best = num_items if is_whole else min(BEST, num_items)
-    chunks = paced("scoring validation users by every member", kept.chunks(chunk), -(-len(kept) // chunk))
+    chunks = with_progress("scoring validation users by every member", kept.chunks(chunk), -(-len(kept) // chunk))
     pieces = [_piece(model, piece, exclude_seen, tie_N, best) for piece in chunks]
     width = max((scores.shape[1] for scores, _, _ in pieces), default=1)
     return Candidates(

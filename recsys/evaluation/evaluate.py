@@ -17,13 +17,13 @@ import torch
 
 from recsys.config import Config
 from recsys.data.audit import Audit, audit
-from recsys.data.bounded import asked_queries, asked_users_V, bounds, fitted_histories
+from recsys.data.bounded import bounds, evaluated_queries, evaluated_users_V, fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.foresight import foresight
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
 from recsys.evaluation.ablation import ablation_report
-from recsys.evaluation.audit import audit_fits
+from recsys.evaluation.audit import check_fits
 from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.baselines import fit_baselines, left_out
 from recsys.evaluation.bootstrap import LEVEL, compare, intervals
@@ -154,7 +154,7 @@ def evaluate(
     checked = audit(dataset)
     through = Split.VALID if refit else Split.TRAIN
     baselines, ruled_out = _baselines(model, dataset, config, through, checked)
-    queries = asked_queries(dataset, Split.TEST, config)
+    queries = evaluated_queries(dataset, Split.TEST, config)
     rankings = _rankings(_scorers(model, baselines), queries, config, max(ks))
     counts_N = dataset.item_counts_N(through)
     vectors_ND = model.item_vectors_ND.detach().cpu().float().numpy()
@@ -202,11 +202,11 @@ def _baselines(
     """The audited baselines, and those that the data rule out, with the reason; their events are
     released again.
     """
-    histories, asked = fitted_histories(dataset, config), asked_users_V(dataset, config)
+    histories, asked = fitted_histories(dataset, config), evaluated_users_V(dataset, config)
     names, refit = config.evaluate.baselines, through == Split.VALID
     fitted = fit_baselines(names, histories, dataset.num_items, config.evaluate, config.train.metric, refit, asked)
     private = config.train.privacy.epsilon > 0  # its counts have noise, so they cannot be checked
-    found = audit_fits(None if private else model, fitted, histories, dataset, through)
+    found = check_fits(None if private else model, fitted, histories, dataset, through)
     checked.checks += found.checks
     checked.unaudited += ["model_fit"] if private else []
     return fitted, left_out(names, histories, config.evaluate)

@@ -46,7 +46,7 @@ class Groups:
     group_N: Array
 
 
-def movements(model: FrozenModel, dataset: PreparedDataset, queries: Queries) -> list[dict[str, Any]]:
+def interest_drift_of(model: FrozenModel, dataset: PreparedDataset, queries: Queries) -> list[dict[str, Any]]:
     """The interest drift of the user of every query, for the report; empty without the granularity
     ``evolution``.
 

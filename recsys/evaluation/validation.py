@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recsys.config import Config
-from recsys.data.bounded import asked_by_shard
+from recsys.data.bounded import evaluated_by_shard
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.repeats import no_targets
@@ -26,7 +26,7 @@ def check_targets(dataset: PreparedDataset, config: Config) -> None:
         leaves these out.
     """
     for split, part in ((Split.VALID, "validation"), (Split.TEST, "test")):
-        asked = asked_by_shard(dataset, split, config)
+        asked = evaluated_by_shard(dataset, split, config)
         if not any(len(countable(queries, config.evaluate.exclude_seen)[0]) for queries in asked):
             raise DataError(no_targets(part))
 

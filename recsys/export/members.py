@@ -64,7 +64,7 @@ def item_cf_additions(module: ItemCF, state: State, seen: Seen) -> Tensor:
     """Additions of ``item_cf`` to the scores: [B, N]."""
     weights_BL = item_cf_weights(module, state, seen)
     if module.sparse:
-        return spoken_for(state, seen, weights_BL)
+        return linked_scores(state, seen, weights_BL)
     share_N = (state["fold_NR"] * module.own_items(state)).sum(1)
     return seen.per_item(-share_N[seen.items_BL] * weights_BL, len(share_N))
 
@@ -74,13 +74,13 @@ def item_knn(module: ItemKnn, state: State, seen: Seen) -> Tensor:
     kept_BL = seen.distinct(seen.of_types(seen.real_BL, state.get("counts_T")))
     weights_BL = seen.event_weights(kept_BL, module.recency, module.half_life)
     weights_BL = weights_BL / weights_BL.sum(1, keepdim=True).clamp(min=1e-12).sqrt()
-    found_BN = spoken_for(state, seen, weights_BL)
+    found_BN = linked_scores(state, seen, weights_BL)
     if not module.config.itself[0]:
         return found_BN
     return found_BN + seen.per_item(weights_BL * state["itself_N"][seen.items_BL], found_BN.shape[1])
 
 
-def spoken_for(state: State, seen: Seen, weights_BL: Tensor) -> Tensor:
+def linked_scores(state: State, seen: Seen, weights_BL: Tensor) -> Tensor:
     """Weighted sums over linked items, Σ_j w_j S_ji: [B, N]."""
     ends_NK, values_NK = state["ends_NK"], state["values_NK"]
     if "by_source" in state:

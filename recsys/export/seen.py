@@ -133,7 +133,7 @@ class OnceARow(Batch):
     """
 
     @property
-    def asks_once_a_row(self) -> bool:
+    def has_one_query_per_row(self) -> bool:
         """Always true."""
         return True
 

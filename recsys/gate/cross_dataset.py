@@ -27,7 +27,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split, event_keys
 
 
-class ForeignScorer:
+class CrossDatasetScorer:
     """Scores the items of a dataset for queries of the dataset, with the model of a bundle."""
 
     def __init__(self, bundle: Bundle, dataset: PreparedDataset) -> None:
@@ -128,7 +128,7 @@ def fitted_through(bundle: Bundle) -> Split:
     return Split.VALID if bundle.info.extra.get("refit", True) else Split.TRAIN
 
 
-def leak_of(bundle: Bundle, scorer: ForeignScorer, dataset: PreparedDataset) -> str:
+def leak_of(bundle: Bundle, scorer: CrossDatasetScorer, dataset: PreparedDataset) -> str:
     """A sentence on how the model's training saw the test split of the dataset; empty if it did
     not.
 

@@ -338,7 +338,7 @@ class Granularity(nn.Module):
             yield module, module.state(items, graphs)
 
     # closed form only: side information, whose λ are chosen after those of the history members
-    weighed_last = False
+    is_side_information = False
 
     def own_items(self, state: State) -> Tensor:
         """Return the item vectors [N, R] that ``z_BR`` of a closed-form granularity is multiplied

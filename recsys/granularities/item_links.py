@@ -152,7 +152,7 @@ def links(items_NK: Array, weights_NK: Array, by_target: bool) -> State:
     }
 
 
-def spoken_for(seen: SeenEvents, weights_E: Tensor, state: State) -> SparseScores:
+def linked_scores(seen: SeenEvents, weights_E: Tensor, state: State) -> SparseScores:
     """Σ_j w_j S_ji over the events that each query sees: additions to the scores of linked items."""
     num_items = len(state["starts_N1"]) - 1
     rows = (state["weights_L"], state["targets_L"], state["starts_N1"])

@@ -22,7 +22,7 @@ _ATOMIC: Final = (".inter", ".item", ".user", ".kg", ".link", ".net")
 
 
 @dataclass
-class Looked:
+class ArgumentContent:
     """The content of the arguments."""
 
     tables: list[Sample] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Looked:
         return sorted(mine)
 
 
-def look_at(arguments: Sequence[str]) -> Looked:
+def look_at(arguments: Sequence[str]) -> ArgumentContent:
     """Find and sample the files.
 
     Raises
@@ -60,7 +60,7 @@ def look_at(arguments: Sequence[str]) -> Looked:
     """
     if not arguments:
         raise SourceError("no file is given; pass the files, folders or globs of your data: recsys init FILE…")
-    looked = Looked()
+    looked = ArgumentContent()
     files: dict[str, tuple[InputFile, str]] = {}
     for argument in arguments:
         try:
@@ -112,7 +112,7 @@ def _pattern(file: InputFile) -> str:
     return file.path
 
 
-def _sampled(alike: list[tuple[InputFile, str]], looked: Looked) -> list[Sample]:
+def _sampled(alike: list[tuple[InputFile, str]], looked: ArgumentContent) -> list[Sample]:
     """Sample files that are parts of one table, or a single file."""
     step = max(1, -(-len(alike) // _MANY_FILES))
     looked_into = {place for place in range(len(alike)) if place % step == 0 or place == len(alike) - 1}
@@ -158,7 +158,9 @@ def _family(sample: Sample) -> object:
     return sample.files[0].path.rpartition("/")[0], tuple(letters)
 
 
-def _without_releases(files: dict[str, tuple[InputFile, str]], looked: Looked) -> dict[str, tuple[InputFile, str]]:
+def _without_releases(
+    files: dict[str, tuple[InputFile, str]], looked: ArgumentContent
+) -> dict[str, tuple[InputFile, str]]:
     """Return the files without those of known releases, which have their own adapters."""
     folders: dict[str, list[InputFile]] = {}
     for file, _ in files.values():

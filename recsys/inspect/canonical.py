@@ -10,19 +10,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.inspect.arguments import Looked, data_name
+from recsys.inspect.arguments import ArgumentContent, data_name
 from recsys.inspect.attributes import Attributes, attributes_of, attributes_of_events, reserved, why_unused
 from recsys.inspect.columns import Column
 from recsys.inspect.events import EventColumns, columns_of_events
-from recsys.inspect.habits import Habits, Types, events_of, habits_of, meaning_of
+from recsys.inspect.habits import EventStatistics, Types, events_of, habits_of, roles_of_types
 from recsys.inspect.overlap import IdSet
-from recsys.inspect.roles import place_others
+from recsys.inspect.roles import assign_roles
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.sequences import understand_sequences
 from recsys.inspect.settings import TablePlan, form_words, plan_of_attributes, relation_of, source_settings
 from recsys.inspect.siblings import event_files
 from recsys.inspect.tables import Pair, Table, find_events
-from recsys.inspect.understood import Setting, Told, Understood
+from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.inspect.vocabulary import SESSION, likeness
 from recsys.sources.validate import CellRules, Layout, check_rows
 
@@ -31,7 +31,7 @@ _ABSENT_RATING: Final = 0.2  # share of zeros from which zero means "no rating"
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
 
-def understand(looked: Looked) -> Understood:
+def understand(looked: ArgumentContent) -> Understood:
     """Find the roles of the tables.
 
     Raises
@@ -41,7 +41,7 @@ def understand(looked: Looked) -> Understood:
     """
     tables = [Table.of(sample) for sample in looked.tables]
     pair = find_events(tables)
-    place_others(tables, pair)
+    assign_roles(tables, pair)
     pair.table.role = "events"
     if pair.table.sample.format == "sequences":
         return understand_sequences(looked, tables, pair)
@@ -51,7 +51,7 @@ def understand(looked: Looked) -> Understood:
 class _Canonical:
     """Interpret the tables; every step is a method, in the order of :meth:`understood`."""
 
-    def __init__(self, looked: Looked, tables: Sequence[Table], pair: Pair) -> None:
+    def __init__(self, looked: ArgumentContent, tables: Sequence[Table], pair: Pair) -> None:
         self.looked, self.tables, self.pair = looked, tables, pair
         self.columns: EventColumns = columns_of_events(pair)
         self.ignored = dict(looked.ignored)
@@ -66,7 +66,9 @@ class _Canonical:
         names = self.columns.names
         events, bad = events_of(self.rows, self._typed_names(), rules)
         bad = self._with_broken(bad, self.sample)
-        meaning = meaning_of(sorted(set(events.column(schema.EVENT_TYPE).to_pylist()))) if self._has_types else Types()
+        meaning = (
+            roles_of_types(sorted(set(events.column(schema.EVENT_TYPE).to_pylist()))) if self._has_types else Types()
+        )
         first = habits_of(events, bad, meaning.targets)
         min_value, min_why, is_rating = self._smallest(events, first)
         if meaning.history:
@@ -132,7 +134,7 @@ class _Canonical:
         scaled = {reason: share * self.rows.num_rows / every for reason, share in bad.items()}
         return {**scaled, "rows with a different number of cells": sample.num_broken / every}
 
-    def _smallest(self, events: pa.Table, habits: Habits) -> tuple[float | None, str, bool]:
+    def _smallest(self, events: pa.Table, habits: EventStatistics) -> tuple[float | None, str, bool]:
         """Return the smallest value that counts, why, and whether values are ratings."""
         column = self.columns.value
         if column is None or habits.num_values < 2:
@@ -346,9 +348,9 @@ class _Canonical:
             if not table.role
         }
 
-    def _summary(self, plan: TablePlan, items: Attributes | None, users: Attributes | None) -> Told:
+    def _summary(self, plan: TablePlan, items: Attributes | None, users: Attributes | None) -> TableSummary:
         files = ", ".join(self.looked.patterns(plan.sample)[:3])
-        summary = Told(plan.role, files, f"{form_words(plan.sample)}, {plan.sample.num_rows:,} rows")
+        summary = TableSummary(plan.role, files, f"{form_words(plan.sample)}, {plan.sample.num_rows:,} rows")
         for name, to in plan.names.items():
             if to in schema.TABLES[plan.role].columns:
                 reason = plan.reasons.get(name, "")

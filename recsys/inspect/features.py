@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from recsys.config import section_class
-from recsys.data.attributes import FieldFitter, tell_apart
+from recsys.data.attributes import FieldFitter, rows_differ
 from recsys.data.quantities import quantities
 from recsys.inspect.columns import Column
 from recsys.sources.validate import CellRules, numbers
@@ -52,7 +52,7 @@ def distinguish_users(columns: Sequence[Column], rules: CellRules, of: Column | 
     table = _table(columns, rules, of)
     settings = section_class("profile").model_validate({"fit": "counts"})
     fields = FieldFitter(table, np.ones(len(table), dtype=bool), settings, "user_fields", ()).fit()  # type: ignore[arg-type]
-    return tell_apart(table, fields)
+    return rows_differ(table, fields)
 
 
 def _table(columns: Sequence[Column], rules: CellRules, of: Column | None) -> pa.Table:

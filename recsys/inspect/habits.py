@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.data.foresight import Foresight, spread_of
-from recsys.data.time_cut import Cuts, Temporal, cuts_of
+from recsys.data.time_cut import Cuts, Temporal, temporal_cuts
 from recsys.inspect.columns import has_known
 from recsys.inspect.vocabulary import NEGATIVE, SHOWN, STRONG, WEAK
 from recsys.sources.validate import CellRules, Layout, check_rows
@@ -28,7 +28,7 @@ _MOST_UNTIMED: Final = 0.001
 
 
 @dataclass(frozen=True)
-class Habits:
+class EventStatistics:
     """Statistics of the sampled events."""
 
     num_rows: int
@@ -86,7 +86,7 @@ class Types:
     why: str = ""
 
 
-def meaning_of(types: Sequence[str]) -> Types:
+def roles_of_types(types: Sequence[str]) -> Types:
     """Find the types to predict, and exclude negative ones and exposures.
 
     >>> meaning_of(["view", "cart", "purchase"]).targets
@@ -125,7 +125,7 @@ def events_of(rows: pa.Table, names: Mapping[str, str], rules: CellRules) -> tup
 
 def habits_of(
     events: pa.Table, bad: Mapping[str, float], targets: Sequence[str] = (), min_value: float | None = None
-) -> Habits:
+) -> EventStatistics:
     """Compute the statistics of the valid events.
 
     Parameters
@@ -152,7 +152,7 @@ def habits_of(
         }
     )
     if not len(frame):
-        return Habits(0, 0, 0, 0, bad)
+        return EventStatistics(0, 0, 0, 0, bad)
     parts = _counts(frame["part"])
     types = _counts(frame["type"])
     used = frame if min_value is None else frame.filter(pl.col("value") >= min_value)
@@ -162,10 +162,10 @@ def habits_of(
     cuts, known_future = Cuts(), None
     if timed >= 1 - _MOST_UNTIMED and len(used):
         asked = pl.col("type").is_in(list(targets)) if targets else pl.lit(True)
-        cuts = cuts_of(used.with_columns(asked=asked))
+        cuts = temporal_cuts(used.with_columns(asked=asked))
         known_future = _foresight(used, targets, cuts)
     temporal = cuts.fitting
-    return Habits(
+    return EventStatistics(
         num_rows,
         len(used),
         used["user"].n_unique(),

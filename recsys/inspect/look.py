@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from recsys.config import Config, build_config
 from recsys.config.yaml_reader import parse_yaml
 from recsys.errors import SourceError
-from recsys.inspect.arguments import Looked, look_at
+from recsys.inspect.arguments import ArgumentContent, look_at
 from recsys.inspect.canonical import understand
 from recsys.inspect.draft import Draft
 from recsys.inspect.proposal import draft_of
@@ -61,7 +61,7 @@ def look(arguments: Sequence[str], name: str = "", command: str = "recsys init")
     return Look(found, _accepted(found, name, command), name)
 
 
-def _understood(looked: Looked) -> Understood:
+def _understood(looked: ArgumentContent) -> Understood:
     if looked.recbole is not None:
         return understand_recbole(looked)
     return understand_hetrec(looked) if looked.hetrec else understand(looked)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from recsys.config.sources import TABLES
 from recsys.inspect.draft import Draft
-from recsys.inspect.habits import Habits
+from recsys.inspect.habits import EventStatistics
 from recsys.inspect.understood import Understood
 
 _ACCEPTED_BAD: Final = 0.01  # default limit of prepare
@@ -198,12 +198,12 @@ def _echoes(draft: Draft, found: Understood) -> None:
         draft.other("data.split.kind", "temporal", why)
 
 
-def _why_not_temporal(habits: Habits) -> str:
+def _why_not_temporal(habits: EventStatistics) -> str:
     best = habits.best_temporal
     return f"because one cut in time leaves {'nothing between its parts' if best is None else best.why_not}"
 
 
-def _span(habits: Habits) -> str:
+def _span(habits: EventStatistics) -> str:
     if habits.first is None or habits.last is None:
         return "a long period"
     days = (habits.last - habits.first).days

@@ -9,14 +9,14 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.config import HetRecLastFmSource, RecBoleSource
-from recsys.inspect.arguments import Looked, data_name, shown_path
+from recsys.inspect.arguments import ArgumentContent, data_name, shown_path
 from recsys.inspect.attributes import attributes_of
 from recsys.inspect.columns import Column, column_of
 from recsys.inspect.habits import habits_of
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.samples import Sample
 from recsys.inspect.tables import Table
-from recsys.inspect.understood import Setting, Told, Understood
+from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.sources import open_source
 from recsys.sources.base import Piece, read_all
 from recsys.sources.files import input_file
@@ -28,7 +28,7 @@ _TABLES: Final = {"items": schema.ITEM_ID, "users": schema.USER_ID}
 _UNSAID: Final = "this kind of source reads its own files only"
 
 
-def understand_recbole(looked: Looked) -> Understood:
+def understand_recbole(looked: ArgumentContent) -> Understood:
     """Interpret atomic files: the headers have columns and types."""
     assert looked.recbole is not None
     folder, name = looked.recbole
@@ -46,7 +46,7 @@ def understand_recbole(looked: Looked) -> Understood:
     found.order = "time" if habits.has_times else "none"
     found.order_why = "every event has a timestamp" if habits.has_times else "the events have no timestamp"
     found.value_name, found.is_rating = "rating", habits.num_values > 2 and habits.high <= 10
-    found.tables.append(Told("events", f"{folder}/{name}.inter", f"{habits.num_rows:,} rows"))
+    found.tables.append(TableSummary("events", f"{folder}/{name}.inter", f"{habits.num_rows:,} rows"))
     ids = {"items": _ids(events, schema.ITEM_ID), "users": _ids(events, schema.USER_ID)}
     for role, key in _TABLES.items():
         if role in pieces:
@@ -60,7 +60,7 @@ def understand_recbole(looked: Looked) -> Understood:
             found.items, found.users = (attributes, found.users) if role == "items" else (found.items, attributes)
             share = IdSet(table.column(key)).share_in(ids[role])
             found.tables.append(
-                Told(
+                TableSummary(
                     role,
                     f"{folder}/{name}.{role.rstrip('s')}",
                     f"{table.sample.num_rows:,} rows, {share:.0%} of its ids are in the events",
@@ -72,18 +72,18 @@ def understand_recbole(looked: Looked) -> Understood:
                 found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
     if "social" in pieces:
         found.friends = "links of the .net file"
-        found.tables.append(Told("social", f"{folder}/{name}.net", "links"))
+        found.tables.append(TableSummary("social", f"{folder}/{name}.net", "links"))
     if "knowledge" in pieces:
         found.facts = "facts of the .kg file"
         found.tables.append(
-            Told("knowledge", f"{folder}/{name}.kg", "facts, linked to items by the .link file if there is one")
+            TableSummary("knowledge", f"{folder}/{name}.kg", "facts, linked to items by the .link file if there is one")
         )
     found.bad["events"], found.bad_why["events"] = habits.bad_share, "; ".join(habits.bad)
     found.ignored = {**looked.ignored, **{sample.files[0].path: _UNSAID for sample in looked.tables}}
     return found
 
 
-def understand_hetrec(looked: Looked) -> Understood:
+def understand_hetrec(looked: ArgumentContent) -> Understood:
     """Interpret listens without times and tags with times; a file of held-out pairs in the folder
     is the split.
     """
@@ -121,17 +121,17 @@ def understand_hetrec(looked: Looked) -> Understood:
     found.value_name = "weight"
     found.friends = "links of user_friends.dat"
     found.facts = "facts of knowledge/kg.txt" if "knowledge" in pieces else ""
-    found.tables = [Told("events", f"{folder}/user_artists.dat", f"{habits.num_rows:,} listens")]
+    found.tables = [TableSummary("events", f"{folder}/user_artists.dat", f"{habits.num_rows:,} listens")]
     found.tables.append(
-        Told(
+        TableSummary(
             "text",
             f"{folder}/user_taggedartists.dat",
             f"{events.num_rows - listens.num_rows:,} tags that users assign to artists",
         )
     )
-    found.tables.append(Told("social", f"{folder}/user_friends.dat", "friends"))
+    found.tables.append(TableSummary("social", f"{folder}/user_friends.dat", "friends"))
     if found.facts:
-        found.tables.append(Told("knowledge", f"{folder}/knowledge/kg.txt", "facts about artists"))
+        found.tables.append(TableSummary("knowledge", f"{folder}/knowledge/kg.txt", "facts about artists"))
     left = {sample.files[0].path: _UNSAID for sample in looked.tables if sample is not pairs}
     found.ignored = {**looked.ignored, **left}
     return found

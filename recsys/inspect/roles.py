@@ -25,7 +25,7 @@ _LITTLE: Final = 0.03  # the same, if the names agree
 _NAMED: Final = 0.7
 
 
-def place_others(tables: Sequence[Table], events: Pair) -> None:
+def assign_roles(tables: Sequence[Table], events: Pair) -> None:
     """Assign every other table its role, or the reason why it is left out."""
     users, items = IdSet(events.user), IdSet(events.item)
     for table in tables:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.inspect.arguments import Looked, data_name, shown_path
+from recsys.inspect.arguments import ArgumentContent, data_name, shown_path
 from recsys.inspect.attributes import attributes_of, reserved
 from recsys.inspect.forms import SequenceForm
 from recsys.inspect.habits import events_of, habits_of
@@ -16,11 +16,11 @@ from recsys.inspect.overlap import IdSet
 from recsys.inspect.samples import Sample
 from recsys.inspect.settings import form_words
 from recsys.inspect.tables import Pair, Table
-from recsys.inspect.understood import Setting, Told, Understood
+from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.sources.validate import CellRules
 
 
-def understand_sequences(looked: Looked, tables: Sequence[Table], pair: Pair) -> Understood:
+def understand_sequences(looked: ArgumentContent, tables: Sequence[Table], pair: Pair) -> Understood:
     """Interpret a file of lines ``user item item …``, and a table of items if the adapter can read
     it.
     """
@@ -37,7 +37,7 @@ def understand_sequences(looked: Looked, tables: Sequence[Table], pair: Pair) ->
             "events", shown_path(sample.files[0].path), f"{habits.num_users:,} lines with {sample.num_rows:,} items"
         ),
     ]
-    found.tables = [Told("events", sample.files[0].path, f"one line per user, {sample.num_rows:,} events")]
+    found.tables = [TableSummary("events", sample.files[0].path, f"one line per user, {sample.num_rows:,} events")]
     table = next((t for t in tables if t.role == "items" and t.sample.has_names and _is_plain(t.sample)), None)
     if table is not None:
         key = next(table.column(name) for name, to in table.names.items() if to == schema.ITEM_ID)
@@ -55,7 +55,7 @@ def understand_sequences(looked: Looked, tables: Sequence[Table], pair: Pair) ->
         ]
         if found.items.numbers:
             found.source.append(Setting("numbers", found.items.numbers, "the file stores these numbers as text"))
-        summary = Told("items", ", ".join(files), f"{form_words(table.sample)}, {table.sample.num_rows:,} rows")
+        summary = TableSummary("items", ", ".join(files), f"{form_words(table.sample)}, {table.sample.num_rows:,} rows")
         summary.columns[schema.ITEM_ID] = f"{key.name}: {table.shares}"
         found.tables.append(summary)
         known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(key).ids)

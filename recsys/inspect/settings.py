@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from recsys.inspect.arguments import Looked, shown_path
+from recsys.inspect.arguments import ArgumentContent, shown_path
 from recsys.inspect.attributes import Attributes
 from recsys.inspect.forms import TextForm
 from recsys.inspect.samples import Sample
@@ -43,7 +43,7 @@ class TablePlan:
         return self.sample.form
 
 
-def source_settings(looked: Looked, plans: Sequence[TablePlan]) -> list[Setting]:
+def source_settings(looked: ArgumentContent, plans: Sequence[TablePlan]) -> list[Setting]:
     """Return the settings of a canonical source, in the order of the documentation."""
     found = [Setting("kind", "canonical", "tables with any column names")]
     for plan in plans:

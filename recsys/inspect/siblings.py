@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.inspect.arguments import Looked, shown_path
+from recsys.inspect.arguments import ArgumentContent, shown_path
 from recsys.inspect.events import EventColumns
 from recsys.inspect.forms import TextForm
 from recsys.inspect.samples import Sample, together
@@ -33,7 +33,7 @@ class EventFiles:
     types: dict[str, list[str]] = field(default_factory=dict)
 
 
-def event_files(looked: Looked, tables: Sequence[Table], pair: Pair, columns: EventColumns) -> EventFiles:
+def event_files(looked: ArgumentContent, tables: Sequence[Table], pair: Pair, columns: EventColumns) -> EventFiles:
     """Combine the main file with the files that belong to it; the others get a reason for being
     left out.
     """
@@ -82,7 +82,7 @@ def _keys(rows: pa.Table, names: Sequence[str]) -> pa.Array:
     return pc.binary_join_element_wise(*cells, "\t", null_handling="replace")
 
 
-def _joined(looked: Looked, tables: Sequence[Table], column: str, words: dict[int, str]) -> EventFiles:
+def _joined(looked: ArgumentContent, tables: Sequence[Table], column: str, words: dict[int, str]) -> EventFiles:
     """Combine the files into one table of events, with a column from their names."""
     found, named = [], dict[str, list[str]]()
     for table in tables:

@@ -7,7 +7,7 @@ from typing import Any
 
 from recsys.inspect.attributes import Attributes
 from recsys.inspect.columns import Column
-from recsys.inspect.habits import Habits, Types
+from recsys.inspect.habits import EventStatistics, Types
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Setting:
 
 
 @dataclass
-class Told:
+class TableSummary:
     """One table in the terminal output."""
 
     role: str
@@ -36,7 +36,7 @@ class Understood:
 
     name: str
     source: list[Setting]
-    habits: Habits
+    habits: EventStatistics
     meaning: Types = field(default_factory=Types)
     order: str = "auto"  # auto, time, file, none
     order_why: str = ""
@@ -61,7 +61,7 @@ class Understood:
     split: tuple[dict[str, Any], str] | None = None  # split defined by the files
     # column and type of the events that are text about items
     event_text: tuple[str, str] | None = None
-    tables: list[Told] = field(default_factory=list)
+    tables: list[TableSummary] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)  # empty files
     notes: list[str] = field(default_factory=list)

@@ -33,7 +33,7 @@ from recsys.data.histories import Array
 from recsys.data.split import SplitPlan, plan_of
 from recsys.data.vocabulary import dense
 from recsys.errors import ArtifactError, ConfigError, DataError
-from recsys.pace import paced
+from recsys.pace import with_progress
 from recsys.preparation.blocks import fetch, task
 from recsys.preparation.build import Preparation, Progress
 from recsys.preparation.content_hash import differences, settings_hash, settings_of
@@ -506,7 +506,7 @@ class Appending(Preparation):
         table = earlier.table("items/counts.parquet")
         counts_N3[: table.num_rows] = np.stack([table.column(part).to_numpy() for part in PARTS], axis=1)
         total = Counter({key: number for key, number in earlier.manifest.counts.items() if key in _OF_EVENTS})
-        for ref in paced("writing histories", written):
+        for ref in with_progress("writing histories", written):
             now, before = fetch(ref)
             for report, sign in ((now, 1), (before, -1)):
                 for key in _OF_EVENTS & report.counts.keys():

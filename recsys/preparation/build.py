@@ -20,7 +20,7 @@ import ray
 
 from recsys import schema
 from recsys.config import Config
-from recsys.data.cold_start import Newcomers
+from recsys.data.cold_start import ColdUsers
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.histories import Array
 from recsys.data.split import NEVER, SplitPlan, check_split, resolved
@@ -28,13 +28,13 @@ from recsys.data.text_rows import TextRules
 from recsys.data.titles import item_titles
 from recsys.data.vocabulary import Vocabulary, dense, no_ids, union
 from recsys.errors import ConfigError, DataError, choices
-from recsys.pace import paced
+from recsys.pace import with_progress
 from recsys.preparation.blocks import block_refs, fetch, read_table, task
 from recsys.preparation.carried import carry_events, with_earlier
 from recsys.preparation.content_hash import settings_hash, settings_of
 from recsys.preparation.core import cut_to_core, only
 from recsys.preparation.cut_offs import Counted, cut_offs
-from recsys.preparation.dataset_writer import Destination, Folder, folder_of
+from recsys.preparation.dataset_writer import DatasetWriter, Folder, folder_of
 from recsys.preparation.event_store import (
     STORE,
     TIMES,
@@ -48,7 +48,7 @@ from recsys.preparation.event_store import (
 from recsys.preparation.events import PARTS, BucketSummary, Coding, EventRules, Reading, encode_bucket, exchange
 from recsys.preparation.finetune import finetune
 from recsys.preparation.friends import EDGE_SCHEMA, Friendships, SocialRules
-from recsys.preparation.graphs import FactRules, write_facts
+from recsys.preparation.graphs import TripleRules, write_triples
 from recsys.preparation.guarded import Guard
 from recsys.preparation.html_text import without_html
 from recsys.preparation.item_text import ItemText, compose_groups, write_vectors
@@ -100,7 +100,7 @@ class Arguments:
     config: Config
     source: SourceAdapter
     rules: EventRules
-    destination: Destination
+    destination: DatasetWriter
     folder: Folder
     progress: Progress
     guard: Guard
@@ -248,7 +248,9 @@ class Preparation:
         self.reading = self._reading()
         self._link_store()
         buckets = exchange(pieces, self.num_shards, self.rules, known if is_bound else None, self.reading)
-        summaries: list[BucketSummary] = [fetch(bucket[2]) for bucket in paced("gathering users' events", buckets)]
+        summaries: list[BucketSummary] = [
+            fetch(bucket[2]) for bucket in with_progress("gathering users' events", buckets)
+        ]
         self.quarantine.start("events", sum(summary.read for summary in summaries))
         for bucket, summary in zip(buckets, summaries, strict=True):
             self.quarantine.add("events", fetch(bucket[1]))
@@ -421,7 +423,7 @@ class Preparation:
 
     def _quarantine_duplicates(self, doing: str, encoded: list[list[Any]]) -> None:
         """Add the duplicates that the encoders report (their third result) to the quarantine."""
-        for refs in paced(doing, encoded):
+        for refs in with_progress(doing, encoded):
             self.quarantine.add("events", fetch(refs[2]))
         self.quarantine.check("events")
         self.progress(self.quarantine.describe("events"))
@@ -445,7 +447,7 @@ class Preparation:
         valid_from, test_from = NEVER, NEVER
         if split.kind == "temporal":
             valid_from, test_from = cut_offs(split, encoded, summaries, target_types, self._counted)
-        newcomers = Newcomers(split.cold_users, split.cold_keep, self.config.seed) if split.cold_users else None
+        newcomers = ColdUsers(split.cold_users, split.cold_keep, self.config.seed) if split.cold_users else None
         named = given.get("valid", 0) > 0
         shares = (split.kind, split.valid, split.test, valid_from, test_from)
         return SplitPlan(*shares, order != "none", named, newcomers, target_types)
@@ -471,7 +473,7 @@ class Preparation:
         encoded.clear()
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
         names = self.new_shards
-        for refs in paced("writing histories", written):
+        for refs in with_progress("writing histories", written):
             report: ShardReport = fetch(refs[0])
             self.counts.update(report.counts)
             counts_N3[report.items] += report.item_counts
@@ -548,13 +550,13 @@ class Preparation:
         self._write_facts(tables.get("knowledge"), features)
 
     def _write_facts(self, knowledge: Any, features: pa.Table) -> None:
-        rules = FactRules.of(self.config.data.knowledge, features, self.rules.cells)
+        rules = TripleRules.of(self.config.data.knowledge, features, self.rules.cells)
         if knowledge is None and not rules.columns:
             return
         wanted = (schema.ITEM_ID, schema.ENTITY_ID, *rules.columns)
         columns = features.select([name for name in wanted if name in features.column_names])
         blocks = list(block_refs(knowledge)) if knowledge is not None else []
-        sizes, bad, read = fetch(task(write_facts).remote(self.folder, columns, rules, self.base, *blocks))
+        sizes, bad, read = fetch(task(write_triples).remote(self.folder, columns, rules, self.base, *blocks))
         if knowledge is not None:
             self._quarantined("knowledge", read, [bad])
         self.counts.update(sizes)

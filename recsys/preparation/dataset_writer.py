@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.errors import DataError
 from recsys.storage.locks import holding
-from recsys.storage.places import filesystem_of, reaching
+from recsys.storage.places import filesystem_of, storage_errors
 from recsys.storage.uris import beside, is_remote, within
 
 MANIFEST: Final = "manifest.json"
@@ -54,7 +54,7 @@ class Folder:
         """:meth:`write_table` for a table that arrives in parts."""
         path, texts = f"{self.path}/{name}", [field.name for field in schema if pa.types.is_string(field.type)]
         how = {"compression": "zstd", "use_dictionary": texts, "filesystem": self.filesystem}
-        with reaching(self.place, "write to"):
+        with storage_errors(self.place, "write to"):
             self.make_folder(path.rsplit("/", 1)[0])
             with pq.ParquetWriter(path, schema, **how) as writer:
                 for part in parts:
@@ -62,7 +62,7 @@ class Folder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file."""
-        with reaching(self.place, "write to"):
+        with storage_errors(self.place, "write to"):
             self.make_folder(f"{self.path}/{name}".rsplit("/", 1)[0])
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
                 stream.write(content)
@@ -79,7 +79,7 @@ class Folder:
 
     def read_table(self, name: str) -> pa.Table:
         """Read a Parquet file."""
-        with reaching(self.place):
+        with storage_errors(self.place):
             return pq.read_table(f"{self.path}/{name}", filesystem=self.filesystem)
 
     def write_text(self, name: str, text: str) -> None:
@@ -89,12 +89,12 @@ class Folder:
     def entries(self) -> list[str]:
         """Names of the files and folders directly inside; empty where the folder does not exist."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        with reaching(self.place):
+        with storage_errors(self.place):
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def link(self, source: Folder, folder: str, names: Iterable[str]) -> None:
         """Take over unchanging files of another folder, by hard links where possible."""
-        with reaching(self.place, "write to"):
+        with storage_errors(self.place, "write to"):
             self.make_folder(f"{self.path}/{folder}")
             for name in names:
                 self._link(source, f"{folder}/{name}")
@@ -123,7 +123,7 @@ class Folder:
 
     def remove(self) -> None:
         """Remove the folder, the manifest first: on an object store the removal is not atomic."""
-        with suppress(FileNotFoundError), reaching(self.place, "write to"):
+        with suppress(FileNotFoundError), storage_errors(self.place, "write to"):
             if self.filesystem.get_file_info(f"{self.path}/{MANIFEST}").type == pyarrow.fs.FileType.File:
                 self.filesystem.delete_file(f"{self.path}/{MANIFEST}")
             self.filesystem.delete_dir(self.path)
@@ -139,7 +139,7 @@ def _absolute(filesystem: Any, path: str) -> Folder:
     return Folder(filesystem, os.path.abspath(path)) if folder.is_local else folder
 
 
-class Destination:
+class DatasetWriter:
     """The place of the dataset of one ``prepare``.
 
     Attributes
@@ -216,7 +216,7 @@ class Destination:
         self.quarantine.remove()
 
     def _refuse_other_files(self) -> None:
-        with reaching(self.root):
+        with storage_errors(self.root):
             kind = self._final.filesystem.get_file_info(self._final.path).type
         others = sorted(set(self._final.entries()) - _LAYOUT) if kind == pyarrow.fs.FileType.Directory else []
         if kind == pyarrow.fs.FileType.File or others:

@@ -34,13 +34,13 @@ from recsys.data.audit import audit
 from recsys.data.context import UNKNOWN, ContextColumn
 from recsys.data.dataset import Manifest, PreparedDataset, histories_from_table, last_rows, types_mask
 from recsys.data.forgotten import Forgotten
-from recsys.data.histories import VALID_ALONE, Array, Histories, Split
+from recsys.data.histories import COLD_VALID, Array, Histories, Split
 from recsys.data.renumber import Renumbering
 from recsys.data.text_rows import ENTRIES, VECTORS, TextRules
 from recsys.data.titles import item_titles
 from recsys.encoders.adapter import Adapter
 from recsys.errors import ArtifactError
-from recsys.preparation.dataset_writer import MANIFEST, Destination, Folder
+from recsys.preparation.dataset_writer import MANIFEST, DatasetWriter, Folder
 from recsys.preparation.event_store import write_rows
 from recsys.preparation.events import PARTS
 from recsys.preparation.item_text import compose_groups, write_vectors
@@ -111,11 +111,11 @@ def forget_users(
         if is_remote(dataset.root):  # an object store is rewritten in place
             download(dataset.root, Path(name) / "dataset")
             source = PreparedDataset(str(Path(name) / "dataset"))
-        destination = Destination(dataset.root)
+        destination = DatasetWriter(dataset.root)
         with destination.writing() as folder:
             rewriting = _Rewriting(source, gone, numbering, folder, config, mentions)
             manifest = rewriting.run(forgotten)
-            audit(PreparedDataset.being_written(folder.filesystem, folder.path, manifest))
+            audit(PreparedDataset.unfinished(folder.filesystem, folder.path, manifest))
             destination.commit(manifest)
     return Rewritten(PreparedDataset(dataset.root), numbering, rewriting.rows, rewriting.left)
 
@@ -288,9 +288,9 @@ class _Rewriting:
         counts = self.manifest.counts
         counts["events"] = sum(counts[part] for part in PARTS)
         if "cold_valid" in counts:
-            counts["cold_valid"] -= int((splits_E == VALID_ALONE).sum())
+            counts["cold_valid"] -= int((splits_E == COLD_VALID).sum())
         if len(targets_T):
-            for key, parts in (("valid_targets", (Split.VALID, VALID_ALONE)), ("test_targets", (Split.TEST,))):
+            for key, parts in (("valid_targets", (Split.VALID, COLD_VALID)), ("test_targets", (Split.TEST,))):
                 if key in counts:
                     counts[key] -= int((targets_T[gone.types_E] & np.isin(splits_E, parts)).sum())
         pairs = np.repeat(gone.users_U, gone.lengths_U).astype(np.int64) * self.source.num_items + items_E

@@ -33,7 +33,7 @@ _FACT_SCHEMA: Final = pa.schema(
 
 
 @dataclass(frozen=True)
-class FactRules:
+class TripleRules:
     """Which columns of items, and which relations of a knowledge table, become triples."""
 
     columns: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class FactRules:
     cells: CellRules = DEFAULT_RULES
 
     @staticmethod
-    def of(config: ItemFactsConfig, features: pa.Table, cells: CellRules = DEFAULT_RULES) -> FactRules:
+    def of(config: ItemFactsConfig, features: pa.Table, cells: CellRules = DEFAULT_RULES) -> TripleRules:
         """The rules of a configuration.
 
         Raises
@@ -65,11 +65,11 @@ class FactRules:
                 f"data.knowledge.item_columns: {', '.join(vectors)} holds vectors; name columns of categories"
             )
         relations = None if config.relations is None else tuple(config.relations)
-        return FactRules(tuple(dict.fromkeys(config.item_columns)), dict(config.separators), relations, cells)
+        return TripleRules(tuple(dict.fromkeys(config.item_columns)), dict(config.separators), relations, cells)
 
 
 def facts(
-    features: pa.Table, *blocks: pa.Table, rules: FactRules | None = None, base: Vocabulary | None = None
+    features: pa.Table, *blocks: pa.Table, rules: TripleRules | None = None, base: Vocabulary | None = None
 ) -> tuple[dict[str, pa.Table], pa.Table, int]:
     """Encode triples with dense entities and relations; returns the files to write, the bad rows,
     and the number of rows read.
@@ -88,7 +88,7 @@ def facts(
     good = np.asarray(pc.is_null(rows.column(schema.REASON)))
     clean = rows.filter(pa.array(good))
     given = [clean.column(name).combine_chunks().cast(pa.string()) for name in _FACT_TEXT]
-    item_entities, from_items = item_facts(_with_entities(features, given), rules or FactRules())
+    item_entities, from_items = item_triples(_with_entities(features, given), rules or TripleRules())
     entities = extend(base.entities if base else None, union([given[0], given[2], from_items[0], from_items[2]]))
     relations = extend(base.relations if base else None, union([given[1], from_items[1]]))
     keys = _fact_keys(given, entities, relations)
@@ -156,7 +156,7 @@ def _fact_keys(triples: list[pa.Array], entities: pa.Array, relations: pa.Array)
     return keys
 
 
-def item_facts(features: pa.Table, rules: FactRules) -> tuple[pa.Array, list[pa.Array]]:
+def item_triples(features: pa.Table, rules: TripleRules) -> tuple[pa.Array, list[pa.Array]]:
     """The name of every item's entity (null where it has none), and the triples from its columns
     (head, relation, tail).
     """
@@ -209,8 +209,8 @@ def _check_overlap(features: pa.Table, files: dict[str, pa.Table]) -> None:
     compare(SideIds("items", key, ids), SideIds("knowledge", f"{schema.HEAD}, {schema.TAIL}", known), 0.0)
 
 
-def write_facts(
-    folder: Folder, features: pa.Table, rules: FactRules, base: Vocabulary | None, *blocks: pa.Table
+def write_triples(
+    folder: Folder, features: pa.Table, rules: TripleRules, base: Vocabulary | None, *blocks: pa.Table
 ) -> tuple[dict[str, int], pa.Table, int]:
     """Write the knowledge graph and its vocabularies; returns their sizes, the bad rows, and the
     number of rows read.

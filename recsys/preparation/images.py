@@ -21,7 +21,7 @@ from recsys.config import ImagesConfig
 from recsys.data.histories import Array
 from recsys.encoders.images import ImageEncoder, ImageSettings, image_model_identity, open_image, read_bytes
 from recsys.encoders.text import usable_cores
-from recsys.pace import Pace, paced
+from recsys.pace import Pace, with_progress
 from recsys.preparation.blocks import cluster_resources, results_of
 from recsys.preparation.vector_cache import VectorCache, cluster_dtype, default_cache_dir
 
@@ -51,7 +51,7 @@ def encode_images(paths: Sequence[str], config: ImagesConfig) -> tuple[Array, li
     )
     pieces = [pa.table({"path": pa.array(paths[i : i + 4096], pa.string())}) for i in range(0, len(paths), 4096)]
     digests: list[str] = []
-    for found in paced("reading images", results_of(digest_block, pieces, num_tasks), len(pieces)):
+    for found in with_progress("reading images", results_of(digest_block, pieces, num_tasks), len(pieces)):
         digests += found
     wanted = {key: path for key, path in zip(digests, paths, strict=True) if key not in (MISSING, UNREADABLE)}
     vectors = cache.load(list(wanted))

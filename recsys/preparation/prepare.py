@@ -33,7 +33,7 @@ from recsys.preparation.append import (
 from recsys.preparation.blocks import fetch, quiet, task
 from recsys.preparation.build import Arguments, Preparation, Progress
 from recsys.preparation.content_hash import content_hash
-from recsys.preparation.dataset_writer import Destination, Folder
+from recsys.preparation.dataset_writer import DatasetWriter, Folder
 from recsys.preparation.event_store import files_read
 from recsys.preparation.events import EventRules
 from recsys.preparation.guarded import Guard
@@ -104,7 +104,7 @@ def prepare(
     replaces = config.update.replace or (least is not None and least.replace)
     if earlier is None and not replaces:
         refuse_forgetting(config, source)
-    destination = Destination(config.dataset_dir)
+    destination = DatasetWriter(config.dataset_dir)
     with quiet(), destination.writing() as folder:
         keeps_lost = earlier is not None or replaces
         arguments = Arguments(config, source, rules, destination, folder, progress, guard, base, earlier, keeps_lost)
@@ -138,12 +138,12 @@ def _written(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
 
 
 def _audit_shard(folder: Folder, manifest: Manifest, name: str) -> ShardFindings:
-    return audit_shard(PreparedDataset.being_written(folder.filesystem, folder.path, manifest), name)
+    return audit_shard(PreparedDataset.unfinished(folder.filesystem, folder.path, manifest), name)
 
 
 def _audit(folder: Folder, manifest: Manifest, is_whole: bool, *findings: ShardFindings) -> Audit:
     """Audit a dataset, or only its new files; runs in a task, because it may read all rows of text."""
-    dataset = PreparedDataset.being_written(folder.filesystem, folder.path, manifest)
+    dataset = PreparedDataset.unfinished(folder.filesystem, folder.path, manifest)
     return audit(dataset, findings) if is_whole else audit_newer(dataset, findings)
 
 

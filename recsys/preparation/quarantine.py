@@ -16,9 +16,9 @@ from recsys import schema
 from recsys.config import DataConfig
 from recsys.data.histories import Array
 from recsys.errors import DataError
-from recsys.preparation.dataset_writer import Destination
+from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.sources.validate import HINTS, NEGATIVE_WEIGHT, REPEATED_HEADER, SELF_LOOP, missing
-from recsys.storage.places import reaching
+from recsys.storage.places import storage_errors
 from recsys.storage.uris import within
 
 DUPLICATE: Final = "duplicate"
@@ -83,7 +83,7 @@ class Quarantine:
     ``data.unknown_ids`` is ``refuse``.
     """
 
-    def __init__(self, destination: Destination, config: DataConfig) -> None:
+    def __init__(self, destination: DatasetWriter, config: DataConfig) -> None:
         self._destination = destination
         self._limit = config.quarantine.limit
         refused = {DUPLICATE: "data.duplicates"} if config.duplicates == "refuse" else {}
@@ -117,7 +117,7 @@ class Quarantine:
 
     def _write(self, kind: str, table: str, rows: pa.Table) -> None:
         folder, key = self._destination.folder, (kind, table)
-        with reaching(folder.place, "write to"):
+        with storage_errors(folder.place, "write to"):
             if key not in self._writers:
                 folder.make_folder(f"{folder.path}/{kind}")
                 path = f"{folder.path}/{kind}/{table}.parquet"
@@ -176,7 +176,7 @@ class Quarantine:
 
     def close(self) -> None:
         """Close the files."""
-        with reaching(self._destination.folder.place, "write to"):
+        with storage_errors(self._destination.folder.place, "write to"):
             for writer in self._writers.values():
                 writer.close()
         self._writers = {}

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import ray
 
 from recsys.data.cold_start import CUT
-from recsys.data.context import ContextColumn, Tally, tally
+from recsys.data.context import ColumnStatistics, ContextColumn, tally
 from recsys.data.dataset import history_schema
 from recsys.data.hashing import string_hashes, uniform
-from recsys.data.histories import VALID_ALONE, Array, Split
+from recsys.data.histories import COLD_VALID, Array, Split
 from recsys.data.split import SplitPlan, assign, bin_counts
 from recsys.data.vocabulary import Vocabulary
 from recsys.preparation.blocks import fetch, task
@@ -135,7 +135,7 @@ def _counted(parts: Parts, rules: ShardRules, num_items: int) -> ShardReport:
     counts = {part: int((splits_E == code).sum()) for code, part in enumerate(PARTS)}
     if rules.plan.target_types:
         is_target_E = np.isin(columns["type"], rules.plan.target_types)
-        held = (Split.VALID, VALID_ALONE), (Split.TEST,)
+        held = (Split.VALID, COLD_VALID), (Split.TEST,)
         for key, codes in zip(("valid_targets", "test_targets"), held, strict=True):
             counts[key] = int((is_target_E & np.isin(splits_E, codes)).sum())
     counts["repeats"] = int((np.diff(np.sort(pairs_E)) == 0).sum())
@@ -145,7 +145,7 @@ def _counted(parts: Parts, rules: ShardRules, num_items: int) -> ShardReport:
 
 def tally_context(
     events: pa.Table, event_rules: EventRules, rules: ShardRules, users: pa.Array, items: pa.Array
-) -> list[Tally]:
+) -> list[ColumnStatistics]:
     """Statistics of each context column over the training events of a bucket."""
     (columns, _, splits_E), _, _ = _parts(events, rules, users, items)
     train = events.take(pa.array(columns["row"][splits_E == Split.TRAIN]))
@@ -198,7 +198,7 @@ def _cut(
     counts = {
         "cold_users": int(cold_U.sum()),
         "cold_cut": int((splits_E == CUT).sum()),
-        "cold_valid": int((splits_E == VALID_ALONE).sum()),
+        "cold_valid": int((splits_E == COLD_VALID).sum()),
     }
     return *_kept(columns, splits_E), users_U[cold_U], counts
 
@@ -335,7 +335,7 @@ def with_context(
         return rules
     counter = task(tally_context)
     user_ref, item_ref = ray.put(users), ray.put(items)
-    total: list[Tally] = []
+    total: list[ColumnStatistics] = []
     for ref in [counter.remote(bucket[0], event_rules, rules, user_ref, item_ref) for bucket in encoded]:
         for place, found in enumerate(fetch(ref)):
             total[place].add(found) if place < len(total) else total.append(found)

@@ -12,7 +12,7 @@ from recsys.privacy.footprints import Traces
 from recsys.privacy.opened import Part
 
 
-class TheirRows:
+class RowFinder:
     """Finds rows (JSON lines) of some users; a row that is cut off in the middle is searched as
     text.
     """

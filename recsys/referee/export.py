@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.config import Config
-from recsys.data.bounded import asked_users_V
+from recsys.data.bounded import evaluated_users_V
 from recsys.data.dataset import PreparedDataset
-from recsys.data.histories import VALID_ALONE, Array, Histories, Split
+from recsys.data.histories import COLD_VALID, Array, Histories, Split
 from recsys.data.split import parse_time
 from recsys.errors import ConfigError, DataError
 from recsys.referee.negatives import drawn
@@ -38,10 +38,10 @@ def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
     """
     settings, manifest = config.referee, dataset.manifest
     histories = dataset.histories()
-    if (histories.splits_E == VALID_ALONE).any():
+    if (histories.splits_E == COLD_VALID).any():
         raise ConfigError("data.split.cold_users: a protocol cannot hold out the events of whole users; set it to 0")
     splits = _spans(dataset, histories, settings.windows) if settings.windows > 1 else [("", histories.splits_E)]
-    asked_V = asked_users_V(dataset, config)
+    asked_V = evaluated_users_V(dataset, config)
     rules: dict[str, Any] = {
         "name": config.run.name or manifest.name,
         "split": manifest.split,

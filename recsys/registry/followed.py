@@ -18,7 +18,7 @@ from recsys.storage.uris import is_remote
 
 
 @dataclass(frozen=True)
-class Followed:
+class FollowedModel:
     """``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or the folder of a bundle or
     pulled model.
     """

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recsys import __version__
 from recsys.bundle.checks import check_finite
-from recsys.bundle.checksums import check_file, damaged, said_by, writing_aside
+from recsys.bundle.checksums import check_file, damaged, describe_error, writing_aside
 from recsys.bundle.description import (
     CARD,
     DESCRIPTION,
@@ -130,7 +130,7 @@ class Parent:
                 for kind in ("entity", "relation")
             )
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise damaged(self.folder, f"{VOCABULARY}: {said_by(error)}") from None
+            raise damaged(self.folder, f"{VOCABULARY}: {describe_error(error)}") from None
         return Vocabulary(*known, tuple(info.event_types), entities, relations, self.bundle.context, forgotten)
 
 

@@ -44,7 +44,7 @@ def num_events(dataset: Mapping[str, Any]) -> int:
     return sum(int(dataset.get("counts", {}).get(part, 0)) for part in _PARTS)
 
 
-def ask_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[str, int], config: Config) -> Minimum:
+def check_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[str, int], config: Config) -> Minimum:
     """Whether a version is good enough for the alias.
 
     The first version must not be significantly below the best baseline. A version that would take

@@ -34,7 +34,7 @@ from recsys.registry.minimum import (
     WHY_TAG,
     Minimum,
     alias_command,
-    ask_minimum,
+    check_minimum,
     newest_versions,
     num_events,
 )
@@ -43,7 +43,7 @@ from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqli
 from recsys.serving.bundles import read_bundle
 from recsys.serving.requests import SimilarRequest
 from recsys.storage.mirror import download, downloaded, temporary_folder
-from recsys.storage.places import filesystem_of, reaching, read_bytes, refuse_missing_bucket
+from recsys.storage.places import check_bucket, filesystem_of, read_bytes, storage_errors
 from recsys.storage.uris import is_remote, within
 
 MODEL_FILE: Final = Path(__file__).with_name("pyfunc_model.py")
@@ -92,7 +92,7 @@ def register(
     metrics : Mapping[str, Any]
         The content of ``metrics.json``; the model's metrics become tags of the version, and the
         comparison with the baselines decides about the alias
-        (:func:`recsys.registry.minimum.ask_minimum`).
+        (:func:`recsys.registry.minimum.check_minimum`).
 
     Raises
     ------
@@ -152,7 +152,7 @@ def _minimum(aliases: Aliases, number: int, bundle: Bundle, config: Config, metr
     if parent := extra.get("parent"):
         before[f"its parent {parent['uri']}"] = int(parent.get("events", 0))
     comparison = metrics.get("comparison") or extra.get("comparison") or {}
-    minimum = ask_minimum(comparison, num_events(bundle.info.dataset), before, config)
+    minimum = check_minimum(comparison, num_events(bundle.info.dataset), before, config)
     aliases.tag(str(number), minimum.tags())
     return minimum
 
@@ -427,10 +427,10 @@ def _place_of(uri: str) -> str:
     """The URI of a remote bundle: the given folder, or ``bundle`` inside it."""
     for place in (uri, within(uri, "bundle")):
         filesystem, inner = filesystem_of(within(place, DESCRIPTION))
-        with reaching(place):
+        with storage_errors(place):
             if filesystem.get_file_info(inner).is_file:
                 return place
-    refuse_missing_bucket(uri)
+    check_bucket(uri)
     raise _no_bundle_at(uri)
 
 

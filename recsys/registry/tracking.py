@@ -100,7 +100,7 @@ class Tracker:
         if not self.enabled:
             return self
         try:
-            with impatient(retries=2):  # a wrong address should be reported at once
+            with short_timeouts(retries=2):  # a wrong address should be reported at once
                 self._client = client(self.uri, writes=True)
                 self._open()
         except MultigrainError:
@@ -293,7 +293,7 @@ class Tracker:
         (self._folder / RUN_FILE).write_text(json.dumps(content, indent=1))
 
 
-def remembered_run(config: Config, folder: Path | None = None) -> str:
+def run_of_folder(config: Config, folder: Path | None = None) -> str:
     """The id of the MLflow run that an earlier stage opened for this run folder; empty where there
     is none.
     """
@@ -467,7 +467,7 @@ def _text(value: Any) -> str:
 
 
 @contextmanager
-def impatient(retries: int = 0) -> Iterator[None]:
+def short_timeouts(retries: int = 0) -> Iterator[None]:
     """Give up on an MLflow server after seconds within a block; by default MLflow retries for
     minutes.
     """

@@ -16,7 +16,7 @@ from recsys.report.charts import areas
 _NUM_COLOURS: Final = 8
 
 
-def movement_panel(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def interest_drift_panel(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The data for the template: for users with at least two events, areas in percent with one
     colour per group.
 

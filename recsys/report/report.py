@@ -20,7 +20,7 @@ from recsys.data.dataset import Manifest
 from recsys.evaluation.metrics import parse_metric
 from recsys.report.charts import axis, curves, stacked
 from recsys.report.first_screen import best_baseline, cost, for_whom, short_examples
-from recsys.report.interest_drift import movement_panel
+from recsys.report.interest_drift import interest_drift_panel
 from recsys.report.panels import (
     ablation_panel,
     cold_panel,
@@ -137,7 +137,7 @@ def render_report(
         colours=(colours := _colours(evaluation)),
         shown_colours=_shown(colours, examples),
         examples=[_example(example) for example in examples],
-        movement=movement_panel(examples),
+        movement=interest_drift_panel(examples),
         strata=strata_panel(evaluation),
         own=list(evaluation.get("panels", {}).values()),
         ratings=ratings_panel(evaluation),

@@ -24,9 +24,9 @@ from torch import Tensor
 from recsys.data.histories import Array
 from recsys.evaluation.ranking import tie_order, top_by_vectors
 from recsys.granularities.sparse import SparseScores
-from recsys.pace import paced
+from recsys.pace import with_progress
 from recsys.retrieval.selection import Allowed, Selection
-from recsys.storage.beside import writing_beside
+from recsys.storage.beside import atomic_write
 
 RECALL: Final = 0.99  # least share of the exact top LIST that an index must find
 LIST: Final = 100
@@ -282,7 +282,7 @@ class ItemIndex:
         index = faiss.index_factory(vectors.shape[1], f"PQ{vectors.shape[1]}x4fs", faiss.METRIC_INNER_PRODUCT)
         step = max(1, len(vectors) // _TRAINING_ITEMS)
         index.train(np.ascontiguousarray(vectors[::step]))
-        for start in paced("adding items to the index", range(0, len(vectors), _ADDED)):
+        for start in with_progress("adding items to the index", range(0, len(vectors), _ADDED)):
             index.add(vectors[start : start + _ADDED])
         return cls(index, reorder)
 
@@ -303,7 +303,7 @@ class ItemIndex:
         """Write the index to a file, which is renamed when complete."""
         import faiss
 
-        with writing_beside(path) as aside:
+        with atomic_write(path) as aside:
             faiss.write_index(self._index, str(aside))
 
     def top(

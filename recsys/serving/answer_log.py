@@ -27,7 +27,7 @@ from uuid import uuid4
 from recsys.errors import ConfigError, DataError, RequestError, SourceError
 from recsys.serving.experiment_split import Side
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, parse_requests
-from recsys.storage.beside import writing_beside
+from recsys.storage.beside import atomic_write
 
 PREFIX: Final = "answers-"
 _PIECE: Final = 1 << 20  # bytes
@@ -121,7 +121,7 @@ def remove_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool
         return 0
     removed = -1
     while removed < 0:  # try again where another command replaced the file in between
-        with path.open("r+b") as file, suppress(_Replaced), writing_beside(path) as aside:
+        with path.open("r+b") as file, suppress(_Replaced), atomic_write(path) as aside:
             found = os.fstat(file.fileno())
             os.chmod(aside, found.st_mode & 0o777)
             with suppress(PermissionError):  # only root can change the owner; the server must still be able to append

@@ -49,7 +49,7 @@ class Defaults:
     out_of_stock: tuple[str, ...] = ()
 
 
-class Answering:
+class BatchRecommender:
     """A recommender with default request fields: a batch of user ids or requests → rows of
     recommendations.
     """

@@ -28,7 +28,7 @@ _FIRST_S: Final = 5.0  # that the front waits for the first replica before it ta
 
 
 @serve.ingress()  # takes the ASGI application from __serve_build_asgi_app__
-class Entrance:
+class FrontDeployment:
     """The front as a deployment.
 
     It starts to take calls when a replica answers, or after some seconds, so that it can refuse
@@ -71,7 +71,7 @@ def application(settings: ServeConfig, desk_class: Any, *desk_arguments: Any) ->
     answering = recommender(settings).options(deployment_actors=[desk])
     limits = limits_of(settings, Tokens())[0]
     entrance: Any = serve.deployment(
-        Entrance,
+        FrontDeployment,
         name=FRONT,
         max_ongoing_requests=settings.max_bodies + settings.max_waiting + MORE_ONGOING,
         graceful_shutdown_timeout_s=settings.timeout_s,

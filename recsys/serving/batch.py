@@ -29,7 +29,7 @@ from recsys.errors import RequestError
 from recsys.pace import Pace
 from recsys.retrieval.rules import Rules
 from recsys.retrieval.selection import Catalogue
-from recsys.serving.answer_rows import Answering, Defaults, filled_up, named_users, output_schema, request_table
+from recsys.serving.answer_rows import BatchRecommender, Defaults, filled_up, named_users, output_schema, request_table
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import MAX_K, parse_rules, rules_of
@@ -180,7 +180,7 @@ class _Actor:
 
     def __init__(self, bundle: list[Any], asked: Defaults) -> None:
         held: Bundle = ray.get(bundle[0])  # in a list, because Ray Data resolves a bare reference itself
-        self._answering = Answering(Recommender(held), asked)
+        self._answering = BatchRecommender(Recommender(held), asked)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._answering(batch)
@@ -189,7 +189,7 @@ class _Actor:
 def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Tables of recommendations in the order of the users."""
     if not ray.is_initialized():
-        answering = Answering(Recommender(bundle), asked)
+        answering = BatchRecommender(Recommender(bundle), asked)
         yield from (answering(block) for table in chosen for block in _slices(table, batch_size))
         return
     blocks: list[Any] = [ray.put(block) for table in chosen for block in _slices(table, batch_size)]

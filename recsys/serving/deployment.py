@@ -1,7 +1,7 @@
 """The recommender on Ray Serve: a front process takes calls, replicas answer them, a model holder
 offers the models.
 
-Why a model holder (the actor :class:`~recsys.serving.desk.Desk`) and not Serve's own update of a
+Why a model holder (the actor :class:`~recsys.serving.desk.ModelHolder`) and not Serve's own update of a
 deployment: a replica loads the next model while the current one answers and switches between two
 batches, so no call waits or fails. A replica that cannot load the next model keeps the current one
 and reports the error. Models go through the object store: each is read and checked once, whatever
@@ -33,7 +33,7 @@ from recsys.config import ServeConfig
 from recsys.errors import ConfigError
 from recsys.serving.access import Tokens
 from recsys.serving.calls import STOCK, CallError, Reply
-from recsys.serving.desk import Desk
+from recsys.serving.desk import ModelHolder
 from recsys.serving.experiment_split import Side
 from recsys.serving.front import NOT_READY, SOON, Front, limits_of
 from recsys.serving.listener import Listener
@@ -342,7 +342,7 @@ class Server:
             Serve could not start them.
         """
         settings = self._settings
-        made: Any = ray.remote(Desk)
+        made: Any = ray.remote(ModelHolder)
         self._desk = made.options(num_cpus=0, scheduling_strategy=_here()).remote(self._stock, settings.stock_file)
         for side, (bundle, about) in models.items():
             self.offer(bundle, about, side)

@@ -29,7 +29,7 @@ class _Replica:
     stock_revision: int
 
 
-class Desk:
+class ModelHolder:
     """The offered models, the reports of every replica, and the items that are out of stock.
 
     Parameters
@@ -127,7 +127,7 @@ class Offering:
     models itself.
     """
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ModelHolder) -> None:
         self._desk = desk
 
     def offer(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> int:

@@ -22,7 +22,7 @@ from recsys.data.histories import Array
 from recsys.parts import Parts
 from recsys.serving.requests import Answer
 from recsys.serving.standings import BOOST
-from recsys.serving.visible import Asked, Visible
+from recsys.serving.visible import Asked, RequestView
 
 if TYPE_CHECKING:
     from recsys.serving.recommender import Recommender
@@ -123,7 +123,7 @@ class Explainer:
         )
         return friends, self._scores(parts, rows_R).numpy()
 
-    def _contributions(self, asked: Asked, variants: Sequence[Visible]) -> Parts:
+    def _contributions(self, asked: Asked, variants: Sequence[RequestView]) -> Parts:
         """The contributions for variants of one request; the text of its past is not changed."""
         rows = torch.zeros(len(variants), dtype=torch.int64)
         text = self._recommender.past_texts(asked.visible)

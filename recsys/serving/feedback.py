@@ -238,7 +238,7 @@ def _encode(recommender: Recommender, asked: Queries, start: int) -> tuple[Parts
     """
     model = recommender.model
     chunk = asked.take(np.arange(start, min(start + _CHUNK, len(asked))))
-    parts = model.unweighted(chunk)
+    parts = model.unit_contributions(chunk)
     fusion = model.encoders.fusion
     with torch.inference_mode():
         trained_BKD = parts.vectors_BKD[:, : fusion.names_K, : model.config.width]

@@ -54,12 +54,12 @@ class Backend(Protocol):
         ...
 
 
-class Gone(Exception):
+class CallerDisconnected(Exception):
     """The caller has closed the connection."""
 
 
 @dataclass(frozen=True)
-class Patience:
+class TimeLimits:
     """Time limits of a call in seconds, and how many bodies and calls may wait."""
 
     body_timeout_s: float = 10.0
@@ -68,7 +68,7 @@ class Patience:
     max_waiting: int = 1000
 
 
-def limits_of(settings: ServeConfig, tokens: Tokens) -> tuple[Limits, Patience]:
+def limits_of(settings: ServeConfig, tokens: Tokens) -> tuple[Limits, TimeLimits]:
     """The limits from the configuration, with the hashes of the tokens."""
     limits = Limits(
         settings.max_bytes,
@@ -78,7 +78,7 @@ def limits_of(settings: ServeConfig, tokens: Tokens) -> tuple[Limits, Patience]:
         settings.max_scores,
         tokens.stock_sha256,
     )
-    waits = Patience(settings.body_timeout_s, settings.timeout_s, settings.max_bodies, settings.max_waiting)
+    waits = TimeLimits(settings.body_timeout_s, settings.timeout_s, settings.max_bodies, settings.max_waiting)
     return limits, waits
 
 
@@ -87,7 +87,7 @@ class Front:
     """The ASGI application."""
 
     limits: Limits
-    patience: Patience
+    patience: TimeLimits
     backend: Backend
     counts: Counts = field(default_factory=Counts)
     stopping: bool = False
@@ -115,7 +115,7 @@ class Front:
                 body = await self._body(receive, head) if METHODS[path] == "POST" else b""
                 is_read, is_own = True, False
                 reply = await self._answered(Incoming(head.method, path, head.headers, body), receive)
-        except Gone:
+        except CallerDisconnected:
             return
         except CallError as error:
             reply, is_own = refusal(path, error), True
@@ -183,7 +183,7 @@ class Front:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Gone
+                        raise CallerDisconnected
                     chunk, more = message.get("body", b""), message.get("more_body", False)
                     found += chunk
                     self._held += len(chunk)
@@ -246,7 +246,7 @@ class Front:
             if answer.done():
                 return answer.result()
             if gone is not None and gone.done():
-                raise Gone
+                raise CallerDisconnected
             raise CallError(
                 408,
                 f"no answer within {self.patience.timeout_s:g} s (serve.timeout_s); send fewer requests in a call, or "

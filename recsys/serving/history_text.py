@@ -27,7 +27,7 @@ from recsys.errors import ConfigError
 Past = tuple[Array, Array]  # items and event types of a history, oldest first
 
 
-class PastReader:
+class HistoryTextEncoder:
     """Encodes histories as text vectors with the language model that the bundle names in
     ``described``.
     """

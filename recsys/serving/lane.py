@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Lane:
+class LargeCallQueue:
     """First come, first served, one slice at a time."""
 
     def __init__(self) -> None:

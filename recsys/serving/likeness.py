@@ -22,7 +22,7 @@ from recsys.model import FrozenModel
 _ROWS: Final = 65_536  # at a time
 
 
-class Likeness:
+class ItemSimilarity:
     """Cosines of item vectors; 0 for an item whose vector is zero."""
 
     def __init__(self, model: FrozenModel) -> None:

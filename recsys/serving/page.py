@@ -14,13 +14,13 @@ from recsys.data.histories import Array
 from recsys.retrieval.rules import Rules
 from recsys.retrieval.selection import Catalogue
 from recsys.serving.diversity import by_relevance, page_by_category
-from recsys.serving.likeness import Likeness
+from recsys.serving.likeness import ItemSimilarity
 
 
 class Pager:
     """Cuts pages from rankings."""
 
-    def __init__(self, catalogue: Catalogue, likeness: Likeness) -> None:
+    def __init__(self, catalogue: Catalogue, likeness: ItemSimilarity) -> None:
         self._catalogue, self._likeness = catalogue, likeness
 
     def cut(self, rules: Rules, items_R: Array, is_whole: bool, scores: Callable[[Array], Array]) -> Array | None:

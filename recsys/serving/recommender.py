@@ -24,19 +24,19 @@ from torch import Tensor
 from recsys.bundle.files import Bundle
 from recsys.data.attributes import RequestEncoder
 from recsys.data.histories import Array, Queries, Split
-from recsys.data.pseudonyms import known_as
+from recsys.data.pseudonyms import pseudonym_lookup
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.parts import Parts
 from recsys.retrieval.selection import Catalogue, Plan
 from recsys.serving.explanation import Explainer
 from recsys.serving.exploration import Explorer
-from recsys.serving.history_text import PastReader
-from recsys.serving.likeness import Likeness
+from recsys.serving.history_text import HistoryTextEncoder
+from recsys.serving.likeness import ItemSimilarity
 from recsys.serving.page import Pager, is_reordered
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, SimilarRequest
 from recsys.serving.similar import Similar
-from recsys.serving.standings import BOOST, Shelf, Standings
-from recsys.serving.visible import Asked, Sight, Visible, as_queries, brought, friends_of, queries_of
+from recsys.serving.standings import BOOST, RankedCatalogue, RequestScores
+from recsys.serving.visible import Asked, RequestView, RequestViewer, as_queries, brought, friends_of, queries_of
 
 MAX_CHUNK: Final = 512
 _MAX_SCORES: Final = 2**25  # scores in memory at a time: 128 MB of float32
@@ -75,12 +75,12 @@ class Recommender:
         self._histories = bundle.histories if through == Split.TEST else bundle.histories.through(through)
         profile = encoding_of(self.model.sizes)
         self._attributes = RequestEncoder(profile.users if profile else ())
-        self._sight = Sight(bundle, self._histories, self.user_row, self._item_rows)
+        self._sight = RequestViewer(bundle, self._histories, self.user_row, self._item_rows)
         self.catalogue = Catalogue(self._item_rows, bundle.attributes)
-        self.likeness = Likeness(self.model)
+        self.likeness = ItemSimilarity(self.model)
         self.pager = Pager(self.catalogue, self.likeness)
         described = bundle.info.user_text
-        self._reader = PastReader(described, bundle.titles, bundle.info.event_types) if described else None
+        self._reader = HistoryTextEncoder(described, bundle.titles, bundle.info.event_types) if described else None
         self._longest_item = float(self.model.item_vectors_ND.norm(dim=1).max()) if bundle.num_items else 0.0
 
     @cached_property
@@ -101,11 +101,11 @@ class Recommender:
     @cached_property
     def _known_as(self) -> Callable[[str], str]:
         """Maps the user id of a request to that in the bundle, which may be a pseudonym."""
-        return known_as(self.bundle.info.dataset.get("pseudonyms", {}))
+        return pseudonym_lookup(self.bundle.info.dataset.get("pseudonyms", {}))
 
     @cached_property
-    def _shelf(self) -> Shelf:
-        return Shelf(self.bundle)
+    def _shelf(self) -> RankedCatalogue:
+        return RankedCatalogue(self.bundle)
 
     @cached_property
     def similar(self) -> Similar:
@@ -334,17 +334,17 @@ class Recommender:
         order_E = np.argsort(rows_E, kind="stable")
         return rows_E[order_E], hidden_E[order_E]
 
-    def _standings(self, parts: Parts, hidden: tuple[Array, Array], plans: Sequence[Plan] = ()) -> Standings:
+    def _standings(self, parts: Parts, hidden: tuple[Array, Array], plans: Sequence[Plan] = ()) -> RequestScores:
         # By the Cauchy–Schwarz inequality this bounds every share and score, so all are finite where it is.
         added, num_rows = parts.added, len(parts.weights_BK)
         bound_B = parts.vectors_BKD.norm(dim=2).sum(1) * self._longest_item + added.sizes(num_rows)
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
         personal_B = usable_B & (parts.weights_BK[:, self._personal_K] != 0).any(1)
         known = usable_B.numpy(), personal_B.numpy()
-        return Standings(self._shelf, parts.where(usable_B), *known, hidden, tuple(plans))
+        return RequestScores(self._shelf, parts.where(usable_B), *known, hidden, tuple(plans))
 
     def _pages(
-        self, standings: Standings, requests: Sequence[Request], explorer: Explorer | None
+        self, standings: RequestScores, requests: Sequence[Request], explorer: Explorer | None
     ) -> tuple[Array, dict[int, list[float]]]:
         """The items of every page: [B, longest k], −1 after the end; and row → propensities of
         explored pages.
@@ -373,7 +373,7 @@ class Recommender:
 
     def _page(
         self,
-        standings: Standings,
+        standings: RequestScores,
         asked: Asked,
         row: int,
         page_R: Array,
@@ -426,7 +426,7 @@ class Recommender:
             pieces.append((rows_b, self.model.parts_ahead(queries.take(rows_b.numpy()), horizon - 1, own)))
         return Parts.gathered(pieces)
 
-    def past_texts(self, visible: Sequence[Visible]) -> Tensor | None:
+    def past_texts(self, visible: Sequence[RequestView]) -> Tensor | None:
         """Text vectors of histories for which the model has none: of new users, and of users with
         newer events.
         """

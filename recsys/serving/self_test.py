@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from recsys import __version__
-from recsys.bundle.checksums import damaged, said_by
+from recsys.bundle.checksums import damaged, describe_error
 from recsys.bundle.description import SELF_TEST, seal
 from recsys.bundle.files import Bundle, read_files
 from recsys.data.context import ContextColumn
@@ -70,14 +70,14 @@ def run_self_test(folder: Path, bundle: Bundle) -> None:
         tests = [(dict(t["request"]), list(t["item_ids"]), list(t["scores"]), t["source"]) for t in stored["tests"]]
         made_by = f"release {stored['release']}, torch {stored['torch']}"
     except Exception as error:  # the file may contain anything
-        raise damaged(folder, f"{SELF_TEST}: {said_by(error)}") from None
+        raise damaged(folder, f"{SELF_TEST}: {describe_error(error)}") from None
     try:
         answers = _answers(bundle, [request for request, *_ in tests])
         wrong = [difference(*test[1:], answer) for test, answer in zip(tests, answers, strict=True)]
     except UserError as error:
         raise _self_test_error(folder, f"a stored request is refused: {error}", made_by) from None
     except Exception as error:  # a bundle that was changed together with its checksums can fail in any library
-        raise damaged(folder, f"a stored request cannot be answered ({said_by(error)})") from None
+        raise damaged(folder, f"a stored request cannot be answered ({describe_error(error)})") from None
     for (request, *_), why in zip(tests, wrong, strict=True):
         if why:
             raise _self_test_error(folder, f"for the request {_short_json(request)} {why}", made_by)

@@ -41,7 +41,7 @@ from recsys.serving.calls import (
 from recsys.serving.counts import Counts, exposition
 from recsys.serving.experiment_split import Side, Split
 from recsys.serving.exploration import Explorer
-from recsys.serving.lane import Lane
+from recsys.serving.lane import LargeCallQueue
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
 from recsys.serving.size import Bounds, slices
@@ -207,7 +207,7 @@ class Service:
     log: AnswerLog | None = None
     _held: Mapping[Side, Held] = field(default_factory=dict)
     stock: Stock = field(default_factory=Stock)
-    _lane: Lane = field(default_factory=Lane)
+    _lane: LargeCallQueue = field(default_factory=LargeCallQueue)
 
     def adopt(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> None:
         """Load a bundle and, after one successful test request, let it answer a side.

@@ -27,7 +27,7 @@ from recsys.errors import RequestError
 from recsys.evaluation.ranking import tie_order
 from recsys.retrieval.index import best_places
 from recsys.retrieval.selection import Catalogue, Plan
-from recsys.serving.likeness import Likeness, exact_cosines
+from recsys.serving.likeness import ItemSimilarity, exact_cosines
 from recsys.serving.page import Pager, is_reordered
 from recsys.serving.requests import SimilarAnswer, SimilarRequest
 
@@ -45,7 +45,7 @@ _ROWS: Final = 65_536  # text vectors multiplied at a time
 class Similar:
     """Answers requests for similar items."""
 
-    def __init__(self, bundle: Bundle, rows: Any, catalogue: Catalogue, likeness: Likeness, pager: Pager) -> None:
+    def __init__(self, bundle: Bundle, rows: Any, catalogue: Catalogue, likeness: ItemSimilarity, pager: Pager) -> None:
         self._bundle, self._rows = bundle, rows
         self._catalogue, self._likeness, self._pager = catalogue, likeness, pager
 

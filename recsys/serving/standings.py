@@ -26,7 +26,7 @@ BOOST: Final = "boost"  # its name among the shares of a score
 _SAMPLE: Final = 4096  # items on which the standard deviation of a user's scores is measured
 
 
-class Shelf:
+class RankedCatalogue:
     """The catalogue of a bundle: its vectors, its popularity ranking, and a sample of it."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -79,10 +79,10 @@ class Shelf:
 
 
 @dataclass(frozen=True)
-class Standings:
+class RequestScores:
     """Requests with their contributions, ready to be ranked."""
 
-    shelf: Shelf
+    shelf: RankedCatalogue
     parts: Parts
     usable_B: Array  # bool; False: no member contributes, so the all-time most popular items answer
     personal_B: Array  # bool; False: nothing is known about the user, so popular items answer
@@ -133,7 +133,7 @@ class Standings:
             top_BR[row] = self.shelf.popular(k, hidden_E[rows_E == row], self._selection(row))
         return top_BR
 
-    def of_row(self, row: int) -> Standings:
+    def of_row(self, row: int) -> RequestScores:
         """The same object for one request alone."""
         rows_E, hidden_E = self.hidden
         mine_E = hidden_E[rows_E == row]

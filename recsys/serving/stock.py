@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from recsys.errors import ConfigError, RequestError
 from recsys.retrieval.rules import Id
-from recsys.storage.beside import writing_beside
+from recsys.storage.beside import atomic_write
 
 MAX_OUT: Final = 1_000_000
 Ids = Annotated[list[Id], Field(max_length=MAX_OUT)]
@@ -119,6 +119,6 @@ def write_stock(path: str, stock: Stock) -> None:
     """Write the stock to a temporary file and rename it."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with writing_beside(target) as aside:
+    with atomic_write(target) as aside:
         content = {"out": sorted(stock.out), "revision": stock.revision, "changed": stock.changed}
         Path(aside).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

@@ -17,7 +17,7 @@ from recsys.evaluation.ranking import mark_hits, rank
 from recsys.model import FrozenModel
 from recsys.retrieval.rules import DEFAULT_POOL
 from recsys.serving.diversity import by_relevance
-from recsys.serving.likeness import Likeness
+from recsys.serving.likeness import ItemSimilarity
 
 STRENGTHS: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 _MOST_USERS: Final = 1_000
@@ -47,7 +47,7 @@ def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str,
     kind, k = parse_metric(config.train.metric, tuple(QUERY_METRICS))
     if len(queries) > _MOST_USERS:
         queries = queries.take(np.linspace(0, len(queries) - 1, _MOST_USERS).astype(np.int64))
-    pool, likeness = max(DEFAULT_POOL, k), Likeness(model)
+    pool, likeness = max(DEFAULT_POOL, k), ItemSimilarity(model)
     ranking = rank(model, queries, pool, config.evaluate.exclude_seen, config.evaluate.chunk_users)
     lists = {strength: np.full((len(ranking), k), -1, dtype=np.int32) for strength in STRENGTHS}
     diversity = {strength: np.zeros(len(ranking)) for strength in STRENGTHS}

@@ -23,7 +23,7 @@ from recsys.serving.requests import Request
 
 
 @dataclass(frozen=True)
-class Visible:
+class RequestView:
     """The model's view of one request: events, oldest first."""
 
     user: int  # dense id, −1 for an unknown user
@@ -38,7 +38,7 @@ class Visible:
     friends_F: list[int]  # dense ids, each once
     unknown_friends: list[str]
 
-    def without(self, item: int) -> Visible:
+    def without(self, item: int) -> RequestView:
         """The same request as if the user had never had an item."""
         kept_E = self.items_E != item
         names = ("items_E", "types_E", "times_E", "values_E", "context_EC")
@@ -50,7 +50,7 @@ class Asked:
     """Requests with everything that the model reads of them."""
 
     requests: Sequence[Request]
-    visible: Sequence[Visible]
+    visible: Sequence[RequestView]
     attributes: AttributeRows
     user_text: Tensor | None = None  # text vectors of the histories; None: the language model encodes them
 
@@ -61,8 +61,8 @@ class Asked:
         )
 
 
-class Sight:
-    """Turns requests to a bundle into :class:`Visible`."""
+class RequestViewer:
+    """Turns requests to a bundle into :class:`RequestView`."""
 
     def __init__(
         self, bundle: Bundle, histories: Histories, user_row: Callable[[str], int], item_rows: Mapping[str, int]
@@ -73,7 +73,7 @@ class Sight:
         self._default_type = self._types.get(bundle.info.default_event_type, 0)
         self._ordered = bundle.model.sizes.ordered
 
-    def see(self, index: int, request: Request) -> Visible:
+    def see(self, index: int, request: Request) -> RequestView:
         """The stored events of the user, then those of the request; ``index`` is its number, for
         messages.
 
@@ -101,7 +101,7 @@ class Sight:
                 contexts.append(context_C)
                 if not self._ordered:  # without order a history is a set: every item counts once
                     seen.add(number)
-        return Visible(
+        return RequestView(
             user,
             np.append(stored.items_E[span], np.array(items, dtype=np.int32)),
             np.append(stored.types_E[span], np.array(types, dtype=np.uint8)),
@@ -125,7 +125,7 @@ class Sight:
         return self._types[name]
 
 
-def queries_of(visible: Sequence[Visible], targets_T: Array) -> Queries:
+def queries_of(visible: Sequence[RequestView], targets_T: Array) -> Queries:
     """Views of requests as queries without targets."""
     lengths = np.array([len(seen.items_E) for seen in visible], dtype=np.int64)
     histories = Histories(
@@ -143,7 +143,7 @@ def queries_of(visible: Sequence[Visible], targets_T: Array) -> Queries:
     return replace(as_queries(histories, asked_at_B), context_BC=np.stack([seen.asked_C for seen in visible]))
 
 
-def friends_of(visible: Sequence[Visible]) -> Tensor | None:
+def friends_of(visible: Sequence[RequestView]) -> Tensor | None:
     """The friends that requests name: [B, F], −1 after the end; None where no request names any."""
     width = max((len(seen.friends_F) for seen in visible), default=0)
     if width == 0:

@@ -24,7 +24,7 @@ from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_piec
 from recsys.sources.derived import DerivedPiece
 from recsys.sources.files import InputFile, find, folder_values
 from recsys.sources.headers import Form, Header, dialect_of, format_hint, read_header
-from recsys.sources.jsonl import JsonlPiece, jsonl_pieces, late_fields, read_keys
+from recsys.sources.jsonl import JsonlPiece, fields_after_head, jsonl_pieces, read_keys
 from recsys.sources.names import Renames, canonical_names, require_columns, unused_names
 from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
 from recsys.sources.partitions import PieceInFolder
@@ -476,7 +476,7 @@ def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> l
         case "jsonl":
             fields = [(name, to, kind) for (name, kind), to in zip(head.columns, named.names, strict=True) if to]
             renamed = {name: to for name, to, _ in fields}
-            fields += late_fields(dict(head.columns), renamed, layout.table)
+            fields += fields_after_head(dict(head.columns), renamed, layout.table)
             return [*jsonl_pieces(JsonlPiece(head.file, index, tuple(fields), layout, None, constants, chunk_bytes))]
         case "csv" | "tsv":
             assert head.header is not None

@@ -44,10 +44,10 @@ class DerivedPiece:
         ]
         rows = pa.concat_tables(blocks) if blocks else None
         if rows is not None and rows.num_rows:
-            yield one_row_an_id(rows, key, columns, self.layout)
+            yield one_row_per_id(rows, key, columns, self.layout)
 
 
-def one_row_an_id(rows: pa.Table, key: str, columns: Sequence[str], layout: Layout) -> pa.Table:
+def one_row_per_id(rows: pa.Table, key: str, columns: Sequence[str], layout: Layout) -> pa.Table:
     """Reduce the rows of each id to one row, in the order of first occurrence.
 
     Parameters

@@ -19,7 +19,7 @@ import pyarrow.fs
 
 from recsys.errors import EmptyFile, SourceError
 from recsys.sources.compression import SNIFFED, Unpacked, compression_of, member_name, plain_name
-from recsys.storage.places import filesystem_of, reaching, refuse_missing_bucket
+from recsys.storage.places import check_bucket, filesystem_of, storage_errors
 from recsys.storage.uris import expanded, is_remote
 
 HASHED_WHOLE: Final = 64 << 20  # larger files are fingerprinted by size and modification time
@@ -71,7 +71,7 @@ class InputFile:
         """
         filesystem, inner = filesystem_of(self.path)
         try:
-            with reaching(self.path), filesystem.open_input_file(inner) as source:
+            with storage_errors(self.path), filesystem.open_input_file(inner) as source:
                 head = bytes(source.read_at(min(SNIFFED, self.size), 0))
         except OSError as error:
             self.check_unchanged()
@@ -94,7 +94,7 @@ class InputFile:
         """
         filesystem, inner = filesystem_of(self.path)
         try:
-            with reaching(self.path), filesystem.open_input_file(inner) as source:
+            with storage_errors(self.path), filesystem.open_input_file(inner) as source:
                 yield source
         except Exception:
             self.check_unchanged()  # a changed file is the cause of any other error
@@ -253,7 +253,7 @@ def _find_one(pattern: str) -> list[InputFile]:
         glob = body[len(base) :].strip("/")
     files = [file for file in _below(pattern, scheme, base, query, glob) if file.size > 0]
     if not files:
-        refuse_missing_bucket(pattern)
+        check_bucket(pattern)
         raise SourceError(f"{pattern} matches no file with content; correct the path or glob in data.source")
     return files
 
@@ -264,7 +264,7 @@ def _below(pattern: str, scheme: str, base: str, query: str, glob: str) -> Itera
     filesystem, inner = filesystem_of(folder)
     matches = re.compile(_glob_regex(glob)) if glob else None
     try:
-        with reaching(pattern):
+        with storage_errors(pattern):
             found = _listing(filesystem, inner, "" if scheme else glob)
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"cannot list {folder} for {pattern}: {error}; name the files or folders") from None
@@ -351,10 +351,10 @@ def _tick(path: str, modified: int | None) -> int | None:
 def _info(path: str) -> Any:
     try:
         filesystem, inner = filesystem_of(path)
-        with reaching(path):
+        with storage_errors(path):
             info = filesystem.get_file_info(inner)
         if info.type == pyarrow.fs.FileType.NotFound:
-            refuse_missing_bucket(path)
+            check_bucket(path)
         return info
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have, or an error of Arrow
         raise SourceError(f"cannot look up {path}: {error}; check the path, the network and the credentials") from None

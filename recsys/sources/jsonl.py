@@ -165,7 +165,7 @@ def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece | JsonSequencePiece]:
     return [replace(piece, span=span) for span, _ in spans(piece.file, 0, _LINES, piece.chunk_bytes)]
 
 
-def late_fields(
+def fields_after_head(
     found: Mapping[str, pa.DataType], rename: Mapping[str, str], table: schema.TableSchema
 ) -> list[tuple[str, str, pa.DataType]]:
     """Known columns that the head of a file lacks, as fields: they may occur later in the file."""

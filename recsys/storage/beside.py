@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 @contextmanager
-def writing_beside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a new, empty file in the folder of ``path``, and rename it to ``path`` if the block
     succeeds.
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys.errors import ArtifactError
-from recsys.storage.places import filesystem_of, reaching, read_bytes, s3_client
+from recsys.storage.places import filesystem_of, read_bytes, s3_client, storage_errors
 from recsys.storage.uris import without_query
 
 _TRIES: Final = 3
@@ -80,12 +80,15 @@ def holding(place: str, work: str, free: str) -> Iterator[None]:
     since = datetime.now(UTC).isoformat(timespec="seconds")
     own = Holder(work, os.getpid(), socket.gethostname(), _machine(), since, uuid.uuid4().hex)
     lock = _S3Lock(place) if place.startswith("s3://") else _PlainLock(place)
-    with reaching(place, "write to"):
+    with storage_errors(place, "write to"):
         _acquire(lock, own, place, free)
     try:
         yield
     finally:
-        with suppress(Exception), reaching(place):  # an error of the block is more important than a lock that stays
+        with (
+            suppress(Exception),
+            storage_errors(place),
+        ):  # an error of the block is more important than a lock that stays
             holder, _ = lock.read()
             if holder is not None and holder.token == own.token:
                 lock.delete()

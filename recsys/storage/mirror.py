@@ -20,7 +20,7 @@ from typing import Final
 
 import pyarrow.fs
 
-from recsys.storage.places import filesystem_of, reaching
+from recsys.storage.places import filesystem_of, storage_errors
 from recsys.storage.uris import within
 
 SEALS: Final = ("manifest.json", "bundle.json", "trained.json", "origin.json")
@@ -62,7 +62,7 @@ class Mirror:
     ) -> None:
         """Download all files and folders of the remote folder, except those in ``leave``."""
         filesystem, inner = filesystem_of(self.place)
-        with reaching(self.place):
+        with storage_errors(self.place):
             found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
         for info in found:
             if info.type in kinds and info.base_name not in leave:
@@ -112,7 +112,7 @@ def download(place: str, path: Path) -> bool:
     """Download a remote file or folder to a local path; False if it does not exist."""
     filesystem, inner = filesystem_of(place)
     local = pyarrow.fs.LocalFileSystem()
-    with reaching(place):
+    with storage_errors(place):
         kind = filesystem.get_file_info(inner).type
         if kind == pyarrow.fs.FileType.NotFound:
             return False
@@ -148,7 +148,7 @@ def downloaded(place: str) -> Path | None:
 def remove(place: str) -> None:
     """Delete a remote file or folder, its seals first; do nothing if it does not exist."""
     filesystem, inner = filesystem_of(place)
-    with reaching(place, "write to"):
+    with storage_errors(place, "write to"):
         kind = filesystem.get_file_info(inner).type
         if kind == pyarrow.fs.FileType.File:
             filesystem.delete_file(inner)
@@ -164,7 +164,7 @@ def _copy_up(path: Path, place: str) -> None:
     object.
     """
     filesystem, inner = filesystem_of(place)
-    with reaching(place, "write to"):
+    with storage_errors(place, "write to"):
         if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
             filesystem.create_dir(inner.rpartition("/")[0], recursive=True)
         pyarrow.fs.copy_files(

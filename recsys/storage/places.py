@@ -72,7 +72,7 @@ def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if place.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in place:  # else 15 minutes
         place = f"{place}{'&' if '?' in place else '?'}retry_limit_seconds={ATTEMPTS * CONNECT_S:.0f}"
     try:
-        with reaching(place):
+        with storage_errors(place):
             filesystem, inner = pyarrow.fs.FileSystem.from_uri(place)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(
@@ -81,7 +81,7 @@ def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return filesystem, inner.rstrip("/") or "/"
 
 
-def refuse_missing_bucket(place: str) -> None:
+def check_bucket(place: str) -> None:
     """Refuse a remote URI whose bucket does not exist; do nothing for any other path or URI.
 
     Raises
@@ -93,7 +93,7 @@ def refuse_missing_bucket(place: str) -> None:
         return
     filesystem, inner = filesystem_of(place)
     bucket = inner.partition("/")[0]
-    with reaching(place):
+    with storage_errors(place):
         if filesystem.get_file_info(bucket).type == pyarrow.fs.FileType.NotFound:
             raise explain(OSError(f"Bucket '{bucket}' not found"), place)
 
@@ -109,7 +109,7 @@ def read_bytes(place: str) -> bytes:
         The URI cannot be reached, or access is denied.
     """
     filesystem, inner = filesystem_of(place)
-    with reaching(place), filesystem.open_input_stream(inner, compression=None) as stream:
+    with storage_errors(place), filesystem.open_input_stream(inner, compression=None) as stream:
         return bytes(stream.readall())
 
 
@@ -133,7 +133,7 @@ def check_writable(place: str) -> None:
 
 
 @contextmanager
-def reaching(place: str, doing: str = "read") -> Iterator[None]:
+def storage_errors(place: str, doing: str = "read") -> Iterator[None]:
     """Turn errors of a filesystem inside the block into clear messages; a missing file stays
     FileNotFoundError.
 
@@ -225,7 +225,7 @@ def s3_client(place: str) -> Any:
     limits = Config(
         connect_timeout=CONNECT_S, read_timeout=SILENCE_S, retries={"mode": "standard", "total_max_attempts": ATTEMPTS}
     )
-    with reaching(place, "use"):
+    with storage_errors(place, "use"):
         return boto3.client(
             "s3", region_name=region, endpoint_url=endpoint or None, verify=certificates or None, config=limits
         )
@@ -277,7 +277,7 @@ def _settings(place: str, options: dict[str, str]) -> tuple[str, str, str, str, 
     if not region and endpoint:
         region = next((v for n in _REGIONS if (v := os.environ.get(n))), "us-east-1")
     elif not region:
-        with reaching(place):
+        with storage_errors(place):
             region = _region_of(without_query(place).removeprefix("s3://").partition("/")[0])
     identity = tuple(os.environ.get(name) for name in _IDENTITY)
     return region, endpoint, options.get("scheme", "https"), options.get("tls_ca_file_path", ""), identity

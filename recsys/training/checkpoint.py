@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recsys.config import ModelConfig
-from recsys.config.outside import from_artifact
+from recsys.config.outside import reading_artifact
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
-from recsys.storage.places import reaching
+from recsys.storage.places import storage_errors
 from recsys.training.context import Report
 
 SELECTED: Final = "selected.safetensors"
@@ -87,7 +87,7 @@ def save_checkpoint(
     values = {**asdict(progress), "threads": torch.get_num_threads()}
     if progress.best_value == float("-inf"):
         values.pop("best_value")  # JSON has no -inf
-    with reaching(str(folder), "write to"):
+    with storage_errors(str(folder), "write to"):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(_plain(model), folder / "model.safetensors")
         save_file(_plain(best), folder / "best.safetensors")
@@ -148,7 +148,7 @@ def save_trained(folder: Path, result: TrainResult) -> None:
     StorageError
         The disk is full.
     """
-    with reaching(str(folder), "write to"):
+    with storage_errors(str(folder), "write to"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "trained.json").unlink(missing_ok=True)
         save_file(result.frozen.tensors(), folder / "model.safetensors")
@@ -188,7 +188,7 @@ def load_trained(folder: Path) -> TrainResult:
         for name, digest in description.get("sha256", {}).items():
             if _sha256(folder / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-        with from_artifact():
+        with reading_artifact():
             config, sizes = ModelConfig(**description["model"]), load_sizes(description["sizes"])
         frozen = FrozenModel.from_tensors(config, sizes, load_file(folder / "model.safetensors"))
         weights = load_file(folder / "weights.safetensors")

@@ -52,7 +52,9 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
     """
     weights = frozen.encoders.fitted_weights
     found = frozen.encoders.each(fitted=True)
-    order = sorted(enumerate(found), key=lambda each: each[1][1].weighed_last)  # stable: otherwise in their order
+    order = sorted(
+        enumerate(found), key=lambda each: each[1][1].is_side_information
+    )  # stable: otherwise in their order
     probe = queries.take(np.arange(min(len(queries), _PROBE)))
     if np.isnan(metric()):
         return

@@ -29,7 +29,7 @@ from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint
 from recsys.training.constants import with_constants
 from recsys.training.context import Report, TrainContext
 from recsys.training.loop import Pass
-from recsys.training.pruned import silenced, transplant, without
+from recsys.training.pruned import pruned_names, transplant, without
 from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.selected import STACK, assemble
 
@@ -140,7 +140,7 @@ def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, f
     progress = Progress(phase="final", best_epoch=final.epochs, choices={**final.choices})
     if context.resume_from is not None:
         _, _, progress = load_checkpoint(context.resume_from, None)
-    silent, start = silenced(final.choices), final.start
+    silent, start = pruned_names(final.choices), final.start
     phase: Pass | None = None
     weights = dict[str, Tensor]()
     if progress.phase == "final":

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.config import Config
-from recsys.data.bounded import asked_by_shard
+from recsys.data.bounded import evaluated_by_shard
 from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import seed_of
 from recsys.data.histories import Array, Queries, Split
@@ -43,7 +43,7 @@ from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.context import Report, TrainContext
 from recsys.training.optimizer import build_optimizer, clip_gradients
 from recsys.training.private import PRIVACY, PrivateSteps, plan
-from recsys.training.pruned import KEPT, choose_kept, scale, scaled, silenced, transplant
+from recsys.training.pruned import KEPT, choose_kept, pruned_names, scale, scaled, transplant
 from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.step import StepLoss
 from recsys.training.user_clusters import STRATA
@@ -78,7 +78,7 @@ class Pass:
         self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
         self.names = [name for name, _ in self.model.encoders.each()]
         if progress.phase.endswith("join"):
-            self.model.silent = silenced(progress.choices)
+            self.model.silent = pruned_names(progress.choices)
             self.model.encoders.fusion.only = [self.names.index(name) for name in sorted(self.model.silent)]
         graphs = build_graphs(dataset, through, self.model, config)
         self.graphs = graphs.to(context.device)
@@ -399,7 +399,7 @@ class Pass:
         """
         frozen = self.model.freeze(self.graphs)
         sums = np.zeros(3)
-        for queries in asked_by_shard(self.dataset, Split.VALID, self.config):
+        for queries in evaluated_by_shard(self.dataset, Split.VALID, self.config):
             mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
             if (asked := getattr(self.validate, "asked", None)) is not None:  # a validation on some users only
                 mine = asked(mine)

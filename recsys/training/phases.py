@@ -33,7 +33,7 @@ from recsys.training.constants import CONSTANTS, choose_values, with_constants
 from recsys.training.context import TrainContext
 from recsys.training.loop import UNREFITTED, Pass, Validate, seconds_an_epoch
 from recsys.training.private import private_progress
-from recsys.training.pruned import silenced, without
+from recsys.training.pruned import pruned_names, without
 from recsys.training.rating_head import RATINGS, choose_constants
 from recsys.training.user_clusters import STRATA, choose_strata
 
@@ -92,7 +92,7 @@ def select(training: Training) -> None:
     if training.progress.phase != "select":
         return
     while True:
-        found = training.a_pass(without(training.config, silenced(training.progress.choices)), Split.TRAIN)
+        found = training.a_pass(without(training.config, pruned_names(training.progress.choices)), Split.TRAIN)
         found.run()
         found.loss.load_state_dict(found.best)
         if not found.silences():
@@ -113,7 +113,7 @@ def refit(training: Training) -> None:
     """Train from scratch on training and validation events, for the selected number of epochs."""
     if training.progress.phase != "refit":
         return
-    found = training.a_pass(without(training.config, silenced(training.progress.choices)), training.through)
+    found = training.a_pass(without(training.config, pruned_names(training.progress.choices)), training.through)
     before, begins = training.progress, not (training.progress.epoch or training.progress.step)
     if training.weights:
         found.model.encoders.fitted_weights.copy_(training.weights["model.encoders.fitted_weights"])
@@ -149,7 +149,7 @@ def _without_refit(progress: Progress, context: TrainContext) -> Progress:
 
 def join(training: Training) -> None:
     """Train the pruned granularities alone, with the rest of the model fixed."""
-    if not silenced(training.progress.choices):
+    if not pruned_names(training.progress.choices):
         return
     found = training.a_pass(training.config, training.through)
     if training.newest is not None:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from recsys.config import Config
 from recsys.config.privacy import PrivateConfig
-from recsys.config.privacy_rules import not_private
+from recsys.config.privacy_rules import privacy_violations
 from recsys.data.histories import Array, Histories
 from recsys.data.loader import TrainingLoader
 from recsys.errors import ConfigError
@@ -132,7 +132,7 @@ def private_progress(config: Config, progress: Progress, start: Start | None) ->
             "train.privacy: a training that continues from a model spends privacy budget in addition to that model's; "
             "train from scratch with `recsys run`, or set train.privacy.epsilon 0"
         )
-    if wrong := list(not_private(config)):
+    if wrong := list(privacy_violations(config)):
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(wrong))
     if progress.phase != "select" or not config.train.refit:
         return progress

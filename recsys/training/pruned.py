@@ -61,7 +61,7 @@ def _better(values_B: Array, than_B: Array) -> bool:
     return bool(gain_B.mean() > _NOISE * gain_B.std() / np.sqrt(len(gain_B)))
 
 
-def silenced(choices: Mapping[str, Any]) -> frozenset[str]:
+def pruned_names(choices: Mapping[str, Any]) -> frozenset[str]:
     """The granularities that a training pruned, from its choices."""
     return frozenset(name for name, share in choices.get(KEPT, {}).items() if not share)
 

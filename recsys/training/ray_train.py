@@ -41,9 +41,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError, StorageError, UserError
-from recsys.pace import Deadline, heard_by
+from recsys.pace import Deadline, reporting_to
 from recsys.storage.mirror import remove
-from recsys.storage.places import filesystem_of, reaching
+from recsys.storage.places import filesystem_of, storage_errors
 from recsys.storage.uris import is_remote, within
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, check_checkpoint, load_checkpoint, load_trained, save_trained
@@ -210,14 +210,14 @@ def _fitted(trainer: _Trainer, storage: str, name: str) -> Checkpoint | None:
                 if not _is_whole(place):
                     remove(place)
         if isinstance(error, ControllerError):
-            with reaching(storage, "write checkpoints to"):
+            with storage_errors(storage, "write checkpoints to"):
                 raise error.controller_failure from None
         raise
     except RayActorError as error:  # the controller dies if the storage fails at its start; the cause is in the text
         told = next((line for line in reversed(str(error).splitlines()) if "OSError: " in line), "")
         if not told:
             raise
-        with reaching(storage, "write checkpoints to"):
+        with storage_errors(storage, "write checkpoints to"):
             raise OSError(told.partition("OSError: ")[2]) from None
     except (KeyboardInterrupt, SystemExit):
         trainer.abort()
@@ -291,7 +291,7 @@ def _worker(settings: dict[str, Any]) -> None:
             save = partial(hand_over, {"saved": 1})
             training = TrainContext(rank, world_size, device, report, resume_from, save, note, settings["deadline"])
             start, final = (ray.get(held[0]) if held else None for held in (settings["start"], settings["final"]))
-            with heard_by(note):
+            with reporting_to(note):
                 if final is not None:
                     result = fit_final(config, dataset, training, final)
                 else:
@@ -319,7 +319,7 @@ def _keep(folder: str, numbers: Report, storage: str) -> None:
     StorageError
         The storage cannot be written to.
     """
-    with reaching(storage, "write checkpoints to"):
+    with storage_errors(storage, "write checkpoints to"):
         ray.train.report(numbers, checkpoint=Checkpoint.from_directory(folder))
 
 

@@ -24,7 +24,7 @@ from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import SELECTED, TrainResult
 from recsys.training.constants import LEFT_OUT, with_constants
 from recsys.training.context import Report
-from recsys.training.pruned import KEPT, names_of, scale, silenced, transplant
+from recsys.training.pruned import KEPT, names_of, pruned_names, scale, transplant
 from recsys.training.user_clusters import STRATA
 
 STACK: Final = "stack"  # key of the members' weights in the training's choices
@@ -65,7 +65,7 @@ def assemble(
     num_strata = int(choices.get(STRATA, {}).get("chosen", 0))
     start = None if inputs is None else Start(weights, inputs)
     model = build_model(config, dataset, through, num_strata, start)
-    model.silent = silenced(choices)
+    model.silent = pruned_names(choices)
     names = [name for name, _ in model.encoders.each()]
     own = {f"model.{key}": value for key, value in model.state_dict().items()}
     found = transplant(weights, names_of(weights, names, model.silent), own, names)

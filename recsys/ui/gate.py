@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from recsys.registry.aliases import CHAMPION
-from recsys.registry.tracking import impatient
+from recsys.registry.tracking import short_timeouts
 from recsys.ui.runs import reader, trouble_of
 
 _MOST: Final = 200  # maximum number of versions per model, the newest ones
@@ -99,7 +99,7 @@ def _registered(uri: str) -> tuple[list[Registered], str]:
     if not uri:
         return [], ""
     try:
-        with impatient():
+        with short_timeouts():
             registry = reader(uri)
             if registry is None:
                 return [], ""

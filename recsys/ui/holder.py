@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from recsys.config import redact
 from recsys.errors import ArtifactError
-from recsys.registry.followed import Followed
+from recsys.registry.followed import FollowedModel
 from recsys.serving.recommender import Recommender
 from recsys.ui.gate import Gate
 from recsys.ui.runs import Runs
@@ -114,7 +114,7 @@ class Holder:
         choice = next((one for one in choices if one.key == key), None) if key else choices[0]
         if choice is None:
             raise ArtifactError(f"there is no model {key!r} here; choose one from the list")
-        followed = Followed(choice.uri, self._gate.tracking_uri if choice.uri.startswith("models:") else "")
+        followed = FollowedModel(choice.uri, self._gate.tracking_uri if choice.uri.startswith("models:") else "")
         with self._lock:
             version = followed.version()
             kept = self._opened.get(version)

@@ -18,7 +18,7 @@ from typing import Any, Final
 from recsys.config import redact
 from recsys.errors import ArtifactError, MultigrainError, first_line
 from recsys.registry.store import check, settled
-from recsys.registry.tracking import RUN_FILE, client, impatient, mlflow_name, sqlite_path
+from recsys.registry.tracking import RUN_FILE, client, mlflow_name, short_timeouts, sqlite_path
 from recsys.report.report import verdict
 from recsys.storage.uris import is_remote
 
@@ -192,7 +192,7 @@ def _of_mlflow(uri: str) -> tuple[list[Run], str]:
     if not uri:
         return [], ""
     try:
-        with impatient():
+        with short_timeouts():
             registry = reader(uri)
             if registry is None:
                 return [], ""

@@ -104,7 +104,7 @@ class Behaviour(Granularity):
         history_UL, real_UL = batch.history_UL, batch.mask_UL
         if self.reads_text:  # an event without text does not contribute
             real_UL = real_UL & (source_SX.abs().sum(1) > 0)[history_UL]
-        every_position = not batch.asks_once_a_row
+        every_position = not batch.has_one_query_per_row
         length = history_UL.shape[1]
         places_L = torch.arange(length, device=history_UL.device)
         places_UQ = places_L.expand_as(history_UL) if every_position else (batch.seen_B - 1).clamp(min=0)[:, None]

@@ -122,7 +122,7 @@ class Evolution(Granularity):
             return states_ULD
 
         if self.states is None:
-            if isinstance(self.cell, CausalAttention) and not self.training and batch.asks_once_a_row:
+            if isinstance(self.cell, CausalAttention) and not self.training and batch.has_one_query_per_row:
                 last_BD = self.cell.behind_last(events_ULD, batch)
                 return last_BD * (batch.seen_B > 0)[:, None].to(last_BD.dtype), None
             return gather_queries(cell(events_ULD), batch), None

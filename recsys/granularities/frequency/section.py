@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig, HalfLives, Types, lifts_seen
+from recsys.config.granularity import GranularityConfig, HalfLives, Types, exclude_seen_contradiction
 from recsys.config.workload import Estimate, Workload
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class FrequencyConfig(GranularityConfig):
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         """Lists must be allowed to contain items of the history."""
-        yield from lifts_seen(config, where)
+        yield from exclude_seen_contradiction(config, where)
 
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the mask of target types only."""

@@ -46,7 +46,7 @@ from recsys.data.histories import Array
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.history import SeenEvents, seen_events, target_types
 from recsys.granularities.item_cf.section import ItemCFConfig
-from recsys.granularities.item_links import links, most_similar, regressions, spoken_for, together
+from recsys.granularities.item_links import linked_scores, links, most_similar, regressions, together
 from recsys.granularities.sparse import SparseScores
 
 _OVERSAMPLE: Final = 32
@@ -146,7 +146,7 @@ class ItemCF(Granularity):
         """Form neighbours: scores of linked items; factors: corrections of the history's own items."""
         seen = self._seen(batch, state)
         if self.sparse:
-            return spoken_for(seen, self._weights(seen), state)
+            return linked_scores(seen, self._weights(seen), state)
         share_E = (state["fold_NR"][seen.items_E] * self.own_items(state)[seen.items_E]).sum(1)
         return SparseScores.of(seen.rows_E, seen.items_E, -share_E * self._weights(seen))
 

@@ -30,7 +30,7 @@ from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes,
 from recsys.granularities.history import event_weights, seen_events, target_types
 from recsys.granularities.item_cf.model import training_matrix
 from recsys.granularities.item_knn.section import ItemKnnConfig
-from recsys.granularities.item_links import links, most_similar, spoken_for, together
+from recsys.granularities.item_links import linked_scores, links, most_similar, together
 from recsys.granularities.sparse import SparseScores
 
 
@@ -90,7 +90,7 @@ class ItemKnn(Granularity):
         seen = seen_events(batch).of_types(state.get("counts_T")).distinct()
         weights_E = event_weights(seen, batch.asked_at_B, self.recency, self.half_life)
         weights_E = weights_E / seen.per_query(weights_E).clamp(min=1e-12).sqrt()[seen.rows_E]
-        found = spoken_for(seen, weights_E, state)
+        found = linked_scores(seen, weights_E, state)
         if not self.config.itself[0]:
             return found
         own = SparseScores.of(seen.rows_E, seen.items_E, weights_E * state["itself_N"][seen.items_E])

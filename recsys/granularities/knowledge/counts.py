@@ -41,7 +41,7 @@ class KnowledgeCounts(Granularity):
     """
 
     fitted = True
-    weighed_last = True
+    is_side_information = True
 
     @classmethod
     def size(cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split) -> dict[str, int]:

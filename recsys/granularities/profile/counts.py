@@ -32,7 +32,7 @@ from torch import Tensor
 
 from recsys import schema
 from recsys.config import Config
-from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field, Profiles, tell_apart
+from recsys.data.attributes import FIRST_KNOWN, AttributeRows, Field, Profiles, rows_differ
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
@@ -57,7 +57,7 @@ class ProfileCounts(Granularity):
     """
 
     fitted = True
-    weighed_last = True
+    is_side_information = True
     keeps_size = True
 
     @classmethod
@@ -79,7 +79,7 @@ class ProfileCounts(Granularity):
         if not columns:
             return "users have no attributes"
         fields = profile_encoding(section, dataset, Split.TRAIN).users
-        if tell_apart(dataset.user_features, fields):
+        if rows_differ(dataset.user_features, fields):
             return ""
         return f"values of {', '.join(columns)} are nearly all different, or all equal"
 

@@ -33,7 +33,7 @@ from recsys.data.histories import Array
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.repeat.features import Basis, raw_numbers
 from recsys.granularities.repeat.habits import ItemHabits, pairs_of, why_nothing_repeats
-from recsys.granularities.repeat.moments import draw_moments
+from recsys.granularities.repeat.moments import sample_times
 from recsys.granularities.repeat.section import RepeatConfig
 from recsys.granularities.sparse import SparseScores
 
@@ -65,7 +65,7 @@ class Repeat(Granularity):
         is_target_T = graphs.histories.targets_T
         whole = pairs_of(graphs.histories, is_target_T)
         habits = ItemHabits.of(whole, graphs.num_items)
-        moments = draw_moments(graphs.histories, is_target_T, self.config.max_pairs)
+        moments = sample_times(graphs.histories, is_target_T, self.config.max_pairs)
         pairs = pairs_of(moments.histories, is_target_T)
         own = (whole, moments.rows_B)
         raw_PX = raw_numbers(pairs, moments.asked_at_B, habits, self.config.smoothing, own)

@@ -17,7 +17,7 @@ _A_USER: Final = 20  # most samples per user, so that heavy users do not dominat
 
 
 @dataclass(frozen=True)
-class Moments:
+class SampledTimes:
     """Histories before some events, and the events that came next."""
 
     rows_B: Array  # int64, rows of the full histories
@@ -31,7 +31,7 @@ class Moments:
         return np.isin(pairs.keys_P, self.next_keys).astype(np.float64)
 
 
-def draw_moments(histories: Histories, is_target_T: Array, max_pairs: int, seed: int = 0) -> Moments:
+def sample_times(histories: Histories, is_target_T: Array, max_pairs: int, seed: int = 0) -> SampledTimes:
     """Sample times before random events of target types, each with an earlier event of the same
     user.
 
@@ -65,4 +65,4 @@ def draw_moments(histories: Histories, is_target_T: Array, max_pairs: int, seed:
     moments_X = np.repeat(np.arange(len(events_B)), sizes_B)
     events_X = np.arange(len(moments_X)) + np.repeat(events_B - (np.cumsum(sizes_B) - sizes_B), sizes_B)
     keys = np.unique(moments_X[counts_E[events_X]] * 2**32 + histories.items_E[events_X][counts_E[events_X]])
-    return Moments(rows_B, before, histories.times_E[events_B], keys)
+    return SampledTimes(rows_B, before, histories.times_E[events_B], keys)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig, lifts_seen
+from recsys.config.granularity import GranularityConfig, exclude_seen_contradiction
 from recsys.config.workload import Estimate, Workload
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RepeatConfig(GranularityConfig):
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         """Lists must be allowed to contain items of the history."""
-        yield from lifts_seen(config, where)
+        yield from exclude_seen_contradiction(config, where)
 
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the pairs with their features, and of the events in order instead of the table."""

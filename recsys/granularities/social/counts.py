@@ -36,7 +36,7 @@ class SocialCounts(Granularity):
 
     fitted = True
     sparse = True
-    weighed_last = True
+    is_side_information = True
     reads_histories = True
 
     @classmethod
