@@ -139,7 +139,7 @@ def answering_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answer a batch in this process and not by actors of Ray Data, each of which imports
     everything again.
 
-    ``tests/test_batch.py`` and ``tests/test_pipeline.py`` answer through Ray Data for real.
+    ``tests/serving/test_batch.py`` and ``tests/stories/test_pipeline.py`` answer through Ray Data for real.
     """
     from recsys.serving import batch
 

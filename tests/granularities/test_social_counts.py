@@ -1,0 +1,109 @@
+"""``social.fit: counts``: sums by hand with times, named friends and limits; and a world in which
+friends decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from handmade import DAY
+from planted import margin, ndcg, planted_dataset
+
+from recsys.config import build_config
+from recsys.data.batches import Batch, last_position
+from recsys.data.histories import Histories, Queries, Split
+from recsys.granularities import granularity_class
+from recsys.granularities.base import Graphs, ItemView, ModelSizes
+from recsys.granularities.social.counts import SocialCounts
+from recsys.granularities.social.friends import Friends
+from recsys.granularities.social.section import SocialConfig
+from recsys.model import FrozenModel
+from recsys.training.build import build_graphs, build_model
+
+ITEMS = 5
+ROWS = {0: [(0, 1), (1, 2)], 1: [(1, 3), (2, 5), (1, 8)], 2: [(3, 4)]}  # item and day of users; user 3 has none
+VIEW = ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0))
+
+
+def _graphs() -> Graphs:
+    histories = Histories.of_items([[item for item, _ in row] for row in ROWS.values()], list(ROWS))
+    histories = replace(histories, times_E=np.array([day * DAY for row in ROWS.values() for _, day in row]))
+    pairs = sorted({(user, item) for user, row in ROWS.items() for item, _ in row})
+    users_E, items_E = torch.tensor(pairs).T
+    src, dst = torch.tensor([1, 2, 0, 3]), torch.tensor([3, 3, 1, 1])
+    friends = Friends(src, dst, torch.tensor([3.0, 1.0, 1.0, 1.0]))
+    return Graphs(4, ITEMS, users_E, items_E, histories=histories, inputs={"friends": friends})
+
+
+def _module(**keys: object) -> SocialCounts:
+    section = SocialConfig(fit="counts", **{"half_life": "none", "popularity_damping": 0.0, **keys})  # type: ignore[arg-type]
+    found = granularity_class("social", section)(section, ModelSizes(4, 10, 4, ITEMS, 1, 0, ordered=True, timed=True))
+    assert isinstance(found, SocialCounts)
+    return found
+
+
+def _batch(users: list[int], days: list[float], named: torch.Tensor | None = None) -> Batch:
+    asked, at = Histories.of_items([[] for _ in users], users), np.array([int(day * DAY) for day in days])
+    queries = Queries(asked, np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at)
+    batch = last_position(queries, 5)
+    return batch if named is None else replace(batch, inputs={"friends": named})
+
+
+def _scores(module: SocialCounts, batch: Batch) -> torch.Tensor:
+    return module.boost(batch, VIEW, module.state(VIEW, _graphs())).add_to(torch.zeros(len(batch), ITEMS))
+
+
+def test_only_events_of_friends_before_the_request_count() -> None:
+    found = _scores(_module(), _batch([3, 3, 1, 0, -1], [9, 4.5, 0, 9, 9]))
+    expected = torch.zeros(5, ITEMS)
+    expected[0, [1, 2, 3]] = torch.tensor([3.0, 3, 1]) / 2
+    expected[1, 3] = 0.5  # the newest events of the others come later
+    expected[2, [0, 1]] = 1 / np.sqrt(2)  # friends 0 and 3, and 3 has no events; the request is now
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(_scores(_module(), _batch([3], [4])), torch.zeros(1, ITEMS)), (
+        "an event at the time of the request does not count"
+    )
+
+
+def test_decay_and_popularity() -> None:
+    found = _scores(_module(half_life=2, popularity_damping=0.5), _batch([3, 3], [9, 0]))
+    at_9 = torch.tensor([0, 3 * 2**-0.5 * 2**-0.5, 3 * 2**-2.0, 2**-2.5, 0]) / 2
+    torch.testing.assert_close(found[0], at_9)
+    torch.testing.assert_close(found[1], at_9 * 2**0.5, msg="now is the time of the newest event")
+
+
+def test_named_friends_replace_the_stored_ones() -> None:
+    named = torch.tensor([[2, -1], [-1, -1], [0, 3]])
+    found = _scores(_module(), _batch([3, 3, -1], [9, 9, 9], named))
+    expected = torch.zeros(3, ITEMS)
+    expected[0, 3] = 1
+    expected[1, [1, 2, 3]] = torch.tensor([3.0, 3, 1]) / 2
+    expected[2, [0, 1]] = 1 / np.sqrt(2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_strongest_friends_and_latest_events_are_read() -> None:
+    found = _scores(_module(max_friends=1, max_events=1), _batch([3], [9]))
+    expected = torch.zeros(1, ITEMS)
+    expected[0, 1] = 3 / np.sqrt(3)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_true_friends_help_and_random_friends_do_not(tmp_path: Path) -> None:
+    dataset = planted_dataset(tmp_path, {"social": 1.0})
+    section = {"enabled": True, "fit": "counts", "popularity_damping": 0.0, "half_life": "none"}
+    config = build_config({"data": {"dir": dataset.root}, "model": {"granularities": {"social": section}}})
+    model = build_model(config, dataset, Split.VALID)
+    graphs, queries = build_graphs(dataset, Split.VALID, model), dataset.histories().queries(Split.TEST)
+    true: Friends = graphs["friends"]
+    order = torch.randperm(dataset.num_users, generator=torch.Generator().manual_seed(0))
+    permuted = Friends(order[true.src_F], true.dst_F, true.weight_F)
+    frozen, mismatched = (model.freeze(replace(graphs, inputs={"friends": each})) for each in (true, permuted))
+    assert margin(ndcg(frozen, queries), ndcg(mismatched, queries)) > 1.0
+    read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
+    assert torch.equal(read.scores(queries), frozen.scores(queries))

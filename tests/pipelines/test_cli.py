@@ -1,0 +1,316 @@
+"""The command line: frozen verbs, help without heavy imports, dry run, exit codes, one run a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from pipelines import cli
+from pipelines.cli import Arguments, UsageError, main, parse, plan, user_message
+from pipelines.plumbing.folder import RunFolder, open_run, write_atomically
+from pipelines.plumbing.progress import Progress
+from pipelines.plumbing.session import keep_token_elsewhere
+from pipelines.stages import LATER, SEARCHES, STAGES, UPDATES, VERBS
+from recsys.config import Config, UpdateConfig, build_config, load_config
+from recsys.errors import ArtifactError, ConfigError, DataError
+
+ROOT = Path(__file__).parents[2]
+DEMO = str(ROOT / "pipelines" / "configs" / "demo.yaml")
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return build_config(
+        {"model": {"granularities": {"evolution": {"enabled": True}}}, "run": {"dir": str(tmp_path / "run")}}
+    )
+
+
+def test_the_verbs_are_frozen() -> None:
+    """Scripts rely on them: adding is fine, renaming breaks."""
+    known = (
+        "init run prepare train evaluate register recommend similar update forget serve tune submit doctor "
+        "promote compare pull export ui referee"
+    )
+    assert list(VERBS) == known.split()
+    assert VERBS["run"].stages == ("prepare", "train", "evaluate", "register")
+    assert not set(VERBS) & set(LATER)
+
+
+def test_every_verb_names_a_function_that_exists() -> None:
+    for verb in (*VERBS.values(), *UPDATES.values(), *SEARCHES.values()):
+        module, name = verb.target.split(":")
+        path = ROOT / (module.replace(".", "/") + ".py")
+        takes = "words: Sequence[str]" if verb.usage else "config: Config, folder: RunFolder"
+        assert re.search(rf"def {name}\(\s*{re.escape(takes)}[,)]", path.read_text(encoding="utf-8"))
+        assert set(verb.stages) <= set(STAGES)
+
+
+def test_help_lists_every_verb(capsys: Captured) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in (*VERBS, *LATER))
+    assert "exit codes" in shown
+
+
+def test_help_is_fast() -> None:
+    """It imports nothing that takes its time."""
+    program = "import sys; from pipelines.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    heavy = {"ray", "torch", "mlflow", "pydantic", "yaml", "numpy", "pyarrow", "pandas", "polars"}
+    assert "pipelines.cli" in done.stderr.split() and not heavy & set(done.stderr.split())
+
+
+def test_help_of_a_verb_lists_keys_types_defaults_and_meanings(capsys: Captured) -> None:
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--train.lr" in shown and "float > 0, default 0.001" in shown
+    assert "--train.schedule" in shown and "constant|cosine|linear" in shown
+    assert "users in a step, on average, over all workers" in shown
+    assert "--train.loss.kind" in shown and "data.source with kind recbole" in shown
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_shows_its_own_keys_alone(verb: str, capsys: Captured) -> None:
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    sections = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
+    assert sections == set(VERBS[verb].sections)
+    assert main(["help", verb]) == 0
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize(("verb", "lines"), [("pull", 35), ("similar", 35), ("compare", 60), ("serve", 90)])
+def test_a_verb_of_few_keys_needs_little_help(verb: str, lines: int, capsys: Captured) -> None:
+    assert main([verb, "--help"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) < lines
+
+
+def test_every_key_is_in_the_help_of_its_section(capsys: Captured) -> None:
+    assert main(["help", "all"]) == 0
+    everything = capsys.readouterr().out
+    assert "data.source with kind recbole" in everything and "--model.granularities.evolution.cell" in everything
+    assert main(["help", "data.source"]) == 0
+    of_source = capsys.readouterr().out
+    assert "data.source with kind recbole" in of_source and "--train.lr" not in of_source
+    assert main(["help", "train.los"]) == 2
+    assert "no section 'los'; expected one of" in capsys.readouterr().err
+
+
+def test_version(capsys: Captured) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("multigrain ")
+
+
+def test_dry_run_prints_a_configuration_that_loads_and_the_stages(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--config", DEMO, "--run.dir", "here", "--train.lr=3e-4", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    (tmp_path / "merged.yaml").write_text(shown, encoding="utf-8")
+    merged = load_config(tmp_path / "merged.yaml")
+    assert (merged.train.lr, merged.run.dir) == (3e-4, "here")
+    stages = [line.strip("# ") for line in shown.splitlines() if line.startswith("#   ") and line[4] != " "]
+    assert stages == ["prepare", "train", "evaluate", "register"]
+    assert "writes  here/metrics.json" in shown
+    assert list(tmp_path.iterdir()) == [tmp_path / "merged.yaml"], "a dry run writes nothing"
+
+
+def test_a_verb_inside_a_ray_job_joins_its_cluster(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert main(["run", "--config", DEMO, "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["ray"]["address"] == "auto"
+    assert main(["run", "--config", DEMO, "--ray.address", "local", "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["ray"]["address"] == "local"
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    assert main(["run", "--config", DEMO, "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["ray"]["address"] == "local"
+
+
+def test_the_kinds_of_update_plan_their_own_stages(config: Config) -> None:
+    """One entry a kind, and the configuration knows the same ones."""
+    assert get_args(UpdateConfig.model_fields["only"].annotation) == tuple(UPDATES)
+    shown = plan("update", config)
+    assert "reads   models:/multigrain@champion" in shown and "evaluate" in shown.split("would run")[1]
+    config.update = UpdateConfig(only="fusion", model="models:/a/3", feedback=["f.csv"])
+    shown = plan("update", config).split("would run")[1]
+    assert "reads   models:/a/3" in shown and "reads   f.csv" in shown and "evaluate" not in shown
+
+
+def test_both_forms_of_an_option_and_the_last_one_wins() -> None:
+    found = parse(["--config=a.yaml", "--seed", "-1", "--train.lr=1e-3", "--run.name", "a=b"])
+    assert found == Arguments("a.yaml", [("seed", "-1"), ("train.lr", "1e-3"), ("run.name", "a=b")], False, False)
+
+
+@pytest.mark.parametrize("words", [["--train.lr"], ["--train.lr", "--dry-run"], ["stray"], ["--"], ["--dry-run=1"]])
+def test_words_that_cannot_be_understood(words: list[str]) -> None:
+    with pytest.raises(UsageError):
+        parse(words)
+
+
+def _fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(verb: str, config: Config) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+
+
+def test_a_users_mistake_is_one_message_and_two(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    _fail_with(monkeypatch, DataError("too many bad rows"))
+    assert main(["run", "--config", DEMO]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "recsys: too many bad rows\n"
+
+
+def test_anything_else_is_a_traceback_and_one(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    _fail_with(monkeypatch, ZeroDivisionError("ours"))
+    assert main(["run", "--config", DEMO]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    _fail_with(monkeypatch, KeyboardInterrupt())
+    assert main(["run", "--config", DEMO]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+class _TaskError(Exception):
+    """As Ray wraps what a task raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(f"remote traceback of {cause}")
+        self.cause = cause
+
+
+def test_a_users_mistake_is_found_behind_what_ray_wraps_it_in() -> None:
+    class WorkerGroup(Exception):
+        worker_failures = {0: _TaskError(DataError("no rows"))}
+
+    assert user_message(_TaskError(ConfigError("bad key"))) == "bad key"
+    assert user_message(WorkerGroup()) == "no rows"
+    assert user_message(ValueError("ours")) is None
+    # Ray's wrapper is at the same time an instance of the cause's class: its text is the remote traceback
+    double = type("RayTaskError", (_TaskError, DataError), {})(DataError("clean"))
+    assert user_message(double) == "clean"
+
+
+def test_the_stages_run_as_modules(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "pipelines.train", "--config", DEMO, "--run.dir", str(tmp_path), "--dry-run"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"writes  {tmp_path}/model/" in done.stdout and "evaluate\n" not in done.stdout.split("would run")[1]
+
+
+# ------------------------------------------------------------------------------------------------------- run folder
+
+
+def test_a_run_folder_takes_one_run_at_a_time(config: Config) -> None:
+    in_use = pytest.raises(ArtifactError, match=r"in use by `recsys train`, process \d+")
+    with open_run(config, "train"), in_use, open_run(config, "evaluate"):
+        pass
+    with open_run(config, "evaluate"):
+        pass  # the lock is gone with the first run
+
+
+def test_the_configuration_and_its_changes_are_recorded(config: Config, capsys: Captured) -> None:
+    with open_run(config, "prepare") as folder:
+        assert load_config(folder.config) == config
+    changed = config.model_copy(update={"train": config.train.model_copy(update={"lr": 0.5})})
+    with open_run(changed, "train") as folder:
+        assert load_config(folder.config) == changed
+        lines = [json.loads(line) for line in (folder.root / "history.jsonl").read_text().splitlines()]
+    assert [line["verb"] for line in lines] == ["prepare", "train"]
+    assert lines[0]["changed"] == {} and lines[1]["changed"] == {"train.lr": {"before": 0.001, "after": 0.5}}
+    assert "train.lr: 0.001 → 0.5" in capsys.readouterr().out
+
+
+def test_what_shapes_neither_data_nor_model_is_no_difference(config: Config, capsys: Captured) -> None:
+    with open_run(config.model_copy(update={"run": config.run.model_copy(update={"budget": "5m"})}), "prepare"):
+        pass
+    recommend = config.recommend.model_copy(update={"k": 3})
+    with open_run(config.model_copy(update={"recommend": recommend}), "recommend") as folder:
+        lines = [json.loads(line) for line in (folder.root / "history.jsonl").read_text().splitlines()]
+    assert "differs" not in capsys.readouterr().out
+    assert set(lines[1]["changed"]) == {"run.budget", "recommend.k"}, "the record has them"
+
+
+def test_only_stages_that_the_configuration_decides_write_it(config: Config) -> None:
+    with open_run(config, "train"):
+        pass
+    other = config.model_copy(update={"recommend": config.recommend.model_copy(update={"k": 3})})
+    for verb in ("register", "recommend"):
+        with open_run(other, verb) as folder:
+            assert load_config(folder.config) == config
+
+
+def test_credentials_are_written_nowhere(config: Config, capsys: Captured) -> None:
+    for password in ("first", "se@co/nd"):
+        config.tracking.uri = f"postgresql://me:{password}@host/db"
+        with open_run(config, "train") as folder:
+            written = folder.config.read_text()
+    assert written.startswith("# secrets are shown as ***")
+    assert load_config(folder.config).tracking.uri == "postgresql://***@host/db"
+    everything = [path.read_text() for path in folder.root.iterdir()]
+    shown = capsys.readouterr().out + plan("register", config)
+    assert not any("://me" in text for text in (*everything, shown)) and "differs" not in shown
+
+
+def test_a_private_file_holds_the_token_of_ray_where_home_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    keep_token_elsewhere()
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o777 == 0o600 and token.parent.stat().st_mode & 0o777 == 0o700
+    assert len(token.read_text()) == 64
+    keep_token_elsewhere()
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(token), "what is set stays"
+
+
+def test_an_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_json_says_what_to_do(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, Progress(None))
+    folder.metrics.write_text("{")
+    with pytest.raises(ArtifactError, match=r"metrics\.json is damaged .*run `recsys evaluate`"):
+        folder.read_json(folder.metrics, "run `recsys evaluate`")
+
+
+def test_progress_lines_are_the_same_in_the_log_file(tmp_path: Path, capsys: Captured) -> None:
+    progress = Progress(sys.stdout, tmp_path / "run.log")
+    with progress.stage("train"):
+        progress("epoch 1\nepoch 2")
+    shown = capsys.readouterr().out
+    assert shown == (tmp_path / "run.log").read_text()
+    assert [line.split("  ", 1)[1] for line in shown.splitlines()[:2]] == ["train      epoch 1", "train      epoch 2"]
+    assert "\x1b" not in shown and "\r" not in shown
+
+
+KNOBS = ("text", "evolution", "collaborative", "social", "knowledge", "stratum", "profile", "media")
+
+
+def test_the_demo_config_uses_every_granularity_that_its_world_feeds() -> None:
+    demo = yaml.safe_load(Path(DEMO).read_text(encoding="utf-8"))
+    source, granularities = demo["data"]["source"], set(demo["model"]["granularities"])
+    fed = {{"text": "behaviour"}.get(knob, knob) for knob, value in source.items() if knob in KNOBS and value}
+    assert granularities == fed | {"item_cf"}

@@ -1,0 +1,239 @@
+"""`recsys doctor`: what is broken on purpose is found and has a cure; nothing it looks at can make it wait."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import stat
+import threading
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines import doctor
+from pipelines.cli import main
+from pipelines.plumbing import diagnostics as checkup
+from pipelines.plumbing import memory
+from pipelines.plumbing.diagnostics import Check, Finding
+from recsys.config import Config, load_config
+
+DEMO = Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml"
+Captured = pytest.CaptureFixture[str]
+
+
+def _config(tmp_path: Path, *overrides: tuple[str, str]) -> Config:
+    return load_config(DEMO, [("run.dir", str(tmp_path / "runs" / "a")), *overrides])
+
+
+def _of(check: Check, config: Config | None) -> dict[str, Finding]:
+    return {finding.name: finding for finding in check(config)}
+
+
+def test_every_finding_that_is_not_well_has_a_cure(tmp_path: Path) -> None:
+    for finding in doctor.examine(_config(tmp_path)):
+        assert finding.state == "ok" or finding.cure, finding
+
+
+def test_this_environment_is_well_and_nothing_is_changed(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["doctor", "--config", "demo", "--run.dir", str(tmp_path / "a"), "--doctor.json", "true"]) == 0
+    found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert found["ray"]["state"] == found["mlflow store"]["state"] == found["run.dir"]["state"] == "ok"
+    assert {"python", "torch", "gpu", "memory", "open files", "data.source", "text model"} <= set(found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_is_one(tmp_path: Path, capsys: Captured) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    uri = f"sqlite:///{blocked}/m.db"
+    words = ["doctor", "--config", "demo", "--run.dir", str(tmp_path / "a"), "--tracking.uri", uri]
+    assert main(words) == 1
+    shown = capsys.readouterr().out
+    assert "fail  mlflow store" in shown and "→ check tracking.uri" in shown and "1 failure" in shown
+
+
+def test_a_half_made_store_is_a_failure(tmp_path: Path) -> None:
+    store = tmp_path / "m.db"
+    with sqlite3.connect(store) as connection:
+        connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
+    os.utime(store, (0, 0))  # nobody is making it now
+    found = _of(checkup.tracking, _config(tmp_path, ("tracking.uri", f"sqlite:///{store}")))["mlflow store"]
+    assert found.state == "fail" and "incomplete" in found.found
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--doctor.json", "maybe"], "expected true or false"),
+        (["--train.lr", "1"], "but --config FILE is missing"),
+        (["--config", "demo", "--train.lrr", "1"], "unknown key"),
+    ],
+)
+def test_words_that_cannot_be_meant(words: list[str], said: str, capsys: Captured) -> None:
+    assert main(["doctor", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_check_that_breaks_or_never_ends_is_a_finding_and_hides_no_other() -> None:
+    never = threading.Event()
+
+    def waits(_: Config | None) -> Iterator[Finding]:
+        never.wait(500)
+        yield Finding("waits", "ok", "")
+
+    def breaks(_: Config | None) -> Iterator[Finding]:
+        yield Finding("half", "ok", "")
+        raise ZeroDivisionError("inside")
+
+    def fine(_: Config | None) -> Iterator[Finding]:
+        yield Finding("fine", "ok", "here")
+
+    found = doctor.examine(None, {"waits": waits, "breaks": breaks, "fine": fine}, patience=3.0)
+    never.set()
+    assert [(f.name, f.state) for f in found] == [("waits", "fail"), ("breaks", "fail"), ("fine", "ok")]
+    assert "no answer" in found[0].found and "ZeroDivisionError" in found[1].found
+
+
+def test_versions_are_those_that_the_project_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = checkup._version
+    wrong = {"torch": "2.12.0", "ray": None}
+    monkeypatch.setattr(checkup, "_version", lambda name: wrong.get(name, real(name)))
+    found = _of(checkup.versions, None)
+    assert found["torch"].state == "fail" and "2.12.0, needs <2.14,>=2.13" in found["torch"].found
+    assert found["torch"].cure == "pip install 'torch<2.14,>=2.13'"
+    assert found["ray"].state == "fail" and "not installed" in found["ray"].found
+    assert found["numpy"].state == "ok"
+    monkeypatch.setattr(checkup, "_version", lambda name: None)
+    assert {finding.state for finding in checkup.extras(None)} == {"ok"}, "what is optional may be missing"
+
+
+def _torch(monkeypatch: pytest.MonkeyPatch, build: str | None, count: int, devices: list[str]) -> None:
+    import torch
+
+    cuda = types.SimpleNamespace(
+        is_available=lambda: count > 0, device_count=lambda: count, get_device_name=lambda _: "H"
+    )
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "cuda", build)
+    monkeypatch.setattr(checkup, "driver_devices", lambda: devices)
+
+
+@pytest.mark.parametrize(
+    ("build", "count", "devices", "use", "state", "cure"),
+    [
+        (None, 0, [], "auto", "ok", ""),
+        (None, 0, [], "yes", "fail", "use_gpu auto"),
+        (None, 0, ["L4, 570"], "auto", "warn", "CUDA build"),
+        (None, 0, ["L4, 570"], "yes", "fail", "CUDA build"),
+        ("13.0", 0, ["L4, 470"], "auto", "fail", "driver"),
+        ("13.0", 1, ["L4, 570"], "auto", "ok", ""),
+        ("13.0", 1, ["L4, 570"], "yes", "fail", "train.num_workers 1"),
+    ],
+)
+def test_gpus_against_what_torch_was_built_for(
+    build: str | None,
+    count: int,
+    devices: list[str],
+    use: str,
+    state: str,
+    cure: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _torch(monkeypatch, build, count, devices)
+    config = _config(tmp_path, ("train.use_gpu", use), ("train.num_workers", "2"), ("ray.num_cpus", "3"))
+    found = _of(checkup.graphics, config)["gpu"]
+    assert found.state == state and cure in found.cure and bool(found.cure) == bool(cure)
+
+
+def test_the_program_of_the_driver_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA L4, 570.1'\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert checkup.driver_devices() == ["NVIDIA L4, 570.1"]
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert checkup.driver_devices() == []
+
+
+def test_too_few_cpus_and_small_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 30)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (256, 256))
+    config = _config(tmp_path, ("train.num_workers", "4"), ("ray.num_cpus", "2"))
+    found = _of(checkup.machine, config)
+    assert found["cpu"].state == "fail" and "at least 5" in found["cpu"].cure
+    assert found["memory"].state == found["open files"].state == "warn"
+    assert "ulimit -n 65536" in found["open files"].cure
+
+
+def test_a_training_that_cannot_fit_is_known_before_it_is_asked_for(tmp_path: Path) -> None:
+    assert _of(checkup.training, _config(tmp_path))["training"].state == "ok"
+    large = _of(checkup.training, _config(tmp_path, ("data.source.num_items", "900000000")))["training"]
+    assert large.state == "fail" and "embedding tables of 900,000,000 items" in large.cure
+    unknown = _config(tmp_path, ("data.source", "{kind: sequences, events: s.txt}"), ("data.order", "file"))
+    assert "after the data is prepared" in _of(checkup.training, unknown)["training"].found
+    assert not _of(checkup.training, None)
+
+
+def test_a_full_disk_is_known_before_ray_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = types.SimpleNamespace(total=100 << 30, used=97 << 30, free=3 << 30)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert _of(checkup.places, _config(tmp_path))["run.dir"].state == "fail"
+    usage.total = 10 << 30
+    assert _of(checkup.places, _config(tmp_path))["run.dir"].state == "warn"
+
+
+def test_stores_are_asked_for_a_write(tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    sqlite3.connect(path).close()
+    config = _config(tmp_path, ("tracking.uri", f"sqlite:///{path}"))
+    assert _of(checkup.tracking, config)["mlflow store"].state == "ok"
+    path.write_bytes(b"no database" * 100)
+    assert _of(checkup.tracking, config)["mlflow store"].state == "fail"
+    config.tracking.enabled = False
+    assert _of(checkup.tracking, config)["mlflow store"].state == "ok"
+
+
+def test_servers_that_are_not_there_fail_at_once_and_no_password_shows(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
+        config = _config(
+            tmp_path, ("tracking.uri", f"http://me:hunter2@{nobody}"), ("submit.address", f"http://{nobody}")
+        )
+        store = _of(checkup.tracking, config)["mlflow store"]
+        jobs = _of(checkup.job_server, config)["job server"]
+    assert store.state == jobs.state == "fail"
+    assert "hunter2" not in store.found + store.cure
+
+
+def test_a_language_model_and_a_source_that_are_missing(tmp_path: Path) -> None:
+    config = _config(tmp_path, ("data.text.model", "nobody/has-this-model"))
+    assert _of(checkup.text_model, config)["text model"].state == "fail"
+    config.data.text.allow_download = True
+    assert _of(checkup.text_model, config)["text model"].state == "warn"
+    tree = [("data.source", "{kind: sequences, events: missing.txt}")]
+    found = _of(checkup.source, _config(tmp_path, *tree))["data.source"]
+    assert found.state == "fail" and "missing.txt" in found.found
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root may write everywhere
+    found = _of(checkup.places, _config(tmp_path))["data.dir"]
+    assert found.state == "fail" and "Permission denied" in found.found
+
+
+def test_a_remote_place_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    config = _config(tmp_path, ("data.dir", f"file://{tmp_path}/bucket"))
+    assert _of(checkup.places, config)["data.dir"].state == "ok"
+    assert os.listdir(tmp_path / "bucket") == []
+    config.data.dir = f"file://{tmp_path}/no/such"
+    assert _of(checkup.places, config)["data.dir"].state == "fail"

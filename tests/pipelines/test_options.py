@@ -1,0 +1,127 @@
+"""A mistyped option is named as what it is, with the nearest one; a missing file is told before anything heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import UsageError, main, parse
+from pipelines.mistakes import check
+from pipelines.plumbing.options import is_key, likely_meant
+from pipelines.present import check_present
+from pipelines.stages import VERBS
+from recsys.config import build_config, load_config
+from recsys.errors import ConfigError, SourceError
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--budgt", "5m"], "--budgt: there is no such option; did you mean --budget?"),
+        (["--dryrun"], "--dryrun: there is no such option; did you mean --dry-run?"),
+        (["--train.lrr=3"], "--train.lrr: unknown key; did you mean --train.lr?"),
+        (["--data.source.evnts", "a.csv"], "did you mean --data.source.events?"),
+        (["--zzzzqqq", "1"], "--zzzzqqq: there is no such option; `recsys help all` lists the options"),
+    ],
+)
+def test_a_mistyped_option_names_the_nearest_one(words: list[str], meant: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse(words)
+    assert str(error.value).endswith(meant)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--config", "demo", "--budgt", "5m"],
+        ["compare", "a", "b", "--budgt", "5m"],
+        ["export", "a", "--budgt", "5m"],
+        ["pull", "models:/a@b", "c", "--budgt", "5m"],
+        ["doctor", "--budgt", "5m"],
+        ["submit", "run", "--config", "demo", "--budgt", "5m"],
+        ["similar", "--budgt", "5m"],
+    ],
+)
+def test_every_verb_refuses_a_mistyped_option_with_code_2(words: list[str], capsys: Captured) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == "recsys: --budgt: there is no such option; did you mean --budget?\n"
+
+
+def test_options_of_one_verb_are_not_options_of_another() -> None:
+    short = dict(VERBS["recommend"].short)
+    assert parse(["--out", "a.parquet", "--requests", "b.jsonl"], short).overrides == [
+        ("recommend.out", "a.parquet"),
+        ("recommend.requests", "b.jsonl"),
+    ]
+    with pytest.raises(UsageError, match="--out: there is no such option"):
+        parse(["--out", "a.parquet"])
+
+
+def test_free_names_and_sections_given_whole_are_options() -> None:
+    names = ("data.source.rename.events.own column", "model.granularities.mine.kind", "seed", "train", "tune.space")
+    assert all(is_key(name) for name in names)
+    assert likely_meant("epochs", []) == ["train.epochs", "update.epochs"]
+
+
+def test_a_wrong_value_of_an_option_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("train: {epochs: 2}\nseed: none of it\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(path, [("train.lr", "abc"), ("evaluate", "{ks: [], what: 1}")])
+    of_file, _, of_options = str(error.value).partition("wrong option of the command line:\n")
+    assert of_file == f"wrong configuration in {path}:\n  seed: expected a whole number (got 'none of it')\n"
+    lines = of_options.splitlines()
+    assert lines[0] == "  --train.lr: expected a number (got 'abc')" and len(lines) == 3
+    assert lines[1].startswith("  --evaluate.ks: ") and lines[2].startswith("  --evaluate.what: unknown key")
+
+
+# ---------------------------------------------------------------------------------------------------- missing files
+
+
+@pytest.mark.parametrize(
+    ("tree", "stages", "error", "says"),
+    [
+        ({"data": {"source": {"kind": "canonical", "events": ["gone.csv"]}}}, "run", SourceError, "gone.csv does not"),
+        ({"data": {"source": {"kind": "recbole", "folder": "gone", "name": "x"}}}, "prepare", SourceError, "gone does"),
+        ({"data": {"source": {"kind": "sequences", "events": "gone.txt"}}}, "tune", SourceError, "gone.txt does not"),
+        ({"update": {"events": ["gone.csv"]}}, "update", ConfigError, "update.events: gone.csv does not exist"),
+        ({"recommend": {"requests": "gone.jsonl"}}, "recommend", ConfigError, "recommend.requests: gone.jsonl does"),
+    ],
+)
+def test_a_missing_file_is_told_by_its_key(tree: dict, stages: str, error: type, says: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(error, match=says):
+        check_present(build_config(tree), VERBS[stages].stages)
+
+
+def test_globs_and_remote_places_are_left_to_the_readers() -> None:
+    source = {"kind": "canonical", "events": ["no/such/*.csv", "s3://bucket/events.csv"]}
+    check_present(build_config({"data": {"source": source}}), VERBS["run"].stages)
+
+
+def test_nothing_heavy_is_imported_before_a_missing_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("data: {source: {kind: canonical, events: [gone.csv]}}\n")
+    program = (
+        "import sys; from pipelines.cli import main; code = main(sys.argv[1:]); "
+        "print(code, sorted({'ray', 'torch', 'mlflow', 'polars', 'pyarrow'} & set(sys.modules)))"
+    )
+    words = ["run", "--config", "own.yaml", "--run.dir", "run"]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {program}", *words],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "2 []\n", done.stderr
+    assert done.stderr.startswith("recsys: gone.csv does not exist; expected a file")
+    assert not (tmp_path / "run").exists(), "no run folder is left behind"
+
+
+def test_what_is_there_is_accepted(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("user_id,item_id\n1,2\n")
+    config = build_config({"data": {"source": {"kind": "canonical", "events": [str(tmp_path / "events.csv")]}}})
+    check_present(config, VERBS["run"].stages)
+    check(config, VERBS["prepare"].stages)

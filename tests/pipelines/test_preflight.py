@@ -1,0 +1,277 @@
+"""The estimate before a training: by hand, against measured peaks, and what it refuses and what it must not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cli import main
+from pipelines.plumbing.preflight import (
+    Node,
+    Sizes,
+    check,
+    check_cluster,
+    dashboard_nodes,
+    described,
+    need,
+    preview,
+    sizes_of,
+)
+from recsys.config import Config, GranularitiesConfig, load_config
+from recsys.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+GIB = 1 << 30
+Captured = pytest.CaptureFixture[str]
+
+# Sizes of the golden data sets, and the highest memory of a process that trained one epoch on them with the golden
+# configuration, in MiB: `/usr/bin/time` of such a training, see the slow test below.
+GOLDEN = {
+    "demo": (Sizes(1000, 600, 23169, 384, 966, 1500, 9428), 927),
+    "ml-100k": (Sizes(943, 1682, 99057, 384), 1182),
+    "beauty": (Sizes(22363, 12101, 176139, 384), 1161),
+    "lastfm": (Sizes(1892, 17632, 74267, 384, 0, 0, 25434, ordered=False), 1324),
+}
+
+
+def _config(name: str = "demo", *overrides: tuple[str, str]) -> Config:
+    return load_config(ROOT / "pipelines" / "configs" / f"{name}.yaml", overrides)
+
+
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_the_estimate_is_within_half_and_twice_of_what_was_measured(name: str) -> None:
+    sizes, measured = GOLDEN[name]
+    estimate = need(_config(name), sizes).total / (1 << 20)
+    assert 0.5 < estimate / measured < 2
+
+
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_what_fits_is_not_refused(name: str) -> None:
+    """On a machine that has just what was measured, alone and twice on twice as much."""
+    sizes, measured = GOLDEN[name]
+    check(_config(name), sizes, [Node(2, 0, measured << 20)])
+    check(_config(name, ("train.num_workers", "2")), sizes, [Node(3, 0, 2 * measured << 20)])
+
+
+def test_tables_by_hand() -> None:
+    """1,000 items and, where they have a row each, 50 users; weight, gradient and two moments of 4 bytes."""
+    config = _config("demo", ("model.width", "32"), ("model.granularities", "{evolution: {enabled: true}}"))
+    sizes = Sizes(50, 1000, 500)
+    assert need(config, sizes).table_bytes == 1000 * 32 * 4 * 4
+    config.model.item.id = False
+    assert need(config, sizes).table_bytes == 0
+    tree = "{collaborative: {enabled: true, user_embedding: true}, knowledge: {enabled: true}}"
+    config = _config("demo", ("model.width", "32"), ("model.granularities", tree))
+    assert need(config, Sizes(50, 1000, 500, entities=70)).table_bytes == (1000 + 50 + 70) * 32 * 4 * 4
+
+
+def test_steps_by_hand() -> None:
+    """100 users of 10 events: 4 steps of 32 an epoch. Histories of 11 events trained as windows of 5: 2.2 rows each."""
+    config = _config("demo", ("train.batch_size", "32"), ("train.epochs", "3"), ("train.refit", "false"))
+    assert need(config, Sizes(100, 50, 1000)).steps == 4 * 3
+    config.train.refit = True
+    assert need(config, Sizes(100, 50, 1000)).steps == 4 * 3 * 2
+    config.train.refit, config.model.max_history = False, 5
+    assert need(config, Sizes(100, 50, 1100)).steps == 7 * 3
+
+
+def test_what_makes_it_larger_and_smaller() -> None:
+    sizes = Sizes(10**6, 10**6, 10**8)
+    base = need(_config("beauty"), sizes)
+    parts = base.memory
+
+    def other(*overrides: tuple[str, str]) -> dict[str, float]:
+        return need(_config("beauty", *overrides), sizes).memory
+
+    assert other(("model.width", "256"))["tables"] > 1.9 * parts["tables"]
+    assert other(("train.window_events", "1000000"))["events"] == parts["events"] / 4
+    assert parts["graph"] == 0, "nobody reads the events"
+    stratum = ("model.granularities.stratum.enabled", "true")
+    assert other(stratum)["graph"] > 8 * GIB, "a hundred million events make a graph on every worker"
+    assert other(("model.granularities.collaborative.enabled", "true"))["graph"] == 0, "it samples"
+    small = ("train.batch_size", "8")
+    many, few = (
+        need(_config("beauty", small, ("evaluate.chunk_users", chunk)), Sizes(10**6, 10**4, 10**7)).memory["validation"]
+        for chunk in ("512", "256")
+    )
+    assert few < 0.7 * many
+    assert base.shuffle == 120 * 10**8
+
+
+# ----------------------------------------------------------------------------------------------------------- refusal
+
+
+def test_tables_beyond_the_largest_machine() -> None:
+    with pytest.raises(ConfigError, match=r"embedding tables of 500,000,000 items .* more than the 60\.0 GiB") as error:
+        check(_config(), Sizes(10**6, 5 * 10**8, 10**7), [Node(8, 0, 60 * GIB), Node(8, 0, 8 * GIB)])
+    assert "model.width" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "overrides", "cure"),
+    [
+        ("demo", Sizes(10**6, 10**6, 10**9), [], "graph"),
+        ("demo", Sizes(10**6, 5 * 10**6, 10**7), [("model.granularities.item_cf.rank", "256")], "item_cf.rank"),
+        (
+            "beauty",
+            Sizes(10**6, 10**5, 10**7),
+            [("train.batch_size", "8"), ("evaluate.chunk_users", "1000000")],
+            "evaluate.chunk_users",
+        ),
+        ("beauty", Sizes(10**6, 10**5, 10**9), [("model.granularities.stratum.enabled", "true")], "for stratum"),
+        (
+            "demo",
+            Sizes(10**6, 10**5, 10**7),
+            [("train.batch_size", "500000"), ("evaluate.chunk_users", "8")],
+            "sampled_softmax",
+        ),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_cure_of_its_largest_part(
+    name: str, sizes: Sizes, overrides: list[tuple[str, str]], cure: str
+) -> None:
+    config = _config(name, *overrides)
+    with pytest.raises(ConfigError, match="cannot fit") as error:
+        check(config, sizes, [Node(8, 0, 16 * GIB)])
+    assert cure in str(error.value)
+    check(config, sizes, [Node(8, 0, 4096 * GIB)])
+
+
+def test_workers_share_the_memory_of_all_machines() -> None:
+    config = _config("demo", ("train.num_workers", "8"))
+    sizes = Sizes(10**5, 10**5, 10**7)
+    one = int(need(config, sizes).total)
+    check(config, sizes, [Node(8, 0, one)] * 4)  # a half of the estimate each
+    with pytest.raises(ConfigError, match="8 training workers"):
+        check(config, sizes, [Node(8, 0, one)] * 3)
+
+
+def test_what_is_not_known_is_not_refused() -> None:
+    sizes = Sizes(10**6, 5 * 10**8, 10**9)
+    check(_config(), sizes, [])
+    check(_config(), sizes, [Node(8, 0, None), Node(8, 0, GIB)])
+    check(_config("demo", ("ray.wait_s", "60")), sizes, [Node(8, 0, GIB)])
+    check_cluster(_config("demo", ("train.num_workers", "9")), [])
+    check_cluster(_config("demo", ("train.num_workers", "9"), ("ray.wait_s", "60")), [Node(1, 0, GIB)])
+
+
+def test_more_workers_than_a_cluster_has_room_for() -> None:
+    nodes = [Node(2, 1, GIB), Node(2, 0, GIB)]
+    check_cluster(_config("demo", ("train.num_workers", "3"), ("submit.cpus", "1")), nodes)
+    with pytest.raises(ConfigError, match="the cluster has 4 CPUs, but 5 are needed"):
+        check_cluster(_config("demo", ("train.num_workers", "4"), ("submit.cpus", "1")), nodes)
+    with pytest.raises(ConfigError, match="the cluster has 1 GPUs, but 2 are needed"):
+        check_cluster(_config("demo", ("train.num_workers", "2"), ("train.use_gpu", "yes")), nodes)
+
+
+def test_the_answer_of_a_dashboard() -> None:
+    node = {
+        "raylet": {"state": "ALIVE", "resourcesTotal": {"CPU": 4.0, "GPU": 1.0}},
+        "mem": [8 * GIB, 6 * GIB, 25.0, 2 * GIB],
+    }
+    dead = {"raylet": {"state": "DEAD"}}
+    assert dashboard_nodes({"data": {"summary": [node, dead]}}) == [Node(4.0, 1.0, 8 * GIB)]
+    bad: list[Any] = [None, {}, {"data": {"summary": [{}]}}, {"data": {"summary": None}}, "<html>"]
+    assert [dashboard_nodes(answer) for answer in bad] == [[]] * len(bad)
+
+
+def test_only_granularities_that_hold_the_events_need_memory_for_them() -> None:
+    """What preflight takes for a reader is what the module says of itself."""
+    from recsys.granularities import granularity_class
+
+    for name in GranularitiesConfig.model_fields:
+        for fit in ("training", "counts") if name in ("knowledge", "profile") else ("",):
+            own = {"enabled": True, **({"fit": fit} if fit else {}), **({"max_edges": 10**7} if "coll" in name else {})}
+            tree = json.dumps({"evolution": {"enabled": True}, name: own})
+            config = _config("demo", ("model.granularities", tree))
+            section = getattr(config.model.granularities, name)
+            reads = need(config, Sizes(1000, 100, 10**6)).memory["graph"] > 0
+            assert reads == granularity_class(name, section).reads_events, name
+
+
+# ------------------------------------------------------------------------------------------------------------ saying
+
+
+def test_a_dry_run_says_it(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["run", "--config", "demo", "--run.dir", str(tmp_path / "a"), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "# estimate:" in shown
+        and "a worker" in shown
+        and "steps" in shown
+        and "from the settings of the source" in shown
+    )
+    words = ["--data.source.num_items", "900000000", "--data.source.num_users", "10000000"]
+    assert main(["train", "--config", "demo", "--run.dir", str(tmp_path / "a"), *words, "--dry-run"]) == 0
+    assert "# would be refused: preflight: the embedding tables" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_fit_is_refused_before_it_prepares(tmp_path: Path, capsys: Captured, ray_local: None) -> None:
+    words = ["--data.source.num_items", "900000000", "--tracking.enabled", "false"]
+    assert main(["run", "--config", "demo", "--run.dir", str(tmp_path / "a"), *words]) == 2
+    assert "preflight: the embedding tables" in capsys.readouterr().err
+    assert not (tmp_path / "a" / "dataset").exists()
+
+
+def test_training_waits_for_machines_asks_for_them_and_takes_the_wish_back(ray_local: None) -> None:
+    from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    from recsys.training.ray_train import _check_cpus
+
+    config = _config("demo", ("train.num_workers", "9"), ("ray.wait_s", "0.1"))
+    with pytest.raises(ConfigError, match=r"has 2 CPUs.*give it time with ray\.wait_s"):
+        _check_cpus(config)
+    assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == []
+    _check_cpus(_config("demo", ("train.num_workers", "2"), ("ray.wait_s", "1000")))  # they are there: no waiting
+
+
+def test_nothing_is_said_of_data_that_nobody_knows(tmp_path: Path) -> None:
+    source = ("data.source", "{kind: sequences, events: s.txt}")
+    config = _config("demo", source, ("run.dir", str(tmp_path)), ("data.order", "file"))
+    assert sizes_of(config) is None
+    assert "after the data is prepared" in preview(config)
+
+
+def test_the_words_of_an_estimate() -> None:
+    said = described(_config("lastfm"), GOLDEN["lastfm"][0])
+    assert said.startswith("estimate: 1.") and "GiB a worker (program" in said
+    assert "steps" in said and "several times more or less" in said
+
+
+_TRAIN = """
+import json, resource, sys, torch
+from recsys.config import load_config
+from recsys.data.dataset import PreparedDataset
+from recsys.evaluation.validation import Validator
+from recsys.training.context import TrainContext
+from recsys.training.phases import fit
+torch.set_num_threads(1)
+config = load_config(sys.argv[1], [("train.epochs", "1"), ("train.refit", "false"), ("train.evaluate_every", "1")])
+fit(config, PreparedDataset(sys.argv[2]), Validator.of(config), TrainContext())
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["demo", "ml-100k", "lastfm"])
+def test_the_estimate_is_that_of_a_real_training(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """The highest memory of a process that trains an epoch of a golden configuration, against the estimate."""
+    if name != "demo":
+        request.getfixturevalue("real_data")
+    words = ["--config", name, "--run.dir", str(tmp_path / "run")]
+    prepare = [sys.executable, "-m", "pipelines.cli", "prepare", *words]
+    subprocess.run(prepare, cwd=ROOT, check=True, capture_output=True, timeout=600)
+    config = _config(name, ("run.dir", str(tmp_path / "run")))
+    sizes = sizes_of(config)
+    assert sizes is not None and sizes.exact
+    file = ROOT / "pipelines" / "configs" / f"{name}.yaml"
+    train = [sys.executable, "-c", _TRAIN, str(file), config.dataset_dir]
+    done = subprocess.run(train, cwd=ROOT, check=True, capture_output=True, text=True, timeout=900)
+    measured = json.loads(done.stdout.splitlines()[-1]) * 1024
+    assert 0.5 < need(config, sizes).total / measured < 2, (need(config, sizes), measured)

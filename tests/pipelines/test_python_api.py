@@ -1,0 +1,271 @@
+"""The front door for Python: frames in, a model and frames out, by the stages of the command line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from own_data import World
+
+import recsys
+from recsys.errors import ArtifactError, ConfigError, DataError, RequestError
+
+SMALL = {
+    "model.width": 8,
+    "model.granularities.evolution": {"enabled": True, "cell": "gru"},
+    "model.granularities.item_cf": {"enabled": True},
+    "train.epochs": 2,
+    "evaluate.bootstrap": 200,
+    "evaluate.baselines": ["popularity", "item_knn"],
+}
+
+
+def _orders() -> pd.DataFrame:
+    world = World()
+    return pd.DataFrame(
+        {
+            "customer": [f"user {event.user}" if event.user else "ann" for event in world.events],
+            "product": [f"item {event.item}" for event in world.events],
+            "ordered_at": [event.time for event in world.events],
+        }
+    )
+
+
+def _products() -> pd.DataFrame:
+    world = World()
+    return pd.DataFrame(
+        {
+            "product": [f"item {item}" for item in range(world.items)],
+            "title": world.titles,
+            "price": world.prices,
+            "category": [genres[0] for genres in world.genres],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def page(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The code of docs/python.md, run block by block on two files, with a small model instead of a search."""
+    folder = tmp_path_factory.mktemp("shop")
+    _orders().to_csv(folder / "orders.csv", index=False)
+    _products().to_csv(folder / "products.csv", index=False)
+    text = (Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2 and blocks[0].count('budget="10m"') == 1
+    names: dict[str, Any] = {"SMALL": SMALL, "NO_TEXT": {"data.text.enabled": False}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for block in blocks:
+            small = block.replace('budget="10m"', "settings=SMALL, verbose=False")
+            exec(small.replace("items=products)", "items=products, settings=NO_TEXT)"), names)  # noqa: S102
+    return names
+
+
+@pytest.fixture(scope="module")
+def fitted(page: dict[str, Any]) -> tuple[recsys.Dataset, recsys.Model]:
+    return page["dataset"], page["model"]
+
+
+def test_importing_recsys_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, recsys; print([m for m in ('torch', 'ray', 'mlflow', 'pydantic', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_model_from_frames_has_figures_and_a_report(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    _, model = fitted
+    figures = model.evaluate()
+    assert list(figures.index) == ["model", "popularity", "item_knn"]
+    metric = model.metrics["metric"]
+    assert figures.loc["model", metric] == model.metrics["model"][metric]
+    assert model.report.read_text(encoding="utf-8").startswith("<!")
+
+
+def test_other_cut_offs_are_measured_anew(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    _, model = fitted
+    assert "recall@3" not in model.evaluate().columns
+    assert "recall@3" in model.evaluate({"evaluate.ks": [3, 10, 20]}).columns
+
+
+def test_known_users_and_histories_get_lists(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    _, model = fitted
+    known = model.recommend("user 3", k=5)
+    assert known.user_id.tolist() == ["user 3"] * 5
+    assert known["rank"].tolist() == [1, 2, 3, 4, 5]
+    shares = known[[name for name in known.columns if name.startswith("share_")]].sum(axis=1)
+    np.testing.assert_allclose(shares, known.score, rtol=1e-4)
+    new = model.recommend(histories=[["item 1", "item 2"], ["item 3"]], k=4)
+    assert new.user_id.tolist() == ["0"] * 4 + ["1"] * 4
+    named = model.recommend(histories={"a newcomer": ["item 1", "item 2"]}, k=4)
+    assert named.item_id.tolist() == new.item_id.tolist()[:4]
+    assert len(model.recommend(k=2)) == 2 * len(model.recommender.bundle.user_ids)
+
+
+def test_rules_hold(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    _, model = fitted
+    allowed = ["item 5", "item 9", "item 11"]
+    found = model.recommend("user 3", k=2, candidates=allowed, exclude_seen=False)
+    assert set(found.item_id) <= set(allowed) and len(found) == 2
+    with pytest.raises(RequestError, match="several of users, histories and requests"):
+        model.recommend("user 3", histories=[["item 1"]])
+    with pytest.raises(RequestError, match="candidate"):
+        model.recommend("user 3", candidate=allowed)
+
+
+def test_similar_items_and_reasons(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    _, model = fitted
+    alike = model.similar("item 7", k=3)
+    assert len(alike) == 3 and "item 7" not in set(alike.item_id)
+    told = model.explain("user 3", k=2)
+    assert all(told.why.str.len() > 10) and set(told.explanation[0]) == {"items", "friends", "sentence"}
+
+
+def test_a_saved_model_answers_the_same(fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path) -> None:
+    _, model = fitted
+    place = model.save(tmp_path / "served")
+    again = recsys.load(place)
+    pd.testing.assert_frame_equal(again.recommend("user 3"), model.recommend("user 3"))
+    assert again.metrics["model"][model.metrics["metric"]] == model.metrics["model"][model.metrics["metric"]]
+    with pytest.raises(ArtifactError, match="exists"):
+        model.save(place)
+    with pytest.raises(ArtifactError, match="no run folder"):
+        again.evaluate()
+    assert recsys.load(model.run or "").report == model.report
+
+
+def test_a_registered_model_is_loaded_by_its_name(fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path) -> None:
+    _, model = fitted
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    name = model.register("shop", tracking_uri=uri)
+    assert name == "models:/shop/1"
+    pd.testing.assert_frame_equal(recsys.load(name, tracking_uri=uri).recommend("user 3"), model.recommend("user 3"))
+
+
+def test_our_own_lists_measured_from_outside_have_our_own_figures(
+    fitted: tuple[recsys.Dataset, recsys.Model],
+) -> None:
+    dataset, _ = fitted
+    train = pd.concat([dataset.events("train"), dataset.events("valid")])
+    counts = train.item_id.value_counts()
+    seen = train.groupby("user_id").item_id.agg(set)
+    test_users = dataset.events("test").user_id.unique()
+    rows: list[dict[str, Any]] = []
+    for user in test_users:
+        unseen = [item for item in counts.index if item not in seen.get(user, set())]
+        rows += [{"user_id": user, "item_id": item, "score": counts[item] + 1e-3 * len(rows)} for item in unseen]
+    found = dataset.evaluate(pd.DataFrame(rows), ks=[len(counts)])
+    everything = f"recall@{len(counts)}"
+    assert found.loc[everything, "value"] == pytest.approx(1.0, abs=0.05)  # all that could be listed is listed
+    assert (found.low <= found.value).all() and (found.value <= found.high).all()
+    nothing = dataset.evaluate(pd.DataFrame(rows[:1]).assign(item_id="no such item"), ks=[5])
+    assert (nothing.value == 0).all()
+
+
+def test_the_models_lists_have_the_models_figures(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    """Lists of the model that was evaluated, given as anybody's lists, come to the digits of metrics.json."""
+    from pipelines.plumbing.folder import open_run
+    from pipelines.prepare import open_dataset
+    from pipelines.train import open_trained
+    from recsys.config import load_config
+    from recsys.data.bounded import evaluated_queries
+    from recsys.data.histories import Split
+    from recsys.evaluation.ranking import rank
+
+    dataset, model = fitted
+    assert model.run is not None
+    config = load_config(model.run / "config.yaml")
+    prepared = open_dataset(config)
+    with open_run(config, "evaluate") as folder:
+        frozen = open_trained(config, folder, prepared).frozen
+    ranking = rank(frozen, evaluated_queries(prepared, Split.TEST, config), 20, config.evaluate.exclude_seen)
+    rows, places = np.nonzero(ranking.items_BK >= 0)
+    users = ranking.queries.histories.users_U[rows]
+    lists = pd.DataFrame(
+        {
+            "user_id": [prepared.user_ids[int(user)].as_py() for user in users],
+            "item_id": [prepared.item_ids[int(item)].as_py() for item in ranking.items_BK[rows, places]],
+            "rank": places + 1,
+        }
+    )
+    found = dataset.evaluate(lists.sample(frac=1, random_state=0), ks=[10, 20])
+    for name, value in found.value.items():
+        assert value == pytest.approx(model.metrics["model"][name], abs=1e-12), name
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda lists: lists.drop(columns="item_id"), "no column item_id"),
+        (lambda lists: lists.drop(columns="rank"), "no column rank or score"),
+        (lambda lists: pd.concat([lists, lists]), "twice"),
+        (lambda lists: lists.assign(user_id="nobody"), "no user is in the dataset"),
+        (lambda lists: lists.assign(rank=np.nan), "rank is missing"),
+    ],
+)
+def test_lists_that_cannot_be_measured_are_refused(
+    fitted: tuple[recsys.Dataset, recsys.Model], change: Any, why: str
+) -> None:
+    dataset, _ = fitted
+    user = dataset.events("test").user_id.iloc[0]
+    lists = pd.DataFrame({"user_id": [user], "item_id": ["item 1"], "rank": [1]})
+    with pytest.raises(DataError, match=why):
+        dataset.evaluate(change(lists))
+
+
+def test_settings_of_data_belong_to_the_dataset(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    dataset, _ = fitted
+    with pytest.raises(ConfigError, match=r"data.order: .*Dataset"):
+        recsys.fit(dataset, settings={"data.order": "none"})
+
+
+def test_lists_with_seen_items_are_refused(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    dataset, _ = fitted
+    if not dataset.config.evaluate.exclude_seen:
+        pytest.skip("the configuration of this world lists what a user had")
+    user = dataset.events("test").user_id.iloc[0]
+    train = dataset.events("train")
+    item = train[train.user_id == user].item_id.iloc[0]
+    with pytest.raises(DataError, match="had before"):
+        dataset.evaluate(pd.DataFrame({"user_id": [user], "item_id": [item], "rank": [1]}))
+
+
+def test_a_frame_given_as_something_else_is_named() -> None:
+    with pytest.raises(DataError, match=r"items \(.*\): it looks like"):
+        recsys.Dataset.from_pandas(
+            _orders(), items=pd.DataFrame({"a": ["user 1", "user 2"], "b": ["user 3", "user 4"]})
+        )
+    with pytest.raises(DataError, match="events has no rows"):
+        recsys.Dataset.from_pandas(_orders().head(0))
+
+
+def test_events_of_the_parts_are_all_events(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+    dataset, _ = fitted
+    parts = pd.concat([dataset.events(part) for part in ("train", "valid", "test")])
+    orders = _orders()
+    given = set(zip(orders.customer, orders["product"], orders.ordered_at.astype(str), strict=True))
+    found = set(zip(parts.user_id, parts.item_id, parts.time.astype(str), strict=True))
+    assert found == given
+
+
+def test_polars_frames_and_parquet_files_make_the_same_dataset(tmp_path: Path) -> None:
+    polars = pytest.importorskip("polars")
+    orders = _orders()
+    one = recsys.Dataset.from_polars(polars.from_pandas(orders), folder=tmp_path / "one")
+    orders.to_parquet(tmp_path / "orders.parquet")
+    two = recsys.Dataset.from_parquet(tmp_path / "orders.parquet", folder=tmp_path / "two")
+    assert one.config.data.split == two.config.data.split
+    assert one.config.data.source.rename == two.config.data.source.rename  # type: ignore[union-attr]
+
+
+def test_init_writes_what_it_returns(tmp_path: Path) -> None:
+    _orders().to_csv(tmp_path / "orders.csv", index=False)
+    config = recsys.init(tmp_path / "orders.csv", out=tmp_path / "mine.yaml")
+    assert recsys.Dataset.from_config(tmp_path / "mine.yaml").config.data.source == config.data.source

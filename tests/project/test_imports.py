@@ -1,0 +1,162 @@
+"""Imports go one way, tune → pipelines → recsys, and inside recsys along the way of the data; no
+import has side effects."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# A line may import the lines above it, never the lines below it. One line is one level.
+LEVELS = [
+    {"recsys", "recsys.errors", "recsys.pace", "recsys.schema", "recsys.config", "recsys.storage"},
+    {"recsys.values"},
+    {"recsys.sources", "recsys.data"},
+    {"recsys.encoders"},
+    {"recsys.preparation"},
+    {"recsys.inspect"},
+    {"recsys.granularities"},
+    {"recsys.fusion", "recsys.items", "recsys.losses", "recsys.parts", "recsys.ratings", "recsys.stack"},
+    {"recsys.model"},
+    {"recsys.apart"},
+    {"recsys.training", "recsys.evaluation"},
+    {"recsys.retrieval", "recsys.report"},
+    {"recsys.bundle"},
+    {"recsys.serving", "recsys.gate", "recsys.auto", "recsys.privacy", "recsys.referee"},
+    {"recsys.registry"},
+    {"recsys.export", "recsys.ui"},
+    {"pipelines.plumbing"},
+    {"pipelines"},
+    {"tune"},
+]
+FRONT_DOOR = "recsys"  # `import recsys` imports the packages above it only when they are used: test_python_api.py
+HEAVY = ("ray", "torch", "mlflow", "pyarrow", "pandas", "pydantic", "yaml")
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
+    for package in ("recsys", "pipelines", "tune"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def _imports(path: Path, module: str) -> Iterator[str]:
+    """Every module of this project that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import in line {node.lineno}; write it in full"
+            base = node.module or ""
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] in ("recsys", "pipelines", "tune"))
+
+
+def _part(name: str) -> str:
+    """``recsys.data.split`` → ``recsys.data``; ``pipelines.cli`` → ``pipelines``."""
+    first, *rest = name.split(".")
+    part = f"{first}.{rest[0]}" if rest else first
+    return part if any(part in level for level in LEVELS) else first
+
+
+def _level(part: str) -> int:
+    return next(number for number, level in enumerate(LEVELS) if part in level)
+
+
+def test_every_part_of_recsys_has_a_level() -> None:
+    parts = {".".join(module.split(".")[:2]) for module, _ in _modules() if module.startswith("recsys")}
+    assert parts <= set().union(*LEVELS), "a new part of recsys needs its place in LEVELS"
+
+
+@pytest.mark.parametrize(
+    ("module", "path"), list(_modules()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_no_module_imports_upwards(module: str, path: Path) -> None:
+    mine = _part(module)
+    if module == FRONT_DOOR:
+        return
+    for name in _imports(path, module):
+        theirs = _part(name)
+        if mine == theirs:
+            continue
+        assert _level(theirs) <= _level(mine), f"{module} imports {name}, which is above it"
+        same_level = _level(theirs) == _level(mine) and _level(mine) > 0
+        assert not same_level, f"{module} imports {name}, which is on the same level"
+
+
+def _run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_only_these_packages_import_ray() -> None:
+    """All other packages, above all the loop and the model, run without Ray."""
+    allowed = {"recsys.preparation", "recsys.training.ray_train", "recsys.serving", "pipelines", "tune", "recsys.pace"}
+    for module, path in _modules():
+        names = {
+            name
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        if any(name.split(".")[0] == "ray" for name in names):
+            assert any(module == one or module.startswith(f"{one}.") for one in allowed), f"{module} imports Ray"
+
+
+@pytest.mark.parametrize(
+    "module", ["recsys.training.loop", "recsys.model", "recsys.serving.recommender", "recsys.bundle.files"]
+)
+def test_module_loads_neither_ray_nor_mlflow(module: str) -> None:
+    code = f"import sys, {module}\nprint([name for name in ('ray', 'mlflow', 'transformers') if name in sys.modules])"
+    assert _run(code).splitlines()[-1] == "[]"
+
+
+def test_the_table_of_verbs_needs_only_the_standard_library() -> None:
+    code = (
+        "import sys, pipelines.cli\n"
+        "assert pipelines.cli.main(['--help']) == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert _run(code).splitlines()[-1] == "[]"
+
+
+def test_importing_everything_starts_nothing(tmp_path: Path) -> None:
+    """Imports start no Ray, open no tracking store and create no folder."""
+    names = [module for module, _ in _modules()]
+    code = (
+        f"import importlib, os, sys\nsys.path.insert(0, {str(ROOT)!r})\nos.chdir({str(tmp_path)!r})\n"
+        f"[importlib.import_module(name) for name in {names!r}]\n"
+        "import ray, mlflow\n"
+        "print(ray.is_initialized(), mlflow.active_run(), os.listdir('.'))"
+    )
+    assert _run(code).splitlines()[-1] == "False None []"
+
+
+def test_loop_does_not_import_ray() -> None:
+    """A notebook, a sweep's trial without Ray and a worker run the same loop."""
+    for name in (
+        "recsys/training/loop.py",
+        "recsys/training/phases.py",
+        "recsys/training/step.py",
+        "recsys/training/context.py",
+        "recsys/model.py",
+    ):
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [found for found in names if found.split(".")[0] == "ray"], name

@@ -1,0 +1,296 @@
+"""MLflow's SQLite store: created atomically, upgraded in a copy, and one message for every other state."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cli import user_message
+from recsys.config import Config, build_config
+from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable
+from recsys.registry import store
+from recsys.registry.followed import FollowedModel
+from recsys.registry.tracking import Tracker, client, outage
+
+RACE = Path(__file__).parents[1] / "store_race.py"
+
+
+def configured(place: Path, **tracking: Any) -> Config:
+    model = {"granularities": {"evolution": {"enabled": True}}}
+    tree = {"run": {"dir": str(place.parent / "run")}, "data": {"source": {"kind": "synthetic"}}, "model": model}
+    return build_config({**tree, "tracking": {"uri": f"sqlite:///{place}", **tracking}})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with one run, created next to files of a killed command, by a user with the umask 027."""
+    place = tmp_path_factory.mktemp("made") / "mlflow.db"
+    place.with_name(".mlflow.db.making-1-abc").write_text("half")
+    before = os.umask(0o027)
+    try:
+        with Tracker(configured(place), apart=True) as tracker:
+            tracker.log_metrics({"loss": 0.5})
+    finally:
+        os.umask(before)
+    return place
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copyfile(made, tmp_path / "mlflow.db"))
+
+
+def changed(place: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(place)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+def refused(place: Path, kind: type[MultigrainError], *words: str) -> str:
+    """Assert the tracker's error for a store, which is not changed."""
+    before = place.read_bytes()
+    with pytest.raises(kind) as error, Tracker(configured(place), apart=True):
+        pass
+    said = str(error.value)
+    for word in (*words, str(place.parent)):
+        assert word in said, said
+    assert "\n" not in said and place.read_bytes() == before
+    return said
+
+
+@contextmanager
+def locked(place: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(place, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------------- making
+
+
+def test_new_store_is_complete_and_leaves_no_temporary_file(made: Path) -> None:
+    assert store.look(made).kind == "current"
+    names = {path.name for path in made.parent.iterdir()}
+    assert names <= {"mlflow.db", ".mlflow.db.lock", "mlartifacts"}, names
+    experiment = client(f"sqlite:///{made}").get_experiment("0")
+    assert experiment.artifact_location == (made.parent / "mlartifacts/0").as_uri()
+
+
+def test_new_store_honours_the_umask(made: Path) -> None:
+    assert made.stat().st_mode & 0o777 == 0o640
+
+
+def test_empty_file_is_filled_in_place(tmp_path: Path) -> None:
+    """Another program may have it open and would continue to write to a replaced file."""
+    place = tmp_path / "mlflow.db"
+    place.touch()
+    inode = place.stat().st_ino
+    store.ready(place, writes=True)
+    assert store.look(place).kind == "current" and place.stat().st_ino == inode
+
+
+def test_concurrently_created_store_is_not_overwritten(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, link = tmp_path / "mlflow.db", os.link
+
+    def too_late(source: Path, target: Path) -> None:
+        shutil.copyfile(made, place)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", too_late)
+    store.ready(place)
+    assert place.read_bytes() == made.read_bytes() and len(list(tmp_path.glob(".mlflow.db.making-*"))) == 0
+
+
+def test_store_under_creation_is_waited_for(copied: Path) -> None:
+    changed(copied, "ALTER TABLE runs RENAME TO unfinished")
+    finish = threading.Timer(0.5, changed, (copied, "ALTER TABLE unfinished RENAME TO runs"))
+    finish.start()
+    store.ready(copied)
+    finish.join()
+
+
+def test_endless_creation_by_another_process_raises_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAKING_S", 0.2)
+    place = tmp_path / "mlflow.db"
+    with (
+        store._creation_lock(place),
+        pytest.raises(Unavailable, match=r"another process has been creating .*mlflow\.db"),
+    ):
+        store.ready(place)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a creation takes a second on an idle machine, and half a minute on a busy one
+def test_ten_concurrent_commands_on_a_missing_store_succeed(tmp_path: Path) -> None:
+    assert race(tmp_path, "together", 10) == "10 of 10 commands succeeded, the store is usable"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a creation takes a second on an idle machine, and half a minute on a busy one
+def test_store_is_usable_after_twenty_kills(tmp_path: Path) -> None:
+    assert race(tmp_path, "kills", 20) == "20 kills, 0 stores unusable"
+
+
+def race(folder: Path, *words: object) -> str:
+    command = [sys.executable, str(RACE), str(folder), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1700)
+    return (done.stdout.splitlines() or [done.stderr])[-1]
+
+
+# ---------------------------------------------------------------------------------------------------------- upgrading
+
+
+def of_an_older_mlflow(place: Path) -> str:
+    """Create a store without the last migration and with an experiment; returns its schema revision."""
+    from alembic import command
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{place}")
+    Base.metadata.create_all(engine)
+    settings = utils._get_alembic_config(str(engine.url))
+    script = ScriptDirectory.from_config(settings)
+    before = script.get_revision(script.get_current_head()).down_revision
+    with engine.begin() as connection:
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, str(before))
+    engine.dispose()
+    changed(place, "INSERT INTO experiments VALUES (7, 'mine', '/mine', 'active', 0, 0, 'default')")
+    return str(before)
+
+
+def test_older_store_is_upgraded_with_a_backup(tmp_path: Path) -> None:
+    place = tmp_path / "mlflow.db"
+    revision = of_an_older_mlflow(place)
+    assert store.look(place) == store.State("older", revision)
+    inode = place.stat().st_ino
+    with Tracker(configured(place, experiment="mine"), apart=True) as tracker:
+        assert tracker.experiment_id == "7"
+    assert store.look(place).kind == "current" and place.stat().st_ino == inode
+    [kept] = tmp_path.glob("mlflow.db.before-*")
+    assert store.look(kept) == store.State("older", revision)
+
+
+def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -> None:
+    place = tmp_path / "mlflow.db"
+    shutil.copyfile(made, place)
+    changed(
+        place, "UPDATE alembic_version SET version_num = '451aebb31d03'"
+    )  # an early revision, although later tables exist
+    refused(place, ArtifactError, "incomplete", "cannot upgrade it from schema 451aebb31d03", "1 runs", "mv ")
+    assert not list(tmp_path.glob("mlflow.db.before-*")) and not list(tmp_path.glob(".mlflow.db.making-*"))
+
+
+# --------------------------------------------------------------------------------------------------- broken and locked
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for an incomplete file."""
+    monkeypatch.setattr(store, "_SETTLE_S", -1.0)
+
+
+@pytest.mark.usefixtures("settled")
+def test_store_without_a_table_reports_content_and_fix(copied: Path) -> None:
+    changed(copied, "DROP TABLE trace_info")
+    said = refused(copied, ArtifactError, "incomplete", "trace_info", "it holds 1 runs and 0 registered model versions")
+    away = copied.parent / "broken-store"
+    assert f"mkdir {away} && mv {copied} {away}/" in said
+    subprocess.run(f"mkdir {away} && mv {copied} {away}/", shell=True, check=True)
+    assert store.look(copied).kind == "absent"
+
+
+@pytest.mark.usefixtures("settled")
+def test_store_without_schema_version_is_incomplete(copied: Path) -> None:
+    changed(copied, "DELETE FROM alembic_version")
+    refused(copied, ArtifactError, "incomplete", "schema version is missing")
+
+
+def test_store_of_a_newer_mlflow_names_the_fix(copied: Path) -> None:
+    changed(copied, "UPDATE alembic_version SET version_num = 'fedcba987654'")
+    refused(copied, ArtifactError, "newer MLflow than", "fedcba987654", "install that newer MLflow")
+
+
+def test_database_of_another_program_is_refused(tmp_path: Path) -> None:
+    changed(tmp_path / "mlflow.db", "CREATE TABLE songs (title TEXT)")
+    refused(tmp_path / "mlflow.db", ConfigError, "but not of MLflow")
+
+
+def test_file_that_is_not_sqlite_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"user,item\n1,2\n" * 400)
+    refused(tmp_path / "mlflow.db", ConfigError, "is not a SQLite database")
+
+
+def test_truncated_store_is_damaged(copied: Path) -> None:
+    copied.write_bytes(copied.read_bytes()[:5000])
+    refused(copied, ArtifactError, "damaged", "malformed", "Restore a backup")
+
+
+def test_folder_as_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder, expected the path of a SQLite file"):
+        store.ready(tmp_path)
+
+
+def test_read_only_folder_raises_one_message() -> None:
+    with pytest.raises(ConfigError, match=r"cannot write to the folder /proc/none .*choose another path with tracking"):
+        store.ready(Path("/proc/none/mlflow.db"))
+
+
+def test_read_only_store_raises_one_message(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened read-only, as SQLite opens a file that this user cannot write."""
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda at, **rest: connect(at.replace("=rw", "=ro"), **rest))
+    store.ready(copied)
+    with pytest.raises(ConfigError, match="is not writable .*correct the permissions"):
+        store.ready(copied, writes=True)
+
+
+def test_locked_store_raises_one_message_after_a_bounded_wait(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "WAIT_S", 0.3)
+    with locked(copied):
+        refused(copied, Unavailable, "has been locked by another process for 0 s", "lsof")
+        with pytest.raises(Unavailable, match="locked by another process"):
+            FollowedModel("models:/none@champion", f"sqlite:///{copied}").version()
+
+
+def test_store_locked_during_a_run_raises_one_message(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import OperationalError
+
+    engine = create_engine(f"sqlite:///{copied}", connect_args={"timeout": 0.1})
+    with locked(copied), pytest.raises(OperationalError) as error, engine.connect() as connection:
+        connection.execute(text("SELECT 1 FROM runs"))
+    said = user_message(error.value)
+    assert said == outage(error.value) and said is not None and "locked by another process" in said
+
+
+# -------------------------------------------------------------------------------------------------------------- moved
+
+
+def test_moved_store_reports_where_its_artefacts_are(copied: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old folder", tmp_path / "mlartifacts/multigrain"
+    changed(copied, f"UPDATE experiments SET artifact_location = '{old.as_uri()}' WHERE name = 'multigrain'")
+    with Tracker(configured(copied), apart=True) as tracker:  # no artefacts exist yet: they go to the old location
+        tracker.client.log_text(tracker.run_id, "text", "note.txt")
+    new.parent.mkdir()
+    old.rename(new)
+    refused(copied, ConfigError, "was moved", f"at {old}, which does not exist", f"they are at {new}", "ln -s")
+    old.symlink_to(new)
+    with Tracker(configured(copied), apart=True):
+        pass

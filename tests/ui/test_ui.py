@@ -1,0 +1,484 @@
+"""The dashboard shows runs, comparisons, answers and the gate; it changes nothing and refuses what must not ask it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import yaml
+from ruled import World
+from test_compare import finished
+
+from pipelines.cli import main
+from pipelines.ui import application_of
+from recsys.config import Config, build_config
+from recsys.registry.tracking import client
+from recsys.serving.bundles import read_bundle
+from recsys.serving.recommender import Recommender
+from recsys.serving.requests import parse_requests
+
+pytest.importorskip("fastapi")
+from starlette.testclient import TestClient  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+Captured = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ATTACK = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """Two runs that were trained and evaluated, and one with the bundle of a catalogue with titles."""
+    folder = tmp_path_factory.mktemp("ui")
+    runs = folder / "runs"
+    finished(runs, "good")
+    finished(runs, "bad", train__epochs=1, train__lr=1e-6)
+    for name in ("good.yaml", "bad.yaml"):
+        (runs / name).unlink()
+    world = World(folder / "world", 60, 30)
+    (runs / "shop").mkdir()
+    (runs / "shop/config.yaml").write_text("run: {dir: shop}\n")
+    shutil.copytree(world.folder, runs / "shop/bundle")
+    return runs
+
+
+def config_of(runs: Path, **ui: Any) -> Config:
+    store = f"sqlite:///{runs / 'mlflow.db'}"
+    return build_config({"ui": {"runs": [str(runs)], **ui}, "tracking": {"uri": store}})
+
+
+@pytest.fixture(scope="module")
+def browser(runs: Path) -> Iterator[TestClient]:
+    """A browser that follows no redirects, at localhost."""
+    with TestClient(
+        application_of(config_of(runs)),
+        base_url="http://localhost:8080",
+        follow_redirects=False,
+        raise_server_exceptions=False,
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def recommender(runs: Path) -> Recommender:
+    return Recommender(read_bundle(runs / "shop/bundle"))
+
+
+def text_of(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def listed(html: str) -> list[str]:
+    """Ids of the items of a list, in order."""
+    return re.findall(r'<span class="title"><a href="[^"]*" title="([^"]*)"', html)
+
+
+def test_runs_are_listed_with_metric_and_verdict(browser: TestClient, runs: Path) -> None:
+    page = browser.get("/")
+    value = json.loads((runs / "good/metrics.json").read_text())["model"]["ndcg@5"]
+    assert page.status_code == 200
+    assert all(f'href="/runs/{name}"' in page.text for name in ("good", "bad", "shop"))
+    assert f"{value:.4f}" in page.text and "NDCG@5" in page.text
+    assert page.text.count('name="run"') == 2, "a run without figures cannot be compared"
+
+
+def test_page_of_a_run_holds_its_figures_and_opens_its_report(browser: TestClient, runs: Path) -> None:
+    metrics = json.loads((runs / "good/metrics.json").read_text())
+    page = browser.get("/runs/good").text
+    for values in (metrics["model"], *metrics["baselines"].values()):
+        assert f"{values['ndcg@5']:.4f}" in page
+    report = browser.get("/reports/report/good")
+    assert report.text == (runs / "good/report.html").read_text(encoding="utf-8")
+    assert "sandbox" in report.headers["content-security-policy"]
+
+
+def test_comparison_is_that_of_the_command_and_writes_nothing(
+    browser: TestClient, runs: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+    page, until = browser.get("/compare?run=good&run=bad"), time.monotonic() + 300
+    while "Ranking the test part" in page.text and time.monotonic() < until:
+        time.sleep(0.2)
+        page = browser.get("/compare?first=good&second=bad")
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()} == before
+    out = tmp_path / "compare.json"
+    assert main(["compare", str(runs / "good"), str(runs / "bad"), "--compare.out", str(out)]) == 0
+    entry = json.loads(out.read_text())["metrics"]["ndcg@5"]
+    assert "good is significantly better" in page.text
+    assert f"{entry['first']:.4f}" in page.text and f"{entry['difference']:+.4f}" in page.text
+    assert "train.epochs" in page.text
+
+
+def test_stored_comparison_of_the_same_models_is_shown_at_once(browser: TestClient, runs: Path) -> None:
+    told = [json.loads((runs / name / "metrics.json").read_text())["model_sha256"] for name in ("bad", "good")]
+    entry = {"first": 0.1, "second": 0.4321, "difference": -0.3321, "low": -0.4, "high": -0.2, "p": 0.001}
+    record = {"first": {"model_sha256": told[0]}, "second": {"model_sha256": told[1]}, "metric": "ndcg@5"}
+    stored = runs / "bad/compare.json"
+    stored.write_text(json.dumps({**record, "metrics": {"ndcg@5": entry}, "queries": 72, "settings": {}, "notes": []}))
+    try:
+        page = browser.get("/compare?first=bad&second=good").text
+        assert "0.4321" in page and "good is significantly better" in page
+    finally:
+        stored.unlink()
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("first=good&second=good", "same run"),
+        ("first=good&second=shop", "recsys evaluate"),
+        ("run=a&run=b&run=c", "3 runs"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(browser: TestClient, query: str, said: str) -> None:
+    page = browser.get(f"/compare?{query}")
+    assert page.status_code == 422 and said in text_of(page.text)
+
+
+def test_list_of_a_user_is_the_models_and_shares_sum_to_scores(browser: TestClient, recommender: Recommender) -> None:
+    page = browser.get("/try?model=run:shop&user=u3&k=5").text
+    at = "2000-01-01" if not recommender.newest else recommender.newest
+    [answer] = recommender.recommend(parse_requests([{"user_id": "u3", "k": 5, "at": at}]))
+    assert listed(page) == answer.item_ids and len(answer.item_ids) == 5
+    assert all(title in page for title in answer.titles), "titles, not ids"
+    rows = re.findall(r'<tr><th scope="row">Title of [^<]*</th>(.*?)</tr>', page)
+    assert len(rows) == 5
+    for row, score in zip(rows, answer.scores, strict=True):
+        *shares, told = (float(cell.replace("−", "-")) for cell in re.findall(r"<td>([^<]*)</td>", row))
+        assert told == pytest.approx(score, abs=1e-3) and sum(shares) == pytest.approx(score, abs=1e-2)
+    assert page.count("<rect") >= 5 * len(recommender.names) and 'role="img" aria-label="' in page
+
+
+def test_list_of_a_basket_is_the_models(browser: TestClient, recommender: Recommender) -> None:
+    page = browser.get("/try?model=run:shop&item=i1&item=i2&k=5").text
+    [answer] = recommender.recommend(parse_requests([{"history": ["i1", "i2"], "k": 5}]))
+    assert listed(page) == answer.item_ids
+    assert "Remove Title of i1 from the basket" in page
+
+
+def test_unknown_user_and_items_are_said_in_plain_words(browser: TestClient) -> None:
+    page = browser.get("/try?model=run:shop&user=nobody-here")
+    assert page.status_code == 200 and "does not know the user “nobody-here”" in page.text
+    assert "most popular items" in page.text and len(listed(page.text)) == 10
+    page = browser.get("/try?model=run:shop&item=no-such-item&item=i1")
+    assert "does not know these items and ignores them: no-such-item" in page.text
+    page = browser.get("/similar?model=run:shop&item=no-such-item")
+    assert page.status_code == 422 and "does not know the item “no-such-item”" in page.text
+
+
+def test_reasons_are_given_where_they_are_asked_for(browser: TestClient) -> None:
+    assert "mainly because" not in browser.get("/try?model=run:shop&user=u3").text
+    assert browser.get("/try?model=run:shop&user=u3&k=3&explain=true").text.count('class="why"') == 3
+
+
+def test_items_are_found_by_title_and_id(browser: TestClient) -> None:
+    page = browser.get("/try?model=run:shop&find=TITLE of i1").text
+    found = re.findall(r'<a href="/try\?[^"]*item=(i\d+)', page)
+    assert found[0] == "i1" and len(found) == 8 and all(item.startswith("i1") for item in found)
+    assert "No item has “zebra”" in browser.get("/try?model=run:shop&find=zebra").text
+
+
+def test_similar_items_are_the_models(browser: TestClient, recommender: Recommender) -> None:
+    from recsys.serving.requests import parse_similar
+
+    for by in ("vectors", "use", "text"):
+        page = browser.get(f"/similar?model=run:shop&item=i3&by={by}&k=5").text
+        [answer] = recommender.similar.answer(parse_similar([{"item_id": "i3", "k": 5, "by": by}]))
+        assert listed(page) == answer.item_ids
+
+
+def test_picked_user_is_a_known_one(browser: TestClient, recommender: Recommender) -> None:
+    answer = browser.get("/try?model=run:shop&pick=true")
+    user = re.search(r"user=(\w+)", answer.headers["location"])
+    assert answer.status_code == 303 and user and recommender.user_row(user[1]) >= 0
+
+
+def test_one_model_is_loaded_once_under_all_its_names(runs: Path) -> None:
+    from recsys.ui.gate import Gate
+    from recsys.ui.holder import Holder
+    from recsys.ui.runs import Runs
+
+    bundle = str((runs / "shop/bundle").resolve())
+    holder = Holder(Runs([str(runs)], ""), Gate(""), bundle)
+    named, of_run = holder.open("named"), holder.open("run:shop")
+    assert (named.choice.key, of_run.choice.key) == ("named", "run:shop")
+    assert named.recommender is of_run.recommender
+
+
+@pytest.fixture(scope="module")
+def gated(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    """A registry with a champion and a version that the gate refused."""
+    folder = tmp_path_factory.mktemp("gated")
+    config = config_of(folder)
+    registry = client(config.tracking.uri, writes=True)
+    registry.create_registered_model("shop")
+    tags: list[dict[str, str]] = [
+        {"metric.ndcg_at_20": "0.25", "promotion.decision": "promoted", "promotion.against": "none"},
+        {"promotion.decision": "refused", "promotion.against": "1", "promotion.reasons": f"worse for {ATTACK}"},
+    ]
+    for one in tags:
+        registry.create_model_version("shop", source=str(runs / "shop/bundle"), tags=one)
+    registry.set_registered_model_alias("shop", "champion", "1")
+    run = registry.create_run(registry.create_experiment("first"), run_name=ATTACK)
+    registry.set_terminated(run.info.run_id)
+    registry.create_run(registry.create_experiment("first-promotions"), run_name="promote shop 2")
+    return TestClient(application_of(config), base_url="http://localhost")
+
+
+def test_gate_shows_champion_decisions_and_reasons(gated: TestClient) -> None:
+    page = text_of(gated.get("/models").text)
+    assert "champion: version 1" in page and "NDCG@20 0.2500" in page
+    assert re.search(r"Version 2 .* refused .* worse for .* Version 1 .* promoted", page)
+
+
+def test_runs_of_mlflow_without_folder_are_listed_and_promotions_are_not(gated: TestClient) -> None:
+    page = gated.get("/").text
+    assert "&lt;script&gt;" in page and ATTACK not in page
+    assert "promote shop 2" not in page
+
+
+def test_texts_of_others_are_escaped(browser: TestClient, gated: TestClient) -> None:
+    pages = [gated.get("/models"), browser.get(f"/try?model=run:shop&user={quote(ATTACK)}&find={quote(ATTACK)}")]
+    pages += [browser.get(f"/runs/{quote(ATTACK)}"), browser.get(f"/try?model={quote(ATTACK)}")]
+    for page in pages:
+        assert ATTACK not in page.text and "&lt;script&gt;" in page.text
+
+
+def test_card_is_markdown_without_html_of_others(runs: Path) -> None:
+    from recsys.ui.app import Pages
+    from recsys.ui.comparisons import Comparisons
+    from recsys.ui.gate import Gate
+    from recsys.ui.holder import Choice, Holder, Opened
+    from recsys.ui.runs import Runs
+
+    found, gate = Runs([str(runs)], ""), Gate("")
+    pages = Pages(found, gate, Holder(found, gate), Comparisons(lambda first, second: {}))
+    card = f"# Card\n\n|a|b|\n|-|-|\n|1|{ATTACK}|\n\n[x](javascript:alert(1)) ![p](http://there/x.png)"
+    opened = Opened(Choice("a", "a", "a"), "a", Recommender(read_bundle(runs / "shop/bundle")), {"card": card})
+    html = pages.card(opened)
+    assert "<h1>Card</h1>" in html and "<td>1</td>" in html
+    assert "<script" not in html and 'href="javascript' not in html and "<img" not in html
+
+
+def test_empty_folder_says_what_to_do(tmp_path: Path) -> None:
+    with TestClient(application_of(config_of(tmp_path)), base_url="http://localhost") as browser:
+        for path, said in [
+            ("/", "recsys run --config demo"),
+            ("/compare", "needs two finished run folders"),
+            ("/try", "No model yet"),
+            ("/similar", "No model yet"),
+            ("/models", "Nothing is registered yet"),
+        ]:
+            page = browser.get(path)
+            assert page.status_code == 200 and said in text_of(page.text), path
+    assert not list(tmp_path.iterdir()), "to look makes no store"
+
+
+def test_damaged_files_are_no_runs_and_no_failures(tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/config.yaml").write_text("{}")
+    (tmp_path / "half/metrics.json").write_text('{"metric": "ndcg@5", "model"')
+    (tmp_path / "mlflow.db").write_text("this is no SQLite file, and longer than one hundred bytes " * 3)
+    with TestClient(application_of(config_of(tmp_path)), base_url="http://localhost") as browser:
+        page = browser.get("/")
+        assert (
+            page.status_code == 200 and "not evaluated" in page.text and "MLflow&#39;s runs are not shown" in page.text
+        )
+        assert browser.get("/runs/half").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/runs/../../etc/passwd", "/runs/%2e%2e%2f%2e%2e%2fetc%2fpasswd", "/reports/report/%2e%2e", "/static/..%2fapp.py",
+     "/static/app.py", "/reports/..%2f..%2fmetrics.json/good", "/nothing", "/docs", "/openapi.json", "/runs//etc"],
+)  # fmt: skip
+def test_no_address_leads_to_the_file_system(browser: TestClient, path: str) -> None:
+    page = browser.get(path)
+    assert page.status_code == 404 and "root:" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("/try?k=1000", "k: input should be less than or equal to 50"), ("/similar?by=magic", "by: input should be"),
+     ("/try?model=no/9", "there is no model 'no/9' here")],
+)  # fmt: skip
+def test_malformed_addresses_get_one_message(browser: TestClient, path: str, said: str) -> None:
+    page = browser.get(path)
+    assert page.status_code in (404, 422)
+    assert said in text_of(page.text).replace("&#39;", "'")
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8080", "", "[::1"])
+def test_other_names_are_refused(browser: TestClient, host: str) -> None:
+    assert browser.get("/", headers={"Host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["localhost:1234", "127.0.0.1:8080", "[::1]:8080", "10.1.2.3"])
+def test_own_names_and_addresses_are_answered(browser: TestClient, host: str) -> None:
+    assert browser.get("/", headers={"Host": host}).status_code == 200
+
+
+def test_what_is_no_reading_is_refused(browser: TestClient) -> None:
+    assert {browser.request(method, "/").status_code for method in ("POST", "PUT", "DELETE", "PATCH")} == {405}
+
+
+def test_other_sites_cannot_embed_or_fetch_pages(browser: TestClient) -> None:
+    fetched = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    assert browser.get("/compare?first=good&second=bad", headers=fetched).status_code == 403
+    followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert browser.get("/", headers=followed).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/nothing", "/static/ui.css", "/try?model=run:shop&user=u1"])
+def test_every_answer_has_a_policy_without_inline_code(browser: TestClient, path: str) -> None:
+    answer = browser.get(path)
+    policy = answer.headers["content-security-policy"]
+    assert "script-src 'self'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "no-referrer"
+    assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=|https?://", answer.text)
+
+
+def test_token_is_asked_for_where_one_is_named(runs: Path) -> None:
+    with TestClient(application_of(config_of(runs), "0123456789abcdef"), base_url="http://localhost") as browser:
+        refused = browser.get("/")
+        assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith("Basic")
+        for password, status in [("0123456789abcdef", 200), ("0123456789abcdeX", 401), ("", 401)]:
+            given = base64.b64encode(f"anyone:{password}".encode()).decode()
+            assert browser.get("/", headers={"Authorization": f"Basic {given}"}).status_code == status
+        assert browser.get("/", headers={"Authorization": "Basic %%%"}).status_code == 401
+
+
+def test_open_host_without_token_is_refused(runs: Path, capsys: Captured) -> None:
+    assert main(["ui", str(runs), "--host", "0.0.0.0"]) == 2
+    assert "set ui.token_env" in capsys.readouterr().err
+
+
+def test_missing_folder_and_taken_port_are_refused(runs: Path, tmp_path: Path, capsys: Captured) -> None:
+    import socket
+
+    assert main(["ui", str(tmp_path / "nothing")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert main(["ui", str(tmp_path), "--port", str(other.getsockname()[1])]) == 2
+    assert "choose another port" in capsys.readouterr().err
+
+
+def test_missing_extra_is_named(runs: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "markdown_it", None)
+    assert main(["ui", str(runs)]) == 2
+    assert "pip install 'multigrain[ui]'" in capsys.readouterr().err
+
+
+def test_dry_run_says_what_would_be_shown(runs: Path, capsys: Captured) -> None:
+    assert main(["ui", str(runs), "--port", "9999", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["ui"]["port"] == 9999
+    assert f"run folders in {runs}" in shown and f"{runs}/mlflow.db" in shown
+
+
+# ---------------------------------------------------------------------------------------------- in a real browser
+
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture
+def address(runs: Path) -> Iterator[str]:
+    """Where ``recsys ui`` shows the runs, in a process of its own; it ends in order when it is interrupted."""
+    command = [sys.executable, "-m", "pipelines.cli", "ui", str(runs), "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as server:
+        assert server.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
+        try:
+            assert found
+            yield found.group()
+        finally:
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_dashboard_works_in_a_browser(address: str) -> None:
+    """Search while typing, basket, list, comparison that comes by itself; no error in the console, nothing too wide."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started, tempfile.TemporaryDirectory() as profile:
+        context = started.chromium.launch_persistent_context(
+            profile, executable_path=CHROMIUM, args=_FLAGS, viewport={"width": 1280, "height": 900}
+        )
+        page, said, outside = context.new_page(), list[str](), list[str]()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: outside.append(request.url) if not request.url.startswith(address) else None)
+        page.set_default_timeout(120_000)
+
+        page.goto(f"{address}/try?model=run:shop")
+        page.get_by_label("Basket").press_sequentially("title of i7")
+        page.locator("#found").get_by_role("link", name="Title of i7 i7", exact=True).click()
+        page.wait_for_url("**item=i7*")
+        assert page.locator("#answer .items > li").count() == 10
+        page.get_by_label("User id").fill("u3")
+        page.get_by_role("button", name="Recommend").click()
+        page.wait_for_url("**user=u3*")
+        assert page.get_by_role("heading", name="For u3").is_visible()
+        assert page.locator("#answer svg rect").count() > 10
+
+        page.goto(address)
+        page.get_by_label("Compare good").check()
+        page.get_by_label("Compare bad").check()
+        page.get_by_role("button", name="Compare selected runs").click()
+        page.locator("#comparison .verdict").wait_for()
+        assert "is significantly better" in page.locator(".verdict").inner_text()
+
+        for width in (360, 1400):
+            page.set_viewport_size({"width": width, "height": 800})
+            for path in ("/", "/runs/good", "/compare?first=good&second=bad", "/try?model=run:shop&user=u3", "/models",
+                         "/similar?model=run:shop&item=i3", "/card?model=run:shop"):  # fmt: skip
+                page.goto(address + path)
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (path, width)
+        context.close()
+    assert not said and not outside
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_dashboard_works_without_scripts(address: str) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started, tempfile.TemporaryDirectory() as profile:
+        context = started.chromium.launch_persistent_context(
+            profile, executable_path=CHROMIUM, args=_FLAGS, java_script_enabled=False
+        )
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(f"{address}/try?model=run:shop")
+        page.get_by_label("Basket").fill("title of i7")
+        page.get_by_role("button", name="Recommend").click()
+        page.locator("#found").get_by_role("link", name="Title of i7 i7", exact=True).click()
+        assert page.locator("#answer .items > li").count() == 10
+        context.close()
