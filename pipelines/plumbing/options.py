@@ -12,6 +12,7 @@ from typing import Any, Final, get_args
 from pydantic import BaseModel
 
 from recsys.config import SECTIONS, Config, GranularitiesConfig, section_class
+from recsys.config.renamed import RENAMED
 
 _ALIKE: Final = 0.75
 _MOST: Final = 3  # suggestions in a message
@@ -22,7 +23,12 @@ def is_key(dotted: str) -> bool:
 
     >>> is_key("train.lr"), is_key("train.lrr"), is_key("data.source.rename.events.my column"), is_key("budgt")
     (True, False, True, False)
+    >>> is_key("train.hide_history")  # the old name of a key
+    True
     """
+    section, _, key = dotted.rpartition(".")
+    if key in RENAMED.get(section, {}):
+        return True
     kinds: list[Any] = [Config]
     for part in dotted.split("."):
         if not all(_is_closed(kind) for kind in kinds):
