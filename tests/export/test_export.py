@@ -190,7 +190,7 @@ def test_a_member_without_a_form_is_refused_unless_it_is_left_out(
         export(bundle, tmp_path / "exported", ["onnx"])
     with pytest.raises(ArtifactError, match="'alz' is not a member of this model"):
         export(bundle, tmp_path / "exported", ["onnx"], without=["alz"])
-    with pytest.raises(ArtifactError, match="collaborative was trained together with others"):
+    with pytest.raises(ArtifactError, match="collaborative was trained together with other granularities"):
         export(bundle, tmp_path / "exported", ["onnx"], without=["collaborative"])
     assert not (tmp_path / "exported").exists()
     about = export(bundle, tmp_path / "exported", ["onnx"], without=["als"])["onnx"]

@@ -224,7 +224,7 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsy
     # a better model, with users and items that the champion does not know
     capsys.readouterr()
     assert world.promote("--promote.model", "models:/pocket/2") == 0
-    assert "pocket version 2 is champion now, version 1 before" in capsys.readouterr().out
+    assert "pocket version 2 is now champion (before: version 1)" in capsys.readouterr().out
     assert world.aliases() == {"challenger": "3", "champion": "2", "previous": "1"}
     record = world.record()
     assert record["comparison"]["low"] > 0 and record["comparison"]["queries"] == 72
@@ -301,7 +301,7 @@ def test_model_that_cannot_answer_is_refused_even_with_force(world: World, capsy
     place = resolve(f"models:/pocket/{version}", world.uri)
     (place / WEIGHTS).write_bytes(b"nothing")
     assert world.promote("--promote.model", f"models:/pocket/{version}", "--force", "now") == 1
-    assert "the challenger cannot answer" in capsys.readouterr().err
+    assert "the challenger cannot be loaded" in capsys.readouterr().err
     assert "promote.force has no effect" in " ".join(world.record()["notes"])
 
 

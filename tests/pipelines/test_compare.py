@@ -152,7 +152,7 @@ def test_what_is_no_finished_run_is_one_message(folder: Path, tmp_path: Path, ca
     good = str(folder / "good")
     for words, message in (
         ([good, str(tmp_path / "nowhere")], "is not a folder"),
-        ([good, str(empty)], "has no config.yaml"),
+        ([good, str(empty)], "config.yaml is missing"),
         ([good, str(halfway)], "metrics.json does not exist"),
         ([good, str(newer)], "belongs to another model than the one in model/"),
         ([good], "got 1 run folders, expected two"),

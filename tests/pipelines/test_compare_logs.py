@@ -117,7 +117,7 @@ def test_versions_are_compared_by_mean_outcome_over_users(world: World, capsys: 
     assert total == pytest.approx(clicks)
     found = second[1]["differences"]["reward_per_answer"]
     assert found["low"] < found["difference"] < found["high"]
-    assert "models:/pocket/b less models:/pocket/a, reward per answer: " in capsys.readouterr().out
+    assert "models:/pocket/b minus models:/pocket/a, reward per answer: " in capsys.readouterr().out
 
 
 def test_dry_run_reads_and_writes_nothing(world: World, capsys: Captured) -> None:
@@ -146,7 +146,7 @@ def refused(code: int, capsys: Captured, *parts: str) -> None:
 def test_log_without_propensities_is_refused_only_with_a_target(world: World, tmp_path: Path, capsys: Captured) -> None:
     logs = changed(world, tmp_path, lambda line: line.pop("propensities"))
     code = world.compare("--compare.target", str(world.folder / "b"), logs=logs)
-    refused(code, capsys, logs, "none of 3,000 answers carries propensities", "serve.explore.share")
+    refused(code, capsys, logs, "none of 3,000 answers has propensities", "serve.explore.share")
     assert not (tmp_path / "compare.json").exists()
     assert world.compare(logs=logs) == 0 and (tmp_path / "compare.json").exists()
 
@@ -193,7 +193,7 @@ def test_bad_lines_name_file_and_line_and_incomplete_last_line_is_skipped(
     log.write_text("".join(lines[:2000]) + lines[2000][:50])
     assert world.compare(logs=str(log)) == 0
     record = json.loads((tmp_path / "compare.json").read_text())
-    assert record["answers"] == 2000 and any("cut off" in note for note in record["notes"])
+    assert record["answers"] == 2000 and any("incomplete lines" in note for note in record["notes"])
     good = json.loads(lines[1])
     for bad in (
         lines[1][:50],
@@ -213,11 +213,11 @@ def test_bad_lines_name_file_and_line_and_incomplete_last_line_is_skipped(
     ("words", "parts"),
     [
         (["--logs", "LOG"], ["compare.feedback", "got none"]),
-        (["--logs"], ["--logs needs files"]),
+        (["--logs"], ["--logs needs one or more files"]),
         (["--logs", "nowhere/*.jsonl", "--feedback", "CLICKS"], ["compare.logs", "nowhere/*.jsonl"]),
         (["--logs", "LOG", "--feedback", "nowhere.csv"], ["nowhere.csv"]),
         (["RUN", "RUN", "--logs", "LOG"], ["run folders and --logs"]),
-        (["RUN", "RUN", "--feedback", "CLICKS"], ["--feedback", "of --logs"]),
+        (["RUN", "RUN", "--feedback", "CLICKS"], ["--feedback", "need --logs"]),
         (["--logs", "LOG", "--feedback", "CLICKS", "--train.lr", "1"], ["does not read --train.lr", "--tracking.uri"]),
         (["--logs", "LOG", "--feedback", "CLICKS", "--compare.rewards", "{buy: 1}"], ["no reward", "'click'", "buy"]),
         (["--logs", "LOG", "--feedback", "CLICKS", "--compare.target", "nowhere"], ["nowhere"]),

@@ -79,7 +79,7 @@ def test_no_secret_is_sent(capsys: Captured, monkeypatch: pytest.MonkeyPatch) ->
     uri = "postgresql://me:hunter2@host/db"
     assert main(["submit", "run", "--config", "demo", "--tracking.uri", uri]) == 2
     said = capsys.readouterr()
-    assert "no secret is sent" in said.err and "tracking.uri" in said.err and "hunter2" not in said.err + said.out
+    assert "must not be sent" in said.err and "tracking.uri" in said.err and "hunter2" not in said.err + said.out
     monkeypatch.setenv("TRACKING_URI", uri)
     assert main(["submit", "run", "--config", "demo", "--tracking.uri", "$TRACKING_URI", "--dry-run"]) == 0
     said = capsys.readouterr()
@@ -134,7 +134,7 @@ def test_keys_and_links_out_of_a_package_are_left_out_with_a_reason(tmp_path: Pa
     found = contents([home])
     assert [file.target for file in found.sent] == ["tune/a.py", "tune/link_in.py", "tune/inner/b.py"]
     left = {one.target: one.why for one in found.left}
-    assert left["tune/notes.txt"] == "a private key" and left["tune/link_key.txt"].startswith("a link to what is left")
+    assert left["tune/notes.txt"] == "a private key" and left["tune/link_key.txt"].startswith("a link to a left-out file")
     assert (
         left["tune/link_out.py"] == f"a link out of the package, to {outside}"
         and left["tune/pipe"] == "not a regular file"
@@ -229,8 +229,8 @@ def _server(status: int, body: bytes) -> ThreadingHTTPServer:
         (500, b"", "no Ray job server answers"),
         (200, b"<html>a web site</html>", "no Ray job server answers"),
         (200, b"{}", "no Ray job server answers"),
-        (401, b"", "asks for its token"),
-        (403, b"", "asks for its token"),
+        (401, b"", "requires its token"),
+        (403, b"", "requires its token"),
     ],
 )
 def test_somebody_else_answers(status: int, body: bytes, said: str, capsys: Captured) -> None:

@@ -69,7 +69,7 @@ def test_pull_needs_no_configuration(store: tuple[Path, str], tmp_path: Path, ca
     shown = capsys.readouterr().out
     for words in ("pocket version 1", "challenger, champion", "ndcg@20 0.2500, recall@20 0.5000", "MODEL_CARD.md"):
         assert words in shown, words
-    assert shown.splitlines()[-1] == f"serve it    mlflow models serve -m {target}"
+    assert shown.splitlines()[-1] == f"serve       mlflow models serve -m {target}"
     names = {path.name for path in target.iterdir()}
     assert {"MLmodel", "requirements.txt", "code", "artifacts", "pulled.json"} <= names
     origin = json.loads((target / "pulled.json").read_text())

@@ -111,7 +111,7 @@ def test_comparison_is_that_of_the_command_and_writes_nothing(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
     page, until = browser.get("/compare?run=good&run=bad"), time.monotonic() + 300
-    while "Ranking the test part" in page.text and time.monotonic() < until:
+    while "Ranking the test split" in page.text and time.monotonic() < until:
         time.sleep(0.2)
         page = browser.get("/compare?first=good&second=bad")
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()} == before
