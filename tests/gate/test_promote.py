@@ -320,7 +320,7 @@ def test_version_below_the_minimum_does_not_move_the_challenger(world: World, ca
     said = "without an alias: ndcg@5 is significantly below the baseline popularity (-0.2000"
     assert said in worse.said and "\n" not in worse.said
     assert (
-        f"of {num_events(asdict(world.early.manifest))} events, the present challenger, version {holder}, of"
+        f"has {num_events(asdict(world.early.manifest))} events, that of the present challenger, version {holder}, has"
         in smaller.said
     )
     assert "registry.min_data 0.9" in smaller.said
@@ -377,7 +377,9 @@ def test_every_command_says_why_no_version_has_the_alias(world: World, capsys: C
                 f"models:/pocket/{below.version} (no alias: ndcg@5 is significantly below the baseline popularity"
                 in error
             )
-            assert ("  no  ndcg@5 is significantly below" in out) == (words == ["promote"]), "the gate lists all versions"
+            assert ("  no  ndcg@5 is significantly below" in out) == (words == ["promote"]), (
+                "the gate lists all versions"
+            )
     finally:
         world.client.set_registered_model_alias("pocket", "challenger", before["challenger"])
 
