@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from handmade import Event, write_dataset
 
 from recsys import schema
 from recsys.config import Config, SyntheticSource, build_config
@@ -41,6 +40,7 @@ from recsys.sources.base import read_all
 from recsys.sources.world import KNOBS
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
+from tests.handmade import Event, write_dataset
 
 TEXT_WIDTH = 64
 TEXT_FIELDS = ("title", "tags", "category")

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from handmade import leave_last, small_model, write_dataset
 
 from recsys.bundle.files import Bundle
 from recsys.serving.bundles import read_bundle, write_bundle
+from tests.handmade import leave_last, small_model, write_dataset
 
 KINDS = ("books", "games", "toys", "music", "garden")
 BRANDS = ("acme", "bolt", "crux", "dune", "echo", "flux", "gale")

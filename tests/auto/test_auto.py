@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from handmade import DAY, leave_last, write_dataset
 
 from pipelines.auto import with_model
 from pipelines.plumbing.folder import RunFolder
@@ -26,6 +25,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.training.build import model_sizes
+from tests.handmade import DAY, leave_last, write_dataset
 from tune.auto import Portfolio, _epochs, _in_time, _with_apart, search
 from tune.ledger import Ledger, Trial
 

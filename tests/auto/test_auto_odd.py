@@ -16,8 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from handmade import DAY, Event, write_dataset
-from training_here import training_here
 
 from pipelines.cli import main
 from pipelines.plumbing.progress import Progress
@@ -31,6 +29,8 @@ from recsys.evaluation.validation import Validator
 from recsys.training.context import TrainContext
 from recsys.training.members import trained_part
 from recsys.training.phases import fit
+from tests.handmade import DAY, Event, write_dataset
+from tests.training_here import training_here
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

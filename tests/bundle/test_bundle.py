@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from handmade import HISTORIES, ITEMS, small_model, small_world, write_dataset
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
 from recsys.serving.bundles import read_bundle, write_bundle
+from tests.handmade import HISTORIES, ITEMS, small_model, small_world, write_dataset
 
 
 @pytest.fixture

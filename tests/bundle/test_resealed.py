@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from handmade import small_model, small_world
 from safetensors.torch import load_file, save_file
 
 from recsys.bundle.description import BundleInfo
@@ -20,6 +19,7 @@ from recsys.bundle.writing import seal
 from recsys.errors import ArtifactError
 from recsys.registry.followed import FollowedModel
 from recsys.serving.bundles import read_bundle, write_bundle
+from tests.handmade import small_model, small_world
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import small_model, small_world
 
 from pipelines.plumbing.progress import Progress
 from recsys import pace
@@ -20,6 +19,7 @@ from recsys.data.histories import Split
 from recsys.evaluation.ranking import rank
 from recsys.pace import Pace, reporting_to, tell, with_progress
 from recsys.preparation import vector_cache as text_cache
+from tests.handmade import small_model, small_world
 
 
 def clock(step: float) -> Callable[[], float]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from handmade import small_world
 
 from pipelines import cli
 from pipelines.plumbing.folder import open_run, write_atomically
@@ -21,6 +20,7 @@ from recsys.config.redaction import is_secret_name, redacted_tree
 from recsys.errors import ConfigError
 from recsys.registry.card import shown_as_text
 from recsys.registry.tracking import Tracker
+from tests.handmade import small_world
 
 WORD = "s3cr3tW0rd"
 SECRETS = [

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from handmade import leave_last, write_dataset
-from test_evaluate import Oracle, config
 
 from recsys.data.bounded import bounds, evaluated_by_shard, evaluated_queries, evaluated_users_V, fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.evaluation.evaluate import evaluate
 from recsys.training.closed_form import sample_queries
+from tests.evaluation.test_evaluate import Oracle, config
+from tests.handmade import leave_last, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

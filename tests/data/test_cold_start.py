@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from handmade import leave_last, write_dataset
-from test_evaluate import Oracle
 from test_prepare import MemorySource, config, event, rows_of, silent
 
 from recsys.config import build_config
@@ -27,6 +25,8 @@ from recsys.evaluation.segments import paired_report
 from recsys.preparation.prepare import prepare
 from recsys.report.panels import cold_panel
 from recsys.training.build import build_graphs
+from tests.evaluation.test_evaluate import Oracle
+from tests.handmade import leave_last, write_dataset
 
 OFFSETS = np.array([0, 5, 8, 12])
 PARTS = np.array([0, 0, 0, 1, 2, 0, 0, 2, 0, 0, 0, 1], dtype=np.uint8)

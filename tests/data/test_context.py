@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from handmade import leave_last, write_dataset
 from test_evolution import ndcg, settings, trained
 
 from recsys.config import Config, build_config
@@ -23,6 +22,7 @@ from recsys.preparation.prepare import prepare
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
+from tests.handmade import leave_last, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade import DAY, Event, write_dataset
 
 from recsys.config import build_config
 from recsys.data.batches import Batch, every_position
@@ -19,6 +18,7 @@ from recsys.errors import DataError
 from recsys.evaluation.validation import Validator
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
+from tests.handmade import DAY, Event, write_dataset
 
 VIEW, CART, BUY = 0, 1, 2
 BUYS = np.array([False, False, True])

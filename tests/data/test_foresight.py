@@ -7,13 +7,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from handmade import DAY, small_model, write_dataset
 
 from recsys.config import build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.foresight import foresight, spread_of
 from recsys.data.histories import Split
 from recsys.evaluation.evaluate import evaluate
+from tests.handmade import DAY, small_model, write_dataset
 
 
 def dataset(folder, last_days: list[int], first_day: int = 1) -> PreparedDataset:

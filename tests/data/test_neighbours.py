@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import DAY, Event, write_dataset
 
 from recsys.config import LossConfig, build_config
 from recsys.data.batches import Hidden
@@ -23,6 +22,7 @@ from recsys.granularities.collaborative.sampling import convolve, sample_hops
 from recsys.model import MultigrainModel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.step import StepLoss
+from tests.handmade import DAY, Event, write_dataset
 
 USERS, ITEMS, WIDTH = 40, 25, 8
 CPU = torch.device("cpu")

@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from training_here import training_here
 
 from pipelines.cli import main
 from recsys.config import build_config, load_config
@@ -22,6 +21,7 @@ from recsys.preparation.prepare import prepare
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
+from tests.training_here import training_here
 
 Captured = pytest.CaptureFixture[str]
 KEY = "a secret that is long enough to be one"

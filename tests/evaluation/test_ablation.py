@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from handmade import small_model, small_world
-from test_evaluate import Oracle, circle, config
 
 from pipelines import ablation as stage
 from pipelines.cli import UsageError, parse
@@ -19,6 +17,8 @@ from recsys.evaluation.ablation import Variant, compare_variants, weight_variant
 from recsys.evaluation.evaluate import evaluate
 from recsys.evaluation.ranking import rank
 from recsys.report.panels import ablation_panel
+from tests.evaluation.test_evaluate import Oracle, circle, config
+from tests.handmade import small_model, small_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from handmade import DAY, Event, leave_last, small_model, small_world, train_events, write_dataset
-from test_evaluate import config as evaluation_config
 from test_prepare import TAGS, TEXT, TIMED, MemorySource, config, rows_of, silent
 
 from recsys.data.audit import audit
@@ -28,6 +26,8 @@ from recsys.evaluation.baselines import fit_baselines
 from recsys.evaluation.evaluate import evaluate
 from recsys.preparation.prepare import prepare
 from recsys.preparation.user_text import texts_of
+from tests.evaluation.test_evaluate import config as evaluation_config
+from tests.handmade import DAY, Event, leave_last, small_model, small_world, train_events, write_dataset
 
 WALKS = [leave_last(0, 1, 2, 3, 4), leave_last(2, 3, 5, 0), train_events(1, 3), leave_last(5, 4, 1)]
 NO_TIME = np.iinfo(np.int64).min

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from handmade import DAY, leave_last, write_dataset
 
 from recsys.config import build_config
 from recsys.data.dataset import PreparedDataset
@@ -21,6 +20,7 @@ from recsys.evaluation.signals import (
     query_signals,
 )
 from recsys.gate.promotion import segments_of
+from tests.handmade import DAY, leave_last, write_dataset
 
 
 def by_user(dataset: PreparedDataset) -> Queries:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import leave_last, small_model, small_world, train_events, write_dataset
 
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
@@ -19,6 +18,7 @@ from recsys.data.histories import Queries
 from recsys.errors import DataError
 from recsys.evaluation.evaluate import evaluate
 from recsys.parts import Parts
+from tests.handmade import leave_last, small_model, small_world, train_events, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from handmade import small_model, small_world
 
 from recsys.data.histories import Split
 from recsys.evaluation.interest_drift import OTHER, Groups, _shares, find_groups, interest_drift_of
 from recsys.report.interest_drift import interest_drift_panel
+from tests.handmade import small_model, small_world
 
 
 def test_groups_are_values_that_distinguish_items() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import small_model, small_world, write_dataset
 
 from pipelines.plumbing.summary import member_table, signal_table, verdict
 from recsys.config import build_config
@@ -22,6 +21,7 @@ from recsys.model import FrozenModel
 from recsys.report.panels import members_panel, signals_panel
 from recsys.training.build import build_graphs, build_model
 from recsys.training.members import refuse_stacked
+from tests.handmade import small_model, small_world, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from handmade import DAY, Event, small_model, write_dataset
 
 from recsys.config import EvaluateConfig, build_config
 from recsys.config.contradictions import check_settings
@@ -30,6 +29,7 @@ from recsys.preparation.shards import time_bins
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
+from tests.handmade import DAY, Event, small_model, write_dataset
 
 VIEW, BUY = 0, 1
 BUYS = np.array([False, True])

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from handmade import small_model, small_world
 
 from recsys.config import build_config
 from recsys.data.histories import Histories, Queries
@@ -18,6 +17,7 @@ from recsys.errors import ConfigError
 from recsys.evaluation import trust
 from recsys.evaluation.evaluate import evaluate
 from recsys.report.panels import trust_panel
+from tests.handmade import small_model, small_world
 
 SECOND, THIRD = 1 / math.log2(3), 1 / 2
 

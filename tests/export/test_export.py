@@ -14,8 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from encoded import encoded_and_expected
-from handmade import HISTORIES, ITEMS, small_model, small_world, write_dataset
 
 from pipelines.cli import main
 from recsys.bundle.checksums import entry_of
@@ -38,6 +36,8 @@ from recsys.serving.item_index import index_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.training.build import build_graphs, build_model
+from tests.encoded import encoded_and_expected
+from tests.handmade import HISTORIES, ITEMS, small_model, small_world, write_dataset
 
 pytest.importorskip("onnxruntime", reason="needs `pip install 'multigrain[export]'`")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from handmade import small_model, small_world
 
 from recsys.export.folder import export
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
+from tests.handmade import small_model, small_world
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 MINUTE = 60

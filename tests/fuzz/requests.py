@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from handmade import HISTORIES, ITEMS, write_dataset
 
 from recsys.config import build_config
 from recsys.data.context import ContextColumn
@@ -21,6 +20,7 @@ from recsys.serving.calls import INVOCATIONS, RECOMMEND, Reply
 from recsys.serving.service import Incoming, Job, Limits, Outcome, Service
 from recsys.training.build import build_graphs, build_model
 from tests.fuzz.reading import place
+from tests.handmade import HISTORIES, ITEMS, write_dataset
 
 SEEDS = [
     b'\x00{"user_id": "u0", "k": 3, "exclude_seen": false}',

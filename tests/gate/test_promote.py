@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from handmade import Event, leave_last, write_dataset
 from mlflow import MlflowClient
 
 from pipelines.cli import main
@@ -36,6 +35,7 @@ from recsys.registry.tracking import Tracker, client, tracking_uri
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
+from tests.handmade import Event, leave_last, write_dataset
 
 Captured = pytest.CaptureFixture[str]
 ITEMS = 24

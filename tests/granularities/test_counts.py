@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from planted import is_no_loss, margin, ndcg, planted_dataset, train, train_ndcg
 
 from recsys.config import build_config
 from recsys.data.attributes import Field, ProfileEncoding, Profiles, encode_table
@@ -29,6 +28,7 @@ from recsys.granularities.knowledge.triples import Facts
 from recsys.granularities.profile.counts import Cells, ProfileCounts
 from recsys.granularities.profile.section import ProfileConfig
 from recsys.model import FrozenModel
+from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train, train_ndcg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

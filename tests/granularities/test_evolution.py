@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import DAY, Event, leave_last, small_model, small_world, write_dataset
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -33,6 +32,7 @@ from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
 from recsys.training.step import StepLoss
+from tests.handmade import DAY, Event, leave_last, small_model, small_world, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

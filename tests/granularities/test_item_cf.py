@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from handmade import small_world
 
 from recsys.config import Config, build_config
 from recsys.data.batches import last_position
@@ -29,6 +28,7 @@ from recsys.training.build import build_graphs, build_model
 from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.refit_fusion import Evidence, refit_fusion
 from recsys.training.user_clusters import refit_strata
+from tests.handmade import small_world
 
 USERS, ITEMS, TEXT = 30, 14, 5
 

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from handmade import ITEMS, small_world
 
 from recsys.config import Config, GranularitiesConfig, build_config
 from recsys.data.batches import last_position
@@ -30,6 +29,7 @@ from recsys.training.build import build_graphs, build_model, model_sizes
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
 from recsys.training.warm_start import Earlier, warm_start
+from tests.handmade import ITEMS, small_world
 
 SIZES = ModelSizes(2, 4, 1, 4, 1, 0, ordered=False, timed=False, inputs={"media": [["audio", 2], ["image", 2]]})
 NOTHING = torch.zeros(0, dtype=torch.int64)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from handmade import DAY, write_dataset
 
 from recsys.config import build_config
 from recsys.data.batches import last_position
@@ -20,6 +19,7 @@ from recsys.granularities.moment.model import Moment
 from recsys.granularities.moment.section import MomentConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
+from tests.handmade import DAY, write_dataset
 
 HOUR = 3600
 MONDAY = 4 * DAY  # 5 January 1970

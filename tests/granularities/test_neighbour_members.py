@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from handmade import DAY, leave_last, write_dataset
 
 from recsys.config import build_config
 from recsys.data.batches import Batch, last_position
@@ -29,6 +28,7 @@ from recsys.model import FrozenModel
 from recsys.training.constants import choose_values
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
+from tests.handmade import DAY, leave_last, write_dataset
 
 ITEMS, TEXT = 6, 4
 ROWS = [[0, 1, 2], [0, 1], [1, 2, 3], [0, 3], [4]]

@@ -16,8 +16,6 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from handmade import leave_last, write_dataset
-from training_here import training_here
 
 from pipelines.cli import main
 from pipelines.plumbing.reference import reference
@@ -38,6 +36,8 @@ from recsys.sources.base import read_all
 from recsys.training.checkpoint import load_trained, save_trained
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
+from tests.handmade import leave_last, write_dataset
+from tests.training_here import training_here
 
 ROOT = Path(__file__).parents[2]
 USERS, ITEMS, LEVELS = 150, 400, 4

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from handmade import DAY, leave_last, write_dataset
 
 from recsys.config import build_config
 from recsys.data.batches import last_position
@@ -28,6 +27,7 @@ from recsys.model import FrozenModel
 from recsys.training.constants import choose_values
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
+from tests.handmade import DAY, leave_last, write_dataset
 
 ITEMS = 6
 TABLE = pa.table(

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from handmade import DAY, write_dataset
 
 from recsys.config import build_config
 from recsys.data.batches import Batch, last_position
@@ -26,6 +25,7 @@ from recsys.training.constants import CONSTANTS, choose_values, narrowed, with_c
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
 from recsys.training.selected import assemble
+from tests.handmade import DAY, write_dataset
 
 ITEMS = 4
 EVENTS = [[(0, 10), (1, 12)], [(0, 10), (0, 12), (2, 20)]]  # item and day of each user

@@ -11,7 +11,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from handmade import HISTORIES, ITEMS, write_dataset
 
 from recsys.bundle.files import Bundle
 from recsys.config import Config, build_config
@@ -27,6 +26,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, Request, parse_requests
 from recsys.training.build import build_graphs, build_model, model_sizes
+from tests.handmade import HISTORIES, ITEMS, write_dataset
 
 USER_COLUMNS = {
     "age": pa.array([20.0, 30.0, 40.0, 50.0, None, None]),

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import DAY, Event, train_events, write_dataset
 
 from recsys.config import build_config
 from recsys.config.contradictions import check_settings
@@ -29,6 +28,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender, as_queries
 from recsys.serving.requests import parse_requests
 from recsys.training.build import build_graphs, build_model
+from tests.handmade import DAY, Event, train_events, write_dataset
 
 ALL = np.zeros(0, dtype=bool)
 NUM_ITEMS = 40

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from handmade import DAY
-from planted import margin, ndcg, planted_dataset
 
 from recsys.config import build_config
 from recsys.data.batches import Batch, last_position
@@ -23,6 +21,8 @@ from recsys.granularities.social.friends import Friends
 from recsys.granularities.social.section import SocialConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
+from tests.handmade import DAY
+from tests.planted import margin, ndcg, planted_dataset
 
 ITEMS = 5
 ROWS = {0: [(0, 1), (1, 2)], 1: [(1, 3), (2, 5), (1, 8)], 2: [(3, 4)]}  # item and day of users; user 3 has none

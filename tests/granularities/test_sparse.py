@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import small_world
 
 from recsys.config import build_config
 from recsys.data.batches import Batch
@@ -27,6 +26,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.training.build import build_graphs, build_model
+from tests.handmade import small_world
 from tune.score_cache import build_cache
 
 WEIGHT = 0.75

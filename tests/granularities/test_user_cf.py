@@ -7,8 +7,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from handmade import small_world
-from planted import is_no_loss, margin, ndcg, planted_dataset, train
 
 from recsys.config import build_config
 from recsys.data.batches import last_position
@@ -18,6 +16,8 @@ from recsys.granularities.user_cf.model import UserCF
 from recsys.granularities.user_cf.section import UserCFConfig
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
+from tests.handmade import small_world
+from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train
 
 USERS, ITEMS = 30, 14
 

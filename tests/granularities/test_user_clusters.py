@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import leave_last, train_events, write_dataset
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
 from recsys.config import Config, build_config
@@ -29,6 +28,7 @@ from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
 from recsys.training.user_clusters import choose_strata, refit_strata, stratum_of
+from tests.handmade import leave_last, train_events, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

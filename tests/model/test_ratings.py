@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from handmade import DAY, small_model, small_world, write_dataset
 
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
@@ -26,6 +25,7 @@ from recsys.report.panels import ratings_panel
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
 from recsys.training.rating_head import RATINGS
+from tests.handmade import DAY, small_model, small_world, write_dataset
 
 CPU = torch.device("cpu")
 

@@ -12,10 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import write_dataset
-from test_auto import CONFIG, PLAIN, THREE_SECONDS_AN_EPOCH
-from test_training import cycles, settings
-from training_here import training_here
 
 from pipelines.cli import main
 from pipelines.plumbing.budget import Budget
@@ -34,6 +30,10 @@ from recsys.training.loop import UNREFITTED
 from recsys.training.members import trained_part
 from recsys.training.phases import fit
 from recsys.training.selected import STACK
+from tests.auto.test_auto import CONFIG, PLAIN, THREE_SECONDS_AN_EPOCH
+from tests.handmade import write_dataset
+from tests.training.test_training import cycles, settings
+from tests.training_here import training_here
 from tune.auto import Portfolio, _is_cut
 from tune.ledger import Ledger, Trial
 

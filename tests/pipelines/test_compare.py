@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from handmade import leave_last, write_dataset
 
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
@@ -23,6 +22,7 @@ from recsys.evaluation.validation import Validator
 from recsys.training.checkpoint import save_trained
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
+from tests.handmade import leave_last, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Captured = pytest.CaptureFixture[str]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade import small_model, small_world
 
 from pipelines.cli import main
 from recsys.config import ServeConfig
@@ -22,6 +21,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.serving.service import Incoming, Job, Limits, Outcome, service_of
+from tests.handmade import small_model, small_world
 
 Captured = pytest.CaptureFixture[str]
 NUM_USERS, K = 3000, 4

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from own_data import World
 
 import recsys
 from recsys.errors import ArtifactError, ConfigError, DataError, RequestError
+from tests.own_data import World
 
 SMALL = {
     "model.width": 8,

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from test_bad_input import Captured, Tree, _write, tree
 
 from pipelines.cli import main
 from recsys.errors import UserError
 from recsys.serving.feedback import read_feedback
 from recsys.sources import open_source
+from tests.stories.test_bad_input import Captured, Tree, _write, tree
 
 __all__ = ["tree"]
 

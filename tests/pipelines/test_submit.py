@@ -134,7 +134,9 @@ def test_keys_and_links_out_of_a_package_are_left_out_with_a_reason(tmp_path: Pa
     found = contents([home])
     assert [file.target for file in found.sent] == ["tune/a.py", "tune/link_in.py", "tune/inner/b.py"]
     left = {one.target: one.why for one in found.left}
-    assert left["tune/notes.txt"] == "a private key" and left["tune/link_key.txt"].startswith("a link to a left-out file")
+    assert left["tune/notes.txt"] == "a private key" and left["tune/link_key.txt"].startswith(
+        "a link to a left-out file"
+    )
     assert (
         left["tune/link_out.py"] == f"a link out of the package, to {outside}"
         and left["tune/pipe"] == "not a regular file"

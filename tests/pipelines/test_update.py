@@ -13,8 +13,6 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from handmade import DAY, Event, leave_last, small_world, train_events, write_dataset
-from training_here import training_here
 
 from pipelines.cli import main
 from pipelines.update import Held, check_text, chosen_weights
@@ -36,6 +34,8 @@ from recsys.training.build import model_sizes
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
 from recsys.training.warm_start import Earlier, NewerOnly, grow, newer_users, warm_start
+from tests.handmade import DAY, Event, leave_last, small_world, train_events, write_dataset
+from tests.training_here import training_here
 
 Captured = pytest.CaptureFixture[str]
 

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from planted import planted_dataset, train
 
 from recsys.config import load_config
 from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
@@ -22,6 +21,7 @@ from recsys.model import FrozenModel
 from recsys.preparation.items import count_table
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
+from tests.planted import planted_dataset, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from planted import is_no_loss, margin, ndcg, planted_dataset, train, train_ndcg
 
 from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.preparation.media import media_table
+from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train, train_ndcg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

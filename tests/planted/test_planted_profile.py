@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planted import is_no_loss, margin, ndcg, planted_dataset, train, train_ndcg
 
 from recsys.data.attributes import MISSING
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.granularities.base import State
 from recsys.model import FrozenModel
+from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train, train_ndcg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted import is_no_loss, margin, planted_dataset, train_ndcg
 
 from recsys.sources.world import KNOBS
+from tests.planted import is_no_loss, margin, planted_dataset, train_ndcg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

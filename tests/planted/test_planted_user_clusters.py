@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planted import is_no_loss, margin, ndcg, planted_dataset, planted_source, train, train_ndcg
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
@@ -22,6 +21,7 @@ from recsys.model import FrozenModel
 from recsys.sources.world import STRATA, tastes, world_of
 from recsys.training.build import build_graphs
 from recsys.training.user_clusters import stratum_of
+from tests.planted import is_no_loss, margin, ndcg, planted_dataset, planted_source, train, train_ndcg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planted import is_no_loss, margin, ndcg, planted_dataset, train
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries, Split
 from recsys.model import FrozenModel
+from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

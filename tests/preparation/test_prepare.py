@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pieces import BrokenPiece, MemoryPiece
 
 from recsys import schema
 from recsys.config import CanonicalSource, Config, SyntheticSource, build_config
@@ -26,6 +25,7 @@ from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.preparation.prepare import prepare
 from recsys.sources import open_source
 from recsys.sources.base import Piece, SourceAdapter
+from tests.pieces import BrokenPiece, MemoryPiece
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

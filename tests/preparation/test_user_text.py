@@ -12,8 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from encoded import encoded_and_expected
-from handmade import leave_last, write_dataset
 from test_prepare import MemorySource, config, event, rows_of, silent
 
 from recsys import schema
@@ -33,6 +31,8 @@ from recsys.serving.requests import Request
 from recsys.training.build import build_graphs, build_model
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
+from tests.encoded import encoded_and_expected
+from tests.handmade import leave_last, write_dataset
 
 TITLES = [f"t{item}" for item in range(40)]
 

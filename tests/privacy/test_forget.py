@@ -20,11 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from handmade import small_world
 from safetensors.torch import load_file, save_file
 from test_prepare import MemorySource, config, event, rows_of, silent
 from test_user_text import world as user_text_world
-from training_here import training_here
 
 from pipelines.cli import main
 from recsys import schema
@@ -45,6 +43,8 @@ from recsys.registry.followed import FollowedModel
 from recsys.registry.lineage import open_parent
 from recsys.serving.bundles import read_bundle
 from recsys.training.build import build_graphs
+from tests.handmade import small_world
+from tests.training_here import training_here
 
 Captured = pytest.CaptureFixture[str]
 GONE = ("person-007", "person-021")

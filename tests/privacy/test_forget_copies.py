@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from test_forget import _holding, _proofs, _write_world
-from training_here import training_here
 
 import recsys
 from pipelines.cli import main
@@ -32,6 +31,7 @@ from recsys.registry.copies import FOLDER, Copy, of_models, of_run, owner_of, re
 from recsys.serving.answer_log import AnswerLog, read_logs, remove_rows
 from recsys.serving.bundles import read_bundle
 from recsys.serving.service import Incoming, Limits, service_of
+from tests.training_here import training_here
 
 Captured = pytest.CaptureFixture[str]
 GONE = "person-007"

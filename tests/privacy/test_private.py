@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from handmade import leave_last, write_dataset
-from training_here import training_here
 
 from pipelines.cli import main
 from recsys.config import Config, build_config
@@ -28,6 +26,8 @@ from recsys.training.context import TrainContext
 from recsys.training.phases import fit
 from recsys.training.private import COUNTED_ITEMS, PRIVACY, PrivateSteps, add_clipped, bounded_counts, plan
 from recsys.training.step import StepLoss
+from tests.handmade import leave_last, write_dataset
+from tests.training_here import training_here
 
 
 def settings(**train: Any) -> Config:

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from handmade import DAY, leave_last, write_dataset
 
 from pipelines.cli import main
 from recsys.config import build_config
@@ -25,6 +24,7 @@ from recsys.evaluation.ranking import rank
 from recsys.referee.export import protocol_of
 from recsys.referee.judge import holm
 from recsys.referee.protocol import Protocol, read_protocol, write_protocol
+from tests.handmade import DAY, leave_last, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Captured = pytest.CaptureFixture[str]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from handmade import small_model, small_world
 from test_storage import put, remote_config
 
 from recsys.errors import ArtifactError
@@ -16,6 +15,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
 from recsys.storage.mirror import upload
+from tests.handmade import small_model, small_world
 
 
 @pytest.fixture

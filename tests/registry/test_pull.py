@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import yaml
-from handmade import small_model, small_world
 
 from pipelines.cli import main
 from recsys.config import Config, build_config
@@ -29,6 +28,7 @@ from recsys.registry.tracking import Tracker, client, tracking_uri
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
+from tests.handmade import small_model, small_world
 
 Captured = pytest.CaptureFixture[str]
 ASKED = [{"user_id": "u0", "k": 3}, {"history": ["i1"], "k": 3}]

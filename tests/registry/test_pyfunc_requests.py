@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from handmade import small_model, small_world
 from mlflow import MlflowException
 from mlflow.pyfunc.scoring_server import invocations
 
 from recsys.registry.pyfunc_model import BUNDLE, RecommenderModel, request_schema, signature
 from recsys.serving.bundles import write_bundle
+from tests.handmade import small_model, small_world
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from handmade import small_model, small_world
 
 from pipelines.plumbing.tracking import log_evaluation
 from recsys.config import Config, build_config, load_config
@@ -35,6 +34,7 @@ from recsys.registry.tracking import Tracker, client, run_of_folder, tracking_ur
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
+from tests.handmade import small_model, small_world
 
 METRICS = {"model": {"ndcg@20": 0.25, "recall@20": 0.5}, "baselines": {"popularity": {"ndcg@20": 0.1}}}
 

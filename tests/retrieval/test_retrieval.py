@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from handmade import leave_last, small_model, write_dataset
 
 from recsys.bundle.description import DESCRIPTION, INDEX
 from recsys.errors import ArtifactError
@@ -25,6 +24,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.item_index import index_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request
+from tests.handmade import leave_last, small_model, write_dataset
 
 NOTHING = np.zeros(0, dtype=np.int64)
 ITEMS = 3000

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ruled import KINDS, World, random_rules, slow_list
 
 from recsys.bundle.description import DESCRIPTION, read_info
 from recsys.bundle.files import Bundle
@@ -21,6 +20,7 @@ from recsys.retrieval.index import ItemIndex
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_any, parse_requests
+from tests.ruled import KINDS, World, random_rules, slow_list
 
 ITEMS, USERS = 400, 30
 AT = "2026-01-01"

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade import small_model, small_world
 from test_serving_ways import Served, free_port, get, post, ray_server
 
 from pipelines import followed_side
@@ -29,6 +28,7 @@ from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request, parse_requests
 from recsys.serving.service import Incoming, Job, Limits, Outcome, Service, service_of
 from recsys.serving.stock import StockChange
+from tests.handmade import small_model, small_world
 
 LIMITS = Limits(1 << 20)
 A = {"uri": "models:/pocket/3", "version": "3"}

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import DAY, leave_last, small_model, small_world, write_dataset
 
 from pipelines.mistakes import check
 from recsys.config import build_config
@@ -23,6 +22,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.training.build import build_graphs, build_model
+from tests.handmade import DAY, leave_last, small_model, small_world, write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from handmade import small_model, small_world
 
 from recsys.errors import ArtifactError, RequestError
 from recsys.serving.answer_rows import answer_table, output_schema, user_table
@@ -18,6 +17,7 @@ from recsys.serving.batch import recommend_all
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request, parse_requests
+from tests.handmade import small_model, small_world
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-from handmade import small_model, small_world
 
 from recsys.config.verbs import RecommendConfig
 from recsys.registry.pyfunc_model import BUNDLE, RecommenderModel, _rows, request_schema, signature
@@ -16,6 +15,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request, parse_requests
 from recsys.serving.service import Answered, Limits, Service
+from tests.handmade import small_model, small_world
 
 K = 12  # every item
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from handmade import small_model, small_world
 from safetensors.torch import load_file
 
 from recsys.config import FusionConfig
@@ -21,6 +20,7 @@ from recsys.serving.feedback import Feedback, gather, read_feedback
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.training.refit_fusion import Evidence, refit_fusion
+from tests.handmade import small_model, small_world
 
 REWARDS = {"click": 1.0, "purchase": 3.0, "skip": -1.0}
 

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from handmade import DAY, ITEMS, small_model, small_world, train_events, write_dataset
 
 from recsys.config import build_config
 from recsys.data.dataset import PreparedDataset
@@ -24,6 +23,7 @@ from recsys.serving.recommender import Recommender, as_queries
 from recsys.serving.request_files import read_requests
 from recsys.serving.requests import Answer, parse_requests
 from recsys.training.build import build_graphs, build_model
+from tests.handmade import DAY, ITEMS, small_model, small_world, train_events, write_dataset
 
 FRIENDS = ((0, 1), (0, 2), (0, 3), (1, 2), (2, 4))
 READERS = {

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from handmade import HISTORIES, ITEMS, small_model, small_world
 
 from recsys.bundle.files import Bundle
 from recsys.config import build_config
@@ -25,6 +24,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_requests
 from recsys.training.build import build_graphs, build_model
+from tests.handmade import HISTORIES, ITEMS, small_model, small_world
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from handmade import small_model, small_world
 from safetensors.torch import load_file, save_file
 
 from recsys.bundle.description import SELF_TEST, WEIGHTS, read_info
@@ -19,6 +18,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_requests
 from recsys.serving.self_test import difference
+from tests.handmade import small_model, small_world
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_self_test_covers_every_kind_of_request(folder: Path) -> None:
 
 
 def test_self_test_has_attributes_where_the_model_reads_them(tmp_path: Path, one_thread: None) -> None:
-    from planted import planted_dataset, train
+    from tests.planted import planted_dataset, train
 
     dataset = planted_dataset(tmp_path / "data", {"profile": 1.0}, num_users=40, num_items=30)
     frozen = train(dataset, {"evolution": {}, "profile": {}}, width=8, epochs=1)

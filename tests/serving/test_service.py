@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import small_model, small_world
 
 from recsys.bundle.files import Bundle
 from recsys.errors import ConfigError, RequestError
@@ -33,6 +32,7 @@ from recsys.serving.service import (
     token_sha256,
 )
 from recsys.serving.stock import Stock, StockChange, read_stock, write_stock
+from tests.handmade import small_model, small_world
 
 ABOUT = {"uri": "models:/pocket/3", "version": "3", "created": "2026-01-01"}
 

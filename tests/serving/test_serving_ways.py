@@ -27,7 +27,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from handmade import HISTORIES, ITEMS, write_dataset
 
 from recsys.config import Config, build_config
 from recsys.data.context import ContextColumn
@@ -43,6 +42,7 @@ from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_any, parse_requests
 from recsys.serving.service import Answered, Limits, Service
 from recsys.training.build import build_graphs, build_model
+from tests.handmade import HISTORIES, ITEMS, write_dataset
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import small_model
-from ruled import World, holds
 
 from pipelines.cli import main
 from recsys.bundle.files import Bundle
@@ -22,6 +20,8 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, SimilarAnswer, parse_any, parse_requests
 from recsys.training.build import build_graphs, build_model
+from tests.handmade import small_model
+from tests.ruled import World, holds
 
 ITEMS, USERS = 200, 40
 AT = "2026-01-01"

@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from own_data import write, write_json
 from pydantic import ValidationError
 
 from recsys import schema
@@ -18,6 +17,7 @@ from recsys.preparation.html_text import without_html
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.canonical import CanonicalAdapter
+from tests.own_data import write, write_json
 
 LINES = [
     ("user_id", "item_id", "label", "price", "country", "tags"),

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
-from handmade import small_model, small_world
 
 from pipelines.cli import main, user_message
 from pipelines.plumbing.folder import open_run
@@ -53,6 +52,7 @@ from recsys.storage import locks, places
 from recsys.storage.locks import holding
 from recsys.storage.mirror import Mirror, download, upload
 from recsys.storage.places import check_writable, filesystem_of, read_bytes
+from tests.handmade import small_model, small_world
 
 SMALL: dict[str, Any] = {"model": {"granularities": {"evolution": {"enabled": True}}}}
 

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from handmade import leave_last, write_dataset
+
+from tests.handmade import leave_last, write_dataset
 
 ROOT = Path(__file__).parents[2]
 ITEMS = 30

@@ -22,7 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from faults import (
+
+from recsys.errors import ArtifactError
+from recsys.storage.places import read_bytes
+from recsys.training.checkpoint import check_checkpoint
+from tests.faults import (
     ROOT,
     Command,
     Gate,
@@ -37,12 +41,8 @@ from faults import (
     own_processes,
     world,
 )
-from test_s3_pipeline import write_tables
-from test_submit_cluster import LOOPBACK, Cluster, ports
-
-from recsys.errors import ArtifactError
-from recsys.storage.places import read_bytes
-from recsys.training.checkpoint import check_checkpoint
+from tests.project.test_submit_cluster import LOOPBACK, Cluster, ports
+from tests.stories.test_s3_pipeline import write_tables
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from encoded import encoded_and_expected
-from training_here import training_here
 
 from pipelines.cli import main
 from recsys.config import build_config, load_config
@@ -27,6 +25,8 @@ from recsys.serving.requests import parse_requests
 from recsys.training.apart import own_config, own_weights
 from recsys.training.checkpoint import load_trained
 from recsys.training.selected import assemble
+from tests.encoded import encoded_and_expected
+from tests.training_here import training_here
 
 DAY = 86_400
 OWN = {

@@ -10,10 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from planted import planted_dataset
-from test_training import keep_checkpoints
-from training_here import training_here
-from two_processes import together
 
 from pipelines.cli import main
 from recsys.config import Config, build_config
@@ -29,6 +25,10 @@ from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
 from recsys.training.selected import selected_model
+from tests.planted import planted_dataset
+from tests.training.test_training import keep_checkpoints
+from tests.training_here import training_here
+from tests.two_processes import together
 
 MEMBERS = {"item_cf": {"rank": 32, "regularisation": 20.0}, "user_cf": {"rank": 32, "neighbours": 20}}
 

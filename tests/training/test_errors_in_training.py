@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import leave_last, write_dataset
 
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
@@ -15,6 +14,7 @@ from recsys.errors import DataError, UserError
 from recsys.evaluation.validation import Validator
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
+from tests.handmade import leave_last, write_dataset
 
 
 def _dataset(folder: Path, repeats: int, others: int = 0) -> PreparedDataset:

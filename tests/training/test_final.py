@@ -14,8 +14,6 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from handmade import Event, leave_last, small_model, small_world, write_dataset
-from training_here import training_here
 
 from pipelines.cli import main
 from recsys.bundle.description import FORMAT_VERSION, MEASURED, WITH_MEASURED
@@ -34,6 +32,8 @@ from recsys.training.final import Final, _chooses, assemble_final, fit_final
 from recsys.training.members import trained_only
 from recsys.training.phases import fit
 from recsys.training.resume import training_digest
+from tests.handmade import Event, leave_last, small_model, small_world, write_dataset
+from tests.training_here import training_here
 
 Captured = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import Interrupted, cycles, of_two, run, stop_inside
 from torch import nn
 
 from recsys.config import Config, TrainConfig, build_config
 from recsys.training.context import TrainContext
 from recsys.training.optimizer import build_optimizer, clip_gradients
+from tests.training.test_training import Interrupted, cycles, of_two, run, stop_inside
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

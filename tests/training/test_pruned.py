@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import Interrupted, cycles, settings
-from two_processes import together
 
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
@@ -21,6 +19,8 @@ from recsys.training.build import Start
 from recsys.training.context import Report, TrainContext
 from recsys.training.pruned import KEPT, choose_kept, pruned_names, transplant, without
 from recsys.training.selected import selected_model
+from tests.training.test_training import Interrupted, cycles, settings
+from tests.two_processes import together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

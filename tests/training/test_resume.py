@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade import small_world
-from test_training import settings
 
 from recsys.config import Config
 from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, save_checkpoint
 from recsys.training.ray_train import _finished
 from recsys.training.resume import find_checkpoints, first_sound, forget_trainings, run_name, training_digest
+from tests.handmade import small_world
+from tests.training.test_training import settings
 
 DIGEST = "0123456789ab"
 

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import leave_last, write_dataset
-from two_processes import together
 
 from recsys.config import Config, build_config
 from recsys.data.batches import Hidden, every_position, whole_history
@@ -28,6 +26,8 @@ from recsys.training.checkpoint import load_trained, save_trained
 from recsys.training.context import Report, TrainContext
 from recsys.training.phases import fit
 from recsys.training.selected import selected_model
+from tests.handmade import leave_last, write_dataset
+from tests.two_processes import together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

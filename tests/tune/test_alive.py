@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from handmade import DAY, Event, write_dataset
 
 from recsys.config import Config, build_config
 from recsys.data.histories import Split
 from recsys.errors import TrainingError, Unavailable
+from tests.handmade import DAY, Event, write_dataset
 from tune import alive
 from tune.alive import Pulse, beating
 from tune.ledger import Ledger, Trial

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from handmade import leave_last, write_dataset
 
 from pipelines.cli import main
 from pipelines.plumbing.folder import RunFolder
@@ -37,6 +36,7 @@ from recsys.training.build import build_graphs, build_model
 from recsys.training.checkpoint import TrainResult, save_trained
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
+from tests.handmade import leave_last, write_dataset
 from tune.fusion import check
 from tune.fusion_search import LISTS, Trials, cross_fit, known_points, search
 from tune.pareto import choose, front

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from handmade import DAY, Event, write_dataset
 from ray.tune.schedulers import TrialScheduler
 
 from pipelines.cli import main
 from recsys.config import Config, TuneConfig, build_config
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError
+from tests.handmade import DAY, Event, write_dataset
 from tune.ledger import Ledger, Trial
 from tune.outcome import comparison_words, trial_table
 from tune.plan import Plan

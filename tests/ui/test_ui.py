@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 import pytest
 import yaml
-from ruled import World
 from test_compare import finished
 
 from pipelines.cli import main
@@ -29,6 +28,7 @@ from recsys.registry.tracking import client
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
+from tests.ruled import World
 
 pytest.importorskip("fastapi")
 from starlette.testclient import TestClient  # noqa: E402
