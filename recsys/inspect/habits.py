@@ -89,9 +89,9 @@ class Types:
 def roles_of_types(types: Sequence[str]) -> Types:
     """Find the types to predict, and exclude negative ones and exposures.
 
-    >>> meaning_of(["view", "cart", "purchase"]).targets
+    >>> roles_of_types(["view", "cart", "purchase"]).targets
     ('purchase',)
-    >>> meaning_of(["VIEW", "LIKE", "FOLLOW"]).targets
+    >>> roles_of_types(["VIEW", "LIKE", "FOLLOW"]).targets
     ()
     """
     negative = [name for name in types if has_known(name, NEGATIVE)]

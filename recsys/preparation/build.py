@@ -83,7 +83,7 @@ class Arguments:
         The source of the tables.
     rules : EventRules
         Which events are interactions, which are text, and which are used.
-    destination : Destination
+    destination : DatasetWriter
         The place of the dataset; ``folder`` is the folder to write to until it is complete.
     progress : Progress
         Gets one line per step.

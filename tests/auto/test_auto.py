@@ -169,7 +169,7 @@ def test_nothing_is_trained_if_time_is_too_short_for_an_epoch() -> None:
     assert _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 30.0) is None
 
 
-@pytest.mark.parametrize(("left", "word"), [(-40.0, "is spent"), (10.0, "has 10 s left")])
+@pytest.mark.parametrize(("left", "word"), [(-40.0, "is used up"), (10.0, "has 10 s left")])
 def test_budget_without_time_for_training_uses_closed_form_members(tmp_path: Path, left: float, word: str) -> None:
     config, folder = _dataset_and_folder(tmp_path)
     config = config.model_copy(update={"run": config.run.model_copy(update={"budget": "5s"})})

@@ -186,7 +186,7 @@ def test_job_package_has_no_secret(tmp_path: Path, key: str) -> None:
     tree = secret_config(tmp_path).model_dump(mode="json")
     other = {"registry.intended_use": ("data", "source"), "data.source.events": ("registry", "intended_use")}[key]
     del tree[other[0]][other[1]]
-    with pytest.raises(ConfigError, match=f"{key}: .*no secret is sent to a cluster") as error:
+    with pytest.raises(ConfigError, match=f"{key}: .*must not be sent to a cluster") as error:
         job_config(tree)
     assert WORD not in str(error.value)
 

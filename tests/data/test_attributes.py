@@ -132,7 +132,7 @@ def test_wrong_fields_are_refused(options: dict[str, Any], message: str) -> None
 
 
 def test_field_in_numeric_and_categorical_is_refused() -> None:
-    with pytest.raises(ValueError, match="age: named in numeric and in categorical"):
+    with pytest.raises(ValueError, match="age: in numeric and in categorical"):
         ProfileConfig(numeric=["age"], categorical=["age"])
 
 

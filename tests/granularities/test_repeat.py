@@ -164,7 +164,7 @@ def test_long_after_the_data_and_without_times_the_scores_stay_in_range(fitted: 
 
 def test_repeat_contradicts_exclude_seen() -> None:
     tree: dict[str, Any] = {"model": {"granularities": {"behaviour": {"enabled": True}, "repeat": {"enabled": True}}}}
-    with pytest.raises(ConfigError, match="granularities.repeat lifts .* set evaluate.exclude_seen false"):
+    with pytest.raises(ConfigError, match="granularities.repeat raises items .* set evaluate.exclude_seen false"):
         check_settings(build_config(tree), ("train",))
     check_settings(build_config({**tree, "evaluate": {"exclude_seen": False}}), ("train",))
 

@@ -625,7 +625,7 @@ def test_an_empty_file_is_a_warning_with_its_name(tmp_path: Path) -> None:
     shown = told(look([str(path) for path in _shop(tmp_path).values()]).found).splitlines()
     warnings = [line for line in shown if line.startswith("warning")]
     assert len(warnings) == 2 and "items.csv is empty (0 bytes)" in warnings[0]
-    assert "more.csv holds only a header" in warnings[1] and "the configuration does not use it" in warnings[1]
+    assert "more.csv has only a header" in warnings[1] and "the configuration does not use it" in warnings[1]
 
 
 @pytest.mark.parametrize("others", [(), ("users.csv",)])

@@ -330,7 +330,7 @@ def test_promote_and_recommend_take_the_configuration_from_the_model(
     assert main(["recommend", "--recommend.model", str(updated), "--recommend.k", "2", *place]) == 0
     assert (world / "by-model/recommendations.parquet").is_file()
     assert main(["promote", "--promote.model", str(world / "monday"), *place]) == 2
-    assert "does not say how it was made" in capsys.readouterr().err
+    assert "stores no configuration" in capsys.readouterr().err
 
 
 def test_a_source_with_the_newest_file_alone_forgets_nothing(world: Path, updated: Path, capsys: Captured) -> None:

@@ -188,7 +188,7 @@ NOTED: dict[str, tuple[Files, dict[str, Any], str]] = {
     "a rename with a typing error": (
         {"e.csv": "user_id,item_id,t\na,1,5\n"},
         {"rename": {"t": "timestmap"}},
-        "'timestmap' is no timestamp",
+        "'timestmap' is not used as timestamp",
     ),
     "a rating that is not named": ({"e.csv": "user_id,item_id,rating\na,1,5\n"}, {}, "{rating: value}"),
     "seconds as 32-bit floats": (timed(pa.array([1606513873.0], pa.float32())), {}, "only to 128 s"),

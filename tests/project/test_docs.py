@@ -18,7 +18,7 @@ PATH = re.compile(rf"(?<![\w/.:~-])(?:{TOP_LEVEL})/[\w./-]*\w(?![\w*{{<…-])")
 def _tests() -> dict[str, ast.FunctionDef]:
     return {
         node.name: node
-        for path in (ROOT / "tests").glob("test_*.py")
+        for path in (ROOT / "tests").rglob("test_*.py")
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }

@@ -266,7 +266,7 @@ def test_log_requires_local_folder_and_exploration_requires_log(tmp_path: Path) 
     for settings, message in (
         ({"log": "s3://bucket/log"}, "must be a local folder"),
         ({"log": str(tmp_path / "file")}, "is not writable"),
-        ({"explore": {"share": 0.1}}, r"serve\.explore\.share without serve\.log"),
+        ({"explore": {"share": 0.1}}, r"serve\.explore\.share is set, but serve\.log is empty"),
     ):
         with pytest.raises(ConfigError, match=message):
             followed_side.check_log(ServeConfig.model_validate(settings))

@@ -295,8 +295,8 @@ def test_next_writer_takes_the_lock_of_a_killed_one(bucket: str) -> None:
     place = f"{bucket}/set"
     write_set(place, "one")
     code = (
-        "import os, sys\nfrom recsys.preparation.dataset_writer import Destination\n"
-        "with Destination(sys.argv[1]).writing() as folder:\n    folder.write_text('vocab/x', 'x')\n    os._exit(9)"
+        "import os, sys\nfrom recsys.preparation.dataset_writer import DatasetWriter\n"
+        "with DatasetWriter(sys.argv[1]).writing() as folder:\n    folder.write_text('vocab/x', 'x')\n    os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, place], timeout=500).returncode == 9
     assert names(bucket) == ["set.lock", "set/vocab/x"]
@@ -403,7 +403,7 @@ def test_another_machine_finds_the_run_folder(bucket: str) -> None:
         folder.forget_model()
         assert [name for name in names(f"{bucket}/runs/one") if name.startswith(("model", "metrics"))] == []
     log = read_bytes(f"{bucket}/runs/one/run.log").decode()
-    assert f"differs from the last one in {bucket}/runs/one:\n" in log and "seed: 42 → 7" in log
+    assert f"differs from the last one of {bucket}/runs/one:\n" in log and "seed: 42 → 7" in log
     assert len(read_bytes(f"{bucket}/runs/one/history.jsonl").splitlines()) == 2
     assert load_config(f"{bucket}/runs/one/config.yaml").seed == 7
     assert ".lock" not in names(f"{bucket}/runs/one")
@@ -433,7 +433,7 @@ def test_failing_stage_names_the_remote_folder_and_releases_the_lock(
     assert main(["recommend", *words, "--run.dir", "s3://no-such-bucket/run"]) == 2
     assert "there is no bucket no-such-bucket" in capsys.readouterr().err
     assert main(["recommend", *words, "--run.dir", bucket]) == 2
-    assert "is a whole bucket" in capsys.readouterr().err
+    assert " is a bucket; choose a folder" in capsys.readouterr().err
 
 
 def test_seal_of_a_folder_is_written_last(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

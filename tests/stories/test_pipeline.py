@@ -282,7 +282,7 @@ def _retrained(world: Path) -> dict[str, Any]:
             assert 0 <= entry["value"] <= 1 and entry["low"] <= entry["difference"] <= entry["high"]
     assert found["off"]["evolution"] == found["alone"]["social"], "the same model"
     html = (world / "run" / "report.html").read_text(encoding="utf-8")
-    assert "Left out, trained anew" in html and "Other fusions, trained anew" in html
+    assert "Left out, trained again" in html and "Other fusions, trained again" in html
     return found
 
 

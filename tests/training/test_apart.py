@@ -170,7 +170,7 @@ def test_update_trains_separate_model_from_scratch_if_parent_dropped_it(
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({**OWN, "model": {"granularities": {"item_cf": {"enabled": True}}}}, "item_cf is fitted"),
+        ({**OWN, "model": {"granularities": {"item_cf": {"enabled": True}}}}, "item_cf is in closed form"),
         ({**OWN, "model": {"width": 2}}, "width"),
         ({**OWN, "model": {}}, "no granularity is enabled"),
         ({**OWN, "rank": 3}, "unknown key rank"),
@@ -185,7 +185,7 @@ def test_separate_model_without_stacking_is_refused(tmp_path: Path, capsys: pyte
     tree = {"run": {"dir": str(tmp_path)}, "model": {"granularities": {"evolution": {"enabled": True}, "gru": OWN}}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     assert main(["run", "--config", str(tmp_path / "c.yaml"), "--dry-run"]) == 2
-    assert "model.granularities.gru is weighed by stacking: set model.fusion.stack true" in capsys.readouterr().err
+    assert "model.granularities.gru gets its weight from stacking; set model.fusion.stack true" in capsys.readouterr().err
 
 
 def test_separate_model_declares_its_graph_form(world: Path) -> None:

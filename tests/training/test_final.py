@@ -313,7 +313,7 @@ def test_run_names_the_model_of_the_figures(story: Path) -> None:
     epochs = json.loads((run / "model/trained.json").read_text())["best_epoch"]
     final = {"through": "test", "events": 24 * 8, "epochs": epochs, "start": "anew"}
     assert metrics["data"]["final"] == final and metrics["data"]["fitted_through"] == "valid"
-    assert "another model, of all 192 events" in " ".join((run / "report.html").read_text().split())
+    assert "another model, trained on all 192 events" in " ".join((run / "report.html").read_text().split())
     bundle = read_bundle(run / "bundle")
     assert bundle.info.extra["final"] == final and bundle.info.extra["refit"] is True
     assert bundle.popularity_N[[bundle.item_ids.index(f"new{n}") for n in range(3)]].tolist() == [8, 8, 8]

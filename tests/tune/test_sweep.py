@@ -124,7 +124,7 @@ def test_the_same_command_again_trains_nothing(swept: Path, capsys: pytest.Captu
     before = _lines(swept)
     words = ["tune", "--config", str(swept / "tiny.yaml"), "--model.granularities.evolution.cell", "attention"]
     assert main(words) == 0
-    assert _lines(swept) == before and "stay so, 0 interrupted" in capsys.readouterr().out
+    assert _lines(swept) == before and "are done, 0 were interrupted" in capsys.readouterr().out
 
 
 def test_another_sweep_does_not_go_into_the_same_folder(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ BAD_SPACES: dict[str, tuple[Any, list[str]]] = {
     "broken step": ({"model.width": {"int": [8, 16], "step": 1.5}}, ["whole step"]),
     "empty choice": ({"train.lr": {"choice": []}}, ["list of values"]),
     "same option twice": ({"train.lr": [0.1, 0.1]}, ["twice"]),
-    "same key twice": ("train.lr: [0.1, 0.2]\ntrain.lr: [0.3, 0.4]\n", ["train.lr is there twice"]),
+    "same key twice": ("train.lr: [0.1, 0.2]\ntrain.lr: [0.3, 0.4]\n", ["train.lr occurs twice"]),
     "nothing varies": ({"model.fusion.kind": "weighted"}, ["vary nothing"]),
     "empty file": ("", ["got nothing"]),
     "a list": ("- a\n", ["got list"]),
