@@ -41,7 +41,7 @@ class Model:
     Examples
     --------
     ```python
-    print(model.evaluate())  # the model and every baseline on the test split
+    print(model.evaluate())  # the model and every baseline on the test part
     print(model.recommend("ann", k=5))
     ```
     """

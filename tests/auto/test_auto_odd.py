@@ -300,4 +300,8 @@ def test_budget_too_small_for_training_still_gives_a_model(
     _events(tmp_path)
     code, said = _said_of_a_run(_written(tmp_path), capsys, "--budget", "1s")
     assert code == 0, said
-    assert "the budget of 1s " in said and "too little for a training" in said and "only closed-form members are used" in said
+    assert (
+        "the budget of 1s " in said
+        and "too little for a training" in said
+        and "only closed-form members are used" in said
+    )

@@ -330,7 +330,7 @@ def test_version_below_the_minimum_does_not_move_the_challenger(world: World, ca
     capsys.readouterr()
     world.promote("--promote.model", f"models:/pocket/{worse.version}", "--promote.margin", "0.5")
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "below the baseline popularity" in line]
-    assert "0.1000" in row and f"{worse.version} " in row and "  no  ndcg@5 is below" in row
+    assert "0.1000" in row and f"{worse.version} " in row and "  no  ndcg@5 is significantly below" in row
     notes = world.record()["notes"]
     assert any(note.startswith(f"version {worse.version} is below the minimum for the alias") for note in notes)
 

@@ -184,7 +184,7 @@ def test_serve_takes_the_config_and_its_args_build_both_deployments() -> None:
         ({"serve": {"replicas": 2}}, "serve.replicas is decided by Serve's configuration; remove it and set num_rep"),
         ({"serve": {"host": "0.0.0.0"}}, "set http_options"),
         ({"serve": {"model": "models:/m@champion"}}, "tracking.uri is empty, but models:/m@champion"),
-        ({"tracking": {"uri": "http://m:1"}, "serve": {"log": "$LOGS"}}, r"serve.log: \$LOGS is not expanded"),
+        ({"tracking": {"uri": "http://m:1"}, "serve": {"log": "$LOGS"}}, r"serve.log: \$LOGS contains a variable"),
     ],
 )
 def test_args_that_mean_nothing_are_refused(args: Tree, message: str) -> None:

@@ -360,7 +360,7 @@ def test_the_version_names_its_parent(world: Path, updated: Path) -> None:
     assert run.data.params["train.epochs"] == "2" and float(run.data.params["train.lr"]) == pytest.approx(0.003)
     assert (updated / "metrics.json").is_file() and (updated / "report.html").is_file()
     log = (updated / "run.log").read_text()
-    assert "4 users, 1 items, 1 event types more" in log and "20 users to validate on" in log
+    assert "4 users, 1 items, 1 event types more" in log and "validation on 20 users" in log
     assert "validation users have only targets" not in log, "users who are not asked have no such targets"
 
 

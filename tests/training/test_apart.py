@@ -185,7 +185,9 @@ def test_separate_model_without_stacking_is_refused(tmp_path: Path, capsys: pyte
     tree = {"run": {"dir": str(tmp_path)}, "model": {"granularities": {"evolution": {"enabled": True}, "gru": OWN}}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     assert main(["run", "--config", str(tmp_path / "c.yaml"), "--dry-run"]) == 2
-    assert "model.granularities.gru gets its weight from stacking; set model.fusion.stack true" in capsys.readouterr().err
+    assert (
+        "model.granularities.gru gets its weight from stacking; set model.fusion.stack true" in capsys.readouterr().err
+    )
 
 
 def test_separate_model_declares_its_graph_form(world: Path) -> None:
