@@ -149,7 +149,7 @@ def test_copies_of_another_model_are_reported_and_kept_unless_deletion_is_reques
     command = ["forget", "--config", str(trained), "--user", "person-011", "--also", str(root / "other")]
     assert main(command) == 1
     shown = capsys.readouterr().err
-    assert f"{other}: it is of a model that cannot be made again here" in shown and "delete_versions" in shown
+    assert f"{other}: its model cannot be made again here" in shown and "delete_versions" in shown
     assert f"{root / 'other' / 'graph'}: the graph has a row per user" in shown
     export = Exported.at(root / "other" / "export")
     assert export is not None and export.num_rows(["person-011"]) == 0 and export.num_rows(["person-012"]) == 1

@@ -320,7 +320,7 @@ def test_run_names_the_model_of_the_figures(story: Path) -> None:
     known = measured(run / "bundle", bundle)
     assert known.model.popularity_N[[bundle.item_ids.index(f"new{n}") for n in range(3)]].tolist() == [0, 0, 0]
     card = (run / "bundle/MODEL_CARD.md").read_text()
-    assert f"then trained for {epochs} epochs on all 192 events, test included" in card
+    assert f"then trained for {epochs} epochs on all 192 events, including test" in card
     registered = json.loads((run / "registered.json").read_text())
     client = mlflow.MlflowClient(registered["tracking"])
     version = client.get_model_version("pocket", "1")
