@@ -25,6 +25,7 @@ from typing import Any
 
 from pipelines.cli import main
 from pipelines.followed_side import FollowedSide, check_log, note_log, sides_of, stock_of
+from pipelines.plumbing.extras import require_extra
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session
 from recsys.config import Config, ServeConfig
@@ -46,7 +47,7 @@ def serve(config: Config, folder: RunFolder) -> None:
         There is no such model, or its files are damaged.
     """
     quiet()
-    _check_installed()
+    require_extra("serve", "Ray Serve", "serve", ("ray.serve",))
     settings = config.serve
     say = folder.progress
     with say.stage("serve"), _until_signalled() as stopped:
@@ -139,19 +140,9 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _check_installed() -> None:
-    """Raise :class:`ConfigError` if Ray Serve, an extra, is not installed."""
-    try:
-        import ray.serve  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"recsys serve needs Ray Serve, but {error.name or 'a part'} is missing: pip install 'multigrain[serve]'"
-        ) from None
-
-
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is of this machine only."""
-    """
+    """Whether a host name or address is of this machine only.
+
     >>> is_loopback("localhost"), is_loopback("127.0.0.9"), is_loopback("::1"), is_loopback("0.0.0.0")
     (True, True, True, False)
     """

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.plumbing.extras import require_extra
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import Config
@@ -50,7 +51,7 @@ def command(words: Sequence[str]) -> int:
         print(plan("ui", config))
         return 0
     quiet()
-    check_installed()
+    require_extra("ui", "the extra ui", "ui", ("fastapi", "markdown_it", "uvicorn"))
     show(config)
     return 0
 
@@ -77,18 +78,6 @@ def _tracking_uri(config: Config) -> str:
     first = Path(next((place for place in config.ui.runs if not is_remote(place)), "runs"))
     beside = first.absolute().parent if (first / "config.yaml").is_file() else first.absolute()
     return f"sqlite:///{beside / 'mlflow.db'}"
-
-
-def check_installed() -> None:
-    """Raise :class:`ConfigError` if a package of the extra ``ui`` is missing."""
-    try:
-        import fastapi  # noqa: F401
-        import markdown_it  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"recsys ui needs the extra ui, but {error.name or 'a part'} is missing: pip install 'multigrain[ui]'"
-        ) from None
 
 
 def show(config: Config) -> None:

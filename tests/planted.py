@@ -16,7 +16,7 @@ text vectors are bags of words.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,20 @@ def ndcg(frozen: FrozenModel, queries: Queries) -> Array:
 def train_ndcg(dataset: PreparedDataset, granularities: Mapping[str, Mapping[str, Any]], **options: Any) -> Array:
     """ndcg@10 of every test query of a freshly trained model; options as of :func:`train`."""
     return ndcg(train(dataset, granularities, **options), dataset.histories().queries(Split.TEST))
+
+
+def both_ndcg(
+    dataset: PreparedDataset,
+    with_: Mapping[str, Mapping[str, Any]],
+    without: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int] = (0, 1),
+) -> tuple[Array, Array]:
+    """:func:`train_ndcg` of two sets of granularities, each over several trainings."""
+
+    def of(names: Mapping[str, Mapping[str, Any]]) -> Array:
+        return np.concatenate([train_ndcg(dataset, names, seed=seed) for seed in seeds])
+
+    return of(with_), of(without)
 
 
 def margin(with_: Array, without: Array) -> float:

@@ -5,13 +5,11 @@ properties.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
-
 from recsys.report.charts import Axis, axis
+from recsys.report.pages import environment, packaged
 from recsys.report.wording import metric_name
 
 _SHOWN: Final = 0.75  # share of the best metric; worse settings are not drawn
@@ -24,20 +22,19 @@ _LISTS: Final = {
 
 def render_report(path: Path, report: dict[str, Any], name: str) -> None:
     """Write the content of ``fusion.json`` as one self-contained HTML file."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["metric"] = metric_name
-    template = resources.files("tune").joinpath("fusion.html.j2").read_text(encoding="utf-8")
-    html = environment.from_string(template).render(
-        report=report,
-        name=name,
-        date=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
-        panels=[panel(report, kind) for kind in _LISTS],
-        lists=list(_LISTS),
-        gains=gains(report),
-        length=report["metric"].partition("@")[2],
-        shown=_SHOWN,
+    html = (
+        environment(metric=metric_name)
+        .from_string(packaged("tune", "fusion.html.j2"))
+        .render(
+            report=report,
+            name=name,
+            date=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
+            panels=[panel(report, kind) for kind in _LISTS],
+            lists=list(_LISTS),
+            gains=gains(report),
+            length=report["metric"].partition("@")[2],
+            shown=_SHOWN,
+        )
     )
     path.write_text(html, encoding="utf-8")
 

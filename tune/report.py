@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
 
 from recsys.report.charts import Axis, axis, curves
+from recsys.report.pages import environment, packaged
 from recsys.report.wording import duration, figure, metric_name, number, signed
 from tune.ledger import Trial
 from tune.outcome import changes, compare_with_default, comparison_words
@@ -63,18 +63,18 @@ class Scale:
 
 def render_sweep(path: Path, plan: Plan, root: Path) -> None:
     """Write the page; ``root`` is the run folder with the validation values of the trials."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        metric=metric_name, duration=duration, number=number, signed=signed, figure=figure, cell=cell, short=short
+    templates = environment(
+        jinja2.FunctionLoader(_template),
+        metric=metric_name,
+        duration=duration,
+        number=number,
+        signed=signed,
+        figure=figure,
+        cell=cell,
+        short=short,
     )
     trials = list(plan.ledger.trials.values())
-    html = environment.get_template("sweep.html.j2").render(
+    html = templates.get_template("sweep.html.j2").render(
         title=plan.config.run.name or "Sweep",
         date=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
         metric=plan.config.train.metric,
@@ -98,7 +98,7 @@ def render_sweep(path: Path, plan: Plan, root: Path) -> None:
 
 def _template(name: str) -> str:
     package = "tune" if name.startswith("sweep") else "recsys.report"
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    return packaged(package, name)
 
 
 def _verdict(plan: Plan, root: Path) -> dict[str, str]:

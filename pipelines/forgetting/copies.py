@@ -181,7 +181,7 @@ class CopiesForgotten:
         The places to search.
     users : Sequence[str]
         User ids, also the original ids of pseudonyms.
-    their_rows : TheirRows
+    their_rows : RowFinder
         Recognises the rows of the users in logs.
     before : Collection[str]
         Content hashes of the run's dataset before the users were removed.

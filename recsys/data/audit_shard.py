@@ -21,7 +21,7 @@ from recsys.data.text_rows import ENTRIES, WHOLE, TextRules, compose
 from recsys.data.titles import item_titles
 from recsys.errors import DataError
 
-# order of the splits in time, by code: VALID_ALONE (3) is validation
+# order of the splits in time, by code: COLD_VALID (3) is validation
 _PLACE: Final = np.array([0, 1, 2, 1])
 _SECOND: Final = 1_000_000
 _TEXTS_A_SHARD: Final = 500
@@ -34,7 +34,7 @@ class ShardFindings:
     users_U: Array  # dense ids
     cells_X: Array  # int64: split × N + item
     counts_X: Array  # int64: events of each cell
-    num_alone: int  # events of VALID_ALONE
+    num_alone: int  # events of COLD_VALID
     num_events: int
     codes: list[set[int]]  # of each context column, in training events
 

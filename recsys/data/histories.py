@@ -48,7 +48,7 @@ class Histories:
     types_E: Array  # uint8 event type ids
     times_E: Array  # int64 seconds since the epoch, 0 where unknown
     values_E: Array  # float32
-    splits_E: Array  # uint8, see Split and VALID_ALONE
+    splits_E: Array  # uint8, see Split and COLD_VALID
     context_EC: Array = field(default_factory=lambda: NO_CONTEXT)  # int16, see recsys.data.context
     # bool: predicted event types; empty: all
     targets_T: Array = field(default_factory=lambda: ALL_TYPES)

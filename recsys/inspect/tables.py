@@ -82,10 +82,6 @@ class Table:
         """Column by name."""
         return next(column for column in self.columns if column.name == name)
 
-    def of_role(self, canonical: str) -> Column | None:
-        """The column with a canonical name."""
-        return next((self.column(name) for name, to in self.names.items() if to == canonical), None)
-
     @cached_property
     def id_columns(self) -> list[Column]:
         """Columns that may be ids, the most likely first."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from typing import Any
 
 from recsys.evaluation.metrics import QUERY_METRICS
+from recsys.report.pages import stylesheet
 
 Record = Mapping[str, Any]
 
@@ -95,7 +95,6 @@ def markdown(record: Record) -> str:
 
 def html(record: Record) -> str:
     """The leaderboard as an HTML page without scripts or external files."""
-    css = resources.files("recsys.report").joinpath("report.css").read_text(encoding="utf-8")
     rows = board(record)
     cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
     top = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
@@ -103,7 +102,7 @@ def html(record: Record) -> str:
     points = "".join(f"<li>{escape(line)}</li>" for line in told)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Referee: {escape(record['protocol']['name'])}</title><style>{css}</style></head><body><main>"
+        f"<title>Referee: {escape(record['protocol']['name'])}</title><style>{stylesheet()}</style></head><body><main>"
         f'<p class="eyebrow">Referee</p><h1>{escape(record["protocol"]["name"])}</h1>'
         f'<p class="lead">{escape(head(record))}</p>'
         f'<section class="card" style="overflow-x:auto"><table><thead><tr>{top}</tr></thead><tbody>{cells}</tbody>'

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import resources
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from recsys.evaluation.metrics import parse_metric
 from recsys.report.charts import axis, curves, stacked
 from recsys.report.first_screen import best_baseline, cost, for_whom, short_examples
 from recsys.report.interest_drift import interest_drift_panel
+from recsys.report.pages import environment, packaged
 from recsys.report.panels import (
     ablation_panel,
     cold_panel,
@@ -93,14 +94,8 @@ def render_report(
     config_yaml : str
         The merged configuration.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+    templates = environment(
+        jinja2.FunctionLoader(partial(packaged, "recsys.report")),
         metric=metric_name,
         recommender=recommender_name,
         duration=duration,
@@ -111,7 +106,7 @@ def render_report(
         segment=segment_name,
         meaning=metric_meaning,
     )
-    html = environment.get_template("report.html.j2").render(
+    html = templates.get_template("report.html.j2").render(
         title=manifest.name,
         date=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
         metric=evaluation["metric"],
@@ -147,10 +142,6 @@ def render_report(
         config_yaml=config_yaml,
     )
     Path(path).write_text(html, encoding="utf-8")
-
-
-def _template(name: str) -> str:
-    return resources.files("recsys.report").joinpath(name).read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------- filters

@@ -245,8 +245,3 @@ def by_selection(plans: Sequence[Plan]) -> list[tuple[Selection | None, list[int
     for row, plan in enumerate(plans):
         found.setdefault(id(plan.selection), (plan.selection, []))[1].append(row)
     return list(found.values())
-
-
-def no_plan() -> Plan:
-    """The plan of a request without rules."""
-    return Plan(None, np.zeros(0, dtype=np.int64))

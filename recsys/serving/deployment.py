@@ -360,7 +360,7 @@ class Server:
         return int(ray.get(self._desk.offer.remote(about, [ray.put(bundle)], side)))
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
-        """As :meth:`Desk.state`."""
+        """As :meth:`ModelHolder.state`."""
         found: tuple[int, int, list[str]] = ray.get(self._desk.state.remote(serial))
         return found
 

@@ -135,5 +135,5 @@ class Offering:
         return self._desk.offer(about, [ray.put(bundle)], side)
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
-        """As :meth:`Desk.state`."""
+        """As :meth:`ModelHolder.state`."""
         return self._desk.state(serial)

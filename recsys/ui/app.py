@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from recsys import __version__
 from recsys.config import redact
 from recsys.errors import ArtifactError, MultigrainError, RequestError
+from recsys.report.pages import environment
 from recsys.report.wording import figure, metric_name, number, signed
 from recsys.ui.answers import List, Question, list_for, similar_to, some_user
 from recsys.ui.charts import differences, standings, winner
@@ -53,14 +54,8 @@ class Pages:
     def __init__(self, runs: Runs, gate: Gate, holder: Holder, comparisons: Comparisons) -> None:
         self.runs, self.gate, self.holder, self.comparisons = runs, gate, holder, comparisons
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-        self._templates = jinja2.Environment(
-            loader=jinja2.PackageLoader("recsys.ui"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters.update(
+        self._templates = environment(
+            jinja2.PackageLoader("recsys.ui"),
             metric=metric_name,
             number=number,
             signed=signed,
@@ -225,7 +220,7 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
         asked |= {"seen": "true"} if seen else {}
         return pages.page(
             "try",
-            422 if trouble and opened else 404 if trouble else 200,
+            _status(opened, trouble),
             choices=pages.holder.choices(),
             opened=opened,
             question=question,
@@ -248,7 +243,7 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
                 trouble = str(error)
         return pages.page(
             "similar",
-            422 if trouble and opened else 404 if trouble else 200,
+            _status(opened, trouble),
             choices=pages.holder.choices(),
             opened=opened,
             item=item,
@@ -289,6 +284,13 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
         _LOG.error("the page %s failed", request.url.path, exc_info=error)
         text = f"{type(error).__name__}: {redact(str(error))}. See the terminal of the dashboard for details."
         return pages.page("error", 500, head="This page failed", text=text)
+
+
+def _status(opened: Opened | None, trouble: str) -> int:
+    """HTTP status: 404 without the model, 422 for a request that the model refuses."""
+    if not trouble:
+        return 200
+    return 404 if opened is None else 422
 
 
 def _opened(pages: Pages, model: str) -> tuple[Opened | None, str]:

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from recsys.registry.aliases import CHAMPION
-from recsys.registry.tracking import short_timeouts
-from recsys.ui.runs import reader, trouble_of
+from recsys.registry.minimum import newest_versions
+from recsys.ui.runs import answer_of
 
 _MOST: Final = 200  # maximum number of versions per model, the newest ones
 _FRESH_S: Final = 5.0
@@ -96,25 +96,17 @@ class Gate:
 
 
 def _registered(uri: str) -> tuple[list[Registered], str]:
-    if not uri:
-        return [], ""
-    try:
-        with short_timeouts():
-            registry = reader(uri)
-            if registry is None:
-                return [], ""
-            found = [_model(registry, model) for model in registry.search_registered_models(max_results=100)]
-    except Exception as error:  # as for runs: the rest of the dashboard still works
-        return [], trouble_of(uri, error)
-    return [model for model in found if model.versions], ""
+    found, trouble = answer_of(uri, _models)
+    return [model for model in found if model.versions], trouble
+
+
+def _models(registry: Any) -> list[Registered]:
+    return [_model(registry, model) for model in registry.search_registered_models(max_results=100)]
 
 
 def _model(registry: Any, model: Any) -> Registered:
-    name = str(model.name)
-    quoted = name.replace("'", "''")
-    found = registry.search_model_versions(f"name = '{quoted}'", max_results=_MOST)
-    ordered = sorted(found, key=lambda one: -int(one.version))
-    return Registered(name, tuple(_version(one, model.aliases) for one in ordered))
+    newest = newest_versions(registry, str(model.name), _MOST)
+    return Registered(str(model.name), tuple(_version(one, model.aliases) for one in newest))
 
 
 def _version(one: Any, aliases: Mapping[str, Any]) -> Version:

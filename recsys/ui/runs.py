@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from recsys.config import redact
 from recsys.errors import ArtifactError, MultigrainError, first_line
@@ -21,6 +21,8 @@ from recsys.registry.store import check, settled
 from recsys.registry.tracking import RUN_FILE, client, mlflow_name, short_timeouts, sqlite_path
 from recsys.report.report import verdict
 from recsys.storage.uris import is_remote
+
+T = TypeVar("T")
 
 _MOST: Final = 200  # maximum number of MLflow runs
 _FRESH_S: Final = 10.0  # seconds that an answer of MLflow is reused
@@ -189,25 +191,32 @@ def _parsed(path: Path, mtime_ns: int, size: int) -> Mapping[str, Any]:
 
 def _of_mlflow(uri: str) -> tuple[list[Run], str]:
     """MLflow's newest runs without the trials of sweeps, and an error message or an empty text."""
-    if not uri:
-        return [], ""
+    found, trouble = answer_of(uri, _newest_runs)
+    return [_of_run(run) for run in found if "mlflow.parentRunId" not in run.data.tags], trouble
+
+
+def _newest_runs(registry: Any) -> list[Any]:
+    experiments = [
+        one.experiment_id for one in registry.search_experiments(max_results=1000) if not one.name.endswith(_PROMOTIONS)
+    ]
+    return list(registry.search_runs(experiments, max_results=_MOST, order_by=["attributes.start_time DESC"]))
+
+
+def answer_of(uri: str, ask: Callable[[Any], list[T]]) -> tuple[list[T], str]:
+    """What MLflow answers, and an error message or an empty text.
+
+    An unavailable server or a wrong file gives no answer and a message, so that the rest of the
+    dashboard still works. A store that does not exist yet gives neither.
+    """
     try:
         with short_timeouts():
-            registry = reader(uri)
-            if registry is None:
-                return [], ""
-            experiments = [
-                one.experiment_id
-                for one in registry.search_experiments(max_results=1000)
-                if not one.name.endswith(_PROMOTIONS)
-            ]
-            found = registry.search_runs(experiments, max_results=_MOST, order_by=["attributes.start_time DESC"])
-    except Exception as error:  # an unavailable server or a wrong file: the folders are still shown
-        return [], trouble_of(uri, error)
-    return [_of_run(run) for run in found if "mlflow.parentRunId" not in run.data.tags], ""
+            registry = _reader(uri) if uri else None
+            return ([] if registry is None else ask(registry)), ""
+    except Exception as error:
+        return [], _trouble_of(uri, error)
 
 
-def reader(uri: str) -> Any:
+def _reader(uri: str) -> Any:
     """An ``MlflowClient`` for reading; None if there is no SQLite store yet.
 
     Raises
@@ -227,7 +236,7 @@ def reader(uri: str) -> Any:
     return client(uri)
 
 
-def trouble_of(uri: str, error: Exception) -> str:
+def _trouble_of(uri: str, error: Exception) -> str:
     """Why MLflow cannot be read, in one sentence."""
     why = str(error) if isinstance(error, MultigrainError) else f"{redact(uri)} does not answer: {first_line(error)}"
     return redact(why)[:400]

@@ -15,7 +15,7 @@ from recsys.data.batches import last_position
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.preparation.media import media_table
-from tests.planted import is_no_loss, margin, ndcg, planted_dataset, train, train_ndcg
+from tests.planted import both_ndcg, is_no_loss, margin, ndcg, planted_dataset, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,11 +30,7 @@ def test_images_improve_over_ids(tmp_path: Path) -> None:
     whose ids reveal the style too, none.
     """
     dataset = planted_dataset(tmp_path, {"media": 1.0}, **SPARSE)
-    both = [
-        np.concatenate([train_ndcg(dataset, names, seed=seed) for seed in (0, 1)])
-        for names in ({**BASE, "media": {}}, BASE)
-    ]
-    assert margin(*both) > 0.3
+    assert margin(*both_ndcg(dataset, {**BASE, "media": {}}, BASE)) > 0.3
 
 
 def test_random_images_cost_little(tmp_path: Path) -> None:
@@ -43,11 +39,7 @@ def test_random_images_cost_little(tmp_path: Path) -> None:
     bound is over two seeds.
     """
     dataset = planted_dataset(tmp_path, {"evolution": 1.0})
-    both = [
-        np.concatenate([train_ndcg(dataset, names, seed=seed) for seed in (0, 1)])
-        for names in ({**BASE, "media": {}}, BASE)
-    ]
-    assert margin(*both) > -0.06
+    assert margin(*both_ndcg(dataset, {**BASE, "media": {}}, BASE)) > -0.06
 
 
 def test_users_whose_items_have_no_image_lose_nothing(tmp_path: Path) -> None:

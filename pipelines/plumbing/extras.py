@@ -1,0 +1,24 @@
+"""Packages that only some commands need."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from recsys.errors import ConfigError
+
+
+def require_extra(verb: str, needs: str, extra: str, modules: tuple[str, ...]) -> None:
+    """Import the modules that a verb needs from an extra of this package.
+
+    Raises
+    ------
+    ConfigError
+        A module is missing; the message names the extra.
+    """
+    try:
+        for module in modules:
+            import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"recsys {verb} needs {needs}, but {error.name or 'a part'} is missing: pip install 'multigrain[{extra}]'"
+        ) from None
