@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -77,7 +78,8 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         start, report = descent.start if descent else None, reporter(folder, log_epoch)
         seconds = math.inf if folder.budget is None else folder.budget.training_s()
         how = report, folder.progress, folder.budget, seconds, validate, start
-        result = trained(trained_part(config), dataset, *how)
+        head_start = None if folder.head_start is None else folder.head_start.of(identity["training"])
+        result = trained(trained_part(config), dataset, *how, head_start=head_start)
         result = _with_apart(result, config, folder, dataset, validate, descent)
         if config.model.fusion.stack:
             folder.turn_to("members")
@@ -86,6 +88,8 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
             result = stacked(config, dataset, result, folder.progress, newer_V, folder.budget)
         folder.forget_model()
         save_trained(folder.model, result)
+        if head_start is not None:
+            shutil.rmtree(head_start, ignore_errors=True)
         constants = {"seed": config.seed, "train": config.train.model_dump(mode="json", exclude=FREE)}
         parent = {"parent": descent.parent} if descent else {}
         origin = {"dataset": dataset.root, **identity, **constants, **parent}

@@ -7,6 +7,7 @@ budget of some minutes. If such a short training is interrupted, it starts again
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -47,6 +48,7 @@ def trained(
     validate: Validate | None = None,
     start: Start | None = None,
     final: FinalTraining | None = None,
+    head_start: Path | None = None,
 ) -> TrainResult:
     """Train; the other arguments are those of ``train_on_ray``.
 
@@ -60,9 +62,13 @@ def trained(
     if not trains_here(config, budget):
         from recsys.training.ray_train import train_on_ray
 
-        return train_on_ray(config, dataset, validate, report, start, final=final, deadline=deadline)
+        return train_on_ray(
+            config, dataset, validate, report, start, final=final, deadline=deadline, head_start=head_start
+        )
     settle_threads(config, dataset.num_items, progress)
-    context = TrainContext(report=lambda values, _: report(values), note=progress, deadline=deadline)
+    context = TrainContext(
+        report=lambda values, _: report(values), resume_from=head_start, note=progress, deadline=deadline
+    )
     if final is not None:
         return fit_final(config, dataset, context, final)
     return fit(config, dataset, validate, context, start)

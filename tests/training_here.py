@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,9 +36,11 @@ def training_here() -> Iterator[list[str]]:
         stop: Any = None,
         final: Any = None,
         deadline: Deadline | None = None,
+        head_start: Path | None = None,
     ) -> Any:
         trained.append(config.run.dir)
-        context = TrainContext(report=lambda values, _: report(values), deadline=deadline or Deadline())
+        until = deadline or Deadline()
+        context = TrainContext(report=lambda values, _: report(values), resume_from=head_start, deadline=until)
         if final is not None:
             return fit_final(config, dataset, context, final)
         return fit(config, dataset, validate, context, start)

@@ -4,7 +4,8 @@ best.
 The budget covers the whole ``recsys run``. A share of the time left after ``prepare`` goes to the
 search; the rest must be enough for the trainings of the chosen setting (select, refit, final), the
 closed-form members and the evaluation. The number of epochs of the chosen setting is limited by the
-measured time per epoch, so that the run ends in time.
+measured time per epoch, so that the run ends in time. If the training of the chosen setting is the
+same as its trial, it continues from the trial's last checkpoint instead of starting again.
 
 The first trial leaves time for a second one: if it has not ended by then, it is stopped, and the
 two are compared after the same number of epochs.
@@ -15,10 +16,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pipelines.plumbing.budget import LEAST_RESERVE, RESERVE, Budget, span
-from pipelines.plumbing.folder import RunFolder
+from pipelines.plumbing.folder import HeadStart, RunFolder
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.session import ray_session
 from pipelines.plumbing.tracking import tracked
@@ -28,8 +29,10 @@ from recsys.auto.traits import Traits
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.training.apart import sections
+from recsys.training.checkpoint import load_checkpoint
 from recsys.training.loop import seconds_an_epoch
 from recsys.training.members import trained_only
+from recsys.training.resume import training_digest
 from tune.here import run_here
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
@@ -37,12 +40,14 @@ from tune.ray_tune import run_trials
 from tune.search import Place, training_seconds
 from tune.slots import slots_of_cluster
 from tune.space import Space
+from tune.trial import forget_checkpoints, last_checkpoint
 from tune.watching import Children, Lines
 
 _SEARCH: Final = 0.35  # share of the remaining time for the search
 _FIRST: Final = 0.6  # share of the search for its first trial
 _TOO_FEW: Final = 0.1  # share of the planned epochs; with fewer, nothing is trained
 _MOST_APART: Final = 3
+_MUCH_LONGER: Final = 2  # times the epochs that fit from scratch; then an unfinished schedule is better
 _NEAR: Final = 0.8  # a separately trained model needs this share of the best setting's value
 _STARTS_S: Final = 8.0  # seconds that the workers of one training need to start
 _RUNGS: Final = 8  # the first rung is after 1/8 of the epochs …
@@ -115,6 +120,11 @@ class Portfolio(Plan):
                 best = trial
         return best
 
+    def without_checkpoints(self, ended: Trial) -> list[Trial]:
+        """The ended trials except for the best one, which the training may continue."""
+        best = self.best_trial()
+        return [trial for trial in self.ledger.trials.values() if trial.state != "running" and trial is not best]
+
     def _proposal(self) -> Trial | None:
         number = len(self.ledger.searched())
         if number >= len(self.configs) or (number and self.clock() > self.deadline):
@@ -176,19 +186,20 @@ def search(
     trains = 1 + (
         config.train.final or "final" not in config.train.model_fields_set
     )  # number of times that workers start
-    whole = _in_time(configured(config, traits, chosen), best, deadline - trains * start_s)
+    whole, done = _continued(configured(config, traits, chosen), plan, best, folder, deadline - trains * start_s)
     if whole is None:
         said.append("the remaining time is too short for a training: only closed-form members are used")
         folder.progress("\n".join(said))
         return configured(config, traits, None), said
-    cost = _cost(best, whole)
-    whole, apart, more = _with_apart(whole, plan, portfolio, best, deadline - time.monotonic() - cost)
+    cost = _cost(best, whole, done)
+    whole, apart, more = _with_apart(whole, plan, portfolio, best, deadline - time.monotonic() - sum(cost))
     expected = {"trained": cost} | dict(zip(sections(whole), more, strict=True))
     if folder.budget is not None:
-        _expect(folder.budget, expected, start_s, whole)
-    cost += sum(more)
-    said.append(f"estimate: {span(cost)} to train, {span(deadline - time.monotonic())} left")
-    said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs")
+        _expect(folder.budget, expected, start_s, whole.train.final)
+    _settle_head_start(done > 0, whole, dataset, folder, best)
+    total = sum(map(sum, expected.values()))
+    said.append(f"estimate: {span(total)} to train, {span(deadline - time.monotonic())} left")
+    said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs" + f", continued after epoch {done}" * bool(done))
     if apart:
         said.append(f"trained separately as further members: {'; '.join(apart)}")
     folder.progress("\n".join(said))
@@ -204,15 +215,15 @@ def _start_seconds(plan: Portfolio, seconds: float) -> float:
     return max(_STARTS_S, (seconds - trained) / max(len(trials), 1)) if seconds > trained else _STARTS_S
 
 
-def _expect(budget: Budget, costs: dict[str, float], start_s: float, config: Config) -> None:
+def _expect(budget: Budget, costs: dict[str, Costs], start_s: float, trains_final: bool) -> None:
     """Store the expected seconds of the trainings in the budget, by name.
 
     These are the chosen trainings and, if the time allows, the trainings on all events.
     """
-    trainings, left = _trainings(config), budget.left
-    has_room = config.train.final and sum(costs.values()) <= left - max(LEAST_RESERVE, RESERVE * left)
-    final = {name: has_room * cost / trainings for name, cost in costs.items()}
-    budget.expected = {name: cost - final[name] for name, cost in costs.items()}
+    left = budget.left
+    has_room = trains_final and sum(map(sum, costs.values())) <= left - max(LEAST_RESERVE, RESERVE * left)
+    final = {name: has_room * cost.final for name, cost in costs.items()}
+    budget.expected = {name: sum(cost) - final[name] for name, cost in costs.items()}
     budget.expected |= {f"{name}, final": cost for name, cost in final.items()} | {"final": sum(final.values())}
     budget.start_s = start_s
 
@@ -261,13 +272,12 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
 
     The measured time of an epoch decides.
     """
-    seconds, left = _seconds_an_epoch(best), deadline - time.monotonic()
-    if not seconds:
+    if not _seconds_an_epoch(best):
         return config
-    affordable = (left - max(LEAST_RESERVE, RESERVE * left)) / seconds
+    affordable = _affordable(best, deadline)
     wanted = config.train.epochs
     least, epochs = min(wanted, max(1, _TOO_FEW * wanted)), wanted
-    if _epochs(best, config) > affordable:
+    if sum(_epochs(best, config)) > affordable:
         counts = (_trainings(config), _trainings(config) - config.train.final)  # the final one may continue instead
         epochs = next((fit for count in counts if (fit := int(min(wanted, affordable / count))) >= least), 0)
     if epochs < least:
@@ -277,9 +287,49 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 
+def _continued(
+    config: Config, plan: Portfolio, best: Trial, folder: RunFolder, deadline: float
+) -> tuple[Config | None, int]:
+    """The configuration of the chosen training, and the epoch of its trial after which it continues.
+
+    The training continues unless a shorter schedule from scratch fits the time much better: then,
+    the trial was stopped at a high learning rate that would never decay. Without a checkpoint or
+    with fewer epochs the epoch is 0.
+    """
+    anew, checkpoint = _in_time(config, best, deadline), last_checkpoint(folder.root / "trials" / best.name)
+    if checkpoint is None or not _seconds_an_epoch(best):
+        return anew, 0
+    done, wanted = load_checkpoint(checkpoint, None)[2].epoch, config.train.epochs
+    if not _is_ended(best):
+        reached = (done + _affordable(best, deadline)) / (1 + config.train.refit)
+        if anew is not None and reached < min(wanted, _MUCH_LONGER * anew.train.epochs):
+            return anew, 0
+    tried = plan.configs[best.number].train
+    changes = {"evaluate_every": tried.evaluate_every, "patience": tried.patience}
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)}), done
+
+
+def _settle_head_start(
+    continues: bool, config: Config, dataset: PreparedDataset, folder: RunFolder, best: Trial
+) -> None:
+    """Tell the training where the checkpoint of its trial is, or remove it."""
+    place = folder.root / "trials" / best.name
+    checkpoint = last_checkpoint(place)
+    if continues and checkpoint is not None:
+        folder.head_start = HeadStart(training_digest(config, dataset, None), checkpoint)
+    else:
+        forget_checkpoints(place)
+
+
+def _affordable(trial: Trial, deadline: float) -> float:
+    """Epochs that fit into the remaining time."""
+    left = deadline - time.monotonic()
+    return (left - max(LEAST_RESERVE, RESERVE * left)) / _seconds_an_epoch(trial)
+
+
 def _with_apart(
     config: Config, plan: Portfolio, portfolio: list[Setting], best: Trial, left: float
-) -> tuple[Config, list[str], list[float]]:
+) -> tuple[Config, list[str], list[Costs]]:
     """Add separately trained models to the configuration, as many as fit into the remaining time.
 
     These are the next best settings, in turn with the best setting from another seed.
@@ -299,33 +349,41 @@ def _with_apart(
     good.sort(key=lambda trial: (-(trial.best or 0.0), trial.number))
     others = [(trial, 0) for trial in good]
     ways = [*others[:1], (best, 1), *others[1:], (best, 2)][:_MOST_APART]
-    left -= max(LEAST_RESERVE, RESERVE * (left + _cost(best, config)))
-    said, spent = list[str](), list[float]()
+    left -= max(LEAST_RESERVE, RESERVE * (left + sum(_cost(best, config))))
+    said, spent = list[str](), list[Costs]()
     for trial, seed in ways:
-        cost = _cost(trial, config) + _STARTS_S * _trainings(config)
-        if not _seconds_an_epoch(trial) or sum(spent) + cost > left:
+        cost = _cost(trial, config)
+        cost = Costs(cost.evaluated + _STARTS_S * (1 + config.train.refit), cost.final + _STARTS_S * config.train.final)
+        if not _seconds_an_epoch(trial) or sum(map(sum, [*spent, cost])) > left:
             continue
         config, spent = with_separate_model(config, portfolio[trial.number], seed), [*spent, cost]
         said.append(portfolio[trial.number].name + (f", seed + {seed}" if seed else ""))
     return config, said, spent
 
 
-def _cost(best: Trial, config: Config) -> float:
+class Costs(NamedTuple):
+    """Epochs or seconds: of the training that is evaluated, with its refit, and on all events."""
+
+    evaluated: float
+    final: float
+
+
+def _cost(best: Trial, config: Config, done: int = 0) -> Costs:
     """Expected seconds of the trainings of a configuration, from the measured time of an epoch."""
-    return _seconds_an_epoch(best) * _epochs(best, config)
+    return Costs(*(_seconds_an_epoch(best) * epochs for epochs in _epochs(best, config, done)))
 
 
-def _epochs(trial: Trial, config: Config) -> int:
-    """Expected epochs of all trainings of a configuration.
+def _epochs(trial: Trial, config: Config, done: int = 0) -> Costs:
+    """Expected epochs of the trainings of a configuration; ``done`` epochs of the first one exist.
 
     If the trial finished: its epochs, and its best epoch for each further training. If it was
     stopped: the planned epochs.
     """
     first = chosen = config.train.epochs
-    if trial.state == "finished" and trial.epochs and not _is_cut(trial):
+    if _is_ended(trial):
         first = min(first, max(trial.history, default=first))
         chosen = min(chosen, max(trial.epochs, key=lambda epoch: trial.epochs[epoch]["value"]))
-    return first + chosen * (_trainings(config) - 1)
+    return Costs(max(first - done, 0) + chosen * config.train.refit, chosen * config.train.final)
 
 
 def _trainings(config: Config) -> int:
@@ -347,6 +405,11 @@ def _validated_every(config: Config, epochs: int) -> Config:
 
 def _seconds_an_epoch(trial: Trial) -> float:
     return seconds_an_epoch(list(trial.history.values()))
+
+
+def _is_ended(trial: Trial) -> bool:
+    """Whether a trial came to its own end: all epochs, or no improvement for long enough."""
+    return trial.state == "finished" and bool(trial.epochs) and not _is_cut(trial)
 
 
 def _is_cut(trial: Trial) -> bool:

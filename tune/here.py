@@ -37,7 +37,8 @@ def run_here(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
             run_trial(task_of(plan, trial, config, place, slots), _Reports(plan, trial, scheduler, watch))
         except _Stopped:
             plan.ledger.end(trial, "stopped", seconds=training_seconds(trial))
-        forget_checkpoints(place.of(trial))
+        for other in plan.without_checkpoints(trial):
+            forget_checkpoints(place.of(other))
         watch.ended(trial)
 
 

@@ -78,6 +78,10 @@ class Plan:
         config = self.config if trial.number == 0 else self.space.apply(self.config, trial.params)
         return config.model_copy(update={"seed": trial.seed, "train": config.train.model_copy(update={"refit": False})})
 
+    def without_checkpoints(self, ended: Trial) -> list[Trial]:
+        """The trials whose checkpoints nothing needs any more, now that ``ended`` has ended."""
+        return [ended]
+
     def best_config(self) -> Config:
         """The best configuration, for ``recsys run``."""
         number = self.best().number

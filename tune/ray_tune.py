@@ -160,7 +160,8 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
         finally:
             forget_beats(search.sweep)
     for trial in plan.ledger.trials.values():
-        forget_checkpoints(place.of(trial))
+        for other in plan.without_checkpoints(trial):
+            forget_checkpoints(place.of(other))
 
 
 def scheduler_of(plan: Plan, search: PlannedSearch) -> Any:

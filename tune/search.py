@@ -199,7 +199,8 @@ class PlannedSearch(Searcher):
         del self.running[trial_id]
         self.pulse.end(trial_id)
         if self.slots.workers == 1:  # with several workers, others may still be writing
-            forget_checkpoints(self.place.of(trial))
+            for other in self.plan.without_checkpoints(trial):
+                forget_checkpoints(self.place.of(other))
         self.watch.ended(trial)
 
     def note_error(self, theirs: Any) -> None:

@@ -92,7 +92,7 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
             keep(checkpoint)
 
         device = torch.device("cuda" if task.use_gpu else "cpu")
-        resumed = _last_checkpoint(folder) if folder is not None else None
+        resumed = last_checkpoint(folder) if folder is not None else None
         deadline = Deadline() if task.until is None else Deadline(task.until)
         context = TrainContext(device=device, report=tell, resume_from=resumed, save=keep, deadline=deadline)
         result = fit(config, dataset, validate, context)
@@ -239,8 +239,8 @@ def _keep_checkpoint(checkpoint: Path, folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint, or None."""
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest undamaged checkpoint of a trial, or None."""
     for place in sorted(folder.glob(f"{_CHECKPOINT}*"), reverse=True):
         with suppress(ArtifactError):
             check_checkpoint(place)

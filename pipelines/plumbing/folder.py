@@ -2,20 +2,26 @@
 
 Layout::
 
-    config.yaml              merged configuration of the last run, prepare, train, evaluate, update
-    or
+    config.yaml              merged configuration of the last run, prepare, train, evaluate, update or
                              tune, without user and password of tracking.uri: these come from the
                              command line or the environment
-    history.jsonl            one line per command: time, verb, release, keys changed since the last
-    one run.log                  progress lines of all stages dataset/                 prepared
-    dataset, unless data.dir names another folder checkpoints/ model/      written by train final/
-    final model, trained on all events (train.final) metrics.json report.html written by evaluate
+    history.jsonl            one line per command: time, verb, release, keys changed since the last one
+    run.log                  progress lines of all stages
+    dataset/                 prepared dataset, unless data.dir names another folder
+    auto.json                the choice of ``model: auto``, with its reasons
+    trials/                  trials of its search
+    checkpoints/ model/      written by train
+    final/                   final model, trained on all events (train.final)
+    metrics.json report.html written by evaluate
     drift.json               written by update: drift of newer events from the parent's events
-    bundle/ registered.json  written by register promotion.json promotion.md  written by promote:
-    the last decision compare.json             written by compare: this run against another one
-    recommendations.parquet  written by recommend: lists of every user answers/
-    written by recommend: one file per file of requests tracking.json            MLflow run of these
-    stages copies/                  paths of exports and saved models of this run, for forget
+    bundle/ registered.json  written by register
+    promotion.json promotion.md
+                             written by promote: the last decision
+    compare.json             written by compare: this run against another one
+    recommendations.parquet  written by recommend: lists of every user
+    answers/                 written by recommend: one file per file of requests
+    tracking.json            MLflow run of these stages
+    copies/                  paths of exports and saved models of this run, for forget
 
 If ``run.dir`` is a URI such as ``s3://bucket/run``, the stages work in a temporary folder. Each
 finished artefact is copied to the URI, and is fetched from there when it is first needed, on any
@@ -34,6 +40,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -58,6 +65,20 @@ _ELSEWHERE: Final = ("data.dir", "train.threads", "train.num_workers")
 _REDACTED: Final = "# secrets are shown as ***: give these keys on the command line, or as $VARIABLE\n"
 
 
+@dataclass(frozen=True)
+class HeadStart:
+    """The checkpoint of a search's best trial, from which the training of the same configuration
+    continues.
+    """
+
+    training: str  # digest of the training
+    checkpoint: Path
+
+    def of(self, training: str) -> Path | None:
+        """The checkpoint if it belongs to this training."""
+        return self.checkpoint if self.training == training and self.checkpoint.is_dir() else None
+
+
 class RunFolder:
     """Paths and small files of one run folder, and the progress lines of its stages.
 
@@ -69,6 +90,7 @@ class RunFolder:
         self.root, self.progress, self.remote = root, progress, remote
         self.tracker: Tracker | None = None  # open while a command runs
         self.budget: Budget | None = None  # the time budget, if the run has one
+        self.head_start: HeadStart | None = None  # left by a search
 
     def turn_to(self, part: str) -> None:
         """Count the time of the budget for this part from now on."""

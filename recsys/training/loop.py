@@ -190,8 +190,10 @@ class Pass:
         last = train.epochs if self.selects else progress.best_epoch
         if self.starts_warm and self.selects and not (progress.epoch or progress.step):
             self._validate(0)
+        if self.selects and progress.epoch and not progress.step and progress.epoch < last:
+            self.is_cut = self._must_end(progress.history, last)  # resumed when the time was already over
         for epoch in range(progress.epoch, last):
-            if self.selects and epoch - progress.best_epoch >= train.patience * train.evaluate_every:
+            if self.is_cut or self.selects and epoch - progress.best_epoch >= train.patience * train.evaluate_every:
                 break
             started = time.perf_counter()
             if not progress.step:

@@ -70,6 +70,7 @@ def train_on_ray(
     stop: threading.Event | None = None,
     final: Final | None = None,
     deadline: Deadline | None = None,
+    head_start: Path | None = None,
 ) -> TrainResult:
     """Train on ``train.num_workers`` workers of the connected Ray cluster.
 
@@ -97,6 +98,9 @@ def train_on_ray(
         If given, this is a training on all events (see ``recsys.training.final``).
     deadline : Deadline | None
         When the training must be done (see ``recsys.training.phases``).
+    head_start : Path | None
+        A checkpoint of a trial with this configuration, on this machine; the training continues it
+        unless it has a checkpoint of its own.
 
     Raises
     ------
@@ -135,6 +139,7 @@ def train_on_ray(
             "validate": validate,
             "queue": queue,
             "checkpoints": (storage, name, earlier),
+            "head_start": None if head_start is None else str(head_start),
             "orders": orders,
             "deadline": deadline or Deadline(),
             "start": [] if start is None else [ray.put(start)],  # sent once, by the object store
@@ -287,6 +292,8 @@ def _worker(settings: dict[str, Any]) -> None:
             candidates = find_checkpoints(storage, name) if resumed is not None else earlier
             resume_from = first_sound(candidates, PROGRESS_FOLDER, Path(parent), note)
             _settle_threads(settings["threads"], config, dataset, resume_from, note)
+            if resume_from is None and settings["head_start"] is not None:
+                resume_from = Path(settings["head_start"])
             device = ray.train.torch.get_device()
             save = partial(hand_over, {"saved": 1})
             training = TrainContext(rank, world_size, device, report, resume_from, save, note, settings["deadline"])

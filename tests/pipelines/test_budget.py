@@ -1,28 +1,35 @@
-"""A budget is kept: what is behind is foreseen by what was measured, and what does not fit is cut or left out by name.
+"""A run keeps its time budget: measurements predict later work, and work that does not fit is cut or
+left out by name.
 
-Nothing here waits: clocks are moved by hand, by what the work does.
+No test waits: the work moves the clocks.
 """
 
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipelines.cli import main
 from pipelines.plumbing.budget import Budget
+from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.progress import Progress
 from pipelines.stacking import stacked
 from recsys.auto.portfolio import configured, with_separate_model
 from recsys.auto.portfolio import settings as portfolio_of
 from recsys.auto.traits import Traits
+from recsys.config import Config
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.evaluation.validation import Validator
 from recsys.pace import Deadline
+from recsys.training.checkpoint import load_checkpoint
 from recsys.training.constants import LEFT_OUT, choose_in_time, choose_values
 from recsys.training.context import Report, TrainContext
 from recsys.training.final import Final, fit_final, is_whole
@@ -34,12 +41,12 @@ from tests.auto.test_auto import CONFIG, PLAIN, THREE_SECONDS_AN_EPOCH
 from tests.handmade import write_dataset
 from tests.training.test_training import cycles, settings
 from tests.training_here import training_here
-from tune.auto import Portfolio, _is_cut
+from tune.auto import Portfolio, _continued, _is_cut
 from tune.ledger import Ledger, Trial
 
 
 class Clock:
-    """Seconds, moved by hand."""
+    """Seconds that a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -56,17 +63,17 @@ def _budget(seconds: float = 1000.0) -> tuple[Budget, Clock]:
     return Budget("budget", seconds, 0.0, clock), clock
 
 
-def test_the_training_leaves_time_for_what_is_behind_it() -> None:
+def test_training_leaves_time_for_later_parts() -> None:
     budget, clock = _budget()
     clock.now, budget.expected, budget.start_s = 200.0, {"trained": 300.0, "final": 100.0}, 20.0
     assert budget.training_s() == pytest.approx(800 - 0.35 * 800 - 100 - 20)
     assert budget.holds("trained") and not budget.holds("trained", slower=1.5)
     clock.now = 1200.0
-    assert budget.training_s() == pytest.approx(50.0), "as little as gives a model at all"
+    assert budget.training_s() == pytest.approx(50.0), "the least for a model"
     assert budget.training_s("apart_1") == 0.0
 
 
-def test_members_take_half_of_the_time_before_the_final_training_and_some_in_any_case() -> None:
+def test_members_get_half_of_the_time_before_the_final_training_and_always_a_minimum() -> None:
     budget, clock = _budget()
     clock.now, budget.expected = 500.0, {"final": 100.0}
     assert budget.members_s() == pytest.approx(200.0)
@@ -75,13 +82,13 @@ def test_members_take_half_of_the_time_before_the_final_training_and_some_in_any
 
 
 @pytest.mark.parametrize(("now", "epochs"), [(500.0, None), (800.0, None), (1000.0, 4), (1060.0, 2), (1200.0, 0)])
-def test_the_training_on_all_events_is_whole_goes_on_or_is_left_out(now: float, epochs: int | None) -> None:
+def test_training_on_all_events_is_complete_or_continues_or_is_left_out(now: float, epochs: int | None) -> None:
     budget, clock = _budget()
     clock.now, budget.fit_s = now, 20.0
     assert budget.final_epochs(20, 10.0) == epochs
 
 
-def test_what_the_time_was_spent_on_is_said_with_the_largest_part_first() -> None:
+def test_used_time_is_printed_by_part_largest_first() -> None:
     budget, clock = _budget(240.0)
     for part, seconds in (("prepare", 10.0), ("search", 60.0), ("training", 150.0), ("search", 20.0)):
         clock.now += 5.0 if part == "prepare" else 0.0
@@ -90,7 +97,7 @@ def test_what_the_time_was_spent_on_is_said_with_the_largest_part_first() -> Non
     assert budget.said() == "budget, used 4.1 min (102 %): training 2.5 min, search 80 s, prepare 10 s, start 5 s"
 
 
-def test_progress_lines_show_the_budget_behind_the_elapsed_time() -> None:
+def test_progress_lines_show_the_budget_after_the_elapsed_time() -> None:
     stream = io.StringIO()
     progress = Progress(stream)
     progress("one")
@@ -111,11 +118,11 @@ def _plan(tmp_path: Path, seconds: float = 100.0) -> tuple[Portfolio, Clock]:
     return plan, clock
 
 
-def test_the_first_trial_ends_early_enough_for_a_second_one(tmp_path: Path) -> None:
+def test_first_trial_leaves_time_for_a_second_one(tmp_path: Path) -> None:
     plan, clock = _plan(tmp_path)
     first = plan.next(())
     assert isinstance(first, Trial) and plan.until(first, 1) == 60.0
-    assert plan.until(first, 2) == 100.0, "where others run beside it, it need not"
+    assert plan.until(first, 2) == 100.0, "not if other trials run at the same time"
     plan.ledger.start(first)
     plan.ledger.end(first, "finished", value=0.1)
     clock.now = 61.0
@@ -140,7 +147,7 @@ def _report(plan: Portfolio, number: int, values: dict[int, float], cut: bool) -
     assert _is_cut(trial) == cut
 
 
-def test_trials_that_were_cut_are_compared_after_as_many_epochs(tmp_path: Path) -> None:
+def test_cut_trials_are_compared_after_the_same_number_of_epochs(tmp_path: Path) -> None:
     plan, _ = _plan(tmp_path)
     _report(plan, 0, {1: 0.10, 2: 0.20, 3: 0.30}, cut=True)
     _report(plan, 1, {1: 0.12, 2: 0.25}, cut=True)
@@ -148,7 +155,7 @@ def test_trials_that_were_cut_are_compared_after_as_many_epochs(tmp_path: Path) 
     assert best is not None and best.number == 1
 
 
-def test_a_trial_that_came_to_its_end_is_compared_by_its_best(tmp_path: Path) -> None:
+def test_finished_trial_is_compared_by_its_best_epoch(tmp_path: Path) -> None:
     plan, _ = _plan(tmp_path)
     _report(plan, 0, {1: 0.10, 2: 0.20, 3: 0.30}, cut=False)
     _report(plan, 1, {1: 0.12, 2: 0.25}, cut=True)
@@ -156,11 +163,93 @@ def test_a_trial_that_came_to_its_end_is_compared_by_its_best(tmp_path: Path) ->
     assert best is not None and best.number == 0
 
 
+@pytest.fixture
+def after_two(tmp_path: Path) -> tuple[RunFolder, Config]:
+    """The folder of a trial that was stopped after two of six epochs, and its configuration."""
+    dataset, config = cycles(tmp_path / "data"), settings(epochs=6, refit=True)
+    folder = RunFolder(tmp_path / "run", Progress(None))
+    (folder.root / "trials" / "000").mkdir(parents=True)
+    fit(config, dataset, Validator.of(config), TrainContext(report=_kept(folder.root / "trials" / "000", 2)))
+    return folder, config
+
+
+def _kept(folder: Path, last: int) -> Callable[[Report, Path | None], None]:
+    def report(values: Report, checkpoint: Path | None) -> None:
+        if values["phase"] == "select" and values["epoch"] == last and checkpoint is not None:
+            checkpoint.rename(folder / "checkpoint-1")
+
+    return report
+
+
+def _trial_of_two(seconds: float, **changes: Any) -> Trial:
+    epochs = {epoch: {"value": 0.1 * epoch, "best": 0.1 * epoch} for epoch in (1, 2)}
+    history = {epoch: {"epoch": epoch, "seconds": seconds} for epoch in (1, 2)}
+    return Trial(0, 0, 1, {}, **{"state": "stopped", "epochs": epochs, "history": history, **changes})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "state", "done", "epochs"),
+    [
+        (1.0, "stopped", 2, 6),  # time for everything
+        (60.0, "finished", 2, 6),  # too late for another training, but the trial had ended by itself
+        (30.0, "stopped", 2, 6),  # from scratch, only 1 epoch and its refit would fit
+        (7.0, "stopped", 0, 4),  # continues only to epoch 5; from scratch, 4 epochs end at a low learning rate
+        (90.0, "stopped", 2, 6),  # nothing fits from scratch: the trial's weights are better than none
+    ],
+)
+def test_chosen_training_continues_its_trial_unless_a_short_schedule_is_better(
+    after_two: tuple[RunFolder, Config], seconds: float, state: str, done: int, epochs: int
+) -> None:
+    folder, config = after_two
+    plan: Any = SimpleNamespace(configs=[config])
+    found = _continued(config, plan, _trial_of_two(seconds, state=state), folder, time.monotonic() + 100.0)
+    assert found[0] is not None and (found[1], found[0].train.epochs) == (done, epochs)
+
+
+def test_trial_without_a_checkpoint_is_trained_again(after_two: tuple[RunFolder, Config], tmp_path: Path) -> None:
+    _, config = after_two
+    elsewhere, plan = RunFolder(tmp_path / "other", Progress(None)), SimpleNamespace(configs=[config])
+    found = _continued(config, plan, _trial_of_two(1.0), elsewhere, time.monotonic() + 100.0)  # type: ignore[arg-type]
+    assert found[0] is not None and found[1] == 0
+
+
+def test_only_the_best_trial_keeps_its_checkpoint(tmp_path: Path) -> None:
+    plan, _ = _plan(tmp_path)
+    _report(plan, 0, {1: 0.10, 2: 0.20}, cut=False)
+    first = plan.ledger.trials[(0, 0)]
+    assert plan.without_checkpoints(first) == []
+    _report(plan, 1, {1: 0.12, 2: 0.25}, cut=False)
+    assert plan.without_checkpoints(plan.ledger.trials[(1, 0)]) == [first]
+
+
 # ----------------------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_training_with_a_head_start_equals_the_whole_training(after_two: tuple[RunFolder, Config]) -> None:
+    folder, config = after_two
+    dataset = PreparedDataset(str(folder.root.parent / "data"))
+    whole = fit(config, dataset, Validator.of(config), TrainContext())
+    checkpoint = folder.root / "trials" / "000" / "checkpoint-1"
+    continued = fit(config, dataset, Validator.of(config), TrainContext(resume_from=checkpoint))
+    assert continued.best_epoch == whole.best_epoch
+    assert all((continued.weights[name] == weight).all() for name, weight in whole.weights.items())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_head_start_without_time_to_continue_keeps_its_weights(after_two: tuple[RunFolder, Config]) -> None:
+    folder, config = after_two
+    dataset = PreparedDataset(str(folder.root.parent / "data"))
+    checkpoint = folder.root / "trials" / "000" / "checkpoint-1"
+    context = TrainContext(resume_from=checkpoint, deadline=Deadline(-1.0))
+    found = fit(config, dataset, Validator.of(config), context)
+    assert [report["epoch"] for report in found.history] == [1, 2] and UNREFITTED in found.choices
+    best = load_checkpoint(checkpoint, None)[1]
+    assert all((found.weights[name] == weight).all() for name, weight in best.items())
+
+
 def _timed(clock: Clock, seconds: float, until: float) -> tuple[TrainContext, list[Report], list[str]]:
-    """A context in which every epoch moves the clock."""
+    """A context in which every epoch takes so many seconds."""
     reports: list[Report] = []
     notes: list[str] = []
 
@@ -172,7 +261,7 @@ def _timed(clock: Clock, seconds: float, until: float) -> tuple[TrainContext, li
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_training_ends_with_a_validation_where_its_time_is_over(tmp_path: Path) -> None:
+def test_training_that_runs_out_of_time_ends_with_a_validation(tmp_path: Path) -> None:
     dataset, config, clock = cycles(tmp_path), settings(epochs=6, evaluate_every=3), Clock()
     context, reports, notes = _timed(clock, 10.0, until=15.0)
     result = fit(config, dataset, Validator.of(config), context)
@@ -182,7 +271,7 @@ def test_a_training_ends_with_a_validation_where_its_time_is_over(tmp_path: Path
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_training_whose_time_is_over_in_its_first_epoch_still_gives_a_validated_model(tmp_path: Path) -> None:
+def test_training_that_runs_out_of_time_in_its_first_epoch_still_gives_a_validated_model(tmp_path: Path) -> None:
     dataset, config, clock = cycles(tmp_path), settings(epochs=6, evaluate_every=3), Clock()
     context, reports, _ = _timed(clock, 0.0, until=-1.0)
     result = fit(config, dataset, Validator.of(config), context)
@@ -192,23 +281,23 @@ def test_a_training_whose_time_is_over_in_its_first_epoch_still_gives_a_validate
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("seconds", [10.0, 0.0])
-def test_the_refit_is_left_out_where_it_would_not_end_in_time(tmp_path: Path, seconds: float) -> None:
-    """Before it begins, and in its midst."""
+def test_refit_without_enough_time_is_left_out(tmp_path: Path, seconds: float) -> None:
+    """The time is short before the refit, or runs out during it."""
     dataset, config, clock = cycles(tmp_path), settings(epochs=2, refit=True), Clock()
     context, reports, notes = _timed(clock, seconds, until=15.0)
-    if not seconds:  # the pace promised a refit, and then the machine stood still
-        context = replace(context, report=_standing_still_in("refit", reports, clock))
+    if not seconds:  # the pace allowed a refit, and then the machine stopped
+        context = replace(context, report=_stops_in("refit", reports, clock))
     result = fit(config, dataset, Validator.of(config), context)
     assert result.refit and UNREFITTED in result.choices
     assert all(report["phase"] == "select" for report in result.history)
     alone = fit(settings(epochs=2), dataset, Validator.of(config), TrainContext())
     for weights in (result.weights, result.selected or {}):
-        assert all((weights[name] == weight).all() for name, weight in alone.weights.items()), "the selected ones"
-    assert int(result.frozen.popularity_N.sum()) > int(alone.frozen.popularity_N.sum()), "of validation events, too"
+        assert all((weights[name] == weight).all() for name, weight in alone.weights.items()), "the selected weights"
+    assert int(result.frozen.popularity_N.sum()) > int(alone.frozen.popularity_N.sum()), "validation events count too"
     assert any("no time is left to train with the validation events" in note for note in notes)
 
 
-def _standing_still_in(phase: str, reports: list[Report], clock: Clock) -> Callable[[Report, Path | None], None]:
+def _stops_in(phase: str, reports: list[Report], clock: Clock) -> Callable[[Report, Path | None], None]:
     def take(report: Report, _: Path | None) -> None:
         reports.append(report)
         clock.now += 1000.0 * (report["phase"] == phase)
@@ -217,7 +306,7 @@ def _standing_still_in(phase: str, reports: list[Report], clock: Clock) -> Calla
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_training_without_a_deadline_is_as_it_was(tmp_path: Path) -> None:
+def test_deadline_far_away_changes_nothing(tmp_path: Path) -> None:
     dataset, config = cycles(tmp_path), settings(epochs=2, refit=True)
     plain = fit(config, dataset, Validator.of(config), TrainContext())
     timed = fit(config, dataset, Validator.of(config), TrainContext(deadline=Deadline(1e12)))
@@ -226,13 +315,13 @@ def test_a_training_without_a_deadline_is_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_final_training_that_does_not_end_in_time_says_so(tmp_path: Path) -> None:
+def test_final_training_cut_by_the_deadline_is_not_whole(tmp_path: Path) -> None:
     dataset, config, clock = cycles(tmp_path), settings(epochs=3), Clock()
     trained = fit(config, dataset, Validator.of(config), TrainContext())
     final = replace(Final.of_trained(trained), epochs=3, of=3)
     assert is_whole(fit_final(config, dataset, TrainContext(), final), final)
     context, reports, _ = _timed(clock, 0.0, until=5.0)
-    context = replace(context, report=_standing_still_in("final", reports, clock))
+    context = replace(context, report=_stops_in("final", reports, clock))
     assert not is_whole(fit_final(config, dataset, context, final), final)
 
 
@@ -251,7 +340,7 @@ _PARTS = (*[Split.TRAIN] * 5, Split.VALID, Split.TEST)
 def _in_time(
     dataset: Any, config: Any, until: float, seconds: float = 1.0
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """The members' constants where every ranking moves the clock."""
+    """The members' constants if every ranking takes so many seconds."""
     clock, validator, notes = Clock(), Validator.of(config), list[str]()
 
     def validate(model: Any, queries: Any) -> Any:
@@ -262,21 +351,21 @@ def _in_time(
     return *choose_in_time(config, dataset, validate, context), notes
 
 
-def test_with_time_enough_the_constants_are_those_without_a_deadline(tmp_path: Path) -> None:
+def test_enough_time_gives_the_constants_of_no_deadline(tmp_path: Path) -> None:
     dataset, config = _members(tmp_path)
     found, left_out, notes = _in_time(dataset, config, until=1e9)
     assert not left_out and not notes
     assert found == choose_values(config, dataset, Validator.of(config), TrainContext())
 
 
-def test_dear_members_are_left_out_by_name_and_cheap_ones_stay(tmp_path: Path) -> None:
+def test_expensive_members_are_left_out_by_name_and_cheap_ones_stay(tmp_path: Path) -> None:
     dataset, config = _members(tmp_path)
     found, left_out, _ = _in_time(dataset, config, until=12.0)
     assert {"als", "item_cf"} <= set(left_out) and "no time is left to fit it" in left_out["als"]
     assert "popularity" in found and "popularity" not in left_out
 
 
-def test_keys_that_there_is_no_time_for_keep_their_first_value(tmp_path: Path) -> None:
+def test_keys_without_time_for_a_choice_keep_their_first_value(tmp_path: Path) -> None:
     dataset, config = _members(tmp_path)
     found, _, notes = _in_time(dataset, config, until=20.0)
     kept = [name for name in found if any(f"choose {name}." in note for note in notes)]
@@ -288,9 +377,7 @@ def test_keys_that_there_is_no_time_for_keep_their_first_value(tmp_path: Path) -
         assert untried and all(found[name]["chosen"][key] == getattr(section, key)[0] for key in untried)
 
 
-def test_a_model_without_the_members_that_were_left_out_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_without_left_out_members_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, config = _members(tmp_path)
     monkeypatch.setattr(
         "pipelines.stacking.choose_in_time",
@@ -320,7 +407,7 @@ def _events(folder: Path) -> Path:
     return path
 
 
-def test_a_short_budget_compares_two_settings_and_says_what_it_was_spent_on(
+def test_short_budget_compares_two_settings_and_continues_the_better_one(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "mine.yaml"
@@ -335,21 +422,23 @@ def test_a_short_budget_compares_two_settings_and_says_what_it_was_spent_on(
     assert code == 0, said
     assert on_workers == [], "workers take longer to start than a short budget has"
     assert "trial 000" in said and "trial 001" in said
+    assert "3 epochs, continued after epoch 3" in said, "the training does not repeat its trial"
+    assert not list((tmp_path / "run" / "trials").glob("*/checkpoint-*")), "no checkpoint is left over"
     assert "budget      9m, used " in said.splitlines()[-1] and "/9m  train" in said
 
 
-def test_a_model_apart_that_the_time_does_not_hold_is_left_out_by_name(tmp_path: Path) -> None:
+def test_separate_model_without_time_is_left_out_by_name(tmp_path: Path) -> None:
     config = with_separate_model(configured(CONFIG, PLAIN, portfolio_of(PLAIN)[0]), portfolio_of(PLAIN)[1], 0)
     budget, clock = _budget()
     budget.expected = {"trained": 100.0, "apart_1": 400.0, "apart_1, final": 200.0, "final": 300.0}
     assert "apart_1" in config.model.granularities.enabled()
     clock.now = 100.0
-    assert not budget.holds("apart_1"), "900 less a reserve of 315 less 300"
+    assert not budget.holds("apart_1"), "900 minus a reserve of 315 minus 300"
     budget.expected["final"] = 100.0
     assert budget.holds("apart_1") and not budget.holds("apart_1", slower=2.0)
 
 
-def test_the_pace_of_a_trial_that_was_cut_in_its_first_epoch_is_that_of_a_whole_one() -> None:
+def test_pace_of_a_trial_cut_in_its_first_epoch_is_scaled_to_a_whole_epoch() -> None:
     from tune.auto import _seconds_an_epoch
 
     cut = replace(THREE_SECONDS_AN_EPOCH, history={1: {"seconds": 2.0, "share": 0.25}})
