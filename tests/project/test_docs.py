@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ TOP_LEVEL = "recsys|pipelines|tune|tests|docs|benchmarks"
 PATH = re.compile(rf"(?<![\w/.:~-])(?:{TOP_LEVEL})/[\w./-]*\w(?![\w*{{<…-])")
 
 
+@cache
 def _tests() -> dict[str, ast.FunctionDef]:
     return {
         node.name: node
