@@ -27,7 +27,9 @@ _EVENTS_A_VISIT = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--events", type=int, default=1_000_000, help="of the days before")
     parser.add_argument("--new", type=int, default=0, help="of the last day; default: a hundredth")
     parser.add_argument("--split", default="leave-last", choices=("leave-last", "temporal"))
@@ -42,9 +44,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_days(folder, options.events, new, options.format)
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.append_speed", "--split", options.split, "--side"]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.append_speed",
+            "--split",
+            options.split,
+            "--side",
+        ]
         in_turns({"before": [*command, "before", name]}, 1, 2)
-        results = in_turns({side: [*command, side, name] for side in ("append", "all")}, options.rounds, 2)
+        results = in_turns(
+            {side: [*command, side, name] for side in ("append", "all")}, options.rounds, 2
+        )
     seconds, cpu = medians(results, "seconds"), medians(results, "cpu_s")
     say(
         "seconds of an append and of a prepare of everything",
@@ -74,11 +87,17 @@ def write_days(folder: Path, events: int, new: int, form: str) -> None:
     num_users = max(events // 20, 10)
     for name, number, first, days in (("old", events, 0, _DAYS - 1), ("new", new, _DAYS - 1, 1)):
         visits = number // _EVENTS_A_VISIT
-        users = np.repeat(random.integers(0, num_users + (num_users // 50 if name == "new" else 0), visits), 4)
+        users = np.repeat(
+            random.integers(0, num_users + (num_users // 50 if name == "new" else 0), visits), 4
+        )
         starts = 1_500_000_000 + first * 86_400 + random.integers(0, days * 86_400 - 3600, visits)
-        times = np.repeat(starts, _EVENTS_A_VISIT) + np.tile(np.arange(_EVENTS_A_VISIT) * 60, visits)
+        times = np.repeat(starts, _EVENTS_A_VISIT) + np.tile(
+            np.arange(_EVENTS_A_VISIT) * 60, visits
+        )
         items = (50_000 * random.random(len(users)) ** 3).astype(np.int64)
-        frame = pl.DataFrame({"user_id": users, "item_id": items, "timestamp": times}).sort("timestamp")
+        frame = pl.DataFrame({"user_id": users, "item_id": items, "timestamp": times}).sort(
+            "timestamp"
+        )
         texts = [pl.concat_str(pl.lit(key[0]), key).alias(key) for key in ("user_id", "item_id")]
         frame = frame.with_columns(texts)
         path = folder / f"{name}.{form}"
@@ -95,7 +114,13 @@ def _side(side: str, folder: Path, split: str) -> dict[str, Any]:
     from recsys.preparation.prepare import prepare
 
     form = next(folder.glob("old.*")).suffix
-    files = {"before": ["old"], "append": ["new"], "all": ["old", "new"], "few": ["few/old"], "more": ["few/new"]}
+    files = {
+        "before": ["old"],
+        "append": ["new"],
+        "all": ["old", "new"],
+        "few": ["few/old"],
+        "more": ["few/new"],
+    }
     place = folder / f"dataset-{side}"
     shutil.rmtree(place, ignore_errors=True)
     if not (folder / "few").exists():
@@ -116,7 +141,12 @@ def _side(side: str, folder: Path, split: str) -> dict[str, Any]:
         prepared = prepare(config(side, place), progress=lambda _: None, earlier=earlier)
         seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
     store = sum(path.stat().st_size for path in (place / "events").iterdir()) / 2**20
-    found: dict[str, Any] = {"seconds": seconds, "cpu_s": cpu, "start_s": start_s, "peak_mib": watch.peak_mib}
+    found: dict[str, Any] = {
+        "seconds": seconds,
+        "cpu_s": cpu,
+        "start_s": start_s,
+        "peak_mib": watch.peak_mib,
+    }
     return found | {"store_mib": store, "steps": prepared.manifest.timing}
 
 
@@ -125,7 +155,14 @@ def _config(events: list[Path], place: Path, split: str) -> Any:
 
     source = {"kind": "canonical", "events": [str(path) for path in events]}
     return build_config(
-        {"data": {"dir": str(place), "source": source, "text": {"enabled": False}, "split": {"kind": split}}}
+        {
+            "data": {
+                "dir": str(place),
+                "source": source,
+                "text": {"enabled": False},
+                "split": {"kind": split},
+            }
+        }
     )
 
 

@@ -29,15 +29,23 @@ SIDES = {"rows": 0, "dense": 10**9}  # train.loss.max_dense_items
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--items", type=int, nargs="+", default=[100_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--side", nargs=4, metavar=("SIDE", "FOLDER", "ITEMS", "STEPS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--side", nargs=4, metavar=("SIDE", "FOLDER", "ITEMS", "STEPS"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.side:
         side, folder, items, steps = options.side
-        work = prepare(Path(folder), int(items)) if side == "prepare" else train(Path(folder), side, int(steps))
+        work = (
+            prepare(Path(folder), int(items))
+            if side == "prepare"
+            else train(Path(folder), side, int(steps))
+        )
         print(json.dumps(work))
         return
     sizes = {}
@@ -52,13 +60,19 @@ def main() -> None:
             "step_ms": {side: round(value, 1) for side, value in steps.items()},
             "times": ratios({side: 1 / value for side, value in steps.items()}, "rows"),
             "query_ms": round(medians(results, "query_ms")["rows"], 2),
-            "peak_mib": {side: round(value) for side, value in medians(results, "peak_mib").items()},
+            "peak_mib": {
+                side: round(value) for side, value in medians(results, "peak_mib").items()
+            },
         }
     say("a training step over a large catalogue", sizes=sizes, rounds=options.rounds)
 
 
 def settings(folder: Path, side: str = "rows") -> Config:
-    source = {"kind": "canonical", "events": [str(folder / "events.parquet")], "items": [str(folder / "items.parquet")]}
+    source = {
+        "kind": "canonical",
+        "events": [str(folder / "events.parquet")],
+        "items": [str(folder / "items.parquet")],
+    }
     return build_config(
         {
             "run": {"dir": str(folder / "run")},
@@ -82,7 +96,11 @@ def prepare(folder: Path, items: int) -> dict[str, float]:
     random = np.random.default_rng(0)
     users = np.repeat(np.arange(USERS), EVENTS_A_USER)
     chosen = (items * random.random(len(users)) ** 3).astype(np.int64)
-    events = {"user_id": users.astype(str), "item_id": chosen.astype(str), "timestamp": np.arange(len(users))}
+    events = {
+        "user_id": users.astype(str),
+        "item_id": chosen.astype(str),
+        "timestamp": np.arange(len(users)),
+    }
     pq.write_table(pa.table(events), folder / "events.parquet")
     pq.write_table(pa.table({"item_id": np.arange(items).astype(str)}), folder / "items.parquet")
     with ray_session(settings(folder)):
@@ -123,7 +141,11 @@ def train(folder: Path, side: str, steps: int) -> dict[str, Any]:
     started = time.perf_counter()
     validate(frozen, queries)
     ranked = time.perf_counter() - started
-    return {"step_ms": 1000 * median(seconds[3:]), "query_ms": 1000 * ranked / 200, "peak_mib": own_peak_mib()}
+    return {
+        "step_ms": 1000 * median(seconds[3:]),
+        "query_ms": 1000 * ranked / 200,
+        "peak_mib": own_peak_mib(),
+    }
 
 
 if __name__ == "__main__":

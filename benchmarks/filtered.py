@@ -59,15 +59,20 @@ def attributes(num_items: int) -> ItemAttributes:
 def handmade(num_items: int, width: int) -> Bundle:
     """Build a bundle in memory, with an index that finds .99, as registration builds it."""
     vectors_ND, _ = synthetic(num_items, width)
-    config = build_config({"model": {"width": width, "granularities": {"collaborative": {"enabled": True}}}}).model
+    config = build_config(
+        {"model": {"width": width, "granularities": {"collaborative": {"enabled": True}}}}
+    ).model
     sizes = ModelSizes(width, config.max_history, _USERS, num_items, 1, 0, True, False)
     encoders = Encoders(config, sizes, serving=True)
     view = ItemView(vectors_ND, torch.zeros(num_items, 0))
     popularity_N = torch.ones(num_items)
-    model = FrozenModel(config, sizes, encoders, view, {"collaborative": {"fold_ND": vectors_ND}}, popularity_N)
+    model = FrozenModel(
+        config, sizes, encoders, view, {"collaborative": {"fold_ND": vectors_ND}}, popularity_N
+    )
     rng = np.random.default_rng(2)
     histories = Histories.of_items(
-        [rng.integers(num_items, size=rng.integers(3, 40)).tolist() for _ in range(_USERS)], list(range(_USERS))
+        [rng.integers(num_items, size=rng.integers(3, 40)).tolist() for _ in range(_USERS)],
+        list(range(_USERS)),
     )
     info = BundleInfo(
         format_version=FORMAT_VERSION,
@@ -87,7 +92,9 @@ def handmade(num_items: int, width: int) -> Bundle:
     ids = [f"i{number}" for number in range(num_items)]
     users = [f"u{number}" for number in range(_USERS)]
     index = ItemIndex.build(vectors_ND)
-    bundle = Bundle(info, model, ids, ids, popularity_N.numpy().astype(np.int64), users, histories, index)
+    bundle = Bundle(
+        info, model, ids, ids, popularity_N.numpy().astype(np.int64), users, histories, index
+    )
     recommender = Recommender(bundle)
     queries = recommender.queries([Request(user_id=user) for user in users[:100]])
     calibrate(index, model.parts(queries).users_BD, vectors_ND)
@@ -119,14 +126,21 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     recommender = Recommender(bundle)
     rng = np.random.default_rng(4)
     known = [filters(rng) for _ in range(40)]
-    seconds: dict[str, list[float]] = {"unfiltered": [], "filtered": [], "new filter": [], "known filter": []}
+    seconds: dict[str, list[float]] = {
+        "unfiltered": [],
+        "filtered": [],
+        "new filter": [],
+        "known filter": [],
+    }
     processor: dict[str, list[float]] = {"unfiltered": [], "filtered": []}
     shares, short = [], 0
     for call in range(arguments.calls + 20):
         user, is_new = f"u{call % _USERS}", call % 5 == 0
         asked = filters(rng) if is_new else known[rng.integers(len(known))]
         plain, filtered = Request(user_id=user, k=20), Request(user_id=user, k=20, filters=asked)
-        for name, request in sorted({"unfiltered": plain, "filtered": filtered}.items(), reverse=bool(call % 2)):
+        for name, request in sorted(
+            {"unfiltered": plain, "filtered": filtered}.items(), reverse=bool(call % 2)
+        ):
             started, computed = time.perf_counter(), time.process_time()
             [answer] = recommender.recommend([request])
             taken = time.perf_counter() - started
@@ -152,14 +166,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "ratio_p99": round(found["filtered"]["p99_ms"] / found["unfiltered"]["p99_ms"], 3),
         "ratio_p50": round(found["filtered"]["p50_ms"] / found["unfiltered"]["p50_ms"], 3),
         "processor": of_processor,
-        "processor_ratio_p99": round(of_processor["filtered"]["p99_ms"] / of_processor["unfiltered"]["p99_ms"], 3),
+        "processor_ratio_p99": round(
+            of_processor["filtered"]["p99_ms"] / of_processor["unfiltered"]["p99_ms"], 3
+        ),
         "allowed_share": [round(float(np.quantile(shares, q)), 5) for q in (0, 0.25, 0.5, 0.75, 1)],
         "short_lists": short,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--calls", type=int, default=600)

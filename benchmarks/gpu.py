@@ -41,7 +41,13 @@ class Step(nn.Module):
     def __init__(self, num_items: int, sampled: bool, device: torch.device) -> None:
         super().__init__()
         self.sampled, self.num_items = sampled, num_items
-        evolution = {"enabled": True, "layers": 2, "heads": 2, "positions": "absolute", "dropout": 0.2}
+        evolution = {
+            "enabled": True,
+            "layers": 2,
+            "heads": 2,
+            "positions": "absolute",
+            "dropout": 0.2,
+        }
         tree = {
             "width": WIDTH,
             "max_history": LENGTH,
@@ -49,7 +55,9 @@ class Step(nn.Module):
             "granularities": {"evolution": evolution},
         }
         config = ModelConfig.model_validate(tree)
-        sizes = ModelSizes(WIDTH, LENGTH, 1, num_items, num_types=1, text_width=0, ordered=True, timed=False)
+        sizes = ModelSizes(
+            WIDTH, LENGTH, 1, num_items, num_types=1, text_width=0, ordered=True, timed=False
+        )
         nothing = torch.zeros(0, dtype=torch.int64)
         self.graphs = Graphs(1, num_items, nothing, nothing).to(device)
         trained_N = torch.ones(num_items, dtype=torch.bool)
@@ -60,22 +68,37 @@ class Step(nn.Module):
         if not self.sampled:
             items, states = self.model.view(self.graphs)
             users_BD = self.model(batch, items, states)
-            return full_softmax(users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, weights_P, 0.0)
+            return full_softmax(
+                users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, weights_P, 0.0
+            )
         negatives_M = torch.randint(self.num_items, (NEGATIVES,), device=weights_P.device)
         ids_S, numbers = torch.unique(
-            torch.cat([batch.history_UL.flatten(), batch.targets_P, negatives_M]), return_inverse=True
+            torch.cat([batch.history_UL.flatten(), batch.targets_P, negatives_M]),
+            return_inverse=True,
         )
-        history, targets_P, drawn_M = numbers.split([batch.history_UL.numel(), len(batch.targets_P), NEGATIVES])
-        batch = Batch(**{**batch.__dict__, "history_UL": history.view_as(batch.history_UL), "targets_P": targets_P})
+        history, targets_P, drawn_M = numbers.split(
+            [batch.history_UL.numel(), len(batch.targets_P), NEGATIVES]
+        )
+        batch = Batch(
+            **{
+                **batch.__dict__,
+                "history_UL": history.view_as(batch.history_UL),
+                "targets_P": targets_P,
+            }
+        )
         items, states = self.model.view(self.graphs, ids_S)
         users_BD = self.model(batch, items, states)
-        log_q_M = torch.full((NEGATIVES,), float(np.log(NEGATIVES / self.num_items)), device=weights_P.device)
+        log_q_M = torch.full(
+            (NEGATIVES,), float(np.log(NEGATIVES / self.num_items)), device=weights_P.device
+        )
         parts = (users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, weights_P)
         return sampled_softmax(*parts, negatives_M=drawn_M, log_q_M=log_q_M)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--users", type=int, default=512, help="histories of a step")
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
@@ -95,7 +118,9 @@ def main() -> None:
         for compiled in ((False, True) if on_gpu else (False,))
     }
     for name, figure in figures.items():
-        figure["share_of_matrix_rate"] = round(figure["tflops"] / rates["bf16" if "bf16" in name else "fp32"], 4)
+        figure["share_of_matrix_rate"] = round(
+            figure["tflops"] / rates["bf16" if "bf16" in name else "fp32"], 4
+        )
     say(
         "the training step on a GPU",
         device=torch.cuda.get_device_name() if on_gpu else "none: the CPU, to see that it runs",
@@ -114,7 +139,13 @@ def matrix_rate(kind: str, device: torch.device, size: int) -> float:
 
 
 def measure(
-    num_items: int, sampled: bool, kind: str, compiled: bool, device: torch.device, users: int, steps: int
+    num_items: int,
+    sampled: bool,
+    kind: str,
+    compiled: bool,
+    device: torch.device,
+    users: int,
+    steps: int,
 ) -> dict[str, Any]:
     """Median step of forward, backward and optimiser."""
     torch.manual_seed(0)
@@ -137,7 +168,10 @@ def measure(
         run(number)
     seconds = [_seconds(partial(run, number), device) for number in range(steps)]
     targets = len(batches[0].targets_P)
-    found = {"step_ms": round(1e3 * median(seconds), 2), "targets_a_second": round(targets / median(seconds))}
+    found = {
+        "step_ms": round(1e3 * median(seconds), 2),
+        "targets_a_second": round(targets / median(seconds)),
+    }
     return {**found, "tflops": round(counter.get_total_flops() / median(seconds) / 1e12, 4)}
 
 

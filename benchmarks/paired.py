@@ -21,7 +21,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 
 
-def in_turns(sides: Mapping[str, Sequence[str]], rounds: int, threads: int = 1) -> dict[str, list[dict[str, Any]]]:
+def in_turns(
+    sides: Mapping[str, Sequence[str]], rounds: int, threads: int = 1
+) -> dict[str, list[dict[str, Any]]]:
     """Run every side's command ``rounds`` times, one after the other, and read each last line as
     JSON.
 
@@ -31,22 +33,34 @@ def in_turns(sides: Mapping[str, Sequence[str]], rounds: int, threads: int = 1) 
         A side failed; the message has the end of its output.
     """
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "POLARS_MAX_THREADS",
+    ):
         environment[name] = str(threads)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for number in range(rounds):
         for name, command in sides.items():
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True
+            )
             if done.returncode:
-                raise RuntimeError(f"{name} failed ({done.returncode}):\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
+                raise RuntimeError(
+                    f"{name} failed"
+                    f" ({done.returncode}):\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+                )
             found[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
     return found
 
 
 def medians(results: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> dict[str, float]:
     """The median of a figure, by side."""
-    return {name: median(float(result[key]) for result in rounds) for name, rounds in results.items()}
+    return {
+        name: median(float(result[key]) for result in rounds) for name, rounds in results.items()
+    }
 
 
 def ratios(values: Mapping[str, float], ours: str = "ours") -> dict[str, float]:
@@ -55,7 +69,11 @@ def ratios(values: Mapping[str, float], ours: str = "ours") -> dict[str, float]:
     >>> ratios({"ours": 6.0, "peer": 2.0})
     {'peer': 3.0}
     """
-    return {name: round(values[ours] / value, 3) for name, value in values.items() if name != ours and value}
+    return {
+        name: round(values[ours] / value, 3)
+        for name, value in values.items()
+        if name != ours and value
+    }
 
 
 def say(question: str, **figures: Any) -> None:
@@ -67,7 +85,9 @@ def machine() -> dict[str, Any]:
     """Machine, load and date of the measurement."""
     model = ""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
-        model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
+        model = next(
+            (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), ""
+        )
     return {
         "cpu": model or platform.processor(),
         "cores": os.cpu_count(),

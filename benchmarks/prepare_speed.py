@@ -25,7 +25,9 @@ from benchmarks.paired import in_turns, medians, ratios, say
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--events", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
@@ -39,12 +41,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_events(Path(folder), number)
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.prepare_speed", "--side"]
-            results = in_turns({name: [*command, name, folder] for name in ("ours", "polars")}, options.rounds, 2)
+            results = in_turns(
+                {name: [*command, name, folder] for name in ("ours", "polars")}, options.rounds, 2
+            )
         rates = {name: number / seconds for name, seconds in medians(results, "seconds").items()}
         sizes[number] = {
             "events_a_second": {name: round(rate) for name, rate in rates.items()},
             "times": ratios(rates),
-            "peak_mib": {name: round(value) for name, value in medians(results, "peak_mib").items()},
+            "peak_mib": {
+                name: round(value) for name, value in medians(results, "peak_mib").items()
+            },
             "start_s": round(medians({"ours": results["ours"]}, "start_s")["ours"], 1),
             "steps_s": results["ours"][-1]["steps"],
         }
@@ -58,13 +64,21 @@ def write_events(folder: Path, number: int) -> None:
     import polars as pl
 
     random = np.random.default_rng(0)
-    users = np.repeat(np.arange(number // 20 + 1), random.integers(8, 33, number // 20 + 1))[:number]
+    users = np.repeat(np.arange(number // 20 + 1), random.integers(8, 33, number // 20 + 1))[
+        :number
+    ]
     items = (50_000 * random.random(len(users)) ** 3).astype(np.int64)
     frame = pl.DataFrame(
-        {"user_id": users, "item_id": items, "timestamp": random.integers(1_500_000_000, 1_600_000_000, len(users))}
+        {
+            "user_id": users,
+            "item_id": items,
+            "timestamp": random.integers(1_500_000_000, 1_600_000_000, len(users)),
+        }
     )
     texts = [pl.concat_str(pl.lit(name[0]), name).alias(name) for name in ("user_id", "item_id")]
-    frame.sample(fraction=1.0, shuffle=True, seed=0).with_columns(texts).write_parquet(folder / "events.parquet")
+    frame.sample(fraction=1.0, shuffle=True, seed=0).with_columns(texts).write_parquet(
+        folder / "events.parquet"
+    )
 
 
 def prepare_polars(folder: Path) -> dict[str, float]:
@@ -79,7 +93,9 @@ def prepare_polars(folder: Path) -> dict[str, float]:
         events = events.with_columns(pl.col(name).cast(pl.Enum(ids)).to_physical().cast(pl.Int32))
     keys = ("user_id", "timestamp", "item_id")
     events = events.sort(keys)
-    again = pl.all_horizontal(*(pl.col(name) == pl.col(name).shift() for name in keys)).fill_null(False)
+    again = pl.all_horizontal(*(pl.col(name) == pl.col(name).shift() for name in keys)).fill_null(
+        False
+    )
     number = pl.len().over("user_id")
     left = number - pl.int_range(pl.len()).over("user_id")
     parts = pl.when((left > 2) | (number < 3)).then(0).otherwise(3 - left).cast(pl.UInt8)
@@ -104,7 +120,10 @@ def prepare_ours(folder: Path) -> dict[str, Any]:
     from recsys.preparation.prepare import prepare
 
     run = folder / f"run-{os.getpid()}"
-    config, small = _config(folder / "events.parquet", run), _config(folder / "few/events.parquet", run / "few")
+    config, small = (
+        _config(folder / "events.parquet", run),
+        _config(folder / "few/events.parquet", run / "few"),
+    )
     if not (folder / "few").exists():
         (folder / "few").mkdir()
         write_events(folder / "few", 1000)
@@ -114,7 +133,12 @@ def prepare_ours(folder: Path) -> dict[str, Any]:
         start_s, began = time.perf_counter() - started, time.perf_counter()
         prepared = prepare(config, progress=lambda _: None)
         seconds = time.perf_counter() - began
-    return {"seconds": seconds, "peak_mib": watch.peak_mib, "start_s": start_s, "steps": prepared.manifest.timing}
+    return {
+        "seconds": seconds,
+        "peak_mib": watch.peak_mib,
+        "start_s": start_s,
+        "steps": prepared.manifest.timing,
+    }
 
 
 def _config(events: Path, run: Path) -> Any:
@@ -123,7 +147,10 @@ def _config(events: Path, run: Path) -> Any:
     return build_config(
         {
             "run": {"dir": str(run)},
-            "data": {"source": {"kind": "canonical", "events": [str(events)]}, "text": {"enabled": False}},
+            "data": {
+                "source": {"kind": "canonical", "events": [str(events)]},
+                "text": {"enabled": False},
+            },
             "model": {"granularities": {"evolution": {"enabled": True}}},
         }
     )

@@ -46,7 +46,9 @@ PEER = str(ROOT / "benchmarks/peers/rectools_ranking.py")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", choices=["ml-100k", "beauty"], default="beauty")
     parser.add_argument("--items", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=3)
@@ -60,7 +62,12 @@ def main() -> None:
         print("rectools: no environment, left out (make bench-peers)", file=sys.stderr)
     if options.items:
         sizes = {str(number): of_items(number, options.rounds, python) for number in options.items}
-        say("users a second in ranking, by the size of the catalogue", k=K, sizes=sizes, rounds=options.rounds)
+        say(
+            "users a second in ranking, by the size of the catalogue",
+            k=K,
+            sizes=sizes,
+            rounds=options.rounds,
+        )
     else:
         of_models(options.data, options.rounds, python)
 
@@ -71,16 +78,28 @@ def of_models(data: str, rounds: int, python: str | None) -> None:
         path = write_events(data, Path(folder))
         prepare_ours(folder)
         make_bundle(folder)
-        results = in_turns(_sides("model", folder, [python, PEER, "model", path] if python else None), rounds)
+        results = in_turns(
+            _sides("model", folder, [python, PEER, "model", path] if python else None), rounds
+        )
     users = results["ours"][0]["users"]
-    keys = {"evaluation": "evaluation_s", "batch": "batch_s", "encoding": "encode_s", "ranking": "rank_s"}
-    rates = {name: {s: users / v for s, v in medians(results, key).items() if v} for name, key in keys.items()}
+    keys = {
+        "evaluation": "evaluation_s",
+        "batch": "batch_s",
+        "encoding": "encode_s",
+        "ranking": "rank_s",
+    }
+    rates = {
+        name: {s: users / v for s, v in medians(results, key).items() if v}
+        for name, key in keys.items()
+    }
     say(
         "users a second in full ranking",
         data=data,
         users=users,
         k=K,
-        users_a_second={name: {side: round(rate) for side, rate in of.items()} for name, of in rates.items()},
+        users_a_second={
+            name: {side: round(rate) for side, rate in of.items()} for name, of in rates.items()
+        },
         times={name: ratios(of) for name, of in rates.items()},
         rounds=rounds,
     )
@@ -105,7 +124,16 @@ def of_items(number: int, rounds: int, python: str | None) -> dict[str, Any]:
 
 
 def _sides(kind: str, folder: str, peer: list[str] | None) -> dict[str, list[str]]:
-    ours = [sys.executable, "-W", "ignore", "-m", "benchmarks.ranking_speed", "--side", kind, folder]
+    ours = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "benchmarks.ranking_speed",
+        "--side",
+        kind,
+        folder,
+    ]
     return {"ours": ours, **({"rectools": peer} if peer else {})}
 
 
@@ -125,18 +153,32 @@ def recommend_ours(folder: str) -> dict[str, float]:
     recommender = Recommender(Recommender(read_bundle(Path(folder) / "bundle")).bundle, Split.TRAIN)
     dataset = PreparedDataset(settings(folder, 1).dataset_dir)
     queries = dataset.histories().queries(Split.VALID)
-    model, user_ids = recommender.model, dataset.user_ids.cast(pa.string()).take(queries.histories.users_U)
+    model, user_ids = (
+        recommender.model,
+        dataset.user_ids.cast(pa.string()).take(queries.histories.users_U),
+    )
     few = np.arange(min(600, len(queries)))
     rank(model, queries.take(few), K)
     user_table(recommender, user_ids.take(few), K, True)
     evaluation_s, ranking = _timed(lambda: rank(model, queries, K))
     batch_s, table = _timed(lambda: user_table(recommender, user_ids, K, True))
-    assert len(table) == K * len(queries) and len(ranking) == len(queries), "not every user has a list"
+    assert len(table) == K * len(queries) and len(ranking) == len(queries), (
+        "not every user has a list"
+    )
     pieces = list(queries.take(np.argsort(queries.histories.lengths_U, kind="stable")).chunks(512))
     encode_s, vectors = _timed(lambda: [model.user_vectors(piece)[0] for piece in pieces])
-    of_pieces = [(users, *_events(piece.histories)) for users, piece in zip(vectors, pieces, strict=True)]
-    rank_s, _ = _timed(lambda: [top_by_vectors(u, model.item_vectors_ND, K, *seen) for u, *seen in of_pieces])
-    seconds = {"evaluation_s": evaluation_s, "batch_s": batch_s, "encode_s": encode_s, "rank_s": rank_s}
+    of_pieces = [
+        (users, *_events(piece.histories)) for users, piece in zip(vectors, pieces, strict=True)
+    ]
+    rank_s, _ = _timed(
+        lambda: [top_by_vectors(u, model.item_vectors_ND, K, *seen) for u, *seen in of_pieces]
+    )
+    seconds = {
+        "evaluation_s": evaluation_s,
+        "batch_s": batch_s,
+        "encode_s": encode_s,
+        "rank_s": rank_s,
+    }
     return {"users": len(queries), **seconds}
 
 
@@ -160,7 +202,9 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
 
 def _events(histories: Histories) -> tuple[Array, Array]:
     """Row and item of every event."""
-    return np.repeat(np.arange(len(histories)), histories.lengths_U), histories.items_E.astype(np.int64)
+    return np.repeat(np.arange(len(histories)), histories.lengths_U), histories.items_E.astype(
+        np.int64
+    )
 
 
 def _peak_mib(reset: bool = False) -> float:

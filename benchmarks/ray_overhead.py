@@ -24,7 +24,9 @@ from recsys.training.context import Report, TrainContext
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", choices=["ml-100k", "beauty"], default="beauty")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
@@ -36,7 +38,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_events(options.data, Path(folder))
         prepare_ours(folder)
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.ray_overhead", "--epochs", str(options.epochs)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.ray_overhead",
+            "--epochs",
+            str(options.epochs),
+        ]
         sides = {name: [*command, "--side", name, folder] for name in ("bare", "ray")}
         results = in_turns(sides, options.rounds)
     work, start = medians(results, "work_s"), medians(results, "start_s")

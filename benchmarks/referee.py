@@ -31,19 +31,38 @@ PROTOCOLS: Final = {
 # peer → protocol, environment, script, and the arguments after protocol and folder
 PEERS: Final[dict[str, tuple[str, str, str, list[str]]]] = {
     "RecTools SASRec": ("seen", "rectools", "referee_rectools.py", ["[EPOCHS]", "[0]"]),
-    "RecBole LightGCN": ("seen", "recbole", "referee_recbole.py", ["LightGCN", "EPOCHS", "full", "{}"]),
-    "RecBole SASRec": ("none", "recbole", "referee_recbole.py", ["SASRec", "EPOCHS", "full", "MORE"]),
-    "RecBole SASRec, uni100": ("uni100", "recbole", "referee_recbole.py", ["SASRec", "EPOCHS", "uni100", "MORE"]),
+    "RecBole LightGCN": (
+        "seen",
+        "recbole",
+        "referee_recbole.py",
+        ["LightGCN", "EPOCHS", "full", "{}"],
+    ),
+    "RecBole SASRec": (
+        "none",
+        "recbole",
+        "referee_recbole.py",
+        ["SASRec", "EPOCHS", "full", "MORE"],
+    ),
+    "RecBole SASRec, uni100": (
+        "uni100",
+        "recbole",
+        "referee_recbole.py",
+        ["SASRec", "EPOCHS", "uni100", "MORE"],
+    ),
 }
 DIGITS: Final = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="lastfm-leave-one-out")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--more", default="{}", help="settings of RecBole's SASRec, as JSON")
-    parser.add_argument("--out", default="runs/referee", help="folder of protocols and lists, which are kept")
+    parser.add_argument(
+        "--out", default="runs/referee", help="folder of protocols and lists, which are kept"
+    )
     options = parser.parse_args()
     out, found = Path(options.out).absolute(), {}
     for peer, (kind, environment, script, words) in PEERS.items():
@@ -51,9 +70,18 @@ def main() -> None:
             print(f"{peer}: no environment, left out (make bench-peers)", file=sys.stderr)
             continue
         protocol = prepared(options.config, kind, out)
-        arguments = [word.replace("EPOCHS", str(options.epochs)).replace("MORE", options.more) for word in words]
+        arguments = [
+            word.replace("EPOCHS", str(options.epochs)).replace("MORE", options.more)
+            for word in words
+        ]
         lists = out / f"lists-{kind}"
-        side = [python, str(ROOT / "benchmarks/peers" / script), str(out / kind), str(lists), *arguments]
+        side = [
+            python,
+            str(ROOT / "benchmarks/peers" / script),
+            str(out / kind),
+            str(lists),
+            *arguments,
+        ]
         theirs = in_turns({peer: side}, 1)[peer][0]
         found[peer] = both_figures(theirs, protocol, lists)
     gaps = [abs(pair["theirs"] - pair["ours"]) for of in found.values() for pair in of.values()]
@@ -66,13 +94,23 @@ def main() -> None:
 
 
 def prepared(config: str, kind: str, out: Path) -> Protocol:
-    words = ["--config", config, "--run.dir", str(out / "run"), "--referee.format", "csv", *PROTOCOLS[kind]]
+    words = [
+        "--config",
+        config,
+        "--run.dir",
+        str(out / "run"),
+        "--referee.format",
+        "csv",
+        *PROTOCOLS[kind],
+    ]
     if recsys(["referee", "prepare", "--out", str(out / kind), *words]):
         raise SystemExit(2)
     return read_protocol(out / kind)
 
 
-def both_figures(theirs: dict[str, Any], protocol: Protocol, lists: Path) -> dict[str, dict[str, float]]:
+def both_figures(
+    theirs: dict[str, Any], protocol: Protocol, lists: Path
+) -> dict[str, dict[str, float]]:
     """File and metric → both figures. RecTools reports figures of each of its files, RecBole of its
     only one."""
     questions = [protocol.queries(window) for window in protocol.windows]
@@ -84,7 +122,9 @@ def both_figures(theirs: dict[str, Any], protocol: Protocol, lists: Path) -> dic
         if not isinstance(figures, dict) or ".valid" in name:
             continue
         judged = read_lists(path, protocol, questions).windows[0]
-        ours = query_metrics(mark_hits(judged.items_BK, judged.queries), judged.queries.num_targets_B, [10])
+        ours = query_metrics(
+            mark_hits(judged.items_BK, judged.queries), judged.queries.num_targets_B, [10]
+        )
         for metric, value in figures.items():
             if metric in ours:
                 found[f"{name} {metric}"] = {"theirs": value, "ours": float(ours[metric].mean())}

@@ -35,15 +35,25 @@ STAGES = ("generate", "prepare", "train", "evaluate")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--events", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--items", type=int, default=100_000, help="largest catalogue")
-    parser.add_argument("--fixed-items", action="store_true", help="a catalogue of --items at every size")
+    parser.add_argument(
+        "--fixed-items", action="store_true", help="a catalogue of --items at every size"
+    )
     parser.add_argument("--granularities", nargs="+", default=["evolution", "collaborative"])
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings, dotted")
-    parser.add_argument("--folder", help="folder that keeps the runs; default: a temporary one, removed")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings, dotted"
+    )
+    parser.add_argument(
+        "--folder", help="folder that keeps the runs; default: a temporary one, removed"
+    )
     parser.add_argument("--plots", help="folder for scale-time.svg and scale-memory.svg")
-    parser.add_argument("--redraw", help="a file with the line of an earlier run: draw its plots only")
+    parser.add_argument(
+        "--redraw", help="a file with the line of an earlier run: draw its plots only"
+    )
     parser.add_argument("--stage", nargs=2, metavar=("STAGE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
@@ -53,7 +63,12 @@ def main() -> None:
         sizes = json.loads(Path(options.redraw).read_text())["sizes"]
     else:
         sizes = {str(events): measure(events, options) for events in options.events}
-        say("time and memory over events", sizes=sizes, growth=growth(sizes), granularities=options.granularities)
+        say(
+            "time and memory over events",
+            sizes=sizes,
+            growth=growth(sizes),
+            granularities=options.granularities,
+        )
     if options.plots:
         draw(Path(options.plots), sizes)
 
@@ -67,10 +82,23 @@ def measure(events: int, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"items": items}
     try:
         for stage in STAGES:
-            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.scale", "--stage", stage, str(folder)]
-            found[stage] = in_turns({f"{stage} of {events:,} events": command}, 1, 1).popitem()[1][0]
+            command = [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "benchmarks.scale",
+                "--stage",
+                stage,
+                str(folder),
+            ]
+            found[stage] = in_turns({f"{stage} of {events:,} events": command}, 1, 1).popitem()[1][
+                0
+            ]
             print(json.dumps({stage: found[stage]}), file=sys.stderr, flush=True)
-        found["disk_mib"] = round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20)
+        found["disk_mib"] = round(
+            sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+        )
     finally:
         if not options.folder:
             shutil.rmtree(folder.parent, ignore_errors=True)
@@ -105,9 +133,15 @@ def run_stage(stage: str, folder: Path) -> dict[str, Any]:
     """Run one stage in this process."""
     started = time.perf_counter()
     with Watch() as watch, contextlib.redirect_stdout(sys.stderr):
-        extra = (generate if stage == "generate" else partial(through_cli, stage))(folder / "config.yaml")
+        extra = (generate if stage == "generate" else partial(through_cli, stage))(
+            folder / "config.yaml"
+        )
         extra |= about(stage, folder / "run")
-    return {"seconds": round(time.perf_counter() - started, 1), "peak_mib": round(watch.peak_mib), **extra}
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_mib": round(watch.peak_mib),
+        **extra,
+    }
 
 
 def generate(config: Path) -> dict[str, Any]:
@@ -142,9 +176,14 @@ def about(stage: str, run: Path) -> dict[str, Any]:
         return {"work_s": round(trained["seconds"], 1)}
     if stage == "evaluate":
         metrics = json.loads((run / "metrics.json").read_text())
-        main = {name: round(value, 4) for name, value in metrics["model"].items() if name == "ndcg@20"}
+        main = {
+            name: round(value, 4) for name, value in metrics["model"].items() if name == "ndcg@20"
+        }
         popularity = metrics["baselines"].get("popularity", {}).get("ndcg@20")
-        return {"work_s": round(metrics["timing"]["evaluate_s"], 1), "queries": metrics["data"]["queries"]} | {
+        return {
+            "work_s": round(metrics["timing"]["evaluate_s"], 1),
+            "queries": metrics["data"]["queries"],
+        } | {
             **main,
             "popularity": popularity and round(popularity, 4),
         }
@@ -172,7 +211,7 @@ def growth(sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------ pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 _COLOURS = {"generate": "#8c8c8c", "prepare": "#2f6fde", "train": "#d9822b", "evaluate": "#3a9d5d"}
 _WIDTH, _HEIGHT, _LEFT, _TOP = 560, 320, 64, 28
@@ -187,7 +226,8 @@ def draw(folder: Path, sizes: Mapping[str, Mapping[str, Any]]) -> None:
         ("memory", "peak_mib", "MiB", "Peak memory of a stage over events, all processes together"),
     ):
         lines = {
-            stage: [(int(size), float(of[stage][key])) for size, of in sizes.items() if stage in of] for stage in STAGES
+            stage: [(int(size), float(of[stage][key])) for size, of in sizes.items() if stage in of]
+            for stage in STAGES
         }
         (folder / f"scale-{name}.svg").write_text(picture(title, unit, lines), encoding="utf-8")
 
@@ -207,20 +247,27 @@ def picture(title: str, unit: str, lines: Mapping[str, Sequence[tuple[int, float
         up = (math.log10(max(y, 0.1)) - low_y) / (high_y - low_y) * (_HEIGHT - _TOP - 44)
         return f"{across:.1f} {_HEIGHT - 44 - up:.1f}"
 
-    parts = [f'<text x="{_LEFT}" y="16" font-size="13" font-weight="600" class="ink">{title}</text>']
+    parts = [
+        f'<text x="{_LEFT}" y="16" font-size="13" font-weight="600" class="ink">{title}</text>'
+    ]
     for power in range(low_x, high_x + 1):
         x, y = at(10**power, 10**low_y).split()
         parts.append(f'<path d="M{x} {y} L{at(10**power, 10**high_y)}" class="grid"/>')
-        parts.append(f'<text x="{x}" y="{_HEIGHT - 26}" text-anchor="middle" class="ink">{10**power:,}</text>')
+        parts.append(
+            f'<text x="{x}" y="{_HEIGHT - 26}" text-anchor="middle"'
+            f' class="ink">{10**power:,}</text>'
+        )
     for power in range(low_y, high_y + 1):
         x, y = at(10**low_x, 10.0**power).split()
         parts.append(f'<path d="M{x} {y} L{at(10**high_x, 10.0**power)}" class="grid"/>')
         parts.append(
-            f'<text x="{_LEFT - 6}" y="{float(y) + 4:.1f}" text-anchor="end" class="ink">{10.0**power:g}</text>'
+            f'<text x="{_LEFT - 6}" y="{float(y) + 4:.1f}" text-anchor="end"'
+            f' class="ink">{10.0**power:g}</text>'
         )
     span = min(high_x - low_x, high_y - low_y)
     parts.append(
-        f'<path d="M{at(10**low_x, 10.0**low_y)} L{at(10 ** (low_x + span), 10.0 ** (low_y + span))}" class="one"/>'
+        f'<path d="M{at(10**low_x, 10.0**low_y)}'
+        f' L{at(10 ** (low_x + span), 10.0 ** (low_y + span))}" class="one"/>'
     )
     labels: list[tuple[float, float, str]] = []
     for stage, line in lines.items():
@@ -228,20 +275,38 @@ def picture(title: str, unit: str, lines: Mapping[str, Sequence[tuple[int, float
             continue
         places = [at(x, y) for x, y in sorted(line)]
         colour = _COLOURS[stage]
-        parts.append(f'<path d="M{" L".join(places)}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'<circle cx="{p.split()[0]}" cy="{p.split()[1]}" r="3" fill="{colour}"/>' for p in places]
+        parts.append(
+            f'<path d="M{" L".join(places)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
+        parts += [
+            f'<circle cx="{p.split()[0]}" cy="{p.split()[1]}" r="3" fill="{colour}"/>'
+            for p in places
+        ]
         labels.append((float(places[-1].split()[1]), float(places[-1].split()[0]), stage))
     used = -math.inf
     for y, x, stage in sorted(labels):
         used = max(y + 4, used + 14)
-        parts.append(f'<text x="{x + 8:.1f}" y="{used:.1f}" fill="{_COLOURS[stage]}">{stage}</text>')
-    parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 8}" class="ink">events; up: {unit}; dashed: as the events</text>')
+        parts.append(
+            f'<text x="{x + 8:.1f}" y="{used:.1f}" fill="{_COLOURS[stage]}">{stage}</text>'
+        )
+    parts.append(
+        f'<text x="{_LEFT}" y="{_HEIGHT - 8}" class="ink">events; up: {unit}; dashed: as the'
+        " events</text>"
+    )
     style = (
-        "text{font:12px system-ui,sans-serif}.ink{fill:#444}.grid{stroke:#8884;fill:none}"
-        ".one{stroke:#8889;stroke-dasharray:4 4;fill:none}@media(prefers-color-scheme:dark){.ink{fill:#ccc}}"
+        "text{font:12px"
+        " system-ui,sans-serif}.ink{fill:#444}.grid{stroke:#8884;fill:none}.one{stroke:#8889;stroke-dasharray:4"
+        " 4;fill:none}@media(prefers-color-scheme:dark){.ink{fill:#ccc}}"
     )
     box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
-    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {box}>', f"<style>{style}</style>", *parts, "</svg>\n"])
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" {box}>',
+            f"<style>{style}</style>",
+            *parts,
+            "</svg>\n",
+        ]
+    )
 
 
 if __name__ == "__main__":

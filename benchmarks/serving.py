@@ -2,7 +2,8 @@
 Prints one JSON line.
 
     python -m benchmarks.serving items --num 10000 100000 1000000 --width 64
-    python -m benchmarks.serving http --url http://127.0.0.1:8000/invocations --model DIR --requests 1000
+    python -m benchmarks.serving http --url http://127.0.0.1:8000/invocations --model DIR --requests
+    1000
 
 ``items`` needs no server and no model: vectors with little structure (clusters in a few dimensions
 plus the same amount of isotropic noise), of different lengths, searched by inner product; users are
@@ -30,7 +31,9 @@ from recsys.serving.bundles import read_bundle
 _NOTHING = np.zeros(0, dtype=np.int64)
 
 
-def synthetic(num_items: int, width: int, num_users: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+def synthetic(
+    num_items: int, width: int, num_users: int = 200
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Items and users."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(max(50, num_items // 1000), 16)).astype(np.float32)
@@ -49,7 +52,9 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
     return {f"p{q}_ms": round(float(np.percentile(seconds, q)) * 1e3, 3) for q in (50, 99)}
 
 
-def timed(find: Any, users_BD: torch.Tensor, items_ND: torch.Tensor, batch: int, calls: int) -> dict[str, float]:
+def timed(
+    find: Any, users_BD: torch.Tensor, items_ND: torch.Tensor, batch: int, calls: int
+) -> dict[str, float]:
     """Time per user for lists of :data:`LIST` items, ``batch`` users at a time."""
     seconds = []
     for call in range(calls + 2):
@@ -108,7 +113,9 @@ def http(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     kinds = parser.add_subparsers(required=True)
     one = kinds.add_parser("items")
     one.add_argument("--num", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
@@ -116,7 +123,9 @@ def main() -> None:
     one.set_defaults(run=items)
     two = kinds.add_parser("http")
     two.add_argument("--url", required=True)
-    two.add_argument("--model", type=Path, required=True, help="a bundle or a pulled model, for its users")
+    two.add_argument(
+        "--model", type=Path, required=True, help="a bundle or a pulled model, for its users"
+    )
     two.add_argument("--requests", type=int, default=1000)
     two.add_argument("--k", type=int, default=20)
     two.set_defaults(run=http)

@@ -1,8 +1,8 @@
 """Measure how a running server handles difficult callers. Each command prints one JSON line.
 
     python -m benchmarks.serving_load half --url http://127.0.0.1:8000 --bodies 130 --seconds 35
-    python -m benchmarks.serving_load beside --url http://127.0.0.1:8000 --calls 300 --requests 1000 --k 100
-    python -m benchmarks.serving_load stop --url http://127.0.0.1:8000 --pid PID --clients 8
+    python -m benchmarks.serving_load beside --url http://127.0.0.1:8000 --calls 300 --requests 1000
+    --k 100 python -m benchmarks.serving_load stop --url http://127.0.0.1:8000 --pid PID --clients 8
 
 ``half`` sends bodies that announce a length and stop, and polls ``/health`` meanwhile: the longest
 time without an answer. ``beside`` sends small calls, first alone, then during a sequence of large
@@ -32,7 +32,9 @@ from benchmarks.serving import quantiles
 
 def post(url: str, content: Any, timeout: float = 120) -> int:
     """Send a call, read the whole answer and return the status."""
-    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        url, json.dumps(content).encode(), {"Content-Type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=timeout) as reply:
             reply.read()
@@ -57,13 +59,19 @@ def half(arguments: argparse.Namespace) -> dict[str, Any]:
     calls: Counter[str] = Counter()
     while time.perf_counter() - started < arguments.seconds:
         try:
-            with urllib.request.urlopen(f"{arguments.url}/health", timeout=arguments.seconds) as reply:
+            with urllib.request.urlopen(
+                f"{arguments.url}/health", timeout=arguments.seconds
+            ) as reply:
                 statuses[str(reply.status)] += 1
             longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
         except Exception as error:
             statuses[str(getattr(error, "code", type(error).__name__))] += 1
         try:
-            calls[str(post(f"{arguments.url}/recommend", {"user_id": "u0"}, timeout=arguments.seconds))] += 1
+            calls[
+                str(
+                    post(f"{arguments.url}/recommend", {"user_id": "u0"}, timeout=arguments.seconds)
+                )
+            ] += 1
         except Exception as error:
             calls[type(error).__name__] += 1
         time.sleep(0.05)
@@ -127,9 +135,13 @@ def stop(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def ask() -> None:
         while not done.is_set():
-            connection = http.client.HTTPConnection(url.hostname or "127.0.0.1", url.port, timeout=60)
+            connection = http.client.HTTPConnection(
+                url.hostname or "127.0.0.1", url.port, timeout=60
+            )
             try:
-                connection.request("POST", "/recommend", b'{"user_id": "u1"}', {"Content-Type": "application/json"})
+                connection.request(
+                    "POST", "/recommend", b'{"user_id": "u1"}', {"Content-Type": "application/json"}
+                )
                 reply = connection.getresponse()
                 reply.read()
                 outcome = str(reply.status)
@@ -155,7 +167,9 @@ def stop(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     kinds = parser.add_subparsers(required=True)
     for run in (half, beside, stop):
         kind = kinds.add_parser(run.__name__)

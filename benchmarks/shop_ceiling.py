@@ -20,7 +20,9 @@ from recsys.config import load_config
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 
 _DRAWS: Final = 60
-_BEHIND: Final = 0.02  # weight of an item's popularity against a draw: it orders items with equally many draws
+_BEHIND: Final = (
+    0.02  # weight of an item's popularity against a draw: it orders items with equally many draws
+)
 
 
 def ceiling(configuration: Path, shop: Shop) -> float | None:
@@ -32,13 +34,19 @@ def ceiling(configuration: Path, shop: Shop) -> float | None:
     kind, k = parse_metric(config.train.metric, tuple(QUERY_METRICS))
     kind_asked = TYPES.index("purchase") if config.data.targets else 0
     is_asked_E = world.kinds == kind_asked
-    cut = int(np.quantile(world.times[is_asked_E], 1 - float(config.data.split.test), method="higher"))
+    cut = int(
+        np.quantile(world.times[is_asked_E], 1 - float(config.data.split.test), method="higher")
+    )
     choices, values = Choices.of(plan), []
     choices.make(until=cut)
     past = choices.world
     is_asked_E &= world.times >= cut
     for user in np.unique(world.users[is_asked_E]).tolist():
-        had = past.items[(past.users == user) & (past.kinds == kind_asked)] if config.evaluate.exclude_seen else []
+        had = (
+            past.items[(past.users == user) & (past.kinds == kind_asked)]
+            if config.evaluate.exclude_seen
+            else []
+        )
         rows_E = is_asked_E & (world.users == user)
         targets = np.setdiff1d(world.items[rows_E], had)
         if not choices.had[user] or not len(targets):

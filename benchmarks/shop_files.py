@@ -23,33 +23,108 @@ from benchmarks.shop_world import TYPES, World
 Columns = dict[str, list[Any]]  # name → cells
 
 FORMATS: Final = ("csv", "csv", "semicolon", "tsv", "csv.gz", "parquet", "jsonl", "jsonl.gz")
-USER_NAMES: Final = ("user_id", "customer_id", "CustomerID", "userId", "client_no", "member", "visitorid", "buyer_id")
-ITEM_NAMES: Final = ("item_id", "product_id", "sku", "StockCode", "productId", "article_no", "asin", "offer_id")
-TIME_NAMES: Final = ("timestamp", "ts", "created_at", "order_date", "event_time", "date", "purchasedAt", "when")
+USER_NAMES: Final = (
+    "user_id",
+    "customer_id",
+    "CustomerID",
+    "userId",
+    "client_no",
+    "member",
+    "visitorid",
+    "buyer_id",
+)
+ITEM_NAMES: Final = (
+    "item_id",
+    "product_id",
+    "sku",
+    "StockCode",
+    "productId",
+    "article_no",
+    "asin",
+    "offer_id",
+)
+TIME_NAMES: Final = (
+    "timestamp",
+    "ts",
+    "created_at",
+    "order_date",
+    "event_time",
+    "date",
+    "purchasedAt",
+    "when",
+)
 TYPE_NAMES: Final = ("event_type", "action", "event", "behavior")
 FILES: Final = {
-    "events": ("events", "orders", "transactions", "clickstream", "interactions", "sales_export", "history"),
+    "events": (
+        "events",
+        "orders",
+        "transactions",
+        "clickstream",
+        "interactions",
+        "sales_export",
+        "history",
+    ),
     "items": ("products", "catalog", "articles", "items", "assortment"),
     "users": ("customers", "users", "members", "accounts", "crm"),
     "social": ("friends", "follows", "network", "contacts"),
 }
-FRIEND_NAMES: Final = (("user_id", "friend_id"), ("follower", "followee"), ("src", "dst"), ("from_user", "to_user"))
-TYPE_WORDS: Final = (TYPES, ("pv", "addtocart", "buy"), ("product_view", "add_to_cart", "order_completed"))
+FRIEND_NAMES: Final = (
+    ("user_id", "friend_id"),
+    ("follower", "followee"),
+    ("src", "dst"),
+    ("from_user", "to_user"),
+)
+TYPE_WORDS: Final = (
+    TYPES,
+    ("pv", "addtocart", "buy"),
+    ("product_view", "add_to_cart", "order_completed"),
+)
 REGIONS: Final = ("North", "South", "East", "West", "Capital", "Coast", "Islands", "Abroad")
-BRANDS: Final = ("Acme", "Globex", "Initech", "Umbra", "Velto", "Norda", "Lumo", "Karst", "Pavo", "Tessel", "Orlin")
+BRANDS: Final = (
+    "Acme",
+    "Globex",
+    "Initech",
+    "Umbra",
+    "Velto",
+    "Norda",
+    "Lumo",
+    "Karst",
+    "Pavo",
+    "Tessel",
+    "Orlin",
+)
 CATEGORIES: Final = (
-    "Garden", "Kitchen", "Toys", "Sports", "Beauty", "Office", "Pets", "Music", "Books", "Outdoor", "Baby", "Travel",
-    "Lighting", "Storage", "Clothing", "Grocery",
+    "Garden", "Kitchen", "Toys", "Sports", "Beauty", "Office", "Pets", "Music", "Books", "Outdoor",
+    "Baby", "Travel", "Lighting", "Storage", "Clothing", "Grocery",
 )  # fmt: skip
 THEMES: Final = (  # words of the titles of a style
-    "rose seed pot spade hose bulb trellis mower soil herb", "pan whisk oven kettle ladle grill spice bowl apron knife",
-    "robot puzzle doll blocks kite train dice puppet marble yoyo", "ball racket jersey helmet skate dumbbell goal mat",
-    "serum lotion lipstick shampoo cream perfume balm soap mascara", "stapler binder pen ledger folder printer ink",
-    "leash collar kennel aquarium litter treat cage saddle", "guitar drum violin amplifier vinyl piano flute cable",
-    "novel atlas poetry comic dictionary biography thriller diary", "tent lantern compass rope canoe boots axe",
-    "pram bib rattle crib bottle diaper pacifier onesie", "suitcase passport pillow adapter map visor tote flask",
+    "rose seed pot spade hose bulb trellis mower soil herb",
+    "pan whisk oven kettle ladle grill spice bowl apron knife",
+    "robot puzzle doll blocks kite train dice puppet marble yoyo",
+    "ball racket jersey helmet skate dumbbell goal mat",
+    "serum lotion lipstick shampoo cream perfume balm soap mascara",
+    "stapler binder pen ledger folder printer ink",
+    "leash collar kennel aquarium litter treat cage saddle",
+    "guitar drum violin amplifier vinyl piano flute cable",
+    "novel atlas poetry comic dictionary biography thriller diary",
+    "tent lantern compass rope canoe boots axe",
+    "pram bib rattle crib bottle diaper pacifier onesie",
+    "suitcase passport pillow adapter map visor tote flask",
 )  # fmt: skip
-COMMON: Final = ("classic", "large", "small", "new", "set", "deluxe", "basic", "red", "blue", "green", "black", "pack")
+COMMON: Final = (
+    "classic",
+    "large",
+    "small",
+    "new",
+    "set",
+    "deluxe",
+    "basic",
+    "red",
+    "blue",
+    "green",
+    "black",
+    "pack",
+)
 
 
 @dataclass
@@ -58,12 +133,18 @@ class Shop:
 
     world: World
     files: list[Path] = field(default_factory=list)
-    roles: dict[str, str] = field(default_factory=dict)  # events, items, users, social → name of the file
-    columns: dict[str, dict[str, str]] = field(default_factory=dict)  # role → what it is → name of the column
+    roles: dict[str, str] = field(
+        default_factory=dict
+    )  # events, items, users, social → name of the file
+    columns: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # role → what it is → name of the column
     users: list[str] = field(default_factory=list)  # ids of the users of the world, as text
     items: list[str] = field(default_factory=list)
     types: tuple[str, ...] = ()
-    times: list[int] = field(default_factory=list)  # of the events, seconds, as precise as the files say them
+    times: list[int] = field(
+        default_factory=list
+    )  # of the events, seconds, as precise as the files say them
     forms: dict[str, str] = field(default_factory=dict)
 
 
@@ -82,9 +163,15 @@ class _Export:
         self._order: list[int] = []  # of the rows of events
         self.is_mixed = self.random.random() < 0.35
         self.format = self._one_of(FORMATS)
-        self.user, self.item, self.time = (self._one_of(names) for names in (USER_NAMES, ITEM_NAMES, TIME_NAMES))
-        self.shop.users = self._ids(self.plan.num_users, (_plain, _letter("u"), _letter("C"), _mail, _hexadecimal))
-        self.shop.items = self._ids(self.plan.num_items, (_plain, _offset, _letter("SKU-"), _letter("P"), _ean))
+        self.user, self.item, self.time = (
+            self._one_of(names) for names in (USER_NAMES, ITEM_NAMES, TIME_NAMES)
+        )
+        self.shop.users = self._ids(
+            self.plan.num_users, (_plain, _letter("u"), _letter("C"), _mail, _hexadecimal)
+        )
+        self.shop.items = self._ids(
+            self.plan.num_items, (_plain, _offset, _letter("SKU-"), _letter("P"), _ean)
+        )
 
     def _one_of(self, choices: Sequence[Any]) -> Any:
         return choices[int(self.random.integers(0, len(choices)))]
@@ -99,7 +186,11 @@ class _Export:
         events = self._events()
         if is_flat:
             of_event = self.world.items[self._order].tolist()
-            events |= {name: [cells[i] for i in of_event] for name, cells in items.items() if name not in events}
+            events |= {
+                name: [cells[i] for i in of_event]
+                for name, cells in items.items()
+                if name not in events
+            }
         self._write("events", events)
         if not is_flat:
             self._write("items", items)
@@ -119,19 +210,27 @@ class _Export:
             self.item: [shop.items[item] for item in world.items.tolist()],
             self.time: cells,
         }
-        shop.columns["events"] = {"user_id": self.user, "item_id": self.item, "timestamp": self.time}
+        shop.columns["events"] = {
+            "user_id": self.user,
+            "item_id": self.item,
+            "timestamp": self.time,
+        }
         if self.plan.has("types"):
             shop.types = self._one_of(TYPE_WORDS)
             name = shop.columns["events"]["event_type"] = self._one_of(TYPE_NAMES)
             named[name] = [shop.types[kind] for kind in world.kinds.tolist()]
         if self.random.random() < 0.4:
-            named["channel"] = [("web", "app", "store")[int(n)] for n in self.random.integers(0, 3, num)]
+            named["channel"] = [
+                ("web", "app", "store")[int(n)] for n in self.random.integers(0, 3, num)
+            ]
         if self.random.random() < 0.3:
             named["order_no"] = [f"O{100_000 + row // 2}" for row in range(num)]
         if self.random.random() < 0.3:
             named["quantity"] = [int(n) for n in self.random.geometric(0.7, num)]
         names = list(named)
-        if self.random.random() < 0.5:  # the order of columns, and of rows, is not always the usual one
+        if (
+            self.random.random() < 0.5
+        ):  # the order of columns, and of rows, is not always the usual one
             self.random.shuffle(names)
         rows = self.random.permutation(num).tolist() if self.random.random() < 0.25 else range(num)
         self._order = list(rows)
@@ -139,7 +238,9 @@ class _Export:
 
     def _times(self, seconds: list[int]) -> tuple[str, list[Any], int]:
         """The form, the cells, and the precision in seconds."""
-        form = self._one_of(("epoch", "epoch_ms", "iso", "iso_zone", "day_first", "month_first", "native"))
+        form = self._one_of(
+            ("epoch", "epoch_ms", "iso", "iso_zone", "day_first", "month_first", "native")
+        )
         if form == "epoch":
             return form, seconds, 1
         if form == "epoch_ms":
@@ -160,7 +261,9 @@ class _Export:
         table: Columns = {self.item: shop.items}
         truth = shop.columns["items"] = {"item_id": self.item}
         if plan.shows("text"):
-            truth["text"] = self._one_of(("title", "name", "product_name", "description", "Description"))
+            truth["text"] = self._one_of(
+                ("title", "name", "product_name", "description", "Description")
+            )
             table[truth["text"]] = [self._title(item) for item in range(plan.num_items)]
         truth["category"] = self._one_of(("category", "department", "product_group", "type"))
         table[truth["category"]] = [CATEGORIES[c] for c in world.categories.tolist()]
@@ -173,23 +276,39 @@ class _Export:
             truth["price"] = self._one_of(("price", "unit_price", "list_price"))
             mark = self._one_of(("{:.2f}", "{:.2f}", "{:.2f} EUR", "${:.2f}"))
             shop.forms["price"] = mark
-            table[truth["price"]] = [mark.format(price) if " " in mark or "$" in mark else price for price in written]
+            table[truth["price"]] = [
+                mark.format(price) if " " in mark or "$" in mark else price for price in written
+            ]
         if plan.has("place"):
-            truth["latitude"], truth["longitude"] = self._one_of((("lat", "lon"), ("latitude", "longitude")))
-            table[truth["latitude"]] = [round(48.2 + y / 111, 5) for y in world.item_places[:, 1].tolist()]
-            table[truth["longitude"]] = [round(11.5 + x / 74, 5) for x in world.item_places[:, 0].tolist()]
+            truth["latitude"], truth["longitude"] = self._one_of(
+                (("lat", "lon"), ("latitude", "longitude"))
+            )
+            table[truth["latitude"]] = [
+                round(48.2 + y / 111, 5) for y in world.item_places[:, 1].tolist()
+            ]
+            table[truth["longitude"]] = [
+                round(11.5 + x / 74, 5) for x in world.item_places[:, 0].tolist()
+            ]
         if random.random() < 0.3:
-            table["image_url"] = [f"https://img.shop.example.org/{item}.jpg" for item in range(plan.num_items)]
+            table["image_url"] = [
+                f"https://img.shop.example.org/{item}.jpg" for item in range(plan.num_items)
+            ]
         if random.random() < 0.3:
             first = datetime.fromtimestamp(plan.start, UTC)
-            table["listed_on"] = [f"{first + timedelta(days=float(day)):%Y-%m-%d}" for day in world.launched.tolist()]
+            table["listed_on"] = [
+                f"{first + timedelta(days=float(day)):%Y-%m-%d}" for day in world.launched.tolist()
+            ]
         return table
 
     def _title(self, item: int) -> str:
         """Words of the item's style, or of any style if the text is uninformative, between common
         words."""
         random = self.random
-        style = int(self.world.item_styles[item]) if self.plan.has("text") else int(random.integers(0, len(THEMES)))
+        style = (
+            int(self.world.item_styles[item])
+            if self.plan.has("text")
+            else int(random.integers(0, len(THEMES)))
+        )
         share = 0.5 + 0.4 * self.plan.strength.get("text", 0.0)
         words = []
         for _ in range(int(random.integers(2, 5))):
@@ -218,7 +337,10 @@ class _Export:
         one, two = self._one_of(FRIEND_NAMES)
         self.shop.columns["social"] = {"src_user_id": one, "dst_user_id": two}
         pairs = self.world.friends.tolist()
-        return {one: [self.shop.users[a] for a, _ in pairs], two: [self.shop.users[b] for _, b in pairs]}
+        return {
+            one: [self.shop.users[a] for a, _ in pairs],
+            two: [self.shop.users[b] for _, b in pairs],
+        }
 
     def _write(self, role: str, table: Columns) -> None:
         form = self._one_of(FORMATS) if self.is_mixed else self.format
@@ -254,7 +376,11 @@ def _ean(number: int) -> str:
 
 
 def _brand(number: int) -> str:
-    return BRANDS[number] if number < len(BRANDS) else f"{BRANDS[number % len(BRANDS)]} {number // len(BRANDS)}"
+    return (
+        BRANDS[number]
+        if number < len(BRANDS)
+        else f"{BRANDS[number % len(BRANDS)]} {number // len(BRANDS)}"
+    )
 
 
 def _bytes(table: Columns, form: str) -> bytes:
@@ -281,7 +407,11 @@ def _bytes(table: Columns, form: str) -> bytes:
 
 def _typed(cells: list[Any]) -> pa.Array:
     """Write whole numbers without decimals, as a database export does."""
-    if cells and isinstance(cells[0], str) and all(cell.isdigit() and str(int(cell)) == cell for cell in cells):
+    if (
+        cells
+        and isinstance(cells[0], str)
+        and all(cell.isdigit() and str(int(cell)) == cell for cell in cells)
+    ):
         return pa.array([int(cell) for cell in cells])
     return pa.array(cells)
 

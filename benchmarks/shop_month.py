@@ -34,7 +34,19 @@ def plan() -> Plan:
     """A thousand customers with a taste, favourite brands, and a habit of what to choose next."""
     strength = {"taste": 0.9, "sequence": 0.9, "brands": 0.6, "price": 0.6}
     start = int(START.timestamp())
-    return Plan(7, 1000, 150, 30.0, start, _DAYS, strength, frozenset(), styles=6, aimless=0.1, long_tail=0.8)
+    return Plan(
+        7,
+        1000,
+        150,
+        30.0,
+        start,
+        _DAYS,
+        strength,
+        frozenset(),
+        styles=6,
+        aimless=0.1,
+        long_tail=0.8,
+    )
 
 
 def days_of(world: World) -> list[list[Row]]:
@@ -45,7 +57,9 @@ def days_of(world: World) -> list[list[Row]]:
     ([('customer-003', 'p-005', 1772323200)], 31)
     """
     days: list[list[Row]] = [[] for _ in range(_DAYS)]
-    for user, item, time in zip(world.users.tolist(), world.items.tolist(), world.times.tolist(), strict=True):
+    for user, item, time in zip(
+        world.users.tolist(), world.items.tolist(), world.times.tolist(), strict=True
+    ):
         day = (time - world.plan.start) // DAY
         if day < _DAYS:
             days[day].append((f"customer-{user:03d}", f"p-{item:03d}", time))
@@ -56,9 +70,14 @@ def damaged(days: list[list[Row]], last: int, how: str) -> list[Row]:
     """The last day, damaged."""
     rows = days[last]
     if how == "ids":
-        return [(u, f"SKU{9000 + place}" if place % 2 else item, t) for place, (u, item, t) in enumerate(rows)]
+        return [
+            (u, f"SKU{9000 + place}" if place % 2 else item, t)
+            for place, (u, item, t) in enumerate(rows)
+        ]
     counted = Counter(item for day in days[:last] for _, item, _ in day)
-    least = [item for item, _ in sorted(counted.items(), key=lambda pair: (pair[1], pair[0]))[:_BOTS]]
+    least = [
+        item for item, _ in sorted(counted.items(), key=lambda pair: (pair[1], pair[0]))[:_BOTS]
+    ]
     noon = rows[len(rows) // 2][2]
     visits = [
         (f"customer-{bot:03d}", least[(bot + step) % _BOTS], noon + 60 * step)
@@ -73,9 +92,15 @@ def write_items(world: World, folder: Path) -> None:
     words = [theme.split() for theme in THEMES]
     columns = (world.item_styles, world.categories, world.brands, world.prices)
     rows = []
-    for item, (style, category, brand, price) in enumerate(zip(*(each.tolist() for each in columns), strict=True)):
-        title = f"{COMMON[item % len(COMMON)]} {words[style][item % len(words[style])]}".capitalize()
-        rows.append((f"p-{item:03d}", title, CATEGORIES[category], BRANDS[brand % len(BRANDS)], price))
+    for item, (style, category, brand, price) in enumerate(
+        zip(*(each.tolist() for each in columns), strict=True)
+    ):
+        title = (
+            f"{COMMON[item % len(COMMON)]} {words[style][item % len(words[style])]}".capitalize()
+        )
+        rows.append(
+            (f"p-{item:03d}", title, CATEGORIES[category], BRANDS[brand % len(BRANDS)], price)
+        )
     _write(folder / "items.csv", ("item_id", "title", "category", "brand", "price"), rows)
 
 
@@ -95,9 +120,13 @@ def _write(path: Path, head: tuple[str, ...], rows: list[Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--until", default="2026-03-31", metavar="DATE", help="the last day that is written")
+    parser.add_argument(
+        "--until", default="2026-03-31", metavar="DATE", help="the last day that is written"
+    )
     parser.add_argument("--damage", choices=("ids", "bots"), help="of the last day")
     options = parser.parse_args()
     last = (datetime.fromisoformat(options.until).replace(tzinfo=UTC) - START).days

@@ -23,9 +23,18 @@ _FEW_REPEATS, _MANY_REPEATS = 0.08, 0.15  # shares of the targets; between them 
 def misread(configuration: Path, shop: Shop) -> list[str]:
     """One line for each mistake of ``init``; empty if there is none."""
     config = load_config(configuration)
-    tables = {name: read_all(pieces) for name, pieces in open_source(config.data.source).pieces().items()}
-    tables = {name: table.filter(pc.is_null(table.column(schema.REASON))) for name, table in tables.items()}
-    return [*_of_events(tables["events"], config, shop), *_of_tables(tables, shop), *_of_columns(tables, config, shop)]
+    tables = {
+        name: read_all(pieces) for name, pieces in open_source(config.data.source).pieces().items()
+    }
+    tables = {
+        name: table.filter(pc.is_null(table.column(schema.REASON)))
+        for name, table in tables.items()
+    }
+    return [
+        *_of_events(tables["events"], config, shop),
+        *_of_tables(tables, shop),
+        *_of_columns(tables, config, shop),
+    ]
 
 
 def _of_events(events: pa.Table, config: Config, shop: Shop) -> list[str]:
@@ -36,7 +45,9 @@ def _of_events(events: pa.Table, config: Config, shop: Shop) -> list[str]:
         schema.ITEM_ID: [shop.items[item] for item in world.items.tolist()],
     }
     times = events.column(schema.TIMESTAMP).cast(pa.timestamp("us")).cast(pa.int64())
-    if times.null_count or sorted(time // 1_000_000 for time in times.to_pylist()) != sorted(shop.times):
+    if times.null_count or sorted(time // 1_000_000 for time in times.to_pylist()) != sorted(
+        shop.times
+    ):
         wrong.append(f"times of the events ({shop.forms['times']})")
     for key, cells in meant.items():
         if Counter(cells) != Counter(found[key]):
@@ -47,8 +58,13 @@ def _of_events(events: pa.Table, config: Config, shop: Shop) -> list[str]:
     if config.data.split.kind != "temporal":
         wrong.append(f"split {config.data.split.kind} of real times over {world.plan.days} days")
     repeats = _repeats(config, shop)
-    if not _FEW_REPEATS < repeats < _MANY_REPEATS and config.evaluate.exclude_seen == (repeats >= _MANY_REPEATS):
-        wrong.append(f"exclude_seen {config.evaluate.exclude_seen}, {repeats:.1%} of the targets were had before")
+    if not _FEW_REPEATS < repeats < _MANY_REPEATS and config.evaluate.exclude_seen == (
+        repeats >= _MANY_REPEATS
+    ):
+        wrong.append(
+            f"exclude_seen {config.evaluate.exclude_seen}, {repeats:.1%} of the targets were had"
+            " before"
+        )
     return wrong
 
 
@@ -56,10 +72,18 @@ def _repeats(config: Config, shop: Shop) -> float:
     """Share of the test targets whose item the user had by such an event before the cut in time."""
     world = shop.world
     is_asked_E = world.kinds == (len(shop.types) - 1 if config.data.targets and shop.types else 0)
-    cut = np.quantile(world.times[is_asked_E], 1 - float(config.data.split.test or 0.1), method="higher")
+    cut = np.quantile(
+        world.times[is_asked_E], 1 - float(config.data.split.test or 0.1), method="higher"
+    )
     pairs_E = world.users * world.plan.num_items + world.items
-    asked_E = is_asked_E & (world.times >= cut) & np.isin(world.users, world.users[world.times < cut])
-    return float(np.isin(pairs_E[asked_E], pairs_E[is_asked_E & (world.times < cut)]).mean()) if asked_E.any() else 0.0
+    asked_E = (
+        is_asked_E & (world.times >= cut) & np.isin(world.users, world.users[world.times < cut])
+    )
+    return (
+        float(np.isin(pairs_E[asked_E], pairs_E[is_asked_E & (world.times < cut)]).mean())
+        if asked_E.any()
+        else 0.0
+    )
 
 
 def _of_tables(tables: dict[str, pa.Table], shop: Shop) -> list[str]:
@@ -77,7 +101,9 @@ def _of_tables(tables: dict[str, pa.Table], shop: Shop) -> list[str]:
             if not cells <= set(ids) or len(cells) < 0.5 * len(ids):
                 wrong.append(f"{key} of {name}: {sorted(cells)[:3]}")
     if "social" in wanted & set(tables):
-        people = {cell for key in ("src_user_id", "dst_user_id") for cell in _cells(tables["social"], key)}
+        people = {
+            cell for key in ("src_user_id", "dst_user_id") for cell in _cells(tables["social"], key)
+        }
         if not people <= set(shop.users):
             wrong.append(f"ids of friends: {sorted(people)[:3]}")
     return wrong
@@ -98,13 +124,21 @@ def _of_columns(tables: dict[str, pa.Table], config: Config, shop: Shop) -> list
     if idle:
         wrong.append(f"{', '.join(sorted(idle))} is read as text or fact")
     if items is not None:
-        wrong += [f"{meant[name]} is no number" for name in ("price",) if name in meant and not _is(items, meant[name])]
+        wrong += [
+            f"{meant[name]} is no number"
+            for name in ("price",)
+            if name in meant and not _is(items, meant[name])
+        ]
         places = [name for name in ("latitude", "longitude") if name in meant]
-        wrong += [f"no {name}" for name in places if not (_is(items, name) or _is(items, meant[name]))]
+        wrong += [
+            f"no {name}" for name in places if not (_is(items, name) or _is(items, meant[name]))
+        ]
     if "users" in shop.columns and "users" in tables:
         age, region = shop.columns["users"]["age"], shop.columns["users"]["region"]
         wrong += [] if _is(tables["users"], age) else [f"{age} is no number"]
-        wrong += [] if region in tables["users"].column_names else [f"{region} of users is left out"]
+        wrong += (
+            [] if region in tables["users"].column_names else [f"{region} of users is left out"]
+        )
     return wrong
 
 

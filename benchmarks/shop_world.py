@@ -66,13 +66,19 @@ class World:
     users: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     items: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     times: Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    kinds: Array = field(default_factory=lambda: np.zeros(0, np.int64))  # of TYPES; all 0 without types
+    kinds: Array = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # of TYPES; all 0 without types
     item_styles: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     categories: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     brands: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     prices: Array = field(default_factory=lambda: np.zeros(0))
-    item_places: Array = field(default_factory=lambda: np.zeros((0, 2)))  # kilometres from the middle
-    launched: Array = field(default_factory=lambda: np.zeros(0))  # day of the period, below 0: before it
+    item_places: Array = field(
+        default_factory=lambda: np.zeros((0, 2))
+    )  # kilometres from the middle
+    launched: Array = field(
+        default_factory=lambda: np.zeros(0)
+    )  # day of the period, below 0: before it
     ages: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     regions: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     friends: Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))
@@ -96,7 +102,11 @@ def plan_of(seed: int, users: float = 1.0, items: float = 1.0) -> Plan:
         strength = {name: value for name, value in drawn.items() if random.random() < SIGNALS[name]}
         if "taste" not in strength:
             strength.pop("text", None)  # a text can only describe a taste that exists
-    misleading = {name for name, share in MISLEADING.items() if name not in strength and random.random() < share}
+    misleading = {
+        name
+        for name, share in MISLEADING.items()
+        if name not in strength and random.random() < share
+    }
     return Plan(
         seed,
         max(30, round(between(300, 3000) * users)),
@@ -125,15 +135,21 @@ def _make_items(world: World, random: np.random.Generator) -> None:
     num_categories = int(random.integers(4, 16))
     of_style = random.integers(0, num_categories, plan.styles)
     world.categories = np.where(
-        random.random(num) < 0.5, of_style[world.item_styles], random.integers(0, num_categories, num)
+        random.random(num) < 0.5,
+        of_style[world.item_styles],
+        random.integers(0, num_categories, num),
     )
     world.brands = np.minimum(random.zipf(1.4, num) - 1, max(5, num // 12))
     level = random.normal(3.0, 0.6, num_categories)
-    world.prices = np.round(np.exp(level[world.categories] + random.normal(0, 0.7, num)), 2).clip(0.5)
+    world.prices = np.round(np.exp(level[world.categories] + random.normal(0, 0.7, num)), 2).clip(
+        0.5
+    )
     middle = random.normal(0, 30, (int(random.integers(2, 7)), 2))
     world.item_places = middle[random.integers(0, len(middle), num)] + random.normal(0, 4, (num, 2))
     is_new = random.random(num) < (0.6 if plan.has("drift") else 0.0)
-    world.launched = np.where(is_new, random.uniform(0, 0.97 * plan.days, num), -random.exponential(200, num))
+    world.launched = np.where(
+        is_new, random.uniform(0, 0.97 * plan.days, num), -random.exponential(200, num)
+    )
 
 
 @dataclass
@@ -152,7 +168,9 @@ def _make_people(world: World, random: np.random.Generator) -> People:
     styles = random.dirichlet(np.full(plan.styles, 0.25), num)  # mostly one to three styles
     world.ages = random.integers(16, 80, num)
     world.regions = np.minimum(random.geometric(0.3, num) - 1, 7)
-    homes = world.item_places[random.integers(0, plan.num_items, num)] + random.normal(0, 3, (num, 2))
+    homes = world.item_places[random.integers(0, plan.num_items, num)] + random.normal(
+        0, 3, (num, 2)
+    )
     if plan.shows("friends"):
         world.friends = _friends(styles.argmax(1), plan.has("friends"), random)
     return People(
@@ -185,7 +203,9 @@ class Choices:
         self.world, self.plan, self.people, self.random = world, plan, people, random
         ranks = random.permutation(plan.num_items) + 1.0
         self.popularity = ranks**-plan.long_tail
-        self.life = random.lognormal(np.log(max(20.0, plan.days / 4)), 0.6, plan.num_items)  # days in fashion
+        self.life = random.lognormal(
+            np.log(max(20.0, plan.days / 4)), 0.6, plan.num_items
+        )  # days in fashion
         fits = random.dirichlet(np.full(plan.styles, 0.3), plan.num_items)
         fits[np.arange(plan.num_items), world.item_styles] += 1.5
         self.fits = (fits / fits.sum(1, keepdims=True)) ** (1 + 2 * plan.strength.get("taste", 0.0))
@@ -201,7 +221,9 @@ class Choices:
         for one, two in world.friends.tolist():
             self.friends[one].append(two)
             self.friends[two].append(one)
-        self.had: list[dict[int, int]] = [{} for _ in range(plan.num_users)]  # item → time of the last purchase
+        self.had: list[dict[int, int]] = [
+            {} for _ in range(plan.num_users)
+        ]  # item → time of the last purchase
         self.last = np.full(plan.num_users, -1)
         self.lasting: dict[int, Array] = {}
         self._day, self._offer = -1, self.popularity
@@ -228,12 +250,18 @@ class Choices:
         world = self.world
         world.times, world.users, world.items, world.kinds = np.array(rows, np.int64).T
 
-    def _further(self, time: int, user: int, item: int, is_meant: bool) -> list[tuple[int, int, int, int]]:
+    def _further(
+        self, time: int, user: int, item: int, is_meant: bool
+    ) -> list[tuple[int, int, int, int]]:
         """Outcome of a view: nothing, a cart, a purchase."""
         if self.random.random() > FURTHER[is_meant]:
             return []
         later = time + int(self.random.integers(20, 240))
-        bought = [(later + int(self.random.integers(30, 900)), user, item, 2)] if self.random.random() < 0.6 else []
+        bought = (
+            [(later + int(self.random.integers(30, 900)), user, item, 2)]
+            if self.random.random() < 0.6
+            else []
+        )
         return [(later, user, item, 1), *bought]
 
     def _visits(self) -> list[tuple[int, int]]:
@@ -256,7 +284,10 @@ class Choices:
         """Time of the day: the user's own if hours are a signal, else mostly afternoons and
         evenings."""
         if self.plan.has("hours") and self.random.random() < 0.75:
-            return int(self.people.parts[user] * DAY / _PARTS_OF_DAY + self.random.uniform(0, DAY / _PARTS_OF_DAY))
+            return int(
+                self.people.parts[user] * DAY / _PARTS_OF_DAY
+                + self.random.uniform(0, DAY / _PARTS_OF_DAY)
+            )
         return int(self.random.normal(17, 3.5) * 3600) % DAY
 
     def choose(self, user: int, time: int) -> tuple[int, bool]:
@@ -274,7 +305,9 @@ class Choices:
         if is_meant:
             weights = offer * self.wanted(user)
             if plan.has("taste"):
-                weights = weights * self.fits[:, random.choice(plan.styles, p=self.people.styles[user])]
+                weights = (
+                    weights * self.fits[:, random.choice(plan.styles, p=self.people.styles[user])]
+                )
             if plan.has("hours"):
                 part = (time % DAY) * _PARTS_OF_DAY // DAY
                 weights = weights * self.hours[:, part] ** (2 * strength["hours"])
@@ -284,7 +317,10 @@ class Choices:
             weights = weights.copy()
             weights[list(self.had[user])] *= 0.01
         sums = np.cumsum(weights)
-        return int(min(np.searchsorted(sums, random.random() * sums[-1]), plan.num_items - 1)), is_meant
+        return (
+            int(min(np.searchsorted(sums, random.random() * sums[-1]), plan.num_items - 1)),
+            is_meant,
+        )
 
     def offered(self, day: int) -> Array:
         """Popularity on a day: items appear, are in fashion, and fade."""
@@ -292,7 +328,9 @@ class Choices:
             self._day, self._offer = day, self.popularity
             if self.plan.has("drift"):
                 age = day - self.world.launched
-                fashion = np.exp(-np.maximum(age, 0) / self.life) * 4 * self.plan.strength["drift"] + 0.15
+                fashion = (
+                    np.exp(-np.maximum(age, 0) / self.life) * 4 * self.plan.strength["drift"] + 0.15
+                )
                 self._offer = self.popularity * fashion * (age >= 0)
         return self._offer
 
@@ -301,7 +339,9 @@ class Choices:
         best, found = 0.7, -1
         for item, when in self.had[user].items():
             if self.is_staple[item] and offer[item] > 0:
-                overdue = (time - when) / DAY / self.cycles[item] * float(self.random.uniform(0.7, 1.3))
+                overdue = (
+                    (time - when) / DAY / self.cycles[item] * float(self.random.uniform(0.7, 1.3))
+                )
                 if best < overdue < 4:
                     best, found = overdue, item
         return found
@@ -322,9 +362,13 @@ class Choices:
             world, people, strength = self.world, self.people, self.plan.strength
             weights = np.ones(self.plan.num_items)
             if "brands" in strength:
-                weights *= np.where(np.isin(world.brands, people.brands[user]), 1 + 14 * strength["brands"], 1.0)
+                weights *= np.where(
+                    np.isin(world.brands, people.brands[user]), 1 + 14 * strength["brands"], 1.0
+                )
             if "price" in strength:
-                off = (np.log(world.prices) - people.budgets[user]) / (1.2 - 0.8 * strength["price"])
+                off = (np.log(world.prices) - people.budgets[user]) / (
+                    1.2 - 0.8 * strength["price"]
+                )
                 weights *= np.exp(-(off**2) / 2) + 0.01
             if "place" in strength:
                 away = np.linalg.norm(world.item_places - people.homes[user], axis=1)

@@ -36,12 +36,23 @@ Json = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--budget", default="", metavar="TIME", help="of each run, e.g. 5m; default: settings by rules")
+    parser.add_argument(
+        "--budget",
+        default="",
+        metavar="TIME",
+        help="of each run, e.g. 5m; default: settings by rules",
+    )
     parser.add_argument("--out", default="", metavar="FOLDER", help="default: a temporary one")
-    parser.add_argument("--users", type=float, default=1.0, help="scales the number of users of every shop")
-    parser.add_argument("--items", type=float, default=1.0, help="scales the number of items of every shop")
+    parser.add_argument(
+        "--users", type=float, default=1.0, help="scales the number of users of every shop"
+    )
+    parser.add_argument(
+        "--items", type=float, default=1.0, help="scales the number of items of every shop"
+    )
     options = parser.parse_args()
     with ExitStack() as stack:
         out = Path(options.out or stack.enter_context(tempfile.TemporaryDirectory())).absolute()
@@ -152,10 +163,10 @@ def summary_line(found: Json, shop: Shop) -> str:
         return f"FAILED: {found['error']}; {wrong}"
     low, high = found["difference"][1:]
     return (
-        f"{found['metric']} {found['model']:.4f}, {found['baseline']} {found['baseline_value']:.4f}, "
-        f"gain {found['gain']:+.1%} (difference {low:+.4f} to {high:+.4f}), ceiling {found['ceiling']}, "
-        f"{found['seconds']} s; "
-        f"{', '.join(shop.roles.values())}: {wrong}"
+        f"{found['metric']} {found['model']:.4f}, {found['baseline']}"
+        f" {found['baseline_value']:.4f}, gain {found['gain']:+.1%} (difference {low:+.4f} to"
+        f" {high:+.4f}), ceiling {found['ceiling']}, {found['seconds']} s;"
+        f" {', '.join(shop.roles.values())}: {wrong}"
     )
 
 

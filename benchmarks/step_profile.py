@@ -66,8 +66,12 @@ class Clock:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="lastfm", help="a shipped configuration by name, or a file")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", default="lastfm", help="a shipped configuration by name, or a file"
+    )
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -82,7 +86,11 @@ def main() -> None:
         steps=options.steps,
         step_ms=round(1e3 * seconds / options.steps, 1),
         share={name: round(value / seconds, 3) for name, value in parts},
-        made_a_step={n: calls / options.steps for n, calls in clock.calls.items() if n.startswith(("graph", "state"))},
+        made_a_step={
+            n: calls / options.steps
+            for n, calls in clock.calls.items()
+            if n.startswith(("graph", "state"))
+        },
     )
 
 

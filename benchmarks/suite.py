@@ -48,9 +48,15 @@ class Row(NamedTuple):
 
 BENCHMARKS: Final = {
     "training": Benchmark("training_speed --data ml-100k --peers rectools"),
-    "training-beauty": Benchmark("training_speed --data beauty --epochs 2 --rounds 1 --peers rectools", True),
-    "training-recbole": Benchmark("training_speed --data ml-100k --epochs 2 --rounds 1 --peers recbole", True),
-    "training-beauty-recbole": Benchmark("training_speed --data beauty --epochs 2 --rounds 1 --peers recbole", True),
+    "training-beauty": Benchmark(
+        "training_speed --data beauty --epochs 2 --rounds 1 --peers rectools", True
+    ),
+    "training-recbole": Benchmark(
+        "training_speed --data ml-100k --epochs 2 --rounds 1 --peers recbole", True
+    ),
+    "training-beauty-recbole": Benchmark(
+        "training_speed --data beauty --epochs 2 --rounds 1 --peers recbole", True
+    ),
     "step": Benchmark("step_profile", True),
     "text": Benchmark("text_encoding"),
     "prepare": Benchmark("prepare_speed --events 1000000"),
@@ -69,7 +75,14 @@ RATE = "targets_a_second"
 USERS = "users_a_second"
 ROWS: Final = [
     *(
-        Row(name, f"training targets a second, {data}", f"{RATE}/ours", f"{RATE}/{peer}", peer_name, least=goal)
+        Row(
+            name,
+            f"training targets a second, {data}",
+            f"{RATE}/ours",
+            f"{RATE}/{peer}",
+            peer_name,
+            least=goal,
+        )
         for name, data, peer, peer_name, goal in (
             ("training", "ml-100k", "rectools", "RecTools SASRec", 8.0),
             ("training-beauty", "beauty", "rectools", "RecTools SASRec", 8.0),
@@ -95,7 +108,11 @@ ROWS: Final = [
             "polars by hand",
             least=0.5,
         )
-        for name, size in (("prepare", 10**6), ("prepare-large", 5 * 10**6), ("prepare-large", 2 * 10**7))
+        for name, size in (
+            ("prepare", 10**6),
+            ("prepare-large", 5 * 10**6),
+            ("prepare-large", 2 * 10**7),
+        )
     ),
     *(
         Row(
@@ -159,21 +176,43 @@ ROWS: Final = [
         "items/1000000/exact/p50_ms",
         "exact",
     ),
-    Row("serving", "the same, p99 ms", "items/1000000/index/p99_ms", "items/1000000/exact/p99_ms", "exact"),
-    Row("serving", "the same, recall", "items/1000000/recall@100", ratio="items/1000000/recall@100", least=0.99),
-    Row("shops", "gain over the best baseline, mean of ten shops", "mean_gain", ratio="mean_gain", least=0.1),
+    Row(
+        "serving",
+        "the same, p99 ms",
+        "items/1000000/index/p99_ms",
+        "items/1000000/exact/p99_ms",
+        "exact",
+    ),
+    Row(
+        "serving",
+        "the same, recall",
+        "items/1000000/recall@100",
+        ratio="items/1000000/recall@100",
+        least=0.99,
+    ),
+    Row(
+        "shops",
+        "gain over the best baseline, mean of ten shops",
+        "mean_gain",
+        ratio="mean_gain",
+        least=0.1,
+    ),
     Row("shops", "the same, the worst of them", "worst_gain", ratio="worst_gain", least=-0.01),
 ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["short", "long", "table"])
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), metavar="NAME")
     options = parser.parse_args()
     failed = []
     if options.what != "table":
-        chosen = options.only or [n for n, b in BENCHMARKS.items() if b.is_long == (options.what == "long")]
+        chosen = options.only or [
+            n for n, b in BENCHMARKS.items() if b.is_long == (options.what == "long")
+        ]
         failed = [name for name in chosen if not measure(name)]
     PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), table(lines())), encoding="utf-8")
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
@@ -185,7 +224,10 @@ def measure(name: str) -> bool:
     print(f"{name}: python {' '.join(command)}", file=sys.stderr, flush=True)
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", *" ".join(command).split()], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-W", "ignore", *" ".join(command).split()],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     said = done.stdout.strip().splitlines()[-1:]
     if done.returncode or not said:
@@ -193,15 +235,25 @@ def measure(name: str) -> bool:
         return False
     print(said[0], flush=True)
     KEPT.mkdir(parents=True, exist_ok=True)
-    line = {**json.loads(said[0]), "command": BENCHMARKS[name].command, "took_s": round(time.perf_counter() - started)}
-    (KEPT / f"{name}.json").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    line = {
+        **json.loads(said[0]),
+        "command": BENCHMARKS[name].command,
+        "took_s": round(time.perf_counter() - started),
+    }
+    (KEPT / f"{name}.json").write_text(
+        json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return True
 
 
 def lines() -> dict[str, dict[str, Any]]:
     """The kept line of every benchmark that was measured."""
     found = {name: KEPT / f"{name}.json" for name in BENCHMARKS}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.is_file()}
+    return {
+        name: json.loads(path.read_text(encoding="utf-8"))
+        for name, path in found.items()
+        if path.is_file()
+    }
 
 
 def table(measured: dict[str, dict[str, Any]]) -> str:
@@ -228,13 +280,25 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
 
 def _row(row: Row, line: dict[str, Any]) -> str:
     ours, peer = figure(line, row.ours), figure(line, row.peer) if row.peer else None
-    ratio = figure(line, row.ratio) if row.ratio else ours / peer if ours is not None and peer else None
-    goal = f"≥ {row.least:g}" if row.least is not None else f"≤ {row.most:g}" if row.most is not None else ""
+    ratio = (
+        figure(line, row.ratio) if row.ratio else ours / peer if ours is not None and peer else None
+    )
+    goal = (
+        f"≥ {row.least:g}"
+        if row.least is not None
+        else f"≤ {row.most:g}"
+        if row.most is not None
+        else ""
+    )
     met = ""
     if goal:
         met = "not measured"
         if ratio is not None:
-            met = "yes" if (ratio >= row.least if row.least is not None else ratio <= (row.most or 0.0)) else "**no**"
+            met = (
+                "yes"
+                if (ratio >= row.least if row.least is not None else ratio <= (row.most or 0.0))
+                else "**no**"
+            )
     shown = f"{_short(peer)} ({row.peer_name})" if peer is not None else ""
     return f"| {row.question} | {_short(ours)} | {shown} | {_short(ratio)} | {goal} | {met} |"
 
@@ -271,7 +335,13 @@ def _short(value: float | None) -> str:
     """
     if value is None:
         return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 1 else f"{value:.4g}"
+    return (
+        f"{value:,.0f}"
+        if abs(value) >= 100
+        else f"{value:.3g}"
+        if abs(value) >= 1
+        else f"{value:.4g}"
+    )
 
 
 if __name__ == "__main__":

@@ -33,15 +33,21 @@ MAX_HISTORY = 50
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", choices=["ml-100k", "beauty"], default="ml-100k")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="*", default=["rectools", "recbole"])
-    parser.add_argument("--ours", metavar="FILE", help=argparse.SUPPRESS)  # our side, in its own process
+    parser.add_argument(
+        "--ours", metavar="FILE", help=argparse.SUPPRESS
+    )  # our side, in its own process
     options = parser.parse_args()
     if options.epochs < 2:
-        parser.error("--epochs: at least 2, as ours are timed without the last one, which holds a validation")
+        parser.error(
+            "--epochs: at least 2, as ours are timed without the last one, which holds a validation"
+        )
     if options.ours:
         print(json.dumps(train_ours(options.ours, options.epochs)))
         return
@@ -54,8 +60,13 @@ def main() -> None:
                 print(f"{peer}: no environment, left out (make bench-peers)", file=sys.stderr)
                 continue
             sides[peer] = [python, str(ROOT / f"benchmarks/peers/{peer}_sasrec.py"), path]
-        epochs = str(options.epochs + 1)  # the first warms up, and our last one includes a validation
-        commands = {name: [*side, *(["--epochs"] if name == "ours" else []), epochs] for name, side in sides.items()}
+        epochs = str(
+            options.epochs + 1
+        )  # the first warms up, and our last one includes a validation
+        commands = {
+            name: [*side, *(["--epochs"] if name == "ours" else []), epochs]
+            for name, side in sides.items()
+        }
         results = in_turns(commands, options.rounds)
     for rounds in results.values():
         for result in rounds:
@@ -80,18 +91,33 @@ def write_events(data: str, folder: Path) -> str:
 
     root = Path(os.environ.get("RECSYS_DATA", "data"))
     if data == "ml-100k":
-        raw = pl.read_csv(root / "ml-100k/ml-100k.inter", separator="\t", new_columns=["user", "item", "value", "time"])
+        raw = pl.read_csv(
+            root / "ml-100k/ml-100k.inter",
+            separator="\t",
+            new_columns=["user", "item", "value", "time"],
+        )
         events = raw.sort("user", "time", maintain_order=True).select("user", "item")
     else:
         lines = [line.split() for line in (root / "beauty/sequences.txt").read_text().splitlines()]
-        events = pl.DataFrame({"user": [w[0] for w in lines], "item": [w[1:] for w in lines]}).explode("item")
-    events = events.with_columns(place=pl.int_range(pl.len()).over("user"), length=pl.len().over("user"))
-    number = [pl.col(name).cast(pl.String).rank("dense").cast(pl.Int64).alias(name) for name in ("user", "item")]
+        events = pl.DataFrame(
+            {"user": [w[0] for w in lines], "item": [w[1:] for w in lines]}
+        ).explode("item")
+    events = events.with_columns(
+        place=pl.int_range(pl.len()).over("user"), length=pl.len().over("user")
+    )
+    number = [
+        pl.col(name).cast(pl.String).rank("dense").cast(pl.Int64).alias(name)
+        for name in ("user", "item")
+    ]
     left = pl.col("length") - pl.col("place")
     events = events.select(*number, "place", held_out=left == 2, last=left == 1)
     whole = {name: pl.col(name).cast(pl.String) for name in ("user", "item")}
-    ours = events.select(user_id=whole["user"], item_id=whole["item"], timestamp=pl.col("place") * 60 + 86_400)
-    ours.write_parquet(folder / "ours.parquet")  # each user's last event becomes test, which is not used here
+    ours = events.select(
+        user_id=whole["user"], item_id=whole["item"], timestamp=pl.col("place") * 60 + 86_400
+    )
+    ours.write_parquet(
+        folder / "ours.parquet"
+    )  # each user's last event becomes test, which is not used here
     events.filter(~pl.col("last")).drop("last").write_csv(folder / "events.csv")
     return str(folder / "events.csv")
 

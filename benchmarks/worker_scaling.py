@@ -30,7 +30,9 @@ from recsys.training.phases import fit
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", choices=["ml-100k", "beauty"], default="beauty")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
@@ -42,8 +44,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_events(options.data, Path(folder))
         prepare_ours(folder)
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.worker_scaling", "--epochs", str(options.epochs)]
-        sides = {f"{number} workers": [*command, "--side", str(number), folder] for number in (1, 2)}
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.worker_scaling",
+            "--epochs",
+            str(options.epochs),
+        ]
+        sides = {
+            f"{number} workers": [*command, "--side", str(number), folder] for number in (1, 2)
+        }
         results = in_turns(sides, options.rounds)
     seconds = medians(results, "seconds")
     say(
@@ -65,7 +77,9 @@ def run_side(workers: int, folder: str, epochs: int) -> None:
 
 def _worker(rank: int, workers: int, port: int, folder: str, epochs: int) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    torch.distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers
+    )
     seconds: list[float] = []
 
     def report(values: Report, _: Path | None) -> None:

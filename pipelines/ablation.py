@@ -26,26 +26,35 @@ from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 _READ_BY_TRAINING: Final = ("seed", "model", "train")
 
 
-def retrained_variants(config: Config, folder: RunFolder, dataset: PreparedDataset) -> Iterator[Variant]:
+def retrained_variants(
+    config: Config, folder: RunFolder, dataset: PreparedDataset
+) -> Iterator[Variant]:
     """Yield every variant, trained now or earlier.
 
     The variants are: each granularity off, each granularity alone, each other kind of fusion.
     """
     for group, name, changed in _plans(config):
         folder.progress(
-            f"ablation: {name} {group}, trained from scratch" if group != "fusion" else f"ablation: {name} fusion"
+            f"ablation: {name} {group}, trained from scratch"
+            if group != "fusion"
+            else f"ablation: {name} fusion"
         )
         yield Variant(group, name, _trained(changed, folder, dataset).frozen)
 
 
 def _plans(config: Config) -> Iterator[tuple[str, str, Config]]:
-    """Group, name and configuration of every variant; none if the model has one granularity only."""
+    """Group, name and configuration of every variant; none if the model has one granularity
+    only.
+    """
     sections = config.model.granularities.enabled()
     enabled = list(sections)
     if len(enabled) < 2:
         return
     trained = {name for name in enabled if not granularity_class(name, sections[name]).fitted}
-    for group, kept in (("off", lambda name: set(enabled) - {name}), ("alone", lambda name: {name})):
+    for group, kept in (
+        ("off", lambda name: set(enabled) - {name}),
+        ("alone", lambda name: {name}),
+    ):
         for name in enabled:
             if kept(name) & trained:  # a closed-form granularity needs a trained one
                 yield group, name, _with(config, kept(name))
@@ -67,7 +76,10 @@ def variant_hash(config: Config, dataset: PreparedDataset) -> str:
     """Hash of everything that training reads; variants with equal hashes give the same model."""
     tree = config.model_dump(mode="json")
     parts = {name: tree[name] for name in _READ_BY_TRAINING}
-    parts |= {"dataset": dataset.manifest.content_hash, "exclude_seen": config.evaluate.exclude_seen}
+    parts |= {
+        "dataset": dataset.manifest.content_hash,
+        "exclude_seen": config.evaluate.exclude_seen,
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -60,14 +60,17 @@ def with_model(config: Config, folder: RunFolder, chooses: bool) -> Config:
     chosen, why = _choose(config, dataset, folder)
     tree = chosen.model_dump(mode="json")
     folder.write_json(
-        folder.root / CHOICE, {**identity, "why": why, **{section: tree[section] for section in _SECTIONS}}
+        folder.root / CHOICE,
+        {**identity, "why": why, **{section: tree[section] for section in _SECTIONS}},
     )
     folder.write_config(chosen)
     folder.progress(f"all chosen settings: {folder.shown(folder.config.absolute())}")
     return chosen
 
 
-def _choose(config: Config, dataset: PreparedDataset, folder: RunFolder) -> tuple[Config, list[str]]:
+def _choose(
+    config: Config, dataset: PreparedDataset, folder: RunFolder
+) -> tuple[Config, list[str]]:
     """The configuration, and lines that say what the choice is based on."""
     traits = Traits.of(dataset, config)
     portfolio = settings(traits)
@@ -92,11 +95,14 @@ def members_line(traits: Traits) -> str:
 
     >>> print(members_line(Traits(99_999, 5, 6_000_000, True, True, idle={"place": "no columns"})))
     members: popularity, frequency, repeat, content, moment, profile, knowledge
-    left out: item_cf (more than 5,000,000 events), item_knn (more than 5,000,000 events), als (more than 5,000,000 \
+    left out: item_cf (more than 5,000,000 events), item_knn (more than 5,000,000 events), als (more
+    than 5,000,000 \
 events), user_cf (more than 50,000 users), place (no columns), social (more than 5,000,000 events)
     """
     without = [f"{name} ({reason})" for name, reason in left_out(traits).items()]
-    return f"members: {', '.join(members(traits))}" + (f"\nleft out: {', '.join(without)}" if without else "")
+    return f"members: {', '.join(members(traits))}" + (
+        f"\nleft out: {', '.join(without)}" if without else ""
+    )
 
 
 def _earlier(config: Config, folder: RunFolder, identity: dict[str, Any]) -> Config | None:
@@ -108,10 +114,14 @@ def _earlier(config: Config, folder: RunFolder, identity: dict[str, Any]) -> Con
     if {key: choice.get(key) for key in identity} != identity:
         return None
     tree = config.model_dump(mode="json")
-    return build_config({**tree, **{section: choice[section] for section in _SECTIONS}}, CHOICE, expand=False)
+    return build_config(
+        {**tree, **{section: choice[section] for section in _SECTIONS}}, CHOICE, expand=False
+    )
 
 
 def _given(config: Config) -> dict[str, Any]:
     """The settings that a choice depends on."""
-    train = config.train.model_dump(mode="json", exclude={"num_workers", "use_gpu", "threads", "max_failures"})
+    train = config.train.model_dump(
+        mode="json", exclude={"num_workers", "use_gpu", "threads", "max_failures"}
+    )
     return {"train": train, "exclude_seen": config.evaluate.exclude_seen, "seed": config.seed}

@@ -22,7 +22,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.plumbing.signals import ending_in_order
-from pipelines.plumbing.terminal import close_output, has_reader, printable, printable_warnings, show_any_text
+from pipelines.plumbing.terminal import (
+    close_output,
+    has_reader,
+    printable,
+    printable_warnings,
+    show_any_text,
+)
 from pipelines.stages import COMPARE_LOGS, LATER, SEARCHES, STAGES, UPDATES, VERBS, Verb
 
 if TYPE_CHECKING:
@@ -36,7 +42,15 @@ _ENDINGS: dict[int, str] = {
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a job
 _TEXTS = {"force": "promote.force", "item": "similar.item"}
 _FLAGS = ("--dry-run", "--help", "--ablate", "--resume", "--rollback", "--retrain", "--replace")
-_WORDS = ("config", "events", "user", "also", "budget", *_TEXTS, *(flag.removeprefix("--") for flag in _FLAGS))
+_WORDS = (
+    "config",
+    "events",
+    "user",
+    "also",
+    "budget",
+    *_TEXTS,
+    *(flag.removeprefix("--") for flag in _FLAGS),
+)
 USAGE = "recsys VERB --config FILE [--section.key VALUE …] [--dry-run]"
 
 
@@ -65,17 +79,24 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
                 return code
             except BaseException as error:
-                number = ending.number or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
+                number = ending.number or (
+                    signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0
+                )
                 if number:
                     return _end(number, words)
                 raise
     except UsageError as error:
         return _refuse(str(error))
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and not has_reader(sys.stdout):  # as in `recsys run --help | head`
+        if isinstance(error, BrokenPipeError) and not has_reader(
+            sys.stdout
+        ):  # as in `recsys run --help | head`
             close_output()
             return 1
-        if type(error).__name__ in ("Refusal", "Unavailable"):  # by name: our classes may not be imported yet
+        if type(error).__name__ in (
+            "Refusal",
+            "Unavailable",
+        ):  # by name: our classes may not be imported yet
             print(f"recsys: {printable(str(error))}", file=sys.stderr)
             return 1
         message = user_message(error)
@@ -108,7 +129,11 @@ def user_message(error: BaseException) -> str | None:
             continue
         seen.add(id(current))
         failures = getattr(current, "worker_failures", None)
-        inner = [getattr(current, "cause", None), getattr(current, "_base_exc", None), current.__cause__]
+        inner = [
+            getattr(current, "cause", None),
+            getattr(current, "_base_exc", None),
+            current.__cause__,
+        ]
         inner += list(failures.values()) if isinstance(failures, dict) else []
         found = [cause for cause in inner if isinstance(cause, BaseException)]
         if isinstance(current, UserError) and not hasattr(current, "cause"):
@@ -147,7 +172,10 @@ def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Argum
             flags[word] = True
             continue
         if not word.startswith("--") or len(word) == 2:
-            raise UsageError(f"unexpected argument {word!r}; options have the form --section.key VALUE. Usage: {USAGE}")
+            raise UsageError(
+                f"unexpected argument {word!r}; options have the form --section.key VALUE. Usage:"
+                f" {USAGE}"
+            )
         name, equals, value = word[2:].partition("=")
         if f"--{name}" in flags:
             raise UsageError(f"--{name} takes no value, got {value!r}")
@@ -176,7 +204,9 @@ def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Argum
         elif name in short:
             overrides.append((short[name], value))
         elif name in _TEXTS:
-            quoted = "'{}'".format(value.replace("'", "''"))  # stays a string: YAML must not read 42 as a number
+            quoted = "'{}'".format(
+                value.replace("'", "''")
+            )  # stays a string: YAML must not read 42 as a number
             overrides.append((_TEXTS[name], quoted))
         else:
             overrides.append((name, value))
@@ -229,12 +259,20 @@ def _command(words: list[str]) -> int:
         return 0
     verb, *rest = words
     if verb in LATER:
-        raise UsageError(f"`recsys {verb}` comes in a later release; this release has: {', '.join(VERBS)}")
+        raise UsageError(
+            f"`recsys {verb}` comes in a later release; this release has: {', '.join(VERBS)}"
+        )
     if verb not in VERBS:
-        raise UsageError(f"unknown verb {verb!r}; the verbs are: {', '.join(VERBS)}. Usage: {USAGE}")
+        raise UsageError(
+            f"unknown verb {verb!r}; the verbs are: {', '.join(VERBS)}. Usage: {USAGE}"
+        )
     if VERBS[verb].usage and not {"--help", "-h"} & set(rest):
         return int(_target(verb)(rest))
-    arguments = Arguments(None, [], False, True) if VERBS[verb].usage else parse(rest, dict(VERBS[verb].short))
+    arguments = (
+        Arguments(None, [], False, True)
+        if VERBS[verb].usage
+        else parse(rest, dict(VERBS[verb].short))
+    )
     if arguments.help:
         print(_verb_help(verb))
         return 0
@@ -307,7 +345,11 @@ def config_file(given: str) -> str:
     from pathlib import Path
 
     shipped = Path(__file__).parent / "configs" / f"{given.removesuffix('.yaml')}.yaml"
-    return str(shipped) if "/" not in given and not Path(given).exists() and shipped.exists() else given
+    return (
+        str(shipped)
+        if "/" not in given and not Path(given).exists() and shipped.exists()
+        else given
+    )
 
 
 def config_of(path: str | None, overrides: Sequence[tuple[str, str]]) -> Config:
@@ -333,9 +375,13 @@ def plan(verb: str, config: Config) -> str:
         "similar": config.similar.model or f"{run}/bundle/",
         "recommender": config.recommend.model or f"{run}/bundle/",
         "parent": config.update.model or f"models:/{config.registry.name}@champion",
-        "candidate": config.promote.model or f"models:/{config.registry.name}@{config.registry.alias}",
+        "candidate": (
+            config.promote.model or f"models:/{config.registry.name}@{config.registry.alias}"
+        ),
         "compared": " and ".join(config.compare.runs) or "two run folders",
-        "comparison": config.compare.out or f"{(config.compare.runs or ['RUN'])[0].rstrip('/')}/compare.json",
+        "comparison": (
+            config.compare.out or f"{(config.compare.runs or ['RUN'])[0].rstrip('/')}/compare.json"
+        ),
         "logs": ", ".join(config.compare.logs),
         "outcomes": ", ".join(config.compare.feedback),
         "estimated": config.compare.target or "compare.target is empty: no off-policy estimate",
@@ -343,19 +389,31 @@ def plan(verb: str, config: Config) -> str:
         "target": config.pull.dir.rstrip("/") or "DIR",
         "exported": config.export.model or f"{run}/bundle/",
         "export": config.export.out.rstrip("/") or "DIR",
-        "refereed": ", ".join([config.referee.protocol, *config.referee.lists, *config.referee.runs])
-        if config.referee.protocol
-        else _source_words(config.data.source.model_dump()),
+        "refereed": (
+            ", ".join([config.referee.protocol, *config.referee.lists, *config.referee.runs])
+            if config.referee.protocol
+            else _source_words(config.data.source.model_dump())
+        ),
         "verdict": f"{(config.referee.out or config.referee.protocol or 'DIR').rstrip('/')}/",
         "feedback": ", ".join(config.update.feedback) or "update.feedback is empty",
-        "served": (config.serve.model or f"models:/{config.registry.name}@champion")
-        + (f" and {config.serve.ab.model}" if config.serve.ab.model else ""),
-        "answers": f"{config.serve.log}/answers-….jsonl" if config.serve.log else "nothing (serve.log is empty)",
+        "served": (
+            (config.serve.model or f"models:/{config.registry.name}@champion")
+            + (f" and {config.serve.ab.model}" if config.serve.ab.model else "")
+        ),
+        "answers": (
+            f"{config.serve.log}/answers-….jsonl"
+            if config.serve.log
+            else "nothing (serve.log is empty)"
+        ),
         "shown": ", ".join(config.ui.runs),
         "space": ", ".join(config.tune.space) or "tune.space is empty",
     }
     chosen = _kind(verb, config)
-    lines = [dump_config(redacted(config)).rstrip(), "", f"# `recsys {verb}` would run these stages in order:"]
+    lines = [
+        dump_config(redacted(config)).rstrip(),
+        "",
+        f"# `recsys {verb}` would run these stages in order:",
+    ]
     for stage in chosen.stages:
         lines.append(f"#   {stage}")
         lines += [f"#     reads   {pattern.format(**names)}" for pattern in STAGES[stage].reads]
@@ -387,33 +445,28 @@ def _overview() -> str:
     verbs = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
     later = f"in later releases: {', '.join(LATER)}\n" if LATER else ""
     return (
-        f"usage: {USAGE}\n\nverbs:\n{verbs}\n\n"
-        "options:\n"
-        "  --config FILE         a YAML file, or the name of a shipped one (pipelines/configs/): demo, lastfm, …\n"
-        "  --section.key VALUE   set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first\n"
-        "  --budget TIME         run: total time, e.g. 20m (run.budget); auto searches for settings in it\n"
-        "  --resume              continue an interrupted run of the same configuration\n"
-        "  --ablate              evaluate without each granularity, with each alone, and with other fusions\n"
-        "                        (evaluate.ablation full)\n"
-        "  --events FILE …       update: files of new events; earlier events stay, --replace drops them\n"
-        "  --force REASON        promote: promote even if the gate refuses (promote.force)\n"
-        "  --rollback            promote: make the previous champion the champion again (promote.rollback)\n"
-        "  --user ID …           forget: users to remove (forget.users)\n"
-        "  --retrain             forget: train the models again without them (forget.retrain)\n"
-        "  --also FOLDER …       forget: further logs, exports and copies to search (forget.also)\n"
-        "  --item ID             similar: the item (similar.item)\n"
-        "  --requests FILE       recommend: answer the requests in a file (recommend.requests)\n"
-        "  --out FILE            recommend: where to write the answers (recommend.out)\n"
-        "  --dry-run             print the merged configuration and the stages that would run, then stop\n"
-        "  --help                after a verb: its options and keys, with type, default and meaning\n"
-        "  --version             print the version\n\n"
-        "help:\n"
-        "  recsys VERB --help    usage and keys of a verb\n"
-        "  recsys help SECTION   keys of a section, e.g. data.text or train\n"
-        "  recsys help all       all keys\n\n"
-        f"{later}"
-        "exit codes: 0 done, 1 refused by a gate or an unexpected error, 2 wrong input or configuration,\n"
-        "            129 terminal closed, 130 interrupted, 143 terminated"
+        f"usage: {USAGE}\n\nverbs:\n{verbs}\n\noptions:\n  --config FILE         a YAML file, or"
+        " the name of a shipped one (pipelines/configs/): demo, lastfm, …\n  --section.key VALUE  "
+        " set a key of the configuration, e.g. --train.lr 3e-4 --run.dir runs/first\n  --budget"
+        " TIME         run: total time, e.g. 20m (run.budget); auto searches for settings in it\n "
+        " --resume              continue an interrupted run of the same configuration\n  --ablate "
+        "             evaluate without each granularity, with each alone, and with other fusions\n"
+        "                        (evaluate.ablation full)\n  --events FILE …       update: files"
+        " of new events; earlier events stay, --replace drops them\n  --force REASON       "
+        " promote: promote even if the gate refuses (promote.force)\n  --rollback           "
+        " promote: make the previous champion the champion again (promote.rollback)\n  --user ID …"
+        "           forget: users to remove (forget.users)\n  --retrain             forget: train"
+        " the models again without them (forget.retrain)\n  --also FOLDER …       forget: further"
+        " logs, exports and copies to search (forget.also)\n  --item ID             similar: the"
+        " item (similar.item)\n  --requests FILE       recommend: answer the requests in a file"
+        " (recommend.requests)\n  --out FILE            recommend: where to write the answers"
+        " (recommend.out)\n  --dry-run             print the merged configuration and the stages"
+        " that would run, then stop\n  --help                after a verb: its options and keys,"
+        " with type, default and meaning\n  --version             print the version\n\nhelp:\n "
+        " recsys VERB --help    usage and keys of a verb\n  recsys help SECTION   keys of a"
+        f" section, e.g. data.text or train\n  recsys help all       all keys\n\n{later}exit codes:"
+        " 0 done, 1 refused by a gate or an unexpected error, 2 wrong input or configuration,\n   "
+        "         129 terminal closed, 130 interrupted, 143 terminated"
     )
 
 
@@ -422,7 +475,10 @@ def _help_of(words: Sequence[str]) -> str:
     from pipelines.plumbing.reference import reference
 
     if len(words) != 1:
-        raise UsageError(f"help: got {len(words)} words, expected one: a verb, a section such as data.text, or `all`")
+        raise UsageError(
+            f"help: got {len(words)} words, expected one: a verb, a section such as data.text, or"
+            " `all`"
+        )
     if words[0] in VERBS:
         return _verb_help(words[0])
     return reference("" if words[0] == "all" else words[0])
@@ -433,7 +489,10 @@ def _verb_help(verb: str) -> str:
 
     usage, sections = VERBS[verb].usage or USAGE.replace("VERB", verb), VERBS[verb].sections
     keys = f"\n\n{keys_of(sections)}" if sections else ""
-    return f"usage: {usage}\n\n{VERBS[verb].summary}{keys}\n\nall keys of the configuration: recsys help all"
+    return (
+        f"usage: {usage}\n\n{VERBS[verb].summary}{keys}\n\nall keys of the configuration: recsys"
+        " help all"
+    )
 
 
 def _refuse(message: str) -> int:

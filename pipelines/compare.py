@@ -40,9 +40,17 @@ from recsys.storage.uris import is_remote
 from recsys.training.threads import settle_threads
 
 _READ: Final = ("compare.", "evaluate.bootstrap", "evaluate.chunk_users", "seed")
-_READ_OF_LOGS: Final = ("compare.", "evaluate.bootstrap", "seed", "tracking.uri", "data.quarantine.max_share")
+_READ_OF_LOGS: Final = (
+    "compare.",
+    "evaluate.bootstrap",
+    "seed",
+    "tracking.uri",
+    "data.quarantine.max_share",
+)
 _LISTS: Final = {"--logs": "compare.logs", "--feedback": "compare.feedback"}
-_ROUNDING: Final = 1e-4  # tolerance between this ranking and the stored one, which another machine may have made
+_ROUNDING: Final = (
+    1e-4  # tolerance between this ranking and the stored one, which another machine may have made
+)
 _CURE: Final = "give the folder of a finished `recsys run`, or run `recsys evaluate` for it first"
 
 
@@ -58,7 +66,10 @@ class Side:
     @property
     def ks(self) -> set[int]:
         """Cut-offs of the metrics that this run has."""
-        return {*self.config.evaluate.ks, parse_metric(self.config.train.metric, tuple(QUERY_METRICS)).k}
+        return {
+            *self.config.evaluate.ks,
+            parse_metric(self.config.train.metric, tuple(QUERY_METRICS)).k,
+        }
 
 
 def command(words: Sequence[str]) -> int:
@@ -79,24 +90,36 @@ def command(words: Sequence[str]) -> int:
     reads = _READ_OF_LOGS if of_logs else _READ
     for name, _ in arguments.overrides:
         if not name.startswith(reads[0]) and name not in reads:
-            whose = "the logs hold what it compares" if of_logs else "it uses the settings of the two runs"
+            whose = (
+                "the logs hold what it compares"
+                if of_logs
+                else "it uses the settings of the two runs"
+            )
             raise UsageError(
                 f"compare does not read --{name}: {whose}; it reads --compare.out, "
                 f"{', '.join(f'--{key}' for key in reads[1:-1])} and --{reads[-1]}"
             )
     if of_logs:
         if places or config.compare.runs:
-            raise UsageError(f"got run folders and --logs, expected one of the two; usage: {VERBS['compare'].usage}")
+            raise UsageError(
+                "got run folders and --logs, expected one of the two; usage:"
+                f" {VERBS['compare'].usage}"
+            )
         quiet()
         from pipelines.compare_logs import compare_logs
 
         compare_logs(config, arguments.dry_run)
         return 0
     if config.compare.feedback or config.compare.target:
-        raise UsageError(f"--feedback and --compare.target need --logs; usage: {VERBS['compare'].usage}")
+        raise UsageError(
+            f"--feedback and --compare.target need --logs; usage: {VERBS['compare'].usage}"
+        )
     config.compare.runs = places or config.compare.runs
     if len(config.compare.runs) != 2:
-        raise UsageError(f"got {len(config.compare.runs)} run folders, expected two; usage: {VERBS['compare'].usage}")
+        raise UsageError(
+            f"got {len(config.compare.runs)} run folders, expected two; usage:"
+            f" {VERBS['compare'].usage}"
+        )
     quiet()
     with ExitStack() as stack:
         first, second = (stack.enter_context(opened(place)) for place in config.compare.runs)
@@ -171,11 +194,15 @@ def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
     queries = evaluated_queries(dataset, Split.TEST, first.config)
     theirs = evaluated_queries(dataset, Split.TEST, second.config)
     if not np.array_equal(queries.histories.users_U, theirs.histories.users_U):
-        raise _differ(first, second, ["evaluated users: two different samples (seed, evaluate.max_users)"])
+        raise _differ(
+            first, second, ["evaluated users: two different samples (seed, evaluate.max_users)"]
+        )
     ks = sorted(first.ks & second.ks)
     if not ks:
         raise _differ(
-            first, second, [f"evaluate.ks: {sorted(first.ks)} and {sorted(second.ks)} have nothing in common"]
+            first,
+            second,
+            [f"evaluate.ks: {sorted(first.ks)} and {sorted(second.ks)} have nothing in common"],
         )
     settle_threads(first.config, dataset.num_items, say)
     say(f"ranking all {dataset.num_items:,} items for {len(queries):,} test users with both models")
@@ -202,7 +229,7 @@ def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
     }
 
 
-# ----------------------------------------------------------------------------------------------------- the two folders
+# ---------------------------------------------------------------------------------- the two folders
 
 
 @contextmanager
@@ -254,7 +281,11 @@ def check_same(first: Side, second: Side) -> None:
     if ours["content_hash"] != theirs["content_hash"]:
         shown = [f"{data['name']} {data['content_hash'][:12]}" for data in (ours, theirs)]
         found.append(f"dataset: {shown[0]} and {shown[1]}{_prepared_differently(first, second)}")
-    found += [f"{key}: {ours.get(key)} and {theirs.get(key)}" for key in keys if ours.get(key) != theirs.get(key)]
+    found += [
+        f"{key}: {ours.get(key)} and {theirs.get(key)}"
+        for key in keys
+        if ours.get(key) != theirs.get(key)
+    ]
     if found:
         raise _differ(first, second, found)
 
@@ -263,22 +294,29 @@ def _prepared_differently(first: Side, second: Side) -> str:
     """The settings of section ``data`` that differ, for a message; none means that the files
     differ.
     """
-    before, after = (flatten(side.config.data.model_dump(mode="json"), "data.") for side in (first, second))
+    before, after = (
+        flatten(side.config.data.model_dump(mode="json"), "data.") for side in (first, second)
+    )
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    shown = [f"{key} {before.get(key)!r} and {after.get(key)!r}" for key in keys if key != "data.dir"]
+    shown = [
+        f"{key} {before.get(key)!r} and {after.get(key)!r}" for key in keys if key != "data.dir"
+    ]
     return (
-        f" ({'; '.join(shown[:5])}{' …' if len(shown) > 5 else ''})" if shown else " (the files of the source differ)"
+        f" ({'; '.join(shown[:5])}{' …' if len(shown) > 5 else ''})"
+        if shown
+        else " (the files of the source differ)"
     )
 
 
 def _differ(first: Side, second: Side, found: list[str]) -> ConfigError:
     return ConfigError(
-        f"{first.place} and {second.place} were not evaluated on the same queries, so a paired test is "
-        f"not possible: {'; '.join(found)}; train and evaluate both with the same data and evaluate settings"
+        f"{first.place} and {second.place} were not evaluated on the same queries, so a paired test"
+        f" is not possible: {'; '.join(found)}; train and evaluate both with the same data and"
+        " evaluate settings"
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ the words
+# ---------------------------------------------------------------------------------------- the words
 
 
 def _described(side: Side) -> dict[str, Any]:
@@ -295,8 +333,12 @@ def _settings(first: Side, second: Side) -> dict[str, list[Any]]:
     trees = []
     for side in (first, second):
         tree = side.config.model_dump(mode="json")
-        trees.append(flatten({name: tree[name] for name in ("seed", "model", "train") if name in tree}))
-    keys = sorted(key for key in trees[0].keys() | trees[1].keys() if trees[0].get(key) != trees[1].get(key))
+        trees.append(
+            flatten({name: tree[name] for name in ("seed", "model", "train") if name in tree})
+        )
+    keys = sorted(
+        key for key in trees[0].keys() | trees[1].keys() if trees[0].get(key) != trees[1].get(key)
+    )
     return {key: [trees[0].get(key), trees[1].get(key)] for key in keys}
 
 
@@ -305,13 +347,17 @@ def _notes(first: Side, second: Side, values: list[dict[str, Any]]) -> list[str]
     through = [side.metrics["data"].get("fitted_through", "") for side in (first, second)]
     if through[0] != through[1]:
         notes.append(
-            f"the first model was trained on events through {through[0]}, the second through {through[1]} (train.refit)"
+            f"the first model was trained on events through {through[0]}, the second through"
+            f" {through[1]} (train.refit)"
         )
     for side, found in zip((first, second), values, strict=True):
         for name, values_B in found.items():
             told = side.metrics["model"].get(name)
             if told is not None and abs(told - float(values_B.mean())) > _ROUNDING:
-                notes.append(f"{side.place}: {name} is {values_B.mean():.4f} here, {told:.4f} in its metrics.json")
+                notes.append(
+                    f"{side.place}: {name} is {values_B.mean():.4f} here, {told:.4f} in its"
+                    " metrics.json"
+                )
     return notes
 
 
@@ -323,8 +369,12 @@ def _words(record: dict[str, Any]) -> list[str]:
         means = [f"{entry[key]:.4f}" for key in ("first", "second")]
         rows.append([name, *means, f"{entry['difference']:+.4f}", interval, f"{entry['p']:.3g}"])
     first, second = record["first"]["run"], record["second"]["run"]
-    lines = [f"first {first}, second {second}: {record['queries']:,} test users, paired\n{table(rows)}"]
-    changed = [f"{key} {before!r} and {after!r}" for key, (before, after) in record["settings"].items()]
+    lines = [
+        f"first {first}, second {second}: {record['queries']:,} test users, paired\n{table(rows)}"
+    ]
+    changed = [
+        f"{key} {before!r} and {after!r}" for key, (before, after) in record["settings"].items()
+    ]
     shown = f"{'; '.join(changed[:8])}{' …' if len(changed) > 8 else ''}"
     lines += [f"settings that differ: {shown}"] if changed else []
     entry = record["metrics"].get(record["metric"])
@@ -357,7 +407,9 @@ def write_record(path: Path, record: dict[str, Any]) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise ConfigError(f"compare.out: cannot write {path} ({error.strerror}); choose another file") from None
+        raise ConfigError(
+            f"compare.out: cannot write {path} ({error.strerror}); choose another file"
+        ) from None
     return str(path)
 
 

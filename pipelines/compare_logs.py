@@ -59,7 +59,9 @@ def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
     logged, num_cut = read_logs(settings.logs)
     if settings.target:
         _with_propensities(logged, settings.logs)
-    events = read_events(settings.feedback, settings.rewards, config.data.quarantine.limit("events"))
+    events = read_events(
+        settings.feedback, settings.rewards, config.data.quarantine.limit("events")
+    )
     if dry_run:
         config.compare.out = place_of(config)
         print(plan("compare", config))
@@ -67,18 +69,22 @@ def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
     rewards, num_lost = attributed(logged, events, settings.window_hours * 3600)
     if num_lost == len(events):
         raise DataError(
-            f"compare.feedback: none of {len(events):,} events belongs to an item that an answer showed to the "
-            f"same user in the {settings.window_hours:g} hours before the event; give events from the time of the "
-            "logs, with timestamp or answer_id"
+            f"compare.feedback: none of {len(events):,} events belongs to an item that an answer"
+            f" showed to the same user in the {settings.window_hours:g} hours before the event;"
+            " give events from the time of the logs, with timestamp or answer_id"
         )
     known = [number for number, one in enumerate(logged) if one.user_id is not None]
     if not known:
         raise DataError(
-            "compare.logs: no answer has a user_id, but the comparison is by user; callers must send user_id"
+            "compare.logs: no answer has a user_id, but the comparison is by user; callers must"
+            " send user_id"
         )
     notes = _notes(len(logged) - len(known), num_cut, num_lost, len(events))
     logged, rewards = [logged[number] for number in known], [rewards[number] for number in known]
-    say(f"{len(logged):,} answers to {len({one.user_id for one in logged}):,} users, {len(events):,} events")
+    say(
+        f"{len(logged):,} answers to {len({one.user_id for one in logged}):,} users,"
+        f" {len(events):,} events"
+    )
     record: dict[str, Any] = {
         "logs": settings.logs,
         "feedback": settings.feedback,
@@ -106,17 +112,22 @@ def _notes(num_anonymous: int, num_cut: int, num_lost: int, num_events: int) -> 
     if num_cut:
         notes.append(f"{num_cut:,} incomplete lines at the end of files are left out")
     if num_lost:
-        notes.append(f"{num_lost:,} of {num_events:,} events belong to no answer within the window and are left out")
+        notes.append(
+            f"{num_lost:,} of {num_events:,} events belong to no answer within the window and are"
+            " left out"
+        )
     return notes
 
 
-# ------------------------------------------------------------------------------------------------------- the experiment
+# ----------------------------------------------------------------------------------- the experiment
 
 
 def _versions(
     config: Config, logged: Sequence[Logged], rewards: Sequence[Array], notes: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """Label of every version → its outcome. The version with most answers is first, the reference."""
+    """Label of every version → its outcome. The version with most answers is first, the
+    reference.
+    """
     labels = [label for label, _ in Counter(one.label for one in logged).most_common()]
     numbers = {label: number for number, label in enumerate(labels)}
     versions_A = np.array([numbers[one.label] for one in logged])
@@ -131,8 +142,8 @@ def _versions(
     )
     if num_shared:
         notes.append(
-            f"{num_shared:,} users got answers from more than one version (an alias moved, or share or salt "
-            "changed): the effect of one version can appear in the outcome of another"
+            f"{num_shared:,} users got answers from more than one version (an alias moved, or share"
+            " or salt changed): the effect of one version can appear in the outcome of another"
         )
     return {
         label: {
@@ -151,7 +162,7 @@ def _dense(names: Sequence[str]) -> Array:
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
-# ----------------------------------------------------------------------------------------------------------- off policy
+# --------------------------------------------------------------------------------------- off policy
 
 
 def _with_propensities(logged: Sequence[Logged], places: Sequence[str]) -> list[int]:
@@ -162,18 +173,27 @@ def _with_propensities(logged: Sequence[Logged], places: Sequence[str]) -> list[
     DataError
         There is none.
     """
-    found = [number for number, one in enumerate(logged) if one.propensities is not None and one.user_id is not None]
+    found = [
+        number
+        for number, one in enumerate(logged)
+        if one.propensities is not None and one.user_id is not None
+    ]
     if not found:
         raise DataError(
-            f"compare.logs: {', '.join(places)}: none of {len(logged):,} answers has propensities (the "
-            "probability that each item was shown at its position); log with serve.explore.share above 0, or leave "
-            "out compare.target to compare only the versions that answered"
+            f"compare.logs: {', '.join(places)}: none of {len(logged):,} answers has propensities"
+            " (the probability that each item was shown at its position); log with"
+            " serve.explore.share above 0, or leave out compare.target to compare only the"
+            " versions that answered"
         )
     return found
 
 
 def _off_policy(
-    config: Config, logged: Sequence[Logged], rewards: Sequence[Array], notes: list[str], say: Progress
+    config: Config,
+    logged: Sequence[Logged],
+    rewards: Sequence[Array],
+    notes: list[str],
+    say: Progress,
 ) -> dict[str, Any]:
     """Estimate the value of the target from answers that are newer than its training data.
 
@@ -186,21 +206,35 @@ def _off_policy(
     recommender = Recommender(read_bundle(resolve(target, tracking_uri(config))))
     drawn = _with_propensities(logged, config.compare.logs)
     if len(drawn) < len(logged):
-        notes.append(f"{len(logged) - len(drawn):,} answers without propensities are left out of the estimates")
+        notes.append(
+            f"{len(logged) - len(drawn):,} answers without propensities are left out of the"
+            " estimates"
+        )
     kept = [number for number in drawn if logged[number].time > recommender.newest]
     if not kept:
         newest = datetime.fromtimestamp(recommender.newest, UTC).isoformat()
         raise ConfigError(
-            f"compare.target: {target} was trained on events up to {newest}, later than every logged answer, so "
-            "it has seen their outcomes; give later logs, or a model that was trained before them"
+            f"compare.target: {target} was trained on events up to {newest}, later than every"
+            " logged answer, so it has seen their outcomes; give later logs, or a model that was"
+            " trained before them"
         )
     if len(kept) < len(drawn):
-        notes.append(f"{len(drawn) - len(kept):,} answers are older than the target's newest event and are left out")
+        notes.append(
+            f"{len(drawn) - len(kept):,} answers are older than the target's newest event and are"
+            " left out"
+        )
     say(f"asking {target} {len(kept):,} logged requests")
-    trials = _trials([logged[number] for number in kept], [rewards[number] for number in kept], recommender)
+    trials = _trials(
+        [logged[number] for number in kept], [rewards[number] for number in kept], recommender
+    )
     found = estimate(trials, config.evaluate.bootstrap, config.seed)
     notes += _doubts(found)
-    return {"model": target, "answers": len(kept), "users": len(trials.answers_U), **found.to_json()}
+    return {
+        "model": target,
+        "answers": len(kept),
+        "users": len(trials.answers_U),
+        **found.to_json(),
+    }
 
 
 def _trials(logged: Sequence[Logged], rewards: Sequence[Array], recommender: Recommender) -> Trials:
@@ -211,12 +245,16 @@ def _trials(logged: Sequence[Logged], rewards: Sequence[Array], recommender: Rec
     for start in range(0, len(logged), _ASKED):
         piece = logged[start : start + _ASKED]
         requests = [
-            one.request
-            if one.request.at is not None
-            else one.request.model_copy(update={"at": datetime.fromtimestamp(one.time, UTC)})
+            (
+                one.request
+                if one.request.at is not None
+                else one.request.model_copy(update={"at": datetime.fromtimestamp(one.time, UTC)})
+            )
             for one in piece
         ]
-        for number, (one, answer) in enumerate(zip(piece, recommender.recommend(requests), strict=True), start=start):
+        for number, (one, answer) in enumerate(
+            zip(piece, recommender.recommend(requests), strict=True), start=start
+        ):
             for place, item in enumerate(one.item_ids):
                 theirs = answer.item_ids[place] if place < len(answer.item_ids) else None
                 users.append(int(answered_A[number]))
@@ -240,29 +278,38 @@ def _doubts(found: Estimates) -> list[str]:
     doubts = []
     if found.effective < _FEW:
         doubts.append(
-            f"the effective sample size is {found.effective:,.0f} shown items, fewer than {_FEW}, so the estimates "
-            "are unreliable: log longer, or explore a larger share or a smaller pool"
+            f"the effective sample size is {found.effective:,.0f} shown items, fewer than {_FEW},"
+            " so the estimates are unreliable: log longer, or explore a larger share or a smaller"
+            " pool"
         )
     if found.support.high < 1:
         doubts.append(
-            f"the log could have shown about {found.support.value:.0%} of the target's items: IPS gives the rest the "
-            "value 0, SNIPS the mean value of the others, DR the value that its reward model predicts"
+            f"the log could have shown about {found.support.value:.0%} of the target's items: IPS"
+            " gives the rest the value 0, SNIPS the mean value of the others, DR the value that"
+            " its reward model predicts"
         )
     if found.support.low > 1:
         doubts.append(
-            f"the mean weight is {found.support.value:.2f}, expected at most 1: the propensities are too small, or "
-            "the draws depended on the user"
+            f"the mean weight is {found.support.value:.2f}, expected at most 1: the propensities"
+            " are too small, or the draws depended on the user"
         )
     return doubts
 
 
-# ------------------------------------------------------------------------------------------------------------ the words
+# ---------------------------------------------------------------------------------------- the words
 
 
 def _words(record: dict[str, Any]) -> list[str]:
     rows = [["version", "answers", "users", *(name.replace("_", " ") for name in MEASURES)]]
     for label, one in record["versions"].items():
-        rows.append([label, f"{one['answers']:,}", f"{one['users']:,}", *(_shown(one[name]) for name in MEASURES)])
+        rows.append(
+            [
+                label,
+                f"{one['answers']:,}",
+                f"{one['users']:,}",
+                *(_shown(one[name]) for name in MEASURES),
+            ]
+        )
     lines = [table(rows)]
     first = next(iter(record["versions"]))
     for label, one in record["versions"].items():
@@ -270,18 +317,25 @@ def _words(record: dict[str, Any]) -> list[str]:
             found = one["differences"]["reward_per_answer"]
             better = label if found["low"] > 0 else first if found["high"] < 0 else ""
             said = f"{better} is significantly better" if better else "no significant difference"
-            lines.append(f"{label} minus {first}, reward per answer: {_shown(found, '+')}, p {found['p']:.3g}: {said}")
+            lines.append(
+                f"{label} minus {first}, reward per answer: {_shown(found, '+')}, p"
+                f" {found['p']:.3g}: {said}"
+            )
     if "target" in record:
         one = record["target"]
         rows = [
             ["off policy", "reward per answer", "minus shown items"],
             ["shown items", _shown(one["shown"]), ""],
         ]
-        rows += [[name.upper(), _shown(one[name]), _shown(one["gains"][name], "+")] for name in ("ips", "snips", "dr")]
+        rows += [
+            [name.upper(), _shown(one[name]), _shown(one["gains"][name], "+")]
+            for name in ("ips", "snips", "dr")
+        ]
         lines.append(
-            f"{one['model']}, estimated from {one['answers']:,} answers to {one['users']:,} users\n{table(rows)}\n"
-            f"effective sample size {one['effective_sample_size']:,.0f} shown items, largest weight "
-            f"{one['largest_weight']:,.1f}, mean weight {_shown(one['support'])}"
+            f"{one['model']}, estimated from {one['answers']:,} answers to {one['users']:,}"
+            f" users\n{table(rows)}\neffective sample size {one['effective_sample_size']:,.0f}"
+            f" shown items, largest weight {one['largest_weight']:,.1f}, mean weight"
+            f" {_shown(one['support'])}"
         )
     return [*lines, *(f"note: {note}" for note in record["notes"])]
 

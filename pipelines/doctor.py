@@ -33,15 +33,23 @@ def command(words: Sequence[str]) -> int:
     rest = [(name, value) for name, value in arguments.overrides if name != "doctor.json"]
     if rest and arguments.config is None:
         raise UsageError(
-            f"--{rest[0][0]} changes a configuration, but --config FILE is missing. Usage: {VERBS['doctor'].usage}"
+            f"--{rest[0][0]} changes a configuration, but --config FILE is missing. Usage:"
+            f" {VERBS['doctor'].usage}"
         )
     if arguments.dry_run:
-        print(f"`recsys doctor` would check: {', '.join(CHECKS)}\nNothing was done: this is a dry run.")
+        print(
+            f"`recsys doctor` would check: {', '.join(CHECKS)}\nNothing was done: this is a dry"
+            " run."
+        )
         return 0
     config = load_config(config_file(arguments.config), rest) if arguments.config else None
     quiet()
     findings = examine(config)
-    print(json.dumps([asdict(finding) for finding in findings], indent=2) if as_json == "true" else shown(findings))
+    print(
+        json.dumps([asdict(finding) for finding in findings], indent=2)
+        if as_json == "true"
+        else shown(findings)
+    )
     sys.stdout.flush()
     return int(any(finding.state == "fail" for finding in findings))
 
@@ -59,7 +67,9 @@ def examine(
         try:
             found[name] = list(check(config))
         except Exception as error:  # one broken check must not hide the other findings
-            found[name] = [Finding(name, "fail", f"{type(error).__name__}: {error}", "this check itself broke")]
+            found[name] = [
+                Finding(name, "fail", f"{type(error).__name__}: {error}", "this check itself broke")
+            ]
 
     threads = [threading.Thread(target=run, args=item, daemon=True) for item in checks.items()]
     for thread in threads:
@@ -72,7 +82,9 @@ def examine(
     return [
         finding
         for name in checks
-        for finding in found.get(name, [Finding(name, "fail", f"{late} within {patience:g} s", cure)])
+        for finding in found.get(
+            name, [Finding(name, "fail", f"{late} within {patience:g} s", cure)]
+        )
     ]
 
 
@@ -90,7 +102,9 @@ def shown(findings: Sequence[Finding]) -> str:
         lines.append(f"{finding.state:<4}  {finding.name:<18} {finding.found}")
         if finding.cure:
             lines.append(f"{'':<24} → {finding.cure}")
-    failures, warnings = (sum(finding.state == state for finding in findings) for state in ("fail", "warn"))
+    failures, warnings = (
+        sum(finding.state == state for finding in findings) for state in ("fail", "warn")
+    )
     return "\n".join([*lines, f"{_number(failures, 'failure')}, {_number(warnings, 'warning')}"])
 
 

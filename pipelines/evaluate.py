@@ -52,8 +52,12 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         settings = config.evaluate
         settle_threads(config, dataset.num_items, folder.progress)
         baselines = ", ".join(settings.baselines) or "no baseline"
-        folder.progress(f"ranking all {dataset.num_items:,} items for the test users: the model, {baselines}")
-        evaluation = evaluate_model(trained.frozen, dataset, config, trained.refit, trained.choices.get(STACK))
+        folder.progress(
+            f"ranking all {dataset.num_items:,} items for the test users: the model, {baselines}"
+        )
+        evaluation = evaluate_model(
+            trained.frozen, dataset, config, trained.refit, trained.choices.get(STACK)
+        )
         timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
         metrics = {**evaluation.to_json(timing), **identity}
         if config.train.final:
@@ -62,9 +66,13 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
             metrics["granularities"][name][KEPT] = share
         if settings.ablation == "retrain":
             variants = retrained_variants(config, folder, dataset)
-            metrics["ablation"]["retrained"] = compare_variants(evaluation.ranking, variants, config)
+            metrics["ablation"]["retrained"] = compare_variants(
+                evaluation.ranking, variants, config
+            )
         through = Split.VALID if trained.refit else Split.TRAIN
-        strata = describe_strata(trained.frozen, dataset, through, trained.choices.get("strata", {}))
+        strata = describe_strata(
+            trained.frozen, dataset, through, trained.choices.get("strata", {})
+        )
         if strata is not None:
             metrics["strata"] = strata
         drift = drift_read(folder, dataset.manifest.content_hash)
@@ -87,7 +95,9 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         examples = example_users(trained.frozen, dataset, evaluation.ranking, *shown)
         folder.write_json(folder.metrics, metrics)
         settings_text = redact(dump_config(config))
-        render_report(folder.report, metrics, dataset.manifest, trained.history, examples, settings_text)
+        render_report(
+            folder.report, metrics, dataset.manifest, trained.history, examples, settings_text
+        )
         folder.publish(folder.report)
         log_evaluation(tracker, metrics)
         for path in (folder.metrics, folder.report):
@@ -97,7 +107,9 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
 
 
 def drift_read(folder: RunFolder, content_hash: str) -> dict[str, Any] | None:
-    """The drift that an update measured on its newer events; None if no update made this dataset."""
+    """The drift that an update measured on its newer events; None if no update made this
+    dataset.
+    """
     with suppress(ArtifactError):
         found = folder.read_json(folder.drift, "")
         return found if found.pop("dataset", "") == content_hash else None
@@ -110,8 +122,12 @@ def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:
         if text:
             folder.progress(text)
     data = metrics["data"]
-    folder.progress(f"{main_metric} {metrics['model'][main_metric]:.4f} on {data['queries']:,} test users")
-    said = repeats_line("test", data["queries_with_targets"] - data["queries"], data["queries_with_targets"])
+    folder.progress(
+        f"{main_metric} {metrics['model'][main_metric]:.4f} on {data['queries']:,} test users"
+    )
+    said = repeats_line(
+        "test", data["queries_with_targets"] - data["queries"], data["queries_with_targets"]
+    )
     if said:
         folder.progress(said)
     for name, why in data.get("baselines_left_out", {}).items():
@@ -129,7 +145,9 @@ def settings_sha256(config: Config) -> str:
 
 
 def measured(folder: RunFolder, identity: dict[str, str]) -> dict[str, Any] | None:
-    """The metrics of the run folder if they have this identity and their report exists, else None."""
+    """The metrics of the run folder if they have this identity and their report exists, else
+    None.
+    """
     with suppress(ArtifactError):
         metrics = folder.read_json(folder.metrics, "")
         return metrics if folder.report.is_file() and identity.items() <= metrics.items() else None

@@ -49,9 +49,13 @@ def example_users(
     queries = ranking.queries.take(rows_E)
     parts = model.parts(queries)
     items_ER = torch.from_numpy(ranking.items_BK[rows_E]).long()
-    shares_EKR = parts.shares(model.item_vectors_ND, items_ER.to(model.item_vectors_ND.device)).cpu()
+    shares_EKR = parts.shares(
+        model.item_vectors_ND, items_ER.to(model.item_vectors_ND.device)
+    ).cpu()
     titles_N = item_titles(dataset.features)
-    moves: list[dict[str, Any] | None] = [*interest_drift_of(model, dataset, queries)] or [None] * num_examples
+    moves: list[dict[str, Any] | None] = [*interest_drift_of(model, dataset, queries)] or [
+        None
+    ] * num_examples
     strata = strata_of_users(model, queries)
     examples = []
     for number, (shares_KR, history, row, movement, of_user) in enumerate(
@@ -60,7 +64,13 @@ def example_users(
         kept_R = ranking.items_BK[row] >= 0
         items_R = ranking.items_BK[row][kept_R][:_NUM_RECOMMENDATIONS].tolist()
         shares_RK = shares_KR.T[torch.from_numpy(kept_R)].tolist()
-        scored_R = zip(items_R, shares_RK, ranking.scores_BK[row][kept_R], ranking.hits_BK[row][kept_R], strict=False)
+        scored_R = zip(
+            items_R,
+            shares_RK,
+            ranking.scores_BK[row][kept_R],
+            ranking.hits_BK[row][kept_R],
+            strict=False,
+        )
         user = int(history.histories.users_U[0])
         examples.append(
             {

@@ -39,7 +39,9 @@ def command(words: Sequence[str]) -> int:
     if len(models) > 1:
         raise UsageError(f"got {len(models)} models, expected one; usage: {VERBS['export'].usage}")
     arguments = parse([_long(word) for word in words[len(models) :]])
-    config = config_of(arguments.config, [*arguments.overrides, *(("export.model", model) for model in models)])
+    config = config_of(
+        arguments.config, [*arguments.overrides, *(("export.model", model) for model in models)]
+    )
     if arguments.config is None:
         if not config.export.model:
             raise UsageError(f"no model is given; usage: {VERBS['export'].usage}")
@@ -63,15 +65,24 @@ def check(config: Config) -> None:
     """
     settings, formats = config.export, ", ".join(get_args(Format))
     if not settings.to:
-        raise ConfigError(f"export.to is empty; give one or more of {formats}, such as --to onnx,faiss")
+        raise ConfigError(
+            f"export.to is empty; give one or more of {formats}, such as --to onnx,faiss"
+        )
     if not settings.out:
-        raise ConfigError(f"export.out is empty; give a folder: --out DIR. Usage: {VERBS['export'].usage}")
+        raise ConfigError(
+            f"export.out is empty; give a folder: --out DIR. Usage: {VERBS['export'].usage}"
+        )
     if "://" in settings.out:
-        raise ConfigError(f"export.out: {settings.out} must be a local folder; copy it to remote storage afterwards")
+        raise ConfigError(
+            f"export.out: {settings.out} must be a local folder; copy it to remote storage"
+            " afterwards"
+        )
     if settings.users and "parquet" not in settings.to:
         raise ConfigError("export.users needs the format parquet; add it: --to parquet")
     if settings.without and "onnx" not in settings.to:
-        raise ConfigError("export.without needs the format onnx; leave it out, or add onnx: --to onnx")
+        raise ConfigError(
+            "export.without needs the format onnx; leave it out, or add onnx: --to onnx"
+        )
 
 
 def export(config: Config) -> dict[str, Any]:
@@ -85,26 +96,41 @@ def export(config: Config) -> dict[str, Any]:
     check_target(Path(settings.out))
     asked = settings.model or config.run.dir
     bundle = resolve(asked, tracking_uri(config))
-    manifest = write(bundle, Path(settings.out), settings.to, settings.users, settings.without, asked)
+    manifest = write(
+        bundle, Path(settings.out), settings.to, settings.users, settings.without, asked
+    )
     print(_words(manifest, settings.out))
     if not remember([Copy.here("export", settings.out)], asked, tracking_uri(config)):
-        print(f"note        `recsys forget` does not know this folder: call it with --also {settings.out}")
+        print(
+            "note        `recsys forget` does not know this folder: call it with --also"
+            f" {settings.out}"
+        )
     return manifest
 
 
 def _words(manifest: dict[str, Any], folder: str) -> str:
     counts = manifest["items_and_users"]
-    lines = [f"exported    {', '.join(manifest['model']['granularities'])}: {counts['items']:,} items"]
+    lines = [
+        f"exported    {', '.join(manifest['model']['granularities'])}: {counts['items']:,} items"
+    ]
     if found := manifest.get("onnx"):
         test = found["self_test"]
-        lines.append(f"onnx        {found['file']}, opset {found['opset']}; reads {_names(found['inputs'])}")
+        lines.append(
+            f"onnx        {found['file']}, opset {found['opset']}; reads {_names(found['inputs'])}"
+        )
         gap = test["largest_difference"]
-        lines.append(f"checked     {test['questions']} questions; scores differ from PyTorch by at most {gap:.2g}")
+        lines.append(
+            f"checked     {test['questions']} questions; scores differ from PyTorch by at most"
+            f" {gap:.2g}"
+        )
         if found["left_out"]:
-            lines.append(f"left out    {', '.join(found['left_out'])}: scores differ from those of the model")
+            lines.append(
+                f"left out    {', '.join(found['left_out'])}: scores differ from those of the model"
+            )
         if found["holds_of_users"]:
             lines.append(
-                f"users       the graph holds one row per known user, from {', '.join(found['holds_of_users'])}"
+                "users       the graph holds one row per known user, from"
+                f" {', '.join(found['holds_of_users'])}"
             )
     if found := manifest.get("faiss"):
         lines.append(f"faiss       {found['file']}, {found['kind']}")

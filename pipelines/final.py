@@ -42,7 +42,11 @@ class FinalModel:
 
 
 def final_model(
-    config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult, go_on: int | None = None
+    config: Config,
+    folder: RunFolder,
+    dataset: PreparedDataset,
+    trained: TrainResult,
+    go_on: int | None = None,
 ) -> FinalModel | None:
     """Train a model like the evaluated one on all events; None if ``train.final`` is false.
 
@@ -69,7 +73,10 @@ def final_model(
     if go_on is None and folder.budget is not None and "parent" not in origin:
         go_on = _affordable(folder.budget, trained)
     final = final_plan(trained, origin, go_on)
-    identity = {"hash": dataset.manifest.content_hash, "training": training_digest(config, dataset, None, final)}
+    identity = {
+        "hash": dataset.manifest.content_hash,
+        "training": training_digest(config, dataset, None, final),
+    }
     said = describe(dataset, final)
     with suppress(ArtifactError):
         known = folder.read_json(folder.final / ORIGIN, "")
@@ -123,7 +130,9 @@ def as_trained(config: Config, origin: dict[str, Any]) -> Config:
     return config.model_copy(update={"train": train, "seed": int(origin["seed"])})
 
 
-def planned(config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -> dict[str, Any]:
+def planned(
+    config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult
+) -> dict[str, Any]:
     """Describe for the evaluation what :func:`final_model` will train."""
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     return describe(dataset, final_plan(trained, origin, None))
@@ -133,11 +142,19 @@ def describe(dataset: PreparedDataset, final: Final) -> dict[str, Any]:
     """Description of the final model: events, epochs, and its start weights."""
     events = sum(len(shard.through(Split.TEST).items_E) for shard in dataset.shards())
     start = "anew" if final.trains and not final.goes_on else "measured"
-    return {"through": "test", "events": events, "epochs": final.epochs if final.trains else 0, "start": start}
+    return {
+        "through": "test",
+        "events": events,
+        "epochs": final.epochs if final.trains else 0,
+        "start": start,
+    }
 
 
 def _line(said: dict[str, Any], final: Final) -> str:
-    on = f"on all {said['events']:,} events, test included; metrics stay those of the model trained without test events"
+    on = (
+        f"on all {said['events']:,} events, test included; metrics stay those of the model trained"
+        " without test events"
+    )
     if not final.trains:
         return f"fitting the final model {on}"
     more = " more, from the evaluated weights" if final.goes_on else ""
@@ -159,9 +176,14 @@ def _trained_apart(
         if final is None or not final.trains:
             continue
         if budget is not None and budget.final_s() < budget.expected.get(f"{name}, final", 0.0):
-            folder.progress(f"no time is left to train {name} on all events; it keeps the evaluated weights")
+            folder.progress(
+                f"no time is left to train {name} on all events; it keeps the evaluated weights"
+            )
             continue
-        folder.progress(f"training {name} separately on all events; {final.epochs} epoch{'s' * (final.epochs != 1)}")
+        folder.progress(
+            f"training {name} separately on all events; {final.epochs}"
+            f" epoch{'s' * (final.epochs != 1)}"
+        )
         with ray_session(config):
             seconds = math.inf if budget is None else budget.final_s()
             how = dataset, reporter(folder, lambda _: None), folder.progress, budget, seconds
@@ -175,7 +197,9 @@ def _untrained(trained: TrainResult) -> TrainResult:
     return replace(trained, history=[], refit=False, selected=None)
 
 
-def _trained(config: Config, folder: RunFolder, dataset: PreparedDataset, final: Final) -> TrainResult:
+def _trained(
+    config: Config, folder: RunFolder, dataset: PreparedDataset, final: Final
+) -> TrainResult:
     seconds = math.inf if folder.budget is None else folder.budget.final_s()
     with tracked(config, folder) as tracker, ray_session(config):
         log_epoch = EpochLog(tracker, folder.progress)

@@ -24,7 +24,9 @@ from recsys.storage.uris import is_remote
 class FollowedSide:
     """One side of a server: the name of its model, the current version, and failed versions."""
 
-    def __init__(self, side: Side, followed: FollowedModel, version: str, settings: ServeConfig) -> None:
+    def __init__(
+        self, side: Side, followed: FollowedModel, version: str, settings: ServeConfig
+    ) -> None:
         self.side, self.followed, self.version = side, followed, version
         self._refused, self._is_silent = Refused(settings.poll_seconds, settings.max_retry_s), False
 
@@ -48,7 +50,10 @@ class FollowedSide:
             self._is_silent = False
         except Exception as error:  # the service survives an unavailable registry
             if not self._is_silent:
-                say(f"{self.followed.uri} cannot be looked up ({_why(error)}); {self.version} keeps answering")
+                say(
+                    f"{self.followed.uri} cannot be looked up ({_why(error)}); {self.version} keeps"
+                    " answering"
+                )
             self._is_silent = True
             return
         if found == self.version or not self._refused.may_try(found):
@@ -60,7 +65,8 @@ class FollowedSide:
         except Exception as error:
             if self._refused.again(found):
                 say(
-                    f"{found} cannot be loaded ({_why(error)}); {self.version} keeps answering; further attempts follow"
+                    f"{found} cannot be loaded ({_why(error)}); {self.version} keeps answering;"
+                    " further attempts follow"
                 )
             return
         errors = taken(server, serial, found, say, stopped)
@@ -117,7 +123,9 @@ def taken(server: Any, serial: int, version: str, say: Any, stopped: threading.E
     while not stopped.is_set():
         num_replicas, taken, errors = server.state(serial)
         if errors:
-            return f"{taken} of {num_replicas} replicas use it, the others failed: {'; '.join(errors)}"
+            return (
+                f"{taken} of {num_replicas} replicas use it, the others failed: {'; '.join(errors)}"
+            )
         if num_replicas and taken == num_replicas:
             say(f"{version} now answers on {taken} replica(s)")
             return ""
@@ -134,13 +142,16 @@ def check_log(settings: ServeConfig) -> None:
         The folder is remote, or cannot be written to.
     """
     if is_remote(settings.log):
-        raise ConfigError(f"serve.log: {settings.log} must be a local folder; copy its files to remote storage later")
+        raise ConfigError(
+            f"serve.log: {settings.log} must be a local folder; copy its files to remote storage"
+            " later"
+        )
     if settings.log:
         check_folder(settings.log)
     elif settings.explore.share:
         raise ConfigError(
-            "serve.explore.share is set, but serve.log is empty: nobody could use the explored answers; set "
-            "serve.log to a folder"
+            "serve.explore.share is set, but serve.log is empty: nobody could use the explored"
+            " answers; set serve.log to a folder"
         )
 
 
@@ -153,7 +164,10 @@ def note_log(log: str, models: Iterable[str], tracking: str, say: Callable[[str]
     hosts = {str(node["NodeManagerHostname"]) for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
     for uri in models:
         if not remember([Copy.here("answers", log, host) for host in sorted(hosts)], uri, tracking):
-            say(f"serve.log cannot be noted in {uri}; when you forget users, call recsys forget … --also {log}")
+            say(
+                f"serve.log cannot be noted in {uri}; when you forget users, call recsys forget …"
+                f" --also {log}"
+            )
 
 
 def stock_of(settings: ServeConfig) -> Stock:
@@ -162,12 +176,17 @@ def stock_of(settings: ServeConfig) -> Stock:
         raise ConfigError(f"serve.stock_file: {settings.stock_file} must be a local file")
     if settings.stock_file and not settings.stock_token_env:
         raise ConfigError(
-            "serve.stock_file is set, but serve.stock_token_env is empty: nobody could change the stock; set both"
+            "serve.stock_file is set, but serve.stock_token_env is empty: nobody could change the"
+            " stock; set both"
         )
     return read_stock(settings.stock_file, "serve.stock_file")
 
 
 def _why(error: Exception) -> str:
     """The first line of an error's message."""
-    message = str(error) if isinstance(error, UserError) else user_message(error) or f"{type(error).__name__}: {error}"
+    message = (
+        str(error)
+        if isinstance(error, UserError)
+        else user_message(error) or f"{type(error).__name__}: {error}"
+    )
     return message.splitlines()[0] if message else type(error).__name__

@@ -24,7 +24,12 @@ import pyarrow.compute as pc
 
 from pipelines.cli import main
 from pipelines.forgetting.copies import Copies, CopiesForgotten, find_copies
-from pipelines.forgetting.models import forget_lines, forget_recommendations, make_models_again, remove_derived
+from pipelines.forgetting.models import (
+    forget_lines,
+    forget_recommendations,
+    make_models_again,
+    remove_derived,
+)
 from pipelines.forgetting.proof import FOLDER as PROOFS
 from pipelines.forgetting.proof import Evidence, conclude, places_of
 from pipelines.forgetting.training import train_again
@@ -97,7 +102,9 @@ def forget(config: Config, folder: RunFolder) -> None:
     with folder.progress.stage("forget"):
         folder.fetch_all()
         copies = find_copies(config, folder, store, temporary_folder())
-        work = Forgetting(config, folder, users, [*dict.fromkeys([*raw, *users])], Evidence(), copies)
+        work = Forgetting(
+            config, folder, users, [*dict.fromkeys([*raw, *users])], Evidence(), copies
+        )
         versions = _gather(work, dataset, store)
         place = list_place(config)
         forgotten = Forgotten.read(place)
@@ -117,7 +124,10 @@ def forget(config: Config, folder: RunFolder) -> None:
         _clean(work)
         folder.forget(folder.root / JOURNAL)
         folder.settle()
-    with folder.progress.stage("prove"), tempfile.TemporaryDirectory(prefix="multigrain-") as copied:
+    with (
+        folder.progress.stage("prove"),
+        tempfile.TemporaryDirectory(prefix="multigrain-") as copied,
+    ):
         places = places_of(config, folder, store, Path(copied), copies)
         conclude(config, folder, places, work.users, work.evidence, work.said, key)
 
@@ -126,12 +136,19 @@ def _named(config: Config) -> list[str]:
     found = list(config.forget.users)
     if config.forget.file:
         try:
-            found += [line.strip() for line in Path(config.forget.file).read_text(encoding="utf-8").splitlines()]
+            found += [
+                line.strip()
+                for line in Path(config.forget.file).read_text(encoding="utf-8").splitlines()
+            ]
         except (OSError, ValueError) as error:
-            raise ConfigError(f"forget.file: {config.forget.file} cannot be read ({error})") from None
+            raise ConfigError(
+                f"forget.file: {config.forget.file} cannot be read ({error})"
+            ) from None
     found = [one for one in dict.fromkeys(found) if one]
     if not found:
-        raise ConfigError("forget.users is empty; give the users: recsys forget --config FILE --user ID …")
+        raise ConfigError(
+            "forget.users is empty; give the users: recsys forget --config FILE --user ID …"
+        )
     return found
 
 
@@ -152,8 +169,8 @@ def _with_model(config: Config, folder: RunFolder) -> Config:
 
     if not (folder.root / CHOICE).is_file():
         raise ArtifactError(
-            f"{folder.root} has a model, but the configuration has no section model; give the configuration that "
-            "the model was trained with"
+            f"{folder.root} has a model, but the configuration has no section model; give the"
+            " configuration that the model was trained with"
         )
     chosen = parse_yaml(folder.config.read_bytes(), str(folder.config))
     tree = config.model_dump(mode="json") | {key: chosen[key] for key in ("model", "train")}
@@ -161,10 +178,12 @@ def _with_model(config: Config, folder: RunFolder) -> Config:
     return whole.model_copy(update={"forget": config.forget})
 
 
-# ---------------------------------------------------------------------------------------------------------- who it is
+# ---------------------------------------------------------------------------------------- who it is
 
 
-def _gather(work: Forgetting, dataset: PreparedDataset | None, store: Store | None) -> list[tuple[Version, bool]]:
+def _gather(
+    work: Forgetting, dataset: PreparedDataset | None, store: Store | None
+) -> list[tuple[Version, bool]]:
     """Collect the traces of the users from dataset, bundles and versions.
 
     Returns
@@ -179,10 +198,21 @@ def _gather(work: Forgetting, dataset: PreparedDataset | None, store: Store | No
         if len(rows):
             names = {int(row): dataset.user_ids[int(row)].as_py() for row in rows}
             evidence.add_histories(
-                dataset.histories(), names, dataset.item_ids.to_pylist(), item_titles(dataset.features)
+                dataset.histories(),
+                names,
+                dataset.item_ids.to_pylist(),
+                item_titles(dataset.features),
             )
-    bundles = [path.parent for path in sorted(work.folder.root.rglob(USERS)) if (path.parent / "bundle.json").is_file()]
-    bundles += [path for _, path in work.copies.bundles() if (path / USERS).is_file() and path not in bundles]
+    bundles = [
+        path.parent
+        for path in sorted(work.folder.root.rglob(USERS))
+        if (path.parent / "bundle.json").is_file()
+    ]
+    bundles += [
+        path
+        for _, path in work.copies.bundles()
+        if (path / USERS).is_file() and path not in bundles
+    ]
     versions = []
     for version in store.versions() if store is not None else ():
         held = version.files is not None and holds_users(version.files, asked)
@@ -203,30 +233,44 @@ def _gather(work: Forgetting, dataset: PreparedDataset | None, store: Store | No
 
 
 def _check_known(
-    work: Forgetting, dataset: PreparedDataset | None, forgotten: Forgotten, versions: list[tuple[Version, bool]]
+    work: Forgetting,
+    dataset: PreparedDataset | None,
+    forgotten: Forgotten,
+    versions: list[tuple[Version, bool]],
 ) -> None:
     if work.evidence.traces.num_events or any(held for _, held in versions):
         return
-    known = dataset is not None and bool(pc.any(pc.is_in(dataset.user_ids, value_set=work.ids)).as_py())
+    known = dataset is not None and bool(
+        pc.any(pc.is_in(dataset.user_ids, value_set=work.ids)).as_py()
+    )
     unknown = [one for one in work.users if not forgotten.holds(one)]
-    if unknown and not known and not (work.folder.root / JOURNAL).is_file() and not _are_logged(work):
+    if (
+        unknown
+        and not known
+        and not (work.folder.root / JOURNAL).is_file()
+        and not _are_logged(work)
+    ):
         raise ConfigError(
-            f"forget.users: {len(unknown):,} of the {len(work.users):,} given users are in no dataset, bundle, "
-            "registered version or log of answers, and the others are forgotten already; check the ids, which are "
-            "text and case-sensitive"
+            f"forget.users: {len(unknown):,} of the {len(work.users):,} given users are in no"
+            " dataset, bundle, registered version or log of answers, and the others are forgotten"
+            " already; check the ids, which are text and case-sensitive"
         )
 
 
 def _are_logged(work: Forgetting) -> bool:
-    """Whether a log of answers contains one of the users: a cold-start user may have sent requests."""
+    """Whether a log of answers contains one of the users: a cold-start user may have sent
+    requests.
+    """
     their_rows = RowFinder(work.forms, Traces())
     return any(holds_rows(path, their_rows) for _, path in work.copies.logs())
 
 
-# ------------------------------------------------------------------------------------------------------- the dataset
+# -------------------------------------------------------------------------------------- the dataset
 
 
-def _rewrite_dataset(work: Forgetting, dataset: PreparedDataset, forgotten: Forgotten) -> PreparedDataset:
+def _rewrite_dataset(
+    work: Forgetting, dataset: PreparedDataset, forgotten: Forgotten
+) -> PreparedDataset:
     """Rewrite the dataset without the users; the journal holds what a second attempt needs."""
     gone = np.flatnonzero(np.asarray(pc.is_in(dataset.user_ids, value_set=work.ids)))
     if not len(gone):
@@ -238,11 +282,15 @@ def _rewrite_dataset(work: Forgetting, dataset: PreparedDataset, forgotten: Forg
     with ray_session(work.config) if needs_language_model(dataset, gone) else nullcontext():
         done = forget_users(dataset, gone, forgotten, work.config, work.evidence.mentions)
     rows = {name: number for name, number in done.rows.items() if number}
-    work.said["dataset"] = {"before": before, "after": done.dataset.manifest.content_hash, "rows": rows}
+    work.said["dataset"] = {
+        "before": before,
+        "after": done.dataset.manifest.content_hash,
+        "rows": rows,
+    }
     work.said.setdefault("left", []).extend(done.left)
     work.folder.progress(
-        f"{dataset.root}: removed {len(gone):,} users with {sum(rows.values()):,} rows in {len(rows)} files; the "
-        "audit passed"
+        f"{dataset.root}: removed {len(gone):,} users with {sum(rows.values()):,} rows in"
+        f" {len(rows)} files; the audit passed"
     )
     return open_dataset(work.config)
 
@@ -261,17 +309,22 @@ def _forget_texts(config: Config, dataset: PreparedDataset, gone: Any) -> int:
     return forget_texts(config.data.text.cache_dir, sorted(texts))
 
 
-# -------------------------------------------------------------------------------------------------------- the models
+# --------------------------------------------------------------------------------------- the models
 
 
 def _renew_models(work: Forgetting, config: Config, dataset: PreparedDataset | None) -> None:
     """Make or train the models again; evaluate and register them if they were before."""
     folder, journal = work.folder, work.folder.root / JOURNAL
-    had = {name: path.exists() for name, path in (("metrics", folder.metrics), ("bundle", folder.bundle))}
+    had = {
+        name: path.exists()
+        for name, path in (("metrics", folder.metrics), ("bundle", folder.bundle))
+    }
     if not (folder.model / ORIGIN).is_file():
         if had["bundle"] and known_users(folder.bundle / USERS, work.ids):
             folder.forget(folder.bundle)
-            folder.progress(f"{folder.bundle} is deleted: without {folder.model.name}/ it cannot be made again")
+            folder.progress(
+                f"{folder.bundle} is deleted: without {folder.model.name}/ it cannot be made again"
+            )
         return
     if dataset is None or not journal.is_file():
         return
@@ -297,7 +350,9 @@ def _measure(config: Config, folder: RunFolder, had: dict[str, bool]) -> None:
     from pipelines.evaluate import evaluate
     from pipelines.register import register
 
-    resumed = config.model_copy(update={"run": config.run.model_copy(update={"resume": not config.forget.retrain})})
+    resumed = config.model_copy(
+        update={"run": config.run.model_copy(update={"resume": not config.forget.retrain})}
+    )
     if had.get("metrics"):
         evaluate(config, folder)
     if had.get("bundle"):
@@ -310,13 +365,21 @@ def _clean(work: Forgetting) -> None:
     rows = sum(forget_recommendations(path, work.users) for path in folder.answers)
     lines = forget_lines(folder.root, work.evidence.mentions)
     their_rows = RowFinder(work.forms, work.evidence.traces)
-    done = CopiesForgotten(work.config, folder, work.copies, work.forms, their_rows, _hashes_before(folder)).forget()
+    done = CopiesForgotten(
+        work.config, folder, work.copies, work.forms, their_rows, _hashes_before(folder)
+    ).forget()
     work.said["copies"] = done
-    work.said |= {"recommendations": rows, "log_lines": lines, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    work.said |= {
+        "recommendations": rows,
+        "log_lines": lines,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _hashes_before(folder: RunFolder) -> set[str]:
-    """Content hashes of the dataset before users were removed, by this command or an earlier one."""
+    """Content hashes of the dataset before users were removed, by this command or an earlier
+    one.
+    """
     found = set[str]()
     for path in (folder.root / JOURNAL, *(folder.root / PROOFS).glob("proof-*.json")):
         if path.is_file():

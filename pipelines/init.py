@@ -81,7 +81,8 @@ def parse(words: Sequence[str]) -> Wanted:
             files.append(word)
     if not files:
         raise UsageError(
-            f"no file is given; give the files, folders or globs of your data. Usage: {VERBS['init'].usage}"
+            "no file is given; give the files, folders or globs of your data. Usage:"
+            f" {VERBS['init'].usage}"
         )
     return Wanted(tuple(files), out, force)
 
@@ -92,7 +93,9 @@ def plain_name(stem: str) -> str:
     >>> plain_name("my shop (new)")
     'my-shop-new'
     """
-    words = "".join(character if character.isalnum() or character in "._" else " " for character in stem).split()
+    words = "".join(
+        character if character.isalnum() or character in "._" else " " for character in stem
+    ).split()
     return "-".join(words) or "mine"
 
 
@@ -100,7 +103,9 @@ def _check_free(out: Path, force: bool) -> None:
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; expected a file such as {out / DEFAULT}")
     if out.exists() and not force:
-        raise ConfigError(f"{out} exists and was not changed; choose another --out, or replace it with --force")
+        raise ConfigError(
+            f"{out} exists and was not changed; choose another --out, or replace it with --force"
+        )
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
 

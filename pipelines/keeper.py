@@ -20,7 +20,9 @@ from recsys.serving.desk import ModelHolder, Offering
 
 @ray.remote
 class Keeper(ModelHolder):
-    """A model holder that loads its models when it starts; ``args`` are those of the application."""
+    """A model holder that loads its models when it starts; ``args`` are those of the
+    application.
+    """
 
     def __init__(self, args: dict[str, Any]) -> None:
         quiet()
@@ -29,10 +31,17 @@ class Keeper(ModelHolder):
         super().__init__(stock_of(config.serve), config.serve.stock_file)
         self._sides, self._offering = sides_of(config), Offering(self)
         if config.serve.log:
-            note_log(config.serve.log, [side.followed.uri for side in self._sides], tracking_uri(config), _say)
+            note_log(
+                config.serve.log,
+                [side.followed.uri for side in self._sides],
+                tracking_uri(config),
+                _say,
+            )
         for side in self._sides:
             self._offering.offer(*side.load(_say), side.side)
-        threading.Thread(target=self._keep_following, args=(config.serve,), daemon=True, name="following").start()
+        threading.Thread(
+            target=self._keep_following, args=(config.serve,), daemon=True, name="following"
+        ).start()
 
     def _keep_following(self, settings: ServeConfig) -> None:
         never = threading.Event()

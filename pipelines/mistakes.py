@@ -23,8 +23,9 @@ def check(config: Config, stages: tuple[str, ...]) -> None:
     check_settings(config, stages)
     if "train" in stages and not config.has_model and "source" not in config.data.model_fields_set:
         raise ConfigError(
-            "data.source: the configuration gives neither data nor a model; write a configuration for your files "
-            "with `recsys init FILE… --out mine.yaml`, or see the examples in pipelines/configs/"
+            "data.source: the configuration gives neither data nor a model; write a configuration"
+            " for your files with `recsys init FILE… --out mine.yaml`, or see the examples in"
+            " pipelines/configs/"
         )
     if "prepare" in stages:
         _check_times(config)
@@ -88,7 +89,9 @@ def _check_columns(config: Config, columns: Mapping[str, set[str]]) -> None:
         for name in names:
             if name and name not in columns.get(table, {name}):
                 have = choices(columns[table])
-                raise ConfigError(f"{key}: {name!r} is not a column of the {table}; columns: {have}")
+                raise ConfigError(
+                    f"{key}: {name!r} is not a column of the {table}; columns: {have}"
+                )
 
 
 def _check_times(config: Config) -> None:
@@ -100,10 +103,15 @@ def _check_times(config: Config) -> None:
     from recsys.preparation.filters import EventFilters
 
     EventFilters.of(data)
-    texts = {f"data.split.{key}": text for key in ("valid_from", "test_from") if (text := getattr(split, key))}
+    texts = {
+        f"data.split.{key}": text
+        for key in ("valid_from", "test_from")
+        if (text := getattr(split, key))
+    }
     times = [parse_time(text, key) for key, text in texts.items()]
     if len(times) == 2 and times[0] >= times[1]:
         (first, early), (second, late) = texts.items()
         raise ConfigError(
-            f"{first} {early} is not before {second} {late}, so no events are between them; choose an earlier {first}"
+            f"{first} {early} is not before {second} {late}, so no events are between them; choose"
+            f" an earlier {first}"
         )

@@ -14,7 +14,9 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.lineage import Parent
 
 
-def prepare_newer(config: Config, folder: RunFolder, parent: Parent, needs_new: bool = True) -> PreparedDataset:
+def prepare_newer(
+    config: Config, folder: RunFolder, parent: Parent, needs_new: bool = True
+) -> PreparedDataset:
     """Append the new events of ``update.events`` or ``data.source`` to the parent's dataset.
 
     If the parent's dataset keeps no events, or if nothing is new and ``needs_new`` is false, all of
@@ -46,8 +48,9 @@ def prepare_newer(config: Config, folder: RunFolder, parent: Parent, needs_new: 
             why = str(nothing)
     elif settings.events:
         raise ConfigError(
-            f"update.events: the dataset of {parent.uri}, to which newer events are added, was not found: {why}; "
-            "set update.dataset to its path, or list old and new files in data.source and leave out --events"
+            f"update.events: the dataset of {parent.uri}, to which newer events are added, was not"
+            f" found: {why}; set update.dataset to its path, or list old and new files in"
+            " data.source and leave out --events"
         )
     folder.progress(f"reading all of data.source: {why}")
     return prepare(config, folder, base=parent.vocabulary(), least=least)
@@ -66,8 +69,8 @@ def with_newer_events(config: Config) -> Config:
         return config
     if not isinstance(source, CanonicalSource):
         raise ConfigError(
-            f"update.events: a source of the kind {source.kind} can only be read as a whole; give old and new data "
-            "in data.source and leave out --events"
+            f"update.events: a source of the kind {source.kind} can only be read as a whole; give"
+            " old and new data in data.source and leave out --events"
         )
     source = source.model_copy(update={"events": files, "split_files": {}, "type_files": {}})
     return config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
@@ -97,11 +100,14 @@ def dataset_of(parent: Parent, config: Config) -> tuple[PreparedDataset | None, 
             continue
         if made_of not in (found.manifest.content_hash, *found.manifest.ancestors):
             if place != config.dataset_dir:
-                why = f"{place} holds another dataset, {found.manifest.content_hash[:12]} instead of {made_of[:12]}"
+                why = (
+                    f"{place} holds another dataset, {found.manifest.content_hash[:12]} instead of"
+                    f" {made_of[:12]}"
+                )
         elif not found.manifest.store:
             why = (
-                f"{place} keeps no events (an earlier release made it, its source is read as a whole, or "
-                "data.keep_events was false)"
+                f"{place} keeps no events (an earlier release made it, its source is read as a"
+                " whole, or data.keep_events was false)"
             )
         else:
             return found, ""

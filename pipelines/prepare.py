@@ -49,16 +49,22 @@ def open_dataset(config: Config) -> PreparedDataset:
     place = config.dataset_dir
     dataset = PreparedDataset(place if "://" in place else str(Path(place).absolute()))
     if dataset.manifest.settings_hash not in ("", settings_hash(config)):
-        found = differences(dataset.manifest.settings, settings_of(config)) if dataset.manifest.settings else []
+        found = (
+            differences(dataset.manifest.settings, settings_of(config))
+            if dataset.manifest.settings
+            else []
+        )
         named = f": {'; '.join(found[:5])}{' …' if len(found) > 5 else ''}" if found else ""
         raise ArtifactError(
-            f"{dataset.root} was prepared with other data settings (sections data and seed) than this configuration"
-            f"{named}; run `recsys prepare` again, or use the settings that it was prepared with"
+            f"{dataset.root} was prepared with other data settings (sections data and seed) than"
+            f" this configuration{named}; run `recsys prepare` again, or use the settings that it"
+            " was prepared with"
         )
     for part in ("users", "items", "train"):
         if not dataset.manifest.counts.get(part, 0):
             raise DataError(
-                f"{dataset.root} has no {part}, so there is nothing to train on; check data.source and data.split"
+                f"{dataset.root} has no {part}, so there is nothing to train on; check data.source"
+                " and data.split"
             )
     return dataset
 
@@ -66,11 +72,13 @@ def open_dataset(config: Config) -> PreparedDataset:
 def _say_what_there_is(dataset: PreparedDataset, folder: RunFolder) -> None:
     counts, manifest = dataset.manifest.counts, dataset.manifest
     named = ("users", "items", "train", "valid", "test", "social_edges", "items_with_text")
-    shown = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in named if counts.get(name))
+    shown = ", ".join(
+        f"{counts[name]:,} {name.replace('_', ' ')}" for name in named if counts.get(name)
+    )
     bad, dropped = (_total(reasons) for reasons in (manifest.quarantined, manifest.dropped))
     folder.progress(
-        f"{manifest.name}: {shown}; of {sum(manifest.read.values()):,} rows read, {bad:,} are in quarantine and "
-        f"{dropped:,} are left out by rules"
+        f"{manifest.name}: {shown}; of {sum(manifest.read.values()):,} rows read, {bad:,} are in"
+        f" quarantine and {dropped:,} are left out by rules"
     )
     if seen := foresight(dataset):
         folder.progress(seen.note)

@@ -42,18 +42,26 @@ def check_present(config: Config, stages: tuple[str, ...]) -> None:
 
 def _is_missing(place: str) -> bool:
     """Whether a local path does not exist; globs and remote paths are not checked."""
-    return bool(place) and not is_remote(place) and not _GLOB.search(place) and not os.path.lexists(expanded(place))
+    return (
+        bool(place)
+        and not is_remote(place)
+        and not _GLOB.search(place)
+        and not os.path.lexists(expanded(place))
+    )
 
 
 def _check(key: str, places: list[str]) -> None:
     for place in places:
         if _is_missing(place):
-            raise ConfigError(f"{key}: {place} does not exist; expected a file, relative to {os.getcwd()}")
+            raise ConfigError(
+                f"{key}: {place} does not exist; expected a file, relative to {os.getcwd()}"
+            )
 
 
 def _check_source(place: str) -> str:
     if _is_missing(place):
         raise SourceError(
-            f"{place} does not exist; expected a file: correct data.source, or set RECSYS_DATA to the data folder"
+            f"{place} does not exist; expected a file: correct data.source, or set RECSYS_DATA to"
+            " the data folder"
         )
     return place

@@ -52,7 +52,9 @@ class Side:
     """One of the two models: a version, and its bundle if it can be read."""
 
     version: str
-    bundle: Bundle | None  # with its evaluated model: the one that answers may be trained on test events
+    bundle: (
+        Bundle | None
+    )  # with its evaluated model: the one that answers may be trained on test events
     broken: str  # why it cannot be read; otherwise empty
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -88,20 +90,28 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
     quiet()
     Validator.of(config)
     if not config.tracking.enabled:
-        raise ConfigError("promote needs the MLflow registry, but tracking.enabled is false; set it true")
+        raise ConfigError(
+            "promote needs the MLflow registry, but tracking.enabled is false; set it true"
+        )
     going_back = config.promote.rollback
     asked = config.promote.model or f"models:/{config.registry.name}@{config.registry.alias}"
     asked = f"models:/{config.registry.name}@{CHAMPION}" if going_back else asked
     if not asked.startswith("models:"):
         raise ConfigError(
-            f"promote.model: got {asked!r}, expected a registered version: models:/NAME@ALIAS or models:/NAME/VERSION"
+            f"promote.model: got {asked!r}, expected a registered version: models:/NAME@ALIAS or"
+            " models:/NAME/VERSION"
         )
     name, version = _asked(config, folder, asked)
-    with folder.progress.stage("promote"), Tracker(_recorded_apart(config), f"promote {name}", apart=True) as tracker:
+    with (
+        folder.progress.stage("promote"),
+        Tracker(_recorded_apart(config), f"promote {name}", apart=True) as tracker,
+    ):
         aliases = Aliases(tracker.client, name)
         found = candidates(tracker.client, name, config.train.metric)
         folder.progress(candidate_table(found, config.train.metric))
-        record = _roll_back(config, aliases) if going_back else _decide(config, folder, aliases, version)
+        record = (
+            _roll_back(config, aliases) if going_back else _decide(config, folder, aliases, version)
+        )
         record["candidates"] = found
         if not going_back:
             record = _with_minimum(record, found, by_alias="@" in asked)
@@ -129,7 +139,9 @@ def _asked(config: Config, folder: RunFolder, asked: str) -> tuple[str, str]:
     return name, version
 
 
-def _with_minimum(record: dict[str, Any], found: list[dict[str, Any]], by_alias: bool) -> dict[str, Any]:
+def _with_minimum(
+    record: dict[str, Any], found: list[dict[str, Any]], by_alias: bool
+) -> dict[str, Any]:
     """The record with the result of the minimum check for the version, or for a newer version.
 
     Why a newer one: a version below the minimum does not get the alias, so the alias still names
@@ -144,7 +156,9 @@ def _with_minimum(record: dict[str, Any], found: list[dict[str, Any]], by_alias:
     newest = newer_below(found, asked) if by_alias else None
     if newest is None:
         return record
-    said = f"version {newest['version']} is newer and below the minimum for the alias: {newest['why']}"
+    said = (
+        f"version {newest['version']} is newer and below the minimum for the alias: {newest['why']}"
+    )
     if record["decision"] != "unchanged":
         return record | {"notes": [*record.get("notes", []), said]}
     uri = f"models:/{record['model']}/{newest['version']}"
@@ -160,7 +174,9 @@ def _recorded_apart(config: Config) -> Config:
     """The configuration with a separate MLflow experiment, so that promotions are not between
     trainings.
     """
-    tracking = config.tracking.model_copy(update={"experiment": f"{config.tracking.experiment}-promotions"})
+    tracking = config.tracking.model_copy(
+        update={"experiment": f"{config.tracking.experiment}-promotions"}
+    )
     return config.model_copy(update={"tracking": tracking})
 
 
@@ -170,22 +186,32 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
     champion = aliases.version_of(CHAMPION)
     record = _begin(config, aliases, version, champion)
     if champion == version:
-        return record | {"decision": "unchanged", "promoted": True, "reasons": [f"version {version} is the champion"]}
+        return record | {
+            "decision": "unchanged",
+            "promoted": True,
+            "reasons": [f"version {version} is the champion"],
+        }
     challenger = _side(name, version, place)
     holder = _side(name, champion, place) if champion else None
     record["challenger"] |= challenger.describe(name)
     record["champion"] = holder.describe(name) if holder is not None else None
     findings = Findings()
     if challenger.bundle is None:
-        findings.checks.append(Check("self_test", False, f"the challenger cannot be loaded: {challenger.broken}"))
+        findings.checks.append(
+            Check("self_test", False, f"the challenger cannot be loaded: {challenger.broken}")
+        )
     else:
-        findings.checks.append(Check("self_test", True, "the challenger gives the same answers as when it was written"))
+        findings.checks.append(
+            Check("self_test", True, "the challenger gives the same answers as when it was written")
+        )
         _compare(config, folder, challenger.bundle, holder, findings)
     decision = "refused" if findings.reasons else "promoted"
     if findings.reasons and config.promote.force and challenger.bundle is not None:
         decision = "forced"
     elif findings.reasons and config.promote.force:
-        findings.notes.append("promote.force has no effect: a model that cannot be loaded cannot answer requests")
+        findings.notes.append(
+            "promote.force has no effect: a model that cannot be loaded cannot answer requests"
+        )
     return record | {
         "decision": decision,
         "promoted": decision != "refused",
@@ -224,10 +250,12 @@ def _side(name: str, version: str, place: str) -> Side:
         return Side(version, None, str(error))
 
 
-# ---------------------------------------------------------------------------------------------------------- comparing
+# ---------------------------------------------------------------------------------------- comparing
 
 
-def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Side | None, findings: Findings) -> None:
+def _compare(
+    config: Config, folder: RunFolder, challenger: Bundle, champion: Side | None, findings: Findings
+) -> None:
     """Rank the test split with both models, and apply every rule."""
     dataset = open_dataset(config)
     same = challenger.info.dataset.get("content_hash") == dataset.manifest.content_hash
@@ -239,14 +267,21 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
     against_drift(challenger.info.extra.get("drift"), config.promote, findings)
     scorer = CrossDatasetScorer(challenger, dataset)
     _check_leak("challenger", leak_of(challenger, scorer, dataset), findings)
-    folder.progress(f"ranking all {dataset.num_items:,} items for {len(queries):,} test users: the challenger")
+    folder.progress(
+        f"ranking all {dataset.num_items:,} items for {len(queries):,} test users: the challenger"
+    )
     ranking, ours_B = ranked(scorer, queries, config)
     if not len(ranking):
-        raise DataError(f"{dataset.root} has no test user with a target that counts, so models cannot be compared")
+        raise DataError(
+            f"{dataset.root} has no test user with a target that counts, so models cannot be"
+            " compared"
+        )
     if champion is None:
         findings.notes.append("there is no champion yet: only the baselines decide")
     elif champion.bundle is None:
-        findings.checks.append(Check("champion", False, f"the champion cannot be loaded: {champion.broken}"))
+        findings.checks.append(
+            Check("champion", False, f"the champion cannot be loaded: {champion.broken}")
+        )
     else:
         folder.progress(f"ranking with the champion, version {champion.version}")
         theirs = CrossDatasetScorer(champion.bundle, dataset)
@@ -257,29 +292,47 @@ def _compare(config: Config, folder: RunFolder, challenger: Bundle, champion: Si
         groups |= _by_champion(theirs, ranking.queries)
         against_champion(ours_B, theirs_B, groups, config, findings)
     stored = challenger.info.extra.get("comparison") or {}
-    as_now = stored.get("metric") == config.train.metric and stored.get("exclude_seen") == config.evaluate.exclude_seen
+    as_now = (
+        stored.get("metric") == config.train.metric
+        and stored.get("exclude_seen") == config.evaluate.exclude_seen
+    )
     if not (same and as_now and stored.get("against")) and config.promote.beat_baselines:
         names = ", ".join(config.evaluate.baselines)
-        folder.progress(f"measuring the baselines, as the challenger has no results on this data: {names or 'none'}")
+        folder.progress(
+            "measuring the baselines, as the challenger has no results on this data:"
+            f" {names or 'none'}"
+        )
         refit = fitted_through(challenger) == Split.VALID
-        stored = measure_baselines(ranking, ours_B, fitted_histories(dataset, config), dataset.num_items, config, refit)
+        stored = measure_baselines(
+            ranking, ours_B, fitted_histories(dataset, config), dataset.num_items, config, refit
+        )
     against_baselines(stored, config.promote, findings)
 
 
 def _check_leak(who: str, leak: str, findings: Findings) -> None:
     if leak:
         why = f"the {who} was trained on test events, so its metrics cannot be trusted: {leak}"
-        findings.checks.append(Check("leak", False, f"{why}; give newer test events, or promote.force with a reason"))
+        findings.checks.append(
+            Check("leak", False, f"{why}; give newer test events, or promote.force with a reason")
+        )
     else:
-        findings.checks.append(Check("leak", True, f"no test event was among the {who}'s training events"))
+        findings.checks.append(
+            Check("leak", True, f"no test event was among the {who}'s training events")
+        )
 
 
 def _what_is_compared(challenger: Bundle, dataset: PreparedDataset, same: bool) -> str:
     here = f"dataset {dataset.manifest.name} {dataset.manifest.content_hash[:12]}"
     if same:
-        return f"compared on the test split of {here}; the challenger was trained on its training split"
+        return (
+            f"compared on the test split of {here}; the challenger was trained on its training"
+            " split"
+        )
     theirs = str(challenger.info.dataset.get("content_hash", ""))[:12]
-    return f"compared on the test split of {here}; the challenger was trained on another dataset, {theirs}"
+    return (
+        f"compared on the test split of {here}; the challenger was trained on another dataset,"
+        f" {theirs}"
+    )
 
 
 def _feedback_note(challenger: Bundle) -> str:
@@ -288,32 +341,42 @@ def _feedback_note(challenger: Bundle) -> str:
     if not later:
         return ""
     return (
-        f"`recsys update` fitted the challenger's {' and '.join(later)} again on events that its bundle does not "
-        "hold, so it cannot be checked whether test events were among them"
+        f"`recsys update` fitted the challenger's {' and '.join(later)} again on events that its"
+        " bundle does not hold, so it cannot be checked whether test events were among them"
     )
 
 
 def _final_note(challenger: Bundle, champion: Side | None) -> str:
-    """A note on models that answer with weights trained on test events, and are compared by others."""
-    sides = {"challenger": challenger, "champion": champion.bundle if champion is not None else None}
-    named = [who for who, bundle in sides.items() if bundle is not None and has_measured(bundle.info)]
+    """A note on models that answer with weights trained on test events, and are compared by
+    others.
+    """
+    sides = {
+        "challenger": challenger,
+        "champion": champion.bundle if champion is not None else None,
+    }
+    named = [
+        who for who, bundle in sides.items() if bundle is not None and has_measured(bundle.info)
+    ]
     if not named:
         return ""
     return (
-        f"the {' and the '.join(named)} answer{'s' if len(named) == 1 else ''} with weights trained on all events "
-        "(train.final); the comparison uses the evaluated weights, which were not trained on test events"
+        f"the {' and the '.join(named)} answer{'s' if len(named) == 1 else ''} with weights trained"
+        " on all events (train.final); the comparison uses the evaluated weights, which were not"
+        " trained on test events"
     )
 
 
-def _vocabulary_notes(champion: Bundle, scorer: CrossDatasetScorer, dataset: PreparedDataset) -> list[str]:
+def _vocabulary_notes(
+    champion: Bundle, scorer: CrossDatasetScorer, dataset: PreparedDataset
+) -> list[str]:
     users, items = scorer.num_unknown
     if champion.info.dataset.get("content_hash") == dataset.manifest.content_hash:
         return ["the champion was trained on the same dataset"]
     theirs = str(champion.info.dataset.get("content_hash", ""))[:12]
     return [
-        f"the champion was trained on another dataset ({theirs}) and answers as it does in production: {users:,} of "
-        f"{dataset.num_users:,} users are cold-start users for it; it does not know {items:,} of "
-        f"{dataset.num_items:,} items and never recommends them"
+        f"the champion was trained on another dataset ({theirs}) and answers as it does in"
+        f" production: {users:,} of {dataset.num_users:,} users are cold-start users for it; it"
+        f" does not know {items:,} of {dataset.num_items:,} items and never recommends them"
     ]
 
 
@@ -324,7 +387,7 @@ def _by_champion(scorer: CrossDatasetScorer, queries: Queries) -> dict[str, Any]
     return {"champion": masks} if known_B.any() and not known_B.all() else {}
 
 
-# ------------------------------------------------------------------------------------------------ going back, recording
+# ---------------------------------------------------------------------------- going back, recording
 
 
 def _roll_back(config: Config, aliases: Aliases) -> dict[str, Any]:
@@ -349,8 +412,12 @@ def _record(folder: RunFolder, tracker: Tracker, aliases: Aliases, record: dict[
     folder.publish(page)
     tags = version_tags(record)
     title = f"promote {name} {version}: {record['decision']}"
-    tracker.set_tags({"mlflow.runName": title, "promotion.model": name, "promotion.version": version, **tags})
-    numbers = {key: value for key, value in (record.get("comparison") or {}).items() if key != "segments"}
+    tracker.set_tags(
+        {"mlflow.runName": title, "promotion.model": name, "promotion.version": version, **tags}
+    )
+    numbers = {
+        key: value for key, value in (record.get("comparison") or {}).items() if key != "segments"
+    }
     tracker.log_metrics({"promotion": numbers})
     for path in (folder.promotion, page):
         tracker.log_file(path)
@@ -366,7 +433,10 @@ def _closing(record: dict[str, Any]) -> str:
     stays = f"{holder} stays champion" if champion else "and there is no champion"
     return {
         "promoted": f"{name} version {version} is now champion (before: {holder})",
-        "forced": f"{name} version {version} is now champion by force ({record['rules']['force']}; before: {holder})",
+        "forced": (
+            f"{name} version {version} is now champion by force ({record['rules']['force']};"
+            f" before: {holder})"
+        ),
         "refused": f"{name} version {version} is not promoted, {stays}",
         "rolled back": f"{name} version {version} is champion again (before: {holder})",
         "unchanged": f"{name} version {version} is already the champion",

@@ -36,7 +36,9 @@ def command(words: Sequence[str]) -> int:
     """
     places = [word for word in _before_options(words)]
     if len(places) not in (0, 2):
-        raise UsageError(f"got {len(places)} words, expected two: MODEL and DIR; usage: {VERBS['pull'].usage}")
+        raise UsageError(
+            f"got {len(places)} words, expected two: MODEL and DIR; usage: {VERBS['pull'].usage}"
+        )
     arguments = parse(words[len(places) :])
     overrides = list(arguments.overrides)
     if places:
@@ -69,7 +71,10 @@ def pull(config: Config) -> Pulled:
     found = pull_model(asked, settings.dir, tracking_uri(config))
     print(_words(found, redact(tracking_uri(config))))
     if not remember([Copy.here("model", settings.dir)], asked, tracking_uri(config)):
-        print(f"note        `recsys forget` does not know this folder: call it with --also {settings.dir}")
+        print(
+            "note        `recsys forget` does not know this folder: call it with --also"
+            f" {settings.dir}"
+        )
     return found
 
 
@@ -77,11 +82,16 @@ def _words(found: Pulled, tracking: str) -> str:
     info = found.info
     main_metric = str(info.extra.get("main_metric", ""))
     shown: dict[str, Any] = {main_metric: info.metrics.get(main_metric)} | info.metrics
-    values = [f"{key} {value:.4f}" for key, value in shown.items() if isinstance(value, (int, float))]
+    values = [
+        f"{key} {value:.4f}" for key, value in shown.items() if isinstance(value, (int, float))
+    ]
     lines = [
         f"pulled      {found.name} version {found.version} from {tracking}",
         f"aliases     {', '.join(found.aliases) or 'none'}",
-        f"created     {info.created} by release {info.package_version}: {', '.join(info.granularities)}",
+        (
+            f"created     {info.created} by release {info.package_version}:"
+            f" {', '.join(info.granularities)}"
+        ),
         f"metrics     {', '.join(values[:5]) or 'none'}",
         f"checked     the checksums of {len(info.files)} files, and the model's self-test",
     ]
@@ -90,7 +100,13 @@ def _words(found: Pulled, tracking: str) -> str:
         lines.append(f"note        {found.note}")
     if CARD in info.files:
         lines.append(f"card        {found.bundle / CARD}")
-    return "\n".join([*lines, f"folder      {found.folder}", f"serve       mlflow models serve -m {found.folder}"])
+    return "\n".join(
+        [
+            *lines,
+            f"folder      {found.folder}",
+            f"serve       mlflow models serve -m {found.folder}",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def recommend(config: Config, folder: RunFolder) -> str:
     """Write the recommendations and return their path."""
     quiet()
     settings = config.recommend
-    requests = read_requests(settings.requests) if settings.requests else None  # first: a bad file stops here
+    requests = (
+        read_requests(settings.requests) if settings.requests else None
+    )  # first: a bad file stops here
     parse_rules(settings.rules, "recommend.rules")
     stock = read_stock(settings.stock_file, "recommend.stock_file")
     with folder.progress.stage("recommend"):
@@ -47,7 +49,10 @@ def recommend(config: Config, folder: RunFolder) -> str:
         from recsys.serving.batch import is_small, recommend_all
 
         here = config.ray.address == "local" and is_small(bundle, settings.batch_size, requests)
-        with nullcontext() if here else ray_session(config), _written(config, folder) as (output, shown):
+        with (
+            nullcontext() if here else ray_session(config),
+            _written(config, folder) as (output, shown),
+        ):
             done = recommend_all(
                 bundle,
                 output,
@@ -60,8 +65,8 @@ def recommend(config: Config, folder: RunFolder) -> str:
                 out_of_stock=stock.out,
             )
         folder.progress(
-            f"{done.num_rows:,} recommendations for {done.num_users:,} users ({done.num_fallback:,} by popularity) "
-            f"in {shown}"
+            f"{done.num_rows:,} recommendations for {done.num_users:,} users ({done.num_fallback:,}"
+            f" by popularity) in {shown}"
         )
     return shown
 
@@ -82,13 +87,15 @@ def _written(config: Config, folder: RunFolder) -> Iterator[tuple[Path, str]]:
     output = Path(place) if place else folder.root / config.recommend.answers
     if output.is_dir():
         raise ConfigError(
-            f"recommend.out: {place} is a folder, expected a file, such as {place.rstrip('/')}/answers.parquet"
+            f"recommend.out: {place} is a folder, expected a file, such as"
+            f" {place.rstrip('/')}/answers.parquet"
         )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"recommend.out: cannot create the folder {output.parent} ({error.strerror}); choose another file"
+            f"recommend.out: cannot create the folder {output.parent} ({error.strerror}); choose"
+            " another file"
         ) from None
     yield output, place or folder.shown(output)
     if not place:

@@ -43,24 +43,33 @@ def command(words: Sequence[str]) -> int:
     """
     action, rest = (words[0], list(words[1:])) if words else ("", [])
     if action not in _ACTIONS:
-        raise UsageError(f"got {action!r}, expected {', '.join(_ACTIONS)}; usage: {VERBS['referee'].usage}")
+        raise UsageError(
+            f"got {action!r}, expected {', '.join(_ACTIONS)}; usage: {VERBS['referee'].usage}"
+        )
     rest, several, files = _taken_out(rest, action)
     arguments = parse(rest)
     reads = _READS[action]
     for name, _ in [*arguments.overrides, *several]:
-        if name not in reads and not name.startswith(tuple(key for key in reads if key.endswith("."))):
+        if name not in reads and not name.startswith(
+            tuple(key for key in reads if key.endswith("."))
+        ):
             known = ", ".join(f"--{key}" + ("…" if key.endswith(".") else "") for key in reads)
             raise UsageError(f"referee {action} does not read --{name}; it reads {known}")
     if action == "prepare" and arguments.config is None:
         raise UsageError(f"--config FILE is missing; usage: {VERBS['referee'].usage}")
     config = config_of(arguments.config, [*arguments.overrides, *several])
     if not config.referee.out and action != "score":
-        raise ConfigError(f"referee.out is empty; give a folder or file: --out; usage: {VERBS['referee'].usage}")
+        raise ConfigError(
+            f"referee.out is empty; give a folder or file: --out; usage: {VERBS['referee'].usage}"
+        )
     if not config.referee.protocol and action in ("lists", "score"):
-        raise ConfigError(f"referee.protocol is empty; give --protocol DIR; usage: {VERBS['referee'].usage}")
+        raise ConfigError(
+            f"referee.protocol is empty; give --protocol DIR; usage: {VERBS['referee'].usage}"
+        )
     if "://" in f"{config.referee.out}{config.referee.protocol}":
         raise ConfigError(
-            "referee.protocol and referee.out must be local folders; copy them to remote storage afterwards"
+            "referee.protocol and referee.out must be local folders; copy them to remote storage"
+            " afterwards"
         )
     if arguments.dry_run:
         print(plan("referee", config))
@@ -109,7 +118,7 @@ def _long(word: str) -> str:
     return _SHORT.get(name, name) + equals + value
 
 
-# -------------------------------------------------------------------------------------------------------------- prepare
+# ------------------------------------------------------------------------------------------ prepare
 
 
 def prepare(config: Config, said: str) -> Protocol:
@@ -145,7 +154,7 @@ def prepare(config: Config, said: str) -> Protocol:
     return protocol
 
 
-# ---------------------------------------------------------------------------------------------------------------- lists
+# -------------------------------------------------------------------------------------------- lists
 
 
 def lists(config: Config, said: str) -> list[Path]:
@@ -164,7 +173,11 @@ def lists(config: Config, said: str) -> list[Path]:
     named = [_named(word) for word in settings.runs]
     wanted = "baselines" in config.evaluate.model_fields_set or not named
     baselines: Sequence[str] = config.evaluate.baselines if wanted else ()
-    written = write_baselines(protocol, baselines, config.evaluate, out, settings.format, said) if baselines else []
+    written = (
+        write_baselines(protocol, baselines, config.evaluate, out, settings.format, said)
+        if baselines
+        else []
+    )
     for name, run in named:
         written.append(_of_run(protocol, name, run, out, settings.format, said))
     for path in written:
@@ -196,13 +209,16 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said:
         dataset = open_dataset(side.config)
         if len(protocol.windows) > 1 or dataset.manifest.content_hash != protocol.about["dataset"]:
             raise ConfigError(
-                f"{run} was trained on dataset {dataset.manifest.content_hash[:12]} with one test window, but the "
-                f"protocol has dataset {protocol.about['dataset'][:12]} and {len(protocol.windows)} window(s); "
-                "prepare a protocol with the configuration of the run"
+                f"{run} was trained on dataset {dataset.manifest.content_hash[:12]} with one test"
+                f" window, but the protocol has dataset {protocol.about['dataset'][:12]} and"
+                f" {len(protocol.windows)} window(s); prepare a protocol with the configuration of"
+                " the run"
             )
         model = open_trained(side.config, side.folder, dataset).frozen
         queries = evaluated_queries(dataset, Split.TEST, side.config)
-        ranking = rank(model, queries, max(protocol.ks), protocol.masks_seen, side.config.evaluate.chunk_users)
+        ranking = rank(
+            model, queries, max(protocol.ks), protocol.masks_seen, side.config.evaluate.chunk_users
+        )
         users = dataset.user_ids.take(ranking.queries.histories.users_U)
         path = out / f"{name}.{form}"
         told = f"{said} (fitted on the events through {side.metrics['data']['fitted_through']})"
@@ -210,7 +226,7 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said:
     return path
 
 
-# ---------------------------------------------------------------------------------------------------------------- score
+# -------------------------------------------------------------------------------------------- score
 
 
 def score(config: Config, said: str) -> dict[str, Any]:
@@ -225,7 +241,9 @@ def score(config: Config, said: str) -> dict[str, Any]:
 
     settings = config.referee
     if not settings.lists:
-        raise ConfigError(f"referee.lists: whose? --lists NAME=FILE …; usage: {VERBS['referee'].usage}")
+        raise ConfigError(
+            f"referee.lists: whose? --lists NAME=FILE …; usage: {VERBS['referee'].usage}"
+        )
     methods = methods_of(settings.lists)
     protocol = read_protocol(Path(settings.protocol))
     verdict = judge(protocol, methods, settings.bootstrap, config.seed)
@@ -246,7 +264,11 @@ def score(config: Config, said: str) -> dict[str, Any]:
     out = Path(settings.out or settings.protocol)
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    for name, content in (("referee.json", text), ("referee.md", markdown(record)), ("referee.html", html(record))):
+    for name, content in (
+        ("referee.json", text),
+        ("referee.md", markdown(record)),
+        ("referee.html", html(record)),
+    ):
         write_atomically(out / name, content)
     print(f"wrote {out}/referee.json, referee.md, referee.html")
     return record
@@ -273,7 +295,9 @@ def write_page(config: Config, files: Sequence[str]) -> None:
                 f"{file} cannot be read ({error}); give referee.json of `recsys referee score`"
             ) from None
         if not {"protocol", "methods", "pairs"} <= records[-1].keys():
-            raise ArtifactError(f"{file} is not a result of `recsys referee score`; give its referee.json")
+            raise ArtifactError(
+                f"{file} is not a result of `recsys referee score`; give its referee.json"
+            )
     out = Path(config.referee.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page(records))

@@ -59,12 +59,15 @@ def register(
         There is no model, or no metrics of this model.
     """
     quiet()
-    metrics = folder.read_json(folder.metrics, "run `recsys evaluate` with the same configuration first")
+    metrics = folder.read_json(
+        folder.metrics, "run `recsys evaluate` with the same configuration first"
+    )
     dataset = open_dataset(config)
     trained = open_trained(config, folder, dataset)
     if metrics.get("model_sha256") != model_sha256(folder):
         raise ArtifactError(
-            f"{folder.metrics} belongs to another model than the one in {folder.model}; run `recsys evaluate` again"
+            f"{folder.metrics} belongs to another model than the one in {folder.model}; run `recsys"
+            " evaluate` again"
         )
     digest = hashlib.sha256(folder.metrics.read_bytes()).hexdigest()
     is_final = {"final": config.train.final}
@@ -95,7 +98,9 @@ def register(
             extra["influence"] = origin["influence"]
         private = trained.choices.get(PRIVACY)
         extra |= {PRIVACY: private} if private else {}
-        card = model_card(config, dataset.manifest, metrics, made, origin.get("influence", ()), private)
+        card = model_card(
+            config, dataset.manifest, metrics, made, origin.get("influence", ()), private
+        )
         served = trained if final is None else final.result
         measured = None if final is None else Measured(trained.frozen, trained.weights)
         write_bundle(folder.bundle, served.frozen, dataset, extra, served.weights, card, measured)
@@ -103,7 +108,10 @@ def register(
             folder.progress(said)
         folder.publish(folder.bundle)
         if not tracker.enabled:
-            folder.progress(f"wrote {folder.shown(folder.bundle)}; tracking.enabled is false, so nothing is registered")
+            folder.progress(
+                f"wrote {folder.shown(folder.bundle)}; tracking.enabled is false, so nothing is"
+                " registered"
+            )
             folder.forget(folder.registered)
             return {}
         found = register_bundle(tracker, folder.bundle, config, metrics)
@@ -114,7 +122,9 @@ def register(
     return registered
 
 
-def _say_final(folder: RunFolder, metrics: dict[str, Any], final: FinalModel | None) -> tuple[dict[str, Any], str]:
+def _say_final(
+    folder: RunFolder, metrics: dict[str, Any], final: FinalModel | None
+) -> tuple[dict[str, Any], str]:
     """Write to ``data.final`` of ``metrics.json`` what the final model was trained on.
 
     Returns
@@ -125,17 +135,25 @@ def _say_final(folder: RunFolder, metrics: dict[str, Any], final: FinalModel | N
     data = metrics.get("data", {})
     said = None if final is None else final.said
     if data.get("final") != said:
-        data = {**{key: value for key, value in data.items() if key != "final"}, **({"final": said} if said else {})}
+        data = {
+            **{key: value for key, value in data.items() if key != "final"},
+            **({"final": said} if said else {}),
+        }
         metrics = {**metrics, "data": data}
         folder.write_json(folder.metrics, metrics)
     return metrics, hashlib.sha256(folder.metrics.read_bytes()).hexdigest()
 
 
-def registered_already(folder: RunFolder, metrics_sha256: str, is_final: dict[str, bool]) -> dict[str, Any] | None:
+def registered_already(
+    folder: RunFolder, metrics_sha256: str, is_final: dict[str, bool]
+) -> dict[str, Any] | None:
     """The registration of the model with these metrics and this ``train.final``, or None."""
     with suppress(ArtifactError):
         found = folder.read_json(folder.registered, "")
-        same = found.get("metrics_sha256") == metrics_sha256 and {"final": False, **found}.items() >= is_final.items()
+        same = (
+            found.get("metrics_sha256") == metrics_sha256
+            and {"final": False, **found}.items() >= is_final.items()
+        )
         return found if same and folder.bundle.is_dir() else None
     return None
 

@@ -30,7 +30,9 @@ def run(config: Config, folder: RunFolder) -> None:
     """Run every stage, and print the headline metrics and the paths of the results."""
     Validator.of(config)  # a wrong metric fails now, not after the training
     if config.run.budget:
-        folder.budget = Budget(config.run.budget, seconds_of(config.run.budget), folder.progress.started)
+        folder.budget = Budget(
+            config.run.budget, seconds_of(config.run.budget), folder.progress.started
+        )
         folder.progress.budget = config.run.budget
     if config.has_model:
         metrics, registered = _run(config, folder, is_prepared=False)
@@ -39,13 +41,17 @@ def run(config: Config, folder: RunFolder) -> None:
             folder.turn_to("prepare")
             check_targets(prepare(config, folder), config)
             folder.turn_to("search")
-            metrics, registered = _run(with_model(config, folder, chooses=True), folder, is_prepared=True)
+            metrics, registered = _run(
+                with_model(config, folder, chooses=True), folder, is_prepared=True
+            )
     folder.progress.plain(closing_words(metrics, registered, folder))
     if folder.budget is not None:
         folder.progress.plain(f"budget      {folder.budget.said()}")
 
 
-def _run(config: Config, folder: RunFolder, is_prepared: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _run(
+    config: Config, folder: RunFolder, is_prepared: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the stages of a configuration with a model; return its metrics and registration."""
     with tracked(config, folder, fresh=True), ray_through(config):
         with ray_session(config):
@@ -65,7 +71,13 @@ def _run(config: Config, folder: RunFolder, is_prepared: bool) -> tuple[dict[str
 
 def closing_words(metrics: dict[str, Any], registered: dict[str, Any], folder: RunFolder) -> str:
     """Headline metrics of the model and each baseline, the report, and the registered model."""
-    lines = ["", headline_table(metrics), "", verdict(metrics), f"report      {folder.shown(folder.report.absolute())}"]
+    lines = [
+        "",
+        headline_table(metrics),
+        "",
+        verdict(metrics),
+        f"report      {folder.shown(folder.report.absolute())}",
+    ]
     if registered.get("version"):
         name, version, alias = (registered[key] for key in ("name", "version", "alias"))
         named = f"alias {alias}: models:/{name}@{alias}"
@@ -75,7 +87,8 @@ def closing_words(metrics: dict[str, Any], registered: dict[str, Any], folder: R
         lines.append(f"tracking    {registered['tracking']}")
     else:
         lines.append(
-            f"model       {folder.shown(folder.bundle.absolute())} (tracking.enabled is false: not registered)"
+            f"model       {folder.shown(folder.bundle.absolute())} (tracking.enabled is false: not"
+            " registered)"
         )
     return "\n".join(lines)
 
@@ -95,7 +108,12 @@ def headline_table(metrics: dict[str, Any]) -> str:
     shown = [name for name in shown if name in metrics["model"]]
     values = {"multigrain": metrics["model"], **metrics["baselines"]}
     ordered = sorted(values, key=lambda name: -values[name][main_metric])
-    return table([["", *shown], *([name, *(f"{values[name][key]:.4f}" for key in shown)] for name in ordered)])
+    return table(
+        [
+            ["", *shown],
+            *([name, *(f"{values[name][key]:.4f}" for key in shown)] for name in ordered),
+        ]
+    )
 
 
 if __name__ == "__main__":

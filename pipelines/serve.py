@@ -57,8 +57,8 @@ def serve(config: Config, folder: RunFolder) -> None:
             everybody = "everyone who can reach it, because serve.token_env is empty"
             open_to = "everyone with the token" if tokens.callers_sha256 else everybody
             say(
-                f"warning: serve.host {settings.host} is not a loopback address: the model answers {open_to}, "
-                "without encryption"
+                f"warning: serve.host {settings.host} is not a loopback address: the model answers"
+                f" {open_to}, without encryption"
             )
         check_log(settings)
         sides = sides_of(config)
@@ -68,7 +68,9 @@ def serve(config: Config, folder: RunFolder) -> None:
         with ray_session(_with_cpus(config)):
             signal.signal(signal.SIGTERM, _interrupt)  # Ray replaced our handler
             if settings.log:
-                note_log(settings.log, [one.followed.uri for one in sides], tracking_uri(config), say)
+                note_log(
+                    settings.log, [one.followed.uri for one in sides], tracking_uri(config), say
+                )
             _run(config, folder, sides, first, port, (tokens, stock), stopped)
     say("stopped")
 
@@ -93,7 +95,10 @@ def _run(
         server.start(first)
         first.clear()
         address = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
-        say(f"{settings.replicas} replica(s) answer at {address}/recommend; stop with Ctrl-C or SIGTERM")
+        say(
+            f"{settings.replicas} replica(s) answer at {address}/recommend; stop with Ctrl-C or"
+            " SIGTERM"
+        )
         _follow(server, sides, settings, say, stopped)
     except KeyboardInterrupt:
         pass
@@ -105,7 +110,13 @@ def _run(
             say(f"gave up {left} request(s) that took longer than serve.timeout_s")
 
 
-def _follow(server: Any, sides: list[FollowedSide], settings: ServeConfig, say: Any, stopped: threading.Event) -> None:
+def _follow(
+    server: Any,
+    sides: list[FollowedSide],
+    settings: ServeConfig,
+    say: Any,
+    stopped: threading.Event,
+) -> None:
     """Hand over new versions of each side until the signal, and restart the front if it ends."""
     while not stopped.wait(settings.poll_seconds):
         if server.keep():
@@ -125,7 +136,9 @@ def _split_words(sides: list[FollowedSide], settings: ServeConfig) -> str:
 def _until_signalled() -> Iterator[threading.Event]:
     """Run the block until SIGINT or SIGTERM, which end it without an error."""
     event = threading.Event()
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield event
     except KeyboardInterrupt:
@@ -167,29 +180,37 @@ def _port(settings: ServeConfig) -> int:
             found.bind((settings.host, settings.port))
         except OSError as error:
             raise ConfigError(
-                f"serve.host {settings.host}, serve.port {settings.port}: cannot be used ({error.strerror}); "
-                "choose another port, or 0 for a free one"
+                f"serve.host {settings.host}, serve.port {settings.port}: cannot be used"
+                f" ({error.strerror}); choose another port, or 0 for a free one"
             ) from None
         return int(found.getsockname()[1])
 
 
 def _with_cpus(config: Config) -> Config:
-    """Give a local Ray as many CPUs as the replicas need; with fewer cores the replicas share them."""
+    """Give a local Ray as many CPUs as the replicas need; with fewer cores the replicas share
+    them.
+    """
     needed = int(config.serve.replicas * config.serve.cpus + 0.999)
-    ray_config = config.ray.model_copy(update={"num_cpus": max(config.ray.num_cpus or os.cpu_count() or 1, needed)})
-    return config.model_copy(update={"ray": ray_config, "train": config.train.model_copy(update={"num_workers": 1})})
+    ray_config = config.ray.model_copy(
+        update={"num_cpus": max(config.ray.num_cpus or os.cpu_count() or 1, needed)}
+    )
+    return config.model_copy(
+        update={"ray": ray_config, "train": config.train.model_copy(update={"num_workers": 1})}
+    )
 
 
 def _check_cpus(settings: ServeConfig) -> None:
-    """Raise :class:`ConfigError` if the cluster lacks CPUs; otherwise replicas would never start."""
+    """Raise :class:`ConfigError` if the cluster lacks CPUs; otherwise replicas would never
+    start.
+    """
     import ray
 
     free = float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
     needed = settings.replicas * settings.cpus
     if needed > free:
         raise ConfigError(
-            f"serve.replicas {settings.replicas} with serve.cpus {settings.cpus:g} need {needed:g} CPUs, but the "
-            f"cluster has {free:g} free; lower one of them, or add nodes"
+            f"serve.replicas {settings.replicas} with serve.cpus {settings.cpus:g} need {needed:g}"
+            f" CPUs, but the cluster has {free:g} free; lower one of them, or add nodes"
         )
 
 

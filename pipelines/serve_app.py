@@ -41,7 +41,10 @@ def build(args: dict[str, Any]) -> Any:
     config = build_config(args, _WHERE, expand=False)
     _check(config, args.get("serve") or {})
     if not config.serve.token_env:
-        _LOG.warning("serve.token_env is empty: the model answers everyone who can reach the proxy, without encryption")
+        _LOG.warning(
+            "serve.token_env is empty: the model answers everyone who can reach the proxy, without"
+            " encryption"
+        )
     return application(config.serve, Keeper, args)
 
 
@@ -55,12 +58,21 @@ def _check(config: Config, given: Mapping[str, Any]) -> None:
     """
     for key, instead in _OF_SERVE.items():
         if key in given:
-            raise ConfigError(f"{_WHERE}: serve.{key} is decided by Serve's configuration; remove it and set {instead}")
-    names = [config.serve.model or f"models:/{config.registry.name}@champion", config.serve.ab.model]
+            raise ConfigError(
+                f"{_WHERE}: serve.{key} is decided by Serve's configuration; remove it and set"
+                f" {instead}"
+            )
+    names = [
+        config.serve.model or f"models:/{config.registry.name}@champion",
+        config.serve.ab.model,
+    ]
     if not config.tracking.uri and any(name.startswith("models:") for name in names):
-        raise ConfigError(f"{_WHERE}: tracking.uri is empty, but {names[0]} needs a tracking server; give its address")
+        raise ConfigError(
+            f"{_WHERE}: tracking.uri is empty, but {names[0]} needs a tracking server; give its"
+            " address"
+        )
     if "$" in config.serve.log:
         raise ConfigError(
-            f"{_WHERE}: serve.log: {config.serve.log} contains a variable, which is not expanded here; give "
-            "the whole path"
+            f"{_WHERE}: serve.log: {config.serve.log} contains a variable, which is not expanded"
+            " here; give the whole path"
         )

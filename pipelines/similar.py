@@ -35,16 +35,22 @@ def similar(config: Config, folder: RunFolder) -> SimilarAnswer:
     quiet()
     settings = config.similar
     if not settings.item:
-        raise ConfigError("similar.item is empty; give an item: recsys similar --config FILE --item ID")
+        raise ConfigError(
+            "similar.item is empty; give an item: recsys similar --config FILE --item ID"
+        )
     rules = parse_rules(settings.rules, "similar.rules")
-    [request] = parse_similar([{"k": settings.k, **rules, "item_id": settings.item, "by": settings.by}])
+    [request] = parse_similar(
+        [{"k": settings.k, **rules, "item_id": settings.item, "by": settings.by}]
+    )
     bundle = resolve(settings.model, tracking_uri(config)) if settings.model else folder.bundle
     recommender = Recommender(read_bundle(bundle))
     [answer] = recommender.similar.answer([request])
     title = recommender.bundle.titles[recommender.item_row(answer.item_id)]
     say = folder.progress
     say(f"like {answer.item_id} ({title}), by {WAYS[answer.by]}: {answer.why}")
-    for rank, (item, score, name) in enumerate(zip(answer.item_ids, answer.scores, answer.titles, strict=True), 1):
+    for rank, (item, score, name) in enumerate(
+        zip(answer.item_ids, answer.scores, answer.titles, strict=True), 1
+    ):
         say(f"{rank + request.offset:>4}  {score:7.4f}  {item}  {name}")
     return answer
 

@@ -74,8 +74,14 @@ def stacked(
     left_out = {**trained.choices.get(LEFT_OUT, {}), **left_out}
     for name, why in left_out.items():
         progress(f"member {name} is left out: {why}")
-    choices = {**trained.choices, CONSTANTS: constants, **({LEFT_OUT: left_out} if left_out else {})}
-    weights = trained.selected if trained.refit and trained.selected is not None else trained.weights
+    choices = {
+        **trained.choices,
+        CONSTANTS: constants,
+        **({LEFT_OUT: left_out} if left_out else {}),
+    }
+    weights = (
+        trained.selected if trained.refit and trained.selected is not None else trained.weights
+    )
     inputs = trained.frozen.sizes.inputs  # as the training or its parent stored them
     selected = assemble(config, dataset, Split.TRAIN, weights, choices, inputs)
     found = weigh(config, dataset, selected, newer_V)
@@ -105,11 +111,17 @@ def chosen_constants(constants: Mapping[str, Any]) -> str:
     >>> chosen_constants({"popularity": {"chosen": {"half_life": 7.0, "counts": "users"}}})
     'chosen on validation: popularity.half_life 7.0, popularity.counts users'
     """
-    said = (f"{name}.{key} {value}" for name, found in constants.items() for key, value in found["chosen"].items())
+    said = (
+        f"{name}.{key} {value}"
+        for name, found in constants.items()
+        for key, value in found["chosen"].items()
+    )
     return f"chosen on validation: {', '.join(said)}"
 
 
-def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel, newer_V: Array | None = None) -> Stacked:
+def weigh(
+    config: Config, dataset: PreparedDataset, selected: FrozenModel, newer_V: Array | None = None
+) -> Stacked:
     """Weights of the members of a model fitted on training events only; ``newer_V`` as in
     :func:`stacked`.
     """
@@ -120,7 +132,9 @@ def weigh(config: Config, dataset: PreparedDataset, selected: FrozenModel, newer
     candidates = gather(selected, queries, config.evaluate.exclude_seen, dataset.num_items)
     if not len(candidates):
         raise DataError(no_targets("validation"))
-    return choose_stack(candidates, weighed_members(selected), NUM_GROUPS, config.train.metric, config.seed)
+    return choose_stack(
+        candidates, weighed_members(selected), NUM_GROUPS, config.train.metric, config.seed
+    )
 
 
 def weighed_members(selected: FrozenModel) -> list[str]:
@@ -134,14 +148,24 @@ def described(found: Stacked, members: list[str], metric: str) -> str:
     rows = [["member, on validation", f"{metric} alone", "without it", "weight"]]
     for place, name in enumerate(members):
         without = f"{found.without[name]:.4f}" if name in found.without else "–"
-        rows.append([name, f"{found.alone[name]:.4f}", without, _weights(found.weights_GM[:, place].tolist())])
+        rows.append(
+            [
+                name,
+                f"{found.alone[name]:.4f}",
+                without,
+                _weights(found.weights_GM[:, place].tolist()),
+            ]
+        )
     lines = [table(rows)]
     if found.is_single:
-        lines.append(f"no weighted sum is better than {found.single} alone on validation: the model is {found.single}")
+        lines.append(
+            f"no weighted sum is better than {found.single} alone on validation: the model is"
+            f" {found.single}"
+        )
     else:
         lines.append(
-            f"together {found.value:.4f}, cross-fitted {found.cross_fitted:.4f}; best single member {found.single} "
-            f"{found.alone[found.single]:.4f}"
+            f"together {found.value:.4f}, cross-fitted {found.cross_fitted:.4f}; best single member"
+            f" {found.single} {found.alone[found.single]:.4f}"
         )
     if found.dropped:
         lines.append(f"dropped because they add nothing: {', '.join(found.dropped)}")

@@ -48,9 +48,12 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "recommend": Stage(("{recommender}",), ("{answered}",)),
     "similar": Stage(("{similar}",), ()),
-    "sweep": Stage(("{dataset}/", "{space}"), ("{run}/trials/", "{run}/sweep.html", "{run}/best.yaml")),
+    "sweep": Stage(
+        ("{dataset}/", "{space}"), ("{run}/trials/", "{run}/sweep.html", "{run}/best.yaml")
+    ),
     "best": Stage(
-        ("{dataset}/", "{run}/best.yaml"), ("{run}/best/, a run folder", "models:/{name}@{alias} in {tracking}")
+        ("{dataset}/", "{run}/best.yaml"),
+        ("{run}/best/, a run folder", "models:/{name}@{alias} in {tracking}"),
     ),
     "fusion": Stage(
         ("{dataset}/", "{run}/model/", "{run}/bundle/"),
@@ -63,28 +66,48 @@ STAGES: Final[dict[str, Stage]] = {
     "serve": Stage(("{served}",), ("{answers}",)),
     "promote": Stage(
         ("{dataset}/", "{candidate}", "models:/{name}@champion in {tracking}"),
-        ("{run}/promotion.json", "{run}/promotion.md", "models:/{name}@champion in {tracking}, if the gate agrees"),
+        (
+            "{run}/promotion.json",
+            "{run}/promotion.md",
+            "models:/{name}@champion in {tracking}, if the gate agrees",
+        ),
     ),
     "compare": Stage(
-        ("config.yaml, metrics.json and model/ of {compared}", "the dataset of the first"), ("{comparison}",)
+        ("config.yaml, metrics.json and model/ of {compared}", "the dataset of the first"),
+        ("{comparison}",),
     ),
     "logs": Stage(("{logs}", "{outcomes}", "{estimated}"), ("{comparison}",)),
     "pull": Stage(("{pulled} in {tracking}",), ("{target}/",)),
     "export": Stage(("{exported}",), ("{export}/",)),
-    "dashboard": Stage(("the run folders in {shown}", "runs and registered models in {tracking}"), ()),
+    "dashboard": Stage(
+        ("the run folders in {shown}", "runs and registered models in {tracking}"), ()
+    ),
     "referee": Stage(("{refereed}",), ("{verdict}",)),
     "forget": Stage(
-        ("{dataset}/", "{run}/model/", "every version in {tracking}", "noted copies and forget.also"),
+        (
+            "{dataset}/",
+            "{run}/model/",
+            "every version in {tracking}",
+            "noted copies and forget.also",
+        ),
         (
             "{dataset}/ and {dataset}.forgotten.json",
-            "{run}/model/, metrics.json, report.html, bundle/ and a new version for each deleted one",
+            (
+                "{run}/model/, metrics.json, report.html, bundle/ and a new version for each"
+                " deleted one"
+            ),
             "logs of answers, exports and copies without them",
         ),
     ),
-    "prove": Stage(("all files of {run}, {dataset}, {tracking} and the caches",), ("{run}/forgotten/proof-TIME.json",)),
+    "prove": Stage(
+        ("all files of {run}, {dataset}, {tracking} and the caches",),
+        ("{run}/forgotten/proof-TIME.json",),
+    ),
     "parent": Stage(("{parent}",), ()),
     "strata": Stage(("{dataset}/",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}")),
-    "feedback": Stage(("{feedback}",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}, if it is better")),
+    "feedback": Stage(
+        ("{feedback}",), ("{run}/bundle/", "models:/{name}@{alias} in {tracking}, if it is better")
+    ),
 }
 
 VERBS: Final[dict[str, Verb]] = {
@@ -99,7 +122,17 @@ VERBS: Final[dict[str, Verb]] = {
         "prepare, train, evaluate and register, in one MLflow run",
         ("prepare", "train", "evaluate", "register"),
         "pipelines.plumbing.preflight:preview",
-        sections=("run", "data", "model", "train", "evaluate", "registry", "tracking", "ray", "seed"),
+        sections=(
+            "run",
+            "data",
+            "model",
+            "train",
+            "evaluate",
+            "registry",
+            "tracking",
+            "ray",
+            "seed",
+        ),
     ),
     "prepare": Verb(
         "pipelines.prepare:prepare",
@@ -147,7 +180,18 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.update:update",
         "update a registered model with new events (update.only all, strata) or feedback (fusion)",
         ("parent", "prepare", "train", "evaluate", "register"),
-        sections=("update", "run", "data", "train", "evaluate", "registry", "promote", "tracking", "ray", "seed"),
+        sections=(
+            "update",
+            "run",
+            "data",
+            "train",
+            "evaluate",
+            "registry",
+            "promote",
+            "tracking",
+            "ray",
+            "seed",
+        ),
     ),
     "forget": Verb(
         "pipelines.forget:forget",
@@ -168,15 +212,28 @@ VERBS: Final[dict[str, Verb]] = {
         "tune.sweep:tune",
         "search for better settings (tune.search trials) or fusion weights of one model (fusion)",
         ("prepare", "sweep", "best"),
-        sections=("tune", "run", "data", "model", "train", "evaluate", "registry", "tracking", "ray", "seed"),
+        sections=(
+            "tune",
+            "run",
+            "data",
+            "model",
+            "train",
+            "evaluate",
+            "registry",
+            "tracking",
+            "ray",
+            "seed",
+        ),
     ),
     "submit": Verb(
         "pipelines.submit:command",
         "run a verb as a job on a Ray cluster and follow it; show, stop and list jobs",
         (),
-        usage="recsys submit VERB --config FILE [--section.key VALUE …] [--dry-run]\n"
-        "       recsys submit status|logs|stop ID [--submit.address URL]\n"
-        "       recsys submit list [--submit.address URL]",
+        usage=(
+            "recsys submit VERB --config FILE [--section.key VALUE …] [--dry-run]\n"
+            "       recsys submit status|logs|stop ID [--submit.address URL]\n"
+            "       recsys submit list [--submit.address URL]"
+        ),
         sections=("submit",),
     ),
     "doctor": Verb(
@@ -197,42 +254,53 @@ VERBS: Final[dict[str, Verb]] = {
         "pipelines.compare:command",
         "compare two finished runs with a paired test, or the model versions in a server's logs",
         ("compare",),
-        usage="recsys compare RUN RUN [--compare.out FILE] [--evaluate.bootstrap N] [--dry-run]\n"
-        "       recsys compare --logs FILE… --feedback FILE… [--compare.target MODEL] [--compare.out FILE] [--dry-run]",
+        usage=(
+            "recsys compare RUN RUN [--compare.out FILE] [--evaluate.bootstrap N] [--dry-run]\n    "
+            "   recsys compare --logs FILE… --feedback FILE… [--compare.target MODEL]"
+            " [--compare.out FILE] [--dry-run]"
+        ),
         sections=("compare", "evaluate", "seed", "tracking"),
     ),
     "pull": Verb(
         "pipelines.pull:command",
         "copy a registered model to a folder, to deploy it without a tracking server",
         ("pull",),
-        usage="recsys pull models:/NAME@ALIAS DIR [--tracking.uri URI]\n"
-        "       recsys pull --config FILE [--pull.model MODEL] --pull.dir DIR",
+        usage=(
+            "recsys pull models:/NAME@ALIAS DIR [--tracking.uri URI]\n"
+            "       recsys pull --config FILE [--pull.model MODEL] --pull.dir DIR"
+        ),
         sections=("pull", "registry", "tracking"),
     ),
     "export": Verb(
         "pipelines.export:command",
         "export a model for programs without this package: ONNX, FAISS, Parquet",
         ("export",),
-        usage="recsys export MODEL --to onnx,faiss,parquet --out DIR [--export.users true]\n"
-        "       recsys export --config FILE --to FORMAT --out DIR",
+        usage=(
+            "recsys export MODEL --to onnx,faiss,parquet --out DIR [--export.users true]\n"
+            "       recsys export --config FILE --to FORMAT --out DIR"
+        ),
         sections=("export", "run", "tracking"),
     ),
     "ui": Verb(
         "pipelines.ui:command",
         "open a local dashboard: runs, comparisons, recommendations, similar items, the gate",
         ("dashboard",),
-        usage="recsys ui [FOLDER…] [--host HOST] [--port PORT] [--ui.model MODEL] [--tracking.uri URI] [--dry-run]\n"
-        "       recsys ui --config FILE [--section.key VALUE …]",
+        usage=(
+            "recsys ui [FOLDER…] [--host HOST] [--port PORT] [--ui.model MODEL] [--tracking.uri"
+            " URI] [--dry-run]\n       recsys ui --config FILE [--section.key VALUE …]"
+        ),
         sections=("ui", "tracking"),
     ),
     "referee": Verb(
         "pipelines.referee:command",
         "write an evaluation protocol for any library, and score the lists of any library",
         ("referee",),
-        usage="recsys referee prepare --config FILE --out DIR [--referee.mask none] [--referee.sample 100]\n"
-        "       recsys referee lists --protocol DIR --out DIR [--evaluate.baselines '[ease]'] [--runs NAME=RUN …]\n"
-        "       recsys referee score --protocol DIR --lists NAME=FILE … [--out DIR]\n"
-        "       recsys referee page --out FILE referee.json …",
+        usage=(
+            "recsys referee prepare --config FILE --out DIR [--referee.mask none] [--referee.sample"
+            " 100]\n       recsys referee lists --protocol DIR --out DIR [--evaluate.baselines"
+            " '[ease]'] [--runs NAME=RUN …]\n       recsys referee score --protocol DIR --lists"
+            " NAME=FILE … [--out DIR]\n       recsys referee page --out FILE referee.json …"
+        ),
         sections=("referee", "evaluate", "seed"),
     ),
 }
@@ -245,15 +313,26 @@ COMPARE_LOGS: Final = Verb(
 
 # Kinds of search, by ``tune.search``; the first is the default.
 SEARCHES: Final[dict[str, Verb]] = {
-    "trials": Verb("tune.sweep:sweep", "trainings over a search space", VERBS["tune"].stages, "tune.space:preview"),
-    "fusion": Verb("tune.fusion:search_fusion", "the weights of a trained model's granularities", ("fusion",)),
+    "trials": Verb(
+        "tune.sweep:sweep",
+        "trainings over a search space",
+        VERBS["tune"].stages,
+        "tune.space:preview",
+    ),
+    "fusion": Verb(
+        "tune.fusion:search_fusion", "the weights of a trained model's granularities", ("fusion",)
+    ),
 }
 
 # Kinds of update, by ``update.only``; the first is the default.
 UPDATES: Final[dict[str, Verb]] = {
-    "all": Verb("pipelines.update:update_all", "warm start on old and new events", VERBS["update"].stages),
+    "all": Verb(
+        "pipelines.update:update_all", "warm start on old and new events", VERBS["update"].stages
+    ),
     "fusion": Verb(
-        "pipelines.update:update_fusion", "fit the weights of the granularities to feedback", ("parent", "feedback")
+        "pipelines.update:update_fusion",
+        "fit the weights of the granularities to feedback",
+        ("parent", "feedback"),
     ),
     "strata": Verb(
         "pipelines.update:update_strata",

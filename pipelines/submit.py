@@ -20,7 +20,15 @@ from typing import Any, Final
 from pipelines.cli import UsageError, config_file, parse, plan
 from pipelines.mistakes import check
 from pipelines.plumbing.job_package import CONFIG, contents, job_config, pack
-from pipelines.plumbing.jobs import ENDED, LostError, address_of, connect, details, follow, nodes_summary
+from pipelines.plumbing.jobs import (
+    ENDED,
+    LostError,
+    address_of,
+    connect,
+    details,
+    follow,
+    nodes_summary,
+)
 from pipelines.plumbing.preflight import check_cluster, dashboard_nodes, preflight
 from pipelines.plumbing.progress import table
 from pipelines.stages import VERBS
@@ -39,12 +47,14 @@ def command(words: Sequence[str]) -> int:
         return _about_jobs(first, rest)
     if first not in verbs:
         raise UsageError(
-            f"submit: got {first!r}, expected a verb or an action on jobs; verbs: {', '.join(verbs)}; "
-            f"or: {', '.join(ABOUT_JOBS)}. Usage: {VERBS['submit'].usage}"
+            f"submit: got {first!r}, expected a verb or an action on jobs; verbs:"
+            f" {', '.join(verbs)}; or: {', '.join(ABOUT_JOBS)}. Usage: {VERBS['submit'].usage}"
         )
     arguments = parse(rest, dict(VERBS[first].short))
     if arguments.config is None:
-        raise UsageError(f"submit {first}: --config FILE is missing. Usage: {VERBS['submit'].usage}")
+        raise UsageError(
+            f"submit {first}: --config FILE is missing. Usage: {VERBS['submit'].usage}"
+        )
     tree = read_tree(config_file(arguments.config), arguments.overrides)
     config = build_config(
         tree, arguments.config, options=[name for name, _ in arguments.overrides]
@@ -87,8 +97,13 @@ def submit(verb: str, config: Config, tree: dict[str, Any]) -> int:
         except RuntimeError as error:
             if "already exists" not in str(error) and "already been" not in str(error):
                 raise
-            raise ConfigError(f"submit.id: the cluster already has a job {job!r}; give another id, or none") from None
-    print(f"job {job} on {address_of(config.submit.address)}, run folder {job_place(tree)}", flush=True)
+            raise ConfigError(
+                f"submit.id: the cluster already has a job {job!r}; give another id, or none"
+            ) from None
+    print(
+        f"job {job} on {address_of(config.submit.address)}, run folder {job_place(tree)}",
+        flush=True,
+    )
     return watch(client, job, config.submit) if config.submit.follow else 0
 
 
@@ -96,7 +111,9 @@ def entrypoint(verb: str) -> str:
     """The job's command. All settings are in the configuration file, so process lists do not show
     them.
     """
-    return shlex.join(["python", "-m", "pipelines.cli", verb, "--config", CONFIG, "--ray.address", "auto"])
+    return shlex.join(
+        ["python", "-m", "pipelines.cli", verb, "--config", CONFIG, "--ray.address", "auto"]
+    )
 
 
 def job_place(tree: dict[str, Any]) -> str:
@@ -125,10 +142,16 @@ def watch(client: Any, job: str, config: SubmitConfig) -> int:
         if config.on_interrupt == "stop":
             print(f"\ninterrupted: job {job} is {_stop(client, job).lower()}", file=sys.stderr)
         else:
-            print(f"\ndetached; job {job} keeps running: recsys submit logs|stop {job}", file=sys.stderr)
+            print(
+                f"\ndetached; job {job} keeps running: recsys submit logs|stop {job}",
+                file=sys.stderr,
+            )
         return 130
     except LostError as error:
-        print(f"recsys: {error}; job {job} may still be running: recsys submit logs {job}", file=sys.stderr)
+        print(
+            f"recsys: {error}; job {job} may still be running: recsys submit logs {job}",
+            file=sys.stderr,
+        )
         return 1
     return exit_code(found)
 
@@ -137,8 +160,13 @@ def exit_code(found: Any) -> int:
     """The exit code of a finished job; 1 if it failed before it had one."""
     if found.status.value == "SUCCEEDED":
         return 0
-    print(f"recsys: job {found.submission_id} {found.status.value.lower()}: {_message(found)}", file=sys.stderr)
-    return found.driver_exit_code if found.driver_exit_code and 0 < found.driver_exit_code < 256 else 1
+    print(
+        f"recsys: job {found.submission_id} {found.status.value.lower()}: {_message(found)}",
+        file=sys.stderr,
+    )
+    return (
+        found.driver_exit_code if found.driver_exit_code and 0 < found.driver_exit_code < 256 else 1
+    )
 
 
 def _about_jobs(what: str, words: Sequence[str]) -> int:
@@ -146,7 +174,8 @@ def _about_jobs(what: str, words: Sequence[str]) -> int:
     if what != "list":
         if not rest or rest[0].startswith("--"):
             raise UsageError(
-                f"submit {what}: the id of the job is missing; see `recsys submit list`. Usage: {VERBS['submit'].usage}"
+                f"submit {what}: the id of the job is missing; see `recsys submit list`. Usage:"
+                f" {VERBS['submit'].usage}"
             )
         job = rest.pop(0)
     config = _section(rest)
@@ -158,7 +187,10 @@ def _about_jobs(what: str, words: Sequence[str]) -> int:
     if what == "logs":
         return watch(client, job, config)
     if what == "stop":
-        print(f"job {job}: {found.status.value if found.status.value in ENDED else _stop(client, job)}")
+        print(
+            f"job {job}:"
+            f" {found.status.value if found.status.value in ENDED else _stop(client, job)}"
+        )
         return 0
     print(_described(found))
     return 0
@@ -171,8 +203,12 @@ def _section(words: Sequence[str]) -> SubmitConfig:
         return load_config(config_file(arguments.config), arguments.overrides).submit
     strays = [name for name, _ in arguments.overrides if not name.startswith("submit.")]
     if strays:
-        raise UsageError(f"--{strays[0]}: actions on jobs only read --config and --submit.… options")
-    values = {name.removeprefix("submit."): parse_value(name, text) for name, text in arguments.overrides}
+        raise UsageError(
+            f"--{strays[0]}: actions on jobs only read --config and --submit.… options"
+        )
+    values = {
+        name.removeprefix("submit."): parse_value(name, text) for name, text in arguments.overrides
+    }
     return build_config({"submit": values}, "command line").submit
 
 
@@ -187,12 +223,23 @@ def _stop(client: Any, job: str) -> str:
 
 
 def _listed(jobs: list[Any]) -> str:
-    ours = sorted((job for job in jobs if job.submission_id), key=lambda job: -(job.start_time or 0))
+    ours = sorted(
+        (job for job in jobs if job.submission_id), key=lambda job: -(job.start_time or 0)
+    )
     if not ours:
         return "no jobs"
     rows = [["job", "status", "started", "run"]]
     return table(
-        rows + [[j.submission_id, j.status.value, _when(j.start_time), (j.metadata or {}).get("run", "")] for j in ours]
+        rows
+        + [
+            [
+                j.submission_id,
+                j.status.value,
+                _when(j.start_time),
+                (j.metadata or {}).get("run", ""),
+            ]
+            for j in ours
+        ]
     )
 
 
@@ -211,7 +258,11 @@ def _described(found: Any) -> str:
 
 
 def _when(milliseconds: int | None) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds") if milliseconds else ""
+    return (
+        datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+        if milliseconds
+        else ""
+    )
 
 
 def _message(found: Any) -> str:
@@ -220,7 +271,11 @@ def _message(found: Any) -> str:
 
 
 def _dry_run(verb: str, config: Config, tree: dict[str, Any]) -> str:
-    lines = [plan(verb, config), "#", f"# `recsys submit` would send this job to {address_of(config.submit.address)}:"]
+    lines = [
+        plan(verb, config),
+        "#",
+        f"# `recsys submit` would send this job to {address_of(config.submit.address)}:",
+    ]
     lines += [f"#   command  {entrypoint(verb)}", f"#   {CONFIG}"]
     lines += [f"#     {line}" for line in job_config(tree).splitlines()]
     return "\n".join([*lines, *(f"#   {line}" for line in contents().lines())])

@@ -52,7 +52,9 @@ class Descent:
     start: Start
     validate: Validate
     parent: dict[str, Any]
-    apart: dict[str, Start] = field(default_factory=dict)  # start weights of the separately trained models
+    apart: dict[str, Start] = field(
+        default_factory=dict
+    )  # start weights of the separately trained models
     newer_V: Array | None = None  # users whose validation events are new to the parent
 
 
@@ -67,10 +69,16 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     if config.run.resume and is_trained(folder, identity):
         folder.progress(f"{folder.model} is already trained")
         result = open_trained(config, folder, dataset)
-        with tracked(config, folder) as tracker:  # its driver may have died before it sent all epochs
+        with tracked(
+            config, folder
+        ) as tracker:  # its driver may have died before it sent all epochs
             EpochLog(tracker, folder.progress).complete(result.history)
         return result
-    with folder.progress.stage("train"), tracked(config, folder, fresh=True) as tracker, ray_session(config):
+    with (
+        folder.progress.stage("train"),
+        tracked(config, folder, fresh=True) as tracker,
+        ray_session(config),
+    ):
         tracker.log_dataset(dataset.manifest, dataset.root)
         log_epoch = EpochLog(tracker, folder.progress)
         preflight(config, folder.progress, reachable_nodes(config), dataset.manifest)
@@ -78,7 +86,9 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         start, report = descent.start if descent else None, reporter(folder, log_epoch)
         seconds = math.inf if folder.budget is None else folder.budget.training_s()
         how = report, folder.progress, folder.budget, seconds, validate, start
-        head_start = None if folder.head_start is None else folder.head_start.of(identity["training"])
+        head_start = (
+            None if folder.head_start is None else folder.head_start.of(identity["training"])
+        )
         result = trained(trained_part(config), dataset, *how, head_start=head_start)
         result = _with_apart(result, config, folder, dataset, validate, descent)
         if config.model.fusion.stack:
@@ -90,13 +100,18 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         save_trained(folder.model, result)
         if head_start is not None:
             shutil.rmtree(head_start, ignore_errors=True)
-        constants = {"seed": config.seed, "train": config.train.model_dump(mode="json", exclude=FREE)}
+        constants = {
+            "seed": config.seed,
+            "train": config.train.model_dump(mode="json", exclude=FREE),
+        }
         parent = {"parent": descent.parent} if descent else {}
         origin = {"dataset": dataset.root, **identity, **constants, **parent}
         folder.write_json(folder.model / ORIGIN, origin)
         folder.publish(folder.model)
         log_epoch.complete(result.history)
-        tracker.log_metrics({"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}})
+        tracker.log_metrics(
+            {"train": {"best_epoch": result.best_epoch, "total_seconds": result.seconds}}
+        )
         folder.progress(chosen_line(result, config.train.metric))
     return result
 
@@ -114,8 +129,17 @@ def _with_apart(
     A model that does not fit into the budget, judged by the speed of the trainings before, is left
     out and named.
     """
-    found, left_out, names, budget = dict[str, TrainResult](), dict[str, str](), list(sections(config)), folder.budget
-    slower = 1.0 if budget is None else result.seconds / (budget.expected.get("trained") or result.seconds or 1.0)
+    found, left_out, names, budget = (
+        dict[str, TrainResult](),
+        dict[str, str](),
+        list(sections(config)),
+        folder.budget,
+    )
+    slower = (
+        1.0
+        if budget is None
+        else result.seconds / (budget.expected.get("trained") or result.seconds or 1.0)
+    )
     for number, name in enumerate(names, 1):
         if budget is not None and not budget.holds(name, slower):
             left_out[name] = "no time left to train it"
@@ -125,7 +149,9 @@ def _with_apart(
         own = own_config(config, name, goes_on=start is not None)
         report = reporter(folder, lambda _: None)
         seconds = math.inf if budget is None else budget.training_s(name)
-        found[name] = trained(own, dataset, report, folder.progress, budget, seconds, validate, start)
+        found[name] = trained(
+            own, dataset, report, folder.progress, budget, seconds, validate, start
+        )
     whole = joined(result, found)
     return replace(whole, choices={**whole.choices, LEFT_OUT: left_out}) if left_out else whole
 
@@ -150,14 +176,15 @@ def open_trained(config: Config, folder: RunFolder, dataset: PreparedDataset) ->
     trained_on = folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("hash")
     if trained_on != dataset.manifest.content_hash:
         raise ArtifactError(
-            f"the model in {folder.model} was trained on dataset {str(trained_on)[:12]}, but {dataset.root} is now "
-            f"{dataset.manifest.content_hash[:12]}; run `recsys train` again, or set data.dir to the other dataset"
+            f"the model in {folder.model} was trained on dataset {str(trained_on)[:12]}, but"
+            f" {dataset.root} is now {dataset.manifest.content_hash[:12]}; run `recsys train`"
+            " again, or set data.dir to the other dataset"
         )
     different = first_difference(result.frozen.config, config.model)
     if different:
         raise ArtifactError(
-            f"the model in {folder.model} was trained with another model section: {different}; run `recsys train` "
-            "again, or give the configuration that it was trained with"
+            f"the model in {folder.model} was trained with another model section: {different}; run"
+            " `recsys train` again, or give the configuration that it was trained with"
         )
     return result
 
@@ -175,7 +202,9 @@ def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
     Keys that the training chose among candidates do not count.
     """
     asked = narrowed(asked, trained)
-    before, after = (flatten(section.model_dump(mode="json"), "model.") for section in (trained, asked))
+    before, after = (
+        flatten(section.model_dump(mode="json"), "model.") for section in (trained, asked)
+    )
     for key, value in before.items():
         if after.get(key) != value:
             return f"{key} was {value!r}, is now {after.get(key)!r}"
@@ -184,20 +213,29 @@ def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
 
 def chosen_line(result: TrainResult, metric: str) -> str:
     """The chosen epoch or weights, and the data that the model was fitted on."""
-    again = f", then {'trained' if result.frozen.trained_names else 'fitted'} again on training and validation"
+    again = (
+        f", then {'trained' if result.frozen.trained_names else 'fitted'} again on training and"
+        " validation"
+    )
     if budget := result.choices.get(PRIVACY):
         return (
-            f"trained for {result.best_epoch} epochs; validation events are private too, so they do not choose the "
-            f"epoch; the influence of one user is at most ε {budget['epsilon']:.2f} at δ {budget['delta']:.0e}"
+            f"trained for {result.best_epoch} epochs; validation events are private too, so they do"
+            f" not choose the epoch; the influence of one user is at most ε {budget['epsilon']:.2f}"
+            f" at δ {budget['delta']:.0e}"
         )
     if not result.frozen.trained_names:
         what = "no granularity is trained: chose the weights of the closed-form granularities"
     else:
-        what = f"chose epoch {result.best_epoch}{' (the start weights)' if result.best_epoch == 0 else ''}"
+        what = (
+            "chose epoch"
+            f" {result.best_epoch}{' (the start weights)' if result.best_epoch == 0 else ''}"
+        )
     return f"{what} by {metric} on validation{again if result.refit else ''}"
 
 
-def reporter(folder: RunFolder, log_epoch: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+def reporter(
+    folder: RunFolder, log_epoch: Callable[[dict[str, Any]], None]
+) -> Callable[[dict[str, Any]], None]:
     """A function that prints each report of a training, and logs reports of epochs to MLflow."""
     from recsys.training.ray_train import NOTE
 
@@ -222,11 +260,17 @@ def epoch_line(values: dict[str, Any]) -> str:
     known = ("phase", "epoch", "epochs", "share", "loss", "lr", "seconds")
     again = "" if values.get("phase", "select") == "select" else f"  ({values['phase']})"
     metrics = "".join(
-        f"  {name} {value:.4f}" for name, value in values.items() if name not in known and isinstance(value, float)
+        f"  {name} {value:.4f}"
+        for name, value in values.items()
+        if name not in known and isinstance(value, float)
     )
     rate = f"  lr {values['lr']:.2e}" if "lr" in values else ""
     took = f"  {values['seconds']:.1f} s" if "seconds" in values else ""
-    what = f"epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.4f}" if "loss" in values else "fitted"
+    what = (
+        f"epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.4f}"
+        if "loss" in values
+        else "fitted"
+    )
     return f"{what}{metrics}{rate}{took}{again}"
 
 

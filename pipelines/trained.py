@@ -31,7 +31,9 @@ _SHORT_S: Final = 600.0  # a shorter budget trains in this process
 
 
 def trains_here(config: Config, budget: Budget | None) -> bool:
-    """Whether the budget is short and the training needs one worker on this machine without a GPU."""
+    """Whether the budget is short and the training needs one worker on this machine without a
+    GPU.
+    """
     if budget is None or budget.seconds >= _SHORT_S:
         return False
     is_small = config.train.num_workers == 1 and config.ray.address == "local"
@@ -63,11 +65,21 @@ def trained(
         from recsys.training.ray_train import train_on_ray
 
         return train_on_ray(
-            config, dataset, validate, report, start, final=final, deadline=deadline, head_start=head_start
+            config,
+            dataset,
+            validate,
+            report,
+            start,
+            final=final,
+            deadline=deadline,
+            head_start=head_start,
         )
     settle_threads(config, dataset.num_items, progress)
     context = TrainContext(
-        report=lambda values, _: report(values), resume_from=head_start, note=progress, deadline=deadline
+        report=lambda values, _: report(values),
+        resume_from=head_start,
+        note=progress,
+        deadline=deadline,
     )
     if final is not None:
         return fit_final(config, dataset, context, final)

@@ -44,7 +44,9 @@ def command(words: Sequence[str]) -> int:
     arguments = parse([_long(word) for word in words[len(folders) :]])
     config = config_of(arguments.config, arguments.overrides)
     if folders and any(name == "ui.runs" for name, _ in arguments.overrides):
-        raise UsageError(f"got folders and --ui.runs, expected one of them; usage: {VERBS['ui'].usage}")
+        raise UsageError(
+            f"got folders and --ui.runs, expected one of them; usage: {VERBS['ui'].usage}"
+        )
     config.ui.runs = folders or _runs_of(config, arguments.config is not None)
     config.tracking.uri = _tracking_uri(config)
     if arguments.dry_run:
@@ -62,7 +64,9 @@ def _long(word: str) -> str:
 
 
 def _runs_of(config: Config, is_of_file: bool) -> list[str]:
-    """The folders of runs: those of the configuration, or next to the run folder of a given file."""
+    """The folders of runs: those of the configuration, or next to the run folder of a given
+    file.
+    """
     if "runs" in config.ui.model_fields_set or not is_of_file or is_remote(config.run.dir):
         return config.ui.runs
     return [str(Path(config.run.dir).parent)]
@@ -74,7 +78,11 @@ def _tracking_uri(config: Config) -> str:
     """
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if named:
-        return tracking_uri(config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": named})}))
+        return tracking_uri(
+            config.model_copy(
+                update={"tracking": config.tracking.model_copy(update={"uri": named})}
+            )
+        )
     first = Path(next((place for place in config.ui.runs if not is_remote(place)), "runs"))
     beside = first.absolute().parent if (first / "config.yaml").is_file() else first.absolute()
     return f"sqlite:///{beside / 'mlflow.db'}"
@@ -124,7 +132,9 @@ def application_of(config: Config, password: str = "") -> Any:
     runs.all()  # imports MLflow, which takes seconds
     names = [settings.host, *settings.names]
     holder = Holder(runs, gate, settings.model)
-    return application(runs, gate, holder, _compared, names, token_sha256(password) if password else "")
+    return application(
+        runs, gate, holder, _compared, names, token_sha256(password) if password else ""
+    )
 
 
 def _check_folders(settings: UiConfig) -> None:
@@ -132,12 +142,13 @@ def _check_folders(settings: UiConfig) -> None:
     for place in settings.runs:
         if is_remote(place):
             raise ConfigError(
-                f"ui.runs: {place} is remote; give local folders. Runs in other places are shown from MLflow "
-                "(tracking.uri), and ui.model may be a remote bundle"
+                f"ui.runs: {place} is remote; give local folders. Runs in other places are shown"
+                " from MLflow (tracking.uri), and ui.model may be a remote bundle"
             )
         if not Path(place).is_dir() and settings.runs != UiConfig().runs:
             raise ConfigError(
-                f"ui.runs: {place} is not a folder; give a folder that contains run folders, such as runs"
+                f"ui.runs: {place} is not a folder; give a folder that contains run folders, such"
+                " as runs"
             )
 
 
@@ -166,8 +177,9 @@ def _listening(settings: UiConfig) -> Iterator[socket.socket]:
             listener.bind((settings.host, settings.port))
         except OSError as error:
             raise ConfigError(
-                f"ui.host {settings.host}, ui.port {settings.port}: cannot be used ({error.strerror or error}); choose "
-                "another port with --port, or 0 for a free one"
+                f"ui.host {settings.host}, ui.port {settings.port}: cannot be used"
+                f" ({error.strerror or error}); choose another port with --port, or 0 for a"
+                " free one"
             ) from None
         listener.listen()
         yield listener
@@ -178,7 +190,10 @@ def _end_quietly(server: Any) -> None:
 
     @contextmanager
     def caught() -> Iterator[None]:
-        before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, server.handle_exit)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
@@ -202,16 +217,15 @@ def _password(settings: UiConfig) -> str:
         if is_loopback(settings.host):
             return ""
         raise ConfigError(
-            f"ui.host: {settings.host} is not a loopback address, and the pages show histories of users: set "
-            "ui.token_env to the name of an environment variable with a token of 16 characters or more, or use "
-            "127.0.0.1 and a tunnel "
-            "(ssh -L 8080:localhost:8080 HOST)"
+            f"ui.host: {settings.host} is not a loopback address, and the pages show histories of"
+            " users: set ui.token_env to the name of an environment variable with a token of 16"
+            " characters or more, or use 127.0.0.1 and a tunnel (ssh -L 8080:localhost:8080 HOST)"
         )
     token = os.environ.get(settings.token_env, "")
     if len(token) < _LEAST_TOKEN:
         raise ConfigError(
-            f"ui.token_env: the environment variable {settings.token_env} has {len(token)} characters, expected a "
-            f"token of {_LEAST_TOKEN} or more"
+            f"ui.token_env: the environment variable {settings.token_env} has {len(token)}"
+            f" characters, expected a token of {_LEAST_TOKEN} or more"
         )
     return token
 

@@ -2,7 +2,8 @@
 
 Why: new events come every day, and a training from scratch takes hours. ``update.only`` says how:
 
-- ``all`` prepares old and new events (ids stay the same), starts from the parent's weights, trains a
+- ``all`` prepares old and new events (ids stay the same), starts from the parent's weights, trains
+  a
   few epochs and registers the result as challenger;
 - ``fusion`` fits only the weights of the granularities to feedback, in seconds, and registers the
   model if it is better;
@@ -96,11 +97,17 @@ def update_all(config: Config, folder: RunFolder) -> None:
 
 
 def say_drift(config: Config, folder: RunFolder, parent: Parent) -> None:
-    """Measure the drift of the newer events and write ``drift.json`` for the report and the gate."""
+    """Measure the drift of the newer events and write ``drift.json`` for the report and the
+    gate.
+    """
     dataset = open_dataset(config)
     found = drift_of(dataset, parent.bundle.histories, parent.bundle.num_items).to_json()
     folder.write_json(folder.drift, {"dataset": dataset.manifest.content_hash, **found})
-    shown = ", ".join(f"{NAMES[key]} {value:.3f}" for key, value in found.items() if key in NAMES and value is not None)
+    shown = ", ".join(
+        f"{NAMES[key]} {value:.3f}"
+        for key, value in found.items()
+        if key in NAMES and value is not None
+    )
     folder.progress(f"drift of {found['events']:,} newer events: {shown or 'nothing to measure'}")
 
 
@@ -121,8 +128,8 @@ def check_settings(parent: Parent, config: Config) -> None:
     different = first_difference(parent.bundle.info.model, config.model)
     if different:
         raise ArtifactError(
-            f"{parent.uri} was trained with another model section: {different}; give the configuration that it was "
-            "trained with, or train from scratch with `recsys run`"
+            f"{parent.uri} was trained with another model section: {different}; give the"
+            " configuration that it was trained with, or train from scratch with `recsys run`"
         )
 
 
@@ -137,9 +144,10 @@ def check_text(config: Config) -> None:
     """
     if config.data.text.finetune.enabled:
         raise ConfigError(
-            "data.text.finetune.enabled: got true, but an update needs the text vectors of its parent, and a newly "
-            "trained adapter gives others; set it false and set data.text.model to a copy of the folder text/adapter "
-            "of the parent's dataset (if it was kept), or train from scratch with `recsys run`"
+            "data.text.finetune.enabled: got true, but an update needs the text vectors of its"
+            " parent, and a newly trained adapter gives others; set it false and set"
+            " data.text.model to a copy of the folder text/adapter of the parent's dataset (if it"
+            " was kept), or train from scratch with `recsys run`"
         )
 
 
@@ -165,7 +173,9 @@ def held_weights(parent: Parent) -> list[Held]:
     return [Held(Earlier(parent.training(), parent.bundle.model.sizes, text), Split.TEST), measured]
 
 
-def chosen_weights(dataset: PreparedDataset, known: Histories, held: list[Held]) -> tuple[Earlier, Array]:
+def chosen_weights(
+    dataset: PreparedDataset, known: Histories, held: list[Held]
+) -> tuple[Earlier, Array]:
     """The weights to start from, and the users whose validation events are new to them.
 
     These are the weights trained on most data, unless they were trained on test events, or too few
@@ -209,8 +219,8 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
     earlier, newer_V = chosen_weights(dataset, parent.bundle.histories, held)
     if earlier is not held[0].earlier:
         folder.progress(
-            "the parent's final weights were trained on events that this split validates or tests on: starting from "
-            "its evaluated weights"
+            "the parent's final weights were trained on events that this split validates or tests"
+            " on: starting from its evaluated weights"
         )
     grown, anew = warm_start(trained_part(config), dataset, earlier)
     new = [
@@ -218,13 +228,24 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
         f"{dataset.num_items - earlier.sizes.num_items:,} items",
         f"{len(dataset.manifest.event_types) - earlier.sizes.num_types:,} event types",
     ]
-    folder.progress(f"warm start with {', '.join(new)} more; validation on {int(newer_V.sum()):,} users")
-    known = [name for name, section in sections(config).items() if section.signal in earlier.sizes.inputs]
-    anew = [*anew, *(name for name in sections(config) if name not in known)]  # the parent's stacking dropped them
+    folder.progress(
+        f"warm start with {', '.join(new)} more; validation on {int(newer_V.sum()):,} users"
+    )
+    known = [
+        name for name, section in sections(config).items() if section.signal in earlier.sizes.inputs
+    ]
+    anew = [
+        *anew,
+        *(name for name in sections(config) if name not in known),
+    ]  # the parent's stacking dropped them
     if anew:
-        folder.progress(f"training from scratch, because the parent has no weights for it: {', '.join(anew)}")
+        folder.progress(
+            f"training from scratch, because the parent has no weights for it: {', '.join(anew)}"
+        )
     apart = {name: _grown_apart(config, dataset, earlier, name) for name in known}
-    return Descent(grown, NewerOnly(Validator.of(config), newer_V), parent.describe(), apart, newer_V)
+    return Descent(
+        grown, NewerOnly(Validator.of(config), newer_V), parent.describe(), apart, newer_V
+    )
 
 
 def _grown_apart(config: Config, dataset: PreparedDataset, earlier: Earlier, name: str) -> Start:
@@ -238,31 +259,51 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
     """Fit only the weights of the granularities, to feedback."""
     settings = config.update
     with folder.progress.stage("feedback"):
-        feedback = read_feedback(settings.feedback, settings.rewards, config.data.quarantine.limit("events"))
+        feedback = read_feedback(
+            settings.feedback, settings.rewards, config.data.quarantine.limit("events")
+        )
         parent = open_parent(parent_uri(config), tracking_uri(config))
         refuse_stacked(parent.bundle.model.encoders, "update.only fusion", parent.uri)
         recommender = Recommender(parent.bundle)
         found = gather(recommender, feedback)
         folder.progress(
-            f"{len(feedback):,} rows of feedback on {parent.uri}: {len(found.evidence):,} used, {feedback.num_bad:,} "
-            f"bad, {found.num_unknown_items:,} about unknown items, {found.num_unknown_users:,} about users without "
-            "any known signal"
+            f"{len(feedback):,} rows of feedback on {parent.uri}: {len(found.evidence):,} used,"
+            f" {feedback.num_bad:,} bad, {found.num_unknown_items:,} about unknown items,"
+            f" {found.num_unknown_users:,} about users without any known signal"
         )
     with folder.progress.stage("refit"):
         encoders = parent.bundle.model.encoders
-        refit = refit_fusion(encoders.fusion, found.evidence, settings.prior_rows, config.seed, encoders.fitted_weights)
-        losses = {"feedback_log_loss_before": refit.loss_before, "feedback_log_loss": refit.loss_after}
+        refit = refit_fusion(
+            encoders.fusion,
+            found.evidence,
+            settings.prior_rows,
+            config.seed,
+            encoders.fitted_weights,
+        )
+        losses = {
+            "feedback_log_loss_before": refit.loss_before,
+            "feedback_log_loss": refit.loss_after,
+        }
         folder.progress(
-            f"log-loss on held-out feedback {refit.loss_before:.5f} before, {refit.loss_after:.5f} after "
-            f"(± {refit.error:.5f})"
+            f"log-loss on held-out feedback {refit.loss_before:.5f} before, {refit.loss_after:.5f}"
+            f" after (± {refit.error:.5f})"
         )
         if not refit.better:
-            folder.progress(f"the improvement is within its error, so nothing is registered; {parent.uri} is unchanged")
+            folder.progress(
+                f"the improvement is within its error, so nothing is registered; {parent.uri} is"
+                " unchanged"
+            )
             return
         changed = encoders.refitted(refit.after_K)
         before, after = _shown(refit, recommender.names)
-        folder.progress("; ".join(f"{name} {before[name]:.3f} → {after[name]:.3f}" for name in recommender.names))
-        extra = {"fusion": {"before": before, "after": after, "rows": len(found.evidence), **losses}}
+        folder.progress(
+            "; ".join(
+                f"{name} {before[name]:.3f} → {after[name]:.3f}" for name in recommender.names
+            )
+        )
+        extra = {
+            "fusion": {"before": before, "after": after, "rows": len(found.evidence), **losses}
+        }
     register_changed(config, folder, parent, changed, losses, extra)
 
 
@@ -284,12 +325,15 @@ def update_strata(config: Config, folder: RunFolder) -> None:
         fresh = dataset.manifest.event_types[model.sizes.num_types :]
         if fresh:
             raise ConfigError(
-                f"{parent.uri} does not know the event type {', '.join(fresh)}, and update.only strata cannot add it; "
-                "run a full update (update.only all), or leave out the type with data.interactions"
+                f"{parent.uri} does not know the event type {', '.join(fresh)}, and update.only"
+                " strata cannot add it; run a full update (update.only all), or leave out the type"
+                " with data.interactions"
             )
         before = model.encoders.state_dict()
         after = refit_strata(config, dataset, model).encoders.state_dict()
-        changed = {name: tensor for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+        changed = {
+            name: tensor for name, tensor in after.items() if not torch.equal(tensor, before[name])
+        }
         of_measured = None
         if parent.seen_all:  # the evaluated model has other user vectors, so other prototypes
             other = refit_strata(config, dataset, parent.measured()).encoders.state_dict()
@@ -319,11 +363,16 @@ def register_changed(
         dataset = parent.bundle.info.dataset.get("content_hash", "")
         made = lineage(config, str(extra.get("strata", {}).get("dataset", dataset)), tracker)
         card = refitted_card(parent.uri, parent.card, next(iter(extra)), metrics, made)
-        write_refitted(parent, folder.bundle, changed, metrics, extra | {"lineage": made}, card, of_measured)
+        write_refitted(
+            parent, folder.bundle, changed, metrics, extra | {"lineage": made}, card, of_measured
+        )
         folder.publish(folder.bundle)
         if not tracker.enabled:
             folder.forget(folder.registered)
-            folder.progress(f"wrote {folder.shown(folder.bundle)}; tracking.enabled is false, so nothing is registered")
+            folder.progress(
+                f"wrote {folder.shown(folder.bundle)}; tracking.enabled is false, so nothing is"
+                " registered"
+            )
             return
         model = register_bundle(tracker, folder.bundle, config, {"model": metrics})
         registered = {**asdict(model), "tracking": redact(tracker.uri), "run_id": tracker.run_id}
@@ -333,7 +382,9 @@ def register_changed(
 
 def _shown(refit: Refit, names: list[str]) -> tuple[dict[str, float], dict[str, float]]:
     """Weights by granularity before and after; for gated fusion, priors."""
-    before, after = (np.asarray(values).round(6).tolist() for values in (refit.before_K, refit.after_K))
+    before, after = (
+        np.asarray(values).round(6).tolist() for values in (refit.before_K, refit.after_K)
+    )
     return dict(zip(names, before, strict=True)), dict(zip(names, after, strict=True))
 
 

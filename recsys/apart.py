@@ -41,7 +41,9 @@ class Apart(Granularity):
     def state(self, items: ItemView, graphs: Graphs) -> State:
         """Tensors of the frozen separate model."""
         model: FrozenModel = graphs[self.config.signal]
-        return {name: tensor.to(items.vectors_SD.device) for name, tensor in model.tensors().items()}
+        return {
+            name: tensor.to(items.vectors_SD.device) for name, tensor in model.tensors().items()
+        }
 
     def own_items(self, state: State) -> Tensor:
         """Item vectors of the separate model."""
@@ -57,6 +59,8 @@ class Apart(Granularity):
         """The frozen model of a state, built once."""
         if self._made is None or self._made[0] is not state[_VECTORS]:
             assert self._sizes is not None, "the sizes of separate models must be set before"
-            frozen = FrozenModel.from_tensors(self.config.own_model(), load_sizes(self._sizes), state)
+            frozen = FrozenModel.from_tensors(
+                self.config.own_model(), load_sizes(self._sizes), state
+            )
             self._made = state[_VECTORS], frozen
         return self._made[1]

@@ -45,16 +45,24 @@ class ItemTower(nn.Module):
         num_items, text_width = text_NT.shape
         if text_width:
             groups = text_NT.chunk(num_groups, dim=1)
-            whitening = whitening or [Whitening.of(group_NT, config.text_whiten) for group_NT in groups]
-            text_NT = torch.cat([white(group_NT) for white, group_NT in zip(whitening, groups, strict=True)], dim=1)
+            whitening = whitening or [
+                Whitening.of(group_NT, config.text_whiten) for group_NT in groups
+            ]
+            text_NT = torch.cat(
+                [white(group_NT) for white, group_NT in zip(whitening, groups, strict=True)], dim=1
+            )
             text_width = text_NT.shape[1]
             # saved with the weights: a warm start must read the text of new items with the axes of
             # the training
             self.register_buffer("text_mean_GT", torch.stack([white.mean_T for white in whitening]))
-            self.register_buffer("text_axes_GTW", torch.stack([white.axes_TW for white in whitening]))
+            self.register_buffer(
+                "text_axes_GTW", torch.stack([white.axes_TW for white in whitening])
+            )
         self.register_buffer("text_NT", text_NT, persistent=False)
         self.register_buffer("trained_N", trained_N.to(torch.float32), persistent=False)
-        self.id_ND = nn.Embedding(num_items, width) if width and (config.id or not text_width) else None
+        self.id_ND = (
+            nn.Embedding(num_items, width) if width and (config.id or not text_width) else None
+        )
         if self.id_ND is not None:
             nn.init.normal_(self.id_ND.weight, std=config.init_std)
         self.text_projection: nn.Module | None = None
@@ -100,12 +108,16 @@ class GroupProjection(nn.Module):
     def forward(self, text_ST: Tensor) -> Tensor:
         """Sum of the projections: [S, D]."""
         parts = text_ST.chunk(len(self.each), dim=1)
-        return torch.stack([project(part) for project, part in zip(self.each, parts, strict=True)]).sum(0)
+        return torch.stack(
+            [project(part) for project, part in zip(self.each, parts, strict=True)]
+        ).sum(0)
 
 
 def _projection(config: ItemTowerConfig, text_width: int, width: int) -> nn.Module:
     if not config.text_hidden:
         return nn.Linear(text_width, width, bias=False)
     return nn.Sequential(
-        nn.Linear(text_width, config.text_hidden), nn.GELU(), nn.Linear(config.text_hidden, width, bias=False)
+        nn.Linear(text_width, config.text_hidden),
+        nn.GELU(),
+        nn.Linear(config.text_hidden, width, bias=False),
     )

@@ -86,7 +86,9 @@ class FullSoftmax(Loss):
         log_q_M: Tensor,
     ) -> Tensor:
         """Σ_p w_p loss_p over all items in view."""
-        return full_softmax(users_BD, items_SD, pairs_P, targets_P, weights_P, self.config.label_smoothing)
+        return full_softmax(
+            users_BD, items_SD, pairs_P, targets_P, weights_P, self.config.label_smoothing
+        )
 
 
 class SampledSoftmax(Loss):
@@ -147,7 +149,12 @@ def make_loss(config: LossConfig, num_items: int) -> Loss:
 
 
 def full_softmax(
-    users_BD: Tensor, items_SD: Tensor, pairs_P: Tensor, targets_P: Tensor, weights_P: Tensor, smoothing: float = 0.0
+    users_BD: Tensor,
+    items_SD: Tensor,
+    pairs_P: Tensor,
+    targets_P: Tensor,
+    weights_P: Tensor,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Σ_p w_p (logsumexp_i u·a_i − u·a_target), over every item in view; the sum, not the mean.
 
@@ -182,8 +189,13 @@ class _FullSoftmax(_SoftmaxLoss):
         smoothing: float,
     ) -> Tensor:
         ctx.kinds = users_BD.dtype, items_SD.dtype
-        weights_B = torch.zeros(len(users_BD), device=users_BD.device).index_add_(0, pairs_P, weights_P)
-        narrow_BD, narrow_SD = _as_autocast(users_BD), _as_autocast(items_SD)  # for the large products only
+        weights_B = torch.zeros(len(users_BD), device=users_BD.device).index_add_(
+            0, pairs_P, weights_P
+        )
+        narrow_BD, narrow_SD = (
+            _as_autocast(users_BD),
+            _as_autocast(items_SD),
+        )  # for the large products only
         users_BD, items_SD = users_BD.float(), items_SD.float()
         user_grad, item_grad = torch.empty_like(users_BD), torch.zeros_like(items_SD)
         total = torch.zeros((), device=users_BD.device)
@@ -209,7 +221,15 @@ class _FullSoftmax(_SoftmaxLoss):
                 item_grad.addmm_(exp_bS.T, pull_bD)
             else:
                 item_grad += exp_bS.T @ pull_bD
-        _pull_targets(users_BD, items_SD, pairs_P, targets_P, (1 - smoothing) * weights_P, user_grad, item_grad)
+        _pull_targets(
+            users_BD,
+            items_SD,
+            pairs_P,
+            targets_P,
+            (1 - smoothing) * weights_P,
+            user_grad,
+            item_grad,
+        )
         hits_P = (users_BD[pairs_P] * items_SD[targets_P]).sum(1)
         total -= (1 - smoothing) * (weights_P * hits_P).sum()
         if smoothing:
@@ -277,7 +297,9 @@ def sampled_softmax(
     & Senécal 2008). The target keeps its own logit. A negative that equals the pair's target is
     left out, so that the estimate never counts it twice.
     """
-    found: Tensor = _SampledSoftmax.apply(users_BD, items_SD, pairs_P, targets_P, weights_P, negatives_M, log_q_M)  # type: ignore[no-untyped-call]
+    found: Tensor = _SampledSoftmax.apply(
+        users_BD, items_SD, pairs_P, targets_P, weights_P, negatives_M, log_q_M
+    )  # type: ignore[no-untyped-call]
     return found
 
 
@@ -300,7 +322,10 @@ class _SampledSoftmax(_SoftmaxLoss):
         users_BD, items_SD = users_BD.float(), items_SD.float()
         chosen_PD = users_BD[pairs_P]
         hit_P, narrow_PD = (chosen_PD * items_SD[targets_P]).sum(1), _as_autocast(chosen_PD)
-        negative_grad, chosen_grad = torch.zeros(narrow_MD.shape, device=items_SD.device), torch.empty_like(chosen_PD)
+        negative_grad, chosen_grad = (
+            torch.zeros(narrow_MD.shape, device=items_SD.device),
+            torch.empty_like(chosen_PD),
+        )
         log_z_P, less_P = torch.empty_like(hit_P), torch.empty_like(hit_P)
         num_rows = _num_rows(narrow_MD)
         for start in range(0, len(pairs_P), num_rows):

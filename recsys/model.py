@@ -57,20 +57,31 @@ class Encoders(nn.Module):
             section.check(sizes)
             made[name] = cls.for_serving(section, sizes) if serving else cls(section, sizes)
         self.granularities = nn.ModuleDict(made)
-        weights = {fitted: [enabled[name].weight for name, _ in self.each(fitted)] for fitted in (False, True)}
+        weights = {
+            fitted: [enabled[name].weight for name, _ in self.each(fitted)]
+            for fitted in (False, True)
+        }
         self.fusion: Fusion = (
             FUSIONS[config.fusion.kind](config.fusion, weights[False], config.width)
             if weights[False]
             else NoFusion(config.fusion)
         )
         self.register_buffer("fitted_weights", torch.tensor(weights[True]))
-        self.members = [TRAINED] * bool(weights[False]) + [name for name, _ in self.each(fitted=True)]
+        self.members = [TRAINED] * bool(weights[False]) + [
+            name for name, _ in self.each(fitted=True)
+        ]
         self.stack = Stack(len(self.members)) if config.fusion.stack else None
         self.names = [name for fitted in (False, True) for name, _ in self.each(fitted)]
 
     def each(self, fitted: bool = False) -> list[tuple[str, Granularity]]:
-        """The trained granularities, or (``fitted``) the closed-form ones, which come after them."""
-        found = [(name, module) for name, module in self.granularities.items() if isinstance(module, Granularity)]
+        """The trained granularities, or (``fitted``) the closed-form ones, which come after
+        them.
+        """
+        found = [
+            (name, module)
+            for name, module in self.granularities.items()
+            if isinstance(module, Granularity)
+        ]
         return [(name, module) for name, module in found if module.fitted == fitted]
 
     @property
@@ -79,22 +90,35 @@ class Encoders(nn.Module):
         fitted nor saved.
         """
         stack, members = self.stack, self.members
-        return {name for place, name in enumerate(members) if stack is not None and stack.is_pruned(place)} - {TRAINED}
+        return {
+            name
+            for place, name in enumerate(members)
+            if stack is not None and stack.is_pruned(place)
+        } - {TRAINED}
 
     @property
     def speaking(self) -> list[str]:
         """The granularities with a weight for at least one query, in the order of :attr:`names`."""
         stack, fixed_K = self.stack, getattr(self.fusion, "weights_K", None)
-        trained, fitted = ([name for name, _ in self.each(is_fitted)] for is_fitted in (False, True))
+        trained, fitted = (
+            [name for name, _ in self.each(is_fitted)] for is_fitted in (False, True)
+        )
         if stack is not None:
             active = {name for place, name in enumerate(self.members) if not stack.is_pruned(place)}
         else:
             active = {TRAINED} | {
-                name for name, weight in zip(fitted, self.fitted_weights.tolist(), strict=True) if weight
+                name
+                for name, weight in zip(fitted, self.fitted_weights.tolist(), strict=True)
+                if weight
             }
         if fixed_K is not None:
-            trained = [name for name, weight in zip(trained, fixed_K.tolist(), strict=True) if weight]
-        return [*(trained if TRAINED in active else []), *(name for name in fitted if name in active)]
+            trained = [
+                name for name, weight in zip(trained, fixed_K.tolist(), strict=True) if weight
+            ]
+        return [
+            *(trained if TRAINED in active else []),
+            *(name for name in fitted if name in active),
+        ]
 
     def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:
         """Vectors of every trained granularity ``z_BKD`` and ``present_BK``; unit vectors if the
@@ -102,7 +126,10 @@ class Encoders(nn.Module):
         """
         if not self.each():
             nothing_BK = torch.zeros(len(batch), 0, device=items.vectors_SD.device)
-            return nothing_BK[:, :, None].expand(-1, -1, items.vectors_SD.shape[1]), nothing_BK.bool()
+            return (
+                nothing_BK[:, :, None].expand(-1, -1, items.vectors_SD.shape[1]),
+                nothing_BK.bool(),
+            )
         found = [module(batch, items, states[name]) for name, module in self.each()]
         z_BKD = torch.stack([z for z, _ in found], dim=1)
         present_BK = torch.stack([present for _, present in found], dim=1)
@@ -117,8 +144,12 @@ class Encoders(nn.Module):
         if self.fusion.is_constant:  # λ must stay in [0, 1]; a common factor changes no ranking
             values_K = values_K / values_K.max().clamp(min=1)
         trained_K, fitted_K = values_K.tensor_split([self.fusion.names_K])
-        found = {f"fusion.{name}": tensor for name, tensor in self.fusion.refitted(trained_K).items()}
-        return found | ({"fitted_weights": fitted_K.to(self.fitted_weights.dtype)} if len(fitted_K) else {})
+        found = {
+            f"fusion.{name}": tensor for name, tensor in self.fusion.refitted(trained_K).items()
+        }
+        return found | (
+            {"fitted_weights": fitted_K.to(self.fitted_weights.dtype)} if len(fitted_K) else {}
+        )
 
 
 class MultigrainModel(nn.Module):
@@ -201,7 +232,9 @@ class MultigrainModel(nn.Module):
             vectors_SD = vectors_SD[: len(refined_SD)] if name in self.silent else refined_SD
         if self.config.unit_vectors:
             vectors_SD = normalize(vectors_SD, dim=-1)
-        items = ItemView(vectors_SD, self.tower.text(None if ids_S is None else ids_S[: len(vectors_SD)]))
+        items = ItemView(
+            vectors_SD, self.tower.text(None if ids_S is None else ids_S[: len(vectors_SD)])
+        )
         return items, {name: module.state(items, graphs) for name, module in self.encoders.each()}
 
     def forward(self, batch: Batch, items: ItemView, states: States) -> Tensor:
@@ -225,8 +258,15 @@ class MultigrainModel(nn.Module):
         """
         if self._fitted_on is None or self._fitted_on[0] is not graphs:
             silent = self.encoders.pruned_members
-            active = [(name, module) for name, module in self.encoders.each(fitted=True) if name not in silent]
-            made = {name: module.state(items, graphs) for name, module in with_progress("fitting members", active)}
+            active = [
+                (name, module)
+                for name, module in self.encoders.each(fitted=True)
+                if name not in silent
+            ]
+            made = {
+                name: module.state(items, graphs)
+                for name, module in with_progress("fitting members", active)
+            }
             self._fitted_on = (graphs, made)
         return self._fitted_on[1]
 
@@ -248,14 +288,26 @@ class FrozenModel:
         popularity_N: Tensor,
         rating_head: RatingHead | None = None,
     ) -> None:
-        self.config, self.sizes, self.encoders, self.items, self.states = config, sizes, encoders, items, states
+        self.config, self.sizes, self.encoders, self.items, self.states = (
+            config,
+            sizes,
+            encoders,
+            items,
+            states,
+        )
         self.popularity_N = popularity_N  # number of users of each item in the training events
         self.rating_head = rating_head  # None unless train.ratings is on and values vary
         self._covariances: dict[str, Tensor] = {}  # covariances of item vectors, by member
         silent = encoders.pruned_members
         self.states = {name: state for name, state in states.items() if name not in silent}
-        own = [module.own_items(states[name]) for name, module in encoders.each(fitted=True) if name not in silent]
-        self.item_vectors_ND = torch.cat([items.vectors_SD, *own], dim=1) if own else items.vectors_SD
+        own = [
+            module.own_items(states[name])
+            for name, module in encoders.each(fitted=True)
+            if name not in silent
+        ]
+        self.item_vectors_ND = (
+            torch.cat([items.vectors_SD, *own], dim=1) if own else items.vectors_SD
+        )
         # widths of the members, in the order of item_vectors_ND
         self.widths = [part_NR.shape[1] for part_NR in (items.vectors_SD, *own)]
 
@@ -273,7 +325,9 @@ class FrozenModel:
 
     @property
     def personal_K(self) -> Tensor:
-        """Which granularities depend on the user, not on the time of the request alone: bool [K]."""
+        """Which granularities depend on the user, not on the time of the request alone: bool
+        [K].
+        """
         modules = [*self.encoders.each(), *self.encoders.each(fitted=True)]
         return torch.tensor([module.personal for _, module in modules], dtype=torch.bool)
 
@@ -332,7 +386,12 @@ class FrozenModel:
         return self._weighed(batch, z_BKD, weights_BK, self.encoders.fitted_weights)
 
     def _weighed(
-        self, batch: Batch, z_BKD: Tensor, weights_BK: Tensor, fitted_weights: Tensor, stacks: bool = True
+        self,
+        batch: Batch,
+        z_BKD: Tensor,
+        weights_BK: Tensor,
+        fitted_weights: Tensor,
+        stacks: bool = True,
     ) -> Parts:
         """Combine the trained granularities with the closed-form ones, which come after them.
 
@@ -343,9 +402,14 @@ class FrozenModel:
         weights = self._stack_weights(batch) if stacks else {}
         if TRAINED in weights:
             factor_B = weights[TRAINED] * self._scale_free(TRAINED, vectors_BKD.sum(1))
-            vectors_BKD, weights_BK = vectors_BKD * factor_B[:, None, None], weights_BK * weights[TRAINED][:, None]
+            vectors_BKD, weights_BK = (
+                vectors_BKD * factor_B[:, None, None],
+                weights_BK * weights[TRAINED][:, None],
+            )
         fitted_batch = self._fitted_batch(batch)
-        for (name, module), weight in zip(self.encoders.each(fitted=True), fitted_weights, strict=True):
+        for (name, module), weight in zip(
+            self.encoders.each(fitted=True), fitted_weights, strict=True
+        ):
             weight_B = weights.get(name, weight.expand(len(batch)))
             if name not in self.states:  # pruned by stacking
                 present_B = torch.zeros_like(weight_B)
@@ -353,7 +417,11 @@ class FrozenModel:
             elif module.sparse:
                 scores = module.boost(fitted_batch, self.items, self.states[name])
                 present_B = scores.present(len(batch))
-                factor_B = weight_B * self._sparse_scale(name, scores, len(batch)) if name in weights else weight_B
+                factor_B = (
+                    weight_B * self._sparse_scale(name, scores, len(batch))
+                    if name in weights
+                    else weight_B
+                )
                 sparse[vectors_BKD.shape[1]] = scores.weighed(factor_B)
                 vectors_BKD = pad(vectors_BKD, (0, 0, 0, 1))
             else:
@@ -380,7 +448,11 @@ class FrozenModel:
         """Stacking weight [B] of every member; empty if the model has no stacking."""
         if self.encoders.stack is None:
             return {}
-        lengths_B = batch.seen_B if batch.whole is None else torch.as_tensor(batch.whole.histories.lengths_U)
+        lengths_B = (
+            batch.seen_B
+            if batch.whole is None
+            else torch.as_tensor(batch.whole.histories.lengths_U)
+        )
         weights_BM = self.encoders.stack.weights(lengths_B.to(batch.seen_B.device))
         return dict(zip(self.encoders.members, weights_BM.unbind(1), strict=True))
 
@@ -416,7 +488,9 @@ class FrozenModel:
         if TRAINED in self.members:
             z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
             users_BD, _ = self.encoders.fusion(z_BKD, present_BK)
-            found.append((users_BD * self._scale_free(TRAINED, users_BD)[:, None]) @ self.items.vectors_SD.T)
+            found.append(
+                (users_BD * self._scale_free(TRAINED, users_BD)[:, None]) @ self.items.vectors_SD.T
+            )
         fitted_batch = self._fitted_batch(batch)
         for name, module in self.encoders.each(fitted=True):
             if name not in self.states:  # pruned before the weights are chosen
@@ -442,7 +516,9 @@ class FrozenModel:
         assert stack is not None, "only a model with stacking has scales"
         if module.calibrated:
             return stack.scales_M[self.members.index(member)].expand(num_rows)
-        return inverse(sparse_spread(scores, num_rows, len(self.items.vectors_SD)), self._floor(member))
+        return inverse(
+            sparse_spread(scores, num_rows, len(self.items.vectors_SD)), self._floor(member)
+        )
 
     def _floor(self, member: str) -> Tensor:
         """The number that is added to the standard deviation of every query."""
@@ -462,7 +538,9 @@ class FrozenModel:
         batch = self._batch(queries)
         spreads = {}
         if TRAINED in self.members:
-            users_BD, _ = self.encoders.fusion(*self.encoders.encode(batch, self.items, self.states))
+            users_BD, _ = self.encoders.fusion(
+                *self.encoders.encode(batch, self.items, self.states)
+            )
             spreads[TRAINED] = spread(users_BD, self.covariance(TRAINED))
         batch = self._fitted_batch(batch)
         for name, module in self.encoders.each(fitted=True):
@@ -470,15 +548,21 @@ class FrozenModel:
                 scores = module.boost(batch, self.items, self.states[name])
                 spreads[name] = sparse_spread(scores, len(batch), len(self.items.vectors_SD))
             elif name in self.states:
-                spreads[name] = spread(module(batch, self.items, self.states[name])[0], self.covariance(name))
+                spreads[name] = spread(
+                    module(batch, self.items, self.states[name])[0], self.covariance(name)
+                )
         for name, spread_B in spreads.items():
-            mean = spread_B[spread_B > 0].mean() if bool((spread_B > 0).any()) else torch.tensor(0.0)
+            mean = (
+                spread_B[spread_B > 0].mean() if bool((spread_B > 0).any()) else torch.tensor(0.0)
+            )
             stack.floors_M[self.members.index(name)] = FLOOR * mean
             stack.scales_M[self.members.index(name)] = inverse(mean, torch.zeros(()))
 
     @torch.inference_mode()
     def unit_contributions(self, queries: Queries) -> Parts:
-        """The contributions to every query with every λ set to 1: z_k, and 1 where it is present."""
+        """The contributions to every query with every λ set to 1: z_k, and 1 where it is
+        present.
+        """
         batch = self._batch(queries)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         ones = torch.ones_like(self.encoders.fitted_weights)
@@ -504,7 +588,9 @@ class FrozenModel:
         place, evolution = self._evolution(f"a horizon of {steps + 1}")
         room = self.config.max_history - steps
         if room < 1:
-            raise RequestError(f"a horizon of {steps + 1} exceeds model.max_history {self.config.max_history}")
+            raise RequestError(
+                f"a horizon of {steps + 1} exceeds model.max_history {self.config.max_history}"
+            )
         whole = self._batch(queries, brought)
         z_BKD, present_BK = self.encoders.encode(whole, self.items, self.states)
         batch, items = last_position(queries, room).to(self.item_vectors_ND.device), self.items
@@ -537,7 +623,9 @@ class FrozenModel:
         batch = last_position(query, self.config.max_history).to(self.item_vectors_ND.device)
         events_L = torch.arange(1, int(batch.lengths_U[0]) + 1, device=batch.lengths_U.device)
         no_context = batch.asked_BC.new_zeros(len(events_L), batch.asked_BC.shape[1])
-        every = replace(batch, rows_B=torch.zeros_like(events_L), seen_B=events_L, asked_BC=no_context)
+        every = replace(
+            batch, rows_B=torch.zeros_like(events_L), seen_B=events_L, asked_BC=no_context
+        )
         return evolution.interest(every, self.items)
 
     @property
@@ -550,7 +638,9 @@ class FrozenModel:
         for place, (_, module) in enumerate(self.encoders.each()):
             if isinstance(module, Evolution):
                 return place, module
-        raise RequestError(f"{what} needs the granularity evolution; this model has {', '.join(self.names)}")
+        raise RequestError(
+            f"{what} needs the granularity evolution; this model has {', '.join(self.names)}"
+        )
 
     @torch.inference_mode()
     def user_vectors(self, queries: Queries) -> tuple[Tensor, Tensor, SparseScores]:
@@ -575,7 +665,9 @@ class FrozenModel:
     @torch.inference_mode()
     def scores_of(self, queries: Queries, kept: Collection[str]) -> Tensor:
         """Scores [B, N] with the weights of all other granularities set to zero."""
-        return self._scored(self.parts(queries).of([k for k, name in enumerate(self.names) if name in kept]))
+        return self._scored(
+            self.parts(queries).of([k for k, name in enumerate(self.names) if name in kept])
+        )
 
     @torch.inference_mode()
     def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> Tensor:
@@ -584,9 +676,13 @@ class FrozenModel:
         """
         batch = self._batch(queries)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
-        weights_K = torch.tensor([weights[name] for name in self.names], dtype=z_BKD.dtype, device=z_BKD.device)
+        weights_K = torch.tensor(
+            [weights[name] for name in self.names], dtype=z_BKD.dtype, device=z_BKD.device
+        )
         trained_K, fitted_K = weights_K.tensor_split([present_BK.shape[1]])
-        return self._scored(self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K, stacks=False))
+        return self._scored(
+            self._weighed(batch, z_BKD, trained_K * present_BK, fitted_K, stacks=False)
+        )
 
     @torch.inference_mode()
     def ratings(self, queries: Queries, items_BM: Array) -> Tensor:
@@ -602,10 +698,13 @@ class FrozenModel:
         """
         if self.rating_head is None:
             raise RequestError(
-                "this model predicts no ratings; set train.ratings true and train on events whose values vary"
+                "this model predicts no ratings; set train.ratings true and train on events whose"
+                " values vary"
             )
         items = torch.as_tensor(items_BM).long().to(self.item_vectors_ND.device)
-        return self.rating_head.predict(queries.histories, items, standardised(self.scores(queries), items))
+        return self.rating_head.predict(
+            queries.histories, items, standardised(self.scores(queries), items)
+        )
 
     def _scored(self, parts: Parts) -> Tensor:
         scores_BN = parts.scores(self.item_vectors_ND)
@@ -622,19 +721,29 @@ class FrozenModel:
         weights = self.encoders.state_dict()
         named = {f"encoders.{name}": weights[name] for name in served}
         named |= {"items.vectors": self.items.vectors_SD, "items.popularity": self.popularity_N}
-        named["items.text"] = (self.items.text_ST if self.reads_text else self.items.text_ST[:, :0]).to(torch.float16)
+        named["items.text"] = (
+            self.items.text_ST if self.reads_text else self.items.text_ST[:, :0]
+        ).to(torch.float16)
         for name, state in self.states.items():
             named |= {f"state.{name}.{key}": tensor for key, tensor in state.items()}
         if self.rating_head is not None:
-            named |= {f"ratings.{name}": tensor for name, tensor in self.rating_head.tensors().items()}
+            named |= {
+                f"ratings.{name}": tensor for name, tensor in self.rating_head.tensors().items()
+            }
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
 
     @staticmethod
-    def from_tensors(config: ModelConfig, sizes: ModelSizes, tensors: Mapping[str, Tensor]) -> FrozenModel:
+    def from_tensors(
+        config: ModelConfig, sizes: ModelSizes, tensors: Mapping[str, Tensor]
+    ) -> FrozenModel:
         """The inverse of :meth:`tensors`; ``sizes`` as :func:`dump_sizes` wrote them."""
         encoders = Encoders(config, sizes, serving=True)
         encoders.load_state_dict(
-            {k.removeprefix("encoders."): v for k, v in tensors.items() if k.startswith("encoders.")}
+            {
+                k.removeprefix("encoders."): v
+                for k, v in tensors.items()
+                if k.startswith("encoders.")
+            }
         )
         states: States = {name: {} for name in encoders.names}
         for key, tensor in tensors.items():
@@ -642,10 +751,16 @@ class FrozenModel:
                 _, name, part = key.split(".", 2)
                 states[name][part] = tensor
         items = ItemView(tensors["items.vectors"], tensors["items.text"].to(torch.float32))
-        rated = {key.removeprefix("ratings."): value for key, value in tensors.items() if key.startswith("ratings.")}
+        rated = {
+            key.removeprefix("ratings."): value
+            for key, value in tensors.items()
+            if key.startswith("ratings.")
+        }
         head = RatingHead.from_tensors(rated) if rated else None
         encoders.eval()
-        return FrozenModel(config, sizes, encoders, items, states, tensors["items.popularity"], head)
+        return FrozenModel(
+            config, sizes, encoders, items, states, tensors["items.popularity"], head
+        )
 
 
 # keys of sizes that bundles of earlier versions have instead of ``inputs`` → their signals
@@ -673,7 +788,12 @@ def load_sizes(content: Mapping[str, Any]) -> ModelSizes:
         The content does not come from :func:`dump_sizes`.
     """
     plain = {key: value for key, value in content.items() if key not in _EARLIER}
-    earlier = {signal: content[key] for key, signal in _EARLIER.items() if signal and content.get(key)}
+    earlier = {
+        signal: content[key] for key, signal in _EARLIER.items() if signal and content.get(key)
+    }
     if content.get("num_relations"):
-        earlier["knowledge"] = {"entities": content["num_entities"], "relations": content["num_relations"]}
+        earlier["knowledge"] = {
+            "entities": content["num_entities"],
+            "relations": content["num_relations"],
+        }
     return ModelSizes(**{**plain, "inputs": {**earlier, **content.get("inputs", {})}})

@@ -70,7 +70,9 @@ class Pace:
         Time in seconds.
     """
 
-    def __init__(self, what: str, total: int, work: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, what: str, total: int, work: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.what, self.total, self.work, self._clock = what, total, work or float(total), clock
         self._done, self._worked = 0, 0.0
         self._started = self._said = clock()
@@ -88,7 +90,10 @@ class Pace:
             return
         left = (now - self._started) * (self.work - self._worked) / max(self._worked, 1e-9)
         share = 100 * min(self._worked / max(self.work, 1e-9), 1.0)
-        say(f"{self.what}: {self._done:,} of {self.total:,} ({share:.0f} %), about {duration(left)} left")
+        say(
+            f"{self.what}: {self._done:,} of {self.total:,} ({share:.0f} %), about {duration(left)}"
+            " left"
+        )
 
 
 def tell(line: str) -> None:

@@ -36,7 +36,9 @@ class Parts(NamedTuple):
     @property
     def added(self) -> SparseScores:
         """The sum of the additions of all sparse granularities."""
-        return SparseScores.total([*self.sparse.values()]) if self.sparse else SparseScores.nothing()
+        return (
+            SparseScores.total([*self.sparse.values()]) if self.sparse else SparseScores.nothing()
+        )
 
     def of(self, places: Sequence[int]) -> Parts:
         """The contributions of some granularities alone, in the given order."""
@@ -57,8 +59,12 @@ class Parts(NamedTuple):
 
     def times(self, factors_BK: Tensor) -> Parts:
         """The contributions, multiplied by a factor for every query and granularity."""
-        sparse = {place: scores.weighed(factors_BK[:, place]) for place, scores in self.sparse.items()}
-        return Parts(self.vectors_BKD * factors_BK[:, :, None], self.weights_BK * factors_BK, sparse)
+        sparse = {
+            place: scores.weighed(factors_BK[:, place]) for place, scores in self.sparse.items()
+        }
+        return Parts(
+            self.vectors_BKD * factors_BK[:, :, None], self.weights_BK * factors_BK, sparse
+        )
 
     def shares(self, item_vectors_ND: Tensor, items_BR: Tensor) -> Tensor:
         """Shares of every granularity in the scores of listed items: float64 [B, K, R]; undefined

@@ -60,7 +60,9 @@ class RatingHead:
         return RatingHead(*(tensor.to(device) for tensor in self.tensors().values()))
 
     def predict(self, histories: Histories, items_BM: Tensor, standard_BM: Tensor) -> Tensor:
-        """r̂ [B, M] of items by users with these histories (values of NaN are unknown and left out)."""
+        """r̂ [B, M] of items by users with these histories (values of NaN are unknown and left
+        out).
+        """
         events = RatedEvents.of(histories, items_BM.device)
         bias_B, residual_E = self.user_bias(events)
         taste_BR = events.sums(residual_E[:, None] * self.taste_NR[events.items_E])
@@ -72,7 +74,9 @@ class RatingHead:
     def user_bias(self, events: RatedEvents) -> tuple[Tensor, Tensor]:
         """b_u of every row, and the residual of every value: [B], [E]."""
         above_E = events.values_E - self.mean - self.item_bias_N[events.items_E]
-        bias_B = events.sums(above_E[:, None])[:, 0] / (events.count_B + self.user_damping).clamp(min=1e-12)
+        bias_B = events.sums(above_E[:, None])[:, 0] / (events.count_B + self.user_damping).clamp(
+            min=1e-12
+        )
         return bias_B, above_E - bias_B[events.rows_E]
 
 
@@ -91,12 +95,19 @@ class RatedEvents:
         known_E = np.isfinite(histories.values_E)
         rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)[known_E]
         count_B = np.bincount(rows_E, minlength=len(histories)).astype(np.float32)
-        columns = rows_E, histories.items_E[known_E].astype(np.int64), histories.values_E[known_E], count_B
+        columns = (
+            rows_E,
+            histories.items_E[known_E].astype(np.int64),
+            histories.values_E[known_E],
+            count_B,
+        )
         return RatedEvents(*(torch.as_tensor(column).to(device) for column in columns))
 
     def sums(self, values_EX: Tensor) -> Tensor:
         """Sum over the events of every row: [B, X]."""
-        return values_EX.new_zeros(len(self.count_B), values_EX.shape[1]).index_add(0, self.rows_E, values_EX)
+        return values_EX.new_zeros(len(self.count_B), values_EX.shape[1]).index_add(
+            0, self.rows_E, values_EX
+        )
 
 
 def standardised(scores_BN: Tensor, items_BM: Tensor) -> Tensor:
@@ -122,7 +133,10 @@ def why_no_ratings(histories: Histories) -> str:
     if len(np.unique(known_E)) > 1:
         return ""
     same = f"all {len(known_E):,} are {known_E[0]:g}" if len(known_E) else "there are none"
-    return f"the values of training events do not vary ({same}); rename the column with the ratings to value"
+    return (
+        f"the values of training events do not vary ({same}); rename the column with the ratings to"
+        " value"
+    )
 
 
 def biases(training: Histories, num_items: int, constants: Constants) -> RatingHead:
@@ -135,12 +149,16 @@ def biases(training: Histories, num_items: int, constants: Constants) -> RatingH
     damping = torch.tensor(float(constants.user_damping))
     none_NR = torch.zeros(num_items, 1)
     spread_2 = torch.stack([events.values_E.min(), events.values_E.max()])
-    head = RatingHead(mean, torch.zeros(num_items), damping, none_NR, none_NR, torch.tensor(0.0), spread_2)
+    head = RatingHead(
+        mean, torch.zeros(num_items), damping, none_NR, none_NR, torch.tensor(0.0), spread_2
+    )
     for _ in range(_SWEEPS):
         _, residual_E = head.user_bias(events)
         above_E = residual_E + head.item_bias_N[events.items_E]
         above_N = torch.zeros(num_items).index_add(0, events.items_E, above_E)
-        head = replace(head, item_bias_N=above_N / (count_N + constants.item_damping).clamp(min=1e-12))
+        head = replace(
+            head, item_bias_N=above_N / (count_N + constants.item_damping).clamp(min=1e-12)
+        )
     return head
 
 

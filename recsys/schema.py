@@ -29,12 +29,16 @@ HEAD: Final = "head"
 RELATION: Final = "relation"
 TAIL: Final = "tail"
 
-ENTITY_ID: Final = "entity_id"  # in ``items``: the entity of the knowledge graph for this item, or null
+ENTITY_ID: Final = (
+    "entity_id"  # in ``items``: the entity of the knowledge graph for this item, or null
+)
 
 # Provenance, added by every reader and dropped when the prepared dataset is written.
 FILE: Final = "_file"
 ROW: Final = "_row"  # 1-based data row in the file, header not counted
-ORDER: Final = "_order"  # int64: sorting by it gives the order of the input, also if no time is known
+ORDER: Final = (
+    "_order"  # int64: sorting by it gives the order of the input, also if no time is known
+)
 REASON: Final = "_reason"  # null for a good row
 RAW: Final = "_raw"  # a bad row as text, null for a good one
 
@@ -76,7 +80,9 @@ EVENTS: Final = TableSchema(
     },
     key=(USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE),
 )
-ITEMS: Final = TableSchema("items", required={ITEM_ID: pa.string()}, optional={ENTITY_ID: pa.string()}, key=(ITEM_ID,))
+ITEMS: Final = TableSchema(
+    "items", required={ITEM_ID: pa.string()}, optional={ENTITY_ID: pa.string()}, key=(ITEM_ID,)
+)
 USERS: Final = TableSchema("users", required={USER_ID: pa.string()}, optional={}, key=(USER_ID,))
 SOCIAL: Final = TableSchema(
     "social",
@@ -91,4 +97,6 @@ KNOWLEDGE: Final = TableSchema(
     key=(HEAD, RELATION, TAIL),
 )
 
-TABLES: Final[dict[str, TableSchema]] = {t.name: t for t in (EVENTS, ITEMS, USERS, SOCIAL, KNOWLEDGE)}
+TABLES: Final[dict[str, TableSchema]] = {
+    t.name: t for t in (EVENTS, ITEMS, USERS, SOCIAL, KNOWLEDGE)
+}

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import pytest
 
-COSTLY_FILES: Final = (  # the longest first, so that no worker of pytest is left with one of them at the end
+# the longest first, so that no worker of pytest is left with one of them at the end
+COSTLY_FILES: Final = (
     "test_update",
     "test_determinism",
     "test_pipeline",
@@ -41,7 +42,9 @@ COSTLY_FILES: Final = (  # the longest first, so that no worker of pytest is lef
 )
 
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small problems on shared cores; no test measures time
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # small problems on shared cores; no test measures time
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,7 +81,9 @@ def ray_local() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as the commands do; otherwise workers starve on a busy machine
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # as the commands do; otherwise workers starve on a busy machine
     import ray
 
     started = not ray.is_initialized()
@@ -117,11 +122,20 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     pytest.importorskip("boto3")
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_S3"))]:
         monkeypatch.delenv(name)
-    known = {"AWS_ACCESS_KEY_ID": "AKIATESTING", "AWS_SECRET_ACCESS_KEY": "word-that-nobody-may-read"}
-    for name, value in {**known, "AWS_ENDPOINT_URL": s3_server, "AWS_EC2_METADATA_DISABLED": "true"}.items():
+    known = {
+        "AWS_ACCESS_KEY_ID": "AKIATESTING",
+        "AWS_SECRET_ACCESS_KEY": "word-that-nobody-may-read",
+    }
+    for name, value in {
+        **known,
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
         monkeypatch.setenv(name, value)
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{name}", method="PUT"), timeout=200).close()
+    urllib.request.urlopen(
+        urllib.request.Request(f"{s3_server}/{name}", method="PUT"), timeout=200
+    ).close()
     return f"s3://{name}"
 
 
@@ -139,7 +153,8 @@ def answering_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answer a batch in this process and not by actors of Ray Data, each of which imports
     everything again.
 
-    ``tests/serving/test_batch.py`` and ``tests/stories/test_pipeline.py`` answer through Ray Data for real.
+    ``tests/serving/test_batch.py`` and ``tests/stories/test_pipeline.py`` answer through Ray Data
+    for real.
     """
     from recsys.serving import batch
 

@@ -53,7 +53,13 @@ def world(folder: Path, **sections: dict[str, Any]) -> Path:
     tree: dict[str, Any] = {
         "run": {"dir": str(folder / "run"), "name": "tiny"},
         "data": {
-            "source": {"kind": "synthetic", "num_users": 160, "num_items": 80, "bad_rows": 0.01, "num_partitions": 2},
+            "source": {
+                "kind": "synthetic",
+                "num_users": 160,
+                "num_items": 80,
+                "bad_rows": 0.01,
+                "num_partitions": 2,
+            },
             "text": {"enabled": False},
             "quarantine": {"max_share": 0.5},
             "num_shards": 2,
@@ -100,7 +106,17 @@ class Command:
         }
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "pipelines.cli", verb, "--config", str(config), *words],
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "pipelines.cli",
+                verb,
+                "--config",
+                str(config),
+                *words,
+            ],
             cwd=ROOT,
             env={**os.environ, **known, **environment},
             stdout=subprocess.PIPE,
@@ -164,7 +180,9 @@ class Command:
 
         def found() -> int:
             titles = own_processes(self.process.pid).items()
-            return next((pid for pid, title in titles if title.startswith("ray::") and name in title), 0)
+            return next(
+                (pid for pid, title in titles if title.startswith("ray::") and name in title), 0
+            )
 
         return int(self.when(found, name))
 
@@ -189,7 +207,9 @@ def own_processes(session: int) -> dict[int, str]:
             with suppress(OSError):
                 state, *numbers = (place / "stat").read_text().rpartition(")")[2].split()
                 if int(numbers[2]) == session and state != "Z":
-                    found[int(place.name)] = (place / "cmdline").read_text().replace("\0", " ").strip()
+                    found[int(place.name)] = (
+                        (place / "cmdline").read_text().replace("\0", " ").strip()
+                    )
     return found
 
 
@@ -208,14 +228,19 @@ def events_of(dataset: Path) -> tuple[dict[str, Any], list[dict[str, list[Any]]]
     for key in ("timing", "text"):
         manifest.pop(key, None)
     paths = sorted(dataset.rglob("*.parquet"))
-    tables = [{"name": [str(path.relative_to(dataset))], **pq.read_table(path).to_pydict()} for path in paths]
+    tables = [
+        {"name": [str(path.relative_to(dataset))], **pq.read_table(path).to_pydict()}
+        for path in paths
+    ]
     return manifest, tables
 
 
 def logged(database: Path) -> list[tuple[str, int, float]]:
     """Metric, step and value of every epoch in MLflow's SQLite store, duplicates included."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as store:
-        rows = store.execute("select key, step, value from metrics where key like '%.loss' or key like 'valid.%'")
+        rows = store.execute(
+            "select key, step, value from metrics where key like '%.loss' or key like 'valid.%'"
+        )
         return sorted(rows.fetchall())
 
 
@@ -232,13 +257,19 @@ def outcome(run: Path, database: Path | None = None) -> dict[str, Any]:
     metrics = json.loads((run / "metrics.json").read_text())
     parts = ("model", "baselines", "data")
     store = database or run.parent / "mlflow.db"
-    return {**{part: metrics[part] for part in parts}, "history": history(run), "logged": logged(store)}
+    return {
+        **{part: metrics[part] for part in parts},
+        "history": history(run),
+        "logged": logged(store),
+    }
 
 
 def history(run: Path) -> list[dict[str, Any]]:
     """Every epoch of the training, without its duration."""
     trained = json.loads((run / "model/trained.json").read_text())
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in trained["history"]]
+    return [
+        {key: value for key, value in row.items() if key != "seconds"} for row in trained["history"]
+    ]
 
 
 class SmallDisk:
@@ -260,7 +291,10 @@ class SmallDisk:
         except FileNotFoundError:
             pytest.skip("needs a filesystem of its own, and there is no program mount here")
         if made.returncode:
-            pytest.skip(f"needs a filesystem of its own, and mounting is not permitted here: {made.stderr.strip()}")
+            pytest.skip(
+                "needs a filesystem of its own, and mounting is not permitted here:"
+                f" {made.stderr.strip()}"
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -285,9 +319,18 @@ class MlflowServer:
 
     def __init__(self, folder: Path, port: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.uri, self.database, self._folder = f"http://127.0.0.1:{port}", folder / "mlflow.db", folder
+        self.uri, self.database, self._folder = (
+            f"http://127.0.0.1:{port}",
+            folder / "mlflow.db",
+            folder,
+        )
         words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        words += ["--backend-store-uri", f"sqlite:///{self.database}", "--artifacts-destination", str(folder / "files")]
+        words += [
+            "--backend-store-uri",
+            f"sqlite:///{self.database}",
+            "--artifacts-destination",
+            str(folder / "files"),
+        ]
         self._words = [sys.executable, "-m", "mlflow", "server", *words]
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -301,7 +344,9 @@ class MlflowServer:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with (self._folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(self._words, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                self._words, stdout=log, stderr=log, start_new_session=True
+            )
         for _ in range(600):
             with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
                 return
@@ -340,11 +385,19 @@ class Gate:
 
             def refuse(self, without_body: bool) -> None:
                 gate.refused += 1
-                body = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-                head = f"HTTP/1.1 503 Slow Down\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                body = (
+                    b"<Error><Code>SlowDown</Code><Message>Please reduce your request"
+                    b" rate.</Message></Error>"
+                )
+                head = (
+                    f"HTTP/1.1 503 Slow Down\r\nContent-Length: {len(body)}\r\nConnection:"
+                    " close\r\n\r\n".encode()
+                )
                 self.request.sendall(head + (b"" if without_body else body))
                 self.request.shutdown(socket.SHUT_WR)
-                while self.request.recv(1 << 16):  # read the rest of the upload, otherwise the answer would be lost
+                while self.request.recv(
+                    1 << 16
+                ):  # read the rest of the upload, otherwise the answer would be lost
                     pass
 
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Connection)

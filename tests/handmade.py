@@ -50,7 +50,10 @@ def write_dataset(
     num_users = len(histories)
     users, items = [f"u{u}" for u in range(num_users)], [f"i{i}" for i in range(num_items)]
     _write(folder / "vocab/users.parquet", {"user_id": pa.array(users, pa.string())})
-    _write(folder / "users/features.parquet", {"user_id": pa.array(users, pa.string()), **(user_columns or {})})
+    _write(
+        folder / "users/features.parquet",
+        {"user_id": pa.array(users, pa.string()), **(user_columns or {})},
+    )
     _write(folder / "vocab/items.parquet", {"item_id": pa.array(items, pa.string())})
     titles = pa.array([f"Title of {item}" for item in items])
     texts = pa.array([f"text about {item}" for item in items])
@@ -60,7 +63,10 @@ def write_dataset(
     for events in histories:
         for item, _, _, split in events:
             counts[split, item] += 1
-    _write(folder / "items/counts.parquet", dict(zip(("train", "valid", "test"), map(pa.array, counts), strict=True)))
+    _write(
+        folder / "items/counts.parquet",
+        dict(zip(("train", "valid", "test"), map(pa.array, counts), strict=True)),
+    )
     if text_width:
         _write_text(folder, num_items, text_width)
     if friends:
@@ -70,7 +76,9 @@ def write_dataset(
         _write(folder / "graphs/social.parquet", {"src": src, "dst": dst, "weight": weight})
     shards = _write_histories(folder, histories, num_shards, codes if context else ())
     if context:
-        (folder / "vocab/context.json").write_text(json.dumps([column.to_json() for column in context]))
+        (folder / "vocab/context.json").write_text(
+            json.dumps([column.to_json() for column in context])
+        )
     manifest = Manifest(
         content_hash="0123456789abcdef" * 4,
         name="handmade",
@@ -107,7 +115,9 @@ def leave_last(*items: int, kind: int = 0) -> list[Event]:
     """Events a day apart: the last is test, the one before it validation."""
     events = train_events(*items, kind=kind)
     parts = [Split.TRAIN] * (len(items) - 2) + [Split.VALID, Split.TEST]
-    return [(item, kind, time, part) for (item, kind, time, _), part in zip(events, parts, strict=True)]
+    return [
+        (item, kind, time, part) for (item, kind, time, _), part in zip(events, parts, strict=True)
+    ]
 
 
 def _write(path: Path, columns: dict[str, pa.Array]) -> None:
@@ -144,9 +154,14 @@ def _write_histories(
             "splits": [[int(event[3]) for event in histories[user]] for user in rows],
         }
         if codes:
-            columns["context"] = [[code for event in codes[user] for code in event] for user in rows]
+            columns["context"] = [
+                [code for event in codes[user] for code in event] for user in rows
+            ]
         names.append(f"part-{shard:05d}.parquet")
-        pq.write_table(pa.table(columns, schema=history_schema(int(bool(codes)))), folder / "histories" / names[-1])
+        pq.write_table(
+            pa.table(columns, schema=history_schema(int(bool(codes)))),
+            folder / "histories" / names[-1],
+        )
     return names
 
 
@@ -175,7 +190,9 @@ def small_world(folder: Path, ordered: bool = True) -> PreparedDataset:
     )
 
 
-def small_model(dataset: PreparedDataset, *, through: Split = Split.VALID, fusion: str = "gated") -> FrozenModel:
+def small_model(
+    dataset: PreparedDataset, *, through: Split = Split.VALID, fusion: str = "gated"
+) -> FrozenModel:
     """A frozen model with random weights and every granularity that the dataset supports."""
     torch.manual_seed(0)
     enabled = {"enabled": True}

@@ -19,7 +19,20 @@ import pyarrow.parquet as pq
 
 START = datetime(2023, 1, 2, 8, tzinfo=UTC)
 WORDS = [
-    *("red", "blue", "warm", "soft", "metal", "garden", "kitchen", "winter", "summer", "lamp", "chair", "mug"),
+    *(
+        "red",
+        "blue",
+        "warm",
+        "soft",
+        "metal",
+        "garden",
+        "kitchen",
+        "winter",
+        "summer",
+        "lamp",
+        "chair",
+        "mug",
+    ),
     *("candle", "poster", "bag", "clock", "frame", "vase"),
 ]
 GENRES = ["Action", "Adventure", "Comedy", "Drama", "Horror", "Romance", "Sci-Fi", "Thriller"]
@@ -36,7 +49,14 @@ class Event:
 class World:
     """Users 0 … with events on items 0 … over a year; each user prefers a part of the catalogue."""
 
-    def __init__(self, users: int = 120, items: int = 60, per_user: int = 14, repeats: float = 0.0, seed: int = 0):
+    def __init__(
+        self,
+        users: int = 120,
+        items: int = 60,
+        per_user: int = 14,
+        repeats: float = 0.0,
+        seed: int = 0,
+    ):
         self.random = np.random.default_rng(seed)
         self.users, self.items = users, items
         found: list[Event] = []
@@ -48,11 +68,20 @@ class World:
                 item = int(self.random.choice(seen if again or not fresh else fresh))
                 seen.append(item)
                 seconds = int(self.random.integers(0, 365 * 86_400))
-                found.append(Event(user, item, START + timedelta(seconds=seconds), float(self.random.integers(1, 6))))
+                found.append(
+                    Event(
+                        user,
+                        item,
+                        START + timedelta(seconds=seconds),
+                        float(self.random.integers(1, 6)),
+                    )
+                )
         self.events = sorted(found, key=lambda event: event.time)
         self.titles = [self._title() for _ in range(items)]
         self.prices = [round(float(self.random.uniform(2, 300)), 2) for _ in range(items)]
-        self.genres = [sorted({str(g) for g in self.random.choice(GENRES, 2)}) for _ in range(items)]
+        self.genres = [
+            sorted({str(g) for g in self.random.choice(GENRES, 2)}) for _ in range(items)
+        ]
 
     def _title(self) -> str:
         return " ".join(str(word) for word in self.random.choice(WORDS, 3)).title()
@@ -67,7 +96,11 @@ def epoch(time: datetime) -> int:
 
 
 def write(
-    path: Path, rows: Sequence[Sequence[Any]], separator: str = ",", encoding: str = "utf-8", end: str = "\n"
+    path: Path,
+    rows: Sequence[Sequence[Any]],
+    separator: str = ",",
+    encoding: str = "utf-8",
+    end: str = "\n",
 ) -> Path:
     """Write rows as separated text; CSV cells are quoted if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,11 +116,13 @@ def write(
 
 def write_json(path: Path, rows: Sequence[dict[str, Any]], as_array: bool = False) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) if as_array else "".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(
+        json.dumps(rows, indent=1) if as_array else "".join(json.dumps(row) + "\n" for row in rows)
+    )
     return path
 
 
-# ------------------------------------------------------------------------------------------------------------ MovieLens
+# ---------------------------------------------------------------------------------------- MovieLens
 
 
 def movielens_100k(folder: Path) -> list[Path]:
@@ -109,8 +144,15 @@ def movielens_100k(folder: Path) -> list[Path]:
         for i, title in enumerate(world.titles)
     ]
     jobs = ["writer", "engineer", "student"]
-    users = [(u + 1, 18 + u % 50, "MF"[u % 2], jobs[u % 3], f"{10000 + u * 37}") for u in range(world.users)]
-    write(folder / "README", [("This data set consists of ratings, collected by a project, for research.",)] * 3, "|")
+    users = [
+        (u + 1, 18 + u % 50, "MF"[u % 2], jobs[u % 3], f"{10000 + u * 37}")
+        for u in range(world.users)
+    ]
+    write(
+        folder / "README",
+        [("This data set consists of ratings, collected by a project, for research.",)] * 3,
+        "|",
+    )
     write(folder / "u1.base", rows[: int(0.8 * len(rows))], "\t")
     write(folder / "u1.test", rows[int(0.8 * len(rows)) :], "\t")
     write(folder / "u.genre", [(genre, number) for number, genre in enumerate(GENRES)], "|")
@@ -124,11 +166,19 @@ def movielens_100k(folder: Path) -> list[Path]:
 def movielens_1m(folder: Path) -> list[Path]:
     """ratings.dat, movies.dat and users.dat with two colons."""
     world = World(seed=1)
-    movies = [(i + 1, f"{title} (19{i % 90 + 10})", "|".join(world.genres[i])) for i, title in enumerate(world.titles)]
-    users = [(u + 1, "FM"[u % 2], [1, 18, 25, 35][u % 4], u % 20, f"{20000 + u}") for u in range(world.users)]
+    movies = [
+        (i + 1, f"{title} (19{i % 90 + 10})", "|".join(world.genres[i]))
+        for i, title in enumerate(world.titles)
+    ]
+    users = [
+        (u + 1, "FM"[u % 2], [1, 18, 25, 35][u % 4], u % 20, f"{20000 + u}")
+        for u in range(world.users)
+    ]
     return [
         write(
-            folder / "ratings.dat", [(e.user + 1, e.item + 1, int(e.value), epoch(e.time)) for e in world.events], "::"
+            folder / "ratings.dat",
+            [(e.user + 1, e.item + 1, int(e.value), epoch(e.time)) for e in world.events],
+            "::",
         ),
         write(folder / "movies.dat", movies, "::", "latin-1"),
         write(folder / "users.dat", users, "::"),
@@ -139,9 +189,14 @@ def movielens_latest(folder: Path) -> list[Path]:
     """ratings.csv, movies.csv, links.csv and tags.csv with headers."""
     world = World(seed=2)
     ratings = [(e.user + 1, e.item * 7 + 3, e.value - 0.5, epoch(e.time)) for e in world.events]
-    movies = [(i * 7 + 3, f"{t}, The (1999)", "|".join(world.genres[i])) for i, t in enumerate(world.titles)]
+    movies = [
+        (i * 7 + 3, f"{t}, The (1999)", "|".join(world.genres[i]))
+        for i, t in enumerate(world.titles)
+    ]
     links = [(i * 7 + 3, f"{114709 + i:07d}", 862 + i) for i in range(world.items)]
-    tags = [(e.user + 1, e.item * 7 + 3, WORDS[e.item % 18], epoch(e.time)) for e in world.events[:200]]
+    tags = [
+        (e.user + 1, e.item * 7 + 3, WORDS[e.item % 18], epoch(e.time)) for e in world.events[:200]
+    ]
     return [
         write(folder / "ratings.csv", [("userId", "movieId", "rating", "timestamp"), *ratings]),
         write(folder / "movies.csv", [("movieId", "title", "genres"), *movies]),
@@ -150,7 +205,7 @@ def movielens_latest(folder: Path) -> list[Path]:
     ]
 
 
-# --------------------------------------------------------------------------------------------------------------- Amazon
+# ------------------------------------------------------------------------------------------- Amazon
 
 
 def amazon(folder: Path) -> list[Path]:
@@ -175,7 +230,9 @@ def amazon(folder: Path) -> list[Path]:
         {
             "asin": f"B{i:05d}QQ",
             "title": title,
-            "description": f"<p>A very <b>nice</b> {title} &amp; more of it.<br/>Made with care for you.</p>",
+            "description": (
+                f"<p>A very <b>nice</b> {title} &amp; more of it.<br/>Made with care for you.</p>"
+            ),
             "price": f"${world.prices[i]}",
             "imUrl": f"http://ecx.images-amazon.com/images/I/{i}.jpg",
             "brand": ["Acme", "Globex", "Initech"][i % 3],
@@ -191,7 +248,7 @@ def amazon(folder: Path) -> list[Path]:
     return [packed, write_json(folder / "meta_Beauty.json", meta)]
 
 
-# ------------------------------------------------------------------------------------------------------- shops, places
+# ------------------------------------------------------------------------------------ shops, places
 
 
 def invoices(folder: Path) -> list[Path]:
@@ -213,7 +270,16 @@ def invoices(folder: Path) -> list[Path]:
                 ["United Kingdom", "France", "Germany"][e.user % 3],
             )
         )
-    header = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")
+    header = (
+        "InvoiceNo",
+        "StockCode",
+        "Description",
+        "Quantity",
+        "InvoiceDate",
+        "UnitPrice",
+        "CustomerID",
+        "Country",
+    )
     return [write(folder / "invoices.csv", [header, *rows], ";")]
 
 
@@ -242,7 +308,13 @@ def shop(folder: Path) -> list[Path]:
         return f"person{user}@example.org"
 
     log = [
-        (f"{e.time:%Y-%m-%dT%H:%M:%SZ}", kinds[n % 4], mail(e.user), f"SKU-{e.item:03d}", ["web", "app"][n % 2])
+        (
+            f"{e.time:%Y-%m-%dT%H:%M:%SZ}",
+            kinds[n % 4],
+            mail(e.user),
+            f"SKU-{e.item:03d}",
+            ["web", "app"][n % 2],
+        )
         for n, e in enumerate(world.events)
     ]
     goods = [
@@ -250,12 +322,19 @@ def shop(folder: Path) -> list[Path]:
          f"Home > {WORDS[i % 6]} > x{i % 3}", f"https://shop.example.org/p/{i}", f"/img/{i}.jpg")
         for i, t in enumerate(world.titles)
     ]  # fmt: skip
-    people = [(u, mail(u), 20 + u % 40, ["Berlin", "Paris", "Rome"][u % 3]) for u in range(world.users)]
+    people = [
+        (u, mail(u), 20 + u % 40, ["Berlin", "Paris", "Rome"][u % 3]) for u in range(world.users)
+    ]
     follows = [(mail(a), mail(b)) for a, b in world.friends()]
     return [
-        write(folder / "tracking_2023.csv", [("ts", "what_type", "customer_email", "article_sku", "channel"), *log]),
         write(
-            folder / "catalog.tsv", [("sku", "label", "body", "price", "breadcrumb", "link", "picture"), *goods], "\t"
+            folder / "tracking_2023.csv",
+            [("ts", "what_type", "customer_email", "article_sku", "channel"), *log],
+        ),
+        write(
+            folder / "catalog.tsv",
+            [("sku", "label", "body", "price", "breadcrumb", "link", "picture"), *goods],
+            "\t",
         ),
         write(folder / "crm.csv", [("no", "email", "age", "city"), *people]),
         write(folder / "net.csv", [("follower", "followee"), *follows]),
@@ -268,7 +347,9 @@ def hive(folder: Path) -> Path:
     for kind in ("view", "purchase"):
         for month in (1, 5, 9, 12):
             rows = [
-                e for n, e in enumerate(world.events) if e.time.month == month and (n % 3 == 0) == (kind == "purchase")
+                e
+                for n, e in enumerate(world.events)
+                if e.time.month == month and (n % 3 == 0) == (kind == "purchase")
             ]
             table = pa.table(
                 {
@@ -286,7 +367,9 @@ def hive(folder: Path) -> Path:
 def sequences(folder: Path) -> list[Path]:
     """Lines of user and items, and a table of the items."""
     world = World(seed=8)
-    lines = [(u + 1, *(e.item + 1 for e in world.events if e.user == u)) for u in range(world.users)]
+    lines = [
+        (u + 1, *(e.item + 1 for e in world.events if e.user == u)) for u in range(world.users)
+    ]
     items = [(i + 1, t, world.prices[i]) for i, t in enumerate(world.titles)]
     return [
         write(folder / "sequences.txt", lines, " "),
@@ -303,7 +386,11 @@ def recbole(folder: Path) -> Path:
     users = [(u, 20 + u % 30, "MF"[u % 2]) for u in range(world.users)]
     header = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
     write(folder / f"{name}.inter", [header, *inter], "\t")
-    write(folder / f"{name}.item", [("item_id:token", "title:token_seq", "genre:token_seq"), *items], "\t")
+    write(
+        folder / f"{name}.item",
+        [("item_id:token", "title:token_seq", "genre:token_seq"), *items],
+        "\t",
+    )
     write(folder / f"{name}.user", [("user_id:token", "age:token", "gender:token"), *users], "\t")
     return folder
 
@@ -319,13 +406,23 @@ def hetrec(folder: Path) -> Path:
     header = ("userID", "artistID", "tagID", "day", "month", "year")
     write(folder / "user_taggedartists.dat", [header, *tagged], "\t", end=crlf)
     write(
-        folder / "tags.dat", [("tagID", "tagValue"), *[(n + 1, w) for n, w in enumerate(WORDS)]], "\t", "latin-1", crlf
+        folder / "tags.dat",
+        [("tagID", "tagValue"), *[(n + 1, w) for n, w in enumerate(WORDS)]],
+        "\t",
+        "latin-1",
+        crlf,
     )
-    artists = [(i + 1, t, f"http://last.fm/{i}", f"http://img/{i}.jpg") for i, t in enumerate(world.titles)]
+    artists = [
+        (i + 1, t, f"http://last.fm/{i}", f"http://img/{i}.jpg") for i, t in enumerate(world.titles)
+    ]
     write(folder / "artists.dat", [("id", "name", "url", "pictureURL"), *artists], "\t")
     friends = [(a + 2, b + 2) for a, b in world.friends()]
     write(folder / "user_friends.dat", [("userID", "friendID"), *friends], "\t", end=crlf)
-    write(folder / "splits" / "held-out.tsv", [("userID", "artistID"), *[(u, i) for u, i, _ in rows[::5]]], "\t")
+    write(
+        folder / "splits" / "held-out.tsv",
+        [("userID", "artistID"), *[(u, i) for u, i, _ in rows[::5]]],
+        "\t",
+    )
     return folder
 
 
@@ -333,11 +430,22 @@ def arrays(folder: Path) -> list[Path]:
     """JSON arrays of plays and tracks."""
     world = World(seed=11)
     plays = [
-        {"listener": f"u-{e.user}", "track": {"no": 1}, "track_id": f"t{e.item}", "played_at": e.time.isoformat()}
+        {
+            "listener": f"u-{e.user}",
+            "track": {"no": 1},
+            "track_id": f"t{e.item}",
+            "played_at": e.time.isoformat(),
+        }
         for e in world.events
     ]
-    tracks = [{"track_id": f"t{i}", "name": t, "genres": world.genres[i]} for i, t in enumerate(world.titles)]
-    return [write_json(folder / "plays.json", plays, True), write_json(folder / "tracks.json", tracks, True)]
+    tracks = [
+        {"track_id": f"t{i}", "name": t, "genres": world.genres[i]}
+        for i, t in enumerate(world.titles)
+    ]
+    return [
+        write_json(folder / "plays.json", plays, True),
+        write_json(folder / "tracks.json", tracks, True),
+    ]
 
 
 def one_file(folder: Path) -> Path:

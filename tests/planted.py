@@ -55,11 +55,21 @@ def planted_dataset(folder: Path, knobs: Mapping[str, float], **world: Any) -> P
     are the world's numbers, so that ``world_of(planted_source(…))`` has the truth about every user
     and item.
     """
-    tables = {name: read_all(parts) for name, parts in open_source(planted_source(knobs, **world)).pieces().items()}
+    tables = {
+        name: read_all(parts)
+        for name, parts in open_source(planted_source(knobs, **world)).pieces().items()
+    }
     user_ids = tables["users"].column(schema.USER_ID).combine_chunks()
     item_ids = tables["items"].column(schema.ITEM_ID).combine_chunks()
     histories = _histories(tables["events"], user_ids, item_ids)
-    write_dataset(folder, histories, len(item_ids), event_types=EVENT_TYPES, text_width=TEXT_WIDTH, num_shards=1)
+    write_dataset(
+        folder,
+        histories,
+        len(item_ids),
+        event_types=EVENT_TYPES,
+        text_width=TEXT_WIDTH,
+        num_shards=1,
+    )
     features = align(tables["items"], item_ids, schema.ITEM_ID)
     text = compose_text(features, TEXT_FIELDS, None, "")
     edges, _ = merge_part(user_ids, number_rows(user_ids, SocialRules(), 1, tables["social"])[2])
@@ -80,7 +90,9 @@ def planted_dataset(folder: Path, knobs: Mapping[str, float], **world: Any) -> P
         pq.write_table(found, folder / name)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["name"] = "planted"
-    manifest["media"] = {"image": {"column": "image", "dimension": images.shape[1], "items": len(images)}}
+    manifest["media"] = {
+        "image": {"column": "image", "dimension": images.shape[1], "items": len(images)}
+    }
     manifest["counts"] |= {
         "social_edges": edges.num_rows,
         "facts": files["graphs/knowledge.parquet"].num_rows,
@@ -95,7 +107,14 @@ def planted_dataset(folder: Path, knobs: Mapping[str, float], **world: Any) -> P
 def planted_source(knobs: Mapping[str, float], **world: Any) -> SyntheticSource:
     """The configuration of that world."""
     return SyntheticSource(
-        **{**SIZE, **dict.fromkeys(KNOBS, 0.0), "bad_rows": 0.0, "num_partitions": 1, **world, **knobs}
+        **{
+            **SIZE,
+            **dict.fromkeys(KNOBS, 0.0),
+            "bad_rows": 0.0,
+            "num_partitions": 1,
+            **world,
+            **knobs,
+        }
     )
 
 
@@ -116,8 +135,15 @@ def train(
     ids alone unless ``model`` says otherwise, so that only a granularity can read a signal in
     addition to the events.
     """
-    config = _config(dataset, granularities, {"width": width, **(model or {})}, {"epochs": epochs, **(training or {})})
-    return fit(config.model_copy(update={"seed": seed}), dataset, Validator.of(config), TrainContext()).frozen
+    config = _config(
+        dataset,
+        granularities,
+        {"width": width, **(model or {})},
+        {"epochs": epochs, **(training or {})},
+    )
+    return fit(
+        config.model_copy(update={"seed": seed}), dataset, Validator.of(config), TrainContext()
+    ).frozen
 
 
 def ndcg(frozen: FrozenModel, queries: Queries) -> Array:
@@ -125,7 +151,9 @@ def ndcg(frozen: FrozenModel, queries: Queries) -> Array:
     return Validator("ndcg@10", True, 512)(frozen, queries)
 
 
-def train_ndcg(dataset: PreparedDataset, granularities: Mapping[str, Mapping[str, Any]], **options: Any) -> Array:
+def train_ndcg(
+    dataset: PreparedDataset, granularities: Mapping[str, Mapping[str, Any]], **options: Any
+) -> Array:
     """ndcg@10 of every test query of a freshly trained model; options as of :func:`train`."""
     return ndcg(train(dataset, granularities, **options), dataset.histories().queries(Split.TEST))
 
@@ -168,7 +196,9 @@ def _config(
                 "max_history": 20,
                 "unit_vectors": True,
                 "item": {"text": False},
-                "granularities": {name: {"enabled": True, **options} for name, options in granularities.items()},
+                "granularities": {
+                    name: {"enabled": True, **options} for name, options in granularities.items()
+                },
                 **model,
             },
             "train": {
@@ -194,7 +224,10 @@ def _histories(events: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> list
         "type": events.column(schema.EVENT_TYPE).to_pylist(),
         "time": (events.column(schema.TIMESTAMP).cast(pa.int64()).to_numpy() // 1_000_000).tolist(),
     }
-    users, items = ({name: number for number, name in enumerate(ids.to_pylist())} for ids in (user_ids, item_ids))
+    users, items = (
+        {name: number for number, name in enumerate(ids.to_pylist())}
+        for ids in (user_ids, item_ids)
+    )
     histories: list[list[Event]] = [[] for _ in users]
     for user, item, kind, time in zip(*columns.values(), strict=True):
         histories[users[user]].append((items[item], EVENT_TYPES.index(kind), time, Split.TRAIN))
@@ -207,9 +240,13 @@ def _histories(events: pa.Table, user_ids: pa.Array, item_ids: pa.Array) -> list
 def _text_vectors(texts: pa.Array) -> pa.Table:
     """Unit vectors: the sum of one fixed random vector per word."""
     words = [text.lower().replace(",", " ").replace(".", " ").split() for text in texts.to_pylist()]
-    numbers = {word: number for number, word in enumerate(sorted({word for row in words for word in row}))}
+    numbers = {
+        word: number for number, word in enumerate(sorted({word for row in words for word in row}))
+    }
     meaning = np.random.default_rng(7).normal(size=(len(numbers), TEXT_WIDTH))
     vectors = np.stack([meaning[[numbers[word] for word in row]].sum(axis=0) for row in words])
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float16).ravel()), TEXT_WIDTH)
+    column = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors.astype(np.float16).ravel()), TEXT_WIDTH
+    )
     return pa.table({"vector": column, "has_text": pa.array(np.ones(len(words), dtype=bool))})

@@ -18,7 +18,13 @@ from tests.handmade import leave_last, small_model, write_dataset
 KINDS = ("books", "games", "toys", "music", "garden")
 BRANDS = ("acme", "bolt", "crux", "dune", "echo", "flux", "gale")
 TAGS = ("new", "sale", "green", "rare")
-PATHS = (["Home", "Kitchen", "Knives"], ["Home", "Kitchen"], ["Home", "Garden"], ["Kitchen", "Home"], ["Out"])
+PATHS = (
+    ["Home", "Kitchen", "Knives"],
+    ["Home", "Kitchen"],
+    ["Home", "Garden"],
+    ["Kitchen", "Home"],
+    ["Out"],
+)
 
 
 class World:
@@ -40,8 +46,13 @@ class World:
             for _ in range(num_items)
         ]
         types = {"tags": pa.list_(pa.string()), "path": pa.list_(pa.string())}
-        columns = {name: pa.array([row[name] for row in self.rows], types.get(name)) for name in self.rows[0]}
-        columns["out"] = pa.array([f"20{10 + place % 12}-01-01" for place in range(num_items)]).cast(pa.timestamp("us"))
+        columns = {
+            name: pa.array([row[name] for row in self.rows], types.get(name))
+            for name in self.rows[0]
+        }
+        columns["out"] = pa.array(
+            [f"20{10 + place % 12}-01-01" for place in range(num_items)]
+        ).cast(pa.timestamp("us"))
         weights = 1 / np.arange(1, num_items + 1) ** 0.7
         had = num_items - num_items // 20  # the last items are new
         chances = weights[:had] / weights[:had].sum()
@@ -90,9 +101,12 @@ def holds(row: Mapping[str, Any], filters: Mapping[str, Any]) -> bool:
                 places = [members.index(part) if part in members else math.inf for part in parts]
                 fits = places == sorted(places) and math.inf not in places
             else:
-                fits = {"lt": value < operand, "le": value <= operand, "gt": value > operand, "ge": value >= operand}[
-                    operator
-                ]
+                fits = {
+                    "lt": value < operand,
+                    "le": value <= operand,
+                    "gt": value > operand,
+                    "ge": value >= operand,
+                }[operator]
             if not fits:
                 return False
     return True
@@ -129,9 +143,13 @@ def random_rules(rng: np.random.Generator, num_items: int) -> dict[str, Any]:
     if rng.random() < 0.7:
         found["filters"] = random_filters(rng)
     if rng.random() < 0.3:
-        found["candidates"] = [f"i{item}" for item in rng.integers(num_items, size=rng.integers(1, 120))]
+        found["candidates"] = [
+            f"i{item}" for item in rng.integers(num_items, size=rng.integers(1, 120))
+        ]
     if rng.random() < 0.4:
-        found["exclude"] = [f"i{item}" for item in rng.integers(num_items, size=rng.integers(1, 60))]
+        found["exclude"] = [
+            f"i{item}" for item in rng.integers(num_items, size=rng.integers(1, 60))
+        ]
     if rng.random() < 0.4:
         boosts: list[dict[str, Any]] = [
             {"factor": round(float(rng.lognormal(0, 1)), 3), "filters": random_filters(rng)},
@@ -144,7 +162,10 @@ def random_rules(rng: np.random.Generator, num_items: int) -> dict[str, Any]:
 
 
 def slow_list(
-    rules: Mapping[str, Any], ranked: Sequence[tuple[str, float]], spread: float, rows: Sequence[Mapping[str, Any]]
+    rules: Mapping[str, Any],
+    ranked: Sequence[tuple[str, float]],
+    spread: float,
+    rows: Sequence[Mapping[str, Any]],
 ) -> list[tuple[str, float]]:
     """Apply the rules to an exhaustive ranking of (item, score) and return the page."""
     boosts = rules.get("boost") or []
@@ -157,7 +178,9 @@ def slow_list(
         if item in rules.get("exclude", ()) or not holds(row, rules.get("filters", {})):
             continue
         for boost in boosts:
-            if item in boost.get("items", ()) or ("filters" in boost and holds(row, boost["filters"])):
+            if item in boost.get("items", ()) or (
+                "filters" in boost and holds(row, boost["filters"])
+            ):
                 score += math.log(boost["factor"]) * spread
         found.append((item, score))
     found.sort(key=lambda pair: -pair[1])

@@ -32,7 +32,9 @@ def command(place: Path) -> int:
         model = {"granularities": {"evolution": {"enabled": True}}}
         source = {"source": {"kind": "synthetic"}}
         tree = {"run": {"dir": str(place.parent / "run")}, "data": source, "model": model}
-        with Tracker(build_config({**tree, "tracking": {"uri": f"sqlite:///{place}"}}), apart=True) as tracker:
+        with Tracker(
+            build_config({**tree, "tracking": {"uri": f"sqlite:///{place}"}}), apart=True
+        ) as tracker:
             tracker.log_metrics({"loss": 1.0})
         os._exit(0)
     except BaseException:

@@ -22,8 +22,8 @@ def training_here() -> Iterator[list[str]]:
     same loop.
 
     Why: the processes of one Ray Train cost more than the rest of such a test.
-    ``tests/stories/test_pipeline.py`` trains through Ray Train for real, and so do the slow tests. Yields
-    the list of the folders of these trainings.
+    ``tests/stories/test_pipeline.py`` trains through Ray Train for real, and so do the slow tests.
+    Yields the list of the folders of these trainings.
     """
     trained: list[str] = []
 
@@ -40,7 +40,9 @@ def training_here() -> Iterator[list[str]]:
     ) -> Any:
         trained.append(config.run.dir)
         until = deadline or Deadline()
-        context = TrainContext(report=lambda values, _: report(values), resume_from=head_start, deadline=until)
+        context = TrainContext(
+            report=lambda values, _: report(values), resume_from=head_start, deadline=until
+        )
         if final is not None:
             return fit_final(config, dataset, context, final)
         return fit(config, dataset, validate, context, start)

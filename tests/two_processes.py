@@ -29,7 +29,9 @@ def together(train: Callable[..., Any], folder: Path, *arguments: Any) -> None:
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload([train.__module__, *_HEAVY])
     meeting = (folder / f"meeting-{uuid.uuid4().hex[:8]}").absolute().as_uri()
-    torch.multiprocessing.start_processes(_member, (train, meeting, arguments), nprocs=2, start_method="forkserver")
+    torch.multiprocessing.start_processes(
+        _member, (train, meeting, arguments), nprocs=2, start_method="forkserver"
+    )
 
 
 def _member(rank: int, train: Callable[..., Any], meeting: str, arguments: tuple[Any, ...]) -> None:

@@ -21,7 +21,8 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 
 BEAT_S: Final = 2.0
 _SPACE: Final = "multigrain-sweep"
-_SHARE: Final = 0.002  # share of a CPU; a computing thread gets more even under load, a polling thread gets less
+# share of a CPU; a computing thread gets more even under load, a polling thread gets less
+_SHARE: Final = 0.002
 _PATIENCE: Final = 5.0  # times the longest pause between two heartbeats so far
 
 
@@ -37,7 +38,9 @@ def beating(key: str) -> Iterator[None]:
 
     def beat() -> None:
         while True:
-            with suppress(Exception):  # the store may be unavailable for a moment; a lost beat is harmless
+            with suppress(
+                Exception
+            ):  # the store may be unavailable for a moment; a lost beat is harmless
                 _internal_kv_put(key, f"{seconds():.3f}", overwrite=True, namespace=_SPACE)
             if ended.wait(BEAT_S):
                 return

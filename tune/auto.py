@@ -47,7 +47,9 @@ _SEARCH: Final = 0.35  # share of the remaining time for the search
 _FIRST: Final = 0.6  # share of the search for its first trial
 _TOO_FEW: Final = 0.1  # share of the planned epochs; with fewer, nothing is trained
 _MOST_APART: Final = 3
-_MUCH_LONGER: Final = 2  # times the epochs that fit from scratch; then an unfinished schedule is better
+_MUCH_LONGER: Final = (
+    2  # times the epochs that fit from scratch; then an unfinished schedule is better
+)
 _NEAR: Final = 0.8  # a separately trained model needs this share of the best setting's value
 _STARTS_S: Final = 8.0  # seconds that the workers of one training need to start
 _RUNGS: Final = 8  # the first rung is after 1/8 of the epochs …
@@ -57,9 +59,13 @@ _SPEAKS_S: Final = 15.0  # seconds between two lines about running trials
 
 
 class Spoken(Lines):
-    """The progress lines of a search, with regular lines about running trials and the best so far."""
+    """The progress lines of a search, with regular lines about running trials and the best so
+    far.
+    """
 
-    def __init__(self, progress: Progress, children: Children, metric: str, names: list[str]) -> None:
+    def __init__(
+        self, progress: Progress, children: Children, metric: str, names: list[str]
+    ) -> None:
         super().__init__(progress, children, metric, len(names))
         self.names, self.leading, self.last = names, ("", 0.0), 0.0
 
@@ -75,19 +81,24 @@ class Spoken(Lines):
         if value > self.leading[1]:
             self.leading = trial.name, value
         if _is_cut(trial):
-            self.progress(f"trial {trial.name} has used its share of the time; it ends at epoch {max(trial.epochs)}")
+            self.progress(
+                f"trial {trial.name} has used its share of the time; it ends at epoch"
+                f" {max(trial.epochs)}"
+            )
         if time.monotonic() - self.last > _SPEAKS_S:
             self.last = time.monotonic()
             self.progress(
-                f"trial {trial.name} after epoch {max(trial.epochs)}: {self.metric} {value:.4f}; best so far "
-                f"{self.leading[1]:.4f}, trial {self.leading[0]}"
+                f"trial {trial.name} after epoch {max(trial.epochs)}: {self.metric} {value:.4f};"
+                f" best so far {self.leading[1]:.4f}, trial {self.leading[0]}"
             )
 
 
 class Portfolio(Plan):
     """The settings of the portfolio, one trial each, in order, until the time is used up."""
 
-    def __init__(self, configs: list[Config], names: list[str], ledger: Ledger, deadline: float) -> None:
+    def __init__(
+        self, configs: list[Config], names: list[str], ledger: Ledger, deadline: float
+    ) -> None:
         super().__init__(configs[0], Space(()), ledger)
         self.configs, self.names, self.deadline = configs, names, deadline
         self.clock: Callable[[], float] = time.monotonic
@@ -111,7 +122,9 @@ class Portfolio(Plan):
 
         If no trial finished, trials are compared pairwise after the same number of epochs.
         """
-        found = [trial for trial in self.ledger.searched() if trial.best is not None and trial.epochs]
+        found = [
+            trial for trial in self.ledger.searched() if trial.best is not None and trial.epochs
+        ]
         if any(trial.state == "finished" and not _is_cut(trial) for trial in found):
             return max(found, key=lambda trial: (trial.best or 0.0, -trial.number))
         best: Trial | None = None
@@ -123,7 +136,11 @@ class Portfolio(Plan):
     def without_checkpoints(self, ended: Trial) -> list[Trial]:
         """The ended trials except for the best one, which the training may continue."""
         best = self.best_trial()
-        return [trial for trial in self.ledger.trials.values() if trial.state != "running" and trial is not best]
+        return [
+            trial
+            for trial in self.ledger.trials.values()
+            if trial.state != "running" and trial is not best
+        ]
 
     def _proposal(self) -> Trial | None:
         number = len(self.ledger.searched())
@@ -160,46 +177,58 @@ def search(
     if left <= LEAST_RESERVE:
         spent = "is used up" if left <= 0 else f"has {left:.0f} s left"
         why = (
-            f"the budget of {config.run.budget} {spent} after prepare, too little for a training: only closed-form "
-            "members are used; a larger run.budget also tries trained models"
+            f"the budget of {config.run.budget} {spent} after prepare, too little for a training:"
+            " only closed-form members are used; a larger run.budget also tries trained models"
         )
         folder.progress(why)
         return configured(config, traits, None), [why]
     is_here = trains_here(config, folder.budget)
     until = time.monotonic() + _SEARCH * left
     folder.progress(
-        f"budget: {span(left)} left: up to {span(_SEARCH * left)} to try {len(portfolio)} settings, "
-        "the rest to train, evaluate and register"
+        f"budget: {span(left)} left: up to {span(_SEARCH * left)} to try {len(portfolio)} settings,"
+        " the rest to train, evaluate and register"
     )
     begun = time.monotonic()
     plan = _try_all(config, dataset, folder, traits, portfolio, until)
     start_s = 0.0 if is_here else _start_seconds(plan, time.monotonic() - begun)
     best = plan.best_trial()
     if best is None:
-        return configured(config, traits, portfolio[0]), ["no setting was validated in time: the first one is used"]
+        return configured(config, traits, portfolio[0]), [
+            "no setting was validated in time: the first one is used"
+        ]
     chosen = portfolio[best.number]
     said = [
-        f"setting {plan.names[trial.number]}: {config.train.metric} {trial.best:.4f} on validation, {trial.state}"
+        f"setting {plan.names[trial.number]}: {config.train.metric} {trial.best:.4f} on validation,"
+        f" {trial.state}"
         for trial in plan.ledger.searched()
         if trial.best is not None
     ]
     trains = 1 + (
         config.train.final or "final" not in config.train.model_fields_set
     )  # number of times that workers start
-    whole, done = _continued(configured(config, traits, chosen), plan, best, folder, deadline - trains * start_s)
+    whole, done = _continued(
+        configured(config, traits, chosen), plan, best, folder, deadline - trains * start_s
+    )
     if whole is None:
-        said.append("the remaining time is too short for a training: only closed-form members are used")
+        said.append(
+            "the remaining time is too short for a training: only closed-form members are used"
+        )
         folder.progress("\n".join(said))
         return configured(config, traits, None), said
     cost = _cost(best, whole, done)
-    whole, apart, more = _with_apart(whole, plan, portfolio, best, deadline - time.monotonic() - sum(cost))
+    whole, apart, more = _with_apart(
+        whole, plan, portfolio, best, deadline - time.monotonic() - sum(cost)
+    )
     expected = {"trained": cost} | dict(zip(sections(whole), more, strict=True))
     if folder.budget is not None:
         _expect(folder.budget, expected, start_s, whole.train.final)
     _settle_head_start(done > 0, whole, dataset, folder, best)
     total = sum(map(sum, expected.values()))
     said.append(f"estimate: {span(total)} to train, {span(deadline - time.monotonic())} left")
-    said.append(f"chosen: {chosen.name}, {whole.train.epochs} epochs" + f", continued after epoch {done}" * bool(done))
+    said.append(
+        f"chosen: {chosen.name}, {whole.train.epochs} epochs"
+        + f", continued after epoch {done}" * bool(done)
+    )
     if apart:
         said.append(f"trained separately as further members: {'; '.join(apart)}")
     folder.progress("\n".join(said))
@@ -212,7 +241,11 @@ def _start_seconds(plan: Portfolio, seconds: float) -> float:
     """
     trials = plan.ledger.searched()
     trained = sum(training_seconds(trial) for trial in trials)
-    return max(_STARTS_S, (seconds - trained) / max(len(trials), 1)) if seconds > trained else _STARTS_S
+    return (
+        max(_STARTS_S, (seconds - trained) / max(len(trials), 1))
+        if seconds > trained
+        else _STARTS_S
+    )
 
 
 def _expect(budget: Budget, costs: dict[str, Costs], start_s: float, trains_final: bool) -> None:
@@ -221,10 +254,14 @@ def _expect(budget: Budget, costs: dict[str, Costs], start_s: float, trains_fina
     These are the chosen trainings and, if the time allows, the trainings on all events.
     """
     left = budget.left
-    has_room = trains_final and sum(map(sum, costs.values())) <= left - max(LEAST_RESERVE, RESERVE * left)
+    has_room = trains_final and sum(map(sum, costs.values())) <= left - max(
+        LEAST_RESERVE, RESERVE * left
+    )
     final = {name: has_room * cost.final for name, cost in costs.items()}
     budget.expected = {name: sum(cost) - final[name] for name, cost in costs.items()}
-    budget.expected |= {f"{name}, final": cost for name, cost in final.items()} | {"final": sum(final.values())}
+    budget.expected |= {f"{name}, final": cost for name, cost in final.items()} | {
+        "final": sum(final.values())
+    }
     budget.start_s = start_s
 
 
@@ -244,7 +281,9 @@ def _try_all(
     epochs = max(setting.train.get("epochs", 1) for setting in portfolio)
     is_short = until - time.monotonic() < _SHORT_S
     rung = max(1, epochs // (2 * _RUNGS if is_short else _RUNGS))
-    tuning = config.tune.model_copy(update={"min_epochs": rung, "reduction": _REDUCTION, "trials": len(portfolio)})
+    tuning = config.tune.model_copy(
+        update={"min_epochs": rung, "reduction": _REDUCTION, "trials": len(portfolio)}
+    )
     config = config.model_copy(update={"tune": tuning})
     configs = [trained_only(configured(config, traits, setting)) for setting in portfolio]
     if is_short:
@@ -258,7 +297,10 @@ def _try_all(
         Children(tracker, folder.progress) as kids,
     ):
         slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
-        lines, place = Spoken(folder.progress, kids, config.train.metric, names), (folder.root / "trials").absolute()
+        lines, place = (
+            Spoken(folder.progress, kids, config.train.metric, names),
+            (folder.root / "trials").absolute(),
+        )
         if trains_here(config, folder.budget):
             run_here(plan, Place(dataset.root, place), replace(slots, concurrent=1), lines)
         else:
@@ -278,8 +320,13 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     wanted = config.train.epochs
     least, epochs = min(wanted, max(1, _TOO_FEW * wanted)), wanted
     if sum(_epochs(best, config)) > affordable:
-        counts = (_trainings(config), _trainings(config) - config.train.final)  # the final one may continue instead
-        epochs = next((fit for count in counts if (fit := int(min(wanted, affordable / count))) >= least), 0)
+        counts = (
+            _trainings(config),
+            _trainings(config) - config.train.final,
+        )  # the final one may continue instead
+        epochs = next(
+            (fit for count in counts if (fit := int(min(wanted, affordable / count))) >= least), 0
+        )
     if epochs < least:
         return None
     every = max(1, min(config.train.evaluate_every, epochs // 4))
@@ -290,13 +337,17 @@ def _in_time(config: Config, best: Trial, deadline: float) -> Config | None:
 def _continued(
     config: Config, plan: Portfolio, best: Trial, folder: RunFolder, deadline: float
 ) -> tuple[Config | None, int]:
-    """The configuration of the chosen training, and the epoch of its trial after which it continues.
+    """The configuration of the chosen training, and the epoch of its trial after which it
+    continues.
 
     The training continues unless a shorter schedule from scratch fits the time much better: then,
     the trial was stopped at a high learning rate that would never decay. Without a checkpoint or
     with fewer epochs the epoch is 0.
     """
-    anew, checkpoint = _in_time(config, best, deadline), last_checkpoint(folder.root / "trials" / best.name)
+    anew, checkpoint = (
+        _in_time(config, best, deadline),
+        last_checkpoint(folder.root / "trials" / best.name),
+    )
     if checkpoint is None or not _seconds_an_epoch(best):
         return anew, 0
     done, wanted = load_checkpoint(checkpoint, None)[2].epoch, config.train.epochs
@@ -344,7 +395,11 @@ def _with_apart(
     tuple
         The configuration, descriptions of the models, and the expected seconds of each.
     """
-    trials = [trial for trial in plan.ledger.searched() if trial.best is not None and trial.number != best.number]
+    trials = [
+        trial
+        for trial in plan.ledger.searched()
+        if trial.best is not None and trial.number != best.number
+    ]
     good = [trial for trial in trials if (trial.best or 0.0) >= _NEAR * (best.best or 0.0)]
     good.sort(key=lambda trial: (-(trial.best or 0.0), trial.number))
     others = [(trial, 0) for trial in good]
@@ -353,7 +408,10 @@ def _with_apart(
     said, spent = list[str](), list[Costs]()
     for trial, seed in ways:
         cost = _cost(trial, config)
-        cost = Costs(cost.evaluated + _STARTS_S * (1 + config.train.refit), cost.final + _STARTS_S * config.train.final)
+        cost = Costs(
+            cost.evaluated + _STARTS_S * (1 + config.train.refit),
+            cost.final + _STARTS_S * config.train.final,
+        )
         if not _seconds_an_epoch(trial) or sum(map(sum, [*spent, cost])) > left:
             continue
         config, spent = with_separate_model(config, portfolio[trial.number], seed), [*spent, cost]
@@ -400,7 +458,9 @@ def _validated_every(config: Config, epochs: int) -> Config:
     train = config.train
     every = min(train.evaluate_every, epochs)
     patience = -(-train.patience * train.evaluate_every // every)
-    return config.model_copy(update={"train": train.model_copy(update={"evaluate_every": every, "patience": patience})})
+    return config.model_copy(
+        update={"train": train.model_copy(update={"evaluate_every": every, "patience": patience})}
+    )
 
 
 def _seconds_an_epoch(trial: Trial) -> float:

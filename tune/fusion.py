@@ -77,7 +77,9 @@ def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
     dataset = open_dataset(config)
     trained = open_trained(config, folder, dataset)
     check(trained, folder)
-    parent = parent_of(config, folder, dataset, trained)  # fails before the search, which may take minutes
+    parent = parent_of(
+        config, folder, dataset, trained
+    )  # fails before the search, which may take minutes
     ours = folder.part(FOLDER)
     ours.forget_model()  # of an earlier search
     with Tracker(
@@ -94,7 +96,9 @@ def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
         tracker.log_metrics(_numbers(report))
         if report["changed"]:
             changed = trials.space.for_model(parent.bundle.model.encoders, values_K)
-            extra = {FOLDER: {"before": report["today"]["weights"], "after": report["picked"]["weights"]}}
+            extra = {
+                FOLDER: {"before": report["today"]["weights"], "after": report["picked"]["weights"]}
+            }
             register_changed(config, ours, parent, changed, report["test"]["picked"], extra)
         report["parent"] = parent.uri
         ours.write_json(ours.root / "fusion.json", report)
@@ -111,14 +115,15 @@ def check(trained: TrainResult, folder: RunFolder) -> None:
     names = trained.frozen.names
     if len(names) < 2:
         raise ConfigError(
-            f"tune.search fusion needs several granularities, but the model in {folder.model} has only {names[0]}; "
-            "enable another one (model.granularities) and train again"
+            f"tune.search fusion needs several granularities, but the model in {folder.model} has"
+            f" only {names[0]}; enable another one (model.granularities) and train again"
         )
     refuse_stacked(trained.frozen.encoders, "tune.search fusion", f"the model in {folder.model}")
     if "parent" in folder.read_json(folder.model / ORIGIN, "run `recsys train` again"):
         raise ConfigError(
-            f"the model in {folder.model} is an update of an earlier model, which was trained on the validation events "
-            "of most users; fit its weights to feedback (recsys update --update.only fusion), or train from scratch"
+            f"the model in {folder.model} is an update of an earlier model, which was trained on"
+            " the validation events of most users; fit its weights to feedback (recsys update"
+            " --update.only fusion), or train from scratch"
         )
 
 
@@ -130,8 +135,8 @@ def cached(
     queries, _, _ = countable(sample_queries(dataset, Split.VALID, settings.queries), exclude_seen)
     if len(queries) < 2:
         raise DataError(
-            f"{dataset.root} has {len(queries)} validation queries with a target that counts, but a search needs two; "
-            "set data.split so that there is a validation split"
+            f"{dataset.root} has {len(queries)} validation queries with a target that counts, but a"
+            " search needs two; set data.split so that there is a validation split"
         )
     frozen = selected_model(config, dataset, trained)
     started = time.perf_counter()
@@ -140,8 +145,9 @@ def cached(
     meter = ListMeter.of(frozen, dataset.item_counts_N(Split.TRAIN))
     trials = Trials(cache, WeightSpace.of(frozen, cache), meter, parse_metric(config.train.metric))
     folder.progress(
-        f"scores of {len(frozen.names)} granularities for {len(queries):,} validation users: "
-        f"{cache.pool_QP.shape[1]:,} candidates of {dataset.num_items:,} items at most, in {seconds:.1f} s"
+        f"scores of {len(frozen.names)} granularities for {len(queries):,} validation users:"
+        f" {cache.pool_QP.shape[1]:,} candidates of {dataset.num_items:,} items at most, in"
+        f" {seconds:.1f} s"
     )
     return trials, frozen
 
@@ -164,8 +170,9 @@ def searched(config: Config, trials: Trials, folder: RunFolder) -> Found:
     seconds = time.perf_counter() - started
     picked, name = trials.picked(settings), config.train.metric
     folder.progress(
-        f"{len(trials.tried):,} settings in {seconds:.1f} s ({60 * len(trials.tried) / seconds:,.0f} a minute): "
-        f"{name} {trials.today.metric:.4f} today, {picked.metric:.4f} picked"
+        f"{len(trials.tried):,} settings in {seconds:.1f} s"
+        f" ({60 * len(trials.tried) / seconds:,.0f} a minute): {name} {trials.today.metric:.4f}"
+        f" today, {picked.metric:.4f} picked"
     )
     crossed = cross_fit(trials, settings, config.seed, config.evaluate.bootstrap)
     cross_seconds = time.perf_counter() - started - seconds
@@ -181,10 +188,16 @@ def verdict(config: Config, trials: Trials, found: Found) -> tuple[bool, str]:
         return False, "no other setting is better than the current weights"
     if settings.pick == BEST:
         said = f"cross-fitted {name} {gain:+.5f}"
-        return (True, f"{said} is above zero") if gain > 0 else (False, f"{said} is not above zero: it may be chance")
+        return (
+            (True, f"{said} is above zero")
+            if gain > 0
+            else (False, f"{said} is not above zero: it may be chance")
+        )
     more, bound = found.crossed.lists[settings.pick], -settings.within * trials.today.metric
     said = f"cross-fitted {settings.pick} {more:+.4f} and {name} {gain:+.5f}, allowed {bound:+.5f}"
-    return (True, f"{said}: more of it at that price") if more > 0 and gain >= bound else (False, said)
+    return (
+        (True, f"{said}: more of it at that price") if more > 0 and gain >= bound else (False, said)
+    )
 
 
 def confirmed(
@@ -202,11 +215,18 @@ def confirmed(
     changed, why = verdict(config, trials, found)
     space, picked, ours = trials.space, found.picked, trained.frozen.encoders
     values_K = space.today_K if picked.shares_K is None else space.values(picked.shares_K)
-    valid, whole = evaluated(config, dataset, frozen, space.for_model(frozen.encoders, values_K), Split.TRAIN)
+    valid, whole = evaluated(
+        config, dataset, frozen, space.for_model(frozen.encoders, values_K), Split.TRAIN
+    )
     through = Split.VALID if trained.refit else Split.TRAIN
-    test, _ = evaluated(config, dataset, trained.frozen, space.for_model(ours, values_K), through, Split.TEST)
+    test, _ = evaluated(
+        config, dataset, trained.frozen, space.for_model(ours, values_K), through, Split.TEST
+    )
     users = trials.cache.queries.histories.users_U.tolist()
-    apart = max(abs(whole[user] - value) for user, value in zip(users, picked.values_Q.tolist(), strict=True))
+    apart = max(
+        abs(whole[user] - value)
+        for user, value in zip(users, picked.values_Q.tolist(), strict=True)
+    )
     naive = compare(picked.values_Q, trials.today.values_Q, config.evaluate.bootstrap, config.seed)
     crossed = {**found.crossed.metric.to_json(), "lists": found.crossed.lists}
     report = {
@@ -252,7 +272,10 @@ def evaluated(
     """
     settings, main = config.evaluate, parse_metric(config.train.metric)
     ks = sorted({*settings.ks, main.k})
-    counts_N, vectors_ND = dataset.item_counts_N(through), frozen.item_vectors_ND.cpu().float().numpy()
+    counts_N, vectors_ND = (
+        dataset.item_counts_N(through),
+        frozen.item_vectors_ND.cpu().float().numpy(),
+    )
     queries = evaluated_queries(dataset, split, config)
     found: dict[str, Any] = {}
     values: list[Array] = []
@@ -260,7 +283,10 @@ def evaluated(
         with refitted(frozen.encoders, parameters):
             ranking = rank(frozen, queries, max(ks), settings.exclude_seen, settings.chunk_users)
         if not len(ranking):
-            raise DataError(f"the {split.name.lower()} split of {dataset.root} has no query with a target that counts")
+            raise DataError(
+                f"the {split.name.lower()} split of {dataset.root} has no query with a target that"
+                " counts"
+            )
         accuracy = query_metrics(ranking.hits_BK, ranking.num_targets_B, ks)
         values.append(accuracy[config.train.metric])
         every = {**accuracy, **list_metrics(ranking.items_BK, counts_N, vectors_ND, ks)}
@@ -272,7 +298,10 @@ def evaluated(
 
 
 def described(
-    space: WeightSpace, setting: Setting, values_K: Tensor | None = None, encoders: Encoders | None = None
+    space: WeightSpace,
+    setting: Setting,
+    values_K: Tensor | None = None,
+    encoders: Encoders | None = None,
 ) -> dict[str, Any]:
     """A setting as plain numbers; with ``encoders``, also the resulting weights of the model to
     register.
@@ -296,7 +325,9 @@ def _weights(encoders: Encoders, changed: dict[str, Tensor], names: list[str]) -
     return {name: round(value, 6) for name, value in zip(names, values, strict=True)}
 
 
-def parent_of(config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -> Parent:
+def parent_of(
+    config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult
+) -> Parent:
     """The registered version of this model or, if it is not registered, its bundle, which is
     written if missing.
 
@@ -317,14 +348,21 @@ def parent_of(config: Config, folder: RunFolder, dataset: PreparedDataset, train
     if folder.remote is not None and parent.folder == folder.bundle:
         parent = replace(parent, uri=folder.shown(folder.bundle))
     ours, theirs = (model.encoders.state_dict() for model in (trained.frozen, parent.measured()))
-    if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
-        raise ArtifactError(f"{parent.uri} is another model than {folder.model}; run `recsys register`, then repeat")
+    if ours.keys() != theirs.keys() or any(
+        not torch.equal(ours[name], theirs[name]) for name in ours
+    ):
+        raise ArtifactError(
+            f"{parent.uri} is another model than {folder.model}; run `recsys register`, then repeat"
+        )
     return parent
 
 
 def _numbers(report: dict[str, Any]) -> dict[str, Any]:
     """The metrics for MLflow."""
-    gains = {name: {key: gain[key] for key in ("difference", "low", "high")} for name, gain in report["gain"].items()}
+    gains = {
+        name: {key: gain[key] for key in ("difference", "low", "high")}
+        for name, gain in report["gain"].items()
+    }
     lambdas = {name: report[name]["weights"] for name in ("today", "picked")}
     test = report["test"]["picked" if report["changed"] else "today"]
     return {"test": test, "gain": gains, "search": report["search"], **lambdas}
@@ -343,10 +381,13 @@ def closing_table(report: dict[str, Any], place: str) -> str:
         shown = [f"{value:>8.4f}" if value is not None else " " * 8 for value in (before, after)]
         of = report["gain"][gain]
         lines.append(
-            f"{name:<28}  {shown[0]}  {shown[1]}  {of['difference']:>+9.5f}  {of['low']:+.5f} to {of['high']:+.5f}"
+            f"{name:<28}  {shown[0]}  {shown[1]}  {of['difference']:>+9.5f}  {of['low']:+.5f} to"
+            f" {of['high']:+.5f}"
         )
     kind = "prior" if report["kind"] == "gated" else "λ"
     for name, value in report["today"]["weights"].items():
-        lines.append(f"{f'{kind} of {name}':<28}  {value:>8.3f}  {report['picked']['weights'][name]:>8.3f}")
+        lines.append(
+            f"{f'{kind} of {name}':<28}  {value:>8.3f}  {report['picked']['weights'][name]:>8.3f}"
+        )
     done = "registered with the chosen weights" if report["changed"] else "the model is unchanged"
     return "\n".join([*lines, "", f"{done}: {report['why']}", f"report      {place}"])

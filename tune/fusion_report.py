@@ -51,7 +51,9 @@ def panel(report: dict[str, Any], kind: str) -> dict[str, Any]:
         if not front or setting[kind] > front[-1][kind]:
             front.append(setting)
     corners = [_at(across, up, setting, kind) for setting in front]
-    path = "".join(f"M{x} {y}" if place == 0 else f"H{x}V{y}" for place, (x, y) in enumerate(corners))
+    path = "".join(
+        f"M{x} {y}" if place == 0 else f"H{x}V{y}" for place, (x, y) in enumerate(corners)
+    )
     return {
         "kind": kind,
         "meaning": _LISTS[kind],

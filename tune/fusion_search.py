@@ -68,7 +68,9 @@ class Trials:
             values_K = self.space.today_K if shares_K is None else self.space.values(shares_K)
             weights_QK = self.space.weights(values_K, self.cache.present_QK)
             lists, whole = self.cache.lists(weights_QK, self.metric.k)
-            at_Q = QUERY_METRICS[self.metric.kind](lists.hits_QL, self.cache.queries.num_targets_B, self.metric.k)
+            at_Q = QUERY_METRICS[self.metric.kind](
+                lists.hits_QL, self.cache.queries.num_targets_B, self.metric.k
+            )
             point_K = None if shares_K is None else shares_K / shares_K.sum()
             self._known[key] = Setting(point_K, at_Q, self.meter(lists.items_QL))
             self.tried.append(self._known[key])
@@ -87,14 +89,29 @@ class Trials:
     def picked(self, settings: FusionSearchConfig) -> Setting:
         """What ``tune.fusion.pick`` says."""
         metric_T = np.array([setting.metric for setting in self.tried])
-        zeros_T = np.array([0 if found.shares_K is None else int((found.shares_K == 0).sum()) for found in self.tried])
-        other_T = None if settings.pick == BEST else np.array([found.lists[settings.pick] for found in self.tried])
+        zeros_T = np.array(
+            [
+                0 if found.shares_K is None else int((found.shares_K == 0).sum())
+                for found in self.tried
+            ]
+        )
+        other_T = (
+            None
+            if settings.pick == BEST
+            else np.array([found.lists[settings.pick] for found in self.tried])
+        )
         return self.tried[choose(metric_T, zeros_T, other_T, settings.within)]
 
     def front(self) -> list[Setting]:
         """The Pareto front over the main metric and list properties, the best metric first."""
-        kept = front(np.array([[found.metric, *(found.lists[name] for name in LISTS)] for found in self.tried]))
-        return sorted((self.tried[place] for place in np.flatnonzero(kept)), key=lambda found: -found.metric)
+        kept = front(
+            np.array(
+                [[found.metric, *(found.lists[name] for name in LISTS)] for found in self.tried]
+            )
+        )
+        return sorted(
+            (self.tried[place] for place in np.flatnonzero(kept)), key=lambda found: -found.metric
+        )
 
 
 def search(trials: Trials, settings: FusionSearchConfig, seed: int) -> None:
@@ -132,7 +149,9 @@ def _study(trials: Trials, sampler: str, until: int, seed: int) -> None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental options
-        chosen = _optuna().samplers.TPESampler(seed=seed % 2**32, n_startup_trials=1, multivariate=True)
+        chosen = _optuna().samplers.TPESampler(
+            seed=seed % 2**32, n_startup_trials=1, multivariate=True
+        )
     study = _study_of(chosen, 1)
     for found in trials.tried:
         if found.shares_K is not None:
@@ -171,7 +190,9 @@ def _widen_front(trials: Trials, until: int, seed: int) -> None:
     chosen = _optuna().samplers.NSGAIISampler(population_size=_POPULATION, seed=seed % 2**32)
     study = _study_of(chosen, 1 + len(LISTS))
     ahead = [found.shares_K for found in trials.front() if found.shares_K is not None]
-    for place in np.unique(np.linspace(0, len(ahead) - 1, _POPULATION).astype(int)) if ahead else ():
+    for place in (
+        np.unique(np.linspace(0, len(ahead) - 1, _POPULATION).astype(int)) if ahead else ()
+    ):
         study.enqueue_trial(_params(ahead[place]))
     asked = 0
     while len(trials.tried) < until and asked < 2 * until:
@@ -184,7 +205,9 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise ConfigError("tune.search fusion needs optuna, which is not installed; run: pip install optuna") from None
+        raise ConfigError(
+            "tune.search fusion needs optuna, which is not installed; run: pip install optuna"
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
@@ -201,7 +224,10 @@ def _distributions(num: int) -> dict[str, Any]:
 
 def _params(shares_K: Array) -> dict[str, float]:
     """A point as parameters of Optuna: its largest share is 1."""
-    return {f"share_{granularity}": float(share) for granularity, share in enumerate(shares_K / shares_K.max())}
+    return {
+        f"share_{granularity}": float(share)
+        for granularity, share in enumerate(shares_K / shares_K.max())
+    }
 
 
 def _point(params: dict[str, float], num: int) -> Array:

@@ -34,7 +34,9 @@ def run_here(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
         running[trial.name] = trial
         scheduler.on_trial_add(None, SimpleNamespace(trial_id=trial.name))
         try:
-            run_trial(task_of(plan, trial, config, place, slots), _Reports(plan, trial, scheduler, watch))
+            run_trial(
+                task_of(plan, trial, config, place, slots), _Reports(plan, trial, scheduler, watch)
+            )
         except _Stopped:
             plan.ledger.end(trial, "stopped", seconds=training_seconds(trial))
         for other in plan.without_checkpoints(trial):
@@ -57,7 +59,9 @@ class _Reports:
     def __call__(self, report: Mapping[str, Any]) -> None:
         ledger, trial, state = self.plan.ledger, self.trial, report.get("state")
         if state == "finished":
-            ledger.end(trial, "finished", value=report["value"], seconds=round(report["seconds"], 2))
+            ledger.end(
+                trial, "finished", value=report["value"], seconds=round(report["seconds"], 2)
+            )
         elif state == "failed":
             ledger.end(trial, "failed", reason=report["reason"], blame=report["blame"])
         else:

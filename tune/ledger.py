@@ -36,7 +36,9 @@ class Trial:
     params: dict[str, Any]  # dotted path → value; empty for the given configuration
     state: State = "running"
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch → value, best so far
-    history: dict[int, dict[str, Any]] = field(default_factory=dict)  # epoch → the report of the training loop
+    history: dict[int, dict[str, Any]] = field(
+        default_factory=dict
+    )  # epoch → the report of the training loop
     value: float | None = None  # of the chosen model, on all validation queries
     reason: str = ""  # why it failed
     blame: str = ""  # "user" if data or settings are wrong, otherwise "program"
@@ -101,7 +103,15 @@ class Ledger:
         """Record the end: ``value`` and ``seconds`` of a finished trial, ``reason`` and ``blame``
         of a failed one.
         """
-        self._write({"event": "end", "trial": trial.number, "repeat": trial.repeat, "state": state, **details})
+        self._write(
+            {
+                "event": "end",
+                "trial": trial.number,
+                "repeat": trial.repeat,
+                "state": state,
+                **details,
+            }
+        )
 
     def close(self, final: Mapping[str, Any]) -> None:
         """Record that the model of the best trial is trained, evaluated and registered."""
@@ -119,7 +129,9 @@ class Ledger:
         """Median overhead per finished trial; the median, because the first trial also starts a
         process.
         """
-        added = [t.ended - t.began - t.seconds for t in self.trials.values() if t.state == "finished"]
+        added = [
+            t.ended - t.began - t.seconds for t in self.trials.values() if t.state == "finished"
+        ]
         return statistics.median(added) if added else None
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -140,8 +152,8 @@ class Ledger:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise ArtifactError(
-                    f"{self.path}, line {number} is damaged ({type(error).__name__}: {error}); delete the line, or "
-                    "start a new sweep with another --run.dir"
+                    f"{self.path}, line {number} is damaged ({type(error).__name__}: {error});"
+                    " delete the line, or start a new sweep with another --run.dir"
                 ) from None
 
     def _take(self, line: dict[str, Any]) -> None:

@@ -96,15 +96,22 @@ def comparison_words(plan: Plan, root: Path) -> str:
     """A sentence that compares the best configuration with the given one."""
     metric, best = plan.config.train.metric, plan.best()
     if best.number == 0:
-        return f"no trial was better than the given configuration ({metric} {best.mean:.4f} on validation)"
+        return (
+            f"no trial was better than the given configuration ({metric} {best.mean:.4f} on"
+            " validation)"
+        )
     found = compare_with_default(plan, root)
     if found is None:
-        return f"the given configuration failed, so the gain of the best ({metric} {best.mean:.4f}) is unknown"
+        return (
+            f"the given configuration failed, so the gain of the best ({metric} {best.mean:.4f}) is"
+            " unknown"
+        )
     default = Standing(0, tuple(plan.ledger.of(0)))
     return (
-        f"on validation {metric} {best.mean:.4f} (seeds: {len(best.values)}) against {default.mean:.4f} "
-        f"({len(default.values)}) of the given configuration: {found.difference:+.4f}, 95 % interval "
-        f"{found.low:+.4f} to {found.high:+.4f}; chosen on these users, so expect a smaller gain on test"
+        f"on validation {metric} {best.mean:.4f} (seeds: {len(best.values)}) against"
+        f" {default.mean:.4f} ({len(default.values)}) of the given configuration:"
+        f" {found.difference:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}; chosen on"
+        " these users, so expect a smaller gain on test"
     )
 
 

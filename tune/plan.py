@@ -32,7 +32,11 @@ class Standing:
     @property
     def values(self) -> list[float]:
         """Values of the finished trials."""
-        return [trial.value for trial in self.trials if trial.state == "finished" and trial.value is not None]
+        return [
+            trial.value
+            for trial in self.trials
+            if trial.state == "finished" and trial.value is not None
+        ]
 
     @property
     def mean(self) -> float:
@@ -45,7 +49,9 @@ class Plan:
 
     def __init__(self, config: Config, space: Space, ledger: Ledger) -> None:
         self.config, self.space, self.ledger = config, space, ledger
-        self.deadline = math.inf  # monotonic clock; trials are stopped at their next report after it
+        self.deadline = (
+            math.inf
+        )  # monotonic clock; trials are stopped at their next report after it
         self.exhausted = False  # all combinations of a small space were tried
 
     def until(self, trial: Trial, concurrent: int) -> float:
@@ -76,7 +82,9 @@ class Plan:
             The values are valid alone but not together.
         """
         config = self.config if trial.number == 0 else self.space.apply(self.config, trial.params)
-        return config.model_copy(update={"seed": trial.seed, "train": config.train.model_copy(update={"refit": False})})
+        return config.model_copy(
+            update={"seed": trial.seed, "train": config.train.model_copy(update={"refit": False})}
+        )
 
     def without_checkpoints(self, ended: Trial) -> list[Trial]:
         """The trials whose checkpoints nothing needs any more, now that ``ended`` has ended."""
@@ -85,11 +93,20 @@ class Plan:
     def best_config(self) -> Config:
         """The best configuration, for ``recsys run``."""
         number = self.best().number
-        return self.config if number == 0 else self.space.apply(self.config, self.ledger.of(number)[0].params)
+        return (
+            self.config
+            if number == 0
+            else self.space.apply(self.config, self.ledger.of(number)[0].params)
+        )
 
     def standings(self) -> list[Standing]:
-        """The configurations with a finished trial: the best one first, the others by their mean."""
-        found = [Standing(trial.number, tuple(self.ledger.of(trial.number))) for trial in self.ledger.searched()]
+        """The configurations with a finished trial: the best one first, the others by their
+        mean.
+        """
+        found = [
+            Standing(trial.number, tuple(self.ledger.of(trial.number)))
+            for trial in self.ledger.searched()
+        ]
         with_values = [standing for standing in found if standing.trials[0].state == "finished"]
         chosen = [one for one in with_values if one.number in self._chosen()]
         best = max(chosen, key=lambda one: (one.mean, -one.number), default=None)
@@ -136,7 +153,9 @@ class Plan:
         for repeat in range(1, self.config.tune.seeds):
             for number in self._chosen():
                 if (number, repeat) not in self.ledger.trials:
-                    return Trial(number, repeat, self.config.seed + repeat, self.ledger.of(number)[0].params)
+                    return Trial(
+                        number, repeat, self.config.seed + repeat, self.ledger.of(number)[0].params
+                    )
         return None
 
     def _chosen(self) -> list[int]:
@@ -144,4 +163,6 @@ class Plan:
         finished = [trial for trial in self.ledger.searched() if trial.state == "finished"]
         ordered = sorted(finished, key=lambda trial: (-(trial.value or 0.0), trial.number))
         numbers = [trial.number for trial in ordered[: self.config.tune.best]]
-        return numbers + [trial.number for trial in finished if trial.number == 0 and 0 not in numbers]
+        return numbers + [
+            trial.number for trial in finished if trial.number == 0 and 0 not in numbers
+        ]

@@ -22,7 +22,9 @@ from tune.space import Dimension, Space
 if TYPE_CHECKING:
     from optuna import Study
 
-_TRIES: Final = 10  # tries with TPE, and as many random ones, before a small space counts as exhausted
+_TRIES: Final = (
+    10  # tries with TPE, and as many random ones, before a small space counts as exhausted
+)
 _STARTUP: Final = (4, 10)  # random trials before TPE learns: a third of the sweep, between these
 
 
@@ -54,9 +56,16 @@ def build_study(space: Space, trials: Sequence[Trial]) -> Study:
     """An Optuna study in memory with the given trials; larger values are better."""
     optuna = _optuna()
     states = _states()
-    study: Study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    study: Study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0)
+    )
     distributions = {dimension.path: distribution(dimension) for dimension in space.dimensions}
-    known = {"finished": states.COMPLETE, "stopped": states.PRUNED, "failed": states.PRUNED, "running": states.RUNNING}
+    known = {
+        "finished": states.COMPLETE,
+        "stopped": states.PRUNED,
+        "failed": states.PRUNED,
+        "running": states.RUNNING,
+    }
     for trial in trials:
         study.add_trial(
             optuna.trial.create_trial(
@@ -64,9 +73,11 @@ def build_study(space: Space, trials: Sequence[Trial]) -> Study:
                 params={d.path: _code(d, trial.params[d.path]) for d in space.dimensions},
                 distributions=distributions,
                 value=trial.value if trial.state == "finished" else None,
-                intermediate_values={epoch: entry["best"] for epoch, entry in trial.epochs.items()}
-                if trial.state != "failed"
-                else {},
+                intermediate_values=(
+                    {epoch: entry["best"] for epoch, entry in trial.epochs.items()}
+                    if trial.state != "failed"
+                    else {}
+                ),
             )
         )
     return study
@@ -81,7 +92,9 @@ def distribution(dimension: Dimension) -> Any:
         return of.CategoricalDistribution(tuple(range(len(dimension.options))))
     if dimension.kind in ("int", "logint"):
         ends = int(dimension.low), int(dimension.high)
-        return of.IntDistribution(*ends, log=dimension.kind == "logint", step=int(dimension.step or 1))
+        return of.IntDistribution(
+            *ends, log=dimension.kind == "logint", step=int(dimension.step or 1)
+        )
     log = dimension.kind == "loguniform"
     return of.FloatDistribution(dimension.low, dimension.high, log=log, step=dimension.step)
 
@@ -99,8 +112,12 @@ def importance(space: Space, trials: Sequence[Trial]) -> dict[str, float]:
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = optuna.importance.get_param_importances(build_study(space, finished), evaluator=evaluator)
-    return {path: float(share) for path, share in sorted(found.items(), key=lambda entry: -entry[1])}
+        found = optuna.importance.get_param_importances(
+            build_study(space, finished), evaluator=evaluator
+        )
+    return {
+        path: float(share) for path, share in sorted(found.items(), key=lambda entry: -entry[1])
+    }
 
 
 def _sampler(kind: str, seed: int, planned: int) -> Any:
@@ -126,7 +143,9 @@ def _value(dimension: Dimension, code: Any) -> Any:
 
 def _code(dimension: Dimension, value: Any) -> Any:
     if dimension.kind == "choice":
-        return next(number for number, option in enumerate(dimension.options) if _key(option) == _key(value))
+        return next(
+            number for number, option in enumerate(dimension.options) if _key(option) == _key(value)
+        )
     return int(value) if dimension.kind in ("int", "logint") else float(value)
 
 

@@ -42,7 +42,9 @@ class Halving(ASHAScheduler):
     Trial 0 and repetitions are never stopped, because others are compared with them.
     """
 
-    def __init__(self, search: PlannedSearch, min_epochs: int, max_epochs: int, reduction: int) -> None:
+    def __init__(
+        self, search: PlannedSearch, min_epochs: int, max_epochs: int, reduction: int
+    ) -> None:
         super().__init__(
             time_attr="epoch",
             metric="best",
@@ -134,8 +136,12 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
         return
     scheduler = scheduler_of(plan, search)
     trainable: Any = WorkersTrial if slots.workers > 1 else train_in_process
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it names failed trials by internal ids
-    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # it names failed trials by internal ids
+    os.environ.update(
+        {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    )
     with tempfile.TemporaryDirectory(prefix="multigrain-tune-") as aside:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(trainable, slots.resources),

@@ -78,7 +78,10 @@ def render_sweep(path: Path, plan: Plan, root: Path) -> None:
         title=plan.config.run.name or "Sweep",
         date=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
         metric=plan.config.train.metric,
-        counts={state: sum(t.state == state for t in trials) for state in ("finished", "stopped", "failed")},
+        counts={
+            state: sum(t.state == state for t in trials)
+            for state in ("finished", "stopped", "failed")
+        },
         searched=len(plan.ledger.searched()),
         seconds=sum(trial.seconds for trial in trials),
         verdict=_verdict(plan, root),
@@ -125,7 +128,11 @@ def _rows(plan: Plan) -> list[dict[str, Any]]:
         {
             "trial": trial,
             "values": values,
-            "value": sum(values) / len(values) if values else (trial.best if trial.state == "stopped" else None),
+            "value": (
+                sum(values) / len(values)
+                if values
+                else (trial.best if trial.state == "stopped" else None)
+            ),
             "epochs": max(trial.epochs, default=0),
             "params": _params(plan, trial),
             "best": values and trial.number == standings[0].number,
@@ -140,7 +147,10 @@ def _learning(plan: Plan) -> dict[str, Any] | None:
     trials = [t for t in plan.ledger.searched() if t.epochs]
     trials.sort(key=lambda t: (t.number != best, -(t.best or 0.0)))
     trials = trials[:_MAX_LINES]
-    points = [[(float(epoch), entry["value"]) for epoch, entry in sorted(t.epochs.items())] for t in trials]
+    points = [
+        [(float(epoch), entry["value"]) for epoch, entry in sorted(t.epochs.items())]
+        for t in trials
+    ]
     drawn = curves(points)
     if drawn is None:
         return None
@@ -152,9 +162,9 @@ def _parallel(plan: Plan) -> dict[str, Any] | None:
     """Parallel coordinates: one line per trial, one axis per dimension, then the metric; better is
     darker.
     """
-    trials = sorted((t for t in plan.ledger.searched() if t.best is not None), key=lambda t: t.best or 0.0)[
-        -_MAX_LINES:
-    ]
+    trials = sorted(
+        (t for t in plan.ledger.searched() if t.best is not None), key=lambda t: t.best or 0.0
+    )[-_MAX_LINES:]
     if not trials:
         return None
     scales = [Scale(dimension) for dimension in plan.space.dimensions]
@@ -163,25 +173,39 @@ def _parallel(plan: Plan) -> dict[str, Any] | None:
     lines = []
     for rank, trial in enumerate(trials):
         params = _params(plan, trial)
-        heights = [scale.at(params[scale.dimension.path]) for scale in scales] + [up.at(trial.best or 0.0)]
-        points = [(x, round(100 - y, 3)) for x, y in zip(across, heights, strict=True) if y is not None]
+        heights = [scale.at(params[scale.dimension.path]) for scale in scales] + [
+            up.at(trial.best or 0.0)
+        ]
+        points = [
+            (x, round(100 - y, 3)) for x, y in zip(across, heights, strict=True) if y is not None
+        ]
         kind = "best" if trial.number == best else trial.state
         shade = round(0.15 + 0.75 * (rank + 1) / len(trials), 2)
         path = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
         lines.append({"path": path, "kind": kind, "shade": shade, "name": trial.name})
     axes = [(x, short(s.dimension.path), s.labels) for x, s in zip(across, scales, strict=False)]
-    return {"lines": lines, "axes": [*axes, (100.0, metric_name(plan.config.train.metric), up.labels())]}
+    return {
+        "lines": lines,
+        "axes": [*axes, (100.0, metric_name(plan.config.train.metric), up.labels())],
+    }
 
 
 def _importance(plan: Plan) -> list[dict[str, Any]]:
     shares = importance(plan.space, plan.known())
     widest = max(shares.values(), default=0.0) or 1.0
-    return [{"path": path, "share": share, "width": 100 * share / widest} for path, share in shares.items()]
+    return [
+        {"path": path, "share": share, "width": 100 * share / widest}
+        for path, share in shares.items()
+    ]
 
 
 def _panels(plan: Plan) -> list[dict[str, Any]]:
     """Every dimension against the metric, one dot per trial."""
-    trials = [trial for trial in plan.ledger.searched() if trial.best is not None and trial.state != "failed"]
+    trials = [
+        trial
+        for trial in plan.ledger.searched()
+        if trial.best is not None and trial.state != "failed"
+    ]
     up: Axis = axis([trial.best or 0.0 for trial in trials])
     best, panels = plan.best().number, []
     for dimension in plan.space.dimensions:
@@ -192,7 +216,14 @@ def _panels(plan: Plan) -> list[dict[str, Any]]:
             if left is not None:
                 kind = "best" if trial.number == best else trial.state
                 told = f"trial {trial.name}: {cell(value)}, {number(trial.best)}"
-                dots.append({"left": left, "top": round(100 - up.at(trial.best or 0.0), 3), "kind": kind, "told": told})
+                dots.append(
+                    {
+                        "left": left,
+                        "top": round(100 - up.at(trial.best or 0.0), 3),
+                        "kind": kind,
+                        "told": told,
+                    }
+                )
         labels = [(100 - place, text) for place, text in up.labels()]
         panels.append({"path": dimension.path, "dots": dots, "x": scale.labels, "y": labels})
     return panels

@@ -73,7 +73,9 @@ class ScoreCache:
         per_query = (self.pool_QP, self.scores_QKP, self.targets_QP, self.whole_Q)
         kept = [tensor[at] for tensor in per_query]
         shared = (self.item_vectors_ND, self.popularity_N)
-        return ScoreCache(self.queries.take(rows), self.exclude_seen, self.parts.take(at), *shared, *kept)
+        return ScoreCache(
+            self.queries.take(rows), self.exclude_seen, self.parts.take(at), *shared, *kept
+        )
 
     @torch.inference_mode()
     def lists(self, weights_QK: Tensor, length: int) -> tuple[Lists, int]:
@@ -85,20 +87,28 @@ class ScoreCache:
         size = min(length, scored_QP.shape[1])
         top_QL, places_QL = scored_QP.topk(min(size + 1, scored_QP.shape[1]), dim=1)
         gap_QL = top_QL[:, :-1] - top_QL[:, 1:]
-        close_Q = ((gap_QL > 0) & (gap_QL <= _ROUNDING * top_QL[:, :1].abs())).any(1)  # the order of the sum may decide
+        close_Q = ((gap_QL > 0) & (gap_QL <= _ROUNDING * top_QL[:, :1].abs())).any(
+            1
+        )  # the order of the sum may decide
         places_QL = places_QL[:, :size]
         tied_Q = (gap_QL == 0).any(1)
         if tied_Q.any():  # topk breaks ties arbitrarily
-            places_QL[tied_Q] = scored_QP[tied_Q].argsort(dim=1, descending=True, stable=True)[:, :size]
+            places_QL[tied_Q] = scored_QP[tied_Q].argsort(dim=1, descending=True, stable=True)[
+                :, :size
+            ]
         items_QL = np.full((len(self), length), -1, dtype=np.int32)
         hits_QL = np.zeros((len(self), length), dtype=bool)
         items_QL[:, :size] = self.pool_QP.gather(1, places_QL).numpy()
         hits_QL[:, :size] = self.targets_QP.gather(1, places_QL).numpy()
         short = size < length
-        sure_Q = self.whole_Q | (torch.zeros_like(self.whole_Q) if short else top_QL[:, size - 1] > bound_Q)
+        sure_Q = self.whole_Q | (
+            torch.zeros_like(self.whole_Q) if short else top_QL[:, size - 1] > bound_Q
+        )
         open_q = torch.nonzero(~sure_Q | close_Q | ~(weights_QK > 0).any(1)).squeeze(1)
         if len(open_q):
-            items_QL[open_q.numpy()], hits_QL[open_q.numpy()] = self._ranked(open_q, weights_QK[open_q], length)
+            items_QL[open_q.numpy()], hits_QL[open_q.numpy()] = self._ranked(
+                open_q, weights_QK[open_q], length
+            )
         return Lists(items_QL, hits_QL), len(open_q)
 
     def _ranked(self, rows_q: Tensor, weights_qK: Tensor, length: int) -> tuple[Array, Array]:
@@ -107,7 +117,9 @@ class ScoreCache:
         step = max(1, _CHUNK_SCORES // len(self.item_vectors_ND))
         for part in (slice(start, start + step) for start in range(0, len(rows_q), step)):
             some_q1 = (weights_qK[part] > 0).any(1, keepdim=True)
-            scores_qN = self.parts.take(rows_q[part]).times(weights_qK[part]).scores(self.item_vectors_ND)
+            scores_qN = (
+                self.parts.take(rows_q[part]).times(weights_qK[part]).scores(self.item_vectors_ND)
+            )
             scores_qN = torch.where(some_q1, scores_qN, self.popularity_N)
             asked = self.queries.take(rows_q[part].numpy())
             if self.exclude_seen:
@@ -145,7 +157,12 @@ def build_cache(frozen: FrozenModel, queries: Queries, exclude_seen: bool, best:
 
 
 def _pool(
-    scores_qKN: Tensor, present_qK: Tensor, asked: Queries, exclude_seen: bool, best: int, order_N: Tensor
+    scores_qKN: Tensor,
+    present_qK: Tensor,
+    asked: Queries,
+    exclude_seen: bool,
+    best: int,
+    order_N: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Items, scores followed by the bound, and whether no item was left out."""
     allowed_qN = torch.zeros(len(asked), scores_qKN.shape[2])
@@ -165,17 +182,25 @@ def _pool(
     places = torch.arange(len(rows)) - (counts_q.cumsum(0) - counts_q)[rows]
     pool_qP = torch.full((len(asked), max(1, int(counts_q.max()))), -1)
     pool_qP[rows, places] = order_N[columns]
-    kept_qKP = scores_qKN.gather(2, pool_qP.clamp(min=0)[:, None].expand(-1, scores_qKN.shape[1], -1))
+    kept_qKP = scores_qKN.gather(
+        2, pool_qP.clamp(min=0)[:, None].expand(-1, scores_qKN.shape[1], -1)
+    )
     kept_qKP = kept_qKP.masked_fill((pool_qP < 0)[:, None], _NEVER)
     bound_qK = torch.where(present_qK, top_qKM[:, :, -1], 0.0).clamp(min=_NEVER)
-    return pool_qP, torch.cat([kept_qKP, bound_qK[:, :, None]], dim=2), counts_q == allowed_qN.sum(1)
+    return (
+        pool_qP,
+        torch.cat([kept_qKP, bound_qK[:, :, None]], dim=2),
+        counts_q == allowed_qN.sum(1),
+    )
 
 
 def _widen(part: tuple[Tensor, Tensor, Tensor], longest: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pad the pools of a chunk to the length of the longest one."""
     pool_qP, scores_qKP, whole_q = part
     more = longest - pool_qP.shape[1]
-    scores_qKP = torch.cat([pad(scores_qKP[:, :, :-1], (0, more), value=_NEVER), scores_qKP[:, :, -1:]], dim=2)
+    scores_qKP = torch.cat(
+        [pad(scores_qKP[:, :, :-1], (0, more), value=_NEVER), scores_qKP[:, :, -1:]], dim=2
+    )
     return pad(pool_qP, (0, more), value=-1), scores_qKP, whole_q
 
 
@@ -192,7 +217,9 @@ class ListMeter:
     @staticmethod
     def of(frozen: FrozenModel, counts_N: Array) -> ListMeter:
         """A meter for a model and the training events per item."""
-        unit_ND = pad(normalize(frozen.item_vectors_ND.detach().cpu().float(), dim=1, eps=1e-30), (0, 0, 0, 1))
+        unit_ND = pad(
+            normalize(frozen.item_vectors_ND.detach().cpu().float(), dim=1, eps=1e-30), (0, 0, 0, 1)
+        )
         return ListMeter(counts_N, unit_ND, (unit_ND != 0).any(1).float())
 
     @torch.inference_mode()

@@ -29,7 +29,8 @@ from tune.trial import Task, forget_checkpoints, settings_of
 VALUES: Final = "valid.npy"
 _MOST_HAND_OUTS: Final = 5  # attempts to hand out one trial that no process takes
 _LOOK_S: Final = 1.0  # seconds between two checks of the running trials
-_AWAY_S: Final = 60.0  # seconds without a check: the driver itself was stopped, and trials may have waited for it
+# seconds without a check: the driver itself was stopped, and trials may have waited for it
+_AWAY_S: Final = 60.0
 
 
 class Watch(Protocol):
@@ -88,7 +89,9 @@ class PlannedSearch(Searcher):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher to restore it; the ledger does this instead
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: Any, **spec: Any
+    ) -> bool:
         """Accept what Tune sets."""
         return True
 
@@ -104,7 +107,9 @@ class PlannedSearch(Searcher):
         if len(self.running) >= self.slots.concurrent:
             return None
         while True:
-            found = self.plan.next([(trial.number, trial.repeat) for trial in self.running.values()])
+            found = self.plan.next(
+                [(trial.number, trial.repeat) for trial in self.running.values()]
+            )
             if found is None:
                 return Searcher.FINISHED
             if found == WAIT:
@@ -123,7 +128,9 @@ class PlannedSearch(Searcher):
             self.handed_out[trial.name] += 1
             if self.handed_out[trial.name] == 1:
                 self.watch.started(trial, config)
-            task = task_of(self.plan, trial, config, self.place, self.slots, f"{self.sweep}/{trial_id}")
+            task = task_of(
+                self.plan, trial, config, self.place, self.slots, f"{self.sweep}/{trial_id}"
+            )
             self.pulse.begin(trial_id, task.pulse)
             return settings_of(task)
 
@@ -150,8 +157,8 @@ class PlannedSearch(Searcher):
         trial = self.running[trial_id]
         silent_s = self.plan.config.tune.silent_s
         self.errors[trial_id] = (
-            f"no heartbeat for {seconds:.0f} s, so its process was ended; if it only needs more time, raise "
-            f"tune.silent_s (now {silent_s:g})"
+            f"no heartbeat for {seconds:.0f} s, so its process was ended; if it only needs more"
+            f" time, raise tune.silent_s (now {silent_s:g})"
         )
         self.watch.said(f"trial {trial.name} has had no heartbeat for {seconds:.0f} s and is ended")
         ray.kill(process)  # Tune notices the end of the process
@@ -162,10 +169,13 @@ class PlannedSearch(Searcher):
             return
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         needs = ", ".join(
-            f"{name} {value:g} (free: {free.get(name, 0):g})" for name, value in self.slots.resources.items()
+            f"{name} {value:g} (free: {free.get(name, 0):g})"
+            for name, value in self.slots.resources.items()
         )
         name = self.running[trial_id].name
-        self.watch.said(f"trial {name} has waited for a process for {seconds:.0f} s; it needs {needs}")
+        self.watch.said(
+            f"trial {name} has waited for a process for {seconds:.0f} s; it needs {needs}"
+        )
 
     def _take_back(self) -> None:
         """Let the plan hand out the trials again that Tune dropped, under the same numbers."""
@@ -179,14 +189,19 @@ class PlannedSearch(Searcher):
                 self.on_trial_complete(theirs.trial_id, error=True)
             else:
                 del self.running[theirs.trial_id]
-                self.watch.said(f"trial {trial.name}: the process of the trial before is not free yet; it gets another")
+                self.watch.said(
+                    f"trial {trial.name}: the process of the trial before is not free yet; it gets"
+                    " another"
+                )
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Record a report of a trial."""
         self.pulse.sign(trial_id)
         self._take(trial_id, result)
 
-    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
+    ) -> None:
         """Record the end of a trial."""
         trial = self.running[trial_id]
         if result:
@@ -232,14 +247,20 @@ class PlannedSearch(Searcher):
             self.watch.epoch(trial, result["history"])
         elif state == "finished":
             np.save(self.place.of(trial) / VALUES, np.asarray(result["values"]))
-            self.ledger.end(trial, "finished", value=result["value"], seconds=round(result["seconds"], 2))
+            self.ledger.end(
+                trial, "finished", value=result["value"], seconds=round(result["seconds"], 2)
+            )
         elif state == "failed":
             if result["trace"]:
-                (self.place.of(trial) / "error.txt").write_text(redact(result["trace"]), encoding="utf-8")
+                (self.place.of(trial) / "error.txt").write_text(
+                    redact(result["trace"]), encoding="utf-8"
+                )
             self.ledger.end(trial, "failed", reason=result["reason"], blame=result["blame"])
 
 
-def task_of(plan: Plan, trial: Trial, config: Config, place: Place, slots: Slots, pulse: str = "") -> Task:
+def task_of(
+    plan: Plan, trial: Trial, config: Config, place: Place, slots: Slots, pulse: str = ""
+) -> Task:
     """The task of a trial; creates its folder."""
     folder = place.of(trial)
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +270,9 @@ def task_of(plan: Plan, trial: Trial, config: Config, place: Place, slots: Slots
     key = (trial.number, trial.repeat)
     left = plan.until(trial, slots.concurrent) - time.monotonic()
     until = None if left == math.inf else time.time() + left  # a clock that other processes share
-    return Task(*key, tree, place.dataset, str(folder), slots.threads, slots.use_gpu, best, pulse, until)
+    return Task(
+        *key, tree, place.dataset, str(folder), slots.threads, slots.use_gpu, best, pulse, until
+    )
 
 
 def training_seconds(trial: Trial) -> float:

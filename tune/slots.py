@@ -16,7 +16,9 @@ from recsys.config import Config
 from recsys.errors import ConfigError
 from recsys.training.threads import asked_threads, fastest_threads, usable_threads
 
-_WRAPPER_BYTES = 100_000_000  # a trial that wraps a trainer reserves memory and leaves the CPUs to its workers
+_WRAPPER_BYTES = (
+    100_000_000  # a trial that wraps a trainer reserves memory and leaves the CPUs to its workers
+)
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest
     use_gpu = config.train.use_gpu == "yes" or (config.train.use_gpu == "auto" and gpus >= workers)
     if config.train.use_gpu == "yes" and gpus < workers:
         raise ConfigError(
-            f"train.use_gpu is yes and a trial has {workers} workers, but the cluster has {gpus} GPUs; lower "
-            "train.num_workers or set train.use_gpu to auto"
+            f"train.use_gpu is yes and a trial has {workers} workers, but the cluster has {gpus}"
+            " GPUs; lower train.num_workers or set train.use_gpu to auto"
         )
     limit = total // cpus if not use_gpu else min(total // cpus, gpus // workers)
     if limit < 1:
@@ -73,13 +75,18 @@ def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest
         raise ConfigError(f"a trial needs {cpus} CPUs, but the cluster has {total}; lower {key}")
     if tune.concurrent > limit:
         raise ConfigError(
-            f"tune.concurrent: {tune.concurrent} trials of {cpus} CPUs{' and a GPU a worker' if use_gpu else ''} do "
-            f"not fit into {total} CPUs{f' and {gpus} GPUs' if use_gpu else ''}; expected at most {limit}, or 0"
+            f"tune.concurrent: {tune.concurrent} trials of {cpus}"
+            f" CPUs{' and a GPU a worker' if use_gpu else ''} do not fit into {total}"
+            f" CPUs{f' and {gpus} GPUs' if use_gpu else ''}; expected at most {limit}, or 0"
         )
     roomy = min(limit, max(1, (total - 1) // cpus))
     concurrent = tune.concurrent or roomy
     how = "one trial after another" if concurrent == 1 else f"{concurrent} trials at once"
-    kept = "" if tune.concurrent or total < (concurrent + 1) * cpus else ", one is kept free for the driver"
+    kept = (
+        ""
+        if tune.concurrent or total < (concurrent + 1) * cpus
+        else ", one is kept free for the driver"
+    )
     on = f" and {'a GPU' if workers == 1 else f'{workers} GPUs'}" if use_gpu else ""
     words = f"{how}: the cluster has {total} CPUs, a trial uses {cpus}{on}{kept}"
     threads = config.train.threads or min(cpus, fastest or cpus)
@@ -97,7 +104,9 @@ def slots_of_cluster(config: Config, num_items: int, say: Callable[[str], None])
     if config.train.num_workers == 1 and not config.train.threads:
         fastest, why = asked_threads(config), ""
         if not fastest:
-            fastest, why = fastest_threads(config, num_items, min(config.tune.cpus or smallest, usable_threads()))
+            fastest, why = fastest_threads(
+                config, num_items, min(config.tune.cpus or smallest, usable_threads())
+            )
         fastest = min(fastest, smallest)
         if why:
             say(why)

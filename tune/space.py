@@ -31,7 +31,10 @@ from recsys.errors import ConfigError, choices
 Kind = Literal["choice", "uniform", "loguniform", "int", "logint"]
 SHIPPED: Final = Path(__file__).parent / "spaces"
 _KINDS: Final = get_args(Kind)
-_SECTIONS: Final = ("model", "train")  # the sections that a training reads, besides the dataset and the seed
+_SECTIONS: Final = (
+    "model",
+    "train",
+)  # the sections that a training reads, besides the dataset and the seed
 _REFUSED: Final = {
     "train.metric": "trials are compared by it",
     "train.refit": "trials are chosen before the refit",
@@ -42,7 +45,9 @@ _REFUSED: Final = {
     "train.checkpoint_steps": "it does not change the model",
     "train.window_events": "it only changes the order of the events",
 }
-_FRACTION: Final = 0.3819660113  # position in a range that gives no round number, to test for integers
+_FRACTION: Final = (
+    0.3819660113  # position in a range that gives no round number, to test for integers
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,11 @@ class Dimension:
     def __contains__(self, value: Any) -> bool:
         if self.kind == "choice":
             return any(_same(value, option) for option in self.options)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not self.low <= value <= self.high
+        ):
             return False
         if self.kind in ("int", "logint") and int(value) != value:
             return False
@@ -121,7 +130,9 @@ class Space:
 
     def describe(self) -> str:
         """The space as text, one line per path."""
-        rows = [(d.path, str(d)) for d in self.dimensions] + [(p, json.dumps(v)) for p, v in self.fixed.items()]
+        rows = [(d.path, str(d)) for d in self.dimensions] + [
+            (p, json.dumps(v)) for p, v in self.fixed.items()
+        ]
         width = max(len(path) for path, _ in rows)
         return "\n".join(f"{path:<{width}}  {values}" for path, values in rows)
 
@@ -137,8 +148,8 @@ def load_space(files: Sequence[str], config: Config) -> Space:
     """
     if not files:
         raise ConfigError(
-            f"tune.space: no search space is given; expected a YAML file of dotted path → values, or one of the "
-            f"shipped: {_shipped()}"
+            "tune.space: no search space is given; expected a YAML file of dotted path → values,"
+            f" or one of the shipped: {_shipped()}"
         )
     found: dict[str, str] = {}
     dimensions, fixed = [], {}
@@ -159,7 +170,10 @@ def load_space(files: Sequence[str], config: Config) -> Space:
             else:
                 dimensions.append(dimension)
     if not dimensions:
-        raise ConfigError(f"tune.space: {', '.join(files)} vary nothing; give several values for at least one path")
+        raise ConfigError(
+            f"tune.space: {', '.join(files)} vary nothing; give several values for at least one"
+            " path"
+        )
     space = Space(tuple(dimensions), fixed)
     _check_rungs(space, config)
     return space
@@ -185,7 +199,7 @@ def preview(config: Config) -> str:
     return f"{config.tune.trials} trials over:\n{space.describe()}"
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def _find(name: str) -> Path:
@@ -194,7 +208,9 @@ def _find(name: str) -> Path:
     if not Path(name).is_file() and "/" not in name and shipped.is_file():
         return shipped
     if not Path(name).is_file():
-        raise ConfigError(f"tune.space: {name} does not exist; give a YAML file, or a shipped space: {_shipped()}")
+        raise ConfigError(
+            f"tune.space: {name} does not exist; give a YAML file, or a shipped space: {_shipped()}"
+        )
     return Path(name)
 
 
@@ -206,13 +222,17 @@ def _read(place: Path) -> dict[str, Any]:
     try:
         content = place.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{place} cannot be read: {error.strerror}; check its permissions") from None
+        raise ConfigError(
+            f"{place} cannot be read: {error.strerror}; check its permissions"
+        ) from None
     tree = parse_yaml(content, f"{place} is not valid YAML", Loader)
     if not isinstance(tree, dict) or not tree:
         raise ConfigError(f"{place}: expected dotted paths with their values, got {_kind_of(tree)}")
     strange = [key for key in tree if not isinstance(key, str)]
     if strange:
-        raise ConfigError(f"{place}: {strange[0]!r} is not a dotted path of the configuration, such as train.lr")
+        raise ConfigError(
+            f"{place}: {strange[0]!r} is not a dotted path of the configuration, such as train.lr"
+        )
     return tree
 
 
@@ -226,8 +246,8 @@ def _dimension(path: str, value: Any, where: str) -> Dimension:
     strange = [str(key) for key in value if key not in (*_KINDS, "step")]
     if len(kinds) != 1 or strange:
         raise ConfigError(
-            f"{where}: got {', '.join(map(str, value))}; expected one of {', '.join(_KINDS)}, with an optional step "
-            "for uniform and int"
+            f"{where}: got {', '.join(map(str, value))}; expected one of {', '.join(_KINDS)}, with"
+            " an optional step for uniform and int"
         )
     kind: Kind = kinds[0]
     if kind == "choice":
@@ -262,13 +282,19 @@ def _ends(value: Any, kind: Kind, where: str) -> tuple[float, float]:
     if not low < high:
         raise ConfigError(expected)
     if kind in ("int", "logint") and (int(low) != low or int(high) != high):
-        raise ConfigError(f"{where}: {kind} needs whole numbers, got {value!r}; use uniform for other numbers")
+        raise ConfigError(
+            f"{where}: {kind} needs whole numbers, got {value!r}; use uniform for other numbers"
+        )
     if kind in ("loguniform", "logint") and low <= 0:
-        raise ConfigError(f"{where}: {kind} needs a low end above 0, got {low:g}; use uniform or int instead")
+        raise ConfigError(
+            f"{where}: {kind} needs a low end above 0, got {low:g}; use uniform or int instead"
+        )
     return float(low), float(high)
 
 
-def _stepped(kind: Kind, low: float, high: float, step: Any, where: str) -> tuple[float, float | None]:
+def _stepped(
+    kind: Kind, low: float, high: float, step: Any, where: str
+) -> tuple[float, float | None]:
     """The last value of a range that its steps reach, and the step."""
     if step is None:
         return high, None
@@ -276,13 +302,15 @@ def _stepped(kind: Kind, low: float, high: float, step: Any, where: str) -> tupl
     if kind not in ("uniform", "int"):
         raise ConfigError(f"{where}: {kind} has no step; remove it, or list the values as a choice")
     if isinstance(step, bool) or not isinstance(step, (int, float)) or not 0 < step <= high - low:
-        raise ConfigError(f"{where}: expected a step above 0 and up to {high - low:g}, got {step!r}")
+        raise ConfigError(
+            f"{where}: expected a step above 0 and up to {high - low:g}, got {step!r}"
+        )
     if kind == "int" and int(step) != step:
         raise ConfigError(f"{where}: int needs a whole step, got {step!r}")
     return round(low + math.floor((high - low) / step + 1e-9) * step, 12), float(step)
 
 
-# --------------------------------------------------------------------------------------------------------- checking
+# ----------------------------------------------------------------------------------------- checking
 
 
 def _check_path(config: Config, path: str, where: str) -> None:
@@ -291,20 +319,29 @@ def _check_path(config: Config, path: str, where: str) -> None:
     for part in path.split("."):
         if not isinstance(node, dict) or part not in node:
             known = choices(node) if isinstance(node, dict) else "none, because it is a value"
-            raise ConfigError(f"{where}: unknown path; there is no key {part!r}, valid keys: {known}")
+            raise ConfigError(
+                f"{where}: unknown path; there is no key {part!r}, valid keys: {known}"
+            )
         node = node[part]
     section = path.split(".")[0]
     if section == "data":
         raise ConfigError(
-            f"{where}: changes the prepared dataset, which all trials share; prepare another one with its own data.dir "
-            "and run a sweep on each"
+            f"{where}: changes the prepared dataset, which all trials share; prepare another one"
+            " with its own data.dir and run a sweep on each"
         )
     if path == "seed":
-        raise ConfigError(f"{where}: a seed cannot be chosen; set tune.seeds, the number of seeds for the best trials")
+        raise ConfigError(
+            f"{where}: a seed cannot be chosen; set tune.seeds, the number of seeds for the best"
+            " trials"
+        )
     if section not in _SECTIONS:
-        raise ConfigError(f"{where}: does not change the training; a sweep varies model.… and train.…")
+        raise ConfigError(
+            f"{where}: does not change the training; a sweep varies model.… and train.…"
+        )
     if path in _REFUSED:
-        raise ConfigError(f"{where}: cannot vary, because {_REFUSED[path]}; set it in the configuration")
+        raise ConfigError(
+            f"{where}: cannot vary, because {_REFUSED[path]}; set it in the configuration"
+        )
     if isinstance(node, dict) and node and _is_section(config, path):
         raise ConfigError(f"{where}: is a section; vary its keys: {choices(node)}")
 
@@ -314,7 +351,11 @@ def _check_value(config: Config, path: str, value: Any, where: str) -> None:
         with_values(config, {path: value})
     except ConfigError as error:
         reason = str(error).split("\n", 1)[-1].strip()
-        whole = "; use int if only whole numbers are valid" if isinstance(value, float) and value % 1 else ""
+        whole = (
+            "; use int if only whole numbers are valid"
+            if isinstance(value, float) and value % 1
+            else ""
+        )
         raise ConfigError(f"{where}: {value!r} is not valid: {reason}{whole}") from None
 
 
@@ -324,13 +365,17 @@ def _check_rungs(space: Space, config: Config) -> None:
     During the training, learned and gated fusion leave out the closed-form granularities, while
     weighted fusion includes them.
     """
-    kinds = [option for d in space.dimensions if d.path == "model.fusion.kind" for option in d.options]
-    fitted = [name for name, section in config.model.granularities.enabled().items() if section.is_fitted]
+    kinds = [
+        option for d in space.dimensions if d.path == "model.fusion.kind" for option in d.options
+    ]
+    fitted = [
+        name for name, section in config.model.granularities.enabled().items() if section.is_fitted
+    ]
     if config.tune.scheduler == "asha" and fitted and "weighted" in kinds:
         raise ConfigError(
-            f"tune.space: model.fusion.kind varies between {', '.join(kinds)}, whose epochs cannot be compared: "
-            f"{', '.join(fitted)} counts only in those of weighted; sweep weighted separately, or set tune.scheduler "
-            "none"
+            f"tune.space: model.fusion.kind varies between {', '.join(kinds)}, whose epochs cannot"
+            f" be compared: {', '.join(fitted)} counts only in those of weighted; sweep weighted"
+            " separately, or set tune.scheduler none"
         )
 
 

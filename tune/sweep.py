@@ -65,8 +65,8 @@ def sweep(config: Config, folder: RunFolder) -> None:
     """
     if is_remote(config.run.dir):
         raise ConfigError(
-            f"run.dir: {config.run.dir} is remote, but a sweep needs its ledger on a local disk; give a local "
-            "--run.dir (data.dir and tracking.uri may be remote)"
+            f"run.dir: {config.run.dir} is remote, but a sweep needs its ledger on a local disk;"
+            " give a local --run.dir (data.dir and tracking.uri may be remote)"
         )
     space = load_space(config.tune.space, config)
     Validator.of(config)
@@ -92,7 +92,11 @@ def _begin(plan: Plan, dataset: PreparedDataset, folder: RunFolder) -> None:
     """Record what is searched, or check that the folder's sweep searched the same."""
     config = plan.config.model_dump(mode="json")
     read = {name: config[name] for name in ("seed", "model", "train")}
-    read["train"] = {key: value for key, value in read["train"].items() if key not in ("threads", "use_gpu", "final")}
+    read["train"] = {
+        key: value
+        for key, value in read["train"].items()
+        if key not in ("threads", "use_gpu", "final")
+    }
     identity = {
         "dataset": dataset.manifest.content_hash,
         "space": {d.path: str(d) for d in plan.space.dimensions} | plan.space.fixed,
@@ -106,8 +110,9 @@ def _begin(plan: Plan, dataset: PreparedDataset, folder: RunFolder) -> None:
     for key in before.keys() | now.keys():
         if before.get(key) != now.get(key):
             raise ConfigError(
-                f"{folder.root} holds a sweep with another {key}: it was {before.get(key)!r}, is now {now.get(key)!r}; "
-                "start a new sweep with another --run.dir, or continue with the old value"
+                f"{folder.root} holds a sweep with another {key}: it was {before.get(key)!r}, is"
+                f" now {now.get(key)!r}; start a new sweep with another --run.dir, or continue with"
+                " the old value"
             )
 
 
@@ -125,14 +130,20 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
     with Children(tracker, progress) as children:
         lines = Lines(progress, children, plan.config.train.metric, plan.config.tune.trials)
         for trial in done:
-            if trial.value is not None and not trial.repeat and (lines.best is None or trial.value > lines.best[0]):
+            if (
+                trial.value is not None
+                and not trial.repeat
+                and (lines.best is None or trial.value > lines.best[0])
+            ):
                 lines.best = trial.value, trial.name
         run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
     added = ledger.added_seconds()
     if added is not None:
         progress(f"overhead per trial besides its training: {added:.1f} s (median)")
     if plan.exhausted:
-        progress(f"the space has only {len(ledger.searched())} different combinations; all were tried")
+        progress(
+            f"the space has only {len(ledger.searched())} different combinations; all were tried"
+        )
     failed = [trial for trial in ledger.trials.values() if trial.state == "failed"]
     if not plan.standings():
         raise _all_failed(failed, folder)
@@ -166,7 +177,12 @@ def _finish_best(config: Config, tracker: Tracker) -> dict[str, Any]:
         registered = register(config, folder)
         words = closing_words(metrics, registered, folder)
     metric = config.train.metric
-    return {"metric": metric, "test": metrics["model"][metric], "words": words, "model": registered.get("uri", "")}
+    return {
+        "metric": metric,
+        "test": metrics["model"][metric],
+        "words": words,
+        "model": registered.get("uri", ""),
+    }
 
 
 def _report(plan: Plan, folder: RunFolder, tracker: Tracker) -> None:
@@ -182,7 +198,10 @@ def _report(plan: Plan, folder: RunFolder, tracker: Tracker) -> None:
 def _closing_words(plan: Plan, folder: RunFolder) -> str:
     final = plan.ledger.final
     said = f"{final['words']}\n" if final else ""
-    return f"{said}sweep       {(folder.root / 'sweep.html').absolute()}\nbest        {folder.root / 'best.yaml'}"
+    return (
+        f"{said}sweep       {(folder.root / 'sweep.html').absolute()}\nbest       "
+        f" {folder.root / 'best.yaml'}"
+    )
 
 
 def _all_failed(failed: list[Trial], folder: RunFolder) -> Exception:

@@ -45,9 +45,15 @@ from recsys.training.context import Report, TrainContext
 from recsys.training.phases import fit
 from tune.alive import beating
 
-MAX_VALUES: Final = 20_000  # validation queries whose values a trial returns, for paired comparisons
-STOP_PATIENCE_S: Final = 300.0  # seconds for a stopped training of several workers to reach its next epoch
-_END_PATIENCE_S: Final = "60"  # seconds that Tune waits for a stopped trial to end; Ray's default is 2
+MAX_VALUES: Final = (
+    20_000  # validation queries whose values a trial returns, for paired comparisons
+)
+STOP_PATIENCE_S: Final = (
+    300.0  # seconds for a stopped training of several workers to reach its next epoch
+)
+_END_PATIENCE_S: Final = (
+    "60"  # seconds that Tune waits for a stopped trial to end; Ray's default is 2
+)
 _CHECKPOINT: Final = "checkpoint-"
 
 
@@ -94,9 +100,15 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
         device = torch.device("cuda" if task.use_gpu else "cpu")
         resumed = last_checkpoint(folder) if folder is not None else None
         deadline = Deadline() if task.until is None else Deadline(task.until)
-        context = TrainContext(device=device, report=tell, resume_from=resumed, save=keep, deadline=deadline)
+        context = TrainContext(
+            device=device, report=tell, resume_from=resumed, save=keep, deadline=deadline
+        )
         result = fit(config, dataset, validate, context)
-        report(finished(result.frozen, dataset, validate, time.perf_counter() - started - epochs.waited))
+        report(
+            finished(
+                result.frozen, dataset, validate, time.perf_counter() - started - epochs.waited
+            )
+        )
     except Exception as error:
         report(failed(error))
     finally:
@@ -107,9 +119,13 @@ def run_trial(task: Task, report: Callable[[dict[str, Any]], Any]) -> None:
 class Epochs:
     """Turns the loop's reports of epochs into a trial's reports of validated epochs."""
 
-    def __init__(self, metric: str, report: Callable[[dict[str, Any]], Any], best: float | None = None) -> None:
+    def __init__(
+        self, metric: str, report: Callable[[dict[str, Any]], Any], best: float | None = None
+    ) -> None:
         self.metric, self.report, self.best = metric, report, best
-        self.waited = 0.0  # seconds that reports waited for the driver; not part of the training time
+        self.waited = (
+            0.0  # seconds that reports waited for the driver; not part of the training time
+        )
         self.waiting: list[Report] = []
 
     def __call__(self, values: Report) -> None:
@@ -123,14 +139,24 @@ class Epochs:
         self.best = value if self.best is None else max(self.best, value)
         history, self.waiting = self.waiting, []
         asked = time.perf_counter()
-        self.report({"epoch": int(values["epoch"]), "value": value, "best": self.best, "history": history})
+        self.report(
+            {"epoch": int(values["epoch"]), "value": value, "best": self.best, "history": history}
+        )
         self.waited += time.perf_counter() - asked
 
 
-def finished(model: FrozenModel, dataset: PreparedDataset, validate: Validator, seconds: float) -> dict[str, Any]:
-    """The last report of a training: the metric of the resulting model on every validation query."""
+def finished(
+    model: FrozenModel, dataset: PreparedDataset, validate: Validator, seconds: float
+) -> dict[str, Any]:
+    """The last report of a training: the metric of the resulting model on every validation
+    query.
+    """
     values_B = np.concatenate(
-        [validate(model, shard.queries(Split.VALID)) for shard in dataset.shards() if len(shard.queries(Split.VALID))]
+        [
+            validate(model, shard.queries(Split.VALID))
+            for shard in dataset.shards()
+            if len(shard.queries(Split.VALID))
+        ]
     )
     every = -(-len(values_B) // MAX_VALUES)
     sample: Array = values_B[::every].astype(np.float32)
@@ -144,7 +170,12 @@ def failed(error: Exception) -> dict[str, Any]:
     if isinstance(error, UserError):
         return {"state": "failed", "reason": "\n".join(lines), "blame": "user", "trace": ""}
     reason = f"{type(error).__name__}: {lines[0]}"
-    return {"state": "failed", "reason": reason, "blame": "program", "trace": traceback.format_exc()}
+    return {
+        "state": "failed",
+        "reason": reason,
+        "blame": "program",
+        "trace": traceback.format_exc(),
+    }
 
 
 def train_in_process(settings: Mapping[str, Any]) -> None:
@@ -167,7 +198,9 @@ class WorkersTrial(ray.tune.Trainable):
         """Start the training in a thread."""
         self.reports: queue.Queue[dict[str, Any]] = queue.Queue()
         self.stopping = threading.Event()
-        self.training = threading.Thread(target=self._train, args=(read_task(config),), daemon=True, name="training")
+        self.training = threading.Thread(
+            target=self._train, args=(read_task(config),), daemon=True, name="training"
+        )
         self.training.start()
 
     def step(self) -> dict[str, Any]:
@@ -192,7 +225,9 @@ class WorkersTrial(ray.tune.Trainable):
             dataset, validate = PreparedDataset(task.dataset), Validator.of(config)
             epochs = Epochs(config.train.metric, self.reports.put, task.best)
             result = train_on_ray(config, dataset, validate, epochs, stop=self.stopping)
-            self.reports.put(finished(result.frozen, dataset, validate, time.perf_counter() - started))
+            self.reports.put(
+                finished(result.frozen, dataset, validate, time.perf_counter() - started)
+            )
         except Stopped:
             pass
         except Exception as error:
@@ -201,18 +236,26 @@ class WorkersTrial(ray.tune.Trainable):
 
 def forget_checkpoints(folder: Path) -> None:
     """Remove the checkpoints, which only an interrupted trial needs."""
-    for left in (*folder.glob(f"{_CHECKPOINT}*"), *folder.glob(f".{_CHECKPOINT}*"), folder / "checkpoints"):
+    for left in (
+        *folder.glob(f"{_CHECKPOINT}*"),
+        *folder.glob(f".{_CHECKPOINT}*"),
+        folder / "checkpoints",
+    ):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _finite(value: float, metric: str) -> float:
     if not math.isfinite(value):
-        raise TrainingError(f"{metric} on validation is {value}: the scores are not finite; lower train.lr")
+        raise TrainingError(
+            f"{metric} on validation is {value}: the scores are not finite; lower train.lr"
+        )
     return value
 
 
 def settings_of(task: Task) -> dict[str, Any]:
-    """A task as one setting of a Ray Tune trial; only one, because Tune names folders by settings."""
+    """A task as one setting of a Ray Tune trial; only one, because Tune names folders by
+    settings.
+    """
     return {"task": json.dumps(asdict(task))}
 
 
@@ -229,7 +272,10 @@ def _dataset(root: str) -> PreparedDataset:
 
 def _keep_checkpoint(checkpoint: Path, folder: Path) -> None:
     """Replace earlier checkpoints by a new one, atomically."""
-    aside, place = folder / f".{_CHECKPOINT}{os.getpid()}", folder / f"{_CHECKPOINT}{time.time_ns()}"
+    aside, place = (
+        folder / f".{_CHECKPOINT}{os.getpid()}",
+        folder / f"{_CHECKPOINT}{time.time_ns()}",
+    )
     with suppress(OSError):  # with a full disk the trial cannot be resumed, but it continues
         shutil.rmtree(aside, ignore_errors=True)
         shutil.move(checkpoint, aside)

@@ -40,7 +40,9 @@ class Children:
         self.thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: Any
+    ) -> None:
         """Write everything that is waiting; an interrupted sweep leaves no run open."""
         self._later(lambda: self._close(kind, error))
         self.jobs.put(None)
@@ -60,7 +62,9 @@ class Children:
         self._later(lambda: self._end(trial, state, value, reason))
 
     def _start(self, trial: Trial, config: Config) -> None:
-        tracker = Tracker(config, f"trial {trial.name}", self.known.get(trial.name, ""), self.parent.run_id)
+        tracker = Tracker(
+            config, f"trial {trial.name}", self.known.get(trial.name, ""), self.parent.run_id
+        )
         self.open[trial.name] = tracker.__enter__()
         tracker.set_tags({_TRIAL_TAG: trial.name, "sweep.seed": trial.seed})
 
@@ -95,22 +99,34 @@ class Children:
             except Exception as error:
                 self.lost = True
                 self.progress(
-                    f"trials are no longer tracked in MLflow, the sweep continues: {type(error).__name__}: {error}"
+                    "trials are no longer tracked in MLflow, the sweep continues:"
+                    f" {type(error).__name__}: {error}"
                 )
 
     def _earlier(self) -> dict[str, str]:
         """Trial → MLflow run, from before the sweep was interrupted."""
         found = self.parent.client.search_runs(
-            [self.parent.experiment_id], f"tags.`mlflow.parentRunId` = '{self.parent.run_id}'", max_results=5000
+            [self.parent.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{self.parent.run_id}'",
+            max_results=5000,
         )
-        return {run.data.tags[_TRIAL_TAG]: run.info.run_id for run in found if _TRIAL_TAG in run.data.tags}
+        return {
+            run.data.tags[_TRIAL_TAG]: run.info.run_id
+            for run in found
+            if _TRIAL_TAG in run.data.tags
+        }
 
 
 class Lines:
     """Progress lines of the trials, and their tracking."""
 
     def __init__(self, progress: Progress, children: Children, metric: str, planned: int) -> None:
-        self.progress, self.children, self.metric, self.planned = progress, children, metric, planned
+        self.progress, self.children, self.metric, self.planned = (
+            progress,
+            children,
+            metric,
+            planned,
+        )
         self.best: tuple[float, str] | None = None
 
     def started(self, trial: Trial, config: Config) -> None:
@@ -121,7 +137,9 @@ class Lines:
         elif trial.number == 0:
             what = f"of {self.planned}: the given configuration"
         else:
-            values = ", ".join(f"{short(path)} {cell(value)}" for path, value in trial.params.items())
+            values = ", ".join(
+                f"{short(path)} {cell(value)}" for path, value in trial.params.items()
+            )
             what = f"of {self.planned}: {values}"
         self.progress(f"trial {trial.name} {what}{again}")
         self.children.started(trial, config)
@@ -136,16 +154,23 @@ class Lines:
 
     def ended(self, trial: Trial) -> None:
         """Print the end of a trial."""
-        epochs = f"after epoch {max(trial.epochs)}" if trial.epochs else "before its first validation"
+        epochs = (
+            f"after epoch {max(trial.epochs)}" if trial.epochs else "before its first validation"
+        )
         if trial.state == "failed":
             self.progress(f"trial {trial.name} failed {epochs}: {trial.reason}")
         else:
             value = trial.best if trial.best is not None else float("nan")
-            if trial.state == "finished" and not trial.repeat and (self.best is None or value > self.best[0]):
+            if (
+                trial.state == "finished"
+                and not trial.repeat
+                and (self.best is None or value > self.best[0])
+            ):
                 self.best = value, trial.name
             so_far = f"; best so far {self.best[0]:.4f}, trial {self.best[1]}" if self.best else ""
             self.progress(
-                f"trial {trial.name} {trial.state} {epochs}: {self.metric} {value:.4f}, {trial.seconds:.1f} s{so_far}"
+                f"trial {trial.name} {trial.state} {epochs}: {self.metric} {value:.4f},"
+                f" {trial.seconds:.1f} s{so_far}"
             )
         self.children.ended(trial)
 

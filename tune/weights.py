@@ -57,25 +57,41 @@ class WeightSpace:
     def take(self, rows: Array) -> WeightSpace:
         """The space for some of the queries."""
         gate_QK = None if self.gate_QK is None else self.gate_QK[torch.as_tensor(rows)]
-        return WeightSpace(self.names, self.encoders, self.today_K, self.mean_K, self.spread_K, gate_QK)
+        return WeightSpace(
+            self.names, self.encoders, self.today_K, self.mean_K, self.spread_K, gate_QK
+        )
 
     def values(self, shares_K: Array) -> Tensor:
         """The values of a point: float64."""
         weights_K = np.asarray(shares_K, dtype=np.float64) / self.spread_K
         if self.gate_QK is None:
-            whole = 1.0 / weights_K.max() if self.encoders.fusion.is_constant else self.mean_K.sum() / weights_K.sum()
+            whole = (
+                1.0 / weights_K.max()
+                if self.encoders.fusion.is_constant
+                else self.mean_K.sum() / weights_K.sum()
+            )
             return torch.as_tensor(weights_K * whole)
         trained = self.num_trained
         weights_K[:trained] = np.maximum(weights_K[:trained], _LEAST * weights_K.sum())
-        weights_K *= trained / weights_K[:trained].sum()  # the weights of a gate sum to their number
-        odds_K = np.log(np.maximum(weights_K[:trained] / np.maximum(self.mean_K[:trained], 1e-12), 1e-12))
-        return torch.cat([self.today_K[:trained] + torch.as_tensor(odds_K), torch.as_tensor(weights_K[trained:])])
+        weights_K *= (
+            trained / weights_K[:trained].sum()
+        )  # the weights of a gate sum to their number
+        odds_K = np.log(
+            np.maximum(weights_K[:trained] / np.maximum(self.mean_K[:trained], 1e-12), 1e-12)
+        )
+        return torch.cat(
+            [self.today_K[:trained] + torch.as_tensor(odds_K), torch.as_tensor(weights_K[trained:])]
+        )
 
     def weights(self, values_K: Tensor, present_QK: Tensor) -> Tensor:
         """λ of every query in a model with these values: [Q, K] float32, zero if missing."""
         changed = self.encoders.refitted(values_K)
         fusion = copy.deepcopy(self.encoders.fusion).eval()
-        own = {name.removeprefix("fusion."): value for name, value in changed.items() if name.startswith("fusion.")}
+        own = {
+            name.removeprefix("fusion."): value
+            for name, value in changed.items()
+            if name.startswith("fusion.")
+        }
         fusion.load_state_dict({**fusion.state_dict(), **own})
         trained_QK = present_QK[:, : self.num_trained]
         with torch.inference_mode():
@@ -83,9 +99,13 @@ class WeightSpace:
                 assert self.gate_QK is not None
                 weights_QK = fusion.opened(self.gate_QK, fusion.prior_K, trained_QK)
             else:
-                weights_QK = fusion.lambdas(torch.zeros(len(present_QK), self.num_trained, 1), trained_QK)
+                weights_QK = fusion.lambdas(
+                    torch.zeros(len(present_QK), self.num_trained, 1), trained_QK
+                )
             fitted_K = changed.get("fitted_weights", self.encoders.fitted_weights)
-            found: Tensor = torch.cat([weights_QK, fitted_K.expand(len(present_QK), -1)], dim=1) * present_QK
+            found: Tensor = (
+                torch.cat([weights_QK, fitted_K.expand(len(present_QK), -1)], dim=1) * present_QK
+            )
             return found
 
     def for_model(self, encoders: Encoders, values_K: Tensor) -> dict[str, Tensor]:
@@ -112,8 +132,13 @@ class WeightSpace:
         if isinstance(fusion, GatedFusion):
             trained = fusion.names_K
             with torch.inference_mode():
-                gate_QK = fusion.gate_logits(cache.parts.vectors_BKD[:, :trained, : frozen.config.width])
-                opened_QK = fusion.opened(gate_QK, fusion.prior_K, present_QK[:, :trained]) * present_QK[:, :trained]
+                gate_QK = fusion.gate_logits(
+                    cache.parts.vectors_BKD[:, :trained, : frozen.config.width]
+                )
+                opened_QK = (
+                    fusion.opened(gate_QK, fusion.prior_K, present_QK[:, :trained])
+                    * present_QK[:, :trained]
+                )
             counts_K = present_QK[:, :trained].sum(0).clamp(min=1)
             mean_K[:trained] = (opened_QK.double().sum(0) / counts_K).numpy()
         return WeightSpace(frozen.names, encoders, today_K, mean_K, _spreads(cache), gate_QK)

@@ -20,7 +20,9 @@ import pandas as pd
 import torch
 
 torch_load = torch.load
-torch.load = lambda *a, **k: torch_load(*a, **{"weights_only": False, **k})  # RecBole's own files, with newer torch
+torch.load = lambda *a, **k: torch_load(
+    *a, **{"weights_only": False, **k}
+)  # RecBole's own files, with newer torch
 
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -47,7 +49,9 @@ def main(path: str, epochs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "events"
         place.mkdir()
-        frame = events.rename(columns={"user": "user_id:token", "item": "item_id:token", "place": "timestamp:float"})
+        frame = events.rename(
+            columns={"user": "user_id:token", "item": "item_id:token", "place": "timestamp:float"}
+        )
         frame.drop(columns="held_out").to_csv(place / "events.inter", sep="\t", index=False)
         settings = {
             "data_path": folder,
@@ -67,7 +71,12 @@ def main(path: str, epochs: int) -> None:
             "eval_batch_size": 256,
             "eval_step": epochs,
             "stopping_step": epochs + 1,
-            "eval_args": {"split": {"LS": "test_only"}, "order": "TO", "group_by": "user", "mode": "full"},
+            "eval_args": {
+                "split": {"LS": "test_only"},
+                "order": "TO",
+                "group_by": "user",
+                "mode": "full",
+            },
             "metrics": ["NDCG"],
             "topk": [10],
             "valid_metric": "NDCG@10",
@@ -82,7 +91,15 @@ def main(path: str, epochs: int) -> None:
         trainer = Timed(config, model)
         trainer.fit(train, None, saved=False, show_progress=False)
         metrics = trainer.evaluate(test, load_best_model=False, show_progress=False)
-    print(json.dumps({"targets": len(train.dataset), "epoch_s": Timed.seconds, "ndcg@10": float(metrics["ndcg@10"])}))
+    print(
+        json.dumps(
+            {
+                "targets": len(train.dataset),
+                "epoch_s": Timed.seconds,
+                "ndcg@10": float(metrics["ndcg@10"]),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

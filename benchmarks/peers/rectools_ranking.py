@@ -38,9 +38,16 @@ def recommend(path: str) -> dict[str, float]:
     dataset = Dataset.construct(frame)
 
     def trainer() -> Trainer:
-        quiet: dict[str, Any] = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "logger"), False)
+        quiet: dict[str, Any] = dict.fromkeys(
+            ("enable_progress_bar", "enable_model_summary", "logger"), False
+        )
         return Trainer(
-            max_epochs=1, limit_train_batches=1, enable_checkpointing=False, accelerator="cpu", devices=1, **quiet
+            max_epochs=1,
+            limit_train_batches=1,
+            enable_checkpointing=False,
+            accelerator="cpu",
+            devices=1,
+            **quiet,
         )
 
     model = SASRecModel(
@@ -79,7 +86,9 @@ def recommend(path: str) -> dict[str, float]:
 def rank_vectors(folder: Path) -> dict[str, float]:
     users, items, seen = (np.load(folder / f"{name}.npy") for name in ("users", "items", "seen"))
     rows = np.repeat(np.arange(len(users)), seen.shape[1])
-    known = sparse.csr_matrix((np.ones(len(rows)), (rows, seen.ravel())), shape=(len(users), len(items)))
+    known = sparse.csr_matrix(
+        (np.ones(len(rows)), (rows, seen.ravel())), shape=(len(users), len(items))
+    )
     before = peak_mib()
     ranker = TorchRanker(Distance.DOT, "cpu", torch.from_numpy(users), torch.from_numpy(items))
     ranker.rank(np.arange(64), K, known[:64])
@@ -99,4 +108,8 @@ def peak_mib(reset: bool = True) -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(recommend(sys.argv[2]) if sys.argv[1] == "model" else rank_vectors(Path(sys.argv[2]))))
+    print(
+        json.dumps(
+            recommend(sys.argv[2]) if sys.argv[1] == "model" else rank_vectors(Path(sys.argv[2]))
+        )
+    )

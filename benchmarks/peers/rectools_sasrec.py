@@ -77,7 +77,13 @@ def main(path: str, epochs: int) -> None:
     targets = int((lengths - 1).clip(upper=50).sum())
     print(
         json.dumps(
-            {"targets": targets, "epoch_s": Clock.seconds, "ndcg@10": ndcg, "users": len(wanted), "rank_s": recommend_s}
+            {
+                "targets": targets,
+                "epoch_s": Clock.seconds,
+                "ndcg@10": ndcg,
+                "users": len(wanted),
+                "rank_s": recommend_s,
+            }
         )
     )
 

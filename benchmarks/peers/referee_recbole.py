@@ -22,9 +22,13 @@ import pandas as pd
 import scipy.sparse
 import torch
 
-scipy.sparse.dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)  # RecBole expects old SciPy
+scipy.sparse.dok_matrix._update = lambda matrix, entries: matrix._dict.update(
+    entries
+)  # RecBole expects old SciPy
 torch_load = torch.load
-torch.load = lambda *a, **k: torch_load(*a, **{"weights_only": False, **k})  # RecBole's own files, with newer torch
+torch.load = lambda *a, **k: torch_load(
+    *a, **{"weights_only": False, **k}
+)  # RecBole's own files, with newer torch
 
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -45,21 +49,49 @@ SETTINGS = {
     "train_batch_size": 1024,
 }
 OF_MODEL = {
-    "SASRec": {"hidden_size": 64, "inner_size": 64, "loss_type": "CE", "train_neg_sample_args": None},
-    "LightGCN": {"embedding_size": 64, "n_layers": 2, "reg_weight": 1e-4, "eval_batch_size": 4096 * 256},
+    "SASRec": {
+        "hidden_size": 64,
+        "inner_size": 64,
+        "loss_type": "CE",
+        "train_neg_sample_args": None,
+    },
+    "LightGCN": {
+        "embedding_size": 64,
+        "n_layers": 2,
+        "reg_weight": 1e-4,
+        "eval_batch_size": 4096 * 256,
+    },
 }
 
 
-def main(protocol: Path, out: Path, name: str, epochs: int, mode: str, more: dict[str, object]) -> None:
+def main(
+    protocol: Path, out: Path, name: str, epochs: int, mode: str, more: dict[str, object]
+) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     rules = json.loads((protocol / "protocol.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         _write_events(protocol, Path(folder))
-        arguments = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode}
-        places = {"data_path": folder, "checkpoint_dir": folder, "epochs": epochs, "eval_args": arguments}
-        never = {"eval_step": epochs + 1, "stopping_step": epochs + 1, "seed": rules["rules"]["seed"]}
-        config = Config(name, "events", config_dict={**SETTINGS, **OF_MODEL[name], **places, **never, **more})
+        arguments = {
+            "split": {"LS": "valid_and_test"},
+            "order": "TO",
+            "group_by": "user",
+            "mode": mode,
+        }
+        places = {
+            "data_path": folder,
+            "checkpoint_dir": folder,
+            "epochs": epochs,
+            "eval_args": arguments,
+        }
+        never = {
+            "eval_step": epochs + 1,
+            "stopping_step": epochs + 1,
+            "seed": rules["rules"]["seed"],
+        }
+        config = Config(
+            name, "events", config_dict={**SETTINGS, **OF_MODEL[name], **places, **never, **more}
+        )
         init_seed(config["seed"], reproducibility=True)
         dataset = create_dataset(config)
         train, _, test = data_preparation(config, dataset)
@@ -74,7 +106,10 @@ def main(protocol: Path, out: Path, name: str, epochs: int, mode: str, more: dic
         else:
             np.random.seed(rules["rules"]["seed"])
             lists = _scored(dataset, model, test)
-    lists = lists.assign(protocol=rules["hash"], command=f"RecBole 1.2.1 {name}, {epochs} epochs {more or ''}".strip())
+    lists = lists.assign(
+        protocol=rules["hash"],
+        command=f"RecBole 1.2.1 {name}, {epochs} epochs {more or ''}".strip(),
+    )
     out.mkdir(parents=True, exist_ok=True)
     lists.to_csv(out / f"recbole-{name.lower()}.csv", index=False)
     print(json.dumps({key: float(value) for key, value in metrics.items()}))
@@ -84,7 +119,9 @@ def _write_events(protocol: Path, folder: Path) -> None:
     """Write train, then validation, then test, so that RecBole numbers users and items in that
     order."""
     columns = {"user_id": str, "item_id": str}
-    parts = [pd.read_csv(protocol / f"{name}.csv", dtype=columns) for name in ("train", "valid", "test")]
+    parts = [
+        pd.read_csv(protocol / f"{name}.csv", dtype=columns) for name in ("train", "valid", "test")
+    ]
     frame = pd.concat(parts)[["user_id", "item_id", "position"]]
     frame.columns = ["user_id:token", "item_id:token", "timestamp:float"]
     (folder / "events").mkdir()
@@ -97,11 +134,14 @@ def _best(protocol: Path, dataset: object, model: torch.nn.Module, test: object)
     found = []
     for start in range(0, len(ask), 256):
         users = ask.to_numpy()[start : start + 256]
-        scores, items = full_sort_topk(dataset.token2id("user_id", users), model, test, k=20, device="cpu")
+        scores, items = full_sort_topk(
+            dataset.token2id("user_id", users), model, test, k=20, device="cpu"
+        )
         names = dataset.id2token("item_id", items.numpy())
         for user, row, values in zip(users, names, scores.tolist(), strict=True):
             found += [
-                (user, item, place + 1, value) for place, (item, value) in enumerate(zip(row, values, strict=True))
+                (user, item, place + 1, value)
+                for place, (item, value) in enumerate(zip(row, values, strict=True))
             ]
     return pd.DataFrame(found, columns=["user_id", "item_id", "rank", "score"])
 
@@ -111,10 +151,23 @@ def _scored(dataset: object, model: torch.nn.Module, test: object) -> pd.DataFra
     found = []
     with torch.no_grad():
         for batch, *_ in test:
-            users, items = (dataset.id2token(key, batch[key].numpy()) for key in ("user_id", "item_id"))
-            found.append(pd.DataFrame({"user_id": users, "item_id": items, "score": model.predict(batch).numpy()}))
+            users, items = (
+                dataset.id2token(key, batch[key].numpy()) for key in ("user_id", "item_id")
+            )
+            found.append(
+                pd.DataFrame(
+                    {"user_id": users, "item_id": items, "score": model.predict(batch).numpy()}
+                )
+            )
     return pd.concat(found).drop_duplicates(["user_id", "item_id"])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5], json.loads(sys.argv[6]))
+    main(
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        sys.argv[3],
+        int(sys.argv[4]),
+        sys.argv[5],
+        json.loads(sys.argv[6]),
+    )

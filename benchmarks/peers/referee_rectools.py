@@ -47,19 +47,32 @@ def main(protocol: Path, out: Path, epochs: list[int], seeds: list[int]) -> None
     for seed in seeds:
         for number in epochs:
             model = fitted(dataset_of(parts["train"]), number, seed)
-            columns["command"] = f"RecTools 0.19 SASRec, 64 wide, 2 blocks, softmax, {number} epochs, fitted on train"
+            columns["command"] = (
+                f"RecTools 0.19 SASRec, 64 wide, 2 blocks, softmax, {number} epochs, fitted on"
+                " train"
+            )
             for ending, shown, asked, target in (
                 (".valid", parts["train"], parts["valid"]["user_id"].unique(), parts["valid"]),
                 ("", seen, ask, parts["test"]),
             ):
                 lists = model.recommend(
-                    asked, dataset_of(shown), k=20, filter_viewed=True, on_unsupported_targets="ignore"
+                    asked,
+                    dataset_of(shown),
+                    k=20,
+                    filter_viewed=True,
+                    on_unsupported_targets="ignore",
                 )
                 path = out / "rectools-sasrec" / f"epochs={number}{ending}.seed{seed}.csv"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lists.assign(**columns).to_csv(path, index=False)
-                found[path.name] = calc_metrics(METRICS, lists, target[target["user_id"].isin(asked)])
-    print(json.dumps({key: {name: float(value) for name, value in of.items()} for key, of in found.items()}))
+                found[path.name] = calc_metrics(
+                    METRICS, lists, target[target["user_id"].isin(asked)]
+                )
+    print(
+        json.dumps(
+            {key: {name: float(value) for name, value in of.items()} for key, of in found.items()}
+        )
+    )
 
 
 def dataset_of(events: pd.DataFrame) -> Dataset:
@@ -72,11 +85,24 @@ def fitted(dataset: Dataset, epochs: int, seed: int) -> SASRecModel:
     seed_everything(seed)
 
     def trainer() -> Trainer:
-        quiet: dict[str, Any] = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "logger"), False)
-        return Trainer(max_epochs=epochs, enable_checkpointing=False, accelerator="cpu", devices=1, **quiet)
+        quiet: dict[str, Any] = dict.fromkeys(
+            ("enable_progress_bar", "enable_model_summary", "logger"), False
+        )
+        return Trainer(
+            max_epochs=epochs, enable_checkpointing=False, accelerator="cpu", devices=1, **quiet
+        )
 
-    shape = {"n_blocks": 2, "n_heads": 2, "n_factors": 64, "session_max_len": 50, "loss": "softmax", "batch_size": 128}
-    model = SASRecModel(**shape, epochs=epochs, get_trainer_func=trainer, recommend_torch_device="cpu")
+    shape = {
+        "n_blocks": 2,
+        "n_heads": 2,
+        "n_factors": 64,
+        "session_max_len": 50,
+        "loss": "softmax",
+        "batch_size": 128,
+    }
+    model = SASRecModel(
+        **shape, epochs=epochs, get_trainer_func=trainer, recommend_torch_device="cpu"
+    )
     model.fit(dataset)
     return model
 

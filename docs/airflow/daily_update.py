@@ -15,8 +15,13 @@ from airflow import DAG
 from airflow.operators.bash import BashOperator
 
 ENVIRONMENT = "--tracking.uri $SHOP_TRACKING --run.dir $SHOP_RUNS/{{ ds }}"
-UPDATE = f"recsys update --update.model models:/shop@champion --events '/data/events/*.parquet' {ENVIRONMENT} --resume"
-PROMOTE = f"recsys promote --promote.model models:/shop@challenger --promote.rule not_worse {ENVIRONMENT}"
+UPDATE = (
+    "recsys update --update.model models:/shop@champion --events '/data/events/*.parquet'"
+    f" {ENVIRONMENT} --resume"
+)
+PROMOTE = (
+    f"recsys promote --promote.model models:/shop@challenger --promote.rule not_worse {ENVIRONMENT}"
+)
 RECOMMEND = f"recsys recommend --recommend.model models:/shop@champion {ENVIRONMENT}"
 
 with DAG(
@@ -29,5 +34,7 @@ with DAG(
 ) as dag:
     update = BashOperator(task_id="update", bash_command=UPDATE, append_env=True)
     promote = BashOperator(task_id="promote", bash_command=PROMOTE, append_env=True, retries=0)
-    recommend = BashOperator(task_id="recommend", bash_command=RECOMMEND, append_env=True, trigger_rule="all_done")
+    recommend = BashOperator(
+        task_id="recommend", bash_command=RECOMMEND, append_env=True, trigger_rule="all_done"
+    )
     update >> promote >> recommend

@@ -18,11 +18,18 @@ from xml.sax.saxutils import escape
 from pipelines.stages import COMPARE_LOGS, SEARCHES, STAGES, UPDATES, VERBS, Verb
 
 ROOT: Final = Path(__file__).parent.parent.parent
-# Kinds of files between stages: the name, and the words that identify it in the patterns of a stage.
+# Kinds of files between stages: the name, and the words that identify it in the patterns of a
+# stage.
 COLUMNS: Final = {
     "your files": ("{source}", "{feedback}", "{outcomes}", "{space}", "{refereed}"),
     "prepared dataset": ("{dataset}", "the dataset of"),
-    "trained model": ("{run}/model/", "{run}/checkpoints/", "model/ of {compared}", "{run}/final/", "{estimated}"),
+    "trained model": (
+        "{run}/model/",
+        "{run}/checkpoints/",
+        "model/ of {compared}",
+        "{run}/final/",
+        "{estimated}",
+    ),
     "metrics, report": (
         "metrics.json",
         "report.html",
@@ -34,7 +41,15 @@ COLUMNS: Final = {
         "{shown}",
     ),
     "bundle": ("bundle/", "{recommender}", "{similar}", "{exported}"),
-    "registry": ("models:/", "{tracking}", "a new version", "{candidate}", "{parent}", "{served}", "{pulled}"),
+    "registry": (
+        "models:/",
+        "{tracking}",
+        "a new version",
+        "{candidate}",
+        "{parent}",
+        "{served}",
+        "{pulled}",
+    ),
     "answers": ("recommendations.parquet", "{answers}", "{answered}", "{logs}"),
     "folders, proofs": (
         "{run}/trials/",
@@ -71,7 +86,12 @@ def rows() -> list[Row]:
         A stage reads or writes a pattern that is in no column.
     """
     return [
-        Row(name, packages_of(_verb_of(name)), _columns(name, stage.reads), _columns(name, stage.writes))
+        Row(
+            name,
+            packages_of(_verb_of(name)),
+            _columns(name, stage.reads),
+            _columns(name, stage.writes),
+        )
         for name, stage in STAGES.items()
     ]
 
@@ -81,7 +101,9 @@ def _columns(stage: str, patterns: tuple[str, ...]) -> list[str]:
     for pattern in patterns:
         at = {column for column, words in COLUMNS.items() if any(word in pattern for word in words)}
         if not at:
-            raise ValueError(f"stage {stage}: {pattern!r} is in no column of docs/site/diagram.py; add it to COLUMNS")
+            raise ValueError(
+                f"stage {stage}: {pattern!r} is in no column of docs/site/diagram.py; add it to COLUMNS"
+            )
         found |= at
     return [column for column in COLUMNS if column in found]
 
@@ -107,7 +129,9 @@ def _imports(module: str) -> tuple[str, ...]:
     path = ROOT / (module.replace(".", "/") + ".py")
     path = path if path.exists() else ROOT / module.replace(".", "/") / "__init__.py"
     tree = ast.parse(path.read_text(encoding="utf-8")) if path.exists() else ast.Module([], [])
-    found = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    found = [
+        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
+    ]
     return tuple(name for name in found if name.split(".")[0] in ("recsys", "pipelines", "tune"))
 
 
@@ -116,7 +140,10 @@ def svg() -> str:
     defaults)."""
     drawn = rows()
     height = TOP + ROW * len(drawn) + 16
-    body = [*_heads(height), *(line for place, row in enumerate(drawn) for line in _row(row, TOP + ROW * place))]
+    body = [
+        *_heads(height),
+        *(line for place, row in enumerate(drawn) for line in _row(row, TOP + ROW * place)),
+    ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" class="data-way" '
         f'font-family="system-ui, sans-serif">\n<title>The way of the data: stages and what lies between them</title>\n'

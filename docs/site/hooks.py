@@ -17,7 +17,9 @@ from mkdocs.structure.files import File, Files
 from docs.site import diagram, notebooks, pages
 
 ROOT: Final = Path(__file__).parent.parent.parent
-_OUTSIDE: Final = re.compile(r"\]\((?:\.\./)+([\w.-]+\.(?:yaml|toml|md))\)")  # a file of the top level
+_OUTSIDE: Final = re.compile(
+    r"\]\((?:\.\./)+([\w.-]+\.(?:yaml|toml|md))\)"
+)  # a file of the top level
 _TOP: Final = ("cluster.yaml", "CHANGELOG.md")
 
 
@@ -43,7 +45,10 @@ def on_files(files: Files, config: Any) -> Files:
         else:
             book = notebooks.read(path)
         text, pictures = notebooks.page(book, path.stem)
-        made |= {f"notebooks/{path.stem}.md": text, **{f"notebooks/{name}": data for name, data in pictures.items()}}
+        made |= {
+            f"notebooks/{path.stem}.md": text,
+            **{f"notebooks/{name}": data for name, data in pictures.items()},
+        }
     for name, content in made.items():
         files.append(File.generated(config, name, content=content))
     for name in _TOP:
@@ -58,13 +63,17 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     up = "../" * page.file.src_uri.count("/")
     if page.file.src_uri == "changelog.md":
         markdown = markdown.replace("](docs/", "](")
-    own = Path(page.file.src_uri).stem  # a notebook's page also links to the notebook itself, for download
+    own = Path(
+        page.file.src_uri
+    ).stem  # a notebook's page also links to the notebook itself, for download
     markdown = re.sub(
         r"(\]\((?:[\w./-]*/)?)([\w-]+)\.ipynb\)",
         lambda found: found[0] if found[2] == own else f"{found[1]}{found[2]}.md)",
         markdown,
     )
-    markdown = _OUTSIDE.sub(lambda found: f"]({up}{found[1]})" if found[1] in _TOP else found[0], markdown)
+    markdown = _OUTSIDE.sub(
+        lambda found: f"]({up}{found[1]})" if found[1] in _TOP else found[0], markdown
+    )
     return markdown
 
 

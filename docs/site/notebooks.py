@@ -29,7 +29,9 @@ def executed(path: Path, folder: Path) -> Any:
     """
     book = read(path)
     where = {"metadata": {"path": str(folder)}}
-    NotebookClient(book, timeout=TIMEOUT_S, startup_timeout=TIMEOUT_S, coalesce_streams=True, resources=where).execute()
+    NotebookClient(
+        book, timeout=TIMEOUT_S, startup_timeout=TIMEOUT_S, coalesce_streams=True, resources=where
+    ).execute()
     return book
 
 
@@ -41,8 +43,12 @@ def page(book: Any, name: str) -> tuple[str, dict[str, bytes]]:
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    body, resources = MarkdownExporter().from_notebook_node(book, {"unique_key": name, "output_files_dir": "."})
+    body, resources = MarkdownExporter().from_notebook_node(
+        book, {"unique_key": name, "output_files_dir": "."}
+    )
     body = _STYLE.sub("", body).replace('border="1" class="dataframe"', 'class="dataframe"')
     head, _, rest = body.lstrip().partition("\n")
     note = f"\n[Download this notebook]({name}.ipynb){{ .md-button }}\n"
-    return f"{head}\n{note}{rest}", {Path(key).name: data for key, data in resources["outputs"].items()}
+    return f"{head}\n{note}{rest}", {
+        Path(key).name: data for key, data in resources["outputs"].items()
+    }

@@ -48,7 +48,10 @@ def configuration() -> dict[str, str]:
     for name, group in groupby(others, key=lambda section: section.path.split(".")[0]):
         inside = list(group)
         if name == "model":
-            for kind, target in KINDS.items():  # a model may have several of these, each under its own name
+            for (
+                kind,
+                target,
+            ) in KINDS.items():  # a model may have several of these, each under its own name
                 cls = load(Offer(kind, target, "", ""), GranularityConfig)
                 inside += sections_of("model.granularities.NAME", cls)
         pages[f"{CONFIGURATION}/{name}.md"] = _page(name, inside)
@@ -130,7 +133,9 @@ def cli() -> str:
         "`--config` takes a YAML file or the name of a shipped one (`demo`, `lastfm`, …). `recsys VERB --help` shows "
         "the keys that a verb reads, `--dry-run` what would run. "
         "[Exit codes](../contracts.md#exit-codes) are the same for all.\n",
-        '<div class="verbs" markdown>\n\n| verb | what it does |\n|---|---|\n' + "\n".join(rows) + "\n\n</div>\n",
+        '<div class="verbs" markdown>\n\n| verb | what it does |\n|---|---|\n'
+        + "\n".join(rows)
+        + "\n\n</div>\n",
     ]
     for name, verb in VERBS.items():
         parts.append(_verb(name, verb))
@@ -140,12 +145,19 @@ def cli() -> str:
 def _verb(name: str, verb: Verb) -> str:
     usage = verb.usage or f"recsys {name} --config FILE [--section.key VALUE …] [--dry-run]"
     kinds = {"update": UPDATES, "tune": SEARCHES}.get(name, {})
-    stages = list(dict.fromkeys([*verb.stages, *(stage for kind in kinds.values() for stage in kind.stages)]))
+    stages = list(
+        dict.fromkeys([*verb.stages, *(stage for kind in kinds.values() for stage in kind.stages)])
+    )
     stages += list(COMPARE_LOGS.stages) if name == "compare" else []
-    parts = [f"## {name}\n", f"{verb.summary[0].upper()}{verb.summary[1:]}.\n", f"```text\n{usage}\n```\n"]
+    parts = [
+        f"## {name}\n",
+        f"{verb.summary[0].upper()}{verb.summary[1:]}.\n",
+        f"```text\n{usage}\n```\n",
+    ]
     if stages:
         rows = [
-            f"| {stage} | {_listed(STAGES[stage].reads)} | {_listed(STAGES[stage].writes) or '–'} |" for stage in stages
+            f"| {stage} | {_listed(STAGES[stage].reads)} | {_listed(STAGES[stage].writes) or '–'} |"
+            for stage in stages
         ]
         parts.append("| stage | reads | writes |\n|---|---|---|\n" + "\n".join(rows) + "\n")
     if verb.sections:

@@ -40,7 +40,9 @@ from recsys.storage.mirror import Mirror
 from recsys.storage.uris import is_remote, within
 
 _USER_COLUMNS: Final = (schema.USER_ID, schema.SRC_USER_ID, schema.DST_USER_ID)
-_CANNOT: Final = "its model cannot be made again here: run `recsys forget` for its run folder, or delete it"
+_CANNOT: Final = (
+    "its model cannot be made again here: run `recsys forget` for its run folder, or delete it"
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ class Copies:
     @property
     def outside(self) -> list[Path]:
         """Local places outside the run folder to search."""
-        found = [place.path for place in self.places[1:] if place.mirror is None and place.path.exists()]
+        found = [
+            place.path for place in self.places[1:] if place.mirror is None and place.path.exists()
+        ]
         return [*found, *dict.fromkeys(path.parent for _, path in self.tables)]
 
     def logs(self) -> Iterator[tuple[Place, Path]]:
@@ -94,7 +98,11 @@ class Copies:
             for path in direct or sorted(place.path.rglob(pattern)):
                 target = path.resolve()
                 hidden = any(part.startswith(".") for part in path.relative_to(place.path).parts)
-                if target in seen or hidden or any(target.is_relative_to(one) for one in self.leave):
+                if (
+                    target in seen
+                    or hidden
+                    or any(target.is_relative_to(one) for one in self.leave)
+                ):
                     continue
                 seen.add(target)
                 yield place, named(path)
@@ -125,10 +133,14 @@ def find_copies(config: Config, folder: RunFolder, store: Store | None, working:
     if store is not None:
         noted += [copy for _, copy in notes.of_models(store.uri, _names(config, folder))]
     elsewhere = [
-        f"{copy.place} ({copy.kind}) on {copy.host}: run `recsys forget` there" for copy in noted if copy.is_elsewhere
+        f"{copy.place} ({copy.kind}) on {copy.host}: run `recsys forget` there"
+        for copy in noted
+        if copy.is_elsewhere
     ]
     places = [Place(folder.root)]
-    places += [Place(Path(copy.place), copy.kind, True) for copy in noted if Path(copy.place).exists()]
+    places += [
+        Place(Path(copy.place), copy.kind, True) for copy in noted if Path(copy.place).exists()
+    ]
     for number, text in enumerate((config.serve.log, config.export.out, *config.forget.also)):
         if text and is_remote(text):
             mirror = Mirror(working / str(number), text)
@@ -148,8 +160,14 @@ def _tables(config: Config) -> list[tuple[str, Path]]:
     source = config.data.source
     if not isinstance(source, CanonicalSource):
         return []
-    named = [(role, Path(text)) for role in ("events", "users", "social") for text in getattr(source, role)]
-    return [(role, path) for role, path in named if path.is_file() and (path.parent / FRAMES).is_file()]
+    named = [
+        (role, Path(text))
+        for role in ("events", "users", "social")
+        for text in getattr(source, role)
+    ]
+    return [
+        (role, path) for role, path in named if path.is_file() and (path.parent / FRAMES).is_file()
+    ]
 
 
 def _names(config: Config, folder: RunFolder) -> set[str]:
@@ -193,7 +211,9 @@ class CopiesForgotten:
     users: Sequence[str]
     their_rows: RowFinder
     before: Collection[str]
-    said: dict[str, Any] = field(default_factory=lambda: {"rows": {}, "made_again": [], "deleted": [], "left": {}})
+    said: dict[str, Any] = field(
+        default_factory=lambda: {"rows": {}, "made_again": [], "deleted": [], "left": {}}
+    )
 
     def forget(self) -> dict[str, Any]:
         """Rewrite, replace or delete the copies; return the actions."""
@@ -251,7 +271,9 @@ class CopiesForgotten:
 
     def _model(self, place: Place, bundle: Path) -> None:
         new, name = self._new, place.shown(bundle)
-        if new is None or not (place.noted or read_info(bundle).dataset.get("content_hash") in self.before):
+        if new is None or not (
+            place.noted or read_info(bundle).dataset.get("content_hash") in self.before
+        ):
             self._delete_or_leave(name, bundle, _CANNOT)
             return
         whole = next((one for one in bundle.parents[:3] if (one / "MLmodel").is_file()), None)
@@ -260,7 +282,9 @@ class CopiesForgotten:
         else:
             registered, number = _registered(self.folder)
             if not number:
-                self._delete_or_leave(place.shown(whole), whole, "no registered version can be pulled instead")
+                self._delete_or_leave(
+                    place.shown(whole), whole, "no registered version can be pulled instead"
+                )
                 return
             pull_model(f"models:/{registered}/{number}", whole, tracking_uri(self.config))
         self.said["made_again"].append(place.shown(whole or bundle))
@@ -296,7 +320,9 @@ def _without_rows(path: Path, names: dict[str, str], users: pa.Array) -> int:
     columns = [name for name in table.column_names if names.get(name, name) in _USER_COLUMNS]
     theirs = pa.array([False] * len(table))
     for name in columns:
-        theirs = pc.or_(theirs, pc.fill_null(pc.is_in(_as_text(table.column(name)), value_set=users), False))
+        theirs = pc.or_(
+            theirs, pc.fill_null(pc.is_in(_as_text(table.column(name)), value_set=users), False)
+        )
     number = int(pc.sum(theirs).as_py() or 0)
     if number:
         with atomic_write(path) as aside:
@@ -309,5 +335,7 @@ def _as_text(column: pa.ChunkedArray) -> pa.Array:
     """Ids as text, as the reader of tables makes them: 7.0 in a column with gaps becomes 7."""
     values = column.combine_chunks()
     if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.equal(pc.floor(values), values), values, None).cast(pa.int64(), safe=False)
+        values = pc.if_else(pc.equal(pc.floor(values), values), values, None).cast(
+            pa.int64(), safe=False
+        )
     return values.cast(pa.string())

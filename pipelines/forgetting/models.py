@@ -72,13 +72,13 @@ def make_models_again(
     trained = load_trained(folder.model)
     if origin.get("hash") not in (before, dataset.manifest.content_hash):
         raise ArtifactError(
-            f"{folder.model} was trained on another dataset than {dataset.root}, so it cannot be fitted again: use "
-            "--retrain, or set --data.dir to its dataset"
+            f"{folder.model} was trained on another dataset than {dataset.root}, so it cannot be"
+            " fitted again: use --retrain, or set --data.dir to its dataset"
         )
     if different := first_difference(trained.frozen.config, config.model):
         raise ArtifactError(
-            f"{folder.model} was trained with another model section: {different}; give the configuration that it was "
-            "trained with, or --retrain"
+            f"{folder.model} was trained with another model section: {different}; give the"
+            " configuration that it was trained with, or --retrain"
         )
     settings = as_trained(config, origin)
     left = influence(trained, settings)
@@ -118,7 +118,9 @@ def _save(folder: RunFolder, place: Path, result: TrainResult, origin: dict[str,
     """Save in a temporary folder, then rename."""
     with writing_aside(place, "trained.json") as aside:
         save_trained(aside, result)
-        (aside / ORIGIN).write_text(json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (aside / ORIGIN).write_text(
+            json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     folder.publish(place)
 
 
@@ -135,7 +137,9 @@ def forget_recommendations(path: Path, users: Sequence[str]) -> int:
     if not path.is_file():
         return 0
     table = pq.read_table(path)
-    kept = table.filter(pc.invert(pc.is_in(table.column("user_id"), value_set=pa.array(list(users), pa.string()))))
+    kept = table.filter(
+        pc.invert(pc.is_in(table.column("user_id"), value_set=pa.array(list(users), pa.string())))
+    )
     if kept.num_rows < table.num_rows:
         with atomic_write(path) as aside:
             pq.write_table(kept, aside, compression="zstd")

@@ -41,7 +41,9 @@ class Evidence:
     """Everything known about the users to forget; kept in memory only."""
 
     traces: Traces = field(default_factory=Traces)
-    histories: dict[str, tuple[Histories, list[str]]] = field(default_factory=dict)  # by user, with the item ids
+    histories: dict[str, tuple[Histories, list[str]]] = field(
+        default_factory=dict
+    )  # by user, with the item ids
     model: Path | None = None  # the model that was made or trained again
 
     def add_ids(self, users: Sequence[str], known: pa.Array, items: pa.Array) -> None:
@@ -61,10 +63,14 @@ class Evidence:
         """Add the histories of users (dense id → id) from one dataset or bundle."""
         self.traces.add_history(histories, list(users), item_ids, titles)
         for row in np.flatnonzero(np.isin(histories.users_U, list(users))).tolist():
-            self.histories.setdefault(users[int(histories.users_U[row])], (histories.take(np.array([row])), item_ids))
+            self.histories.setdefault(
+                users[int(histories.users_U[row])], (histories.take(np.array([row])), item_ids)
+            )
 
     def mentions(self, text: str) -> bool:
-        """Whether a line of text names a user: as a word or, for a short id, as a cell of a table."""
+        """Whether a line of text names a user: as a word or, for a short id, as a cell of a
+        table.
+        """
         content = text.encode()
         for one in self.traces.ids:
             if one.in_bytes(content):
@@ -102,7 +108,9 @@ class Places:
         return str(path.absolute())
 
 
-def places_of(config: Config, folder: RunFolder, store: Store | None, working: Path, copies: Copies) -> Places:
+def places_of(
+    config: Config, folder: RunFolder, store: Store | None, working: Path, copies: Copies
+) -> Places:
     """The run folder, the dataset, MLflow's store and artefacts, the caches, the copies and
     ``forget.also``.
 
@@ -125,14 +133,21 @@ def places_of(config: Config, folder: RunFolder, store: Store | None, working: P
             own.append(path)
 
     search(config.run.dir, "") if is_remote(config.run.dir) else own.append(folder.root)
-    if not (is_remote(config.run.dir) and config.dataset_dir.startswith(f"{config.run.dir.rstrip('/')}/")):
+    if not (
+        is_remote(config.run.dir)
+        and config.dataset_dir.startswith(f"{config.run.dir.rstrip('/')}/")
+    ):
         search(config.dataset_dir, config.dataset_dir)
     if store is not None:
         database = sqlite_path(store.uri)
         own += (
-            [] if database is None else sorted(database.parent.glob(f"{glob.escape(database.name)}*"))
+            []
+            if database is None
+            else sorted(database.parent.glob(f"{glob.escape(database.name)}*"))
         )  # its log, too
-        not_searched += [f"{redact(store.uri)}: the database of a tracking server"] if database is None else []
+        not_searched += (
+            [f"{redact(store.uri)}: the database of a tracking server"] if database is None else []
+        )
         own += store.places()
         not_searched += [f"{redact(place)}: remote artefacts" for place in store.remote_places()]
     cache = config.data.text.cache_dir or default_cache_dir()
@@ -146,7 +161,9 @@ def places_of(config: Config, folder: RunFolder, store: Store | None, working: P
             search(place, place)
     source = _source_files(config)
     if remote := [path for path in source if is_remote(path)]:
-        not_searched.append(f"{len(remote):,} remote files of the source, such as {without_query(remote[0])}")
+        not_searched.append(
+            f"{len(remote):,} remote files of the source, such as {without_query(remote[0])}"
+        )
     here = [Path(path) for path in source if not is_remote(path) and Path(path).is_file()]
     here = [path for path in here if path not in [table for _, table in copies.tables]]
     return Places(own, here, not_searched, named)
@@ -184,7 +201,11 @@ def conclude(
     tested = _tested(config, evidence)
     whole = {
         "release": __version__,
-        "run": without_query(config.run.dir) if is_remote(config.run.dir) else str(folder.root.absolute()),
+        "run": (
+            without_query(config.run.dir)
+            if is_remote(config.run.dir)
+            else str(folder.root.absolute())
+        ),
         "done": said,
         "membership": tested,
         "source_files_with_them": [one.path for one in source if one.found],
@@ -202,13 +223,14 @@ def conclude(
 def _say(folder: RunFolder, proof: dict[str, Any], place: Path) -> None:
     looked = proof["looked_for"]
     folder.progress(
-        f"searched {proof['files']:,} files ({proof['bytes'] / 1e6:,.1f} MB) for {looked['ids']:,} ids and "
-        f"{looked['stretches_of_history']:,} stretches of history: {proof['result']}"
+        f"searched {proof['files']:,} files ({proof['bytes'] / 1e6:,.1f} MB) for {looked['ids']:,}"
+        f" ids and {looked['stretches_of_history']:,} stretches of history: {proof['result']}"
     )
     if looked["ids_searched_byte_by_byte"] < looked["ids"]:
         folder.progress(
-            f"{looked['ids'] - looked['ids_searched_byte_by_byte']:,} ids are too short to be distinguished from other "
-            "numbers: they were searched only where user ids are expected"
+            f"{looked['ids'] - looked['ids_searched_byte_by_byte']:,} ids are too short to be"
+            " distinguished from other numbers: they were searched only where user ids are"
+            " expected"
         )
     tested = proof["membership"]
     folder.progress(f"membership: {membership_words(tested)}")
@@ -216,8 +238,8 @@ def _say(folder: RunFolder, proof: dict[str, Any], place: Path) -> None:
         folder.progress(f"not searched: {line}")
     if with_them := proof["source_files_with_them"]:
         folder.progress(
-            f"the source still has these users, in {', '.join(with_them[:_SHOWN])}: delete them there as well; until "
-            "then `recsys prepare` leaves them out"
+            f"the source still has these users, in {', '.join(with_them[:_SHOWN])}: delete them"
+            " there as well; until then `recsys prepare` leaves them out"
         )
     folder.progress(f"wrote the signed proof {place}")
 
@@ -232,21 +254,30 @@ def membership_words(tested: dict[str, Any]) -> str:
         return f"not tested: {tested['why']}"
     found, control = tested["forgotten"], tested.get("members")
     line = (
-        f"the attack separates {found['users']} forgotten from {tested['unseen']} unseen users with AUC "
-        f"{found['auc']:.3f}, 95 % interval {found['low']:.3f} to {found['high']:.3f}"
+        f"the attack separates {found['users']} forgotten from {tested['unseen']} unseen users with"
+        f" AUC {found['auc']:.3f}, 95 % interval {found['low']:.3f} to {found['high']:.3f}"
     )
     if control:
-        line += f"; members with {control['auc']:.3f} ({control['low']:.3f} to {control['high']:.3f})"
+        line += (
+            f"; members with {control['auc']:.3f} ({control['low']:.3f} to {control['high']:.3f})"
+        )
     return line
 
 
 def _refused(searched: list[Searched], place: Path, said: dict[str, Any]) -> str:
-    lines = [f"{one.path}: {', '.join(one.found or one.unreadable)}" for one in searched if one.found or one.unreadable]
+    lines = [
+        f"{one.path}: {', '.join(one.found or one.unreadable)}"
+        for one in searched
+        if one.found or one.unreadable
+    ]
     lines += [f"{name}: {why}" for name, why in said["copies"]["left"].items()]
     more = [f"and {len(lines) - _SHOWN:,} more, see {place}"] if len(lines) > _SHOWN else []
     cure = "delete or rewrite these files, then run the same command again"
     if said.get("versions", {}).get("left") or said["copies"]["left"]:
-        cure += "; for versions and copies of other run folders, run it there or use --forget.delete_versions true"
+        cure += (
+            "; for versions and copies of other run folders, run it there or use"
+            " --forget.delete_versions true"
+        )
     head = "some files still hold these users, or could not be searched:"
     return "\n  ".join([head, *lines[:_SHOWN], *more]) + f"\n{cure}"
 
@@ -259,15 +290,21 @@ def _tested(config: Config, evidence: Evidence) -> dict[str, Any]:
         return {"tested": False, "why": "the histories of the users are no longer known"}
     dataset, trained = PreparedDataset(config.dataset_dir), load_trained(evidence.model)
     items = {name: number for number, name in enumerate(dataset.item_ids.to_pylist())}
-    gone = Histories.concat([_in_numbers(histories, ids, items) for histories, ids in evidence.histories.values()])
+    gone = Histories.concat(
+        [_in_numbers(histories, ids, items) for histories, ids in evidence.histories.values()]
+    )
     everybody = dataset.histories()
     trained_on = np.add.reduceat(
         np.append(everybody.splits_E < Split.TEST, False).astype(int), everybody.offsets_U1[:-1]
     ) * (everybody.lengths_U > 0)
     unseen = _given(config, items)
     if unseen is None:
-        unseen = everybody.take(_some(np.flatnonzero((trained_on == 0) & (everybody.lengths_U > 1)), config.seed))
-    members = everybody.take(_some(np.flatnonzero(trained_on > 1), config.seed)).through(Split.VALID)
+        unseen = everybody.take(
+            _some(np.flatnonzero((trained_on == 0) & (everybody.lengths_U > 1)), config.seed)
+        )
+    members = everybody.take(_some(np.flatnonzero(trained_on > 1), config.seed)).through(
+        Split.VALID
+    )
     return membership(trained.frozen, gone.through(Split.VALID), unseen, members)
 
 
@@ -290,5 +327,8 @@ def _given(config: Config, items: dict[str, int]) -> Histories | None:
     from recsys.serving.requests import parse_requests
 
     requests = parse_requests(read_requests(config.forget.unseen))
-    names = [[event if isinstance(event, str) else event.item_id for event in one.history or []] for one in requests]
+    names = [
+        [event if isinstance(event, str) else event.item_id for event in one.history or []]
+        for one in requests
+    ]
     return Histories.of_items([[items[name] for name in row if name in items] for row in names])

@@ -20,7 +20,9 @@ from recsys.registry.lineage import Parent, open_parent
 from recsys.registry.tracking import tracking_uri
 
 
-def train_again(config: Config, folder: RunFolder, dataset: PreparedDataset, users: pa.Array) -> str:
+def train_again(
+    config: Config, folder: RunFolder, dataset: PreparedDataset, users: pa.Array
+) -> str:
     """Train on the dataset without the users; return the start of the training, for the proof."""
     parent = clean_ancestor(config, folder, users)
     folder.forget(folder.checkpoints)
@@ -36,7 +38,9 @@ def train_again(config: Config, folder: RunFolder, dataset: PreparedDataset, use
 
 def clean_ancestor(config: Config, folder: RunFolder, users: pa.Array) -> Parent | None:
     """The newest ancestor that never saw the users and can be updated, or None."""
-    said: dict[str, Any] = folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("parent") or {}
+    said: dict[str, Any] = (
+        folder.read_json(folder.model / ORIGIN, "run `recsys train` again").get("parent") or {}
+    )
     while said:
         try:
             parent = open_parent(str(said["uri"]), tracking_uri(config))
@@ -44,7 +48,9 @@ def clean_ancestor(config: Config, folder: RunFolder, users: pa.Array) -> Parent
         except UserError as error:
             folder.progress(f"no training from {said['uri']}: {error}")
             return None
-        known = pc.any(pc.is_in(pa.array(parent.bundle.user_ids, pa.string()), value_set=users)).as_py()
+        known = pc.any(
+            pc.is_in(pa.array(parent.bundle.user_ids, pa.string()), value_set=users)
+        ).as_py()
         if not known:
             return parent
         said = dict(parent.bundle.info.extra.get("parent") or {})

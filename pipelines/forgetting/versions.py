@@ -25,7 +25,11 @@ from recsys.registry.versions import Store, Version, holds_users
 
 
 def forget_versions(
-    config: Config, folder: RunFolder, store: Store, versions: list[tuple[Version, bool]], users: pa.Array
+    config: Config,
+    folder: RunFolder,
+    store: Store,
+    versions: list[tuple[Version, bool]],
+    users: pa.Array,
 ) -> dict[str, Any]:
     """Replace or delete every version that holds the users.
 
@@ -54,7 +58,9 @@ def forget_versions(
             continue
         origin = store.folder_of_run(version.run_id)
         mine = version.run_id == run_of_folder(config, folder.root) or _same(origin, config.run.dir)
-        replaced = mine and new is not None and new[0] == version.name and str(new[1]) != version.number
+        replaced = (
+            mine and new is not None and new[0] == version.name and str(new[1]) != version.number
+        )
         stays = not mine or bool(version.aliases and not replaced)
         if stays and not config.forget.delete_versions:
             aliases = f"{', '.join(version.aliases)}; " if version.aliases else ""
@@ -71,14 +77,18 @@ def forget_versions(
         folder.progress(f"deleted, with all files: {', '.join(said['deleted'])}")
     for uri, why in said["left"].items():
         folder.progress(
-            f"{uri} holds these users and cannot be made again here ({why}): run `recsys forget` for its run folder, "
-            "or delete the version with --forget.delete_versions true"
+            f"{uri} holds these users and cannot be made again here ({why}): run `recsys forget`"
+            " for its run folder, or delete the version with --forget.delete_versions true"
         )
     return said
 
 
 def forget_artefacts(
-    config: Config, store: Store, versions: Iterable[Version], traces: Traces, say: Callable[[str], None]
+    config: Config,
+    store: Store,
+    versions: Iterable[Version],
+    traces: Traces,
+    say: Callable[[str], None],
 ) -> list[str]:
     """Delete artefacts of MLflow runs that contain the users, such as earlier reports, and logged
     models without a version; those of other run folders only with ``forget.delete_versions``.
@@ -92,14 +102,18 @@ def forget_artefacts(
     deleted = []
     for place in store.places():
         for path in files_in([place]):
-            if not path.is_file() or any(path.resolve().is_relative_to(folder) for folder in registered):
+            if not path.is_file() or any(
+                path.resolve().is_relative_to(folder) for folder in registered
+            ):
                 continue
             if not search_file(path, "", traces).found:
                 continue
             first, *rest = path.relative_to(place).parts
             logged = place / first / rest[0] if first == "models" and rest else None
             run_id = store.run_of_model(logged.name) if logged is not None else first
-            if not config.forget.delete_versions and not _same(store.folder_of_run(run_id), config.run.dir):
+            if not config.forget.delete_versions and not _same(
+                store.folder_of_run(run_id), config.run.dir
+            ):
                 continue
             if logged is not None:
                 shutil.rmtree(logged, ignore_errors=True)

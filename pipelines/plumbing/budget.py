@@ -16,10 +16,14 @@ from typing import Final
 
 from recsys.pace import Deadline
 
-RESERVE: Final = 0.35  # share of the time after the search: members, stacking, evaluation, registration
+RESERVE: Final = (
+    0.35  # share of the time after the search: members, stacking, evaluation, registration
+)
 LEAST_RESERVE: Final = 20.0  # seconds; the least time for these parts
 _LEAST: Final = 0.05  # share of the budget that the training always gets, even if it is late
-_LEAST_MEMBERS: Final = 0.15  # the same for the choice of the members' constants: no model without it
+_LEAST_MEMBERS: Final = (
+    0.15  # the same for the choice of the members' constants: no model without it
+)
 _MEMBERS: Final = 0.5  # share of the time after the training; the rest is for refit and evaluation
 _GOES_ON: Final = 5  # continuing from evaluated weights trains at most one epoch for every 5 chosen
 _OVER: Final = 0.1  # share of the budget by which the training on all events may be late
@@ -40,7 +44,9 @@ class Budget:
         Returns seconds; tests give another one.
     """
 
-    def __init__(self, text: str, seconds: float, started: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, text: str, seconds: float, started: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.text, self.seconds, self.started, self._clock = text, seconds, started, clock
         self.spent: dict[str, float] = {}  # seconds by part, in order
         self.expected: dict[str, float] = {}  # seconds of the planned trainings, by name
@@ -73,7 +79,9 @@ class Budget:
 
         With a ``name``: for the training of this separately trained model.
         """
-        kept = max(LEAST_RESERVE, RESERVE * self.left) + self.expected.get("final", 0.0) + self.start_s
+        kept = (
+            max(LEAST_RESERVE, RESERVE * self.left) + self.expected.get("final", 0.0) + self.start_s
+        )
         return max(self.left - kept, 0.0 if name else _LEAST * self.seconds)
 
     def holds(self, name: str, slower: float = 1.0) -> bool:

@@ -49,7 +49,7 @@ class Finding:
 
 Check = Callable[["Config | None"], Iterator[Finding]]
 
-# --------------------------------------------------------------------------------------------------------- versions
+# ----------------------------------------------------------------------------------------- versions
 
 
 def versions(config: Config | None) -> Iterator[Finding]:
@@ -78,10 +78,14 @@ def extras(config: Config | None) -> Iterator[Finding]:
         for requirement in _requirements(extra):
             found = _version(requirement.name)
             if found is None:
-                yield Finding(requirement.name, "ok", f"not installed; {what} needs the extra {extra}")
+                yield Finding(
+                    requirement.name, "ok", f"not installed; {what} needs the extra {extra}"
+                )
             elif not requirement.specifier.contains(found, prereleases=True):
                 cure = f"pip install '{requirement}'"
-                yield Finding(requirement.name, "warn", f"{found}, needs {requirement.specifier}", cure)
+                yield Finding(
+                    requirement.name, "warn", f"{found}, needs {requirement.specifier}", cure
+                )
             else:
                 yield Finding(requirement.name, "ok", f"{found}: {what}")
 
@@ -96,7 +100,9 @@ def _requirements(extra: str) -> list[Requirement]:
     source = Path(__file__).parents[2] / "pyproject.toml"
     if source.is_file():  # a checkout may be newer than the installed metadata
         project = tomllib.loads(source.read_text(encoding="utf-8"))["project"]
-        texts = project["optional-dependencies"].get(extra, []) if extra else project["dependencies"]
+        texts = (
+            project["optional-dependencies"].get(extra, []) if extra else project["dependencies"]
+        )
         return [Requirement(text) for text in texts]
     try:
         found = [Requirement(text) for text in requires("multigrain") or []]
@@ -105,7 +111,11 @@ def _requirements(extra: str) -> list[Requirement]:
     plain = [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
     if not extra:
         return plain
-    return [one for one in found if one not in plain and one.marker and one.marker.evaluate({"extra": extra})]
+    return [
+        one
+        for one in found
+        if one not in plain and one.marker and one.marker.evaluate({"extra": extra})
+    ]
 
 
 def _version(name: str) -> str | None:
@@ -117,7 +127,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-# ---------------------------------------------------------------------------------------------------------- machine
+# ------------------------------------------------------------------------------------------ machine
 
 
 def graphics(config: Config | None) -> Iterator[Finding]:
@@ -137,13 +147,31 @@ def graphics(config: Config | None) -> Iterator[Finding]:
         else:
             yield Finding("gpu", "ok", found)
     elif devices and build is None:
-        cure = f"pip install 'torch=={torch.__version__.split('+')[0]}' from PyPI, which is the CUDA build"
-        yield Finding("gpu", "fail" if wanted else "warn", f"{shown}, but torch {torch.__version__} has no CUDA", cure)
+        cure = (
+            f"pip install 'torch=={torch.__version__.split('+')[0]}' from PyPI, which is the CUDA"
+            " build"
+        )
+        yield Finding(
+            "gpu",
+            "fail" if wanted else "warn",
+            f"{shown}, but torch {torch.__version__} has no CUDA",
+            cure,
+        )
     elif devices:
-        cure = f"update the driver to one for CUDA {build}, and check that CUDA_VISIBLE_DEVICES hides no device"
-        yield Finding("gpu", "fail", f"{shown}, but torch built for CUDA {build} cannot use it", cure)
+        cure = (
+            f"update the driver to one for CUDA {build}, and check that CUDA_VISIBLE_DEVICES hides"
+            " no device"
+        )
+        yield Finding(
+            "gpu", "fail", f"{shown}, but torch built for CUDA {build} cannot use it", cure
+        )
     elif wanted:
-        yield Finding("gpu", "fail", "none here, and train.use_gpu is yes", "set train.use_gpu auto, or ray.address")
+        yield Finding(
+            "gpu",
+            "fail",
+            "none here, and train.use_gpu is yes",
+            "set train.use_gpu auto, or ray.address",
+        )
     else:
         yield Finding("gpu", "ok", "none here; training uses CPUs")
 
@@ -158,7 +186,11 @@ def driver_devices() -> list[str]:
         done = subprocess.run(query, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+    return (
+        [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        if done.returncode == 0
+        else []
+    )
 
 
 def machine(config: Config | None) -> Iterator[Finding]:
@@ -178,26 +210,40 @@ def machine(config: Config | None) -> Iterator[Finding]:
     if memory is not None:
         few = memory < _SMALL_MEMORY
         yield Finding(
-            "memory", "warn" if few else "ok", f"{memory / _GIB:.1f} GiB free", _if(few, "end other programs")
+            "memory",
+            "warn" if few else "ok",
+            f"{memory / _GIB:.1f} GiB free",
+            _if(few, "end other programs"),
         )
     if os.path.isdir("/dev/shm"):
         free = shutil.disk_usage("/dev/shm").free
         few = free < _SMALL_SHM
         cure = _if(
             few,
-            "Ray stores objects on disk instead; in containers use docker run --shm-size=8g, or an emptyDir of Memory",
+            "Ray stores objects on disk instead; in containers use docker run --shm-size=8g, or an"
+            " emptyDir of Memory",
         )
-        yield Finding("shm", "warn" if few else "ok", f"{free / _GIB:.1f} GiB free in /dev/shm", cure)
+        yield Finding(
+            "shm", "warn" if few else "ok", f"{free / _GIB:.1f} GiB free in /dev/shm", cure
+        )
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     few = 0 <= files < _FEW_FILES
     yield Finding(
-        "open files", "warn" if few else "ok", f"at most {files}", _if(few, "ulimit -n 65536 before Ray starts")
+        "open files",
+        "warn" if few else "ok",
+        f"at most {files}",
+        _if(few, "ulimit -n 65536 before Ray starts"),
     )
 
 
 def training(config: Config | None) -> Iterator[Finding]:
     """Whether a training with this configuration fits into the memory of this machine."""
-    from pipelines.plumbing.preflight import check, described, local_nodes, sizes_of  # imports torch
+    from pipelines.plumbing.preflight import (
+        check,
+        described,
+        local_nodes,
+        sizes_of,
+    )  # imports torch
     from recsys.errors import ConfigError
 
     if config is None or config.ray.address != "local":
@@ -218,7 +264,7 @@ def _if(condition: bool, text: str) -> str:
     return text if condition else ""
 
 
-# ---------------------------------------------------------------------------------------------------------- storage
+# ------------------------------------------------------------------------------------------ storage
 
 
 def places(config: Config | None) -> Iterator[Finding]:
@@ -236,16 +282,25 @@ def _local(name: str, place: str) -> Iterator[Finding]:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        yield Finding(name, "fail", f"{place}: cannot write in {folder} ({error.strerror})", f"choose another {name}")
+        yield Finding(
+            name,
+            "fail",
+            f"{place}: cannot write in {folder} ({error.strerror})",
+            f"choose another {name}",
+        )
         return
     usage = shutil.disk_usage(folder)
     shown = f"{place}: writable, {usage.free / _GIB:.1f} GiB free"
     if 1 - usage.free / usage.total > _FULL:
-        cure = f"free space: Ray refuses to keep objects on a disk that is more than {_FULL:.0%} full"
+        cure = (
+            f"free space: Ray refuses to keep objects on a disk that is more than {_FULL:.0%} full"
+        )
         yield Finding(name, "fail", shown, cure)
     else:
         few = usage.free < _SMALL_DISK
-        yield Finding(name, "warn" if few else "ok", shown, _if(few, "free space, or choose another place"))
+        yield Finding(
+            name, "warn" if few else "ok", shown, _if(few, "free space, or choose another place")
+        )
 
 
 def _existing(path: Path) -> Path:
@@ -281,7 +336,12 @@ def source(config: Config | None) -> Iterator[Finding]:
         size = open_source(config.data.source).size()
         yield Finding("data.source", "ok", f"{config.data.source.kind}, {size / 1e6:.1f} MB")
     except UserError as error:
-        yield Finding("data.source", "fail", str(error), "see data.source; $RECSYS_DATA names the folder of data sets")
+        yield Finding(
+            "data.source",
+            "fail",
+            str(error),
+            "see data.source; $RECSYS_DATA names the folder of data sets",
+        )
 
 
 def text_model(config: Config | None) -> Iterator[Finding]:
@@ -299,12 +359,22 @@ def text_model(config: Config | None) -> Iterator[Finding]:
         yield Finding("text model", "ok", f"{section.model} at {folder}")
     except UserError as error:
         if section.allow_download:
-            yield Finding("text model", "warn", f"{section.model} is not here", "it is downloaded when first used")
+            yield Finding(
+                "text model",
+                "warn",
+                f"{section.model} is not here",
+                "it is downloaded when first used",
+            )
         else:
-            yield Finding("text model", "fail" if config else "warn", f"{section.model} is not here", str(error))
+            yield Finding(
+                "text model",
+                "fail" if config else "warn",
+                f"{section.model} is not here",
+                str(error),
+            )
 
 
-# --------------------------------------------------------------------------------------------------------- services
+# ----------------------------------------------------------------------------------------- services
 
 
 def tracking(config: Config | None) -> Iterator[Finding]:
@@ -328,7 +398,9 @@ def tracking(config: Config | None) -> Iterator[Finding]:
         yield Finding("mlflow store", "ok", f"{redact(uri)}: {found}")
     except Exception as error:  # drivers and clients raise many types
         cure = "check tracking.uri, and whether the server runs and can be reached from here"
-        yield Finding("mlflow store", "fail", f"{redact(uri)}: {redact(first_line(error)[:300])}", cure)
+        yield Finding(
+            "mlflow store", "fail", f"{redact(uri)}: {redact(first_line(error)[:300])}", cure
+        )
 
 
 def _sqlite(path: Path) -> str:
@@ -371,15 +443,20 @@ def ray_cluster(config: Config | None) -> Iterator[Finding]:
         yield Finding("ray", "ok", "local: started with each command")
         return
     code = (
-        "import sys, json, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR');"
-        "print(json.dumps(ray.cluster_resources())); ray.shutdown()"
+        "import sys, json, ray; ray.init(address=sys.argv[1], log_to_driver=False,"
+        " logging_level='ERROR');print(json.dumps(ray.cluster_resources())); ray.shutdown()"
     )
     try:
-        done = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=20
+        )
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode:
-        cure = "start it (`ray start --head`, `ray up cluster.yaml`), or set ray.address local; check the token"
+        cure = (
+            "start it (`ray start --head`, `ray up cluster.yaml`), or set ray.address local; check"
+            " the token"
+        )
         yield Finding("ray", "fail", f"no cluster answers at {address!r}", cure)
         return
     import json
@@ -388,7 +465,10 @@ def ray_cluster(config: Config | None) -> Iterator[Finding]:
     shown = ", ".join(f"{found.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
     wanted = config.train.num_workers if config is not None else 0
     if found.get("CPU", 0) < wanted:
-        cure = "lower train.num_workers, add nodes, or set ray.wait_s if the cluster starts nodes itself"
+        cure = (
+            "lower train.num_workers, add nodes, or set ray.wait_s if the cluster starts nodes"
+            " itself"
+        )
         yield Finding("ray", "warn", f"{address}: {shown}; train.num_workers is {wanted}", cure)
     else:
         yield Finding("ray", "ok", f"{address}: {shown}")

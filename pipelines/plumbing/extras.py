@@ -20,5 +20,6 @@ def require_extra(verb: str, needs: str, extra: str, modules: tuple[str, ...]) -
             import_module(module)
     except ImportError as error:
         raise ConfigError(
-            f"recsys {verb} needs {needs}, but {error.name or 'a part'} is missing: pip install 'multigrain[{extra}]'"
+            f"recsys {verb} needs {needs}, but {error.name or 'a part'} is missing: pip install"
+            f" 'multigrain[{extra}]'"
         ) from None

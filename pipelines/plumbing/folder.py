@@ -57,12 +57,28 @@ if TYPE_CHECKING:
     from recsys.storage.mirror import Mirror
 
 
-_CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")  # other verbs use the results of these
+_CONFIGURING: Final = (
+    "run",
+    "prepare",
+    "train",
+    "evaluate",
+    "update",
+    "tune",
+)  # other verbs use the results of these
 ANSWERS: Final = "answers"
 _CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
-_SHAPING: Final = ("seed", "data", "model", "train", "evaluate", "config")  # config.yaml itself, if it is unreadable
+_SHAPING: Final = (
+    "seed",
+    "data",
+    "model",
+    "train",
+    "evaluate",
+    "config",
+)  # config.yaml itself, if it is unreadable
 _ELSEWHERE: Final = ("data.dir", "train.threads", "train.num_workers")
-_REDACTED: Final = "# secrets are shown as ***: give these keys on the command line, or as $VARIABLE\n"
+_REDACTED: Final = (
+    "# secrets are shown as ***: give these keys on the command line, or as $VARIABLE\n"
+)
 
 
 @dataclass(frozen=True)
@@ -173,7 +189,9 @@ class RunFolder:
             self.remote.fetch_all(leave=(".lock", "dataset", "dataset.lock"))
 
     def settle(self) -> None:
-        """Make a remote run folder equal to the local one: copy changed files, delete removed ones."""
+        """Make a remote run folder equal to the local one: copy changed files, delete removed
+        ones.
+        """
         if self.remote is not None:
             self.remote.publish_changed()
             self.remote.remove_missing()
@@ -210,7 +228,9 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path} is damaged ({error}); {cure}") from None
         if not isinstance(content, dict):
-            raise ArtifactError(f"{path} is damaged (expected an object, got {type(content).__name__}); {cure}")
+            raise ArtifactError(
+                f"{path} is damaged (expected an object, got {type(content).__name__}); {cure}"
+            )
         return content
 
     def forget_model(self) -> None:
@@ -240,17 +260,23 @@ class RunFolder:
         public = redacted(config)
         changed = _changes(self.config, public)
         if not config.has_model:
-            changed = {key: pair for key, pair in changed.items() if key.split(".")[0] not in _CHOSEN}
+            changed = {
+                key: pair for key, pair in changed.items() if key.split(".")[0] not in _CHOSEN
+            }
         told = {key: pair for key, pair in changed.items() if _shapes(key)}
         if told:
-            shown = "\n  ".join(f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(told.items()))
+            shown = "\n  ".join(
+                f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(told.items())
+            )
             where = self.shown(self.config).removesuffix(f"/{self.config.name}")
             self.progress(f"the configuration differs from the last one of {where}:\n  {shown}")
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "verb": verb,
             "release": __version__,
-            "changed": {key: {"before": before, "after": after} for key, (before, after) in changed.items()},
+            "changed": {
+                key: {"before": before, "after": after} for key, (before, after) in changed.items()
+            },
         }
         with (self.root / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -266,7 +292,9 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(config: Config, verb: str, stream: TextIO | None = None, locks: bool = True) -> Iterator[RunFolder]:
+def open_run(
+    config: Config, verb: str, stream: TextIO | None = None, locks: bool = True
+) -> Iterator[RunFolder]:
     """Create the run folder, lock it if ``locks``, record the configuration, and open it for a
     stage.
 
@@ -282,9 +310,14 @@ def open_run(config: Config, verb: str, stream: TextIO | None = None, locks: boo
     StorageError
         A remote one cannot be reached or written to.
     """
-    if is_remote(config.run.dir) and not locks:  # its run.log would replace that of a running command
+    if (
+        is_remote(config.run.dir) and not locks
+    ):  # its run.log would replace that of a running command
         with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
-            yield RunFolder(Path(name), Progress(stream if stream is not None else sys.stdout, Path(name) / "run.log"))
+            yield RunFolder(
+                Path(name),
+                Progress(stream if stream is not None else sys.stdout, Path(name) / "run.log"),
+            )
         return
     if is_remote(config.run.dir):
         with _open_remote(config, verb, stream) as folder:
@@ -298,7 +331,9 @@ def open_run(config: Config, verb: str, stream: TextIO | None = None, locks: boo
             f"run.dir: cannot create the folder {root} ({error.strerror}); choose another --run.dir"
         ) from None
     with _locked(root, verb) if locks else nullcontext():
-        folder = RunFolder(root, Progress(stream if stream is not None else sys.stdout, root / "run.log"))
+        folder = RunFolder(
+            root, Progress(stream if stream is not None else sys.stdout, root / "run.log")
+        )
         folder.record(config, verb)
         yield folder
 
@@ -312,14 +347,21 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
 
     place = config.run.dir
     if "/" not in filesystem_of(place)[1]:
-        raise ConfigError(f"run.dir: {place} is a bucket; choose a folder in it, such as {within(place, 'run')}")
+        raise ConfigError(
+            f"run.dir: {place} is a bucket; choose a folder in it, such as {within(place, 'run')}"
+        )
     free = "wait until it ends, or choose another folder with --run.dir"
     lock = within(place, ".lock")
-    with holding(lock, f"`recsys {verb}`", free), tempfile.TemporaryDirectory(prefix="multigrain-") as name:
+    with (
+        holding(lock, f"`recsys {verb}`", free),
+        tempfile.TemporaryDirectory(prefix="multigrain-") as name,
+    ):
         root = Path(name)
         mirror = Mirror(root, place)
         mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
-        folder = RunFolder(root, Progress(stream if stream is not None else sys.stdout, root / "run.log"), mirror)
+        folder = RunFolder(
+            root, Progress(stream if stream is not None else sys.stdout, root / "run.log"), mirror
+        )
         try:
             folder.record(config, verb)
             yield folder
@@ -338,7 +380,9 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
     try:
         file = (root / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"run.dir: cannot write in {root} ({error.strerror}); choose another --run.dir") from None
+        raise ConfigError(
+            f"run.dir: cannot write in {root} ({error.strerror}); choose another --run.dir"
+        ) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -346,11 +390,14 @@ def _locked(root: Path, verb: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise ArtifactError(
-                f"{root} is in use by {holder}; wait until it ends, or choose another folder with --run.dir"
+                f"{root} is in use by {holder}; wait until it ends, or choose another folder with"
+                " --run.dir"
             ) from None
         file.truncate(0)
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        file.write(f"`recsys {verb}`, process {os.getpid()} on {socket.gethostname()}, since {since}")
+        file.write(
+            f"`recsys {verb}`, process {os.getpid()} on {socket.gethostname()}, since {since}"
+        )
         file.flush()
         yield
 

@@ -13,14 +13,33 @@ from typing import Any, Final
 
 import yaml
 
-from recsys.config import Config, build_config, dump_config, load_config, parse_value, redacted, set_path
+from recsys.config import (
+    Config,
+    build_config,
+    dump_config,
+    load_config,
+    parse_value,
+    redacted,
+    set_path,
+)
 from recsys.config.sources import one_place
 from recsys.errors import ConfigError
 from recsys.storage.uris import expanded, is_remote
 
 CONFIG: Final = "config"  # key in the bundle's extra
 VERBS: Final = ("update", "promote", "recommend")
-_SECTIONS: Final = ("seed", "data", "model", "train", "evaluate", "registry", "serve", "promote", "update", "ray")
+_SECTIONS: Final = (
+    "seed",
+    "data",
+    "model",
+    "train",
+    "evaluate",
+    "registry",
+    "serve",
+    "promote",
+    "update",
+    "ray",
+)
 _OF_ONE_RUN: Final = {
     "promote": ("model", "force", "rollback"),
     "serve": ("model",),
@@ -34,7 +53,9 @@ def handed_on(config: Config) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load(dump_config(redacted(config)))
     kept: dict[str, Any] = {name: tree[name] for name in _SECTIONS if name in tree}
     for section, keys in _OF_ONE_RUN.items():
-        kept[section] = {key: value for key, value in kept.get(section, {}).items() if key not in keys}
+        kept[section] = {
+            key: value for key, value in kept.get(section, {}).items() if key not in keys
+        }
     source = kept["data"]["source"]
     for key in getattr(config.data.source, "places", ()):
         if key != "name":
@@ -67,8 +88,8 @@ def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
     tree = info.extra.get(CONFIG)
     if not tree:
         raise ConfigError(
-            f"{uri} stores no configuration, because an earlier release made it; give the configuration that it was "
-            "trained with: --config FILE"
+            f"{uri} stores no configuration, because an earlier release made it; give the"
+            " configuration that it was trained with: --config FILE"
         )
     tree = {**tree, "tracking": {**tree["tracking"], "uri": tracking_uri(alone)}}
     tree[verb] = {**tree.get(verb, {}), "model": uri}
@@ -76,13 +97,19 @@ def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
         tree["data"] = {**tree["data"], "dir": info.dataset.get("root", "")}
     for dotted, text in overrides:
         set_path(tree, dotted, parse_value(dotted, text))
-    return build_config(tree, f"the configuration of {uri}", options=[name for name, _ in overrides])
+    return build_config(
+        tree, f"the configuration of {uri}", options=[name for name, _ in overrides]
+    )
 
 
 def _model(verb: str, config: Config) -> str:
     """The model that the command line names, or the verb's default."""
     name = config.registry.name
-    named = {"update": config.update.model, "promote": config.promote.model, "recommend": config.recommend.model}[verb]
+    named = {
+        "update": config.update.model,
+        "promote": config.promote.model,
+        "recommend": config.recommend.model,
+    }[verb]
     if config.promote.rollback and verb == "promote":
         return named or f"models:/{name}@champion"
     return named or f"models:/{name}@{config.registry.alias if verb == 'promote' else 'champion'}"

@@ -70,7 +70,10 @@ class Parcel:
         """One line: how much is sent, and how much is left out."""
         size = sum(file.size for file in self.sent)
         more = f"; left out: {len(self.left)} (`--dry-run` lists them)" if self.left else ""
-        return f"sends {len(self.sent)} files of {', '.join(PACKAGES)} ({size / (1 << 20):.1f} MiB) and {CONFIG}{more}"
+        return (
+            f"sends {len(self.sent)} files of {', '.join(PACKAGES)} ({size / (1 << 20):.1f} MiB)"
+            f" and {CONFIG}{more}"
+        )
 
     def lines(self) -> list[str]:
         """Every file with its size, then the files left out with the reason."""
@@ -119,8 +122,9 @@ def pack(tree: dict[str, Any], folder: Path) -> Parcel:
     size = sum(file.size for file in parcel.sent)
     if size >= MAX_BYTES:
         raise ConfigError(
-            f"the packages {', '.join(PACKAGES)} take {size >> 20} MiB, more than the {MAX_BYTES >> 20} MiB that "
-            "Ray copies to its nodes; move files that are not code out of them"
+            f"the packages {', '.join(PACKAGES)} take {size >> 20} MiB, more than the"
+            f" {MAX_BYTES >> 20} MiB that Ray copies to its nodes; move files that are not code out"
+            " of them"
         )
     return parcel
 
@@ -139,13 +143,17 @@ def job_config(tree: dict[str, Any]) -> str:
         _change(sent, dotted.split("."), only_existing=dotted in _PLACES_OR_NAMES)
     uri = (sent.get("tracking") or {}).get("uri")
     if isinstance(uri, str) and uri.startswith("sqlite:///"):
-        sent["tracking"] = {**sent["tracking"], "uri": f"sqlite:///{_absolute(uri.removeprefix('sqlite:///'), False)}"}
+        sent["tracking"] = {
+            **sent["tracking"],
+            "uri": f"sqlite:///{_absolute(uri.removeprefix('sqlite:///'), False)}",
+        }
     for dotted, text in _texts(sent):
         public = redacted_tree(text, dotted.rpartition(".")[2])
         if public != text and not _VARIABLE.fullmatch(text):
             raise ConfigError(
-                f"{dotted}: {public} has a password or another secret, which must not be sent to a cluster; put "
-                "the value into the environment of its nodes, for example as TRACKING_URI, and write $TRACKING_URI here"
+                f"{dotted}: {public} has a password or another secret, which must not be sent to a"
+                " cluster; put the value into the environment of its nodes, for example as"
+                " TRACKING_URI, and write $TRACKING_URI here"
             )
     return yaml.safe_dump(sent, sort_keys=False, allow_unicode=True)
 

@@ -1,4 +1,6 @@
-"""The job server of a Ray cluster: connect without hanging, and follow a log over lost connections."""
+"""The job server of a Ray cluster: connect without hanging, and follow a log over lost
+connections.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,10 @@ def address_of(given: str) -> str:
         good = False
     if not good:
         raise ConfigError(
-            f"submit.address: got {address.rsplit('@', 1)[-1]!r}, expected http://HOST:PORT of the cluster's "
-            "dashboard (default port 8265); it listens on the loopback address of the head node: open a tunnel with "
-            "`ray dashboard cluster.yaml` or `ssh -L 8265:127.0.0.1:8265 HEAD`"
+            f"submit.address: got {address.rsplit('@', 1)[-1]!r}, expected http://HOST:PORT of the"
+            " cluster's dashboard (default port 8265); it listens on the loopback address of the"
+            " head node: open a tunnel with `ray dashboard cluster.yaml` or `ssh -L"
+            " 8265:127.0.0.1:8265 HEAD`"
         )
     return address.rstrip("/")
 
@@ -59,7 +62,9 @@ def connect(given: str) -> Any:
         Nothing answers at the address, it is not a Ray cluster, or it wants another token.
     """
     address = address_of(given)
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # otherwise the environment would override the argument
+    os.environ["RAY_API_SERVER_ADDRESS"] = (
+        address  # otherwise the environment would override the argument
+    )
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"  # a cluster without authentication ignores it
         from ray._raylet import Config  # type: ignore[attr-defined]
@@ -74,20 +79,29 @@ def connect(given: str) -> Any:
 
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
-            return super()._do_request(method, endpoint, **{"timeout": (_CONNECT_S, _ANSWER_S), **kwargs})
+            return super()._do_request(
+                method, endpoint, **{"timeout": (_CONNECT_S, _ANSWER_S), **kwargs}
+            )
 
     try:
         return Client(address)
     except AuthenticationError:
         raise ConfigError(
-            f"submit.address: the cluster at {address} requires its token, but ours is missing or different; put the "
-            "cluster's token into ~/.ray/auth_token (mode 600), or set RAY_AUTH_TOKEN_PATH to its file"
+            f"submit.address: the cluster at {address} requires its token, but ours is missing or"
+            " different; put the cluster's token into ~/.ray/auth_token (mode 600), or set"
+            " RAY_AUTH_TOKEN_PATH to its file"
         ) from None
-    except (ConnectionError, requests.RequestException, RuntimeError, ValueError, KeyError) as error:
+    except (
+        ConnectionError,
+        requests.RequestException,
+        RuntimeError,
+        ValueError,
+        KeyError,
+    ) as error:
         raise ConfigError(
-            f"submit.address: no Ray job server answers at {address} ({type(error).__name__}); start a cluster "
-            "(`ray up cluster.yaml`, `ray start --head`), open its tunnel (`ray dashboard cluster.yaml`), or correct "
-            "the address"
+            f"submit.address: no Ray job server answers at {address} ({type(error).__name__});"
+            " start a cluster (`ray up cluster.yaml`, `ray start --head`), open its tunnel (`ray"
+            " dashboard cluster.yaml`), or correct the address"
         ) from None
 
 

@@ -11,7 +11,9 @@ def available_memory() -> int | None:
     found = []
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
-        found += [int(kib) << 10 for kib in re.findall(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)]
+        found += [
+            int(kib) << 10 for kib in re.findall(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+        ]
     except OSError:
         pass
     try:

@@ -63,7 +63,9 @@ def unknown_option(name: str, words: Iterable[str]) -> str:
     '--budgt: there is no such option; did you mean --budget?'
     """
     meant = likely_meant(name, words)
-    cure = f"did you mean {' or '.join(f'--{other}' for other in meant)}?" if meant else _valid(name)
+    cure = (
+        f"did you mean {' or '.join(f'--{other}' for other in meant)}?" if meant else _valid(name)
+    )
     return f"--{name}: {'unknown key' if '.' in name else 'there is no such option'}; {cure}"
 
 
@@ -75,8 +77,12 @@ def _valid(name: str) -> str:
         if not inner:
             break
         section, kinds = f"{section}.{part}".lstrip("."), inner
-    keys = sorted({field.alias or key for kind in kinds for key, field in kind.model_fields.items()})
-    return f"valid keys here: {', '.join(keys)}" if section else "`recsys help all` lists the options"
+    keys = sorted(
+        {field.alias or key for kind in kinds for key, field in kind.model_fields.items()}
+    )
+    return (
+        f"valid keys here: {', '.join(keys)}" if section else "`recsys help all` lists the options"
+    )
 
 
 def _is_closed(kind: Any) -> bool:
@@ -92,7 +98,9 @@ def _inside(kind: type[BaseModel], part: str) -> list[Any]:
         return (
             [section_class(part)] if part in kind.valid_names() else [dict]
         )  # a separately trained granularity, or one of another package
-    field = next((field for name, field in kind.model_fields.items() if (field.alias or name) == part), None)
+    field = next(
+        (field for name, field in kind.model_fields.items() if (field.alias or name) == part), None
+    )
     return [] if field is None else list(get_args(field.annotation) or (field.annotation,))
 
 
@@ -100,7 +108,9 @@ def _keys(path: str, kind: type[BaseModel]) -> Iterator[str]:
     """The keys of a section and of the sections inside it."""
     for name, field in kind.model_fields.items():
         key = f"{path}.{field.alias or name}".lstrip(".")
-        inner = [one for one in (get_args(field.annotation) or (field.annotation,)) if _is_closed(one)]
+        inner = [
+            one for one in get_args(field.annotation) or (field.annotation,) if _is_closed(one)
+        ]
         if not inner:
             yield key
         for section in inner:

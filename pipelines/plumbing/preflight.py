@@ -39,12 +39,20 @@ _DOUBT: Final = 2.0  # the estimate may be too high by this factor
 _CPU_FLOPS, _GPU_FLOPS, _CPU_STEP_S, _GPU_STEP_S = 1.5e10, 5e12, 0.01, 0.01
 
 _CURES: Final = {
-    "tables": "lower model.width, or set model.item.id false (items by their text), or prepare fewer items",
+    "tables": (
+        "lower model.width, or set model.item.id false (items by their text), or prepare fewer"
+        " items"
+    ),
     "text": "lower model.item.text_whiten, or set data.text.enabled false",
-    "graph": "use machines with more memory, because every worker holds all training events for {readers}; or switch "
-    "these off (only collaborative samples a graph with more than max_edges edges, and then does not hold it)",
+    "graph": (
+        "use machines with more memory, because every worker holds all training events for"
+        " {readers}; or switch these off (only collaborative samples a graph with more than"
+        " max_edges edges, and then does not hold it)"
+    ),
     "events": "lower train.window_events",
-    "step": "lower train.batch_size, raise train.num_workers, or set train.loss.kind sampled_softmax",
+    "step": (
+        "lower train.batch_size, raise train.num_workers, or set train.loss.kind sampled_softmax"
+    ),
     "validation": "lower evaluate.chunk_users, or model.max_history",
     "fitted": "{smaller}",
 }
@@ -93,7 +101,9 @@ class Need:
 
 
 def sizes_of(config: Config, manifest: Manifest | None = None) -> Sizes | None:
-    """Data sizes from the prepared dataset or, if there is none, from the source; None if unknown."""
+    """Data sizes from the prepared dataset or, if there is none, from the source; None if
+    unknown.
+    """
     if manifest is not None:
         return _of_manifest(manifest)
     try:
@@ -106,11 +116,19 @@ def sizes_of(config: Config, manifest: Manifest | None = None) -> Sizes | None:
     if not isinstance(source, SyntheticSource):
         return None
     width = 384 if config.data.text.enabled else 0
-    return Sizes(source.num_users, source.num_items, int(source.num_users * source.events_per_user), width, exact=False)
+    return Sizes(
+        source.num_users,
+        source.num_items,
+        int(source.num_users * source.events_per_user),
+        width,
+        exact=False,
+    )
 
 
 def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
-    """The estimate for one worker of ``train.num_workers``; each granularity reports its own part."""
+    """The estimate for one worker of ``train.num_workers``; each granularity reports its own
+    part.
+    """
     train, model = config.train, config.model
     width, workers = model.width * model.granularities.are_trained, train.num_workers
     steps, rows, length = _steps(config, sizes)
@@ -133,10 +151,18 @@ def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
         "validation": _validation(config, sizes, parts),
         "fitted": max((part.fitting for part in parts.values()), default=0.0),
     }
-    largest = max(phases, key=lambda name: phases[name])  # the phases run one after the other, so the largest counts
+    largest = max(
+        phases, key=lambda name: phases[name]
+    )  # the phases run one after the other, so the largest counts
     memory[largest] = phases[largest]
     seconds = _seconds(config, sizes, rows, length, parts, gpu) * steps
-    return Need(memory, tables * FLOAT * _TRAINED_COPIES, float(sizes.events * _SHUFFLED), steps, seconds / 3600)
+    return Need(
+        memory,
+        tables * FLOAT * _TRAINED_COPIES,
+        float(sizes.events * _SHUFFLED),
+        steps,
+        seconds / 3600,
+    )
 
 
 def estimates(config: Config, sizes: Sizes) -> dict[str, Estimate]:
@@ -154,23 +180,34 @@ def estimates(config: Config, sizes: Sizes) -> dict[str, Estimate]:
         validation_rows=min(config.evaluate.chunk_users, sizes.users),
         validation_length=min(longest, 4 * length),
     )
-    return {name: section.estimate(work) for name, section in config.model.granularities.enabled().items()}
+    return {
+        name: section.estimate(work)
+        for name, section in config.model.granularities.enabled().items()
+    }
 
 
 def _steps(config: Config, sizes: Sizes) -> tuple[int, float, float]:
     """Steps of both phases, rows in one worker's step, and length of a row in events."""
     longest = config.model.max_history
     mean = max(1.0, sizes.events / max(sizes.users, 1))
-    windows = max(1.0, mean / longest) if sizes.ordered else 1.0  # a long history becomes several rows
+    windows = (
+        max(1.0, mean / longest) if sizes.ordered else 1.0
+    )  # a long history becomes several rows
     all_rows = sizes.users * windows
     batch = min(config.train.batch_size, all_rows)
     epochs = config.train.epochs * (1 + config.train.refit + config.train.final)
-    steps = max(1, -(-int(all_rows) // config.train.batch_size)) * epochs * config.model.granularities.are_trained
+    steps = (
+        max(1, -(-int(all_rows) // config.train.batch_size))
+        * epochs
+        * config.model.granularities.are_trained
+    )
     # a batch has rows of similar length, and few rows are long
     return steps, max(1.0, batch / config.train.num_workers), min(mean, longest)
 
 
-def _step(config: Config, sizes: Sizes, rows: float, length: float, parts: Mapping[str, Estimate]) -> float:
+def _step(
+    config: Config, sizes: Sizes, rows: float, length: float, parts: Mapping[str, Estimate]
+) -> float:
     """Bytes of one training step: activations for the backward pass, and the softmax."""
     model, loss = config.model, config.train.loss
     if not model.granularities.are_trained:
@@ -183,13 +220,28 @@ def _step(config: Config, sizes: Sizes, rows: float, length: float, parts: Mappi
 
 
 def _validation(config: Config, sizes: Sizes, parts: Mapping[str, Estimate]) -> float:
-    """Bytes to rank one chunk of users: scores of all items, and the inputs of the granularities."""
-    scores = min(min(config.evaluate.chunk_users, sizes.users) * sizes.items, max(_SCORES, sizes.items)) * FLOAT * 4
-    return scores + sizes.items * config.model.width * FLOAT * 2 + sum(part.validation for part in parts.values())
+    """Bytes to rank one chunk of users: scores of all items, and the inputs of the
+    granularities.
+    """
+    scores = (
+        min(min(config.evaluate.chunk_users, sizes.users) * sizes.items, max(_SCORES, sizes.items))
+        * FLOAT
+        * 4
+    )
+    return (
+        scores
+        + sizes.items * config.model.width * FLOAT * 2
+        + sum(part.validation for part in parts.values())
+    )
 
 
 def _seconds(
-    config: Config, sizes: Sizes, rows: float, length: float, parts: Mapping[str, Estimate], gpu: bool
+    config: Config,
+    sizes: Sizes,
+    rows: float,
+    length: float,
+    parts: Mapping[str, Estimate],
+    gpu: bool,
 ) -> float:
     """Seconds of one step: multiplications of forward and backward pass divided by a declared
     speed.
@@ -200,7 +252,9 @@ def _seconds(
     flops = 6 * queries * candidates * width
     layers = sum(part.layers for part in parts.values())
     flops += 6 * rows * length * layers * (12 * width**2 + 2 * length * width)
-    flops += 6 * sizes.items * min(model.item.text_whiten or sizes.text_width, sizes.text_width) * width
+    flops += (
+        6 * sizes.items * min(model.item.text_whiten or sizes.text_width, sizes.text_width) * width
+    )
     flops += sum(part.flops for part in parts.values())
     threads = config.train.threads or 1
     speed, least = (_GPU_FLOPS, _GPU_STEP_S) if gpu else (_CPU_FLOPS * threads, _CPU_STEP_S)
@@ -209,10 +263,12 @@ def _seconds(
 
 def _is_full(config: Config, sizes: Sizes) -> bool:
     loss = config.train.loss
-    return loss.kind == "full_softmax" or (loss.kind == "auto" and sizes.items <= loss.max_full_items)
+    return loss.kind == "full_softmax" or (
+        loss.kind == "auto" and sizes.items <= loss.max_full_items
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------- machines
+# ----------------------------------------------------------------------------------------- machines
 
 
 def local_nodes() -> list[Node]:
@@ -238,7 +294,11 @@ def ray_nodes() -> list[Node]:
         Node(
             float(node.get("CPU", 0)),
             float(node.get("GPU", 0)),
-            int((node["memory"] + node.get("object_store_memory", 0)) * 1.1) if node.get("memory") else None,
+            (
+                int((node["memory"] + node.get("object_store_memory", 0)) * 1.1)
+                if node.get("memory")
+                else None
+            ),
         )
         for node in found
     ]
@@ -252,16 +312,24 @@ def dashboard_nodes(summary: Any) -> list[Node]:
         found = []
         for node in summary["data"]["summary"]:
             if node["raylet"].get("state") == "ALIVE":
-                total = node["raylet"].get("resourcesTotal") or node["raylet"].get("resources_total") or {}
+                total = (
+                    node["raylet"].get("resourcesTotal")
+                    or node["raylet"].get("resources_total")
+                    or {}
+                )
                 memory = node.get("mem")
                 cpus = total.get("CPU", node["cpus"][0] if node.get("cpus") else 0)
-                found.append(Node(float(cpus), float(total.get("GPU", 0)), int(memory[0]) if memory else None))
+                found.append(
+                    Node(
+                        float(cpus), float(total.get("GPU", 0)), int(memory[0]) if memory else None
+                    )
+                )
         return found
     except (KeyError, TypeError, IndexError, ValueError):
         return []
 
 
-# -------------------------------------------------------------------------------------------------------- judgement
+# ---------------------------------------------------------------------------------------- judgement
 
 
 def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
@@ -280,25 +348,35 @@ def check(config: Config, sizes: Sizes, nodes: Sequence[Node]) -> None:
     largest, wanted = max(memories), need(config, sizes)
     if wanted.table_bytes > largest:
         raise ConfigError(
-            f"preflight: the embedding tables of {sizes.items:,} items (model.width {config.model.width}) take "
-            f"{_gib(wanted.table_bytes)} with gradient and moments, more than the {_gib(largest)} of the largest "
-            f"machine; every worker holds all of them: {_CURES['tables']}"
+            f"preflight: the embedding tables of {sizes.items:,} items (model.width"
+            f" {config.model.width}) take {_gib(wanted.table_bytes)} with gradient and moments,"
+            f" more than the {_gib(largest)} of the largest machine; every worker holds all of"
+            f" them: {_CURES['tables']}"
         )
     workers = config.train.num_workers
     least = wanted.total / _DOUBT
     if least <= largest and least * workers <= sum(memories):
         return
-    part = max((name for name in wanted.memory if name in _CURES), key=lambda name: wanted.memory[name])
+    part = max(
+        (name for name in wanted.memory if name in _CURES), key=lambda name: wanted.memory[name]
+    )
     parts = estimates(config, sizes)
     readers = [name for name, estimate in parts.items() if estimate.holds_events]
     heaviest = max(parts, key=lambda name: parts[name].fitting)
     key = config.model.granularities.enabled()[heaviest].smaller
-    smaller = f"lower model.granularities.{heaviest}.{key}" if key else f"disable model.granularities.{heaviest}"
-    cure = _CURES[part].format(readers=", ".join(readers) or "social and knowledge", smaller=smaller)
+    smaller = (
+        f"lower model.granularities.{heaviest}.{key}"
+        if key
+        else f"disable model.granularities.{heaviest}"
+    )
+    cure = _CURES[part].format(
+        readers=", ".join(readers) or "social and knowledge", smaller=smaller
+    )
     raise ConfigError(
-        f"preflight: {workers} training worker{'s' * (workers > 1)} of at least {_gib(least)} each (estimate "
-        f"{_gib(wanted.total)}) cannot fit into {_gib(sum(memories))} of memory, {_gib(largest)} on the largest "
-        f"machine; the largest part is {part} ({_gib(wanted.memory[part])}): {cure}; or use larger machines"
+        f"preflight: {workers} training worker{'s' * (workers > 1)} of at least {_gib(least)} each"
+        f" (estimate {_gib(wanted.total)}) cannot fit into {_gib(sum(memories))} of memory,"
+        f" {_gib(largest)} on the largest machine; the largest part is {part}"
+        f" ({_gib(wanted.memory[part])}): {cure}; or use larger machines"
     )
 
 
@@ -314,16 +392,23 @@ def check_cluster(config: Config, nodes: Sequence[Node]) -> None:
         return
     for name, have, wanted in (
         ("CPUs", sum(node.cpus for node in nodes), config.train.num_workers + config.submit.cpus),
-        ("GPUs", sum(node.gpus for node in nodes), config.train.num_workers * (config.train.use_gpu == "yes")),
+        (
+            "GPUs",
+            sum(node.gpus for node in nodes),
+            config.train.num_workers * (config.train.use_gpu == "yes"),
+        ),
     ):
         if have < wanted:
             raise ConfigError(
-                f"preflight: the cluster has {have:g} {name}, but {wanted:g} are needed (train.num_workers, "
-                "submit.cpus); lower these, add nodes, or set ray.wait_s if the cluster starts machines itself"
+                f"preflight: the cluster has {have:g} {name}, but {wanted:g} are needed"
+                " (train.num_workers, submit.cpus); lower these, add nodes, or set ray.wait_s if"
+                " the cluster starts machines itself"
             )
 
 
-def preflight(config: Config, say: Callable[[str], None], nodes: Sequence[Node], manifest: Manifest | None) -> None:
+def preflight(
+    config: Config, say: Callable[[str], None], nodes: Sequence[Node], manifest: Manifest | None
+) -> None:
     """Print the estimate for a training, and refuse one that cannot fit.
 
     Raises
@@ -345,9 +430,9 @@ def described(config: Config, sizes: Sizes) -> str:
     known = "" if sizes.exact else ", from the settings of the source"
     largest = ", ".join(f"{name} {_gib(size)}" for name, size in parts)
     return (
-        f"estimate: {_gib(wanted.total)} a worker ({largest}){known}\n"
-        f"estimate: at most {wanted.steps:,} steps, roughly {_time(wanted.hours)} (could be several times more or "
-        f"less); {_gib(wanted.shuffle)} through the object store in prepare"
+        f"estimate: {_gib(wanted.total)} a worker ({largest}){known}\nestimate: at most"
+        f" {wanted.steps:,} steps, roughly {_time(wanted.hours)} (could be several times more or"
+        f" less); {_gib(wanted.shuffle)} through the object store in prepare"
     )
 
 
@@ -383,4 +468,8 @@ def _time(hours: float) -> str:
     ('30 minutes', '30 hours')
     """
     minutes = max(1, round(hours * 60))
-    return f"{hours:.0f} hours" if hours >= 2 else f"{minutes} {'minute' if minutes == 1 else 'minutes'}"
+    return (
+        f"{hours:.0f} hours"
+        if hours >= 2
+        else f"{minutes} {'minute' if minutes == 1 else 'minutes'}"
+    )

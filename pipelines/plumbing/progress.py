@@ -22,7 +22,9 @@ class Progress:
 
     def __init__(self, stream: TextIO | None, path: Path | None = None) -> None:
         self._stream, self._path = stream, path
-        self.started = time.monotonic()  # of the command: elapsed time and run.budget count from here
+        self.started = (
+            time.monotonic()
+        )  # of the command: elapsed time and run.budget count from here
         self.budget = ""  # of the run, shown behind the elapsed time
         self._stage = ""
 
@@ -86,6 +88,9 @@ def table(rows: list[list[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -45,7 +45,10 @@ def to_markdown(record: Mapping[str, Any]) -> str:
         lines += ["", "## Reasons", "", *(f"- {reason}" for reason in record["reasons"])]
     if record.get("checks"):
         lines += ["", "## Rules", "", "| rule | outcome | why |", "|---|---|---|"]
-        lines += [f"| {c['name']} | {'passed' if c['passed'] else 'FAILED'} | {c['why']} |" for c in record["checks"]]
+        lines += [
+            f"| {c['name']} | {'passed' if c['passed'] else 'FAILED'} | {c['why']} |"
+            for c in record["checks"]
+        ]
     if record.get("notes"):
         lines += ["", "## Notes", "", *(f"- {note}" for note in record["notes"])]
     if record.get("candidates"):
@@ -61,9 +64,13 @@ def candidate_table(found: Sequence[Mapping[str, Any]], metric: str) -> str:
     """The versions before the decision, for the console; metrics are on each version's own test
     split.
     """
-    head, *rows = table([["version", metric, *_COLUMNS], *(_row(one) for one in found)]).splitlines()
+    head, *rows = table(
+        [["version", metric, *_COLUMNS], *(_row(one) for one in found)]
+    ).splitlines()
     width = max(map(len, rows))
-    return "\n".join([head, *(f"{row.ljust(width)}  {one['why']}" for row, one in zip(rows, found, strict=True))])
+    return "\n".join(
+        [head, *(f"{row.ljust(width)}  {one['why']}" for row, one in zip(rows, found, strict=True))]
+    )
 
 
 def _candidates(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -85,7 +92,16 @@ def _row(one: Mapping[str, Any]) -> list[str]:
     events = "–" if one["events"] is None else f"{one['events']:,}"
     aliases = ", ".join(one["aliases"])
     candidate = "yes" if one["is_candidate"] else "no"
-    return [one["version"], metric, aliases, made, events, one["dataset"], one["decision"], candidate]
+    return [
+        one["version"],
+        metric,
+        aliases,
+        made,
+        events,
+        one["dataset"],
+        one["decision"],
+        candidate,
+    ]
 
 
 def _segments(found: Mapping[str, Any]) -> list[str]:
@@ -99,8 +115,8 @@ def _segments(found: Mapping[str, Any]) -> list[str]:
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     return lines + [
-        f"| {name} | {row['queries']:,} | {row['challenger']:.4f} | {row['champion']:.4f} | {row['difference']:+.4f} | "
-        f"{row['low']:+.4f} … {row['high']:+.4f} | {_mark(row)} |"
+        f"| {name} | {row['queries']:,} | {row['challenger']:.4f} | {row['champion']:.4f} |"
+        f" {row['difference']:+.4f} | {row['low']:+.4f} … {row['high']:+.4f} | {_mark(row)} |"
         for name, row in rows
     ]
 
@@ -119,6 +135,7 @@ def _baselines(baselines: Mapping[str, Any]) -> list[str]:
         "|---|--:|--:|--:|",
     ]
     return lines + [
-        f"| {name} | {row['difference']:+.4f} | {row['low']:+.4f} … {row['high']:+.4f} | {row['p']:.3g} |"
+        f"| {name} | {row['difference']:+.4f} | {row['low']:+.4f} … {row['high']:+.4f} |"
+        f" {row['p']:.3g} |"
         for name, row in baselines["against"].items()
     ]

@@ -59,14 +59,21 @@ def sections(prefix: str = "") -> list[SectionKeys]:
         There is no such section.
     """
     found = _at(prefix)
-    return [entry for path, kind in found for entry in sections_of(path, kind, has_kinds=len(found) > 1)]
+    return [
+        entry for path, kind in found for entry in sections_of(path, kind, has_kinds=len(found) > 1)
+    ]
 
 
-def sections_of(path: str, model: type[BaseModel], has_kinds: bool = False) -> Iterator[SectionKeys]:
+def sections_of(
+    path: str, model: type[BaseModel], has_kinds: bool = False
+) -> Iterator[SectionKeys]:
     """A section and those inside it; ``has_kinds``: other kinds have the same path."""
     below = _below(path, model)
     inside = {name for name, _ in below}
-    named = ((f"{path}.{field.alias or name}".lstrip("."), field) for name, field in model.model_fields.items())
+    named = (
+        (f"{path}.{field.alias or name}".lstrip("."), field)
+        for name, field in model.model_fields.items()
+    )
     tag = model.model_fields.get("kind") if has_kinds else None
     about = " ".join((model.__doc__ or "").split("\n\n")[0].replace("``", "").split())
     keys = [_key(key, field) for key, field in named if key not in inside]
@@ -94,7 +101,12 @@ def keys_of(names: Sequence[str]) -> str:
         if not _is_section(field.annotation):
             lines += ["", _line(_key(name, field))]
             continue
-        lines += [line for path, kind in _at(name) for section in sections_of(path, kind) for line in _lines(section)]
+        lines += [
+            line
+            for path, kind in _at(name)
+            for section in sections_of(path, kind)
+            for line in _lines(section)
+        ]
     return "\n".join(lines)
 
 
@@ -105,7 +117,10 @@ def _at(prefix: str) -> list[tuple[str, type[BaseModel]]]:
         inside = [entry for path, kind in found for entry in _below(path, kind)]
         at = [entry for entry in inside if entry[0].rpartition(".")[2] == part]
         if not at:
-            raise ConfigError(f"{prefix}: no section {part!r}; expected one of {choices({path for path, _ in inside})}")
+            raise ConfigError(
+                f"{prefix}: no section {part!r}; expected one of"
+                f" {choices({path for path, _ in inside})}"
+            )
         found = at
     return found
 
@@ -115,10 +130,16 @@ def _below(path: str, model: type[BaseModel]) -> list[tuple[str, type[BaseModel]
     prefix = f"{path}." if path else ""
     found = []
     for name, field in model.model_fields.items():
-        kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if _is_section(kind)]
+        kinds = [
+            kind for kind in get_args(field.annotation) or (field.annotation,) if _is_section(kind)
+        ]
         found += [(f"{prefix}{field.alias or name}", kind) for kind in kinds]
     if issubclass(model, GranularitiesConfig):  # and those of other installed packages
-        found += [(f"{prefix}{name}", section_class(name)) for name in model.valid_names() if name not in SECTIONS]
+        found += [
+            (f"{prefix}{name}", section_class(name))
+            for name in model.valid_names()
+            if name not in SECTIONS
+        ]
     return found
 
 

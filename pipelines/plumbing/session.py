@@ -25,17 +25,33 @@ from recsys.errors import ConfigError, Unavailable
 # Ray and MLflow read these at import or start; a value that the user has set stays.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each training report waits for this poll; the default is 2 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": (
+        "0.2"
+    ),  # each training report waits for this poll; the default is 2 s
     "RAY_DEDUP_LOGS": "1",
-    "RAY_worker_niceness": "0",  # with Ray's 15, a worker gets 1/30 of a core next to another busy process
+    "RAY_worker_niceness": (
+        "0"
+    ),  # with Ray's 15, a worker gets 1/30 of a core next to another busy process
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 # A socket path has at most 107 bytes; Ray appends /ray/session_DATE_TIME_PID/sockets/plasma_store.
-_LONGEST_TEMP_DIR = 107 - len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1")
-_LOUD = ("ray", "ray.data", "ray.train", "ray.tune", "mlflow", "alembic", "sqlalchemy", "transformers", "matplotlib")
+_LONGEST_TEMP_DIR = 107 - len(
+    "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1"
+)
+_LOUD = (
+    "ray",
+    "ray.data",
+    "ray.train",
+    "ray.tune",
+    "mlflow",
+    "alembic",
+    "sqlalchemy",
+    "transformers",
+    "matplotlib",
+)
 
 
 def quiet() -> None:
@@ -86,7 +102,8 @@ def _start(address: str, cpus: int) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise ConfigError(
-                f"ray.address: no Ray cluster answers at {address!r} ({error}); start one, or use local"
+                f"ray.address: no Ray cluster answers at {address!r} ({error}); start one, or use"
+                " local"
             ) from None
         return
     if _can_keep_token():
@@ -107,9 +124,9 @@ def _start(address: str, cpus: int) -> None:
     except Exception as error:  # Ray raises many types
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise Unavailable(
-            f"a local Ray does not start ({said}); the machine may be too busy, or lack memory or space in "
-            f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}: free some and try again, or set ray.address "
-            "to a running cluster; `recsys doctor` checks the machine"
+            f"a local Ray does not start ({said}); the machine may be too busy, or lack memory or"
+            f" space in {os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}: free some and try"
+            " again, or set ray.address to a running cluster; `recsys doctor` checks the machine"
         ) from error
 
 
@@ -128,8 +145,9 @@ def check_cpus(config: Config) -> int:
     cpus = config.ray.num_cpus or max(os.cpu_count() or 1, needed)
     if cpus < needed:
         raise ConfigError(
-            f"ray.num_cpus: {cpus} is too few for train.num_workers {config.train.num_workers}; expected at least "
-            f"{needed}, one more than workers (they may share cores), or 0 to choose automatically"
+            f"ray.num_cpus: {cpus} is too few for train.num_workers {config.train.num_workers};"
+            f" expected at least {needed}, one more than workers (they may share cores), or 0 to"
+            " choose automatically"
         )
     return cpus
 
@@ -149,7 +167,9 @@ def keep_token_elsewhere() -> None:
     """Put Ray's access token into a private temporary file; by default Ray writes it to the home
     folder.
     """
-    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+    if any(
+        name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    ):
         return
     folder = Path(tempfile.mkdtemp(prefix="multigrain-"))  # mode 0700
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -162,8 +182,8 @@ def keep_token_elsewhere() -> None:
 def keep_token_private() -> None:
     """Make Ray's access token in the home folder readable for its owner only.
 
-    Why: Ray creates the file readable for everyone, and the token lets its reader run any code in the
-    clusters of this user.
+    Why: Ray creates the file readable for everyone, and the token lets its reader run any code in
+    the clusters of this user.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
@@ -211,6 +231,6 @@ def short_temp_dir(candidates: Sequence[str] = ("/tmp", "/var/tmp", "/dev/shm"))
             if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
                 return os.path.join(folder, "ray")
     raise Unavailable(
-        f"Ray keeps sockets in {usual}, but this path is longer than {_LONGEST_TEMP_DIR} bytes, the limit for sockets; "
-        "set RAY_TMPDIR to a folder with a shorter path"
+        f"Ray keeps sockets in {usual}, but this path is longer than {_LONGEST_TEMP_DIR} bytes, the"
+        " limit for sockets; set RAY_TMPDIR to a folder with a shorter path"
     )

@@ -12,7 +12,9 @@ _MOST_SIGNALS: Final = 8  # combinations on the console; the report lists all
 
 
 def member_table(metrics: Mapping[str, Any]) -> str:
-    """Every member and baseline alone, and the model without it, on test; then the resulting model."""
+    """Every member and baseline alone, and the model without it, on test; then the resulting
+    model.
+    """
     members = metrics["members"]
     rows = [["member, on test", f"{members['metric']} alone", "without it", "weight", ""]]
     for name, entry in members["each"].items():
@@ -20,7 +22,13 @@ def member_table(metrics: Mapping[str, Any]) -> str:
             continue  # shown together in the line of the trained ones
         alone, without = entry["alone"]["test"], entry["without"]["test"]
         rows.append(
-            [name, _number(alone), _number(without), _span(entry["weight"]), "" if entry["kept"] else "dropped"]
+            [
+                name,
+                _number(alone),
+                _number(without),
+                _span(entry["weight"]),
+                "" if entry["kept"] else "dropped",
+            ]
         )
     for name, entry in members["baselines"].items():
         rows += [[name, _number(entry["alone"]["test"]), "", "", "baseline"]]
@@ -56,10 +64,19 @@ def signal_table(metrics: Mapping[str, Any]) -> str:
     common = set.intersection(*(set(entry["present"]) for entry in named)) if named else set()
     rows = [["signals, on test", "queries", metrics["metric"], "best baseline", ""]]
     for entry in found[:_MOST_SIGNALS]:
-        rows.append([_differing(entry, common), f"{entry['queries']:,}", f"{entry['value']:.4f}", *_against(entry)])
+        rows.append(
+            [
+                _differing(entry, common),
+                f"{entry['queries']:,}",
+                f"{entry['value']:.4f}",
+                *_against(entry),
+            ]
+        )
     lines = [table(rows)]
     if common:
-        lines.append(f"all have: {', '.join(name for name in named[0]['present'] if name in common)}")
+        lines.append(
+            f"all have: {', '.join(name for name in named[0]['present'] if name in common)}"
+        )
     if len(found) > _MOST_SIGNALS:
         lines.append(f"{len(found) - _MOST_SIGNALS} further combinations are in the report")
     return "\n".join(lines)
@@ -73,7 +90,10 @@ def _differing(entry: Mapping[str, Any], common: Collection[str]) -> str:
     """
     present = ", ".join(name for name in entry["present"] if name not in common)
     missing = ", ".join(entry["missing"])
-    return "; ".join(part for part in (present, f"without {missing}" if missing else "") if part) or entry["label"]
+    return (
+        "; ".join(part for part in (present, f"without {missing}" if missing else "") if part)
+        or entry["label"]
+    )
 
 
 def _against(entry: Mapping[str, Any]) -> list[str]:
@@ -92,7 +112,9 @@ def standing(found: Mapping[str, Any]) -> str:
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """Compare the model with the best baseline on validation, and on test if that is another one."""
+    """Compare the model with the best baseline on validation, and on test if that is another
+    one.
+    """
     comparison = metrics["comparison"]
     best, on_test = comparison.get("best_baseline"), comparison.get("best_on_test")
     if best is None:

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TextIO
 
-_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL: Final = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def printable(text: str) -> str:
@@ -27,9 +29,13 @@ def printable(text: str) -> str:
     >>> printable("a\x1b[2Jb\nc\td")
     'a\\x1b[2Jb\nc\\td'
     """
-    from recsys.config import redact  # here, because a command that only prints its usage needs no redact
+    from recsys.config import (
+        redact,
+    )  # here, because a command that only prints its usage needs no redact
 
-    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), redact(text))
+    return _CONTROL.sub(
+        lambda found: found.group().encode("unicode_escape").decode("ascii"), redact(text)
+    )
 
 
 def show_any_text() -> None:
@@ -48,7 +54,9 @@ def printable_warnings() -> Iterator[None]:
     """
     before = warnings.formatwarning
 
-    def shown(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    def shown(
+        message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
         if category is UserWarning and "site-packages" not in filename:
             return f"recsys: warning: {printable(str(message))}\n"
         return printable(before(message, category, filename, lineno, line))

@@ -18,7 +18,12 @@ from recsys.config import Config, redact
 from recsys.evaluation.metrics import parse_metric
 from recsys.registry.tracking import RUN_FILE, Tracker, numbers, run_of_folder, short_timeouts
 
-_PLAIN: Final = {"phase", "epoch", "epochs", "share"}  # keys of an epoch's report that are not metrics
+_PLAIN: Final = {
+    "phase",
+    "epoch",
+    "epochs",
+    "share",
+}  # keys of an epoch's report that are not metrics
 _OWN: Final = {"loss", "lr", "seconds"}  # keys that are not validation metrics
 
 
@@ -43,7 +48,13 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
             folder.tracker = None
 
 
-_PHASES = ("train", "refit", "join", "final", "final_join")  # of a training and of the training on all events
+_PHASES = (
+    "train",
+    "refit",
+    "join",
+    "final",
+    "final_join",
+)  # of a training and of the training on all events
 
 
 class EpochLog:
@@ -56,7 +67,9 @@ class EpochLog:
     def __init__(self, tracker: Tracker, say: Callable[[str], None]) -> None:
         self._tracker, self._say = tracker, say
         self._known = _logged_epochs(tracker, {f"{phase}.loss" for phase in _PHASES})
-        self._times: dict[tuple[str, int, float], int] = {}  # so that an epoch that is sent again is identical
+        self._times: dict[
+            tuple[str, int, float], int
+        ] = {}  # so that an epoch that is sent again is identical
         self._is_gone = False
 
     def __call__(self, values: Mapping[str, Any]) -> None:
@@ -67,7 +80,10 @@ class EpochLog:
         except Exception as error:  # whatever fails here, hours of training must not be lost
             if not self._is_gone:
                 said = redact(str(error).strip().split("\n")[0])[:200]
-                self._say(f"tracking fails; the training continues and missing epochs are sent at its end ({said})")
+                self._say(
+                    "tracking fails; the training continues and missing epochs are sent at its end"
+                    f" ({said})"
+                )
             self._is_gone = True
         else:
             if self._is_gone:
@@ -84,7 +100,9 @@ class EpochLog:
         """
         if any(_identity(values) not in self._known for values in history):
             names = {_identity(values)[0] for values in history}
-            self._known |= _logged_epochs(self._tracker, names)  # some may have arrived without a reply
+            self._known |= _logged_epochs(
+                self._tracker, names
+            )  # some may have arrived without a reply
         missing = [values for values in history if _identity(values) not in self._known]
         for values in missing:
             self._log(values)
@@ -94,7 +112,9 @@ class EpochLog:
     def _log(self, values: Mapping[str, Any]) -> None:
         identity = _identity(values)
         if identity not in self._known:
-            log_epoch(self._tracker, values, self._times.setdefault(identity, int(time.time() * 1000)))
+            log_epoch(
+                self._tracker, values, self._times.setdefault(identity, int(time.time() * 1000))
+            )
             self._known.add(identity)
 
 
@@ -104,7 +124,9 @@ def log_epoch(tracker: Tracker, values: Mapping[str, Any], time_ms: int | None =
     """
     prefix = _prefix(values)
     metrics = {
-        f"{prefix if key in _OWN else 'valid'}.{key}": value for key, value in values.items() if key not in _PLAIN
+        f"{prefix if key in _OWN else 'valid'}.{key}": value
+        for key, value in values.items()
+        if key not in _PLAIN
     }
     tracker.log_metrics(metrics, int(values["epoch"]), time_ms)
 
@@ -143,17 +165,23 @@ def log_evaluation(tracker: Tracker, metrics: dict[str, Any]) -> None:
     all recommenders; the verdict as the run's description.
     """
     tracker.log_metrics(headlines(metrics))
-    weights = {f"granularities/{name}": entry["weight"] for name, entry in metrics["granularities"].items()}
+    weights = {
+        f"granularities/{name}": entry["weight"] for name, entry in metrics["granularities"].items()
+    }
     timing = {f"timing/{name}": value for name, value in metrics["timing"].items()}
     tracker.log_metrics({"test": metrics["model"], **timing, **weights})
     named = {"model": metrics["model"], **metrics["baselines"]}
-    tracker.log_table([{"recommender": name, **values} for name, values in named.items()], "baselines.json")
+    tracker.log_table(
+        [{"recommender": name, **values} for name, values in named.items()], "baselines.json"
+    )
     tracker.log_table(_segment_rows(metrics), "segments.json")
     if tracker.enabled:
         from pipelines.plumbing.mlflow_figure import recommenders_figure
 
         tracker.log_figure(recommenders_figure(metrics), "figures/recommenders.png")
-    tracker.describe(f"{verdict(metrics)}\n\n{headline_markdown(metrics)}\n\nThe full report is `report.html`.")
+    tracker.describe(
+        f"{verdict(metrics)}\n\n{headline_markdown(metrics)}\n\nThe full report is `report.html`."
+    )
 
 
 def headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -161,15 +189,24 @@ def headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
     time.
     """
     main = parse_metric(metrics["metric"])
-    names = dict.fromkeys([str(main), *(f"{kind}@{main.k}" for kind in ("ndcg", "recall", "hit", "mrr", "coverage"))])
+    names = dict.fromkeys(
+        [str(main), *(f"{kind}@{main.k}" for kind in ("ndcg", "recall", "hit", "mrr", "coverage"))]
+    )
     found = {name: metrics["model"][name] for name in names if name in metrics["model"]}
     best = metrics["comparison"].get("best_on_test")
     if best:
         against = metrics["comparison"]["against"][best]
         found |= {"best_baseline": metrics["baselines"][best][metrics["metric"]]}
-        found |= {f"lift{end}": against[key] for end, key in (("", "difference"), ("_low", "low"), ("_high", "high"))}
+        found |= {
+            f"lift{end}": against[key]
+            for end, key in (("", "difference"), ("_low", "low"), ("_high", "high"))
+        }
     found |= {"test_users": metrics["data"]["queries"]}
-    found |= {name: metrics["timing"][name] for name in ("prepare_s", "train_s") if name in metrics["timing"]}
+    found |= {
+        name: metrics["timing"][name]
+        for name in ("prepare_s", "train_s")
+        if name in metrics["timing"]
+    }
     return {name: float(value) for name, value in found.items()}
 
 
@@ -178,7 +215,13 @@ def headline_markdown(metrics: Mapping[str, Any]) -> str:
     metric = metrics["metric"]
     named = {"**model**": metrics["model"], **metrics["baselines"]}
     ordered = sorted(named, key=lambda name: -named[name][metric])
-    return "\n".join([f"| | {metric} |", "|---|---|", *(f"| {name} | {named[name][metric]:.4f} |" for name in ordered)])
+    return "\n".join(
+        [
+            f"| | {metric} |",
+            "|---|---|",
+            *(f"| {name} | {named[name][metric]:.4f} |" for name in ordered),
+        ]
+    )
 
 
 def _segment_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,6 @@
-"""The user's data as an object: from data frames, files or a configuration to a prepared dataset."""
+"""The user's data as an object: from data frames, files or a configuration to a prepared
+dataset.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
     from recsys.data.dataset import PreparedDataset
 
-FRAMES: Final = ".frames"  # marks a folder of tables that we wrote, so `recsys forget` may change them
+FRAMES: Final = (
+    ".frames"  # marks a folder of tables that we wrote, so `recsys forget` may change them
+)
 Part = Literal["train", "valid", "test"]
 
 
@@ -52,11 +56,15 @@ class Dataset:
     def __init__(self, config: Config, folder: str | Path | None = None) -> None:
         self.folder = _folder(folder)
         self.words = ""  # how the files were understood, as text
-        self.config = with_settings(config, {} if config.data.dir else {"data.dir": str(self.folder / "dataset")})
+        self.config = with_settings(
+            config, {} if config.data.dir else {"data.dir": str(self.folder / "dataset")}
+        )
         self._prepared: PreparedDataset | None = None
 
     @classmethod
-    def from_files(cls, *files: str | Path, folder: str | Path | None = None, settings: Settings = None) -> Dataset:
+    def from_files(
+        cls, *files: str | Path, folder: str | Path | None = None, settings: Settings = None
+    ) -> Dataset:
         """Make a dataset from files, folders or globs; their meaning is detected as by ``recsys
         init``.
 
@@ -123,7 +131,13 @@ class Dataset:
         DataError
             A file has other content than stated; the message says what it seems to be.
         """
-        given = {"events": events, "items": items, "users": users, "social": social, "knowledge": knowledge}
+        given = {
+            "events": events,
+            "items": items,
+            "users": users,
+            "social": social,
+            "knowledge": knowledge,
+        }
         named = {role: str(path) for role, path in given.items() if path is not None}
         return cls._of_roles(named, "", folder, settings)
 
@@ -165,8 +179,16 @@ class Dataset:
         DataError
             A frame has no rows, a column that Arrow cannot hold, or other content than stated.
         """
-        given = {"events": events, "items": items, "users": users, "social": social, "knowledge": knowledge}
-        tables = {role: _of_pandas(role, frame) for role, frame in given.items() if frame is not None}
+        given = {
+            "events": events,
+            "items": items,
+            "users": users,
+            "social": social,
+            "knowledge": knowledge,
+        }
+        tables = {
+            role: _of_pandas(role, frame) for role, frame in given.items() if frame is not None
+        }
         return cls._of_tables(tables, folder, settings)
 
     @classmethod
@@ -200,7 +222,13 @@ class Dataset:
         DataError
             A frame has no rows, or other content than stated.
         """
-        given = {"events": events, "items": items, "users": users, "social": social, "knowledge": knowledge}
+        given = {
+            "events": events,
+            "items": items,
+            "users": users,
+            "social": social,
+            "knowledge": knowledge,
+        }
         tables = {
             role: frame if isinstance(frame, pa.Table) else frame.to_arrow()
             for role, frame in given.items()
@@ -210,7 +238,11 @@ class Dataset:
 
     @classmethod
     def from_config(
-        cls, config: str | Path | Config, *, folder: str | Path | None = None, settings: Settings = None
+        cls,
+        config: str | Path | Config,
+        *,
+        folder: str | Path | None = None,
+        settings: Settings = None,
     ) -> Dataset:
         """Make a dataset from the section ``data`` of a configuration.
 
@@ -242,7 +274,9 @@ class Dataset:
         return dataset
 
     @classmethod
-    def _of_tables(cls, tables: Mapping[str, pa.Table], folder: str | Path | None, settings: Settings) -> Dataset:
+    def _of_tables(
+        cls, tables: Mapping[str, pa.Table], folder: str | Path | None, settings: Settings
+    ) -> Dataset:
         place = _folder(folder)
         files = {role: place / "tables" / f"{role}.parquet" for role in tables}
         (place / "tables").mkdir(parents=True, exist_ok=True)
@@ -251,13 +285,19 @@ class Dataset:
                 raise DataError(f"{role} has no rows; expected at least one")
             pq.write_table(table, files[role])
         (place / "tables" / FRAMES).touch()
-        return cls._of_roles({role: str(file) for role, file in files.items()}, "frames", place, settings)
+        return cls._of_roles(
+            {role: str(file) for role, file in files.items()}, "frames", place, settings
+        )
 
     @classmethod
-    def _of_roles(cls, named: Mapping[str, str], name: str, folder: str | Path | None, settings: Settings) -> Dataset:
+    def _of_roles(
+        cls, named: Mapping[str, str], name: str, folder: str | Path | None, settings: Settings
+    ) -> Dataset:
         """A dataset of files by role; an empty ``name`` becomes the name of their folder."""
         found = look(list(named.values()), name)
-        _check_roles(named, {table.files: table.role for table in found.found.tables}, found.found.ignored)
+        _check_roles(
+            named, {table.files: table.role for table in found.found.tables}, found.found.ignored
+        )
         return cls._of_look(found, folder, settings)
 
     def __repr__(self) -> str:
@@ -331,7 +371,9 @@ class Dataset:
                 "user_id": dataset.user_ids.take(pa.array(rows_E)).to_pandas(),
                 "item_id": dataset.item_ids.take(pa.array(histories.items_E[is_in_E])).to_pandas(),
                 "event_type": np.array(dataset.manifest.event_types)[histories.types_E[is_in_E]],
-                "time": pd.to_datetime(np.where(times_E == 0, np.iinfo(np.int64).min, times_E * 10**9), utc=True),
+                "time": pd.to_datetime(
+                    np.where(times_E == 0, np.iinfo(np.int64).min, times_E * 10**9), utc=True
+                ),
                 "value": histories.values_E[is_in_E],
             }
         )
@@ -380,15 +422,21 @@ def _of_pandas(role: str, frame: pd.DataFrame) -> pa.Table:
         raise DataError(f"{role}: {error}; a column must hold values of one type") from None
 
 
-def _check_roles(named: Mapping[str, str], found: Mapping[str, str], ignored: Mapping[str, str]) -> None:
+def _check_roles(
+    named: Mapping[str, str], found: Mapping[str, str], ignored: Mapping[str, str]
+) -> None:
     """Check that every file was detected as the role that it was given as."""
     for role, path in named.items():
         if found.get(path) == role:
             continue
-        why = f"it looks like {found[path]}" if path in found else ignored.get(path, "it was not used")
+        why = (
+            f"it looks like {found[path]}"
+            if path in found
+            else ignored.get(path, "it was not used")
+        )
         raise DataError(
-            f"{role} ({path}): {why}; expected {choices(_COLUMNS[role])}. Columns with exactly these "
-            "names are always recognised"
+            f"{role} ({path}): {why}; expected {choices(_COLUMNS[role])}. Columns with exactly"
+            " these names are always recognised"
         )
 
 

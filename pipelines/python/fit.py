@@ -64,9 +64,16 @@ def fit(
 
     of_data = [key for key in settings or {} if key.split(".")[0] == "data"]
     if of_data:
-        raise ConfigError(f"{', '.join(of_data)}: the dataset decides this; make a recsys.Dataset with these settings")
+        raise ConfigError(
+            f"{', '.join(of_data)}: the dataset decides this; make a recsys.Dataset with these"
+            " settings"
+        )
     place = dataset.folder / "run" if folder is None else Path(folder).expanduser().absolute()
-    ours = {"run.dir": str(place), "tracking.enabled": False, **({"run.budget": budget} if budget else {})}
+    ours = {
+        "run.dir": str(place),
+        "tracking.enabled": False,
+        **({"run.budget": budget} if budget else {}),
+    }
     if (settings or {}).get("seed", dataset.config.seed) != dataset.config.seed:
         ours["data.dir"] = ""  # another seed needs its own dataset, in the run folder
     config = with_settings(dataset.config, {**ours, **(settings or {})})

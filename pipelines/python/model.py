@@ -47,7 +47,11 @@ class Model:
     """
 
     def __init__(
-        self, bundle: str | Path, run: str | Path | None = None, asked: str = "", tracking_uri: str = ""
+        self,
+        bundle: str | Path,
+        run: str | Path | None = None,
+        asked: str = "",
+        tracking_uri: str = "",
     ) -> None:
         self.bundle = Path(bundle)
         self.run = None if run is None else Path(run)
@@ -69,7 +73,10 @@ class Model:
     def metrics(self) -> dict[str, Any]:
         """The content of ``metrics.json``; for a loaded model, the metrics stored in its bundle."""
         if self.run is None:
-            return {"metric": self.info.extra.get("main_metric", ""), "model": dict(self.info.metrics)}
+            return {
+                "metric": self.info.extra.get("main_metric", ""),
+                "model": dict(self.info.metrics),
+            }
         found: dict[str, Any] = json.loads((self.run / "metrics.json").read_text(encoding="utf-8"))
         return found
 
@@ -115,11 +122,17 @@ class Model:
             from pipelines.plumbing.folder import open_run
 
             if other := [key for key in settings if not key.startswith("evaluate.")]:
-                raise ConfigError(f"settings: {', '.join(other)}: expected keys of the section evaluate only")
-            config = with_settings(load_config(run / "config.yaml"), {**settings, "run.dir": str(run)})
+                raise ConfigError(
+                    f"settings: {', '.join(other)}: expected keys of the section evaluate only"
+                )
+            config = with_settings(
+                load_config(run / "config.yaml"), {**settings, "run.dir": str(run)}
+            )
             with open_run(config, "evaluate") as folder:
                 metrics = evaluate(config, folder)
-        return pd.DataFrame.from_dict({"model": metrics["model"], **metrics["baselines"]}, orient="index")
+        return pd.DataFrame.from_dict(
+            {"model": metrics["model"], **metrics["baselines"]}, orient="index"
+        )
 
     def recommend(
         self,
@@ -165,7 +178,9 @@ class Model:
         if sum(given is not None for given in (users, histories, requests)) > 1:
             raise RequestError("got several of users, histories and requests; expected one of them")
         exclude_seen = rules.pop("exclude_seen", None)
-        answering = BatchRecommender(self.recommender, Defaults(k, exclude_seen, None, parse_rules(rules, "rules")))
+        answering = BatchRecommender(
+            self.recommender, Defaults(k, exclude_seen, None, parse_rules(rules, "rules"))
+        )
         if histories is not None:
             requests = _requests_of(histories)
         if requests is not None:
@@ -173,12 +188,23 @@ class Model:
         if users is None:
             asked = pa.table({"user_id": pa.array(self.recommender.bundle.user_ids, pa.string())})
         else:
-            asked = named_users(self.recommender.bundle, [users] if isinstance(users, str) else users)
-        tables = [answering(asked.slice(start, _AT_A_TIME)) for start in range(0, len(asked), _AT_A_TIME)]
-        return pa.concat_tables(tables or [output_schema(self.recommender.speaking).empty_table()]).to_pandas()
+            asked = named_users(
+                self.recommender.bundle, [users] if isinstance(users, str) else users
+            )
+        tables = [
+            answering(asked.slice(start, _AT_A_TIME)) for start in range(0, len(asked), _AT_A_TIME)
+        ]
+        return pa.concat_tables(
+            tables or [output_schema(self.recommender.speaking).empty_table()]
+        ).to_pandas()
 
     def similar(
-        self, item: str, *, k: int = 20, by: Literal["auto", "vectors", "use", "text"] = "auto", **rules: Any
+        self,
+        item: str,
+        *,
+        k: int = 20,
+        by: Literal["auto", "vectors", "use", "text"] = "auto",
+        **rules: Any,
     ) -> pd.DataFrame:
         """The items most similar to an item.
 
@@ -212,7 +238,9 @@ class Model:
         found = pd.DataFrame({"rank": range(1, len(answer.item_ids) + 1), **columns})
         return found.assign(by=answer.by)
 
-    def explain(self, user: str, *, history: Sequence[str] | None = None, k: int = 10, **rules: Any) -> pd.DataFrame:
+    def explain(
+        self, user: str, *, history: Sequence[str] | None = None, k: int = 10, **rules: Any
+    ) -> pd.DataFrame:
         """The list of a user, with the reasons for each item.
 
         Parameters
@@ -237,7 +265,10 @@ class Model:
         RequestError
             The request is malformed.
         """
-        row: dict[str, Any] = {"user_id": user, **({} if history is None else {"history": list(history)})}
+        row: dict[str, Any] = {
+            "user_id": user,
+            **({} if history is None else {"history": list(history)}),
+        }
         found = self.recommend(requests=[row], k=k, **{**rules, "explain": True})
         told = [json.loads(text) for text in found.explanation]
         return found.assign(explanation=told, why=[entry["sentence"] for entry in told])
@@ -307,7 +338,11 @@ class Model:
         from pipelines.register import register
 
         run = self._run("register")
-        changes: dict[str, Any] = {"tracking.enabled": True, "run.dir": str(run), **(settings or {})}
+        changes: dict[str, Any] = {
+            "tracking.enabled": True,
+            "run.dir": str(run),
+            **(settings or {}),
+        }
         changes |= {"registry.name": name} if name else {}
         changes |= {"tracking.uri": tracking_uri} if tracking_uri else {}
         config: Config = with_settings(load_config(run / "config.yaml"), changes)
@@ -318,13 +353,15 @@ class Model:
     def _run(self, what: str) -> Path:
         if self.run is None:
             raise ArtifactError(
-                f"{what}: this model was loaded from {self.bundle} and has no run folder; use the model that "
-                "recsys.fit returned, or recsys.load(RUN_FOLDER)"
+                f"{what}: this model was loaded from {self.bundle} and has no run folder; use the"
+                " model that recsys.fit returned, or recsys.load(RUN_FOLDER)"
             )
         return self.run
 
 
-def _requests_of(histories: Sequence[Sequence[str]] | Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+def _requests_of(
+    histories: Sequence[Sequence[str]] | Mapping[str, Sequence[str]],
+) -> list[dict[str, Any]]:
     if isinstance(histories, Mapping):
         return [{"user_id": user, "history": list(history)} for user, history in histories.items()]
     return [{"history": list(history)} for history in histories]
@@ -351,7 +388,11 @@ def load(place: str | Path, *, tracking_uri: str = "") -> Model:
         There is no model.
     """
     folder = Path(place)
-    if not str(place).startswith("models:") and (folder / "bundle").is_dir() and (folder / "metrics.json").is_file():
+    if (
+        not str(place).startswith("models:")
+        and (folder / "bundle").is_dir()
+        and (folder / "metrics.json").is_file()
+    ):
         return Model(folder / "bundle", folder)
     from recsys.registry.register import resolve
 

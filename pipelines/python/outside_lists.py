@@ -22,16 +22,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def measured(dataset: PreparedDataset, config: Config, lists: pd.DataFrame, ks: Sequence[int] | None) -> pd.DataFrame:
+def measured(
+    dataset: PreparedDataset, config: Config, lists: pd.DataFrame, ks: Sequence[int] | None
+) -> pd.DataFrame:
     """Every accuracy metric of ``lists`` at every cut-off, with its interval; see
     :meth:`Dataset.evaluate`.
     """
     import pandas as pd
 
-    cutoffs = sorted({int(k) for k in (ks or config.evaluate.ks)})
+    cutoffs = sorted({int(k) for k in ks or config.evaluate.ks})
     if not cutoffs or cutoffs[0] < 1:
         raise DataError(f"ks: got {list(ks or [])}, expected whole numbers from 1")
-    queries, _, _ = countable(evaluated_queries(dataset, Split.TEST, config), config.evaluate.exclude_seen)
+    queries, _, _ = countable(
+        evaluated_queries(dataset, Split.TEST, config), config.evaluate.exclude_seen
+    )
     if not len(queries):
         raise DataError("the test split has no query with a target that counts; check data.split")
     items_BK = _lists_of(dataset, queries, lists, cutoffs[-1])
@@ -52,23 +56,28 @@ def _lists_of(dataset: PreparedDataset, queries: Queries, lists: pd.DataFrame, k
     if missing or order is None:
         need = ", ".join([*missing, *([] if order else ["rank or score"])])
         raise DataError(
-            f"lists: no column {need}; expected user_id, item_id, and rank or score; got {list(lists.columns)}"
+            f"lists: no column {need}; expected user_id, item_id, and rank or score; got"
+            f" {list(lists.columns)}"
         )
     if lists[order].isna().any():
         raise DataError(
-            f"lists: {order} is missing in {int(lists[order].isna().sum())} rows; expected a number in every row"
+            f"lists: {order} is missing in {int(lists[order].isna().sum())} rows; expected a number"
+            " in every row"
         )
     text = lists[["user_id", "item_id"]].astype(str)
     if (twice := text.duplicated()).any():
         user, item = text[twice].iloc[0]
-        raise DataError(f"lists: user {user!r} has item {item!r} twice; list every item once per user")
+        raise DataError(
+            f"lists: user {user!r} has item {item!r} twice; list every item once per user"
+        )
     ordered = lists.assign(user_id=text.user_id, item_id=text.item_id).sort_values(
         order, ascending=order == "rank", kind="stable"
     )
     users = _rows_of(ordered.user_id, dataset.user_ids)
     if len(ordered) and (users < 0).all():
         raise DataError(
-            f"lists: no user is in the dataset, e.g. {ordered.user_id.iloc[0]!r}; use the ids of the dataset"
+            f"lists: no user is in the dataset, e.g. {ordered.user_id.iloc[0]!r}; use the ids of"
+            " the dataset"
         )
     items = _rows_of(ordered.item_id, dataset.item_ids)
     row_of_user = np.full(dataset.num_users + 1, -1, dtype=np.int64)
@@ -98,7 +107,8 @@ def _check_unseen(dataset: PreparedDataset, queries: Queries, items_BK: Array) -
         user = dataset.user_ids[int(queries.histories.users_U[row])].as_py()
         item = dataset.item_ids[int(items_BK[row, place])].as_py()
         raise DataError(
-            f"lists: the lists of {int(is_seen.any(axis=1).sum())} users contain items that they had before, e.g. user "
-            f"{user!r} item {item!r}; evaluate.exclude_seen is true, so such targets do not count: leave out these "
-            "items, or make the dataset with settings={'evaluate.exclude_seen': False}"
+            f"lists: the lists of {int(is_seen.any(axis=1).sum())} users contain items that they"
+            f" had before, e.g. user {user!r} item {item!r}; evaluate.exclude_seen is true, so such"
+            " targets do not count: leave out these items, or make the dataset with"
+            " settings={'evaluate.exclude_seen': False}"
         )

@@ -19,7 +19,18 @@ from recsys.granularities import granularity_class
 from recsys.training.build import model_sizes
 
 _CLOSED_FORM: Final = (
-    *("popularity", "item_cf", "item_knn", "als", "user_cf", "frequency", "repeat", "place", "content", "moment"),
+    *(
+        "popularity",
+        "item_cf",
+        "item_knn",
+        "als",
+        "user_cf",
+        "frequency",
+        "repeat",
+        "place",
+        "content",
+        "moment",
+    ),
 )
 _COUNTED: Final = ("social", "profile", "knowledge")
 
@@ -53,7 +64,9 @@ def _proposed(name: str, keys: Tree, dataset: PreparedDataset) -> Tree:
 
 def _why_idle(name: str, keys: Tree, config: Config, dataset: PreparedDataset) -> str:
     section = section_class(name).model_validate(keys)
-    model = config.model.model_copy(update={"granularities": GranularitiesConfig.model_validate({name: section})})
+    model = config.model.model_copy(
+        update={"granularities": GranularitiesConfig.model_validate({name: section})}
+    )
     alone = config.model_copy(update={"model": model})
     try:
         why = granularity_class(name, section).idle(section, dataset, alone)

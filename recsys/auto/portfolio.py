@@ -28,7 +28,9 @@ _MANY_USERS: Final = 50_000  # above: user_cf, which compares all users, is left
 _HOLD_EVENTS: Final = ("item_cf", "item_knn", "als", "user_cf", "social")
 _FULL_SCORES: Final = 4e8  # largest number of targets × items for the exact softmax
 
-UNTRAINED: Final = "closed-form members only: the training split has too few events per user to train on"
+UNTRAINED: Final = (
+    "closed-form members only: the training split has too few events per user to train on"
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ def configured(config: Config, traits: Traits, setting: Setting | None) -> Confi
     """
     tree = config.model_dump(mode="json")
     given = config.train.model_dump(mode="json", exclude_unset=True)
-    model: Tree = {"fusion": {"kind": "learned", "signal_dropout": 0.0, "stack": True}, "fitted_history": 1000}
+    model: Tree = {
+        "fusion": {"kind": "learned", "signal_dropout": 0.0, "stack": True},
+        "fitted_history": 1000,
+    }
     granularities = members(traits)
     if setting is None:
         model["item"] = {"text": False}
@@ -103,7 +108,11 @@ def with_separate_model(config: Config, setting: Setting, seed: int) -> Config:
         Added to the seed of the run, so that the same setting twice gives two different models.
     """
     tree = config.model_dump(mode="json")
-    given = {key: value for key, value in tree["train"].items() if key in ("epochs", "evaluate_every", "threads")}
+    given = {
+        key: value
+        for key, value in tree["train"].items()
+        if key in ("epochs", "evaluate_every", "threads")
+    }
     granularities, number = tree["model"]["granularities"], 1
     while f"apart_{number}" in granularities:
         number += 1
@@ -140,7 +149,13 @@ def _sequences(traits: Traits) -> list[Setting]:
             "max_history": 200 if far else 50,
             "item": {"init_std": 0.02, "text": traits.text, "text_whiten": min(2 * width, 256)},
             "granularities": {
-                "behaviour": {"enabled": True, "input": pooled, "heads": 1, "dropout": 0.0, "weight": 0.3},
+                "behaviour": {
+                    "enabled": True,
+                    "input": pooled,
+                    "heads": 1,
+                    "dropout": 0.0,
+                    "weight": 0.3,
+                },
                 "evolution": attention | evolution,
             },
         }
@@ -150,7 +165,10 @@ def _sequences(traits: Traits) -> list[Setting]:
     other = 128 if narrow else 64
     ids = Setting(
         "ids only",
-        merged(first.model, {"item": {"text": False}, "granularities": {"behaviour": {"input": "item"}}}),
+        merged(
+            first.model,
+            {"item": {"text": False}, "granularities": {"behaviour": {"input": "item"}}},
+        ),
         first.train,
     )
     return [
@@ -188,10 +206,17 @@ def _ordered_training(traits: Traits, width: int) -> Tree:
 def _sets(traits: Traits) -> list[Setting]:
     """Light graph convolution over histories without order."""
 
-    def one(name: str, width: int = 128, layers: int = 6, friends: bool = False, **changes: Any) -> Setting:
+    def one(
+        name: str, width: int = 128, layers: int = 6, friends: bool = False, **changes: Any
+    ) -> Setting:
         granularities: Tree = {"collaborative": {"enabled": True, "layers": layers, "weight": 1.0}}
         if friends:
-            granularities["social"] = {"enabled": True, "conv": "light", "dropout": 0.0, "weight": 0.4}
+            granularities["social"] = {
+                "enabled": True,
+                "conv": "light",
+                "dropout": 0.0,
+                "weight": 0.4,
+            }
         model: Tree = {
             "width": width,
             "max_history": 64,

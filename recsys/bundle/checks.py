@@ -41,10 +41,15 @@ def check_names(info: BundleInfo) -> None:
     """
     for name in info.files:
         if not name or "/" in name or "\\" in name or name in (".", ".."):
-            raise Inconsistent(f"a file has the name {name!r}, expected a plain file name without a folder")
+            raise Inconsistent(
+                f"a file has the name {name!r}, expected a plain file name without a folder"
+            )
     kinds = info.event_types
     if len(set(kinds)) < len(kinds) or (kinds and info.default_event_type not in kinds):
-        raise Inconsistent(f"the event types {kinds} have duplicates or lack the default {info.default_event_type!r}")
+        raise Inconsistent(
+            f"the event types {kinds} have duplicates or lack the default"
+            f" {info.default_event_type!r}"
+        )
 
 
 def check_outside(folder: Path, content: Mapping[str, Any]) -> None:
@@ -68,18 +73,26 @@ def check_outside(folder: Path, content: Mapping[str, Any]) -> None:
             found = None
         if found is not None and offer is not None and offer.version != release:
             _LOG.warning(
-                "%s: %s was trained with %s %s, but %s is installed", folder, name, package, release, offer.version
+                "%s: %s was trained with %s %s, but %s is installed",
+                folder,
+                name,
+                package,
+                release,
+                offer.version,
             )
         if found is None:
             cure = (
                 f"install the package that provides it: pip install {package}=={release}"
                 if package
-                else f"install a package that offers {target} as an entry point of {GRANULARITIES}; when the model was "
-                "trained, no installed package provided it"
+                else (
+                    f"install a package that offers {target} as an entry point of {GRANULARITIES};"
+                    " when the model was trained, no installed package provided it"
+                )
             )
             raise ArtifactError(
-                f"{folder} needs the granularity {name} ({target}), which no installed package provides; {cure}. For "
-                "safety, a path that a bundle names is never imported without an installed package"
+                f"{folder} needs the granularity {name} ({target}), which no installed package"
+                f" provides; {cure}. For safety, a path that a bundle names is never imported"
+                " without an installed package"
             )
 
 
@@ -89,8 +102,8 @@ def check_counts(sizes: ModelSizes, num_users: int, num_items: int) -> None:
     """
     if (num_users, num_items) != (sizes.num_users, sizes.num_items):
         raise Inconsistent(
-            f"the tables have {num_users} users and {num_items} items, the model has {sizes.num_users} and "
-            f"{sizes.num_items}"
+            f"the tables have {num_users} users and {num_items} items, the model has"
+            f" {sizes.num_users} and {sizes.num_items}"
         )
 
 
@@ -115,17 +128,26 @@ def check_parts(bundle: Bundle) -> None:
         raise Inconsistent(f"item vectors have {model.item_vectors_ND.ndim} dimensions, expected 2")
     if list(bundle.info.granularities) != list(model.names):
         raise Inconsistent(
-            f"the description lists the granularities {bundle.info.granularities}, the model has {model.names}"
+            f"the description lists the granularities {bundle.info.granularities}, the model has"
+            f" {model.names}"
         )
     if len(histories) != num_users or len(histories.items_E) != int(histories.offsets_U1[-1]):
-        raise Inconsistent(f"there are {len(histories)} histories, expected one for each of {num_users} users")
-    events = {len(column) for column in (histories.types_E, histories.times_E, histories.values_E, histories.splits_E)}
+        raise Inconsistent(
+            f"there are {len(histories)} histories, expected one for each of {num_users} users"
+        )
+    events = {
+        len(column)
+        for column in (histories.types_E, histories.times_E, histories.values_E, histories.splits_E)
+    }
     if events - {len(histories.items_E)}:
         raise Inconsistent("lists of a user's events differ in length")
     _check_range("items of events", histories.items_E, 0, num_items - 1)
     _check_range("types of events", histories.types_E, 0, max(len(bundle.info.event_types), 1) - 1)
     _check_range("splits of events", histories.splits_E, 0, COLD_VALID)
-    if len(histories.items_E) and histories.context_EC.shape != (len(histories.items_E), len(bundle.context)):
+    if len(histories.items_E) and histories.context_EC.shape != (
+        len(histories.items_E),
+        len(bundle.context),
+    ):
         raise Inconsistent(
             f"context of events has the shape {histories.context_EC.shape}, expected "
             f"{(len(histories.items_E), len(bundle.context))}"
@@ -133,21 +155,28 @@ def check_parts(bundle: Bundle) -> None:
     _check_rules(bundle, num_users, num_items)
     if bundle.index is not None and bundle.index.shape != tuple(model.item_vectors_ND.shape):
         raise Inconsistent(
-            f"the index has the shape {bundle.index.shape}, expected {tuple(model.item_vectors_ND.shape)}"
+            f"the index has the shape {bundle.index.shape}, expected"
+            f" {tuple(model.item_vectors_ND.shape)}"
         )
 
 
 def _check_rules(bundle: Bundle, num_users: int, num_items: int) -> None:
     """Check the files for rules and explanations."""
-    for name, column in (bundle.attributes.columns if bundle.attributes is not None else {}).items():
+    for name, column in (
+        bundle.attributes.columns if bundle.attributes is not None else {}
+    ).items():
         if column.num_items != num_items:
-            raise Inconsistent(f"attribute {name} has {column.num_items} items, expected {num_items}")
+            raise Inconsistent(
+                f"attribute {name} has {column.num_items} items, expected {num_items}"
+            )
     if bundle.text_NT is not None and len(bundle.text_NT) != num_items:
         raise Inconsistent(f"there are texts of {len(bundle.text_NT)} items, expected {num_items}")
     if bundle.friends is not None:
         starts_U1, friends_F = bundle.friends
         if len(starts_U1) != num_users + 1:
-            raise Inconsistent(f"there are friends of {len(starts_U1) - 1} users, expected {num_users}")
+            raise Inconsistent(
+                f"there are friends of {len(starts_U1) - 1} users, expected {num_users}"
+            )
         _check_range("friends", friends_F, 0, num_users - 1)
 
 
@@ -163,7 +192,9 @@ def _check_range(what: str, values: Array, low: int, high: int | None) -> None:
         raise Inconsistent(f"{what}: the type is {values.dtype}, expected integers")
     if len(values) and (values.min() < low or (high is not None and values.max() > high)):
         expected = f"at least {low}" if high is None else f"{low} to {high}"
-        raise Inconsistent(f"{what}: the values are {values.min()} to {values.max()}, expected {expected}")
+        raise Inconsistent(
+            f"{what}: the values are {values.min()} to {values.max()}, expected {expected}"
+        )
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
@@ -173,5 +204,6 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(
-                f"{where}: tensor {name} has values that are not finite; the training diverged, train again"
+                f"{where}: tensor {name} has values that are not finite; the training diverged,"
+                " train again"
             )

@@ -45,9 +45,12 @@ def writing_aside(folder: str | Path, mark: str) -> Iterator[Path]:
         The disk is full.
     """
     folder = Path(folder).absolute()
-    if folder.exists() and not (folder.is_dir() and (any(folder.glob(mark)) or not any(folder.iterdir()))):
+    if folder.exists() and not (
+        folder.is_dir() and (any(folder.glob(mark)) or not any(folder.iterdir()))
+    ):
         raise ArtifactError(
-            f"{folder} exists and is not a bundle, so it is not overwritten; give another folder or move it away"
+            f"{folder} exists and is not a bundle, so it is not overwritten; give another folder or"
+            " move it away"
         )
     aside = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -87,12 +90,16 @@ def check_description(folder: str | Path, sha256: str | None) -> None:
     """
     path = Path(folder) / DESCRIPTION
     if sha256 is not None and (not path.is_file() or entry_of(path).sha256 != sha256):
-        raise damaged(Path(folder), f"{DESCRIPTION} is not the one that was registered with this model")
+        raise damaged(
+            Path(folder), f"{DESCRIPTION} is not the one that was registered with this model"
+        )
 
 
 def damaged(folder: Path, why: str) -> ArtifactError:
     """The error for a bundle that is not as it was written."""
-    return ArtifactError(f"the model bundle {folder} is damaged: {why}; pull or register the model again")
+    return ArtifactError(
+        f"the model bundle {folder} is damaged: {why}; pull or register the model again"
+    )
 
 
 def describe_error(error: BaseException) -> str:
@@ -104,4 +111,6 @@ def describe_error(error: BaseException) -> str:
 def entry_of(path: Path) -> FileEntry:
     """Size and checksum of a file, for a later check."""
     with path.open("rb") as stream:
-        return FileEntry(size=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+        return FileEntry(
+            size=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest()
+        )

@@ -17,8 +17,11 @@ from recsys.config import ModelConfig
 from recsys.config.outside import reading_artifact
 from recsys.errors import ArtifactError, UserError
 
-FORMAT_VERSION: Final = 3  # 2 added messages of friends and the training weights; 3 added the self-test
-WITH_MEASURED: Final = 4  # bundle of two models; earlier releases refuse it, as they would rank the model that saw test
+FORMAT_VERSION: Final = (
+    3  # 2 added messages of friends and the training weights; 3 added the self-test
+)
+# bundle of two models; earlier releases refuse it, as they would rank the model that saw test
+WITH_MEASURED: Final = 4
 WEIGHTS: Final = "weights.safetensors"
 ITEMS: Final = "items.parquet"
 USERS: Final = "users.parquet"
@@ -58,10 +61,15 @@ class BundleInfo(BaseModel):
     dataset: dict[str, Any]  # name, content_hash, counts, split, ordered, timed
     context: list[dict[str, Any]] = []  # context columns, see ContextColumn
     text_model: str
-    text_identity: str = ""  # hash of the language model's files, recsys.encoders.text.vector_identity; empty: unknown
-    user_text: dict[str, Any] = {}  # how histories become text: model, fingerprint, max_tokens, max_items
+    # hash of the language model's files, recsys.encoders.text.vector_identity; empty: unknown
+    text_identity: str = ""
+    user_text: dict[
+        str, Any
+    ] = {}  # how histories become text: model, fingerprint, max_tokens, max_items
     metrics: dict[str, Any]
-    index: dict[str, Any] = {}  # reorder (candidates per listed item), recall, at (list length of the recall)
+    index: dict[
+        str, Any
+    ] = {}  # reorder (candidates per listed item), recall, at (list length of the recall)
     extra: dict[str, Any]
     files: dict[str, FileEntry]
 
@@ -80,14 +88,16 @@ def read_info(folder: str | Path) -> BundleInfo:
         version = content.get("format_version") if isinstance(content, dict) else None
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
-            f"{folder} has no model bundle ({DESCRIPTION} is missing); `recsys train` and `recsys register` write one"
+            f"{folder} has no model bundle ({DESCRIPTION} is missing); `recsys train` and `recsys"
+            " register` write one"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(folder, f"{DESCRIPTION}: {describe_error(error)}") from None
     if version not in (FORMAT_VERSION, WITH_MEASURED):
         raise ArtifactError(
-            f"{folder} has bundle format {version}, this release ({__version__}) reads {FORMAT_VERSION} and "
-            f"{WITH_MEASURED}; register the model again, or use the release that wrote it"
+            f"{folder} has bundle format {version}, this release ({__version__}) reads"
+            f" {FORMAT_VERSION} and {WITH_MEASURED}; register the model again, or use the release"
+            " that wrote it"
         )
     check_outside(folder, content)
     try:
@@ -101,5 +111,7 @@ def read_info(folder: str | Path) -> BundleInfo:
 
 def seal(folder: Path, info: BundleInfo) -> None:
     """Write ``bundle.json`` last, with the checksum of every other file."""
-    info.files = {path.name: entry_of(path) for path in sorted(folder.iterdir()) if path.name != DESCRIPTION}
+    info.files = {
+        path.name: entry_of(path) for path in sorted(folder.iterdir()) if path.name != DESCRIPTION
+    }
     (folder / DESCRIPTION).write_text(info.model_dump_json(indent=1), encoding="utf-8")

@@ -71,9 +71,15 @@ class Bundle:
     user_ids: list[str]
     histories: Histories  # row = dense user id; all events, each with its split
     index: ItemIndex | None = None  # for large catalogues, so that not every item must be scored
-    attributes: ItemAttributes | None = None  # for rules of requests; None in bundles of earlier releases
-    text_NT: Array | None = None  # int8 text vectors of items, zero without text; None: in the weights, or no texts
-    friends: tuple[Array, Array] | None = None  # start of each user's friends [U + 1], and the friends' dense ids
+    attributes: ItemAttributes | None = (
+        None  # for rules of requests; None in bundles of earlier releases
+    )
+    text_NT: Array | None = (
+        None  # int8 text vectors of items, zero without text; None: in the weights, or no texts
+    )
+    friends: tuple[Array, Array] | None = (
+        None  # start of each user's friends [U + 1], and the friends' dense ids
+    )
 
     def friends_of(self, user: int) -> list[int]:
         """The friends of a known user, largest weight first; empty where the bundle has none."""
@@ -121,7 +127,9 @@ def read_files(folder: Path) -> Bundle:
         return _read_parts(folder, info)
     except ArtifactError:
         raise
-    except Exception as error:  # a bundle that was changed together with its checksums can fail in any library
+    except (
+        Exception
+    ) as error:  # a bundle that was changed together with its checksums can fail in any library
         raise damaged(folder, describe_error(error)) from None
 
 
@@ -141,7 +149,11 @@ def _read_parts(folder: Path, info: BundleInfo) -> Bundle:
         users.column("user_id").to_pylist(),
         _histories(users, info),
         _index(folder, info),
-        ItemAttributes.read(folder / ATTRIBUTES, len(items)) if _has(folder, info, ATTRIBUTES) else None,
+        (
+            ItemAttributes.read(folder / ATTRIBUTES, len(items))
+            if _has(folder, info, ATTRIBUTES)
+            else None
+        ),
         read_text(folder / TEXT) if _has(folder, info, TEXT) else None,
         read_friends(folder / FRIENDS) if _has(folder, info, FRIENDS) else None,
     )
@@ -173,7 +185,8 @@ def _index(folder: Path, info: BundleInfo) -> ItemIndex | None:
     check_file(folder, INDEX, info.files[INDEX])
     if not can_index():
         _LOG.warning(
-            "%s: faiss-cpu is not installed, so the index is not used and every item is scored: exact, but slower",
+            "%s: faiss-cpu is not installed, so the index is not used and every item is scored:"
+            " exact, but slower",
             folder,
         )
         return None
@@ -192,5 +205,7 @@ def _has(folder: Path, info: BundleInfo, name: str) -> bool:
 
 def _histories(users: pa.Table, info: BundleInfo) -> Histories:
     """Rows of ``users.parquet`` as histories."""
-    found = histories_from_table(users.append_column("user", pa.array(np.arange(len(users), dtype=np.int32))))
+    found = histories_from_table(
+        users.append_column("user", pa.array(np.arange(len(users), dtype=np.int32)))
+    )
     return replace(found, targets_T=types_mask(info.event_types, info.targets))

@@ -33,20 +33,30 @@ _STEPS: Final = 127  # quantisation steps of a unit vector's components on each 
 
 def write_for_rules(folder: Path, frozen: FrozenModel, dataset: PreparedDataset) -> None:
     """Write the files that rules, similar items and explanations read in addition to the model."""
-    pq.write_table(attribute_table(dataset.features, dataset.media_names), folder / ATTRIBUTES, compression="zstd")
+    pq.write_table(
+        attribute_table(dataset.features, dataset.media_names),
+        folder / ATTRIBUTES,
+        compression="zstd",
+    )
     text_NT = dataset.text_vectors_NT()
     if text_NT.shape[1] and not frozen.reads_text:
         pieces = [text_NT[start : start + _ROWS] for start in range(0, len(text_NT), _ROWS)]
         whole_NT = np.concatenate([_in_steps(piece.astype(np.float32)) for piece in pieces])
         save_file({"text": torch.from_numpy(whole_NT)}, folder / TEXT)
-    if any(section.signal == "friends" for section in frozen.config.granularities.enabled().values()):
+    if any(
+        section.signal == "friends" for section in frozen.config.granularities.enabled().values()
+    ):
         src_F, dst_F, weight_F = dataset.social_edges()
         order_F = np.lexsort((-weight_F, dst_F))  # edges lead from a friend to the user
         counts_U = np.bincount(dst_F, minlength=dataset.num_users)
         place_F = np.arange(len(order_F)) - (np.cumsum(counts_U) - counts_U)[dst_F[order_F]]
         kept = order_F[place_F < _MAX_FRIENDS]
-        offsets = np.concatenate([[0], np.cumsum(np.minimum(counts_U, _MAX_FRIENDS))]).astype(np.int64)
-        lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(src_F[kept].astype(np.int32)))
+        offsets = np.concatenate([[0], np.cumsum(np.minimum(counts_U, _MAX_FRIENDS))]).astype(
+            np.int64
+        )
+        lists = pa.LargeListArray.from_arrays(
+            pa.array(offsets), pa.array(src_F[kept].astype(np.int32))
+        )
         pq.write_table(pa.table({"friends": lists}), folder / FRIENDS, compression="zstd")
 
 

@@ -44,10 +44,14 @@ def measured(folder: Path, bundle: Bundle) -> Bundle:
         check_counts(sizes, len(bundle.user_ids), bundle.num_items)
         tensors = load_file(folder / MEASURED)
         check_finite(tensors, str(folder / MEASURED))
-        found = replace(bundle, model=FrozenModel.from_tensors(info.model, sizes, tensors), index=None)
+        found = replace(
+            bundle, model=FrozenModel.from_tensors(info.model, sizes, tensors), index=None
+        )
         check_parts(found)
     except ArtifactError:
         raise
-    except Exception as error:  # a bundle that was changed together with its checksums can fail in any library
+    except (
+        Exception
+    ) as error:  # a bundle that was changed together with its checksums can fail in any library
         raise damaged(folder, f"{MEASURED}: {describe_error(error)}") from None
     return found

@@ -146,8 +146,8 @@ def _check_match(frozen: FrozenModel, dataset: PreparedDataset) -> None:
     data = (dataset.num_users, dataset.num_items)
     if model != data:
         raise ArtifactError(
-            f"the model was trained for {model[0]} users and {model[1]} items, but {dataset.root} has {data[0]} and "
-            f"{data[1]}; train again on this dataset"
+            f"the model was trained for {model[0]} users and {model[1]} items, but {dataset.root}"
+            f" has {data[0]} and {data[1]}; train again on this dataset"
         )
 
 
@@ -170,7 +170,9 @@ def _describe(
         },
         event_types=manifest.event_types,
         targets=manifest.targets,
-        default_event_type=manifest.event_types[int(frequency.argmax())] if manifest.event_types else "",
+        default_event_type=(
+            manifest.event_types[int(frequency.argmax())] if manifest.event_types else ""
+        ),
         dataset={
             "name": manifest.name,
             "content_hash": manifest.content_hash,
@@ -200,7 +202,9 @@ def place_of(dataset: PreparedDataset) -> str:
 def _user_text(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str, Any]:
     """The settings to encode histories as text; empty where the model does not read them."""
     users = dataset.manifest.text.get("users") or {}
-    if not any(section.signal == USER_TEXT for section in frozen.config.granularities.enabled().values()):
+    if not any(
+        section.signal == USER_TEXT for section in frozen.config.granularities.enabled().values()
+    ):
         return {}
     return {key: users[key] for key in ("model", "fingerprint", "max_tokens", "max_items")}
 
@@ -243,7 +247,9 @@ def _dense_histories(dataset: PreparedDataset) -> Histories:
 def _write_users(path: Path, user_ids: pa.Array, histories: Histories) -> None:
     num_context = histories.context_EC.shape[1]
     kinds = _EVENT_COLUMNS | ({"context": pa.int16()} if num_context else {})
-    schema = pa.schema({"user_id": pa.string(), **{name: pa.large_list(kind) for name, kind in kinds.items()}})
+    schema = pa.schema(
+        {"user_id": pa.string(), **{name: pa.large_list(kind) for name, kind in kinds.items()}}
+    )
     ids = user_ids.cast(pa.string())
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for start in range(0, len(histories), _ROWS_AT_A_TIME):
@@ -251,14 +257,28 @@ def _write_users(path: Path, user_ids: pa.Array, histories: Histories) -> None:
             offsets = histories.offsets_U1[start : stop + 1]
             span = slice(offsets[0], offsets[-1])
             lists = [
-                pa.LargeListArray.from_arrays(pa.array(offsets - offsets[0]), pa.array(values[span], kind))
-                for values, kind in zip(_event_arrays(histories), _EVENT_COLUMNS.values(), strict=True)
+                pa.LargeListArray.from_arrays(
+                    pa.array(offsets - offsets[0]), pa.array(values[span], kind)
+                )
+                for values, kind in zip(
+                    _event_arrays(histories), _EVENT_COLUMNS.values(), strict=True
+                )
             ]
             if num_context:  # event by event, all columns of each
                 codes = pa.array(histories.context_EC[span].reshape(-1))
-                lists.append(pa.LargeListArray.from_arrays(pa.array((offsets - offsets[0]) * num_context), codes))
+                lists.append(
+                    pa.LargeListArray.from_arrays(
+                        pa.array((offsets - offsets[0]) * num_context), codes
+                    )
+                )
             writer.write_table(pa.Table.from_arrays([ids[start:stop], *lists], schema=schema))
 
 
 def _event_arrays(histories: Histories) -> tuple[Array, ...]:
-    return histories.items_E, histories.types_E, histories.times_E, histories.values_E, histories.splits_E
+    return (
+        histories.items_E,
+        histories.types_E,
+        histories.times_E,
+        histories.values_E,
+        histories.splits_E,
+    )

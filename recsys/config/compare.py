@@ -1,4 +1,6 @@
-"""``compare``: two finished runs on the same test users, or the model versions in logs of a server."""
+"""``compare``: two finished runs on the same test users, or the model versions in logs of a
+server.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,16 @@ class CompareConfig(Section):
     runs: list[Place] = Field([], description="the two run folders (recsys compare RUN RUN)")
     out: Place = Field(
         "",
-        description="file of the comparison; default: compare.json in the first run's folder or next to the first log",
+        description=(
+            "file of the comparison; default: compare.json in the first run's folder or next to the"
+            " first log"
+        ),
     )
     logs: list[Place] = Field(
-        [], description="files, folders or globs that `recsys serve` wrote to serve.log (short: --logs FILE…)"
+        [],
+        description=(
+            "files, folders or globs that `recsys serve` wrote to serve.log (short: --logs FILE…)"
+        ),
     )
     feedback: list[Place] = Field(
         [], description="files, folders or globs of events on shown items (short: --feedback FILE…)"
@@ -28,11 +36,15 @@ class CompareConfig(Section):
     window_hours: float = Field(
         24.0,
         gt=0,
-        description="hours after an answer in which an event counts for it; it counts for the "
-        "newest answer with the item",
+        description=(
+            "hours after an answer in which an event counts for it; it counts for the "
+            "newest answer with the item"
+        ),
     )
     target: str = Field(
         "",
-        description="models:/NAME@ALIAS, models:/NAME/VERSION or a pulled folder: a model whose value is estimated "
-        "off policy, from the lists that other models showed",
+        description=(
+            "models:/NAME@ALIAS, models:/NAME/VERSION or a pulled folder: a model whose value is"
+            " estimated off policy, from the lists that other models showed"
+        ),
     )

@@ -27,10 +27,13 @@ def check_settings(config: Config, stages: tuple[str, ...]) -> None:
     """
     found = list(_of_data(config)) if _PREPARES in stages else []
     found += list(_of_training(config)) if _TRAINS in stages and config.has_model else []
-    if config.train.privacy.epsilon and ("sweep" in stages or (_TRAINS in stages and not config.has_model)):
+    if config.train.privacy.epsilon and (
+        "sweep" in stages or (_TRAINS in stages and not config.has_model)
+    ):
         found.append(
-            "train.privacy trains one model once, but a search and a chosen model (model auto) read the users' data "
-            "many times: give a section model, and set train.privacy.epsilon 0 for the search"
+            "train.privacy trains one model once, but a search and a chosen model (model auto) read"
+            " the users' data many times: give a section model, and set train.privacy.epsilon 0 for"
+            " the search"
         )
     if found:
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(found))
@@ -45,22 +48,34 @@ def _of_data(config: Config) -> Iterator[str]:
                 "set kind temporal, or remove the time"
             )
     if data.order == "none" and split.kind == "leave-last":
-        yield "data.split.kind leave-last needs an order, and data.order is none; set data.split.kind ratio"
+        yield (
+            "data.split.kind leave-last needs an order, and data.order is none; set data.split.kind"
+            " ratio"
+        )
     strays = sorted({*data.context_numbers} - {*data.context})
     if strays:
-        yield f"data.context_numbers names {', '.join(strays)}, not in data.context; add it there too"
+        yield (
+            f"data.context_numbers names {', '.join(strays)}, not in data.context; add it there too"
+        )
     if data.text.event_types and not data.text.event_column:
-        yield "data.text.event_types is set and data.text.event_column is empty: name the column with their text"
+        yield (
+            "data.text.event_types is set and data.text.event_column is empty: name the column with"
+            " their text"
+        )
     strays = sorted({*data.targets} - {*data.interactions}) if data.interactions else []
     strays += sorted({*data.targets} & {*data.text.event_types})
     if strays:
         yield (
-            f"data.targets names {', '.join(strays)}, which data.interactions or data.text.event_types exclude from "
-            "the history: add it to data.interactions, or remove it"
+            f"data.targets names {', '.join(strays)}, which data.interactions or"
+            " data.text.event_types exclude from the history: add it to data.interactions, or"
+            " remove it"
         )
     both = sorted({*data.interactions} & {*data.text.event_types})
     if both:
-        yield f"data.interactions and data.text.event_types both name {', '.join(both)}; remove it from one"
+        yield (
+            f"data.interactions and data.text.event_types both name {', '.join(both)}; remove it"
+            " from one"
+        )
 
 
 def _of_training(config: Config) -> Iterator[str]:
@@ -68,18 +83,29 @@ def _of_training(config: Config) -> Iterator[str]:
     where = "model.granularities"
     ordered = data.order in ("time", "file")
     if train.loss.kind == "sampled_softmax" and train.loss.label_smoothing:
-        yield "train.loss.label_smoothing is for full_softmax only; set it 0, or train.loss.kind full_softmax"
+        yield (
+            "train.loss.label_smoothing is for full_softmax only; set it 0, or train.loss.kind"
+            " full_softmax"
+        )
     if train.privacy.epsilon:
         yield from privacy_violations(config)
     if ordered and (train.history_mask_rate or train.loss.event_power != 1.0):
         yield (
-            f"train.history_mask_rate {train.history_mask_rate} and train.loss.event_power "
-            f"{train.loss.event_power} are for "
-            f"data without an order, and data.order is {data.order}: set them 0 and 1, or data.order none"
+            f"train.history_mask_rate {train.history_mask_rate} and train.loss.event_power"
+            f" {train.loss.event_power} are for data without an order, and data.order is"
+            f" {data.order}: set them 0 and 1, or data.order none"
         )
     for name, section in enabled.items():
         yield from section.contradictions(config, f"{where}.{name}")
     if not (config.model.item.id or data.text.enabled):
-        yield "model.item.id and data.text.enabled are both false, so items cannot be distinguished; set one true"
-    if config.model.fusion.kind == "weighted" and not any(section.weight for section in enabled.values()):
-        yield f"model.fusion.kind is weighted and every {where}.NAME.weight is 0; give one of them a weight"
+        yield (
+            "model.item.id and data.text.enabled are both false, so items cannot be distinguished;"
+            " set one true"
+        )
+    if config.model.fusion.kind == "weighted" and not any(
+        section.weight for section in enabled.values()
+    ):
+        yield (
+            f"model.fusion.kind is weighted and every {where}.NAME.weight is 0; give one of them a"
+            " weight"
+        )

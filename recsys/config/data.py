@@ -32,18 +32,30 @@ class SplitConfig(Section):
         0.1,
         gt=0,
         lt=1,
-        description="share of events for validation (temporal, ratio), or of the training events (given)",
+        description=(
+            "share of events for validation (temporal, ratio), or of the training events (given)"
+        ),
     )
     test: float = Field(0.1, gt=0, lt=1, description="share of events for test (temporal, ratio)")
     valid_from: str = Field(
-        "", description="first time of validation, such as 2024-03-01, instead of the share (temporal)"
+        "",
+        description="first time of validation, such as 2024-03-01, instead of the share (temporal)",
     )
-    test_from: str = Field("", description="first time of test, such as 2024-03-01, instead of the share (temporal)")
+    test_from: str = Field(
+        "", description="first time of test, such as 2024-03-01, instead of the share (temporal)"
+    )
     cold_users: float = Field(
-        0.0, ge=0, lt=1, description="share of users, chosen by a hash of id and seed, who keep few training events"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of users, chosen by a hash of id and seed, who keep few training events",
     )
     cold_keep: int = Field(
-        3, ge=0, description="training events that these users keep: the latest, or random ones without order"
+        3,
+        ge=0,
+        description=(
+            "training events that these users keep: the latest, or random ones without order"
+        ),
     )
 
 
@@ -53,12 +65,23 @@ class UserTextConfig(Section):
     """
 
     enabled: bool = Field(False, description="whether texts of users are made")
-    max_items: int = Field(64, ge=1, description="items that a text names at most; text beyond max_tokens is cut")
+    max_items: int = Field(
+        64, ge=1, description="items that a text names at most; text beyond max_tokens is cut"
+    )
     first: int = Field(
-        4, ge=1, description="events in a user's first text; each later text has twice as many (data with an order)"
+        4,
+        ge=1,
+        description=(
+            "events in a user's first text; each later text has twice as many (data with an order)"
+        ),
     )
     folds: int = Field(
-        1, ge=1, description="number n of texts, each without one fold of the events; needs train.history_mask_rate 1/n"
+        1,
+        ge=1,
+        description=(
+            "number n of texts, each without one fold of the events; needs"
+            " train.history_mask_rate 1/n"
+        ),
     )
 
     @property
@@ -74,46 +97,79 @@ class FinetuneConfig(Section):
 
     enabled: bool = Field(False, description="whether the language model is fine-tuned")
     steps: int = Field(300, ge=1, description="optimiser steps")
-    batch_size: int = Field(64, ge=2, description="pairs of items in a step; the other pairs are each pair's negatives")
+    batch_size: int = Field(
+        64, ge=2, description="pairs of items in a step; the other pairs are each pair's negatives"
+    )
     rank: int = Field(8, ge=1, description="rank of the adapters on the attention projections")
     lr: float = Field(5e-4, gt=0, description="learning rate")
-    temperature: float = Field(0.05, gt=0, description="cosine similarities are divided by this number")
+    temperature: float = Field(
+        0.05, gt=0, description="cosine similarities are divided by this number"
+    )
     max_pairs: int = Field(
-        200_000, ge=1, description="pairs of items next to each other in a user's training events, at most"
+        200_000,
+        ge=1,
+        description="pairs of items next to each other in a user's training events, at most",
     )
 
 
 class TextConfig(Section):
-    """Item text, the language model that encodes it, and the texts of users that are made from it."""
+    """Item text, the language model that encodes it, and the texts of users that are made from
+    it.
+    """
 
     enabled: bool = Field(True, description="whether item text is encoded")
-    fields: list[str] | None = Field(None, description="columns of items, in order; null: every text column")
-    groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Annotated[list[str], Field(min_length=1)]] = Field(
+    fields: list[str] | None = Field(
+        None, description="columns of items, in order; null: every text column"
+    )
+    groups: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], Annotated[list[str], Field(min_length=1)]
+    ] = Field(
         {},
-        description="group → its columns; each group has its own vector and projection; empty: one group of all fields",
+        description=(
+            "group → its columns; each group has its own vector and projection; empty: one group of"
+            " all fields"
+        ),
     )
     html: list[str] = Field(
-        [], description="columns of items with HTML: tags are removed, and entities such as &amp; become characters"
+        [],
+        description=(
+            "columns of items with HTML: tags are removed, and entities such as &amp; become"
+            " characters"
+        ),
     )
     users: UserTextConfig = Field(default_factory=UserTextConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     event_column: str = Field(
-        "", description="context column of auxiliary events whose texts are joined for each item, e.g. tag"
+        "",
+        description=(
+            "context column of auxiliary events whose texts are joined for each item, e.g. tag"
+        ),
     )
     event_types: list[str] = Field(
         [], description="event types whose event_column is item text; they are never targets"
     )
-    max_event_terms: int = Field(24, ge=1, description="most frequent terms of event_column that an item keeps")
-    model: Place = Field("all-MiniLM-L6-v2", description="name of a packaged model, local folder or hub id")
-    allow_download: bool = Field(False, description="whether the model may be downloaded from the hub")
+    max_event_terms: int = Field(
+        24, ge=1, description="most frequent terms of event_column that an item keeps"
+    )
+    model: Place = Field(
+        "all-MiniLM-L6-v2", description="name of a packaged model, local folder or hub id"
+    )
+    allow_download: bool = Field(
+        False, description="whether the model may be downloaded from the hub"
+    )
     max_tokens: int = Field(128, ge=8, description="tokens of a text that the model reads")
     batch_size: int = Field(64, ge=1, description="texts that the model encodes at once")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="number format of the model; auto: the faster one on this device"
     )
-    num_actors: int = Field(1, ge=1, description="copies of the language model that work in parallel")
+    num_actors: int = Field(
+        1, ge=1, description="copies of the language model that work in parallel"
+    )
     cache_dir: Place = Field(
-        "", description="folder of encoded texts, used by later runs; default: $XDG_CACHE_HOME/multigrain/text"
+        "",
+        description=(
+            "folder of encoded texts, used by later runs; default: $XDG_CACHE_HOME/multigrain/text"
+        ),
     )
 
     @model_validator(mode="after")
@@ -126,13 +182,24 @@ class TextConfig(Section):
 class ImagesConfig(Section):
     """Image files that a vision model encodes as unit vectors of one medium."""
 
-    column: str = Field("", description="column of items with an image's path or URI; empty: no images are read")
+    column: str = Field(
+        "", description="column of items with an image's path or URI; empty: no images are read"
+    )
     name: str = Field("image", pattern=r"^[A-Za-z0-9_]+$", description="the medium's name")
-    root: Place = Field("", description="folder that relative paths start from; empty: the folder of the items' file")
+    root: Place = Field(
+        "",
+        description="folder that relative paths start from; empty: the folder of the items' file",
+    )
     model: Place = Field("", description="local folder or hub id of a transformers vision model")
-    allow_download: bool = Field(False, description="whether the model may be downloaded from the hub")
+    allow_download: bool = Field(
+        False, description="whether the model may be downloaded from the hub"
+    )
     pooling: Literal["auto", "pooled", "mean"] = Field(
-        "auto", description="pooled: the model's pooled output; mean: the mean of its patches; auto: as it was trained"
+        "auto",
+        description=(
+            "pooled: the model's pooled output; mean: the mean of its patches; auto: as it was"
+            " trained"
+        ),
     )
     batch_size: int = Field(32, ge=1, description="images that the model encodes at once")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -140,7 +207,11 @@ class ImagesConfig(Section):
     )
     num_actors: int = Field(1, ge=1, description="copies of the vision model that work in parallel")
     cache_dir: Place = Field(
-        "", description="folder of encoded images, used by later runs; default: $XDG_CACHE_HOME/multigrain/images"
+        "",
+        description=(
+            "folder of encoded images, used by later runs; default:"
+            " $XDG_CACHE_HOME/multigrain/images"
+        ),
     )
 
 
@@ -155,9 +226,14 @@ class ItemMediaConfig(Section):
     @model_validator(mode="after")
     def _names_differ(self) -> ItemMediaConfig:
         if self.images.column and self.images.name in self.columns:
-            raise ValueError(f"two media are called {self.images.name!r}; set images.name to another name")
+            raise ValueError(
+                f"two media are called {self.images.name!r}; set images.name to another name"
+            )
         if self.images.column and not self.images.model:
-            raise ValueError("images.column needs images.model: the folder or hub id of a transformers vision model")
+            raise ValueError(
+                "images.column needs images.model: the folder or hub id of a transformers vision"
+                " model"
+            )
         return self
 
 
@@ -170,7 +246,8 @@ class ItemFactsConfig(Section):
         None, description="relations of the knowledge table that are read; null: all, []: none"
     )
     item_columns: list[str] = Field(
-        [], description="columns of items that become triples: categories, numbers, or lists of them"
+        [],
+        description="columns of items that become triples: categories, numbers, or lists of them",
     )
     separators: dict[str, Annotated[str, Field(min_length=1)]] = Field(
         {}, description="text column with several values → the separator between them"
@@ -184,15 +261,22 @@ _MAX_BAD: Final = 0.01
 class QuarantineConfig(Section):
     """Rows that cannot be used are written to the quarantine with file, row and reason."""
 
-    max_share: Share | dict[Literal["events", "items", "users", "social", "knowledge"], Share] = Field(
-        _MAX_BAD,
-        description="share of bad rows in a table, above which the run stops; {TABLE: share} for single tables",
+    max_share: Share | dict[Literal["events", "items", "users", "social", "knowledge"], Share] = (
+        Field(
+            _MAX_BAD,
+            description=(
+                "share of bad rows in a table, above which the run stops; {TABLE: share} for single"
+                " tables"
+            ),
+        )
     )
 
     def limit(self, table: str) -> float:
         """The share of bad rows that is accepted in a table."""
         if isinstance(self.max_share, dict):
-            return next((share for name, share in self.max_share.items() if name == table), _MAX_BAD)
+            return next(
+                (share for name, share in self.max_share.items() if name == table), _MAX_BAD
+            )
         return self.max_share
 
 
@@ -200,54 +284,85 @@ class DataConfig(Section):
     """The source of the data, the filters of its rows, and their split."""
 
     dir: Place = Field("", description="folder of the prepared dataset; default: RUN_DIR/dataset")
-    source: SerializeAsAny[Annotated[Source, WrapValidator(open_kind)]] = Field(default_factory=SyntheticSource)
+    source: SerializeAsAny[Annotated[Source, WrapValidator(open_kind)]] = Field(
+        default_factory=SyntheticSource
+    )
     order: Literal["auto", "time", "file", "none"] = Field(
         "auto",
-        description="order of a user's events; auto: time where most events have one (the others "
-        "come first), else none",
+        description=(
+            "order of a user's events; auto: time where most events have one (the others "
+            "come first), else none"
+        ),
     )
     interactions: list[str] = Field(
-        [], description="event types that are history and target; empty: all except data.text.event_types"
+        [],
+        description=(
+            "event types that are history and target; empty: all except data.text.event_types"
+        ),
     )
     targets: list[str] = Field(
         [],
-        description="event types that are predicted, e.g. purchase; other types are only history; empty: all. "
-        "With split.kind temporal, training predicts from the time before the user's first event with the item "
-        "in the same visit",
+        description=(
+            "event types that are predicted, e.g. purchase; other types are only history; empty:"
+            " all. With split.kind temporal, training predicts from the time before the user's"
+            " first event with the item in the same visit"
+        ),
     )
     context: list[str] = Field(
-        [], description="further columns of the events that models may read as categories, e.g. weather, device"
+        [],
+        description=(
+            "further columns of the events that models may read as categories, e.g. weather, device"
+        ),
     )
-    context_numbers: list[str] = Field([], description="columns of data.context that are numbers, not categories")
+    context_numbers: list[str] = Field(
+        [], description="columns of data.context that are numbers, not categories"
+    )
     social_directed: bool = Field(
         False, description="whether a friendship holds only from the first user to the second"
     )
     duplicates: Literal["drop", "keep", "refuse"] = Field(
         "drop",
-        description="what to do with events of equal user, item, type and time, and with other rows of an equal key",
+        description=(
+            "what to do with events of equal user, item, type and time, and with other rows of an"
+            " equal key"
+        ),
     )
     unknown_ids: Literal["drop", "refuse"] = Field(
-        "drop", description="what to do with friendships of users, and triples of items, that have no events"
+        "drop",
+        description=(
+            "what to do with friendships of users, and triples of items, that have no events"
+        ),
     )
     min_overlap: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="share of a side table's ids that must occur in the events; a smaller share gives a warning",
+        description=(
+            "share of a side table's ids that must occur in the events; a smaller share gives a"
+            " warning"
+        ),
     )
     unknown_items: Literal["quarantine", "keep", "drop"] = Field(
         "quarantine",
-        description="what to do with events about items that are not in the table of items, if there is one",
+        description=(
+            "what to do with events about items that are not in the table of items, if there is one"
+        ),
     )
-    from_: str = Field("", alias="from", description="ISO time of the first events that are used; empty: all")
+    from_: str = Field(
+        "", alias="from", description="ISO time of the first events that are used; empty: all"
+    )
     until: str = Field("", description="ISO time before which events are used; empty: all")
     min_value: float | None = Field(
         None,
         allow_inf_nan=False,
         description="smallest value of the events that are used, e.g. 4 for ratings; null: all",
     )
-    min_user_events: int = Field(0, ge=0, description="users with fewer events are removed (k-core); 0: nobody")
-    min_item_events: int = Field(0, ge=0, description="items with fewer events are removed (k-core); 0: no item")
+    min_user_events: int = Field(
+        0, ge=0, description="users with fewer events are removed (k-core); 0: nobody"
+    )
+    min_item_events: int = Field(
+        0, ge=0, description="items with fewer events are removed (k-core); 0: no item"
+    )
     split: SplitConfig = Field(default_factory=SplitConfig)
     text: TextConfig = Field(default_factory=TextConfig)
     media: ItemMediaConfig = Field(default_factory=ItemMediaConfig)
@@ -255,11 +370,21 @@ class DataConfig(Section):
     quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
     pseudonymise: PseudonymConfig = Field(default_factory=PseudonymConfig)
     forgotten: Place = Field(
-        "", description="file of users to leave out, as `recsys forget` writes it; default: DIR.forgotten.json"
+        "",
+        description=(
+            "file of users to leave out, as `recsys forget` writes it; default: DIR.forgotten.json"
+        ),
     )
     keep_events: bool = Field(
-        True, description="keep the validated events in the dataset, so that `recsys update --events` can append"
+        True,
+        description=(
+            "keep the validated events in the dataset, so that `recsys update --events` can append"
+        ),
     )
     num_shards: int = Field(
-        0, ge=0, description="shards that users are divided into; 0: one for every 64 MiB of input, at least 4"
+        0,
+        ge=0,
+        description=(
+            "shards that users are divided into; 0: one for every 64 MiB of input, at least 4"
+        ),
     )

@@ -16,20 +16,37 @@ class ExportConfig(Section):
     FOLDER``.
     """
 
-    model: Place = Field("", description="a run's or bundle's folder, or models:/NAME@ALIAS; default: RUN/bundle")
-    to: list[Format] = Field([], description=f"formats: one or several of {', '.join(get_args(Format))} (--to)")
+    model: Place = Field(
+        "", description="a run's or bundle's folder, or models:/NAME@ALIAS; default: RUN/bundle"
+    )
+    to: list[Format] = Field(
+        [], description=f"formats: one or several of {', '.join(get_args(Format))} (--to)"
+    )
     out: Place = Field(
-        "", description="output folder (--out); an earlier export is replaced, any other existing folder is refused"
+        "",
+        description=(
+            "output folder (--out); an earlier export is replaced, any other existing folder is"
+            " refused"
+        ),
     )
     users: bool = Field(
-        False, description="also export vectors and ids of the known users (parquet); they are personal data"
+        False,
+        description=(
+            "also export vectors and ids of the known users (parquet); they are personal data"
+        ),
     )
-    without: list[str] = Field([], description="fitted members that are left out of onnx; the answers then differ")
+    without: list[str] = Field(
+        [], description="fitted members that are left out of onnx; the answers then differ"
+    )
 
     @field_validator("to", mode="before")
     @classmethod
     def _separated(cls, value: Any) -> Any:
-        return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+        return (
+            [word.strip() for word in value.split(",") if word.strip()]
+            if isinstance(value, str)
+            else value
+        )
 
     @field_validator("to")
     @classmethod

@@ -52,7 +52,10 @@ def _from_outside(value: Any) -> GranularityConfig:
     """
     if isinstance(value, GranularityConfig):
         return value
-    name, tree = value[_OWN], {key: entry for key, entry in value.items() if key not in (_OWN, "kind")}
+    name, tree = (
+        value[_OWN],
+        {key: entry for key, entry in value.items() if key not in (_OWN, "kind")},
+    )
     kind = value.get("kind", name)
     if not isinstance(kind, str):
         raise ValueError(f"kind: expected module:Class or the name of an entry point, got {kind!r}")
@@ -61,14 +64,21 @@ def _from_outside(value: Any) -> GranularityConfig:
         if "kind" not in value:
             raise PydanticCustomError("extra_forbidden", "unknown granularity")
         raise ValueError(
-            f"kind {kind!r} is neither module:Class nor offered by an installed package (entry points of "
-            f"{GRANULARITIES}: {', '.join(sorted(offers(GRANULARITIES))) or 'none'}), nor {choices(KINDS)}"
+            f"kind {kind!r} is neither module:Class nor offered by an installed package (entry"
+            f" points of {GRANULARITIES}: {', '.join(sorted(offers(GRANULARITIES))) or 'none'}),"
+            f" nor {choices(KINDS)}"
         )
     if not _NAME.fullmatch(name):
-        raise ValueError("the name of a granularity has lower-case letters, digits and _, and starts with a letter")
+        raise ValueError(
+            "the name of a granularity has lower-case letters, digits and _, and starts with a"
+            " letter"
+        )
     cls = load(offer, GranularityConfig)
     if strays := [key for key in tree if key not in cls.model_fields]:
-        raise ValueError(f"unknown key {', '.join(map(str, strays))}; valid keys here: {choices(cls.model_fields)}")
+        raise ValueError(
+            f"unknown key {', '.join(map(str, strays))}; valid keys here:"
+            f" {choices(cls.model_fields)}"
+        )
     section: GranularityConfig = cls.model_validate(tree)
     section._kind = kind if "kind" in value else ""
     return section
@@ -83,8 +93,17 @@ class _Granularities(Section):
     def _named(cls, tree: Any) -> Any:
         if not isinstance(tree, Mapping):
             return tree
-        outside = {key: {} if value is None else value for key, value in tree.items() if key not in cls.model_fields}
-        return {**tree, **{key: {**v, _OWN: key} if isinstance(v, Mapping) else v for key, v in outside.items()}}
+        outside = {
+            key: {} if value is None else value
+            for key, value in tree.items()
+            if key not in cls.model_fields
+        }
+        return {
+            **tree,
+            **{
+                key: {**v, _OWN: key} if isinstance(v, Mapping) else v for key, v in outside.items()
+            },
+        }
 
     @classmethod
     def valid_names(cls) -> list[str]:
@@ -150,5 +169,8 @@ else:
         __base__=_Granularities,
         __module__=__name__,
         __doc__="The granularities, each with a section of its own.",
-        **{name: (section_class(name), Field(default_factory=section_class(name))) for name in SECTIONS},
+        **{
+            name: (section_class(name), Field(default_factory=section_class(name)))
+            for name in SECTIONS
+        },
     )

@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from recsys.config.section import Section
 from recsys.config.workload import FLOAT, Estimate, Workload
@@ -30,7 +36,9 @@ from.
 """
 Types = Annotated[list[Literal["all", "targets"]], Several, Field(min_length=1)]
 """Which events count: all, or only those of predicted types."""
-HalfLives = Annotated[list[Annotated[float, Field(gt=0)] | Literal["none"]], Several, Field(min_length=1)]
+HalfLives = Annotated[
+    list[Annotated[float, Field(gt=0)] | Literal["none"]], Several, Field(min_length=1)
+]
 """Days after which the weight of an event is half; ``none``: it stays the same."""
 
 
@@ -40,18 +48,30 @@ class GranularityConfig(Section):
     A subclass sets :attr:`module` and its keys, and overrides what differs from the defaults here.
     """
 
-    module: ClassVar[str] = ""  # ``package.module:Class`` of its Granularity, imported when a model is built
+    module: ClassVar[str] = (
+        ""  # ``package.module:Class`` of its Granularity, imported when a model is built
+    )
     always_fitted: ClassVar[bool] = False  # fitted in closed form with all keys
-    reads: ClassVar[str] = ""  # side signal that it reads, "": none; granularities of one signal share its input
-    candidates: ClassVar[tuple[str, ...]] = ()  # keys whose lists of values validation chooses from, see Several
-    per_user: ClassVar[bool] = False  # reads only the history of the requested user, so that it can train privately
+    reads: ClassVar[str] = (
+        ""  # side signal that it reads, "": none; granularities of one signal share its input
+    )
+    candidates: ClassVar[
+        tuple[str, ...]
+    ] = ()  # keys whose lists of values validation chooses from, see Several
+    per_user: ClassVar[bool] = (
+        False  # reads only the history of the requested user, so that it can train privately
+    )
     effort: ClassVar[float] = 1.0  # cost of fitting and ranking; that of item_knn is 1
     smaller: ClassVar[str] = ""  # keys of its section that reduce the memory of its fit
 
     enabled: bool = Field(False, description="whether the model has this granularity")
-    weight: float = Field(0.5, ge=0, le=1, description="λ: fixed (weighted) or its initial value (learned, gated)")
+    weight: float = Field(
+        0.5, ge=0, le=1, description="λ: fixed (weighted) or its initial value (learned, gated)"
+    )
 
-    _kind: str = PrivateAttr("")  # the kind as the configuration gives it, for one of another package; see ``outside``
+    _kind: str = PrivateAttr(
+        ""
+    )  # the kind as the configuration gives it, for one of another package; see ``outside``
 
     @property
     def target(self) -> str:
@@ -85,7 +105,9 @@ class GranularityConfig(Section):
         ``types`` several event types.
         """
         idle = (
-            ("half_life",) * (not sizes.timed) + ("recency",) * (not sizes.ordered) + ("types",) * (sizes.num_types < 2)
+            ("half_life",) * (not sizes.timed)
+            + ("recency",) * (not sizes.ordered)
+            + ("types",) * (sizes.num_types < 2)
         )
         return [key for key in self.open_keys if key not in idle]
 
@@ -138,6 +160,7 @@ def exclude_seen_contradiction(config: Config, where: str) -> Iterator[str]:
     """Contradictions of a granularity that raises only items of the history."""
     if config.evaluate.exclude_seen:
         yield (
-            f"{where} raises items of the user's history, and evaluate.exclude_seen true removes these from all lists: "
-            "set evaluate.exclude_seen false if repeats count, or disable it"
+            f"{where} raises items of the user's history, and evaluate.exclude_seen true removes"
+            " these from all lists: set evaluate.exclude_seen false if repeats count, or"
+            " disable it"
         )

@@ -46,7 +46,9 @@ def load_config(path: str | Path | None, overrides: Sequence[tuple[str, str]] = 
         The file is missing or not YAML, a key is unknown, or a value is out of its range.
     """
     where = "command line" if path is None else str(path)
-    return build_config(read_tree(path, overrides), where, options=[dotted for dotted, _ in overrides])
+    return build_config(
+        read_tree(path, overrides), where, options=[dotted for dotted, _ in overrides]
+    )
 
 
 def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
@@ -60,7 +62,10 @@ def read_tree(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()
 
 
 def build_config(
-    tree: Mapping[str, Any], where: str = "configuration", expand: bool = True, options: Sequence[str] = ()
+    tree: Mapping[str, Any],
+    where: str = "configuration",
+    expand: bool = True,
+    options: Sequence[str] = (),
 ) -> Config:
     """Check a nested mapping into a :class:`Config`; errors name the dotted path, the value and the
     valid keys.
@@ -87,17 +92,21 @@ def build_config(
     try:
         return Config.model_validate(shaped(_expand(tree, "") if expand else tree, where))
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(error, where, [current_path(option) for option in options])) from None
+        raise ConfigError(
+            _explain(error, where, [current_path(option) for option in options])
+        ) from None
     except RecursionError:
         raise ConfigError(
-            f"wrong configuration in {where}: a value is nested too deeply, or contains itself through a "
-            "YAML alias (&, *)"
+            f"wrong configuration in {where}: a value is nested too deeply, or contains itself"
+            " through a YAML alias (&, *)"
         ) from None
 
 
 def dump_config(config: Config) -> str:
     """The configuration as YAML that :func:`load_config` reads back to an equal object."""
-    return yaml.safe_dump(_escaped(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(
+        _escaped(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True
+    )
 
 
 def _escaped(node: Any) -> Any:
@@ -171,7 +180,10 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections such as data, model, train at the top, got {type(tree).__name__}")
+        raise ConfigError(
+            f"{path}: expected sections such as data, model, train at the top, got"
+            f" {type(tree).__name__}"
+        )
     return tree
 
 
@@ -193,7 +205,9 @@ def _expand(node: Any, where: str) -> Any:
         return {key: _expand(child, f"{where}.{key}".lstrip(".")) for key, child in node.items()}
     if isinstance(node, list):
         return [_expand(child, where) for child in node]
-    if isinstance(node, date):  # YAML reads 2020-01-01 as a date; every time of the configuration is text
+    if isinstance(
+        node, date
+    ):  # YAML reads 2020-01-01 as a date; every time of the configuration is text
         return node.isoformat()
     if not isinstance(node, str):
         return node
@@ -226,7 +240,9 @@ def _explain(error: pydantic.ValidationError, where: str, options: Sequence[str]
         else:
             of_file.append(f"  {line}")
     lines = [f"wrong configuration in {where}:", *of_file] if of_file else []
-    return "\n".join([*lines, *(["wrong option of the command line:", *of_options] if of_options else [])])
+    return "\n".join(
+        [*lines, *(["wrong option of the command line:", *of_options] if of_options else [])]
+    )
 
 
 def _is_set_by(option: str, dotted: str, kind: str) -> bool:
@@ -234,7 +250,11 @@ def _is_set_by(option: str, dotted: str, kind: str) -> bool:
     section.
     """
     is_below = dotted.startswith(f"{option}.")
-    return option == dotted or is_below or (kind == "extra_forbidden" and option.startswith(f"{dotted}."))
+    return (
+        option == dotted
+        or is_below
+        or (kind == "extra_forbidden" and option.startswith(f"{dotted}."))
+    )
 
 
 def _line(problem: Any, path: Sequence[str], dotted: str) -> str:
@@ -260,14 +280,21 @@ def _of_meant_form(problems: list[Any]) -> list[Any]:
     """
 
     def of_value(problem: Any) -> tuple[Any, ...]:
-        place = next((i for i, part in enumerate(problem["loc"]) if _FORM.fullmatch(str(part))), len(problem["loc"]))
+        place = next(
+            (i for i, part in enumerate(problem["loc"]) if _FORM.fullmatch(str(part))),
+            len(problem["loc"]),
+        )
         return tuple(problem["loc"][:place])
 
     def is_other_form(problem: Any) -> bool:
         return bool(_FORM.fullmatch(str(problem["loc"][-1]))) and problem["type"] in _TYPE_ERRORS
 
     meant = {of_value(problem) for problem in problems if not is_other_form(problem)}
-    return [problem for problem in problems if not (is_other_form(problem) and of_value(problem) in meant)]
+    return [
+        problem
+        for problem in problems
+        if not (is_other_form(problem) and of_value(problem) in meant)
+    ]
 
 
 _PLAIN: Final = {  # pydantic messages that do not say how to write the value
@@ -287,13 +314,19 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]} …"
 
 
-_FORM: Final = re.compile(r"str|float|constrained-\w+|(?:list|dict|function-\w+)\[.*\]")  # of values, by pydantic
+_FORM: Final = re.compile(
+    r"str|float|constrained-\w+|(?:list|dict|function-\w+)\[.*\]"
+)  # of values, by pydantic
 _TYPE_ERRORS: Final = ("string_type", "float_type", "list_type", "dict_type")
 
 
 def _without_tags(path: Sequence[str]) -> list[str]:
     """Drop the union tag that pydantic adds after ``data.source``."""
-    return [p for i, p in enumerate(path) if not (p in SOURCE_KINDS and i > 0 and path[i - 1] == "source")]
+    return [
+        p
+        for i, p in enumerate(path)
+        if not (p in SOURCE_KINDS and i > 0 and path[i - 1] == "source")
+    ]
 
 
 def _keys_at(path: Sequence[str]) -> list[str]:
@@ -301,7 +334,9 @@ def _keys_at(path: Sequence[str]) -> list[str]:
     for i, part in enumerate(path):
         if part in SOURCE_KINDS and i > 0 and path[i - 1] == "source":
             return key_names(source_class(part))
-        annotation = next((f.annotation for n, f in model.model_fields.items() if (f.alias or n) == part), None)
+        annotation = next(
+            (f.annotation for n, f in model.model_fields.items() if (f.alias or n) == part), None
+        )
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     return model.valid_names() if issubclass(model, GranularitiesConfig) else key_names(model)

@@ -14,31 +14,48 @@ class TrackingConfig(Section):
     experiment: str = Field("multigrain", description="name of the MLflow experiment")
     artifacts: Place = Field(
         "",
-        description="where a new experiment keeps artefacts, e.g. s3://BUCKET/…; default: the "
-        "setting of the tracking server",
+        description=(
+            "where a new experiment keeps artefacts, e.g. s3://BUCKET/…; default: the "
+            "setting of the tracking server"
+        ),
     )
     enabled: bool = Field(True, description="whether runs are logged to MLflow")
     system_metrics: bool = Field(
-        False, description="log CPU, memory, disk, network and GPU of the driver's machine every 10 s (needs psutil)"
+        False,
+        description=(
+            "log CPU, memory, disk, network and GPU of the driver's machine every 10 s (needs"
+            " psutil)"
+        ),
     )
 
 
 class RegistryConfig(Section):
     """Registration of models in MLflow."""
 
-    name: str = Field("multigrain", min_length=1, pattern=r"^[^/:]+$", description="name of the registered model")
+    name: str = Field(
+        "multigrain", min_length=1, pattern=r"^[^/:]+$", description="name of the registered model"
+    )
     alias: str = Field(
         "challenger",
-        description="alias of a new version; not given if it is significantly worse than the best "
-        "baseline or has too few "
-        "events (min_data)",
+        description=(
+            "alias of a new version; not given if it is significantly worse than the best "
+            "baseline or has too few "
+            "events (min_data)"
+        ),
     )
     min_data: float = Field(
         0.9,
         ge=0,
-        description="events that a new version needs for the alias, as a share of those of the present version; 0: any",
+        description=(
+            "events that a new version needs for the alias, as a share of those of the present"
+            " version; 0: any"
+        ),
     )
     data_license: str = Field("", description="licence and terms of the data, for the model card")
     intended_use: str = Field(
-        "", description="intended use of the model, for the model card; default: a general text about recommenders"
+        "",
+        description=(
+            "intended use of the model, for the model card; default: a general text about"
+            " recommenders"
+        ),
     )

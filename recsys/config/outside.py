@@ -68,7 +68,10 @@ def _offers(group: str, path: tuple[str, ...]) -> dict[str, Offer]:
     for point in entry_points(group=group):
         package = point.dist
         found[point.name] = Offer(
-            point.name, point.value, package.name if package else "", package.version if package else ""
+            point.name,
+            point.value,
+            package.name if package else "",
+            package.version if package else "",
         )
     return found
 
@@ -109,9 +112,9 @@ def resolve(group: str, kind: str) -> Offer | None:
         if offered is None and kind not in _named:
             raise ValueError(
                 f"{kind!r} is named only in an artifact, which may come from anywhere, and no "
-                f"installed package offers it "
+                "installed package offers it "
                 f"with an entry point of {group}; install the package that does, or give the "
-                f"configuration that names it"
+                "configuration that names it"
             )
     else:
         _named.add(kind)
@@ -136,8 +139,14 @@ def load(offer: Offer, base: type) -> type[Any]:
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        cure = f"install {offer.package} again" if offer.package else "install its package, or add it to PYTHONPATH"
+        cure = (
+            f"install {offer.package} again"
+            if offer.package
+            else "install its package, or add it to PYTHONPATH"
+        )
         raise ValueError(f"{offer.target} cannot be imported ({error}); {cure}") from None
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{offer.target} is not a subclass of {base.__module__}.{base.__qualname__}")
+        raise ValueError(
+            f"{offer.target} is not a subclass of {base.__module__}.{base.__qualname__}"
+        )
     return found

@@ -17,7 +17,9 @@ class PseudonymConfig(Section):
         pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
         description="name of the environment variable with the key, without a dollar sign",
     )
-    key_file: Place = Field("", description="local file with the key, the same path on every machine")
+    key_file: Place = Field(
+        "", description="local file with the key, the same path on every machine"
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> PseudonymConfig:
@@ -31,13 +33,23 @@ class PrivateConfig(Section):
     covers.
     """
 
-    epsilon: float = Field(0.0, ge=0, description="ε of the whole training; 0: training is not private")
-    delta: float = Field(
-        0.0, ge=0, lt=1, description="δ of the whole training; 0: the power of ten below 1 / (10 · users)"
+    epsilon: float = Field(
+        0.0, ge=0, description="ε of the whole training; 0: training is not private"
     )
-    clip: float = Field(1.0, gt=0, description="largest norm of a user's gradient, instead of train.clip_norm")
+    delta: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="δ of the whole training; 0: the power of ten below 1 / (10 · users)",
+    )
+    clip: float = Field(
+        1.0, gt=0, description="largest norm of a user's gradient, instead of train.clip_norm"
+    )
     popularity_share: float = Field(
-        0.1, gt=0, lt=1, description="share of ε for the counts of items, which rank items for unknown users"
+        0.1,
+        gt=0,
+        lt=1,
+        description="share of ε for the counts of items, which rank items for unknown users",
     )
 
 
@@ -48,26 +60,36 @@ class ForgetConfig(Section):
     file: Place = Field("", exclude=True, description="file of user ids, one in each line")
     retrain: bool = Field(
         False,
-        description="train again without them; false: only fit the closed-form parts again; the "
-        "model card says what is left",
+        description=(
+            "train again without them; false: only fit the closed-form parts again; the "
+            "model card says what is left"
+        ),
     )
     also: list[Place] = Field(
         [],
-        description="further files and folders, local or remote (--also FOLDER …): all files are searched; logs of "
-        "answers, exports and copies of models are rewritten",
+        description=(
+            "further files and folders, local or remote (--also FOLDER …): all files are searched;"
+            " logs of answers, exports and copies of models are rewritten"
+        ),
     )
     delete_versions: bool = Field(
         False,
-        description="delete registered versions, copies and exports that hold the users and cannot be made again from "
-        "this run folder",
+        description=(
+            "delete registered versions, copies and exports that hold the users and cannot be made"
+            " again from this run folder"
+        ),
     )
     signing_key: Place = Field(
         "",
-        description="Ed25519 private key (PEM) that signs the certificate; default: a key in "
-        "~/.config/multigrain, made on first use",
+        description=(
+            "Ed25519 private key (PEM) that signs the certificate; default: a key in "
+            "~/.config/multigrain, made on first use"
+        ),
     )
     unseen: Place = Field(
         "",
-        description="JSON lines of requests (user_id, history) of users that no model was trained on, for the "
-        "membership test; default: users whose events are all in the test split",
+        description=(
+            "JSON lines of requests (user_id, history) of users that no model was trained on, for"
+            " the membership test; default: users whose events are all in the test split"
+        ),
     )

@@ -23,7 +23,10 @@ def privacy_violations(config: Config) -> Iterator[str]:
     for name, section in config.model.granularities.enabled().items():
         if section.is_fitted or not section.per_user or section.signal == "user_text":
             why = _FITTED if section.is_fitted else _OTHERS
-            yield f"{where}: model.granularities.{name} {why}; disable it (evolution, behaviour, media can be private)"
+            yield (
+                f"{where}: model.granularities.{name} {why}; disable it (evolution, behaviour,"
+                " media can be private)"
+            )
     train, fusion, text = config.train, config.model.fusion, config.data.text
     rules = (
         (fusion.stack, "model.fusion.stack chooses weights on validation events", "set it false"),

@@ -23,47 +23,77 @@ class PromoteConfig(Section):
 
     model: str = Field(
         "",
-        description="model to promote: models:/NAME@ALIAS or /VERSION; default: models:/REGISTRY.NAME@REGISTRY.ALIAS",
+        description=(
+            "model to promote: models:/NAME@ALIAS or /VERSION; default:"
+            " models:/REGISTRY.NAME@REGISTRY.ALIAS"
+        ),
     )
     rule: Literal["better", "not_worse"] = Field(
-        "better", description="better: the interval of the difference is above zero; not_worse: above -margin"
+        "better",
+        description=(
+            "better: the interval of the difference is above zero; not_worse: above -margin"
+        ),
     )
-    margin: float = Field(0.01, ge=0, le=1, description="share of the champion's metric that may be lost (not_worse)")
+    margin: float = Field(
+        0.01, ge=0, le=1, description="share of the champion's metric that may be lost (not_worse)"
+    )
     max_segment_loss: float = Field(
-        0.05, ge=0, le=1, description="share of a segment's metric that may be lost; a larger significant loss refuses"
+        0.05,
+        ge=0,
+        le=1,
+        description=(
+            "share of a segment's metric that may be lost; a larger significant loss refuses"
+        ),
     )
     min_segment_users: int = Field(
         30, ge=2, description="test users of a segment; smaller segments are shown but not judged"
     )
     beat_baselines: bool = Field(
-        True, description="whether the interval of the difference to every baseline must be above zero"
+        True,
+        description="whether the interval of the difference to every baseline must be above zero",
     )
     max_unknown_items: float | None = Field(
         0.5,
         ge=0,
         le=1,
-        description="share of an update's newer events that may be about items unknown to its parent; null: any",
+        description=(
+            "share of an update's newer events that may be about items unknown to its parent;"
+            " null: any"
+        ),
     )
     max_unknown_users: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="share of an update's newer events that may be of users unknown to its parent; null: any",
+        description=(
+            "share of an update's newer events that may be of users unknown to its parent;"
+            " null: any"
+        ),
     )
     max_popularity_shift: float | None = Field(
         0.5,
         ge=0,
-        description="population stability index of item popularity, newer events against the parent's; null: any",
+        description=(
+            "population stability index of item popularity, newer events against the parent's;"
+            " null: any"
+        ),
     )
     max_miscalibration: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="share of an update's exposure that may differ from users' choices by head, "
-        "middle and tail; null: any",
+        description=(
+            "share of an update's exposure that may differ from users' choices by head, "
+            "middle and tail; null: any"
+        ),
     )
-    force: str = Field("", description="reason to promote although the gate refuses; it is recorded (--force REASON)")
-    rollback: bool = Field(False, description="give the alias back to the previous champion (--rollback)")
+    force: str = Field(
+        "",
+        description="reason to promote although the gate refuses; it is recorded (--force REASON)",
+    )
+    rollback: bool = Field(
+        False, description="give the alias back to the previous champion (--rollback)"
+    )
 
 
 class PullConfig(Section):
@@ -72,8 +102,16 @@ class PullConfig(Section):
     """
 
     model: Place = Field(
-        "", description="model to download: models:/NAME@ALIAS or /VERSION; default: models:/REGISTRY.NAME@champion"
+        "",
+        description=(
+            "model to download: models:/NAME@ALIAS or /VERSION; default:"
+            " models:/REGISTRY.NAME@champion"
+        ),
     )
     dir: Place = Field(
-        "", description="output folder; an earlier pulled model is replaced, any other existing folder is refused"
+        "",
+        description=(
+            "output folder; an earlier pulled model is replaced, any other existing folder is"
+            " refused"
+        ),
     )

@@ -17,8 +17,12 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 MARK: Final = "***"
-_LEAST: Final = 6  # characters of a variable's value that is searched for; shorter values occur by chance
-_WORD: Final = 12  # length of a value of letters that is searched for; a shorter one may be an ordinary word
+_LEAST: Final = (
+    6  # characters of a variable's value that is searched for; shorter values occur by chance
+)
+_WORD: Final = (
+    12  # length of a value of letters that is searched for; a shorter one may be an ordinary word
+)
 _FOLDERS: Final = ("PWD", "OLDPWD")  # working directory of a shell, not a password
 
 # The end of a name decides. _GLUED may follow a letter, as in DBPASSWORD; _APART may not, as in
@@ -34,15 +38,23 @@ _QUOTED: Final = r"'(?:[^'\\\n]|\\.|''){0,4000}'|\"(?:[^\"\\\n]|\\.){0,4000}\"|\
 _UNMARKED: Final = r"(?!['\"]?\*\*\*)"
 
 _USER: Final = re.compile(r"(?P<scheme>\b[A-Za-z][\w+.-]{0,40}://)(?P<rest>[^\s\"<>]{0,2000}@)")
-_CONTAINERS: Final = ("abfs://", "abfss://", "wasb://", "wasbs://")  # CONTAINER@ACCOUNT, which is not a secret
+_CONTAINERS: Final = (
+    "abfs://",
+    "abfss://",
+    "wasb://",
+    "wasbs://",
+)  # CONTAINER@ACCOUNT, which is not a secret
 _QUERY: Final = re.compile(
-    rf"(?P<name>[?&;][\w.%-]{{0,60}}?(?:{_GLUED}|{_APART}|key)=){_UNMARKED}(?P<value>[^&\s'\"<>]+)", re.IGNORECASE
+    rf"(?P<name>[?&;][\w.%-]{{0,60}}?(?:{_GLUED}|{_APART}|key)=){_UNMARKED}(?P<value>[^&\s'\"<>]+)",
+    re.IGNORECASE,
 )
 _ODBC: Final = re.compile(
-    rf"(?P<name>(?:^|[;\s\"'=])(?:pwd|password)\s*+=\s*+){_UNMARKED}(?P<value>\{{[^}}\n]*\}}|[^;\n\"']*)(?=;)", re.I
+    rf"(?P<name>(?:^|[;\s\"'=])(?:pwd|password)\s*+=\s*+){_UNMARKED}(?P<value>\{{[^}}\n]*\}}|[^;\n\"']*)(?=;)",
+    re.I,
 )
 _PAIR: Final = re.compile(
-    rf"(?P<name>{_END}[\"']?\s*+=\s*+){_UNMARKED}(?P<value>{_QUOTED}|[^\s;&,'\"(){{}}\[\]]+)", re.IGNORECASE
+    rf"(?P<name>{_END}[\"']?\s*+=\s*+){_UNMARKED}(?P<value>{_QUOTED}|[^\s;&,'\"(){{}}\[\]]+)",
+    re.IGNORECASE,
 )
 _ENTRY: Final = re.compile(
     rf"(?P<name>(?:^|(?<=[\s{{,\"']))[\"']?[\w.-]{{0,60}}?{_END}[\"']?[ \t]*+:[ \t]*+)"
@@ -50,16 +62,20 @@ _ENTRY: Final = re.compile(
     re.IGNORECASE,
 )
 _HEADER: Final = re.compile(
-    rf"(?P<name>authorization[\"']?\s*+[:=]\s*+[\"']?){_UNMARKED}(?P<value>[^\"'\n]+)", re.IGNORECASE
+    rf"(?P<name>authorization[\"']?\s*+[:=]\s*+[\"']?){_UNMARKED}(?P<value>[^\"'\n]+)",
+    re.IGNORECASE,
 )
-_OPTION: Final = re.compile(rf"(?P<name>--[\w.-]{{0,60}}?{_END}[ \t]++){_UNMARKED}(?P<value>(?!-)\S+)", re.IGNORECASE)
+_OPTION: Final = re.compile(
+    rf"(?P<name>--[\w.-]{{0,60}}?{_END}[ \t]++){_UNMARKED}(?P<value>(?!-)\S+)", re.IGNORECASE
+)
 _BEARER: Final = re.compile(r"(?P<name>\b(?:Bearer|Basic)\s++)(?P<value>[A-Za-z0-9._~+/=-]{8,})")
 _FORMS: Final = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"
     r"|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bhf_[A-Za-z0-9]{20,}"
     r"|\bxox[abprs]-[\w-]{10,}|\bdapi[0-9a-f]{32}\b|\bAIza[\w-]{35}|\bsk-[A-Za-z0-9_-]{20,}"
     r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
-    r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:[^-]|-(?!----END))*(?:-----END [A-Z ]{0,40}PRIVATE KEY-----)?"
+    r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:[^-]|-(?!----END))*(?:-----END [A-Z ]{0,40}PRIVATE"
+    r" KEY-----)?"
 )
 _SECRET_NAME: Final = re.compile(rf"[\w.-]*{_END}$", re.IGNORECASE)
 # A fast test: a text without a match holds nothing that the patterns above find. Most logged texts
@@ -127,7 +143,9 @@ def _without_user(match: re.Match[str]) -> str:
 
 def _without_value(match: re.Match[str]) -> str:
     value = match["value"]
-    quote = value[0] if value[:1] in ("'", '"') and value[-1:] == value[0] and len(value) > 1 else ""
+    quote = (
+        value[0] if value[:1] in ("'", '"') and value[-1:] == value[0] and len(value) > 1 else ""
+    )
     inner = value[1:-1] if quote else value
     return match[0] if inner in ("", MARK) else f"{match['name']}{quote}{MARK}{quote}"
 
@@ -141,7 +159,11 @@ def _without_encoded(text: str) -> str:
 
     def part(match: re.Match[str]) -> str:
         plain = unquote(match[0])
-        return MARK if any(pattern.search(f";{plain};") for pattern in (_ODBC, _QUERY, _PAIR)) else match[0]
+        return (
+            MARK
+            if any(pattern.search(f";{plain};") for pattern in (_ODBC, _QUERY, _PAIR))
+            else match[0]
+        )
 
     return re.sub(r"[^\s&?'\"=]{0,300}%3[dD][^\s&'\"]*", part, text)
 

@@ -14,31 +14,49 @@ class RefereeConfig(Section):
     our own lists.
     """
 
-    protocol: Place = Field("", description="the folder that `recsys referee prepare` wrote (--protocol)")
+    protocol: Place = Field(
+        "", description="the folder that `recsys referee prepare` wrote (--protocol)"
+    )
     out: Place = Field("", description="output file or folder (--out)")
     lists: list[str] = Field(
         [],
-        description="NAME=FILE of a method, or NAME/SETTING=FILE of each of its settings; .valid "
-        "after the name for lists "
-        "of the validation split; a glob for several seeds; or a folder of such files (--lists)",
+        description=(
+            "NAME=FILE of a method, or NAME/SETTING=FILE of each of its settings; .valid "
+            "after the name for lists "
+            "of the validation split; a glob for several seeds; or a folder of such files (--lists)"
+        ),
     )
-    runs: list[str] = Field([], description="NAME=FOLDER of finished runs whose lists are written (--runs)")
+    runs: list[str] = Field(
+        [], description="NAME=FOLDER of finished runs whose lists are written (--runs)"
+    )
     mask: Literal["seen", "none"] = Field(
         "seen",
-        description="seen: items of a user's history are in no list and are no target, as in our "
-        "evaluation; none: lists "
-        "may hold all items, as with RecBole's sequential models",
+        description=(
+            "seen: items of a user's history are in no list and are no target, as in our "
+            "evaluation; none: lists "
+            "may hold all items, as with RecBole's sequential models"
+        ),
     )
-    sample: int = Field(0, ge=0, description="items that are ranked in addition to the targets; 0: the whole catalogue")
+    sample: int = Field(
+        0,
+        ge=0,
+        description="items that are ranked in addition to the targets; 0: the whole catalogue",
+    )
     sampler: Literal["uniform", "recbole"] = Field(
         "uniform",
-        description="how these items are drawn; uniform: distinct items that the user does not have; recbole: as its "
-        "uni evaluation draws them after numpy.random.seed(seed)",
+        description=(
+            "how these items are drawn; uniform: distinct items that the user does not have;"
+            " recbole: as its uni evaluation draws them after numpy.random.seed(seed)"
+        ),
     )
-    windows: int = Field(1, ge=1, description="number of consecutive test periods of a temporal split")
+    windows: int = Field(
+        1, ge=1, description="number of consecutive test periods of a temporal split"
+    )
     format: Literal["parquet", "csv"] = Field(
         "parquet", description="file format of the protocol's tables and of our lists"
     )
     bootstrap: int = Field(
-        10_000, ge=1000, description="bootstrap resamples of users; many pairs of methods need more than one pair"
+        10_000,
+        ge=1000,
+        description="bootstrap resamples of users; many pairs of methods need more than one pair",
     )

@@ -31,7 +31,9 @@ def current_path(dotted: str) -> str:
     return f"{section}.{new}"
 
 
-def with_current_keys(section: str, tree: Mapping[str, Any], silent: bool = False) -> Mapping[str, Any]:
+def with_current_keys(
+    section: str, tree: Mapping[str, Any], silent: bool = False
+) -> Mapping[str, Any]:
     """The keys and values of a section under their present names.
 
     Parameters
@@ -55,7 +57,9 @@ def with_current_keys(section: str, tree: Mapping[str, Any], silent: bool = Fals
         return tree
     for old in old_names:
         if names[old] in tree:
-            raise ValueError(f"{old} is the old name of {names[old]}, and both are given; remove {old}")
+            raise ValueError(
+                f"{old} is the old name of {names[old]}, and both are given; remove {old}"
+            )
         if not silent:
             announce(section, old)
     return {names.get(key, key): value for key, value in tree.items()}
@@ -68,4 +72,7 @@ def announce(section: str, old: str) -> None:
         return
     _announced.add(dotted)
     new = f"{section}.{RENAMED[section][old]}"
-    print(f"deprecated: {dotted} is now called {new}; the next release refuses the old name", file=sys.stderr)
+    print(
+        f"deprecated: {dotted} is now called {new}; the next release refuses the old name",
+        file=sys.stderr,
+    )

@@ -38,16 +38,23 @@ class RunConfig(Section):
     """The folder and the time of a run."""
 
     dir: Place = Field(
-        "runs/latest", min_length=1, description="run folder: a local folder, s3://BUCKET/… or gs://BUCKET/…"
+        "runs/latest",
+        min_length=1,
+        description="run folder: a local folder, s3://BUCKET/… or gs://BUCKET/…",
     )
     name: str = Field("", description="name of the run in MLflow; default: the name of the folder")
     budget: Budget = Field(
-        "", description="time limit of `recsys run` with model auto, e.g. 20m or 1h30m; empty: no limit"
+        "",
+        description=(
+            "time limit of `recsys run` with model auto, e.g. 20m or 1h30m; empty: no limit"
+        ),
     )
     resume: bool = Field(
         False,
         exclude=True,
-        description="continue an interrupted run where it stopped (--resume); this key is not saved",
+        description=(
+            "continue an interrupted run where it stopped (--resume); this key is not saved"
+        ),
     )
 
 
@@ -55,11 +62,16 @@ class RayConfig(Section):
     """The Ray cluster."""
 
     address: str = Field(
-        "local", description="local: a cluster on this machine; auto: the running cluster; or ray://HOST:PORT"
+        "local",
+        description=(
+            "local: a cluster on this machine; auto: the running cluster; or ray://HOST:PORT"
+        ),
     )
     num_cpus: int = Field(0, ge=0, description="CPUs of a local cluster; 0: all of the machine")
     wait_s: float = Field(
-        0, ge=0, description="seconds that training waits for machines that the cluster is still starting"
+        0,
+        ge=0,
+        description="seconds that training waits for machines that the cluster is still starting",
     )
 
 

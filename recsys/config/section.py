@@ -18,7 +18,9 @@ Place = Annotated[str, AfterValidator(expanded)]
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are checked on assignment as well."""
 
-    dotted: ClassVar[str] = ""  # path of the section; needed only where a key was renamed, see ``renamed``
+    dotted: ClassVar[str] = (
+        ""  # path of the section; needed only where a key was renamed, see ``renamed``
+    )
 
     model_config = ConfigDict(
         extra="forbid",
@@ -31,7 +33,11 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_current_keys(cls, tree: Any) -> Any:
-        return with_current_keys(cls.dotted, tree, reads_artifact()) if isinstance(tree, Mapping) else tree
+        return (
+            with_current_keys(cls.dotted, tree, reads_artifact())
+            if isinstance(tree, Mapping)
+            else tree
+        )
 
 
 def as_word(value: Any) -> Any:

@@ -54,14 +54,26 @@ def _section(node: Mapping[Any, Any], model: type[BaseModel], where: str) -> dic
             found[key] = child
         elif child is None:
             if len(sections) > 1:  # the default is generated data, which the user did not mean
-                raise ValueError(f"{dotted}: the section is empty; give kind and files, or kind: synthetic")
+                raise ValueError(
+                    f"{dotted}: the section is empty; give kind and files, or kind: synthetic"
+                )
         elif not isinstance(child, (Mapping, BaseModel)):
-            keys = choices(sections[0].model_fields) if len(sections) == 1 else "kind and those of the kind"
-            raise ValueError(f"{dotted}: expected a section with keys such as {keys}; got {child!r}"[:600])
+            keys = (
+                choices(sections[0].model_fields)
+                if len(sections) == 1
+                else "kind and those of the kind"
+            )
+            raise ValueError(
+                f"{dotted}: expected a section with keys such as {keys}; got {child!r}"[:600]
+            )
         elif isinstance(child, BaseModel):
             found[key] = child
         else:
-            kinds = {option.model_fields["kind"].default: option for option in sections} if len(sections) > 1 else {}
+            kinds = (
+                {option.model_fields["kind"].default: option for option in sections}
+                if len(sections) > 1
+                else {}
+            )
             kind = child.get("kind")
             chosen = kinds.get(kind) if isinstance(kind, str) and kinds else sections[0]
             found[key] = child if chosen is None else _section(child, chosen, dotted)
@@ -69,7 +81,9 @@ def _section(node: Mapping[Any, Any], model: type[BaseModel], where: str) -> dic
 
 
 def _check_plain(value: Any, annotation: Any, where: str) -> None:
-    """Refuse true and false where a text or a number is expected, also inside lists and mappings."""
+    """Refuse true and false where a text or a number is expected, also inside lists and
+    mappings.
+    """
     options = _options(annotation)
     if isinstance(value, bool):
         if any(option in (bool, Any) for option in options):
@@ -77,13 +91,15 @@ def _check_plain(value: Any, annotation: Any, where: str) -> None:
         members = [get_args(option)[0] for option in options if get_origin(option) is list]
         if any(option is str or get_origin(option) is Literal for option in (*options, *members)):
             raise ValueError(
-                f"{where}: got {_yaml(value)} where a text is expected: {_WORDS}; write the text in quotes, such as "
-                f"'{'on' if value else 'off'}'"
+                f"{where}: got {_yaml(value)} where a text is expected: {_WORDS}; write the text in"
+                f" quotes, such as '{'on' if value else 'off'}'"
             )
         if any(option in (int, float) for option in options):
             raise ValueError(f"{where}: expected a number, got {_yaml(value)} ({_WORDS})")
     elif isinstance(value, int) and abs(value) > _LARGEST and str not in options:
-        raise ValueError(f"{where}: {str(value)[:40]} is too large; the largest number is {_LARGEST}")
+        raise ValueError(
+            f"{where}: {str(value)[:40]} is too large; the largest number is {_LARGEST}"
+        )
     elif isinstance(value, list):
         for option in options:
             if get_origin(option) is list:

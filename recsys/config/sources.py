@@ -19,7 +19,22 @@ from recsys.config.outside import SOURCES, load, offers, one_of, resolve
 from recsys.config.section import Section, as_word
 
 ABSENT_TEXTS: Final = (
-    *("NaN", "nan", "NAN", "Nan", "-nan", "-NaN", "None", "none", "NONE", "null", "NULL", "Null", "(null)", "<null>"),
+    *(
+        "NaN",
+        "nan",
+        "NAN",
+        "Nan",
+        "-nan",
+        "-NaN",
+        "None",
+        "none",
+        "NONE",
+        "null",
+        "NULL",
+        "Null",
+        "(null)",
+        "<null>",
+    ),
     *("NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaT", "nil", "\\N"),
 )
 """Texts that programs write where a value is missing; an empty cell is always missing."""
@@ -28,7 +43,15 @@ _PROBE: Final = datetime(2021, 11, 25, 13, 14, 15, 167_000, UTC)
 
 
 TABLES: Final = ("events", "items", "users", "social", "knowledge")
-_WORDS: Final = {"\\t": "\t", "tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "spaces": " "}
+_WORDS: Final = {
+    "\\t": "\t",
+    "tab": "\t",
+    "comma": ",",
+    "semicolon": ";",
+    "pipe": "|",
+    "space": " ",
+    "spaces": " ",
+}
 
 
 def _separator(value: Any) -> Any:
@@ -43,7 +66,10 @@ def _separator(value: Any) -> Any:
     if any(character in separator for character in '"\n\r\0\ufeff'):
         raise ValueError("a quote, a line end or a null character cannot separate cells")
     if separator and (separator.isalnum() or separator == "."):
-        raise ValueError("letters, digits and dots are part of cells; expected ';', '|', '::', ' ', tab and the like")
+        raise ValueError(
+            "letters, digits and dots are part of cells; expected ';', '|', '::', ' ', tab and the"
+            " like"
+        )
     return separator
 
 
@@ -71,7 +97,9 @@ def check_tables(key: str, names: set[str]) -> None:
         A name is not that of a table.
     """
     if unknown := sorted(names - set(TABLES)):
-        raise ValueError(f"{key}: {unknown[0]!r} is not a table; the tables are {', '.join(TABLES)}")
+        raise ValueError(
+            f"{key}: {unknown[0]!r} is not a table; the tables are {', '.join(TABLES)}"
+        )
 
 
 Separator = Annotated[str, BeforeValidator(_separator)]
@@ -101,17 +129,25 @@ class CellSource(Section):
         description="texts that mean a missing value, in addition to an empty cell; []: none",
     )
     time_format: str = Field(
-        "", description="strptime format of text timestamps, e.g. %d/%m/%Y; empty: epoch numbers, ISO 8601, YYYYMMDD …"
+        "",
+        description=(
+            "strptime format of text timestamps, e.g. %d/%m/%Y; empty: epoch numbers, ISO 8601,"
+            " YYYYMMDD …"
+        ),
     )
     decimal: Literal[".", ","] = Field(".", description="decimal mark of numbers in text files")
 
     @field_validator("time_format")
     @classmethod
     def _is_a_time_format(cls, form: str) -> str:
-        """Refuse a format that strptime does not know or that has no year; empty means no format."""
+        """Refuse a format that strptime does not know or that has no year; empty means no
+        format.
+        """
         if not form.strip():
             return ""
-        expected = "expected a strptime format with a year, e.g. '%d/%m/%Y %H:%M' for 27/11/2020 21:51"
+        expected = (
+            "expected a strptime format with a year, e.g. '%d/%m/%Y %H:%M' for 27/11/2020 21:51"
+        )
         try:
             read = datetime.strptime(_PROBE.strftime(form), form)
         except ValueError as error:
@@ -130,59 +166,93 @@ class CanonicalSource(CellSource):
 
     kind: Literal["canonical"] = Field("canonical", description="files with canonical column names")
     events: list[str] = Field(min_length=1, description="files, folders or globs of events")
-    items: list[str] = Field([], description="files, folders or globs of items and their attributes")
-    users: list[str] = Field([], description="files, folders or globs of users and their attributes")
+    items: list[str] = Field(
+        [], description="files, folders or globs of items and their attributes"
+    )
+    users: list[str] = Field(
+        [], description="files, folders or globs of users and their attributes"
+    )
     social: list[str] = Field([], description="files, folders or globs of friendships")
-    knowledge: list[str] = Field([], description="files, folders or globs of triples: head, relation, tail")
+    knowledge: list[str] = Field(
+        [], description="files, folders or globs of triples: head, relation, tail"
+    )
     rename: Rename = Field(
-        {}, description="column in the files → canonical column; {TABLE: {column: canonical column}} for single tables"
+        {},
+        description=(
+            "column in the files → canonical column; {TABLE: {column: canonical column}} for single"
+            " tables"
+        ),
     )
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = Field(
         "auto", description="format of the files; auto: by the ending of each file's name"
     )
     separator: Separator | dict[str, Separator] = Field(
         "",
-        description="separator of cells in text files, e.g. ';', '|', '::', tab; ' ' is any number of blanks; empty: "
-        "that of the format, or the one found in the file; {TABLE: separator} for single tables",
+        description=(
+            "separator of cells in text files, e.g. ';', '|', '::', tab; ' ' is any number of"
+            " blanks; empty: that of the format, or the one found in the file; {TABLE: separator}"
+            " for single tables"
+        ),
     )
     columns: Annotated[list[str] | dict[str, list[str]], BeforeValidator(_without_nulls)] = Field(
         [],
-        description="column names of text files without a header: a list for the events, or {TABLE: [names]}; _ skips "
-        "a column",
+        description=(
+            "column names of text files without a header: a list for the events, or {TABLE:"
+            " [names]}; _ skips a column"
+        ),
     )
     header: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = Field(
-        "auto", description="whether text files start with column names; auto: yes, unless columns are given"
+        "auto",
+        description=(
+            "whether text files start with column names; auto: yes, unless columns are given"
+        ),
     )
     comment: Comment | dict[str, Comment] = Field(
         "",
-        description="lines of text files that start with this text are skipped, e.g. '#'; {TABLE: "
-        "'#'} for single tables",
+        description=(
+            "lines of text files that start with this text are skipped, e.g. '#'; {TABLE: "
+            "'#'} for single tables"
+        ),
     )
     constants: dict[str, dict[str, str]] = Field(
-        {}, description="{TABLE: {column: value}}: columns that the files do not have, with one value for all rows"
+        {},
+        description=(
+            "{TABLE: {column: value}}: columns that the files do not have, with one value for all"
+            " rows"
+        ),
     )
     encoding: Encoding | dict[str, Encoding] = Field(
-        "utf-8", description="encoding of CSV and TSV files, e.g. latin-1; {TABLE: encoding} for single tables"
+        "utf-8",
+        description=(
+            "encoding of CSV and TSV files, e.g. latin-1; {TABLE: encoding} for single tables"
+        ),
     )
     numbers: dict[str, list[str]] = Field(
         {},
-        description="{TABLE: [columns]}: columns that are read as numbers, also if a file has them as text or with a "
-        "currency ($12.99); a cell without a number is a missing value",
+        description=(
+            "{TABLE: [columns]}: columns that are read as numbers, also if a file has them as text"
+            " or with a currency ($12.99); a cell without a number is a missing value"
+        ),
     )
     item_columns: list[str] = Field(
         [],
-        description="columns of the events that describe the item, if there is no table of items; "
-        "an item gets its most "
-        "frequent text and the median of its numbers",
+        description=(
+            "columns of the events that describe the item, if there is no table of items; "
+            "an item gets its most "
+            "frequent text and the median of its numbers"
+        ),
     )
     user_columns: list[str] = Field(
-        [], description="columns of the events that describe the user, if there is no table of users"
+        [],
+        description="columns of the events that describe the user, if there is no table of users",
     )
     split_files: dict[Literal["train", "valid", "test"], list[str]] = Field(
         {}, description="split → event files, instead of a split column"
     )
 
-    type_files: dict[str, list[str]] = Field({}, description="event type → event files, instead of a column")
+    type_files: dict[str, list[str]] = Field(
+        {}, description="event type → event files, instead of a column"
+    )
 
     @model_validator(mode="after")
     def _tables_are_known(self) -> CanonicalSource:
@@ -196,8 +266,8 @@ class CanonicalSource(CellSource):
         ):
             if columns_of and given_files:
                 raise ValueError(
-                    f"{table.rstrip('s')}_columns makes the table of {table} from the events, and {table} names files "
-                    "of this table; give one of them"
+                    f"{table.rstrip('s')}_columns makes the table of {table} from the events, and"
+                    f" {table} names files of this table; give one of them"
                 )
         for key in ("separator", "comment", "encoding"):
             given = getattr(self, key)
@@ -206,7 +276,8 @@ class CanonicalSource(CellSource):
             given = [name.strip() for name in names if name.strip() not in ("", "_")]
             if twice := sorted({name for name in given if given.count(name) > 1}):
                 raise ValueError(
-                    f"columns: {twice[0]!r} is given twice for {table}; give each column its own name, or _ to skip it"
+                    f"columns: {twice[0]!r} is given twice for {table}; give each column its own"
+                    " name, or _ to skip it"
                 )
         return self
 
@@ -218,11 +289,18 @@ class RecBoleSource(CellSource):
 
     kind: Literal["recbole"] = Field("recbole", description="RecBole atomic files")
     folder: str = Field(description="folder of the atomic files")
-    name: str = Field("", description="name of the files without ending; empty: the name of the folder")
-    rename: Rename = Field(
-        {}, description="atomic field → canonical column, e.g. rating → value; {TABLE: {…}} for single tables"
+    name: str = Field(
+        "", description="name of the files without ending; empty: the name of the folder"
     )
-    separator: Separator = Field("", description="separator of fields; empty: a tab, or the one found in the file")
+    rename: Rename = Field(
+        {},
+        description=(
+            "atomic field → canonical column, e.g. rating → value; {TABLE: {…}} for single tables"
+        ),
+    )
+    separator: Separator = Field(
+        "", description="separator of fields; empty: a tab, or the one found in the file"
+    )
 
 
 class HetRecLastFmSource(CellSource):
@@ -232,12 +310,19 @@ class HetRecLastFmSource(CellSource):
 
     places: ClassVar[tuple[str, ...]] = ("folder", "test_pairs")
 
-    kind: Literal["hetrec-lastfm"] = Field("hetrec-lastfm", description="the HetRec 2011 Last.fm-2k release")
+    kind: Literal["hetrec-lastfm"] = Field(
+        "hetrec-lastfm", description="the HetRec 2011 Last.fm-2k release"
+    )
     folder: str = Field(description="folder of the release")
     absent: list[str] = Field(
-        [], description="texts that mean a missing value; default none, as an artist or tag may be called None"
+        [],
+        description=(
+            "texts that mean a missing value; default none, as an artist or tag may be called None"
+        ),
     )
-    test_pairs: str = Field("", description="file of held-out (userID, artistID) pairs, read as the given split")
+    test_pairs: str = Field(
+        "", description="file of held-out (userID, artistID) pairs, read as the given split"
+    )
 
 
 class SequencesSource(CellSource):
@@ -247,15 +332,26 @@ class SequencesSource(CellSource):
 
     places: ClassVar[tuple[str, ...]] = ("events", "items")
 
-    kind: Literal["sequences"] = Field("sequences", description="text files with one user in each line")
+    kind: Literal["sequences"] = Field(
+        "sequences", description="text files with one user in each line"
+    )
     events: str = Field(description="file of sequences")
-    items: list[str] = Field([], description="files, folders or globs of items and their attributes")
+    items: list[str] = Field(
+        [], description="files, folders or globs of items and their attributes"
+    )
     rename: Rename = Field({}, description="column of the items' files → canonical column")
     numbers: list[str] = Field(
-        [], description="columns of the items that are read as numbers, also if a file has them as text"
+        [],
+        description=(
+            "columns of the items that are read as numbers, also if a file has them as text"
+        ),
     )
-    separator: Separator = Field("", description="separator of user and items in a line; empty: blanks")
-    comment: Comment = Field("", description="lines that start with this text are skipped, e.g. '#'")
+    separator: Separator = Field(
+        "", description="separator of user and items in a line; empty: blanks"
+    )
+    comment: Comment = Field(
+        "", description="lines that start with this text are skipped, e.g. '#'"
+    )
 
 
 class SyntheticSource(Section):
@@ -263,34 +359,58 @@ class SyntheticSource(Section):
     decides events.
     """
 
-    kind: Literal["synthetic"] = Field("synthetic", description="generated data with planted signals")
+    kind: Literal["synthetic"] = Field(
+        "synthetic", description="generated data with planted signals"
+    )
     num_users: int = Field(1000, ge=10, description="number of users")
     num_items: int = Field(600, ge=20, description="number of items")
     events_per_user: float = Field(24.0, gt=3, description="events of a user, on average")
-    num_topics: int = Field(12, ge=2, description="number of latent topics of items, friends and interest drift")
-    num_partitions: int = Field(4, ge=1, description="parts that are generated in parallel; rows do not depend on it")
+    num_topics: int = Field(
+        12, ge=2, description="number of latent topics of items, friends and interest drift"
+    )
+    num_partitions: int = Field(
+        4, ge=1, description="parts that are generated in parallel; rows do not depend on it"
+    )
     seed: int = Field(0, description="seed of the generator")
     text: float = Field(0.7, ge=0, le=1, description="strength of item text as a sign of the topic")
-    evolution: float = Field(0.7, ge=0, le=1, description="strength of the order of events as a sign of the next item")
+    evolution: float = Field(
+        0.7, ge=0, le=1, description="strength of the order of events as a sign of the next item"
+    )
     collaborative: float = Field(
-        0.7, ge=0, le=1, description="strength of hidden communities that share items independent of text"
+        0.7,
+        ge=0,
+        le=1,
+        description="strength of hidden communities that share items independent of text",
     )
     social: float = Field(0.7, ge=0, le=1, description="strength of the taste that friends share")
     knowledge: float = Field(
-        0.7, ge=0, le=1, description="strength of the preference for an owner of makers, which triples give"
+        0.7,
+        ge=0,
+        le=1,
+        description="strength of the preference for an owner of makers, which triples give",
     )
     stratum: float = Field(
-        0.7, ge=0, le=1, description="strength of the preference for the favourites of a user cluster"
+        0.7,
+        ge=0,
+        le=1,
+        description="strength of the preference for the favourites of a user cluster",
     )
     profile: float = Field(
-        0.7, ge=0, le=1, description="strength of crosses of user attributes as a sign of the kind of items"
+        0.7,
+        ge=0,
+        le=1,
+        description="strength of crosses of user attributes as a sign of the kind of items",
     )
-    media: float = Field(0.7, ge=0, le=1, description="strength of the preference for a style, which images show")
+    media: float = Field(
+        0.7, ge=0, le=1, description="strength of the preference for a style, which images show"
+    )
     short_history: float = Field(0.2, ge=0, le=1, description="share of users with very few events")
     cold_items: float = Field(
         0.05, ge=0, le=0.5, description="share of items that appear only at the end of the period"
     )
-    bad_rows: float = Field(0.002, ge=0, le=0.2, description="share of broken rows, for the quarantine")
+    bad_rows: float = Field(
+        0.002, ge=0, le=0.2, description="share of broken rows, for the quarantine"
+    )
 
 
 Source = Annotated[
@@ -314,16 +434,24 @@ class OutsideSource(Section):
 
 
 def open_kind(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """Validate a source of another package by its kind, and every other source by its own section."""
+    """Validate a source of another package by its kind, and every other source by its own
+    section.
+    """
     kind = value.get("kind") if isinstance(value, Mapping) else None
     if isinstance(value, OutsideSource) or not isinstance(kind, str) or kind in SOURCE_KINDS:
         return value if isinstance(value, OutsideSource) else handler(value)
     offer = resolve(SOURCES, kind)
     if offer is None:
-        raise ValueError(f"kind: expected {one_of([*SOURCE_KINDS, *offers(SOURCES)])}, or module:Class (got {kind!r})")
+        raise ValueError(
+            f"kind: expected {one_of([*SOURCE_KINDS, *offers(SOURCES)])}, or module:Class (got"
+            f" {kind!r})"
+        )
     cls = load(offer, OutsideSource)
     if strays := sorted({*value} - {*cls.model_fields}):
-        raise ValueError(f"unknown key {', '.join(strays)}; valid keys here: {', '.join(sorted(cls.model_fields))}")
+        raise ValueError(
+            f"unknown key {', '.join(strays)}; valid keys here:"
+            f" {', '.join(sorted(cls.model_fields))}"
+        )
     return cls.model_validate(value)
 
 

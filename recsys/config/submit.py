@@ -14,16 +14,25 @@ class SubmitConfig(Section):
 
     address: str = Field(
         "",
-        description="http://HOST:PORT of the cluster's dashboard; default: $RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265",
+        description=(
+            "http://HOST:PORT of the cluster's dashboard; default: $RAY_API_SERVER_ADDRESS or"
+            " http://127.0.0.1:8265"
+        ),
     )
-    id: str = Field("", pattern=r"^[\w.-]*$", description="submission id; default: verb, time and a random part")
+    id: str = Field(
+        "", pattern=r"^[\w.-]*$", description="submission id; default: verb, time and a random part"
+    )
     cpus: float = Field(
-        0, ge=0, description="CPUs of the job's driver, which evaluates; 0: the driver runs on the head"
+        0,
+        ge=0,
+        description="CPUs of the job's driver, which evaluates; 0: the driver runs on the head",
     )
     resources: dict[str, float] = Field(
         {}, description="custom resources of the job's driver, e.g. {driver: 1} of cluster.yaml"
     )
-    follow: bool = Field(True, description="print the log until the job ends, and exit with its exit code")
+    follow: bool = Field(
+        True, description="print the log until the job ends, and exit with its exit code"
+    )
     on_interrupt: Literal["detach", "stop"] = Field(
         "detach", description="what Ctrl-C does with the followed job: leave it running, or stop it"
     )

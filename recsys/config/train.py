@@ -28,16 +28,24 @@ class LossConfig(Section):
 
     kind: Annotated[str, AfterValidator(_known_loss)] = Field(
         "auto",
-        description="auto (full_softmax up to max_full_items items, sampled_softmax above), full_softmax, "
-        "sampled_softmax, module:Class, or the name that an installed package offers",
+        description=(
+            "auto (full_softmax up to max_full_items items, sampled_softmax above), full_softmax, "
+            "sampled_softmax, module:Class, or the name that an installed package offers"
+        ),
     )
-    options: dict[str, Any] = Field({}, description="settings of a loss of another package, see docs/extending.md")
-    max_full_items: int = Field(50_000, ge=1, description="number of items up to which kind auto is full_softmax")
+    options: dict[str, Any] = Field(
+        {}, description="settings of a loss of another package, see docs/extending.md"
+    )
+    max_full_items: int = Field(
+        50_000, ge=1, description="number of items up to which kind auto is full_softmax"
+    )
     max_dense_items: int = Field(
         200_000,
         ge=0,
-        description="number of items above which sampled_softmax updates only the id vectors of "
-        "the items that a step uses",
+        description=(
+            "number of items above which sampled_softmax updates only the id vectors of "
+            "the items that a step uses"
+        ),
     )
     num_negatives: int = Field(
         1024, ge=1, description="negative items that all queries of a step share (sampled_softmax)"
@@ -46,21 +54,39 @@ class LossConfig(Section):
         0.5,
         ge=0,
         le=1,
-        description="negatives are drawn by popularity to this power, with log-Q correction; 0: uniformly",
+        description=(
+            "negatives are drawn by popularity to this power, with log-Q correction; 0: uniformly"
+        ),
     )
-    temperature: float = Field(1.0, gt=0, description="training divides scores by this number; rankings do not change")
-    learn_temperature: bool = Field(False, description="learn the temperature, starting from loss.temperature")
+    temperature: float = Field(
+        1.0, gt=0, description="training divides scores by this number; rankings do not change"
+    )
+    learn_temperature: bool = Field(
+        False, description="learn the temperature, starting from loss.temperature"
+    )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the target's probability that is spread over all items (full_softmax)"
+        0.0,
+        ge=0,
+        lt=1,
+        description=(
+            "share of the target's probability that is spread over all items (full_softmax)"
+        ),
     )
     new_items: bool = Field(
-        True, description="use items without training events as negatives; false: only their text decides their scores"
+        True,
+        description=(
+            "use items without training events as negatives; false: only their text decides their"
+            " scores"
+        ),
     )
     event_power: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="exponent p: a user with n targets weighs n^p; 1: all events weigh the same, 0: all users do",
+        description=(
+            "exponent p: a user with n targets weighs n^p; 1: all events weigh the same, 0: all"
+            " users do"
+        ),
     )
 
 
@@ -69,56 +95,97 @@ class TrainConfig(Section):
 
     dotted: ClassVar[str] = "train"
 
-    num_workers: int = Field(1, ge=1, description="training processes; each one holds a part of the users")
+    num_workers: int = Field(
+        1, ge=1, description="training processes; each one holds a part of the users"
+    )
     use_gpu: Annotated[Literal["auto", "yes", "no"], BeforeValidator(as_word)] = Field(
-        "auto", description="whether workers train on GPUs; auto: yes where the cluster has one for each worker"
+        "auto",
+        description=(
+            "whether workers train on GPUs; auto: yes where the cluster has one for each worker"
+        ),
     )
     threads: int = Field(
         0,
         ge=0,
-        description="CPU threads of each process; 0: OMP_NUM_THREADS, or the fastest number, which "
-        "is measured in a second",
+        description=(
+            "CPU threads of each process; 0: OMP_NUM_THREADS, or the fastest number, which "
+            "is measured in a second"
+        ),
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="number format of the forward pass; auto: bfloat16 on GPUs that have it"
     )
     epochs: int = Field(20, ge=1, description="passes over the training data at most; see patience")
     batch_size: int = Field(256, ge=1, description="users in a step, on average, over all workers")
-    lr: float = Field(1e-3, gt=0, description="highest learning rate of AdamW, reached after the warm-up")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices and embeddings (AdamW)")
-    beta2: float = Field(0.999, gt=0, lt=1, description="decay of the running mean of squared gradients (AdamW)")
+    lr: float = Field(
+        1e-3, gt=0, description="highest learning rate of AdamW, reached after the warm-up"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled weight decay of matrices and embeddings (AdamW)"
+    )
+    beta2: float = Field(
+        0.999, gt=0, lt=1, description="decay of the running mean of squared gradients (AdamW)"
+    )
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "cosine", description="how the learning rate changes after the warm-up"
     )
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises from zero")
-    clip_norm: float = Field(1.0, ge=0, description="largest norm of the gradient of a step; 0: no limit")
+    warmup: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="share of all steps in which the learning rate rises from zero",
+    )
+    clip_norm: float = Field(
+        1.0, ge=0, description="largest norm of the gradient of a step; 0: no limit"
+    )
     loss: LossConfig = Field(default_factory=LossConfig)
     history_mask_rate: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of a user's events that an epoch hides from input and graph and keeps "
-        "as targets (unordered data)",
+        description=(
+            "share of a user's events that an epoch hides from input and graph and keeps "
+            "as targets (unordered data)"
+        ),
     )
-    patience: int = Field(5, ge=1, description="validations without improvement before training stops")
+    patience: int = Field(
+        5, ge=1, description="validations without improvement before training stops"
+    )
     evaluate_every: int = Field(1, ge=1, description="epochs from one validation to the next")
-    metric: MetricName = Field("ndcg@20", description="validation metric that chooses the number of epochs")
+    metric: MetricName = Field(
+        "ndcg@20", description="validation metric that chooses the number of epochs"
+    )
     refit: bool = Field(
-        True, description="train again on training and validation events for the chosen number of epochs"
+        True,
+        description="train again on training and validation events for the chosen number of epochs",
     )
     final: bool = Field(
         False,
-        description="after the evaluation, train the model to register on all events, test events included, with the "
-        "chosen constants and epochs; all reported metrics are those of the model without test events",
+        description=(
+            "after the evaluation, train the model to register on all events, test events included,"
+            " with the chosen constants and epochs; all reported metrics are those of the model"
+            " without test events"
+        ),
     )
     ratings: bool = Field(
-        False, description="also predict the values of events, where values differ; adds RMSE and MAE to the metrics"
+        False,
+        description=(
+            "also predict the values of events, where values differ; adds RMSE and MAE to the"
+            " metrics"
+        ),
     )
     privacy: PrivateConfig = Field(default_factory=PrivateConfig)
-    max_failures: int = Field(2, ge=0, description="times that training starts again after a worker was lost")
+    max_failures: int = Field(
+        2, ge=0, description="times that training starts again after a worker was lost"
+    )
     checkpoint_steps: int = Field(
         1000,
         ge=0,
-        description="steps between checkpoints inside an epoch, in addition to the one at each validation; 0: none",
+        description=(
+            "steps between checkpoints inside an epoch, in addition to the one at each validation;"
+            " 0: none"
+        ),
     )
-    window_events: int = Field(4_000_000, ge=1, description="events that a worker holds in memory at a time")
+    window_events: int = Field(
+        4_000_000, ge=1, description="events that a worker holds in memory at a time"
+    )

@@ -26,7 +26,9 @@ def metric_name(text: str) -> str:
     found = _METRIC.fullmatch(text.strip().lower())
     if found is None or found[1] not in ACCURACY or not 1 <= int(found[2]) <= MAX_K:
         names = ", ".join(f"{kind}@K" for kind in ACCURACY)
-        raise ValueError(f"unknown metric; expected one of {names}, with K from 1 to {MAX_K:,}, such as ndcg@20")
+        raise ValueError(
+            f"unknown metric; expected one of {names}, with K from 1 to {MAX_K:,}, such as ndcg@20"
+        )
     return f"{found[1]}@{int(found[2])}"
 
 
@@ -34,7 +36,9 @@ MetricName = Annotated[str, AfterValidator(metric_name)]
 """An accuracy metric such as ``ndcg@20``, in upper or lower case."""
 
 
-_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)\s*h)?\s*(?:(\d+(?:\.\d+)?)\s*m(?:in)?)?\s*(?:(\d+(?:\.\d+)?)\s*s)?")
+_DURATION: Final = re.compile(
+    r"(?:(\d+(?:\.\d+)?)\s*h)?\s*(?:(\d+(?:\.\d+)?)\s*m(?:in)?)?\s*(?:(\d+(?:\.\d+)?)\s*s)?"
+)
 
 
 def seconds_of(text: str) -> float:
@@ -45,7 +49,10 @@ def seconds_of(text: str) -> float:
     """
     found = _DURATION.fullmatch(text.strip().lower())
     if found is None or (text.strip() and not any(found.groups())):
-        raise ValueError(f"{text!r} is not a duration; expected hours, minutes or seconds such as 20m, 1h30m or 90s")
+        raise ValueError(
+            f"{text!r} is not a duration; expected hours, minutes or seconds such as 20m, 1h30m"
+            " or 90s"
+        )
     hours, minutes, seconds = (float(part or 0) for part in found.groups())
     return 3600 * hours + 60 * minutes + seconds
 

@@ -18,28 +18,41 @@ class RecommendConfig(Section):
         None, description="leave out items of the user's history; null: as the model was evaluated"
     )
     model: Place = Field(
-        "", description="model to use: models:/NAME@ALIAS; default: the model that this run registered"
+        "",
+        description="model to use: models:/NAME@ALIAS; default: the model that this run registered",
     )
     batch_size: int = Field(1024, ge=1, description="requests that are answered at once")
     requests: Place = Field(
         "",
-        description="file of JSON lines with user_id, history, friends, k, exclude_seen, at; "
-        "default: all users of the model",
+        description=(
+            "file of JSON lines with user_id, history, friends, k, exclude_seen, at; "
+            "default: all users of the model"
+        ),
     )
     out: Place = Field(
         "",
-        description="Parquet file of the answers (--out); default: RUN/recommendations.parquet for every user, and "
-        "RUN/answers/NAME.parquet for a file NAME.jsonl of requests",
+        description=(
+            "Parquet file of the answers (--out); default: RUN/recommendations.parquet for every"
+            " user, and RUN/answers/NAME.parquet for a file NAME.jsonl of requests"
+        ),
     )
     rules: dict[str, Any] = Field(
         {},
-        description="candidates, exclude, filters, boost, diversify, offset, explain, for requests without them",
+        description=(
+            "candidates, exclude, filters, boost, diversify, offset, explain, for requests without"
+            " them"
+        ),
     )
     stock_file: Place = Field(
-        "", description="file of items that are out of stock, as serve.stock_file; they are in no list"
+        "",
+        description="file of items that are out of stock, as serve.stock_file; they are in no list",
     )
     at: str = Field(
-        "", description="time of the request, if a request gives none; default: the time of the model's newest event"
+        "",
+        description=(
+            "time of the request, if a request gives none; default: the time of the model's newest"
+            " event"
+        ),
     )
 
     @property
@@ -61,12 +74,18 @@ class SimilarConfig(Section):
     item: str = Field("", description="id of the item (--item)")
     by: Literal["auto", "vectors", "use", "text"] = Field(
         "auto",
-        description="similarity by the model's vectors, by use (users of both items) or by text; auto: text for items "
-        "without events, else vectors",
+        description=(
+            "similarity by the model's vectors, by use (users of both items) or by text; auto: text"
+            " for items without events, else vectors"
+        ),
     )
     k: int = Field(20, ge=1, description="number of similar items")
-    model: Place = Field("", description="model to use: models:/NAME@ALIAS or a bundle; default: RUN/bundle")
-    rules: dict[str, Any] = Field({}, description="candidates, exclude, filters, boost, diversify, as in a request")
+    model: Place = Field(
+        "", description="model to use: models:/NAME@ALIAS or a bundle; default: RUN/bundle"
+    )
+    rules: dict[str, Any] = Field(
+        {}, description="candidates, exclude, filters, boost, diversify, as in a request"
+    )
 
 
 class UpdateConfig(Section):
@@ -75,27 +94,49 @@ class UpdateConfig(Section):
     """
 
     only: Literal["all", "fusion", "strata"] = Field(
-        "all", description="what is updated: the whole model, only λ from feedback, or only user clusters"
+        "all",
+        description="what is updated: the whole model, only λ from feedback, or only user clusters",
     )
     events: list[Place] = Field(
         [],
-        description="files, folders or globs of newer events (--events FILE…), appended to those of the model's "
-        "dataset; files that it has read are not read again; default: data.source (all, strata)",
+        description=(
+            "files, folders or globs of newer events (--events FILE…), appended to those of the"
+            " model's dataset; files that it has read are not read again; default: data.source"
+            " (all, strata)"
+        ),
     )
     dataset: Place = Field(
-        "", description="dataset that the model was trained on; default: its path at that time (all, strata)"
+        "",
+        description=(
+            "dataset that the model was trained on; default: its path at that time (all, strata)"
+        ),
     )
-    replace: bool = Field(False, description="make the dataset only from the given events (--replace)")
+    replace: bool = Field(
+        False, description="make the dataset only from the given events (--replace)"
+    )
     model: Place = Field(
         "",
-        description="model to update: models:/NAME@ALIAS, a run folder or a bundle; default: "
-        "models:/REGISTRY.NAME@champion",
+        description=(
+            "model to update: models:/NAME@ALIAS, a run folder or a bundle; default: "
+            "models:/REGISTRY.NAME@champion"
+        ),
     )
-    epochs: int = Field(5, ge=1, description="epochs, at most; the model before the update counts as epoch 0 (all)")
-    lr_share: float = Field(0.3, gt=0, le=1, description="learning rate as a share of train.lr (all)")
-    feedback: list[Place] = Field([], description="files, folders or globs of events on shown items (fusion)")
+    epochs: int = Field(
+        5, ge=1, description="epochs, at most; the model before the update counts as epoch 0 (all)"
+    )
+    lr_share: float = Field(
+        0.3, gt=0, le=1, description="learning rate as a share of train.lr (all)"
+    )
+    feedback: list[Place] = Field(
+        [], description="files, folders or globs of events on shown items (fusion)"
+    )
     rewards: dict[str, float] = Field(
         {"click": 1.0, "purchase": 3.0, "skip": -1.0},
-        description="event type → reward; above 0: liked, below 0: not liked; its size is its weight (fusion)",
+        description=(
+            "event type → reward; above 0: liked, below 0: not liked; its size is its weight"
+            " (fusion)"
+        ),
     )
-    prior_rows: float = Field(100.0, ge=0, description="weight of the present λ, as a number of feedback rows (fusion)")
+    prior_rows: float = Field(
+        100.0, ge=0, description="weight of the present λ, as a number of feedback rows (fusion)"
+    )

@@ -51,7 +51,9 @@ class Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except ValueError as error:  # a day such as 2020-13-45
-            raise _error(f"{node.value!r} does not fit its form ({error})", node.start_mark) from None
+            raise _error(
+                f"{node.value!r} does not fit its form ({error})", node.start_mark
+            ) from None
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node, after a check of the depth of nesting."""
@@ -77,7 +79,8 @@ class Loader(yaml.SafeLoader):
                 section = ".".join(part for part in self._path if part)
                 dotted = f"{section}.{key.value}" if section else key.value
                 raise _error(
-                    f"{dotted} occurs twice, in line {first[value]} and in line {line}; keep one of them",
+                    f"{dotted} occurs twice, in line {first[value]} and in line {line}; keep one of"
+                    " them",
                     key.start_mark,
                 )
             first[value] = line
@@ -93,7 +96,11 @@ class ConfigLoader(Loader):
         """The value of a node; a number in an unusual form stays text."""
         value = super().construct_object(node, deep)
         unusual = isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and not node.style
-        return node.value if unusual and str(value) != node.value and _is_surprising(node.value) else value
+        return (
+            node.value
+            if unusual and str(value) != node.value and _is_surprising(node.value)
+            else value
+        )
 
 
 def parse_yaml(content: bytes | str, problem: str, loader: type[Loader] = ConfigLoader) -> Any:
@@ -107,16 +114,25 @@ def parse_yaml(content: bytes | str, problem: str, loader: type[Loader] = Config
     """
     if len(content) > MAX_BYTES:
         raise ConfigError(
-            f"{problem}: it has {len(content):,} bytes, expected at most {MAX_BYTES:,}; name files by a folder or glob"
+            f"{problem}: it has {len(content):,} bytes, expected at most {MAX_BYTES:,}; name files"
+            " by a folder or glob"
         )
     try:
         text = _decoded(content) if isinstance(content, bytes) else content
         return yaml.load(text, loader)  # noqa: S506 - a SafeLoader
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1 if isinstance(content, bytes) else 1
-        raise ConfigError(f"{problem}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from None
-    except Exception as error:  # PyYAML lets through whatever int(), datetime and the depth of nesting raise
-        said = str(error) if isinstance(error, (yaml.YAMLError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"{problem}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from None
+    except (
+        Exception
+    ) as error:  # PyYAML lets through whatever int(), datetime and the depth of nesting raise
+        said = (
+            str(error)
+            if isinstance(error, (yaml.YAMLError, ValueError))
+            else f"{type(error).__name__}: {error}"
+        )
         tab = "; indent with spaces: YAML takes no tabs there" if "'\\t'" in said else ""
         raise ConfigError(f"{problem}: {said.replace(_PLACE, 'in ')}{tab}") from None
 
@@ -133,7 +149,9 @@ def _is_surprising(text: str) -> bool:
     """
     digits = text.lstrip("+-")
     leading = len(digits) > 1 and digits[0] == "0" and digits[1] not in ".eE"
-    trailing = "." in digits and digits.endswith("0") and digits[-2:] != ".0" and "e" not in digits.lower()
+    trailing = (
+        "." in digits and digits.endswith("0") and digits[-2:] != ".0" and "e" not in digits.lower()
+    )
     return leading or trailing or ":" in digits or "_" in digits
 
 
@@ -164,8 +182,8 @@ def _check_size(root: yaml.Node) -> None:
             found = 1 + sum(values for values, _ in parts), sum(length for _, length in parts)
         if found[0] > MAX_VALUES or found[1] > MAX_EXPANDED:
             raise _error(
-                f"with its aliases (&, *) expanded it has more than {MAX_VALUES:,} values or {MAX_EXPANDED:,} "
-                "characters; write fewer aliases",
+                f"with its aliases (&, *) expanded it has more than {MAX_VALUES:,} values or"
+                f" {MAX_EXPANDED:,} characters; write fewer aliases",
                 node.start_mark,
             )
         open_nodes.discard(id(node))

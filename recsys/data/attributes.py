@@ -86,7 +86,10 @@ class ProfileEncoding:
         """The fields as JSON values; :meth:`parse` reads them."""
         fields = {"users": self.users, "items": self.items}
         return {
-            side: [{**asdict(f), "categories": list(f.categories), "edges": list(f.edges)} for f in found]
+            side: [
+                {**asdict(f), "categories": list(f.categories), "edges": list(f.edges)}
+                for f in found
+            ]
             for side, found in fields.items()
         }
 
@@ -95,9 +98,13 @@ class ProfileEncoding:
         """Read the result of :meth:`to_json` or ``dataclasses.asdict``."""
 
         def field(row: Mapping[str, Any]) -> Field:
-            return Field(**{**row, "categories": tuple(row["categories"]), "edges": tuple(row["edges"])})
+            return Field(
+                **{**row, "categories": tuple(row["categories"]), "edges": tuple(row["edges"])}
+            )
 
-        return ProfileEncoding(tuple(map(field, content["users"])), tuple(map(field, content["items"])))
+        return ProfileEncoding(
+            tuple(map(field, content["users"])), tuple(map(field, content["items"]))
+        )
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,10 @@ def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
     AttributeRows
         Codes [X, S] int32 and values [X, M] float32.
     """
-    codes, values = [np.zeros((len(table), 0), dtype=np.int32)], [np.zeros((len(table), 0), dtype=np.float32)]
+    codes, values = (
+        [np.zeros((len(table), 0), dtype=np.int32)],
+        [np.zeros((len(table), 0), dtype=np.float32)],
+    )
     for field in fields:
         column = table.column(field.name)
         if field.kind == "number":
@@ -218,7 +228,9 @@ def _members(column: pa.ChunkedArray) -> tuple[Any, Array]:
 
 
 class FieldSettings(Protocol):
-    """The configuration keys of ``model.granularities.profile`` that decide how columns are read."""
+    """The configuration keys of ``model.granularities.profile`` that decide how columns are
+    read.
+    """
 
     user_fields: list[str] | None
     item_fields: list[str] | None
@@ -254,7 +266,10 @@ class FieldFitter:
         wanted = getattr(self.config, self.key)
         unknown = [name for name in wanted or () if name not in self.columns]
         if unknown:
-            raise self._error(f"{', '.join(unknown)} not among the columns; columns: {choices(self.columns) or 'none'}")
+            raise self._error(
+                f"{', '.join(unknown)} not among the columns; columns:"
+                f" {choices(self.columns) or 'none'}"
+            )
         names = self.columns if wanted is None else wanted
         found = (self._field(name, is_wanted=wanted is not None) for name in names)
         return tuple(field for field in found if field is not None)
@@ -270,18 +285,27 @@ class FieldFitter:
             if is_wanted:
                 got = self.table.column(name).type
                 raise self._error(
-                    f"{name} is {got}; expected numbers, texts, true/false, or lists of texts or integers"
+                    f"{name} is {got}; expected numbers, texts, true/false, or lists of texts or"
+                    " integers"
                 )
             return None
         column = self.table.column(name).filter(pa.array(self.active_X))
-        return self._number(name, column, is_wanted) if kind == "number" else self._categories(name, column, is_wanted)
+        return (
+            self._number(name, column, is_wanted)
+            if kind == "number"
+            else self._categories(name, column, is_wanted)
+        )
 
     def _kind(self, name: str) -> str | None:
         kind = self.table.column(name).type
         if name in self.config.numeric:
             return "number" if is_number(kind) or _is_string(kind) else None
         if _is_list(kind):
-            return "list" if _is_string(kind.value_type) or pa.types.is_integer(kind.value_type) else None
+            return (
+                "list"
+                if _is_string(kind.value_type) or pa.types.is_integer(kind.value_type)
+                else None
+            )
         if is_number(kind):
             return "category" if name in self.config.categorical else "number"
         return "category" if _is_string(kind) or pa.types.is_boolean(kind) else None
@@ -292,13 +316,16 @@ class FieldFitter:
         if len(known) < max(_ENOUGH * (len(column) - column.null_count), 1):
             if is_wanted or name in self.config.numeric:
                 raise self._error(
-                    f"{name} is read as numbers, but only {len(known)} of its {len(column) - column.null_count} "
-                    f"values in the training split are numbers; take it out of numeric, or fix the column"
+                    f"{name} is read as numbers, but only {len(known)} of its"
+                    f" {len(column) - column.null_count} values in the training split are numbers;"
+                    " take it out of numeric, or fix the column"
                 )
             return None
         low, center, high = np.quantile(known, [0.25, 0.5, 0.75])
         scale = (high - low) / _NORMAL_QUARTILES or float(known.std()) or 1.0
-        edges = np.unique(np.quantile(known, np.arange(1, self.config.bins) / max(self.config.bins, 1)))
+        edges = np.unique(
+            np.quantile(known, np.arange(1, self.config.bins) / max(self.config.bins, 1))
+        )
         # no value is below the minimum, so that bin would be empty
         edges = edges[edges > known.min()]
         return Field(name, "number", 1, (), tuple(edges.tolist()), float(center), float(scale))
@@ -311,15 +338,19 @@ class FieldFitter:
         else:
             texts = as_categories(column)
         counted = pc.value_counts(texts.drop_null())
-        frequency = dict(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True))
+        frequency = dict(
+            zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)
+        )
         ordered = sorted(frequency, key=lambda text: (-frequency[text], text))
-        kept = [text for text in ordered if frequency[text] >= self.config.min_frequency][: self.config.max_categories]
+        kept = [text for text in ordered if frequency[text] >= self.config.min_frequency][
+            : self.config.max_categories
+        ]
         covered = sum(frequency[text] for text in kept)
         if not kept or (not is_wanted and covered < _ENOUGH * sum(frequency.values())):
             if is_wanted:
                 raise self._error(
-                    f"{name} has no category in at least {self.config.min_frequency} rows of the training split; "
-                    "lower min_frequency or leave the field out"
+                    f"{name} has no category in at least {self.config.min_frequency} rows of the"
+                    " training split; lower min_frequency or leave the field out"
                 )
             return None
         return Field(name, "list" if is_list else "category", slots, tuple(kept))
@@ -334,7 +365,9 @@ def _is_string(kind: pa.DataType) -> bool:
 
 def is_number(kind: pa.DataType) -> bool:
     """Whether an Arrow type is an integer, a float or a decimal."""
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    )
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -360,11 +393,14 @@ class RequestEncoder:
         numbers = [field.name for field in fields if field.kind == "number"]
         self._place = {name: place for place, name in enumerate(numbers)}
         self._codes = {
-            field.name: {text: code for code, text in enumerate(field.categories, FIRST_KNOWN)} for field in fields
+            field.name: {text: code for code, text in enumerate(field.categories, FIRST_KNOWN)}
+            for field in fields
         }
         self.shape = (int(starts[-1]), len(numbers))
 
-    def encode(self, given: Sequence[Mapping[str, Any] | None], numbers: Sequence[int] | None = None) -> AttributeRows:
+    def encode(
+        self, given: Sequence[Mapping[str, Any] | None], numbers: Sequence[int] | None = None
+    ) -> AttributeRows:
         """Encode one row per request.
 
         Parameters
@@ -386,7 +422,9 @@ class RequestEncoder:
                 where = f"request {index if numbers is None else numbers[index]}: attributes.{name}"
                 field = self.fields.get(name)
                 if field is None:
-                    known = choices(self.fields) or "none, it was trained without attributes of users"
+                    known = (
+                        choices(self.fields) or "none, it was trained without attributes of users"
+                    )
                     raise RequestError(f"{where}: unknown field; the model knows: {known}")
                 if value is None:
                     continue
@@ -403,7 +441,9 @@ class RequestEncoder:
         members = [value]
         if field.kind == "list":
             if not isinstance(value, (list, tuple)):
-                raise RequestError(f"{where}: got {value!r} ({type(value).__name__}), expected a list of texts")
+                raise RequestError(
+                    f"{where}: got {value!r} ({type(value).__name__}), expected a list of texts"
+                )
             members = list(value)
         known_texts = self._codes[field.name]
         texts = [_category(member, where) for member in members if member is not None]
@@ -419,7 +459,9 @@ class RequestEncoder:
 def _number(value: Any, where: str) -> float:
     number = finite(value)
     if number is None:
-        raise RequestError(f"{where}: got {value!r} ({type(value).__name__}), expected a finite number")
+        raise RequestError(
+            f"{where}: got {value!r} ({type(value).__name__}), expected a finite number"
+        )
     return number
 
 

@@ -104,7 +104,9 @@ class _Auditor(Checks):
         """Check a whole dataset."""
         checks = ["vocabulary", "ids", "order_of_parts", "queries"]
         self._vocabulary()
-        for number, (name, shard) in enumerate(zip(self.dataset.manifest.shards, findings, strict=True)):
+        for number, (name, shard) in enumerate(
+            zip(self.dataset.manifest.shards, findings, strict=True)
+        ):
             self._users(f"histories/{name}", number, shard.users_U)
             self.counts_3N.reshape(-1)[shard.cells_X] += shard.counts_X
             self.num_alone += shard.num_alone
@@ -125,9 +127,15 @@ class _Auditor(Checks):
             self.found.events += shard.num_events
         table = self.dataset.table("items/counts.parquet")
         for name in (part.name.lower() for part in _PARTS):
-            number, counts_N = self.dataset.manifest.counts.get(name, 0), table.column(name).to_numpy()
+            number, counts_N = (
+                self.dataset.manifest.counts.get(name, 0),
+                table.column(name).to_numpy(),
+            )
             if counts_N.sum() != number or (counts_N < 0).any():
-                text = f"items/counts.parquet counts {counts_N.sum():,} {name} events, the manifest {number:,}"
+                text = (
+                    f"items/counts.parquet counts {counts_N.sum():,} {name} events, the manifest"
+                    f" {number:,}"
+                )
                 self.refuse("popularity", text)
         self.found.checks = ["vocabulary", "ids", "order_of_parts", "queries", "popularity"]
         self.found.checks += self._social() + self._facts()
@@ -137,7 +145,9 @@ class _Auditor(Checks):
         again = len(users_U) - len(np.unique(users_U)) + int((self.home_U[users_U] >= 0).sum())
         if again:
             self.refuse(
-                "ids", f"{again:,} users of {name} have a second row, so one row may contain test events of the other"
+                "ids",
+                f"{again:,} users of {name} have a second row, so one row may contain test events"
+                " of the other",
             )
         self.home_U[users_U] = number
 
@@ -151,10 +161,15 @@ class _Auditor(Checks):
         ):
             repeated = len(ids) - pc.count_distinct(ids).as_py()
             if repeated:
-                self.refuse("vocabulary", f"{repeated:,} {what} ids are repeated in vocab/{what}s.parquet")
+                self.refuse(
+                    "vocabulary", f"{repeated:,} {what} ids are repeated in vocab/{what}s.parquet"
+                )
             aligned = table.column(f"{what}_id").combine_chunks()
             if not aligned.equals(ids):
-                self.refuse("vocabulary", f"the rows of {what}s/features.parquet do not match the {what} ids")
+                self.refuse(
+                    "vocabulary",
+                    f"the rows of {what}s/features.parquet do not match the {what} ids",
+                )
 
     def _counts(self) -> None:
         """Item counts, which baselines and negatives use, agree with the histories."""
@@ -167,12 +182,18 @@ class _Auditor(Checks):
             name = part.name.lower()
             if len(wrong):
                 first = self.dataset.item_ids[int(wrong[0])].as_py()
-                text = f"{len(wrong):,} items in items/counts.parquet have other {name} counts than the histories"
+                text = (
+                    f"{len(wrong):,} items in items/counts.parquet have other {name} counts than"
+                    " the histories"
+                )
                 i = int(wrong[0])
                 example = f"{first}: {stored_N[i]} instead of {self.counts_3N[part, i]}"
                 self.refuse("popularity", f"{text}, such as {example}")
             if counts.get(name, 0) != (found := int(self.counts_3N[part].sum())):
-                text = f"the manifest counts {counts.get(name, 0):,} {name} events, the histories {found:,}"
+                text = (
+                    f"the manifest counts {counts.get(name, 0):,} {name} events, the histories"
+                    f" {found:,}"
+                )
                 self.refuse("popularity", text)
         if counts.get("cold_valid", 0) != self.num_alone:
             text = f"the manifest counts {counts.get('cold_valid', 0):,} cold_valid events"
@@ -189,7 +210,10 @@ class _Auditor(Checks):
             if self.dataset.manifest.inherited_context:
                 known = set()
             if column.values is not None and known - codes:
-                text = f"{len(known - codes):,} values of {column.name} in vocab/context.json are in no training event"
+                text = (
+                    f"{len(known - codes):,} values of {column.name} in vocab/context.json are in"
+                    " no training event"
+                )
                 self.refuse("context_values", text)
         return ["context_values"] if self.codes else []
 
@@ -223,28 +247,40 @@ class _Auditor(Checks):
         return ["item_text_rows", "item_text_terms"]
 
     def _text_rows(self, name: str, table: pa.Table) -> None:
-        users, items, times = (np.asarray(table.column(key)).astype(np.int64) for key in ("user", "item", "time"))
+        users, items, times = (
+            np.asarray(table.column(key)).astype(np.int64) for key in ("user", "item", "time")
+        )
         home = self.home_U[users]
         held, training = np.zeros(len(users), dtype=bool), np.zeros(len(users), dtype=bool)
         pairs = users * self.dataset.num_items + items
         for number in np.unique(home[home >= 0]):
             shard = self.dataset.shard(self.dataset.manifest.shards[number])
             pairs_E = (
-                np.repeat(shard.users_U, shard.lengths_U).astype(np.int64) * self.dataset.num_items + shard.items_E
+                np.repeat(shard.users_U, shard.lengths_U).astype(np.int64) * self.dataset.num_items
+                + shard.items_E
             )
             held |= np.isin(pairs, pairs_E[shard.splits_E != Split.TRAIN])
             training |= np.isin(pairs, pairs_E[shard.splits_E == Split.TRAIN])
         if held.any():
-            self.refuse("item_text_rows", f"{int(held.sum()):,} rows of {name} are about held-out (user, item) pairs")
+            self.refuse(
+                "item_text_rows",
+                f"{int(held.sum()):,} rows of {name} are about held-out (user, item) pairs",
+            )
         if self.split.get("kind") == "temporal":
             valid_from = parse_time(str(self.split["valid_from"]), "split.valid_from")
             late = int(((times >= valid_from) | (times == _NO_TIME)).sum())
             if late:
-                self.refuse("item_text_rows", f"{late:,} rows of {name} are not earlier than the validation cut-off")
+                self.refuse(
+                    "item_text_rows",
+                    f"{late:,} rows of {name} are not earlier than the validation cut-off",
+                )
         if self.newcomers:
             cold = (home >= 0) & self.newcomers.among(self.dataset.user_ids)[users] & ~training
             if cold.any():
-                text = f"{int(cold.sum()):,} rows of {name} are by cold users and about items outside their kept events"
+                text = (
+                    f"{int(cold.sum()):,} rows of {name} are by cold users and about items outside"
+                    " their kept events"
+                )
                 self.refuse("item_text_rows", text)
 
     def _terms(self, tables: list[pa.Table], label: str, limit: int) -> None:
@@ -252,17 +288,28 @@ class _Auditor(Checks):
         names = ["item", "term", "count_all"]
         table = pa.concat_tables([table.select(names) for table in tables])
         table = table.group_by(names[:2]).aggregate([("count_all", "sum")])
-        table = table.sort_by([("item", "ascending"), ("count_all_sum", "descending"), ("term", "ascending")])
+        table = table.sort_by(
+            [("item", "ascending"), ("count_all_sum", "descending"), ("term", "ascending")]
+        )
         expected: dict[int, list[str]] = {}
-        for item, term in zip(table.column("item").to_pylist(), table.column("term").to_pylist(), strict=True):
+        for item, term in zip(
+            table.column("item").to_pylist(), table.column("term").to_pylist(), strict=True
+        ):
             found = expected.setdefault(item, [])
             if len(found) < limit:
                 found.append(term)
         texts = self.dataset.features.column("text").to_pylist()
-        wrong = [item for item, text in enumerate(texts) if not self._is_made_of(item, text, expected.get(item), label)]
+        wrong = [
+            item
+            for item, text in enumerate(texts)
+            if not self._is_made_of(item, text, expected.get(item), label)
+        ]
         if wrong:
             first = self.dataset.item_ids[wrong[0]].as_py()
-            text = f"the text of {len(wrong):,} items, such as {first}, has other terms than its source rows"
+            text = (
+                f"the text of {len(wrong):,} items, such as {first}, has other terms than its"
+                " source rows"
+            )
             self.refuse("item_text_terms", text)
 
     def _is_made_of(self, item: int, text: str | None, terms: list[str] | None, label: str) -> bool:
@@ -292,11 +339,15 @@ class _Auditor(Checks):
                 temporal = False
             if temporal:
                 times = np.asarray(table.column("time"))
-                late += int((times >= parse_time(str(self.split["valid_from"]), "split.valid_from")).sum())
+                late += int(
+                    (times >= parse_time(str(self.split["valid_from"]), "split.valid_from")).sum()
+                )
         for end, wrong in outside.items():
             self._refuse_outside("friendships", wrong, end, "social")
         if late:
-            self.refuse("friendships", f"{late:,} edges of graphs/social.parquet are later than the cut-off")
+            self.refuse(
+                "friendships", f"{late:,} edges of graphs/social.parquet are later than the cut-off"
+            )
         return ["friendships"]
 
     def _facts(self) -> list[str]:
@@ -314,7 +365,11 @@ class _Auditor(Checks):
 
     def _refuse_outside(self, check: str, wrong: int, column: str, graph: str) -> None:
         if wrong:
-            self.refuse(check, f"{wrong:,} values of {column} in graphs/{graph}.parquet are outside the vocabulary")
+            self.refuse(
+                check,
+                f"{wrong:,} values of {column} in graphs/{graph}.parquet are outside the"
+                " vocabulary",
+            )
 
 
 def _outside(table: pa.Table, column: str, size: int) -> int:

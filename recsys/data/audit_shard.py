@@ -53,8 +53,9 @@ def audit_shard(dataset: PreparedDataset, name: str) -> ShardFindings:
 def refuse(dataset: str, check: str, found: str) -> NoReturn:
     """Refuse a dataset or an artefact that was made from it."""
     raise DataError(
-        f"the audit refuses {dataset}, check {check.replace('_', ' ')}: {found}. Metrics on it would be wrong: "
-        "delete the dataset and run `recsys prepare` and `recsys train` again; if the error comes back, report it"
+        f"the audit refuses {dataset}, check {check.replace('_', ' ')}: {found}. Metrics on it"
+        " would be wrong: delete the dataset and run `recsys prepare` and `recsys train` again; if"
+        " the error comes back, report it"
     )
 
 
@@ -116,11 +117,17 @@ class ShardAuditor(Checks):
         back = int(((np.diff(place_E) < 0) & (np.diff(rows_E) == 0)).sum())
         if kind == "leave-last":
             is_target_E = self._targets_E(shard)
-            held = [np.bincount(rows_E[(place_E == p) & is_target_E], minlength=len(shard)) for p in (1, 2)]
+            held = [
+                np.bincount(rows_E[(place_E == p) & is_target_E], minlength=len(shard))
+                for p in (1, 2)
+            ]
             back += int(sum((number > 1).sum() for number in held))
         if back:
             text = f"{back:,} users in histories/{name} are out of order"
-            self.refuse("order_of_parts", f"{text}: training follows a held-out event, or a split has several targets")
+            self.refuse(
+                "order_of_parts",
+                f"{text}: training follows a held-out event, or a split has several targets",
+            )
 
     def _cut_offs(self, name: str, shard: Histories) -> None:
         """Each event is on the right side of the cut-offs. Times are whole seconds and cut-offs are
@@ -133,17 +140,24 @@ class ShardAuditor(Checks):
         from_E = np.array([np.iinfo(np.int64).min, valid_from, test_from])[_PLACE[shard.splits_E]]
         late = int((starts_E >= below_E).sum())
         if late:
-            self.refuse("order_of_parts", f"{late:,} events in histories/{name} are later than the end of their split")
+            self.refuse(
+                "order_of_parts",
+                f"{late:,} events in histories/{name} are later than the end of their split",
+            )
         early = int((starts_E + _SECOND <= from_E).sum())
         if early:
             self.refuse(
-                "order_of_parts", f"{early:,} events in histories/{name} are earlier than the start of their split"
+                "order_of_parts",
+                f"{early:,} events in histories/{name} are earlier than the start of their split",
             )
 
     def _queries(self, name: str, shard: Histories) -> None:
         """A query sees exactly the earlier splits, and a fit sees no later split."""
         rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
-        for target, codes in ((Split.VALID, (Split.VALID, COLD_VALID)), (Split.TEST, (Split.TEST,))):
+        for target, codes in (
+            (Split.VALID, (Split.VALID, COLD_VALID)),
+            (Split.TEST, (Split.TEST,)),
+        ):
             is_target_E = np.isin(shard.splits_E, codes) & self._targets_E(shard)
             has_U = np.bincount(rows_E[is_target_E], minlength=len(shard)) > 0
             visible_E = (shard.splits_E < target) & has_U[rows_E]
@@ -151,13 +165,18 @@ class ShardAuditor(Checks):
             same = np.array_equal(queries.histories.items_E, shard.items_E[visible_E])
             if not same or not np.array_equal(queries.target_items, shard.items_E[is_target_E]):
                 extra = len(queries.histories.items_E) - int(visible_E.sum())
-                text = f"{target.name.lower()} queries of histories/{name} see wrong events ({extra:+,})"
+                text = (
+                    f"{target.name.lower()} queries of histories/{name} see wrong events"
+                    f" ({extra:+,})"
+                )
                 self.refuse("queries", text)
         for through in (Split.TRAIN, Split.VALID):
             beyond = len(shard.through(through).items_E) - int((shard.splits_E <= through).sum())
             if beyond:
                 self.refuse(
-                    "queries", f"fits through {through.name.lower()} on histories/{name} see wrong events ({beyond:+,})"
+                    "queries",
+                    f"fits through {through.name.lower()} on histories/{name} see wrong events"
+                    f" ({beyond:+,})",
                 )
 
     def _targets_E(self, shard: Histories) -> Array:
@@ -179,25 +198,38 @@ class ShardAuditor(Checks):
             trained = int((shard.splits_E[cold_U[rows_E]] == Split.VALID).sum())
             if too_many or trained:
                 text = (
-                    f"{too_many:,} cold users of histories/{name} have more than {self.newcomers.keep} training events"
+                    f"{too_many:,} cold users of histories/{name} have more than"
+                    f" {self.newcomers.keep} training events"
                 )
-                self.refuse("cold_users", f"{text}, and {trained:,} of their validation events would be trained on")
+                self.refuse(
+                    "cold_users",
+                    f"{text}, and {trained:,} of their validation events would be trained on",
+                )
         others = int((shard.splits_E[~cold_U[rows_E]] == COLD_VALID).sum())
         if others:
             self.refuse(
                 "cold_users",
-                f"{others:,} validation events of other users in histories/{name} are marked as those of cold users",
+                f"{others:,} validation events of other users in histories/{name} are marked as"
+                " those of cold users",
             )
 
     def _count(self, shard: Histories) -> ShardFindings:
         counted_E = shard.splits_E != COLD_VALID
-        cells_E = shard.splits_E[counted_E].astype(np.int64) * self.dataset.num_items + shard.items_E[counted_E]
+        cells_E = (
+            shard.splits_E[counted_E].astype(np.int64) * self.dataset.num_items
+            + shard.items_E[counted_E]
+        )
         counts = np.bincount(cells_E)
         cells_X = np.flatnonzero(counts)
         train_EC = shard.context_EC[shard.splits_E == Split.TRAIN]
-        codes = [set(np.unique(train_EC[:, place]).tolist()) for place in range(len(self.dataset.context))]
+        codes = [
+            set(np.unique(train_EC[:, place]).tolist())
+            for place in range(len(self.dataset.context))
+        ]
         alone = len(counted_E) - int(counted_E.sum())
-        return ShardFindings(shard.users_U, cells_X, counts[cells_X], alone, len(shard.items_E), codes)
+        return ShardFindings(
+            shard.users_U, cells_X, counts[cells_X], alone, len(shard.items_E), codes
+        )
 
     def _texts_of_users(self, name: str, shard: Histories, entries: pa.Table) -> None:
         """Texts of users contain only the first events of their split: compose a fixed sample again
@@ -205,13 +237,21 @@ class ShardAuditor(Checks):
         """
         manifest = self.dataset.manifest
         described = manifest.text["users"]
-        rules = TextRules(tuple(manifest.event_types), manifest.ordered, described["max_items"], 1, described["folds"])
+        rules = TextRules(
+            tuple(manifest.event_types),
+            manifest.ordered,
+            described["max_items"],
+            1,
+            described["folds"],
+        )
         users, through, places, hashes = (
             entries.column(key).to_numpy() for key in ("user", "through", "place", "hash")
         )
         row_of = {user: row for row, user in enumerate(shard.users_U.tolist())}
         chosen = np.flatnonzero(np.isin(users, shard.users_U))
-        chosen = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), _TEXTS_A_SHARD), dtype=np.int64)]
+        chosen = chosen[
+            np.linspace(0, len(chosen) - 1, min(len(chosen), _TEXTS_A_SHARD), dtype=np.int64)
+        ]
         texts = []
         for entry in chosen.tolist():
             row, place = row_of[int(users[entry])], int(places[entry])
@@ -221,12 +261,17 @@ class ShardAuditor(Checks):
             if place != WHOLE and rules.ordered:
                 items, types = items[:place], types[:place]
             elif place != WHOLE:
-                hidden = Hidden.fold(place, rules.folds).of(np.full(len(items), users[entry]), items)
+                hidden = Hidden.fold(place, rules.folds).of(
+                    np.full(len(items), users[entry]), items
+                )
                 items, types = items[~hidden], types[~hidden]
             texts.append(compose(items.tolist(), types.tolist(), self.titles, rules))
         wrong = int((string_hashes(pa.array(texts, pa.string())) != hashes[chosen]).sum())
         if wrong:
-            self.refuse("user_texts", f"{wrong:,} of {len(chosen):,} texts of users of {name} contain other events")
+            self.refuse(
+                "user_texts",
+                f"{wrong:,} of {len(chosen):,} texts of users of {name} contain other events",
+            )
 
 
 def user_text_entries(dataset: PreparedDataset) -> pa.Table | None:

@@ -54,14 +54,19 @@ class Batch:
     @property
     def mask_UL(self) -> Tensor:
         """True at real events."""
-        return torch.arange(self.history_UL.shape[1], device=self.lengths_U.device) < self.lengths_U[:, None]
+        return (
+            torch.arange(self.history_UL.shape[1], device=self.lengths_U.device)
+            < self.lengths_U[:, None]
+        )
 
     @property
     def sees_whole_rows(self) -> bool:
         """Whether every query sees all events of its row. A training query may see fewer, even
         where it is the only one.
         """
-        return len(self) <= len(self.users_U) and torch.equal(self.seen_B, self.lengths_U[self.rows_B])
+        return len(self) <= len(self.users_U) and torch.equal(
+            self.seen_B, self.lengths_U[self.rows_B]
+        )
 
     @property
     def has_one_query_per_row(self) -> bool:
@@ -75,12 +80,17 @@ class Batch:
         """The batch on a device."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         moved = {name: part.to(device) for name, part in values.items() if hasattr(part, "to")}
-        inputs = {name: part.to(device) if hasattr(part, "to") else part for name, part in self.inputs.items()}
+        inputs = {
+            name: part.to(device) if hasattr(part, "to") else part
+            for name, part in self.inputs.items()
+        }
         return replace(self, **moved, inputs=inputs)
 
     def renumber(self, numbers_N: Tensor) -> Batch:
         """Replace item ids by item numbers of the step's view, by a lookup table [N]."""
-        return replace(self, history_UL=numbers_N[self.history_UL], targets_P=numbers_N[self.targets_P])
+        return replace(
+            self, history_UL=numbers_N[self.history_UL], targets_P=numbers_N[self.targets_P]
+        )
 
 
 @dataclass(frozen=True)
@@ -177,7 +187,11 @@ def whole_history(histories: Histories, max_history: int, rows: Array, hidden: H
     padded = _pad(visible, np.minimum(visible.lengths_U, max_history))
     targets = chosen.of_targets()
     pairs = np.repeat(np.arange(len(rows)), targets.lengths_U)
-    return replace(padded, pairs_P=torch.as_tensor(pairs), targets_P=torch.as_tensor(targets.items_E.astype(np.int64)))
+    return replace(
+        padded,
+        pairs_P=torch.as_tensor(pairs),
+        targets_P=torch.as_tensor(targets.items_E.astype(np.int64)),
+    )
 
 
 def last_position(queries: Queries, max_history: int) -> Batch:
@@ -209,7 +223,9 @@ def _pad(histories: Histories, lengths: Array) -> Batch:
         return np.where(real_UL, values[index_UL], 0)
 
     contexts = [padded(column) for column in histories.context_EC.T]
-    context_ULC = np.stack(contexts, axis=2) if contexts else np.zeros((num_rows, width, 0), dtype=np.int16)
+    context_ULC = (
+        np.stack(contexts, axis=2) if contexts else np.zeros((num_rows, width, 0), dtype=np.int16)
+    )
     times_UL = padded(histories.times_E).astype(np.int64)
     known_UL = real_UL & (times_UL != 0)  # times before 1970 are negative
     last_U = np.where(known_UL, times_UL, -np.inf).max(axis=1)

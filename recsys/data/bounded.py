@@ -24,7 +24,12 @@ _EVENTS: Final = ("train", "valid", "test")
 
 def evaluated_users_V(dataset: PreparedDataset, config: Config) -> Array:
     """Which users are evaluated: [V] bool; all, or a sample of about ``evaluate.max_users``."""
-    return _sample(dataset.num_users, config.evaluate.max_users / max(dataset.num_users, 1), config.seed, _EVALUATED)
+    return _sample(
+        dataset.num_users,
+        config.evaluate.max_users / max(dataset.num_users, 1),
+        config.seed,
+        _EVALUATED,
+    )
 
 
 def evaluated_by_shard(dataset: PreparedDataset, split: Split, config: Config) -> Iterator[Queries]:
@@ -51,7 +56,9 @@ def bounds(dataset: PreparedDataset, config: Config) -> dict[str, Any]:
     """A description of the samples for ``metrics.json``; empty where nothing was sampled."""
     found = {}
     if dataset.num_users > config.evaluate.max_users:
-        found["ranked_users"] = f"a random sample of {int(evaluated_users_V(dataset, config).sum()):,} of all users"
+        found["ranked_users"] = (
+            f"a random sample of {int(evaluated_users_V(dataset, config).sum()):,} of all users"
+        )
     if (events := _num_events(dataset)) > config.evaluate.max_fit_events:
         share = config.evaluate.max_fit_events / events
         found["baselines_fitted_on"] = f"the events of a random sample of {share:.1%} of the users"

@@ -46,7 +46,9 @@ class ColdUsers:
         hashes_U = string_hashes(user_ids)
         return np.asarray(uniform(hashes_U, np.zeros_like(hashes_U), self.salted) < self.share)
 
-    def cut(self, cold_U: Array, offsets_U1: Array, splits_E: Array, numbers_E: Array | None) -> Array:
+    def cut(
+        self, cold_U: Array, offsets_U1: Array, splits_E: Array, numbers_E: Array | None
+    ) -> Array:
         """Mark surplus training events of cold users as :data:`CUT` and their validation events as
         ``COLD_VALID``.
 
@@ -64,7 +66,9 @@ class ColdUsers:
         """
         users_E = np.repeat(np.arange(len(cold_U)), np.diff(offsets_U1))
         training = np.flatnonzero(cold_U[users_E] & (splits_E == Split.TRAIN))
-        keys = (users_E[training],) if numbers_E is None else (numbers_E[training], users_E[training])
+        keys = (
+            (users_E[training],) if numbers_E is None else (numbers_E[training], users_E[training])
+        )
         # stable: a user's latest event, or largest number, is last
         training = training[np.lexsort(keys)]
         cut_E = splits_E.copy()
@@ -75,10 +79,10 @@ class ColdUsers:
     def note(self, counts: Mapping[str, int]) -> str:
         """The note of the manifest."""
         return (
-            f"{counts['cold_users']:,} cold users keep at most {self.keep} training events each: "
-            f"{counts['cold_cut']:,} events and {counts.get('text_rows_cold', 0):,} rows of their text were left out "
-            f"of all splits; their {counts['cold_valid']:,} validation events are targets in validation and never "
-            "trained on"
+            f"{counts['cold_users']:,} cold users keep at most {self.keep} training events each:"
+            f" {counts['cold_cut']:,} events and {counts.get('text_rows_cold', 0):,} rows of their"
+            f" text were left out of all splits; their {counts['cold_valid']:,} validation events"
+            " are targets in validation and never trained on"
         )
 
     def describe(self) -> dict[str, Any]:

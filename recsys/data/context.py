@@ -51,7 +51,9 @@ class ContextColumn:
         """Codes of a column of strings (category) or doubles (number): [E] int16."""
         if self.values is None:
             return number_codes(np.asarray(column.fill_null(np.nan)), self.mean, self.std)
-        found = np.asarray(pc.index_in(column, value_set=pa.array(self.values, pa.string())).fill_null(-1))
+        found = np.asarray(
+            pc.index_in(column, value_set=pa.array(self.values, pa.string())).fill_null(-1)
+        )
         codes = np.where(found < 0, UNKNOWN, found + _FIRST_VALUE)
         return np.where(np.asarray(pc.is_null(column)), MISSING, codes).astype(np.int16)
 
@@ -72,8 +74,8 @@ class ContextColumn:
             return int(number_codes(np.array([number]), self.mean, self.std)[0])
         if not isinstance(value, str):
             raise RequestError(
-                f"{where}: got {value!r} ({type(value).__name__}), expected a string or null (categories are text: put "
-                "numbers in quotes)"
+                f"{where}: got {value!r} ({type(value).__name__}), expected a string or null"
+                " (categories are text: put numbers in quotes)"
             )
         value = value.strip()
         if value in self.values:
@@ -98,10 +100,14 @@ def number_codes(values: Array, mean: float, std: float) -> Array:
     [-2000, 2001, 1, 0]
     """
     steps = np.rint(np.clip((values - mean) / std, -_LIMIT, _LIMIT) * STEPS)
-    return np.where(np.isnan(steps), MISSING, np.where(steps >= 0, steps + 1, steps)).astype(np.int16)
+    return np.where(np.isnan(steps), MISSING, np.where(steps >= 0, steps + 1, steps)).astype(
+        np.int16
+    )
 
 
-def encode_request(columns: Sequence[ContextColumn], given: dict[str, Any] | None, where: str) -> Array:
+def encode_request(
+    columns: Sequence[ContextColumn], given: dict[str, Any] | None, where: str
+) -> Array:
     """The context of one event or request: [C] int16, missing where ``given`` has no value.
 
     Parameters
@@ -121,8 +127,14 @@ def encode_request(columns: Sequence[ContextColumn], given: dict[str, Any] | Non
     codes = np.zeros(len(columns), dtype=np.int16)
     unknown = sorted(set(given or {}) - {column.name for column in columns})
     if unknown:
-        known = choices(column.name for column in columns) if columns else "none, the model has no context columns"
-        raise RequestError(f"{where}: {unknown[0]!r} is not a context column; context columns: {known}")
+        known = (
+            choices(column.name for column in columns)
+            if columns
+            else "none, the model has no context columns"
+        )
+        raise RequestError(
+            f"{where}: {unknown[0]!r} is not a context column; context columns: {known}"
+        )
     for place, column in enumerate(columns):
         codes[place] = column.code((given or {}).get(column.name), f"{where}.{column.name}")
     return codes
@@ -192,6 +204,7 @@ def tally(column: pa.ChunkedArray, name: str, is_number: bool) -> ColumnStatisti
 def _check_number(name: str, number: int) -> None:
     if number > MAX_VALUES:
         raise DataError(
-            f"data.context: {name!r} has more than {MAX_VALUES:,} different values in training, too many for a "
-            "category; leave it out, group its values, or name it in data.context_numbers if it is a number"
+            f"data.context: {name!r} has more than {MAX_VALUES:,} different values in training, too"
+            " many for a category; leave it out, group its values, or name it in"
+            " data.context_numbers if it is a number"
         )

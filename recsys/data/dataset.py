@@ -14,7 +14,8 @@ Layout::
     items/media.parquet           dense order, where there are media: NAME (fixed-size list of float16), has_NAME (bool)
     items/counts.parquet          dense order: train, valid, test (int64) interactions
     histories/part-00000.00001.parquet  newer rows of some of its users, where events were appended
-    histories/part-00000.parquet  one row per user: user, items, types, times, values, splits; context (all columns of
+    histories/part-00000.parquet  one row per user: user, items, types, times, values, splits;
+    context (all columns of
                                   an event, then the next one's) where there are context columns
     text/adapter/                 where fine-tuning helped: the language model's adapter, as peft writes it
     graphs/social.parquet         src, dst (dense int32), weight, time (microseconds, or none); sorted by src
@@ -22,10 +23,11 @@ Layout::
     vocab/entities.parquet        entity, row number = dense id
     vocab/relations.parquet       relation, row number = dense id
     items/entities.parquet        dense order: entity (dense id of the item's entity, null where none)
-    provenance/text-00000.parquet user, item, time, term: the rows of events behind item text, for the audit
-    events/                       the validated events, for an append: see recsys.preparation.event_store
-    quarantine/TABLE.parquet      file, row, reason, and the row as text: rows with an error
-    dropped/TABLE.parquet         the same for harmless rows: repeats, friends without events
+    provenance/text-00000.parquet user, item, time, term: the rows of events behind item text, for
+    the audit events/                       the validated events, for an append: see
+    recsys.preparation.event_store quarantine/TABLE.parquet      file, row, reason, and the row as
+    text: rows with an error dropped/TABLE.parquet         the same for harmless rows: repeats,
+    friends without events
 
 The user–item graph is not stored again: the histories are its rows.
 """
@@ -69,7 +71,11 @@ HISTORY_SCHEMA: Final = pa.schema(
 
 def history_schema(num_context: int) -> pa.Schema:
     """Schema of a shard: :data:`HISTORY_SCHEMA`, and the codes of context columns."""
-    return HISTORY_SCHEMA.append(pa.field("context", pa.large_list(pa.int16()))) if num_context else HISTORY_SCHEMA
+    return (
+        HISTORY_SCHEMA.append(pa.field("context", pa.large_list(pa.int16())))
+        if num_context
+        else HISTORY_SCHEMA
+    )
 
 
 @dataclass
@@ -145,10 +151,17 @@ class PreparedDataset:
         return self._base
 
     @classmethod
-    def unfinished(cls, filesystem: pyarrow.fs.FileSystem, path: str, manifest: Manifest) -> PreparedDataset:
+    def unfinished(
+        cls, filesystem: pyarrow.fs.FileSystem, path: str, manifest: Manifest
+    ) -> PreparedDataset:
         """A dataset whose manifest is not written yet; the audit decides whether it will be."""
         dataset = cls.__new__(cls)
-        dataset.root, dataset.filesystem, dataset._base, dataset.manifest = path, filesystem, path, manifest
+        dataset.root, dataset.filesystem, dataset._base, dataset.manifest = (
+            path,
+            filesystem,
+            path,
+            manifest,
+        )
         return dataset
 
     @property
@@ -179,7 +192,8 @@ class PreparedDataset:
             return Vocabulary(*known, context=self.context, forgotten=forgotten)
         named = (("entities", "entity"), ("relations", "relation"))
         entities, relations = (
-            self._table(f"vocab/{file}.parquet").column(name).combine_chunks() for file, name in named
+            self._table(f"vocab/{file}.parquet").column(name).combine_chunks()
+            for file, name in named
         )
         return Vocabulary(*known, entities, relations, self.context, forgotten)
 
@@ -211,7 +225,11 @@ class PreparedDataset:
         """Which items have a text: [N] bool."""
         if self.manifest.text.get("dimension", 0) == 0:
             return np.zeros(self.num_items, dtype=bool)
-        found: Array = self._table("items/text_vectors.parquet").column("has_text").to_numpy(zero_copy_only=False)
+        found: Array = (
+            self._table("items/text_vectors.parquet")
+            .column("has_text")
+            .to_numpy(zero_copy_only=False)
+        )
         return found
 
     @property
@@ -256,8 +274,9 @@ class PreparedDataset:
         """
         if name not in self.manifest.media:
             raise ConfigError(
-                f"{self.root} has no medium {name!r}; media: {choices(self.manifest.media) or 'none'}; "
-                "name its column in data.media and run `recsys prepare`"
+                f"{self.root} has no medium {name!r}; media:"
+                f" {choices(self.manifest.media) or 'none'}; name its column in data.media and run"
+                " `recsys prepare`"
             )
         column = self._table("items/media.parquet").column(name).combine_chunks()
         return np.asarray(column.flatten()).reshape(-1, int(self.manifest.media[name]["dimension"]))
@@ -274,7 +293,9 @@ class PreparedDataset:
             yield self.shard(name)
 
     def shard(self, name: str) -> Histories:
-        """The histories of one shard: the newest row of every user, in the order of the dense ids."""
+        """The histories of one shard: the newest row of every user, in the order of the dense
+        ids.
+        """
         newer = self.manifest.renewed.get(name, [])
         return newest_rows([self.history_file(file) for file in (name, *newer)])
 
@@ -282,7 +303,9 @@ class PreparedDataset:
         """The rows of one file. After an append, newer files of the shard have newer rows of some
         of its users.
         """
-        return replace(histories_from_table(self._table(f"histories/{name}")), targets_T=self.targets_T)
+        return replace(
+            histories_from_table(self._table(f"histories/{name}")), targets_T=self.targets_T
+        )
 
     @cached_property
     def targets_T(self) -> Array:
@@ -302,7 +325,9 @@ class PreparedDataset:
         """
         if of_V is None or of_V.all():
             return Histories.concat(list(self.shards()))
-        return Histories.concat([shard.take(np.flatnonzero(of_V[shard.users_U])) for shard in self.shards()])
+        return Histories.concat(
+            [shard.take(np.flatnonzero(of_V[shard.users_U])) for shard in self.shards()]
+        )
 
     def social_edges(self) -> tuple[Array, Array, Array]:
         """Friend edges sorted by src: src [F] int32, dst [F] int32, weight [F] float32; empty
@@ -323,7 +348,9 @@ class PreparedDataset:
             empty = np.zeros(0, dtype=np.int32)
             return empty, empty, empty
         table = self._table("graphs/knowledge.parquet")
-        head, relation, tail = (table.column(name).to_numpy() for name in ("head", "relation", "tail"))
+        head, relation, tail = (
+            table.column(name).to_numpy() for name in ("head", "relation", "tail")
+        )
         return head, relation, tail
 
     def item_entities(self) -> Array:
@@ -335,11 +362,15 @@ class PreparedDataset:
 
     def _json(self, name: str) -> Any:
         try:
-            with storage_errors(self.root), self.filesystem.open_input_stream(f"{self._base}/{name}") as stream:
+            with (
+                storage_errors(self.root),
+                self.filesystem.open_input_stream(f"{self._base}/{name}") as stream,
+            ):
                 return json.loads(stream.read())
         except (OSError, json.JSONDecodeError) as error:
             raise ArtifactError(
-                f"{self.root}/{name} is missing or damaged ({error}); delete the dataset and run `recsys prepare` again"
+                f"{self.root}/{name} is missing or damaged ({error}); delete the dataset and run"
+                " `recsys prepare` again"
             ) from None
 
     def table(self, name: str) -> pa.Table:
@@ -355,7 +386,10 @@ class PreparedDataset:
 
     def row_groups(self, name: str) -> Iterator[pa.Table]:
         """One Parquet file of the dataset, as it is stored, one row group at a time."""
-        with self._reading(name), pq.ParquetFile(f"{self._base}/{name}", filesystem=self.filesystem) as file:
+        with (
+            self._reading(name),
+            pq.ParquetFile(f"{self._base}/{name}", filesystem=self.filesystem) as file,
+        ):
             for number in range(file.num_row_groups):
                 yield file.read_row_group(number)
 
@@ -370,23 +404,29 @@ class PreparedDataset:
                 yield
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise ArtifactError(
-                f"{self.root}/{name} is missing or damaged ({error}); delete the dataset and run `recsys prepare` again"
+                f"{self.root}/{name} is missing or damaged ({error}); delete the dataset and run"
+                " `recsys prepare` again"
             ) from None
 
     def _read_manifest(self) -> Manifest:
         try:
-            with storage_errors(self.root), self.filesystem.open_input_stream(f"{self._base}/manifest.json") as stream:
+            with (
+                storage_errors(self.root),
+                self.filesystem.open_input_stream(f"{self._base}/manifest.json") as stream,
+            ):
                 content = json.loads(stream.read())
         except (FileNotFoundError, OSError):
             raise ArtifactError(
                 f"{self.root} is not a prepared dataset (no manifest.json); run `recsys prepare`"
             ) from None
         except json.JSONDecodeError as error:
-            raise ArtifactError(f"{self.root}/manifest.json is damaged ({error}); run `recsys prepare` again") from None
+            raise ArtifactError(
+                f"{self.root}/manifest.json is damaged ({error}); run `recsys prepare` again"
+            ) from None
         if content.get("schema_version") != SCHEMA_VERSION:
             raise ArtifactError(
-                f"{self.root} has schema version {content.get('schema_version')}, this release reads {SCHEMA_VERSION}; "
-                "run `recsys prepare` again"
+                f"{self.root} has schema version {content.get('schema_version')}, this release"
+                f" reads {SCHEMA_VERSION}; run `recsys prepare` again"
             )
         return Manifest(**content)
 
@@ -426,7 +466,11 @@ def histories_from_table(table: pa.Table) -> Histories:
 
     def flat(name: str) -> Array:
         chunks = table.column(name).chunks
-        return np.concatenate([np.asarray(chunk.flatten()) for chunk in chunks]) if chunks else np.zeros(0)
+        return (
+            np.concatenate([np.asarray(chunk.flatten()) for chunk in chunks])
+            if chunks
+            else np.zeros(0)
+        )
 
     lengths = table.column("items").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

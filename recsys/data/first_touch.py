@@ -76,10 +76,18 @@ def events_ahead(histories: Histories) -> Array:
     num_events = len(histories.items_E)
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     order_S = np.lexsort((histories.items_E, rows_E))  # stable: within a row and an item by place
-    rows_S, items_S, times_S = rows_E[order_S], histories.items_E[order_S], histories.times_E[order_S]
+    rows_S, items_S, times_S = (
+        rows_E[order_S],
+        histories.items_E[order_S],
+        histories.times_E[order_S],
+    )
     is_known_S = times_S != 0
     is_near = np.where(is_known_S[1:], np.abs(np.diff(times_S)) <= _VISIT_S, True)
-    is_near &= (is_known_S[1:] == is_known_S[:-1]) & (rows_S[1:] == rows_S[:-1]) & (items_S[1:] == items_S[:-1])
+    is_near &= (
+        (is_known_S[1:] == is_known_S[:-1])
+        & (rows_S[1:] == rows_S[:-1])
+        & (items_S[1:] == items_S[:-1])
+    )
     begins_S = np.concatenate([[True], ~is_near])[:num_events]
     places_S = np.arange(num_events)
     firsts_S = np.maximum.accumulate(np.where(begins_S, places_S, 0))

@@ -43,11 +43,14 @@ class Foresight:
         """The note for the user, one sentence."""
         cure = "set data.split.kind temporal to measure what a live service would get"
         if self.lacking:
-            cure = f"data.split.kind temporal is no alternative here: a cut in time leaves {self.lacking}"
+            cure = (
+                "data.split.kind temporal is no alternative here: a cut in time leaves"
+                f" {self.lacking}"
+            )
         return (
-            f"leave-last over a long period: 90% of the test targets are between {self.since} and {self.until}, "
-            f"{self.share:.0%} of the data's time, so the model and the baselines know what became popular after "
-            f"the time of the query; {cure}"
+            f"leave-last over a long period: 90% of the test targets are between {self.since} and"
+            f" {self.until}, {self.share:.0%} of the data's time, so the model and the baselines"
+            f" know what became popular after the time of the query; {cure}"
         )
 
 
@@ -77,13 +80,20 @@ def foresight(dataset: PreparedDataset) -> Foresight | None:
         targets.append(targets_E)
         users_E = np.repeat(shard.users_U, shard.lengths_U)
         times = pl.Series(shard.times_E * 1_000_000).replace(0, None)
-        columns = {"user": users_E, "item": shard.items_E, "time": times, "asked": shard.are_targets_E}
+        columns = {
+            "user": users_E,
+            "item": shard.items_E,
+            "time": times,
+            "asked": shard.are_targets_E,
+        }
         events.append(pl.DataFrame(columns))
         found += len(targets_E)
         if found >= _ENOUGH:
             break
     seen = spread_of(np.concatenate(targets), first, last) if found else None
-    return None if seen is None else replace(seen, lacking=temporal_cuts(pl.concat(events)).why_none)
+    return (
+        None if seen is None else replace(seen, lacking=temporal_cuts(pl.concat(events)).why_none)
+    )
 
 
 def spread_of(targets_T: Array, first: int, last: int, lacking: str = "") -> Foresight | None:

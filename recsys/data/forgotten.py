@@ -58,14 +58,16 @@ class Forgotten:
             return Forgotten.of_json(json.loads(content)["users"])
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
-                f"{place}, the list of forgotten users, is damaged ({error}); restore it, or delete it and run `recsys "
-                "forget` again for every user who was on it"
+                f"{place}, the list of forgotten users, is damaged ({error}); restore it, or delete"
+                " it and run `recsys forget` again for every user who was on it"
             ) from None
 
     @staticmethod
     def of_json(content: Mapping[str, Sequence[str]]) -> Forgotten:
         """Read the result of :meth:`to_json`."""
-        return Forgotten(frozenset((str(salt), str(one)) for salt, hashes in content.items() for one in hashes))
+        return Forgotten(
+            frozenset((str(salt), str(one)) for salt, hashes in content.items() for one in hashes)
+        )
 
     def to_json(self) -> dict[str, list[str]]:
         """The list as JSON values: salt → hashes."""
@@ -97,7 +99,9 @@ class Forgotten:
     def having(self, ids: Iterable[str]) -> Forgotten:
         """The list with more users."""
         salt = next((salt for salt, _ in sorted(self.hashes)), secrets.token_hex(16))
-        return Forgotten(self.hashes | {(salt, _hash(salt, one)) for one in ids if not self.holds(one)})
+        return Forgotten(
+            self.hashes | {(salt, _hash(salt, one)) for one in ids if not self.holds(one)}
+        )
 
     def holds(self, user_id: str) -> bool:
         """Whether a user is on the list."""
@@ -114,7 +118,9 @@ class Forgotten:
         array = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
         array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
         coded = array.cast(pa.string()).dictionary_encode()
-        known = np.array([self.holds(one) for one in coded.dictionary.to_pylist()] + [False], dtype=bool)
+        known = np.array(
+            [self.holds(one) for one in coded.dictionary.to_pylist()] + [False], dtype=bool
+        )
         return np.asarray(known[np.asarray(coded.indices.fill_null(len(known) - 1))])
 
     def bound(self, content_hash: str) -> str:

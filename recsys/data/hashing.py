@@ -52,14 +52,18 @@ def string_hashes(strings: pa.Array) -> Array:
     >>> bool(first == again), bool(first == second)
     (True, False)
     """
-    parts = [_chunk_hashes(strings.slice(start, 1 << 20)) for start in range(0, len(strings), 1 << 20)]
+    parts = [
+        _chunk_hashes(strings.slice(start, 1 << 20)) for start in range(0, len(strings), 1 << 20)
+    ]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
 
 
 def _chunk_hashes(strings: pa.Array) -> Array:
     binary = strings.cast(pa.large_binary()).fill_null(b"")
     _, offset_buffer, data_buffer = binary.buffers()
-    offsets = np.frombuffer(offset_buffer, dtype=np.int64)[binary.offset : binary.offset + len(binary) + 1]
+    offsets = np.frombuffer(offset_buffer, dtype=np.int64)[
+        binary.offset : binary.offset + len(binary) + 1
+    ]
     lengths = np.diff(offsets)
     data = np.frombuffer(data_buffer or b"", dtype=np.uint8)
     sums, power = np.zeros(len(lengths), dtype=np.uint64), np.uint64(1)
@@ -68,7 +72,11 @@ def _chunk_hashes(strings: pa.Array) -> Array:
         # one byte position of all strings at a time
         for place in range(int(lengths.max(initial=0))):
             power *= _PRIME
-            rows = rows if len(rows) == 0 or lengths[rows].min() > place else rows[lengths[rows] > place]
+            rows = (
+                rows
+                if len(rows) == 0 or lengths[rows].min() > place
+                else rows[lengths[rows] > place]
+            )
             sums[rows] += (data[offsets[rows] + place].astype(np.uint64) + np.uint64(1)) * power
         return mix(sums)
 

@@ -69,7 +69,9 @@ class Histories:
 
     @property
     def are_targets_E(self) -> Array:
-        """Which events have a predicted type, in any split: [E] bool. The others are only history."""
+        """Which events have a predicted type, in any split: [E] bool. The others are only
+        history.
+        """
         if not len(self.targets_T):
             return np.ones(len(self.items_E), dtype=bool)
         return np.asarray(self.targets_T[self.types_E])
@@ -84,7 +86,9 @@ class Histories:
         at least one event: [E] bool.
         """
         places_E = _ranges(np.zeros(len(self), dtype=np.int64), self.lengths_U)
-        return np.asarray(self.are_targets_E & (places_E > (self.ahead_E if len(self.ahead_E) else 0)))
+        return np.asarray(
+            self.are_targets_E & (places_E > (self.ahead_E if len(self.ahead_E) else 0))
+        )
 
     def take(self, rows: Array) -> Histories:
         """The rows at the given positions, in the given order; positions may repeat."""
@@ -114,7 +118,9 @@ class Histories:
         return self._with_events(self.users_U[rows], _offsets(ends - starts), events)
 
     def window_spans(self, size: int) -> tuple[Array, Array, Array]:
-        """The rows of :meth:`windows`: for each, its source row, and its start and end in that row."""
+        """The rows of :meth:`windows`: for each, its source row, and its start and end in that
+        row.
+        """
         lengths = self.lengths_U
         counts = np.maximum(-(-(lengths - 1) // (size - 1)), 1)
         rows = np.repeat(np.arange(len(self)), counts)
@@ -137,27 +143,36 @@ class Histories:
         """
         is_target_E = self._are_targets_E(target)
         rows = np.flatnonzero(
-            np.add.reduceat(np.append(is_target_E, False), self.offsets_U1[:-1]) * (self.lengths_U > 0)
+            np.add.reduceat(np.append(is_target_E, False), self.offsets_U1[:-1])
+            * (self.lengths_U > 0)
         )
         chosen = self.take(rows)
         targets = chosen.where(chosen._are_targets_E(target))
         firsts_B = targets.offsets_U1[:-1]  # every query has a target
         asked_BC, asked_at_B = targets.context_EC[firsts_B], first_times(targets.times_E, firsts_B)
         seen = chosen.where(chosen.splits_E < target)
-        return Queries(seen, targets.offsets_U1, targets.items_E, asked_BC, asked_at_B, targets.types_E)
+        return Queries(
+            seen, targets.offsets_U1, targets.items_E, asked_BC, asked_at_B, targets.types_E
+        )
 
     def target_values(self, target: Split) -> Array:
         """The value of every target of :meth:`queries`, in their order: [P] float32."""
         return np.asarray(self.values_E[self._are_targets_E(target)])
 
     def _are_targets_E(self, target: Split) -> Array:
-        is_held_E = np.isin(self.splits_E, [target, COLD_VALID] if target == Split.VALID else [target])
+        is_held_E = np.isin(
+            self.splits_E, [target, COLD_VALID] if target == Split.VALID else [target]
+        )
         return np.asarray(is_held_E & self.are_targets_E)
 
     def _with_events(self, users: Array, offsets: Array, events: Array) -> Histories:
         columns = (self.items_E, self.types_E, self.times_E, self.values_E, self.splits_E)
         ahead_E = self.ahead_E[events] if len(self.ahead_E) else self.ahead_E
-        rest = {"context_EC": self.context_EC[events], "targets_T": self.targets_T, "ahead_E": ahead_E}
+        rest = {
+            "context_EC": self.context_EC[events],
+            "targets_T": self.targets_T,
+            "ahead_E": ahead_E,
+        }
         return Histories(users, offsets, *(column[events] for column in columns), **rest)
 
     @staticmethod
@@ -167,14 +182,23 @@ class Histories:
             return parts[0]
         lengths = np.concatenate([part.lengths_U for part in parts])
         fields = ("users_U", "items_E", "types_E", "times_E", "values_E", "splits_E", "ahead_E")
-        columns = {field: np.concatenate([getattr(part, field) for part in parts]) for field in fields}
+        columns = {
+            field: np.concatenate([getattr(part, field) for part in parts]) for field in fields
+        }
         width = max(part.context_EC.shape[1] for part in parts)
         context_EC = np.concatenate([_missing_or(part.context_EC, width) for part in parts])
-        return Histories(offsets_U1=_offsets(lengths), context_EC=context_EC, targets_T=parts[0].targets_T, **columns)
+        return Histories(
+            offsets_U1=_offsets(lengths),
+            context_EC=context_EC,
+            targets_T=parts[0].targets_T,
+            **columns,
+        )
 
     @staticmethod
     def of_items(items_per_user: list[list[int]], users: list[int] | None = None) -> Histories:
-        """Item lists as training histories (for tests, and for requests without types and times)."""
+        """Item lists as training histories (for tests, and for requests without types and
+        times).
+        """
         lengths = np.array([len(items) for items in items_per_user], dtype=np.int64)
         items = np.array([item for row in items_per_user for item in row], dtype=np.int32)
         zeros = np.zeros(len(items))
@@ -204,7 +228,9 @@ class Queries:
 
     def __post_init__(self) -> None:
         if self.target_types is NO_TYPES:
-            object.__setattr__(self, "target_types", np.zeros(len(self.target_items), dtype=np.uint8))
+            object.__setattr__(
+                self, "target_types", np.zeros(len(self.target_items), dtype=np.uint8)
+            )
         if self.asked_at_B is NO_TIMES:
             object.__setattr__(self, "asked_at_B", np.zeros(len(self.histories), dtype=np.int64))
         if self.context_BC is NO_CONTEXT:
@@ -225,7 +251,9 @@ class Queries:
         places = _ranges(self.target_offsets_B1[rows], lengths)
         asked_BC, asked_at_B = self.context_BC[rows], self.asked_at_B[rows]
         targets, types = self.target_items[places], self.target_types[places]
-        return Queries(self.histories.take(rows), _offsets(lengths), targets, asked_BC, asked_at_B, types)
+        return Queries(
+            self.histories.take(rows), _offsets(lengths), targets, asked_BC, asked_at_B, types
+        )
 
     @property
     def num_targets_B(self) -> Array:
@@ -258,7 +286,11 @@ def event_keys(histories: Histories) -> Array:
     users_E = np.repeat(histories.users_U, histories.lengths_U).astype(np.uint64)
     key = np.zeros(len(users_E), dtype=np.uint64)
     with np.errstate(over="ignore"):
-        for values in (users_E, histories.items_E.astype(np.uint64), histories.times_E.astype(np.uint64)):
+        for values in (
+            users_E,
+            histories.items_E.astype(np.uint64),
+            histories.times_E.astype(np.uint64),
+        ):
             key = (key ^ values) * np.uint64(0x9E3779B97F4A7C15)
             key ^= key >> np.uint64(29)
             key *= np.uint64(0xBF58476D1CE4E5B9)
@@ -268,7 +300,11 @@ def event_keys(histories: Histories) -> Array:
 
 def _missing_or(context_EC: Array, width: int) -> Array:
     """The codes, or missing codes where the events have no context columns."""
-    return context_EC if context_EC.shape[1] == width else np.zeros((len(context_EC), width), dtype=np.int16)
+    return (
+        context_EC
+        if context_EC.shape[1] == width
+        else np.zeros((len(context_EC), width), dtype=np.int16)
+    )
 
 
 def _offsets(lengths: Array) -> Array:

@@ -87,22 +87,32 @@ class TrainingLoader:
     """
 
     def __init__(
-        self, dataset: PreparedDataset, through: Split, config: LoaderConfig, rank: int = 0, world_size: int = 1
+        self,
+        dataset: PreparedDataset,
+        through: Split,
+        config: LoaderConfig,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.dataset, self.through, self.config = dataset, through, config
         self.rank, self.world_size = rank, world_size
         self.ordered = dataset.manifest.ordered
         if self.ordered and (config.history_mask_rate or config.event_power != 1.0):
             raise ConfigError(
-                f"train.history_mask_rate {config.history_mask_rate} and train.loss.event_power "
-                f"{config.event_power} act on unordered data only, but this dataset has an order: set them to 0 and 1"
+                f"train.history_mask_rate {config.history_mask_rate} and train.loss.event_power"
+                f" {config.event_power} act on unordered data only, but this dataset has an order:"
+                " set them to 0 and 1"
             )
         self._texts = dataset.user_texts(through) if config.user_texts else None
-        if self._texts is not None and not self.ordered and not self._texts.fits(config.history_mask_rate):
+        if (
+            self._texts is not None
+            and not self.ordered
+            and not self._texts.fits(config.history_mask_rate)
+        ):
             raise ConfigError(
-                f"train.history_mask_rate {config.history_mask_rate} does not hide the events that the texts of "
-                f"users leave out: set it to {self._texts.hidden_share:g}, or set data.text.users.folds to 1 / "
-                "train.history_mask_rate and prepare again"
+                f"train.history_mask_rate {config.history_mask_rate} does not hide the events that"
+                f" the texts of users leave out: set it to {self._texts.hidden_share:g}, or set"
+                " data.text.users.folds to 1 / train.history_mask_rate and prepare again"
             )
         self._early = asks_before_first_touch(dataset)
         self._windows: list[list[str]] = [[]]
@@ -112,10 +122,15 @@ class TrainingLoader:
         if sum(self._rows) < world_size:
             need = "two events" if self.ordered else "one event"
             workers = f"{world_size} worker{'s' * (world_size > 1)}"
-            need = "an event before their first touch of a target (data.targets)" if self._early else need
+            need = (
+                "an event before their first touch of a target (data.targets)"
+                if self._early
+                else need
+            )
             raise DataError(
-                f"{sum(self._rows)} users have at least {need} to train on, fewer than {workers} (train.num_workers): "
-                "give more events per user, change data.split, or enable closed-form granularities, such as item_cf"
+                f"{sum(self._rows)} users have at least {need} to train on, fewer than {workers}"
+                " (train.num_workers): give more events per user, change data.split, or enable"
+                " closed-form granularities, such as item_cf"
             )
         self._only = self._load(0) if len(self._windows) == 1 else None
 
@@ -140,7 +155,11 @@ class TrainingLoader:
                     continue
                 mine = rows[self.rank :: self.world_size]
                 batch = self._with_texts(
-                    self._batch(histories, mine, self.hidden(epoch)), histories, starts_U, mine, epoch
+                    self._batch(histories, mine, self.hidden(epoch)),
+                    histories,
+                    starts_U,
+                    mine,
+                    epoch,
                 )
                 yield Step(batch, self._weight(num_targets_U[rows]), number)
                 number += 1
@@ -153,13 +172,18 @@ class TrainingLoader:
         """
         if self._everything is None:
             loaded = [self._load(window) for window in range(len(self._windows))]
-            self._everything = Histories.concat([rows for rows, _ in loaded]), np.concatenate([s for _, s in loaded])
+            self._everything = (
+                Histories.concat([rows for rows, _ in loaded]),
+                np.concatenate([s for _, s in loaded]),
+            )
         return self._everything
 
     def batch_of(self, rows: Array, epoch: int) -> tuple[Batch, float]:
         """A batch of rows of :meth:`all_rows`, and the weight of its targets."""
         histories, starts_U = self.all_rows()
-        batch = self._with_texts(self._batch(histories, rows, self.hidden(epoch)), histories, starts_U, rows, epoch)
+        batch = self._with_texts(
+            self._batch(histories, rows, self.hidden(epoch)), histories, starts_U, rows, epoch
+        )
         return batch, self._weight(self._num_targets_U(histories.take(rows)))
 
     def _pass_over(self, window: int, random: np.random.Generator) -> int:
@@ -186,7 +210,9 @@ class TrainingLoader:
             return every_position(histories, self.config.max_history, rows)
         return whole_history(histories, self.config.max_history, rows, hidden)
 
-    def _with_texts(self, batch: Batch, histories: Histories, starts_U: Array, rows: Array, epoch: int) -> Batch:
+    def _with_texts(
+        self, batch: Batch, histories: Histories, starts_U: Array, rows: Array, epoch: int
+    ) -> Batch:
         """Add the text of every query's visible history."""
         if self._texts is None:
             return batch
@@ -195,13 +221,17 @@ class TrainingLoader:
             folds = self._texts.folds
             places_B = np.full(len(users_B), epoch % folds if folds > 1 else WHOLE)
         else:
-            cut_U = starts_U[rows] + np.maximum(histories.lengths_U[rows] - self.config.max_history - 1, 0)
+            cut_U = starts_U[rows] + np.maximum(
+                histories.lengths_U[rows] - self.config.max_history - 1, 0
+            )
             places_B = cut_U[batch.rows_B.numpy()] + batch.seen_B.numpy()
         rows_B = torch.as_tensor(self._texts.at(users_B, places_B))
         return replace(batch, inputs={**batch.inputs, TEXT_ROWS: rows_B})
 
     def _weight(self, num_targets_U: Array) -> float:
-        """The total weight of the targets of a step, over all workers; the loss is divided by it."""
+        """The total weight of the targets of a step, over all workers; the loss is divided by
+        it.
+        """
         if self.ordered:
             return float(num_targets_U.sum())
         return float((num_targets_U**self.config.event_power).sum())
@@ -213,7 +243,9 @@ class TrainingLoader:
         counts_E = histories.have_queries_E if self.ordered else histories.are_targets_E
         return np.diff(np.concatenate([[0], np.cumsum(counts_E)])[histories.offsets_U1])
 
-    def _global_batches(self, histories: Histories, num_targets_U: Array, random: np.random.Generator) -> list[Array]:
+    def _global_batches(
+        self, histories: Histories, num_targets_U: Array, random: np.random.Generator
+    ) -> list[Array]:
         """Rows of every global batch. In ordered data a batch has rows of similar length, so that
         it has little padding, and all batches have similar numbers of targets, so that targets of
         short and long histories have the same weight.
@@ -243,7 +275,9 @@ class TrainingLoader:
     def _load(self, window: int) -> tuple[Histories, Array]:
         """The rows of a window of shards, and the number of the user's events before each row."""
         shards = [self._trainable(self.dataset.shard(name)) for name in self._windows[window]]
-        return Histories.concat([rows for rows, _ in shards]), np.concatenate([starts for _, starts in shards])
+        return Histories.concat([rows for rows, _ in shards]), np.concatenate(
+            [starts for _, starts in shards]
+        )
 
     def _trainable(self, shard: Histories) -> tuple[Histories, Array]:
         seen = shard.through(self.through)
@@ -251,7 +285,10 @@ class TrainingLoader:
         kept = with_first_touches(kept) if self._early else kept
         rows, starts = kept, np.zeros(len(kept), dtype=np.int64)
         if self.ordered:
-            rows, starts = kept.windows(self.config.max_history + 1), kept.window_spans(self.config.max_history + 1)[1]
+            rows, starts = (
+                kept.windows(self.config.max_history + 1),
+                kept.window_spans(self.config.max_history + 1)[1],
+            )
         if not len(rows.targets_T):
             return rows, starts
         has_targets = np.flatnonzero(self._num_targets_U(rows))

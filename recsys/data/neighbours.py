@@ -110,7 +110,10 @@ class Neighbours:
         num_items : int
             Number of items.
         """
-        degree_V, degree_N = np.zeros(num_users, dtype=np.int64), np.zeros(num_items, dtype=np.int64)
+        degree_V, degree_N = (
+            np.zeros(num_users, dtype=np.int64),
+            np.zeros(num_items, dtype=np.int64),
+        )
         for users_E, items_E in edges():
             degree_V += np.bincount(users_E, minlength=num_users)
             degree_N += np.bincount(items_E, minlength=num_items)
@@ -127,13 +130,17 @@ class Neighbours:
             within = np.arange(len(order)) - np.repeat(np.cumsum(count_N) - count_N, count_N)
             users_E_of[cursor_N[items_E[order]] + within] = users_E[order]
             cursor_N += count_N
-        return Neighbours(Lists(start_V, degree_V, items_E_of), Lists(start_N, degree_N, users_E_of))
+        return Neighbours(
+            Lists(start_V, degree_V, items_E_of), Lists(start_N, degree_N, users_E_of)
+        )
 
     def parts(self) -> Iterator[tuple[Array, Array, Array]]:
         """The whole graph, some users at a time: the users, and for each edge the position of its
         user and its item.
         """
-        cuts = np.flatnonzero(np.diff(np.cumsum(self.items_of_V.degree_X) // _EDGES_AT_A_TIME, prepend=0))
+        cuts = np.flatnonzero(
+            np.diff(np.cumsum(self.items_of_V.degree_X) // _EDGES_AT_A_TIME, prepend=0)
+        )
         for users in np.split(np.arange(len(self.items_of_V.degree_X)), cuts):
             yield users, *self.items_of_V.of(users)
 

@@ -54,15 +54,17 @@ class Pseudonyms:
             try:
                 text = Path(config.key_file).read_text(encoding="utf-8")
             except (OSError, ValueError) as error:
-                raise ConfigError(f"data.pseudonymise.key_file: {where} cannot be read ({error})") from None
+                raise ConfigError(
+                    f"data.pseudonymise.key_file: {where} cannot be read ({error})"
+                ) from None
         else:
             return None
         key = text.strip().encode()
         if len(key) < _LEAST_BYTES:
             raise ConfigError(
-                f"data.pseudonymise: {where} has {len(key)} bytes, expected a secret of at least {_LEAST_BYTES}; "
-                "make one with `openssl rand -hex 32`, keep it outside of the run folder, and set it on every machine "
-                "that reads the source"
+                f"data.pseudonymise: {where} has {len(key)} bytes, expected a secret of at least"
+                f" {_LEAST_BYTES}; make one with `openssl rand -hex 32`, keep it outside of the run"
+                " folder, and set it on every machine that reads the source"
             )
         return Pseudonyms(key)
 
@@ -88,7 +90,9 @@ class Pseudonyms:
         coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
         coded = coded.dictionary_encode()
         names = pa.array([self.of_id(one) for one in coded.dictionary.to_pylist()], pa.string())
-        return pa.chunked_array([pa.DictionaryArray.from_arrays(coded.indices, names).cast(pa.string())])
+        return pa.chunked_array(
+            [pa.DictionaryArray.from_arrays(coded.indices, names).cast(pa.string())]
+        )
 
     def _hex(self, content: bytes) -> str:
         return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:_DIGEST_CHARS]

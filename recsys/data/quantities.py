@@ -16,9 +16,49 @@ LONGITUDES: Final = ("longitude", "lon", "lng", "long")
 _PRICES: Final = ("price", "cost", "amount", "fare", "rent", "fee", "msrp", "rrp")
 # words in names of ids, codes, times, and of counts, which may leak later events
 _NO_QUANTITIES: Final = (
-    *("id", "ids", "code", "ean", "upc", "gtin", "isbn", "sku", "zip", "postcode", "index", "idx", "rank", "position"),
-    *("count", "counts", "num", "number", "n", "no", "nr", "total", "sales", "sold", "views", "clicks", "likes"),
-    *("orders", "purchases", "reviews", "ratings", "votes", "popularity", "stock", "inventory", "quantity", "qty"),
+    *(
+        "id",
+        "ids",
+        "code",
+        "ean",
+        "upc",
+        "gtin",
+        "isbn",
+        "sku",
+        "zip",
+        "postcode",
+        "index",
+        "idx",
+        "rank",
+        "position",
+    ),
+    *(
+        "count",
+        "counts",
+        "num",
+        "number",
+        "n",
+        "no",
+        "nr",
+        "total",
+        "sales",
+        "sold",
+        "views",
+        "clicks",
+        "likes",
+    ),
+    *(
+        "orders",
+        "purchases",
+        "reviews",
+        "ratings",
+        "votes",
+        "popularity",
+        "stock",
+        "inventory",
+        "quantity",
+        "qty",
+    ),
     *("year", "month", "day", "date", "time", "timestamp", "ts", "created", "updated"),
 )
 _YEARS: Final = (1000.0, 2200.0)
@@ -36,7 +76,11 @@ def quantities(features: pa.Table, coordinates: Sequence[str]) -> list[str]:
     >>> quantities(pa.table(columns), [])
     ['price']
     """
-    fitting = [name for name in features.column_names if name not in coordinates and _is_quantity(features, name)]
+    fitting = [
+        name
+        for name in features.column_names
+        if name not in coordinates and _is_quantity(features, name)
+    ]
     fitting.sort(key=lambda name: not set(_PRICES) & set(_words(name)))
     return fitting[:_MOST_NUMBERS]
 

@@ -31,8 +31,8 @@ def repeats_line(part: str, num_left_out: int, num_users: int) -> str:
     if not num_left_out:
         return ""
     line = (
-        f"{num_left_out:,} of {num_users:,} {part} users have only targets that they had before and do not count: the "
-        f"metrics are over {num_users - num_left_out:,} users"
+        f"{num_left_out:,} of {num_users:,} {part} users have only targets that they had before and"
+        f" do not count: the metrics are over {num_users - num_left_out:,} users"
     )
     if num_left_out <= _MANY * num_users:
         return line

@@ -41,7 +41,9 @@ class SplitPlan:
     @property
     def random(self) -> bool:
         """Whether events are held out by the hash of (user, item)."""
-        return not self.ordered and (self.kind == "ratio" or (self.kind == "given" and not self.given_valid))
+        return not self.ordered and (
+            self.kind == "ratio" or (self.kind == "given" and not self.given_valid)
+        )
 
     def describe(self) -> dict[str, Any]:
         """Kind, shares and cut-offs (ISO times) for the manifest."""
@@ -68,12 +70,19 @@ def plan_of(described: Mapping[str, Any], target_types: Sequence[int]) -> SplitP
     )
     if plan.kind != "temporal":
         return plan
-    valid_from, test_from = (parse_time(str(described[key]), f"split.{key}") for key in ("valid_from", "test_from"))
+    valid_from, test_from = (
+        parse_time(str(described[key]), f"split.{key}") for key in ("valid_from", "test_from")
+    )
     return replace(plan, valid_from=valid_from, test_from=test_from)
 
 
 def assign(
-    plan: SplitPlan, offsets_U1: Array, times_E: Array, given_E: Array, uniform_E: Array, types_E: Array = NO_TYPES
+    plan: SplitPlan,
+    offsets_U1: Array,
+    times_E: Array,
+    given_E: Array,
+    uniform_E: Array,
+    types_E: Array = NO_TYPES,
 ) -> Array:
     """The split of every event: [E] uint8, see :class:`~recsys.data.histories.Split`; :data:`CUT`
     where it is in none.
@@ -96,7 +105,11 @@ def assign(
     types_E : Array
         Event type ids: [E] uint8; used where only some types are predicted.
     """
-    is_target_E = np.isin(types_E, plan.target_types) if plan.target_types else np.ones(offsets_U1[-1], dtype=bool)
+    is_target_E = (
+        np.isin(types_E, plan.target_types)
+        if plan.target_types
+        else np.ones(offsets_U1[-1], dtype=bool)
+    )
     if plan.kind == "given":
         splits = given_E.astype(np.uint8)
         if plan.given_valid:
@@ -107,11 +120,15 @@ def assign(
     if plan.kind == "leave-last":
         return _leave_last(offsets_U1, is_target_E)
     if plan.kind == "temporal":
-        return ((times_E >= plan.valid_from).astype(np.uint8) + (times_E >= plan.test_from)).astype(np.uint8)
+        return ((times_E >= plan.valid_from).astype(np.uint8) + (times_E >= plan.test_from)).astype(
+            np.uint8
+        )
     if plan.ordered:
         return _latest(offsets_U1, plan.valid, plan.test, is_target_E)
     splits = np.zeros(len(uniform_E), dtype=np.uint8)
-    return _random(offsets_U1, uniform_E, np.ones(len(splits), dtype=bool), plan.valid, plan.test, splits)
+    return _random(
+        offsets_U1, uniform_E, np.ones(len(splits), dtype=bool), plan.valid, plan.test, splits
+    )
 
 
 def _leave_last(offsets_U1: Array, is_target_E: Array) -> Array:
@@ -135,7 +152,9 @@ def _targets_behind(offsets_U1: Array, is_target_E: Array) -> tuple[Array, Array
 
 
 def _latest(offsets_U1: Array, valid: float, test: float, is_target_E: Array) -> Array:
-    """Each user's latest ``round(share · n)`` targets; the earliest one always stays in training."""
+    """Each user's latest ``round(share · n)`` targets; the earliest one always stays in
+    training.
+    """
     behind_E, num_U = _targets_behind(offsets_U1, is_target_E)
     lengths_U = np.diff(offsets_U1)
     num_test_U = np.minimum(np.floor(num_U * test + 0.5).astype(np.int64), np.maximum(num_U - 1, 0))
@@ -143,7 +162,9 @@ def _latest(offsets_U1: Array, valid: float, test: float, is_target_E: Array) ->
     num_valid_U = np.minimum(num_valid_U, np.maximum(num_U - 1 - num_test_U, 0))
     is_test_E = behind_E < np.repeat(num_test_U, lengths_U)
     is_held_E = behind_E < np.repeat(num_test_U + num_valid_U, lengths_U)
-    return np.where(is_test_E, np.uint8(Split.TEST), np.where(is_held_E, np.uint8(Split.VALID), np.uint8(0)))
+    return np.where(
+        is_test_E, np.uint8(Split.TEST), np.where(is_held_E, np.uint8(Split.VALID), np.uint8(0))
+    )
 
 
 def _latest_training(offsets_U1: Array, splits_E: Array, valid: float, is_target_E: Array) -> Array:
@@ -157,7 +178,9 @@ def _latest_training(offsets_U1: Array, splits_E: Array, valid: float, is_target
     return splits_E
 
 
-def _random(offsets_U1: Array, uniform_E: Array, free_E: Array, valid: float, test: float, splits_E: Array) -> Array:
+def _random(
+    offsets_U1: Array, uniform_E: Array, free_E: Array, valid: float, test: float, splits_E: Array
+) -> Array:
     """Hold out the free events whose number is below the shares; each user's largest number stays
     in training.
     """
@@ -218,9 +241,13 @@ def parse_time(text: str, key: str) -> int:
     try:
         found = moment(text)
     except ValueError as error:
-        raise ConfigError(f"{key}: {text!r} is not a time such as 2024-03-01T12:00:00+00:00; {error}") from None
+        raise ConfigError(
+            f"{key}: {text!r} is not a time such as 2024-03-01T12:00:00+00:00; {error}"
+        ) from None
     if found is None:
-        raise ConfigError(f"{key}: {text!r} is not a time; expected one such as 2024-03-01T12:00:00+00:00")
+        raise ConfigError(
+            f"{key}: {text!r} is not a time; expected one such as 2024-03-01T12:00:00+00:00"
+        )
     return (found - _EPOCH) // timedelta(microseconds=1)
 
 
@@ -236,7 +263,9 @@ def resolved(config: SplitConfig, ordered_by: str, has_times: bool) -> SplitConf
     """
     if config.kind != "auto":
         return config
-    return config.model_copy(update={"kind": "ratio" if ordered_by == "none" and not has_times else "leave-last"})
+    return config.model_copy(
+        update={"kind": "ratio" if ordered_by == "none" and not has_times else "leave-last"}
+    )
 
 
 def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[str, int]) -> None:
@@ -256,8 +285,9 @@ def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[s
     """
     if config.kind == "leave-last" and ordered_by == "none":
         raise DataError(
-            "data.split.kind leave-last needs an order, but the events have none (no timestamp on every event); "
-            "set data.split.kind ratio, or data.order file when the order of the rows is the order of events"
+            "data.split.kind leave-last needs an order, but the events have none (no timestamp on"
+            " every event); set data.split.kind ratio, or data.order file when the order of the"
+            " rows is the order of events"
         )
     if config.kind == "temporal" and not timed:
         raise DataError(
@@ -265,10 +295,14 @@ def check_split(config: SplitConfig, ordered_by: str, timed: bool, given: dict[s
             "set data.split.kind ratio or leave-last"
         )
     if config.kind == "given" and not given.get("test"):
-        found = ", ".join(f"{part}: {count:,}" for part, count in sorted(given.items())) or "no split column"
+        found = (
+            ", ".join(f"{part}: {count:,}" for part, count in sorted(given.items()))
+            or "no split column"
+        )
         raise DataError(
-            f"data.split.kind given needs events that the source marks as test, got {found}; "
-            "give split_files or a split column, or set data.split.kind to leave-last, temporal or ratio"
+            f"data.split.kind given needs events that the source marks as test, got {found}; give"
+            " split_files or a split column, or set data.split.kind to leave-last, temporal or"
+            " ratio"
         )
 
 

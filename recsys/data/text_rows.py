@@ -35,7 +35,9 @@ class TextRules:
     folds: int  # data without order: number of texts, each without one fold of the events
 
 
-def compose(items: Sequence[int], types: Sequence[int], titles: Sequence[str], rules: TextRules) -> str:
+def compose(
+    items: Sequence[int], types: Sequence[int], titles: Sequence[str], rules: TextRules
+) -> str:
     """Compose one text, newest event first, from a user's events, oldest first. The text names
     event types if there are several.
 
@@ -64,18 +66,27 @@ class UserTexts:
     def of(entries: pa.Table, vectors: pa.Table, through: Split, folds: int) -> UserTexts:
         """The texts from the two tables of a prepared dataset."""
         part = np.asarray(entries.column("through")) == min(through, Split.VALID)
-        keys = _keys(np.asarray(entries.column("user"))[part], np.asarray(entries.column("place"))[part])
+        keys = _keys(
+            np.asarray(entries.column("user"))[part], np.asarray(entries.column("place"))[part]
+        )
         order = np.argsort(keys, kind="stable")
         column = vectors.column("vector").combine_chunks()
         vectors_RT = np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
         return UserTexts(
-            keys[order], np.asarray(entries.column("text")).astype(np.int64)[part][order], vectors_RT, folds
+            keys[order],
+            np.asarray(entries.column("text")).astype(np.int64)[part][order],
+            vectors_RT,
+            folds,
         )
 
     def at(self, users_Q: Array, places_Q: Array) -> Array:
         """The row of each user's newest text at or before a place, -1 without one: [Q] int64."""
         found = np.searchsorted(self.keys_X, _keys(users_Q, places_Q), side="right") - 1
-        known = (found >= 0) & (self.keys_X[found.clip(0)] >> 32 == users_Q) if len(self.keys_X) else found >= 0
+        known = (
+            (found >= 0) & (self.keys_X[found.clip(0)] >> 32 == users_Q)
+            if len(self.keys_X)
+            else found >= 0
+        )
         rows = np.full(len(found), -1, dtype=np.int64)
         rows[known] = self.rows_X[found[known]]
         return rows

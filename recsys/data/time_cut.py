@@ -48,18 +48,20 @@ class Temporal:
         """What is lacking, to follow the words "a cut in time leaves"."""
         if not self.has_items:
             return (
-                f"few known items: {self.known_items:.0%} of the events from {self.test_from:%Y-%m-%d} on are on "
-                "items with earlier events"
+                f"few known items: {self.known_items:.0%} of the events from"
+                f" {self.test_from:%Y-%m-%d} on are on items with earlier events"
             )
         return (
-            f"few users: {self.num_test_users:,} of {self.num_users:,} have events on both sides of "
-            f"{self.test_from:%Y-%m-%d}, and {self.known:.0%} of the later events are theirs"
+            f"few users: {self.num_test_users:,} of {self.num_users:,} have events on both sides of"
+            f" {self.test_from:%Y-%m-%d}, and {self.known:.0%} of the later events are theirs"
         )
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """The first cut that leaves enough (None: no cut does), and the cut that leaves the most users."""
+    """The first cut that leaves enough (None: no cut does), and the cut that leaves the most
+    users.
+    """
 
     fitting: Temporal | None = None
     best: Temporal | None = None

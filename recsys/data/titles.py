@@ -20,7 +20,10 @@ def item_titles(features: pa.Table) -> list[str]:
     column = title_column(features)
     ids = features.column(schema.ITEM_ID).to_pylist()
     texts = features.column(column).to_pylist() if column else [None] * len(ids)
-    return [_shorten(" ".join((text or "").split())) or str(item) for item, text in zip(ids, texts, strict=True)]
+    return [
+        _shorten(" ".join((text or "").split())) or str(item)
+        for item, text in zip(ids, texts, strict=True)
+    ]
 
 
 def _shorten(line: str) -> str:
@@ -29,7 +32,10 @@ def _shorten(line: str) -> str:
 
 def title_column(features: pa.Table) -> str | None:
     """The column of titles; None where there is none."""
-    is_text = {f.name: pa.types.is_string(f.type) or pa.types.is_large_string(f.type) for f in features.schema}
+    is_text = {
+        f.name: pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
+        for f in features.schema
+    }
     names: list[str] = [name for name, text in is_text.items() if text and name != schema.ITEM_ID]
     for ending in ("title", "name"):
         for name in sorted(names, key=len):

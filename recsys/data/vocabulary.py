@@ -30,7 +30,9 @@ def union(parts: Iterable[pa.Array]) -> pa.Array:
     """
     merged = pa.array([], pa.string())
     for part in parts:
-        fresh = part if len(merged) == 0 else part.filter(pc.invert(pc.is_in(part, value_set=merged)))
+        fresh = (
+            part if len(merged) == 0 else part.filter(pc.invert(pc.is_in(part, value_set=merged)))
+        )
         merged = pa.concat_arrays([merged, fresh.unique()]) if len(fresh) else merged
     return merged.take(pc.sort_indices(merged))
 
@@ -71,16 +73,23 @@ class Vocabulary:
             if len(lost):
                 names = ", ".join(repr(name) for name in lost.slice(0, 3).to_pylist())
                 raise DataError(
-                    f"{len(lost):,} of the {len(base):,} {what} that the model knows are not in the data any more, "
-                    f"e.g. {names}; an update needs old and new events: give only the new files with --events if the "
-                    "model's dataset keeps its events, list the old files in data.source as well as the new ones, or "
-                    "confirm with --replace, where they keep their numbers"
+                    f"{len(lost):,} of the {len(base):,} {what} that the model knows are not in the"
+                    f" data any more, e.g. {names}; an update needs old and new events: give only"
+                    " the new files with --events if the model's dataset keeps its events, list"
+                    " the old files in data.source as well as the new ones, or confirm with"
+                    " --replace, where they keep their numbers"
                 )
 
     def digest(self) -> str:
         """A hash of all ids in order and of the encodings of context columns."""
         found = hashlib.sha256()
-        for ids in (self.users, self.items, pa.array(self.event_types, pa.string()), self.entities, self.relations):
+        for ids in (
+            self.users,
+            self.items,
+            pa.array(self.event_types, pa.string()),
+            self.entities,
+            self.relations,
+        ):
             for name in ids.to_pylist():
                 found.update(f"{len(name)}:{name}".encode())
             found.update(b"\n")

@@ -19,8 +19,31 @@ CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 # Names of the attention projections in language models (last part of a module's name).
 PROJECTIONS: Final = (
-    *("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v"),
-    *("Wqkv", "qkv", "qkv_proj", "query_key_value", "c_attn", "in_proj", "attn_q", "attn_k", "attn_v"),
+    *(
+        "query",
+        "key",
+        "value",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "q_lin",
+        "k_lin",
+        "v_lin",
+        "q",
+        "k",
+        "v",
+    ),
+    *(
+        "Wqkv",
+        "qkv",
+        "qkv_proj",
+        "query_key_value",
+        "c_attn",
+        "in_proj",
+        "attn_q",
+        "attn_k",
+        "attn_v",
+    ),
 )
 
 
@@ -51,10 +74,16 @@ class Adapter:
             There are no safetensors weights, or the configuration names no base model.
         """
         if not (folder / WEIGHTS).is_file():
-            raise ConfigError(f"data.text.model: {folder} has {CONFIG} but no {WEIGHTS}; save the adapter again")
-        found = Adapter((folder / CONFIG).read_text(encoding="utf-8"), (folder / WEIGHTS).read_bytes())
+            raise ConfigError(
+                f"data.text.model: {folder} has {CONFIG} but no {WEIGHTS}; save the adapter again"
+            )
+        found = Adapter(
+            (folder / CONFIG).read_text(encoding="utf-8"), (folder / WEIGHTS).read_bytes()
+        )
         if not found.base:
-            raise ConfigError(f"data.text.model: {folder}/{CONFIG} names no base_model_name_or_path; add it")
+            raise ConfigError(
+                f"data.text.model: {folder}/{CONFIG} names no base_model_name_or_path; add it"
+            )
         return found
 
     def merged_into(self, model: Any) -> Any:
@@ -68,7 +97,10 @@ class Adapter:
         adapted = peft.get_peft_model(model, settings)
         outcome = peft.set_peft_model_state_dict(adapted, safetensors.torch.load(self.weights))
         if outcome.unexpected_keys:
-            raise ConfigError(f"the adapter does not fit {self.base}: it has weights for {outcome.unexpected_keys[0]}")
+            raise ConfigError(
+                f"the adapter does not fit {self.base}: it has weights for"
+                f" {outcome.unexpected_keys[0]}"
+            )
         return adapted.merge_and_unload()
 
     @staticmethod
@@ -78,11 +110,20 @@ class Adapter:
 
         peft = require_peft("fine-tuning")
         weights = {
-            name: part.detach().cpu().contiguous() for name, part in peft.get_peft_model_state_dict(adapted).items()
+            name: part.detach().cpu().contiguous()
+            for name, part in peft.get_peft_model_state_dict(adapted).items()
         }
-        settings = adapted.peft_config["default"].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
-        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-        return Adapter(json.dumps(plain, sort_keys=True, default=str), safetensors.torch.save(weights))
+        settings = adapted.peft_config["default"].to_dict() | {
+            "base_model_name_or_path": base,
+            "inference_mode": True,
+        }
+        plain = {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in settings.items()
+        }
+        return Adapter(
+            json.dumps(plain, sort_keys=True, default=str), safetensors.torch.save(weights)
+        )
 
 
 def is_adapter(folder: Path) -> bool:
@@ -106,10 +147,12 @@ def with_adapter(model: Any, rank: int, name: str) -> Any:
     targets = sorted({part.rsplit(".", 1)[-1] for part in linear} & set(PROJECTIONS))
     if not targets:
         raise ConfigError(
-            f"data.text.finetune: {name} has no attention projection called one of {', '.join(PROJECTIONS[:6])} …; "
-            "set data.text.finetune.enabled false"
+            f"data.text.finetune: {name} has no attention projection called one of"
+            f" {', '.join(PROJECTIONS[:6])} …; set data.text.finetune.enabled false"
         )
-    settings = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets)
+    settings = peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets
+    )
     return peft.get_peft_model(model, settings)
 
 
@@ -124,5 +167,7 @@ def require_peft(what: str) -> Any:
     try:
         import peft
     except ImportError:
-        raise ConfigError(f"{what} needs the package peft; run `pip install 'multigrain[finetune]'`") from None
+        raise ConfigError(
+            f"{what} needs the package peft; run `pip install 'multigrain[finetune]'`"
+        ) from None
     return peft

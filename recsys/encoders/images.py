@@ -70,13 +70,17 @@ class ImageEncoder:
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ConfigError(
-                f"{MODEL_KEY}: {settings.model} cannot be loaded as a vision model ({str(error).splitlines()[0]}); "
-                "expected a folder that transformers' AutoImageProcessor and AutoModel read"
+                f"{MODEL_KEY}: {settings.model} cannot be loaded as a vision model"
+                f" ({str(error).splitlines()[0]}); expected a folder that transformers'"
+                " AutoImageProcessor and AutoModel read"
             ) from None
         self._model: Any = model.eval().to(self._device)
         self._has_pooler = not any("pool" in name for name in report["missing_keys"])
         if settings.pooling == "pooled" and not self._has_pooler:
-            raise ConfigError(f"data.media.images.pooling pooled: {settings.model} was saved without a pooling layer")
+            raise ConfigError(
+                f"data.media.images.pooling pooled: {settings.model} was saved without a pooling"
+                " layer"
+            )
 
     def encode(self, images: Sequence[Any]) -> Array:
         """Unit vectors of RGB images, in their order: [B, M] float16."""
@@ -112,7 +116,9 @@ class ImageEncoder:
         patch = getattr(self._model.config, "patch_size", None)
         if not isinstance(patch, int):
             return num_tokens
-        return min((pixels.shape[2] // patch) * (pixels.shape[3] // patch), num_tokens) or num_tokens
+        return (
+            min((pixels.shape[2] // patch) * (pixels.shape[3] // patch), num_tokens) or num_tokens
+        )
 
 
 def image_model_identity(config: ImagesConfig) -> str:
@@ -129,8 +135,8 @@ def open_image(path: str) -> Any:
         from PIL import Image, ImageOps
     except ImportError:
         raise ConfigError(
-            "data.media.images needs the package pillow; run `pip install 'multigrain[media]'`, or set "
-            "data.media.images.column ''"
+            "data.media.images needs the package pillow; run `pip install 'multigrain[media]'`, or"
+            " set data.media.images.column ''"
         ) from None
     try:
         with Image.open(io.BytesIO(read_bytes(path))) as image:

@@ -43,7 +43,9 @@ class EncoderSettings:
     adapter: Adapter | None = None
 
     @staticmethod
-    def of(config: TextConfig, threads: int = 0, gpu: bool = False, adapter: Adapter | None = None) -> EncoderSettings:
+    def of(
+        config: TextConfig, threads: int = 0, gpu: bool = False, adapter: Adapter | None = None
+    ) -> EncoderSettings:
         """The settings of a configuration."""
         return EncoderSettings(
             config.model,
@@ -80,7 +82,9 @@ def resolve_model(name: str, allow_download: bool = False, key: str = "data.text
             ) from None
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file() and not is_adapter(Path(name)):
-            raise ConfigError(f"{key}: the folder {name} has no config.json, so it is not a saved model")
+            raise ConfigError(
+                f"{key}: the folder {name} has no config.json, so it is not a saved model"
+            )
         return Path(name)
     return _hub_model(name, allow_download, key)
 
@@ -95,12 +99,16 @@ def _hub_model(name: str, allow_download: bool, key: str) -> Path:
     # the hub client has no base class for "not found" and "not reachable"
     except Exception as error:
         section = key.rpartition(".")[0]
-        cure = "check the name and the network" if allow_download else f"set {section}.allow_download true"
+        cure = (
+            "check the name and the network"
+            if allow_download
+            else f"set {section}.allow_download true"
+        )
         is_text = section == "data.text"
         raise ConfigError(
-            f"{key}: {name!r} is neither {f'packaged ({choices(PACKAGED)}), ' if is_text else ''}a folder, nor a "
-            f"downloaded hub model ({type(error).__name__}); {cure}"
-            f"{', or set data.text.enabled false' if is_text else ''}"
+            f"{key}: {name!r} is neither {f'packaged ({choices(PACKAGED)}), ' if is_text else ''}a"
+            f" folder, nor a downloaded hub model ({type(error).__name__});"
+            f" {cure}{', or set data.text.enabled false' if is_text else ''}"
         ) from None
 
 
@@ -140,14 +148,19 @@ def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
     Vectors of equal identities are comparable. The number of tokens and the precision do not change
     the vector space.
     """
-    folder, adapters = resolve_model(config.model, config.allow_download), [adapter] if adapter else []
+    folder, adapters = (
+        resolve_model(config.model, config.allow_download),
+        ([adapter] if adapter else []),
+    )
     if is_adapter(folder):
         adapters.insert(0, Adapter.read(folder))
         folder = resolve_model(adapters[0].base, config.allow_download)
     return "-".join([model_fingerprint(folder)[:24], *(part.digest[:24] for part in adapters)])
 
 
-def load_language_model(name: str, allow_download: bool, adapter: Adapter | None = None) -> tuple[Any, Any]:
+def load_language_model(
+    name: str, allow_download: bool, adapter: Adapter | None = None
+) -> tuple[Any, Any]:
     """Tokenizer and model (float32, CPU, evaluation mode), with the folder's and the given adapter
     merged in.
 
@@ -181,11 +194,14 @@ def load_language_model(name: str, allow_download: bool, adapter: Adapter | None
         folder = resolve_model(inner.base, allow_download)
     try:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        model: Any = transformers.AutoModel.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"data.text.model: {name} cannot be loaded as a language model ({str(error).splitlines()[0]}); expected "
-            "what transformers' AutoTokenizer and AutoModel read"
+            f"data.text.model: {name} cannot be loaded as a language model"
+            f" ({str(error).splitlines()[0]}); expected what transformers' AutoTokenizer and"
+            " AutoModel read"
         ) from None
     for part in (inner, adapter):
         model = part.merged_into(model) if part is not None else model
@@ -217,7 +233,9 @@ class TextEncoder:
         self._settings = settings
         self._device = torch.device("cuda" if settings.gpu and torch.cuda.is_available() else "cpu")
         self.dtype = getattr(torch, resolve_dtype(settings.dtype, settings.gpu))
-        self._tokenizer, model = load_language_model(settings.model, settings.allow_download, settings.adapter)
+        self._tokenizer, model = load_language_model(
+            settings.model, settings.allow_download, settings.adapter
+        )
         self._model = model.to(self._device, self.dtype)
 
     @property

@@ -80,7 +80,9 @@ class _Constant:
         return self.model.scores_at(queries, self.weights)
 
 
-def weight_variants(model: AblatedModel, section: ModelConfig, queries: Queries, chunk: int) -> Iterator[Variant]:
+def weight_variants(
+    model: AblatedModel, section: ModelConfig, queries: Queries, chunk: int
+) -> Iterator[Variant]:
     """Yield every variant that needs no training.
 
     Fusion: ``weighted`` takes λ from the configuration (S1's a, b, c; S5's λ), ``even`` uses one λ
@@ -90,7 +92,9 @@ def weight_variants(model: AblatedModel, section: ModelConfig, queries: Queries,
     names = list(model.names)
     if len(names) > 1:
         for name in names:
-            yield Variant("off", name, Kept(model, tuple(other for other in names if other != name)))
+            yield Variant(
+                "off", name, Kept(model, tuple(other for other in names if other != name))
+            )
         for name in names:
             yield Variant("alone", name, Kept(model, (name,)))
         configured = {name: entry.weight for name, entry in section.granularities.enabled().items()}
@@ -100,10 +104,14 @@ def weight_variants(model: AblatedModel, section: ModelConfig, queries: Queries,
         if section.fusion.kind == "gated":
             sums_K = sum(model.parts(part)[1].double().sum(dim=0) for part in queries.chunks(chunk))
             means = (torch.as_tensor(sums_K) / len(queries)).tolist()
-            yield Variant("fusion", "constant", _Constant(model, dict(zip(names, means, strict=True))))
+            yield Variant(
+                "fusion", "constant", _Constant(model, dict(zip(names, means, strict=True)))
+            )
 
 
-def compare_variants(ranking: Ranking, variants: Iterator[Variant], config: Config) -> dict[str, dict[str, Any]]:
+def compare_variants(
+    ranking: Ranking, variants: Iterator[Variant], config: Config
+) -> dict[str, dict[str, Any]]:
     """Group → name → ``value``, its ``interval``, and ``difference``, ``low``, ``high``, ``p`` of
     full − variant.
 
@@ -148,7 +156,9 @@ def main_values(ranking: Ranking, config: Config) -> Array:
 def ranked_values(scorer: Scorer, queries: Queries, config: Config) -> Array:
     """The main metric of a scorer for every query: [B]. The queries must be those of a ranking."""
     k = parse_metric(config.train.metric).k
-    return main_values(rank(scorer, queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users), config)
+    return main_values(
+        rank(scorer, queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users), config
+    )
 
 
 def _entry(values_B: Array, config: Config) -> dict[str, Any]:

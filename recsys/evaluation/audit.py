@@ -25,7 +25,11 @@ _ANSWER_BY_POPULARITY: Final = ("popularity", "item_knn", "ease")  # for an empt
 
 
 def check_fits(
-    model: Any, baselines: Mapping[str, Baseline], histories: Histories, dataset: PreparedDataset, through: Split
+    model: Any,
+    baselines: Mapping[str, Baseline],
+    histories: Histories,
+    dataset: PreparedDataset,
+    through: Split,
 ) -> Audit:
     """Check the popularity in the model (``popularity_N``, if it has one) and in the baselines.
 
@@ -40,14 +44,20 @@ def check_fits(
     popularity_N = getattr(model, "popularity_N", None)
     if popularity_N is not None:
         each = (users_of_items(shard, dataset.num_items, through) for shard in dataset.shards())
-        expected_N = sum(each, np.zeros(dataset.num_items, dtype=np.int64))  # no user is in two shards
+        expected_N = sum(
+            each, np.zeros(dataset.num_items, dtype=np.int64)
+        )  # no user is in two shards
         _compare("model", popularity_N.detach().cpu().numpy(), expected_N, dataset, through)
         found.checks.append("model_fit")
     asked = [name for name in _ANSWER_BY_POPULARITY if name in baselines]
     for name in asked:
-        fitted_on = histories.of_targets() if isinstance(baselines[name], TargetEventsOnly) else histories
+        fitted_on = (
+            histories.of_targets() if isinstance(baselines[name], TargetEventsOnly) else histories
+        )
         expected_N = users_of_items(fitted_on, dataset.num_items, through)
-        nothing = Queries(Histories.of_items([[]]), np.zeros(2, dtype=np.int64), np.zeros(0, dtype=np.int32))
+        nothing = Queries(
+            Histories.of_items([[]]), np.zeros(2, dtype=np.int64), np.zeros(0, dtype=np.int32)
+        )
         scores_1N: torch.Tensor = baselines[name].scores(nothing)
         _compare(name, scores_1N[0].cpu().numpy(), expected_N, dataset, through)
     found.checks += ["baseline_fits"] if asked else []
@@ -62,7 +72,9 @@ def users_of_items(histories: Histories, num_items: int, through: Split) -> Arra
     return np.bincount(pairs % num_items, minlength=num_items)
 
 
-def _compare(name: str, found_N: Array, expected_N: Array, dataset: PreparedDataset, through: Split) -> None:
+def _compare(
+    name: str, found_N: Array, expected_N: Array, dataset: PreparedDataset, through: Split
+) -> None:
     wrong = np.flatnonzero(found_N != expected_N)
     if len(wrong):
         first = int(wrong[0])
@@ -70,6 +82,6 @@ def _compare(name: str, found_N: Array, expected_N: Array, dataset: PreparedData
         refuse(
             dataset.root,
             "model_fit" if name == "model" else "baseline_fits",
-            f"{name} counts other users for {len(wrong):,} items than the {part} events have, such as "
-            f"{dataset.item_ids[first].as_py()}: {found_N[first]:g} for {expected_N[first]}",
+            f"{name} counts other users for {len(wrong):,} items than the {part} events have, such"
+            f" as {dataset.item_ids[first].as_py()}: {found_N[first]:g} for {expected_N[first]}",
         )

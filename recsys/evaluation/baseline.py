@@ -23,12 +23,16 @@ class Baseline(ABC):
     """A recommender with a grid of constants, and a fit that is fast for all of them."""
 
     name: ClassVar[str]
-    grid: ClassVar[tuple[Constants, ...]] = ({},)  # the first is the default if there is no validation query
+    grid: ClassVar[tuple[Constants, ...]] = (
+        {},
+    )  # the first is the default if there is no validation query
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
         self.constants: Constants = dict(self.grid[0])
-        self.validation: float | None = None  # metric of the chosen constants on validation, fitted on training only
+        self.validation: float | None = (
+            None  # metric of the chosen constants on validation, fitted on training only
+        )
         self.seconds = 0.0  # choice and fits together
 
     @classmethod
@@ -58,7 +62,9 @@ def matrix(histories: Histories, num_items: int) -> sp.csr_matrix:
     """Binary user–item matrix X [U, N] float32 of the events."""
     rows = np.repeat(np.arange(len(histories)), histories.lengths_U)
     ones = np.ones(len(rows), dtype=np.float32)
-    interactions = sp.csr_matrix((ones, (rows, histories.items_E)), shape=(len(histories), num_items))
+    interactions = sp.csr_matrix(
+        (ones, (rows, histories.items_E)), shape=(len(histories), num_items)
+    )
     interactions.sum_duplicates()
     interactions.data[:] = 1.0
     return interactions

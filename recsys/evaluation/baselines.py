@@ -58,7 +58,9 @@ class ItemKnn(Baseline):
         """Fit on all given events, with the current constants."""
         interactions_UN = matrix(train, num_items)
         self._counts_N = users_of_items(interactions_UN)
-        self.constants["neighbours"] = min(self.constants["neighbours"], max(self._tried(num_items)))
+        self.constants["neighbours"] = min(
+            self.constants["neighbours"], max(self._tried(num_items))
+        )
         self._similarity_NN = _cosine_neighbours(interactions_UN, self.constants["neighbours"])
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
@@ -77,7 +79,9 @@ class ItemKnn(Baseline):
         always.
         """
         every = [constants["neighbours"] for constants in self.grid]
-        return [number for number in every if number * num_items <= self.max_entries] or [min(every)]
+        return [number for number in every if number * num_items <= self.max_entries] or [
+            min(every)
+        ]
 
     def scores(self, queries: Queries) -> torch.Tensor:
         """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
@@ -125,15 +129,21 @@ class Ease(Baseline):
         history_bM = matrix(queries.histories, self._num_items)[:, self._kept_M]
         scores_bN = torch.full((len(queries), self._num_items), -torch.inf)
         if self.num_kept:
-            scores_bN[:, torch.from_numpy(self._kept_M)] = torch.from_numpy(self._scores_kept(history_bM))
-        scores_bN[torch.from_numpy(np.diff(history_bM.indptr) == 0)] = torch.from_numpy(self._counts_N)
+            scores_bN[:, torch.from_numpy(self._kept_M)] = torch.from_numpy(
+                self._scores_kept(history_bM)
+            )
+        scores_bN[torch.from_numpy(np.diff(history_bM.indptr) == 0)] = torch.from_numpy(
+            self._counts_N
+        )
         return scores_bN
 
     def _scores_kept(self, history_bM: sp.csr_matrix) -> Array:
         if self._inverse_MM is not None:
             product_bM = history_bM @ self._inverse_MM
         else:
-            product_bM = (history_bM - ((history_bM @ self._right_MR) * self._shrink_R) @ self._right_MR.T) / self._l2
+            product_bM = (
+                history_bM - ((history_bM @ self._right_MR) * self._shrink_R) @ self._right_MR.T
+            ) / self._l2
             product_bM = np.asarray(product_bM)
         # x B over j: −Σ_{i≠j} x_i P_ij / P_jj = x_j − (x P)_j / P_jj
         return np.asarray(history_bM.toarray() - product_bM / self._diagonal_M, dtype=np.float32)
@@ -158,9 +168,12 @@ class Ease(Baseline):
             self._shrink_R = (squares_R / (squares_R + self._l2)).astype(np.float32)
             self._diagonal_M = (1.0 - (self._right_MR**2) @ self._shrink_R) / self._l2
             return
-        gram_MM = torch.from_numpy((self._kept_UM.T @ self._kept_UM).toarray().astype(np.float32, copy=False))
+        gram_MM = torch.from_numpy(
+            (self._kept_UM.T @ self._kept_UM).toarray().astype(np.float32, copy=False)
+        )
         gram_MM.diagonal().add_(self._l2)
-        # symmetric, so the columns of LAPACK are also rows; scipy would copy a column-major matrix at every product
+        # symmetric, so the columns of LAPACK are also rows; scipy would copy a column-major matrix
+        # at every product
         self._inverse_MM = torch.cholesky_inverse(torch.linalg.cholesky(gram_MM)).mT.numpy()
         self._diagonal_M = np.diagonal(self._inverse_MM).copy()
 
@@ -229,7 +242,9 @@ class TargetEventsOnly(Baseline):
 
     def fit(self, train: Histories, num_items: int) -> None:
         """Fit on all given events, with the current constants."""
-        self.inner.constants = {key: value for key, value in self.constants.items() if key != "events"}
+        self.inner.constants = {
+            key: value for key, value in self.constants.items() if key != "events"
+        }
         self.inner.fit(train.of_targets(), num_items)
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
@@ -275,7 +290,9 @@ def fit_baselines(
     final = histories.through(Split.VALID) if refit else train
     fitted = {}
     ruled_out = left_out(names, histories, config)
-    for name in with_progress("fitting baselines", [name for name in names if name not in ruled_out]):
+    for name in with_progress(
+        "fitting baselines", [name for name in names if name not in ruled_out]
+    ):
         started = time.perf_counter()
         baseline = build_baseline(name, config)
         stale = _choose(baseline, train, num_items, asked, metric) if len(asked) else True
@@ -291,14 +308,18 @@ def fit_baselines(
     return fitted
 
 
-def _choose(baseline: Baseline, train: Histories, num_items: int, queries: Queries, metric: str) -> bool:
+def _choose(
+    baseline: Baseline, train: Histories, num_items: int, queries: Queries, metric: str
+) -> bool:
     """Set the constants with the best validation metric; True if the
     last fit has other constants.
     """
     kind, k = parse_metric(metric)
     best: tuple[float, Constants] | None = None
     for constants in baseline.fits(train, num_items):
-        ranking = rank(baseline, queries, k, baseline.config.exclude_seen, baseline.config.chunk_users)
+        ranking = rank(
+            baseline, queries, k, baseline.config.exclude_seen, baseline.config.chunk_users
+        )
         if len(ranking) == 0:
             break
         value = float(QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k).mean())
@@ -319,7 +340,9 @@ def _cosine_neighbours(interactions_UN: sp.csr_matrix, k: int) -> sp.csr_matrix:
     users_N = np.bincount(interactions_UN.indices, minlength=interactions_UN.shape[1])
     unit_UN = interactions_UN.astype(np.float64)
     unit_UN.data /= np.sqrt(users_N[unit_UN.indices])  # the norm of a binary column
-    model = ItemItemRecommender(K=min(k, interactions_UN.shape[1]), num_threads=torch.get_num_threads())
+    model = ItemItemRecommender(
+        K=min(k, interactions_UN.shape[1]), num_threads=torch.get_num_threads()
+    )
     model.fit(unit_UN, show_progress=False)
     return model.similarity
 

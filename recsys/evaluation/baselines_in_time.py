@@ -21,7 +21,9 @@ from recsys.evaluation.baseline import Baseline, Constants, matrix, users_of_ite
 _DAY: Final = 86_400.0
 _MOMENTS: Final = 256  # snapshots of the counts, …
 _MAX_KEPT: Final = 2**25  # … with at most so many counts in all: 256 MB
-_BEHIND: Final = 1e-6  # weight of all-time popularity next to that of the last days: it only breaks ties
+_BEHIND: Final = (
+    1e-6  # weight of all-time popularity next to that of the last days: it only breaks ties
+)
 
 
 class Frequency(Baseline):
@@ -32,7 +34,13 @@ class Frequency(Baseline):
     """
 
     name = "frequency"
-    grid = ({"half_life": None}, {"half_life": 7.0}, {"half_life": 30.0}, {"half_life": 90.0}, {"half_life": 365.0})
+    grid = (
+        {"half_life": None},
+        {"half_life": 7.0},
+        {"half_life": 30.0},
+        {"half_life": 90.0},
+        {"half_life": 365.0},
+    )
 
     @classmethod
     def lacks(cls, histories: Histories, config: EvaluateConfig) -> str:
@@ -65,14 +73,22 @@ class Frequency(Baseline):
         ends_E = np.repeat(histories.offsets_U1[1:] - 1, lengths_b)
         halvings_E = np.zeros(len(rows_E))
         if self.constants["half_life"] is not None and len(rows_E):
-            times_E = histories.times_E / _DAY if self._is_timed else np.arange(len(rows_E), dtype=np.float64)
+            times_E = (
+                histories.times_E / _DAY
+                if self._is_timed
+                else np.arange(len(rows_E), dtype=np.float64)
+            )
             halvings_E = np.maximum(times_E[ends_E] - times_E, 0.0) / self.constants["half_life"]
         keys_P, place_E = np.unique(rows_E * num_items + histories.items_E, return_inverse=True)
         least_P = np.full(len(keys_P), np.inf)
-        np.minimum.at(least_P, place_E, halvings_E)  # subtracted from the exponent, so that the sum does not underflow
+        np.minimum.at(
+            least_P, place_E, halvings_E
+        )  # subtracted from the exponent, so that the sum does not underflow
         sums_P = np.bincount(place_E, 2.0 ** (least_P[place_E] - halvings_E), minlength=len(keys_P))
         log_P = np.log2(sums_P) - least_P
-        places_P = _places(keys_P // num_items, log_P)  # ranks, as small decayed scores would round to equal values
+        places_P = _places(
+            keys_P // num_items, log_P
+        )  # ranks, as small decayed scores would round to equal values
         scores_bN = self._behind_N.repeat(len(queries), 1)
         scores_bN.view(-1)[torch.from_numpy(keys_P)] = 1.0 + torch.from_numpy(places_P).float()
         return scores_bN
@@ -87,12 +103,21 @@ class RecentPopularity(Baseline):
     """
 
     name = "recent_popularity"
-    grid = ({"half_life_days": 7.0}, {"half_life_days": 1.0}, {"half_life_days": 30.0}, {"half_life_days": 90.0})
+    grid = (
+        {"half_life_days": 7.0},
+        {"half_life_days": 1.0},
+        {"half_life_days": 30.0},
+        {"half_life_days": 90.0},
+    )
 
     @classmethod
     def lacks(cls, histories: Histories, config: EvaluateConfig) -> str:
         """What the data or the settings lack for this baseline; empty if it can be evaluated."""
-        return "" if len(histories.times_E) and (histories.times_E != 0).all() else "some events have no time"
+        return (
+            ""
+            if len(histories.times_E) and (histories.times_E != 0).all()
+            else "some events have no time"
+        )
 
     def fit(self, train: Histories, num_items: int) -> None:
         """Fit on all given events, with the current constants."""
@@ -109,7 +134,10 @@ class RecentPopularity(Baseline):
 
     def _read(self, train: Histories, num_items: int) -> None:
         order_E = np.argsort(train.times_E, kind="stable")
-        self._days_E, self._items_E = train.times_E[order_E] / _DAY, train.items_E[order_E].astype(np.int64)
+        self._days_E, self._items_E = (
+            train.times_E[order_E] / _DAY,
+            train.items_E[order_E].astype(np.int64),
+        )
         counts_N = users_of_items(matrix(train, num_items))
         self._behind_N = _BEHIND * counts_N / max(float(counts_N.max(initial=0)), 1.0)
         moments = int(np.clip(_MAX_KEPT // max(num_items, 1), 1, _MOMENTS))
@@ -144,8 +172,14 @@ class RecentPopularity(Baseline):
         """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
         asked_b = np.where(queries.asked_at_B == 0, np.inf, queries.asked_at_B / _DAY)
         days, place_b = np.unique(asked_b, return_inverse=True)
-        rows = np.stack([self._at(day) for day in days]) if len(days) else np.zeros((0, len(self._behind_N)))
-        return torch.from_numpy((rows + self._behind_N).astype(np.float32))[torch.from_numpy(place_b)]
+        rows = (
+            np.stack([self._at(day) for day in days])
+            if len(days)
+            else np.zeros((0, len(self._behind_N)))
+        )
+        return torch.from_numpy((rows + self._behind_N).astype(np.float32))[
+            torch.from_numpy(place_b)
+        ]
 
     def _at(self, day: float) -> Array:
         end = int(np.searchsorted(self._days_E, day, side="left"))  # strictly before the query

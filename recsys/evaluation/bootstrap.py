@@ -59,7 +59,10 @@ def intervals(values: Mapping[str, Array], resamples: int, seed: int) -> dict[st
     values_BM = np.stack(list(values.values()), axis=1)
     means_RM = bootstrap_means(values_BM, resamples, seed)
     low_M, high_M = np.quantile(means_RM, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return {name: [float(low), float(high)] for name, low, high in zip(values, low_M, high_M, strict=True)}
+    return {
+        name: [float(low), float(high)]
+        for name, low, high in zip(values, low_M, high_M, strict=True)
+    }
 
 
 def compare(ours_B: Array, theirs_B: Array, resamples: int, seed: int) -> Comparison:
@@ -72,7 +75,9 @@ def compare(ours_B: Array, theirs_B: Array, resamples: int, seed: int) -> Compar
     return comparison(float(difference_B.mean()), means_R)
 
 
-def compare_all(ours_B: Array, theirs: Mapping[str, Array], resamples: int, seed: int) -> dict[str, Comparison]:
+def compare_all(
+    ours_B: Array, theirs: Mapping[str, Array], resamples: int, seed: int
+) -> dict[str, Comparison]:
     """:func:`compare` with several recommenders at once; the queries are drawn once for all of
     them.
     """
@@ -93,7 +98,9 @@ def comparison(difference: float, drawn_R: Array) -> Comparison:
     drawn_R = drawn_R[np.isfinite(drawn_R)]
     found = interval(difference, drawn_R)
     tail = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
-    return Comparison(found.value, found.low, found.high, min(1.0, 2.0 * (1 + int(tail)) / (len(drawn_R) + 1)))
+    return Comparison(
+        found.value, found.low, found.high, min(1.0, 2.0 * (1 + int(tail)) / (len(drawn_R) + 1))
+    )
 
 
 def interval(value: float, drawn_R: Array) -> Interval:
@@ -113,7 +120,9 @@ def bootstrap_means(values_BM: Array, resamples: int, seed: int) -> Array:
     """
     num_queries = len(values_BM)
     assert num_queries > 0, "nothing to resample"
-    means = [counts_rB @ values_BM / num_queries for counts_rB in _draws(num_queries, resamples, seed)]
+    means = [
+        counts_rB @ values_BM / num_queries for counts_rB in _draws(num_queries, resamples, seed)
+    ]
     return np.concatenate(means)
 
 

@@ -29,7 +29,8 @@ BEST: Final = 60  # items of each member, …
 MOST_NUMBERS: Final = 2**23  # … or all items if all queries together have no more scores than this
 MAX_QUERIES: Final = 3000
 _MAX_SCORES: Final = 2**25  # scores in memory at a time
-_TIE: Final = 1e-5  # normalised scores within this distance count as equal; they get the order of every ranking here
+# normalised scores within this distance count as equal; they get the order of every ranking here
+_TIE: Final = 1e-5
 
 
 class MemberScorer(Protocol):
@@ -58,7 +59,9 @@ def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items:
     tie_N = torch.from_numpy(tie_order(num_items)).float() / max(num_items, 1) * _TIE
     is_whole = len(kept) * num_items * len(model.members) <= MOST_NUMBERS
     best = num_items if is_whole else min(BEST, num_items)
-    chunks = with_progress("scoring validation users by every member", kept.chunks(chunk), -(-len(kept) // chunk))
+    chunks = with_progress(
+        "scoring validation users by every member", kept.chunks(chunk), -(-len(kept) // chunk)
+    )
     pieces = [_piece(model, piece, exclude_seen, tie_N, best) for piece in chunks]
     width = max((scores.shape[1] for scores, _, _ in pieces), default=1)
     return Candidates(
@@ -93,7 +96,9 @@ def _piece(
         mask_seen(hidden_bN, queries)
         is_candidate_bN &= hidden_bN == 0
     is_target_bN = torch.zeros_like(is_candidate_bN)
-    is_target_bN[torch.from_numpy(queries.target_rows()), torch.from_numpy(queries.target_items).long()] = True
+    is_target_bN[
+        torch.from_numpy(queries.target_rows()), torch.from_numpy(queries.target_items).long()
+    ] = True
     width = max(int(is_candidate_bN.sum(dim=1).max()), 1)
     places_bP = is_candidate_bN.float().topk(width, dim=1).indices
     listed_bP = is_candidate_bN.gather(1, places_bP)

@@ -56,7 +56,10 @@ def select(candidates: Candidates, kind: str, k: int, seed: int) -> Array:
 def _queries_in_a_bag(candidates: Candidates) -> int:
     num_queries = len(candidates)
     pairs = max(len(candidates.targets[0]), 1) * candidates.hits_QP.shape[1] / num_queries
-    return min(num_queries, max(min(round(_SHARE * num_queries), int(_MOST_PAIRS / pairs)), _FEWEST_QUERIES))
+    return min(
+        num_queries,
+        max(min(round(_SHARE * num_queries), int(_MOST_PAIRS / pairs)), _FEWEST_QUERIES),
+    )
 
 
 class _Bag:
@@ -68,14 +71,21 @@ class _Bag:
         self._candidates, self._kind, self._k = candidates, kind, k
         rows_T, places_T = candidates.targets
         self._rows_T = rows_T.numpy()
-        above_TPM = candidates.scores_QPM[rows_T] - candidates.scores_QPM[rows_T, places_T][:, None, :]
+        above_TPM = (
+            candidates.scores_QPM[rows_T] - candidates.scores_QPM[rows_T, places_T][:, None, :]
+        )
         above_TPM.masked_fill_(~candidates.listed_QP[rows_T][:, :, None], _HIDDEN)
-        self._above_MTP = np.ascontiguousarray(above_TPM.permute(2, 0, 1).numpy())  # above the target, by a member
+        self._above_MTP = np.ascontiguousarray(
+            above_TPM.permute(2, 0, 1).numpy()
+        )  # above the target, by a member
 
     def weights(self) -> Array:
         """The share of each member in the additions up to the best sum: [M]."""
         num_members = len(self._above_MTP)
-        counts_M, below_TP = np.zeros(num_members), np.zeros(self._above_MTP.shape[1:], dtype=np.float32)
+        counts_M, below_TP = (
+            np.zeros(num_members),
+            np.zeros(self._above_MTP.shape[1:], dtype=np.float32),
+        )
         best, best_M = -1.0, counts_M
         for _ in range(_STEPS):
             values_M = self._values(below_TP)

@@ -30,7 +30,13 @@ from recsys.evaluation.bootstrap import LEVEL, compare, intervals
 from recsys.evaluation.members import Shares, member_report, shares
 from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric, query_metrics
 from recsys.evaluation.ranking import Ranking, Scorer, rank
-from recsys.evaluation.segments import COLD, new_item_report, paired_report, segment_report, user_segments
+from recsys.evaluation.segments import (
+    COLD,
+    new_item_report,
+    paired_report,
+    segment_report,
+    user_segments,
+)
 from recsys.evaluation.signals import certificate, combinations, query_signals
 from recsys.evaluation.targets import target_report, type_report
 from recsys.evaluation.trust import trust_report
@@ -158,13 +164,20 @@ def evaluate(
     rankings = _rankings(_scorers(model, baselines), queries, config, max(ks))
     counts_N = dataset.item_counts_N(through)
     vectors_ND = model.item_vectors_ND.detach().cpu().float().numpy()
-    values = {name: _values(ranking, counts_N, vectors_ND, ks) for name, ranking in rankings.items()}
-    means = {name: {key: float(np.mean(value)) for key, value in of.items()} for name, of in values.items()}
+    values = {
+        name: _values(ranking, counts_N, vectors_ND, ks) for name, ranking in rankings.items()
+    }
+    means = {
+        name: {key: float(np.mean(value)) for key, value in of.items()}
+        for name, of in values.items()
+    }
     parts = shares(model, rankings[MODEL].queries, config) if settings.ablate else Shares({}, {})
     without = {name: parts.without[name] for name in model.names if name in parts.without}
     segments = _segments(rankings, values, without, dataset, config, through)
     targets = target_report(_scorers(model, baselines), rankings, queries, config, MODEL)
-    segments = {**segments, "items": {**segments.get("items", {}), **targets}} if targets else segments
+    segments = (
+        {**segments, "items": {**segments.get("items", {}), **targets}} if targets else segments
+    )
     types = type_report(rankings, queries, dataset.manifest.event_types, config, MODEL)
     segments = {**segments, "event_types": types} if types else segments
     confidence, comparison = _certainty(values, baselines, config)
@@ -204,7 +217,9 @@ def _baselines(
     """
     histories, asked = fitted_histories(dataset, config), evaluated_users_V(dataset, config)
     names, refit = config.evaluate.baselines, through == Split.VALID
-    fitted = fit_baselines(names, histories, dataset.num_items, config.evaluate, config.train.metric, refit, asked)
+    fitted = fit_baselines(
+        names, histories, dataset.num_items, config.evaluate, config.train.metric, refit, asked
+    )
     private = config.train.privacy.epsilon > 0  # its counts have noise, so they cannot be checked
     found = check_fits(None if private else model, fitted, histories, dataset, through)
     checked.checks += found.checks
@@ -216,10 +231,13 @@ def _scorers(model: ScoredModel, baselines: Mapping[str, Baseline]) -> dict[str,
     return {MODEL: model, **baselines}
 
 
-def _rankings(scorers: Mapping[str, Scorer], queries: Queries, config: Config, k: int) -> dict[str, Ranking]:
+def _rankings(
+    scorers: Mapping[str, Scorer], queries: Queries, config: Config, k: int
+) -> dict[str, Ranking]:
     settings = config.evaluate
     found = {
-        name: rank(scorer, queries, k, settings.exclude_seen, settings.chunk_users) for name, scorer in scorers.items()
+        name: rank(scorer, queries, k, settings.exclude_seen, settings.chunk_users)
+        for name, scorer in scorers.items()
     }
     if len(found[MODEL]) == 0:
         raise DataError(
@@ -230,7 +248,9 @@ def _rankings(scorers: Mapping[str, Scorer], queries: Queries, config: Config, k
     return found
 
 
-def _values(ranking: Ranking, counts_N: Array, vectors_ND: Array, ks: list[int]) -> dict[str, Array | float]:
+def _values(
+    ranking: Ranking, counts_N: Array, vectors_ND: Array, ks: list[int]
+) -> dict[str, Array | float]:
     """Every metric of one recommender, one value per query if there is one, in the order of
     ``metrics.json``.
     """
@@ -243,7 +263,11 @@ def _by_query(values: Mapping[str, Array | float]) -> dict[str, Array]:
 
 
 def _accuracy(values: Mapping[str, Array | float]) -> dict[str, Array]:
-    return {name: value for name, value in _by_query(values).items() if parse_metric(name).kind in QUERY_METRICS}
+    return {
+        name: value
+        for name, value in _by_query(values).items()
+        if parse_metric(name).kind in QUERY_METRICS
+    }
 
 
 def _segments(
@@ -261,13 +285,17 @@ def _segments(
     report = segment_report(groups, accuracy, MODEL, main, resamples, seed)
     if COLD in groups.get("cold", {}):
         of_main = _of_main(values, config)
-        report["cold"][COLD] |= paired_report(groups["cold"][COLD], of_main, without, MODEL, resamples, seed)
+        report["cold"][COLD] |= paired_report(
+            groups["cold"][COLD], of_main, without, MODEL, resamples, seed
+        )
     new_items = new_item_report(rankings, dataset.item_counts_N(through), MODEL, main)
     return {**report, "items": new_items} if new_items else report
 
 
 def _certainty(
-    values: Mapping[str, Mapping[str, Array | float]], baselines: Mapping[str, Baseline], config: Config
+    values: Mapping[str, Mapping[str, Array | float]],
+    baselines: Mapping[str, Baseline],
+    config: Config,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Intervals of every recommender, and the paired comparison of
     the model with every baseline.
@@ -277,13 +305,23 @@ def _certainty(
         "level": LEVEL,
         "resamples": resamples,
         MODEL: intervals(_by_query(values[MODEL]), resamples, seed),
-        "baselines": {name: intervals(_by_query(values[name]), resamples, seed) for name in baselines},
+        "baselines": {
+            name: intervals(_by_query(values[name]), resamples, seed) for name in baselines
+        },
     }
     if not baselines:
-        return confidence, {"metric": main, "best_baseline": None, "best_on_test": None, "against": {}}
+        return confidence, {
+            "metric": main,
+            "best_baseline": None,
+            "best_on_test": None,
+            "against": {},
+        }
     ours = _of_main(values, config)
     validation = {name: baseline.validation for name, baseline in baselines.items()}
-    best = max(validation, key=lambda name: -1.0 if validation[name] is None else float(validation[name] or 0.0))
+    best = max(
+        validation,
+        key=lambda name: -1.0 if validation[name] is None else float(validation[name] or 0.0),
+    )
     comparison = {
         "metric": main,
         "best_baseline": best,
@@ -324,7 +362,9 @@ def _signals(
     through: Split,
 ) -> list[dict[str, Any]]:
     found = combinations(query_signals(ranking.queries, dataset, through), len(ranking))
-    return certificate(found, _of_main(values, config), MODEL, config.evaluate.bootstrap, config.seed)
+    return certificate(
+        found, _of_main(values, config), MODEL, config.evaluate.bootstrap, config.seed
+    )
 
 
 def _of_main(values: Mapping[str, Mapping[str, Array | float]], config: Config) -> dict[str, Array]:
@@ -339,9 +379,15 @@ def _granularities(
 
     The weight is the mean of λ over the ranked queries, zero where the signal was missing.
     """
-    sums_K = sum(model.parts(part)[1].double().sum(dim=0) for part in queries.chunks(config.evaluate.chunk_users))
+    sums_K = sum(
+        model.parts(part)[1].double().sum(dim=0)
+        for part in queries.chunks(config.evaluate.chunk_users)
+    )
     weights_K = torch.as_tensor(sums_K) / len(queries)
-    result = {name: {"weight": weight} for name, weight in zip(model.names, weights_K.tolist(), strict=True)}
+    result = {
+        name: {"weight": weight}
+        for name, weight in zip(model.names, weights_K.tolist(), strict=True)
+    }
     for name, values_B in without.items():
         result[name][f"{config.train.metric}_without"] = float(values_B.mean())
     return result

@@ -29,7 +29,12 @@ class Outcome:
 
 
 def outcomes(
-    users_A: Array, versions_A: Array, rewards_A: Array, num_versions: int, resamples: int, seed: int
+    users_A: Array,
+    versions_A: Array,
+    rewards_A: Array,
+    num_versions: int,
+    resamples: int,
+    seed: int,
 ) -> tuple[list[Outcome], int]:
     """The outcome of versions 0 … V − 1, and the number of users who got answers from more than one
     version.
@@ -41,24 +46,34 @@ def outcomes(
     num_users = int(users_A.max()) + 1
     cells_A = users_A * num_versions + versions_A
     size = num_users * num_versions
-    answers_UV = np.bincount(cells_A, minlength=size).reshape(num_users, num_versions).astype(np.float64)
+    answers_UV = (
+        np.bincount(cells_A, minlength=size).reshape(num_users, num_versions).astype(np.float64)
+    )
     rewards_UV = np.bincount(cells_A, rewards_A, size).reshape(num_users, num_versions)
     hits_UV = np.bincount(cells_A, rewards_A > 0, size).reshape(num_users, num_versions)
-    sums_UM = np.concatenate([answers_UV, rewards_UV, hits_UV, (answers_UV > 0).astype(np.float64)], axis=1)
+    sums_UM = np.concatenate(
+        [answers_UV, rewards_UV, hits_UV, (answers_UV > 0).astype(np.float64)], axis=1
+    )
     point_V = _measures(sums_UM.mean(0)[None], num_versions)
     drawn_RV = _measures(bootstrap_means(sums_UM, resamples, seed), num_versions)
     found = []
     for version in range(num_versions):
-        measures = {name: interval(point_V[name][0, version], drawn_RV[name][:, version]) for name in MEASURES}
+        measures = {
+            name: interval(point_V[name][0, version], drawn_RV[name][:, version])
+            for name in MEASURES
+        }
         differences = {
             name: comparison(
-                point_V[name][0, version] - point_V[name][0, 0], drawn_RV[name][:, version] - drawn_RV[name][:, 0]
+                point_V[name][0, version] - point_V[name][0, 0],
+                drawn_RV[name][:, version] - drawn_RV[name][:, 0],
             )
             for name in MEASURES
             if version
         }
         of_version_U = answers_UV[:, version]
-        found.append(Outcome(int(of_version_U.sum()), int((of_version_U > 0).sum()), measures, differences))
+        found.append(
+            Outcome(int(of_version_U.sum()), int((of_version_U > 0).sum()), measures, differences)
+        )
     return found, int(((answers_UV > 0).sum(1) > 1).sum())
 
 
@@ -66,7 +81,9 @@ def _measures(sums_RM: Array, num_versions: int) -> dict[str, Array]:
     answers, rewards, hits, users = (
         sums_RM[:, at : at + num_versions] for at in range(0, 4 * num_versions, num_versions)
     )
-    with np.errstate(divide="ignore", invalid="ignore"):  # a resample without users of a version has no value for it
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # a resample without users of a version has no value for it
         return {
             "reward_per_answer": rewards / answers,
             "rewarded_share": hits / answers,

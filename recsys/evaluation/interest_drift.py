@@ -46,7 +46,9 @@ class Groups:
     group_N: Array
 
 
-def interest_drift_of(model: FrozenModel, dataset: PreparedDataset, queries: Queries) -> list[dict[str, Any]]:
+def interest_drift_of(
+    model: FrozenModel, dataset: PreparedDataset, queries: Queries
+) -> list[dict[str, Any]]:
     """The interest drift of the user of every query, for the report; empty without the granularity
     ``evolution``.
 
@@ -64,7 +66,8 @@ def interest_drift_of(model: FrozenModel, dataset: PreparedDataset, queries: Que
         items_L = query.histories.items_E[-model.config.max_history :][-MAX_EVENTS:]
         path = model.interest_path(query)
         long_LD, immediate_LD = (
-            None if states is None else states[-MAX_EVENTS:] for states in (path.long_BD, path.immediate_BD)
+            None if states is None else states[-MAX_EVENTS:]
+            for states in (path.long_BD, path.immediate_BD)
         )
         assert long_LD is not None
         found.append(
@@ -75,7 +78,11 @@ def interest_drift_of(model: FrozenModel, dataset: PreparedDataset, queries: Que
                 "chosen": [groups.labels[g] if g >= 0 else OTHER for g in groups.group_N[items_L]],
                 "times": query.histories.times_E[-len(items_L) :].tolist() if len(items_L) else [],
                 "long": _shares(long_LD @ vectors_ND.T, groups).tolist(),
-                "immediate": None if immediate_LD is None else _shares(immediate_LD @ vectors_ND.T, groups).tolist(),
+                "immediate": (
+                    None
+                    if immediate_LD is None
+                    else _shares(immediate_LD @ vectors_ND.T, groups).tolist()
+                ),
                 "share": float(path.share_B1[-1]) if len(items_L) else 0.0,
             }
         )
@@ -84,15 +91,21 @@ def interest_drift_of(model: FrozenModel, dataset: PreparedDataset, queries: Que
 
 def _shares(scores_LN: Any, groups: Groups) -> Array:
     """Weight of every group among the nearest items: [L, G]."""
-    nearest_LR = scores_LN.topk(min(NEAREST, max(scores_LN.shape[1] // 10, 1)), dim=1).indices.cpu().numpy()
+    nearest_LR = (
+        scores_LN.topk(min(NEAREST, max(scores_LN.shape[1] // 10, 1)), dim=1).indices.cpu().numpy()
+    )
     weights_R = 1 / np.log2(np.arange(nearest_LR.shape[1]) + 2)
     group_LR = groups.group_N[nearest_LR]
-    shares_LG = np.zeros((len(nearest_LR), len(groups.labels) + 1))  # the last column: without a group
-    np.add.at(shares_LG, (np.arange(len(nearest_LR))[:, None], group_LR), weights_R / weights_R.sum())
+    shares_LG = np.zeros(
+        (len(nearest_LR), len(groups.labels) + 1)
+    )  # the last column: without a group
+    np.add.at(
+        shares_LG, (np.arange(len(nearest_LR))[:, None], group_LR), weights_R / weights_R.sum()
+    )
     return shares_LG[:, :-1]
 
 
-# ---------------------------------------------------------------------------------------------------- groups of items
+# ---------------------------------------------------------------------------------- groups of items
 
 
 def find_groups(features: pa.Table, vectors_ND: Array, titles_N: Sequence[str]) -> Groups:
@@ -120,7 +133,9 @@ def _values(column: pa.ChunkedArray) -> list[list[str]]:
     """
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return [[v for v in re.split(r"\s*[,|;>]\s*", cell or "") if v] for cell in column.to_pylist()]
+        return [
+            [v for v in re.split(r"\s*[,|;>]\s*", cell or "") if v] for cell in column.to_pylist()
+        ]
     if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
         return [[v for v in cell or [] if v] for cell in column.to_pylist()]
     return [[] for _ in range(len(column))]
@@ -131,9 +146,13 @@ def _grouped(values: list[list[str]]) -> tuple[list[str], Array]:
     counts = Counter(value for cell in values for value in dict.fromkeys(cell))
     limit = _COMMON * len(values)
     chosen = [next((value for value in cell if counts[value] <= limit), None) for cell in values]
-    labels = [label for label, _ in Counter(value for value in chosen if value is not None).most_common()]
+    labels = [
+        label for label, _ in Counter(value for value in chosen if value is not None).most_common()
+    ]
     places = {label: place for place, label in enumerate(labels)}
-    return labels, np.array([-1 if value is None else places[value] for value in chosen], dtype=np.int64)
+    return labels, np.array(
+        [-1 if value is None else places[value] for value in chosen], dtype=np.int64
+    )
 
 
 def _neighbourhoods(vectors_ND: Array, titles_N: Sequence[str]) -> Groups:

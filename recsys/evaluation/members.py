@@ -30,7 +30,9 @@ from recsys.granularities.apart.section import KIND, ApartConfig
 from recsys.parts import Parts
 from recsys.stack import TRAINED
 
-_MAX_SCORES: Final = 2**23  # scores of one member in memory at a time; there are a few matrices of this size
+_MAX_SCORES: Final = (
+    2**23
+)  # scores of one member in memory at a time; there are a few matrices of this size
 
 
 class SummedModel(Protocol):
@@ -80,7 +82,9 @@ def shares(model: SummedModel, queries: Queries, config: Config) -> Shares:
     alone: dict[str, list[Array]] = {name: [] for name in members}
     without: dict[str, list[Array]] = {name: [] for name in members}
     weighs_K = np.zeros(len(names), dtype=bool)
-    chunk = min(config.evaluate.chunk_users, max(1, _MAX_SCORES // max(len(model.item_vectors_ND), 1)))
+    chunk = min(
+        config.evaluate.chunk_users, max(1, _MAX_SCORES // max(len(model.item_vectors_ND), 1))
+    )
     with torch.inference_mode():
         for piece in queries.chunks(chunk):
             parts = model.parts(piece).cpu()
@@ -130,7 +134,7 @@ class _Scores:
         return QUERY_METRICS[kind](hits_bK, self.queries.num_targets_B, k)
 
 
-# ------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------- report
 
 
 def member_report(
@@ -163,7 +167,10 @@ def member_report(
     """
     stacked = choices.get("members", {})
     order = _order(model, [*stacked, *found.without])
-    spans = _spans({"": together_B, **found.alone, **{f"baseline {n}": v for n, (_, v) in baselines.items()}}, config)
+    spans = _spans(
+        {"": together_B, **found.alone, **{f"baseline {n}": v for n, (_, v) in baselines.items()}},
+        config,
+    )
     return {
         "metric": config.train.metric,
         "single": choices.get("single"),
@@ -174,7 +181,10 @@ def member_report(
             "test": float(together_B.mean()),
             "interval": spans[""],
         },
-        "each": {name: _member(name, together_B, found, spans, model, weights, choices, config) for name in order},
+        "each": {
+            name: _member(name, together_B, found, spans, model, weights, choices, config)
+            for name in order
+        },
         "baselines": {
             name: {
                 "alone": {
@@ -192,7 +202,10 @@ def member_report(
 def _order(model: SummedModel, names: Sequence[str]) -> list[str]:
     """The trained granularities together, each of them, then the closed-form ones."""
     trained = [TRAINED, *model.trained_names]
-    return sorted(dict.fromkeys(names), key=lambda name: trained.index(name) if name in trained else len(trained))
+    return sorted(
+        dict.fromkeys(names),
+        key=lambda name: trained.index(name) if name in trained else len(trained),
+    )
 
 
 def _spans(values: Mapping[str, Array], config: Config) -> dict[str, list[float]]:
@@ -214,7 +227,13 @@ def _member(
     """
     chosen = choices.get("members", {}).get(name)
     section = config.model.granularities.enabled().get(name)
-    of_one = "trained" if name in model.trained_names else KIND if isinstance(section, ApartConfig) else "fitted"
+    of_one = (
+        "trained"
+        if name in model.trained_names
+        else KIND
+        if isinstance(section, ApartConfig)
+        else "fitted"
+    )
     kind = "together" if name == TRAINED else of_one
     is_part = kind == "trained" and bool(choices)
     # stacking keeps or drops the trained granularities together
@@ -237,7 +256,9 @@ def _member(
     if alone is not None and name in found.without:
         without_B = found.without[name]
         entry["without"]["test"] = float(without_B.mean())
-        entry["without"] |= compare(together_B, without_B, config.evaluate.bootstrap, config.seed).to_json()
+        entry["without"] |= compare(
+            together_B, without_B, config.evaluate.bootstrap, config.seed
+        ).to_json()
     return entry
 
 
@@ -252,7 +273,11 @@ def _weight(chosen: Mapping[str, Any] | None, mean: float | None) -> list[float]
 
 def _why(name: str, kind: str, dropped: bool, choices: Mapping[str, Any], metric: str) -> str:
     if not choices:
-        return "its weight is zero for every test user" if dropped else "weighted by the fusion, as trained"
+        return (
+            "its weight is zero for every test user"
+            if dropped
+            else "weighted by the fusion, as trained"
+        )
     single = choices["single"]
     if kind == "trained":
         return f"part of {TRAINED}, which is dropped" if dropped else f"part of {TRAINED}"
@@ -264,14 +289,18 @@ def _why(name: str, kind: str, dropped: bool, choices: Mapping[str, Any], metric
     if dropped:
         return "dropped: adding it gains nothing on validation beyond chance"
     lost = choices["validation"] - choices["members"][name]["without"]
-    return f"kept: without it {metric} {'falls' if lost > 0 else 'does not fall'} on validation ({-lost:+.4f})"
+    return (
+        f"kept: without it {metric} {'falls' if lost > 0 else 'does not fall'} on validation"
+        f" ({-lost:+.4f})"
+    )
 
 
 def single_line(members: Mapping[str, Any]) -> str:
     """A sentence if stacking chose a single member; empty otherwise.
 
     >>> single_line({"is_single": True, "single": "item_cf", "metric": "ndcg@10"})
-    'the model is its best single member, item_cf: no sum of members is better by ndcg@10 on validation'
+    'the model is its best single member, item_cf: no sum of members is better by ndcg@10 on
+    validation'
     """
     if not members.get("is_single"):
         return ""

@@ -86,7 +86,9 @@ def ndcg_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     hits = hits_BK[:, :k]
     discount_k = 1.0 / np.log2(np.arange(2, k + 2))
     ideal_k = np.cumsum(discount_k)
-    return np.asarray((hits @ discount_k[: hits.shape[1]]) / ideal_k[np.minimum(num_targets_B, k) - 1])
+    return np.asarray(
+        (hits @ discount_k[: hits.shape[1]]) / ideal_k[np.minimum(num_targets_B, k) - 1]
+    )
 
 
 QUERY_METRICS: Final[dict[str, Callable[[Array, Array, int], Array]]] = {
@@ -116,7 +118,10 @@ def parse_metric(name: str, kinds: Sequence[str] = (*QUERY_METRICS, *LIST_METRIC
     kind, at, k = name.partition("@")
     if kind not in kinds or not at or not k.isascii() or not k.isdigit() or int(k) < 1:
         valid = " ".join(f"{kind}@K" for kind in kinds)
-        raise ConfigError(f"unknown metric {name!r}; expected one of: {valid}, with K a whole number such as ndcg@20")
+        raise ConfigError(
+            f"unknown metric {name!r}; expected one of: {valid}, with K a whole number such as"
+            " ndcg@20"
+        )
     return Metric(kind, int(k))
 
 
@@ -125,8 +130,14 @@ def query_metrics(hits_BK: Array, num_targets_B: Array, ks: Sequence[int]) -> di
     ≥ max(ks).
     """
     assert hits_BK.shape[1] >= max(ks), f"lists of {hits_BK.shape[1]} for cut-offs up to {max(ks)}"
-    assert len(num_targets_B) == 0 or num_targets_B.min() > 0, "a query without target has no accuracy"
-    return {str(Metric(kind, k)): at(hits_BK, num_targets_B, k) for k in ks for kind, at in QUERY_METRICS.items()}
+    assert len(num_targets_B) == 0 or num_targets_B.min() > 0, (
+        "a query without target has no accuracy"
+    )
+    return {
+        str(Metric(kind, k)): at(hits_BK, num_targets_B, k)
+        for k in ks
+        for kind, at in QUERY_METRICS.items()
+    }
 
 
 def novelty_of(items_BK: Array, counts_N: Array, k: int) -> Array:
@@ -141,7 +152,9 @@ def novelty_of(items_BK: Array, counts_N: Array, k: int) -> Array:
     bits_N = -np.log2((counts_N + 1.0) / (counts_N + 1.0).sum())
     items = items_BK[:, :k]
     listed = items >= 0
-    return np.asarray(np.where(listed, bits_N[items], 0.0).sum(axis=1) / np.maximum(listed.sum(axis=1), 1))
+    return np.asarray(
+        np.where(listed, bits_N[items], 0.0).sum(axis=1) / np.maximum(listed.sum(axis=1), 1)
+    )
 
 
 def diversity_of(items_BK: Array, vectors_ND: Array, k: int, chunk: int = 4096) -> Array:
@@ -200,7 +213,9 @@ def gini_of(exposure_N: Array) -> float:
     return float((weight_N * np.sort(exposure_N)).sum() / (size * total))
 
 
-def list_metrics(items_BK: Array, counts_N: Array, vectors_ND: Array, ks: Sequence[int]) -> dict[str, Array | float]:
+def list_metrics(
+    items_BK: Array, counts_N: Array, vectors_ND: Array, ks: Sequence[int]
+) -> dict[str, Array | float]:
     """Every list metric at every cut-off; novelty and diversity per query, coverage and gini one
     value for all.
 

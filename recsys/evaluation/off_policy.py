@@ -86,7 +86,9 @@ def estimate(trials: Trials, resamples: int, seed: int) -> Estimates:
     sums_UM = np.stack(list(columns.values()), axis=1)
     point = _values(dict(zip(columns, sums_UM.mean(0)[:, None], strict=True)))
     drawn = _values(dict(zip(columns, bootstrap_means(sums_UM, resamples, seed).T, strict=True)))
-    values = {name: interval(point[name][0], drawn[name]) for name in ("shown", "ips", "snips", "dr")}
+    values = {
+        name: interval(point[name][0], drawn[name]) for name in ("shown", "ips", "snips", "dr")
+    }
     gains = {
         name: interval(point[name][0] - point["shown"][0], drawn[name] - drawn["shown"])
         for name in ("ips", "snips", "dr")
@@ -106,7 +108,9 @@ def _values(sums: Mapping[str, Array]) -> dict[str, Array]:
     weight.
     """
     answers, weights = sums["answers"], sums["weights"]
-    mean = np.divide(sums["weighted"], weights, out=np.full_like(weights, np.nan), where=weights > 0)
+    mean = np.divide(
+        sums["weighted"], weights, out=np.full_like(weights, np.nan), where=weights > 0
+    )
     return {
         "shown": sums["rewards"] / answers,
         "ips": sums["weighted"] / answers,
@@ -133,7 +137,11 @@ def predicted(trials: Trials) -> tuple[Array, Array]:
     folds_R = trials.users_R % FOLDS
     for fold in range(FOLDS):
         fits_R = folds_R != fold
-        places, items, rewards = trials.places_R[fits_R], trials.shown_R[fits_R], trials.rewards_R[fits_R]
+        places, items, rewards = (
+            trials.places_R[fits_R],
+            trials.shown_R[fits_R],
+            trials.rewards_R[fits_R],
+        )
         overall = float(rewards.mean()) if len(rewards) else 0.0
         counts = np.bincount(places, minlength=num_places)
         means = (np.bincount(places, rewards, num_places) + _PRIOR * overall) / (counts + _PRIOR)
@@ -142,5 +150,7 @@ def predicted(trials: Trials) -> tuple[Array, Array]:
         asked = ~fits_R
         base = means[trials.places_R[asked]]
         shown_R[asked] = base + more[trials.shown_R[asked]]
-        target_R[asked] = np.where(trials.target_R[asked] < 0, 0.0, base + more[trials.target_R[asked]])
+        target_R[asked] = np.where(
+            trials.target_R[asked] < 0, 0.0, base + more[trials.target_R[asked]]
+        )
     return shown_R, target_R

@@ -24,7 +24,9 @@ from recsys.pace import Pace
 _MAX_SCORES: Final = 2**25  # scores in memory at a time: 128 MB of float32, and a few copies
 _NEAR_SCORES: Final = 2**20  # scores in the buffer: 4 MB, …
 _LEAST_ROWS: Final = 16  # … or more for a large catalogue, as the items are read once for all rows
-_GROUP: Final = 16  # items in a group; the search for the k best first looks at the maximum of each group
+_GROUP: Final = (
+    16  # items in a group; the search for the k best first looks at the maximum of each group
+)
 _TIE_SEED: Final = 0
 
 
@@ -80,7 +82,9 @@ class Ranking:
         return len(self.rows_B)
 
 
-def rank(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, chunk: int = 512) -> Ranking:
+def rank(
+    scorer: Scorer, queries: Queries, k: int, exclude_seen: bool = True, chunk: int = 512
+) -> Ranking:
     """Rank the whole catalogue for every query and mark the hits.
 
     With ``exclude_seen``, items of the visible history (only of events of predicted types) are
@@ -195,7 +199,9 @@ def _candidates(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array, Array, A
     left_b = (np.count_nonzero(near_bG, axis=1) > 4 * k) | np.isneginf(bound_b)
     near_bG[left_b] = False
     rows_c, groups_c = np.divmod(np.flatnonzero(near_bG), groups)
-    places_cM = (rows_c * num_items + groups_c)[:, None] + groups * np.arange(_GROUP)  # in all scores
+    places_cM = (rows_c * num_items + groups_c)[:, None] + groups * np.arange(
+        _GROUP
+    )  # in all scores
     scores_cM = all_bN.ravel()[places_cM]
     kept = np.flatnonzero(scores_cM >= bound_b[rows_c, None])
     rows_r, rest_r = np.nonzero((all_bN[:, whole:] >= bound_b[:, None]) & ~left_b[:, None])
@@ -210,12 +216,15 @@ def _top_of_any(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     num_items = scores_bN.shape[1]
     size = min(k, num_items)
     order_N = torch.from_numpy(tie_order(num_items)).to(scores_bN.device)
-    top_scores, top = scores_bN.topk(min(size + 1, num_items), dim=1)  # one more shows a tie at the end
+    top_scores, top = scores_bN.topk(
+        min(size + 1, num_items), dim=1
+    )  # one more shows a tie at the end
     if torch.isnan(top_scores[:, :1]).any():  # topk puts NaN above every number
         raise _not_a_number()
     last_b1, next_b1 = top_scores[:, size - 1 : size], top_scores[:, size:]
     top_scores, top = top_scores[:, :size], top[:, :size]
-    # topk may cut a group of equal scores anywhere; then choose again among the equal ones by the shuffle
+    # topk may cut a group of equal scores anywhere; then choose again among the equal ones by the
+    # shuffle
     open_b = (next_b1 == last_b1).any(dim=1) & torch.isfinite(last_b1[:, 0])
     if open_b.any():
         again = scores_bN[open_b]
@@ -250,7 +259,10 @@ def top_by_vectors(
     16 rows for a large catalogue, not one for all users.
     """
     num_items = len(vectors_ND)
-    size = max(1, min(max(_LEAST_ROWS, _NEAR_SCORES // max(1, num_items)), _MAX_SCORES // max(1, num_items)))
+    size = max(
+        1,
+        min(max(_LEAST_ROWS, _NEAR_SCORES // max(1, num_items)), _MAX_SCORES // max(1, num_items)),
+    )
     size = min(size, len(users_bD))
     buffer = torch.empty(size, num_items, dtype=users_bD.dtype, device=users_bD.device)
     items_bK = np.full((len(users_bD), k), -1, dtype=np.int32)
@@ -277,7 +289,9 @@ def _lists(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chunk: 
     return _by_scores(scorer, queries, k, exclude_seen, chunk)
 
 
-def _by_vectors(scorer: VectorScorer, queries: Queries, k: int, exclude_seen: bool, chunk: int) -> Found:
+def _by_vectors(
+    scorer: VectorScorer, queries: Queries, k: int, exclude_seen: bool, chunk: int
+) -> Found:
     """Yield the lists of a vector scorer, users of similar length together; popularity for users
     without a signal.
     """
@@ -298,7 +312,9 @@ def _by_scores(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chu
     """Yield the lists of any scorer; no chunk has more than the allowed number of scores."""
     if len(queries) == 0:
         return
-    num_items = scorer.scores(next(queries.chunks(1))).shape[-1]  # one query shows how large the catalogue is
+    num_items = scorer.scores(next(queries.chunks(1))).shape[
+        -1
+    ]  # one query shows how large the catalogue is
     done = 0
     for piece in queries.chunks(min(chunk, max(1, _MAX_SCORES // max(1, num_items)))):
         scores_bN = scorer.scores(piece)
@@ -310,12 +326,16 @@ def _by_scores(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chu
 
 
 def _not_a_number() -> ValueError:
-    return ValueError("the scorer returned NaN: the model has diverged, or one of its inputs is not finite")
+    return ValueError(
+        "the scorer returned NaN: the model has diverged, or one of its inputs is not finite"
+    )
 
 
 def _check(scores_bN: torch.Tensor, num_queries: int) -> None:
     if scores_bN.ndim != 2 or len(scores_bN) != num_queries:
-        raise ValueError(f"expected scores of shape [{num_queries}, items], got {tuple(scores_bN.shape)}")
+        raise ValueError(
+            f"expected scores of shape [{num_queries}, items], got {tuple(scores_bN.shape)}"
+        )
 
 
 def mask_seen(scores_bN: torch.Tensor, queries: Queries) -> None:

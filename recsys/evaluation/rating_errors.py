@@ -33,7 +33,9 @@ class Rater(Protocol):
         ...
 
 
-def rating_report(model: Rater, dataset: PreparedDataset, config: Config, through: Split) -> dict[str, Any]:
+def rating_report(
+    model: Rater, dataset: PreparedDataset, config: Config, through: Split
+) -> dict[str, Any]:
     """The section ``ratings`` of ``metrics.json``; ``skipped`` says why there are no figures.
 
     Baselines are fitted on the events through ``through``. The dampings of the ridge regression are
@@ -60,8 +62,14 @@ def rating_report(model: Rater, dataset: PreparedDataset, config: Config, throug
         "events": len(values_P),
         "level": LEVEL,
         "model": errors(ours_P, users_P, *settings),
-        "comparison": {"squared error by user against": RIDGE, **compare(ours_U, theirs_U, *settings).to_json()},
-        "baselines": {name: errors(found_P - values_P, users_P, *settings) for name, found_P in baselines.items()},
+        "comparison": {
+            "squared error by user against": RIDGE,
+            **compare(ours_U, theirs_U, *settings).to_json(),
+        },
+        "baselines": {
+            name: errors(found_P - values_P, users_P, *settings)
+            for name, found_P in baselines.items()
+        },
         "ridge": {"item_damping": constants.item_damping, "user_damping": constants.user_damping},
     }
 
@@ -74,15 +82,22 @@ def errors(differences_P: Array, users_P: Array, resamples: int, seed: int) -> d
     (1.0, 1.666667)
     """
     _, rows_P = np.unique(users_P, return_inverse=True)
-    sums_U3 = np.stack([np.bincount(rows_P, of) for of in (differences_P**2, np.abs(differences_P))], axis=1)
+    sums_U3 = np.stack(
+        [np.bincount(rows_P, of) for of in (differences_P**2, np.abs(differences_P))], axis=1
+    )
     sums_U3 = np.concatenate([sums_U3, np.bincount(rows_P)[:, None]], axis=1)
     drawn_R3 = bootstrap_means(sums_U3, resamples, seed)
-    drawn = {"rmse": np.sqrt(drawn_R3[:, 0] / drawn_R3[:, 2]), "mae": drawn_R3[:, 1] / drawn_R3[:, 2]}
+    drawn = {
+        "rmse": np.sqrt(drawn_R3[:, 0] / drawn_R3[:, 2]),
+        "mae": drawn_R3[:, 1] / drawn_R3[:, 2],
+    }
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     return {
         "rmse": float(np.sqrt(np.mean(differences_P**2))),
         "mae": float(np.mean(np.abs(differences_P))),
-        "interval": {name: [float(end) for end in np.quantile(of, ends)] for name, of in drawn.items()},
+        "interval": {
+            name: [float(end) for end in np.quantile(of, ends)] for name, of in drawn.items()
+        },
     }
 
 
@@ -98,7 +113,11 @@ def _chosen(histories: Histories, num_items: int) -> Constants:
         return Constants()
     tried = [Constants(item, user) for item, user in product(_DAMPINGS, _DAMPINGS)]
     squares = [
-        float(np.mean((_by_biases(biases(training, num_items, constants), queries) - values.numpy()) ** 2))
+        float(
+            np.mean(
+                (_by_biases(biases(training, num_items, constants), queries) - values.numpy()) ** 2
+            )
+        )
         for constants in tried
     ]
     return tried[int(np.argmin(squares))]

@@ -16,14 +16,23 @@ from recsys.evaluation.bootstrap import compare, compare_all, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking
 
-LENGTHS: Final = {"0": (0, 0), "1–4": (1, 4), "5–9": (5, 9), "10–19": (10, 19), "20–49": (20, 49), "50+": (50, None)}
+LENGTHS: Final = {
+    "0": (0, 0),
+    "1–4": (1, 4),
+    "5–9": (5, 9),
+    "10–19": (10, 19),
+    "20–49": (20, 49),
+    "50+": (50, None),
+}
 Groups = dict[str, dict[str, Array]]
 
 
 COLD: Final = "cold users"  # label in the group "cold"
 
 
-def user_segments(queries: Queries, friends_U: Array | None, through: Split, cold_U: Array | None = None) -> Groups:
+def user_segments(
+    queries: Queries, friends_U: Array | None, through: Split, cold_U: Array | None = None
+) -> Groups:
     """Groups of masks over the queries: group → label → [B] bool. Labels without queries are left
     out.
 
@@ -45,7 +54,10 @@ def user_segments(queries: Queries, friends_U: Array | None, through: Split, col
     lengths_B = queries.histories.lengths_U
     groups: Groups = {
         "history": {
-            label: (lengths_B >= low) & (lengths_B <= (high if high is not None else lengths_B.max(initial=0)))
+            label: (
+                (lengths_B >= low)
+                & (lengths_B <= (high if high is not None else lengths_B.max(initial=0)))
+            )
             for label, (low, high) in LENGTHS.items()
         }
     }
@@ -58,11 +70,19 @@ def user_segments(queries: Queries, friends_U: Array | None, through: Split, col
     if cold_U is not None:
         is_cold_B = (queries.histories.users_U >= 0) & cold_U[queries.histories.users_U]
         groups["cold"] = {COLD: is_cold_B, "other users": ~is_cold_B}
-    return {group: {label: mask for label, mask in masks.items() if mask.any()} for group, masks in groups.items()}
+    return {
+        group: {label: mask for label, mask in masks.items() if mask.any()}
+        for group, masks in groups.items()
+    }
 
 
 def segment_report(
-    groups: Groups, values: Mapping[str, Mapping[str, Array]], model: str, main: str, resamples: int, seed: int
+    groups: Groups,
+    values: Mapping[str, Mapping[str, Array]],
+    model: str,
+    main: str,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Metrics by segment: group → label → entry.
 
@@ -93,17 +113,27 @@ def segment_report(
         found = compare_all(ours_B, theirs, resamples, seed)
         return {
             "queries": int(mask_B.sum()),
-            "model": {name: float(value_B[mask_B].mean()) for name, value_B in values[model].items()},
+            "model": {
+                name: float(value_B[mask_B].mean()) for name, value_B in values[model].items()
+            },
             "interval": intervals({main: ours_B}, resamples, seed)[main],
             "baselines": {name: {main: float(value_B.mean())} for name, value_B in theirs.items()},
             "against": {name: comparison.to_json() for name, comparison in found.items()},
         }
 
-    return {group: {label: entry(mask_B) for label, mask_B in masks.items()} for group, masks in groups.items()}
+    return {
+        group: {label: entry(mask_B) for label, mask_B in masks.items()}
+        for group, masks in groups.items()
+    }
 
 
 def paired_report(
-    mask_B: Array, values: Mapping[str, Array], without: Mapping[str, Array], model: str, resamples: int, seed: int
+    mask_B: Array,
+    values: Mapping[str, Array],
+    without: Mapping[str, Array],
+    model: str,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """The model against every baseline, and against itself without each granularity, on the queries
     of one segment.
@@ -128,17 +158,27 @@ def paired_report(
         theirs = other_B[mask_B]
         found = compare(ours, theirs, resamples, seed).to_json()
         mean = float(theirs.mean())
-        return {"value": mean, "relative": found["difference"] / mean if mean > 0 else None, **found}
+        return {
+            "value": mean,
+            "relative": found["difference"] / mean if mean > 0 else None,
+            **found,
+        }
 
     others = {name: against(other_B) for name, other_B in values.items() if name != model}
     best = max(others, key=lambda name: float(others[name]["value"]), default=None)
     return {
-        "comparison": {"best_baseline": best, "chosen_by": "test metric on these users", "against": others},
+        "comparison": {
+            "best_baseline": best,
+            "chosen_by": "test metric on these users",
+            "against": others,
+        },
         "granularities": {name: against(other_B) for name, other_B in without.items()},
     }
 
 
-def new_item_report(rankings: Mapping[str, Ranking], counts_N: Array, model: str, main: str) -> dict[str, Any]:
+def new_item_report(
+    rankings: Mapping[str, Ranking], counts_N: Array, model: str, main: str
+) -> dict[str, Any]:
     """The main metric for targets without any training event: only these count as targets and hits;
     ranks do not change.
 
@@ -165,6 +205,8 @@ def new_item_report(rankings: Mapping[str, Ranking], counts_N: Array, model: str
             "targets": int(is_new_P.sum()),
             "share": float(is_new_P.mean()),
             "model": {main: main_metric(any_ranking)},
-            "baselines": {name: {main: main_metric(r)} for name, r in rankings.items() if name != model},
+            "baselines": {
+                name: {main: main_metric(r)} for name, r in rankings.items() if name != model
+            },
         }
     }

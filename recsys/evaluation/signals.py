@@ -93,9 +93,14 @@ def query_signals(queries: Queries, dataset: PreparedDataset, through: Split) ->
             (lengths_B > 0).astype(np.int64) + (lengths_B > SHORT),
         )
     ]
-    signals += [Signal.of(name, (users_B >= 0) & has_V[users_B]) for name, has_V in _of_users(dataset).items()]
+    signals += [
+        Signal.of(name, (users_B >= 0) & has_V[users_B])
+        for name, has_V in _of_users(dataset).items()
+    ]
     for name, has_N in _of_items(dataset, through).items():
-        lacking_B = np.bincount(queries.target_rows()[~has_N[queries.target_items]], minlength=len(queries))
+        lacking_B = np.bincount(
+            queries.target_rows()[~has_N[queries.target_items]], minlength=len(queries)
+        )
         signals.append(Signal.of(name, lacking_B == 0))
     return signals
 
@@ -105,7 +110,10 @@ def _of_users(dataset: PreparedDataset) -> dict[str, Array]:
     friends_V = np.zeros(dataset.num_users, dtype=bool)
     friends_V[dataset.social_edges()[0]] = True
     texts = dataset.user_texts(Split.VALID)
-    found = {"friends": friends_V, "user attributes": described(dataset.user_features, dataset.num_users)}
+    found = {
+        "friends": friends_V,
+        "user attributes": described(dataset.user_features, dataset.num_users),
+    }
     if texts is not None:
         found["user text"] = texts.whole(np.arange(dataset.num_users)) >= 0
     return {name: has_V for name, has_V in found.items() if has_V.any()}
@@ -113,7 +121,10 @@ def _of_users(dataset: PreparedDataset) -> dict[str, Array]:
 
 def _of_items(dataset: PreparedDataset, through: Split) -> dict[str, Array]:
     """Signals that at least one item has, as masks [N]."""
-    no_attributes = {*(dataset.manifest.text.get("fields") or ()), title_column(dataset.features) or ""}
+    no_attributes = {
+        *(dataset.manifest.text.get("fields") or ()),
+        title_column(dataset.features) or "",
+    }
     found = {
         "item text": dataset.has_text_N,
         "item attributes": described(dataset.features, dataset.num_items, no_attributes),
@@ -150,7 +161,9 @@ def combinations(signals: Sequence[Signal], num_queries: int) -> list[Combinatio
     the end.
     """
     codes_BS = np.stack([signal.codes_B for signal in signals], axis=1)
-    states_CS, which_B, counts_C = np.unique(codes_BS, axis=0, return_inverse=True, return_counts=True)
+    states_CS, which_B, counts_C = np.unique(
+        codes_BS, axis=0, return_inverse=True, return_counts=True
+    )
     which_B = which_B.reshape(num_queries)
     found, pooled_B = [], np.zeros(num_queries, dtype=bool)
     for place in np.argsort(-counts_C, kind="stable").tolist():
@@ -160,7 +173,9 @@ def combinations(signals: Sequence[Signal], num_queries: int) -> list[Combinatio
             continue
         states = list(zip(signals, states_CS[place].tolist(), strict=True))
         present = tuple(signal.states[code - 1] for signal, code in states if code)
-        found.append(Combination(present, tuple(signal.name for signal, code in states if not code), mask_B))
+        found.append(
+            Combination(present, tuple(signal.name for signal, code in states if not code), mask_B)
+        )
     return [*found, Combination((), (), pooled_B)] if pooled_B.any() else found
 
 
@@ -189,7 +204,9 @@ def certificate(
     return [_entry(each, values, model, resamples, seed) for each in found]
 
 
-def _entry(found: Combination, values: Mapping[str, Array], model: str, resamples: int, seed: int) -> dict[str, Any]:
+def _entry(
+    found: Combination, values: Mapping[str, Array], model: str, resamples: int, seed: int
+) -> dict[str, Any]:
     ours_b = values[model][found.mask_B]
     entry: dict[str, Any] = {
         "label": found.label,

@@ -6,7 +6,8 @@ would trust them too much. Why not one search on all validation users: weights t
 measured on the same users look better than they are. So the weights are the mean of two methods,
 both without negative weights, and cross-fitting over the users measures the result:
 
-* the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small ridge.
+* the likelihood of the targets under a softmax of the weighted sum, a convex fit with a small
+  ridge.
   It has hardly any noise, but it rewards members that separate likely from unlikely items, even if
   that does not help the first places;
 * bagged ensemble selection for the metric (:mod:`recsys.evaluation.ensemble_selection`). It
@@ -46,16 +47,26 @@ from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 
 FOLDS: Final = 5
 _SELECTED: Final = 0.7  # share of ensemble selection in the weights; the softmax fit has the rest
-_PULLS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)  # tried steps towards the best single member; 1 is that member
+_PULLS: Final = (
+    0.0,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+)  # tried steps towards the best single member; 1 is that member
 _NOTHING: Final = 0.01  # share of the sum of weights below which a member is dropped
 _LITTLE: Final = 0.02  # the same if one of the two methods gives it no weight …
 _NONE: Final = 0.001  # … or less than this share
-_GROUP_NOISE: Final = 1.5  # group weights must gain this many standard errors of the paired difference
+_GROUP_NOISE: Final = (
+    1.5  # group weights must gain this many standard errors of the paired difference
+)
 _LEAST_QUERIES: Final = 100  # a smaller group has no weights of its own
 _GROUP: Final = (0.0, 0.5, 2.0)  # tried factors on the weights of a group
 _RIDGE: Final = 10.0  # ridge of the softmax fit, divided by the number of queries
 _FIT_STEPS: Final = 40
-_FEW_TARGETS: Final = 3  # with at most so many targets per query, ranks are counted instead of sorting
+_FEW_TARGETS: Final = (
+    3  # with at most so many targets per query, ranks are counted instead of sorting
+)
 _LEAST: Final = 1e-12  # least sum of weights
 
 
@@ -79,7 +90,9 @@ class Candidates:
         """Some of the queries."""
         at = torch.from_numpy(rows_Q)
         scores_QPM, hits_QP, listed_QP = self.scores_QPM[at], self.hits_QP[at], self.listed_QP[at]
-        return Candidates(scores_QPM, hits_QP, listed_QP, self.num_targets_Q[rows_Q], self.groups_Q[rows_Q])
+        return Candidates(
+            scores_QPM, hits_QP, listed_QP, self.num_targets_Q[rows_Q], self.groups_Q[rows_Q]
+        )
 
     def __len__(self) -> int:
         return len(self.num_targets_Q)
@@ -98,7 +111,9 @@ class Stacked:
     cross_fitted: float  # of stacks chosen without the fold on which they are measured
     single_cross_fitted: float  # of the best single member, chosen in the same way
     alone: dict[str, float] = field(default_factory=dict)
-    without: dict[str, float] = field(default_factory=dict)  # of the stack with one weight set to zero
+    without: dict[str, float] = field(
+        default_factory=dict
+    )  # of the stack with one weight set to zero
     dropped: list[str] = field(default_factory=list)  # members without any weight
 
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:
@@ -121,7 +136,9 @@ class Stacked:
         }
 
 
-def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, metric: str, seed: int) -> Stacked:
+def choose_stack(
+    candidates: Candidates, names: Sequence[str], num_groups: int, metric: str, seed: int
+) -> Stacked:
     """Choose the weights as the module describes.
 
     Parameters
@@ -138,15 +155,22 @@ def choose_stack(candidates: Candidates, names: Sequence[str], num_groups: int, 
         Seed of the folds.
     """
     measure = _measure(metric)
-    alone_QM = np.stack([measure(candidates, _one(m, len(names), num_groups)) for m in range(len(names))], axis=1)
+    alone_QM = np.stack(
+        [measure(candidates, _one(m, len(names), num_groups)) for m in range(len(names))], axis=1
+    )
     best = int(np.argmax(alone_QM.mean(axis=0)))
     folds = _Folds(candidates, measure, seed)
-    singles = [_one(int(np.argmax(alone_QM[rest].mean(axis=0))), len(names), num_groups) for rest, _ in folds.pairs]
+    singles = [
+        _one(int(np.argmax(alone_QM[rest].mean(axis=0))), len(names), num_groups)
+        for rest, _ in folds.pairs
+    ]
     single_Q = folds.measured(singles)
     blend = _Blend(metric, num_groups, seed)
     crossed = folds.fitted(blend)
     for pull in _PULLS:
-        crossed_Q = folds.measured([_pulled(*pair, pull) for pair in zip(crossed, singles, strict=True)])
+        crossed_Q = folds.measured(
+            [_pulled(*pair, pull) for pair in zip(crossed, singles, strict=True)]
+        )
         if crossed_Q.mean() >= single_Q.mean():
             break
     chosen_GM = _pulled(blend(candidates), _one(best, len(names), num_groups), pull)
@@ -250,7 +274,10 @@ class _Folds:
         for which neither is empty.
         """
         fold_Q = np.random.default_rng(self.seed).permutation(len(self.candidates)) % FOLDS
-        found = [(np.flatnonzero(fold_Q != fold), np.flatnonzero(fold_Q == fold)) for fold in range(FOLDS)]
+        found = [
+            (np.flatnonzero(fold_Q != fold), np.flatnonzero(fold_Q == fold))
+            for fold in range(FOLDS)
+        ]
         return [(rest, held) for rest, held in found if len(rest) and len(held)]
 
     @cached_property

@@ -24,7 +24,11 @@ REPEATED: Final = "repeat_targets"
 
 
 def target_report(
-    scorers: Mapping[str, Scorer], rankings: Mapping[str, Ranking], queries: Queries, config: Config, model: str
+    scorers: Mapping[str, Scorer],
+    rankings: Mapping[str, Ranking],
+    queries: Queries,
+    config: Config,
+    model: str,
 ) -> dict[str, Any]:
     """``new_targets`` and ``repeat_targets`` → {queries, targets, share, model: main metric,
     baselines: main metric}.
@@ -56,7 +60,9 @@ def target_report(
     at, chunk = QUERY_METRICS[kind], config.evaluate.chunk_users
     anew = {name: rank(scorer, queries, k, True, chunk) for name, scorer in scorers.items()}
     if len(anew[model]):
-        values = {name: at(ranking.hits_BK, ranking.num_targets_B, k) for name, ranking in anew.items()}
+        values = {
+            name: at(ranking.hits_BK, ranking.num_targets_B, k) for name, ranking in anew.items()
+        }
         found[NEW] = _entry(values, ~had_P, config, model)
     return found
 
@@ -69,7 +75,11 @@ def had_before(queries: Queries) -> Array:
 
 
 def type_report(
-    rankings: Mapping[str, Ranking], queries: Queries, event_types: Sequence[str], config: Config, model: str
+    rankings: Mapping[str, Ranking],
+    queries: Queries,
+    event_types: Sequence[str],
+    config: Config,
+    model: str,
 ) -> dict[str, Any]:
     """Event type → the same figures for targets of that type only; the lists do not change. Empty
     for a single type.
@@ -105,7 +115,9 @@ def _values(ranking: Ranking, keys: Array, config: Config) -> Array:
     return QUERY_METRICS[kind](hits_BK[num_B > 0], num_B[num_B > 0], k)
 
 
-def _entry(values: Mapping[str, Array], is_counted_P: Array, config: Config, model: str) -> dict[str, Any]:
+def _entry(
+    values: Mapping[str, Array], is_counted_P: Array, config: Config, model: str
+) -> dict[str, Any]:
     metric = config.train.metric
     means = {name: {metric: float(values_B.mean())} for name, values_B in values.items()}
     return {

@@ -66,10 +66,16 @@ def trust_report(
     levels_N = popularity_levels(counts_N)
     queries = next(iter(rankings.values())).queries
     lists = {name: ranking.items_BK[:, :k] for name, ranking in rankings.items()}
-    items = {"popularity": exposure_report(one_hot(levels_N, len(ITEM_LEVELS)), ITEM_LEVELS, counts_N, lists)}
+    items = {
+        "popularity": exposure_report(
+            one_hot(levels_N, len(ITEM_LEVELS)), ITEM_LEVELS, counts_N, lists
+        )
+    }
     if config.evaluate.item_group:
         column = config.evaluate.item_group
-        share_NG, labels = item_groups(column_of(dataset.features, column, "evaluate.item_group", "items"), counts_N)
+        share_NG, labels = item_groups(
+            column_of(dataset.features, column, "evaluate.item_group", "items"), counts_N
+        )
         items[column] = exposure_report(share_NG, labels, counts_N, lists)
     main = {name: of[config.train.metric] for name, of in values.items()}
     users = {
@@ -82,10 +88,15 @@ def trust_report(
         )
         for column in config.evaluate.user_groups
     }
-    return {"k": k, "items": items, "bias": popularity_bias(queries, counts_N, levels_N, lists), "users": users}
+    return {
+        "k": k,
+        "items": items,
+        "bias": popularity_bias(queries, counts_N, levels_N, lists),
+        "users": users,
+    }
 
 
-# ------------------------------------------------------------------------------------------------- exposure of items
+# -------------------------------------------------------------------------------- exposure of items
 
 
 def popularity_levels(counts_N: Array) -> Array:
@@ -115,7 +126,10 @@ def item_groups(column: pa.ChunkedArray, counts_N: Array) -> tuple[Array, list[s
     An item with a list of n values is 1/n in each; without a value it is "unknown".
     """
     lists = [value if isinstance(value, list) else [value] for value in column.to_pylist()]
-    named = [sorted({"unknown" if v in (None, "") else str(v) for v in values} or {"unknown"}) for values in lists]
+    named = [
+        sorted({"unknown" if v in (None, "") else str(v) for v in values} or {"unknown"})
+        for values in lists
+    ]
     weight: dict[str, float] = {}
     for names, count in zip(named, counts_N.tolist(), strict=True):
         for name in names:
@@ -132,7 +146,10 @@ def item_groups(column: pa.ChunkedArray, counts_N: Array) -> tuple[Array, list[s
 
 
 def exposure_report(
-    share_NG: Array, labels: tuple[str, ...] | list[str], counts_N: Array, lists: Mapping[str, Array]
+    share_NG: Array,
+    labels: tuple[str, ...] | list[str],
+    counts_N: Array,
+    lists: Mapping[str, Array],
 ) -> dict[str, Any]:
     """Shares of item groups in the items, the interactions and the exposure of every recommender,
     and the disparities.
@@ -141,13 +158,18 @@ def exposure_report(
     exposure that would have to move so that exposure follows what people chose; 0 if it does.
     """
     wanted_G = shares_of(counts_N.astype(np.float64), share_NG)
-    exposed = {name: shares_of(exposure_N(items_BK, len(counts_N)), share_NG) for name, items_BK in lists.items()}
+    exposed = {
+        name: shares_of(exposure_N(items_BK, len(counts_N)), share_NG)
+        for name, items_BK in lists.items()
+    }
     return {
         "labels": list(labels),
         "items": shares_of(np.ones(len(counts_N)), share_NG).tolist(),
         "interactions": wanted_G.tolist(),
         "exposure": {name: found_G.tolist() for name, found_G in exposed.items()},
-        "disparity": {name: float(np.abs(found_G - wanted_G).sum() / 2) for name, found_G in exposed.items()},
+        "disparity": {
+            name: float(np.abs(found_G - wanted_G).sum() / 2) for name, found_G in exposed.items()
+        },
     }
 
 
@@ -158,7 +180,9 @@ def exposure_N(items_BK: Array, num_items: int) -> Array:
     >>> exposure_N(np.array([[2, 0, 1], [2, -1, -1]]), 4).round(4).tolist()  # 1/log2(3), 1/2, 1 + 1
     [0.6309, 0.5, 2.0, 0.0]
     """
-    discount_BK = np.broadcast_to(1.0 / np.log2(np.arange(2, items_BK.shape[1] + 2)), items_BK.shape)
+    discount_BK = np.broadcast_to(
+        1.0 / np.log2(np.arange(2, items_BK.shape[1] + 2)), items_BK.shape
+    )
     shown = items_BK >= 0
     return np.bincount(items_BK[shown], weights=discount_BK[shown], minlength=num_items)
 
@@ -169,10 +193,12 @@ def shares_of(amount_N: Array, share_NG: Array) -> Array:
     return np.asarray(amount_N @ share_NG / total) if total > 0 else np.zeros(share_NG.shape[1])
 
 
-# --------------------------------------------------------------------------------------------------- popularity bias
+# ---------------------------------------------------------------------------------- popularity bias
 
 
-def popularity_bias(queries: Queries, counts_N: Array, levels_N: Array, lists: Mapping[str, Array]) -> dict[str, Any]:
+def popularity_bias(
+    queries: Queries, counts_N: Array, levels_N: Array, lists: Mapping[str, Array]
+) -> dict[str, Any]:
     """Average recommendation popularity, and popularity lift by the taste of the user.
 
     ARP (Yin et al. 2012): mean over users of the mean number of interactions of the recommended
@@ -245,7 +271,7 @@ def tail_shares(lists: Mapping[str, Array], levels_N: Array) -> dict[str, Array]
     return found
 
 
-# ------------------------------------------------------------------------------------------------------ user groups
+# -------------------------------------------------------------------------------------- user groups
 
 
 def user_groups(column: pa.ChunkedArray) -> dict[str, Array]:
@@ -304,12 +330,18 @@ def user_group_report(
         label: {
             "queries": int(mask_B.sum()),
             "value": {name: float(of_B[mask_B].mean()) for name, of_B in main.items()},
-            "interval": {n: intervals({"v": of_B[mask_B]}, resamples, seed)["v"] for n, of_B in main.items()},
+            "interval": {
+                n: intervals({"v": of_B[mask_B]}, resamples, seed)["v"] for n, of_B in main.items()
+            },
             "beyond_head": {name: _finite_mean(of_B[mask_B]) for name, of_B in beyond_head.items()},
         }
         for label, mask_B in masks.items()
     }
-    gaps = {name: _gap(of_B, masks, resamples, seed) for name, of_B in main.items()} if len(masks) > 1 else {}
+    gaps = (
+        {name: _gap(of_B, masks, resamples, seed) for name, of_B in main.items()}
+        if len(masks) > 1
+        else {}
+    )
     shown = {name: [row["beyond_head"][name] for row in rows.values()] for name in beyond_head}
     return {
         "groups": rows,
@@ -325,7 +357,10 @@ def user_group_report(
 def _gap(values_B: Array, masks: Mapping[str, Array], resamples: int, seed: int) -> dict[str, Any]:
     """Best minus worst group of one recommender, with an interval over the users of both groups."""
     means = {label: float(values_B[mask_B].mean()) for label, mask_B in masks.items()}
-    best, worst = max(means, key=lambda label: means[label]), min(means, key=lambda label: means[label])
+    best, worst = (
+        max(means, key=lambda label: means[label]),
+        min(means, key=lambda label: means[label]),
+    )
     draws_R = bootstrap_means(values_B[masks[best]][:, None], resamples, seed)[:, 0]
     draws_R = draws_R - bootstrap_means(values_B[masks[worst]][:, None], resamples, seed + 1)[:, 0]
     low, high = np.quantile(draws_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -347,6 +382,12 @@ def column_of(table: pa.Table, name: str, key: str, what: str) -> pa.ChunkedArra
         The table does not have the column.
     """
     if name not in table.column_names:
-        known = [column for column in table.column_names if column not in (schema.ITEM_ID, schema.USER_ID)]
-        raise ConfigError(f"{key}: {name!r} is not a column of {what}; columns: {', '.join(known) or 'none'}")
+        known = [
+            column
+            for column in table.column_names
+            if column not in (schema.ITEM_ID, schema.USER_ID)
+        ]
+        raise ConfigError(
+            f"{key}: {name!r} is not a column of {what}; columns: {', '.join(known) or 'none'}"
+        )
     return table.column(name)

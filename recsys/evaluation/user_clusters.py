@@ -34,7 +34,9 @@ def memberships(model: FrozenModel, queries: Queries) -> Array | None:
     """p(k|u) of every query [B, K], zero rows for users without a signal; None for a model without
     user clusters.
     """
-    module = next((module for _, module in model.encoders.each() if isinstance(module, Stratum)), None)
+    module = next(
+        (module for _, module in model.encoders.each() if isinstance(module, Stratum)), None
+    )
     if module is None:
         return None
     batch = last_position(queries, model.config.max_history).to(model.item_vectors_ND.device)
@@ -68,7 +70,9 @@ def describe_strata(
     members. ``nearest``: distance to the nearest other cluster, in the same unit. ``explained``:
     share of the users' variance that is between clusters. ``choices``: how their number was chosen.
     """
-    module = next((module for _, module in model.encoders.each() if isinstance(module, Stratum)), None)
+    module = next(
+        (module for _, module in model.encoders.each() if isinstance(module, Stratum)), None
+    )
     if module is None:
         return None
     counts_KN, weight_K, sharpness = _counts(model, dataset, through)
@@ -91,8 +95,14 @@ def describe_strata(
                 "share": float(weight_K[k] / max(weight_K.sum(), 1e-12)),
                 "members": int(strata.size_K[k]),
                 "radius": float(np.sqrt(strata.within_K[k])),
-                "nearest": float(np.sqrt(max(apart_KK[k].min(), 0.0))) if len(apart_KK) > 1 else None,
-                "items": [titles[i] for i in np.argsort(-lift_KN[k], kind="stable")[:_NUM_ITEMS] if lift_KN[k, i] > 0],
+                "nearest": (
+                    float(np.sqrt(max(apart_KK[k].min(), 0.0))) if len(apart_KK) > 1 else None
+                ),
+                "items": [
+                    titles[i]
+                    for i in np.argsort(-lift_KN[k], kind="stable")[:_NUM_ITEMS]
+                    if lift_KN[k, i] > 0
+                ],
                 "terms": terms_K[k],
             }
             for k in range(module.num_strata)
@@ -100,7 +110,9 @@ def describe_strata(
     }
 
 
-def _counts(model: FrozenModel, dataset: PreparedDataset, through: Split) -> tuple[Array, Array, float]:
+def _counts(
+    model: FrozenModel, dataset: PreparedDataset, through: Split
+) -> tuple[Array, Array, float]:
     """Choices of every item by cluster [K, N], users by cluster [K], and the mean of the largest
     weight.
     """
@@ -112,10 +124,20 @@ def _counts(model: FrozenModel, dataset: PreparedDataset, through: Split) -> tup
             p_BK = memberships(model, piece)
             assert p_BK is not None
             if counts_NK is None:
-                counts_NK, weight_K = np.zeros((dataset.num_items, p_BK.shape[1])), np.zeros(p_BK.shape[1])
-            np.add.at(counts_NK, piece.histories.items_E, np.repeat(p_BK, piece.histories.lengths_U, axis=0))
+                counts_NK, weight_K = (
+                    np.zeros((dataset.num_items, p_BK.shape[1])),
+                    np.zeros(p_BK.shape[1]),
+                )
+            np.add.at(
+                counts_NK,
+                piece.histories.items_E,
+                np.repeat(p_BK, piece.histories.lengths_U, axis=0),
+            )
             weight_K = weight_K + p_BK.sum(axis=0)
-            heaviest, users = heaviest + float(p_BK.max(axis=1).sum()), users + int(p_BK.any(axis=1).sum())
+            heaviest, users = (
+                heaviest + float(p_BK.max(axis=1).sum()),
+                users + int(p_BK.any(axis=1).sum()),
+            )
     assert counts_NK is not None, "a model was trained on events"
     return counts_NK.T, weight_K, heaviest / max(users, 1)
 
@@ -140,9 +162,14 @@ def _terms(texts: list[str], counts_KN: Array) -> list[list[str]]:
     chosen = np.argsort(-counts_KN.sum(axis=0), kind="stable")[:_MOST_ITEMS]
     words = [sorted({word.lower() for word in _WORD.findall(texts[item])}) for item in chosen]
     items_of = Counter(word for row in words for word in row)
-    numbers = {word: number for number, word in enumerate(w for w, items in items_of.items() if items > 1)}
+    numbers = {
+        word: number for number, word in enumerate(w for w, items in items_of.items() if items > 1)
+    }
     counts_WK = np.zeros((len(numbers), len(counts_KN)))
     for item, row in zip(chosen, words, strict=True):
         counts_WK[[numbers[word] for word in row if word in numbers]] += counts_KN[:, item]
     lift_KW, names = _contributions(counts_WK.T), list(numbers)
-    return [[names[w] for w in np.argsort(-row_W, kind="stable")[:_NUM_TERMS] if row_W[w] > 0] for row_W in lift_KW]
+    return [
+        [names[w] for w in np.argsort(-row_W, kind="stable")[:_NUM_TERMS] if row_W[w] > 0]
+        for row_W in lift_KW
+    ]

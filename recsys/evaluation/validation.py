@@ -50,7 +50,9 @@ class Validator:
     def of(config: Config) -> Validator:
         """The validator for ``train.metric`` and the other settings of a configuration."""
         parse_metric(config.train.metric, tuple(QUERY_METRICS))
-        return Validator(config.train.metric, config.evaluate.exclude_seen, config.evaluate.chunk_users)
+        return Validator(
+            config.train.metric, config.evaluate.exclude_seen, config.evaluate.chunk_users
+        )
 
     def __call__(self, model: Scorer, queries: Queries) -> Array:
         """The metric of every query that counts: [B] float64."""

@@ -51,10 +51,13 @@ class QueryEncoder(nn.Module):
         impossible = [name for name, module, _ in self.fitted if not can_export(module)]
         if impossible:
             raise ArtifactError(
-                f"the member {impossible[0]} cannot be expressed in ONNX; export without it: --export.without "
-                f"'[{', '.join(impossible)}]' (scores then differ from those of the model), or export users to Parquet"
+                f"the member {impossible[0]} cannot be expressed in ONNX; export without it:"
+                f" --export.without '[{', '.join(impossible)}]' (scores then differ from those of"
+                " the model), or export users to Parquet"
             )
-        self.states = {name: prepared(module, model.states[name]) for name, module, _ in self.fitted}
+        self.states = {
+            name: prepared(module, model.states[name]) for name, module, _ in self.fitted
+        }
         self.apart = {
             name: QueryEncoder(module.model(model.states[name]))
             for name, module, _ in self.fitted
@@ -97,16 +100,22 @@ class QueryEncoder(nn.Module):
         items = self.model.items
         if not self.encoders.each():
             return items.vectors_SD.new_zeros(seen.lengths_B.shape[0], items.vectors_SD.shape[1])
-        z_BKD, present_BK = self.encoders.encode(seen.batch(self.model.config.max_history), items, self.model.states)
+        z_BKD, present_BK = self.encoders.encode(
+            seen.batch(self.model.config.max_history), items, self.model.states
+        )
         users_BD: Tensor = self.encoders.fusion(z_BKD, present_BK)[0]
         stack = self.encoders.stack
         if stack is None:
             return users_BD
         place = self.encoders.members.index(TRAINED)
-        factor_B = stack.weights(seen.lengths_B)[:, place] * self._scale_free(TRAINED, place, users_BD)
+        factor_B = stack.weights(seen.lengths_B)[:, place] * self._scale_free(
+            TRAINED, place, users_BD
+        )
         return users_BD * factor_B[:, None]
 
-    def _fitted(self, name: str, module: Granularity, place: int, seen: Seen) -> tuple[Tensor | None, Tensor | None]:
+    def _fitted(
+        self, name: str, module: Granularity, place: int, seen: Seen
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Weighted vectors and additions of one member."""
         state, stack = self.states[name], self.encoders.stack
         z_BR = None if module.sparse else self._vectors(module, name, seen)
@@ -144,7 +153,12 @@ class QueryEncoder(nn.Module):
 
 def can_export(module: Granularity) -> bool:
     """Whether a closed-form member has a form for padded tensors."""
-    has_vectors = module.sparse or isinstance(module, Apart) or type(module) in VECTORS or type(module) in OF_NEWEST
+    has_vectors = (
+        module.sparse
+        or isinstance(module, Apart)
+        or type(module) in VECTORS
+        or type(module) in OF_NEWEST
+    )
     return has_vectors and (not has_additions(module) or type(module) in ADDITIONS)
 
 
@@ -152,12 +166,13 @@ def _check_left_out(model: FrozenModel, without: set[str]) -> None:
     fitted = [name for name in model.names if name not in model.trained_names]
     if unknown := sorted(without - {*model.names}):
         raise ArtifactError(
-            f"export.without: {unknown[0]!r} is not a member of this model; it has {choices(model.names)}"
+            f"export.without: {unknown[0]!r} is not a member of this model; it has"
+            f" {choices(model.names)}"
         )
     if trained := sorted(without - {*fitted}):
         raise ArtifactError(
-            f"export.without: {trained[0]} was trained together with other granularities and cannot be left out; only "
-            f"closed-form members can: {choices(fitted) or 'none'}"
+            f"export.without: {trained[0]} was trained together with other granularities and cannot"
+            f" be left out; only closed-form members can: {choices(fitted) or 'none'}"
         )
 
 

@@ -1,4 +1,6 @@
-"""An export: a folder with a manifest. It is written to a temporary folder, tested, then renamed."""
+"""An export: a folder with a manifest. It is written to a temporary folder, tested, then
+renamed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from recsys.config.export import Format
 from recsys.errors import ArtifactError, ConfigError
 from recsys.export.onnx_file import write_onnx
 from recsys.export.questions import Examiner
-from recsys.export.vector_files import ITEMS, VECTORS, write_faiss, write_items, write_tables, write_vectors
+from recsys.export.vector_files import (
+    ITEMS,
+    VECTORS,
+    write_faiss,
+    write_items,
+    write_tables,
+    write_vectors,
+)
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.serving.bundles import read_bundle
 
@@ -33,11 +42,16 @@ _NEEDED: Final[dict[Format, tuple[str, ...]]] = {
 
 def check_installed(formats: Sequence[Format]) -> None:
     """Raise :class:`ConfigError` if a library for a format is not installed."""
-    missing = [name for chosen in formats for name in _NEEDED[chosen] if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for chosen in formats
+        for name in _NEEDED[chosen]
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise ConfigError(
-            f"export.to {', '.join(formats)} needs {', '.join(missing)}, which is not installed: run "
-            "`pip install 'multigrain[export]'`"
+            f"export.to {', '.join(formats)} needs {', '.join(missing)}, which is not installed:"
+            " run `pip install 'multigrain[export]'`"
         )
 
 
@@ -48,7 +62,10 @@ def check_target(folder: Path) -> None:
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if not folder.exists() or is_empty or read_manifest(folder) is not None:
         return
-    raise ArtifactError(f"{folder} exists and is not an export, so it is not replaced; give another folder or move it")
+    raise ArtifactError(
+        f"{folder} exists and is not an export, so it is not replaced; give another folder or"
+        " move it"
+    )
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -111,13 +128,20 @@ def export(
             }
         if "onnx" in formats or "faiss" in formats:
             write_items(aside, read)
-            manifest["items"] = {"file": ITEMS, "keys": ["item_ids", "titles", "popularity", "order_of_equals"]}
+            manifest["items"] = {
+                "file": ITEMS,
+                "keys": ["item_ids", "titles", "popularity", "order_of_equals"],
+            }
         if "faiss" in formats:
             manifest["faiss"] = write_faiss(aside, bundle, read, examiner)
         if "parquet" in formats:
             manifest["parquet"] = write_tables(aside, read, examiner, users)
-        manifest["files"] = {path.name: entry_of(path).model_dump() for path in sorted(aside.iterdir())}
-        (aside / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
+        manifest["files"] = {
+            path.name: entry_of(path).model_dump() for path in sorted(aside.iterdir())
+        }
+        (aside / MANIFEST).write_text(
+            json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8"
+        )
     return manifest
 
 

@@ -75,4 +75,6 @@ class Exported:
             manifest = json.loads((aside / MANIFEST).read_text(encoding="utf-8"))
             manifest["parquet"]["users"]["rows"] = len(kept)
             manifest["files"][USER_TABLE] = entry_of(aside / USER_TABLE).model_dump()
-            (aside / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
+            (aside / MANIFEST).write_text(
+                json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8"
+            )

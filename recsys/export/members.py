@@ -48,8 +48,12 @@ def item_cf_weights(module: ItemCF, state: State, seen: Seen) -> Tensor:
         values_BL = torch.where(seen.values_BL.isnan(), 0.0, seen.values_BL)
         known_BL = kept_BL & ~seen.values_BL.isnan()
         smaller_BL = ((values_BL[:, None, :] < values_BL[:, :, None]) & known_BL[:, None, :]).sum(2)
-        not_larger_BL = ((values_BL[:, None, :] <= values_BL[:, :, None]) & known_BL[:, None, :]).sum(2)
-        rank_BL = 0.5 + (smaller_BL + not_larger_BL) / 2 / known_BL.sum(1, keepdim=True).clamp(min=1)
+        not_larger_BL = (
+            (values_BL[:, None, :] <= values_BL[:, :, None]) & known_BL[:, None, :]
+        ).sum(2)
+        rank_BL = 0.5 + (smaller_BL + not_larger_BL) / 2 / known_BL.sum(1, keepdim=True).clamp(
+            min=1
+        )
         decay_BL = decay_BL * torch.where(known_BL, rank_BL, 1.0)
     return decay_BL.where(kept_BL, 0.0)
 
@@ -77,7 +81,9 @@ def item_knn(module: ItemKnn, state: State, seen: Seen) -> Tensor:
     found_BN = linked_scores(state, seen, weights_BL)
     if not module.config.itself[0]:
         return found_BN
-    return found_BN + seen.per_item(weights_BL * state["itself_N"][seen.items_BL], found_BN.shape[1])
+    return found_BN + seen.per_item(
+        weights_BL * state["itself_N"][seen.items_BL], found_BN.shape[1]
+    )
 
 
 def linked_scores(state: State, seen: Seen, weights_BL: Tensor) -> Tensor:
@@ -96,7 +102,11 @@ def linked_scores(state: State, seen: Seen, weights_BL: Tensor) -> Tensor:
 
 def _linked(state: State) -> State:
     """The links as a table by source item or by target item, whichever is smaller."""
-    starts_N1, targets_L, links_L = state["starts_N1"], state["targets_L"].long(), state["weights_L"]
+    starts_N1, targets_L, links_L = (
+        state["starts_N1"],
+        state["targets_L"].long(),
+        state["weights_L"],
+    )
     num_items = len(starts_N1) - 1
     sources_L = torch.repeat_interleave(torch.arange(num_items), starts_N1.diff())
     most = int(torch.bincount(targets_L, minlength=num_items).max()) if num_items else 0
@@ -107,7 +117,9 @@ def _linked(state: State) -> State:
     return made | {"by_source": torch.tensor(True)} if by_source else made
 
 
-def _table(rows_L: Tensor, columns_L: Tensor, values_L: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+def _table(
+    rows_L: Tensor, columns_L: Tensor, values_L: Tensor, num_rows: int
+) -> tuple[Tensor, Tensor]:
     """Entries by row, padded with zeros: columns and values [N, K]."""
     order_L = rows_L.argsort(stable=True)
     rows_L, columns_L, values_L = rows_L[order_L], columns_L[order_L], values_L[order_L]
@@ -236,7 +248,9 @@ def _friends(state: State, seen: Seen) -> tuple[Tensor, Tensor]:
     is_known_B = (seen.users_B >= 0) & (seen.users_B < len(state["friend_starts_V1"]) - 1)
     places_BS, is_there_BS = _spans(state, "friend", seen.users_B.where(is_known_B, 0)[:, None])
     places_BS, is_there_BS = places_BS[:, 0], is_there_BS[:, 0] & is_known_B[:, None] & ~names_B1
-    friends_BG = torch.cat([seen.friends_BF.clamp(min=0), state["friends_F"][places_BS].long()], dim=1)
+    friends_BG = torch.cat(
+        [seen.friends_BF.clamp(min=0), state["friends_F"][places_BS].long()], dim=1
+    )
     stored_BS = state["weights_F"][places_BS].where(is_there_BS, 0.0)
     return friends_BG, torch.cat([is_named_BF.float(), stored_BS], dim=1)
 
@@ -258,13 +272,19 @@ def _with_places(state: State) -> State:
     made = {"newest": state["times_E"].max() if len(state["times_E"]) else torch.tensor(0)}
     for name in ("friend", "event"):
         lengths_V = state[f"{name}_starts_V1"].diff()
-        made[f"{name}_places_E"] = torch.arange(max(int(lengths_V.max()) if len(lengths_V) else 0, 1))
+        made[f"{name}_places_E"] = torch.arange(
+            max(int(lengths_V.max()) if len(lengths_V) else 0, 1)
+        )
     filled = {key: state[key] for key in ("friends_F", "weights_F", "items_E", "times_E")}
-    return made | {key: value if len(value) else value.new_zeros(1) for key, value in filled.items()}
+    return made | {
+        key: value if len(value) else value.new_zeros(1) for key, value in filled.items()
+    }
 
 
 def prepared(module: Granularity, state: State) -> State:
-    """The state, extended by tables whose shape depends on the data, which a graph cannot compute."""
+    """The state, extended by tables whose shape depends on the data, which a graph cannot
+    compute.
+    """
     if isinstance(module, SocialCounts):
         return state | _with_places(state)
     return state | _linked(state) if "starts_N1" in state else state
@@ -279,7 +299,10 @@ VECTORS: Final[dict[type[Granularity], Callable[..., Tensor]]] = {
     Popularity: popularity,
     ProfileCounts: profile_counts,
 }
-OF_NEWEST: Final[dict[type[Granularity], Callable[..., Tensor]]] = {UserCF: user_cf, KnowledgeCounts: knowledge_counts}
+OF_NEWEST: Final[dict[type[Granularity], Callable[..., Tensor]]] = {
+    UserCF: user_cf,
+    KnowledgeCounts: knowledge_counts,
+}
 ADDITIONS: Final[dict[type[Granularity], Callable[..., Tensor]]] = {
     ItemCF: item_cf_additions,
     ItemKnn: item_knn,

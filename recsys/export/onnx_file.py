@@ -26,10 +26,15 @@ from recsys.serving.requests import Request
 
 ENCODER: Final = "query_encoder.onnx"
 OPSET: Final = 20
-TOLERANCE: Final = 1e-4  # largest allowed difference from PyTorch in a vector, an addition or a score
+TOLERANCE: Final = (
+    1e-4  # largest allowed difference from PyTorch in a vector, an addition or a score
+)
 VECTOR, ADDED = "vector", "added"
 INPUTS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
-    "history": (("batch", "length"), "rows of items, the oldest first, 0 after the end; at least one column"),
+    "history": (
+        ("batch", "length"),
+        "rows of items, the oldest first, 0 after the end; at least one column",
+    ),
     "length": (("batch",), "number of events in each history"),
     "event_types": (("batch", "length"), "positions in event_types, 0 after the end"),
     "times": (("batch", "length"), "seconds since 1970 UTC, 0 if unknown"),
@@ -38,16 +43,24 @@ INPUTS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "asked_at": (("batch",), "time of the request, seconds since 1970 UTC, later than asked_after"),
     "asked_context": (("batch", "columns"), "codes of the context of the request, 0 if missing"),
     "user": (("batch",), "row of the user, -1 for an unknown user"),
-    "friends": (("batch", "friends"), "rows of the given friends, -1 after the end; at least one column"),
+    "friends": (
+        ("batch", "friends"),
+        "rows of the given friends, -1 after the end; at least one column",
+    ),
     "attribute_codes": (("batch", "slots"), "codes of attributes, -2 if not given"),
-    "attribute_values": (("batch", "numbers"), "scaled values of numeric attributes, 0 if not given"),
+    "attribute_values": (
+        ("batch", "numbers"),
+        "scaled values of numeric attributes, 0 if not given",
+    ),
     "user_text": (("batch", "width"), "vector of the text of a user's history, 0 without"),
 }
 _FREE: Final = ("batch", "length", "friends")
 _AT_A_TIME: Final = 16
 _ALONE: Final = 8
 _MAX_PAIRS: Final = 2**24  # pairs of events of the same history in a batch
-_LARGE: Final = 2**30  # bytes; larger weights go to a separate file, because one protobuf message holds 2 GiB
+_LARGE: Final = (
+    2**30
+)  # bytes; larger weights go to a separate file, because one protobuf message holds 2 GiB
 
 
 def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str, Any]:
@@ -66,13 +79,19 @@ def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str
     requests = examiner.questions()
     tell(f"tracing the query encoder of {', '.join(model.names)}")
     sample, _ = examiner.ask(requests[:_AT_A_TIME])
-    used = _trace(Graph(encoder).eval(), sample, folder / ENCODER, [VECTOR, ADDED] if encoder.adds else [VECTOR])
+    used = _trace(
+        Graph(encoder).eval(),
+        sample,
+        folder / ENCODER,
+        [VECTOR, ADDED] if encoder.adds else [VECTOR],
+    )
     tell(f"comparing {len(requests)} answers with PyTorch")
     worst = compare(folder / ENCODER, examiner, without)
     if not worst <= TOLERANCE:
         raise Refusal(
-            f"scores of the graph differ from PyTorch by {worst:.3g}, more than the allowed {TOLERANCE:g}, so nothing "
-            "was exported; export to faiss and parquet, and report this with the model's configuration"
+            f"scores of the graph differ from PyTorch by {worst:.3g}, more than the allowed"
+            f" {TOLERANCE:g}, so nothing was exported; export to faiss and parquet, and report this"
+            " with the model's configuration"
         )
     inside = [name for name in model.names if name in (*model.trained_names, *encoder.states)]
     return {
@@ -86,14 +105,24 @@ def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str
         "left_out": [name for name in model.names if name in without and name in model.states],
         "without_weight": [name for name in model.names if name not in model.states],
         "holds_of_users": of_users(encoder),
-        "self_test": {"questions": len(requests), "largest_difference": worst, "tolerance": TOLERANCE},
+        "self_test": {
+            "questions": len(requests),
+            "largest_difference": worst,
+            "tolerance": TOLERANCE,
+        },
     }
 
 
 def of_users(encoder: QueryEncoder) -> list[str]:
     """The members whose part of the graph has a row per known user."""
-    states = {name: encoder.model.states[name] for name, _ in encoder.encoders.each()} | encoder.states
-    mine = [name for name, state in states.items() if any(key == "texts" or "V" in key.split("_")[-1] for key in state)]
+    states = {
+        name: encoder.model.states[name] for name, _ in encoder.encoders.each()
+    } | encoder.states
+    mine = [
+        name
+        for name, state in states.items()
+        if any(key == "texts" or "V" in key.split("_")[-1] for key in state)
+    ]
     return mine + [name for name, inner in encoder.apart.items() if of_users(inner)]
 
 
@@ -102,7 +131,8 @@ def _trace(graph: Graph, sample: Tensors, path: Path, outputs: list[str]) -> lis
     arguments = tuple(torch.from_numpy(np.ascontiguousarray(sample[name])) for name in INPUTS)
     free = {name: Dim(name, min=1) for name in _FREE}
     shapes = tuple(
-        {place: free[axis] for place, axis in enumerate(axes) if axis in free} for axes, _ in INPUTS.values()
+        {place: free[axis] for place, axis in enumerate(axes) if axis in free}
+        for axes, _ in INPUTS.values()
     )
     try:
         with _quiet(), torch.no_grad():
@@ -125,8 +155,8 @@ def _trace(graph: Graph, sample: Tensors, path: Path, outputs: list[str]) -> lis
     except Exception as error:  # a granularity of another package may raise anything
         why = " ".join(str(error.__cause__ or error).split())[:300]
         raise ArtifactError(
-            f"the model cannot be traced for ONNX ({type(error).__name__}: {why}); export it to faiss and parquet, or "
-            "serve it with this package"
+            f"the model cannot be traced for ONNX ({type(error).__name__}: {why}); export it to"
+            " faiss and parquet, or serve it with this package"
         ) from error
     return [str(value.name) for value in used]
 
@@ -148,10 +178,14 @@ def _quiet() -> Iterator[None]:
 
 
 def compare(path: Path, examiner: Examiner, without: list[str]) -> float:
-    """Largest difference from PyTorch in vectors, additions and scores, in batches and one by one."""
+    """Largest difference from PyTorch in vectors, additions and scores, in batches and one by
+    one.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), _threads(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(path), _threads(), providers=["CPUExecutionProvider"]
+    )
     names = [value.name for value in session.get_inputs()]
     model = examiner.bundle.model
     kept = [place for place, name in enumerate(model.names) if name not in without]
@@ -159,7 +193,10 @@ def compare(path: Path, examiner: Examiner, without: list[str]) -> float:
     for requests in _together(examiner):
         tensors, parts = examiner.ask(requests)
         found = session.run(None, {name: tensors[name] for name in names})
-        worst = max(worst, _difference(found, parts.of(kept) if without else parts, model.item_vectors_ND.numpy()))
+        worst = max(
+            worst,
+            _difference(found, parts.of(kept) if without else parts, model.item_vectors_ND.numpy()),
+        )
     return worst
 
 
@@ -172,7 +209,9 @@ def _together(examiner: Examiner) -> Iterator[list[Request]]:
     lengths = examiner.recommender.queries(requests).histories.lengths_U
     batch: list[int] = []
     for place in np.argsort(lengths, kind="stable").tolist():
-        if batch and (len(batch) == _AT_A_TIME or (len(batch) + 1) * int(lengths[place]) ** 2 > _MAX_PAIRS):
+        if batch and (
+            len(batch) == _AT_A_TIME or (len(batch) + 1) * int(lengths[place]) ** 2 > _MAX_PAIRS
+        ):
             yield [requests[row] for row in batch]
             batch = []
         batch.append(place)
@@ -195,7 +234,10 @@ def _difference(found: list[Array], parts: Parts, vectors_ND: Array) -> float:
     added_BN = parts.added.add_to(torch.zeros(len(expected_BD), len(vectors_ND))).numpy()
     found_BN = found[1] if len(found) > 1 else np.zeros_like(added_BN)
     scores = found[0] @ vectors_ND.T + found_BN - (expected_BD @ vectors_ND.T + added_BN)
-    gaps = [np.abs(gap).max(initial=0.0) for gap in (found[0] - expected_BD, found_BN - added_BN, scores)]
+    gaps = [
+        np.abs(gap).max(initial=0.0)
+        for gap in (found[0] - expected_BD, found_BN - added_BN, scores)
+    ]
     return float(max(gaps)) if np.isfinite(gaps).all() else float("inf")
 
 
@@ -207,7 +249,12 @@ def _described(name: str, sample: Array) -> dict[str, Any]:
 
 def _outputs(shape: tuple[int, ...], adds: bool) -> list[dict[str, Any]]:
     num_items, width = shape
-    vector = {"name": VECTOR, "type": "float32", "shape": ["batch", width], "meaning": "vector of the query"}
+    vector = {
+        "name": VECTOR,
+        "type": "float32",
+        "shape": ["batch", width],
+        "meaning": "vector of the query",
+    }
     added = {
         "name": ADDED,
         "type": "float32",

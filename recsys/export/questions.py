@@ -53,7 +53,9 @@ class Examiner:
         found["friends"] = np.full((len(queries), 1), -1) if friends is None else friends.numpy()
         found["attribute_codes"] = asked.attributes.codes_XS.numpy().astype(np.int64)
         found["attribute_values"] = asked.attributes.values_XM.numpy()
-        found["user_text"] = np.zeros((len(queries), 0), dtype=np.float32) if texts is None else texts
+        found["user_text"] = (
+            np.zeros((len(queries), 0), dtype=np.float32) if texts is None else texts
+        )
         return found, parts
 
     def _texts(self, requests: Sequence[Request]) -> Array | None:
@@ -74,7 +76,9 @@ class Examiner:
         random = np.random.default_rng(0)
         rows = [self._row(place, random) for place in range(NUM_QUESTIONS)]
         at = [self._after(delay) for delay in _DELAYS]
-        return parse_requests([{"at": at[place % len(at)], **row} for place, row in enumerate(rows)])
+        return parse_requests(
+            [{"at": at[place % len(at)], **row} for place, row in enumerate(rows)]
+        )
 
     @property
     def asked_at(self) -> str:
@@ -82,10 +86,15 @@ class Examiner:
         return self._after(1)
 
     def _after(self, seconds: int) -> str:
-        return datetime.fromtimestamp((self.recommender.newest or _UNTIMED) + seconds, UTC).isoformat()
+        return datetime.fromtimestamp(
+            (self.recommender.newest or _UNTIMED) + seconds, UTC
+        ).isoformat()
 
     def _row(self, place: int, random: np.random.Generator) -> dict[str, Any]:
-        users, by_length = self.bundle.user_ids, np.argsort(self.bundle.histories.lengths_U, kind="stable")
+        users, by_length = (
+            self.bundle.user_ids,
+            np.argsort(self.bundle.histories.lengths_U, kind="stable"),
+        )
         kind = place % 8 if users else place % 4
         row: dict[str, Any] = {}
         if kind in (0, 1, 2):
@@ -131,7 +140,9 @@ class Examiner:
 
 
 def padded(queries: Queries) -> Tensors:
-    """Histories as input tensors: the oldest event first, zeros after the end, at least one column."""
+    """Histories as input tensors: the oldest event first, zeros after the end, at least one
+    column.
+    """
     histories = queries.histories
     lengths_B = histories.lengths_U
     width = max(int(lengths_B.max(initial=0)), 1)

@@ -43,7 +43,11 @@ class PaddedPairs:
         """Compute the pairs of queries and items."""
         real_BL, times_BL, places_L = seen.real_BL, seen.times_BL, seen.places_L
         begins_BL = (
-            torch.cat([real_BL[:, :1], (times_BL[:, 1:] != times_BL[:, :-1]) | (times_BL[:, 1:] == 0)], dim=1) & real_BL
+            torch.cat(
+                [real_BL[:, :1], (times_BL[:, 1:] != times_BL[:, :-1]) | (times_BL[:, 1:] == 0)],
+                dim=1,
+            )
+            & real_BL
         )
         basket_BL = begins_BL.long().cumsum(1) - 1
         is_target_BL = seen.of_types(real_BL, is_target_T)
@@ -51,8 +55,12 @@ class PaddedPairs:
         is_earlier_LL = places_L[None, :] < places_L[:, None]
         one_basket_BLL = basket_BL[:, :, None] == basket_BL[:, None, :]
         had_before_BLL = same_BLL & one_basket_BLL & is_target_BL[:, None, :] & is_earlier_LL
-        is_new_BL = is_target_BL & ~had_before_BLL.any(2)  # the first event of its pair in its basket
-        before_BL = torch.where(same_BLL & is_new_BL[:, None, :] & is_earlier_LL, places_L, -1).amax(2)
+        is_new_BL = is_target_BL & ~had_before_BLL.any(
+            2
+        )  # the first event of its pair in its basket
+        before_BL = torch.where(
+            same_BLL & is_new_BL[:, None, :] & is_earlier_LL, places_L, -1
+        ).amax(2)
         follows_BL, before_BL = is_new_BL & (before_BL >= 0), before_BL.clamp(min=0)
         time_before_BL = times_BL.gather(1, before_BL)
         gap_BL, step_BL = times_BL - time_before_BL, basket_BL - basket_BL.gather(1, before_BL)
@@ -85,7 +93,9 @@ def repeat(module: Repeat, state: State, seen: Seen) -> Tensor:
     """log(1 + p / p̄) of the items of the histories: [B, N]."""
     pairs = PaddedPairs.of(seen, state["is_target_T"] > 0)
     raw_BLX = _raw_numbers(module, state, seen, pairs)
-    chance_BL = 1 / (1 + torch.exp(-(_features(state, raw_BLX) @ state["weights_F"].double()).clamp(-50, 50)))
+    chance_BL = 1 / (
+        1 + torch.exp(-(_features(state, raw_BLX) @ state["weights_F"].double()).clamp(-50, 50))
+    )
     values_BL = torch.log1p(chance_BL / state["mean_chance"].double().clamp(min=1e-6)).float()
     return seen.per_item(values_BL.where(pairs.is_last_BL, 0.0), len(state["repeats_N"]))
 
@@ -99,7 +109,9 @@ def _raw_numbers(module: Repeat, state: State, seen: Seen, pairs: PaddedPairs) -
     basket_B1 = (pairs.num_baskets_B - is_now_B.long())[:, None]
     steps_BL = (basket_B1 - pairs.basket_BL).clamp(min=0)
     known_BL = (asked_B1 != 0) & (seen.times_BL != 0)
-    log_seconds_BL = torch.where(known_BL, ((asked_B1 - seen.times_BL).clamp(min=0).double() + 60).log(), unknown)
+    log_seconds_BL = torch.where(
+        known_BL, ((asked_B1 - seen.times_BL).clamp(min=0).double() + 60).log(), unknown
+    )
     log_steps_BL = steps_BL.double().clamp(min=0.5).log()
     share_BL = (habits["repeats_N"] + module.config.smoothing * share) / (
         habits["occasions_N"] + module.config.smoothing
@@ -129,13 +141,18 @@ def _raw_numbers(module: Repeat, state: State, seen: Seen, pairs: PaddedPairs) -
 def _features(state: State, raw_BLX: Tensor) -> Tensor:
     """As :meth:`recsys.granularities.repeat.features.Basis.features`: [B, L, F + 1]."""
     low_X, high_X, mean_X, knots_XQ, centre_F, scale_F = (
-        state[name].double() for name in ("low_X", "high_X", "mean_X", "knots_XQ", "centre_F", "scale_F")
+        state[name].double()
+        for name in ("low_X", "high_X", "mean_X", "knots_XQ", "centre_F", "scale_F")
     )
     known_BLX = torch.where(raw_BLX.isnan(), mean_X, raw_BLX)
-    cut_BLX = torch.where(raw_BLX.isnan(), mean_X, torch.minimum(torch.maximum(known_BLX, low_X), high_X))
+    cut_BLX = torch.where(
+        raw_BLX.isnan(), mean_X, torch.minimum(torch.maximum(known_BLX, low_X), high_X)
+    )
     hinges_BLXQ = (cut_BLX[..., None] - knots_XQ).clamp(min=0)
     centred_BLX = cut_BLX - mean_X
-    products = [centred_BLX[..., NAMES.index(a)] * centred_BLX[..., NAMES.index(b)] for a, b in PRODUCTS]
+    products = [
+        centred_BLX[..., NAMES.index(a)] * centred_BLX[..., NAMES.index(b)] for a, b in PRODUCTS
+    ]
     open_BLF = torch.cat([cut_BLX, hinges_BLXQ.flatten(2), torch.stack(products, dim=2)], dim=2)
     made_BLF = (open_BLF - centre_F) / scale_F
     return torch.cat([made_BLF, torch.ones_like(made_BLF[..., :1])], dim=2)

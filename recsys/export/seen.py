@@ -57,7 +57,9 @@ class Seen:
 
     def of_types(self, kept_BL: Tensor, counts_T: Tensor | None) -> Tensor:
         """The kept events whose types count; all kept events if ``counts_T`` is None."""
-        return kept_BL if counts_T is None or not len(counts_T) else kept_BL & counts_T[self.types_BL]
+        return (
+            kept_BL if counts_T is None or not len(counts_T) else kept_BL & counts_T[self.types_BL]
+        )
 
     def distinct(self, kept_BL: Tensor) -> Tensor:
         """The newest kept event of every item."""
@@ -95,7 +97,9 @@ class Seen:
         places_l = torch.arange(most, device=self.items_BL.device)
         lengths_B = self.lengths_B.clamp(max=most)
         real_Bl = places_l < lengths_B[:, None]
-        index_Bl = ((self.lengths_B - lengths_B)[:, None] + places_l).clamp(max=self.items_BL.shape[1] - 1)
+        index_Bl = ((self.lengths_B - lengths_B)[:, None] + places_l).clamp(
+            max=self.items_BL.shape[1] - 1
+        )
 
         def tail(values_BL: Tensor) -> Tensor:
             return torch.where(real_Bl, values_BL.gather(1, index_Bl), 0)
@@ -106,7 +110,11 @@ class Seen:
         ages_Bl = torch.where(is_known_Bl, (last_B[:, None] - times_Bl).double() / DAY, 0.0).float()
         contexts = [tail(codes_BL) for codes_BL in self.context_BLC.unbind(2)]
         rows_B = torch.arange(self.lengths_B.shape[0], device=self.items_BL.device)
-        inputs = {"friends": self.friends_BF, "profile": self.attributes, "user_text": self.user_text_BT}
+        inputs = {
+            "friends": self.friends_BF,
+            "profile": self.attributes,
+            "user_text": self.user_text_BT,
+        }
         return OnceARow(
             users_U=self.users_B,
             history_UL=tail(self.items_BL),

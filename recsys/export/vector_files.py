@@ -39,7 +39,11 @@ def write_items(folder: Path, bundle: Bundle) -> None:
     """Write ids, titles and popularity of the items, and their order among equal scores, row by
     row.
     """
-    content = {"item_ids": bundle.item_ids, "titles": bundle.titles, "popularity": bundle.popularity_N.tolist()}
+    content = {
+        "item_ids": bundle.item_ids,
+        "titles": bundle.titles,
+        "popularity": bundle.popularity_N.tolist(),
+    }
     content["order_of_equals"] = tie_order(bundle.num_items).tolist()
     (folder / ITEMS).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
@@ -71,14 +75,21 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
     vectors_ND = bundle.model.item_vectors_ND
     if not vectors_ND.shape[1]:
         raise ArtifactError(
-            "every member of this model is sparse, so items have no vectors to index; export to onnx only"
+            "every member of this model is sparse, so items have no vectors to index; export to"
+            " onnx only"
         )
-    about: dict[str, Any] = {"file": FAISS, "items": bundle.num_items, "width": int(vectors_ND.shape[1])}
+    about: dict[str, Any] = {
+        "file": FAISS,
+        "items": bundle.num_items,
+        "width": int(vectors_ND.shape[1]),
+    }
     if bundle.index is not None:
         shutil.copyfile(source / INDEX, folder / FAISS)
         found = recall(bundle.index, users_BD, vectors_ND)
         return about | {
-            "kind": "PQ, four bits per dimension; score the items that it returns with the item vectors",
+            "kind": (
+                "PQ, four bits per dimension; score the items that it returns with the item vectors"
+            ),
             "lists_too_long": bundle.index.reorder,
             "vectors": VECTORS,
             "self_test": {"questions": len(users_BD), f"recall@{LIST}": found},
@@ -86,17 +97,24 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
     index = faiss.IndexFlatIP(vectors_ND.shape[1])
     index.add(_vectors(bundle))
     faiss.write_index(index, str(folder / FAISS))
-    scores_BR, rows_BR = faiss.read_index(str(folder / FAISS)).search(users_BD.numpy(), min(_TOP, bundle.num_items))
+    scores_BR, rows_BR = faiss.read_index(str(folder / FAISS)).search(
+        users_BD.numpy(), min(_TOP, bundle.num_items)
+    )
     nothing = np.zeros(0, dtype=np.int64)
     top_BR = exact_top(users_BD, vectors_ND, rows_BR.shape[1], nothing, nothing)
     exact_BN = (users_BD @ vectors_ND.T).numpy()
-    of_others = np.take_along_axis(exact_BN, top_BR.astype(np.int64), 1) - np.take_along_axis(exact_BN, rows_BR, 1)
-    gaps = np.concatenate([np.abs(of_others), np.abs(scores_BR - np.take_along_axis(exact_BN, rows_BR, 1))])
+    of_others = np.take_along_axis(exact_BN, top_BR.astype(np.int64), 1) - np.take_along_axis(
+        exact_BN, rows_BR, 1
+    )
+    gaps = np.concatenate(
+        [np.abs(of_others), np.abs(scores_BR - np.take_along_axis(exact_BN, rows_BR, 1))]
+    )
     worst = float(gaps.max(initial=0.0))
     if not worst <= TOLERANCE:
         raise Refusal(
-            f"scores of the index differ from PyTorch by {worst:.3g}, more than the allowed {TOLERANCE:g}, so nothing "
-            "was exported; install the version of faiss-cpu in constraints.txt, or export to parquet"
+            f"scores of the index differ from PyTorch by {worst:.3g}, more than the allowed"
+            f" {TOLERANCE:g}, so nothing was exported; install the version of faiss-cpu in"
+            " constraints.txt, or export to parquet"
         )
     test = {"questions": len(users_BD), "largest_difference": worst, "tolerance": TOLERANCE}
     return about | {"kind": "IndexFlatIP", "self_test": test}
@@ -105,10 +123,16 @@ def write_faiss(folder: Path, source: Path, bundle: Bundle, examiner: Examiner) 
 def write_tables(folder: Path, bundle: Bundle, examiner: Examiner, users: bool) -> dict[str, Any]:
     """Write the items as a table and, with ``users``, the known users as another one."""
     vectors = _vectors(bundle)
-    columns = {"item_id": bundle.item_ids, "title": bundle.titles, "popularity": bundle.popularity_N}
+    columns = {
+        "item_id": bundle.item_ids,
+        "title": bundle.titles,
+        "popularity": bundle.popularity_N,
+    }
     table = pa.table({**columns, "vector": _column(vectors)})
     pq.write_table(table, folder / ITEM_TABLE, compression="zstd")
-    about: dict[str, Any] = {"items": {"file": ITEM_TABLE, "rows": len(table), "columns": _schema(table.schema)}}
+    about: dict[str, Any] = {
+        "items": {"file": ITEM_TABLE, "rows": len(table), "columns": _schema(table.schema)}
+    }
     if users:
         rows = 0
         schema = pa.schema(
@@ -133,7 +157,9 @@ def _users(bundle: Bundle, examiner: Examiner) -> Iterator[pa.Table]:
     """
     for start in range(0, len(bundle.user_ids), _USERS_AT_A_TIME):
         ids = bundle.user_ids[start : start + _USERS_AT_A_TIME]
-        _, parts = examiner.ask(parse_requests([{"user_id": user, "at": examiner.asked_at} for user in ids]))
+        _, parts = examiner.ask(
+            parse_requests([{"user_id": user, "at": examiner.asked_at} for user in ids])
+        )
         added = parts.added
         offsets = np.searchsorted(added.rows_P.numpy(), np.arange(len(ids) + 1)).astype(np.int32)
         lists = [

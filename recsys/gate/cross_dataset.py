@@ -38,7 +38,9 @@ class CrossDatasetScorer:
         self._columns_N = torch.from_numpy(self.item_of_N[self.item_of_N >= 0])
         kinds = {name: number for number, name in enumerate(bundle.info.event_types)}
         default = kinds.get(bundle.info.default_event_type, 0)
-        self._types = np.array([kinds.get(name, default) for name in dataset.manifest.event_types] or [0], np.uint8)
+        self._types = np.array(
+            [kinds.get(name, default) for name in dataset.manifest.event_types] or [0], np.uint8
+        )
         self._context = [_Recoded.of(column, dataset.context) for column in bundle.context]
 
     @property
@@ -79,13 +81,17 @@ class CrossDatasetScorer:
 
     def _recoded(self, codes_EC: Array) -> Array:
         columns = [column.codes(codes_EC) for column in self._context]
-        return np.stack(columns, axis=1) if columns else np.zeros((len(codes_EC), 0), dtype=np.int16)
+        return (
+            np.stack(columns, axis=1) if columns else np.zeros((len(codes_EC), 0), dtype=np.int16)
+        )
 
 
 class _Recoded:
     """A context column of the bundle, read from the dataset's codes."""
 
-    def __init__(self, place: int, table: Array | None, theirs: ContextColumn, ours: ContextColumn | None) -> None:
+    def __init__(
+        self, place: int, table: Array | None, theirs: ContextColumn, ours: ContextColumn | None
+    ) -> None:
         self._place, self._table, self._theirs, self._ours = place, table, theirs, ours
 
     @staticmethod
@@ -118,7 +124,7 @@ def _places(asked: pa.Array, known: list[str]) -> Array:
     return np.asarray(found.fill_null(-1)).astype(np.int64)
 
 
-# ------------------------------------------------------------------------------------------------- leaks into training
+# ------------------------------------------------------------------------------ leaks into training
 
 
 def fitted_through(bundle: Bundle) -> Split:
@@ -149,9 +155,16 @@ def leak_of(bundle: Bundle, scorer: CrossDatasetScorer, dataset: PreparedDataset
     if num_seen:
         return f"{num_seen:,} of the {num_test:,} test events were training events of the model"
     if test_from and timed and len(trained.times_E):
-        num_late = int((trained.times_E >= datetime.fromisoformat(test_from).replace(tzinfo=UTC).timestamp()).sum())
+        num_late = int(
+            (
+                trained.times_E >= datetime.fromisoformat(test_from).replace(tzinfo=UTC).timestamp()
+            ).sum()
+        )
         if num_late:
-            return f"{num_late:,} of its training events are later than {test_from}, where the test split begins"
+            return (
+                f"{num_late:,} of its training events are later than {test_from}, where the test"
+                " split begins"
+            )
     return ""
 
 
@@ -164,14 +177,32 @@ def _in_numbers_of(dataset: PreparedDataset, histories: Histories, bundle: Bundl
     rows = np.flatnonzero(user_of[: len(histories)] >= 0)
     kept = histories.take(rows)
     kept = kept.where(item_of[kept.items_E] >= 0)
-    events: tuple[Any, ...] = (kept.types_E, kept.times_E, kept.values_E, kept.splits_E, kept.context_EC)
-    return Histories(user_of[rows].astype(np.int32), kept.offsets_U1, item_of[kept.items_E].astype(np.int32), *events)
+    events: tuple[Any, ...] = (
+        kept.types_E,
+        kept.times_E,
+        kept.values_E,
+        kept.splits_E,
+        kept.context_EC,
+    )
+    return Histories(
+        user_of[rows].astype(np.int32),
+        kept.offsets_U1,
+        item_of[kept.items_E].astype(np.int32),
+        *events,
+    )
 
 
 def _keys_of(histories: Histories, timed: bool) -> Array:
     """A hash of user, item and, if ``timed``, time of every event."""
     if timed:
         return event_keys(histories)
-    columns = (histories.types_E, np.zeros_like(histories.times_E), histories.values_E, histories.splits_E)
-    timeless = Histories(histories.users_U, histories.offsets_U1, histories.items_E, *columns, histories.context_EC)
+    columns = (
+        histories.types_E,
+        np.zeros_like(histories.times_E),
+        histories.values_E,
+        histories.splits_E,
+    )
+    timeless = Histories(
+        histories.users_U, histories.offsets_U1, histories.items_E, *columns, histories.context_EC
+    )
     return event_keys(timeless)

@@ -69,12 +69,17 @@ def drift_of(dataset: PreparedDataset, earlier: Histories, num_items: int) -> Dr
     for shard in dataset.shards():
         is_newer_E = ~np.isin(event_keys(shard), known)
         items.append(shard.items_E[is_newer_E])
-        num_strangers += int((np.repeat(shard.users_U, shard.lengths_U)[is_newer_E] >= len(earlier)).sum())
+        num_strangers += int(
+            (np.repeat(shard.users_U, shard.lengths_U)[is_newer_E] >= len(earlier)).sum()
+        )
     newer_E = np.concatenate(items) if items else np.zeros(0, dtype=np.int32)
     if not len(newer_E):
         return Drift(0, None, None, None)
     known_E = newer_E[newer_E < num_items]
-    counts = [np.bincount(items_E, minlength=num_items)[:num_items] for items_E in (earlier.items_E, known_E)]
+    counts = [
+        np.bincount(items_E, minlength=num_items)[:num_items]
+        for items_E in (earlier.items_E, known_E)
+    ]
     shift = popularity_shift(*counts) if len(known_E) and len(earlier.items_E) else None
     return Drift(len(newer_E), 1 - len(known_E) / len(newer_E), num_strangers / len(newer_E), shift)
 
@@ -90,7 +95,9 @@ def popularity_shift(before_N: Array, now_N: Array) -> float:
     order_N = np.argsort(-before_N, kind="stable")
     reached_N = np.cumsum(before_N[order_N]) - before_N[order_N]
     group_N = np.minimum(reached_N * _GROUPS // max(int(before_N.sum()), 1), _GROUPS - 1)
-    sums = [np.bincount(group_N, counts[order_N], minlength=_GROUPS) for counts in (before_N, now_N)]
+    sums = [
+        np.bincount(group_N, counts[order_N], minlength=_GROUPS) for counts in (before_N, now_N)
+    ]
     filled = sums[0] > 0  # a very popular item may span several groups
     p_G, q_G = ((of[filled] + _HALF) / (of[filled] + _HALF).sum() for of in sums)
     return float(((q_G - p_G) * np.log(q_G / p_G)).sum())
@@ -104,11 +111,16 @@ def with_calibration(drift: Mapping[str, Any], evaluation: Mapping[str, Any]) ->
 
 def drift_panel(drift: Mapping[str, Any], settings: PromoteConfig) -> dict[str, Any]:
     """The figures with their bounds, as a panel of the report."""
-    rows = [[name, _shown(drift.get(key)), _shown(bound_of(settings, key))] for key, name in NAMES.items()]
+    rows = [
+        [name, _shown(drift.get(key)), _shown(bound_of(settings, key))]
+        for key, name in NAMES.items()
+    ]
     return {
         "title": "Drift",
-        "text": f"{drift['events']:,} events are newer than the parent model. `recsys promote` refuses a model with "
-        "a figure above its bound (promote.max_…).",
+        "text": (
+            f"{drift['events']:,} events are newer than the parent model. `recsys promote` refuses"
+            " a model with a figure above its bound (promote.max_…)."
+        ),
         "columns": ["", "now", "bound"],
         "rows": rows,
     }

@@ -66,7 +66,9 @@ def ranked(scorer: Scorer, queries: Queries, config: Config) -> tuple[Ranking, A
     return ranking, QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k)
 
 
-def segments_of(queries: Queries, dataset: PreparedDataset, config: Config, through: Split) -> Groups:
+def segments_of(
+    queries: Queries, dataset: PreparedDataset, config: Config, through: Split
+) -> Groups:
     """The segments that the gate checks.
 
     These are the segments of the evaluation (activity, friends, new and cold-start users),
@@ -78,19 +80,26 @@ def segments_of(queries: Queries, dataset: PreparedDataset, config: Config, thro
     users_B = queries.histories.users_U
     for column in config.evaluate.user_groups:
         values = column_of(dataset.user_features, column, "evaluate.user_groups", "users")
-        masks = {label: (users_B >= 0) & mask_U[users_B] for label, mask_U in user_groups(values).items()}
+        masks = {
+            label: (users_B >= 0) & mask_U[users_B] for label, mask_U in user_groups(values).items()
+        }
         groups[column] = {label: mask_B for label, mask_B in masks.items() if mask_B.any()}
     groups["signals"] = signal_groups(queries, dataset, through)
     return groups
 
 
-def against_champion(ours_B: Array, theirs_B: Array, groups: Groups, config: Config, findings: Findings) -> None:
+def against_champion(
+    ours_B: Array, theirs_B: Array, groups: Groups, config: Config, findings: Findings
+) -> None:
     """Add the paired comparison, as a whole and by segment, and its two rules to the findings."""
     settings, resamples, seed = config.promote, config.evaluate.bootstrap, config.seed
     means = {"challenger": float(ours_B.mean()), "champion": float(theirs_B.mean())}
     found = compare(ours_B, theirs_B, resamples, seed).to_json()
     segments = {
-        group: {label: _segment(ours_B[m_B], theirs_B[m_B], settings, resamples, seed) for label, m_B in masks.items()}
+        group: {
+            label: _segment(ours_B[m_B], theirs_B[m_B], settings, resamples, seed)
+            for label, m_B in masks.items()
+        }
         for group, masks in groups.items()
     }
     findings.comparison = {
@@ -108,17 +117,24 @@ def against_champion(ours_B: Array, theirs_B: Array, groups: Groups, config: Con
 def _overall(found: Mapping[str, Any], settings: PromoteConfig) -> Check:
     bound = 0.0 if settings.rule == "better" else -settings.margin * found["champion"]
     passed = found["low"] > bound
-    asked = "above zero" if settings.rule == "better" else f"above {bound:+.4f}, a loss of {settings.margin:.1%}"
+    asked = (
+        "above zero"
+        if settings.rule == "better"
+        else f"above {bound:+.4f}, a loss of {settings.margin:.1%}"
+    )
     return Check(
         settings.rule,
         passed,
-        f"{found['metric']} {found['challenger']:.4f} against the champion's {found['champion']:.4f} on "
-        f"{found['queries']:,} test users: difference {found['difference']:+.4f}, 95 % interval {found['low']:+.4f} to "
-        f"{found['high']:+.4f}, p {found['p']:.3g}; promote.rule {settings.rule} requires the whole interval {asked}",
+        f"{found['metric']} {found['challenger']:.4f} against the champion's"
+        f" {found['champion']:.4f} on {found['queries']:,} test users: difference"
+        f" {found['difference']:+.4f}, 95 % interval {found['low']:+.4f} to {found['high']:+.4f}, p"
+        f" {found['p']:.3g}; promote.rule {settings.rule} requires the whole interval {asked}",
     )
 
 
-def _segment(ours_b: Array, theirs_b: Array, settings: PromoteConfig, resamples: int, seed: int) -> dict[str, Any]:
+def _segment(
+    ours_b: Array, theirs_b: Array, settings: PromoteConfig, resamples: int, seed: int
+) -> dict[str, Any]:
     """The figures of a segment; ``worse``: the loss is larger than allowed, and beyond chance.
 
     Both conditions are needed: the mean of a few dozen users is often a twentieth lower by chance
@@ -139,10 +155,13 @@ def _segment(ours_b: Array, theirs_b: Array, settings: PromoteConfig, resamples:
     }
 
 
-def _segments(segments: Mapping[str, Mapping[str, Mapping[str, Any]]], settings: PromoteConfig) -> Check:
+def _segments(
+    segments: Mapping[str, Mapping[str, Mapping[str, Any]]], settings: PromoteConfig
+) -> Check:
     worse = [
-        f"{label} ({entry['queries']:,} users: {entry['challenger']:.4f} against {entry['champion']:.4f}, "
-        f"-{entry['loss']:.1%}, interval {entry['low']:+.4f} to {entry['high']:+.4f})"
+        f"{label} ({entry['queries']:,} users: {entry['challenger']:.4f} against"
+        f" {entry['champion']:.4f}, -{entry['loss']:.1%}, interval {entry['low']:+.4f} to"
+        f" {entry['high']:+.4f})"
         for group in segments.values()
         for label, entry in group.items()
         if entry["worse"]
@@ -154,22 +173,34 @@ def _segments(segments: Mapping[str, Mapping[str, Mapping[str, Any]]], settings:
     return Check("segments", True, f"none of {num_judged} segments is worse {bound}")
 
 
-def against_drift(drift: Mapping[str, Any] | None, settings: PromoteConfig, findings: Findings) -> None:
+def against_drift(
+    drift: Mapping[str, Any] | None, settings: PromoteConfig, findings: Findings
+) -> None:
     """Add the rule on drift of the newer events of an update to the findings; a full training has
     no such rule.
     """
     if not drift:
         return
     found = beyond(drift, settings)
-    why = "; ".join(found) or f"{drift['events']:,} newer events are within the bounds of promote.max_…"
-    findings.checks.append(Check("drift", not found, f"newer events have drifted: {why}" if found else why))
+    why = (
+        "; ".join(found)
+        or f"{drift['events']:,} newer events are within the bounds of promote.max_…"
+    )
+    findings.checks.append(
+        Check("drift", not found, f"newer events have drifted: {why}" if found else why)
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------- baselines
+# ---------------------------------------------------------------------------------------- baselines
 
 
 def measure_baselines(
-    ranking: Ranking, ours_B: Array, histories: Histories, num_items: int, config: Config, refit: bool
+    ranking: Ranking,
+    ours_B: Array,
+    histories: Histories,
+    num_items: int,
+    config: Config,
+    refit: bool,
 ) -> dict[str, Any]:
     """The paired comparison with every configured baseline, fitted on the same events as the
     challenger.
@@ -185,7 +216,9 @@ def measure_baselines(
     return {"metric": metric, "against": against}
 
 
-def against_baselines(comparison: Mapping[str, Any], settings: PromoteConfig, findings: Findings) -> None:
+def against_baselines(
+    comparison: Mapping[str, Any], settings: PromoteConfig, findings: Findings
+) -> None:
     """Add the rule on baselines to the findings, from a comparison as in ``metrics.json``."""
     findings.baselines = dict(comparison)
     if not settings.beat_baselines:
@@ -193,18 +226,31 @@ def against_baselines(comparison: Mapping[str, Any], settings: PromoteConfig, fi
         return
     against = comparison.get("against", {})
     shown = {
-        name: f"{name} ({entry['difference']:+.4f}, interval {entry['low']:+.4f} to {entry['high']:+.4f})"
+        name: (
+            f"{name} ({entry['difference']:+.4f}, interval {entry['low']:+.4f} to"
+            f" {entry['high']:+.4f})"
+        )
         for name, entry in against.items()
     }
     lost = [shown[name] for name, entry in against.items() if not entry["low"] > 0]
     if not against:
         why = "there is no baseline to compare with (evaluate.baselines is empty)"
-        findings.checks.append(Check("baselines", False, f"{why}; name some, or set promote.beat_baselines false"))
+        findings.checks.append(
+            Check("baselines", False, f"{why}; name some, or set promote.beat_baselines false")
+        )
     elif lost:
         findings.checks.append(
-            Check("baselines", False, f"{comparison['metric']} is not above {', '.join(lost)} beyond chance")
+            Check(
+                "baselines",
+                False,
+                f"{comparison['metric']} is not above {', '.join(lost)} beyond chance",
+            )
         )
     else:
         findings.checks.append(
-            Check("baselines", True, f"{comparison['metric']} is above every baseline: {', '.join(shown.values())}")
+            Check(
+                "baselines",
+                True,
+                f"{comparison['metric']} is above every baseline: {', '.join(shown.values())}",
+            )
         )

@@ -32,13 +32,15 @@ def granularity_class(name: str, section: GranularityConfig | None = None) -> ty
             section = recsys.config.section_class(name)()
         except KeyError:
             raise ConfigError(
-                f"unknown granularity {name!r}; there are: {choices(recsys.config.GranularitiesConfig.model_fields)}"
+                f"unknown granularity {name!r}; there are:"
+                f" {choices(recsys.config.GranularitiesConfig.model_fields)}"
             ) from None
     module, _, cls = section.target.partition(":")
     try:
         found: type[Granularity] = getattr(importlib.import_module(module), cls)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"model.granularities.{name}: its module {section.target!r} cannot be imported ({error})"
+            f"model.granularities.{name}: its module {section.target!r} cannot be imported"
+            f" ({error})"
         ) from None
     return found

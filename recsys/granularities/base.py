@@ -1,7 +1,7 @@
 """What a granularity is: one way to see a user, as a vector for every query.
 
-Legend: B queries, U history rows, L length, D width, S items in view (a step's items, or the N of the catalogue),
-V users of the dataset.
+Legend: B queries, U history rows, L length, D width, S items in view (a step's items, or the N of
+the catalogue), V users of the dataset.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class ModelSizes:
     text_width: int
     ordered: bool
     timed: bool
-    context: tuple[tuple[str, int], ...] = ()  # context columns: name and number of codes, 0 for numbers
+    context: tuple[
+        tuple[str, int], ...
+    ] = ()  # context columns: name and number of codes, 0 for numbers
     # by signal: plain JSON values, see ``size``
     inputs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -74,7 +76,9 @@ class Graphs:
     # the events in order, with repeats, if a granularity reads them
     histories: Histories | None = None
 
-    inputs: Mapping[str, Any] = field(default_factory=dict)  # by signal, see ``Granularity.build_input``
+    inputs: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # by signal, see ``Granularity.build_input``
 
     def __getitem__(self, signal: str) -> Any:
         """The input of a granularity besides the events.
@@ -86,14 +90,21 @@ class Graphs:
         """
         if signal not in self.inputs:
             there = choices(self.inputs) or "none"
-            raise ConfigError(f"the graphs have no input {signal!r}, only: {there}; build them for this model")
+            raise ConfigError(
+                f"the graphs have no input {signal!r}, only: {there}; build them for this model"
+            )
         return self.inputs[signal]
 
     def to(self, device: torch.device) -> Graphs:
         """Move all tensors to a device."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: part.to(device) if hasattr(part, "to") else part for name, part in parts.items()}
-        inputs = {name: part.to(device) if hasattr(part, "to") else part for name, part in self.inputs.items()}
+        moved = {
+            name: part.to(device) if hasattr(part, "to") else part for name, part in parts.items()
+        }
+        inputs = {
+            name: part.to(device) if hasattr(part, "to") else part
+            for name, part in self.inputs.items()
+        }
         return Graphs(**{**moved, "inputs": inputs})
 
     def without(self, hidden: Hidden) -> Graphs:
@@ -105,32 +116,44 @@ class Graphs:
             rest = self.neighbours.without(hidden)
             counted_N = torch.as_tensor(rest.users_of_N.degree_X).to(self.counted_N)
             return replace(self, neighbours=rest, counted_N=counted_N, histories=histories)
-        is_hidden_E = hidden.of(self.users_E.cpu().numpy().astype(np.int64), self.items_E.cpu().numpy())
+        is_hidden_E = hidden.of(
+            self.users_E.cpu().numpy().astype(np.int64), self.items_E.cpu().numpy()
+        )
         kept_E = torch.as_tensor(~is_hidden_E, device=self.users_E.device)
         values_E = None if self.values_E is None else self.values_E[kept_E]
         users_E, items_E = self.users_E[kept_E], self.items_E[kept_E]
-        return replace(self, users_E=users_E, items_E=items_E, values_E=values_E, histories=histories)
+        return replace(
+            self, users_E=users_E, items_E=items_E, values_E=values_E, histories=histories
+        )
 
     @cached_property
     def mean_of_items(self) -> Adjacency:
         """[V, N], row-normalised: multiplication gives the mean over a user's training events."""
         share_V = 1 / self._degree(self.users_E, self.num_users).clamp(min=1)
-        return adjacency(self.users_E, self.items_E, share_V[self.users_E], (self.num_users, self.num_items))
+        return adjacency(
+            self.users_E, self.items_E, share_V[self.users_E], (self.num_users, self.num_items)
+        )
 
     @cached_property
     def degree_N(self) -> Tensor:
         """Number of users of each item in training, float32."""
-        return self._degree(self.items_E, self.num_items) if self.counted_N is None else self.counted_N
+        return (
+            self._degree(self.items_E, self.num_items) if self.counted_N is None else self.counted_N
+        )
 
     @cached_property
     def items_from_users(self) -> Adjacency:
         """D^-1/2 A D^-1/2 as [N, V]."""
-        return adjacency(self.items_E, self.users_E, self._symmetric_E, (self.num_items, self.num_users))
+        return adjacency(
+            self.items_E, self.users_E, self._symmetric_E, (self.num_items, self.num_users)
+        )
 
     @cached_property
     def users_from_items(self) -> Adjacency:
         """D^-1/2 A D^-1/2 as [V, N]."""
-        return adjacency(self.users_E, self.items_E, self._symmetric_E, (self.num_users, self.num_items))
+        return adjacency(
+            self.users_E, self.items_E, self._symmetric_E, (self.num_users, self.num_items)
+        )
 
     @cached_property
     def _symmetric_E(self) -> Tensor:
@@ -151,7 +174,11 @@ Adjacency = tuple[Any, Tensor]  # a torch-geometric EdgeIndex sorted by row, and
 
 
 def adjacency(
-    rows_E: Tensor, columns_E: Tensor, values_E: Tensor, shape: tuple[int, int], is_sorted: bool = False
+    rows_E: Tensor,
+    columns_E: Tensor,
+    values_E: Tensor,
+    shape: tuple[int, int],
+    is_sorted: bool = False,
 ) -> Adjacency:
     """Build a sparse matrix [rows, columns] for :func:`spread`; ``is_sorted`` says that the rows
     ascend.
@@ -159,7 +186,9 @@ def adjacency(
     from torch_geometric import EdgeIndex
 
     _first_compressed()
-    edges = EdgeIndex(torch.stack([rows_E, columns_E]), sparse_size=shape, sort_order="row" if is_sorted else None)
+    edges = EdgeIndex(
+        torch.stack([rows_E, columns_E]), sparse_size=shape, sort_order="row" if is_sorted else None
+    )
     ordered, permutation = edges.sort_by("row")
     return ordered.fill_cache_(), values_E[permutation] if permutation is not None else values_E
 
@@ -170,14 +199,20 @@ def _first_compressed() -> None:
     process.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse (CSR tensor support is in beta|invariant checks are)")
-        torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0]), size=(1, 1))
+        warnings.filterwarnings(
+            "ignore", message="Sparse (CSR tensor support is in beta|invariant checks are)"
+        )
+        torch.sparse_csr_tensor(
+            torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1.0]), size=(1, 1)
+        )
 
 
 def spread(matrix: Adjacency, features_XD: Tensor) -> Tensor:
     """Multiply a sparse matrix with features: one graph convolution without weights."""
     edges, values_E = matrix
-    with torch.autocast(features_XD.device.type, enabled=False):  # sparse products exist in float32 only
+    with torch.autocast(
+        features_XD.device.type, enabled=False
+    ):  # sparse products exist in float32 only
         result: Tensor = edges.matmul(features_XD.float(), input_value=values_E)
     return result
 
@@ -209,7 +244,9 @@ class Granularity(nn.Module):
         return None
 
     @classmethod
-    def build_input(cls, section: Any, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Any:
+    def build_input(
+        cls, section: Any, sizes: ModelSizes, dataset: PreparedDataset, through: Split
+    ) -> Any:
         """Return what ``state`` and ``refine_items`` read besides the events, through a split; None
         for nothing.
 
@@ -259,7 +296,9 @@ class Granularity(nn.Module):
         return cls(config, sizes)
 
     def adapt(self, dataset: PreparedDataset) -> None:
-        """Choose before training what depends on the size of the dataset; the default does nothing."""
+        """Choose before training what depends on the size of the dataset; the default does
+        nothing.
+        """
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
         """Return refined item vectors, of the items requested in :meth:`widen`; the default changes
@@ -290,7 +329,9 @@ class Granularity(nn.Module):
         return None
 
     def refit_due(self, epoch: int) -> bool:
-        """Whether :meth:`refit` must run before an epoch, counted from 0; the default fits nothing."""
+        """Whether :meth:`refit` must run before an epoch, counted from 0; the default fits
+        nothing.
+        """
         return False
 
     def refit(self, graphs: Graphs, items: ItemView, seed: int) -> None:
@@ -371,4 +412,6 @@ def gather_queries(values_ULD: Tensor, batch: Batch) -> Tensor:
 
 def heads_error(name: str, heads: int, width: int) -> ConfigError:
     """The error for a number of heads that does not divide the width."""
-    return ConfigError(f"model.granularities.{name}.heads {heads} does not divide model.width {width}")
+    return ConfigError(
+        f"model.granularities.{name}.heads {heads} does not divide model.width {width}"
+    )

@@ -38,6 +38,10 @@ def _mask(shape: torch.Size, rate: float) -> Tensor:
     """A float32 mask: zero, or one over the share of values that stay."""
     number, dropped = shape.numel(), round(rate * _SIDES)
     seed = int(torch.randint(2**62, ()))
-    words = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, -(-number // 4), dtype=np.uint64)
+    words = np.random.Generator(np.random.SFC64(seed)).integers(
+        0, 2**64, -(-number // 4), dtype=np.uint64
+    )
     kept = words.view(np.uint16)[:number] >= dropped
-    return torch.from_numpy(kept.view(np.uint8)).float().mul_(_SIDES / (_SIDES - dropped)).view(shape)
+    return (
+        torch.from_numpy(kept.view(np.uint8)).float().mul_(_SIDES / (_SIDES - dropped)).view(shape)
+    )

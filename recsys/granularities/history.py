@@ -69,7 +69,9 @@ class SeenEvents:
 
 
 def target_types(graphs: Graphs) -> Tensor:
-    """Which event types are predicted: bool [T]; empty if all are, or if the dataset has no types."""
+    """Which event types are predicted: bool [T]; empty if all are, or if the dataset has no
+    types.
+    """
     found = () if graphs.histories is None else graphs.histories.targets_T
     return torch.as_tensor(found, dtype=torch.bool)
 
@@ -93,10 +95,14 @@ def seen_events(batch: Batch) -> SeenEvents:
     rows_E = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B)
     lags_E = lengths_B.cumsum(0)[rows_E] - 1 - torch.arange(len(rows_E), device=device)
     items_E, types_E, times_E, values_E = found
-    return SeenEvents(len(batch), rows_E, items_E.long(), types_E.long(), times_E.long(), values_E.float(), lags_E)
+    return SeenEvents(
+        len(batch), rows_E, items_E.long(), types_E.long(), times_E.long(), values_E.float(), lags_E
+    )
 
 
-def event_weights(seen: SeenEvents, asked_at_B: Tensor, recency: float, half_life: float | None) -> Tensor:
+def event_weights(
+    seen: SeenEvents, asked_at_B: Tensor, recency: float, half_life: float | None
+) -> Tensor:
     """Weights (n + 1)^(−p) 2^(−days / h) of all events: [E] float32.
 
     The newest distinct event of each query has at least weight 2^-20, so that old histories still

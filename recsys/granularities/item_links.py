@@ -46,7 +46,11 @@ def _longest(lengths_V: Array) -> int:
     low, high = 1, int(lengths_V.max())
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if (np.minimum(lengths_V, middle) ** 2).sum() <= _MAX_PAIRS else (low, middle - 1)
+        low, high = (
+            (middle, high)
+            if (np.minimum(lengths_V, middle) ** 2).sum() <= _MAX_PAIRS
+            else (low, middle - 1)
+        )
     return low
 
 
@@ -75,7 +79,9 @@ def most_similar(pairs_NN: sp.csr_matrix, k: int, shrinkage: float) -> tuple[Arr
     root_N = np.sqrt(pairs_NN.diagonal())
     items_NK = np.full((num_items, max(1, min(k, num_items - 1))), -1, dtype=np.int64)
     similar_NK = np.zeros(items_NK.shape, dtype=np.float32)
-    for item, (start, end) in enumerate(zip(pairs_NN.indptr[:-1], pairs_NN.indptr[1:], strict=True)):
+    for item, (start, end) in enumerate(
+        zip(pairs_NN.indptr[:-1], pairs_NN.indptr[1:], strict=True)
+    ):
         others, counts = pairs_NN.indices[start:end], pairs_NN.data[start:end]
         similar = counts / (root_N[item] * root_N[others] + shrinkage)
         similar[others == item] = 0
@@ -89,7 +95,8 @@ def most_similar(pairs_NN: sp.csr_matrix, k: int, shrinkage: float) -> tuple[Arr
 def regressions(
     pairs_NN: sp.csr_matrix, items_NK: Array, text_NT: Array, regularisations_R: Sequence[float]
 ) -> list[Array]:
-    """Weights [N, K] float32, for each λ, of the ridge regression of every item i on its neighbours S.
+    """Weights [N, K] float32, for each λ, of the ridge regression of every item i on its neighbours
+    S.
 
         w_i = (G_SS + λI)⁻¹ G_Si,   G = XᵀX + T Tᵀ
 
@@ -106,17 +113,24 @@ def regressions(
         safe_bK = np.where(known_bK, items_bK, 0)
         own_b = np.arange(rows.start, rows.stop)
         gram_bKK = np.zeros((len(own_b), k, k), dtype=np.float32)
-        gram_bKK[:, upper, lower] = gram_bKK[:, lower, upper] = _at(pairs_NN, safe_bK[:, upper], safe_bK[:, lower])
+        gram_bKK[:, upper, lower] = gram_bKK[:, lower, upper] = _at(
+            pairs_NN, safe_bK[:, upper], safe_bK[:, lower]
+        )
         right_bK = _at(pairs_NN, np.broadcast_to(own_b[:, None], safe_bK.shape), safe_bK)
         if text_NT.shape[1]:
             text_bKT = text_NT[safe_bK]
             gram_bKK = gram_bKK + text_bKT @ text_bKT.transpose(0, 2, 1)
             right_bK = right_bK + np.einsum("bkt,bt->bk", text_bKT, text_NT[own_b])
         gram_bKK = gram_bKK * (known_bK[:, :, None] & known_bK[:, None, :])
-        gram, right = torch.from_numpy(gram_bKK).float(), torch.from_numpy(right_bK * known_bK).float()
+        gram, right = (
+            torch.from_numpy(gram_bKK).float(),
+            torch.from_numpy(right_bK * known_bK).float(),
+        )
         for weights_NK, regularisation in zip(found, regularisations_R, strict=True):
             factor = torch.linalg.cholesky(gram + regularisation * torch.eye(k))
-            weights_NK[rows] = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0].numpy() * known_bK
+            weights_NK[rows] = (
+                torch.cholesky_solve(right[:, :, None], factor)[:, :, 0].numpy() * known_bK
+            )
     return found
 
 
@@ -153,7 +167,9 @@ def links(items_NK: Array, weights_NK: Array, by_target: bool) -> State:
 
 
 def linked_scores(seen: SeenEvents, weights_E: Tensor, state: State) -> SparseScores:
-    """Σ_j w_j S_ji over the events that each query sees: additions to the scores of linked items."""
+    """Σ_j w_j S_ji over the events that each query sees: additions to the scores of linked
+    items.
+    """
     num_items = len(state["starts_N1"]) - 1
     rows = (state["weights_L"], state["targets_L"], state["starts_N1"])
     links_NN = sp.csr_matrix(tuple(part.cpu().numpy() for part in rows), (num_items, num_items))
@@ -161,6 +177,8 @@ def linked_scores(seen: SeenEvents, weights_E: Tensor, state: State) -> SparseSc
     added = sp.csr_matrix(entries, (seen.num_queries, num_items)) @ links_NN
     added.sort_indices()
     device = weights_E.device
-    rows_P = torch.repeat_interleave(torch.arange(seen.num_queries), torch.as_tensor(np.diff(added.indptr)).long())
+    rows_P = torch.repeat_interleave(
+        torch.arange(seen.num_queries), torch.as_tensor(np.diff(added.indptr)).long()
+    )
     items_P, values_P = torch.as_tensor(added.indices).long(), torch.as_tensor(added.data).float()
     return SparseScores(rows_P.to(device), items_P.to(device), values_P.to(device))

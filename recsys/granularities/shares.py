@@ -92,7 +92,12 @@ def moments(times_E: Array, most: int) -> Array:
 
 
 def at_moments(
-    items_E: Array, times_E: Array, moments_T: Array, num_items: int, half_life: float | str, rest: float
+    items_E: Array,
+    times_E: Array,
+    moments_T: Array,
+    num_items: int,
+    half_life: float | str,
+    rest: float,
 ) -> Array:
     """A [N, T] float32 from events in order of time; see the module."""
     table_NT = np.zeros((num_items, len(moments_T)), dtype=np.float32)
@@ -122,7 +127,10 @@ def sums_at(times_E: Array, moments_T: Array, half_life: float | str) -> Array:
     for place, moment in enumerate(moments_T):
         end = int(np.searchsorted(times_E, moment, side="right"))
         rate = 0.0 if isinstance(half_life, str) else 1 / (half_life * DAY)
-        total = total * 0.5 ** ((moment - before) * rate) + (0.5 ** ((moment - times_E[start:end]) * rate)).sum()
+        total = (
+            total * 0.5 ** ((moment - before) * rate)
+            + (0.5 ** ((moment - times_E[start:end]) * rate)).sum()
+        )
         found[place], before, start = total, moment, end
     return found
 

@@ -57,12 +57,16 @@ class SparseScores:
             return parts[0]
         if not parts:
             return SparseScores.nothing()
-        columns = ([getattr(part, name) for part in parts] for name in ("rows_P", "items_P", "values_P"))
+        columns = (
+            [getattr(part, name) for part in parts] for name in ("rows_P", "items_P", "values_P")
+        )
         return SparseScores.of(*(torch.cat(column) for column in columns))
 
     def weighed(self, weights_B: Tensor) -> SparseScores:
         """Multiply every row with its weight."""
-        return replace(self, values_P=self.values_P * weights_B[self.rows_P].to(self.values_P.dtype))
+        return replace(
+            self, values_P=self.values_P * weights_B[self.rows_P].to(self.values_P.dtype)
+        )
 
     def present(self, num_rows: int) -> Tensor:
         """Whether each row has an addition: bool [B]."""
@@ -72,7 +76,9 @@ class SparseScores:
 
     def sizes(self, num_rows: int) -> Tensor:
         """Sum of the absolute values of every row, an upper bound of each of them: [B]."""
-        return torch.zeros(num_rows, device=self.rows_P.device).index_add_(0, self.rows_P, self.values_P.abs().float())
+        return torch.zeros(num_rows, device=self.rows_P.device).index_add_(
+            0, self.rows_P, self.values_P.abs().float()
+        )
 
     def add_to(self, scores_BN: Tensor) -> Tensor:
         """Add to the scores of all items in place."""
@@ -98,7 +104,9 @@ class SparseScores:
 
     def take(self, rows_R: Tensor) -> SparseScores:
         """Return the given rows in the given order; repeated rows are allowed."""
-        starts_R, ends_R = (torch.searchsorted(self.rows_P, rows_R, right=right) for right in (False, True))
+        starts_R, ends_R = (
+            torch.searchsorted(self.rows_P, rows_R, right=right) for right in (False, True)
+        )
         counts_R = ends_R - starts_R
         rows_P = torch.repeat_interleave(torch.arange(len(rows_R), device=rows_R.device), counts_R)
         before_R = counts_R.cumsum(0) - counts_R

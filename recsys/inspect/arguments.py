@@ -17,7 +17,13 @@ from recsys.storage.uris import expanded, is_remote
 
 # files per folder and name that are sampled; the rest are assumed to have the same form
 _MANY_FILES: Final = 12
-_HETREC: Final = ("user_artists.dat", "user_taggedartists.dat", "tags.dat", "artists.dat", "user_friends.dat")
+_HETREC: Final = (
+    "user_artists.dat",
+    "user_taggedartists.dat",
+    "tags.dat",
+    "artists.dat",
+    "user_friends.dat",
+)
 _ATOMIC: Final = (".inter", ".item", ".user", ".kg", ".link", ".net")
 
 
@@ -59,7 +65,9 @@ def look_at(arguments: Sequence[str]) -> ArgumentContent:
         There is no argument, or none names a file.
     """
     if not arguments:
-        raise SourceError("no file is given; pass the files, folders or globs of your data: recsys init FILE…")
+        raise SourceError(
+            "no file is given; pass the files, folders or globs of your data: recsys init FILE…"
+        )
     looked = ArgumentContent()
     files: dict[str, tuple[InputFile, str]] = {}
     for argument in arguments:
@@ -77,7 +85,9 @@ def look_at(arguments: Sequence[str]) -> ArgumentContent:
             looked.empty[argument] = first_line(error).removeprefix(f"{expanded(argument)} ")
         except (SourceError, StorageError) as error:
             is_missing = (
-                not is_remote(argument) and not set(argument) & set("*?[") and not Path(expanded(argument)).exists()
+                not is_remote(argument)
+                and not set(argument) & set("*?[")
+                and not Path(expanded(argument)).exists()
             )
             if len(arguments) == 1 or is_missing:  # a mistyped name must not silently drop a table
                 raise
@@ -92,10 +102,12 @@ def look_at(arguments: Sequence[str]) -> ArgumentContent:
     looked.tables = _joined(samples)
     if not (looked.tables or looked.hetrec or looked.recbole):
         reasons = "; ".join(
-            f"{path}: {reason}" for path, reason in [*looked.empty.items(), *looked.ignored.items()][:5]
+            f"{path}: {reason}"
+            for path, reason in [*looked.empty.items(), *looked.ignored.items()][:5]
         )
         raise SourceError(
-            f"no file can be read as a table ({reasons}); expected Parquet, CSV, TSV, JSON or text tables"
+            f"no file can be read as a table ({reasons}); expected Parquet, CSV, TSV, JSON or text"
+            " tables"
         )
     return looked
 
@@ -115,7 +127,9 @@ def _pattern(file: InputFile) -> str:
 def _sampled(alike: list[tuple[InputFile, str]], looked: ArgumentContent) -> list[Sample]:
     """Sample files that are parts of one table, or a single file."""
     step = max(1, -(-len(alike) // _MANY_FILES))
-    looked_into = {place for place in range(len(alike)) if place % step == 0 or place == len(alike) - 1}
+    looked_into = {
+        place for place in range(len(alike)) if place % step == 0 or place == len(alike) - 1
+    }
     found: list[Sample] = []
     skipped: list[InputFile] = []
     for place, (file, argument) in enumerate(alike):
@@ -127,7 +141,9 @@ def _sampled(alike: list[tuple[InputFile, str]], looked: ArgumentContent) -> lis
         except EmptyFile as error:
             looked.empty[file.path] = first_line(error).removeprefix(f"{file.path} ")
         except (SourceError, StorageError) as error:
-            looked.ignored[file.path] = first_line(error).removeprefix(f"{file.path}: ").removeprefix(f"{file.path} ")
+            looked.ignored[file.path] = (
+                first_line(error).removeprefix(f"{file.path}: ").removeprefix(f"{file.path} ")
+            )
     if skipped and found:
         factor = len(alike) / len(found)
         whole = together([sample for sample in found if sample.signature == found[0].signature])
@@ -135,7 +151,10 @@ def _sampled(alike: list[tuple[InputFile, str]], looked: ArgumentContent) -> lis
         from dataclasses import replace
 
         files = (*whole.files, *skipped)
-        found = [replace(whole, files=files, is_whole=False, num_rows=int(whole.num_rows * factor)), *others]
+        found = [
+            replace(whole, files=files, is_whole=False, num_rows=int(whole.num_rows * factor)),
+            *others,
+        ]
     return found
 
 
@@ -143,7 +162,11 @@ def _joined(samples: Sequence[Sample]) -> list[Sample]:
     """Combine files of the same form and columns into one table if their folder or names say so."""
     groups: dict[object, list[Sample]] = {}
     for sample in samples:
-        key: object = (sample.signature, _family(sample)) if sample.format != "sequences" else sample.files[0].path
+        key: object = (
+            (sample.signature, _family(sample))
+            if sample.format != "sequences"
+            else sample.files[0].path
+        )
         groups.setdefault(key, []).append(sample)
     return [together(group) for group in groups.values()]
 
@@ -154,7 +177,9 @@ def _family(sample: Sample) -> object:
     """
     if sample.folders:
         return sample.given
-    letters = [word for word in parts(sample.name) if not any(character.isdigit() for character in word)]
+    letters = [
+        word for word in parts(sample.name) if not any(character.isdigit() for character in word)
+    ]
     return sample.files[0].path.rpartition("/")[0], tuple(letters)
 
 
@@ -170,18 +195,30 @@ def _without_releases(
         if not looked.hetrec and set(_HETREC) <= names:
             looked.hetrec = folder or "."
         for file in inside:
-            if file.suffix == ".inter" and not file.compressed and looked.recbole is None and _is_atomic(file):
+            if (
+                file.suffix == ".inter"
+                and not file.compressed
+                and looked.recbole is None
+                and _is_atomic(file)
+            ):
                 looked.recbole = folder or ".", file.name.removesuffix(".inter")
     taken: dict[str, tuple[InputFile, str]] = {}
     for path, (file, argument) in files.items():
         folder = file.path.rpartition("/")[0] or "."
-        inside_release = looked.hetrec and (folder == looked.hetrec or folder == f"{looked.hetrec}/knowledge")
+        inside_release = looked.hetrec and (
+            folder == looked.hetrec or folder == f"{looked.hetrec}/knowledge"
+        )
         if inside_release and (file.name in _HETREC or folder.endswith("/knowledge")):
             continue
-        by_folder = looked.hetrec and folder.startswith(f"{looked.hetrec}/") and argument.rstrip("/") == looked.hetrec
+        by_folder = (
+            looked.hetrec
+            and folder.startswith(f"{looked.hetrec}/")
+            and argument.rstrip("/") == looked.hetrec
+        )
         if by_folder:
             looked.ignored[file.path] = (
-                "is inside a release folder, which is read as published; pass the file itself to use it"
+                "is inside a release folder, which is read as published; pass the file itself to"
+                " use it"
             )
             continue
         if looked.recbole and folder == looked.recbole[0] and file.suffix in _ATOMIC:
@@ -210,7 +247,13 @@ def data_name(file: InputFile) -> str:
     >>> data_name(InputFile("shop/events.csv", 1)), data_name(InputFile("events.csv", 1))
     ('shop', 'events')
     """
-    folders = [part for part in file.path.split("://")[-1].split("?")[0].split("/")[:-1] if "=" not in part]
-    word = folders[-1] if folders and folders[-1] not in ("", ".", "..", "~", "data") else file.name.split(".")[0]
+    folders = [
+        part for part in file.path.split("://")[-1].split("?")[0].split("/")[:-1] if "=" not in part
+    ]
+    word = (
+        folders[-1]
+        if folders and folders[-1] not in ("", ".", "..", "~", "data")
+        else file.name.split(".")[0]
+    )
     plain = "-".join(parts(word)) or "data"
     return plain[:40]

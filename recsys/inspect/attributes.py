@@ -26,9 +26,9 @@ _MOST_FACTS: Final = 8
 _MANY_ROWS: Final = 500  # from this size, distinct whole numbers are ids
 _SPARSE: Final = 50  # ratio of range to number of codes
 _KINDS: Final = {
-    "text": "text", "html": "HTML", "price": "prices", "number": "numbers", "url": "addresses", "image": "images",
-    "path": "paths of categories", "list": "lists", "lists": "lists", "vector": "vectors", "token": "categories",
-    "flag": "yes/no", "time": "times",
+    "text": "text", "html": "HTML", "price": "prices", "number": "numbers", "url": "addresses",
+    "image": "images", "path": "paths of categories", "list": "lists", "lists": "lists",
+    "vector": "vectors", "token": "categories", "flag": "yes/no", "time": "times",
 }  # fmt: skip
 
 
@@ -88,8 +88,10 @@ def attributes_of(
     """
     found = Attributes(rename=dict(moved or {}))
     given = list(columns)
-    taken = {*keys, *(column.name for column in table.columns)} if table.sample.has_names else {*keys}
-    for column, (wanted) in _coordinates(given, table.sample.has_names).items():
+    taken = (
+        {*keys, *(column.name for column in table.columns)} if table.sample.has_names else {*keys}
+    )
+    for column, wanted in _coordinates(given, table.sample.has_names).items():
         if column.name != wanted:
             found.rename[column.name] = wanted
     found.place = {schema_name for schema_name in ("latitude", "longitude")} <= {
@@ -99,18 +101,24 @@ def attributes_of(
         name = _name(column, found, table, taken)
         taken.add(name)
         if people is not None and column.kind in ("list", "lists") and _are_ids(column, people):
-            found.idle[column.name] = "lists of other users; write them as a file of user pairs to use them as friends"
+            found.idle[column.name] = (
+                "lists of other users; write them as a file of user pairs to use them as friends"
+            )
             continue
         _sort(found, column, name, items, _is_text(table, column))
     for name in found.facts[_MOST_FACTS:]:
         found.idle[name] = f"there are already {_MOST_FACTS} columns of facts"
     found.facts = found.facts[:_MOST_FACTS]
-    found.separators = {name: mark for name, mark in found.separators.items() if name in found.facts}
+    found.separators = {
+        name: mark for name, mark in found.separators.items() if name in found.facts
+    }
     _by_rules_of_the_run(found, given, items is not None, of)
     return found
 
 
-def _by_rules_of_the_run(found: Attributes, given: Sequence[Column], are_items: bool, of: Column | None) -> None:
+def _by_rules_of_the_run(
+    found: Attributes, given: Sequence[Column], are_items: bool, of: Column | None
+) -> None:
     """Apply the rules of a run to find what its members can read."""
     used = [c for c in given if found.rename.get(c.name, c.name) in found.used]
     rules = CellRules(decimal="," if any(column.decimal_comma for column in given) else ".")
@@ -136,9 +144,13 @@ def _name(column: Column, found: Attributes, table: Table, taken: set[str]) -> s
         return found.rename[column.name]
     if table.sample.has_names or column.name in table.sample.folders:
         return column.name
-    base = {"text": "title", "html": "description", "path": "categories", "list": "categories", "price": "price"}.get(
-        column.kind, f"{column.kind}_{column.place + 1}"
-    )
+    base = {
+        "text": "title",
+        "html": "description",
+        "path": "categories",
+        "list": "categories",
+        "price": "price",
+    }.get(column.kind, f"{column.kind}_{column.place + 1}")
     name = base if base not in taken else f"{base}_{column.place + 1}"
     found.rename[column.name] = name
     return name
@@ -148,7 +160,9 @@ def _coordinates(columns: Sequence[Column], has_names: bool) -> dict[Column, str
     """Find columns of latitude and longitude: by name, or two adjacent columns of degrees without
     names.
     """
-    latitudes, longitudes = ([c for c in columns if getattr(c, name)] for name in ("is_latitude", "is_longitude"))
+    latitudes, longitudes = (
+        [c for c in columns if getattr(c, name)] for name in ("is_latitude", "is_longitude")
+    )
     if latitudes and longitudes and latitudes[0] is not longitudes[0]:
         return {latitudes[0]: "latitude", longitudes[0]: "longitude"}
     for one, two in zip(columns, columns[1:], strict=False) if not has_names else ():
@@ -166,10 +180,18 @@ def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_
     found.kinds[name] = _KINDS.get(kind, kind)
     groups = 1 < column.num_distinct <= _CATEGORY * column.num_values
     if kind in ("empty", "constant", "object"):
-        words = {"empty": "empty", "constant": "the same value in every row", "object": "nested objects"}
+        words = {
+            "empty": "empty",
+            "constant": "the same value in every row",
+            "object": "nested objects",
+        }
         found.idle[column.name] = words[kind]
     elif kind in ("url", "image", "time"):
-        words = {"url": "web addresses", "image": "paths of images", "time": "times, which are used for events only"}
+        words = {
+            "url": "web addresses",
+            "image": "paths of images",
+            "time": "times, which are used for events only",
+        }
         found.idle[column.name] = words[kind]
         if kind == "image":
             found.images.append(name)
@@ -207,9 +229,13 @@ def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_
         found.idle[column.name] = "codes without a meaning of their own"
 
 
-def _sort_number(found: Attributes, column: Column, name: str, is_text: bool, is_item: bool) -> None:
+def _sort_number(
+    found: Attributes, column: Column, name: str, is_text: bool, is_item: bool
+) -> None:
     """Classify a number: a quantity, the code of a category, or an id of something else."""
-    is_code = column.is_whole and (has_id(column.name) or found.kinds[name] == "numbers" and _is_sparse(column, name))
+    is_code = column.is_whole and (
+        has_id(column.name) or found.kinds[name] == "numbers" and _is_sparse(column, name)
+    )
     if is_code and name not in ("latitude", "longitude"):
         if 1 < column.num_distinct <= _CATEGORY * column.num_values:
             found.kinds[name] = "codes of categories"
@@ -232,7 +258,9 @@ def _is_sparse(column: Column, name: str) -> bool:
 def _are_ids(column: Column, ids: IdSet) -> bool:
     """Whether the list members are these ids."""
     texts = column.values.drop_null().slice(0, 2000)
-    members = pc.unique(pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(texts, column.mark or " | "))))
+    members = pc.unique(
+        pc.utf8_trim_whitespace(pc.list_flatten(pc.split_pattern(texts, column.mark or " | ")))
+    )
     known = pc.sum(pc.is_in(members, value_set=ids.ids)).as_py() or 0
     return len(members) > 0 and known > 0.2 * len(members)
 
@@ -249,9 +277,17 @@ def attributes_of_events(
     """
     of_items, of_users = [], []
     for column in left:
-        if column.kind in ("empty", "constant", "object", "time", "vector", "lists") or column.num_distinct < 2:
+        if (
+            column.kind in ("empty", "constant", "object", "time", "vector", "lists")
+            or column.num_distinct < 2
+        ):
             continue
-        if likeness(column.name, SESSION) >= 0.8 or column.kind == "number" and column.is_whole and has_id(column.name):
+        if (
+            likeness(column.name, SESSION) >= 0.8
+            or column.kind == "number"
+            and column.is_whole
+            and has_id(column.name)
+        ):
             continue
         by_item, by_user = determines(item, column), determines(user, column)
         least = _TELLS_NUMBER if column.is_numeric else _TELLS
@@ -293,6 +329,10 @@ def reserved(table: Table, kind: schema.TableSchema, names: dict[str, str]) -> d
     taken = set(names.values())
     for column in table.columns:
         wanted = fold(column.name)
-        if column.name not in names and wanted in kind.columns and (column.name == wanted or wanted not in taken):
+        if (
+            column.name not in names
+            and wanted in kind.columns
+            and (column.name == wanted or wanted not in taken)
+        ):
             moved[column.name] = f"{wanted}_column"
     return moved

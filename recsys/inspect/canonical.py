@@ -11,7 +11,13 @@ import pyarrow.compute as pc
 
 from recsys import schema
 from recsys.inspect.arguments import ArgumentContent, data_name
-from recsys.inspect.attributes import Attributes, attributes_of, attributes_of_events, reserved, why_unused
+from recsys.inspect.attributes import (
+    Attributes,
+    attributes_of,
+    attributes_of_events,
+    reserved,
+    why_unused,
+)
 from recsys.inspect.columns import Column
 from recsys.inspect.events import EventColumns, columns_of_events
 from recsys.inspect.habits import EventStatistics, Types, events_of, habits_of, roles_of_types
@@ -19,14 +25,30 @@ from recsys.inspect.overlap import IdSet
 from recsys.inspect.roles import assign_roles
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.sequences import understand_sequences
-from recsys.inspect.settings import TablePlan, form_words, plan_of_attributes, relation_of, source_settings
+from recsys.inspect.settings import (
+    TablePlan,
+    form_words,
+    plan_of_attributes,
+    relation_of,
+    source_settings,
+)
 from recsys.inspect.siblings import event_files
 from recsys.inspect.tables import Pair, Table, find_events
 from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.inspect.vocabulary import SESSION, likeness
 from recsys.sources.validate import CellRules, Layout, check_rows
 
-_RATINGS: Final = ("rating", "star", "stars", "score", "overall", "rate", "grade", "preference", "feedback")
+_RATINGS: Final = (
+    "rating",
+    "star",
+    "stars",
+    "score",
+    "overall",
+    "rate",
+    "grade",
+    "preference",
+    "feedback",
+)
 _ABSENT_RATING: Final = 0.2  # share of zeros from which zero means "no rating"
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
@@ -67,14 +89,18 @@ class _Canonical:
         events, bad = events_of(self.rows, self._typed_names(), rules)
         bad = self._with_broken(bad, self.sample)
         meaning = (
-            roles_of_types(sorted(set(events.column(schema.EVENT_TYPE).to_pylist()))) if self._has_types else Types()
+            roles_of_types(sorted(set(events.column(schema.EVENT_TYPE).to_pylist())))
+            if self._has_types
+            else Types()
         )
         first = habits_of(events, bad, meaning.targets)
         min_value, min_why, is_rating = self._smallest(events, first)
         if meaning.history:
             kept = pc.is_in(events.column(schema.EVENT_TYPE), value_set=pa.array(meaning.history))
             events = events.filter(kept)
-        habits = replace(habits_of(events, bad, meaning.targets, min_value), all_types=tuple(first.types))
+        habits = replace(
+            habits_of(events, bad, meaning.targets, min_value), all_types=tuple(first.types)
+        )
         plans, items, users, derived = self._plans(names)
         found = Understood(name=self._name(), source=[], habits=habits, meaning=meaning)
         self._order(found)
@@ -102,14 +128,15 @@ class _Canonical:
         self._side_tables(found, plans, rules)
         found.bad["events"] = habits.bad_share
         found.bad_why["events"] = "; ".join(
-            f"{share:.1%} {reason}" for reason, share in sorted(habits.bad.items(), key=lambda x: -x[1])[:3]
+            f"{share:.1%} {reason}"
+            for reason, share in sorted(habits.bad.items(), key=lambda x: -x[1])[:3]
         )
         found.tables = [self._summary(plan, items, users) for plan in plans]
         found.ignored = {**self.ignored, **self._left_out()}
         found.notes = self.notes
         return found
 
-    # ------------------------------------------------------------------------------------------------------- events
+    # --------------------------------------------------------------------------------------- events
 
     @property
     def _has_types(self) -> bool:
@@ -117,13 +144,22 @@ class _Canonical:
 
     def _typed_names(self) -> dict[str, str]:
         names = dict(self.columns.names)
-        for column, files in ((schema.SPLIT, self.parts_of_files), (schema.EVENT_TYPE, self.types_of_files)):
+        for column, files in (
+            (schema.SPLIT, self.parts_of_files),
+            (schema.EVENT_TYPE, self.types_of_files),
+        ):
             if files:
                 names[column] = column
         return names
 
     def _rules(self) -> CellRules:
-        commas = [table.sample.name for table in self.tables if table.role for c in table.columns if c.decimal_comma]
+        commas = [
+            table.sample.name
+            for table in self.tables
+            if table.role
+            for c in table.columns
+            if c.decimal_comma
+        ]
         time = self.columns.time.time if self.columns.time else None
         return CellRules(time_format=time.format if time else "", decimal="," if commas else ".")
 
@@ -134,7 +170,9 @@ class _Canonical:
         scaled = {reason: share * self.rows.num_rows / every for reason, share in bad.items()}
         return {**scaled, "rows with a different number of cells": sample.num_broken / every}
 
-    def _smallest(self, events: pa.Table, habits: EventStatistics) -> tuple[float | None, str, bool]:
+    def _smallest(
+        self, events: pa.Table, habits: EventStatistics
+    ) -> tuple[float | None, str, bool]:
         """Return the smallest value that counts, why, and whether values are ratings."""
         column = self.columns.value
         if column is None or habits.num_values < 2:
@@ -142,10 +180,15 @@ class _Canonical:
         name = column.name
         named = self.pair.table.sample.has_names
         stepped = bool((pc.multiply(events.column(schema.VALUE), 2).to_numpy() % 1 == 0).all())
-        is_rating = likeness(name, _RATINGS) >= 0.8 if named else habits.num_values <= 21 and stepped
+        is_rating = (
+            likeness(name, _RATINGS) >= 0.8 if named else habits.num_values <= 21 and stepped
+        )
         if habits.negative > 0:
             whole = column.is_whole
-            why = f"{habits.negative:.1%} of the events have a negative {name}: returns, cancellations or dislikes"
+            why = (
+                f"{habits.negative:.1%} of the events have a negative {name}: returns,"
+                " cancellations or dislikes"
+            )
             return (1.0 if whole else 1e-9), why, is_rating
         values = events.column(schema.VALUE).to_numpy()
         rated = values[values != 0] if (values == 0).mean() > _ABSENT_RATING else values
@@ -155,7 +198,10 @@ class _Canonical:
             if (rated < middle).mean() > 0.5:
                 return (
                     middle,
-                    f"{(rated < middle).mean():.0%} of the ratings are below the middle of the scale: dislikes",
+                    (
+                        f"{(rated < middle).mean():.0%} of the ratings are below the middle of the"
+                        " scale: dislikes"
+                    ),
                     True,
                 )
         return None, "", is_rating
@@ -165,14 +211,21 @@ class _Canonical:
         if habits.has_times and time is not None:
             found.order, found.order_why = "time", f"every event has a time, in {time.name}"
         elif habits.timed > 0.5 and time is not None:
-            found.order, found.order_why = "auto", f"{habits.timed:.0%} of the events have a time in {time.name}"
+            found.order, found.order_why = (
+                "auto",
+                f"{habits.timed:.0%} of the events have a time in {time.name}",
+            )
         else:
             found.order = "none"
             found.order_why = "no column has times, and the order of rows is unknown"
         if self.parts_of_files or self.columns.split is not None:
             count = ", ".join(f"{part} {number:,}" for part, number in habits.parts.items())
             column = self.columns.split
-            where = f"split by the column {column.name}" if column is not None else "split by file names"
+            where = (
+                f"split by the column {column.name}"
+                if column is not None
+                else "split by file names"
+            )
             found.split = {"kind": "given"}, f"{where}: {count}"
 
     def _unknown_items(self, events: pa.Table) -> float:
@@ -194,11 +247,13 @@ class _Canonical:
             and likeness(column.name, SESSION) < 0.8
         ]
 
-    # ------------------------------------------------------------------------------------------------------- tables
+    # --------------------------------------------------------------------------------------- tables
 
     def _plans(
         self, names: dict[str, str]
-    ) -> tuple[list[TablePlan], Attributes | None, Attributes | None, tuple[list[Column], list[Column]]]:
+    ) -> tuple[
+        list[TablePlan], Attributes | None, Attributes | None, tuple[list[Column], list[Column]]
+    ]:
         events = self.pair.table
         moved_events = reserved(events, schema.EVENTS, names)
         reasons = self._event_reasons() | {
@@ -209,22 +264,35 @@ class _Canonical:
         of_items, of_users = self._by_events()
         items = users = None
         item_ids = IdSet(self.columns.item)
-        for role, kind, key in (("items", schema.ITEMS, schema.ITEM_ID), ("users", schema.USERS, schema.USER_ID)):
+        for role, kind, key in (
+            ("items", schema.ITEMS, schema.ITEM_ID),
+            ("users", schema.USERS, schema.USER_ID),
+        ):
             table = next((table for table in self.tables if table.role == role), None)
             if table is None:
                 continue
             column = next(table.column(name) for name, to in table.names.items() if to == key)
             rest = [c for c in table.columns if c is not column]
             moved = reserved(table, kind, table.names)
-            ids = {"items": item_ids} if role == "items" else {"items": None, "people": IdSet(self.columns.user)}
+            ids = (
+                {"items": item_ids}
+                if role == "items"
+                else {"items": None, "people": IdSet(self.columns.user)}
+            )
             found = attributes_of(table, rest, [key], moved=moved, **ids)
-            plans.append(plan_of_attributes(role, table.sample, table.names, found, moved, table.shares))
+            plans.append(
+                plan_of_attributes(role, table.sample, table.names, found, moved, table.shares)
+            )
             items, users = (found, users) if role == "items" else (items, found)
         if of_items:
-            items = attributes_of(events, of_items, [*names.values()], item_ids, moved_events, of=self.columns.item)
+            items = attributes_of(
+                events, of_items, [*names.values()], item_ids, moved_events, of=self.columns.item
+            )
             of_items = self._take(plan, of_items, items)
         if of_users:
-            users = attributes_of(events, of_users, [*names.values()], None, moved_events, of=self.columns.user)
+            users = attributes_of(
+                events, of_users, [*names.values()], None, moved_events, of=self.columns.user
+            )
             of_users = self._take(plan, of_users, users)
         for role in ("social", "knowledge"):
             plans += self._pairs_of(role)
@@ -232,7 +300,9 @@ class _Canonical:
 
     def _by_events(self) -> tuple[list[Column], list[Column]]:
         """Find event columns that describe items and users, if there are no tables of them."""
-        of_items, of_users = attributes_of_events(self.pair.table, self.pair.user, self.pair.item, self.columns.left)
+        of_items, of_users = attributes_of_events(
+            self.pair.table, self.pair.user, self.pair.item, self.columns.left
+        )
         roles = {table.role for table in self.tables}
         return ([] if "items" in roles else of_items), ([] if "users" in roles else of_users)
 
@@ -259,13 +329,18 @@ class _Canonical:
         for table in tables:
             same = table.sample.form == first.sample.form and table.names == first.names
             if not same:
-                table.role, table.why = "", f"a second table of {role} next to {first.sample.name}, in another form"
+                table.role, table.why = (
+                    "",
+                    f"a second table of {role} next to {first.sample.name}, in another form",
+                )
         used = [table for table in tables if table.role == role]
         sample = together([table.sample for table in used]) if len(used) > 1 else first.sample
         kind = schema.TABLES[role]
         names = {**first.names, **reserved(first, kind, first.names)}
         own = (schema.RELATION, schema.TAIL)
-        reasons = {name: "the fact" if to in own else first.shares for name, to in first.names.items()}
+        reasons = {
+            name: "the fact" if to in own else first.shares for name, to in first.names.items()
+        }
         plan = TablePlan(role, sample, names, reasons)
         if role == "knowledge" and schema.RELATION not in first.names.values():
             tail = next(name for name, to in first.names.items() if to == schema.TAIL)
@@ -280,7 +355,9 @@ class _Canonical:
         found[columns.user.name] = f"{columns.user.num_distinct:,} distinct ids" + (
             f", also in {', '.join(shared)}" if shared else ""
         )
-        shared = [table.sample.name for table in self.tables if table.role in ("items", "knowledge")]
+        shared = [
+            table.sample.name for table in self.tables if table.role in ("items", "knowledge")
+        ]
         found[columns.item.name] = f"{columns.item.num_distinct:,} distinct ids" + (
             f", also in {', '.join(shared)}" if shared else ""
         )
@@ -289,12 +366,14 @@ class _Canonical:
         if columns.type is not None:
             found[columns.type.name] = f"{columns.type.num_distinct} event types"
         if columns.value is not None:
-            found[columns.value.name] = f"numbers from {columns.value.low:g} to {columns.value.high:g}"
+            found[columns.value.name] = (
+                f"numbers from {columns.value.low:g} to {columns.value.high:g}"
+            )
         if columns.split is not None:
             found[columns.split.name] = "split of the event"
         return found
 
-    # ------------------------------------------------------------------------------------------------------ settings
+    # ------------------------------------------------------------------------------------- settings
 
     def _cell_settings(self, rules: CellRules) -> list[Setting]:
         found = []
@@ -303,30 +382,54 @@ class _Canonical:
         if rules.time_format and self.columns.time is not None:
             example = self.columns.time.example
             found.append(
-                Setting("time_format", rules.time_format, f"format of {self.columns.time.name}, e.g. {example}")
+                Setting(
+                    "time_format",
+                    rules.time_format,
+                    f"format of {self.columns.time.name}, e.g. {example}",
+                )
             )
         if self.parts_of_files:
-            found.append(Setting("split_files", self.parts_of_files, "split of each file, from its name"))
+            found.append(
+                Setting("split_files", self.parts_of_files, "split of each file, from its name")
+            )
         if self.types_of_files:
-            found.append(Setting("type_files", self.types_of_files, "event type of each file, from its name"))
+            found.append(
+                Setting("type_files", self.types_of_files, "event type of each file, from its name")
+            )
         return found
 
     def _derived_settings(
-        self, derived: tuple[list[Column], list[Column]], items: Attributes | None, users: Attributes | None
+        self,
+        derived: tuple[list[Column], list[Column]],
+        items: Attributes | None,
+        users: Attributes | None,
     ) -> list[Setting]:
         found = []
-        for key, columns, attributes in (("item_columns", derived[0], items), ("user_columns", derived[1], users)):
+        for key, columns, attributes in (
+            ("item_columns", derived[0], items),
+            ("user_columns", derived[1], users),
+        ):
             if columns and attributes is not None:
                 names = [attributes.rename.get(column.name, column.name) for column in columns]
                 noun = key.split("_")[0]
-                found.append(Setting(key, names, f"nearly constant for each {noun}, so read as attributes of {noun}s"))
+                found.append(
+                    Setting(
+                        key,
+                        names,
+                        f"nearly constant for each {noun}, so read as attributes of {noun}s",
+                    )
+                )
         return found
 
     def _side_tables(self, found: Understood, plans: Sequence[TablePlan], rules: CellRules) -> None:
         """Describe friends and facts, and compute the share of unusable rows of each table."""
         for plan in plans[1:]:
             table = schema.TABLES[plan.role]
-            given = {to: plan.sample.rows.column(name) for name, to in plan.names.items() if to in table.columns}
+            given = {
+                to: plan.sample.rows.column(name)
+                for name, to in plan.names.items()
+                if to in table.columns
+            }
             checked = check_rows(pa.table(given), Layout(table, rules=rules))
             reasons = checked.column(schema.REASON).drop_null()
             lost = len(reasons) - sum(
@@ -334,7 +437,9 @@ class _Canonical:
             )
             every = plan.sample.rows.num_rows + plan.sample.num_broken
             found.bad[plan.role] = (max(lost, 0) + plan.sample.num_broken) / max(every, 1)
-            found.bad_why[plan.role] = ", ".join(sorted({str(reason) for reason in reasons.to_pylist()})[:3])
+            found.bad_why[plan.role] = ", ".join(
+                sorted({str(reason) for reason in reasons.to_pylist()})[:3]
+            )
             shares = next((t.shares for t in self.tables if t.role == plan.role), "")
             if plan.role == "social":
                 found.friends = f"{plan.sample.num_rows:,} links; {shares}"
@@ -348,13 +453,19 @@ class _Canonical:
             if not table.role
         }
 
-    def _summary(self, plan: TablePlan, items: Attributes | None, users: Attributes | None) -> TableSummary:
+    def _summary(
+        self, plan: TablePlan, items: Attributes | None, users: Attributes | None
+    ) -> TableSummary:
         files = ", ".join(self.looked.patterns(plan.sample)[:3])
-        summary = TableSummary(plan.role, files, f"{form_words(plan.sample)}, {plan.sample.num_rows:,} rows")
+        summary = TableSummary(
+            plan.role, files, f"{form_words(plan.sample)}, {plan.sample.num_rows:,} rows"
+        )
         for name, to in plan.names.items():
             if to in schema.TABLES[plan.role].columns:
                 reason = plan.reasons.get(name, "")
-                summary.columns[to] = f"{name}: {reason}" if plan.sample.has_names else reason or name
+                summary.columns[to] = (
+                    f"{name}: {reason}" if plan.sample.has_names else reason or name
+                )
         return summary
 
     def _name(self) -> str:

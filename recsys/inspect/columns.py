@@ -20,8 +20,8 @@ from recsys.inspect.vocabulary import LATITUDE, LONGITUDE, TIME, has_id, likenes
 from recsys.sources.validate import CellRules, ids, numbers
 
 Kind = Literal[
-    "empty", "constant", "number", "price", "time", "text", "html", "url", "image", "path", "list", "lists", "vector",
-    "token", "flag", "object",
+    "empty", "constant", "number", "price", "time", "text", "html", "url", "image", "path", "list",
+    "lists", "vector", "token", "flag", "object",
 ]  # fmt: skip
 _SAMPLED: Final = 20_000  # cells that are searched for patterns
 _MOST: Final = 0.8
@@ -32,7 +32,9 @@ _TAGS: Final = (
     r"(?i)</?(?:p|br|b|i|em|strong|div|span|ul|ol|li|a|h[1-6]|table|tr|td|img|font|hr)\b[^<>]*>"
     r"|&(?:amp|nbsp|lt|gt|quot|#\d+);"
 )
-_PRICE: Final = r"^[+-]?(?:\p{Sc}|US\$|[A-Z]{3})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:\p{Sc}|[A-Z]{3}|kr|zł)$"
+_PRICE: Final = (
+    r"^[+-]?(?:\p{Sc}|US\$|[A-Z]{3})\s?\d[\d.,]*$|^\d[\d.,]*\s?(?:\p{Sc}|[A-Z]{3}|kr|zł)$"
+)
 _COMMA_NUMBER: Final = r"^[+-]?\d+,\d+$"
 _INTEGER: Final = r"^[+-]?\d{1,18}$"
 _FLAGS: Final = ({"0", "1"}, {"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
@@ -72,7 +74,11 @@ class Column:
     @property
     def is_key(self) -> bool:
         """Whether nearly all values are distinct."""
-        return self.num_values > 1 and self.num_distinct >= _NEARLY * self.num_values and self.filled >= _NEARLY
+        return (
+            self.num_values > 1
+            and self.num_distinct >= _NEARLY * self.num_values
+            and self.filled >= _NEARLY
+        )
 
     @property
     def may_be_id(self) -> bool:
@@ -105,7 +111,11 @@ class Column:
         """Whether unnamed numbers may be degrees: most have four or more decimals."""
         if self.kind != "number" or self.is_whole or max(abs(self.low), abs(self.high)) > limit:
             return False
-        digits = [len(text.rpartition(".")[2]) for text in self.values.drop_null()[:200].to_pylist() if "." in text]
+        digits = [
+            len(text.rpartition(".")[2])
+            for text in self.values.drop_null()[:200].to_pylist()
+            if "." in text
+        ]
         return bool(digits) and sum(count >= 4 for count in digits) >= _MOST * len(digits)
 
 
@@ -138,9 +148,17 @@ def column_of(name: str, place: int, cells: pa.Array, rules: CellRules) -> Colum
     sample = present.slice(0, _SAMPLED)
     if not pa.types.is_string(kind) and not pa.types.is_boolean(kind):
         measured = _measured(
-            pc.cast(raw, pa.float64(), safe=False) if not pa.types.is_temporal(kind) else pa.nulls(0, pa.float64())
+            pc.cast(raw, pa.float64(), safe=False)
+            if not pa.types.is_temporal(kind)
+            else pa.nulls(0, pa.float64())
         )
-        return Column(name, place, "constant" if distinct == 1 and len(present) > 1 else "number", **base, **measured)
+        return Column(
+            name,
+            place,
+            "constant" if distinct == 1 and len(present) > 1 else "number",
+            **base,
+            **measured,
+        )
     return _of_texts(name, place, sample, base)
 
 
@@ -199,12 +217,21 @@ def _of_texts(name: str, place: int, sample: pa.Array, base: dict[str, Any]) -> 
 def _members(sample: pa.Array) -> tuple[Kind, str] | None:
     """Find lists and paths in texts: their members occur in several values."""
     few = sample.slice(0, 5000)
-    for kind, marks in (("list", _LIST_MARKS[:2]), ("path", _PATH_MARKS), ("list", _LIST_MARKS[2:])):
+    for kind, marks in (
+        ("list", _LIST_MARKS[:2]),
+        ("path", _PATH_MARKS),
+        ("list", _LIST_MARKS[2:]),
+    ):
         for mark in marks:
             share = float(pc.mean(pc.match_substring(few, mark).cast(pa.int8())).as_py() or 0.0)
             if share < 0.3:
                 continue
-            members = [part.strip() for text in few.to_pylist() for part in text.split(mark) if part.strip()]
+            members = [
+                part.strip()
+                for text in few.to_pylist()
+                for part in text.split(mark)
+                if part.strip()
+            ]
             if not members:
                 continue
             long = sum(len(part.split()) > 5 for part in members)
@@ -227,10 +254,15 @@ def _of_lists(name: str, place: int, cells: pa.Array) -> Column:
     members = pc.list_flatten(cells).cast(pa.string()).drop_null()
     joined = pc.binary_join(cells.cast(pa.list_(pa.string())), " | ")
     wordy = (
-        _share(members.slice(0, _SAMPLED), r"\p{L}{3,}") >= 0.7 and _share(members.slice(0, _SAMPLED), r"\d{3,}") < 0.3
+        _share(members.slice(0, _SAMPLED), r"\p{L}{3,}") >= 0.7
+        and _share(members.slice(0, _SAMPLED), r"\d{3,}") < 0.3
     )
     distinct = int(pc.count_distinct(members).as_py())
-    spaces = float(pc.mean(pc.count_substring(members.slice(0, _SAMPLED), " ")).as_py() or 0.0) if len(members) else 0.0
+    spaces = (
+        float(pc.mean(pc.count_substring(members.slice(0, _SAMPLED), " ")).as_py() or 0.0)
+        if len(members)
+        else 0.0
+    )
     is_text = spaces >= 5  # a description in one or several paragraphs
     if is_text:
         kind_found: Kind = "html" if _share(members.slice(0, _SAMPLED), _TAGS) >= 0.03 else "text"
@@ -253,4 +285,6 @@ def has_known(text: str, words: tuple[str, ...]) -> bool:
     (True, False)
     """
     found = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).lower())
-    return text.lower() in words or any(word in found or f"{word}s" in found or f"{word}ed" in found for word in words)
+    return text.lower() in words or any(
+        word in found or f"{word}s" in found or f"{word}ed" in found for word in words
+    )

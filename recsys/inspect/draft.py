@@ -73,7 +73,9 @@ class Draft:
         node = self._root
         for key in keys:
             assert node.below is not None, f"{node.key} is a value"
-            found = next((inner for inner in node.below if inner.key == key and not inner.is_comment), None)
+            found = next(
+                (inner for inner in node.below if inner.key == key and not inner.is_comment), None
+            )
             if found is None:
                 found = _Node(key, below=[])
                 node.below.append(found)
@@ -120,5 +122,7 @@ def flow(value: Any) -> str:
     >>> flow({"a: b": ["x", 1, None]}), flow("::"), flow(True)
     ("{'a: b': [x, 1, null]}", "'::'", 'true')
     """
-    text = yaml.safe_dump(value, default_flow_style=True, width=_WIDTH, allow_unicode=True, sort_keys=False)
+    text = yaml.safe_dump(
+        value, default_flow_style=True, width=_WIDTH, allow_unicode=True, sort_keys=False
+    )
     return str(text).removesuffix("\n").removesuffix("...").rstrip("\n").replace("\n", " ")

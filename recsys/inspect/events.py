@@ -8,7 +8,16 @@ from typing import Final
 from recsys import schema
 from recsys.inspect.columns import Column, bare_tokens, has_known
 from recsys.inspect.tables import Pair, Table, determines
-from recsys.inspect.vocabulary import EVENT_TYPE, NEGATIVE, STRONG, TIME, VALUE, WEAK, has_id, likeness
+from recsys.inspect.vocabulary import (
+    EVENT_TYPE,
+    NEGATIVE,
+    STRONG,
+    TIME,
+    VALUE,
+    WEAK,
+    has_id,
+    likeness,
+)
 from recsys.sources.validate import SPLIT_WORDS
 
 _MOST_TYPES: Final = 30
@@ -70,8 +79,14 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
     times = [column for column in left if column.kind == "time" and column.filled > 0.05]
 
     def rank(column: Column) -> tuple[float, bool, float, int]:
-        of_item = pair.item.num_distinct < 0.7 * pair.item.num_values and determines(pair.item, column) > 0.95
-        of_user = pair.user.num_distinct < 0.7 * pair.user.num_values and determines(pair.user, column) > 0.95
+        of_item = (
+            pair.item.num_distinct < 0.7 * pair.item.num_values
+            and determines(pair.item, column) > 0.95
+        )
+        of_user = (
+            pair.user.num_distinct < 0.7 * pair.user.num_values
+            and determines(pair.user, column) > 0.95
+        )
         assert column.time is not None
         epoch = column.time.words.endswith("since 1970")
         return (
@@ -82,19 +97,29 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         )
 
     best = max(times, key=rank, default=None)
-    if best is None or rank(best)[0] < 0 and table.sample.has_names and likeness(best.name, TIME) < 1.0:
+    if (
+        best is None
+        or rank(best)[0] < 0
+        and table.sample.has_names
+        and likeness(best.name, TIME) < 1.0
+    ):
         return None
     return best
 
 
 def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
     for column in left:
-        if column.kind not in ("token", "flag", "number") or not 2 <= column.num_distinct <= _MOST_TYPES:
+        if (
+            column.kind not in ("token", "flag", "number")
+            or not 2 <= column.num_distinct <= _MOST_TYPES
+        ):
             continue
         if column.kind == "number" and not (column.is_whole and column.num_distinct <= 10):
             continue
         words = bare_tokens(column) if column.kind == "token" else []
-        known = sum(has_known(word, (*STRONG, *WEAK, *NEGATIVE)) for word in words) >= max(1, len(words) / 3)
+        known = sum(has_known(word, (*STRONG, *WEAK, *NEGATIVE)) for word in words) >= max(
+            1, len(words) / 3
+        )
         said = table.like(column, EVENT_TYPE) >= _SAYS
         if not (known and column.kind == "token" or said):
             continue
@@ -105,12 +130,23 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
 
 
 def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
-    numbers = [c for c in left if c.kind in ("number", "flag") and c.num_distinct > 1 and not has_id(c.name)]
+    numbers = [
+        c
+        for c in left
+        if c.kind in ("number", "flag") and c.num_distinct > 1 and not has_id(c.name)
+    ]
     if table.sample.has_names:
         named = [column for column in numbers if table.like(column, VALUE) >= _SAYS]
         named = [column for column in named if determines(pair.item, column) < 0.9]
-        return max(named, key=lambda column: (table.like(column, VALUE), -column.place), default=None)
+        return max(
+            named, key=lambda column: (table.like(column, VALUE), -column.place), default=None
+        )
     rated = [
-        c for c in numbers if c.kind == "number" and c.num_distinct <= _RATING_VALUES and c.low >= -10 and c.high <= 100
+        c
+        for c in numbers
+        if c.kind == "number"
+        and c.num_distinct <= _RATING_VALUES
+        and c.low >= -10
+        and c.high <= 100
     ]
     return rated[0] if rated else None

@@ -32,7 +32,9 @@ def measure(columns: Sequence[Column], rules: CellRules, of: Column | None = Non
     return quantities(_table([column for column in columns if column.is_numeric], rules, of), [])
 
 
-def distinguish_users(columns: Sequence[Column], rules: CellRules, of: Column | None = None) -> bool:
+def distinguish_users(
+    columns: Sequence[Column], rules: CellRules, of: Column | None = None
+) -> bool:
     """Whether attributes distinguish users, as the member ``profile`` reads them; lists always
     count.
 
@@ -57,12 +59,20 @@ def distinguish_users(columns: Sequence[Column], rules: CellRules, of: Column | 
 
 def _table(columns: Sequence[Column], rules: CellRules, of: Column | None) -> pa.Table:
     cells = {
-        column.name: numbers(column.values, rules)[0] if column.is_numeric else column.values for column in columns
+        column.name: numbers(column.values, rules)[0] if column.is_numeric else column.values
+        for column in columns
     }
     if of is None or not cells:
         return pa.table(cells)
     frame = pl.DataFrame(
-        {"\0": pl.from_arrow(of.values), **{name: pl.from_arrow(values) for name, values in cells.items()}}
+        {
+            "\0": pl.from_arrow(of.values),
+            **{name: pl.from_arrow(values) for name, values in cells.items()},
+        }
     )
-    usual = frame.drop_nulls("\0").group_by("\0", maintain_order=True).agg(pl.all().drop_nulls().first())
+    usual = (
+        frame.drop_nulls("\0")
+        .group_by("\0", maintain_order=True)
+        .agg(pl.all().drop_nulls().first())
+    )
     return usual.drop("\0").to_arrow()

@@ -107,7 +107,12 @@ def form_of(head: bytes, suffix: str, name: str = "") -> TextForm | SequenceForm
     text = head.decode(encoding, errors="replace")
     lines = [line for line in text.split("\n")[:_LOOKED_AT] if line.strip()]
     lines = [line.rstrip("\r") for line in lines]
-    if len(lines) > 1 and len(head.split(b"\n")) <= _LOOKED_AT and not text.endswith("\n") and len(head) >= 1 << 18:
+    if (
+        len(lines) > 1
+        and len(head.split(b"\n")) <= _LOOKED_AT
+        and not text.endswith("\n")
+        and len(head) >= 1 << 18
+    ):
         lines = lines[:-1]
     comment = _comment(lines)
     rows = [line for line in lines if not (comment and line.startswith(comment))]
@@ -195,7 +200,9 @@ def _separator(lines: Sequence[str], suffix: str) -> str:
 
         def rank(separator: str) -> tuple[float, int, int]:
             share, size = found[separator]
-            is_usual = _USUAL.get(suffix) == separator and (size == most or not _in_numbers_only(lines, separator))
+            is_usual = _USUAL.get(suffix) == separator and (
+                size == most or not _in_numbers_only(lines, separator)
+            )
             return share + is_usual, size, -_SEPARATORS.index(separator)
 
         return max(found, key=rank)

@@ -101,21 +101,31 @@ def roles_of_types(types: Sequence[str]) -> Types:
         return Types()
     out = (*negative, *shown)
     history = tuple(left) if out else ()
-    strong = [name for name in left if has_known(name, STRONG) and not has_known(name, ("cart", "basket"))]
+    strong = [
+        name for name in left if has_known(name, STRONG) and not has_known(name, ("cart", "basket"))
+    ]
     weak = [name for name in left if has_known(name, WEAK) and name not in strong]
     if strong and weak:
         return Types(tuple(strong), history, "the goal of the other types")
     return Types((), history, "")
 
 
-def events_of(rows: pa.Table, names: Mapping[str, str], rules: CellRules) -> tuple[pa.Table, dict[str, float]]:
+def events_of(
+    rows: pa.Table, names: Mapping[str, str], rules: CellRules
+) -> tuple[pa.Table, dict[str, float]]:
     """Return the valid events of a sample as the readers type them, and the shares of invalid rows
     by reason.
     """
-    given = pa.table({to: rows.column(name) for name, to in names.items() if to in schema.EVENTS.columns})
+    given = pa.table(
+        {to: rows.column(name) for name, to in names.items() if to in schema.EVENTS.columns}
+    )
     checked = check_rows(given, Layout(schema.EVENTS, rules=rules))
     reasons = checked.column(schema.REASON)
-    counted = pc.value_counts(reasons.drop_null().combine_chunks()) if reasons.null_count < len(reasons) else None
+    counted = (
+        pc.value_counts(reasons.drop_null().combine_chunks())
+        if reasons.null_count < len(reasons)
+        else None
+    )
     bad = {}
     if counted is not None:
         pairs = zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)
@@ -124,7 +134,10 @@ def events_of(rows: pa.Table, names: Mapping[str, str], rules: CellRules) -> tup
 
 
 def habits_of(
-    events: pa.Table, bad: Mapping[str, float], targets: Sequence[str] = (), min_value: float | None = None
+    events: pa.Table,
+    bad: Mapping[str, float],
+    targets: Sequence[str] = (),
+    min_value: float | None = None,
 ) -> EventStatistics:
     """Compute the statistics of the valid events.
 
@@ -204,7 +217,9 @@ def _foresight(frame: pl.DataFrame, targets: Sequence[str], cuts: Cuts) -> Fores
 def _counts(texts: pl.Series) -> dict[str, int]:
     """Counts by value, the most frequent first, ties by name."""
     rows = texts.drop_nulls().value_counts().rows()
-    return {str(name): int(count) for name, count in sorted(rows, key=lambda row: (-row[1], row[0]))}
+    return {
+        str(name): int(count) for name, count in sorted(rows, key=lambda row: (-row[1], row[0]))
+    }
 
 
 def _number(value: Any) -> float:
@@ -240,7 +255,9 @@ def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[s
         evaluated = rows.filter((pl.col("time") >= cut) & pl.col("user").is_in(known))
         return _number(evaluated["again"].mean()) if len(evaluated) else 0.0
     if has_times:
-        rows = rows.sort(["user", "time"], maintain_order=True).with_columns(again=pl.col("time") > first)
+        rows = rows.sort(["user", "time"], maintain_order=True).with_columns(
+            again=pl.col("time") > first
+        )
     else:
         rows = rows.with_columns(again=pl.int_range(pl.len()).over(["user", "item"]) > 0)
     rows = rows.with_columns(place=pl.col("user").cum_count().over("user"))
@@ -258,7 +275,9 @@ def _echoes(frame: pl.DataFrame, targets: Sequence[str]) -> tuple[float, tuple[s
     rows = frame.unique(subset=["user", "item", "type", "time"], keep="first", maintain_order=True)
     if rows["time"].null_count() < 0.5 * len(rows):
         rows = rows.sort(["user", "time"], maintain_order=True)
-    rows = rows.with_columns(echo=pl.col("item") == pl.col("item").shift().over("user")).drop_nulls("echo")
+    rows = rows.with_columns(echo=pl.col("item") == pl.col("item").shift().over("user")).drop_nulls(
+        "echo"
+    )
     evaluated = _of_types(rows, targets).group_by("user", maintain_order=True).last()
     if not len(evaluated):
         return 0.0, ()

@@ -83,7 +83,11 @@ def _accepted(found: Understood, name: str, command: str) -> Draft:
         first = error
     if "header" in str(first) and found.source[0].value == "canonical":
         for word in _HEADERS:
-            why = "the first row has the column names" if word == "yes" else "the first row is a row of data"
+            why = (
+                "the first row has the column names"
+                if word == "yes"
+                else "the first row is a row of data"
+            )
             source = [*found.source, Setting("header", word, why)]
             found.source, before = source, found.source
             draft = draft_of(found, name, command)
@@ -104,6 +108,8 @@ def _check(draft: Draft) -> Config:
         A file does not match the draft.
     """
     text = draft.text()
-    config = build_config(parse_yaml(text, "the proposed configuration"), "the proposed configuration")
+    config = build_config(
+        parse_yaml(text, "the proposed configuration"), "the proposed configuration"
+    )
     open_source(config.data.source).check()
     return config

@@ -32,7 +32,10 @@ def draft_of(found: Understood, name: str, command: str) -> Draft:
     seen = "a sample of your files" if found.is_sampled else "all rows of your files"
     draft.title = [
         f"Written by `{command}` from {seen}; comments give the reasons.",
-        "Next: recsys run --config THIS_FILE --budget 20m. Start it in the same folder: paths are relative to it.",
+        (
+            "Next: recsys run --config THIS_FILE --budget 20m. Start it in the same folder: paths"
+            " are relative to it."
+        ),
         "There is no section model: the run chooses a model for this data.",
     ]
     draft.section("run")
@@ -76,7 +79,7 @@ def _set_deep(draft: Draft, path: str, key: str, value: Any, why: str) -> None:
     draft.put([*path.split("."), key], value, why)
 
 
-# ------------------------------------------------------------------------------------------------------------- rules
+# -------------------------------------------------------------------------------------------- rules
 
 
 def _rules(draft: Draft, found: Understood) -> None:
@@ -93,12 +96,15 @@ def _rules(draft: Draft, found: Understood) -> None:
             f"{', '.join(others)} are left out: negative, or only shown to the user",
         )
     if found.meaning.targets:
-        share = sum(habits.types.get(kind, 0) for kind in found.meaning.targets) / max(sum(habits.types.values()), 1)
+        share = sum(habits.types.get(kind, 0) for kind in found.meaning.targets) / max(
+            sum(habits.types.values()), 1
+        )
         rest = [kind for kind in habits.types if kind not in found.meaning.targets]
         draft.set(
             "data.targets",
             list(found.meaning.targets),
-            f"the events to predict ({share:.1%}); the other types are input only: {', '.join(rest)}",
+            f"the events to predict ({share:.1%}); the other types are input only:"
+            f" {', '.join(rest)}",
         )
         draft.other("data.targets", [], "predicts all types")
     elif len(habits.types) > 1 and found.event_text is None:
@@ -113,12 +119,17 @@ def _rules(draft: Draft, found: Understood) -> None:
     elif found.is_rating and habits.num_values > 2:
         high = habits.low + 0.7 * (habits.high - habits.low)
         rounded = float(math.ceil(high)) if habits.high - habits.low >= 3 else round(high, 2)
-        why = f"now every value of {found.value_name or 'the rating'} counts as interest; this drops low values"
+        why = (
+            f"now every value of {found.value_name or 'the rating'} counts as interest; this drops"
+            " low values"
+        )
         draft.other("data.min_value", rounded, why)
     if found.has_items and found.unknown_items > 0:
         unknown = f"{found.unknown_items:.1%}" if found.unknown_items >= 0.001 else "a few"
         draft.set(
-            "data.unknown_items", "keep", f"{unknown} of the events have an item that is not in the table of items"
+            "data.unknown_items",
+            "keep",
+            f"{unknown} of the events have an item that is not in the table of items",
         )
     limits = {table: share for table, share in found.bad.items() if share > _CLOSE_TO_IT}
     for table, bad in limits.items():
@@ -130,7 +141,11 @@ def _rules(draft: Draft, found: Understood) -> None:
         )
     if found.context:
         names = [column.name for column in found.context]
-        draft.other("data.context", names, "set it if these are known when lists are requested; models then use them")
+        draft.other(
+            "data.context",
+            names,
+            "set it if these are known when lists are requested; models then use them",
+        )
 
 
 def _split(draft: Draft, found: Understood) -> None:
@@ -140,7 +155,9 @@ def _split(draft: Draft, found: Understood) -> None:
     if given is not None:
         settings, why = given
         for key, value in settings.items():
-            draft.set(f"data.split.{key}", value, why if key == "kind" else "the size of the test split")
+            draft.set(
+                f"data.split.{key}", value, why if key == "kind" else "the size of the test split"
+            )
         if "valid" not in habits.parts and "valid" not in settings and habits.parts.get("test"):
             share = habits.parts["test"] / max(sum(habits.parts.values()), 1)
             draft.set(
@@ -153,8 +170,8 @@ def _split(draft: Draft, found: Understood) -> None:
     if habits.temporal is not None:
         fit = habits.temporal
         why = (
-            f"events have times{day}: train on the past, test from {fit.test_from:%Y-%m-%d} on, with "
-            f"{fit.num_test_users:,} users known by then"
+            f"events have times{day}: train on the past, test from {fit.test_from:%Y-%m-%d} on,"
+            f" with {fit.num_test_users:,} users known by then"
         )
         draft.set("data.split.kind", "temporal", why)
         draft.set("data.split.test", fit.share, "share of events, the latest")
@@ -163,18 +180,31 @@ def _split(draft: Draft, found: Understood) -> None:
         draft.other(
             "data.split.kind",
             "leave-last",
-            f"tests each user's last event; over {span} the model then knows later popularity: a leak",
+            f"tests each user's last event; over {span} the model then knows later popularity: a"
+            " leak",
         )
         return
     if found.order in ("time", "auto") and habits.timed > 0.5:
-        draft.set("data.split.kind", "leave-last", f"tests each user's last event, {_why_not_temporal(habits)}")
+        draft.set(
+            "data.split.kind",
+            "leave-last",
+            f"tests each user's last event, {_why_not_temporal(habits)}",
+        )
         if habits.has_times:
             draft.other("data.split.kind", "temporal", "one cut in time, like in production")
         return
     if found.order == "file":
-        draft.set("data.split.kind", "leave-last", "tests each user's last event; the one before it is validation")
+        draft.set(
+            "data.split.kind",
+            "leave-last",
+            "tests each user's last event; the one before it is validation",
+        )
         return
-    draft.set("data.split.kind", "ratio", "the order is unknown: tests a random share of each user's events")
+    draft.set(
+        "data.split.kind",
+        "ratio",
+        "the order is unknown: tests a random share of each user's events",
+    )
     draft.set("data.split.valid", 0.1, "share of each user's events")
     draft.set("data.split.test", 0.2, "share of each user's events")
     draft.other("data.split.kind", "leave-last", "together with order: file")
@@ -185,13 +215,24 @@ def _echoes(draft: Draft, found: Understood) -> None:
     copying solves the test.
     """
     habits = found.habits
-    if found.split is not None or habits.temporal is not None or found.order == "none" or not habits.echoes_are_common:
+    if (
+        found.split is not None
+        or habits.temporal is not None
+        or found.order == "none"
+        or not habits.echoes_are_common
+    ):
         return
-    said = f"{habits.echoes:.1%} of the last events directly follow one of the same user on the same item"
+    said = (
+        f"{habits.echoes:.1%} of the last events directly follow one of the same user on the same"
+        " item"
+    )
     kept = [kind for kind in found.meaning.history or habits.types if kind not in habits.echo_types]
     if habits.echo_types and kept and not found.meaning.targets:
         kinds = ", ".join(habits.echo_types)
-        why = f"{said}, so repeating that item solves the test; this leaves out {kinds}, most of which do so"
+        why = (
+            f"{said}, so repeating that item solves the test; this leaves out {kinds}, most of"
+            " which do so"
+        )
         draft.other("data.interactions", kept, why)
     elif found.meaning.targets and habits.has_times:
         why = f"{said}: this tests before the first event of a visit"
@@ -200,17 +241,26 @@ def _echoes(draft: Draft, found: Understood) -> None:
 
 def _why_not_temporal(habits: EventStatistics) -> str:
     best = habits.best_temporal
-    return f"because one cut in time leaves {'nothing between its parts' if best is None else best.why_not}"
+    return (
+        "because one cut in time leaves"
+        f" {'nothing between its parts' if best is None else best.why_not}"
+    )
 
 
 def _span(habits: EventStatistics) -> str:
     if habits.first is None or habits.last is None:
         return "a long period"
     days = (habits.last - habits.first).days
-    return f"{days / 365:.1f} years" if days > 730 else f"{days / 30:.0f} months" if days > 60 else f"{days} days"
+    return (
+        f"{days / 365:.1f} years"
+        if days > 730
+        else f"{days / 30:.0f} months"
+        if days > 60
+        else f"{days} days"
+    )
 
 
-# -------------------------------------------------------------------------------------------------------- text, facts
+# -------------------------------------------------------------------------------------- text, facts
 
 
 def _text(draft: Draft, found: Understood) -> None:
@@ -220,7 +270,11 @@ def _text(draft: Draft, found: Understood) -> None:
         column, kind = found.event_text
         draft.set("data.text.fields", [], "none: tags of users are more predictive than names")
         draft.set("data.text.event_column", column, "words that users assign to items")
-        draft.set("data.text.event_types", [kind], "these events are text about items, not events to predict")
+        draft.set(
+            "data.text.event_types",
+            [kind],
+            "these events are text about items, not events to predict",
+        )
         return
     if items is None or not items.text:
         draft.set("data.text.enabled", False, "no item column has text")
@@ -236,13 +290,19 @@ def _facts(draft: Draft, found: Understood) -> None:
     if items is None:
         return
     if items.facts:
-        draft.put(["data", "knowledge", "item_columns"], items.facts, "values that items share, used as facts")
+        draft.put(
+            ["data", "knowledge", "item_columns"],
+            items.facts,
+            "values that items share, used as facts",
+        )
         for name, mark in items.separators.items():
             draft.put(["data", "knowledge", "separators", name], mark, "separates several values")
     if items.vectors:
         for name in items.vectors:
             draft.put(
-                ["data", "media", "columns", _plain(name)], name, "lists of numbers of equal length: item vectors"
+                ["data", "media", "columns", _plain(name)],
+                name,
+                "lists of numbers of equal length: item vectors",
             )
     for name in items.images:
         draft.comment(
@@ -253,7 +313,12 @@ def _facts(draft: Draft, found: Understood) -> None:
 
 
 def _plain(name: str) -> str:
-    return "".join(character if character.isalnum() and character.isascii() else "_" for character in name) or "vectors"
+    return (
+        "".join(
+            character if character.isalnum() and character.isascii() else "_" for character in name
+        )
+        or "vectors"
+    )
 
 
 def _evaluation(draft: Draft, found: Understood) -> None:
@@ -261,7 +326,9 @@ def _evaluation(draft: Draft, found: Understood) -> None:
     last = found.split is None and habits.temporal is None and found.order != "none"
     draft.section("train")
     metric, why = (
-        ("ndcg@10", "each user has one item to find") if last else ("ndcg@20", "users have several items to find")
+        ("ndcg@10", "each user has one item to find")
+        if last
+        else ("ndcg@20", "users have several items to find")
     )
     draft.set("train.metric", metric, why)
     draft.section("evaluate")
@@ -270,8 +337,15 @@ def _evaluation(draft: Draft, found: Understood) -> None:
     if habits.repeats_are_common:
         draft.set("evaluate.exclude_seen", False, f"{share}, so lists include such items")
         if last and habits.echoes_are_common:
-            why = "removes items of the history from lists and metrics, also that of the previous event"
+            why = (
+                "removes items of the history from lists and metrics, also that of the previous"
+                " event"
+            )
             draft.other("evaluate.exclude_seen", True, why)
     else:
-        why = f"{share}, so lists show new items only" if habits.repeats >= 0.0005 else "no user has an item twice"
+        why = (
+            f"{share}, so lists show new items only"
+            if habits.repeats >= 0.0005
+            else "no user has an item twice"
+        )
         draft.set("evaluate.exclude_seen", True, why)

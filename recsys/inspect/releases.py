@@ -44,20 +44,32 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
         Setting("name", name, f"reads {name}.inter, {habits.num_rows:,} rows"),
     ]
     found.order = "time" if habits.has_times else "none"
-    found.order_why = "every event has a timestamp" if habits.has_times else "the events have no timestamp"
+    found.order_why = (
+        "every event has a timestamp" if habits.has_times else "the events have no timestamp"
+    )
     found.value_name, found.is_rating = "rating", habits.num_values > 2 and habits.high <= 10
-    found.tables.append(TableSummary("events", f"{folder}/{name}.inter", f"{habits.num_rows:,} rows"))
+    found.tables.append(
+        TableSummary("events", f"{folder}/{name}.inter", f"{habits.num_rows:,} rows")
+    )
     ids = {"items": _ids(events, schema.ITEM_ID), "users": _ids(events, schema.USER_ID)}
     for role, key in _TABLES.items():
         if role in pieces:
             table = _table(pieces[role], adapter.files()[0].path)
             columns = [c for c in table.columns if c.name not in (key, schema.ENTITY_ID)]
-            attributes = attributes_of(table, columns, [key], ids["items"] if role == "items" else None)
+            attributes = attributes_of(
+                table, columns, [key], ids["items"] if role == "items" else None
+            )
             attributes.rename.clear()
-            words = [n for n in (*attributes.text, *attributes.facts) if _is_list_of_words(table.column(n))]
+            words = [
+                n
+                for n in (*attributes.text, *attributes.facts)
+                if _is_list_of_words(table.column(n))
+            ]
             attributes.facts = list(dict.fromkeys([*attributes.facts, *words]))
             attributes.separators |= dict.fromkeys(words, " ")
-            found.items, found.users = (attributes, found.users) if role == "items" else (found.items, attributes)
+            found.items, found.users = (
+                (attributes, found.users) if role == "items" else (found.items, attributes)
+            )
             share = IdSet(table.column(key)).share_in(ids[role])
             found.tables.append(
                 TableSummary(
@@ -68,7 +80,9 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
             )
             if role == "items":
                 found.has_items = True
-                known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(table.column(key)).ids)
+                known = pc.is_in(
+                    events.column(schema.ITEM_ID), value_set=IdSet(table.column(key)).ids
+                )
                 found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
     if "social" in pieces:
         found.friends = "links of the .net file"
@@ -76,10 +90,17 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
     if "knowledge" in pieces:
         found.facts = "facts of the .kg file"
         found.tables.append(
-            TableSummary("knowledge", f"{folder}/{name}.kg", "facts, linked to items by the .link file if there is one")
+            TableSummary(
+                "knowledge",
+                f"{folder}/{name}.kg",
+                "facts, linked to items by the .link file if there is one",
+            )
         )
     found.bad["events"], found.bad_why["events"] = habits.bad_share, "; ".join(habits.bad)
-    found.ignored = {**looked.ignored, **{sample.files[0].path: _UNSAID for sample in looked.tables}}
+    found.ignored = {
+        **looked.ignored,
+        **{sample.files[0].path: _UNSAID for sample in looked.tables},
+    }
     return found
 
 
@@ -94,7 +115,9 @@ def understand_hetrec(looked: ArgumentContent) -> Understood:
     events, bad = _good(pieces["events"])
     listens = events.filter(pc.equal(events.column(schema.EVENT_TYPE), "listen"))
     habits = habits_of(listens, bad)
-    found = Understood(data_name(input_file(f"{folder}/user_artists.dat")), [], habits, order="none")
+    found = Understood(
+        data_name(input_file(f"{folder}/user_artists.dat")), [], habits, order="none"
+    )
     found.order_why = "listens have no time; only tags have one"
     found.source = [
         Setting("kind", "hetrec-lastfm", "the five .dat files of HetRec 2011"),
@@ -121,7 +144,9 @@ def understand_hetrec(looked: ArgumentContent) -> Understood:
     found.value_name = "weight"
     found.friends = "links of user_friends.dat"
     found.facts = "facts of knowledge/kg.txt" if "knowledge" in pieces else ""
-    found.tables = [TableSummary("events", f"{folder}/user_artists.dat", f"{habits.num_rows:,} listens")]
+    found.tables = [
+        TableSummary("events", f"{folder}/user_artists.dat", f"{habits.num_rows:,} listens")
+    ]
     found.tables.append(
         TableSummary(
             "text",
@@ -131,7 +156,9 @@ def understand_hetrec(looked: ArgumentContent) -> Understood:
     )
     found.tables.append(TableSummary("social", f"{folder}/user_friends.dat", "friends"))
     if found.facts:
-        found.tables.append(TableSummary("knowledge", f"{folder}/knowledge/kg.txt", "facts about artists"))
+        found.tables.append(
+            TableSummary("knowledge", f"{folder}/knowledge/kg.txt", "facts about artists")
+        )
     left = {sample.files[0].path: _UNSAID for sample in looked.tables if sample is not pairs}
     found.ignored = {**looked.ignored, **left}
     return found
@@ -141,7 +168,11 @@ def _is_list_of_words(column: Column) -> bool:
     """Whether a text of an atomic file is a list: few distinct words, often repeated, separated by
     blanks.
     """
-    words = [word for text in column.values.drop_null().slice(0, 5000).to_pylist() for word in text.split()]
+    words = [
+        word
+        for text in column.values.drop_null().slice(0, 5000).to_pylist()
+        for word in text.split()
+    ]
     few = max(_FEW_WORDS * len(words), 10)
     return len(words) > 1.2 * column.num_values and len(set(words)) <= few
 
@@ -155,7 +186,9 @@ def _good(pieces: list[Piece]) -> tuple[pa.Table, dict[str, float]]:
     rows = read_all(pieces[:_MOST_PIECES] if len(pieces) > 2 * _MOST_PIECES else pieces)
     reasons = rows.column(schema.REASON)
     lost = reasons.drop_null().to_pylist()
-    return rows.filter(pc.is_null(reasons)), {reason: lost.count(reason) / rows.num_rows for reason in set(lost)}
+    return rows.filter(pc.is_null(reasons)), {
+        reason: lost.count(reason) / rows.num_rows for reason in set(lost)
+    }
 
 
 def _ids(events: pa.Table, name: str) -> IdSet:
@@ -171,5 +204,7 @@ def _table(pieces: list[Piece], path: str) -> Table:
         for name in rows.column_names
         if name not in (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW)
     ]
-    sample = Sample((input_file(path),), "recbole", rows.select(kept).combine_chunks(), True, rows.num_rows)
+    sample = Sample(
+        (input_file(path),), "recbole", rows.select(kept).combine_chunks(), True, rows.num_rows
+    )
     return Table.of(sample)

@@ -52,11 +52,15 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
 
     def is_user(column: Column) -> bool:
         said = max(table.like(column, USER), table.like(column, FRIEND)) >= _NAMED
-        return user_like[column.name] >= (_LITTLE if said else _SOME) and of_user(column) >= of_item(column)
+        return user_like[column.name] >= (_LITTLE if said else _SOME) and of_user(
+            column
+        ) >= of_item(column)
 
     def is_item(column: Column) -> bool:
         said = table.like(column, ITEM) >= _NAMED
-        return item_like[column.name] >= (_LITTLE if said else _SOME) and of_item(column) >= of_user(column)
+        return item_like[column.name] >= (_LITTLE if said else _SOME) and of_item(
+            column
+        ) >= of_user(column)
 
     people = sorted((c for c in candidates if is_user(c)), key=of_user, reverse=True)
     things = sorted((c for c in candidates if is_item(c)), key=of_item, reverse=True)
@@ -66,11 +70,18 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
     if len(people) >= 2 and not things and not people[0].is_key:
         _as_friends(table, people, users)
         return
-    if people and things and not (people[0].is_key or things[0].is_key) and _may_be_events(table, people[0], events):
+    if (
+        people
+        and things
+        and not (people[0].is_key or things[0].is_key)
+        and _may_be_events(table, people[0], events)
+    ):
         table.names = {people[0].name: "user_id", things[0].name: "item_id"}
         table.role = "more events"
         return
-    keys = [c for c in (*people, *things) if c.num_distinct >= 0.9 * c.num_values and c.filled > 0.5]
+    keys = [
+        c for c in (*people, *things) if c.num_distinct >= 0.9 * c.num_values and c.filled > 0.5
+    ]
     if keys:
         key = max(keys, key=lambda c: max(of_user(c), of_item(c)))
         role = "users" if key in people else "items"
@@ -86,10 +97,20 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
         _as_categories(table, things[0], items)
         return
     best = max([*user_like.values(), *item_like.values()], default=0.0)
-    table.why = "no ids in common with the events" if best < _LITTLE else "its ids are neither unique nor links"
+    table.why = (
+        "no ids in common with the events"
+        if best < _LITTLE
+        else "its ids are neither unique nor links"
+    )
     for column in table.id_columns if best < _LITTLE else ():
-        for words, known, wanted in ((USER, users, "user_id"), (FRIEND, users, "user_id"), (ITEM, items, "item_id")):
-            if table.like(column, words) >= _NAMED and (cause := _other_form(column, sets[column.name], known, wanted)):
+        for words, known, wanted in (
+            (USER, users, "user_id"),
+            (FRIEND, users, "user_id"),
+            (ITEM, items, "item_id"),
+        ):
+            if table.like(column, words) >= _NAMED and (
+                cause := _other_form(column, sets[column.name], known, wanted)
+            ):
                 table.why = cause
 
 
@@ -132,7 +153,9 @@ def _as_friends(table: Table, people: Sequence[Column], users: IdSet) -> None:
 
 def _is_facts(table: Table) -> bool:
     """Whether the columns are head, relation and tail."""
-    said = [any(table.like(c, words) >= 0.8 for c in table.columns) for words in (HEAD, RELATION, TAIL)]
+    said = [
+        any(table.like(c, words) >= 0.8 for c in table.columns) for words in (HEAD, RELATION, TAIL)
+    ]
     if all(said):
         return True
     if len(table.columns) != 3 or table.sample.has_names and not said[1]:
@@ -149,7 +172,10 @@ def _is_facts(table: Table) -> bool:
 def _as_facts(table: Table, items: IdSet) -> None:
     columns = table.columns
     if all(any(table.like(c, words) >= 0.8 for c in columns) for words in (HEAD, RELATION, TAIL)):
-        found = [max(columns, key=lambda c, w=words: table.like(c, w)) for words in (HEAD, RELATION, TAIL)]  # type: ignore[misc]
+        found = [
+            max(columns, key=lambda column: table.like(column, words))
+            for words in (HEAD, RELATION, TAIL)
+        ]
     else:
         found = list(columns[:3])
     shared = max(IdSet(found[0]).common(items), IdSet(found[2]).common(items))
@@ -173,7 +199,12 @@ def _as_categories(table: Table, key: Column, items: IdSet) -> None:
         table.why = "several rows per item, but no category"
         return
     relation = next(
-        (c for c in others if table.like(c, RELATION) >= 0.8 and c.num_distinct <= 0.5 * c.num_values), None
+        (
+            c
+            for c in others
+            if table.like(c, RELATION) >= 0.8 and c.num_distinct <= 0.5 * c.num_values
+        ),
+        None,
     )
     others = [c for c in others if c is not relation] or others
     tail = max(others, key=lambda c: (c.is_wordy, -c.place))
@@ -189,7 +220,17 @@ def _keep_one(tables: Sequence[Table], role: str) -> None:
     found = [table for table in tables if table.role == role]
     if len(found) < 2:
         return
-    worth = {"text": 3, "html": 3, "path": 2, "lists": 2, "list": 2, "price": 1, "vector": 2, "token": 1, "number": 1}
+    worth = {
+        "text": 3,
+        "html": 3,
+        "path": 2,
+        "lists": 2,
+        "list": 2,
+        "price": 1,
+        "vector": 2,
+        "token": 1,
+        "number": 1,
+    }
 
     def value(table: Table) -> float:
         total = sum(worth.get(column.kind, 0) for column in table.columns)
@@ -199,4 +240,7 @@ def _keep_one(tables: Sequence[Table], role: str) -> None:
     for table in found:
         if table is not best:
             table.role = ""
-            table.why = f"a second table of {role} next to {best.sample.name}; join them into one file to use both"
+            table.why = (
+                f"a second table of {role} next to {best.sample.name}; join them into one file to"
+                " use both"
+            )

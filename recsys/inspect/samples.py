@@ -40,8 +40,9 @@ _FORMATS: Final = {
 }
 _SHEETS: Final = (".xlsx", ".xlsm", ".xls", ".ods")
 _NEVER: Final = (
-    ".py", ".ipynb", ".md", ".rst", ".pdf", ".docx", ".xlsx", ".xls", ".png", ".jpg", ".jpeg", ".gif", ".html", ".htm",
-    ".sh", ".pl", ".yaml", ".yml", ".toml", ".npy", ".npz", ".pkl", ".pt", ".bin", ".xml", ".log.md", ".tex", ".sql",
+    ".py", ".ipynb", ".md", ".rst", ".pdf", ".docx", ".xlsx", ".xls", ".png", ".jpg", ".jpeg",
+    ".gif", ".html", ".htm", ".sh", ".pl", ".yaml", ".yml", ".toml", ".npy", ".npz", ".pkl", ".pt",
+    ".bin", ".xml", ".log.md", ".tex", ".sql",
 )  # fmt: skip
 
 
@@ -125,7 +126,9 @@ def sample_of(file: InputFile, given: str = "") -> Sample:
     names = tuple(name for name in folders if name not in found.rows.column_names)
     for name in names:
         value = pa.scalar(folders[name] or None, pa.string())
-        found = replace(found, rows=found.rows.append_column(name, pa.repeat(value, found.rows.num_rows)))
+        found = replace(
+            found, rows=found.rows.append_column(name, pa.repeat(value, found.rows.num_rows))
+        )
     return replace(found, folders=names, given=given)
 
 
@@ -144,7 +147,7 @@ def together(samples: Sequence[Sample]) -> Sample:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- text
+# --------------------------------------------------------------------------------------------- text
 
 
 def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
@@ -153,11 +156,15 @@ def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
     try:
         check_encoding(file, head, "latin-1")
     except SourceError as error:
-        raise SourceError(str(error).removeprefix(f"{file.path} is ").removeprefix(f"{file.path}: ")) from None
+        raise SourceError(
+            str(error).removeprefix(f"{file.path} is ").removeprefix(f"{file.path}: ")
+        ) from None
     form = form_of(head, suffix, file.name)
     if isinstance(form, SequenceForm):
         return _of_sequences(file, form)
-    dialect = dialect_of(form.kind, Form(form.separator, comment=form.comment, encoding=form.encoding))
+    dialect = dialect_of(
+        form.kind, Form(form.separator, comment=form.comment, encoding=form.encoding)
+    )
     names, begin = _names(file, form, dialect, head)
     parts = [part for part in _text_parts(file, begin, dialect, len(names)) if part[0].num_rows]
     tables = [table for table, _, _ in parts]
@@ -167,15 +174,22 @@ def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
     used = [place for place, name in enumerate(names) if name]
     rows = pa.table({names[place]: rows.column(place) for place in used})
     read, broken = sum(count for _, count, _ in parts), sum(count for _, _, count in parts)
-    is_whole = file.compressed and read < WHOLE_BYTES or not file.compressed and file.size <= WHOLE_BYTES
+    is_whole = (
+        file.compressed and read < WHOLE_BYTES or not file.compressed and file.size <= WHOLE_BYTES
+    )
     total = rows.num_rows if is_whole else int(rows.num_rows / max(read, 1) * file.size)
     return Sample((file,), form.kind, rows, bool(is_whole), total, form, num_broken=broken)
 
 
 def _names(file: InputFile, form: TextForm, dialect: Dialect, head: bytes) -> tuple[list[str], int]:
-    """Names of the columns, numbered if there is no header, and the byte offset of the first row."""
+    """Names of the columns, numbered if there is no header, and the byte offset of the first
+    row.
+    """
     settings = Form(
-        form.separator, header="yes" if form.has_header else "auto", comment=form.comment, encoding=form.encoding
+        form.separator,
+        header="yes" if form.has_header else "auto",
+        comment=form.comment,
+        encoding=form.encoding,
     )
     if form.has_header:
         header = read_header(file, dialect, settings)
@@ -188,7 +202,9 @@ def _names(file: InputFile, form: TextForm, dialect: Dialect, head: bytes) -> tu
         return names, header.end
     count = _usual_cells(head, dialect)
     header = read_header(
-        file, dialect, replace(settings, header="no", columns=tuple(f"column_{i + 1}" for i in range(count)))
+        file,
+        dialect,
+        replace(settings, header="no", columns=tuple(f"column_{i + 1}" for i in range(count))),
     )
     return [f"column_{place + 1}" for place in range(len(header.columns))], header.end
 
@@ -204,8 +220,12 @@ def _usual_cells(head: bytes, dialect: Dialect) -> int:
     return max(set(sizes), key=sizes.count)
 
 
-def _text_parts(file: InputFile, begin: int, dialect: Dialect, num_columns: int) -> Iterator[tuple[pa.Table, int, int]]:
-    """Parsed cells, bytes and broken rows: all of a small file; the head and pieces of a large one."""
+def _text_parts(
+    file: InputFile, begin: int, dialect: Dialect, num_columns: int
+) -> Iterator[tuple[pa.Table, int, int]]:
+    """Parsed cells, bytes and broken rows: all of a small file; the head and pieces of a large
+    one.
+    """
     is_sampled = not file.compressed and file.size > WHOLE_BYTES
     limit, read = (_BLOCK if is_sampled else WHOLE_BYTES), 0
     for span, data in spans(file, begin, dialect, _BLOCK, num_columns):
@@ -222,7 +242,9 @@ def _text_parts(file: InputFile, begin: int, dialect: Dialect, num_columns: int)
 
 def _later_pieces(file: InputFile, begin: int) -> Iterator[bytes]:
     """Whole lines from evenly spaced positions after the head, including the end."""
-    for start in np.linspace(begin, max(file.size - _PIECE_BYTES, begin), _PIECES).astype(int).tolist():
+    for start in (
+        np.linspace(begin, max(file.size - _PIECE_BYTES, begin), _PIECES).astype(int).tolist()
+    ):
         data = file.read(start, min(_PIECE_BYTES, file.size - start))
         first, last = data.find(b"\n") + 1, data.rfind(b"\n") + 1
         if last > first:
@@ -248,13 +270,15 @@ def _of_sequences(file: InputFile, form: SequenceForm) -> Sample:
     return Sample((file,), "sequences", rows, is_whole, total, form)
 
 
-# --------------------------------------------------------------------------------------------------------------- JSON
+# --------------------------------------------------------------------------------------------- JSON
 
 
 def _is_json(head: bytes, suffix: str) -> bool:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     return start in (b"{", b"[") and (
-        _FORMATS.get(suffix) == "jsonl" or any(map(parse_object, head.split(b"\n")[:5])) or start == b"["
+        _FORMATS.get(suffix) == "jsonl"
+        or any(map(parse_object, head.split(b"\n")[:5]))
+        or start == b"["
     )
 
 
@@ -285,7 +309,9 @@ def _of_json(file: InputFile, head: bytes) -> Sample:
     check_column_count(len(kinds), file.path)
     absent = CellRules().absent
     columns = {
-        key: _json_column([value.get(key) for value in objects], seen, absent) for key, seen in kinds.items() if key
+        key: _json_column([value.get(key) for value in objects], seen, absent)
+        for key, seen in kinds.items()
+        if key
     }
     if not columns:
         raise SourceError("the JSON objects have no keys")
@@ -317,12 +343,14 @@ def _json_lines(file: InputFile) -> tuple[list[dict[str, Any]], int, bool]:
             objects += [last] if last is not None else []
     if not is_whole and not file.compressed:
         for data in islice(_later_pieces(file, read), _PIECES):
-            objects += [value for value in map(parse_object, data.split(b"\n")) if value is not None]
+            objects += [
+                value for value in map(parse_object, data.split(b"\n")) if value is not None
+            ]
             read += len(data)
     return objects, read, is_whole
 
 
-# ------------------------------------------------------------------------------------------------------------ Parquet
+# ------------------------------------------------------------------------------------------ Parquet
 
 
 def _is_parquet(file: InputFile) -> bool:

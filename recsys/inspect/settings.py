@@ -1,4 +1,6 @@
-"""The keys of ``data.source`` for tables: files, separators, columns, renames, each with its reason."""
+"""The keys of ``data.source`` for tables: files, separators, columns, renames, each with its
+reason.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def form_words(sample: Sample) -> str:
 
 def _separators(texts: Sequence[TablePlan]) -> list[Setting]:
     wanted = {
-        plan.role: _WORDS.get(plan.form.separator, plan.form.separator) for plan in texts if not plan.form.is_usual
+        plan.role: _WORDS.get(plan.form.separator, plan.form.separator)
+        for plan in texts
+        if not plan.form.is_usual
     }
     if not wanted:
         return []
@@ -97,9 +101,13 @@ def _columns(texts: Sequence[TablePlan]) -> list[Setting]:
         if plan.form.has_header:
             continue
         own = [name for name in plan.sample.rows.column_names if name not in plan.sample.folders]
-        stated = dict.fromkeys(f"{plan.names.get(name)}: {plan.reasons[name]}" for name in own if name in plan.reasons)
+        stated = dict.fromkeys(
+            f"{plan.names.get(name)}: {plan.reasons[name]}" for name in own if name in plan.reasons
+        )
         why = "no header" + (f"; {'; '.join(stated)}" if stated else "")
-        found.append(Setting(f"columns.{plan.role}", [plan.names.get(name) or DROP for name in own], why))
+        found.append(
+            Setting(f"columns.{plan.role}", [plan.names.get(name) or DROP for name in own], why)
+        )
     return found
 
 
@@ -123,24 +131,37 @@ def _renamed(plan: TablePlan) -> dict[str, str]:
     return {name: to for name, to in named.items() if to and to != name}
 
 
-def _rename_settings(plans: Sequence[TablePlan], renames: Mapping[str, dict[str, str]]) -> list[Setting]:
+def _rename_settings(
+    plans: Sequence[TablePlan], renames: Mapping[str, dict[str, str]]
+) -> list[Setting]:
     found = []
     for plan in plans:
         for name, to in renames.get(plan.role, {}).items():
-            found.append(Setting(f"rename.{plan.role}.{name}", to, plan.reasons.get(name, "from its values")))
+            found.append(
+                Setting(f"rename.{plan.role}.{name}", to, plan.reasons.get(name, "from its values"))
+            )
     return found
 
 
 def relation_of(sample: Sample, column: str) -> str:
-    """The relation of facts with two columns: the name of the column, or a word of the file's name."""
+    """The relation of facts with two columns: the name of the column, or a word of the file's
+    name.
+    """
     if sample.has_names:
         return column
-    words = [word for word in parts(sample.name.split(".")[0]) if word not in ITEM and not word.isdigit()]
+    words = [
+        word for word in parts(sample.name.split(".")[0]) if word not in ITEM and not word.isdigit()
+    ]
     return words[-1] if words and len(words[-1]) > 2 else "category"
 
 
 def plan_of_attributes(
-    role: str, sample: Sample, key: dict[str, str], found: Attributes, reserved: dict[str, str], why: str
+    role: str,
+    sample: Sample,
+    key: dict[str, str],
+    found: Attributes,
+    reserved: dict[str, str],
+    why: str,
 ) -> TablePlan:
     """Plan how to read a table of items or users."""
     names = {**reserved, **found.rename, **key}

@@ -33,7 +33,9 @@ class EventFiles:
     types: dict[str, list[str]] = field(default_factory=dict)
 
 
-def event_files(looked: ArgumentContent, tables: Sequence[Table], pair: Pair, columns: EventColumns) -> EventFiles:
+def event_files(
+    looked: ArgumentContent, tables: Sequence[Table], pair: Pair, columns: EventColumns
+) -> EventFiles:
     """Combine the main file with the files that belong to it; the others get a reason for being
     left out.
     """
@@ -43,23 +45,42 @@ def event_files(looked: ArgumentContent, tables: Sequence[Table], pair: Pair, co
     for table in others:
         if table not in alike:
             table.role = ""
-            table.why = "events with other columns than the main file; write both into one file to use them"
+            table.why = (
+                "events with other columns than the main file; write both into one file to use them"
+            )
     alike = [table for table in alike if not _is_extract(table, main, columns)]
     words = {id(table): part_word(table.sample) for table in (main, *alike)}
-    if alike and all(words.values()) and {"train", "test"} <= {*words.values()} and columns.split is None:
+    if (
+        alike
+        and all(words.values())
+        and {"train", "test"} <= {*words.values()}
+        and columns.split is None
+    ):
         return _joined(looked, [main, *alike], schema.SPLIT, words)
     kinds = {id(table): _type_word(table.sample, main.sample, alike) for table in (main, *alike)}
-    if alike and all(kinds.values()) and len({*kinds.values()}) == len(kinds) and columns.type is None:
+    if (
+        alike
+        and all(kinds.values())
+        and len({*kinds.values()}) == len(kinds)
+        and columns.type is None
+    ):
         return _joined(looked, [main, *alike], schema.EVENT_TYPE, kinds)
     for table in alike:
         table.role = ""
-        table.why = f"a second file of events next to {main.sample.name}; its name tells neither split nor event type"
+        table.why = (
+            f"a second file of events next to {main.sample.name}; its name tells neither split nor"
+            " event type"
+        )
     return EventFiles(main.sample.rows, main.sample)
 
 
 def _is_alike(one: Sample, other: Sample) -> bool:
     forms = [
-        replace(sample.form, suffix="", doubt="") if isinstance(sample.form, TextForm) else sample.form
+        (
+            replace(sample.form, suffix="", doubt="")
+            if isinstance(sample.form, TextForm)
+            else sample.form
+        )
         for sample in (one, other)
     ]
     return forms[0] == forms[1] and one.rows.column_names == other.rows.column_names
@@ -73,7 +94,10 @@ def _is_extract(table: Table, main: Table, columns: EventColumns) -> bool:
     share = pc.mean(pc.is_in(theirs, value_set=pc.unique(ours)).cast(pa.int8())).as_py() or 0.0
     if share < _COPIES or part_word(main.sample):
         return False
-    table.role, table.why = "", f"{share:.0%} of its events are in {main.sample.name} too: an extract"
+    table.role, table.why = (
+        "",
+        f"{share:.0%} of its events are in {main.sample.name} too: an extract",
+    )
     return True
 
 
@@ -82,14 +106,20 @@ def _keys(rows: pa.Table, names: Sequence[str]) -> pa.Array:
     return pc.binary_join_element_wise(*cells, "\t", null_handling="replace")
 
 
-def _joined(looked: ArgumentContent, tables: Sequence[Table], column: str, words: dict[int, str]) -> EventFiles:
+def _joined(
+    looked: ArgumentContent, tables: Sequence[Table], column: str, words: dict[int, str]
+) -> EventFiles:
     """Combine the files into one table of events, with a column from their names."""
     found, named = [], dict[str, list[str]]()
     for table in tables:
         word, rows = words[id(table)], table.sample.rows
-        named.setdefault(word, []).extend(shown_path(path) for path in looked.patterns(table.sample))
+        named.setdefault(word, []).extend(
+            shown_path(path) for path in looked.patterns(table.sample)
+        )
         rows = rows.drop_columns([column]) if column in rows.column_names else rows
-        found.append(rows.append_column(column, pa.repeat(pa.scalar(word, pa.string()), rows.num_rows)))
+        found.append(
+            rows.append_column(column, pa.repeat(pa.scalar(word, pa.string()), rows.num_rows))
+        )
         table.role = "events"
     rows = pa.concat_tables(found, promote_options="permissive").combine_chunks()
     sample = replace(together([table.sample for table in tables]), given="")
@@ -105,9 +135,16 @@ def part_word(sample: Sample) -> str:
 
 def _type_word(sample: Sample, main: Sample, others: Sequence[Table]) -> str:
     """The event type that a file's name says: a word that is not in the other files' names."""
-    stems = [[w for w in parts(s.name.split(".")[0]) if not w.isdigit()] for s in (main, *(t.sample for t in others))]
+    stems = [
+        [w for w in parts(s.name.split(".")[0]) if not w.isdigit()]
+        for s in (main, *(t.sample for t in others))
+    ]
     mine = [word for word in parts(sample.name.split(".")[0]) if not word.isdigit()]
     common = set.intersection(*map(set, stems)) if stems else set()
     own = [word.removesuffix("s") if len(word) > 3 else word for word in mine if word not in common]
-    known = [word for word in own if word in (*STRONG, *WEAK) or any(word.startswith(k) for k in (*STRONG, *WEAK))]
+    known = [
+        word
+        for word in own
+        if word in (*STRONG, *WEAK) or any(word.startswith(k) for k in (*STRONG, *WEAK))
+    ]
     return known[0] if known else "-".join(own)

@@ -45,14 +45,25 @@ _NAMES: Final = ("text", "url", "path", "list")  # kinds of columns that may be 
 _LOOKED_AT: Final = 200  # ids whose form is inspected
 _FORMS: Final = (
     (re.compile(r"B0[0-9A-Z]{8}|\d{9}[\dXx]|97[89]\d{10}"), 1),  # ASIN, ISBN
-    (re.compile(r"(?i)(?:item|i|prod|product|p|sku|art|article|movie|film|track|song|book|poi|venue)[-_:#]?\d+"), 1),
+    (
+        re.compile(
+            r"(?i)(?:item|i|prod|product|p|sku|art|article|movie|film|track|song|book|poi|venue)[-_:#]?\d+"
+        ),
+        1,
+    ),
     (re.compile(r"[^@\s]+@[^@\s]+\.\w+|A[0-9A-Z]{11,14}"), -1),  # e-mail, Amazon's reviewers
-    (re.compile(r"(?i)(?:user|u|usr|customer|cust|c|member|m|visitor|client|person|uid)[-_:#]?\d+"), -1),
+    (
+        re.compile(
+            r"(?i)(?:user|u|usr|customer|cust|c|member|m|visitor|client|person|uid)[-_:#]?\d+"
+        ),
+        -1,
+    ),
 )
 _ATTRIBUTES: Final = (
-    "age", "gender", "sex", "year", "zip", "zipcode", "zip_code", "postcode", "city", "country", "state", "region",
-    "price", "amount", "cost", "total", "brand", "category", "color", "colour", "size", "occupation", "language",
-    "genre", "currency", "ip", "browser", "os", "platform", "channel", "price_usd", "discount", "vat",
+    "age", "gender", "sex", "year", "zip", "zipcode", "zip_code", "postcode", "city", "country",
+    "state", "region", "price", "amount", "cost", "total", "brand", "category", "color", "colour",
+    "size", "occupation", "language", "genre", "currency", "ip", "browser", "os", "platform",
+    "channel", "price_usd", "discount", "vat",
 )  # fmt: skip
 
 
@@ -87,7 +98,9 @@ class Table:
         """Columns that may be ids, the most likely first."""
         found = [column for column in self.columns if column.may_be_id]
         found += [column for column in self.columns if _is_name(column)]
-        return sorted(found, key=lambda column: (-self._id_prior(column), column.place))[:_CANDIDATES]
+        return sorted(found, key=lambda column: (-self._id_prior(column), column.place))[
+            :_CANDIDATES
+        ]
 
     @cached_property
     def keys(self) -> list[Column]:
@@ -95,7 +108,9 @@ class Table:
         also texts.
         """
         found = [column for column in self.id_columns if column.is_key]
-        return found + [column for column in self.columns if column.kind in _NAMES and column.is_key]
+        return found + [
+            column for column in self.columns if column.kind in _NAMES and column.is_key
+        ]
 
     def _id_prior(self, column: Column) -> float:
         words = max(self.like(column, group) for group in (USER, ITEM, FRIEND, SESSION, HEAD, TAIL))
@@ -103,13 +118,20 @@ class Table:
 
     def like(self, column: Column, words: tuple[str, ...]) -> float:
         """How much the column's name is one of the words; 0 for names that we generated."""
-        return likeness(column.name, words) if self.sample.has_names or column.name in self.sample.folders else 0.0
+        return (
+            likeness(column.name, words)
+            if self.sample.has_names or column.name in self.sample.folders
+            else 0.0
+        )
 
     def penalty(self, column: Column) -> float:
         """Evidence against the column as an id."""
         against = 0.0
         for words in (VALUE, TIME, SPLIT, EVENT_TYPE, LATITUDE, LONGITUDE, _ATTRIBUTES):
-            if self.like(column, words) >= 0.8 and max(self.like(column, USER), self.like(column, ITEM)) < 0.8:
+            if (
+                self.like(column, words) >= 0.8
+                and max(self.like(column, USER), self.like(column, ITEM)) < 0.8
+            ):
                 against = -2.0
         if column.kind == "flag" or column.share_negative > 0 and abs(column.low) < 1e9:
             against -= 1.5
@@ -161,7 +183,9 @@ def determines(key: Column, column: Column) -> float:
     Share of rows with the most common value of their key, over keys with several rows, compared
     with the same share after shuffling the values.
     """
-    frame = pl.DataFrame({"key": pl.from_arrow(key.values), "column": pl.from_arrow(column.values)}).drop_nulls()
+    frame = pl.DataFrame(
+        {"key": pl.from_arrow(key.values), "column": pl.from_arrow(column.values)}
+    ).drop_nulls()
     if not len(frame):
         return 0.0
     chance = _usual_share(frame.with_columns(pl.col("column").shuffle(seed=0)))
@@ -181,7 +205,7 @@ def _usual_share(frame: pl.DataFrame) -> float:
     return int(several["len"].sum()) / total if total else 1.0
 
 
-# ------------------------------------------------------------------------------------------------------------- events
+# ------------------------------------------------------------------------------------------- events
 
 
 @dataclass(frozen=True)
@@ -205,33 +229,48 @@ def find_events(tables: Sequence[Table]) -> Pair:
     found = [pair for table in tables if (pair := _best_pair(table, tables)) is not None]
     best = max(found, key=lambda pair: pair.score, default=None)
     if best is None or best.score < 1.0:
-        seen = "; ".join(f"{table.sample.name}: {', '.join(map(_summary, table.columns[:8]))}" for table in tables[:5])
+        seen = "; ".join(
+            f"{table.sample.name}: {', '.join(map(_summary, table.columns[:8]))}"
+            for table in tables[:5]
+        )
         raise SourceError(
-            "no file has events, that is, a column of user ids and a column of item ids with repeated values; found "
-            f"{seen}; add the file with the events, or name the columns in data.source.rename (docs/files.md)"
+            "no file has events, that is, a column of user ids and a column of item ids with"
+            f" repeated values; found {seen}; add the file with the events, or name the columns in"
+            " data.source.rename (docs/files.md)"
         )
     return best
 
 
 def _summary(column: Column) -> str:
     """A column's name, and a reason if it clearly cannot be ids."""
-    return f"{column.name} (the same value in every row)" if column.kind == "constant" else column.name
+    return (
+        f"{column.name} (the same value in every row)" if column.kind == "constant" else column.name
+    )
 
 
 def _best_pair(table: Table, tables: Sequence[Table]) -> Pair | None:
-    candidates = [column for column in table.id_columns if not (column.is_key and len(table.id_columns) > 2)]
+    candidates = [
+        column for column in table.id_columns if not (column.is_key and len(table.id_columns) > 2)
+    ]
     if len(candidates) < 2:
         candidates = table.id_columns
     if len(candidates) < 2:
         return None
-    user_signs, item_signs = ({c.name: sign(table, c, tables) for c in candidates} for sign in (_user_sign, _item_sign))
+    user_signs, item_signs = (
+        {c.name: sign(table, c, tables) for c in candidates} for sign in (_user_sign, _item_sign)
+    )
     best: Pair | None = None
     for user in candidates:
         for item in candidates:
             if user is item:
                 continue
             score = _pair_score(table, user, item)
-            score += 2 * (user_signs[user.name] + item_signs[item.name] - user_signs[item.name] - item_signs[user.name])
+            score += 2 * (
+                user_signs[user.name]
+                + item_signs[item.name]
+                - user_signs[item.name]
+                - item_signs[user.name]
+            )
             if best is None or score > best.score:
                 best = Pair(table, user, item, score)
     assert best is not None
@@ -258,7 +297,9 @@ def _with_code(pair: Pair, candidates: Sequence[Column]) -> Pair:
 
 def _pair_score(table: Table, user: Column, item: Column) -> float:
     """Score of two columns as users and items, from names and structure."""
-    score = 3 * max(table.like(user, USER), 0.45 * table.like(user, SESSION)) + 3 * table.like(item, ITEM)
+    score = 3 * max(table.like(user, USER), 0.45 * table.like(user, SESSION)) + 3 * table.like(
+        item, ITEM
+    )
     score -= 3 * table.like(user, ITEM) + 3 * max(table.like(item, USER), table.like(item, SESSION))
     score += 2 * (table.penalty(user) + table.penalty(item))
     score += 0.5 if user.place < item.place else 0.0
@@ -278,7 +319,9 @@ def _table_score(table: Table, pair: Pair) -> float:
     others = [column for column in table.columns if column not in (pair.user, pair.item)]
     score = 2.0 * any(column.kind == "time" for column in others)
     score += 1.0 * any(table.like(c, VALUE) >= 0.8 and c.kind in ("number", "flag") for c in others)
-    score += 1.0 * any(table.like(c, EVENT_TYPE) >= 0.8 and 1 < c.num_distinct <= 30 for c in others)
+    score += 1.0 * any(
+        table.like(c, EVENT_TYPE) >= 0.8 and 1 < c.num_distinct <= 30 for c in others
+    )
     score += 0.4 * min(len(str(table.sample.num_rows)), 7)
     score += 1.0 * (table.sample.format == "sequences") * 3
     stem = table.sample.name
@@ -290,7 +333,10 @@ def _table_score(table: Table, pair: Pair) -> float:
         score -= 1.0
     if min(table.like(pair.user, FRIEND), table.like(pair.item, FRIEND)) >= 0.8:
         score -= 4.0
-    elif max(table.like(pair.item, ITEM), table.like(pair.user, USER)) < _NAMED and table.sample.format != "sequences":
+    elif (
+        max(table.like(pair.item, ITEM), table.like(pair.user, USER)) < _NAMED
+        and table.sample.format != "sequences"
+    ):
         alike = IdSet(pair.user).likeness(IdSet(pair.item))
         ordinary = IdSet(pair.user).is_count and IdSet(pair.item).is_count
         score -= 3.0 * alike if not ordinary else 1.5 * alike
@@ -309,13 +355,18 @@ def _item_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
 
 
 def _user_sign(table: Table, column: Column, tables: Sequence[Table]) -> float:
-    """Whether another table describes these ids as people: links between them, or a table of users."""
+    """Whether another table describes these ids as people: links between them, or a table of
+    users.
+    """
     mine, best = IdSet(column), 0.0
     for other in tables:
         if other is table:
             continue
         keys = other.keys
-        if keys and (named_like(other.sample.name, USER_FILES) or any(other.like(key, USER) >= 0.8 for key in keys)):
+        if keys and (
+            named_like(other.sample.name, USER_FILES)
+            or any(other.like(key, USER) >= 0.8 for key in keys)
+        ):
             best = max([best, *(mine.likeness(IdSet(key)) for key in keys)])
         if len(other.id_columns) >= 2 and len(other.columns) <= 4 and not keys:
             one, two = (IdSet(key) for key in other.id_columns[:2])

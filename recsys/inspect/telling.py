@@ -24,7 +24,9 @@ def _tables(found: Understood) -> Iterator[str]:
             continue
         named = [f"{name} ({attributes.kinds.get(name, 'category')})" for name in attributes.used]
         if named:
-            where = " from columns of the events" if noun == "item" and found.items_by_events else ""
+            where = (
+                " from columns of the events" if noun == "item" and found.items_by_events else ""
+            )
             more = f" and {len(named) - 12} more" if len(named) > 12 else ""
             yield f"{noun + 's have':<10} {', '.join(named[:12])}{more}{where}"
         for name, why in list(attributes.idle.items())[:8]:
@@ -34,24 +36,35 @@ def _tables(found: Understood) -> Iterator[str]:
 def _events(found: Understood) -> Iterator[str]:
     habits = found.habits
     where = " in a sample of the files" if found.is_sampled else ""
-    yield f"seen       {habits.num_events:,} events of {habits.num_users:,} users and {habits.num_items:,} items{where}"
+    yield (
+        f"seen       {habits.num_events:,} events of {habits.num_users:,} users and"
+        f" {habits.num_items:,} items{where}"
+    )
     if habits.first is not None and habits.last is not None and habits.timed > 0.5:
         by_day = ", without time of day" if found.day_only else ""
         yield f"             from {habits.first:%Y-%m-%d} to {habits.last:%Y-%m-%d}{by_day}"
     if len(habits.types) > 1:
-        yield "             types: " + ", ".join(f"{kind} {count:,}" for kind, count in list(habits.types.items())[:8])
+        yield "             types: " + ", ".join(
+            f"{kind} {count:,}" for kind, count in list(habits.types.items())[:8]
+        )
     if found.meaning.targets:
         yield f"             to predict: {', '.join(found.meaning.targets)}"
     for name, why in list(found.idle.items())[:12]:
         yield f"             not used: {name} ({why})"
-    yield f"             repeats: {habits.repeats:.1%} of the events to predict have an item of the user's history"
+    yield (
+        f"             repeats: {habits.repeats:.1%} of the events to predict have an item of the"
+        " user's history"
+    )
     if habits.echoes_are_common and habits.temporal is None:
         yield (
-            f"             echoes: {habits.echoes:.1%} of the users' last events directly follow one of theirs on "
-            "the same item; see the comments in the file"
+            f"             echoes: {habits.echoes:.1%} of the users' last events directly follow"
+            " one of theirs on the same item; see the comments in the file"
         )
     if habits.bad_share:
-        yield f"             {habits.bad_share:.1%} of the rows are invalid: {found.bad_why.get('events', '')}"
+        yield (
+            f"             {habits.bad_share:.1%} of the rows are invalid:"
+            f" {found.bad_why.get('events', '')}"
+        )
 
 
 def _signals(found: Understood) -> Iterator[str]:
@@ -87,7 +100,12 @@ def _ignored(found: Understood) -> Iterator[str]:
     for path, why in found.ignored.items():
         yield f"ignored    {path}: {why}"
     habits = found.habits
-    if found.split is None and habits.temporal is None and found.order != "none" and habits.foresight is not None:
+    if (
+        found.split is None
+        and habits.temporal is None
+        and found.order != "none"
+        and habits.foresight is not None
+    ):
         yield f"note       {habits.foresight.note}"
     for note in found.notes:
         yield f"note       {note}"

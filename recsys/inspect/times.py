@@ -1,4 +1,6 @@
-"""Whether a column has times, and in which form: one that the readers detect, or a strptime format."""
+"""Whether a column has times, and in which form: one that the readers detect, or a strptime
+format.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,18 @@ _LAST: Final = 2_051_222_400_000_000  # 2035-01-01
 _GOOD: Final = 0.98  # smallest share of cells that are times
 _LOOKED_AT: Final = 20_000
 _DAY_MONTH: Final = re.compile(
-    r"(\d{1,2})([/.\-])(\d{1,2})\2(\d{4}|\d{2})(?:([ T,]+)(\d{1,2}):(\d{2})(:\d{2})?(?:\.\d+)?( ?[AaPp][Mm])?)?"
+    r"(\d{1,2})([/.\-])(\d{1,2})\2(\d{4}|\d{2})(?:([ T,]+)(\d{1,2}):(\d{2})(:\d{2})?(?:\.\d+)?("
+    r" ?[AaPp][Mm])?)?"
 )
-_MONTH_DAYS: Final = ("%d %b %Y", "%b %d %Y", "%b %d, %Y", "%d-%b-%Y", "%d/%b/%Y", "%d-%b-%y", "%d %b %y")
+_MONTH_DAYS: Final = (
+    "%d %b %Y",
+    "%b %d %Y",
+    "%b %d, %Y",
+    "%d-%b-%Y",
+    "%d/%b/%Y",
+    "%d-%b-%y",
+    "%d %b %y",
+)
 _MONTH_DAYS_LONG: Final = tuple(days.replace("%b", "%B") for days in _MONTH_DAYS)
 _CLOCKS: Final = ("", "%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
 _GAPS: Final = (" ", ", ", "T", ":")
@@ -40,7 +51,9 @@ class TimeForm:
     by_day: bool = False  # no time of day
 
 
-def time_form(column: pa.Array, rules: CellRules, name_says_time: bool, name_says_id: bool) -> TimeForm | None:
+def time_form(
+    column: pa.Array, rules: CellRules, name_says_time: bool, name_says_id: bool
+) -> TimeForm | None:
     """Find the form of a column's times; None if it has no times.
 
     Parameters
@@ -58,7 +71,9 @@ def time_form(column: pa.Array, rules: CellRules, name_says_time: bool, name_say
     if pa.types.is_date(cells.type):
         return TimeForm("dates", by_day=True)
     if pa.types.is_timestamp(cells.type):
-        return TimeForm("times", by_day=_by_day(cells.cast(pa.timestamp("us"), safe=False).cast(pa.int64())))
+        return TimeForm(
+            "times", by_day=_by_day(cells.cast(pa.timestamp("us"), safe=False).cast(pa.int64()))
+        )
     is_text = pa.types.is_string(cells.type)
     if not is_text and not pa.types.is_integer(cells.type) and not pa.types.is_floating(cells.type):
         return None
@@ -83,7 +98,11 @@ def time_form(column: pa.Array, rules: CellRules, name_says_time: bool, name_say
     if not is_text and float(np.abs(pc.min(cells).as_py())) < 1e7:
         return None
     words = _words(cells, is_text)
-    if words.startswith(("seconds", "milli", "micro", "nano")) and not name_says_time and len(set(known.tolist())) < 2:
+    if (
+        words.startswith(("seconds", "milli", "micro", "nano"))
+        and not name_says_time
+        and len(set(known.tolist())) < 2
+    ):
         return None
     return TimeForm(words, by_day=_by_day(pa.array(known)))
 
@@ -121,7 +140,9 @@ def _words(cells: pa.Array, is_text: bool) -> str:
 
 
 def _day_and_month(cells: pa.Array) -> TimeForm | None:
-    """Detect times such as 27/11/2020 21:51, whose order of day and month the cells may leave open."""
+    """Detect times such as 27/11/2020 21:51, whose order of day and month the cells may leave
+    open.
+    """
     texts = [cell.strip() for cell in cells.to_pylist() if cell and cell.strip()]
     found = [_DAY_MONTH.fullmatch(text) for text in texts]
     good = [match for match in found if match]
@@ -129,7 +150,10 @@ def _day_and_month(cells: pa.Array) -> TimeForm | None:
         return None
     first = np.array([int(match[1]) for match in good])
     second = np.array([int(match[3]) for match in good])
-    usual = max(({(m[2], len(m[4]), m[5] or "", bool(m[6]), bool(m[8]), (m[9] or "")[:1]) for m in good}), key=str)
+    usual = max(
+        ({(m[2], len(m[4]), m[5] or "", bool(m[6]), bool(m[8]), (m[9] or "")[:1]) for m in good}),
+        key=str,
+    )
     mark, digits, gap, has_clock, has_seconds, half = usual
     day_first, month_first = bool((second <= 12).all()), bool((first <= 12).all())
     if not (day_first or month_first):
@@ -153,7 +177,9 @@ def _month_names(cells: pa.Array) -> TimeForm | None:
     """Detect times such as 27 Nov 2020 21:51, which need an explicit format."""
     first = cells[0].as_py().strip()
     for days in (*_MONTH_DAYS, *_MONTH_DAYS_LONG):
-        for form in dict.fromkeys(f"{days}{gap}{clock}" if clock else days for clock in _CLOCKS for gap in _GAPS):
+        for form in dict.fromkeys(
+            f"{days}{gap}{clock}" if clock else days for clock in _CLOCKS for gap in _GAPS
+        ):
             with suppress(ValueError):
                 datetime.strptime(first, form)
                 micros = timestamps(cells, CellRules(time_format=form))[0].cast(pa.int64())
@@ -165,5 +191,7 @@ def _month_names(cells: pa.Array) -> TimeForm | None:
 
 def _in_order(cells: pa.Array, form: str) -> float:
     """Share of adjacent cells that do not go back in time, as in a log."""
-    micros: Any = timestamps(cells, CellRules(time_format=form))[0].cast(pa.int64()).drop_null().to_numpy()
+    micros: Any = (
+        timestamps(cells, CellRules(time_format=form))[0].cast(pa.int64()).drop_null().to_numpy()
+    )
     return float((np.diff(micros) >= 0).mean()) if len(micros) > 1 else 0.0

@@ -11,75 +11,154 @@ import re
 from typing import Final
 
 USER: Final = (
-    "user", "member", "customer", "person", "people", "visitor", "reviewer", "client", "uid", "account", "buyer",
-    "shopper", "player", "viewer", "reader", "listener", "subscriber", "guest", "consumer", "household", "patient",
-    "student", "learner", "rater", "cust", "usr", "kunde", "kunden", "usuario", "utilisateur", "email", "traveller",
-    "passenger", "borrower", "steamid", "login", "username", "nick", "cookie", "device",
+    "user", "member", "customer", "person", "people", "visitor", "reviewer", "client", "uid",
+    "account", "buyer", "shopper", "player", "viewer", "reader", "listener", "subscriber", "guest",
+    "consumer", "household", "patient", "student", "learner", "rater", "cust", "usr", "kunde",
+    "kunden", "usuario", "utilisateur", "email", "traveller", "passenger", "borrower", "steamid",
+    "login", "username", "nick", "cookie", "device",
 )  # fmt: skip
 ITEM: Final = (
-    "item", "product", "article", "content", "movie", "film", "book", "isbn", "sku", "stock", "artist", "track",
-    "song", "asin", "place", "business", "iid", "poi", "venue", "location", "restaurant", "hotel", "course", "game",
-    "app", "recipe", "job", "ad", "news", "video", "show", "anime", "story", "doc", "document", "artikel", "produkt",
-    "merchandise", "listing", "beer", "post", "repo", "attraction", "stockcode", "gtin", "ean", "upc", "podcast",
-    "episode", "tconst", "parent_asin", "material", "good", "goods", "offer", "plu", "vacancy", "wine",
+    "item", "product", "article", "content", "movie", "film", "book", "isbn", "sku", "stock",
+    "artist", "track", "song", "asin", "place", "business", "iid", "poi", "venue", "location",
+    "restaurant", "hotel", "course", "game", "app", "recipe", "job", "ad", "news", "video", "show",
+    "anime", "story", "doc", "document", "artikel", "produkt", "merchandise", "listing", "beer",
+    "post", "repo", "attraction", "stockcode", "gtin", "ean", "upc", "podcast", "episode", "tconst",
+    "parent_asin", "material", "good", "goods", "offer", "plu", "vacancy", "wine",
 )  # fmt: skip
-SESSION: Final = ("session", "visit", "basket", "order", "invoice", "cart", "transaction", "receipt", "bon")
+SESSION: Final = (
+    "session",
+    "visit",
+    "basket",
+    "order",
+    "invoice",
+    "cart",
+    "transaction",
+    "receipt",
+    "bon",
+)
 TIME: Final = (
-    "time", "timestamp", "date", "datetime", "ts", "at", "epoch", "day", "created", "updated", "when", "unixtime",
-    "datum", "zeit", "fecha", "reviewtime", "unixreviewtime", "utc",
+    "time", "timestamp", "date", "datetime", "ts", "at", "epoch", "day", "created", "updated",
+    "when", "unixtime", "datum", "zeit", "fecha", "reviewtime", "unixreviewtime", "utc",
 )  # fmt: skip
 VALUE: Final = (
-    "rating", "stars", "star", "score", "overall", "value", "quantity", "qty", "count", "plays", "playcount", "weight",
-    "rate", "grade", "note", "hours", "playtime", "listens", "frequency", "menge", "anzahl", "times", "watch_ratio",
-    "feedback", "preference", "units", "stars_given", "nb", "num_plays", "dwell",
+    "rating", "stars", "star", "score", "overall", "value", "quantity", "qty", "count", "plays",
+    "playcount", "weight", "rate", "grade", "note", "hours", "playtime", "listens", "frequency",
+    "menge", "anzahl", "times", "watch_ratio", "feedback", "preference", "units", "stars_given",
+    "nb", "num_plays", "dwell",
 )  # fmt: skip
 EVENT_TYPE: Final = (
-    "event", "eventtype", "type", "action", "behavior", "behaviour", "activity", "verb", "interaction", "kind",
-    "event_name", "operation",
+    "event", "eventtype", "type", "action", "behavior", "behaviour", "activity", "verb",
+    "interaction", "kind", "event_name", "operation",
 )  # fmt: skip
 SPLIT: Final = ("split", "fold", "subset", "part", "partition", "set", "phase")
 FRIEND: Final = (
-    "friend", "follower", "followee", "follows", "followed", "following", "trust", "trusts", "truster", "trustee",
-    "trustor", "trusted", "src", "dst", "source", "target", "from", "to", "friends", "fan", "contact", "buddy",
-    "other", "neighbour", "neighbor", "peer", "colleague", "mate", "knows", "likes_user",
+    "friend", "follower", "followee", "follows", "followed", "following", "trust", "trusts",
+    "truster", "trustee", "trustor", "trusted", "src", "dst", "source", "target", "from", "to",
+    "friends", "fan", "contact", "buddy", "other", "neighbour", "neighbor", "peer", "colleague",
+    "mate", "knows", "likes_user",
 )  # fmt: skip
 LATITUDE: Final = ("lat", "latitude", "breitengrad", "y_coord", "geo_lat")
-LONGITUDE: Final = ("lon", "lng", "long", "longitude", "laengengrad", "x_coord", "geo_lon", "geo_lng")
+LONGITUDE: Final = (
+    "lon",
+    "lng",
+    "long",
+    "longitude",
+    "laengengrad",
+    "x_coord",
+    "geo_lon",
+    "geo_lng",
+)
 RELATION: Final = ("relation", "predicate", "property", "rel", "edge", "relationship")
 HEAD: Final = ("head", "subject", "h")
 TAIL: Final = ("tail", "object", "t")
-TEXT: Final = ("title", "name", "description", "text", "summary", "abstract", "body", "headline", "plot", "desc")
+TEXT: Final = (
+    "title",
+    "name",
+    "description",
+    "text",
+    "summary",
+    "abstract",
+    "body",
+    "headline",
+    "plot",
+    "desc",
+)
 
-ADDRESS: Final = ("address", "street", "phone", "telephone", "fax", "mobile", "email", "mail", "iban")
+ADDRESS: Final = (
+    "address",
+    "street",
+    "phone",
+    "telephone",
+    "fax",
+    "mobile",
+    "email",
+    "mail",
+    "iban",
+)
 
 EVENT_FILES: Final = (
-    "event", "interaction", "rating", "review", "order", "transaction", "purchase", "click", "log", "view", "checkin",
-    "check_in", "check-in", "listen", "history", "play", "sales", "retail", "invoice", "behavior", "behaviour",
-    "watch", "loan", "visit", "u.data", "inter", "feedback", "activity",
+    "event", "interaction", "rating", "review", "order", "transaction", "purchase", "click", "log",
+    "view", "checkin", "check_in", "check-in", "listen", "history", "play", "sales", "retail",
+    "invoice", "behavior", "behaviour", "watch", "loan", "visit", "u.data", "inter", "feedback",
+    "activity",
 )  # fmt: skip
-SOCIAL_FILES: Final = ("friend", "follow", "trust", "social", "network", "contact", "buddy", "edges")
+SOCIAL_FILES: Final = (
+    "friend",
+    "follow",
+    "trust",
+    "social",
+    "network",
+    "contact",
+    "buddy",
+    "edges",
+)
 ITEM_FILES: Final = (*(word for word in ITEM if len(word) > 2), "meta", "catalog", "katalog")
-USER_FILES: Final = ("user", "customer", "member", "people", "client", "person", "reader", "account")
+USER_FILES: Final = (
+    "user",
+    "customer",
+    "member",
+    "people",
+    "client",
+    "person",
+    "reader",
+    "account",
+)
 
 STRONG: Final = (
-    "purchase", "buy", "bought", "order", "transaction", "checkout", "paid", "payment", "conversion", "subscribe",
-    "booking", "book", "rent", "install", "sale", "sold", "convert",
+    "purchase", "buy", "bought", "order", "transaction", "checkout", "paid", "payment",
+    "conversion", "subscribe", "booking", "book", "rent", "install", "sale", "sold", "convert",
 )  # fmt: skip
 """Event types to predict if weaker types are present too."""
 WEAK: Final = (
-    "view", "pv", "click", "cart", "addtocart", "add_to_cart", "basket", "detail", "impression", "wishlist", "fav",
-    "favorite", "favourite", "browse", "search", "visit", "page_view", "pageview", "product_view", "collect",
+    "view", "pv", "click", "cart", "addtocart", "add_to_cart", "basket", "detail", "impression",
+    "wishlist", "fav", "favorite", "favourite", "browse", "search", "visit", "page_view",
+    "pageview", "product_view", "collect",
 )  # fmt: skip
 SHOWN: Final = ("impression", "shown", "exposure", "display", "served", "show")
 """Event types for what a user was shown, not what they did."""
 NEGATIVE: Final = (
-    "remove", "dislike", "skip", "unlike", "return", "refund", "cancel", "unfollow", "block", "hide", "delete",
-    "downvote", "unsubscribe", "storno",
+    "remove", "dislike", "skip", "unlike", "return", "refund", "cancel", "unfollow", "block",
+    "hide", "delete", "downvote", "unsubscribe", "storno",
 )  # fmt: skip
 
 _PARTS: Final = re.compile(r"[^\W_]+")
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_IDS: Final = ("id", "ids", "key", "code", "no", "nr", "number", "num", "index", "idx", "hash", "uuid", "sk", "pk")
+_IDS: Final = (
+    "id",
+    "ids",
+    "key",
+    "code",
+    "no",
+    "nr",
+    "number",
+    "num",
+    "index",
+    "idx",
+    "hash",
+    "uuid",
+    "sk",
+    "pk",
+)
 
 
 def parts(name: str) -> list[str]:
@@ -142,5 +221,17 @@ def has_id(name: str) -> bool:
 
 def is_known_name(cell: str) -> bool:
     """Whether a cell is a common column name."""
-    groups = (USER, ITEM, TIME, VALUE, EVENT_TYPE, SPLIT, FRIEND, LATITUDE, LONGITUDE, RELATION, TEXT)
+    groups = (
+        USER,
+        ITEM,
+        TIME,
+        VALUE,
+        EVENT_TYPE,
+        SPLIT,
+        FRIEND,
+        LATITUDE,
+        LONGITUDE,
+        RELATION,
+        TEXT,
+    )
     return bool(cell) and len(cell) <= 40 and any(likeness(cell, words) >= 0.7 for words in groups)

@@ -61,7 +61,14 @@ from recsys.preparation.events import (
     joined,
 )
 from recsys.preparation.keys import used_texts
-from recsys.preparation.shards import ShardReport, ShardRules, count_shard, shard_name, with_context, write_shard
+from recsys.preparation.shards import (
+    ShardReport,
+    ShardRules,
+    count_shard,
+    shard_name,
+    with_context,
+    write_shard,
+)
 from recsys.sources.base import SourceAdapter
 from recsys.storage.uris import is_remote, one_spelling
 
@@ -100,9 +107,10 @@ class Least:
         if self.replace or found + by_rule >= self.events:
             return
         raise DataError(
-            f"the data has {found:,} events, but the parent model has {self.events:,}: an update does not lose events "
-            "unless you confirm it. Give only the new files with --events FILE…, which keeps the old events, or list "
-            f"old and new files in data.source; --replace makes {place} from these events only"
+            f"the data has {found:,} events, but the parent model has {self.events:,}: an update"
+            " does not lose events unless you confirm it. Give only the new files with --events"
+            " FILE…, which keeps the old events, or list old and new files in data.source;"
+            f" --replace makes {place} from these events only"
         )
 
 
@@ -117,21 +125,21 @@ def check_earlier(earlier: PreparedDataset, config: Config) -> None:
     """
     if not earlier.manifest.store:
         raise ConfigError(
-            f"{earlier.root} keeps no events, so newer events cannot be appended (an earlier release made it, its "
-            "source is read as a whole, or data.keep_events was false); list old and new files in data.source and run "
-            "the update without --events"
+            f"{earlier.root} keeps no events, so newer events cannot be appended (an earlier"
+            " release made it, its source is read as a whole, or data.keep_events was false); list"
+            " old and new files in data.source and run the update without --events"
         )
     different = differences(earlier.manifest.settings, settings_of(config))
     if wrong := [found for found in different if found.startswith(_PARSED)]:
         raise ConfigError(
-            f"{earlier.root} keeps its events without the columns that the settings name now: {'; '.join(wrong)}; "
-            "use the settings that it was prepared with, or list old and new files in data.source and prepare them "
-            "again"
+            f"{earlier.root} keeps its events without the columns that the settings name now:"
+            f" {'; '.join(wrong)}; use the settings that it was prepared with, or list old and new"
+            " files in data.source and prepare them again"
         )
     if is_remote(earlier.root) and one_spelling(earlier.root) == one_spelling(config.dataset_dir):
         raise ConfigError(
-            f"data.dir: {config.dataset_dir} is the dataset to append to, and an object store cannot rename; "
-            "choose another data.dir (or run.dir) for the new dataset"
+            f"data.dir: {config.dataset_dir} is the dataset to append to, and an object store"
+            " cannot rename; choose another data.dir (or run.dir) for the new dataset"
         )
 
 
@@ -145,11 +153,13 @@ def nothing_new(earlier: PreparedDataset, config: Config, progress: Progress) ->
     """
     same = settings_hash(config) == earlier.manifest.settings_hash
     if same and one_spelling(earlier.root) == one_spelling(config.dataset_dir):
-        progress(f"dataset {config.dataset_dir} is up to date: all files of events were read before")
+        progress(
+            f"dataset {config.dataset_dir} is up to date: all files of events were read before"
+        )
         return earlier
     raise NothingNew(
-        f"no new events: {earlier.root} has read all named files of events before; give newer events with --events "
-        "or in data.source"
+        f"no new events: {earlier.root} has read all named files of events before; give newer"
+        " events with --events or in data.source"
     )
 
 
@@ -168,12 +178,16 @@ def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
     if len(store.get("readings", [])) < 2:
         return
     named = {(file["size"], file["fingerprint"]) for file in source.events_read}
-    missing = [file["name"] for file in files_read(store) if (file["size"], file["fingerprint"]) not in named]
+    missing = [
+        file["name"]
+        for file in files_read(store)
+        if (file["size"], file["fingerprint"]) not in named
+    ]
     if missing:
         raise DataError(
-            f"{config.dataset_dir} has {len(missing)} appended files of events that data.source does not name, such as "
-            f"{missing[0]}: this prepare would lose them; name them in data.source, choose another data.dir, or "
-            "confirm with --replace"
+            f"{config.dataset_dir} has {len(missing)} appended files of events that data.source"
+            f" does not name, such as {missing[0]}: this prepare would lose them; name them in"
+            " data.source, choose another data.dir, or confirm with --replace"
         )
 
 
@@ -182,8 +196,15 @@ def can_touch(config: Config, earlier: PreparedDataset | None) -> bool:
     if earlier is None or earlier.manifest.settings_hash != settings_hash(config):
         return False
     data = config.data
-    needs_all = data.min_user_events or data.min_item_events or data.text.event_types or data.text.users.enabled
-    return not (needs_all or data.text.finetune.enabled or earlier.manifest.text.get("event_column"))
+    needs_all = (
+        data.min_user_events
+        or data.min_item_events
+        or data.text.event_types
+        or data.text.users.enabled
+    )
+    return not (
+        needs_all or data.text.finetune.enabled or earlier.manifest.text.get("event_column")
+    )
 
 
 # -------------------------------------------------------------------------------------------- tasks
@@ -241,7 +262,9 @@ def fresh_times(events: pa.Table, old: pa.Table) -> pa.Table:
     """User, type and time of the events that are not in the earlier dataset."""
     names = list(TIMES)
     both = [
-        table.select(names).append_column("number", pa.array(np.full(table.num_rows, sign, dtype=np.int64)))
+        table.select(names).append_column(
+            "number", pa.array(np.full(table.num_rows, sign, dtype=np.int64))
+        )
         for table, sign in ((events, 1), (old, -1))
     ]
     counted = pa.concat_tables(both).group_by(names).aggregate([("number", "sum")])
@@ -307,7 +330,9 @@ def write_touched(
     events, old = (_by_user(list(tables[start::2])) for start in (0, 1))
     index, ending = place
     no_text = TEXT_SCHEMA.empty_table()
-    report: ShardReport = write_shard(events, no_text, folder, index, rules[0], users, items, ending)[0]
+    report: ShardReport = write_shard(
+        events, no_text, folder, index, rules[0], users, items, ending
+    )[0]
     return [report, count_shard(old, rules[1], users, items)]
 
 
@@ -316,7 +341,9 @@ def _by_user(tables: list[pa.Table]) -> pa.Table:
     table = pa.concat_tables(tables)
     if len(tables) == 1:
         return table
-    return table.take(pa.array(np.argsort(np.asarray(table.column("user")), kind="stable"))).combine_chunks()
+    return table.take(
+        pa.array(np.argsort(np.asarray(table.column("user")), kind="stable"))
+    ).combine_chunks()
 
 
 # -------------------------------------------------------------------------------------------- steps
@@ -338,7 +365,9 @@ class Appending(Preparation):
         """Check nothing: the events of the earlier dataset remain."""
 
     def _store(self, summaries: list[BucketSummary]) -> dict[str, Any]:
-        found = described(self.num_shards, self._before().manifest.store, self.source.events_read, self._seen)
+        found = described(
+            self.num_shards, self._before().manifest.store, self.source.events_read, self._seen
+        )
         return found | {"order": self.order, "newer_users": self._newer_users}
 
     def _coding(self, summaries: list[BucketSummary]) -> Coding:
@@ -351,11 +380,15 @@ class Appending(Preparation):
         """
         manifest = self._before().manifest
         seen = self._seen = seen_together(manifest.store["seen"], seen_in(summaries))
-        everything = BucketSummary(**{key: seen[key] for key in ("interactions", "untimed", "types", "given")})
+        everything = BucketSummary(
+            **{key: seen[key] for key in ("interactions", "untimed", "types", "given")}
+        )
         everything.first, everything.last = seen["span"]
         self._everything = everything
         coding = super()._coding([everything])
-        if (coding.order != "none") != manifest.ordered or manifest.store.get("order", coding.order) != coding.order:
+        if (coding.order != "none") != manifest.ordered or manifest.store.get(
+            "order", coding.order
+        ) != coding.order:
             raise NeedsAll("the new events change the order of events")
         return coding
 
@@ -379,9 +412,15 @@ class Appending(Preparation):
         for number, (bucket, users) in enumerate(zip(buckets, self._touched, strict=True)):
             chosen = None if number in self._whole_buckets else (users, self._numbers[number])
             is_idle = chosen is not None and not len(users)
-            encoded.append([] if is_idle else encoder.remote(self._kept(number), bucket[0], coding, chosen, *self._ids))
+            encoded.append(
+                []
+                if is_idle
+                else encoder.remote(self._kept(number), bucket[0], coding, chosen, *self._ids)
+            )
         buckets.clear()
-        self._quarantine_duplicates("encoding the events of touched users", [refs for refs in encoded if refs])
+        self._quarantine_duplicates(
+            "encoding the events of touched users", [refs for refs in encoded if refs]
+        )
         return encoded
 
     def _kept(self, bucket: int) -> Kept:
@@ -400,10 +439,14 @@ class Appending(Preparation):
             for bucket, (number, count) in enumerate(zip(newer, files, strict=True))
             if len(self._touched[bucket]) and (number > _MOST_USERS * each or count >= _MOST_FILES)
         }
-        self._newer_users = [0 if bucket in found else number for bucket, number in enumerate(newer)]
+        self._newer_users = [
+            0 if bucket in found else number for bucket, number in enumerate(newer)
+        ]
         return found
 
-    def _plan(self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]) -> SplitPlan:
+    def _plan(
+        self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]
+    ) -> SplitPlan:
         """The plan over all events. Users with events that it moves to another split are touched as
         well.
 
@@ -413,7 +456,9 @@ class Appending(Preparation):
             The kind of split differs from that of the earlier dataset.
         """
         manifest = self._before().manifest
-        self._old_plan = plan_of(manifest.split, [manifest.event_types.index(name) for name in manifest.targets])
+        self._old_plan = plan_of(
+            manifest.split, [manifest.event_types.index(name) for name in manifest.targets]
+        )
         old, before = self._old_plan, []
         if old.kind == "temporal":
             fresh = self._fresh_times(encoded)
@@ -434,20 +479,32 @@ class Appending(Preparation):
     def _earlier_times(self, num_buckets: int, coding: Coding, since: int) -> list[list[Any]]:
         """References to the times of every bucket from ``since`` on; earlier ones are counted."""
         reader = task(kept_times, 2)
-        refs = [reader.remote(self._kept(bucket), since, coding.target_types) for bucket in range(num_buckets)]
+        refs = [
+            reader.remote(self._kept(bucket), since, coding.target_types)
+            for bucket in range(num_buckets)
+        ]
         self._counted = Counted(sum(fetch([number for _, number in refs])), since)
         return [[times] for times, _ in refs]
 
     def _fresh_times(self, encoded: list[list[Any]]) -> list[list[Any]]:
         """References to the new times of buckets with new events."""
         differ, writer = task(fresh_times), task(write_rows)
-        fresh = {bucket: differ.remote(refs[0], refs[1]) for bucket, refs in enumerate(encoded) if refs}
+        fresh = {
+            bucket: differ.remote(refs[0], refs[1]) for bucket, refs in enumerate(encoded) if refs
+        }
         if self.keeps_events:
             number = self.reading.number
-            fetch([writer.remote(self.folder, times_name(bucket, number), ref) for bucket, ref in fresh.items()])
+            fetch(
+                [
+                    writer.remote(self.folder, times_name(bucket, number), ref)
+                    for bucket, ref in fresh.items()
+                ]
+            )
         return [[ref] for ref in fresh.values()]
 
-    def _add_moved(self, encoded: list[list[Any]], before: list[list[Any]], plan: SplitPlan) -> None:
+    def _add_moved(
+        self, encoded: list[list[Any]], before: list[list[Any]], plan: SplitPlan
+    ) -> None:
         """Add the events of users that have no new events but are affected by the new cut-offs."""
         finder, encoder = task(moved_users), task(encode_touched, 3)
         moved = {
@@ -463,7 +520,9 @@ class Appending(Preparation):
                 order = pc.sort_indices(users)
                 chosen = users.take(order), numbers[np.asarray(order)]
                 self._newer_users[bucket] += len(users)
-                encoded[bucket] += encoder.remote(self._kept(bucket), None, self._code, chosen, *self._ids)
+                encoded[bucket] += encoder.remote(
+                    self._kept(bucket), None, self._code, chosen, *self._ids
+                )
 
     def _write_shards(
         self, encoded: list[list[Any]], plan: SplitPlan, user_ids: pa.Array, item_ids: pa.Array
@@ -471,7 +530,11 @@ class Appending(Preparation):
         """Write newer history files and change the counts by the difference."""
         rules = ShardRules(plan, self._split_seed(), 1)
         rules = with_context([], self.folder, self.rules, rules, user_ids, item_ids, self.base)
-        both, writer, written = (rules, replace(rules, plan=self._old_plan)), task(write_touched), []
+        both, writer, written = (
+            (rules, replace(rules, plan=self._old_plan)),
+            task(write_touched),
+            [],
+        )
         manifest = self._before().manifest
         kept = set(manifest.shards)
         self.renewed = {name: list(files) for name, files in manifest.renewed.items()}
@@ -504,8 +567,12 @@ class Appending(Preparation):
         earlier = self._before()
         counts_N3 = np.zeros((len(item_ids), len(PARTS)), dtype=np.int64)
         table = earlier.table("items/counts.parquet")
-        counts_N3[: table.num_rows] = np.stack([table.column(part).to_numpy() for part in PARTS], axis=1)
-        total = Counter({key: number for key, number in earlier.manifest.counts.items() if key in _OF_EVENTS})
+        counts_N3[: table.num_rows] = np.stack(
+            [table.column(part).to_numpy() for part in PARTS], axis=1
+        )
+        total = Counter(
+            {key: number for key, number in earlier.manifest.counts.items() if key in _OF_EVENTS}
+        )
         for ref in with_progress("writing histories", written):
             now, before = fetch(ref)
             for report, sign in ((now, 1), (before, -1)):

@@ -26,7 +26,11 @@ def quiet() -> Iterator[None]:
     """Switch off Ray Data's progress bars and logs; errors still raise, with their own types."""
     context = ray.data.DataContext.get_current()
     logger = logging.getLogger("ray.data")
-    bars, original, level = context.enable_progress_bars, context.raise_original_map_exception, logger.level
+    bars, original, level = (
+        context.enable_progress_bars,
+        context.raise_original_map_exception,
+        logger.level,
+    )
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # Ray's wrapper loses the cause between processes
     logger.setLevel(logging.CRITICAL)
@@ -56,9 +60,16 @@ def _user_error(error: BaseException | None, depth: int = 0) -> UserError | None
         return None
     inner = getattr(error, "cause", None)
     for candidate in (inner, error.__cause__, error.__context__):
-        if isinstance(candidate, BaseException) and (found := _user_error(candidate, depth + 1)) is not None:
+        if (
+            isinstance(candidate, BaseException)
+            and (found := _user_error(candidate, depth + 1)) is not None
+        ):
             return found
-    return error if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayTaskError) else None
+    return (
+        error
+        if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayTaskError)
+        else None
+    )
 
 
 def block_refs(dataset: ray.data.Dataset) -> Iterator[Any]:
@@ -84,7 +95,9 @@ def task(function: Callable[..., Any], num_returns: int | str = 1, num_gpus: int
     return ray.remote(function).options(num_returns=num_returns, num_gpus=num_gpus or None)
 
 
-def results_of(function: Callable[..., Any], pieces: Sequence[Any], limit: int, num_gpus: int = 0) -> Iterator[Any]:
+def results_of(
+    function: Callable[..., Any], pieces: Sequence[Any], limit: int, num_gpus: int = 0
+) -> Iterator[Any]:
     """Yield ``function(piece)`` of every piece, in order, from at most ``limit`` parallel tasks."""
     remote: Any = task(_apply, num_gpus=num_gpus)
     running: deque[Any] = deque()

@@ -45,7 +45,15 @@ from recsys.preparation.event_store import (
     times_name,
     write_rows,
 )
-from recsys.preparation.events import PARTS, BucketSummary, Coding, EventRules, Reading, encode_bucket, exchange
+from recsys.preparation.events import (
+    PARTS,
+    BucketSummary,
+    Coding,
+    EventRules,
+    Reading,
+    encode_bucket,
+    exchange,
+)
 from recsys.preparation.finetune import finetune
 from recsys.preparation.friends import EDGE_SCHEMA, Friendships, SocialRules
 from recsys.preparation.graphs import TripleRules, write_triples
@@ -56,7 +64,13 @@ from recsys.preparation.items import align, count_table, feature_table, text_gro
 from recsys.preparation.media import aligned, folders_of, media_columns, media_table, read_media
 from recsys.preparation.quarantine import DUPLICATE, Quarantine, bad_rows, listed, mark
 from recsys.preparation.reading import dataset
-from recsys.preparation.shards import ShardReport, ShardRules, merge_terms, start_shards, with_context
+from recsys.preparation.shards import (
+    ShardReport,
+    ShardRules,
+    merge_terms,
+    start_shards,
+    with_context,
+)
 from recsys.preparation.user_text import write_user_texts
 from recsys.sources.base import Piece, SourceAdapter
 from recsys.values.overlap import SideIds, compare
@@ -115,9 +129,17 @@ class Preparation:
     whole = True  # whether all events pass through the steps, also those that were read before
 
     def __init__(self, arguments: Arguments) -> None:
-        self.base, self.earlier, self.keeps_lost = arguments.base, arguments.earlier, arguments.keeps_lost
+        self.base, self.earlier, self.keeps_lost = (
+            arguments.base,
+            arguments.earlier,
+            arguments.keeps_lost,
+        )
         self.config, self.source, self.rules = arguments.config, arguments.source, arguments.rules
-        self.folder, self.progress, self.guard = arguments.folder, arguments.progress, arguments.guard
+        self.folder, self.progress, self.guard = (
+            arguments.folder,
+            arguments.progress,
+            arguments.guard,
+        )
         self.keeps_events = self.source.appends and self.config.data.keep_events
         self.quarantine = Quarantine(arguments.destination, self.config.data)
         self.counts: Counter[str] = Counter()
@@ -132,7 +154,9 @@ class Preparation:
         self.renewed: dict[str, list[str]] = {}  # see Manifest
 
     def run(self, digest: str) -> Manifest:
-        """Write all files except the manifest, which is returned; ``digest`` is its content hash."""
+        """Write all files except the manifest, which is returned; ``digest`` is its content
+        hash.
+        """
         started = time.perf_counter()
         pieces = self.guard.around(self.source.unchanged_pieces())
         for note in self.source.notes:
@@ -140,28 +164,42 @@ class Preparation:
         events = pieces.pop("events")
         tables = {name: dataset(of_table) for name, of_table in pieces.items()}
         with self._step("read_items"):
-            items = self._known_before("items", self._read_ids("items", tables.get("items"), schema.ITEM_ID))
+            items = self._known_before(
+                "items", self._read_ids("items", tables.get("items"), schema.ITEM_ID)
+            )
         with self._step("read_users"):
-            users = self._known_before("users", self._read_ids("users", tables.get("users"), schema.USER_ID))
+            users = self._known_before(
+                "users", self._read_ids("users", tables.get("users"), schema.USER_ID)
+            )
         with self._step("read_events"):
             buckets, summaries = self._read_events(events, items, users)
         with self._step("encode"):
             coding = self._coding(summaries)
             self.order = coding.order
             if self.config.data.min_user_events or self.config.data.min_item_events:
-                buckets, summaries, items, users = self._core(buckets, summaries, coding, items, users)
+                buckets, summaries, items, users = self._core(
+                    buckets, summaries, coding, items, users
+                )
             self.timed = self._is_timed(summaries)
-            user_ids = union([*(s.users for s in summaries), *([users.column(schema.USER_ID)] if users else [])])
-            item_ids = union([*(s.items for s in summaries), *([items.column(schema.ITEM_ID)] if items else [])])
+            user_ids = union(
+                [*(s.users for s in summaries), *([users.column(schema.USER_ID)] if users else [])]
+            )
+            item_ids = union(
+                [*(s.items for s in summaries), *([items.column(schema.ITEM_ID)] if items else [])]
+            )
             if self.base is not None:
                 if not self.keeps_lost:
                     self.base.check_kept(user_ids, item_ids)
                 user_ids, item_ids = self.base.grown(user_ids, item_ids)
                 new = len(user_ids) - len(self.base.users), len(item_ids) - len(self.base.items)
-                self.progress(f"{new[0]:,} new users and {new[1]:,} new items; the others keep their ids")
+                self.progress(
+                    f"{new[0]:,} new users and {new[1]:,} new items; the others keep their ids"
+                )
             self._write_vocabularies(user_ids, item_ids)
             self._note(self.guard.warning(user_ids, users))
-            self.folder.write_table("users/features.parquet", align(users, user_ids, schema.USER_ID))
+            self.folder.write_table(
+                "users/features.parquet", align(users, user_ids, schema.USER_ID)
+            )
             encoded = self._encode(buckets, coding, summaries, user_ids, item_ids)
         with self._step("split"):
             plan = self._plan(encoded, coding, summaries)
@@ -185,7 +223,11 @@ class Preparation:
             timed=self.timed,
             split=plan.describe(),
             quarantined={table: dict(reasons) for table, reasons in self.quarantine.counts.items()},
-            dropped={table: dict(reasons) for table, reasons in self.quarantine.dropped.items() if reasons},
+            dropped={
+                table: dict(reasons)
+                for table, reasons in self.quarantine.dropped.items()
+                if reasons
+            },
             read=self.quarantine.read,
             shards=shards,
             text=text,
@@ -198,7 +240,11 @@ class Preparation:
             store=self._store(summaries) if self.keeps_events else {},
             renewed=self.renewed,
             inherited_context=self.base is not None and bool(self.base.context),
-            ancestors=[*self.earlier.manifest.ancestors, self.earlier.manifest.content_hash] if self.earlier else [],
+            ancestors=(
+                [*self.earlier.manifest.ancestors, self.earlier.manifest.content_hash]
+                if self.earlier
+                else []
+            ),
             targets=[coding.event_types[code] for code in coding.target_types],
         )
 
@@ -217,9 +263,13 @@ class Preparation:
         table = read_table(blocks)
         if table is None:
             return None
-        table = table.sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")]).combine_chunks()
+        table = table.sort_by(
+            [(schema.FILE, "ascending"), (schema.ROW, "ascending")]
+        ).combine_chunks()
         good_rows = np.flatnonzero(np.asarray(pc.is_null(table.column(schema.REASON))))
-        codes = np.asarray(table.column(key).combine_chunks().dictionary_encode().indices.fill_null(-1))[good_rows]
+        codes = np.asarray(
+            table.column(key).combine_chunks().dictionary_encode().indices.fill_null(-1)
+        )[good_rows]
         first_rows = good_rows[np.unique(codes, return_index=True)[1]]
         is_first = np.zeros(table.num_rows, dtype=bool)
         is_first[first_rows] = True
@@ -247,7 +297,9 @@ class Preparation:
         is_bound = self.config.data.unknown_items != "keep"
         self.reading = self._reading()
         self._link_store()
-        buckets = exchange(pieces, self.num_shards, self.rules, known if is_bound else None, self.reading)
+        buckets = exchange(
+            pieces, self.num_shards, self.rules, known if is_bound else None, self.reading
+        )
         summaries: list[BucketSummary] = [
             fetch(bucket[2]) for bucket in with_progress("gathering users' events", buckets)
         ]
@@ -255,7 +307,9 @@ class Preparation:
         for bucket, summary in zip(buckets, summaries, strict=True):
             self.quarantine.add("events", fetch(bucket[1]))
             self.quarantine.drop("events", summary.dropped)
-        before = (self.base.users, self.base.items) if self.base is not None else (no_ids(), no_ids())
+        before = (
+            (self.base.users, self.base.items) if self.base is not None else (no_ids(), no_ids())
+        )
         unknown = [summary.unknown_items for summary in summaries]
         for name, key, table, found in (
             ("items", schema.ITEM_ID, items, [*(s.items for s in summaries), *unknown, before[1]]),
@@ -285,10 +339,14 @@ class Preparation:
         if self.earlier is not None and self.keeps_events:
             earlier = folder_of(self.earlier)
             names = Folder(earlier.filesystem, f"{earlier.path}/{STORE}").entries()
-            self.folder.link(earlier, STORE, [name for name in names if is_carried(name, self.whole)])
+            self.folder.link(
+                earlier, STORE, [name for name in names if is_carried(name, self.whole)]
+            )
 
     def _known_before(self, name: str, table: pa.Table | None) -> pa.Table | None:
-        """The table of items or users, with the rows of the earlier dataset for ids that it lacks."""
+        """The table of items or users, with the rows of the earlier dataset for ids that it
+        lacks.
+        """
         if self.earlier is None:
             return table
         features = self.earlier.features if name == "items" else self.earlier.user_features
@@ -308,8 +366,9 @@ class Preparation:
         dropped = self.quarantine.dropped["events"]
         if dropped and not any(summary.interactions for summary in summaries):
             raise DataError(
-                f"the filters leave none of {self.quarantine.read['events']:,} events: {listed(dropped)}; change "
-                "data.from, data.until, data.min_value, data.min_user_events or data.min_item_events"
+                f"the filters leave none of {self.quarantine.read['events']:,} events:"
+                f" {listed(dropped)}; change data.from, data.until, data.min_value,"
+                " data.min_user_events or data.min_item_events"
             )
 
     def _core(
@@ -334,10 +393,14 @@ class Preparation:
 
     @cached_property
     def num_shards(self) -> int:
-        """Number of shards. It never changes for a dataset, so later files must not influence it."""
+        """Number of shards. It never changes for a dataset, so later files must not influence
+        it.
+        """
         if self.earlier is not None:
             return int(self.earlier.manifest.store["buckets"])
-        return self.config.data.num_shards or max(-(-self.source.size() // _SHARD_BYTES), _MIN_SHARDS)
+        return self.config.data.num_shards or max(
+            -(-self.source.size() // _SHARD_BYTES), _MIN_SHARDS
+        )
 
     # ------------------------------------------------------------------------------------- encoding
 
@@ -347,23 +410,46 @@ class Preparation:
         before = {*(self.base.event_types if self.base else ()), *self._types_before()}
         missing = sorted({*self.rules.interactions, *self.rules.text_types} - set(types) - before)
         if missing:
-            key = "data.interactions" if set(missing) & set(self.rules.interactions) else "data.text.event_types"
-            raise ConfigError(f"{key}: no event has the type {', '.join(missing)}; types: {choices(types) or 'none'}")
+            key = (
+                "data.interactions"
+                if set(missing) & set(self.rules.interactions)
+                else "data.text.event_types"
+            )
+            raise ConfigError(
+                f"{key}: no event has the type {', '.join(missing)}; types:"
+                f" {choices(types) or 'none'}"
+            )
         base = self.base.event_types if self.base else ()
-        kept = [*base, *sorted(set(self.rules.interactions or set(types) - set(self.rules.text_types)) - set(base))]
+        kept = [
+            *base,
+            *sorted(
+                set(self.rules.interactions or set(types) - set(self.rules.text_types)) - set(base)
+            ),
+        ]
         if strays := sorted(set(self.config.data.targets) - set(kept)):
             raise ConfigError(
-                f"data.targets: no event has the type {', '.join(strays)}; types: {choices(kept) or 'none'}"
+                f"data.targets: no event has the type {', '.join(strays)}; types:"
+                f" {choices(kept) or 'none'}"
             )
         if not kept:
             raise DataError(
-                f"no event is an interaction; event types: {choices(types) or 'none'}; see data.interactions"
+                f"no event is an interaction; event types: {choices(types) or 'none'}; see"
+                " data.interactions"
             )
         if len(kept) > _MAX_EVENT_TYPES:
-            raise DataError(f"{len(kept)} event types, at most {_MAX_EVENT_TYPES} are supported; see data.interactions")
-        left_out = {name: count for name, count in types.items() if name not in {*kept, *self.rules.text_types}}
+            raise DataError(
+                f"{len(kept)} event types, at most {_MAX_EVENT_TYPES} are supported; see"
+                " data.interactions"
+            )
+        left_out = {
+            name: count
+            for name, count in types.items()
+            if name not in {*kept, *self.rules.text_types}
+        }
         for name, count in sorted(left_out.items()):
-            self.notes.append(f"{count:,} events of the type {name} are not interactions (data.interactions)")
+            self.notes.append(
+                f"{count:,} events of the type {name} are not interactions (data.interactions)"
+            )
         untimed = sum(summary.untimed for summary in summaries)
         interactions = sum(summary.interactions for summary in summaries)
         target_types = tuple(sorted(kept.index(name) for name in set(self.config.data.targets)))
@@ -372,14 +458,16 @@ class Preparation:
 
     def _types_before(self) -> set[str]:
         """All event types in the rows of the earlier dataset."""
-        return set(self.earlier.manifest.store["seen"]["types"]) if self.earlier is not None else set()
+        return (
+            set(self.earlier.manifest.store["seen"]["types"]) if self.earlier is not None else set()
+        )
 
     def _order(self, untimed: int, interactions: int) -> str:
         order = self.config.data.order
         if order == "time" and untimed:
             raise DataError(
-                f"data.order time: {untimed:,} interactions have no timestamp; set data.order to file (the rows are "
-                "in the order of events) or none"
+                f"data.order time: {untimed:,} interactions have no timestamp; set data.order to"
+                " file (the rows are in the order of events) or none"
             )
         if order != "auto":
             return order
@@ -387,8 +475,8 @@ class Preparation:
             return "time"
         if untimed <= _FEW_UNTIMED * interactions:
             self._note(
-                f"{untimed:,} of {interactions:,} events have no timestamp; they count as each user's first "
-                "(data.order none: events without an order)"
+                f"{untimed:,} of {interactions:,} events have no timestamp; they count as each"
+                " user's first (data.order none: events without an order)"
             )
             return "time"
         return "file" if self.config.data.source.kind == "sequences" else "none"
@@ -418,7 +506,9 @@ class Preparation:
         self._quarantine_duplicates("numbering users and items", encoded)
         ignored = sum(fetch([refs[3] for refs in encoded]))
         if ignored:
-            self.notes.append(f"{ignored:,} rows of item text are empty or about items without interactions")
+            self.notes.append(
+                f"{ignored:,} rows of item text are empty or about items without interactions"
+            )
         return encoded
 
     def _quarantine_duplicates(self, doing: str, encoded: list[list[Any]]) -> None:
@@ -430,14 +520,19 @@ class Preparation:
 
     # ------------------------------------------------------------------------------------ histories
 
-    def _plan(self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]) -> SplitPlan:
+    def _plan(
+        self, encoded: list[list[Any]], coding: Coding, summaries: list[BucketSummary]
+    ) -> SplitPlan:
         order, target_types = coding.order, coding.target_types
-        has_times = self.config.data.order != "none" and any(s.interactions > s.untimed for s in summaries)
+        has_times = self.config.data.order != "none" and any(
+            s.interactions > s.untimed for s in summaries
+        )
         split = resolved(self.config.data.split, order, has_times)
         if split.kind != self.config.data.split.kind and split.kind == "ratio":
             self._note(
-                f"no event has a time: {split.valid:.0%} of each user's events, drawn at random, are validation and "
-                f"{split.test:.0%} test (data.split.kind ratio); set data.order file if the rows are in time order"
+                f"no event has a time: {split.valid:.0%} of each user's events, drawn at random,"
+                f" are validation and {split.test:.0%} test (data.split.kind ratio); set data.order"
+                " file if the rows are in time order"
             )
         given = sum((Counter(summary.given) for summary in summaries), Counter[str]())
         unnamed = given.pop("", 0)
@@ -447,7 +542,11 @@ class Preparation:
         valid_from, test_from = NEVER, NEVER
         if split.kind == "temporal":
             valid_from, test_from = cut_offs(split, encoded, summaries, target_types, self._counted)
-        newcomers = ColdUsers(split.cold_users, split.cold_keep, self.config.seed) if split.cold_users else None
+        newcomers = (
+            ColdUsers(split.cold_users, split.cold_keep, self.config.seed)
+            if split.cold_users
+            else None
+        )
         named = given.get("valid", 0) > 0
         shares = (split.kind, split.valid, split.test, valid_from, test_from)
         return SplitPlan(*shares, order != "none", named, newcomers, target_types)
@@ -489,7 +588,10 @@ class Preparation:
     def _write_item_counts(self, counts_N3: Array) -> None:
         self.folder.write_table("items/counts.parquet", count_table(counts_N3))
         sizes = ", ".join(f"{self.counts[part]:,} {part}" for part in PARTS)
-        self.progress(f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes} events")
+        self.progress(
+            f"histories: {self.counts['users']:,} users, {self.counts['items']:,} items, {sizes}"
+            " events"
+        )
 
     def _split_seed(self) -> int:
         """The seed of the split; 0 where the content hash ignores the seed."""
@@ -499,40 +601,59 @@ class Preparation:
     def _note_ties(self, ties: int) -> None:
         if ties > _MANY_TIES * self.counts["events"]:
             self._note(
-                f"{ties:,} of {self.counts['events']:,} events have the same time as the user's previous event; "
-                "they keep the order of the files"
+                f"{ties:,} of {self.counts['events']:,} events have the same time as the user's"
+                " previous event; they keep the order of the files"
             )
 
     def _check_parts(self, kind: str) -> None:
         empty = [part for part in PARTS if not self.counts[part]]
-        empty += [f"target among the {part}" for part in PARTS[1:] if self.counts.get(f"{part}_targets", 1) == 0]
+        empty += [
+            f"target among the {part}"
+            for part in PARTS[1:]
+            if self.counts.get(f"{part}_targets", 1) == 0
+        ]
         if empty:
             sizes = ", ".join(f"{part}: {self.counts[part]:,}" for part in PARTS)
-            rule = ": it holds out events of users with three or more events" if kind == "leave-last" else ""
+            rule = (
+                ": it holds out events of users with three or more events"
+                if kind == "leave-last"
+                else ""
+            )
             raise DataError(
-                f"data.split.kind {kind} leaves no {' and no '.join(empty)} events ({sizes}){rule}; "
-                "change data.split (kind, shares, cut-offs) or give more events per user"
+                f"data.split.kind {kind} leaves no {' and no '.join(empty)} events ({sizes}){rule};"
+                " change data.split (kind, shares, cut-offs) or give more events per user"
             )
 
     def _merge_terms(self, parts: list[list[Any]]) -> pa.Table | None:
         if not self.rules.text_types:
-            for name in ("text_rows", "text_rows_held_out", "text_rows_held_out_test", "text_rows_late"):
+            for name in (
+                "text_rows",
+                "text_rows_held_out",
+                "text_rows_held_out_test",
+                "text_rows_late",
+            ):
                 self.counts.pop(name, None)
             return None
         if held_out := self.counts["text_rows_held_out"]:
             self.notes.append(
-                f"{held_out:,} of {self.counts['text_rows']:,} rows of item text are about held-out (user, item) pairs "
-                "and were left out of the item text"
+                f"{held_out:,} of {self.counts['text_rows']:,} rows of item text are about held-out"
+                " (user, item) pairs and were left out of the item text"
             )
         if late := self.counts["text_rows_late"]:
-            self.notes.append(f"{late:,} rows of item text from the validation cut-off on were left out")
+            self.notes.append(
+                f"{late:,} rows of item text from the validation cut-off on were left out"
+            )
         merger = task(merge_terms)
         limit = self.config.data.text.max_event_terms
-        return pa.concat_tables(fetch([merger.remote(limit, *refs) for refs in zip(*parts, strict=True)]))
+        return pa.concat_tables(
+            fetch([merger.remote(limit, *refs) for refs in zip(*parts, strict=True)])
+        )
 
     # ------------------------------------------------------------------------------ graphs and text
 
-    def _write_graphs(self, tables: dict[str, Any], user_ids: pa.Array, features: pa.Table, plan: SplitPlan) -> None:
+    def _write_graphs(
+        self, tables: dict[str, Any], user_ids: pa.Array, features: pa.Table, plan: SplitPlan
+    ) -> None:
         self.counts["social_edges"] = 0
         if "social" in tables:
             rules = SocialRules(self.config.data.social_directed, plan.valid_from)
@@ -540,11 +661,17 @@ class Preparation:
             report = friendships.report
             ends = pa.array(sorted(report.known | report.unknown), pa.string())
             side = SideIds("social", f"{schema.SRC_USER_ID}, {schema.DST_USER_ID}", ends)
-            self._note(compare(side, SideIds("events", schema.USER_ID, user_ids), self.config.data.min_overlap))
+            self._note(
+                compare(
+                    side, SideIds("events", schema.USER_ID, user_ids), self.config.data.min_overlap
+                )
+            )
             self._quarantined("social", report.read, friendships.bad())
             self.folder.write_parts("graphs/social.parquet", EDGE_SCHEMA, friendships.edges())
             temporal = plan.kind == "temporal"
-            self.counts.update(social_edges=report.edges, **({"social_rows_late": report.late} if temporal else {}))
+            self.counts.update(
+                social_edges=report.edges, **({"social_rows_late": report.late} if temporal else {})
+            )
             if note := report.note(temporal, self.timed):
                 self.notes.append(note)
         self._write_facts(tables.get("knowledge"), features)
@@ -556,13 +683,19 @@ class Preparation:
         wanted = (schema.ITEM_ID, schema.ENTITY_ID, *rules.columns)
         columns = features.select([name for name in wanted if name in features.column_names])
         blocks = list(block_refs(knowledge)) if knowledge is not None else []
-        sizes, bad, read = fetch(task(write_triples).remote(self.folder, columns, rules, self.base, *blocks))
+        sizes, bad, read = fetch(
+            task(write_triples).remote(self.folder, columns, rules, self.base, *blocks)
+        )
         if knowledge is not None:
             self._quarantined("knowledge", read, [bad])
         self.counts.update(sizes)
-        self.progress(f"knowledge graph: {sizes['facts']:,} triples about {sizes['entities']:,} entities")
+        self.progress(
+            f"knowledge graph: {sizes['facts']:,} triples about {sizes['entities']:,} entities"
+        )
 
-    def _write_items(self, items: pa.Table | None, features: pa.Table, terms: pa.Table | None) -> ItemText:
+    def _write_items(
+        self, items: pa.Table | None, features: pa.Table, terms: pa.Table | None
+    ) -> ItemText:
         """Write the features of the items; returns their text."""
         groups = text_groups(items, self.config.data.text, media_columns(self.config.data.media))
         text = compose_groups(features, groups, terms, self.config.data.text.event_column)
@@ -573,10 +706,21 @@ class Preparation:
     def _encode_text(self, text: ItemText, shards: list[str], coding: Coding) -> dict[str, Any]:
         """Write the vectors of item and user texts; returns their description for the manifest."""
         config = self.config.data.text
-        fields = [name for names in text.groups.values() for name in names if name != config.event_column]
-        described: dict[str, Any] = {"model": "", "dimension": 0, "fields": fields, "encoded": 0, "cached": 0}
+        fields = [
+            name for names in text.groups.values() for name in names if name != config.event_column
+        ]
+        described: dict[str, Any] = {
+            "model": "",
+            "dimension": 0,
+            "fields": fields,
+            "encoded": 0,
+            "cached": 0,
+        }
         if any(config.event_column in names for names in text.groups.values()):
-            described |= {"event_column": config.event_column, "max_event_terms": config.max_event_terms}
+            described |= {
+                "event_column": config.event_column,
+                "max_event_terms": config.max_event_terms,
+            }
             described["provenance"] = self.provenance
         if not config.enabled or not text.num_items:
             self.progress(f"item text: {'off' if not config.enabled else 'no item has a text'}")
@@ -584,15 +728,27 @@ class Preparation:
         self.progress(f"item text: {text.num_items:,} items, {text.describe()}")
         adapter = None
         if config.finetune.enabled:
-            args = (self.folder, shards, text.whole.to_pylist(), coding.order != "none", config, self.config.seed)
+            args = (
+                self.folder,
+                shards,
+                text.whole.to_pylist(),
+                coding.order != "none",
+                config,
+                self.config.seed,
+            )
             adapter, described["finetune"] = finetune(*args, self.progress)
         described |= write_vectors(self.folder, text, config, adapter)
         if config.users.enabled:
             rules = TextRules(coding.event_types, coding.order != "none", *config.users.how)
             titles = item_titles(self.folder.read_table("items/features.parquet"))
-            described["users"] = write_user_texts(self.folder, shards, titles, rules, config, adapter)
+            described["users"] = write_user_texts(
+                self.folder, shards, titles, rules, config, adapter
+            )
             self.progress(f"user text: {described['users']['texts']:,} texts of users' histories")
-        self.progress(f"text vectors: {described['encoded']:,} texts encoded, {described['cached']:,} from the cache")
+        self.progress(
+            f"text vectors: {described['encoded']:,} texts encoded, {described['cached']:,} from"
+            " the cache"
+        )
         return described
 
     def _write_media(self, items: pa.Table | None, item_ids: pa.Array) -> dict[str, dict[str, Any]]:
@@ -601,14 +757,20 @@ class Preparation:
         if not found or items is None:
             return {}
         self._quarantined(
-            "media", sum(medium.read for medium in found.values()), (medium.bad for medium in found.values())
+            "media",
+            sum(medium.read for medium in found.values()),
+            (medium.bad for medium in found.values()),
         )
         vectors = {name: aligned(medium, items, item_ids) for name, medium in found.items()}
         self.folder.write_table("items/media.parquet", media_table(vectors))
         for name, medium in found.items():
             if missing := medium.described.get("missing_files"):
                 self.notes.append(
-                    f"{missing:,} files of the medium {name} do not exist; their items have no {name} vector"
+                    f"{missing:,} files of the medium {name} do not exist; their items have no"
+                    f" {name} vector"
                 )
-            self.progress(f"{name}: {medium.described['items']:,} items, {medium.described['dimension']} numbers each")
+            self.progress(
+                f"{name}: {medium.described['items']:,} items, {medium.described['dimension']}"
+                " numbers each"
+            )
         return {name: medium.described for name, medium in found.items()}

@@ -26,7 +26,10 @@ def carry_events(quarantine: Quarantine, earlier: PreparedDataset, again: bool) 
         again.
     """
     checked_again = [UNKNOWN_ITEM, *([DUPLICATE] if again else [])]
-    for kind, counts in (("quarantine", earlier.manifest.quarantined), ("dropped", earlier.manifest.dropped)):
+    for kind, counts in (
+        ("quarantine", earlier.manifest.quarantined),
+        ("dropped", earlier.manifest.dropped),
+    ):
         of_events = dict(counts.get("events", {}))
         if not of_events:
             continue
@@ -34,7 +37,9 @@ def carry_events(quarantine: Quarantine, earlier: PreparedDataset, again: bool) 
         if written is not None:
             for reason in pc.unique(written.column("reason")).to_pylist():
                 of_events.pop(reason, None)
-            kept = pc.invert(pc.is_in(written.column("reason"), value_set=pa.array(checked_again, pa.string())))
+            kept = pc.invert(
+                pc.is_in(written.column("reason"), value_set=pa.array(checked_again, pa.string()))
+            )
             quarantine.add("events", written.filter(kept))
         # reasons that are counted but whose rows are not written
         if kind == "dropped" and not again:
@@ -63,7 +68,9 @@ def with_earlier(table: pa.Table | None, features: pa.Table, key: str) -> pa.Tab
     if table is None:
         rest, kinds = features.select([key, *attributes]), {}
     else:
-        rest = features.filter(pc.invert(pc.is_in(features.column(key), value_set=table.column(key).combine_chunks())))
+        rest = features.filter(
+            pc.invert(pc.is_in(features.column(key), value_set=table.column(key).combine_chunks()))
+        )
         rest = rest.select([key, *(name for name in attributes if name in table.column_names)])
         kinds = {field.name: field.type for field in table.schema}
     for name in PROVENANCE:

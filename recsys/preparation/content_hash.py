@@ -105,7 +105,9 @@ def _data(config: Config) -> dict[str, Any]:
     out = {"dir", "source", "min_overlap", "keep_events", "forgotten", "pseudonymise"}
     data = config.data.model_dump(mode="json", exclude=out)
     if not data["split"]["cold_users"]:  # older datasets have no such keys
-        data["split"] = {key: value for key, value in data["split"].items() if not key.startswith("cold_")}
+        data["split"] = {
+            key: value for key, value in data["split"].items() if not key.startswith("cold_")
+        }
     if not data["targets"]:
         del data["targets"]  # older datasets have no such key
     text = data["text"]
@@ -116,19 +118,28 @@ def _data(config: Config) -> dict[str, Any]:
             del text[key]
     if not text["html"]:
         del text["html"]
-    data["text"] = {key: value for key, value in text.items() if key not in _NO_EFFECT} if text["enabled"] else None
+    data["text"] = (
+        {key: value for key, value in text.items() if key not in _NO_EFFECT}
+        if text["enabled"]
+        else None
+    )
     media = data.pop("media")  # absent when there is none: older datasets keep their hash
     images = {key: value for key, value in media["images"].items() if key not in _NO_EFFECT}
     if media["columns"] or images["column"]:
         places = {key: one_spelling(images[key]) for key in ("root", "model")}
-        data["media"] = {"columns": media["columns"], "images": images | places if images["column"] else None}
+        data["media"] = {
+            "columns": media["columns"],
+            "images": images | places if images["column"] else None,
+        }
     data["text_events"] = [text["event_column"], text["event_types"]]
     return data
 
 
 def _seed(config: Config) -> int | None:
     split = config.data.split
-    drawn = split.kind in ("given", "ratio") or split.cold_users or config.data.text.finetune.enabled
+    drawn = (
+        split.kind in ("given", "ratio") or split.cold_users or config.data.text.finetune.enabled
+    )
     return config.seed if drawn else None
 
 

@@ -22,7 +22,14 @@ from recsys import schema
 from recsys.data.histories import Array
 from recsys.data.vocabulary import Vocabulary, union
 from recsys.preparation.blocks import fetch, task
-from recsys.preparation.events import BucketSummary, Coding, EventRules, encode_bucket, summarise, where
+from recsys.preparation.events import (
+    BucketSummary,
+    Coding,
+    EventRules,
+    encode_bucket,
+    summarise,
+    where,
+)
 from recsys.preparation.keys import codes_in
 
 OUTSIDE_CORE: Final = "outside the k-core of data.min_user_events and data.min_item_events"
@@ -52,14 +59,27 @@ def cut_to_core(
     """
     items = union([summary.items for summary in summaries])
     encoder, cutter, known = task(core_pairs), task(cut_bucket, 2), ray.put(items)
-    pairs = [encoder.remote(b[0], coding, s.users, known) for b, s in zip(buckets, summaries, strict=True)]
+    pairs = [
+        encoder.remote(b[0], coding, s.users, known)
+        for b, s in zip(buckets, summaries, strict=True)
+    ]
     kept = (base.users, base.items) if base else (None, None)
     core = find_core(pairs, [summary.users for summary in summaries], items, least, kept)
     in_core = ray.put(core.items)
-    cut = [cutter.remote(b[0], coding.rules, u, in_core) for b, u in zip(buckets, core.users, strict=True)]
+    cut = [
+        cutter.remote(b[0], coding.rules, u, in_core)
+        for b, u in zip(buckets, core.users, strict=True)
+    ]
     fresh: list[BucketSummary] = [fetch(refs[1]) for refs in cut]
-    gone = sum(len(s.users) for s in summaries) - sum(map(len, core.users)), len(items) - len(core.items)
-    return replace(core, gone=gone), [[refs[0], *b[1:]] for refs, b in zip(cut, buckets, strict=True)], fresh
+    gone = (
+        sum(len(s.users) for s in summaries) - sum(map(len, core.users)),
+        len(items) - len(core.items),
+    )
+    return (
+        replace(core, gone=gone),
+        [[refs[0], *b[1:]] for refs, b in zip(cut, buckets, strict=True)],
+        fresh,
+    )
 
 
 @dataclass(frozen=True)
@@ -74,13 +94,17 @@ class Core:
     def note(self, least: tuple[int, int]) -> str:
         """The note of the manifest."""
         return (
-            f"k-core of at least {least[0]} events a user and {least[1]} an item: {self.gone[0]:,} users and "
-            f"{self.gone[1]:,} items are left out ({self.rounds} rounds)"
+            f"k-core of at least {least[0]} events a user and {least[1]} an item: {self.gone[0]:,}"
+            f" users and {self.gone[1]:,} items are left out ({self.rounds} rounds)"
         )
 
 
 def find_core(
-    pairs: Sequence[Any], users: Sequence[pa.Array], items: pa.Array, least: tuple[int, int], kept: tuple[Any, Any]
+    pairs: Sequence[Any],
+    users: Sequence[pa.Array],
+    items: pa.Array,
+    least: tuple[int, int],
+    kept: tuple[Any, Any],
 ) -> Core:
     """The k-core of all events: its users have at least ``least[0]`` events and its items at least
     ``least[1]``, counting only events between them.
@@ -106,13 +130,18 @@ def find_core(
     while True:
         rounds += 1
         known = ray.put(item_N)
-        refs = [counter.remote(p, known, stays, least[0]) for p, stays in zip(pairs, stays_UB, strict=True)]
+        refs = [
+            counter.remote(p, known, stays, least[0])
+            for p, stays in zip(pairs, stays_UB, strict=True)
+        ]
         counts_N = np.zeros(len(items), dtype=np.int64)
         for counts, _ in refs:
             counts_N += fetch(counts)
         fresh_N = item_N & ((counts_N >= max(least[1], 1)) | stays_N)
         if (fresh_N == item_N).all():
-            users_kept = [u.filter(pa.array(fetch(ref))) for u, (_, ref) in zip(users, refs, strict=True)]
+            users_kept = [
+                u.filter(pa.array(fetch(ref))) for u, (_, ref) in zip(users, refs, strict=True)
+            ]
             return Core(users_kept, items.filter(pa.array(item_N)), rounds)
         item_N = fresh_N
 
@@ -131,7 +160,11 @@ def core_counts(pairs: pa.Table, item_N: Array, stays_U: Array, min_user: int) -
 
 def only(table: pa.Table | None, key: str, ids: Sequence[pa.Array]) -> pa.Table | None:
     """The rows of the table of users or items whose id is among ``ids``."""
-    return None if table is None else table.filter(pc.is_in(table.column(key), value_set=union(list(ids))))
+    return (
+        None
+        if table is None
+        else table.filter(pc.is_in(table.column(key), value_set=union(list(ids))))
+    )
 
 
 def _is_in(ids: pa.Array, kept: Any) -> Array:
@@ -144,7 +177,9 @@ def core_pairs(good: pa.Table, coding: Coding, users: pa.Array, item_ids: pa.Arr
     """User (position in ``users``) and item of every interaction of a bucket without duplicates,
     which a k-core counts.
     """
-    return encode_bucket(good, coding, users, np.arange(len(users)), item_ids)[0].select(["user", "item"])
+    return encode_bucket(good, coding, users, np.arange(len(users)), item_ids)[0].select(
+        ["user", "item"]
+    )
 
 
 def cut_bucket(good: pa.Table, rules: EventRules, users: pa.Array, items: pa.Array) -> list[Any]:
@@ -153,7 +188,9 @@ def cut_bucket(good: pa.Table, rules: EventRules, users: pa.Array, items: pa.Arr
     if good.num_rows:
         kept = codes_in(good.column(schema.USER_ID), users) >= 0
         kept &= codes_in(good.column(schema.ITEM_ID), items) >= 0
-        summary.dropped = Counter({OUTSIDE_CORE: int((~kept).sum())}) if not kept.all() else Counter()
+        summary.dropped = (
+            Counter({OUTSIDE_CORE: int((~kept).sum())}) if not kept.all() else Counter()
+        )
         good = where(good, kept)
     if good.num_rows:
         summarise(good, rules, summary)

@@ -70,7 +70,8 @@ def cut_offs(
 
     def bins(start: int, width: int, below: int) -> Array:
         total: Array = np.sum(
-            fetch([counter.remote(refs[0], start, width, below, target_types) for refs in encoded]), axis=0
+            fetch([counter.remote(refs[0], start, width, below, target_types) for refs in encoded]),
+            axis=0,
         )
         return total
 
@@ -99,7 +100,8 @@ def cut_offs(
         valid_from = largest(rank, test_from)
     if valid_from >= test_from:
         raise DataError(
-            f"data.split: validation would start at {valid_from} and test at {test_from} (microseconds), which "
-            "leaves no validation; choose an earlier data.split.valid_from, or another data.split.test"
+            f"data.split: validation would start at {valid_from} and test at {test_from}"
+            " (microseconds), which leaves no validation; choose an earlier data.split.valid_from,"
+            " or another data.split.test"
         )
     return valid_from, test_from

@@ -52,7 +52,10 @@ class Folder:
 
     def write_parts(self, name: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
         """:meth:`write_table` for a table that arrives in parts."""
-        path, texts = f"{self.path}/{name}", [field.name for field in schema if pa.types.is_string(field.type)]
+        path, texts = (
+            f"{self.path}/{name}",
+            [field.name for field in schema if pa.types.is_string(field.type)],
+        )
         how = {"compression": "zstd", "use_dictionary": texts, "filesystem": self.filesystem}
         with storage_errors(self.place, "write to"):
             self.make_folder(path.rsplit("/", 1)[0])
@@ -108,7 +111,10 @@ class Folder:
         if self.filesystem.equals(source.filesystem):
             self.filesystem.copy_file(one, other)
         else:
-            systems = {"source_filesystem": source.filesystem, "destination_filesystem": self.filesystem}
+            systems = {
+                "source_filesystem": source.filesystem,
+                "destination_filesystem": self.filesystem,
+            }
             pyarrow.fs.copy_files(one, other, **systems)
 
     @property
@@ -124,7 +130,10 @@ class Folder:
     def remove(self) -> None:
         """Remove the folder, the manifest first: on an object store the removal is not atomic."""
         with suppress(FileNotFoundError), storage_errors(self.place, "write to"):
-            if self.filesystem.get_file_info(f"{self.path}/{MANIFEST}").type == pyarrow.fs.FileType.File:
+            if (
+                self.filesystem.get_file_info(f"{self.path}/{MANIFEST}").type
+                == pyarrow.fs.FileType.File
+            ):
                 self.filesystem.delete_file(f"{self.path}/{MANIFEST}")
             self.filesystem.delete_dir(self.path)
 
@@ -157,12 +166,19 @@ class DatasetWriter:
         self.root = root
         filesystem, base = filesystem_of(root)
         if is_remote(root) and "/" not in base:
-            raise DataError(f"{root} is a whole bucket; set data.dir to a folder in it: {within(root, 'dataset')}")
+            raise DataError(
+                f"{root} is a whole bucket; set data.dir to a folder in it:"
+                f" {within(root, 'dataset')}"
+            )
         self._final = _absolute(filesystem, base)
         self._aside = self._final.is_local if aside is None else aside
         # unique, because late tasks of a failed attempt may still write to its folder
         self._mark = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.folder = Folder(filesystem, f"{self._final.path}.writing-{self._mark}") if self._aside else self._final
+        self.folder = (
+            Folder(filesystem, f"{self._final.path}.writing-{self._mark}")
+            if self._aside
+            else self._final
+        )
 
     @property
     def quarantine(self) -> Folder:
@@ -187,7 +203,11 @@ class DatasetWriter:
             yield folder
 
     def _locked(self) -> AbstractContextManager[None]:
-        return holding(beside(self.root, ".lock"), "`recsys prepare`", "wait for it to end, or choose another data.dir")
+        return holding(
+            beside(self.root, ".lock"),
+            "`recsys prepare`",
+            "wait for it to end, or choose another data.dir",
+        )
 
     @contextmanager
     def _written(self) -> Iterator[Folder]:
@@ -204,7 +224,9 @@ class DatasetWriter:
             raise
 
     def commit(self, manifest: Manifest) -> None:
-        """Make the dataset valid: write the manifest last and, on a local disk, rename the folder."""
+        """Make the dataset valid: write the manifest last and, on a local disk, rename the
+        folder.
+        """
         self.folder.write_text(MANIFEST, manifest.dump())
         filesystem = self._final.filesystem
         if self._aside:
@@ -218,12 +240,16 @@ class DatasetWriter:
     def _refuse_other_files(self) -> None:
         with storage_errors(self.root):
             kind = self._final.filesystem.get_file_info(self._final.path).type
-        others = sorted(set(self._final.entries()) - _LAYOUT) if kind == pyarrow.fs.FileType.Directory else []
+        others = (
+            sorted(set(self._final.entries()) - _LAYOUT)
+            if kind == pyarrow.fs.FileType.Directory
+            else []
+        )
         if kind == pyarrow.fs.FileType.File or others:
             what = "is a file" if not others else f"holds {', '.join(others[:5])}"
             raise DataError(
-                f"{self.root} {what}, which does not belong to a prepared dataset and would be lost; "
-                "set data.dir to a new folder, or move it away"
+                f"{self.root} {what}, which does not belong to a prepared dataset and would be"
+                " lost; set data.dir to a new folder, or move it away"
             )
 
     def _remove_leftovers(self) -> None:
@@ -233,7 +259,9 @@ class DatasetWriter:
         selector = pyarrow.fs.FileSelector(parent, allow_not_found=True)
         for info in filesystem.get_file_info(selector):
             for kind in (".writing-", ".replaced-"):
-                if info.base_name.startswith(name + kind) and self._is_dead(info, info.base_name[len(name + kind) :]):
+                if info.base_name.startswith(name + kind) and self._is_dead(
+                    info, info.base_name[len(name + kind) :]
+                ):
                     Folder(filesystem, info.path).remove()
 
     def _is_dead(self, info: pyarrow.fs.FileInfo, mark: str) -> bool:

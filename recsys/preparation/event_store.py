@@ -3,7 +3,8 @@
 Layout, next to the histories::
 
     events/part-00003.00001.arrow      good rows of shard 3 from reading 1, with coded texts, before filters
-                                       and the removal of duplicates, whose result a later append may change
+                                       and the removal of duplicates, whose result a later append
+                                       may change
     events/times-00003.00001.arrow     user, type and time of its used events, where the split has cut-offs
     events/unknown-00003.arrow         rows that are bad only because the items table lacks their item
 
@@ -39,7 +40,10 @@ _ROWS: Final = 1 << 18  # rows of a batch
 _COMPRESSION: Final = "zstd"
 TIMES: Final = ("user", "type", "time")  # columns of the files of times
 _LEFT_OUT: Final = (schema.REASON, schema.RAW)  # null in every good row
-_GONE: Final = "{} is missing or damaged ({}), so no events can be appended to the dataset; prepare all events again"
+_GONE: Final = (
+    "{} is missing or damaged ({}), so no events can be appended to the dataset; prepare all events"
+    " again"
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,11 @@ class Kept:
             Chooses rows of a batch by its user column; None: all rows.
         """
         names = [part_name(self.bucket, reading) for reading in self.readings]
-        tables = [table for name in names if (table := _chosen(_batches(self.folder, name), of)) is not None]
+        tables = [
+            table
+            for name in names
+            if (table := _chosen(_batches(self.folder, name), of)) is not None
+        ]
         return _with_nulls(tables, (schema.REASON,))
 
     def unknown(self) -> pa.Table | None:
@@ -85,7 +93,11 @@ class Kept:
     def times(self) -> list[pa.Table]:
         """User, type and time of every used event."""
         names = [times_name(self.bucket, reading) for reading in self.readings]
-        return [pa.Table.from_batches([batch]) for name in names for batch in _batches(self.folder, name)]
+        return [
+            pa.Table.from_batches([batch])
+            for name in names
+            for batch in _batches(self.folder, name)
+        ]
 
 
 def part_name(bucket: int, reading: int) -> str:
@@ -145,7 +157,9 @@ def _batches(folder: Folder, name: str) -> Iterator[pa.RecordBatch]:
 
 
 def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | None:
-    """The chosen rows of a file's batches, which share one dictionary; unused texts are left out."""
+    """The chosen rows of a file's batches, which share one dictionary; unused texts are left
+    out.
+    """
     found: list[list[pa.Array]] = []
     names: list[str] = []
     for batch in batches:
@@ -186,7 +200,9 @@ def of_users(users: pa.Array) -> Rows:
 
     def chosen(column: pa.Array) -> Array:
         if not known or not known[0][0].equals(column.dictionary):
-            known[:] = [(column.dictionary, np.asarray(pc.is_in(column.dictionary, value_set=users)))]
+            known[:] = [
+                (column.dictionary, np.asarray(pc.is_in(column.dictionary, value_set=users)))
+            ]
         return np.asarray(known[0][1][np.asarray(column.indices)])
 
     return chosen
@@ -201,7 +217,11 @@ def described(
     """``Manifest.store``: the number of buckets, every reading with its files, and statistics of
     all events.
     """
-    return {"buckets": buckets, "readings": [*earlier.get("readings", []), {"files": list(files)}], "seen": seen}
+    return {
+        "buckets": buckets,
+        "readings": [*earlier.get("readings", []), {"files": list(files)}],
+        "seen": seen,
+    }
 
 
 def seen_together(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +242,9 @@ def seen_in(summaries: Sequence[BucketSummary]) -> dict[str, Any]:
         "untimed": sum(summary.untimed for summary in summaries),
         "types": dict(sum((Counter(summary.types) for summary in summaries), Counter[str]())),
         "given": dict(sum((Counter(summary.given) for summary in summaries), Counter[str]())),
-        "span": [min(first for first, _ in spans), max(last for _, last in spans)] if spans else [0, 0],
+        "span": (
+            [min(first for first, _ in spans), max(last for _, last in spans)] if spans else [0, 0]
+        ),
     }
 
 

@@ -49,7 +49,14 @@ NO_TIME: Final = np.iinfo(np.int64).min
 PARTS: Final = ("train", "valid", "test")  # position = Split
 _NO_ORDER_SEED: Final = 0x6E6F6E65  # never change it; no split uses it
 
-_TEXT_COLUMNS: Final = [schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP, schema.EVENT_TYPE, schema.VALUE, TERM]
+_TEXT_COLUMNS: Final = [
+    schema.USER_ID,
+    schema.ITEM_ID,
+    schema.TIMESTAMP,
+    schema.EVENT_TYPE,
+    schema.VALUE,
+    TERM,
+]
 _COLUMNS: Final[dict[str, pa.DataType]] = {
     **schema.EVENTS.columns,
     schema.FILE: pa.string(),
@@ -102,7 +109,10 @@ class EventRules:
     @property
     def columns(self) -> dict[str, pa.DataType]:
         """The columns of an event in the exchange."""
-        kinds = {name: pa.float64() if name in self.context_numbers else pa.string() for name in self.context}
+        kinds = {
+            name: pa.float64() if name in self.context_numbers else pa.string()
+            for name in self.context
+        }
         return {**_COLUMNS, **{f"{CONTEXT}{name}": kind for name, kind in kinds.items()}}
 
     @property
@@ -110,7 +120,9 @@ class EventRules:
         """The schema of rows in the exchange; string columns of every event are coded (see
         :mod:`recsys.preparation.keys`).
         """
-        return pa.schema([(name, CODED if name in _CODED else kind) for name, kind in self.columns.items()])
+        return pa.schema(
+            [(name, CODED if name in _CODED else kind) for name, kind in self.columns.items()]
+        )
 
     @property
     def event_schema(self) -> pa.Schema:
@@ -131,12 +143,15 @@ class EventRules:
         text = config.text
         if bool(text.event_types) != bool(text.event_column):
             raise ConfigError(
-                "data.text.event_types (which events are text about items) and data.text.event_column (the column with "
-                f"the text) belong together: set both or none; got {text.event_types} and {text.event_column!r}"
+                "data.text.event_types (which events are text about items) and"
+                " data.text.event_column (the column with the text) belong together: set both or"
+                f" none; got {text.event_types} and {text.event_column!r}"
             )
         both = sorted(set(text.event_types) & set(config.interactions))
         if both:
-            raise ConfigError(f"{', '.join(both)} cannot be in both data.interactions and data.text.event_types")
+            raise ConfigError(
+                f"{', '.join(both)} cannot be in both data.interactions and data.text.event_types"
+            )
         _check_context(config.context, config.context_numbers)
         return EventRules(
             tuple(config.interactions),
@@ -163,19 +178,26 @@ class EventRules:
         """The good rows that pass the filters, and the number of the others by reason."""
         if not good.num_rows or not self.filters.is_on:
             return good, Counter()
-        out, dropped = self.filters.left_out(good, self.is_interaction(good.column(schema.EVENT_TYPE)))
+        out, dropped = self.filters.left_out(
+            good, self.is_interaction(good.column(schema.EVENT_TYPE))
+        )
         return where(good, ~out), dropped
 
 
 def _check_context(names: list[str], numbers: list[str]) -> None:
     known = sorted(set(names) & set(schema.EVENTS.columns))
     if known:
-        raise ConfigError(f"data.context: {known[0]!r} is a standard column of events; name other columns only")
+        raise ConfigError(
+            f"data.context: {known[0]!r} is a standard column of events; name other columns only"
+        )
     if len(set(names)) < len(names):
         raise ConfigError(f"data.context names a column twice: {', '.join(names)}")
     stray = sorted(set(numbers) - set(names))
     if stray:
-        raise ConfigError(f"data.context_numbers: {stray[0]!r} is not in data.context, which has: {choices(names)}")
+        raise ConfigError(
+            f"data.context_numbers: {stray[0]!r} is not in data.context, which has:"
+            f" {choices(names)}"
+        )
 
 
 @dataclass
@@ -201,7 +223,9 @@ class BucketSummary:
 # ----------------------------------------------------------------------------------------- exchange
 
 
-def split_by_user(block: pa.Table, num_buckets: int, rules: EventRules, goes_on: bool = False) -> list[pa.Table]:
+def split_by_user(
+    block: pa.Table, num_buckets: int, rules: EventRules, goes_on: bool = False
+) -> list[pa.Table]:
     """The rows of a block, one table per bucket. The bucket is a hash of the user id that is the
     same on all machines and in all releases.
     """
@@ -218,7 +242,10 @@ def split_by_user(block: pa.Table, num_buckets: int, rules: EventRules, goes_on:
 
 
 def _compacted(table: pa.Table) -> pa.Table:
-    arrays = [compact(table.column(name)) if name in _CODED else table.column(name) for name in table.column_names]
+    arrays = [
+        compact(table.column(name)) if name in _CODED else table.column(name)
+        for name in table.column_names
+    ]
     return pa.table(arrays, names=table.column_names)
 
 
@@ -234,18 +261,27 @@ def project(block: pa.Table, rules: EventRules, goes_on: bool = False) -> pa.Tab
     """
     if block.num_rows == 0:
         return rules.exchange_schema.empty_table()
-    named = [("text.event_column", rules.text_column), *(("context", name) for name in rules.context)]
+    named = [
+        ("text.event_column", rules.text_column),
+        *(("context", name) for name in rules.context),
+    ]
     for key, wanted in () if goes_on else named:
         if wanted and wanted not in block.column_names:
             known = [name for name in block.column_names if not name.startswith("_")]
-            raise ConfigError(f"data.{key}: {wanted!r} is not a column of the events; columns: {', '.join(known)}")
+            raise ConfigError(
+                f"data.{key}: {wanted!r} is not a column of the events; columns: {', '.join(known)}"
+            )
     arrays = {}
     for name, kind in rules.columns.items():
         if name.startswith(CONTEXT):
             arrays[name] = _context_cells(block, name.removeprefix(CONTEXT), kind, rules.cells)
             continue
         given = rules.text_column if name == TERM else name
-        column = block.column(given) if given in block.column_names else pa.chunked_array([pa.nulls(block.num_rows)])
+        column = (
+            block.column(given)
+            if given in block.column_names
+            else pa.chunked_array([pa.nulls(block.num_rows)])
+        )
         arrays[name] = coded(column) if name in _CODED else column.cast(kind)
     return pa.table(arrays)
 
@@ -294,12 +330,16 @@ def gather_bucket(
     if known_items is not None:
         unknown = codes_in(table.column(schema.ITEM_ID), known_items) < 0
         if unknown.any():
-            summary.unknown_items = used_texts(table.column(schema.ITEM_ID).filter(pa.array(unknown)))[:_MAX_UNKNOWN]
+            summary.unknown_items = used_texts(
+                table.column(schema.ITEM_ID).filter(pa.array(unknown))
+            )[:_MAX_UNKNOWN]
             table = mark(table, unknown, UNKNOWN_ITEM)
     is_good = table.column(schema.REASON).is_null()
     good = where(table, np.asarray(is_good)).drop_columns([schema.RAW])
     if keeper is not None:
-        only_unknown = unknown & np.asarray(pc.fill_null(pc.equal(table.column(schema.REASON), UNKNOWN_ITEM), False))
+        only_unknown = unknown & np.asarray(
+            pc.fill_null(pc.equal(table.column(schema.REASON), UNKNOWN_ITEM), False)
+        )
         keeper.keep(good, table.filter(pa.array(only_unknown)))
     if whole and earlier is not None and (kept := earlier.rows()) is not None:
         good = joined([kept, good])
@@ -323,7 +363,10 @@ def where(table: pa.Table, kept_E: Array) -> pa.Table:
 
 def _written_out(table: pa.Table) -> pa.Table:
     """The table with strings instead of codes."""
-    arrays = [column.cast(pa.string()) if name in _CODED else column for name, column in _columns_of(table)]
+    arrays = [
+        column.cast(pa.string()) if name in _CODED else column
+        for name, column in _columns_of(table)
+    ]
     return pa.table(arrays, names=table.column_names)
 
 
@@ -361,7 +404,12 @@ class Coding:
 
 
 def encode_bucket(
-    good: pa.Table, coding: Coding, users: pa.Array, dense_users: Array, item_ids: pa.Array, num_counted: int = 0
+    good: pa.Table,
+    coding: Coding,
+    users: pa.Array,
+    dense_users: Array,
+    item_ids: pa.Array,
+    num_counted: int = 0,
 ) -> tuple[pa.Table, pa.Table, pa.Table, int]:
     """Encode interactions and text rows with dense ids, user by user in the order of the data,
     without duplicates.
@@ -387,7 +435,12 @@ def encode_bucket(
         vocabulary.
     """
     if good.num_rows == 0:
-        return coding.rules.event_schema.empty_table(), TEXT_SCHEMA.empty_table(), QUARANTINE_SCHEMA.empty_table(), 0
+        return (
+            coding.rules.event_schema.empty_table(),
+            TEXT_SCHEMA.empty_table(),
+            QUARANTINE_SCHEMA.empty_table(),
+            0,
+        )
     types = good.column(schema.EVENT_TYPE)
     is_text = coding.rules.is_text(types)
     kept = coding.rules.is_interaction(types) | is_text
@@ -404,7 +457,9 @@ def encode_bucket(
     is_new = is_duplicate & (np.arange(len(is_duplicate)) >= num_counted)
     repeated = _written_out(good.filter(pa.array(is_new)))
     repeated = repeated.append_column(schema.RAW, pa.nulls(repeated.num_rows, pa.string()))
-    duplicates = bad_rows(mark(repeated, np.ones(repeated.num_rows, dtype=bool), DUPLICATE), _TEXT_COLUMNS)
+    duplicates = bad_rows(
+        mark(repeated, np.ones(repeated.num_rows, dtype=bool), DUPLICATE), _TEXT_COLUMNS
+    )
     position = position[~is_duplicate[position]]
     of_text = is_text[position]
     text = _encoded_text(good, keys, position[of_text])
@@ -412,7 +467,9 @@ def encode_bucket(
     return events, text, duplicates, int(of_text.sum()) - text.num_rows
 
 
-def _keys(good: pa.Table, users: pa.Array, dense_users: Array, item_ids: pa.Array) -> dict[str, Array]:
+def _keys(
+    good: pa.Table, users: pa.Array, dense_users: Array, item_ids: pa.Array
+) -> dict[str, Array]:
     """The columns that identify or order a row, as integers."""
     times = good.column(schema.TIMESTAMP).cast(pa.int64()).fill_null(NO_TIME)
     return {
@@ -455,7 +512,9 @@ def _duplicates(keys: dict[str, Array], position: Array, by_file: bool, is_text:
     return is_duplicate & (is_text | (keys["time"] != NO_TIME)) if by_file else is_duplicate
 
 
-def _encoded_events(good: pa.Table, keys: dict[str, Array], position: Array, coding: Coding) -> pa.Table:
+def _encoded_events(
+    good: pa.Table, keys: dict[str, Array], position: Array, coding: Coding
+) -> pa.Table:
     types = codes_in(good.column(schema.EVENT_TYPE), pa.array(coding.event_types, pa.string()))
     parts = np.maximum(codes_in(good.column(schema.SPLIT), pa.array(PARTS)), 0)
     values = np.asarray(good.column(schema.VALUE).fill_null(schema.DEFAULT_VALUE))
@@ -464,7 +523,9 @@ def _encoded_events(good: pa.Table, keys: dict[str, Array], position: Array, cod
         pa.array(column.astype(kind.type.to_pandas_dtype(), copy=False)[position])
         for column, kind in zip(columns, EVENT_SCHEMA, strict=True)
     ]
-    context = [good.column(f"{CONTEXT}{name}").take(pa.array(position)) for name in coding.rules.context]
+    context = [
+        good.column(f"{CONTEXT}{name}").take(pa.array(position)) for name in coding.rules.context
+    ]
     return pa.table([*arrays, *context], schema=coding.rules.event_schema)
 
 
@@ -521,14 +582,20 @@ class Reading:
 
     def kept(self, bucket: int) -> Kept | None:
         """The rows of a bucket in the dataset to append to; None without one."""
-        return None if self.earlier is None else Kept(self.earlier, bucket, tuple(range(self.number)))
+        return (
+            None if self.earlier is None else Kept(self.earlier, bucket, tuple(range(self.number)))
+        )
 
 
 FIRST_READING: Final = Reading()
 
 
 def exchange(
-    pieces: Sequence[Piece], num_buckets: int, rules: EventRules, known_items: Any, reading: Reading = FIRST_READING
+    pieces: Sequence[Piece],
+    num_buckets: int,
+    rules: EventRules,
+    known_items: Any,
+    reading: Reading = FIRST_READING,
 ) -> list[list[Any]]:
     """Read the pieces and send their rows to their buckets.
 
@@ -550,7 +617,8 @@ def exchange(
             pace.add(int((number + 1) % num_buckets == 0))
     empty = rules.exchange_schema.empty_table()
     return [
-        gatherer.remote(rules, known, *(parts or [empty]), **reading.of(number)) for number, parts in enumerate(buckets)
+        gatherer.remote(rules, known, *(parts or [empty]), **reading.of(number))
+        for number, parts in enumerate(buckets)
     ]
 
 
@@ -564,7 +632,9 @@ def split_piece(
     for block in pickle.loads(pickled).read():
         if first_file and block.num_rows:
             place = block.schema.get_field_index(schema.ORDER)
-            order = pc.add(block.column(schema.ORDER), pa.scalar(first_file * FILE_STRIDE, pa.int64()))
+            order = pc.add(
+                block.column(schema.ORDER), pa.scalar(first_file * FILE_STRIDE, pa.int64())
+            )
             block = block.set_column(place, schema.ORDER, order)
         for part in split_by_user(block, num_buckets, rules, goes_on):  # noqa: UP028 (Ray calls `send`, which lists lack)
             yield part

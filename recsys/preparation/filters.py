@@ -54,8 +54,8 @@ class EventFilters:
         end = parse_time(config.until, "data.until") if config.until else NEVER
         if first >= end:
             raise ConfigError(
-                f"data.from {config.from_!r} is not before data.until {config.until!r}; events from data.from on and "
-                "before data.until are used"
+                f"data.from {config.from_!r} is not before data.until {config.until!r}; events from"
+                " data.from on and before data.until are used"
             )
         return cls(first, end, config.min_value)
 

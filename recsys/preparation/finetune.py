@@ -84,11 +84,17 @@ def finetune(
     has_text_N = ray.put(np.array([text is not None for text in texts]))
     finder = task(shard_pairs, 2)
     limit = -(-options.max_pairs // len(shards))
-    refs = [finder.remote(folder, name, has_text_N, ordered, limit, [seed, i]) for i, name in enumerate(shards)]
+    refs = [
+        finder.remote(folder, name, has_text_N, ordered, limit, [seed, i])
+        for i, name in enumerate(shards)
+    ]
     pairs_P2, queries_Q2 = (np.concatenate(fetch([ref[part] for ref in refs])) for part in (0, 1))
     described: dict[str, Any] = {"kept": False, "pairs": len(pairs_P2), "queries": len(queries_Q2)}
     if len(pairs_P2) < 2 or not len(queries_Q2):
-        progress("fine-tuning: too few pairs of items with text, or no validation event to measure on; skipped")
+        progress(
+            "fine-tuning: too few pairs of items with text, or no validation event to measure on;"
+            " skipped"
+        )
         return None, described
     gpus = int(cluster_resources().get("GPU", 0) > 0)
     trained: tuple[Adapter, list[float]] = fetch(
@@ -96,14 +102,26 @@ def finetune(
     )
     adapter, losses = trained
     queries_Q2 = np.random.default_rng(seed).permutation(queries_Q2)[:MAX_QUERIES]
-    before, after = (retrieval(encode_texts(texts, config, with_)[0], queries_Q2) for with_ in (None, adapter))
+    before, after = (
+        retrieval(encode_texts(texts, config, with_)[0], queries_Q2) for with_ in (None, adapter)
+    )
     kept = after[f"ndcg@{K}"] > before[f"ndcg@{K}"]
     tail = max(len(losses) // 10, 1)
-    described |= {"steps": len(losses), "before": before, "after": after, "kept": kept, "adapter": adapter.digest}
-    described |= {"loss_first": float(np.mean(losses[:tail])), "loss_last": float(np.mean(losses[-tail:]))}
+    described |= {
+        "steps": len(losses),
+        "before": before,
+        "after": after,
+        "kept": kept,
+        "adapter": adapter.digest,
+    }
+    described |= {
+        "loss_first": float(np.mean(losses[:tail])),
+        "loss_last": float(np.mean(losses[-tail:])),
+    }
     gains = ", ".join(f"{name} {before[name]:.4f} → {after[name]:.4f}" for name in before)
     progress(
-        f"fine-tuning: text only on {len(queries_Q2):,} validation events: {gains}; {'kept' if kept else 'not kept'}"
+        f"fine-tuning: text only on {len(queries_Q2):,} validation events: {gains};"
+        f" {'kept' if kept else 'not kept'}"
     )
     if not kept:
         return None, described
@@ -128,23 +146,36 @@ def pairs_of(
     """
     random = np.random.default_rng(seed)
     with_text = histories.where(has_text_N[histories.items_E])
-    train, valid = (with_text.where(with_text.splits_E == part) for part in (Split.TRAIN, Split.VALID))
+    train, valid = (
+        with_text.where(with_text.splits_E == part) for part in (Split.TRAIN, Split.VALID)
+    )
     users_E = np.repeat(np.arange(len(train)), train.lengths_U)
     items_E = train.items_E
     if not ordered:  # random neighbours
         items_E = items_E[np.lexsort((random.random(len(users_E)), users_E))]
     neighbours = (
-        np.flatnonzero((users_E[1:] == users_E[:-1]) & (items_E[1:] != items_E[:-1])) if len(items_E) else users_E
+        np.flatnonzero((users_E[1:] == users_E[:-1]) & (items_E[1:] != items_E[:-1]))
+        if len(items_E)
+        else users_E
     )
     chosen = np.sort(random.permutation(neighbours)[:limit])
-    pairs_P2 = np.stack([items_E[chosen], items_E[chosen + 1]], axis=1) if len(chosen) else np.zeros((0, 2), np.int32)
+    pairs_P2 = (
+        np.stack([items_E[chosen], items_E[chosen + 1]], axis=1)
+        if len(chosen)
+        else np.zeros((0, 2), np.int32)
+    )
     rows = np.flatnonzero((train.lengths_U > 0) & (valid.lengths_U > 0))
     last, first = items_E[train.offsets_U1[rows + 1] - 1], valid.items_E[valid.offsets_U1[rows]]
     return pairs_P2, np.stack([last, first], axis=1)[last != first]
 
 
 def train_adapter(
-    texts: Sequence[str | None], pairs_P2: Array, config: TextConfig, seed: int, gpu: bool, threads: int = 0
+    texts: Sequence[str | None],
+    pairs_P2: Array,
+    config: TextConfig,
+    seed: int,
+    gpu: bool,
+    threads: int = 0,
 ) -> tuple[Adapter, list[float]]:
     """Train a new adapter by contrastive learning, in a task; returns it and the losses."""
     import torch
@@ -156,10 +187,13 @@ def train_adapter(
     tokenizer, base = load_language_model(config.model, config.allow_download)
     model = with_adapter(base, options.rank, config.model).to(device).train()
     items_used = np.unique(pairs_P2)
-    tokens = tokenizer([texts[item] for item in items_used], truncation=True, max_length=config.max_tokens)
+    tokens = tokenizer(
+        [texts[item] for item in items_used], truncation=True, max_length=config.max_tokens
+    )
     places_P2 = np.searchsorted(items_used, pairs_P2)
     log_q_2N = [
-        np.log(np.bincount(places_P2[:, side], minlength=len(items_used)).clip(1) / len(pairs_P2)) for side in (0, 1)
+        np.log(np.bincount(places_P2[:, side], minlength=len(items_used)).clip(1) / len(pairs_P2))
+        for side in (0, 1)
     ]
     learned = [part for part in model.parameters() if part.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=options.lr, weight_decay=0.01)
@@ -210,10 +244,14 @@ def _in_batch(logits_BB: Any, columns_B: Array, log_q_N: Array) -> Any:
     import torch
 
     items_B = torch.as_tensor(columns_B, device=logits_BB.device)
-    same_BB = (items_B[:, None] == items_B[None, :]) & ~torch.eye(len(items_B), dtype=torch.bool, device=items_B.device)
+    same_BB = (items_B[:, None] == items_B[None, :]) & ~torch.eye(
+        len(items_B), dtype=torch.bool, device=items_B.device
+    )
     log_q_B = torch.as_tensor(log_q_N[columns_B], dtype=logits_BB.dtype, device=logits_BB.device)
     scores_BB = (logits_BB - log_q_B).masked_fill(same_BB, -torch.inf)
-    return torch.nn.functional.cross_entropy(scores_BB, torch.arange(len(items_B), device=items_B.device))
+    return torch.nn.functional.cross_entropy(
+        scores_BB, torch.arange(len(items_B), device=items_B.device)
+    )
 
 
 def retrieval(vectors_NT: Array, queries_Q2: Array) -> dict[str, float]:
@@ -229,7 +267,9 @@ def retrieval(vectors_NT: Array, queries_Q2: Array) -> dict[str, float]:
         scores_QN = np.where(has_text_N, unit_NT[sources] @ unit_NT.T, -np.inf)
         scores_QN[rows, sources] = -np.inf
         own_Q = scores_QN[rows, targets]
-        ranks.append((scores_QN > own_Q[:, None]).sum(1) + ((scores_QN == own_Q[:, None]).sum(1) - 1) / 2)
+        ranks.append(
+            (scores_QN > own_Q[:, None]).sum(1) + ((scores_QN == own_Q[:, None]).sum(1) - 1) / 2
+        )
     rank_Q = np.concatenate(ranks)
     found_Q = rank_Q < K
     gain_Q = np.where(found_Q, 1 / np.log2(rank_Q + 2), 0.0)

@@ -32,7 +32,13 @@ from recsys import schema
 from recsys.config import Config
 from recsys.data.audit import audit
 from recsys.data.context import UNKNOWN, ContextColumn
-from recsys.data.dataset import Manifest, PreparedDataset, histories_from_table, last_rows, types_mask
+from recsys.data.dataset import (
+    Manifest,
+    PreparedDataset,
+    histories_from_table,
+    last_rows,
+    types_mask,
+)
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import COLD_VALID, Array, Histories, Split
 from recsys.data.renumber import Renumbering
@@ -70,7 +76,10 @@ def needs_language_model(dataset: PreparedDataset, gone: Array) -> bool:
     texts of users by fold.
     """
     text = dataset.manifest.text
-    if any(_rows_of(dataset.table(f"provenance/{name}"), "user", gone).any() for name in text.get("provenance", [])):
+    if any(
+        _rows_of(dataset.table(f"provenance/{name}"), "user", gone).any()
+        for name in text.get("provenance", [])
+    ):
         return True
     return bool(text.get("users")) and int(text["users"].get("folds", 1)) > 1
 
@@ -124,7 +133,12 @@ def _with_used_texts(table: pa.Table) -> pa.Table:
     """Drop unused texts from dictionaries; a filtered table keeps the texts of deleted rows."""
     for place, field_ in enumerate(table.schema):
         if pa.types.is_dictionary(field_.type):
-            column = table.column(place).cast(field_.type.value_type).dictionary_encode().cast(field_.type)
+            column = (
+                table.column(place)
+                .cast(field_.type.value_type)
+                .dictionary_encode()
+                .cast(field_.type)
+            )
             table = table.set_column(place, field_, column)
     return table
 
@@ -188,7 +202,9 @@ class _Rewriting:
         base = self.source._base.rstrip("/")
         selector = pyarrow.fs.FileSelector(base, recursive=True)
         found = self.source.filesystem.get_file_info(selector)
-        return sorted(info.path[len(base) + 1 :] for info in found if info.type == pyarrow.fs.FileType.File)
+        return sorted(
+            info.path[len(base) + 1 :] for info in found if info.type == pyarrow.fs.FileType.File
+        )
 
     def _others(self) -> None:
         """Write all other files: tables with a user column without the forgotten users' rows, the
@@ -218,11 +234,15 @@ class _Rewriting:
         ids = pa.array([self.source.user_ids[int(user)].as_py() for user in self.gone], pa.string())
         by_id = [name for name in (schema.USER_ID, *_ENDS) if name in table.column_names]
         by_number = [name for name in ("user", "src", "dst") if name in table.column_names]
-        by_number = [name for name in by_number if pa.types.is_integer(table.schema.field(name).type)]
+        by_number = [
+            name for name in by_number if pa.types.is_integer(table.schema.field(name).type)
+        ]
         if not by_id and not by_number:
             return table
         for name in by_id:
-            table = table.filter(pc.invert(pc.is_in(table.column(name).cast(pa.string()), value_set=ids)))
+            table = table.filter(
+                pc.invert(pc.is_in(table.column(name).cast(pa.string()), value_set=ids))
+            )
         for name in by_number:
             table = table.filter(pa.array(~_rows_of(table, name, self.gone)))
             numbers = pa.array(self.numbering.number_U[np.asarray(table.column(name))])
@@ -252,7 +272,9 @@ class _Rewriting:
             self._take_out(histories_from_table(table.filter(pa.array(going_U))), targets_T)
             if self.numbering.is_changed_U[users_U].any():
                 table = table.filter(pa.array(~going_U))
-                users = pa.array(self.numbering.number_U[np.asarray(table.column("user"))], pa.int32())
+                users = pa.array(
+                    self.numbering.number_U[np.asarray(table.column("user"))], pa.int32()
+                )
                 place = table.schema.get_field_index("user")
                 table = table.set_column(place, table.schema.field("user"), users).sort_by("user")
                 self.rows[file] += int(going_U.sum())
@@ -276,7 +298,9 @@ class _Rewriting:
         if not newer:
             return table
         self.done |= {f"histories/{file}" for file in newer}
-        table = pa.concat_tables([table, *(self.source.table(f"histories/{file}") for file in newer)])
+        table = pa.concat_tables(
+            [table, *(self.source.table(f"histories/{file}") for file in newer)]
+        )
         return table.take(pa.array(last_rows(np.asarray(table.column("user")))))
 
     def _take_out(self, gone: Histories, targets_T: Array) -> None:
@@ -290,21 +314,35 @@ class _Rewriting:
         if "cold_valid" in counts:
             counts["cold_valid"] -= int((splits_E == COLD_VALID).sum())
         if len(targets_T):
-            for key, parts in (("valid_targets", (Split.VALID, COLD_VALID)), ("test_targets", (Split.TEST,))):
+            for key, parts in (
+                ("valid_targets", (Split.VALID, COLD_VALID)),
+                ("test_targets", (Split.TEST,)),
+            ):
                 if key in counts:
                     counts[key] -= int((targets_T[gone.types_E] & np.isin(splits_E, parts)).sum())
-        pairs = np.repeat(gone.users_U, gone.lengths_U).astype(np.int64) * self.source.num_items + items_E
+        pairs = (
+            np.repeat(gone.users_U, gone.lengths_U).astype(np.int64) * self.source.num_items
+            + items_E
+        )
         if "repeats" in counts:
             counts["repeats"] -= int((np.diff(np.sort(pairs)) == 0).sum())
 
     def _item_counts(self) -> None:
         table = self.source.table("items/counts.parquet")
-        columns = {part: np.asarray(table.column(part)) - self.taken[:, code] for code, part in enumerate(PARTS)}
-        self._write("items/counts.parquet", pa.table({part: pa.array(column) for part, column in columns.items()}))
+        columns = {
+            part: np.asarray(table.column(part)) - self.taken[:, code]
+            for code, part in enumerate(PARTS)
+        }
+        self._write(
+            "items/counts.parquet",
+            pa.table({part: pa.array(column) for part, column in columns.items()}),
+        )
         total_N = np.sum(list(columns.values()), axis=0)
         alone = int(((total_N == 0) & (self.taken.sum(axis=1) > 0)).sum())
         if alone:
-            self.left.append(f"{alone:,} items that no other user has stay in the catalogue, with their text")
+            self.left.append(
+                f"{alone:,} items that no other user has stay in the catalogue, with their text"
+            )
 
     def _context(self) -> None:
         if not self.source.context:
@@ -319,16 +357,23 @@ class _Rewriting:
         self.folder.write_text("vocab/context.json", text)
 
     def _without_value(self, place: int, column: ContextColumn) -> ContextColumn:
-        """Replace the names of values that no training event has any more; their codes must stay."""
+        """Replace the names of values that no training event has any more; their codes must
+        stay.
+        """
         if column.values is None:
             return column
-        values, own = list(column.values), sorted(set(range(UNKNOWN + 1, column.num_codes)) - self.codes[place])
+        values, own = (
+            list(column.values),
+            sorted(set(range(UNKNOWN + 1, column.num_codes)) - self.codes[place]),
+        )
         for code in own:
             values[code - UNKNOWN - 1] = FORGOTTEN_VALUE.format(code)
         if own:
             unused = self.manifest.forgotten.setdefault("context", {})
             unused[column.name] = own
-            self.left.append(f"{len(own):,} codes of the context column {column.name} that no user has any more")
+            self.left.append(
+                f"{len(own):,} codes of the context column {column.name} that no user has any more"
+            )
         return replace(column, values=tuple(values))
 
     def _social(self) -> None:
@@ -341,7 +386,9 @@ class _Rewriting:
         rest = table.filter(kept)
         for end in ("src", "dst"):
             numbers = pa.array(self.numbering.number_U[np.asarray(rest.column(end))], pa.int32())
-            rest = rest.set_column(rest.schema.get_field_index(end), rest.schema.field(end), numbers)
+            rest = rest.set_column(
+                rest.schema.get_field_index(end), rest.schema.field(end), numbers
+            )
         self.rows[name] = table.num_rows - rest.num_rows
         self.manifest.counts["social_edges"] = rest.num_rows
         self._write(name, rest.sort_by([("src", "ascending"), ("dst", "ascending")]))
@@ -355,21 +402,26 @@ class _Rewriting:
             table = self.source.table(name)
             rest = table.filter(pa.array(~_rows_of(table, "user", self.gone)))
             numbers = pa.array(self.numbering.number_U[np.asarray(rest.column("user"))], pa.int32())
-            rest = rest.set_column(rest.schema.get_field_index("user"), rest.schema.field("user"), numbers)
+            rest = rest.set_column(
+                rest.schema.get_field_index("user"), rest.schema.field("user"), numbers
+            )
             self.rows[name] = table.num_rows - rest.num_rows
             changed += table.num_rows - rest.num_rows
             self._write(name, rest)
             tables.append(rest.group_by(["item", "term"]).aggregate([([], "count_all")]))
         if changed:
-            self._compose_items([table.rename_columns(["item", "term", "count"]) for table in tables])
+            self._compose_items(
+                [table.rename_columns(["item", "term", "count"]) for table in tables]
+            )
 
     def _compose_items(self, counted: list[pa.Table]) -> None:
         described, label = self.manifest.text, str(self.manifest.text.get("event_column", ""))
         features = self.source.features
         if TEXT in described.get("fields", []):
             raise ArtifactError(
-                f"{self.source.root}: the text of items mixes their column {TEXT!r} with the text of users and cannot "
-                "be separated any more; remove the users from the source and run `recsys prepare`"
+                f"{self.source.root}: the text of items mixes their column {TEXT!r} with the text"
+                " of users and cannot be separated any more; remove the users from the source and"
+                " run `recsys prepare`"
             )
         groups = described.get("groups") or {TEXT: [*described.get("fields", []), label]}
         terms = merge_terms(int(described["max_event_terms"]), *counted)
@@ -398,10 +450,19 @@ class _Rewriting:
         if not described:
             return
         if int(described.get("folds", 1)) > 1:  # the events of a fold depend on the dense id
-            rules = TextRules(tuple(self.manifest.event_types), self.manifest.ordered, *self.config.data.text.users.how)
+            rules = TextRules(
+                tuple(self.manifest.event_types),
+                self.manifest.ordered,
+                *self.config.data.text.users.how,
+            )
             titles = item_titles(self.source.features)
             self.manifest.text["users"] = write_user_texts(
-                self.folder, self.manifest.shards, titles, rules, self.config.data.text, self._adapter()
+                self.folder,
+                self.manifest.shards,
+                titles,
+                rules,
+                self.config.data.text,
+                self._adapter(),
             )
             self.done |= {ENTRIES, VECTORS}
             return
@@ -415,8 +476,13 @@ class _Rewriting:
         number = np.full(vectors.num_rows + 1, -1, dtype=np.int32)
         number[used] = np.arange(len(used))
         for column, values in (("user", users), ("text", pa.array(number[texts], pa.int32()))):
-            rest = rest.set_column(rest.schema.get_field_index(column), rest.schema.field(column), values)
-        self._write(ENTRIES, rest.sort_by([("user", "ascending"), ("through", "ascending"), ("place", "ascending")]))
+            rest = rest.set_column(
+                rest.schema.get_field_index(column), rest.schema.field(column), values
+            )
+        self._write(
+            ENTRIES,
+            rest.sort_by([("user", "ascending"), ("through", "ascending"), ("place", "ascending")]),
+        )
         self._write(VECTORS, vectors.take(pa.array(used)))
         described |= {"texts": len(used), "entries": rest.num_rows}
 
@@ -429,9 +495,9 @@ class _Rewriting:
             is_about = np.array([bool(text) and self.mentions(text) for text in texts], dtype=bool)
             self.rows[name] = int(is_about.sum())
             rest = table.filter(pa.array(~is_about))
-            of_table = getattr(self.manifest, {"quarantine": "quarantined", "dropped": "dropped"}[kind]).get(
-                name.split("/")[1].removesuffix(".parquet"), {}
-            )
+            of_table = getattr(
+                self.manifest, {"quarantine": "quarantined", "dropped": "dropped"}[kind]
+            ).get(name.split("/")[1].removesuffix(".parquet"), {})
             for entry in pc.value_counts(
                 table.filter(pa.array(is_about)).column("reason").combine_chunks()
             ).to_pylist():

@@ -68,8 +68,8 @@ class SocialReport:
             return f"{self.late:,} friendships from the validation cut-off on were left out"
         if not temporal and events_timed and self.timed:
             return (
-                f"{self.timed:,} friendships have a timestamp, but only a temporal split has a cut-off: all of "
-                "them are in the graph, also those later than held-out events"
+                f"{self.timed:,} friendships have a timestamp, but only a temporal split has a"
+                " cut-off: all of them are in the graph, also those later than held-out events"
             )
         return ""
 
@@ -89,10 +89,15 @@ class Friendships:
         known, num_pieces = ray.put(users), min(max(len(blocks), 1), _MAX_PIECES)
         pieces = [blocks[piece::num_pieces] for piece in range(num_pieces)]
         numbered = [splitter.remote(known, rules, num_parts, *piece) for piece in pieces]
-        self._merged = [merger.remote(known, *(refs[2 + part] for refs in numbered)) for part in range(num_parts)]
+        self._merged = [
+            merger.remote(known, *(refs[2 + part] for refs in numbered))
+            for part in range(num_parts)
+        ]
         self._bad = [refs[1] for refs in numbered] + [refs[1] for refs in self._merged]
         reports = fetch([refs[0] for refs in numbered])
-        self.report = SocialReport(*(sum(getattr(r, name) for r in reports) for name in ("read", "timed", "late")))
+        self.report = SocialReport(
+            *(sum(getattr(r, name) for r in reports) for name in ("read", "timed", "late"))
+        )
         self.report.known, self.report.unknown = (
             set().union(*(getattr(r, name) for r in reports)) for name in ("known", "unknown")
         )
@@ -111,18 +116,24 @@ class Friendships:
             yield part
 
 
-def number_rows(users: pa.Array, rules: SocialRules, num_parts: int, *blocks: pa.Table) -> list[Any]:
+def number_rows(
+    users: pa.Array, rules: SocialRules, num_parts: int, *blocks: pa.Table
+) -> list[Any]:
     """Encode some blocks; returns their report, the rows with unknown users or other errors, and
     one table of edges per part of the users.
     """
-    table = pa.concat_tables([_as_rows(block) for block in blocks] or [_ROW_SCHEMA.empty_table()]).combine_chunks()
+    table = pa.concat_tables(
+        [_as_rows(block) for block in blocks] or [_ROW_SCHEMA.empty_table()]
+    ).combine_chunks()
     src, dst, known, strange = _dense_ends(table, users)
     good = np.asarray(pc.is_null(table.column(schema.REASON)))
     unknown = good & ((src < 0) | (dst < 0))
     times = np.asarray(table.column(schema.TIMESTAMP).cast(pa.int64()).fill_null(NO_TIME))
     late = good & ~unknown & (times >= rules.before)
     timed = good & ~unknown & (times != NO_TIME)
-    report = SocialReport(table.num_rows, int(timed.sum()), int(late.sum()), known=known, unknown=strange)
+    report = SocialReport(
+        table.num_rows, int(timed.sum()), int(late.sum()), known=known, unknown=strange
+    )
     kept = np.flatnonzero(good & ~unknown & ~late)
     rows = pa.table(
         {
@@ -137,7 +148,9 @@ def number_rows(users: pa.Array, rules: SocialRules, num_parts: int, *blocks: pa
     )
     if not rules.directed:
         back = pa.array(np.ones(len(kept), dtype=np.uint8))
-        turned = rows.rename_columns(["dst", "src", *rows.column_names[2:]]).set_column(6, "back", back)
+        turned = rows.rename_columns(["dst", "src", *rows.column_names[2:]]).set_column(
+            6, "back", back
+        )
         rows = pa.concat_tables([rows, turned.select(rows.column_names)])
     part = np.asarray(rows.column("src")).astype(np.int64) * num_parts // max(len(users), 1)
     parts = [rows.filter(pa.array(part == number)) for number in range(num_parts)]
@@ -151,30 +164,47 @@ def _dense_ends(table: pa.Table, users: pa.Array) -> tuple[Array, Array, set[str
     The few ids of the rows are hashed, and the many users are looked up among them; the reverse
     would be slower.
     """
-    columns = [table.column(name).combine_chunks() for name in (schema.SRC_USER_ID, schema.DST_USER_ID)]
+    columns = [
+        table.column(name).combine_chunks() for name in (schema.SRC_USER_ID, schema.DST_USER_ID)
+    ]
     texts, codes = parts_of(pa.chunked_array([pa.concat_arrays(columns).dictionary_encode()]))
     place_V = pc.index_in(users, value_set=texts)
     number = np.full(len(texts) + 1, -1, dtype=np.int32)  # the last one is for rows without an id
     number[np.asarray(place_V.drop_null())] = np.flatnonzero(np.asarray(place_V.is_valid()))
     src, dst = np.split(number[codes], 2)
     is_known = pa.array(number[:-1] >= 0)
-    some = (texts.filter(mask).slice(0, _MAX_COMPARED).to_pylist() for mask in (is_known, pc.invert(is_known)))
+    some = (
+        texts.filter(mask).slice(0, _MAX_COMPARED).to_pylist()
+        for mask in (is_known, pc.invert(is_known))
+    )
     known, unknown = (set(names) for names in some)
     return src, dst, known, unknown
 
 
 def merge_part(users: pa.Array, *blocks: pa.Table) -> tuple[pa.Table, pa.Table]:
     """The sorted edges of one part of the users, and the duplicate rows."""
-    table = pa.concat_tables(blocks, promote_options="default").unify_dictionaries().combine_chunks()
-    src, dst, weights, times, back = (np.asarray(table.column(n)) for n in ("src", "dst", "weight", "time", "back"))
-    keys = [back, src, dst, own_codes(table.column("file")), np.asarray(table.column("row").fill_null(0))]
+    table = (
+        pa.concat_tables(blocks, promote_options="default").unify_dictionaries().combine_chunks()
+    )
+    src, dst, weights, times, back = (
+        np.asarray(table.column(n)) for n in ("src", "dst", "weight", "time", "back")
+    )
+    keys = [
+        back,
+        src,
+        dst,
+        own_codes(table.column("file")),
+        np.asarray(table.column("row").fill_null(0)),
+    ]
     position = lex_order([key.astype(np.int64) for key in keys])
     again = np.zeros(len(position), dtype=bool)
     again[position[1:]] = np.all([np.diff(key[position]) == 0 for key in keys[:3]], axis=0)
     repeated = table.filter(pa.array(again & (back == 0)))
     position = position[~again[position]]
     # the larger weight first; of equal weights the edge in the direction of its row
-    position = position[np.lexsort((back[position], -weights[position], dst[position], src[position]))]
+    position = position[
+        np.lexsort((back[position], -weights[position], dst[position], src[position]))
+    ]
     first = np.ones(len(position), dtype=bool)
     first[1:] = (np.diff(src[position]) != 0) | (np.diff(dst[position]) != 0)
     kept = position[first]
@@ -199,9 +229,11 @@ def _written_out(repeated: pa.Table, users: pa.Array) -> pa.Table:
 
 def _as_rows(block: pa.Table) -> pa.Table:
     arrays = [
-        block.column(field.name).cast(field.type)
-        if field.name in block.column_names
-        else pa.nulls(block.num_rows, field.type)
+        (
+            block.column(field.name).cast(field.type)
+            if field.name in block.column_names
+            else pa.nulls(block.num_rows, field.type)
+        )
         for field in _ROW_SCHEMA
     ]
     return pa.table(arrays, schema=_ROW_SCHEMA)

@@ -43,7 +43,9 @@ class TripleRules:
     cells: CellRules = DEFAULT_RULES
 
     @staticmethod
-    def of(config: ItemFactsConfig, features: pa.Table, cells: CellRules = DEFAULT_RULES) -> TripleRules:
+    def of(
+        config: ItemFactsConfig, features: pa.Table, cells: CellRules = DEFAULT_RULES
+    ) -> TripleRules:
         """The rules of a configuration.
 
         Raises
@@ -55,21 +57,34 @@ class TripleRules:
         known = [name for name in features.column_names if name not in ids]
         if unknown := [name for name in config.item_columns if name not in known]:
             raise ConfigError(
-                f"data.knowledge.item_columns: {', '.join(unknown)} not among the columns of items; "
-                f"columns: {choices(known) or 'none'}"
+                f"data.knowledge.item_columns: {', '.join(unknown)} not among the columns of items;"
+                f" columns: {choices(known) or 'none'}"
             )
         if useless := sorted({*config.separators} - {*config.item_columns}):
-            raise ConfigError(f"data.knowledge.separators: {', '.join(useless)} not in data.knowledge.item_columns")
-        if vectors := [n for n in config.item_columns if pa.types.is_fixed_size_list(features.schema.field(n).type)]:
             raise ConfigError(
-                f"data.knowledge.item_columns: {', '.join(vectors)} holds vectors; name columns of categories"
+                f"data.knowledge.separators: {', '.join(useless)} not in"
+                " data.knowledge.item_columns"
+            )
+        if vectors := [
+            n
+            for n in config.item_columns
+            if pa.types.is_fixed_size_list(features.schema.field(n).type)
+        ]:
+            raise ConfigError(
+                f"data.knowledge.item_columns: {', '.join(vectors)} holds vectors; name columns of"
+                " categories"
             )
         relations = None if config.relations is None else tuple(config.relations)
-        return TripleRules(tuple(dict.fromkeys(config.item_columns)), dict(config.separators), relations, cells)
+        return TripleRules(
+            tuple(dict.fromkeys(config.item_columns)), dict(config.separators), relations, cells
+        )
 
 
 def facts(
-    features: pa.Table, *blocks: pa.Table, rules: TripleRules | None = None, base: Vocabulary | None = None
+    features: pa.Table,
+    *blocks: pa.Table,
+    rules: TripleRules | None = None,
+    base: Vocabulary | None = None,
 ) -> tuple[dict[str, pa.Table], pa.Table, int]:
     """Encode triples with dense entities and relations; returns the files to write, the bad rows,
     and the number of rows read.
@@ -81,15 +96,23 @@ def facts(
     and relations of ``base`` keep their numbers.
     """
     rows = pa.concat_tables(
-        [block for block in blocks if block.num_rows] or [_FACT_SCHEMA.empty_table()], promote_options="permissive"
+        [block for block in blocks if block.num_rows] or [_FACT_SCHEMA.empty_table()],
+        promote_options="permissive",
     )
-    rows, read = rows.combine_chunks().sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")]), rows.num_rows
+    rows, read = (
+        rows.combine_chunks().sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")]),
+        rows.num_rows,
+    )
     rows = _of_relations(rows, rules.relations if rules else None)
     good = np.asarray(pc.is_null(rows.column(schema.REASON)))
     clean = rows.filter(pa.array(good))
     given = [clean.column(name).combine_chunks().cast(pa.string()) for name in _FACT_TEXT]
-    item_entities, from_items = item_triples(_with_entities(features, given), rules or TripleRules())
-    entities = extend(base.entities if base else None, union([given[0], given[2], from_items[0], from_items[2]]))
+    item_entities, from_items = item_triples(
+        _with_entities(features, given), rules or TripleRules()
+    )
+    entities = extend(
+        base.entities if base else None, union([given[0], given[2], from_items[0], from_items[2]])
+    )
     relations = extend(base.relations if base else None, union([given[1], from_items[1]]))
     keys = _fact_keys(given, entities, relations)
     repeated = good.copy()
@@ -102,10 +125,14 @@ def facts(
     relation, tail = np.divmod(rest, len(entities))
     codes = {"head": head, "relation": relation, "tail": tail}
     files = {
-        "graphs/knowledge.parquet": pa.table({name: pa.array(code.astype(np.int32)) for name, code in codes.items()}),
+        "graphs/knowledge.parquet": pa.table(
+            {name: pa.array(code.astype(np.int32)) for name, code in codes.items()}
+        ),
         "vocab/entities.parquet": pa.table({"entity": entities}),
         "vocab/relations.parquet": pa.table({"relation": relations}),
-        "items/entities.parquet": pa.table({"entity": pc.index_in(item_entities, value_set=entities)}),
+        "items/entities.parquet": pa.table(
+            {"entity": pc.index_in(item_entities, value_set=entities)}
+        ),
     }
     return files, bad, read
 
@@ -120,7 +147,9 @@ def _with_entities(features: pa.Table, given: list[pa.Array]) -> pa.Table:
     ids = features.column(schema.ITEM_ID).combine_chunks().cast(pa.string())
     in_triples = pc.is_in(ids, value_set=pa.concat_arrays([given[0], given[2]]))
     others = [name for name in features.column_names if name != schema.ENTITY_ID]
-    return features.select(others).append_column(schema.ENTITY_ID, pc.if_else(in_triples, ids, None))
+    return features.select(others).append_column(
+        schema.ENTITY_ID, pc.if_else(in_triples, ids, None)
+    )
 
 
 def _repeats(keys: Array) -> Array:
@@ -137,7 +166,9 @@ def _of_relations(rows: pa.Table, wanted: tuple[str, ...] | None) -> pa.Table:
     relations = rows.column(schema.RELATION).cast(pa.string())
     is_bad = pc.is_valid(rows.column(schema.REASON))
     known = pc.unique(relations.filter(pc.invert(is_bad)))
-    if unknown := [name for name in wanted if not pc.is_in(pa.scalar(name), value_set=known).as_py()]:
+    if unknown := [
+        name for name in wanted if not pc.is_in(pa.scalar(name), value_set=known).as_py()
+    ]:
         raise ConfigError(
             f"data.knowledge.relations: {', '.join(unknown)} not among the relations of the table; "
             f"relations: {choices(known.to_pylist()) or 'none'}"
@@ -165,7 +196,9 @@ def item_triples(features: pa.Table, rules: TripleRules) -> tuple[pa.Array, list
         linked = features.column(schema.ENTITY_ID).combine_chunks().cast(pa.string())
     if not rules.columns:
         return linked, [pa.array([], pa.string())] * 3
-    own = pc.binary_join_element_wise(pa.scalar(schema.ITEM_ID), features.column(schema.ITEM_ID).combine_chunks(), "=")
+    own = pc.binary_join_element_wise(
+        pa.scalar(schema.ITEM_ID), features.column(schema.ITEM_ID).combine_chunks(), "="
+    )
     names = pc.coalesce(linked, own)
     heads, relations, tails = [], [], []
     for column in rules.columns:
@@ -202,15 +235,25 @@ def _check_overlap(features: pa.Table, files: dict[str, pa.Table]) -> None:
     entities = files["items/entities.parquet"].column("entity")
     if entities.null_count < len(entities):
         return
-    linked = schema.ENTITY_ID in features.column_names and features.column(schema.ENTITY_ID).null_count < len(features)
+    linked = schema.ENTITY_ID in features.column_names and features.column(
+        schema.ENTITY_ID
+    ).null_count < len(features)
     key = schema.ENTITY_ID if linked else schema.ITEM_ID
     ids = features.column(key).combine_chunks().cast(pa.string()).drop_null().unique()
     known = files["vocab/entities.parquet"].column("entity").combine_chunks()
-    compare(SideIds("items", key, ids), SideIds("knowledge", f"{schema.HEAD}, {schema.TAIL}", known), 0.0)
+    compare(
+        SideIds("items", key, ids),
+        SideIds("knowledge", f"{schema.HEAD}, {schema.TAIL}", known),
+        0.0,
+    )
 
 
 def write_triples(
-    folder: Folder, features: pa.Table, rules: TripleRules, base: Vocabulary | None, *blocks: pa.Table
+    folder: Folder,
+    features: pa.Table,
+    rules: TripleRules,
+    base: Vocabulary | None,
+    *blocks: pa.Table,
 ) -> tuple[dict[str, int], pa.Table, int]:
     """Write the knowledge graph and its vocabularies; returns their sizes, the bad rows, and the
     number of rows read.
@@ -220,5 +263,13 @@ def write_triples(
         _check_overlap(features, files)
     for name, table in files.items():
         folder.write_table(name, table)
-    sources = {"facts": "graphs/knowledge", "entities": "vocab/entities", "relations": "vocab/relations"}
-    return {name: files[f"{path}.parquet"].num_rows if files else 0 for name, path in sources.items()}, bad, read
+    sources = {
+        "facts": "graphs/knowledge",
+        "entities": "vocab/entities",
+        "relations": "vocab/relations",
+    }
+    return (
+        {name: files[f"{path}.parquet"].num_rows if files else 0 for name, path in sources.items()},
+        bad,
+        read,
+    )

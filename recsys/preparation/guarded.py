@@ -62,7 +62,11 @@ class Guard:
     def keyed(self, content_hash: str) -> str:
         """The content hash of a dataset with pseudonyms of this key; unchanged without a key."""
         key = Pseudonyms.of(self.pseudonyms)
-        return content_hash if key is None else hashlib.sha256(f"{content_hash} {key.check}".encode()).hexdigest()
+        return (
+            content_hash
+            if key is None
+            else hashlib.sha256(f"{content_hash} {key.check}".encode()).hexdigest()
+        )
 
     def check_same_key(self, before: PreparedDataset) -> None:
         """Refuse to append to a dataset with another key.
@@ -75,8 +79,9 @@ class Guard:
         key, known = Pseudonyms.of(self.pseudonyms), before.manifest.pseudonyms.get("check", "")
         if (key.check if key else "") != known:
             raise ConfigError(
-                f"data.pseudonymise: {before.root} has {'pseudonyms of another key' if known else 'no pseudonyms'}, so "
-                "the ids of its users would not match; "
+                f"data.pseudonymise: {before.root} has"
+                f" {'pseudonyms of another key' if known else 'no pseudonyms'}, so the ids of its"
+                " users would not match; "
                 + ("give the key that it was prepared with" if known else "remove the key")
             )
 
@@ -93,14 +98,20 @@ class Guard:
         if Pseudonyms.of(self.pseudonyms) is None and (found := email_like(user_ids)):
             looked = min(len(user_ids), SAMPLE)
             return (
-                f"{found:,} of the first {looked:,} user ids look like e-mail addresses, and every artefact would "
-                "contain them: set data.pseudonymise.key_env to replace them by keyed hashes"
+                f"{found:,} of the first {looked:,} user ids look like e-mail addresses, and every"
+                " artefact would contain them: set data.pseudonymise.key_env to replace them by"
+                " keyed hashes"
             )
         table = users if users is not None else pa.table({})
         texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
         for name in texts:
-            if name not in (*PROVENANCE, schema.USER_ID) and email_like(table.column(name).combine_chunks()):
-                return f"the users' column {name!r} has values like e-mail addresses; remove it from the source"
+            if name not in (*PROVENANCE, schema.USER_ID) and email_like(
+                table.column(name).combine_chunks()
+            ):
+                return (
+                    f"the users' column {name!r} has values like e-mail addresses; remove it from"
+                    " the source"
+                )
         return ""
 
     def around(self, pieces: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -108,7 +119,11 @@ class Guard:
         if not self.forgotten.hashes and Pseudonyms.of(self.pseudonyms) is None:
             return dict(pieces)
         return {
-            table: [GuardedPiece(piece, _USERS[table], self) for piece in of_table] if table in _USERS else of_table
+            table: (
+                [GuardedPiece(piece, _USERS[table], self) for piece in of_table]
+                if table in _USERS
+                else of_table
+            )
             for table, of_table in pieces.items()
         }
 
@@ -137,7 +152,9 @@ class GuardedPiece:
                     )
                 if schema.RAW in block.column_names:
                     nothing = pa.nulls(block.num_rows, pa.string())
-                    block = block.set_column(block.schema.get_field_index(schema.RAW), schema.RAW, nothing)
+                    block = block.set_column(
+                        block.schema.get_field_index(schema.RAW), schema.RAW, nothing
+                    )
             yield block.filter(pa.array(self._kept(block, present)))
 
     def _kept(self, block: pa.Table, present: list[str]) -> Array:

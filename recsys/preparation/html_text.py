@@ -27,7 +27,8 @@ def without_html(features: pa.Table, columns: Sequence[str]) -> pa.Table:
     for name in columns:
         if name not in features.column_names:
             raise ConfigError(
-                f"data.text.html: {name} not among the columns of items; columns: {choices(features.column_names)}"
+                f"data.text.html: {name} not among the columns of items; columns:"
+                f" {choices(features.column_names)}"
             )
         column = features.column(name).combine_chunks()
         place = features.column_names.index(name)
@@ -38,7 +39,9 @@ def without_html(features: pa.Table, columns: Sequence[str]) -> pa.Table:
 def _plain_column(column: pa.Array, name: str) -> pa.Array:
     kind = column.type
     if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
-        return pa.ListArray.from_arrays(column.offsets, plain(column.values), mask=pc.is_null(column))
+        return pa.ListArray.from_arrays(
+            column.offsets, plain(column.values), mask=pc.is_null(column)
+        )
     if not pa.types.is_string(kind):
         raise ConfigError(f"data.text.html: {name} is {kind}; expected texts or lists of texts")
     return plain(column)
@@ -52,6 +55,9 @@ def plain(texts: pa.Array) -> pa.Array:
     """
     bare = pc.replace_substring_regex(pc.replace_substring_regex(texts, _HIDDEN, " "), _TAG, " ")
     if pc.any(pc.match_substring(bare, "&")).as_py():
-        bare = pa.array([None if text is None else html.unescape(text) for text in bare.to_pylist()], pa.string())
+        bare = pa.array(
+            [None if text is None else html.unescape(text) for text in bare.to_pylist()],
+            pa.string(),
+        )
         bare = pc.replace_substring_regex(bare, _TAG, " ")  # tags that were written as entities
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(bare, _BLANKS, " "))

@@ -19,7 +19,13 @@ import pyarrow.fs
 
 from recsys.config import ImagesConfig
 from recsys.data.histories import Array
-from recsys.encoders.images import ImageEncoder, ImageSettings, image_model_identity, open_image, read_bytes
+from recsys.encoders.images import (
+    ImageEncoder,
+    ImageSettings,
+    image_model_identity,
+    open_image,
+    read_bytes,
+)
 from recsys.encoders.text import usable_cores
 from recsys.pace import Pace, with_progress
 from recsys.preparation.blocks import cluster_resources, results_of
@@ -30,7 +36,9 @@ UNREADABLE: Final = "unreadable"  # the file is not an image or is damaged
 _BLOCK_IMAGES: Final = 512
 
 
-def encode_images(paths: Sequence[str], config: ImagesConfig) -> tuple[Array, list[str | None], dict[str, int]]:
+def encode_images(
+    paths: Sequence[str], config: ImagesConfig
+) -> tuple[Array, list[str | None], dict[str, int]]:
     """Encode the image files at local paths or URIs.
 
     Returns
@@ -47,26 +55,45 @@ def encode_images(paths: Sequence[str], config: ImagesConfig) -> tuple[Array, li
     """
     settings, num_tasks, num_gpus = _settings(config)
     cache = VectorCache(
-        config.cache_dir or default_cache_dir("images"), f"{image_model_identity(config)}-{settings.dtype}"
+        config.cache_dir or default_cache_dir("images"),
+        f"{image_model_identity(config)}-{settings.dtype}",
     )
-    pieces = [pa.table({"path": pa.array(paths[i : i + 4096], pa.string())}) for i in range(0, len(paths), 4096)]
+    pieces = [
+        pa.table({"path": pa.array(paths[i : i + 4096], pa.string())})
+        for i in range(0, len(paths), 4096)
+    ]
     digests: list[str] = []
-    for found in with_progress("reading images", results_of(digest_block, pieces, num_tasks), len(pieces)):
+    for found in with_progress(
+        "reading images", results_of(digest_block, pieces, num_tasks), len(pieces)
+    ):
         digests += found
-    wanted = {key: path for key, path in zip(digests, paths, strict=True) if key not in (MISSING, UNREADABLE)}
+    wanted = {
+        key: path
+        for key, path in zip(digests, paths, strict=True)
+        if key not in (MISSING, UNREADABLE)
+    }
     vectors = cache.load(list(wanted))
     cached, left = len(vectors), sorted(set(wanted) - set(vectors))
-    table = pa.table({"key": pa.array(left, pa.string()), "path": pa.array([wanted[key] for key in left], pa.string())})
+    table = pa.table(
+        {
+            "key": pa.array(left, pa.string()),
+            "path": pa.array([wanted[key] for key in left], pa.string()),
+        }
+    )
     blocks = [table.slice(start, _BLOCK_IMAGES) for start in range(0, len(left), _BLOCK_IMAGES)]
     pace = Pace("encoding images", len(left))
     for block, (keys, vectors_BM) in zip(
-        blocks, results_of(functools.partial(encode_block, settings=settings), blocks, num_tasks, num_gpus), strict=True
+        blocks,
+        results_of(functools.partial(encode_block, settings=settings), blocks, num_tasks, num_gpus),
+        strict=True,
     ):
         pace.add(len(block))
         if keys:
             cache.store(keys, vectors_BM)
             vectors.update(zip(keys, vectors_BM, strict=True))
-    reasons = [None if key in vectors else MISSING if key == MISSING else UNREADABLE for key in digests]
+    reasons = [
+        None if key in vectors else MISSING if key == MISSING else UNREADABLE for key in digests
+    ]
     width = len(next(iter(vectors.values()))) if vectors else 0
     rows = [vectors.get(key, np.zeros(width, np.float16)) for key in digests]
     stacked = np.stack(rows) if rows else np.zeros((0, width), np.float16)
@@ -115,7 +142,8 @@ def encode_block(table: pa.Table, settings: ImageSettings) -> tuple[list[str], A
     for start in range(0, table.num_rows, settings.batch_size):
         piece = table.slice(start, settings.batch_size)
         images = [
-            (key, open_image(path)) for key, path in zip(*map(pa.ChunkedArray.to_pylist, piece.columns), strict=True)
+            (key, open_image(path))
+            for key, path in zip(*map(pa.ChunkedArray.to_pylist, piece.columns), strict=True)
         ]
         good = [(key, image) for key, image in images if image is not None]
         if good:

@@ -68,7 +68,9 @@ def compose_groups(
     return ItemText({group: list(columns) for group, columns in groups.items()}, texts)
 
 
-def write_vectors(folder: Folder, text: ItemText, config: TextConfig, adapter: Adapter | None = None) -> dict[str, Any]:
+def write_vectors(
+    folder: Folder, text: ItemText, config: TextConfig, adapter: Adapter | None = None
+) -> dict[str, Any]:
     """Write ``items/text_vectors.parquet``: ``vector`` (G·T float16 numbers, zero where a group has
     no text) and ``has_text``.
 
@@ -93,9 +95,15 @@ def write_vectors(folder: Folder, text: ItemText, config: TextConfig, adapter: A
     vectors_XT, numbers = encode_texts(cells, config, adapter)
     dimension = num_groups * vectors_XT.shape[1]
     vectors_NT = vectors_XT.reshape(num_groups, num_items, -1).transpose(1, 0, 2).reshape(-1)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors_NT)), dimension)
+    column = pa.FixedSizeListArray.from_arrays(
+        pa.array(np.ascontiguousarray(vectors_NT)), dimension
+    )
     table = pa.table({"vector": column, "has_text": pc.is_valid(text.whole)})
     folder.write_table("items/text_vectors.parquet", table)
     groups = {"groups": text.groups} if num_groups > 1 else {}
-    described = {"model": config.model, "identity": vector_identity(config, adapter), "dimension": dimension}
+    described = {
+        "model": config.model,
+        "identity": vector_identity(config, adapter),
+        "dimension": dimension,
+    }
     return numbers | groups | described

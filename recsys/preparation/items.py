@@ -21,7 +21,9 @@ PROVENANCE: Final = (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schem
 _IDS: Final = (schema.ITEM_ID, schema.ENTITY_ID)
 
 
-def text_fields(table: pa.Table | None, wanted: Sequence[str] | None, media: Sequence[str] = ()) -> list[str]:
+def text_fields(
+    table: pa.Table | None, wanted: Sequence[str] | None, media: Sequence[str] = ()
+) -> list[str]:
     """The columns of an item's text: the wanted ones, or (None) all columns of strings or lists of
     strings except those of ``media``, whose texts are vectors or paths.
 
@@ -30,7 +32,11 @@ def text_fields(table: pa.Table | None, wanted: Sequence[str] | None, media: Seq
     ConfigError
         A wanted column does not exist.
     """
-    columns = [] if table is None else [name for name in table.column_names if name not in (*_IDS, *PROVENANCE)]
+    columns = (
+        []
+        if table is None
+        else [name for name in table.column_names if name not in (*_IDS, *PROVENANCE)]
+    )
     unknown = [name for name in wanted or () if name not in columns]
     if unknown:
         raise ConfigError(
@@ -39,7 +45,9 @@ def text_fields(table: pa.Table | None, wanted: Sequence[str] | None, media: Seq
         )
     if wanted is not None or table is None:
         return list(wanted or ())
-    return [name for name in columns if name not in media and _is_text(table.schema.field(name).type)]
+    return [
+        name for name in columns if name not in media and _is_text(table.schema.field(name).type)
+    ]
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -57,7 +65,9 @@ def align(table: pa.Table | None, ids: pa.Array, key: str) -> pa.Table:
     return pa.table({key: ids, **{name: table.column(name).take(rows) for name in kept}})
 
 
-def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | None, label: str) -> pa.Array:
+def compose_text(
+    features: pa.Table, fields: Sequence[str], terms: pa.Table | None, label: str
+) -> pa.Array:
     """One text per item: the fields joined with ". ", then the terms as "LABEL: a, b", or null.
 
     Parameters
@@ -73,7 +83,9 @@ def compose_text(features: pa.Table, fields: Sequence[str], terms: pa.Table | No
     """
     pieces = [_as_text(features.column(name)) for name in fields]
     if terms is not None and terms.num_rows:
-        rows = pc.index_in(pa.array(np.arange(features.num_rows, dtype=np.int32)), value_set=terms.column("item"))
+        rows = pc.index_in(
+            pa.array(np.arange(features.num_rows, dtype=np.int32)), value_set=terms.column("item")
+        )
         labelled = pc.binary_join_element_wise(pa.scalar(f"{label}: "), terms.column("terms"), "")
         pieces.append(labelled.combine_chunks().take(rows))
     if not pieces:
@@ -92,7 +104,9 @@ def _as_text(column: pa.ChunkedArray) -> pa.Array:
     return pc.if_else(pc.equal(trimmed, ""), None, trimmed)
 
 
-def text_groups(table: pa.Table | None, config: TextConfig, media: Sequence[str] = ()) -> dict[str, list[str]]:
+def text_groups(
+    table: pa.Table | None, config: TextConfig, media: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """Group → its item columns, in the order of the configuration; one group "text" if no groups
     are configured.
 
@@ -105,14 +119,17 @@ def text_groups(table: pa.Table | None, config: TextConfig, media: Sequence[str]
     """
     if not config.groups:
         return {
-            TEXT: [*text_fields(table, config.fields, media), *([config.event_column] if config.event_column else [])]
+            TEXT: [
+                *text_fields(table, config.fields, media),
+                *([config.event_column] if config.event_column else []),
+            ]
         }
     named = [name for fields in config.groups.values() for name in fields]
     text_fields(table, [name for name in named if name != config.event_column])
     if config.event_column and config.event_column not in named:
         raise ConfigError(
-            f"data.text.groups: no group has the event column {config.event_column!r}; name it in one of: "
-            f"{choices(config.groups)}"
+            f"data.text.groups: no group has the event column {config.event_column!r}; name it in"
+            f" one of: {choices(config.groups)}"
         )
     return {group: list(fields) for group, fields in config.groups.items()}
 

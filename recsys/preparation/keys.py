@@ -27,7 +27,9 @@ def coded(column: pa.ChunkedArray) -> pa.Array:
     texts = column.cast(pa.string()).combine_chunks()
     first, last = texts[0], texts[-1]
     if texts.null_count == 0 and first.equals(last) and pc.all(pc.equal(texts, first)).as_py():
-        codes = pa.array(np.zeros(len(texts), dtype=np.int32))  # one file, one type: comparing is faster than hashing
+        codes = pa.array(
+            np.zeros(len(texts), dtype=np.int32)
+        )  # one file, one type: comparing is faster than hashing
         return pa.DictionaryArray.from_arrays(codes, texts[:1])
     return texts.dictionary_encode()
 
@@ -75,7 +77,11 @@ def text_counts(column: pa.ChunkedArray, null: str = "") -> dict[str, int]:
         numbers = [nulls, len(codes_E) - nulls]
     else:
         numbers = np.bincount(codes_E + 1, minlength=len(texts) + 1).tolist()
-    return {text: number for text, number in zip([null, *texts.to_pylist()], numbers, strict=True) if number}
+    return {
+        text: number
+        for text, number in zip([null, *texts.to_pylist()], numbers, strict=True)
+        if number
+    }
 
 
 def codes_in(column: pa.ChunkedArray, values: pa.Array) -> Array:
@@ -91,7 +97,9 @@ def own_codes(column: pa.ChunkedArray, trimmed: bool = False) -> Array:
     """Ranks of a coded column's rows by their texts: [rows] int64, from 1, 0 for null."""
     texts, codes_E = parts_of(column)
     texts = pc.utf8_trim_whitespace(texts) if trimmed else texts
-    places = np.asarray(pc.index_in(texts, value_set=sorted_texts(texts)).fill_null(-1)).astype(np.int64)
+    places = np.asarray(pc.index_in(texts, value_set=sorted_texts(texts)).fill_null(-1)).astype(
+        np.int64
+    )
     return np.asarray(np.append(places + 1, 0)[codes_E])
 
 
@@ -117,7 +125,9 @@ def lex_order(keys: list[Array]) -> Array:
 
 
 def _leading_bits(keys: list[Array]) -> Array:
-    """The leading 64 bits of the concatenated keys; each key has as many bits as its range needs."""
+    """The leading 64 bits of the concatenated keys; each key has as many bits as its range
+    needs.
+    """
     found, free = np.zeros(len(keys[0]), dtype=np.uint64), 64
     for key in keys:
         if free == 0 or len(key) == 0:
@@ -128,7 +138,11 @@ def _leading_bits(keys: list[Array]) -> Array:
             continue
         taken = min(length, free)
         kind = np.uint64 if key.dtype == np.uint64 else np.int64
-        offset = key.astype(kind, copy=False).view(np.uint64) - np.array(low, dtype=kind).view(np.uint64)
-        found = (found << np.uint64(taken) if free < 64 else found) | (offset >> np.uint64(length - taken))
+        offset = key.astype(kind, copy=False).view(np.uint64) - np.array(low, dtype=kind).view(
+            np.uint64
+        )
+        found = (found << np.uint64(taken) if free < 64 else found) | (
+            offset >> np.uint64(length - taken)
+        )
         free -= taken
     return found

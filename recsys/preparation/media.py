@@ -71,7 +71,9 @@ def folders_of(source: SourceAdapter) -> dict[str, str]:
     return folders
 
 
-def read_media(items: pa.Table | None, config: ItemMediaConfig, folders: Mapping[str, str]) -> dict[str, Medium]:
+def read_media(
+    items: pa.Table | None, config: ItemMediaConfig, folders: Mapping[str, str]
+) -> dict[str, Medium]:
     """Read all media of the items table, by name.
 
     Parameters
@@ -93,7 +95,8 @@ def read_media(items: pa.Table | None, config: ItemMediaConfig, folders: Mapping
     for name in media_columns(config):
         if name not in columns:
             raise ConfigError(
-                f"data.media names the column {name!r}, which items lack; columns: {choices(columns) or 'none'}"
+                f"data.media names the column {name!r}, which items lack; columns:"
+                f" {choices(columns) or 'none'}"
             )
     if items is None:
         return {}
@@ -137,11 +140,16 @@ def vector_medium(items: pa.Table, name: str, column: str) -> Medium:
     ConfigError
         The column has other values, or no vectors.
     """
-    lengths_R, values_V = _numbers(items.column(column), f"data.media.columns.{name}: the column {column!r}")
+    lengths_R, values_V = _numbers(
+        items.column(column), f"data.media.columns.{name}: the column {column!r}"
+    )
     starts_R = np.cumsum(lengths_R) - lengths_R
     given_R = lengths_R > 0
     if not given_R.any():
-        raise ConfigError(f"data.media.columns.{name}: no item has a vector in the column {column!r}; remove the key")
+        raise ConfigError(
+            f"data.media.columns.{name}: no item has a vector in the column {column!r}; remove"
+            " the key"
+        )
     width = int(np.bincount(lengths_R[given_R]).argmax())
     right = np.flatnonzero(lengths_R == width)
     wide_XM = values_V[starts_R[right][:, None] + np.arange(width)]
@@ -154,7 +162,9 @@ def vector_medium(items: pa.Table, name: str, column: str) -> Medium:
     vectors_RM = np.zeros((len(lengths_R), width), dtype=np.float16)
     good = reasons[right] == ""
     vectors_RM[right[good]] = half_XM[good]
-    medium = Medium(vectors_RM, int(given_R.sum()), _bad(items, name, column, reasons), {"column": column})
+    medium = Medium(
+        vectors_RM, int(given_R.sum()), _bad(items, name, column, reasons), {"column": column}
+    )
     medium.described |= {"dimension": width, "items": int(medium.has_R.sum())}
     return medium
 
@@ -166,13 +176,25 @@ def _numbers(column: pa.ChunkedArray, where: str) -> tuple[Array, Array]:
     array = column.combine_chunks()
     kind = array.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        texts = pl.Series(pl.from_arrow(array)).str.replace_all(r"[\[\](),;]", " ").str.strip_chars()
-        lists = texts.str.replace_all(r"\s+", " ").str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
+        texts = (
+            pl.Series(pl.from_arrow(array)).str.replace_all(r"[\[\](),;]", " ").str.strip_chars()
+        )
+        lists = (
+            texts.str.replace_all(r"\s+", " ")
+            .str.split(" ")
+            .list.eval(pl.element().filter(pl.element() != ""))
+        )
         array = lists.to_arrow()
         kind = array.type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    is_list = (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
     inner = kind.value_type if is_list else kind
-    is_text = pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_string_view(inner)
+    is_text = (
+        pa.types.is_string(inner)
+        or pa.types.is_large_string(inner)
+        or pa.types.is_string_view(inner)
+    )
     if not is_list or not (is_text or pa.types.is_integer(inner) or pa.types.is_floating(inner)):
         raise ConfigError(f"{where} has the type {kind}, expected lists of numbers")
     lengths = pc.fill_null(pc.list_value_length(array), 0)
@@ -187,7 +209,10 @@ def _bad(items: pa.Table, name: str, column: str, reasons_R: Array) -> pa.Table:
     """The cells with a reason, in the format of the quarantine."""
     rows = np.flatnonzero(reasons_R != "")
     bad = items.select([schema.FILE, schema.ROW, schema.ITEM_ID, column]).take(pa.array(rows))
-    cells = [f"{schema.ITEM_ID}={row[schema.ITEM_ID]}, {column}={row[column]}"[:_RAW_LIMIT] for row in bad.to_pylist()]
+    cells = [
+        f"{schema.ITEM_ID}={row[schema.ITEM_ID]}, {column}={row[column]}"[:_RAW_LIMIT]
+        for row in bad.to_pylist()
+    ]
     columns = {
         "file": bad.column(schema.FILE),
         "row": bad.column(schema.ROW),
@@ -208,20 +233,31 @@ def _image_medium(items: pa.Table, config: ImagesConfig, folders: Mapping[str, s
     if len(rows) == 0 or missing == len(rows):
         first = f"; the first path is {paths_R[rows[0]]}" if len(rows) else ""
         raise ConfigError(
-            f"data.media.images: none of the {len(rows):,} images of the column {config.column!r} exists{first}; "
-            "set data.media.images.root to the folder where relative paths start"
+            f"data.media.images: none of the {len(rows):,} images of the column {config.column!r}"
+            f" exists{first}; set data.media.images.root to the folder where relative paths start"
         )
     vectors_RM = np.zeros((len(paths_R), vectors_XM.shape[1]), dtype=np.float16)
     vectors_RM[rows] = vectors_XM
     reasons = np.full(len(paths_R), "", dtype=object)
     reasons[rows[[problem == UNREADABLE for problem in problems]]] = BAD_IMAGE
-    medium = Medium(vectors_RM, len(rows), _bad(items, config.name, config.column, reasons), {"column": config.column})
-    medium.described |= {"dimension": vectors_RM.shape[1], "items": int(medium.has_R.sum()), "model": config.model}
+    medium = Medium(
+        vectors_RM,
+        len(rows),
+        _bad(items, config.name, config.column, reasons),
+        {"column": config.column},
+    )
+    medium.described |= {
+        "dimension": vectors_RM.shape[1],
+        "items": int(medium.has_R.sum()),
+        "model": config.model,
+    }
     medium.described |= {"missing_files": missing} | numbers
     return medium
 
 
-def image_paths(items: pa.Table, config: ImagesConfig, folders: Mapping[str, str]) -> list[str | None]:
+def image_paths(
+    items: pa.Table, config: ImagesConfig, folders: Mapping[str, str]
+) -> list[str | None]:
     """Path or URI of every row's image, None without one; relative paths start at the configured
     root or at the folder of the row's file.
 
@@ -233,8 +269,9 @@ def image_paths(items: pa.Table, config: ImagesConfig, folders: Mapping[str, str
     kind = items.schema.field(config.column).type if config.column in items.column_names else None
     if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise ConfigError(
-            f"data.media.images.column {config.column!r}: {'has the type ' + str(kind) if kind else 'items lack it'}, "
-            f"expected a column of paths; columns: {choices(items.column_names)}"
+            f"data.media.images.column {config.column!r}:"
+            f" {'has the type ' + str(kind) if kind else 'items lack it'}, expected a column of"
+            f" paths; columns: {choices(items.column_names)}"
         )
     texts = pc.utf8_trim_whitespace(items.column(config.column)).to_pylist()
     files = items.column(schema.FILE).to_pylist()
@@ -261,7 +298,11 @@ def image_fingerprint(source: SourceAdapter, config: ImagesConfig) -> str:
     items = read_table(tables["items"]) if "items" in tables else None
     good = items.filter(pc.is_null(items.column(schema.REASON))) if items is not None else None
     digest = hashlib.sha256()
-    paths = [] if good is None else sorted({path for path in image_paths(good, config, folders_of(source)) if path})
+    paths = (
+        []
+        if good is None
+        else sorted({path for path in image_paths(good, config, folders_of(source)) if path})
+    )
     for start in range(0, len(paths), _INFO_PATHS):
         for path, info in _infos(paths[start : start + _INFO_PATHS]):
             digest.update(f"{path} {info.type.name} {info.size} {info.mtime_ns}\n".encode())

@@ -107,7 +107,9 @@ def prepare(
     destination = DatasetWriter(config.dataset_dir)
     with quiet(), destination.writing() as folder:
         keeps_lost = earlier is not None or replaces
-        arguments = Arguments(config, source, rules, destination, folder, progress, guard, base, earlier, keeps_lost)
+        arguments = Arguments(
+            config, source, rules, destination, folder, progress, guard, base, earlier, keeps_lost
+        )
         manifest, checked = _written(arguments, digest)
         manifest.forgotten, manifest.pseudonyms = guard.described(whole)
         if least is not None:
@@ -122,7 +124,11 @@ def prepare(
 
 def _written(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
     """Write all files except the manifest; returns it and the names of the new history files."""
-    kinds = [Appending, Preparation] if can_touch(arguments.config, arguments.earlier) else [Preparation]
+    kinds = (
+        [Appending, Preparation]
+        if can_touch(arguments.config, arguments.earlier)
+        else [Preparation]
+    )
     for kind in kinds:
         preparation = kind(arguments)
         try:
@@ -142,7 +148,9 @@ def _audit_shard(folder: Folder, manifest: Manifest, name: str) -> ShardFindings
 
 
 def _audit(folder: Folder, manifest: Manifest, is_whole: bool, *findings: ShardFindings) -> Audit:
-    """Audit a dataset, or only its new files; runs in a task, because it may read all rows of text."""
+    """Audit a dataset, or only its new files; runs in a task, because it may read all rows of
+    text.
+    """
     dataset = PreparedDataset.unfinished(folder.filesystem, folder.path, manifest)
     return audit(dataset, findings) if is_whole else audit_newer(dataset, findings)
 

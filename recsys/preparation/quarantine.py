@@ -46,7 +46,10 @@ def bad_rows(table: pa.Table, text_columns: list[str]) -> pa.Table:
     bad = bad.sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")])
     present = [name for name in text_columns if name in bad.column_names]
     columns = {name: bad.column(name).combine_chunks().cast(pa.string()) for name in present}
-    cells = [pc.binary_join_element_wise(pa.scalar(name), column, "=") for name, column in columns.items()]
+    cells = [
+        pc.binary_join_element_wise(pa.scalar(name), column, "=")
+        for name, column in columns.items()
+    ]
     written = join_present(cells, ", ")
     arrays = [bad.column(name).combine_chunks() for name in _COLUMNS]
     arrays[-1] = pc.coalesce(arrays[-1].cast(pa.string()), written)
@@ -87,7 +90,10 @@ class Quarantine:
         self._destination = destination
         self._limit = config.quarantine.limit
         refused = {DUPLICATE: "data.duplicates"} if config.duplicates == "refuse" else {}
-        self._refused = {**refused, **({UNKNOWN_USER: "data.unknown_ids"} if config.unknown_ids == "refuse" else {})}
+        self._refused = {
+            **refused,
+            **({UNKNOWN_USER: "data.unknown_ids"} if config.unknown_ids == "refuse" else {}),
+        }
         harmless = {*HARMLESS, *({UNKNOWN_ITEM} if config.unknown_items == "drop" else ())}
         self._harmless = pa.array(sorted(harmless), pa.string())
         self._writers: dict[tuple[str, str], pq.ParquetWriter] = {}
@@ -107,7 +113,10 @@ class Quarantine:
         if bad.num_rows == 0:
             return
         harmless = pc.is_in(bad.column("reason"), value_set=self._harmless)
-        for kind, rows in (("dropped", bad.filter(harmless)), ("quarantine", bad.filter(pc.invert(harmless)))):
+        for kind, rows in (
+            ("dropped", bad.filter(harmless)),
+            ("quarantine", bad.filter(pc.invert(harmless))),
+        ):
             if rows.num_rows:
                 self._write(kind, table, rows)
 
@@ -121,13 +130,19 @@ class Quarantine:
             if key not in self._writers:
                 folder.make_folder(f"{folder.path}/{kind}")
                 path = f"{folder.path}/{kind}/{table}.parquet"
-                self._writers[key] = pq.ParquetWriter(path, QUARANTINE_SCHEMA, filesystem=folder.filesystem)
+                self._writers[key] = pq.ParquetWriter(
+                    path, QUARANTINE_SCHEMA, filesystem=folder.filesystem
+                )
             self._writers[key].write_table(rows)
         counts = self.counts if kind == "quarantine" else self.dropped
         for entry in pc.value_counts(rows.column("reason")).to_pylist():
             reason = entry["values"]
             counts[table][reason] += entry["counts"]
-            some = rows.filter(pc.equal(rows.column("reason"), reason)).slice(0, _NUM_EXAMPLES).to_pylist()
+            some = (
+                rows.filter(pc.equal(rows.column("reason"), reason))
+                .slice(0, _NUM_EXAMPLES)
+                .to_pylist()
+            )
             self._examples[table, reason] = _first(self._examples.get((table, reason), []) + some)
 
     def number(self, table: str) -> int:
@@ -154,24 +169,29 @@ class Quarantine:
                 self.close()
                 examples = _shown(self._examples[table, reason])
                 raise DataError(
-                    f"{key} is refuse, and {count:,} of {self.read[table]:,} rows of {table} are refused ({reason}); "
-                    f"for example\n{examples}\nremove them from the source, or set {key} to drop"
+                    f"{key} is refuse, and {count:,} of {self.read[table]:,} rows of {table} are"
+                    f" refused ({reason}); for example\n{examples}\nremove them from the source, or"
+                    f" set {key} to drop"
                 )
         bad, read, limit = self.number(table), self.read[table], self._limit(table)
         if read == 0 or bad / read <= limit:
             return
         self.close()
         kept = self._keep(table)
-        rows = _first([row for reason in self.counts[table] for row in self._examples[table, reason]])
+        rows = _first(
+            [row for reason in self.counts[table] for row in self._examples[table, reason]]
+        )
         hints = [f"\n{reason}: {HINTS[reason]}" for reason in self.counts[table] if reason in HINTS]
         if any(reason.startswith(missing("")) for reason in self.counts[table]):
             hints.append(
-                "\nrows without an id, such as sales to guests, belong to no user or item; you can leave them out"
+                "\nrows without an id, such as sales to guests, belong to no user or item; you can"
+                " leave them out"
             )
         raise DataError(
-            f"{bad:,} of {read:,} rows of {table} are bad ({bad / read:.2%}, at most {limit:.2%} are accepted): "
-            f"{listed(self.counts[table])}; for example\n{_shown(rows)}"
-            f"{''.join(hints)}\nall of them are in {kept}; fix the source{accepting(table, bad / read)}"
+            f"{bad:,} of {read:,} rows of {table} are bad ({bad / read:.2%}, at most {limit:.2%}"
+            f" are accepted): {listed(self.counts[table])}; for"
+            f" example\n{_shown(rows)}{''.join(hints)}\nall of them are in {kept}; fix the"
+            f" source{accepting(table, bad / read)}"
         )
 
     def close(self) -> None:
@@ -182,7 +202,9 @@ class Quarantine:
         self._writers = {}
 
     def abandon(self) -> None:
-        """Close the files of a failed ``prepare``; ignores errors, since failed writes raise again."""
+        """Close the files of a failed ``prepare``; ignores errors, since failed writes raise
+        again.
+        """
         for writer in self._writers.values():
             with suppress(Exception):
                 writer.close()
@@ -193,7 +215,9 @@ class Quarantine:
         """Copy the bad rows out of the folder that will be removed; returns their path."""
         source, target = self._destination.folder, self._destination.quarantine
         target.make_folder(target.path)
-        target.filesystem.copy_file(f"{source.path}/quarantine/{table}.parquet", f"{target.path}/{table}.parquet")
+        target.filesystem.copy_file(
+            f"{source.path}/quarantine/{table}.parquet", f"{target.path}/{table}.parquet"
+        )
         return within(self._destination.quarantine_root, f"{table}.parquet")
 
 
@@ -208,7 +232,10 @@ def accepting(table: str, share: float) -> str:
     """
     digit = 10.0 ** math.floor(math.log10(share))
     accepted = math.ceil(share / digit) * digit
-    return f", or continue without them: set data.quarantine.max_share to {{{table}: {accepted:.6g}}}" * (accepted < 1)
+    return (
+        f", or continue without them: set data.quarantine.max_share to {{{table}: {accepted:.6g}}}"
+        * (accepted < 1)
+    )
 
 
 def listed(counts: Mapping[str, int]) -> str:
@@ -227,4 +254,6 @@ def _first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _shown(rows: list[dict[str, Any]]) -> str:
-    return "\n".join(f"  {row['file']}, row {row['row']}: {row['reason']}: {row['raw']}" for row in rows)
+    return "\n".join(
+        f"  {row['file']}, row {row['row']}: {row['reason']}: {row['raw']}" for row in rows
+    )

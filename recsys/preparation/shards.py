@@ -56,7 +56,9 @@ def shard_name(index: int, ending: str = "") -> str:
     return f"part-{index:05d}{ending}.parquet"
 
 
-def time_bins(events: pa.Table, start: int, width: int, below: int, target_types: tuple[int, ...] = ()) -> Array:
+def time_bins(
+    events: pa.Table, start: int, width: int, below: int, target_types: tuple[int, ...] = ()
+) -> Array:
     """Counts of the times earlier than ``below`` in the bins of :func:`recsys.data.split.cut_off`,
     for events of these types (empty: all types).
     """
@@ -109,22 +111,33 @@ def write_shard(
     name = shard_name(index, ending) if len(columns["user"]) else ""
     if name:
         rows = pa.array(columns["row"])
-        context = [column.encode(events.column(f"{CONTEXT}{column.name}").take(rows)) for column in rules.context]
-        folder.write_table(f"histories/{name}", _history_table(columns, offsets_U1, splits_E, context))
+        context = [
+            column.encode(events.column(f"{CONTEXT}{column.name}").take(rows))
+            for column in rules.context
+        ]
+        folder.write_table(
+            f"histories/{name}", _history_table(columns, offsets_U1, splits_E, context)
+        )
     pairs_E = _pairs(columns["user"], columns["item"], len(items))
     report = _counted(parts, rules, len(items))
     more: dict[str, int] = {}
     if len(cold):
-        text, more["text_rows_cold"] = _without_cold(text, cold, pairs_E[splits_E == Split.TRAIN], len(items))
+        text, more["text_rows_cold"] = _without_cold(
+            text, cold, pairs_E[splits_E == Split.TRAIN], len(items)
+        )
     kept, text_counts = _without_held_out(text, pairs_E, splits_E, rules.plan, len(items))
     provenance = f"text-{index:05d}.parquet" if kept.num_rows else ""
     if provenance:
         folder.write_table(f"provenance/{provenance}", kept)
-    report = replace(report, name=name, counts=report.counts | text_counts | more, provenance=provenance)
+    report = replace(
+        report, name=name, counts=report.counts | text_counts | more, provenance=provenance
+    )
     return [report, *_term_parts(kept, rules.num_term_parts)]
 
 
-def count_shard(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array) -> ShardReport:
+def count_shard(
+    events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array
+) -> ShardReport:
     """The report of :func:`write_shard` for events without text; writes nothing."""
     return _counted(_parts(events, rules, users, items), rules, len(items))
 
@@ -160,22 +173,31 @@ def _parts(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array
     starts, and the split of each event; the dense ids of cold users; and counts. The column ``row``
     is the position in the table.
     """
-    columns = {name: np.asarray(events.column(name)).astype(kind, copy=False) for name, kind in _EVENT_KINDS.items()}
+    columns = {
+        name: np.asarray(events.column(name)).astype(kind, copy=False)
+        for name, kind in _EVENT_KINDS.items()
+    }
     columns["row"] = np.arange(events.num_rows)
     starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))
     offsets_U1 = np.append(starts, len(columns["user"])).astype(np.int64)
     uniform_E = _uniform(columns, rules.seed, users, items) if rules.plan.random else np.zeros(0)
-    splits_E = assign(rules.plan, offsets_U1, columns["time"], columns["given"], uniform_E, columns["type"])
+    splits_E = assign(
+        rules.plan, offsets_U1, columns["time"], columns["given"], uniform_E, columns["type"]
+    )
     if (splits_E == CUT).any():
         columns, offsets_U1, splits_E = _kept(columns, splits_E)
     if not rules.plan.newcomers:
         return (columns, offsets_U1, splits_E), np.zeros(0, dtype=np.int32), {}
-    columns, offsets_U1, splits_E, cold, counts = _cut(columns, offsets_U1, splits_E, rules, (users, items))
+    columns, offsets_U1, splits_E, cold, counts = _cut(
+        columns, offsets_U1, splits_E, rules, (users, items)
+    )
     return (columns, offsets_U1, splits_E), cold, counts
 
 
 def _uniform(columns: dict[str, Array], seed: int, users: pa.Array, items: pa.Array) -> Array:
-    """A number in [0, 1) per (user, item) pair that depends only on the external ids and the seed."""
+    """A number in [0, 1) per (user, item) pair that depends only on the external ids and the
+    seed.
+    """
     hashes = []
     for key, ids in (("user", users), ("item", items)):
         unique, inverse = np.unique(columns[key], return_inverse=True)
@@ -184,7 +206,11 @@ def _uniform(columns: dict[str, Array], seed: int, users: pa.Array, items: pa.Ar
 
 
 def _cut(
-    columns: dict[str, Array], offsets_U1: Array, splits_E: Array, rules: ShardRules, ids: tuple[pa.Array, pa.Array]
+    columns: dict[str, Array],
+    offsets_U1: Array,
+    splits_E: Array,
+    rules: ShardRules,
+    ids: tuple[pa.Array, pa.Array],
 ) -> tuple[dict[str, Array], Array, Array, Array, dict[str, int]]:
     """Columns, offsets and splits without the cut events of cold users; the dense ids of cold
     users; counts.
@@ -212,7 +238,9 @@ def _kept(columns: dict[str, Array], splits_E: Array) -> tuple[dict[str, Array],
     return columns, np.append(starts, kept_E.sum()).astype(np.int64), splits_E[kept_E]
 
 
-def _without_cold(text: pa.Table, cold: Array, training: Array, num_items: int) -> tuple[pa.Table, int]:
+def _without_cold(
+    text: pa.Table, cold: Array, training: Array, num_items: int
+) -> tuple[pa.Table, int]:
     """Drop text by cold users that is not about one of their kept training pairs; returns the rest
     and the number dropped.
     """
@@ -222,7 +250,9 @@ def _without_cold(text: pa.Table, cold: Array, training: Array, num_items: int) 
     return text.filter(pa.array(~dropped)), int(dropped.sum())
 
 
-def _history_table(columns: dict[str, Array], offsets_U1: Array, splits_E: Array, context: list[Array]) -> pa.Table:
+def _history_table(
+    columns: dict[str, Array], offsets_U1: Array, splits_E: Array, context: list[Array]
+) -> pa.Table:
     times = columns["time"]
     seconds = np.where(times == NO_TIME, 0, times // 1_000_000)
     flat = {
@@ -233,7 +263,10 @@ def _history_table(columns: dict[str, Array], offsets_U1: Array, splits_E: Array
         "splits": splits_E,
     }
     arrays = [pa.array(columns["user"][offsets_U1[:-1]])]
-    arrays += [pa.LargeListArray.from_arrays(pa.array(offsets_U1), pa.array(values)) for values in flat.values()]
+    arrays += [
+        pa.LargeListArray.from_arrays(pa.array(offsets_U1), pa.array(values))
+        for values in flat.values()
+    ]
     names = ["user", *flat]
     if context:
         codes = pa.array(np.stack(context, axis=1).reshape(-1))
@@ -245,7 +278,9 @@ def _history_table(columns: dict[str, Array], offsets_U1: Array, splits_E: Array
 def _ties(columns: dict[str, Array]) -> int:
     """Number of events with the same known time as the user's previous event."""
     users_E, times_E = columns["user"], columns["time"]
-    same_E = (users_E[1:] == users_E[:-1]) & (times_E[1:] == times_E[:-1]) & (times_E[1:] != NO_TIME)
+    same_E = (
+        (users_E[1:] == users_E[:-1]) & (times_E[1:] == times_E[:-1]) & (times_E[1:] != NO_TIME)
+    )
     return int(same_E.sum())
 
 
@@ -279,7 +314,9 @@ def _item_counts(items_E: Array, splits_E: Array) -> tuple[Array, Array]:
     counted = splits_E < len(PARTS)
     items_E, splits_E = items_E[counted], splits_E[counted]
     last = int(items_E.max(initial=-1))
-    flat = np.bincount(items_E.astype(np.int64) * len(PARTS) + splits_E, minlength=(last + 1) * len(PARTS))
+    flat = np.bincount(
+        items_E.astype(np.int64) * len(PARTS) + splits_E, minlength=(last + 1) * len(PARTS)
+    )
     counts_N3 = flat.reshape(last + 1, len(PARTS)).astype(np.int64)
     unique = np.flatnonzero(counts_N3.any(axis=1))
     return unique, counts_N3[unique]
@@ -288,7 +325,11 @@ def _item_counts(items_E: Array, splits_E: Array) -> tuple[Array, Array]:
 def _term_parts(text: pa.Table, num_parts: int) -> list[pa.Table]:
     """Counts of (item, term), distributed to parts by item."""
     grouped = text.group_by(["item", "term"]).aggregate([([], "count_all")])
-    table = grouped.select(["item", "term", "count_all"]).rename_columns(TERM_SCHEMA.names).cast(TERM_SCHEMA)
+    table = (
+        grouped.select(["item", "term", "count_all"])
+        .rename_columns(TERM_SCHEMA.names)
+        .cast(TERM_SCHEMA)
+    )
     part = np.asarray(table.column("item")) % num_parts
     return [table.filter(pa.array(part == index)) for index in range(num_parts)]
 
@@ -298,7 +339,9 @@ def merge_terms(max_terms: int, *parts: pa.Table) -> pa.Table:
     are sorted by term.
     """
     table = pa.concat_tables(parts).group_by(["item", "term"]).aggregate([("count", "sum")])
-    table = table.sort_by([("item", "ascending"), ("count_sum", "descending"), ("term", "ascending")])
+    table = table.sort_by(
+        [("item", "ascending"), ("count_sum", "descending"), ("term", "ascending")]
+    )
     items = np.asarray(table.column("item"))
     starts = np.flatnonzero(np.diff(items, prepend=-1))
     place = np.arange(len(items)) - np.repeat(starts, np.diff(np.append(starts, len(items))))
@@ -336,10 +379,14 @@ def with_context(
     counter = task(tally_context)
     user_ref, item_ref = ray.put(users), ray.put(items)
     total: list[ColumnStatistics] = []
-    for ref in [counter.remote(bucket[0], event_rules, rules, user_ref, item_ref) for bucket in encoded]:
+    for ref in [
+        counter.remote(bucket[0], event_rules, rules, user_ref, item_ref) for bucket in encoded
+    ]:
         for place, found in enumerate(fetch(ref)):
             total[place].add(found) if place < len(total) else total.append(found)
-    columns = tuple(found.column(name) for name, found in zip(event_rules.context, total, strict=True))
+    columns = tuple(
+        found.column(name) for name, found in zip(event_rules.context, total, strict=True)
+    )
     folder.write_text("vocab/context.json", _context_json(columns))
     return replace(rules, context=columns)
 

@@ -44,7 +44,9 @@ from recsys.preparation.vector_cache import encode_texts
 _PARTS: Final = (Split.TRAIN, Split.VALID)
 
 
-def texts_of(histories: Histories, titles: Sequence[str], rules: TextRules) -> Iterator[tuple[int, int, int, str]]:
+def texts_of(
+    histories: Histories, titles: Sequence[str], rules: TextRules
+) -> Iterator[tuple[int, int, int, str]]:
     """Yield all texts of some users: user, split, place, text.
 
     The place is the number of events in the text, the fold that it leaves out, or :data:`WHOLE`.
@@ -52,7 +54,9 @@ def texts_of(histories: Histories, titles: Sequence[str], rules: TextRules) -> I
     for split in _PARTS:
         seen = histories.through(split)
         users_E = np.repeat(seen.users_U, seen.lengths_U)
-        folds = [~Hidden.fold(fold, rules.folds).of(users_E, seen.items_E) for fold in range(rules.folds)]
+        folds = [
+            ~Hidden.fold(fold, rules.folds).of(users_E, seen.items_E) for fold in range(rules.folds)
+        ]
         for row, user in enumerate(seen.users_U.tolist()):
             span = slice(seen.offsets_U1[row], seen.offsets_U1[row + 1])
             items, types = seen.items_E[span], seen.types_E[span]
@@ -65,7 +69,12 @@ def texts_of(histories: Histories, titles: Sequence[str], rules: TextRules) -> I
             elif rules.folds > 1:
                 for fold, kept_E in enumerate(folds):
                     kept = kept_E[span]
-                    yield user, int(split), fold, compose(items[kept].tolist(), types[kept].tolist(), titles, rules)
+                    yield (
+                        user,
+                        int(split),
+                        fold,
+                        compose(items[kept].tolist(), types[kept].tolist(), titles, rules),
+                    )
             yield user, int(split), WHOLE, compose(items.tolist(), types.tolist(), titles, rules)
 
 
@@ -108,8 +117,12 @@ def write_user_texts(
         Description of the texts for the manifest.
     """
     composer, names = task(_compose_shard), ray.put(list(titles))
-    entries = pa.concat_tables(fetch([composer.remote(folder, shard, names, rules) for shard in shards]))
-    entries = entries.sort_by([("user", "ascending"), ("through", "ascending"), ("place", "ascending")])
+    entries = pa.concat_tables(
+        fetch([composer.remote(folder, shard, names, rules) for shard in shards])
+    )
+    entries = entries.sort_by(
+        [("user", "ascending"), ("through", "ascending"), ("place", "ascending")]
+    )
     encoded = entries.column("text").combine_chunks().dictionary_encode()
     texts = encoded.dictionary.to_pylist()
     rows = np.asarray(encoded.indices).astype(np.int32)
@@ -118,9 +131,12 @@ def write_user_texts(
     columns = {"text": pa.array(np.where(empty[rows], -1, rows).astype(np.int32))}
     columns["hash"] = pa.array(string_hashes(encoded.dictionary)[rows])  # the audit compares it
     folder.write_table(
-        ENTRIES, pa.table({name: entries.column(name) for name in ("user", "through", "place")} | columns)
+        ENTRIES,
+        pa.table({name: entries.column(name) for name in ("user", "through", "place")} | columns),
     )
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RT.reshape(-1)), vectors_RT.shape[1])
+    column = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors_RT.reshape(-1)), vectors_RT.shape[1]
+    )
     folder.write_table(VECTORS, pa.table({"vector": column}))
     return numbers | {
         "dimension": vectors_RT.shape[1],
@@ -128,15 +144,29 @@ def write_user_texts(
         "entries": len(rows),
         "folds": rules.folds,
         "model": config.model,
-        "fingerprint": language_model_fingerprint(config.model, config.allow_download)
-        + (f"-{adapter.digest}" if adapter else ""),
+        "fingerprint": (
+            language_model_fingerprint(config.model, config.allow_download)
+            + (f"-{adapter.digest}" if adapter else "")
+        ),
         "max_tokens": config.max_tokens,
         "max_items": rules.max_items,
     }
 
 
 def _compose_shard(folder: Folder, name: str, titles: Sequence[str], rules: TextRules) -> pa.Table:
-    histories = histories_from_table(pq.read_table(f"{folder.path}/histories/{name}", filesystem=folder.filesystem))
-    found: list[Any] = list(zip(*texts_of(histories, titles, rules), strict=True)) or [[], [], [], []]
+    histories = histories_from_table(
+        pq.read_table(f"{folder.path}/histories/{name}", filesystem=folder.filesystem)
+    )
+    found: list[Any] = list(zip(*texts_of(histories, titles, rules), strict=True)) or [
+        [],
+        [],
+        [],
+        [],
+    ]
     kinds = {"user": pa.int32(), "through": pa.uint8(), "place": pa.int32(), "text": pa.string()}
-    return pa.table({key: pa.array(values, kind) for (key, kind), values in zip(kinds.items(), found, strict=True)})
+    return pa.table(
+        {
+            key: pa.array(values, kind)
+            for (key, kind), values in zip(kinds.items(), found, strict=True)
+        }
+    )

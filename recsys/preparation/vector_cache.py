@@ -51,14 +51,18 @@ class VectorCache:
         """The cached vectors by key; skips unreadable files."""
         wanted = pa.array(sorted(set(keys)), pa.string())
         found: dict[str, Array] = {}
-        for info in self._filesystem.get_file_info(pyarrow.fs.FileSelector(self._folder, allow_not_found=True)):
+        for info in self._filesystem.get_file_info(
+            pyarrow.fs.FileSelector(self._folder, allow_not_found=True)
+        ):
             if info.base_name.endswith(".parquet"):
                 found.update(self._read(info.path, wanted))
         return found
 
     def _read(self, path: str, wanted: pa.Array) -> dict[str, Array]:
         try:
-            table = pq.read_table(path, filesystem=self._filesystem, page_checksum_verification=True)
+            table = pq.read_table(
+                path, filesystem=self._filesystem, page_checksum_verification=True
+            )
             table = table.filter(pa.compute.is_in(table.column("key"), value_set=wanted))
             column = table.column("vector").combine_chunks()
             vectors_NT = np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
@@ -78,14 +82,16 @@ class VectorCache:
             self._write(keys, vectors_NT)
         except OSError as error:
             warnings.warn(
-                f"vectors are not kept for the next run: {self._folder} is not writable ({error}); set "
-                "data.text.cache_dir or data.media.images.cache_dir to a writable folder",
+                f"vectors are not kept for the next run: {self._folder} is not writable ({error});"
+                " set data.text.cache_dir or data.media.images.cache_dir to a writable folder",
                 stacklevel=2,
             )
 
     def _write(self, keys: Sequence[str], vectors_NT: Array) -> None:
         self._filesystem.create_dir(self._folder, recursive=True)
-        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1])
+        column = pa.FixedSizeListArray.from_arrays(
+            pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1]
+        )
         table = pa.table({"key": pa.array(keys, pa.string()), "vector": column})
         name = f"{self._folder}/{uuid.uuid4().hex}"
         pq.write_table(table, f"{name}.tmp", filesystem=self._filesystem, write_page_checksum=True)
@@ -108,10 +114,14 @@ def forget_texts(root: str, texts: Sequence[str]) -> int:
             if not info.base_name.endswith(".parquet"):
                 continue
             table = pq.read_table(info.path, filesystem=filesystem)
-            kept = table.filter(pa.compute.invert(pa.compute.is_in(table.column("key"), value_set=keys)))
+            kept = table.filter(
+                pa.compute.invert(pa.compute.is_in(table.column("key"), value_set=keys))
+            )
             if kept.num_rows < table.num_rows:
                 removed += table.num_rows - kept.num_rows
-                pq.write_table(kept, f"{info.path}.tmp", filesystem=filesystem, write_page_checksum=True)
+                pq.write_table(
+                    kept, f"{info.path}.tmp", filesystem=filesystem, write_page_checksum=True
+                )
                 filesystem.move(f"{info.path}.tmp", info.path)
     return removed
 
@@ -162,7 +172,9 @@ def encode_texts(
         The model is not available.
     """
     config = config.model_copy(update={"dtype": cluster_dtype(config.dtype)})
-    namespace = f"{model_identity(config)}{f'-{adapter.digest[:24]}' if adapter else ''}-{config.dtype}"
+    namespace = (
+        f"{model_identity(config)}{f'-{adapter.digest[:24]}' if adapter else ''}-{config.dtype}"
+    )
     cache = VectorCache(config.cache_dir, namespace)
     unique = sorted({text for text in texts if text is not None})
     keys = text_keys(unique, namespace)
@@ -200,8 +212,12 @@ def _encode_missing(
     missing = sorted(missing, key=lambda pair: (-len(pair[1]), pair[1]))
     table = pa.table({"key": [key for key, _ in missing], "text": [text for _, text in missing]})
     if len(missing) <= _ONE_TASK_TEXTS and not num_gpus:
-        encode = functools.partial(encode_block, settings=EncoderSettings.of(config, adapter=adapter))
-        pieces = [table.slice(start, _PIECE_TEXTS) for start in range(0, len(missing), _PIECE_TEXTS)]
+        encode = functools.partial(
+            encode_block, settings=EncoderSettings.of(config, adapter=adapter)
+        )
+        pieces = [
+            table.slice(start, _PIECE_TEXTS) for start in range(0, len(missing), _PIECE_TEXTS)
+        ]
         yield from map(_unpacked, results_of(encode, pieces, 1))
         return
     available = num_gpus or max(int(resources.get("CPU", 1)), 1)
@@ -218,7 +234,9 @@ def _encode_missing(
         num_cpus=None if num_gpus else 1,
     )
     with user_errors():
-        for batch in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for batch in encoded.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
             yield _unpacked(batch)
 
 
@@ -227,7 +245,9 @@ def encode_block(table: pa.Table, settings: EncoderSettings) -> pa.Table:
     ``vector``); runs in a task.
     """
     vectors_NT = _encoder(settings).encode(table.column("text").to_pylist())
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1])
+    column = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors_NT.reshape(-1)), vectors_NT.shape[1]
+    )
     return pa.table({"key": table.column("key"), "vector": column})
 
 

@@ -50,7 +50,9 @@ class Id:
         """Make it from an id and the ids of all users and items, which may contain the id or equal
         it.
         """
-        holding = [pc.filter(ids, pc.match_substring(ids, text)).to_pylist() for ids in (users, items)]
+        holding = [
+            pc.filter(ids, pc.match_substring(ids, text)).to_pylist() for ids in (users, items)
+        ]
         others = frozenset(one.encode() for ids in holding for one in ids if one != text)
         enough = len(text.encode()) >= (_DISTINCT_DIGITS if text.isdigit() else _DISTINCT_BYTES)
         return Id(text, others, enough and text not in holding[1])
@@ -59,7 +61,13 @@ class Id:
     def forms(self) -> list[bytes]:
         """The id in the forms in which files store it."""
         escaped = json.dumps(self.text)[1:-1]
-        texts = {self.text, escaped, html.escape(self.text), quote(self.text, safe=""), quote(self.text)}
+        texts = {
+            self.text,
+            escaped,
+            html.escape(self.text),
+            quote(self.text, safe=""),
+            quote(self.text),
+        }
         wide = [self.text.encode("utf-16-le"), self.text.encode("utf-32-le")]
         return [*sorted(text.encode() for text in texts), *wide]
 
@@ -85,7 +93,9 @@ class Id:
 
     def _is_word(self, data: Any, start: int, end: int) -> bool:
         """Whether the match is a separate word, and not part of a longer id of someone else."""
-        if _WORD.match(data[start - 1 : start] if start else b"") or _WORD.match(data[end : end + 1]):
+        if _WORD.match(data[start - 1 : start] if start else b"") or _WORD.match(
+            data[end : end + 1]
+        ):
             return False
         while start and _MORE.match(data[start - 1 : start]):
             start -= 1
@@ -96,7 +106,9 @@ class Id:
 
     def _named_in(self, data: Any) -> bool:
         name = re.escape(self.text.encode())
-        pattern = rb"(?i:user|friend|src|dst)\w*[\"']?\s*[:=]?\s*[\[\"']*" + name + rb"(?![0-9A-Za-z_.])"
+        pattern = (
+            rb"(?i:user|friend|src|dst)\w*[\"']?\s*[:=]?\s*[\[\"']*" + name + rb"(?![0-9A-Za-z_.])"
+        )
         return re.search(pattern, data) is not None
 
 
@@ -106,7 +118,9 @@ class Traces:
 
     ids: list[Id] = field(default_factory=list)
     stretches: set[bytes] = field(default_factory=set)  # see recsys.privacy.stretches
-    texts: dict[bytes, list[Row]] = field(default_factory=dict)  # stretch → its items as they are in lists and pages
+    texts: dict[bytes, list[Row]] = field(
+        default_factory=dict
+    )  # stretch → its items as they are in lists and pages
     num_events: int = 0
     common: set[bytes] = field(default_factory=set)  # stretches that others have as well
 
@@ -116,7 +130,11 @@ class Traces:
         return len(self.common)
 
     def add_history(
-        self, histories: Histories, users: Sequence[int], item_ids: Sequence[str], titles: Sequence[str] = ()
+        self,
+        histories: Histories,
+        users: Sequence[int],
+        item_ids: Sequence[str],
+        titles: Sequence[str] = (),
     ) -> None:
         """Add the stretches of these users (dense ids) in one dataset or bundle, with ids and
         titles of its items.
@@ -127,21 +145,32 @@ class Traces:
         is_gone_U = np.isin(histories.users_U, np.asarray(users))
         others, gone = (histories.take(np.flatnonzero(mask)) for mask in (~is_gone_U, is_gone_U))
         self.num_events += len(gone.items_E)
-        spans = [slice(a, b) for a, b in zip(gone.offsets_U1[:-1].tolist(), gone.offsets_U1[1:].tolist(), strict=True)]
+        spans = [
+            slice(a, b)
+            for a, b in zip(
+                gone.offsets_U1[:-1].tolist(), gone.offsets_U1[1:].tolist(), strict=True
+            )
+        ]
         kinds = (
             ([gone.items_E[span] for span in spans], others.items_E),
             ([gone.times_E[span] for span in spans], others.times_E),
             ([np.unique(gone.items_E[span]) for span in spans], _sorted_items(others)),
         )
         for number, (own, of_others) in enumerate(kinds):
-            keys = {key for values in own for key in stretches_of(values)} - self.stretches - self.common
+            keys = (
+                {key for values in own for key in stretches_of(values)}
+                - self.stretches
+                - self.common
+            )
             common = Stretches(keys | self.stretches).among(of_others)
             self.common |= common
             self.stretches = (self.stretches | keys) - common
             self.texts = {key: rows for key, rows in self.texts.items() if key not in common}
             if number == 0:
                 for key in sorted(keys - common):
-                    self.texts[key] = _texts(np.frombuffer(key, dtype=np.int64).tolist(), item_ids, titles)
+                    self.texts[key] = _texts(
+                        np.frombuffer(key, dtype=np.int64).tolist(), item_ids, titles
+                    )
         self.__dict__.pop("_numbers", None)
 
     @cached_property
@@ -152,7 +181,12 @@ class Traces:
         """Yield ``id`` or ``history`` if a part contains them."""
         if part.kind == "numbers":
             numbers = [int(one.text) for one in self.ids if one.distinct and one.text.isdigit()]
-            if numbers and np.isin(np.array([n for n in numbers if n < 2**63], dtype=np.int64), part.data).any():
+            if (
+                numbers
+                and np.isin(
+                    np.array([n for n in numbers if n < 2**63], dtype=np.int64), part.data
+                ).any()
+            ):
                 yield "id"
             if self._numbers.among(part.data):
                 yield "history"
@@ -165,12 +199,16 @@ class Traces:
         elif part.kind == "bytes":
             if any(one.in_bytes(part.data) for one in self.ids):
                 yield "id"
-            if self._numbers.inside(part.data) or (b"\0" not in part.data[:4096] and self._in_text(part.data)):
+            if self._numbers.inside(part.data) or (
+                b"\0" not in part.data[:4096] and self._in_text(part.data)
+            ):
                 yield "history"
 
     def _in_text(self, data: Any) -> bool:
         rows = [row for of_stretch in self.texts.values() for row in of_stretch]
-        there = {form for form in {form for row in rows for form in row.forms} if data.find(form) >= 0}
+        there = {
+            form for form in {form for row in rows for form in row.forms} if data.find(form) >= 0
+        }
         return any(row.may_be_among(there) and row.pattern.search(data) for row in rows)
 
 
@@ -200,7 +238,10 @@ class Row:
     def pattern(self) -> re.Pattern[bytes]:
         """A regular expression for the names with few characters between them."""
         between = rb"(?:<[^<>]{0,99}>|\"[A-Za-z_]{1,30}\"\s?:|[^0-9A-Za-z<]){1,%d}" % _MOST_BETWEEN
-        names = [rb"(?:" + rb"|".join(re.escape(form) for form in of_name) + rb")" for of_name in self.names]
+        names = [
+            rb"(?:" + rb"|".join(re.escape(form) for form in of_name) + rb")"
+            for of_name in self.names
+        ]
         return re.compile(rb"(?<![0-9A-Za-z])" + between.join(names) + rb"(?![0-9A-Za-z])")
 
 

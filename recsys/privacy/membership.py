@@ -54,7 +54,9 @@ def separation(group: Array, unseen: Array) -> Separation:
     auc = float(wins)
     q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
     variance = (auc * (1 - auc) + (n - 1) * (q1 - auc**2) + (m - 1) * (q2 - auc**2)) / (n * m)
-    least = (1 / n + 1 / m) / 12  # variance without any separation; the formula above gives 0 at AUC 0 and 1
+    least = (
+        1 / n + 1 / m
+    ) / 12  # variance without any separation; the formula above gives 0 at AUC 0 and 1
     error = math.sqrt(max(variance, least if auc in (0.0, 1.0) else 0.0))
     return Separation(auc, max(0.0, auc - _Z * error), min(1.0, auc + _Z * error), n)
 
@@ -66,7 +68,10 @@ def statistics(model: FrozenModel, histories: Histories) -> Array:
     for start in range(0, len(rows), _CHUNK):
         span = slice(start, start + _CHUNK)
         found[span] = _log_probabilities(model, histories, rows[span], places[span])
-    sums, numbers = np.bincount(rows, found, len(histories)), np.bincount(rows, minlength=len(histories))
+    sums, numbers = (
+        np.bincount(rows, found, len(histories)),
+        np.bincount(rows, minlength=len(histories)),
+    )
     return np.asarray(sums[numbers > 0] / numbers[numbers > 0])
 
 
@@ -75,14 +80,18 @@ def _questions(histories: Histories) -> tuple[Array, Array]:
     rows, places = [], []
     for row, length in enumerate(histories.lengths_U.tolist()):
         if length > 1:
-            chosen = np.unique(np.linspace(1, length - 1, min(_PLACES, length - 1)).round().astype(np.int64))
+            chosen = np.unique(
+                np.linspace(1, length - 1, min(_PLACES, length - 1)).round().astype(np.int64)
+            )
             rows.append(np.full(len(chosen), row))
             places.append(chosen)
     nothing = np.zeros(0, dtype=np.int64)
     return (np.concatenate(rows), np.concatenate(places)) if rows else (nothing, nothing)
 
 
-def _log_probabilities(model: FrozenModel, histories: Histories, rows: Array, places: Array) -> Array:
+def _log_probabilities(
+    model: FrozenModel, histories: Histories, rows: Array, places: Array
+) -> Array:
     whole = histories.take(rows)
     starts = whole.offsets_U1[:-1]
     at_E = np.arange(len(whole.items_E)) - np.repeat(starts, whole.lengths_U)
@@ -93,15 +102,21 @@ def _log_probabilities(model: FrozenModel, histories: Histories, rows: Array, pl
         seen.values_E, seen.splits_E, seen.context_EC, seen.targets_T,
     )  # fmt: skip
     offsets = np.arange(len(rows) + 1, dtype=np.int64)
-    queries = Queries(nobody, offsets, whole.items_E[asked], whole.context_EC[asked], whole.times_E[asked])
+    queries = Queries(
+        nobody, offsets, whole.items_E[asked], whole.context_EC[asked], whole.times_E[asked]
+    )
     scores_QN = model.scores(queries).double().cpu()
     targets_Q = torch.as_tensor(whole.items_E[asked].astype(np.int64))
-    scores_QN = scores_QN / scores_QN.std(dim=1, keepdim=True).clamp(min=1e-12)  # stacked members have no scale
+    scores_QN = scores_QN / scores_QN.std(dim=1, keepdim=True).clamp(
+        min=1e-12
+    )  # stacked members have no scale
     chosen_Q = torch.log_softmax(scores_QN, dim=1).gather(1, targets_Q[:, None])[:, 0]
     return np.asarray(chosen_Q)
 
 
-def membership(model: FrozenModel, forgotten: Histories, unseen: Histories, members: Histories) -> dict[str, Any]:
+def membership(
+    model: FrozenModel, forgotten: Histories, unseen: Histories, members: Histories
+) -> dict[str, Any]:
     """The result of the test as plain values for the proof: who is separable from users that the
     model has never seen.
 
@@ -121,7 +136,12 @@ def membership(model: FrozenModel, forgotten: Histories, unseen: Histories, memb
     if not len(t_unseen) or not len(t_forgotten):
         return {"tested": False, "why": _why(len(t_forgotten))}
     found = separation(t_forgotten, t_unseen)
-    said = {"tested": True, "unseen": len(t_unseen), "forgotten": asdict(found), "is_blind": found.is_blind}
+    said = {
+        "tested": True,
+        "unseen": len(t_unseen),
+        "forgotten": asdict(found),
+        "is_blind": found.is_blind,
+    }
     if len(t_members):
         control = separation(t_members, t_unseen)
         said |= {"members": asdict(control), "tells_members": not control.is_blind}
@@ -132,6 +152,6 @@ def _why(num_forgotten: int) -> str:
     if not num_forgotten:
         return "no deleted user has two known events"
     return (
-        "there are no users that the model has never seen; give a file of such histories in forget.unseen, or use a "
-        "temporal split, which has new users in its test split"
+        "there are no users that the model has never seen; give a file of such histories in"
+        " forget.unseen, or use a temporal split, which has new users in its test split"
     )

@@ -185,14 +185,22 @@ def _column(column: Any, where: str) -> Iterator[Part]:
     elif pa.types.is_map(kind):
         yield from _column(column.keys, f"{where}.keys")
         yield from _column(column.items, f"{where}.values")
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    elif (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    ):
         if pa.types.is_integer(kind.value_type):
             yield Part("numbers", _apart(column), where)
         else:
             yield from _column(column.flatten(), where)
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    elif (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    ):
         yield Part("cells", [text for text in column.to_pylist() if text], where)
-    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+    elif (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    ):
         yield Part("bytes", b"\0".join(value for value in column.to_pylist() if value), where)
     elif pa.types.is_integer(kind):
         values = column.drop_null().to_numpy(zero_copy_only=False)
@@ -218,7 +226,9 @@ def _sqlite(path: Path, where: str, depth: int) -> Iterator[Part]:
     """Yield the cells of every table, as a text may be spread over several pages of the file."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as store:
         store.text_factory = lambda content: content.decode("utf-8", "replace")
-        tables = [row[0] for row in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        tables = [
+            row[0] for row in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
         for table in tables:
             cursor = store.execute(f'SELECT * FROM "{table.replace(chr(34), chr(34) * 2)}"')
             names = [column[0] for column in cursor.description]

@@ -33,7 +33,9 @@ class Searched:
     sha256: str
     parts: int  # number of searched parts, the file itself included
     found: list[str] = field(default_factory=list)  # "id" or "history", and the place in the file
-    unreadable: list[str] = field(default_factory=list)  # parts that could not be opened and were not searched
+    unreadable: list[str] = field(
+        default_factory=list
+    )  # parts that could not be opened and were not searched
 
 
 def search_file(path: Path, shown: str, traces: Traces) -> Searched:
@@ -47,7 +49,9 @@ def search_file(path: Path, shown: str, traces: Traces) -> Searched:
                 result.unreadable.append(f"{part.where or 'file'}: {part.data}"[:300])
                 continue
             result.parts += 1
-            result.found += [f"{what} in {part.where or 'the file'}" for what in traces.found_in(part)]
+            result.found += [
+                f"{what} in {part.where or 'the file'}" for what in traces.found_in(part)
+            ]
     except OSError as error:
         return Searched(shown, 0, "", 0, unreadable=[f"file: {error.strerror}"])
     result.found = sorted(set(result.found))
@@ -61,13 +65,19 @@ def files_in(places: Iterable[Path], leave: Iterable[Path] = ()) -> list[Path]:
     found: dict[Path, None] = {}
     left = {path.resolve() for path in leave}
     for place in places:
-        paths = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+        paths = (
+            [place]
+            if place.is_file()
+            else sorted(path for path in place.rglob("*") if path.is_file())
+        )
         found |= {path: None for path in paths if path.resolve() not in left}
     by_target = {path.resolve(): path for path in reversed(found)}
     return [path for path in found if by_target[path.resolve()] == path]
 
 
-def proof_of(users: Iterable[str], searched: list[Searched], traces: Traces, said: dict[str, Any]) -> dict[str, Any]:
+def proof_of(
+    users: Iterable[str], searched: list[Searched], traces: Traces, said: dict[str, Any]
+) -> dict[str, Any]:
     """The unsigned list; ``said`` has the other content: time, models, membership test, what
     remains.
     """
@@ -95,7 +105,7 @@ def proof_of(users: Iterable[str], searched: list[Searched], traces: Traces, sai
     }
 
 
-# --------------------------------------------------------------------------------------------------------- signature
+# ---------------------------------------------------------------------------------------- signature
 
 
 def default_key() -> Path:
@@ -120,7 +130,9 @@ def signing_key(place: str) -> Any:
     if not place and not path.exists():
         made = Ed25519PrivateKey.generate()
         pem = made.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
         )
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -135,7 +147,8 @@ def signing_key(place: str) -> Any:
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(
-            f"forget.signing_key: {path} is not an Ed25519 key; make one with `openssl genpkey -algorithm ed25519`"
+            f"forget.signing_key: {path} is not an Ed25519 key; make one with `openssl genpkey"
+            " -algorithm ed25519`"
         )
     return key
 
@@ -144,7 +157,11 @@ def signed(content: dict[str, Any], key: Any) -> dict[str, Any]:
     """The content with the public key and the signature over everything."""
     from cryptography.hazmat.primitives import serialization
 
-    public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
+    public = (
+        key.public_key()
+        .public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+        .hex()
+    )
     whole = {**content, "public_key": public}
     return {**whole, "signature": key.sign(_canonical(whole)).hex()}
 

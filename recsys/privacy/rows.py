@@ -19,13 +19,21 @@ class RowFinder:
 
     def __init__(self, users: Iterable[str], traces: Traces) -> None:
         self._users, self._traces = frozenset(users), traces
-        forms = (json.dumps(user, ensure_ascii=ascii)[1:-1] for user in self._users for ascii in (True, False))
+        forms = (
+            json.dumps(user, ensure_ascii=ascii)[1:-1]
+            for user in self._users
+            for ascii in (True, False)
+        )
         self._forms = {form.encode("utf-8", "surrogatepass") for form in forms}
 
     def __call__(self, rows: Sequence[bytes]) -> list[bool]:
         """Whether each row belongs to these users."""
         together = b"".join(rows)
-        if self._traces.texts or any(form in together for form in self._forms) or self._is_found(together):
+        if (
+            self._traces.texts
+            or any(form in together for form in self._forms)
+            or self._is_found(together)
+        ):
             return [self._is_said(row) or self._is_found(row) for row in rows]
         return [False] * len(rows)
 
@@ -34,11 +42,17 @@ class RowFinder:
         with suppress(ValueError, TypeError, AttributeError):
             content = json.loads(row)
             request = content.get("request") or {}
-            named = (content.get("user_id"), request.get("user_id"), *(request.get("friends") or ()))
+            named = (
+                content.get("user_id"),
+                request.get("user_id"),
+                *(request.get("friends") or ()),
+            )
             if any(isinstance(name, str) and name in self._users for name in named):
                 return True
             items = [event["item_id"] for event in request.get("history") or ()]
-            return bool(items) and "history" in self._traces.found_in(Part("cells", items, "item_id"))
+            return bool(items) and "history" in self._traces.found_in(
+                Part("cells", items, "item_id")
+            )
         return False
 
     def _is_found(self, text: bytes) -> bool:

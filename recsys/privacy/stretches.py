@@ -40,7 +40,9 @@ class Stretches:
     """A set of stretches to search for."""
 
     def __init__(self, keys: Iterable[bytes]) -> None:
-        self._by_head: dict[bytes, list[tuple[bytes, bytes]]] = {}  # eight bytes → (the form, the stretch)
+        self._by_head: dict[
+            bytes, list[tuple[bytes, bytes]]
+        ] = {}  # eight bytes → (the form, the stretch)
         seconds = set[int]()
         for key in keys:
             values = np.frombuffer(key, dtype=np.int64)
@@ -58,7 +60,9 @@ class Stretches:
 
     def among(self, numbers: Array) -> set[bytes]:
         """The stretches that occur in an array of integers."""
-        return self.inside(np.ascontiguousarray(numbers, dtype=np.int64).view(np.uint8).data, _WIDTH)
+        return self.inside(
+            np.ascontiguousarray(numbers, dtype=np.int64).view(np.uint8).data, _WIDTH
+        )
 
     def inside(self, data: Any, step: int = 1) -> set[bytes]:
         """The stretches that occur in bytes, at places that are multiples of ``step``."""

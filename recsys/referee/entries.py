@@ -51,7 +51,9 @@ def methods_of(words: Sequence[str]) -> Methods:
             raise ConfigError(f"referee.lists: {word!r} is neither NAME=FILE nor a folder of lists")
         for key, paths in found.items():
             if key in files:
-                raise ConfigError(f"referee.lists: {key!r} is given twice; for several seeds, give one glob")
+                raise ConfigError(
+                    f"referee.lists: {key!r} is given twice; for several seeds, give one glob"
+                )
             files[key] = paths
     methods: Methods = {}
     for key, paths in files.items():
@@ -71,19 +73,22 @@ def _check(name: str, settings: list[Setting]) -> None:
     if untested:
         shown = "/".join(part for part in (name, untested[0]) if part)
         raise ConfigError(
-            f"referee.lists: {shown} has only lists of the validation split; give {shown}=FILE for test too"
+            f"referee.lists: {shown} has only lists of the validation split; give {shown}=FILE for"
+            " test too"
         )
     unchosen = [one.name or "(no setting)" for one in settings if not one.valid]
     if len(settings) > 1 and unchosen:
         raise ConfigError(
-            f"referee.lists: {name} has {len(settings)} settings, but {', '.join(unchosen)} has no lists of the "
-            f"validation split, and a setting must not be chosen on test. Give {name}/{unchosen[0]}.valid=FILE, or "
-            "only the setting that you chose before"
+            f"referee.lists: {name} has {len(settings)} settings, but {', '.join(unchosen)} has no"
+            " lists of the validation split, and a setting must not be chosen on test. Give"
+            f" {name}/{unchosen[0]}.valid=FILE, or only the setting that you chose before"
         )
 
 
 def _files(place: str) -> list[Path]:
-    found = sorted(Path(path) for path in glob.glob(place)) if glob.has_magic(place) else [Path(place)]
+    found = (
+        sorted(Path(path) for path in glob.glob(place)) if glob.has_magic(place) else [Path(place)]
+    )
     found = [path for path in found if path.is_file()]
     if not found:
         raise SourceError(f"referee.lists: no file {place}")
@@ -92,7 +97,9 @@ def _files(place: str) -> list[Path]:
 
 def _of_folder(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
-        raise ConfigError(f"referee.lists: {str(folder)!r} is neither NAME=FILE nor a folder of lists")
+        raise ConfigError(
+            f"referee.lists: {str(folder)!r} is neither NAME=FILE nor a folder of lists"
+        )
     found: dict[str, list[Path]] = {}
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
@@ -100,5 +107,7 @@ def _of_folder(folder: Path) -> dict[str, list[Path]]:
             key = _SEED.sub("", str(path.relative_to(folder)).removesuffix(ending))
             found.setdefault(key, []).append(path)
     if not found:
-        raise SourceError(f"referee.lists: {folder} holds no lists; expected NAME.parquet or NAME/SETTING.parquet")
+        raise SourceError(
+            f"referee.lists: {folder} holds no lists; expected NAME.parquet or NAME/SETTING.parquet"
+        )
     return found

@@ -39,8 +39,15 @@ def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
     settings, manifest = config.referee, dataset.manifest
     histories = dataset.histories()
     if (histories.splits_E == COLD_VALID).any():
-        raise ConfigError("data.split.cold_users: a protocol cannot hold out the events of whole users; set it to 0")
-    splits = _spans(dataset, histories, settings.windows) if settings.windows > 1 else [("", histories.splits_E)]
+        raise ConfigError(
+            "data.split.cold_users: a protocol cannot hold out the events of whole users; set it"
+            " to 0"
+        )
+    splits = (
+        _spans(dataset, histories, settings.windows)
+        if settings.windows > 1
+        else [("", histories.splits_E)]
+    )
     asked_V = evaluated_users_V(dataset, config)
     rules: dict[str, Any] = {
         "name": config.run.name or manifest.name,
@@ -54,13 +61,21 @@ def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
         "sampler": settings.sampler if settings.sample else "",
         "seed": config.seed,
         "fit": "valid" if config.train.refit else "train",
-        "exposed": "a list for test may use the training and the validation events, one for validation only training",
+        "exposed": (
+            "a list for test may use the training and the validation events, one for validation"
+            " only training"
+        ),
     }
-    about = {"dataset": manifest.content_hash, "made": datetime.now(UTC).isoformat(timespec="seconds")}
+    about = {
+        "dataset": manifest.content_hash,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     protocol = Protocol(rules, dataset.item_ids.cast(pa.string()), [], about)
     for name, splits_E in splits:
         window = _window(dataset, histories, splits_E, name)
-        protocol.windows.append(_with_asked(protocol, window, dataset.user_ids.filter(pa.array(asked_V))))
+        protocol.windows.append(
+            _with_asked(protocol, window, dataset.user_ids.filter(pa.array(asked_V)))
+        )
     return protocol
 
 
@@ -91,15 +106,18 @@ def _with_asked(protocol: Protocol, window: Window, allowed: pa.Array) -> Window
     queries = alone.queries(replace(window, ask=tested))
     if not len(queries):
         raise DataError(
-            f"no user can be evaluated{f' in {window.name}' if window.name else ''}: the test split has no target "
-            "that counts; check data.split, or set referee.mask none to predict repeated items too"
+            f"no user can be evaluated{f' in {window.name}' if window.name else ''}: the test split"
+            " has no target that counts; check data.split, or set referee.mask none to predict"
+            " repeated items too"
         )
     window = replace(window, ask=alone.users.take(pa.array(queries.histories.users_U)))
     if not protocol.rules["sample"]:
         return window
     rows, items = drawn(queries, alone.histories(window), len(protocol.items), protocol.rules)
     pairs = (window.ask.take(pa.array(rows)), protocol.items.take(pa.array(items)))
-    return replace(window, negatives=pa.table(dict(zip(PAIRS.names, pairs, strict=True)), schema=PAIRS))
+    return replace(
+        window, negatives=pa.table(dict(zip(PAIRS.names, pairs, strict=True)), schema=PAIRS)
+    )
 
 
 def _spans(dataset: PreparedDataset, histories: Histories, number: int) -> list[tuple[str, Array]]:
@@ -112,10 +130,12 @@ def _spans(dataset: PreparedDataset, histories: Histories, number: int) -> list[
     split = dataset.manifest.split
     if split.get("kind") != "temporal":
         raise ConfigError(
-            f"referee.windows: {number} windows need data.split.kind temporal, got {split.get('kind')}; set it, or set "
-            "referee.windows 1"
+            f"referee.windows: {number} windows need data.split.kind temporal, got"
+            f" {split.get('kind')}; set it, or set referee.windows 1"
         )
-    valid_from, test_from = (parse_time(str(split[key]), key) // _SECOND for key in ("valid_from", "test_from"))
+    valid_from, test_from = (
+        parse_time(str(split[key]), key) // _SECOND for key in ("valid_from", "test_from")
+    )
     length = int(histories.times_E.max()) + 1 - test_from
     found = []
     for back in range(number - 1, -1, -1):
@@ -126,8 +146,9 @@ def _spans(dataset: PreparedDataset, histories: Histories, number: int) -> list[
         if not (splits_E == Split.TRAIN).any():
             first = datetime.fromtimestamp(int(histories.times_E.min()), UTC).date()
             raise ConfigError(
-                f"referee.windows: {number} windows of {length / 86400:.1f} days leave no training events for the "
-                f"first one (the data begin {first}); use fewer windows, or a later data.split.test_from"
+                f"referee.windows: {number} windows of {length / 86400:.1f} days leave no training"
+                f" events for the first one (the data begin {first}); use fewer windows, or a later"
+                " data.split.test_from"
             )
         found.append((f"window-{number - back}", splits_E))
     return found

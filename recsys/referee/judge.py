@@ -68,8 +68,12 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
     sample = _Sample(questions, resamples, seed)
     names = list(chosen)
     metrics = list(chosen[names[0]].values)
-    stacked = {metric: np.stack([chosen[name].values[metric] for name in names], 1) for metric in metrics}
-    drawn_RC = sample.means(np.concatenate([*stacked.values()], 1))  # the same draws for all methods
+    stacked = {
+        metric: np.stack([chosen[name].values[metric] for name in names], 1) for metric in metrics
+    }
+    drawn_RC = sample.means(
+        np.concatenate([*stacked.values()], 1)
+    )  # the same draws for all methods
     drawn = dict(zip(stacked, np.split(drawn_RC, len(stacked), 1), strict=True))
     found = {}
     for place, name in enumerate(names):
@@ -77,9 +81,13 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
         found[name]["metrics"] = {
             metric: {
                 **(
-                    interval(float(stacked[metric][:, place].mean()), drawn[metric][:, place]).to_json()
+                    interval(
+                        float(stacked[metric][:, place].mean()), drawn[metric][:, place]
+                    ).to_json()
                     if metric in stacked
-                    else {"value": float(np.mean(figures))}  # coverage: resampling repeats users, which biases it
+                    else {
+                        "value": float(np.mean(figures))
+                    }  # coverage: resampling repeats users, which biases it
                 ),
                 **_spread(figures),
             }
@@ -88,14 +96,14 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
     pairs = {metric: _pairs(names, stacked[metric], drawn[metric]) for metric in stacked}
     if resamples + 1 < 2 * len(names) * (len(names) - 1) / 2 / (1 - LEVEL):
         notes.append(
-            f"{resamples:,} resamples are too few for {len(names)} methods: no difference can be significant; raise "
-            "evaluate.bootstrap"
+            f"{resamples:,} resamples are too few for {len(names)} methods: no difference can be"
+            " significant; raise evaluate.bootstrap"
         )
     without = [name for name in names if not chosen[name].has_hash]
     if without:
         notes.append(
-            f"the lists of {', '.join(without)} have no protocol hash, so it is not checked that they were made for "
-            "this protocol"
+            f"the lists of {', '.join(without)} have no protocol hash, so it is not checked that"
+            " they were made for this protocol"
         )
     return Verdict(found, pairs, notes)
 
@@ -112,7 +120,9 @@ class _Sample:
     def means(self, values_BM: Array) -> Array:
         """Resampled means [R, M] over queries."""
         sums_UM = np.stack([np.bincount(self._user_B, column) for column in values_BM.T], 1)
-        drawn_RM = bootstrap_means(np.concatenate([sums_UM, self._num_U[:, None]], 1), self._resamples, self._seed)
+        drawn_RM = bootstrap_means(
+            np.concatenate([sums_UM, self._num_U[:, None]], 1), self._resamples, self._seed
+        )
         return np.asarray(drawn_RM[:, :-1] / drawn_RM[:, -1:])
 
 
@@ -141,7 +151,11 @@ def _pairs(names: Sequence[str], values_BM: Array, drawn_RM: Array) -> list[dict
 
 
 def _measured(
-    one: Setting, protocol: Protocol, questions: Sequence[Queries], validation: Sequence[Queries], notes: list[str]
+    one: Setting,
+    protocol: Protocol,
+    questions: Sequence[Queries],
+    validation: Sequence[Queries],
+    notes: list[str],
 ) -> _Measured:
     runs, commands, has_hash = list[dict[str, Array]](), list[str](), True
     seeds: dict[str, list[float]] = {}
@@ -151,7 +165,9 @@ def _measured(
         commands += [lists.command] if lists.command and lists.command not in commands else []
         has_hash &= lists.has_hash
         runs.append(_values(lists, protocol))
-        figures = {metric: float(values_B.mean()) for metric, values_B in runs[-1].items()} | _coverage(lists, protocol)
+        figures = {
+            metric: float(values_B.mean()) for metric, values_B in runs[-1].items()
+        } | _coverage(lists, protocol)
         for metric, figure in figures.items():
             seeds.setdefault(metric, []).append(figure)
     values = {metric: np.mean([run[metric] for run in runs], axis=0) for metric in runs[0]}
@@ -160,7 +176,9 @@ def _measured(
         lists = read_lists(path, protocol, validation, Split.VALID)
         notes += lists.notes
         valid.append(float(_values(lists, protocol)[protocol.metric].mean()))
-    return _Measured(one.name, values, seeds, float(np.mean(valid)) if valid else None, commands, has_hash)
+    return _Measured(
+        one.name, values, seeds, float(np.mean(valid)) if valid else None, commands, has_hash
+    )
 
 
 def _values(lists: Lists, protocol: Protocol) -> dict[str, Array]:
@@ -175,7 +193,12 @@ def _coverage(lists: Lists, protocol: Protocol) -> dict[str, float]:
     """Share of the catalogue that is in at least one list, mean over windows."""
     return {
         f"coverage@{k}": float(
-            np.mean([coverage_of(exposure(one.items_BK, len(protocol.items), k)) for one in lists.windows])
+            np.mean(
+                [
+                    coverage_of(exposure(one.items_BK, len(protocol.items), k))
+                    for one in lists.windows
+                ]
+            )
         )
         for k in protocol.ks
     }
@@ -186,9 +209,15 @@ def _chosen(settings: Sequence[_Measured]) -> _Measured:
 
 
 def _described(
-    chosen: _Measured, settings: Sequence[_Measured], protocol: Protocol, questions: Sequence[Queries], sample: _Sample
+    chosen: _Measured,
+    settings: Sequence[_Measured],
+    protocol: Protocol,
+    questions: Sequence[Queries],
+    sample: _Sample,
 ) -> dict[str, Any]:
-    """Setting, seeds, windows and, with several settings, what a choice on test would have claimed."""
+    """Setting, seeds, windows and, with several settings, what a choice on test would have
+    claimed.
+    """
     metric = protocol.metric
     found: dict[str, Any] = {
         "setting": chosen.setting,
@@ -200,9 +229,14 @@ def _described(
         best = max(settings, key=lambda one: float(one.values[metric].mean()))
         means_BM = np.stack([best.values[metric], chosen.values[metric]], 1)
         drawn_RM = sample.means(means_BM)
-        gap = comparison(float((means_BM[:, 0] - means_BM[:, 1]).mean()), drawn_RM[:, 0] - drawn_RM[:, 1])
+        gap = comparison(
+            float((means_BM[:, 0] - means_BM[:, 1]).mean()), drawn_RM[:, 0] - drawn_RM[:, 1]
+        )
         found["selection"] = {
-            "settings": {one.setting: {"validation": one.valid, "test": _mean(one, metric)} for one in settings},
+            "settings": {
+                one.setting: {"validation": one.valid, "test": _mean(one, metric)}
+                for one in settings
+            },
             "chosen": chosen.setting,
             "best_on_test": best.setting,
             "inflation": gap.to_json(),
@@ -223,4 +257,8 @@ def _mean(one: _Measured, metric: str) -> float:
 
 def _spread(figures: Sequence[float]) -> Mapping[str, Any]:
     """Standard deviation over seeds, if there are several."""
-    return {"sd": float(np.std(figures, ddof=1)), "of_seeds": list(figures)} if len(figures) > 1 else {}
+    return (
+        {"sd": float(np.std(figures, ddof=1)), "of_seeds": list(figures)}
+        if len(figures) > 1
+        else {}
+    )

@@ -52,7 +52,9 @@ class _Rows:
     order_E: Array  # smaller is better
 
 
-def read_lists(path: Path, protocol: Protocol, questions: Sequence[Queries], part: Split = Split.TEST) -> Lists:
+def read_lists(
+    path: Path, protocol: Protocol, questions: Sequence[Queries], part: Split = Split.TEST
+) -> Lists:
     """Read and check one file.
 
     Parameters
@@ -95,7 +97,13 @@ def read_lists(path: Path, protocol: Protocol, questions: Sequence[Queries], par
 
 
 def _judged(
-    rows: _Rows, queries: Queries, window: Window, protocol: Protocol, path: Path, part: Split, notes: list[str]
+    rows: _Rows,
+    queries: Queries,
+    window: Window,
+    protocol: Protocol,
+    path: Path,
+    part: Split,
+    notes: list[str],
 ) -> Judged:
     where = f"{path} ({window.name})" if window.name else str(path)
     row_of_user = np.full(len(protocol.users) + 1, -1, dtype=np.int64)
@@ -103,14 +111,18 @@ def _judged(
     asked_E = row_of_user[rows.users_E]
     kept = np.flatnonzero(asked_E >= 0)
     if not len(kept):
-        raise DataError(f"{where}: no list belongs to an evaluated user; ask.parquet lists these users")
+        raise DataError(
+            f"{where}: no list belongs to an evaluated user; ask.parquet lists these users"
+        )
     items_E = rows.items_E[kept]
     order = np.lexsort((tie_order(len(protocol.items))[items_E], rows.order_E[kept], asked_E[kept]))
     asked_E, items_E = asked_E[kept][order], items_E[order]
     sampled = window.negatives is not None and part == Split.TEST
     if sampled:
         asked_E, items_E = _of_sample(asked_E, items_E, queries, window, protocol, where)
-    elif protocol.masks_seen and len(items_E) == len(queries) * len(protocol.items):  # scores of the whole catalogue
+    elif protocol.masks_seen and len(items_E) == len(queries) * len(
+        protocol.items
+    ):  # scores of the whole catalogue
         had = queries.histories.of_targets()
         had_E = np.repeat(np.arange(len(queries)), had.lengths_U) * 2**32 + had.items_E
         unseen_E = ~np.isin(asked_E * 2**32 + items_E, had_E)
@@ -127,7 +139,7 @@ def _judged(
     return Judged(queries, items_BK[:, :k])
 
 
-# ------------------------------------------------------------------------------------------------------------- the file
+# ----------------------------------------------------------------------------------------- the file
 
 
 def _told(table: pa.Table, name: str, path: Path) -> str:
@@ -135,7 +147,9 @@ def _told(table: pa.Table, name: str, path: Path) -> str:
     if name in table.column_names:
         values = pc.unique(table.column(name)).to_pylist()
         if len(values) > 1:
-            raise DataError(f"{path}: column {name} has {len(values)} values, expected one for the whole file")
+            raise DataError(
+                f"{path}: column {name} has {len(values)} values, expected one for the whole file"
+            )
         return str(values[0] or "") if values else ""
     return ((table.schema.metadata or {}).get(name.encode()) or b"").decode()
 
@@ -144,31 +158,46 @@ def _of_window(table: pa.Table, window: Window, path: Path) -> pa.Table:
     if not window.name:
         return table
     if "window" not in table.column_names:
-        raise DataError(f"{path}: the protocol has several windows; add a column window with the window of each list")
+        raise DataError(
+            f"{path}: the protocol has several windows; add a column window with the window of each"
+            " list"
+        )
     return table.filter(pc.equal(table.column("window").cast(pa.string()), window.name))
 
 
 def _rows(table: pa.Table, order: str, protocol: Protocol, path: Path) -> _Rows:
     ids = {name: table.column(name).cast(pa.string()) for name in ("user_id", "item_id")}
-    found = {"user_id": rows_of(ids["user_id"], protocol.users), "item_id": rows_of(ids["item_id"], protocol.items)}
+    found = {
+        "user_id": rows_of(ids["user_id"], protocol.users),
+        "item_id": rows_of(ids["item_id"], protocol.items),
+    }
     for name, rows_E in found.items():
         if (rows_E < 0).any():
             example = ids[name][int(np.argmax(rows_E < 0))].as_py()
             of = "items.parquet" if name == "item_id" else "the protocol's events"
             raise DataError(
-                f"{path}: {int((rows_E < 0).sum()):,} rows have a {name} that is not in {of}, e.g. {example!r}; "
-                "write the ids of the protocol's files, not a library's internal numbers"
+                f"{path}: {int((rows_E < 0).sum()):,} rows have a {name} that is not in {of}, e.g."
+                f" {example!r}; write the ids of the protocol's files, not a library's internal"
+                " numbers"
             )
     try:
-        values = np.asarray(table.column(order).cast(pa.float64()).fill_null(np.nan), dtype=np.float64)
+        values = np.asarray(
+            table.column(order).cast(pa.float64()).fill_null(np.nan), dtype=np.float64
+        )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise DataError(f"{path}: column {order} holds {table.column(order).type}, expected numbers") from None
+        raise DataError(
+            f"{path}: column {order} holds {table.column(order).type}, expected numbers"
+        ) from None
     if np.isnan(values).any():
-        raise DataError(f"{path}: {order} is missing in {int(np.isnan(values).sum()):,} rows; expected a number")
+        raise DataError(
+            f"{path}: {order} is missing in {int(np.isnan(values).sum()):,} rows; expected a number"
+        )
     keys = found["user_id"] * 2**32 + found["item_id"]
     _check_once(keys, path, "item", ids)
     if order == "rank":
-        _check_once(found["user_id"] + 1j * values, path, "rank", {**ids, "rank": table.column("rank")})
+        _check_once(
+            found["user_id"] + 1j * values, path, "rank", {**ids, "rank": table.column("rank")}
+        )
     return _Rows(found["user_id"], found["item_id"], values if order == "rank" else -values)
 
 
@@ -179,12 +208,13 @@ def _check_once(keys: Array, path: Path, what: str, columns: dict[str, pa.Chunke
         user = columns["user_id"][row].as_py()
         value = columns["item_id" if what == "item" else "rank"][row].as_py()
         raise DataError(
-            f"{path}: in {int((counts > 1).sum()):,} cases a user has the same {what} more than once, e.g. user "
-            f"{user!r} {what} {value!r}; write every {what} once per user, and one file per seed"
+            f"{path}: in {int((counts > 1).sum()):,} cases a user has the same {what} more than"
+            f" once, e.g. user {user!r} {what} {value!r}; write every {what} once per user, and one"
+            " file per seed"
         )
 
 
-# ----------------------------------------------------------------------------------------------------------- the checks
+# --------------------------------------------------------------------------------------- the checks
 
 
 def _of_sample(
@@ -196,13 +226,17 @@ def _of_sample(
     row_of[queries.histories.users_U] = np.arange(len(queries))
     beside = row_of[rows_of(window.negatives.column("user_id"), protocol.users)]
     sampled = rows_of(window.negatives.column("item_id"), protocol.items)
-    wanted = np.unique(np.concatenate([beside * 2**32 + sampled, queries.target_rows() * 2**32 + queries.target_items]))
+    wanted = np.unique(
+        np.concatenate(
+            [beside * 2**32 + sampled, queries.target_rows() * 2**32 + queries.target_items]
+        )
+    )
     is_wanted_E = np.isin(rows_E * 2**32 + items_E, wanted)
     if int(is_wanted_E.sum()) != len(wanted):
         raise DataError(
-            f"{where}: the protocol ranks the targets and {protocol.rules['sample']} sampled items, but "
-            f"{len(wanted) - int(is_wanted_E.sum()):,} of these {len(wanted):,} rows have no score; write a score for "
-            "every row of negatives.parquet and test.parquet"
+            f"{where}: the protocol ranks the targets and {protocol.rules['sample']} sampled items,"
+            f" but {len(wanted) - int(is_wanted_E.sum()):,} of these {len(wanted):,} rows have no"
+            " score; write a score for every row of negatives.parquet and test.parquet"
         )
     return rows_E[is_wanted_E], items_E[is_wanted_E]
 
@@ -215,9 +249,11 @@ def _check_unseen(items_BK: Array, queries: Queries, protocol: Protocol, where: 
         row, place = np.argwhere(is_seen)[0]
         user = protocol.users[int(queries.histories.users_U[row])].as_py()
         raise DataError(
-            f"{where}: the lists of {int(is_seen.any(axis=1).sum()):,} users contain items that they had before, e.g. "
-            f"user {user!r} item {protocol.items[int(items_BK[row, place])].as_py()!r}, which the protocol excludes "
-            "(mask seen): leave out these items, or prepare a protocol with --referee.mask none for all methods"
+            f"{where}: the lists of {int(is_seen.any(axis=1).sum()):,} users contain items that"
+            f" they had before, e.g. user {user!r} item"
+            f" {protocol.items[int(items_BK[row, place])].as_py()!r}, which the protocol excludes"
+            " (mask seen): leave out these items, or prepare a protocol with --referee.mask none"
+            " for all methods"
         )
 
 
@@ -231,30 +267,43 @@ def _check_ranked_all(items_BK: Array, queries: Queries, protocol: Protocol, whe
     hits_BK = mark_hits(items_BK, queries)
     if (hits_BK.sum(axis=1) == queries.num_targets_B).all() and hits_BK[:, 0].mean() <= _FIRST:
         raise DataError(
-            f"{where}: all {len(queries):,} users have all their targets among at most {depth} of "
-            f"{len(protocol.items):,} items, so only sampled items were ranked, but the protocol ranks all; list the "
-            f"best of the whole catalogue, or prepare a protocol with --referee.sample {depth - 1}"
+            f"{where}: all {len(queries):,} users have all their targets among at most {depth} of"
+            f" {len(protocol.items):,} items, so only sampled items were ranked, but the protocol"
+            " ranks all; list the best of the whole catalogue, or prepare a protocol with"
+            f" --referee.sample {depth - 1}"
         )
 
 
-def _note(items_BK: Array, queries: Queries, protocol: Protocol, where: str, notes: list[str]) -> None:
+def _note(
+    items_BK: Array, queries: Queries, protocol: Protocol, where: str, notes: list[str]
+) -> None:
     """Add notes on suspicious lists that are still accepted."""
     k = items_BK.shape[1]
     lengths_B = (items_BK >= 0).sum(axis=1)
     if (lengths_B == 0).any():
         notes.append(
-            f"{where}: {int((lengths_B == 0).sum()):,} of {len(queries):,} users have no list, so they count as missed"
+            f"{where}: {int((lengths_B == 0).sum()):,} of {len(queries):,} users have no list, so"
+            " they count as missed"
         )
     if (short := (lengths_B > 0) & (lengths_B < k)).any():
-        notes.append(f"{where}: {int(short.sum()):,} lists are shorter than {k}, the shortest {lengths_B[short].min()}")
+        notes.append(
+            f"{where}: {int(short.sum()):,} lists are shorter than {k}, the shortest"
+            f" {lengths_B[short].min()}"
+        )
     hits_BK = mark_hits(items_BK, queries)
     first_B = hits_BK[:, 0]
     if first_B.mean() > _FIRST:
         notes.append(
-            f"{where}: the first item is a target for {first_B.mean():.1%} of the users, which is suspicious; were "
-            "test events used, or were only targets scored?"
+            f"{where}: the first item is a target for {first_B.mean():.1%} of the users, which is"
+            " suspicious; were test events used, or were only targets scored?"
         )
     if len(queries) >= _MANY and hits_BK.any(axis=1).all() and k < len(protocol.items) / 4:
-        notes.append(f"{where}: every list of {k} has a target, which is suspicious; was the whole catalogue ranked?")
+        notes.append(
+            f"{where}: every list of {k} has a target, which is suspicious; was the whole catalogue"
+            " ranked?"
+        )
     if len(queries) >= _MANY and not hits_BK.any():
-        notes.append(f"{where}: no list has a target; were test events in the histories, and so left out as seen?")
+        notes.append(
+            f"{where}: no list has a target; were test events in the histories, and so left out as"
+            " seen?"
+        )

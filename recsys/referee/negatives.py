@@ -19,7 +19,9 @@ from recsys.data.histories import Array, Histories, Queries
 from recsys.errors import ConfigError
 
 
-def drawn(queries: Queries, histories: Histories, num_items: int, rules: Mapping[str, Any]) -> tuple[Array, Array]:
+def drawn(
+    queries: Queries, histories: Histories, num_items: int, rules: Mapping[str, Any]
+) -> tuple[Array, Array]:
     """Query and item of every sampled item, ``rules['sample']`` per query.
 
     Parameters
@@ -40,16 +42,25 @@ def drawn(queries: Queries, histories: Histories, num_items: int, rules: Mapping
         A user has so many items that too few others can be drawn.
     """
     known = {user: row for row, user in enumerate(histories.users_U.tolist())}
-    had = [set(histories.take(np.array([known[user]])).items_E.tolist()) for user in queries.histories.users_U.tolist()]
+    had = [
+        set(histories.take(np.array([known[user]])).items_E.tolist())
+        for user in queries.histories.users_U.tolist()
+    ]
     number, seed = int(rules["sample"]), int(rules["seed"])
     if (most := max(map(len, had), default=0)) + number > num_items:
         raise ConfigError(
-            f"referee.sample: {number} items cannot be drawn for a user who has {most} of {num_items:,}; lower it"
+            f"referee.sample: {number} items cannot be drawn for a user who has {most} of"
+            f" {num_items:,}; lower it"
         )
     if rules["sampler"] == "recbole":
-        if rules["mask"] == "none":  # RecBole's sampler for sequential models excludes only the target
+        if (
+            rules["mask"] == "none"
+        ):  # RecBole's sampler for sequential models excludes only the target
             ends = queries.target_offsets_B1
-            had = [set(queries.target_items[ends[row] : ends[row + 1]].tolist()) for row in range(len(queries))]
+            had = [
+                set(queries.target_items[ends[row] : ends[row + 1]].tolist())
+                for row in range(len(queries))
+            ]
         items_BS = _recbole(had, histories, number, seed)
     else:
         items_BS = _uniform(had, num_items, number, seed)

@@ -24,7 +24,12 @@ from recsys.referee.tables import write_table
 
 
 def write_baselines(
-    protocol: Protocol, names: Sequence[str], config: EvaluateConfig, folder: Path, form: str, command: str
+    protocol: Protocol,
+    names: Sequence[str],
+    config: EvaluateConfig,
+    folder: Path,
+    form: str,
+    command: str,
 ) -> list[Path]:
     """Write NAME/SETTING and NAME/SETTING.valid of every baseline that the events allow.
 
@@ -43,28 +48,38 @@ def write_baselines(
                 continue
             for setting, part, scorer in _fits(protocol, place, name, config):
                 path = folder / name / f"{setting}{'.valid' if part == Split.VALID else ''}.{form}"
-                tables.setdefault(path, []).append(list_of(protocol, place, part, scorer, config.chunk_users))
+                tables.setdefault(path, []).append(
+                    list_of(protocol, place, part, scorer, config.chunk_users)
+                )
     for path, found in tables.items():
         write_table(stamped(pa.concat_tables(found), protocol, command, form), path)
     return list(tables)
 
 
-def _fits(protocol: Protocol, place: int, name: str, config: EvaluateConfig) -> Iterator[tuple[str, Split, Scorer]]:
-    """Fit every setting: on training events for validation, and on the protocol's events for test."""
+def _fits(
+    protocol: Protocol, place: int, name: str, config: EvaluateConfig
+) -> Iterator[tuple[str, Split, Scorer]]:
+    """Fit every setting: on training events for validation, and on the protocol's events for
+    test.
+    """
     histories = protocol.histories(protocol.windows[place])
     parts = {Split.VALID: Split.TRAIN, Split.TEST: Split[protocol.rules["fit"].upper()]}
     for part, through in parts.items():
         baseline = build_baseline(name, config)
         for constants in baseline.fits(histories.through(through), len(protocol.items)):
-            yield ",".join(f"{key}={value}" for key, value in constants.items()) or "default", part, baseline
+            yield (
+                ",".join(f"{key}={value}" for key, value in constants.items()) or "default",
+                part,
+                baseline,
+            )
 
 
 def check_full(protocol: Protocol) -> None:
     """Raise :class:`ConfigError` if a protocol does not rank the whole catalogue."""
     if protocol.rules["sample"]:
         raise ConfigError(
-            f"the protocol ranks {protocol.rules['sample']} sampled items, but these lists rank the whole catalogue; "
-            "prepare a protocol with --referee.sample 0"
+            f"the protocol ranks {protocol.rules['sample']} sampled items, but these lists rank the"
+            " whole catalogue; prepare a protocol with --referee.sample 0"
         )
 
 

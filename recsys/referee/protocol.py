@@ -96,8 +96,12 @@ class Protocol:
     @cached_property
     def users(self) -> pa.Array:
         """External ids of all users who have an event or are evaluated in some window."""
-        ids = [table.column("user_id") for window in self.windows for name, table in window.tables()]
-        return pc.unique(pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string()))
+        ids = [
+            table.column("user_id") for window in self.windows for name, table in window.tables()
+        ]
+        return pc.unique(
+            pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
+        )
 
     @cached_property
     def hash(self) -> str:
@@ -108,7 +112,9 @@ class Protocol:
             for name, table in window.tables():
                 digest.update(f"\0{window.name}/{name}\0".encode())
                 columns = [_texts(column) for column in table.columns]
-                digest.update("\n".join("\t".join(row) for row in zip(*columns, strict=True)).encode())
+                digest.update(
+                    "\n".join("\t".join(row) for row in zip(*columns, strict=True)).encode()
+                )
         return digest.hexdigest()
 
     def described(self) -> dict[str, Any]:
@@ -119,14 +125,18 @@ class Protocol:
             "hash": self.hash,
             "items": len(self.items),
             "queries": sum(counts),
-            "windows": {window.name: count for window, count in zip(self.windows, counts, strict=True)},
+            "windows": {
+                window.name: count for window, count in zip(self.windows, counts, strict=True)
+            },
             "command": self.about.get("command", ""),
         }
 
     def histories(self, window: Window) -> Histories:
         """The events of a window, user by user."""
         table = pa.concat_tables([window.parts[name] for name in PARTS])
-        splits_E = np.repeat([*PARTS.values()], [window.parts[name].num_rows for name in PARTS]).astype(np.uint8)
+        splits_E = np.repeat(
+            [*PARTS.values()], [window.parts[name].num_rows for name in PARTS]
+        ).astype(np.uint8)
         users_E = _dense(table.column("user_id"), self.users)
         order = np.lexsort((table.column("position").to_numpy(), users_E))
         types = list(self.rules["event_types"])
@@ -136,7 +146,9 @@ class Protocol:
             users_U.astype(np.int32),
             np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64),
             _dense(table.column("item_id"), self.items)[order].astype(np.int32),
-            _dense(table.column("event_type"), pa.array(types, pa.string()))[order].astype(np.uint8),
+            _dense(table.column("event_type"), pa.array(types, pa.string()))[order].astype(
+                np.uint8
+            ),
             times[order],
             table.column("value").to_numpy()[order],
             splits_E[order],
@@ -166,7 +178,9 @@ def write_protocol(protocol: Protocol, folder: Path, form: str) -> None:
         "windows": [window.name for window in protocol.windows],
         "about": protocol.about,
     }
-    (folder / "protocol.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "protocol.json").write_text(
+        json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def read_protocol(folder: Path) -> Protocol:
@@ -181,31 +195,46 @@ def read_protocol(folder: Path) -> Protocol:
     try:
         record = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{folder} is not a protocol: protocol.json is missing; {cure}") from None
+        raise ArtifactError(
+            f"{folder} is not a protocol: protocol.json is missing; {cure}"
+        ) from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder}/protocol.json is damaged ({error}); {cure}") from None
     if record.get("version") != VERSION:
-        raise ArtifactError(f"{folder} has version {record.get('version')}, but this release reads {VERSION}; {cure}")
+        raise ArtifactError(
+            f"{folder} has version {record.get('version')}, but this release reads {VERSION};"
+            f" {cure}"
+        )
     rules = record["rules"]
-    items = _read(folder, "items", pa.schema([("item_id", pa.string())])).column("item_id").combine_chunks()
+    items = (
+        _read(folder, "items", pa.schema([("item_id", pa.string())]))
+        .column("item_id")
+        .combine_chunks()
+    )
     windows = []
     for name in record["windows"]:
         parts = {part: _read(folder / name, part, EVENTS) for part in PARTS}
-        ask = _read(folder / name, "ask", pa.schema([("user_id", pa.string())])).column("user_id").combine_chunks()
+        ask = (
+            _read(folder / name, "ask", pa.schema([("user_id", pa.string())]))
+            .column("user_id")
+            .combine_chunks()
+        )
         negatives = _read(folder / name, "negatives", PAIRS) if rules["sample"] else None
         windows.append(Window(name, parts, ask, negatives))
     protocol = Protocol(rules, items, windows, record["about"])
     if protocol.hash != record["hash"]:
         raise ArtifactError(
-            f"{folder} was changed after it was written: its rows have hash {protocol.hash[:12]}, protocol.json says "
-            f"{record['hash'][:12]}; write the protocol again: {cure}"
+            f"{folder} was changed after it was written: its rows have hash {protocol.hash[:12]},"
+            f" protocol.json says {record['hash'][:12]}; write the protocol again: {cure}"
         )
     return protocol
 
 
 def rows_of(ids: Sequence[str] | pa.Array | pa.ChunkedArray, known: pa.Array) -> Array:
     """The dense ids, −1 for unknown ones: int64."""
-    found = pc.index_in(ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids), value_set=known)
+    found = pc.index_in(
+        ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids), value_set=known
+    )
     return np.asarray(pc.fill_null(found, -1)).astype(np.int64)
 
 
@@ -213,7 +242,9 @@ def _dense(ids: pa.ChunkedArray, known: pa.Array) -> Array:
     found = rows_of(ids, known)
     if (found < 0).any():
         unknown = ids[int(np.argmax(found < 0))].as_py()
-        raise ArtifactError(f"the protocol has an event of {unknown!r}, which is not in its other tables")
+        raise ArtifactError(
+            f"the protocol has an event of {unknown!r}, which is not in its other tables"
+        )
     return found
 
 

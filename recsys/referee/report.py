@@ -15,7 +15,9 @@ Record = Mapping[str, Any]
 def ranked(record: Record) -> list[str]:
     """The methods, sorted by the main metric, the best first."""
     metric = record["protocol"]["metric"]
-    return sorted(record["methods"], key=lambda name: -record["methods"][name]["metrics"][metric]["value"])
+    return sorted(
+        record["methods"], key=lambda name: -record["methods"][name]["metrics"][metric]["value"]
+    )
 
 
 def against_best(record: Record) -> dict[str, float]:
@@ -31,7 +33,11 @@ def board(record: Record) -> list[list[str]]:
     """The leaderboard: a header and one row per method."""
     metric, ks = record["protocol"]["metric"], record["protocol"]["ks"]
     k = int(metric.split("@")[1])
-    others = [f"{kind}@{k}" for kind in (*QUERY_METRICS, "coverage") if f"{kind}@{k}" != metric and k in ks]
+    others = [
+        f"{kind}@{k}"
+        for kind in (*QUERY_METRICS, "coverage")
+        if f"{kind}@{k}" != metric and k in ks
+    ]
     p_values = against_best(record)
     rows = [["method", "setting", "seeds", metric, "95 % interval", "p vs best", *others]]
     for name in ranked(record):
@@ -57,8 +63,8 @@ def head(record: Record) -> str:
     )
     windows = f", {len(protocol['windows'])} windows" if len(protocol["windows"]) > 1 else ""
     return (
-        f"{protocol['name']}, split {protocol['split']['kind']}{windows}: {protocol['queries']:,} questions, "
-        f"{candidates} ranked, {mask}; protocol {protocol['hash'][:12]}"
+        f"{protocol['name']}, split {protocol['split']['kind']}{windows}: {protocol['queries']:,}"
+        f" questions, {candidates} ranked, {mask}; protocol {protocol['hash'][:12]}"
     )
 
 
@@ -68,27 +74,41 @@ def findings(record: Record) -> list[str]:
     lines = []
     if len(order) > 1:
         alike = [name for name in order[1:] if p_values[name] >= 0.05]
-        same = f"; not significantly worse: {', '.join(alike)}" if alike else ", significantly better than every other"
+        same = (
+            f"; not significantly worse: {', '.join(alike)}"
+            if alike
+            else ", significantly better than every other"
+        )
         lines.append(
-            f"{order[0]} has the best {metric}{same} (paired bootstrap over users, Holm correction over all pairs)"
+            f"{order[0]} has the best {metric}{same} (paired bootstrap over users, Holm correction"
+            " over all pairs)"
         )
     for name in order:
         one = record["methods"][name]
         if chosen := one.get("selection"):
             gap = chosen["inflation"]
             lines.append(
-                f"{name}: validation chooses {chosen['chosen']} of {len(chosen['settings'])} settings; the best "
-                f"on test is {chosen['best_on_test']}: selection inflation {gap['difference']:+.4f}, "
-                f"{gap['low']:+.4f} to {gap['high']:+.4f}"
+                f"{name}: validation chooses {chosen['chosen']} of {len(chosen['settings'])}"
+                f" settings; the best on test is {chosen['best_on_test']}: selection inflation"
+                f" {gap['difference']:+.4f}, {gap['low']:+.4f} to {gap['high']:+.4f}"
             )
         if windows := one.get("windows"):
-            lines.append(f"{name}: {metric} {', '.join(f'{key} {of[metric]:.4f}' for key, of in windows.items())}")
+            lines.append(
+                f"{name}: {metric}"
+                f" {', '.join(f'{key} {of[metric]:.4f}' for key, of in windows.items())}"
+            )
     return lines
 
 
 def markdown(record: Record) -> str:
     """The leaderboard as Markdown."""
-    parts = [head(record), "", *_markdown_table(board(record)), "", *(f"- {line}" for line in findings(record))]
+    parts = [
+        head(record),
+        "",
+        *_markdown_table(board(record)),
+        "",
+        *(f"- {line}" for line in findings(record)),
+    ]
     parts += [f"- note: {note}" for note in record["notes"]]
     return "\n".join([*parts, "", f"`{record['command']}`, {record['time'][:10]}", ""])
 
@@ -96,17 +116,23 @@ def markdown(record: Record) -> str:
 def html(record: Record) -> str:
     """The leaderboard as an HTML page without scripts or external files."""
     rows = board(record)
-    cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
+    cells = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:]
+    )
     top = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
     told = [*findings(record), *(f"note: {note}" for note in record["notes"])]
     points = "".join(f"<li>{escape(line)}</li>" for line in told)
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Referee: {escape(record['protocol']['name'])}</title><style>{stylesheet()}</style></head><body><main>"
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
+        ' content="width=device-width">'
+        "<title>Referee:"
+        f" {escape(record['protocol']['name'])}</title><style>{stylesheet()}</style></head><body><main>"
         f'<p class="eyebrow">Referee</p><h1>{escape(record["protocol"]["name"])}</h1>'
         f'<p class="lead">{escape(head(record))}</p>'
-        f'<section class="card" style="overflow-x:auto"><table><thead><tr>{top}</tr></thead><tbody>{cells}</tbody>'
-        f'</table></section><section><ul>{points}</ul><p class="faint small">{escape(record["command"])}, '
+        '<section class="card"'
+        f' style="overflow-x:auto"><table><thead><tr>{top}</tr></thead><tbody>{cells}</tbody>'
+        f'</table></section><section><ul>{points}</ul><p class="faint'
+        f' small">{escape(record["command"])}, '
         f"{escape(record['time'])}</p></section></main></body></html>\n"
     )
 
@@ -118,17 +144,33 @@ def page(records: Sequence[Record]) -> str:
     lines = [
         "# Leaderboard",
         "",
-        "Written by `recsys referee page`; do not edit. Every figure is from `recsys referee score` on lists of the",
-        "method's own library, with the same queries, targets and catalogue. If a method has several settings,",
-        "validation chooses one. *Lists* says what each method was fitted on, and for how long: a model trained for",
+        (
+            "Written by `recsys referee page`; do not edit. Every figure is from `recsys referee"
+            " score` on lists of the"
+        ),
+        (
+            "method's own library, with the same queries, targets and catalogue. If a method has"
+            " several settings,"
+        ),
+        (
+            "validation chooses one. *Lists* says what each method was fitted on, and for how long:"
+            " a model trained for"
+        ),
         "one epoch does not represent its library. See [referee.md](referee.md).",
         "",
     ]
     lines += _markdown_table(_matrix(records))
     for record in sorted(records, key=lambda one: str(one["protocol"]["name"])):
-        lines += ["", f"## {record['protocol']['name']}, {_rules(record)}", "", markdown(record).rstrip()]
+        lines += [
+            "",
+            f"## {record['protocol']['name']}, {_rules(record)}",
+            "",
+            markdown(record).rstrip(),
+        ]
         commands = [
-            f"- {name}: `{command}`" for name in ranked(record) for command in record["methods"][name]["commands"]
+            f"- {name}: `{command}`"
+            for name in ranked(record)
+            for command in record["methods"][name]["commands"]
         ]
         lines += ["", "Lists:", "", *commands] if commands else []
     return "\n".join([*lines, ""])

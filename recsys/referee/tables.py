@@ -37,7 +37,9 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     table = read_any(path)
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
-        raise SourceError(f"{path}: no column {', '.join(missing)}; got {', '.join(table.column_names)}")
+        raise SourceError(
+            f"{path}: no column {', '.join(missing)}; got {', '.join(table.column_names)}"
+        )
     columns = {}
     for one in schema:
         column = table.column(one.name)
@@ -46,7 +48,9 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
                 column = column.cast(pa.int64())
             columns[one.name] = column.cast(one.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise SourceError(f"{path}: column {one.name} does not hold {one.type}: {error}") from None
+            raise SourceError(
+                f"{path}: column {one.name} does not hold {one.type}: {error}"
+            ) from None
     return pa.table(columns, schema=schema)
 
 
@@ -67,7 +71,9 @@ def read_any(path: Path) -> pa.Table:
         return pyarrow.csv.read_csv(
             path,
             parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if ".tsv" in path.name else ","),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string())
+            ),
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise SourceError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None

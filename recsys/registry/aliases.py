@@ -54,8 +54,9 @@ class Aliases:
         now = self.version_of(CHAMPION)
         if now != champion:
             raise ArtifactError(
-                f"the champion of {self.name} was {_named(champion)} when this was decided and is {_named(now)} now: "
-                "another process has promoted a version in the meantime; run `recsys promote` again"
+                f"the champion of {self.name} was {_named(champion)} when this was decided and is"
+                f" {_named(now)} now: another process has promoted a version in the meantime; run"
+                " `recsys promote` again"
             )
         if champion:
             self._client.set_registered_model_alias(self.name, PREVIOUS, champion)
@@ -81,8 +82,10 @@ class Aliases:
         champion, previous = self.version_of(CHAMPION), self.version_of(PREVIOUS)
         if not champion or not previous or champion == previous:
             raise ArtifactError(
-                f"{self.name} has {'no champion' if not champion else f'no champion before {_named(champion)}'}, so a "
-                "rollback is not possible; promote a version with --promote.model models:/NAME/VERSION"
+                f"{self.name} has"
+                f" {'no champion' if not champion else f'no champion before {_named(champion)}'},"
+                " so a rollback is not possible; promote a version with --promote.model"
+                " models:/NAME/VERSION"
             )
         self._client.set_registered_model_alias(self.name, CHAMPION, previous)
         before = self.tags(previous).get(REPLACED, "")
@@ -103,7 +106,9 @@ class Aliases:
     def tag(self, version: str, tags: Mapping[str, Any]) -> None:
         """Add tags to a version."""
         for key, value in tags.items():
-            self._client.set_model_version_tag(self.name, version, key, redact(str(value))[:_MAX_TAG])
+            self._client.set_model_version_tag(
+                self.name, version, key, redact(str(value))[:_MAX_TAG]
+            )
 
     def _exists(self, version: str) -> bool:
         from mlflow import MlflowException

@@ -18,11 +18,13 @@ from recsys.report.wording import segment_name, sentence
 
 NOT_STATED: Final = "not stated (set registry.data_license)"
 _USE: Final = (
-    "Ranking the items of its catalogue for users of the service that the events come from, including new users."
+    "Ranking the items of its catalogue for users of the service that the events come from,"
+    " including new users."
 )
 _NO_USE: Final = (
-    "Decisions about people other than which items to show (credit, work, health, law); groups of people that the "
-    "events do not cover; inferring attributes of people from their recommendations."
+    "Decisions about people other than which items to show (credit, work, health, law); groups of"
+    " people that the events do not cover; inferring attributes of people from their"
+    " recommendations."
 )
 
 
@@ -56,9 +58,12 @@ def model_card(
     lines = [
         f"# Model card: {plain_line(config.registry.name)}",
         "",
-        f"A recommender with {len(names)} granularities ({', '.join(names)}; fusion {config.model.fusion.kind}), made "
-        f"by Multigrain {lineage['release']}. A score is the product of a user vector and an item vector, and is the "
-        "exact sum of the shares of the granularities.",
+        (
+            f"A recommender with {len(names)} granularities ({', '.join(names)}; fusion"
+            f" {config.model.fusion.kind}), made by Multigrain {lineage['release']}. A score is the"
+            " product of a user vector and an item vector, and is the exact sum of the shares of"
+            " the granularities."
+        ),
         *_section("Intended use", [use_of(config)]),
         *_section("Not for", [_NO_USE]),
         *_section("Data", _data(config, manifest)),
@@ -92,7 +97,8 @@ def shown_as_text(card: str) -> str:
 
 
 def plain_line(value: Any) -> str:
-    r"""User-provided text on one line, with the characters of Markdown links, images and code escaped.
+    r"""User-provided text on one line, with the characters of Markdown links, images and code
+    escaped.
 
     >>> plain_line("a [b](javascript:c)")
     'a \\[b\\](javascript:c)'
@@ -120,21 +126,28 @@ def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str,
     final = (metrics.get("data") or {}).get("final")
     if final:
         found.append(
-            "The metrics belong to a model that was not trained on the test split; this one was trained on all "
-            f"{final['events']:,} events."
+            "The metrics belong to a model that was not trained on the test split; this one was"
+            f" trained on all {final['events']:,} events."
         )
     commit = str(lineage.get("git_commit", ""))[:12]
     changed = " with uncommitted changes" if lineage.get("git_changed") else ""
     return [
         *found,
         f"Data licence: {plain_line(config.registry.data_license or NOT_STATED)}.",
-        f"Dataset {str(lineage.get('dataset', ''))[:12]}, git {commit}{changed}, MLflow run {lineage.get('run_id')}.",
+        (
+            f"Dataset {str(lineage.get('dataset', ''))[:12]}, git {commit}{changed}, MLflow run"
+            f" {lineage.get('run_id')}."
+        ),
         "The full model card is MODEL_CARD.md in the bundle and in the artefacts of the run.",
     ]
 
 
 def refitted_card(
-    parent: str, parent_card: str, what: str, metrics: Mapping[str, float], lineage: Mapping[str, Any]
+    parent: str,
+    parent_card: str,
+    what: str,
+    metrics: Mapping[str, float],
+    lineage: Mapping[str, Any],
 ) -> str:
     """The card of a model in which one part was refitted and which has no evaluation of its own
     yet.
@@ -142,14 +155,18 @@ def refitted_card(
     lines = [
         f"# Model card: {parent} with refitted {what}",
         "",
-        f"The model {parent} in which only the {what} {'was' if what == 'fusion' else 'were'} refitted. **The numbers "
-        "of the card below are the parent's**: this model has not been evaluated on the test split; `recsys promote` "
-        "does that.",
+        (
+            f"The model {parent} in which only the {what} {'was' if what == 'fusion' else 'were'}"
+            " refitted. **The numbers of the card below are the parent's**: this model has not"
+            " been evaluated on the test split; `recsys promote` does that."
+        ),
     ]
     if metrics:
         lines += _section("Measured", [f"- {name}: {value:.5f}" for name, value in metrics.items()])
     lines += _section("Lineage", lineage_lines(lineage))
-    return shown_as_text("\n".join([*lines, "", "---", "", parent_card or "(the parent has no card)", ""]))
+    return shown_as_text(
+        "\n".join([*lines, "", "---", "", parent_card or "(the parent has no card)", ""])
+    )
 
 
 def lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
@@ -171,16 +188,24 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 def _data(config: Config, manifest: Manifest) -> list[str]:
     counts = {name: f"{count:,}" for name, count in manifest.counts.items()}
     split = ", ".join(
-        f"{key} {plain_line(value)}" for key, value in manifest.split.items() if value not in (None, False, "")
+        f"{key} {plain_line(value)}"
+        for key, value in manifest.split.items()
+        if value not in (None, False, "")
     )
     bad = sum(sum(reasons.values()) for reasons in manifest.quarantined.values())
     return [
         f"- name: {plain_line(manifest.name)}, from a {config.data.source.kind} source",
         f"- licence: {plain_line(config.registry.data_license or NOT_STATED)}",
-        f"- {counts.get('users', 0)} users, {counts.get('items', 0)} items, {counts.get('events', 0)} events "
-        f"({', '.join(plain_line(kind) for kind in manifest.event_types)}); {bad:,} bad rows left out",
-        f"- split: {split}; {counts.get('train', 0)} training events, {counts.get('valid', 0)} validation events, "
-        f"{counts.get('test', 0)} test events",
+        (
+            f"- {counts.get('users', 0)} users, {counts.get('items', 0)} items,"
+            f" {counts.get('events', 0)} events"
+            f" ({', '.join(plain_line(kind) for kind in manifest.event_types)}); {bad:,} bad rows"
+            " left out"
+        ),
+        (
+            f"- split: {split}; {counts.get('train', 0)} training events, {counts.get('valid', 0)}"
+            f" validation events, {counts.get('test', 0)} test events"
+        ),
         f"- language model for item texts: {plain_line(manifest.text.get('model') or 'none')}",
         *(f"- note: {plain_line(note)}" for note in manifest.notes),
     ]
@@ -196,15 +221,22 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
     intervals = (metrics.get("confidence") or {}).get("model", {})
     data = metrics.get("data") or {}
     head = [
-        f"All items were ranked for {data.get('queries', 0):,} test users. The model was fitted on the splits up to "
-        f"and including {data.get('fitted_through', 'valid')}. Items that a user had before were "
-        f"{'left out' if data.get('exclude_seen', True) else 'ranked too'}.",
+        (
+            f"All items were ranked for {data.get('queries', 0):,} test users. The model was fitted"
+            f" on the splits up to and including {data.get('fitted_through', 'valid')}. Items that"
+            " a user had before were"
+            f" {'left out' if data.get('exclude_seen', True) else 'ranked too'}."
+        ),
         "",
     ]
     rows = []
     for name, value in metrics["model"].items():
-        low_high = f"{intervals[name][0]:.4f} … {intervals[name][1]:.4f}" if name in intervals else ""
-        rows.append([f"**{name}**" if name == metrics.get("metric") else name, f"{value:.4f}", low_high])
+        low_high = (
+            f"{intervals[name][0]:.4f} … {intervals[name][1]:.4f}" if name in intervals else ""
+        )
+        rows.append(
+            [f"**{name}**" if name == metrics.get("metric") else name, f"{value:.4f}", low_high]
+        )
     return head + table(["metric", "value", "95 % interval"], rows)
 
 
@@ -214,11 +246,16 @@ def final_lines(metrics: Mapping[str, Any]) -> list[str]:
     if not final:
         return []
     epochs = final["epochs"]
-    how = f"trained for {epochs} epochs{'' if final['start'] == 'anew' else ' more'}" if epochs else "fitted"
+    how = (
+        f"trained for {epochs} epochs{'' if final['start'] == 'anew' else ' more'}"
+        if epochs
+        else "fitted"
+    )
     return [
-        f"The metrics belong to a model that has not seen the test split. The served model was then {how} on all "
-        f"{final['events']:,} events, including test, with the same hyperparameters; no choice was made on it. The "
-        "bundle also holds the measured model, and the champion gate compares that one."
+        "The metrics belong to a model that has not seen the test split. The served model was then"
+        f" {how} on all {final['events']:,} events, including test, with the same hyperparameters;"
+        " no choice was made on it. The bundle also holds the measured model, and the champion"
+        " gate compares that one."
     ]
 
 
@@ -234,7 +271,9 @@ def _baselines(metrics: Mapping[str, Any]) -> list[str]:
         ]
         for name, entry in against.items()
     ]
-    return table(["baseline", metric, "the model's difference", "95 % interval"], rows) if rows else []
+    return (
+        table(["baseline", metric, "the model's difference", "95 % interval"], rows) if rows else []
+    )
 
 
 def _segments(metrics: Mapping[str, Any]) -> list[str]:
@@ -244,7 +283,11 @@ def _segments(metrics: Mapping[str, Any]) -> list[str]:
             f"{group}: {segment_name(label)}",
             f"{entry['queries']:,}",
             f"{entry['model'][metric]:.4f}",
-            f"{entry['interval'][0]:.4f} … {entry['interval'][1]:.4f}" if "interval" in entry else "",
+            (
+                f"{entry['interval'][0]:.4f} … {entry['interval'][1]:.4f}"
+                if "interval" in entry
+                else ""
+            ),
         ]
         for group, labels in (metrics.get("segments") or {}).items()
         for label, entry in labels.items()
@@ -265,7 +308,14 @@ def _signals(metrics: Mapping[str, Any]) -> list[str]:
         ]
         for entry in metrics.get("signals") or []
     ]
-    head = ["signals", "queries", metrics.get("metric", ""), "95 % interval", "best baseline for them", "difference"]
+    head = [
+        "signals",
+        "queries",
+        metrics.get("metric", ""),
+        "95 % interval",
+        "best baseline for them",
+        "difference",
+    ]
     return table(head, rows) if rows else []
 
 
@@ -295,7 +345,11 @@ def _granularities(metrics: Mapping[str, Any]) -> list[str]:
         [name, f"{entry['weight']:.4f}", f"{entry[without]:.4f}" if without in entry else ""]
         for name, entry in (metrics.get("granularities") or {}).items()
     ]
-    return table(["granularity", "mean weight λ", f"{metrics.get('metric', '')} without it"], rows) if rows else []
+    return (
+        table(["granularity", "mean weight λ", f"{metrics.get('metric', '')} without it"], rows)
+        if rows
+        else []
+    )
 
 
 def _private(private: Mapping[str, Any] | None) -> list[str]:
@@ -303,14 +357,20 @@ def _private(private: Mapping[str, Any] | None) -> list[str]:
     if private is None:
         return []
     return [
-        f"Trained by DP-SGD with the {private['unit']} as the unit: **ε {private['epsilon']:.3f} at δ "
-        f"{private['delta']:.0e}** ({private['accountant']}; noise {private['noise_multiplier']:.3f}, gradients "
-        f"clipped to {private['clip']:g}, {private['steps']:,} steps, each with a share of "
-        f"{private['sample_rate']:.4f} of {private['users']:,} users).",
+        (
+            f"Trained by DP-SGD with the {private['unit']} as the unit: **ε"
+            f" {private['epsilon']:.3f} at δ {private['delta']:.0e}** ({private['accountant']};"
+            f" noise {private['noise_multiplier']:.3f}, gradients clipped to {private['clip']:g},"
+            f" {private['steps']:,} steps, each with a share of {private['sample_rate']:.4f} of"
+            f" {private['users']:,} users)."
+        ),
         "",
         "- The guarantee covers the trained weights, the item vectors and the item counts.",
-        "- It does not cover the set of items and event types, the histories that a bundle stores to answer known "
-        "users, or the metrics of this card, which were measured on real users.",
+        (
+            "- It does not cover the set of items and event types, the histories that a bundle"
+            " stores to answer known users, or the metrics of this card, which were measured on"
+            " real users."
+        ),
     ]
 
 
@@ -321,11 +381,16 @@ def _influence(manifest: Manifest, influence: Sequence[str]) -> list[str]:
     number = sum(len(hashes) for hashes in manifest.forgotten["users"].values())
     influence = [*influence, *manifest.forgotten.get("left", [])]
     if not influence:
-        return [f"The model was trained without the {number:,} forgotten users; nothing in it depends on them."]
+        return [
+            f"The model was trained without the {number:,} forgotten users; nothing in it depends"
+            " on them."
+        ]
     return [
-        f"The rows of {number:,} forgotten users were removed, and all counted or closed-form parts were computed "
-        "again without them. These parts were trained, or chosen, on data with these users, and so still depend on "
-        "them:",
+        (
+            f"The rows of {number:,} forgotten users were removed, and all counted or closed-form"
+            " parts were computed again without them. These parts were trained, or chosen, on data"
+            " with these users, and so still depend on them:"
+        ),
         "",
         *(f"- {plain_line(what)}" for what in influence),
         "",
@@ -336,18 +401,27 @@ def _influence(manifest: Manifest, influence: Sequence[str]) -> list[str]:
 def _limits(manifest: Manifest, metrics: Mapping[str, Any]) -> list[str]:
     cold = (metrics.get("segments") or {}).get("users", {})
     found = [
-        "- Measured on past behaviour: only an online experiment shows how people react to other lists.",
-        "- The model repeats biases of the events, such as the popularity and exposure of items in the service; see "
-        "`trust` in the report.",
-        "- Items and users that the model does not know are skipped in a request; a request without any known signal "
-        "gets the most popular items.",
+        (
+            "- Measured on past behaviour: only an online experiment shows how people react to"
+            " other lists."
+        ),
+        (
+            "- The model repeats biases of the events, such as the popularity and exposure of items"
+            " in the service; see `trust` in the report."
+        ),
+        (
+            "- Items and users that the model does not know are skipped in a request; a request"
+            " without any known signal gets the most popular items."
+        ),
     ]
     if note := ((metrics.get("data") or {}).get("foresight") or {}).get("note"):
         found.append(f"- The split is {note}.")
     if not manifest.ordered:
         found.append("- Histories are sets: the order and the times of events are unknown.")
     if "new users" not in cold:
-        found.append("- All test users were known in training: quality for new users is not measured here.")
+        found.append(
+            "- All test users were known in training: quality for new users is not measured here."
+        )
     return found
 
 

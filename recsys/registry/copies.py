@@ -71,7 +71,9 @@ class Owner:
         """Record a copy."""
         text = json.dumps(asdict(copy), ensure_ascii=False)
         if self.name:
-            client(self.tracking, writes=True).set_registered_model_tag(self.name, _TAG + copy.key, text)
+            client(self.tracking, writes=True).set_registered_model_tag(
+                self.name, _TAG + copy.key, text
+            )
             return
         filesystem, inner = filesystem_of(within(self.run, f"{FOLDER}/{copy.key}.json"))
         if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
@@ -112,7 +114,8 @@ def owner_of(asked: str, tracking_uri: str) -> Owner | None:
     """The owner of a model, found from its path or URI; None where it is unknown."""
     if asked.startswith("models:"):
         return Owner(
-            name=asked.removeprefix("models:").lstrip("/").partition("@")[0].partition("/")[0], tracking=tracking_uri
+            name=asked.removeprefix("models:").lstrip("/").partition("@")[0].partition("/")[0],
+            tracking=tracking_uri,
         )
     if is_remote(asked):
         places = [asked, _parent(asked)]
@@ -145,12 +148,18 @@ def _has(place: str) -> bool:
 
 def write_origin(folder: Path, owner: Owner) -> None:
     """Store the owner in a saved model, so that copies of this copy are recorded there too."""
-    (folder / ORIGIN).write_text(json.dumps(asdict(owner), ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / ORIGIN).write_text(
+        json.dumps(asdict(owner), ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def of_run(folder: Path) -> list[Copy]:
     """The copies that are recorded in a run folder."""
-    return [copy for path in sorted(folder.glob(f"{FOLDER}/*.json")) if (copy := _parse(path.read_bytes())) is not None]
+    return [
+        copy
+        for path in sorted(folder.glob(f"{FOLDER}/*.json"))
+        if (copy := _parse(path.read_bytes())) is not None
+    ]
 
 
 def of_models(uri: str, names: Iterable[str]) -> Iterator[tuple[str, Copy]]:

@@ -23,9 +23,13 @@ from recsys.errors import ArtifactError
 
 FILES_TAG: Final = "files.sha256"  # of a version: the digest of the list of its files
 WEIGHTS_TAG: Final = "weights.sha256"
-LISTING: Final = "model_files.json"  # artefact of the run with the list itself, to name files that differ
+LISTING: Final = (
+    "model_files.json"  # artefact of the run with the list itself, to name files that differ
+)
 _WEIGHTS: Final = "weights.safetensors"
-_BY_MLFLOW: Final = "registered_model_meta"  # MLflow adds this file when it loads or downloads a model
+_BY_MLFLOW: Final = (
+    "registered_model_meta"  # MLflow adds this file when it loads or downloads a model
+)
 _NAMED: Final = 3
 
 _LOG = logging.getLogger(__name__)
@@ -45,7 +49,9 @@ def listing(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ArtifactError(f"{folder} holds {name}, which is not a regular file; register the model again")
+            raise ArtifactError(
+                f"{folder} holds {name}, which is not a regular file; register the model again"
+            )
         if path.is_file() and "__pycache__" not in name.split("/") and name != _BY_MLFLOW:
             found[name] = entry_of(path).sha256
     return found
@@ -97,14 +103,22 @@ def check_version(registry: Any, name: str, number: str, folder: Path) -> str:
     weights = [sha256 for path, sha256 in files.items() if path.endswith(f"/{_WEIGHTS}")]
     registered = tags.get(WEIGHTS_TAG)
     if registered is not None and weights != [registered]:
-        raise _changed_error(uri, f"its weights are not those that were registered ({WEIGHTS_TAG} {registered[:12]}…)")
+        raise _changed_error(
+            uri,
+            f"its weights are not those that were registered ({WEIGHTS_TAG} {registered[:12]}…)",
+        )
     expected = tags.get(FILES_TAG)
     if expected is None:
-        note = f"{uri} was registered without {FILES_TAG}, so its loader and code cannot be checked; register it again"
+        note = (
+            f"{uri} was registered without {FILES_TAG}, so its loader and code cannot be checked;"
+            " register it again"
+        )
         _LOG.warning("%s", note)
         return note
     if digest(files) != expected:
-        raise _changed_error(uri, _differences(files, _registered(registry, str(version.run_id or ""), expected)))
+        raise _changed_error(
+            uri, _differences(files, _registered(registry, str(version.run_id or ""), expected))
+        )
     return ""
 
 
@@ -112,9 +126,9 @@ def unreadable(uri: str, number: str, error: BaseException) -> ArtifactError:
     """The error for a version whose files are not at the location in the registry."""
     message = redact(" ".join(str(error).split()))
     return ArtifactError(
-        f"{uri} (version {number}) is registered, but its files cannot be read: {message}. "
-        "If MLflow's store or its artefact folder was moved, move it back or create a symbolic link at the old path; "
-        "otherwise register the model again"
+        f"{uri} (version {number}) is registered, but its files cannot be read: {message}. If"
+        " MLflow's store or its artefact folder was moved, move it back or create a symbolic link"
+        " at the old path; otherwise register the model again"
     )
 
 
@@ -133,7 +147,9 @@ def _differences(files: Mapping[str, str], registered: Mapping[str, str] | None)
     if registered is None:
         return "its files are not those that were registered"
     words = {
-        "changed": [name for name in files if name in registered and files[name] != registered[name]],
+        "changed": [
+            name for name in files if name in registered and files[name] != registered[name]
+        ],
         "added": [name for name in files if name not in registered],
         "missing": [name for name in registered if name not in files],
     }
@@ -147,6 +163,7 @@ def _differences(files: Mapping[str, str], registered: Mapping[str, str] | None)
 
 def _changed_error(uri: str, why: str) -> ArtifactError:
     return ArtifactError(
-        f"{uri} is not what was registered ({why}). Its files were changed in the artefact store; none of its code was "
-        "run. Check who can write there, and register the model again, or use another version"
+        f"{uri} is not what was registered ({why}). Its files were changed in the artefact store;"
+        " none of its code was run. Check who can write there, and register the model again, or"
+        " use another version"
     )

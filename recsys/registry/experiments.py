@@ -38,7 +38,9 @@ def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConf
     name, location = settings.experiment, settings.artifacts or None
     if location is not None and not is_remote(location):
         location = Path(location).absolute().as_uri()
-    beside = None if store is None else store.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "-", name)
+    beside = (
+        None if store is None else store.parent / "mlartifacts" / re.sub(r"[^\w.-]+", "-", name)
+    )
     if beside is not None:
         location = location or beside.as_uri()
     found = mlflow_client.get_experiment_by_name(name)
@@ -50,11 +52,14 @@ def experiment_id(mlflow_client: Any, store: Path | None, settings: TrackingConf
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise ConfigError(f"tracking.experiment: {name!r} was deleted; restore it in MLflow or give another name")
+        raise ConfigError(
+            f"tracking.experiment: {name!r} was deleted; restore it in MLflow or give another name"
+        )
     if settings.artifacts and found.artifact_location.rstrip("/") != str(location).rstrip("/"):
         raise ConfigError(
-            f"tracking.artifacts: the experiment {name!r} stores its artefacts at {redact(found.artifact_location)}, "
-            f"which cannot be changed to {settings.artifacts}; use another tracking.experiment for the new location"
+            f"tracking.artifacts: the experiment {name!r} stores its artefacts at"
+            f" {redact(found.artifact_location)}, which cannot be changed to {settings.artifacts};"
+            " use another tracking.experiment for the new location"
         )
     if beside is not None and not settings.artifacts:
         _check_not_moved(name, local_place(str(found.artifact_location)), beside)
@@ -79,7 +84,8 @@ def _check_not_moved(name: str, place: Path | None, beside: Path) -> None:
     if place is None or place == beside or place.exists() or not beside.exists():
         return
     raise ConfigError(
-        f"tracking.experiment {name!r}: MLflow's store was moved; it looks for its artefacts at {place}, which does "
-        f"not exist, but they are at {beside} now. Move them back, create a symbolic link (mkdir -p {place.parent} && "
-        f"ln -s {beside} {place}), or give another tracking.experiment"
+        f"tracking.experiment {name!r}: MLflow's store was moved; it looks for its artefacts at"
+        f" {place}, which does not exist, but they are at {beside} now. Move them back, create a"
+        f" symbolic link (mkdir -p {place.parent} && ln -s {beside} {place}), or give another"
+        " tracking.experiment"
     )

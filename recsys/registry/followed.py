@@ -59,7 +59,9 @@ class FollowedModel:
             card = read_card(folder, bundle.info) or None
         info = bundle.info
         _, _, alias = self.uri.partition("@") if registered else ("", "", "")
-        name, _, number = version.removeprefix("models:/").rpartition("/") if registered else ("", "", "")
+        name, _, number = (
+            version.removeprefix("models:/").rpartition("/") if registered else ("", "", "")
+        )
         about = {
             "uri": version if registered else self.uri,
             "name": name,

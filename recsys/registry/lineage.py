@@ -98,8 +98,8 @@ class Parent:
     def _training(self, name: str) -> dict[str, Tensor]:
         if name not in self.bundle.info.files:
             raise ArtifactError(
-                f"{self.uri} has no training weights ({name}), so training cannot continue from it; register the model "
-                "again with `recsys register`"
+                f"{self.uri} has no training weights ({name}), so training cannot continue from it;"
+                " register the model again with `recsys register`"
             )
         check_file(self.folder, name, self.bundle.info.files[name])
         try:
@@ -118,10 +118,15 @@ class Parent:
             The file of entities is damaged.
         """
         info = self.bundle.info
-        known = (pa.array(self.bundle.user_ids, pa.string()), pa.array(self.bundle.item_ids, pa.string()))
+        known = (
+            pa.array(self.bundle.user_ids, pa.string()),
+            pa.array(self.bundle.item_ids, pa.string()),
+        )
         forgotten = Forgotten.of_json(info.dataset.get("forgotten", {}))
         if VOCABULARY not in info.files:
-            return Vocabulary(*known, tuple(info.event_types), context=self.bundle.context, forgotten=forgotten)
+            return Vocabulary(
+                *known, tuple(info.event_types), context=self.bundle.context, forgotten=forgotten
+            )
         check_file(self.folder, VOCABULARY, info.files[VOCABULARY])
         try:
             table = pq.read_table(self.folder / VOCABULARY)
@@ -131,7 +136,9 @@ class Parent:
             )
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise damaged(self.folder, f"{VOCABULARY}: {describe_error(error)}") from None
-        return Vocabulary(*known, tuple(info.event_types), entities, relations, self.bundle.context, forgotten)
+        return Vocabulary(
+            *known, tuple(info.event_types), entities, relations, self.bundle.context, forgotten
+        )
 
 
 def open_parent(uri: str, tracking_uri: str) -> Parent:
@@ -187,11 +194,17 @@ def write_refitted(
         for heads, parameters in sides:
             for file in heads.keys() & info.files.keys():
                 tensors = load_file(aside / file)
-                named = {f"{heads[file]}{name}": tensor.detach().contiguous() for name, tensor in parameters.items()}
+                named = {
+                    f"{heads[file]}{name}": tensor.detach().contiguous()
+                    for name, tensor in parameters.items()
+                }
                 assert named.keys() <= tensors.keys(), "the parameters are the parent's"
                 check_finite(named, "the refitted parameters")
                 save_file(tensors | named, aside / file)
-        info.package_version, info.created = __version__, datetime.now(UTC).isoformat(timespec="seconds")
+        info.package_version, info.created = (
+            __version__,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+        )
         info.metrics, info.extra = dict(metrics), info.extra | extra | {"parent": parent.describe()}
         for stale in (DESCRIPTION, SELF_TEST, CARD):
             (aside / stale).unlink(missing_ok=True)

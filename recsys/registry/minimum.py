@@ -44,7 +44,9 @@ def num_events(dataset: Mapping[str, Any]) -> int:
     return sum(int(dataset.get("counts", {}).get(part, 0)) for part in _PARTS)
 
 
-def check_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[str, int], config: Config) -> Minimum:
+def check_minimum(
+    comparison: Mapping[str, Any], events: int, before: Mapping[str, int], config: Config
+) -> Minimum:
     """Whether a version is good enough for the alias.
 
     The first version must not be significantly below the best baseline. A version that would take
@@ -69,11 +71,14 @@ def check_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[st
     why = "no baseline was measured"
     if against:
         is_below = against["high"] < 0 or (bool(before) and against["difference"] < 0)
-        where = "below" if is_below else "above" if against["low"] > 0 else "not distinguishable from"
+        where = (
+            "below" if is_below else "above" if against["low"] > 0 else "not distinguishable from"
+        )
         significantly = "significantly " if against["high"] < 0 else ""
         why = (
-            f"{comparison['metric']} is {significantly}{where} the baseline {best} "
-            f"({against['difference']:+.4f}, 95 % interval {against['low']:+.4f} to {against['high']:+.4f})"
+            f"{comparison['metric']} is {significantly}{where} the baseline {best}"
+            f" ({against['difference']:+.4f}, 95 % interval {against['low']:+.4f} to"
+            f" {against['high']:+.4f})"
         )
         if is_below:
             return Minimum(False, why)
@@ -81,8 +86,9 @@ def check_minimum(comparison: Mapping[str, Any], events: int, before: Mapping[st
         if not config.update.replace and events < config.registry.min_data * theirs:
             return Minimum(
                 False,
-                f"its dataset has {events:,} events, that of {who} has {theirs:,} (registry.min_data "
-                f"{config.registry.min_data:g} requires {config.registry.min_data * theirs:,.0f}; 0 allows any number)",
+                f"its dataset has {events:,} events, that of {who} has {theirs:,}"
+                f" (registry.min_data {config.registry.min_data:g} requires"
+                f" {config.registry.min_data * theirs:,.0f}; 0 allows any number)",
             )
     return Minimum(True, why)
 
@@ -119,7 +125,9 @@ def newest_versions(client: Any, name: str, most: int) -> list[Any]:
     """The newest versions of a registered model, newest first."""
     quote = '"' if "'" in name else "'"
     return list(
-        client.search_model_versions(f"name = {quote}{name}{quote}", max_results=most, order_by=["version_number DESC"])
+        client.search_model_versions(
+            f"name = {quote}{name}{quote}", max_results=most, order_by=["version_number DESC"]
+        )
     )
 
 

@@ -29,13 +29,35 @@ def model_page(config: Config) -> str:
     """
     name, alias = config.registry.name, config.registry.alias
     aliases = [
-        [CHAMPION, "serves: the gate (`recsys promote`) found it better than the one before, with no guardrail broken"],
-        [alias, "the newest version above the minimum: not below the best baseline, and trained on enough data"],
-        [PREVIOUS, "the champion before this one; `recsys promote --promote.rollback true` restores it"],
+        [
+            CHAMPION,
+            (
+                "serves: the gate (`recsys promote`) found it better than the one before, with no"
+                " guardrail broken"
+            ),
+        ],
+        [
+            alias,
+            (
+                "the newest version above the minimum: not below the best baseline, and trained on"
+                " enough data"
+            ),
+        ],
+        [
+            PREVIOUS,
+            "the champion before this one; `recsys promote --promote.rollback true` restores it",
+        ],
     ]
     if alias == CHAMPION:  # a registry without a gate
         del aliases[0]
-    head = [f"# {plain_line(name)}", "", use_of(config), "", *table(["alias", "meaning"], aliases), ""]
+    head = [
+        f"# {plain_line(name)}",
+        "",
+        use_of(config),
+        "",
+        *table(["alias", "meaning"], aliases),
+        "",
+    ]
     code = [
         "```python",
         f'model = mlflow.pyfunc.load_model("models:/{name}@champion")',
@@ -44,9 +66,11 @@ def model_page(config: Config) -> str:
     ]
     rest = [
         "",
-        f"The tag `minimum.why` of a version says why it may or may not have the alias {plain_line(alias)}; a version "
-        "without an alias is pulled by its number. The card of a version is `MODEL_CARD.md` in the artefacts of its "
-        "run.",
+        (
+            "The tag `minimum.why` of a version says why it may or may not have the alias"
+            f" {plain_line(alias)}; a version without an alias is pulled by its number. The card of"
+            " a version is `MODEL_CARD.md` in the artefacts of its run."
+        ),
     ]
     text = shown_as_text("\n".join([*head, *code, *rest]))
     return f"{text[: _LONGEST - len(PAGE_END) - 2]}\n\n{PAGE_END}"
@@ -56,20 +80,27 @@ def version_description(bundle: Bundle, config: Config, metrics: Mapping[str, An
     """The card of a version in a few lines, with the model and the baselines in a table."""
     info = bundle.info
     lines = [
-        f"**Multigrain {info.package_version}**: {', '.join(info.granularities)} on dataset "
-        f"{info.dataset.get('name', '')} ({len(bundle.user_ids)} users, {bundle.num_items} items).",
+        (
+            f"**Multigrain {info.package_version}**: {', '.join(info.granularities)} on dataset"
+            f" {info.dataset.get('name', '')} ({len(bundle.user_ids)} users, {bundle.num_items}"
+            " items)."
+        ),
         "",
         *_beside_baselines(metrics),
     ]
-    figures = {key: value for key, value in numbers(metrics.get("model", metrics)).items() if "@" in key}
+    figures = {
+        key: value for key, value in numbers(metrics.get("model", metrics)).items() if "@" in key
+    }
     if figures:
-        lines.append(f"- {', '.join(f'{key} {value:.4f}' for key, value in list(figures.items())[:4])}.")
+        lines.append(
+            f"- {', '.join(f'{key} {value:.4f}' for key, value in list(figures.items())[:4])}."
+        )
     if "lineage" in info.extra:
         lines += [f"- {line}" for line in short_card(config, metrics, info.extra["lineage"])]
     lines.append(
-        "- Columns of a request: user_id, history (item ids, oldest first), friends (user ids), attributes, k, "
-        "exclude_seen; or item_id, for similar items. Rules: candidates, exclude, filters, boost, diversify, "
-        "offset, explain."
+        "- Columns of a request: user_id, history (item ids, oldest first), friends (user ids),"
+        " attributes, k, exclude_seen; or item_id, for similar items. Rules: candidates, exclude,"
+        " filters, boost, diversify, offset, explain."
     )
     return shown_as_text("\n".join(lines))[:_LONGEST]
 
@@ -79,6 +110,12 @@ def _beside_baselines(metrics: Mapping[str, Any]) -> list[str]:
     metric, baselines = metrics.get("metric", ""), metrics.get("baselines") or {}
     if metric not in metrics.get("model", {}) or not baselines:
         return []
-    values = {"**this model**": metrics["model"][metric], **{name: of[metric] for name, of in baselines.items()}}
+    values = {
+        "**this model**": metrics["model"][metric],
+        **{name: of[metric] for name, of in baselines.items()},
+    }
     ordered = sorted(values.items(), key=lambda pair: -pair[1])
-    return [*table(["recommender", metric], [[name, f"{value:.4f}"] for name, value in ordered]), ""]
+    return [
+        *table(["recommender", metric], [[name, f"{value:.4f}"] for name, value in ordered]),
+        "",
+    ]

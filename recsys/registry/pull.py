@@ -59,7 +59,9 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
     from mlflow.artifacts import download_artifacts
 
     if not uri.startswith("models:"):
-        raise ArtifactError(f"pull: got {uri!r}, expected models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise ArtifactError(
+            f"pull: got {uri!r}, expected models:/NAME@ALIAS or models:/NAME/VERSION"
+        )
     name, version = pinned(uri, tracking_uri).removeprefix("models:/").rsplit("/", 1)
     target = Path(folder).absolute()
     with writing_aside(target, f"artifacts/*/{DESCRIPTION}") as aside:
@@ -71,14 +73,17 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
         registry = client(tracking_uri)
         note = check_version(registry, name, version, aside)
         for compiled in [*aside.rglob("__pycache__")]:
-            shutil.rmtree(compiled)  # not covered by the digest, and Python would run it instead of the source
+            shutil.rmtree(
+                compiled
+            )  # not covered by the digest, and Python would run it instead of the source
         place = bundle_in(aside, uri)
         bundle = read_bundle(place)
         for file, entry in bundle.info.files.items():
             check_file(place, file, entry)
         if not (aside / "MLmodel").is_file():
             raise ArtifactError(
-                f"{uri} is not an MLflow model (MLmodel is missing); register it with `recsys register`"
+                f"{uri} is not an MLflow model (MLmodel is missing); register it with `recsys"
+                " register`"
             )
         aliases = tuple(sorted(registry.get_model_version(name, version).aliases))
         origin = {
@@ -89,6 +94,8 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
             "tracking": redact(tracking_uri),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        (aside / PULLED).write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (aside / PULLED).write_text(
+            json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         inside = place.relative_to(aside)
     return Pulled(target, target / inside, name, version, aliases, bundle.info, note)

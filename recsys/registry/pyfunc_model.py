@@ -32,9 +32,27 @@ from recsys.serving.requests import (
 )
 
 BUNDLE = "bundle"  # name of the MLflow artifact
-BUNDLE_SHA256 = "bundle_sha256"  # key of the model's configuration: the checksum of the bundle's description
-_COLUMNS = ("user_id", "item_ids", "scores", "shares", "source", "titles", "unknown_items", "unknown_friends")
-_MORE = ("boosts", "explanations", "unknown_in_rules", "item_id", "by", "why")  # only where a request asks for them
+BUNDLE_SHA256 = (  # key of the model's configuration: the checksum of the bundle's description
+    "bundle_sha256"
+)
+_COLUMNS = (
+    "user_id",
+    "item_ids",
+    "scores",
+    "shares",
+    "source",
+    "titles",
+    "unknown_items",
+    "unknown_friends",
+)
+_MORE = (
+    "boosts",
+    "explanations",
+    "unknown_in_rules",
+    "item_id",
+    "by",
+    "why",
+)  # only where a request asks for them
 
 
 class RecommenderModel(PythonModel):
@@ -43,7 +61,8 @@ class RecommenderModel(PythonModel):
     All input columns are optional, but a row needs one of the first four:
 
     - ``user_id``: string;
-    - ``history``: list of item ids, oldest first, or of objects with item_id, event_type, timestamp,
+    - ``history``: list of item ids, oldest first, or of objects with item_id, event_type,
+      timestamp,
       context;
     - ``friends``: list of user ids;
     - ``attributes``: object, attribute of a user → value, list or null;
@@ -69,10 +88,14 @@ class RecommenderModel(PythonModel):
         ArtifactError
             The bundle is damaged, or is not the one that was registered.
         """
-        check_description(context.artifacts[BUNDLE], (context.model_config or {}).get(BUNDLE_SHA256))
+        check_description(
+            context.artifacts[BUNDLE], (context.model_config or {}).get(BUNDLE_SHA256)
+        )
         self.recommender = Recommender(read_bundle(context.artifacts[BUNDLE]))
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """One row per answer.
 
         The columns are user_id, item_ids, scores, shares (granularity → list), source, titles,
@@ -90,9 +113,16 @@ class RecommenderModel(PythonModel):
         except RequestError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         except RecursionError:
-            raise MlflowException.invalid_parameter_value("a request is nested too deeply") from None
-        columns = [*_COLUMNS, *(name for name in _MORE if any(name in answer for answer in answers))]
-        return pd.DataFrame({name: pd.Series([a.get(name) for a in answers], dtype=object) for name in columns})
+            raise MlflowException.invalid_parameter_value(
+                "a request is nested too deeply"
+            ) from None
+        columns = [
+            *_COLUMNS,
+            *(name for name in _MORE if any(name in answer for answer in answers)),
+        ]
+        return pd.DataFrame(
+            {name: pd.Series([a.get(name) for a in answers], dtype=object) for name in columns}
+        )
 
 
 def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
@@ -104,7 +134,8 @@ def _rows(model_input: Any, params: dict[str, Any]) -> list[Any]:
         model_input = rows_of_columns(_plain(model_input), "the input")
     if not isinstance(model_input, (list, tuple)):
         raise RequestError(
-            f"got {type(model_input).__name__}, expected a data frame or a list of requests with {one_of(SUBJECTS)}"
+            f"got {type(model_input).__name__}, expected a data frame or a list of requests with"
+            f" {one_of(SUBJECTS)}"
         )
     defaults = {name: _plain(value) for name, value in params.items() if value is not None}
     return filled((_plain(row) for row in model_input), {"k": 20} | defaults)
@@ -122,18 +153,25 @@ def _check_columns(frame: pd.DataFrame) -> None:
     if unknown:
         raise RequestError(f"{choices(unknown)}: unknown field; expected one of: {choices(fields)}")
     if len(set(names)) != len(names):
-        raise RequestError(f"some of the columns {', '.join(names)} have the same name; give every column once")
+        raise RequestError(
+            f"some of the columns {', '.join(names)} have the same name; give every column once"
+        )
     if not {*SUBJECTS, SIMILAR_TO} & set(names):
         raise RequestError(
-            f"expected a column {one_of([*SUBJECTS, SIMILAR_TO])}, got none of them; possible columns: "
-            f"{choices(fields)}"
+            f"expected a column {one_of([*SUBJECTS, SIMILAR_TO])}, got none of them; possible"
+            f" columns: {choices(fields)}"
         )
     for name in ("user_id", SIMILAR_TO):
         kind = frame[name].dtype if name in names else None
         if kind is not None and pd.api.types.is_numeric_dtype(kind) and frame[name].notna().any():
-            cure = 'astype("string")' if pd.api.types.is_integer_dtype(kind) else 'astype("Int64").astype("string")'
+            cure = (
+                'astype("string")'
+                if pd.api.types.is_integer_dtype(kind)
+                else 'astype("Int64").astype("string")'
+            )
             raise RequestError(
-                f"{name}: the column holds numbers ({kind}), expected strings: read it as text (dtype=str), or convert "
+                f"{name}: the column holds numbers ({kind}), expected strings: read it as text"
+                " (dtype=str), or convert "
                 f'it with frame["{name}"].{cure}, which cannot restore leading zeros of the file'
             )
 
@@ -167,8 +205,8 @@ def _check_unmixed(texts: np.ndarray[Any, Any]) -> None:
     longest = max((len(text) for text in texts.ravel().tolist()), default=0)
     if texts.dtype.itemsize // 4 > max(longest, 1):
         raise RequestError(
-            f"got a list that mixes strings and numbers ({str(texts.tolist())[:60]}); ids are strings: put numbers in "
-            "quotes"
+            f"got a list that mixes strings and numbers ({str(texts.tolist())[:60]}); ids are"
+            " strings: put numbers in quotes"
         )
 
 
@@ -181,8 +219,9 @@ def signature(exclude_seen: bool = True) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
 
-    # With an input schema, MLflow would drop columns that are not in it before the model sees them, so a mistyped
-    # field would be ignored. Without one, all fields reach the request parser, which reports unknown ones.
+    # With an input schema, MLflow would drop columns that are not in it before the model sees them,
+    # so a mistyped field would be ignored. Without one, all fields reach the request parser, which
+    # reports unknown ones.
     outputs = Schema(
         [
             ColSpec(DataType.string, "user_id", required=False),
@@ -199,7 +238,12 @@ def signature(exclude_seen: bool = True) -> Any:
             ColSpec(DataType.string, "why", required=False),
         ]
     )
-    params = ParamSchema([ParamSpec("k", DataType.long, 20), ParamSpec("exclude_seen", DataType.boolean, exclude_seen)])
+    params = ParamSchema(
+        [
+            ParamSpec("k", DataType.long, 20),
+            ParamSpec("exclude_seen", DataType.boolean, exclude_seen),
+        ]
+    )
     return ModelSignature(None, outputs, params)
 
 

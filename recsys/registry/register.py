@@ -26,7 +26,16 @@ from recsys.encoders.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.registry.aliases import Aliases
-from recsys.registry.digest import FILES_TAG, LISTING, WEIGHTS_TAG, check_version, digest, dump, listing, unreadable
+from recsys.registry.digest import (
+    FILES_TAG,
+    LISTING,
+    WEIGHTS_TAG,
+    check_version,
+    digest,
+    dump,
+    listing,
+    unreadable,
+)
 from recsys.registry.minimum import (
     BELOW,
     EVENTS_TAG,
@@ -59,7 +68,9 @@ class RegisteredModel:
     name: str
     version: int
     alias: str
-    uri: str  # models:/NAME@ALIAS, which moves when a later version gets the alias; without alias the pinned URI
+    # models:/NAME@ALIAS, which moves when a later version gets the alias; without alias the pinned
+    # URI
+    uri: str
     pinned_uri: str  # models:/NAME/VERSION, always this version
     why: str = ""  # the reason why it has the alias or not
     by_hand: str = ""  # the command that gives it the alias by hand; empty where it has the alias
@@ -71,8 +82,8 @@ class RegisteredModel:
         if self.alias:
             return f"{registered} as {self.alias}: {self.why}"
         return (
-            f"{registered} without an alias: {self.why}; use it by its number, {self.pinned_uri}, or set the alias by "
-            f"hand: {self.by_hand}"
+            f"{registered} without an alias: {self.why}; use it by its number, {self.pinned_uri},"
+            f" or set the alias by hand: {self.by_hand}"
         )
 
 
@@ -102,12 +113,14 @@ def register(
         The bundle is missing or damaged.
     """
     if not tracker.enabled:
-        raise ConfigError("registering a model needs tracking; set tracking.enabled true, or skip the stage")
+        raise ConfigError(
+            "registering a model needs tracking; set tracking.enabled true, or skip the stage"
+        )
     name, alias = config.registry.name, config.registry.alias
     if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"[vV]\d+|latest", alias):
         raise ConfigError(
-            f"registry.alias: got {alias!r}, expected letters, digits, _ and -; MLflow reserves latest and names such "
-            "as v1"
+            f"registry.alias: got {alias!r}, expected letters, digits, _ and -; MLflow reserves"
+            " latest and names such as v1"
         )
     bundle = read_bundle(bundle_folder)
     registry = tracker.client
@@ -137,18 +150,24 @@ def register(
     if CARD in bundle.info.files:
         tracker.log_file(Path(bundle_folder) / CARD)
     if minimum.passed:
-        return RegisteredModel(name, number, alias, f"models:/{name}@{alias}", pinned_uri, minimum.why)
+        return RegisteredModel(
+            name, number, alias, f"models:/{name}@{alias}", pinned_uri, minimum.why
+        )
     by_hand = alias_command(redact(tracker.uri), name, alias, number)
     return RegisteredModel(name, number, "", pinned_uri, pinned_uri, minimum.why, by_hand)
 
 
-def _minimum(aliases: Aliases, number: int, bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> Minimum:
+def _minimum(
+    aliases: Aliases, number: int, bundle: Bundle, config: Config, metrics: Mapping[str, Any]
+) -> Minimum:
     """Whether a version may have the alias; the result is stored in its tags."""
     extra, alias = bundle.info.extra, config.registry.alias
     before = {}
     holder = aliases.version_of(alias)
     if holder not in ("", str(number)):
-        before[f"the present {alias}, version {holder},"] = int(aliases.tags(holder).get(EVENTS_TAG, "0"))
+        before[f"the present {alias}, version {holder},"] = int(
+            aliases.tags(holder).get(EVENTS_TAG, "0")
+        )
     if parent := extra.get("parent"):
         before[f"its parent {parent['uri']}"] = int(parent.get("events", 0))
     comparison = metrics.get("comparison") or extra.get("comparison") or {}
@@ -190,7 +209,8 @@ def resolve(uri: str, tracking_uri: str, into: Path | None = None) -> Path:
             if into is None and not _is_here(f"models:/{name}/{number}"):
                 into = temporary_folder()  # MLflow would create one and never remove it
             folder = download_artifacts(
-                artifact_uri=f"models:/{name}/{number}", dst_path=None if into is None else str(into)
+                artifact_uri=f"models:/{name}/{number}",
+                dst_path=None if into is None else str(into),
             )
     except (MlflowException, OSError) as error:
         raise unreadable(uri, number, error) from None
@@ -214,21 +234,28 @@ def _version(uri: str, tracking_uri: str) -> tuple[str, str]:
     match = _URI.fullmatch(uri)
     if match is None:
         raise ArtifactError(
-            f"model: got {uri!r}, expected models:/NAME@ALIAS, models:/NAME/VERSION or the folder of a bundle"
+            f"model: got {uri!r}, expected models:/NAME@ALIAS, models:/NAME/VERSION or the folder"
+            " of a bundle"
         )
     path = sqlite_path(tracking_uri)
     if path is not None and not path.is_file():
         raise ArtifactError(
-            f"{uri}: the MLflow store {path} does not exist; run `recsys register`, or set tracking.uri to your store"
+            f"{uri}: the MLflow store {path} does not exist; run `recsys register`, or set"
+            " tracking.uri to your store"
         )
     registry = client(tracking_uri)
     from mlflow import MlflowException
 
     try:
-        number = match["version"] or registry.get_model_version_by_alias(match["name"], match["alias"]).version
+        number = (
+            match["version"]
+            or registry.get_model_version_by_alias(match["name"], match["alias"]).version
+        )
         registry.get_model_version(match["name"], str(number))
     except MlflowException:
-        raise ArtifactError(f"{uri} is not registered; {_registered(registry, match['name'])}") from None
+        raise ArtifactError(
+            f"{uri} is not registered; {_registered(registry, match['name'])}"
+        ) from None
     return str(match["name"]), str(number)
 
 
@@ -245,14 +272,18 @@ def _log_model(tracker: Tracker, folder: Path, bundle: Bundle) -> Any:
             python_model=str(MODEL_FILE),
             artifacts={BUNDLE: str(folder.absolute())},
             code_paths=[str(Path(recsys.__file__).parent)],
-            model_config={BUNDLE_SHA256: hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()},
+            model_config={
+                BUNDLE_SHA256: hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
+            },
             signature=signature(bundle.exclude_seen),
             metadata={
                 "request": request_schema(bundle.exclude_seen),
                 "similar": SimilarRequest.model_json_schema(),
             },
             input_example=_example(bundle),
-            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in requirements(bundle)],
+            pip_requirements=[
+                f"{package}=={version(package).split('+')[0]}" for package in requirements(bundle)
+            ],
         )
 
 
@@ -263,7 +294,9 @@ def _logged_files(uri: str) -> dict[str, str]:
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
-        return listing(Path(download_artifacts(artifact_uri=uri, dst_path=None if _is_here(uri) else into)))
+        return listing(
+            Path(download_artifacts(artifact_uri=uri, dst_path=None if _is_here(uri) else into))
+        )
 
 
 def requirements(bundle: Bundle) -> list[str]:
@@ -274,7 +307,9 @@ def requirements(bundle: Bundle) -> list[str]:
     found += sorted({entry.package for entry in bundle.info.outside.values() if entry.package})
     if bundle.info.user_text:
         found.append("transformers")
-        packaged = PACKAGED.get(str(bundle.info.user_text["model"]).removeprefix("sentence-transformers/"))
+        packaged = PACKAGED.get(
+            str(bundle.info.user_text["model"]).removeprefix("sentence-transformers/")
+        )
         found += [packaged.replace("_", "-")] if packaged else []
     return found
 
@@ -300,7 +335,9 @@ def _example(bundle: Bundle) -> Any:
     profile = encoding_of(bundle.model.sizes)
     if profile is not None and profile.users:
         nothing["attributes"] = {}
-        rows.append({"user_id": user, "attributes": {field.name: field.example for field in profile.users}})
+        rows.append(
+            {"user_id": user, "attributes": {field.name: field.example for field in profile.users}}
+        )
     return pd.DataFrame([{**nothing, **row, "k": 5} for row in rows])
 
 
@@ -344,7 +381,9 @@ def _final_tags(bundle: Bundle) -> dict[str, str]:
     """Tags of a model that was trained on all events after the evaluation: its events
     and epochs.
     """
-    return {f"final.{key}": str(value) for key, value in (bundle.info.extra.get("final") or {}).items()}
+    return {
+        f"final.{key}": str(value) for key, value in (bundle.info.extra.get("final") or {}).items()
+    }
 
 
 def _finding_tags(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -354,13 +393,19 @@ def _finding_tags(metrics: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     report = metrics.get("members") or {}
     if each := report.get("each"):
-        is_stacked = report.get("single") is not None  # then the trained granularities are one member, "trained"
+        is_stacked = (
+            report.get("single") is not None
+        )  # then the trained granularities are one member, "trained"
         members = [
-            name for name, entry in each.items() if entry["kept"] and not (is_stacked and entry["kind"] == "trained")
+            name
+            for name, entry in each.items()
+            if entry["kept"] and not (is_stacked and entry["kind"] == "trained")
         ]
         found["members"] = ", ".join(members)
     if signals := metrics.get("signals"):
-        below = [entry["label"] for entry in signals if entry["best_baseline"] and entry["high"] < 0]
+        below = [
+            entry["label"] for entry in signals if entry["best_baseline"] and entry["high"] < 0
+        ]
         found["signals.below_baseline"] = " | ".join(below)[:_LONGEST_TAG] or "none"
         found["signals.combinations"] = str(len(signals))
     return found
@@ -396,7 +441,8 @@ def bundle_in(folder: Path, asked: str) -> Path:
         for found in sorted(folder.glob(place)) if folder.is_dir() else ():
             return found.parent
     raise ArtifactError(
-        f"{asked} has no model bundle ({DESCRIPTION} is missing); give the folder of a bundle or models:/NAME@ALIAS"
+        f"{asked} has no model bundle ({DESCRIPTION} is missing); give the folder of a bundle or"
+        " models:/NAME@ALIAS"
     )
 
 
@@ -436,8 +482,8 @@ def _place_of(uri: str) -> str:
 
 def _no_bundle_at(uri: str) -> ArtifactError:
     return ArtifactError(
-        f"{uri} has no model bundle ({DESCRIPTION} is missing); give a run folder, the folder of a bundle or "
-        "models:/NAME@ALIAS"
+        f"{uri} has no model bundle ({DESCRIPTION} is missing); give a run folder, the folder of a"
+        " bundle or models:/NAME@ALIAS"
     )
 
 
@@ -450,7 +496,11 @@ def _registered(registry: Any, asked: str) -> str:
         found += [f"models:/{model.name}@{alias}" for alias in sorted(model.aliases)]
         if model.name == asked or not model.aliases:
             found += _newest(registry, model)
-    return f"registered models: {', '.join(sorted(found))}" if found else "nothing is registered there yet"
+    return (
+        f"registered models: {', '.join(sorted(found))}"
+        if found
+        else "nothing is registered there yet"
+    )
 
 
 def _newest(registry: Any, model: Any) -> list[str]:

@@ -39,7 +39,9 @@ def working_commit(folder: Path) -> tuple[str, bool]:
     """
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30
+        )
         if done.returncode:
             raise OSError(done.stderr)
         return done.stdout.strip()

@@ -29,7 +29,9 @@ from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailab
 
 WAIT_S: float = 30.0  # wait for another process that holds a lock on the store
 MAKING_S: float = 300.0  # wait for another process that creates the store
-_SETTLE_S: Final = 10.0  # an incomplete store that changed within these seconds may still be under creation
+_SETTLE_S: Final = (
+    10.0  # an incomplete store that changed within these seconds may still be under creation
+)
 _POLL_S: Final = 0.1
 _TRIES: Final = 3
 _FULL: Final = sqlite3.SQLITE_FULL
@@ -71,11 +73,14 @@ def ready(path: Path, writes: bool = False) -> None:
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ConfigError(
-            f"tracking.uri: {path} is a folder, expected the path of a SQLite file, such as {path}/mlflow.db"
+            f"tracking.uri: {path} is a folder, expected the path of a SQLite file, such as"
+            f" {path}/mlflow.db"
         )
     if settled(path).kind in ("absent", "empty", "older"):
         with _creation_lock(path):
-            state = settled(path)  # again, because another command may have created it in the meantime
+            state = settled(
+                path
+            )  # again, because another command may have created it in the meantime
             if state.kind in ("absent", "empty"):
                 _create(path)
             elif state.kind == "older":
@@ -128,8 +133,15 @@ def look(path: Path) -> State:
     if path.stat().st_size == 0 and not path.with_name(f"{path.name}-journal").exists():
         return State("empty")
     with _reading(path), closing(_connect(path)) as connection:
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        rows = connection.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
+        tables = {
+            name
+            for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        }
+        rows = (
+            connection.execute("SELECT version_num FROM alembic_version")
+            if "alembic_version" in tables
+            else ()
+        )
         revisions = [str(revision) for (revision,) in rows]
     named = {name for name in tables if not name.startswith(("alembic_", "sqlite_"))}
     if not named:
@@ -144,7 +156,7 @@ def look(path: Path) -> State:
     return State("older" if revision in _revisions() else "newer", revision)
 
 
-# ------------------------------------------------------------------------------------------------------------- making
+# ------------------------------------------------------------------------------------------- making
 
 
 @contextmanager
@@ -165,16 +177,17 @@ def _creation_lock(path: Path) -> Iterator[None]:
         file = place.open("a", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"tracking.uri: cannot write to the folder {path.parent} ({error.strerror}), where MLflow's SQLite store "
-            f"{path.name} belongs; choose another path with tracking.uri, or set tracking.enabled false"
+            f"tracking.uri: cannot write to the folder {path.parent} ({error.strerror}), where"
+            f" MLflow's SQLite store {path.name} belongs; choose another path with tracking.uri, or"
+            " set tracking.enabled false"
         ) from None
     last = time.monotonic() + MAKING_S
     with file:
         while not _is_lock_taken(file.fileno()):
             if time.monotonic() > last:
                 raise Unavailable(
-                    f"another process has been creating MLflow's store {path} for {MAKING_S:.0f} s (it holds {place}); "
-                    "wait for it to finish, or stop it, and try again"
+                    f"another process has been creating MLflow's store {path} for {MAKING_S:.0f} s"
+                    f" (it holds {place}); wait for it to finish, or stop it, and try again"
                 )
             time.sleep(_POLL_S)
         yield
@@ -202,15 +215,17 @@ def _temporary_store(path: Path) -> Iterator[Path]:
         The file cannot be created.
     """
     stem = f".{path.name}.making-"
-    for left in path.parent.glob(f"{glob.escape(stem)}*"):  # left by a killed process; we hold the lock
+    for left in path.parent.glob(
+        f"{glob.escape(stem)}*"
+    ):  # left by a killed process; we hold the lock
         left.unlink(missing_ok=True)
     place = path.with_name(f"{stem}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         place.touch(mode=0o666, exist_ok=False)
     except OSError as error:
         raise ConfigError(
-            f"tracking.uri: cannot write to the folder {path.parent} ({error.strerror}); correct its permissions, or "
-            "choose another path with tracking.uri"
+            f"tracking.uri: cannot write to the folder {path.parent} ({error.strerror}); correct"
+            " its permissions, or choose another path with tracking.uri"
         ) from None
     try:
         yield place
@@ -257,15 +272,24 @@ def _upgrade(path: Path, revision: str) -> None:
                 kept.unlink(missing_ok=True)
                 if _is_full(error):
                     raise
-                why = f"MLflow cannot upgrade it from schema {revision} to {_head()} ({first_line(error)[:200]})"
+                why = (
+                    f"MLflow cannot upgrade it from schema {revision} to {_head()}"
+                    f" ({first_line(error)[:200]})"
+                )
                 raise _store_error(path, State("partial", revision, why)) from None
-            if watch.execute("PRAGMA data_version").fetchone() == before:  # no process has written in the meantime
+            if (
+                watch.execute("PRAGMA data_version").fetchone() == before
+            ):  # no process has written in the meantime
                 _copy_store(aside, path)
-                _LOG.warning("upgraded MLflow's store %s to this release of MLflow; the backup is %s", path, kept)
+                _LOG.warning(
+                    "upgraded MLflow's store %s to this release of MLflow; the backup is %s",
+                    path,
+                    kept,
+                )
                 return
     raise Unavailable(
-        f"MLflow's store {path} is of an older MLflow and cannot be upgraded while other processes write to it; stop "
-        "the commands and servers that use it, and try again"
+        f"MLflow's store {path} is of an older MLflow and cannot be upgraded while other processes"
+        " write to it; stop the commands and servers that use it, and try again"
     )
 
 
@@ -316,19 +340,23 @@ def _flush(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-# ----------------------------------------------------------------------------------------------------------- checking
+# ----------------------------------------------------------------------------------------- checking
 
 
 def _check_writable(path: Path) -> None:
     with _reading(path), closing(_connect(path)) as connection:
         connection.execute("BEGIN IMMEDIATE")  # takes the write lock
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        connection.execute(f"PRAGMA user_version = {int(version)}")  # opens the journal, which needs a writable folder
+        connection.execute(
+            f"PRAGMA user_version = {int(version)}"
+        )  # opens the journal, which needs a writable folder
         connection.rollback()
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=WAIT_S, isolation_level=None)
+    return sqlite3.connect(
+        f"file:{quote(str(path))}?mode=rw", uri=True, timeout=WAIT_S, isolation_level=None
+    )
 
 
 @contextmanager
@@ -342,13 +370,14 @@ def _reading(path: Path) -> Iterator[None]:
             raise _locked_error(path) from None
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             raise ConfigError(
-                f"tracking.uri: MLflow's store {path} is not writable ({error}): the file or its folder is read-only "
-                "for this user; correct the permissions, or choose another path with tracking.uri"
+                f"tracking.uri: MLflow's store {path} is not writable ({error}): the file or its"
+                " folder is read-only for this user; correct the permissions, or choose another"
+                " path with tracking.uri"
             ) from None
         if code == sqlite3.SQLITE_NOTADB:
             raise ConfigError(
-                f"tracking.uri: {path} is not a SQLite database ({error}); give the path of MLflow's store, or of a "
-                "file that does not exist yet"
+                f"tracking.uri: {path} is not a SQLite database ({error}); give the path of"
+                " MLflow's store, or of a file that does not exist yet"
             ) from None
         if code == _FULL:
             raise
@@ -357,8 +386,8 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _locked_error(path: Path) -> Unavailable:
     return Unavailable(
-        f"MLflow's store {path} has been locked by another process for {WAIT_S:.0f} s; wait for that process, or stop "
-        f"it (`lsof {path}` finds it), and try again"
+        f"MLflow's store {path} has been locked by another process for {WAIT_S:.0f} s; wait for"
+        f" that process, or stop it (`lsof {path}` finds it), and try again"
     )
 
 
@@ -366,24 +395,30 @@ def _store_error(path: Path, state: State) -> MultigrainError:
     """The error for a store that MLflow cannot open, with its content and the fix."""
     if state.kind == "foreign":
         return ConfigError(
-            f"tracking.uri: {path} is a SQLite database, but not of MLflow; give the path of MLflow's store, or of a "
-            "file that does not exist yet"
+            f"tracking.uri: {path} is a SQLite database, but not of MLflow; give the path of"
+            " MLflow's store, or of a file that does not exist yet"
         )
     if state.kind == "newer":
         import mlflow
 
         return ArtifactError(
-            f"MLflow's store {path} was created or upgraded by a newer MLflow than {mlflow.__version__} (its schema is "
-            f"{state.revision}); install that newer MLflow here, or choose another store with tracking.uri"
+            f"MLflow's store {path} was created or upgraded by a newer MLflow than"
+            f" {mlflow.__version__} (its schema is {state.revision}); install that newer MLflow"
+            " here, or choose another store with tracking.uri"
         )
     if state.kind in ("absent", "empty"):
-        return ArtifactError(f"MLflow's store {path} was deleted while it was being opened; try again")
+        return ArtifactError(
+            f"MLflow's store {path} was deleted while it was being opened; try again"
+        )
     places = [path.with_name(path.name + end) for end in ("", "-journal", "-wal", "-shm")]
-    files, away = " ".join(str(place) for place in places if place.exists()), path.parent / "broken-store"
+    files, away = (
+        " ".join(str(place) for place in places if place.exists()),
+        path.parent / "broken-store",
+    )
     return ArtifactError(
-        f"MLflow's store {path} is incomplete or damaged ({state.detail}); {_content(path)}. Restore a backup of the "
-        f"file, or move it away so that the next command creates a new one: mkdir {away} && mv {files} {away}/. "
-        "Artefacts and run folders are not affected"
+        f"MLflow's store {path} is incomplete or damaged ({state.detail}); {_content(path)}."
+        " Restore a backup of the file, or move it away so that the next command creates a new"
+        f" one: mkdir {away} && mv {files} {away}/. Artefacts and run folders are not affected"
     )
 
 
@@ -393,7 +428,9 @@ def _content(path: Path) -> str:
     with suppress(sqlite3.Error, MultigrainError), closing(_connect(path)) as connection:
         for table, what in (("runs", "runs"), ("model_versions", "registered model versions")):
             try:
-                counts.append(f"{connection.execute(f'SELECT count(*) FROM {table}').fetchone()[0]} {what}")
+                counts.append(
+                    f"{connection.execute(f'SELECT count(*) FROM {table}').fetchone()[0]} {what}"
+                )
             except sqlite3.OperationalError as error:
                 if "no such table" not in str(error):
                     return "its content cannot be read"

@@ -33,7 +33,9 @@ from recsys.registry.store import ready
 from recsys.storage.places import check_writable, require_s3_client
 from recsys.storage.uris import is_remote
 
-RUN_FILE: Final = "tracking.json"  # in the run folder: its MLflow run, so that separately started stages share it
+RUN_FILE: Final = (
+    "tracking.json"  # in the run folder: its MLflow run, so that separately started stages share it
+)
 _MAX_PARAMS: Final = 100  # per call, MLflow's limit
 _MAX_METRICS: Final = 1000
 _MAX_VALUE: Final = 6000
@@ -44,7 +46,14 @@ _QUIET: Final = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_ALWAYS: Final = ("run.dir", "seed", "train.metric", "train.epochs", "train.lr", "train.batch_size")  # always logged
+_ALWAYS: Final = (
+    "run.dir",
+    "seed",
+    "train.metric",
+    "train.epochs",
+    "train.lr",
+    "train.batch_size",
+)  # always logged
 _LOCKED: Final = re.compile(r"database( table)? is locked")
 _STORES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
@@ -91,8 +100,12 @@ class Tracker:
         self.run_id, self.experiment_id = run_id, ""
         self._name = run_name or config.run.name or config.run.dir.rstrip("/").rpartition("/")[2]
         self._parent_id = parent_id
-        self.commit: tuple[str, bool] | None = None  # of the working directory at the start of the run, where known
-        self._folder = folder if folder is not None or is_remote(config.run.dir) else Path(config.run.dir)
+        self.commit: tuple[str, bool] | None = (
+            None  # of the working directory at the start of the run, where known
+        )
+        self._folder = (
+            folder if folder is not None or is_remote(config.run.dir) else Path(config.run.dir)
+        )
         self._client: Any = None
         self._monitor: Any = None
 
@@ -107,8 +120,8 @@ class Tracker:
             raise
         except Exception as error:
             raise ConfigError(
-                f"tracking.uri {redact(self.uri)} cannot be used: {redact(first_line(error))}; start the server, "
-                "fix the URI, or set tracking.enabled false"
+                f"tracking.uri {redact(self.uri)} cannot be used: {redact(first_line(error))};"
+                " start the server, fix the URI, or set tracking.enabled false"
             ) from error
         self._log_config()
         self._remember()
@@ -117,7 +130,10 @@ class Tracker:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self._client is None:
             return
@@ -128,7 +144,9 @@ class Tracker:
         status = "FINISHED"
         if error is not None:
             status = "KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED"
-            with suppress(Exception):  # the error of the run matters more than a failure to record it
+            with suppress(
+                Exception
+            ):  # the error of the run matters more than a failure to record it
                 self.set_tags({"error": redact(f"{type(error).__name__}: {error}")})
         try:
             self._client.set_terminated(self.run_id, status)
@@ -146,12 +164,16 @@ class Tracker:
         from mlflow.entities import Param
 
         known = self._client.get_run(self.run_id).data.params
-        texts = {mlflow_name(key): redact(_text(value))[:_MAX_VALUE] for key, value in params.items()}
+        texts = {
+            mlflow_name(key): redact(_text(value))[:_MAX_VALUE] for key, value in params.items()
+        }
         entries = [Param(key, value) for key, value in texts.items() if key not in known]
         for start in range(0, len(entries), _MAX_PARAMS):
             self._client.log_batch(self.run_id, params=entries[start : start + _MAX_PARAMS])
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0, time_ms: int | None = None) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, Any], step: int = 0, time_ms: int | None = None
+    ) -> None:
         """Log numbers, nested ones by dotted path; ``ndcg@20`` becomes ``ndcg_at_20``, a valid name
         in MLflow.
 
@@ -172,7 +194,9 @@ class Tracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000) if time_ms is None else time_ms
-        found = [Metric(mlflow_name(key), value, now, step) for key, value in numbers(metrics).items()]
+        found = [
+            Metric(mlflow_name(key), value, now, step) for key, value in numbers(metrics).items()
+        ]
         for start in range(0, len(found), _MAX_METRICS):
             self._client.log_batch(self.run_id, metrics=found[start : start + _MAX_METRICS])
 
@@ -189,8 +213,12 @@ class Tracker:
             source=json.dumps({"uri": redact(root)}),
             profile=json.dumps(manifest.counts),
         )
-        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-        self.set_tags({"dataset.content_hash": manifest.content_hash, "dataset.name": manifest.name})
+        self._client.log_inputs(
+            self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        )
+        self.set_tags(
+            {"dataset.content_hash": manifest.content_hash, "dataset.name": manifest.name}
+        )
 
     def log_file(self, path: str | Path, folder: str = "") -> None:
         """Log a file as an artefact."""
@@ -205,11 +233,16 @@ class Tracker:
         """
         if self._client is None or not rows:
             return
-        columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+        columns = {
+            key: [row.get(key) for row in rows]
+            for key in dict.fromkeys(key for row in rows for key in row)
+        }
         if name in self._client.get_run(self.run_id).data.tags.get("mlflow.loggedArtifacts", ""):
             import pandas as pd
 
-            self._client.log_text(self.run_id, pd.DataFrame(columns).to_json(orient="split", index=False), name)
+            self._client.log_text(
+                self.run_id, pd.DataFrame(columns).to_json(orient="split", index=False), name
+            )
         else:
             self._client.log_table(self.run_id, columns, name)
 
@@ -236,16 +269,22 @@ class Tracker:
         return self._client
 
     def _open(self) -> None:
-        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # from an earlier run; it would override the name
+        os.environ.pop(
+            "MLFLOW_EXPERIMENT_ID", None
+        )  # from an earlier run; it would override the name
         run = self._earlier_run() if self.run_id else None
         if run is not None:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
-            self.experiment_id = experiment_id(self._client, sqlite_path(self.uri), self.config.tracking)
+            self.experiment_id = experiment_id(
+                self._client, sqlite_path(self.uri), self.config.tracking
+            )
             tags = {"multigrain.version": __version__, **origin_tags(*working_commit(Path.cwd()))}
             if self._parent_id:
                 tags["mlflow.parentRunId"] = self._parent_id
-            run = self._client.create_run(self.experiment_id, tags=tags, run_name=self._name or None)
+            run = self._client.create_run(
+                self.experiment_id, tags=tags, run_name=self._name or None
+            )
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
         if COMMIT_TAG in run.data.tags:
             self.commit = run.data.tags[COMMIT_TAG], run.data.tags.get(CHANGED_TAG) == "true"
@@ -289,7 +328,11 @@ class Tracker:
         if self._folder is None or self._apart:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        content = {"uri": redact(self.uri), "experiment_id": self.experiment_id, "run_id": self.run_id}
+        content = {
+            "uri": redact(self.uri),
+            "experiment_id": self.experiment_id,
+            "run_id": self.run_id,
+        }
         (self._folder / RUN_FILE).write_text(json.dumps(content, indent=1))
 
 
@@ -317,21 +360,22 @@ def tracking_uri(config: Config) -> str:
     uri = config.tracking.uri
     if MARK in uri:
         raise ConfigError(
-            f"tracking.uri: {uri} lacks its user and password or another secret, because secrets are never stored; "
-            "give the complete URI with --tracking.uri, or as an environment variable $VARIABLE"
+            f"tracking.uri: {uri} lacks its user and password or another secret, because secrets"
+            " are never stored; give the complete URI with --tracking.uri, or as an environment"
+            " variable $VARIABLE"
         )
     if not uri:
         if is_remote(config.run.dir):
             raise ConfigError(
-                f"run.dir: {config.run.dir} is remote, where MLflow cannot use a SQLite store; set tracking.uri, or "
-                "tracking.enabled false"
+                f"run.dir: {config.run.dir} is remote, where MLflow cannot use a SQLite store; set"
+                " tracking.uri, or tracking.enabled false"
             )
         uri = f"sqlite:///{Path(config.run.dir).absolute().parent / 'mlflow.db'}"
     scheme = uri.split(":", 1)[0].split("+", 1)[0]
     if scheme not in _STORES or (":" not in uri and scheme != "databricks"):
         raise ConfigError(
-            f"tracking.uri: got {redact(uri)!r}, expected sqlite:///FILE.db, http://HOST:PORT or a database URI "
-            f"({', '.join(_STORES)}); MLflow no longer stores runs in plain folders"
+            f"tracking.uri: got {redact(uri)!r}, expected sqlite:///FILE.db, http://HOST:PORT or a"
+            f" database URI ({', '.join(_STORES)}); MLflow no longer stores runs in plain folders"
         )
     path = sqlite_path(uri)
     return f"sqlite:///{path}" if path is not None else uri
@@ -386,7 +430,9 @@ def numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             found |= numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        elif (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        ):
             found[f"{prefix}{key}"] = float(value)
     return found
 
@@ -427,7 +473,9 @@ def _system_monitor(run_id: str, uri: str) -> Any:
         The package psutil, which it needs, is missing.
     """
     if find_spec("psutil") is None:
-        raise ConfigError("tracking.system_metrics: psutil is missing; pip install psutil, or set it false")
+        raise ConfigError(
+            "tracking.system_metrics: psutil is missing; pip install psutil, or set it false"
+        )
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     monitor: Any = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)  # type: ignore[no-untyped-call]
@@ -451,14 +499,14 @@ def outage(error: BaseException) -> str | None:
     text, package = str(error), type(error).__module__.split(".")[0]
     if package in ("mlflow", "sqlalchemy", "sqlite3") and _LOCKED.search(text):
         return (
-            "MLflow's SQLite store is locked by another process, which did not release it in time; wait for that "
-            "process, or stop it, and continue with the same command and --resume"
+            "MLflow's SQLite store is locked by another process, which did not release it in time;"
+            " wait for that process, or stop it, and continue with the same command and --resume"
         )
     if package != "mlflow" or "API request to" not in text:
         return None
     return (
-        f"the tracking server no longer answers ({redact(first_line(error))[:300]}); start it, and continue with the "
-        "same command and --resume"
+        f"the tracking server no longer answers ({redact(first_line(error))[:300]}); start it, and"
+        " continue with the same command and --resume"
     )
 
 
@@ -471,7 +519,9 @@ def short_timeouts(retries: int = 0) -> Iterator[None]:
     """Give up on an MLflow server after seconds within a block; by default MLflow retries for
     minutes.
     """
-    with _environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}):
+    with _environment(
+        {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    ):
         yield
 
 

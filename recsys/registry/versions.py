@@ -33,7 +33,9 @@ class Version:
     aliases: tuple[str, ...]
     model_id: str  # of MLflow's logged model
     folder: Path | None  # its files; None where they are not on this machine
-    copy: Path | None = None  # local copy of files that are elsewhere; None where they cannot be read
+    copy: Path | None = (
+        None  # local copy of files that are elsewhere; None where they cannot be read
+    )
 
     @property
     def uri(self) -> str:
@@ -55,20 +57,40 @@ class Store:
     def versions(self) -> Iterator[Version]:
         """Every version of every registered model."""
         for model in _all_pages(self._client.search_registered_models):
-            for one in _all_pages(self._client.search_model_versions, filter_string=f"name = '{model.name}'"):
-                aliases = tuple(alias for alias, number in model.aliases.items() if str(number) == str(one.version))
-                model_id, place = self._place(str(one.source), str(getattr(one, "model_id", "") or ""))
+            for one in _all_pages(
+                self._client.search_model_versions, filter_string=f"name = '{model.name}'"
+            ):
+                aliases = tuple(
+                    alias
+                    for alias, number in model.aliases.items()
+                    if str(number) == str(one.version)
+                )
+                model_id, place = self._place(
+                    str(one.source), str(getattr(one, "model_id", "") or "")
+                )
                 here = local_place(place) if place else None
                 folder = here if here is not None and here.is_dir() else None
                 copy = self._copy(place) if place and here is None else None
-                yield Version(model.name, str(one.version), str(one.run_id or ""), aliases, model_id, folder, copy)
+                yield Version(
+                    model.name,
+                    str(one.version),
+                    str(one.run_id or ""),
+                    aliases,
+                    model_id,
+                    folder,
+                    copy,
+                )
 
     def _copy(self, place: str) -> Path | None:
         """A temporary copy of files that are not on this machine; removed with this process."""
         from mlflow.artifacts import download_artifacts
 
-        with suppress(Exception):  # the server or the files may be gone; the proof of deletion lists what is elsewhere
-            return Path(download_artifacts(place, dst_path=str(temporary_folder()), tracking_uri=self.uri))
+        with suppress(
+            Exception
+        ):  # the server or the files may be gone; the proof of deletion lists what is elsewhere
+            return Path(
+                download_artifacts(place, dst_path=str(temporary_folder()), tracking_uri=self.uri)
+            )
         return None
 
     def _place(self, source: str, model_id: str) -> tuple[str, str]:
@@ -119,7 +141,9 @@ class Store:
             repository: Any = get_artifact_repository(location)
             repository.delete_artifacts()
         if version.model_id:
-            with suppress(Exception):  # its files are deleted; a record that remains in the store does no harm
+            with suppress(
+                Exception
+            ):  # its files are deleted; a record that remains in the store does no harm
                 self._client.delete_logged_model(version.model_id)
 
     def places(self) -> list[Path]:

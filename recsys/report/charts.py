@@ -75,7 +75,9 @@ class Curves:
     mark: tuple[float, float] | None
 
 
-def curves(lines: Sequence[Sequence[tuple[float, float]]], mark_x: float | None = None) -> Curves | None:
+def curves(
+    lines: Sequence[Sequence[tuple[float, float]]], mark_x: float | None = None
+) -> Curves | None:
     """Lay out lines of (x, y) with whole numbers x; points that are not finite and empty lines are
     left out.
 
@@ -87,13 +89,19 @@ def curves(lines: Sequence[Sequence[tuple[float, float]]], mark_x: float | None 
         return None
     xs = [x for line in drawn for x, _ in line]
     first, last = min(xs), max(xs)
-    across = Axis(first, last, (first, last)) if last > first else Axis(first - 1, first + 1, (first - 1, first))
+    across = (
+        Axis(first, last, (first, last))
+        if last > first
+        else Axis(first - 1, first + 1, (first - 1, first))
+    )
     up = axis([y for line in drawn for _, y in line])
     laid = []
     for line in drawn:
         points = tuple((across.at(x), round(100 - up.at(y), 3)) for x, y in line)
         laid.append(Line("M" + " L".join(f"{x:g} {y:g}" for x, y in points), points))
-    mark = next((point for point, (x, _) in zip(laid[0].points, drawn[0], strict=True) if x == mark_x), None)
+    mark = next(
+        (point for point, (x, _) in zip(laid[0].points, drawn[0], strict=True) if x == mark_x), None
+    )
     shown = range(int(first), int(last) + 1, max(1, math.ceil((last - first) / 6)))
     x_labels = [(across.at(x), str(x)) for x in shown]
     return Curves(tuple(laid), x_labels, [(100 - place, text) for place, text in up.labels()], mark)
@@ -148,7 +156,9 @@ def stacked(shares: Sequence[Mapping[str, float]]) -> tuple[float, list[list[Pie
         for name, value in bar.items():
             width = abs(value) * scale
             behind -= width if value < 0 else 0.0
-            pieces.append(Piece(name, value, round(ahead if value >= 0 else behind, 3), round(width, 3)))
+            pieces.append(
+                Piece(name, value, round(ahead if value >= 0 else behind, 3), round(width, 3))
+            )
             ahead += width if value >= 0 else 0.0
         bars.append(pieces)
     return round(zero, 3), bars

@@ -12,7 +12,12 @@ from typing import Any, Final
 from recsys.data.dataset import Manifest
 from recsys.report.wording import segment_name
 
-_USER_GROUPS: Final = ("history", "friends", "users", "cold")  # of the segments; the others are groups of targets
+_USER_GROUPS: Final = (
+    "history",
+    "friends",
+    "users",
+    "cold",
+)  # of the segments; the others are groups of targets
 _PHRASES: Final = {
     ("history", "0"): "users without a history",
     ("friends", "with friends"): "users with friends",
@@ -47,14 +52,18 @@ def for_whom(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     found: dict[str, list[dict[str, Any]]] = {"better": [], "even": [], "worse": []}
     for group in _USER_GROUPS:
         labels = evaluation["segments"].get(group, {})
-        for label, entry in labels.items() if len(labels) > 1 else ():  # a single segment is all users
+        for label, entry in (
+            labels.items() if len(labels) > 1 else ()
+        ):  # a single segment is all users
             against = entry.get("against", {}).get(best)
             if against is None:
                 continue
             theirs = entry["baselines"][best][metric]
             status = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else "even"
             percent = 100 * against["difference"] / theirs if theirs > 0 else None
-            found[status].append({"name": _phrase(group, label), "queries": entry["queries"], "percent": percent})
+            found[status].append(
+                {"name": _phrase(group, label), "queries": entry["queries"], "percent": percent}
+            )
     return {"best": best, **found} if any(found.values()) else None
 
 
@@ -63,15 +72,23 @@ def _phrase(group: str, label: str) -> str:
     return _PHRASES.get((group, label), named)
 
 
-def cost(evaluation: Mapping[str, Any], manifest: Manifest, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def cost(
+    evaluation: Mapping[str, Any], manifest: Manifest, history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """What the model cost: seconds of the stages and of all of them, and what it was trained on."""
     timing = evaluation["timing"]
-    stages = {name.removesuffix("_s"): s for name, s in timing.items() if not name.startswith("baseline_")}
+    stages = {
+        name.removesuffix("_s"): s for name, s in timing.items() if not name.startswith("baseline_")
+    }
     return {
         "seconds": sum(stages.values()),
         "stages": stages,
         "epochs": sum("loss" in row for row in history),
-        "counts": {name: manifest.counts[name] for name in ("events", "users", "items") if name in manifest.counts},
+        "counts": {
+            name: manifest.counts[name]
+            for name in ("events", "users", "items")
+            if name in manifest.counts
+        },
     }
 
 

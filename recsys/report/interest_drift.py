@@ -22,7 +22,9 @@ def interest_drift_panel(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any
 
     The groups with the largest weight over all users have their own colour, the rest is "other".
     """
-    shown = [(example["user"], example["movement"]) for example in examples if example.get("movement")]
+    shown = [
+        (example["user"], example["movement"]) for example in examples if example.get("movement")
+    ]
     shown = [(user, movement) for user, movement in shown if len(movement["events"]) >= 2]
     if not shown:
         return None
@@ -36,17 +38,22 @@ def interest_drift_panel(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any
     return {
         "by": shown[0][1]["by"],
         "keys": [*colours.items()],
-        "others": len(labels) > len(leading) or any(OTHER in movement["chosen"] for _, movement in shown),
+        "others": (
+            len(labels) > len(leading) or any(OTHER in movement["chosen"] for _, movement in shown)
+        ),
         "two": any(movement["immediate"] for _, movement in shown),
         "users": [_user(user, movement, leading, colours) for user, movement in shown],
     }
 
 
-def _user(user: str, movement: Mapping[str, Any], leading: list[int], colours: Mapping[str, int]) -> dict[str, Any]:
+def _user(
+    user: str, movement: Mapping[str, Any], leading: list[int], colours: Mapping[str, int]
+) -> dict[str, Any]:
     count = len(movement["events"])
     known = [seconds for seconds in movement["times"] if seconds > 0]
     dates = [
-        datetime.fromtimestamp(second, UTC).strftime("%-d %b %Y") for second in (known or [0])[:: len(known) - 1 or 1]
+        datetime.fromtimestamp(second, UTC).strftime("%-d %b %Y")
+        for second in (known or [0])[:: len(known) - 1 or 1]
     ]
     moved = 0.5 * float(np.abs(np.subtract(movement["long"][-1], movement["long"][0])).sum())
     return {
@@ -66,7 +73,9 @@ def _user(user: str, movement: Mapping[str, Any], leading: list[int], colours: M
                 "left": 100 * i / count,
                 "width": 100 / count,
             }
-            for i, (title, label) in enumerate(zip(movement["events"], movement["chosen"], strict=True))
+            for i, (title, label) in enumerate(
+                zip(movement["events"], movement["chosen"], strict=True)
+            )
         ],
     }
 

@@ -41,7 +41,11 @@ def ablation_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     for (kind, group), title in _TITLES.items():
         named = _WEIGHTS if (kind, group) == ("weights_changed", "fusion") else {}
         cards += _card(title, ablation.get(kind, {}).get(group, {}), named)
-    return {"cards": cards, "full": ablation["full"], "fusion": ablation["fusion_kind"]} if cards else None
+    return (
+        {"cards": cards, "full": ablation["full"], "fusion": ablation["fusion_kind"]}
+        if cards
+        else None
+    )
 
 
 def cold_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any] | None:
@@ -54,21 +58,33 @@ def cold_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> dict[
     cards = _card("More than the baselines", cold["comparison"]["against"], names)
     cards += _card("More than without the granularity", cold["granularities"], {})
     metric = evaluation["metric"]
-    return {"cards": cards, "queries": cold["queries"], "value": cold["model"][metric], "interval": cold["interval"]}
+    return {
+        "cards": cards,
+        "queries": cold["queries"],
+        "value": cold["model"][metric],
+        "interval": cold["interval"],
+    }
 
 
-def _card(title: str, entries: Mapping[str, Mapping[str, Any]], named: Mapping[str, str]) -> list[dict[str, Any]]:
+def _card(
+    title: str, entries: Mapping[str, Mapping[str, Any]], named: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """Differences on one axis; no card if there are none."""
     if not entries:
         return []
-    scale = axis([0.0, *(end for entry in entries.values() for end in (entry["low"], entry["high"]))])
+    scale = axis(
+        [0.0, *(end for entry in entries.values() for end in (entry["low"], entry["high"]))]
+    )
     rows = [_variant(named.get(name, name), entry, scale) for name, entry in entries.items()]
     return [{"title": title, "rows": rows, "zero": scale.at(0.0), "ticks": scale.labels()}]
 
 
 def _variant(name: str, entry: Mapping[str, Any], scale: Axis) -> dict[str, Any]:
     status = "worse" if entry["low"] > 0 else "better" if entry["high"] < 0 else "even"
-    places = {end: scale.at(entry[key]) for end, key in (("low", "low"), ("high", "high"), ("at", "difference"))}
+    places = {
+        end: scale.at(entry[key])
+        for end, key in (("low", "low"), ("high", "high"), ("at", "difference"))
+    }
     return {"name": name, "status": status, **places, "entry": entry}
 
 
@@ -82,7 +98,9 @@ def trade_off_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     points = found["points"]
     across = axis([point["diversity"] for point in points])
     up = axis([point["value"] for point in points])
-    places = tuple((across.at(point["diversity"]), round(100 - up.at(point["value"]), 3)) for point in points)
+    places = tuple(
+        (across.at(point["diversity"]), round(100 - up.at(point["value"]), 3)) for point in points
+    )
     line = Line("M" + " L".join(f"{x:g} {y:g}" for x, y in places), places)
     y_labels = [(100 - place, text) for place, text in up.labels()]
     return {**found, "curve": Curves((line,), across.labels(), y_labels, places[0])}
@@ -110,7 +128,10 @@ def _exposure(name: str, entry: Mapping[str, Any], shown: Sequence[str]) -> dict
     """Three bars per group: the share of what people chose, of what the model shows, and of what
     the baseline shows.
     """
-    scale = axis([*entry["interactions"], *(v for key in shown for v in entry["exposure"][key])], from_zero=True)
+    scale = axis(
+        [*entry["interactions"], *(v for key in shown for v in entry["exposure"][key])],
+        from_zero=True,
+    )
     rows = [
         {
             "label": label,
@@ -120,8 +141,17 @@ def _exposure(name: str, entry: Mapping[str, Any], shown: Sequence[str]) -> dict
         }
         for index, label in enumerate(entry["labels"])
     ]
-    ticks = [(place, f"{100 * tick:g} %") for (place, _), tick in zip(scale.labels(), scale.ticks, strict=True)]
-    return {"name": name, "rows": rows, "at": scale.at, "ticks": ticks, "disparity": entry["disparity"]}
+    ticks = [
+        (place, f"{100 * tick:g} %")
+        for (place, _), tick in zip(scale.labels(), scale.ticks, strict=True)
+    ]
+    return {
+        "name": name,
+        "rows": rows,
+        "at": scale.at,
+        "ticks": ticks,
+        "disparity": entry["disparity"],
+    }
 
 
 def _bias(bias: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +161,9 @@ def _bias(bias: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _user_groups(name: str, entry: Mapping[str, Any], shown: Sequence[str]) -> dict[str, Any]:
-    spans = [end for group in entry["groups"].values() for key in shown for end in group["interval"][key]]
+    spans = [
+        end for group in entry["groups"].values() for key in shown for end in group["interval"][key]
+    ]
     scale = axis(spans)
     rows = [
         {
@@ -156,7 +188,9 @@ def _user_groups(name: str, entry: Mapping[str, Any], shown: Sequence[str]) -> d
         "rows": rows,
         "ticks": scale.labels(),
         "gap": gap,
-        "exposure_gap": {key: entry["exposure_gap"][key] for key in shown if key in entry["exposure_gap"]},
+        "exposure_gap": {
+            key: entry["exposure_gap"][key] for key in shown if key in entry["exposure_gap"]
+        },
     }
 
 
@@ -167,14 +201,24 @@ def members_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> di
     members = evaluation.get("members")
     if not members or len(members["each"]) + len(members["baselines"]) < 2:
         return None
-    together = {"name": "together", "kind": "model", "value": members["together"]["test"], **members["together"]}
+    together = {
+        "name": "together",
+        "kind": "model",
+        "value": members["together"]["test"],
+        **members["together"],
+    }
     shown = [together]
     for group, entries in (("", members["each"]), ("baseline", members["baselines"])):
         for name, entry in entries.items():
             alone = entry["alone"]
             if alone["test"] is not None:
                 label = names.get(name, name) if group else name
-                row = {"name": label, "kind": group or entry["kind"], "value": alone["test"], **alone}
+                row = {
+                    "name": label,
+                    "kind": group or entry["kind"],
+                    "value": alone["test"],
+                    **alone,
+                }
                 shown.append(row)
     scale = axis([end for row in shown for end in row["interval"]], count=6)
     dots = [
@@ -186,7 +230,9 @@ def members_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> di
         }
         for row in sorted(shown, key=lambda row: -float(row["value"]))
     ]
-    beside = [{"name": names.get(name, name), **entry} for name, entry in members["baselines"].items()]
+    beside = [
+        {"name": names.get(name, name), **entry} for name, entry in members["baselines"].items()
+    ]
     return {
         "dots": dots,
         "ticks": scale.labels(),
@@ -211,15 +257,30 @@ def signals_panel(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> di
     entries = evaluation.get("signals")
     if not entries:
         return None
-    named = [name for entry in entries for name in (*entry["present"], *entry["missing"]) if "history" not in name]
+    named = [
+        name
+        for entry in entries
+        for name in (*entry["present"], *entry["missing"])
+        if "history" not in name
+    ]
     columns = list(dict.fromkeys(named))
     rows = []
     for entry in entries:
         pooled = not entry["present"] and not entry["missing"]
-        history = next((name.replace(" history", "") for name in entry["present"] if "history" in name), "none")
+        history = next(
+            (name.replace(" history", "") for name in entry["present"] if "history" in name), "none"
+        )
         marks = ["" if pooled else "✓" if name in entry["present"] else "–" for name in columns]
         best = entry["best_baseline"]
-        status = "" if best is None else "better" if entry["low"] > 0 else "worse" if entry["high"] < 0 else "even"
+        status = (
+            ""
+            if best is None
+            else "better"
+            if entry["low"] > 0
+            else "worse"
+            if entry["high"] < 0
+            else "even"
+        )
         rows.append(
             {
                 "history": entry["label"] if pooled else history,
@@ -237,14 +298,25 @@ def ratings_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     ratings = evaluation.get("ratings")
     if not ratings or "skipped" in ratings:
         return ratings or None
-    entries = {"Multigrain": ratings["model"], **{name.capitalize(): of for name, of in ratings["baselines"].items()}}
+    entries = {
+        "Multigrain": ratings["model"],
+        **{name.capitalize(): of for name, of in ratings["baselines"].items()},
+    }
     cards = []
     for error in ERRORS:
         scale = axis([end for entry in entries.values() for end in entry["interval"][error]])
         rows = []
         for name, entry in entries.items():
             low, high = (scale.at(end) for end in entry["interval"][error])
-            rows.append({"name": name, "low": low, "high": high, "at": scale.at(entry[error]), "value": entry[error]})
+            rows.append(
+                {
+                    "name": name,
+                    "low": low,
+                    "high": high,
+                    "at": scale.at(entry[error]),
+                    "value": entry[error],
+                }
+            )
         cards.append({"title": error.upper(), "rows": rows, "ticks": scale.labels()})
     return {"events": ratings["events"], "cards": cards}
 

@@ -144,7 +144,7 @@ def render_report(
     Path(path).write_text(html, encoding="utf-8")
 
 
-# ---------------------------------------------------------------------------------------------------------- filters
+# ------------------------------------------------------------------------------------------ filters
 
 
 def recommender_name(name: str) -> str:
@@ -152,7 +152,7 @@ def recommender_name(name: str) -> str:
     return _NAMES.get(name, name)
 
 
-# ---------------------------------------------------------------------------------------------------------- content
+# ------------------------------------------------------------------------------------------ content
 
 
 def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
@@ -173,15 +173,23 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
         }
     against, theirs = evaluation["comparison"]["against"][best], evaluation["baselines"][best][main]
     status = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else "even"
-    is_than = {"better": "better than", "worse": "worse than", "even": "not clearly better or worse than"}[status]
+    is_than = {
+        "better": "better than",
+        "worse": "worse than",
+        "even": "not clearly better or worse than",
+    }[status]
     return {
         "status": status,
-        "head": f"The model is {is_than} {recommender_name(best)}, the best baseline: its {shown} is "
-        f"{_percent(against['difference'], theirs)}.",
-        "text": f"With 95 % confidence, the true difference is between {_between(against, theirs)}"
-        f"{', so it may be chance' if status == 'even' else ''}. On "
-        f"{figure(evaluation['data']['queries'])} test users, the model has {number(value)} and "
-        f"{recommender_name(best)} {number(theirs)}.",
+        "head": (
+            f"The model is {is_than} {recommender_name(best)}, the best baseline: its {shown} is "
+            f"{_percent(against['difference'], theirs)}."
+        ),
+        "text": (
+            "With 95 % confidence, the true difference is between"
+            f" {_between(against, theirs)}{', so it may be chance' if status == 'even' else ''}. On"
+            f" {figure(evaluation['data']['queries'])} test users, the model has {number(value)}"
+            f" and {recommender_name(best)} {number(theirs)}."
+        ),
     }
 
 
@@ -203,7 +211,10 @@ def _between(against: Mapping[str, Any], base: float) -> str:
 
 def _cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     k = parse_metric(evaluation["metric"]).k
-    names = [evaluation["metric"], *(f"{kind}@{k}" for kind in ("recall", "hit", "mrr", "coverage", "diversity"))]
+    names = [
+        evaluation["metric"],
+        *(f"{kind}@{k}" for kind in ("recall", "hit", "mrr", "coverage", "diversity")),
+    ]
     best = best_baseline(evaluation)
     return [
         {
@@ -219,7 +230,9 @@ def _cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _panels(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Dots and whiskers for the main metric and three more, with every recommender on one axis."""
     k = parse_metric(evaluation["metric"]).k
-    names = dict.fromkeys([evaluation["metric"], *(f"{kind}@{k}" for kind in ("recall", "hit", "map"))])
+    names = dict.fromkeys(
+        [evaluation["metric"], *(f"{kind}@{k}" for kind in ("recall", "hit", "map"))]
+    )
     recommenders = {"model": evaluation["model"], **evaluation["baselines"]}
     spans = {"model": evaluation["confidence"]["model"], **evaluation["confidence"]["baselines"]}
     panels = []
@@ -248,7 +261,9 @@ def _tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     recommenders = {"model": evaluation["model"], **evaluation["baselines"]}
     spans = {"model": evaluation["confidence"]["model"], **evaluation["confidence"]["baselines"]}
     main_k = parse_metric(evaluation["metric"]).k
-    ks = sorted({parse_metric(name).k for name in evaluation["model"]}, key=lambda k: (k != main_k, k))
+    ks = sorted(
+        {parse_metric(name).k for name in evaluation["model"]}, key=lambda k: (k != main_k, k)
+    )
     tables = []
     for k in ks:
         rows = []
@@ -278,9 +293,13 @@ def _training(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, An
     refit = [row for row in history if row.get("phase") == "refit"]
     chosen_from = [row for row in history if row.get("phase", "select") == "select"]
     keys = (metric, f"valid_{metric}", "valid")
-    valid = [(float(row["epoch"]), _finite(next((row[k] for k in keys if k in row), None))) for row in chosen_from]
+    valid = [
+        (float(row["epoch"]), _finite(next((row[k] for k in keys if k in row), None)))
+        for row in chosen_from
+    ]
     loss, refit_loss = (
-        [(float(row["epoch"]), _finite(row.get("loss"))) for row in rows] for rows in (chosen_from, refit)
+        [(float(row["epoch"]), _finite(row.get("loss"))) for row in rows]
+        for rows in (chosen_from, refit)
     )
     scored = [(value, epoch) for epoch, value in valid if math.isfinite(value)]
     best = max(scored, key=lambda pair: (pair[0], -pair[1]), default=None)
@@ -291,7 +310,9 @@ def _training(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, An
         "epochs": len(chosen_from),
         "refit": len(refit),
         "seconds": sum(float(row.get("seconds") or 0.0) for row in history),
-        "peak_lr": max((float(row["lr"]) for row in history if row.get("lr") is not None), default=None),
+        "peak_lr": max(
+            (float(row["lr"]) for row in history if row.get("lr") is not None), default=None
+        ),
     }
 
 
@@ -311,7 +332,15 @@ def _segments(evaluation: Mapping[str, Any]) -> dict[str, Any]:
             baseline = entry["baselines"][best][metric] if best else None
             interval = entry.get("interval")
             values += [model, baseline or 0.0, *(interval or [])]
-            rows.append({"label": label, "entry": entry, "model": model, "baseline": baseline, "interval": interval})
+            rows.append(
+                {
+                    "label": label,
+                    "entry": entry,
+                    "model": model,
+                    "baseline": baseline,
+                    "interval": interval,
+                }
+            )
         groups.append({"name": _GROUPS.get(group, group), "rows": rows})
     scale = axis(values, from_zero=True)
     return {"groups": groups, "at": scale.at, "ticks": scale.labels(), "best": best}
@@ -321,7 +350,10 @@ def _colours(evaluation: Mapping[str, Any]) -> dict[str, int]:
     """Granularity → number of its colour in all charts; granularities with a weight get the plain
     colours first.
     """
-    names = sorted(evaluation["granularities"], key=lambda name: not evaluation["granularities"][name]["weight"])
+    names = sorted(
+        evaluation["granularities"],
+        key=lambda name: not evaluation["granularities"][name]["weight"],
+    )
     return {name: index % _NUM_COLOURS for index, name in enumerate(names)}
 
 
@@ -337,7 +369,9 @@ def _fusion(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     value = evaluation["model"][main]
     entries = evaluation["granularities"]
     widest = max((abs(entry["weight"]) for entry in entries.values()), default=0.0) or 1.0
-    losses = {name: value - e[f"{main}_without"] for name, e in entries.items() if f"{main}_without" in e}
+    losses = {
+        name: value - e[f"{main}_without"] for name, e in entries.items() if f"{main}_without" in e
+    }
     zero, bars = stacked([{name: loss} for name, loss in losses.items()])
     pieces = {bar[0].name: bar[0] for bar in bars}
     return [
@@ -385,7 +419,9 @@ def _quarantine(manifest: Manifest) -> list[dict[str, Any]]:
                 "bad": bad,
                 "share": bad / read if read else 0.0,
                 "reasons": ordered,
-                "dropped": sorted(manifest.dropped.get(table, {}).items(), key=lambda reason: -reason[1]),
+                "dropped": sorted(
+                    manifest.dropped.get(table, {}).items(), key=lambda reason: -reason[1]
+                ),
             }
         )
     return rows
@@ -393,7 +429,9 @@ def _quarantine(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _split(manifest: Manifest) -> str:
     rest = ", ".join(
-        f"{key} {value}" for key, value in manifest.split.items() if key != "kind" and value not in ("", None)
+        f"{key} {value}"
+        for key, value in manifest.split.items()
+        if key != "kind" and value not in ("", None)
     )
     kind = manifest.split.get("kind", "unknown")
     return f"{kind} ({rest})" if rest else str(kind)
@@ -403,7 +441,15 @@ def _timing(timing: Mapping[str, float]) -> dict[str, Any]:
     """The share of each stage in the time; the times of the
     baselines are part of the evaluation.
     """
-    stages = {name.removesuffix("_s"): s for name, s in timing.items() if not name.startswith("baseline_")}
-    inner = {name[len("baseline_") : -2]: s for name, s in timing.items() if name.startswith("baseline_")}
+    stages = {
+        name.removesuffix("_s"): s for name, s in timing.items() if not name.startswith("baseline_")
+    }
+    inner = {
+        name[len("baseline_") : -2]: s for name, s in timing.items() if name.startswith("baseline_")
+    }
     total = sum(stages.values()) or 1.0
-    return {"stages": {name: (s, 100 * s / total) for name, s in stages.items()}, "baselines": inner, "total": total}
+    return {
+        "stages": {name: (s, 100 * s / total) for name, s in stages.items()},
+        "baselines": inner,
+        "total": total,
+    }

@@ -20,11 +20,21 @@ def metric_name(name: str) -> str:
 
 
 _MEANINGS: Final = {
-    "ndcg": "how near the top of the first {k} recommendations the items are that users chose later",
-    "recall": "the share of the items that users chose later that is in the first {k} recommendations",
+    "ndcg": (
+        "how near the top of the first {k} recommendations the items are that users chose later"
+    ),
+    "recall": (
+        "the share of the items that users chose later that is in the first {k} recommendations"
+    ),
     "precision": "the share of the first {k} recommendations that users chose later",
-    "hit": "the share of users for whom the first {k} recommendations hold an item that they chose later",
-    "mrr": "one divided by the place of the first recommendation that a user chose later, 0 after place {k}",
+    "hit": (
+        "the share of users for whom the first {k} recommendations hold an item that they chose"
+        " later"
+    ),
+    "mrr": (
+        "one divided by the place of the first recommendation that a user chose later, 0 after"
+        " place {k}"
+    ),
     "map": "how near the top of the first {k} recommendations all items are that users chose later",
 }
 
@@ -60,7 +70,11 @@ def number(value: float | None, decimals: int = 4) -> str:
     >>> number(0.28), number(None)
     ('0.2800', '–')
     """
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{decimals}f}".replace("-", "−")
+    return (
+        "–"
+        if value is None or not math.isfinite(value)
+        else f"{value:.{decimals}f}".replace("-", "−")
+    )
 
 
 def signed(value: float, decimals: int = 4) -> str:

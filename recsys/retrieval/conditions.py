@@ -3,7 +3,8 @@
 :mod:`recsys.retrieval.item_attributes` evaluates them. A filter is an object of attribute →
 condition; all conditions must hold:
 
-    {"category": "books", "price": {"lt": 20}, "tags": ["new", "sale"], "path": {"under": "Home > Kitchen"}}
+    {"category": "books", "price": {"lt": 20}, "tags": ["new", "sale"], "path": {"under": "Home >
+    Kitchen"}}
 
 A value is short for ``eq``, a list of values for ``in``. An item without the attribute meets only
 the conditions ``ne``, ``not_in`` and ``{"known": false}``.
@@ -25,7 +26,9 @@ OPERATORS: Final = {
     "in": "one of these values; for a list: contains at least one of them",
     "not_in": "none of these values",
     "all": "for a list: contains all of these values",
-    "under": "a category path begins with this text such as 'Home > Kitchen', or with this list of parts",
+    "under": (
+        "a category path begins with this text such as 'Home > Kitchen', or with this list of parts"
+    ),
     "lt": "less than (numbers, times)",
     "le": "at most",
     "gt": "greater than",
@@ -67,8 +70,12 @@ def parse_filters(filters: Any) -> tuple[Condition, ...]:
     [('price', 'ge', (5,)), ('price', 'lt', (20,)), ('kind', 'in', ('a',))]
     """
     if not isinstance(filters, Mapping):
-        raise ValueError('expected an object of attribute → condition, such as {"price": {"lt": 20}}')
-    found = [condition for name, asked in filters.items() for condition in _conditions(str(name), asked)]
+        raise ValueError(
+            'expected an object of attribute → condition, such as {"price": {"lt": 20}}'
+        )
+    found = [
+        condition for name, asked in filters.items() for condition in _conditions(str(name), asked)
+    ]
     if len(found) > MAX_CONDITIONS:
         raise ValueError(f"has {len(found)} conditions, expected at most {MAX_CONDITIONS}")
     return tuple(found)
@@ -81,10 +88,14 @@ def key_of(filters: Any) -> str:
 
 def _conditions(name: str, asked: Any) -> Iterator[Condition]:
     if not isinstance(asked, Mapping):
-        yield Condition(name, "in", _values(asked if isinstance(asked, (list, tuple)) else [asked], name), name)
+        yield Condition(
+            name, "in", _values(asked if isinstance(asked, (list, tuple)) else [asked], name), name
+        )
         return
     if not asked:
-        raise ValueError(f"{name}: expected a value, a list of values, or an object of {choices(OPERATORS)}")
+        raise ValueError(
+            f"{name}: expected a value, a list of values, or an object of {choices(OPERATORS)}"
+        )
     for operator, operand in asked.items():
         where = f"{name}.{operator}"
         if operator not in OPERATORS:
@@ -100,7 +111,9 @@ def _conditions(name: str, asked: Any) -> Iterator[Condition]:
         else:
             values = _values([operand], where)
         if operator == "under" and not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{where}: expected a string or a list of strings, got {_short(operand)}")
+            raise ValueError(
+                f"{where}: expected a string or a list of strings, got {_short(operand)}"
+            )
         yield Condition(name, _ALIASES.get(str(operator), str(operator)), values, where)
 
 
@@ -110,11 +123,21 @@ def _values(operands: Any, where: str) -> tuple[Value, ...]:
     for value in operands:
         is_finite = not isinstance(value, float) or math.isfinite(value)
         if value is None or not isinstance(value, (str, int, float)) or not is_finite:
-            hint = '; to find items without the attribute, use {"known": false}' if value is None else ""
-            raise ValueError(f"{where}: expected a string, a number or true/false, got {_short(value)}{hint}")
+            hint = (
+                '; to find items without the attribute, use {"known": false}'
+                if value is None
+                else ""
+            )
+            raise ValueError(
+                f"{where}: expected a string, a number or true/false, got {_short(value)}{hint}"
+            )
     return tuple(operands)
 
 
 def _short(value: Any) -> str:
-    text = f"{value!r:.60} ({type(value).__name__})" if not isinstance(value, int) else f"a number, {str(value)[:40]}"
+    text = (
+        f"{value!r:.60} ({type(value).__name__})"
+        if not isinstance(value, int)
+        else f"a number, {str(value)[:40]}"
+    )
     return "null" if value is None else text

@@ -36,14 +36,23 @@ _TRAINING_ITEMS: Final = 65_536
 _LONG_HISTORY: Final = 4096  # requests with more hidden items are answered without the index
 _DEEPEST: Final = 16  # with more candidates than 1/16 of the items, all items are scored instead
 _DEEPER: Final = 4  # factor by which the candidates grow where too few of them are allowed
-_SLACK: Final = 1.2  # factor on the candidates, because allowed items are not spread evenly over the ranking
+_SLACK: Final = (
+    1.2  # factor on the candidates, because allowed items are not spread evenly over the ranking
+)
 _MAX_GROUPS: Final = 8  # with more distinct boost factors, all items are scored
 _SCORES: Final = 2**22  # scores of allowed items at a time, where these are few
-_GATHERED: Final = 4  # only the vectors of allowed items are read where they are fewer than 1/4 of the items
+_GATHERED: Final = (
+    4  # only the vectors of allowed items are read where they are fewer than 1/4 of the items
+)
 
 
 def exact_top(
-    users_BD: Tensor, vectors_ND: Tensor, k: int, rows_E: Array, hidden_E: Array, added: SparseScores | None = None
+    users_BD: Tensor,
+    vectors_ND: Tensor,
+    k: int,
+    rows_E: Array,
+    hidden_E: Array,
+    added: SparseScores | None = None,
 ) -> Array:
     """The exact k best items of every user by the score u · a_i + ``added``.
 
@@ -82,7 +91,9 @@ def allowed_top(
 ) -> Array:
     """As :func:`exact_top`, for allowed items only and with boosts."""
     if allowed is not None and allowed.num * _GATHERED < allowed.num_items:
-        return _top_of_few(users_BD, vectors_ND, k, rows_E, hidden_E, added, allowed.listed_M, raised)
+        return _top_of_few(
+            users_BD, vectors_ND, k, rows_E, hidden_E, added, allowed.listed_M, raised
+        )
     forbidden_N = None
     if allowed is not None and allowed.num < allowed.num_items:
         forbidden_N = torch.from_numpy(~allowed.among(np.arange(allowed.num_items)))
@@ -177,7 +188,11 @@ def find_top(
         return exact_top(*asked) if index is None else index.top(*asked)
     by_index = index is not None and selection.allowed.ids_M is None
     if selection.log_N is None:
-        return index.top(*asked, selection.allowed) if index and by_index else allowed_top(*asked, selection.allowed)
+        return (
+            index.top(*asked, selection.allowed)
+            if index and by_index
+            else allowed_top(*asked, selection.allowed)
+        )
     assert spread_B is not None, "boosts need the spread of the scores"
     raised = Raised(torch.from_numpy(selection.log_N), spread_B)
     if index is None or not by_index or len(selection.groups) > _MAX_GROUPS:
@@ -190,14 +205,22 @@ def find_top(
 
 
 def _merged(
-    items_BX: Array, users_BD: Tensor, vectors_ND: Tensor, k: int, added: SparseScores, raised: Raised
+    items_BX: Array,
+    users_BD: Tensor,
+    vectors_ND: Tensor,
+    k: int,
+    added: SparseScores,
+    raised: Raised,
 ) -> Array:
     """The k best of listed items with boosts; each item is listed once."""
     top_BR, order_N = np.full((len(items_BX), k), -1, dtype=np.int32), tie_order(len(vectors_ND))
     for row, items_X in enumerate(items_BX):
         items_x = items_X[items_X >= 0].astype(np.int64)
         listed = torch.from_numpy(items_x)
-        scores_x = vectors_ND.index_select(0, listed) @ users_BD[row] + raised.spread_B[row] * raised.log_N[listed]
+        scores_x = (
+            vectors_ND.index_select(0, listed) @ users_BD[row]
+            + raised.spread_B[row] * raised.log_N[listed]
+        )
         scores_x += added.between(row, row + 1).at(listed[None])[0]
         best_R = best_places(scores_x.numpy(), order_N[items_x], k)
         top_BR[row, : len(best_R)] = items_x[best_R]
@@ -279,7 +302,9 @@ class ItemIndex:
         import faiss
 
         vectors = np.ascontiguousarray(vectors_ND.numpy(), dtype=np.float32)
-        index = faiss.index_factory(vectors.shape[1], f"PQ{vectors.shape[1]}x4fs", faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(
+            vectors.shape[1], f"PQ{vectors.shape[1]}x4fs", faiss.METRIC_INNER_PRODUCT
+        )
         step = max(1, len(vectors) // _TRAINING_ITEMS)
         index.train(np.ascontiguousarray(vectors[::step]))
         for start in with_progress("adding items to the index", range(0, len(vectors), _ADDED)):
@@ -326,26 +351,38 @@ class ItemIndex:
         200 from one twice as long, and so on, so the rank of an item does not depend on ``k``.
         """
         num_hidden_B = np.bincount(rows_E, minlength=len(users_BD))
-        if added is not None:  # lowered items drop out of the list like hidden ones, so more candidates are needed
-            num_hidden_B += np.bincount(added.rows_P[added.values_P < 0].numpy(), minlength=len(users_BD))
+        if (
+            added is not None
+        ):  # lowered items drop out of the list like hidden ones, so more candidates are needed
+            num_hidden_B += np.bincount(
+                added.rows_P[added.values_P < 0].numpy(), minlength=len(users_BD)
+            )
         is_long_B = num_hidden_B > _LONG_HISTORY
         depth = self._depth(k, int(num_hidden_B[~is_long_B].max(initial=0)), allowed)
         by_index_B = ~is_long_B if depth <= self._most() else np.zeros_like(is_long_B)
-        hidden_B = np.split(hidden_E, np.searchsorted(rows_E, np.arange(1, len(users_BD))))  # rows_E ascends
+        hidden_B = np.split(
+            hidden_E, np.searchsorted(rows_E, np.arange(1, len(users_BD)))
+        )  # rows_E ascends
         top_BR = np.full((len(users_BD), k), -1, dtype=np.int32)
         asked_b = np.flatnonzero(by_index_B)
         if len(asked_b):
-            _, candidates_bC = self._index.search(users_BD[torch.from_numpy(asked_b)].numpy(), depth)
+            _, candidates_bC = self._index.search(
+                users_BD[torch.from_numpy(asked_b)].numpy(), depth
+            )
         for place, row in enumerate(asked_b.tolist()):
             mine = added.between(row, row + 1) if added is not None else None
-            found_R = self._of_row(users_BD[row], vectors_ND, k, candidates_bC[place], hidden_B[row], mine, allowed)
+            found_R = self._of_row(
+                users_BD[row], vectors_ND, k, candidates_bC[place], hidden_B[row], mine, allowed
+            )
             by_index_B[row] = found_R is not None
             if found_R is not None:
                 top_BR[row, : len(found_R)] = found_R
         for row in np.flatnonzero(~by_index_B).tolist():
             mine = added.between(row, row + 1) if added is not None else None
             rows_e = np.zeros(len(hidden_B[row]), dtype=np.int64)
-            top_BR[row] = allowed_top(users_BD[[row]], vectors_ND, k, rows_e, hidden_B[row], mine, allowed)[0]
+            top_BR[row] = allowed_top(
+                users_BD[[row]], vectors_ND, k, rows_e, hidden_B[row], mine, allowed
+            )[0]
         return top_BR
 
     def _depth(self, k: int, num_hidden: int, allowed: Allowed | None) -> int:

@@ -31,7 +31,9 @@ from recsys.retrieval.conditions import BOUNDS, Condition, Value
 from recsys.values.moment import moment
 
 _TEXT: Final = "text"  # the column that the language model reads
-_LONGEST_MEAN: Final = 80  # mean length in characters, above which a column is prose and not an attribute
+_LONGEST_MEAN: Final = (
+    80  # mean length in characters, above which a column is prose and not an attribute
+)
 _SEPARATORS: Final = re.compile(r"\s*[>/|›»]\s*")
 _NOWHERE: Final = np.iinfo(np.int64).max
 
@@ -61,13 +63,21 @@ class Numbers:
             return np.asarray(np.isnan(self.values_N) != condition.values[0])
         if operator in ("all", "under"):
             raise RequestError(
-                f"{where}: {condition.attribute} has {self._name}s, but {operator} works only for text or lists of text"
+                f"{where}: {condition.attribute} has {self._name}s, but {operator} works only for"
+                " text or lists of text"
             )
         values = [self._read(value, where) for value in condition.values]
         if operator in BOUNDS:
-            compare = {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}[operator]
+            compare = {
+                "lt": np.less,
+                "le": np.less_equal,
+                "gt": np.greater,
+                "ge": np.greater_equal,
+            }[operator]
             return np.asarray(compare(self.values_N, values[0]))
-        is_there_N = self.values_N == values[0] if len(values) == 1 else np.isin(self.values_N, values)
+        is_there_N = (
+            self.values_N == values[0] if len(values) == 1 else np.isin(self.values_N, values)
+        )
         return np.asarray(is_there_N if operator == "in" else ~is_there_N)
 
     @property
@@ -87,7 +97,9 @@ class Numbers:
                 return float(value)
             except OverflowError:
                 return math.copysign(math.inf, value)
-        raise RequestError(f"{where}: got {value!r} ({type(value).__name__}), expected a {self._name}")
+        raise RequestError(
+            f"{where}: got {value!r} ({type(value).__name__}), expected a {self._name}"
+        )
 
 
 @dataclass(frozen=True)
@@ -112,8 +124,9 @@ class Categories:
         operator = condition.operator
         if operator in BOUNDS:
             raise RequestError(
-                f"{where}: {condition.attribute} has text values, but {operator} works only for numbers and times; if "
-                "the values are numbers, list the column in data.source.numbers and prepare again"
+                f"{where}: {condition.attribute} has text values, but {operator} works only for"
+                " numbers and times; if the values are numbers, list the column in"
+                " data.source.numbers and prepare again"
             )
         if operator == "known":
             return np.asarray(self._known_N == condition.values[0])
@@ -126,7 +139,11 @@ class Categories:
 
     def members(self, item: int) -> list[int]:
         """Codes of an item's categories; empty where they are missing."""
-        span = slice(item, item + 1) if self.starts_N1 is None else slice(*self.starts_N1[item : item + 2])
+        span = (
+            slice(item, item + 1)
+            if self.starts_N1 is None
+            else slice(*self.starts_N1[item : item + 2])
+        )
         return [code for code in self.codes_X[span].tolist() if code >= 0]
 
     def _has(self, codes: Sequence[int]) -> Array:
@@ -145,7 +162,9 @@ class Categories:
 
     def _any(self, wanted_C: Array) -> Array:
         """Items that have a marked category."""
-        return self._items(np.append(wanted_C, False).take(self.codes_X, mode="wrap"))  # −1 reads the appended False
+        return self._items(
+            np.append(wanted_C, False).take(self.codes_X, mode="wrap")
+        )  # −1 reads the appended False
 
     def _items(self, wanted_X: Array) -> Array:
         """Items that have a marked member."""
@@ -159,18 +178,25 @@ class Categories:
     def _rows_X(self) -> Array:
         """The item of every list member."""
         assert self.starts_N1 is not None, "only columns of lists have members"
-        return np.repeat(np.arange(len(self.starts_N1) - 1, dtype=np.int32), np.diff(self.starts_N1))
+        return np.repeat(
+            np.arange(len(self.starts_N1) - 1, dtype=np.int32), np.diff(self.starts_N1)
+        )
 
     def _under(self, given: list[str]) -> Array:
         """Items with a path that begins with these parts: in one text, or as list members in this
         order.
         """
         path = [part for text in given for part in _SEPARATORS.split(text.strip()) if part]
-        begins_C = np.array([_SEPARATORS.split(name)[: len(path)] == path for name in self.names], dtype=bool)
+        begins_C = np.array(
+            [_SEPARATORS.split(name)[: len(path)] == path for name in self.names], dtype=bool
+        )
         found_N = self._any(begins_C)
         if self.starts_N1 is None or len(path) < 2:
             return found_N
-        last_N, ascends_N = np.full(len(found_N), -1, dtype=np.int64), np.ones(len(found_N), dtype=bool)
+        last_N, ascends_N = (
+            np.full(len(found_N), -1, dtype=np.int64),
+            np.ones(len(found_N), dtype=bool),
+        )
         for part in path:
             places = np.flatnonzero(self.codes_X == self._codes.get(part, -2))
             rows, firsts = np.unique(self._rows_X[places], return_index=True)
@@ -214,7 +240,10 @@ class ItemAttributes:
             There is no such attribute.
         """
         if name not in self.columns:
-            known = choices(self.columns) or "none, because the table of items has no column of numbers or categories"
+            known = (
+                choices(self.columns)
+                or "none, because the table of items has no column of numbers or categories"
+            )
             raise RequestError(f"{where}: unknown attribute {name!r}; the model knows: {known}")
         return self.columns[name]
 
@@ -228,7 +257,9 @@ class ItemAttributes:
         """
         column = self.column(name, where)
         if isinstance(column, Numbers):
-            raise RequestError(f"{where}: {name} has numbers, expected an attribute with categories")
+            raise RequestError(
+                f"{where}: {name} has numbers, expected an attribute with categories"
+            )
         return column
 
     @classmethod
@@ -318,7 +349,9 @@ def _column(column: pa.ChunkedArray) -> Column:
         lists = column.combine_chunks()
         lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
         codes, names = _encoded(lists.flatten())
-        starts_N1 = np.concatenate([[0], np.cumsum(np.asarray(pc.list_value_length(lists)))]).astype(np.int64)
+        starts_N1 = np.concatenate(
+            [[0], np.cumsum(np.asarray(pc.list_value_length(lists)))]
+        ).astype(np.int64)
         return Categories(codes, names, starts_N1)
     return Categories(*_encoded(column.combine_chunks()))
 

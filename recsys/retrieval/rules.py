@@ -11,7 +11,16 @@ import json
 from functools import cached_property
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
 
 from recsys.retrieval.conditions import Condition, key_of, parse_filters
 
@@ -85,7 +94,8 @@ class Diversify(BaseModel):
     def _is_whole(self) -> Diversify:
         if (self.attribute is None) != (self.most is None):
             raise ValueError(
-                "attribute and most belong together: a page has at most `most` items with the same value of `attribute`"
+                "attribute and most belong together: a page has at most `most` items with the same"
+                " value of `attribute`"
             )
         if self.strength is None and self.attribute is None:
             raise ValueError("needs strength (0 … 1), or attribute and most, or all three")
@@ -141,8 +151,8 @@ class Rules(BaseModel):
         capped = self.diversify is not None and self.diversify.most is not None
         if capped and self.offset % self.k:
             raise ValueError(
-                f"offset {self.offset} is not a multiple of k {self.k}; diversify.most counts items per page, so "
-                "offset must be 0, k, 2k, …"
+                f"offset {self.offset} is not a multiple of k {self.k}; diversify.most counts items"
+                " per page, so offset must be 0, k, 2k, …"
             )
         return self
 
@@ -162,7 +172,11 @@ class Rules(BaseModel):
     @property
     def depth(self) -> int:
         """Length of the ranking that the page needs, without the limit per category."""
-        pool = self.diversify.pool if self.diversify is not None and self.diversify.strength is not None else 0
+        pool = (
+            self.diversify.pool
+            if self.diversify is not None and self.diversify.strength is not None
+            else 0
+        )
         return max(self.offset + self.k, pool)
 
 

@@ -24,7 +24,9 @@ from recsys.errors import RequestError
 from recsys.retrieval.item_attributes import ItemAttributes
 from recsys.retrieval.rules import Rules
 
-FEW: Final = 16  # allowed items are stored as a list where they are fewer than 1/16 of the catalogue
+FEW: Final = (
+    16  # allowed items are stored as a list where they are fewer than 1/16 of the catalogue
+)
 _KEPT_BYTES: Final = 128 << 20  # size of the cache of compiled rules
 _LEAST_KEPT: Final = 4
 _MAX_UNKNOWN: Final = 100  # unknown ids that an answer lists
@@ -75,7 +77,11 @@ class Allowed:
                 if len(self.ids_M)
                 else (np.zeros(len(items), dtype=bool))
             )
-        return np.ones(len(items), dtype=bool) if self.mask_N is None else np.asarray(self.mask_N[items])
+        return (
+            np.ones(len(items), dtype=bool)
+            if self.mask_N is None
+            else np.asarray(self.mask_N[items])
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -107,7 +113,9 @@ class Selection:
         found = []
         for log in np.unique(self.log_N):
             mask_N = self.log_N == log
-            allowed = Allowed.of_mask(mask_N if self.allowed.mask_N is None else mask_N & self.allowed.mask_N)
+            allowed = Allowed.of_mask(
+                mask_N if self.allowed.mask_N is None else mask_N & self.allowed.mask_N
+            )
             if allowed.num:
                 found.append((float(log), allowed))
         return found
@@ -125,7 +133,9 @@ class Plan:
 
     selection: Selection | None  # None: all items are allowed, no boost
     excluded: Array  # int64, items to leave out in addition to those that are not allowed
-    unknown: Mapping[str, list[str]] = field(default_factory=dict)  # rule → ids that the model does not know
+    unknown: Mapping[str, list[str]] = field(
+        default_factory=dict
+    )  # rule → ids that the model does not know
 
 
 class Catalogue:
@@ -165,7 +175,11 @@ class Catalogue:
         """
         unknown: dict[str, list[str]] = {}
         excluded = self._known(rules.exclude or (), "exclude", unknown)
-        candidates = None if rules.candidates is None else self._known(rules.candidates, "candidates", unknown)
+        candidates = (
+            None
+            if rules.candidates is None
+            else self._known(rules.candidates, "candidates", unknown)
+        )
         for boost in rules.boost or ():
             self._known(boost.items or (), "boost", unknown)
         if rules.diversify is not None and rules.diversify.attribute is not None:
@@ -176,8 +190,12 @@ class Catalogue:
         if candidates is not None:
             whole = selection or Selection(Allowed(len(self._rows)))
             ids_M = np.unique(candidates)
-            selection = replace(whole, allowed=Allowed(len(self._rows), ids_M=ids_M[whole.allowed.among(ids_M)]))
-        return Plan(selection, excluded, {name: ids[:_MAX_UNKNOWN] for name, ids in unknown.items()})
+            selection = replace(
+                whole, allowed=Allowed(len(self._rows), ids_M=ids_M[whole.allowed.among(ids_M)])
+            )
+        return Plan(
+            selection, excluded, {name: ids[:_MAX_UNKNOWN] for name, ids in unknown.items()}
+        )
 
     def attributes(self, where: str) -> ItemAttributes:
         """The attributes of the items; ``where`` names the rule that needs them, for the message.
@@ -189,8 +207,8 @@ class Catalogue:
         """
         if self._attributes is None:
             raise RequestError(
-                f"{where}: this model has no item attributes, because an earlier release registered it; register it "
-                "again with `recsys register`"
+                f"{where}: this model has no item attributes, because an earlier release registered"
+                " it; register it again with `recsys register`"
             )
         return self._attributes
 
@@ -209,14 +227,19 @@ class Catalogue:
         with self._lock:
             if self._in_stock_N is in_stock_N:
                 self._kept[key] = found
-            while len(self._kept) > _LEAST_KEPT and sum(one.num_bytes for one in self._kept.values()) > _KEPT_BYTES:
+            while (
+                len(self._kept) > _LEAST_KEPT
+                and sum(one.num_bytes for one in self._kept.values()) > _KEPT_BYTES
+            ):
                 self._kept.popitem(last=False)
         return found
 
     def _compile(self, rules: Rules, where: str, in_stock_N: Array | None) -> Selection:
         mask_N = in_stock_N
         if rules.conditions:
-            mask_N = self.attributes(f"{where}: filters").mask(rules.conditions, f"{where}: filters")
+            mask_N = self.attributes(f"{where}: filters").mask(
+                rules.conditions, f"{where}: filters"
+            )
             mask_N = mask_N if in_stock_N is None else mask_N & in_stock_N
         allowed = Allowed(len(self._rows)) if mask_N is None else Allowed.of_mask(mask_N)
         log_N = None

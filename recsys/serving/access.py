@@ -40,8 +40,16 @@ def tokens_of(settings: ServeConfig) -> Tokens:
     ConfigError
         A variable holds no token, or its token is too short.
     """
-    named = {"serve.token_env": settings.token_env, "serve.stock_token_env": settings.stock_token_env}
-    return Tokens(*(token_sha256(token) if (token := read_token(name, key)) else "" for key, name in named.items()))
+    named = {
+        "serve.token_env": settings.token_env,
+        "serve.stock_token_env": settings.stock_token_env,
+    }
+    return Tokens(
+        *(
+            token_sha256(token) if (token := read_token(name, key)) else ""
+            for key, name in named.items()
+        )
+    )
 
 
 def read_token(variable: str, key: str) -> str:
@@ -64,8 +72,8 @@ def read_token(variable: str, key: str) -> str:
     token = os.environ.get(variable, "")
     if len(token) < _LEAST_TOKEN:
         raise ConfigError(
-            f"{key}: the environment variable {variable} has {len(token)} characters, expected a token of "
-            f"at least {_LEAST_TOKEN}"
+            f"{key}: the environment variable {variable} has {len(token)} characters, expected a"
+            f" token of at least {_LEAST_TOKEN}"
         )
     return token
 

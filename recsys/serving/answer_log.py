@@ -46,14 +46,20 @@ class AnswerLog:
     def write(self, lines: Sequence[dict[str, Any]]) -> bool:
         """Append the lines; True where they were written."""
         now = datetime.now(UTC)
-        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        text = "".join(
+            json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines
+        )
         path = self._folder / f"{PREFIX}{now:%Y%m%d}-{self._name}.jsonl"
         try:
             with _appending(path) as handle, os.fdopen(handle, "wb", closefd=False) as file:
                 file.write(text.encode("utf-8", "surrogatepass"))
         except OSError as error:
             if not self._failed:
-                _LOG.error("serve.log: cannot write %s (%s); the server continues without a log", path, error.strerror)
+                _LOG.error(
+                    "serve.log: cannot write %s (%s); the server continues without a log",
+                    path,
+                    error.strerror,
+                )
             self._failed = True
             return False
         self._failed = False
@@ -124,11 +130,15 @@ def remove_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool
         with path.open("r+b") as file, suppress(_Replaced), atomic_write(path) as aside:
             found = os.fstat(file.fileno())
             os.chmod(aside, found.st_mode & 0o777)
-            with suppress(PermissionError):  # only root can change the owner; the server must still be able to append
+            with suppress(
+                PermissionError
+            ):  # only root can change the owner; the server must still be able to append
                 os.chown(aside, found.st_uid, found.st_gid)
             with aside.open("wb") as kept:
                 early = _copy(file, kept, is_theirs)
-                _lock(file.fileno())  # held until the file is closed, which is after it was replaced
+                _lock(
+                    file.fileno()
+                )  # held until the file is closed, which is after it was replaced
                 late = _copy(file, kept, is_theirs, to_the_end=True)
             if not _is_at(file.fileno(), path):
                 raise _Replaced
@@ -141,7 +151,10 @@ class _Replaced(Exception):
 
 
 def _copy(
-    file: BinaryIO, kept: BinaryIO, is_theirs: Callable[[Sequence[bytes]], Sequence[bool]], to_the_end: bool = False
+    file: BinaryIO,
+    kept: BinaryIO,
+    is_theirs: Callable[[Sequence[bytes]], Sequence[bool]],
+    to_the_end: bool = False,
 ) -> int:
     """Copy the rows that stay, from the current position of the file; returns how many were left
     out.
@@ -164,7 +177,9 @@ def _pieces(file: BinaryIO, to_the_end: bool = True) -> Iterator[list[bytes]]:
         yield rows
 
 
-def line_of(request: Request, answer: Answer, model: str, version: str, side: Side) -> dict[str, Any]:
+def line_of(
+    request: Request, answer: Answer, model: str, version: str, side: Side
+) -> dict[str, Any]:
     """The log line of an answer."""
     now = datetime.now(UTC)
     return {
@@ -183,7 +198,9 @@ def line_of(request: Request, answer: Answer, model: str, version: str, side: Si
 
 
 def lines_of(
-    requests: Sequence[AnyRequest], answers: Sequence[AnyAnswer], models: Mapping[Side, tuple[str, str]]
+    requests: Sequence[AnyRequest],
+    answers: Sequence[AnyAnswer],
+    models: Mapping[Side, tuple[str, str]],
 ) -> list[dict[str, Any]]:
     """The log lines of recommendations; ``models`` has the model and version of each side."""
     found = []
@@ -235,7 +252,8 @@ def read_logs(places: Sequence[str]) -> tuple[list[Logged], int]:
                 found[logged.answer_id] = logged
     if not found:
         raise DataError(
-            f"compare.logs: {', '.join(places)}: the log has no answers; start `recsys serve` with serve.log"
+            f"compare.logs: {', '.join(places)}: the log has no answers; start `recsys serve` with"
+            " serve.log"
         )
     return sorted(found.values(), key=lambda one: (one.time, one.answer_id)), num_cut
 
@@ -248,11 +266,16 @@ def _files(places: Sequence[str]) -> list[Path]:
         if path.is_dir():
             mine = sorted(path.glob(f"{PREFIX}*.jsonl"))
             if not mine:
-                raise SourceError(f"compare.logs: {place} has no {PREFIX}*.jsonl; give the folder of serve.log")
+                raise SourceError(
+                    f"compare.logs: {place} has no {PREFIX}*.jsonl; give the folder of serve.log"
+                )
         else:
             mine = [path] if path.is_file() else [Path(one) for one in sorted(glob.glob(place))]
             if not mine:
-                raise SourceError(f"compare.logs: {place} does not exist; give files, folders or globs of serve.log")
+                raise SourceError(
+                    f"compare.logs: {place} does not exist; give files, folders or globs of"
+                    " serve.log"
+                )
         found += mine
     return list(dict.fromkeys(found))
 
@@ -260,26 +283,33 @@ def _files(places: Sequence[str]) -> list[Path]:
 def _logged(row: bytes, where: str) -> Logged:
     try:
         content = json.loads(row)
-        answer_id, items, chances = content["answer_id"], content["item_ids"], content.get("propensities")
+        answer_id, items, chances = (
+            content["answer_id"],
+            content["item_ids"],
+            content.get("propensities"),
+        )
         time = datetime.fromisoformat(content["time"]).timestamp()
         label = str(content["model"])
         label = label if label.startswith("models:") else f"{label} ({content['version']})"
         [request] = parse_requests([content["request"]])
     except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
         raise DataError(
-            f"{where}: not a line of an answer log ({type(error).__name__}: {str(error)[:120]}); give files that "
-            "`recsys serve` wrote to serve.log"
+            f"{where}: not a line of an answer log ({type(error).__name__}: {str(error)[:120]});"
+            " give files that `recsys serve` wrote to serve.log"
         ) from None
     if not (_are(items, str) and isinstance(answer_id, str)):
         raise DataError(
-            f"{where}: answer_id must be a string and item_ids a list of strings; restore the file from a backup"
+            f"{where}: answer_id must be a string and item_ids a list of strings; restore the file"
+            " from a backup"
         )
     if chances is not None and not (
-        _are(chances, (int, float)) and len(chances) == len(items) and all(0 < chance <= 1 for chance in chances)
+        _are(chances, (int, float))
+        and len(chances) == len(items)
+        and all(0 < chance <= 1 for chance in chances)
     ):
         raise DataError(
-            f"{where}: propensities must have one number per item, above 0 and at most 1; restore the file from a "
-            "backup"
+            f"{where}: propensities must have one number per item, above 0 and at most 1; restore"
+            " the file from a backup"
         )
     return Logged(answer_id, time, request.user_id, label, items, chances, request)
 
@@ -302,4 +332,6 @@ def check_folder(folder: str) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"serve.log: {folder} is not writable ({error.strerror}); give another folder") from None
+        raise ConfigError(
+            f"serve.log: {folder} is not writable ({error.strerror}); give another folder"
+        ) from None

@@ -22,7 +22,9 @@ from recsys.serving.requests import Answer, parse_requests
 from recsys.serving.standings import BOOST
 
 
-def output_schema(granularities: Sequence[str], boosted: bool = False, explained: bool = False) -> pa.Schema:
+def output_schema(
+    granularities: Sequence[str], boosted: bool = False, explained: bool = False
+) -> pa.Schema:
     """Columns of the file; ``granularities`` are those that contribute to the model's scores."""
     return pa.schema(
         [
@@ -77,13 +79,21 @@ class BatchRecommender:
         """
         asked, at = self.asked, datetime.fromtimestamp(self.at, UTC)
         defaults = {"k": asked.k, "exclude_seen": asked.exclude_seen, "at": at, **asked.rules}
-        answers = self.recommender.recommend(parse_requests([{**defaults, **request} for request in requests]))
-        named = [replace(answer, user_id=answer.user_id or str(n)) for n, answer in enumerate(answers)]
+        answers = self.recommender.recommend(
+            parse_requests([{**defaults, **request} for request in requests])
+        )
+        named = [
+            replace(answer, user_id=answer.user_id or str(n)) for n, answer in enumerate(answers)
+        ]
         return answer_table(named, self.recommender.speaking)
 
 
 def user_table(
-    recommender: Recommender, user_ids: pa.Array, k: int, exclude_seen: bool | None, at: int | None = None
+    recommender: Recommender,
+    user_ids: pa.Array,
+    k: int,
+    exclude_seen: bool | None,
+    at: int | None = None,
 ) -> pa.Table:
     """The lists of users as rows of :func:`output_schema`.
 
@@ -113,7 +123,11 @@ def user_table(
             f"share_{name}": pa.array(share_X, mask=~of_model_X)
             for name, share_X in zip(recommender.speaking, shares_KX, strict=True)
         },
-        "source": pa.array(["popularity", "model"]).take(pa.array(found.personal_B[rows_X].astype(np.int8))),
+        "source": (
+            pa.array(["popularity", "model"]).take(
+                pa.array(found.personal_B[rows_X].astype(np.int8))
+            )
+        ),
     }
     return pa.table(columns, schema=output_schema(recommender.speaking))
 
@@ -125,21 +139,29 @@ def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.
     lengths = [len(answer.item_ids) for answer in answers]
     columns: dict[str, Any] = {
         "user_id": [answer.user_id for answer in answers for _ in answer.item_ids],
-        "rank": np.concatenate([np.arange(1, n + 1, dtype=np.int32) for n in lengths] or [np.zeros(0, np.int32)]),
+        "rank": np.concatenate(
+            [np.arange(1, n + 1, dtype=np.int32) for n in lengths] or [np.zeros(0, np.int32)]
+        ),
         "item_id": [item for answer in answers for item in answer.item_ids],
         "score": [score for answer in answers for score in answer.scores],
     }
     for name in granularities:
         nothing = [[None] * n for n in lengths]
         columns[f"share_{name}"] = [
-            share for answer, none in zip(answers, nothing, strict=True) for share in answer.shares.get(name, none)
+            share
+            for answer, none in zip(answers, nothing, strict=True)
+            for share in answer.shares.get(name, none)
         ]
     if boosted:
         columns[f"share_{BOOST}"] = [
-            share for answer, n in zip(answers, lengths, strict=True) for share in answer.shares.get(BOOST, [None] * n)
+            share
+            for answer, n in zip(answers, lengths, strict=True)
+            for share in answer.shares.get(BOOST, [None] * n)
         ]
         columns[BOOST] = [
-            factor for answer, n in zip(answers, lengths, strict=True) for factor in _or_none(answer.boosts, n)
+            factor
+            for answer, n in zip(answers, lengths, strict=True)
+            for factor in _or_none(answer.boosts, n)
         ]
     if explained:
         columns["explanation"] = [
@@ -149,7 +171,9 @@ def answer_table(answers: Sequence[Answer], granularities: Sequence[str]) -> pa.
         ]
     columns["source"] = [answer.source for answer in answers for _ in answer.item_ids]
     schema = output_schema(granularities, boosted, explained)
-    return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names})
+    return pa.table(
+        {name: pa.array(columns[name], schema.field(name).type) for name in schema.names}
+    )
 
 
 def _or_none(values: Sequence[Any] | None, number: int) -> Sequence[Any]:
@@ -175,9 +199,13 @@ def request_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         A request is malformed, has no user id, or repeats the user id of another one.
     """
     parsed = parse_requests(rows)
-    nameless = next((index for index, request in enumerate(parsed) if request.user_id is None), None)
+    nameless = next(
+        (index for index, request in enumerate(parsed) if request.user_id is None), None
+    )
     if nameless is not None:
-        raise RequestError(f"request {nameless}: user_id: missing; it identifies the rows of the output")
+        raise RequestError(
+            f"request {nameless}: user_id: missing; it identifies the rows of the output"
+        )
     users = [str(request.user_id) for request in parsed]
     _check_once(users)
     columns = {"user_id": users, "request": [json.dumps(dict(row)) for row in rows]}
@@ -197,7 +225,9 @@ def named_users(bundle: Bundle, users: Sequence[str]) -> pa.Table:
         raise RequestError(f"users: got {bad!r}, expected user ids (strings)")
     _check_once(users)
     places = {user: row for row, user in enumerate(bundle.user_ids)}
-    ordered = sorted(users, key=lambda user: places.get(user, len(places)))  # stable: keeps the order of unknown users
+    ordered = sorted(
+        users, key=lambda user: places.get(user, len(places))
+    )  # stable: keeps the order of unknown users
     return pa.table({"user_id": pa.array(ordered, pa.string())})
 
 

@@ -66,7 +66,10 @@ def application(settings: ServeConfig, desk_class: Any, *desk_arguments: Any) ->
         Arguments of that class.
     """
     desk = DeploymentActorConfig(
-        name=DESK, actor_class=desk_class, init_args=desk_arguments, actor_options={"num_cpus": _DESK_CPUS}
+        name=DESK,
+        actor_class=desk_class,
+        init_args=desk_arguments,
+        actor_options={"num_cpus": _DESK_CPUS},
     )
     answering = recommender(settings).options(deployment_actors=[desk])
     limits = limits_of(settings, Tokens())[0]

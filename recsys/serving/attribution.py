@@ -61,9 +61,15 @@ def read_events(files: Sequence[str], rewards: Mapping[str, float], max_bad: flo
         There are no rows, or the share of bad rows is above ``max_bad``.
     """
     good, _ = read_rows(files, max_bad, "compare.feedback")
-    rewards_E = rewards_of(good, rewards, "compare.rewards", "give every type a reward, 0 for no value")
+    rewards_E = rewards_of(
+        good, rewards, "compare.rewards", "give every type a reward, 0 for no value"
+    )
     nothing = [None] * len(good)
-    times = good.column(schema.TIMESTAMP).to_pylist() if schema.TIMESTAMP in good.column_names else nothing
+    times = (
+        good.column(schema.TIMESTAMP).to_pylist()
+        if schema.TIMESTAMP in good.column_names
+        else nothing
+    )
     named = good.column(ANSWER_ID).to_pylist() if ANSWER_ID in good.column_names else nothing
     return Events(
         good.column(schema.USER_ID).to_pylist(),
@@ -74,7 +80,9 @@ def read_events(files: Sequence[str], rewards: Mapping[str, float], max_bad: flo
     )
 
 
-def attributed(logged: Sequence[Logged], events: Events, window_s: float) -> tuple[list[Array], int]:
+def attributed(
+    logged: Sequence[Logged], events: Events, window_s: float
+) -> tuple[list[Array], int]:
     """The reward of every shown item of every answer, and the number of events without an answer.
 
     Parameters
@@ -100,7 +108,14 @@ def attributed(logged: Sequence[Logged], events: Events, window_s: float) -> tup
             for place, item in enumerate(one.item_ids):
                 shown.setdefault((one.user_id, item), []).append((one.time, number, place))
     num_lost = 0
-    rows = zip(events.users, events.items, events.rewards_E.tolist(), events.seconds, events.answer_ids, strict=True)
+    rows = zip(
+        events.users,
+        events.items,
+        events.rewards_E.tolist(),
+        events.seconds,
+        events.answer_ids,
+        strict=True,
+    )
     for user, item, reward, seconds, answer_id in rows:
         found = None
         if answer_id is not None:

@@ -29,12 +29,21 @@ from recsys.errors import RequestError
 from recsys.pace import Pace
 from recsys.retrieval.rules import Rules
 from recsys.retrieval.selection import Catalogue
-from recsys.serving.answer_rows import BatchRecommender, Defaults, filled_up, named_users, output_schema, request_table
+from recsys.serving.answer_rows import (
+    BatchRecommender,
+    Defaults,
+    filled_up,
+    named_users,
+    output_schema,
+    request_table,
+)
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import MAX_K, parse_rules, rules_of
 
-_BATCHES_HERE: Final = 16  # answered in this process: that takes less time than actors take to start
+_BATCHES_HERE: Final = (
+    16  # answered in this process: that takes less time than actors take to start
+)
 _BATCHES_AN_ACTOR: Final = 4  # for fewer batches per actor, starting one more does not pay
 _ROWS_A_GROUP: Final = 262_144
 
@@ -109,9 +118,13 @@ def recommend_all(
     started = time.perf_counter()
     if not 1 <= k <= MAX_K:
         raise RequestError(f"recommend.k: got {k}, expected 1 … {MAX_K}")
-    asked = Defaults(k, exclude_seen, at, parse_rules(rules or {}, "recommend.rules"), tuple(out_of_stock))
+    asked = Defaults(
+        k, exclude_seen, at, parse_rules(rules or {}, "recommend.rules"), tuple(out_of_stock)
+    )
     bundle = read_bundle(bundle_folder)
-    schema = output_schema(bundle.model.speaking, *_boosts_and_explains([asked.rules, *(requests or ())]))
+    schema = output_schema(
+        bundle.model.speaking, *_boosts_and_explains([asked.rules, *(requests or ())])
+    )
     chosen = _selected(bundle, bundle_folder, batch_size, users, requests)
     _check_rules(bundle, [{"k": k, **asked.rules, **dict(row)} for row in requests or [{}]])
     output = Path(output_parquet).absolute()
@@ -133,7 +146,9 @@ def recommend_all(
     return BatchSummary(output, num_users, num_rows, num_fallback, time.perf_counter() - started)
 
 
-def is_small(bundle_folder: str | Path, batch_size: int, requests: Sequence[Any] | None = None) -> bool:
+def is_small(
+    bundle_folder: str | Path, batch_size: int, requests: Sequence[Any] | None = None
+) -> bool:
     """Whether this process can answer all before Ray and its actors would have started.
 
     Raises
@@ -144,13 +159,17 @@ def is_small(bundle_folder: str | Path, batch_size: int, requests: Sequence[Any]
     if requests is not None:
         return len(requests) <= _BATCHES_HERE * batch_size
     try:
-        return bool(pq.read_metadata(Path(bundle_folder) / USERS).num_rows <= _BATCHES_HERE * batch_size)
+        return bool(
+            pq.read_metadata(Path(bundle_folder) / USERS).num_rows <= _BATCHES_HERE * batch_size
+        )
     except (OSError, pa.ArrowException):
         read_bundle(bundle_folder)  # raises the error that names what is wrong
         raise
 
 
-def _num_users(bundle: Bundle, users: Sequence[str] | None, requests: Sequence[Mapping[str, Any]] | None) -> int:
+def _num_users(
+    bundle: Bundle, users: Sequence[str] | None, requests: Sequence[Mapping[str, Any]] | None
+) -> int:
     return len(next((asked for asked in (requests, users) if asked is not None), bundle.user_ids))
 
 
@@ -162,11 +181,16 @@ def _check_rules(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> None:
     RequestError
         A rule does not fit the attributes.
     """
-    catalogue = Catalogue({item: row for row, item in enumerate(bundle.item_ids)}, bundle.attributes)
+    catalogue = Catalogue(
+        {item: row for row, item in enumerate(bundle.item_ids)}, bundle.attributes
+    )
     for index, row in enumerate(rows):
         if not Rules.model_fields.keys().isdisjoint(row):
             where = f"request {index}"
-            catalogue.plan(rules_of({name: row[name] for name in row if name in Rules.model_fields}, where), where)
+            catalogue.plan(
+                rules_of({name: row[name] for name in row if name in Rules.model_fields}, where),
+                where,
+            )
 
 
 def _boosts_and_explains(rows: Iterable[Mapping[str, Any]]) -> tuple[bool, bool]:
@@ -179,14 +203,18 @@ class _Actor:
     """An actor of the pool."""
 
     def __init__(self, bundle: list[Any], asked: Defaults) -> None:
-        held: Bundle = ray.get(bundle[0])  # in a list, because Ray Data resolves a bare reference itself
+        held: Bundle = ray.get(
+            bundle[0]
+        )  # in a list, because Ray Data resolves a bare reference itself
         self._answering = BatchRecommender(Recommender(held), asked)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._answering(batch)
 
 
-def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def _answer_tables(
+    bundle: Bundle, asked: Defaults, batch_size: int, chosen: Iterator[pa.Table]
+) -> Iterator[pa.Table]:
     """Tables of recommendations in the order of the users."""
     if not ray.is_initialized():
         answering = BatchRecommender(Recommender(bundle), asked)
@@ -206,7 +234,11 @@ def _answer_tables(bundle: Bundle, asked: Defaults, batch_size: int, chosen: Ite
             compute=ray.data.ActorPoolStrategy(size=_num_actors(len(blocks))),
             num_cpus=1,
         )
-        yield from (table for table in found.iter_batches(batch_format="pyarrow", batch_size=None) if len(table))
+        yield from (
+            table
+            for table in found.iter_batches(batch_format="pyarrow", batch_size=None)
+            if len(table)
+        )
 
 
 def _selected(

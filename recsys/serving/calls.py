@@ -61,7 +61,9 @@ class Reply:
 class CallError(Exception):
     """A call is refused; carries the HTTP status of the reply."""
 
-    def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         super().__init__(message)
         self.status, self.headers = status, headers
 
@@ -122,7 +124,9 @@ def parse_rows(path: str, rows: Sequence[Any], first: int = 0) -> list[AnyReques
 
 def answers_json(answers: Sequence[AnyAnswer]) -> bytes:
     """Answers as the elements of a JSON list, without its brackets."""
-    return json.dumps([answer.to_dict() for answer in answers], allow_nan=False, ensure_ascii=False)[1:-1].encode()
+    return json.dumps(
+        [answer.to_dict() for answer in answers], allow_nan=False, ensure_ascii=False
+    )[1:-1].encode()
 
 
 def joined(form: Form, parts: Sequence[bytes]) -> Reply:
@@ -130,7 +134,9 @@ def joined(form: Form, parts: Sequence[bytes]) -> Reply:
     answers = b", ".join(part for part in parts if part)
     if form == "one":
         return Reply(200, answers)
-    return Reply(200, b"[" + answers + b"]" if form == "list" else b'{"predictions": [' + answers + b"]}")
+    return Reply(
+        200, b"[" + answers + b"]" if form == "list" else b'{"predictions": [' + answers + b"]}"
+    )
 
 
 def refusal(path: str, error: CallError) -> Reply:
@@ -144,14 +150,19 @@ def refusal(path: str, error: CallError) -> Reply:
 
 def reply_json(status: int, content: Any, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
     """A reply with a JSON body; numbers keep all digits, text is not escaped to ASCII."""
-    return Reply(status, json.dumps(content, allow_nan=False, ensure_ascii=False).encode(), headers=headers)
+    return Reply(
+        status, json.dumps(content, allow_nan=False, ensure_ascii=False).encode(), headers=headers
+    )
 
 
 def _invoked(content: Any) -> list[Any]:
     """Rows of MLflow's formats; ``params`` apply to rows that do not set them."""
     kinds = [kind for kind in _FRAMES if isinstance(content, Mapping) and kind in content]
     if len(kinds) != 1:
-        raise CallError(400, f"expected an object with exactly one of {', '.join(_FRAMES)}, and optionally params")
+        raise CallError(
+            400,
+            f"expected an object with exactly one of {', '.join(_FRAMES)}, and optionally params",
+        )
     extra = set(content) - {kinds[0], "params"}
     if extra:
         raise CallError(400, f"{choices(extra)}: unknown key; expected only {kinds[0]} and params")
@@ -167,9 +178,17 @@ def _rows(kind: str, given: Any) -> list[Any]:
             raise CallError(400, "dataframe_split: expected an object with columns and data")
         columns, data = given["columns"], given["data"]
         if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
-            raise CallError(400, f"dataframe_split: columns: got {str(columns)[:80]}, expected a list of field names")
-        if not isinstance(data, list) or any(not isinstance(row, list) or len(row) != len(columns) for row in data):
-            raise CallError(400, f"dataframe_split: expected {len(columns)} values in every row, one per column")
+            raise CallError(
+                400,
+                f"dataframe_split: columns: got {str(columns)[:80]}, expected a list of field"
+                " names",
+            )
+        if not isinstance(data, list) or any(
+            not isinstance(row, list) or len(row) != len(columns) for row in data
+        ):
+            raise CallError(
+                400, f"dataframe_split: expected {len(columns)} values in every row, one per column"
+            )
         return [dict(zip(columns, row, strict=True)) for row in data]
     if isinstance(given, Mapping):
         return list(rows_of_columns(given, kind))

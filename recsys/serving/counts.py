@@ -46,7 +46,11 @@ class Counts:
         """A copy of all counts that can be sent to another process."""
         with self._lock:
             buckets = {path: list(numbers) for path, numbers in self._buckets.items()}
-            return {"counters": dict(self._counters), "buckets": buckets, "seconds": dict(self._seconds)}
+            return {
+                "counters": dict(self._counters),
+                "buckets": buckets,
+                "seconds": dict(self._seconds),
+            }
 
 
 def exposition(snapshots: Iterable[dict[str, Any]], model: dict[str, str], replicas: int) -> str:
@@ -65,15 +69,22 @@ def exposition(snapshots: Iterable[dict[str, Any]], model: dict[str, str], repli
     lines = []
     for name, meaning in _HELP.items():
         lines += [f"# HELP {_PREFIX}{name} {meaning}", f"# TYPE {_PREFIX}{name} counter"]
-        found = sorted((labels, number) for (key, labels), number in counters.items() if key == name)
-        lines += [f"{_PREFIX}{name}{_labels(dict(labels))} {number}" for labels, number in found or [((), 0)]]
+        found = sorted(
+            (labels, number) for (key, labels), number in counters.items() if key == name
+        )
+        lines += [
+            f"{_PREFIX}{name}{_labels(dict(labels))} {number}"
+            for labels, number in found or [((), 0)]
+        ]
     lines += [f"# HELP {_PREFIX}call_seconds seconds from the arrival of a call to its answer"]
     lines += [f"# TYPE {_PREFIX}call_seconds histogram"]
     for path, numbers in sorted(buckets.items()):
         total = 0
         for bound, number in zip((*BUCKETS_S, "+Inf"), numbers, strict=True):
             total += number
-            lines.append(f"{_PREFIX}call_seconds_bucket{_labels({'path': path, 'le': str(bound)})} {total}")
+            lines.append(
+                f"{_PREFIX}call_seconds_bucket{_labels({'path': path, 'le': str(bound)})} {total}"
+            )
         lines.append(f"{_PREFIX}call_seconds_sum{_labels({'path': path})} {seconds[path]:.6f}")
         lines.append(f"{_PREFIX}call_seconds_count{_labels({'path': path})} {total}")
     lines += [f"# TYPE {_PREFIX}replicas gauge", f"{_PREFIX}replicas {replicas}"]
@@ -90,6 +101,7 @@ def _labels(labels: dict[str, str]) -> str:
     if not labels:
         return ""
     escaped = {
-        name: value.replace("\\", r"\\").replace('"', r"\"").replace("\n", " ") for name, value in labels.items()
+        name: value.replace("\\", r"\\").replace('"', r"\"").replace("\n", " ")
+        for name, value in labels.items()
     }
     return "{" + ",".join(f'{name}="{value}"' for name, value in escaped.items()) + "}"

@@ -1,11 +1,11 @@
 """The recommender on Ray Serve: a front process takes calls, replicas answer them, a model holder
 offers the models.
 
-Why a model holder (the actor :class:`~recsys.serving.desk.ModelHolder`) and not Serve's own update of a
-deployment: a replica loads the next model while the current one answers and switches between two
-batches, so no call waits or fails. A replica that cannot load the next model keeps the current one
-and reports the error. Models go through the object store: each is read and checked once, whatever
-machines the replicas run on.
+Why a model holder (the actor :class:`~recsys.serving.desk.ModelHolder`) and not Serve's own update
+of a deployment: a replica loads the next model while the current one answers and switches between
+two batches, so no call waits or fails. A replica that cannot load the next model keeps the current
+one and reports the error. Models go through the object store: each is read and checked once,
+whatever machines the replicas run on.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ class Replica:
 
     async def answer(self, incoming: Incoming) -> Reply:
         """The reply to a call of any path."""
-        return await self._service.handle(incoming, self._batched, self._answer_slice, self._restock)
+        return await self._service.handle(
+            incoming, self._batched, self._answer_slice, self._restock
+        )
 
     async def _restock(self, change: StockChange) -> tuple[Stock, bool]:
         """Change the stock at the model holder, which every replica polls, and wait for all
@@ -117,13 +119,17 @@ class Replica:
 
     @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.0)  # __init__ sets the real values
     async def _batched(self, jobs: list[Job]) -> list[Outcome]:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, jobs)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._service.answer, jobs
+        )
 
     async def _answer_slice(self, job: Job) -> Outcome:
         """Answer a slice of a large call between two batches, so that small calls are not in the
         same batch.
         """
-        [outcome] = await asyncio.get_running_loop().run_in_executor(self._pool, self._service.answer, [job])
+        [outcome] = await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._service.answer, [job]
+        )
         return outcome
 
     async def metrics(self, front: str, counts: dict[str, Any]) -> Reply:
@@ -142,7 +148,9 @@ class Replica:
                 offered, revision = ray.get(self._report_state())
                 if revision > self._service.stock.revision:
                     self._service.restock(ray.get(self._desk.stock.remote()))
-                    offered, _ = ray.get(self._report_state())  # report at once: the caller of POST /stock waits for it
+                    offered, _ = ray.get(
+                        self._report_state()
+                    )  # report at once: the caller of POST /stock waits for it
             except ray.exceptions.RayError:
                 self._find_desk()
                 continue
@@ -155,11 +163,15 @@ class Replica:
         current stock.
         """
         if self._is_own_desk:
-            with suppress(ValueError, RayServeException, ray.exceptions.RayError):  # not started yet
+            with suppress(
+                ValueError, RayServeException, ray.exceptions.RayError
+            ):  # not started yet
                 self._desk = serve.get_deployment_actor(DESK)
                 ray.get(self._desk.recall.remote(self._service.stock))
 
-    def __del__(self) -> None:  # Serve calls this when it stops a replica, such as when it scales down
+    def __del__(
+        self,
+    ) -> None:  # Serve calls this when it stops a replica, such as when it scales down
         self._has_ended = True
         with suppress(Exception):
             self._desk.leave.remote(self._name)
@@ -169,7 +181,9 @@ class Replica:
             self._load(side, ray.get(self._desk.take.remote())[side])
             self._service.counts.add("swaps_total")
         except Exception as error:  # whatever the error is, the current model keeps answering
-            _LOG.exception("model %d cannot be loaded; model %d keeps answering", offered, self._serials[side])
+            _LOG.exception(
+                "model %d cannot be loaded; model %d keeps answering", offered, self._serials[side]
+            )
             self._failed = {**self._failed, offered: f"{type(error).__name__}: {error}"}
             self._service.counts.add("failed_swaps_total")
 
@@ -220,7 +234,9 @@ class Replicas:
         """
         try:
             if len(incoming.body) > _LARGE_BODY and incoming.path != STOCK:
-                found = await self._reader.read.remote(incoming.path, incoming.body, self._limits, self._num_scored)
+                found = await self._reader.read.remote(
+                    incoming.path, incoming.body, self._limits, self._num_scored
+                )
                 if isinstance(found, CallError):
                     raise found
                 incoming = replace(incoming, body=b"", slices=found)
@@ -233,14 +249,18 @@ class Replicas:
 
     async def metrics(self, own: dict[str, Any]) -> Reply:
         """The counts of the front and the replicas."""
-        reply: Reply = await asyncio.wait_for(self._handle.metrics.remote(self._name, own), _UNHEARD_S)
+        reply: Reply = await asyncio.wait_for(
+            self._handle.metrics.remote(self._name, own), _UNHEARD_S
+        )
         return reply
 
     async def _poll(self) -> None:
         """Poll a replica for the description of its model."""
         while True:
             with suppress(Exception):
-                about, self._num_scored = await asyncio.wait_for(self._handle.about.remote(), _UNHEARD_S)
+                about, self._num_scored = await asyncio.wait_for(
+                    self._handle.about.remote(), _UNHEARD_S
+                )
                 self._about, self._seen = about, time.monotonic()
             await asyncio.sleep(_LOOK_S)
 
@@ -294,7 +314,8 @@ class Gate:
         self._front.stop(min(patience.body_timeout_s, _LAST_BODY_S))
         started = time.monotonic()
         while time.monotonic() - started < self._drain_s or (
-            self._front.num_open() and time.monotonic() - started < patience.timeout_s + _LAST_BODY_S
+            self._front.num_open()
+            and time.monotonic() - started < patience.timeout_s + _LAST_BODY_S
         ):
             await asyncio.sleep(0.02)
         left = self._front.num_open()
@@ -318,7 +339,9 @@ def recommender(settings: ServeConfig) -> Any:
 class Server:
     """The application on the connected Ray cluster, from :meth:`start` to :meth:`stop`."""
 
-    def __init__(self, settings: ServeConfig, port: int, tokens: Tokens, stock: Stock | None = None) -> None:
+    def __init__(
+        self, settings: ServeConfig, port: int, tokens: Tokens, stock: Stock | None = None
+    ) -> None:
         self._settings, self._port, self._tokens, self._stock = settings, port, tokens, stock
         self._limits = limits_of(settings, tokens)[0]
         self._desk: Any = None
@@ -343,11 +366,16 @@ class Server:
         """
         settings = self._settings
         made: Any = ray.remote(ModelHolder)
-        self._desk = made.options(num_cpus=0, scheduling_strategy=_here()).remote(self._stock, settings.stock_file)
+        self._desk = made.options(num_cpus=0, scheduling_strategy=_here()).remote(
+            self._stock, settings.stock_file
+        )
         for side, (bundle, about) in models.items():
             self.offer(bundle, about, side)
         self._gate = self._listening()
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
+        serve.start(
+            proxy_location="Disabled",
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
         self._started = True
         application = recommender(settings).bind(self._desk, self._limits, settings)
         self._handle = serve.run(application, name=APP, route_prefix=None)
@@ -399,7 +427,9 @@ class Server:
         )
         try:
             ray.get(gate.listen.remote())
-        except OSError as error:  # Ray raises an actor's error as a class that derives from OSError too
+        except (
+            OSError
+        ) as error:  # Ray raises an actor's error as a class that derives from OSError too
             raise ConfigError(
                 f"serve.host {self._settings.host}, serve.port {self._port}: cannot be used "
                 f"({getattr(error, 'cause', error)}); choose another port, or 0 for any free port"

@@ -15,7 +15,8 @@ from recsys.bundle.files import Bundle
 from recsys.serving.experiment_split import Side
 from recsys.serving.stock import Stock, StockChange, write_stock
 
-_SILENT_S: Final = 120.0  # without a poll, after which a replica counts as gone; longer than it takes to load a model
+# without a poll, after which a replica counts as gone; longer than it takes to load a model
+_SILENT_S: Final = 120.0
 
 
 @dataclass
@@ -64,12 +65,19 @@ class ModelHolder:
         return self._offers
 
     def look(
-        self, name: str, serials: dict[Side, int], failed: dict[int, str], counts: dict[str, Any], stock_revision: int
+        self,
+        name: str,
+        serials: dict[Side, int],
+        failed: dict[int, str],
+        counts: dict[str, Any],
+        stock_revision: int,
     ) -> tuple[dict[Side, int], int]:
         """Store the report of a replica; returns the serials of the offered models and the revision
         of the stock.
         """
-        self._replicas[name] = _Replica(time.monotonic(), dict(serials), failed, counts, stock_revision)
+        self._replicas[name] = _Replica(
+            time.monotonic(), dict(serials), failed, counts, stock_revision
+        )
         return {side: serial for side, (serial, _, _) in self._offers.items()}, self._stock.revision
 
     def leave(self, name: str) -> None:
@@ -107,7 +115,10 @@ class ModelHolder:
         ``counts`` are the current ones of the front ``front``.
         """
         self._fronts[front] = counts
-        return [*self._fronts.values(), *(replica.counts for replica in self._replicas.values())], len(self._living())
+        return [
+            *self._fronts.values(),
+            *(replica.counts for replica in self._replicas.values()),
+        ], len(self._living())
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
         """How many replicas run, how many answer with the model ``serial``, and the errors of those
@@ -115,11 +126,17 @@ class ModelHolder:
         """
         living = self._living()
         errors = {replica.failed[serial] for replica in living if serial in replica.failed}
-        return len(living), sum(serial in replica.serials.values() for replica in living), sorted(errors)
+        return (
+            len(living),
+            sum(serial in replica.serials.values() for replica in living),
+            sorted(errors),
+        )
 
     def _living(self) -> list[_Replica]:
         now = time.monotonic()
-        return [replica for replica in list(self._replicas.values()) if now - replica.seen < _SILENT_S]
+        return [
+            replica for replica in list(self._replicas.values()) if now - replica.seen < _SILENT_S
+        ]
 
 
 class Offering:

@@ -13,7 +13,9 @@ import numpy as np
 from recsys.data.histories import Array
 
 
-def by_relevance(scores_P: Array, cosines_PP: Array, strength: float, most: int | None = None) -> Array:
+def by_relevance(
+    scores_P: Array, cosines_PP: Array, strength: float, most: int | None = None
+) -> Array:
     """Positions in the order of maximal marginal relevance (Carbonell and Goldstein 1998).
 
         argmax_i (1 − s) · relevance_i − s · max_{j listed} cos(i, j)
@@ -54,7 +56,12 @@ def by_relevance(scores_P: Array, cosines_PP: Array, strength: float, most: int 
 
 
 def page_by_category(
-    ranked_R: Sequence[int], members: Callable[[int], Sequence[int]], most: int, k: int, page: int, is_whole: bool
+    ranked_R: Sequence[int],
+    members: Callable[[int], Sequence[int]],
+    most: int,
+    k: int,
+    page: int,
+    is_whole: bool,
 ) -> list[int] | None:
     """The positions in a ranking of the items on a page; None where a longer ranking is needed.
 

@@ -30,7 +30,9 @@ class Split:
 
     def side_of(self, user_id: str | None) -> Side:
         """The side that answers a user."""
-        return "b" if user_id is not None and uniform("ab", self.salt, user_id) < self.share else "a"
+        return (
+            "b" if user_id is not None and uniform("ab", self.salt, user_id) < self.share else "a"
+        )
 
     def side(self, request: AnyRequest) -> Side:
         """The side that answers a request."""

@@ -60,7 +60,11 @@ class Explainer:
     def __init__(self, recommender: Recommender) -> None:
         self._recommender, self._bundle = recommender, recommender.bundle
         sections = recommender.model.config.granularities.enabled()
-        self._of_friends = [place for place, name in enumerate(recommender.names) if sections[name].signal == _FRIENDS]
+        self._of_friends = [
+            place
+            for place, name in enumerate(recommender.names)
+            if sections[name].signal == _FRIENDS
+        ]
 
     def explain(self, asked: Asked, answer: Answer, is_of_model: bool) -> list[dict[str, Any]]:
         """One explanation per listed item.
@@ -80,7 +84,9 @@ class Explainer:
             For each item ``items`` (past items with their effect), ``friends`` (with their share)
             and ``sentence``.
         """
-        rows_R = np.array([self._recommender.item_row(item) for item in answer.item_ids], dtype=np.int64)
+        rows_R = np.array(
+            [self._recommender.item_row(item) for item in answer.item_ids], dtype=np.int64
+        )
         if not is_of_model or not len(rows_R):
             return [
                 {"items": [], "friends": [], "sentence": _popularity_sentence(answer, place)}
@@ -92,14 +98,20 @@ class Explainer:
         found = []
         for place in range(len(rows_R)):
             own = [
-                {"item_id": self._bundle.item_ids[items[v]], "title": self._bundle.titles[items[v]], "effect": effect}
+                {
+                    "item_id": self._bundle.item_ids[items[v]],
+                    "title": self._bundle.titles[items[v]],
+                    "effect": effect,
+                }
                 for v, effect in _largest(effects_VR[:, place], least)
             ]
             known = [
                 {"user_id": self._bundle.user_ids[friends[v]], "share": share}
                 for v, share in _largest(speaks_VR[:, place], least)
             ]
-            found.append({"items": own, "friends": known, "sentence": _sentence(answer, place, own, known)})
+            found.append(
+                {"items": own, "friends": known, "sentence": _sentence(answer, place, own, known)}
+            )
         return found
 
     def _item_effects(self, asked: Asked, rows_R: Array) -> tuple[list[int], Array]:
@@ -118,9 +130,9 @@ class Explainer:
         friends = list(seen.friends_F or self._bundle.friends_of(seen.user))[:MAX_ASKED]
         if not friends or not self._of_friends:
             return [], np.zeros((0, len(rows_R)))
-        parts = self._contributions(asked, [replace(seen, friends_F=[friend]) for friend in friends]).of(
-            self._of_friends
-        )
+        parts = self._contributions(
+            asked, [replace(seen, friends_F=[friend]) for friend in friends]
+        ).of(self._of_friends)
         return friends, self._scores(parts, rows_R).numpy()
 
     def _contributions(self, asked: Asked, variants: Sequence[RequestView]) -> Parts:
@@ -139,7 +151,9 @@ class Explainer:
         """Scores of the listed items: float64 [V, R]."""
         items = torch.from_numpy(rows_R)
         num_variants = len(parts.weights_BK)
-        return parts.shares(self._recommender.model.item_vectors_ND, items.expand(num_variants, -1)).sum(1)
+        return parts.shares(
+            self._recommender.model.item_vectors_ND, items.expand(num_variants, -1)
+        ).sum(1)
 
 
 def _largest(values_V: Array, least: float) -> list[tuple[int, float]]:
@@ -147,15 +161,20 @@ def _largest(values_V: Array, least: float) -> list[tuple[int, float]]:
     return [(int(place), float(values_V[place])) for place in order if values_V[place] > least]
 
 
-def _sentence(answer: Answer, place: int, items: list[dict[str, Any]], friends: list[dict[str, Any]]) -> str:
+def _sentence(
+    answer: Answer, place: int, items: list[dict[str, Any]], friends: list[dict[str, Any]]
+) -> str:
     """The explanation of a listed item for its user.
 
     >>> answer = Answer("u", ["b"], ["B"], [4.0], {"item_cf": [3.0], "social": [1.0]}, "model", [], [])
     >>> _sentence(answer, 0, [{"title": "A"}], [{"user_id": "eve"}])
-    '“B”: mainly because users who chose your past items also chose it (75 % of its positive score), \
+    '“B”: mainly because users who chose your past items also chose it (75 % of its positive score),
+    \
 based on “A” and on your friend eve.'
     """
-    shares = {name: shares_R[place] for name, shares_R in answer.shares.items() if shares_R[place] > 0}
+    shares = {
+        name: shares_R[place] for name, shares_R in answer.shares.items() if shares_R[place] > 0
+    }
     text = f"“{answer.titles[place]}”: "
     if shares:
         name = max(shares, key=lambda name: shares[name])
@@ -177,13 +196,18 @@ based on “A” and on your friend eve.'
 
 def _popularity_sentence(answer: Answer, place: int) -> str:
     return (
-        f"“{answer.titles[place]}”: many users chose it; nothing is known about you yet{_boost_clause(answer, place)}."
+        f"“{answer.titles[place]}”: many users chose it; nothing is known about you"
+        f" yet{_boost_clause(answer, place)}."
     )
 
 
 def _boost_clause(answer: Answer, place: int) -> str:
     factor = 1.0 if answer.boosts is None else answer.boosts[place]
-    return "" if factor == 1 else f"; {'raised' if factor > 1 else 'lowered'} by a factor of {factor:g}"
+    return (
+        ""
+        if factor == 1
+        else f"; {'raised' if factor > 1 else 'lowered'} by a factor of {factor:g}"
+    )
 
 
 def _english_list(words: Sequence[str]) -> str:

@@ -47,7 +47,9 @@ class Explorer:
         """
         return request.user_id is not None and request.diversify is None
 
-    def page(self, request: Request, items_R: Array, scores: Callable[[Array], Array]) -> tuple[Array, Array]:
+    def page(
+        self, request: Request, items_R: Array, scores: Callable[[Array], Array]
+    ) -> tuple[Array, Array]:
         """The items of the page and the propensity of each at its place.
 
         Parameters

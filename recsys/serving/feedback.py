@@ -63,15 +63,17 @@ def read_feedback(files: Sequence[str], rewards: Mapping[str, float], max_bad: f
     nothing = [name for name, reward in rewards.items() if reward == 0 or not np.isfinite(reward)]
     if nothing:
         raise ConfigError(
-            f"update.rewards: the reward of {', '.join(nothing)} must be a finite number other than 0; remove the "
-            "event type from the list, or give it a reward"
+            f"update.rewards: the reward of {', '.join(nothing)} must be a finite number other than"
+            " 0; remove the event type from the list, or give it a reward"
         )
     good, num_bad = read_rows(files, max_bad, "update.feedback")
     return Feedback(
         good.column(schema.USER_ID).to_pylist(),
         good.column(schema.ITEM_ID).to_pylist(),
         _histories(good),
-        rewards_of(good, rewards, "update.rewards", "a reward above 0 means liked, below 0 disliked"),
+        rewards_of(
+            good, rewards, "update.rewards", "a reward above 0 means liked, below 0 disliked"
+        ),
         num_bad,
     )
 
@@ -99,8 +101,8 @@ def rewards_of(rows: pa.Table, rewards: Mapping[str, float], key: str, cure: str
     unknown = sorted(set(types) - set(rewards))
     if unknown:
         raise ConfigError(
-            f"{key}: no reward for the event type {', '.join(map(repr, unknown))}; there are rewards for "
-            f"{choices(rewards)}; {cure}"
+            f"{key}: no reward for the event type {', '.join(map(repr, unknown))}; there are"
+            f" rewards for {choices(rewards)}; {cure}"
         )
     return np.array([rewards[name] for name in types], dtype=np.float64)
 
@@ -131,8 +133,8 @@ def read_rows(files: Sequence[str], max_bad: float, key: str) -> tuple[pa.Table,
         reasons = pc.value_counts(table.column(schema.REASON).drop_null()).to_pylist()
         worst = max(reasons, key=lambda entry: entry["counts"])
         raise DataError(
-            f"{key}: {num_bad:,} of {table.num_rows:,} rows are bad, most often because: {worst['values']}; fix "
-            "the files, or raise data.quarantine.max_share"
+            f"{key}: {num_bad:,} of {table.num_rows:,} rows are bad, most often because:"
+            f" {worst['values']}; fix the files, or raise data.quarantine.max_share"
         )
     if good.num_rows == 0:
         raise DataError(f"{key}: {', '.join(files)} has no rows of feedback")
@@ -145,8 +147,8 @@ def _histories(table: pa.Table) -> list[list[str] | None]:
     column = table.column(HISTORY)
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         raise DataError(
-            f"update.feedback: the column {HISTORY} has the type {column.type}, expected lists of item ids; use "
-            "Parquet or JSON lines, which can hold lists"
+            f"update.feedback: the column {HISTORY} has the type {column.type}, expected lists of"
+            " item ids; use Parquet or JSON lines, which can hold lists"
         )
     return [
         None if items is None else [str(item) for item in items]
@@ -187,7 +189,9 @@ def gather(recommender: Recommender, feedback: Feedback) -> Gathered:
     vectors_ND = recommender.model.item_vectors_ND
     shares = [
         parts.take(rows).shares(vectors_ND, items[:, None])[:, :, 0]
-        for rows, items in zip(torch.split(rows_R, _CHUNK), torch.split(chosen_R, _CHUNK), strict=True)
+        for rows, items in zip(
+            torch.split(rows_R, _CHUNK), torch.split(chosen_R, _CHUNK), strict=True
+        )
     ]
     rewards_R = torch.as_tensor(feedback.rewards_R[usable_R])
     evidence = Evidence(
@@ -204,14 +208,14 @@ def _check(rewards_R: Array, num_rows: int) -> None:
     liked = int((rewards_R > 0).sum())
     if len(rewards_R) < LEAST_ROWS:
         raise DataError(
-            f"update.feedback: {len(rewards_R):,} of {num_rows:,} rows have a user and an item that the model knows; "
-            f"expected at least {LEAST_ROWS}; add more feedback"
+            f"update.feedback: {len(rewards_R):,} of {num_rows:,} rows have a user and an item that"
+            f" the model knows; expected at least {LEAST_ROWS}; add more feedback"
         )
     if liked in (0, len(rewards_R)):
         kind, other = ("liked", "disliked") if liked else ("disliked", "liked")
         raise DataError(
-            f"update.feedback: every row has an event type that means {kind}; to fit weights, add rows with an event "
-            f"type that means {other} (update.rewards)"
+            f"update.feedback: every row has an event type that means {kind}; to fit weights, add"
+            f" rows with an event type that means {other} (update.rewards)"
         )
 
 
@@ -242,5 +246,9 @@ def _encode(recommender: Recommender, asked: Queries, start: int) -> tuple[Parts
     fusion = model.encoders.fusion
     with torch.inference_mode():
         trained_BKD = parts.vectors_BKD[:, : fusion.names_K, : model.config.width]
-        gate_BK = fusion.gate_logits(trained_BKD) if isinstance(fusion, GatedFusion) else torch.zeros(len(chunk), 0)
+        gate_BK = (
+            fusion.gate_logits(trained_BKD)
+            if isinstance(fusion, GatedFusion)
+            else torch.zeros(len(chunk), 0)
+        )
     return parts, gate_BK

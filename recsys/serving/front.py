@@ -31,8 +31,11 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 SOON: Final = (("Retry-After", "1"),)
-NOT_READY: Final = "the server is not ready: no replica answers yet; send the call again in a second"
-_LINGER_S: Final = 2.0  # during which the rest of a refused body is read and dropped, so that its sender gets the reply
+NOT_READY: Final = (
+    "the server is not ready: no replica answers yet; send the call again in a second"
+)
+# during which the rest of a refused body is read and dropped, so that its sender gets the reply
+_LINGER_S: Final = 2.0
 _HELD_BODIES: Final = 64  # largest number of bodies of the largest size in memory
 _LEAST_AGE_S: Final = 1.0  # of a body that is dropped to make room for another one
 _LOG = logging.getLogger(__name__)
@@ -78,7 +81,9 @@ def limits_of(settings: ServeConfig, tokens: Tokens) -> tuple[Limits, TimeLimits
         settings.max_scores,
         tokens.stock_sha256,
     )
-    waits = TimeLimits(settings.body_timeout_s, settings.timeout_s, settings.max_bodies, settings.max_waiting)
+    waits = TimeLimits(
+        settings.body_timeout_s, settings.timeout_s, settings.max_bodies, settings.max_waiting
+    )
     return limits, waits
 
 
@@ -98,7 +103,9 @@ class Front:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one call."""
-        if scope["type"] != "http":  # our listener refuses WebSockets, but another ASGI server may not
+        if (
+            scope["type"] != "http"
+        ):  # our listener refuses WebSockets, but another ASGI server may not
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1003})
             return
@@ -114,7 +121,9 @@ class Front:
             else:
                 body = await self._body(receive, head) if METHODS[path] == "POST" else b""
                 is_read, is_own = True, False
-                reply = await self._answered(Incoming(head.method, path, head.headers, body), receive)
+                reply = await self._answered(
+                    Incoming(head.method, path, head.headers, body), receive
+                )
         except CallerDisconnected:
             return
         except CallError as error:
@@ -154,7 +163,9 @@ class Front:
         if head.wants_websocket:
             raise CallError(400, "WebSocket is not supported; send POST /recommend")
         if self.stopping:
-            raise CallError(503, "the server is stopping; send the call again later or to another server", SOON)
+            raise CallError(
+                503, "the server is stopping; send the call again later or to another server", SOON
+            )
         admit(head.method, head.path, head.headers, head.tokens, self.limits)
 
     def _health(self) -> Reply:
@@ -190,13 +201,17 @@ class Front:
                     if len(found) > self.limits.max_bytes:
                         raise too_large(self.limits.max_bytes)
                     if self._held > _HELD_BODIES * max(self.limits.max_bytes, 1 << 20):
-                        raise CallError(503, "too many large calls at the same time; send it again in a second", SOON)
+                        raise CallError(
+                            503,
+                            "too many large calls at the same time; send it again in a second",
+                            SOON,
+                        )
             return bytes(found)
         except TimeoutError:
             raise CallError(
                 408,
-                f"the body did not arrive within {self.patience.body_timeout_s:g} s (serve.body_timeout_s); send the "
-                "call again",
+                f"the body did not arrive within {self.patience.body_timeout_s:g} s"
+                " (serve.body_timeout_s); send the call again",
             ) from None
         finally:
             self._held -= len(found)
@@ -216,7 +231,10 @@ class Front:
         number, (since, timeout) = next(iter(self._reading.items()))
         if now - since < _LEAST_AGE_S:
             raise CallError(
-                503, "too many calls arrive at the same time (serve.max_bodies); send it again in a second", SOON
+                503,
+                "too many calls arrive at the same time (serve.max_bodies); send it again in a"
+                " second",
+                SOON,
             )
         del self._reading[number]
         timeout.reschedule(now)
@@ -233,7 +251,9 @@ class Front:
         """
         if self._waiting >= self.patience.max_waiting:
             raise CallError(
-                503, "too many calls wait for an answer (serve.max_waiting); send it again in a second", SOON
+                503,
+                "too many calls wait for an answer (serve.max_waiting); send it again in a second",
+                SOON,
             )
         if self.backend.about() is None:
             raise CallError(503, NOT_READY, SOON)
@@ -242,15 +262,17 @@ class Front:
         gone = asyncio.ensure_future(_disconnected(receive)) if incoming.method == "POST" else None
         try:
             waited = {answer} if gone is None else {answer, gone}
-            await asyncio.wait(waited, timeout=self.patience.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                waited, timeout=self.patience.timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
             if answer.done():
                 return answer.result()
             if gone is not None and gone.done():
                 raise CallerDisconnected
             raise CallError(
                 408,
-                f"no answer within {self.patience.timeout_s:g} s (serve.timeout_s); send fewer requests in a call, or "
-                "try again later",
+                f"no answer within {self.patience.timeout_s:g} s (serve.timeout_s); send fewer"
+                " requests in a call, or try again later",
             )
         finally:
             self._waiting -= 1
@@ -258,23 +280,33 @@ class Front:
                 if task is not None and not task.done():
                     task.cancel()
 
-    async def _send(self, reply: Reply, head: _Head, send: Send, receive: Receive, unread: bool) -> None:
+    async def _send(
+        self, reply: Reply, head: _Head, send: Send, receive: Receive, unread: bool
+    ) -> None:
         """Send the reply. Where the body was refused, read and drop the rest of it for a short
         time.
 
         Why: closing a connection with unread bytes resets it, and the caller would not get the
         reply.
         """
-        named = [("Content-Type", reply.content_type), ("Content-Length", str(len(reply.body))), *reply.headers]
+        named = [
+            ("Content-Type", reply.content_type),
+            ("Content-Length", str(len(reply.body))),
+            *reply.headers,
+        ]
         if unread or self.stopping:
             named.append(("Connection", "close"))
-        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in named]
+        headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in named
+        ]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body, "more_body": unread})
         if unread:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LINGER_S):
-                    while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                    while (message := await receive())["type"] == "http.request" and message.get(
+                        "more_body", False
+                    ):
                         pass
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -302,5 +334,7 @@ class _Head:
         tokens = [value for name, value in given if name.lower() == b"authorization"]
         headers.pop("authorization", None)  # checked here; the replicas do not need it
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        websocket = "websocket" in headers.get("upgrade", "").lower() or "sec-websocket-key" in headers
+        websocket = (
+            "websocket" in headers.get("upgrade", "").lower() or "sec-websocket-key" in headers
+        )
         return cls(str(scope["method"]), str(scope["path"]), headers, tokens, has_body, websocket)

@@ -32,7 +32,9 @@ class HistoryTextEncoder:
     ``described``.
     """
 
-    def __init__(self, described: dict[str, Any], titles: Sequence[str], event_types: Sequence[str]) -> None:
+    def __init__(
+        self, described: dict[str, Any], titles: Sequence[str], event_types: Sequence[str]
+    ) -> None:
         self._described, self._titles = described, titles
         self._rules = TextRules(tuple(event_types), True, int(described["max_items"]), 1, 1)
 
@@ -45,7 +47,9 @@ class HistoryTextEncoder:
         try:
             if language_model_fingerprint(name) != self._described["fingerprint"]:
                 return None
-            settings = EncoderSettings(name, int(self._described["max_tokens"]), dtype="float32", threads=1)
+            settings = EncoderSettings(
+                name, int(self._described["max_tokens"]), dtype="float32", threads=1
+            )
             return TextEncoder(settings)
         except (ConfigError, ImportError):
             return None
@@ -56,7 +60,11 @@ class HistoryTextEncoder:
         None where there is no text to encode or no language model.
         """
         texts = [
-            compose(past[0].tolist(), past[1].tolist(), self._titles, self._rules) if past and len(past[0]) else ""
+            (
+                compose(past[0].tolist(), past[1].tolist(), self._titles, self._rules)
+                if past and len(past[0])
+                else ""
+            )
             for past in pasts
         ]
         rows = [row for row, text in enumerate(texts) if text]

@@ -48,8 +48,8 @@ def index_bundle(folder: str | Path, exact_items: int) -> str:
         return ""
     if not can_index():
         return (
-            f"no index was built, so every request scores all {bundle.num_items:,} items; to build one, which is "
-            "faster, run `pip install 'multigrain[serve]'` and register again"
+            f"no index was built, so every request scores all {bundle.num_items:,} items; to build"
+            " one, which is faster, run `pip install 'multigrain[serve]'` and register again"
         )
     tell(f"building an index of {bundle.num_items:,} items")
     index = ItemIndex.build(bundle.model.item_vectors_ND)
@@ -57,10 +57,12 @@ def index_bundle(folder: str | Path, exact_items: int) -> str:
     reached = _measure(folder, bundle, index)
     if reached < RECALL:
         return (
-            f"no index was kept: its recall@{LIST} is {reached:.4f}, below {RECALL}, so every request scores all items"
+            f"no index was kept: its recall@{LIST} is {reached:.4f}, below {RECALL}, so every"
+            " request scores all items"
         )
     return (
-        f"index of {bundle.num_items:,} items: recall@{LIST} {reached:.4f}, {index.reorder} candidates per listed item"
+        f"index of {bundle.num_items:,} items: recall@{LIST} {reached:.4f}, {index.reorder}"
+        " candidates per listed item"
     )
 
 
@@ -79,7 +81,9 @@ def _measure(folder: Path, bundle: Bundle, index: ItemIndex | None) -> float:
     """Write the recall of the index into the bundle, or remove an index with too low a recall;
     returns the recall.
     """
-    reached = calibrate(index, _users(bundle), bundle.model.item_vectors_ND) if index is not None else 0.0
+    reached = (
+        calibrate(index, _users(bundle), bundle.model.item_vectors_ND) if index is not None else 0.0
+    )
     if index is None or reached < RECALL:
         (folder / INDEX).unlink()
         bundle.info.index = {}
@@ -95,5 +99,7 @@ def _users(bundle: Bundle) -> Any:
     known_U = np.flatnonzero(bundle.histories.lengths_U)
     chosen = known_U[:: max(1, len(known_U) // _ASKED)][:_ASKED]
     at = datetime.fromtimestamp(recommender.newest, UTC)
-    queries = recommender.queries([Request(user_id=bundle.user_ids[user], at=at) for user in chosen])
+    queries = recommender.queries(
+        [Request(user_id=bundle.user_ids[user], at=at) for user in chosen]
+    )
     return bundle.model.parts(queries).users_BD

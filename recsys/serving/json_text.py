@@ -24,13 +24,19 @@ def read_json(content: bytes) -> Any:
     try:
         text = content.removeprefix(BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not valid UTF-8; encode the text as UTF-8") from None
+        raise ValueError(
+            f"byte {error.start} is not valid UTF-8; encode the text as UTF-8"
+        ) from None
     try:
-        found = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+        found = json.loads(
+            text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique
+        )
         if "\\ud" in text.lower():
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("a string holds half a character (a lone surrogate such as \\ud800)") from None
+        raise ValueError(
+            "a string holds half a character (a lone surrogate such as \\ud800)"
+        ) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return found

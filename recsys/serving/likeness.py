@@ -41,7 +41,9 @@ class ItemSimilarity:
 
     @cached_property
     def _lengths_N(self) -> Tensor:
-        pieces = [(piece * self._scale_D).norm(dim=1) for piece in torch.split(self.vectors_ND, _ROWS)]
+        pieces = [
+            (piece * self._scale_D).norm(dim=1) for piece in torch.split(self.vectors_ND, _ROWS)
+        ]
         return torch.cat(pieces) if pieces else torch.zeros(0)
 
     def to_all(self, item: int) -> Tensor:
@@ -62,7 +64,9 @@ class ItemSimilarity:
         return np.asarray((unit_XD @ unit_XD.T).numpy())
 
 
-def exact_cosines(vectors_ND: Tensor, item: int, items_X: Array, scale_D: Tensor | None = None) -> Array:
+def exact_cosines(
+    vectors_ND: Tensor, item: int, items_X: Array, scale_D: Tensor | None = None
+) -> Array:
     """Cosines of an item's vector with those of some items: float64 [X].
 
     They are computed in float64 and rounded to float32, so that neither the number of threads nor

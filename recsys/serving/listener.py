@@ -23,7 +23,9 @@ from uvicorn.server import ServerState
 _HEAD_S: Final = 10.0  # in which the head of a call must arrive
 _HEAD_BYTES: Final = 64 << 10
 _AT_ONCE: Final = 64  # connections accepted in one turn of the event loop
-_CLOSING_S: Final = 2.0  # wait for calls on the last accepted connections, and again for their replies to leave
+_CLOSING_S: Final = (
+    2.0  # wait for calls on the last accepted connections, and again for their replies to leave
+)
 _BACKLOG: Final = 2048
 
 
@@ -53,8 +55,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_timer is not None and self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")
+        if (
+            self._head_timer is not None
+            and self._head_bytes > _HEAD_BYTES
+            and not self.transport.is_closing()
+        ):
+            self.transport.write(
+                b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n"
+            )
             self.transport.close()
 
     def on_headers_complete(self) -> None:
@@ -78,7 +86,13 @@ class Listener:
     def __init__(self, app: Any, host: str, port: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._config = Config(
-            app, http=BoundedProtocol, ws="none", lifespan="off", log_config=None, log_level=None, access_log=False
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level=None,
+            access_log=False,
         )
         logging.getLogger("uvicorn.error").setLevel(
             logging.CRITICAL
@@ -86,7 +100,9 @@ class Listener:
         self._config.load()
         self._state = ServerState()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._connecting: set[asyncio.Task[Any]] = set()  # accepted connections without a protocol yet
+        self._connecting: set[asyncio.Task[Any]] = (
+            set()
+        )  # accepted connections without a protocol yet
         _allow_many_connections()
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -111,11 +127,15 @@ class Listener:
         self._accept(_BACKLOG)
         self._socket.close()
         deadline = self._loop.time() + _CLOSING_S
-        while self._loop.time() < deadline and (self._connecting or any(map(_has_open_call, self._state.connections))):
+        while self._loop.time() < deadline and (
+            self._connecting or any(map(_has_open_call, self._state.connections))
+        ):
             await asyncio.sleep(0.02)
         for connection in list(self._state.connections):
             connection.shutdown()
-        while self._loop.time() < deadline + _CLOSING_S and (self._state.connections or self._state.tasks):
+        while self._loop.time() < deadline + _CLOSING_S and (
+            self._state.connections or self._state.tasks
+        ):
             await asyncio.sleep(0.02)
         for task in self._tasks:
             task.cancel()

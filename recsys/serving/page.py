@@ -23,7 +23,9 @@ class Pager:
     def __init__(self, catalogue: Catalogue, likeness: ItemSimilarity) -> None:
         self._catalogue, self._likeness = catalogue, likeness
 
-    def cut(self, rules: Rules, items_R: Array, is_whole: bool, scores: Callable[[Array], Array]) -> Array | None:
+    def cut(
+        self, rules: Rules, items_R: Array, is_whole: bool, scores: Callable[[Array], Array]
+    ) -> Array | None:
         """The items of the page in their order; None where a longer ranking is needed.
 
         Parameters
@@ -46,9 +48,15 @@ class Pager:
             items_R = np.concatenate([pool[order], items_R[len(pool) :]])
         if diversify.attribute is None or diversify.most is None:
             return items_R[rules.offset : rules.offset + rules.k]
-        members = self._catalogue.attributes("diversify").categories(diversify.attribute, "diversify.attribute").members
+        members = (
+            self._catalogue.attributes("diversify")
+            .categories(diversify.attribute, "diversify.attribute")
+            .members
+        )
         page = rules.offset // rules.k
-        places = page_by_category(items_R.tolist(), members, diversify.most, rules.k, page, is_whole)
+        places = page_by_category(
+            items_R.tolist(), members, diversify.most, rules.k, page, is_whole
+        )
         return None if places is None else items_R[places]
 
 

@@ -36,7 +36,15 @@ from recsys.serving.page import Pager, is_reordered
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, SimilarRequest
 from recsys.serving.similar import Similar
 from recsys.serving.standings import BOOST, RankedCatalogue, RequestScores
-from recsys.serving.visible import Asked, RequestView, RequestViewer, as_queries, brought, friends_of, queries_of
+from recsys.serving.visible import (
+    Asked,
+    RequestView,
+    RequestViewer,
+    as_queries,
+    brought,
+    friends_of,
+    queries_of,
+)
 
 MAX_CHUNK: Final = 512
 _MAX_SCORES: Final = 2**25  # scores in memory at a time: 128 MB of float32
@@ -50,7 +58,9 @@ class Lists:
 
     items_BR: Array  # int32, −1 after the end of a list
     scores_BR: Array  # float64
-    shares_BKR: Array  # float64, K as in ``Recommender.speaking``; meaningless where of_model_B is False
+    shares_BKR: (
+        Array  # float64, K as in ``Recommender.speaking``; meaningless where of_model_B is False
+    )
     of_model_B: Array  # bool; False: the all-time most popular items, without the model's scores
     personal_B: Array  # bool; False: nothing was known about the user, so popular items answer
 
@@ -72,7 +82,9 @@ class Recommender:
         self.names, self.speaking = self.model.names, self.model.speaking
         self._speaking_K = [self.names.index(name) for name in self.speaking]
         self._personal_K = self.model.personal_K
-        self._histories = bundle.histories if through == Split.TEST else bundle.histories.through(through)
+        self._histories = (
+            bundle.histories if through == Split.TEST else bundle.histories.through(through)
+        )
         profile = encoding_of(self.model.sizes)
         self._attributes = RequestEncoder(profile.users if profile else ())
         self._sight = RequestViewer(bundle, self._histories, self.user_row, self._item_rows)
@@ -80,8 +92,14 @@ class Recommender:
         self.likeness = ItemSimilarity(self.model)
         self.pager = Pager(self.catalogue, self.likeness)
         described = bundle.info.user_text
-        self._reader = HistoryTextEncoder(described, bundle.titles, bundle.info.event_types) if described else None
-        self._longest_item = float(self.model.item_vectors_ND.norm(dim=1).max()) if bundle.num_items else 0.0
+        self._reader = (
+            HistoryTextEncoder(described, bundle.titles, bundle.info.event_types)
+            if described
+            else None
+        )
+        self._longest_item = (
+            float(self.model.item_vectors_ND.norm(dim=1).max()) if bundle.num_items else 0.0
+        )
 
     @cached_property
     def newest(self) -> int:
@@ -155,7 +173,9 @@ class Recommender:
             As in :meth:`recommend`.
         """
         visible = [self._sight.see(number, request) for number, request in enumerate(requests)]
-        return Asked(requests, visible, self._attributes.encode([request.attributes for request in requests]))
+        return Asked(
+            requests, visible, self._attributes.encode([request.attributes for request in requests])
+        )
 
     def recommend(self, requests: Sequence[Request]) -> list[Answer]:
         """One answer per request, in order, with one forward pass for every chunk of requests.
@@ -177,9 +197,13 @@ class Recommender:
         self, requests: Sequence[Request], numbers: Sequence[int], explorer: Explorer | None = None
     ) -> list[Answer]:
         """:meth:`recommend` for requests that have these numbers in the call, for messages."""
-        visible = [self._sight.see(number, request) for number, request in zip(numbers, requests, strict=True)]
+        visible = [
+            self._sight.see(number, request)
+            for number, request in zip(numbers, requests, strict=True)
+        ]
         plans = [
-            self.catalogue.plan(request, f"request {number}") for number, request in zip(numbers, requests, strict=True)
+            self.catalogue.plan(request, f"request {number}")
+            for number, request in zip(numbers, requests, strict=True)
         ]
         attributes = self._attributes.encode([request.attributes for request in requests], numbers)
         longest = max((max(r.depth, len(r.friends or ())) for r in requests), default=1)
@@ -193,7 +217,10 @@ class Recommender:
         return answers
 
     def answer(
-        self, requests: Sequence[AnyRequest], numbers: Sequence[int] | None = None, explorer: Explorer | None = None
+        self,
+        requests: Sequence[AnyRequest],
+        numbers: Sequence[int] | None = None,
+        explorer: Explorer | None = None,
     ) -> list[AnyAnswer]:
         """:meth:`recommend`, where some of the requests may ask for similar items.
 
@@ -213,15 +240,29 @@ class Recommender:
             :meth:`Similar.answer <recsys.serving.similar.Similar.answer>`.
         """
         numbers = range(len(requests)) if numbers is None else numbers
-        asked = [(row, number) for row, number in zip(requests, numbers, strict=True) if isinstance(row, Request)]
-        recommended = iter(self._recommend([row for row, _ in asked], [number for _, number in asked], explorer))
+        asked = [
+            (row, number)
+            for row, number in zip(requests, numbers, strict=True)
+            if isinstance(row, Request)
+        ]
+        recommended = iter(
+            self._recommend([row for row, _ in asked], [number for _, number in asked], explorer)
+        )
         return [
-            self.similar.answer([row], number)[0] if isinstance(row, SimilarRequest) else next(recommended)
+            (
+                self.similar.answer([row], number)[0]
+                if isinstance(row, SimilarRequest)
+                else next(recommended)
+            )
             for row, number in zip(requests, numbers, strict=True)
         ]
 
     def recommend_users(
-        self, user_ids: Sequence[str], k: int, exclude_seen: bool | None = None, at: int | None = None
+        self,
+        user_ids: Sequence[str],
+        k: int,
+        exclude_seen: bool | None = None,
+        at: int | None = None,
     ) -> Lists:
         """The lists of :meth:`recommend` for requests with only a user id, as arrays without an
         object per user.
@@ -265,7 +306,9 @@ class Recommender:
                 found_b = self._standings(parts, hidden)
                 top_bR, usable_b = found_b.top(k), found_b.usable_B
                 shares_bKR = found_b.shares(top_bR)[:, self._speaking_K]
-            scores_bR = np.where(usable_b[:, None], shares_bKR.sum(1), self.bundle.popularity_N[top_bR])
+            scores_bR = np.where(
+                usable_b[:, None], shares_bKR.sum(1), self.bundle.popularity_N[top_bR]
+            )
             best_bR = np.where(top_bR < 0, -np.inf, np.where(usable_b[:, None], scores_bR, 0.0))
             order_bR = np.argsort(-best_bR, axis=1, kind="stable")  # as in :meth:`_page`
             found.items_BR[rows_b] = np.take_along_axis(top_bR, order_bR, 1)
@@ -283,20 +326,33 @@ class Recommender:
 
     def num_scored(self, longest: int) -> int:
         """Number of items that are scored exactly for a list of ``longest`` items."""
-        return self.bundle.index.wanted(longest) if self.bundle.index is not None else self.bundle.num_items
+        return (
+            self.bundle.index.wanted(longest)
+            if self.bundle.index is not None
+            else self.bundle.num_items
+        )
 
     def _chunk_size(self, longest: int) -> int:
         """Number of requests per chunk, so that neither scores nor gathered items and friends take
         much memory.
         """
         width, scored = self.model.item_vectors_ND.shape[1], self.num_scored(longest)
-        return max(1, min(MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * max(width, 1))))
+        return max(
+            1,
+            min(
+                MAX_CHUNK, _MAX_SCORES // max(scored, 1), _MAX_GATHERED // (longest * max(width, 1))
+            ),
+        )
 
     @torch.inference_mode()
-    def _answer(self, asked: Asked, plans: Sequence[Plan], explorer: Explorer | None = None) -> list[Answer]:
+    def _answer(
+        self, asked: Asked, plans: Sequence[Plan], explorer: Explorer | None = None
+    ) -> list[Answer]:
         requests = asked.requests
         queries, parts = self.parts(asked)
-        exclude_B = np.array([self._excludes(request.exclude_seen) for request in requests], dtype=bool)
+        exclude_B = np.array(
+            [self._excludes(request.exclude_seen) for request in requests], dtype=bool
+        )
         hidden = self._hidden(queries, exclude_B, plans)
         standings = self._standings(parts, hidden, plans)
         pages, drawn = self._pages(standings, requests, explorer)
@@ -306,7 +362,9 @@ class Recommender:
             for row, plan in enumerate(plans)
         ]
         for row in (row for row, request in enumerate(requests) if request.explain):
-            said = self._explainer.explain(asked.row(row), answers[row], bool(standings.usable_B[row]))
+            said = self._explainer.explain(
+                asked.row(row), answers[row], bool(standings.usable_B[row])
+            )
             answers[row] = replace(answers[row], explanations=said)
         return answers
 
@@ -321,7 +379,9 @@ class Recommender:
         }
         return queries, self._parts(asked.requests, queries, brought(given))
 
-    def _hidden(self, queries: Queries, exclude_B: Array, plans: Sequence[Plan] = ()) -> tuple[Array, Array]:
+    def _hidden(
+        self, queries: Queries, exclude_B: Array, plans: Sequence[Plan] = ()
+    ) -> tuple[Array, Array]:
         """The items to leave out, as row and item numbers in order of rows."""
         histories = queries.histories
         is_hidden_E = np.repeat(exclude_B, histories.lengths_U) & histories.are_targets_E
@@ -329,13 +389,18 @@ class Recommender:
         hidden_E = histories.items_E[is_hidden_E].astype(np.int64)
         if not any(len(plan.excluded) for plan in plans):
             return rows_E, hidden_E
-        rows_E = np.concatenate([rows_E, *(np.full(len(plan.excluded), row) for row, plan in enumerate(plans))])
+        rows_E = np.concatenate(
+            [rows_E, *(np.full(len(plan.excluded), row) for row, plan in enumerate(plans))]
+        )
         hidden_E = np.concatenate([hidden_E, *(plan.excluded for plan in plans)])
         order_E = np.argsort(rows_E, kind="stable")
         return rows_E[order_E], hidden_E[order_E]
 
-    def _standings(self, parts: Parts, hidden: tuple[Array, Array], plans: Sequence[Plan] = ()) -> RequestScores:
-        # By the Cauchy–Schwarz inequality this bounds every share and score, so all are finite where it is.
+    def _standings(
+        self, parts: Parts, hidden: tuple[Array, Array], plans: Sequence[Plan] = ()
+    ) -> RequestScores:
+        # By the Cauchy–Schwarz inequality this bounds every share and score, so all are finite
+        # where it is.
         added, num_rows = parts.added, len(parts.weights_BK)
         bound_B = parts.vectors_BKD.norm(dim=2).sum(1) * self._longest_item + added.sizes(num_rows)
         usable_B = torch.isfinite(bound_B) & (bound_B > 0)
@@ -357,7 +422,9 @@ class Recommender:
         for row, request in enumerate(requests):
             mine, reached = top_BR[row], depth
             if explorer is not None and explorer.explores(request):
-                shown, chances = explorer.page(request, mine[mine >= 0], partial(standings.scores, row))
+                shown, chances = explorer.page(
+                    request, mine[mine >= 0], partial(standings.scores, row)
+                )
                 pages[row, : len(shown)], drawn[row] = shown, chances.tolist()
                 continue
             while True:
@@ -385,17 +452,26 @@ class Recommender:
         shares_KR, page_R = shares_KR[:, page_R >= 0], page_R[page_R >= 0]
         raised_R = standings.raised(row, page_R)
         is_of_model = bool(standings.usable_B[row])
-        scores_R = shares_KR.sum(0) if is_of_model else self.bundle.popularity_N[page_R].astype(np.float64)
+        scores_R = (
+            shares_KR.sum(0) if is_of_model else self.bundle.popularity_N[page_R].astype(np.float64)
+        )
         scores_R = scores_R if raised_R is None else scores_R + raised_R
         if not is_reordered(request) and is_of_model and propensities is None:
             # The ranking used float32 scores; float64 scores may differ in the last digits.
             order_R = np.argsort(-scores_R, kind="stable")
             page_R, scores_R, shares_KR = page_R[order_R], scores_R[order_R], shares_KR[:, order_R]
             raised_R = None if raised_R is None else raised_R[order_R]
-        shares = {name: shares_KR[k].tolist() for k, name in enumerate(self.speaking)} if is_of_model else {}
+        shares = (
+            {name: shares_KR[k].tolist() for k, name in enumerate(self.speaking)}
+            if is_of_model
+            else {}
+        )
         boosts = None
         if raised_R is not None and plan.selection is not None and plan.selection.log_N is not None:
-            boosts = [float(f"{factor:.6g}") for factor in np.exp(plan.selection.log_N[page_R].astype(np.float64))]
+            boosts = [
+                float(f"{factor:.6g}")
+                for factor in np.exp(plan.selection.log_N[page_R].astype(np.float64))
+            ]
             shares |= {BOOST: raised_R.tolist()} if is_of_model else {}
         return Answer(
             user_id=request.user_id,
@@ -411,7 +487,9 @@ class Recommender:
             propensities=propensities,
         )
 
-    def _parts(self, requests: Sequence[Request], queries: Queries, brought: Mapping[str, Any]) -> Parts:
+    def _parts(
+        self, requests: Sequence[Request], queries: Queries, brought: Mapping[str, Any]
+    ) -> Parts:
         """The contributions for every request, at the horizon that it asks for."""
         horizons_B = np.array([request.horizon for request in requests])
         if (horizons_B == 1).all():
@@ -423,7 +501,9 @@ class Recommender:
                 signal: rows_BX[rows_b] if isinstance(rows_BX, Tensor) else rows_BX.take(rows_b)
                 for signal, rows_BX in brought.items()
             }
-            pieces.append((rows_b, self.model.parts_ahead(queries.take(rows_b.numpy()), horizon - 1, own)))
+            pieces.append(
+                (rows_b, self.model.parts_ahead(queries.take(rows_b.numpy()), horizon - 1, own))
+            )
         return Parts.gathered(pieces)
 
     def past_texts(self, visible: Sequence[RequestView]) -> Tensor | None:
@@ -434,5 +514,7 @@ class Recommender:
             return None
         stored_U = self._histories.lengths_U
         is_new = [seen.user < 0 or len(seen.items_E) > stored_U[seen.user] for seen in visible]
-        pasts = [(s.items_E, s.types_E) if new else None for s, new in zip(visible, is_new, strict=True)]
+        pasts = [
+            (s.items_E, s.types_E) if new else None for s, new in zip(visible, is_new, strict=True)
+        ]
         return self._reader.vectors(pasts)

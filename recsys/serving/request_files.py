@@ -42,15 +42,23 @@ def read_requests(path: str) -> list[dict[str, Any]]:
             row = read_json(line)
             parse_requests([row])
         except ValueError as error:
-            hint = "; the file holds a JSON list, expected one request a line" if number == 1 and line == b"[" else ""
-            raise RequestError(f"{KEY}: {path}, line {number} is not valid JSON ({error}){hint}") from None
+            hint = (
+                "; the file holds a JSON list, expected one request a line"
+                if number == 1 and line == b"["
+                else ""
+            )
+            raise RequestError(
+                f"{KEY}: {path}, line {number} is not valid JSON ({error}){hint}"
+            ) from None
         except RequestError as error:
             message = str(error).removeprefix("request 0: ")
             hint = "; expected one request a line" if isinstance(row, list) else ""
             raise RequestError(f"{KEY}: {path}, line {number}: {message}{hint}") from None
         found.append(row)
     if not found:
-        raise RequestError(f'{KEY}: {path} has no requests; expected JSON lines such as {{"user_id": "7"}}')
+        raise RequestError(
+            f'{KEY}: {path} has no requests; expected JSON lines such as {{"user_id": "7"}}'
+        )
     return found
 
 
@@ -60,7 +68,9 @@ def _content(path: str) -> bytes:
         if content.startswith(_GZIP):
             content = b"".join(_unpacked(path, content))
     except (OSError, EOFError, zlib.error) as error:
-        raise RequestError(f"{KEY}: {path} cannot be read ({error}); give a file of JSON lines") from None
+        raise RequestError(
+            f"{KEY}: {path} cannot be read ({error}); give a file of JSON lines"
+        ) from None
     if content.startswith(_UTF16):
         raise RequestError(f"{KEY}: {path} is encoded as UTF-16; convert it to UTF-8")
     return content.removeprefix(BOM_UTF8)
@@ -74,6 +84,7 @@ def _unpacked(path: str, content: bytes) -> Iterator[bytes]:
             total += len(piece)
             if total > max(_PIECE, min(_MAX_BYTES, 200 * len(content))):
                 raise RequestError(
-                    f"{KEY}: {path} decompresses to more than 200 times its size; give the decompressed file"
+                    f"{KEY}: {path} decompresses to more than 200 times its size; give the"
+                    " decompressed file"
                 )
             yield piece

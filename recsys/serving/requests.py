@@ -14,7 +14,15 @@ from datetime import datetime
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
 
 from recsys.errors import RequestError, choices
 from recsys.retrieval.rules import MAX_K as MAX_K
@@ -23,7 +31,12 @@ from recsys.values.moment import moment
 
 MAX_HISTORY: Final = 10_000
 MAX_FRIENDS: Final = 10_000
-SUBJECTS: Final = ("user_id", "history", "friends", "attributes")  # a request needs at least one of them
+SUBJECTS: Final = (
+    "user_id",
+    "history",
+    "friends",
+    "attributes",
+)  # a request needs at least one of them
 MAX_HORIZON: Final = 10
 _LISTS: Final = ("history", "friends", "candidates", "exclude", "boost")
 _WHOLE: Final = ("k", "horizon", "offset")
@@ -49,7 +62,9 @@ class HistoryEvent(BaseModel):
     item_id: Id
     event_type: Id | None = None
     timestamp: datetime | None = None
-    context: dict[str, Any] | None = None  # context column → value; checked by the recommender, which knows the columns
+    context: dict[str, Any] | None = (
+        None  # context column → value; checked by the recommender, which knows the columns
+    )
 
     @field_validator("timestamp", mode="before")
     @classmethod
@@ -96,7 +111,9 @@ class Request(Explained):
     user_id: Id | None = None
     history: Annotated[list[HistoryEvent], Field(max_length=MAX_HISTORY)] | None = None
     friends: Annotated[list[Id], Field(max_length=MAX_FRIENDS)] | None = None
-    attributes: dict[Id, Any] | None = None  # checked by the recommender, which knows the attributes
+    attributes: dict[Id, Any] | None = (
+        None  # checked by the recommender, which knows the attributes
+    )
     exclude_seen: StrictBool | None = None
     context: dict[str, Any] | None = None
     horizon: Annotated[StrictInt, Field(ge=1, le=MAX_HORIZON)] = 1
@@ -128,8 +145,8 @@ class Request(Explained):
     def _names_a_subject(self) -> Request:
         if all(getattr(self, name) is None for name in SUBJECTS):
             raise ValueError(
-                "needs at least one of user_id, history (a list of item ids, oldest first), friends (a list of user "
-                "ids) and attributes"
+                "needs at least one of user_id, history (a list of item ids, oldest first), friends"
+                " (a list of user ids) and attributes"
             )
         return self
 
@@ -182,8 +199,12 @@ class Answer:
     scores: list[float]
     shares: dict[str, list[float]]
     source: Literal["model", "popularity"]
-    unknown_items: list[str]  # items of the request's history that the model does not know; they were skipped
-    unknown_friends: list[str]  # friends of the request that the model does not know; they were skipped
+    unknown_items: list[
+        str
+    ]  # items of the request's history that the model does not know; they were skipped
+    unknown_friends: list[
+        str
+    ]  # friends of the request that the model does not know; they were skipped
     boosts: list[float] | None = None
     explanations: list[dict[str, Any]] | None = None
     unknown_in_rules: dict[str, list[str]] | None = None
@@ -226,7 +247,9 @@ def _present_fields(answer: Any) -> dict[str, Any]:
     """The fields of an answer without optional fields that are None."""
     optional = {entry.name for entry in fields(answer) if entry.default is None}
     named = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
-    return {name: value for name, value in named.items() if value is not None or name not in optional}
+    return {
+        name: value for name, value in named.items() if value is not None or name not in optional
+    }
 
 
 def parse_requests(rows: Iterable[Any], first: int = 0) -> list[Request]:
@@ -238,12 +261,18 @@ def parse_requests(rows: Iterable[Any], first: int = 0) -> list[Request]:
     RequestError
         A row is malformed; names the first such row (counted from 0) and its wrong fields.
     """
-    return [_parsed(Request, row, f"request {index}", one_of(SUBJECTS)) for index, row in enumerate(rows, start=first)]
+    return [
+        _parsed(Request, row, f"request {index}", one_of(SUBJECTS))
+        for index, row in enumerate(rows, start=first)
+    ]
 
 
 def parse_similar(rows: Iterable[Any], first: int = 0) -> list[SimilarRequest]:
     """As :func:`parse_requests`, for requests for similar items."""
-    return [_parsed(SimilarRequest, row, f"request {index}", SIMILAR_TO) for index, row in enumerate(rows, start=first)]
+    return [
+        _parsed(SimilarRequest, row, f"request {index}", SIMILAR_TO)
+        for index, row in enumerate(rows, start=first)
+    ]
 
 
 def parse_any(rows: Iterable[Any], first: int = 0) -> list[AnyRequest]:
@@ -252,7 +281,9 @@ def parse_any(rows: Iterable[Any], first: int = 0) -> list[AnyRequest]:
     """
     found: list[AnyRequest] = []
     for index, row in enumerate(rows, start=first):
-        is_similar = isinstance(row, SimilarRequest) or (isinstance(row, Mapping) and SIMILAR_TO in row)
+        is_similar = isinstance(row, SimilarRequest) or (
+            isinstance(row, Mapping) and SIMILAR_TO in row
+        )
         found += parse_similar([row], index) if is_similar else parse_requests([row], index)
     return found
 
@@ -288,7 +319,9 @@ def _parsed(kind: type[R], row: Any, where: str, expected: str) -> R:
     try:
         return kind.model_validate(dict(row))
     except pydantic.ValidationError as error:
-        raise RequestError(f"{where}: " + "; ".join(_message(e, kind) for e in error.errors())) from None
+        raise RequestError(
+            f"{where}: " + "; ".join(_message(e, kind) for e in error.errors())
+        ) from None
     except RecursionError:
         raise RequestError(f"{where}: nested too deeply") from None
 
@@ -316,7 +349,9 @@ def rows_of_columns(given: Mapping[str, Any], what: str) -> list[dict[str, Any]]
     if is_one or not given:
         return [dict(given)]
     if len({len(column) for column in given.values()}) != 1:
-        raise RequestError(f"{what}: the columns differ in length; give one cell per request in every column")
+        raise RequestError(
+            f"{what}: the columns differ in length; give one cell per request in every column"
+        )
     return [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
 
 
@@ -333,7 +368,9 @@ def filled(rows: Iterable[Any], defaults: Mapping[str, Any]) -> list[Any]:
     for row in rows:
         if isinstance(row, Mapping):
             is_similar = row.get(SIMILAR_TO) is not None
-            mine = {name: value for name, value in defaults.items() if name == "k" or not is_similar}
+            mine = {
+                name: value for name, value in defaults.items() if name == "k" or not is_similar
+            }
             row = {**mine, **{str(name): value for name, value in row.items() if value is not None}}
             row |= {name: _whole(row[name]) for name in _WHOLE if name in row}
         found.append(row)
@@ -359,11 +396,15 @@ def _message(error: Any, asked: type[BaseModel]) -> str:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     kind, got = error["type"], _short(error["input"])
     if kind == "extra_forbidden":
-        inner = next((model for start, model in _INNER.items() if path.startswith(start) and path != start), asked)
+        inner = next(
+            (model for start, model in _INNER.items() if path.startswith(start) and path != start),
+            asked,
+        )
         return f"{path}: unknown field; expected one of: {choices(inner.model_fields)}"
     if kind in ("model_type", "model_attributes_type") and path.startswith("history"):
         return (
-            f"{path}: got {got}, expected an item id (string) or an object with {', '.join(HistoryEvent.model_fields)}"
+            f"{path}: got {got}, expected an item id (string) or an object with"
+            f" {', '.join(HistoryEvent.model_fields)}"
         )
     if kind in ("model_type", "model_attributes_type") and path.startswith(tuple(_INNER)):
         inner = next(model for start, model in _INNER.items() if path.startswith(start))
@@ -380,7 +421,11 @@ def _message(error: Any, asked: type[BaseModel]) -> str:
     return f"{path}: got {got}; {message[0].lower()}{message[1:]}"
 
 
-_INNER: Final[dict[str, type[BaseModel]]] = {"history": HistoryEvent, "boost": Boost, "diversify": Diversify}
+_INNER: Final[dict[str, type[BaseModel]]] = {
+    "history": HistoryEvent,
+    "boost": Boost,
+    "diversify": Diversify,
+}
 
 
 class _Shortened(reprlib.Repr):

@@ -34,7 +34,9 @@ from recsys.granularities.profile.encoding import encoding_of
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, parse_requests
 
-TOLERANCE: Final = 1e-4  # of the largest score of a list: rounding depends on the processor and number of threads
+TOLERANCE: Final = (
+    1e-4  # of the largest score of a list: rounding depends on the processor and number of threads
+)
 _K: Final = 10
 _HISTORY: Final = 5  # items in the history of a new user
 
@@ -49,11 +51,18 @@ def add_self_test(folder: Path) -> None:
         "release": __version__,
         "torch": torch.__version__,
         "tests": [
-            {"request": row, "item_ids": answer.item_ids, "scores": answer.scores, "source": answer.source}
+            {
+                "request": row,
+                "item_ids": answer.item_ids,
+                "scores": answer.scores,
+                "source": answer.source,
+            }
             for row, answer in zip(rows, _answers(bundle, rows), strict=True)
         ],
     }
-    (folder / SELF_TEST).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    (folder / SELF_TEST).write_text(
+        json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8"
+    )
     seal(folder, bundle.info)
 
 
@@ -67,7 +76,10 @@ def run_self_test(folder: Path, bundle: Bundle) -> None:
     """
     try:
         stored = json.loads((folder / SELF_TEST).read_text(encoding="utf-8"))
-        tests = [(dict(t["request"]), list(t["item_ids"]), list(t["scores"]), t["source"]) for t in stored["tests"]]
+        tests = [
+            (dict(t["request"]), list(t["item_ids"]), list(t["scores"]), t["source"])
+            for t in stored["tests"]
+        ]
         made_by = f"release {stored['release']}, torch {stored['torch']}"
     except Exception as error:  # the file may contain anything
         raise damaged(folder, f"{SELF_TEST}: {describe_error(error)}") from None
@@ -76,14 +88,20 @@ def run_self_test(folder: Path, bundle: Bundle) -> None:
         wrong = [difference(*test[1:], answer) for test, answer in zip(tests, answers, strict=True)]
     except UserError as error:
         raise _self_test_error(folder, f"a stored request is refused: {error}", made_by) from None
-    except Exception as error:  # a bundle that was changed together with its checksums can fail in any library
-        raise damaged(folder, f"a stored request cannot be answered ({describe_error(error)})") from None
+    except (
+        Exception
+    ) as error:  # a bundle that was changed together with its checksums can fail in any library
+        raise damaged(
+            folder, f"a stored request cannot be answered ({describe_error(error)})"
+        ) from None
     for (request, *_), why in zip(tests, wrong, strict=True):
         if why:
             raise _self_test_error(folder, f"for the request {_short_json(request)} {why}", made_by)
 
 
-def difference(item_ids: Sequence[str], scores: Sequence[float], source: str, answer: Answer) -> str:
+def difference(
+    item_ids: Sequence[str], scores: Sequence[float], source: str, answer: Answer
+) -> str:
     """How an answer differs from the stored one; empty where it does not.
 
     Scores are compared within :data:`TOLERANCE`; items may be exchanged where their scores are
@@ -104,8 +122,8 @@ def difference(item_ids: Sequence[str], scores: Sequence[float], source: str, an
     sources = {source, "popularity"} if source == "model" else {source}
     if answer.source not in sources or len(answer.item_ids) != len(item_ids):
         return (
-            f"it gives {len(answer.item_ids)} items from the source {answer.source}; expected {len(item_ids)} items "
-            f"from {source}"
+            f"it gives {len(answer.item_ids)} items from the source {answer.source}; expected"
+            f" {len(item_ids)} items from {source}"
         )
     if not item_ids:
         return ""
@@ -113,11 +131,12 @@ def difference(item_ids: Sequence[str], scores: Sequence[float], source: str, an
     gap_R = np.abs(np.array(answer.scores) - np.array(scores))
     stored = dict(zip(item_ids, scores, strict=True))
     for place, (item, score) in enumerate(zip(answer.item_ids, answer.scores, strict=True)):
-        # an item that was not in the stored list may appear only with the same score as the last stored item
+        # an item that was not in the stored list may appear only with the same score as the last
+        # stored item
         if not (gap_R[place] <= slack and abs(score - stored.get(item, scores[-1])) <= slack):
             return (
-                f"it gives {item!r} with score {score:.6g} at rank {place + 1}; expected {item_ids[place]!r} with "
-                f"{scores[place]:.6g}"
+                f"it gives {item!r} with score {score:.6g} at rank {place + 1}; expected"
+                f" {item_ids[place]!r} with {scores[place]:.6g}"
             )
     return ""
 
@@ -144,7 +163,9 @@ def questions(bundle: Bundle) -> list[dict[str, Any]]:
     while unknown in ids:
         unknown += "?"
     rows.append({"user_id": unknown})
-    at = datetime.fromtimestamp(Recommender(bundle).newest, UTC).isoformat()  # the same answer at any time
+    at = datetime.fromtimestamp(
+        Recommender(bundle).newest, UTC
+    ).isoformat()  # the same answer at any time
     return [{**row, "k": _K, "at": at} for row in rows]
 
 
@@ -178,9 +199,10 @@ def _answers(bundle: Bundle, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
 
 def _self_test_error(folder: Path, why: str, made_by: str) -> ArtifactError:
     return ArtifactError(
-        f"the model bundle {folder} fails its self-test: it does not answer as it did when it was written ({made_by}; "
-        f"here release {__version__}, torch {torch.__version__}): {why}; install the requirements that it was "
-        "registered with, or register it again with this release"
+        f"the model bundle {folder} fails its self-test: it does not answer as it did when it was"
+        f" written ({made_by}; here release {__version__}, torch {torch.__version__}): {why};"
+        " install the requirements that it was registered with, or register it again with this"
+        " release"
     )
 
 

@@ -69,7 +69,10 @@ Held = tuple[Recommender, dict[str, Any]]
 Restock = Callable[[StockChange], Awaitable[tuple[Stock, bool]]]
 VERSION_HEADER: Final = "X-Model-Version"
 OPEN_TO_ALL: Final = ("/health", "/ping")  # health checks need no token
-INTERNAL: Final = "internal error: this is a fault of the server, not of the call; the server's log has the details"
+INTERNAL: Final = (
+    "internal error: this is a fault of the server, not of the call; the server's log has the"
+    " details"
+)
 _TRIES: Final = 4  # for a call of several slices, where the model changes in the middle of it
 _NUMBER: Final = re.compile(r"^request (\d+)")
 _LOG = logging.getLogger(__name__)
@@ -84,7 +87,9 @@ class Limits:
     token_sha256: str = ""  # of the token that callers must send; empty: none is required
     max_answers: int = 100_000
     max_scores: int = 500_000_000
-    stock_sha256: str | None = ""  # of the token of POST /stock; empty: the path is closed; None: already checked
+    stock_sha256: str | None = (
+        ""  # of the token of POST /stock; empty: the path is closed; None: already checked
+    )
 
     @property
     def bounds(self) -> Bounds:
@@ -137,7 +142,9 @@ class Incoming:
     slices: Slices | None = None
 
 
-def admit(method: str, path: str, headers: Mapping[str, str], tokens: Sequence[bytes], limits: Limits) -> None:
+def admit(
+    method: str, path: str, headers: Mapping[str, str], tokens: Sequence[bytes], limits: Limits
+) -> None:
     """Check the head of a call before any byte of its body is read.
 
     Parameters
@@ -187,7 +194,8 @@ def _admit_stock(tokens: Sequence[bytes], kept_sha256: str | None) -> None:
     if kept_sha256 == "":
         raise CallError(
             403,
-            "this server does not accept stock changes; to enable them, start it with serve.stock_token_env",
+            "this server does not accept stock changes; to enable them, start it with"
+            " serve.stock_token_env",
         )
     if kept_sha256 is not None:
         check_token(tokens, kept_sha256)
@@ -258,7 +266,10 @@ class Service:
         held = self._held
         self.counts.add("batches_total")
         self.counts.add("batched_calls_total", len(jobs))
-        models = {side: (str(about.get("uri") or ""), _version(about)) for side, (_, about) in held.items()}
+        models = {
+            side: (str(about.get("uri") or ""), _version(about))
+            for side, (_, about) in held.items()
+        }
         version = ", ".join(version for _, version in models.values())
         try:
             answers = iter(self._answer_by_side(held, [request for job in jobs for request in job]))
@@ -300,12 +311,18 @@ class Service:
         def named(answer: AnyAnswer) -> AnyAnswer:
             if not isinstance(answer, Answer):
                 return answer
-            return replace(answer, version=version, side=side, answer_id=uuid4().hex if self.log else None)
+            return replace(
+                answer, version=version, side=side, answer_id=uuid4().hex if self.log else None
+            )
 
         return [named(answer) for answer in answers] if side or self.log else [*answers]
 
     async def handle(
-        self, incoming: Incoming, ask: Ask, ask_alone: Ask | None = None, restock: Restock | None = None
+        self,
+        incoming: Incoming,
+        ask: Ask,
+        ask_alone: Ask | None = None,
+        restock: Restock | None = None,
     ) -> Reply:
         """The reply to a call; never raises.
 
@@ -324,7 +341,9 @@ class Service:
         started = time.perf_counter()
         try:
             self._check(incoming)
-            reply = await self._reply(incoming, ask, ask_alone or ask, restock or self._restock_here)
+            reply = await self._reply(
+                incoming, ask, ask_alone or ask, restock or self._restock_here
+            )
         except CallError as error:
             reply = refusal(incoming.path, error)
         except UserError as error:
@@ -351,9 +370,13 @@ class Service:
         if incoming.path == STOCK:
             stock, everywhere = await restock(parse_change(read_body(incoming.body)))
             self.restock(stock)
-            return reply_json(200, {**stock.said(), "unknown": self._unknown(stock), "everywhere": everywhere})
+            return reply_json(
+                200, {**stock.said(), "unknown": self._unknown(stock), "everywhere": everywhere}
+            )
         if incoming.path == "/model":
-            return reply_json(200, {**self.about, **({"stock": self.stock.said()} if self.stock.revision else {})})
+            return reply_json(
+                200, {**self.about, **({"stock": self.stock.said()} if self.stock.revision else {})}
+            )
         if incoming.path == "/metrics":
             return self.metrics([self.counts.snapshot()], 1)
         return health(self.about)
@@ -391,13 +414,16 @@ class Service:
                 return replace(joined(form, answered.parts), headers=((VERSION_HEADER, version),))
         raise CallError(
             503,
-            "the model changed repeatedly while the call was being answered; send the call again in a second",
+            "the model changed repeatedly while the call was being answered; send the call again in"
+            " a second",
             (("Retry-After", "1"),),
         )
 
     def num_scored(self, longest: int) -> int:
         """Number of items that the model scores for a list of ``longest`` items."""
-        return max((recommender.num_scored(longest) for recommender, _ in self._held.values()), default=0)
+        return max(
+            (recommender.num_scored(longest) for recommender, _ in self._held.values()), default=0
+        )
 
     def metrics(self, snapshots: Sequence[dict[str, Any]], replicas: int) -> Reply:
         """The counts of one or several services in Prometheus' text format."""
@@ -419,7 +445,10 @@ class Service:
                     return None
                 version, first = outcome.version, first + len(job)
                 said.parts.append(answers_json(outcome.answers))
-            said.versions |= {getattr(answer, "version", None) or outcome.models["a"][1] for answer in outcome.answers}
+            said.versions |= {
+                getattr(answer, "version", None) or outcome.models["a"][1]
+                for answer in outcome.answers
+            }
             if self.log is not None:
                 said.lines += lines_of(job, outcome.answers, outcome.models)
             for answer in outcome.answers:
@@ -445,7 +474,10 @@ def service_of(settings: ServeConfig, limits: Limits) -> Service:
 
 def health(about: Mapping[str, Any]) -> Reply:
     """The reply to GET /health of a server that is ready."""
-    return reply_json(200, {"live": True, "ready": True, "model": about.get("uri"), "version": about.get("version")})
+    return reply_json(
+        200,
+        {"live": True, "ready": True, "model": about.get("uri"), "version": about.get("version")},
+    )
 
 
 def read_ahead(path: str, body: bytes, limits: Limits, num_scored: int) -> Slices | CallError:
@@ -473,7 +505,13 @@ def read_ahead(path: str, body: bytes, limits: Limits, num_scored: int) -> Slice
     except UserError as error:
         return CallError(400, str(error))
     parts = tuple(json.dumps(rows.rows[cut]).encode() for cut in slices(requests, num_scored))
-    return Slices(rows.form, parts, len(requests), max((request.depth for request in requests), default=1), path)
+    return Slices(
+        rows.form,
+        parts,
+        len(requests),
+        max((request.depth for request in requests), default=1),
+        path,
+    )
 
 
 def _renumbered(error: RequestError, first: int) -> RequestError:
@@ -483,7 +521,11 @@ def _renumbered(error: RequestError, first: int) -> RequestError:
 
 def too_large(max_bytes: int) -> CallError:
     """The refusal of a body that is too large."""
-    return CallError(413, f"the body has more than {max_bytes} bytes (serve.max_bytes); send fewer requests in a call")
+    return CallError(
+        413,
+        f"the body has more than {max_bytes} bytes (serve.max_bytes); send fewer requests in a"
+        " call",
+    )
 
 
 def _version(about: Mapping[str, Any]) -> str:

@@ -45,7 +45,14 @@ _ROWS: Final = 65_536  # text vectors multiplied at a time
 class Similar:
     """Answers requests for similar items."""
 
-    def __init__(self, bundle: Bundle, rows: Any, catalogue: Catalogue, likeness: ItemSimilarity, pager: Pager) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        rows: Any,
+        catalogue: Catalogue,
+        likeness: ItemSimilarity,
+        pager: Pager,
+    ) -> None:
         self._bundle, self._rows = bundle, rows
         self._catalogue, self._likeness, self._pager = catalogue, likeness, pager
 
@@ -59,18 +66,23 @@ class Similar:
             An item that the model does not know or that has neither vector, users nor text; or a
             rule that does not fit the items' attributes.
         """
-        return [self._one(request, f"request {index}") for index, request in enumerate(requests, start=first)]
+        return [
+            self._one(request, f"request {index}")
+            for index, request in enumerate(requests, start=first)
+        ]
 
     def _one(self, request: SimilarRequest, where: str) -> SimilarAnswer:
         item = self._rows.get(request.item_id, -1)
         if item < 0:
             raise RequestError(
-                f"{where}: item_id: the model does not know {request.item_id!r}; expected the id of an item that was "
-                "in the catalogue when the model was trained"
+                f"{where}: item_id: the model does not know {request.item_id!r}; expected the id of"
+                " an item that was in the catalogue when the model was trained"
             )
         plan = self._catalogue.plan(request, where)
         by, why = self._method(request, item, where)
-        similarity_N = {"vectors": self._by_vectors, "use": self._by_use, "text": self._by_text}[by](item)
+        similarity_N = {"vectors": self._by_vectors, "use": self._by_use, "text": self._by_text}[
+            by
+        ](item)
         scores_N = similarity_N.copy()
         scores_N[item] = -np.inf
         raised_N, spread = self._apply_rules(scores_N, plan)
@@ -94,7 +106,11 @@ class Similar:
             item_ids=[self._bundle.item_ids[row] for row in page],
             titles=[self._bundle.titles[row] for row in page],
             scores=scores_R.tolist(),
-            boosts=None if raised_N is None else [float(f"{factor:.6g}") for factor in np.exp(raised_N[page])],
+            boosts=(
+                None
+                if raised_N is None
+                else [float(f"{factor:.6g}") for factor in np.exp(raised_N[page])]
+            ),
             unknown_in_rules=dict(plan.unknown) or None,
         )
 
@@ -106,7 +122,10 @@ class Similar:
         RequestError
             The item cannot be compared by the requested method, or by any method.
         """
-        is_cold, has_vectors = not self._bundle.popularity_N[item], self._likeness.vectors_ND.shape[1] > 0
+        is_cold, has_vectors = (
+            not self._bundle.popularity_N[item],
+            self._likeness.vectors_ND.shape[1] > 0,
+        )
         missing: dict[str, str] = {}
         if not has_vectors:
             missing["vectors"] = "the model has no item vectors"
@@ -116,16 +135,23 @@ class Similar:
             missing["use"] = "no user has had the item yet"
         text = self._bundle.item_text
         if text is None or not bool((text[item] != 0).any()):
-            missing["text"] = "the model has no texts of items" if text is None else "the item has no text"
+            missing["text"] = (
+                "the model has no texts of items" if text is None else "the item has no text"
+            )
         if request.by != "auto":
             if request.by in missing:
-                others = ", ".join(way for way in ("vectors", "use", "text") if way not in missing) or "none"
+                others = (
+                    ", ".join(way for way in ("vectors", "use", "text") if way not in missing)
+                    or "none"
+                )
                 raise RequestError(
-                    f"{where}: by: {request.item_id!r} cannot be compared by {request.by}: {missing[request.by]}; "
-                    f"possible for this item: {others}"
+                    f"{where}: by: {request.item_id!r} cannot be compared by {request.by}:"
+                    f" {missing[request.by]}; possible for this item: {others}"
                 )
             return request.by, "as requested"
-        order: tuple[By, ...] = ("text", "vectors", "use") if is_cold else ("vectors", "use", "text")
+        order: tuple[By, ...] = (
+            ("text", "vectors", "use") if is_cold else ("vectors", "use", "text")
+        )
         for way in order:
             if way not in missing:
                 if way != order[0]:
@@ -135,7 +161,9 @@ class Similar:
                     return way, "no user has had the item yet, so texts are compared"
                 return way, f"{users:,} users have had the item"
         reasons = "; ".join(f"{way}: {reason}" for way, reason in missing.items())
-        raise RequestError(f"{where}: item_id: {request.item_id!r} cannot be compared with other items ({reasons})")
+        raise RequestError(
+            f"{where}: item_id: {request.item_id!r} cannot be compared with other items ({reasons})"
+        )
 
     def _exact_scores(self, by: By, item: int, page: Array, similarity_N: Array) -> Array:
         """The scores of the items of a page without boosts, with the same digits on
@@ -189,7 +217,11 @@ class Similar:
         one.
         """
         users = self._users_of(item)
-        taken = users[np.unique(np.linspace(0, len(users) - 1, min(_MAX_USERS, len(users))).round().astype(np.int64))]
+        taken = users[
+            np.unique(
+                np.linspace(0, len(users) - 1, min(_MAX_USERS, len(users))).round().astype(np.int64)
+            )
+        ]
         histories = self._bundle.histories
         lengths = histories.lengths_U[taken]
         starts = np.repeat(histories.offsets_U1[taken] - (np.cumsum(lengths) - lengths), lengths)
@@ -215,6 +247,8 @@ class Similar:
         histories, num_items = self._bundle.histories, self._bundle.num_items
         users_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
         kept_E = histories.are_targets_E
-        pairs_P = np.unique(histories.items_E[kept_E].astype(np.int64) * max(len(histories), 1) + users_E[kept_E])
+        pairs_P = np.unique(
+            histories.items_E[kept_E].astype(np.int64) * max(len(histories), 1) + users_E[kept_E]
+        )
         items_P, users_P = np.divmod(pairs_P, max(len(histories), 1))
         return np.searchsorted(items_P, np.arange(num_items + 1)), users_P.astype(np.int32)

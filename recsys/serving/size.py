@@ -52,7 +52,10 @@ class Bounds:
         self.check_number(len(requests))
         answers = sum(request.depth for request in requests)
         if answers > self.max_answers:
-            asked = f"lists with {answers:,} items in total (k + offset, or the pool of diversify, per request)"
+            asked = (
+                f"lists with {answers:,} items in total (k + offset, or the pool of diversify, per"
+                " request)"
+            )
             raise _too_large(asked, "max_answers", self.max_answers)
         self.check_scores(len(requests), num_scored)
 
@@ -65,13 +68,18 @@ class Bounds:
             Too many scores (413).
         """
         if num_requests * num_scored > self.max_scores:
-            asked = f"{num_requests * num_scored:,} scores ({num_requests:,} requests × {num_scored:,} items)"
+            asked = (
+                f"{num_requests * num_scored:,} scores ({num_requests:,} requests × {num_scored:,}"
+                " items)"
+            )
             raise _too_large(asked, "max_scores", self.max_scores)
 
 
 def _too_large(asked: str, key: str, limit: int) -> CallError:
     return CallError(
-        413, f"got {asked}, expected at most {limit:,} in a call; split it into several calls, or raise serve.{key}"
+        413,
+        f"got {asked}, expected at most {limit:,} in a call; split it into several calls, or raise"
+        f" serve.{key}",
     )
 
 
@@ -86,7 +94,9 @@ def slices(requests: Sequence[AnyRequest], num_scored: int) -> list[slice]:
     found, start, answers, events = [], 0, 0, 0
     for place, request in enumerate(requests):
         brings = request.num_read
-        is_full = place - start >= most or answers + request.depth > _ANSWERS or events + brings > _EVENTS
+        is_full = (
+            place - start >= most or answers + request.depth > _ANSWERS or events + brings > _EVENTS
+        )
         if place > start and is_full:
             found.append(slice(start, place))
             start, answers, events = place, 0, 0

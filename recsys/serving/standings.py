@@ -48,7 +48,9 @@ class RankedCatalogue:
     def sample_SD(self) -> Tensor:
         """Vectors of an even sample of the items."""
         num_items = len(self.vectors_ND)
-        places = np.unique(np.linspace(0, max(num_items - 1, 0), min(_SAMPLE, num_items)).round().astype(np.int64))
+        places = np.unique(
+            np.linspace(0, max(num_items - 1, 0), min(_SAMPLE, num_items)).round().astype(np.int64)
+        )
         return self.vectors_ND[torch.from_numpy(places)]
 
     def popular(self, k: int, hidden_E: Array, selection: Selection | None) -> Array:
@@ -71,7 +73,10 @@ class RankedCatalogue:
                 ranked_R = ranked_R[selection.allowed.among(ranked_R)][: k + len(hidden_E)]
             ranked_R = ranked_R[~np.isin(ranked_R, hidden_E)][:k]
         else:
-            scores_N = self.bundle.popularity_N + selection.log_N.astype(np.float64) * self.popularity_spread
+            scores_N = (
+                self.bundle.popularity_N
+                + selection.log_N.astype(np.float64) * self.popularity_spread
+            )
             scores_N[~selection.allowed.among(np.arange(len(scores_N)))] = -np.inf
             scores_N[hidden_E] = -np.inf
             ranked_R = best_places(scores_N, tie_order(len(scores_N)), k)
@@ -95,7 +100,11 @@ class RequestScores:
         equal: float32.
         """
         users_BD, sample_SD = self.parts.users_BD, self.shelf.sample_SD
-        dense_B = (users_BD @ sample_SD.T).var(dim=1, correction=0) if len(sample_SD) else users_BD.new_zeros(1)
+        dense_B = (
+            (users_BD @ sample_SD.T).var(dim=1, correction=0)
+            if len(sample_SD)
+            else users_BD.new_zeros(1)
+        )
         sparse_B = sparse_spread(self.parts.added, len(users_BD), len(self.shelf.vectors_ND))
         spread_B = (dense_B + sparse_B.square()).sqrt()
         return torch.where(spread_B > 0, spread_B, 1.0)
@@ -110,12 +119,16 @@ class RequestScores:
         rows_E, hidden_E = self.hidden
         top_BR = np.full((len(users_BD), k), -1, dtype=np.int32)
         index = self.shelf.bundle.index
-        for selection, rows in by_selection(self.plans) if self.plans else [(None, list(range(len(users_BD))))]:
+        for selection, rows in (
+            by_selection(self.plans) if self.plans else [(None, list(range(len(users_BD))))]
+        ):
             has_boost = selection is not None and selection.log_N is not None
             if len(rows) == len(users_BD):
                 spread_B = self.spread_B if has_boost else None
                 vectors_ND = self.shelf.vectors_ND
-                top_BR[:] = find_top(index, users_BD, vectors_ND, k, rows_E, hidden_E, added, selection, spread_B)
+                top_BR[:] = find_top(
+                    index, users_BD, vectors_ND, k, rows_E, hidden_E, added, selection, spread_B
+                )
                 continue
             chosen, kept_E = torch.tensor(rows), np.isin(rows_E, rows)
             top_BR[rows] = find_top(
@@ -149,7 +162,9 @@ class RequestScores:
 
     def shares(self, items_BR: Array) -> Array:
         """The share of every granularity in the scores of listed items: float64 [B, K, R]."""
-        return np.asarray(self.parts.shares(self.shelf.vectors_ND, torch.from_numpy(items_BR).long()).numpy())
+        return np.asarray(
+            self.parts.shares(self.shelf.vectors_ND, torch.from_numpy(items_BR).long()).numpy()
+        )
 
     def raised(self, row: int, items_R: Array) -> Array | None:
         """What a boost adds to the scores of one request's items: float32 values as float64; None
@@ -167,7 +182,11 @@ class RequestScores:
         """Scores of one request's items, with boosts: float64 [R]."""
         if self.usable_B[row]:
             mine = self.parts.take(torch.tensor([row]))
-            scores_R = mine.shares(self.shelf.vectors_ND, torch.from_numpy(items_R).long()[None])[0].sum(0).numpy()
+            scores_R = (
+                mine.shares(self.shelf.vectors_ND, torch.from_numpy(items_R).long()[None])[0]
+                .sum(0)
+                .numpy()
+            )
         else:
             scores_R = self.shelf.bundle.popularity_N[items_R].astype(np.float64)
         raised_R = self.raised(row, items_R)

@@ -40,8 +40,8 @@ class StockChange(BaseModel):
         changes = self.add is not None or self.remove is not None
         if (self.out is not None) == changes:
             raise ValueError(
-                'expected either {"out": [all item ids that are out of stock]}, or {"add": [item ids], "remove": [item '
-                "ids]}"
+                'expected either {"out": [all item ids that are out of stock]}, or {"add": [item'
+                ' ids], "remove": [item ids]}'
             )
         return self
 
@@ -56,7 +56,9 @@ class Stock:
 
     def after(self, change: StockChange) -> Stock:
         """The stock after a change."""
-        out = self.out | frozenset(change.add or ()) if change.out is None else frozenset(change.out)
+        out = (
+            self.out | frozenset(change.add or ()) if change.out is None else frozenset(change.out)
+        )
         out -= frozenset(change.remove or ())
         return Stock(out, self.revision + 1, datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -108,10 +110,15 @@ def read_stock(path: str, key: str) -> Stock:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         change = parse_change({"out": content["out"]})
-        return Stock(frozenset(change.out or ()), int(content.get("revision", 0)), str(content.get("changed", "")))
+        return Stock(
+            frozenset(change.out or ()),
+            int(content.get("revision", 0)),
+            str(content.get("changed", "")),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
         raise ConfigError(
-            f'{key}: {path} is not a stock file ({type(error).__name__}: {error}); expected {{"out": [item ids]}}'
+            f"{key}: {path} is not a stock file ({type(error).__name__}: {error}); expected"
+            ' {"out": [item ids]}'
         ) from None
 
 

@@ -51,15 +51,21 @@ def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str,
     ranking = rank(model, queries, pool, config.evaluate.exclude_seen, config.evaluate.chunk_users)
     lists = {strength: np.full((len(ranking), k), -1, dtype=np.int32) for strength in STRENGTHS}
     diversity = {strength: np.zeros(len(ranking)) for strength in STRENGTHS}
-    for row, (items_P, scores_P) in enumerate(zip(ranking.items_BK, ranking.scores_BK, strict=True)):
+    for row, (items_P, scores_P) in enumerate(
+        zip(ranking.items_BK, ranking.scores_BK, strict=True)
+    ):
         items_P = items_P[items_P >= 0]
         cosines_PP = likeness.among(items_P)
         for strength in STRENGTHS:
-            order = by_relevance(scores_P[: len(items_P)].astype(np.float64), cosines_PP, strength, k)
+            order = by_relevance(
+                scores_P[: len(items_P)].astype(np.float64), cosines_PP, strength, k
+            )
             lists[strength][row, : len(order)] = items_P[order]
             diversity[strength][row] = _diversity(cosines_PP[np.ix_(order, order)])
     values = {
-        str(strength): QUERY_METRICS[kind](mark_hits(items_Bk, ranking.queries), ranking.num_targets_B, k)
+        str(strength): QUERY_METRICS[kind](
+            mark_hits(items_Bk, ranking.queries), ranking.num_targets_B, k
+        )
         for strength, items_Bk in lists.items()
     }
     found = intervals(values, config.evaluate.bootstrap, config.seed)
@@ -73,7 +79,13 @@ def trade_off(model: FrozenModel, queries: Queries, config: Config) -> dict[str,
         }
         for strength in STRENGTHS
     ]
-    return {"metric": config.train.metric, "k": k, "pool": pool, "users": len(ranking), "points": points}
+    return {
+        "metric": config.train.metric,
+        "k": k,
+        "pool": pool,
+        "users": len(ranking),
+        "points": points,
+    }
 
 
 def _diversity(cosines_kk: Array) -> float:

@@ -52,12 +52,16 @@ class Asked:
     requests: Sequence[Request]
     visible: Sequence[RequestView]
     attributes: AttributeRows
-    user_text: Tensor | None = None  # text vectors of the histories; None: the language model encodes them
+    user_text: Tensor | None = (
+        None  # text vectors of the histories; None: the language model encodes them
+    )
 
     def row(self, row: int) -> Asked:
         """One request alone."""
         return Asked(
-            self.requests[row : row + 1], self.visible[row : row + 1], self.attributes.take(slice(row, row + 1))
+            self.requests[row : row + 1],
+            self.visible[row : row + 1],
+            self.attributes.take(slice(row, row + 1)),
         )
 
 
@@ -65,7 +69,11 @@ class RequestViewer:
     """Turns requests to a bundle into :class:`RequestView`."""
 
     def __init__(
-        self, bundle: Bundle, histories: Histories, user_row: Callable[[str], int], item_rows: Mapping[str, int]
+        self,
+        bundle: Bundle,
+        histories: Histories,
+        user_row: Callable[[str], int],
+        item_rows: Mapping[str, int],
     ) -> None:
         self._bundle, self._histories = bundle, histories
         self._user_row, self._item_rows = user_row, item_rows
@@ -85,13 +93,19 @@ class RequestViewer:
         user = self._user_row(request.user_id) if request.user_id is not None else -1
         stored, context_columns = self._histories, self._bundle.context
         span = slice(*stored.offsets_U1[user : user + 2]) if user >= 0 else slice(0, 0)
-        seen = set(stored.items_E[span].tolist()) if request.history and not self._ordered else set()
-        friends = {name: self._user_row(name) for name in request.friends or [] if name != request.user_id}
+        seen = (
+            set(stored.items_E[span].tolist()) if request.history and not self._ordered else set()
+        )
+        friends = {
+            name: self._user_row(name) for name in request.friends or [] if name != request.user_id
+        }
         items, types, times, contexts, unknown = [], [], [], [], []
         for place, event in enumerate(request.history or []):
             number = self._item_rows.get(event.item_id, -1)
             kind = self._type(index, place, event.event_type)
-            context_C = encode_request(context_columns, event.context, f"request {index}: history[{place}].context")
+            context_C = encode_request(
+                context_columns, event.context, f"request {index}: history[{place}].context"
+            )
             if number < 0:
                 unknown.append(event.item_id)
             elif number not in seen:
@@ -120,7 +134,8 @@ class RequestViewer:
             return self._default_type
         if name not in self._types:
             raise RequestError(
-                f"request {index}: history[{place}].event_type: got {name!r}, expected one of: {choices(self._types)}"
+                f"request {index}: history[{place}].event_type: got {name!r}, expected one of:"
+                f" {choices(self._types)}"
             )
         return self._types[name]
 
@@ -140,7 +155,9 @@ def queries_of(visible: Sequence[RequestView], targets_T: Array) -> Queries:
         targets_T,
     )
     asked_at_B = np.array([seen.asked_at for seen in visible], dtype=np.int64)
-    return replace(as_queries(histories, asked_at_B), context_BC=np.stack([seen.asked_C for seen in visible]))
+    return replace(
+        as_queries(histories, asked_at_B), context_BC=np.stack([seen.asked_C for seen in visible])
+    )
 
 
 def friends_of(visible: Sequence[RequestView]) -> Tensor | None:

@@ -35,7 +35,9 @@ def open_source(source: Section) -> SourceAdapter:
     if isinstance(source, OutsideSource):
         return _from_outside(source)
     if kind not in ADAPTERS:
-        raise ConfigError(f"data.source.kind {kind!r} is unknown; choose one of: {choices(ADAPTERS)}")
+        raise ConfigError(
+            f"data.source.kind {kind!r} is unknown; choose one of: {choices(ADAPTERS)}"
+        )
     module, name = ADAPTERS[kind]
     adapter: SourceAdapter = getattr(import_module(module), name)(source)
     return adapter
@@ -50,11 +52,13 @@ def _from_outside(source: OutsideSource) -> SourceAdapter:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"data.source.kind {source.kind}: its adapter {source.adapter!r} cannot be imported ({error})"
+            f"data.source.kind {source.kind}: its adapter {source.adapter!r} cannot be imported"
+            f" ({error})"
         ) from None
     if not (isinstance(found, type) and issubclass(found, SourceAdapter)):
         raise ConfigError(
-            f"data.source.kind {source.kind}: {source.adapter} is not a recsys.sources.base.SourceAdapter"
+            f"data.source.kind {source.kind}: {source.adapter} is not a"
+            " recsys.sources.base.SourceAdapter"
         )
     adapter: SourceAdapter = found(source)
     return adapter

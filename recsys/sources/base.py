@@ -37,15 +37,23 @@ class Piece(Protocol):
 class SourceAdapter(ABC):
     """A data set in one format, read as the canonical tables."""
 
-    appends: ClassVar[bool] = False  # whether files of newer events can be read alone: see :meth:`leave_out`
+    appends: ClassVar[bool] = (
+        False  # whether files of newer events can be read alone: see :meth:`leave_out`
+    )
 
     def __init__(self, config: Section) -> None:
         self.config = config
-        self.notes: list[str] = []  # decisions of :meth:`check` and :meth:`pieces` that the user should know
-        self.columns: dict[str, set[str]] = {}  # all columns of the tables that :meth:`check` knows completely
+        self.notes: list[
+            str
+        ] = []  # decisions of :meth:`check` and :meth:`pieces` that the user should know
+        self.columns: dict[
+            str, set[str]
+        ] = {}  # all columns of the tables that :meth:`check` knows completely
         self._fingerprinted: list[InputFile] = []
         self._hashes: dict[InputFile, str] = {}  # so that each file is read only once for its hash
-        self.events_read: list[dict[str, Any]] = []  # :meth:`event_files` at the time of the last fingerprint
+        self.events_read: list[
+            dict[str, Any]
+        ] = []  # :meth:`event_files` at the time of the last fingerprint
 
     @property
     @abstractmethod
@@ -95,7 +103,13 @@ class SourceAdapter(ABC):
         self._fingerprinted = self.files()
         roles = self.roles()
         for file in self._fingerprinted:
-            known = (roles.get(file.path, ""), file.name, folder_values(file.path), file.size, self.hash_of(file))
+            known = (
+                roles.get(file.path, ""),
+                file.name,
+                folder_values(file.path),
+                file.size,
+                self.hash_of(file),
+            )
             digest.update(f"\n{json.dumps(known)}".encode())
         self.events_read = self.event_files()
         return digest.hexdigest()
@@ -138,7 +152,7 @@ class SourceAdapter(ABC):
             change = "was added" if path in now else "was removed"
             raise SourceError(
                 f"{path} {change} while the source was read; wait until its writer has finished, "
-                f"and run the command again"
+                "and run the command again"
             )
         for file in self._fingerprinted:
             file.check_unchanged()
@@ -149,7 +163,9 @@ class SourceAdapter(ABC):
         return sum(file.size for file in self.files())
 
 
-def block(raw: pa.Table, table: schema.TableSchema, file: str, first_row: int = 1, first_order: int = 0) -> pa.Table:
+def block(
+    raw: pa.Table, table: schema.TableSchema, file: str, first_row: int = 1, first_order: int = 0
+) -> pa.Table:
     """Turn rows with canonical column names into a finished block: typed, with a reason for each
     bad row.
 

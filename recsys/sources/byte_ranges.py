@@ -107,7 +107,10 @@ def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int,
     if not (dialect.quoted and dialect.multiline) or data.find(_QUOTE, 0, end) < 0:
         count = data.count(b"\n", 0, end)
         if count > _MOST_ROWS:
-            end, count = int(np.flatnonzero(_codes(data) == _NEWLINE)[_MOST_ROWS - 1]) + 1, _MOST_ROWS
+            end, count = (
+                int(np.flatnonzero(_codes(data) == _NEWLINE)[_MOST_ROWS - 1]) + 1,
+                _MOST_ROWS,
+            )
         return end, count, True
     ends, is_odd = _odd_lines(data[:end])
     inside = np.zeros(len(ends), dtype=bool)
@@ -125,7 +128,9 @@ def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int,
     if opened >= 0:
         inside[opened:] = True
     outside = np.flatnonzero(~inside)[:_MOST_ROWS]
-    return (int(ends[outside[-1]]) + 1, len(outside), is_sound) if len(outside) else (0, 0, is_sound)
+    return (
+        (int(ends[outside[-1]]) + 1, len(outside), is_sound) if len(outside) else (0, 0, is_sound)
+    )
 
 
 def _is_row(data: bytes, dialect: Dialect, num_columns: int) -> bool:
@@ -135,7 +140,9 @@ def _is_row(data: bytes, dialect: Dialect, num_columns: int) -> bool:
     csv.field_size_limit(max(csv.field_size_limit(), len(data)))
     try:
         text = data.decode(dialect.encoding)
-        return len(next(csv.reader([text], delimiter=dialect.delimiter, strict=True))) == num_columns
+        return (
+            len(next(csv.reader([text], delimiter=dialect.delimiter, strict=True))) == num_columns
+        )
     except (csv.Error, UnicodeDecodeError):
         return False
 

@@ -70,7 +70,9 @@ class CanonicalAdapter(SourceAdapter):
 
     def __init__(self, config: CanonicalSource) -> None:
         super().__init__(config)
-        self._left_out: frozenset[str] = frozenset()  # paths of files of events that were read earlier
+        self._left_out: frozenset[str] = (
+            frozenset()
+        )  # paths of files of events that were read earlier
 
     @property
     def name(self) -> str:
@@ -79,7 +81,9 @@ class CanonicalAdapter(SourceAdapter):
 
     def files(self) -> list[InputFile]:
         """All input files."""
-        return list({file.path: file for table in self._tables().values() for file in table.files}.values())
+        return list(
+            {file.path: file for table in self._tables().values() for file in table.files}.values()
+        )
 
     def event_files(self) -> list[dict[str, Any]]:
         """A description of each file of events with its fingerprint."""
@@ -88,7 +92,9 @@ class CanonicalAdapter(SourceAdapter):
 
     def leave_out(self, known: Sequence[dict[str, Any]]) -> int:
         """Skip the files of events in ``known`` and return the number left."""
-        seen = [{key: value for key, value in file.items() if key != "fingerprint"} for file in known]
+        seen = [
+            {key: value for key, value in file.items() if key != "fingerprint"} for file in known
+        ]
         hashes = {_content(file) for file in known}
         table = self._tables()["events"]
         for file in table.files:
@@ -119,7 +125,9 @@ class CanonicalAdapter(SourceAdapter):
         pieces = {name: _table_pieces(source, heads[name]) for name, source in tables.items()}
         return {**pieces, **self._derived(tables["events"], heads["events"], pieces["events"])}
 
-    def _derived(self, events: TableFiles, heads: list[NamedHead], pieces: list[Piece]) -> dict[str, list[Piece]]:
+    def _derived(
+        self, events: TableFiles, heads: list[NamedHead], pieces: list[Piece]
+    ) -> dict[str, list[Piece]]:
         """The tables that are made from columns of the events.
 
         Raises
@@ -133,7 +141,7 @@ class CanonicalAdapter(SourceAdapter):
             if unknown := [name for name in names if name not in kinds]:
                 raise SourceError(
                     f"data.source.{table.name.rstrip('s')}_columns: {unknown[0]!r} is not a "
-                    f"further column of the events; "
+                    "further column of the events; "
                     f"they have: {choices(kinds) or 'none'}"
                 )
             layout = Layout(table, tuple((name, kinds[name]) for name in names), events.rules)
@@ -153,7 +161,9 @@ class CanonicalAdapter(SourceAdapter):
             A file has another format than expected or lacks a required column, or a setting fits no
             file.
         """
-        found = {name: [_head(file, source) for file in source.files] for name, source in tables.items()}
+        found = {
+            name: [_head(file, source) for file in source.files] for name, source in tables.items()
+        }
         self._check_settings(found)
         heads = named_heads(tables, found)
         for name, of_table in heads.items():
@@ -161,15 +171,22 @@ class CanonicalAdapter(SourceAdapter):
         self.notes = _notes([head for of_table in found.values() for head in of_table])
         for name, of_table in heads.items():
             every = dict.fromkeys(column for head in of_table for column in head.types)
-            if all(head.head.format != "jsonl" for head in of_table):  # a JSON key may first occur late in the file
+            if all(
+                head.head.format != "jsonl" for head in of_table
+            ):  # a JSON key may first occur late in the file
                 self.columns[name] = {*every, *schema.TABLES[name].columns}
             if name == schema.EVENTS.name:
                 self.columns |= {made.name: {*names} for made, names in self._made_of_events()}
-            self.notes += [f"{name}: {note}" for note in unused_names([*every], schema.TABLES[name])]
-            if any(head.types.get(schema.TIMESTAMP) in (pa.float32(), pa.float16()) for head in of_table):
+            self.notes += [
+                f"{name}: {note}" for note in unused_names([*every], schema.TABLES[name])
+            ]
+            if any(
+                head.types.get(schema.TIMESTAMP) in (pa.float32(), pa.float16())
+                for head in of_table
+            ):
                 self.notes.append(
-                    f"{name}: the timestamps are 32-bit floats, which hold seconds since the epoch only to 128 s; "
-                    "write them as integers or 64-bit floats"
+                    f"{name}: the timestamps are 32-bit floats, which hold seconds since the epoch"
+                    " only to 128 s; write them as integers or 64-bit floats"
                 )
         return heads
 
@@ -178,25 +195,42 @@ class CanonicalAdapter(SourceAdapter):
         files.
         """
         config = self.config
-        given = {"columns": config.columns, "separator": config.separator, "comment": config.comment}
-        given = {key: value for key, value in given.items() if not isinstance(value, dict) or any(value.values())}
-        texts = {name for name, heads in found.items() if any(head.format in _TEXTS for head in heads)}
+        given = {
+            "columns": config.columns,
+            "separator": config.separator,
+            "comment": config.comment,
+        }
+        given = {
+            key: value
+            for key, value in given.items()
+            if not isinstance(value, dict) or any(value.values())
+        }
+        texts = {
+            name for name, heads in found.items() if any(head.format in _TEXTS for head in heads)
+        }
         for key, value in given.items():
             if value and not texts:
                 raise SourceError(
-                    f"data.source.{key} is for text files (such as CSV and TSV), but every file here is "
-                    f"{choices({head.format for heads in found.values() for head in heads})}: remove it, or set "
-                    "data.source.format; use data.source.rename to rename columns"
+                    f"data.source.{key} is for text files (such as CSV and TSV), but every file"
+                    " here is"
+                    f" {choices({head.format for heads in found.values() for head in heads})}:"
+                    " remove it, or set data.source.format; use data.source.rename to rename"
+                    " columns"
                 )
         for key in ("columns", "constants", "numbers", "separator", "comment", "encoding"):
             value = getattr(config, key)
             for name in value if isinstance(value, dict) else ():
                 if name not in found:
-                    raise SourceError(f"data.source.{key} has an entry {name}, but data.source.{name} lists no file")
+                    raise SourceError(
+                        f"data.source.{key} has an entry {name}, but data.source.{name} lists no"
+                        " file"
+                    )
 
     def _tables(self) -> dict[str, TableFiles]:
         config = self.config
-        for encoding in config.encoding.values() if isinstance(config.encoding, dict) else [config.encoding]:
+        for encoding in (
+            config.encoding.values() if isinstance(config.encoding, dict) else [config.encoding]
+        ):
             check_codec(encoding)
         splits = {split: find(patterns) for split, patterns in config.split_files.items()}
         constants: dict[str, dict[str, str]] = {}
@@ -204,7 +238,8 @@ class CanonicalAdapter(SourceAdapter):
             for file in files:
                 if file.path in constants:
                     raise SourceError(
-                        f"{file.path} is in split_files of {constants[file.path][schema.SPLIT]} and {split}"
+                        f"{file.path} is in split_files of {constants[file.path][schema.SPLIT]} and"
+                        f" {split}"
                     )
                 constants[file.path] = {schema.SPLIT: split}
         types = {kind: find(patterns) for kind, patterns in config.type_files.items()}
@@ -254,7 +289,9 @@ def _form(config: CanonicalSource, table: str) -> Form:
     def of_table(setting: str | dict[str, str], default: str) -> str:
         return setting.get(table, default) if isinstance(setting, dict) else setting
 
-    columns = config.columns if isinstance(config.columns, dict) else {schema.EVENTS.name: config.columns}
+    columns = (
+        config.columns if isinstance(config.columns, dict) else {schema.EVENTS.name: config.columns}
+    )
     return Form(
         of_table(config.separator, ""),
         tuple(columns.get(table, ())),
@@ -312,7 +349,11 @@ class NamedHead:
     @property
     def types(self) -> dict[str, pa.DataType]:
         """Types of all columns by canonical name."""
-        columns = {name: kind for name, (_, kind) in zip(self.names, self.head.columns, strict=True) if name}
+        columns = {
+            name: kind
+            for name, (_, kind) in zip(self.names, self.head.columns, strict=True)
+            if name
+        }
         return {**columns, **{name: pa.string() for name in self.constants if name not in columns}}
 
 
@@ -321,17 +362,21 @@ def _head(file: InputFile, source: TableFiles) -> _Head:
     folders = folder_values(file.path)
     if kind in _TEXTS:
         header = read_header(file, dialect_of(kind, source.form), source.form)
-        return _Head(file, kind, tuple((name, pa.string()) for name in header.columns), None, header, folders)
+        return _Head(
+            file, kind, tuple((name, pa.string()) for name in header.columns), None, header, folders
+        )
     if source.form.columns:
         raise SourceError(
-            f"{file.path}: data.source.columns names the columns of text files without a header, but this file "
-            f"is {kind} and has column names; use data.source.rename"
+            f"{file.path}: data.source.columns names the columns of text files without a header,"
+            f" but this file is {kind} and has column names; use data.source.rename"
         )
     columns, groups = read_footer(file) if kind == "parquet" else (read_keys(file), None)
     return _Head(file, kind, tuple(columns.items()), groups, None, folders)
 
 
-def named_heads(tables: Mapping[str, TableFiles], found: Mapping[str, list[_Head]]) -> dict[str, list[NamedHead]]:
+def named_heads(
+    tables: Mapping[str, TableFiles], found: Mapping[str, list[_Head]]
+) -> dict[str, list[NamedHead]]:
     """The canonical names of all columns of all tables.
 
     Raises
@@ -340,13 +385,18 @@ def named_heads(tables: Mapping[str, TableFiles], found: Mapping[str, list[_Head
         A table lacks a required column, a rename fits no column, or a header is a row of data.
     """
     renames = Renames.of(next(iter(tables.values())).rename)
-    columns = {name: {column for head in heads for column in head.names} for name, heads in found.items()}
+    columns = {
+        name: {column for head in heads for column in head.names} for name, heads in found.items()
+    }
     problem: SourceError | None = None
     try:
         renames = renames.matched(columns)
     except SourceError as error:
         problem = error  # a missing column comes first: its message is more useful
-    named = {name: [_named(head, tables[name], renames.table(name)) for head in heads] for name, heads in found.items()}
+    named = {
+        name: [_named(head, tables[name], renames.table(name)) for head in heads]
+        for name, heads in found.items()
+    }
     if problem is not None:
         raise problem
     return named
@@ -360,8 +410,9 @@ def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedH
     constants = {name: value for name, value in values.items() if name not in of_file}
     if both := sorted(set(source.fixed) & {*of_file, *constants}):
         raise SourceError(
-            f"{head.file.path} has a column {both[0]!r}, and data.source.constants gives it one value "
-            f"({source.fixed[both[0]]!r}) for every row; remove the constant, or rename the column"
+            f"{head.file.path} has a column {both[0]!r}, and data.source.constants gives it one"
+            f" value ({source.fixed[both[0]]!r}) for every row; remove the constant, or rename the"
+            " column"
         )
     constants |= source.fixed
     constants |= source.constants.get(head.file.path, {})
@@ -379,10 +430,10 @@ def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedH
         reason = next((why for name, why in header.suspects.items() if name in rename), "")
         if reason:
             raise SourceError(
-                f"{head.file.path}: the first row was read as a header, but looks like data "
-                f"({reason}); if the file has "
-                "no header, name its columns with data.source.columns, not with data.source.rename; if the row is a "
-                "header, set data.source.header to yes"
+                f"{head.file.path}: the first row was read as a header, but looks like data"
+                f" ({reason}); if the file has no header, name its columns with"
+                " data.source.columns, not with data.source.rename; if the row is a header, set"
+                " data.source.header to yes"
             )
     return NamedHead(head, of_file, constants, inside)
 
@@ -409,10 +460,10 @@ def _format(file: InputFile, source: TableFiles) -> str:
         return "tsv" if source.form.separator == "\t" else "csv"
     hint = format_hint(file) or "text with other separators: data.source.separator"
     raise SourceError(
-        f"{file.path}: cannot tell the format of {file.suffix or 'a file without extension'!r}; known: "
-        f"{choices(_FORMATS)} (text also with .gz), or set data.source.format to one of: "
-        f"{choices(set(_FORMATS.values()))}; {hint}; a pattern such as "
-        "FOLDER/*.csv excludes other files"
+        f"{file.path}: cannot tell the format of {file.suffix or 'a file without extension'!r};"
+        f" known: {choices(_FORMATS)} (text also with .gz), or set data.source.format to one of:"
+        f" {choices(set(_FORMATS.values()))}; {hint}; a pattern such as FOLDER/*.csv excludes other"
+        " files"
     )
 
 
@@ -440,8 +491,8 @@ def _check_numbers(names: Sequence[str], heads: list[NamedHead], table: schema.T
     for name in names:
         if name not in extras and all(head.head.format != "jsonl" for head in heads):
             raise SourceError(
-                f"data.source.numbers.{table.name}: {name!r} is not a further column of the {table.name}; they have: "
-                f"{choices(extras) or 'none'}"
+                f"data.source.numbers.{table.name}: {name!r} is not a further column of the"
+                f" {table.name}; they have: {choices(extras) or 'none'}"
             )
 
 
@@ -454,7 +505,9 @@ def _common_type(one: pa.DataType, other: pa.DataType, where: str) -> pa.DataTyp
         schemas = [pa.schema([("x", one)]), pa.schema([("x", other)])]
         return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        raise SourceError(f"{where} is {other}, but {one} in an earlier file of the table; use one type") from None
+        raise SourceError(
+            f"{where} is {other}, but {one} in an earlier file of the table; use one type"
+        ) from None
 
 
 def _table_pieces(source: TableFiles, heads: list[NamedHead]) -> list[Piece]:
@@ -463,7 +516,11 @@ def _table_pieces(source: TableFiles, heads: list[NamedHead]) -> list[Piece]:
     for index, named in enumerate(heads):
         of_file = _pieces(index, named, layout, source.chunk_bytes)
         inside = named.agreeing
-        pieces += [PieceInFolder(piece, named.head.file.path, inside) for piece in of_file] if inside else of_file
+        pieces += (
+            [PieceInFolder(piece, named.head.file.path, inside) for piece in of_file]
+            if inside
+            else of_file
+        )
     return pieces
 
 
@@ -471,19 +528,44 @@ def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> l
     head, constants = named.head, named.constants
     match head.format:
         case "parquet":
-            names = tuple((name, to) for (name, _), to in zip(head.columns, named.names, strict=True) if to)
-            return [*parquet_pieces(ParquetPiece(head.file, index, names, layout, constants=constants), head.rows)]
+            names = tuple(
+                (name, to) for (name, _), to in zip(head.columns, named.names, strict=True) if to
+            )
+            return [
+                *parquet_pieces(
+                    ParquetPiece(head.file, index, names, layout, constants=constants), head.rows
+                )
+            ]
         case "jsonl":
-            fields = [(name, to, kind) for (name, kind), to in zip(head.columns, named.names, strict=True) if to]
+            fields = [
+                (name, to, kind)
+                for (name, kind), to in zip(head.columns, named.names, strict=True)
+                if to
+            ]
             renamed = {name: to for name, to, _ in fields}
             fields += fields_after_head(dict(head.columns), renamed, layout.table)
-            return [*jsonl_pieces(JsonlPiece(head.file, index, tuple(fields), layout, None, constants, chunk_bytes))]
+            return [
+                *jsonl_pieces(
+                    JsonlPiece(
+                        head.file, index, tuple(fields), layout, None, constants, chunk_bytes
+                    )
+                )
+            ]
         case "csv" | "tsv":
             assert head.header is not None
             dialect, end = head.header.dialect, head.header.end
             titles = head.header.titles
             pattern = DelimitedPiece(
-                head.file, index, named.names, layout, dialect, end, None, constants, chunk_bytes, titles
+                head.file,
+                index,
+                named.names,
+                layout,
+                dialect,
+                end,
+                None,
+                constants,
+                chunk_bytes,
+                titles,
             )
             return [*delimited_pieces(pattern)]
         case _:

@@ -35,7 +35,12 @@ _NOT_READ: Final = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!": "rar",
 }
-_DOCUMENTS: Final = (".xlsx", ".xlsm", ".ods", ".docx")  # zip archives of many parts that are not tables
+_DOCUMENTS: Final = (
+    ".xlsx",
+    ".xlsm",
+    ".ods",
+    ".docx",
+)  # zip archives of many parts that are not tables
 _BUFFER: Final = 4 << 20
 
 
@@ -52,11 +57,15 @@ def compression_of(path: str, name: str, head: bytes) -> str:
     """
     for magic, kind in _NOT_READ.items():
         if head.startswith(magic):
-            raise SourceError(f"{path} is compressed with {kind}, which is not supported; unpack it ({READ})")
+            raise SourceError(
+                f"{path} is compressed with {kind}, which is not supported; unpack it ({READ})"
+            )
     if name.lower().endswith(_DOCUMENTS):
         return ""
     found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
-    return found or next((kind for ending, kind in ENDINGS.items() if name.lower().endswith(ending)), "")
+    return found or next(
+        (kind for ending, kind in ENDINGS.items() if name.lower().endswith(ending)), ""
+    )
 
 
 def plain_name(name: str) -> str:
@@ -94,10 +103,9 @@ class Unpacked:
         self._count += len(found)
         if self._count > max(FREE_BYTES, MAX_RATIO * self._size):
             raise SourceError(
-                f"{self._path} unpacks to more than {self._count >> 20:,} MiB, over {MAX_RATIO} times its "
-                f"{self._size:,} bytes; text does not compress so well, so the file is refused: if "
-                f"it is correct, unpack "
-                "it and name the unpacked file"
+                f"{self._path} unpacks to more than {self._count >> 20:,} MiB, over {MAX_RATIO}"
+                f" times its {self._size:,} bytes; text does not compress so well, so the file is"
+                " refused: if it is correct, unpack it and name the unpacked file"
             )
         return found
 
@@ -117,14 +125,19 @@ def _member(source: Any, path: str) -> tuple[str, Any]:
         The archive has no file or several, or the file is protected by a password.
     """
     archive = zipfile.ZipFile(source)
-    found = [info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)]
+    found = [
+        info for info in archive.infolist() if not info.is_dir() and not _is_hidden(info.filename)
+    ]
     if len(found) != 1:
         names = listed([info.filename for info in found]) or "none"
         raise SourceError(
-            f"{path} is a zip archive of {len(found)} files ({names}), expected one; unpack it and name the files"
+            f"{path} is a zip archive of {len(found)} files ({names}), expected one; unpack it and"
+            " name the files"
         )
     if found[0].flag_bits & 1:
-        raise SourceError(f"{path}: {found[0].filename} is protected by a password; unpack it and name that file")
+        raise SourceError(
+            f"{path}: {found[0].filename} is protected by a password; unpack it and name that file"
+        )
     return found[0].filename, archive.open(found[0])
 
 
@@ -133,9 +146,18 @@ def _said(path: str, kind: str) -> Iterator[None]:
     """Turn the exceptions of the libraries for damaged bytes into one message."""
     try:
         yield
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        NotImplementedError,
+    ) as error:
         raise SourceError(
-            f"{path} cannot be read: {error}; it is not {kind}, or not complete; write or copy it again ({READ})"
+            f"{path} cannot be read: {error}; it is not {kind}, or not complete; write or copy it"
+            f" again ({READ})"
         ) from None
 
 

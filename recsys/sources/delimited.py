@@ -28,9 +28,19 @@ from recsys.sources.base import FILE_STRIDE
 from recsys.sources.byte_ranges import CHUNK_BYTES, Dialect, Span, open_after, spans
 from recsys.sources.files import InputFile
 from recsys.sources.separators import plain
-from recsys.sources.validate import REPEATED_HEADER, UNREADABLE, Layout, bad_rows, check_rows, finish, raw_text
+from recsys.sources.validate import (
+    REPEATED_HEADER,
+    UNREADABLE,
+    Layout,
+    bad_rows,
+    check_rows,
+    finish,
+    raw_text,
+)
 
-_MAX_UNDECODABLE: Final = 0.01  # share of undecodable lines in the head above which the encoding is wrong
+_MAX_UNDECODABLE: Final = (
+    0.01  # share of undecodable lines in the head above which the encoding is wrong
+)
 _MAX_COUNTED: Final = 8  # surplus or missing cells that have a reason of their own
 _QUOTE: Final = b'"'
 _BOMS: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -63,7 +73,9 @@ class DelimitedPiece:
             data = self.file.read(self.span.start, self.span.length)
             yield self._cells(data, self.span)
             return
-        for span, data in spans(self.file, self.header_end, self.dialect, self.chunk_bytes, len(self.columns)):
+        for span, data in spans(
+            self.file, self.header_end, self.dialect, self.chunk_bytes, len(self.columns)
+        ):
             yield self._cells(data, span)
 
     def _cells(self, data: bytes, span: Span) -> Cells:
@@ -82,7 +94,9 @@ class DelimitedPiece:
 
 @dataclass(frozen=True)
 class Cells:
-    """Parsed text: good rows as string columns "0", "1", …, and the rows that could not be parsed."""
+    """Parsed text: good rows as string columns "0", "1", …, and the rows that could not be
+    parsed.
+    """
 
     table: pa.Table
     rows: np.ndarray[Any, np.dtype[np.int64]]  # row number of each good row
@@ -125,11 +139,13 @@ def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.
     broken = bad_rows(layout, UNREADABLE, origin.file, cells.broken_rows, cells.broken_texts, order)
     if cells.broken_reasons:
         place = broken.schema.get_field_index(schema.REASON)
-        broken = broken.set_column(place, broken.schema.field(place), [pa.array(cells.broken_reasons, pa.string())])
+        broken = broken.set_column(
+            place, broken.schema.field(place), [pa.array(cells.broken_reasons, pa.string())]
+        )
     return pa.concat_tables([good, broken]).sort_by(schema.ROW).combine_chunks()
 
 
-# ---------------------------------------------------------------------------------------------------------- driver
+# ------------------------------------------------------------------------------------------- driver
 
 
 def check_codec(encoding: str) -> str:
@@ -147,7 +163,8 @@ def check_codec(encoding: str) -> str:
     except LookupError:
         problem = "is unknown"
     raise SourceError(
-        f"data.source.encoding {encoding!r} {problem}; use utf-8, latin-1, cp1252 …, or convert the files"
+        f"data.source.encoding {encoding!r} {problem}; use utf-8, latin-1, cp1252 …, or convert the"
+        " files"
     )
 
 
@@ -172,7 +189,9 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
             raise SourceError(f"{file.path} is {name}; expected {encoding}: save it as UTF-8")
     if b"\0" in head or head.startswith(b"PAR1"):
         kind = "a Parquet file" if head.startswith(b"PAR1") else "binary data"
-        raise SourceError(f"{file.path} is {kind}, not delimited text; correct the file or data.source.format")
+        raise SourceError(
+            f"{file.path} is {kind}, not delimited text; correct the file or data.source.format"
+        )
     for start, what in _NO_TABLES.items():
         if head.lstrip().lower().startswith(start):
             raise SourceError(f"{file.path} is {what}, not a table; download the file itself")
@@ -180,8 +199,9 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
     wrong = [number for number, line in enumerate(lines, 1) if not decodable(line, encoding)]
     if len(wrong) > _MAX_UNDECODABLE * len(lines) or (wrong and wrong[0] == 1):
         raise SourceError(
-            f"{file.path}: line {wrong[0]} is not {encoding} text ({len(wrong)} of the first {len(lines)} are not); "
-            "save the file as UTF-8 or set data.source.encoding (e.g. latin-1) if the source has another encoding"
+            f"{file.path}: line {wrong[0]} is not {encoding} text ({len(wrong)} of the first"
+            f" {len(lines)} are not); save the file as UTF-8 or set data.source.encoding (e.g."
+            " latin-1) if the source has another encoding"
         )
 
 
@@ -192,11 +212,13 @@ def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
     if piece.file.compressed:
         piece.file.check_unpacked()
         return [piece]
-    found = spans(piece.file, piece.header_end, piece.dialect, piece.chunk_bytes, len(piece.columns))
+    found = spans(
+        piece.file, piece.header_end, piece.dialect, piece.chunk_bytes, len(piece.columns)
+    )
     return [replace(piece, span=span) for span, _ in found]
 
 
-# ----------------------------------------------------------------------------------------------------------- tasks
+# -------------------------------------------------------------------------------------------- tasks
 
 
 def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Cells:
@@ -222,7 +244,9 @@ def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Ce
 
 
 def translated(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
-    """Parse a span of any dialect into cells, with a reason for each row that could not be parsed."""
+    """Parse a span of any dialect into cells, with a reason for each row that could not be
+    parsed.
+    """
     data, simple = plain(data, dialect)
     if len(simple.delimiter) == 1 and simple.delimiter.isascii():
         cells = parse(data, span, num_columns, simple)
@@ -242,7 +266,8 @@ def _why(text: str, num_columns: int, dialect: Dialect) -> str:
     counted.
 
     >>> _why("1,2", 3, Dialect()), _why("1," * 99, 3, Dialect()), _why('1,"2', 2, Dialect())
-    ('unreadable row: 2 cells, expected 3', 'unreadable row: over 11 cells, expected 3', 'unreadable row: open quote')
+    ('unreadable row: 2 cells, expected 3', 'unreadable row: over 11 cells, expected 3', 'unreadable
+    row: open quote')
     """
     if dialect.quoted and open_after(text.encode(), dialect.delimiter.encode(), False):
         return f"{UNREADABLE}: open quote"
@@ -262,9 +287,13 @@ def parse(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
     if dialect.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
         data = data.decode(dialect.encoding, errors="replace").encode()
     if data.count(b"\r") != data.count(b"\r\n"):
-        data = data.replace(b"\r\n", b"\n").replace(b"\r", b" ")  # a lone carriage return does not end a row
+        data = data.replace(b"\r\n", b"\n").replace(
+            b"\r", b" "
+        )  # a lone carriage return does not end a row
     has_open_lines = dialect.quoted and not dialect.multiline and _QUOTE in data
-    if not has_open_lines and decodable(data, "utf-8"):  # Arrow prints a traceback for a short row that is not UTF-8
+    if not has_open_lines and decodable(
+        data, "utf-8"
+    ):  # Arrow prints a traceback for a short row that is not UTF-8
         try:
             return _parse_fast(data, span, num_columns, dialect)
         except (pa.ArrowInvalid, _Miscounted):
@@ -287,7 +316,9 @@ def _parse_fast(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
 
     table = pa.csv.read_csv(
         pa.BufferReader(data),
-        read_options=pa.csv.ReadOptions(column_names=names, block_size=len(data) + 1, use_threads=False),
+        read_options=pa.csv.ReadOptions(
+            column_names=names, block_size=len(data) + 1, use_threads=False
+        ),
         parse_options=pa.csv.ParseOptions(
             delimiter=dialect.delimiter,
             quote_char='"' if dialect.quoted else False,
@@ -296,7 +327,9 @@ def _parse_fast(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
             invalid_row_handler=skip,
         ),
         convert_options=pa.csv.ConvertOptions(
-            column_types={name: pa.string() for name in names}, strings_can_be_null=True, null_values=[""]
+            column_types={name: pa.string() for name in names},
+            strings_can_be_null=True,
+            null_values=[""],
         ),
     )
     if table.num_rows + len(invalid) != span.num_rows:
@@ -342,9 +375,14 @@ def _parse_rows(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
         else:
             good.append(cells)
             rows.append(row)
-    columns = {str(i): pa.array([cells[i] or None for cells in good], pa.string()) for i in range(num_columns)}
+    columns = {
+        str(i): pa.array([cells[i] or None for cells in good], pa.string())
+        for i in range(num_columns)
+    }
     numbers = np.array(rows, dtype=np.int64)
-    return Cells(pa.table(columns), numbers, [row for row, _ in broken], [text for _, text in broken])
+    return Cells(
+        pa.table(columns), numbers, [row for row, _ in broken], [text for _, text in broken]
+    )
 
 
 def _split(text: str, dialect: Dialect) -> list[str]:
@@ -352,7 +390,9 @@ def _split(text: str, dialect: Dialect) -> list[str]:
     if not dialect.quoted:
         return text.split(dialect.delimiter)
     if len(text) > csv.field_size_limit():
-        csv.field_size_limit(len(text))  # a limit of the process; Arrow's parser, which reads most rows, has none
+        csv.field_size_limit(
+            len(text)
+        )  # a limit of the process; Arrow's parser, which reads most rows, has none
     try:
         return next(csv.reader([text], delimiter=dialect.delimiter), [])
     except csv.Error:

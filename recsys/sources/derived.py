@@ -62,12 +62,16 @@ def one_row_per_id(rows: pa.Table, key: str, columns: Sequence[str], layout: Lay
         Layout of the result.
     """
     ids = pl.Series(_ROWS, pl.from_arrow(rows.column(key)))
-    first = pl.DataFrame({key: ids}).with_row_index(_ROWS).group_by(key, maintain_order=True).first()
+    first = (
+        pl.DataFrame({key: ids}).with_row_index(_ROWS).group_by(key, maintain_order=True).first()
+    )
     order = pa.array(first[_ROWS].to_numpy())
     known: dict[str, pa.Array] = {key: rows.column(key).take(order)}
     for name in columns:
         known[name] = _summarised(ids, rows.column(name), first[key])
-    places = {name: rows.column(name).take(order) for name in (schema.FILE, schema.ROW, schema.ORDER)}
+    places = {
+        name: rows.column(name).take(order) for name in (schema.FILE, schema.ROW, schema.ORDER)
+    }
     return finish(pa.table(known), layout, places).combine_chunks()
 
 
@@ -80,7 +84,9 @@ def _summarised(ids: pl.Series, column: pa.ChunkedArray, wanted: pl.Series) -> p
     elif values.dtype.is_nested():
         found = known.group_by("id", maintain_order=True).first()
     else:
-        counted = known.group_by(["id", "value"]).len().sort(["len", "value"], descending=[True, False])
+        counted = (
+            known.group_by(["id", "value"]).len().sort(["len", "value"], descending=[True, False])
+        )
         found = counted.group_by("id", maintain_order=True).first().select("id", "value")
     joined = pl.DataFrame({"id": wanted}).join(found, on="id", how="left", maintain_order="left")
     return joined["value"].to_arrow().cast(column.type, safe=False)

@@ -44,7 +44,11 @@ class InputFile:
     @property
     def name(self) -> str:
         """The base name, as shown in the quarantine."""
-        return self.path.split("?")[0].rsplit("/", 1)[-1] if "://" in self.path else self.path.rsplit("/", 1)[-1]
+        return (
+            self.path.split("?")[0].rsplit("/", 1)[-1]
+            if "://" in self.path
+            else self.path.rsplit("/", 1)[-1]
+        )
 
     @property
     def suffix(self) -> str:
@@ -75,7 +79,9 @@ class InputFile:
                 head = bytes(source.read_at(min(SNIFFED, self.size), 0))
         except OSError as error:
             self.check_unchanged()
-            raise SourceError(f"{self.path} cannot be read: {error}; check the file and the disk") from None
+            raise SourceError(
+                f"{self.path} cannot be read: {error}; check the file and the disk"
+            ) from None
         return compression_of(self.path, self.name, head)
 
     @property
@@ -115,7 +121,9 @@ class InputFile:
             with self.opened() as source:
                 yield Unpacked(source, kind, self.path, self.size) if kind else source
         except OSError as error:
-            raise SourceError(f"{self.path} cannot be read: {error}; check the file and the disk") from None
+            raise SourceError(
+                f"{self.path} cannot be read: {error}; check the file and the disk"
+            ) from None
 
     def read(self, start: int, length: int) -> bytes:
         """Read the stored bytes ``[start, start + length)``.
@@ -129,8 +137,8 @@ class InputFile:
             found = bytes(source.read_at(length, start))
             if len(found) != length:
                 raise SourceError(
-                    f"{self.path}: {len(found):,} of {length:,} bytes from byte {start:,} could be read; check the "
-                    "file and the disk"
+                    f"{self.path}: {len(found):,} of {length:,} bytes from byte {start:,} could be"
+                    " read; check the file and the disk"
                 )
         return found
 
@@ -178,8 +186,9 @@ class InputFile:
         else:
             return
         raise SourceError(
-            f"{self.path} changed while it was read: it had {self.size:,} bytes when it was found and {now}; wait "
-            "until its writer has finished, or name a copy, and run the same command again"
+            f"{self.path} changed while it was read: it had {self.size:,} bytes when it was found"
+            f" and {now}; wait until its writer has finished, or name a copy, and run the same"
+            " command again"
         )
 
 
@@ -199,7 +208,8 @@ def input_file(path: str) -> InputFile:
             pyarrow.fs.FileType.NotFound: "does not exist",
         }.get(info.type, "is a device or a pipe")
         raise SourceError(
-            f"{path} {found}; expected a file: correct data.source, or set RECSYS_DATA to the data's folder"
+            f"{path} {found}; expected a file: correct data.source, or set RECSYS_DATA to the"
+            " data's folder"
         )
     if info.size == 0:
         raise EmptyFile(f"{path} is empty (0 bytes); expected a table with at least one row")
@@ -254,7 +264,9 @@ def _find_one(pattern: str) -> list[InputFile]:
     files = [file for file in _below(pattern, scheme, base, query, glob) if file.size > 0]
     if not files:
         check_bucket(pattern)
-        raise SourceError(f"{pattern} matches no file with content; correct the path or glob in data.source")
+        raise SourceError(
+            f"{pattern} matches no file with content; correct the path or glob in data.source"
+        )
     return files
 
 
@@ -267,11 +279,17 @@ def _below(pattern: str, scheme: str, base: str, query: str, glob: str) -> Itera
         with storage_errors(pattern):
             found = _listing(filesystem, inner, "" if scheme else glob)
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"cannot list {folder} for {pattern}: {error}; name the files or folders") from None
+        raise SourceError(
+            f"cannot list {folder} for {pattern}: {error}; name the files or folders"
+        ) from None
     for info in sorted(found, key=lambda entry: entry.path):
         relative = info.path[len(inner) :].lstrip("/")
         hidden = any(part.startswith((".", "_")) for part in relative.split("/"))
-        if info.type != pyarrow.fs.FileType.File or hidden or (matches and not matches.fullmatch(relative)):
+        if (
+            info.type != pyarrow.fs.FileType.File
+            or hidden
+            or (matches and not matches.fullmatch(relative))
+        ):
             continue
         near = f"{base}/{relative}" if base or pattern.startswith("/") else relative
         path = f"{scheme}{info.path}{query}" if scheme else near
@@ -286,12 +304,20 @@ def _listing(filesystem: Any, folder: str, glob: str) -> list[Any]:
     faster there.
     """
     if not glob or "**" in glob:
-        return list(filesystem.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)))
+        return list(
+            filesystem.get_file_info(
+                pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
+            )
+        )
     *levels, _ = glob.split("/")
     folders = [folder]
     for level in map(re.compile, map(_glob_regex, levels)):
         entries = [entry for folder in folders for entry in _entries(filesystem, folder)]
-        folders = [e.path for e in entries if e.type == pyarrow.fs.FileType.Directory and level.fullmatch(e.base_name)]
+        folders = [
+            e.path
+            for e in entries
+            if e.type == pyarrow.fs.FileType.Directory and level.fullmatch(e.base_name)
+        ]
     return [entry for folder in folders for entry in _entries(filesystem, folder)]
 
 
@@ -322,7 +348,10 @@ def _glob_regex(pattern: str) -> str:
     """
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]/]*\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(known[p] if p in known else _character_class(p) if p[:1] == "[" else re.escape(p) for p in parts)
+    return "".join(
+        known[p] if p in known else _character_class(p) if p[:1] == "[" else re.escape(p)
+        for p in parts
+    )
 
 
 def _character_class(part: str) -> str:
@@ -332,8 +361,19 @@ def _character_class(part: str) -> str:
     if not part.endswith("]") or len(part) < 3:
         return re.escape(part)
     negated = part[1] == "!"
-    members = part[1 + negated : -1].replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]").replace("^", "\\^")
-    members = members.replace("&&", "&\\&").replace("||", "|\\|").replace("~~", "~\\~").replace("--", "-\\-")
+    members = (
+        part[1 + negated : -1]
+        .replace("\\", "\\\\")
+        .replace("[", "\\[")
+        .replace("]", "\\]")
+        .replace("^", "\\^")
+    )
+    members = (
+        members.replace("&&", "&\\&")
+        .replace("||", "|\\|")
+        .replace("~~", "~\\~")
+        .replace("--", "-\\-")
+    )
     try:
         re.compile(f"[{members}]")
     except re.error:
@@ -356,5 +396,10 @@ def _info(path: str) -> Any:
         if info.type == pyarrow.fs.FileType.NotFound:
             check_bucket(path)
         return info
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have, or an error of Arrow
-        raise SourceError(f"cannot look up {path}: {error}; check the path, the network and the credentials") from None
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: a name that no file can have, or an error of Arrow
+        raise SourceError(
+            f"cannot look up {path}: {error}; check the path, the network and the credentials"
+        ) from None

@@ -21,10 +21,28 @@ DROP: Final = "_"
 """A name in ``data.source.columns`` that skips the column, as "" does."""
 COMMENTS: Final = ("#", "%", "//")
 _OTHERS: Final = (";", "\t", "|", "::", ",")
-NAMES: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", "::": "two colons", BLANKS: "blanks"}
+NAMES: Final = {
+    ",": "comma",
+    ";": "semicolon",
+    "\t": "tab",
+    "|": "bar",
+    "::": "two colons",
+    BLANKS: "blanks",
+}
 _NUMBER: Final = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 _TIME: Final = re.compile(r"\d{4}[-/]\d\d?[-/]\d\d?\b.*|\d\d?[/.]\d\d?[/.]\d{2,4}\b.*")
-_IDS: Final = {"user_id", "userid", "user", "item_id", "itemid", "item", "timestamp", "rating", "uid", "iid"}
+_IDS: Final = {
+    "user_id",
+    "userid",
+    "user",
+    "item_id",
+    "itemid",
+    "item",
+    "timestamp",
+    "rating",
+    "uid",
+    "iid",
+}
 _DIGITS: Final = re.compile(r"\d+")
 _LOOKED_AT: Final = 100  # rows
 _FEW_ROWS: Final = 20
@@ -61,7 +79,9 @@ def is_rule(cells: Sequence[str]) -> bool:
     >>> is_rule(["----", ":--:"]), is_rule(["-", "5"])
     (True, False)
     """
-    return any(cell.strip() for cell in cells) and all(not cell.strip(" -=:+") and len(cell) != 1 for cell in cells)
+    return any(cell.strip() for cell in cells) and all(
+        not cell.strip(" -=:+") and len(cell) != 1 for cell in cells
+    )
 
 
 def is_value(cell: str) -> bool:
@@ -76,7 +96,9 @@ def is_name(cell: str) -> bool:
     (True, False)
     """
     name = fold(cell.partition(":")[0])
-    return name in _IDS or any(name in (f"{word}_id", f"{word}id") for words in WORDS.values() for word in words)
+    return name in _IDS or any(
+        name in (f"{word}_id", f"{word}id") for words in WORDS.values() for word in words
+    )
 
 
 def looks_like_names(first: tuple[str, ...], below: list[tuple[str, ...]]) -> str:
@@ -115,7 +137,9 @@ def consistent(texts: Sequence[str], dialect: Dialect) -> list[str]:
     """The other separators that divide all rows into the same number of cells, at least two."""
     found = []
     for other in (*_OTHERS, BLANKS):
-        tried = replace(dialect, delimiter=other, quoted=dialect.quoted and len(other) == 1 and other != BLANKS)
+        tried = replace(
+            dialect, delimiter=other, quoted=dialect.quoted and len(other) == 1 and other != BLANKS
+        )
         sizes = {len(cells_of(text, tried)) for text in texts[:_LOOKED_AT]}
         if other != dialect.delimiter and len(sizes) == 1 and min(sizes) > 1:
             found.append(other)
@@ -125,7 +149,11 @@ def consistent(texts: Sequence[str], dialect: Dialect) -> list[str]:
 
 
 def cure_of_names(
-    rows: Sequence[str], names: tuple[str, ...], suspects: Mapping[str, str], dialect: Dialect, table: str
+    rows: Sequence[str],
+    names: tuple[str, ...],
+    suspects: Mapping[str, str],
+    dialect: Dialect,
+    table: str,
 ) -> str:
     """The cure if a table lacks required column names; "" if a rename is the cure."""
     text = rows[0]
@@ -133,21 +161,24 @@ def cure_of_names(
         return comment
     if len(names) == 1 and (others := consistent(rows, dialect)):
         cells = cells_of(text, replace(dialect, delimiter=others[0], quoted=False))
-        cure = f"the cells look separated by {shown(others[0])} ({NAMES[others[0]]}), not {shown(dialect.delimiter)}: "
+        cure = (
+            f"the cells look separated by {shown(others[0])} ({NAMES[others[0]]}), not"
+            f" {shown(dialect.delimiter)}: "
+        )
         cure += f"set data.source.separator to {shown(others[0])}"
         if any(map(is_value, cells)):
             cure += (
-                "; the first row looks like data, not like a header: name the columns with data.source.columns, e.g. "
-                + example_names(cells, table or schema.EVENTS.name)
+                "; the first row looks like data, not like a header: name the columns with"
+                " data.source.columns, e.g. " + example_names(cells, table or schema.EVENTS.name)
             )
         return cure
     reason = table and (next(iter(suspects.values()), "") or _repeated(names))
     if not reason:
         return ""
     return (
-        f"the first row looks like data ({reason}): if the file has no header, name its columns with "
-        f"data.source.columns, e.g. {{{table}: {example_names(names, table)}}}; if it is a header, "
-        "rename its columns with data.source.rename and set data.source.header to yes"
+        f"the first row looks like data ({reason}): if the file has no header, name its columns"
+        f" with data.source.columns, e.g. {{{table}: {example_names(names, table)}}}; if it is a"
+        " header, rename its columns with data.source.rename and set data.source.header to yes"
     )
 
 
@@ -157,8 +188,8 @@ def comment_hint(line: str, dialect: Dialect) -> str:
     if not mark or dialect.comment == mark:
         return ""
     return (
-        f"the first line ({line[:60]!r}) looks like a comment: set data.source.comment to {mark!r} to skip such lines, "
-        "and data.source.columns if no line names the columns"
+        f"the first line ({line[:60]!r}) looks like a comment: set data.source.comment to {mark!r}"
+        " to skip such lines, and data.source.columns if no line names the columns"
     )
 
 
@@ -167,7 +198,9 @@ def example_names(cells: Sequence[str], table: str) -> str:
     kinds, names = schema.TABLES[table], list[str]()
     number = next((name for name in (schema.VALUE, schema.WEIGHT) if name in kinds.optional), DROP)
     for cell in cells:
-        is_time = _TIME.fullmatch(cell) or (_NUMBER.fullmatch(cell) and len(cell.split(".")[0]) >= 9)
+        is_time = _TIME.fullmatch(cell) or (
+            _NUMBER.fullmatch(cell) and len(cell.split(".")[0]) >= 9
+        )
         rest = schema.TIMESTAMP if is_time else number if _NUMBER.fullmatch(cell) else DROP
         wanted = next((name for name in kinds.required if name not in names and not is_time), rest)
         names.append(wanted if wanted in kinds.columns and wanted not in names else DROP)

@@ -84,7 +84,9 @@ def dialect_of(kind: str, form: Form) -> Dialect:
     base = CSV if kind == "csv" else TSV
     separator = form.separator or base.delimiter
     quoted = base.quoted and len(separator) == 1 and separator.isascii() and separator != BLANKS
-    return replace(base, delimiter=separator, quoted=quoted, encoding=form.encoding, comment=form.comment)
+    return replace(
+        base, delimiter=separator, quoted=quoted, encoding=form.encoding, comment=form.comment
+    )
 
 
 def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> Header:
@@ -111,7 +113,11 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     check_encoding(file, head, dialect.encoding)
     check_line_ends(file, head)
     rows = list(_rows(head, dialect))
-    if form is not None and rows and (separator_line := _SEPARATOR_LINE.fullmatch(rows[0].text.strip('"'))):
+    if (
+        form is not None
+        and rows
+        and (separator_line := _SEPARATOR_LINE.fullmatch(rows[0].text.strip('"')))
+    ):
         form = replace(form, separator=form.separator or separator_line[1])
         dialect = dialect_of("csv", form)
         rows = list(_rows(head, dialect))[1:]
@@ -121,31 +127,46 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
         rows = list(_rows(head, dialect))
     if not rows:
         found = "has only blank lines and comments" if head.strip() else "is empty"
-        raise SourceError(f"{file.path} {found}; expected a header line and at least one row below it")
+        raise SourceError(
+            f"{file.path} {found}; expected a header line and at least one row below it"
+        )
     check_column_count(len(cells_of(rows[0].text, dialect)), file.path)
     first, *below = [tuple(cells_of(row.text, dialect)) for row in rows]
     if form is not None and form.columns:
         return _given(file, form, rows, first, below, dialect, notes)
     if form is not None and form.header == "no":
         raise SourceError(
-            f"{file.path}: data.source.header is no, so the columns need names: set data.source.columns, "
-            f"e.g. {{{form.table}: {example_names(first, form.table)}}}"
+            f"{file.path}: data.source.header is no, so the columns need names: set"
+            f" data.source.columns, e.g. {{{form.table}: {example_names(first, form.table)}}}"
         )
     if not below and rows[0].end < len(head) == _HEAD_BYTES:
-        below = [("",) * len(first)]  # the head ends inside a long second row, which the row reader will split
+        below = [
+            ("",) * len(first)
+        ]  # the head ends inside a long second row, which the row reader will split
     if not below:
-        hint = "; if it is a row, name the columns with data.source.columns" if any(map(is_value, first)) else ""
+        hint = (
+            "; if it is a row, name the columns with data.source.columns"
+            if any(map(is_value, first))
+            else ""
+        )
         raise EmptyFile(f"{file.path} has only a header; expected at least one row below it{hint}")
     if is_rule(below[0]):
         raise SourceError(
-            f"{file.path}: below the header is a line of dashes ({rows[1].text[:60]!r}), which would be read as data; "
-            f"remove it, or set data.source.comment to {rows[1].text.strip()[:2]!r} to skip such lines"
+            f"{file.path}: below the header is a line of dashes ({rows[1].text[:60]!r}), which"
+            " would be read as data; remove it, or set data.source.comment to"
+            f" {rows[1].text.strip()[:2]!r} to skip such lines"
         )
-    names = _sized(file, tuple(name.strip() for name in first), below, comment_hint(rows[0].text, dialect))
+    names = _sized(
+        file, tuple(name.strip() for name in first), below, comment_hint(rows[0].text, dialect)
+    )
     suspects = data_in_header(names, below)
-    cure = cure_of_names([row.text for row in rows], names, suspects, dialect, form.table if form else "")
+    cure = cure_of_names(
+        [row.text for row in rows], names, suspects, dialect, form.table if form else ""
+    )
     if form is not None:
-        cure = _header_in_comment(head, dialect, form) or (cure and cure + _for_one_table(form, cure))
+        cure = _header_in_comment(head, dialect, form) or (
+            cure and cure + _for_one_table(form, cure)
+        )
     notes += _unnamed(file, names, below)
     return Header(names, rows[0].end, dialect, suspects, False, notes, cure, first)
 
@@ -160,8 +181,9 @@ def check_line_ends(file: InputFile, head: bytes) -> None:
     """
     if b"\n" not in head and b"\r" in head.strip():
         raise SourceError(
-            f"{file.path}: the lines end with a lone carriage return (\\r), so the whole file is one row; "
-            "expected line ends \\n or \\r\\n: convert the file, e.g. tr '\\r' '\\n' < OLD > NEW"
+            f"{file.path}: the lines end with a lone carriage return (\\r), so the whole file is"
+            " one row; expected line ends \\n or \\r\\n: convert the file, e.g. tr '\\r' '\\n' <"
+            " OLD > NEW"
         )
 
 
@@ -171,12 +193,18 @@ def format_hint(file: InputFile) -> str:
     """
     head = _head(file)
     if b"\0" in head:
-        return "this file is binary: unpack it if it is an archive, or write its table as Parquet or CSV"
+        return (
+            "this file is binary: unpack it if it is an archive, or write its table as Parquet"
+            " or CSV"
+        )
     rows = [row.text for row in _rows(head, TSV)]
     found = consistent(rows, replace(TSV, delimiter="\0"))
     if len(found) != 1:
         return ""
-    return f"the cells look separated by {shown(found[0])} ({NAMES[found[0]]}): set data.source.separator to it"
+    return (
+        f"the cells look separated by {shown(found[0])} ({NAMES[found[0]]}): set"
+        " data.source.separator to it"
+    )
 
 
 def data_start(file: InputFile) -> int:
@@ -185,7 +213,7 @@ def data_start(file: InputFile) -> int:
         return len(BOM_UTF8) if bytes(stream.read(len(BOM_UTF8))) == BOM_UTF8 else 0
 
 
-# -------------------------------------------------------------------------------------------------------- the rows
+# ----------------------------------------------------------------------------------------- the rows
 
 
 def _head(file: InputFile) -> bytes:
@@ -214,14 +242,22 @@ def _rows(head: bytes, dialect: Dialect) -> Iterator[_Row]:
             continue
         held.append(line)
         row = b"".join(held)
-        is_open = dialect.quoted and open_after(row.rstrip(b"\r\n"), dialect.delimiter.encode(), False)
+        is_open = dialect.quoted and open_after(
+            row.rstrip(b"\r\n"), dialect.delimiter.encode(), False
+        )
         if is_open and len(held) < _MAX_JOINED and end < len(head):
             continue
         held, count = [], count + 1
-        yield _Row(row.decode(dialect.encoding, errors="replace").rstrip("\r\n").replace("\r", " "), begin, end)
+        yield _Row(
+            row.decode(dialect.encoding, errors="replace").rstrip("\r\n").replace("\r", " "),
+            begin,
+            end,
+        )
 
 
-def _sized(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]], comment: str) -> tuple[str, ...]:
+def _sized(
+    file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]], comment: str
+) -> tuple[str, ...]:
     """The names, one for each cell of the rows below.
 
     Raises
@@ -240,10 +276,10 @@ def _sized(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]]
     if comment:
         raise SourceError(f"{file.path}: {comment}")
     raise SourceError(
-        f"{file.path}: the header names {_cells(len(names))} ({', '.join(map(repr, names[:8]))}), but the rows below "
-        f"have {_cells(size)}; correct the header (data.source.comment skips a title above it), or "
-        f"name all {size} with data.source.columns ('_' skips one) "
-        "and set data.source.header to yes"
+        f"{file.path}: the header names {_cells(len(names))} ({', '.join(map(repr, names[:8]))}),"
+        f" but the rows below have {_cells(size)}; correct the header (data.source.comment skips a"
+        f" title above it), or name all {size} with data.source.columns ('_' skips one) and set"
+        " data.source.header to yes"
     )
 
 
@@ -251,7 +287,9 @@ def _cells(count: int) -> str:
     return "1 cell" if count == 1 else f"{count} cells"
 
 
-def _unnamed(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]]) -> tuple[str, ...]:
+def _unnamed(
+    file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...]]
+) -> tuple[str, ...]:
     """A note on columns without a name that have values and are not row numbers."""
     lost = []
     for place, name in enumerate(names):
@@ -265,10 +303,12 @@ def _unnamed(file: InputFile, names: tuple[str, ...], below: list[tuple[str, ...
 
 def _is_index(cells: list[str]) -> bool:
     numbers = [int(cell) for cell in cells if cell.isascii() and cell.isdigit() and len(cell) < 19]
-    return len(numbers) == len(cells) and all(b - a == 1 for a, b in zip(numbers, numbers[1:], strict=False))
+    return len(numbers) == len(cells) and all(
+        b - a == 1 for a, b in zip(numbers, numbers[1:], strict=False)
+    )
 
 
-# ------------------------------------------------------------------------------------------------- given by settings
+# -------------------------------------------------------------------------------- given by settings
 
 
 def _given(
@@ -280,19 +320,25 @@ def _given(
     dialect: Dialect,
     notes: tuple[str, ...],
 ) -> Header:
-    """The header with the names of ``data.source.columns``, which may replace a header in the file."""
+    """The header with the names of ``data.source.columns``, which may replace a header in the
+    file.
+    """
     names = tuple("" if name.strip() in ("", DROP) else name.strip() for name in form.columns)
     key = f"data.source.columns names {_cells(len(names))} of {form.table}"
-    same = len(first) == len(names) and all(fold(a) == fold(b) for a, b in zip(first, names, strict=True) if b)
+    same = len(first) == len(names) and all(
+        fold(a) == fold(b) for a, b in zip(first, names, strict=True) if b
+    )
     if form.header == "no" and same and any(names):
         raise SourceError(
-            f"{file.path}: the first row has the names of data.source.columns, and data.source.header is no, so it "
-            "would be read as an event; set data.source.header to auto or yes"
+            f"{file.path}: the first row has the names of data.source.columns, and"
+            " data.source.header is no, so it would be read as an event; set data.source.header to"
+            " auto or yes"
         )
     if form.header == "auto" and not same and (found := looks_like_names(first, below)):
         raise SourceError(
-            f"{file.path}: the first row ({_shown_cells(first)}) looks like a header: {found}; set data.source.header "
-            "to yes to replace it by data.source.columns (no: it is data), or remove data.source.columns"
+            f"{file.path}: the first row ({_shown_cells(first)}) looks like a header: {found}; set"
+            " data.source.header to yes to replace it by data.source.columns (no: it is data), or"
+            " remove data.source.columns"
         )
     has_header = form.header == "yes" or same
     sampled = below if has_header else [first, *below]
@@ -302,14 +348,19 @@ def _given(
     if len(first) != len(names) and (comment := comment_hint(rows[0].text, dialect)):
         raise SourceError(f"{file.path}: {comment}")
     if len(names) not in sizes:
-        if len(set(sizes)) == 1 and sizes[0] == len(names) + 1 and not any(row[-1].strip() for row in sampled):
+        if (
+            len(set(sizes)) == 1
+            and sizes[0] == len(names) + 1
+            and not any(row[-1].strip() for row in sampled)
+        ):
             names = (*names, "")
         else:
             hint = _other_separator([first, *below], rows, dialect)
             hint += _for_one_table(form, hint)
             raise SourceError(
-                f"{file.path}: {key}, but its rows have {_cells(sizes[0])} between {shown(dialect.delimiter)} "
-                f"({_shown_cells(sampled[0])}); {hint or 'name every cell; _ skips one'}"
+                f"{file.path}: {key}, but its rows have {_cells(sizes[0])} between"
+                f" {shown(dialect.delimiter)} ({_shown_cells(sampled[0])});"
+                f" {hint or 'name every cell; _ skips one'}"
             )
     end = rows[0].end if has_header else rows[0].begin
     if (
@@ -322,7 +373,10 @@ def _given(
             "data.source.columns and would be read as data; remove the lines above it, or set "
             "data.source.comment to skip them"
         )
-    cure = f"data.source.columns names the cells {', '.join(form.columns)}: name the missing columns there"
+    cure = (
+        f"data.source.columns names the cells {', '.join(form.columns)}: name the missing columns"
+        " there"
+    )
     return Header(names, end, dialect, {}, True, notes, cure)
 
 
@@ -330,7 +384,9 @@ def _shown_cells(cells: Sequence[str]) -> str:
     return ", ".join(repr(cell[:40]) for cell in cells[:8]) + (" …" if len(cells) > 8 else "")
 
 
-def _separator(file: InputFile, rows: list[_Row], dialect: Dialect, form: Form) -> tuple[Dialect, tuple[str, ...]]:
+def _separator(
+    file: InputFile, rows: list[_Row], dialect: Dialect, form: Form
+) -> tuple[Dialect, tuple[str, ...]]:
     """The dialect with another separator, if the usual one separates nothing and exactly one other
     one does.
     """
@@ -359,8 +415,8 @@ def _header_in_comment(head: bytes, dialect: Dialect, form: Form) -> str:
         names = {fold(cell) for cell in cells_of(row.text.removeprefix(form.comment), dialect)}
         if names >= set(known):
             return (
-                f"the line {row.text[:60]!r}, which data.source.comment skips, names the columns: name them with "
-                "data.source.columns, or remove the comment mark from that line"
+                f"the line {row.text[:60]!r}, which data.source.comment skips, names the columns:"
+                " name them with data.source.columns, or remove the comment mark from that line"
             )
     return ""
 
@@ -374,4 +430,8 @@ def _for_one_table(form: Form, cure: str) -> str:
 
 def _other_separator(cells: list[tuple[str, ...]], rows: list[_Row], dialect: Dialect) -> str:
     found = consistent([row.text for row in rows], dialect) if len(cells[0]) == 1 else []
-    return f"the cells look separated by {shown(found[0])}: set data.source.separator to it" if found else ""
+    return (
+        f"the cells look separated by {shown(found[0])}: set data.source.separator to it"
+        if found
+        else ""
+    )

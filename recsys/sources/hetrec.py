@@ -39,7 +39,8 @@ UNKNOWN_PAIR: Final = "unknown held-out pair"
 UNKNOWN_TAG: Final = "unknown tag"
 
 _TAGS: Final = Layout(  # a tag may be "none"
-    schema.TableSchema("tags", {"tag_id": pa.string(), TAG: pa.string()}, {}, ()), rules=CellRules(absent=())
+    schema.TableSchema("tags", {"tag_id": pa.string(), TAG: pa.string()}, {}, ()),
+    rules=CellRules(absent=()),
 )
 _LATIN: Final = replace(TSV, encoding="iso-8859-1")
 _COLUMNS: Final = {
@@ -68,8 +69,15 @@ class HetRecLastFmAdapter(SourceAdapter):
         """All input files."""
         folder = self.config.folder.rstrip("/")
         pairs = [self.config.test_pairs] if self.config.test_pairs else []
-        facts = [f"{folder}/{name}" for name in (_FACTS, _LINKS)] if exists(f"{folder}/{_FACTS}") else []
-        return [input_file(path) for path in (*(f"{folder}/{name}" for name in _COLUMNS), *facts, *pairs)]
+        facts = (
+            [f"{folder}/{name}" for name in (_FACTS, _LINKS)]
+            if exists(f"{folder}/{_FACTS}")
+            else []
+        )
+        return [
+            input_file(path)
+            for path in (*(f"{folder}/{name}" for name in _COLUMNS), *facts, *pairs)
+        ]
 
     def pieces(self) -> dict[str, list[Piece]]:
         """The pieces of all tables."""
@@ -77,7 +85,9 @@ class HetRecLastFmAdapter(SourceAdapter):
         pairs_file = [more.pop()] if self.config.test_pairs else []
         listen = (schema.USER_ID, schema.ITEM_ID, schema.VALUE)
         constants = {schema.EVENT_TYPE: LISTEN}
-        rules = replace(CellRules.of(self.config), time_format="")  # the only times are made from three columns
+        rules = replace(
+            CellRules.of(self.config), time_format=""
+        )  # the only times are made from three columns
         tagged = Layout(schema.EVENTS, ((TAG, pa.string()),), rules)
         if pairs_file:
             constants[schema.SPLIT] = "train"
@@ -90,16 +100,31 @@ class HetRecLastFmAdapter(SourceAdapter):
         tag_ids, tag_texts = (known.column(name).combine_chunks() for name in ("tag_id", TAG))
         columns = (schema.USER_ID, schema.ITEM_ID, "tag_id", "day", "month", "year")
         layout = replace(tagged, rules=_TAGS.rules)
-        events += [TagPiece(piece, tag_ids, tag_texts) for piece in _open(tagged_file, columns, layout, index=1)]
-        friends = _open(friends_file, (schema.SRC_USER_ID, schema.DST_USER_ID), Layout(schema.SOCIAL, rules=rules))
+        events += [
+            TagPiece(piece, tag_ids, tag_texts)
+            for piece in _open(tagged_file, columns, layout, index=1)
+        ]
+        friends = _open(
+            friends_file,
+            (schema.SRC_USER_ID, schema.DST_USER_ID),
+            Layout(schema.SOCIAL, rules=rules),
+        )
         named = Layout(schema.ITEMS, (("name", pa.string()),), rules)
         artists = _open(artists_file, (schema.ITEM_ID, "name", "", ""), named)
-        tables: dict[str, list[Piece]] = {"events": events, "items": [*artists], "social": [*friends]}
+        tables: dict[str, list[Piece]] = {
+            "events": events,
+            "items": [*artists],
+            "social": [*friends],
+        }
         if more:
             facts_file, links_file = more
             fact = (schema.HEAD, schema.RELATION, schema.TAIL)
-            tables["knowledge"] = [*_open_bare(facts_file, fact, Layout(schema.KNOWLEDGE, rules=rules))]
-            links = _open_bare(links_file, (schema.ITEM_ID, schema.ENTITY_ID), Layout(schema.ITEMS, rules=rules))
+            tables["knowledge"] = [
+                *_open_bare(facts_file, fact, Layout(schema.KNOWLEDGE, rules=rules))
+            ]
+            links = _open_bare(
+                links_file, (schema.ITEM_ID, schema.ENTITY_ID), Layout(schema.ITEMS, rules=rules)
+            )
             tables["items"] = linked(artists, links)
         return tables
 
@@ -122,8 +147,8 @@ class HetRecLastFmAdapter(SourceAdapter):
         is_good = pc.is_null(pairs.column(schema.REASON))
         if not pc.any(pc.and_(is_known, is_good)).as_py():
             raise DataError(
-                f"{file.path}: none of the {pairs.num_rows} held-out pairs is a listen in {listens[0].file.path}; "
-                "expected (userID, artistID) pairs of the same release"
+                f"{file.path}: none of the {pairs.num_rows} held-out pairs is a listen in"
+                f" {listens[0].file.path}; expected (userID, artistID) pairs of the same release"
             )
         reason = pc.if_else(is_known, pa.scalar(None, pa.string()), UNKNOWN_PAIR)
         reasons = pc.coalesce(pairs.column(schema.REASON), reason)
@@ -146,7 +171,9 @@ class ListenPiece:
         """Yield finished blocks."""
         for block in self.listens.read():
             is_test = pc.is_in(_keys(block), value_set=self.held_out)
-            yield _replace(block, schema.SPLIT, pc.if_else(is_test, "test", block.column(schema.SPLIT)))
+            yield _replace(
+                block, schema.SPLIT, pc.if_else(is_test, "test", block.column(schema.SPLIT))
+            )
 
 
 @dataclass(frozen=True)
@@ -173,12 +200,20 @@ class TagPiece:
         )
         ids = {name: given.column(name) for name in (schema.USER_ID, schema.ITEM_ID)}
         event_type = pa.repeat(pa.scalar(TAG), given.num_rows)
-        columns = {schema.TIMESTAMP: date, schema.EVENT_TYPE: event_type, TAG: self.tag_texts.take(found)}
-        block = assemble(pa.table({**ids, **columns}), cells, self.assignments.layout, self.assignments.origin)
+        columns = {
+            schema.TIMESTAMP: date,
+            schema.EVENT_TYPE: event_type,
+            TAG: self.tag_texts.take(found),
+        }
+        block = assemble(
+            pa.table({**ids, **columns}), cells, self.assignments.layout, self.assignments.origin
+        )
         lost = pc.and_(pc.is_null(block.column(schema.REASON)), pc.is_null(block.column(TAG)))
         if not pc.any(lost).as_py():
             return block
-        block = _replace(block, schema.REASON, pc.if_else(lost, UNKNOWN_TAG, block.column(schema.REASON)))
+        block = _replace(
+            block, schema.REASON, pc.if_else(lost, UNKNOWN_TAG, block.column(schema.REASON))
+        )
         return _replace(block, schema.RAW, pc.if_else(lost, _keys(block), block.column(schema.RAW)))
 
 
@@ -207,20 +242,27 @@ def _open(
     expected = _COLUMNS.get(file.name, _COLUMNS["user_artists.dat"][:2])
     if header.columns != expected:
         raise SourceError(
-            f"{file.path}: found the columns {', '.join(header.columns)}, expected {', '.join(expected)} with tabs; "
-            "use the files of the HetRec 2011 release as they are"
+            f"{file.path}: found the columns {', '.join(header.columns)}, expected"
+            f" {', '.join(expected)} with tabs; use the files of the HetRec 2011 release as"
+            " they are"
         )
-    return delimited_pieces(DelimitedPiece(file, index, columns, layout, dialect, header.end, None, constants or {}))
+    return delimited_pieces(
+        DelimitedPiece(file, index, columns, layout, dialect, header.end, None, constants or {})
+    )
 
 
 def _open_bare(file: InputFile, columns: tuple[str, ...], layout: Layout) -> list[DelimitedPiece]:
     """The pieces of a file without a header."""
-    return delimited_pieces(DelimitedPiece(file, 0, columns, layout, TSV, header_end=data_start(file)))
+    return delimited_pieces(
+        DelimitedPiece(file, 0, columns, layout, TSV, header_end=data_start(file))
+    )
 
 
 def _keys(block: pa.Table) -> pa.ChunkedArray:
     """``user TAB item`` of every row, null where one is missing."""
-    return pc.binary_join_element_wise(block.column(schema.USER_ID), block.column(schema.ITEM_ID), "\t")
+    return pc.binary_join_element_wise(
+        block.column(schema.USER_ID), block.column(schema.ITEM_ID), "\t"
+    )
 
 
 def _replace(block: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:

@@ -17,7 +17,11 @@ from recsys.errors import SourceError
 from recsys.sources.validate import Layout
 
 _MOST_DIGITS: Final = 40  # longer numbers with an exponent stay as written
-_EXACT: Final = {16: 2**11, 32: 2**24, 64: 2**53}  # whole numbers below this are exact in floats of so many bits
+_EXACT: Final = {
+    16: 2**11,
+    32: 2**24,
+    64: 2**53,
+}  # whole numbers below this are exact in floats of so many bits
 
 
 def is_id(layout: Layout, name: str) -> bool:
@@ -65,7 +69,9 @@ def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
     kind = values.type
     if isinstance(kind, pa.BaseExtensionType):
         if str(kind.extension_name) == "arrow.uuid":
-            return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
+            return pa.array(
+                [None if value is None else str(value) for value in values.to_pylist()], pa.string()
+            )
         return typed_ids(values.storage, where, first_row)
     if pa.types.is_floating(kind):
         _check_exact(values, where, first_row)
@@ -78,10 +84,13 @@ def typed_ids(values: pa.Array, where: str, first_row: int) -> pa.Array:
             return values.cast(pa.binary()).cast(pa.string())
         except pa.ArrowInvalid:
             raise SourceError(
-                f"{where} holds bytes that are not UTF-8 text ({kind}); write ids as text, for instance in hexadecimal"
+                f"{where} holds bytes that are not UTF-8 text ({kind}); write ids as text, for"
+                " instance in hexadecimal"
             ) from None
     elif pa.types.is_nested(kind):
-        raise SourceError(f"{where} is {kind}; expected ids as text or whole numbers: write a plain column")
+        raise SourceError(
+            f"{where} is {kind}; expected ids as text or whole numbers: write a plain column"
+        )
     return values
 
 
@@ -96,8 +105,8 @@ def check_whole_in_float(values: pa.Array, where: str) -> None:
     size = np.abs(np.asarray(values.drop_null()).astype(np.float64))
     if len(size) and size.max() >= _EXACT[64]:
         raise SourceError(
-            f"{where} holds integers of 2^53 and more, which floats cannot hold, but the column is float in another "
-            "file of the table; give the column one type, integer or text"
+            f"{where} holds integers of 2^53 and more, which floats cannot hold, but the column is"
+            " float in another file of the table; give the column one type, integer or text"
         )
 
 
@@ -107,9 +116,10 @@ def _check_exact(values: pa.Array, where: str, first_row: int) -> None:
     wrong = np.flatnonzero(np.isfinite(numbers) & (np.abs(numbers) >= bound))
     if len(wrong):
         raise SourceError(
-            f"{where} is {values.type} and holds {numbers[wrong[0]]:.17g} (row {first_row + int(wrong[0]):,}): floats "
-            "of this size are not exact, so several ids may have become one; write the column again, as "
-            "integers (with pandas: dtype Int64, which supports missing values) or as text"
+            f"{where} is {values.type} and holds {numbers[wrong[0]]:.17g} (row"
+            f" {first_row + int(wrong[0]):,}): floats of this size are not exact, so several ids"
+            " may have become one; write the column again, as integers (with pandas: dtype Int64,"
+            " which supports missing values) or as text"
         )
 
 

@@ -56,8 +56,9 @@ def elements(file: InputFile) -> Iterator[str]:
                 return
             elif at_end or is_broken:
                 raise SourceError(
-                    f"{file.path} cannot be read: element {row:,} is not JSON, or the end of the file is missing; "
-                    "write or copy it again, if possible with one object in each line"
+                    f"{file.path} cannot be read: element {row:,} is not JSON, or the end of the"
+                    " file is missing; write or copy it again, if possible with one object in each"
+                    " line"
                 )
             else:
                 text, place = text[place:], 0
@@ -69,14 +70,21 @@ def elements(file: InputFile) -> Iterator[str]:
 
 
 def _end_of(decoder: json.JSONDecoder, text: str, place: int) -> tuple[int | None, bool]:
-    """The end of the value that starts at ``place``, and whether it stays invalid with more text."""
+    """The end of the value that starts at ``place``, and whether it stays invalid with more
+    text.
+    """
     try:
         end = decoder.raw_decode(text, place)[1]
     except json.JSONDecodeError as error:
-        return None, not error.msg.startswith("Unterminated") and error.pos < len(text) - _LONGEST_WORD
+        return (
+            None,
+            not error.msg.startswith("Unterminated") and error.pos < len(text) - _LONGEST_WORD,
+        )
     except (ValueError, RecursionError):
         return None, True
-    return (end, False) if end < len(text) or text[place] in "[{" else (None, False)  # a number may continue
+    return (
+        (end, False) if end < len(text) or text[place] in "[{" else (None, False)
+    )  # a number may continue
 
 
 def _decoded(to_text: Any, block: bytes, is_last: bool, file: InputFile, row: int) -> str:

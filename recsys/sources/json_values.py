@@ -38,7 +38,9 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
     character).
     """
     try:
-        value = json.loads(raw.decode())  # json.loads of bytes would also accept UTF-16 and lone surrogates
+        value = json.loads(
+            raw.decode()
+        )  # json.loads of bytes would also accept UTF-16 and lone surrogates
         if _SURROGATE in raw.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
@@ -46,7 +48,7 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-# --------------------------------------------------------------------------------------------------------------- types
+# -------------------------------------------------------------------------------------------- types
 
 
 def kind_of(value: Any) -> str:
@@ -81,7 +83,7 @@ def type_of(kinds: set[str]) -> pa.DataType:
     return pa.bool_() if kinds == {"bool"} else pa.string()
 
 
-# ----------------------------------------------------------------------------------------------------------------- ids
+# ---------------------------------------------------------------------------------------------- ids
 
 
 def id_column(records: Sequence[Record], key: str) -> pa.Array:
@@ -113,7 +115,9 @@ def quoted(data: bytes, keys: Sequence[str]) -> bytes:
     names = b"|".join(re.escape(json.dumps(key, ensure_ascii=False).encode()) for key in keys)
     head = rb"((?<!\\)(?:" + names + rb")[ \t]*:[ \t]*)"
     data = re.sub(head + rb"(-?[1-9][0-9]*|0)(?=[ \t\r]*[,}])", rb'\1"\2"', data)
-    return re.sub(head + rb"(-?(?:[0-9][0-9.eE+-]*|Infinity)|NaN)(?=[ \t\r]*[,}])", _quote_one, data)
+    return re.sub(
+        head + rb"(-?(?:[0-9][0-9.eE+-]*|Infinity)|NaN)(?=[ \t\r]*[,}])", _quote_one, data
+    )
 
 
 def _quote_one(found: re.Match[bytes]) -> bytes:
@@ -121,10 +125,12 @@ def _quote_one(found: re.Match[bytes]) -> bytes:
     return found[1] + (b"null" if text is None else b'"' + text.encode() + b'"')
 
 
-# ------------------------------------------------------------------------------------------------------------- columns
+# ------------------------------------------------------------------------------------------ columns
 
 
-def column(values: list[Any], kind: pa.DataType, absent: Collection[str]) -> tuple[pa.Array, list[int]]:
+def column(
+    values: list[Any], kind: pa.DataType, absent: Collection[str]
+) -> tuple[pa.Array, list[int]]:
     """The values of one key in the type of the head, and the positions of those that do not fit
     (null in the column).
 
@@ -167,7 +173,11 @@ def _list_of_texts(value: Any) -> list[str | None] | None:
         return None
     if not any(isinstance(cell, list) for cell in value):
         return [text_of(cell) for cell in value]
-    inner = [cell for part in value for cell in (_list_of_texts(part) or [] if isinstance(part, list) else [part])]
+    inner = [
+        cell
+        for part in value
+        for cell in (_list_of_texts(part) or [] if isinstance(part, list) else [part])
+    ]
     return list(dict.fromkeys(map(text_of, inner)))
 
 
@@ -177,7 +187,13 @@ def _list_of_numbers(value: Any) -> list[float | None] | None:
 
 def _truth(value: Any) -> bool | None:
     texts: Mapping[Any, bool] = {"true": True, "false": False}
-    return value if isinstance(value, bool) else texts.get(str(value).lower()) if isinstance(value, str) else None
+    return (
+        value
+        if isinstance(value, bool)
+        else texts.get(str(value).lower())
+        if isinstance(value, str)
+        else None
+    )
 
 
 def _number(value: Any) -> float | None:

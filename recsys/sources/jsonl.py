@@ -22,17 +22,35 @@ import pyarrow.json
 from recsys import schema
 from recsys.errors import SourceError
 from recsys.sources.byte_ranges import CHUNK_BYTES, Dialect, Span, spans
-from recsys.sources.delimited import Cells, Origin, assemble, check_encoding, decodable, with_constants
+from recsys.sources.delimited import (
+    Cells,
+    Origin,
+    assemble,
+    check_encoding,
+    decodable,
+    with_constants,
+)
 from recsys.sources.files import InputFile
 from recsys.sources.ids import is_id
 from recsys.sources.json_sequence import elements, is_sequence
-from recsys.sources.json_values import Record, column, id_column, kind_of, parse_object, quoted, text_of, type_of
+from recsys.sources.json_values import (
+    Record,
+    column,
+    id_column,
+    kind_of,
+    parse_object,
+    quoted,
+    text_of,
+    type_of,
+)
 from recsys.sources.limits import check_column_count
 from recsys.sources.validate import Layout
 
 _LINES: Final = Dialect(quoted=False)
 _HEAD_BYTES: Final = 4 << 20
-_FIRST_BYTES: Final = 2 << 20  # of the head that are parsed if the rest is sampled, which needs an uncompressed file
+_FIRST_BYTES: Final = (
+    2 << 20
+)  # of the head that are parsed if the rest is sampled, which needs an uncompressed file
 _SAMPLES: Final = 16
 _SAMPLE_BYTES: Final = 1 << 16
 _ELEMENTS: Final = 50_000  # elements of an array in one block
@@ -44,7 +62,9 @@ class JsonlPiece:
 
     file: InputFile
     index: int
-    fields: tuple[tuple[str, str, pa.DataType], ...]  # key in the file, canonical column, type seen in the head
+    fields: tuple[
+        tuple[str, str, pa.DataType], ...
+    ]  # key in the file, canonical column, type seen in the head
     layout: Layout
     span: Span | None = None
     constants: dict[str, str] = field(default_factory=dict)
@@ -66,7 +86,9 @@ class JsonlPiece:
             if all(_is_exact(kind) for key, kind in keys.items() if key in self._ids):
                 cells = _parse_fast(data, span, keys)
             if cells is None and self._ids:
-                texts = {key: pa.string() if key in self._ids else kind for key, kind in keys.items()}
+                texts = {
+                    key: pa.string() if key in self._ids else kind for key, kind in keys.items()
+                }
                 cells = _parse_fast(quoted(data, sorted(self._ids)), span, texts)
         return self.assembled(cells or self._parse_lines(data, span))
 
@@ -98,7 +120,10 @@ class JsonlPiece:
             table = table.filter(pa.array([place not in misfits for place in range(len(records))]))
             lost_rows = [(records[place].row, _shown(records[place].raw)) for place in misfits]
             broken = sorted([*broken, *lost_rows])
-        rows = np.array([record.row for place, record in enumerate(records) if place not in misfits], dtype=np.int64)
+        rows = np.array(
+            [record.row for place, record in enumerate(records) if place not in misfits],
+            dtype=np.int64,
+        )
         return Cells(table, rows, [row for row, _ in broken], [text for _, text in broken])
 
     def _parse_lines(self, data: bytes, span: Span) -> Cells:
@@ -162,7 +187,9 @@ def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece | JsonSequencePiece]:
     if piece.file.compressed:
         piece.file.check_unpacked()
         return [piece]
-    return [replace(piece, span=span) for span, _ in spans(piece.file, 0, _LINES, piece.chunk_bytes)]
+    return [
+        replace(piece, span=span) for span, _ in spans(piece.file, 0, _LINES, piece.chunk_bytes)
+    ]
 
 
 def fields_after_head(
@@ -171,7 +198,11 @@ def fields_after_head(
     """Known columns that the head of a file lacks, as fields: they may occur later in the file."""
     named = {rename.get(key, key) for key in found}
     keys = {name: key for key, name in rename.items() if key not in found}
-    later = [(keys.get(name, name), name, kind) for name, kind in table.optional.items() if name not in named]
+    later = [
+        (keys.get(name, name), name, kind)
+        for name, kind in table.optional.items()
+        if name not in named
+    ]
     return [
         (key, name, pa.int64() if pa.types.is_timestamp(kind) else kind)
         for key, name, kind in later
@@ -196,7 +227,10 @@ def read_keys(file: InputFile) -> dict[str, pa.DataType]:
     if objects:
         objects += _samples(file) if is_sampled else []
     elif is_sequence(head.decode(errors="replace")):
-        values = (parse_object(text.encode(errors="surrogatepass")) for text in islice(elements(file), _ELEMENTS))
+        values = (
+            parse_object(text.encode(errors="surrogatepass"))
+            for text in islice(elements(file), _ELEMENTS)
+        )
         objects = [value for value in values if value is not None]
     if not objects:
         raise SourceError(f"{file.path} holds no JSON object in its first lines; {_cure(lines)}")
@@ -212,10 +246,13 @@ def _cure(lines: list[bytes]) -> str:
     first = next((line.strip() for line in lines if line.strip()), b"")
     if first.startswith((b"{'", b"[{'")):
         return (
-            "they are Python literals ({'key': …}), not JSON; write them as JSON, e.g. in Python with "
-            "json.dumps(ast.literal_eval(line)) for every line"
+            "they are Python literals ({'key': …}), not JSON; write them as JSON, e.g. in Python"
+            " with json.dumps(ast.literal_eval(line)) for every line"
         )
-    return "expected one object in each line, or one array of objects: correct the file or data.source.format"
+    return (
+        "expected one object in each line, or one array of objects: correct the file or"
+        " data.source.format"
+    )
 
 
 def _head(file: InputFile) -> bytes:
@@ -242,10 +279,14 @@ def _parse_fast(data: bytes, span: Span, keys: Mapping[str, pa.DataType]) -> Cel
     """Parse with Arrow's reader; None if a line does not fit, so that the tolerant reader is
     needed.
     """
-    options = pa.json.ParseOptions(explicit_schema=pa.schema(list(keys.items())), unexpected_field_behavior="ignore")
+    options = pa.json.ParseOptions(
+        explicit_schema=pa.schema(list(keys.items())), unexpected_field_behavior="ignore"
+    )
     try:
         table = pa.json.read_json(
-            pa.BufferReader(data), pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1), options
+            pa.BufferReader(data),
+            pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            options,
         )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None

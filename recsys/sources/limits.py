@@ -16,7 +16,9 @@ MAX_COLUMNS: Final = 2000
 MAX_ROW_BYTES: Final = 64 << 20  # of a line, a JSON object, or a cell of Parquet
 FREE_BYTES: Final = 128 << 20  # unpacked bytes that are allowed for any file
 MAX_RATIO: Final = 200  # unpacked to packed bytes of gzip, zstd and zip; text reaches about 50
-MAX_DECODED_RATIO: Final = 1000  # decoded to stored bytes of a Parquet row group, which stores repeated values once
+MAX_DECODED_RATIO: Final = (
+    1000  # decoded to stored bytes of a Parquet row group, which stores repeated values once
+)
 _SHOWN: Final = 20
 
 
@@ -30,8 +32,9 @@ def check_column_count(count: int, where: str) -> None:
     """
     if count > MAX_COLUMNS:
         raise SourceError(
-            f"{where} has {count:,} columns, at most {MAX_COLUMNS:,} are allowed; write a file with the columns that "
-            "are needed, and put many values of one kind into a list column (Parquet, JSON)"
+            f"{where} has {count:,} columns, at most {MAX_COLUMNS:,} are allowed; write a file with"
+            " the columns that are needed, and put many values of one kind into a list column"
+            " (Parquet, JSON)"
         )
 
 
@@ -39,8 +42,8 @@ def row_too_long(where: str, row: int, limit: int = MAX_ROW_BYTES) -> SourceErro
     """The error for a row (0: the header) or JSON object that is too large."""
     name = f"row {row:,}" if row else "the first line"
     return SourceError(
-        f"{where}: {name} is longer than {limit >> 20} MiB; expected one row in each line: check the line ends, "
-        "the quotes and data.source.format"
+        f"{where}: {name} is longer than {limit >> 20} MiB; expected one row in each line: check"
+        " the line ends, the quotes and data.source.format"
     )
 
 

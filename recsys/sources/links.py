@@ -28,7 +28,9 @@ class LinkedPiece:
             rows = pc.index_in(block.column(schema.ITEM_ID), value_set=self.item_ids)
             entities = self.entity_ids.take(rows.combine_chunks())
             yield block.set_column(
-                block.schema.get_field_index(schema.ENTITY_ID), block.schema.field(schema.ENTITY_ID), entities
+                block.schema.get_field_index(schema.ENTITY_ID),
+                block.schema.field(schema.ENTITY_ID),
+                entities,
             )
 
 
@@ -42,7 +44,11 @@ class BadLinks:
     def read(self) -> Iterator[pa.Table]:
         """Yield finished blocks."""
         wanted = self.layout.arrow
-        known = {name: self.links.column(name) for name in self.links.column_names if name in wanted.names}
+        known = {
+            name: self.links.column(name)
+            for name in self.links.column_names
+            if name in wanted.names
+        }
         count = self.links.num_rows
         yield pa.table([known.get(f.name, pa.nulls(count, f.type)) for f in wanted], schema=wanted)
 
@@ -62,6 +68,8 @@ def linked(items: list[DelimitedPiece], links: list[DelimitedPiece]) -> list[Pie
     table = table.set_column(table.schema.get_field_index(schema.REASON), schema.REASON, reasons)
     is_good = pc.is_null(reasons)
     good, bad = table.filter(is_good), table.filter(pc.invert(is_good))
-    item_ids, entity_ids = (good.column(name).combine_chunks() for name in (schema.ITEM_ID, schema.ENTITY_ID))
+    item_ids, entity_ids = (
+        good.column(name).combine_chunks() for name in (schema.ITEM_ID, schema.ENTITY_ID)
+    )
     pieces: list[Piece] = [LinkedPiece(piece, item_ids, entity_ids) for piece in items]
     return [*pieces, BadLinks(bad, items[0].layout)] if bad.num_rows else pieces

@@ -32,7 +32,17 @@ WORDS: Final = {
 }  # fmt: skip
 """Parts of usual column names; only for suggestions."""
 _MEANS: Final = {
-    schema.TIMESTAMP: ("time", "date", "datetime", "ts", "unixtime", "unix_time", "event_time", "created_at", "epoch"),
+    schema.TIMESTAMP: (
+        "time",
+        "date",
+        "datetime",
+        "ts",
+        "unixtime",
+        "unix_time",
+        "event_time",
+        "created_at",
+        "epoch",
+    ),
     schema.VALUE: ("rating", "stars", "score"),
     schema.EVENT_TYPE: ("event", "eventtype", "type", "action", "behavior"),
     schema.WEIGHT: ("trust", "strength"),
@@ -82,14 +92,16 @@ class Renames:
             key = f"data.source.rename.{table}"
             if table not in columns:
                 raise SourceError(
-                    f"{key} renames columns of the table {table!r}, which this source does not have; "
-                    f"it has: {choices(columns)}"
+                    f"{key} renames columns of the table {table!r}, which this source does not"
+                    f" have; it has: {choices(columns)}"
                 )
             of_tables[table] = _spelled(rename, columns[table], key, f"no file of {table} has")
         return Renames(everywhere, of_tables)
 
 
-def _spelled(rename: Mapping[str, str], columns: set[str], key: str, lacking: str) -> dict[str, str]:
+def _spelled(
+    rename: Mapping[str, str], columns: set[str], key: str, lacking: str
+) -> dict[str, str]:
     spelled, unknown = {}, []
     for name, to in rename.items():
         alike = [column for column in columns if fold(column) == fold(name)]
@@ -101,7 +113,8 @@ def _spelled(rename: Mapping[str, str], columns: set[str], key: str, lacking: st
             unknown.append(name)
     if unknown:
         raise SourceError(
-            f"{key} names {', '.join(map(repr, unknown))}, which {lacking}; the files have: {choices(columns)}"
+            f"{key} names {', '.join(map(repr, unknown))}, which {lacking}; the files have:"
+            f" {choices(columns)}"
         )
     return spelled
 
@@ -116,24 +129,38 @@ def fold(name: str) -> str:
     return _BLANKS.sub("_", name.strip(_INVISIBLE).lstrip("#").strip(_INVISIBLE).casefold())
 
 
-def canonical_names(columns: Sequence[str], rename: Mapping[str, str], table: schema.TableSchema) -> tuple[str, ...]:
+def canonical_names(
+    columns: Sequence[str], rename: Mapping[str, str], table: schema.TableSchema
+) -> tuple[str, ...]:
     """The canonical name of each column; other columns keep their names, ``""`` (no name) stays.
 
     >>> canonical_names(["User_ID", "film", "note", ""], {"film": "item_id"}, schema.EVENTS)
     ('user_id', 'item_id', 'note', '')
     """
     names = [rename.get(name, name) for name in columns]
-    folded = Counter(fold(name) for column, name in zip(columns, names, strict=True) if column not in rename)
+    folded = Counter(
+        fold(name) for column, name in zip(columns, names, strict=True) if column not in rename
+    )
     taken = set(names)
     for place, (column, name) in enumerate(zip(columns, names, strict=True)):
         wanted = fold(name)
-        if column not in rename and wanted in table.columns and wanted not in taken and folded[wanted] == 1:
+        if (
+            column not in rename
+            and wanted in table.columns
+            and wanted not in taken
+            and folded[wanted] == 1
+        ):
             names[place] = wanted
     return tuple(names)
 
 
 def require_columns(
-    table: schema.TableSchema, columns: Sequence[str], names: Sequence[str], where: str, cure: str = "", more: str = ""
+    table: schema.TableSchema,
+    columns: Sequence[str],
+    names: Sequence[str],
+    where: str,
+    cure: str = "",
+    more: str = "",
 ) -> None:
     """Check that all required columns of the table are there, each once.
 
@@ -166,12 +193,18 @@ def require_columns(
             if column != name and fold(column) in absent
         ]
         if taken:
-            moved = {c: n for c, n in zip(columns, names, strict=True) if fold(c) in absent and c != n}
-            meant = next((t.name for t in schema.TABLES.values() if set(moved.values()) & set(t.columns)), "social")
+            moved = {
+                c: n for c, n in zip(columns, names, strict=True) if fold(c) in absent and c != n
+            }
+            meant = next(
+                (t.name for t in schema.TABLES.values() if set(moved.values()) & set(t.columns)),
+                "social",
+            )
             example = ", ".join(f"{column}: {name}" for column, name in moved.items())
             cure = (
-                f"data.source.rename renamed {', '.join(taken)} in this table too; to rename only in one table, put "
-                f"the rename below the name of that table, e.g. rename: {{{meant}: {{{example}}}}}"
+                f"data.source.rename renamed {', '.join(taken)} in this table too; to rename only"
+                " in one table, put the rename below the name of that table, e.g. rename:"
+                f" {{{meant}: {{{example}}}}}"
             )
         found = listed([column for column in columns if column]) or "no names"
         cure = cure or suggestion(columns, names, absent, table.name) + more
@@ -179,33 +212,48 @@ def require_columns(
             f"{where}: the {table.name} table lacks {listed(absent)}; found {found}, "
             f"expected at least {listed([*table.required])}; {cure}"
         )
-    twice = sorted(name for name, count in Counter(name for name in names if name).items() if count > 1)
+    twice = sorted(
+        name for name, count in Counter(name for name in names if name).items() if count > 1
+    )
     if twice:
         clash = [c for c, n in zip(columns, names, strict=True) if n == twice[0]]
         if len({*clash}) == 1:
             raise SourceError(
-                f"{where}: column {clash[0]!r} occurs twice in the header; correct it, or name all columns with "
-                "data.source.columns ('_' skips one) and set data.source.header to yes"
+                f"{where}: column {clash[0]!r} occurs twice in the header; correct it, or name all"
+                " columns with data.source.columns ('_' skips one) and set data.source.header"
+                " to yes"
             )
         raise SourceError(
-            f"{where}: column {listed(twice)} occurs twice (after rename), from {listed(clash)}; remove one, "
-            f"give one another name, or rename only in one table: {{{table.name}: {{{clash[0]}: {twice[0]}}}}}"
+            f"{where}: column {listed(twice)} occurs twice (after rename), from {listed(clash)};"
+            f" remove one, give one another name, or rename only in one table: {{{table.name}:"
+            f" {{{clash[0]}: {twice[0]}}}}}"
         )
     reserved = {schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW} & set(names)
     if reserved:
-        raise SourceError(f"{where}: column {listed(sorted(reserved))} is reserved for provenance; rename it")
+        raise SourceError(
+            f"{where}: column {listed(sorted(reserved))} is reserved for provenance; rename it"
+        )
 
 
-def suggestion(columns: Sequence[str], names: Sequence[str], absent: Sequence[str], table: str = "events") -> str:
+def suggestion(
+    columns: Sequence[str], names: Sequence[str], absent: Sequence[str], table: str = "events"
+) -> str:
     """The cure for missing columns, with names in the file that look like them.
 
     >>> suggestion(["user_id", "to"], ["user_id", "to"], ["src_user_id", "dst_user_id"], "social")
-    'name the right ones with data.source.rename, e.g. {social: {user_id: src_user_id, to: dst_user_id}}'
+    'name the right ones with data.source.rename, e.g. {social: {user_id: src_user_id, to:
+    dst_user_id}}'
     """
-    free = [c for c, n in zip(columns, names, strict=True) if c == n and c and n not in schema.TABLES[table].required]
+    free = [
+        c
+        for c, n in zip(columns, names, strict=True)
+        if c == n and c and n not in schema.TABLES[table].required
+    ]
     pairs: dict[str, str] = {}
     for wanted in absent:
-        alike = [c for c in free if any(word in c.casefold() for word in WORDS.get(wanted, (wanted,)))]
+        alike = [
+            c for c in free if any(word in c.casefold() for word in WORDS.get(wanted, (wanted,)))
+        ]
         alike.sort(key=lambda column: "id" not in column.casefold())
         if alike:
             pairs[alike[0]] = wanted
@@ -213,20 +261,28 @@ def suggestion(columns: Sequence[str], names: Sequence[str], absent: Sequence[st
     left = [wanted for wanted in absent if wanted not in pairs.values()]
     if pairs and len(left) == len(free) == 1:
         pairs[free[0]] = left[0]
-    example = ", ".join(f"{column}: {name}" for column, name in (pairs or {"OLD_NAME": left[0]}).items())
-    if any(fold(column) in other.columns for column in pairs for other in schema.TABLES.values()):
-        example = f"{table}: {{{example}}}"  # a rename for all tables would also change this column in another table
-    constant = (
-        f" or set one value for all rows with data.source.constants, e.g. {{{table}: {{{schema.RELATION}: has}}}}"
+    example = ", ".join(
+        f"{column}: {name}" for column, name in (pairs or {"OLD_NAME": left[0]}).items()
     )
-    return f"name the right ones with data.source.rename, e.g. {{{example}}}" + constant * (schema.RELATION in left)
+    if any(fold(column) in other.columns for column in pairs for other in schema.TABLES.values()):
+        example = (  # a rename for all tables would also change this column in another table
+            f"{table}: {{{example}}}"
+        )
+    constant = (
+        f" or set one value for all rows with data.source.constants, e.g. {{{table}:"
+        f" {{{schema.RELATION}: has}}}}"
+    )
+    return f"name the right ones with data.source.rename, e.g. {{{example}}}" + constant * (
+        schema.RELATION in left
+    )
 
 
 def unused_names(names: Sequence[str], table: schema.TableSchema) -> list[str]:
     """Notes on columns that look like a missing known column: a spelling mistake, or another name.
 
     >>> unused_names(["user_id", "item_id", "timestmap"], schema.EVENTS)
-    ["column 'timestmap' is not used as timestamp; to use it, set data.source.rename {timestmap: timestamp}"]
+    ["column 'timestmap' is not used as timestamp; to use it, set data.source.rename {timestmap:
+    timestamp}"]
     """
     notes = []
     for wanted in table.optional:

@@ -59,15 +59,24 @@ class ParquetPiece:
                     read_dictionary=repeated_texts(metadata, self.group, names),
                     page_checksum_verification=True,
                 )
-                rows, groups = rows_at_once(source, metadata, self.group, names, where), [self.group]
-                for batch in parquet.iter_batches(rows, row_groups=groups, columns=names, use_threads=False):
-                    batch.validate(full=True)  # else a text that is not UTF-8 would fail in a later stage
+                rows, groups = (
+                    rows_at_once(source, metadata, self.group, names, where),
+                    [self.group],
+                )
+                for batch in parquet.iter_batches(
+                    rows, row_groups=groups, columns=names, use_threads=False
+                ):
+                    batch.validate(
+                        full=True
+                    )  # else a text that is not UTF-8 would fail in a later stage
                     for part in decoded_parts(batch.select(names), where):
                         decoded += part.nbytes
                         check_decoded(decoded, stored, where)
                         yield part
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-            raise SourceError(f"{where} cannot be read: {error}; the file is damaged, write or copy it again") from None
+            raise SourceError(
+                f"{where} cannot be read: {error}; the file is damaged, write or copy it again"
+            ) from None
 
     def _block(self, raw: pa.Table, first_row: int) -> pa.Table:
         columns = {name: self._exact(raw.column(old), name, first_row) for old, name in self.fields}
@@ -75,7 +84,10 @@ class ParquetPiece:
         rows = np.arange(raw.num_rows, dtype=np.int64) + first_row
         cells = Cells(exact, rows, [], [])
         return assemble(
-            with_constants(exact, self.constants), cells, self.layout, Origin(self.file.name, self.index, ", ")
+            with_constants(exact, self.constants),
+            cells,
+            self.layout,
+            Origin(self.file.name, self.index, ", "),
         )
 
     def _exact(self, values: pa.ChunkedArray, name: str, first_row: int) -> pa.Array:
@@ -117,13 +129,18 @@ def read_footer(file: InputFile) -> tuple[dict[str, pa.DataType], list[int]]:
             arrow = parquet.schema_arrow
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if file.compressed:
-            raise SourceError(f"{file.path} is a compressed file; unpack it: Parquet has its own compression") from None
+            raise SourceError(
+                f"{file.path} is a compressed file; unpack it: Parquet has its own compression"
+            ) from None
         raise SourceError(
-            f"{file.path} is not a Parquet file or is damaged ({error}); correct the file or data.source.format"
+            f"{file.path} is not a Parquet file or is damaged ({error}); correct the file or"
+            " data.source.format"
         ) from None
     twice = [name for name, count in Counter(arrow.names).items() if count > 1]
     if twice:
-        raise SourceError(f"{file.path}: column {listed(twice)} occurs twice; remove or rename one of them")
+        raise SourceError(
+            f"{file.path}: column {listed(twice)} occurs twice; remove or rename one of them"
+        )
     if metadata.num_rows == 0:
         raise SourceError(f"{file.path} has columns but no rows; expected at least one row")
     groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -134,7 +151,15 @@ def parquet_pieces(piece: ParquetPiece, groups: list[int]) -> list[ParquetPiece]
     """The pieces of a file, made from the piece of row group 0 and the row counts of all groups."""
     starts = np.concatenate([[1], 1 + np.cumsum(groups)])
     return [
-        ParquetPiece(piece.file, piece.index, piece.fields, piece.layout, group, int(starts[group]), piece.constants)
+        ParquetPiece(
+            piece.file,
+            piece.index,
+            piece.fields,
+            piece.layout,
+            group,
+            int(starts[group]),
+            piece.constants,
+        )
         for group, count in enumerate(groups)
         if count
     ]
@@ -154,5 +179,7 @@ def plain_type(kind: Any) -> pa.DataType:
     if pa.types.is_large_list(kind) or pa.types.is_list(kind):
         return pa.list_(plain_type(kind.value_type))
     if pa.types.is_decimal(kind):
-        return pa.int64() if kind.scale == 0 else pa.float64()  # some databases export integers as decimals
+        return (
+            pa.int64() if kind.scale == 0 else pa.float64()
+        )  # some databases export integers as decimals
     return kind

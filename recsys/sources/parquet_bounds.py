@@ -22,7 +22,15 @@ from recsys.sources.limits import FREE_BYTES, MAX_DECODED_RATIO, MAX_ROW_BYTES, 
 _MOST_ROWS: Final = 1 << 18
 _BATCH_BYTES: Final = 256 << 20
 _LOOKED_AT: Final = 1024  # rows that are read to see the dictionaries
-_WIDTHS: Final = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
+_WIDTHS: Final = {
+    "BOOLEAN": 1,
+    "INT32": 4,
+    "INT64": 8,
+    "INT96": 8,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+    "BYTE_ARRAY": 4,
+}
 _TEXTS: Final = ("STRING", "NONE", "JSON", "ENUM")
 
 
@@ -37,7 +45,9 @@ def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
     """
     check_column_count(metadata.num_columns, where)
     for number in range(metadata.num_row_groups):
-        check_decoded(metadata.row_group(number).total_byte_size, size, f"{where}: row group {number}")
+        check_decoded(
+            metadata.row_group(number).total_byte_size, size, f"{where}: row group {number}"
+        )
     _check_chunks(source, metadata, where)
     widths = _widths(metadata)
     for number in range(metadata.num_row_groups):
@@ -63,7 +73,9 @@ def _check_chunks(source: Any, metadata: Any, where: str) -> None:
         The footer is inconsistent, or the first rows cannot be read.
     """
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
-    flat = [leaf.path for leaf in leaves if leaf.max_repetition_level == 0 and leaf.path == leaf.name]
+    flat = [
+        leaf.path for leaf in leaves if leaf.max_repetition_level == 0 and leaf.path == leaf.name
+    ]
     if not flat or not metadata.num_rows:
         return
     parquet = pq.ParquetFile(source, metadata=metadata, pre_buffer=True)
@@ -72,7 +84,8 @@ def _check_chunks(source: Any, metadata: Any, where: str) -> None:
         next(parquet.iter_batches(1, row_groups=groups, columns=flat, use_threads=False), None)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise SourceError(
-            f"{where}: row group 0 or the footer cannot be read: {error}; the file is damaged, write or copy it again"
+            f"{where}: row group 0 or the footer cannot be read: {error}; the file is damaged,"
+            " write or copy it again"
         ) from None
 
 
@@ -86,8 +99,9 @@ def check_decoded(decoded: int, stored: int, where: str) -> None:
     """
     if decoded > max(FREE_BYTES, MAX_DECODED_RATIO * stored):
         raise SourceError(
-            f"{where} has values of more than {decoded >> 20:,} MiB in {stored:,} stored bytes; data does not compress "
-            f"over {MAX_DECODED_RATIO} times, so it is refused: write the table again"
+            f"{where} has values of more than {decoded >> 20:,} MiB in {stored:,} stored bytes;"
+            f" data does not compress over {MAX_DECODED_RATIO} times, so it is refused: write the"
+            " table again"
         )
 
 
@@ -121,7 +135,9 @@ def decoded_parts(batch: pa.RecordBatch, where: str) -> Iterator[pa.Table]:
     rows = max(int(_BATCH_BYTES // max(longest, 1)), 1)
     for start in range(0, batch.num_rows, rows):
         part = batch if rows >= batch.num_rows else batch.slice(start, rows)
-        plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in part.columns]
+        plain = [
+            c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in part.columns
+        ]
         yield pa.table(plain, names=batch.schema.names)
 
 
@@ -137,7 +153,9 @@ def rows_at_once(source: Any, metadata: Any, group: int, names: Sequence[str], w
     widths, chunk = _widths(metadata), metadata.row_group(group)
     rows = max(chunk.num_rows, 1)
     columns = {place: chunk.column(place) for place in _places(metadata, names)}
-    per_row = sum(widths[place] * max(column.num_values / rows, 1) for place, column in columns.items())
+    per_row = sum(
+        widths[place] * max(column.num_values / rows, 1) for place, column in columns.items()
+    )
     inner = [path for path in _texts(metadata, group, names) if path not in names]
     if inner:
         by_path = {column.path_in_schema: column for column in columns.values()}
@@ -153,7 +171,7 @@ def _check_text(longest: int, name: str, where: str) -> None:
     if longest > MAX_ROW_BYTES:
         raise SourceError(
             f"{where}: a text of {name!r} has {longest >> 20:,} MiB, at most {MAX_ROW_BYTES >> 20} "
-            f"are allowed; remove the "
+            "are allowed; remove the "
             "column or shorten its texts"
         )
 
@@ -162,7 +180,11 @@ def _places(metadata: Any, names: Sequence[str]) -> list[int]:
     """The leaves of the named columns."""
     tops = set(names)
     paths = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
-    return [n for n, path in enumerate(paths) if path in tops or any(path.startswith(f"{top}.") for top in tops)]
+    return [
+        n
+        for n, path in enumerate(paths)
+        if path in tops or any(path.startswith(f"{top}.") for top in tops)
+    ]
 
 
 def _texts(metadata: Any, group: int, names: Sequence[str]) -> list[str]:
@@ -190,7 +212,9 @@ def _longest_texts(
     it.
     """
     parquet = pq.ParquetFile(source, metadata=metadata, read_dictionary=paths)
-    batches = parquet.iter_batches(_LOOKED_AT, row_groups=[group], columns=list(names), use_threads=False)
+    batches = parquet.iter_batches(
+        _LOOKED_AT, row_groups=[group], columns=list(names), use_threads=False
+    )
     found: dict[str, int | None] = dict.fromkeys(paths)
     batch = next(batches, None)
     lengths = [] if batch is None else [n for column in batch.columns for n in _lengths(column)]

@@ -47,7 +47,7 @@ class PieceInFolder:
             wrong = good.filter(pc.fill_null(pc.not_equal(good.column(name), value), False))
             if wrong.num_rows:
                 raise SourceError(
-                    f"{self.path}: row {wrong.column(schema.ROW)[0]} has {name} {wrong.column(name)[0].as_py()!r}, but "
-                    f"its folder says {value!r}; correct one of them, or rename the column in the file with "
-                    "data.source.rename"
+                    f"{self.path}: row {wrong.column(schema.ROW)[0]} has {name}"
+                    f" {wrong.column(name)[0].as_py()!r}, but its folder says {value!r}; correct"
+                    " one of them, or rename the column in the file with data.source.rename"
                 )

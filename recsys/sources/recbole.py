@@ -65,7 +65,8 @@ class RecBoleAdapter(SourceAdapter):
             return [input_file(stem + suffix) for suffix in present]
         except SourceError as error:
             raise SourceError(
-                f"{error} (RecBole files are FOLDER/NAME.inter; set data.source.name if NAME differs)"
+                f"{error} (RecBole files are FOLDER/NAME.inter; set data.source.name if NAME"
+                " differs)"
             ) from None
 
     def pieces(self) -> dict[str, list[Piece]]:
@@ -95,8 +96,13 @@ class RecBoleAdapter(SourceAdapter):
         form = Form(separator)
         dialect = dialect_of("tsv" if separator in ("", "\t") else "csv", form)
         headers = {file: read_header(file, dialect, form) for file in self.files()}
-        self.notes = [f"{file.name}: {note}" for file, header in headers.items() for note in header.notes]
-        typed = {file: dict(_field(cell, file) for cell in header.columns) for file, header in headers.items()}
+        self.notes = [
+            f"{file.name}: {note}" for file, header in headers.items() for note in header.notes
+        ]
+        typed = {
+            file: dict(_field(cell, file) for cell in header.columns)
+            for file, header in headers.items()
+        }
         fields: dict[str, set[str]] = {}
         for file, kinds in typed.items():
             fields.setdefault(_TABLES[file.suffix].name, set()).update(kinds)
@@ -112,22 +118,32 @@ class RecBoleAdapter(SourceAdapter):
         """The piece without a span of one file."""
         rename = {**_RENAME.get(file.suffix, {}), **given}
         if schema.VALUE in typed or schema.VALUE in given.values():
-            rename = {name: to for name, to in rename.items() if name in given or to != schema.VALUE}
+            rename = {
+                name: to for name, to in rename.items() if name in given or to != schema.VALUE
+            }
         table = _TABLES[file.suffix]
         names = [rename.get(name, name) for name in typed]
-        required = schema.TableSchema("items", {schema.ITEM_ID: pa.string(), schema.ENTITY_ID: pa.string()}, {}, ())
+        required = schema.TableSchema(
+            "items", {schema.ITEM_ID: pa.string(), schema.ENTITY_ID: pa.string()}, {}, ()
+        )
         require_columns(required if file.suffix == ".link" else table, [*typed], names, file.path)
-        extras = tuple((rename.get(n, n), kind) for n, kind in typed.items() if rename.get(n, n) not in table.columns)
+        extras = tuple(
+            (rename.get(n, n), kind)
+            for n, kind in typed.items()
+            if rename.get(n, n) not in table.columns
+        )
         layout = Layout(table, extras, CellRules.of(self.config))
-        return DelimitedPiece(file, 0, tuple(names), layout, header.dialect, header.end, chunk_bytes=self.chunk_bytes)
+        return DelimitedPiece(
+            file, 0, tuple(names), layout, header.dialect, header.end, chunk_bytes=self.chunk_bytes
+        )
 
 
 def _field(cell: str, file: InputFile) -> tuple[str, pa.DataType]:
     name, colon, kind = cell.partition(":")
     if not colon or kind not in _TYPES or not name:
         raise SourceError(
-            f"{file.path}: header cell {cell!r} is not FIELD:TYPE with TYPE one of {choices(_TYPES)}; "
-            "this is not a RecBole atomic file (data.source.kind canonical reads plain tables), or its separator is "
-            "not a tab (set data.source.separator)"
+            f"{file.path}: header cell {cell!r} is not FIELD:TYPE with TYPE one of"
+            f" {choices(_TYPES)}; this is not a RecBole atomic file (data.source.kind canonical"
+            " reads plain tables), or its separator is not a tab (set data.source.separator)"
         )
     return name, _TYPES[kind]

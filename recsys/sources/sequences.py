@@ -26,7 +26,15 @@ from recsys.sources.files import InputFile, find, input_file
 from recsys.sources.guesses import COMMENTS, is_name
 from recsys.sources.headers import Form, check_line_ends, data_start
 from recsys.sources.separators import without_comments
-from recsys.sources.validate import UNREADABLE, CellRules, Layout, bad_rows, check_rows, finish, raw_text
+from recsys.sources.validate import (
+    UNREADABLE,
+    CellRules,
+    Layout,
+    bad_rows,
+    check_rows,
+    finish,
+    raw_text,
+)
 
 LINE_STRIDE: Final = 2**24  # a longer sequence would reach the order numbers of the next line
 _LINES: Final = Dialect(" ", quoted=False)
@@ -58,10 +66,14 @@ class SequencesAdapter(SourceAdapter):
         start = self._check_lines(events)
         found = [span for span, _ in spans(events, start, _LINES, self.chunk_bytes)]
         rules = CellRules.of(self.config)
-        form = LineForm(Layout(schema.EVENTS, rules=rules), start, self.config.separator, self.config.comment)
+        form = LineForm(
+            Layout(schema.EVENTS, rules=rules), start, self.config.separator, self.config.comment
+        )
         whole = SequencePiece(events, None, form, self.chunk_bytes)
         tables: dict[str, list[Piece]] = {
-            "events": [whole] if events.compressed else [replace(whole, span=span) for span in found]
+            "events": (
+                [whole] if events.compressed else [replace(whole, span=span) for span in found]
+            )
         }
         if items:
             tables["items"] = table_pieces(self._items(items))
@@ -78,7 +90,12 @@ class SequencesAdapter(SourceAdapter):
         rules = CellRules.of(self.config)
         numbers = tuple(self.config.numbers)
         return TableFiles(
-            schema.ITEMS, tuple(files), self.config.rename, form=Form(table="items"), rules=rules, numbers=numbers
+            schema.ITEMS,
+            tuple(files),
+            self.config.rename,
+            form=Form(table="items"),
+            rules=rules,
+            numbers=numbers,
         )
 
     def _check_lines(self, file: InputFile) -> int:
@@ -95,13 +112,21 @@ class SequencesAdapter(SourceAdapter):
         check_line_ends(file, head)
         config, start = self.config, data_start(file)
         if config.rename and not config.items:
-            raise SourceError("data.source.rename renames columns of the items, but data.source.items lists no file")
+            raise SourceError(
+                "data.source.rename renames columns of the items, but data.source.items lists no"
+                " file"
+            )
         if config.comment:
             head = without_comments(head[start:], config.comment.encode())
         lines = [
-            line for line in head.decode(errors="replace").lstrip("\ufeff").splitlines()[:_LOOKED_AT] if line.strip()
+            line
+            for line in head.decode(errors="replace").lstrip("\ufeff").splitlines()[:_LOOKED_AT]
+            if line.strip()
         ]
-        words = [line.split(config.separator) if config.separator.strip() else line.split() for line in lines]
+        words = [
+            line.split(config.separator) if config.separator.strip() else line.split()
+            for line in lines
+        ]
         expected = "expected lines of USER ITEM ITEM …"
         if not lines:
             if len(head) < _HEAD_BYTES:
@@ -113,18 +138,23 @@ class SequencesAdapter(SourceAdapter):
         is_only_one = first == mark or any(not line.startswith(mark) for line in lines)
         if mark and is_only_one and not config.comment:
             raise SourceError(
-                f"{file.path}: the first line ({lines[0][:60]!r}) looks like a comment; {expected}: set "
-                f"data.source.comment to {mark!r} to skip such lines, or remove them"
+                f"{file.path}: the first line ({lines[0][:60]!r}) looks like a comment; {expected}:"
+                f" set data.source.comment to {mark!r} to skip such lines, or remove them"
             )
         if is_name(first):
             raise SourceError(
-                f"{file.path}: the first line ({lines[0][:60]!r}) looks like a header; {expected}: remove it"
+                f"{file.path}: the first line ({lines[0][:60]!r}) looks like a header; {expected}:"
+                " remove it"
             )
-        others = [mark for mark in (",", ";", "|", "::", "\t", " ") if all(mark in line.strip() for line in lines)]
+        others = [
+            mark
+            for mark in (",", ";", "|", "::", "\t", " ")
+            if all(mark in line.strip() for line in lines)
+        ]
         if others and all(len(of_line) == 1 for of_line in words):
             raise SourceError(
-                f"{file.path}: no line has an item after its user ({lines[0][:60]!r}); {expected}: if the ids are "
-                f"separated by {others[0]!r}, set data.source.separator to it"
+                f"{file.path}: no line has an item after its user ({lines[0][:60]!r}); {expected}:"
+                f" if the ids are separated by {others[0]!r}, set data.source.separator to it"
             )
         self.notes = _odd_ids(file, words)
         return start
@@ -137,7 +167,12 @@ def _odd_ids(file: InputFile, words: list[list[str]]) -> list[str]:
     else:
         odd = next((word for word in words[0][1:] if word.startswith("[") or "," in word), "")
     return (
-        [f"{file.name}: ids such as {odd!r} are read with their punctuation; check that this is correct"] if odd else []
+        [
+            f"{file.name}: ids such as {odd!r} are read with their punctuation; check that this is"
+            " correct"
+        ]
+        if odd
+        else []
     )
 
 
@@ -188,8 +223,14 @@ def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> p
     given = np.flatnonzero(np.asarray(pc.not_equal(text, "")))
     text = text.take(pa.array(given))
     if len(form.separator.strip()) == 1:
-        text = pc.utf8_rtrim(text, form.separator)  # a line may end with a separator, as spreadsheets write it
-    words = pc.split_pattern(text, form.separator) if form.separator.strip() else pc.utf8_split_whitespace(text)
+        text = pc.utf8_rtrim(
+            text, form.separator
+        )  # a line may end with a separator, as spreadsheets write it
+    words = (
+        pc.split_pattern(text, form.separator)
+        if form.separator.strip()
+        else pc.utf8_split_whitespace(text)
+    )
     events = _events(words, text, given + first_row, file, layout)
     if not broken:
         return events
@@ -198,7 +239,9 @@ def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> p
     return pa.concat_tables([events, lost]).sort_by(schema.ORDER).combine_chunks()
 
 
-def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file: str, layout: Layout) -> pa.Table:
+def _events(
+    words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file: str, layout: Layout
+) -> pa.Table:
     """One event for each item; a line with only a user gives one row without item."""
     offsets = words.offsets.to_numpy()
     lengths = np.diff(offsets)
@@ -214,7 +257,9 @@ def _events(words: pa.ListArray, text: pa.Array, line_numbers: np.ndarray, file:
     checked = check_rows(raw, layout)
     rows = line_numbers[line]
     shown = (
-        pa.table({"line": pc.utf8_slice_codeunits(text, 0, _RAW_LIMIT).take(pa.array(line))}) if is_empty.any() else raw
+        pa.table({"line": pc.utf8_slice_codeunits(text, 0, _RAW_LIMIT).take(pa.array(line))})
+        if is_empty.any()
+        else raw
     )
     provenance = {
         schema.FILE: pa.repeat(pa.scalar(file, pa.string()), len(rows)),

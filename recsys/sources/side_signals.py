@@ -3,12 +3,14 @@
 The key of a signal is its probability of being correct; at 0 the signal is random. So a test can
 show that a granularity uses its signal:
 
-    text, stratum  each word of an item is of its topic with probability max(``text``, ``stratum``), else of any topic
-    social         each friend is of the circle with probability ``social``, else any user
-    knowledge      each *made by* (item → studio) and *owned by* (studio → owner) is correct with probability
+    text, stratum  each word of an item is of its topic with probability max(``text``, ``stratum``),
+    else of any topic social         each friend is of the circle with probability ``social``, else
+    any user knowledge      each *made by* (item → studio) and *owned by* (studio → owner) is
+    correct with probability
                    ``knowledge``, else random; two other relations are noise
     profile        each attribute that shows the age band, gender or country of a user, or the segment of an item (price
-                   its pair of segments, a label the half), is correct with probability ``profile``, else random
+                   its pair of segments, a label the half), is correct with probability ``profile``,
+                   else random
     media          image = ``media`` · prototype of the style (±1 entries) + standard normal noise
 
 Legend: N items of a range, U users of a bundle, W words, S studios of a range, X entries of an
@@ -40,7 +42,9 @@ from recsys.sources.world import (
 IMAGE: Final = 32  # entries of an image vector
 LABELS: Final = 8  # labels for each half of the segments; twice as many are noise
 AGES: Final = np.array([18, 30, 45, 60, 80])  # bounds of the age bands
-MISSING: Final = 0.05  # share of missing attributes of users; as many genders and countries are noise
+MISSING: Final = (
+    0.05  # share of missing attributes of users; as many genders and countries are noise
+)
 _PRICES: Final = np.array([4.0, 12.0, 36.0, 108.0])  # medians of the pairs of segments, log-normal
 _PRICE_SPREAD: Final = 0.25
 
@@ -99,7 +103,10 @@ def item_attributes(world: World, first: int, stop: int) -> tuple[Array, Array]:
     """
     rng, strength = world.stream(GOODS, first), world.config.profile
     segment = world.segment_N[first:stop]
-    pair, half = _signal(segment // 2, COUNTRIES, strength, rng), _signal(segment % 2, 2, strength, rng)
+    pair, half = (
+        _signal(segment // 2, COUNTRIES, strength, rng),
+        _signal(segment % 2, 2, strength, rng),
+    )
     price = np.round(_PRICES[pair] * np.exp(_PRICE_SPREAD * rng.standard_normal(stop - first)), 2)
     telling = half * LABELS + rng.integers(LABELS, size=stop - first)
     noise = 2 * LABELS + rng.integers(2 * LABELS, size=(stop - first, 2))

@@ -47,7 +47,10 @@ START: Final = 1_704_067_200  # 2024-01-01T00:00:00Z
 YEAR: Final = 365 * 86_400  # seconds
 EVENT_TYPES: Final = ("view", "click", "purchase")
 VALUES: Final = (1.0, 2.0, 5.0)
-_TYPE_SHARES: Final = ((0.60, 0.25, 0.15), (0.90, 0.08, 0.02))  # of events by a signal, of noise events
+_TYPE_SHARES: Final = (
+    (0.60, 0.25, 0.15),
+    (0.90, 0.08, 0.02),
+)  # of events by a signal, of noise events
 ITEM_BUNDLE: Final = 250  # items that are generated together
 _BLOCK_ROWS: Final = 200_000
 _EVENT_BYTES: Final = 32  # approximate size of an event as a line of text
@@ -74,7 +77,12 @@ _LAYOUTS: Final = {
     ),
     "users": Layout(
         schema.USERS,
-        (("age", pa.float64()), ("gender", pa.string()), ("country", pa.string()), ("device", pa.string())),
+        (
+            ("age", pa.float64()),
+            ("gender", pa.string()),
+            ("country", pa.string()),
+            ("device", pa.string()),
+        ),
     ),
     "social": Layout(schema.SOCIAL),
     "knowledge": Layout(schema.KNOWLEDGE),
@@ -173,15 +181,23 @@ def _num_item_bundles(config: SyntheticSource) -> int:
 
 
 def _partitions(config: SyntheticSource, table: str, num_bundles: int) -> list[Piece]:
-    cuts = np.linspace(0, num_bundles, min(config.num_partitions, num_bundles) + 1).round().astype(int)
-    return [Partition(config, table, int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if b > a]
+    cuts = (
+        np.linspace(0, num_bundles, min(config.num_partitions, num_bundles) + 1).round().astype(int)
+    )
+    return [
+        Partition(config, table, int(a), int(b))
+        for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+        if b > a
+    ]
 
 
 def _events(world: World, bundle: int) -> pa.Table:
     events = walk(world, bundle)
     rng = world.stream(_STREAM["events"], bundle)
     is_noise = (events.mechanism_E == MECHANISMS.index("noise")).astype(int)
-    kind = (rng.random(len(is_noise))[:, None] > np.cumsum(_TYPE_SHARES, axis=1)[is_noise][:, :2]).sum(axis=1)
+    kind = (
+        rng.random(len(is_noise))[:, None] > np.cumsum(_TYPE_SHARES, axis=1)[is_noise][:, :2]
+    ).sum(axis=1)
     seconds = START + (events.times_E * YEAR).astype(np.int64)
     return pa.table(
         {
@@ -203,7 +219,9 @@ def _items(world: World, bundle: int) -> pa.Table:
     places = rng.integers(1 << 30, size=topics.shape)
     texts = [
         [words[topic][place % len(words[topic])] for topic, place in zip(row, at, strict=True)]
-        for row, at in zip(topics[:, :num_words].tolist(), places[:, :num_words].tolist(), strict=True)
+        for row, at in zip(
+            topics[:, :num_words].tolist(), places[:, :num_words].tolist(), strict=True
+        )
     ]
     price, labels = item_attributes(world, first, stop)
     image = pa.array(images(world, first, stop).ravel())
@@ -231,7 +249,9 @@ def _users(world: World, bundle: int) -> pa.Table:
             "age": pa.array(age, from_pandas=True),
             "gender": pa.array(_GENDERS).take(pa.array(gender, mask=gender < 0)),
             "country": pa.array(_COUNTRIES).take(pa.array(country, mask=country < 0)),
-            "device": pa.array(_DEVICES).take(pa.array(rng.integers(len(_DEVICES), size=len(users)))),
+            "device": (
+                pa.array(_DEVICES).take(pa.array(rng.integers(len(_DEVICES), size=len(users))))
+            ),
         }
     )
 
@@ -254,7 +274,10 @@ def _knowledge(world: World, bundle: int) -> pa.Table:
     start, end = (number * num_studios // num_bundles for number in (bundle, bundle + 1))
     rng = world.stream(_STREAM["knowledge"], bundle)
     works, studios = np.arange(first, stop), np.arange(start, end)
-    people, cities = rng.integers(_PEOPLE, size=len(works)), rng.integers(_CITIES, size=len(studios))
+    people, cities = (
+        rng.integers(_PEOPLE, size=len(works)),
+        rng.integers(_CITIES, size=len(studios)),
+    )
     triples = (
         (("work", works), "made by", ("studio", item_studios(world, first, stop))),
         (("work", works), "features", ("person", people)),
@@ -273,7 +296,13 @@ def _knowledge(world: World, bundle: int) -> pa.Table:
     ).combine_chunks()
 
 
-_MAKERS: Final = {"events": _events, "items": _items, "users": _users, "social": _social, "knowledge": _knowledge}
+_MAKERS: Final = {
+    "events": _events,
+    "items": _items,
+    "users": _users,
+    "social": _social,
+    "knowledge": _knowledge,
+}
 
 
 def _block(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
@@ -315,9 +344,13 @@ def _broken(world: World, table: str, bundle: int, good: pa.Table) -> pa.Table:
             row[column] = special.get(value, value)
 
     def text(name: str) -> pa.Array:
-        return pa.array([None if row[name] is None else str(row[name]) for row in rows], pa.string())
+        return pa.array(
+            [None if row[name] is None else str(row[name]) for row in rows], pa.string()
+        )
 
-    return pa.table({name: copies.column(name) if name in lists else text(name) for name in good.column_names})
+    return pa.table(
+        {name: copies.column(name) if name in lists else text(name) for name in good.column_names}
+    )
 
 
 def _names(prefix: str, number: Array) -> pa.Array:

@@ -44,12 +44,17 @@ SPLIT_WORDS: Final = {
 """The usual names of the splits in files, in lower case."""
 HINTS: Final = {
     BAD_TIMESTAMP: (
-        f"{ACCEPTED}; for any other format set data.source.time_format (strptime, e.g. '%d/%m/%Y %H:%M'); serial "
-        "dates of spreadsheets (44162.91) and years alone are not accepted: write such times as text"
+        f"{ACCEPTED}; for any other format set data.source.time_format (strptime, e.g. '%d/%m/%Y"
+        " %H:%M'); serial dates of spreadsheets (44162.91) and years alone are not accepted: write"
+        " such times as text"
     ),
-    BAD_VALUE: "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5, and add a "
-    "text that means a missing value to data.source.absent",
-    BAD_WEIGHT: "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5",
+    BAD_VALUE: (
+        "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5,"
+        " and add a text that means a missing value to data.source.absent"
+    ),
+    BAD_WEIGHT: (
+        "expected a number such as 2.5; set data.source.decimal to ',' if the source writes 2,5"
+    ),
     BAD_SPLIT: f"expected {', '.join(SPLITS)} or an empty cell",
 }
 """The expected form and the cure for reasons that do not name them, for messages."""
@@ -73,7 +78,9 @@ class Layout:
 
     @property
     def arrow(self) -> pa.Schema:
-        """The schema of each block; all columns are nullable, because bad rows may lack any value."""
+        """The schema of each block; all columns are nullable, because bad rows may lack any
+        value.
+        """
         return pa.schema([*self.table.columns.items(), *self.extras, *_PROVENANCE.items()])
 
 
@@ -106,7 +113,9 @@ def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
     verdicts: list[tuple[str, pa.Array]] = []
     given = {name: _flat(raw.column(name)) for name in raw.column_names}
     for name in layout.table.required:
-        columns[name] = ids(given[name], layout.rules) if name in given else pa.nulls(count, pa.string())
+        columns[name] = (
+            ids(given[name], layout.rules) if name in given else pa.nulls(count, pa.string())
+        )
         verdicts.append((missing(name), pc.is_null(columns[name])))
     for name, kind in layout.table.optional.items():
         if name not in given:
@@ -121,7 +130,9 @@ def check_rows(raw: pa.Table, layout: Layout) -> pa.Table:
         loops = pc.equal(columns[schema.SRC_USER_ID], columns[schema.DST_USER_ID])
         verdicts.append((SELF_LOOP, pc.fill_null(loops, False)))
     for name, kind in layout.extras:
-        columns[name] = extra(given[name], kind, layout.rules) if name in given else pa.nulls(count, kind)
+        columns[name] = (
+            extra(given[name], kind, layout.rules) if name in given else pa.nulls(count, kind)
+        )
     columns[schema.REASON] = _reasons(verdicts, count)
     return pa.table(columns)
 
@@ -132,11 +143,15 @@ def finish(checked: pa.Table, layout: Layout, provenance: Mapping[str, pa.Array]
     """
     count = checked.num_rows
     arrays = {**{name: checked.column(name) for name in checked.column_names}, **provenance}
-    columns = [arrays[f.name] if f.name in arrays else pa.nulls(count, f.type) for f in layout.arrow]
+    columns = [
+        arrays[f.name] if f.name in arrays else pa.nulls(count, f.type) for f in layout.arrow
+    ]
     return pa.table(columns, schema=layout.arrow)
 
 
-def bad_rows(layout: Layout, reason: str, file: str, rows: list[int], texts: list[str], order: list[int]) -> pa.Table:
+def bad_rows(
+    layout: Layout, reason: str, file: str, rows: list[int], texts: list[str], order: list[int]
+) -> pa.Table:
     """A block of bad rows of which only the text is known."""
     count = len(rows)
     arrays = {
@@ -146,7 +161,9 @@ def bad_rows(layout: Layout, reason: str, file: str, rows: list[int], texts: lis
         schema.REASON: pa.array([reason] * count, pa.string()),
         schema.RAW: pa.array([text[:_RAW_LIMIT] for text in texts], pa.string()),
     }
-    return pa.table([arrays.get(f.name, pa.nulls(count, f.type)) for f in layout.arrow], schema=layout.arrow)
+    return pa.table(
+        [arrays.get(f.name, pa.nulls(count, f.type)) for f in layout.arrow], schema=layout.arrow
+    )
 
 
 def raw_text(raw: pa.Table, reasons: pa.ChunkedArray, delimiter: str) -> pa.Array:
@@ -156,7 +173,9 @@ def raw_text(raw: pa.Table, reasons: pa.ChunkedArray, delimiter: str) -> pa.Arra
         return pa.nulls(raw.num_rows, pa.string())
     bad = raw.filter(is_bad)
     cells = [as_text(_flat(column)) for column in bad.columns]
-    joined = pc.binary_join_element_wise(*cells, delimiter, null_handling="replace", null_replacement="")
+    joined = pc.binary_join_element_wise(
+        *cells, delimiter, null_handling="replace", null_replacement=""
+    )
     texts = pc.utf8_slice_codeunits(joined, 0, _RAW_LIMIT)
     rows = np.full(raw.num_rows, -1, dtype=np.int64)
     where = np.flatnonzero(np.asarray(is_bad))
@@ -164,7 +183,9 @@ def raw_text(raw: pa.Table, reasons: pa.ChunkedArray, delimiter: str) -> pa.Arra
     return texts.take(pa.array(rows, mask=rows < 0))
 
 
-def _optional(name: str, column: pa.Array, rules: CellRules) -> tuple[pa.Array, tuple[str, pa.Array] | None]:
+def _optional(
+    name: str, column: pa.Array, rules: CellRules
+) -> tuple[pa.Array, tuple[str, pa.Array] | None]:
     """An optional known column with its type, and the rule that it can break."""
     if name == schema.TIMESTAMP:
         times, wrong = timestamps(column, rules)
@@ -201,14 +222,20 @@ def _default(name: str, kind: pa.DataType, count: int) -> pa.Array:
         schema.VALUE: schema.DEFAULT_VALUE,
         schema.WEIGHT: 1.0,
     }
-    return pa.repeat(pa.scalar(defaults[name], kind), count) if name in defaults else pa.nulls(count, kind)
+    return (
+        pa.repeat(pa.scalar(defaults[name], kind), count)
+        if name in defaults
+        else pa.nulls(count, kind)
+    )
 
 
 def _reasons(verdicts: list[tuple[str, pa.Array]], count: int) -> pa.Array:
     broken = [(reason, wrong) for reason, wrong in verdicts if pc.any(wrong).as_py()]
     if not broken:
         return pa.nulls(count, pa.string())
-    conditions = pc.make_struct(*(wrong for _, wrong in broken), field_names=[str(i) for i in range(len(broken))])
+    conditions = pc.make_struct(
+        *(wrong for _, wrong in broken), field_names=[str(i) for i in range(len(broken))]
+    )
     return pc.case_when(conditions, *(pa.scalar(reason) for reason, _ in broken))
 
 

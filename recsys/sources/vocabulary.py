@@ -55,7 +55,9 @@ poetry: sonnet verse rhyme stanza haiku metaphor lyric poet ode elegy couplet an
 
 TOPICS: Final[dict[str, tuple[str, ...]]] = {
     name: tuple(words.split())
-    for name, words in (entry.split(":") for entry in _TEXT.replace("\n    ", " ").strip().split("\n"))
+    for name, words in (
+        entry.split(":") for entry in _TEXT.replace("\n    ", " ").strip().split("\n")
+    )
 }
 
 

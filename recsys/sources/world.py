@@ -56,16 +56,32 @@ Array = npt.NDArray[Any]
 
 NOISE: Final = 0.15  # weight of draws by popularity, next to the strengths
 CIRCLE: Final = 20  # users of a circle
-BUNDLES: Final = (240, 2400)  # users that are generated together (whole circles), in small and large data
+BUNDLES: Final = (
+    240,
+    2400,
+)  # users that are generated together (whole circles), in small and large data
 _LARGE: Final = 20_000  # users of large data
 RELEASE: Final = 0.9  # cold items appear after this time
 COLD_BOOST: Final = 4.0
 FIRST_TOPIC: Final = 0.7
 SHORT: Final = 3  # events of a short-history user: training, validation, test
-KNOBS: Final = ("text", "evolution", "collaborative", "social", "knowledge", "stratum", "profile", "media")
+KNOBS: Final = (
+    "text",
+    "evolution",
+    "collaborative",
+    "social",
+    "knowledge",
+    "stratum",
+    "profile",
+    "media",
+)
 MECHANISMS: Final = (*KNOBS, "noise")
 STRATA: Final = 8
-MIX: Final = (0, 1, 3)  # offsets of a mix's topics; all differences differ, so two mixes share at most one
+MIX: Final = (
+    0,
+    1,
+    3,
+)  # offsets of a mix's topics; all differences differ, so two mixes share at most one
 MIX_SHARE: Final = 0.5  # steps of the stratum that go to its mix instead of its shelf
 BANDS: Final = 4  # of age
 GENDERS: Final = 2
@@ -98,14 +114,21 @@ class Groups:
         sizes = np.concatenate([np.bincount(group_N) for group_N in kinds])
         order = np.concatenate(orders)
         return Groups(
-            order, np.concatenate([[0.0], np.cumsum(weight_N[order])]), np.concatenate([[0], np.cumsum(sizes)])
+            order,
+            np.concatenate([[0.0], np.cumsum(weight_N[order])]),
+            np.concatenate([[0], np.cumsum(sizes)]),
         )
 
     def draw(self, group: Array, rng: np.random.Generator) -> Array:
         """Draw one item of each given group; any shape."""
         start, end = self.start_G1[group], self.start_G1[group + 1]
         low, high = self.cumulative_P1[start], self.cumulative_P1[end]
-        place = np.searchsorted(self.cumulative_P1, low + rng.random(group.shape) * (high - low), side="right") - 1
+        place = (
+            np.searchsorted(
+                self.cumulative_P1, low + rng.random(group.shape) * (high - low), side="right"
+            )
+            - 1
+        )
         items: Array = self.order_P[np.minimum(np.maximum(place, start), end - 1)]
         return items
 
@@ -159,7 +182,9 @@ class World:
 
     def bundle_users(self, bundle: int) -> Array:
         """The users of a bundle: [U]."""
-        return np.arange(bundle * self.bundle, min((bundle + 1) * self.bundle, self.config.num_users))
+        return np.arange(
+            bundle * self.bundle, min((bundle + 1) * self.bundle, self.config.num_users)
+        )
 
     def favourites(self, circle: int) -> Array:
         """The favourite items of a circle."""
@@ -238,9 +263,19 @@ def _world(config: str) -> World:
         "style": deal(count, num_communities),
         "any": np.zeros(count, dtype=np.int64),
     }
-    sizes = (num_topics, num_clusters, num_communities, num_communities, STRATA, 2 * COUNTRIES, num_communities)
+    sizes = (
+        num_topics,
+        num_clusters,
+        num_communities,
+        num_communities,
+        STRATA,
+        2 * COUNTRIES,
+        num_communities,
+    )
     first = dict(zip(kinds, np.cumsum([0, *sizes]).tolist(), strict=True))
-    mix = rng.permutation(num_topics)[((np.arange(STRATA) * num_topics // STRATA)[:, None] + MIX) % num_topics]
+    mix = rng.permutation(num_topics)[
+        ((np.arange(STRATA) * num_topics // STRATA)[:, None] + MIX) % num_topics
+    ]
     return World(
         config=source,
         groups=Groups.of(list(kinds.values()), weight),
@@ -251,7 +286,10 @@ def _world(config: str) -> World:
         next_cluster_G=_cycle(num_clusters, rng),
         next_topic_G=_cycle(num_topics, rng),
         release_N=release,
-        **{f"{kind}_N": kinds[kind] for kind in ("topic", "cluster", "community", "shelf", "segment", "style")},
+        **{
+            f"{kind}_N": kinds[kind]
+            for kind in ("topic", "cluster", "community", "shelf", "segment", "style")
+        },
     )
 
 
@@ -275,7 +313,10 @@ def tastes(world: World, bundle: int) -> Taste:
     def pick_topic() -> Array:
         of_mix = world.mix_SM[stratum, rng.integers(len(MIX), size=count)]
         is_of_mix = rng.random(count) < config.stratum
-        return pick(world.num_topics, np.where(is_of_mix, of_mix, rng.integers(world.num_topics, size=count)))
+        return pick(
+            world.num_topics,
+            np.where(is_of_mix, of_mix, rng.integers(world.num_topics, size=count)),
+        )
 
     return Taste(
         users_U=users,
@@ -333,10 +374,14 @@ def _step(
         drawn_RC = world.groups.draw(np.repeat(group_R[left, None], _CANDIDATES, axis=1), rng)
         social = np.flatnonzero(mechanism_R[left] == MECHANISMS.index("social"))
         places = rng.integers(taste.favourites_UF.shape[1], size=(len(social), _CANDIDATES))
-        drawn_RC[social] = np.take_along_axis(taste.favourites_UF[rows_R[left[social]]], places, axis=1)
+        drawn_RC[social] = np.take_along_axis(
+            taste.favourites_UF[rows_R[left[social]]], places, axis=1
+        )
         past_RT = items_UT[rows_R[left], :step]
         is_seen_RC = (drawn_RC[:, :, None] == past_RT[:, None, :]).any(axis=2)
-        is_free_RC = ~is_seen_RC & (world.release_N[drawn_RC] <= times_UT[rows_R[left], step][:, None])
+        is_free_RC = ~is_seen_RC & (
+            world.release_N[drawn_RC] <= times_UT[rows_R[left], step][:, None]
+        )
         found = np.flatnonzero(is_free_RC.any(axis=1))
         chosen_R[left[found]] = drawn_RC[found, is_free_RC[found].argmax(axis=1)]
         left = np.delete(left, found)
@@ -348,7 +393,12 @@ def _step(
 
 
 def _group(
-    world: World, taste: Taste, rows_R: Array, mechanism_R: Array, past: tuple[Array, Array], rng: np.random.Generator
+    world: World,
+    taste: Taste,
+    rows_R: Array,
+    mechanism_R: Array,
+    past: tuple[Array, Array],
+    rng: np.random.Generator,
 ) -> Array:
     """The group of items that the mechanism of each user draws from."""
     previous_R, age_R = past
@@ -375,9 +425,9 @@ def _group(
 
 def _mechanisms(config: SyntheticSource, count: int, rng: np.random.Generator) -> Array:
     weights = np.array([*(getattr(config, knob) for knob in KNOBS), NOISE])
-    return np.searchsorted(np.cumsum(weights / weights.sum()), rng.random(count), side="right").clip(
-        0, len(weights) - 1
-    )
+    return np.searchsorted(
+        np.cumsum(weights / weights.sum()), rng.random(count), side="right"
+    ).clip(0, len(weights) - 1)
 
 
 def _room(config: SyntheticSource, share: int) -> int:
@@ -392,10 +442,14 @@ def _lengths(config: SyntheticSource, count: int, rng: np.random.Generator) -> A
     ``events_per_user`` if possible.
     """
     is_short = rng.random(count) < config.short_history
-    mean = (config.events_per_user - SHORT * config.short_history) / max(1 - config.short_history, 1e-9)
+    mean = (config.events_per_user - SHORT * config.short_history) / max(
+        1 - config.short_history, 1e-9
+    )
     extra = rng.gamma(4.0, max(mean - SHORT - 1, 0.0) / 4.0, size=count)
     longest = min(config.num_items // 2, 20 * int(config.events_per_user) + SHORT)
-    return np.where(is_short, SHORT, np.clip(SHORT + 1 + np.round(extra), SHORT + 1, longest)).astype(np.int64)
+    return np.where(
+        is_short, SHORT, np.clip(SHORT + 1 + np.round(extra), SHORT + 1, longest)
+    ).astype(np.int64)
 
 
 def _times(lengths_U: Array, steps: int, rng: np.random.Generator) -> Array:

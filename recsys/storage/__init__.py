@@ -1,1 +1,3 @@
-"""Local folders and remote storage (``s3://``, ``gs://``) behind one interface, with locks and mirrors."""
+"""Local folders and remote storage (``s3://``, ``gs://``) behind one interface, with locks and
+mirrors.
+"""

@@ -107,11 +107,14 @@ def _acquire(lock: _S3Lock | _PlainLock, own: Holder, place: str, free: str) -> 
         elif not holder.is_gone:
             break
     if holder is None:
-        raise ArtifactError(f"{without_query(place)} is locked and released by other writers at this time; try again")
+        raise ArtifactError(
+            f"{without_query(place)} is locked and released by other writers at this time; try"
+            " again"
+        )
     raise ArtifactError(
-        f"{without_query(place).rpartition('/')[0]} is in use by {holder.work}, process {holder.pid} on "
-        f"{holder.host}, since {holder.since}; {free}. If that process has ended, delete the object "
-        f"{without_query(place)}"
+        f"{without_query(place).rpartition('/')[0]} is in use by {holder.work}, process"
+        f" {holder.pid} on {holder.host}, since {holder.since}; {free}. If that process has ended,"
+        f" delete the object {without_query(place)}"
     )
 
 

@@ -42,7 +42,9 @@ class Mirror:
         return part
 
     def fetch(self, name: str) -> Path:
-        """The local path of a file or folder; downloaded the first time, unless it exists locally."""
+        """The local path of a file or folder; downloaded the first time, unless it exists
+        locally.
+        """
         path = self.root / name
         if name not in self._asked:
             self._asked.add(name)
@@ -58,7 +60,10 @@ class Mirror:
     def fetch_all(
         self,
         leave: tuple[str, ...],
-        kinds: tuple[pyarrow.fs.FileType, ...] = (pyarrow.fs.FileType.File, pyarrow.fs.FileType.Directory),
+        kinds: tuple[pyarrow.fs.FileType, ...] = (
+            pyarrow.fs.FileType.File,
+            pyarrow.fs.FileType.Directory,
+        ),
     ) -> None:
         """Download all files and folders of the remote folder, except those in ``leave``."""
         filesystem, inner = filesystem_of(self.place)
@@ -118,14 +123,19 @@ def download(place: str, path: Path) -> bool:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == pyarrow.fs.FileType.File:
-            pyarrow.fs.copy_files(inner, str(path), source_filesystem=filesystem, destination_filesystem=local)
+            pyarrow.fs.copy_files(
+                inner, str(path), source_filesystem=filesystem, destination_filesystem=local
+            )
             return True
         for info in filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True)):
             if info.type == pyarrow.fs.FileType.File:
                 target = path / info.path[len(inner) + 1 :]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 pyarrow.fs.copy_files(
-                    info.path, str(target), source_filesystem=filesystem, destination_filesystem=local
+                    info.path,
+                    str(target),
+                    source_filesystem=filesystem,
+                    destination_filesystem=local,
                 )
     return True
 
@@ -168,14 +178,21 @@ def _copy_up(path: Path, place: str) -> None:
         if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
             filesystem.create_dir(inner.rpartition("/")[0], recursive=True)
         pyarrow.fs.copy_files(
-            str(path), inner, source_filesystem=pyarrow.fs.LocalFileSystem(), destination_filesystem=filesystem
+            str(path),
+            inner,
+            source_filesystem=pyarrow.fs.LocalFileSystem(),
+            destination_filesystem=filesystem,
         )
 
 
 def _files(folder: Path) -> list[Path]:
     """All files below a folder, except hidden files and folders, which are still being written."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return [
+        path
+        for path in found
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
 
 
 def _seals_last(path: Path) -> tuple[bool, Path]:

@@ -46,11 +46,16 @@ _DENIED: Final = re.compile(
     r"|HTTP status 40[13]|Forbidden|\b403\b|Unable to locate credentials|OAuth2 access token"
 )
 _SILENT: Final = re.compile(
-    r"NETWORK_CONNECTION|curlCode|REQUEST_TIMEOUT|Could not connect|Connect timeout|Read timeout|ConnectionClosed"
+    r"NETWORK_CONNECTION|curlCode|REQUEST_TIMEOUT|Could not connect|Connect timeout|Read"
+    r" timeout|ConnectionClosed"
     r"|Connection was closed|Retry policy exhausted"
 )
-_BUSY: Final = re.compile(r"SLOW_DOWN|SlowDown|SERVICE_UNAVAILABLE|ServiceUnavailable|HTTP status 503|\b503\b")
-_FULL: Final = re.compile(r"[^\n]*(No space left on device|Disk quota exceeded|database or disk is full)[^\n]*")
+_BUSY: Final = re.compile(
+    r"SLOW_DOWN|SlowDown|SERVICE_UNAVAILABLE|ServiceUnavailable|HTTP status 503|\b503\b"
+)
+_FULL: Final = re.compile(
+    r"[^\n]*(No space left on device|Disk quota exceeded|database or disk is full)[^\n]*"
+)
 GO_ON: Final = "continue with the same command and --resume"
 
 
@@ -69,8 +74,12 @@ def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if place.startswith("s3://"):
         bucket_and_key, options = _split(place)
         return _s3_filesystem(*_settings(place, options)), bucket_and_key
-    if place.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in place:  # else 15 minutes
-        place = f"{place}{'&' if '?' in place else '?'}retry_limit_seconds={ATTEMPTS * CONNECT_S:.0f}"
+    if (
+        place.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in place
+    ):  # else 15 minutes
+        place = (
+            f"{place}{'&' if '?' in place else '?'}retry_limit_seconds={ATTEMPTS * CONNECT_S:.0f}"
+        )
     try:
         with storage_errors(place):
             filesystem, inner = pyarrow.fs.FileSystem.from_uri(place)
@@ -164,19 +173,23 @@ def explain(error: BaseException, place: str, doing: str = "read") -> StorageErr
     """The meaning of an error of Arrow or boto3: what, where and the cure."""
     text, where = str(error), without_query(place)
     if _FULL.search(text):
-        return StorageError(f"cannot {doing} {where}: the disk is full; free space there, and {GO_ON}")
+        return StorageError(
+            f"cannot {doing} {where}: the disk is full; free space there, and {GO_ON}"
+        )
     if _BUSY.search(text):
         return StorageError(
-            f"cannot {doing} {where}: the server answers 503, because it is overloaded or out of service; wait, and "
-            f"{GO_ON}"
+            f"cannot {doing} {where}: the server answers 503, because it is overloaded or out of"
+            f" service; wait, and {GO_ON}"
         )
     bucket = where.partition("://")[2].partition("/")[0]
     if _NO_BUCKET.search(text):
-        return StorageError(f"cannot {doing} {where}: there is no bucket {bucket}; create it, or correct the name")
+        return StorageError(
+            f"cannot {doing} {where}: there is no bucket {bucket}; create it, or correct the name"
+        )
     if _DENIED.search(text):
         cure = (
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, for an account whose policy allows to "
-            "list, read, write and delete there"
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, for an account whose"
+            " policy allows to list, read, write and delete there"
             if where.startswith("s3:")
             else "log in with credentials that may list, read, write and delete there"
         )
@@ -188,7 +201,9 @@ def explain(error: BaseException, place: str, doing: str = "read") -> StorageErr
             cure = "check the network, the region and AWS_ENDPOINT_URL"
         return StorageError(f"cannot {doing} {where}: {server} does not answer; {cure}")
     detail = next(iter(text.strip().splitlines()), type(error).__name__)
-    return StorageError(f"cannot {doing} {where}: {detail}; check the URI, the network and the credentials")
+    return StorageError(
+        f"cannot {doing} {where}: {detail}; check the URI, the network and the credentials"
+    )
 
 
 def message_of(error: BaseException) -> str | None:
@@ -201,10 +216,14 @@ def message_of(error: BaseException) -> str | None:
     if isinstance(error, OSError) and "AWS Error" in text:
         found = re.search(r"key '(?P<key>[^']*)' in bucket '(?P<bucket>[^']*)'", text)
         return str(explain(error, f"s3://{found['bucket']}/{found['key']}" if found else "s3://"))
-    return str(explain(error, "s3://", "use")) if type(error).__module__.split(".")[0] in _LIBRARIES else None
+    return (
+        str(explain(error, "s3://", "use"))
+        if type(error).__module__.split(".")[0] in _LIBRARIES
+        else None
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------- s3
+# ----------------------------------------------------------------------------------------------- s3
 
 
 def s3_client(place: str) -> Any:
@@ -223,11 +242,17 @@ def s3_client(place: str) -> Any:
     _, options = _split(place)
     region, endpoint, _, certificates = _settings(place, options)[:4]
     limits = Config(
-        connect_timeout=CONNECT_S, read_timeout=SILENCE_S, retries={"mode": "standard", "total_max_attempts": ATTEMPTS}
+        connect_timeout=CONNECT_S,
+        read_timeout=SILENCE_S,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
     )
     with storage_errors(place, "use"):
         return boto3.client(
-            "s3", region_name=region, endpoint_url=endpoint or None, verify=certificates or None, config=limits
+            "s3",
+            region_name=region,
+            endpoint_url=endpoint or None,
+            verify=certificates or None,
+            config=limits,
         )
 
 
@@ -243,7 +268,9 @@ def require_s3_client(place: str) -> None:
         import boto3  # noqa: F401
 
         return
-    raise StorageError(f"{without_query(place)}: writing to S3 needs the package boto3; {_S3_PACKAGE}")
+    raise StorageError(
+        f"{without_query(place)}: writing to S3 needs the package boto3; {_S3_PACKAGE}"
+    )
 
 
 def _split(place: str) -> tuple[str, dict[str, str]]:
@@ -264,13 +291,17 @@ def _split(place: str) -> tuple[str, dict[str, str]]:
 
 
 def _endpoint(options: dict[str, str]) -> str:
-    endpoint = options.get("endpoint_override") or next((v for n in _ENDPOINTS if (v := os.environ.get(n))), "")
+    endpoint = options.get("endpoint_override") or next(
+        (v for n in _ENDPOINTS if (v := os.environ.get(n))), ""
+    )
     if endpoint and "://" not in endpoint:
         endpoint = f"{options.get('scheme', 'https')}://{endpoint}"
     return endpoint.rstrip("/")
 
 
-def _settings(place: str, options: dict[str, str]) -> tuple[str, str, str, str, tuple[str | None, ...]]:
+def _settings(
+    place: str, options: dict[str, str]
+) -> tuple[str, str, str, str, tuple[str | None, ...]]:
     """Region, endpoint, scheme, certificates, and the identity in the environment."""
     endpoint = _endpoint(options)
     region = options.get("region", "")
@@ -280,7 +311,13 @@ def _settings(place: str, options: dict[str, str]) -> tuple[str, str, str, str, 
         with storage_errors(place):
             region = _region_of(without_query(place).removeprefix("s3://").partition("/")[0])
     identity = tuple(os.environ.get(name) for name in _IDENTITY)
-    return region, endpoint, options.get("scheme", "https"), options.get("tls_ca_file_path", ""), identity
+    return (
+        region,
+        endpoint,
+        options.get("scheme", "https"),
+        options.get("tls_ca_file_path", ""),
+        identity,
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,9 +12,9 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 CREDENTIALS: Final = (
-    "the {}:// URI has credentials, which would be written into configurations and logs; give them in the "
-    "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS) or by the "
-    "machine's role, and a server in AWS_ENDPOINT_URL"
+    "the {}:// URI has credentials, which would be written into configurations and logs; give them"
+    " in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE,"
+    " GOOGLE_APPLICATION_CREDENTIALS) or by the machine's role, and a server in AWS_ENDPOINT_URL"
 )
 _SECRET: Final = re.compile(r"key|secret|token|sig|password|credential", re.IGNORECASE)
 

@@ -48,10 +48,22 @@ def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
         its own learning rate times ``update.lr_share``.
     """
     section = sections(config)[name]
-    shared = {key: getattr(config.train, key) for key in ("refit", "final", "num_workers", "use_gpu", "metric")}
-    train = merged(config.train.model_dump(mode="json"), dict(with_current_keys("train", section.train))) | shared
+    shared = {
+        key: getattr(config.train, key)
+        for key in ("refit", "final", "num_workers", "use_gpu", "metric")
+    }
+    train = (
+        merged(
+            config.train.model_dump(mode="json"), dict(with_current_keys("train", section.train))
+        )
+        | shared
+    )
     if goes_on:
-        lr = section.train["lr"] * config.update.lr_share if "lr" in section.train else config.train.lr
+        lr = (
+            section.train["lr"] * config.update.lr_share
+            if "lr" in section.train
+            else config.train.lr
+        )
         train |= {"epochs": config.train.epochs, "lr": lr}
     changes = {
         "model": section.own_model(),
@@ -68,15 +80,24 @@ def joined(result: TrainResult, apart: Mapping[str, TrainResult]) -> TrainResult
     """
     if not apart:
         return result
-    weights, selected = dict(result.weights), None if result.selected is None else dict(result.selected)
+    weights, selected = (
+        dict(result.weights),
+        (None if result.selected is None else dict(result.selected)),
+    )
     chosen = {}
     for name, own in apart.items():
         weights |= named(name, own.weights)
         if selected is not None:
             selected |= named(name, own.weights if own.selected is None else own.selected)
         sizes = own.frozen.sizes
-        chosen[name] = {"best_epoch": own.best_epoch, "choices": own.choices, "inputs": dict(sizes.inputs)}
-    return replace(result, weights=weights, selected=selected, choices={**result.choices, APART: chosen})
+        chosen[name] = {
+            "best_epoch": own.best_epoch,
+            "choices": own.choices,
+            "inputs": dict(sizes.inputs),
+        }
+    return replace(
+        result, weights=weights, selected=selected, choices={**result.choices, APART: chosen}
+    )
 
 
 def own_weights(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -88,9 +109,13 @@ def own_weights(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         The main model holds no weights of it.
     """
     start = f"{APART}.{name}."
-    found = {key.removeprefix(start): tensor for key, tensor in weights.items() if key.startswith(start)}
+    found = {
+        key.removeprefix(start): tensor for key, tensor in weights.items() if key.startswith(start)
+    }
     if not found:
-        raise ArtifactError(f"the trained model holds no weights of {name}; run `recsys train` again")
+        raise ArtifactError(
+            f"the trained model holds no weights of {name}; run `recsys train` again"
+        )
     return found
 
 

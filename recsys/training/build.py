@@ -31,7 +31,9 @@ class Start:
     """
 
     weights: dict[str, Tensor]
-    inputs: Mapping[str, Any] = field(default_factory=dict)  # ``ModelSizes.inputs`` of the earlier model
+    inputs: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # ``ModelSizes.inputs`` of the earlier model
     names: tuple[str, ...] = ()  # the trained granularities, in the order of λ in the weights
 
     def whitening(self) -> list[Whitening] | None:
@@ -45,7 +47,11 @@ class Start:
 
 
 def model_sizes(
-    config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0, start: Start | None = None
+    config: Config,
+    dataset: PreparedDataset,
+    through: Split,
+    num_strata: int = 0,
+    start: Start | None = None,
 ) -> ModelSizes:
     """The sizes of a model for a dataset, from the events through a split.
 
@@ -81,7 +87,8 @@ def model_sizes(
         num_users=dataset.num_users,
         num_items=dataset.num_items,
         num_types=len(dataset.manifest.event_types),
-        text_width=whitened_width(config.model.item.text_whiten, group_width) * len(dataset.text_groups),
+        text_width=whitened_width(config.model.item.text_whiten, group_width)
+        * len(dataset.text_groups),
         ordered=dataset.manifest.ordered,
         timed=dataset.manifest.timed,
         context=tuple((column.name, column.num_codes) for column in dataset.context),
@@ -90,7 +97,11 @@ def model_sizes(
 
 
 def build_model(
-    config: Config, dataset: PreparedDataset, through: Split, num_strata: int = 0, start: Start | None = None
+    config: Config,
+    dataset: PreparedDataset,
+    through: Split,
+    num_strata: int = 0,
+    start: Start | None = None,
 ) -> MultigrainModel:
     """A fresh model, which reads texts and attributes as the model of ``start`` does.
 
@@ -100,10 +111,14 @@ def build_model(
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
     if config.train.privacy.epsilon:
-        trained_N = torch.ones_like(trained_N)  # which items have no event would reveal something about the events
+        trained_N = torch.ones_like(
+            trained_N
+        )  # which items have no event would reveal something about the events
     sizes = model_sizes(config, dataset, through, num_strata, start)
     whitening = start.whitening() if start else None
-    model = MultigrainModel(config.model, sizes, text_NT, trained_N, len(dataset.text_groups), whitening)
+    model = MultigrainModel(
+        config.model, sizes, text_NT, trained_N, len(dataset.text_groups), whitening
+    )
     for _, module in model.encoders.each():
         module.adapt(dataset)
     return model
@@ -125,13 +140,22 @@ def build_graphs(
     sample of users with about ``evaluate.max_fit_events`` events, or all users without a
     configuration.
     """
-    edges, edge_values, counted_N, neighbours = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), None, None
+    edges, edge_values, counted_N, neighbours = (
+        np.zeros(0, dtype=np.int64),
+        np.zeros(0, dtype=np.float32),
+        None,
+        None,
+    )
     if model is None or model.reads_events:
         edges, edge_values = _edges(dataset, through)
     if model is not None and model.is_sampled:
         neighbours = Neighbours.of_dataset(dataset, through)
     if model is not None and not model.reads_events:
-        counted_N = _users_of_items(dataset, through) if neighbours is None else neighbours.users_of_N.degree_X
+        counted_N = (
+            _users_of_items(dataset, through)
+            if neighbours is None
+            else neighbours.users_of_N.degree_X
+        )
     return Graphs(
         dataset.num_users,
         dataset.num_items,
@@ -140,17 +164,25 @@ def build_graphs(
         values_E=torch.as_tensor(edge_values),
         neighbours=neighbours,
         counted_N=None if counted_N is None else torch.as_tensor(counted_N).float(),
-        histories=_histories(dataset, through, config) if model is not None and model.reads_histories else None,
+        histories=(
+            _histories(dataset, through, config)
+            if model is not None and model.reads_histories
+            else None
+        ),
         inputs={} if model is None else build_inputs(model, dataset, through),
     )
 
 
-def build_inputs(model: MultigrainModel, dataset: PreparedDataset, through: Split) -> dict[str, Any]:
+def build_inputs(
+    model: MultigrainModel, dataset: PreparedDataset, through: Split
+) -> dict[str, Any]:
     """The inputs of the granularities of a model besides the events, by signal."""
     inputs: dict[str, Any] = {}
     for name, section in model.config.granularities.enabled().items():
         if section.signal and section.signal not in inputs:
-            found = granularity_class(name, section).build_input(section, model.sizes, dataset, through)
+            found = granularity_class(name, section).build_input(
+                section, model.sizes, dataset, through
+            )
             inputs |= {} if found is None else {section.signal: found}
     return inputs
 

@@ -44,11 +44,14 @@ class Progress:
     step: int = 0  # finished steps of the current epoch
     loss_sum: float = 0.0  # of those steps, over all workers
     loss_weight: float = 0.0
-    threads: int = 0  # of the worker that wrote it: another number rounds differently; 0 in earlier checkpoints
+    # of the worker that wrote it: another number rounds differently; 0 in earlier checkpoints
+    threads: int = 0
     best_epoch: int = 0
     best_value: float = float("-inf")
     history: list[Report] = field(default_factory=list)
-    choices: Report = field(default_factory=dict)  # made on validation, with the figures behind them
+    choices: Report = field(
+        default_factory=dict
+    )  # made on validation, with the figures behind them
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class TrainResult:
     refit: bool
     seconds: float
     choices: Report = field(default_factory=dict)  # as in Progress
-    selected: dict[str, Tensor] | None = None  # the state before the refit: it has not seen validation events
+    selected: dict[str, Tensor] | None = (
+        None  # the state before the refit: it has not seen validation events
+    )
 
 
 def save_checkpoint(
@@ -93,7 +98,9 @@ def save_checkpoint(
         save_file(_plain(best), folder / "best.safetensors")
         save_file(_plain(moments), folder / "optimizer.safetensors")
         (folder / "progress.json").write_text(json.dumps(values))
-        (folder / _CHECKSUMS).write_text(json.dumps({path.name: _sha256(path) for path in sorted(folder.iterdir())}))
+        (folder / _CHECKSUMS).write_text(
+            json.dumps({path.name: _sha256(path) for path in sorted(folder.iterdir())})
+        )
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -106,7 +113,9 @@ def check_checkpoint(folder: Path) -> None:
     """
     try:
         expected = json.loads((folder / _CHECKSUMS).read_text())
-        wrong = next((name for name, digest in expected.items() if _sha256(folder / name) != digest), None)
+        wrong = next(
+            (name for name, digest in expected.items() if _sha256(folder / name) != digest), None
+        )
     except (OSError, ValueError, AttributeError) as error:
         raise ArtifactError(f"checkpoint {folder} is damaged ({error})") from None
     if wrong is not None:
@@ -126,13 +135,18 @@ def load_checkpoint(
     """
     try:
         progress = Progress(**json.loads((folder / "progress.json").read_text()))
-        model, best = load_file(folder / "model.safetensors"), load_file(folder / "best.safetensors")
+        model, best = (
+            load_file(folder / "model.safetensors"),
+            load_file(folder / "best.safetensors"),
+        )
         if optimizer is not None:
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in load_file(folder / "optimizer.safetensors").items():
                 index, name = key.split(".", 1)
                 state.setdefault(int(index), {})[name] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            optimizer.load_state_dict(
+                {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+            )
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise ArtifactError(
             f"checkpoint {folder} is damaged ({error}); delete it to start from an earlier one"
@@ -182,7 +196,9 @@ def load_trained(folder: Path) -> TrainResult:
         There is no trained model, or it is damaged.
     """
     if not (folder / "trained.json").is_file():
-        raise ArtifactError(f"{folder} holds no trained model; run `recsys train` with the same configuration first")
+        raise ArtifactError(
+            f"{folder} holds no trained model; run `recsys train` with the same configuration first"
+        )
     try:
         description = json.loads((folder / "trained.json").read_text())
         for name, digest in description.get("sha256", {}).items():
@@ -194,9 +210,13 @@ def load_trained(folder: Path) -> TrainResult:
         weights = load_file(folder / "weights.safetensors")
         selected = load_file(folder / SELECTED) if (folder / SELECTED).is_file() else None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(f"the model in {folder} is damaged ({error}); run `recsys train` again") from None
+        raise ArtifactError(
+            f"the model in {folder} is damaged ({error}); run `recsys train` again"
+        ) from None
     kept = {name: description[name] for name in ("history", "best_epoch", "refit", "seconds")}
-    return TrainResult(frozen, weights, **kept, choices=description.get("choices", {}), selected=selected)
+    return TrainResult(
+        frozen, weights, **kept, choices=description.get("choices", {}), selected=selected
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -19,7 +19,14 @@ from recsys.model import FrozenModel
 
 MAX_QUERIES: Final = 4096
 _PROBE: Final = 256
-_COARSE: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # in units of the ratio of the standard deviations of the scores
+_COARSE: Final = (
+    0.125,
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+)  # in units of the ratio of the standard deviations of the scores
 _FINE: Final = (0.7, 1.4)
 
 
@@ -65,7 +72,9 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
         weights[place] = 0.0
         best, best_value = 0.0, metric()
         weights[place] = 1.0
-        parts = frozen.parts(probe)  # not the scores of the model: they are popularity if no granularity is present
+        parts = frozen.parts(
+            probe
+        )  # not the scores of the model: they are popularity if no granularity is present
         rest = [k for k, other in enumerate(frozen.names) if other != name]
         halves = (parts.of([frozen.names.index(name)]), parts.of(rest))
         own, others = (float(half.scores(frozen.item_vectors_ND).std()) for half in halves)

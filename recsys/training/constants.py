@@ -40,7 +40,9 @@ from recsys.training.closed_form import sample_queries
 from recsys.training.context import TrainContext
 
 CONSTANTS: Final = "constants"
-LEFT_OUT: Final = "left_out"  # key of the training's choices: granularities without time for a fit, and why
+LEFT_OUT: Final = (
+    "left_out"  # key of the training's choices: granularities without time for a fit, and why
+)
 _ROWS: Final = 512  # queries scored at a time
 _QUERIES: Final = 2000  # enough to tell values apart; they are ranked some hundred times
 
@@ -65,7 +67,9 @@ class Alone:
         if self.module.sparse:
             added = self.module.boost(batch, self.items, self.state)
             present_B = added.present(len(queries))
-            scores_BN = added.add_to(torch.zeros(len(queries), len(self.popularity_N), device=present_B.device))
+            scores_BN = added.add_to(
+                torch.zeros(len(queries), len(self.popularity_N), device=present_B.device)
+            )
         else:
             z_BR, present_B = self.module(batch, self.items, self.state)
             scores_BN = z_BR @ self.module.own_items(self.state).T
@@ -91,7 +95,9 @@ def choose_values(
         ``{name: {"chosen": {key: value}, "merit": what, "candidates": {key: {value: merit}}}}``;
         empty if no key is open.
     """
-    return choose_in_time(config, dataset, validate, replace(context, deadline=Deadline()), start)[0]
+    return choose_in_time(config, dataset, validate, replace(context, deadline=Deadline()), start)[
+        0
+    ]
 
 
 def choose_in_time(
@@ -150,7 +156,11 @@ def narrowed(asked: ModelConfig, trained: ModelConfig) -> ModelConfig:
         other = trained.granularities.enabled().get(name)
         if type(other) is type(section):
             both = {key: (getattr(section, key), getattr(other, key)) for key in section.open_keys}
-            chosen = {key: one[0] for key, (several, one) in both.items() if len(one) == 1 and one[0] in several}
+            chosen = {
+                key: one[0]
+                for key, (several, one) in both.items()
+                if len(one) == 1 and one[0] in several
+            }
             setattr(changed.granularities, name, section.with_values(chosen))
     return changed
 
@@ -166,11 +176,16 @@ class _Costs:
     def took(self, name: str, section: GranularityConfig, values: int, seconds: float) -> None:
         """Record how long it took to fit and rank so many values."""
         self._own[name] = seconds / values
-        self._seconds, self._efforts = self._seconds + seconds, self._efforts + section.effort * values
+        self._seconds, self._efforts = (
+            self._seconds + seconds,
+            self._efforts + section.effort * values,
+        )
 
     def holds(self, name: str, section: GranularityConfig, values: int) -> bool:
         """Whether the time is enough to choose among so many values."""
-        return not self.context.lacks(self._promised + values * self._own.get(name, self._foreseen(section)))
+        return not self.context.lacks(
+            self._promised + values * self._own.get(name, self._foreseen(section))
+        )
 
     def too_much(self, section: GranularityConfig) -> str:
         """Why there is no time to fit it with one value; empty if there is time."""
@@ -212,15 +227,27 @@ class _Bench:
             begun = costs.clock()
             sections = [section.with_values({**values, key: value}) for value in candidates]
             merits = [self._merit(module, state) for module, state in self._fits(cls, sections)]
-            best = max(range(len(merits)), key=lambda place: (merits[place], -place)) if self._can_tell(merits) else 0
+            best = (
+                max(range(len(merits)), key=lambda place: (merits[place], -place))
+                if self._can_tell(merits)
+                else 0
+            )
             values[key] = candidates[int(self.context.from_first(torch.tensor(best)))]
-            tried[key] = {str(value): merit for value, merit in zip(candidates, merits, strict=True) if merit == merit}
+            tried[key] = {
+                str(value): merit
+                for value, merit in zip(candidates, merits, strict=True)
+                if merit == merit
+            }
             costs.took(name, section, len(candidates), costs.clock() - begun)
         if kept:
-            self.context.note(f"no time is left to choose {name}.{f', {name}.'.join(kept)}: the defaults stay")
+            self.context.note(
+                f"no time is left to choose {name}.{f', {name}.'.join(kept)}: the defaults stay"
+            )
         return {"chosen": values, "merit": self.config.train.metric, "candidates": tried}
 
-    def _fits(self, cls: type[Granularity], sections: list[GranularityConfig]) -> Iterator[tuple[Granularity, State]]:
+    def _fits(
+        self, cls: type[Granularity], sections: list[GranularityConfig]
+    ) -> Iterator[tuple[Granularity, State]]:
         with torch.no_grad():
             yield from cls.fits(sections, self.sizes, self.items, self.graphs)
 

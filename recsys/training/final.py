@@ -109,21 +109,39 @@ class Final:
         """The configuration with the epochs of the schedule and the
         learning rate of this training.
         """
-        whole = max(1, self.epochs if self.goes_on else math.ceil(config.train.epochs * self.epochs / max(self.of, 1)))
-        changed = {"epochs": whole, "lr": config.train.lr * (self.lr_share if self.goes_on else 1.0)}
+        whole = max(
+            1,
+            (
+                self.epochs
+                if self.goes_on
+                else math.ceil(config.train.epochs * self.epochs / max(self.of, 1))
+            ),
+        )
+        changed = {
+            "epochs": whole,
+            "lr": config.train.lr * (self.lr_share if self.goes_on else 1.0),
+        }
         return config.model_copy(update={"train": config.train.model_copy(update=changed)})
 
     def decisive(self) -> dict[str, Any]:
         """What decides the result besides the configuration, as plain values."""
-        plain = {name: getattr(self, name) for name in ("epochs", "of", "choices", "goes_on", "lr_share")}
+        plain = {
+            name: getattr(self, name) for name in ("epochs", "of", "choices", "goes_on", "lr_share")
+        }
         return {**plain, "names": list(self.names)}
 
     def decisive_weights(self) -> dict[str, Tensor]:
         """The evaluated weights that the result depends on."""
-        return self.weights if self.goes_on else {name: w for name, w in self.weights.items() if name == _FITTED}
+        return (
+            self.weights
+            if self.goes_on
+            else {name: w for name, w in self.weights.items() if name == _FITTED}
+        )
 
 
-def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, final: Final) -> TrainResult:
+def fit_final(
+    config: Config, dataset: PreparedDataset, context: TrainContext, final: Final
+) -> TrainResult:
     """Train on the events through ``Split.TEST``; every rank returns the same result.
 
     If the deadline of the context comes first, the result has fewer epochs than ``final`` asks for.
@@ -144,7 +162,9 @@ def fit_final(config: Config, dataset: PreparedDataset, context: TrainContext, f
     phase: Pass | None = None
     weights = dict[str, Tensor]()
     if progress.phase == "final":
-        phase = Pass(without(config, silent), dataset, Split.TEST, _chooses, context, progress, start)
+        phase = Pass(
+            without(config, silent), dataset, Split.TEST, _chooses, context, progress, start
+        )
         moved = transplant(final.weights, final.names, phase.state(), phase.names)
         phase.model.encoders.fitted_weights.copy_(moved[_FITTED])
         phase.run()
@@ -168,7 +188,9 @@ def is_whole(result: TrainResult, final: Final) -> bool:
     return not own or (own[-1]["epoch"] == final.epochs and "share" not in own[-1])
 
 
-def assemble_final(config: Config, dataset: PreparedDataset, final: Final, weights: dict[str, Tensor]) -> FrozenModel:
+def assemble_final(
+    config: Config, dataset: PreparedDataset, final: Final, weights: dict[str, Tensor]
+) -> FrozenModel:
     """The model to register: these weights, with graphs and closed-form granularities of all
     events.
     """

@@ -31,20 +31,30 @@ from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.selected import STACK, assemble
 from recsys.training.user_clusters import refit_strata, stratum_of
 
-_OF_USERS: Final = re.compile(r"_V[A-Z0-9]*(\.|$)")  # tensor names end in their axes; users are the first axis here
+_OF_USERS: Final = re.compile(
+    r"_V[A-Z0-9]*(\.|$)"
+)  # tensor names end in their axes; users are the first axis here
 
 
 def without_rows(weights: Mapping[str, Tensor], numbering: Renumbering) -> dict[str, Tensor]:
     """Trainable weights without the rows of the removed users, in the new order."""
     before, order_V = len(numbering.number_U), torch.as_tensor(numbering.order_V)
     return {
-        name: tensor[order_V].clone() if tensor.ndim and len(tensor) == before and _OF_USERS.search(name) else tensor
+        name: (
+            tensor[order_V].clone()
+            if tensor.ndim and len(tensor) == before and _OF_USERS.search(name)
+            else tensor
+        )
         for name, tensor in weights.items()
     }
 
 
 def without_users(
-    config: Config, dataset: PreparedDataset, trained: TrainResult, numbering: Renumbering, through: Split
+    config: Config,
+    dataset: PreparedDataset,
+    trained: TrainResult,
+    numbering: Renumbering,
+    through: Split,
 ) -> TrainResult:
     """A trained model without the users that were removed from its dataset.
 
@@ -61,7 +71,9 @@ def without_users(
     through : Split
         The last split whose events it was trained on.
     """
-    frozen, weights = _made(config, dataset, trained, without_rows(trained.weights, numbering), through)
+    frozen, weights = _made(
+        config, dataset, trained, without_rows(trained.weights, numbering), through
+    )
     if PRIVACY in trained.choices:  # new noised counts would spend privacy budget again
         frozen.popularity_N = trained.frozen.popularity_N
     if config.train.ratings and RATINGS in trained.choices:
@@ -75,19 +87,31 @@ def without_users(
 
 
 def _made(
-    config: Config, dataset: PreparedDataset, trained: TrainResult, weights: dict[str, Tensor], through: Split
+    config: Config,
+    dataset: PreparedDataset,
+    trained: TrainResult,
+    weights: dict[str, Tensor],
+    through: Split,
 ) -> tuple[FrozenModel, dict[str, Tensor]]:
     """The frozen model with graphs, closed-form members and user clusters of the dataset, and the
     weights with them.
     """
-    frozen = assemble(config, dataset, through, weights, trained.choices, trained.frozen.sizes.inputs)
+    frozen = assemble(
+        config, dataset, through, weights, trained.choices, trained.frozen.sizes.inputs
+    )
     if stratum_of(frozen) is None:
         return frozen, weights
     before = frozen.encoders.state_dict()
     renewed = refit_strata(config, dataset, frozen, through)
     after = renewed.encoders.state_dict()
-    changed = {f"model.encoders.{name}": after[name] for name in after if not torch.equal(after[name], before[name])}
-    return renewed, weights | {name: tensor.detach().clone() for name, tensor in changed.items() if name in weights}
+    changed = {
+        f"model.encoders.{name}": after[name]
+        for name in after
+        if not torch.equal(after[name], before[name])
+    }
+    return renewed, weights | {
+        name: tensor.detach().clone() for name, tensor in changed.items() if name in weights
+    }
 
 
 def influence(trained: TrainResult, config: Config) -> list[str]:

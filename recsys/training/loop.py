@@ -50,7 +50,9 @@ from recsys.training.user_clusters import STRATA
 
 UNREFITTED = "unrefitted"  # key of the training's choices: why there was no refit
 _SLACK = 0.25  # a pass that selects nothing may be late by this share of its time
-Validate = Callable[[Any, Queries], Array]  # (scorer, queries) → the validation metric of every query [B]
+Validate = Callable[
+    [Any, Queries], Array
+]  # (scorer, queries) → the validation metric of every query [B]
 
 
 class Pass:
@@ -69,28 +71,41 @@ class Pass:
         self.config, self.dataset, self.context, self.progress = config, dataset, context, progress
         self.through = through
         self.validate, self.starts_warm = validate, start is not None
-        self.says_repeats = context.resume_from is not None  # the interrupted training said it already
+        self.says_repeats = (
+            context.resume_from is not None
+        )  # the interrupted training said it already
         self.selects = progress.phase == "select"
         self.is_cut = False  # whether the time was over before the end
-        self.begun, self.share = time.perf_counter(), 1.0  # share of the steps of the last epoch that were taken
+        self.begun, self.share = (
+            time.perf_counter(),
+            1.0,
+        )  # share of the steps of the last epoch that were taken
         seed_everything(config.seed)
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
         self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
         self.names = [name for name, _ in self.model.encoders.each()]
         if progress.phase.endswith("join"):
             self.model.silent = pruned_names(progress.choices)
-            self.model.encoders.fusion.only = [self.names.index(name) for name in sorted(self.model.silent)]
+            self.model.encoders.fusion.only = [
+                self.names.index(name) for name in sorted(self.model.silent)
+            ]
         graphs = build_graphs(dataset, through, self.model, config)
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
-        self._loader = self._events() if self.names else None  # closed-form granularities read only the graphs
+        self._loader = (
+            self._events() if self.names else None
+        )  # closed-form granularities read only the graphs
         self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset).to(context.device)
         if start is not None:
-            self.loss.load_state_dict(transplant(start.weights, start.names, self.loss.state_dict(), self.names))
+            self.loss.load_state_dict(
+                transplant(start.weights, start.names, self.loss.state_dict(), self.names)
+            )
         if self.model.silent:
             for name, parameter in self.loss.named_parameters():
-                parameter.requires_grad_(any(f".granularities.{own}." in name for own in self.model.silent))
+                parameter.requires_grad_(
+                    any(f".granularities.{own}." in name for own in self.model.silent)
+                )
         if context.world_size > 1 and context.device.type == "cuda":
             self.model.tower.update_rows(False)  # NCCL cannot sum sparse gradients
         self.optimizer = build_optimizer(self.loss, config.train)
@@ -127,9 +142,14 @@ class Pass:
             config.train.loss.event_power,
             config.train.window_events,
             config.seed,
-            any(section.signal == USER_TEXT for section in config.model.granularities.enabled().values()),
+            any(
+                section.signal == USER_TEXT
+                for section in config.model.granularities.enabled().values()
+            ),
         )
-        return TrainingLoader(self.dataset, self.through, settings, self.context.rank, self.context.world_size)
+        return TrainingLoader(
+            self.dataset, self.through, settings, self.context.rank, self.context.world_size
+        )
 
     def _private_steps(self) -> PrivateSteps:
         """The steps of a private training; stores the budget in the progress.
@@ -142,15 +162,19 @@ class Pass:
         train = self.config.train
         if self.loss.num_negatives:
             raise ConfigError(
-                f"train.privacy: {self.model.sizes.num_items:,} items are more than train.loss.max_full_items "
-                f"{train.loss.max_full_items:,}, and a sampled softmax draws negatives by item frequency, which is not "
-                "private; set train.loss.max_full_items higher"
+                f"train.privacy: {self.model.sizes.num_items:,} items are more than"
+                f" train.loss.max_full_items {train.loss.max_full_items:,}, and a sampled softmax"
+                " draws negatives by item frequency, which is not private; set"
+                " train.loss.max_full_items higher"
             )
-        budget = plan(train.privacy, PrivateSteps.num_users(self.loader), train.batch_size, train.epochs)
+        budget = plan(
+            train.privacy, PrivateSteps.num_users(self.loader), train.batch_size, train.epochs
+        )
         self.progress.choices[PRIVACY] = budget.to_json()
         self.context.note(
-            f"private training: noise {budget.noise_multiplier:.3f} in {budget.steps:,} steps of a share "
-            f"{budget.sample_rate:.3f} of the users gives ε {budget.epsilon:.3f} at δ {budget.delta:.0e}"
+            f"private training: noise {budget.noise_multiplier:.3f} in {budget.steps:,} steps of a"
+            f" share {budget.sample_rate:.3f} of the users gives ε {budget.epsilon:.3f} at δ"
+            f" {budget.delta:.0e}"
         )
         return PrivateSteps(self.loader, budget, self.context.device)
 
@@ -178,7 +202,15 @@ class Pass:
         if self.config.train.ratings:
             fit_head(frozen, self.dataset, self.through, choices[RATINGS])
         seconds = time.perf_counter() - started
-        return TrainResult(frozen, weights, self.progress.history, self.progress.best_epoch, refit, seconds, choices)
+        return TrainResult(
+            frozen,
+            weights,
+            self.progress.history,
+            self.progress.best_epoch,
+            refit,
+            seconds,
+            choices,
+        )
 
     def run(self) -> None:
         """Train to the end of the phase and record it in the progress."""
@@ -191,9 +223,15 @@ class Pass:
         if self.starts_warm and self.selects and not (progress.epoch or progress.step):
             self._validate(0)
         if self.selects and progress.epoch and not progress.step and progress.epoch < last:
-            self.is_cut = self._must_end(progress.history, last)  # resumed when the time was already over
+            self.is_cut = self._must_end(
+                progress.history, last
+            )  # resumed when the time was already over
         for epoch in range(progress.epoch, last):
-            if self.is_cut or self.selects and epoch - progress.best_epoch >= train.patience * train.evaluate_every:
+            if (
+                self.is_cut
+                or self.selects
+                and epoch - progress.best_epoch >= train.patience * train.evaluate_every
+            ):
                 break
             started = time.perf_counter()
             if not progress.step:
@@ -206,9 +244,18 @@ class Pass:
                 "loss": loss,
                 "lr": self.optimizer.param_groups[0]["lr"],
             }
-            progress.epoch, progress.step, progress.loss_sum, progress.loss_weight = epoch + 1, 0, 0.0, 0.0
+            progress.epoch, progress.step, progress.loss_sum, progress.loss_weight = (
+                epoch + 1,
+                0,
+                0.0,
+                0.0,
+            )
             now = {**report, "seconds": time.perf_counter() - started, "share": self.share}
-            self.is_cut = self.share < 1 or epoch + 1 < last and self._must_end([*progress.history, now], last)
+            self.is_cut = (
+                self.share < 1
+                or epoch + 1 < last
+                and self._must_end([*progress.history, now], last)
+            )
             report |= {"share": round(self.share, 4)} if self.is_cut else {}
             due = (epoch + 1) % train.evaluate_every == 0 or epoch + 1 == last or self.is_cut
             if due and self.selects:
@@ -233,7 +280,9 @@ class Pass:
         if self.selects:
             again = self.config.train.refit * (self.progress.best_epoch or done)
             return self.context.lacks(pace * (1 + again))
-        return self.context.lacks(pace * (last - done) - _SLACK * (time.perf_counter() - self.begun))
+        return self.context.lacks(
+            pace * (last - done) - _SLACK * (time.perf_counter() - self.begun)
+        )
 
     def _is_over(self) -> bool:
         """Whether the time is up within an epoch; only with one worker, as several would have to
@@ -241,7 +290,9 @@ class Pass:
         """
         if self.context.world_size > 1 or self.progress.phase.endswith("join"):
             return False
-        return self.context.lacks(0.0 if self.selects else -_SLACK * (time.perf_counter() - self.begun))
+        return self.context.lacks(
+            0.0 if self.selects else -_SLACK * (time.perf_counter() - self.begun)
+        )
 
     @torch.no_grad()
     def _refit(self, epoch: int) -> None:
@@ -250,7 +301,11 @@ class Pass:
         All workers take the values of the first worker, so that rounding cannot make them diverge.
         """
         own = self.model.silent or set(self.names)
-        due = [module for name, module in self.model.encoders.each() if name in own and module.refit_due(epoch)]
+        due = [
+            module
+            for name, module in self.model.encoders.each()
+            if name in own and module.refit_due(epoch)
+        ]
         if not due:
             return
         self.model.eval()
@@ -267,7 +322,12 @@ class Pass:
         started = time.perf_counter()
         self.progress.best_value = float("-inf")  # a resumed training fits and validates again
         self.weigh_fitted()
-        report: Report = {"phase": "select", "epoch": 0, "epochs": 0, self.config.train.metric: self._validate(0)}
+        report: Report = {
+            "phase": "select",
+            "epoch": 0,
+            "epochs": 0,
+            self.config.train.metric: self._validate(0),
+        }
         report["seconds"] = round(time.perf_counter() - started, 3)
         self.progress.history[:] = [report]
         self._report(report, True)
@@ -305,7 +365,9 @@ class Pass:
 
         kept = choose_kept(self.names, metric)
         shares = torch.tensor([kept[name] for name in self.names], device=self.context.device)
-        found = dict(zip(self.names, self.context.from_first(shares).tolist(), strict=True))  # the first worker's
+        found = dict(
+            zip(self.names, self.context.from_first(shares).tolist(), strict=True)
+        )  # the first worker's
         choices[KEPT] = {**choices.get(KEPT, {}), **found}
         return not all(found.values())
 
@@ -323,7 +385,9 @@ class Pass:
                 total = self._so_far()
             self.optimizer.zero_grad(set_to_none=True)
             with self.context.autocast(self.config.train.precision):
-                summed = self.step(step.batch.to(self.context.device), (self.config.seed, epoch, step.number))
+                summed = self.step(
+                    step.batch.to(self.context.device), (self.config.seed, epoch, step.number)
+                )
             # DDP averages over workers, but the loss is a mean over the targets of all workers
             (summed * (self.context.world_size / step.weight)).backward()
             if self.config.train.clip_norm:
@@ -337,7 +401,9 @@ class Pass:
                 break
         mean = float(self.context.sum(total)) / weight
         if not math.isfinite(mean):
-            raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr or set train.clip_norm")
+            raise TrainingError(
+                f"the loss is {mean} in epoch {epoch + 1}; lower train.lr or set train.clip_norm"
+            )
         return mean
 
     def _private_epoch(self, epoch: int, private: PrivateSteps) -> float:
@@ -349,7 +415,9 @@ class Pass:
         total = weight = 0.0
         pace = Pace(f"steps of epoch {epoch + 1}", self.num_steps)
         for number in range(self.num_steps):
-            found = private.set_gradients(self.loss, private.drawn(), (self.config.seed, epoch, number))
+            found = private.set_gradients(
+                self.loss, private.drawn(), (self.config.seed, epoch, number)
+            )
             self._set_lr(epoch, number)
             self.optimizer.step()
             total, weight = total + found[0], weight + found[1]
@@ -380,12 +448,18 @@ class Pass:
         """The loss of the finished steps of the epoch; the first worker holds the sum of all
         workers.
         """
-        return torch.tensor(self.progress.loss_sum if self.context.is_first else 0.0, device=self.context.device)
+        return torch.tensor(
+            self.progress.loss_sum if self.context.is_first else 0.0, device=self.context.device
+        )
 
     def _save(self, number: int, total: Tensor, weight: float) -> None:
         """Write a checkpoint within an epoch, before the step of this number."""
         progress = self.progress
-        progress.step, progress.loss_sum, progress.loss_weight = number, float(self.context.sum(total)), weight
+        progress.step, progress.loss_sum, progress.loss_weight = (
+            number,
+            float(self.context.sum(total)),
+            weight,
+        )
         if self.context.save is not None:
             self._with_checkpoint(self.context.save)
 
@@ -403,19 +477,27 @@ class Pass:
         sums = np.zeros(3)
         for queries in evaluated_by_shard(self.dataset, Split.VALID, self.config):
             mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
-            if (asked := getattr(self.validate, "asked", None)) is not None:  # a validation on some users only
+            if (
+                asked := getattr(self.validate, "asked", None)
+            ) is not None:  # a validation on some users only
                 mine = asked(mine)
             values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
             sums += np.array([values.sum(), len(values), np.count_nonzero(mine.num_targets_B)])
         total = self.context.sum(torch.tensor(sums, dtype=torch.float64))
         if total[1] == 0:
             raise DataError(no_targets("validation"))
-        if not self.says_repeats and (said := repeats_line("validation", int(total[2] - total[1]), int(total[2]))):
+        if not self.says_repeats and (
+            said := repeats_line("validation", int(total[2] - total[1]), int(total[2]))
+        ):
             self.context.note(said)
         self.says_repeats = True
         value = float(total[0] / total[1])
         if value > self.progress.best_value:
-            self.progress.best_value, self.progress.best_epoch, self.best = value, epoch, self.state()
+            self.progress.best_value, self.progress.best_epoch, self.best = (
+                value,
+                epoch,
+                self.state(),
+            )
         return value
 
     def _report(self, report: dict[str, float | int | str], with_checkpoint: bool) -> None:

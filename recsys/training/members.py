@@ -15,7 +15,9 @@ from recsys.training.pruned import without
 
 def fitted_names(config: Config) -> list[str]:
     """The enabled granularities that are fitted in closed form, not trained."""
-    return [name for name, section in config.model.granularities.enabled().items() if section.is_fitted]
+    return [
+        name for name, section in config.model.granularities.enabled().items() if section.is_fitted
+    ]
 
 
 def trained_only(config: Config) -> Config:
@@ -48,8 +50,9 @@ def refuse_stacked(encoders: Encoders, what: str, whose: str) -> None:
     """
     if encoders.stack is not None:
         raise ConfigError(
-            f"{what}: the members of {whose} are weighted by stacking (model.fusion.stack), which already chose the "
-            "best sum on validation; run `recsys train` or `recsys update` to choose it again on newer events"
+            f"{what}: the members of {whose} are weighted by stacking (model.fusion.stack), which"
+            " already chose the best sum on validation; run `recsys train` or `recsys update` to"
+            " choose it again on newer events"
         )
 
 

@@ -44,7 +44,9 @@ class RowAdamW(torch.optim.AdamW):
         state["step"] += 1
         step, lr, (beta1, beta2) = float(state["step"]), float(group["lr"]), group["betas"]
         mean_RD = state["exp_avg"][rows_R].lerp_(grad_RD, 1 - beta1)
-        square_RD = state["exp_avg_sq"][rows_R].mul_(beta2).addcmul_(grad_RD, grad_RD, value=1 - beta2)
+        square_RD = (
+            state["exp_avg_sq"][rows_R].mul_(beta2).addcmul_(grad_RD, grad_RD, value=1 - beta2)
+        )
         state["exp_avg"][rows_R], state["exp_avg_sq"][rows_R] = mean_RD, square_RD
         scale_RD = square_RD.div(1 - beta2**step).sqrt_().add_(group["eps"])
         kept_RD = table[rows_R].mul_(1 - lr * group["weight_decay"])

@@ -49,12 +49,16 @@ class Training:
     start: Start | None
     progress: Progress
     weights: Mapping[str, Tensor] = field(default_factory=dict)  # of the newest pass at its end
-    selected: Mapping[str, Tensor] | None = None  # of *select*, if a later phase gives the final weights
+    selected: Mapping[str, Tensor] | None = (
+        None  # of *select*, if a later phase gives the final weights
+    )
     newest: Pass | None = None
 
     def a_pass(self, config: Config, through: Split) -> Pass:
         """A pass on the events through ``through``, ready to run."""
-        return Pass(config, self.dataset, through, self.validate, self.context, self.progress, self.start)
+        return Pass(
+            config, self.dataset, through, self.validate, self.context, self.progress, self.start
+        )
 
     def ended(self, a_pass: Pass, following: str) -> None:
         """Take over a finished pass; ``following`` is the phase with which a resumed training
@@ -92,20 +96,26 @@ def select(training: Training) -> None:
     if training.progress.phase != "select":
         return
     while True:
-        found = training.a_pass(without(training.config, pruned_names(training.progress.choices)), Split.TRAIN)
+        found = training.a_pass(
+            without(training.config, pruned_names(training.progress.choices)), Split.TRAIN
+        )
         found.run()
         found.loss.load_state_dict(found.best)
         if not found.silences():
             break
         for report in training.progress.history:
             report["phase"] = "checked"  # so that the best epoch is not chosen from these
-        training.progress = replace(training.progress, epoch=0, best_epoch=0, best_value=float("-inf"))
+        training.progress = replace(
+            training.progress, epoch=0, best_epoch=0, best_value=float("-inf")
+        )
         training.context = replace(training.context, resume_from=None)
     if found.names:
         found.weigh_fitted()
     training.progress = found.progress
     if training.config.train.ratings:
-        training.progress.choices[RATINGS] = choose_constants(found.model.freeze(found.graphs), training.dataset)
+        training.progress.choices[RATINGS] = choose_constants(
+            found.model.freeze(found.graphs), training.dataset
+        )
     training.ended(found, "refit" if training.config.train.refit else "join")
 
 
@@ -113,7 +123,9 @@ def refit(training: Training) -> None:
     """Train from scratch on training and validation events, for the selected number of epochs."""
     if training.progress.phase != "refit":
         return
-    found = training.a_pass(without(training.config, pruned_names(training.progress.choices)), training.through)
+    found = training.a_pass(
+        without(training.config, pruned_names(training.progress.choices)), training.through
+    )
     before, begins = training.progress, not (training.progress.epoch or training.progress.step)
     if training.weights:
         found.model.encoders.fitted_weights.copy_(training.weights["model.encoders.fitted_weights"])
@@ -144,7 +156,9 @@ def _without_refit(progress: Progress, context: TrainContext) -> Progress:
     """The progress of a training that keeps the selected weights instead of a refit."""
     context.note("no time is left to train with the validation events: the selected weights stay")
     history = [report for report in progress.history if report.get("phase") != "refit"]
-    return replace(progress, history=history, choices={**progress.choices, UNREFITTED: "the time was over"})
+    return replace(
+        progress, history=history, choices={**progress.choices, UNREFITTED: "the time was over"}
+    )
 
 
 def join(training: Training) -> None:
@@ -187,7 +201,9 @@ def fit(
         The loss is no longer finite.
     """
     started = time.perf_counter()
-    progress = Progress() if context.resume_from is None else load_checkpoint(context.resume_from, None)[2]
+    progress = (
+        Progress() if context.resume_from is None else load_checkpoint(context.resume_from, None)[2]
+    )
     training = Training(config, dataset, validate, context, start, progress)
     for phase in PHASES:
         phase(training)

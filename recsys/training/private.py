@@ -43,7 +43,16 @@ from recsys.training.checkpoint import Progress
 PRIVACY: Final = "privacy"  # key of the training's choices
 COUNTED_ITEMS: Final = 20  # most items per user in the noised counts
 _MOST_NOISE: Final = 1e3
-_LARGE_ORDERS: Final = (80, 112, 160, 224, 320, 448, 640, 896)  # of the Rényi divergence, needed for small ε
+_LARGE_ORDERS: Final = (
+    80,
+    112,
+    160,
+    224,
+    320,
+    448,
+    640,
+    896,
+)  # of the Rényi divergence, needed for small ε
 _ROUNDS: Final = 30
 
 
@@ -83,7 +92,9 @@ def plan(settings: PrivateConfig, num_users: int, batch_size: int, epochs: int) 
     rate = min(1.0, batch_size / max(num_users, 1))
     delta = settings.delta or 10.0 ** math.floor(math.log10(1 / (10 * max(num_users, 1))))
     steps = epochs * max(1, round(1 / rate))
-    counts = _least_noise(lambda s: [(s, 1.0, 1)], settings.epsilon * settings.popularity_share, delta)
+    counts = _least_noise(
+        lambda s: [(s, 1.0, 1)], settings.epsilon * settings.popularity_share, delta
+    )
     sigma = _least_noise(lambda s: [(s, rate, steps), (counts, 1.0, 1)], settings.epsilon, delta)
     spent = _epsilon([(sigma, rate, steps), (counts, 1.0, 1)], delta)
     return Budget(spent, delta, sigma, settings.clip, rate, steps, counts, num_users)
@@ -96,8 +107,8 @@ def _least_noise(history: Any, epsilon: float, delta: float) -> float:
         low, high = high, 2 * high
         if high > _MOST_NOISE:
             raise ConfigError(
-                f"train.privacy.epsilon: no noise of reasonable size keeps ε {epsilon:g} at δ {delta:g}; ask for a "
-                "larger one, or for fewer epochs (train.epochs)"
+                f"train.privacy.epsilon: no noise of reasonable size keeps ε {epsilon:g} at δ"
+                f" {delta:g}; ask for a larger one, or for fewer epochs (train.epochs)"
             )
     for _ in range(_ROUNDS):
         middle = (low + high) / 2
@@ -109,12 +120,18 @@ def _epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
     try:
         from opacus.accountants import RDPAccountant
     except ImportError:
-        raise ConfigError("train.privacy needs Opacus: run `pip install 'multigrain[privacy]'`") from None
+        raise ConfigError(
+            "train.privacy needs Opacus: run `pip install 'multigrain[privacy]'`"
+        ) from None
     accountant = RDPAccountant()
     accountant.history = history
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a best order at the end of the range: the bound still holds
-        return float(accountant.get_epsilon(delta=delta, alphas=[*accountant.DEFAULT_ALPHAS, *_LARGE_ORDERS]))
+        warnings.simplefilter(
+            "ignore"
+        )  # about a best order at the end of the range: the bound still holds
+        return float(
+            accountant.get_epsilon(delta=delta, alphas=[*accountant.DEFAULT_ALPHAS, *_LARGE_ORDERS])
+        )
 
 
 def private_progress(config: Config, progress: Progress, start: Start | None) -> Progress:
@@ -129,8 +146,9 @@ def private_progress(config: Config, progress: Progress, start: Start | None) ->
     """
     if start is not None:
         raise ConfigError(
-            "train.privacy: a training that continues from a model spends privacy budget in addition to that model's; "
-            "train from scratch with `recsys run`, or set train.privacy.epsilon 0"
+            "train.privacy: a training that continues from a model spends privacy budget in"
+            " addition to that model's; train from scratch with `recsys run`, or set"
+            " train.privacy.epsilon 0"
         )
     if wrong := list(privacy_violations(config)):
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(wrong))
@@ -147,7 +165,9 @@ class PrivateSteps:
         rows, _ = loader.all_rows()
         users, row_users = np.unique(rows.users_U, return_inverse=True)
         order = np.argsort(row_users, kind="stable")
-        self._rows_of = np.split(order, np.cumsum(np.bincount(row_users, minlength=len(users)))[:-1])
+        self._rows_of = np.split(
+            order, np.cumsum(np.bincount(row_users, minlength=len(users)))[:-1]
+        )
         self._random = np.random.default_rng(secrets.randbits(128))
         self._noise = torch.Generator(device=device).manual_seed(secrets.randbits(63))
 
@@ -161,7 +181,9 @@ class PrivateSteps:
         chosen = np.flatnonzero(self._random.random(len(self._rows_of)) < self.budget.sample_rate)
         return [int(self._random.choice(self._rows_of[user])) for user in chosen]
 
-    def set_gradients(self, loss: torch.nn.Module, rows: list[int], key: tuple[int, int, int]) -> tuple[float, float]:
+    def set_gradients(
+        self, loss: torch.nn.Module, rows: list[int], key: tuple[int, int, int]
+    ) -> tuple[float, float]:
         """Set the noised gradient of every trainable parameter; return the summed loss of the users
         and their weight.
         """
@@ -183,7 +205,9 @@ class PrivateSteps:
 
     def _normal(self, like: Tensor) -> Tensor:
         std = self.budget.noise_multiplier * self.budget.clip
-        return std * torch.randn(like.shape, generator=self._noise, device=like.device, dtype=like.dtype)
+        return std * torch.randn(
+            like.shape, generator=self._noise, device=like.device, dtype=like.dtype
+        )
 
     def counts(self, histories: Histories, num_items: int) -> Tensor:
         """The noised number of users of each item, with at most :data:`COUNTED_ITEMS` items per
@@ -201,7 +225,10 @@ def add_clipped(sums: list[Tensor], gradients: tuple[Tensor | None, ...], most: 
     """
     there = [gradient for gradient in gradients if gradient is not None]
     length = torch.sqrt(
-        sum((gradient.double().square().sum() for gradient in there), torch.zeros((), dtype=torch.double))
+        sum(
+            (gradient.double().square().sum() for gradient in there),
+            torch.zeros((), dtype=torch.double),
+        )
     )
     factor = min(1.0, most / max(float(length), 1e-12))
     for of_all, gradient in zip(sums, gradients, strict=True):
@@ -214,7 +241,9 @@ def bounded_counts(histories: Histories, num_items: int, random: np.random.Gener
     at random: [N].
     """
     counts_N = np.zeros(num_items, dtype=np.int64)
-    for start, stop in zip(histories.offsets_U1[:-1].tolist(), histories.offsets_U1[1:].tolist(), strict=True):
+    for start, stop in zip(
+        histories.offsets_U1[:-1].tolist(), histories.offsets_U1[1:].tolist(), strict=True
+    ):
         items = np.unique(histories.items_E[start:stop])
         if len(items) > COUNTED_ITEMS:
             items = random.choice(items, COUNTED_ITEMS, replace=False)

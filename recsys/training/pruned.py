@@ -29,7 +29,9 @@ _FUSION: Final = "model.encoders.fusion."
 _FITTED: Final = "model.encoders.fitted_weights"
 
 
-def choose_kept(names: Sequence[str], metric: Callable[[frozenset[str]], Array]) -> dict[str, float]:
+def choose_kept(
+    names: Sequence[str], metric: Callable[[frozenset[str]], Array]
+) -> dict[str, float]:
     """The share of λ that every trained granularity keeps: 1, or 0 if removing it improves
     validation beyond noise.
 
@@ -77,7 +79,10 @@ def without(config: Config, names: Collection[str]) -> Config:
 
 
 def transplant(
-    weights: Mapping[str, Tensor], names: Sequence[str], own: Mapping[str, Tensor], own_names: Sequence[str]
+    weights: Mapping[str, Tensor],
+    names: Sequence[str],
+    own: Mapping[str, Tensor],
+    own_names: Sequence[str],
 ) -> dict[str, Tensor]:
     """The weights ``own`` of a model, overwritten with those of another model where both have them.
 
@@ -104,16 +109,24 @@ def transplant(
                     tensor[place] = other[names.index(name)]
             other = tensor
         found[key] = tensor if other is None else other
-    if names and f"{_FUSION}prior_K" in found and _FITTED in found:  # a gate's λ are K times a share
+    if (
+        names and f"{_FUSION}prior_K" in found and _FITTED in found
+    ):  # a gate's λ are K times a share
         found[_FITTED] = found[_FITTED] * (len(own_names) / len(names))
     return found
 
 
-def names_of(weights: Mapping[str, Tensor], names: Sequence[str], silent: Collection[str]) -> list[str]:
+def names_of(
+    weights: Mapping[str, Tensor], names: Sequence[str], silent: Collection[str]
+) -> list[str]:
     """The trained granularities of weights, in the order of their λ: all, or those that were not
     pruned before *join*.
     """
-    lengths = {len(tensor) for key, tensor in weights.items() if key.startswith(_FUSION) and key.endswith("_K")}
+    lengths = {
+        len(tensor)
+        for key, tensor in weights.items()
+        if key.startswith(_FUSION) and key.endswith("_K")
+    }
     return [name for name in names if name not in silent or len(names) in lengths]
 
 

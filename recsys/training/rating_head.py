@@ -21,7 +21,15 @@ from torch.nn.functional import normalize
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.model import FrozenModel
-from recsys.ratings import Constants, RatedEvents, RatingHead, biases, rated_queries, standardised, why_no_ratings
+from recsys.ratings import (
+    Constants,
+    RatedEvents,
+    RatingHead,
+    biases,
+    rated_queries,
+    standardised,
+    why_no_ratings,
+)
 
 RATINGS: Final = "ratings"  # key of the head's constants in the training's choices
 MAX_EVENTS: Final = 500_000  # for training the factors; of an even sample of users
@@ -71,7 +79,9 @@ def choose_constants(frozen: FrozenModel, dataset: PreparedDataset) -> dict[str,
     return asdict(replace(best, score_weight=slope))
 
 
-def fit_head(frozen: FrozenModel, dataset: PreparedDataset, through: Split, chosen: dict[str, Any]) -> None:
+def fit_head(
+    frozen: FrozenModel, dataset: PreparedDataset, through: Split, chosen: dict[str, Any]
+) -> None:
     """Give the model its rating head, from the events through a split and what
     :func:`choose_constants` found.
     """
@@ -98,7 +108,9 @@ def item_vectors(frozen: FrozenModel) -> Tensor:
     return normalize(frozen.item_vectors_ND.detach().cpu().float(), dim=1)
 
 
-def with_factors(head: RatingHead, training: Histories, vectors_ND: Tensor, constants: Constants) -> RatingHead:
+def with_factors(
+    head: RatingHead, training: Histories, vectors_ND: Tensor, constants: Constants
+) -> RatingHead:
     """The head with its factors after the chosen number of steps."""
     if constants.steps:
         for steps, factored in factor_steps(head, training, vectors_ND, constants.decay):
@@ -128,7 +140,9 @@ def factor_steps(
             others_ER = (events.sums(own_ER)[events.rows_E] - own_ER) / count_E.sqrt()[:, None]
             item_ER = item_NR[events.items_E]
             loss = (target_E - (item_ER * others_ER).sum(1)).square().mean()
-            loss = loss + decay * (item_ER.square().sum(1).mean() + weights[0].square().sum(0).mean())
+            loss = loss + decay * (
+                item_ER.square().sum(1).mean() + weights[0].square().sum(0).mean()
+            )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -46,12 +46,24 @@ from recsys.storage.mirror import remove
 from recsys.storage.places import filesystem_of, storage_errors
 from recsys.storage.uris import is_remote, within
 from recsys.training.build import Start
-from recsys.training.checkpoint import TrainResult, check_checkpoint, load_checkpoint, load_trained, save_trained
+from recsys.training.checkpoint import (
+    TrainResult,
+    check_checkpoint,
+    load_checkpoint,
+    load_trained,
+    save_trained,
+)
 from recsys.training.context import Report, TrainContext
 from recsys.training.final import Final, fit_final
 from recsys.training.loop import Validate
 from recsys.training.phases import fit
-from recsys.training.resume import find_checkpoints, first_sound, forget_trainings, run_name, training_digest
+from recsys.training.resume import (
+    find_checkpoints,
+    first_sound,
+    forget_trainings,
+    run_name,
+    training_digest,
+)
 from recsys.training.threads import asked_threads, fastest_threads, usable_threads
 
 MODEL_FOLDER = "trained"
@@ -116,16 +128,28 @@ def train_on_ray(
     finished = _finished(earlier)
     if not config.run.resume:
         if earlier and finished is None:
-            report({NOTE: "starting from scratch; --resume would continue an interrupted training of this kind"})
+            report(
+                {
+                    NOTE: (
+                        "starting from scratch; --resume would continue an interrupted training of"
+                        " this kind"
+                    )
+                }
+            )
         earlier = []
     elif finished is not None:
         return finished
     use_gpu = _use_gpu(config)
     _check_cpus(config)
     name = run_name(digest)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default delays every report by 2 s
+    os.environ.setdefault(
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
+    )  # the default delays every report by 2 s
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    on_driver = {"num_cpus": 0, "scheduling_strategy": here}  # so that they survive the loss of a training node
+    on_driver = {
+        "num_cpus": 0,
+        "scheduling_strategy": here,
+    }  # so that they survive the loss of a training node
     queue = Queue(actor_options=on_driver)
     orders = None if stop is None else Queue(actor_options=on_driver)
     drain = _Drain(queue, report, stop, orders)
@@ -158,7 +182,9 @@ def train_on_ray(
         checkpoint = _fitted(trainer, storage, name)
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)  # Ray Train leaves its own handler, which is for this training only
+            signal.signal(
+                signal.SIGINT, before
+            )  # Ray Train leaves its own handler, which is for this training only
         drain.stop()
         for ended in filter(None, (queue, orders)):
             with suppress(Exception):
@@ -218,7 +244,9 @@ def _fitted(trainer: _Trainer, storage: str, name: str) -> Checkpoint | None:
             with storage_errors(storage, "write checkpoints to"):
                 raise error.controller_failure from None
         raise
-    except RayActorError as error:  # the controller dies if the storage fails at its start; the cause is in the text
+    except (
+        RayActorError
+    ) as error:  # the controller dies if the storage fails at its start; the cause is in the text
         told = next((line for line in reversed(str(error).splitlines()) if "OSError: " in line), "")
         if not told:
             raise
@@ -234,7 +262,10 @@ def _is_whole(place: str) -> bool:
     """Whether a checkpoint, of a trained model or of a running
     training, is complete and undamaged.
     """
-    with Checkpoint(*reversed(filesystem_of(place))).as_directory() as name, suppress(ArtifactError):
+    with (
+        Checkpoint(*reversed(filesystem_of(place))).as_directory() as name,
+        suppress(ArtifactError),
+    ):
         folder = Path(name)
         if (folder / MODEL_FOLDER).is_dir():
             load_trained(folder / MODEL_FOLDER)
@@ -250,7 +281,10 @@ def _finished(checkpoints: list[str]) -> TrainResult | None:
     """
     if not checkpoints:
         return None
-    with Checkpoint(*reversed(filesystem_of(checkpoints[0]))).as_directory() as folder, suppress(ArtifactError):
+    with (
+        Checkpoint(*reversed(filesystem_of(checkpoints[0]))).as_directory() as folder,
+        suppress(ArtifactError),
+    ):
         return load_trained(Path(folder) / MODEL_FOLDER)
     return None
 
@@ -267,7 +301,10 @@ def _worker(settings: dict[str, Any]) -> None:
     def report(values: Report, folder: Path | None) -> None:
         if rank == 0:
             queue.put(values)
-        hand_over({name: value for name, value in values.items() if isinstance(value, (int, float))}, folder)
+        hand_over(
+            {name: value for name, value in values.items() if isinstance(value, (int, float))},
+            folder,
+        )
 
     def hand_over(numbers: Report, folder: Path | None) -> None:
         if folder is None:
@@ -278,7 +315,9 @@ def _worker(settings: dict[str, Any]) -> None:
                 _keep(parent, numbers, storage)
         if orders is not None:
             told = torch.tensor([rank == 0 and not orders.empty()], dtype=torch.float32)
-            if training.from_first(told).item():  # by the first worker, so that all end at the same epoch
+            if training.from_first(
+                told
+            ).item():  # by the first worker, so that all end at the same epoch
                 raise Stopped
 
     def note(text: str) -> None:
@@ -287,7 +326,9 @@ def _worker(settings: dict[str, Any]) -> None:
 
     try:
         dataset = PreparedDataset(settings["dataset"])
-        resumed = ray.train.get_checkpoint()  # set after a worker was lost; otherwise use what an earlier driver left
+        resumed = (
+            ray.train.get_checkpoint()
+        )  # set after a worker was lost; otherwise use what an earlier driver left
         with tempfile.TemporaryDirectory() as parent:
             candidates = find_checkpoints(storage, name) if resumed is not None else earlier
             resume_from = first_sound(candidates, PROGRESS_FOLDER, Path(parent), note)
@@ -296,8 +337,13 @@ def _worker(settings: dict[str, Any]) -> None:
                 resume_from = Path(settings["head_start"])
             device = ray.train.torch.get_device()
             save = partial(hand_over, {"saved": 1})
-            training = TrainContext(rank, world_size, device, report, resume_from, save, note, settings["deadline"])
-            start, final = (ray.get(held[0]) if held else None for held in (settings["start"], settings["final"]))
+            training = TrainContext(
+                rank, world_size, device, report, resume_from, save, note, settings["deadline"]
+            )
+            start, final = (
+                ray.get(held[0]) if held else None
+                for held in (settings["start"], settings["final"])
+            )
             with reporting_to(note):
                 if final is not None:
                     result = fit_final(config, dataset, training, final)
@@ -390,9 +436,9 @@ def _use_gpu(config: Config) -> bool:
         return True
     if config.train.use_gpu == "yes":
         raise ConfigError(
-            f"train.use_gpu is yes and train.num_workers {config.train.num_workers}, but the Ray cluster has "
-            f"{available} GPUs; lower train.num_workers, set train.use_gpu to auto, or, if the cluster starts "
-            "machines, give it time with ray.wait_s"
+            f"train.use_gpu is yes and train.num_workers {config.train.num_workers}, but the Ray"
+            f" cluster has {available} GPUs; lower train.num_workers, set train.use_gpu to auto,"
+            " or, if the cluster starts machines, give it time with ray.wait_s"
         )
     return False
 
@@ -402,9 +448,10 @@ def _check_cpus(config: Config) -> None:
     available = _await("CPU", config)
     if available < config.train.num_workers:
         raise ConfigError(
-            f"train.num_workers is {config.train.num_workers}, but the Ray cluster has {available} CPUs, and each "
-            "worker needs one; lower train.num_workers, raise ray.num_cpus to share cores (local), or, if the "
-            "cluster starts machines, give it time with ray.wait_s"
+            f"train.num_workers is {config.train.num_workers}, but the Ray cluster has {available}"
+            " CPUs, and each worker needs one; lower train.num_workers, raise ray.num_cpus to"
+            " share cores (local), or, if the cluster starts machines, give it time with"
+            " ray.wait_s"
         )
 
 
@@ -433,7 +480,11 @@ def _cluster(resource: str) -> int:
 
 
 def _settle_threads(
-    asked: int, config: Config, dataset: PreparedDataset, resume_from: Path | None, note: Callable[[str], None]
+    asked: int,
+    config: Config,
+    dataset: PreparedDataset,
+    resume_from: Path | None,
+    note: Callable[[str], None],
 ) -> None:
     """Set the threads of this worker: as requested, or as in the interrupted training (same
     rounding), or the fastest.
@@ -458,4 +509,8 @@ def _where(storage: str) -> dict[str, Any]:
     timeouts.
     """
     filesystem, path = filesystem_of(storage)
-    return {"storage_path": path, "storage_filesystem": filesystem} if is_remote(storage) else {"storage_path": path}
+    return (
+        {"storage_path": path, "storage_filesystem": filesystem}
+        if is_remote(storage)
+        else {"storage_path": path}
+    )

@@ -33,7 +33,9 @@ from recsys.data.histories import Array
 from recsys.fusion import Fusion, GatedFusion
 
 HELD_OUT = 0.2  # share of the rows that decide whether the fit is better
-_LEAST_SCALE = 0.1  # least scale of the current scores (in standard deviations), however badly they fit
+_LEAST_SCALE = (
+    0.1  # least scale of the current scores (in standard deviations), however badly they fit
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Evidence:
 
     shares_RK: Tensor  # float64: z_k · a_i, zero where missing
     present_RK: Tensor  # bool
-    gate_RK: Tensor  # float64: logits of the gate for the trained granularities; not read without a gate
+    gate_RK: (
+        Tensor  # float64: logits of the gate for the trained granularities; not read without a gate
+    )
     liked_R: Tensor  # float64: 1 or 0
     counts_R: Tensor  # float64 > 0: weight of the row
 
@@ -71,11 +75,17 @@ class Refit:
         """Whether the fitted weights are better by more than the
         standard error of the comparison.
         """
-        return bool(self.after_K.isfinite().all()) and self.loss_before - self.loss_after > self.error
+        return (
+            bool(self.after_K.isfinite().all()) and self.loss_before - self.loss_after > self.error
+        )
 
 
 def refit_fusion(
-    fusion: Fusion, evidence: Evidence, prior_rows: float, seed: int, fitted_weights: Tensor | None = None
+    fusion: Fusion,
+    evidence: Evidence,
+    prior_rows: float,
+    seed: int,
+    fitted_weights: Tensor | None = None,
 ) -> Refit:
     """Fit on four fifths of the feedback and evaluate on the fifth that the seed holds out.
 
@@ -95,7 +105,10 @@ def refit_fusion(
     new_intercept, new_scale, after_K = fit(fitted, before_K, start, prior_rows)
     losses = [
         _losses(judge, offset + factor * _scores(judge, gated, values_K))
-        for offset, factor, values_K in ((intercept, scale, before_K), (new_intercept, new_scale, after_K))
+        for offset, factor, values_K in (
+            (intercept, scale, before_K),
+            (new_intercept, new_scale, after_K),
+        )
     ]
     share_R = judge.counts_R / judge.counts_R.sum()
     gained_R = losses[0] - losses[1]
@@ -118,7 +131,9 @@ def _scores(evidence: Evidence, gated: bool, values_K: Tensor) -> Tensor:
     if not gated:
         return evidence.shares_RK @ values_K
     trained = evidence.gate_RK.shape[1]
-    weights_RK = GatedFusion.opened(evidence.gate_RK, values_K[:trained], evidence.present_RK[:, :trained])
+    weights_RK = GatedFusion.opened(
+        evidence.gate_RK, values_K[:trained], evidence.present_RK[:, :trained]
+    )
     weights_RK = torch.cat([weights_RK, values_K[trained:].expand(len(evidence), -1)], dim=1)
     return (weights_RK * evidence.shares_RK).sum(1)
 
@@ -143,7 +158,9 @@ def _calibrated(evidence: Evidence, gated: bool, values_K: Tensor) -> tuple[floa
     return float(found[0]), float(found[1]) / spread
 
 
-def _fit_weights(evidence: Evidence, before_K: Tensor, scale: float, prior_rows: float) -> tuple[float, float, Tensor]:
+def _fit_weights(
+    evidence: Evidence, before_K: Tensor, scale: float, prior_rows: float
+) -> tuple[float, float, Tensor]:
     """Intercept, scale and λ with λ · scale the minimum; all λ NaN when no granularity helps."""
     spread_K = evidence.shares_RK.std(0)
     spread_K = torch.where(spread_K > 0, spread_K, 1.0)
@@ -152,15 +169,23 @@ def _fit_weights(evidence: Evidence, before_K: Tensor, scale: float, prior_rows:
     pull = prior_rows / len(evidence) / 2
 
     def loss(x: Tensor) -> Tensor:
-        return _mean_loss(evidence, x[0] + shares_RK @ x[1:]) + pull * (x[1:] - start_K).square().sum()
+        return (
+            _mean_loss(evidence, x[0] + shares_RK @ x[1:]) + pull * (x[1:] - start_K).square().sum()
+        )
 
     found = _minimum(loss, np.append(0.0, start_K.numpy()), lowest=[None, *[0.0] * len(before_K)])
     weights_K = torch.as_tensor(found[1:]) / spread_K
     factor = float(weights_K.sum() / before_K.sum().clamp(min=1e-12))
-    return float(found[0]), factor, weights_K / factor if factor > 0 else torch.full_like(weights_K, torch.nan)
+    return (
+        float(found[0]),
+        factor,
+        weights_K / factor if factor > 0 else torch.full_like(weights_K, torch.nan),
+    )
 
 
-def _fit_prior(evidence: Evidence, before_K: Tensor, scale: float, prior_rows: float) -> tuple[float, float, Tensor]:
+def _fit_prior(
+    evidence: Evidence, before_K: Tensor, scale: float, prior_rows: float
+) -> tuple[float, float, Tensor]:
     """Intercept, scale and prior, followed by the weights of the closed-form granularities."""
     pull = prior_rows / len(evidence) / 2
     trained, num = evidence.gate_RK.shape[1], len(before_K)
@@ -170,7 +195,8 @@ def _fit_prior(evidence: Evidence, before_K: Tensor, scale: float, prior_rows: f
     def loss(x: Tensor) -> Tensor:
         scores_R = _scores(evidence, True, x[2:])
         return (
-            _mean_loss(evidence, x[0] + scale * x[1] * scores_R) + pull * (unit_K * (x[2:] - before_K)).square().sum()
+            _mean_loss(evidence, x[0] + scale * x[1] * scores_R)
+            + pull * (unit_K * (x[2:] - before_K)).square().sum()
         )
 
     lowest = [None, 0.0, *[None] * trained, *[0.0] * (num - trained)]
@@ -190,5 +216,12 @@ def _minimum(loss: Callable[[Tensor], Tensor], start: Array, lowest: list[float 
         return value.item(), point.grad.numpy()
 
     bounds = [(low, None) for low in lowest]
-    found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
+    found = minimize(
+        value_and_gradient,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": 500},
+    )
     return np.asarray(found.x)

@@ -25,10 +25,18 @@ from recsys.training.build import Start
 from recsys.training.checkpoint import check_checkpoint
 from recsys.training.final import Final
 
-FREE = {"num_workers", "use_gpu", "threads", "max_failures", "final"}  # keys of train that a resumption may change
+FREE = {
+    "num_workers",
+    "use_gpu",
+    "threads",
+    "max_failures",
+    "final",
+}  # keys of train that a resumption may change
 
 
-def training_digest(config: Config, dataset: PreparedDataset, start: Start | None, final: Final | None = None) -> str:
+def training_digest(
+    config: Config, dataset: PreparedDataset, start: Start | None, final: Final | None = None
+) -> str:
     """Twelve hex digits over everything that decides the result of a training.
 
     This is seed, model, training, validation, data and start, and, for a training on all events,
@@ -44,7 +52,9 @@ def training_digest(config: Config, dataset: PreparedDataset, start: Start | Non
         **({"final": final.decisive()} if final is not None else {}),
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
-    weights = (start.weights if start else {}) | (final.decisive_weights() if final is not None else {})
+    weights = (start.weights if start else {}) | (
+        final.decisive_weights() if final is not None else {}
+    )
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
@@ -63,7 +73,12 @@ def find_checkpoints(storage: str, name: str) -> list[str]:
     """
     system, root = filesystem_of(storage)
     runs = [run for run in _folders(system, root) if f"{run.base_name}-".startswith(f"{name}-")]
-    found = [one for run in runs for one in _folders(system, run.path) if one.base_name.startswith("checkpoint_")]
+    found = [
+        one
+        for run in runs
+        for one in _folders(system, run.path)
+        if one.base_name.startswith("checkpoint_")
+    ]
     found.sort(key=lambda one: one.base_name, reverse=True)  # names begin with the time
     return [within(storage, one.path[len(root) :].lstrip("/")) for one in found]
 
@@ -76,7 +91,9 @@ def forget_trainings(storage: str, keep: str = "") -> None:
             system.delete_dir(run.path)
 
 
-def first_sound(checkpoints: list[str], inside: str, parent: Path, note: Callable[[str], None]) -> Path | None:
+def first_sound(
+    checkpoints: list[str], inside: str, parent: Path, note: Callable[[str], None]
+) -> Path | None:
     """Copy the newest checkpoint that is not damaged to a folder in ``parent``; None if there is
     none.
 

@@ -61,7 +61,10 @@ def assemble(
     config = with_constants(config, choices)
     apart = _apart(config, dataset, through, weights, choices)
     if apart:
-        inputs = {**(inputs or {}), **{signal: dump_sizes(frozen.sizes) for signal, frozen in apart.items()}}
+        inputs = {
+            **(inputs or {}),
+            **{signal: dump_sizes(frozen.sizes) for signal, frozen in apart.items()},
+        }
     num_strata = int(choices.get(STRATA, {}).get("chosen", 0))
     start = None if inputs is None else Start(weights, inputs)
     model = build_model(config, dataset, through, num_strata, start)
@@ -79,7 +82,10 @@ def assemble(
         members = choices[STACK]["members"]
         weights_GM = torch.tensor([members[name]["weights"] for name in model.encoders.members]).T
         model.encoders.stack.weights_GM.copy_(weights_GM)
-        for key, buffer in (("scale", model.encoders.stack.scales_M), ("floor", model.encoders.stack.floors_M)):
+        for key, buffer in (
+            ("scale", model.encoders.stack.scales_M),
+            ("floor", model.encoders.stack.floors_M),
+        ):
             buffer.copy_(torch.tensor([members[name][key] for name in model.encoders.members]))
     frozen = model.freeze(graphs)
     scale(frozen.encoders.fusion, frozen.trained_names, choices.get(KEPT, {}))
@@ -87,13 +93,21 @@ def assemble(
 
 
 def _apart(
-    config: Config, dataset: PreparedDataset, through: Split, weights: dict[str, Tensor], choices: Report
+    config: Config,
+    dataset: PreparedDataset,
+    through: Split,
+    weights: dict[str, Tensor],
+    choices: Report,
 ) -> dict[str, FrozenModel]:
     """The separately trained models by signal, without those to which stacking gave no weight."""
     members = choices.get(STACK, {}).get("members", {})
     found = {}
     for name, section in sections(config).items():
-        if name in choices.get(LEFT_OUT, {}) or name in members and not any(members[name]["weights"]):
+        if (
+            name in choices.get(LEFT_OUT, {})
+            or name in members
+            and not any(members[name]["weights"])
+        ):
             continue
         chosen = choices[APART][name]
         own = own_weights(weights, name)
@@ -119,7 +133,8 @@ def selected_model(config: Config, dataset: PreparedDataset, trained: TrainResul
         return trained.frozen
     if trained.selected is None:
         raise ArtifactError(
-            f"the model was trained again on validation events (train.refit), and the weights before that ({SELECTED}) "
-            "are missing: an earlier release trained it; run `recsys train` again"
+            "the model was trained again on validation events (train.refit), and the weights"
+            f" before that ({SELECTED}) are missing: an earlier release trained it; run `recsys"
+            " train` again"
         )
     return assemble(config, dataset, Split.TRAIN, trained.selected, trained.choices)

@@ -25,18 +25,22 @@ class StepLoss(nn.Module):
     have the same ones.
     """
 
-    def __init__(self, model: MultigrainModel, graphs: Graphs, config: LossConfig, dataset: PreparedDataset) -> None:
+    def __init__(
+        self, model: MultigrainModel, graphs: Graphs, config: LossConfig, dataset: PreparedDataset
+    ) -> None:
         super().__init__()
         self.model, self.graphs, self.config = model, graphs, config
         num_items = model.sizes.num_items
         self.sum = make_loss(config, num_items)
         self.num_negatives = config.num_negatives if self.sum.needs_negatives else 0
         model.tower.update_rows(bool(self.num_negatives) and num_items > config.max_dense_items)
-        weight_N = (torch.as_tensor(dataset.item_counts_N(Split.TRAIN), dtype=torch.float64) + 1.0) ** (
-            config.popularity_power
-        )
+        weight_N = (
+            torch.as_tensor(dataset.item_counts_N(Split.TRAIN), dtype=torch.float64) + 1.0
+        ) ** (config.popularity_power)
         trained_N = model.tower.trained_N.cpu() > 0
-        if not config.new_items:  # as negatives only, their text would push them away from all users
+        if (
+            not config.new_items
+        ):  # as negatives only, their text would push them away from all users
             weight_N = weight_N * trained_N
         self.candidates_C = None if config.new_items else torch.nonzero(trained_N).squeeze(1)
         self.q_N = weight_N / weight_N.sum()  # stays on the CPU, where the negatives are drawn
@@ -48,7 +52,11 @@ class StepLoss(nn.Module):
         negatives_M, log_q_M, ids_S = None, None, None
         if self.num_negatives:
             drawn_M = self._draw(key)
-            log_q_M = torch.log(self.q_N[drawn_M] * self.num_negatives).float().to(batch.history_UL.device)
+            log_q_M = (
+                torch.log(self.q_N[drawn_M] * self.num_negatives)
+                .float()
+                .to(batch.history_UL.device)
+            )
             negatives_M = drawn_M.to(batch.history_UL.device)
             if not self.model.needs_all_items:
                 ids_S, batch, negatives_M = self._narrow(batch, negatives_M, key)
@@ -60,7 +68,13 @@ class StepLoss(nn.Module):
             vectors_CD, targets_P = self._candidates(items.vectors_SD, batch.targets_P)
             none_M = targets_P[:0]
             return self.sum(
-                users_BD, vectors_CD, batch.pairs_P, targets_P, self._weights(batch), none_M, none_M.float()
+                users_BD,
+                vectors_CD,
+                batch.pairs_P,
+                targets_P,
+                self._weights(batch),
+                none_M,
+                none_M.float(),
             )
         parts = (users_BD, items.vectors_SD, batch.pairs_P, batch.targets_P, self._weights(batch))
         return self.sum(*parts, negatives_M, log_q_M)
@@ -81,11 +95,17 @@ class StepLoss(nn.Module):
         """M item ids with replacement, by q."""
         seed, epoch, step = key
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + step)
-        return torch.multinomial(self.q_N, self.num_negatives, replacement=True, generator=generator)
+        return torch.multinomial(
+            self.q_N, self.num_negatives, replacement=True, generator=generator
+        )
 
-    def _narrow(self, batch: Batch, negatives_M: Tensor, key: StepKey) -> tuple[Tensor, Batch, Tensor]:
+    def _narrow(
+        self, batch: Batch, negatives_M: Tensor, key: StepKey
+    ) -> tuple[Tensor, Batch, Tensor]:
         """The items that the step uses, and batch and negatives renumbered to them."""
-        named_S = torch.unique(torch.cat([batch.history_UL.flatten(), batch.targets_P, negatives_M]))
+        named_S = torch.unique(
+            torch.cat([batch.history_UL.flatten(), batch.targets_P, negatives_M])
+        )
         ids_S = self.model.widen(named_S, self.graphs, key)
         assert ids_S is not None, "of some items come some"
         numbers_N = torch.zeros(self.model.sizes.num_items, dtype=torch.int64, device=ids_S.device)

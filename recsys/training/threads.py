@@ -32,7 +32,9 @@ _CANDIDATES: Final = 4096  # items that are scored
 
 def usable_threads(share: int = 1) -> int:
     """The number of cores that this process may use if ``share`` processes share them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, cores // share)
 
 
@@ -60,7 +62,9 @@ def numbers(most: int) -> list[int]:
     return found
 
 
-def timed(tried: Sequence[int], step: Callable[[], None], clock: Callable[[], float]) -> dict[int, float]:
+def timed(
+    tried: Sequence[int], step: Callable[[], None], clock: Callable[[], float]
+) -> dict[int, float]:
     """The median seconds of a step with each number of threads; restores the number of threads of
     the process.
     """
@@ -140,9 +144,21 @@ def fastest_threads(config: Config, num_items: int, most: int) -> tuple[int, str
     )
     threads, seconds = _measured(most, shape)
     if not seconds:
-        return 1, f"1 of {most} threads, as the machine is busy with other programs; train.threads sets it"
+        return (
+            1,
+            (
+                f"1 of {most} threads, as the machine is busy with other programs; train.threads"
+                " sets it"
+            ),
+        )
     took = ", ".join(f"{number}: {1000 * of:.1f} ms" for number, of in seconds.items())
-    return threads, f"{threads} of {most} threads, as measured on a step of this shape ({took}); train.threads sets it"
+    return (
+        threads,
+        (
+            f"{threads} of {most} threads, as measured on a step of this shape ({took});"
+            " train.threads sets it"
+        ),
+    )
 
 
 def settle_threads(config: Config, num_items: int, say: Callable[[str], None]) -> None:

@@ -42,7 +42,9 @@ _MAX_ROWS, _ROWS = 4096, 64  # users that it reads, in all and per step
 _RIDGE: Final = 0.1  # penalty in nats for moving every prototype by its own size
 
 
-def choose_strata(config: Config, dataset: PreparedDataset, context: TrainContext) -> dict[str, Any]:
+def choose_strata(
+    config: Config, dataset: PreparedDataset, context: TrainContext
+) -> dict[str, Any]:
     """Choose the number of clusters with the highest likelihood of the validation events.
 
     For each candidate K, clusters are fitted on training events; each gets the item distribution of
@@ -69,13 +71,16 @@ def choose_strata(config: Config, dataset: PreparedDataset, context: TrainContex
         return {"chosen": candidates[0], "candidates": {}}
     graphs = build_graphs(dataset, Split.TRAIN)
     users = UserVectors(
-        graphs.users_E.numpy(), graphs.items_E.numpy(), _unit_vectors(config, dataset, graphs), dataset.num_users
+        graphs.users_E.numpy(),
+        graphs.items_E.numpy(),
+        _unit_vectors(config, dataset, graphs),
+        dataset.num_users,
     )
     possible = [number for number in candidates if number <= len(users)]
     if not possible:
         raise ConfigError(
-            f"model.granularities.stratum.num_strata {candidates}: only {len(users)} users have a training event with "
-            "a vector; set a smaller number, or disable stratum"
+            f"model.granularities.stratum.num_strata {candidates}: only {len(users)} users have a"
+            " training event with a vector; set a smaller number, or disable stratum"
         )
     users_P, items_P = _targets(dataset, users)
     popularity_N = graphs.degree_N.double().numpy() + 1
@@ -83,7 +88,9 @@ def choose_strata(config: Config, dataset: PreparedDataset, context: TrainContex
     scores = {}
     for number in possible:
         strata = fit_strata(users, number, section.method, config.seed)
-        scores[number] = _log_likelihood(strata, users, popularity_N, section.temperature, (users_P, items_P))
+        scores[number] = _log_likelihood(
+            strata, users, popularity_N, section.temperature, (users_P, items_P)
+        )
     best = max(scores, key=lambda number: (scores[number], -number))
     chosen = int(context.from_first(torch.tensor(best)))  # rounding must not make workers differ
     baseline = float(np.log(popularity_N[items_P]).mean()) if len(items_P) else 0.0
@@ -121,7 +128,11 @@ def _targets(dataset: PreparedDataset, users: UserVectors) -> tuple[Array, Array
 
 
 def _log_likelihood(
-    strata: Strata, users: UserVectors, popularity_N: Array, temperature: float, targets: tuple[Array, Array]
+    strata: Strata,
+    users: UserVectors,
+    popularity_N: Array,
+    temperature: float,
+    targets: tuple[Array, Array],
 ) -> float:
     users_P, items_P = targets
     mass = len(popularity_N)
@@ -152,11 +163,14 @@ def refit_strata(
         The model has no granularity stratum, or the dataset has fewer items than the model.
     """
     if "stratum" not in frozen.names:
-        raise ConfigError("the model has no granularity stratum to fit again; train a model with stratum enabled")
+        raise ConfigError(
+            "the model has no granularity stratum to fit again; train a model with stratum enabled"
+        )
     if dataset.num_items < frozen.sizes.num_items:
         raise ConfigError(
-            f"the dataset has {dataset.num_items} items, the model {frozen.sizes.num_items}: it is not the "
-            "data of the model plus newer events; prepare it with the ids of the model, or run `recsys train`"
+            f"the dataset has {dataset.num_items} items, the model {frozen.sizes.num_items}: it is"
+            " not the data of the model plus newer events; prepare it with the ids of the model,"
+            " or run `recsys train`"
         )
     encoders = copy.deepcopy(frozen.encoders)
     kept = frozen.items, frozen.states, frozen.popularity_N, frozen.rating_head
@@ -178,10 +192,14 @@ def refit_strata(
 
 def stratum_of(model: FrozenModel) -> Stratum | None:
     """The module of the granularity stratum; None if the model does not have it."""
-    return next((module for _, module in model.encoders.each() if isinstance(module, Stratum)), None)
+    return next(
+        (module for _, module in model.encoders.each() if isinstance(module, Stratum)), None
+    )
 
 
-def _reestimate(config: Config, dataset: PreparedDataset, model: FrozenModel, module: Stratum, through: Split) -> None:
+def _reestimate(
+    config: Config, dataset: PreparedDataset, model: FrozenModel, module: Stratum, through: Split
+) -> None:
     """Train only the prototypes and the scale of the scores, with
     some steps of the softmax loss.
     """
@@ -192,11 +210,19 @@ def _reestimate(config: Config, dataset: PreparedDataset, model: FrozenModel, mo
     log_scale = torch.tensor(-math.log(config.train.loss.temperature), requires_grad=True)
     optimizer = torch.optim.Adam([moved_KD, log_scale], lr=_LR)
     draws = torch.Generator().manual_seed(config.seed)
-    for _, batch in zip(range(_STEPS), _batches(config, dataset, through, model.sizes), strict=False):
+    for _, batch in zip(
+        range(_STEPS), _batches(config, dataset, through, model.sizes), strict=False
+    ):
         rest_BD, own_B1, p_BK = _frozen_parts(model, module, batch)
         z_BD = p_BK @ (before_KD + size * moved_KD)
         z_BD = normalize(z_BD, dim=1) if model.encoders.unit_vectors else z_BD
-        loss = _loss(config, (rest_BD + own_B1 * z_BD) * log_scale.exp(), model.items.vectors_SD, batch, draws)
+        loss = _loss(
+            config,
+            (rest_BD + own_B1 * z_BD) * log_scale.exp(),
+            model.items.vectors_SD,
+            batch,
+            draws,
+        )
         loss = loss / max(len(batch.pairs_P), 1) + _RIDGE * moved_KD.square().mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -206,7 +232,9 @@ def _reestimate(config: Config, dataset: PreparedDataset, model: FrozenModel, mo
 
 
 @torch.no_grad()
-def _frozen_parts(model: FrozenModel, module: Stratum, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def _frozen_parts(
+    model: FrozenModel, module: Stratum, batch: Batch
+) -> tuple[Tensor, Tensor, Tensor]:
     """Σ λ z of the other granularities [B, D], λ of the stratum [B,
     1] and the memberships [B, K].
     """
@@ -219,7 +247,9 @@ def _frozen_parts(model: FrozenModel, module: Stratum, batch: Batch) -> tuple[Te
     return rest_BD, own_B1, module.memberships(batch, model.items)[0]
 
 
-def _loss(config: Config, users_BD: Tensor, items_ND: Tensor, batch: Batch, draws: torch.Generator) -> Tensor:
+def _loss(
+    config: Config, users_BD: Tensor, items_ND: Tensor, batch: Batch, draws: torch.Generator
+) -> Tensor:
     """The summed softmax loss, over all items or, where they are many, over evenly drawn ones."""
     parts = (users_BD, items_ND, batch.pairs_P, batch.targets_P, torch.ones(len(batch.pairs_P)))
     num_items, settings = len(items_ND), config.train.loss
@@ -230,7 +260,9 @@ def _loss(config: Config, users_BD: Tensor, items_ND: Tensor, batch: Batch, draw
     return sampled_softmax(*parts, negatives_M=negatives_M, log_q_M=log_q_M)
 
 
-def _batches(config: Config, dataset: PreparedDataset, through: Split, sizes: ModelSizes) -> Iterator[Batch]:
+def _batches(
+    config: Config, dataset: PreparedDataset, through: Split, sizes: ModelSizes
+) -> Iterator[Batch]:
     """Yield batches of users with their newest events, without end; a sample of the users if there
     are many.
     """

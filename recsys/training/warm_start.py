@@ -47,7 +47,9 @@ class Earlier:
     text_identity: str = ""  # of the language model of its text vectors; empty if unknown
 
 
-def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tuple[Start, list[str]]:
+def warm_start(
+    config: Config, dataset: PreparedDataset, earlier: Earlier
+) -> tuple[Start, list[str]]:
     """The start of a training on ``dataset``, and the names of the parameters that start at random.
 
     Axes of text and media, the coding of attributes and the number of user clusters stay those of
@@ -66,8 +68,9 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
     for name, meaning in _SETTINGS.items():
         if before[name] != now[name]:
             raise ArtifactError(
-                f"the model to continue from has {name} {before[name]}, this dataset gives {now[name]}: {meaning} "
-                "differs; prepare the data as for the model, or train from scratch with `recsys run`"
+                f"the model to continue from has {name} {before[name]}, this dataset gives"
+                f" {now[name]}: {meaning} differs; prepare the data as for the model, or train from"
+                " scratch with `recsys run`"
             )
     ids = [(before[name], now[name]) for name in VOCABULARIES]
     for name, section in config.model.granularities.enabled().items():
@@ -78,11 +81,13 @@ def warm_start(config: Config, dataset: PreparedDataset, earlier: Earlier) -> tu
                 _check_same(section.signal, cls, *sides)
             ids += zip(cls.vocabularies(sides[0]), cls.vocabularies(sides[1]), strict=True)
     reader = str(dataset.manifest.text.get("identity", ""))
-    if earlier.text_identity and reader and earlier.text_identity != reader:  # of equal width, or refused above
+    if (
+        earlier.text_identity and reader and earlier.text_identity != reader
+    ):  # of equal width, or refused above
         raise ArtifactError(
-            f"the model to continue from uses the language model {earlier.text_identity}, this dataset {reader}, whose "
-            "vectors differ; set data.text.model to that of the model and prepare the data again, or train from "
-            "scratch with `recsys run`"
+            f"the model to continue from uses the language model {earlier.text_identity}, this"
+            f" dataset {reader}, whose vectors differ; set data.text.model to that of the model and"
+            " prepare the data again, or train from scratch with `recsys run`"
         )
     model = build_model(config, dataset, Split.VALID, start=reads)
     fresh = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -106,8 +111,9 @@ def _check_same(signal: str, cls: type[Granularity], before: Any, now: Any) -> N
     if before != now:
         had, has = cls.described(before), cls.described(now)
         raise ArtifactError(
-            f"the model to continue from reads the {signal} {had}, this dataset has {has}: data.{signal} differs; "
-            "prepare the data as for the model, or train from scratch with `recsys run`"
+            f"the model to continue from reads the {signal} {had}, this dataset has {has}:"
+            f" data.{signal} differs; prepare the data as for the model, or train from scratch with"
+            " `recsys run`"
         )
 
 
@@ -144,13 +150,14 @@ def grow(
             found[name] = torch.cat([earlier.to(tensor.dtype).cpu(), tensor[len(earlier) :]])
         else:
             raise ArtifactError(
-                f"{name} has the shape {list(tensor.shape)} for this data and {list(earlier.shape)} in the model to "
-                "continue from, and no vocabulary has grown in this way; train from scratch with `recsys run`"
+                f"{name} has the shape {list(tensor.shape)} for this data and {list(earlier.shape)}"
+                " in the model to continue from, and no vocabulary has grown in this way; train"
+                " from scratch with `recsys run`"
             )
     return found, anew
 
 
-# -------------------------------------------------------------------------------------------------- what is really new
+# ------------------------------------------------------------------------------- what is really new
 
 
 @dataclass(frozen=True)
@@ -196,20 +203,25 @@ def newer_users(dataset: PreparedDataset, trained: Histories) -> Array:
     for shard in dataset.shards():
         is_known_E = np.isin(event_keys(shard), known)
         is_test_E, is_valid_E = shard.splits_E == Split.TEST, shard.splits_E == Split.VALID
-        num_test, num_leaked = num_test + int(is_test_E.sum()), num_leaked + int((is_test_E & is_known_E).sum())
+        num_test, num_leaked = (
+            num_test + int(is_test_E.sum()),
+            num_leaked + int((is_test_E & is_known_E).sum()),
+        )
         users_E = np.repeat(shard.users_U, shard.lengths_U)
         newer_V[users_E[is_valid_E]] = True
         newer_V[users_E[is_valid_E & is_known_E]] = False
         num_new += int((is_valid_E & ~is_known_E).sum())
     if num_leaked:
         raise DataError(
-            f"{num_leaked:,} of the {num_test:,} test events of this split were training events of the model to "
-            "continue from, so the evaluation would be invalid; an update needs a split that moves forward in time "
-            "(data.split.kind temporal or leave-last on ordered data, or given)"
+            f"{num_leaked:,} of the {num_test:,} test events of this split were training events of"
+            " the model to continue from, so the evaluation would be invalid; an update needs a"
+            " split that moves forward in time (data.split.kind temporal or leave-last on ordered"
+            " data, or given)"
         )
     if not newer_V.any():
         raise DataError(
-            f"no user has validation events that are all new to the model to continue from ({num_new:,} new ones in "
-            "all): there is nothing to update on; give newer events in data.source"
+            "no user has validation events that are all new to the model to continue from"
+            f" ({num_new:,} new ones in all): there is nothing to update on; give newer events in"
+            " data.source"
         )
     return newer_V

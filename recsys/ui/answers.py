@@ -104,7 +104,9 @@ def list_for(opened: Opened, question: Question) -> List:
     row |= {"user_id": question.user} if question.user else {}
     row |= {"history": list(question.items)} if question.items else {}
     row |= {"exclude_seen": False} if question.with_seen else {}
-    row |= {"at": datetime.fromtimestamp(recommender.newest, UTC).isoformat()} if of_the_past else {}
+    row |= (
+        {"at": datetime.fromtimestamp(recommender.newest, UTC).isoformat()} if of_the_past else {}
+    )
     try:
         requests = parse_requests([row])
         with opened.lock:
@@ -122,7 +124,9 @@ def list_for(opened: Opened, question: Question) -> List:
         earlier=max(0, len(seen_E) - _SHOWN),
         notes=_notes(question, answer, is_known),
         is_of_model=answer.source == "model",
-        asked_at=f"{datetime.fromtimestamp(recommender.newest, UTC):%-d %B %Y}" if of_the_past else "",
+        asked_at=(
+            f"{datetime.fromtimestamp(recommender.newest, UTC):%-d %B %Y}" if of_the_past else ""
+        ),
     )
 
 
@@ -135,10 +139,14 @@ def similar_to(opened: Opened, item: str, by: str, k: int) -> SimilarAnswer:
         There are none; the message says why.
     """
     if opened.recommender.item_row(item) < 0:
-        raise RequestError(f"The model does not know the item “{item}”. Search for an item by title or id.")
+        raise RequestError(
+            f"The model does not know the item “{item}”. Search for an item by title or id."
+        )
     try:
         with opened.lock:
-            [answer] = opened.recommender.similar.answer(parse_similar([{"item_id": item, "k": k, "by": by}]))
+            [answer] = opened.recommender.similar.answer(
+                parse_similar([{"item_id": item, "k": k, "by": by}])
+            )
     except RequestError as error:
         raise RequestError(str(error).removeprefix(_PREFIX)) from None
     return answer
@@ -151,7 +159,10 @@ def some_user(opened: Opened) -> str:
 
 def _rows(answer: Answer, names: Sequence[str]) -> tuple[float, list[Listed]]:
     """The position of zero in all bars, and the items with their bars."""
-    shares = [{name: found[place] for name, found in answer.shares.items()} for place in range(len(answer.item_ids))]
+    shares = [
+        {name: found[place] for name, found in answer.shares.items()}
+        for place in range(len(answer.item_ids))
+    ]
     zero, bars = stacked(shares)
     colours = {name: number % NUM_COLOURS for number, name in enumerate([*names, "boost"])}
     told = answer.explanations or [{}] * len(answer.item_ids)
@@ -191,17 +202,29 @@ def _legend(rows: Sequence[Listed], names: Sequence[str]) -> list[tuple[str, int
         for part in row.parts:
             colour, total = found.get(part.name, (part.colour, 0.0))
             found[part.name] = colour, total + part.percent / len(rows)
-    return sorted(((name, colour, mean) for name, (colour, mean) in found.items()), key=lambda entry: -entry[2])
+    return sorted(
+        ((name, colour, mean) for name, (colour, mean) in found.items()),
+        key=lambda entry: -entry[2],
+    )
 
 
 def _notes(question: Question, answer: Answer, is_known: bool) -> list[str]:
     """Notes that explain the list."""
     notes = []
     if question.user and not is_known:
-        what = "only the basket counts" if question.items else "this is the list for a new user without history"
+        what = (
+            "only the basket counts"
+            if question.items
+            else "this is the list for a new user without history"
+        )
         notes.append(f"The model does not know the user “{question.user}”: {what}.")
     if answer.unknown_items:
-        notes.append(f"The model does not know these items and ignores them: {', '.join(answer.unknown_items)}.")
+        notes.append(
+            "The model does not know these items and ignores them:"
+            f" {', '.join(answer.unknown_items)}."
+        )
     if answer.source == "popularity":
-        notes.append("These are the most popular items, because no granularity has any information.")
+        notes.append(
+            "These are the most popular items, because no granularity has any information."
+        )
     return notes

@@ -63,7 +63,9 @@ class Pages:
             when=_when,
             key=quote,
             shown=redact,
-            rest_of=lambda asked, item: asked | {"item": [one for one in asked["item"] if one != item]},
+            rest_of=lambda asked, item: (
+                asked | {"item": [one for one in asked["item"] if one != item]}
+            ),
             with_item=lambda asked, item: asked | {"item": [*asked["item"], item]},
             with_own=lambda lengths, own: sorted({*lengths, own}),
         )
@@ -72,7 +74,9 @@ class Pages:
     def page(self, name: str, status: int = 200, **content: Any) -> HTMLResponse:
         """Render a page from its template."""
         page = name.partition(".")[0]
-        return HTMLResponse(self._templates.get_template(f"{name}.html.j2").render(page=page, **content), status)
+        return HTMLResponse(
+            self._templates.get_template(f"{name}.html.j2").render(page=page, **content), status
+        )
 
     def card(self, opened: Opened) -> str:
         """The model card as HTML; HTML in its Markdown is escaped."""
@@ -94,7 +98,12 @@ class Pages:
 
 
 def application(
-    runs: Runs, gate: Gate, holder: Holder, compare: Comparing, names: Iterable[str] = (), password_sha256: str = ""
+    runs: Runs,
+    gate: Gate,
+    holder: Holder,
+    compare: Comparing,
+    names: Iterable[str] = (),
+    password_sha256: str = "",
 ) -> Guard:
     """The dashboard behind its guard.
 
@@ -153,7 +162,12 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
         if run:
             first, second = [*run, "", ""][:2]
         comparable = [one for one in pages.runs.all() if one.is_comparable]
-        content: dict[str, Any] = {"runs": comparable, "first": first, "second": second, "comparison": None}
+        content: dict[str, Any] = {
+            "runs": comparable,
+            "first": first,
+            "second": second,
+            "comparison": None,
+        }
         if len(run) > 2:
             trouble = f"{len(run)} runs are selected; select two to compare."
             return pages.page("compare", 422, **content, trouble=trouble)
@@ -161,18 +175,34 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
             return pages.page("compare", **content)
         chosen = [pages.run(key) for key in (first, second)]
         if first == second:
-            return pages.page("compare", 422, **content, trouble="Both are the same run; choose two different ones.")
+            return pages.page(
+                "compare",
+                422,
+                **content,
+                trouble="Both are the same run; choose two different ones.",
+            )
         if not all(one.is_comparable for one in chosen):
-            trouble = "One of the runs has no evaluated model in its run folder; run `recsys evaluate` for it."
+            trouble = (
+                "One of the runs has no evaluated model in its run folder; run `recsys evaluate`"
+                " for it."
+            )
             return pages.page("compare", 422, **content, trouble=trouble)
         content["comparison"] = found = pages.comparisons.of(*chosen)
         if found.record:
-            content |= {"chart": differences(found.record), "winner": winner(found.record, first, second)}
+            content |= {
+                "chart": differences(found.record),
+                "winner": winner(found.record, first, second),
+            }
         return pages.page("compare", **content, trouble=found.trouble)
 
     @app.get("/models")
     def models() -> HTMLResponse:
-        return pages.page("models", models=pages.gate.models(), trouble=pages.gate.trouble, uri=pages.gate.tracking_uri)
+        return pages.page(
+            "models",
+            models=pages.gate.models(),
+            trouble=pages.gate.trouble,
+            uri=pages.gate.tracking_uri,
+        )
 
     @app.get("/card")
     def card(model: Text = "") -> HTMLResponse:
@@ -216,7 +246,12 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
             except RequestError as error:
                 trouble = str(error)
         basket = [(one, opened.title(one) if opened else one) for one in items]
-        asked = {"model": opened.choice.key if opened else model, "user": question.user, "item": items, "k": k}
+        asked = {
+            "model": opened.choice.key if opened else model,
+            "user": question.user,
+            "item": items,
+            "k": k,
+        }
         asked |= {"seen": "true"} if seen else {}
         return pages.page(
             "try",
@@ -233,7 +268,9 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
         )
 
     @app.get("/similar")
-    def similar(model: Text = "", item: Text = "", find: Text = "", by: By = "auto", k: Length = 10) -> HTMLResponse:
+    def similar(
+        model: Text = "", item: Text = "", find: Text = "", by: By = "auto", k: Length = 10
+    ) -> HTMLResponse:
         opened, trouble = _opened(pages, model)
         answer = None
         if opened is not None and item:
@@ -264,13 +301,18 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
     @app.exception_handler(MultigrainError)
     def ours(request: Request, error: Exception) -> HTMLResponse:
         return pages.page(
-            "error", 404 if isinstance(error, ArtifactError) else 422, head="This cannot be shown", text=str(error)
+            "error",
+            404 if isinstance(error, ArtifactError) else 422,
+            head="This cannot be shown",
+            text=str(error),
         )
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: Exception) -> HTMLResponse:
         assert isinstance(error, RequestValidationError)
-        told = "; ".join(f"{one['loc'][-1]}: {one['msg'][0].lower()}{one['msg'][1:]}" for one in error.errors())
+        told = "; ".join(
+            f"{one['loc'][-1]}: {one['msg'][0].lower()}{one['msg'][1:]}" for one in error.errors()
+        )
         return pages.page("error", 422, head="The address is malformed", text=f"{told}.")
 
     @app.exception_handler(HTTPException)
@@ -282,7 +324,10 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
     @app.exception_handler(Exception)
     def failed(request: Request, error: Exception) -> HTMLResponse:
         _LOG.error("the page %s failed", request.url.path, exc_info=error)
-        text = f"{type(error).__name__}: {redact(str(error))}. See the terminal of the dashboard for details."
+        text = (
+            f"{type(error).__name__}: {redact(str(error))}. See the terminal of the dashboard for"
+            " details."
+        )
         return pages.page("error", 500, head="This page failed", text=text)
 
 

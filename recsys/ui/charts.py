@@ -56,7 +56,14 @@ def standings(metrics: Mapping[str, Any]) -> Chart | None:
     scale = axis([end for _, span in told.values() for end in span])
     rows = [
         Whisker(
-            recommender_name(name), value, low, high, scale.at(value), scale.at(low), scale.at(high), name == "model"
+            recommender_name(name),
+            value,
+            low,
+            high,
+            scale.at(value),
+            scale.at(low),
+            scale.at(high),
+            name == "model",
         )
         for name, (value, (low, high)) in sorted(told.items(), key=lambda entry: -entry[1][0])
     ]
@@ -89,12 +96,15 @@ def differences(record: Mapping[str, Any]) -> Chart:
 def winner(record: Mapping[str, Any], first: str, second: str) -> tuple[str, str, str]:
     """Status, head and text of a comparison on the main metric of the first run."""
     entry = record["metrics"].get(record["metric"]) or next(iter(record["metrics"].values()))
-    name = record["metric"] if record["metric"] in record["metrics"] else next(iter(record["metrics"]))
+    name = (
+        record["metric"] if record["metric"] in record["metrics"] else next(iter(record["metrics"]))
+    )
     better = first if entry["low"] > 0 else second if entry["high"] < 0 else ""
     head = f"{better} is significantly better" if better else "No significant difference"
     text = (
-        f"{metric_name(name)} is {number(entry['first'])} with {first} and {number(entry['second'])} with {second}: a "
-        f"difference of {signed(entry['difference'])}, 95 % interval {signed(entry['low'])} to "
-        f"{signed(entry['high'])}, p = {entry['p']:.2g} (paired bootstrap over {figure(record['queries'])} test users)."
+        f"{metric_name(name)} is {number(entry['first'])} with {first} and"
+        f" {number(entry['second'])} with {second}: a difference of {signed(entry['difference'])},"
+        f" 95 % interval {signed(entry['low'])} to {signed(entry['high'])}, p = {entry['p']:.2g}"
+        f" (paired bootstrap over {figure(record['queries'])} test users)."
     )
     return "better" if better else "even", head, text

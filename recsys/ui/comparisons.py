@@ -46,13 +46,19 @@ class Comparisons:
         stored = _stored(first, second)
         if stored:
             return Comparison(stored)
-        key = tuple(f"{run.folder} {run.metrics.get('model_sha256', '')}" for run in (first, second))
+        key = tuple(
+            f"{run.folder} {run.metrics.get('model_sha256', '')}" for run in (first, second)
+        )
         with self._lock:
             found = self._found.get((key[0], key[1]))
             if found is None:
                 if sum(not one.is_made for one in self._found.values()) >= _WAITING:
-                    return Comparison(trouble="Other comparisons are running; try again when they are done.")
-                for old in [key for key, one in self._found.items() if one.is_made][: max(0, len(self._found) - _KEPT)]:
+                    return Comparison(
+                        trouble="Other comparisons are running; try again when they are done."
+                    )
+                for old in [key for key, one in self._found.items() if one.is_made][
+                    : max(0, len(self._found) - _KEPT)
+                ]:
                     del self._found[old]
                 found = self._found[(key[0], key[1])] = Comparison()
                 folders = str(first.folder), str(second.folder)
@@ -66,7 +72,9 @@ class Comparisons:
         except MultigrainError as error:
             comparison.trouble = str(error)
         except Exception as error:  # the page must show the failure, not wait forever
-            comparison.trouble = f"The comparison failed: {type(error).__name__}: {redact(str(error))}"
+            comparison.trouble = (
+                f"The comparison failed: {type(error).__name__}: {redact(str(error))}"
+            )
 
 
 def _stored(first: Run, second: Run) -> Mapping[str, Any]:

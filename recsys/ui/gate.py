@@ -28,7 +28,9 @@ class Version:
     granularities: str
     dataset: str
     run_id: str
-    promotion: Mapping[str, str]  # decision, against, reasons, time, by, difference, low, high, p; empty: not decided
+    promotion: Mapping[
+        str, str
+    ]  # decision, against, reasons, time, by, difference, low, high, p; empty: not decided
 
     @property
     def key(self) -> str:
@@ -83,7 +85,9 @@ class Gate:
         """The version with a key or ``NAME@ALIAS``, or None."""
         for model in self.models():
             for version in model.versions:
-                if key == version.key or key in {f"{model.name}@{alias}" for alias in version.aliases}:
+                if key == version.key or key in {
+                    f"{model.name}@{alias}" for alias in version.aliases
+                }:
                     return version
         return None
 
@@ -114,13 +118,21 @@ def _version(one: Any, aliases: Mapping[str, Any]) -> Version:
     return Version(
         name=str(one.name),
         number=str(one.version),
-        aliases=tuple(sorted(alias for alias, number in aliases.items() if str(number) == str(one.version))),
+        aliases=tuple(
+            sorted(alias for alias, number in aliases.items() if str(number) == str(one.version))
+        ),
         created=datetime.fromtimestamp(one.creation_timestamp / 1000, UTC),
         metrics={
-            key.removeprefix("metric.").replace("_at_", "@"): v for key, v in tags.items() if key.startswith("metric.")
+            key.removeprefix("metric.").replace("_at_", "@"): v
+            for key, v in tags.items()
+            if key.startswith("metric.")
         },
         granularities=tags.get("granularities", ""),
         dataset=tags.get("dataset.name", ""),
         run_id=str(one.run_id or ""),
-        promotion={key.removeprefix("promotion."): v for key, v in tags.items() if key.startswith("promotion.")},
+        promotion={
+            key.removeprefix("promotion."): v
+            for key, v in tags.items()
+            if key.startswith("promotion.")
+        },
     )

@@ -19,8 +19,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _HEADERS: Final = {
     "Content-Security-Policy": _POLICY,
@@ -31,7 +31,9 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-REPORT_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
+REPORT_POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
+)
 """For reports, which are self-contained files: no scripts, no forms, no external content."""
 
 
@@ -62,18 +64,24 @@ class Guard:
         host = host_of(headers.get("host", ""))
         if not self._is_ours(host):
             return PlainTextResponse(
-                f"This dashboard does not answer to the name {host!r}. Open it as localhost or, if the name belongs to "
-                f"it, start it with --ui.names '[{host}]'.\n",
+                f"This dashboard does not answer to the name {host!r}. Open it as localhost or, if"
+                f" the name belongs to it, start it with --ui.names '[{host}]'.\n",
                 421,
             )
         if method not in ("GET", "HEAD"):
-            return PlainTextResponse("This dashboard is read-only; use GET or HEAD.\n", 405, {"Allow": "GET, HEAD"})
-        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not _is_a_visit(headers):
+            return PlainTextResponse(
+                "This dashboard is read-only; use GET or HEAD.\n", 405, {"Allow": "GET, HEAD"}
+            )
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not _is_a_visit(
+            headers
+        ):
             return PlainTextResponse("Another site requested this page; open it directly.\n", 403)
         if self._password_sha256 and not self._knows_password(headers.get("authorization", "")):
             challenge = {"WWW-Authenticate": 'Basic realm="multigrain", charset="UTF-8"'}
             return PlainTextResponse(
-                "A token is required: give any user name, and the token as the password.\n", 401, challenge
+                "A token is required: give any user name, and the token as the password.\n",
+                401,
+                challenge,
             )
         return None
 
@@ -114,4 +122,6 @@ def _is_a_visit(headers: Headers) -> bool:
     """Whether a person followed a link to a page: the answer goes to the person, not to the other
     site.
     """
-    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return (
+        headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    )

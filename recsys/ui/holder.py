@@ -37,8 +37,15 @@ class Choice:
 class Opened:
     """A loaded model."""
 
-    def __init__(self, choice: Choice, version: str, recommender: Recommender, about: Mapping[str, Any]) -> None:
-        self.choice, self.version, self.recommender, self.about = choice, version, recommender, about
+    def __init__(
+        self, choice: Choice, version: str, recommender: Recommender, about: Mapping[str, Any]
+    ) -> None:
+        self.choice, self.version, self.recommender, self.about = (
+            choice,
+            version,
+            recommender,
+            about,
+        )
         self.bundle = recommender.bundle
         self.lock = threading.Lock()  # a recommender handles one call at a time
 
@@ -55,19 +62,30 @@ class Opened:
         if not text:
             return []
         ids, titles = self._lower
-        fits_N = pc.or_(pc.match_substring(ids, text), pc.match_substring(titles, text)).to_numpy(zero_copy_only=False)
+        fits_N = pc.or_(pc.match_substring(ids, text), pc.match_substring(titles, text)).to_numpy(
+            zero_copy_only=False
+        )
         rows = np.flatnonzero(fits_N)
         if not len(rows):
             return []
-        begins = pc.or_(pc.starts_with(ids.take(rows), text), pc.starts_with(titles.take(rows), text))
+        begins = pc.or_(
+            pc.starts_with(ids.take(rows), text), pc.starts_with(titles.take(rows), text)
+        )
         equals = pc.or_(pc.equal(ids.take(rows), text), pc.equal(titles.take(rows), text))
-        rank = 2 - begins.to_numpy(zero_copy_only=False).astype(int) - equals.to_numpy(zero_copy_only=False).astype(int)
+        rank = (
+            2
+            - begins.to_numpy(zero_copy_only=False).astype(int)
+            - equals.to_numpy(zero_copy_only=False).astype(int)
+        )
         order = np.lexsort((-self.bundle.popularity_N[rows], rank))[:_SUGGESTED]
         return [self.bundle.item_ids[row] for row in rows[order]]
 
     @cached_property
     def _lower(self) -> tuple[pa.Array, pa.Array]:
-        ids, titles = (pa.array(texts, pa.large_string()) for texts in (self.bundle.item_ids, self.bundle.titles))
+        ids, titles = (
+            pa.array(texts, pa.large_string())
+            for texts in (self.bundle.item_ids, self.bundle.titles)
+        )
         return pc.utf8_lower(ids), pc.utf8_lower(titles)
 
 
@@ -114,7 +132,9 @@ class Holder:
         choice = next((one for one in choices if one.key == key), None) if key else choices[0]
         if choice is None:
             raise ArtifactError(f"there is no model {key!r} here; choose one from the list")
-        followed = FollowedModel(choice.uri, self._gate.tracking_uri if choice.uri.startswith("models:") else "")
+        followed = FollowedModel(
+            choice.uri, self._gate.tracking_uri if choice.uri.startswith("models:") else ""
+        )
         with self._lock:
             version = followed.version()
             kept = self._opened.get(version)

@@ -26,7 +26,9 @@ T = TypeVar("T")
 
 _MOST: Final = 200  # maximum number of MLflow runs
 _FRESH_S: Final = 10.0  # seconds that an answer of MLflow is reused
-_PROMOTIONS: Final = "-promotions"  # suffix of the experiment of promotions, which the page of models shows
+_PROMOTIONS: Final = (
+    "-promotions"  # suffix of the experiment of promotions, which the page of models shows
+)
 _REPORTS: Final = {"report": "report.html", "sweep": "sweep.html", "fusion": "fusion/report.html"}
 
 
@@ -42,7 +44,9 @@ class Run:
     metric: str = ""
     value: float | None = None
     interval: tuple[float, float] | None = None
-    verdict: Mapping[str, str] = field(default_factory=dict)  # status, head and text; empty if nothing was measured
+    verdict: Mapping[str, str] = field(
+        default_factory=dict
+    )  # status, head and text; empty if nothing was measured
     metrics: Mapping[str, Any] = field(default_factory=dict)  # metrics.json
     registered: Mapping[str, Any] = field(default_factory=dict)  # registered.json
     promotion: Mapping[str, Any] = field(default_factory=dict)  # promotion.json
@@ -58,7 +62,11 @@ class Run:
     @property
     def is_comparable(self) -> bool:
         """Whether ``recsys compare`` can use its model."""
-        return self.folder is not None and bool(self.metrics) and (self.folder / "model/model.safetensors").is_file()
+        return (
+            self.folder is not None
+            and bool(self.metrics)
+            and (self.folder / "model/model.safetensors").is_file()
+        )
 
     @property
     def reports(self) -> list[str]:
@@ -139,7 +147,10 @@ def _folders(places: Iterable[str]) -> Iterator[tuple[Path, str]]:
             folder = config.parent.resolve()
             if folder not in seen:
                 seen.add(folder)
-                yield folder, whole.name if folder == whole else config.parent.relative_to(root).as_posix()
+                yield (
+                    folder,
+                    (whole.name if folder == whole else config.parent.relative_to(root).as_posix()),
+                )
 
 
 def _of_folder(folder: Path, key: str) -> Run:
@@ -197,9 +208,15 @@ def _of_mlflow(uri: str) -> tuple[list[Run], str]:
 
 def _newest_runs(registry: Any) -> list[Any]:
     experiments = [
-        one.experiment_id for one in registry.search_experiments(max_results=1000) if not one.name.endswith(_PROMOTIONS)
+        one.experiment_id
+        for one in registry.search_experiments(max_results=1000)
+        if not one.name.endswith(_PROMOTIONS)
     ]
-    return list(registry.search_runs(experiments, max_results=_MOST, order_by=["attributes.start_time DESC"]))
+    return list(
+        registry.search_runs(
+            experiments, max_results=_MOST, order_by=["attributes.start_time DESC"]
+        )
+    )
 
 
 def answer_of(uri: str, ask: Callable[[Any], list[T]]) -> tuple[list[T], str]:
@@ -231,14 +248,19 @@ def _reader(uri: str) -> Any:
         check(path)
         if settled(path).kind == "older":
             raise ArtifactError(
-                f"an older MLflow made {path}; the next command that writes to it, such as recsys run, upgrades it"
+                f"an older MLflow made {path}; the next command that writes to it, such as recsys"
+                " run, upgrades it"
             )
     return client(uri)
 
 
 def _trouble_of(uri: str, error: Exception) -> str:
     """Why MLflow cannot be read, in one sentence."""
-    why = str(error) if isinstance(error, MultigrainError) else f"{redact(uri)} does not answer: {first_line(error)}"
+    why = (
+        str(error)
+        if isinstance(error, MultigrainError)
+        else f"{redact(uri)} does not answer: {first_line(error)}"
+    )
     return redact(why)[:400]
 
 
@@ -262,8 +284,14 @@ def _lift(low: float, high: float) -> dict[str, str]:
     status, head = (
         ("better", "Better than the best baseline.")
         if low > 0
-        else ("worse", "Worse than the best baseline.")
-        if high < 0
-        else ("even", "Not distinguishable from the best baseline.")
+        else (
+            ("worse", "Worse than the best baseline.")
+            if high < 0
+            else ("even", "Not distinguishable from the best baseline.")
+        )
     )
-    return {"status": status, "head": head, "text": f"95 % interval of the difference {low:+.4f} to {high:+.4f}."}
+    return {
+        "status": status,
+        "head": head,
+        "text": f"95 % interval of the difference {low:+.4f} to {high:+.4f}.",
+    }

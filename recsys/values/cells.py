@@ -24,7 +24,9 @@ _CURRENCY: Final = r"(?:[\p{Sc}%]|[A-Z]{3}|US\$|kr\.?|zł|Fr\.)"
 _UNIT_BEFORE: Final = rf"^([+-]?){_CURRENCY}\s*"
 _UNIT_BEHIND: Final = rf"^(.*\d)\s*{_CURRENCY}$"
 _COMMA_GROUPED: Final = r"^[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?$"
-_MOST: Final = 0.5  # share of numbers with a decimal comma in a column, from which they are rewritten
+_MOST: Final = (
+    0.5  # share of numbers with a decimal comma in a column, from which they are rewritten
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class CellRules:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether a text that means a missing value may be read as a number or time, such as -999."""
+        """Whether a text that means a missing value may be read as a number or time, such as
+        -999.
+        """
         return any(character.isdigit() for text in self.absent for character in text)
 
     @classmethod
@@ -51,7 +55,7 @@ class CellRules:
 DEFAULT_RULES: Final = CellRules()
 
 
-# ---------------------------------------------------------------------------------------------------- absent texts
+# ------------------------------------------------------------------------------------- absent texts
 
 
 def present_only(texts: Any, rules: CellRules = DEFAULT_RULES) -> Any:
@@ -78,7 +82,7 @@ def _absent_set(rules: CellRules) -> pa.Array:
     return pa.array(["", *rules.absent], pa.string())
 
 
-# --------------------------------------------------------------------------------------------------- typed columns
+# ------------------------------------------------------------------------------------ typed columns
 
 
 def ids(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
@@ -95,7 +99,9 @@ def ids(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
         whole_text = pa.array(np.where(whole, values, 0).astype(np.int64)).cast(pa.string())
         text = pc.if_else(pa.array(whole), whole_text, pa.array(values).cast(pa.string()))
         return pc.if_else(pa.array(np.isfinite(values)), text, None)
-    if pa.types.is_integer(column.type) and not any(form.strip("+-").isdigit() for form in rules.absent):
+    if pa.types.is_integer(column.type) and not any(
+        form.strip("+-").isdigit() for form in rules.absent
+    ):
         return column.cast(pa.string())
     text = pc.utf8_trim_whitespace(as_text(column))
     absent = pc.is_in(text, value_set=_absent_set(rules))
@@ -121,10 +127,16 @@ def numbers(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Arra
         values = plain.cast(pl.Float64, strict=False)
         fine = values.is_finite().fill_null(False)
         present = series.is_not_null() & (series != "")
-        if rules.has_numbers or (present & ~fine).any():  # "nan" is parsed as a number, but is a missing value
+        if (
+            rules.has_numbers or (present & ~fine).any()
+        ):  # "nan" is parsed as a number, but is a missing value
             present &= ~series.is_in(list(rules.absent))
             values = pl.select(pl.when(present).then(values)).to_series()
-    elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+    elif (
+        pa.types.is_integer(column.type)
+        or pa.types.is_floating(column.type)
+        or pa.types.is_decimal(column.type)
+    ):
         values = pl.Series(pl.from_arrow(column.cast(pa.float64(), safe=False))).fill_nan(None)
         present = values.is_not_null()
     else:
@@ -149,9 +161,13 @@ def measured(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
     bare = bare.str.replace(_UNIT_BEFORE, "$1").str.replace(_UNIT_BEHIND, "$1")
     if rules.decimal == ".":
         grouped = bare.str.contains(_COMMA_GROUPED).fill_null(False)
-        bare = pl.select(pl.when(grouped).then(bare.str.replace_all(",", "", literal=True)).otherwise(bare)).to_series()
+        bare = pl.select(
+            pl.when(grouped).then(bare.str.replace_all(",", "", literal=True)).otherwise(bare)
+        ).to_series()
     found = numbers(bare.to_arrow().cast(pa.string()), rules)[0]
-    complete = pl.Series(pl.from_arrow(values)).scatter(pl.Series(pl.from_arrow(rows)), pl.Series(pl.from_arrow(found)))
+    complete = pl.Series(pl.from_arrow(values)).scatter(
+        pl.Series(pl.from_arrow(rows)), pl.Series(pl.from_arrow(found))
+    )
     return complete.to_arrow()
 
 
@@ -172,7 +188,11 @@ def extra(column: pa.Array, kind: pa.DataType, rules: CellRules = DEFAULT_RULES)
     """
     if pa.types.is_floating(kind):
         if column.type.equals(kind):
-            return pc.if_else(pc.is_nan(column), None, column) if pc.any(pc.is_nan(column)).as_py() else column
+            return (
+                pc.if_else(pc.is_nan(column), None, column)
+                if pc.any(pc.is_nan(column)).as_py()
+                else column
+            )
         return measured(column, rules).cast(kind)
     if pa.types.is_list(kind) and pa.types.is_string(kind.value_type):
         return _lists_of_texts(column.cast(kind), rules)
@@ -199,7 +219,10 @@ def _lists_of_texts(lists: pa.ListArray, rules: CellRules) -> pa.ListArray:
     lengths = np.bincount(parents, minlength=len(lists))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(
-        pa.array(offsets), members.filter(pa.array(~dropped)), type=lists.type, mask=pc.is_null(lists)
+        pa.array(offsets),
+        members.filter(pa.array(~dropped)),
+        type=lists.type,
+        mask=pc.is_null(lists),
     )
 
 
@@ -218,7 +241,7 @@ def _numbers_rewritten(texts: pa.Array) -> pa.Array:
     return plain.fill_null(series).to_arrow().cast(pa.string())
 
 
-# ---------------------------------------------------------------------------------------------------------- shapes
+# ------------------------------------------------------------------------------------------- shapes
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -241,4 +264,6 @@ def as_text(column: pa.Array) -> pa.Array:
     try:
         return column.cast(pa.string())
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-        return pa.array([None if cell is None else str(cell) for cell in column.to_pylist()], pa.string())
+        return pa.array(
+            [None if cell is None else str(cell) for cell in column.to_pylist()], pa.string()
+        )

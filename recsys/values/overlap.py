@@ -60,22 +60,27 @@ def compare(side: SideIds, events: SideIds, min_share: float) -> str:
     if number and share >= min_share and len(pairs) < _MIN_PAIRS:
         return ""
     examples = pairs or list(zip(_some(alone), _some(others) or [""] * NUM_EXAMPLES, strict=False))
-    ours, theirs = (", ".join(repr(pair[place]) for pair in examples if pair[place]) for place in (0, 1))
+    ours, theirs = (
+        ", ".join(repr(pair[place]) for pair in examples if pair[place]) for place in (0, 1)
+    )
     said = "none" if not number else f"only {number:,}"
     message = (
-        f"{said} of the {len(side.ids):,} ids of {side.table} ({side.column}) "
-        f"{'occurs' if number == 0 else 'occur'} in the {events.table} ({events.column}, {len(events.ids):,} ids): "
-        f"{side.table} has {ours}" + (f", the {events.table} have {theirs}" if theirs else "")
+        f"{said} of the {len(side.ids):,} ids of {side.table} ({side.column})"
+        f" {'occurs' if number == 0 else 'occur'} in the {events.table} ({events.column},"
+        f" {len(events.ids):,} ids): {side.table} has {ours}"
+        + (f", the {events.table} have {theirs}" if theirs else "")
     )
     if cause:
         message += f"; likely cause: {cause}"
     if not number:
         raise DataError(
-            f"{message}; write the ids of both in the same form, or choose the right columns with data.source.rename"
+            f"{message}; write the ids of both in the same form, or choose the right columns with"
+            " data.source.rename"
         )
     if not cause:
         return (
-            f"{message}; this is correct if {side.table} lists more than the events have (data.min_overlap {min_share})"
+            f"{message}; this is correct if {side.table} lists more than the events have"
+            f" (data.min_overlap {min_share})"
         )
     return f"{message}; write the ids of both in the same form (data.min_overlap {min_share})"
 
@@ -116,7 +121,9 @@ def _number(ids: pl.Series) -> pl.Series:
 def _cause(pairs: list[tuple[str, str]]) -> str:
     """The form that only one id of each pair has."""
     for cause, pattern in _FORMS.items():
-        ours, theirs = (pl.Series([pair[place] for pair in pairs]).str.contains(pattern) for place in (0, 1))
+        ours, theirs = (
+            pl.Series([pair[place] for pair in pairs]).str.contains(pattern) for place in (0, 1)
+        )
         if bool((ours != theirs).any()):
             return cause
     return "upper and lower case differ"

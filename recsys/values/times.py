@@ -35,9 +35,9 @@ Array = npt.NDArray[Any]
 EARLIEST: Final = -5_364_662_400_000_000  # 1800-01-01 in microseconds
 LATEST: Final = 4_102_444_800_000_000  # 2100-01-01; times are in [EARLIEST, LATEST)
 ACCEPTED: Final = (
-    "accepted are seconds, ms, µs or ns since the epoch (1606513873), ISO 8601 (2020-11-27 21:51:13, "
-    "2020-11-27T21:51:13+05:30), YYYYMMDD, YYYYMMDDhhmmss, and dates with the month's name (Fri Nov 27 21:51:13 +0000 "
-    "2020), from 1800 to 2099"
+    "accepted are seconds, ms, µs or ns since the epoch (1606513873), ISO 8601 (2020-11-27"
+    " 21:51:13, 2020-11-27T21:51:13+05:30), YYYYMMDD, YYYYMMDDhhmmss, and dates with the month's"
+    " name (Fri Nov 27 21:51:13 +0000 2020), from 1800 to 2099"
 )
 """The accepted formats, for messages."""
 
@@ -53,19 +53,37 @@ YEARS: Final = (1900, 2100)
 CALENDAR: Final = {6: True, 8: True, 10: True, 12: True, 14: False, 17: False}
 _FIELDS: Final = (2, 2, 2, 2, 2, 3)  # digits of month, day, hour, minute, second, milliseconds
 MONTHS: Final = "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
-_ISO_FORMS: Final = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d")
+_ISO_FORMS: Final = (
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M:%S%.fZ",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d",
+)
 _PLAIN_FORMS: Final = (
     *("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%z"),
     *("%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M%z"),
     "%Y-%m-%d",
 )
 NAMED_FORMS: Final = (  # weekday removed, upper case
-    *("%b %d %H:%M:%S %z %Y", "%d %b %Y %H:%M:%S %z", "%b %d %Y %H:%M:%S GMT%z", "%d/%b/%Y:%H:%M:%S %z"),
-    *("%b %d %H:%M:%S %Y", "%d %b %Y %H:%M:%S", "%b %d %Y %H:%M:%S", "%d-%b-%Y %H:%M:%S", "%Y-%b-%d %H:%M:%S"),
+    *(
+        "%b %d %H:%M:%S %z %Y",
+        "%d %b %Y %H:%M:%S %z",
+        "%b %d %Y %H:%M:%S GMT%z",
+        "%d/%b/%Y:%H:%M:%S %z",
+    ),
+    *(
+        "%b %d %H:%M:%S %Y",
+        "%d %b %Y %H:%M:%S",
+        "%b %d %Y %H:%M:%S",
+        "%d-%b-%Y %H:%M:%S",
+        "%Y-%b-%d %H:%M:%S",
+    ),
 )
 NAMED_DAYS: Final = ("%d %b %Y", "%b %d %Y", "%d-%b-%Y", "%Y-%b-%d")
 _DATE_DIRECTIVES: Final = ({"Y"}, {"m", "b", "B"}, {"d"})
-_SAME_IN_BOTH: Final = frozenset("YmdHMSbBzIp")  # directives with the same meaning in Python and Polars
+_SAME_IN_BOTH: Final = frozenset(
+    "YmdHMSbBzIp"
+)  # directives with the same meaning in Python and Polars
 
 
 def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Array, pa.Array]:
@@ -94,7 +112,9 @@ def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.A
         micros, present = _of_integers(whole, rules)
         present |= given.is_not_null() & whole.is_null()  # larger than a signed 64-bit integer
     elif pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
-        micros, present = _of_floats(pl.Series(pl.from_arrow(column.cast(pa.float64(), safe=False))), rules)
+        micros, present = _of_floats(
+            pl.Series(pl.from_arrow(column.cast(pa.float64(), safe=False))), rules
+        )
     else:
         return pa.nulls(len(column), schema.TIMESTAMP_TYPE), pc.is_valid(column)
     fine = micros.is_between(EARLIEST, LATEST, closed="left").fill_null(False)
@@ -105,7 +125,7 @@ def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.A
     return cleaned.to_arrow().cast(schema.TIMESTAMP_TYPE), (present & ~fine).to_arrow()
 
 
-# --------------------------------------------------------------------------------------------------------- numbers
+# ------------------------------------------------------------------------------------------ numbers
 
 
 def _of_integers(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]:
@@ -116,7 +136,9 @@ def _of_integers(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Ser
 
 
 def _of_floats(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]:
-    """As :func:`_of_integers` for floats: whole numbers are integers, fractions are epoch numbers."""
+    """As :func:`_of_integers` for floats: whole numbers are integers, fractions are epoch
+    numbers.
+    """
     values = values.fill_nan(None)
     present = values.is_not_null()
     is_whole = ((values.abs() < 2**53) & (values == values.floor())).fill_null(False)
@@ -134,7 +156,9 @@ def _of_floats(values: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Serie
     return micros.fill_null(_scaled(fractions)), present
 
 
-def _whole_numbers(whole: pl.Series, present: pl.Series, latest: Any = None) -> tuple[pl.Series, pl.Series]:
+def _whole_numbers(
+    whole: pl.Series, present: pl.Series, latest: Any = None
+) -> tuple[pl.Series, pl.Series]:
     """Microseconds of epoch and calendar numbers, and ``present`` without missing times.
 
     ``latest`` is the latest time (seconds) in other cells of the block; it decides the meaning of
@@ -242,7 +266,7 @@ def _calendar_micros(numbers: Array, digits: int) -> tuple[Array, Array]:
     return seconds * _SECOND + milli * 1000, is_valid
 
 
-# ----------------------------------------------------------------------------------------------------------- texts
+# -------------------------------------------------------------------------------------------- texts
 
 
 def _of_texts(texts: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]:
@@ -273,7 +297,9 @@ def _of_texts(texts: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]
     return micros, _not_absent(texts, present, present & micros.is_null(), rules)
 
 
-def _not_absent(texts: pl.Series, present: pl.Series, left: pl.Series, rules: CellRules) -> pl.Series:
+def _not_absent(
+    texts: pl.Series, present: pl.Series, left: pl.Series, rules: CellRules
+) -> pl.Series:
     """``present`` without the cells among ``left`` whose texts are missing values or zero dates."""
     if not left.any():
         return present
@@ -303,20 +329,28 @@ def _of_iso(texts: pl.Series) -> pl.Series:
     rows = left.arg_true()
     plain = texts.gather(rows).str.replace(r"^(\d{4})[/.](\d{1,2})[/.](\d{1,2})", "${1}-${2}-${3}")
     plain = plain.str.replace(r"^(\d{4})(\d\d)(\d\d)([T ])", "${1}-${2}-${3}${4}")
-    plain = plain.str.replace(r"^(\d{4}-\d{1,2}-\d{1,2})T", "$1 ").str.replace(r"\[[A-Z_]+(?:/[A-Z_]+)*\]$", "")
+    plain = plain.str.replace(r"^(\d{4}-\d{1,2}-\d{1,2})T", "$1 ").str.replace(
+        r"\[[A-Z_]+(?:/[A-Z_]+)*\]$", ""
+    )
     plain = plain.str.replace(r"^([-\d]+ \d\d)(\d\d)(\d\d)", "${1}:${2}:${3}")
     plain = plain.str.replace(r"^([-\d]+ \d\d)(\d\d)([^:\d]|$)", "${1}:${2}${3}")
     plain = plain.str.replace(r"(:\d\d),(\d+)", "$1.$2").str.replace(r" ?(?:Z|UTC|GMT)$", "+00:00")
-    plain = plain.str.replace(r" ([+-]\d\d)", "$1").str.replace(r"(:\d\d(?:\.\d+)?[+-]\d\d)$", "$1:00")
+    plain = plain.str.replace(r" ([+-]\d\d)", "$1").str.replace(
+        r"(:\d\d(?:\.\d+)?[+-]\d\d)$", "$1:00"
+    )
     plain = plain.str.replace(r"^(\d{4}-\d{1,2})$", "$1-01")
     return found.scatter(rows, _first_fit(plain, _PLAIN_FORMS))
 
 
 def _of_named_months(texts: pl.Series) -> pl.Series:
     """Microseconds of texts such as ``FRI NOV 27 21:51:13 +0000 2020``; the weekday is ignored."""
-    plain = texts.str.replace(r"^(?:MON|TUE|WED|THU|FRI|SAT|SUN)[A-Z]*,? +", "").str.replace(r" *\([^)]*\)$", "")
+    plain = texts.str.replace(r"^(?:MON|TUE|WED|THU|FRI|SAT|SUN)[A-Z]*,? +", "").str.replace(
+        r" *\([^)]*\)$", ""
+    )
     plain = plain.str.replace_all(rf"\b({MONTHS})[A-Z]*\b", "$1").str.replace_all(r"[, ]+", " ")
-    plain = plain.str.replace(r" (?:UTC|GMT|Z)( |$)", " +0000$1").str.replace(r"^(\d{1,2}) (\d)", "$1 $2")
+    plain = plain.str.replace(r" (?:UTC|GMT|Z)( |$)", " +0000$1").str.replace(
+        r"^(\d{1,2}) (\d)", "$1 $2"
+    )
     return _first_fit(plain, (*NAMED_FORMS, *NAMED_DAYS))
 
 
@@ -336,10 +370,12 @@ def _read(texts: pl.Series, layout: str) -> pl.Series:
     if "%H" not in layout and "%I" not in layout:
         return texts.str.to_date(layout, strict=False).cast(pl.Int64) * _DAY
     zone = "UTC" if "%z" in layout else None
-    return texts.str.to_datetime(layout, time_unit="us", time_zone=zone, strict=False).cast(pl.Int64)
+    return texts.str.to_datetime(layout, time_unit="us", time_zone=zone, strict=False).cast(
+        pl.Int64
+    )
 
 
-# ----------------------------------------------------------------------------------------------------- given format
+# ------------------------------------------------------------------------------------- given format
 
 
 def _of_format(texts: pl.Series, form: str) -> pl.Series:

@@ -56,7 +56,9 @@ KINDS = {
 
 def _forty_epochs() -> Config:
     config = configured(CONFIG, PLAIN, settings(PLAIN)[0])
-    return config.model_copy(update={"train": config.train.model_copy(update={"epochs": 40, "refit": True})})
+    return config.model_copy(
+        update={"train": config.train.model_copy(update={"epochs": 40, "refit": True})}
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,7 +67,11 @@ def test_every_setting_is_a_complete_configuration(kind: str) -> None:
     found = [configured(CONFIG, traits, setting) for setting in settings(traits)]
     assert len({setting.digest() for setting in settings(traits)}) == len(found) > 1
     for config in found:
-        assert config.has_model and config.model.fusion.stack and config.model.granularities.are_trained
+        assert (
+            config.has_model
+            and config.model.fusion.stack
+            and config.model.granularities.are_trained
+        )
         assert set(members(traits)) <= set(config.model.granularities.enabled())
         assert Config.model_validate(config.model_dump(mode="json")) == config, (
             "config.yaml can be loaded and run again"
@@ -80,8 +86,13 @@ def test_members_are_those_that_the_data_supports() -> None:
     large = KINDS["large"]
     assert "user_cf" not in members(large), "it compares all users"
     for traits in KINDS.values():
-        assert {*members(traits), *left_out(traits)} == {*CANDIDATES}, "every candidate is a member or has a reason"
-    assert left_out(large)["als"] == "more than 5,000,000 events" and left_out(large)["place"] == "no place"
+        assert {*members(traits), *left_out(traits)} == {*CANDIDATES}, (
+            "every candidate is a member or has a reason"
+        )
+    assert (
+        left_out(large)["als"] == "more than 5,000,000 events"
+        and left_out(large)["place"] == "no place"
+    )
 
 
 @pytest.mark.parametrize("mapped", [True, False])
@@ -90,7 +101,10 @@ def test_quantity_columns_are_named_in_the_configuration(tmp_path: Path, mapped:
     numbers = np.arange(12.0)
     columns = {"listPrice": pa.array(numbers + 0.99), "seller_id": pa.array(numbers.astype(int))}
     columns |= {"lat": pa.array(numbers), "lon": pa.array(numbers)} if mapped else {}
-    rows = [leave_last(user % 12, (user + 1) % 12, (user + 2) % 12, (user + 5) % 12) for user in range(20)]
+    rows = [
+        leave_last(user % 12, (user + 1) % 12, (user + 2) % 12, (user + 5) % 12)
+        for user in range(20)
+    ]
     dataset = write_dataset(tmp_path, rows, 12, item_columns=columns)
     traits = Traits.of(dataset, CONFIG)
     assert members(traits)["place"] == {"enabled": True, "numbers": ["listPrice"]}
@@ -104,7 +118,12 @@ def test_quantity_columns_are_named_in_the_configuration(tmp_path: Path, mapped:
 
 def test_training_keys_of_the_user_are_kept() -> None:
     config = configured(
-        build_config({"train": {"epochs": 3, "loss": {"temperature": 0.5}}, "data": {"source": {"kind": "synthetic"}}}),
+        build_config(
+            {
+                "train": {"epochs": 3, "loss": {"temperature": 0.5}},
+                "data": {"source": {"kind": "synthetic"}},
+            }
+        ),
         PLAIN,
         settings(PLAIN)[0],
     )
@@ -139,7 +158,11 @@ def test_remaining_time_trains_separate_models(left: float, names: list[str]) ->
     plan: Any = SimpleNamespace(ledger=SimpleNamespace(searched=lambda: trials))
     config, said, seconds = _with_apart(_forty_epochs(), plan, portfolio, trials[0], left)
     assert said == names and sum(map(sum, seconds)) <= left
-    apart = [section for name, section in config.model.granularities.enabled().items() if name.startswith("apart")]
+    apart = [
+        section
+        for name, section in config.model.granularities.enabled().items()
+        if name.startswith("apart")
+    ]
     assert [section.seed for section in apart] == [0, 1, 0][: len(names)]
     assert all(section.own_model().granularities.are_trained for section in apart)
     assert config.model.fusion.stack and all(section.train["epochs"] == 40 for section in apart)
@@ -154,7 +177,10 @@ def test_training_cost_is_that_of_a_trial_that_was_not_cut() -> None:
         history={epoch: {"seconds": 3.0} for epoch in range(1, 13)},
     )
     assert _epochs(ended, _forty_epochs()) == (12 + 6, 6)
-    assert _epochs(ended, _forty_epochs(), done=12) == (6, 6), "a continued training repeats no epoch"
+    assert _epochs(ended, _forty_epochs(), done=12) == (
+        6,
+        6,
+    ), "a continued training repeats no epoch"
     assert _epochs(replace(ended, state="stopped"), _forty_epochs()) == (80, 40)
     found = _in_time(_forty_epochs(), ended, time.monotonic() + 150.0)
     assert found is not None and found.train.epochs == 40, "the schedule of the trial"
@@ -171,7 +197,9 @@ def test_nothing_is_trained_if_time_is_too_short_for_an_epoch() -> None:
 
 
 @pytest.mark.parametrize(("left", "word"), [(-40.0, "is used up"), (10.0, "has 10 s left")])
-def test_budget_without_time_for_training_uses_closed_form_members(tmp_path: Path, left: float, word: str) -> None:
+def test_budget_without_time_for_training_uses_closed_form_members(
+    tmp_path: Path, left: float, word: str
+) -> None:
     config, folder = _dataset_and_folder(tmp_path)
     config = config.model_copy(update={"run": config.run.model_copy(update={"budget": "5s"})})
     dataset = PreparedDataset(config.dataset_dir)
@@ -182,7 +210,12 @@ def test_budget_without_time_for_training_uses_closed_form_members(tmp_path: Pat
 def test_only_the_first_setting_is_proposed_after_the_deadline(tmp_path: Path) -> None:
     configs = [configured(CONFIG, PLAIN, setting) for setting in settings(PLAIN)]
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    plan = Portfolio(configs, [setting.name for setting in settings(PLAIN)], ledger, deadline=time.monotonic() - 1)
+    plan = Portfolio(
+        configs,
+        [setting.name for setting in settings(PLAIN)],
+        ledger,
+        deadline=time.monotonic() - 1,
+    )
     first = plan.next(())
     assert isinstance(first, Trial) and first.number == 0
     ledger.start(first)
@@ -190,7 +223,9 @@ def test_only_the_first_setting_is_proposed_after_the_deadline(tmp_path: Path) -
     assert plan.next(()) is None
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("20m", 1200), ("1h30m", 5400), ("90s", 90), ("2 h", 7200), ("", 0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("20m", 1200), ("1h30m", 5400), ("90s", 90), ("2 h", 7200), ("", 0)]
+)
 def test_durations(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
@@ -203,9 +238,14 @@ def test_wrong_duration_error_shows_valid_forms(text: str) -> None:
 
 def _dataset_and_folder(tmp_path: Path) -> tuple[Config, RunFolder]:
     parts = (Split.TRAIN, Split.TRAIN, Split.TRAIN, Split.VALID, Split.TEST)
-    rows = [[((user + day) % 7, 0, (day + 1) * DAY, part) for day, part in enumerate(parts)] for user in range(12)]
+    rows = [
+        [((user + day) % 7, 0, (day + 1) * DAY, part) for day, part in enumerate(parts)]
+        for user in range(12)
+    ]
     write_dataset(tmp_path / "data", rows, 7)
-    config = build_config({"data": {"dir": str(tmp_path / "data"), "source": {"kind": "synthetic"}}})
+    config = build_config(
+        {"data": {"dir": str(tmp_path / "data"), "source": {"kind": "synthetic"}}}
+    )
     (tmp_path / "run").mkdir()
     return config, RunFolder(tmp_path / "run", Progress(None))
 
@@ -217,7 +257,9 @@ def test_choice_is_saved_completely_and_used_by_later_verbs(tmp_path: Path) -> N
     chosen = with_model(config, folder, chooses=True)
     assert chosen.has_model and chosen.train.final
     assert with_model(config, folder, chooses=False).model == chosen.model
-    assert load_config(folder.config).model == chosen.model, "config.yaml runs again without a new choice"
+    assert load_config(folder.config).model == chosen.model, (
+        "config.yaml runs again without a new choice"
+    )
     other = build_config({**config.model_dump(mode="json"), "train": {"metric": "recall@5"}})
     with pytest.raises(ArtifactError, match="holds no earlier choice"):
         with_model(other, folder, chooses=False)

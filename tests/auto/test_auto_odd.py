@@ -56,7 +56,12 @@ def _histories(step: int = DAY + 3600, repeats: bool = False) -> list[list[Event
     for user in range(USERS):
         items = [(user + 2 * place) % ITEMS for place in range(5)]
         items[2] = items[0] if repeats else items[2]
-        found.append([(items[place], 0, DAY + (place + user) * step, part) for place, part in enumerate(parts)])
+        found.append(
+            [
+                (items[place], 0, DAY + (place + user) * step, part)
+                for place, part in enumerate(parts)
+            ]
+        )
     return found
 
 
@@ -75,29 +80,73 @@ UNFED: dict[str, tuple[dict[str, Any], str, str]] = {
         "profile",
         "bio",
     ),
-    "same value of all users": ({"user_columns": _columns(planet=["earth"] * USERS)}, "profile", "planet"),
+    "same value of all users": (
+        {"user_columns": _columns(planet=["earth"] * USERS)},
+        "profile",
+        "planet",
+    ),
     "same number of all users": ({"user_columns": _columns(age=[40] * USERS)}, "profile", "age"),
-    "users without a value": ({"user_columns": _columns(age=pa.nulls(USERS, pa.string()))}, "profile", "age"),
-    "users in two towns": ({"user_columns": _columns(town=["Bonn", "Rome"] * (USERS // 2))}, "profile", ""),
+    "users without a value": (
+        {"user_columns": _columns(age=pa.nulls(USERS, pa.string()))},
+        "profile",
+        "age",
+    ),
+    "users in two towns": (
+        {"user_columns": _columns(town=["Bonn", "Rome"] * (USERS // 2))},
+        "profile",
+        "",
+    ),
     "no table of users": ({}, "profile", "users have no attributes"),
-    "coordinates in words": ({"item_columns": _columns(lat=["n"] * ITEMS, lon=["w"] * ITEMS)}, "place", "lat, lon"),
-    "one place": ({"item_columns": _columns(lat=_numbers(5, 0), lon=_numbers(6, 0))}, "place", "lat, lon"),
-    "one known place": ({"item_columns": _columns(lat=_numbers(5, 1, 1), lon=_numbers(6, 1, 1))}, "place", "lat, lon"),
-    "no known place": ({"item_columns": _columns(lat=_numbers(5, 1, 0), lon=_numbers(6, 1))}, "place", "lat, lon"),
-    "two known places": ({"item_columns": _columns(lat=_numbers(5, 1, 2), lon=_numbers(6, 1, 2))}, "place", ""),
+    "coordinates in words": (
+        {"item_columns": _columns(lat=["n"] * ITEMS, lon=["w"] * ITEMS)},
+        "place",
+        "lat, lon",
+    ),
+    "one place": (
+        {"item_columns": _columns(lat=_numbers(5, 0), lon=_numbers(6, 0))},
+        "place",
+        "lat, lon",
+    ),
+    "one known place": (
+        {"item_columns": _columns(lat=_numbers(5, 1, 1), lon=_numbers(6, 1, 1))},
+        "place",
+        "lat, lon",
+    ),
+    "no known place": (
+        {"item_columns": _columns(lat=_numbers(5, 1, 0), lon=_numbers(6, 1))},
+        "place",
+        "lat, lon",
+    ),
+    "two known places": (
+        {"item_columns": _columns(lat=_numbers(5, 1, 2), lon=_numbers(6, 1, 2))},
+        "place",
+        "",
+    ),
     "no coordinates": ({"item_columns": _columns(lat=_numbers(5, 1))}, "place", "no coordinates"),
     "a price alone": ({"item_columns": _columns(price=_numbers(5, 1.5))}, "place", ""),
     "one price": ({"item_columns": _columns(price=_numbers(5, 0))}, "place", "no quantities"),
     "texts of items": ({"text_width": 4}, "content", ""),
     "no texts": ({}, "content", "no item texts"),
-    "users as their own friends": ({"friends": [(user, user) for user in range(USERS)]}, "social", "no friend has"),
+    "users as their own friends": (
+        {"friends": [(user, user) for user in range(USERS)]},
+        "social",
+        "no friend has",
+    ),
     "friends": ({"friends": [(0, 1), (2, 3)]}, "social", ""),
     "no friends": ({}, "social", "no friendships"),
     "no facts": ({}, "knowledge", "no facts"),
     "one time": ({"histories": _histories(step=0)}, "moment", "one hour of the week"),
-    "times one week apart": ({"histories": _histories(step=7 * DAY)}, "moment", "one hour of the week"),
+    "times one week apart": (
+        {"histories": _histories(step=7 * DAY)},
+        "moment",
+        "one hour of the week",
+    ),
     "times": ({}, "moment", ""),
-    "repeats that lists exclude": ({"histories": _histories(repeats=True)}, "repeat", "exclude_seen is true"),
+    "repeats that lists exclude": (
+        {"histories": _histories(repeats=True)},
+        "repeat",
+        "exclude_seen is true",
+    ),
     "repeats": ({"histories": _histories(repeats=True), "exclude_seen": False}, "repeat", ""),
     "no repeats": ({"exclude_seen": False}, "repeat", "no user has an item twice"),
     "no order": ({"ordered": False}, "item_cf", ""),
@@ -115,7 +164,9 @@ def test_a_candidate_is_a_member_or_has_a_reason(tmp_path: Path, case: str) -> N
     _, name, reason = UNFED[case]
     traits = Traits.of(*_of(tmp_path, case))
     assert (name in members(traits)) == (reason == "")
-    assert reason in left_out(traits).get(name, ""), "the reason names the column or what is missing"
+    assert reason in left_out(traits).get(name, ""), (
+        "the reason names the column or what is missing"
+    )
     assert all(reason and "\n" not in reason for reason in left_out(traits).values())
 
 
@@ -138,13 +189,18 @@ def test_content_is_left_out_if_all_texts_are_equal(tmp_path: Path) -> None:
     config = _config()
     traits = Traits.of(dataset, config)
     assert left_out(traits)["content"] == "all items have the same text" and not traits.text
-    assert all(not configured(config, traits, setting).model.item.text for setting in settings(traits))
+    assert all(
+        not configured(config, traits, setting).model.item.text for setting in settings(traits)
+    )
 
 
 def test_nothing_is_trained_if_no_user_has_two_events_in_order(tmp_path: Path) -> None:
     parts = (Split.TRAIN, Split.VALID, Split.TEST)
     histories = [
-        [((user + place) % ITEMS, 0, (user + place + 1) * DAY, part) for place, part in enumerate(parts)]
+        [
+            ((user + place) % ITEMS, 0, (user + place + 1) * DAY, part)
+            for place, part in enumerate(parts)
+        ]
         for user in range(USERS)
     ]
     dataset, config = write_dataset(tmp_path, histories, ITEMS), _config()
@@ -160,7 +216,7 @@ def test_nothing_is_trained_if_no_user_has_two_events_in_order(tmp_path: Path) -
     assert "popularity" in result.frozen.members
 
 
-# ------------------------------------------------------------------------------------------- through the command line
+# ------------------------------------------------------------------------- through the command line
 
 Rows = list[list[Any]]
 START = 1_600_000_000
@@ -172,11 +228,16 @@ def _table(path: Path, header: Sequence[str], rows: Rows) -> str:
     return str(path)
 
 
-def _events(path: Path, users: int = 30, items: int = 12, per_user: int = 6, **changes: Callable[[int], Any]) -> str:
+def _events(
+    path: Path, users: int = 30, items: int = 12, per_user: int = 6, **changes: Callable[[int], Any]
+) -> str:
     """All users have different items, in their own order; ``changes`` compute users, items or times
     from a number.
     """
-    user_of, item_of = changes.get("user", lambda u: f"u{u}"), changes.get("item", lambda i: f"i{i}")
+    user_of, item_of = (
+        changes.get("user", lambda u: f"u{u}"),
+        changes.get("item", lambda i: f"i{i}"),
+    )
     time_of = changes.get("time", lambda place: START + 7000 * place)
     random = np.random.default_rng(0)
     rows = [
@@ -187,13 +248,32 @@ def _events(path: Path, users: int = 30, items: int = 12, per_user: int = 6, **c
     return _table(path / "events.csv", ["user_id", "item_id", "timestamp"], rows)
 
 
-def _said_of_a_run(config: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+def _said_of_a_run(
+    config: Path, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str]:
     quick = [
         *("--train.epochs", "1", "--train.threads", "1", "--tracking.enabled", "false"),
-        *("--evaluate.baselines", "[popularity]", "--evaluate.bootstrap", "100", "--data.num_shards", "1"),
+        *(
+            "--evaluate.baselines",
+            "[popularity]",
+            "--evaluate.bootstrap",
+            "100",
+            "--data.num_shards",
+            "1",
+        ),
     ]
     with training_here():
-        code = main(["run", "--config", str(config), "--run.dir", str(config.parent / "run"), *quick, *words])
+        code = main(
+            [
+                "run",
+                "--config",
+                str(config),
+                "--run.dir",
+                str(config.parent / "run"),
+                *quick,
+                *words,
+            ]
+        )
     caught = capsys.readouterr()
     assert "Traceback" not in caught.err
     return code, caught.out + caught.err
@@ -220,7 +300,11 @@ def _three_events_each(folder: Path) -> list[str]:
 
 
 def _repeats_of_two_items(folder: Path) -> list[str]:
-    rows = [[f"u{u}", f"i{(u + k * k) % 2}", START + 90_000 * (7 * u + k)] for u in range(20) for k in range(6)]
+    rows = [
+        [f"u{u}", f"i{(u + k * k) % 2}", START + 90_000 * (7 * u + k)]
+        for u in range(20)
+        for k in range(6)
+    ]
     return [_table(folder / "events.csv", ["user_id", "item_id", "timestamp"], rows)]
 
 
@@ -228,7 +312,10 @@ def _repeats_of_two_items(folder: Path) -> list[str]:
     "make", [_attributes_that_tell_nothing, _one_second, _three_events_each, _repeats_of_two_items]
 )
 def test_init_and_run_end_well(
-    make: Callable[[Path], list[str]], tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+    make: Callable[[Path], list[str]],
+    tmp_path: Path,
+    ray_local: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "recsys.yaml"
     assert main(["init", *make(tmp_path), "--out", str(out)]) == 0
@@ -239,12 +326,17 @@ def test_init_and_run_end_well(
 
 def _written(folder: Path, **changes: Any) -> Path:
     tree: dict[str, Any] = {
-        "data": {"source": {"kind": "canonical", "events": [str(folder / "events.csv")]}, "text": {"enabled": False}},
+        "data": {
+            "source": {"kind": "canonical", "events": [str(folder / "events.csv")]},
+            "text": {"enabled": False},
+        },
         "train": {"metric": "ndcg@5"},
         "evaluate": {"ks": [5]},
     }
     for key, value in changes.items():
-        tree["data"][key] = {**tree["data"].get(key, {}), **value} if isinstance(value, dict) else value
+        tree["data"][key] = (
+            {**tree["data"].get(key, {}), **value} if isinstance(value, dict) else value
+        )
     path = folder / "recsys.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
@@ -255,15 +347,31 @@ def test_uninformative_facts_and_friends_are_left_out(
 ) -> None:
     _events(tmp_path)
     source = {
-        "items": [_table(tmp_path / "items.csv", ["item_id", "entity_id"], [[f"i{i}", f"i{i}"] for i in range(12)])],
+        "items": [
+            _table(
+                tmp_path / "items.csv",
+                ["item_id", "entity_id"],
+                [[f"i{i}", f"i{i}"] for i in range(12)],
+            )
+        ],
         "knowledge": [
-            _table(tmp_path / "facts.csv", ["head", "relation", "tail"], [[f"i{i}", "is", f"q{i}"] for i in range(12)])
+            _table(
+                tmp_path / "facts.csv",
+                ["head", "relation", "tail"],
+                [[f"i{i}", "is", f"q{i}"] for i in range(12)],
+            )
         ],
         "social": [
-            _table(tmp_path / "friends.csv", ["src_user_id", "dst_user_id"], [[f"u{u}", f"u{u}"] for u in range(12)])
+            _table(
+                tmp_path / "friends.csv",
+                ["src_user_id", "dst_user_id"],
+                [[f"u{u}", f"u{u}"] for u in range(12)],
+            )
         ],
     }
-    code, said = _said_of_a_run(_written(tmp_path, source=source, quarantine={"max_share": 1.0}), capsys)
+    code, said = _said_of_a_run(
+        _written(tmp_path, source=source, quarantine={"max_share": 1.0}), capsys
+    )
     assert code == 0, said
     assert "social (no friend" in said and "knowledge (no fact is shared by" in said
 
@@ -280,14 +388,19 @@ def test_too_little_data_ends_with_one_message(
 ) -> None:
     _events(tmp_path, per_user=2)
     code, said = _said_of_a_run(_written(tmp_path), capsys)
-    assert code == 2 and "recsys: data.split.kind leave-last leaves no valid and no test events" in said
+    assert (
+        code == 2
+        and "recsys: data.split.kind leave-last leaves no valid and no test events" in said
+    )
     assert "users with three or more events" in said
 
 
 def test_run_ends_with_one_message_if_all_targets_were_seen(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [[f"u{u}", f"i{u % 3}", START + 90_000 * (7 * u + k)] for u in range(9) for k in range(5)]
+    rows = [
+        [f"u{u}", f"i{u % 3}", START + 90_000 * (7 * u + k)] for u in range(9) for k in range(5)
+    ]
     _table(tmp_path / "events.csv", ["user_id", "item_id", "timestamp"], rows)
     code, said = _said_of_a_run(_written(tmp_path), capsys)
     assert code == 2 and "recsys: no validation user has a target that counts" in said

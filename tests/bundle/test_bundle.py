@@ -1,4 +1,6 @@
-"""A bundle holds everything that a recommender needs, reads back what was written, and detects damage."""
+"""A bundle holds everything that a recommender needs, reads back what was written, and detects
+damage.
+"""
 
 from __future__ import annotations
 
@@ -104,13 +106,17 @@ def test_reading_tensor_names_draws_no_random_number(frozen: FrozenModel) -> Non
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_writing_again_replaces_the_bundle(folder: Path, dataset: PreparedDataset, frozen: FrozenModel) -> None:
+def test_writing_again_replaces_the_bundle(
+    folder: Path, dataset: PreparedDataset, frozen: FrozenModel
+) -> None:
     write_bundle(folder, frozen, dataset, {"metrics": {"ndcg@20": 0.5}})
     assert read_bundle(folder).info.metrics == {"ndcg@20": 0.5}
     assert sorted(path.name for path in folder.parent.iterdir()) == ["bundle", "dataset"]
 
 
-def test_folder_without_a_bundle_is_not_replaced(tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel) -> None:
+def test_folder_without_a_bundle_is_not_replaced(
+    tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel
+) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match="not a bundle"):
@@ -119,14 +125,20 @@ def test_folder_without_a_bundle_is_not_replaced(tmp_path: Path, dataset: Prepar
 
 
 def test_title_falls_back_to_text_then_to_the_id(tmp_path: Path) -> None:
-    dataset = write_dataset(tmp_path / "dataset", HISTORIES, ITEMS, event_types=("view", "buy"), text_width=6)
+    dataset = write_dataset(
+        tmp_path / "dataset", HISTORIES, ITEMS, event_types=("view", "buy"), text_width=6
+    )
     features = pq.read_table(tmp_path / "dataset/items/features.parquet").drop_columns(["title"])
     texts = ["  a  long\ntext " + "word " * 40, "", *["short"] * (ITEMS - 2)]
     features = features.set_column(1, "text", [texts])
     pq.write_table(features, tmp_path / "dataset/items/features.parquet")
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
     titles = read_bundle(tmp_path / "bundle").titles
-    assert titles[0].startswith("a long text word") and titles[0].endswith("…") and len(titles[0]) <= 80
+    assert (
+        titles[0].startswith("a long text word")
+        and titles[0].endswith("…")
+        and len(titles[0]) <= 80
+    )
     assert titles[1:3] == ["i1", "short"]
 
 
@@ -136,7 +148,9 @@ def test_model_of_another_dataset_is_refused(tmp_path: Path, frozen: FrozenModel
         write_bundle(tmp_path / "bundle", frozen, other, {})
 
 
-def test_diverged_model_is_refused(tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel) -> None:
+def test_diverged_model_is_refused(
+    tmp_path: Path, dataset: PreparedDataset, frozen: FrozenModel
+) -> None:
     with torch.no_grad():
         frozen.item_vectors_ND[0, 0] = float("nan")
     with pytest.raises(ArtifactError, match=r"items\.vectors.*diverged"):

@@ -26,7 +26,13 @@ from tests.handmade import small_model, small_world
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resealed")
     dataset = small_world(folder / "dataset")
-    write_bundle(folder / "bundle", small_model(dataset), dataset, {"metrics": {}}, card="# Model card: pocket\n")
+    write_bundle(
+        folder / "bundle",
+        small_model(dataset),
+        dataset,
+        {"metrics": {}},
+        card="# Model card: pocket\n",
+    )
     return folder / "bundle"
 
 
@@ -34,12 +40,17 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path]
     def apply(folder: Path) -> None:
         found = load_file(folder / "weights.safetensors")
         change(found)
-        save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / "weights.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in found.items()},
+            folder / "weights.safetensors",
+        )
 
     return apply
 
 
-def column(file: str, name: str, change: Callable[[list[Any]], list[Any]]) -> Callable[[Path], None]:
+def column(
+    file: str, name: str, change: Callable[[list[Any]], list[Any]]
+) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         table = pq.read_table(folder / file)
         place, kind = table.column_names.index(name), table.schema.field(name).type
@@ -72,19 +83,31 @@ def of_each(values: list[Any], value: Any) -> list[Any]:
 
 CHANGES: dict[str, Callable[[Path], None]] = {
     "fewer item vectors": tensors(lambda t: t.update({"items.vectors": t["items.vectors"][:-1]})),
-    "narrower item vectors": tensors(lambda t: t.update({"items.vectors": t["items.vectors"][:, :-1]})),
-    "flat item vectors": tensors(lambda t: t.update({"items.vectors": t["items.vectors"].flatten()})),
+    "narrower item vectors": tensors(
+        lambda t: t.update({"items.vectors": t["items.vectors"][:, :-1]})
+    ),
+    "flat item vectors": tensors(
+        lambda t: t.update({"items.vectors": t["items.vectors"].flatten()})
+    ),
     "no item vectors": tensors(lambda t: t.pop("items.vectors")),
     "no popularity": tensors(lambda t: t.pop("items.popularity")),
-    "short popularity": tensors(lambda t: t.update({"items.popularity": t["items.popularity"][:1]})),
+    "short popularity": tensors(
+        lambda t: t.update({"items.popularity": t["items.popularity"][:1]})
+    ),
     "short text": tensors(lambda t: t.update({"items.text": t["items.text"][:2]})),
     "an unknown state": tensors(lambda t: t.update({"state.nothing.part": torch.zeros(2)})),
     "a state without a part": tensors(lambda t: t.update({"state.x": torch.zeros(2)})),
-    "short states": tensors(lambda t: t.update({k: v[:1] for k, v in t.items() if k.startswith("state.") and v.ndim})),
+    "short states": tensors(
+        lambda t: t.update({k: v[:1] for k, v in t.items() if k.startswith("state.") and v.ndim})
+    ),
     "no states": tensors(lambda t: [t.pop(k) for k in list(t) if k.startswith("state.")]),
-    "flat encoders": tensors(lambda t: t.update({k: v.flatten() for k, v in t.items() if k.startswith("encoders.")})),
+    "flat encoders": tensors(
+        lambda t: t.update({k: v.flatten() for k, v in t.items() if k.startswith("encoders.")})
+    ),
     "no encoders": tensors(lambda t: [t.pop(k) for k in list(t) if k.startswith("encoders.")]),
-    "vectors of whole numbers": tensors(lambda t: t.update({"items.vectors": t["items.vectors"].to(torch.int64)})),
+    "vectors of whole numbers": tensors(
+        lambda t: t.update({"items.vectors": t["items.vectors"].to(torch.int64)})
+    ),
     "no tensors": tensors(lambda t: t.clear()),
     "an endless header": text("weights.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\x7f{}"),
     "empty weights": text("weights.safetensors", b""),
@@ -92,14 +115,24 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "an item without id": column("items.parquet", "item_id", lambda ids: [None, *ids[1:]]),
     "item ids of numbers": column("items.parquet", "item_id", lambda ids: list(range(len(ids)))),
     "an item without title": column("items.parquet", "title", lambda titles: [None, *titles[1:]]),
-    "popularity of text": column("items.parquet", "popularity", lambda counts: ["many"] * len(counts)),
-    "popularity below zero": column("items.parquet", "popularity", lambda counts: [-1] * len(counts)),
-    "popularity with a hole": column("items.parquet", "popularity", lambda counts: [None, *counts[1:]]),
+    "popularity of text": column(
+        "items.parquet", "popularity", lambda counts: ["many"] * len(counts)
+    ),
+    "popularity below zero": column(
+        "items.parquet", "popularity", lambda counts: [-1] * len(counts)
+    ),
+    "popularity with a hole": column(
+        "items.parquet", "popularity", lambda counts: [None, *counts[1:]]
+    ),
     "other item ids": column("items.parquet", "item_id", lambda ids: [*ids[1:], ids[0]]),
     "repeated user ids": column("users.parquet", "user_id", lambda ids: ["same"] * len(ids)),
-    "events on unknown items": column("users.parquet", "items", lambda items: of_each(items, 10_000)),
+    "events on unknown items": column(
+        "users.parquet", "items", lambda items: of_each(items, 10_000)
+    ),
     "events of unknown types": column("users.parquet", "types", lambda types: of_each(types, 77)),
-    "events of unknown splits": column("users.parquet", "splits", lambda splits: of_each(splits, 9)),
+    "events of unknown splits": column(
+        "users.parquet", "splits", lambda splits: of_each(splits, 9)
+    ),
     "histories of text": column("users.parquet", "items", lambda items: of_each(items, "i1")),
     "a user without a list": column("users.parquet", "items", lambda items: [None, *items[1:]]),
     "types of other lengths": column("users.parquet", "types", lambda types: [[0], *types[1:]]),
@@ -117,7 +150,9 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "context of a wrong form": described(lambda d: d.update({"context": [{"colour": "red"}]})),
     "an index of nothing": text("index.faiss", b"IxF2nothing"),
     "a self test of text": text("self_test.json", b'"nothing"'),
-    "a self test of wrong forms": text("self_test.json", b'{"release": 1, "torch": 2, "tests": [{"request": 3}]}'),
+    "a self test of wrong forms": text(
+        "self_test.json", b'{"release": 1, "torch": 2, "tests": [{"request": 3}]}'
+    ),
     "a deep self test": text("self_test.json", b"[" * 100_000),
     "scores of text": lambda folder: (
         (folder / "self_test.json").write_text(
@@ -139,7 +174,9 @@ def resealed(bundle: Path, folder: Path, change: Callable[[Path], None]) -> Path
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_changed_bundle_with_renewed_checksums_raises_one_message(bundle: Path, tmp_path: Path, what: str) -> None:
+def test_changed_bundle_with_renewed_checksums_raises_one_message(
+    bundle: Path, tmp_path: Path, what: str
+) -> None:
     folder = resealed(bundle, tmp_path / "bundle", CHANGES[what])
     with pytest.raises(ArtifactError) as error:
         read_bundle(folder)

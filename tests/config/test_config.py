@@ -1,4 +1,6 @@
-"""The typed configuration: equal dotted paths, errors for spelling mistakes, and a lossless dump."""
+"""The typed configuration: equal dotted paths, errors for spelling mistakes, and a lossless
+dump.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,10 @@ def test_number_becomes_text_where_a_text_is_expected(tmp_path: Path) -> None:
     ("text", "public"),
     [
         ("postgresql://me:secret@host/db", "postgresql://***@host/db"),
-        ("see postgresql+psycopg2://me:se@cr/et@host/db now", "see postgresql+psycopg2://***@host/db now"),
+        (
+            "see postgresql+psycopg2://me:se@cr/et@host/db now",
+            "see postgresql+psycopg2://***@host/db now",
+        ),
         ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
         ("http://host:5000 and me@host", "http://host:5000 and me@host"),
     ],
@@ -113,9 +118,14 @@ def test_credentials_are_removed_from_uris(text: str, public: str) -> None:
 def test_variables_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     source = {"kind": "recbole", "folder": "$RECSYS_DATA/ml-100k"}
     monkeypatch.setenv("RECSYS_DATA", "/somewhere")
-    assert build_config({**SMALLEST, "data": {"source": source}}).data.source.folder == "/somewhere/ml-100k"  # type: ignore[union-attr]
+    assert (
+        build_config({**SMALLEST, "data": {"source": source}}).data.source.folder
+        == "/somewhere/ml-100k"
+    )  # type: ignore[union-attr]
     monkeypatch.delenv("RECSYS_DATA")
-    assert build_config({**SMALLEST, "data": {"source": source}}).data.source.folder == "data/ml-100k"  # type: ignore[union-attr]
+    assert (
+        build_config({**SMALLEST, "data": {"source": source}}).data.source.folder == "data/ml-100k"
+    )  # type: ignore[union-attr]
 
 
 def test_variable_that_is_not_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +135,10 @@ def test_variable_that_is_not_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_unknown_key_lists_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match=r"train\.learning_rate: unknown key; valid keys here: batch_size, .*\blr\b"):
+    with pytest.raises(
+        ConfigError,
+        match=r"train\.learning_rate: unknown key; valid keys here: batch_size, .*\blr\b",
+    ):
         build_config({**SMALLEST, "train": {"learning_rate": 1}})
 
 
@@ -138,12 +151,20 @@ def test_unknown_key_inside_the_source_names_its_path_without_the_tag() -> None:
 def test_dataset_folder_follows_the_run_unless_set() -> None:
     config = build_config({**SMALLEST, "run": {"dir": "runs/a/"}})
     assert config.dataset_dir == "runs/a/dataset"
-    assert build_config({**SMALLEST, "data": {"dir": "s3://bucket/set"}}).dataset_dir == "s3://bucket/set"
+    assert (
+        build_config({**SMALLEST, "data": {"dir": "s3://bucket/set"}}).dataset_dir
+        == "s3://bucket/set"
+    )
 
 
 def test_sections_are_frozen() -> None:
-    """Renaming a section breaks every saved config.yaml and sweep: think twice, then change this list."""
-    first = "seed run data model train evaluate recommend similar update tune serve promote compare pull export"
+    """Renaming a section breaks every saved config.yaml and sweep: think twice, then change this
+    list.
+    """
+    first = (
+        "seed run data model train evaluate recommend similar update tune serve promote compare"
+        " pull export"
+    )
     expected = f"{first} referee forget ui tracking registry ray submit"
     assert list(Config.model_fields) == expected.split()
 
@@ -173,48 +194,75 @@ def test_wrong_value_is_refused_with_the_expected_form(key: str, value: str, exp
 
 
 def test_every_key_has_a_description() -> None:
-    assert [f"{key.path} {section.kind}" for section in sections() for key in section.keys if not key.about] == []
+    assert [
+        f"{key.path} {section.kind}"
+        for section in sections()
+        for key in section.keys
+        if not key.about
+    ] == []
 
 
 @pytest.fixture
-def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
+def console(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> pytest.CaptureFixture[str]:
     monkeypatch.setattr(renamed, "_announced", set())
     return capsys
 
 
-_LINE = "deprecated: train.hide_history is now called train.history_mask_rate; the next release refuses the old name\n"
+_LINE = (
+    "deprecated: train.hide_history is now called train.history_mask_rate; the next release refuses"
+    " the old name\n"
+)
 
 
-def test_old_key_in_yaml_sets_the_new_key_with_one_line(tmp_path: Path, console: pytest.CaptureFixture[str]) -> None:
+def test_old_key_in_yaml_sets_the_new_key_with_one_line(
+    tmp_path: Path, console: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("train: {hide_history: 0.3}\n", encoding="utf-8")
-    assert load_config(path).train.history_mask_rate == load_config(path).train.history_mask_rate == 0.3
+    assert (
+        load_config(path).train.history_mask_rate
+        == load_config(path).train.history_mask_rate
+        == 0.3
+    )
     assert console.readouterr().err == _LINE
     assert "hide_history" not in dump_config(load_config(path))
 
 
 @pytest.mark.parametrize("in_file", ["hide_history", "history_mask_rate"])
 @pytest.mark.parametrize("option", ["train.hide_history", "train.history_mask_rate"])
-def test_option_of_either_name_wins_over_the_file(in_file: str, option: str, tmp_path: Path) -> None:
+def test_option_of_either_name_wins_over_the_file(
+    in_file: str, option: str, tmp_path: Path
+) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(f"train: {{{in_file}: 0.3}}\n", encoding="utf-8")
     assert load_config(path, [(option, "0.2")]).train.history_mask_rate == 0.2
 
 
-def test_wrong_value_of_an_old_option_is_blamed_on_the_command_line(console: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match=r"option of the command line:\n  --train.history_mask_rate: .*less than 1"):
+def test_wrong_value_of_an_old_option_is_blamed_on_the_command_line(
+    console: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"option of the command line:\n  --train.history_mask_rate: .*less than 1",
+    ):
         load_config(None, [("train.hide_history", "7")])
     assert console.readouterr().err == _LINE
 
 
 def test_old_and_new_key_together_are_refused() -> None:
-    with pytest.raises(ConfigError, match="hide_history is the old name of history_mask_rate, and both are given"):
+    with pytest.raises(
+        ConfigError, match="hide_history is the old name of history_mask_rate, and both are given"
+    ):
         build_config({"train": {"hide_history": 0.3, "history_mask_rate": 0.2}})
 
 
 def test_old_key_in_an_artifact_is_read_without_a_line(console: pytest.CaptureFixture[str]) -> None:
     with reading_artifact():
-        assert Config.model_validate({"train": {"hide_history": 0.3}}).train.history_mask_rate == 0.3
+        assert (
+            Config.model_validate({"train": {"hide_history": 0.3}}).train.history_mask_rate == 0.3
+        )
     assert console.readouterr().err == ""
 
 

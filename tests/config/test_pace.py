@@ -36,7 +36,9 @@ def test_at_most_one_line_every_ten_seconds_with_the_remaining_time() -> None:
             work.add()
     assert said[0] == "ranking users: 3 of 20 (15 %), about 1 min left"
     assert said[1] == "ranking users: 6 of 20 (30 %), about 55 s left"
-    assert len(said) == 6 and all("20 of 20" not in line for line in said), "the stage says that it is done"
+    assert len(said) == 6 and all("20 of 20" not in line for line in said), (
+        "the stage says that it is done"
+    )
 
 
 def test_short_work_and_work_without_a_listener_report_nothing() -> None:
@@ -53,7 +55,9 @@ def test_short_work_and_work_without_a_listener_report_nothing() -> None:
 
 
 def test_remaining_time_follows_cost_and_not_number_of_steps() -> None:
-    """Ten texts, the first as long as the nine others together: after it, half of the work is done."""
+    """Ten texts, the first as long as the nine others together: after it, half of the work is
+    done.
+    """
     said: list[str] = []
     with reporting_to(said.append):
         Pace("encoding texts", 10, 18.0, clock(60.0)).add(1, 9.0)
@@ -77,10 +81,14 @@ def test_listener_is_set_only_during_the_block(monkeypatch: pytest.MonkeyPatch) 
     list(with_progress("fitting baselines", ["ease", "als"]))
     lines = [line.split("  ", 1)[1] for line in stream.getvalue().splitlines()]
     assert lines[0].startswith("evaluate   fitting baselines: 1 of 2 (50 %), about ")
-    assert lines[1] == "evaluate   building an index of 5 items" and len(lines) == 3  # and that it is done
+    assert (
+        lines[1] == "evaluate   building an index of 5 items" and len(lines) == 3
+    )  # and that it is done
 
 
-def test_rankings_and_fits_report_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def test_rankings_and_fits_report_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
     monkeypatch.setattr(pace, "EVERY_S", 0.0)
     dataset = small_world(tmp_path / "data")
     said: list[str] = []
@@ -98,8 +106,12 @@ class _Scores:
         return torch.arange(self.num_items).float().repeat(len(queries), 1)
 
 
-def test_encoding_reports_progress_by_text_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pieces(missing: list[tuple[str, str]], config: Any, adapter: Any) -> Iterator[tuple[list[str], Any]]:
+def test_encoding_reports_progress_by_text_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pieces(
+        missing: list[tuple[str, str]], config: Any, adapter: Any
+    ) -> Iterator[tuple[list[str], Any]]:
         for key, _ in sorted(missing, key=lambda pair: -len(pair[1])):
             yield [key], np.ones((1, 4), dtype=np.float16)
 
@@ -109,6 +121,8 @@ def test_encoding_reports_progress_by_text_length(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(text_cache, "model_identity", lambda config: "model")
     said: list[str] = []
     with reporting_to(said.append):
-        vectors_NT, numbers = text_cache.encode_texts(["a", "b" * 17, None], TextConfig(cache_dir=str(tmp_path)), None)
+        vectors_NT, numbers = text_cache.encode_texts(
+            ["a", "b" * 17, None], TextConfig(cache_dir=str(tmp_path)), None
+        )
     assert numbers == {"encoded": 2, "cached": 0} and vectors_NT.shape == (3, 4)
     assert [line.rsplit(",", 1)[0] for line in said] == ["encoding texts: 1 of 2 (90 %)"]

@@ -73,7 +73,10 @@ PLAIN = [
     "data.source.path=/a/b",
     "sort key=4, partition_key=x, primary_key = id",
     "unknown key: foo; valid keys here: a, b",
-    "bypass=1 compass=3 passes: 3 of 4 signal=4 design=x keyword=x tokenizer=bert monkey=banana secretary=bob",
+    (
+        "bypass=1 compass=3 passes: 3 of 4 signal=4 design=x keyword=x tokenizer=bert monkey=banana"
+        " secretary=bob"
+    ),
     "s3://bucket/me@home:1",
     "abfss://container@account.dfs.core.windows.net/x",
     "models:/x@champion me@host.com file:///a/b@c",
@@ -99,21 +102,34 @@ def test_ordinary_names_and_uris_stay(text: str) -> None:
 
 def test_known_forms_of_keys_are_found() -> None:
     jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.SflKxwRJSM"
-    for key in ("AKIAIOSFODNN7EXAMPLE", "ghp_" + "a1" * 18, "hf_" + "aB" * 17, jwt, "dapi" + "0a" * 16):
+    for key in (
+        "AKIAIOSFODNN7EXAMPLE",
+        "ghp_" + "a1" * 18,
+        "hf_" + "aB" * 17,
+        jwt,
+        "dapi" + "0a" * 16,
+    ):
         assert redact(f"got {key} there") == "got *** there"
 
 
-def test_values_of_secret_variables_are_found_at_any_position(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_secret_variables_are_found_at_any_position(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "horse-battery-9")
     monkeypatch.setenv("SERVE_MAX_TOKENS", "4096000")
     monkeypatch.setenv("PWD", "/no/such/folder")  # where a shell works
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/proc/self/environ")
-    assert redact("in /no/such/folder and /proc/self/environ") == "in /no/such/folder and /proc/self/environ"
+    assert (
+        redact("in /no/such/folder and /proc/self/environ")
+        == "in /no/such/folder and /proc/self/environ"
+    )
     assert redact("nobody takes horse-battery-9 for 4096000") == "nobody takes *** for 4096000"
 
 
 def test_secret_key_of_a_tree_hides_its_text() -> None:
-    assert redacted_tree({"db": {"password": "x", "name": "y", "key": "z", "tokens": ["t"]}, "n": 3}) == {
+    assert redacted_tree(
+        {"db": {"password": "x", "name": "y", "key": "z", "tokens": ["t"]}, "n": 3}
+    ) == {
         "db": {"password": "***", "name": "y", "key": "z", "tokens": ["t"]},
         "n": 3,
     }
@@ -122,11 +138,16 @@ def test_secret_key_of_a_tree_hides_its_text() -> None:
 
 def test_long_texts_are_redacted_fast() -> None:
     """Linear time: 200 KB of the worst text for the patterns, faster than any quadratic search."""
-    for text in ("a" * 200_000 + "token", "x://" * 20_000, "password" * 20_000, "'" * 30_000 + "password:"):
+    for text in (
+        "a" * 200_000 + "token",
+        "x://" * 20_000,
+        "password" * 20_000,
+        "'" * 30_000 + "password:",
+    ):
         redact(text)
 
 
-# -------------------------------------------------------------------------------------------------------- all outputs
+# -------------------------------------------------------------------------------------- all outputs
 
 
 def secret_config(folder: Path) -> Config:
@@ -152,10 +173,16 @@ def fails(error: Exception) -> Callable[..., int]:
 def test_run_saves_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = secret_config(tmp_path)
     said = f"cannot connect to mssql://me:{WORD}@host (Authorization: Bearer {WORD})"
-    with open_run(config, "run") as folder, pytest.raises(OSError), Tracker(config, folder=folder.root) as tracker:
+    with (
+        open_run(config, "run") as folder,
+        pytest.raises(OSError),
+        Tracker(config, folder=folder.root) as tracker,
+    ):
         folder.progress(said)
         folder.progress.plain(said)
-        tracker.log_params({"extra": {"password": WORD, "uri": f"mysql://a:{WORD}@h"}, "text": said})
+        tracker.log_params(
+            {"extra": {"password": WORD, "uri": f"mysql://a:{WORD}@h"}, "text": said}
+        )
         tracker.set_tags({"note": said})
         tracker.log_dataset(small_world(tmp_path / "dataset").manifest, f"https://h/d?token={WORD}")
         raise OSError(said)
@@ -178,13 +205,19 @@ def test_command_shows_no_secret(
     path.write_text(yaml.safe_dump(secret_config(tmp_path).model_dump(mode="json")))
     cli.main(["evaluate", "--config", str(path), "--dry-run"])
     printed = capsys.readouterr()
-    assert "cannot connect to mssql://***@host" in printed.err and WORD not in printed.out + printed.err
+    assert (
+        "cannot connect to mssql://***@host" in printed.err
+        and WORD not in printed.out + printed.err
+    )
 
 
 @pytest.mark.parametrize("key", ["registry.intended_use", "data.source.events"])
 def test_job_package_has_no_secret(tmp_path: Path, key: str) -> None:
     tree = secret_config(tmp_path).model_dump(mode="json")
-    other = {"registry.intended_use": ("data", "source"), "data.source.events": ("registry", "intended_use")}[key]
+    other = {
+        "registry.intended_use": ("data", "source"),
+        "data.source.events": ("registry", "intended_use"),
+    }[key]
     del tree[other[0]][other[1]]
     with pytest.raises(ConfigError, match=f"{key}: .*must not be sent to a cluster") as error:
         job_config(tree)
@@ -196,7 +229,7 @@ def test_a_configuration_without_secrets_stays_the_same(tmp_path: Path) -> None:
     assert redacted(config) == config and dump_config(redacted(config)) == dump_config(config)
 
 
-# -------------------------------------------------------------------------------------------------------------- modes
+# -------------------------------------------------------------------------------------------- modes
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
@@ -210,7 +243,9 @@ def test_renamed_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int, mo
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
-def test_only_the_owner_can_read_the_token_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_owner_can_read_the_token_of_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

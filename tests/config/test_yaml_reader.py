@@ -1,4 +1,6 @@
-"""YAML of users: content that plain YAML loses or inflates silently is an error with file, key and line."""
+"""YAML of users: content that plain YAML loses or inflates silently is an error with file, key and
+line.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,14 @@ def _refused(text: str | bytes, tmp_path: Path, *said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("train:\n  epochs: 1\n  lr: 0.1\n  epochs: 2\n", ["train.epochs occurs twice", "line 3", "line 5"]),
-        ("train: {epochs: 1}\ndata: {}\ntrain: {lr: 1}\n", ["train occurs twice", "line 2", "line 4"]),
+        (
+            "train:\n  epochs: 1\n  lr: 0.1\n  epochs: 2\n",
+            ["train.epochs occurs twice", "line 3", "line 5"],
+        ),
+        (
+            "train: {epochs: 1}\ndata: {}\ntrain: {lr: 1}\n",
+            ["train occurs twice", "line 2", "line 4"],
+        ),
         ("data:\n  split:\n    kind: ratio\n    kind: ratio\n", ["data.split.kind occurs twice"]),
         ("update: {rewards: {'1': 2, 1: 3, 1.0: 4}}\n", ["update.rewards.1.0 occurs twice"]),
         ("train:\n  <<: {epochs: 7}\n  lr: 1\n  lr: 2\n", ["train.lr occurs twice"]),
@@ -90,7 +98,9 @@ def test_aliases_are_bounded_before_they_are_expanded(text: str, tmp_path: Path)
         ("data: !!python/object/apply:os.system [x]\n", "constructor"),
     ],
 )
-def test_other_content_than_a_configuration_is_one_message(text: str, said: str, tmp_path: Path) -> None:
+def test_other_content_than_a_configuration_is_one_message(
+    text: str, said: str, tmp_path: Path
+) -> None:
     _refused(MODEL + text, tmp_path, said)
 
 
@@ -106,7 +116,10 @@ def test_byte_order_marks_and_line_ends_of_windows_are_read(encoding: str, tmp_p
 
 
 def test_numbers_in_an_unusual_form_stay_the_written_text(tmp_path: Path) -> None:
-    text = "data: {interactions: [010, 12:30, 1.10, 7, 1e5]}\nseed: 010\ntrain: {batch_size: 1_000, lr: 0.10}\n"
+    text = (
+        "data: {interactions: [010, 12:30, 1.10, 7, 1e5]}\nseed: 010\ntrain: {batch_size: 1_000,"
+        " lr: 0.10}\n"
+    )
     config = _load(MODEL + text, tmp_path)
     assert config.data.interactions == ["010", "12:30", "1.10", "7", "1e5"]
     assert (config.seed, config.train.batch_size, config.train.lr) == (10, 1000, 0.1)
@@ -114,7 +127,13 @@ def test_numbers_in_an_unusual_form_stay_the_written_text(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "section",
-    ["evaluate:", "train:\n  loss:", "data:\n  split:\n  text:\n    users:", "tune:\n  fusion:", "tracking: ~"],
+    [
+        "evaluate:",
+        "train:\n  loss:",
+        "data:\n  split:\n  text:\n    users:",
+        "tune:\n  fusion:",
+        "tracking: ~",
+    ],
 )
 def test_empty_section_has_its_defaults(section: str, tmp_path: Path) -> None:
     assert _load(f"{MODEL}{section}\n", tmp_path) == _load(MODEL, tmp_path)
@@ -131,7 +150,9 @@ def test_empty_section_has_its_defaults(section: str, tmp_path: Path) -> None:
         ("data: {source: {events: [a]}}\n", "data.source.kind: missing"),
     ],
 )
-def test_empty_value_is_named_without_names_of_classes(text: str, said: str, tmp_path: Path) -> None:
+def test_empty_value_is_named_without_names_of_classes(
+    text: str, said: str, tmp_path: Path
+) -> None:
     _refused(MODEL + text, tmp_path, said)
     with pytest.raises(ConfigError) as caught:
         _load(MODEL + text, tmp_path)
@@ -155,25 +176,44 @@ def test_empty_value_is_named_without_names_of_classes(text: str, said: str, tmp
     ],
 )
 def test_message_on_a_word_read_as_true_recommends_quotes(text: str, tmp_path: Path) -> None:
-    _refused((MODEL if "model" not in text else "") + text + "\n", tmp_path, "in quotes", "YAML reads on")
+    _refused(
+        (MODEL if "model" not in text else "") + text + "\n", tmp_path, "in quotes", "YAML reads on"
+    )
 
 
-@pytest.mark.parametrize("text", ["train: {epochs: on}", "train: {lr: yes}", "data: {quarantine: {max_share: on}}"])
+@pytest.mark.parametrize(
+    "text", ["train: {epochs: on}", "train: {lr: yes}", "data: {quarantine: {max_share: on}}"]
+)
 def test_true_is_not_a_number(text: str, tmp_path: Path) -> None:
     _refused(MODEL + text + "\n", tmp_path, "expected a number, got true")
 
 
 def test_true_and_its_words_are_accepted_for_booleans(tmp_path: Path) -> None:
-    text = "train: {use_gpu: no, refit: off}\ndata: {source: {kind: canonical, events: [a.csv], header: yes}}\n"
+    text = (
+        "train: {use_gpu: no, refit: off}\ndata: {source: {kind: canonical, events: [a.csv],"
+        " header: yes}}\n"
+    )
     config = _load(MODEL + text, tmp_path)
-    assert (config.train.use_gpu, config.train.refit, config.data.source.model_dump()["header"]) == ("no", False, "yes")
+    assert (
+        config.train.use_gpu,
+        config.train.refit,
+        config.data.source.model_dump()["header"],
+    ) == ("no", False, "yes")
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("$A_B", "p$WORD"), ("${A_B}x", "p$WORDx"), ("$$A_B", "$A_B"), ("$${A_B}", "${A_B}"), ("5$ and $$", "5$ and $$")],
+    [
+        ("$A_B", "p$WORD"),
+        ("${A_B}x", "p$WORDx"),
+        ("$$A_B", "$A_B"),
+        ("$${A_B}", "${A_B}"),
+        ("5$ and $$", "5$ and $$"),
+    ],
 )
-def test_variables_are_expanded_once(text: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_are_expanded_once(
+    text: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The dump of a value with a dollar sign reads back equal and is not expanded again."""
     monkeypatch.setenv("A_B", "p$WORD")
     config = _load(f"{MODEL}run: {{name: '{text}'}}\n", tmp_path)

@@ -43,7 +43,14 @@ def test_codes_and_values_by_hand() -> None:
         {
             "age": pa.array([19.9, 20.0, 45.0, None, math.nan, 1e9]),
             "city": ["oslo", " rome ", "paris", None, "", "rome"],
-            "likes": [["rock", "jazz", "folk"], ["polka", "folk"], ["polka"], [], None, ["", "jazz"]],
+            "likes": [
+                ["rock", "jazz", "folk"],
+                ["polka", "folk"],
+                ["polka"],
+                [],
+                None,
+                ["", "jazz"],
+            ],
         }
     )
     rows = encode_table(table, (AGE, CITY, LIKES))
@@ -72,7 +79,10 @@ def test_statistics_by_hand() -> None:
 
 def test_vocabularies_are_the_frequent_categories() -> None:
     table = pa.table(
-        {"city": ["b", "a", "c", "a", "b", None, "a"], "likes": [["x", "y"], ["x"], [], ["z"], *[None] * 3]}
+        {
+            "city": ["b", "a", "c", "a", "b", None, "a"],
+            "likes": [["x", "y"], ["x"], [], ["z"], *[None] * 3],
+        }
     )
     city, likes = fit(table, min_frequency=2)
     assert (city.categories, city.slots) == (("a", "b"), 1)
@@ -103,8 +113,13 @@ def test_column_type_sets_the_kind_unless_the_configuration_does() -> None:
         }
     )
     chosen = {field.name: field for field in fit(table, min_frequency=2)}
-    assert {name: field.kind for name, field in chosen.items()} == {"zone": "number", "paid": "category"}
-    assert chosen["paid"].categories == ("true",), "names and ages, each of one user alone, tell nothing"
+    assert {name: field.kind for name, field in chosen.items()} == {
+        "zone": "number",
+        "paid": "category",
+    }
+    assert chosen["paid"].categories == ("true",), (
+        "names and ages, each of one user alone, tell nothing"
+    )
     forced = fit(table, numeric=["age"], categorical=["zone"], user_fields=["age", "zone"])
     assert [field.kind for field in forced] == ["number", "category"] and forced[0].center == 33.0
     assert forced[1].categories == ("1", "2")
@@ -115,12 +130,21 @@ def test_column_type_sets_the_kind_unless_the_configuration_does() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"user_fields": ["height"]}, r"user_fields: height not among the columns; columns: age, face, name"),
+        (
+            {"user_fields": ["height"]},
+            r"user_fields: height not among the columns; columns: age, face, name",
+        ),
         ({"user_fields": ["face"]}, r"face is fixed_size_list.*expected numbers, texts"),
-        ({"user_fields": ["name"], "min_frequency": 2}, r"name has no category in at least 2 rows .*; lower min_freq"),
+        (
+            {"user_fields": ["name"], "min_frequency": 2},
+            r"name has no category in at least 2 rows .*; lower min_freq",
+        ),
         (
             {"numeric": ["name"]},
-            r"name is read as numbers, but only 0 of its 2 values .* are numbers; take it out of numeric",
+            (
+                r"name is read as numbers, but only 0 of its 2 values .* are numbers; take it out"
+                r" of numeric"
+            ),
         ),
     ],
 )
@@ -149,23 +173,35 @@ def test_request_gets_the_codes_of_an_equal_table_row() -> None:
         {"age": 20, "city": "paris", "likes": ["polka"]},
         {"age": 3, "city": "", "likes": []},
     ]
-    requested, stored = RequestEncoder(fields).encode(given), encode_table(pa.Table.from_pylist(given), fields)
+    requested, stored = (
+        RequestEncoder(fields).encode(given),
+        encode_table(pa.Table.from_pylist(given), fields),
+    )
     assert requested.codes_XS.tolist() == stored.codes_XS.tolist()
     assert requested.values_XM.tolist() == stored.values_XM.tolist()
     silent = RequestEncoder(fields).encode([None, {}, {"age": None, "city": "rome"}])
-    assert silent.codes_XS.tolist() == [[NOT_GIVEN] * 4] * 2 + [[NOT_GIVEN, 2, NOT_GIVEN, NOT_GIVEN]]
+    assert silent.codes_XS.tolist() == [[NOT_GIVEN] * 4] * 2 + [
+        [NOT_GIVEN, 2, NOT_GIVEN, NOT_GIVEN]
+    ]
 
 
 def test_request_values_match_categories_as_strings() -> None:
     field = Field("zone", "category", 1, ("1", "true"))
-    codes = RequestEncoder([field]).encode([{"zone": 1}, {"zone": 1.0}, {"zone": "1"}, {"zone": True}]).codes_XS
+    codes = (
+        RequestEncoder([field])
+        .encode([{"zone": 1}, {"zone": 1.0}, {"zone": "1"}, {"zone": True}])
+        .codes_XS
+    )
     assert codes[:, 0].tolist() == [2, 2, 2, 3]
 
 
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"height": 3}, r"request 1: attributes.height: unknown field; the model knows: age, city, likes"),
+        (
+            {"height": 3},
+            r"request 1: attributes.height: unknown field; the model knows: age, city, likes",
+        ),
         ({"age": "old"}, r"request 1: attributes.age: got 'old' \(str\), expected a finite number"),
         ({"age": True}, r"attributes.age: got True \(bool\), expected a finite number"),
         ({"age": math.nan}, r"attributes.age: got nan \(float\), expected a finite number"),
@@ -176,6 +212,8 @@ def test_request_values_match_categories_as_strings() -> None:
         ({"likes": [{}]}, r"attributes.likes: got \{\} \(dict\), expected a text"),
     ],
 )
-def test_malformed_attributes_name_request_and_field(attributes: dict[str, Any], message: str) -> None:
+def test_malformed_attributes_name_request_and_field(
+    attributes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RequestError, match=message):
         RequestEncoder((AGE, CITY, LIKES)).encode([None, attributes])

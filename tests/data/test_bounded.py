@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.data.bounded import bounds, evaluated_by_shard, evaluated_queries, evaluated_users_V, fitted_histories
+from recsys.data.bounded import (
+    bounds,
+    evaluated_by_shard,
+    evaluated_queries,
+    evaluated_users_V,
+    fitted_histories,
+)
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
 from recsys.evaluation.evaluate import evaluate
@@ -26,13 +32,18 @@ USERS, ITEMS = 400, 30
 
 def walks(folder: Path, num_shards: int = 3) -> PreparedDataset:
     """Users that walk along the circle of items, six steps each."""
-    histories = [leave_last(*((start + step) % ITEMS for step in range(6))) for start in range(USERS)]
+    histories = [
+        leave_last(*((start + step) % ITEMS for step in range(6))) for start in range(USERS)
+    ]
     return write_dataset(folder, histories, ITEMS, num_shards=num_shards)
 
 
 def test_small_data_are_not_sampled(tmp_path: Path) -> None:
     dataset = walks(tmp_path)
-    assert evaluated_users_V(dataset, config()).all() and len(fitted_histories(dataset, config())) == USERS
+    assert (
+        evaluated_users_V(dataset, config()).all()
+        and len(fitted_histories(dataset, config())) == USERS
+    )
     assert bounds(dataset, config()) == {}
 
 
@@ -44,7 +55,9 @@ def test_samples_are_uniform_over_users(tmp_path: Path) -> None:
     fitted = fitted_histories(three, few)
     assert 900 < len(fitted.items_E) < 1500, "1200 of 2400 events on average"
     assert (fitted.lengths_U == 6).all(), "no user is cut"
-    assert set(fitted.users_U) != set(np.flatnonzero(evaluated_users_V(three, few))), "independent samples"
+    assert set(fitted.users_U) != set(np.flatnonzero(evaluated_users_V(three, few))), (
+        "independent samples"
+    )
 
 
 def test_queries_are_of_the_sampled_users(tmp_path: Path) -> None:
@@ -52,10 +65,15 @@ def test_queries_are_of_the_sampled_users(tmp_path: Path) -> None:
     sampled = np.flatnonzero(evaluated_users_V(dataset, few))
     together = evaluated_queries(dataset, Split.TEST, few)
     assert sorted(together.histories.users_U) == sampled.tolist()
-    assert together.target_items.tolist() == [(user + 5) % ITEMS for user in together.histories.users_U]
+    assert together.target_items.tolist() == [
+        (user + 5) % ITEMS for user in together.histories.users_U
+    ]
     parts = list(evaluated_by_shard(dataset, Split.TEST, few))
     assert len(parts) == 3
-    assert np.concatenate([part.target_items for part in parts]).tolist() == together.target_items.tolist()
+    assert (
+        np.concatenate([part.target_items for part in parts]).tolist()
+        == together.target_items.tolist()
+    )
 
 
 def test_queries_are_thinned_with_one_shard_in_memory(tmp_path: Path) -> None:
@@ -96,4 +114,10 @@ def test_sampled_evaluation_passes_the_audit_and_reports_the_samples(tmp_path: P
         "baselines_fitted_on": "the events of a random sample of 50.0% of the users",
     }
     assert {"model_fit", "baseline_fits"} <= set(content["audit"]["checks"])
-    assert set(content["baselines"]) == {"popularity", "item_knn", "ease", "als", "recent_popularity"}
+    assert set(content["baselines"]) == {
+        "popularity",
+        "item_knn",
+        "ease",
+        "als",
+        "recent_popularity",
+    }

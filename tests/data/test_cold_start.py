@@ -67,46 +67,76 @@ def test_cold_validation_event_is_a_target_and_never_visible() -> None:
     assert found.through(Split.TEST).items_E.tolist() == [0, 1, 3, 4, 5, 6]
 
 
-EVENTS = [event(f"u{user}", f"i{(user * 3 + step) % 23}", 100 * step + user) for user in range(40) for step in range(8)]
+EVENTS = [
+    event(f"u{user}", f"i{(user * 3 + step) % 23}", 100 * step + user)
+    for user in range(40)
+    for step in range(8)
+]
 
 
 def cold_ids(dataset: PreparedDataset) -> set[str]:
     assert dataset.cold_U is not None
-    return {user for user, cold in zip(dataset.user_ids.to_pylist(), dataset.cold_U, strict=True) if cold}
+    return {
+        user
+        for user, cold in zip(dataset.user_ids.to_pylist(), dataset.cold_U, strict=True)
+        if cold
+    }
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("split", [{"kind": "leave-last"}, {"kind": "ratio", "valid": 0.2, "test": 0.2}])
+@pytest.mark.parametrize(
+    "split", [{"kind": "leave-last"}, {"kind": "ratio", "valid": 0.2, "test": 0.2}]
+)
 def test_prepare_cuts_only_the_cold_users(tmp_path: Path, split: dict[str, Any]) -> None:
     cold_split = {**split, "cold_users": 0.3, "cold_keep": 2}
     for order in ("time", "none") if split["kind"] == "ratio" else ("time",):
         source = MemorySource(events=rows_of("events", EVENTS))
-        whole = prepare(config(tmp_path / order / "whole", split=split, order=order), silent, source)
-        cut = prepare(config(tmp_path / order / "cut", split=cold_split, order=order), silent, source)
+        whole = prepare(
+            config(tmp_path / order / "whole", split=split, order=order), silent, source
+        )
+        cut = prepare(
+            config(tmp_path / order / "cut", split=cold_split, order=order), silent, source
+        )
         more = config(tmp_path / order / "more", split=cold_split, order=order, num_shards=5)
-        again = prepare(more, silent, MemorySource(events=rows_of("events", EVENTS[::-1]), blocks=3))
+        again = prepare(
+            more, silent, MemorySource(events=rows_of("events", EVENTS[::-1]), blocks=3)
+        )
         before, after, cold = histories_of(whole), histories_of(cut), cold_ids(cut)
         assert 4 < len(cold) < 20 and after == histories_of(again)
         for user, events in before.items():
             if user not in cold:
                 assert after[user] == events
                 continue
-            held = [(item, COLD_VALID if part == Split.VALID else part) for item, part in events if part]
+            held = [
+                (item, COLD_VALID if part == Split.VALID else part) for item, part in events if part
+            ]
             assert [pair for pair in after[user] if pair[1]] == held
             kept = [pair for pair in after[user] if not pair[1]]
             training = [pair for pair in events if not pair[1]]
-            assert kept == training[-2:] if order == "time" else (len(kept) == 2 and set(kept) <= set(training))
+            assert (
+                kept == training[-2:]
+                if order == "time"
+                else (len(kept) == 2 and set(kept) <= set(training))
+            )
         check_counts(cut, after, cold)
 
 
 def histories_of(dataset: PreparedDataset) -> dict[str, list[tuple[str, int]]]:
-    users, items, found = dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist(), dataset.histories()
-    pairs = [(items[item], int(part)) for item, part in zip(found.items_E, found.splits_E, strict=True)]
+    users, items, found = (
+        dataset.user_ids.to_pylist(),
+        dataset.item_ids.to_pylist(),
+        dataset.histories(),
+    )
+    pairs = [
+        (items[item], int(part)) for item, part in zip(found.items_E, found.splits_E, strict=True)
+    ]
     spans = zip(found.users_U, found.offsets_U1[:-1], found.offsets_U1[1:], strict=True)
     return {users[user]: pairs[start:end] for user, start, end in spans}
 
 
-def check_counts(dataset: PreparedDataset, after: dict[str, list[tuple[str, int]]], cold: set[str]) -> None:
+def check_counts(
+    dataset: PreparedDataset, after: dict[str, list[tuple[str, int]]], cold: set[str]
+) -> None:
     """Counts, graphs and baselines agree with the remaining events."""
     counts, items = dataset.manifest.counts, dataset.item_ids.to_pylist()
     left = [(user, item, part) for user, events in after.items() for item, part in events]
@@ -115,35 +145,53 @@ def check_counts(dataset: PreparedDataset, after: dict[str, list[tuple[str, int]
     assert counts["cold_valid"] == sum(part == COLD_VALID for *_, part in left) > 0
     assert counts["events"] == len(left) - counts["cold_valid"]
     fitted = [(user, item) for user, item, part in left if part <= Split.VALID]
-    assert dataset.item_counts_N(Split.VALID).tolist() == [sum(name == i for _, name in fitted) for i in items]
+    assert dataset.item_counts_N(Split.VALID).tolist() == [
+        sum(name == i for _, name in fitted) for i in items
+    ]
     assert any("cold users keep at most 2" in note for note in dataset.manifest.notes)
     graphs = build_graphs(dataset, Split.VALID)
     edges = {(f"u{u}", f"i{i}") for u, i in named(dataset, graphs.users_E, graphs.items_E)}
     assert edges == set(fitted)
     settings = config(Path("unused")).evaluate
-    popularity = fit_baselines(["popularity"], dataset.histories(), len(items), settings, "ndcg@5", True)["popularity"]
+    popularity = fit_baselines(
+        ["popularity"], dataset.histories(), len(items), settings, "ndcg@5", True
+    )["popularity"]
     queries = dataset.histories().queries(Split.TEST)
     users_of = [len({user for user, name in fitted if name == item}) for item in items]
     assert popularity.scores(queries.take(np.array([0])))[0].tolist() == users_of
 
 
-def named(dataset: PreparedDataset, users_E: torch.Tensor, items_E: torch.Tensor) -> list[tuple[str, str]]:
+def named(
+    dataset: PreparedDataset, users_E: torch.Tensor, items_E: torch.Tensor
+) -> list[tuple[str, str]]:
     users, items = dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist()
-    return [(users[u][1:], items[i][1:]) for u, i in zip(users_E.tolist(), items_E.tolist(), strict=True)]
+    return [
+        (users[u][1:], items[i][1:])
+        for u, i in zip(users_E.tolist(), items_E.tolist(), strict=True)
+    ]
 
 
 @pytest.mark.usefixtures("ray_local")
 def test_text_of_cold_users_is_removed_with_their_events(tmp_path: Path) -> None:
     tags = [
-        {**event(f"u{u}", f"i{i}", 900), "event_type": "tag", "tag": f"by u{u}"} for u in range(40) for i in range(23)
+        {**event(f"u{u}", f"i{i}", 900), "event_type": "tag", "tag": f"by u{u}"}
+        for u in range(40)
+        for i in range(23)
     ]
     events = rows_of("events", [*EVENTS, *tags], tag=pa.string())
     text = {"enabled": False, "event_column": "tag", "event_types": ["tag"], "max_event_terms": 100}
     split = {"kind": "leave-last", "cold_users": 0.3, "cold_keep": 2}
     dataset = prepare(config(tmp_path, split=split, text=text), silent, MemorySource(events=events))
     cold = cold_ids(dataset)
-    training = {(user, item) for user, found in histories_of(dataset).items() for item, part in found if not part}
-    for item, terms in zip(dataset.item_ids.to_pylist(), dataset.features.column("text").to_pylist(), strict=True):
+    training = {
+        (user, item)
+        for user, found in histories_of(dataset).items()
+        for item, part in found
+        if not part
+    }
+    for item, terms in zip(
+        dataset.item_ids.to_pylist(), dataset.features.column("text").to_pylist(), strict=True
+    ):
         by_cold = {name for name in cold if f"by {name}" in terms.removeprefix("tag: ").split(", ")}
         assert by_cold == {name for name in cold if (name, item) in training}
     assert dataset.manifest.counts["text_rows_cold"] == len(cold) * (23 - 2)
@@ -163,10 +211,15 @@ def test_report_compares_models_on_cold_users(tmp_path: Path) -> None:
     cold_U = newcomers.among(pa.array([f"u{user}" for user in range(20)]))
     walks = [leave_last(*((start + step) % 30 for step in range(6))) for start in range(20)]
     cut = [
-        walk[2:3] + [(item, kind, time, Split.TRAIN) for item, kind, time, _ in walk[3:5]] + walk[5:] for walk in walks
+        walk[2:3]
+        + [(item, kind, time, Split.TRAIN) for item, kind, time, _ in walk[3:5]]
+        + walk[5:]
+        for walk in walks
     ]
     dataset = write_dataset(
-        tmp_path, [few if cold else walk for few, walk, cold in zip(cut, walks, cold_U, strict=True)], 30
+        tmp_path,
+        [few if cold else walk for few, walk, cold in zip(cut, walks, cold_U, strict=True)],
+        30,
     )
     dataset.manifest.split = {"kind": "leave-last", **newcomers.describe()}
     settings = {"ks": [3], "bootstrap": 200, "baselines": ["popularity", "item_knn"]}
@@ -180,22 +233,36 @@ def test_report_compares_models_on_cold_users(tmp_path: Path) -> None:
     assert (cold["queries"], others["queries"]) == (number, 20 - number)
     assert "comparison" not in others
     against = cold["comparison"]["against"]
-    assert cold["comparison"]["best_baseline"] == max(against, key=lambda name: against[name]["value"])
+    assert cold["comparison"]["best_baseline"] == max(
+        against, key=lambda name: against[name]["value"]
+    )
     for name, entry in against.items():
         assert entry["value"] == pytest.approx(cold["baselines"][name]["ndcg@3"])
         assert entry["difference"] == pytest.approx(1.0 - entry["value"]) and entry["low"] > 0
-        assert entry["relative"] is None or entry["relative"] == pytest.approx(entry["difference"] / entry["value"])
+        assert entry["relative"] is None or entry["relative"] == pytest.approx(
+            entry["difference"] / entry["value"]
+        )
     noise, after = cold["granularities"]["noise"], cold["granularities"]["after"]
     assert (noise["difference"], noise["low"], noise["high"], noise["p"]) == (0.0, 0.0, 0.0, 1.0)
     assert after["difference"] > 0.5 and after["low"] > 0
     panel = cold_panel(evaluated, {"item_knn": "Item-kNN"})
-    assert panel is not None and [row["name"] for row in panel["cards"][0]["rows"]] == ["popularity", "Item-kNN"]
-    assert panel["queries"] == number and [row["status"] for row in panel["cards"][1]["rows"]] == ["worse", "even"]
+    assert panel is not None and [row["name"] for row in panel["cards"][0]["rows"]] == [
+        "popularity",
+        "Item-kNN",
+    ]
+    assert panel["queries"] == number and [row["status"] for row in panel["cards"][1]["rows"]] == [
+        "worse",
+        "even",
+    ]
 
 
 def test_paired_report_by_hand() -> None:
     mask = np.array([True, False, True, True])
-    values = {"model": np.array([0.5, 9, 0.5, 0.8]), "a": np.array([0.1, 9, 0.3, 0.2]), "b": np.array([0.3, 0, 0, 0])}
+    values = {
+        "model": np.array([0.5, 9, 0.5, 0.8]),
+        "a": np.array([0.1, 9, 0.3, 0.2]),
+        "b": np.array([0.3, 0, 0, 0]),
+    }
     found = paired_report(mask, values, {"z": values["model"]}, "model", 100, 0)
     assert found["comparison"]["best_baseline"] == "a"
     assert found["comparison"]["against"]["a"]["value"] == pytest.approx(0.2)

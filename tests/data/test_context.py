@@ -67,7 +67,12 @@ def config(folder: Path, **data: Any) -> Config:
     (folder / "events.csv").write_text(CSV)
     source = {"kind": "canonical", "events": [str(folder / "events.csv")]}
     context = {"context": ["weather", "warmth"], "context_numbers": ["warmth"]}
-    tree = {"dir": str(folder / "dataset"), "source": source, "num_shards": 2, "text": {"enabled": False}}
+    tree = {
+        "dir": str(folder / "dataset"),
+        "source": source,
+        "num_shards": 2,
+        "text": {"enabled": False},
+    }
     model = {"granularities": {"evolution": {"enabled": True}}}
     return build_config({"data": {**tree, **context, **data}, "model": model})
 
@@ -85,7 +90,10 @@ def test_prepare_fits_context_codes_on_training_events_only(tmp_path: Path) -> N
     anna = histories.take(np.flatnonzero(histories.users_U == 0))
     assert anna.context_EC.dtype == np.int16
     assert anna.context_EC[:, 0].tolist() == [3, 2, 3, 1, 1]
-    assert anna.context_EC[:, 1].tolist() == number_codes(np.array([10, np.nan, 20, 1e3, 1e3]), 20, warmth.std).tolist()
+    assert (
+        anna.context_EC[:, 1].tolist()
+        == number_codes(np.array([10, np.nan, 20, 1e3, 1e3]), 20, warmth.std).tolist()
+    )
     bert = histories.take(np.flatnonzero(histories.users_U == 1))
     assert bert.context_EC[:, 0].tolist() == [0, 2] and bert.context_EC[0, 1] == 0
     assert anna.queries(Split.TEST).context_BC[:, 0].tolist() == [1]
@@ -95,12 +103,20 @@ def test_prepare_fits_context_codes_on_training_events_only(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"context": ["wether"], "context_numbers": []}, "data.context: 'wether' is not a column of the events"),
+        (
+            {"context": ["wether"], "context_numbers": []},
+            "data.context: 'wether' is not a column of the events",
+        ),
         ({"context": ["value"], "context_numbers": []}, "'value' is a standard column of events"),
-        ({"context_numbers": ["heat"]}, "'heat' is not in data.context, which has: warmth, weather"),
+        (
+            {"context_numbers": ["heat"]},
+            "'heat' is not in data.context, which has: warmth, weather",
+        ),
     ],
 )
-def test_invalid_context_settings_are_refused(tmp_path: Path, data: dict[str, Any], message: str) -> None:
+def test_invalid_context_settings_are_refused(
+    tmp_path: Path, data: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         prepare(config(tmp_path, **data), lambda _: None)
 
@@ -116,7 +132,9 @@ def test_batches_carry_context_of_events_and_of_the_target() -> None:
     assert batch.context_ULC[1].tolist() == [[9, 10], [0, 0], [0, 0]]
     assert batch.asked_BC.tolist() == [[3, 4], [5, 6], [7, 8], [11, 12]]
     asked = np.array([[7, 7], [8, 8]], dtype=np.int16)
-    queries = Queries(histories, np.zeros(3, np.int64), np.zeros(0, np.int32), asked).take(np.array([1]))
+    queries = Queries(histories, np.zeros(3, np.int64), np.zeros(0, np.int32), asked).take(
+        np.array([1])
+    )
     assert last_position(queries, 1).asked_BC.tolist() == [[8, 8]]
     assert last_position(queries, 1).context_ULC.tolist() == [[[11, 12]]]
 
@@ -155,23 +173,33 @@ def without_context(dataset: PreparedDataset, folder: Path) -> PreparedDataset:
     """The same events without context columns."""
     histories = dataset.histories()
     rows = np.argsort(histories.users_U)
-    items = [histories.items_E[slice(*histories.offsets_U1[row : row + 2])].tolist() for row in rows]
+    items = [
+        histories.items_E[slice(*histories.offsets_U1[row : row + 2])].tolist() for row in rows
+    ]
     return write_dataset(folder, [leave_last(*row) for row in items], dataset.num_items)
 
 
-@pytest.mark.parametrize(("lag", "asks"), [(1, []), (0, ["weather", "warmth"])], ids=["of events", "of asking"])
-def test_planted_context_improves_recall_and_may_be_missing(tmp_path: Path, lag: int, asks: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("lag", "asks"), [(1, []), (0, ["weather", "warmth"])], ids=["of events", "of asking"]
+)
+def test_planted_context_improves_recall_and_may_be_missing(
+    tmp_path: Path, lag: int, asks: list[str]
+) -> None:
     """Measured recall on 160 users: .52 against .18 and .50 against .14. Without context in the
     request, recall is not below that of the model without context columns.
     """
     dataset = planted(tmp_path / "with", True, lag)
     queries = dataset.histories().queries(Split.TEST)
-    model = trained(settings({"cell": "gru", "query_context": asks, "context_dropout": 0.3}), dataset)
+    model = trained(
+        settings({"cell": "gru", "query_context": asks, "context_dropout": 0.3}), dataset
+    )
     plain = trained(settings({"cell": "gru"}), without_context(dataset, tmp_path / "without"))
     values, base = ndcg(model, queries), ndcg(plain, queries)
     assert values.mean() > 1.3 * base.mean(), (values.mean(), base.mean())
     hidden = replace(queries.histories, context_EC=np.zeros_like(queries.histories.context_EC))
-    blind = ndcg(model, replace(queries, histories=hidden, context_BC=np.zeros_like(queries.context_BC)))
+    blind = ndcg(
+        model, replace(queries, histories=hidden, context_BC=np.zeros_like(queries.context_BC))
+    )
     assert compare(blind, base, 500, 0).high > 0, (blind.mean(), base.mean())
 
 
@@ -191,7 +219,9 @@ def test_random_context_does_not_lower_recall(tmp_path: Path) -> None:
 def recommender(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
     folder = tmp_path_factory.mktemp("served")
     dataset = planted(folder / "dataset", True, 0)
-    model = trained(settings({"cell": "gru", "query_context": ["weather", "warmth"]}, epochs=8), dataset)
+    model = trained(
+        settings({"cell": "gru", "query_context": ["weather", "warmth"]}, epochs=8), dataset
+    )
     write_bundle(folder / "bundle", model, dataset, {})
     return Recommender(read_bundle(folder / "bundle"))
 
@@ -214,8 +244,13 @@ def test_recommendations_follow_the_context_of_the_request(recommender: Recommen
 def test_unknown_context_counts_as_missing(recommender: Recommender) -> None:
     plain = recommender.recommend(parse_requests([{"user_id": "u3"}]))[0]
     for nothing in ({}, {"weather": None}, {"weather": "", "warmth": None}):
-        assert recommender.recommend(parse_requests([{"user_id": "u3", "context": nothing}]))[0] == plain
-    hail = recommender.recommend(parse_requests([{"user_id": "u3", "context": {"weather": "hail"}}]))[0]
+        assert (
+            recommender.recommend(parse_requests([{"user_id": "u3", "context": nothing}]))[0]
+            == plain
+        )
+    hail = recommender.recommend(
+        parse_requests([{"user_id": "u3", "context": {"weather": "hail"}}])
+    )[0]
     assert hail.source == "model" and len(hail.item_ids) == 20
 
 
@@ -233,10 +268,19 @@ def test_stored_context_of_a_known_user_is_used(recommender: Recommender) -> Non
             {"context": {"wind": "n"}},
             r"request 0: context: 'wind' is not a context column; context columns: warmth, weather",
         ),
-        ({"context": {"weather": 3}}, r"request 0: context\.weather: got 3 \(int\), expected a string or null"),
-        ({"context": {"warmth": "hot"}}, r"request 0: context\.warmth: got 'hot', expected a finite number or null"),
+        (
+            {"context": {"weather": 3}},
+            r"request 0: context\.weather: got 3 \(int\), expected a string or null",
+        ),
+        (
+            {"context": {"warmth": "hot"}},
+            r"request 0: context\.warmth: got 'hot', expected a finite number or null",
+        ),
         ({"context": {"warmth": True}}, r"context\.warmth: got True, expected a finite number"),
-        ({"context": "sun"}, r"request 0: context: got 'sun' \(str\), expected an object of context column → value"),
+        (
+            {"context": "sun"},
+            r"request 0: context: got 'sun' \(str\), expected an object of context column → value",
+        ),
         (
             {"history": [{"item_id": "i1", "context": {"weather": 1}}]},
             r"request 0: history\[0\]\.context\.weather: got 1 \(int\)",
@@ -244,7 +288,9 @@ def test_stored_context_of_a_known_user_is_used(recommender: Recommender) -> Non
         ({"horizon": 0}, r"request 0: horizon: got 0"),
     ],
 )
-def test_wrong_context_is_refused(recommender: Recommender, row: dict[str, Any], message: str) -> None:
+def test_wrong_context_is_refused(
+    recommender: Recommender, row: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RequestError, match=message):
         recommender.recommend(parse_requests([{"user_id": "u3", **row}]))
 

@@ -1,4 +1,6 @@
-"""Training queries are before the user's first touch of the target item, if evaluation queries are."""
+"""Training queries are before the user's first touch of the target item, if evaluation queries
+are.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,10 @@ def _triples(batch: Batch) -> list[tuple[int, int, int]]:
 def test_query_is_before_view_and_cart_of_the_target() -> None:
     histories = shop("v1 v2 c2 v3 b2 b3")
     assert queries_of(histories) == [(0, 1, 2), (0, 3, 3)]
-    assert _triples(every_position(histories, 50, np.arange(1))) == [(0, 4, 2), (0, 5, 3)], "as without the rule"
+    assert _triples(every_position(histories, 50, np.arange(1))) == [
+        (0, 4, 2),
+        (0, 5, 3),
+    ], "as without the rule"
 
 
 def test_time_and_visible_items_are_those_of_the_first_touch() -> None:
@@ -66,14 +71,20 @@ def test_two_targets_of_one_item_have_the_same_query_position() -> None:
 
 
 def test_query_is_right_before_a_target_without_earlier_touch() -> None:
-    assert queries_of(shop("v1 v3 b2", "v2 v4", "v5 b5")) == [(0, 2, 2)], "no event is before the view of 5"
+    assert queries_of(shop("v1 v3 b2", "v2 v4", "v5 b5")) == [(0, 2, 2)], (
+        "no event is before the view of 5"
+    )
 
 
 def test_visit_ends_after_a_day_without_events() -> None:
     times = [[1, 2, 3 + DAY, 3 + 2 * DAY, 4 + 2 * DAY]]
-    assert queries_of(shop("v1 v2 v2 c2 b2", times=times)) == [(0, 2, 2)], "a day and a second after the first view"
+    assert queries_of(shop("v1 v2 v2 c2 b2", times=times)) == [(0, 2, 2)], (
+        "a day and a second after the first view"
+    )
     times = [[1, 2, 2 + DAY, 2 + 2 * DAY, 4 + 2 * DAY]]
-    assert queries_of(shop("v1 v2 v2 c2 b2", times=times)) == [(0, 1, 2)], "each a day after the one before"
+    assert queries_of(shop("v1 v2 v2 c2 b2", times=times)) == [(0, 1, 2)], (
+        "each a day after the one before"
+    )
 
 
 def test_unknown_times_limit_a_visit_by_events() -> None:
@@ -96,11 +107,17 @@ def test_queries_equal_a_naive_search(seed: int) -> None:
     rows, times = [], []
     for row in range(30):
         length = int(random.integers(1, 40))
-        rows.append(" ".join(f"{'vcb'[random.integers(3)]}{random.integers(6)}" for _ in range(length)))
+        rows.append(
+            " ".join(f"{'vcb'[random.integers(3)]}{random.integers(6)}" for _ in range(length))
+        )
         gaps = random.choice([10, DAY // 3, 2 * DAY], length, p=[0.5, 0.3, 0.2])
         times.append([0] * length if row % 3 == 0 else (1 + np.cumsum(gaps)).tolist())
     histories = shop(*rows, times=times)
-    found = [query for row, (text, at) in enumerate(zip(rows, times, strict=True)) for query in _naive(row, text, at)]
+    found = [
+        query
+        for row, (text, at) in enumerate(zip(rows, times, strict=True))
+        for query in _naive(row, text, at)
+    ]
     assert queries_of(histories) == found and len(found) > 20
 
 
@@ -110,7 +127,12 @@ def _naive(row: int, text: str, times: list[int]) -> list[tuple[int, int, int]]:
         first = place
         for before in range(place - 1, -1, -1):
             if word[0] == "b" and words[before][1:] == word[1:]:
-                if times[place] and times[first] - times[before] > DAY or not times[place] and place - before > 20:
+                if (
+                    times[place]
+                    and times[first] - times[before] > DAY
+                    or not times[place]
+                    and place - before > 20
+                ):
                     break
                 first = before
         if word[0] == "b" and first > 0:
@@ -128,7 +150,9 @@ def test_target_is_dropped_if_its_first_touch_is_outside_the_window(tmp_path: Pa
     assert queries_of(histories, 6) == [(0, 3, 3), (0, 2, 2), (0, 1, 1)]
     events = [
         (item, kind, DAY + 10 * place, Split.TRAIN)
-        for place, (item, kind) in enumerate(zip(histories.items_E.tolist(), histories.types_E.tolist(), strict=True))
+        for place, (item, kind) in enumerate(
+            zip(histories.items_E.tolist(), histories.types_E.tolist(), strict=True)
+        )
     ]
     dataset = written(tmp_path, [events], "temporal", 5)
     (step,) = TrainingLoader(dataset, Split.TRAIN, LoaderConfig(4, 4, 0.0, 1.0, 10_000, 0)).epoch(0)
@@ -136,7 +160,9 @@ def test_target_is_dropped_if_its_first_touch_is_outside_the_window(tmp_path: Pa
 
 
 def written(folder: Path, rows: list[list[Event]], kind: str, num_items: int) -> PreparedDataset:
-    dataset = write_dataset(folder, rows, num_items, event_types=TYPES, targets=["purchase"], num_shards=1)
+    dataset = write_dataset(
+        folder, rows, num_items, event_types=TYPES, targets=["purchase"], num_shards=1
+    )
     dataset.manifest.split = {"kind": kind}
     return dataset
 
@@ -150,13 +176,25 @@ def test_split_decides_whether_queries_are_before_the_first_touch(tmp_path: Path
 
     def row(user: int, views_too: bool) -> list[Event]:
         return [
-            ((user + day) % 7, kind, (day + 1) * DAY * 2 + place, _part(day, views_too or kind == BUY))
+            (
+                (user + day) % 7,
+                kind,
+                (day + 1) * DAY * 2 + place,
+                _part(day, views_too or kind == BUY),
+            )
             for day in range(5)
             for place, kind in enumerate(types)
         ]
 
-    by_visit, by_target = ([row(user, views_too) for user in range(9)] for views_too in (True, False))
-    expected = {"temporal": (True, True), "leave-last": (False, False), "ratio": (True, False), "given": (True, False)}
+    by_visit, by_target = (
+        [row(user, views_too) for user in range(9)] for views_too in (True, False)
+    )
+    expected = {
+        "temporal": (True, True),
+        "leave-last": (False, False),
+        "ratio": (True, False),
+        "given": (True, False),
+    }
     for kind, asks in expected.items():
         for rows, is_early in zip((by_visit, by_target), asks, strict=True):
             dataset = written(tmp_path / f"{kind}{is_early}{rows is by_visit}", rows, kind, 7)
@@ -171,7 +209,11 @@ def _part(day: int, is_at_day: bool) -> Split:
 
 def test_leave_last_training_is_unchanged(tmp_path: Path) -> None:
     rows: list[list[Event]] = [
-        [(user, VIEW, DAY, Split.TRAIN), (9, VIEW, DAY + 1, Split.TRAIN), (9, BUY, DAY + 2, Split.TRAIN)]
+        [
+            (user, VIEW, DAY, Split.TRAIN),
+            (9, VIEW, DAY + 1, Split.TRAIN),
+            (9, BUY, DAY + 2, Split.TRAIN),
+        ]
         for user in range(4)
     ]
     settings = LoaderConfig(4, 10, 0.0, 1.0, 10_000, 0)
@@ -195,7 +237,10 @@ def visits(folder: Path, kind: str) -> PreparedDataset:
         start, events = int(random.integers(20)), list[Event]()
         for visit in range(7):
             at, part = (visit + 1) * 3 * DAY, Split(max(visit - 4, 0))
-            events += [((start + visit) % 20, kind, at + 30 * place, part) for place, kind in enumerate((0, 1, 2))]
+            events += [
+                ((start + visit) % 20, kind, at + 30 * place, part)
+                for place, kind in enumerate((0, 1, 2))
+            ]
         rows.append(events)
     return written(folder, rows, kind, 20)
 
@@ -206,9 +251,18 @@ def validation(dataset: PreparedDataset) -> Array:
             "model": {
                 "width": 16,
                 "max_history": 20,
-                "granularities": {"evolution": {"enabled": True, "dropout": 0.0, "input_dropout": 0.0}},
+                "granularities": {
+                    "evolution": {"enabled": True, "dropout": 0.0, "input_dropout": 0.0}
+                },
             },
-            "train": {"epochs": 8, "batch_size": 16, "lr": 0.02, "metric": "ndcg@5", "refit": False, "threads": 1},
+            "train": {
+                "epochs": 8,
+                "batch_size": 16,
+                "lr": 0.02,
+                "metric": "ndcg@5",
+                "refit": False,
+                "threads": 1,
+            },
             "evaluate": {"ks": [5]},
         }
     )
@@ -218,4 +272,6 @@ def validation(dataset: PreparedDataset) -> Array:
 
 def test_copying_the_last_event_fails_after_a_cut(tmp_path: Path) -> None:
     early, late = (validation(visits(tmp_path / kind, kind)) for kind in ("temporal", "leave-last"))
-    assert early.max() > 0.8 and late.max() < 0.4, "queries before the first touch, and right before the purchase"
+    assert early.max() > 0.8 and late.max() < 0.4, (
+        "queries before the first touch, and right before the purchase"
+    )

@@ -37,7 +37,12 @@ def dataset(tmp_path: Path) -> PreparedDataset:
         items = random.permutation(ITEMS - 1)[: random.integers(4, 14)].tolist()
         items += items[:1] * (user % 2)  # a repeated item is one edge
         parts = [Split.TRAIN] * (len(items) - 2) + [Split.VALID, Split.TEST]
-        histories.append([(item, 0, at * DAY, part) for at, (item, part) in enumerate(zip(items, parts, strict=True))])
+        histories.append(
+            [
+                (item, 0, at * DAY, part)
+                for at, (item, part) in enumerate(zip(items, parts, strict=True))
+            ]
+        )
     return write_dataset(tmp_path / "data", [*histories, []], ITEMS, num_shards=3)
 
 
@@ -53,7 +58,9 @@ def dense(dataset: PreparedDataset) -> torch.Tensor:
         for row, user in enumerate(shard.users_U):
             events = slice(shard.offsets_U1[row], shard.offsets_U1[row + 1])
             kept = shard.splits_E[events] == Split.TRAIN
-            chosen_VN[int(user), torch.as_tensor(shard.items_E[events][kept].astype(np.int64))] = 1.0
+            chosen_VN[int(user), torch.as_tensor(shard.items_E[events][kept].astype(np.int64))] = (
+                1.0
+            )
     share_VN = chosen_VN / (chosen_VN.sum(1, keepdim=True) * chosen_VN.sum(0)).clamp(min=1).sqrt()
     return share_VN.T @ share_VN
 
@@ -65,7 +72,9 @@ def model_of(dataset: PreparedDataset, max_edges: int, **more: Any) -> Multigrai
     return build_model(build_config({"model": model}), dataset, Split.TRAIN)
 
 
-def test_streamed_convolution_equals_the_dense_one(dataset: PreparedDataset, neighbours: Neighbours) -> None:
+def test_streamed_convolution_equals_the_dense_one(
+    dataset: PreparedDataset, neighbours: Neighbours
+) -> None:
     layer_ND = torch.randn(ITEMS, WIDTH)
     torch.testing.assert_close(convolve(neighbours, layer_ND), dense(dataset) @ layer_ND)
 
@@ -95,7 +104,9 @@ def test_fanout_above_all_degrees_equals_the_convolution(
     torch.testing.assert_close(hops[0](hops[1](layer_ND[wide])), expected_ND[rows])
 
 
-def test_mean_of_many_samples_approaches_the_convolution(dataset: PreparedDataset, neighbours: Neighbours) -> None:
+def test_mean_of_many_samples_approaches_the_convolution(
+    dataset: PreparedDataset, neighbours: Neighbours
+) -> None:
     layer_ND, ids_S = torch.randn(ITEMS, WIDTH), torch.tensor([0, 3, 9, 20])
     found = []
     for step in range(1500):
@@ -129,7 +140,9 @@ def test_hidden_events_are_in_no_neighbour_list(neighbours: Neighbours) -> None:
         return set(zip(users[rows].tolist(), items.tolist(), strict=True))
 
     before, after = pairs(neighbours), pairs(rest)
-    gone = {(user, item) for user, item in before if hidden.of(np.array([user]), np.array([item]))[0]}
+    gone = {
+        (user, item) for user, item in before if hidden.of(np.array([user]), np.array([item]))[0]
+    }
     assert gone and before - gone == after
     assert rest.users_of_N.degree_X.sum() == len(after)
 
@@ -168,14 +181,25 @@ def test_step_with_a_wide_fanout_equals_the_full_step(dataset: PreparedDataset, 
 
 def test_model_without_event_inputs_only_counts_events(dataset: PreparedDataset) -> None:
     section = {"evolution": {"enabled": True}}
-    model = build_model(build_config({"model": {"width": WIDTH, "granularities": section}}), dataset, Split.TRAIN)
-    counted, table = build_graphs(dataset, Split.TRAIN, model=model), build_graphs(dataset, Split.TRAIN)
+    model = build_model(
+        build_config({"model": {"width": WIDTH, "granularities": section}}), dataset, Split.TRAIN
+    )
+    counted, table = (
+        build_graphs(dataset, Split.TRAIN, model=model),
+        build_graphs(dataset, Split.TRAIN),
+    )
     assert not len(counted.users_E) and len(table.users_E)
     assert counted.degree_N.tolist() == table.degree_N.tolist()
 
 
 def test_user_rows_are_kept_with_the_whole_graph(tmp_path: Path) -> None:
-    histories: list[list[Event]] = [[(item, 0, 0, Split.TRAIN) for item in (0, 1)], [(1, 0, 0, Split.TRAIN)]]
+    histories: list[list[Event]] = [
+        [(item, 0, 0, Split.TRAIN) for item in (0, 1)],
+        [(1, 0, 0, Split.TRAIN)],
+    ]
     dataset = write_dataset(tmp_path / "data", histories, 2, ordered=False)
     model = model_of(dataset, 0, user_embedding=True)
-    assert isinstance(model.encoders.granularities["collaborative"], Collaborative) and not model.is_sampled
+    assert (
+        isinstance(model.encoders.granularities["collaborative"], Collaborative)
+        and not model.is_sampled
+    )

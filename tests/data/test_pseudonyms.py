@@ -1,4 +1,6 @@
-"""`data.pseudonymise`: no artefact contains an id or the key, and requests by id work with the key."""
+"""`data.pseudonymise`: no artefact contains an id or the key, and requests by id work with the
+key.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,14 @@ KEY = "a secret that is long enough to be one"
 
 def _write(folder: Path, pseudonyms: bool) -> Path:
     _set_key(folder, KEY)
-    rows = [f"ann{u}@mail.test,i{(u + 3 * p) % 17},{1_600_000_000 + 90_000 * p}" for u in range(40) for p in range(8)]
-    (folder / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows, "ann3@mail.test,,7"]))
+    rows = [
+        f"ann{u}@mail.test,i{(u + 3 * p) % 17},{1_600_000_000 + 90_000 * p}"
+        for u in range(40)
+        for p in range(8)
+    ]
+    (folder / "events.csv").write_text(
+        "\n".join(["user_id,item_id,timestamp", *rows, "ann3@mail.test,,7"])
+    )
     (folder / "friends.csv").write_text("src_user_id,dst_user_id\nann1@mail.test,ann2@mail.test\n")
     tree: dict[str, Any] = {
         "run": {"dir": str(folder / "run")},
@@ -41,7 +49,11 @@ def _write(folder: Path, pseudonyms: bool) -> Path:
                 "social": [str(folder / "friends.csv")],
             },
             "text": {"enabled": False},
-            **({"pseudonymise": {"key_file": str(folder / "key" / "of-shop")}} if pseudonyms else {}),
+            **(
+                {"pseudonymise": {"key_file": str(folder / "key" / "of-shop")}}
+                if pseudonyms
+                else {}
+            ),
         },
         "model": {"item": {"text": False}, "granularities": {"item_knn": {"enabled": True}}},
         "train": {"metric": "ndcg@5", "threads": 1},
@@ -68,7 +80,11 @@ def _content(root: Path) -> bytes:
 
 
 def test_artefacts_contain_pseudonyms_and_the_key_finds_users(
-    tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch, capsys: Captured, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    ray_local: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     path = _write(tmp_path, pseudonyms=True)
@@ -84,21 +100,37 @@ def test_artefacts_contain_pseudonyms_and_the_key_finds_users(
     with_key = Recommender(read_bundle(tmp_path / "run" / "bundle"))
     pseudonym = Pseudonyms(KEY.encode()).of_id("ann7@mail.test")
     by_id, by_pseudonym = with_key.recommend(parse_requests([row, {**row, "user_id": pseudonym}]))
-    assert by_id.source == "model" and by_id.item_ids == by_pseudonym.item_ids and by_id.user_id == row["user_id"]
+    assert (
+        by_id.source == "model"
+        and by_id.item_ids == by_pseudonym.item_ids
+        and by_id.user_id == row["user_id"]
+    )
     _set_key(tmp_path, KEY + " no more")
     with caplog.at_level(logging.WARNING):
-        (without,) = Recommender(read_bundle(tmp_path / "run" / "bundle")).recommend(parse_requests([row]))
-    assert without.source == "popularity" and "the key is a different one" in caplog.text and KEY not in caplog.text
+        (without,) = Recommender(read_bundle(tmp_path / "run" / "bundle")).recommend(
+            parse_requests([row])
+        )
+    assert (
+        without.source == "popularity"
+        and "the key is a different one" in caplog.text
+        and KEY not in caplog.text
+    )
 
     _set_key(tmp_path, KEY)
     assert main(["forget", "--config", str(path), "--user", "ann7@mail.test"]) == 0
     proof = json.loads(next((tmp_path / "run" / "forgotten").glob("*.json")).read_text())
-    assert proof["looked_for"]["ids"] == 2 and proof["result"] == "nothing found", "the id and its pseudonym"
-    (after,) = Recommender(read_bundle(tmp_path / "run" / "bundle")).recommend(parse_requests([row]))
+    assert proof["looked_for"]["ids"] == 2 and proof["result"] == "nothing found", (
+        "the id and its pseudonym"
+    )
+    (after,) = Recommender(read_bundle(tmp_path / "run" / "bundle")).recommend(
+        parse_requests([row])
+    )
     assert after.source == "popularity"
 
 
-def test_another_key_gives_another_dataset_and_a_missing_key_is_refused(tmp_path: Path, ray_local: None) -> None:
+def test_another_key_gives_another_dataset_and_a_missing_key_is_refused(
+    tmp_path: Path, ray_local: None
+) -> None:
     config = load_config(_write(tmp_path, pseudonyms=True))
     _set_key(tmp_path, "short")
     with pytest.raises(ConfigError, match="of-shop has 5 bytes, expected a secret of at least 16"):
@@ -114,7 +146,9 @@ def test_another_key_gives_another_dataset_and_a_missing_key_is_refused(tmp_path
 
 def test_ids_like_email_addresses_give_a_warning(tmp_path: Path, ray_local: None) -> None:
     dataset = prepare(load_config(_write(tmp_path, pseudonyms=False)), progress=lambda _: None)
-    assert any("40 of the first 40 user ids look like e-mail" in note for note in dataset.manifest.notes)
+    assert any(
+        "40 of the first 40 user ids look like e-mail" in note for note in dataset.manifest.notes
+    )
 
 
 def test_two_locations_of_the_key_are_refused() -> None:
@@ -133,6 +167,10 @@ def test_key_is_trimmed_and_never_shown(tmp_path: Path, monkeypatch: pytest.Monk
         Pseudonyms.of(PseudonymConfig(key_env="SHOP_KEY"))
     (tmp_path / "key").write_text(KEY + "\n")
     found = Pseudonyms.of(PseudonymConfig(key_file=str(tmp_path / "key")))
-    assert found is not None and found.of_id("a") == Pseudonyms(KEY.encode()).of_id("a") and KEY not in repr(found)
+    assert (
+        found is not None
+        and found.of_id("a") == Pseudonyms(KEY.encode()).of_id("a")
+        and KEY not in repr(found)
+    )
     with pytest.raises(ConfigError, match="cannot be read"):
         Pseudonyms.of(PseudonymConfig(key_file=str(tmp_path / "none")))

@@ -78,7 +78,9 @@ def test_given_without_validation_takes_the_latest_training_events_of_ordered_da
 def test_cut_off_is_the_exact_order_statistic(rank: int) -> None:
     values = np.random.default_rng(0).integers(10**15, 10**15 + 3 * 10**13, 1000)
     values[:100] = values[0]  # ties
-    found = cut_off(lambda s, w: bin_counts(values, s, w), int(values.min()), int(values.max()), rank)
+    found = cut_off(
+        lambda s, w: bin_counts(values, s, w), int(values.min()), int(values.max()), rank
+    )
     assert found == np.sort(values)[-rank]
 
 

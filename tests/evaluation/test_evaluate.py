@@ -1,4 +1,6 @@
-"""Evaluation from end to end on a hand-made dataset: the contract of metrics.json, and figures by hand."""
+"""Evaluation from end to end on a hand-made dataset: the contract of metrics.json, and figures by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,24 @@ from tests.handmade import leave_last, small_model, small_world, train_events, w
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_ITEMS = 30
-KINDS = ("recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelty", "gini", "diversity")
+KINDS = (
+    "recall",
+    "ndcg",
+    "precision",
+    "mrr",
+    "map",
+    "hit",
+    "coverage",
+    "novelty",
+    "gini",
+    "diversity",
+)
 
 
 class Oracle:
-    """Ranks the item after the last seen one (a circle) first; only ``after`` scores, ``noise`` is zero."""
+    """Ranks the item after the last seen one (a circle) first; only ``after`` scores, ``noise`` is
+    zero.
+    """
 
     names = ("after", "noise")
     trained_names = ("after", "noise")
@@ -47,7 +62,11 @@ class Oracle:
         return Parts(torch.stack([after_BD, torch.zeros_like(after_BD)], dim=1), weights_BK, {})
 
     def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
-        return self.scores(queries) if "after" in kept else torch.zeros(len(queries), len(self.item_vectors_ND))
+        return (
+            self.scores(queries)
+            if "after" in kept
+            else torch.zeros(len(queries), len(self.item_vectors_ND))
+        )
 
     def scores_at(self, queries: Queries, weights: Mapping[str, float]) -> torch.Tensor:
         return self.scores_of(queries, [name for name, weight in weights.items() if weight])
@@ -62,13 +81,23 @@ def circle(folder: Path, friends: tuple[tuple[int, int], ...] = ((0, 1),)) -> Pr
 def config(**evaluate_section: Any) -> Config:
     section = {"ks": [1, 5], "bootstrap": 100, **evaluate_section}
     granularities = {"behaviour": {"enabled": True}}
-    return build_config({"model": {"granularities": granularities}, "train": {"metric": "ndcg@3"}, "evaluate": section})
+    return build_config(
+        {
+            "model": {"granularities": granularities},
+            "train": {"metric": "ndcg@3"},
+            "evaluate": section,
+        }
+    )
 
 
 def test_metrics_json_follows_the_contract(tmp_path) -> None:
     result = evaluate(Oracle(), circle(tmp_path), config(), refit=True)
-    content = json.loads(json.dumps(result.to_json({"prepare_s": 1.0, "train_s": 2.0}), allow_nan=False))
-    names = {f"{kind}@{k}" for kind in KINDS for k in (1, 3, 5)}  # the cut-off of the main metric is added
+    content = json.loads(
+        json.dumps(result.to_json({"prepare_s": 1.0, "train_s": 2.0}), allow_nan=False)
+    )
+    names = {
+        f"{kind}@{k}" for kind in KINDS for k in (1, 3, 5)
+    }  # the cut-off of the main metric is added
     assert set(content["model"]) == names
     assert {name: set(values) for name, values in content["baselines"].items()} == {
         name: names for name in ("popularity", "item_knn", "ease", "als", "recent_popularity")
@@ -89,13 +118,18 @@ def test_perfect_model_has_perfect_metrics(tmp_path) -> None:
     for name in ("ndcg@1", "ndcg@3", "recall@5", "mrr@5", "hit@1", "map@3"):
         assert result.model[name] == 1.0, name
     assert result.model["precision@5"] == pytest.approx(1 / 5)
-    assert result.model["coverage@1"] == pytest.approx(20 / NUM_ITEMS)  # twenty users, twenty next items
+    assert result.model["coverage@1"] == pytest.approx(
+        20 / NUM_ITEMS
+    )  # twenty users, twenty next items
     assert result.model["gini@1"] == pytest.approx(1 - 20 / NUM_ITEMS)
     assert result.model["diversity@3"] == pytest.approx(1.0)  # orthogonal item vectors
     assert result.confidence["model"]["ndcg@3"] == [1.0, 1.0]
     assert result.granularities["noise"] == {"weight": 0.25, "ndcg@3_without": 1.0}
     assert result.granularities["after"]["ndcg@3_without"] < 0.5
-    assert result.data["queries"] == result.data["targets"] == 20 and result.data["fitted_through"] == "valid"
+    assert (
+        result.data["queries"] == result.data["targets"] == 20
+        and result.data["fitted_through"] == "valid"
+    )
 
 
 def test_best_baseline_in_the_comparison_is_the_best_on_validation(tmp_path) -> None:
@@ -116,7 +150,9 @@ def test_segments_split_the_same_queries(tmp_path) -> None:
     assert friends["with friends"]["model"]["ndcg@3"] == 1.0
     assert [*result.segments["history"]] == ["5–9"]  # training and validation are visible
     for name, values in result.baselines.items():
-        parts = [(entry["queries"], entry["baselines"][name]["ndcg@3"]) for entry in friends.values()]
+        parts = [
+            (entry["queries"], entry["baselines"][name]["ndcg@3"]) for entry in friends.values()
+        ]
         assert sum(n * v for n, v in parts) / 20 == pytest.approx(values["ndcg@3"])
 
 
@@ -125,13 +161,19 @@ def test_validation_events_are_not_training_without_a_refit(tmp_path) -> None:
     dataset = write_dataset(tmp_path, walks, 6)
     kept = evaluate(Oracle(6), dataset, config(), refit=False)
     again = evaluate(Oracle(6), dataset, config(), refit=True)
-    assert kept.segments["items"]["targets new to training"]["targets"] == 3  # 3, 4 and 2: no training event
-    assert again.segments["items"]["targets new to training"]["targets"] == 2  # 2 was a validation event of others
+    assert (
+        kept.segments["items"]["targets new to training"]["targets"] == 3
+    )  # 3, 4 and 2: no training event
+    assert (
+        again.segments["items"]["targets new to training"]["targets"] == 2
+    )  # 2 was a validation event of others
     assert kept.data["fitted_through"] == "train"
 
 
 def test_evaluation_without_baselines_and_ablation(tmp_path) -> None:
-    result = evaluate(Oracle(), circle(tmp_path, friends=()), config(baselines=[], ablate=False), refit=True)
+    result = evaluate(
+        Oracle(), circle(tmp_path, friends=()), config(baselines=[], ablate=False), refit=True
+    )
     assert result.baselines == {} and result.comparison == {
         "metric": "ndcg@3",
         "best_baseline": None,

@@ -1,4 +1,6 @@
-"""The panel on interest drift: groups of items, shares by hand, closed areas, and a page without scripts."""
+"""The panel on interest drift: groups of items, shares by hand, closed areas, and a page without
+scripts.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +56,13 @@ def test_model_gives_interest_drift(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     queries = dataset.histories().queries(Split.TEST)
     found = interest_drift_of(small_model(dataset), dataset, queries)
-    assert [len(movement["events"]) for movement in found] == [min(n, 4) for n in queries.histories.lengths_U]
+    assert [len(movement["events"]) for movement in found] == [
+        min(n, 4) for n in queries.histories.lengths_U
+    ]
     for movement in found:
-        assert np.all(np.sum(movement["long"], axis=1) <= 1 + 1e-9) and movement["immediate"] is None
+        assert (
+            np.all(np.sum(movement["long"], axis=1) <= 1 + 1e-9) and movement["immediate"] is None
+        )
         assert len(movement["chosen"]) == len(movement["times"]) == len(movement["long"])
 
 
@@ -71,10 +77,16 @@ def test_panel_lays_out_areas_and_colours() -> None:
         "immediate": [[0.0, 1.0], [0.0, 1.0]],
         "share": 0.25,
     }
-    panel = interest_drift_panel([{"user": "u", "movement": movement}, {"user": "v"}, {"user": "w", "movement": None}])
+    panel = interest_drift_panel(
+        [{"user": "u", "movement": movement}, {"user": "v"}, {"user": "w", "movement": None}]
+    )
     assert panel is not None and panel["keys"] == [("milk", 0), ("tea", 1)] and panel["two"]
     (user,) = panel["users"]
     assert user["long"] == [(0, "M0 50 L100 0 L100 100 L0 100Z"), (1, "M0 25 L100 0 L100 0 L0 50Z")]
-    assert (user["first"], user["last"], user["moved"]) == ("2 Jan 1970", "4 Jan 1970", pytest.approx(0.375))
+    assert (user["first"], user["last"], user["moved"]) == (
+        "2 Jan 1970",
+        "4 Jan 1970",
+        pytest.approx(0.375),
+    )
     assert [event["colour"] for event in user["chosen"]] == [0, None]
     assert interest_drift_panel([{"user": "u"}]) is None

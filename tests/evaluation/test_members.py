@@ -1,4 +1,6 @@
-"""The table of members: rankings by members alone and without them, and the reason why each is kept or dropped."""
+"""The table of members: rankings by members alone and without them, and the reason why each is kept
+or dropped.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from tests.handmade import small_model, small_world, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-GRANULARITIES = {name: {"enabled": True} for name in ("behaviour", "evolution", "item_cf", "user_cf")}
+GRANULARITIES = {
+    name: {"enabled": True} for name in ("behaviour", "evolution", "item_cf", "user_cf")
+}
 
 
 def settings(**fusion: Any) -> dict[str, Any]:
@@ -37,18 +41,31 @@ def settings(**fusion: Any) -> dict[str, Any]:
 
 
 def stacked_model(dataset, weights_M: list[float]) -> FrozenModel:
-    """A model of two trained and two fitted granularities with the same weights for every length of history."""
+    """A model of two trained and two fitted granularities with the same weights for every length of
+    history.
+    """
     torch.manual_seed(0)
     model = build_model(build_config(settings(stack=True)), dataset, Split.TRAIN)
-    model.encoders.stack.weights_GM.copy_(torch.tensor(weights_M).expand_as(model.encoders.stack.weights_GM))
+    model.encoders.stack.weights_GM.copy_(
+        torch.tensor(weights_M).expand_as(model.encoders.stack.weights_GM)
+    )
     return model.freeze(build_graphs(dataset, Split.TRAIN, model))
 
 
 def chosen(names: list[str], weights_M: list[float], **more: Any) -> dict[str, Any]:
     """The choices of a stacking."""
-    members = {n: {"alone": 0.2, "without": 0.25, "weights": [w, w]} for n, w in zip(names, weights_M, strict=True)}
+    members = {
+        n: {"alone": 0.2, "without": 0.25, "weights": [w, w]}
+        for n, w in zip(names, weights_M, strict=True)
+    }
     dropped = [name for name, weight in zip(names, weights_M, strict=True) if not weight]
-    base = {"single": "item_cf", "is_single": False, "validation": 0.3, "cross_fitted": 0.28, "dropped": dropped}
+    base = {
+        "single": "item_cf",
+        "is_single": False,
+        "validation": 0.3,
+        "cross_fitted": 0.28,
+        "dropped": dropped,
+    }
     return {**base, "members": members, **more}
 
 
@@ -60,18 +77,25 @@ def test_shares_equal_rankings_by_these_granularities_alone(tmp_path) -> None:
     assert set(found.alone) == {"trained", "behaviour", "evolution", "item_cf", "user_cf"}
     for name in model.names:
         others = tuple(other for other in model.names if other != name)
-        np.testing.assert_allclose(found.alone[name], ranked_values(Kept(model, (name,)), queries, config))
-        np.testing.assert_allclose(found.without[name], ranked_values(Kept(model, others), queries, config))
+        np.testing.assert_allclose(
+            found.alone[name], ranked_values(Kept(model, (name,)), queries, config)
+        )
+        np.testing.assert_allclose(
+            found.without[name], ranked_values(Kept(model, others), queries, config)
+        )
     trained = ranked_values(Kept(model, ("behaviour", "evolution")), queries, config)
     np.testing.assert_allclose(found.alone["trained"], trained)
     np.testing.assert_allclose(
-        found.without["trained"], ranked_values(Kept(model, ("item_cf", "user_cf")), queries, config)
+        found.without["trained"],
+        ranked_values(Kept(model, ("item_cf", "user_cf")), queries, config),
     )
 
 
 def test_no_row_of_trained_members_without_closed_form_ones(tmp_path) -> None:
     dataset = small_world(tmp_path)
-    found = shares(small_model(dataset), dataset.histories().queries(Split.TEST), build_config(settings()))
+    found = shares(
+        small_model(dataset), dataset.histories().queries(Split.TEST), build_config(settings())
+    )
     assert "trained" not in found.without and "behaviour" in found.without
 
 
@@ -80,7 +104,11 @@ def test_dropped_member_has_validation_figure_and_reason(tmp_path) -> None:
     weights_M = [0.0, 1.0, 0.4]
     model = stacked_model(dataset, weights_M)
     result = evaluate(
-        model, dataset, build_config(settings(stack=True)), refit=False, stack=chosen(model.members, weights_M)
+        model,
+        dataset,
+        build_config(settings(stack=True)),
+        refit=False,
+        stack=chosen(model.members, weights_M),
     )
     members = result.extras["members"]
     assert list(members["each"]) == ["trained", "behaviour", "evolution", "item_cf", "user_cf"]
@@ -89,11 +117,17 @@ def test_dropped_member_has_validation_figure_and_reason(tmp_path) -> None:
     assert trained["alone"] == {"validation": 0.2, "test": None, "interval": None}
     assert members["each"]["evolution"]["why"] == "part of trained, which is dropped"
     kept = members["each"]["item_cf"]
-    assert kept["kept"] and kept["weight"] == [1.0, 1.0] and "falls on validation (-0.0500)" in kept["why"]
+    assert (
+        kept["kept"]
+        and kept["weight"] == [1.0, 1.0]
+        and "falls on validation (-0.0500)" in kept["why"]
+    )
     assert kept["without"]["low"] <= kept["without"]["difference"] <= kept["without"]["high"]
     assert members["together"]["test"] == pytest.approx(result.model["ndcg@3"])
     assert set(members["baselines"]) == {"popularity", "ease"}
-    assert members["baselines"]["ease"]["alone"]["test"] == pytest.approx(result.baselines["ease"]["ndcg@3"])
+    assert members["baselines"]["ease"]["alone"]["test"] == pytest.approx(
+        result.baselines["ease"]["ndcg@3"]
+    )
 
 
 def test_model_equal_to_its_best_member_says_so(tmp_path) -> None:
@@ -101,11 +135,16 @@ def test_model_equal_to_its_best_member_says_so(tmp_path) -> None:
     weights_M = [0.0, 1.0, 0.0]
     model = stacked_model(dataset, weights_M)
     choices = chosen(model.members, weights_M, is_single=True)
-    members = evaluate(model, dataset, build_config(settings(stack=True)), refit=False, stack=choices).extras["members"]
+    members = evaluate(
+        model, dataset, build_config(settings(stack=True)), refit=False, stack=choices
+    ).extras["members"]
     assert single_line(members).startswith("the model is its best single member, item_cf")
     assert members["each"]["item_cf"]["why"].startswith("the model is this member")
     assert members["each"]["item_cf"]["alone"]["test"] == members["together"]["test"]
-    assert members["each"]["user_cf"]["why"] == "dropped: no sum of members is better than item_cf on validation"
+    assert (
+        members["each"]["user_cf"]["why"]
+        == "dropped: no sum of members is better than item_cf on validation"
+    )
 
 
 def test_gain_of_a_member_is_paired_difference_to_the_model_without_it() -> None:
@@ -116,9 +155,14 @@ def test_gain_of_a_member_is_paired_difference_to_the_model_without_it() -> None
         names = trained_names = ("behaviour", "evolution")
 
     found = Shares({"behaviour": rest_B}, {"behaviour": rest_B, "evolution": whole_B})
-    report = member_report(whole_B, found, Two(), {"behaviour": 0.4, "evolution": 0.0}, {}, {}, config)
+    report = member_report(
+        whole_B, found, Two(), {"behaviour": 0.4, "evolution": 0.0}, {}, {}, config
+    )
     behaviour, evolution = report["each"]["behaviour"], report["each"]["evolution"]
-    assert behaviour["without"]["difference"] == pytest.approx(0.25) and behaviour["without"]["low"] > 0
+    assert (
+        behaviour["without"]["difference"] == pytest.approx(0.25)
+        and behaviour["without"]["low"] > 0
+    )
     assert behaviour["weight"] == [0.4, 0.4] and behaviour["alone"]["validation"] is None
     assert not evolution["kept"] and evolution["why"] == "its weight is zero for every test user"
     assert single_line(report) == ""
@@ -129,12 +173,26 @@ def test_panels_show_every_member_and_combination(tmp_path) -> None:
     weights_M = [0.5, 1.0, 0.0]
     model = stacked_model(dataset, weights_M)
     result = evaluate(
-        model, dataset, build_config(settings(stack=True)), refit=False, stack=chosen(model.members, weights_M)
+        model,
+        dataset,
+        build_config(settings(stack=True)),
+        refit=False,
+        stack=chosen(model.members, weights_M),
     ).to_json()
     panel = members_panel(result, {"ease": "EASE"})
-    assert panel is not None and [row["name"] for row in panel["rows"]] == list(result["members"]["each"])
+    assert panel is not None and [row["name"] for row in panel["rows"]] == list(
+        result["members"]["each"]
+    )
     shown = {row["name"] for row in panel["dots"]}
-    assert shown == {"together", "trained", "behaviour", "evolution", "item_cf", "popularity", "EASE"}
+    assert shown == {
+        "together",
+        "trained",
+        "behaviour",
+        "evolution",
+        "item_cf",
+        "popularity",
+        "EASE",
+    }
     values = [row["value"] for row in panel["dots"]]
     assert values == sorted(values, reverse=True)
     signals = signals_panel(result, {"ease": "EASE"})
@@ -143,19 +201,35 @@ def test_panels_show_every_member_and_combination(tmp_path) -> None:
 
 
 def test_every_query_is_in_the_certificate_once(tmp_path) -> None:
-    walks = [[((user + item) % 8, 0, 100 + item, Split(max(0, item - 3))) for item in range(6)] for user in range(5)]
+    walks = [
+        [((user + item) % 8, 0, 100 + item, Split(max(0, item - 3))) for item in range(6)]
+        for user in range(5)
+    ]
     dataset = write_dataset(tmp_path, walks, 8)
     model = small_model(dataset)
     config = build_config(settings())
     found = evaluate(model, dataset, config, refit=True).extras["signals"]
     assert [entry["queries"] for entry in found] == [5]
-    assert found[0]["label"] == "other combinations", "combinations with fewer than twenty queries are pooled"
+    assert found[0]["label"] == "other combinations", (
+        "combinations with fewer than twenty queries are pooled"
+    )
 
 
 def test_console_names_members_and_differing_signals() -> None:
     alone = {"validation": 0.2, "test": 0.1, "interval": [0.0, 0.2]}
-    kept = {"kind": "fitted", "alone": alone, "without": {"test": 0.05}, "weight": [0.2, 1.0], "kept": True}
-    gone = {"alone": {**alone, "test": None}, "without": {"test": None}, "weight": [0.0, 0.0], "kept": False}
+    kept = {
+        "kind": "fitted",
+        "alone": alone,
+        "without": {"test": 0.05},
+        "weight": [0.2, 1.0],
+        "kept": True,
+    }
+    gone = {
+        "alone": {**alone, "test": None},
+        "without": {"test": None},
+        "weight": [0.0, 0.0],
+        "kept": False,
+    }
     figures = {"best_baseline": "ease", "baseline": 0.2, "value": 0.1}
     metrics = {
         "metric": "ndcg@5",
@@ -163,11 +237,21 @@ def test_console_names_members_and_differing_signals() -> None:
             "metric": "ndcg@5",
             "is_single": False,
             "together": {"test": 0.12},
-            "each": {"trained": {**gone, "kind": "together"}, "evolution": {**gone, "kind": "trained"}, "als": kept},
+            "each": {
+                "trained": {**gone, "kind": "together"},
+                "evolution": {**gone, "kind": "trained"},
+                "als": kept,
+            },
             "baselines": {"als": {"alone": alone}},
         },
         "signals": [
-            {"label": "", "present": ["friends", "long history (5+)"], "missing": [], "queries": 1200, **figures}
+            {
+                "label": "",
+                "present": ["friends", "long history (5+)"],
+                "missing": [],
+                "queries": 1200,
+                **figures,
+            }
             | {"low": 0.01, "high": 0.02},
             {"label": "", "present": ["friends"], "missing": ["history"], "queries": 30, **figures}
             | {"low": -0.02, "high": -0.01},
@@ -189,24 +273,37 @@ def test_console_names_members_and_differing_signals() -> None:
         "other combinations",
         "all have: friends",
     ]
-    assert lines[1].endswith("above") and lines[2].endswith("below") and lines[3].endswith("not distinguishable")
+    assert (
+        lines[1].endswith("above")
+        and lines[2].endswith("below")
+        and lines[3].endswith("not distinguishable")
+    )
     assert signal_table({**metrics, "signals": metrics["signals"][:1]}) == ""
 
 
 def test_console_verdict_names_both_best_baselines() -> None:
-    against = {"ease": {"difference": 0.1, "low": 0.05, "high": 0.2}, "als": {"difference": 0, "low": -1, "high": 1}}
+    against = {
+        "ease": {"difference": 0.1, "low": 0.05, "high": 0.2},
+        "als": {"difference": 0, "low": -1, "high": 1},
+    }
     comparison = {"best_baseline": "ease", "best_on_test": "als", "against": against}
     first, second = verdict({"metric": "ndcg@5", "comparison": comparison}).splitlines()
     assert first.startswith("above ease, the best baseline on validation: ndcg@5 +0.1000")
     assert second.startswith("not distinguishable from als, the best baseline on test")
     comparison["best_on_test"] = "ease"
-    assert verdict({"metric": "ndcg@5", "comparison": comparison}).startswith("above ease, the best baseline: ")
+    assert verdict({"metric": "ndcg@5", "comparison": comparison}).startswith(
+        "above ease, the best baseline: "
+    )
 
 
 def test_choosing_lambdas_of_a_stacked_model_is_refused(tmp_path) -> None:
     dataset = small_world(tmp_path)
-    with pytest.raises(ConfigError, match=r"tune.search fusion: the members of this one are weighted by stacking"):
-        refuse_stacked(stacked_model(dataset, [1.0, 1.0, 1.0]).encoders, "tune.search fusion", "this one")
+    with pytest.raises(
+        ConfigError, match=r"tune.search fusion: the members of this one are weighted by stacking"
+    ):
+        refuse_stacked(
+            stacked_model(dataset, [1.0, 1.0, 1.0]).encoders, "tune.search fusion", "this one"
+        )
     refuse_stacked(small_model(dataset).encoders, "tune.search fusion", "this one")
 
 

@@ -122,7 +122,9 @@ def test_diversity_equals_the_naive_mean_over_pairs() -> None:
 
 def test_list_metrics_have_the_contract_names() -> None:
     values = list_metrics(np.array([[0, 1]]), np.array([3, 1]), np.eye(2), [1, 2])
-    assert set(values) == {f"{kind}@{k}" for kind in ("coverage", "novelty", "gini", "diversity") for k in (1, 2)}
+    assert set(values) == {
+        f"{kind}@{k}" for kind in ("coverage", "novelty", "gini", "diversity") for k in (1, 2)
+    }
     assert values["diversity@2"] == pytest.approx([1.0])
 
 

@@ -37,10 +37,16 @@ def planted(num_users: int, seed: int, outside: int = 0) -> Trials:
                 item = order[place]
                 chance = SHARE / POOL + (1 - SHARE) * (item == place)
                 hit = random.random() < EXAMINED[place] * WORTH[item] * liking
-                rows.append((user, place, item, POOL if place < outside else POOL - 1 - place, chance, hit))
-    users, places, shown, target, chances, hits = (np.array(column) for column in zip(*rows, strict=True))
+                rows.append(
+                    (user, place, item, POOL if place < outside else POOL - 1 - place, chance, hit)
+                )
+    users, places, shown, target, chances, hits = (
+        np.array(column) for column in zip(*rows, strict=True)
+    )
     whole = (column.astype(np.int64) for column in (places, shown, target))
-    return Trials(users.astype(np.int64), answers, *whole, chances.astype(float), hits.astype(float))
+    return Trials(
+        users.astype(np.int64), answers, *whole, chances.astype(float), hits.astype(float)
+    )
 
 
 def test_intervals_contain_planted_value_but_not_that_of_the_log() -> None:
@@ -64,7 +70,10 @@ def test_intervals_have_the_stated_coverage() -> None:
 
 def test_estimates_are_unbiased_and_doubly_robust_has_least_variance() -> None:
     values = np.array(
-        [[estimate(planted(150, seed), 2, 0).values[n].value for n in ("ips", "dr")] for seed in range(150)]
+        [
+            [estimate(planted(150, seed), 2, 0).values[n].value for n in ("ips", "dr")]
+            for seed in range(150)
+        ]
     )
     errors = values.std(0) / np.sqrt(len(values))
     np.testing.assert_array_less(np.abs(values.mean(0) - TARGET_VALUE), 4 * errors)
@@ -73,10 +82,15 @@ def test_estimates_are_unbiased_and_doubly_robust_has_least_variance() -> None:
 
 def test_snips_shifts_with_rewards_and_ips_does_not() -> None:
     trials = planted(300, 3)
-    before, after = (estimate(one, 50, 0).values for one in (trials, replace(trials, rewards_R=trials.rewards_R + 5)))
+    before, after = (
+        estimate(one, 50, 0).values
+        for one in (trials, replace(trials, rewards_R=trials.rewards_R + 5))
+    )
     assert after["snips"].value == pytest.approx(before["snips"].value + 5 * K)
     assert abs(after["ips"].value - before["ips"].value - 5 * K) > 0.01
-    assert after["dr"].value == pytest.approx(before["dr"].value + 5 * K, abs=0.5), "the model of rewards follows"
+    assert after["dr"].value == pytest.approx(before["dr"].value + 5 * K, abs=0.5), (
+        "the model of rewards follows"
+    )
 
 
 def test_estimates_are_the_sums_of_their_formulas() -> None:
@@ -103,7 +117,9 @@ def test_target_equal_to_the_log_has_the_shown_value() -> None:
     found = estimate(same, 100, 0)
     for name in ("ips", "snips", "dr"):
         assert found.values[name].value == pytest.approx(found.values["shown"].value)
-        assert found.gains[name].low == pytest.approx(0) and found.gains[name].high == pytest.approx(0)
+        assert found.gains[name].low == pytest.approx(0) and found.gains[
+            name
+        ].high == pytest.approx(0)
 
 
 def test_mean_weight_shows_missing_support() -> None:
@@ -128,7 +144,9 @@ def test_rewards_of_a_user_are_not_in_their_own_prediction() -> None:
 
 
 def experiment(seed: int, lift: float) -> tuple[Array, Array, Array]:
-    """Users of two versions; the answers to a user are similar, so the sample is users, not answers."""
+    """Users of two versions; the answers to a user are similar, so the sample is users, not
+    answers.
+    """
     random = np.random.default_rng(seed)
     users = np.repeat(np.arange(200), random.integers(1, 40, 200))
     liking = random.normal(1.0, 1.0, 200)
@@ -154,9 +172,21 @@ def test_better_version_is_found_and_measures_are_means() -> None:
     users, versions, rewards = experiment(0, 1.0)
     [first, second], num_shared = outcomes(users, versions, rewards, 2, 500, 0)
     assert first.measures["reward_per_answer"].value == pytest.approx(rewards[versions == 0].mean())
-    assert second.measures["rewarded_share"].value == pytest.approx((rewards[versions == 1] > 0).mean())
-    assert second.measures["reward_per_user"].value == pytest.approx(rewards[versions == 1].sum() / 100)
-    assert second.differences["reward_per_answer"].low > 0 and second.differences["reward_per_answer"].p < 0.05
-    assert (first.answers, first.users, num_shared, first.differences) == (int((versions == 0).sum()), 100, 0, {})
+    assert second.measures["rewarded_share"].value == pytest.approx(
+        (rewards[versions == 1] > 0).mean()
+    )
+    assert second.measures["reward_per_user"].value == pytest.approx(
+        rewards[versions == 1].sum() / 100
+    )
+    assert (
+        second.differences["reward_per_answer"].low > 0
+        and second.differences["reward_per_answer"].p < 0.05
+    )
+    assert (first.answers, first.users, num_shared, first.differences) == (
+        int((versions == 0).sum()),
+        100,
+        0,
+        {},
+    )
     _, num_shared = outcomes(np.array([0, 0, 1]), np.array([0, 1, 1]), np.ones(3), 2, 10, 0)
     assert num_shared == 1

@@ -1,4 +1,6 @@
-"""Exact ranking: compared with a naive sort, with masking, dropped targets, ties and bounded chunks."""
+"""Exact ranking: compared with a naive sort, with masking, dropped targets, ties and bounded
+chunks.
+"""
 
 from __future__ import annotations
 
@@ -75,9 +77,16 @@ def test_seen_targets_are_dropped_and_counted() -> None:
     assert result.rows_B.tolist() == [0, 3] and result.dropped_queries == 2
     assert result.dropped_targets == 2  # item 1 of the first, item 2 (named twice) of the second
     assert result.queries.target_items.tolist() == [4, 0]
-    assert query_metrics(result.hits_BK, result.num_targets_B, [5])["recall@5"].tolist() == [1.0, 1.0]
+    assert query_metrics(result.hits_BK, result.num_targets_B, [5])["recall@5"].tolist() == [
+        1.0,
+        1.0,
+    ]
     kept = rank(Table(torch.rand(4, 5)), queries, k=5, exclude_seen=False)
-    assert kept.rows_B.tolist() == [0, 1, 3] and kept.dropped_targets == 0 and kept.num_targets_B.tolist() == [2, 1, 1]
+    assert (
+        kept.rows_B.tolist() == [0, 1, 3]
+        and kept.dropped_targets == 0
+        and kept.num_targets_B.tolist() == [2, 1, 1]
+    )
 
 
 def test_lists_longer_than_the_catalogue_end_in_minus_one() -> None:
@@ -89,7 +98,9 @@ def test_lists_longer_than_the_catalogue_end_in_minus_one() -> None:
 
 def test_constant_scorer_stays_at_chance_if_popular_items_have_first_ids() -> None:
     num_users, num_items, k = 300, 1000, 20
-    queries = queries_of([[]] * num_users, [[user % 20] for user in range(num_users)])  # all targets among the first 20
+    queries = queries_of(
+        [[]] * num_users, [[user % 20] for user in range(num_users)]
+    )  # all targets among the first 20
     result = rank(Table(torch.zeros(num_users, num_items)), queries, k)
     assert query_metrics(result.hits_BK, result.num_targets_B, [k])["recall@20"].mean() < 0.1
     again = rank(Table(torch.zeros(num_users, num_items)), queries, k, chunk=17)
@@ -142,7 +153,9 @@ def test_no_queries_and_wrong_scores_are_handled() -> None:
 
 
 def test_histories_and_ranking_agree_on_the_split() -> None:
-    """An item that is also in training does not count as a target; one in validation is seen at test."""
+    """An item that is also in training does not count as a target; one in validation is seen at
+    test.
+    """
     history = Histories.of_items([[0, 1, 0, 2], [3, 4, 3]], [0, 1])
     splits = np.array([0, 1, 2, 2, 0, 0, 2], dtype=np.uint8)
     queries = replace(history, splits_E=splits).queries(Split.TEST)
@@ -156,10 +169,18 @@ class Vectors:
 
     def __init__(self, num_users: int, num_items: int, unknown: int, additions: int = 0) -> None:
         generator = torch.Generator().manual_seed(0)
-        users, items = (torch.randint(-2, 3, (n, 4), generator=generator).float() for n in (num_users, num_items))
-        self.users_UD, self.item_vectors_ND = users, items  # small whole numbers: exact products, many of them equal
+        users, items = (
+            torch.randint(-2, 3, (n, 4), generator=generator).float()
+            for n in (num_users, num_items)
+        )
+        self.users_UD, self.item_vectors_ND = (
+            users,
+            items,
+        )  # small whole numbers: exact products, many of them equal
         self.popularity_N = torch.randint(0, 50, (num_items,), generator=generator)
-        pairs_P = torch.randperm(num_users * num_items, generator=generator)[: additions * num_users]
+        pairs_P = torch.randperm(num_users * num_items, generator=generator)[
+            : additions * num_users
+        ]
         values_P = torch.randint(-3, 9, pairs_P.shape, generator=generator).float()
         self.added = SparseScores.of(pairs_P // num_items, pairs_P % num_items, values_P)
         self.known_U = torch.arange(num_users) < num_users - unknown
@@ -194,7 +215,9 @@ def test_vector_scorer_ranks_like_its_scores(
 
 @pytest.mark.parametrize("num_items", [640, 1000, 20_011])
 def test_top_items_of_a_large_catalogue(num_items: int) -> None:
-    scores_bN = torch.randn(9, num_items, generator=torch.Generator().manual_seed(1)).round(decimals=2)
+    scores_bN = torch.randn(9, num_items, generator=torch.Generator().manual_seed(1)).round(
+        decimals=2
+    )
     scores_bN[0], scores_bN[1, 5:] = 1.0, -torch.inf
     scores_bN[2, num_items - 7 :] = 100.0  # after the last whole group
     for k in (1, 10):
@@ -202,9 +225,13 @@ def test_top_items_of_a_large_catalogue(num_items: int) -> None:
         expected_bK, expected_values_bK = ranking_module._top_of_any(scores_bN, k)
         np.testing.assert_array_equal(items_bK, expected_bK)
         np.testing.assert_array_equal(values_bK, expected_values_bK)
-        torch.testing.assert_close(torch.from_numpy(values_bK), scores_bN.topk(k, dim=1).values, rtol=0, atol=0)
+        torch.testing.assert_close(
+            torch.from_numpy(values_bK), scores_bN.topk(k, dim=1).values, rtol=0, atol=0
+        )
     *_, left_b = ranking_module._candidates(scores_bN, 10)
-    assert left_b[1] and not left_b[3:].any(), "rows with few finite scores take the slow path, the others the fast one"
+    assert left_b[1] and not left_b[3:].any(), (
+        "rows with few finite scores take the slow path, the others the fast one"
+    )
     broken_bN = scores_bN.clone()
     broken_bN[2, 17] = torch.nan
     with pytest.raises(ValueError, match="NaN"):

@@ -13,7 +13,9 @@ from recsys.evaluation.ranking import Ranking
 from recsys.evaluation.segments import new_item_report, segment_report, user_segments
 
 
-def make_queries(lengths: list[int], targets: list[list[int]], splits: list[int] | None = None) -> Queries:
+def make_queries(
+    lengths: list[int], targets: list[list[int]], splits: list[int] | None = None
+) -> Queries:
     history = Histories.of_items([[0] * n for n in lengths], list(range(len(lengths))))
     if splits is not None:
         history = replace(history, splits_E=np.array(splits, dtype=np.uint8))
@@ -23,7 +25,9 @@ def make_queries(lengths: list[int], targets: list[list[int]], splits: list[int]
 
 def make_ranking(queries: Queries, items: list[list[int]], hits: list[list[bool]]) -> Ranking:
     lists = np.array(items, dtype=np.int32)
-    return Ranking(queries, np.arange(len(lists)), lists, np.zeros(lists.shape), np.array(hits), 0, 0)
+    return Ranking(
+        queries, np.arange(len(lists)), lists, np.zeros(lists.shape), np.array(hits), 0, 0
+    )
 
 
 def rows(mask: np.ndarray) -> list[int]:
@@ -49,7 +53,9 @@ def test_empty_segments_are_left_out() -> None:
     groups = user_segments(make_queries([2, 3], [[1], [1]]), np.array([0, 1, 7]), Split.TRAIN)
     assert list(groups["history"]) == ["1–4"] and list(groups["friends"]) == ["with friends"]
     assert list(groups["users"]) == ["known users"]
-    assert "friends" not in user_segments(make_queries([2], [[1]]), np.array([], dtype=np.int32), Split.TRAIN)
+    assert "friends" not in user_segments(
+        make_queries([2], [[1]]), np.array([], dtype=np.int32), Split.TRAIN
+    )
 
 
 def test_users_known_only_from_validation_are_new_without_a_refit() -> None:
@@ -78,13 +84,21 @@ def test_segment_means_by_hand() -> None:
 def test_targets_new_to_training_by_hand() -> None:
     counts = np.array([5, 0, 2, 0])  # items 1 and 3 are new
     queries = make_queries([1, 1, 1], [[1, 2], [2], [3]])
-    ours = make_ranking(queries, [[2, 1], [2, 0], [0, -1]], [[True, True], [True, False], [False, False]])
-    theirs = make_ranking(queries, [[2, 0], [2, 0], [3, 0]], [[True, False], [True, False], [True, False]])
-    report = new_item_report({"model": ours, "ease": theirs}, counts, "model", "recall@2")["targets new to training"]
+    ours = make_ranking(
+        queries, [[2, 1], [2, 0], [0, -1]], [[True, True], [True, False], [False, False]]
+    )
+    theirs = make_ranking(
+        queries, [[2, 0], [2, 0], [3, 0]], [[True, False], [True, False], [True, False]]
+    )
+    report = new_item_report({"model": ours, "ease": theirs}, counts, "model", "recall@2")[
+        "targets new to training"
+    ]
     assert (report["queries"], report["targets"], report["share"]) == (2, 2, 2 / 4)
     assert report["model"]["recall@2"] == pytest.approx((1 / 1 + 0 / 1) / 2)
     assert report["baselines"]["ease"]["recall@2"] == pytest.approx((0 / 1 + 1 / 1) / 2)
-    mrr = new_item_report({"model": ours}, counts, "model", "mrr@2")["targets new to training"]["model"]["mrr@2"]
+    mrr = new_item_report({"model": ours}, counts, "model", "mrr@2")["targets new to training"][
+        "model"
+    ]["mrr@2"]
     assert mrr == pytest.approx((1 / 2 + 0) / 2)  # the hit keeps its rank 2
 
 

@@ -19,10 +19,14 @@ QUERIES, PLACES = 600, 40
 
 
 def world(strengths: list[float], seed: int = 0, noise: float = 1.0) -> Candidates:
-    """One target per query: the item with the largest sum of member scores times strengths, plus noise."""
+    """One target per query: the item with the largest sum of member scores times strengths, plus
+    noise.
+    """
     generator = torch.Generator().manual_seed(seed)
     scores_QPM = torch.randn(QUERIES, PLACES, len(strengths), generator=generator)
-    wanted_QP = scores_QPM @ torch.tensor(strengths) + noise * torch.randn(QUERIES, PLACES, generator=generator)
+    wanted_QP = scores_QPM @ torch.tensor(strengths) + noise * torch.randn(
+        QUERIES, PLACES, generator=generator
+    )
     hits_QP = torch.zeros(QUERIES, PLACES, dtype=torch.bool)
     hits_QP[torch.arange(QUERIES), wanted_QP.argmax(dim=1)] = True
     lengths_Q = np.random.default_rng(seed).integers(0, NUM_GROUPS, QUERIES)
@@ -44,20 +48,29 @@ def test_two_complementary_members_are_kept_and_beat_either() -> None:
     assert not found.is_single
     assert found.cross_fitted > max(found.alone.values())
     assert found.without["member 1"] < found.value
-    assert json.loads(json.dumps(found.to_json(names(3))))["is_single"] is False, "metrics.json holds it"
+    assert json.loads(json.dumps(found.to_json(names(3))))["is_single"] is False, (
+        "metrics.json holds it"
+    )
     assert found.weights_GM[:, 2].max() <= 0.1, "an uninformative member has almost no weight"
 
 
 def test_noise_members_have_almost_no_weight_and_informative_ones_stay() -> None:
-    found = [choose_stack(world([1.0, 0.7, 0.0], seed), names(3), NUM_GROUPS, "ndcg@10", seed) for seed in range(6)]
+    found = [
+        choose_stack(world([1.0, 0.7, 0.0], seed), names(3), NUM_GROUPS, "ndcg@10", seed)
+        for seed in range(6)
+    ]
     assert all(each.weights_GM[:, 2].max() <= 0.1 for each in found)
-    assert any(each.dropped == ["member 2"] for each in found), "dropped by name, as it adds nothing for unseen users"
+    assert any(each.dropped == ["member 2"] for each in found), (
+        "dropped by name, as it adds nothing for unseen users"
+    )
     assert not any({"member 0", "member 1"} & set(each.dropped) for each in found)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_model_is_the_informative_member_among_noise(seed: int) -> None:
-    found = choose_stack(world([1.0, 0.0, 0.0, 0.0, 0.0], seed), names(5), NUM_GROUPS, "ndcg@10", seed=seed)
+    found = choose_stack(
+        world([1.0, 0.0, 0.0, 0.0, 0.0], seed), names(5), NUM_GROUPS, "ndcg@10", seed=seed
+    )
     assert found.single == "member 0"
     assert found.cross_fitted >= found.alone["member 0"]
     weights_M = found.weights_GM.max(axis=0)
@@ -77,7 +90,9 @@ def test_duplicate_members_are_dropped_one_by_one_and_others_take_their_weight()
 
 def test_stack_is_never_below_its_best_member_on_its_queries() -> None:
     for seed in range(3):
-        found = choose_stack(world([0.3, 0.3, 0.2], seed, noise=2.0), names(3), NUM_GROUPS, "recall@5", seed)
+        found = choose_stack(
+            world([0.3, 0.3, 0.2], seed, noise=2.0), names(3), NUM_GROUPS, "recall@5", seed
+        )
         assert found.value >= max(found.alone.values()) - 1e-12
 
 
@@ -104,7 +119,13 @@ def test_values_on_candidates_equal_those_of_a_full_ranking(kind: str) -> None:
     hits_QP[:, 0] = True
     targets_Q = hits_QP.sum(dim=1).numpy()
     few, many = (
-        Candidates(scores_QP[:, :, None], hits, torch.ones_like(hits), hits.sum(dim=1).numpy(), np.zeros(30, dtype=int))
+        Candidates(
+            scores_QP[:, :, None],
+            hits,
+            torch.ones_like(hits),
+            hits.sum(dim=1).numpy(),
+            np.zeros(30, dtype=int),
+        )
         for hits in (torch.eye(12, dtype=torch.bool)[torch.arange(30) % 12], hits_QP)
     )
     for candidates in (few, many):
@@ -127,7 +148,11 @@ def test_normalised_score_has_standard_deviation_one_or_zero() -> None:
 def test_weights_depend_on_the_length_of_the_history() -> None:
     stack = Stack(2)
     stack.weights_GM.copy_(torch.arange(2.0 * NUM_GROUPS).reshape(NUM_GROUPS, 2))
-    assert stack.weights(torch.tensor([0, 2, 1000])).tolist() == [[0.0, 1.0], [2.0, 3.0], [12.0, 13.0]]
+    assert stack.weights(torch.tensor([0, 2, 1000])).tolist() == [
+        [0.0, 1.0],
+        [2.0, 3.0],
+        [12.0, 13.0],
+    ]
     assert not stack.is_pruned(0)
 
 
@@ -135,7 +160,9 @@ def test_weights_depend_on_the_length_of_the_history() -> None:
     ("enabled", "expected"),
     [(["evolution", "item_cf", "popularity"], ["evolution"]), (["item_cf", "repeat"], ["item_cf"])],
 )
-def test_training_configuration_has_trained_members_or_one_closed_form(enabled: list[str], expected: list[str]) -> None:
+def test_training_configuration_has_trained_members_or_one_closed_form(
+    enabled: list[str], expected: list[str]
+) -> None:
     sections = {name: {"enabled": True} for name in enabled}
     config = build_config({"model": {"granularities": sections, "fusion": {"stack": True}}})
     found = trained_only(config)

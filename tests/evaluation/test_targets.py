@@ -45,7 +45,9 @@ def parts_of(plan: SplitPlan, *rows: str) -> list[list[int]]:
 
 
 def test_leave_last_counts_targets() -> None:
-    """The last buy is test, the buy before it validation; views between are visible at test, later ones are cut."""
+    """The last buy is test, the buy before it validation; views between are visible at test, later
+    ones are cut.
+    """
     plan = SplitPlan("leave-last", target_types=(BUY,))
     assert parts_of(plan, "vbvbvvbvv", "bbvv", "vvv", "bbb") == [
         [0, 0, 0, 1, 1, 1, 2, CUT, CUT],
@@ -68,10 +70,21 @@ def shop(folder: Path) -> PreparedDataset:
     rows: list[list[Event]] = []
     for user in range(12):
         items = [(user + step) % 8 for step in range(4)]
-        events = [(item, VIEW, 0) for item in items[:3]] + [(items[0], BUY, 0), (items[3], VIEW, 0), (items[1], BUY, 1)]
+        events = [(item, VIEW, 0) for item in items[:3]] + [
+            (items[0], BUY, 0),
+            (items[3], VIEW, 0),
+            (items[1], BUY, 1),
+        ]
         events += [((user + 5) % 8, VIEW, 1), (items[2], BUY, 2)]
-        rows.append([(item, kind, (day + 1) * DAY, Split(part)) for day, (item, kind, part) in enumerate(events)])
-    return write_dataset(folder, rows, 8, event_types=("view", "buy"), targets=["buy"], text_width=6, num_shards=1)
+        rows.append(
+            [
+                (item, kind, (day + 1) * DAY, Split(part))
+                for day, (item, kind, part) in enumerate(events)
+            ]
+        )
+    return write_dataset(
+        folder, rows, 8, event_types=("view", "buy"), targets=["buy"], text_width=6, num_shards=1
+    )
 
 
 def test_queries_have_target_types_and_see_all_earlier_events(tmp_path: Path) -> None:
@@ -79,13 +92,18 @@ def test_queries_have_target_types_and_see_all_earlier_events(tmp_path: Path) ->
     histories = dataset.histories()
     valid, test = (histories.queries(split) for split in (Split.VALID, Split.TEST))
     assert valid.num_targets_B.tolist() == test.num_targets_B.tolist() == [1] * 12
-    assert valid.histories.lengths_U.tolist() == [5] * 12 and test.histories.lengths_U.tolist() == [7] * 12
+    assert (
+        valid.histories.lengths_U.tolist() == [5] * 12
+        and test.histories.lengths_U.tolist() == [7] * 12
+    )
     assert set(test.target_types) == {BUY} and (test.asked_at_B == 8 * DAY).all()
     assert "queries" in audit(dataset).checks
 
 
 def test_audit_knows_the_predicted_types(tmp_path: Path) -> None:
-    """Read as if views were predicted too, a user has two validation targets where leave-last has one."""
+    """Read as if views were predicted too, a user has two validation targets where leave-last has
+    one.
+    """
     dataset = shop(tmp_path)
     dataset.manifest.targets = []
     with pytest.raises(DataError, match="check order of parts"):
@@ -107,17 +125,24 @@ def test_training_predicts_only_targets(tmp_path: Path) -> None:
 
 def test_windows_without_a_target_are_left_out(tmp_path: Path) -> None:
     rows: list[list[Event]] = [
-        [(item % 8, VIEW if item < 20 else BUY, (item + 1) * DAY, Split.TRAIN) for item in range(22)],
+        [
+            (item % 8, VIEW if item < 20 else BUY, (item + 1) * DAY, Split.TRAIN)
+            for item in range(22)
+        ],
         [(item, VIEW, (item + 1) * DAY, Split.TRAIN) for item in range(5)],
     ]
-    dataset = write_dataset(tmp_path, rows, 8, event_types=("view", "buy"), targets=["buy"], num_shards=1)
+    dataset = write_dataset(
+        tmp_path, rows, 8, event_types=("view", "buy"), targets=["buy"], num_shards=1
+    )
     loader = TrainingLoader(dataset, Split.TRAIN, LoaderConfig(4, 4, 0.0, 1.0, 10_000, 0))
     (step,) = loader.epoch(0)
     assert step.batch.targets_P.tolist() == [20 % 8, 21 % 8] and step.weight == 2
 
 
 def test_viewed_items_do_not_count_as_had() -> None:
-    histories = replace(Histories.of_items([[0, 1]], [0]), types_E=np.array([VIEW, BUY], np.uint8), targets_T=BUYS)
+    histories = replace(
+        Histories.of_items([[0, 1]], [0]), types_E=np.array([VIEW, BUY], np.uint8), targets_T=BUYS
+    )
     queries = Queries(histories, np.array([0, 2]), np.array([0, 1], dtype=np.int32))
     kept, _, dropped = countable(queries, exclude_seen=True)
     assert kept.target_items.tolist() == [0] and dropped == 1
@@ -132,19 +157,35 @@ def test_served_list_leaves_out_purchases(tmp_path: Path) -> None:
     assert bundle.info.targets == ["buy"]
     recommender = Recommender(bundle)
     (answer,) = recommender.recommend(parse_requests([{"user_id": "u0", "k": 8}]))
-    assert set(answer.item_ids) == {"i3", "i4", "i5", "i6", "i7"}, "0, 1 and 2 were bought; 3 and 5 only viewed"
+    assert set(answer.item_ids) == {
+        "i3",
+        "i4",
+        "i5",
+        "i6",
+        "i7",
+    }, "0, 1 and 2 were bought; 3 and 5 only viewed"
     found = recommender.recommend_users(["u0"], 8)
     assert [f"i{item}" for item in found.items_BR[0] if item >= 0] == answer.item_ids
 
 
 def test_baselines_are_tried_on_all_events_and_on_targets() -> None:
-    """All users view item 0; half buy item 2, then item 1, half the other way round; nobody buys item 0."""
+    """All users view item 0; half buy item 2, then item 1, half the other way round; nobody buys
+    item 0.
+    """
     rows = [[0, 3, 1 + user % 2, 2 - user % 2] for user in range(20)]
-    types_E, splits_E = (np.tile(row, 20).astype(np.uint8) for row in ([VIEW, VIEW, BUY, BUY], [0, 0, 0, 1]))
-    histories = replace(Histories.of_items(rows), types_E=types_E, splits_E=splits_E, targets_T=BUYS)
-    fitted = fit_baselines(["popularity"], histories, 4, EvaluateConfig(), "ndcg@1", refit=True)["popularity"]
+    types_E, splits_E = (
+        np.tile(row, 20).astype(np.uint8) for row in ([VIEW, VIEW, BUY, BUY], [0, 0, 0, 1])
+    )
+    histories = replace(
+        Histories.of_items(rows), types_E=types_E, splits_E=splits_E, targets_T=BUYS
+    )
+    fitted = fit_baselines(["popularity"], histories, 4, EvaluateConfig(), "ndcg@1", refit=True)[
+        "popularity"
+    ]
     assert (
-        isinstance(fitted, TargetEventsOnly) and fitted.constants == {"events": "targets"} and fitted.validation == 1.0
+        isinstance(fitted, TargetEventsOnly)
+        and fitted.constants == {"events": "targets"}
+        and fitted.validation == 1.0
     )
 
 
@@ -153,10 +194,14 @@ def test_figures_by_event_type_by_hand() -> None:
     histories = Histories.of_items([[3], [3]], [0, 1])
     items, types = np.array([1, 1, 2, 0], dtype=np.int32), np.array([0, 1, 0, 0], dtype=np.uint8)
     queries = Queries(histories, np.array([0, 3, 4]), items, target_types=types)
-    table: Any = SimpleNamespace(scores=lambda asked: torch.tensor([[0.0, 2.0, 1.0, 0.0]]).repeat(len(asked), 1))
+    table: Any = SimpleNamespace(
+        scores=lambda asked: torch.tensor([[0.0, 2.0, 1.0, 0.0]]).repeat(len(asked), 1)
+    )
     tree: dict[str, Any] = {"model": {"granularities": {"behaviour": {"enabled": True}}}}
     config = build_config({**tree, "train": {"metric": "hit@1"}})
-    found = type_report({"model": rank(table, queries, 3)}, queries, ["view", "like"], config, "model")
+    found = type_report(
+        {"model": rank(table, queries, 3)}, queries, ["view", "like"], config, "model"
+    )
     assert found["like"]["model"] == {"hit@1": 1.0} and found["like"]["queries"] == 1
     assert found["view"]["model"] == {"hit@1": 0.5} and found["view"]["targets"] == 3
     single = replace(queries, target_types=np.zeros(4, dtype=np.uint8))
@@ -167,7 +212,8 @@ def test_targets_that_are_not_in_the_history_are_refused() -> None:
     tree: dict[str, Any] = {"model": {"granularities": {"behaviour": {"enabled": True}}}}
     with pytest.raises(ConfigError, match="data.targets names purchase, which data.interactions"):
         check_settings(
-            build_config({**tree, "data": {"interactions": ["view"], "targets": ["purchase"]}}), ("prepare",)
+            build_config({**tree, "data": {"interactions": ["view"], "targets": ["purchase"]}}),
+            ("prepare",),
         )
 
 
@@ -182,13 +228,26 @@ def test_prepare_applies_the_target_types(ray_local: None, tmp_path: Path) -> No
             for place, kind in enumerate(kinds)
         ]
     (tmp_path / "events.csv").write_text("\n".join(lines))
-    tree: dict[str, Any] = {"model": {"granularities": {"behaviour": {"enabled": True, "input": "item"}}}}
-    data = {"source": {"kind": "canonical", "events": [str(tmp_path / "events.csv")]}, "dir": str(tmp_path / "dataset")}
+    tree: dict[str, Any] = {
+        "model": {"granularities": {"behaviour": {"enabled": True, "input": "item"}}}
+    }
+    data = {
+        "source": {"kind": "canonical", "events": [str(tmp_path / "events.csv")]},
+        "dir": str(tmp_path / "dataset"),
+    }
     data |= {"targets": ["purchase"], "text": {"enabled": False}, "split": {"kind": "leave-last"}}
     dataset = prepare(build_config({**tree, "data": data}))
     assert dataset.manifest.targets == ["purchase"] and dataset.manifest.counts["events"] == 8 * 8
     counts = dataset.manifest.counts
-    assert (counts["valid"], counts["test"]) == (8 * 3, 8) and counts["valid_targets"] == counts["test_targets"] == 8
+    assert (counts["valid"], counts["test"]) == (8 * 3, 8) and counts["valid_targets"] == counts[
+        "test_targets"
+    ] == 8
     assert dataset.histories().queries(Split.TEST).num_targets_B.tolist() == [1] * 8
-    with pytest.raises(ConfigError, match="data.targets: no event has the type buy; types: purchase, view"):
-        prepare(build_config({**tree, "data": {**data, "targets": ["buy"], "dir": str(tmp_path / "other")}}))
+    with pytest.raises(
+        ConfigError, match="data.targets: no event has the type buy; types: purchase, view"
+    ):
+        prepare(
+            build_config(
+                {**tree, "data": {**data, "targets": ["buy"], "dir": str(tmp_path / "other")}}
+            )
+        )

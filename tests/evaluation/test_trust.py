@@ -40,8 +40,12 @@ def test_items_of_several_categories_count_in_shares() -> None:
     share, labels = trust.item_groups(column, np.array([4, 3, 1, 0]))
     assert labels == ["y", "x", "unknown"]  # 2 + 3, 2, 1 interactions
     assert share.tolist() == [[0.5, 0.5, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1]]
-    many, named = trust.item_groups(pa.chunked_array([[f"c{i:02}" for i in range(15)]]), np.arange(15, 0, -1))
-    assert len(named) == 12 and named[-1] == "4 others" and many[:, -1].sum() == 4 and many.sum() == 15
+    many, named = trust.item_groups(
+        pa.chunked_array([[f"c{i:02}" for i in range(15)]]), np.arange(15, 0, -1)
+    )
+    assert (
+        len(named) == 12 and named[-1] == "4 others" and many[:, -1].sum() == 4 and many.sum() == 15
+    )
 
 
 def test_popularity_lift_by_hand() -> None:
@@ -60,7 +64,9 @@ def test_popularity_lift_by_hand() -> None:
     assert everyone["lift"]["model"] == pytest.approx(5.5 / np.mean(profile) - 1)
     niche, blockbuster = found["groups"]["niche"], found["groups"]["blockbuster"]
     assert (niche["queries"], blockbuster["queries"]) == (1, 1)
-    assert niche["lift"]["model"] == pytest.approx(10 / 3 - 1)  # user 1: no head item, as user 3, who comes later
+    assert niche["lift"]["model"] == pytest.approx(
+        10 / 3 - 1
+    )  # user 1: no head item, as user 3, who comes later
     assert blockbuster["lift"]["model"] == pytest.approx(3 / 10 - 1)  # user 2: head items only
     assert found["groups"]["diverse"]["queries"] == 3
 
@@ -80,11 +86,19 @@ def test_user_groups_of_words_and_numbers() -> None:
 
 def test_quality_and_gap_by_user_group_by_hand() -> None:
     users = np.array([0, 2, 3, 4])  # user 1 has no query
-    groups = {"a": np.array([True, True, True, False, False]), "b": np.array([False, False, False, True, True])}
+    groups = {
+        "a": np.array([True, True, True, False, False]),
+        "b": np.array([False, False, False, True, True]),
+    }
     groups["nobody"] = np.zeros(5, dtype=bool)
     main = {"model": np.array([1.0, 0.8, 0.2, 0.4]), "flat": np.full(4, 0.5)}
     beyond = {"model": np.array([0.5, 0.5, 0.1, np.nan]), "flat": np.zeros(4)}
-    built = build_config({"model": {"granularities": {"behaviour": {"enabled": True}}}, "evaluate": {"bootstrap": 200}})
+    built = build_config(
+        {
+            "model": {"granularities": {"behaviour": {"enabled": True}}},
+            "evaluate": {"bootstrap": 200},
+        }
+    )
     found = trust.user_group_report(groups, users, main, beyond, built)
     assert list(found["groups"]) == ["a", "b"]
     assert found["groups"]["a"]["value"]["model"] == pytest.approx(0.9)
@@ -96,10 +110,14 @@ def test_quality_and_gap_by_user_group_by_hand() -> None:
 
 
 def settings(**section: Any) -> Any:
-    granularities = {name: {"enabled": True} for name in ("behaviour", "collaborative", "social", "evolution")}
+    granularities = {
+        name: {"enabled": True} for name in ("behaviour", "collaborative", "social", "evolution")
+    }
     evaluate_section = {"ks": [3], "bootstrap": 100, "baselines": ["popularity"], **section}
     model = {"granularities": granularities}
-    return build_config({"model": model, "train": {"metric": "ndcg@3"}, "evaluate": evaluate_section})
+    return build_config(
+        {"model": model, "train": {"metric": "ndcg@3"}, "evaluate": evaluate_section}
+    )
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -107,16 +125,23 @@ def test_panel_has_the_figures(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     users = pa.table({"user_id": dataset.user_ids, "kind": ["x", "y", "x", "y", "x", "y"]})
     dataset.__dict__["user_features"] = users
-    result = evaluate(small_model(dataset), dataset, settings(item_group="title", user_groups=["kind"]), True).to_json()
+    result = evaluate(
+        small_model(dataset), dataset, settings(item_group="title", user_groups=["kind"]), True
+    ).to_json()
     found = result["trust"]
     assert set(found["items"]) == {"popularity", "title"} and set(found["users"]) == {"kind"}
     for entry in found["items"].values():
         for shares in (entry["interactions"], *entry["exposure"].values()):
             assert sum(shares) == pytest.approx(1.0)
-    assert sum(group["queries"] for group in found["users"]["kind"]["groups"].values()) == result["data"]["queries"]
+    assert (
+        sum(group["queries"] for group in found["users"]["kind"]["groups"].values())
+        == result["data"]["queries"]
+    )
     panel = trust_panel(result)
     assert panel is not None and panel["best"] == "popularity" and len(panel["items"]) == 2
-    with pytest.raises(ConfigError, match=r"evaluate\.user_groups: 'shoe' is not a column of users; columns: kind"):
+    with pytest.raises(
+        ConfigError, match=r"evaluate\.user_groups: 'shoe' is not a column of users; columns: kind"
+    ):
         evaluate(small_model(dataset), dataset, settings(user_groups=["shoe"]), True)
 
 

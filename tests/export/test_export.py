@@ -83,14 +83,25 @@ def world(folder: Path) -> PreparedDataset:
             "town": pa.array(["Ulm", "Bonn", "Ulm", "Bonn", None, "Ulm"]),
         },
         context=(ContextColumn("weather", ("rain", "sun")),),
-        codes=[[[2 + (user + place) % 2] for place in range(len(row))] for user, row in enumerate(HISTORIES)],
+        codes=[
+            [[2 + (user + place) % 2] for place in range(len(row))]
+            for user, row in enumerate(HISTORIES)
+        ],
     )
 
 
-def random_model(dataset: PreparedDataset, granularities: dict[str, Any], **fusion: Any) -> FrozenModel:
+def random_model(
+    dataset: PreparedDataset, granularities: dict[str, Any], **fusion: Any
+) -> FrozenModel:
     """A model of random weights, weighed at random as well where its members are stacked."""
     torch.manual_seed(0)
-    model = {"width": 8, "max_history": 4, "item": {"init_std": 0.5}, "granularities": granularities, "fusion": fusion}
+    model = {
+        "width": 8,
+        "max_history": 4,
+        "item": {"init_std": 0.5},
+        "granularities": granularities,
+        "fusion": fusion,
+    }
     tree: dict[str, Any] = {"data": {"dir": dataset.root, "context": ["weather"]}, "model": model}
     tree["evaluate"] = {"exclude_seen": False}  # as `repeat` wants it
     made = build_model(build_config(tree), dataset, Split.VALID)
@@ -131,30 +142,50 @@ def manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_graph_of_every_kind_of_member_answers_as_pytorch_does(stacked: tuple[Path, Path]) -> None:
+def test_a_graph_of_every_kind_of_member_answers_as_pytorch_does(
+    stacked: tuple[Path, Path],
+) -> None:
     """Asked anew, with questions that the export was not tested with."""
     import onnxruntime
 
     bundle, folder = stacked
     about = manifest(folder)["onnx"]
-    assert about["self_test"]["questions"] >= 100 and about["self_test"]["largest_difference"] <= 1e-4
+    assert (
+        about["self_test"]["questions"] >= 100 and about["self_test"]["largest_difference"] <= 1e-4
+    )
     assert about["inside"] == list(read_bundle(bundle).model.names) and not about["left_out"]
     examiner = Examiner(read_bundle(bundle))
     session = onnxruntime.InferenceSession(str(folder / about["file"]))
-    for rows in ([{"user_id": "nobody"}], [{"history": ["i1", "i1", "i9"]}], [{"user_id": f"u{n}"} for n in range(6)]):
+    for rows in (
+        [{"user_id": "nobody"}],
+        [{"history": ["i1", "i1", "i9"]}],
+        [{"user_id": f"u{n}"} for n in range(6)],
+    ):
         tensors, parts = examiner.ask(parse_requests([{**row, "at": "2020-01-01"} for row in rows]))
-        vectors, added = session.run(None, {each["name"]: tensors[each["name"]] for each in about["inputs"]})
+        vectors, added = session.run(
+            None, {each["name"]: tensors[each["name"]] for each in about["inputs"]}
+        )
         vectors_ND = examiner.bundle.model.item_vectors_ND
-        np.testing.assert_allclose(vectors @ vectors_ND.numpy().T + added, parts.scores(vectors_ND), atol=1e-4)
+        np.testing.assert_allclose(
+            vectors @ vectors_ND.numpy().T + added, parts.scores(vectors_ND), atol=1e-4
+        )
 
 
-@pytest.mark.parametrize("granularities", [COUNTED, {"evolution": {**ON, "cell": "lstm", "states": "formula"}}])
-def test_counted_members_and_recurrent_cells_are_exported(granularities: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "granularities", [COUNTED, {"evolution": {**ON, "cell": "lstm", "states": "formula"}}]
+)
+def test_counted_members_and_recurrent_cells_are_exported(
+    granularities: dict[str, Any], tmp_path: Path
+) -> None:
     about = export(bundle_of(tmp_path, granularities), tmp_path / "exported", ["onnx"])["onnx"]
-    assert about["self_test"]["largest_difference"] <= 1e-4 and about["inside"] == list(granularities)
+    assert about["self_test"]["largest_difference"] <= 1e-4 and about["inside"] == list(
+        granularities
+    )
 
 
-@pytest.mark.parametrize("evolution", [{"cell": "hstu"}, {"cell": "attention", "layers": 2, "positions": "relative"}])
+@pytest.mark.parametrize(
+    "evolution", [{"cell": "hstu"}, {"cell": "attention", "layers": 2, "positions": "relative"}]
+)
 def test_other_cells_have_a_form_for_graphs(evolution: dict[str, Any], tmp_path: Path) -> None:
     """The form alone, without tracing it."""
     bundle = bundle_of(tmp_path, {"evolution": {**ON, **evolution}}, kind="learned")
@@ -165,11 +196,17 @@ def test_the_questions_are_of_every_kind(stacked: tuple[Path, Path]) -> None:
     requests = Examiner(read_bundle(stacked[0])).questions()
     lengths = {len(request.history or ()) for request in requests}
     assert {0, 1, 200} <= lengths, "short, empty and long histories"
-    assert any(request.friends for request in requests) and any(request.attributes for request in requests)
-    assert any(request.context for request in requests) and any(request.user_id == "u0" for request in requests)
+    assert any(request.friends for request in requests) and any(
+        request.attributes for request in requests
+    )
+    assert any(request.context for request in requests) and any(
+        request.user_id == "u0" for request in requests
+    )
 
 
-def test_a_graph_that_differs_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_differs_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = bundle_of(tmp_path, {"collaborative": ON})
     kept = export(bundle, tmp_path / "exported", ["faiss"])
     trained = QueryEncoder._trained
@@ -186,11 +223,15 @@ def test_a_member_without_a_form_is_refused_unless_it_is_left_out(
     """As a fitted granularity of another package is."""
     bundle = bundle_of(tmp_path, {"collaborative": ON, "als": {**ON, "factors": 4}})
     monkeypatch.delitem(members.VECTORS, Als)
-    with pytest.raises(ArtifactError, match="the member als cannot be expressed in ONNX.* --export.without"):
+    with pytest.raises(
+        ArtifactError, match="the member als cannot be expressed in ONNX.* --export.without"
+    ):
         export(bundle, tmp_path / "exported", ["onnx"])
     with pytest.raises(ArtifactError, match="'alz' is not a member of this model"):
         export(bundle, tmp_path / "exported", ["onnx"], without=["alz"])
-    with pytest.raises(ArtifactError, match="collaborative was trained together with other granularities"):
+    with pytest.raises(
+        ArtifactError, match="collaborative was trained together with other granularities"
+    ):
         export(bundle, tmp_path / "exported", ["onnx"], without=["collaborative"])
     assert not (tmp_path / "exported").exists()
     about = export(bundle, tmp_path / "exported", ["onnx"], without=["als"])["onnx"]
@@ -203,11 +244,16 @@ def test_the_index_gives_the_lists_of_an_exhaustive_search(stacked: tuple[Path, 
     bundle, folder = stacked
     model = read_bundle(bundle).model
     index = faiss.read_index(str(folder / "items.faiss"))
-    users = torch.randn(20, model.item_vectors_ND.shape[1], generator=torch.Generator().manual_seed(1))
+    users = torch.randn(
+        20, model.item_vectors_ND.shape[1], generator=torch.Generator().manual_seed(1)
+    )
     scores, _ = index.search(users.numpy(), 5)
     np.testing.assert_allclose(scores, (users @ model.item_vectors_ND.T).topk(5).values, atol=1e-4)
     items = json.loads((folder / "items.json").read_text())
-    assert items["item_ids"] == [f"i{item}" for item in range(ITEMS)] and len(items["popularity"]) == ITEMS
+    assert (
+        items["item_ids"] == [f"i{item}" for item in range(ITEMS)]
+        and len(items["popularity"]) == ITEMS
+    )
 
 
 def test_a_compressed_index_is_exported_with_the_vectors_it_needs(tmp_path: Path) -> None:
@@ -232,16 +278,22 @@ def test_tables_hold_what_scores_are_made_of(stacked: tuple[Path, Path]) -> None
     assert items.column_names == ["item_id", "title", "popularity", "vector"]
     examiner = Examiner(read_bundle(bundle))
     ids = users["user_id"].to_pylist()
-    _, parts = examiner.ask(parse_requests([{"user_id": user, "at": examiner.asked_at} for user in ids]))
+    _, parts = examiner.ask(
+        parse_requests([{"user_id": user, "at": examiner.asked_at} for user in ids])
+    )
     vectors_ND = np.array(items["vector"].to_pylist(), dtype=np.float32)
     scores = np.array(users["vector"].to_pylist(), dtype=np.float32) @ vectors_ND.T
-    for row, (added_items, values) in enumerate(zip(users["added_items"], users["added_values"], strict=True)):
+    for row, (added_items, values) in enumerate(
+        zip(users["added_items"], users["added_values"], strict=True)
+    ):
         scores[row, added_items.as_py()] += values.as_py()
     np.testing.assert_allclose(scores, parts.scores(torch.from_numpy(vectors_ND)), atol=1e-5)
     assert {len(values) for values in users["added_items"]} != {0}, "sparse members add"
 
 
-def test_the_manifest_knows_every_file_and_no_user(stacked: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_manifest_knows_every_file_and_no_user(
+    stacked: tuple[Path, Path], tmp_path: Path
+) -> None:
     bundle, folder = stacked
     found = manifest(folder)
     assert set(found["files"]) == {path.name for path in folder.iterdir()} - {"manifest.json"}
@@ -250,7 +302,10 @@ def test_the_manifest_knows_every_file_and_no_user(stacked: tuple[Path, Path], t
     assert found["model"]["description_sha256"] == entry_of(bundle / "bundle.json").sha256
     assert {"social", "profile", "user_cf"} <= set(found["onnx"]["holds_of_users"])
     export(bundle, tmp_path / "plain", ["parquet"])
-    assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == ["items.parquet", "manifest.json"]
+    assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == [
+        "items.parquet",
+        "manifest.json",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -270,12 +325,30 @@ def test_a_model_is_named_as_other_verbs_name_it(
 ) -> None:
     folder, uri = registered
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"run": {"dir": str(folder / "run")}}))
-    models = ([str(folder / "run")], [str(folder / "run/bundle")], ["--config", str(tmp_path / "own.yaml")])
+    models = (
+        [str(folder / "run")],
+        [str(folder / "run/bundle")],
+        ["--config", str(tmp_path / "own.yaml")],
+    )
     for words in (*models, ["models:/pocket@challenger", "--tracking.uri", uri]):
         assert main(["export", *words, "--to", "parquet", "--out", str(tmp_path / "out")]) == 0
         assert "items.parquet, 12 items" in capsys.readouterr().out
-    assert manifest(tmp_path / "out")["model"]["asked_for"] == "models:/pocket@challenger", "an export is replaced"
-    assert main(["export", str(folder / "run"), "--to=faiss,parquet", "--out", str(tmp_path / "x"), "--dry-run"]) == 0
+    assert manifest(tmp_path / "out")["model"]["asked_for"] == "models:/pocket@challenger", (
+        "an export is replaced"
+    )
+    assert (
+        main(
+            [
+                "export",
+                str(folder / "run"),
+                "--to=faiss,parquet",
+                "--out",
+                str(tmp_path / "x"),
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
     assert "x/" in capsys.readouterr().out and not (tmp_path / "x").exists()
 
 
@@ -290,9 +363,18 @@ def test_what_is_refused(
         ([run, "--out", out], "export.to is empty; give one or more of onnx, faiss, parquet"),
         ([run, "--to", "faiss"], "export.out is empty; give a folder"),
         ([run, "--to", "faiss", "--out", "s3://bucket/x"], "must be a local folder"),
-        ([run, "--to", "faiss", "--out", str(tmp_path / "thesis")], "is not an export, so it is not replaced"),
-        ([run, "--to", "faiss", "--out", out, "--export.users", "true"], "export.users needs the format parquet"),
-        ([run, "--to", "faiss", "--out", out, "--export.without", "[als]"], "export.without needs the format onnx"),
+        (
+            [run, "--to", "faiss", "--out", str(tmp_path / "thesis")],
+            "is not an export, so it is not replaced",
+        ),
+        (
+            [run, "--to", "faiss", "--out", out, "--export.users", "true"],
+            "export.users needs the format parquet",
+        ),
+        (
+            [run, "--to", "faiss", "--out", out, "--export.without", "[als]"],
+            "export.without needs the format onnx",
+        ),
         ([run, run, "--to", "faiss", "--out", out], "got 2 models, expected one"),
         (["--to", "faiss", "--out", out], "no model is given; usage: recsys export MODEL"),
         ([str(tmp_path), "--to", "faiss", "--out", out], "has no model bundle"),
@@ -303,7 +385,10 @@ def test_what_is_refused(
     monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: None)
     assert main(["export", run, "--to", "onnx", "--out", out]) == 2
     said = capsys.readouterr().err
-    assert "needs onnx, onnxscript, onnxruntime, which is not" in said and "pip install 'multigrain[export]'" in said
+    assert (
+        "needs onnx, onnxscript, onnxruntime, which is not" in said
+        and "pip install 'multigrain[export]'" in said
+    )
     with pytest.raises(ConfigError):
         exports.check_installed(["faiss"])
     assert not Path(out).exists()
@@ -347,11 +432,20 @@ def test_the_example_answers_as_recsys_recommend_does(
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
     words = ["--run.dir", str(tmp_path / "answers"), "--recommend.model", str(run / "bundle")]
     (tmp_path / "own.yaml").write_text("{}")
-    words += ["--config", str(tmp_path / "own.yaml"), "--recommend.requests", str(tmp_path / "asked.jsonl")]
+    words += [
+        "--config",
+        str(tmp_path / "own.yaml"),
+        "--recommend.requests",
+        str(tmp_path / "asked.jsonl"),
+    ]
     assert main(["recommend", *words]) == 0
     expected = pq.read_table(tmp_path / "answers/answers/asked.parquet").to_pylist()
-    assert main(["export", str(run), "--to", "onnx,faiss", "--out", str(tmp_path / "exported")]) == 0
-    for request, found in zip(asked, answers_of_the_example(tmp_path / "exported", asked), strict=True):
+    assert (
+        main(["export", str(run), "--to", "onnx,faiss", "--out", str(tmp_path / "exported")]) == 0
+    )
+    for request, found in zip(
+        asked, answers_of_the_example(tmp_path / "exported", asked), strict=True
+    ):
         mine = [row for row in expected if row["user_id"] == request["user_id"]]
         assert found["item_ids"] == [row["item_id"] for row in mine]
         np.testing.assert_allclose(found["scores"], [row["score"] for row in mine], atol=1e-4)
@@ -363,9 +457,14 @@ def test_the_example_adds_what_sparse_members_add(stacked: tuple[Path, Path]) ->
     bundle, folder = stacked
     at = 1_600_000_000
     event = {"item_id": "i3", "event_type": "buy", "timestamp": at - 90_000}
-    asked = [{"history": [event, "i7"], "k": 12}, {"history": ["i1"] * 9, "k": 2, "exclude_seen": False}]
+    asked = [
+        {"history": [event, "i7"], "k": 12},
+        {"history": ["i1"] * 9, "k": 2, "exclude_seen": False},
+    ]
     found = answers_of_the_example(folder, [{**row, "at": at} for row in asked])
-    expected = Recommender(read_bundle(bundle)).recommend(parse_requests([{**row, "at": at} for row in asked]))
+    expected = Recommender(read_bundle(bundle)).recommend(
+        parse_requests([{**row, "at": at} for row in asked])
+    )
     for mine, theirs in zip(found, expected, strict=True):
         assert mine["item_ids"] == theirs.item_ids
         np.testing.assert_allclose(mine["scores"], theirs.scores, atol=1e-4)

@@ -1,4 +1,6 @@
-"""The feature-store example: histories come from Feast at request time, and answers equal those of the model."""
+"""The feature-store example: histories come from Feast at request time, and answers equal those of
+the model.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,16 @@ def feast_python() -> str:
     named = os.environ.get("FEAST_PYTHON", "")
     if not named and importlib.util.find_spec("feast") is None:
         pytest.skip(
-            "needs Feast, which needs pandas below 3 and so an environment of its own: name its Python in "
-            "FEAST_PYTHON, see docs/examples/feast/README.md"
+            "needs Feast, which needs pandas below 3 and so an environment of its own: name its"
+            " Python in FEAST_PYTHON, see docs/examples/feast/README.md"
         )
     return named or sys.executable
 
 
 @pytest.mark.slow
-def test_histories_come_from_a_feature_store(feast_python: str, tmp_path: Path, one_thread: None) -> None:
+def test_histories_come_from_a_feature_store(
+    feast_python: str, tmp_path: Path, one_thread: None
+) -> None:
     pytest.importorskip("onnxruntime", reason="needs `pip install 'multigrain[export]'`")
     dataset = small_world(tmp_path / "dataset")
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
@@ -57,7 +61,9 @@ def test_histories_come_from_a_feature_store(feast_python: str, tmp_path: Path, 
 
     def serve(*words: str) -> str:
         command = [feast_python, str(tmp_path / "examples/feast/serve.py"), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={"PATH": os.environ["PATH"]})
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env={"PATH": os.environ["PATH"]}
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -66,9 +72,16 @@ def test_histories_come_from_a_feature_store(feast_python: str, tmp_path: Path, 
         return Recommender(read_bundle(tmp_path / "bundle")).recommend(asked)
 
     def check(users: list[str], answers: list[Any]) -> None:
-        found = [json.loads(line) for line in serve("ask", str(tmp_path / "exported"), *users).splitlines()]
+        found = [
+            json.loads(line)
+            for line in serve("ask", str(tmp_path / "exported"), *users).splitlines()
+        ]
         for user, mine, theirs in zip(users, found, answers, strict=True):
-            assert mine["user_id"] == user and mine["item_ids"] == theirs.item_ids and mine["source"] == theirs.source
+            assert (
+                mine["user_id"] == user
+                and mine["item_ids"] == theirs.item_ids
+                and mine["source"] == theirs.source
+            )
             np.testing.assert_allclose(mine["scores"], theirs.scores, atol=1e-4)
 
     def event(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,26 @@ import tempfile
 from pathlib import Path
 
 TARGETS = (
-    *("canonical_text", "canonical_jsonl", "canonical_parquet", "forms", "recbole", "hetrec", "sequences", "requests"),
+    *(
+        "canonical_text",
+        "canonical_jsonl",
+        "canonical_parquet",
+        "forms",
+        "recbole",
+        "hetrec",
+        "sequences",
+        "requests",
+    ),
 )
 
 
 def main(words: list[str]) -> int:
     if not words or words[0] not in TARGETS:
-        print(f"usage: python -m tests.fuzz TARGET [libFuzzer options]; targets: {', '.join(TARGETS)}", file=sys.stderr)
+        print(
+            "usage: python -m tests.fuzz TARGET [libFuzzer options]; targets:"
+            f" {', '.join(TARGETS)}",
+            file=sys.stderr,
+        )
         return 2
     import atheris
 

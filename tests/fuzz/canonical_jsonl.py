@@ -14,7 +14,10 @@ EVENTS = b"""{"user_id": "u", "item_id": "i", "timestamp": 1000000000, "value": 
 ITEMS = b"""{"item_id": "i", "title": "a \\u00e9", "price": 1.5, "tags": ["x"], "vector": [1, 2.5]}
 {"item_id": 2, "title": null, "price": "much", "tags": [1], "vector": ["a"], "more": {"a": 1}}
 """
-ARRAY = b'[{"user_id": 1234567890123456789, "item_id": 1.50},\n{"user_id": NaN, "item_id": "i", "x": [{}]}]'
+ARRAY = (
+    b'[{"user_id": 1234567890123456789, "item_id": 1.50},\n{"user_id": NaN, "item_id": "i", "x":'
+    b" [{}]}]"
+)
 SEEDS = [
     b"\x00" + EVENTS,
     b"\x01" + ITEMS,
@@ -22,7 +25,10 @@ SEEDS = [
     b'\x00{"user_id": "\\ud83d\\ude00", "item_id": 1e3}\n',
     b"\x00" + ARRAY,
     b"\x02\xef\xbb\xbf" + ARRAY,
-    b'\x00{\n "user_id": 1,\n "item_id": -0.0\n}\n{"user_id": 1e5, "item_id": 18446744073709551616}',
+    (
+        b'\x00{\n "user_id": 1,\n "item_id": -0.0\n}\n{"user_id": 1e5, "item_id":'
+        b" 18446744073709551616}"
+    ),
 ]
 
 

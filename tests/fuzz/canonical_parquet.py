@@ -43,7 +43,12 @@ COLUMNS = [
 ]
 NAMES = ("user_id", "item_id", "timestamp", "value", "event_type", "split", "extra")
 GOOD = _file(user_id=COLUMNS[0], item_id=COLUMNS[0], timestamp=COLUMNS[6], value=COLUMNS[2])
-SEEDS = [b"\x00" + GOOD, b"\x01" + bytes(range(7)), b"\x01" + bytes(range(7, 14)), b"\x01" + bytes(range(14, 22))]
+SEEDS = [
+    b"\x00" + GOOD,
+    b"\x01" + bytes(range(7)),
+    b"\x01" + bytes(range(7, 14)),
+    b"\x01" + bytes(range(14, 22)),
+]
 
 
 def run(data: bytes) -> None:
@@ -53,6 +58,8 @@ def run(data: bytes) -> None:
         return
     knob, content = data[0], data[1:]
     if knob & 1:
-        chosen = {name: COLUMNS[kind % len(COLUMNS)] for name, kind in zip(NAMES, content, strict=False)}
+        chosen = {
+            name: COLUMNS[kind % len(COLUMNS)] for name, kind in zip(NAMES, content, strict=False)
+        }
         content = _file(**chosen) if chosen else b""
     tables_of(CanonicalSource(events=[write("table.parquet", content)]))

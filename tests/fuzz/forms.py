@@ -36,7 +36,11 @@ def run(data: bytes) -> None:
         _other(first, separator, comment, content)
         return
     name = "event_type=view/table.csv" if second & 64 else "table.csv"
-    options: dict[str, Any] = {"separator": separator, "comment": comment, "decimal": "," if second & 32 else "."}
+    options: dict[str, Any] = {
+        "separator": separator,
+        "comment": comment,
+        "decimal": "," if second & 32 else ".",
+    }
     options |= {"columns": [*NAMES]} if second & 1 else {}
     options |= {"rename": {"uid": "user_id", "events": {"what": "item_id"}}} if second & 4 else {}
     options |= {"header": "yes" if second & 8 else "no" if second & 16 else "auto"}
@@ -52,7 +56,11 @@ def run(data: bytes) -> None:
 
 def _other(first: int, separator: str, comment: str, content: bytes) -> None:
     if first & 8:
-        tables_of(SequencesSource(events=write("lines.txt", content), separator=separator, comment=comment))
+        tables_of(
+            SequencesSource(
+                events=write("lines.txt", content), separator=separator, comment=comment
+            )
+        )
         return
     write("atoms/atoms.inter", content)
     try:

@@ -60,7 +60,9 @@ def _tables_of(source: Section, chunk_bytes: int | None) -> dict[str, pa.Table] 
         tables = {}
         for name, pieces in adapter.pieces().items():
             blocks = [block for piece in pieces for block in piece.read()]
-            assert all(block.schema.equals(blocks[0].schema) for block in blocks), "blocks of several layouts"
+            assert all(block.schema.equals(blocks[0].schema) for block in blocks), (
+                "blocks of several layouts"
+            )
             tables[name] = pa.concat_tables(blocks) if blocks else pa.table({})
     except UserError as error:
         assert str(error).strip() and "Traceback" not in str(error)
@@ -78,7 +80,9 @@ def hold(name: str, table: pa.Table) -> None:
     good = table.filter(pc.is_null(table.column(schema.REASON)))
     for key in KEYS[name]:
         assert good.column(key).null_count == 0, f"a good row of {name} without {key}"
-        assert not pc.any(pc.equal(good.column(key), "")).as_py(), f"a good row of {name} with an empty {key}"
+        assert not pc.any(pc.equal(good.column(key), "")).as_py(), (
+            f"a good row of {name} with an empty {key}"
+        )
     assert table.column(schema.FILE).null_count == table.column(schema.ROW).null_count == 0
     if name == "events":
         assert pc.all(pc.is_finite(good.column(schema.VALUE))).as_py() in (True, None)

@@ -24,8 +24,14 @@ from tests.handmade import HISTORIES, ITEMS, write_dataset
 
 SEEDS = [
     b'\x00{"user_id": "u0", "k": 3, "exclude_seen": false}',
-    b'\x00[{"history": ["i1", {"item_id": "i2", "event_type": "buy", "timestamp": "2020-01-01T00:00:00Z"}]}]',
-    b'\x00{"history": [{"item_id": "i2", "timestamp": 1600000000.5, "context": {}}], "horizon": 2, "context": null}',
+    (
+        b'\x00[{"history": ["i1", {"item_id": "i2", "event_type": "buy", "timestamp":'
+        b' "2020-01-01T00:00:00Z"}]}]'
+    ),
+    (
+        b'\x00{"history": [{"item_id": "i2", "timestamp": 1600000000.5, "context": {}}], "horizon":'
+        b' 2, "context": null}'
+    ),
     b'\x00{"friends": ["u1", "nobody"], "attributes": {"age": 3, "town": "a"}, "user_id": null}',
     b'\x00{"user_id": "u0", "context": {"weather": "rain", "warmth": 12.5}}',
     b'\x01{"dataframe_records": [{"user_id": "u0"}, {"user_id": "u9"}], "params": {"k": 2}}',
@@ -48,11 +54,16 @@ def service() -> Service:
         event_types=("view", "buy"),
         friends=((0, 3), (1, 2)),
         text_width=6,
-        user_columns={"age": pa.array([20.0, 30.0, 40.0, None, 25.0, 35.0]), "town": pa.array(["a", "b"] * 3)},
+        user_columns={
+            "age": pa.array([20.0, 30.0, 40.0, None, 25.0, 35.0]),
+            "town": pa.array(["a", "b"] * 3),
+        },
         context=context,
         codes=[[[2, 1]] * len(row) for row in HISTORIES],
     )
-    on: dict[str, Any] = {name: {"enabled": True} for name in ("behaviour", "social", "collaborative", "profile")}
+    on: dict[str, Any] = {
+        name: {"enabled": True} for name in ("behaviour", "social", "collaborative", "profile")
+    }
     on["profile"] |= {"min_frequency": 1}
     on["evolution"] = {"enabled": True, "query_context": ["weather", "warmth"]}
     model = {"width": 8, "max_history": 4, "item": {"init_std": 0.5}, "granularities": on}
@@ -83,7 +94,13 @@ def run(data: bytes) -> None:
     if reply.status != 200:
         assert content.get("error") or content.get("message")
         return
-    answers = content["predictions"] if data[0] & 1 else content if isinstance(content, list) else [content]
+    answers = (
+        content["predictions"]
+        if data[0] & 1
+        else content
+        if isinstance(content, list)
+        else [content]
+    )
     for answer in answers:
         assert len(answer["item_ids"]) == len(set(answer["item_ids"])) == len(answer["scores"])
         assert answer["scores"] == sorted(answer["scores"], reverse=True)

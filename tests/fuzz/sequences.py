@@ -7,7 +7,12 @@ import gzip
 from recsys.config import SequencesSource
 from tests.fuzz.reading import tables_of, write
 
-SEEDS = [b"\x00u1 a b c\nu2 d\n\nu3\n", b"\x01u1 a b\n", b"\x02u1 a b\nu2 c d", b"\x04" + gzip.compress(b"u1 a b\n")]
+SEEDS = [
+    b"\x00u1 a b c\nu2 d\n\nu3\n",
+    b"\x01u1 a b\n",
+    b"\x02u1 a b\nu2 c d",
+    b"\x04" + gzip.compress(b"u1 a b\n"),
+]
 
 
 def run(data: bytes) -> None:

@@ -1,4 +1,6 @@
-"""`recsys promote`: a better model becomes champion, a worse one does not, and MLflow records both decisions."""
+"""`recsys promote`: a better model becomes champion, a worse one does not, and MLflow records both
+decisions.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.evaluation.validation import Validator
 from recsys.gate.cross_dataset import CrossDatasetScorer, leak_of
-from recsys.gate.promotion import Findings, against_baselines, against_champion, against_drift, ranked
+from recsys.gate.promotion import (
+    Findings,
+    against_baselines,
+    against_champion,
+    against_drift,
+    ranked,
+)
 from recsys.registry.card import model_card
 from recsys.registry.minimum import alias_command, check_minimum, num_events
 from recsys.registry.provenance import lineage
@@ -40,11 +48,14 @@ from tests.handmade import Event, leave_last, write_dataset
 Captured = pytest.CaptureFixture[str]
 ITEMS = 24
 
-# ------------------------------------------------------------------------------------------------------------ the rules
+# ---------------------------------------------------------------------------------------- the rules
 
 
 def rules(**promote: Any) -> Config:
-    tree = {"model": {"granularities": {"evolution": {"enabled": True}}}, "evaluate": {"bootstrap": 500}}
+    tree = {
+        "model": {"granularities": {"evolution": {"enabled": True}}},
+        "evaluate": {"bootstrap": 500},
+    }
     return build_config({**tree, "promote": promote})
 
 
@@ -52,7 +63,9 @@ def compared(
     ours: list[float], theirs: list[float], groups: Mapping[str, Any] | None = None, **promote: Any
 ) -> Findings:
     findings = Findings()
-    against_champion(np.array(ours), np.array(theirs), dict(groups or {}), rules(**promote), findings)
+    against_champion(
+        np.array(ours), np.array(theirs), dict(groups or {}), rules(**promote), findings
+    )
     return findings
 
 
@@ -82,14 +95,26 @@ def test_significant_segment_loss_above_the_bound_refuses() -> None:
     assert "without friends (40 users: 0.3000 against 0.4000, -25.0%" in findings.reasons[0]
     assert compared(ours.tolist(), theirs.tolist(), groups, max_segment_loss=0.3).reasons == []
     few = compared(ours.tolist(), theirs.tolist(), groups, min_segment_users=50)
-    assert few.reasons == [] and few.comparison["segments"]["friends"]["without friends"]["judged"] is False
+    assert (
+        few.reasons == []
+        and few.comparison["segments"]["friends"]["without friends"]["judged"] is False
+    )
 
 
 def test_drift_above_the_bound_refuses_and_is_named() -> None:
-    drift = {"events": 100, "unknown_items": 0.6, "unknown_users": 0.9, "popularity_shift": 0.1, "miscalibration": None}
+    drift = {
+        "events": 100,
+        "unknown_items": 0.6,
+        "unknown_users": 0.9,
+        "popularity_shift": 0.1,
+        "miscalibration": None,
+    }
     findings = Findings()
     against_drift(drift, PromoteConfig(), findings)
-    assert len(findings.reasons) == 1 and "0.600, at most 0.5 (promote.max_unknown_items)" in findings.reasons[0]
+    assert (
+        len(findings.reasons) == 1
+        and "0.600, at most 0.5 (promote.max_unknown_items)" in findings.reasons[0]
+    )
     wide = Findings()
     against_drift(drift, PromoteConfig(max_unknown_items=None), wide)
     against_drift(None, PromoteConfig(), wide)
@@ -115,11 +140,15 @@ def test_every_baseline_must_be_beaten() -> None:
         against_baselines({"metric": "ndcg@5", "against": against}, PromoteConfig(), findings)
         assert len(findings.reasons) == number
     assert "evaluate.baselines is empty" in findings.reasons[0]
-    against_baselines({"metric": "ndcg@5", "against": {}}, PromoteConfig(beat_baselines=False), found := Findings())
+    against_baselines(
+        {"metric": "ndcg@5", "against": {}},
+        PromoteConfig(beat_baselines=False),
+        found := Findings(),
+    )
     assert found.reasons == [] and "were not compared" in found.notes[0]
 
 
-# ------------------------------------------------------------------------------------------------------ the whole verb
+# ----------------------------------------------------------------------------------- the whole verb
 
 
 def circle(start: int, length: int) -> list[int]:
@@ -132,9 +161,13 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        histories: list[list[Event]] = [leave_last(*circle(5 * user, 6 + user % 3)) for user in range(72)]
+        histories: list[list[Event]] = [
+            leave_last(*circle(5 * user, 6 + user % 3)) for user in range(72)
+        ]
         self.dataset = write_dataset(folder / "data", histories, ITEMS)
-        known = [[(i, k, t, s) for i, k, t, s in events[:-2] if i < 20] for events in histories[:50]]
+        known = [
+            [(i, k, t, s) for i, k, t, s in events[:-2] if i < 20] for events in histories[:50]
+        ]
         early: list[list[Event]] = [
             [
                 (*event[:3], Split.VALID if place == len(events) - 1 else Split.TRAIN)
@@ -149,7 +182,10 @@ class World:
         for name in ("early", "told"):  # other data, another hash
             manifest = folder / name / "manifest.json"
             manifest.write_text(manifest.read_text().replace("0123456789abcdef", f"{name:0<16}"))
-        self.early, self.told = PreparedDataset(str(folder / "early")), PreparedDataset(str(folder / "told"))
+        self.early, self.told = (
+            PreparedDataset(str(folder / "early")),
+            PreparedDataset(str(folder / "told")),
+        )
         tree = {
             "run": {"dir": str(folder / "run")},
             "data": {"dir": str(folder / "data")},
@@ -157,9 +193,18 @@ class World:
                 "width": 16,
                 "max_history": 8,
                 "item": {"text": False},
-                "granularities": {"evolution": {"enabled": True, "dropout": 0.0, "input_dropout": 0.0}},
+                "granularities": {
+                    "evolution": {"enabled": True, "dropout": 0.0, "input_dropout": 0.0}
+                },
             },
-            "train": {"epochs": 12, "batch_size": 16, "metric": "ndcg@5", "warmup": 0.0, "lr": 0.02, "refit": False},
+            "train": {
+                "epochs": 12,
+                "batch_size": 16,
+                "metric": "ndcg@5",
+                "warmup": 0.0,
+                "lr": 0.02,
+                "refit": False,
+            },
             "evaluate": {"ks": [5], "bootstrap": 200, "baselines": ["popularity"]},
             "registry": {"name": "pocket", "data_license": "made up"},
         }
@@ -171,11 +216,18 @@ class World:
         """Train, write and register a model; returns its version."""
         return str(self.registered(dataset, {"model": {}}, **train).version)
 
-    def registered(self, dataset: PreparedDataset, metrics: dict[str, Any], **train: Any) -> RegisteredModel:
-        config = self.config.model_copy(update={"train": self.config.train.model_copy(update=train)})
+    def registered(
+        self, dataset: PreparedDataset, metrics: dict[str, Any], **train: Any
+    ) -> RegisteredModel:
+        config = self.config.model_copy(
+            update={"train": self.config.train.model_copy(update=train)}
+        )
         found = fit(config, dataset, Validator.of(config), TrainContext())
         with Tracker(config, apart=True) as tracker:
-            extra = {"refit": found.refit, "lineage": lineage(config, dataset.manifest.content_hash, tracker)}
+            extra = {
+                "refit": found.refit,
+                "lineage": lineage(config, dataset.manifest.content_hash, tracker),
+            }
             card = model_card(config, dataset.manifest, {}, extra["lineage"])  # type: ignore[arg-type]
             write_bundle(self.folder / "bundle", found.frozen, dataset, extra, None, card)
             return register(tracker, self.folder / "bundle", config, metrics)
@@ -193,7 +245,10 @@ class World:
         return found
 
     def aliases(self) -> dict[str, str]:
-        return {name: str(version) for name, version in self.client.get_registered_model("pocket").aliases.items()}
+        return {
+            name: str(version)
+            for name, version in self.client.get_registered_model("pocket").aliases.items()
+        }
 
     def tags(self, version: str) -> dict[str, str]:
         return dict(self.client.get_model_version("pocket", version).tags)
@@ -208,15 +263,24 @@ def world(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> World:
     return world
 
 
-def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsys: Captured) -> None:
-    # there is no champion: only the baselines decide; they are measured here because the bundle stores none
+def test_champion_is_promoted_refused_forced_and_rolled_back(
+    world: World, capsys: Captured
+) -> None:
+    # there is no champion: only the baselines decide; they are measured here because the bundle
+    # stores none
     assert world.promote("--promote.model", "models:/pocket/1") == 0
     assert world.aliases() == {"challenger": "3", "champion": "1"}
     record = world.record()
-    assert record["decision"] == "promoted" and record["champion"] is None and record["comparison"] == {}
+    assert (
+        record["decision"] == "promoted"
+        and record["champion"] is None
+        and record["comparison"] == {}
+    )
     assert record["baselines"]["against"]["popularity"]["low"] > 0
     listed = [(one["version"], one["aliases"], one["events"]) for one in record["candidates"]]
-    assert [version for version, _, _ in listed] == ["3", "2", "1"] and listed[0][1] == ["challenger"]
+    assert [version for version, _, _ in listed] == ["3", "2", "1"] and listed[0][1] == [
+        "challenger"
+    ]
     assert listed[0][2] > listed[2][2] > 0, "the first version is of fewer events"
     assert "## Versions before the decision" in (world.folder / "run/promotion.md").read_text()
     assert any("there is no champion yet" in note for note in record["notes"])
@@ -230,12 +294,17 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsy
     assert record["comparison"]["low"] > 0 and record["comparison"]["queries"] == 72
     assert any("it does not know 4 of 24 items" in note for note in record["notes"])
     assert record["comparison"]["segments"]["champion"]["new to the champion"]["queries"] == 22
-    assert world.tags("1")["promotion.replaced_by"] == "2" and world.tags("2")["promotion.replaced"] == "1"
+    assert (
+        world.tags("1")["promotion.replaced_by"] == "2"
+        and world.tags("2")["promotion.replaced"] == "1"
+    )
 
     # a worse model is refused with reasons: exit code 1, no alias moves
     assert world.promote() == 1
     message = capsys.readouterr().err
-    assert message.startswith("recsys: pocket version 3 is not promoted, version 2 stays champion\n  - ndcg@5 0.")
+    assert message.startswith(
+        "recsys: pocket version 3 is not promoted, version 2 stays champion\n  - ndcg@5 0."
+    )
     assert "Traceback" not in message and "known users (72 users: " in message
     assert world.aliases()["champion"] == "2" and world.record()["promoted"] is False
     assert world.tags("3")["promotion.decision"] == "refused"
@@ -244,14 +313,20 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsy
     # by force, with a reason that looks like YAML
     assert world.promote("--force", "hotfix: see #7") == 0
     assert world.aliases() == {"challenger": "3", "champion": "3", "previous": "2"}
-    assert world.record()["decision"] == "forced" and world.tags("3")["promotion.force"] == "hotfix: see #7"
+    assert (
+        world.record()["decision"] == "forced"
+        and world.tags("3")["promotion.force"] == "hotfix: see #7"
+    )
     assert world.record()["reasons"] != []
     assert world.promote() == 0 and world.record()["decision"] == "unchanged"
 
     # roll back, and roll back again
     assert world.promote("--rollback") == 0
     assert world.aliases() == {"challenger": "3", "champion": "2", "previous": "1"}
-    assert world.record()["decision"] == "rolled back" and world.tags("2")["promotion.decision"] == "rolled back"
+    assert (
+        world.record()["decision"] == "rolled back"
+        and world.tags("2")["promotion.decision"] == "rolled back"
+    )
     assert world.promote("--promote.rollback", "true") == 0
     assert world.aliases() == {"challenger": "3", "champion": "1"}
     assert world.promote("--rollback") == 2
@@ -261,7 +336,9 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsy
     experiment = world.client.get_experiment_by_name("multigrain-promotions")
     assert experiment is not None
     runs = world.client.search_runs([experiment.experiment_id], "tags.`promotion.model` = 'pocket'")
-    told = sorted((run.data.tags["promotion.version"], run.data.tags["promotion.decision"]) for run in runs)
+    told = sorted(
+        (run.data.tags["promotion.version"], run.data.tags["promotion.decision"]) for run in runs
+    )
     assert told == [
         ("1", "promoted"),
         ("1", "rolled back"),
@@ -278,10 +355,14 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(world: World, capsy
     assert {"promotion.json", "promotion.md"} <= names
     page = (world.folder / "run/promotion.md").read_text()
     assert page.startswith("# pocket version 1: rolled back")
-    assert not (world.folder / "run/tracking.json").exists(), "the run that stages share is another one"
+    assert not (world.folder / "run/tracking.json").exists(), (
+        "the run that stages share is another one"
+    )
 
 
-def test_champion_trained_on_test_events_is_refused_unless_forced(world: World, capsys: Captured) -> None:
+def test_champion_trained_on_test_events_is_refused_unless_forced(
+    world: World, capsys: Captured
+) -> None:
     version = world.register(world.told, epochs=2)
     uri = f"models:/pocket/{version}"
     bundle = read_bundle(resolve(uri, world.uri))
@@ -296,7 +377,9 @@ def test_champion_trained_on_test_events_is_refused_unless_forced(world: World, 
         world.client.set_registered_model_alias("pocket", "champion", before or "1")
 
 
-def test_model_that_cannot_answer_is_refused_even_with_force(world: World, capsys: Captured) -> None:
+def test_model_that_cannot_answer_is_refused_even_with_force(
+    world: World, capsys: Captured
+) -> None:
     version = world.register(world.dataset, epochs=1)
     place = resolve(f"models:/pocket/{version}", world.uri)
     (place / WEIGHTS).write_bytes(b"nothing")
@@ -310,18 +393,22 @@ def comparison_of(low: float, high: float) -> dict[str, Any]:
     return {"metric": "ndcg@5", "best_on_test": "popularity", "against": against}
 
 
-def test_version_below_the_minimum_does_not_move_the_challenger(world: World, capsys: Captured) -> None:
+def test_version_below_the_minimum_does_not_move_the_challenger(
+    world: World, capsys: Captured
+) -> None:
     holder = world.aliases()["challenger"]
     below = {"model": {"ndcg@5": 0.1}, "comparison": comparison_of(-0.3, -0.1)}
     worse = world.registered(world.dataset, below, epochs=1)
-    smaller = world.registered(world.early, {"model": {}, "comparison": comparison_of(0.1, 0.3)}, epochs=1)
+    smaller = world.registered(
+        world.early, {"model": {}, "comparison": comparison_of(0.1, 0.3)}, epochs=1
+    )
     assert world.aliases()["challenger"] == holder
     assert worse.alias == "" and worse.uri == worse.pinned_uri == f"models:/pocket/{worse.version}"
     said = "without an alias: ndcg@5 is significantly below the baseline popularity (-0.2000"
     assert said in worse.said and "\n" not in worse.said
     assert (
-        f"has {num_events(asdict(world.early.manifest))} events, that of the present challenger, version {holder}, has"
-        in smaller.said
+        f"has {num_events(asdict(world.early.manifest))} events, that of the present challenger,"
+        f" version {holder}, has" in smaller.said
     )
     assert "registry.min_data 0.9" in smaller.said
     assert world.tags(str(worse.version))["minimum"] == "below"
@@ -329,35 +416,65 @@ def test_version_below_the_minimum_does_not_move_the_challenger(world: World, ca
 
     capsys.readouterr()
     world.promote("--promote.model", f"models:/pocket/{worse.version}", "--promote.margin", "0.5")
-    (row,) = [line for line in capsys.readouterr().out.splitlines() if "below the baseline popularity" in line]
-    assert "0.1000" in row and f"{worse.version} " in row and "  no  ndcg@5 is significantly below" in row
+    (row,) = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if "below the baseline popularity" in line
+    ]
+    assert (
+        "0.1000" in row
+        and f"{worse.version} " in row
+        and "  no  ndcg@5 is significantly below" in row
+    )
     notes = world.record()["notes"]
-    assert any(note.startswith(f"version {worse.version} is below the minimum for the alias") for note in notes)
+    assert any(
+        note.startswith(f"version {worse.version} is below the minimum for the alias")
+        for note in notes
+    )
 
 
 def test_printed_command_sets_the_alias_by_hand(world: World, capsys: Captured) -> None:
     holder = world.aliases()["challenger"]
-    below = world.registered(world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1)
+    below = world.registered(
+        world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1
+    )
     try:
         command = below.said.rpartition("by hand: ")[2]
-        subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, timeout=120)
+        subprocess.run(
+            command.replace("python", sys.executable, 1), shell=True, check=True, timeout=120
+        )
         assert world.aliases()["challenger"] == str(below.version)
     finally:
         world.client.set_registered_model_alias("pocket", "challenger", holder)
 
 
-def test_scheduled_promotion_fails_when_newest_version_is_below_the_minimum(world: World, capsys: Captured) -> None:
+def test_scheduled_promotion_fails_when_newest_version_is_below_the_minimum(
+    world: World, capsys: Captured
+) -> None:
     before = world.aliases()
-    below = world.registered(world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1)
+    below = world.registered(
+        world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1
+    )
     try:
         world.client.set_registered_model_alias("pocket", "champion", before["challenger"])
-        assert world.promote("--promote.model", "models:/pocket@challenger") == 1, "nobody would hear of it otherwise"
+        assert world.promote("--promote.model", "models:/pocket@challenger") == 1, (
+            "nobody would hear of it otherwise"
+        )
         error = capsys.readouterr().err
-        assert f"version {below.version} is not promoted, version {before['challenger']} stays champion" in error
+        assert (
+            f"version {below.version} is not promoted, version {before['challenger']} stays"
+            " champion" in error
+        )
         assert f"{below.version} is newer and below the minimum" in error
         assert f"--promote.model models:/pocket/{below.version}" in error
-        assert world.record()["decision"] == world.tags(str(below.version))["promotion.decision"] == "refused"
-        assert world.promote("--promote.model", f"models:/pocket/{before['challenger']}") == 0, "asked by its number"
+        assert (
+            world.record()["decision"]
+            == world.tags(str(below.version))["promotion.decision"]
+            == "refused"
+        )
+        assert world.promote("--promote.model", f"models:/pocket/{before['challenger']}") == 0, (
+            "asked by its number"
+        )
         assert world.record()["decision"] == "unchanged"
     finally:
         world.client.set_registered_model_alias("pocket", "champion", before.get("champion", "1"))
@@ -365,7 +482,9 @@ def test_scheduled_promotion_fails_when_newest_version_is_below_the_minimum(worl
 
 def test_every_command_says_why_no_version_has_the_alias(world: World, capsys: Captured) -> None:
     before = world.aliases()
-    below = world.registered(world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1)
+    below = world.registered(
+        world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1
+    )
     world.client.delete_registered_model_alias("pocket", "challenger")
     try:
         for words in (["promote"], ["update"], ["serve"], ["recommend"]):
@@ -374,8 +493,8 @@ def test_every_command_says_why_no_version_has_the_alias(world: World, capsys: C
             out, error = capsys.readouterr()
             assert "models:/pocket@challenger is not registered" in error
             assert (
-                f"models:/pocket/{below.version} (no alias: ndcg@5 is significantly below the baseline popularity"
-                in error
+                f"models:/pocket/{below.version} (no alias: ndcg@5 is significantly below the"
+                " baseline popularity" in error
             )
             assert ("  no  ndcg@5 is significantly below" in out) == (words == ["promote"]), (
                 "the gate lists all versions"
@@ -388,7 +507,14 @@ def test_champion_changes_and_rolls_back_without_a_challenger(world: World) -> N
     before = world.aliases()
     world.client.delete_registered_model_alias("pocket", "challenger")
     try:
-        forced = ["--promote.model", "models:/pocket/1", "--promote.margin", "0.5", "--force", "a test"]
+        forced = [
+            "--promote.model",
+            "models:/pocket/1",
+            "--promote.margin",
+            "0.5",
+            "--force",
+            "a test",
+        ]
         world.client.set_registered_model_alias("pocket", "champion", "2")
         assert world.promote(*forced) == 0 and world.aliases()["champion"] == "1"
         assert world.promote("--rollback") == 0 and world.aliases()["champion"] == "2"
@@ -402,12 +528,16 @@ def test_minimum_compares_best_baseline_and_events_of_alias_holder() -> None:
     held = {"the present challenger": 100}
     even = comparison_of(-0.03, 0.01)
     assert check_minimum(even, 90, {}, rules()).passed, "chance"
-    assert "is not distinguishable from the baseline popularity (-0.0100" in check_minimum(even, 90, {}, rules()).why
+    assert (
+        "is not distinguishable from the baseline popularity (-0.0100"
+        in check_minimum(even, 90, {}, rules()).why
+    )
     assert not check_minimum(even, 90, held, rules()).passed, (
         "it would take the alias from a version that may be better"
     )
     assert (
-        "is above the baseline popularity (+0.0200" in check_minimum(comparison_of(0.01, 0.03), 90, held, rules()).why
+        "is above the baseline popularity (+0.0200"
+        in check_minimum(comparison_of(0.01, 0.03), 90, held, rules()).why
     )
     asked = check_minimum({}, 89, held, rules())
     assert not asked.passed and "has 89 events" in asked.why
@@ -430,7 +560,10 @@ def test_alias_command_is_quoted_for_a_shell() -> None:
 def test_invalid_promotions_are_refused(world: World, capsys: Captured) -> None:
     for words, message in (
         (["--promote.model", "some/folder"], "expected a registered version"),
-        (["--promote.model", "models:/pocket@nobody"], "models:/pocket@nobody is not registered; registered models"),
+        (
+            ["--promote.model", "models:/pocket@nobody"],
+            "models:/pocket@nobody is not registered; registered models",
+        ),
         (["--tracking.enabled", "false"], "tracking.enabled is false"),
         (["--promote.margin", "2"], "promote.margin"),
     ):
@@ -438,7 +571,7 @@ def test_invalid_promotions_are_refused(world: World, capsys: Captured) -> None:
         assert message in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------- by ids, card, digest
+# ----------------------------------------------------------------------------- by ids, card, digest
 
 
 def test_ranking_by_ids_equals_ranking_by_dense_numbers(world: World) -> None:
@@ -448,11 +581,15 @@ def test_ranking_by_ids_equals_ranking_by_dense_numbers(world: World) -> None:
     _, direct_B = ranked(bundle.model, queries, world.config)
     _, by_ids_B = ranked(CrossDatasetScorer(bundle, world.dataset), queries, world.config)
     assert direct_B.tolist() == by_ids_B.tolist()
-    scores_BN = CrossDatasetScorer(bundle, world.early).scores(world.early.histories().queries(Split.VALID))
+    scores_BN = CrossDatasetScorer(bundle, world.early).scores(
+        world.early.histories().queries(Split.VALID)
+    )
     assert scores_BN.shape[1] == 20 and bool(scores_BN.isfinite().all())
     small = read_bundle(resolve("models:/pocket/1", world.uri))
     scores_BN = CrossDatasetScorer(small, world.dataset).scores(queries)
-    assert scores_BN.isneginf().sum(1).unique().tolist() == [4], "items that it does not know are never recommended"
+    assert scores_BN.isneginf().sum(1).unique().tolist() == [4], (
+        "items that it does not know are never recommended"
+    )
 
 
 def test_context_is_encoded_with_the_codes_of_the_bundle() -> None:
@@ -468,8 +605,15 @@ def test_context_is_encoded_with_the_codes_of_the_bundle() -> None:
 
 def test_version_and_bundle_have_card_and_lineage(world: World) -> None:
     version = world.client.get_model_version("pocket", "2")
-    assert {"git.commit", "git.changed", "config.digest", "dataset.content_hash"} <= version.tags.keys()
-    assert "Data licence: made up." in version.description and "MODEL_CARD.md" in version.description
+    assert {
+        "git.commit",
+        "git.changed",
+        "config.digest",
+        "dataset.content_hash",
+    } <= version.tags.keys()
+    assert (
+        "Data licence: made up." in version.description and "MODEL_CARD.md" in version.description
+    )
     bundle = resolve("models:/pocket/2", world.uri)
     card = (bundle / "MODEL_CARD.md").read_text()
     assert "- licence: made up" in card and f"- MLflow run: {version.run_id}" in card
@@ -483,12 +627,23 @@ def test_card_shows_the_numbers_of_metrics_json(world: World) -> None:
         "model": {"ndcg@5": 0.5, "coverage@5": 0.75},
         "baselines": {"ease": {"ndcg@5": 0.25}},
         "confidence": {"model": {"ndcg@5": [0.4, 0.6]}},
-        "comparison": {"against": {"ease": {"difference": 0.25, "low": 0.1, "high": 0.4, "p": 0.01}}},
-        "segments": {"history": {"1–4": {"queries": 7, "model": {"ndcg@5": 0.3}, "interval": [0.1, 0.5]}}},
+        "comparison": {
+            "against": {"ease": {"difference": 0.25, "low": 0.1, "high": 0.4, "p": 0.01}}
+        },
+        "segments": {
+            "history": {"1–4": {"queries": 7, "model": {"ndcg@5": 0.3}, "interval": [0.1, 0.5]}}
+        },
         "granularities": {"evolution": {"weight": 0.5, "ndcg@5_without": 0.125}},
         "data": {"queries": 72, "fitted_through": "valid", "exclude_seen": True},
     }
-    made = {"release": "1", "dataset": "abc", "git_commit": "f00", "git_changed": True, "run_id": "r", "config": "d"}
+    made = {
+        "release": "1",
+        "dataset": "abc",
+        "git_commit": "f00",
+        "git_changed": True,
+        "run_id": "r",
+        "config": "d",
+    }
     card = model_card(world.config, world.dataset.manifest, metrics, made)
     for line in (
         "| **ndcg@5** | 0.5000 | 0.4000 … 0.6000 |",
@@ -501,6 +656,8 @@ def test_card_shows_the_numbers_of_metrics_json(world: World) -> None:
         assert line in card.splitlines(), line
 
 
-def test_a_folder_outside_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_outside_git_has_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert working_commit(tmp_path) == (UNKNOWN, False)

@@ -30,7 +30,12 @@ def events() -> Histories:
     for user in range(USERS):
         days = np.sort(random.choice(100, 12))
         own = random.permutation(ITEMS // 2) * 2 + user % 2
-        rows.append([int(own[min(int(random.exponential(3)), len(own) - 1)] + day // 50) % ITEMS for day in days])
+        rows.append(
+            [
+                int(own[min(int(random.exponential(3)), len(own) - 1)] + day // 50) % ITEMS
+                for day in days
+            ]
+        )
         times += [int(day + 1) * DAY + user for day in days]
     made = replace(Histories.of_items(rows, list(range(USERS))), times_E=np.array(times))
     types_E = random.integers(0, 2, len(times)).astype(made.types_E.dtype)
@@ -65,17 +70,42 @@ PLAIN = {"recency": 0.0, "half_life": "none"}
     ("baseline", "constants", "name", "options"),
     [
         ("popularity", {}, "popularity", {"half_life": "none", "counts": "users", "as_of": "last"}),
-        ("recent_popularity", {"half_life_days": 7.0}, "popularity", {"half_life": 7.0, "counts": "all", "rest": 1e-6}),
-        ("item_knn", {"neighbours": 100}, "item_knn", {"neighbours": 100, "shrinkage": 0.0, "itself": True, **PLAIN}),
-        ("als", {"regularization": 10.0, "alpha": 10.0}, "als", {"regularisation": 10.0, "alpha": 10.0}),
-        ("ease", {"l2": 30.0}, "item_cf", {"regularisation": 30.0, "recency": 0.0, "itself": False}),
+        (
+            "recent_popularity",
+            {"half_life_days": 7.0},
+            "popularity",
+            {"half_life": 7.0, "counts": "all", "rest": 1e-6},
+        ),
+        (
+            "item_knn",
+            {"neighbours": 100},
+            "item_knn",
+            {"neighbours": 100, "shrinkage": 0.0, "itself": True, **PLAIN},
+        ),
+        (
+            "als",
+            {"regularization": 10.0, "alpha": 10.0},
+            "als",
+            {"regularisation": 10.0, "alpha": 10.0},
+        ),
+        (
+            "ease",
+            {"l2": 30.0},
+            "item_cf",
+            {"regularisation": 30.0, "recency": 0.0, "itself": False},
+        ),
         ("frequency", {"half_life": 30.0}, "frequency", {"half_life": 30.0}),
         ("frequency", {"half_life": None}, "frequency", {"half_life": "none"}),
     ],
 )
 @pytest.mark.parametrize("types", ["all", "targets"])
 def test_member_ranks_as_the_baseline_of_its_kind(
-    events: Histories, baseline: str, constants: Mapping[str, Any], name: str, options: dict[str, Any], types: str
+    events: Histories,
+    baseline: str,
+    constants: Mapping[str, Any],
+    name: str,
+    options: dict[str, Any],
+    types: str,
 ) -> None:
     fitted = build_baseline(baseline, EvaluateConfig(exclude_seen=False))
     fitted.constants = dict(constants)
@@ -96,10 +126,20 @@ def test_recent_popularity_is_exact_between_stored_times(events: Histories) -> N
     fitted = build_baseline("recent_popularity", EvaluateConfig(exclude_seen=False))
     fitted.constants = {"half_life_days": 3.0}
     fitted.fit(events, ITEMS)
-    options = {"half_life": 3.0, "counts": "all", "rest": 1e-6, "types": "all", "as_of": "question", "moments": 5}
+    options = {
+        "half_life": 3.0,
+        "counts": "all",
+        "rest": 1e-6,
+        "types": "all",
+        "as_of": "question",
+        "moments": 5,
+    }
     for day in (55, 80, 97):
         queries = asked(events, day)
-        found, expected = member("popularity", events, **options).scores(queries), fitted.scores(queries)
+        found, expected = (
+            member("popularity", events, **options).scores(queries),
+            fitted.scores(queries),
+        )
         assert same_order(found[0].numpy(), np.log(expected[0].numpy() + 1e-6)), f"day {day}"
 
 

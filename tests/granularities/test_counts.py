@@ -37,14 +37,27 @@ AGE = Field("age", "number", edges=(20.0, 30.0, 50.0), center=30.0, scale=10.0)
 SEX = Field("sex", "category", 1, ("f", "m"))
 LIKES = Field("likes", "list", 2, ("jazz", "rock", "folk"))
 ROWS = [[0, 1], [1, 2], [1, 3], [0]]  # item 4 has no events
-PEOPLE = pa.table({"age": [25.0, 20.0, 70.0, None], "sex": ["f", "f", "m", None], "likes": [["jazz"], None, [], None]})
-CROSSES: dict[str, Any] = {"enabled": True, "fit": "counts", "crosses": [["age", "sex"]], "smoothing": 4.0}
+PEOPLE = pa.table(
+    {
+        "age": [25.0, 20.0, 70.0, None],
+        "sex": ["f", "f", "m", None],
+        "likes": [["jazz"], None, [], None],
+    }
+)
+CROSSES: dict[str, Any] = {
+    "enabled": True,
+    "fit": "counts",
+    "crosses": [["age", "sex"]],
+    "smoothing": 4.0,
+}
 
 
 def _graphs(facts: Facts | None = None) -> Graphs:
     users_E = torch.tensor([user for user, row in enumerate(ROWS) for _ in row])
     items_E = torch.tensor([item for row in ROWS for item in row])
-    profiles = Profiles(encode_table(PEOPLE, (AGE, SEX)), encode_table(pa.table({"x": [0] * ITEMS}), ()))
+    profiles = Profiles(
+        encode_table(PEOPLE, (AGE, SEX)), encode_table(pa.table({"x": [0] * ITEMS}), ())
+    )
     return Graphs(4, ITEMS, users_E, items_E, inputs={"profile": profiles, "knowledge": facts})
 
 
@@ -55,7 +68,9 @@ def _sizes(**more: Any) -> ModelSizes:
 
 def _batch(rows: list[list[int]], users: list[int]) -> Batch:
     asked = Histories.of_items(rows, users)
-    return last_position(Queries(asked, np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)), 10)
+    return last_position(
+        Queries(asked, np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)), 10
+    )
 
 
 VIEW = ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0))
@@ -90,10 +105,16 @@ def test_profile_by_hand() -> None:
     odds = [np.log((c + 4 * share) / ((c.sum() + 4) * share)) for c in (young, middle)]
     np.testing.assert_allclose(scores[0, :4], (odds[0] + odds[1]) / 2, atol=1e-5)
     np.testing.assert_allclose(scores[1, :4], odds[0], atol=1e-5)
-    assert present.tolist() == [True, True, True, False, True, False] and not scores[3].any() and not scores[5].any()
+    assert (
+        present.tolist() == [True, True, True, False, True, False]
+        and not scores[3].any()
+        and not scores[5].any()
+    )
     assert not scores[:4, 4].any(), "an item without events is equally likely in all cells"
     popularity = np.log(np.array([3, 4, 2, 2, 1]) / 12)
-    np.testing.assert_allclose(scores[4], scores[0] + popularity, atol=1e-5, err_msg="without a history")
+    np.testing.assert_allclose(
+        scores[4], scores[0] + popularity, atol=1e-5, err_msg="without a history"
+    )
 
 
 def test_knowledge_by_hand() -> None:
@@ -117,14 +138,18 @@ def test_knowledge_by_hand() -> None:
     np.testing.assert_allclose(z[0], expected, atol=1e-5)
     assert present.tolist() == [True, False, False] and not z[1:].any()
     scores = z @ module.own_items(state).T
-    assert math.isclose(scores[0, 4], scores[0, 2], rel_tol=1e-6), "an item without events is ranked by its facts"
+    assert math.isclose(scores[0, 4], scores[0, 2], rel_tol=1e-6), (
+        "an item without events is ranked by its facts"
+    )
 
 
 def test_knowledge_counts_facts_both_ways_and_keeps_the_largest() -> None:
     """Items 0 and 1 share the sequel 2, which is the other end of both: kind 0 (tails) and kind 1
     (heads).
     """
-    heads, relations, tails = torch.tensor([(0, 0, 2), (1, 0, 2), (5, 0, 0), (5, 0, 3), (6, 0, 3), (6, 0, 4)]).T
+    heads, relations, tails = torch.tensor(
+        [(0, 0, 2), (1, 0, 2), (5, 0, 0), (5, 0, 3), (6, 0, 3), (6, 0, 4)]
+    ).T
     facts = Facts(7, 1, heads, relations, tails, torch.arange(ITEMS))
     sizes = _sizes(knowledge={"entities": 7, "relations": 1})
 
@@ -132,7 +157,8 @@ def test_knowledge_counts_facts_both_ways_and_keeps_the_largest() -> None:
         module = KnowledgeCounts(KnowledgeConfig(fit="counts", **options), sizes)
         return module.state(VIEW, _graphs(facts))["shares_NE"].tolist()
 
-    # 2 as a tail of 0 and 1; 5 as the head of 0 and 3; 6 as the head of 3 and 4, of which it is one in two of 3's
+    # 2 as a tail of 0 and 1; 5 as the head of 0 and 3; 6 as the head of 3 and 4, of which it is one
+    # in two of 3's
     assert shares() == [[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0.5, 0.5], [0, 0, 1]]
     assert shares(max_entities=1) == [[1], [1], [0], [0], [0]], "2 has five events"
 
@@ -141,7 +167,9 @@ def test_counts_report_impossible_settings() -> None:
     with pytest.raises(ConfigError, match="names sxe, not among the fields of users: age, sex"):
         ProfileCounts(ProfileConfig(fit="counts", crosses=[["age", "sxe"]]), _sizes())
     with pytest.raises(ConfigError, match="needs attributes of users"):
-        ProfileCounts(ProfileConfig(fit="counts"), _sizes(profile=ProfileEncoding((), ()).to_json()))
+        ProfileCounts(
+            ProfileConfig(fit="counts"), _sizes(profile=ProfileEncoding((), ()).to_json())
+        )
     many = Field("zip", "category", 1, tuple(map(str, range(2000))))
     with pytest.raises(ConfigError, match="makes 6,000 cells, at most 4,096"):
         Cells((AGE, many), [["age", "zip"]])
@@ -153,7 +181,11 @@ def test_counts_report_impossible_settings() -> None:
 
 # friends are uninformative in these worlds, and the history is not read
 BASE: dict[str, Any] = {"social": {}}
-COUNTS: dict[str, Any] = {"fit": "counts", "crosses": [["age", "gender"], ["age", "country"]], "bins": 6}
+COUNTS: dict[str, Any] = {
+    "fit": "counts",
+    "crosses": [["age", "gender"], ["age", "country"]],
+    "bins": 6,
+}
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +205,20 @@ def test_planted_profile(dataset: PreparedDataset, with_: FrozenModel) -> None:
     assert margin(found, without) > 0.3
 
 
-def test_new_user_is_ranked_by_attributes_alone(dataset: PreparedDataset, with_: FrozenModel) -> None:
+def test_new_user_is_ranked_by_attributes_alone(
+    dataset: PreparedDataset, with_: FrozenModel
+) -> None:
     """No history and no friends, attributes from the table: better than popularity. Measured: .082,
     .043.
     """
     queries = dataset.histories().queries(Split.TEST)
-    nobody = Histories.of_items([[] for _ in range(len(queries))], queries.histories.users_U.tolist())
-    friendless = {**with_.states["social"], "present_V": torch.zeros_like(with_.states["social"]["present_V"])}
+    nobody = Histories.of_items(
+        [[] for _ in range(len(queries))], queries.histories.users_U.tolist()
+    )
+    friendless = {
+        **with_.states["social"],
+        "present_V": torch.zeros_like(with_.states["social"]["present_V"]),
+    }
     alone = FrozenModel(
         *(with_.config, with_.sizes, with_.encoders, with_.items),
         {**with_.states, "social": friendless},
@@ -208,12 +247,18 @@ def shorten(dataset: PreparedDataset) -> None:
     """Replace the facts by direct ones: ITEM —made by→ X —owned by→ Y gives ITEM —owned by→ Y."""
     head, relation, tail = dataset.facts()
     items = set(dataset.item_entities().tolist())
-    beyond = {int(h): (int(r), int(t)) for h, r, t in zip(head, relation, tail, strict=True) if int(h) not in items}
+    beyond = {
+        int(h): (int(r), int(t))
+        for h, r, t in zip(head, relation, tail, strict=True)
+        if int(h) not in items
+    }
     own = [(int(h), *beyond[int(t)]) for h, t in zip(head, tail, strict=True) if int(t) in beyond]
     assert len(own) >= dataset.num_items
     columns = {
         name: pa.array(part, pa.int32())
-        for name, part in zip(("head", "relation", "tail"), zip(*sorted(own), strict=True), strict=True)
+        for name, part in zip(
+            ("head", "relation", "tail"), zip(*sorted(own), strict=True), strict=True
+        )
     }
     pq.write_table(pa.table(columns), f"{dataset.root}/graphs/knowledge.parquet")
 

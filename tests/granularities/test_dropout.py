@@ -13,7 +13,9 @@ def test_a_share_is_zero_and_the_mean_stays(rate: float) -> None:
     torch.manual_seed(0)
     dropped = Dropout(rate)(torch.ones(400, 501))
     share = float((dropped == 0).float().mean())
-    assert abs(share - rate) < 5 * (rate * (1 - rate) / dropped.numel()) ** 0.5, "five standard deviations"
+    assert abs(share - rate) < 5 * (rate * (1 - rate) / dropped.numel()) ** 0.5, (
+        "five standard deviations"
+    )
     assert dropped.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=1e-4)
 
 

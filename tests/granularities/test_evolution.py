@@ -73,7 +73,12 @@ def test_last_position_alone_equals_all_positions(cell: str, positions: str) -> 
     histories = timed([1, 2, 3, 4, 5], [], [6], [7, 8, 1])
     alone = last_position(Queries(histories, np.zeros(5, np.int64), np.zeros(0, np.int32)), 7)
     alone = replace(alone, seen_B=torch.tensor([4, 0, 1, 3]))  # one row sees a part
-    twice = replace(alone, **{name: torch.cat([getattr(alone, name)] * 2) for name in ("rows_B", "seen_B", "asked_BC")})
+    twice = replace(
+        alone,
+        **{
+            name: torch.cat([getattr(alone, name)] * 2) for name in ("rows_B", "seen_B", "asked_BC")
+        },
+    )
     (z_BD, present_B), (all_BD, _) = (module(batch, items(), {}) for batch in (alone, twice))
     torch.testing.assert_close(z_BD, all_BD[:4])
     assert present_B.tolist() == [True, False, True, True] and not z_BD[1].any()
@@ -81,11 +86,15 @@ def test_last_position_alone_equals_all_positions(cell: str, positions: str) -> 
 
 @pytest.mark.parametrize("cell", ["attention", "hstu", "gru", "lstm"])
 def test_padding_changes_nothing(cell: str) -> None:
-    """A short history has the same result alone and next to one that doubles the length of its row."""
+    """A short history has the same result alone and next to one that doubles the length of its
+    row.
+    """
     module = made(cell=cell, layers=2)
     histories = timed([3, 1, 4], [1, 5, 2, 6, 5, 3])
     both = last_position(Queries(histories, np.zeros(3, np.int64), np.zeros(0, np.int32)), 7)
-    alone = last_position(Queries(histories.take(np.array([0])), np.zeros(2, np.int64), np.zeros(0, np.int32)), 7)
+    alone = last_position(
+        Queries(histories.take(np.array([0])), np.zeros(2, np.int64), np.zeros(0, np.int32)), 7
+    )
     assert both.history_UL.shape[1] == 2 * alone.history_UL.shape[1]
     with torch.no_grad():
         padded_BD, alone_BD = module(both, items(), {})[0], module(alone, items(), {})[0]
@@ -95,10 +104,19 @@ def test_padding_changes_nothing(cell: str) -> None:
 def naive_hstu(module: Evolution, batch: Batch) -> Tensor:
     """The state after the last event of the first row, computed for each pair of events: [D]."""
     cell = module.cell
-    assert isinstance(cell, CausalAttention) and cell.lag_bias_LH is not None and cell.gap_bias is not None
+    assert (
+        isinstance(cell, CausalAttention)
+        and cell.lag_bias_LH is not None
+        and cell.gap_bias is not None
+    )
     length, heads = int(batch.lengths_U[0]), cell.lag_bias_LH.shape[1]
-    rows = items().vectors_SD[batch.history_UL[0, :length]] * math.sqrt(WIDTH) + module.type_embedding.weight[0]
-    events = [row if cell.position_LD is None else row + cell.position_LD[i] for i, row in enumerate(rows)]
+    rows = (
+        items().vectors_SD[batch.history_UL[0, :length]] * math.sqrt(WIDTH)
+        + module.type_embedding.weight[0]
+    )
+    events = [
+        row if cell.position_LD is None else row + cell.position_LD[i] for i, row in enumerate(rows)
+    ]
     minutes = [float(age) * 24 * 60 for age in batch.ages_UL[0]]
     for block in cell.blocks:
         parts = [silu(block.uqvk(block.norm(event))).view(4, heads, -1) for event in events]  # type: ignore[operator]
@@ -124,7 +142,9 @@ def test_hstu_is_its_formula(positions: str, layers: int) -> None:
     histories = timed([3, 1, 4, 1, 5], [2, 6, 5, 3, 5, 8, 7])
     batch = last_position(Queries(histories, np.zeros(3, np.int64), np.zeros(0, np.int32)), 7)
     found_BD = module.interest(batch, items()).long_BD
-    torch.testing.assert_close(found_BD[0], module.norm(naive_hstu(module, batch)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found_BD[0], module.norm(naive_hstu(module, batch)), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("cell", ["attention", "hstu"])
@@ -150,7 +170,9 @@ def naive(module: Evolution, history: list[int]) -> tuple[Tensor, Tensor]:
     written out.
     """
     weights = module.cell.state_dict()
-    w_in, w_state, b_in, b_state = (weights[f"{n}_l0"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    w_in, w_state, b_in, b_state = (
+        weights[f"{n}_l0"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
     states = module.states
     assert states is not None
     interest = [torch.zeros(WIDTH), torch.zeros(WIDTH)]  # H_0, H_1
@@ -158,7 +180,10 @@ def naive(module: Evolution, history: list[int]) -> tuple[Tensor, Tensor]:
     for t, item in enumerate(history, start=1):
         event = items().vectors_SD[item] * math.sqrt(WIDTH) + module.type_embedding.weight[0]
         centred = event - event.mean()
-        event = centred / (centred.square().mean() + 1e-5).sqrt() * states.norm.weight + states.norm.bias
+        event = (
+            centred / (centred.square().mean() + 1e-5).sqrt() * states.norm.weight
+            + states.norm.bias
+        )
         read = logistic(torch.cat([interest[t - 1], immediate + event]))
         long = states.long.weight @ read + states.long.bias
         immediate = states.immediate.weight @ read + states.immediate.bias
@@ -185,10 +210,14 @@ def test_states_are_the_formulas(cell: str, length: int) -> None:
     found = module.interest(asked(*history), items())
     assert found.immediate_BD is not None
     torch.testing.assert_close(found.long_BD[0], module.norm(long), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.immediate_BD[0], module.fuse.norm(immediate), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.immediate_BD[0], module.fuse.norm(immediate), rtol=1e-4, atol=1e-5
+    )
     share = logistic(module.fuse.gate(torch.cat([module.norm(long), module.fuse.norm(immediate)])))
     mixed = (1 - share) * module.norm(long) + share * module.fuse.norm(immediate)
-    torch.testing.assert_close(module(asked(*history), items(), {})[0][0], mixed, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        module(asked(*history), items(), {})[0][0], mixed, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
@@ -196,7 +225,10 @@ def test_sweeps_converge_to_the_formula(cell: str) -> None:
     """As many sweeps as events equal the formula; fewer come close."""
     batch = asked(3, 1, 4, 1, 5, 2)
     exact = made(cell=cell, states="formula").interest(batch, items()).z_BD
-    found = [made(cell=cell, states="parallel", sweeps=n).interest(batch, items()).z_BD for n in range(1, 7)]
+    found = [
+        made(cell=cell, states="parallel", sweeps=n).interest(batch, items()).z_BD
+        for n in range(1, 7)
+    ]
     errors = [float((z - exact).detach().norm()) for z in found]
     assert errors[0] > 0.01 and errors[4] < 0.3 * errors[0], errors
     torch.testing.assert_close(found[-1], exact, rtol=1e-4, atol=1e-5)
@@ -205,14 +237,17 @@ def test_sweeps_converge_to_the_formula(cell: str) -> None:
 def test_settings_without_effect_are_refused() -> None:
     for cell in ("attention", "hstu"):
         with pytest.raises(
-            ConfigError, match=f"{cell} reads all steps at once; set states to parallel, or cell to lstm"
+            ConfigError,
+            match=f"{cell} reads all steps at once; set states to parallel, or cell to lstm",
         ):
             made(cell=cell, states="formula")
         with pytest.raises(ConfigError, match=f"states formula needs cell lstm or gru, got {cell}"):
             check_settings(settings({"cell": cell, "states": "formula"}), ("train",))
     with pytest.raises(ConfigError, match="time_gaps needs a timestamp"):
         Evolution(EvolutionConfig(time_gaps=True), replace(SIZES, timed=False))
-    with pytest.raises(ConfigError, match="'weather' is not a context column of this dataset; there are: none"):
+    with pytest.raises(
+        ConfigError, match="'weather' is not a context column of this dataset; there are: none"
+    ):
         made(query_context=["weather"])
 
 
@@ -221,7 +256,12 @@ def test_loss_sums_over_every_position(tmp_path: Path, cell: str) -> None:
     """One pass over a history has the same loss as one query for each of its prefixes together."""
     dataset = small_world(tmp_path)
     config = build_config(
-        {"model": {"granularities": {"evolution": {"enabled": True, "cell": cell}}, "item": {"text": False}}}
+        {
+            "model": {
+                "granularities": {"evolution": {"enabled": True, "cell": cell}},
+                "item": {"text": False},
+            }
+        }
     )
     torch.manual_seed(0)
     model = build_model(config, dataset, Split.TEST).eval()
@@ -241,7 +281,7 @@ def test_loss_sums_over_every_position(tmp_path: Path, cell: str) -> None:
     torch.testing.assert_close(together, torch.stack(each).sum(), rtol=1e-4, atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------ small worlds
+# ------------------------------------------------------------------------------------- small worlds
 
 GROUPS, SIZE = 4, 8
 
@@ -251,11 +291,23 @@ def settings(evolution: dict[str, Any], **train: Any) -> Config:
         "width": 16,
         "max_history": 12,
         "item": {"text": False, "init_std": 0.1},
-        "granularities": {"evolution": {"enabled": True, "dropout": 0.0, "input_dropout": 0.0, **evolution}},
+        "granularities": {
+            "evolution": {"enabled": True, "dropout": 0.0, "input_dropout": 0.0, **evolution}
+        },
         "fusion": {"signal_dropout": 0.0},
     }
-    train = {"epochs": 20, "batch_size": 32, "lr": 0.01, "metric": "ndcg@10", "refit": False, "patience": 20, **train}
-    return build_config({"model": model, "train": {"evaluate_every": 4, **train}, "evaluate": {"ks": [10]}})
+    train = {
+        "epochs": 20,
+        "batch_size": 32,
+        "lr": 0.01,
+        "metric": "ndcg@10",
+        "refit": False,
+        "patience": 20,
+        **train,
+    }
+    return build_config(
+        {"model": model, "train": {"evaluate_every": 4, **train}, "evaluate": {"ks": [10]}}
+    )
 
 
 def trained(config: Config, dataset: PreparedDataset) -> FrozenModel:
@@ -265,7 +317,9 @@ def trained(config: Config, dataset: PreparedDataset) -> FrozenModel:
 def ndcg(model: Any, queries: Queries) -> np.ndarray[Any, Any]:
     """ndcg@10 of every query."""
     ranking = rank(model, queries, 10, exclude_seen=False)
-    values: np.ndarray[Any, Any] = query_metrics(ranking.hits_BK, ranking.num_targets_B, [10])["ndcg@10"]
+    values: np.ndarray[Any, Any] = query_metrics(ranking.hits_BK, ranking.num_targets_B, [10])[
+        "ndcg@10"
+    ]
     return values
 
 
@@ -279,9 +333,16 @@ def gap_world(folder: Path) -> PreparedDataset:
     for _ in range(160):
         groups = random.integers(GROUPS, size=10)
         times = np.cumsum(gaps[groups]) + DAY
-        chosen = np.append(random.integers(GROUPS), groups[:-1]) * SIZE + random.integers(SIZE, size=10)
+        chosen = np.append(random.integers(GROUPS), groups[:-1]) * SIZE + random.integers(
+            SIZE, size=10
+        )
         events = leave_last(*chosen.tolist())
-        histories.append([(item, 0, int(time), part) for (item, _, _, part), time in zip(events, times, strict=True)])
+        histories.append(
+            [
+                (item, 0, int(time), part)
+                for (item, _, _, part), time in zip(events, times, strict=True)
+            ]
+        )
     return write_dataset(folder, histories, GROUPS * SIZE)
 
 
@@ -290,7 +351,8 @@ def test_recurrent_cell_learns_from_time_gaps(tmp_path: Path) -> None:
     dataset = gap_world(tmp_path)
     queries = dataset.histories().queries(Split.TEST)
     with_gaps, without = (
-        ndcg(trained(settings({"cell": "gru", "time_gaps": on}), dataset), queries).mean() for on in (True, False)
+        ndcg(trained(settings({"cell": "gru", "time_gaps": on}), dataset), queries).mean()
+        for on in (True, False)
     )
     assert with_gaps > 1.3 * without, (with_gaps, without)
 
@@ -315,10 +377,17 @@ class Ahead:
 
 @pytest.mark.parametrize(
     "evolution",
-    [{"cell": "gru"}, {"cell": "attention"}, {"cell": "hstu"}, {"cell": "lstm", "states": "parallel"}],
+    [
+        {"cell": "gru"},
+        {"cell": "attention"},
+        {"cell": "hstu"},
+        {"cell": "lstm", "states": "parallel"},
+    ],
     ids=str,
 )
-def test_rolling_forward_predicts_the_group_after_the_next(tmp_path: Path, evolution: dict[str, Any]) -> None:
+def test_rolling_forward_predicts_the_group_after_the_next(
+    tmp_path: Path, evolution: dict[str, Any]
+) -> None:
     """The test event is two steps after the visible history. Margins measured: .59 … .62 rolled,
     .08 … .17 not rolled.
     """
@@ -336,7 +405,9 @@ def test_rolling_needs_an_evolution_and_a_history(tmp_path: Path) -> None:
     model = small_model(dataset)
     nobody = Queries(Histories.of_items([[], [1, 2]]), np.zeros(3, np.int64), np.zeros(0, np.int32))
     parts, _, _ = model.parts_ahead(nobody, 2)
-    assert torch.equal(parts[0], model.parts(nobody)[0][0]), "a user without history is not rolled forward"
+    assert torch.equal(parts[0], model.parts(nobody)[0][0]), (
+        "a user without history is not rolled forward"
+    )
     assert not torch.allclose(parts[1], model.parts(nobody)[0][1])
     with pytest.raises(RequestError, match=r"horizon of 5 exceeds model\.max_history 4"):
         model.parts_ahead(nobody, 4)

@@ -26,7 +26,10 @@ from recsys.granularities.social.friends import Friends
 WIDTH, ITEMS, USERS, TEXT = 8, 12, 5, 6
 DAY = 86_400
 PROFILE = ProfileEncoding(
-    (Field("age", "number", edges=(30.0,), center=30.0, scale=10.0), Field("city", "category", 1, ("rome", "oslo"))),
+    (
+        Field("age", "number", edges=(30.0,), center=30.0, scale=10.0),
+        Field("city", "category", 1, ("rome", "oslo")),
+    ),
     (Field("genres", "list", 2, ("drama", "crime")),),
 )
 SIZES = ModelSizes(
@@ -96,7 +99,9 @@ ALWAYS_THERE = {"popularity", "moment"}  # they do not depend on the user
 def make(name: str, **options: object) -> Granularity:
     torch.manual_seed(0)
     section = type(getattr(GranularitiesConfig(), name))(enabled=True, **options)
-    return granularity_class(name, section)(section, replace(SIZES, ordered="user_embedding" not in options)).eval()
+    return granularity_class(name, section)(
+        section, replace(SIZES, ordered="user_embedding" not in options)
+    ).eval()
 
 
 @pytest.fixture
@@ -104,7 +109,9 @@ def graphs() -> Graphs:
     pairs = sorted({(user, item) for user, items in enumerate(HISTORIES) for item in items})
     users, items = (torch.tensor(column) for column in zip(*pairs, strict=True))
     src, dst = torch.tensor([0, 1, 1, 3]), torch.tensor([1, 0, 3, 1])
-    people = pa.table({"age": [20.0, 45.0, None, 30.0, None], "city": ["rome", None, "atlantis", "oslo", "oslo"]})
+    people = pa.table(
+        {"age": [20.0, 45.0, None, 30.0, None], "city": ["rome", None, "atlantis", "oslo", "oslo"]}
+    )
     works = pa.table({"genres": [["drama"], ["crime", "drama"], None, *[["crime"]] * (ITEMS - 3)]})
     profiles = Profiles(encode_table(people, PROFILE.users), encode_table(works, PROFILE.items))
     heads, relations, tails = torch.tensor(
@@ -117,14 +124,21 @@ def graphs() -> Graphs:
     whole = torch.tensor([0, 1, -1, 2, 3])  # user 2 has no text
     user_texts = UserTextVectors(texts, whole, torch.zeros(TEXT), torch.ones(TEXT))
     audio, image = (
-        torch.randn(ITEMS, width, generator=torch.Generator().manual_seed(width)).half() for width in (3, 4)
+        torch.randn(ITEMS, width, generator=torch.Generator().manual_seed(width)).half()
+        for width in (3, 4)
     )
     audio[::2], image[3:7] = 0, 0  # items 4 and 6 have no media
     media = MediaVectors((audio, image))
     friends = Friends(src, dst, torch.ones(4))
     points = np.random.default_rng(0).random((ITEMS, 2))
     places = Places(points, np.linspace(0, 1, ITEMS)[:, None])
-    side = {"profile": profiles, "knowledge": facts, "user_text": user_texts, "media": media, "friends": friends}
+    side = {
+        "profile": profiles,
+        "knowledge": facts,
+        "user_text": user_texts,
+        "media": media,
+        "friends": friends,
+    }
     side["place"] = places
     return Graphs(USERS, ITEMS, users, items, inputs=side, histories=histories([0, 1, 2, 3, 4]))
 
@@ -149,11 +163,16 @@ def histories(users: list[int]) -> Histories:
 
 def batch_of(users: list[int]) -> Batch:
     asked = histories(users)
-    nothing, at = (np.zeros(len(asked) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)), np.full(len(asked), 30 * DAY)
+    nothing, at = (
+        (np.zeros(len(asked) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)),
+        np.full(len(asked), 30 * DAY),
+    )
     return last_position(Queries(asked, *nothing, asked_at_B=at), 6)
 
 
-def answers(module: Granularity, batch: Batch, items: ItemView, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+def answers(
+    module: Granularity, batch: Batch, items: ItemView, state: State
+) -> tuple[torch.Tensor, torch.Tensor]:
     """z and where it is present; for a sparse granularity, its additions to all items."""
     if not module.sparse:
         z, present = module(batch, items, state)
@@ -164,18 +183,26 @@ def answers(module: Granularity, batch: Batch, items: ItemView, state: State) ->
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 class TestContract:
-    def test_shapes_and_absence(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
+    def test_shapes_and_absence(
+        self, name: str, options: dict[str, object], graphs: Graphs
+    ) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
         z, present = answers(module, batch_of([0, 1, 2, 3, 4]), items, state)
-        width = ITEMS if module.sparse else module.own_items(state).shape[1] if module.fitted else WIDTH
+        width = (
+            ITEMS if module.sparse else module.own_items(state).shape[1] if module.fitted else WIDTH
+        )
         assert z.shape == (5, width) and present.shape == (5,) and present.dtype == torch.bool
         has_nothing = name not in ALWAYS_THERE
-        assert present.any() and present[2] != has_nothing, "user 2 has no events, friends or known attributes"
+        assert present.any() and present[2] != has_nothing, (
+            "user 2 has no events, friends or known attributes"
+        )
         assert torch.equal(z[~present], torch.zeros_like(z[~present]))
         assert (z[present].abs().sum(1) > 0).all()
 
-    def test_finite_gradients_also_where_absent(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
+    def test_finite_gradients_also_where_absent(
+        self, name: str, options: dict[str, object], graphs: Graphs
+    ) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
         z, _ = answers(module, batch_of([2, 0, 1]), items, state)
@@ -183,14 +210,18 @@ class TestContract:
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
-    def test_row_order_does_not_matter(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
+    def test_row_order_does_not_matter(
+        self, name: str, options: dict[str, object], graphs: Graphs
+    ) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
         straight, _ = answers(module, batch_of([0, 1, 2, 3, 4]), items, state)
         shuffled, _ = answers(module, batch_of([3, 0, 4, 2, 1]), items, state)
         torch.testing.assert_close(shuffled, straight[[3, 0, 4, 2, 1]])
 
-    def test_every_position_sees_its_past_only(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
+    def test_every_position_sees_its_past_only(
+        self, name: str, options: dict[str, object], graphs: Graphs
+    ) -> None:
         if "user_embedding" in options:
             pytest.skip("user embeddings are for unordered data, which has no positions")
         module = make(name, **options)
@@ -207,16 +238,24 @@ class TestContract:
         for query, prefix in enumerate(prefixes):
             asked = Histories.of_items([prefix], [3])
             asked = replace(asked, times_E=whole.times_E[: len(prefix)])
-            nothing, asked_at_B = (np.zeros(2, np.int64), np.zeros(0, np.int32)), whole.times_E[[len(prefix)]]
+            nothing, asked_at_B = (
+                (np.zeros(2, np.int64), np.zeros(0, np.int32)),
+                whole.times_E[[len(prefix)]],
+            )
             queries = Queries(asked, *nothing, asked_at_B=asked_at_B)
             alone, _ = answers(module, last_position(queries, 6), items, state)
             torch.testing.assert_close(z[query], alone[0], rtol=1e-4, atol=1e-5)
         few = torch.tensor([1, 6])  # one query per row, not at its end
-        parts = {name: getattr(trained, name)[few] for name in ("rows_B", "seen_B", "asked_at_B", "asked_BC")}
+        parts = {
+            name: getattr(trained, name)[few]
+            for name in ("rows_B", "seen_B", "asked_at_B", "asked_BC")
+        }
         one_each, _ = answers(module, replace(trained, **parts), items, state)
         torch.testing.assert_close(one_each, z[few], rtol=1e-4, atol=1e-5)
 
-    def test_unknown_user_is_served_from_state(self, name: str, options: dict[str, object], graphs: Graphs) -> None:
+    def test_unknown_user_is_served_from_state(
+        self, name: str, options: dict[str, object], graphs: Graphs
+    ) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
         stranger = replace(batch_of([0]), users_U=torch.tensor([-1]))
@@ -226,7 +265,9 @@ class TestContract:
 
 
 @pytest.mark.parametrize("name", ["collaborative", "social", "knowledge"])
-def test_graphs_are_convolved_once_per_step(name: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_convolved_once_per_step(
+    name: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The view convolves; batches of any size read its result."""
     products = []
     matmul = EdgeIndex.matmul
@@ -254,7 +295,10 @@ def test_collaborative_fold_in_equals_light_graph_convolution(graphs: Graphs) ->
     z, _ = module(batch_of([0, 1, 4]), items, state)
     adjacency = torch.zeros(USERS, ITEMS)
     adjacency[graphs.users_E, graphs.items_E] = 1
-    scaled = adjacency / (adjacency.sum(1, keepdim=True).clamp(min=1) * adjacency.sum(0).clamp(min=1)).sqrt()
+    scaled = (
+        adjacency
+        / (adjacency.sum(1, keepdim=True).clamp(min=1) * adjacency.sum(0).clamp(min=1)).sqrt()
+    )
     generator = torch.Generator().manual_seed(1)
     users, layer = torch.zeros(USERS, WIDTH), torch.randn(ITEMS, WIDTH, generator=generator)
     total_users, total_items = users, layer
@@ -270,7 +314,10 @@ def test_social_mean_of_friends(graphs: Graphs) -> None:
     module = make("social", conv="light", dropout=0.0)
     items, state = view(module, graphs)
     means = torch.stack(
-        [items.vectors_SD[sorted(set(row))].mean(0) if row else torch.zeros(WIDTH) for row in HISTORIES]
+        [
+            items.vectors_SD[sorted(set(row))].mean(0) if row else torch.zeros(WIDTH)
+            for row in HISTORIES
+        ]
     )
     z, _ = module(batch_of([0, 1]), items, state)
     expected = torch.stack([means[1], (means[0] + means[3]) / 2])
@@ -288,7 +335,9 @@ def test_light_knowledge_by_hand(graphs: Graphs) -> None:
         weights = module.graph.relations[0].weight_RD.normal_()  # type: ignore[union-attr, index, operator]
     own = module.graph.entities.weight  # type: ignore[union-attr]
     told = module.refine_items(base, graphs) - base
-    torch.testing.assert_close(told[0], (own[7] * weights[1] + (base[3] + base[4]) / 2 * weights[2]) / 2)
+    torch.testing.assert_close(
+        told[0], (own[7] * weights[1] + (base[3] + base[4]) / 2 * weights[2]) / 2
+    )
     torch.testing.assert_close(told[1], own[7] * weights[1])
     torch.testing.assert_close(told[2], (own[7] * weights[2] + own[8] * weights[3]) / 2)
     torch.testing.assert_close(told[3], (own[8] * weights[1] + base[0] * weights[3]) / 2)
@@ -304,9 +353,14 @@ def test_relational_convolution_is_that_of_torch_geometric(graphs: Graphs, layer
     facts = graphs["knowledge"]
     assert facts is not None
     module = make("knowledge", conv="rgcn", layers=layers, min_degree=1, bases=3)
-    edges = torch.cat([torch.stack([facts.head_F, facts.tail_F]), torch.stack([facts.tail_F, facts.head_F])], dim=1)
+    edges = torch.cat(
+        [torch.stack([facts.head_F, facts.tail_F]), torch.stack([facts.tail_F, facts.head_F])],
+        dim=1,
+    )
     kinds = torch.cat([2 * facts.relation_F, 2 * facts.relation_F + 1])
-    several = torch.stack([torch.bincount(edges[1][kinds == kind], minlength=10) > 0 for kind in range(4)]).sum(0)
+    several = torch.stack(
+        [torch.bincount(edges[1][kinds == kind], minlength=10) > 0 for kind in range(4)]
+    ).sum(0)
     base = torch.randn(ITEMS, WIDTH)
     hidden = module.graph.entities.weight.clone()  # type: ignore[union-attr, operator]
     hidden[:5] = torch.stack([base[0], base[1], base[2], (base[3] + base[4]) / 2, base[5]])
@@ -315,7 +369,9 @@ def test_relational_convolution_is_that_of_torch_geometric(graphs: Graphs, layer
     for relations in module.graph.relations:  # type: ignore[union-attr]
         conv = RGCNConv(WIDTH, WIDTH, 4, num_bases=3, root_weight=False, bias=False)
         conv.comp.data = relations.share_RB.data
-        conv.weight.data = relations.shared.weight.data.unflatten(0, (3, WIDTH)).transpose(1, 2).contiguous()
+        conv.weight.data = (
+            relations.shared.weight.data.unflatten(0, (3, WIDTH)).transpose(1, 2).contiguous()
+        )
         hidden = hidden + torch.relu(conv(hidden, edges, kinds) / several.clamp(min=1)[:, None])
     told = module.refine_items(base, graphs) - base
     torch.testing.assert_close(told[:6], (hidden - start)[[0, 1, 2, 3, 3, 4]])
@@ -336,16 +392,23 @@ def test_knowledge_serves_without_the_graph(graphs: Graphs) -> None:
     items, state = view(module, graphs)
     section = GranularitiesConfig().knowledge.model_copy(update={"enabled": True})
     served = granularity_class("knowledge").for_serving(section, SIZES).eval()
-    weights = {name: weight for name, weight in module.state_dict().items() if name in served.state_dict()}
+    weights = {
+        name: weight for name, weight in module.state_dict().items() if name in served.state_dict()
+    }
     served.load_state_dict(weights)
     assert not any(name.startswith("graph") for name in weights)
-    torch.testing.assert_close(served(batch_of([0, 3]), items, state), module(batch_of([0, 3]), items, state))
+    torch.testing.assert_close(
+        served(batch_of([0, 3]), items, state), module(batch_of([0, 3]), items, state)
+    )
 
 
 def test_knowledge_refuses_data_without_facts() -> None:
-    with pytest.raises(ConfigError, match=r"needs facts about items.*data\.knowledge\.item_columns"):
+    with pytest.raises(
+        ConfigError, match=r"needs facts about items.*data\.knowledge\.item_columns"
+    ):
         granularity_class("knowledge")(
-            GranularitiesConfig().knowledge, replace(SIZES, inputs={"knowledge": {"entities": 10, "relations": 0}})
+            GranularitiesConfig().knowledge,
+            replace(SIZES, inputs={"knowledge": {"entities": 10, "relations": 0}}),
         )
 
 
@@ -361,7 +424,9 @@ def test_behaviour_weights_the_newest_event_most_if_decay_is_large(graphs: Graph
 
 def test_evolution_refuses_data_without_order() -> None:
     with pytest.raises(ConfigError, match="needs ordered events"):
-        granularity_class("evolution")(GranularitiesConfig().evolution, replace(SIZES, ordered=False))
+        granularity_class("evolution")(
+            GranularitiesConfig().evolution, replace(SIZES, ordered=False)
+        )
 
 
 @pytest.mark.parametrize(
@@ -388,7 +453,9 @@ def test_user_embedding_is_refused_on_ordered_data() -> None:
 def test_unknown_granularity_lists_the_choices() -> None:
     with pytest.raises(ConfigError, match="als, behaviour, collaborative, content, evolution"):
         granularity_class("behavior")
-    assert list(GranularitiesConfig.model_fields) == list(SECTIONS), "the table has the order of the keys"
+    assert list(GranularitiesConfig.model_fields) == list(SECTIONS), (
+        "the table has the order of the keys"
+    )
 
 
 def test_section_and_module_agree() -> None:

@@ -38,7 +38,9 @@ def _world(event_weights: str = "none") -> tuple[Graphs, ItemView, Histories]:
     # the last item never occurs
     rows = [sorted(random.choice(ITEMS - 1, size=5, replace=False).tolist()) for _ in range(USERS)]
     histories = Histories.of_items(rows, list(range(USERS)))
-    histories = replace(histories, values_E=random.permutation(len(histories.items_E)).astype(np.float32))
+    histories = replace(
+        histories, values_E=random.permutation(len(histories.items_E)).astype(np.float32)
+    )
     users_E = np.repeat(np.arange(USERS), 5)
     graphs = Graphs(
         USERS, ITEMS, torch.as_tensor(users_E), torch.as_tensor(histories.items_E.astype(np.int64)),
@@ -51,7 +53,9 @@ def _world(event_weights: str = "none") -> tuple[Graphs, ItemView, Histories]:
 @pytest.mark.parametrize("event_weights", ["none", "rank"])
 def test_full_rank_is_the_ridge_regression_with_zero_diagonal(event_weights: str) -> None:
     graphs, items, histories = _world()
-    config = ItemCFConfig(rank=100, regularisation=2.0, text_weight=0.5, event_weights=event_weights)  # type: ignore[arg-type]
+    config = ItemCFConfig(
+        rank=100, regularisation=2.0, text_weight=0.5, event_weights=event_weights
+    )  # type: ignore[arg-type]
     module = ItemCF(config, ModelSizes(4, 10, USERS, ITEMS, 1, TEXT, ordered=False, timed=False))
     state = module.state(items, graphs)
     queries = Queries(histories, np.zeros(USERS + 1, np.int64), np.zeros(0, np.int32))
@@ -66,7 +70,9 @@ def test_full_rank_is_the_ridge_regression_with_zero_diagonal(event_weights: str
     np.fill_diagonal(weights, 0)
     unseen = (events == 0) & chosen
     np.testing.assert_allclose(scores[unseen], (events @ weights)[unseen], atol=2e-5)
-    assert present_B.all() and not scores[:, ITEMS - 1].any(), "an item without events has no vector"
+    assert present_B.all() and not scores[:, ITEMS - 1].any(), (
+        "an item without events has no vector"
+    )
 
 
 def test_all_neighbours_equal_the_regression_on_all_other_items() -> None:
@@ -86,7 +92,9 @@ def test_all_neighbours_equal_the_regression_on_all_other_items() -> None:
     weights = np.zeros((ITEMS, ITEMS))
     for item in range(ITEMS - 1):
         near = np.flatnonzero(together[item] & (np.arange(ITEMS) != item))
-        weights[near, item] = np.linalg.solve(gram[np.ix_(near, near)] + 2 * np.eye(len(near)), gram[near, item])
+        weights[near, item] = np.linalg.solve(
+            gram[np.ix_(near, near)] + 2 * np.eye(len(near)), gram[near, item]
+        )
     seen = np.zeros((USERS, ITEMS))
     seen[np.repeat(np.arange(USERS), 5), twice.items_E] = 1
     np.testing.assert_allclose(scores, seen @ weights, atol=2e-5)
@@ -101,11 +109,15 @@ def test_few_neighbours_are_the_most_similar_ones() -> None:
     np.fill_diagonal(cosine, 0)
     np.testing.assert_allclose(similar_NK, -np.sort(-cosine, axis=1)[:, :3], rtol=1e-6)
     known = items_NK >= 0
-    np.testing.assert_allclose(np.take_along_axis(cosine, items_NK.clip(0), 1)[known], similar_NK[known], rtol=1e-6)
+    np.testing.assert_allclose(
+        np.take_along_axis(cosine, items_NK.clip(0), 1)[known], similar_NK[known], rtol=1e-6
+    )
     assert (items_NK[ITEMS - 1] == -1).all()
 
 
-def test_long_histories_are_sampled_if_pairs_exceed_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_histories_are_sampled_if_pairs_exceed_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     graphs, _, _ = _world()
     events = training_matrix(graphs, "none")
     whole = together(events)
@@ -120,16 +132,23 @@ def test_all_values_of_the_regularisation_share_one_fit() -> None:
     sizes = ModelSizes(4, 10, USERS, ITEMS, 1, TEXT, ordered=False, timed=False)
     for form in ("factors", "neighbours"):
         sections = [ItemCFConfig(form=form, regularisation=value) for value in (2.0, 50.0)]  # type: ignore[arg-type]
-        for section, (module, state) in zip(sections, ItemCF.fits(sections, sizes, items, graphs), strict=True):
+        for section, (module, state) in zip(
+            sections, ItemCF.fits(sections, sizes, items, graphs), strict=True
+        ):
             alone = ItemCF(section, sizes).state(items, graphs)
             assert isinstance(module, ItemCF) and module.config == section
             assert all(torch.equal(state[name], alone[name]) for name in alone)
 
 
 @pytest.mark.parametrize("shape", [(9, 14), (30, 7)])
-def test_singular_vectors_are_those_of_the_matrix_whichever_side_is_smaller(shape: tuple[int, int]) -> None:
+def test_singular_vectors_are_those_of_the_matrix_whichever_side_is_smaller(
+    shape: tuple[int, int],
+) -> None:
     random = np.random.default_rng(0)
-    events, text = (random.random(shape) < 0.4).astype(np.float32), random.normal(size=(shape[1], 2)).astype(np.float32)
+    events, text = (
+        (random.random(shape) < 0.4).astype(np.float32),
+        random.normal(size=(shape[1], 2)).astype(np.float32),
+    )
     stacked = np.concatenate([events, text.T])
     basis_NR, sigma_R = spectrum(sp.csr_array(events), text, 5)
     _, expected, vectors = np.linalg.svd(stacked, full_matrices=False)
@@ -142,15 +161,21 @@ def test_ranks_are_the_same_in_the_matrix_and_in_a_batch() -> None:
     values = torch.as_tensor(histories.values_E.reshape(USERS, 5))
     expected = rank_weights(values, torch.ones(USERS, 5, dtype=torch.bool)).flatten()
     order = np.lexsort((histories.items_E, np.repeat(np.arange(USERS), 5)))
-    np.testing.assert_allclose(training_matrix(graphs, "rank").data, expected.numpy()[order], rtol=1e-6)
-    unknown = rank_weights(torch.tensor([[float("nan"), 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool))
+    np.testing.assert_allclose(
+        training_matrix(graphs, "rank").data, expected.numpy()[order], rtol=1e-6
+    )
+    unknown = rank_weights(
+        torch.tensor([[float("nan"), 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool)
+    )
     assert unknown.tolist() == [[1.0, 1.25, 0.75]]
 
 
 def test_the_weight_is_chosen_on_validation_and_zero_is_a_choice(tmp_path: object) -> None:
     dataset = small_world(tmp_path, ordered=False)  # type: ignore[arg-type]
     on = {"enabled": True}
-    tree = {"model": {"width": 8, "granularities": {"collaborative": on, "item_cf": {**on, "rank": 4}}}}
+    tree = {
+        "model": {"width": 8, "granularities": {"collaborative": on, "item_cf": {**on, "rank": 4}}}
+    }
     config = build_config({"data": {"dir": dataset.root}, **tree})
     graphs = build_graphs(dataset, Split.TRAIN)
     torch.manual_seed(0)
@@ -177,9 +202,16 @@ def beside(tmp_path: Path) -> tuple[Config, PreparedDataset, FrozenModel]:
     """Item CF next to evolution and strata, with weights that no search chose."""
     dataset = small_world(tmp_path / "data")
     on = {"enabled": True}
-    granularities = {"item_cf": {**on, "rank": 4}, "evolution": on, "stratum": {**on, "num_strata": 2}}
+    granularities = {
+        "item_cf": {**on, "rank": 4},
+        "evolution": on,
+        "stratum": {**on, "num_strata": 2},
+    }
     config = build_config(
-        {"data": {"dir": dataset.root}, "model": {"width": 8, "max_history": 4, "granularities": granularities}}
+        {
+            "data": {"dir": dataset.root},
+            "model": {"width": 8, "max_history": 4, "granularities": granularities},
+        }
     )
     graphs = build_graphs(dataset, Split.VALID)
     torch.manual_seed(0)
@@ -200,7 +232,9 @@ def test_scores_at_own_weights_equal_the_model(
     weights = dict(zip(frozen.names, weights_BK.amax(0).tolist(), strict=True))
     assert weights["item_cf"] == pytest.approx(0.7)
     torch.testing.assert_close(frozen.scores_at(queries, weights), frozen.scores(queries))
-    assert not torch.equal(frozen.scores_at(queries, {**weights, "item_cf": 0.0}), frozen.scores(queries))
+    assert not torch.equal(
+        frozen.scores_at(queries, {**weights, "item_cf": 0.0}), frozen.scores(queries)
+    )
 
 
 def test_rolling_forward_does_not_change_closed_form_members(
@@ -212,14 +246,20 @@ def test_rolling_forward_does_not_change_closed_form_members(
     assert torch.equal(now[:, -1], ahead[:, -1]) and not torch.equal(now[:, 0], ahead[:, 0])
     torch.testing.assert_close(frozen.parts_ahead(queries, 0)[0], now)
     write_bundle(tmp_path / "bundle", frozen, dataset, {})
-    requests = [{"user_id": "u0", "horizon": 2}, {"user_id": "u0"}, {"history": ["i1"], "horizon": 3}]
+    requests = [
+        {"user_id": "u0", "horizon": 2},
+        {"user_id": "u0"},
+        {"history": ["i1"], "horizon": 3},
+    ]
     for answer in Recommender(read_bundle(tmp_path / "bundle")).recommend(parse_requests(requests)):
         assert answer.scores == pytest.approx(np.sum(list(answer.shares.values()), axis=0).tolist())
         assert any(answer.shares["item_cf"])
     assert len(interest_drift_of(frozen, dataset, queries)) == len(queries)
 
 
-def test_strata_are_refitted_next_to_item_cf(beside: tuple[Config, PreparedDataset, FrozenModel]) -> None:
+def test_strata_are_refitted_next_to_item_cf(
+    beside: tuple[Config, PreparedDataset, FrozenModel],
+) -> None:
     config, dataset, frozen = beside
     renewed = refit_strata(config, dataset, frozen)
     queries = dataset.histories().queries(Split.TEST)
@@ -239,15 +279,24 @@ def test_feedback_fits_the_weight_of_item_cf_with_the_others(kind: str) -> None:
         truth_K[:2] = 1.0  # a uniform gate
     liked_R = torch.tensor(random.random(len(shares_RK))) < torch.sigmoid(shares_RK @ truth_K)
     ones_R = torch.ones(len(shares_RK), dtype=torch.float64)
-    made = Evidence(shares_RK, torch.ones_like(shares_RK, dtype=torch.bool), gate_RK, liked_R.double(), ones_R)
+    made = Evidence(
+        shares_RK, torch.ones_like(shares_RK, dtype=torch.bool), gate_RK, liked_R.double(), ones_R
+    )
     sizes = ModelSizes(8, 4, 6, 12, 1, 0, ordered=True, timed=True)
-    enabled = {name: {"enabled": True, "weight": 0.5} for name in ("collaborative", "behaviour", "item_cf")}
+    enabled = {
+        name: {"enabled": True, "weight": 0.5} for name in ("collaborative", "behaviour", "item_cf")
+    }
     encoders = Encoders(
-        build_config({"model": {"width": 8, "fusion": {"kind": kind}, "granularities": enabled}}).model, sizes
+        build_config(
+            {"model": {"width": 8, "fusion": {"kind": kind}, "granularities": enabled}}
+        ).model,
+        sizes,
     )
     found = refit_fusion(encoders.fusion, made, 1.0, 0, encoders.fitted_weights)
     assert found.better
     encoders.load_state_dict(encoders.state_dict() | encoders.refitted(found.after_K))
-    used_K = encoders.fusion.lambdas(torch.zeros(1, 2, 8), torch.ones(1, 2, dtype=torch.bool))[0].detach()
+    used_K = encoders.fusion.lambdas(torch.zeros(1, 2, 8), torch.ones(1, 2, dtype=torch.bool))[
+        0
+    ].detach()
     used_K = torch.cat([used_K, encoders.fitted_weights]).double()
     torch.testing.assert_close(used_K / used_K.sum(), truth_K / truth_K.sum(), atol=0.03, rtol=0)

@@ -31,7 +31,9 @@ from recsys.training.phases import fit
 from recsys.training.warm_start import Earlier, warm_start
 from tests.handmade import ITEMS, small_world
 
-SIZES = ModelSizes(2, 4, 1, 4, 1, 0, ordered=False, timed=False, inputs={"media": [["audio", 2], ["image", 2]]})
+SIZES = ModelSizes(
+    2, 4, 1, 4, 1, 0, ordered=False, timed=False, inputs={"media": [["audio", 2], ["image", 2]]}
+)
 NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
@@ -56,7 +58,14 @@ def config(**train: float) -> Config:
     return build_config(
         {
             "model": {"width": 8, "max_history": 6, "granularities": granularities},
-            "train": {"epochs": 3, "batch_size": 8, "lr": 0.01, "metric": "ndcg@5", "warmup": 0.0, **train},
+            "train": {
+                "epochs": 3,
+                "batch_size": 8,
+                "lr": 0.01,
+                "metric": "ndcg@5",
+                "warmup": 0.0,
+                **train,
+            },
             "evaluate": {"ks": [5]},
         }
     )
@@ -64,20 +73,28 @@ def config(**train: float) -> Config:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> PreparedDataset:
-    return with_media(small_world(tmp_path / "dataset"), {"image": vectors(4), "audio": vectors(3, seed=1)})
+    return with_media(
+        small_world(tmp_path / "dataset"), {"image": vectors(4), "audio": vectors(3, seed=1)}
+    )
 
 
 def ask(*histories: list[int]) -> Queries:
     nothing = np.zeros(0, dtype=np.int32)
-    return Queries(Histories.of_items(list(histories)), np.zeros(len(histories) + 1, dtype=np.int64), nothing)
+    return Queries(
+        Histories.of_items(list(histories)), np.zeros(len(histories) + 1, dtype=np.int64), nothing
+    )
 
 
 def test_sums_and_pooling_by_hand() -> None:
     """Two media along the axes: white is ±1 around the mean; w P white are summed, missing ones add
     nothing.
     """
-    audio = torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]).half()  # mean (2, 0): white ±1
-    image = torch.tensor([[0.0, 0.0], [5.0, 1.0], [5.0, 3.0], [0.0, 0.0]]).half()  # mean (5, 2): white ∓1 in the second
+    audio = torch.tensor(
+        [[3.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    ).half()  # mean (2, 0): white ±1
+    image = torch.tensor(
+        [[0.0, 0.0], [5.0, 1.0], [5.0, 3.0], [0.0, 0.0]]
+    ).half()  # mean (5, 2): white ∓1 in the second
     graphs = Graphs(1, 4, NOTHING, NOTHING, inputs={"media": MediaVectors((audio, image))})
     module = Media(MediaConfig(enabled=True, whiten=0, dropout=0.0), SIZES).eval()
     module.refit(graphs, ItemView(torch.zeros(4, 2), torch.zeros(4, 0)), 0)
@@ -103,11 +120,16 @@ def test_sums_and_pooling_by_hand() -> None:
 
 def test_each_medium_is_whitened_as_text_is(dataset: PreparedDataset) -> None:
     sizes = model_sizes(config(), dataset, Split.TRAIN)
-    module, media = Media(MediaConfig(whiten=2), sizes), Media.build_input(MediaConfig(), sizes, dataset, Split.TRAIN)
+    module, media = (
+        Media(MediaConfig(whiten=2), sizes),
+        Media.build_input(MediaConfig(), sizes, dataset, Split.TRAIN),
+    )
     assert module.looks is not None and module.refit_due(0)
     module.looks.whiten(media)
     for found, name in zip(module.looks.white(media), ("audio", "image"), strict=True):
-        torch.testing.assert_close(found, whiten(torch.from_numpy(dataset.media_vectors(name).copy()), 2))
+        torch.testing.assert_close(
+            found, whiten(torch.from_numpy(dataset.media_vectors(name).copy()), 2)
+        )
         assert not found[3].any() and found.shape == (ITEMS, 2)
     assert not module.refit_due(0), "earlier axes stay"
 
@@ -117,32 +139,52 @@ def test_media_are_read_only_if_the_granularity_is_enabled(dataset: PreparedData
     sizes = model_sizes(settings, dataset, Split.TRAIN)
     assert sizes.inputs == {"media": [["audio", 3], ["image", 4]]}
     assert load_sizes(json.loads(json.dumps(dump_sizes(sizes)))) == sizes
-    assert "media" in build_graphs(dataset, Split.TRAIN, build_model(settings, dataset, Split.TRAIN)).inputs
+    assert (
+        "media"
+        in build_graphs(dataset, Split.TRAIN, build_model(settings, dataset, Split.TRAIN)).inputs
+    )
     settings.model.granularities.media.enabled = False
     assert model_sizes(settings, dataset, Split.TRAIN).inputs == {}
-    assert build_graphs(dataset, Split.TRAIN, build_model(settings, dataset, Split.TRAIN)).inputs == {}
+    assert (
+        build_graphs(dataset, Split.TRAIN, build_model(settings, dataset, Split.TRAIN)).inputs == {}
+    )
 
 
 def test_data_without_media_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"media needs media vectors.*has none; disable it, or name.*data\.media\.columns"
+        ConfigError,
+        match=r"media needs media vectors.*has none; disable it, or name.*data\.media\.columns",
     ):
         build_model(config(), small_world(tmp_path / "dataset"), Split.TRAIN)
     with pytest.raises(ConfigError, match="media.heads 3 does not divide model.width 2"):
-        granularity_class("media")(GranularitiesConfig().media.model_copy(update={"heads": 3}), SIZES)
+        granularity_class("media")(
+            GranularitiesConfig().media.model_copy(update={"heads": 3}), SIZES
+        )
 
 
-def test_bundle_works_without_media_files(dataset: PreparedDataset, tmp_path: Path, one_thread: None) -> None:
+def test_bundle_works_without_media_files(
+    dataset: PreparedDataset, tmp_path: Path, one_thread: None
+) -> None:
     frozen = fit(config(), dataset, Validator.of(config()), TrainContext()).frozen
     write_bundle(tmp_path / "bundle", frozen, dataset, {})
     read = read_bundle(tmp_path / "bundle").model
-    assert not [name for name in read.tensors() if "looks." in name] and "state.media.looks_ND" in read.tensors()
+    assert (
+        not [name for name in read.tensors() if "looks." in name]
+        and "state.media.looks_ND" in read.tensors()
+    )
     queries = ask([0, 1, 2], [3], [], [5, 3])
-    assert read.encode(queries)[1][:, read.names.index("media")].tolist() == [True, False, False, True]
+    assert read.encode(queries)[1][:, read.names.index("media")].tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]
     torch.testing.assert_close(read.scores(queries), frozen.scores(queries), rtol=1e-4, atol=1e-4)
 
 
-def test_a_warm_start_keeps_the_axes(dataset: PreparedDataset, tmp_path: Path, one_thread: None) -> None:
+def test_a_warm_start_keeps_the_axes(
+    dataset: PreparedDataset, tmp_path: Path, one_thread: None
+) -> None:
     """Also if other vectors would rotate them; different media are refused, and media may be added
     later.
     """
@@ -154,15 +196,21 @@ def test_a_warm_start_keeps_the_axes(dataset: PreparedDataset, tmp_path: Path, o
     for name, tensor in first.frozen.tensors().items():
         torch.testing.assert_close(again.frozen.tensors()[name], tensor, rtol=1e-4, atol=1e-5)
     turned = with_media(
-        small_world(tmp_path / "turned"), {"image": 2 * vectors(4, seed=5), "audio": vectors(3, seed=6)}
+        small_world(tmp_path / "turned"),
+        {"image": 2 * vectors(4, seed=5), "audio": vectors(3, seed=6)},
     )
     start, _ = warm_start(config(), turned, earlier)
     later = fit(config(), turned, Validator.of(config()), TrainContext(), start=start)
     axes = [name for name in first.weights if "looks.axes" in name or "looks.mean" in name]
     assert len(axes) == 4
-    assert all(torch.equal(later.weights[name], first.weights[name]) and first.weights[name].any() for name in axes)
+    assert all(
+        torch.equal(later.weights[name], first.weights[name]) and first.weights[name].any()
+        for name in axes
+    )
     other = with_media(small_world(tmp_path / "other"), {"image": vectors(4)})
-    with pytest.raises(ArtifactError, match=r"media audio \(3\), image \(4\), this dataset has image \(4\)"):
+    with pytest.raises(
+        ArtifactError, match=r"media audio \(3\), image \(4\), this dataset has image \(4\)"
+    ):
         warm_start(config(), other, earlier)
     blind = Earlier(
         {name: tensor for name, tensor in first.weights.items() if ".media." not in name},

@@ -23,7 +23,9 @@ from tests.handmade import DAY, write_dataset
 
 HOUR = 3600
 MONDAY = 4 * DAY  # 5 January 1970
-SIZES = ModelSizes(4, 10, 2, 3, 1, 0, ordered=True, timed=True, context=(("size", 0), ("device", 4)))
+SIZES = ModelSizes(
+    4, 10, 2, 3, 1, 0, ordered=True, timed=True, context=(("size", 0), ("device", 4))
+)
 
 
 def test_hours_weekdays_and_context_by_hand() -> None:
@@ -52,14 +54,21 @@ def test_hours_weekdays_and_context_by_hand() -> None:
     # at 5 h, on a Monday, with device 2
     expected = popularity + odds([1, 1]) + odds([2, 0]) + odds([1, 0])
     np.testing.assert_allclose(scores_BN[0, :2], expected, rtol=1e-5)
-    np.testing.assert_allclose(scores_BN[1, :2], popularity + odds([1, 0]) + odds([2, 0]), rtol=1e-5)
+    np.testing.assert_allclose(
+        scores_BN[1, :2], popularity + odds([1, 0]) + odds([2, 0]), rtol=1e-5
+    )
 
 
 def test_with_a_half_life_the_popularity_is_that_of_the_last_days() -> None:
     histories = Histories.of_items([[0, 0, 1]])
-    histories = replace(histories, times_E=np.array([DAY, 2 * DAY, 6 * DAY]), context_EC=np.zeros((3, 2), np.int16))
+    histories = replace(
+        histories, times_E=np.array([DAY, 2 * DAY, 6 * DAY]), context_EC=np.zeros((3, 2), np.int16)
+    )
     none = torch.zeros(0, dtype=torch.int64)
-    view, graphs = ItemView(torch.zeros(3, 4), torch.zeros(3, 0)), Graphs(1, 3, none, none, histories=histories)
+    view, graphs = (
+        ItemView(torch.zeros(3, 4), torch.zeros(3, 0)),
+        Graphs(1, 3, none, none, histories=histories),
+    )
     found = {}
     for half_life in ("none", 2.0):
         module = Moment(MomentConfig(half_life=half_life), SIZES)  # type: ignore[arg-type]
@@ -72,7 +81,9 @@ def test_with_a_half_life_the_popularity_is_that_of_the_last_days() -> None:
 
 
 def test_moment_refuses_data_without_times_and_context() -> None:
-    with pytest.raises(ConfigError, match=r"names size, not in the categories of data\.context: device"):
+    with pytest.raises(
+        ConfigError, match=r"names size, not in the categories of data\.context: device"
+    ):
         Moment(MomentConfig(query_context=["size"]), SIZES)
     with pytest.raises(ConfigError, match="needs times"):
         Moment(MomentConfig(), replace(SIZES, timed=False))

@@ -46,30 +46,42 @@ def _view() -> ItemView:
     return ItemView(torch.zeros(ITEMS, 4), text)
 
 
-def _batch(rows: list[list[int]], times: list[int] | None = None, asked_at: list[int] | None = None) -> Batch:
+def _batch(
+    rows: list[list[int]], times: list[int] | None = None, asked_at: list[int] | None = None
+) -> Batch:
     asked = Histories.of_items(rows)
     if times is not None:
         asked = replace(asked, times_E=np.array(times))
     at = np.zeros(len(rows), np.int64) if asked_at is None else np.array(asked_at)
-    return last_position(Queries(asked, np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at), 10)
+    return last_position(
+        Queries(asked, np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at), 10
+    )
 
 
 def test_event_weights_depend_on_position_and_age() -> None:
     """Three events, the last two on one item; the request is four days after the newest."""
-    batch = _batch([[5, 2, 2], [], [1]], [1 * DAY, 3 * DAY, 5 * DAY, 9 * DAY], [9 * DAY, 9 * DAY, 0])
+    batch = _batch(
+        [[5, 2, 2], [], [1]], [1 * DAY, 3 * DAY, 5 * DAY, 9 * DAY], [9 * DAY, 9 * DAY, 0]
+    )
     seen = seen_events(batch).distinct()
     assert (
-        seen.items_E.tolist() == [5, 2, 1] and seen.lags_E.tolist() == [2, 0, 0] and seen.rows_E.tolist() == [0, 0, 2]
+        seen.items_E.tolist() == [5, 2, 1]
+        and seen.lags_E.tolist() == [2, 0, 0]
+        and seen.rows_E.tolist() == [0, 0, 2]
     )
     assert seen.days_before(batch.asked_at_B).tolist() == [8, 4, 0]
     found = event_weights(seen, batch.asked_at_B, 1.0, 4.0)
     torch.testing.assert_close(found, torch.tensor([(1 / 3) * 2**-2, 2**-1, 1.0]))
     old = event_weights(seen, torch.tensor([9000 * DAY, 0, 0]), 0.0, 4.0)
-    torch.testing.assert_close(old[1], torch.tensor(2.0**-20), msg="an old history still contributes")
+    torch.testing.assert_close(
+        old[1], torch.tensor(2.0**-20), msg="an old history still contributes"
+    )
 
 
 def test_item_knn_by_hand() -> None:
-    module = ItemKnn(ItemKnnConfig(neighbours=2, shrinkage=1.0, recency=1.0, half_life="none"), SIZES)
+    module = ItemKnn(
+        ItemKnnConfig(neighbours=2, shrinkage=1.0, recency=1.0, half_life="none"), SIZES
+    )
     state = module.state(_view(), _graphs())
     added = module.boost(_batch([[3, 0], [4], []]), _view(), state).add_to(torch.zeros(3, ITEMS))
     degree = [3, 3, 2, 2, 1]
@@ -103,7 +115,9 @@ def test_als_user_vector_equals_the_baseline() -> None:
         confidence[row] = 10.0
         left = (items_NR * confidence[:, None]).T @ items_NR + 2 * torch.eye(3, dtype=torch.float64)
         right = (items_NR * confidence[:, None]).T @ (confidence > 1).double()
-        torch.testing.assert_close(z_R.double(), torch.linalg.solve(left, right), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            z_R.double(), torch.linalg.solve(left, right), rtol=1e-3, atol=1e-4
+        )
     assert AlsBaseline.factors == AlsConfig().factors
 
 
@@ -138,7 +152,11 @@ def test_newest_event_has_most_weight_if_it_decides(name: str, steps: PreparedDa
     tree = {"model": {"granularities": {name: section}}, "train": {"metric": "ndcg@10"}}
     config = build_config({"data": {"dir": steps.root}, **tree})
     found = choose_values(config, steps, Validator.of(config), TrainContext())[name]
-    assert found["chosen"]["recency"] == 2.0 and "half_life" not in found["chosen"] or name == "item_knn"
+    assert (
+        found["chosen"]["recency"] == 2.0
+        and "half_life" not in found["chosen"]
+        or name == "item_knn"
+    )
     merits = found["candidates"]["recency"]
     assert merits["2.0"] > 1.15 * merits["0.0"], merits
     frozen = fit(config, steps, Validator.of(config), TrainContext()).frozen
@@ -149,6 +167,9 @@ def test_newest_event_has_most_weight_if_it_decides(name: str, steps: PreparedDa
         def scores(self, asked: Queries) -> torch.Tensor:
             return popular.repeat(len(asked), 1)
 
-    assert Validator.of(config)(frozen, queries).mean() > 2 * Validator.of(config)(Popular(), queries).mean()
+    assert (
+        Validator.of(config)(frozen, queries).mean()
+        > 2 * Validator.of(config)(Popular(), queries).mean()
+    )
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
     assert torch.equal(read.scores(queries), frozen.scores(queries))

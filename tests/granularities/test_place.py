@@ -46,13 +46,19 @@ def test_degrees_become_kilometres_and_numbers_become_ranks() -> None:
     assert found_columns(TABLE.column_names, [], ["price"]) == COLUMNS
     places = read_places(TABLE, COLUMNS)
     distance = np.linalg.norm(places.points_NC[:, None] - places.points_NC, axis=2)
-    assert distance[0, 1] == pytest.approx(DEGREE, rel=1e-4) and distance[0, 2] == pytest.approx(DEGREE, rel=1e-4)
+    assert distance[0, 1] == pytest.approx(DEGREE, rel=1e-4) and distance[0, 2] == pytest.approx(
+        DEGREE, rel=1e-4
+    )
     assert distance[0, 5] == pytest.approx(DEGREE / 2, rel=1e-4)
     assert np.isnan(places.points_NC[4]).all(), "one coordinate alone is not a place"
     np.testing.assert_allclose(places.ranks_NK[:, 0], [0.4, 0.1, 0.9, np.nan, 0.7, 0.4])
     assert places.known_N.all()
-    plane = read_places(TABLE.set_column(1, "Lat", pa.array([0.0, 300, 0, 0, None, 0])), [["Lat", "lng"], []])
-    np.testing.assert_allclose(plane.points_NC[1], [300, 1], err_msg="values that are not degrees are a plane")
+    plane = read_places(
+        TABLE.set_column(1, "Lat", pa.array([0.0, 300, 0, 0, None, 0])), [["Lat", "lng"], []]
+    )
+    np.testing.assert_allclose(
+        plane.points_NC[1], [300, 1], err_msg="values that are not degrees are a plane"
+    )
 
 
 def test_columns_are_found_by_name_or_named() -> None:
@@ -62,7 +68,10 @@ def test_columns_are_found_by_name_or_named() -> None:
     with pytest.raises(ConfigError, match="expected two columns"):
         found_columns(["a", "b"], ["a"], [])
     with pytest.raises(ConfigError, match=r"needs coordinates or numbers.*place\.coordinates"):
-        Place(PlaceConfig(), ModelSizes(4, 10, 3, ITEMS, 1, 0, ordered=True, timed=True, inputs={"place": [[], []]}))
+        Place(
+            PlaceConfig(),
+            ModelSizes(4, 10, 3, ITEMS, 1, 0, ordered=True, timed=True, inputs={"place": [[], []]}),
+        )
 
 
 def test_with_all_landmarks_the_factors_are_the_kernel() -> None:
@@ -76,7 +85,9 @@ def test_with_all_landmarks_the_factors_are_the_kernel() -> None:
     )
     few = kernel.factored(weights_F, np.ones(ITEMS), 2)
     assert few.shape == (ITEMS, 2)
-    assert (np.diag(few @ few.T) <= np.diag(exact) + 1e-6).all(), "each similarity is approximated from below"
+    assert (np.diag(few @ few.T) <= np.diag(exact) + 1e-6).all(), (
+        "each similarity is approximated from below"
+    )
 
 
 def test_a_user_is_the_weighted_mean_of_the_places() -> None:
@@ -87,7 +98,9 @@ def test_a_user_is_the_weighted_mean_of_the_places() -> None:
     items_E = torch.as_tensor(histories.items_E.astype(np.int64))
     graphs = Graphs(3, ITEMS, users_E, items_E, histories=histories, inputs={"place": places})
     view = ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0))
-    sizes = ModelSizes(4, 10, 3, ITEMS, 1, 0, ordered=True, timed=False, inputs={"place": [["Lat", "lng"], []]})
+    sizes = ModelSizes(
+        4, 10, 3, ITEMS, 1, 0, ordered=True, timed=False, inputs={"place": [["Lat", "lng"], []]}
+    )
     module = Place(PlaceConfig(bandwidths=[100.0], recency=1.0), sizes)
     state = module.state(view, graphs)
     asked = Histories.of_items([[4, 1, 0], [4], []])
@@ -116,7 +129,11 @@ def test_nearby_items_are_found(tmp_path: Path, by: str) -> None:
     predictive.
     """
     random, num_items = np.random.default_rng(0), 400
-    places = random.random((num_items, 2)) if by == "place" else np.stack([random.random(num_items)] * 2, axis=1)
+    places = (
+        random.random((num_items, 2))
+        if by == "place"
+        else np.stack([random.random(num_items)] * 2, axis=1)
+    )
     near = np.argsort(((places[:, None] - places) ** 2).sum(2), axis=1)[:, 1:9]
     rows = []
     for _ in range(250):
@@ -161,13 +178,22 @@ NUMBERS = {  # an item column, and whether it is a quantity
 @pytest.mark.parametrize("name", NUMBERS)
 def test_quantities_are_distinguished_from_ids_counts_and_years(name: str) -> None:
     values, is_quantity = NUMBERS[name]
-    assert quantities(pa.table({"item_id": ["a", "b", "c", "d", "e", "f"], name: values}), []) == [name] * is_quantity
+    assert (
+        quantities(pa.table({"item_id": ["a", "b", "c", "d", "e", "f"], name: values}), [])
+        == [name] * is_quantity
+    )
 
 
 def test_prices_come_first_among_at_most_four_quantities() -> None:
-    table = pa.table({name: [1.5, 2, 3, 4, 5] for name in ("width", "height", "depth", "weight", "price")})
+    table = pa.table(
+        {name: [1.5, 2, 3, 4, 5] for name in ("width", "height", "depth", "weight", "price")}
+    )
     assert quantities(table, []) == ["price", "width", "height", "depth"]
-    assert quantities(table, ["width", "price"]) == ["height", "depth", "weight"], "coordinates are not quantities"
+    assert quantities(table, ["width", "price"]) == [
+        "height",
+        "depth",
+        "weight",
+    ], "coordinates are not quantities"
 
 
 def test_shares_fade_with_age_and_exclude_later_events() -> None:
@@ -177,7 +203,10 @@ def test_shares_fade_with_age_and_exclude_later_events() -> None:
     recent, whole = np.array([0.25, 1.5, 0]) / 1.75, np.array([2, 3, 1]) / 6
     np.testing.assert_allclose(shares.last_N, np.log(0.9 * recent + 0.1 * whole), rtol=1e-5)
     assert shares.before(np.array([0, 3 * DAY, 3 * DAY + 1, 9 * DAY])).tolist() == [0, 0, 1, 2]
-    for still in (LogShares.of(histories, 3, "none"), LogShares.of(Histories.of_items([[0, 1, 1]]), 3, 2.0)):
+    for still in (
+        LogShares.of(histories, 3, "none"),
+        LogShares.of(Histories.of_items([[0, 1, 1]]), 3, 2.0),
+    ):
         np.testing.assert_allclose(still.last_N, np.log(whole), rtol=1e-5)
         assert not still.before(histories.times_E).any()
 
@@ -188,21 +217,36 @@ def test_new_items_are_found_where_the_catalogue_changes(tmp_path: Path) -> None
     places = random.random((months * a_month, 2))
     for month in range(months):
         items = np.arange(a_month) + month * a_month
-        near = items[np.argsort(((places[items][:, None] - places[items]) ** 2).sum(2), axis=1)[:, :6]] % a_month
+        near = (
+            items[np.argsort(((places[items][:, None] - places[items]) ** 2).sum(2), axis=1)[:, :6]]
+            % a_month
+        )
         for user in range(40):
             item, row = int(random.integers(a_month)), []
             for step in range(4):
                 item = int(random.choice(near[item]))
-                row.append((int(items[item]), 0, int((1 + 30 * month + 7 * step + user / 40) * DAY), Split.TRAIN))
+                row.append(
+                    (
+                        int(items[item]),
+                        0,
+                        int((1 + 30 * month + 7 * step + user / 40) * DAY),
+                        Split.TRAIN,
+                    )
+                )
             last = month == months - 1
             rows.append([*row[:3], (*row[3][:3], Split.VALID)] if last else row)
     columns = {"lat": pa.array(places[:, 0]), "lon": pa.array(places[:, 1])}
     dataset = write_dataset(tmp_path / "data", rows, months * a_month, item_columns=columns)
-    tree = {"model": {"granularities": {"place": {"enabled": True}}}, "train": {"metric": "ndcg@10"}}
+    tree = {
+        "model": {"granularities": {"place": {"enabled": True}}},
+        "train": {"metric": "ndcg@10"},
+    }
     config = build_config({"data": {"dir": dataset.root}, **tree})
     found = choose_values(config, dataset, Validator.of(config), TrainContext())["place"]
     tried = found["candidates"]["half_life"]
-    assert found["chosen"]["half_life"] != "none" and max(tried.values()) > 1.3 * tried["none"], tried
+    assert found["chosen"]["half_life"] != "none" and max(tried.values()) > 1.3 * tried["none"], (
+        tried
+    )
 
 
 def test_item_without_values_has_no_place() -> None:

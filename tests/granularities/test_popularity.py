@@ -34,7 +34,9 @@ VIEW = ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0))
 
 def _graphs() -> Graphs:
     histories = Histories.of_items([[item for item, _ in row] for row in EVENTS], [0, 1])
-    histories = replace(histories, times_E=np.array([day * DAY for row in EVENTS for _, day in row]))
+    histories = replace(
+        histories, times_E=np.array([day * DAY for row in EVENTS for _, day in row])
+    )
     pairs = sorted({(user, item) for user, row in enumerate(EVENTS) for item, _ in row})
     users_E, items_E = torch.tensor(pairs).T
     return Graphs(2, ITEMS, users_E, items_E, histories=histories)
@@ -48,7 +50,10 @@ def _module(**keys: object) -> Popularity:
 def _asked(days: list[float]) -> Batch:
     empty = Histories.of_items([[] for _ in days])
     times = np.array([int(day * DAY) for day in days])
-    return last_position(Queries(empty, np.zeros(len(days) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=times), 5)
+    return last_position(
+        Queries(empty, np.zeros(len(days) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=times),
+        5,
+    )
 
 
 def _scores(module: Popularity, days: list[float]) -> tuple[np.ndarray, list[bool]]:
@@ -64,15 +69,23 @@ def test_decayed_counts_by_hand() -> None:
     assert not scores_BN[0].any()
 
     def expected(recent: list[float], ever: list[int]) -> np.ndarray:
-        share = 0.9 * np.array(recent) / sum(recent) + 0.1 * (np.array(ever) + 1) / (sum(ever) + ITEMS)
+        share = 0.9 * np.array(recent) / sum(recent) + 0.1 * (np.array(ever) + 1) / (
+            sum(ever) + ITEMS
+        )
         return np.log(share)
 
     np.testing.assert_allclose(scores_BN[1], expected([2, 0, 0, 0], [2, 0, 0, 0]), rtol=1e-5)
-    np.testing.assert_allclose(scores_BN[2], scores_BN[1], err_msg="events at the time of the request do not count")
-    np.testing.assert_allclose(scores_BN[3], expected([2 / 2 + 1, 1, 0, 0], [3, 1, 0, 0]), rtol=1e-5)
+    np.testing.assert_allclose(
+        scores_BN[2], scores_BN[1], err_msg="events at the time of the request do not count"
+    )
+    np.testing.assert_allclose(
+        scores_BN[3], expected([2 / 2 + 1, 1, 0, 0], [3, 1, 0, 0]), rtol=1e-5
+    )
     late = expected([2 / 32 + 1 / 16, 1 / 16, 1, 0], [3, 1, 1, 0])
     np.testing.assert_allclose(scores_BN[4], late, rtol=1e-5)
-    np.testing.assert_allclose(scores_BN[5], late, rtol=1e-5, err_msg="a request without a time counts as now")
+    np.testing.assert_allclose(
+        scores_BN[5], late, rtol=1e-5, err_msg="a request without a time counts as now"
+    )
 
 
 def test_users_count_once() -> None:
@@ -118,15 +131,29 @@ def fashions(tmp_path: Path):  # type: ignore[no-untyped-def]
             item = int(day) // 10 if random.random() < 0.8 else int(random.integers(6))
             row.append((item, 0, int(day) * DAY, Split.TRAIN))
         parts = [Split.TRAIN] * (len(row) - 2) + [Split.VALID, Split.TEST]
-        rows.append([(*event[:3], part) for event, part in zip(row, parts, strict=True)] if len(row) > 2 else row)
+        rows.append(
+            [(*event[:3], part) for event, part in zip(row, parts, strict=True)]
+            if len(row) > 2
+            else row
+        )
     return write_dataset(tmp_path / "data", rows, 7)
 
 
 def test_validation_chooses_a_short_half_life_if_fashions_change(fashions) -> None:  # type: ignore[no-untyped-def]
-    section: dict[str, object] = {"enabled": True, "half_life": ["none", 2, 1000], "counts": "events", "rest": 0.1}
+    section: dict[str, object] = {
+        "enabled": True,
+        "half_life": ["none", 2, 1000],
+        "counts": "events",
+        "rest": 0.1,
+    }
     section |= {"as_of": "question", "types": "all"}
-    tree = {"model": {"granularities": {"popularity": section}}, "evaluate": {"exclude_seen": False}}
-    config = build_config({"data": {"dir": fashions.root}, **tree, "train": {"metric": "ndcg@10", "refit": True}})
+    tree = {
+        "model": {"granularities": {"popularity": section}},
+        "evaluate": {"exclude_seen": False},
+    }
+    config = build_config(
+        {"data": {"dir": fashions.root}, **tree, "train": {"metric": "ndcg@10", "refit": True}}
+    )
     found = choose_values(config, fashions, Validator.of(config), TrainContext())["popularity"]
     assert found["chosen"] == {"half_life": 2}
     assert found["candidates"]["half_life"]["2.0"] > found["candidates"]["half_life"]["none"] + 0.2
@@ -144,7 +171,9 @@ def test_validation_chooses_a_short_half_life_if_fashions_change(fashions) -> No
     torch.testing.assert_close(again.states["popularity"], trained.frozen.states["popularity"])
     made = assemble(config, fashions, Split.VALID, trained.weights, trained.choices)
     torch.testing.assert_close(made.states["popularity"], trained.frozen.states["popularity"])
-    read = FrozenModel.from_tensors(trained.frozen.config, trained.frozen.sizes, trained.frozen.tensors())
+    read = FrozenModel.from_tensors(
+        trained.frozen.config, trained.frozen.sizes, trained.frozen.tensors()
+    )
     assert torch.equal(read.scores(queries), trained.frozen.scores(queries))
 
 

@@ -33,18 +33,28 @@ USER_COLUMNS = {
     "gender": pa.array(["f", "m", "f", "m", None, None]),
     "likes": pa.array([["jazz", "rock"], ["rock"], ["jazz"], None, None, None]),
 }
-ITEM_COLUMNS = {"price": pa.array(np.arange(ITEMS) ** 2.0), "kind": pa.array(["cd", "lp"] * (ITEMS // 2))}
+ITEM_COLUMNS = {
+    "price": pa.array(np.arange(ITEMS) ** 2.0),
+    "kind": pa.array(["cd", "lp"] * (ITEMS // 2)),
+}
 
 
 def make_dataset(folder: Path, **columns: Any) -> PreparedDataset:
     columns = {"user_columns": USER_COLUMNS, "item_columns": ITEM_COLUMNS, **columns}
-    return write_dataset(folder, HISTORIES, ITEMS, event_types=("view", "buy"), text_width=6, **columns)
+    return write_dataset(
+        folder, HISTORIES, ITEMS, event_types=("view", "buy"), text_width=6, **columns
+    )
 
 
 def make_config(**profile: Any) -> Config:
     section = {"enabled": True, "min_frequency": 1, "field_width": 4, **profile}
     granularities = {"behaviour": {"enabled": True}, "profile": section}
-    model = {"width": 8, "max_history": 4, "item": {"init_std": 0.5}, "granularities": granularities}
+    model = {
+        "width": 8,
+        "max_history": 4,
+        "item": {"init_std": 0.5},
+        "granularities": granularities,
+    }
     return build_config({"model": model})
 
 
@@ -75,7 +85,9 @@ def recommender(folder: Path) -> Recommender:
 
 
 def ask(recommender: Recommender, **request: Any) -> Answer:
-    return recommender.recommend(parse_requests([{"k": ITEMS, "exclude_seen": False, **request}]))[0]
+    return recommender.recommend(parse_requests([{"k": ITEMS, "exclude_seen": False, **request}]))[
+        0
+    ]
 
 
 def scores(answer: Answer, part: str | None = None) -> list[float]:
@@ -84,12 +96,14 @@ def scores(answer: Answer, part: str | None = None) -> list[float]:
     return [value for _, value in sorted(zip(answer.item_ids, values, strict=True))]
 
 
-# ------------------------------------------------------------------------------------------------------------ crosses
+# ------------------------------------------------------------------------------------------ crosses
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_cross_layer_by_hand(rank: int) -> None:
-    """x_0 = (1, 2), x = (3, 5), W = (1, 2)ᵀ (1, 1), b = (1, −1): W x + b = (9, 15), times x_0 plus x = (12, 35)."""
+    """x_0 = (1, 2), x = (3, 5), W = (1, 2)ᵀ (1, 1), b = (1, −1): W x + b = (9, 15), times x_0 plus
+    x = (12, 35).
+    """
     layer = CrossLayer(2, rank)
     left, right = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 1.0]])
     with torch.no_grad():
@@ -118,23 +132,43 @@ def test_rows_by_hand() -> None:
             table.weight.copy_(torch.arange(len(table.weight))[:, None] * torch.tensor([1.0, 10.0]))
         net.directions.copy_(torch.tensor([[0.5, -1.0]]))
     rows = AttributeRows(
-        torch.tensor([[3, 2, 3], [2, 3, -1], [0, 2, -1], [0, 1, -1], [0, 0, -1]], dtype=torch.int32),
+        torch.tensor(
+            [[3, 2, 3], [2, 3, -1], [0, 2, -1], [0, 1, -1], [0, 0, -1]], dtype=torch.int32
+        ),
         torch.tensor([[2.0], [0.0], [0.0], [0.0], [0.0]]),
     )
     z, present = net(rows)
-    assert z[0].tolist() == [4 + 1.0, 40 - 2.0, 3.5, 35.0]  # row of a code: code + 1; members 3 and 4 in the mean
+    assert z[0].tolist() == [
+        4 + 1.0,
+        40 - 2.0,
+        3.5,
+        35.0,
+    ]  # row of a code: code + 1; members 3 and 4 in the mean
     assert z[1].tolist() == [3.0, 30.0, 4.0, 40.0]
     assert z[2].tolist() == [1.0, 10.0, 3.0, 30.0]  # the row of "missing"
-    assert z[3:].tolist() == [[0.0] * 4] * 2 and present.tolist() == [True, True, True, False, False]
+    assert z[3:].tolist() == [[0.0] * 4] * 2 and present.tolist() == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(("layers", "learns"), [(1, True), (0, False)])
 def test_only_crosses_learn_an_exclusive_or(layers: int, learns: bool) -> None:
-    """Old men and young women like one item, the others another: no sum over fields can express it."""
+    """Old men and young women like one item, the others another: no sum over fields can express
+    it.
+    """
     torch.manual_seed(0)
-    fields = (Field("band", "category", 1, ("young", "old")), Field("gender", "category", 1, ("f", "m")))
+    fields = (
+        Field("band", "category", 1, ("young", "old")),
+        Field("gender", "category", 1, ("f", "m")),
+    )
     net = FieldCross(fields, ProfileConfig(layers=layers, field_width=4, dropout=0.0), 1)
-    rows = AttributeRows(torch.tensor([[2, 2], [2, 3], [3, 2], [3, 3]], dtype=torch.int32), torch.zeros(4, 0))
+    rows = AttributeRows(
+        torch.tensor([[2, 2], [2, 3], [3, 2], [3, 3]], dtype=torch.int32), torch.zeros(4, 0)
+    )
     wanted = torch.tensor([1.0, -1.0, -1.0, 1.0])
     optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
     for _ in range(100):
@@ -143,7 +177,9 @@ def test_only_crosses_learn_an_exclusive_or(layers: int, learns: bool) -> None:
         loss.backward()
         optimizer.step()
     error = loss.item()
-    assert error < 0.01 if learns else error > 0.99, "the best sum is zero everywhere, with an error of one"
+    assert error < 0.01 if learns else error > 0.99, (
+        "the best sum is zero everywhere, with an error of one"
+    )
 
 
 def test_hidden_fields_are_missing_ones() -> None:
@@ -152,14 +188,16 @@ def test_hidden_fields_are_missing_ones() -> None:
     rows = AttributeRows(torch.tensor([[2, 2, 3]] * 400, dtype=torch.int32), torch.ones(400, 1))
     hidden = net._hidden(rows)
     kinds, counts = np.unique(
-        np.concatenate([hidden.codes_XS.numpy(), hidden.values_XM.numpy()], axis=1), axis=0, return_counts=True
+        np.concatenate([hidden.codes_XS.numpy(), hidden.values_XM.numpy()], axis=1),
+        axis=0,
+        return_counts=True,
     )
     assert kinds.tolist() == [[0, 0, -1, 0], [0, 2, 3, 0], [2, 0, -1, 1], [2, 2, 3, 1]]
     assert (abs(counts - 100) < 45).all(), "one quarter each, within five standard deviations"
     assert rows.codes_XS.tolist() == [[2, 2, 3]] * 400
 
 
-# ----------------------------------------------------------------------------------------------------------- the model
+# ---------------------------------------------------------------------------------------- the model
 
 
 def test_new_item_has_a_vector_from_its_attributes(dataset: PreparedDataset) -> None:
@@ -169,7 +207,9 @@ def test_new_item_has_a_vector_from_its_attributes(dataset: PreparedDataset) -> 
     model = build_model(config, dataset, Split.TRAIN)
     graphs = build_graphs(dataset, Split.TRAIN, model)
     plain = model.tower().detach()
-    torch.testing.assert_close(model.freeze(graphs).item_vectors_ND, plain)  # untrained, attributes add nothing
+    torch.testing.assert_close(
+        model.freeze(graphs).item_vectors_ND, plain
+    )  # untrained, attributes add nothing
     net = model.encoders.granularities["profile"].items
     with torch.no_grad():
         net.output.weight.normal_()
@@ -189,7 +229,11 @@ def test_users_of_the_test_split_do_not_change_the_encoding(tmp_path: Path) -> N
     assert one.active_users_V(Split.TRAIN).tolist() == [True, True, True, False, True, False]
     sizes = [model_sizes(make_config(), each, Split.TRAIN) for each in (one, other)]
     assert sizes[0] == sizes[1]
-    assert [field["name"] for field in sizes[0].inputs["profile"]["users"]] == ["age", "gender", "likes"]
+    assert [field["name"] for field in sizes[0].inputs["profile"]["users"]] == [
+        "age",
+        "gender",
+        "likes",
+    ]
 
 
 def test_user_without_attributes_is_served_without_profile(dataset: PreparedDataset) -> None:
@@ -205,9 +249,21 @@ def test_user_without_attributes_is_served_without_profile(dataset: PreparedData
 @pytest.mark.parametrize(
     ("profile", "columns", "message"),
     [
-        ({}, {"user_columns": {}, "item_columns": {}}, r"profile needs attributes, but neither users nor items"),
-        ({"user_fields": ["height"]}, {}, r"user_fields: height not among the columns; columns: age, gender, likes"),
-        ({"item_fields": ["weight"]}, {}, r"item_fields: weight not among the columns; columns: kind, price"),
+        (
+            {},
+            {"user_columns": {}, "item_columns": {}},
+            r"profile needs attributes, but neither users nor items",
+        ),
+        (
+            {"user_fields": ["height"]},
+            {},
+            r"user_fields: height not among the columns; columns: age, gender, likes",
+        ),
+        (
+            {"item_fields": ["weight"]},
+            {},
+            r"item_fields: weight not among the columns; columns: kind, price",
+        ),
         (
             {"numeric": ["agee"]},
             {},
@@ -224,16 +280,20 @@ def test_missing_columns_are_reported(
         build_model(make_config(**fields, **profile), dataset, Split.TRAIN)
 
 
-# ------------------------------------------------------------------------------------------------------------- serving
+# ------------------------------------------------------------------------------------------ serving
 
 
-def test_bundle_keeps_the_encoding_and_leaves_out_the_items_network(folder: Path, dataset: PreparedDataset) -> None:
+def test_bundle_keeps_the_encoding_and_leaves_out_the_items_network(
+    folder: Path, dataset: PreparedDataset
+) -> None:
     bundle: Bundle = read_bundle(folder)
     frozen = make_model(dataset)
     assert bundle.model.sizes == frozen.sizes
     assert {name for name in frozen.tensors() if "profile.items" in name} == set()
     queries = dataset.histories().queries(Split.TEST)
-    torch.testing.assert_close(bundle.model.scores(queries), frozen.scores(queries), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        bundle.model.scores(queries), frozen.scores(queries), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_new_user_with_attributes_only_is_served_by_the_model(recommender: Recommender) -> None:
@@ -251,7 +311,9 @@ def test_attributes_of_a_request_equal_stored_ones(recommender: Recommender) -> 
     known = scores(ask(recommender, user_id="u0"), "profile")
     same = {"age": 20.0, "gender": "f", "likes": ["rock", "jazz"]}
     assert scores(ask(recommender, attributes=same), "profile") == pytest.approx(known, abs=1e-5)
-    assert scores(ask(recommender, user_id="u4", attributes=same), "profile") == pytest.approx(known, abs=1e-5)
+    assert scores(ask(recommender, user_id="u4", attributes=same), "profile") == pytest.approx(
+        known, abs=1e-5
+    )
 
 
 def test_attributes_of_a_request_replace_stored_ones(recommender: Recommender) -> None:
@@ -259,12 +321,16 @@ def test_attributes_of_a_request_replace_stored_ones(recommender: Recommender) -
     as_man = ask(recommender, user_id="u0", attributes={"gender": "m", "age": None})
     twin = ask(recommender, attributes={"age": 20.0, "gender": "m", "likes": ["jazz", "rock"]})
     assert scores(as_man, "profile") == pytest.approx(scores(twin, "profile"), abs=1e-5)
-    assert scores(as_man, "behaviour") == pytest.approx(scores(ask(recommender, user_id="u0"), "behaviour"), abs=1e-5)
+    assert scores(as_man, "behaviour") == pytest.approx(
+        scores(ask(recommender, user_id="u0"), "behaviour"), abs=1e-5
+    )
 
 
 def test_unknown_categories_are_unknown(recommender: Recommender) -> None:
     """Two categories without training users are the same; alone they do not make a user present."""
-    first, second = (ask(recommender, attributes={"age": 40, "gender": name}) for name in ("x", "y"))
+    first, second = (
+        ask(recommender, attributes={"age": 40, "gender": name}) for name in ("x", "y")
+    )
     assert scores(first) == scores(second)
     assert ask(recommender, attributes={"gender": "x"}).source == "popularity"
     assert ask(recommender, attributes={}).source == "popularity"
@@ -272,8 +338,14 @@ def test_unknown_categories_are_unknown(recommender: Recommender) -> None:
 
 def test_bad_attributes_are_refused_with_row_and_field(recommender: Recommender) -> None:
     for attributes, message in [
-        ({"heigth": 3}, r"request 1: attributes.heigth: unknown field; the model knows: age, gender, likes"),
-        ({"age": "thirty"}, r"request 1: attributes.age: got 'thirty' \(str\), expected a finite number"),
+        (
+            {"heigth": 3},
+            r"request 1: attributes.heigth: unknown field; the model knows: age, gender, likes",
+        ),
+        (
+            {"age": "thirty"},
+            r"request 1: attributes.age: got 'thirty' \(str\), expected a finite number",
+        ),
     ]:
         with pytest.raises(RequestError, match=message):
             recommender.recommend(parse_requests([{"user_id": "u0"}, {"attributes": attributes}]))
@@ -306,15 +378,29 @@ def test_every_way_gives_the_same_answers(recommender: Recommender) -> None:
     shipped = Recommender(pickle.loads(pickle.dumps(recommender.bundle)))
     batch = answer_table(shipped.recommend([Request(user_id="u0", k=4)]), shipped.names)
     assert batch.column("item_id").to_pylist() == expected[0]["item_ids"]
-    assert batch.column("share_profile").to_pylist() == pytest.approx(expected[0]["shares"]["profile"])
+    assert batch.column("share_profile").to_pylist() == pytest.approx(
+        expected[0]["shares"]["profile"]
+    )
 
 
-def test_input_example_has_a_new_user_with_attributes(folder: Path, recommender: Recommender) -> None:
+def test_input_example_has_a_new_user_with_attributes(
+    folder: Path, recommender: Recommender
+) -> None:
     from recsys.registry.pyfunc_model import RecommenderModel
     from recsys.registry.register import _example
 
     example = _example(read_bundle(folder))
-    assert example["attributes"].tolist() == [{}, {}, {}, {"age": 30.0, "gender": "f", "likes": ["jazz"]}]
+    assert example["attributes"].tolist() == [
+        {},
+        {},
+        {},
+        {"age": 30.0, "gender": "f", "likes": ["jazz"]},
+    ]
     model = RecommenderModel()
     model.recommender = recommender
-    assert model.predict(None, example)["source"].tolist() == ["model", "model", "popularity", "model"]
+    assert model.predict(None, example)["source"].tolist() == [
+        "model",
+        "model",
+        "popularity",
+        "model",
+    ]

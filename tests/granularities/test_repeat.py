@@ -37,7 +37,9 @@ NUM_ITEMS = 40
 def histories_of(*rows: list[tuple[int, int]]) -> Histories:
     """Rows of (item, day)."""
     made = Histories.of_items([[item for item, _ in row] for row in rows])
-    return replace(made, times_E=np.array([day * DAY for row in rows for _, day in row], dtype=np.int64))
+    return replace(
+        made, times_E=np.array([day * DAY for row in rows for _, day in row], dtype=np.int64)
+    )
 
 
 def test_habits_by_hand() -> None:
@@ -50,10 +52,21 @@ def test_habits_by_hand() -> None:
     assert pairs.times_had_P.tolist() == [2, 1, 3, 1] and pairs.again_P.tolist() == [1, 0, 2, 0]
     assert pairs.first_P.tolist() == [0, 2, 0, 0] and pairs.last_P.tolist() == [3, 2, 3, 0]
     assert (pairs.last_time_P / DAY).tolist() == [9, 4, 9, 2]
-    np.testing.assert_allclose(pairs.log_gap_P, [np.log(8 * DAY), 0, np.log(2 * DAY) + np.log(6 * DAY), 0])
+    np.testing.assert_allclose(
+        pairs.log_gap_P, [np.log(8 * DAY), 0, np.log(2 * DAY) + np.log(6 * DAY), 0]
+    )
     np.testing.assert_allclose(pairs.log_steps_P, [np.log(3), 0, np.log(1) + np.log(2), 0])
     habits = ItemHabits.of(pairs, 8)
-    assert habits.repeats_N.tolist() == [0, 0, 0, 0, 0, 1, 0, 2] and habits.occasions_N.tolist() == [0] * 5 + [3, 1, 3]
+    assert habits.repeats_N.tolist() == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        0,
+        2,
+    ] and habits.occasions_N.tolist() == [0] * 5 + [3, 1, 3]
     assert habits.share == pytest.approx(3.5 / 9)
 
 
@@ -78,7 +91,9 @@ def test_fit_subtracts_a_pair_from_the_habits_of_its_item() -> None:
     whole = pairs_of(histories_of([(7, 1), (7, 2), (7, 3)], [(7, 1), (6, 2)]), ALL)
     habits = ItemHabits.of(whole, 8)
     before = pairs_of(histories_of([(7, 1)]), ALL)
-    odds = raw_numbers(before, np.array([2 * DAY]), habits, 1.0, (whole, np.array([0])))[0, NAMES.index("odds")]
+    odds = raw_numbers(before, np.array([2 * DAY]), habits, 1.0, (whole, np.array([0])))[
+        0, NAMES.index("odds")
+    ]
     # from the other user only: one occasion without a repeat
     share = (0 + habits.share) / (1 + 1.0)
     assert odds == pytest.approx(np.log(share / (1 - share)))
@@ -88,7 +103,9 @@ def test_sampled_times_see_earlier_events_only() -> None:
     histories = histories_of([(1, 1), (2, 1), (3, 2), (1, 2), (2, 5)], [(4, 1)])
     moments = sample_times(histories, ALL, 1000)
     assert set(moments.rows_B) == {0}
-    for row, seen in enumerate(np.split(moments.histories.items_E, moments.histories.offsets_U1[1:-1])):
+    for row, seen in enumerate(
+        np.split(moments.histories.items_E, moments.histories.offsets_U1[1:-1])
+    ):
         assert seen.tolist() == [1, 2, 3, 1, 2][: len(seen)]
         came = {int(key % 2**32) for key in moments.next_keys if key // 2**32 == row}
         assert came == {1: {2}, 2: {3, 1}, 3: {1}, 4: {2}}[len(seen)]
@@ -105,7 +122,10 @@ def rhythms(num_users: int = 120) -> list[list[tuple[int, int]]]:
         items, periods = random.choice(NUM_ITEMS, 5, replace=False), [7, 11, 17, 23]
         events = [(int(items[4]), int(random.integers(1, 100)))]
         for item, period in zip(items, periods, strict=False):
-            events += [(int(item), int(day)) for day in range(int(random.integers(1, period + 1)), 100, period)]
+            events += [
+                (int(item), int(day))
+                for day in range(int(random.integers(1, period + 1)), 100, period)
+            ]
         rows.append(sorted(events, key=lambda event: event[1]))
     return rows
 
@@ -120,7 +140,9 @@ def fitted() -> tuple[Repeat, ItemView, State, Queries, list[int]]:
     graphs = Graphs(60, NUM_ITEMS, none, none, histories=histories_of(*rows[:60]))
     items = ItemView(torch.zeros(NUM_ITEMS, 4), torch.zeros(NUM_ITEMS, 0))
     asked = [row for row in rows[60:] if row[-1][1] > row[-2][1]]
-    queries = as_queries(histories_of(*(row[:-1] for row in asked)), np.array([row[-1][1] * DAY for row in asked]))
+    queries = as_queries(
+        histories_of(*(row[:-1] for row in asked)), np.array([row[-1][1] * DAY for row in asked])
+    )
     return module, items, module.state(items, graphs), queries, [row[-1][0] for row in asked]
 
 
@@ -130,7 +152,9 @@ def first_places(scores_BN: torch.Tensor, targets: list[int]) -> float:
 
 def test_rhythms_are_found_if_count_and_recency_fail(fitted: Any) -> None:
     module, items, state, queries, targets = fitted
-    found = module.boost(last_position(queries, 3), items, state).add_to(torch.zeros(len(queries), NUM_ITEMS))
+    found = module.boost(last_position(queries, 3), items, state).add_to(
+        torch.zeros(len(queries), NUM_ITEMS)
+    )
     histories = queries.histories
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     counts, latest = torch.zeros(len(queries), NUM_ITEMS), torch.zeros(len(queries), NUM_ITEMS)
@@ -156,15 +180,21 @@ def test_long_after_the_data_and_without_times_the_scores_stay_in_range(fitted: 
     module, items, state, queries, _ = fitted
     usual = module.boost(last_position(queries, 3), items, state).values_P
     late = replace(queries, asked_at_B=np.full(len(queries), 2_000_000_000))
-    untimed = as_queries(replace(queries.histories, times_E=np.zeros_like(queries.histories.times_E)))
+    untimed = as_queries(
+        replace(queries.histories, times_E=np.zeros_like(queries.histories.times_E))
+    )
     for asked in (late, untimed):
         found = module.boost(last_position(asked, 3), items, state).values_P
         assert torch.isfinite(found).all() and found.max() < 5 * usual.max()
 
 
 def test_repeat_contradicts_exclude_seen() -> None:
-    tree: dict[str, Any] = {"model": {"granularities": {"behaviour": {"enabled": True}, "repeat": {"enabled": True}}}}
-    with pytest.raises(ConfigError, match="granularities.repeat raises items .* set evaluate.exclude_seen false"):
+    tree: dict[str, Any] = {
+        "model": {"granularities": {"behaviour": {"enabled": True}, "repeat": {"enabled": True}}}
+    }
+    with pytest.raises(
+        ConfigError, match="granularities.repeat raises items .* set evaluate.exclude_seen false"
+    ):
         check_settings(build_config(tree), ("train",))
     check_settings(build_config({**tree, "evaluate": {"exclude_seen": False}}), ("train",))
 
@@ -172,11 +202,18 @@ def test_repeat_contradicts_exclude_seen() -> None:
 def test_served_model_uses_the_time_of_the_request(tmp_path: Path) -> None:
     """Item 1 every 7 days, item 2 every 20: the first item depends on the day."""
     event = lambda item, day: (item, 0, day * DAY, Split.TRAIN)  # noqa: E731
-    weekly = [event(1, day) for day in range(1, 90, 7)] + [event(2, day) for day in range(1, 90, 20)]
+    weekly = [event(1, day) for day in range(1, 90, 7)] + [
+        event(2, day) for day in range(1, 90, 20)
+    ]
     rows: list[list[Event]] = [sorted(weekly, key=lambda one: one[2]) for _ in range(30)]
     dataset = write_dataset(tmp_path / "dataset", [*rows, train_events(0, 3, 4)], 5)
-    tree: dict[str, Any] = {"data": {"dir": str(tmp_path / "dataset")}, "evaluate": {"exclude_seen": False}}
-    tree["model"] = {"granularities": {"repeat": {"enabled": True, "smoothing": 1.0, "weight": 1.0}}}
+    tree: dict[str, Any] = {
+        "data": {"dir": str(tmp_path / "dataset")},
+        "evaluate": {"exclude_seen": False},
+    }
+    tree["model"] = {
+        "granularities": {"repeat": {"enabled": True, "smoothing": 1.0, "weight": 1.0}}
+    }
     config = build_config(tree)
     model = build_model(config, dataset, Split.TRAIN)
     graphs = build_graphs(dataset, Split.TRAIN, model=model, config=config)
@@ -185,12 +222,20 @@ def test_served_model_uses_the_time_of_the_request(tmp_path: Path) -> None:
     recommender = Recommender(read_bundle(tmp_path / "bundle"))
     days = {day: recommender.recommend(parse_requests([_ask(day)]))[0] for day in (92, 101)}
     assert days[92].item_ids[0] == "i1" and days[101].scores != days[92].scores
-    assert {item for item, share in zip(days[92].item_ids, days[92].shares["repeat"], strict=True) if share} == {
+    assert {
+        item
+        for item, share in zip(days[92].item_ids, days[92].shares["repeat"], strict=True)
+        if share
+    } == {
         "i1",
         "i2",
     }
-    ratio = {day: dict(zip(answer.item_ids, answer.scores, strict=True)) for day, answer in days.items()}
-    assert ratio[101]["i2"] / ratio[101]["i1"] > ratio[92]["i2"] / ratio[92]["i1"], "item 2 is expected on day 101"
+    ratio = {
+        day: dict(zip(answer.item_ids, answer.scores, strict=True)) for day, answer in days.items()
+    }
+    assert ratio[101]["i2"] / ratio[101]["i1"] > ratio[92]["i2"] / ratio[92]["i1"], (
+        "item 2 is expected on day 101"
+    )
 
 
 def _ask(day: int) -> dict[str, Any]:

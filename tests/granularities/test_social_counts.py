@@ -25,13 +25,19 @@ from tests.handmade import DAY
 from tests.planted import margin, ndcg, planted_dataset
 
 ITEMS = 5
-ROWS = {0: [(0, 1), (1, 2)], 1: [(1, 3), (2, 5), (1, 8)], 2: [(3, 4)]}  # item and day of users; user 3 has none
+ROWS = {
+    0: [(0, 1), (1, 2)],
+    1: [(1, 3), (2, 5), (1, 8)],
+    2: [(3, 4)],
+}  # item and day of users; user 3 has none
 VIEW = ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0))
 
 
 def _graphs() -> Graphs:
     histories = Histories.of_items([[item for item, _ in row] for row in ROWS.values()], list(ROWS))
-    histories = replace(histories, times_E=np.array([day * DAY for row in ROWS.values() for _, day in row]))
+    histories = replace(
+        histories, times_E=np.array([day * DAY for row in ROWS.values() for _, day in row])
+    )
     pairs = sorted({(user, item) for user, row in ROWS.items() for item, _ in row})
     users_E, items_E = torch.tensor(pairs).T
     src, dst = torch.tensor([1, 2, 0, 3]), torch.tensor([3, 3, 1, 1])
@@ -41,20 +47,29 @@ def _graphs() -> Graphs:
 
 def _module(**keys: object) -> SocialCounts:
     section = SocialConfig(fit="counts", **{"half_life": "none", "popularity_damping": 0.0, **keys})  # type: ignore[arg-type]
-    found = granularity_class("social", section)(section, ModelSizes(4, 10, 4, ITEMS, 1, 0, ordered=True, timed=True))
+    found = granularity_class("social", section)(
+        section, ModelSizes(4, 10, 4, ITEMS, 1, 0, ordered=True, timed=True)
+    )
     assert isinstance(found, SocialCounts)
     return found
 
 
 def _batch(users: list[int], days: list[float], named: torch.Tensor | None = None) -> Batch:
-    asked, at = Histories.of_items([[] for _ in users], users), np.array([int(day * DAY) for day in days])
-    queries = Queries(asked, np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at)
+    asked, at = (
+        Histories.of_items([[] for _ in users], users),
+        np.array([int(day * DAY) for day in days]),
+    )
+    queries = Queries(
+        asked, np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at
+    )
     batch = last_position(queries, 5)
     return batch if named is None else replace(batch, inputs={"friends": named})
 
 
 def _scores(module: SocialCounts, batch: Batch) -> torch.Tensor:
-    return module.boost(batch, VIEW, module.state(VIEW, _graphs())).add_to(torch.zeros(len(batch), ITEMS))
+    return module.boost(batch, VIEW, module.state(VIEW, _graphs())).add_to(
+        torch.zeros(len(batch), ITEMS)
+    )
 
 
 def test_only_events_of_friends_before_the_request_count() -> None:
@@ -97,13 +112,20 @@ def test_strongest_friends_and_latest_events_are_read() -> None:
 def test_true_friends_help_and_random_friends_do_not(tmp_path: Path) -> None:
     dataset = planted_dataset(tmp_path, {"social": 1.0})
     section = {"enabled": True, "fit": "counts", "popularity_damping": 0.0, "half_life": "none"}
-    config = build_config({"data": {"dir": dataset.root}, "model": {"granularities": {"social": section}}})
+    config = build_config(
+        {"data": {"dir": dataset.root}, "model": {"granularities": {"social": section}}}
+    )
     model = build_model(config, dataset, Split.VALID)
-    graphs, queries = build_graphs(dataset, Split.VALID, model), dataset.histories().queries(Split.TEST)
+    graphs, queries = (
+        build_graphs(dataset, Split.VALID, model),
+        dataset.histories().queries(Split.TEST),
+    )
     true: Friends = graphs["friends"]
     order = torch.randperm(dataset.num_users, generator=torch.Generator().manual_seed(0))
     permuted = Friends(order[true.src_F], true.dst_F, true.weight_F)
-    frozen, mismatched = (model.freeze(replace(graphs, inputs={"friends": each})) for each in (true, permuted))
+    frozen, mismatched = (
+        model.freeze(replace(graphs, inputs={"friends": each})) for each in (true, permuted)
+    )
     assert margin(ndcg(frozen, queries), ndcg(mismatched, queries)) > 1.0
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
     assert torch.equal(read.scores(queries), frozen.scores(queries))

@@ -68,7 +68,9 @@ def test_full_rank_is_the_mean_of_the_nearest_users(power: float, neighbours: in
         expected[user] = weights @ tastes[nearest] / weights.sum() * degree**0.1
     assert certain.sum() > 20
     np.testing.assert_allclose(scores[certain], expected[certain], atol=2e-5)
-    assert present_B.all() and not scores[:, ITEMS - 1].any(), "an item without events has no vector"
+    assert present_B.all() and not scores[:, ITEMS - 1].any(), (
+        "an item without events has no vector"
+    )
 
 
 def test_user_is_not_its_own_neighbour_but_an_unknown_user_finds_it() -> None:
@@ -86,7 +88,9 @@ def test_max_users_limits_the_kept_users() -> None:
     graphs, items, histories = _world()
     module = _module(max_users=7)
     state = module.state(items, graphs)
-    assert state["tastes_VR"].shape[0] == state["ids_V"].shape[0] == 7 == len(state["ids_V"].unique())
+    assert (
+        state["tastes_VR"].shape[0] == state["ids_V"].shape[0] == 7 == len(state["ids_V"].unique())
+    )
     whole = _module().state(items, graphs)["tastes_VR"]
     torch.testing.assert_close(state["tastes_VR"], whole[state["ids_V"]])
     z_BR, present_B = module(last_position(_ask(histories), 10), items, state)
@@ -97,10 +101,15 @@ def test_user_cf_serves_frozen_next_to_item_cf(tmp_path: object) -> None:
     dataset = small_world(tmp_path, ordered=False)  # type: ignore[arg-type]
     on = {"enabled": True}
     sections = {"collaborative": on, "item_cf": {**on, "rank": 4}, "user_cf": {**on, "rank": 3}}
-    config = build_config({"data": {"dir": dataset.root}, "model": {"width": 8, "granularities": sections}})
+    config = build_config(
+        {"data": {"dir": dataset.root}, "model": {"width": 8, "granularities": sections}}
+    )
     torch.manual_seed(0)
     frozen = build_model(config, dataset, Split.TRAIN).freeze(build_graphs(dataset, Split.TRAIN))
-    assert frozen.names == ["collaborative", "item_cf", "user_cf"] and frozen.item_vectors_ND.shape[1] == 8 + 4 + 3
+    assert (
+        frozen.names == ["collaborative", "item_cf", "user_cf"]
+        and frozen.item_vectors_ND.shape[1] == 8 + 4 + 3
+    )
     queries = dataset.histories().queries(Split.TEST)
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
     assert torch.equal(read.scores(queries), frozen.scores(queries))
@@ -116,7 +125,9 @@ def test_user_cf_helps_if_communities_decide(tmp_path: object) -> None:
         text = {"item": {"id": False, "text": True}}
         plain = {"behaviour": {"input": "text"}}
         without = ndcg(train(dataset, plain, model=text, epochs=3), queries)
-        with_ = ndcg(train(dataset, {**plain, "user_cf": {"rank": 64}}, model=text, epochs=3), queries)
+        with_ = ndcg(
+            train(dataset, {**plain, "user_cf": {"rank": 64}}, model=text, epochs=3), queries
+        )
         if knob:
             # measured: 0.053 → 0.339; with the knob down 0.024 → 0.079, because neighbours reveal
             # popularity

@@ -20,7 +20,13 @@ from recsys.evaluation.user_clusters import describe_strata, strata_of_users
 from recsys.evaluation.validation import Validator
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.stratum import clustering as strata_module
-from recsys.granularities.stratum.clustering import Strata, UserVectors, choices_counts, fit_strata, match
+from recsys.granularities.stratum.clustering import (
+    Strata,
+    UserVectors,
+    choices_counts,
+    fit_strata,
+    match,
+)
 from recsys.granularities.stratum.model import Stratum
 from recsys.granularities.stratum.section import StratumConfig
 from recsys.model import FrozenModel
@@ -40,13 +46,19 @@ def unit(vectors: Array) -> Array:
 
 
 def some_users(seed: int = 0, num_users: int = NUM_USERS) -> UserVectors:
-    """Users of three kinds; item 7 has no vector, user 3 chose only that one, user 4 chose nothing."""
+    """Users of three kinds; item 7 has no vector, user 3 chose only that one, user 4 chose
+    nothing.
+    """
     random = np.random.default_rng(seed)
-    vectors_NT = unit(random.normal(size=(NUM_ITEMS, WIDTH)) + 1.5 * np.eye(WIDTH)[np.arange(NUM_ITEMS) % GROUPS])
+    vectors_NT = unit(
+        random.normal(size=(NUM_ITEMS, WIDTH)) + 1.5 * np.eye(WIDTH)[np.arange(NUM_ITEMS) % GROUPS]
+    )
     vectors_NT[7] = 0
     users, items = [3], [7]
     for user in set(range(num_users)) - {3, 4}:
-        chosen = random.choice(np.flatnonzero(np.arange(NUM_ITEMS) % GROUPS == user % GROUPS), 4, replace=False)
+        chosen = random.choice(
+            np.flatnonzero(np.arange(NUM_ITEMS) % GROUPS == user % GROUPS), 4, replace=False
+        )
         users += [user] * 4
         items += chosen.tolist()
     return UserVectors(np.array(users), np.array(items), vectors_NT, num_users)
@@ -58,14 +70,20 @@ def similarity(users: UserVectors) -> Array:
 
 
 def same_partition(one: Array, other: Array) -> bool:
-    return len({*zip(one.tolist(), other.tolist(), strict=True)}) == len(set(one.tolist())) == len(set(other.tolist()))
+    return (
+        len({*zip(one.tolist(), other.tolist(), strict=True)})
+        == len(set(one.tolist()))
+        == len(set(other.tolist()))
+    )
 
 
 def test_user_vectors_are_unit_means_of_unit_vectors() -> None:
     users = some_users()
     assert {3, 4}.isdisjoint(users.active_U.tolist()) and len(users) == NUM_USERS - 2
     chosen = users.matrix[5].indices
-    np.testing.assert_allclose(users.of(np.array([5]))[0], unit(users.unit_NT[chosen].mean(axis=0)), rtol=1e-5)
+    np.testing.assert_allclose(
+        users.of(np.array([5]))[0], unit(users.unit_NT[chosen].mean(axis=0)), rtol=1e-5
+    )
 
 
 def test_distances_equal_those_of_the_whole_matrix() -> None:
@@ -77,11 +95,19 @@ def test_distances_equal_those_of_the_whole_matrix() -> None:
     naive_UK = np.square(a_UN[:, None] - means_KN).mean(axis=2)
     assert (naive_UK.argmin(axis=1) == nearest).all()
     np.testing.assert_array_equal(strata.size_K, np.bincount(nearest))
-    np.testing.assert_allclose(strata.within_K, [naive_UK[nearest == k, k].mean() for k in range(4)], rtol=1e-4)
-    np.testing.assert_allclose(strata.total, np.square(a_UN - a_UN.mean(axis=0)).mean(axis=1).mean(), rtol=1e-4)
-    np.testing.assert_allclose(strata.gap, (naive_UK.mean(axis=1) - naive_UK.min(axis=1)).mean(), rtol=1e-4)
+    np.testing.assert_allclose(
+        strata.within_K, [naive_UK[nearest == k, k].mean() for k in range(4)], rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        strata.total, np.square(a_UN - a_UN.mean(axis=0)).mean(axis=1).mean(), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        strata.gap, (naive_UK.mean(axis=1) - naive_UK.min(axis=1)).mean(), rtol=1e-4
+    )
     p_UK = np.exp(-naive_UK / (0.5 * strata.gap))
-    np.testing.assert_allclose(strata.memberships(u_UT, 0.5), p_UK / p_UK.sum(axis=1, keepdims=True), rtol=1e-3)
+    np.testing.assert_allclose(
+        strata.memberships(u_UT, 0.5), p_UK / p_UK.sum(axis=1, keepdims=True), rtol=1e-3
+    )
 
 
 def test_kmeans_equals_kmeans_over_the_rows_of_the_whole_matrix() -> None:
@@ -96,13 +122,17 @@ def test_kmeans_equals_kmeans_over_the_rows_of_the_whole_matrix() -> None:
 
 def test_hierarchy_equals_ward_over_the_rows_of_the_whole_matrix() -> None:
     users = some_users()
-    whole = AgglomerativeClustering(3, linkage="ward").fit_predict(similarity(users).astype(np.float64))
+    whole = AgglomerativeClustering(3, linkage="ward").fit_predict(
+        similarity(users).astype(np.float64)
+    )
     ours = fit_strata(users, 3, "hierarchical", 0)
     assert same_partition(ours.nearest(users.of(users.active_U)), whole)
 
 
 @pytest.mark.parametrize("method", ["kmeans", "hierarchical"])
-def test_blocks_and_two_stages_find_the_strata_too(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_and_two_stages_find_the_strata_too(
+    method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Small limits, as for millions of users: three kinds of users stay three strata."""
     for name, limit in {"BLOCK": 64, "WHOLE": 100, "MICRO": 30}.items():
         monkeypatch.setattr(strata_module, name, limit)
@@ -135,17 +165,21 @@ def test_counts_of_strata_sum_to_the_events() -> None:
     events_N = np.asarray(users.matrix[users.active_U].sum(axis=0)).ravel()
     np.testing.assert_allclose(hard.sum(axis=0), events_N)
     np.testing.assert_allclose(soft.sum(axis=0), events_N, rtol=1e-6)
-    own_N = np.asarray(users.matrix[users.active_U[users.active_U % GROUPS == 0]].sum(axis=0)).ravel()
+    own_N = np.asarray(
+        users.matrix[users.active_U[users.active_U % GROUPS == 0]].sum(axis=0)
+    ).ravel()
     assert any(np.array_equal(row, own_N) for row in hard)
 
 
-# ------------------------------------------------------------------------------------------------- the granularity
+# ---------------------------------------------------------------------------------- the granularity
 
 
 def by_hand(temperature: float) -> tuple[Stratum, ItemView]:
     """Two orthogonal items, one stratum on each; G = I / 2."""
     sizes = ModelSizes(2, 4, 2, 3, 1, 2, ordered=True, timed=False)
-    module = Stratum(StratumConfig(enabled=True, num_strata=[2], temperature=temperature), sizes).eval()
+    module = Stratum(
+        StratumConfig(enabled=True, num_strata=[2], temperature=temperature), sizes
+    ).eval()
     text = torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     items = ItemView(torch.eye(3, 2), text)
     graphs = Graphs(2, 3, torch.tensor([0, 1]), torch.tensor([0, 1]))
@@ -155,7 +189,9 @@ def by_hand(temperature: float) -> tuple[Stratum, ItemView]:
 
 def asked(histories: list[list[int]]) -> Any:
     made = Histories.of_items(histories)
-    return last_position(Queries(made, np.zeros(len(made) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)), 4)
+    return last_position(
+        Queries(made, np.zeros(len(made) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)), 4
+    )
 
 
 def test_soft_membership_by_hand() -> None:
@@ -168,7 +204,13 @@ def test_soft_membership_by_hand() -> None:
     own = int(p[0].argmax())
     expected = [1 / (1 + np.exp(-1 / 0.25)), 0.5, 1 / (1 + np.exp(-(1 / 5**0.5) / 0.25))]
     np.testing.assert_allclose(p[:3, own].numpy(), expected, rtol=1e-5)
-    assert present.tolist() == [True, True, True, False, False], "without text or without items there is no stratum"
+    assert present.tolist() == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ], "without text or without items there is no stratum"
     assert torch.equal(p[3:], torch.zeros(2, 2))
     z, _ = module(asked([[0]]), items, {})
     torch.testing.assert_close(z[0], p[0] @ module.prototypes_KD)
@@ -184,7 +226,9 @@ def test_positions_see_their_past_only() -> None:
     module, items = by_hand(temperature=0.5)
     history = Histories.of_items([[0, 1, 1, 0]], [0])
     p, _ = module.memberships(every_position(history, 4, np.array([0])), items)
-    alone = torch.cat([module.memberships(asked([prefix]), items)[0] for prefix in ([0], [0, 1], [0, 1, 1])])
+    alone = torch.cat(
+        [module.memberships(asked([prefix]), items)[0] for prefix in ([0], [0, 1], [0, 1, 1])]
+    )
     torch.testing.assert_close(p, alone)
 
 
@@ -208,7 +252,10 @@ def test_refit_keeps_prototypes_with_their_members() -> None:
     module, graphs, batch = item_strata(users)
     items = ItemView(torch.as_tensor(users.unit_NT), torch.zeros(NUM_ITEMS, 0))
     module.refit(graphs, items, 0)
-    before, prototypes = module.memberships(batch, items)[0].argmax(1), module.prototypes_KD.detach().clone()
+    before, prototypes = (
+        module.memberships(batch, items)[0].argmax(1),
+        module.prototypes_KD.detach().clone(),
+    )
     assert len(set(before.tolist())) == 3
     for seed in range(1, 5):
         module.refit(graphs, items, seed)
@@ -224,12 +271,16 @@ def test_refit_follows_vectors_that_changed() -> None:
     module, graphs, batch = item_strata(users)
     module.refit(graphs, ItemView(torch.as_tensor(users.unit_NT), torch.zeros(NUM_ITEMS, 0)), 0)
     prototypes, centroids = module.prototypes_KD.detach().clone(), module.centroids_KT.clone()
-    drifted = torch.as_tensor(users.unit_NT) + 0.2 * torch.randn(NUM_ITEMS, WIDTH, generator=torch.manual_seed(0))
+    drifted = torch.as_tensor(users.unit_NT) + 0.2 * torch.randn(
+        NUM_ITEMS, WIDTH, generator=torch.manual_seed(0)
+    )
     items = ItemView(drifted, torch.zeros(NUM_ITEMS, 0))
     before = module.memberships(batch, items)[0].argmax(1)
     module.refit(graphs, items, 1)
     assert torch.equal(module.memberships(batch, items)[0].argmax(1), before)
-    assert torch.equal(module.prototypes_KD, prototypes) and not torch.equal(module.centroids_KT, centroids)
+    assert torch.equal(module.prototypes_KD, prototypes) and not torch.equal(
+        module.centroids_KT, centroids
+    )
 
 
 def test_text_strata_are_fitted_once_and_item_strata_every_n_epochs() -> None:
@@ -243,7 +294,7 @@ def test_text_strata_are_fitted_once_and_item_strata_every_n_epochs() -> None:
     assert due(0, 0) == [True, False, False, False, False]
 
 
-# --------------------------------------------------------------------------------------------------- around training
+# ---------------------------------------------------------------------------------- around training
 
 
 def kinds(folder: Path) -> PreparedDataset:
@@ -265,7 +316,13 @@ def settings(**stratum: Any) -> Config:
                 "granularities": {"stratum": {"enabled": True, "temperature": 0.2, **stratum}},
                 "fusion": {"signal_dropout": 0.0},
             },
-            "train": {"epochs": 12, "batch_size": 16, "lr": 0.02, "metric": "ndcg@5", "patience": 12},
+            "train": {
+                "epochs": 12,
+                "batch_size": 16,
+                "lr": 0.02,
+                "metric": "ndcg@5",
+                "patience": 12,
+            },
             "evaluate": {"ks": [5]},
         }
     )
@@ -282,7 +339,10 @@ def test_validation_chooses_the_number_of_strata(tmp_path: Path) -> None:
 
 def test_single_number_is_used_and_too_many_strata_are_refused(tmp_path: Path) -> None:
     dataset = kinds(tmp_path)
-    assert choose_strata(settings(num_strata=5), dataset, TrainContext()) == {"chosen": 5, "candidates": {}}
+    assert choose_strata(settings(num_strata=5), dataset, TrainContext()) == {
+        "chosen": 5,
+        "candidates": {},
+    }
     with pytest.raises(ConfigError, match="only 80 users"):
         choose_strata(settings(num_strata=[100, 200]), dataset, TrainContext())
 
@@ -303,13 +363,22 @@ def test_training_learns_the_taste_of_strata(tmp_path: Path) -> None:
     found = describe_strata(result.frozen, dataset, Split.VALID, result.choices["strata"])
     assert found is not None and found["choice"]["chosen"] == 4 and found["explained"] > 0.5
     assert sum(row["share"] for row in found["strata"]) == pytest.approx(1)
-    kinds_of = [{int(title.split("i")[-1]) // 6 for title in row["items"]} for row in found["strata"]]
-    assert sorted(map(tuple, kinds_of)) == [(0,), (1,), (2,), (3,)], (
-        "the panel of each stratum shows the items of its kind"
+    kinds_of = [
+        {int(title.split("i")[-1]) // 6 for title in row["items"]} for row in found["strata"]
+    ]
+    assert sorted(map(tuple, kinds_of)) == [
+        (0,),
+        (1,),
+        (2,),
+        (3,),
+    ], "the panel of each stratum shows the items of its kind"
+    (own,) = strata_of_users(
+        result.frozen, dataset.histories().queries(Split.TEST).take(np.array([0]))
     )
-    (own,) = strata_of_users(result.frozen, dataset.histories().queries(Split.TEST).take(np.array([0])))
     assert own[0]["weight"] > 0.5
-    again = FrozenModel.from_tensors(result.frozen.config, result.frozen.sizes, result.frozen.tensors())
+    again = FrozenModel.from_tensors(
+        result.frozen.config, result.frozen.sizes, result.frozen.tensors()
+    )
     queries = dataset.histories().queries(Split.TEST)
     torch.testing.assert_close(again.scores(queries), result.frozen.scores(queries))
 
@@ -362,7 +431,10 @@ def rows_of(dataset: PreparedDataset) -> Iterator[tuple[list[int], ...]]:
     found = dataset.histories()
     for row in np.argsort(found.users_U):
         span = slice(*found.offsets_U1[row : row + 2])
-        yield tuple(column[span].tolist() for column in (found.items_E, found.types_E, found.times_E, found.splits_E))
+        yield tuple(
+            column[span].tolist()
+            for column in (found.items_E, found.types_E, found.times_E, found.splits_E)
+        )
 
 
 def test_update_of_strata_alone_needs_stratum_and_known_items(tmp_path: Path) -> None:
@@ -371,7 +443,9 @@ def test_update_of_strata_alone_needs_stratum_and_known_items(tmp_path: Path) ->
     other = write_dataset(tmp_path / "b", [train_events(0, 1, 2)], 5)
     with pytest.raises(ConfigError, match="5 items, the model 24"):
         refit_strata(config, other, frozen)
-    plain = build_config({"model": {"width": 8, "granularities": {"collaborative": {"enabled": True}}}})
+    plain = build_config(
+        {"model": {"width": 8, "granularities": {"collaborative": {"enabled": True}}}}
+    )
     without = build_model(plain, dataset, Split.TRAIN).freeze(build_graphs(dataset, Split.TRAIN))
     with pytest.raises(ConfigError, match="no granularity stratum"):
         refit_strata(plain, dataset, without)
@@ -380,4 +454,6 @@ def test_update_of_strata_alone_needs_stratum_and_known_items(tmp_path: Path) ->
 def test_measured_strata_of_given_centroids() -> None:
     users = some_users()
     one = Strata.of_centroids(users.of(users.active_U).mean(axis=0, keepdims=True), users)
-    assert one.within_K[0] == pytest.approx(one.total, rel=1e-5) and one.gap == pytest.approx(0, abs=1e-9)
+    assert one.within_K[0] == pytest.approx(one.total, rel=1e-5) and one.gap == pytest.approx(
+        0, abs=1e-9
+    )

@@ -52,7 +52,7 @@ def share_known(table: pa.Table, key: str, events: pa.Table, of: str) -> float:
     return float(pc.mean(pc.is_in(good(table).column(key), value_set=ids).cast(pa.int8())).as_py())
 
 
-# ------------------------------------------------------------------------------------------------------------- shapes
+# ------------------------------------------------------------------------------------------- shapes
 
 
 def test_movielens_100k(tmp_path: Path) -> None:
@@ -100,7 +100,12 @@ def test_amazon_reviews_with_meta(tmp_path: Path) -> None:
     _, config, tables = proposed(*own.amazon(tmp_path))
     assert set(tables) >= {"events", "items"}
     data = config.data
-    assert data.text.fields == ["title", "description", "brand", "categories"], "no web address, no price"
+    assert data.text.fields == [
+        "title",
+        "description",
+        "brand",
+        "categories",
+    ], "no web address, no price"
     assert data.text.html == ["description"]
     assert set(data.knowledge.item_columns) == {"brand", "categories"}
     assert tables["items"].column("price").to_pylist()[0] > 1
@@ -209,7 +214,7 @@ def test_a_single_file_of_pairs(tmp_path: Path) -> None:
     assert (config.data.order, config.data.split.kind) == ("none", "ratio")
 
 
-# ---------------------------------------------------------------------------------------------------- open questions
+# ----------------------------------------------------------------------------------- open questions
 
 
 def events_csv(tmp_path: Path, times: Callable[[own.Event], object], **world: Any) -> Path:
@@ -224,12 +229,21 @@ def test_month_before_day_is_inferred_from_the_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["%d %b %Y %H:%M", "%b %d, %Y %I:%M %p", "%d-%b-%y", "%B %d, %Y, %I:%M:%S %p", "%d %b %Y %H:%M:%S"]
+    "form",
+    [
+        "%d %b %Y %H:%M",
+        "%b %d, %Y %I:%M %p",
+        "%d-%b-%y",
+        "%B %d, %Y, %I:%M:%S %p",
+        "%d %b %Y %H:%M:%S",
+    ],
 )
 def test_dates_with_the_name_of_the_month_are_times(form: str, tmp_path: Path) -> None:
     world = own.World(seed=15)
     rows = [(f"u{e.user}", f"i{e.item}", e.time.strftime(form)) for e in world.events]
-    _, config, tables = proposed(own.write(tmp_path / "sales.csv", [("shopper", "article", "sold"), *rows]))
+    _, config, tables = proposed(
+        own.write(tmp_path / "sales.csv", [("shopper", "article", "sold"), *rows])
+    )
     events = good(tables["events"])
     assert events.num_rows == len(rows) and events.column("timestamp").null_count == 0
     assert min(events.column("timestamp").to_pylist()).date() == world.events[0].time.date()
@@ -240,10 +254,14 @@ def test_item_code_is_preferred_over_item_name(tmp_path: Path) -> None:
     world = own.World(seed=16, per_user=20)
     # two items with the same name
     names = ["Red Garden Lamp", "Red Garden Lamp", *world.titles[2:]]
-    rows = [(e.time.isoformat(), f"h{e.user}", 500 + 3 * e.item, names[e.item]) for e in world.events]
+    rows = [
+        (e.time.isoformat(), f"h{e.user}", 500 + 3 * e.item, names[e.item]) for e in world.events
+    ]
     header = ("occurred", "hh_key", "model_no", "product_name")
     found, config, tables = proposed(own.write(tmp_path / "data.csv", [header, *rows]))
-    assert set(good(tables["events"]).column("item_id").to_pylist()) == {str(500 + 3 * i) for i in range(60)}
+    assert set(good(tables["events"]).column("item_id").to_pylist()) == {
+        str(500 + 3 * i) for i in range(60)
+    }
     assert config.data.text.fields == ["product_name"]
 
 
@@ -256,7 +274,9 @@ def test_an_open_order_of_day_and_month_is_a_commented_alternative(tmp_path: Pat
 
 def test_split_is_leave_last_if_users_leave_before_the_end(tmp_path: Path) -> None:
     """All users are active on different days: a cut in time leaves test users without history."""
-    path = events_csv(tmp_path, lambda e: own.epoch(own.START + timedelta(days=3 * e.user, minutes=e.item)))
+    path = events_csv(
+        tmp_path, lambda e: own.epoch(own.START + timedelta(days=3 * e.user, minutes=e.item))
+    )
     found, config, _ = proposed(path)
     assert config.data.split.kind == "leave-last"
     assert "one cut in time leaves few users" in found.draft.text()
@@ -277,7 +297,10 @@ def test_split_is_leave_last_if_items_are_new_after_every_cut(tmp_path: Path) ->
 
 
 def test_ten_digit_ids_are_not_times(tmp_path: Path) -> None:
-    rows = [(1_400_000_000 + e.user * 7919, 1_500_000_000 + e.item * 104_729) for e in own.World().events]
+    rows = [
+        (1_400_000_000 + e.user * 7919, 1_500_000_000 + e.item * 104_729)
+        for e in own.World().events
+    ]
     path = own.write(tmp_path / "log.csv", [("user_id", "item_id"), *rows])
     _, config, _ = proposed(path)
     assert config.data.order == "none"
@@ -293,9 +316,14 @@ def test_split_column_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("user_first", [True, False])
-def test_unnamed_users_and_items_are_inferred_from_the_form_of_ids(user_first: bool, tmp_path: Path) -> None:
+def test_unnamed_users_and_items_are_inferred_from_the_form_of_ids(
+    user_first: bool, tmp_path: Path
+) -> None:
     """Amazon publishes its ratings in both orders, without a header."""
-    rows = [(f"A{e.user:013d}", f"B{e.item:09d}", e.value, own.epoch(e.time)) for e in own.World().events]
+    rows = [
+        (f"A{e.user:013d}", f"B{e.item:09d}", e.value, own.epoch(e.time))
+        for e in own.World().events
+    ]
     rows = rows if user_first else [(item, user, *rest) for user, item, *rest in rows]
     _, config, _ = proposed(own.write(tmp_path / "ratings_Beauty.csv", rows))
     ids = ["user_id", "item_id"]
@@ -360,7 +388,10 @@ def echoing(tmp_path: Path, likes: float) -> Path:
     draw, rows = random.Random(5), list[tuple[object, ...]]()
     for user in range(80):
         for step in range(12):
-            article, at = draw.randrange(12), own.epoch(own.START + timedelta(days=3 * user, hours=step))
+            article, at = (
+                draw.randrange(12),
+                own.epoch(own.START + timedelta(days=3 * user, hours=step)),
+            )
             rows.append((f"u{user}", f"a{article}", at, "read"))
             rows += [(f"u{user}", f"a{article}", at + 20, "like")] if draw.random() < likes else []
     header = ("user_id", "item_id", "timestamp", "event_type")
@@ -373,7 +404,10 @@ def test_likes_right_after_reading_are_reported_with_alternatives(tmp_path: Path
     assert 0.35 < found.found.habits.echoes < 0.75 and found.found.habits.echo_types == ("like",)
     lines = found.draft.text().splitlines()
     (line,) = [line for line in lines if line.strip().startswith("# interactions: [read]")]
-    assert f"{found.found.habits.echoes:.1%} of the last events directly follow one of the same user" in line
+    assert (
+        f"{found.found.habits.echoes:.1%} of the last events directly follow one of the same user"
+        in line
+    )
     assert any(line.strip().startswith("# exclude_seen: true") for line in lines)
     assert "echoes: " in told(found.found)
     taken = "\n".join(line.replace("# interactions", "interactions") for line in lines)
@@ -390,7 +424,11 @@ def test_echoes_are_not_mentioned_if_there_are_none(tmp_path: Path) -> None:
 
 def test_every_line_has_its_reason_and_no_model_is_written(tmp_path: Path) -> None:
     found, _, _ = proposed(*own.shop(tmp_path))
-    lines = [line for line in found.draft.text().splitlines() if line.strip() and not line.startswith("#")]
+    lines = [
+        line
+        for line in found.draft.text().splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
     without = [line for line in lines if "#" not in line and not line.rstrip().endswith(":")]
     assert without == []
     assert "model" not in yaml.safe_load(found.draft.text())
@@ -404,10 +442,23 @@ def test_terminal_output_names_used_and_ignored_data(tmp_path: Path) -> None:
     binary.write_bytes(bytes(range(256)) * 20)
     found = look([str(path) for path in (*files, junk, binary)])
     shown = told(found.found)
-    for word in ("events", "items", "users", "social", "customer_email", "what_type", "label (text)", "body (HTML)"):
+    for word in (
+        "events",
+        "items",
+        "users",
+        "social",
+        "customer_email",
+        "what_type",
+        "label (text)",
+        "body (HTML)",
+    ):
         assert word in shown
     ignored = [line for line in shown.splitlines() if line.startswith("ignored")]
-    assert len(ignored) == 2 and "notes.txt" in ignored[0] + ignored[1] and "logo.dat" in ignored[0] + ignored[1]
+    assert (
+        len(ignored) == 2
+        and "notes.txt" in ignored[0] + ignored[1]
+        and "logo.dat" in ignored[0] + ignored[1]
+    )
 
 
 def test_friends_with_unknown_ids_are_left_out(tmp_path: Path) -> None:
@@ -424,7 +475,10 @@ def test_ids_in_another_form_are_reported(tmp_path: Path) -> None:
     events = [(f"{e.user}.0", f"i{e.item}") for e in world.events]
     files = [
         own.write(tmp_path / "events.csv", [("user_id", "item_id"), *events]),
-        own.write(tmp_path / "users.csv", [("user_id", "age"), *[(u, 20 + u % 9) for u in range(world.users)]]),
+        own.write(
+            tmp_path / "users.csv",
+            [("user_id", "age"), *[(u, 20 + u % 9) for u in range(world.users)]],
+        ),
     ]
     found, _, tables = proposed(*files)
     assert set(tables) == {"events"}
@@ -448,7 +502,9 @@ def test_large_files_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert abs(sample.num_rows - true.num_rows) < 0.05 * true.num_rows
     assert 0.1 < sample.rows.num_rows / true.num_rows < 0.5
     assert found.found.habits.last == true.last
-    assert config.data.source.rename == {"events": {"user": "user_id", "item": "item_id", "date": "timestamp"}}  # type: ignore[union-attr]
+    assert config.data.source.rename == {
+        "events": {"user": "user_id", "item": "item_id", "date": "timestamp"}
+    }  # type: ignore[union-attr]
     assert "about" in found.draft.text()
     assert "in a sample of the files" in told(found.found)
     assert "in a sample of the files" not in told(whole.found)
@@ -464,7 +520,7 @@ def test_bucket_is_read_like_a_folder(tmp_path: Path, bucket: str) -> None:
     assert config.data.source.events == [f"{bucket}/shop/tracking_2023.csv"]  # type: ignore[union-attr]
 
 
-# ------------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 
 
 def test_the_command_writes_a_file_that_loads(
@@ -476,17 +532,23 @@ def test_the_command_writes_a_file_that_loads(
     shown = capsys.readouterr().out
     assert "recsys run --config mine.yaml" in shown
     config = yaml.safe_load(Path("mine.yaml").read_text())
-    assert config["data"]["source"]["events"] == ["shop/tracking_2023.csv"], "relative paths stay relative"
+    assert config["data"]["source"]["events"] == ["shop/tracking_2023.csv"], (
+        "relative paths stay relative"
+    )
     assert config["run"]["name"] == "mine"
     assert main(["prepare", "--config", "mine.yaml", "--dry-run"]) == 0
     capsys.readouterr()
     assert main(["init", "shop/*.csv", "--out", "mine.yaml"]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["init", "shop/*.csv", "--out", "mine.yaml", "--force"]) == 0
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no temporary file is left"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], (
+        "no temporary file is left"
+    )
 
 
-def test_home_folders_and_dollars_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_home_folders_and_dollars_in_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (file,) = own.invoices(tmp_path / "in $HOME")
@@ -512,7 +574,11 @@ def test_home_folders_and_dollars_in_paths(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_mistakes_end_with_one_message_and_exit_code_2(
-    words: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+    words: Sequence[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
@@ -528,7 +594,7 @@ def test_mistakes_end_with_one_message_and_exit_code_2(
     assert not Path("recsys.yaml").exists()
 
 
-# --------------------------------------------------------------------------------------------------------------- fuzz
+# --------------------------------------------------------------------------------------------- fuzz
 
 
 def odd_table(draw: random.Random, folder: Path) -> Path:
@@ -542,15 +608,33 @@ def odd_table(draw: random.Random, folder: Path) -> Path:
         lambda n: f"{draw.randint(1, 31)}/{draw.randint(1, 12)}/{draw.randint(1990, 2024)}",
         lambda n: str(draw.randint(1_300_000_000, 1_700_000_000)),
         lambda n: draw.choice(["view", "buy", "cart"]),
-        lambda n: "".join(draw.choice(string.printable) for _ in range(draw.randint(0, 30))).replace("\n", " "),
-        lambda n: draw.choice(["<b>fat</b> text", "a > b > c", "x|y|z", "http://a.b/c", "$3.99", "Ümläut", "[1, 2]"]),
+        lambda n: "".join(
+            draw.choice(string.printable) for _ in range(draw.randint(0, 30))
+        ).replace("\n", " "),
+        lambda n: draw.choice(
+            ["<b>fat</b> text", "a > b > c", "x|y|z", "http://a.b/c", "$3.99", "Ümläut", "[1, 2]"]
+        ),
         lambda n: str(n),
         lambda n: draw.choice(["train", "test"]),
         lambda n: "",
     ]
     width, count = draw.randint(1, 7), draw.choice([0, 1, 2, 5, 60, 300])
     columns = [draw.choice(kinds) for _ in range(width)]
-    names = ["user_id", "Item Id", "split", "value", "timestamp", "event", "x", "title", "", "lat", "lon", "0", "user"]
+    names = [
+        "user_id",
+        "Item Id",
+        "split",
+        "value",
+        "timestamp",
+        "event",
+        "x",
+        "title",
+        "",
+        "lat",
+        "lon",
+        "0",
+        "user",
+    ]
     rows = [[kind(n) for kind in columns] for n in range(count)]
     if draw.random() < 0.7:
         rows.insert(0, [draw.choice(names) for _ in range(width)])
@@ -560,13 +644,17 @@ def odd_table(draw: random.Random, folder: Path) -> Path:
     if draw.random() < 0.15:
         keys = [f"k{i}" for i in range(width)]
         values: list[Any] = [dict(zip(keys, row, strict=False)) for row in rows]
-        return own.write_json(folder / f"t{draw.randint(0, 9**9)}.json", values, draw.random() < 0.5)
+        return own.write_json(
+            folder / f"t{draw.randint(0, 9**9)}.json", values, draw.random() < 0.5
+        )
     suffix = draw.choice([".csv", ".csv", ".tsv", ".txt", ".dat", "", ".data"])
     path = folder / f"t{draw.randint(0, 9**9)}{suffix}"
     text = draw.choice(["", "", "# a comment\n", "\ufeff", "sep=;\n"]) + "".join(
         separator.join(row) + draw.choice(["\n", "\n", "\r\n"]) for row in rows
     )
-    path.write_bytes(text.encode(draw.choice(["utf-8", "utf-8", "latin-1", "utf-16"]), errors="replace"))
+    path.write_bytes(
+        text.encode(draw.choice(["utf-8", "utf-8", "latin-1", "utf-16"]), errors="replace")
+    )
     return path
 
 
@@ -595,7 +683,7 @@ def test_odd_tables_never_end_in_a_traceback(seed: int, tmp_path: Path) -> None:
     assert min(outcomes.values()) > 0, "some tables are valid and some are broken"
 
 
-# ------------------------------------------------------------------------------------------------ agreeing with a run
+# ------------------------------------------------------------------------------ agreeing with a run
 
 
 def _shop(folder: Path, users: int = 40) -> dict[str, Path]:
@@ -603,13 +691,21 @@ def _shop(folder: Path, users: int = 40) -> dict[str, Path]:
     cities.
     """
     draws = random.Random(0)
-    authors, dates = [f"author {n % 4}" for n in range(20)], [1_500_000_000 + 86_400 * n for n in range(20)]
+    authors, dates = (
+        [f"author {n % 4}" for n in range(20)],
+        [1_500_000_000 + 86_400 * n for n in range(20)],
+    )
     lines = ["user_id,article_id,timestamp,unit_price,published,author,session_id"]
     for user in range(users):
         for step in range(8):
             item = draws.randrange(20)
-            price, time = draws.randrange(100, 9999) / 100, 1_600_000_000 + 86_400 * (10 * user + step)
-            lines.append(f"u{user},a{item},{time},{price},{dates[item]},{authors[item]},s{user}-{step // 3}")
+            price, time = (
+                draws.randrange(100, 9999) / 100,
+                1_600_000_000 + 86_400 * (10 * user + step),
+            )
+            lines.append(
+                f"u{user},a{item},{time},{price},{dates[item]},{authors[item]},s{user}-{step // 3}"
+            )
     tables = {
         "events.csv": lines,
         "users.csv": ["user_id,city", *(f"u{user},city number {user}" for user in range(users))],
@@ -625,11 +721,16 @@ def test_an_empty_file_is_a_warning_with_its_name(tmp_path: Path) -> None:
     shown = told(look([str(path) for path in _shop(tmp_path).values()]).found).splitlines()
     warnings = [line for line in shown if line.startswith("warning")]
     assert len(warnings) == 2 and "items.csv is empty (0 bytes)" in warnings[0]
-    assert "more.csv has only a header" in warnings[1] and "the configuration does not use it" in warnings[1]
+    assert (
+        "more.csv has only a header" in warnings[1]
+        and "the configuration does not use it" in warnings[1]
+    )
 
 
 @pytest.mark.parametrize("others", [(), ("users.csv",)])
-def test_empty_files_without_events_are_refused_by_name(tmp_path: Path, others: tuple[str, ...]) -> None:
+def test_empty_files_without_events_are_refused_by_name(
+    tmp_path: Path, others: tuple[str, ...]
+) -> None:
     files = _shop(tmp_path)
     files["events.csv"].write_text("")
     with pytest.raises(UserError, match=r"events.csv is empty \(0 bytes\)"):
@@ -654,12 +755,22 @@ def test_init_lists_the_members_that_a_run_uses(tmp_path: Path) -> None:
     quantity of items.
     """
     files = _shop(tmp_path)
-    (signals,) = [line for line in told(_seen(files, "events.csv", "users.csv")).splitlines() if "can use" in line]
-    assert "profile" not in signals and "place" not in signals
-    files["items.csv"].write_text("article_id,price,sold\n" + "".join(f"a{n},{n + 0.5},{n * n}\n" for n in range(20)))
-    files["users.csv"].write_text("user_id,city\n" + "".join(f"u{n},city {n % 3}\n" for n in range(40)))
     (signals,) = [
-        line for line in told(_seen(files, "events.csv", "users.csv", "items.csv")).splitlines() if "can use" in line
+        line
+        for line in told(_seen(files, "events.csv", "users.csv")).splitlines()
+        if "can use" in line
+    ]
+    assert "profile" not in signals and "place" not in signals
+    files["items.csv"].write_text(
+        "article_id,price,sold\n" + "".join(f"a{n},{n + 0.5},{n * n}\n" for n in range(20))
+    )
+    files["users.csv"].write_text(
+        "user_id,city\n" + "".join(f"u{n},city {n % 3}\n" for n in range(40))
+    )
+    (signals,) = [
+        line
+        for line in told(_seen(files, "events.csv", "users.csv", "items.csv")).splitlines()
+        if "can use" in line
     ]
     assert "profile (user attributes)" in signals and "place (price)" in signals
 
@@ -668,11 +779,29 @@ def _seen(files: dict[str, Path], *names: str) -> Any:
     return look([str(files[name]) for name in names]).found
 
 
-def test_init_and_run_print_the_same_note_on_leave_last(tmp_path: Path, ray_local: None, capsys: Captured) -> None:
+def test_init_and_run_print_the_same_note_on_leave_last(
+    tmp_path: Path, ray_local: None, capsys: Captured
+) -> None:
     """All users are active within one week of a year: no cut in time has users on both sides."""
     out = tmp_path / "mine.yaml"
     assert main(["init", str(_shop(tmp_path)["events.csv"]), "--out", str(out)]) == 0
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
-    assert "kind: leave-last" in out.read_text() and "no alternative here: a cut in time leaves few users" in note
-    assert main(["prepare", "--config", str(out), "--run.dir", str(tmp_path / "run"), "--data.num_shards", "1"]) == 0
+    assert (
+        "kind: leave-last" in out.read_text()
+        and "no alternative here: a cut in time leaves few users" in note
+    )
+    assert (
+        main(
+            [
+                "prepare",
+                "--config",
+                str(out),
+                "--run.dir",
+                str(tmp_path / "run"),
+                "--data.num_shards",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert note.removeprefix("note").strip() in capsys.readouterr().out

@@ -38,7 +38,9 @@ def test_gate_is_a_softmax_over_present_granularities() -> None:
 
 def test_signal_dropout_never_drops_the_last_signal() -> None:
     torch.manual_seed(0)
-    fusion = FUSIONS["weighted"](FusionConfig(kind="weighted", signal_dropout=0.9), [1.0, 1.0], 4).train()
+    fusion = FUSIONS["weighted"](
+        FusionConfig(kind="weighted", signal_dropout=0.9), [1.0, 1.0], 4
+    ).train()
     many = torch.ones(500, 2, dtype=torch.bool)
     _, weights = fusion(torch.ones(500, 2, 4), many)
     assert (weights.sum(1) >= 1).all() and (weights.sum(1) == 1).any()

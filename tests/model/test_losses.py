@@ -9,8 +9,13 @@ from recsys import losses
 from recsys.losses import full_softmax, sampled_softmax
 
 
-def reference(users: torch.Tensor, items: torch.Tensor, pairs: list[int], targets: list[int]) -> torch.Tensor:
-    losses = [-torch.log_softmax(users[b] @ items.T, dim=0)[i] for b, i in zip(pairs, targets, strict=True)]
+def reference(
+    users: torch.Tensor, items: torch.Tensor, pairs: list[int], targets: list[int]
+) -> torch.Tensor:
+    losses = [
+        -torch.log_softmax(users[b] @ items.T, dim=0)[i]
+        for b, i in zip(pairs, targets, strict=True)
+    ]
     return torch.stack(losses).sum()
 
 
@@ -27,23 +32,35 @@ def test_full_softmax_is_cross_entropy_of_every_pair() -> None:
     torch.testing.assert_close(found, reference(users, items, pairs.tolist(), targets.tolist()))
 
 
-def test_gradients_are_those_of_autograd_also_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_those_of_autograd_also_in_small_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(losses, "_MAX_LOGITS", 7)  # one query per chunk
     users, items, pairs, targets = setup()
     items.requires_grad_()
     weights = torch.tensor([1.0, 0.5, 2.0, 1.0])
-    found = torch.autograd.grad(full_softmax(users, items, pairs, targets, weights, 0.1), [users, items])
+    found = torch.autograd.grad(
+        full_softmax(users, items, pairs, targets, weights, 0.1), [users, items]
+    )
     logits = (users @ items.T)[pairs]
-    naive = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1, reduction="none")
-    for got, expected in zip(found, torch.autograd.grad((weights * naive).sum(), [users, items]), strict=True):
+    naive = torch.nn.functional.cross_entropy(
+        logits, targets, label_smoothing=0.1, reduction="none"
+    )
+    for got, expected in zip(
+        found, torch.autograd.grad((weights * naive).sum(), [users, items]), strict=True
+    ):
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("length", [1.0, 60.0])  # logits that need no shift, and some whose exponentials overflow
+@pytest.mark.parametrize(
+    "length", [1.0, 60.0]
+)  # logits that need no shift, and some whose exponentials overflow
 def test_logits_of_any_size_are_those_of_autograd(length: float) -> None:
     users, items, pairs, targets = setup()
     users, items = (length * users.detach()).requires_grad_(), items.requires_grad_()
-    found = torch.autograd.grad(full_softmax(users, items, pairs, targets, torch.ones(4)), [users, items])
+    found = torch.autograd.grad(
+        full_softmax(users, items, pairs, targets, torch.ones(4)), [users, items]
+    )
     naive = torch.nn.functional.cross_entropy((users @ items.T)[pairs], targets, reduction="sum")
     assert float((users @ items.T).exp().isinf().any()) == (length > 1)
     for got, expected in zip(found, torch.autograd.grad(naive, [users, items]), strict=True):
@@ -55,7 +72,8 @@ def test_smoothing_is_cross_entropy_with_smoothed_labels() -> None:
     found = full_softmax(users, items, pairs, targets, torch.ones(4), smoothing=0.2)
     logits = (users @ items.T)[pairs]
     torch.testing.assert_close(
-        found, torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.2, reduction="sum")
+        found,
+        torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.2, reduction="sum"),
     )
 
 
@@ -73,13 +91,21 @@ def test_sampled_softmax_with_every_item_once_is_the_full_loss() -> None:
     """All items as negatives, each expected once (log q = 0): the estimate is exact."""
     users, items, pairs, targets = setup()
     found = sampled_softmax(
-        users, items, pairs, targets, torch.ones(4), negatives_M=torch.arange(7), log_q_M=torch.zeros(7)
+        users,
+        items,
+        pairs,
+        targets,
+        torch.ones(4),
+        negatives_M=torch.arange(7),
+        log_q_M=torch.zeros(7),
     )
     torch.testing.assert_close(found, full_softmax(users, items, pairs, targets, torch.ones(4)))
 
 
 @pytest.mark.parametrize("length", [1.0, 60.0])
-def test_gradients_of_the_sampled_loss_are_those_of_autograd(length: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_the_sampled_loss_are_those_of_autograd(
+    length: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also if a negative is the target of a pair, a query has two pairs, and exponentials would
     overflow.
     """
@@ -88,13 +114,19 @@ def test_gradients_of_the_sampled_loss_are_those_of_autograd(length: float, monk
     users, items = (length * users.detach()).requires_grad_(), items.requires_grad_()
     weights, negatives = torch.tensor([1.0, 0.5, 2.0, 1.0]), torch.tensor([1, 4, 4, 0, 6])
     log_q = torch.randn(5, generator=torch.Generator().manual_seed(1))
-    found = sampled_softmax(users, items, pairs, targets, weights, negatives_M=negatives, log_q_M=log_q)
-    logits = ((users @ items[negatives].T)[pairs] - log_q).masked_fill(targets[:, None] == negatives, -torch.inf)
+    found = sampled_softmax(
+        users, items, pairs, targets, weights, negatives_M=negatives, log_q_M=log_q
+    )
+    logits = ((users @ items[negatives].T)[pairs] - log_q).masked_fill(
+        targets[:, None] == negatives, -torch.inf
+    )
     hits = (users @ items.T)[pairs, targets]
     naive = (weights * (torch.logsumexp(torch.cat([logits, hits[:, None]], 1), 1) - hits)).sum()
     torch.testing.assert_close(found, naive)
     for got, expected in zip(
-        torch.autograd.grad(2 * found, [users, items]), torch.autograd.grad(2 * naive, [users, items]), strict=True
+        torch.autograd.grad(2 * found, [users, items]),
+        torch.autograd.grad(2 * naive, [users, items]),
+        strict=True,
     ):
         torch.testing.assert_close(got, expected)
 
@@ -113,7 +145,13 @@ def test_log_q_correction_makes_the_partition_function_unbiased() -> None:
         log_q = torch.log(200 * q[negatives])
         draws.append(
             sampled_softmax(
-                users, items, torch.tensor([0]), torch.tensor([7]), torch.ones(1), negatives_M=negatives, log_q_M=log_q
+                users,
+                items,
+                torch.tensor([0]),
+                torch.tensor([7]),
+                torch.ones(1),
+                negatives_M=negatives,
+                log_q_M=log_q,
             )
         )
     hit = (users @ items[7]).squeeze()

@@ -20,7 +20,15 @@ from recsys.errors import RequestError
 from recsys.evaluation.rating_errors import RIDGE, errors, rating_report
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
-from recsys.ratings import Constants, RatedEvents, RatingHead, biases, rated_queries, standardised, why_no_ratings
+from recsys.ratings import (
+    Constants,
+    RatedEvents,
+    RatingHead,
+    biases,
+    rated_queries,
+    standardised,
+    why_no_ratings,
+)
 from recsys.report.panels import ratings_panel
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
@@ -46,7 +54,9 @@ def test_biases_are_the_ridge_regression() -> None:
     np.testing.assert_allclose(head.item_bias_N.numpy(), exact[3:], atol=1e-4)
     bias_B, left_E = head.user_bias(RatedEvents.of(events, CPU))
     np.testing.assert_allclose(bias_B.numpy(), exact[:3], atol=1e-4)
-    np.testing.assert_allclose(left_E.numpy(), events.values_E - 3 - exact[3 + columns] - exact[rows], atol=2e-4)
+    np.testing.assert_allclose(
+        left_E.numpy(), events.values_E - 3 - exact[3 + columns] - exact[rows], atol=2e-4
+    )
     assert head.item_bias_N[3] == 0, "it has no ratings"
 
 
@@ -76,14 +86,20 @@ def test_the_taste_and_the_score_by_hand() -> None:
     asked = rated([[0, 1]], [5, 5])  # above: 1 and 2, b_u = 3/4, left: ¼ and 5/4
     found = head.predict(asked, torch.tensor([[2, 1, 0]]), torch.tensor([[2.0, 0.0, 20.0]]))
     taste = (0.25 * 1 + 1.25 * 3) / 3**0.5
-    torch.testing.assert_close(found, torch.tensor([[3 - 0.5 + 0.75 + 0.6 * taste + 0.5, 3.75, 5.0]]).clamp(max=5))
+    torch.testing.assert_close(
+        found, torch.tensor([[3 - 0.5 + 0.75 + 0.6 * taste + 0.5, 3.75, 5.0]]).clamp(max=5)
+    )
     scores = torch.tensor([[1.0, 3.0, 5.0]])
-    torch.testing.assert_close(standardised(scores, torch.tensor([[2, 1]])), torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(
+        standardised(scores, torch.tensor([[2, 1]])), torch.tensor([[1.0, 0.0]])
+    )
 
 
 def test_errors_as_fractions() -> None:
     found = errors(np.array([1.0, -2.0, 0.0, 0.5]), np.array([4, 4, 7, 9]), 200, 0)
-    assert found["mae"] == pytest.approx(3.5 / 4) and found["rmse"] == pytest.approx((5.25 / 4) ** 0.5)
+    assert found["mae"] == pytest.approx(3.5 / 4) and found["rmse"] == pytest.approx(
+        (5.25 / 4) ** 0.5
+    )
     for name in ("rmse", "mae"):
         low, high = found["interval"][name]
         assert low <= found[name] <= high
@@ -148,12 +164,18 @@ def test_planted_ratings_are_found_and_saved_with_the_model(tmp_path: Path) -> N
     assert result.choices[RATINGS]["steps"] > 0
     report = rating_report(result.frozen, dataset, config, Split.VALID)
     ridge = report["baselines"][RIDGE]["rmse"]
-    assert report["events"] == USERS and set(report["baselines"]) == {"global mean", "item mean", RIDGE}
+    assert report["events"] == USERS and set(report["baselines"]) == {
+        "global mean",
+        "item mean",
+        RIDGE,
+    }
     # measured: ridge 1.59, model 0.51 (noise 0.4)
     assert report["model"]["rmse"] < 0.6 * ridge and report["model"]["interval"]["rmse"][1] < ridge
     assert report["comparison"]["high"] < 0
     panel = ratings_panel({"ratings": report})
-    assert panel is not None and [row["name"] for row in panel["cards"][0]["rows"]][0] == "Multigrain"
+    assert (
+        panel is not None and [row["name"] for row in panel["cards"][0]["rows"]][0] == "Multigrain"
+    )
 
     frozen = result.frozen
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
@@ -161,7 +183,9 @@ def test_planted_ratings_are_found_and_saved_with_the_model(tmp_path: Path) -> N
     items = queries.target_items[:, None]
     torch.testing.assert_close(read.ratings(queries, items), frozen.ratings(queries, items))
     stranger = Queries(
-        rated([[0, 2, 4], []], [4.5, 4.4, 4.6]), np.zeros(3, dtype=np.int64), np.zeros(0, dtype=np.int32)
+        rated([[0, 2, 4], []], [4.5, 4.4, 4.6]),
+        np.zeros(3, dtype=np.int64),
+        np.zeros(0, dtype=np.int32),
     )
     likes_even, nobody = frozen.ratings(stranger, np.array([[6, 7], [6, 7]]))
     assert likes_even[0] > likes_even[1] + 0.5 and abs(nobody[0] - nobody[1]) < 1

@@ -1,5 +1,5 @@
-"""A run keeps its time budget: measurements predict later work, and work that does not fit is cut or
-left out by name.
+"""A run keeps its time budget: measurements predict later work, and work that does not fit is cut
+or left out by name.
 
 No test waits: the work moves the clocks.
 """
@@ -55,7 +55,7 @@ class Clock:
         return self.now
 
 
-# ------------------------------------------------------------------------------------------------------------ planner
+# ------------------------------------------------------------------------------------------ planner
 
 
 def _budget(seconds: float = 1000.0) -> tuple[Budget, Clock]:
@@ -81,8 +81,12 @@ def test_members_get_half_of_the_time_before_the_final_training_and_always_a_min
     assert budget.members_s() == pytest.approx(150.0)
 
 
-@pytest.mark.parametrize(("now", "epochs"), [(500.0, None), (800.0, None), (1000.0, 4), (1060.0, 2), (1200.0, 0)])
-def test_training_on_all_events_is_complete_or_continues_or_is_left_out(now: float, epochs: int | None) -> None:
+@pytest.mark.parametrize(
+    ("now", "epochs"), [(500.0, None), (800.0, None), (1000.0, 4), (1060.0, 2), (1200.0, 0)]
+)
+def test_training_on_all_events_is_complete_or_continues_or_is_left_out(
+    now: float, epochs: int | None
+) -> None:
     budget, clock = _budget()
     clock.now, budget.fit_s = now, 20.0
     assert budget.final_epochs(20, 10.0) == epochs
@@ -90,11 +94,19 @@ def test_training_on_all_events_is_complete_or_continues_or_is_left_out(now: flo
 
 def test_used_time_is_printed_by_part_largest_first() -> None:
     budget, clock = _budget(240.0)
-    for part, seconds in (("prepare", 10.0), ("search", 60.0), ("training", 150.0), ("search", 20.0)):
+    for part, seconds in (
+        ("prepare", 10.0),
+        ("search", 60.0),
+        ("training", 150.0),
+        ("search", 20.0),
+    ):
         clock.now += 5.0 if part == "prepare" else 0.0
         budget.turn_to(part)
         clock.now += seconds
-    assert budget.said() == "budget, used 4.1 min (102 %): training 2.5 min, search 80 s, prepare 10 s, start 5 s"
+    assert (
+        budget.said()
+        == "budget, used 4.1 min (102 %): training 2.5 min, search 80 s, prepare 10 s, start 5 s"
+    )
 
 
 def test_progress_lines_show_the_budget_after_the_elapsed_time() -> None:
@@ -107,12 +119,17 @@ def test_progress_lines_show_the_budget_after_the_elapsed_time() -> None:
     assert "/" not in one and two.split()[0].endswith("/4m")
 
 
-# ------------------------------------------------------------------------------------------------------------- search
+# ------------------------------------------------------------------------------------------- search
 
 
 def _plan(tmp_path: Path, seconds: float = 100.0) -> tuple[Portfolio, Clock]:
     configs = [configured(CONFIG, PLAIN, setting) for setting in portfolio_of(PLAIN)]
-    plan = Portfolio(configs, [setting.name for setting in portfolio_of(PLAIN)], Ledger(tmp_path / "l.jsonl"), 0.0)
+    plan = Portfolio(
+        configs,
+        [setting.name for setting in portfolio_of(PLAIN)],
+        Ledger(tmp_path / "l.jsonl"),
+        0.0,
+    )
     clock = Clock()
     plan.clock, plan.begun, plan.deadline = clock, 0.0, seconds
     return plan, clock
@@ -169,7 +186,12 @@ def after_two(tmp_path: Path) -> tuple[RunFolder, Config]:
     dataset, config = cycles(tmp_path / "data"), settings(epochs=6, refit=True)
     folder = RunFolder(tmp_path / "run", Progress(None))
     (folder.root / "trials" / "000").mkdir(parents=True)
-    fit(config, dataset, Validator.of(config), TrainContext(report=_kept(folder.root / "trials" / "000", 2)))
+    fit(
+        config,
+        dataset,
+        Validator.of(config),
+        TrainContext(report=_kept(folder.root / "trials" / "000", 2)),
+    )
     return folder, config
 
 
@@ -184,17 +206,34 @@ def _kept(folder: Path, last: int) -> Callable[[Report, Path | None], None]:
 def _trial_of_two(seconds: float, **changes: Any) -> Trial:
     epochs = {epoch: {"value": 0.1 * epoch, "best": 0.1 * epoch} for epoch in (1, 2)}
     history = {epoch: {"epoch": epoch, "seconds": seconds} for epoch in (1, 2)}
-    return Trial(0, 0, 1, {}, **{"state": "stopped", "epochs": epochs, "history": history, **changes})
+    return Trial(
+        0, 0, 1, {}, **{"state": "stopped", "epochs": epochs, "history": history, **changes}
+    )
 
 
 @pytest.mark.parametrize(
     ("seconds", "state", "done", "epochs"),
     [
         (1.0, "stopped", 2, 6),  # time for everything
-        (60.0, "finished", 2, 6),  # too late for another training, but the trial had ended by itself
+        (
+            60.0,
+            "finished",
+            2,
+            6,
+        ),  # too late for another training, but the trial had ended by itself
         (30.0, "stopped", 2, 6),  # from scratch, only 1 epoch and its refit would fit
-        (7.0, "stopped", 0, 4),  # continues only to epoch 5; from scratch, 4 epochs end at a low learning rate
-        (90.0, "stopped", 2, 6),  # nothing fits from scratch: the trial's weights are better than none
+        (
+            7.0,
+            "stopped",
+            0,
+            4,
+        ),  # continues only to epoch 5; from scratch, 4 epochs end at a low learning rate
+        (
+            90.0,
+            "stopped",
+            2,
+            6,
+        ),  # nothing fits from scratch: the trial's weights are better than none
     ],
 )
 def test_chosen_training_continues_its_trial_unless_a_short_schedule_is_better(
@@ -202,13 +241,20 @@ def test_chosen_training_continues_its_trial_unless_a_short_schedule_is_better(
 ) -> None:
     folder, config = after_two
     plan: Any = SimpleNamespace(configs=[config])
-    found = _continued(config, plan, _trial_of_two(seconds, state=state), folder, time.monotonic() + 100.0)
+    found = _continued(
+        config, plan, _trial_of_two(seconds, state=state), folder, time.monotonic() + 100.0
+    )
     assert found[0] is not None and (found[1], found[0].train.epochs) == (done, epochs)
 
 
-def test_trial_without_a_checkpoint_is_trained_again(after_two: tuple[RunFolder, Config], tmp_path: Path) -> None:
+def test_trial_without_a_checkpoint_is_trained_again(
+    after_two: tuple[RunFolder, Config], tmp_path: Path
+) -> None:
     _, config = after_two
-    elsewhere, plan = RunFolder(tmp_path / "other", Progress(None)), SimpleNamespace(configs=[config])
+    elsewhere, plan = (
+        RunFolder(tmp_path / "other", Progress(None)),
+        SimpleNamespace(configs=[config]),
+    )
     found = _continued(config, plan, _trial_of_two(1.0), elsewhere, time.monotonic() + 100.0)  # type: ignore[arg-type]
     assert found[0] is not None and found[1] == 0
 
@@ -222,11 +268,13 @@ def test_only_the_best_trial_keeps_its_checkpoint(tmp_path: Path) -> None:
     assert plan.without_checkpoints(plan.ledger.trials[(1, 0)]) == [first]
 
 
-# ----------------------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_training_with_a_head_start_equals_the_whole_training(after_two: tuple[RunFolder, Config]) -> None:
+def test_training_with_a_head_start_equals_the_whole_training(
+    after_two: tuple[RunFolder, Config],
+) -> None:
     folder, config = after_two
     dataset = PreparedDataset(str(folder.root.parent / "data"))
     whole = fit(config, dataset, Validator.of(config), TrainContext())
@@ -237,7 +285,9 @@ def test_training_with_a_head_start_equals_the_whole_training(after_two: tuple[R
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_head_start_without_time_to_continue_keeps_its_weights(after_two: tuple[RunFolder, Config]) -> None:
+def test_head_start_without_time_to_continue_keeps_its_weights(
+    after_two: tuple[RunFolder, Config],
+) -> None:
     folder, config = after_two
     dataset = PreparedDataset(str(folder.root.parent / "data"))
     checkpoint = folder.root / "trials" / "000" / "checkpoint-1"
@@ -248,7 +298,9 @@ def test_head_start_without_time_to_continue_keeps_its_weights(after_two: tuple[
     assert all((found.weights[name] == weight).all() for name, weight in best.items())
 
 
-def _timed(clock: Clock, seconds: float, until: float) -> tuple[TrainContext, list[Report], list[str]]:
+def _timed(
+    clock: Clock, seconds: float, until: float
+) -> tuple[TrainContext, list[Report], list[str]]:
     """A context in which every epoch takes so many seconds."""
     reports: list[Report] = []
     notes: list[str] = []
@@ -257,7 +309,11 @@ def _timed(clock: Clock, seconds: float, until: float) -> tuple[TrainContext, li
         reports.append(report)
         clock.now += seconds
 
-    return TrainContext(report=take, note=notes.append, deadline=Deadline(until, clock)), reports, notes
+    return (
+        TrainContext(report=take, note=notes.append, deadline=Deadline(until, clock)),
+        reports,
+        notes,
+    )
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -271,7 +327,9 @@ def test_training_that_runs_out_of_time_ends_with_a_validation(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_training_that_runs_out_of_time_in_its_first_epoch_still_gives_a_validated_model(tmp_path: Path) -> None:
+def test_training_that_runs_out_of_time_in_its_first_epoch_still_gives_a_validated_model(
+    tmp_path: Path,
+) -> None:
     dataset, config, clock = cycles(tmp_path), settings(epochs=6, evaluate_every=3), Clock()
     context, reports, _ = _timed(clock, 0.0, until=-1.0)
     result = fit(config, dataset, Validator.of(config), context)
@@ -292,12 +350,18 @@ def test_refit_without_enough_time_is_left_out(tmp_path: Path, seconds: float) -
     assert all(report["phase"] == "select" for report in result.history)
     alone = fit(settings(epochs=2), dataset, Validator.of(config), TrainContext())
     for weights in (result.weights, result.selected or {}):
-        assert all((weights[name] == weight).all() for name, weight in alone.weights.items()), "the selected weights"
-    assert int(result.frozen.popularity_N.sum()) > int(alone.frozen.popularity_N.sum()), "validation events count too"
+        assert all((weights[name] == weight).all() for name, weight in alone.weights.items()), (
+            "the selected weights"
+        )
+    assert int(result.frozen.popularity_N.sum()) > int(alone.frozen.popularity_N.sum()), (
+        "validation events count too"
+    )
     assert any("no time is left to train with the validation events" in note for note in notes)
 
 
-def _stops_in(phase: str, reports: list[Report], clock: Clock) -> Callable[[Report, Path | None], None]:
+def _stops_in(
+    phase: str, reports: list[Report], clock: Clock
+) -> Callable[[Report, Path | None], None]:
     def take(report: Report, _: Path | None) -> None:
         reports.append(report)
         clock.now += 1000.0 * (report["phase"] == phase)
@@ -325,11 +389,14 @@ def test_final_training_cut_by_the_deadline_is_not_whole(tmp_path: Path) -> None
     assert not is_whole(fit_final(config, dataset, context, final), final)
 
 
-# ------------------------------------------------------------------------------------------------------------ members
+# ------------------------------------------------------------------------------------------ members
 
 
 def _members(tmp_path: Path) -> tuple[Any, Any]:
-    rows = [[((user + day) % 9, 0, (day + 1) * 86_400, part) for day, part in enumerate(_PARTS)] for user in range(30)]
+    rows = [
+        [((user + day) % 9, 0, (day + 1) * 86_400, part) for day, part in enumerate(_PARTS)]
+        for user in range(30)
+    ]
     dataset = write_dataset(tmp_path, rows, 9)
     return dataset, configured(CONFIG, Traits.of(dataset, CONFIG), None)
 
@@ -374,14 +441,21 @@ def test_keys_without_time_for_a_choice_keep_their_first_value(tmp_path: Path) -
         section = getattr(config.model.granularities, name)
         assert set(found[name]["chosen"]) == set(section.open_keys)
         untried = set(section.open_keys) - set(found[name]["candidates"])
-        assert untried and all(found[name]["chosen"][key] == getattr(section, key)[0] for key in untried)
+        assert untried and all(
+            found[name]["chosen"][key] == getattr(section, key)[0] for key in untried
+        )
 
 
-def test_model_without_left_out_members_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_without_left_out_members_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset, config = _members(tmp_path)
     monkeypatch.setattr(
         "pipelines.stacking.choose_in_time",
-        lambda *_: ({}, {"als": "no time is left to fit it", "item_cf": "no time is left to fit it"}),
+        lambda *_: (
+            {},
+            {"als": "no time is left to fit it", "item_cf": "no time is left to fit it"},
+        ),
     )
     stream = io.StringIO()
     trained = fit(trained_part(config), dataset, Validator.of(config), TrainContext())
@@ -389,18 +463,22 @@ def test_model_without_left_out_members_is_complete(tmp_path: Path, monkeypatch:
     assert "member als is left out: no time is left to fit it" in stream.getvalue()
     assert set(result.choices[LEFT_OUT]) == {"als", "item_cf"}
     assert {"als", "item_cf"} <= set(result.choices[STACK]["dropped"])
-    assert "als" not in result.frozen.states and result.choices[STACK]["members"]["als"]["alone"] is None
+    assert (
+        "als" not in result.frozen.states
+        and result.choices[STACK]["members"]["als"]["alone"] is None
+    )
     assert bool(result.frozen.scores(dataset.histories().queries(Split.TEST)).isfinite().all())
 
 
-# ---------------------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------- whole runs
 
 
 def _events(folder: Path) -> Path:
     lines = ["user_id,item_id,timestamp"]
     for user in range(60):
         lines += [
-            f"u{user},i{(user + step) % 20},{1_600_000_000 + 7000 * (17 * user + 40 * step)}" for step in range(8)
+            f"u{user},i{(user + step) % 20},{1_600_000_000 + 7000 * (17 * user + 40 * step)}"
+            for step in range(8)
         ]
     path = folder / "events.csv"
     path.write_text("\n".join(lines) + "\n")
@@ -414,21 +492,43 @@ def test_short_budget_compares_two_settings_and_continues_the_better_one(
     assert main(["init", str(_events(tmp_path)), "--out", str(out)]) == 0
     quick = [
         *("--train.epochs", "3", "--train.threads", "1", "--tracking.enabled", "false"),
-        *("--evaluate.baselines", "[popularity]", "--evaluate.bootstrap", "100", "--data.num_shards", "1"),
+        *(
+            "--evaluate.baselines",
+            "[popularity]",
+            "--evaluate.bootstrap",
+            "100",
+            "--data.num_shards",
+            "1",
+        ),
     ]
     with training_here() as on_workers:
-        code = main(["run", "--config", str(out), "--run.dir", str(tmp_path / "run"), "--budget", "9m", *quick])
+        code = main(
+            [
+                "run",
+                "--config",
+                str(out),
+                "--run.dir",
+                str(tmp_path / "run"),
+                "--budget",
+                "9m",
+                *quick,
+            ]
+        )
     said = capsys.readouterr().out
     assert code == 0, said
     assert on_workers == [], "workers take longer to start than a short budget has"
     assert "trial 000" in said and "trial 001" in said
     assert "3 epochs, continued after epoch 3" in said, "the training does not repeat its trial"
-    assert not list((tmp_path / "run" / "trials").glob("*/checkpoint-*")), "no checkpoint is left over"
+    assert not list((tmp_path / "run" / "trials").glob("*/checkpoint-*")), (
+        "no checkpoint is left over"
+    )
     assert "budget      9m, used " in said.splitlines()[-1] and "/9m  train" in said
 
 
 def test_separate_model_without_time_is_left_out_by_name(tmp_path: Path) -> None:
-    config = with_separate_model(configured(CONFIG, PLAIN, portfolio_of(PLAIN)[0]), portfolio_of(PLAIN)[1], 0)
+    config = with_separate_model(
+        configured(CONFIG, PLAIN, portfolio_of(PLAIN)[0]), portfolio_of(PLAIN)[1], 0
+    )
     budget, clock = _budget()
     budget.expected = {"trained": 100.0, "apart_1": 400.0, "apart_1, final": 200.0, "final": 300.0}
     assert "apart_1" in config.model.granularities.enabled()

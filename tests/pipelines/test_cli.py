@@ -1,4 +1,6 @@
-"""The command line: frozen verbs, help without heavy imports, dry run, exit codes, one run a folder."""
+"""The command line: frozen verbs, help without heavy imports, dry run, exit codes, one run a
+folder.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,18 @@ Captured = pytest.CaptureFixture[str]
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     return build_config(
-        {"model": {"granularities": {"evolution": {"enabled": True}}}, "run": {"dir": str(tmp_path / "run")}}
+        {
+            "model": {"granularities": {"evolution": {"enabled": True}}},
+            "run": {"dir": str(tmp_path / "run")},
+        }
     )
 
 
 def test_the_verbs_are_frozen() -> None:
     """Scripts rely on them: adding is fine, renaming breaks."""
     known = (
-        "init run prepare train evaluate register recommend similar update forget serve tune submit doctor "
-        "promote compare pull export ui referee"
+        "init run prepare train evaluate register recommend similar update forget serve tune submit"
+        " doctor promote compare pull export ui referee"
     )
     assert list(VERBS) == known.split()
     assert VERBS["run"].stages == ("prepare", "train", "evaluate", "register")
@@ -50,7 +55,9 @@ def test_every_verb_names_a_function_that_exists() -> None:
         module, name = verb.target.split(":")
         path = ROOT / (module.replace(".", "/") + ".py")
         takes = "words: Sequence[str]" if verb.usage else "config: Config, folder: RunFolder"
-        assert re.search(rf"def {name}\(\s*{re.escape(takes)}[,)]", path.read_text(encoding="utf-8"))
+        assert re.search(
+            rf"def {name}\(\s*{re.escape(takes)}[,)]", path.read_text(encoding="utf-8")
+        )
         assert set(verb.stages) <= set(STAGES)
 
 
@@ -63,8 +70,13 @@ def test_help_lists_every_verb(capsys: Captured) -> None:
 
 def test_help_is_fast() -> None:
     """It imports nothing that takes its time."""
-    program = "import sys; from pipelines.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    program = (
+        "import sys; from pipelines.cli import main; main(['--help']); print(*sys.modules,"
+        " file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     heavy = {"ray", "torch", "mlflow", "pydantic", "yaml", "numpy", "pyarrow", "pandas", "polars"}
     assert "pipelines.cli" in done.stderr.split() and not heavy & set(done.stderr.split())
 
@@ -88,7 +100,9 @@ def test_help_of_a_verb_shows_its_own_keys_alone(verb: str, capsys: Captured) ->
     assert capsys.readouterr().out == shown
 
 
-@pytest.mark.parametrize(("verb", "lines"), [("pull", 35), ("similar", 35), ("compare", 60), ("serve", 90)])
+@pytest.mark.parametrize(
+    ("verb", "lines"), [("pull", 35), ("similar", 35), ("compare", 60), ("serve", 90)]
+)
 def test_a_verb_of_few_keys_needs_little_help(verb: str, lines: int, capsys: Captured) -> None:
     assert main([verb, "--help"]) == 0
     assert len(capsys.readouterr().out.splitlines()) < lines
@@ -97,7 +111,10 @@ def test_a_verb_of_few_keys_needs_little_help(verb: str, lines: int, capsys: Cap
 def test_every_key_is_in_the_help_of_its_section(capsys: Captured) -> None:
     assert main(["help", "all"]) == 0
     everything = capsys.readouterr().out
-    assert "data.source with kind recbole" in everything and "--model.granularities.evolution.cell" in everything
+    assert (
+        "data.source with kind recbole" in everything
+        and "--model.granularities.evolution.cell" in everything
+    )
     assert main(["help", "data.source"]) == 0
     of_source = capsys.readouterr().out
     assert "data.source with kind recbole" in of_source and "--train.lr" not in of_source
@@ -119,13 +136,19 @@ def test_dry_run_prints_a_configuration_that_loads_and_the_stages(
     (tmp_path / "merged.yaml").write_text(shown, encoding="utf-8")
     merged = load_config(tmp_path / "merged.yaml")
     assert (merged.train.lr, merged.run.dir) == (3e-4, "here")
-    stages = [line.strip("# ") for line in shown.splitlines() if line.startswith("#   ") and line[4] != " "]
+    stages = [
+        line.strip("# ")
+        for line in shown.splitlines()
+        if line.startswith("#   ") and line[4] != " "
+    ]
     assert stages == ["prepare", "train", "evaluate", "register"]
     assert "writes  here/metrics.json" in shown
     assert list(tmp_path.iterdir()) == [tmp_path / "merged.yaml"], "a dry run writes nothing"
 
 
-def test_a_verb_inside_a_ray_job_joins_its_cluster(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verb_inside_a_ray_job_joins_its_cluster(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert main(["run", "--config", DEMO, "--dry-run"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["ray"]["address"] == "auto"
@@ -140,7 +163,9 @@ def test_the_kinds_of_update_plan_their_own_stages(config: Config) -> None:
     """One entry a kind, and the configuration knows the same ones."""
     assert get_args(UpdateConfig.model_fields["only"].annotation) == tuple(UPDATES)
     shown = plan("update", config)
-    assert "reads   models:/multigrain@champion" in shown and "evaluate" in shown.split("would run")[1]
+    assert (
+        "reads   models:/multigrain@champion" in shown and "evaluate" in shown.split("would run")[1]
+    )
     config.update = UpdateConfig(only="fusion", model="models:/a/3", feedback=["f.csv"])
     shown = plan("update", config).split("would run")[1]
     assert "reads   models:/a/3" in shown and "reads   f.csv" in shown and "evaluate" not in shown
@@ -148,10 +173,14 @@ def test_the_kinds_of_update_plan_their_own_stages(config: Config) -> None:
 
 def test_both_forms_of_an_option_and_the_last_one_wins() -> None:
     found = parse(["--config=a.yaml", "--seed", "-1", "--train.lr=1e-3", "--run.name", "a=b"])
-    assert found == Arguments("a.yaml", [("seed", "-1"), ("train.lr", "1e-3"), ("run.name", "a=b")], False, False)
+    assert found == Arguments(
+        "a.yaml", [("seed", "-1"), ("train.lr", "1e-3"), ("run.name", "a=b")], False, False
+    )
 
 
-@pytest.mark.parametrize("words", [["--train.lr"], ["--train.lr", "--dry-run"], ["stray"], ["--"], ["--dry-run=1"]])
+@pytest.mark.parametrize(
+    "words", [["--train.lr"], ["--train.lr", "--dry-run"], ["stray"], ["--"], ["--dry-run=1"]]
+)
 def test_words_that_cannot_be_understood(words: list[str]) -> None:
     with pytest.raises(UsageError):
         parse(words)
@@ -164,14 +193,18 @@ def _fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(cli, "_run", fail)
 
 
-def test_a_users_mistake_is_one_message_and_two(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_a_users_mistake_is_one_message_and_two(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
     _fail_with(monkeypatch, DataError("too many bad rows"))
     assert main(["run", "--config", DEMO]) == 2
     captured = capsys.readouterr()
     assert captured.err == "recsys: too many bad rows\n"
 
 
-def test_anything_else_is_a_traceback_and_one(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_anything_else_is_a_traceback_and_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
     _fail_with(monkeypatch, ZeroDivisionError("ours"))
     assert main(["run", "--config", DEMO]) == 1
     assert "Traceback" in capsys.readouterr().err
@@ -198,19 +231,32 @@ def test_a_users_mistake_is_found_behind_what_ray_wraps_it_in() -> None:
     assert user_message(_TaskError(ConfigError("bad key"))) == "bad key"
     assert user_message(WorkerGroup()) == "no rows"
     assert user_message(ValueError("ours")) is None
-    # Ray's wrapper is at the same time an instance of the cause's class: its text is the remote traceback
+    # Ray's wrapper is at the same time an instance of the cause's class: its text is the remote
+    # traceback
     double = type("RayTaskError", (_TaskError, DataError), {})(DataError("clean"))
     assert user_message(double) == "clean"
 
 
 def test_the_stages_run_as_modules(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "pipelines.train", "--config", DEMO, "--run.dir", str(tmp_path), "--dry-run"]
+    words = [
+        sys.executable,
+        "-m",
+        "pipelines.train",
+        "--config",
+        DEMO,
+        "--run.dir",
+        str(tmp_path),
+        "--dry-run",
+    ]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"writes  {tmp_path}/model/" in done.stdout and "evaluate\n" not in done.stdout.split("would run")[1]
+    assert (
+        f"writes  {tmp_path}/model/" in done.stdout
+        and "evaluate\n" not in done.stdout.split("would run")[1]
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- run folder
+# --------------------------------------------------------------------------------------- run folder
 
 
 def test_a_run_folder_takes_one_run_at_a_time(config: Config) -> None:
@@ -227,18 +273,28 @@ def test_the_configuration_and_its_changes_are_recorded(config: Config, capsys: 
     changed = config.model_copy(update={"train": config.train.model_copy(update={"lr": 0.5})})
     with open_run(changed, "train") as folder:
         assert load_config(folder.config) == changed
-        lines = [json.loads(line) for line in (folder.root / "history.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (folder.root / "history.jsonl").read_text().splitlines()
+        ]
     assert [line["verb"] for line in lines] == ["prepare", "train"]
-    assert lines[0]["changed"] == {} and lines[1]["changed"] == {"train.lr": {"before": 0.001, "after": 0.5}}
+    assert lines[0]["changed"] == {} and lines[1]["changed"] == {
+        "train.lr": {"before": 0.001, "after": 0.5}
+    }
     assert "train.lr: 0.001 → 0.5" in capsys.readouterr().out
 
 
-def test_what_shapes_neither_data_nor_model_is_no_difference(config: Config, capsys: Captured) -> None:
-    with open_run(config.model_copy(update={"run": config.run.model_copy(update={"budget": "5m"})}), "prepare"):
+def test_what_shapes_neither_data_nor_model_is_no_difference(
+    config: Config, capsys: Captured
+) -> None:
+    with open_run(
+        config.model_copy(update={"run": config.run.model_copy(update={"budget": "5m"})}), "prepare"
+    ):
         pass
     recommend = config.recommend.model_copy(update={"k": 3})
     with open_run(config.model_copy(update={"recommend": recommend}), "recommend") as folder:
-        lines = [json.loads(line) for line in (folder.root / "history.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (folder.root / "history.jsonl").read_text().splitlines()
+        ]
     assert "differs" not in capsys.readouterr().out
     assert set(lines[1]["changed"]) == {"run.budget", "recommend.k"}, "the record has them"
 
@@ -264,7 +320,9 @@ def test_credentials_are_written_nowhere(config: Config, capsys: Captured) -> No
     assert not any("://me" in text for text in (*everything, shown)) and "differs" not in shown
 
 
-def test_a_private_file_holds_the_token_of_ray_where_home_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_private_file_holds_the_token_of_ray_where_home_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -276,7 +334,9 @@ def test_a_private_file_holds_the_token_of_ray_where_home_cannot(monkeypatch: py
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(token), "what is set stays"
 
 
-def test_an_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_atomic_write_leaves_the_old_file_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.json"
     write_atomically(path, "old")
 
@@ -302,7 +362,10 @@ def test_progress_lines_are_the_same_in_the_log_file(tmp_path: Path, capsys: Cap
         progress("epoch 1\nepoch 2")
     shown = capsys.readouterr().out
     assert shown == (tmp_path / "run.log").read_text()
-    assert [line.split("  ", 1)[1] for line in shown.splitlines()[:2]] == ["train      epoch 1", "train      epoch 2"]
+    assert [line.split("  ", 1)[1] for line in shown.splitlines()[:2]] == [
+        "train      epoch 1",
+        "train      epoch 2",
+    ]
     assert "\x1b" not in shown and "\r" not in shown
 
 
@@ -312,5 +375,9 @@ KNOBS = ("text", "evolution", "collaborative", "social", "knowledge", "stratum",
 def test_the_demo_config_uses_every_granularity_that_its_world_feeds() -> None:
     demo = yaml.safe_load(Path(DEMO).read_text(encoding="utf-8"))
     source, granularities = demo["data"]["source"], set(demo["model"]["granularities"])
-    fed = {{"text": "behaviour"}.get(knob, knob) for knob, value in source.items() if knob in KNOBS and value}
+    fed = {
+        {"text": "behaviour"}.get(knob, knob)
+        for knob, value in source.items()
+        if knob in KNOBS and value
+    }
     assert granularities == fed | {"item_cf"}

@@ -31,7 +31,10 @@ ITEMS = 24
 
 def finished(folder: Path, name: str, data: str = "data", **changes: Any) -> Path:
     """A run folder as `recsys run` leaves it, trained here."""
-    walks = [leave_last(*((5 * user + step) % ITEMS for step in range(6 + user % 3))) for user in range(72)]
+    walks = [
+        leave_last(*((5 * user + step) % ITEMS for step in range(6 + user % 3)))
+        for user in range(72)
+    ]
     dataset = write_dataset(folder / data, walks, ITEMS)
     if data != "data":
         manifest = folder / data / "manifest.json"
@@ -47,7 +50,14 @@ def finished(folder: Path, name: str, data: str = "data", **changes: Any) -> Pat
             "item": {"text": False},
             "granularities": {"evolution": granularity},
         },
-        "train": {"epochs": 12, "batch_size": 16, "metric": "ndcg@5", "warmup": 0.0, "lr": 0.02, "refit": False},
+        "train": {
+            "epochs": 12,
+            "batch_size": 16,
+            "metric": "ndcg@5",
+            "warmup": 0.0,
+            "lr": 0.02,
+            "refit": False,
+        },
         "evaluate": {"ks": [5], "bootstrap": 200, "baselines": ["popularity"]},
         "tracking": {"enabled": False},
     }
@@ -58,7 +68,9 @@ def finished(folder: Path, name: str, data: str = "data", **changes: Any) -> Pat
     config: Config = load_config(folder / f"{name}.yaml")
     with open_run(config, "run") as run:
         save_trained(run.model, fit(config, dataset, Validator.of(config), TrainContext()))
-        run.write_json(run.model / ORIGIN, {"dataset": dataset.root, "hash": dataset.manifest.content_hash})
+        run.write_json(
+            run.model / ORIGIN, {"dataset": dataset.root, "hash": dataset.manifest.content_hash}
+        )
         evaluate(config, run)
     return folder / name
 
@@ -75,21 +87,32 @@ def both(folder: Path, *words: str, first: str = "good", second: str = "bad") ->
     return main(["compare", str(folder / first), str(folder / second), *words])
 
 
-def test_a_trained_run_is_better_than_an_untrained_one_beyond_chance(folder: Path, capsys: Captured) -> None:
+def test_a_trained_run_is_better_than_an_untrained_one_beyond_chance(
+    folder: Path, capsys: Captured
+) -> None:
     assert both(folder) == 0
     said = capsys.readouterr().out
-    assert f"ndcg@5: {folder / 'good'} is significantly better" in said and "72 test users, paired" in said
+    assert (
+        f"ndcg@5: {folder / 'good'} is significantly better" in said
+        and "72 test users, paired" in said
+    )
     record = json.loads((folder / "good/compare.json").read_text())
     found = record["metrics"]["ndcg@5"]
     for side, name in (("first", "good"), ("second", "bad")):
         told = json.loads((folder / name / "metrics.json").read_text())["model"]
-        assert found[side] == pytest.approx(told["ndcg@5"], abs=1e-6), "the figures of the evaluation"
-    assert found["difference"] == pytest.approx(found["first"] - found["second"]) and found["low"] > 0
+        assert found[side] == pytest.approx(told["ndcg@5"], abs=1e-6), (
+            "the figures of the evaluation"
+        )
+    assert (
+        found["difference"] == pytest.approx(found["first"] - found["second"]) and found["low"] > 0
+    )
     assert {name.split("@")[1] for name in record["metrics"]} == {"5"}, "cut-offs that both have"
     assert record["settings"]["train.epochs"] == [12, 1] and record["notes"] == []
 
 
-def test_exchanged_runs_differ_by_the_opposite_and_a_run_from_itself_not_at_all(folder: Path, tmp_path: Path) -> None:
+def test_exchanged_runs_differ_by_the_opposite_and_a_run_from_itself_not_at_all(
+    folder: Path, tmp_path: Path
+) -> None:
     ways = {"there": ("good", "bad"), "back": ("bad", "good"), "same": ("good", "good")}
     found = {}
     for name, (first, second) in ways.items():
@@ -106,7 +129,9 @@ def test_a_metric_is_compared_by_the_paired_bootstrap() -> None:
     first, second = np.array([1.0, 0.0, 0.5, 1.0]), np.array([0.5, 0.0, 0.5, 0.0])
     found = paired_metrics({"mrr@3": first}, {"mrr@3": second}, 100, 7)["mrr@3"]
     assert found["first"] == 2.5 / 4 and found["second"] == 1 / 4
-    assert {key: found[key] for key in ("difference", "low", "high", "p")} == compare(first, second, 100, 7).to_json()
+    assert {key: found[key] for key in ("difference", "low", "high", "p")} == compare(
+        first, second, 100, 7
+    ).to_json()
 
 
 def test_a_dry_run_names_what_is_read_and_writes_nothing(folder: Path, capsys: Captured) -> None:
@@ -117,11 +142,19 @@ def test_a_dry_run_names_what_is_read_and_writes_nothing(folder: Path, capsys: C
     assert not (folder / "good/compare.json").exists()
 
 
-def test_runs_on_other_queries_are_refused_and_the_difference_is_named(folder: Path, capsys: Captured) -> None:
+def test_runs_on_other_queries_are_refused_and_the_difference_is_named(
+    folder: Path, capsys: Captured
+) -> None:
     finished(folder, "elsewhere", data="other", train__epochs=1)
     finished(folder, "repeating", train__epochs=1, evaluate__exclude_seen=False)
     for name, message in (
-        ("elsewhere", "dataset: handmade 0123456789ab and handmade other0000000 (the files of the source differ)"),
+        (
+            "elsewhere",
+            (
+                "dataset: handmade 0123456789ab and handmade other0000000 (the files of the source"
+                " differ)"
+            ),
+        ),
         ("repeating", "exclude_seen: True and False"),
     ):
         for dry in ([], ["--dry-run"]):
@@ -138,10 +171,15 @@ def test_a_sample_of_other_users_is_refused(folder: Path, capsys: Captured) -> N
     (folder / "two/config.yaml").write_text(yaml.safe_dump(settings))
     code = both(folder, first="one", second="two")
     said = capsys.readouterr().err
-    assert (code, "evaluated users: two different samples (seed, evaluate.max_users)" in said) == (2, True), said
+    assert (code, "evaluated users: two different samples (seed, evaluate.max_users)" in said) == (
+        2,
+        True,
+    ), said
 
 
-def test_what_is_no_finished_run_is_one_message(folder: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_what_is_no_finished_run_is_one_message(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
     empty, halfway, newer = (tmp_path / name for name in ("empty", "halfway", "newer"))
     empty.mkdir()
     for name in (halfway, newer):

@@ -1,4 +1,6 @@
-"""`recsys compare --logs`: outcomes of versions and off-policy estimates from an answer log, and refusals."""
+"""`recsys compare --logs`: outcomes of versions and off-policy estimates from an answer log, and
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,16 @@ from tests.handmade import small_model, small_world
 
 Captured = pytest.CaptureFixture[str]
 NUM_USERS, K = 3000, 4
-WORTH = {f"i{item}": 0.9 if item % 2 else 0.1 for item in range(12)}  # probability of a click on a shown item
+WORTH = {
+    f"i{item}": 0.9 if item % 2 else 0.1 for item in range(12)
+}  # probability of a click on a shown item
 
 
 @dataclass(frozen=True)
 class World:
-    """The answer log of two versions, the clicks, and the true value of each version without exploration."""
+    """The answer log of two versions, the clicks, and the true value of each version without
+    exploration.
+    """
 
     folder: Path
     truth: dict[str, float]
@@ -61,19 +67,30 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for name, fusion in (("a", "gated"), ("b", "weighted")):
         write_bundle(folder / name, small_model(dataset, fusion=fusion), dataset, {})
         answers = Recommender(read_bundle(folder / name)).recommend(parse_requests(rows))
-        truth[name] = float(np.mean([sum(WORTH[item] for item in answer.item_ids) for answer in answers]))
-    settings: dict[str, Any] = {"ab": {"model": "b", "share": 0.3}, "explore": {"share": 0.5, "pool": 12}}
+        truth[name] = float(
+            np.mean([sum(WORTH[item] for item in answer.item_ids) for answer in answers])
+        )
+    settings: dict[str, Any] = {
+        "ab": {"model": "b", "share": 0.3},
+        "explore": {"share": 0.5, "pool": 12},
+    }
     settings["log"] = str(folder / "log")
-    service = service_of(ServeConfig.model_validate(settings), Limits(1 << 20, 10_000, max_answers=10**7))
+    service = service_of(
+        ServeConfig.model_validate(settings), Limits(1 << 20, 10_000, max_answers=10**7)
+    )
     for side in ("a", "b"):
-        service.adopt(read_bundle(folder / side), {"uri": f"models:/pocket/{side}", "version": side}, side)  # type: ignore[arg-type]
+        service.adopt(
+            read_bundle(folder / side), {"uri": f"models:/pocket/{side}", "version": side}, side
+        )  # type: ignore[arg-type]
 
     async def ask(job: Job) -> Outcome:
         return service.answer([job])[0]
 
     for start in range(0, NUM_USERS, 500):
         body = json.dumps(rows[start : start + 500]).encode()
-        assert asyncio.run(service.handle(Incoming("POST", "/recommend", {}, body), ask)).status == 200
+        assert (
+            asyncio.run(service.handle(Incoming("POST", "/recommend", {}, body), ask)).status == 200
+        )
     random = np.random.default_rng(0)
     with (folder / "clicks.jsonl").open("w") as file:
         for one in read_logs([str(folder / "log")])[0]:
@@ -85,13 +102,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def event(user: str | None, item: str, when: datetime, **more: Any) -> dict[str, Any]:
-    return {"user_id": user, "item_id": item, "event_type": "click", "timestamp": when.isoformat(), **more}
+    return {
+        "user_id": user,
+        "item_id": item,
+        "event_type": "click",
+        "timestamp": when.isoformat(),
+        **more,
+    }
 
 
 def test_estimate_intervals_contain_the_planted_value(world: World, capsys: Captured) -> None:
     for name in ("a", "b"):
         out = world.folder / f"{name}.json"
-        assert world.compare("--compare.target", str(world.folder / name), "--compare.out", str(out)) == 0
+        assert (
+            world.compare("--compare.target", str(world.folder / name), "--compare.out", str(out))
+            == 0
+        )
         said, record = capsys.readouterr().out, json.loads(out.read_text())
         target = record["target"]
         for estimator in ("ips", "snips", "dr"):
@@ -111,9 +137,13 @@ def test_versions_are_compared_by_mean_outcome_over_users(world: World, capsys: 
     assert "target" not in record and record["notes"] == []
     first, second = record["versions"].items()
     assert (first[0], second[0]) == ("models:/pocket/a", "models:/pocket/b"), "most answers first"
-    assert first[1]["answers"] + second[1]["answers"] == NUM_USERS and 800 < second[1]["users"] < 1000
+    assert (
+        first[1]["answers"] + second[1]["answers"] == NUM_USERS and 800 < second[1]["users"] < 1000
+    )
     clicks = len(Path(world.clicks).read_text().splitlines())
-    total = sum(one["answers"] * one["reward_per_answer"]["value"] for one in record["versions"].values())
+    total = sum(
+        one["answers"] * one["reward_per_answer"]["value"] for one in record["versions"].values()
+    )
     assert total == pytest.approx(clicks)
     found = second[1]["differences"]["reward_per_answer"]
     assert found["low"] < found["difference"] < found["high"]
@@ -124,14 +154,20 @@ def test_dry_run_reads_and_writes_nothing(world: World, capsys: Captured) -> Non
     out = world.folder / "dry.json"
     assert world.compare("--compare.out", str(out), "--dry-run") == 0
     said = capsys.readouterr().out
-    assert f"writes  {out}" in said and f"reads   {world.logs}" in said and "Nothing was done" in said
+    assert (
+        f"writes  {out}" in said and f"reads   {world.logs}" in said and "Nothing was done" in said
+    )
     assert not out.exists()
     assert world.compare("--dry-run", logs=str(world.folder / "nowhere")) == 2
 
 
 def changed(world: World, folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
     """A copy of the log with every line changed."""
-    lines = [json.loads(line) for path in Path(world.logs).glob("*.jsonl") for line in path.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for path in Path(world.logs).glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
     [change(line) for line in lines]
     (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(folder / "answers.jsonl")
@@ -143,7 +179,9 @@ def refused(code: int, capsys: Captured, *parts: str) -> None:
     assert all(part in said for part in parts), said
 
 
-def test_log_without_propensities_is_refused_only_with_a_target(world: World, tmp_path: Path, capsys: Captured) -> None:
+def test_log_without_propensities_is_refused_only_with_a_target(
+    world: World, tmp_path: Path, capsys: Captured
+) -> None:
     logs = changed(world, tmp_path, lambda line: line.pop("propensities"))
     code = world.compare("--compare.target", str(world.folder / "b"), logs=logs)
     refused(code, capsys, logs, "none of 3,000 answers has propensities", "serve.explore.share")
@@ -168,7 +206,9 @@ def test_answers_without_propensities_are_left_out_of_the_estimates(
     assert "300 answers without propensities are left out of the estimates" in record["notes"]
 
 
-def test_target_trained_after_the_log_is_refused(world: World, tmp_path: Path, capsys: Captured) -> None:
+def test_target_trained_after_the_log_is_refused(
+    world: World, tmp_path: Path, capsys: Captured
+) -> None:
     newest = Recommender(read_bundle(world.folder / "b")).newest
     assert newest > 0
 
@@ -214,18 +254,35 @@ def test_bad_lines_name_file_and_line_and_incomplete_last_line_is_skipped(
     [
         (["--logs", "LOG"], ["compare.feedback", "got none"]),
         (["--logs"], ["--logs needs one or more files"]),
-        (["--logs", "nowhere/*.jsonl", "--feedback", "CLICKS"], ["compare.logs", "nowhere/*.jsonl"]),
+        (
+            ["--logs", "nowhere/*.jsonl", "--feedback", "CLICKS"],
+            ["compare.logs", "nowhere/*.jsonl"],
+        ),
         (["--logs", "LOG", "--feedback", "nowhere.csv"], ["nowhere.csv"]),
         (["RUN", "RUN", "--logs", "LOG"], ["run folders and --logs"]),
         (["RUN", "RUN", "--feedback", "CLICKS"], ["--feedback", "need --logs"]),
-        (["--logs", "LOG", "--feedback", "CLICKS", "--train.lr", "1"], ["does not read --train.lr", "--tracking.uri"]),
-        (["--logs", "LOG", "--feedback", "CLICKS", "--compare.rewards", "{buy: 1}"], ["no reward", "'click'", "buy"]),
+        (
+            ["--logs", "LOG", "--feedback", "CLICKS", "--train.lr", "1"],
+            ["does not read --train.lr", "--tracking.uri"],
+        ),
+        (
+            ["--logs", "LOG", "--feedback", "CLICKS", "--compare.rewards", "{buy: 1}"],
+            ["no reward", "'click'", "buy"],
+        ),
         (["--logs", "LOG", "--feedback", "CLICKS", "--compare.target", "nowhere"], ["nowhere"]),
-        (["--logs", "LOG", "--feedback", "CLICKS", "--compare.window_hours", "0.01"], ["none of", "0.01 hours"]),
-        (["--logs", "LOG", "--feedback", "CLICKS", "--compare.targets", "x"], ["targets", "unknown"]),
+        (
+            ["--logs", "LOG", "--feedback", "CLICKS", "--compare.window_hours", "0.01"],
+            ["none of", "0.01 hours"],
+        ),
+        (
+            ["--logs", "LOG", "--feedback", "CLICKS", "--compare.targets", "x"],
+            ["targets", "unknown"],
+        ),
     ],
 )
-def test_wrong_inputs_raise_one_message(words: list[str], parts: list[str], world: World, capsys: Captured) -> None:
+def test_wrong_inputs_raise_one_message(
+    words: list[str], parts: list[str], world: World, capsys: Captured
+) -> None:
     places = {"LOG": world.logs, "CLICKS": world.clicks}
     refused(main(["compare", *(places.get(word, word) for word in words)]), capsys, *parts)
 
@@ -255,5 +312,14 @@ def test_event_belongs_to_the_newest_earlier_answer_with_its_item(world: World) 
     for user, item, seconds, answer_id, expected in cases:
         events = Events([user], [item], np.array([2.0]), [seconds], [answer_id])
         rewards, num_lost = attributed(logged, events, 300.0)
-        found = {(number, int(place)): 2.0 for number, one in enumerate(rewards) for place in np.flatnonzero(one)}
-        assert (found, num_lost) == (({expected: 2.0}, 0) if expected else ({}, 1)), (user, item, seconds, answer_id)
+        found = {
+            (number, int(place)): 2.0
+            for number, one in enumerate(rewards)
+            for place in np.flatnonzero(one)
+        }
+        assert (found, num_lost) == (({expected: 2.0}, 0) if expected else ({}, 1)), (
+            user,
+            item,
+            seconds,
+            answer_id,
+        )

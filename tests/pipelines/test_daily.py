@@ -23,13 +23,26 @@ def dag_commands() -> list[str]:
     assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
     names: dict[str, str] = {}
     exec(compile(ast.Module(assigned, []), str(DAG), "exec"), {}, names)
-    operators = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and "Operator" in ast.unparse(node.func)]
+    operators = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and "Operator" in ast.unparse(node.func)
+    ]
     assert operators and all(ast.unparse(call.func) == "BashOperator" for call in operators)
-    return [names[ast.unparse(key.value)] for call in operators for key in call.keywords if key.arg == "bash_command"]
+    return [
+        names[ast.unparse(key.value)]
+        for call in operators
+        for key in call.keywords
+        if key.arg == "bash_command"
+    ]
 
 
 def cron_commands() -> list[str]:
-    line = next(line for line in (DOCS / "updating.md").read_text(encoding="utf-8").splitlines() if "flock" in line)
+    line = next(
+        line
+        for line in (DOCS / "updating.md").read_text(encoding="utf-8").splitlines()
+        if "flock" in line
+    )
     assert re.match(r"(\S+ ){5}flock -n ", line) and line.count("%") == line.count(r"\%")
     options = re.search(r'o="([^"]*)"', line)
     assert options is not None
@@ -47,5 +60,9 @@ def test_a_nightly_command_is_understood(command: str) -> None:
     for dotted, text in arguments.overrides:
         set_path(tree, dotted, parse_value(dotted, text.replace("$", "")))
     config = build_config(tree)
-    named = {"update": config.update.model, "promote": config.promote.model, "recommend": config.recommend.model}
+    named = {
+        "update": config.update.model,
+        "promote": config.promote.model,
+        "recommend": config.recommend.model,
+    }
     assert named[verb].startswith("models:/shop@") and (verb != "update" or config.update.events)

@@ -1,4 +1,6 @@
-"""`recsys doctor`: what is broken on purpose is found and has a cure; nothing it looks at can make it wait."""
+"""`recsys doctor`: what is broken on purpose is found and has a cure; nothing it looks at can make
+it wait.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,27 @@ def test_every_finding_that_is_not_well_has_a_cure(tmp_path: Path) -> None:
 
 
 def test_this_environment_is_well_and_nothing_is_changed(tmp_path: Path, capsys: Captured) -> None:
-    assert main(["doctor", "--config", "demo", "--run.dir", str(tmp_path / "a"), "--doctor.json", "true"]) == 0
+    assert (
+        main(
+            [
+                "doctor",
+                "--config",
+                "demo",
+                "--run.dir",
+                str(tmp_path / "a"),
+                "--doctor.json",
+                "true",
+            ]
+        )
+        == 0
+    )
     found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert found["ray"]["state"] == found["mlflow store"]["state"] == found["run.dir"]["state"] == "ok"
-    assert {"python", "torch", "gpu", "memory", "open files", "data.source", "text model"} <= set(found)
+    assert (
+        found["ray"]["state"] == found["mlflow store"]["state"] == found["run.dir"]["state"] == "ok"
+    )
+    assert {"python", "torch", "gpu", "memory", "open files", "data.source", "text model"} <= set(
+        found
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -53,7 +72,9 @@ def test_what_fails_is_one(tmp_path: Path, capsys: Captured) -> None:
     words = ["doctor", "--config", "demo", "--run.dir", str(tmp_path / "a"), "--tracking.uri", uri]
     assert main(words) == 1
     shown = capsys.readouterr().out
-    assert "fail  mlflow store" in shown and "→ check tracking.uri" in shown and "1 failure" in shown
+    assert (
+        "fail  mlflow store" in shown and "→ check tracking.uri" in shown and "1 failure" in shown
+    )
 
 
 def test_a_half_made_store_is_a_failure(tmp_path: Path) -> None:
@@ -61,7 +82,9 @@ def test_a_half_made_store_is_a_failure(tmp_path: Path) -> None:
     with sqlite3.connect(store) as connection:
         connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
     os.utime(store, (0, 0))  # nobody is making it now
-    found = _of(checkup.tracking, _config(tmp_path, ("tracking.uri", f"sqlite:///{store}")))["mlflow store"]
+    found = _of(checkup.tracking, _config(tmp_path, ("tracking.uri", f"sqlite:///{store}")))[
+        "mlflow store"
+    ]
     assert found.state == "fail" and "incomplete" in found.found
 
 
@@ -94,7 +117,11 @@ def test_a_check_that_breaks_or_never_ends_is_a_finding_and_hides_no_other() -> 
 
     found = doctor.examine(None, {"waits": waits, "breaks": breaks, "fine": fine}, patience=3.0)
     never.set()
-    assert [(f.name, f.state) for f in found] == [("waits", "fail"), ("breaks", "fail"), ("fine", "ok")]
+    assert [(f.name, f.state) for f in found] == [
+        ("waits", "fail"),
+        ("breaks", "fail"),
+        ("fine", "ok"),
+    ]
     assert "no answer" in found[0].found and "ZeroDivisionError" in found[1].found
 
 
@@ -108,10 +135,14 @@ def test_versions_are_those_that_the_project_asks_for(monkeypatch: pytest.Monkey
     assert found["ray"].state == "fail" and "not installed" in found["ray"].found
     assert found["numpy"].state == "ok"
     monkeypatch.setattr(checkup, "_version", lambda name: None)
-    assert {finding.state for finding in checkup.extras(None)} == {"ok"}, "what is optional may be missing"
+    assert {finding.state for finding in checkup.extras(None)} == {"ok"}, (
+        "what is optional may be missing"
+    )
 
 
-def _torch(monkeypatch: pytest.MonkeyPatch, build: str | None, count: int, devices: list[str]) -> None:
+def _torch(
+    monkeypatch: pytest.MonkeyPatch, build: str | None, count: int, devices: list[str]
+) -> None:
     import torch
 
     cuda = types.SimpleNamespace(
@@ -145,12 +176,16 @@ def test_gpus_against_what_torch_was_built_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _torch(monkeypatch, build, count, devices)
-    config = _config(tmp_path, ("train.use_gpu", use), ("train.num_workers", "2"), ("ray.num_cpus", "3"))
+    config = _config(
+        tmp_path, ("train.use_gpu", use), ("train.num_workers", "2"), ("ray.num_cpus", "3")
+    )
     found = _of(checkup.graphics, config)["gpu"]
     assert found.state == state and cure in found.cure and bool(found.cure) == bool(cure)
 
 
-def test_the_program_of_the_driver_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_of_the_driver_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA L4, 570.1'\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -172,14 +207,20 @@ def test_too_few_cpus_and_small_limits(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_training_that_cannot_fit_is_known_before_it_is_asked_for(tmp_path: Path) -> None:
     assert _of(checkup.training, _config(tmp_path))["training"].state == "ok"
-    large = _of(checkup.training, _config(tmp_path, ("data.source.num_items", "900000000")))["training"]
+    large = _of(checkup.training, _config(tmp_path, ("data.source.num_items", "900000000")))[
+        "training"
+    ]
     assert large.state == "fail" and "embedding tables of 900,000,000 items" in large.cure
-    unknown = _config(tmp_path, ("data.source", "{kind: sequences, events: s.txt}"), ("data.order", "file"))
+    unknown = _config(
+        tmp_path, ("data.source", "{kind: sequences, events: s.txt}"), ("data.order", "file")
+    )
     assert "after the data is prepared" in _of(checkup.training, unknown)["training"].found
     assert not _of(checkup.training, None)
 
 
-def test_a_full_disk_is_known_before_ray_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_known_before_ray_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = types.SimpleNamespace(total=100 << 30, used=97 << 30, free=3 << 30)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert _of(checkup.places, _config(tmp_path))["run.dir"].state == "fail"
@@ -203,7 +244,9 @@ def test_servers_that_are_not_there_fail_at_once_and_no_password_shows(tmp_path:
         closed.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{closed.getsockname()[1]}"
         config = _config(
-            tmp_path, ("tracking.uri", f"http://me:hunter2@{nobody}"), ("submit.address", f"http://{nobody}")
+            tmp_path,
+            ("tracking.uri", f"http://me:hunter2@{nobody}"),
+            ("submit.address", f"http://{nobody}"),
         )
         store = _of(checkup.tracking, config)["mlflow store"]
         jobs = _of(checkup.job_server, config)["job server"]

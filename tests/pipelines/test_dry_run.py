@@ -23,17 +23,26 @@ def test_metrics_are_those_of_the_evaluation_in_any_case() -> None:
     assert metric_name(" NDCG@10 ") == "ndcg@10"
 
 
-@pytest.mark.parametrize("name", ["ndcg", "ndgc@10", "ndcg@0", "ndcg@-1", "ndcg@10.5", "coverage@10", "ndcg@99999999"])
+@pytest.mark.parametrize(
+    "name", ["ndcg", "ndgc@10", "ndcg@0", "ndcg@-1", "ndcg@10.5", "coverage@10", "ndcg@99999999"]
+)
 def test_a_wrong_metric_is_refused_with_the_ones_there_are(name: str) -> None:
     with pytest.raises(ConfigError, match=r"train\.metric.*ndcg@K"):
-        build_config({"model": {"granularities": {"evolution": {"enabled": True}}}, "train": {"metric": name}})
+        build_config(
+            {
+                "model": {"granularities": {"evolution": {"enabled": True}}},
+                "train": {"metric": name},
+            }
+        )
 
 
 @pytest.mark.parametrize("text", ["01.11.2020", "2020", "yesterday", "2020-02-30"])
 def test_a_wrong_time_names_the_form(text: str) -> None:
     split = {"kind": "temporal", "valid_from": text}
     config = build_config({"data": {"split": split}})
-    with pytest.raises(ConfigError, match=r"data\.split\.valid_from: .* is not a time such as 2024-03-01"):
+    with pytest.raises(
+        ConfigError, match=r"data\.split\.valid_from: .* is not a time such as 2024-03-01"
+    ):
         check(config, PREPARES)
     check(config, ("evaluate",))
 
@@ -41,26 +50,51 @@ def test_a_wrong_time_names_the_form(text: str) -> None:
 def test_validation_after_test_is_refused() -> None:
     split = {"kind": "temporal", "valid_from": "2020-12-01", "test_from": "2020-11-01"}
     config = build_config({"data": {"split": split}})
-    with pytest.raises(ConfigError, match="valid_from 2020-12-01 is not before data.split.test_from 2020-11-01"):
+    with pytest.raises(
+        ConfigError, match="valid_from 2020-12-01 is not before data.split.test_from 2020-11-01"
+    ):
         check(config, PREPARES)
 
 
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
-        ({"data": {"split": {"test_from": "2020-01-01"}}}, r"data\.split\.test_from is for kind temporal only"),
+        (
+            {"data": {"split": {"test_from": "2020-01-01"}}},
+            r"data\.split\.test_from is for kind temporal only",
+        ),
         ({"data": {"order": "none", "split": {"kind": "leave-last"}}}, "leave-last needs an order"),
         ({"data": {"context_numbers": ["a"]}}, r"data\.context_numbers names a"),
         ({"data": {"text": {"event_types": ["tag"]}}}, "event_column is empty"),
-        ({"data": {"interactions": ["a"], "text": {"event_types": ["a"], "event_column": "b"}}}, "both name a"),
+        (
+            {"data": {"interactions": ["a"], "text": {"event_types": ["a"], "event_column": "b"}}},
+            "both name a",
+        ),
         ({"train": {"loss": {"kind": "sampled_softmax", "label_smoothing": 0.1}}}, "full_softmax"),
-        ({"train": {"history_mask_rate": 0.3}, "data": {"order": "time"}}, "history_mask_rate.*order"),
-        ({"model": {"granularities": {"evolution": {"enabled": True, "states": "formula"}}}}, "states formula"),
-        ({"model": {"granularities": {"evolution": {"enabled": True, "query_context": ["a"]}}}}, "query_context"),
-        ({"model": {"granularities": {"behaviour": {"enabled": True, "input": "user_text"}}}}, "data.text.users"),
+        (
+            {"train": {"history_mask_rate": 0.3}, "data": {"order": "time"}},
+            "history_mask_rate.*order",
+        ),
+        (
+            {"model": {"granularities": {"evolution": {"enabled": True, "states": "formula"}}}},
+            "states formula",
+        ),
+        (
+            {"model": {"granularities": {"evolution": {"enabled": True, "query_context": ["a"]}}}},
+            "query_context",
+        ),
+        (
+            {"model": {"granularities": {"behaviour": {"enabled": True, "input": "user_text"}}}},
+            "data.text.users",
+        ),
         ({"model": {"item": {"id": False}}, "data": {"text": {"enabled": False}}}, "both false"),
         (
-            {"model": {"fusion": {"kind": "weighted"}, "granularities": {"collaborative": {"weight": 0}}}},
+            {
+                "model": {
+                    "fusion": {"kind": "weighted"},
+                    "granularities": {"collaborative": {"weight": 0}},
+                }
+            },
             "every model.granularities.NAME.weight is 0",
         ),
     ],
@@ -97,13 +131,17 @@ def test_a_missing_file_is_found_by_every_verb_that_reads_the_source(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_file_does_not_matter_to_a_verb_that_does_not_read_it(tmp_path: Path, capsys: Captured) -> None:
+def test_a_missing_file_does_not_matter_to_a_verb_that_does_not_read_it(
+    tmp_path: Path, capsys: Captured
+) -> None:
     words = _file(tmp_path, f"{{kind: canonical, events: [{tmp_path}/nowhere.csv]}}")
     assert main(["evaluate", *words]) == 0
     assert "Nothing was done" in capsys.readouterr().out
 
 
-def test_no_verb_needs_a_model_and_train_says_that_auto_chooses_it(tmp_path: Path, capsys: Captured) -> None:
+def test_no_verb_needs_a_model_and_train_says_that_auto_chooses_it(
+    tmp_path: Path, capsys: Captured
+) -> None:
     words = _file(tmp_path, "{kind: synthetic}", model="")
     assert main(["prepare", *words]) == 0
     shown = capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""A mistyped option is named as what it is, with the nearest one; a missing file is told before anything heavy."""
+"""A mistyped option is named as what it is, with the nearest one; a missing file is told before
+anything heavy.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ Captured = pytest.CaptureFixture[str]
         (["--dryrun"], "--dryrun: there is no such option; did you mean --dry-run?"),
         (["--train.lrr=3"], "--train.lrr: unknown key; did you mean --train.lr?"),
         (["--data.source.evnts", "a.csv"], "did you mean --data.source.events?"),
-        (["--zzzzqqq", "1"], "--zzzzqqq: there is no such option; `recsys help all` lists the options"),
+        (
+            ["--zzzzqqq", "1"],
+            "--zzzzqqq: there is no such option; `recsys help all` lists the options",
+        ),
     ],
 )
 def test_a_mistyped_option_names_the_nearest_one(words: list[str], meant: str) -> None:
@@ -47,9 +52,14 @@ def test_a_mistyped_option_names_the_nearest_one(words: list[str], meant: str) -
         ["similar", "--budgt", "5m"],
     ],
 )
-def test_every_verb_refuses_a_mistyped_option_with_code_2(words: list[str], capsys: Captured) -> None:
+def test_every_verb_refuses_a_mistyped_option_with_code_2(
+    words: list[str], capsys: Captured
+) -> None:
     assert main(words) == 2
-    assert capsys.readouterr().err == "recsys: --budgt: there is no such option; did you mean --budget?\n"
+    assert (
+        capsys.readouterr().err
+        == "recsys: --budgt: there is no such option; did you mean --budget?\n"
+    )
 
 
 def test_options_of_one_verb_are_not_options_of_another() -> None:
@@ -63,7 +73,13 @@ def test_options_of_one_verb_are_not_options_of_another() -> None:
 
 
 def test_free_names_and_sections_given_whole_are_options() -> None:
-    names = ("data.source.rename.events.own column", "model.granularities.mine.kind", "seed", "train", "tune.space")
+    names = (
+        "data.source.rename.events.own column",
+        "model.granularities.mine.kind",
+        "seed",
+        "train",
+        "tune.space",
+    )
     assert all(is_key(name) for name in names)
     assert likely_meant("epochs", []) == ["train.epochs", "update.epochs"]
 
@@ -74,23 +90,53 @@ def test_a_wrong_value_of_an_option_is_not_blamed_on_the_file(tmp_path: Path) ->
     with pytest.raises(ConfigError) as error:
         load_config(path, [("train.lr", "abc"), ("evaluate", "{ks: [], what: 1}")])
     of_file, _, of_options = str(error.value).partition("wrong option of the command line:\n")
-    assert of_file == f"wrong configuration in {path}:\n  seed: expected a whole number (got 'none of it')\n"
+    assert (
+        of_file
+        == f"wrong configuration in {path}:\n  seed: expected a whole number (got 'none of it')\n"
+    )
     lines = of_options.splitlines()
     assert lines[0] == "  --train.lr: expected a number (got 'abc')" and len(lines) == 3
-    assert lines[1].startswith("  --evaluate.ks: ") and lines[2].startswith("  --evaluate.what: unknown key")
+    assert lines[1].startswith("  --evaluate.ks: ") and lines[2].startswith(
+        "  --evaluate.what: unknown key"
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- missing files
+# ------------------------------------------------------------------------------------ missing files
 
 
 @pytest.mark.parametrize(
     ("tree", "stages", "error", "says"),
     [
-        ({"data": {"source": {"kind": "canonical", "events": ["gone.csv"]}}}, "run", SourceError, "gone.csv does not"),
-        ({"data": {"source": {"kind": "recbole", "folder": "gone", "name": "x"}}}, "prepare", SourceError, "gone does"),
-        ({"data": {"source": {"kind": "sequences", "events": "gone.txt"}}}, "tune", SourceError, "gone.txt does not"),
-        ({"update": {"events": ["gone.csv"]}}, "update", ConfigError, "update.events: gone.csv does not exist"),
-        ({"recommend": {"requests": "gone.jsonl"}}, "recommend", ConfigError, "recommend.requests: gone.jsonl does"),
+        (
+            {"data": {"source": {"kind": "canonical", "events": ["gone.csv"]}}},
+            "run",
+            SourceError,
+            "gone.csv does not",
+        ),
+        (
+            {"data": {"source": {"kind": "recbole", "folder": "gone", "name": "x"}}},
+            "prepare",
+            SourceError,
+            "gone does",
+        ),
+        (
+            {"data": {"source": {"kind": "sequences", "events": "gone.txt"}}},
+            "tune",
+            SourceError,
+            "gone.txt does not",
+        ),
+        (
+            {"update": {"events": ["gone.csv"]}},
+            "update",
+            ConfigError,
+            "update.events: gone.csv does not exist",
+        ),
+        (
+            {"recommend": {"requests": "gone.jsonl"}},
+            "recommend",
+            ConfigError,
+            "recommend.requests: gone.jsonl does",
+        ),
     ],
 )
 def test_a_missing_file_is_told_by_its_key(tree: dict, stages: str, error: type, says: str) -> None:  # type: ignore[type-arg]
@@ -122,6 +168,8 @@ def test_nothing_heavy_is_imported_before_a_missing_file_is_told(tmp_path: Path)
 
 def test_what_is_there_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "events.csv").write_text("user_id,item_id\n1,2\n")
-    config = build_config({"data": {"source": {"kind": "canonical", "events": [str(tmp_path / "events.csv")]}}})
+    config = build_config(
+        {"data": {"source": {"kind": "canonical", "events": [str(tmp_path / "events.csv")]}}}
+    )
     check_present(config, VERBS["run"].stages)
     check(config, VERBS["prepare"].stages)

@@ -1,4 +1,6 @@
-"""The estimate before a training: by hand, against measured peaks, and what it refuses and what it must not."""
+"""The estimate before a training: by hand, against measured peaks, and what it refuses and what it
+must not.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,9 @@ ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
 Captured = pytest.CaptureFixture[str]
 
-# Sizes of the golden data sets, and the highest memory of a process that trained one epoch on them with the golden
-# configuration, in MiB: `/usr/bin/time` of such a training, see the slow test below.
+# Sizes of the golden data sets, and the highest memory of a process that trained one epoch on them
+# with the golden configuration, in MiB: `/usr/bin/time` of such a training, see the slow test
+# below.
 GOLDEN = {
     "demo": (Sizes(1000, 600, 23169, 384, 966, 1500, 9428), 927),
     "ml-100k": (Sizes(943, 1682, 99057, 384), 1182),
@@ -59,20 +62,30 @@ def test_what_fits_is_not_refused(name: str) -> None:
 
 
 def test_tables_by_hand() -> None:
-    """1,000 items and, where they have a row each, 50 users; weight, gradient and two moments of 4 bytes."""
-    config = _config("demo", ("model.width", "32"), ("model.granularities", "{evolution: {enabled: true}}"))
+    """1,000 items and, where they have a row each, 50 users; weight, gradient and two moments of 4
+    bytes.
+    """
+    config = _config(
+        "demo", ("model.width", "32"), ("model.granularities", "{evolution: {enabled: true}}")
+    )
     sizes = Sizes(50, 1000, 500)
     assert need(config, sizes).table_bytes == 1000 * 32 * 4 * 4
     config.model.item.id = False
     assert need(config, sizes).table_bytes == 0
     tree = "{collaborative: {enabled: true, user_embedding: true}, knowledge: {enabled: true}}"
     config = _config("demo", ("model.width", "32"), ("model.granularities", tree))
-    assert need(config, Sizes(50, 1000, 500, entities=70)).table_bytes == (1000 + 50 + 70) * 32 * 4 * 4
+    assert (
+        need(config, Sizes(50, 1000, 500, entities=70)).table_bytes == (1000 + 50 + 70) * 32 * 4 * 4
+    )
 
 
 def test_steps_by_hand() -> None:
-    """100 users of 10 events: 4 steps of 32 an epoch. Histories of 11 events trained as windows of 5: 2.2 rows each."""
-    config = _config("demo", ("train.batch_size", "32"), ("train.epochs", "3"), ("train.refit", "false"))
+    """100 users of 10 events: 4 steps of 32 an epoch. Histories of 11 events trained as windows of
+    5: 2.2 rows each.
+    """
+    config = _config(
+        "demo", ("train.batch_size", "32"), ("train.epochs", "3"), ("train.refit", "false")
+    )
     assert need(config, Sizes(100, 50, 1000)).steps == 4 * 3
     config.train.refit = True
     assert need(config, Sizes(100, 50, 1000)).steps == 4 * 3 * 2
@@ -92,23 +105,31 @@ def test_what_makes_it_larger_and_smaller() -> None:
     assert other(("train.window_events", "1000000"))["events"] == parts["events"] / 4
     assert parts["graph"] == 0, "nobody reads the events"
     stratum = ("model.granularities.stratum.enabled", "true")
-    assert other(stratum)["graph"] > 8 * GIB, "a hundred million events make a graph on every worker"
+    assert other(stratum)["graph"] > 8 * GIB, (
+        "a hundred million events make a graph on every worker"
+    )
     assert other(("model.granularities.collaborative.enabled", "true"))["graph"] == 0, "it samples"
     small = ("train.batch_size", "8")
     many, few = (
-        need(_config("beauty", small, ("evaluate.chunk_users", chunk)), Sizes(10**6, 10**4, 10**7)).memory["validation"]
+        need(
+            _config("beauty", small, ("evaluate.chunk_users", chunk)), Sizes(10**6, 10**4, 10**7)
+        ).memory["validation"]
         for chunk in ("512", "256")
     )
     assert few < 0.7 * many
     assert base.shuffle == 120 * 10**8
 
 
-# ----------------------------------------------------------------------------------------------------------- refusal
+# ------------------------------------------------------------------------------------------ refusal
 
 
 def test_tables_beyond_the_largest_machine() -> None:
-    with pytest.raises(ConfigError, match=r"embedding tables of 500,000,000 items .* more than the 60\.0 GiB") as error:
-        check(_config(), Sizes(10**6, 5 * 10**8, 10**7), [Node(8, 0, 60 * GIB), Node(8, 0, 8 * GIB)])
+    with pytest.raises(
+        ConfigError, match=r"embedding tables of 500,000,000 items .* more than the 60\.0 GiB"
+    ) as error:
+        check(
+            _config(), Sizes(10**6, 5 * 10**8, 10**7), [Node(8, 0, 60 * GIB), Node(8, 0, 8 * GIB)]
+        )
     assert "model.width" in str(error.value)
 
 
@@ -116,14 +137,24 @@ def test_tables_beyond_the_largest_machine() -> None:
     ("name", "sizes", "overrides", "cure"),
     [
         ("demo", Sizes(10**6, 10**6, 10**9), [], "graph"),
-        ("demo", Sizes(10**6, 5 * 10**6, 10**7), [("model.granularities.item_cf.rank", "256")], "item_cf.rank"),
+        (
+            "demo",
+            Sizes(10**6, 5 * 10**6, 10**7),
+            [("model.granularities.item_cf.rank", "256")],
+            "item_cf.rank",
+        ),
         (
             "beauty",
             Sizes(10**6, 10**5, 10**7),
             [("train.batch_size", "8"), ("evaluate.chunk_users", "1000000")],
             "evaluate.chunk_users",
         ),
-        ("beauty", Sizes(10**6, 10**5, 10**9), [("model.granularities.stratum.enabled", "true")], "for stratum"),
+        (
+            "beauty",
+            Sizes(10**6, 10**5, 10**9),
+            [("model.granularities.stratum.enabled", "true")],
+            "for stratum",
+        ),
         (
             "demo",
             Sizes(10**6, 10**5, 10**7),
@@ -157,7 +188,9 @@ def test_what_is_not_known_is_not_refused() -> None:
     check(_config(), sizes, [Node(8, 0, None), Node(8, 0, GIB)])
     check(_config("demo", ("ray.wait_s", "60")), sizes, [Node(8, 0, GIB)])
     check_cluster(_config("demo", ("train.num_workers", "9")), [])
-    check_cluster(_config("demo", ("train.num_workers", "9"), ("ray.wait_s", "60")), [Node(1, 0, GIB)])
+    check_cluster(
+        _config("demo", ("train.num_workers", "9"), ("ray.wait_s", "60")), [Node(1, 0, GIB)]
+    )
 
 
 def test_more_workers_than_a_cluster_has_room_for() -> None:
@@ -186,7 +219,11 @@ def test_only_granularities_that_hold_the_events_need_memory_for_them() -> None:
 
     for name in GranularitiesConfig.model_fields:
         for fit in ("training", "counts") if name in ("knowledge", "profile") else ("",):
-            own = {"enabled": True, **({"fit": fit} if fit else {}), **({"max_edges": 10**7} if "coll" in name else {})}
+            own = {
+                "enabled": True,
+                **({"fit": fit} if fit else {}),
+                **({"max_edges": 10**7} if "coll" in name else {}),
+            }
             tree = json.dumps({"evolution": {"enabled": True}, name: own})
             config = _config("demo", ("model.granularities", tree))
             section = getattr(config.model.granularities, name)
@@ -194,7 +231,7 @@ def test_only_granularities_that_hold_the_events_need_memory_for_them() -> None:
             assert reads == granularity_class(name, section).reads_events, name
 
 
-# ------------------------------------------------------------------------------------------------------------ saying
+# ------------------------------------------------------------------------------------------- saying
 
 
 def test_a_dry_run_says_it(tmp_path: Path, capsys: Captured) -> None:
@@ -207,11 +244,16 @@ def test_a_dry_run_says_it(tmp_path: Path, capsys: Captured) -> None:
         and "from the settings of the source" in shown
     )
     words = ["--data.source.num_items", "900000000", "--data.source.num_users", "10000000"]
-    assert main(["train", "--config", "demo", "--run.dir", str(tmp_path / "a"), *words, "--dry-run"]) == 0
+    assert (
+        main(["train", "--config", "demo", "--run.dir", str(tmp_path / "a"), *words, "--dry-run"])
+        == 0
+    )
     assert "# would be refused: preflight: the embedding tables" in capsys.readouterr().out
 
 
-def test_a_run_that_cannot_fit_is_refused_before_it_prepares(tmp_path: Path, capsys: Captured, ray_local: None) -> None:
+def test_a_run_that_cannot_fit_is_refused_before_it_prepares(
+    tmp_path: Path, capsys: Captured, ray_local: None
+) -> None:
     words = ["--data.source.num_items", "900000000", "--tracking.enabled", "false"]
     assert main(["run", "--config", "demo", "--run.dir", str(tmp_path / "a"), *words]) == 2
     assert "preflight: the embedding tables" in capsys.readouterr().err
@@ -228,7 +270,9 @@ def test_training_waits_for_machines_asks_for_them_and_takes_the_wish_back(ray_l
     with pytest.raises(ConfigError, match=r"has 2 CPUs.*give it time with ray\.wait_s"):
         _check_cpus(config)
     assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == []
-    _check_cpus(_config("demo", ("train.num_workers", "2"), ("ray.wait_s", "1000")))  # they are there: no waiting
+    _check_cpus(
+        _config("demo", ("train.num_workers", "2"), ("ray.wait_s", "1000"))
+    )  # they are there: no waiting
 
 
 def test_nothing_is_said_of_data_that_nobody_knows(tmp_path: Path) -> None:
@@ -260,8 +304,12 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo", "ml-100k", "lastfm"])
-def test_the_estimate_is_that_of_a_real_training(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """The highest memory of a process that trains an epoch of a golden configuration, against the estimate."""
+def test_the_estimate_is_that_of_a_real_training(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The highest memory of a process that trains an epoch of a golden configuration, against the
+    estimate.
+    """
     if name != "demo":
         request.getfixturevalue("real_data")
     words = ["--config", name, "--run.dir", str(tmp_path / "run")]

@@ -1,4 +1,6 @@
-"""The front door for Python: frames in, a model and frames out, by the stages of the command line."""
+"""The front door for Python: frames in, a model and frames out, by the stages of the command
+line.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def _products() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def page(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The code of docs/python.md, run block by block on two files, with a small model instead of a search."""
+    """The code of docs/python.md, run block by block on two files, with a small model instead of a
+    search.
+    """
     folder = tmp_path_factory.mktemp("shop")
     _orders().to_csv(folder / "orders.csv", index=False)
     _products().to_csv(folder / "products.csv", index=False)
@@ -74,13 +78,18 @@ def fitted(page: dict[str, Any]) -> tuple[recsys.Dataset, recsys.Model]:
 
 def test_importing_recsys_imports_nothing_heavy() -> None:
     code = (
-        "import sys, recsys; print([m for m in ('torch', 'ray', 'mlflow', 'pydantic', 'pyarrow') if m in sys.modules])"
+        "import sys, recsys; print([m for m in ('torch', 'ray', 'mlflow', 'pydantic', 'pyarrow') if"
+        " m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
-def test_a_model_from_frames_has_figures_and_a_report(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+def test_a_model_from_frames_has_figures_and_a_report(
+    fitted: tuple[recsys.Dataset, recsys.Model],
+) -> None:
     _, model = fitted
     figures = model.evaluate()
     assert list(figures.index) == ["model", "popularity", "item_knn"]
@@ -125,15 +134,24 @@ def test_similar_items_and_reasons(fitted: tuple[recsys.Dataset, recsys.Model]) 
     alike = model.similar("item 7", k=3)
     assert len(alike) == 3 and "item 7" not in set(alike.item_id)
     told = model.explain("user 3", k=2)
-    assert all(told.why.str.len() > 10) and set(told.explanation[0]) == {"items", "friends", "sentence"}
+    assert all(told.why.str.len() > 10) and set(told.explanation[0]) == {
+        "items",
+        "friends",
+        "sentence",
+    }
 
 
-def test_a_saved_model_answers_the_same(fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path) -> None:
+def test_a_saved_model_answers_the_same(
+    fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path
+) -> None:
     _, model = fitted
     place = model.save(tmp_path / "served")
     again = recsys.load(place)
     pd.testing.assert_frame_equal(again.recommend("user 3"), model.recommend("user 3"))
-    assert again.metrics["model"][model.metrics["metric"]] == model.metrics["model"][model.metrics["metric"]]
+    assert (
+        again.metrics["model"][model.metrics["metric"]]
+        == model.metrics["model"][model.metrics["metric"]]
+    )
     with pytest.raises(ArtifactError, match="exists"):
         model.save(place)
     with pytest.raises(ArtifactError, match="no run folder"):
@@ -141,12 +159,16 @@ def test_a_saved_model_answers_the_same(fitted: tuple[recsys.Dataset, recsys.Mod
     assert recsys.load(model.run or "").report == model.report
 
 
-def test_a_registered_model_is_loaded_by_its_name(fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path) -> None:
+def test_a_registered_model_is_loaded_by_its_name(
+    fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path
+) -> None:
     _, model = fitted
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     name = model.register("shop", tracking_uri=uri)
     assert name == "models:/shop/1"
-    pd.testing.assert_frame_equal(recsys.load(name, tracking_uri=uri).recommend("user 3"), model.recommend("user 3"))
+    pd.testing.assert_frame_equal(
+        recsys.load(name, tracking_uri=uri).recommend("user 3"), model.recommend("user 3")
+    )
 
 
 def test_our_own_lists_measured_from_outside_have_our_own_figures(
@@ -160,17 +182,26 @@ def test_our_own_lists_measured_from_outside_have_our_own_figures(
     rows: list[dict[str, Any]] = []
     for user in test_users:
         unseen = [item for item in counts.index if item not in seen.get(user, set())]
-        rows += [{"user_id": user, "item_id": item, "score": counts[item] + 1e-3 * len(rows)} for item in unseen]
+        rows += [
+            {"user_id": user, "item_id": item, "score": counts[item] + 1e-3 * len(rows)}
+            for item in unseen
+        ]
     found = dataset.evaluate(pd.DataFrame(rows), ks=[len(counts)])
     everything = f"recall@{len(counts)}"
-    assert found.loc[everything, "value"] == pytest.approx(1.0, abs=0.05)  # all that could be listed is listed
+    assert found.loc[everything, "value"] == pytest.approx(
+        1.0, abs=0.05
+    )  # all that could be listed is listed
     assert (found.low <= found.value).all() and (found.value <= found.high).all()
     nothing = dataset.evaluate(pd.DataFrame(rows[:1]).assign(item_id="no such item"), ks=[5])
     assert (nothing.value == 0).all()
 
 
-def test_the_models_lists_have_the_models_figures(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
-    """Lists of the model that was evaluated, given as anybody's lists, come to the digits of metrics.json."""
+def test_the_models_lists_have_the_models_figures(
+    fitted: tuple[recsys.Dataset, recsys.Model],
+) -> None:
+    """Lists of the model that was evaluated, given as anybody's lists, come to the digits of
+    metrics.json.
+    """
     from pipelines.plumbing.folder import open_run
     from pipelines.prepare import open_dataset
     from pipelines.train import open_trained
@@ -185,13 +216,17 @@ def test_the_models_lists_have_the_models_figures(fitted: tuple[recsys.Dataset, 
     prepared = open_dataset(config)
     with open_run(config, "evaluate") as folder:
         frozen = open_trained(config, folder, prepared).frozen
-    ranking = rank(frozen, evaluated_queries(prepared, Split.TEST, config), 20, config.evaluate.exclude_seen)
+    ranking = rank(
+        frozen, evaluated_queries(prepared, Split.TEST, config), 20, config.evaluate.exclude_seen
+    )
     rows, places = np.nonzero(ranking.items_BK >= 0)
     users = ranking.queries.histories.users_U[rows]
     lists = pd.DataFrame(
         {
             "user_id": [prepared.user_ids[int(user)].as_py() for user in users],
-            "item_id": [prepared.item_ids[int(item)].as_py() for item in ranking.items_BK[rows, places]],
+            "item_id": [
+                prepared.item_ids[int(item)].as_py() for item in ranking.items_BK[rows, places]
+            ],
             "rank": places + 1,
         }
     )
@@ -220,7 +255,9 @@ def test_lists_that_cannot_be_measured_are_refused(
         dataset.evaluate(change(lists))
 
 
-def test_settings_of_data_belong_to_the_dataset(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+def test_settings_of_data_belong_to_the_dataset(
+    fitted: tuple[recsys.Dataset, recsys.Model],
+) -> None:
     dataset, _ = fitted
     with pytest.raises(ConfigError, match=r"data.order: .*Dataset"):
         recsys.fit(dataset, settings={"data.order": "none"})
@@ -268,4 +305,6 @@ def test_polars_frames_and_parquet_files_make_the_same_dataset(tmp_path: Path) -
 def test_init_writes_what_it_returns(tmp_path: Path) -> None:
     _orders().to_csv(tmp_path / "orders.csv", index=False)
     config = recsys.init(tmp_path / "orders.csv", out=tmp_path / "mine.yaml")
-    assert recsys.Dataset.from_config(tmp_path / "mine.yaml").config.data.source == config.data.source
+    assert (
+        recsys.Dataset.from_config(tmp_path / "mine.yaml").config.data.source == config.data.source
+    )

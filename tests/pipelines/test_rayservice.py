@@ -13,17 +13,32 @@ from typing import Any
 
 import pytest
 import yaml
-from test_serving_ways import REQUESTS, SIMILAR, Served, _below, answers_get, free_port, get, post, refused, started
+from test_serving_ways import (
+    REQUESTS,
+    SIMILAR,
+    Served,
+    _below,
+    answers_get,
+    free_port,
+    get,
+    post,
+    refused,
+    started,
+)
 
 from pipelines.serve_app import build
 from recsys.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "docs" / "cluster" / "rayservice.yaml"
-TOKENS = {"MULTIGRAIN_TOKEN": "a token of the shop's page", "MULTIGRAIN_STOCK_TOKEN": "a token of the warehouse"}
+TOKENS = {
+    "MULTIGRAIN_TOKEN": "a token of the shop's page",
+    "MULTIGRAIN_STOCK_TOKEN": "a token of the warehouse",
+}
 Tree = dict[str, Any]
 
-# Fields of KubeRay's ray.io/v1 as its documentation names them (apis/ray/v1/rayservice_types.go, raycluster_types.go)
+# Fields of KubeRay's ray.io/v1 as its documentation names them (apis/ray/v1/rayservice_types.go,
+# raycluster_types.go)
 SERVICE = {
     "serveConfigV2",
     "rayClusterConfig",
@@ -69,9 +84,17 @@ def serve_config(trees: dict[str, Tree]) -> Tree:
 def _unknown(trees: dict[str, Tree]) -> list[str]:
     spec = trees["RayService"]["spec"]
     cluster = spec["rayClusterConfig"]
-    known = [("spec", spec, SERVICE), ("rayClusterConfig", cluster, CLUSTER), ("head", cluster["headGroupSpec"], HEAD)]
+    known = [
+        ("spec", spec, SERVICE),
+        ("rayClusterConfig", cluster, CLUSTER),
+        ("head", cluster["headGroupSpec"], HEAD),
+    ]
     known += [(group["groupName"], group, WORKERS) for group in cluster["workerGroupSpecs"]]
-    return [f"{where}: unknown field {name}" for where, tree, names in known for name in set(tree) - names]
+    return [
+        f"{where}: unknown field {name}"
+        for where, tree, names in known
+        for name in set(tree) - names
+    ]
 
 
 def _problems(trees: dict[str, Tree]) -> list[str]:
@@ -82,23 +105,37 @@ def _problems(trees: dict[str, Tree]) -> list[str]:
     [container] = pod["containers"]
     if cluster.get("authOptions", {}).get("mode") != "token":
         found.append("no token between nodes")
-    if not trees["RayService"]["spec"].get("excludeHeadPodFromServeSvc") or head["rayStartParams"]["num-cpus"] != "0":
+    if (
+        not trees["RayService"]["spec"].get("excludeHeadPodFromServeSvc")
+        or head["rayStartParams"]["num-cpus"] != "0"
+    ):
         found.append("the head answers")
-    if f"ray=={cluster['rayVersion']}\n" not in (ROOT / "constraints.txt").read_text(encoding="utf-8"):
+    if f"ray=={cluster['rayVersion']}\n" not in (ROOT / "constraints.txt").read_text(
+        encoding="utf-8"
+    ):
         found.append("rayVersion is not the image's")
     if not 0 <= workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]:
         found.append("replicas out of order")
-    secrets = {one["name"] for one in container.get("env", []) if "secretKeyRef" in one.get("valueFrom", {})}
+    secrets = {
+        one["name"]
+        for one in container.get("env", [])
+        if "secretKeyRef" in one.get("valueFrom", {})
+    }
     if not {args["token_env"], args["stock_token_env"]} <= secrets:
         found.append("a token that is not of a Secret")
     for place, group in (("head", head), ("worker", workers)):
         spec = group["template"]["spec"]
         [one] = spec["containers"]
-        if not spec["securityContext"].get("runAsNonRoot") or one["securityContext"]["allowPrivilegeEscalation"]:
+        if (
+            not spec["securityContext"].get("runAsNonRoot")
+            or one["securityContext"]["allowPrivilegeEscalation"]
+        ):
             found.append(f"{place}: root")
         if set(one.get("resources", {})) != {"limits", "requests"}:
             found.append(f"{place}: no bound on memory")
-        if {mount["name"] for mount in one["volumeMounts"]} != {volume["name"] for volume in spec["volumes"]}:
+        if {mount["name"] for mount in one["volumeMounts"]} != {
+            volume["name"] for volume in spec["volumes"]
+        }:
             found.append(f"{place}: volumes and mounts differ")
     if container.get("readinessProbe", {}).get("httpGet", {}).get("path") != "/health":
         found.append("ready before a replica answers")
@@ -115,14 +152,23 @@ def _network_problems(trees: dict[str, Tree], workers: Tree) -> list[str]:
     for name, selector in (("budget", budget["selector"]), ("policy", policy["podSelector"])):
         if not selector["matchLabels"].items() <= labels:
             found.append(f"the {name} selects no worker")
-    if any(not rule.get("from") for rule in policy["ingress"]) or policy["policyTypes"] != ["Ingress"]:
+    if any(not rule.get("from") for rule in policy["ingress"]) or policy["policyTypes"] != [
+        "Ingress"
+    ]:
         found.append("open to every pod")
     cluster = trees["RayService"]["spec"]["rayClusterConfig"]
-    cpus = int(workers["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]) * workers["minReplicas"]
+    cpus = (
+        int(workers["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+        * workers["minReplicas"]
+    )
     front, answering = serve_config(trees)["applications"][0]["deployments"]
     least = front["num_replicas"] * front["ray_actor_options"]["num_cpus"]
-    least += answering["autoscaling_config"]["min_replicas"] * answering["ray_actor_options"]["num_cpus"]
-    if 2 * least + 1 > cpus or not cluster["enableInTreeAutoscaling"]:  # twice: old and new beside each other
+    least += (
+        answering["autoscaling_config"]["min_replicas"] * answering["ray_actor_options"]["num_cpus"]
+    )
+    if (
+        2 * least + 1 > cpus or not cluster["enableInTreeAutoscaling"]
+    ):  # twice: old and new beside each other
         found.append("too few CPUs to change over")
     return found
 
@@ -142,13 +188,33 @@ def test_rayservice_is_whole_by_kuberays_fields_and_our_rules() -> None:
         ("RayService/spec/excludeHeadPodFromServeSvc", False, "the head answers"),
         ("RayService/spec/rayClusterConfig/workerGroupSpecs/0/minReplicas", 9, "out of order"),
         ("RayService/spec/rayClusterConfig/workerGroupSpecs/0/minReplicas", 1, "too few CPUs"),
-        ("RayService/spec/rayClusterConfig/workerGroupSpecs/0/template/spec/containers/0/env", [], "of a Secret"),
-        ("RayService/spec/rayClusterConfig/workerGroupSpecs/0/template/spec/securityContext", {}, "root"),
-        ("RayService/spec/rayClusterConfig/workerGroupSpecs/0/template/spec/containers/0/resources", {}, "memory"),
-        ("RayService/spec/rayClusterConfig/workerGroupSpecs/0/template/spec/containers/0/readinessProbe", {}, "ready"),
+        (
+            "RayService/spec/rayClusterConfig/workerGroupSpecs/0/template/spec/containers/0/env",
+            [],
+            "of a Secret",
+        ),
+        (
+            "RayService/spec/rayClusterConfig/workerGroupSpecs/0/template/spec/securityContext",
+            {},
+            "root",
+        ),
+        (
+            "RayService/spec/rayClusterConfig/workerGroupSpecs/0/template/spec/containers/0/resources",
+            {},
+            "memory",
+        ),
+        (
+            "RayService/spec/rayClusterConfig/workerGroupSpecs/0/template/spec/containers/0/readinessProbe",
+            {},
+            "ready",
+        ),
         ("ServiceAccount/metadata/name", "default", "no right"),
         ("PodDisruptionBudget/spec/minAvailable", "50%", "budget"),
-        ("NetworkPolicy/spec/podSelector", {"matchLabels": {"app": "other"}}, "policy selects no worker"),
+        (
+            "NetworkPolicy/spec/podSelector",
+            {"matchLabels": {"app": "other"}},
+            "policy selects no worker",
+        ),
         ("NetworkPolicy/spec/ingress", [{}], "open to every pod"),
     ],
 )
@@ -169,10 +235,16 @@ def test_serve_takes_the_config_and_its_args_build_both_deployments() -> None:
 
     tree = serve_config(manifests())
     [application] = ServeDeploySchema.model_validate(tree).applications
-    assert application.import_path == "pipelines.serve_app:build" and tree["http_options"]["host"] == "0.0.0.0"
+    assert (
+        application.import_path == "pipelines.serve_app:build"
+        and tree["http_options"]["host"] == "0.0.0.0"
+    )
     built = build(application.args)
     names = {one.name for one in application.deployments}
-    assert {built._bound_deployment.name, built._bound_deployment.init_args[1]._bound_deployment.name} == names
+    assert {
+        built._bound_deployment.name,
+        built._bound_deployment.init_args[1]._bound_deployment.name,
+    } == names
     for token in TOKENS.values():
         assert token not in MANIFEST.read_text(encoding="utf-8")
 
@@ -181,10 +253,19 @@ def test_serve_takes_the_config_and_its_args_build_both_deployments() -> None:
     ("args", "message"),
     [
         ({"serve": {"modelx": "x"}}, "serve.modelx"),
-        ({"serve": {"replicas": 2}}, "serve.replicas is decided by Serve's configuration; remove it and set num_rep"),
+        (
+            {"serve": {"replicas": 2}},
+            "serve.replicas is decided by Serve's configuration; remove it and set num_rep",
+        ),
         ({"serve": {"host": "0.0.0.0"}}, "set http_options"),
-        ({"serve": {"model": "models:/m@champion"}}, "tracking.uri is empty, but models:/m@champion"),
-        ({"tracking": {"uri": "http://m:1"}, "serve": {"log": "$LOGS"}}, r"serve.log: \$LOGS contains a variable"),
+        (
+            {"serve": {"model": "models:/m@champion"}},
+            "tracking.uri is empty, but models:/m@champion",
+        ),
+        (
+            {"tracking": {"uri": "http://m:1"}, "serve": {"log": "$LOGS"}},
+            r"serve.log: \$LOGS contains a variable",
+        ),
     ],
 )
 def test_args_that_mean_nothing_are_refused(args: Tree, message: str) -> None:
@@ -200,7 +281,9 @@ def _wait(condition: Any, seconds: float = 300) -> None:
 
 
 @pytest.mark.slow
-def test_manifests_serve_config_answers_as_recsys_serve_and_follows_the_alias(tmp_path: Path) -> None:
+def test_manifests_serve_config_answers_as_recsys_serve_and_follows_the_alias(
+    tmp_path: Path,
+) -> None:
     """`serve run` of the very config at other addresses; then another version, and the desk is killed."""
     served, port = Served(tmp_path), free_port()
     tree = serve_config(manifests())
@@ -212,7 +295,11 @@ def test_manifests_serve_config_answers_as_recsys_serve_and_follows_the_alias(tm
     url, log = f"http://127.0.0.1:{port}", tmp_path / "serve.log"
     caller, warehouse = ({"Authorization": f"Bearer {token}"} for token in TOKENS.values())
     words = [str(Path(sys.executable).parent / "serve"), "run", "serve.yaml"]
-    environment = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_OVERRIDE_RESOURCES": '{"CPU": 8}'}
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_OVERRIDE_RESOURCES": '{"CPU": 8}',
+    }
     with started(words, log, answers_get(f"{url}/health"), **environment, **TOKENS) as process:
         assert post(f"{url}/recommend", REQUESTS, **caller) == served.expected()
         assert post(f"{url}/similar", SIMILAR, **caller)["item_ids"]
@@ -221,15 +308,27 @@ def test_manifests_serve_config_answers_as_recsys_serve_and_follows_the_alias(tm
             post(f"{url}/recommend", [{"user_id": 7}], **caller)
         assert found.value.code == 400 and b"user_id: got 7" in found.value.read()
         assert post(f"{url}/stock", {"out": ["i3"]}, **warehouse)["out"] == 1
-        _wait(lambda: "i3" not in post(f"{url}/recommend", {"user_id": "nobody", "k": 100}, **caller)["item_ids"])
+        _wait(
+            lambda: (
+                "i3"
+                not in post(f"{url}/recommend", {"user_id": "nobody", "k": 100}, **caller)[
+                    "item_ids"
+                ]
+            )
+        )
         served.add(1)
         _wait(lambda: get(f"{url}/health")["version"] == "2")
         [keeper] = [pid for pid in _below(process.pid) if b"ray::Keeper" in _title(pid)]
         os.kill(keeper, signal.SIGKILL)
-        assert post(f"{url}/recommend", REQUESTS[0], **caller)["item_ids"], "replicas go on without the desk"
+        assert post(f"{url}/recommend", REQUESTS[0], **caller)["item_ids"], (
+            "replicas go on without the desk"
+        )
         served.add(2)
         _wait(lambda: get(f"{url}/health")["version"] == "3")
-        assert "i3" not in post(f"{url}/recommend", {"user_id": "nobody", "k": 100}, **caller)["item_ids"]
+        assert (
+            "i3"
+            not in post(f"{url}/recommend", {"user_id": "nobody", "k": 100}, **caller)["item_ids"]
+        )
         _wait(lambda: post(f"{url}/stock", {"out": []}, **warehouse)["everywhere"])
         found_answers = post(f"{url}/recommend", REQUESTS, **caller)
         assert found_answers == served.expected(), "by the third version"

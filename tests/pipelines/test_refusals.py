@@ -1,4 +1,6 @@
-"""Bad sweep spaces, job words, feedback, source settings and files: one message, code 2, and nothing left behind."""
+"""Bad sweep spaces, job words, feedback, source settings and files: one message, code 2, and
+nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,23 @@ SPACES: dict[str, tuple[Any, list[str]]] = {
     # name: (content of the file, what the message must say)
     "an empty space": ({}, ["expected dotted paths"]),
     "a list": (["train.lr"], ["expected dotted paths", "list"]),
-    "an unknown path": ({"train.learning_rate": [1, 2]}, ["train.learning_rate", "unknown path", "lr"]),
-    "a path that is refused": ({"train.metric": ["ndcg@5", "ndcg@10"]}, ["train.metric", "cannot vary"]),
+    "an unknown path": (
+        {"train.learning_rate": [1, 2]},
+        ["train.learning_rate", "unknown path", "lr"],
+    ),
+    "a path that is refused": (
+        {"train.metric": ["ndcg@5", "ndcg@10"]},
+        ["train.metric", "cannot vary"],
+    ),
     "a path of the data": ({"data.order": ["time", "file"]}, ["data.order", "prepare another"]),
     "the seed": ({"seed": [1, 2]}, ["seed", "tune.seeds"]),
     "a section": ({"train.loss": [{"kind": "bpr"}, 1]}, ["train.loss", "section"]),
     "a value that is refused": ({"train.lr": [0.1, -1]}, ["train.lr", "-1", "greater than 0"]),
     "a value twice": ({"train.lr": [0.1, 0.1]}, ["train.lr", "twice"]),
-    "ends the wrong way round": ({"train.lr": {"uniform": [0.2, 0.1]}}, ["low < high", "[0.2, 0.1]"]),
+    "ends the wrong way round": (
+        {"train.lr": {"uniform": [0.2, 0.1]}},
+        ["low < high", "[0.2, 0.1]"],
+    ),
     "an end that is no number": ({"train.lr": {"uniform": [0.1, "x"]}}, ["low < high"]),
     "three ends": ({"train.lr": {"uniform": [0.1, 0.2, 0.3]}}, ["[low, high]"]),
     "a log of zero": ({"train.lr": {"loguniform": [0, 0.1]}}, ["above 0"]),
@@ -55,7 +66,12 @@ def refused(words: list[str], expected: list[str], capsys: Captured, folder: Pat
     code = main(words)
     out, err = capsys.readouterr()
     assert code == 2, err
-    assert out == "" and err.count("recsys: ") == 1 and err.startswith("recsys: ") and "Traceback" not in err
+    assert (
+        out == ""
+        and err.count("recsys: ") == 1
+        and err.startswith("recsys: ")
+        and "Traceback" not in err
+    )
     for part in expected:
         assert part in err, f"{part!r} is not in {err!r}"
     assert sorted(folder.rglob("*")) == before
@@ -73,7 +89,10 @@ def test_sweep_spaces(name: str, tree: Tree, tmp_path: Path, capsys: Captured) -
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["tune", "--config", "CONFIG", "--tune.space", "[nowhere.yaml]", "--dry-run"], ["nowhere.yaml", "shipped"]),
+        (
+            ["tune", "--config", "CONFIG", "--tune.space", "[nowhere.yaml]", "--dry-run"],
+            ["nowhere.yaml", "shipped"],
+        ),
         (["tune", "--config", "CONFIG", "--dry-run"], ["tune.space", "no search space"]),
         (["submit"], ["expected a verb", "train"]),
         (["submit", "trian", "--config", "CONFIG"], ["'trian'", "train"]),
@@ -88,9 +107,15 @@ def test_sweep_spaces(name: str, tree: Tree, tmp_path: Path, capsys: Captured) -
         (["train", "--config", "CONFIG", "--resume=yes"], ["takes no value"]),
         (["train", "--config", "FOLDER"], ["does not exist"]),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in ("tune", "submit", "train") else "",
+    ids=lambda value: (
+        " ".join(value)
+        if isinstance(value, list) and value[0] in ("tune", "submit", "train")
+        else ""
+    ),
 )
-def test_words(words: list[str], expected: list[str], tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_words(
+    words: list[str], expected: list[str], tree: Tree, tmp_path: Path, capsys: Captured
+) -> None:
     path = _write(tree, tmp_path)
     given = [{"CONFIG": path, "FOLDER": str(tmp_path)}.get(word, word) for word in words]
     refused(given, expected, capsys, tmp_path)
@@ -112,7 +137,9 @@ EVENTS = "user_id,item_id,event_type\nu,i,buy\n"
         ("user_id\nu\n", {"interact": 1.0}, "lacks 'item_id'"),
     ],
 )
-def test_feedback(content: str | None, rewards: dict[str, float], says: str, tmp_path: Path) -> None:
+def test_feedback(
+    content: str | None, rewards: dict[str, float], says: str, tmp_path: Path
+) -> None:
     (tmp_path / "feedback.csv").write_text(content or "", encoding="utf-8")
     files = [] if content is None else [str(tmp_path / "feedback.csv")]
     with pytest.raises(UserError, match=says):
@@ -138,7 +165,9 @@ def test_feedback(content: str | None, rewards: dict[str, float], says: str, tmp
         ("e.csv.gz", b"user_id,item_id\nu,i\n", {}, "gzip"),
     ],
 )
-def test_sources(name: str, content: bytes, more: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_sources(
+    name: str, content: bytes, more: dict[str, Any], says: str, tmp_path: Path
+) -> None:
     from recsys.config import CanonicalSource
 
     (tmp_path / name).write_bytes(content)

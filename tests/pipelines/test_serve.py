@@ -1,4 +1,6 @@
-"""`recsys serve` refuses what cannot be served before anything starts, and follows a model until it is told to end."""
+"""`recsys serve` refuses what cannot be served before anything starts, and follows a model until it
+is told to end.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,17 @@ def test_a_dry_run_says_what_would_be_served(config: Config) -> None:
     assert "reads   pulled/model" in plan("serve", config).split("would run")[1]
     config.serve.ab.model, config.serve.log = "models:/m@challenger", "logs"
     said = plan("serve", config).split("would run")[1]
-    assert "reads   pulled/model and models:/m@challenger" in said and "writes  logs/answers-….jsonl" in said
+    assert (
+        "reads   pulled/model and models:/m@challenger" in said
+        and "writes  logs/answers-….jsonl" in said
+    )
 
 
 def test_what_serves_keeps_nobody_out_of_the_run_folder(config: Config) -> None:
-    with open_run(config, "serve", io.StringIO(), locks=False), open_run(config, "train", io.StringIO()):
+    with (
+        open_run(config, "serve", io.StringIO(), locks=False),
+        open_run(config, "train", io.StringIO()),
+    ):
         pass
 
 
@@ -47,7 +55,9 @@ def test_a_port_that_is_taken(config: Config) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         config.serve.port = other.getsockname()[1]
-        with pytest.raises(ConfigError, match=r"serve\.port \d+: cannot be used .* or 0 for a free one"):
+        with pytest.raises(
+            ConfigError, match=r"serve\.port \d+: cannot be used .* or 0 for a free one"
+        ):
             serve._port(config.serve)
     config.serve.port = 0
     assert serve._port(config.serve) > 0
@@ -71,7 +81,9 @@ def test_a_token_is_there_and_no_guess(config: Config, monkeypatch: pytest.Monke
     assert read_token(config.serve.token_env, "serve.token_env") == ""
     config.serve.token_env = "RECSYS_TEST_TOKEN"
     monkeypatch.delenv("RECSYS_TEST_TOKEN", raising=False)
-    with pytest.raises(ConfigError, match="RECSYS_TEST_TOKEN has 0 characters, expected a token of at least 16"):
+    with pytest.raises(
+        ConfigError, match="RECSYS_TEST_TOKEN has 0 characters, expected a token of at least 16"
+    ):
         read_token(config.serve.token_env, "serve.token_env")
     monkeypatch.setenv("RECSYS_TEST_TOKEN", "0123456789abcdef")
     assert read_token(config.serve.token_env, "serve.token_env") == "0123456789abcdef"
@@ -79,7 +91,9 @@ def test_a_token_is_there_and_no_guess(config: Config, monkeypatch: pytest.Monke
 
 def test_a_stock_file_needs_a_token_and_is_here(config: Config, tmp_path: Path) -> None:
     config.serve.stock_file = str(tmp_path / "stock.json")
-    with pytest.raises(ConfigError, match=r"serve\.stock_file is set, but serve\.stock_token_env is empty"):
+    with pytest.raises(
+        ConfigError, match=r"serve\.stock_file is set, but serve\.stock_token_env is empty"
+    ):
         followed_side.stock_of(config.serve)
     config.serve.stock_token_env = "STOCK"
     assert followed_side.stock_of(config.serve).out == frozenset()
@@ -94,7 +108,15 @@ def test_no_model_is_said_before_ray_starts(
     monkeypatch.setattr(serve, "ray_session", lambda config: pytest.fail("Ray was started"))
     before = signal.getsignal(signal.SIGINT)
     (tmp_path / "c.yaml").write_text("model: {granularities: {evolution: {enabled: true}}}\n")
-    words = ["serve", "--config", str(tmp_path / "c.yaml"), "--run.dir", str(tmp_path / "run"), "--serve.port", "0"]
+    words = [
+        "serve",
+        "--config",
+        str(tmp_path / "c.yaml"),
+        "--run.dir",
+        str(tmp_path / "run"),
+        "--serve.port",
+        "0",
+    ]
     assert main([*words, "--serve.model", str(tmp_path)]) == 2
     assert "has no model bundle" in capsys.readouterr().err
     assert main(words) == 2
@@ -103,7 +125,10 @@ def test_no_model_is_said_before_ray_starts(
 
 
 def test_sigterm_ends_it_without_an_error(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Waiting:
         def __init__(self, uri: str, tracking_uri: str) -> None:
@@ -118,14 +143,22 @@ def test_sigterm_ends_it_without_an_error(
     with open_run(config, "serve", locks=False) as folder:
         serve.serve(config, folder)
     said = capsys.readouterr().out
-    assert "is not a loopback address: the model answers everyone who can reach it" in said and "stopped" in said
+    assert (
+        "is not a loopback address: the model answers everyone who can reach it" in said
+        and "stopped" in said
+    )
 
 
 class Registry:
     """What the name means, look by look; an exception is raised."""
 
     def __init__(self, stopped: threading.Event, *found: Any) -> None:
-        self.uri, self._stopped, self._found, self.loaded = "models:/m@champion", stopped, list(found), []
+        self.uri, self._stopped, self._found, self.loaded = (
+            "models:/m@champion",
+            stopped,
+            list(found),
+            [],
+        )
 
     def version(self) -> str:
         found = self._found.pop(0)
@@ -162,8 +195,12 @@ class Server:
         return (2, 2, []) if serial == 1 else (2, 1, ["MemoryError: no room"])
 
 
-def follow(server: Any, registry: Any, settings: ServeConfig, say: Any, stopped: threading.Event) -> None:
-    serve._follow(server, [followed_side.FollowedSide("a", registry, "1", settings)], settings, say, stopped)
+def follow(
+    server: Any, registry: Any, settings: ServeConfig, say: Any, stopped: threading.Event
+) -> None:
+    serve._follow(
+        server, [followed_side.FollowedSide("a", registry, "1", settings)], settings, say, stopped
+    )
 
 
 def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,9 +209,15 @@ def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None
     looks = ("1", "2", away, away, "2", "broken", "broken", "2", "3", "3")
     registry = Registry(stopped, *looks)
     settings = ServeConfig(poll_seconds=0.001, max_retry_s=1000)
-    monkeypatch.setattr(followed_side.Refused, "may_try", lambda self, version: version != self._version)
+    monkeypatch.setattr(
+        followed_side.Refused, "may_try", lambda self, version: version != self._version
+    )
     follow(server, registry, settings, Progress(output), stopped)
-    assert server.offered == ["2", "3"] and registry.loaded == ["2", "broken", "3"], "not at every look"
+    assert server.offered == ["2", "3"] and registry.loaded == [
+        "2",
+        "broken",
+        "3",
+    ], "not at every look"
     said = output.getvalue()
     assert "2 now answers on 2 replica(s)" in said
     assert said.count("cannot be looked up (ConnectionError: refused); 2 keeps answering") == 1
@@ -192,7 +235,10 @@ def test_each_side_follows_its_own_name() -> None:
             return 1
 
     never = threading.Event()
-    first, second = Registry(never, "1", "1", "2", "2", "2"), Registry(stopped, "7", "8", "broken", "8", "8")
+    first, second = (
+        Registry(never, "1", "1", "2", "2", "2"),
+        Registry(stopped, "7", "8", "broken", "8", "8"),
+    )
     settings = ServeConfig(poll_seconds=0.001)
     sides = [
         followed_side.FollowedSide("a", first, "1", settings),
@@ -203,7 +249,9 @@ def test_each_side_follows_its_own_name() -> None:
     assert "broken cannot be loaded (a file is damaged); 8 keeps answering" in output.getvalue()
 
 
-def test_a_version_that_cannot_be_loaded_is_tried_again_after_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_cannot_be_loaded_is_tried_again_after_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = [0.0]
     monkeypatch.setattr(followed_side.time, "monotonic", lambda: clock[0])
     refused, tries, news = followed_side.Refused(first_s=10, longest_s=60), [], 0

@@ -1,6 +1,8 @@
-"""Ctrl-C, SIGTERM and a closed terminal end a command in order, with an exit code that says which it was.
+"""Ctrl-C, SIGTERM and a closed terminal end a command in order, with an exit code that says which
+it was.
 
-The quick tests run the real command line in a process of its own, with a verb that waits where a training would train.
+The quick tests run the real command line in a process of its own, with a verb that waits where a
+training would train.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def _waiting(tmp_path: Path, ending_s: float = 0.0, ignored: bool = False) -> su
 
 
 @pytest.mark.parametrize(("number", "code"), CODES, ids=["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_ends_in_order_and_says_how_to_go_on(number: int, code: int, tmp_path: Path) -> None:
+def test_a_signal_ends_in_order_and_says_how_to_go_on(
+    number: int, code: int, tmp_path: Path
+) -> None:
     process = _waiting(tmp_path)
     process.send_signal(number)
     shown, said = process.communicate(timeout=120)
@@ -127,7 +131,9 @@ evaluate: {ks: [5], bootstrap: 100, baselines: [popularity]}
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("number", "code"), CODES, ids=["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_training_leaves_no_process_and_no_open_run_behind(number: int, code: int, tmp_path: Path) -> None:
+def test_a_training_leaves_no_process_and_no_open_run_behind(
+    number: int, code: int, tmp_path: Path
+) -> None:
     """The signal goes to the whole process group, as a terminal sends it."""
     (tmp_path / "c.yaml").write_text(CONFIG, encoding="utf-8")
     mark, log = f"SIGNALLED_{uuid.uuid4().hex}", tmp_path / "log"

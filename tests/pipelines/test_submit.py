@@ -1,4 +1,6 @@
-"""`recsys submit`: what is sent and what is not, the grammar, a job server that is not there, a log over lost lines."""
+"""`recsys submit`: what is sent and what is not, the grammar, a job server that is not there, a log
+over lost lines.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
-# ------------------------------------------------------------------------------------------------------ what is sent
+# ------------------------------------------------------------------------------------- what is sent
 
 
 def test_places_are_absolute_and_variables_are_left_to_the_cluster(
@@ -53,7 +55,11 @@ def test_places_are_absolute_and_variables_are_left_to_the_cluster(
         "run": {"dir": "runs/a"},
         "data": {
             "dir": "s3://bucket/d",
-            "source": {"kind": "canonical", "events": ["e.csv", "$RECSYS_DATA/x.csv"], "split_files": {"test": ["t"]}},
+            "source": {
+                "kind": "canonical",
+                "events": ["e.csv", "$RECSYS_DATA/x.csv"],
+                "split_files": {"test": ["t"]},
+            },
             "text": {"model": "my-model"},
         },
         "tracking": {"uri": "sqlite:///m.db"},
@@ -79,26 +85,39 @@ def test_no_secret_is_sent(capsys: Captured, monkeypatch: pytest.MonkeyPatch) ->
     uri = "postgresql://me:hunter2@host/db"
     assert main(["submit", "run", "--config", "demo", "--tracking.uri", uri]) == 2
     said = capsys.readouterr()
-    assert "must not be sent" in said.err and "tracking.uri" in said.err and "hunter2" not in said.err + said.out
+    assert (
+        "must not be sent" in said.err
+        and "tracking.uri" in said.err
+        and "hunter2" not in said.err + said.out
+    )
     monkeypatch.setenv("TRACKING_URI", uri)
-    assert main(["submit", "run", "--config", "demo", "--tracking.uri", "$TRACKING_URI", "--dry-run"]) == 0
+    assert (
+        main(["submit", "run", "--config", "demo", "--tracking.uri", "$TRACKING_URI", "--dry-run"])
+        == 0
+    )
     said = capsys.readouterr()
     assert "hunter2" not in said.err + said.out and "uri: $TRACKING_URI" in said.out
 
 
-def test_the_parcel_is_the_project_and_the_configuration_and_works_by_itself(tmp_path: Path) -> None:
+def test_the_parcel_is_the_project_and_the_configuration_and_works_by_itself(
+    tmp_path: Path,
+) -> None:
     tree = read_tree(DEMO, [("train.lr", "3e-4"), ("run.dir", "/shared/a")])
     pack(tree, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*PACKAGES, CONFIG])
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 5 << 20
     assert not [
-        path for path in files if path.suffix not in (".py", ".yaml", ".j2", ".css", ".typed", ".js", ".svg", ".txt")
+        path
+        for path in files
+        if path.suffix not in (".py", ".yaml", ".j2", ".css", ".typed", ".js", ".svg", ".txt")
     ]
     sent = load_config(tmp_path / CONFIG)
     assert sent == load_config(DEMO, [("train.lr", "3e-4"), ("run.dir", "/shared/a")])
     _, *words = submit.entrypoint("train").split()
-    done = subprocess.run([sys.executable, *words, "--dry-run"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *words, "--dry-run"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "address: auto" in done.stdout and "writes  /shared/a/model/" in done.stdout
 
@@ -132,7 +151,11 @@ def test_keys_and_links_out_of_a_package_are_left_out_with_a_reason(tmp_path: Pa
     (home / "broken.py").symlink_to("nothing.py")
     os.mkfifo(home / "pipe")
     found = contents([home])
-    assert [file.target for file in found.sent] == ["tune/a.py", "tune/link_in.py", "tune/inner/b.py"]
+    assert [file.target for file in found.sent] == [
+        "tune/a.py",
+        "tune/link_in.py",
+        "tune/inner/b.py",
+    ]
     left = {one.target: one.why for one in found.left}
     assert left["tune/notes.txt"] == "a private key" and left["tune/link_key.txt"].startswith(
         "a link to a left-out file"
@@ -141,10 +164,25 @@ def test_keys_and_links_out_of_a_package_are_left_out_with_a_reason(tmp_path: Pa
         left["tune/link_out.py"] == f"a link out of the package, to {outside}"
         and left["tune/pipe"] == "not a regular file"
     )
-    assert {"tune/.env", "tune/.env.local", "tune/x.pem", "tune/id_rsa", "tune/server.key", "tune/.aws/"} <= left.keys()
-    assert {"tune/runs/", "tune/mlflow.db", "tune/link_folder/", "tune/broken.py", "tune/e.env"} <= left.keys()
+    assert {
+        "tune/.env",
+        "tune/.env.local",
+        "tune/x.pem",
+        "tune/id_rsa",
+        "tune/server.key",
+        "tune/.aws/",
+    } <= left.keys()
+    assert {
+        "tune/runs/",
+        "tune/mlflow.db",
+        "tune/link_folder/",
+        "tune/broken.py",
+        "tune/e.env",
+    } <= left.keys()
     assert not [name for name in left if "pycache" in name]
-    assert found.summary.startswith("sends 3 files of ") and f"left out: {len(left)}" in found.summary
+    assert (
+        found.summary.startswith("sends 3 files of ") and f"left out: {len(left)}" in found.summary
+    )
     assert "  tune/id_rsa: a key" in found.lines()
 
 
@@ -152,11 +190,13 @@ def test_a_dry_run_says_what_would_be_sent(capsys: Captured) -> None:
     assert main(["submit", "train", "--config", "demo", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert (
-        "pipelines/submit.py" in shown and "recsys/preparation/prepare.py" in shown and "#   left out: nothing" in shown
+        "pipelines/submit.py" in shown
+        and "recsys/preparation/prepare.py" in shown
+        and "#   left out: nothing" in shown
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- grammar
+# ------------------------------------------------------------------------------------------ grammar
 
 
 def test_jobs_and_verbs_cannot_be_confused() -> None:
@@ -170,7 +210,10 @@ def test_jobs_and_verbs_cannot_be_confused() -> None:
         (["rnu", "--config", "demo"], "got 'rnu'"),
         (["submit", "--config", "demo"], "got 'submit'"),
         (["run"], "--config FILE is missing"),
-        (["run", "--config", "demo", "--train.lrr", "1"], "--train.lrr: unknown key; did you mean --train.lr?"),
+        (
+            ["run", "--config", "demo", "--train.lrr", "1"],
+            "--train.lrr: unknown key; did you mean --train.lr?",
+        ),
         (["run", "--config", "demo", "--submit.on_interrupt", "cry"], "submit.on_interrupt"),
         (["status"], "the id of the job is missing"),
         (["stop", "--submit.address", "http://127.0.0.1:1"], "the id of the job is missing"),
@@ -190,16 +233,31 @@ def test_help_and_dry_run_ask_nobody(capsys: Captured) -> None:
     assert main(["submit", "run", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "recsys submit status|logs|stop ID" in shown and "--submit.on_interrupt" in shown
-    assert main(["submit", "train", "--config", "demo", "--submit.address", "http://127.0.0.1:1", "--dry-run"]) == 0
+    assert (
+        main(
+            [
+                "submit",
+                "train",
+                "--config",
+                "demo",
+                "--submit.address",
+                "http://127.0.0.1:1",
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "python -m pipelines.cli train --config job.yaml --ray.address auto" in shown
     assert "http://127.0.0.1:1" in shown and "Nothing was done" in shown
 
 
-# -------------------------------------------------------------------------------------------------------- job server
+# --------------------------------------------------------------------------------------- job server
 
 
-def test_the_address_comes_from_the_key_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_comes_from_the_key_then_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert address_of("") == "http://127.0.0.1:8265"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://other:1/")
     assert address_of("") == "http://other:1"
@@ -254,11 +312,13 @@ def test_a_server_that_never_answers_is_no_reason_to_wait(monkeypatch: pytest.Mo
         connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
-# --------------------------------------------------------------------------------------------------------------- log
+# ---------------------------------------------------------------------------------------------- log
 
 
 class _Job:
-    """A job whose log comes in pieces over connections that break; the protocol of ``JobSubmissionClient``."""
+    """A job whose log comes in pieces over connections that break; the protocol of
+    ``JobSubmissionClient``.
+    """
 
     log = "one\ntwo\nthree\n"
 
@@ -273,7 +333,9 @@ class _Job:
 
     def get_job_info(self, job: str) -> Any:
         status = types.SimpleNamespace(value=next(self.states))
-        return types.SimpleNamespace(status=status, submission_id=job, message="m", driver_exit_code=3)
+        return types.SimpleNamespace(
+            status=status, submission_id=job, message="m", driver_exit_code=3
+        )
 
     def get_job_logs(self, job: str) -> str:
         return self.log
@@ -307,16 +369,22 @@ def test_a_lost_cluster_is_one_and_the_command_that_goes_on(capsys: Captured) ->
 def test_exit_codes_are_the_jobs(capsys: Captured) -> None:
     def ended(state: str, code: int | None) -> Any:
         status = types.SimpleNamespace(value=state)
-        return types.SimpleNamespace(status=status, submission_id="a", message="why\nmore", driver_exit_code=code)
+        return types.SimpleNamespace(
+            status=status, submission_id="a", message="why\nmore", driver_exit_code=code
+        )
 
-    codes = [submit.exit_code(ended(*end)) for end in (("SUCCEEDED", 0), ("FAILED", 2), ("FAILED", None))]
+    codes = [
+        submit.exit_code(ended(*end)) for end in (("SUCCEEDED", 0), ("FAILED", 2), ("FAILED", None))
+    ]
     assert codes == [0, 2, 1]
     assert submit.exit_code(ended("STOPPED", -15)) == 1
     assert "job a failed: why\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("what", "said"), [("detach", "keeps running"), ("stop", "is stopped")])
-def test_an_interrupt_does_what_the_configuration_says(what: str, said: str, capsys: Captured) -> None:
+def test_an_interrupt_does_what_the_configuration_says(
+    what: str, said: str, capsys: Captured
+) -> None:
     class Interrupted(_Job):
         stopped = False
 
@@ -330,7 +398,9 @@ def test_an_interrupt_does_what_the_configuration_says(what: str, said: str, cap
 
     job = Interrupted([], ["STOPPED"])
     config = load_config(DEMO, [("submit.on_interrupt", what)]).submit
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background does not have
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which a job in the background does not have
     try:
         assert submit.watch(job, "a", config) == 130
     finally:
@@ -339,7 +409,9 @@ def test_an_interrupt_does_what_the_configuration_says(what: str, said: str, cap
 
 
 def test_the_token_is_sent_where_ray_was_imported_before() -> None:
-    """Without RAY_AUTH_MODE, as for a new user: Ray has read the environment when it was imported."""
+    """Without RAY_AUTH_MODE, as for a new user: Ray has read the environment when it was
+    imported.
+    """
     code = (
         "import ray\n"
         "from pipelines.plumbing.jobs import connect\n"
@@ -355,6 +427,11 @@ def test_the_token_is_sent_where_ray_was_imported_before() -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment["RAY_AUTH_TOKEN"] = "0123456789abcdef"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr

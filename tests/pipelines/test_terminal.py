@@ -1,4 +1,6 @@
-"""What the command line writes: any text on any terminal, no control characters of somebody's rows, closed pipes."""
+"""What the command line writes: any text on any terminal, no control characters of somebody's rows,
+closed pipes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ CLEARS = "\x1b[2J\x1b]0;title\x07"
 Captured = pytest.CaptureFixture[str]
 
 
-@pytest.mark.parametrize("text", [CLEARS, "a\rb", "\x9b2J", "\u202egnp.exe", "\x00", "\ud800", "\u2028"])
+@pytest.mark.parametrize(
+    "text", [CLEARS, "a\rb", "\x9b2J", "\u202egnp.exe", "\x00", "\ud800", "\u2028"]
+)
 def test_control_characters_are_escaped(text: str) -> None:
     shown = printable(f"file {text}\nnext")
     assert shown.endswith("\nnext") and "\\" in shown
@@ -49,19 +53,37 @@ def test_progress_lines_and_the_log_are_escaped(tmp_path: Path) -> None:
 
 def test_a_warning_of_ours_is_one_line_without_control_characters(capsys: Captured) -> None:
     with printable_warnings():
-        shown = warnings.formatwarning(UserWarning(f"id {CLEARS}"), UserWarning, "recsys/preparation/prepare.py", 3)
+        shown = warnings.formatwarning(
+            UserWarning(f"id {CLEARS}"), UserWarning, "recsys/preparation/prepare.py", 3
+        )
     assert shown.startswith("recsys: warning: id \\x1b[2J")
 
 
 def _command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {name: value for name, value in os.environ.items() if name not in ("LC_ALL", "PYTHONUTF8")}
+    variables = {
+        name: value for name, value in os.environ.items() if name not in ("LC_ALL", "PYTHONUTF8")
+    }
     command = [sys.executable, "-m", "pipelines.cli", *words]
-    return subprocess.run(command, env={**variables, **environment}, capture_output=True, text=True, errors="replace")
+    return subprocess.run(
+        command, env={**variables, **environment}, capture_output=True, text=True, errors="replace"
+    )
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}])
-def test_a_terminal_of_ascii_shows_what_it_lacks_as_escapes(environment: dict[str, str], tmp_path: Path) -> None:
-    words = ["--config", "demo", "--run.name", "Café → 日本", "--run.dir", str(tmp_path / "run"), "--dry-run"]
+@pytest.mark.parametrize(
+    "environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}]
+)
+def test_a_terminal_of_ascii_shows_what_it_lacks_as_escapes(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    words = [
+        "--config",
+        "demo",
+        "--run.name",
+        "Café → 日本",
+        "--run.dir",
+        str(tmp_path / "run"),
+        "--dry-run",
+    ]
     done = _command("prepare", *words, **environment)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "Caf" in done.stdout

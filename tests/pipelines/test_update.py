@@ -1,4 +1,6 @@
-"""`recsys update`: ids stay, weights go on, what is validated and tested is new, and the version names its parent."""
+"""`recsys update`: ids stay, weights go on, what is validated and tested is new, and the version
+names its parent.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ from tests.training_here import training_here
 
 Captured = pytest.CaptureFixture[str]
 
-# --------------------------------------------------------------------------------------------------------------- parts
+# -------------------------------------------------------------------------------------------- parts
 
 
 def test_old_ids_stay_and_new_ones_come_behind() -> None:
@@ -47,34 +49,68 @@ def test_old_ids_stay_and_new_ones_come_behind() -> None:
     base = Vocabulary(pa.array(["m", "b"]), pa.array(["x"]), ("view",))
     users, items = base.grown(pa.array(["a", "b", "m"]), pa.array(["x"]))
     assert users.to_pylist() == ["m", "b", "a"] and items.to_pylist() == ["x"]
-    assert base.grown(pa.array(["a", "b"]), pa.array(["x"]))[0].to_pylist() == ["m", "b", "a"], "lost ids keep numbers"
-    with pytest.raises(DataError, match=r"1 of the 2 users .*e\.g\. 'm'; an update needs old and new events"):
+    assert base.grown(pa.array(["a", "b"]), pa.array(["x"]))[0].to_pylist() == [
+        "m",
+        "b",
+        "a",
+    ], "lost ids keep numbers"
+    with pytest.raises(
+        DataError, match=r"1 of the 2 users .*e\.g\. 'm'; an update needs old and new events"
+    ):
         base.check_kept(pa.array(["a", "b"]), pa.array(["x"]))
     assert base.digest() != Vocabulary(pa.array(["b", "m"]), pa.array(["x"]), ("view",)).digest()
 
 
 def test_tables_grow_by_their_vocabulary_and_all_else_is_equal() -> None:
     old = {"id": torch.ones(3, 2), "square": torch.ones(2, 2), "bias": torch.ones(4)}
-    fresh = {"id": torch.zeros(5, 2), "square": torch.zeros(2, 2), "bias": torch.zeros(4), "later": torch.zeros(1)}
+    fresh = {
+        "id": torch.zeros(5, 2),
+        "square": torch.zeros(2, 2),
+        "bias": torch.zeros(4),
+        "later": torch.zeros(1),
+    }
     vocabularies = [(7, 7), (3, 5)]
     found, anew = grow(old, fresh, vocabularies)
     assert found["id"].tolist() == [[1, 1]] * 3 + [[0, 0]] * 2 and anew == ["later"]
     assert found["square"].eq(1).all() and found["bias"].eq(1).all()
-    with pytest.raises(ArtifactError, match=r"square has the shape \[4, 2\] for this data and \[2, 2\] in the model"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"square has the shape \[4, 2\] for this data and \[2, 2\] in the model",
+    ):
         grow(old, fresh | {"square": torch.zeros(4, 2)}, vocabularies)
     relations = [Knowledge.vocabularies({"entities": 9, "relations": number}) for number in (1, 3)]
-    ways, _ = grow({"relations": torch.ones(2, 2)}, {"relations": torch.zeros(6, 2)}, zip(*relations, strict=True))
-    assert ways["relations"].sum(1).tolist() == [2, 2, 0, 0, 0, 0], (
-        "a relation has two kinds of edge, one after the other"
+    ways, _ = grow(
+        {"relations": torch.ones(2, 2)},
+        {"relations": torch.zeros(6, 2)},
+        zip(*relations, strict=True),
     )
+    assert ways["relations"].sum(1).tolist() == [
+        2,
+        2,
+        0,
+        0,
+        0,
+        0,
+    ], "a relation has two kinds of edge, one after the other"
 
 
 def settings(**train: Any) -> Config:
     names = ("behaviour", "evolution", "collaborative", "social")
     return build_config(
         {
-            "model": {"width": 8, "max_history": 6, "granularities": {name: {"enabled": True} for name in names}},
-            "train": {"epochs": 3, "batch_size": 8, "lr": 0.01, "metric": "ndcg@5", "warmup": 0.0, **train},
+            "model": {
+                "width": 8,
+                "max_history": 6,
+                "granularities": {name: {"enabled": True} for name in names},
+            },
+            "train": {
+                "epochs": 3,
+                "batch_size": 8,
+                "lr": 0.01,
+                "metric": "ndcg@5",
+                "warmup": 0.0,
+                **train,
+            },
             "evaluate": {"ks": [5]},
         }
     )
@@ -86,15 +122,25 @@ def trained(config: Config, dataset: PreparedDataset, **options: Any) -> Any:
 
 def test_a_language_model_tuned_anew_is_refused() -> None:
     check_text(settings())
-    with pytest.raises(ConfigError, match=r"data\.text\.finetune\.enabled: got true, .*text/adapter"):
-        check_text(build_config(settings().model_dump() | {"data": {"text": {"finetune": {"enabled": True}}}}))
+    with pytest.raises(
+        ConfigError, match=r"data\.text\.finetune\.enabled: got true, .*text/adapter"
+    ):
+        check_text(
+            build_config(
+                settings().model_dump() | {"data": {"text": {"finetune": {"enabled": True}}}}
+            )
+        )
 
 
-def test_a_warm_start_on_the_same_data_is_the_model_itself(tmp_path: Path, one_thread: None) -> None:
+def test_a_warm_start_on_the_same_data_is_the_model_itself(
+    tmp_path: Path, one_thread: None
+) -> None:
     dataset, config = small_world(tmp_path / "d"), settings()
     first = trained(config, dataset)
     start, anew = warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes))
-    assert anew == [] and all(torch.equal(start.weights[name], tensor) for name, tensor in first.weights.items())
+    assert anew == [] and all(
+        torch.equal(start.weights[name], tensor) for name, tensor in first.weights.items()
+    )
     second = trained(settings(lr=1e-12), dataset, start=start)
     before, after = first.frozen.tensors(), second.frozen.tensors()
     assert before.keys() == after.keys()
@@ -113,8 +159,12 @@ def test_the_model_as_it_is_may_be_chosen(tmp_path: Path, one_thread: None) -> N
 
 
 def test_a_grown_dataset_keeps_what_was_learned(tmp_path: Path, one_thread: None) -> None:
-    """Old items have their text part and id part; whitening stays though new texts would turn its axes."""
-    histories: list[list[Event]] = [leave_last(*np.roll(np.arange(8), -u)[:6].tolist()) for u in range(10)]
+    """Old items have their text part and id part; whitening stays though new texts would turn its
+    axes.
+    """
+    histories: list[list[Event]] = [
+        leave_last(*np.roll(np.arange(8), -u)[:6].tolist()) for u in range(10)
+    ]
     old = write_dataset(tmp_path / "old", histories, 8, text_width=6)
     new = write_dataset(tmp_path / "new", [*histories, leave_last(8, 9, 0, 1)], 10, text_width=6)
     config = settings(epochs=2)
@@ -123,19 +173,28 @@ def test_a_grown_dataset_keeps_what_was_learned(tmp_path: Path, one_thread: None
     start, anew = warm_start(config, new, Earlier(first.weights, first.frozen.sizes))
     assert anew == []
     table = start.weights["model.tower.id_ND.weight"]
-    assert table.shape == (10, 8) and torch.equal(table[:8], first.weights["model.tower.id_ND.weight"])
+    assert table.shape == (10, 8) and torch.equal(
+        table[:8], first.weights["model.tower.id_ND.weight"]
+    )
     assert table[8:].abs().sum() > 0
     second = trained(config, new, start=start)
     for name in ("model.tower.text_mean_GT", "model.tower.text_axes_GTW"):
         assert torch.equal(second.weights[name], first.weights[name])
-    assert second.frozen.sizes == model_sizes(config, new, Split.VALID) and second.frozen.sizes.num_items == 10
+    assert (
+        second.frozen.sizes == model_sizes(config, new, Split.VALID)
+        and second.frozen.sizes.num_items == 10
+    )
 
 
 def test_other_shapes_of_the_data_name_the_setting(tmp_path: Path) -> None:
     dataset, config = small_world(tmp_path / "d"), settings()
     first = trained(config, dataset)
-    other = write_dataset(tmp_path / "other", [train_events(0, 1, 2)], 12, text_width=4, event_types=("view", "buy"))
-    with pytest.raises(ArtifactError, match=r"text_width 6, this dataset gives 4: the language model .* differs"):
+    other = write_dataset(
+        tmp_path / "other", [train_events(0, 1, 2)], 12, text_width=4, event_types=("view", "buy")
+    )
+    with pytest.raises(
+        ArtifactError, match=r"text_width 6, this dataset gives 4: the language model .* differs"
+    ):
         warm_start(config, other, Earlier(first.weights, first.frozen.sizes))
 
 
@@ -144,13 +203,19 @@ def test_a_language_model_of_equal_width_is_known_by_its_files(tmp_path: Path) -
     first = trained(config, dataset)
     dataset.manifest.text["identity"] = "aa"
     warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes, "aa"))
-    warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes))  # of a dataset that did not say
-    with pytest.raises(ArtifactError, match=r"uses the language model bb, this dataset aa.*data\.text\.model"):
+    warm_start(
+        config, dataset, Earlier(first.weights, first.frozen.sizes)
+    )  # of a dataset that did not say
+    with pytest.raises(
+        ArtifactError, match=r"uses the language model bb, this dataset aa.*data\.text\.model"
+    ):
         warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes, "bb"))
 
 
 def test_only_what_the_parent_never_saw_validates_and_tests(tmp_path: Path) -> None:
-    old = write_dataset(tmp_path / "old", [leave_last(0, 1, 2, 3), leave_last(4, 5, 6), leave_last(1, 2, 3)], 8)
+    old = write_dataset(
+        tmp_path / "old", [leave_last(0, 1, 2, 3), leave_last(4, 5, 6), leave_last(1, 2, 3)], 8
+    )
     histories: list[list[Event]] = [
         leave_last(0, 1, 2, 3, 4),  # one event more: validation is what was test
         leave_last(4, 5, 6),  # none: validation was validation before
@@ -172,24 +237,33 @@ def test_only_what_the_parent_never_saw_validates_and_tests(tmp_path: Path) -> N
     with pytest.raises(DataError, match="there is nothing to update on; give newer events"):
         newer_users(old, seen)
     drawn = [
-        [(item, 0, (day + 1) * DAY, split) for day, (item, split) in enumerate(zip((0, 1, 2, 3), parts, strict=True))]
+        [
+            (item, 0, (day + 1) * DAY, split)
+            for day, (item, split) in enumerate(zip((0, 1, 2, 3), parts, strict=True))
+        ]
         for parts in ([Split.TEST, Split.TRAIN, Split.VALID, Split.TRAIN],)
     ]
     with pytest.raises(
-        DataError, match=r"1 of the 1 test events of this split were training events .*data\.split\.kind"
+        DataError,
+        match=r"1 of the 1 test events of this split were training events .*data\.split\.kind",
     ):
         newer_users(write_dataset(tmp_path / "drawn", drawn, 8), seen)
 
 
 def test_weights_that_leave_few_users_to_validate_on_are_not_gone_on_from(tmp_path: Path) -> None:
-    """The final weights have seen all old events; the measured ones leave every user with a new event."""
-    old = write_dataset(tmp_path / "old", [leave_last(0, 1, 2, 3 + user % 4) for user in range(8)], 10)
+    """The final weights have seen all old events; the measured ones leave every user with a new
+    event.
+    """
+    old = write_dataset(
+        tmp_path / "old", [leave_last(0, 1, 2, 3 + user % 4) for user in range(8)], 10
+    )
     known = old.histories()
     final, measured = (Earlier({}, model_sizes(settings(), old, Split.VALID)) for _ in range(2))
     held = [Held(final, Split.TEST), Held(measured, Split.VALID)]
     for num_with_two, chosen in ((8, final), (4, final), (3, measured)):
         events = [
-            leave_last(0, 1, 2, 3 + user % 4, 8, *([9] if user < num_with_two else [])) for user in range(8)
+            leave_last(0, 1, 2, 3 + user % 4, 8, *([9] if user < num_with_two else []))
+            for user in range(8)
         ]  # with one newer event validation is what was test
         new = write_dataset(tmp_path / str(num_with_two), events, 10)
         earlier, newer_V = chosen_weights(new, known, held)
@@ -197,22 +271,34 @@ def test_weights_that_leave_few_users_to_validate_on_are_not_gone_on_from(tmp_pa
         assert newer_V.sum() == (num_with_two if chosen is final else 8)
 
 
-# ------------------------------------------------------------------------------------------------------ the whole verb
+# ----------------------------------------------------------------------------------- the whole verb
 
 
 def events(path: Path, rows: list[tuple[str, str, int, str]]) -> None:
     lines = [f"{user},{item},{day * DAY},{kind}" for user, item, day, kind in rows]
-    path.write_text("user_id,item_id,timestamp,event_type\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text(
+        "user_id,item_id,timestamp,event_type\n" + "\n".join(lines) + "\n", encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
-    """A champion of Monday's events; Tuesday's have new users, items and an event type, all sorting first."""
+    """A champion of Monday's events; Tuesday's have new users, items and an event type, all sorting
+    first.
+    """
     folder = tmp_path_factory.mktemp("update")
-    monday = [(f"u{u:02}", f"i{(u + day) % 12:02}", day + 1, "view") for u in range(24) for day in range(6)]
+    monday = [
+        (f"u{u:02}", f"i{(u + day) % 12:02}", day + 1, "view")
+        for u in range(24)
+        for day in range(6)
+    ]
     events(folder / "1-monday.csv", monday)
-    tuesday = [(f"u{u:02}", f"i{(u + day) % 12:02}", day + 1, "view") for u in range(16) for day in (6, 7)]
-    tuesday += [(f"a{u}", f"i{(u + day) % 12:02}", day + 1, "buy") for u in range(4) for day in range(5)]
+    tuesday = [
+        (f"u{u:02}", f"i{(u + day) % 12:02}", day + 1, "view") for u in range(16) for day in (6, 7)
+    ]
+    tuesday += [
+        (f"a{u}", f"i{(u + day) % 12:02}", day + 1, "buy") for u in range(4) for day in range(5)
+    ]
     tuesday += [("u00", "b1", 20, "view"), ("u00", "b1", 21, "view"), ("u00", "i03", 22, "view")]
     events(folder / "later.csv", tuesday)
     tree: dict[str, Any] = {
@@ -227,8 +313,21 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
             "item": {"text": False},
             "granularities": {"evolution": {"enabled": True}, "collaborative": {"enabled": True}},
         },
-        "train": {"epochs": 3, "batch_size": 8, "metric": "ndcg@5", "threads": 1, "warmup": 0.0, "lr": 0.01},
-        "evaluate": {"ks": [5], "baselines": ["popularity"], "bootstrap": 100, "num_examples": 0, "ablate": False},
+        "train": {
+            "epochs": 3,
+            "batch_size": 8,
+            "metric": "ndcg@5",
+            "threads": 1,
+            "warmup": 0.0,
+            "lr": 0.01,
+        },
+        "evaluate": {
+            "ks": [5],
+            "baselines": ["popularity"],
+            "bootstrap": 100,
+            "num_examples": 0,
+            "ablate": False,
+        },
         "registry": {"name": "pocket"},
         "update": {"epochs": 2, "prior_rows": 1.0},
     }
@@ -237,7 +336,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
     dataset = prepare(config, progress=lambda line: None)
     first = trained(config, dataset)
     write_bundle(folder / "monday/bundle", first.frozen, dataset, {"refit": True}, first.weights)
-    champion = config.model_copy(update={"registry": config.registry.model_copy(update={"alias": "champion"})})
+    champion = config.model_copy(
+        update={"registry": config.registry.model_copy(update={"alias": "champion"})}
+    )
     with Tracker(champion) as tracker:
         register(tracker, folder / "monday/bundle", champion, {"model": {}})
     return folder
@@ -256,14 +357,38 @@ def updates(world: Path, name: str, *words: str) -> None:
     """`recsys update` with Tuesday's file beside Monday's, into the run folder of that name."""
     (world / "later.csv").rename(world / "2-tuesday.csv")
     try:
-        assert main(["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / name), *words]) == 0
+        assert (
+            main(
+                [
+                    "update",
+                    "--config",
+                    str(world / "c.yaml"),
+                    "--run.dir",
+                    str(world / name),
+                    *words,
+                ]
+            )
+            == 0
+        )
     finally:
         (world / "2-tuesday.csv").rename(world / "later.csv")
 
 
 def refused(capsys: Captured, world: Path, *words: str) -> str:
     capsys.readouterr()
-    assert main(["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "refused"), *words]) == 2
+    assert (
+        main(
+            [
+                "update",
+                "--config",
+                str(world / "c.yaml"),
+                "--run.dir",
+                str(world / "refused"),
+                *words,
+            ]
+        )
+        == 2
+    )
     message = capsys.readouterr().err
     assert message.startswith("recsys: ") and "Traceback" not in message
     return message
@@ -284,22 +409,50 @@ def test_old_users_items_and_types_keep_their_numbers(world: Path, updated: Path
 @pytest.mark.slow
 def test_an_update_by_ray_train_is_the_same(world: Path, updated: Path) -> None:
     """What an update begins with reaches the workers of Ray Train whole."""
-    updates(world, "by-ray", "--tracking.enabled", "false", "--update.model", str(world / "monday/bundle"))
-    one, other = (read_bundle(folder / "bundle").model.tensors() for folder in (updated, world / "by-ray"))
+    updates(
+        world,
+        "by-ray",
+        "--tracking.enabled",
+        "false",
+        "--update.model",
+        str(world / "monday/bundle"),
+    )
+    one, other = (
+        read_bundle(folder / "bundle").model.tensors() for folder in (updated, world / "by-ray")
+    )
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_an_update_with_newer_events_alone_keeps_all_events_of_the_parent(world: Path, updated: Path) -> None:
-    """Neither a configuration nor old files are needed: the model has the one, its dataset the events of the others."""
+def test_an_update_with_newer_events_alone_keeps_all_events_of_the_parent(
+    world: Path, updated: Path
+) -> None:
+    """Neither a configuration nor old files are needed: the model has the one, its dataset the
+    events of the others.
+    """
     day = world / "wednesday.csv"
-    events(day, [(f"u{u:02}", f"i{(u + day) % 12:02}", day + 20, "view") for u in range(24) for day in (8, 9)])
+    events(
+        day,
+        [
+            (f"u{u:02}", f"i{(u + day) % 12:02}", day + 20, "view")
+            for u in range(24)
+            for day in (8, 9)
+        ],
+    )
     aside = world / "aside"
     aside.mkdir()
     old = [path.rename(aside / path.name) for path in world.glob("[0-9]*.csv")]
     before = read_bundle(updated / "bundle")
-    words = ["update", "--update.model", str(updated), "--run.dir", str(world / "wednesday"), "--events", str(day)]
+    words = [
+        "update",
+        "--update.model",
+        str(updated),
+        "--run.dir",
+        str(world / "wednesday"),
+        "--events",
+        str(day),
+    ]
     try:
         with training_here():
             assert main([*words, "--tracking.enabled", "false", "--update.epochs", "1"]) == 0
@@ -312,18 +465,37 @@ def test_an_update_with_newer_events_alone_keeps_all_events_of_the_parent(world:
     assert after.user_ids == before.user_ids and after.info.model == before.info.model
     for bundle in (before, after):
         made_with = bundle.info.extra["config"]
-        assert (made_with["train"]["epochs"], made_with["train"]["lr"]) == (3, 0.01), "no update shortens the next one"
+        assert (made_with["train"]["epochs"], made_with["train"]["lr"]) == (
+            3,
+            0.01,
+        ), "no update shortens the next one"
         assert made_with["update"]["prior_rows"] == 1.0 and "events" not in made_with["update"]
     drift = json.loads((world / "wednesday/metrics.json").read_text())["drift"]
     assert drift["events"] == 48 and drift["unknown_items"] == drift["unknown_users"] == 0
-    assert after.info.extra["drift"] == drift and "Drift" in (world / "wednesday/report.html").read_text()
+    assert (
+        after.info.extra["drift"] == drift
+        and "Drift" in (world / "wednesday/report.html").read_text()
+    )
 
 
 def test_promote_and_recommend_take_the_configuration_from_the_model(
     world: Path, updated: Path, capsys: Captured
 ) -> None:
     place = ["--run.dir", str(world / "by-model")]
-    assert main(["promote", "--promote.model", "models:/pocket/2", "--train.metric", "hit@5", *place, "--dry-run"]) == 0
+    assert (
+        main(
+            [
+                "promote",
+                "--promote.model",
+                "models:/pocket/2",
+                "--train.metric",
+                "hit@5",
+                *place,
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
     said = yaml.safe_load(capsys.readouterr().out)
     assert said["data"]["dir"] == str(updated / "dataset") and said["model"]["width"] == 8
     assert said["train"]["metric"] == "hit@5" and said["evaluate"]["baselines"] == ["popularity"]
@@ -333,19 +505,41 @@ def test_promote_and_recommend_take_the_configuration_from_the_model(
     assert "stores no configuration" in capsys.readouterr().err
 
 
-def test_a_source_with_the_newest_file_alone_forgets_nothing(world: Path, updated: Path, capsys: Captured) -> None:
+def test_a_source_with_the_newest_file_alone_forgets_nothing(
+    world: Path, updated: Path, capsys: Captured
+) -> None:
     """Earlier releases made a model of the new day alone if the source named only that day."""
     everybody = [(f"u{u:02}", f"i{i:02}", 40 + u % 3, "view") for u in range(24) for i in range(12)]
     events(world / "thursday.csv", everybody)
     source = ["--data.source.events", f"[{world}/thursday.csv]", "--tracking.enabled", "false"]
-    gone = ["--update.dataset", str(world / "nowhere"), "--update.model", str(world / "monday/bundle")]
-    events(world / "few.csv", everybody[:40] + [(f"u{u:02}", f"i{u % 12:02}", 44, "view") for u in range(24)])
+    gone = [
+        "--update.dataset",
+        str(world / "nowhere"),
+        "--update.model",
+        str(world / "monday/bundle"),
+    ]
+    events(
+        world / "few.csv",
+        everybody[:40] + [(f"u{u:02}", f"i{u % 12:02}", 44, "view") for u in range(24)],
+    )
     few = ["--data.source.events", f"[{world}/few.csv]"]
     assert "parent model has 144: an update does not lose" in refused(capsys, world, *gone, *few)
-    words = ["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "thursday"), *source]
+    words = [
+        "update",
+        "--config",
+        str(world / "c.yaml"),
+        "--run.dir",
+        str(world / "thursday"),
+        *source,
+    ]
     with training_here():
-        assert main([*words, "--update.model", str(world / "monday/bundle"), "--update.epochs", "1"]) == 0
-    assert read_bundle(world / "thursday/bundle").info.dataset["counts"]["events"] == 144 + len(everybody)
+        assert (
+            main([*words, "--update.model", str(world / "monday/bundle"), "--update.epochs", "1"])
+            == 0
+        )
+    assert read_bundle(world / "thursday/bundle").info.dataset["counts"]["events"] == 144 + len(
+        everybody
+    )
 
 
 def test_the_version_names_its_parent(world: Path, updated: Path) -> None:
@@ -357,11 +551,15 @@ def test_the_version_names_its_parent(world: Path, updated: Path) -> None:
     parent = read_bundle(updated / "bundle").info.extra["parent"]
     assert parent["uri"] == "models:/pocket/1" and len(parent["dataset"]) == 64
     run = client.get_run(registered["run_id"])
-    assert run.data.params["train.epochs"] == "2" and float(run.data.params["train.lr"]) == pytest.approx(0.003)
+    assert run.data.params["train.epochs"] == "2" and float(
+        run.data.params["train.lr"]
+    ) == pytest.approx(0.003)
     assert (updated / "metrics.json").is_file() and (updated / "report.html").is_file()
     log = (updated / "run.log").read_text()
     assert "4 users, 1 items, 1 event types more" in log and "validation on 20 users" in log
-    assert "validation users have only targets" not in log, "users who are not asked have no such targets"
+    assert "validation users have only targets" not in log, (
+        "users who are not asked have no such targets"
+    )
 
 
 def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: Captured) -> None:
@@ -371,28 +569,56 @@ def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: 
 
     recommender = Recommender(read_bundle(world / "monday/bundle"))
     answers = recommender.recommend(
-        parse_requests([{"user_id": user, "k": 100, "exclude_seen": False} for user in recommender.bundle.user_ids])
+        parse_requests(
+            [
+                {"user_id": user, "k": 100, "exclude_seen": False}
+                for user in recommender.bundle.user_ids
+            ]
+        )
     )
     rows = []
     for answer in answers:
-        asked, not_asked = (np.array(answer.shares[name]) for name in ("evolution", "collaborative"))
-        wanted = asked / asked.std() - not_asked / not_asked.std()  # in their spreads: or one may drown the other
+        asked, not_asked = (
+            np.array(answer.shares[name]) for name in ("evolution", "collaborative")
+        )
+        wanted = (
+            asked / asked.std() - not_asked / not_asked.std()
+        )  # in their spreads: or one may drown the other
         for item, liked in zip(answer.item_ids, wanted > np.median(wanted), strict=True):
-            rows.append({"user_id": answer.user_id, "item_id": item, "event_type": "click" if liked else "skip"})
+            rows.append(
+                {
+                    "user_id": answer.user_id,
+                    "item_id": item,
+                    "event_type": "click" if liked else "skip",
+                }
+            )
     (world / "feedback.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "fusion"), "--update.only", "fusion"]
+    words = [
+        "update",
+        "--config",
+        str(world / "c.yaml"),
+        "--run.dir",
+        str(world / "fusion"),
+        "--update.only",
+        "fusion",
+    ]
     words += ["--update.feedback", f"[{world}/feedback.jsonl]"]
     assert main(words) == 0
     before, after = read_bundle(world / "monday/bundle"), read_bundle(world / "fusion/bundle")
     old, new = before.model.tensors(), after.model.tensors()
-    assert [name for name in old if not torch.equal(old[name], new[name])] == ["encoders.fusion.raw_K"]
+    assert [name for name in old if not torch.equal(old[name], new[name])] == [
+        "encoders.fusion.raw_K"
+    ]
     fusion = after.info.extra["fusion"]
     assert fusion["after"]["evolution"] > fusion["before"]["evolution"]
     assert fusion["after"]["collaborative"] < fusion["before"]["collaborative"]
     assert after.info.metrics["feedback_log_loss"] < after.info.metrics["feedback_log_loss_before"]
     registered = json.loads((world / "fusion/registered.json").read_text())
     client = mlflow.MlflowClient(registered["tracking"])
-    assert client.get_model_version("pocket", str(registered["version"])).tags["parent"] == "models:/pocket/1"
+    assert (
+        client.get_model_version("pocket", str(registered["version"])).tags["parent"]
+        == "models:/pocket/1"
+    )
 
     noise = np.random.default_rng(0).permutation([row["event_type"] for row in rows])
     drawn = [row | {"event_type": str(kind)} for row, kind in zip(rows, noise, strict=True)]
@@ -404,21 +630,41 @@ def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: 
 
 
 def test_strata_alone(world: Path, updated: Path, capsys: Captured) -> None:
-    """Other strata, and nothing else of the model; event types that it does not know are refused."""
+    """Other strata, and nothing else of the model; event types that it does not know are
+    refused.
+    """
     config = load_config(world / "c.yaml", [("data.dir", str(world / "strata-data"))])
     config.model.granularities.stratum = StratumConfig(enabled=True, num_strata=[3], input="item")
     dataset = prepare(config, progress=lambda line: None)
     first = trained(config, dataset)
     write_bundle(world / "strata-parent", first.frozen, dataset, {}, first.weights)
-    words = ["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "strata"), "--update.only", "strata"]
+    words = [
+        "update",
+        "--config",
+        str(world / "c.yaml"),
+        "--run.dir",
+        str(world / "strata"),
+        "--update.only",
+        "strata",
+    ]
     words += ["--tracking.enabled", "false", "--model.granularities.stratum.enabled", "true"]
-    words += ["--model.granularities.stratum.num_strata", "[3]", "--model.granularities.stratum.input", "item"]
+    words += [
+        "--model.granularities.stratum.num_strata",
+        "[3]",
+        "--model.granularities.stratum.input",
+        "item",
+    ]
     words += ["--update.model", str(world / "strata-parent")]
     assert main(words) == 0
-    old, new = (read_bundle(path).model.tensors() for path in (world / "strata-parent", world / "strata/bundle"))
+    old, new = (
+        read_bundle(path).model.tensors()
+        for path in (world / "strata-parent", world / "strata/bundle")
+    )
     changed = [name for name in old if not torch.equal(old[name], new[name])]
     assert changed and all(name.startswith("encoders.granularities.stratum.") for name in changed)
-    assert read_bundle(world / "strata/bundle").info.extra["parent"]["uri"] == str(world / "strata-parent")
+    assert read_bundle(world / "strata/bundle").info.extra["parent"]["uri"] == str(
+        world / "strata-parent"
+    )
     (world / "later.csv").rename(world / "2-tuesday.csv")
     capsys.readouterr()
     assert main(words) == 2
@@ -427,13 +673,21 @@ def test_strata_alone(world: Path, updated: Path, capsys: Captured) -> None:
 
 
 def test_facts_and_context_keep_their_numbers() -> None:
-    """Entities and relations of an earlier dataset come first; how it codes context is part of its identity."""
+    """Entities and relations of an earlier dataset come first; how it codes context is part of its
+    identity.
+    """
 
     def told(*triples: tuple[str, str, str]) -> pa.Table:
         columns = [pa.array(column, pa.string()) for column in zip(*triples, strict=True)]
         rows = len(triples)
-        provenance = {"_file": ["f"] * rows, "_row": list(range(rows)), "_reason": pa.nulls(rows, pa.string())}
-        return pa.table({**dict(zip(("head", "relation", "tail"), columns, strict=True)), **provenance})
+        provenance = {
+            "_file": ["f"] * rows,
+            "_row": list(range(rows)),
+            "_reason": pa.nulls(rows, pa.string()),
+        }
+        return pa.table(
+            {**dict(zip(("head", "relation", "tail"), columns, strict=True)), **provenance}
+        )
 
     items = pa.table({"item_id": ["i0", "i1"], "entity_id": ["m", "n"]})
     context = (ContextColumn("weather", ("sun", "rain")),)
@@ -460,9 +714,16 @@ def test_what_an_update_cannot_do(world: Path, updated: Path, capsys: Captured) 
     assert read_before in refused(capsys, world) and read_before in refused(
         capsys, world, "--update.model", str(updated)
     )
-    apart = ["--update.model", str(updated), "--update.dataset", str(world / "nowhere")]  # as if its dataset were gone
+    apart = [
+        "--update.model",
+        str(updated),
+        "--update.dataset",
+        str(world / "nowhere"),
+    ]  # as if its dataset were gone
     message = refused(capsys, world, *apart)
-    assert "4 of the 28 users that the model knows are not in the data any more, e.g. 'a0'" in message
+    assert (
+        "4 of the 28 users that the model knows are not in the data any more, e.g. 'a0'" in message
+    )
     message = refused(capsys, world, *apart, "--events", str(world / "later.csv"))
     assert "nowhere is not a prepared dataset" in message and "set update.dataset" in message
     fusion = ["--update.only", "fusion", "--update.feedback"]

@@ -61,7 +61,9 @@ def ndcg(scorer: FriendsOnly | Popular | FrozenModel, queries: Queries, k: int) 
     return float(query_metrics(ranking.hits_BK, ranking.num_targets_B, [k])[f"ndcg@{k}"].mean())
 
 
-def rewrite(dataset: PreparedDataset, kept: Callable[[Array, Array, Array], Array]) -> PreparedDataset:
+def rewrite(
+    dataset: PreparedDataset, kept: Callable[[Array, Array, Array], Array]
+) -> PreparedDataset:
     """The dataset with only those events for which ``kept(users_E, items_E, splits_E)``."""
     root = Path(dataset.root)
     histories = dataset.histories()
@@ -70,7 +72,8 @@ def rewrite(dataset: PreparedDataset, kept: Callable[[Array, Array, Array], Arra
     names = {"items": left.items_E, "types": left.types_E, "times": left.times_E}
     names |= {"values": left.values_E, "splits": left.splits_E}
     lists = {
-        name: pa.LargeListArray.from_arrays(pa.array(left.offsets_U1), pa.array(flat)) for name, flat in names.items()
+        name: pa.LargeListArray.from_arrays(pa.array(left.offsets_U1), pa.array(flat))
+        for name, flat in names.items()
     }
     table = pa.table({"user": pa.array(left.users_U), **lists}).cast(HISTORY_SCHEMA)
     pq.write_table(table, root / "histories" / dataset.manifest.shards[0])
@@ -107,14 +110,18 @@ def test_new_item_with_text_only_is_found(tmp_path: Path) -> None:
     asked = dataset.histories().queries(Split.TEST)
     asked = asked.take(np.flatnonzero((asked.target_items < new) & (asked.histories.lengths_U > 0)))
     assert len(asked) > 30 and not dataset.item_counts_N(Split.VALID)[:new].any()
-    frozen = train(dataset, {"behaviour": {}}, model={"item": {"text": True}}, training={"loss": loss})
+    frozen = train(
+        dataset, {"behaviour": {}}, model={"item": {"text": True}}, training={"loss": loss}
+    )
     chance = float((1 / np.log2(np.arange(2, 12))).sum() / dataset.num_items)
     found = ndcg(frozen, asked, 10)
     assert found > 3 * chance and found > 3 * ndcg(Popular(dataset), asked, 10)
 
 
 @pytest.mark.slow
-def test_new_users_with_friends_only_on_lastfm(real_data: Path, tmp_path: Path, ray_local: None) -> None:
+def test_new_users_with_friends_only_on_lastfm(
+    real_data: Path, tmp_path: Path, ray_local: None
+) -> None:
     """A fifth of the users have no training event; friends alone rank for them on validation, tests
     are not read.
 
@@ -163,20 +170,33 @@ def hide_artists(source: Path, folder: Path) -> None:
     for name in ("artists.dat", "tags.dat", "user_friends.dat"):
         (folder / name).write_bytes((source / name).read_bytes())
     test = set(rows("splits/random80.test.tsv")[1:])
-    listens, tags = ([row.split("\t") for row in rows(f"user_{name}.dat")] for name in ("artists", "taggedartists"))
+    listens, tags = (
+        [row.split("\t") for row in rows(f"user_{name}.dat")]
+        for name in ("artists", "taggedartists")
+    )
     is_new = [len(row[1]) > 0 and row[1].isdigit() and int(row[1]) % 20 == 7 for row in listens]
-    asked = [f"{user}\t{item}" for (user, item, _), new in zip(listens, is_new, strict=True) if new and int(user) % 2]
+    asked = [
+        f"{user}\t{item}"
+        for (user, item, _), new in zip(listens, is_new, strict=True)
+        if new and int(user) % 2
+    ]
     asked = [pair for pair in asked if pair not in test]
-    dropped = test | {f"{row[0]}\t{row[1]}" for row, new in zip(listens, is_new, strict=True) if new} - set(asked)
+    dropped = test | {
+        f"{row[0]}\t{row[1]}" for row, new in zip(listens, is_new, strict=True) if new
+    } - set(asked)
     kept = ["\t".join(row) for row in listens if "\t".join(row[:2]) not in dropped]
     (folder / "user_artists.dat").write_text("\r\n".join(kept) + "\r\n", encoding="ascii")
     kept = ["\t".join(row) for row in tags if "\t".join(row[:2]) not in test]
     (folder / "user_taggedartists.dat").write_text("\r\n".join(kept) + "\r\n", encoding="ascii")
-    (folder / "pairs.tsv").write_text("\n".join(["userID\tartistID", *asked]) + "\n", encoding="ascii")
+    (folder / "pairs.tsv").write_text(
+        "\n".join(["userID\tartistID", *asked]) + "\n", encoding="ascii"
+    )
 
 
 @pytest.mark.slow
-def test_new_items_with_text_only_on_lastfm(real_data: Path, tmp_path: Path, ray_local: None) -> None:
+def test_new_items_with_text_only_on_lastfm(
+    real_data: Path, tmp_path: Path, ray_local: None
+) -> None:
     """Artists without a training listen, ranked among all 17,632 by the tags of other users, for
     users who chose them (tags of evaluated users are left out, as for every held-out listen; the
     published test is not read).
@@ -205,13 +225,21 @@ def test_new_items_with_text_only_on_lastfm(real_data: Path, tmp_path: Path, ray
     dataset = prepare(config, progress=lambda line: None)
     frozen = fit(config, dataset, Validator.of(config), TrainContext()).frozen
     asked = dataset.histories().queries(Split.TEST)
-    asked = asked.take(np.flatnonzero((asked.histories.lengths_U > 0) & (np.diff(asked.target_offsets_B1) > 0)))
+    asked = asked.take(
+        np.flatnonzero((asked.histories.lengths_U > 0) & (np.diff(asked.target_offsets_B1) > 0))
+    )
     new = np.unique(asked.target_items)
     assert len(asked) > 500 and len(new) > 300
-    assert not dataset.item_counts_N(Split.TRAIN)[new].any() and not dataset.item_counts_N(Split.VALID)[new].any()
+    assert (
+        not dataset.item_counts_N(Split.TRAIN)[new].any()
+        and not dataset.item_counts_N(Split.VALID)[new].any()
+    )
     found, before = recall_and_rank(frozen, asked)
     popular, _ = recall_and_rank(Popular(dataset), asked)
-    print(f"{len(asked)} users: recall@100 {found:.4f}, popularity {popular:.4f}, {before:.3f} of the items before")
+    print(
+        f"{len(asked)} users: recall@100 {found:.4f}, popularity {popular:.4f}, {before:.3f} of the"
+        " items before"
+    )
     assert found > 10 * 100 / dataset.num_items and found > 10 * popular and before < 0.25
 
 
@@ -220,7 +248,10 @@ def recall_and_rank(scorer: Popular | FrozenModel, queries: Queries) -> tuple[fl
     ties half.
     """
     scores_BN = scorer.scores(queries)
-    rows_P, targets_P = torch.as_tensor(queries.target_rows()), torch.as_tensor(queries.target_items).long()
+    rows_P, targets_P = (
+        torch.as_tensor(queries.target_rows()),
+        torch.as_tensor(queries.target_items).long(),
+    )
     hits_P = (scores_BN.topk(100, dim=1).indices[rows_P] == targets_P[:, None]).any(1)
     before = 0.0
     for row, target in zip(rows_P.tolist(), targets_P.tolist(), strict=True):

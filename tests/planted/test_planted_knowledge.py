@@ -25,7 +25,9 @@ BASE: dict[str, Any] = {"evolution": {}}
 
 
 def test_facts_improve_over_ids(tmp_path: Path) -> None:
-    """Items of one owner are two hops from each other's studio. Measured: +50 % (rgcn +46 %, one hop +36 %)."""
+    """Items of one owner are two hops from each other's studio. Measured: +50 % (rgcn +46 %, one
+    hop +36 %).
+    """
     dataset = planted_dataset(tmp_path, {"knowledge": 1.0}, **SPARSE)
     assert margin(train_ndcg(dataset, {**BASE, "knowledge": {}}), train_ndcg(dataset, BASE)) > 0.3
 
@@ -52,7 +54,10 @@ def test_users_whose_items_have_no_facts_lose_nothing(tmp_path: Path) -> None:
     with_, without = train(dataset, {**BASE, "knowledge": {}}), train(dataset, BASE)
     batch = last_position(queries, 20)
     _, present_BK = with_.encoders.encode(batch, with_.items, with_.states)
-    assert np.array_equal(present_BK[:, with_.names.index("knowledge")].numpy(), known_B) and len(silent) > 50
+    assert (
+        np.array_equal(present_BK[:, with_.names.index("knowledge")].numpy(), known_B)
+        and len(silent) > 50
+    )
     assert is_no_loss(ndcg(with_, silent), ndcg(without, silent))
 
 
@@ -62,11 +67,14 @@ def test_item_without_events_is_found_through_its_facts(tmp_path: Path) -> None:
     """
     dataset = planted_dataset(tmp_path, {"knowledge": 1.0}, events_per_user=10.0, cold_items=0.2)
     queries = dataset.histories().queries(Split.TEST)
-    new = queries.take(np.flatnonzero(dataset.item_counts_N(Split.TRAIN)[queries.target_items] == 0))
+    new = queries.take(
+        np.flatnonzero(dataset.item_counts_N(Split.TRAIN)[queries.target_items] == 0)
+    )
     chance = float((1 / np.log2(np.arange(2, 12))).sum() / dataset.num_items)
     item = {"text": False, "id_dropout": 0.5}
     refined, apart = (
-        train(dataset, {**BASE, "knowledge": {"refine": refine}}, model={"item": item}) for refine in (True, False)
+        train(dataset, {**BASE, "knowledge": {"refine": refine}}, model={"item": item})
+        for refine in (True, False)
     )
     assert len(new) > 50
     assert ndcg(refined, new).mean() > 1.6 * chance > ndcg(apart, new).mean()

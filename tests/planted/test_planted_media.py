@@ -46,7 +46,9 @@ def test_users_whose_items_have_no_image_lose_nothing(tmp_path: Path) -> None:
     """Half of the items lose their image; users with such items only have no vector. Paired
     bootstrap.
     """
-    dataset = planted_dataset(tmp_path, {"media": 1.0}, num_items=1000, events_per_user=6.0, short_history=0.6)
+    dataset = planted_dataset(
+        tmp_path, {"media": 1.0}, num_items=1000, events_per_user=6.0, short_history=0.6
+    )
     blind_N = forget(dataset, 0.5)
     queries = dataset.histories().queries(Split.TEST)
     past = queries.histories
@@ -54,7 +56,10 @@ def test_users_whose_items_have_no_image_lose_nothing(tmp_path: Path) -> None:
     silent = queries.take(np.flatnonzero(~seen_B))
     with_, without = train(dataset, {**BASE, "media": {}}), train(dataset, BASE)
     _, present_BK = with_.encoders.encode(last_position(queries, 20), with_.items, with_.states)
-    assert np.array_equal(present_BK[:, with_.names.index("media")].numpy(), seen_B) and len(silent) > 50
+    assert (
+        np.array_equal(present_BK[:, with_.names.index("media")].numpy(), seen_B)
+        and len(silent) > 50
+    )
     assert is_no_loss(ndcg(with_, silent), ndcg(without, silent))
 
 
@@ -64,13 +69,17 @@ def test_item_without_events_is_found_by_its_image(tmp_path: Path) -> None:
     """
     dataset = planted_dataset(tmp_path, {"media": 1.0}, events_per_user=10.0, cold_items=0.2)
     queries = dataset.histories().queries(Split.TEST)
-    new = queries.take(np.flatnonzero(dataset.item_counts_N(Split.TRAIN)[queries.target_items] == 0))
+    new = queries.take(
+        np.flatnonzero(dataset.item_counts_N(Split.TRAIN)[queries.target_items] == 0)
+    )
     chance = float((1 / np.log2(np.arange(2, 12))).sum() / dataset.num_items)
     options: dict[str, Any] = {
         "model": {"item": {"text": False, "id_dropout": 0.5}},
         "training": {"loss": {"temperature": 0.2, "new_items": False}},
     }
-    refined, apart = (train(dataset, {**BASE, "media": {"refine": refine}}, **options) for refine in (True, False))
+    refined, apart = (
+        train(dataset, {**BASE, "media": {"refine": refine}}, **options) for refine in (True, False)
+    )
     assert len(new) > 50
     assert ndcg(refined, new).mean() > 2 * chance > ndcg(apart, new).mean()
 

@@ -47,12 +47,16 @@ def with_(dataset: PreparedDataset) -> FrozenModel:
     return train(dataset, {**BASE, "profile": {}})
 
 
-def test_profile_finds_its_signal(with_: FrozenModel, without: FrozenModel, queries: Queries) -> None:
+def test_profile_finds_its_signal(
+    with_: FrozenModel, without: FrozenModel, queries: Queries
+) -> None:
     """Measured: +117 %."""
     assert margin(ndcg(with_, queries), ndcg(without, queries)) > 0.6
 
 
-def test_crosses_are_needed_to_find_the_signal(dataset: PreparedDataset, with_: FrozenModel, queries: Queries) -> None:
+def test_crosses_are_needed_to_find_the_signal(
+    dataset: PreparedDataset, with_: FrozenModel, queries: Queries
+) -> None:
     """A sum over the fields, without crosses, is no better than no attributes at all. Measured:
     +162 %.
     """
@@ -71,21 +75,31 @@ def test_new_user_with_attributes_beats_popularity(with_: FrozenModel, queries: 
     """Without events and friends, from attributes alone; without attributes, popularity is the only
     choice.
     """
-    nobody = Histories.of_items([[] for _ in range(len(queries))], queries.histories.users_U.tolist())
+    nobody = Histories.of_items(
+        [[] for _ in range(len(queries))], queries.histories.users_U.tolist()
+    )
     newcomers = replace(queries, histories=nobody)
-    friendless = {**with_.states["social"], "present_V": torch.zeros_like(with_.states["social"]["present_V"])}
+    friendless = {
+        **with_.states["social"],
+        "present_V": torch.zeros_like(with_.states["social"]["present_V"]),
+    }
     alone = _with_states(with_, social=friendless)
     unknown = np.full(len(queries), -1, dtype=np.int32)
     popular = ndcg(alone, replace(queries, histories=replace(nobody, users_U=unknown)))
     assert margin(ndcg(alone, newcomers), popular) > 0.6
 
 
-def test_users_without_attributes_lose_nothing(with_: FrozenModel, without: FrozenModel, queries: Queries) -> None:
+def test_users_without_attributes_lose_nothing(
+    with_: FrozenModel, without: FrozenModel, queries: Queries
+) -> None:
     """With all attributes missing, users get results as good as from the model trained without
     attributes.
     """
     state = with_.states["profile"]
-    missing = {"codes_VS": state["codes_VS"].clamp(max=MISSING), "values_VM": torch.zeros_like(state["values_VM"])}
+    missing = {
+        "codes_VS": state["codes_VS"].clamp(max=MISSING),
+        "values_VM": torch.zeros_like(state["values_VM"]),
+    }
     blind = _with_states(with_, profile=missing)
     assert is_no_loss(ndcg(blind, queries), ndcg(without, queries))
     assert margin(ndcg(with_, queries), ndcg(blind, queries)) > 0.6
@@ -103,4 +117,6 @@ def test_random_attributes_cost_nothing(tmp_path: Path) -> None:
 def _with_states(model: FrozenModel, **states: State) -> FrozenModel:
     """The model with replaced states of some granularities."""
     changed = {**model.states, **states}
-    return FrozenModel(model.config, model.sizes, model.encoders, model.items, changed, model.popularity_N)
+    return FrozenModel(
+        model.config, model.sizes, model.encoders, model.items, changed, model.popularity_N
+    )

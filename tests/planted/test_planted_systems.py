@@ -38,7 +38,9 @@ class System:
 
 SYSTEMS = {
     "S1": System(
-        ("text", "social", "collaborative"), {"evolution": {}}, {"behaviour": {}, "social": {}, "collaborative": {}}
+        ("text", "social", "collaborative"),
+        {"evolution": {}},
+        {"behaviour": {}, "social": {}, "collaborative": {}},
     ),
     "S2": System(
         ("stratum",),
@@ -48,7 +50,9 @@ SYSTEMS = {
     ),
     "S3": System(("profile",), {"evolution": {}}, {"profile": {}, "item_cf": {}}, SPARSE),
     "S4": System(("evolution",), {"collaborative": {}}, {"evolution": {}}),
-    "S5": System(("text", "knowledge"), {"evolution": {}}, {"behaviour": {}, "knowledge": {}}, SPARSE),
+    "S5": System(
+        ("text", "knowledge"), {"evolution": {}}, {"behaviour": {}, "knowledge": {}}, SPARSE
+    ),
 }
 
 
@@ -57,7 +61,9 @@ SYSTEMS = {
 SLOW = {"S1", "S3", "S4"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SYSTEMS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SYSTEMS]
+)
 def test_a_system_finds_its_signals(name: str, tmp_path: Path) -> None:
     """Measured: S1 +66 %, S2 +77 %, S3 +96 %."""
     system = SYSTEMS[name]
@@ -71,7 +77,9 @@ def test_a_system_finds_its_signals(name: str, tmp_path: Path) -> None:
 def test_all_systems_together_are_no_worse_than_any(tmp_path: Path) -> None:
     dataset = planted_dataset(tmp_path, dict.fromkeys(KNOBS, 1.0), seed=SEED)
     systems = {name: {**system.base, **system.adds} for name, system in SYSTEMS.items()}
-    together: Granularities = {key: options for system in systems.values() for key, options in system.items()}
+    together: Granularities = {
+        key: options for system in systems.values() for key, options in system.items()
+    }
     all_ = train_ndcg(dataset, together, model=CHECKED)
     for name, granularities in systems.items():
         alone = train_ndcg(dataset, granularities, model=CHECKED)

@@ -21,7 +21,15 @@ from recsys.model import FrozenModel
 from recsys.sources.world import STRATA, tastes, world_of
 from recsys.training.build import build_graphs
 from recsys.training.user_clusters import stratum_of
-from tests.planted import is_no_loss, margin, ndcg, planted_dataset, planted_source, train, train_ndcg
+from tests.planted import (
+    is_no_loss,
+    margin,
+    ndcg,
+    planted_dataset,
+    planted_source,
+    train,
+    train_ndcg,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,8 +56,12 @@ def asked(dataset: PreparedDataset) -> Queries:
     return dataset.histories().queries(Split.TEST)
 
 
-def test_strata_help_if_strata_decide(planted: PreparedDataset, model: FrozenModel, without: FrozenModel) -> None:
-    """Measured with two seeds: +80 %, +117 % next to collaborative; +42 %, +46 % next to evolution."""
+def test_strata_help_if_strata_decide(
+    planted: PreparedDataset, model: FrozenModel, without: FrozenModel
+) -> None:
+    """Measured with two seeds: +80 %, +117 % next to collaborative; +42 %, +46 % next to
+    evolution.
+    """
     assert margin(ndcg(model, asked(planted)), ndcg(without, asked(planted))) > 0.3
 
 
@@ -58,13 +70,17 @@ def test_hierarchical_strata_help_too(planted: PreparedDataset, without: FrozenM
     assert margin(values, ndcg(without, asked(planted))) > 0.3
 
 
-def test_validation_finds_the_number_of_strata_and_the_strata(planted: PreparedDataset, model: FrozenModel) -> None:
+def test_validation_finds_the_number_of_strata_and_the_strata(
+    planted: PreparedDataset, model: FrozenModel
+) -> None:
     """Chosen from 4, 8, 16 and 32; users with ten or more events are with those of their true
     stratum: .79, by chance .13.
     """
     assert model.sizes.inputs["stratum"] == STRATA
     world = world_of(planted_source({"stratum": 1.0}, **WORLD))
-    truth_V = np.concatenate([tastes(world, bundle).stratum_U for bundle in range(world.num_bundles)])
+    truth_V = np.concatenate(
+        [tastes(world, bundle).stratum_U for bundle in range(world.num_bundles)]
+    )
     module = stratum_of(model)
     assert module is not None
     users = module.user_vectors(build_graphs(planted, Split.TRAIN), model.items)
@@ -85,12 +101,16 @@ def test_strata_cost_nothing_if_they_decide_nothing(tmp_path: Path) -> None:
     assert is_no_loss(train_ndcg(dataset, {**BASE, "stratum": {}}), train_ndcg(dataset, BASE))
 
 
-def test_user_without_history_gets_scores_without_stratum(planted: PreparedDataset, model: FrozenModel) -> None:
+def test_user_without_history_gets_scores_without_stratum(
+    planted: PreparedDataset, model: FrozenModel
+) -> None:
     """There is nothing to compare the user by: stratum is masked, and the scores are those with its
     weight at zero.
     """
     empty = Histories.of_items([[], []], [0, -1])
     nobody = Queries(empty, np.zeros(3, dtype=np.int64), np.zeros(0, dtype=np.int32))
-    torch.testing.assert_close(model.scores(nobody), model.scores_without(nobody, "stratum"), rtol=0, atol=0)
+    torch.testing.assert_close(
+        model.scores(nobody), model.scores_without(nobody, "stratum"), rtol=0, atol=0
+    )
     queries = asked(planted)
     assert not torch.equal(model.scores(queries), model.scores_without(queries, "stratum"))

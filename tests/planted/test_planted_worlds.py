@@ -42,7 +42,9 @@ class Case:
 # Few events per item, so that text knows more than ids; many short histories, so that friends know
 # more than events.
 CASES = {
-    "behaviour": Case("text", "evolution", "evolution", {"num_items": 1000, "events_per_user": 6.0}),
+    "behaviour": Case(
+        "text", "evolution", "evolution", {"num_items": 1000, "events_per_user": 6.0}
+    ),
     "evolution": Case("evolution", "collaborative", "collaborative"),
     "collaborative": Case("collaborative", "social", "social"),
     "social": Case("social", "evolution", "evolution", {"short_history": 0.6}),
@@ -66,12 +68,19 @@ def trained(folder: Path, name: str, knob: str, seed: int) -> Trained:
     base: dict[str, Any] = {CASES[name].base: {}}
     # friends are redundant if the community decides; they learn to work alone if histories are
     # dropped often
-    fusion = {"check": True, "signal_dropout": 0.3 if name == "collaborative" and knob == "collaborative" else 0.1}
-    return Trained(dataset, train(dataset, {**base, name: {}}, model={"fusion": fusion}), train(dataset, base))
+    fusion = {
+        "check": True,
+        "signal_dropout": 0.3 if name == "collaborative" and knob == "collaborative" else 0.1,
+    }
+    return Trained(
+        dataset, train(dataset, {**base, name: {}}, model={"fusion": fusion}), train(dataset, base)
+    )
 
 
 @pytest.fixture(scope="module", params=CASES)
-def up(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Trained]]:
+def up(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Trained]]:
     """Every granularity in the world of its knob."""
     name = request.param
     yield name, trained(tmp_path_factory.mktemp(f"up-{name}"), name, CASES[name].knob, SEED)
@@ -86,12 +95,17 @@ def test_a_granularity_finds_its_signal(up: tuple[str, Trained]) -> None:
 def test_users_without_the_signal_lose_nothing(up: tuple[str, Trained]) -> None:
     name, models = up
     if name == "collaborative":
-        pytest.skip("next to collaborative, friends alone are worse than if trained alone: docs/dead-ends.md")
+        pytest.skip(
+            "next to collaborative, friends alone are worse than if trained alone:"
+            " docs/dead-ends.md"
+        )
     with_, queries = models.with_, models.queries()
     past = queries.histories
     if name == "behaviour":  # remove all texts
         items = replace(with_.items, text_ST=torch.zeros_like(with_.items.text_ST))
-        with_ = FrozenModel(with_.config, with_.sizes, with_.encoders, items, with_.states, with_.popularity_N)
+        with_ = FrozenModel(
+            with_.config, with_.sizes, with_.encoders, items, with_.states, with_.popularity_N
+        )
     elif name == "social":  # remove all friends
         with_ = friendless(with_)
     else:  # no history: friends alone; for evolution, whose base also needs a history, popularity
@@ -111,9 +125,14 @@ def test_granularity_costs_nothing_without_its_signal(name: str, seed: int, tmp_
 
 def friendless(model: FrozenModel) -> FrozenModel:
     """The model in a world without friendships."""
-    state = {**model.states["social"], "present_V": torch.zeros_like(model.states["social"]["present_V"])}
+    state = {
+        **model.states["social"],
+        "present_V": torch.zeros_like(model.states["social"]["present_V"]),
+    }
     states = {**model.states, "social": state}
-    return FrozenModel(model.config, model.sizes, model.encoders, model.items, states, model.popularity_N)
+    return FrozenModel(
+        model.config, model.sizes, model.encoders, model.items, states, model.popularity_N
+    )
 
 
 def test_random_friends_are_pruned_from_the_model(tmp_path: Path) -> None:
@@ -123,20 +142,29 @@ def test_random_friends_are_pruned_from_the_model(tmp_path: Path) -> None:
     dataset = planted_dataset(tmp_path, {"evolution": 1.0}, **CASES["social"].world, seed=SEED)
     queries = dataset.histories().queries(Split.TEST)
     both: dict[str, Any] = {"evolution": {}, "social": {}}
-    checked, unchecked = (train(dataset, both, model={"fusion": {"check": check}}) for check in (True, False))
+    checked, unchecked = (
+        train(dataset, both, model={"fusion": {"check": check}}) for check in (True, False)
+    )
     without = train(dataset, {"evolution": {}})
     assert not is_no_loss(ndcg(unchecked, queries), ndcg(without, queries))
     assert torch.equal(checked.item_vectors_ND, without.item_vectors_ND)
     parameters = checked.encoders.state_dict()
     for name, tensor in without.encoders.state_dict().items():
-        assert torch.equal(parameters[name][:1] if name.startswith("fusion.") else parameters[name], tensor), name
+        assert torch.equal(
+            parameters[name][:1] if name.startswith("fusion.") else parameters[name], tensor
+        ), name
     for model in (checked, friendless(checked)):
-        torch.testing.assert_close(model.scores(queries), without.scores(queries), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            model.scores(queries), without.scores(queries), rtol=0, atol=1e-6
+        )
         assert np.array_equal(ndcg(model, queries), ndcg(without, queries))
     social = checked.names.index("social")
     parts_BKD, weights_BK, _ = checked.parts(queries)
     assert weights_BK[:, social].max() < 1e-9
-    nobody = replace(queries, histories=queries.histories.where(np.zeros(len(queries.histories.items_E), dtype=bool)))
+    nobody = replace(
+        queries,
+        histories=queries.histories.where(np.zeros(len(queries.histories.items_E), dtype=bool)),
+    )
     scores_BN, friends_BN = checked.scores(nobody), parts_BKD[:, social] @ checked.item_vectors_ND.T
     has_friend_B = weights_BK[:, social] > 0
     torch.testing.assert_close(scores_BN[has_friend_B], friends_BN[has_friend_B], rtol=0, atol=0)

@@ -45,7 +45,10 @@ def write_days(folder: Path, seed: int = 0) -> list[Path]:
     rows: list[list[str]] = [[] for _ in range(NUM_DAYS)]
     for day in range(NUM_DAYS):
         for _ in range(160):
-            user, item = int(random.integers(0, 30 + 4 * day)), int(random.integers(0, 20 + 2 * day))
+            user, item = (
+                int(random.integers(0, 30 + 4 * day)),
+                int(random.integers(0, 20 + 2 * day)),
+            )
             time = 1_600_000_000 + day * DAY + int(random.integers(0, DAY))
             kind, weather = ("buy", "rain") if random.random() < 0.4 else ("view", "sun")
             value = int(random.integers(1, 6))
@@ -63,8 +66,17 @@ def write_days(folder: Path, seed: int = 0) -> list[Path]:
 
 
 def config_of(files: list[Path], place: Path, **data: Any) -> Config:
-    source = {"kind": "canonical", "events": [str(path) for path in files], **data.pop("source", {})}
-    settings = {"text": {"enabled": False}, "quarantine": {"max_share": 0.05}, "num_shards": 3, **data}
+    source = {
+        "kind": "canonical",
+        "events": [str(path) for path in files],
+        **data.pop("source", {}),
+    }
+    settings = {
+        "text": {"enabled": False},
+        "quarantine": {"max_share": 0.05},
+        "num_shards": 3,
+        **data,
+    }
     return build_config({"data": {"dir": str(place), "source": source, **settings}})
 
 
@@ -83,7 +95,9 @@ def day_by_day(files: list[Path], folder: Path, **data: Any) -> PreparedDataset:
 def named_codes(dataset: PreparedDataset, codes: list[int]) -> tuple[Any, ...]:
     """Context codes as values."""
     pairs = zip(dataset.context, codes, strict=True)
-    return tuple(column.values[code - 2] if column.values and code > 1 else code for column, code in pairs)
+    return tuple(
+        column.values[code - 2] if column.values and code > 1 else code for column, code in pairs
+    )
 
 
 def content(dataset: PreparedDataset) -> dict[str, Any]:
@@ -95,8 +109,13 @@ def content(dataset: PreparedDataset) -> dict[str, Any]:
         for row, user in enumerate(shard.users_U.tolist()):
             span = slice(shard.offsets_U1[row], shard.offsets_U1[row + 1])
             columns = (shard.times_E, shard.values_E, shard.splits_E)
-            codes = [named_codes(dataset, row_codes) for row_codes in shard.context_EC[span].tolist()]
-            named = ([items[i] for i in shard.items_E[span]], [types[t] for t in shard.types_E[span]])
+            codes = [
+                named_codes(dataset, row_codes) for row_codes in shard.context_EC[span].tolist()
+            ]
+            named = (
+                [items[i] for i in shard.items_E[span]],
+                [types[t] for t in shard.types_E[span]],
+            )
             histories[users[user]] = list(
                 zip(*named, *(column[span].tolist() for column in columns), codes, strict=True)
             )
@@ -154,7 +173,14 @@ def ndcg_by_query(dataset: PreparedDataset) -> tuple[Array, Array]:
                 "item": {"text": False},
                 "granularities": {"evolution": {"enabled": True}},
             },
-            "train": {"epochs": 8, "batch_size": 64, "lr": 0.01, "metric": "ndcg@10", "refit": False, "threads": 1},
+            "train": {
+                "epochs": 8,
+                "batch_size": 64,
+                "lr": 0.01,
+                "metric": "ndcg@10",
+                "refit": False,
+                "threads": 1,
+            },
             "evaluate": {"ks": [10]},
         }
     )
@@ -165,18 +191,25 @@ def ndcg_by_query(dataset: PreparedDataset) -> tuple[Array, Array]:
     return validator(trained.frozen, queries), validator(popularity, queries)
 
 
-def test_model_after_daily_appends_is_as_good_as_after_one_prepare(tmp_path: Path, one_thread: None) -> None:
+def test_model_after_daily_appends_is_as_good_as_after_one_prepare(
+    tmp_path: Path, one_thread: None
+) -> None:
     """The dense ids differ, so the models differ by chance, but by less than the interval of
     either.
     """
     world = world_of(plan())
     write_items(world, tmp_path)
     files = write_export(days_of(world)[:18], tmp_path / "days")
-    settings: dict[str, Any] = {"split": {"kind": "temporal"}, "source": {"items": [str(tmp_path / "items.csv")]}}
+    settings: dict[str, Any] = {
+        "split": {"kind": "temporal"},
+        "source": {"items": [str(tmp_path / "items.csv")]},
+    }
     once = quietly(config_of(files, tmp_path / "once", **copy.deepcopy(settings)))
     apart = quietly(config_of(files[:14], tmp_path / "0", **copy.deepcopy(settings)))
     for number, file in enumerate(files[14:], 1):
-        apart = quietly(config_of([file], tmp_path / str(number), **copy.deepcopy(settings)), earlier=apart)
+        apart = quietly(
+            config_of([file], tmp_path / str(number), **copy.deepcopy(settings)), earlier=apart
+        )
     assert content(apart)["histories"] == content(once)["histories"]
     assert apart.user_ids.to_pylist() != once.user_ids.to_pylist()
     (whole, popular), (appended, _) = (ndcg_by_query(dataset) for dataset in (once, apart))
@@ -194,18 +227,24 @@ def test_only_touched_users_are_written_again(tmp_path: Path) -> None:
     ((base, newer),) = after.manifest.renewed.items()
     assert len(newer) == 1 and len(after.history_file(newer[0])) == 1
     assert len(after.shard(base)) - len(before.shard(base)) in (0, 1)
-    old, linked = (folder / "histories" / base for folder in (tmp_path / "before", tmp_path / "after"))
+    old, linked = (
+        folder / "histories" / base for folder in (tmp_path / "before", tmp_path / "after")
+    )
     assert os.path.samefile(old, linked), "the other histories are the very same file"
 
 
 def test_a_shard_with_many_touched_users_is_written_again(tmp_path: Path) -> None:
     files = write_days(tmp_path / "days")
     appended = day_by_day(files, tmp_path / "apart")
-    assert not any(appended.manifest.renewed.values()), "each day touches more than half of the users"
+    assert not any(appended.manifest.renewed.values()), (
+        "each day touches more than half of the users"
+    )
     audit(appended)
 
 
-def test_a_shard_with_many_newer_files_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_with_many_newer_files_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("recsys.preparation.append._MOST_FILES", 2)
     files = write_days(tmp_path / "days")
     dataset = quietly(config_of(files[:5], tmp_path / "before"))
@@ -230,12 +269,17 @@ def test_old_files_are_not_read_again(tmp_path: Path) -> None:
     for file in files[:5]:
         file.unlink()
     after = quietly(config_of([copy, files[5]], tmp_path / "after"), earlier=before)
-    assert after.manifest.read["events"] - before.manifest.read["events"] == len(files[5].read_text().splitlines()) - 1
+    assert (
+        after.manifest.read["events"] - before.manifest.read["events"]
+        == len(files[5].read_text().splitlines()) - 1
+    )
     with pytest.raises(DataError, match=r"no new events: .*after has read all named"):
         quietly(config_of([copy, files[5]], tmp_path / "again"), earlier=after)
 
 
-def test_files_that_arrive_or_grow_during_a_prepare_are_read_by_the_next_one(tmp_path: Path) -> None:
+def test_files_that_arrive_or_grow_during_a_prepare_are_read_by_the_next_one(
+    tmp_path: Path,
+) -> None:
     """The manifest records the files as they were when they were read, not when the dataset was
     complete.
     """
@@ -285,12 +329,19 @@ def test_ids_keep_their_numbers_when_items_and_values_disappear(tmp_path: Path) 
     before = quietly(config_of(files[:5], tmp_path / "before", source=items, **settings))
     items = {"items": [str(tmp_path / "today.csv")]}
     window: dict[str, Any] = {"from": "2020-09-15T00:00:00"}  # after the second day
-    after = quietly(config_of([files[5]], tmp_path / "after", source=items, **settings, **window), earlier=before)
+    after = quietly(
+        config_of([files[5]], tmp_path / "after", source=items, **settings, **window),
+        earlier=before,
+    )
     assert after.item_ids.to_pylist()[: before.num_items] == before.item_ids.to_pylist()
     assert after.user_ids.to_pylist()[: before.num_users] == before.user_ids.to_pylist()
-    titles = dict(zip(after.item_ids.to_pylist(), after.features.column("title").to_pylist(), strict=True))
+    titles = dict(
+        zip(after.item_ids.to_pylist(), after.features.column("title").to_pylist(), strict=True)
+    )
     assert titles["i1"] == "title 1", "what is known of an item stays known"
-    assert [column.values for column in after.context] == [column.values for column in before.context]
+    assert [column.values for column in after.context] == [
+        column.values for column in before.context
+    ]
     assert after.manifest.dropped["events"]["before data.from"] > 0
     audit(after)
 
@@ -304,7 +355,9 @@ def test_item_added_to_the_catalogue_later_keeps_its_events(tmp_path: Path) -> N
     sources = [{"items": [str(tmp_path / f"{name}.csv")]} for name in ("early", "late")]
     before = quietly(config_of(files[:5], tmp_path / "before", source=sources[0], **settings))
     assert before.manifest.quarantined["events"]["unknown item"] > 0
-    after = quietly(config_of(files[5:], tmp_path / "after", source=sources[1], **settings), earlier=before)
+    after = quietly(
+        config_of(files[5:], tmp_path / "after", source=sources[1], **settings), earlier=before
+    )
     once = quietly(config_of(files, tmp_path / "once", source=sources[1], **settings))
     assert content(after) == content(once)
 
@@ -314,10 +367,14 @@ def test_fewer_events_than_before_are_refused_and_nothing_is_lost(tmp_path: Path
     before = quietly(config_of(files[:5], tmp_path / "data"))
     config = config_of(files[5:], tmp_path / "data")
     events = before.manifest.counts["events"]
-    everybody = "\n".join(f"{user},i1,1600900000,view,1,sun" for user in before.user_ids.to_pylist())
+    everybody = "\n".join(
+        f"{user},i1,1600900000,view,1,sun" for user in before.user_ids.to_pylist()
+    )
     some = "\n".join(f"u1,{item},1600900001,view,1,sun" for item in before.item_ids.to_pylist())
     files[5].write_text(f"{files[4].read_text().splitlines()[0]}\n{everybody}\n{some}\n")
-    with pytest.raises(DataError, match=rf"the parent model has {events:,}: .*--events FILE.*--replace"):
+    with pytest.raises(
+        DataError, match=rf"the parent model has {events:,}: .*--events FILE.*--replace"
+    ):
         quietly(config, base=before.vocabulary(), least=Least(events))
     assert PreparedDataset(str(tmp_path / "data")).manifest == before.manifest
     replaced = quietly(config, base=before.vocabulary(), least=Least(events, replace=True))
@@ -330,10 +387,14 @@ def test_prepare_that_would_lose_appended_files_is_refused(tmp_path: Path) -> No
     dataset = quietly(config_of(files[2:], tmp_path / "data"), earlier=dataset)
     assert len(dataset.manifest.store["readings"]) == 2
     with pytest.raises(
-        DataError, match=r"data has 4 appended files of events that data.source does not name, .*day-2.csv"
+        DataError,
+        match=r"data has 4 appended files of events that data.source does not name, .*day-2.csv",
     ):
         quietly(config_of(files[:2], tmp_path / "data"))
-    assert quietly(config_of(files, tmp_path / "data")).manifest.counts["events"] == dataset.manifest.counts["events"]
+    assert (
+        quietly(config_of(files, tmp_path / "data")).manifest.counts["events"]
+        == dataset.manifest.counts["events"]
+    )
 
 
 def test_differing_settings_are_named(tmp_path: Path) -> None:
@@ -345,13 +406,17 @@ def test_differing_settings_are_named(tmp_path: Path) -> None:
     assert not kept.manifest.store and not (tmp_path / "without/events").exists()
     temporal = {"split": {"kind": "temporal"}}
     first = quietly(config_of(files[:5], tmp_path / "first", **temporal))
-    last = quietly(config_of(files[5:], tmp_path / "last", keep_events=False, **temporal), earlier=first)
+    last = quietly(
+        config_of(files[5:], tmp_path / "last", keep_events=False, **temporal), earlier=first
+    )
     assert not last.manifest.store and not (tmp_path / "last/events").exists()
     with pytest.raises(ConfigError, match="keeps no events"):
         quietly(config_of(files[5:], tmp_path / "after"), earlier=kept)
 
 
-@pytest.mark.parametrize("spelling", ["relative", "absolute", "slash", "link", "file", "glob", "moved"])
+@pytest.mark.parametrize(
+    "spelling", ["relative", "absolute", "slash", "link", "file", "glob", "moved"]
+)
 def test_dataset_is_recognised_by_any_spelling_of_its_path(
     spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,7 +453,9 @@ def test_forgotten_users_in_newer_files_are_left_out(name: str, tmp_path: Path) 
     forgotten.write(place)
     expected = content(quietly(config_of(files, tmp_path / "once", forgotten=place, **CASES[name])))
     numbers = [before.user_ids.to_pylist().index(user) for user in gone]
-    rest = forget_users(before, numbers, forgotten, config_of(files[:3], tmp_path / "before")).dataset
+    rest = forget_users(
+        before, numbers, forgotten, config_of(files[:3], tmp_path / "before")
+    ).dataset
     settings = config_of(files[3:], tmp_path / "after", forgotten=place, **CASES[name])
     after = quietly(settings, earlier=rest)
     found = content(after)
@@ -397,7 +464,9 @@ def test_forgotten_users_in_newer_files_are_left_out(name: str, tmp_path: Path) 
     assert after.manifest.forgotten["users"] == forgotten.to_json()
     audit(after)
     kept = [Kept(folder_of(after), bucket, (0, 1)).rows() for bucket in range(3)]
-    assert not {*gone} & {user for rows in kept if rows for user in rows.column("user_id").to_pylist()}
+    assert not {*gone} & {
+        user for rows in kept if rows for user in rows.column("user_id").to_pylist()
+    }
 
 
 def test_newer_files_need_the_key_of_the_earlier_dataset(tmp_path: Path) -> None:

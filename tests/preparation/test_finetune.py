@@ -19,7 +19,12 @@ from recsys.config import TextConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories
 from recsys.encoders.adapter import Adapter, is_adapter, with_adapter
-from recsys.encoders.text import EncoderSettings, TextEncoder, language_model_fingerprint, load_language_model
+from recsys.encoders.text import (
+    EncoderSettings,
+    TextEncoder,
+    language_model_fingerprint,
+    load_language_model,
+)
 from recsys.errors import ConfigError
 from recsys.preparation.finetune import _in_batch, pairs_of, retrieval, train_adapter
 from recsys.preparation.prepare import prepare
@@ -42,16 +47,27 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
     inner = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=32, **shape)).save_pretrained(folder)
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    BertModel(
+        BertConfig(vocab_size=len(vocabulary), max_position_embeddings=32, **shape)
+    ).save_pretrained(folder)
     return folder
 
 
 def settings(model: Path, cache: Path | str = "", **finetune: Any) -> TextConfig:
     options = {"enabled": True, "steps": 20, "batch_size": 8, "rank": 4, "lr": 0.02, **finetune}
-    return TextConfig(model=str(model), max_tokens=16, dtype="float32", cache_dir=str(cache), finetune=options)  # type: ignore[arg-type]
+    return TextConfig(
+        model=str(model), max_tokens=16, dtype="float32", cache_dir=str(cache), finetune=options
+    )  # type: ignore[arg-type]
 
 
 # -------------------------------------------------------------------------------------------- pairs
@@ -59,7 +75,9 @@ def settings(model: Path, cache: Path | str = "", **finetune: Any) -> TextConfig
 
 def events(parts: list[str]) -> Histories:
     """Users whose event ``e`` has the item 20 · user + e and the split of the letter."""
-    made = Histories.of_items([[20 * user + place for place in range(len(row))] for user, row in enumerate(parts)])
+    made = Histories.of_items(
+        [[20 * user + place for place in range(len(row))] for user, row in enumerate(parts)]
+    )
     splits = np.array(["tvx".index(letter) for row in parts for letter in row], dtype=np.uint8)
     return replace(made, splits_E=splits)
 
@@ -86,7 +104,9 @@ def test_planted_leak_is_in_no_pair(ordered: bool) -> None:
 
 def test_pairs_are_limited_and_depend_on_the_seed() -> None:
     histories, has_text = events(["t" * 10] * 4), np.ones(80, dtype=bool)
-    first, again, other = (pairs_of(histories, has_text, False, 7, [seed])[0].tolist() for seed in (3, 3, 4))
+    first, again, other = (
+        pairs_of(histories, has_text, False, 7, [seed])[0].tolist() for seed in (3, 3, 4)
+    )
     assert len(first) == 7 and first == again != other
 
 
@@ -114,7 +134,9 @@ def test_retrieval_by_hand() -> None:
 
 
 def trained(model: Path, seed: int = 0) -> tuple[Adapter, list[float]]:
-    texts = [f"a{topic}x a{topic}y" for topic in range(TOPICS)] + [f"b{topic}x b{topic}z" for topic in range(TOPICS)]
+    texts = [f"a{topic}x a{topic}y" for topic in range(TOPICS)] + [
+        f"b{topic}x b{topic}z" for topic in range(TOPICS)
+    ]
     pairs = np.array([[topic, TOPICS + topic] for topic in range(TOPICS)] * 4)
     return train_adapter(texts, pairs, settings(model), seed, gpu=False, threads=1)
 
@@ -127,15 +149,23 @@ def test_training_changes_only_the_adapter(tiny_bert: Path, one_thread: None) ->
     _, base = load_language_model(str(tiny_bert), False)
     model = with_adapter(base, 4, "tiny")
     learning = [name for name, part in model.named_parameters() if part.requires_grad]
-    assert len(learning) == 2 * 2 * 3 and all("lora_" in name for name in learning), "two layers of query, key, value"
-    frozen = {name.replace(".base_layer", ""): part for name, part in model.named_parameters() if "lora_" not in name}
+    assert len(learning) == 2 * 2 * 3 and all("lora_" in name for name in learning), (
+        "two layers of query, key, value"
+    )
+    frozen = {
+        name.replace(".base_layer", ""): part
+        for name, part in model.named_parameters()
+        if "lora_" not in name
+    }
     _, untouched = load_language_model(str(tiny_bert), False)
     for name, part in untouched.named_parameters():
         assert torch.equal(frozen[f"base_model.model.{name}"], part)
     assert trained(tiny_bert)[0].digest == adapter.digest != trained(tiny_bert, seed=1)[0].digest
 
 
-def test_a_saved_adapter_gives_equal_vectors(tiny_bert: Path, tmp_path: Path, one_thread: None) -> None:
+def test_a_saved_adapter_gives_equal_vectors(
+    tiny_bert: Path, tmp_path: Path, one_thread: None
+) -> None:
     """As bytes in the settings, as a folder in data.text.model, and loaded by peft."""
     adapter, _ = trained(tiny_bert)
     (tmp_path / "adapter_config.json").write_text(adapter.config)
@@ -189,16 +219,24 @@ def planted(users: int, items_a_topic: int) -> tuple[pa.Table, pa.Table]:
     for topic in range(TOPICS):
         for number in range(items_a_topic):
             kind = "ab"[number % 2]
-            words = [f"{kind}{topic}{letter}" for letter in random.permutation(list("xyz"))[: 1 + number % 3]]
+            words = [
+                f"{kind}{topic}{letter}"
+                for letter in random.permutation(list("xyz"))[: 1 + number % 3]
+            ]
             texts[f"i{topic}-{number}"] = " ".join([*words, str(random.choice(WORDS))])
     for user in range(users):
         mine = random.permutation(items_a_topic)[:8]
-        rows += [event(f"u{user}", f"i{user % TOPICS}-{number}", second) for second, number in enumerate(mine)]
+        rows += [
+            event(f"u{user}", f"i{user % TOPICS}-{number}", second)
+            for second, number in enumerate(mine)
+        ]
     items = [{schema.ITEM_ID: item, "title": text} for item, text in texts.items()]
     return rows_of("events", rows), rows_of("items", items, title=pa.string())
 
 
-def run(folder: Path, model: Path, lines: list[str], users: int, items: int, **finetune: Any) -> PreparedDataset:
+def run(
+    folder: Path, model: Path, lines: list[str], users: int, items: int, **finetune: Any
+) -> PreparedDataset:
     tables = dict(zip(("events", "items"), planted(users, items), strict=True))
     chosen = config(folder, text=settings(model, folder / "cache", **finetune).model_dump())
     return prepare(chosen, lines.append, MemorySource(**tables))
@@ -209,19 +247,31 @@ def test_model_without_gain_is_not_kept(ray_local: None, tiny_bert: Path, tmp_pa
     lines: list[str] = []
     dataset = run(tmp_path, tiny_bert, lines, 24, 12, steps=1, lr=1e-12)
     described = dataset.manifest.text["finetune"]
-    assert not described["kept"] and described["before"] == described["after"] and described["queries"] == 24
+    assert (
+        not described["kept"]
+        and described["before"] == described["after"]
+        and described["queries"] == 24
+    )
     assert not (Path(dataset.root) / "text").exists() and any("not kept" in line for line in lines)
 
 
 @pytest.mark.slow
-def test_fine_tuning_gains_on_a_planted_world(ray_local: None, tiny_bert: Path, tmp_path: Path) -> None:
+def test_fine_tuning_gains_on_a_planted_world(
+    ray_local: None, tiny_bert: Path, tmp_path: Path
+) -> None:
     lines: list[str] = []
     dataset = run(tmp_path, tiny_bert, lines, 400, 24, steps=300, batch_size=64)
     described = dataset.manifest.text["finetune"]
-    assert described["kept"] and described["after"]["ndcg@20"] > 1.3 * described["before"]["ndcg@20"], described
-    assert described["loss_last"] < described["loss_first"] and any("fine-tuning: text only" in line for line in lines)
+    assert (
+        described["kept"] and described["after"]["ndcg@20"] > 1.3 * described["before"]["ndcg@20"]
+    ), described
+    assert described["loss_last"] < described["loss_first"] and any(
+        "fine-tuning: text only" in line for line in lines
+    )
     adapter = Adapter.read(Path(dataset.root) / "text/adapter")
     assert adapter.digest == described["adapter"]
     texts = dataset.features.column("text").to_pylist()[:5]
-    exact = TextEncoder(EncoderSettings(str(tiny_bert), 16, dtype="float32", threads=1, adapter=adapter)).encode(texts)
+    exact = TextEncoder(
+        EncoderSettings(str(tiny_bert), 16, dtype="float32", threads=1, adapter=adapter)
+    ).encode(texts)
     np.testing.assert_allclose(dataset.text_vectors_NT()[:5], exact, atol=2e-3)

@@ -25,8 +25,10 @@ def friend_rows(seed: int) -> pa.Table:
             schema.SRC_USER_ID: [f"u{end:02}" for end in ends[0]],
             schema.DST_USER_ID: [f"u{end:02}" for end in ends[1]],
             schema.WEIGHT: random.integers(1, 4, count).astype(np.float64),
-            schema.TIMESTAMP: pa.array(random.integers(0, 1000, count), mask=random.random(count) < 0.3).cast(
-                pa.timestamp("us", "UTC")
+            schema.TIMESTAMP: (
+                pa.array(random.integers(0, 1000, count), mask=random.random(count) < 0.3).cast(
+                    pa.timestamp("us", "UTC")
+                )
             ),
             schema.FILE: [f"f{number}" for number in random.integers(0, 2, count)],
             schema.ROW: random.permutation(count),
@@ -36,12 +38,20 @@ def friend_rows(seed: int) -> pa.Table:
     )
 
 
-def by_hand(rows: pa.Table, directed: bool) -> tuple[dict[tuple[str, str], float], set[tuple[str, int, str]]]:
+def by_hand(
+    rows: pa.Table, directed: bool
+) -> tuple[dict[tuple[str, str], float], set[tuple[str, int, str]]]:
     """Weights of the edges, and file, row and reason of the bad rows."""
     seen, bad, weights = set(), set(), dict[tuple[str, str], float]()
     known = set(USERS.to_pylist())
     for row in sorted(rows.to_pylist(), key=lambda row: (row[schema.FILE], row[schema.ROW])):
-        pair, place = (row[schema.SRC_USER_ID], row[schema.DST_USER_ID]), (row[schema.FILE], row[schema.ROW])
+        pair, place = (
+            (row[schema.SRC_USER_ID], row[schema.DST_USER_ID]),
+            (
+                row[schema.FILE],
+                row[schema.ROW],
+            ),
+        )
         time = row[schema.TIMESTAMP]
         if row[schema.REASON]:
             bad.add((*place, row[schema.REASON]))
@@ -65,25 +75,38 @@ def test_edges_and_bad_rows_by_hand(num_blocks: int, num_parts: int, directed: b
         rows = friend_rows(seed)
         cuts = np.linspace(0, rows.num_rows, num_blocks + 1).astype(int)
         rules = SocialRules(directed, BEFORE)
-        numbered = [number_rows(USERS, rules, num_parts, rows[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
-        merged = [merge_part(USERS, *(parts[2 + part] for parts in numbered)) for part in range(num_parts)]
+        numbered = [
+            number_rows(USERS, rules, num_parts, rows[a:b])
+            for a, b in zip(cuts, cuts[1:], strict=False)
+        ]
+        merged = [
+            merge_part(USERS, *(parts[2 + part] for parts in numbered)) for part in range(num_parts)
+        ]
         edges = pa.concat_tables([part for part, _ in merged])
-        bad = pa.concat_tables([parts[1] for parts in numbered] + [repeated for _, repeated in merged])
+        bad = pa.concat_tables(
+            [parts[1] for parts in numbered] + [repeated for _, repeated in merged]
+        )
         weights, expected_bad = by_hand(rows, directed)
         assert edges.schema == EDGE_SCHEMA
-        ends = list(zip(edges.column("src").to_pylist(), edges.column("dst").to_pylist(), strict=True))
+        ends = list(
+            zip(edges.column("src").to_pylist(), edges.column("dst").to_pylist(), strict=True)
+        )
         assert ends == sorted(set(ends))
         named = {
             (USERS[src].as_py(), USERS[dst].as_py()): weight
             for (src, dst), weight in zip(ends, edges.column("weight").to_pylist(), strict=True)
         }
         assert named == weights
-        found = list(zip(*(bad.column(name).to_pylist() for name in ("file", "row", "reason")), strict=True))
+        found = list(
+            zip(*(bad.column(name).to_pylist() for name in ("file", "row", "reason")), strict=True)
+        )
         assert set(found) == expected_bad and len(found) == len(expected_bad)
         assert {reason for _, _, reason in found} == {"bad weight", "unknown user", "duplicate"}
         raws = [
             raw
-            for raw, reason in zip(bad.column("raw").to_pylist(), bad.column("reason").to_pylist(), strict=True)
+            for raw, reason in zip(
+                bad.column("raw").to_pylist(), bad.column("reason").to_pylist(), strict=True
+            )
             if reason == "duplicate"
         ]
         assert all(raw.startswith("src_user_id=u") and "weight=" in raw for raw in raws)

@@ -8,19 +8,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.preparation.keys import coded, codes_in, compact, lex_order, own_codes, parts_of, text_counts, used_texts
+from recsys.preparation.keys import (
+    coded,
+    codes_in,
+    compact,
+    lex_order,
+    own_codes,
+    parts_of,
+    text_counts,
+    used_texts,
+)
 
 LOWEST, HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
-NUMBERS = st.one_of(st.integers(-2, 2), st.sampled_from([LOWEST, HIGHEST, 10**15]), st.integers(LOWEST, HIGHEST))
+NUMBERS = st.one_of(
+    st.integers(-2, 2), st.sampled_from([LOWEST, HIGHEST, 10**15]), st.integers(LOWEST, HIGHEST)
+)
 TEXTS = st.lists(st.one_of(st.none(), st.sampled_from(["", "a", " a", "b", "ü"])), max_size=40)
 
 
 @settings(deadline=None)
 @given(st.data(), st.integers(0, 60), st.integers(1, 4))
-def test_order_equals_numpy_for_numbers_of_any_size(data: st.DataObject, rows: int, width: int) -> None:
+def test_order_equals_numpy_for_numbers_of_any_size(
+    data: st.DataObject, rows: int, width: int
+) -> None:
     keys = [
-        np.array(data.draw(st.lists(NUMBERS, min_size=rows, max_size=rows)), dtype=np.int64).view(kind)
-        for kind in data.draw(st.lists(st.sampled_from([np.int64, np.uint64]), min_size=width, max_size=width))
+        np.array(data.draw(st.lists(NUMBERS, min_size=rows, max_size=rows)), dtype=np.int64).view(
+            kind
+        )
+        for kind in data.draw(
+            st.lists(st.sampled_from([np.int64, np.uint64]), min_size=width, max_size=width)
+        )
     ]
     assert lex_order(keys).tolist() == np.lexsort(keys[::-1]).tolist()
 

@@ -32,7 +32,15 @@ def items_of(cells: list[Any], kind: pa.DataType = VECTOR) -> pa.Table:
 
 
 @pytest.mark.parametrize(
-    "kind", [VECTOR, pa.large_list(pa.float32()), pa.list_(pa.float16()), pa.list_(pa.string()), pa.string()], ids=str
+    "kind",
+    [
+        VECTOR,
+        pa.large_list(pa.float32()),
+        pa.list_(pa.float16()),
+        pa.list_(pa.string()),
+        pa.string(),
+    ],
+    ids=str,
 )
 def test_vectors_of_any_list_type_are_read(kind: pa.DataType) -> None:
     cells: list[Any] = [[1.0, 2.5], None, [0.0, -3.0], [0.0, 0.0]]
@@ -52,7 +60,9 @@ def test_vectors_of_any_list_type_are_read(kind: pa.DataType) -> None:
 def test_fixed_size_lists_with_nulls() -> None:
     cells = pa.array([[1.0, 2.0], None, [3.0, 4.0]], pa.list_(pa.float32(), 2))
     items = items_of([None] * 3).drop_columns("vector").append_column("vector", cells)
-    np.testing.assert_array_equal(vector_medium(items, "audio", "vector").vectors_RM, [[1, 2], [0, 0], [3, 4]])
+    np.testing.assert_array_equal(
+        vector_medium(items, "audio", "vector").vectors_RM, [[1, 2], [0, 0], [3, 4]]
+    )
 
 
 def test_bad_vectors_are_quarantined_by_reason() -> None:
@@ -73,7 +83,9 @@ def test_bad_vectors_are_quarantined_by_reason() -> None:
     ([1, 2], pa.int64(), "has the type int64, expected lists of numbers"),
     ([None, []], VECTOR, "no item has a vector"),
 ])  # fmt: skip
-def test_columns_without_vectors_are_refused(cells: list[Any], kind: pa.DataType, message: str) -> None:
+def test_columns_without_vectors_are_refused(
+    cells: list[Any], kind: pa.DataType, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         vector_medium(items_of(cells, kind), "image", "vector")
 
@@ -84,7 +96,9 @@ EVENTS = [event("u", item, second) for second, item in enumerate(["i0", "i1", "i
 def test_dataset_has_media_in_dense_order(ray_local: None, tmp_path: Path) -> None:
     items = items_of([[1.0, 2.0], None, [float("inf"), 0.0]])
     asked = config(tmp_path, media={"columns": {"image": "vector"}})
-    dataset = prepare(asked, silent, MemorySource(events=rows_of("events", EVENTS[:3]), items=items))
+    dataset = prepare(
+        asked, silent, MemorySource(events=rows_of("events", EVENTS[:3]), items=items)
+    )
     assert dataset.media_names == ["image"]
     np.testing.assert_array_equal(dataset.media_vectors("image"), [[1, 2], [0, 0], [0, 0]])
     table = pq.read_table(Path(dataset.root) / "items/media.parquet")
@@ -121,7 +135,12 @@ def vision_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("vision")
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     ViTModel(ViTConfig(image_size=32, patch_size=8, **shape)).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
@@ -132,7 +151,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     noise = np.random.default_rng(0)
     for name in ("a", "b"):
-        Image.fromarray(noise.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+        Image.fromarray(noise.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(
+            folder / f"{name}.png"
+        )
     Image.new("L", (9, 7), 100).save(folder / "grey.png")
     (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:300])
@@ -141,7 +162,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encoder(model: Path, pooling: str = "auto") -> ImageEncoder:
-    return ImageEncoder(ImageSettings(str(model), pooling, 2, "float32", allow_download=False, threads=1))
+    return ImageEncoder(
+        ImageSettings(str(model), pooling, 2, "float32", allow_download=False, threads=1)
+    )
 
 
 def test_vectors_equal_the_output_of_the_model(vision_model: Path, pictures: Path) -> None:
@@ -157,10 +180,14 @@ def test_vectors_equal_the_output_of_the_model(vision_model: Path, pictures: Pat
     for pooling, vectors in expected.items():
         found = encoder(vision_model, pooling).encode(images)
         assert found.dtype == np.float16
-        np.testing.assert_allclose(found, torch.nn.functional.normalize(vectors, dim=-1).numpy(), atol=2e-3)
+        np.testing.assert_allclose(
+            found, torch.nn.functional.normalize(vectors, dim=-1).numpy(), atol=2e-3
+        )
 
 
-def test_pooling_layer_that_was_not_saved_is_not_used(vision_model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_pooling_layer_that_was_not_saved_is_not_used(
+    vision_model: Path, pictures: Path, tmp_path: Path
+) -> None:
     """transformers initialises its weights at random, so vectors would differ between processes."""
     from safetensors.torch import load_file, save_file
 
@@ -170,7 +197,9 @@ def test_pooling_layer_that_was_not_saved_is_not_used(vision_model: Path, pictur
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler")}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     image = [open_image(str(pictures / "a.png"))]
-    np.testing.assert_array_equal(encoder(tmp_path).encode(image), encoder(vision_model, "mean").encode(image))
+    np.testing.assert_array_equal(
+        encoder(tmp_path).encode(image), encoder(vision_model, "mean").encode(image)
+    )
     with pytest.raises(ConfigError, match="saved without a pooling layer"):
         encoder(tmp_path, "pooled")
 
@@ -178,22 +207,37 @@ def test_pooling_layer_that_was_not_saved_is_not_used(vision_model: Path, pictur
 def test_images_are_encoded_once_by_content(
     ray_local: None, vision_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    asked = ImagesConfig(column="picture", model=str(vision_model), dtype="float32", cache_dir=str(tmp_path))
+    asked = ImagesConfig(
+        column="picture", model=str(vision_model), dtype="float32", cache_dir=str(tmp_path)
+    )
     names = ["a.png", "broken.png", "copy.png", "none.png", "b.png", "words.png"]
     vectors, problems, numbers = encode_images([str(pictures / name) for name in names], asked)
     assert problems == [None, "unreadable", None, "missing", None, "unreadable"]
     assert numbers == {"encoded": 2, "cached": 0}
-    assert (vectors[0] == vectors[2]).all() and (vectors[0] != vectors[4]).any() and not vectors[[1, 3, 5]].any()
+    assert (
+        (vectors[0] == vectors[2]).all()
+        and (vectors[0] != vectors[4]).any()
+        and not vectors[[1, 3, 5]].any()
+    )
     moved = pictures / "moved.png"
     moved.write_bytes((pictures / "b.png").read_bytes())
     again, _, numbers = encode_images([str(moved), (pictures / "grey.png").as_uri()], asked)
     assert numbers == {"encoded": 1, "cached": 1} and (again[0] == vectors[4]).all()
 
 
-def prepared(folder: Path, vision_model: Path, paths: list[str | None], **images: Any) -> PreparedDataset:
+def prepared(
+    folder: Path, vision_model: Path, paths: list[str | None], **images: Any
+) -> PreparedDataset:
     rows = [{schema.ITEM_ID: f"i{row}", "picture": path} for row, path in enumerate(paths)]
-    source = MemorySource(events=rows_of("events", EVENTS[:3]), items=rows_of("items", rows, picture=pa.string()))
-    section = {"column": "picture", "model": str(vision_model), "dtype": "float32", "cache_dir": str(folder / "cache")}
+    source = MemorySource(
+        events=rows_of("events", EVENTS[:3]), items=rows_of("items", rows, picture=pa.string())
+    )
+    section = {
+        "column": "picture",
+        "model": str(vision_model),
+        "dtype": "float32",
+        "cache_dir": str(folder / "cache"),
+    }
     return prepare(config(folder, media={"images": section | images}), silent, source)
 
 
@@ -203,27 +247,43 @@ def test_prepare_encodes_the_images_of_items(
     paths = ["a.png", "words.png", str(pictures / "b.png"), None, "gone.png"]
     dataset = prepared(tmp_path, vision_model, paths, root=str(pictures))
     vectors = dataset.media_vectors("image")
-    assert vectors.shape == (5, 16) and vectors.any(axis=1).tolist() == [True, False, True, False, False]
+    assert vectors.shape == (5, 16) and vectors.any(axis=1).tolist() == [
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert dataset.manifest.quarantined["media"] == {"image: image that cannot be read": 1}
     described = dataset.manifest.media["image"]
     assert (described["items"], described["missing_files"], described["encoded"]) == (2, 1, 2)
-    assert any("1 files of the medium image do not exist" in note for note in dataset.manifest.notes)
+    assert any(
+        "1 files of the medium image do not exist" in note for note in dataset.manifest.notes
+    )
     assert dataset.features.column("text").null_count == 5, "a path is no text"
     first = dataset.manifest.content_hash
-    assert prepared(tmp_path, vision_model, paths, root=str(pictures)).manifest.content_hash == first
+    assert (
+        prepared(tmp_path, vision_model, paths, root=str(pictures)).manifest.content_hash == first
+    )
     Image.new("RGB", (8, 8), (1, 2, 3)).save(pictures / "gone.png")
     again = prepared(tmp_path, vision_model, paths, root=str(pictures))
     (pictures / "gone.png").unlink()
-    assert again.manifest.content_hash != first and again.media_vectors("image")[4].any(), "a new image is noticed"
+    assert again.manifest.content_hash != first and again.media_vectors("image")[4].any(), (
+        "a new image is noticed"
+    )
     assert again.manifest.media["image"]["encoded"] == 1
 
 
 def test_images_that_cannot_be_encoded_are_refused(
     ray_local: None, vision_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"none of the 1 images of the column 'picture' exists; .*images\.root"):
+    with pytest.raises(
+        ConfigError, match=r"none of the 1 images of the column 'picture' exists; .*images\.root"
+    ):
         prepared(tmp_path, vision_model, ["a.png", None, None], root=str(tmp_path))
-    with pytest.raises(ConfigError, match=r"data\.media\.images\.model: 'nobody/none' is neither a folder"):
+    with pytest.raises(
+        ConfigError, match=r"data\.media\.images\.model: 'nobody/none' is neither a folder"
+    ):
         prepared(tmp_path, Path("nobody/none"), ["a.png", None, None], root=str(pictures))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
@@ -237,8 +297,16 @@ def test_relative_paths_start_at_the_file_of_items(
     lines = ["user_id,item_id,timestamp", *(f"u,i{item},{item + 1}" for item in range(3))]
     (tmp_path / "events.csv").write_text("\n".join(lines) + "\n")
     (pictures / "items.csv").write_text("item_id,picture\ni0,a.png\ni1,\ni2,b.png\n")
-    section = {"column": "picture", "model": str(vision_model), "cache_dir": str(tmp_path / "cache")}
-    tables = {"kind": "canonical", "events": [str(tmp_path / "events.csv")], "items": [str(pictures / "items.csv")]}
+    section = {
+        "column": "picture",
+        "model": str(vision_model),
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    tables = {
+        "kind": "canonical",
+        "events": [str(tmp_path / "events.csv")],
+        "items": [str(pictures / "items.csv")],
+    }
     dataset = prepare(config(tmp_path, source=tables, media={"images": section}), silent)
     assert dataset.media_vectors("image").any(axis=1).tolist() == [True, False, True]
 
@@ -246,7 +314,11 @@ def test_relative_paths_start_at_the_file_of_items(
 def test_two_media_of_one_name_are_refused() -> None:
     media = {"columns": {"image": "vector"}, "images": {"column": "picture", "model": "m"}}
     with pytest.raises(ConfigError, match="two media are called 'image'"):
-        build_config({"data": {"media": media}, "model": {"granularities": {"behaviour": {"enabled": True}}}})
+        build_config(
+            {"data": {"media": media}, "model": {"granularities": {"behaviour": {"enabled": True}}}}
+        )
     with pytest.raises(ConfigError, match=r"images.column needs images\.model"):
         media = {"images": {"column": "picture"}}
-        build_config({"data": {"media": media}, "model": {"granularities": {"behaviour": {"enabled": True}}}})
+        build_config(
+            {"data": {"media": media}, "model": {"granularities": {"behaviour": {"enabled": True}}}}
+        )

@@ -36,7 +36,11 @@ def parquet(**columns: Any) -> bytes:
 
 
 def timed(times: pa.Array) -> dict[str, bytes]:
-    return {"e.parquet": parquet(user_id=["a"] * len(times), item_id=["1"] * len(times), timestamp=times)}
+    return {
+        "e.parquet": parquet(
+            user_id=["a"] * len(times), item_id=["1"] * len(times), timestamp=times
+        )
+    }
 
 
 def lines(*records: Any) -> str:
@@ -190,8 +194,16 @@ NOTED: dict[str, tuple[Files, dict[str, Any], str]] = {
         {"rename": {"t": "timestmap"}},
         "'timestmap' is not used as timestamp",
     ),
-    "a rating that is not named": ({"e.csv": "user_id,item_id,rating\na,1,5\n"}, {}, "{rating: value}"),
-    "seconds as 32-bit floats": (timed(pa.array([1606513873.0], pa.float32())), {}, "only to 128 s"),
+    "a rating that is not named": (
+        {"e.csv": "user_id,item_id,rating\na,1,5\n"},
+        {},
+        "{rating: value}",
+    ),
+    "seconds as 32-bit floats": (
+        timed(pa.array([1606513873.0], pa.float32())),
+        {},
+        "only to 128 s",
+    ),
     "items in brackets": ({"s.txt": "1 [5, 6]\n2 [7]\n"}, {"kind": "sequences"}, "'[5,'"),
     "users with a colon": ({"s.txt": "1: 5 6\n2: 7\n"}, {"kind": "sequences"}, "'1:'"),
     "two separators in a line": ({"s.txt": "1\t5,6\n2\t7\n"}, {"kind": "sequences"}, "'5,6'"),
@@ -211,18 +223,26 @@ def test_odd_table_is_read_with_a_note(name: str, tmp_path: Path) -> None:
     ({"columns": {"events": "user_id,item_id"}}, "data.source.columns.events: expected a list"),
     ({"separator": {"user": ";"}}, "separator: 'user' is not a table"),
 ])  # fmt: skip
-def test_setting_with_two_forms_is_explained_in_the_intended_form(settings: Any, message: str) -> None:
+def test_setting_with_two_forms_is_explained_in_the_intended_form(
+    settings: Any, message: str
+) -> None:
     with pytest.raises(UserError) as refused:
         build_config({"data": {"source": {"kind": "canonical", "events": ["e.csv"], **settings}}})
-    assert message in str(refused.value) and "[" not in str(refused.value).split("(")[0].split(":")[1]
+    assert (
+        message in str(refused.value) and "[" not in str(refused.value).split("(")[0].split(":")[1]
+    )
 
 
 def test_too_many_bad_rows_stop_and_name_the_setting_that_accepts_them(tmp_path: Path) -> None:
-    quarantine = Quarantine(DatasetWriter(str(tmp_path / "dataset")), build_config({"model": _MODEL}).data)
+    quarantine = Quarantine(
+        DatasetWriter(str(tmp_path / "dataset")), build_config({"model": _MODEL}).data
+    )
     quarantine.start("events", 4)
     columns = {"file": ["e"], "row": [1], "reason": ["missing user_id"], "raw": ["x"]}
     quarantine.add("events", pa.table(columns, schema=QUARANTINE_SCHEMA))
-    with pytest.raises(DataError, match=r"(?s)guests.* set data.quarantine.max_share to \{events: 0.3\}"):
+    with pytest.raises(
+        DataError, match=r"(?s)guests.* set data.quarantine.max_share to \{events: 0.3\}"
+    ):
         quarantine.check("events")
 
 
@@ -231,7 +251,11 @@ def test_too_many_bad_rows_stop_and_name_the_setting_that_accepts_them(tmp_path:
     ({"knowledge": {"item_columns": ["genre"]}}, "data.knowledge.item_columns: 'genre' is not a column of the items"),
 ])  # fmt: skip
 def test_dry_run_finds_a_missing_column(data: Any, message: str, tmp_path: Path) -> None:
-    source = {"kind": "canonical", "events": [str(tmp_path / "e.csv")], "items": [str(tmp_path / "i.csv")]}
+    source = {
+        "kind": "canonical",
+        "events": [str(tmp_path / "e.csv")],
+        "items": [str(tmp_path / "i.csv")],
+    }
     (tmp_path / "e.csv").write_text(EVENTS)
     (tmp_path / "i.csv").write_text("item_id,title\n1,A\n2,B\n")
     config = build_config({"data": {"source": source, **data}, "model": _MODEL})

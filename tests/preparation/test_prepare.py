@@ -51,7 +51,10 @@ class MemorySource(SourceAdapter):
         return []
 
     def pieces(self) -> dict[str, list[Piece]]:
-        return {name: [*map(MemoryPiece, cut(table, self._blocks))] for name, table in self._tables.items()}
+        return {
+            name: [*map(MemoryPiece, cut(table, self._blocks))]
+            for name, table in self._tables.items()
+        }
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -72,7 +75,9 @@ def rows_of(name: str, rows: list[dict[str, Any]], **extra: pa.DataType) -> pa.T
         {**defaults, schema.FILE: f"{name}.csv", schema.ROW: i + 1, schema.ORDER: i, **row}
         for i, row in enumerate(rows)
     ]
-    return pa.Table.from_pylist(filled, schema=pa.schema({**schema.TABLES[name].columns, **extra, **PROVENANCE}))
+    return pa.Table.from_pylist(
+        filled, schema=pa.schema({**schema.TABLES[name].columns, **extra, **PROVENANCE})
+    )
 
 
 def event(user: str, item: str, second: int | None = None, **more: Any) -> dict[str, Any]:
@@ -93,7 +98,9 @@ def histories(dataset: PreparedDataset) -> dict[str, list[tuple[str, str]]]:
     result = {}
     for row, user in enumerate(found.users_U):
         events = range(found.offsets_U1[row], found.offsets_U1[row + 1])
-        result[users[user]] = [(items[found.items_E[e]], Split(found.splits_E[e]).name.lower()) for e in events]
+        result[users[user]] = [
+            (items[found.items_E[e]], Split(found.splits_E[e]).name.lower()) for e in events
+        ]
     return result
 
 
@@ -143,11 +150,16 @@ def test_second_prepare_does_nothing_unless_something_changed(tmp_path: Path) ->
     assert again.manifest == first.manifest and "up to date" in lines[0]
     assert (tmp_path / "dataset" / "manifest.json").stat().st_mtime_ns == stamp
     other = prepare(config(tmp_path), silent, MemorySource(events=rows_of("events", TIMED[:5])))
-    assert other.manifest.content_hash != first.manifest.content_hash and other.manifest.counts["events"] == 5
+    assert (
+        other.manifest.content_hash != first.manifest.content_hash
+        and other.manifest.counts["events"] == 5
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
-def test_an_interrupted_prepare_leaves_nothing_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_prepare_leaves_nothing_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("power cut")
 
@@ -186,13 +198,20 @@ BAD = [
     event("anna", "a", 10),
     event("anna", "zz", 11),
     {**event("carl", "a", 1), schema.REASON: "bad timestamp", schema.RAW: "carl,a,never"},
-    {**event("", "a", 1), schema.USER_ID: None, schema.REASON: "missing user_id", schema.RAW: ",a,1"},
+    {
+        **event("", "a", 1),
+        schema.USER_ID: None,
+        schema.REASON: "missing user_id",
+        schema.RAW: ",a,1",
+    },
 ]
 
 
 def test_bad_rows_are_quarantined_with_file_row_and_reason(tmp_path: Path) -> None:
     items = rows_of("items", [{schema.ITEM_ID: i} for i in ("a", "b", "c", "d", "cold", "a")])
-    dataset = prepare(config(tmp_path), silent, MemorySource(events=rows_of("events", BAD), items=items))
+    dataset = prepare(
+        config(tmp_path), silent, MemorySource(events=rows_of("events", BAD), items=items)
+    )
     assert dataset.manifest.quarantined["events"] == {
         "unknown item": 1, "bad timestamp": 1, "missing user_id": 1
     }  # fmt: skip
@@ -222,7 +241,13 @@ def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepare(config(tmp_path, quarantine={"max_share": 0.1}), silent, source)
     message = str(caught.value)
-    for part in ("2 of 10 rows of events", "bad timestamp: 1", "events.csv, row 9", "carl,a,never", "max_share"):
+    for part in (
+        "2 of 10 rows of events",
+        "bad timestamp: 1",
+        "events.csv, row 9",
+        "carl,a,never",
+        "max_share",
+    ):
         assert part in message
     kept = tmp_path / "dataset.quarantine" / "events.parquet"
     assert str(kept) in message and pq.read_table(kept).num_rows == 2
@@ -233,13 +258,20 @@ def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
 
 def test_equal_input_gives_equal_bytes_for_any_blocks(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    rows = [event(f"u{u}", f"i{i}", int(t)) for u, i, t in generator.integers(0, [20, 30, 10**6], (400, 3))]
+    rows = [
+        event(f"u{u}", f"i{i}", int(t))
+        for u, i, t in generator.integers(0, [20, 30, 10**6], (400, 3))
+    ]
     digests = []
     for blocks in (1, 7):
         folder = tmp_path / str(blocks)
-        dataset = prepare(config(folder), silent, MemorySource(blocks, events=rows_of("events", rows)))
+        dataset = prepare(
+            config(folder), silent, MemorySource(blocks, events=rows_of("events", rows))
+        )
         files = sorted(path for path in (folder / "dataset").rglob("*.parquet"))
-        digests.append([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
+        digests.append(
+            [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+        )
         assert len(dataset.manifest.shards) == 2
     assert digests[0] == digests[1]
 
@@ -247,10 +279,20 @@ def test_equal_input_gives_equal_bytes_for_any_blocks(tmp_path: Path) -> None:
 def test_data_order_time_file_and_none(tmp_path: Path) -> None:
     untimed = rows_of("events", [event("u", item) for item in ("c", "a", "a", "b", "d")])
     by_file = prepare(config(tmp_path / "file", order="file"), silent, MemorySource(events=untimed))
-    assert histories(by_file)["u"] == [("c", "train"), ("a", "train"), ("a", "train"), ("b", "valid"), ("d", "test")]
+    assert histories(by_file)["u"] == [
+        ("c", "train"),
+        ("a", "train"),
+        ("a", "train"),
+        ("b", "valid"),
+        ("d", "test"),
+    ]
     assert by_file.manifest.ordered and not by_file.manifest.timed
     with pytest.raises(DataError, match="needs an order"):
-        prepare(config(tmp_path / "none", split={"kind": "leave-last"}), silent, MemorySource(events=untimed))
+        prepare(
+            config(tmp_path / "none", split={"kind": "leave-last"}),
+            silent,
+            MemorySource(events=untimed),
+        )
     with pytest.raises(DataError, match="no timestamp"):
         prepare(config(tmp_path / "time", order="time"), silent, MemorySource(events=untimed))
 
@@ -261,7 +303,11 @@ def test_a_split_by_default_is_random_only_where_no_event_has_a_time(tmp_path: P
     drawn = []
     for seed in (0, 1):
         source = MemorySource(events=rows_of("events", untimed))
-        dataset = prepare(config(tmp_path / str(seed), **options).model_copy(update={"seed": seed}), silent, source)
+        dataset = prepare(
+            config(tmp_path / str(seed), **options).model_copy(update={"seed": seed}),
+            silent,
+            source,
+        )
         assert dataset.manifest.split["kind"] == "ratio"
         assert any("no event has a time" in note for note in dataset.manifest.notes)
         drawn.append((dataset.manifest.content_hash, histories(dataset)))
@@ -272,29 +318,56 @@ def test_a_split_by_default_is_random_only_where_no_event_has_a_time(tmp_path: P
 
 
 def test_few_events_without_a_time_come_first_and_are_noted(tmp_path: Path) -> None:
-    rows = [event("u", item, time) for item, time in (("a", 5_000), ("b", None), ("c", 3_000), ("d", 4_000))]
+    rows = [
+        event("u", item, time)
+        for item, time in (("a", 5_000), ("b", None), ("c", 3_000), ("d", 4_000))
+    ]
     said: list[str] = []
     dataset = prepare(config(tmp_path), said.append, MemorySource(events=rows_of("events", rows)))
-    assert histories(dataset)["u"] == [("b", "train"), ("c", "train"), ("d", "valid"), ("a", "test")]
+    assert histories(dataset)["u"] == [
+        ("b", "train"),
+        ("c", "train"),
+        ("d", "valid"),
+        ("a", "test"),
+    ]
     assert dataset.manifest.ordered and not dataset.manifest.timed
     text = "1 of 4 events have no timestamp"
-    assert any(text in line for line in said) and any(text in note for note in dataset.manifest.notes)
+    assert any(text in line for line in said) and any(
+        text in note for note in dataset.manifest.notes
+    )
 
 
 def test_events_of_one_time_keep_the_order_of_the_file(tmp_path: Path) -> None:
     rows = [event("u", item, 5_000) for item in ("d", "a", "c", "b")]
     said: list[str] = []
     dataset = prepare(config(tmp_path), said.append, MemorySource(events=rows_of("events", rows)))
-    assert histories(dataset)["u"] == [("d", "train"), ("a", "train"), ("c", "valid"), ("b", "test")]
-    assert any("3 of 4 events have the same time as the user's previous event" in line for line in said)
+    assert histories(dataset)["u"] == [
+        ("d", "train"),
+        ("a", "train"),
+        ("c", "valid"),
+        ("b", "test"),
+    ]
+    assert any(
+        "3 of 4 events have the same time as the user's previous event" in line for line in said
+    )
     assert "ties" not in dataset.manifest.counts
 
 
 def test_times_before_1970_are_read_and_split(tmp_path: Path) -> None:
-    rows = [event("u", item, seconds) for item, seconds in (("a", -86_400), ("b", -(10**9)), ("c", -5), ("d", 60))]
+    rows = [
+        event("u", item, seconds)
+        for item, seconds in (("a", -86_400), ("b", -(10**9)), ("c", -5), ("d", 60))
+    ]
     split = {"kind": "temporal", "valid_from": "1969-12-31T23:59:55", "test_from": "1970-01-01"}
-    dataset = prepare(config(tmp_path, split=split), silent, MemorySource(events=rows_of("events", rows)))
-    assert histories(dataset)["u"] == [("b", "train"), ("a", "train"), ("c", "valid"), ("d", "test")]
+    dataset = prepare(
+        config(tmp_path, split=split), silent, MemorySource(events=rows_of("events", rows))
+    )
+    assert histories(dataset)["u"] == [
+        ("b", "train"),
+        ("a", "train"),
+        ("c", "valid"),
+        ("d", "test"),
+    ]
 
 
 def test_without_an_order_events_are_not_sorted_by_item_name(tmp_path: Path) -> None:
@@ -338,15 +411,21 @@ def test_unordered_ratio_depends_on_pair_and_seed(tmp_path: Path) -> None:
     dataset = prepare(config(tmp_path / "a", split=split), silent, MemorySource(events=rows))
     assert not dataset.manifest.ordered
     found = histories(dataset)
-    assert 50 < dataset.manifest.counts["test"] < 110 and 50 < dataset.manifest.counts["valid"] < 110
+    assert (
+        50 < dataset.manifest.counts["test"] < 110 and 50 < dataset.manifest.counts["valid"] < 110
+    )
     fewer = rows.slice(0, 200)  # without other users, the splits of the rest stay
-    half = histories(prepare(config(tmp_path / "b", split=split), silent, MemorySource(events=fewer)))
+    half = histories(
+        prepare(config(tmp_path / "b", split=split), silent, MemorySource(events=fewer))
+    )
     assert half == {user: found[user] for user in half}
 
 
 def test_temporal_cut_offs_by_share_and_by_time(tmp_path: Path) -> None:
     rows = rows_of("events", [event(f"u{s % 3}", f"i{s}", s * 1000) for s in range(10)])
-    share = prepare(config(tmp_path / "a", split={"kind": "temporal"}), silent, MemorySource(events=rows))
+    share = prepare(
+        config(tmp_path / "a", split={"kind": "temporal"}), silent, MemorySource(events=rows)
+    )
     parts = {item: part for user in histories(share).values() for item, part in user}
     assert [item for item, part in parts.items() if part == "test"] == ["i9"]
     assert [item for item, part in parts.items() if part == "valid"] == ["i8"]
@@ -380,13 +459,19 @@ TAGS = [
 
 def test_text_of_held_out_pairs_does_not_reach_the_items(tmp_path: Path) -> None:
     events = rows_of("events", [*TIMED, *TAGS], tag=pa.string())
-    items = rows_of("items", [{schema.ITEM_ID: i, "title": f"Title {i}"} for i in "abcd"], title=pa.string())
+    items = rows_of(
+        "items", [{schema.ITEM_ID: i, "title": f"Title {i}"} for i in "abcd"], title=pa.string()
+    )
     dataset = prepare(config(tmp_path, text=TEXT), silent, MemorySource(events=events, items=items))
     assert dataset.features.column("text").to_pylist() == [
         "Title a", "Title b", "Title c. tag: jazz, cool", "Title d. tag: blues"
     ]  # fmt: skip
     counts = dataset.manifest.counts
-    assert (counts["text_rows"], counts["text_rows_held_out"], counts["text_rows_held_out_test"]) == (7, 2, 1)
+    assert (
+        counts["text_rows"],
+        counts["text_rows_held_out"],
+        counts["text_rows_held_out_test"],
+    ) == (7, 2, 1)
     assert any("2 of 7 rows of item text" in note for note in dataset.manifest.notes)
     assert dataset.manifest.quarantined["events"] == {"unknown item": 1}
     assert dataset.manifest.event_types == ["interact"] and dataset.manifest.timed
@@ -395,8 +480,16 @@ def test_text_of_held_out_pairs_does_not_reach_the_items(tmp_path: Path) -> None
 
 def test_temporal_split_drops_text_from_the_validation_cut_off_on(tmp_path: Path) -> None:
     events = [event("u", f"i{s}", s) for s in range(10)]
-    tags = [tagged("i0", "early", "w", 3), tagged("i0", "late", "w", 8), tagged("i0", "unknown time", "w")]
-    split = {"kind": "temporal", "valid_from": "1970-01-01T00:00:08", "test_from": "1970-01-01T00:00:09"}
+    tags = [
+        tagged("i0", "early", "w", 3),
+        tagged("i0", "late", "w", 8),
+        tagged("i0", "unknown time", "w"),
+    ]
+    split = {
+        "kind": "temporal",
+        "valid_from": "1970-01-01T00:00:08",
+        "test_from": "1970-01-01T00:00:09",
+    }
     source = MemorySource(events=rows_of("events", [*events, *tags], tag=pa.string()))
     dataset = prepare(config(tmp_path, text=TEXT, split=split), silent, source)
     assert dataset.features.column("text").to_pylist()[:2] == ["tag: early", None]
@@ -414,66 +507,113 @@ def test_social_edges(tmp_path: Path) -> None:
     ]
     social = [{schema.SRC_USER_ID: s, schema.DST_USER_ID: d, schema.WEIGHT: w} for s, d, w in pairs]
     users = rows_of("users", [{schema.USER_ID: "x"}, {schema.USER_ID: "anna"}])
-    source = MemorySource(events=rows_of("events", TIMED), users=users, social=rows_of("social", social))
+    source = MemorySource(
+        events=rows_of("events", TIMED), users=users, social=rows_of("social", social)
+    )
     dataset = prepare(config(tmp_path / "a"), silent, source)
     assert dataset.user_ids.to_pylist() == ["anna", "bert", "x"]
     src, dst, weight = dataset.social_edges()
-    assert list(zip(src, dst, weight, strict=True)) == [(0, 1, 3.0), (0, 2, 1.0), (1, 0, 3.0), (2, 0, 1.0)]
+    assert list(zip(src, dst, weight, strict=True)) == [
+        (0, 1, 3.0),
+        (0, 2, 1.0),
+        (1, 0, 3.0),
+        (2, 0, 1.0),
+    ]
     assert dataset.manifest.dropped["social"] == {"unknown user": 1, "duplicate": 1}
     directed = prepare(config(tmp_path / "b", social_directed=True), silent, source)
-    assert [column.tolist() for column in directed.social_edges()] == [[0, 1, 2], [1, 0, 0], [2.0, 3.0, 1.0]]
+    assert [column.tolist() for column in directed.social_edges()] == [
+        [0, 1, 2],
+        [1, 0, 0],
+        [2.0, 3.0, 1.0],
+    ]
 
 
 def friends(*rows: tuple[str, str, int | None]) -> pa.Table:
-    times = [None if second is None else datetime.fromtimestamp(second, UTC) for _, _, second in rows]
+    times = [
+        None if second is None else datetime.fromtimestamp(second, UTC) for _, _, second in rows
+    ]
     columns = (schema.SRC_USER_ID, schema.DST_USER_ID, schema.TIMESTAMP)
-    named = [dict(zip(columns, (s, d, time), strict=True)) for (s, d, _), time in zip(rows, times, strict=True)]
+    named = [
+        dict(zip(columns, (s, d, time), strict=True))
+        for (s, d, _), time in zip(rows, times, strict=True)
+    ]
     return rows_of("social", named)
 
 
 def test_temporal_split_drops_friendships_from_the_validation_cut_off_on(tmp_path: Path) -> None:
     events = rows_of("events", [event(f"u{s % 3}", f"i{s}", s) for s in range(10)])
-    social = friends(("u0", "u1", 9), ("u0", "u1", 7), ("u0", "u2", 8), ("u1", "u2", None), ("u0", "ghost", 9))
+    social = friends(
+        ("u0", "u1", 9), ("u0", "u1", 7), ("u0", "u2", 8), ("u1", "u2", None), ("u0", "ghost", 9)
+    )
     source = MemorySource(events=events, social=social)
-    split = {"kind": "temporal", "valid_from": "1970-01-01T00:00:08", "test_from": "1970-01-01T00:00:09"}
+    split = {
+        "kind": "temporal",
+        "valid_from": "1970-01-01T00:00:08",
+        "test_from": "1970-01-01T00:00:09",
+    }
     dataset = prepare(config(tmp_path / "temporal", split=split), silent, source)
     src, dst, _ = dataset.social_edges()
     assert list(zip(src, dst, strict=True)) == [(0, 1), (1, 0), (1, 2), (2, 1)]
-    assert dataset.manifest.counts["social_rows_late"] == 2 and dataset.manifest.counts["social_edges"] == 4
+    assert (
+        dataset.manifest.counts["social_rows_late"] == 2
+        and dataset.manifest.counts["social_edges"] == 4
+    )
     assert dataset.manifest.dropped["social"] == {"unknown user": 1}
     assert "2 friendships from the validation cut-off on were left out" in dataset.manifest.notes
     kept = prepare(config(tmp_path / "last"), silent, source)
-    assert kept.manifest.counts["social_edges"] == 6 and "social_rows_late" not in kept.manifest.counts
+    assert (
+        kept.manifest.counts["social_edges"] == 6 and "social_rows_late" not in kept.manifest.counts
+    )
     assert any(note.startswith("3 friendships have a timestamp") for note in kept.manifest.notes)
 
 
 def test_triples_get_dense_ids_and_items_get_entities(tmp_path: Path) -> None:
     triples = [("e2", "by", "e9"), ("e1", "by", "e9"), ("e1", "by", "e9"), ("e1", "in", "e2")]
     facts = rows_of(
-        "knowledge", [dict(zip((schema.HEAD, schema.RELATION, schema.TAIL), t, strict=True)) for t in triples]
+        "knowledge",
+        [dict(zip((schema.HEAD, schema.RELATION, schema.TAIL), t, strict=True)) for t in triples],
     )
-    items = rows_of("items", [{schema.ITEM_ID: i, schema.ENTITY_ID: {"a": "e1"}.get(i)} for i in "abcd"])
+    items = rows_of(
+        "items", [{schema.ITEM_ID: i, schema.ENTITY_ID: {"a": "e1"}.get(i)} for i in "abcd"]
+    )
     source = MemorySource(events=rows_of("events", TIMED), items=items, knowledge=facts)
     root = prepare(config(tmp_path), silent, source).root
     assert pq.read_table(f"{root}/graphs/knowledge.parquet").to_pydict() == {
         "head": [0, 0, 1], "relation": [0, 1, 0], "tail": [2, 1, 2]
     }  # fmt: skip
-    assert pq.read_table(f"{root}/vocab/entities.parquet").to_pydict() == {"entity": ["e1", "e2", "e9"]}
-    assert pq.read_table(f"{root}/items/entities.parquet").to_pydict() == {"entity": [0, None, None, None]}
+    assert pq.read_table(f"{root}/vocab/entities.parquet").to_pydict() == {
+        "entity": ["e1", "e2", "e9"]
+    }
+    assert pq.read_table(f"{root}/items/entities.parquet").to_pydict() == {
+        "entity": [0, None, None, None]
+    }
 
 
 ATTRIBUTES = [
-    {schema.ITEM_ID: "a", schema.ENTITY_ID: "e1", "genre": "Rock Folk", "year": 1970, "labels": ["x", "y", None]},
+    {
+        schema.ITEM_ID: "a",
+        schema.ENTITY_ID: "e1",
+        "genre": "Rock Folk",
+        "year": 1970,
+        "labels": ["x", "y", None],
+    },
     {schema.ITEM_ID: "b", schema.ENTITY_ID: None, "genre": " Folk  ", "year": None, "labels": []},
     {schema.ITEM_ID: "c", schema.ENTITY_ID: None, "genre": None, "year": 1970, "labels": None},
 ]
 
 
 def attributed(**tables: list[pa.Table]) -> MemorySource:
-    kinds = {schema.ENTITY_ID: pa.string(), "genre": pa.string(), "year": pa.int64(), "labels": pa.list_(pa.string())}
+    kinds = {
+        schema.ENTITY_ID: pa.string(),
+        "genre": pa.string(),
+        "year": pa.int64(),
+        "labels": pa.list_(pa.string()),
+    }
     items = rows_of("items", ATTRIBUTES, **kinds)
     return MemorySource(
-        events=rows_of("events", [row for row in TIMED if row["item_id"] != "d"]), items=items, **tables
+        events=rows_of("events", [row for row in TIMED if row["item_id"] != "d"]),
+        items=items,
+        **tables,
     )
 
 
@@ -481,7 +621,9 @@ def named_triples(dataset: PreparedDataset) -> set[tuple[str, str, str]]:
     """The triples by name."""
     entities = dataset._table("vocab/entities.parquet").column(0).to_pylist()
     relations = dataset._table("vocab/relations.parquet").column(0).to_pylist()
-    return {(entities[h], relations[r], entities[t]) for h, r, t in zip(*dataset.facts(), strict=True)}
+    return {
+        (entities[h], relations[r], entities[t]) for h, r, t in zip(*dataset.facts(), strict=True)
+    }
 
 
 def test_item_columns_become_triples(tmp_path: Path) -> None:
@@ -499,7 +641,9 @@ def test_item_columns_become_triples(tmp_path: Path) -> None:
     assert [names[entity] for entity in alone.item_entities()] == ["e1", "item_id=b", "item_id=c"]
 
     given = rows_of("knowledge", [{schema.HEAD: "e9", schema.RELATION: "by", schema.TAIL: "e1"}])
-    both = prepare(config(tmp_path / "both", knowledge=columns), silent, attributed(knowledge=given))
+    both = prepare(
+        config(tmp_path / "both", knowledge=columns), silent, attributed(knowledge=given)
+    )
     assert named_triples(both) == expected | {("e9", "by", "e1")}
 
 
@@ -508,25 +652,38 @@ def test_relations_of_the_table_can_be_left_out(tmp_path: Path) -> None:
     names = (schema.HEAD, schema.RELATION, schema.TAIL)
     facts = rows_of("knowledge", [dict(zip(names, triple, strict=True)) for triple in triples])
     columns = {"item_columns": ["year"], "relations": ["in"]}
-    some = prepare(config(tmp_path / "some", knowledge=columns), silent, attributed(knowledge=facts))
+    some = prepare(
+        config(tmp_path / "some", knowledge=columns), silent, attributed(knowledge=facts)
+    )
     years = {("e1", "year", "year=1970"), ("item_id=c", "year", "year=1970")}
     assert named_triples(some) == years | {("e1", "in", "e2")}
     none = prepare(
-        config(tmp_path / "none", knowledge={**columns, "relations": []}), silent, attributed(knowledge=facts)
+        config(tmp_path / "none", knowledge={**columns, "relations": []}),
+        silent,
+        attributed(knowledge=facts),
     )
     assert named_triples(none) == years
-    with pytest.raises(ConfigError, match="relations: on not among the relations of the table; relations: by, in"):
-        prepare(config(tmp_path, knowledge={"relations": ["on"]}), silent, attributed(knowledge=facts))
+    with pytest.raises(
+        ConfigError, match="relations: on not among the relations of the table; relations: by, in"
+    ):
+        prepare(
+            config(tmp_path, knowledge={"relations": ["on"]}), silent, attributed(knowledge=facts)
+        )
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"item_columns": ["gnre"]}, "gnre not among the columns of items; columns: genre, labels, year"),
+        (
+            {"item_columns": ["gnre"]},
+            "gnre not among the columns of items; columns: genre, labels, year",
+        ),
         ({"item_columns": ["year"], "separators": {"genre": " "}}, "separators: genre not in"),
     ],
 )
-def test_columns_that_cannot_be_triples_are_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+def test_columns_that_cannot_be_triples_are_named(
+    tmp_path: Path, columns: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         prepare(config(tmp_path, knowledge=columns), silent, attributed())
 
@@ -535,14 +692,22 @@ def test_columns_that_cannot_be_triples_are_named(tmp_path: Path, columns: dict[
     ("data", "error", "message"),
     [
         ({"text": {"enabled": False, "event_types": ["tag"]}}, ConfigError, "belong together"),
-        ({"text": {**TEXT, "event_column": "label"}}, ConfigError, "'label' is not a column of the events"),
+        (
+            {"text": {**TEXT, "event_column": "label"}},
+            ConfigError,
+            "'label' is not a column of the events",
+        ),
         (
             {"text": {**TEXT, "event_types": ["review"]}},
             ConfigError,
             "no event has the type review; types: interact, tag",
         ),
         ({"interactions": ["tag"], "text": TEXT}, ConfigError, "cannot be in both"),
-        ({"text": {"enabled": False, "fields": ["plot"]}, "interactions": ["interact"]}, ConfigError, "plot not among"),
+        (
+            {"text": {"enabled": False, "fields": ["plot"]}, "interactions": ["interact"]},
+            ConfigError,
+            "plot not among",
+        ),
         ({"split": {"kind": "given"}, "interactions": ["interact"]}, DataError, "marks as test"),
     ],
 )
@@ -562,7 +727,9 @@ def test_source_error_in_a_task_keeps_its_message(tmp_path: Path) -> None:
 
     with pytest.raises(SourceError) as caught:
         prepare(config(tmp_path), silent, Broken(events=rows_of("events", TIMED)))
-    assert str(caught.value) == "events.csv: row 3 is not UTF-8" and type(caught.value) is SourceError
+    assert (
+        str(caught.value) == "events.csv: row 3 is not UTF-8" and type(caught.value) is SourceError
+    )
 
 
 @pytest.fixture
@@ -574,7 +741,9 @@ def prepared_from(real_data: Path, tmp_path: Path) -> Callable[..., PreparedData
     return run
 
 
-def test_lastfm_item_text_has_no_held_out_tags(real_data: Path, prepared_from: Callable[..., PreparedDataset]) -> None:
+def test_lastfm_item_text_has_no_held_out_tags(
+    real_data: Path, prepared_from: Callable[..., PreparedDataset]
+) -> None:
     folder = real_data / "lastfm"
     source = {
         "kind": "hetrec-lastfm",
@@ -583,7 +752,12 @@ def test_lastfm_item_text_has_no_held_out_tags(real_data: Path, prepared_from: C
     }
     dataset = prepared_from(source, split={"kind": "given"}, text=TEXT)
     counts, manifest = dataset.manifest.counts, dataset.manifest
-    assert (counts["users"], counts["items"], counts["events"], counts["test"]) == (1892, 17632, 92834, 18567)
+    assert (counts["users"], counts["items"], counts["events"], counts["test"]) == (
+        1892,
+        17632,
+        92834,
+        18567,
+    )
     assert counts["text_rows_held_out_test"] == 15_002
     assert manifest.quarantined["events"] == {"unknown item": 1538}  # all of them tag rows
     assert counts["text_rows"] == 186_479 - 1538

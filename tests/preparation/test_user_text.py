@@ -39,7 +39,11 @@ TITLES = [f"t{item}" for item in range(40)]
 
 def rules(ordered: bool = True, **options: int) -> TextRules:
     return TextRules(
-        ("buy", "view"), ordered, options.get("max_items", 64), options.get("first", 2), options.get("folds", 1)
+        ("buy", "view"),
+        ordered,
+        options.get("max_items", 64),
+        options.get("first", 2),
+        options.get("folds", 1),
     )
 
 
@@ -58,7 +62,10 @@ def history(parts: str, users: list[int] | None = None) -> Histories:
 
 
 def test_texts_end_at_every_doubling_and_contain_no_later_event() -> None:
-    found = {(part, place): text for _, part, place, text in texts_of(history("tttttttvx"), TITLES, rules())}
+    found = {
+        (part, place): text
+        for _, part, place, text in texts_of(history("tttttttvx"), TITLES, rules())
+    }
     first = {2: "buy: t1, t0", 4: "buy: t3, t2, t1, t0"}
     train, valid = (f"buy: {', '.join(f't{item}' for item in reversed(range(n)))}" for n in (7, 8))
     assert found == {
@@ -72,7 +79,10 @@ def test_planted_leak_is_in_no_text() -> None:
     """Events of later splits come before earlier ones in the data, so positions alone would include
     them.
     """
-    titles = ["TEST" if item in (1, 4) else "VALID" if item == 2 else name for item, name in enumerate(TITLES)]
+    titles = [
+        "TEST" if item in (1, 4) else "VALID" if item == 2 else name
+        for item, name in enumerate(TITLES)
+    ]
     for ordered in (True, False):
         made = rules(ordered, folds=1 if ordered else 3)
         texts = [(part, text) for _, part, _, text in texts_of(history("txvtxttt"), titles, made)]
@@ -89,29 +99,45 @@ def test_text_without_a_fold_names_no_item_of_it() -> None:
     assert set(texts) == {0, 1, 2, WHOLE} and len(texts[WHOLE]) == 30
     users = np.full(30, 7)
     for fold in range(3):
-        hidden = {f"t{item}" for item in np.flatnonzero(Hidden.fold(fold, 3).of(users, seen.items_E))}
+        hidden = {
+            f"t{item}" for item in np.flatnonzero(Hidden.fold(fold, 3).of(users, seen.items_E))
+        }
         assert hidden and set(texts[fold]) == set(TITLES[:30]) - hidden
-    assert set.union(*(set(texts[WHOLE]) - set(texts[fold]) for fold in range(3))) == set(TITLES[:30])
+    assert set.union(*(set(texts[WHOLE]) - set(texts[fold]) for fold in range(3))) == set(
+        TITLES[:30]
+    )
 
 
 # ----------------------------------------------------------------------------------- in the dataset
 
 
-def with_texts(folder: Path, dataset: PreparedDataset, made: TextRules, width: int = 6) -> PreparedDataset:
+def with_texts(
+    folder: Path, dataset: PreparedDataset, made: TextRules, width: int = 6
+) -> PreparedDataset:
     """Adds users' texts to a hand-made dataset; the vector of a text counts the items that it
     names.
     """
     titles = [f"<{item}>" for item in range(dataset.num_items)]
     found = [entry for shard in dataset.shards() for entry in texts_of(shard, titles, made)]
-    vectors = np.array([[text.count(f"<{item}>") for item in range(width)] for *_, text in found], dtype=np.float16)
+    vectors = np.array(
+        [[text.count(f"<{item}>") for item in range(width)] for *_, text in found], dtype=np.float16
+    )
     user, through, place, _ = zip(*found, strict=True)
     columns = {"user": pa.array(user, pa.int32()), "through": pa.array(through, pa.uint8())}
-    columns |= {"place": pa.array(place, pa.int32()), "text": pa.array(np.arange(len(found)), pa.int32())}
+    columns |= {
+        "place": pa.array(place, pa.int32()),
+        "text": pa.array(np.arange(len(found)), pa.int32()),
+    }
     pq.write_table(pa.table(columns), folder / "users/texts.parquet")
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width)
     pq.write_table(pa.table({"vector": column}), folder / "users/text_vectors.parquet")
     manifest = json.loads((folder / "manifest.json").read_text())
-    described = {"dimension": width, "folds": made.folds, "model": "all-MiniLM-L6-v2", "fingerprint": "none"}
+    described = {
+        "dimension": width,
+        "folds": made.folds,
+        "model": "all-MiniLM-L6-v2",
+        "fingerprint": "none",
+    }
     manifest["text"]["users"] = described | {"max_tokens": 32, "max_items": 64}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return PreparedDataset(str(folder))
@@ -122,7 +148,8 @@ NUM_ITEMS = 20
 
 def world(folder: Path, ordered: bool = True, **options: int) -> PreparedDataset:
     histories = [
-        leave_last(*np.random.default_rng(user).permutation(NUM_ITEMS)[: 8 + user % 5].tolist()) for user in range(12)
+        leave_last(*np.random.default_rng(user).permutation(NUM_ITEMS)[: 8 + user % 5].tolist())
+        for user in range(12)
     ]
     dataset = write_dataset(folder, histories, NUM_ITEMS, text_width=8, ordered=ordered)
     return with_texts(folder, dataset, rules(ordered, **options), NUM_ITEMS)
@@ -130,10 +157,16 @@ def world(folder: Path, ordered: bool = True, **options: int) -> PreparedDataset
 
 @pytest.mark.parametrize("max_history", [3, 5, 20])
 @pytest.mark.parametrize("through", [Split.TRAIN, Split.VALID])
-def test_training_query_gets_only_text_of_its_history(tmp_path: Path, max_history: int, through: Split) -> None:
-    """The items of each text are among the events before the query's target, also in cut histories."""
+def test_training_query_gets_only_text_of_its_history(
+    tmp_path: Path, max_history: int, through: Split
+) -> None:
+    """The items of each text are among the events before the query's target, also in cut
+    histories.
+    """
     dataset = world(tmp_path)
-    loader = TrainingLoader(dataset, through, LoaderConfig(4, max_history, 0.0, 1.0, 10**6, 0, user_texts=True))
+    loader = TrainingLoader(
+        dataset, through, LoaderConfig(4, max_history, 0.0, 1.0, 10**6, 0, user_texts=True)
+    )
     texts = dataset.user_texts(through)
     assert texts is not None
     found = dataset.histories().through(through)
@@ -162,9 +195,15 @@ def test_training_query_gets_only_text_of_its_history(tmp_path: Path, max_histor
 
 def test_unordered_training_uses_texts_without_the_hidden_fold(tmp_path: Path) -> None:
     dataset = world(tmp_path, ordered=False, folds=2)
-    with pytest.raises(ConfigError, match=r"train.history_mask_rate 0.3 does not hide the events .* set it to 0.5"):
-        TrainingLoader(dataset, Split.TRAIN, LoaderConfig(4, 20, 0.3, 1.0, 10**6, 0, user_texts=True))
-    loader = TrainingLoader(dataset, Split.TRAIN, LoaderConfig(4, 20, 0.5, 1.0, 10**6, 0, user_texts=True))
+    with pytest.raises(
+        ConfigError, match=r"train.history_mask_rate 0.3 does not hide the events .* set it to 0.5"
+    ):
+        TrainingLoader(
+            dataset, Split.TRAIN, LoaderConfig(4, 20, 0.3, 1.0, 10**6, 0, user_texts=True)
+        )
+    loader = TrainingLoader(
+        dataset, Split.TRAIN, LoaderConfig(4, 20, 0.5, 1.0, 10**6, 0, user_texts=True)
+    )
     texts = dataset.user_texts(Split.TRAIN)
     assert texts is not None
     hidden_by_epoch = []
@@ -181,7 +220,9 @@ def test_unordered_training_uses_texts_without_the_hidden_fold(tmp_path: Path) -
                 assert named == visible <= targets
                 hidden_pairs |= {(int(batch.users_U[row]), item) for item in targets - visible}
         hidden_by_epoch.append(hidden_pairs)
-    assert hidden_by_epoch[0] and not hidden_by_epoch[0] & hidden_by_epoch[1], "the folds take turns"
+    assert hidden_by_epoch[0] and not hidden_by_epoch[0] & hidden_by_epoch[1], (
+        "the folds take turns"
+    )
 
 
 def training_config(dataset: PreparedDataset, kind: str, **train: Any) -> Config:
@@ -202,7 +243,11 @@ def test_signal_that_is_only_in_the_text_is_learned(tmp_path: Path, one_thread: 
     random, histories = np.random.default_rng(0), []
     for user in range(96):
         first, noise = user % 4, random.permutation(np.arange(8, 20))[:4].tolist()
-        histories.append(leave_last(first, noise[0], 4 + first, noise[1], 4 + first, noise[2], 4 + first, noise[3]))
+        histories.append(
+            leave_last(
+                first, noise[0], 4 + first, noise[1], 4 + first, noise[2], 4 + first, noise[3]
+            )
+        )
     dataset = write_dataset(tmp_path, histories, 20, text_width=8)
     dataset = with_texts(tmp_path, dataset, rules(first=1), 20)
     best = {}
@@ -251,7 +296,10 @@ class _Counting:
     def encode(self, texts: list[str]) -> np.ndarray[Any, Any]:
         return np.array(
             [
-                [text.count(f"Title of i{item},") + text.endswith(f"Title of i{item}") for item in range(NUM_ITEMS)]
+                [
+                    text.count(f"Title of i{item},") + text.endswith(f"Title of i{item}")
+                    for item in range(NUM_ITEMS)
+                ]
                 for text in texts
             ],
             dtype=np.float16,
@@ -262,7 +310,9 @@ def test_history_of_a_new_user_becomes_text_if_there_is_a_language_model(tmp_pat
     recommender = served(tmp_path, "both")
     newcomer = Request(history=["i3", "i5"], k=3)
     without_text = recommender.recommend([newcomer])[0]
-    assert recommender._reader is not None and recommender._reader.encoder is None, "other weights than in training"
+    assert recommender._reader is not None and recommender._reader.encoder is None, (
+        "other weights than in training"
+    )
     assert without_text.source == "model", "pooled vectors answer without the language model"
     recommender._reader.__dict__["encoder"] = _Counting()
     with_text = recommender.recommend([newcomer])[0]
@@ -271,7 +321,10 @@ def test_history_of_a_new_user_becomes_text_if_there_is_a_language_model(tmp_pat
     row = recommender.user_row("u0")
     past = [f"i{item}" for item in known.items_E[known.offsets_U1[row] : known.offsets_U1[row + 1]]]
     twin, own = recommender.recommend(
-        [Request(history=past, k=3, exclude_seen=False), Request(user_id="u0", k=3, exclude_seen=False)]
+        [
+            Request(history=past, k=3, exclude_seen=False),
+            Request(user_id="u0", k=3, exclude_seen=False),
+        ]
     )
     assert twin.source == own.source == "model"
 
@@ -289,7 +342,12 @@ def test_equal_histories_give_equal_texts_in_serving() -> None:
         {"model": "m", "fingerprint": "f", "max_tokens": 8, "max_items": 3}, TITLES, ["buy", "view"]
     )
     reader.__dict__["encoder"] = type(
-        "Spy", (), {"dimension": 1, "encode": lambda self, found: texts.update(found=found) or np.ones((1, 1))}
+        "Spy",
+        (),
+        {
+            "dimension": 1,
+            "encode": lambda self, found: texts.update(found=found) or np.ones((1, 1)),
+        },
     )()
     assert reader.vectors([(np.array([1, 2, 3, 4]), np.array([0, 0, 1, 1])), None]) is not None
     assert texts["found"] == [compose([1, 2, 3, 4], [0, 0, 1, 1], TITLES, rules(max_items=3))]
@@ -299,7 +357,9 @@ def test_equal_histories_give_equal_texts_in_serving() -> None:
 
 
 def items_table() -> pa.Table:
-    rows = [{schema.ITEM_ID: name, "title": f"Song {name}", "tags": f"tag {name}"} for name in "abcd"]
+    rows = [
+        {schema.ITEM_ID: name, "title": f"Song {name}", "tags": f"tag {name}"} for name in "abcd"
+    ]
     rows[3]["tags"] = None
     return rows_of("items", rows, title=pa.string(), tags=pa.string())
 
@@ -313,7 +373,8 @@ def prepared(folder: Path, events: list[dict[str, Any]], **text: Any) -> Prepare
 
 def test_prepare_writes_texts_and_groups(ray_local: None, tmp_path: Path) -> None:
     events = [
-        event("u", item, second, event_type="buy" if item == "b" else "view") for second, item in enumerate("abcd")
+        event("u", item, second, event_type="buy" if item == "b" else "view")
+        for second, item in enumerate("abcd")
     ]
     groups = {"title": ["title"], "more": ["tags"]}
     dataset = prepared(tmp_path, events, groups=groups, users={"enabled": True, "first": 1})
@@ -331,7 +392,9 @@ def test_prepare_writes_texts_and_groups(ray_local: None, tmp_path: Path) -> Non
     ):
         texts = dataset.user_texts(through)
         assert texts is not None and dataset.user_text_width == 384
-        np.testing.assert_allclose(texts.vectors_RT[texts.whole(np.array([0]))[0]], exact.encode([text])[0], atol=2e-3)
+        np.testing.assert_allclose(
+            texts.vectors_RT[texts.whole(np.array([0]))[0]], exact.encode([text])[0], atol=2e-3
+        )
     asked = training_config(dataset, "both")
     model = build_model(asked, dataset, Split.TRAIN)
     assert model.sizes.text_width == 2 * 256 and model.sizes.inputs["user_text"] == 384
@@ -358,4 +421,6 @@ def test_wrong_text_groups_are_refused(ray_local: None, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["user_text", "both"])
 def test_texts_of_histories_are_an_input_of_the_graph_export(tmp_path: Path, kind: str) -> None:
-    torch.testing.assert_close(*encoded_and_expected(served(tmp_path, kind).bundle), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        *encoded_and_expected(served(tmp_path, kind).bundle), atol=1e-5, rtol=0
+    )

@@ -62,10 +62,16 @@ def _write_world(folder: Path) -> Path:
         for item in rng.permutation(40)[: 10 + user % 7]:
             time += int(rng.integers(60, 90_000))
             rows.append((f"person-{user:03d}", f"film-{item:02d}", time))
-    events = ["user_id,item_id,timestamp", *(",".join(map(str, row)) for row in rows), "person-007,,5"]
+    events = [
+        "user_id,item_id,timestamp",
+        *(",".join(map(str, row)) for row in rows),
+        "person-007,,5",
+    ]
     (folder / "events.csv").write_text("\n".join(events), encoding="utf-8")
     friends = [f"person-{user:03d},person-{(7 * user + 1) % 60:03d}" for user in range(60)]
-    (folder / "social.csv").write_text("\n".join(["src_user_id,dst_user_id", *friends]), encoding="utf-8")
+    (folder / "social.csv").write_text(
+        "\n".join(["src_user_id,dst_user_id", *friends]), encoding="utf-8"
+    )
     enabled = {"enabled": True}
     tree: dict[str, Any] = {
         "run": {"dir": str(folder / "run")},
@@ -84,11 +90,21 @@ def _write_world(folder: Path) -> Path:
             "item": {"text": False},
             "fusion": {"stack": True},
             "granularities": {
-                **{name: enabled for name in ("evolution", "social", "popularity", "item_knn", "user_cf")},
+                **{
+                    name: enabled
+                    for name in ("evolution", "social", "popularity", "item_knn", "user_cf")
+                },
                 "stratum": {**enabled, "num_strata": [3]},
             },
         },
-        "train": {"epochs": 2, "batch_size": 32, "metric": "ndcg@5", "threads": 1, "warmup": 0.0, "final": True},
+        "train": {
+            "epochs": 2,
+            "batch_size": 32,
+            "metric": "ndcg@5",
+            "threads": 1,
+            "warmup": 0.0,
+            "final": True,
+        },
         "evaluate": {"ks": [5], "baselines": ["popularity"], "bootstrap": 100, "num_examples": 60},
         "registry": {"name": "films"},
     }
@@ -109,7 +125,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterat
             assert main(["run", "--config", str(path)]) == 0
             store = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
             store.set_registered_model_alias("films", "champion", "1")
-            recommendations = {"user_id": ["person-007", "person-001"], "item_id": ["film-01", "film-02"]}
+            recommendations = {
+                "user_id": ["person-007", "person-001"],
+                "item_id": ["film-01", "film-02"],
+            }
             pq.write_table(pa.table(recommendations), folder / "run" / "recommendations.parquet")
             (folder / "run" / "answers").mkdir()
             pq.write_table(pa.table(recommendations), folder / "run" / "answers" / "asked.parquet")
@@ -119,7 +138,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterat
 
 
 def _proofs(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(one.read_text()) for one in sorted((path.parent / "run" / "forgotten").glob("proof-*.json"))]
+    return [
+        json.loads(one.read_text())
+        for one in sorted((path.parent / "run" / "forgotten").glob("proof-*.json"))
+    ]
 
 
 def _holding(root: Path, word: str) -> list[str]:
@@ -136,7 +158,9 @@ def _holding(root: Path, word: str) -> list[str]:
     return found
 
 
-def test_after_forgetting_no_trace_is_found_and_everything_works(trained: Path, capsys: Captured) -> None:
+def test_after_forgetting_no_trace_is_found_and_everything_works(
+    trained: Path, capsys: Captured
+) -> None:
     """One sequence, since each step needs the one before: forget, search, serve, prepare again,
     forget again.
     """
@@ -144,7 +168,10 @@ def test_after_forgetting_no_trace_is_found_and_everything_works(trained: Path, 
     store = f"sqlite:///{root / 'mlflow.db'}"
     served = FollowedModel("models:/films@champion", store)
     before, examples = served.version(), read_bundle(root / "run" / "bundle")
-    assert set(GONE) <= set(examples.user_ids) and len(_holding(root / "mlartifacts", "person-007")) > 0
+    assert (
+        set(GONE) <= set(examples.user_ids)
+        and len(_holding(root / "mlartifacts", "person-007")) > 0
+    )
 
     assert main(["forget", "--config", str(trained), "--user", *GONE]) == 0
     shown = capsys.readouterr().out
@@ -154,29 +181,53 @@ def test_after_forgetting_no_trace_is_found_and_everything_works(trained: Path, 
         assert _holding(root, word) == ["events.csv", "social.csv"]
     (proof,) = _proofs(trained)
     assert proof["result"] == "nothing found" and is_signed(proof) and proof["users"]["number"] == 2
-    assert [Path(place).name for place in proof["source_files_with_them"]] == ["events.csv", "social.csv"]
+    assert [Path(place).name for place in proof["source_files_with_them"]] == [
+        "events.csv",
+        "social.csv",
+    ]
     searched = {one["path"] for one in proof["searched"]}
-    assert {"dataset/manifest.json", "bundle/users.parquet", "model/weights.safetensors"} <= searched
-    assert any(path.endswith("mlflow.db") for path in searched) and proof["looked_for"]["stretches_of_history"] >= 12
+    assert {
+        "dataset/manifest.json",
+        "bundle/users.parquet",
+        "model/weights.safetensors",
+    } <= searched
+    assert (
+        any(path.endswith("mlflow.db") for path in searched)
+        and proof["looked_for"]["stretches_of_history"] >= 12
+    )
     assert not is_signed({**proof, "result": "something found"}) and not is_signed(proof, "00" * 32)
 
     assert served.version() != before, "a server that follows the alias loads the other version"
     bundle, about = served.load(served.version())
-    assert about["version"] == "2" and len(bundle.user_ids) == 58 and not set(GONE) & set(bundle.user_ids)
+    assert (
+        about["version"] == "2"
+        and len(bundle.user_ids) == 58
+        and not set(GONE) & set(bundle.user_ids)
+    )
     assert "trained weights of" in about["card"] and "--retrain" in about["card"]
     versions = mlflow.MlflowClient(store).search_model_versions("name = 'films'")
     assert [one.version for one in versions] in (["2"], [2])
 
     capsys.readouterr()
     assert main(["prepare", "--config", str(trained)]) == 0
-    assert "is up to date" in capsys.readouterr().out, "the list keeps them out although the source has them"
+    assert "is up to date" in capsys.readouterr().out, (
+        "the list keeps them out although the source has them"
+    )
     assert main(["forget", "--config", str(trained), "--user", "person-099"]) == 2
     assert "1 of the 1 given users are in no dataset" in capsys.readouterr().err
 
     (root / "pulled").mkdir()
     with zipfile.ZipFile(root / "pulled" / "old.zip", "w") as archive:
         archive.writestr("notes/a.json.gz", gzip.compress(b'{"who": "person-007"}'))
-    again = ["forget", "--config", str(trained), "--user", GONE[0], "--forget.also", f"[{root / 'pulled'}]"]
+    again = [
+        "forget",
+        "--config",
+        str(trained),
+        "--user",
+        GONE[0],
+        "--forget.also",
+        f"[{root / 'pulled'}]",
+    ]
     assert main(again) == 1
     assert "old.zip: id in /notes/a.json.gz/gzip" in capsys.readouterr().err
     assert _proofs(trained)[-1]["result"] == "found"
@@ -184,16 +235,23 @@ def test_after_forgetting_no_trace_is_found_and_everything_works(trained: Path, 
     assert given.forget.users == [] and "person" not in (root / "run" / "history.jsonl").read_text()
 
     parent = open_parent(str(root / "run" / "bundle"), store)
-    assert parent.vocabulary().forgotten.holds(GONE[0]), "an update in another folder leaves them out as well"
+    assert parent.vocabulary().forgotten.holds(GONE[0]), (
+        "an update in another folder leaves them out as well"
+    )
 
 
-def test_interrupted_forget_continues(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_forget_continues(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It stops between the dataset and the model, and again before the registry; the same command
     completes it.
     """
     copied = _copy(trained, tmp_path)
     command = ["forget", "--config", str(copied), "--user", "person-033"]
-    for module, name in (("pipelines.forget", "make_models_again"), ("pipelines.forget", "forget_versions")):
+    for module, name in (
+        ("pipelines.forget", "make_models_again"),
+        ("pipelines.forget", "forget_versions"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(f"{module}.{name}", _stopped)
             assert main(command) == 1
@@ -214,7 +272,10 @@ def _copy(trained: Path, folder: Path) -> Path:
     for name in ("events.csv", "social.csv"):
         shutil.copy(trained.parent / name, folder / name)
     tree["run"]["dir"] = str(folder / "run")
-    tree["data"]["source"] |= {"events": [str(folder / "events.csv")], "social": [str(folder / "social.csv")]}
+    tree["data"]["source"] |= {
+        "events": [str(folder / "events.csv")],
+        "social": [str(folder / "social.csv")],
+    }
     path = folder / "films.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     assert main(["run", "--config", str(path)]) == 0
@@ -234,7 +295,10 @@ def test_version_of_another_run_folder_is_named_and_deleted_on_request(
     command = ["forget", "--config", str(copied), "--user", "person-040"]
     assert main(command) == 1
     captured = capsys.readouterr()
-    assert "models:/films/2 holds these users and cannot be made again here (champion; made in" in captured.out
+    assert (
+        "models:/films/2 holds these users and cannot be made again here (champion; made in"
+        in captured.out
+    )
     assert "run it there or use --forget.delete_versions true" in captured.err
     assert {str(one.version) for one in store.search_model_versions("name = 'films'")} == {"2", "3"}
     assert main([*command, "--forget.delete_versions", "true"]) == 0
@@ -260,7 +324,9 @@ def test_rewritten_dataset_contains_the_remaining_users(tmp_path: Path, gone: li
     dataset = small_world(tmp_path / "d")
     ids, before = dataset.user_ids.to_pylist(), dataset.histories()
     kept = {ids[user] for user in range(6) if user not in gone}
-    events = {ids[user]: (before.take(np.array([row]))) for row, user in enumerate(before.users_U.tolist())}
+    events = {
+        ids[user]: before.take(np.array([row])) for row, user in enumerate(before.users_U.tolist())
+    }
     src, dst, _ = dataset.social_edges()
     friends = {(ids[a], ids[b]) for a, b in zip(src, dst, strict=True)}
     forgotten = Forgotten().having([ids[user] for user in gone])
@@ -299,7 +365,10 @@ def test_graphs_of_the_rewritten_dataset_are_those_of_the_remaining_users(tmp_pa
     dataset = small_world(tmp_path / "d")
     before = build_graphs(dataset, Split.VALID)
     own = torch.bincount(before.items_E[before.users_E == 0], minlength=dataset.num_items)
-    after = build_graphs(forget_users(dataset, [0], Forgotten().having(["u0"]), build_config({})).dataset, Split.VALID)
+    after = build_graphs(
+        forget_users(dataset, [0], Forgotten().having(["u0"]), build_config({})).dataset,
+        Split.VALID,
+    )
     assert torch.equal(after.degree_N, before.degree_N - own)
 
 
@@ -311,7 +380,12 @@ def test_damaged_list_stops_prepare_and_inherited_list_is_kept(tmp_path: Path) -
     both = listed.with_all_of(other)
     both.write(place)
     found = Forgotten.read(place)
-    assert found.holds("ann") and found.holds("bob") and not found.holds("Ann") and "ann" not in Path(place).read_text()
+    assert (
+        found.holds("ann")
+        and found.holds("bob")
+        and not found.holds("Ann")
+        and "ann" not in Path(place).read_text()
+    )
     assert found.among(pa.chunked_array([["bob", None, "eve"]])).tolist() == [True, False, False]
     Path(place).write_text("{}")
     with pytest.raises(ArtifactError, match="list of forgotten users, is damaged"):
@@ -328,9 +402,19 @@ def _shop(folder: Path, forgotten: Forgotten | None = None) -> PreparedDataset:
         for place, item in enumerate(rng.permutation(12)[:6].tolist()):
             weather = f"only-{user}" if place == 0 else "rain"
             rows.append(event(name, f"i{item}", 1000 * place + user, weather=weather))
-            rows.append(event(name, f"i{item}", 1000 * place + user, event_type="tag", tag=f"tag-{user % 4}"))
-    rows += [event("user-4", "i0", 5, **{schema.REASON: "bad time", schema.RAW: "user-4,i0,soon"}), rows[0]]
-    edges = [{schema.SRC_USER_ID: f"user-{a}", schema.DST_USER_ID: f"user-{(a + 1) % 9}"} for a in range(9)]
+            rows.append(
+                event(
+                    name, f"i{item}", 1000 * place + user, event_type="tag", tag=f"tag-{user % 4}"
+                )
+            )
+    rows += [
+        event("user-4", "i0", 5, **{schema.REASON: "bad time", schema.RAW: "user-4,i0,soon"}),
+        rows[0],
+    ]
+    edges = [
+        {schema.SRC_USER_ID: f"user-{a}", schema.DST_USER_ID: f"user-{(a + 1) % 9}"}
+        for a in range(9)
+    ]
     tables = {
         "events": rows_of("events", rows, weather=pa.string(), tag=pa.string()),
         "social": rows_of("social", edges),
@@ -351,13 +435,27 @@ def _shown(dataset: PreparedDataset) -> dict[str, Any]:
     for row, user in enumerate(found.users_U.tolist()):
         span = range(found.offsets_U1[row], found.offsets_U1[row + 1])
         events[users[user]] = [
-            (items[found.items_E[e]], int(found.times_E[e]), int(found.splits_E[e]), weather[found.context_EC[e, 0]])
+            (
+                items[found.items_E[e]],
+                int(found.times_E[e]),
+                int(found.splits_E[e]),
+                weather[found.context_EC[e, 0]],
+            )
             for e in span
         ]
     src, dst, _ = dataset.social_edges()
     aside = {kind: dataset.table(f"{kind}/events.parquet").num_rows for kind in ("quarantine", "dropped")
              if (Path(dataset.root) / kind / "events.parquet").exists()}  # fmt: skip
-    counted = ("users", "items", "events", "train", "valid", "test", "social_edges", "items_with_text")
+    counted = (
+        "users",
+        "items",
+        "events",
+        "train",
+        "valid",
+        "test",
+        "social_edges",
+        "items_with_text",
+    )
     return {
         "events": events,
         "friends": sorted((users[a], users[b]) for a, b in zip(src, dst, strict=True)),
@@ -369,7 +467,9 @@ def _shown(dataset: PreparedDataset) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("gone", [("user-4",), ("user-8", "user-0")])
-def test_forget_equals_prepare_without_the_users(tmp_path: Path, ray_local: None, gone: tuple[str, ...]) -> None:
+def test_forget_equals_prepare_without_the_users(
+    tmp_path: Path, ray_local: None, gone: tuple[str, ...]
+) -> None:
     """Histories, item text from tags, counts, friends, context and unused rows are equal after a
     rewrite and after a new prepare.
     """
@@ -380,12 +480,18 @@ def test_forget_equals_prepare_without_the_users(tmp_path: Path, ray_local: None
     numbers = [before.user_ids.to_pylist().index(user) for user in gone]
     lines = [user.encode() for user in gone]
     found = forget_users(
-        before, numbers, forgotten, config(tmp_path), lambda text: any(line.decode() in text for line in lines)
+        before,
+        numbers,
+        forgotten,
+        config(tmp_path),
+        lambda text: any(line.decode() in text for line in lines),
     )
     assert _shown(found.dataset) == _shown(expected)
     assert found.dataset.manifest.content_hash == expected.manifest.content_hash
     assert any("context column weather" in line for line in found.left)
-    traces = Traces([Id.of(user, pa.array([], pa.string()), pa.array([], pa.string())) for user in gone])
+    traces = Traces(
+        [Id.of(user, pa.array([], pa.string()), pa.array([], pa.string())) for user in gone]
+    )
     for path in sorted(one for one in Path(found.dataset.root).rglob("*") if one.is_file()):
         assert not search_file(path, path.name, traces).found, path
 
@@ -402,11 +508,17 @@ def test_rows_of_users_in_unknown_tables_are_deleted(tmp_path: Path) -> None:
         table = pa.table({"user_id": coded, "what": [1, 2, 3]})
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    pq.write_table(pa.table({"user": pa.array([0, 5, 1], pa.int32()), "what": [1, 2, 3]}), folder / "rows.parquet")
+    pq.write_table(
+        pa.table({"user": pa.array([0, 5, 1], pa.int32()), "what": [1, 2, 3]}),
+        folder / "rows.parquet",
+    )
     after = forget_users(dataset, [0], Forgotten().having(["u0"]), build_config({})).dataset
     with pa.ipc.open_file(str(Path(after.root) / "text/rows.arrow")) as reader:
         rest = reader.read_all().combine_chunks()
-    assert rest.column("what").to_pylist() == [2] and b"u0" not in (Path(after.root) / "text/rows.arrow").read_bytes()
+    assert (
+        rest.column("what").to_pylist() == [2]
+        and b"u0" not in (Path(after.root) / "text/rows.arrow").read_bytes()
+    )
     numbers = after.table("text/rows.parquet")
     names = after.user_ids.to_pylist()
     assert [names[user] for user in numbers.column("user").to_pylist()] == ["u5", "u1"]
@@ -416,11 +528,16 @@ def test_texts_of_histories_are_deleted_with_their_users(tmp_path: Path) -> None
     """Remaining texts are unchanged, row by row, and unused vectors are deleted."""
     dataset = user_text_world(tmp_path / "d")
     names, before = dataset.user_ids.to_pylist(), dataset.user_texts(Split.VALID)
-    after = forget_users(dataset, [2, 5], Forgotten().having([names[2], names[5]]), build_config({})).dataset
+    after = forget_users(
+        dataset, [2, 5], Forgotten().having([names[2], names[5]]), build_config({})
+    ).dataset
     texts = after.user_texts(Split.VALID)
     assert before is not None and texts is not None
     for user, name in enumerate(after.user_ids.to_pylist()):
-        rows = [found.whole(np.array([number]))[0] for found, number in ((texts, user), (before, names.index(name)))]
+        rows = [
+            found.whole(np.array([number]))[0]
+            for found, number in ((texts, user), (before, names.index(name)))
+        ]
         assert np.array_equal(texts.vectors_RT[rows[0]], before.vectors_RT[rows[1]])
     assert len(texts.vectors_RT) < len(before.vectors_RT)
 
@@ -457,7 +574,10 @@ def _packed(kind: str, folder: Path) -> Path:
     elif kind == "nested.parquet":
         pq.write_table(pa.table({"lists": [[{"name": "ann-smith"}]]}), path, compression="zstd")
     elif kind == "arrow":
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.schema([("who", pa.string())])) as writer:
+        with (
+            pa.OSFile(str(path), "wb") as sink,
+            pa.ipc.new_file(sink, pa.schema([("who", pa.string())])) as writer,
+        ):
             writer.write_table(pa.table({"who": ["ann-smith"]}))
     elif kind == "sqlite":
         with sqlite3.connect(path) as store:
@@ -480,7 +600,19 @@ def _packed(kind: str, folder: Path) -> Path:
     return path
 
 
-KINDS = ["zip", "gz", "zst", "parquet", "nested.parquet", "arrow", "sqlite", "safetensors", "npz", "html", "json"]
+KINDS = [
+    "zip",
+    "gz",
+    "zst",
+    "parquet",
+    "nested.parquet",
+    "arrow",
+    "sqlite",
+    "safetensors",
+    "npz",
+    "html",
+    "json",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -509,7 +641,9 @@ def test_unreadable_file_fails_the_proof(tmp_path: Path) -> None:
         ("a&lt;b&gt;c", "a<b>c", True),
     ],
 )
-def test_id_is_matched_as_a_whole_word(text: str, name: str, is_there: bool, tmp_path: Path) -> None:
+def test_id_is_matched_as_a_whole_word(
+    text: str, name: str, is_there: bool, tmp_path: Path
+) -> None:
     (tmp_path / "f").write_text(text, encoding="utf-8")
     assert bool(search_file(tmp_path / "f", "f", _traces(name)).found) == is_there
 
@@ -518,10 +652,18 @@ def test_history_is_found_without_an_id(tmp_path: Path) -> None:
     """By items in time order, by sorted items, and by times; histories that other users share are
     no trace.
     """
-    users = Histories.of_items([[5, 3, 9, 1, 7, 2], [4, 8, 6, 0, 1, 2], [4, 8, 6, 0, 1, 2]], [0, 1, 2])
+    users = Histories.of_items(
+        [[5, 3, 9, 1, 7, 2], [4, 8, 6, 0, 1, 2], [4, 8, 6, 0, 1, 2]], [0, 1, 2]
+    )
     times = np.arange(18, dtype=np.int64) ** 2 + 1_600_000_000
     users = Histories(
-        users.users_U, users.offsets_U1, users.items_E, users.types_E, times, users.values_E, users.splits_E
+        users.users_U,
+        users.offsets_U1,
+        users.items_E,
+        users.types_E,
+        times,
+        users.values_E,
+        users.splits_E,
     )
     traces = Traces()
     traces.add_history(users, [0], [f"film {number}" for number in range(10)])
@@ -536,12 +678,20 @@ def test_history_is_found_without_an_id(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(
         "<li>film 2</li> <li>film 7</li> <li>film 1</li> <li>film 9</li><li>film 3</li><li>film 5"
     )
-    pq.write_table(pa.table({"items": [[5, 3, 9, 1, 7, 2]]}), tmp_path / "list.parquet", compression="zstd")
+    pq.write_table(
+        pa.table({"items": [[5, 3, 9, 1, 7, 2]]}), tmp_path / "list.parquet", compression="zstd"
+    )
     found = {path.name: search_file(path, path.name, traces).found for path in tmp_path.iterdir()}
-    assert {name for name, what in found.items() if what} == {*files, "page.html", "list.parquet"} - {
-        "nobody.safetensors"
-    }
-    pq.write_table(pa.table({"items": [[8, 5, 3, 9], [1, 7, 2, 4]]}), tmp_path / "two.parquet", compression="zstd")
+    assert {name for name, what in found.items() if what} == {
+        *files,
+        "page.html",
+        "list.parquet",
+    } - {"nobody.safetensors"}
+    pq.write_table(
+        pa.table({"items": [[8, 5, 3, 9], [1, 7, 2, 4]]}),
+        tmp_path / "two.parquet",
+        compression="zstd",
+    )
     two = search_file(tmp_path / "two.parquet", "two", traces)
     assert not two.found, "the end of one list and the start of the next are not a user's history"
     common = Traces()
@@ -581,23 +731,47 @@ def test_retrained_model_does_not_separate_forgotten_from_unseen_users(
     rng = np.random.default_rng(3)
     lists = [rng.permutation(80)[:14].tolist() for _ in range(240)]
     rows = [
-        f"u-{u:04d},i{item},{1_600_000_000 + 86_400 * p + u}" for u in range(180) for p, item in enumerate(lists[u])
+        f"u-{u:04d},i{item},{1_600_000_000 + 86_400 * p + u}"
+        for u in range(180)
+        for p, item in enumerate(lists[u])
     ]
-    (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]), encoding="utf-8")
+    (tmp_path / "events.csv").write_text(
+        "\n".join(["user_id,item_id,timestamp", *rows]), encoding="utf-8"
+    )
     unseen = [json.dumps({"history": [f"i{item}" for item in row]}) for row in lists[180:]]
     (tmp_path / "unseen.jsonl").write_text("\n".join(unseen), encoding="utf-8")
     tree = {
         "run": {"dir": str(tmp_path / "run")},
-        "data": {"source": {"kind": "canonical", "events": [str(tmp_path / "events.csv")]}, "text": {"enabled": False}},
-        "model": {"width": 48, "item": {"text": False}, "granularities": {"evolution": {"enabled": True}}},
-        "train": {"epochs": 60, "evaluate_every": 60, "batch_size": 32, "lr": 0.01, "metric": "ndcg@5", "threads": 1},
+        "data": {
+            "source": {"kind": "canonical", "events": [str(tmp_path / "events.csv")]},
+            "text": {"enabled": False},
+        },
+        "model": {
+            "width": 48,
+            "item": {"text": False},
+            "granularities": {"evolution": {"enabled": True}},
+        },
+        "train": {
+            "epochs": 60,
+            "evaluate_every": 60,
+            "batch_size": 32,
+            "lr": 0.01,
+            "metric": "ndcg@5",
+            "threads": 1,
+        },
         "evaluate": {"ks": [5], "baselines": ["popularity"], "bootstrap": 100},
         "registry": {"name": "by-heart"},
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     gone = [f"u-{u:04d}" for u in range(60)]
     (tmp_path / "gone.txt").write_text("\n".join(gone), encoding="utf-8")
-    command = ["forget", "--config", str(tmp_path / "c.yaml"), "--forget.unseen", str(tmp_path / "unseen.jsonl")]
+    command = [
+        "forget",
+        "--config",
+        str(tmp_path / "c.yaml"),
+        "--forget.unseen",
+        str(tmp_path / "unseen.jsonl"),
+    ]
     with training_here():
         assert main(["run", "--config", str(tmp_path / "c.yaml")]) == 0
         assert main([*command, "--forget.file", str(tmp_path / "gone.txt"), "--retrain"]) == 0
@@ -605,4 +779,7 @@ def test_retrained_model_does_not_separate_forgotten_from_unseen_users(
     tested = proof["membership"]
     assert tested["members"]["low"] > 0.6, "the attack tells whom the model was trained on"
     assert tested["is_blind"] and abs(tested["forgotten"]["auc"] - 0.5) < 0.12
-    assert "nothing in it depends on them" in (tmp_path / "run" / "bundle" / "MODEL_CARD.md").read_text()
+    assert (
+        "nothing in it depends on them"
+        in (tmp_path / "run" / "bundle" / "MODEL_CARD.md").read_text()
+    )

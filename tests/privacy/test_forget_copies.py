@@ -47,7 +47,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterat
         with training_here():
             path = _write_world(folder)
             tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-            tree["model"]["granularities"] = {"evolution": {"enabled": True}, "user_cf": {"enabled": True}}
+            tree["model"]["granularities"] = {
+                "evolution": {"enabled": True},
+                "user_cf": {"enabled": True},
+            }
             tree["model"]["fusion"] = {"stack": False}
             path.write_text(yaml.safe_dump(tree), encoding="utf-8")
             assert main(["run", "--config", str(path), "--train.final", "false"]) == 0
@@ -68,8 +71,12 @@ def _log(folder: Path, bundle: Path, rows: list[dict[str, Any]]) -> None:
     assert asyncio.run(service.handle(call, ask, ask)).status == 200
 
 
-def test_user_is_removed_from_recorded_named_and_local_copies(trained: Path, capsys: Captured) -> None:
-    """Answers are logged, the model is exported, pulled and saved; then a user is forgotten in all copies."""
+def test_user_is_removed_from_recorded_named_and_local_copies(
+    trained: Path, capsys: Captured
+) -> None:
+    """Answers are logged, the model is exported, pulled and saved; then a user is forgotten in all
+    copies.
+    """
     root, store = trained.parent, f"sqlite:///{trained.parent / 'mlflow.db'}"
     run, away = root / "run", root / "elsewhere"
     history = pd.read_csv(root / "events.csv").query("user_id == @GONE").dropna().item_id.tolist()
@@ -85,28 +92,54 @@ def test_user_is_removed_from_recorded_named_and_local_copies(trained: Path, cap
     said: list[str] = []
     note_log(str(away / "log"), ["models:/films@champion"], store, said.append)
     tracking = ["--tracking.uri", store]
-    exported = ["export", str(run), "--to", "parquet", "--out", str(away / "export"), "--export.users", "true"]
+    exported = [
+        "export",
+        str(run),
+        "--to",
+        "parquet",
+        "--out",
+        str(away / "export"),
+        "--export.users",
+        "true",
+    ]
     assert main([*exported, *tracking]) == 0
     assert main(["pull", "models:/films@champion", str(away / "pulled"), *tracking]) == 0
     recsys.load(run).save(away / "saved")
     assert not said and "`recsys forget`" not in capsys.readouterr().out
     assert {copy.kind for _, copy in of_models(store, ["films"])} == {"answers", "model"}
-    assert {(copy.kind, Path(copy.place).name) for copy in of_run(run)} == {("export", "export"), ("model", "saved")}
-    assert len(_holding(away, GONE)) >= 4 and _holding(root / "named", GONE) and _holding(run / "log", GONE)
+    assert {(copy.kind, Path(copy.place).name) for copy in of_run(run)} == {
+        ("export", "export"),
+        ("model", "saved"),
+    }
+    assert (
+        len(_holding(away, GONE)) >= 4
+        and _holding(root / "named", GONE)
+        and _holding(run / "log", GONE)
+    )
 
-    assert main(["forget", "--config", str(trained), "--user", GONE, "--also", str(root / "named")]) == 0
+    assert (
+        main(["forget", "--config", str(trained), "--user", GONE, "--also", str(root / "named")])
+        == 0
+    )
     assert _holding(root, GONE) == ["events.csv", "social.csv"]
     for place in (away / "log", run / "log", root / "named" / "log"):
         logged, num_cut = read_logs([str(place)])
-        assert sorted(str(one.user_id) for one in logged) == ["person-001", "person-002"] and num_cut == 0
+        assert (
+            sorted(str(one.user_id) for one in logged) == ["person-001", "person-002"]
+            and num_cut == 0
+        )
     proof = _proofs(trained)[-1]
     assert proof["result"] == "nothing found"
-    assert {str(away / name) for name in ("log", "export", "pulled", "saved")} <= set(proof["places"])
+    assert {str(away / name) for name in ("log", "export", "pulled", "saved")} <= set(
+        proof["places"]
+    )
     assert str(root / "named") in proof["places"]
     searched = {one["path"] for one in proof["searched"]}
     assert str(away / "export" / "users.parquet") in searched
     assert any(name.startswith("log/answers-") for name in searched)
-    assert sum(proof["done"]["copies"]["rows"].values()) == 9 and not proof["done"]["copies"]["left"]
+    assert (
+        sum(proof["done"]["copies"]["rows"].values()) == 9 and not proof["done"]["copies"]["left"]
+    )
 
     new = read_bundle(run / "bundle").info
     again = Exported.at(away / "export")
@@ -132,7 +165,9 @@ def test_user_only_in_a_log_is_forgotten_also_at_a_uri(trained: Path) -> None:
 def test_copies_of_another_model_are_reported_and_kept_unless_deletion_is_requested(
     trained: Path, capsys: Captured
 ) -> None:
-    """A saved model of another run cannot be rebuilt here; its export loses only rows of its table."""
+    """A saved model of another run cannot be rebuilt here; its export loses only rows of its
+    table.
+    """
     root = trained.parent
     other = recsys.load(root / "run").save(root / "other" / "saved")
     info = json.loads((other / "bundle.json").read_text())
@@ -146,27 +181,47 @@ def test_copies_of_another_model_are_reported_and_kept_unless_deletion_is_reques
     (root / "other" / "graph" / "manifest.json").write_text(json.dumps(graph))
     for path in (root / "run" / FOLDER).glob("*.json"):
         path.unlink()  # records would make them copies of this run
-    command = ["forget", "--config", str(trained), "--user", "person-011", "--also", str(root / "other")]
+    command = [
+        "forget",
+        "--config",
+        str(trained),
+        "--user",
+        "person-011",
+        "--also",
+        str(root / "other"),
+    ]
     assert main(command) == 1
     shown = capsys.readouterr().err
     assert f"{other}: its model cannot be made again here" in shown and "delete_versions" in shown
     assert f"{root / 'other' / 'graph'}: the graph has a row per user" in shown
     export = Exported.at(root / "other" / "export")
-    assert export is not None and export.num_rows(["person-011"]) == 0 and export.num_rows(["person-012"]) == 1
-    assert export.manifest["files"]["users.parquet"] == entry_of(export.folder / "users.parquet").model_dump()
+    assert (
+        export is not None
+        and export.num_rows(["person-011"]) == 0
+        and export.num_rows(["person-012"]) == 1
+    )
+    assert (
+        export.manifest["files"]["users.parquet"]
+        == entry_of(export.folder / "users.parquet").model_dump()
+    )
     assert main([*command, "--forget.delete_versions", "true"]) == 0
     assert not other.exists() and not (root / "other" / "graph").exists() and export.folder.exists()
 
 
 def test_rows_written_while_a_log_is_rewritten_are_kept(tmp_path: Path) -> None:
-    """Four replicas append to one file all the time; afterwards it has every row of other users exactly once."""
+    """Four replicas append to one file all the time; afterwards it has every row of other users
+    exactly once.
+    """
     log, stop, number = AnswerLog(str(tmp_path)), threading.Event(), 400
 
     def write(replica: int) -> None:
         for count in range(number):
             users = ("u1", f"other-{replica}-{count}")
             assert log.write(
-                [{"user_id": user, "request": {"user_id": user}, "item_ids": ["i"] * 50} for user in users]
+                [
+                    {"user_id": user, "request": {"user_id": user}, "item_ids": ["i"] * 50}
+                    for user in users
+                ]
             )
         stop.set()
 
@@ -184,8 +239,12 @@ def test_rows_written_while_a_log_is_rewritten_are_kept(tmp_path: Path) -> None:
     removed += remove_rows(path, RowFinder(["u1"], Traces()))
     left = [json.loads(line)["user_id"] for line in path.read_text().splitlines()]
     assert removed == 4 * number + 1
-    assert sorted(left) == sorted(f"other-{replica}-{count}" for replica in range(4) for count in range(number))
-    assert [one.name for one in tmp_path.iterdir()] == [path.name] and path.stat().st_mode & 0o777 == 0o640
+    assert sorted(left) == sorted(
+        f"other-{replica}-{count}" for replica in range(4) for count in range(number)
+    )
+    assert [one.name for one in tmp_path.iterdir()] == [
+        path.name
+    ] and path.stat().st_mode & 0o777 == 0o640
 
 
 def test_log_row_belongs_to_user_by_id_or_friend_not_by_number() -> None:
@@ -197,7 +256,9 @@ def test_log_row_belongs_to_user_by_id_or_friend_not_by_number() -> None:
     ]
     lines = [json.dumps(row).encode() + b"\n" for row in rows]
     assert RowFinder(["4"], Traces())(lines) == [True, True, False, False]
-    assert RowFinder(['ü,"4'], Traces())([json.dumps({"user_id": 'ü,"4'}, ensure_ascii=False).encode()]) == [True]
+    assert RowFinder(['ü,"4'], Traces())(
+        [json.dumps({"user_id": 'ü,"4'}, ensure_ascii=False).encode()]
+    ) == [True]
 
 
 def test_saved_frames_lose_the_rows_of_the_user(
@@ -207,10 +268,17 @@ def test_saved_frames_lose_the_rows_of_the_user(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     users = [user for user in range(100, 140) for _ in range(8)]
     events = pd.DataFrame(
-        {"customer": users, "product": [f"film {(user * 7 + n) % 30}" for n, user in enumerate(users)]}
+        {
+            "customer": users,
+            "product": [f"film {(user * 7 + n) % 30}" for n, user in enumerate(users)],
+        }
     )
-    events["ordered_at"] = pd.Timestamp("2026-01-01") + pd.to_timedelta(range(len(events)), unit="h")
-    towns = pd.DataFrame({"customer": range(100, 140), "town": [f"town {number % 5}" for number in range(40)]})
+    events["ordered_at"] = pd.Timestamp("2026-01-01") + pd.to_timedelta(
+        range(len(events)), unit="h"
+    )
+    towns = pd.DataFrame(
+        {"customer": range(100, 140), "town": [f"town {number % 5}" for number in range(40)]}
+    )
     given = recsys.Dataset.from_pandas(events, users=towns, folder=tmp_path / "shop")
     assert given.prepared.num_users == 40
     (tmp_path / "shop.yaml").write_text(given.to_yaml(), encoding="utf-8")
@@ -219,8 +287,14 @@ def test_saved_frames_lose_the_rows_of_the_user(
     left = pq.read_table(tmp_path / "shop" / "tables" / "events.parquet")
     assert left.num_rows == 312 and 107 not in left.column("customer").to_pylist()
     assert pq.read_table(tmp_path / "shop" / "tables" / "users.parquet").num_rows == 39
-    [proof] = [json.loads(path.read_text()) for path in (tmp_path / "run" / "forgotten").glob("proof-*.json")]
-    assert str(tmp_path / "shop" / "tables") in proof["places"] and proof["source_files_with_them"] == []
+    [proof] = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "run" / "forgotten").glob("proof-*.json")
+    ]
+    assert (
+        str(tmp_path / "shop" / "tables") in proof["places"]
+        and proof["source_files_with_them"] == []
+    )
 
 
 def test_integer_ids_in_a_column_with_gaps_are_recognised(tmp_path: Path) -> None:
@@ -228,7 +302,11 @@ def test_integer_ids_in_a_column_with_gaps_are_recognised(tmp_path: Path) -> Non
     ids = pd.Series([107, None, 108, 107.5], dtype="float64")
     pq.write_table(pa.table({"who": pa.array(ids, from_pandas=True)}), tmp_path / "events.parquet")
     assert _without_rows(tmp_path / "events.parquet", {"who": "user_id"}, pa.array(["107"])) == 1
-    assert pq.read_table(tmp_path / "events.parquet").column("who").to_pylist() == [None, 108.0, 107.5]
+    assert pq.read_table(tmp_path / "events.parquet").column("who").to_pylist() == [
+        None,
+        108.0,
+        107.5,
+    ]
 
 
 def test_copy_is_recorded_with_its_model(tmp_path: Path) -> None:
@@ -240,7 +318,9 @@ def test_copy_is_recorded_with_its_model(tmp_path: Path) -> None:
         assert remember([copy], asked, "") and of_run(tmp_path / "run") == [copy]
     assert not remember([copy], tmp_path / "nowhere", "")
     (tmp_path / "pulled" / "artifacts" / "bundle").mkdir(parents=True)
-    (tmp_path / "pulled" / "pulled.json").write_text('{"name": "films", "version": "3", "tracking": "sqlite:////x.db"}')
+    (tmp_path / "pulled" / "pulled.json").write_text(
+        '{"name": "films", "version": "3", "tracking": "sqlite:////x.db"}'
+    )
     owner = owner_of(str(tmp_path / "pulled" / "artifacts" / "bundle"), "")
     assert owner is not None and (owner.name, owner.tracking) == ("films", "sqlite:////x.db")
     elsewhere = Copy("answers", "/no/such/folder", "another-machine")

@@ -28,7 +28,7 @@ def _load(path: Path) -> Tree:
     return tree
 
 
-# ----------------------------------------------------------------------------------------------------- cluster.yaml
+# ------------------------------------------------------------------------------------- cluster.yaml
 
 
 def _ray_refuses(config: Tree) -> str:
@@ -53,11 +53,16 @@ def _start_problems(config: Tree) -> list[str]:
             if "RAY_AUTH_MODE=token" not in line:
                 found.append(f"{key} asks for no token")
             host = re.search(r"--dashboard-host[= ](\S+)", line)
-            if "--head" in line and (host is None or not ipaddress.ip_address(host[1].strip("'\"")).is_loopback):
+            if "--head" in line and (
+                host is None or not ipaddress.ip_address(host[1].strip("'\"")).is_loopback
+            ):
                 found.append("the dashboard listens beyond the loopback")
     if "0.0.0.0" in str(config):
         found.append("an address open to the world")
-    mounts = {remote.rsplit("/.ray/", 1)[-1]: local for remote, local in config.get("file_mounts", {}).items()}
+    mounts = {
+        remote.rsplit("/.ray/", 1)[-1]: local
+        for remote, local in config.get("file_mounts", {}).items()
+    }
     if mounts.get("auth_token") != "~/.ray/auth_token":
         found.append("the nodes do not get the token's file")
     return found
@@ -93,13 +98,18 @@ def _place_problems(config: Tree) -> list[str]:
             found.append(f"{name}: any process may ask for the machine's credentials")
         if not asked.get("IamInstanceProfile"):
             found.append(f"{name}: no profile, so no s3://")
-    drivers = [node for node in config["available_node_types"].values() if "driver" in node["resources"]]
+    drivers = [
+        node for node in config["available_node_types"].values() if "driver" in node["resources"]
+    ]
     if not drivers or any("InstanceMarketOptions" in node["node_config"] for node in drivers):
         found.append("the driver of a job may be on a machine that is taken away")
     if config["provider"].get("security_group", {}).get("IpPermissions"):
         found.append("ports are opened")
     installs = [line for line in config["setup_commands"] if "pip install" in line]
-    if not any("multigrain-*.whl" in line and "-c ~/multigrain/constraints.txt" in line for line in installs):
+    if not any(
+        "multigrain-*.whl" in line and "-c ~/multigrain/constraints.txt" in line
+        for line in installs
+    ):
         found.append("this project is not installed with its constraints")
     if not any("[text,s3]" in line for line in installs):
         found.append("nodes cannot write to s3://")
@@ -152,11 +162,17 @@ def test_ray_refuses_bad_cluster_yaml(change: Callable[[Tree], None]) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (_replace("head_start_ray_commands", "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"), "no token"),
+        (
+            _replace("head_start_ray_commands", "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"),
+            "no token",
+        ),
         (_replace("worker_start_ray_commands", "RAY_AUTH_MODE=token ", ""), "no token"),
         (_replace("head_start_ray_commands", "127.0.0.1", "10.0.0.1"), "beyond the loopback"),
         (_replace("head_start_ray_commands", "127.0.0.1", "0.0.0.0"), "open to the world"),
-        (_replace("head_start_ray_commands", "--dashboard-host=127.0.0.1", ""), "beyond the loopback"),
+        (
+            _replace("head_start_ray_commands", "--dashboard-host=127.0.0.1", ""),
+            "beyond the loopback",
+        ),
         (_replace("setup_commands", "-c ~/multigrain/constraints.txt", ""), "constraints"),
         (_set("file_mounts", {}), "token's file"),
         (_set("available_node_types/head/resources", {"CPU": 4}), "takes tasks"),
@@ -169,9 +185,18 @@ def test_ray_refuses_bad_cluster_yaml(change: Callable[[Tree], None]) -> None:
         (_set("available_node_types/train/node_config/SecurityGroupIds", []), "SSH"),
         (_set("available_node_types/data/node_config/MetadataOptions", {}), "credentials"),
         (_set("available_node_types/data/node_config/IamInstanceProfile", {}), "no profile"),
-        (_set("available_node_types/driver/node_config/InstanceMarketOptions", {"MarketType": "spot"}), "taken away"),
+        (
+            _set(
+                "available_node_types/driver/node_config/InstanceMarketOptions",
+                {"MarketType": "spot"},
+            ),
+            "taken away",
+        ),
         (_replace("setup_commands", "[text,s3]", "[text]"), "cannot write to s3"),
-        (_set("provider/security_group", {"IpPermissions": [{"FromPort": 8265}]}), "ports are opened"),
+        (
+            _set("provider/security_group", {"IpPermissions": [{"FromPort": 8265}]}),
+            "ports are opened",
+        ),
     ],
 )
 def test_our_rules_refuse_bad_cluster_yaml(change: Callable[[Tree], None], problem: str) -> None:
@@ -180,13 +205,15 @@ def test_our_rules_refuse_bad_cluster_yaml(change: Callable[[Tree], None], probl
     assert any(problem in found for found in _problems(config)), _problems(config)
 
 
-# -------------------------------------------------------------------------------------------------------- Kubernetes
+# --------------------------------------------------------------------------------------- Kubernetes
 
 
 def _pods(job: Tree) -> dict[str, Tree]:
     cluster = job["spec"]["rayClusterSpec"]
     pods = {"head": cluster["headGroupSpec"]["template"]["spec"]}
-    return pods | {group["groupName"]: group["template"]["spec"] for group in cluster["workerGroupSpecs"]}
+    return pods | {
+        group["groupName"]: group["template"]["spec"] for group in cluster["workerGroupSpecs"]
+    }
 
 
 def _job_problems(job: Tree) -> list[str]:
@@ -195,9 +222,15 @@ def _job_problems(job: Tree) -> list[str]:
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     found = [] if (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob") else ["no RayJob"]
     command, verb, *rest = shlex.split(spec["entrypoint"])
-    if command != "recsys" or verb not in VERBS or dict(parse(rest).overrides).get("ray.address") != "auto":
+    if (
+        command != "recsys"
+        or verb not in VERBS
+        or dict(parse(rest).overrides).get("ray.address") != "auto"
+    ):
         found.append("the entrypoint is no verb on the cluster")
-    pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    pinned = re.search(
+        r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
     if pinned is None or cluster["rayVersion"] != pinned[1]:
         found.append("rayVersion is not the image's")
     if cluster.get("authOptions", {}).get("mode") != "token":
@@ -229,7 +262,10 @@ def _job_problems(job: Tree) -> list[str]:
 def test_kubernetes_job_follows_our_rules() -> None:
     job = _load(KUBERNETES)
     assert _job_problems(job) == []
-    gpus = {name: "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"] for name, pod in _pods(job).items()}
+    gpus = {
+        name: "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
+        for name, pod in _pods(job).items()
+    }
     assert gpus == {"head": False, "data": False, "train": True}
 
 
@@ -253,7 +289,7 @@ def test_a_bad_kubernetes_job_is_found(path: str, value: Any, problem: str) -> N
     assert any(problem in found for found in _job_problems(job)), _job_problems(job)
 
 
-# ------------------------------------------------------------------------------------------------------------- image
+# -------------------------------------------------------------------------------------------- image
 
 
 def _image_problems(text: str) -> list[str]:
@@ -266,11 +302,16 @@ def _image_problems(text: str) -> list[str]:
     users = [step.split()[1] for step in steps if step.startswith("USER")]
     if not users or users[-1] in ("root", "0"):
         found.append("runs as root")
-    if any(re.search(r"(?i)(token|password|secret|key)\s*=\s*\S", step.replace("=token", "")) for step in steps):
+    if any(
+        re.search(r"(?i)(token|password|secret|key)\s*=\s*\S", step.replace("=token", ""))
+        for step in steps
+    ):
         found.append("a secret in the image")
     if any(step.startswith("ADD") or re.match(r"COPY (--\S+ )*\. ", step) for step in steps):
         found.append("copies unrelated files")
-    if not any("pip install" in step and "-c constraints.txt '.[text,serve,s3]'" in step for step in steps):
+    if not any(
+        "pip install" in step and "-c constraints.txt '.[text,serve,s3]'" in step for step in steps
+    ):
         found.append("not installed as the README says, with the constraints")
     return found
 

@@ -28,7 +28,12 @@ def _tests() -> dict[str, ast.FunctionDef]:
 
 def _map() -> list[Path]:
     """Every path of the README's map, whose indentation is that of the folders."""
-    block = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Map of the files")[2].split("```")[1]
+    block = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("## Map of the files")[2]
+        .split("```")[1]
+    )
     found: list[Path] = []
     folders: dict[int, Path] = {0: ROOT}
     for line in block.strip("\n").splitlines():
@@ -43,8 +48,14 @@ def _map() -> list[Path]:
 
 def test_every_slow_test_is_listed() -> None:
     """The table of docs/tests.md names all slow tests and no other."""
-    slow = [name for name, node in _tests().items() if any("mark.slow" in ast.unparse(m) for m in node.decorator_list)]
-    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/tests.md").read_text(encoding="utf-8"), re.MULTILINE)
+    slow = [
+        name
+        for name, node in _tests().items()
+        if any("mark.slow" in ast.unparse(m) for m in node.decorator_list)
+    ]
+    listed = re.findall(
+        r"^\| `(\w+)` \|", (ROOT / "docs/tests.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert sorted(listed) == sorted(slow)
 
 
@@ -68,6 +79,10 @@ def test_every_path_of_the_map_exists() -> None:
 
 def test_the_map_names_every_package_and_module_of_the_library() -> None:
     mapped = set(_map())
-    there = {path for path in (ROOT / "recsys").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    there = {
+        path
+        for path in (ROOT / "recsys").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     there |= {path.parent for path in (ROOT / "pipelines").glob("*/__init__.py")}
     assert {str(path.relative_to(ROOT)) for path in there - mapped} == {"recsys/__init__.py"}

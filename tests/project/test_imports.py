@@ -22,7 +22,14 @@ LEVELS = [
     {"recsys.preparation"},
     {"recsys.inspect"},
     {"recsys.granularities"},
-    {"recsys.fusion", "recsys.items", "recsys.losses", "recsys.parts", "recsys.ratings", "recsys.stack"},
+    {
+        "recsys.fusion",
+        "recsys.items",
+        "recsys.losses",
+        "recsys.parts",
+        "recsys.ratings",
+        "recsys.stack",
+    },
     {"recsys.model"},
     {"recsys.apart"},
     {"recsys.training", "recsys.evaluation"},
@@ -35,7 +42,8 @@ LEVELS = [
     {"pipelines"},
     {"tune"},
 ]
-FRONT_DOOR = "recsys"  # `import recsys` imports the packages above it only when they are used: test_python_api.py
+# `import recsys` imports the packages above it only when they are used: test_python_api.py
+FRONT_DOOR = "recsys"
 HEAVY = ("ray", "torch", "mlflow", "pyarrow", "pandas", "pydantic", "yaml")
 
 
@@ -52,7 +60,9 @@ def _imports(path: Path, module: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}: relative import in line {node.lineno}; write it in full"
+            assert node.level == 0, (
+                f"{module}: relative import in line {node.lineno}; write it in full"
+            )
             base = node.module or ""
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         else:
@@ -72,7 +82,9 @@ def _level(part: str) -> int:
 
 
 def test_every_part_of_recsys_has_a_level() -> None:
-    parts = {".".join(module.split(".")[:2]) for module, _ in _modules() if module.startswith("recsys")}
+    parts = {
+        ".".join(module.split(".")[:2]) for module, _ in _modules() if module.startswith("recsys")
+    }
     assert parts <= set().union(*LEVELS), "a new part of recsys needs its place in LEVELS"
 
 
@@ -93,14 +105,23 @@ def test_no_module_imports_upwards(module: str, path: Path) -> None:
 
 
 def _run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_only_these_packages_import_ray() -> None:
     """All other packages, above all the loop and the model, run without Ray."""
-    allowed = {"recsys.preparation", "recsys.training.ray_train", "recsys.serving", "pipelines", "tune", "recsys.pace"}
+    allowed = {
+        "recsys.preparation",
+        "recsys.training.ray_train",
+        "recsys.serving",
+        "pipelines",
+        "tune",
+        "recsys.pace",
+    }
     for module, path in _modules():
         names = {
             name
@@ -114,14 +135,20 @@ def test_only_these_packages_import_ray() -> None:
             )
         }
         if any(name.split(".")[0] == "ray" for name in names):
-            assert any(module == one or module.startswith(f"{one}.") for one in allowed), f"{module} imports Ray"
+            assert any(module == one or module.startswith(f"{one}.") for one in allowed), (
+                f"{module} imports Ray"
+            )
 
 
 @pytest.mark.parametrize(
-    "module", ["recsys.training.loop", "recsys.model", "recsys.serving.recommender", "recsys.bundle.files"]
+    "module",
+    ["recsys.training.loop", "recsys.model", "recsys.serving.recommender", "recsys.bundle.files"],
 )
 def test_module_loads_neither_ray_nor_mlflow(module: str) -> None:
-    code = f"import sys, {module}\nprint([name for name in ('ray', 'mlflow', 'transformers') if name in sys.modules])"
+    code = (
+        f"import sys, {module}\nprint([name for name in ('ray', 'mlflow', 'transformers') if name"
+        " in sys.modules])"
+    )
     assert _run(code).splitlines()[-1] == "[]"
 
 
@@ -138,10 +165,10 @@ def test_importing_everything_starts_nothing(tmp_path: Path) -> None:
     """Imports start no Ray, open no tracking store and create no folder."""
     names = [module for module, _ in _modules()]
     code = (
-        f"import importlib, os, sys\nsys.path.insert(0, {str(ROOT)!r})\nos.chdir({str(tmp_path)!r})\n"
-        f"[importlib.import_module(name) for name in {names!r}]\n"
-        "import ray, mlflow\n"
-        "print(ray.is_initialized(), mlflow.active_run(), os.listdir('.'))"
+        "import importlib, os, sys\nsys.path.insert(0,"
+        f" {str(ROOT)!r})\nos.chdir({str(tmp_path)!r})\n[importlib.import_module(name) for name in"
+        f" {names!r}]\nimport ray, mlflow\nprint(ray.is_initialized(), mlflow.active_run(),"
+        " os.listdir('.'))"
     )
     assert _run(code).splitlines()[-1] == "False None []"
 

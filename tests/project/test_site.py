@@ -50,19 +50,30 @@ def test_every_page_is_in_the_navigation() -> None:
     books = {f"notebooks/{path.stem}.md" for path in NOTEBOOKS}
     assert written - set(named) == set()
     assert books <= set(named)
-    assert set(named) - written - books == {pages.CLI, f"{pages.CONFIGURATION}/index.md", "changelog.md"}
+    assert set(named) - written - books == {
+        pages.CLI,
+        f"{pages.CONFIGURATION}/index.md",
+        "changelog.md",
+    }
     assert len(named) == len(set(named))
 
 
 def test_every_key_of_the_models_is_in_the_reference() -> None:
     made = pages.configuration()
     assert set(pages.section_names()) == {
-        name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")
+        name
+        for name, field in Config.model_fields.items()
+        if hasattr(field.annotation, "model_fields")
     }
     for section in sections():
         name = section.path.split(".")[0] or "index"
         page = made[f"{pages.CONFIGURATION}/{name}.md"]
-        where = page.partition(f"## `{section.path}`" + (f", kind `{section.kind}`" if section.kind else ""))[2] or page
+        where = (
+            page.partition(
+                f"## `{section.path}`" + (f", kind `{section.kind}`" if section.kind else "")
+            )[2]
+            or page
+        )
         for key in section.keys:
             assert f"\n| `{key.path.rpartition('.')[2]}` | " in where, key.path
 
@@ -82,7 +93,9 @@ def test_diagram_names_every_stage_and_its_inputs() -> None:
     assert list(drawn) == list(STAGES)
     assert all(f">{stage}</text>" in text for stage in STAGES)
     assert all(drawn[name].reads or not stage.reads for name, stage in STAGES.items())
-    assert drawn["prepare"].reads == ["your files"] and drawn["prepare"].writes == ["prepared dataset"]
+    assert drawn["prepare"].reads == ["your files"] and drawn["prepare"].writes == [
+        "prepared dataset"
+    ]
     assert "training" in drawn["train"].packages and "serving" in drawn["recommend"].packages
 
 
@@ -120,12 +133,15 @@ def test_public_python_names_document_parameters_returns_and_raises(cls: str) ->
         else [
             getattr(member, "__func__", member)
             for name, member in vars(named).items()
-            if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, classmethod))
+            if not name.startswith("_")
+            and (inspect.isfunction(member) or isinstance(member, classmethod))
         ]
     )
     for function in functions:
         text = inspect.getdoc(function) or ""
-        takes = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+        takes = [
+            name for name in inspect.signature(function).parameters if name not in ("self", "cls")
+        ]
         for name in takes:
             listed = re.search(rf"^(\w+, )*\*{{0,2}}{name}(, \w+)*( : .*)?$", text, re.MULTILINE)
             assert listed, (function.__qualname__, name)
@@ -143,7 +159,17 @@ def test_examples_of_docstrings_are_on_the_tested_page() -> None:
 
 def test_site_builds_without_broken_links_and_external_resources(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "-q", "-f", "docs/site/mkdocs.yml", "-d", str(tmp_path / "site")],
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "-q",
+            "-f",
+            "docs/site/mkdocs.yml",
+            "-d",
+            str(tmp_path / "site"),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -154,8 +180,12 @@ def test_site_builds_without_broken_links_and_external_resources(tmp_path: Path)
     for page in (tmp_path / "site").rglob("*.html"):
         html = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|img|iframe)[^>]*src="(?:https?:)?//[^"]*"', html), page
-        assert not re.findall(r'<link[^>]*rel="stylesheet"[^>]*href="(?:https?:)?//[^"]*"', html), page
-    assert 'id="recsys.granularities.base.Granularity"' in (tmp_path / "site/api.html").read_text(encoding="utf-8")
+        assert not re.findall(r'<link[^>]*rel="stylesheet"[^>]*href="(?:https?:)?//[^"]*"', html), (
+            page
+        )
+    assert 'id="recsys.granularities.base.Granularity"' in (tmp_path / "site/api.html").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.slow
@@ -164,4 +194,6 @@ def test_every_notebook_runs(tmp_path: Path) -> None:
         folder = tmp_path / path.stem
         folder.mkdir()
         book = notebooks.executed(path, folder)
-        assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code"), path.stem
+        assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code"), (
+            path.stem
+        )

@@ -1,4 +1,6 @@
-"""`recsys referee`: protocols as files, leaks refused, and judgements against figures worked out by hand."""
+"""`recsys referee`: protocols as files, leaks refused, and judgements against figures worked out by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,20 @@ USERS, ITEMS, K = 240, 100, 5
 
 
 def walks(folder: Path) -> PreparedDataset:
-    """User u has six items in a row from 5u on; the last is the target of test, the one before of validation."""
-    return write_dataset(folder, [leave_last(*((5 * u + s) % ITEMS for s in range(6))) for u in range(USERS)], ITEMS)
+    """User u has six items in a row from 5u on; the last is the target of test, the one before of
+    validation.
+    """
+    return write_dataset(
+        folder, [leave_last(*((5 * u + s) % ITEMS for s in range(6))) for u in range(USERS)], ITEMS
+    )
 
 
 def made(dataset: PreparedDataset, **referee: Any) -> Protocol:
-    tree = {"data": {"dir": dataset.root}, "evaluate": {"ks": [2, K]}, "train": {"metric": f"ndcg@{K}"}}
+    tree = {
+        "data": {"dir": dataset.root},
+        "evaluate": {"ks": [2, K]},
+        "train": {"metric": f"ndcg@{K}"},
+    }
     return protocol_of(dataset, build_config({**tree, "referee": referee}))
 
 
@@ -58,7 +68,9 @@ def target(user: int, part: Split = Split.TEST) -> int:
 
 
 def lists(place: Callable[[int], int], part: Split = Split.TEST, k: int = K) -> pd.DataFrame:
-    """Lists of strange items with the target of user u at ``place(u)`` from 1; 0: it is not listed."""
+    """Lists of strange items with the target of user u at ``place(u)`` from 1; 0: it is not
+    listed.
+    """
     rows = []
     for user in range(USERS):
         others = [(5 * user + 20 + step) % ITEMS for step in range(k)]
@@ -70,21 +82,30 @@ def lists(place: Callable[[int], int], part: Split = Split.TEST, k: int = K) -> 
 
 def score(folder: Path, *words: str) -> dict[str, Any]:
     out = folder.parent / "verdict"
-    assert main(["referee", "score", "--protocol", str(folder), "--out", str(out), "--lists", *words]) == 0
+    assert (
+        main(["referee", "score", "--protocol", str(folder), "--out", str(out), "--lists", *words])
+        == 0
+    )
     found: dict[str, Any] = json.loads((out / "referee.json").read_text())
     return found
 
 
 def saved(frame: pd.DataFrame, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_parquet(path, index=False) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
+    (
+        frame.to_parquet(path, index=False)
+        if path.suffix == ".parquet"
+        else frame.to_csv(path, index=False)
+    )
     return path
 
 
-# ------------------------------------------------------------------------------------------------------- the protocol
+# ------------------------------------------------------------------------------------- the protocol
 
 
-def test_csv_and_parquet_are_the_same_protocol(dataset: PreparedDataset, folder: Path, tmp_path: Path) -> None:
+def test_csv_and_parquet_are_the_same_protocol(
+    dataset: PreparedDataset, folder: Path, tmp_path: Path
+) -> None:
     write_protocol(made(dataset), tmp_path / "csv", "csv")
     text, binary = read_protocol(tmp_path / "csv"), read_protocol(folder)
     assert text.hash == binary.hash == made(dataset).hash != made(dataset, mask="none").hash
@@ -116,7 +137,7 @@ def test_questions_are_those_of_our_evaluation(dataset: PreparedDataset, folder:
     assert found == [f"i{item}" for item in ours.target_items[by_user]]
 
 
-# -------------------------------------------------------------------------------------------------------------- leaks
+# -------------------------------------------------------------------------------------------- leaks
 
 
 def _of_seen(frame: pd.DataFrame) -> pd.DataFrame:
@@ -194,22 +215,34 @@ def test_lists_of_sampled_items_are_refused_where_all_are_ranked(
     path = saved(lists(lambda user: 1 + user % 20, k=20), tmp_path / "l.csv")
     assert main(["referee", "score", "--protocol", str(folder), "--lists", f"a={path}"]) == 2
     assert "only sampled items were ranked" in capsys.readouterr().err
-    honest = saved(lists(lambda user: user % 20, k=20), tmp_path / "h.csv")  # of a twentieth it is not listed
+    honest = saved(
+        lists(lambda user: user % 20, k=20), tmp_path / "h.csv"
+    )  # of a twentieth it is not listed
     assert not [note for note in score(folder, f"a={honest}")["notes"] if "sampled" in note]
 
 
-def test_lists_that_are_hard_to_believe_are_said(folder: Path, tmp_path: Path, capsys: Captured) -> None:
-    best, none = saved(lists(lambda user: 1), tmp_path / "b.csv"), saved(lists(lambda user: 0), tmp_path / "n.csv")
-    short = saved(lists(lambda user: user % 3).query("rank <= 3 and user_id != 'u9'"), tmp_path / "s.csv")
+def test_lists_that_are_hard_to_believe_are_said(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    best, none = (
+        saved(lists(lambda user: 1), tmp_path / "b.csv"),
+        saved(lists(lambda user: 0), tmp_path / "n.csv"),
+    )
+    short = saved(
+        lists(lambda user: user % 3).query("rank <= 3 and user_id != 'u9'"), tmp_path / "s.csv"
+    )
     notes = "\n".join(score(folder, f"best={best}", f"none={none}", f"short={short}")["notes"])
     assert f"{best}: the first item is a target for 100.0% of the users" in notes
     assert f"{none}: no list has a target" in notes
-    assert f"{short}: 1 of 240 users have no list" in notes and "239 lists are shorter than 5, the shortest 3" in notes
+    assert (
+        f"{short}: 1 of 240 users have no list" in notes
+        and "239 lists are shorter than 5, the shortest 3" in notes
+    )
     assert "the lists of best, none, short have no protocol hash" in notes
     assert "note:" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 def test_metrics_are_those_worked_out_by_hand(folder: Path, tmp_path: Path) -> None:
@@ -219,18 +252,34 @@ def test_metrics_are_those_worked_out_by_hand(folder: Path, tmp_path: Path) -> N
     assert figures["hit@5"] == pytest.approx(2 / 3) and figures["hit@2"] == pytest.approx(1 / 3)
     assert figures["mrr@5"] == figures["map@5"] == pytest.approx((1 / 2 + 1 / 5) / 3)
     assert figures["ndcg@5"] == pytest.approx((1 / np.log2(3) + 1 / np.log2(6)) / 3)
-    assert figures["precision@5"] == pytest.approx(2 / 15) and figures["recall@5"] == pytest.approx(2 / 3)
-    assert figures["coverage@5"] == 1.0 and "low" not in found["methods"]["a"]["metrics"]["coverage@5"]
+    assert figures["precision@5"] == pytest.approx(2 / 15) and figures["recall@5"] == pytest.approx(
+        2 / 3
+    )
+    assert (
+        figures["coverage@5"] == 1.0 and "low" not in found["methods"]["a"]["metrics"]["coverage@5"]
+    )
     entry = found["methods"]["a"]["metrics"]["hit@5"]
-    assert entry["low"] == pytest.approx(2 / 3 - 1.96 * np.sqrt(2 / 9 / USERS), abs=0.01), "the normal interval"
+    assert entry["low"] == pytest.approx(2 / 3 - 1.96 * np.sqrt(2 / 9 / USERS), abs=0.01), (
+        "the normal interval"
+    )
 
 
-def test_scores_of_the_whole_catalogue_are_masked_by_the_referee(folder: Path, tmp_path: Path) -> None:
-    """What a user had is best by its score, and a target of it would be lost; ties do not follow the file."""
-    rows = [(f"u{user}", f"i{item}", -((item - 5 * user) % ITEMS)) for user in range(USERS) for item in range(ITEMS)]
+def test_scores_of_the_whole_catalogue_are_masked_by_the_referee(
+    folder: Path, tmp_path: Path
+) -> None:
+    """What a user had is best by its score, and a target of it would be lost; ties do not follow
+    the file.
+    """
+    rows = [
+        (f"u{user}", f"i{item}", -((item - 5 * user) % ITEMS))
+        for user in range(USERS)
+        for item in range(ITEMS)
+    ]
     whole = pd.DataFrame(rows, columns=["user_id", "item_id", "score"])
     found = score(
-        folder, f"a={saved(whole, tmp_path / 'whole.parquet')}", f"c={saved(whole.assign(score=1), tmp_path / 'c.csv')}"
+        folder,
+        f"a={saved(whole, tmp_path / 'whole.parquet')}",
+        f"c={saved(whole.assign(score=1), tmp_path / 'c.csv')}",
     )
     assert found["methods"]["a"]["metrics"]["hit@2"]["value"] == 1.0
     assert found["methods"]["c"]["metrics"]["hit@2"]["value"] < 0.1, "equal scores stay at chance"
@@ -238,10 +287,19 @@ def test_scores_of_the_whole_catalogue_are_masked_by_the_referee(folder: Path, t
 
 def test_our_baselines_have_the_figures_of_our_evaluation(tmp_path: Path) -> None:
     """On walks that overlap, so that neighbours know what comes next."""
-    histories = [leave_last(*((3 * user + step) % ITEMS for step in range(6))) for user in range(USERS)]
+    histories = [
+        leave_last(*((3 * user + step) % ITEMS for step in range(6))) for user in range(USERS)
+    ]
     dataset, folder = write_dataset(tmp_path / "data", histories, ITEMS), tmp_path / "p"
     write_protocol(made(dataset), folder, "parquet")
-    words = ["--protocol", str(folder), "--out", str(tmp_path / "l"), "--evaluate.baselines", "[popularity, item_knn]"]
+    words = [
+        "--protocol",
+        str(folder),
+        "--out",
+        str(tmp_path / "l"),
+        "--evaluate.baselines",
+        "[popularity, item_knn]",
+    ]
     assert main(["referee", "lists", *words]) == 0
     found = score(folder, str(tmp_path / "l"))
     config = build_config({}).evaluate
@@ -251,19 +309,29 @@ def test_our_baselines_have_the_figures_of_our_evaluation(tmp_path: Path) -> Non
     knn.fit(known.through(Split.VALID), ITEMS)
     ranking = rank(knn, known.queries(Split.TEST), K)
     expected = float(ndcg_at(ranking.hits_BK, ranking.num_targets_B, K).mean())
-    assert found["methods"]["item_knn"]["metrics"][f"ndcg@{K}"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert found["methods"]["item_knn"]["metrics"][f"ndcg@{K}"]["value"] == pytest.approx(
+        expected, abs=1e-9
+    )
     assert expected > 0.3 and len(found["methods"]["item_knn"]["selection"]["settings"]) == 3
     assert found["methods"]["popularity"]["commands"][0].startswith("recsys referee lists")
     assert not [note for note in found["notes"] if "hash" in note]
 
 
 def test_pairs_are_tested_with_holm(folder: Path, tmp_path: Path) -> None:
-    better, worse = (saved(lists(lambda user, n=n: user % n), tmp_path / f"{n}.csv") for n in (3, 6))
+    better, worse = (
+        saved(lists(lambda user, n=n: user % n), tmp_path / f"{n}.csv") for n in (3, 6)
+    )
     found = score(folder, f"better={better}", f"worse={worse}", f"same={worse}")
     pairs = {(pair["first"], pair["second"]): pair for pair in found["pairs"]["hit@5"]}
-    assert len(pairs) == 3 and pairs["worse", "same"]["p"] == pairs["worse", "same"]["p_holm"] == 1.0
+    assert (
+        len(pairs) == 3 and pairs["worse", "same"]["p"] == pairs["worse", "same"]["p_holm"] == 1.0
+    )
     lost = pairs["better", "worse"]
-    assert lost["difference"] == pytest.approx(2 / 3 - 5 / 6) and lost["p"] < lost["p_holm"] < 0.01 and lost["high"] < 0
+    assert (
+        lost["difference"] == pytest.approx(2 / 3 - 5 / 6)
+        and lost["p"] < lost["p_holm"] < 0.01
+        and lost["high"] < 0
+    )
     assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
 
 
@@ -274,36 +342,53 @@ def test_seeds_are_averaged_and_their_spread_is_told(folder: Path, tmp_path: Pat
     assert found["seeds"] == 3
     entry = found["metrics"]["hit@5"]
     figures = [1 / 2, 2 / 3, 3 / 4]
-    assert entry["value"] == pytest.approx(np.mean(figures)) and entry["sd"] == pytest.approx(np.std(figures, ddof=1))
+    assert entry["value"] == pytest.approx(np.mean(figures)) and entry["sd"] == pytest.approx(
+        np.std(figures, ddof=1)
+    )
     assert score(folder, str(tmp_path))["methods"]["a"] == found, "a folder of lists says the same"
 
 
-def test_a_choice_on_test_is_told_as_inflation(folder: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_a_choice_on_test_is_told_as_inflation(
+    folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
     """Setting small is the better one on validation, large on test."""
     for setting, (valid, test) in {"small": (2, 1), "large": (1, 2)}.items():
         saved(lists(lambda user, n=test: user % (n + 1), k=K), tmp_path / f"m/{setting}.csv")
-        saved(lists(lambda user, n=valid: user % (n + 1), Split.VALID), tmp_path / f"m/{setting}.valid.csv")
+        saved(
+            lists(lambda user, n=valid: user % (n + 1), Split.VALID),
+            tmp_path / f"m/{setting}.valid.csv",
+        )
     found = score(folder, str(tmp_path))["methods"]["m"]
-    assert found["setting"] == found["selection"]["chosen"] == "small" and found["metrics"]["hit@5"]["value"] == 1 / 2
+    assert (
+        found["setting"] == found["selection"]["chosen"] == "small"
+        and found["metrics"]["hit@5"]["value"] == 1 / 2
+    )
     assert found["selection"]["best_on_test"] == "large"
     tests = {name: entry["test"] for name, entry in found["selection"]["settings"].items()}
     gap = found["selection"]["inflation"]
-    assert gap["difference"] == pytest.approx(tests["large"] - tests["small"]) and gap["difference"] > 0
+    assert (
+        gap["difference"] == pytest.approx(tests["large"] - tests["small"])
+        and gap["difference"] > 0
+    )
     assert "selection inflation" in capsys.readouterr().out
     (tmp_path / "m/large.valid.csv").unlink()
     assert main(["referee", "score", "--protocol", str(folder), "--lists", str(tmp_path)]) == 2
     assert "a setting must not be chosen on test" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------- masks, samples, windows
+# -------------------------------------------------------------------------- masks, samples, windows
 
 
 def test_without_a_mask_seen_items_may_be_listed_and_count(tmp_path: Path) -> None:
     """Half of the users come back to their first item."""
-    histories = [leave_last(user % 20, 20 + user % 7, 40 + user, user % 20 if user % 2 else 90) for user in range(40)]
+    histories = [
+        leave_last(user % 20, 20 + user % 7, 40 + user, user % 20 if user % 2 else 90)
+        for user in range(40)
+    ]
     dataset = write_dataset(tmp_path / "data", histories, ITEMS)
     frame = pd.DataFrame(
-        [(f"u{user}", f"i{user % 20}", 1.0) for user in range(40)], columns=["user_id", "item_id", "score"]
+        [(f"u{user}", f"i{user % 20}", 1.0) for user in range(40)],
+        columns=["user_id", "item_id", "score"],
     )
     path = saved(frame, tmp_path / "l.csv")
     write_protocol(made(dataset, mask="none"), tmp_path / "none", "csv")
@@ -311,7 +396,10 @@ def test_without_a_mask_seen_items_may_be_listed_and_count(tmp_path: Path) -> No
     protocol = made(dataset)
     assert len(protocol.windows[0].ask) == 20, "who only comes back has no target that counts"
     write_protocol(protocol, tmp_path / "seen", "csv")
-    assert main(["referee", "score", "--protocol", str(tmp_path / "seen"), "--lists", f"a={path}"]) == 2
+    assert (
+        main(["referee", "score", "--protocol", str(tmp_path / "seen"), "--lists", f"a={path}"])
+        == 2
+    )
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "recbole"])
@@ -322,27 +410,43 @@ def test_sampled_items_are_unknown_to_the_user_and_ranked_alone(
     negatives = protocol.windows[0].negatives
     assert negatives is not None
     frame = negatives.to_pandas()
-    assert len(frame) == 10 * USERS and made(dataset, sample=10, sampler=sampler).hash == protocol.hash
-    own = {f"u{user}": {f"i{(5 * user + step) % ITEMS}" for step in range(6)} for user in range(USERS)}
+    assert (
+        len(frame) == 10 * USERS and made(dataset, sample=10, sampler=sampler).hash == protocol.hash
+    )
+    own = {
+        f"u{user}": {f"i{(5 * user + step) % ITEMS}" for step in range(6)} for user in range(USERS)
+    }
     assert not [row for row in frame.itertuples() if row.item_id in own[row.user_id]]
     write_protocol(protocol, tmp_path / "p", "csv")
     wanted = pd.DataFrame(
-        {"user_id": [f"u{u}" for u in range(USERS)], "item_id": [f"i{target(u)}" for u in range(USERS)]}
+        {
+            "user_id": [f"u{u}" for u in range(USERS)],
+            "item_id": [f"i{target(u)}" for u in range(USERS)],
+        }
     )
     both = pd.concat(
-        [frame.drop_duplicates().assign(score=range(len(frame.drop_duplicates()))), wanted.assign(score=-1)]
+        [
+            frame.drop_duplicates().assign(score=range(len(frame.drop_duplicates()))),
+            wanted.assign(score=-1),
+        ]
     )
-    both.loc[both.user_id.isin([f"u{u}" for u in range(0, USERS, 4)]), "score"] *= -1  # the target first for a quarter
+    both.loc[
+        both.user_id.isin([f"u{u}" for u in range(0, USERS, 4)]), "score"
+    ] *= -1  # the target first for a quarter
     found = score(tmp_path / "p", f"a={saved(both, tmp_path / 'l.csv')}")
     assert found["methods"]["a"]["metrics"]["hit@2"]["value"] == pytest.approx(0.25, abs=0.02)
     path = saved(both.iloc[1:], tmp_path / "less.csv")
-    assert main(["referee", "score", "--protocol", str(tmp_path / "p"), "--lists", f"a={path}"]) == 2
+    assert (
+        main(["referee", "score", "--protocol", str(tmp_path / "p"), "--lists", f"a={path}"]) == 2
+    )
     assert "1 of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mask", ["seen", "none"])
 def test_recboles_draw_is_that_of_its_code(mask: str) -> None:
-    """numpy.random as RecBole calls it: all of a user at once, again where the user knows the item."""
+    """numpy.random as RecBole calls it: all of a user at once, again where the user knows the
+    item.
+    """
     from recsys.data.histories import Histories
     from recsys.referee.negatives import drawn
 
@@ -350,9 +454,18 @@ def test_recboles_draw_is_that_of_its_code(mask: str) -> None:
     parts = np.array([0, 1, 2, 0, 1, 2], dtype=np.uint8)
     histories = type(histories)(**{**vars(histories), "splits_E": parts})
     _, items = drawn(
-        histories.queries(Split.TEST), histories, 5, {"sample": 2, "sampler": "recbole", "seed": 7, "mask": mask}
+        histories.queries(Split.TEST),
+        histories,
+        5,
+        {"sample": 2, "sampler": "recbole", "seed": 7, "mask": mask},
     )
-    order = [2, 1, 0, 3, 4]  # training first: u0 has item 2, u1 item 1; then validation, 0 and 2; then test
+    order = [
+        2,
+        1,
+        0,
+        3,
+        4,
+    ]  # training first: u0 has item 2, u1 item 1; then validation, 0 and 2; then test
     np.random.seed(7)
     expected = []
     for known in ({2, 0, 3}, {1, 2, 4}) if mask == "seen" else ({3}, {4}):
@@ -368,12 +481,21 @@ def test_recboles_draw_is_that_of_its_code(mask: str) -> None:
 
 @pytest.fixture(scope="module")
 def in_time(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    """An event a day for 100 days from each of ten users; the last 20 days are test, the ten before validation."""
+    """An event a day for 100 days from each of ten users; the last 20 days are test, the ten before
+    validation.
+    """
     histories = []
     for user in range(10):
         days = range(1, 101)
-        parts = [Split.TRAIN if day <= 70 else Split.VALID if day <= 80 else Split.TEST for day in days]
-        histories.append([((7 * user + day) % 150, 0, day * DAY, part) for day, part in zip(days, parts, strict=True)])
+        parts = [
+            Split.TRAIN if day <= 70 else Split.VALID if day <= 80 else Split.TEST for day in days
+        ]
+        histories.append(
+            [
+                ((7 * user + day) % 150, 0, day * DAY, part)
+                for day, part in zip(days, parts, strict=True)
+            ]
+        )
     folder = tmp_path_factory.mktemp("time") / "data"
     write_dataset(folder, histories, 150)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -384,16 +506,27 @@ def in_time(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     return PreparedDataset(str(folder))
 
 
-def test_windows_roll_over_the_past(in_time: PreparedDataset, tmp_path: Path, capsys: Captured) -> None:
+def test_windows_roll_over_the_past(
+    in_time: PreparedDataset, tmp_path: Path, capsys: Captured
+) -> None:
     protocol = made(in_time, windows=3)
     spans = []
     for window in protocol.windows:
         days = {
-            name: table.column("timestamp").cast(pa.int64()).to_pandas() // DAY for name, table in window.parts.items()
+            name: table.column("timestamp").cast(pa.int64()).to_pandas() // DAY
+            for name, table in window.parts.items()
         }
         spans.append([(name, int(of.min()), int(of.max())) for name, of in days.items()])
-    assert spans[2] == [("train", 1, 70), ("valid", 71, 80), ("test", 81, 100)], "the last one is the dataset's own"
-    assert [span[2][1] for span in spans] == [43, 62, 81] and [span[0][2] for span in spans] == [32, 51, 70]
+    assert spans[2] == [
+        ("train", 1, 70),
+        ("valid", 71, 80),
+        ("test", 81, 100),
+    ], "the last one is the dataset's own"
+    assert [span[2][1] for span in spans] == [43, 62, 81] and [span[0][2] for span in spans] == [
+        32,
+        51,
+        70,
+    ]
     write_protocol(protocol, tmp_path / "p", "csv")
     assert read_protocol(tmp_path / "p").hash == protocol.hash
     rows = []
@@ -404,14 +537,21 @@ def test_windows_roll_over_the_past(in_time: PreparedDataset, tmp_path: Path, ca
     frame = pd.DataFrame(rows, columns=["user_id", "item_id", "rank", "window"])
     found = score(tmp_path / "p", f"a={saved(frame, tmp_path / 'l.csv')}")
     hits = {name: entry["ndcg@5"] for name, entry in found["methods"]["a"]["windows"].items()}
-    assert list(hits) == ["window-1", "window-2", "window-3"] and hits["window-1"] < hits["window-2"] < hits["window-3"]
+    assert (
+        list(hits) == ["window-1", "window-2", "window-3"]
+        and hits["window-1"] < hits["window-2"] < hits["window-3"]
+    )
     assert found["protocol"]["queries"] == 30
     path = saved(frame.drop(columns="window"), tmp_path / "w.csv")
-    assert main(["referee", "score", "--protocol", str(tmp_path / "p"), "--lists", f"a={path}"]) == 2
+    assert (
+        main(["referee", "score", "--protocol", str(tmp_path / "p"), "--lists", f"a={path}"]) == 2
+    )
     assert "add a column window" in capsys.readouterr().err
 
 
-def test_windows_need_a_temporal_split_with_a_past(dataset: PreparedDataset, in_time: PreparedDataset) -> None:
+def test_windows_need_a_temporal_split_with_a_past(
+    dataset: PreparedDataset, in_time: PreparedDataset
+) -> None:
     with pytest.raises(ConfigError, match=r"need data\.split\.kind temporal, got leave-last"):
         made(dataset, windows=2)
     with pytest.raises(ConfigError, match="leave no training events for the first one"):
@@ -438,7 +578,7 @@ def test_the_code_of_the_page_makes_lists_that_are_judged(
     assert not [note for note in found["notes"] if "hash" in note or "short" in note]
 
 
-# ---------------------------------------------------------------------------------------------------- the command line
+# --------------------------------------------------------------------------------- the command line
 
 
 @pytest.mark.parametrize(
@@ -450,14 +590,22 @@ def test_the_code_of_the_page_makes_lists_that_are_judged(
         (["score", "--lists", "a=b.csv"], "--protocol DIR"),
         (["score", "--protocol", "nowhere"], "--lists NAME=FILE"),
         (["score", "--protocol", "nowhere", "--lists", "a=nothing.csv"], "no file nothing.csv"),
-        (["score", "--protocol", "nowhere", "--lists", "nothing"], "neither NAME=FILE nor a folder"),
-        (["score", "--protocol", "x", "--lists", "a=b.csv", "--train.lr", "1"], "does not read --train.lr"),
+        (
+            ["score", "--protocol", "nowhere", "--lists", "nothing"],
+            "neither NAME=FILE nor a folder",
+        ),
+        (
+            ["score", "--protocol", "x", "--lists", "a=b.csv", "--train.lr", "1"],
+            "does not read --train.lr",
+        ),
         (["lists", "--protocol", "nowhere", "--out", "x"], "nowhere is not a protocol"),
         (["page", "--out", "x", "nothing.json"], "nothing.json cannot be read"),
         (["page", "--out", "x"], "no referee.json is given"),
     ],
 )
-def test_words_that_say_nothing_are_refused(words: list[str], message: str, capsys: Captured) -> None:
+def test_words_that_say_nothing_are_refused(
+    words: list[str], message: str, capsys: Captured
+) -> None:
     assert main(["referee", *words]) == 2
     assert message in capsys.readouterr().err
 

@@ -1,4 +1,6 @@
-"""A model that a server follows at a remote URI: polling is cheap, and loading leaves nothing on the disk."""
+"""A model that a server follows at a remote URI: polling is cheap, and loading leaves nothing on
+the disk.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tmp"
 
 
-def test_remote_folder_reloads_when_its_content_changes(bundle_folder: Path, bucket: str, temporary: Path) -> None:
+def test_remote_folder_reloads_when_its_content_changes(
+    bundle_folder: Path, bucket: str, temporary: Path
+) -> None:
     upload(bundle_folder.parent, f"{bucket}/run")
     followed = FollowedModel(f"{bucket}/run", "")
     first = followed.version()
@@ -54,7 +58,9 @@ def test_registered_model_with_remote_files_loads_and_leaves_nothing(
     bundle_folder: Path, tmp_path: Path, bucket: str, temporary: Path
 ) -> None:
     tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": f"{bucket}/mlflow"}
-    config = remote_config(bucket, tracking=tracking, registry={"name": "pocket", "alias": "champion"})
+    config = remote_config(
+        bucket, tracking=tracking, registry={"name": "pocket", "alias": "champion"}
+    )
     with Tracker(config, folder=tmp_path) as tracker:
         register(tracker, bundle_folder, config, {})
     before = sorted(temporary.iterdir())  # files that registering left are not the server's

@@ -1,4 +1,6 @@
-"""`recsys pull MODEL DIR` gives a folder that answers without a registry; also with real MLflow servers."""
+"""`recsys pull MODEL DIR` gives a folder that answers without a registry; also with real MLflow
+servers.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ ASKED = [{"user_id": "u0", "k": 3}, {"history": ["i1"], "k": 3}]
 
 
 def make_config(folder: Path, uri: str = "") -> Config:
-    tree: dict[str, Any] = {"run": {"dir": str(folder / "runs/one")}, "registry": {"name": "pocket"}}
+    tree: dict[str, Any] = {
+        "run": {"dir": str(folder / "runs/one")},
+        "registry": {"name": "pocket"},
+    }
     tree["model"] = {"granularities": {"social": {"enabled": True}}}
     return build_config(tree | {"tracking": {"uri": uri}})
 
@@ -45,7 +50,9 @@ def registered(folder: Path, uri: str = "") -> str:
     config = make_config(folder, uri)
     dataset = small_world(folder / "dataset")
     extra = {"metrics": {"recall@20": 0.5, "ndcg@20": 0.25}, "main_metric": "ndcg@20"}
-    write_bundle(folder / "bundle", small_model(dataset), dataset, extra, card="# Model card: pocket\n")
+    write_bundle(
+        folder / "bundle", small_model(dataset), dataset, extra, card="# Model card: pocket\n"
+    )
     with Tracker(config) as tracker:
         model = register(tracker, folder / "bundle", config, {"model": {"ndcg@20": 0.25}})
         tracker.client.set_registered_model_alias("pocket", "champion", str(model.version))
@@ -59,15 +66,25 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def answers(place: Path) -> list[list[str]]:
-    return [answer.item_ids for answer in Recommender(read_bundle(place)).recommend(parse_requests(ASKED))]
+    return [
+        answer.item_ids
+        for answer in Recommender(read_bundle(place)).recommend(parse_requests(ASKED))
+    ]
 
 
-def test_pull_needs_no_configuration(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+def test_pull_needs_no_configuration(
+    store: tuple[Path, str], tmp_path: Path, capsys: Captured
+) -> None:
     folder, uri = store
     target = tmp_path / "deployed"
     assert main(["pull", "models:/pocket@champion", str(target), "--tracking.uri", uri]) == 0
     shown = capsys.readouterr().out
-    for words in ("pocket version 1", "challenger, champion", "ndcg@20 0.2500, recall@20 0.5000", "MODEL_CARD.md"):
+    for words in (
+        "pocket version 1",
+        "challenger, champion",
+        "ndcg@20 0.2500, recall@20 0.5000",
+        "MODEL_CARD.md",
+    ):
         assert words in shown, words
     assert shown.splitlines()[-1] == f"serve       mlflow models serve -m {target}"
     names = {path.name for path in target.iterdir()}
@@ -76,7 +93,9 @@ def test_pull_needs_no_configuration(store: tuple[Path, str], tmp_path: Path, ca
     assert origin["aliases"] == ["challenger", "champion"] and origin["version"] == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["deployed"], "nothing is left aside"
     assert answers(resolve(str(target), "")) == answers(folder / "bundle")
-    assert main(["pull", "models:/pocket/1", str(target), f"--tracking.uri={uri}"]) == 0, "a pulled model is replaced"
+    assert main(["pull", "models:/pocket/1", str(target), f"--tracking.uri={uri}"]) == 0, (
+        "a pulled model is replaced"
+    )
 
 
 def test_pull_with_configuration_gives_the_same_model(
@@ -84,7 +103,9 @@ def test_pull_with_configuration_gives_the_same_model(
 ) -> None:
     folder, uri = store
     path = tmp_path / "c.yaml"
-    tree = make_config(folder, uri).model_dump(mode="json") | {"pull": {"dir": str(tmp_path / "there")}}
+    tree = make_config(folder, uri).model_dump(mode="json") | {
+        "pull": {"dir": str(tmp_path / "there")}
+    }
     path.write_text(yaml.safe_dump(tree))
     assert main(["pull", "--config", str(path), "--dry-run"]) == 0
     shown = capsys.readouterr().out
@@ -105,26 +126,37 @@ print(json.dumps([row["item_ids"] for row in rows]))
 """
 
 
-def test_pulled_folder_answers_without_registry_and_sources(store: tuple[Path, str], tmp_path: Path) -> None:
+def test_pulled_folder_answers_without_registry_and_sources(
+    store: tuple[Path, str], tmp_path: Path
+) -> None:
     folder, uri = store
     target = tmp_path / "deployed"
     pull_model("models:/pocket@champion", target, uri)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # no server listens there
     done = subprocess.run(
-        [sys.executable, "-P", "-c", FRESH, str(target)], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-P", "-c", FRESH, str(target)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == answers(folder / "bundle")
 
 
-def test_invalid_pulls_are_refused(store: tuple[Path, str], tmp_path: Path, capsys: Captured) -> None:
+def test_invalid_pulls_are_refused(
+    store: tuple[Path, str], tmp_path: Path, capsys: Captured
+) -> None:
     _, uri = store
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.txt").write_text("years of work")
     given = ["--tracking.uri", uri]
     for words, message in (
-        (["models:/pocket@champion", str(tmp_path / "thesis"), *given], "is not a bundle, so it is not overwritten"),
+        (
+            ["models:/pocket@champion", str(tmp_path / "thesis"), *given],
+            "is not a bundle, so it is not overwritten",
+        ),
         (
             ["models:/pocket@nobody", str(tmp_path / "x"), *given],
             "not registered; registered models: models:/pocket@ch",
@@ -136,7 +168,9 @@ def test_invalid_pulls_are_refused(store: tuple[Path, str], tmp_path: Path, caps
     ):
         assert main(["pull", *words]) == 2
         assert message in capsys.readouterr().err
-    assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work" and not (tmp_path / "x").exists()
+    assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work" and not (
+        tmp_path / "x"
+    ).exists()
 
 
 def test_damaged_model_in_the_store_is_not_pulled(tmp_path: Path) -> None:
@@ -157,7 +191,13 @@ def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete bundle of another model with valid checksums."""
     folder = tmp_path_factory.mktemp("another")
     dataset = small_world(folder / "dataset")
-    write_bundle(folder / "bundle", small_model(dataset, fusion="weighted"), dataset, {"metrics": {}}, card="# Another")
+    write_bundle(
+        folder / "bundle",
+        small_model(dataset, fusion="weighted"),
+        dataset,
+        {"metrics": {}},
+        card="# Another",
+    )
     return folder / "bundle"
 
 
@@ -172,15 +212,30 @@ def swapped(model: Path, other: Path) -> None:
 
 TAMPERED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "another model's bundle": (swapped, "its weights are not those that were registered"),
-    "the loader": (lambda model, _: appended(model / "pyfunc_model.py", "\nevil = 1\n"), "changed: pyfunc_model.py"),
+    "the loader": (
+        lambda model, _: appended(model / "pyfunc_model.py", "\nevil = 1\n"),
+        "changed: pyfunc_model.py",
+    ),
     "the code": (
         lambda model, _: appended(model / "code/recsys/__init__.py", "\n"),
         "changed: code/recsys/__init__.py",
     ),
-    "what is loaded": (lambda model, _: appended(model / "MLmodel", "evil: 1\n"), "changed: MLmodel"),
-    "the requirements": (lambda model, _: appended(model / "requirements.txt", "evil\n"), "changed: requirements.txt"),
-    "a file more": (lambda model, _: (model / "code/evil.py").write_text(""), "added: code/evil.py"),
-    "a file less": (lambda model, _: (model / "python_env.yaml").unlink(), "missing: python_env.yaml"),
+    "what is loaded": (
+        lambda model, _: appended(model / "MLmodel", "evil: 1\n"),
+        "changed: MLmodel",
+    ),
+    "the requirements": (
+        lambda model, _: appended(model / "requirements.txt", "evil\n"),
+        "changed: requirements.txt",
+    ),
+    "a file more": (
+        lambda model, _: (model / "code/evil.py").write_text(""),
+        "added: code/evil.py",
+    ),
+    "a file less": (
+        lambda model, _: (model / "python_env.yaml").unlink(),
+        "missing: python_env.yaml",
+    ),
     "a link": (
         lambda model, _: (model / "code/evil.py").symlink_to("/etc/hostname"),
         "code/evil.py",
@@ -214,17 +269,26 @@ def test_tampered_model_is_refused_before_its_code_runs(
     assert not (tmp_path / "deployed").exists()
 
 
-def test_version_of_earlier_release_is_pulled_with_a_warning(tmp_path: Path, capsys: Captured) -> None:
+def test_version_of_earlier_release_is_pulled_with_a_warning(
+    tmp_path: Path, capsys: Captured
+) -> None:
     uri = registered(tmp_path)
     client(uri).delete_model_version_tag("pocket", "1", "files.sha256")
-    assert main(["pull", "models:/pocket/1", str(tmp_path / "deployed"), "--tracking.uri", uri]) == 0
-    assert "note        models:/pocket/1 was registered without files.sha256" in capsys.readouterr().out
+    assert (
+        main(["pull", "models:/pocket/1", str(tmp_path / "deployed"), "--tracking.uri", uri]) == 0
+    )
+    assert (
+        "note        models:/pocket/1 was registered without files.sha256"
+        in capsys.readouterr().out
+    )
     client(uri).set_model_version_tag("pocket", "1", "weights.sha256", "0" * 64)
     with pytest.raises(ArtifactError, match="its weights are not those that were registered"):
         pull_model("models:/pocket/1", tmp_path / "deployed", uri)
 
 
-def test_compiled_python_files_are_ignored_and_not_pulled(store: tuple[Path, str], tmp_path: Path) -> None:
+def test_compiled_python_files_are_ignored_and_not_pulled(
+    store: tuple[Path, str], tmp_path: Path
+) -> None:
     _, uri = store
     model = resolve("models:/pocket@champion", uri).parent.parent
     (model / "code/recsys/__pycache__").mkdir(exist_ok=True)
@@ -241,7 +305,9 @@ def test_mlflow_refuses_an_exchanged_bundle_in_a_pulled_folder(
     swapped(tmp_path / "deployed", another)
     import mlflow
 
-    with pytest.raises(ArtifactError, match=r"bundle\.json is not the one that was registered with this model"):
+    with pytest.raises(
+        ArtifactError, match=r"bundle\.json is not the one that was registered with this model"
+    ):
         mlflow.pyfunc.load_model(str(tmp_path / "deployed"))
 
 
@@ -254,13 +320,15 @@ def test_missing_artefacts_raise_one_message(store: tuple[Path, str], tmp_path: 
             lambda: pull_model("models:/pocket/1", tmp_path / "x", uri),
             lambda: resolve("models:/pocket/1", uri),
         ):
-            with pytest.raises(ArtifactError, match="its files cannot be read.*moved, move it back"):
+            with pytest.raises(
+                ArtifactError, match="its files cannot be read.*moved, move it back"
+            ):
                 load()
     finally:
         (tmp_path / "moved").rename(artefacts)
 
 
-# -------------------------------------------------------------------------------------------------------- real servers
+# ------------------------------------------------------------------------------------- real servers
 
 
 def free_port() -> int:
@@ -282,7 +350,13 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 def serving(folder: Path, backend: str) -> Iterator[str]:
     """An MLflow server on loopback HTTP that also serves artefacts."""
     port = free_port()
-    words = ["server", "--backend-store-uri", backend, "--artifacts-destination", str(folder / "artefacts")]
+    words = [
+        "server",
+        "--backend-store-uri",
+        backend,
+        "--artifacts-destination",
+        str(folder / "artefacts"),
+    ]
     words += ["--serve-artifacts", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with (folder / "server.log").open("wb") as log:
@@ -298,11 +372,15 @@ def serving(folder: Path, backend: str) -> Iterator[str]:
             until = time.monotonic() + 500
             while True:
                 try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20) as response:
+                    with urllib.request.urlopen(
+                        f"http://127.0.0.1:{port}/health", timeout=20
+                    ) as response:
                         assert response.status == 200
                     break
                 except OSError:
-                    assert process.poll() is None and time.monotonic() < until, (folder / "server.log").read_text()
+                    assert process.poll() is None and time.monotonic() < until, (
+                        folder / "server.log"
+                    ).read_text()
                     time.sleep(0.3)
             yield f"http://127.0.0.1:{port}"
         finally:
@@ -314,7 +392,10 @@ def goes_through(folder: Path, uri: str) -> None:
     assert registered(folder, uri) == uri
     known = client(uri)
     version = known.get_model_version("pocket", "1")
-    assert version.tags["metric.ndcg_at_20"] == "0.25" and sorted(version.aliases) == ["challenger", "champion"]
+    assert version.tags["metric.ndcg_at_20"] == "0.25" and sorted(version.aliases) == [
+        "challenger",
+        "champion",
+    ]
     run = known.get_run(version.run_id)
     assert run.info.status == "FINISHED" and run.info.artifact_uri.startswith("mlflow-artifacts:")
     found = pull_model("models:/pocket@champion", folder / "deployed", uri)
@@ -322,12 +403,24 @@ def goes_through(folder: Path, uri: str) -> None:
     assert read_bundle(resolve("models:/pocket/1", uri)).info == read_bundle(folder / "bundle").info
 
     (folder / "tmp").mkdir()
-    code = "import sys; from recsys.registry.register import resolve; print(resolve('models:/pocket/1', sys.argv[1]))"
-    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-c", code, uri], env=environment, capture_output=True, text=True, check=True
+    code = (
+        "import sys; from recsys.registry.register import resolve;"
+        " print(resolve('models:/pocket/1', sys.argv[1]))"
     )
-    assert done.stdout.startswith(f"{folder}/tmp/") and not any((folder / "tmp").iterdir()), "gone with the process"
+    environment = os.environ | {
+        "TMPDIR": str(folder / "tmp"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, uri],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(f"{folder}/tmp/") and not any((folder / "tmp").iterdir()), (
+        "gone with the process"
+    )
 
 
 @pytest.mark.slow
@@ -344,12 +437,16 @@ def postgres_programs() -> Path:
     path = shutil.which("initdb")
     if path and shutil.which("postgres"):
         return Path(path).resolve().parent
-    pytest.skip("needs the programs of a PostgreSQL server (Debian: postgresql); there is no initdb")
+    pytest.skip(
+        "needs the programs of a PostgreSQL server (Debian: postgresql); there is no initdb"
+    )
 
 
 @pytest.fixture
 def postgres(tmp_path: Path) -> Iterator[str]:
-    """A PostgreSQL server on a Unix socket; under another user where we are root, because it refuses to run as root."""
+    """A PostgreSQL server on a Unix socket; under another user where we are root, because it
+    refuses to run as root.
+    """
     programs = postgres_programs()
     pytest.importorskip("psycopg2", reason="needs psycopg2")
     import tempfile
@@ -358,15 +455,36 @@ def postgres(tmp_path: Path) -> Iterator[str]:
     as_user: list[str] = []
     if os.getuid() == 0:
         if not shutil.which("setpriv"):
-            pytest.skip("PostgreSQL refuses to run as root, and there is no setpriv to become somebody else")
+            pytest.skip(
+                "PostgreSQL refuses to run as root, and there is no setpriv to become somebody else"
+            )
         shutil.chown(place, "nobody")
         as_user = ["setpriv", "--reuid=nobody", "--clear-groups"]
     data = place / "data"
     environment = os.environ | {"HOME": str(place), "LC_ALL": "C"}
     try:
-        made = [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync"]
+        made = [
+            *as_user,
+            str(programs / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "tester",
+            "-A",
+            "trust",
+            "--no-sync",
+        ]
         subprocess.run(made, check=True, capture_output=True, env=environment, cwd=place)
-        words = [*as_user, str(programs / "postgres"), "-D", str(data), "-k", str(place), "-c", "listen_addresses="]
+        words = [
+            *as_user,
+            str(programs / "postgres"),
+            "-D",
+            str(data),
+            "-k",
+            str(place),
+            "-c",
+            "listen_addresses=",
+        ]
         process = subprocess.Popen(
             words,
             cwd=place,
@@ -397,6 +515,9 @@ def test_model_lifecycle_through_a_server_on_postgresql(tmp_path: Path, postgres
             time.sleep(0.2)
     for uri in serving(tmp_path, postgres):
         goes_through(tmp_path, uri)
-    with psycopg2.connect(user="tester", dbname="postgres", host=place) as connection, connection.cursor() as cursor:
+    with (
+        psycopg2.connect(user="tester", dbname="postgres", host=place) as connection,
+        connection.cursor() as cursor,
+    ):
         cursor.execute("select name, version from model_versions")
         assert cursor.fetchall() == [("pocket", 1)]

@@ -1,4 +1,6 @@
-"""Requests to the registered model: as data frames, as lists, and through MLflow's own server; without a registry."""
+"""Requests to the registered model: as data frames, as lists, and through MLflow's own server;
+without a registry.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> RecommenderModel:
     dataset = small_world(place / "dataset")
     write_bundle(place / "bundle", small_model(dataset), dataset, {})
     loaded = RecommenderModel()
-    loaded.load_context(SimpleNamespace(artifacts={BUNDLE: str(place / "bundle")}, model_config=None))
+    loaded.load_context(
+        SimpleNamespace(artifacts={BUNDLE: str(place / "bundle")}, model_config=None)
+    )
     return loaded
 
 
@@ -55,16 +59,31 @@ def test_frame_with_empty_cells_equals_a_list_of_requests(model: RecommenderMode
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (pd.DataFrame({"user_id": [7, 8]}), r'holds numbers \(int64\), expected strings.*astype\("string"\)'),
-        (pd.DataFrame({"user_id": [7, None]}), r'holds numbers \(float64\).*astype\("Int64"\)\.astype\("string"\)'),
-        (pd.DataFrame({"user_id": pd.array([7, None], "Int64")}), r"holds numbers \(Int64\), expected strings"),
-        (pd.DataFrame({"user_id": ["a", 8]}, dtype=object), r"request 1: user_id: got 8 \(int\).*ids are strings"),
+        (
+            pd.DataFrame({"user_id": [7, 8]}),
+            r'holds numbers \(int64\), expected strings.*astype\("string"\)',
+        ),
+        (
+            pd.DataFrame({"user_id": [7, None]}),
+            r'holds numbers \(float64\).*astype\("Int64"\)\.astype\("string"\)',
+        ),
+        (
+            pd.DataFrame({"user_id": pd.array([7, None], "Int64")}),
+            r"holds numbers \(Int64\), expected strings",
+        ),
+        (
+            pd.DataFrame({"user_id": ["a", 8]}, dtype=object),
+            r"request 1: user_id: got 8 \(int\).*ids are strings",
+        ),
         (
             pd.DataFrame({"user_id": ["a"], "exclude_sen": [True]}),
             "exclude_sen: unknown field; expected one of: at, attributes",
         ),
         (pd.DataFrame({"USER": ["a"]}), "USER: unknown field"),
-        (pd.DataFrame({"k": [3]}), "expected a column user_id, history, friends, attributes or item_id"),
+        (
+            pd.DataFrame({"k": [3]}),
+            "expected a column user_id, history, friends, attributes or item_id",
+        ),
         (pd.DataFrame([["a", "b"]], columns=["user_id", "user_id"]), "have the same name"),
         (pd.DataFrame([["a"]]), "0: unknown field"),
         ([{"user_id": "u0", "exclude_sen": False}], "request 0: exclude_sen: unknown field"),
@@ -89,7 +108,9 @@ def test_deeply_nested_value_is_refused(model: RecommenderModel) -> None:
     for row in ({"user_id": deep}, {"user_id": "u0", "context": {"a": deep}}, {"history": deep}):
         with pytest.raises(MlflowException, match="nested too deeply"):
             model.predict(None, [row])
-    while isinstance(deep, list):  # free it from the outside in: freeing it at once would recurse too deeply
+    while isinstance(
+        deep, list
+    ):  # free it from the outside in: freeing it at once would recurse too deeply
         [deep] = deep
 
 
@@ -112,12 +133,18 @@ def served(model: RecommenderModel, body: Any) -> tuple[int, Any]:
 def test_all_body_formats_of_mlflow_reach_the_model(model: RecommenderModel) -> None:
     rows = [{"user_id": "u0", "k": 2}, {"user_id": "new", "history": ["i1", "x"], "k": 3}]
     expected = json.loads(model.predict(None, rows).to_json(orient="records"))
-    split = {"columns": ["user_id", "history", "k"], "data": [["u0", None, 2], ["new", ["i1", "x"], 3]]}
+    split = {
+        "columns": ["user_id", "history", "k"],
+        "data": [["u0", None, 2], ["new", ["i1", "x"], 3]],
+    }
     for body in ({"dataframe_records": rows}, {"dataframe_split": split}, {"inputs": rows}):
         status, found = served(model, body)
         assert status == 200
         for answer, wanted in zip(found["predictions"], expected, strict=True):
-            assert answer["item_ids"] == wanted["item_ids"] and answer["unknown_items"] == wanted["unknown_items"]
+            assert (
+                answer["item_ids"] == wanted["item_ids"]
+                and answer["unknown_items"] == wanted["unknown_items"]
+            )
     status, found = served(model, {"inputs": {"user_id": "u0", "history": ["i1", "i2"]}})
     assert status == 200 and len(found["predictions"]) == 1
     status, found = served(model, {"inputs": {"user_id": ["u0", "u1"], "k": [1, 2]}})
@@ -129,16 +156,24 @@ def test_all_body_formats_of_mlflow_reach_the_model(model: RecommenderModel) -> 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"dataframe_records": [{"user_id": "u0", "exclude_sen": False}]}, "exclude_sen: unknown field"),
+        (
+            {"dataframe_records": [{"user_id": "u0", "exclude_sen": False}]},
+            "exclude_sen: unknown field",
+        ),
         ({"inputs": [{"user_id": "u0", "exclude_sen": False}]}, "exclude_sen: unknown field"),
         ({"instances": [{"user_id": "u0", "exclude_sen": False}]}, "exclude_sen: unknown field"),
-        ({"dataframe_split": {"columns": ["user_id", "q"], "data": [["u0", 1]]}}, "q: unknown field"),
+        (
+            {"dataframe_split": {"columns": ["user_id", "q"], "data": [["u0", 1]]}},
+            "q: unknown field",
+        ),
         ({"dataframe_records": [{"user_id": 7}]}, "user_id: the column holds numbers"),
         ({"inputs": [{"user_id": 7}]}, "user_id: got 7"),
         ({"inputs": [{"history": ["i1", 5]}]}, "mixes strings and numbers"),
         ({"inputs": [{"user_id": "u0", "k": 0}]}, "k: got 0"),
     ],
 )
-def test_mlflow_server_refuses_the_same_as_ours(model: RecommenderModel, body: Any, message: str) -> None:
+def test_mlflow_server_refuses_the_same_as_ours(
+    model: RecommenderModel, body: Any, message: str
+) -> None:
     status, said = served(model, body)
     assert status == 400 and message in said

@@ -1,4 +1,6 @@
-"""Tracking records a run; a registered model loads and answers in a fresh process without our sources."""
+"""Tracking records a run; a registered model loads and answers in a fresh process without our
+sources.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from tests.handmade import small_model, small_world
 
-METRICS = {"model": {"ndcg@20": 0.25, "recall@20": 0.5}, "baselines": {"popularity": {"ndcg@20": 0.1}}}
+METRICS = {
+    "model": {"ndcg@20": 0.25, "recall@20": 0.5},
+    "baselines": {"popularity": {"ndcg@20": 0.1}},
+}
 
 
 def make_config(folder: Path, **sections: Any) -> Config:
@@ -56,7 +61,9 @@ class Registered:
         (folder / "report.html").write_text("<html>fine</html>")
         with Tracker(self.config) as tracker:
             for epoch, loss in enumerate([3.0, 2.0, float("nan")]):
-                tracker.log_metrics({"loss": loss, "valid": {"ndcg@20": 0.1 * epoch}, "note": "text"}, step=epoch)
+                tracker.log_metrics(
+                    {"loss": loss, "valid": {"ndcg@20": 0.1 * epoch}, "note": "text"}, step=epoch
+                )
             tracker.log_dataset(self.dataset.manifest, self.dataset.root)
             tracker.log_file(folder / "report.html")
             self.model: RegisteredModel = register(tracker, self.bundle, self.config, METRICS)
@@ -71,7 +78,9 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registered]
     os.chdir(elsewhere)
     try:
         yield Registered(tmp_path_factory.mktemp("registry"))
-        assert list(elsewhere.iterdir()) == [], "a stray MLflow store was made in the working directory"
+        assert list(elsewhere.iterdir()) == [], (
+            "a stray MLflow store was made in the working directory"
+        )
     finally:
         os.chdir(before)
 
@@ -81,29 +90,47 @@ def test_run_has_parameters_metrics_dataset_and_files(registered: Registered) ->
     run = found.get_run(registered.run_id)
     assert registered.uri == f"sqlite:///{registered.folder}/runs/mlflow.db"
     assert run.info.status == "FINISHED" and run.info.run_name == "one"
-    assert run.data.params["train.metric"] == "ndcg@20" and "model.fusion.kind" not in run.data.params, "what was set"
+    assert (
+        run.data.params["train.metric"] == "ndcg@20" and "model.fusion.kind" not in run.data.params
+    ), "what was set"
     assert run.data.tags["mlflow.source.type"] == "LOCAL" and run.data.tags["mlflow.source.name"]
     history = found.get_metric_history(registered.run_id, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [(0, 3.0), (1, 2.0)]  # NaN is left out
+    assert [(metric.step, metric.value) for metric in history] == [
+        (0, 3.0),
+        (1, 2.0),
+    ]  # NaN is left out
     assert run.data.metrics["valid.ndcg_at_20"] == pytest.approx(0.2)
     dataset = run.inputs.dataset_inputs[0].dataset
-    assert dataset.name == "handmade" and registered.dataset.manifest.content_hash.startswith(dataset.digest)
+    assert dataset.name == "handmade" and registered.dataset.manifest.content_hash.startswith(
+        dataset.digest
+    )
     assert run.data.tags["dataset.content_hash"] == registered.dataset.manifest.content_hash
     assert run.info.artifact_uri.startswith((registered.folder / "runs/mlartifacts").as_uri())
     names = {file.path for file in found.list_artifacts(registered.run_id)}
     assert {"config.yaml", "report.html"} <= names
     local = registered.folder / "downloaded"
     local.mkdir()
-    assert load_config(found.download_artifacts(registered.run_id, "config.yaml", str(local))) == registered.config
+    assert (
+        load_config(found.download_artifacts(registered.run_id, "config.yaml", str(local)))
+        == registered.config
+    )
 
 
 def test_version_has_alias_tags_and_description(registered: Registered) -> None:
     found = client(registered.uri).get_model_version_by_alias("pocket", "challenger")
     assert registered.model == RegisteredModel(
-        "pocket", 1, "challenger", "models:/pocket@challenger", "models:/pocket/1", "no baseline was measured"
+        "pocket",
+        1,
+        "challenger",
+        "models:/pocket@challenger",
+        "models:/pocket/1",
+        "no baseline was measured",
     )
     assert str(found.version) == "1" and found.run_id == registered.run_id
-    assert found.tags["metric.ndcg_at_20"] == "0.25" and "metric.baselines.popularity.ndcg_at_20" not in found.tags
+    assert (
+        found.tags["metric.ndcg_at_20"] == "0.25"
+        and "metric.baselines.popularity.ndcg_at_20" not in found.tags
+    )
     assert found.tags["dataset.content_hash"] == registered.dataset.manifest.content_hash
     assert "6 users, 12 items" in found.description and "ndcg@20 0.2500" in found.description
 
@@ -117,13 +144,18 @@ def test_resolve_finds_the_bundle(registered: Registered) -> None:
     ("uri", "message"),
     [
         ("models:/pocket@champion", "not registered; registered models: models:/pocket@challenger"),
-        ("models:/rocket@challenger", "not registered; registered models: models:/pocket@challenger"),
+        (
+            "models:/rocket@challenger",
+            "not registered; registered models: models:/pocket@challenger",
+        ),
         ("models:/pocket/7", "not registered"),
         ("models:/pocket", "expected models:/NAME@ALIAS"),
         ("/no/such/folder", "has no model bundle"),
     ],
 )
-def test_unknown_model_lists_registered_models(registered: Registered, uri: str, message: str) -> None:
+def test_unknown_model_lists_registered_models(
+    registered: Registered, uri: str, message: str
+) -> None:
     with pytest.raises(ArtifactError, match=message):
         resolve(uri, registered.uri)
 
@@ -165,7 +197,9 @@ print(json.dumps(found, allow_nan=False))
 """
 
 
-def test_registered_model_answers_without_our_sources(registered: Registered, tmp_path: Path) -> None:
+def test_registered_model_answers_without_our_sources(
+    registered: Registered, tmp_path: Path
+) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-P", "-c", FRESH, registered.uri],
@@ -178,20 +212,37 @@ def test_registered_model_answers_without_our_sources(registered: Registered, tm
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     recommender = Recommender(read_bundle(registered.bundle))
-    asked = [{"user_id": "u0", "k": 3}, {"history": ["i1", "x"]}, {"user_id": "nobody", "k": 2, "exclude_seen": False}]
-    asked += [{"user_id": "u0", "history": ["i9"], "k": 3}, {"user_id": "newcomer", "friends": ["u0", "zoe"], "k": 3}]
-    for row, answer in zip(found["rows"], recommender.recommend(parse_requests(asked)), strict=True):
+    asked = [
+        {"user_id": "u0", "k": 3},
+        {"history": ["i1", "x"]},
+        {"user_id": "nobody", "k": 2, "exclude_seen": False},
+    ]
+    asked += [
+        {"user_id": "u0", "history": ["i9"], "k": 3},
+        {"user_id": "newcomer", "friends": ["u0", "zoe"], "k": 3},
+    ]
+    for row, answer in zip(
+        found["rows"], recommender.recommend(parse_requests(asked)), strict=True
+    ):
         assert row["item_ids"] == answer.item_ids and row["user_id"] == answer.user_id
         assert row["scores"] == pytest.approx(answer.scores, rel=1e-4, abs=1e-5)
         assert row["source"] == answer.source and row["unknown_items"] == answer.unknown_items
         assert row["unknown_friends"] == answer.unknown_friends
         for place, score in enumerate(row["scores"]):
-            assert row["source"] == "popularity" or sum(share[place] for share in row["shares"].values()) == score
+            assert (
+                row["source"] == "popularity"
+                or sum(share[place] for share in row["shares"].values()) == score
+            )
     newest, newcomer = found["rows"][3:]
-    assert newest["scores"] != found["rows"][0]["scores"], "the newest event counts without training"
+    assert newest["scores"] != found["rows"][0]["scores"], (
+        "the newest event counts without training"
+    )
     assert newcomer["source"] == "model" and newcomer["unknown_friends"] == ["zoe"]
     assert newcomer["shares"]["social"] == newcomer["scores"]
-    assert [len(row["item_ids"]) for row in found["frame"]] == [3, 2]  # the parameter applies where the cell is empty
+    assert [len(row["item_ids"]) for row in found["frame"]] == [
+        3,
+        2,
+    ]  # the parameter applies where the cell is empty
     assert found["objects"][0]["source"] == "model" and len(found["objects"][0]["item_ids"]) == 1
     expected = [
         "k: got 0",
@@ -202,18 +253,37 @@ def test_registered_model_answers_without_our_sources(registered: Registered, tm
         "request 0",
     ]
     expected += ["exclude_sen: unknown field", "exclude_sen: unknown field"]
-    expected += ["user_id: the column holds numbers (int64), expected strings", 'astype("Int64").astype("string")']
+    expected += [
+        "user_id: the column holds numbers (int64), expected strings",
+        'astype("Int64").astype("string")',
+    ]
     assert len(found["errors"]) == len(expected)
-    assert all(text in error for text, error in zip(expected, found["errors"], strict=True)), found["errors"]
+    assert all(text in error for text, error in zip(expected, found["errors"], strict=True)), found[
+        "errors"
+    ]
     assert found["heavy"] == []
-    asked = ["user_id", "history", "friends", "attributes", "k", "exclude_seen", "context", "horizon", "at"]
+    asked = [
+        "user_id",
+        "history",
+        "friends",
+        "attributes",
+        "k",
+        "exclude_seen",
+        "context",
+        "horizon",
+        "at",
+    ]
     asked += ["candidates", "exclude", "filters", "boost", "diversify", "offset", "explain"]
     assert sorted(found["request"]) == sorted(asked) and found["example"]
     assert found["signature"]["inputs"] is None and "item_ids" in found["signature"]["outputs"]
 
 
 def test_failed_run_is_marked_and_can_continue(registered: Registered) -> None:
-    config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "b")})
+    config = make_config(
+        registered.folder,
+        tracking={"uri": registered.uri},
+        run={"dir": str(registered.folder / "b")},
+    )
     with pytest.raises(ZeroDivisionError), Tracker(config, "doomed") as tracker:
         _ = 1 / 0
     found = client(registered.uri)
@@ -224,12 +294,18 @@ def test_failed_run_is_marked_and_can_continue(registered: Registered) -> None:
     with Tracker(config, run_id=run_of_folder(config)) as again:
         again.log_metrics({"late": 1})
     run = found.get_run(again.run_id)
-    assert again.run_id == tracker.run_id and run.info.status == "FINISHED" and run.data.metrics == {"late": 1.0}
+    assert (
+        again.run_id == tracker.run_id
+        and run.info.status == "FINISHED"
+        and run.data.metrics == {"late": 1.0}
+    )
 
 
 def test_version_created_before_an_interruption_is_reused(registered: Registered) -> None:
     sections = {"tracking": {"uri": registered.uri}, "registry": {"name": "pocket"}}
-    config = make_config(registered.folder, **sections, run={"dir": str(registered.folder / "e"), "resume": True})
+    config = make_config(
+        registered.folder, **sections, run={"dir": str(registered.folder / "e"), "resume": True}
+    )
     with Tracker(config, run_id=registered.run_id, apart=True) as tracker:
         assert register(tracker, registered.bundle, config, METRICS) == registered.model
     found = client(registered.uri)
@@ -243,7 +319,11 @@ def test_version_created_before_an_interruption_is_reused(registered: Registered
 
 
 def test_deleted_run_is_replaced_by_a_new_one(registered: Registered) -> None:
-    config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "c")})
+    config = make_config(
+        registered.folder,
+        tracking={"uri": registered.uri},
+        run={"dir": str(registered.folder / "c")},
+    )
     with Tracker(config) as first:
         pass
     client(registered.uri).delete_run(first.run_id)
@@ -255,16 +335,23 @@ def test_deleted_run_is_replaced_by_a_new_one(registered: Registered) -> None:
 
 def test_deleted_experiment_has_its_own_message(registered: Registered) -> None:
     tracking = {"uri": registered.uri, "experiment": "short-lived"}
-    config = make_config(registered.folder, tracking=tracking, run={"dir": str(registered.folder / "d")})
+    config = make_config(
+        registered.folder, tracking=tracking, run={"dir": str(registered.folder / "d")}
+    )
     with Tracker(config) as tracker:
         pass
     client(registered.uri).delete_experiment(tracker.experiment_id)
-    with pytest.raises(ConfigError, match=r"^tracking\.experiment: 'short-lived' was deleted"), Tracker(config):
+    with (
+        pytest.raises(ConfigError, match=r"^tracking\.experiment: 'short-lived' was deleted"),
+        Tracker(config),
+    ):
         raise AssertionError("must not be entered")
 
 
 def test_uri_without_credentials_says_how_to_give_them(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--tracking\.uri, or as an environment variable \$VARIABLE"):
+    with pytest.raises(
+        ConfigError, match=r"--tracking\.uri, or as an environment variable \$VARIABLE"
+    ):
         tracking_uri(make_config(tmp_path, tracking={"uri": "postgresql://***@host/db"}))
 
 
@@ -274,12 +361,18 @@ def test_children_name_their_parent(registered: Registered) -> None:
         child.set_tags({"trial": 1})
     tags = client(registered.uri).get_run(child.run_id).data.tags
     assert tags["mlflow.parentRunId"] == registered.run_id and tags["trial"] == "1"
-    assert run_of_folder(registered.config) == registered.run_id  # a child run does not replace the run of the folder
+    assert (
+        run_of_folder(registered.config) == registered.run_id
+    )  # a child run does not replace the run of the folder
 
 
-def test_leftover_experiment_id_is_ignored(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftover_experiment_id_is_ignored(
+    registered: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
-    config = make_config(registered.folder, tracking={"uri": registered.uri, "experiment": "another one"})
+    config = make_config(
+        registered.folder, tracking={"uri": registered.uri, "experiment": "another one"}
+    )
     with Tracker(config, "x", parent_id=registered.run_id) as tracker:
         assert client(registered.uri).get_experiment(tracker.experiment_id).name == "another one"
     assert "MLFLOW_EXPERIMENT_ID" not in os.environ and "MLFLOW_TRACKING_URI" not in os.environ
@@ -307,7 +400,10 @@ def test_unsupported_store_uris_are_refused(tmp_path: Path, uri: str) -> None:
 def test_unreachable_store_raises_one_message(tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_text("this is no database, it is a poem")
     with (
-        pytest.raises(ConfigError, match=r"broken\.db is not a SQLite database.*give the path of MLflow.s store"),
+        pytest.raises(
+            ConfigError,
+            match=r"broken\.db is not a SQLite database.*give the path of MLflow.s store",
+        ),
         Tracker(make_config(tmp_path, tracking={"uri": f"sqlite:///{tmp_path}/broken.db"})),
     ):
         raise AssertionError("must not be entered")
@@ -325,8 +421,13 @@ def test_relative_sqlite_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_invalid_aliases_are_refused(registered: Registered) -> None:
-    config = make_config(registered.folder, tracking={"uri": registered.uri}, registry={"alias": "v1"})
-    with Tracker(config, parent_id=registered.run_id) as tracker, pytest.raises(ConfigError, match=r"registry\.alias"):
+    config = make_config(
+        registered.folder, tracking={"uri": registered.uri}, registry={"alias": "v1"}
+    )
+    with (
+        Tracker(config, parent_id=registered.run_id) as tracker,
+        pytest.raises(ConfigError, match=r"registry\.alias"),
+    ):
         register(tracker, registered.bundle, config, METRICS)
 
 
@@ -376,7 +477,9 @@ EVALUATED: dict[str, Any] = {
         "best_on_test": "ease",
         "against": {"ease": {"difference": 0.05, "low": -0.01, "high": 0.1, "p": 0.1}},
     },
-    "segments": {"history": {"1–4 $x": {"queries": 7, "model": {"ndcg@5": 0.2}, "interval": [0.1, 0.3]}}},
+    "segments": {
+        "history": {"1–4 $x": {"queries": 7, "model": {"ndcg@5": 0.2}, "interval": [0.1, 0.3]}}
+    },
     "granularities": {"social": {"weight": 1.0}},
     "trust": {"items": {"popularity": {"disparity": {"model": 0.125}}}},
     "timing": {"prepare_s": 1.0, "train_s": 2.0, "evaluate_s": 4.0, "baseline_ease_s": 8.0},
@@ -385,16 +488,26 @@ EVALUATED: dict[str, Any] = {
 
 
 def test_second_evaluation_replaces_the_tables(registered: Registered) -> None:
-    config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "f")})
+    config = make_config(
+        registered.folder,
+        tracking={"uri": registered.uri},
+        run={"dir": str(registered.folder / "f")},
+    )
     with Tracker(config) as tracker:
         log_evaluation(tracker, EVALUATED)
         log_evaluation(tracker, EVALUATED)
     found = client(registered.uri)
     path = Path(found.download_artifacts(tracker.run_id, "baselines.json", str(registered.folder)))
     table = json.loads(path.read_text())
-    assert [row[table["columns"].index("recommender")] for row in table["data"]] == ["model", "ease", "popularity"]
+    assert [row[table["columns"].index("recommender")] for row in table["data"]] == [
+        "model",
+        "ease",
+        "popularity",
+    ]
     assert table["data"][0][table["columns"].index("ndcg@5")] == 0.3
-    assert [file.path for file in found.list_artifacts(tracker.run_id, "figures")] == ["figures/recommenders.png"]
+    assert [file.path for file in found.list_artifacts(tracker.run_id, "figures")] == [
+        "figures/recommenders.png"
+    ]
 
 
 def test_description_written_by_a_user_is_kept(registered: Registered) -> None:
@@ -414,7 +527,9 @@ def test_input_example_has_no_user_of_the_data(registered: Registered) -> None:
 
 
 def test_invented_user_is_renamed_when_the_id_exists(registered: Registered) -> None:
-    bundle = replace(read_bundle(registered.bundle), user_ids=["invented-user", "invented-friend-1", "u0"])
+    bundle = replace(
+        read_bundle(registered.bundle), user_ids=["invented-user", "invented-friend-1", "u0"]
+    )
     example = _example(bundle)
     named = {*example["user_id"], *(friend for friends in example["friends"] for friend in friends)}
     assert named and not named & set(bundle.user_ids)
@@ -423,13 +538,17 @@ def test_invented_user_is_renamed_when_the_id_exists(registered: Registered) -> 
 @pytest.mark.parametrize(
     ("single", "expected"), [("item_cf", "trained, item_cf"), (None, "trained, behaviour, item_cf")]
 )
-def test_members_tag_lists_trained_granularities_only_without_stacking(single: str | None, expected: str) -> None:
+def test_members_tag_lists_trained_granularities_only_without_stacking(
+    single: str | None, expected: str
+) -> None:
     kinds = {"trained": "together", "behaviour": "trained", "item_cf": "fitted", "als": "fitted"}
     each = {name: {"kind": kind, "kept": name != "als", "why": ""} for name, kind in kinds.items()}
     assert _finding_tags({"members": {"single": single, "each": each}})["members"] == expected
 
 
-def test_run_version_and_lineage_have_the_same_commit(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_version_and_lineage_have_the_same_commit(
+    registered: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = registered.folder / "project"
     project.mkdir()
     git = ["git", "-C", str(project), "-c", "user.name=a", "-c", "user.email=a@b"]
@@ -437,7 +556,11 @@ def test_run_version_and_lineage_have_the_same_commit(registered: Registered, mo
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
     monkeypatch.chdir(project)
     first = working_commit(project)[0]
-    config = make_config(registered.folder, tracking={"uri": registered.uri}, run={"dir": str(registered.folder / "h")})
+    config = make_config(
+        registered.folder,
+        tracking={"uri": registered.uri},
+        run={"dir": str(registered.folder / "h")},
+    )
     with Tracker(config) as tracker:
         assert tracker.client.get_run(tracker.run_id).data.tags["mlflow.source.git.commit"] == first
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "second"], check=True)

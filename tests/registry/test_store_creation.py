@@ -1,4 +1,6 @@
-"""MLflow's SQLite store: created atomically, upgraded in a copy, and one message for every other state."""
+"""MLflow's SQLite store: created atomically, upgraded in a copy, and one message for every other
+state.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,19 @@ RACE = Path(__file__).parents[1] / "store_race.py"
 
 def configured(place: Path, **tracking: Any) -> Config:
     model = {"granularities": {"evolution": {"enabled": True}}}
-    tree = {"run": {"dir": str(place.parent / "run")}, "data": {"source": {"kind": "synthetic"}}, "model": model}
+    tree = {
+        "run": {"dir": str(place.parent / "run")},
+        "data": {"source": {"kind": "synthetic"}},
+        "model": model,
+    }
     return build_config({**tree, "tracking": {"uri": f"sqlite:///{place}", **tracking}})
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with one run, created next to files of a killed command, by a user with the umask 027."""
+    """A store with one run, created next to files of a killed command, by a user with the umask
+    027.
+    """
     place = tmp_path_factory.mktemp("made") / "mlflow.db"
     place.with_name(".mlflow.db.making-1-abc").write_text("half")
     before = os.umask(0o027)
@@ -76,7 +84,7 @@ def locked(place: Path) -> Iterator[None]:
         yield
 
 
-# ------------------------------------------------------------------------------------------------------------- making
+# ------------------------------------------------------------------------------------------- making
 
 
 def test_new_store_is_complete_and_leaves_no_temporary_file(made: Path) -> None:
@@ -111,7 +119,10 @@ def test_concurrently_created_store_is_not_overwritten(
 
     monkeypatch.setattr(os, "link", too_late)
     store.ready(place)
-    assert place.read_bytes() == made.read_bytes() and len(list(tmp_path.glob(".mlflow.db.making-*"))) == 0
+    assert (
+        place.read_bytes() == made.read_bytes()
+        and len(list(tmp_path.glob(".mlflow.db.making-*"))) == 0
+    )
 
 
 def test_store_under_creation_is_waited_for(copied: Path) -> None:
@@ -135,13 +146,17 @@ def test_endless_creation_by_another_process_raises_one_message(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # a creation takes a second on an idle machine, and half a minute on a busy one
+@pytest.mark.timeout(
+    1800
+)  # a creation takes a second on an idle machine, and half a minute on a busy one
 def test_ten_concurrent_commands_on_a_missing_store_succeed(tmp_path: Path) -> None:
     assert race(tmp_path, "together", 10) == "10 of 10 commands succeeded, the store is usable"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # a creation takes a second on an idle machine, and half a minute on a busy one
+@pytest.mark.timeout(
+    1800
+)  # a creation takes a second on an idle machine, and half a minute on a busy one
 def test_store_is_usable_after_twenty_kills(tmp_path: Path) -> None:
     assert race(tmp_path, "kills", 20) == "20 kills, 0 stores unusable"
 
@@ -152,11 +167,13 @@ def race(folder: Path, *words: object) -> str:
     return (done.stdout.splitlines() or [done.stderr])[-1]
 
 
-# ---------------------------------------------------------------------------------------------------------- upgrading
+# ---------------------------------------------------------------------------------------- upgrading
 
 
 def of_an_older_mlflow(place: Path) -> str:
-    """Create a store without the last migration and with an experiment; returns its schema revision."""
+    """Create a store without the last migration and with an experiment; returns its schema
+    revision.
+    """
     from alembic import command
     from alembic.script import ScriptDirectory
     from mlflow.store.db import utils
@@ -193,11 +210,20 @@ def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -
     changed(
         place, "UPDATE alembic_version SET version_num = '451aebb31d03'"
     )  # an early revision, although later tables exist
-    refused(place, ArtifactError, "incomplete", "cannot upgrade it from schema 451aebb31d03", "1 runs", "mv ")
-    assert not list(tmp_path.glob("mlflow.db.before-*")) and not list(tmp_path.glob(".mlflow.db.making-*"))
+    refused(
+        place,
+        ArtifactError,
+        "incomplete",
+        "cannot upgrade it from schema 451aebb31d03",
+        "1 runs",
+        "mv ",
+    )
+    assert not list(tmp_path.glob("mlflow.db.before-*")) and not list(
+        tmp_path.glob(".mlflow.db.making-*")
+    )
 
 
-# --------------------------------------------------------------------------------------------------- broken and locked
+# -------------------------------------------------------------------------------- broken and locked
 
 
 @pytest.fixture
@@ -209,7 +235,13 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("settled")
 def test_store_without_a_table_reports_content_and_fix(copied: Path) -> None:
     changed(copied, "DROP TABLE trace_info")
-    said = refused(copied, ArtifactError, "incomplete", "trace_info", "it holds 1 runs and 0 registered model versions")
+    said = refused(
+        copied,
+        ArtifactError,
+        "incomplete",
+        "trace_info",
+        "it holds 1 runs and 0 registered model versions",
+    )
     away = copied.parent / "broken-store"
     assert f"mkdir {away} && mv {copied} {away}/" in said
     subprocess.run(f"mkdir {away} && mv {copied} {away}/", shell=True, check=True)
@@ -248,20 +280,27 @@ def test_folder_as_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_read_only_folder_raises_one_message() -> None:
-    with pytest.raises(ConfigError, match=r"cannot write to the folder /proc/none .*choose another path with tracking"):
+    with pytest.raises(
+        ConfigError,
+        match=r"cannot write to the folder /proc/none .*choose another path with tracking",
+    ):
         store.ready(Path("/proc/none/mlflow.db"))
 
 
 def test_read_only_store_raises_one_message(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opened read-only, as SQLite opens a file that this user cannot write."""
     connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda at, **rest: connect(at.replace("=rw", "=ro"), **rest))
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda at, **rest: connect(at.replace("=rw", "=ro"), **rest)
+    )
     store.ready(copied)
     with pytest.raises(ConfigError, match="is not writable .*correct the permissions"):
         store.ready(copied, writes=True)
 
 
-def test_locked_store_raises_one_message_after_a_bounded_wait(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_store_raises_one_message_after_a_bounded_wait(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store, "WAIT_S", 0.3)
     with locked(copied):
         refused(copied, Unavailable, "has been locked by another process for 0 s", "lsof")
@@ -269,7 +308,9 @@ def test_locked_store_raises_one_message_after_a_bounded_wait(copied: Path, monk
             FollowedModel("models:/none@champion", f"sqlite:///{copied}").version()
 
 
-def test_store_locked_during_a_run_raises_one_message(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_store_locked_during_a_run_raises_one_message(
+    copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from sqlalchemy import create_engine, text
     from sqlalchemy.exc import OperationalError
 
@@ -280,17 +321,29 @@ def test_store_locked_during_a_run_raises_one_message(copied: Path, capfd: pytes
     assert said == outage(error.value) and said is not None and "locked by another process" in said
 
 
-# -------------------------------------------------------------------------------------------------------------- moved
+# -------------------------------------------------------------------------------------------- moved
 
 
 def test_moved_store_reports_where_its_artefacts_are(copied: Path, tmp_path: Path) -> None:
     old, new = tmp_path / "old folder", tmp_path / "mlartifacts/multigrain"
-    changed(copied, f"UPDATE experiments SET artifact_location = '{old.as_uri()}' WHERE name = 'multigrain'")
-    with Tracker(configured(copied), apart=True) as tracker:  # no artefacts exist yet: they go to the old location
+    changed(
+        copied,
+        f"UPDATE experiments SET artifact_location = '{old.as_uri()}' WHERE name = 'multigrain'",
+    )
+    with Tracker(
+        configured(copied), apart=True
+    ) as tracker:  # no artefacts exist yet: they go to the old location
         tracker.client.log_text(tracker.run_id, "text", "note.txt")
     new.parent.mkdir()
     old.rename(new)
-    refused(copied, ConfigError, "was moved", f"at {old}, which does not exist", f"they are at {new}", "ln -s")
+    refused(
+        copied,
+        ConfigError,
+        "was moved",
+        f"at {old}, which does not exist",
+        f"they are at {new}",
+        "ln -s",
+    )
     old.symlink_to(new)
     with Tracker(configured(copied), apart=True):
         pass

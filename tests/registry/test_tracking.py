@@ -1,4 +1,6 @@
-"""Metrics of epochs reach MLflow, here a real SQLite store, exactly once, whatever happens in between."""
+"""Metrics of epochs reach MLflow, here a real SQLite store, exactly once, whatever happens in
+between.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from recsys.storage.places import storage_errors
 from tune.ledger import Trial
 from tune.watching import Children
 
-DOWN = MlflowException("API request to http://user:word@host:1/api failed with exception: refused\nand more")
+DOWN = MlflowException(
+    "API request to http://user:word@host:1/api failed with exception: refused\nand more"
+)
 
 
 def configured(run: Path, enabled: bool = True) -> Config:
@@ -32,14 +36,29 @@ def configured(run: Path, enabled: bool = True) -> Config:
 
 def report(phase: str, epoch: int, loss: float) -> dict[str, Any]:
     own = {"ndcg@10": 0.5} if phase == "select" else {}
-    return {"phase": phase, "epoch": epoch, "epochs": 3, "loss": loss, "lr": 0.1, "seconds": 0.01, **own}
+    return {
+        "phase": phase,
+        "epoch": epoch,
+        "epochs": 3,
+        "loss": loss,
+        "lr": 0.1,
+        "seconds": 0.01,
+        **own,
+    }
 
 
-HISTORY = [report("select", 1, 3.1), report("select", 2, 1 / 3), report("refit", 1, 3.0), report("refit", 2, 0.3)]
+HISTORY = [
+    report("select", 1, 3.1),
+    report("select", 2, 1 / 3),
+    report("refit", 1, 3.0),
+    report("refit", 2, 0.3),
+]
 
 
 def steps(tracker: Tracker, name: str) -> list[tuple[int, float]]:
-    return [(one.step, one.value) for one in tracker.client.get_metric_history(tracker.run_id, name)]
+    return [
+        (one.step, one.value) for one in tracker.client.get_metric_history(tracker.run_id, name)
+    ]
 
 
 def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +69,9 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         log(HISTORY[0])
         log({**HISTORY[0], "seconds": 7.0})  # the epoch ran again after a worker was lost
         with monkeypatch.context() as patch:
-            patch.setattr(tracker._client, "log_batch", lambda *_, **__: (_ for _ in ()).throw(DOWN))
+            patch.setattr(
+                tracker._client, "log_batch", lambda *_, **__: (_ for _ in ()).throw(DOWN)
+            )
             log(HISTORY[1])
             log(HISTORY[2])
         assert len(said) == 1 and "the training continues" in said[0] and "word" not in said[0]
@@ -70,7 +91,9 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert said[-1] == "sent 1 missing epochs to MLflow"
 
 
-def test_metrics_delayed_by_a_hanging_server_arrive_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_delayed_by_a_hanging_server_arrive_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The delayed write may end before the metrics are sent again, or after that."""
     late: list[tuple[Any, Any]] = []
     with Tracker(configured(tmp_path / "run")) as tracker:
@@ -107,7 +130,9 @@ def test_store_moved_with_its_artefacts_raises_one_message(tmp_path: Path) -> No
     with Tracker(configured(before / "run")) as tracker:
         tracker.client.log_text(tracker.run_id, "kept", "a.txt")
     before.rename(after)
-    with pytest.raises(ConfigError, match=rf"was moved.*{before}/mlartifacts.*ln -s.*tracking\.experiment"):
+    with pytest.raises(
+        ConfigError, match=rf"was moved.*{before}/mlartifacts.*ln -s.*tracking\.experiment"
+    ):
         Tracker(configured(after / "run")).__enter__()
     before.symlink_to(after)
     with Tracker(configured(after / "run")) as tracker:
@@ -121,7 +146,9 @@ def test_store_moved_with_its_artefacts_raises_one_message(tmp_path: Path) -> No
 def test_server_without_answer_raises_one_message() -> None:
     said = outage(DOWN)
     assert said is not None and "word" not in said and "--resume" in said and "\n" not in said
-    assert outage(MlflowException("no such run")) is None and outage(OSError("API request to")) is None
+    assert (
+        outage(MlflowException("no such run")) is None and outage(OSError("API request to")) is None
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
@@ -140,10 +167,18 @@ def test_full_disk_raises_one_message() -> None:
     """In a task of Ray, in safetensors and in SQLite."""
     lost = RuntimeError("a task failed")
     lost.cause = OSError(errno.ENOSPC, "No space left on device", "/small/run/part.parquet")  # type: ignore[attr-defined]
-    texts = ("I/O error: No space left on device (os error 28)", "(sqlite3.OperationalError) database or disk is full")
+    texts = (
+        "I/O error: No space left on device (os error 28)",
+        "(sqlite3.OperationalError) database or disk is full",
+    )
     for error in (lost, *(RuntimeError(f"first line\n{text}\nlast line") for text in texts)):
         said = user_message(error)
-        assert said is not None and said.startswith("the disk is full (") and "--resume" in said and "\n" not in said
+        assert (
+            said is not None
+            and said.startswith("the disk is full (")
+            and "--resume" in said
+            and "\n" not in said
+        )
     assert "/small/run/part.parquet" in str(user_message(lost))
 
 
@@ -152,11 +187,17 @@ def test_worker_error_is_reported_without_rays_quoting() -> None:
     quoted = "OSError: Error writing bytes to file. Detail: [errno 28] No space left on device"
     for failure in (known, UserExceptionWithTraceback(known, quoted)):
         assert user_message(WorkerGroupError(quoted, {0: failure})) == str(known)
-    assert "the disk is full (OSError: " in str(user_message(WorkerGroupError(quoted, {0: RuntimeError(quoted)})))
+    assert "the disk is full (OSError: " in str(
+        user_message(WorkerGroupError(quoted, {0: RuntimeError(quoted)}))
+    )
 
 
-@pytest.mark.parametrize(("error", "state"), [(SystemExit(143), "KILLED"), (OSError("disk full"), "FAILED")])
-def test_an_interrupted_sweep_leaves_no_trial_running(error: BaseException, state: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "state"), [(SystemExit(143), "KILLED"), (OSError("disk full"), "FAILED")]
+)
+def test_an_interrupted_sweep_leaves_no_trial_running(
+    error: BaseException, state: str, tmp_path: Path
+) -> None:
     config = configured(tmp_path / "run")
     done, cut = Trial(0, 0, 1, {}), Trial(1, 0, 1, {})
     with Tracker(config) as tracker:
@@ -168,9 +209,13 @@ def test_an_interrupted_sweep_leaves_no_trial_running(error: BaseException, stat
             raise error
         with Children(tracker, Progress(None)) as children:
             known = children.known
-        states = {name: tracker.client.get_run(run_id).info.status for name, run_id in known.items()}
+        states = {
+            name: tracker.client.get_run(run_id).info.status for name, run_id in known.items()
+        }
         assert states == {"000": "FINISHED", "001": state}
-        with Children(tracker, Progress(None)) as children:  # the same command goes on with the same run
+        with Children(
+            tracker, Progress(None)
+        ) as children:  # the same command goes on with the same run
             children.started(cut, config)
             cut.state = "finished"
             children.ended(cut)

@@ -15,7 +15,18 @@ from recsys.report.charts import axis, curves, stacked
 from recsys.report.first_screen import for_whom
 from recsys.report.report import render_report, verdict
 
-KINDS = ("recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelty", "gini", "diversity")
+KINDS = (
+    "recall",
+    "ndcg",
+    "precision",
+    "mrr",
+    "map",
+    "hit",
+    "coverage",
+    "novelty",
+    "gini",
+    "diversity",
+)
 BASE = {"recall": 0.27, "ndcg": 0.274, "precision": 0.135, "mrr": 0.47, "map": 0.15, "hit": 0.78}
 BASE |= {"coverage": 0.21, "novelty": 9.1, "gini": 0.93, "diversity": 0.62}
 SCALE = {"model": 1.08, "popularity": 0.35, "item_knn": 0.92, "ease": 1.0, "als": 0.97}
@@ -24,11 +35,17 @@ HOSTILE = "<script>alert(\"x\")</script> & 'friends'"
 
 def evaluation_json() -> dict[str, Any]:
     def metrics(name: str) -> dict[str, float]:
-        return {f"{kind}@{k}": BASE[kind] * SCALE[name] * (0.8 if k == 10 else 1.0) for k in (10, 20) for kind in KINDS}
+        return {
+            f"{kind}@{k}": BASE[kind] * SCALE[name] * (0.8 if k == 10 else 1.0)
+            for k in (10, 20)
+            for kind in KINDS
+        }
 
     def spans(name: str) -> dict[str, list[float]]:
         return {
-            m: [v * 0.97, v * 1.03] for m, v in metrics(name).items() if m.split("@")[0] not in ("coverage", "gini")
+            m: [v * 0.97, v * 1.03]
+            for m, v in metrics(name).items()
+            if m.split("@")[0] not in ("coverage", "gini")
         }
 
     def segment(queries: int, model: float, best: float) -> dict[str, Any]:
@@ -65,8 +82,16 @@ def evaluation_json() -> dict[str, Any]:
                 "10–19": segment(140, 0.24, 0.22),
                 "20–49": segment(1570, 0.303, 0.28),
             },
-            "friends": {"with friends": segment(1490, 0.301, 0.276), "without friends": segment(391, 0.27, 0.265)},
-            "items": {"targets new to training": {**new_items, "baselines": {n: {"ndcg@20": 0.0} for n in names}}},
+            "friends": {
+                "with friends": segment(1490, 0.301, 0.276),
+                "without friends": segment(391, 0.27, 0.265),
+            },
+            "items": {
+                "targets new to training": {
+                    **new_items,
+                    "baselines": {n: {"ndcg@20": 0.0} for n in names},
+                }
+            },
         },
         "confidence": {
             "level": 0.95,
@@ -110,7 +135,14 @@ def manifest() -> Manifest:
     return Manifest(
         content_hash="9f2c4b7a10de",
         name="hetrec-lastfm",
-        counts={"users": 1892, "items": 17632, "events": 92834, "train": 66841, "valid": 7426, "test": 18567}
+        counts={
+            "users": 1892,
+            "items": 17632,
+            "events": 92834,
+            "train": 66841,
+            "valid": 7426,
+            "test": 18567,
+        }
         | {"social_edges": 25434, "items_with_text": 11021},
         event_types=["interact", "tag"],
         ordered=False,
@@ -128,16 +160,38 @@ def manifest() -> Manifest:
 def history() -> list[dict[str, Any]]:
     def row(phase: str, epoch: int) -> dict[str, Any]:
         loss = 5.1 + 3.5 * math.exp(-epoch / 6) - (0.15 if phase == "refit" else 0.0)
-        return {"phase": phase, "epoch": epoch, "loss": loss, "lr": 3e-3 * (1 - epoch / 30), "seconds": 8.1}
+        return {
+            "phase": phase,
+            "epoch": epoch,
+            "loss": loss,
+            "lr": 3e-3 * (1 - epoch / 30),
+            "seconds": 8.1,
+        }
 
     valid = {e: 0.19 * (1 - math.exp(-e / 5)) - 0.0006 * max(0, e - 18) for e in range(2, 25, 2)}
-    select = [row("select", e) | ({"ndcg@20": valid[e]} if e in valid else {}) for e in range(1, 25)]
+    select = [
+        row("select", e) | ({"ndcg@20": valid[e]} if e in valid else {}) for e in range(1, 25)
+    ]
     return select + [row("refit", e) for e in range(1, 21)]
 
 
 def examples() -> list[dict[str, Any]]:
-    titles = ["Radiohead", "Portishead", "Massive Attack", "Björk", "The Cure", HOSTILE, "Sigur Rós", "坂本龍一", "Air"]
-    titles += ["Godspeed You! Black Emperor and a title that is far too long for any column", "Boards of Canada", "Low"]
+    titles = [
+        "Radiohead",
+        "Portishead",
+        "Massive Attack",
+        "Björk",
+        "The Cure",
+        HOSTILE,
+        "Sigur Rós",
+        "坂本龍一",
+        "Air",
+    ]
+    titles += [
+        "Godspeed You! Black Emperor and a title that is far too long for any column",
+        "Boards of Canada",
+        "Low",
+    ]
 
     def recommendation(place: int, user: int) -> dict[str, Any]:
         shares = {
@@ -211,7 +265,9 @@ def test_page_is_well_formed_and_loads_nothing(page: Page) -> None:
 
 def test_titles_names_and_notes_are_escaped(page: Page) -> None:
     tags = [tag for tag, _ in page.seen]
-    assert "script" not in tags and "i" in tags  # the gridlines are <i>, the configuration's is text
+    assert (
+        "script" not in tags and "i" in tags
+    )  # the gridlines are <i>, the configuration's is text
     assert HOSTILE in page.text and "User <b>7</b>" in page.text and "seed: 42 # <i>" in page.text
     assert any(attributes.get("title") == HOSTILE for _, attributes in page.seen)
 
@@ -244,10 +300,16 @@ def test_page_has_all_figures(page: Page) -> None:
 
 
 def test_shares_of_both_signs_are_drawn_inside_their_track(page: Page) -> None:
-    pieces = [a for tag, a in page.seen if tag == "b" and (a.get("title") or "").startswith(("behaviour", "social"))]
+    pieces = [
+        a
+        for tag, a in page.seen
+        if tag == "b" and (a.get("title") or "").startswith(("behaviour", "social"))
+    ]
     assert any("neg" in (piece["class"] or "") for piece in pieces)
     for piece in pieces:
-        left, width = (float(part.split(":")[1].rstrip("%")) for part in (piece["style"] or "").split(";"))
+        left, width = (
+            float(part.split(":")[1].rstrip("%")) for part in (piece["style"] or "").split(";")
+        )
         assert left >= -0.01 and left + width <= 100.01
 
 
@@ -286,19 +348,34 @@ def test_verdict_of_a_baseline_without_hits_has_plain_differences() -> None:
     content["baselines"]["ease"]["ndcg@20"] = 0.0
     content["comparison"]["against"]["ease"] |= {"difference": 0.2, "low": 0.1, "high": 0.3}
     said = verdict(content)
-    assert "its NDCG@20 is 0.2000 higher" in said["head"] and "between 0.1000 and 0.3000 higher" in said["text"]
+    assert (
+        "its NDCG@20 is 0.2000 higher" in said["head"]
+        and "between 0.1000 and 0.3000 higher" in said["text"]
+    )
 
 
 def test_best_baseline_is_the_same_in_sentence_chart_segments_and_table(tmp_path: Path) -> None:
     """ALS has the highest metric on test, EASE on validation: the report means ALS everywhere."""
     content = evaluation_json()
     content["comparison"]["best_on_test"] = "als"
-    content["comparison"]["against"]["als"] |= {"difference": -0.02, "low": -0.03, "high": -0.01, "p": 0.25}
-    content["baselines"]["als"] = {name: 1.2 * value for name, value in content["baselines"]["als"].items()}
+    content["comparison"]["against"]["als"] |= {
+        "difference": -0.02,
+        "low": -0.03,
+        "high": -0.01,
+        "p": 0.25,
+    }
+    content["baselines"]["als"] = {
+        name: 1.2 * value for name, value in content["baselines"]["als"].items()
+    }
     for entry in content["segments"]["history"].values():
-        entry["against"] = {name: {"difference": 0.01, "low": 0.0, "high": 0.02, "p": 0.5} for name in ("ease", "als")}
+        entry["against"] = {
+            name: {"difference": 0.01, "low": 0.0, "high": 0.02, "p": 0.5}
+            for name in ("ease", "als")
+        }
     said = verdict(content)
-    assert said["status"] == "worse" and said["head"].startswith("The model is worse than ALS, the best baseline")
+    assert said["status"] == "worse" and said["head"].startswith(
+        "The model is worse than ALS, the best baseline"
+    )
     render_report(tmp_path / "r.html", content, manifest(), history(), [], "")
     text = Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
     assert "against ALS, the best baseline" in text, "for whom"
@@ -310,13 +387,20 @@ def test_best_baseline_is_the_same_in_sentence_chart_segments_and_table(tmp_path
 
 def test_first_screen_says_for_whom_the_model_is_better_and_worse(tmp_path: Path) -> None:
     content = evaluation_json()
-    differences = {"1–4": (0.04, 0.06), "5–9": (-0.01, 0.03), "10–19": (-0.06, -0.04), "20–49": (0.01, 0.02)}
+    differences = {
+        "1–4": (0.04, 0.06),
+        "5–9": (-0.01, 0.03),
+        "10–19": (-0.06, -0.04),
+        "20–49": (0.01, 0.02),
+    }
     for label, (low, high) in differences.items():
         against = {"difference": (low + high) / 2, "low": low, "high": high, "p": 0.1}
         content["segments"]["history"][label]["against"] = {"ease": against}
     found = for_whom(content)
     assert found is not None
-    names = {status: [row["name"] for row in found[status]] for status in ("better", "even", "worse")}
+    names = {
+        status: [row["name"] for row in found[status]] for status in ("better", "even", "worse")
+    }
     assert names == {
         "better": ["users with 1–4 events", "users with 20–49 events"],
         "even": ["users with 5–9 events"],
@@ -325,7 +409,10 @@ def test_first_screen_says_for_whom_the_model_is_better_and_worse(tmp_path: Path
     assert found["better"][0]["percent"] == pytest.approx(100 * 0.05 / 0.07)
     render_report(tmp_path / "r.html", content, manifest(), history(), [], "")
     text = Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
-    first, details = text.index("Worse for users with 10–19 events (140) −23 %"), text.index("Details for engineers")
+    first, details = (
+        text.index("Worse for users with 10–19 events (140) −23 %"),
+        text.index("Details for engineers"),
+    )
     assert first < details
 
 
@@ -348,7 +435,14 @@ def member(kept: bool, why: str, alone: float | None = 0.2) -> dict[str, Any]:
         without |= {"test": 0.2, "difference": 0.09, "low": 0.08, "high": 0.1, "p": 0.002}
     interval = None if alone is None else [alone - 0.01, alone + 0.01]
     alone_of = {"validation": 0.18, "test": alone, "interval": interval}
-    return {"kind": "fitted", "alone": alone_of, "without": without, "weight": [0.1, 0.4], "kept": kept, "why": why}
+    return {
+        "kind": "fitted",
+        "alone": alone_of,
+        "without": without,
+        "weight": [0.1, 0.4],
+        "kept": kept,
+        "why": why,
+    }
 
 
 def test_members_and_signals_have_panels(tmp_path) -> None:
@@ -357,16 +451,41 @@ def test_members_and_signals_have_panels(tmp_path) -> None:
         "metric": "ndcg@20",
         "single": "item_cf",
         "is_single": True,
-        "together": {"validation": 0.21, "cross_fitted": 0.2, "test": 0.2959, "interval": [0.28, 0.31]},
-        "each": {"item_cf": member(True, "kept: it pays"), "user_cf": member(False, "dropped: it adds nothing", None)},
-        "baselines": {"ease": {"alone": {"validation": 0.17, "test": 0.27, "interval": [0.26, 0.28]}, "why": "beside"}},
+        "together": {
+            "validation": 0.21,
+            "cross_fitted": 0.2,
+            "test": 0.2959,
+            "interval": [0.28, 0.31],
+        },
+        "each": {
+            "item_cf": member(True, "kept: it pays"),
+            "user_cf": member(False, "dropped: it adds nothing", None),
+        },
+        "baselines": {
+            "ease": {
+                "alone": {"validation": 0.17, "test": 0.27, "interval": [0.26, 0.28]},
+                "why": "beside",
+            }
+        },
     }
     figures = {"value": 0.3, "interval": [0.2, 0.4], "best_baseline": "als", "baseline": 0.35}
     figures |= {"difference": -0.05, "low": -0.09, "high": -0.01, "p": 0.01}
     signals = {"present": ["long history (5+)", "friends"], "missing": ["item text"]}
     content["signals"] = [
-        {"label": "long history (5+), friends; without item text", **signals, "queries": 40, **figures},
-        {"label": "other combinations", "present": [], "missing": [], "queries": 7, **figures, "best_baseline": None},
+        {
+            "label": "long history (5+), friends; without item text",
+            **signals,
+            "queries": 40,
+            **figures,
+        },
+        {
+            "label": "other combinations",
+            "present": [],
+            "missing": [],
+            "queries": 7,
+            **figures,
+            "best_baseline": None,
+        },
     ]
     render_report(tmp_path / "r.html", content, manifest(), [], [], "")
     page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
@@ -403,7 +522,11 @@ def test_run_without_baselines_renders(tmp_path) -> None:
 
 def test_constants_may_be_numbers_words_or_missing(tmp_path) -> None:
     content = evaluation_json()
-    content["comparison"]["against"]["ease"]["constants"] = {"half_life": None, "l2": 300.0, "events": "targets"}
+    content["comparison"]["against"]["ease"]["constants"] = {
+        "half_life": None,
+        "l2": 300.0,
+        "events": "targets",
+    }
     render_report(tmp_path / "r.html", content, manifest(), [], [], "")
     text = Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
     assert "half_life none, l2 300, events targets" in text
@@ -412,7 +535,10 @@ def test_constants_may_be_numbers_words_or_missing(tmp_path) -> None:
 def test_one_epoch_with_a_diverged_loss_renders(tmp_path) -> None:
     rows = [{"epoch": 1, "loss": float("nan"), "valid_ndcg@20": 0.1, "lr": 0.1, "seconds": 1.0}]
     render_report(tmp_path / "r.html", evaluation_json(), manifest(), rows, [], "")
-    assert "Epoch 1 was best on validation" in Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    assert (
+        "Epoch 1 was best on validation"
+        in Page((tmp_path / "r.html").read_text(encoding="utf-8")).text
+    )
 
 
 def test_axes_have_round_ticks_that_cover_the_values() -> None:
@@ -430,7 +556,9 @@ def test_curve_goes_up_with_its_values() -> None:
     drawn = curves([[(1, 0.0), (2, 0.5), (3, 1.0)], [], [(3, 0.0)]], mark_x=3)
     assert drawn is not None and len(drawn.lines) == 2 and drawn.mark == (100.0, 0.0)
     assert drawn.lines[0].points == ((0.0, 100.0), (50.0, 50.0), (100.0, 0.0))
-    assert drawn.lines[0].path == "M0 100 L50 50 L100 0" and drawn.lines[1].points == ((100.0, 100.0),)
+    assert drawn.lines[0].path == "M0 100 L50 50 L100 0" and drawn.lines[1].points == (
+        (100.0, 100.0),
+    )
     assert drawn.x == [(0.0, "1"), (50.0, "2"), (100.0, "3")]
     assert curves([[(1, float("nan")), (2, float("inf"))]]) is None
 
@@ -445,7 +573,14 @@ def test_stacked_bars_share_one_zero_and_one_scale() -> None:
 
 def test_user_clusters_are_shown_with_choice_items_and_example_users(tmp_path: Path) -> None:
     """Of 4 and 8 clusters, 8 were chosen; an example user is in the second; names are escaped."""
-    stratum = {"stratum": 2, "share": 0.25, "members": 40, "radius": 0.1, "nearest": 0.3, "terms": ["trip", "hop"]}
+    stratum = {
+        "stratum": 2,
+        "share": 0.25,
+        "members": 40,
+        "radius": 0.1,
+        "nearest": 0.3,
+        "terms": ["trip", "hop"],
+    }
     strata = {
         "method": "kmeans",
         "by": "text",
@@ -457,10 +592,19 @@ def test_user_clusters_are_shown_with_choice_items_and_example_users(tmp_path: P
     users = examples()
     users[0]["strata"] = [{"stratum": 2, "weight": 0.7}, {"stratum": 5, "weight": 0.2}]
     path = tmp_path / "report.html"
-    render_report(path, {**evaluation_json(), "strata": strata}, manifest(), history(), users, "seed: 42")
+    render_report(
+        path, {**evaluation_json(), "strata": strata}, manifest(), history(), users, "seed: 42"
+    )
     page = Page(path.read_text(encoding="utf-8"))
     assert page.open == [] and "script" not in [tag for tag, _ in page.seen]
-    for words in ("User clusters (strata)", "8 strata", "−5.300", "Portishead · " + HOSTILE, "trip, hop", "25.0 %"):
+    for words in (
+        "User clusters (strata)",
+        "8 strata",
+        "−5.300",
+        "Portishead · " + HOSTILE,
+        "trip, hop",
+        "25.0 %",
+    ):
         assert words in page.text, words
     assert "In stratum 2 (70 %), stratum 5 (20 %)" in page.text
 
@@ -470,7 +614,8 @@ def test_twenty_members_have_twenty_fills(tmp_path: Path) -> None:
     content["granularities"] = {f"member_{n}": {"weight": float(n > 3)} for n in range(20)}
     shares = {f"member_{n}": 0.1 for n in range(4, 20)}
     users = [
-        {**example, "recommendations": [{**example["recommendations"][0], "shares": shares}]} for example in examples()
+        {**example, "recommendations": [{**example["recommendations"][0], "shares": shares}]}
+        for example in examples()
     ]
     render_report(tmp_path / "r.html", content, manifest(), history(), users, "")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
@@ -478,7 +623,9 @@ def test_twenty_members_have_twenty_fills(tmp_path: Path) -> None:
     assert len(set(fills[:20])) == 20
     keys = dict(re.findall(r'<span class="key (c\d+)">(member_\d+)</span>', text))
     assert sorted(keys.values()) == sorted(shares), "dropped members have no key"
-    assert {f"c{n}" for n in range(8)} <= set(keys), "members with a weight have the plain colours first"
+    assert {f"c{n}" for n in range(8)} <= set(keys), (
+        "members with a weight have the plain colours first"
+    )
     looks = set()
     for number in range(24):
         colour = re.search(rf"\.c{number}\b[^{{}}]*{{ --c: var\((--g\d)\)", text)

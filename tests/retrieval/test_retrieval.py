@@ -1,4 +1,6 @@
-"""The item index finds nearly the same as scoring every item, omits hidden items, and is part of the bundle."""
+"""The item index finds nearly the same as scoring every item, omits hidden items, and is part of
+the bundle.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def test_exact_top_by_hand() -> None:
     assert hidden.tolist() == [[3, 0, 1], [3, 2, -1]]
 
 
-def test_index_finds_the_exact_lists(index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor) -> None:
+def test_index_finds_the_exact_lists(
+    index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor
+) -> None:
     reached = calibrate(index, users_BD, vectors_ND)
     assert reached >= retrieval.RECALL and index.reorder in retrieval.REORDERS
     index.reorder = 1  # without extra candidates, recall is lower: the measurement can fail
@@ -63,7 +67,10 @@ def test_index_finds_the_exact_lists(index: ItemIndex, users_BD: torch.Tensor, v
 
 
 def test_hidden_items_and_long_histories_are_respected(
-    index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    index: ItemIndex,
+    users_BD: torch.Tensor,
+    vectors_ND: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With as many candidates as items, only the exact scores decide, so lists are equal."""
     monkeypatch.setattr(index, "reorder", ITEMS // LIST)
@@ -79,7 +86,10 @@ def test_hidden_items_and_long_histories_are_respected(
 
 
 def test_index_lists_are_as_long_as_exact_lists(
-    index: ItemIndex, users_BD: torch.Tensor, vectors_ND: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    index: ItemIndex,
+    users_BD: torch.Tensor,
+    vectors_ND: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All but seven items are hidden: the list has these seven, then -1."""
     monkeypatch.setattr(index, "reorder", 1)
@@ -88,7 +98,9 @@ def test_index_lists_are_as_long_as_exact_lists(
     assert set(top[0, :7]) == set(range(7)) and (top[0, 7:] == -1).all()
 
 
-def test_equal_scores_are_ordered_as_in_evaluation(index: ItemIndex, vectors_ND: torch.Tensor) -> None:
+def test_equal_scores_are_ordered_as_in_evaluation(
+    index: ItemIndex, vectors_ND: torch.Tensor
+) -> None:
     twins_ND = vectors_ND.clone()
     twins_ND[5] = twins_ND[2900] = twins_ND[1234]
     twins = ItemIndex.build(twins_ND, reorder=8)
@@ -123,13 +135,17 @@ def test_bundle_answers_with_its_index(indexed: Path, caplog: pytest.LogCaptureF
     assert bundle.index is not None and bundle.info.index["recall"] >= retrieval.RECALL
     assert bundle.info.index["reorder"] == bundle.index.reorder and INDEX in bundle.info.files
     recommender, exact = Recommender(bundle), Recommender(replace(bundle, index=None))
-    asked = [Request(user_id=f"u{user}", k=10) for user in range(30)] + [Request(user_id="nobody", k=10)]
+    asked = [Request(user_id=f"u{user}", k=10) for user in range(30)] + [
+        Request(user_id="nobody", k=10)
+    ]
     found, expected = recommender.recommend(asked), exact.recommend(asked)
     shared = sum(len({*a.item_ids} & {*b.item_ids}) for a, b in zip(found, expected, strict=True))
     assert shared >= 0.98 * 10 * 31 and all(len(answer.item_ids) == 10 for answer in found)
     for answer in found[:30]:
         assert answer.scores == sorted(answer.scores, reverse=True)
-        assert [sum(shares) for shares in zip(*answer.shares.values(), strict=True)] == answer.scores
+        assert [
+            sum(shares) for shares in zip(*answer.shares.values(), strict=True)
+        ] == answer.scores
     assert found[30] == expected[30] and found[30].source == "popularity"
 
 
@@ -144,23 +160,45 @@ def test_without_faiss_answers_are_exact(
     assert "pip install 'multigrain[serve]'" in index_bundle(indexed, 10)
 
 
-def test_refit_measures_the_index_again(indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refit_measures_the_index_again(
+    indexed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """New weights of the granularities give new user vectors, and so another recall."""
     parent = open_parent(str(indexed), "")
-    parent.bundle.info.index = {"reorder": 32, "recall": 0.5, "at": LIST}  # must not be copied to the refitted bundle
-    changed = parent.bundle.model.encoders.refitted(torch.linspace(0.1, 0.9, len(parent.bundle.model.names)))
+    parent.bundle.info.index = {
+        "reorder": 32,
+        "recall": 0.5,
+        "at": LIST,
+    }  # must not be copied to the refitted bundle
+    changed = parent.bundle.model.encoders.refitted(
+        torch.linspace(0.1, 0.9, len(parent.bundle.model.names))
+    )
     write_refitted(parent, tmp_path / "next", changed, {}, {})
     after = read_bundle(tmp_path / "next")
     assert after.index is not None
     expected = calibrate(after.index, item_index._users(after), after.model.item_vectors_ND)
-    assert after.info.index == {"reorder": after.index.reorder, "recall": round(expected, 5), "at": LIST}
-    too_little, no_library = ("recsys.serving.item_index.RECALL", 1.1), ("recsys.bundle.files.can_index", lambda: False)
+    assert after.info.index == {
+        "reorder": after.index.reorder,
+        "recall": round(expected, 5),
+        "at": LIST,
+    }
+    too_little, no_library = (
+        ("recsys.serving.item_index.RECALL", 1.1),
+        (
+            "recsys.bundle.files.can_index",
+            lambda: False,
+        ),
+    )
     for name, value in (too_little, no_library):
         with monkeypatch.context() as patch:
             patch.setattr(name, value)
             write_refitted(parent, tmp_path / "without", changed, {}, {})
         found = read_bundle(tmp_path / "without")
-        assert found.index is None and found.info.index == {} and not (tmp_path / "without" / INDEX).exists()
+        assert (
+            found.index is None
+            and found.info.index == {}
+            and not (tmp_path / "without" / INDEX).exists()
+        )
 
 
 def test_damaged_index_is_refused(indexed: Path, tmp_path: Path) -> None:

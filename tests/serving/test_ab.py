@@ -1,4 +1,6 @@
-"""Two versions behind one server: assignment of users, exploration with exact propensities, and the answer log."""
+"""Two versions behind one server: assignment of users, exploration with exact propensities, and the
+answer log.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
 
 
 def pair(bundles: tuple[Bundle, Bundle], **settings: Any) -> Service:
-    service = service_of(ServeConfig.model_validate({"ab": {"model": "b", "share": 0.5}, **settings}), LIMITS)
+    service = service_of(
+        ServeConfig.model_validate({"ab": {"model": "b", "share": 0.5}, **settings}), LIMITS
+    )
     service.adopt(bundles[0], A, "a")
     service.adopt(bundles[1], B, "b")
     return service
@@ -95,7 +99,9 @@ def test_larger_share_moves_users_only_to_b_and_new_salt_reassigns() -> None:
 
 def test_users_keep_their_version_in_mixed_calls(bundles: tuple[Bundle, Bundle]) -> None:
     service = pair(bundles)
-    rows = [{"user_id": f"{'u' if number < 6 else 'stranger '}{number}", "k": 4} for number in range(40)]
+    rows = [
+        {"user_id": f"{'u' if number < 6 else 'stranger '}{number}", "k": 4} for number in range(40)
+    ]
     rows.insert(3, {"history": ["i1", "i2"], "k": 4})
     status, answers, headers = call(service, rows)
     assert status == 200 and headers["X-Model-Version"] == "3, 4"
@@ -106,13 +112,21 @@ def test_users_keep_their_version_in_mixed_calls(bundles: tuple[Bundle, Bundle])
         [expected] = of[answer.pop("version")].recommend(parse_requests([row]))
         assert answer["item_ids"] == expected.item_ids
         one = call(service, row)
-        assert one[1]["item_ids"] == expected.item_ids and one[2]["X-Model-Version"] == one[1]["version"]
-    lists = [[answer.item_ids for answer in one.recommend(parse_requests(rows[:3]))] for one in of.values()]
+        assert (
+            one[1]["item_ids"] == expected.item_ids
+            and one[2]["X-Model-Version"] == one[1]["version"]
+        )
+    lists = [
+        [answer.item_ids for answer in one.recommend(parse_requests(rows[:3]))]
+        for one in of.values()
+    ]
     assert lists[0] != lists[1], "the versions rank differently"
     assert service.about["ab"] == {"share": 0.5, "model": B} and service.about["version"] == "3"
 
 
-def test_version_a_answers_similar_items_and_requests_without_user(bundles: tuple[Bundle, Bundle]) -> None:
+def test_version_a_answers_similar_items_and_requests_without_user(
+    bundles: tuple[Bundle, Bundle],
+) -> None:
     service = pair(bundles)
     for number in range(20):
         assert call(service, {"history": [f"i{number % 9}"], "k": 3})[1]["version"] == "3"
@@ -121,46 +135,70 @@ def test_version_a_answers_similar_items_and_requests_without_user(bundles: tupl
 
 def test_versions_change_independently_and_keep_the_stock(bundles: tuple[Bundle, Bundle]) -> None:
     service = pair(bundles)
-    users = {side: next(user for user in USERS if Split(0.5, "ab").side_of(user) == side) for side in ("a", "b")}
-    best = {side: call(service, {"user_id": user, "k": 1})[1]["item_ids"][0] for side, user in users.items()}
+    users = {
+        side: next(user for user in USERS if Split(0.5, "ab").side_of(user) == side)
+        for side in ("a", "b")
+    }
+    best = {
+        side: call(service, {"user_id": user, "k": 1})[1]["item_ids"][0]
+        for side, user in users.items()
+    }
     service.restock(service.stock.after(StockChange(out=[*set(best.values())])))
     service.adopt(bundles[0], {"uri": "models:/pocket/5", "version": "5"}, "b")
     for side, user in users.items():
         answer = call(service, {"user_id": user, "k": 1})[1]
-        assert answer["version"] == {"a": "3", "b": "5"}[side] and answer["item_ids"][0] not in best.values()
+        assert (
+            answer["version"] == {"a": "3", "b": "5"}[side]
+            and answer["item_ids"][0] not in best.values()
+        )
     service.adopt(bundles[1], {"uri": "models:/pocket/6", "version": "6"}, "a")
-    assert [call(service, {"user_id": users[side]})[1]["version"] for side in ("a", "b")] == ["6", "5"]
+    assert [call(service, {"user_id": users[side]})[1]["version"] for side in ("a", "b")] == [
+        "6",
+        "5",
+    ]
 
 
-def test_error_counts_requests_from_the_beginning_of_the_call(bundles: tuple[Bundle, Bundle]) -> None:
+def test_error_counts_requests_from_the_beginning_of_the_call(
+    bundles: tuple[Bundle, Bundle],
+) -> None:
     service = pair(bundles)
     for place in range(8):
         rows: list[Any] = [{"user_id": f"u{number}"} for number in range(8)]
         rows[place]["history"] = [{"item_id": "i1", "event_type": "x"}]
         status, said, _ = call(service, rows)
-        assert status == 400 and said["error"].startswith(f"request {place}: history[0].event_type"), said
+        assert status == 400 and said["error"].startswith(
+            f"request {place}: history[0].event_type"
+        ), said
 
 
 def test_answers_have_no_version_without_a_second_model(bundles: tuple[Bundle, Bundle]) -> None:
     service = service_of(ServeConfig(), LIMITS)
     service.adopt(bundles[0], A)
     answer = call(service, {"user_id": "u0"})[1]
-    assert not {"version", "side", "answer_id", "propensities"} & set(answer) and "ab" not in service.about
+    assert (
+        not {"version", "side", "answer_id", "propensities"} & set(answer)
+        and "ab" not in service.about
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------- exploration
+# -------------------------------------------------------------------------------------- exploration
 
 
 def test_item_positions_match_the_propensities(bundles: tuple[Bundle, Bundle]) -> None:
     recommender, explorer = Recommender(bundles[0]), Explorer(0.4, 5, "explore")
     ranked = recommender.recommend(parse_requests([{"history": ["i1"], "k": 7}]))[0].item_ids
-    rows = [{"user_id": f"new {number}", "history": ["i1"], "k": 7, "at": 86_400} for number in range(4000)]
+    rows = [
+        {"user_id": f"new {number}", "history": ["i1"], "k": 7, "at": 86_400}
+        for number in range(4000)
+    ]
     counts: Counter[tuple[int, str]] = Counter()
     said: dict[tuple[int, str], float] = {}
     for answer in recommender.answer(parse_requests(rows), explorer=explorer):
         assert answer.propensities is not None and sorted(answer.item_ids[:5]) == sorted(ranked[:5])
         assert answer.item_ids[5:] == ranked[5:] and answer.propensities[5:] == [1, 1]
-        for place, (item, chance) in enumerate(zip(answer.item_ids, answer.propensities, strict=True)):
+        for place, (item, chance) in enumerate(
+            zip(answer.item_ids, answer.propensities, strict=True)
+        ):
             counts[place, item] += 1
             assert said.setdefault((place, item), chance) == chance
     for place in range(5):
@@ -168,14 +206,22 @@ def test_item_positions_match_the_propensities(bundles: tuple[Bundle, Bundle]) -
         assert sum(chances) == pytest.approx(1), "one of the pool stands at each place"
         assert chances[place] == pytest.approx(0.6 + 0.4 / 5)
         for item, chance in zip(ranked[:5], chances, strict=True):
-            assert abs(counts[place, item] - chance * 4000) < 4.5 * np.sqrt(chance * (1 - chance) * 4000)
+            assert abs(counts[place, item] - chance * 4000) < 4.5 * np.sqrt(
+                chance * (1 - chance) * 4000
+            )
 
 
 def test_pages_of_one_day_fit_together_and_days_differ(bundles: tuple[Bundle, Bundle]) -> None:
     recommender, explorer = Recommender(bundles[0]), Explorer(1.0, 6, "explore")
 
     def page(k: int, offset: int, day: int) -> list[str]:
-        row = {"user_id": "new", "history": ["i1"], "k": k, "offset": offset, "at": 86_400 * day + 7}
+        row = {
+            "user_id": "new",
+            "history": ["i1"],
+            "k": k,
+            "offset": offset,
+            "at": 86_400 * day + 7,
+        }
         return list(recommender.answer(parse_requests([row]), explorer=explorer)[0].item_ids)
 
     whole = [page(9, 0, day) for day in range(1, 9)]
@@ -194,9 +240,15 @@ def test_exploration_is_independent_of_the_side() -> None:
     assert abs(moved["a"] - moved["b"]) < 4 * np.sqrt(moved.total()), moved
 
 
-def test_lists_without_user_or_with_diversity_are_not_explored(bundles: tuple[Bundle, Bundle]) -> None:
+def test_lists_without_user_or_with_diversity_are_not_explored(
+    bundles: tuple[Bundle, Bundle],
+) -> None:
     recommender, explorer = Recommender(bundles[0]), Explorer(1.0, 6, "explore")
-    rows = [{"history": ["i1"]}, {"user_id": "u1", "diversify": {"strength": 0.3}}, {"user_id": "u1"}]
+    rows = [
+        {"history": ["i1"]},
+        {"user_id": "u1", "diversify": {"strength": 0.3}},
+        {"user_id": "u1"},
+    ]
     drawn = recommender.answer(parse_requests(rows), explorer=explorer)
     plain = recommender.recommend(parse_requests(rows))
     assert drawn[:2] == plain[:2] and drawn[2].propensities is not None  # type: ignore[union-attr]
@@ -204,7 +256,13 @@ def test_lists_without_user_or_with_diversity_are_not_explored(bundles: tuple[Bu
 
 def test_explored_list_keeps_rules_and_exact_shares(bundles: tuple[Bundle, Bundle]) -> None:
     recommender, explorer = Recommender(bundles[0]), Explorer(1.0, 20, "explore")
-    row = {"user_id": "u1", "k": 9, "candidates": ["i1", "i3", "i5", "i7", "i9"], "exclude": ["i5"], "boost": []}
+    row = {
+        "user_id": "u1",
+        "k": 9,
+        "candidates": ["i1", "i3", "i5", "i7", "i9"],
+        "exclude": ["i5"],
+        "boost": [],
+    }
     row["boost"] = [{"factor": 4, "items": ["i9"]}]
     [answer] = recommender.answer(parse_requests([row]), explorer=explorer)
     assert set(answer.item_ids) <= {"i1", "i3", "i7", "i9"} and len(answer.item_ids) >= 3
@@ -213,12 +271,15 @@ def test_explored_list_keeps_rules_and_exact_shares(bundles: tuple[Bundle, Bundl
     np.testing.assert_allclose(sums, answer.scores)
 
 
-# -------------------------------------------------------------------------------------------------------------- the log
+# ------------------------------------------------------------------------------------------ the log
 
 
 def test_log_equals_the_answers(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
     service = pair(bundles, log=str(tmp_path / "log"), explore={"share": 0.5, "pool": 4})
-    rows = [{"user_id": f"u{n}", "k": 3, "history": [{"item_id": "i1", "event_type": "buy"}]} for n in range(9)]
+    rows = [
+        {"user_id": f"u{n}", "k": 3, "history": [{"item_id": "i1", "event_type": "buy"}]}
+        for n in range(9)
+    ]
     answers = call(service, rows)[1]
     call(service, {"item_id": "i2"}, "/similar")
     call(service, [{"user_id": "u0"}, {"user_id": 7}])
@@ -235,7 +296,9 @@ def test_log_equals_the_answers(bundles: tuple[Bundle, Bundle], tmp_path: Path) 
         assert one.request == parse_requests([row])[0]
 
 
-def test_call_during_a_version_change_is_logged_once(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
+def test_call_during_a_version_change_is_logged_once(
+    bundles: tuple[Bundle, Bundle], tmp_path: Path
+) -> None:
     service = pair(bundles, log=str(tmp_path), max_scores=10**12)
     service.limits = Limits(1 << 20, 10_000, max_answers=10**7, max_scores=10**12)
     asked = 0
@@ -248,17 +311,24 @@ def test_call_during_a_version_change_is_logged_once(bundles: tuple[Bundle, Bund
         return service.answer([job])[0]
 
     rows = [{"user_id": f"u{number}", "k": 3} for number in range(400)]
-    reply = asyncio.run(service.handle(Incoming("POST", "/recommend", {}, json.dumps(rows).encode()), ask, ask))
+    reply = asyncio.run(
+        service.handle(Incoming("POST", "/recommend", {}, json.dumps(rows).encode()), ask, ask)
+    )
     assert reply.status == 200 and dict(reply.headers)["X-Model-Version"] == "3, 9" and asked > 3
     assert len(read_logs([str(tmp_path)])[0]) == 400
 
 
-def test_failed_log_write_fails_no_call_and_is_counted(bundles: tuple[Bundle, Bundle], tmp_path: Path) -> None:
+def test_failed_log_write_fails_no_call_and_is_counted(
+    bundles: tuple[Bundle, Bundle], tmp_path: Path
+) -> None:
     service = pair(bundles, log=str(tmp_path / "log"))
     (tmp_path / "log").rmdir()
     (tmp_path / "log").touch()  # a file in place of the folder: writing fails
     assert call(service, {"user_id": "u0"})[0] == 200
-    assert "recsys_unlogged_answers_total 1" in service.metrics([service.counts.snapshot()], 1).body.decode()
+    assert (
+        "recsys_unlogged_answers_total 1"
+        in service.metrics([service.counts.snapshot()], 1).body.decode()
+    )
 
 
 def test_log_requires_local_folder_and_exploration_requires_log(tmp_path: Path) -> None:
@@ -276,23 +346,44 @@ def test_log_requires_local_folder_and_exploration_requires_log(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_two_replicas_keep_each_user_on_their_version_while_both_aliases_move(tmp_path: Path) -> None:
+def test_two_replicas_keep_each_user_on_their_version_while_both_aliases_move(
+    tmp_path: Path,
+) -> None:
     served = Served(tmp_path)  # version 1
     registry, port = client(served.uri), free_port()
     registry.set_registered_model_alias("pocket", "challenger", "1")
     served.add(1)  # version 2, the champion
     url, log = f"http://127.0.0.1:{port}", tmp_path / f"serve-{port}.log"
-    more = ["--serve.replicas", "2", "--serve.poll_seconds", "0.5", "--serve.log", str(tmp_path / "answers")]
-    more += ["--serve.ab.model", "models:/pocket@challenger", "--serve.ab.share", "0.4", "--serve.explore.share", "0.5"]
+    more = [
+        "--serve.replicas",
+        "2",
+        "--serve.poll_seconds",
+        "0.5",
+        "--serve.log",
+        str(tmp_path / "answers"),
+    ]
+    more += [
+        "--serve.ab.model",
+        "models:/pocket@challenger",
+        "--serve.ab.share",
+        "0.4",
+        "--serve.explore.share",
+        "0.5",
+    ]
     users = [f"{'u' if number < 6 else 'stranger '}{number}" for number in range(40)]
 
     def versions() -> dict[str, set[str]]:
-        """The versions that answered the users of each side, in single calls and then in one call."""
+        """The versions that answered the users of each side, in single calls and then in one
+        call.
+        """
         found: dict[str, set[str]] = {"a": set(), "b": set()}
         rows = [{"user_id": user, "history": ["i1"], "k": 3} for user in users]
         answers = [post(f"{url}/recommend", row) for row in rows] + post(f"{url}/recommend", rows)
         for user, answer in zip(users * 2, answers, strict=True):
-            assert answer["side"] == Split(0.4, "ab").side_of(user) and len(answer["propensities"]) == 3
+            assert (
+                answer["side"] == Split(0.4, "ab").side_of(user)
+                and len(answer["propensities"]) == 3
+            )
             found[answer["side"]].add(answer["version"])
         return found
 
@@ -304,7 +395,10 @@ def test_two_replicas_keep_each_user_on_their_version_while_both_aliases_move(tm
         raise AssertionError(log.read_text())
 
     with ray_server(served, tmp_path, port, *more):
-        assert "models:/pocket/1 answers 0.4 of the users, models:/pocket/2 the others" in log.read_text()
+        assert (
+            "models:/pocket/1 answers 0.4 of the users, models:/pocket/2 the others"
+            in log.read_text()
+        )
         assert versions() == {"a": {"2"}, "b": {"1"}}
         served.add(2)  # version 3, the champion
         wait_for("models:/pocket/3 now answers on 2 replica(s)")
@@ -314,5 +408,7 @@ def test_two_replicas_keep_each_user_on_their_version_while_both_aliases_move(tm
         assert versions() == {"a": {"3"}, "b": {"2"}}
         assert get(f"{url}/model")["ab"]["model"]["version"] == "2"
     logged, _ = read_logs([str(tmp_path / "answers")])
-    assert len(logged) == 3 * 80 and len(list((tmp_path / "answers").iterdir())) == 2, "a file of each replica"
+    assert len(logged) == 3 * 80 and len(list((tmp_path / "answers").iterdir())) == 2, (
+        "a file of each replica"
+    )
     assert {one.label for one in logged} == {f"models:/pocket/{number}" for number in (1, 2, 3)}

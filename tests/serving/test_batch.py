@@ -1,4 +1,6 @@
-"""Batch recommendation writes the answers of the recommender, in the order of the users, to one file."""
+"""Batch recommendation writes the answers of the recommender, in the order of the users, to one
+file.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_all_users_equal_direct_answers(ray_local: None, folder: Path, tmp_path:
     found = pq.read_table(summary.path)
     recommender = Recommender(read_bundle(folder))
     users = recommender.bundle.user_ids
-    expected = answer_table(recommender.recommend([Request(user_id=user, k=4) for user in users]), recommender.names)
+    expected = answer_table(
+        recommender.recommend([Request(user_id=user, k=4) for user in users]), recommender.names
+    )
     assert found.schema.names == output_schema(recommender.names).names
     assert found.column_names[:5] == ["user_id", "rank", "item_id", "score", "share_behaviour"]
     for name in ("user_id", "rank", "item_id", "source"):
@@ -46,15 +50,30 @@ def test_all_users_equal_direct_answers(ray_local: None, folder: Path, tmp_path:
             assert sum(shares) == row["score"]
         else:
             assert shares == [None] * len(recommender.names)
-    assert (summary.num_users, summary.num_rows, summary.num_fallback) == (6, 24, 1)  # nothing is known about u5
+    assert (summary.num_users, summary.num_rows, summary.num_fallback) == (
+        6,
+        24,
+        1,
+    )  # nothing is known about u5
 
 
-def test_chosen_users_are_in_the_order_of_the_bundle(answering_here: None, folder: Path, tmp_path: Path) -> None:
+def test_chosen_users_are_in_the_order_of_the_bundle(
+    answering_here: None, folder: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "recommendations.parquet"
     output.write_text("of an earlier run")
     recommend_all(folder, output, k=2, exclude_seen=False, users=["zoe", "u4", "u1", "adam"])
     rows = pq.read_table(output).to_pylist()
-    assert [row["user_id"] for row in rows] == ["u1", "u1", "u4", "u4", "zoe", "zoe", "adam", "adam"]
+    assert [row["user_id"] for row in rows] == [
+        "u1",
+        "u1",
+        "u4",
+        "u4",
+        "zoe",
+        "zoe",
+        "adam",
+        "adam",
+    ]
     assert [row["rank"] for row in rows] == [1, 2] * 4
     assert [row["source"] for row in rows] == ["model"] * 4 + ["popularity"] * 4
 
@@ -85,7 +104,9 @@ def test_columnar_lists_equal_the_answers(folder: Path, k: int, exclude_seen: bo
     """Covers known users, a user without events, unknown users, and k above the number of items."""
     recommender = Recommender(read_bundle(folder))
     users = [*recommender.bundle.user_ids, "zoe", "adam"]
-    answers = recommender.recommend([Request(user_id=user, k=k, exclude_seen=exclude_seen) for user in users])
+    answers = recommender.recommend(
+        [Request(user_id=user, k=k, exclude_seen=exclude_seen) for user in users]
+    )
     expected = answer_table(answers, recommender.names)
     found = user_table(recommender, pa.array(users), k, exclude_seen)
     assert found.schema == expected.schema and len(found) > len(users) * min(k, 3) / 2
@@ -97,13 +118,19 @@ def test_columnar_lists_equal_the_answers(folder: Path, k: int, exclude_seen: bo
             np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)
 
 
-def test_rules_of_configuration_and_requests_apply(answering_here: None, folder: Path, tmp_path: Path) -> None:
+def test_rules_of_configuration_and_requests_apply(
+    answering_here: None, folder: Path, tmp_path: Path
+) -> None:
     recommender = Recommender(read_bundle(folder))
     at = recommender.newest
     rules = {"boost": {"factor": 3, "items": ["i7"]}, "exclude": ["i8"], "explain": True}
-    summary = recommend_all(folder, tmp_path / "all.parquet", k=12, rules=rules, out_of_stock=["i9", "gone"])
+    summary = recommend_all(
+        folder, tmp_path / "all.parquet", k=12, rules=rules, out_of_stock=["i9", "gone"]
+    )
     rows = pq.read_table(summary.path).to_pylist()
-    assert not {"i8", "i9"} & {row["item_id"] for row in rows} and {row["user_id"] for row in rows} >= {"u0", "u5"}
+    assert not {"i8", "i9"} & {row["item_id"] for row in rows} and {
+        row["user_id"] for row in rows
+    } >= {"u0", "u5"}
     recommender.catalogue.set_stock(["i9"])
     for user in ("u0", "u3", "u5"):
         asked = {"user_id": user, "k": 12, "at": at, **rules}
@@ -113,9 +140,13 @@ def test_rules_of_configuration_and_requests_apply(answering_here: None, folder:
         assert [row["boost"] for row in mine] == answer.boosts
         assert [json.loads(row["explanation"])["sentence"] for row in mine]
     requests = [{"user_id": "u0", "exclude": []}, {"user_id": "u4", "filters": {}}]
-    recommend_all(folder, tmp_path / "asked.parquet", k=12, rules={"exclude": ["i8"]}, requests=requests)
+    recommend_all(
+        folder, tmp_path / "asked.parquet", k=12, rules={"exclude": ["i8"]}, requests=requests
+    )
     found = pq.read_table(tmp_path / "asked.parquet").to_pylist()
-    assert {row["user_id"] for row in found if row["item_id"] == "i8"} == {"u0"}, "what a request says counts"
+    assert {row["user_id"] for row in found if row["item_id"] == "i8"} == {"u0"}, (
+        "what a request says counts"
+    )
     for wrong, message in (
         ({"k": "x"}, r"recommend\.rules: k: got 'x'"),
         ({"filters": {"a": 1}}, "request 0: filters.a"),

@@ -26,7 +26,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     """A bundle of a model evaluated with this setting; u0 has had five of twelve items."""
     place = tmp_path_factory.mktemp("seen")
     dataset = small_world(place / "data")
-    write_bundle(place / "bundle", small_model(dataset), dataset, {"comparison": {"exclude_seen": request.param}})
+    write_bundle(
+        place / "bundle",
+        small_model(dataset),
+        dataset,
+        {"comparison": {"exclude_seen": request.param}},
+    )
     return place / "bundle"
 
 
@@ -50,7 +55,9 @@ def test_request_overrides_the_default(folder: Path) -> None:
     recommender = Recommender(read_bundle(folder))
     said = [Request(user_id="u0", k=K, exclude_seen=exclude) for exclude in (True, False)]
     assert [len(answer.item_ids) for answer in recommender.recommend(said)] == [7, 12]
-    assert [len(user_table(recommender, pa.array(["u0"]), K, exclude)) for exclude in (True, False)] == [7, 12]
+    assert [
+        len(user_table(recommender, pa.array(["u0"]), K, exclude)) for exclude in (True, False)
+    ] == [7, 12]
 
 
 def test_schema_and_parameters_show_the_default(folder: Path) -> None:
@@ -58,7 +65,9 @@ def test_schema_and_parameters_show_the_default(folder: Path) -> None:
     assert request_schema(default)["properties"]["exclude_seen"]["default"] is default
     shown = {param.name: param.default for param in signature(default).params.params}
     assert shown == {"k": 20, "exclude_seen": default}
-    assert "exclude_seen" not in _rows([{"user_id": "u"}], {})[0], "the model's own, where MLflow gives no parameters"
+    assert "exclude_seen" not in _rows([{"user_id": "u"}], {})[0], (
+        "the model's own, where MLflow gives no parameters"
+    )
 
 
 def test_bundle_without_setting_excludes_seen_items(tmp_path: Path) -> None:

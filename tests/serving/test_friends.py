@@ -61,7 +61,9 @@ def frozen(dataset: PreparedDataset, name: str, **options: Any) -> FrozenModel:
     """A model with random weights and one granularity."""
     torch.manual_seed(0)
     granularities = {name: {"enabled": True, **options}}
-    config = build_config({"model": {"width": 8, "item": {"init_std": 0.5}, "granularities": granularities}})
+    config = build_config(
+        {"model": {"width": 8, "item": {"init_std": 0.5}, "granularities": granularities}}
+    )
     model = build_model(config, dataset, Split.VALID)
     with torch.no_grad():
         for parameter in model.encoders.parameters():
@@ -70,16 +72,25 @@ def frozen(dataset: PreparedDataset, name: str, **options: Any) -> FrozenModel:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_events_of_a_request_count_like_stored_events(dataset: PreparedDataset, tmp_path: Path, reader: str) -> None:
-    write_bundle(tmp_path / "bundle", frozen(dataset, reader.split()[0], **READERS[reader]), dataset, {})
+def test_events_of_a_request_count_like_stored_events(
+    dataset: PreparedDataset, tmp_path: Path, reader: str
+) -> None:
+    write_bundle(
+        tmp_path / "bundle", frozen(dataset, reader.split()[0], **READERS[reader]), dataset, {}
+    )
     bundle = read_bundle(tmp_path / "bundle")
     newest = {"item_id": "i9", "event_type": "buy", "timestamp": 9 * DAY}
     recommender = Recommender(bundle)
-    before, after = ask(recommender, user_id="u0", k=ITEMS), ask(recommender, user_id="u0", history=[newest], k=ITEMS)
+    before, after = (
+        ask(recommender, user_id="u0", k=ITEMS),
+        ask(recommender, user_id="u0", history=[newest], k=ITEMS),
+    )
     assert "i9" in before.item_ids and "i9" not in after.item_ids
     gained = dict(zip(after.item_ids, after.scores, strict=True))
     moved = [
-        abs(gained[item] - score) for item, score in zip(before.item_ids, before.scores, strict=True) if item in gained
+        abs(gained[item] - score)
+        for item, score in zip(before.item_ids, before.scores, strict=True)
+        if item in gained
     ]
     assert max(moved) > 1e-3, "every score would be as before"
 
@@ -96,23 +107,38 @@ def test_events_of_a_request_count_like_stored_events(dataset: PreparedDataset, 
     rest = bundle.histories.take(np.arange(1, len(bundle.histories)))
     kept = Recommender(replace(bundle, histories=Histories.concat([stored, rest])))
     again = ask(kept, user_id="u0", k=ITEMS)
-    assert again.item_ids == after.item_ids and again.scores == pytest.approx(after.scores, abs=1e-6)
+    assert again.item_ids == after.item_ids and again.scores == pytest.approx(
+        after.scores, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(
-    ("conv", "layers"), [("light", 1), ("light", 2), ("sage", 1), ("sage", 2), ("gat", 1), ("gat", 2)]
+    ("conv", "layers"),
+    [("light", 1), ("light", 2), ("sage", 1), ("sage", 2), ("gat", 1), ("gat", 2)],
 )
-def test_friends_of_a_request_act_like_friends_of_the_graph(tmp_path: Path, conv: str, layers: int) -> None:
-    """Naming the friends of training changes nothing for a known user; an unknown user gets the same, except with gat,
-    whose attention uses the user's own vector.
+def test_friends_of_a_request_act_like_friends_of_the_graph(
+    tmp_path: Path, conv: str, layers: int
+) -> None:
+    """Naming the friends of training changes nothing for a known user; an unknown user gets the
+    same, except with gat, whose attention uses the user's own vector.
     """
-    histories = [train_events(0, 1), train_events(2, 3, 4), train_events(5), [], train_events(6, 7), [], []]
+    histories = [
+        train_events(0, 1),
+        train_events(2, 3, 4),
+        train_events(5),
+        [],
+        train_events(6, 7),
+        [],
+        [],
+    ]
     dataset = write_dataset(tmp_path / "dataset", histories, ITEMS, friends=FRIENDS, text_width=6)
     model = frozen(dataset, "social", conv=conv, layers=layers)
     model = FrozenModel.from_tensors(model.config, model.sizes, model.tensors())
     friends_of = {0: [1, 2, 3], 1: [0, 2], 3: [0], 4: [2], 5: []}
     width = max(map(len, friends_of.values()))
-    named_BF = torch.tensor([friends + [-1] * (width - len(friends)) for friends in friends_of.values()])
+    named_BF = torch.tensor(
+        [friends + [-1] * (width - len(friends)) for friends in friends_of.values()]
+    )
     users = list(friends_of)
     known = as_queries(Histories.of_items([[] for _ in users], users))
     stored, present = model.encode(known)
@@ -121,7 +147,8 @@ def test_friends_of_a_request_act_like_friends_of_the_graph(tmp_path: Path, conv
     torch.testing.assert_close(told, stored, rtol=1e-4, atol=1e-5)
     assert torch.equal(told_present, present)
     strangers, _ = model.encode(
-        as_queries(Histories.of_items([[] for _ in users], [-1] * len(users))), {"friends": named_BF}
+        as_queries(Histories.of_items([[] for _ in users], [-1] * len(users))),
+        {"friends": named_BF},
     )
     if conv != "gat":
         torch.testing.assert_close(strangers, stored, rtol=1e-4, atol=1e-5)
@@ -132,15 +159,22 @@ def test_friends_of_a_request_act_like_friends_of_the_graph(tmp_path: Path, conv
 
 
 def test_mean_of_friends_by_hand(tmp_path: Path) -> None:
-    """The light encoder: the mean over friends of the mean of their items, through the output layer."""
+    """The light encoder: the mean over friends of the mean of their items, through the output
+    layer.
+    """
     dataset = write_dataset(
-        tmp_path / "d", [train_events(0, 1), train_events(2), train_events(4, 5)], 6, friends=((0, 1),)
+        tmp_path / "d",
+        [train_events(0, 1), train_events(2), train_events(4, 5)],
+        6,
+        friends=((0, 1),),
     )
     model = frozen(dataset, "social", conv="light")
     items_ND = model.item_vectors_ND
     taste = torch.stack([items_ND[[0, 1]].mean(0), items_ND[2]]).mean(0)
     output = model.encoders.granularities["social"].output
-    found, _ = model.encode(as_queries(Histories.of_items([[]])), {"friends": torch.tensor([[0, 1, -1]])})
+    found, _ = model.encode(
+        as_queries(Histories.of_items([[]])), {"friends": torch.tensor([[0, 1, -1]])}
+    )
     with torch.no_grad():
         torch.testing.assert_close(found[0, 0], output(taste), rtol=1e-4, atol=1e-5)
 
@@ -150,7 +184,9 @@ def test_new_user_with_friends_is_answered_by_the_model(recommender: Recommender
     assert (answer.source, answer.unknown_friends) == ("model", ["zoe"])
     assert answer.shares["social"] == answer.scores
     nameless = ask(recommender, friends=["u1", "u0"], k=4)
-    assert nameless.item_ids == answer.item_ids and nameless.scores == pytest.approx(answer.scores, rel=1e-5)
+    assert nameless.item_ids == answer.item_ids and nameless.scores == pytest.approx(
+        answer.scores, rel=1e-5
+    )
     both = ask(recommender, friends=["u1", "u0"], history=["i9"], k=4)
     assert {name for name, shares in both.shares.items() if any(shares)} == set(recommender.names)
     alone = ask(recommender, history=["i9"], k=4)
@@ -163,9 +199,13 @@ def test_friends_of_a_request_replace_the_stored_ones(recommender: Recommender) 
     """In the graph, u3 is a friend of u0, and u2 of u1."""
     stored = ask(recommender, user_id="u1", k=ITEMS)
     same, other = (ask(recommender, user_id="u1", friends=[name], k=ITEMS) for name in ("u2", "u0"))
-    assert same.item_ids == stored.item_ids and same.scores == pytest.approx(stored.scores, rel=1e-4, abs=1e-5)
+    assert same.item_ids == stored.item_ids and same.scores == pytest.approx(
+        stored.scores, rel=1e-4, abs=1e-5
+    )
     assert other.scores != stored.scores
-    unknown = ask(recommender, user_id="u1", friends=["zoe", "u1"], k=ITEMS)  # an unknown friend, and the user's own id
+    unknown = ask(
+        recommender, user_id="u1", friends=["zoe", "u1"], k=ITEMS
+    )  # an unknown friend, and the user's own id
     assert unknown.scores == stored.scores and unknown.unknown_friends == ["zoe"]
 
 
@@ -183,7 +223,9 @@ def test_requests_with_and_without_friends_are_independent(recommender: Recommen
         assert alone.scores == pytest.approx(answer.scores, rel=1e-4, abs=1e-5)
 
 
-def test_batch_answers_requests_with_friends(answering_here: None, folder: Path, tmp_path: Path) -> None:
+def test_batch_answers_requests_with_friends(
+    answering_here: None, folder: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "requests.jsonl"
     rows = [
         {"user_id": "newcomer", "friends": ["u0", "u1"], "k": 2},
@@ -191,11 +233,16 @@ def test_batch_answers_requests_with_friends(answering_here: None, folder: Path,
         {"user_id": "reader", "history": [{"item_id": "i1", "event_type": "buy"}]},
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    summary = recommend_all(folder, tmp_path / "out.parquet", k=3, requests=read_requests(str(path)))
+    summary = recommend_all(
+        folder, tmp_path / "out.parquet", k=3, requests=read_requests(str(path))
+    )
     found = pq.read_table(summary.path).to_pylist()
     assert [row["user_id"] for row in found] == ["newcomer"] * 2 + ["u0"] * 3 + ["reader"] * 3
     recommender = Recommender(read_bundle(folder))
-    direct = [answer.item_ids for answer in recommender.recommend(parse_requests([{"k": 3} | row for row in rows]))]
+    direct = [
+        answer.item_ids
+        for answer in recommender.recommend(parse_requests([{"k": 3} | row for row in rows]))
+    ]
     assert [row["item_id"] for row in found] == sum(direct, [])
     assert summary.num_fallback == 0
 

@@ -1,4 +1,6 @@
-"""The front of the server and calls from outside: over real sockets, in one process, without a model."""
+"""The front of the server and calls from outside: over real sockets, in one process, without a
+model.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,12 @@ def call(path: str = "/recommend", body: bytes = b"", method: str = "POST", *hea
     return "\r\n".join([*lines, "", ""]).encode("utf-8") + body
 
 
-def run(test: Callable[[Served], Awaitable[None]], token: str = "", max_bytes: int = 1000, **patience: Any) -> None:
+def run(
+    test: Callable[[Served], Awaitable[None]],
+    token: str = "",
+    max_bytes: int = 1000,
+    **patience: Any,
+) -> None:
     """Run a test against a front on a socket."""
 
     async def main() -> None:
@@ -106,7 +113,9 @@ def run(test: Callable[[Served], Awaitable[None]], token: str = "", max_bytes: i
 
 def test_complete_call_is_answered_and_connection_is_kept() -> None:
     async def test(served: Served) -> None:
-        reader, writer = await served.send(call(body=b"12345") + call("/health", method="GET"))  # pipelined
+        reader, writer = await served.send(
+            call(body=b"12345") + call("/health", method="GET")
+        )  # pipelined
         status, headers, body = await read_reply(reader)
         assert (status, json.loads(body), "connection" in headers) == (200, {"bytes": 5}, False)
         status, _, body = await read_reply(reader)
@@ -115,7 +124,9 @@ def test_complete_call_is_answered_and_connection_is_kept() -> None:
         assert (await read_reply(reader))[0] == 200
         writer.close()
         chunked = b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
-        status, _, body = await served.ask(call("/recommend", chunked, "POST", "Transfer-Encoding: chunked"))
+        status, _, body = await served.ask(
+            call("/recommend", chunked, "POST", "Transfer-Encoding: chunked")
+        )
         assert (status, json.loads(body)) == (200, {"bytes": 5})
 
     run(test)
@@ -125,7 +136,10 @@ def test_half_sent_bodies_block_neither_health_nor_other_calls() -> None:
     async def test(served: Served) -> None:
         head = b"POST /recommend HTTP/1.1\r\nHost: here\r\n"
         half = [await served.send(head + b'Content-Length: 500\r\n\r\n{"user') for _ in range(100)]
-        half += [await served.send(head + b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"use') for _ in range(30)]
+        half += [
+            await served.send(head + b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"use')
+            for _ in range(30)
+        ]
         half += [await served.send(b"POST /recommend HTTP/1.1\r\nHost: he") for _ in range(30)]
         await asyncio.sleep(0.2)
         assert served.front.num_open() == 130 and served.backend.asked == []
@@ -133,7 +147,10 @@ def test_half_sent_bodies_block_neither_health_nor_other_calls() -> None:
         assert (await served.ask(call(body=b"whole")))[0] == 200
         for reader, writer in half[:130]:
             status, headers, body = await read_reply(reader)
-            assert (status, headers["connection"]) == (408, "close") and b"serve.body_timeout_s" in body
+            assert (status, headers["connection"]) == (
+                408,
+                "close",
+            ) and b"serve.body_timeout_s" in body
             writer.close()
         assert served.front.num_open() == 0
         [writer.close() for _, writer in half[130:]]
@@ -148,7 +165,9 @@ def test_slowest_body_is_dropped_when_there_are_too_many(monkeypatch: pytest.Mon
         await asyncio.sleep(0.1)
         second = await served.send(half)
         await asyncio.sleep(1.2)
-        assert (await served.ask(call(body=b"whole")))[0] == 200, "a whole body takes the place of a slow one"
+        assert (await served.ask(call(body=b"whole")))[0] == 200, (
+            "a whole body takes the place of a slow one"
+        )
         assert (await read_reply(first[0]))[0] == 408
         second[1].write(b"e")
         assert (await read_reply(second[0]))[0] == 200
@@ -168,11 +187,18 @@ def test_token_and_size_are_checked_before_a_body_is_read() -> None:
         for headers, status in (
             ((), 401),
             ((right, "Content-Length: 1001"), 413),
-            ((right, "Content-Length: 99999999999999999999999999"), 400),  # too large for a length in HTTP
+            (
+                (right, "Content-Length: 99999999999999999999999999"),
+                400,
+            ),  # too large for a length in HTTP
             ((right, "Content-Length: 500", "Content-Type: text/csv"), 415),
             ((right, "Content-Length: 1001", "Expect: 100-continue"), 413),
         ):
-            lengths = headers if any("Length" in line for line in headers) else (*headers, "Content-Length: 500")
+            lengths = (
+                headers
+                if any("Length" in line for line in headers)
+                else (*headers, "Content-Length: 500")
+            )
             found, said, _ = await served.ask(call("/recommend", b"", "POST", *lengths))
             assert found == status, headers
             assert said["connection"] == "close"
@@ -189,7 +215,9 @@ def test_refused_body_is_drained_so_that_its_sender_gets_the_reply() -> None:
         status, _, body = await served.ask(call("/recommend", large, "POST", "Connection: close"))
         assert status == 413 and b"more than 1000 bytes" in body
         chunks = b"".join(b"10000\r\n" + b"x" * 0x10000 + b"\r\n" for _ in range(20)) + b"0\r\n\r\n"
-        assert (await served.ask(call("/recommend", chunks, "POST", "Transfer-Encoding: chunked")))[0] == 413
+        assert (await served.ask(call("/recommend", chunks, "POST", "Transfer-Encoding: chunked")))[
+            0
+        ] == 413
         assert served.backend.asked == []
 
     run(test)
@@ -228,7 +256,11 @@ def test_every_kind_of_authorization_header_gets_its_reply(headers: list[str], s
 
 def test_token_outside_ascii_is_accepted() -> None:
     async def test(served: Served) -> None:
-        assert (await served.ask(call("/model", b"", "GET", "Authorization: Bearer schlüssel-für-übermut")))[0] == 200
+        assert (
+            await served.ask(
+                call("/model", b"", "GET", "Authorization: Bearer schlüssel-für-übermut")
+            )
+        )[0] == 200
 
     run(test, "schlüssel-für-übermut")
 
@@ -237,10 +269,19 @@ def test_websocket_upgrades_are_refused_and_others_ignored() -> None:
     async def test(served: Served) -> None:
         key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
         for path in ("/recommend", "/health", "/ws"):
-            upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key)
+            upgrade = (
+                "Connection: Upgrade",
+                "Upgrade: websocket",
+                "Sec-WebSocket-Version: 13",
+                key,
+            )
             status, _, body = await served.ask(call(path, b"", "GET", *upgrade))
             assert status == 400 and b"WebSocket" in body
-        h2c = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
+        h2c = (
+            "Connection: Upgrade, HTTP2-Settings",
+            "Upgrade: h2c",
+            "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA",
+        )
         assert (await served.ask(call("/health", b"", "GET", *h2c)))[0] == 200
         assert (await served.ask(call("/recommend", b"12345", "POST", *h2c)))[0] == 200
         assert (await served.ask(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"))[
@@ -270,7 +311,9 @@ def test_stopping_front_answers_admitted_calls_and_refuses_new_ones() -> None:
         assert served.front.num_open() == 21
         served.front.stop(5)
         for path, method in (("/recommend", "POST"), ("/health", "GET"), ("/nowhere", "GET")):
-            status, headers, _ = await served.ask(call(path, b"{}" if method == "POST" else b"", method))
+            status, headers, _ = await served.ask(
+                call(path, b"{}" if method == "POST" else b"", method)
+            )
             assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
         kept[1].write(call(body=b"12345"))
         assert (await read_reply(kept[0]))[0] == 503, "on a connection that was open before as well"
@@ -297,7 +340,9 @@ def test_queued_connections_are_answered_before_close_returns() -> None:
 
     async def test(served: Served) -> None:
         served.front.stop(1)
-        asyncio.get_running_loop().remove_reader(served.listener._socket.fileno())  # so that all stay in the queue
+        asyncio.get_running_loop().remove_reader(
+            served.listener._socket.fileno()
+        )  # so that all stay in the queue
         last = [await served.send(call("/health", method="GET")) for _ in range(50)]
         await served.listener.close()
         key = ("calls_total", (("path", "/health"), ("status", "503")))
@@ -333,7 +378,9 @@ def test_late_answers_and_too_many_calls_are_refused() -> None:
         await asyncio.sleep(0.2)
         status, headers, body = await served.ask(call(body=b"12345"))
         assert (status, headers["retry-after"]) == (503, "1") and b"serve.max_waiting" in body
-        assert (await served.ask(call("/health", method="GET")))[0] == 200, "it waits for none of them"
+        assert (await served.ask(call("/health", method="GET")))[0] == 200, (
+            "it waits for none of them"
+        )
         status, _, body = await read_reply(first[0])
         assert status == 408 and b"serve.timeout_s" in body
         first[1].close()
@@ -358,15 +405,53 @@ def test_missing_replicas_and_errors_reveal_no_internals() -> None:
 
 
 def test_garbled_calls_cause_no_crash_and_no_server_error() -> None:
-    """Valid calls with some changed bytes: each gets a status below 500, or its connection is closed."""
+    """Valid calls with some changed bytes: each gets a status below 500, or its connection is
+    closed.
+    """
     good = [
         call(body=b'{"user_id": "u0"}', method="POST"),
-        call("/invocations", b'{"inputs": []}', "POST", "Content-Type: application/json", "Expect: 100-continue"),
-        call("/recommend", b"3\r\nabc\r\n0\r\n\r\n", "POST", "Transfer-Encoding: chunked", "Trailer: X"),
-        call("/health?x=%zz#f", b"", "GET", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x"),
-        call("/%2e%2e/model%00", b"", "GET", "Authorization: Bearer x", "Cookie: a=b", "Content-Length: 0"),
+        call(
+            "/invocations",
+            b'{"inputs": []}',
+            "POST",
+            "Content-Type: application/json",
+            "Expect: 100-continue",
+        ),
+        call(
+            "/recommend",
+            b"3\r\nabc\r\n0\r\n\r\n",
+            "POST",
+            "Transfer-Encoding: chunked",
+            "Trailer: X",
+        ),
+        call(
+            "/health?x=%zz#f",
+            b"",
+            "GET",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Key: x",
+        ),
+        call(
+            "/%2e%2e/model%00",
+            b"",
+            "GET",
+            "Authorization: Bearer x",
+            "Cookie: a=b",
+            "Content-Length: 0",
+        ),
     ]
-    pieces = (b"\r\n", b"\x00", b"\xff\xfe", b" ", b":", b"Content-Length: -1\r\n", b"HTTP/9.9", b"%", b"0" * 400)
+    pieces = (
+        b"\r\n",
+        b"\x00",
+        b"\xff\xfe",
+        b" ",
+        b":",
+        b"Content-Length: -1\r\n",
+        b"HTTP/9.9",
+        b"%",
+        b"0" * 400,
+    )
     rng = random.Random(7)
 
     statuses: Counter[int] = Counter()

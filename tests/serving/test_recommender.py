@@ -49,7 +49,9 @@ def ask(recommender: Recommender, **request: Any) -> Answer:
 
 
 def test_answers_equal_the_ranking_of_evaluation(dataset: PreparedDataset, bundle: Bundle) -> None:
-    """With events up to validation, the recommender gives the lists of the evaluation on the test split."""
+    """With events up to validation, the recommender gives the lists of the evaluation on the test
+    split.
+    """
     queries = dataset.histories().queries(Split.TEST)
     ranking = rank(bundle.model, queries, 5)
     users = [f"u{user}" for user in ranking.queries.histories.users_U]
@@ -63,7 +65,9 @@ def test_answers_equal_the_ranking_of_evaluation(dataset: PreparedDataset, bundl
 
 
 @pytest.mark.parametrize("fusion", ["weighted", "learned", "gated"])
-def test_shares_sum_exactly_to_the_score(dataset: PreparedDataset, tmp_path: Path, fusion: str) -> None:
+def test_shares_sum_exactly_to_the_score(
+    dataset: PreparedDataset, tmp_path: Path, fusion: str
+) -> None:
     write_bundle(tmp_path / "bundle", small_model(dataset, fusion=fusion), dataset, {})
     recommender = Recommender(read_bundle(tmp_path / "bundle"))
     rows = [{"user_id": "u0"}, {"user_id": "u3"}, {"history": ["i5", "i1"]}]
@@ -75,7 +79,9 @@ def test_shares_sum_exactly_to_the_score(dataset: PreparedDataset, tmp_path: Pat
         assert answer.scores == sorted(answer.scores, reverse=True)
 
 
-def test_share_equals_the_score_lost_without_the_granularity(bundle: Bundle, recommender: Recommender) -> None:
+def test_share_equals_the_score_lost_without_the_granularity(
+    bundle: Bundle, recommender: Recommender
+) -> None:
     answer = ask(recommender, user_id="u2", k=ITEMS)
     queries = replace_targets(bundle, 2)
     items = [bundle.item_ids.index(item) for item in answer.item_ids]
@@ -117,9 +123,12 @@ def test_user_with_friends_but_no_history_goes_through_the_model(recommender: Re
 
 
 @pytest.mark.parametrize(
-    "request_row", [{"user_id": "nobody"}, {"user_id": "u5"}, {"history": []}, {"history": ["mystery"]}]
+    "request_row",
+    [{"user_id": "nobody"}, {"user_id": "u5"}, {"history": []}, {"history": ["mystery"]}],
 )
-def test_request_without_signal_gets_the_popular_items(recommender: Recommender, request_row: dict[str, Any]) -> None:
+def test_request_without_signal_gets_the_popular_items(
+    recommender: Recommender, request_row: dict[str, Any]
+) -> None:
     answer = ask(recommender, **request_row, k=6)
     assert answer.source == "popularity" and answer.shares == {}
     assert answer.item_ids[0] == "i3"  # chosen by three users in training and validation
@@ -130,7 +139,9 @@ def test_request_without_signal_gets_the_popular_items(recommender: Recommender,
 
 @pytest.fixture(scope="module")
 def stacked(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Recommender:
-    """A model with ``item_knn`` and ``popularity``, whose members ``behaviour`` and ``als`` were pruned."""
+    """A model with ``item_knn`` and ``popularity``, whose members ``behaviour`` and ``als`` were
+    pruned.
+    """
     enabled = ("behaviour", "item_knn", "als", "popularity")
     sections = {name: {"enabled": True} for name in enabled}
     tree = {"width": 8, "granularities": sections, "fusion": {"stack": True}}
@@ -160,9 +171,12 @@ def test_pruned_members_are_in_no_answer(stacked: Recommender) -> None:
 
 
 @pytest.mark.parametrize(
-    "request_row", [{"user_id": "nobody"}, {"user_id": "u5"}, {"history": []}, {"history": ["mystery"]}]
+    "request_row",
+    [{"user_id": "nobody"}, {"user_id": "u5"}, {"history": []}, {"history": ["mystery"]}],
 )
-def test_answer_from_the_popularity_member_alone_is_marked(stacked: Recommender, request_row: dict[str, Any]) -> None:
+def test_answer_from_the_popularity_member_alone_is_marked(
+    stacked: Recommender, request_row: dict[str, Any]
+) -> None:
     answer = ask(stacked, **request_row, k=3)
     assert answer.source == "popularity"
     assert answer.shares["popularity"] == answer.scores and set(answer.shares["item_knn"]) == {0.0}
@@ -170,28 +184,44 @@ def test_answer_from_the_popularity_member_alone_is_marked(stacked: Recommender,
 
 
 def test_batch_marks_popular_answers_like_requests(stacked: Recommender) -> None:
-    table = BatchRecommender(stacked, Defaults(3, None, None))(pa.table({"user_id": ["nobody", "u0"]}))
+    table = BatchRecommender(stacked, Defaults(3, None, None))(
+        pa.table({"user_id": ["nobody", "u0"]})
+    )
     assert table.column("source").to_pylist() == ["popularity"] * 3 + ["model"] * 3
     assert table.column("share_popularity").null_count == 0
-    assert table.column("share_popularity").to_pylist()[:3] == pytest.approx(table.column("score").to_pylist()[:3])
+    assert table.column("share_popularity").to_pylist()[:3] == pytest.approx(
+        table.column("score").to_pylist()[:3]
+    )
 
 
 def test_new_events_with_time_and_type_change_the_answer(recommender: Recommender) -> None:
     plain = ask(recommender, user_id="u0", k=ITEMS)
     newer = ask(recommender, user_id="u0", history=["i9"], k=ITEMS)
     assert "i9" in plain.item_ids and "i9" not in newer.item_ids and newer.scores != plain.scores
-    bought = ask(recommender, user_id="u0", history=[{"item_id": "i9", "event_type": "buy"}], k=ITEMS)
+    bought = ask(
+        recommender, user_id="u0", history=[{"item_id": "i9", "event_type": "buy"}], k=ITEMS
+    )
     assert bought.scores != newer.scores
-    late = ask(recommender, user_id="u0", history=[{"item_id": "i9", "timestamp": "2031-05-01"}], k=ITEMS)
+    late = ask(
+        recommender, user_id="u0", history=[{"item_id": "i9", "timestamp": "2031-05-01"}], k=ITEMS
+    )
     assert late.scores != newer.scores
-    number = ask(recommender, user_id="u0", history=[{"item_id": "i9", "timestamp": 1_935_360_000}], k=ITEMS)
+    number = ask(
+        recommender, user_id="u0", history=[{"item_id": "i9", "timestamp": 1_935_360_000}], k=ITEMS
+    )
     assert number.scores == late.scores  # the same time
 
 
 def test_request_equals_the_same_events_stored(bundle: Bundle, recommender: Recommender) -> None:
     """u2's own events as an anonymous history: the same except for parts that use the user id."""
-    events = [{"item_id": f"i{i}", "event_type": "view", "timestamp": time} for i, _, time, _ in HISTORIES[2]]
-    anonymous, stored = ask(recommender, history=events, k=3), ask(recommender, user_id="u2", k=ITEMS)
+    events = [
+        {"item_id": f"i{i}", "event_type": "view", "timestamp": time}
+        for i, _, time, _ in HISTORIES[2]
+    ]
+    anonymous, stored = (
+        ask(recommender, history=events, k=3),
+        ask(recommender, user_id="u2", k=ITEMS),
+    )
     for place, item in enumerate(anonymous.item_ids):
         there = stored.item_ids.index(item)
         gate = anonymous.shares["evolution"][place] / stored.shares["evolution"][there]
@@ -199,7 +229,9 @@ def test_request_equals_the_same_events_stored(bundle: Bundle, recommender: Reco
         assert gate == pytest.approx(behaviour, rel=1e-3)  # only the gate's weights differ
 
 
-def test_requests_in_one_call_equal_single_requests(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_in_one_call_equal_single_requests(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [{"user_id": f"u{n % 6}", "k": 1 + n % 5, "exclude_seen": n % 3 > 0} for n in range(20)]
     monkeypatch.setattr("recsys.serving.recommender.MAX_CHUNK", 7)
     together = recommender.recommend(parse_requests(rows))
@@ -213,9 +245,15 @@ def test_unordered_histories_count_as_sets(tmp_path: Path) -> None:
     dataset = small_world(tmp_path / "dataset", ordered=False)
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
     recommender = Recommender(read_bundle(tmp_path / "bundle"))
-    twice, once = ask(recommender, history=["i1", "i2", "i1"]), ask(recommender, history=["i1", "i2"])
+    twice, once = (
+        ask(recommender, history=["i1", "i2", "i1"]),
+        ask(recommender, history=["i1", "i2"]),
+    )
     assert twice.scores == once.scores
-    assert ask(recommender, user_id="u2", history=["i7"]).scores == ask(recommender, user_id="u2").scores
+    assert (
+        ask(recommender, user_id="u2", history=["i7"]).scores
+        == ask(recommender, user_id="u2").scores
+    )
 
 
 def test_no_requests_give_no_answers(recommender: Recommender) -> None:
@@ -229,13 +267,16 @@ def test_user_who_has_all_items_gets_an_empty_list(recommender: Recommender) -> 
 
 def test_answers_are_plain_json(recommender: Recommender) -> None:
     answer = ask(recommender, user_id="u0", k=2)
-    assert json.loads(json.dumps(answer.to_dict(), allow_nan=False))["titles"][0].startswith("Title of i")
+    assert json.loads(json.dumps(answer.to_dict(), allow_nan=False))["titles"][0].startswith(
+        "Title of i"
+    )
 
 
 def test_answers_are_finite_when_a_vector_is_not(bundle: Bundle) -> None:
     """A user vector that is not finite falls back to popularity; other rows are not affected."""
     states = {
-        name: {key: tensor.clone() for key, tensor in state.items()} for name, state in bundle.model.states.items()
+        name: {key: tensor.clone() for key, tensor in state.items()}
+        for name, state in bundle.model.states.items()
     }
     states["social"]["users_VD"][0] = torch.tensor([math.nan, math.inf, *[1e38] * 6])
     broken = type(bundle.model)(
@@ -259,14 +300,21 @@ MALFORMED = [
     ({"k": 3}, r"request 1: needs at least one of user_id, history"),
     (
         {"user": "u0"},
-        r"request 1: user: unknown field; expected one of: at, attributes, boost, candidates, context, diversify, "
+        r"request 1: user: unknown field; expected one of: at, attributes, boost, candidates,"
+        r" context, diversify, "
         r"exclude, exclude_seen, explain, filters, friends, history, horizon, k, offset, user_id",
     ),
     ({"friends": "u1"}, r"request 1: friends: got 'u1' \(str\); input should be a valid list"),
     ({"friends": ["u1", 2]}, r"request 1: friends\[1\]: got 2 \(int\), expected a string"),
     ({"friends": ["u1"] * 10_001}, r"request 1: friends: got .*at most 10000 items"),
-    ({"attributes": "old"}, r"request 1: attributes: got 'old' \(str\); input should be a valid dictionary"),
-    ({"attributes": {"age": 3}}, r"request 1: attributes.age: unknown field; the model knows: none"),
+    (
+        {"attributes": "old"},
+        r"request 1: attributes: got 'old' \(str\); input should be a valid dictionary",
+    ),
+    (
+        {"attributes": {"age": 3}},
+        r"request 1: attributes.age: unknown field; the model knows: none",
+    ),
     ({"user_id": 7}, r"request 1: user_id: got 7 \(int\), expected a string"),
     ({"user_id": ""}, r"request 1: user_id: got ''.*at least 1 character"),
     ({"user_id": "u0", "k": 0}, r"request 1: k: got 0.*greater than or equal to 1"),
@@ -294,7 +342,9 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("row", "message"), MALFORMED, ids=[str(row)[:40] for row, _ in MALFORMED])
-def test_malformed_requests_name_row_and_field(recommender: Recommender, row: Any, message: str) -> None:
+def test_malformed_requests_name_row_and_field(
+    recommender: Recommender, row: Any, message: str
+) -> None:
     with pytest.raises(RequestError, match=message):
         recommender.recommend(parse_requests([{"user_id": "u0"}, row]))
 
@@ -311,5 +361,7 @@ def test_serving_imports_no_heavy_package() -> None:
         "print([name for name in heavy if name in sys.modules])"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

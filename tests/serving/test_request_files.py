@@ -1,4 +1,6 @@
-"""Files of requests and JSON of requests: valid ones are read, others are refused with file and line."""
+"""Files of requests and JSON of requests: valid ones are read, others are refused with file and
+line.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,25 @@ def test_equivalent_file_formats_give_the_same_requests(tmp_path: Path, content:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"user_id": "a"}\n{"user_id": 7}', r"line 2: user_id: got 7 \(int\), expected a string .* quotes"),
-        (b'{"user_id": "a"}\n\n{"user_id": "b", "exclude_sen": true}', "line 3: exclude_sen: unknown field"),
+        (
+            b'{"user_id": "a"}\n{"user_id": 7}',
+            r"line 2: user_id: got 7 \(int\), expected a string .* quotes",
+        ),
+        (
+            b'{"user_id": "a"}\n\n{"user_id": "b", "exclude_sen": true}',
+            "line 3: exclude_sen: unknown field",
+        ),
         (b'{"user_id": "a"}\n{"user_id": "b"', "line 2 is not valid JSON"),
         (b'{"user_id": "a", "k": NaN}', "line 1 is not valid JSON .NaN is not a JSON number"),
-        (b'{"user_id": "a", "attributes": {"x": 1e999}}', "line 1 is not valid JSON .the number 1e999 is too large"),
+        (
+            b'{"user_id": "a", "attributes": {"x": 1e999}}',
+            "line 1 is not valid JSON .the number 1e999 is too large",
+        ),
         (b'{"user_id": "a", "k": ' + b"9" * 5000 + b"}", "line 1 is not valid JSON .*digits"),
-        (b'{"user_id": "a", "user_id": "b"}', "line 1 is not valid JSON .the key 'user_id' appears twice"),
+        (
+            b'{"user_id": "a", "user_id": "b"}',
+            "line 1 is not valid JSON .the key 'user_id' appears twice",
+        ),
         (b'{"user_id": "\\ud800"}', "line 1 is not valid JSON .a string holds half a character"),
         (b'{"user_id": "\xff"}', "line 1 is not valid JSON .byte 13 is not valid UTF-8"),
         (b'{"a":' * 100_000, "line 1 is not valid JSON .nested too deeply"),
@@ -60,7 +74,9 @@ def test_equivalent_file_formats_give_the_same_requests(tmp_path: Path, content:
 def test_invalid_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "asked.jsonl"
     path.write_bytes(content)
-    if not message:  # JSON of this depth is read; the recommender, which knows the columns, refuses it
+    if (
+        not message
+    ):  # JSON of this depth is read; the recommender, which knows the columns, refuses it
         assert len(read_requests(str(path))) == 1
         return
     with pytest.raises(RequestError, match=rf"^recommend\.requests: {path}.*{message}") as found:
@@ -74,8 +90,12 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_json_values_are_read_unchanged() -> None:
-    assert read_json(b'\xef\xbb\xbf{"a": [1, 2.5, "\\u00fc", null, true]}') == {"a": [1, 2.5, "ü", None, True]}
-    assert read_json(b'{"a": "\\ud83d\\ude00"}') == {"a": "😀"}, "a pair of surrogates is a character"
+    assert read_json(b'\xef\xbb\xbf{"a": [1, 2.5, "\\u00fc", null, true]}') == {
+        "a": [1, 2.5, "ü", None, True]
+    }
+    assert read_json(b'{"a": "\\ud83d\\ude00"}') == {"a": "😀"}, (
+        "a pair of surrogates is a character"
+    )
     for content in (b"", b"{", b"{}{}", b"[1,]", b"-Infinity", b'{"a": 1, "\\u0061": 2}'):
         with pytest.raises(ValueError, match="."):
             read_json(content)

@@ -49,14 +49,21 @@ def test_self_test_covers_every_kind_of_request(folder: Path) -> None:
     asked = [test["request"] for test in tests]
     subjects = {name for request in asked for name in request}
     assert {"user_id", "history", "friends", "horizon", "exclude_seen"} <= subjects
-    said = [{name: value for name, value in asked[place].items() if name != "at"} for place in (0, -1)]
+    said = [
+        {name: value for name, value in asked[place].items() if name != "at"} for place in (0, -1)
+    ]
     assert said == [{"user_id": "u0", "k": 10}, {"user_id": "nobody", "k": 10}]
-    assert tests[-1]["source"] == "popularity" and {test["source"] for test in tests} == {"model", "popularity"}
+    assert tests[-1]["source"] == "popularity" and {test["source"] for test in tests} == {
+        "model",
+        "popularity",
+    }
     answers = Recommender(read_bundle(folder)).recommend(parse_requests(asked))
     assert [answer.item_ids for answer in answers] == [test["item_ids"] for test in tests]
 
 
-def test_self_test_has_attributes_where_the_model_reads_them(tmp_path: Path, one_thread: None) -> None:
+def test_self_test_has_attributes_where_the_model_reads_them(
+    tmp_path: Path, one_thread: None
+) -> None:
     from tests.planted import planted_dataset, train
 
     dataset = planted_dataset(tmp_path / "data", {"profile": 1.0}, num_users=40, num_items=30)
@@ -72,7 +79,8 @@ def test_changed_weights_with_valid_checksums_fail_the_self_test(folder: Path) -
     save_file(tensors | {"items.vectors": tensors["items.vectors"].flip(0)}, folder / WEIGHTS)
     seal(folder, read_info(folder))
     with pytest.raises(
-        ArtifactError, match=r'does not answer as it did .*for the request \{"user_id": "u0".*at rank 1'
+        ArtifactError,
+        match=r'does not answer as it did .*for the request \{"user_id": "u0".*at rank 1',
     ):
         read_bundle(folder)
     with pytest.raises(ArtifactError, match="register it again with this release"):
@@ -82,7 +90,9 @@ def test_changed_weights_with_valid_checksums_fail_the_self_test(folder: Path) -
 
 def test_rounding_passes_the_self_test(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
-    noise = 1 + 1e-6 * torch.randn(tensors["items.vectors"].shape, generator=torch.Generator().manual_seed(0))
+    noise = 1 + 1e-6 * torch.randn(
+        tensors["items.vectors"].shape, generator=torch.Generator().manual_seed(0)
+    )
     save_file(tensors | {"items.vectors": tensors["items.vectors"] * noise}, folder / WEIGHTS)
     seal(folder, read_info(folder))
     read_bundle(folder)
@@ -121,8 +131,12 @@ def answer(item_ids: list[str], scores: list[float], source: Any = "model") -> A
         (["a", "b"], [10.0, 5.0], False),
     ],
 )
-def test_difference_allows_rounding_and_exchanged_ties(item_ids: list[str], scores: list[float], same: bool) -> None:
-    assert (difference(["a", "b", "c"], [10.0, 5.0, 5.0], "model", answer(item_ids, scores)) == "") is same
+def test_difference_allows_rounding_and_exchanged_ties(
+    item_ids: list[str], scores: list[float], same: bool
+) -> None:
+    assert (
+        difference(["a", "b", "c"], [10.0, 5.0, 5.0], "model", answer(item_ids, scores)) == ""
+    ) is same
 
 
 def test_difference_reports_another_source() -> None:
@@ -132,4 +146,6 @@ def test_difference_reports_another_source() -> None:
 
 def test_source_model_of_earlier_releases_matches_the_popularity_member() -> None:
     assert difference(["a"], [1.0], "model", answer(["a"], [1.0], "popularity")) == ""
-    assert "gives 'a' with score 3" in difference(["a"], [1.0], "model", answer(["a"], [3.0], "popularity"))
+    assert "gives 'a' with score 3" in difference(
+        ["a"], [1.0], "model", answer(["a"], [3.0], "popularity")
+    )

@@ -1,4 +1,6 @@
-"""Replies to every kind of call in one process: body formats, refusals, batches, and changes of the model."""
+"""Replies to every kind of call in one process: body formats, refusals, batches, and changes of the
+model.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def service(bundle: Bundle) -> Service:
     return made
 
 
-def call(service: Service, path: str, body: Any = b"", method: str = "POST", **headers: str) -> tuple[int, Any]:
+def call(
+    service: Service, path: str, body: Any = b"", method: str = "POST", **headers: str
+) -> tuple[int, Any]:
     """The status and content of the reply."""
 
     async def ask(job: Job) -> Outcome:
@@ -77,7 +81,10 @@ def test_all_body_formats_give_the_same_answers(service: Service, bundle: Bundle
     assert call(service, "/recommend", []) == (200, [])
     split = {
         "columns": ["user_id", "history", "k"],
-        "data": [["u0", None, 2.0], [None, ["i1", "x"], 3]],  # as a data frame with empty cells is written
+        "data": [
+            ["u0", None, 2.0],
+            [None, ["i1", "x"], 3],
+        ],  # as a data frame with empty cells is written
     }
     columns = {"user_id": ["u0", None], "history": [None, ["i1", "x"]], "k": [2, 3]}
     for form in (
@@ -100,7 +107,9 @@ def test_similar_items_on_both_paths(service: Service, bundle: Bundle) -> None:
     both = {"inputs": [row, {"user_id": "u0", "k": 2}], "params": {"k": 9, "exclude_seen": True}}
     status, found = call(service, "/invocations", both)
     assert (
-        status == 200 and found["predictions"][0] == answer.to_dict() and len(found["predictions"][1]["item_ids"]) == 2
+        status == 200
+        and found["predictions"][0] == answer.to_dict()
+        and len(found["predictions"][1]["item_ids"]) == 2
     )
     assert 'source="similar"' in exposition([service.counts.snapshot()], {}, 1)
 
@@ -109,26 +118,44 @@ def test_stock_changes_only_with_its_token(service: Service, bundle: Bundle) -> 
     before = call(service, "/recommend", {"user_id": "nobody", "k": 5})[1]["item_ids"]
     change = {"out": [before[0], "unheard of"]}
     status, said = call(service, "/stock", change)
-    assert status == 403 and "serve.stock_token_env" in said["error"], "closed unless a token is set"
-    keys = {"token_sha256": token_sha256("a token of callers"), "stock_sha256": token_sha256("the warehouse's token")}
+    assert status == 403 and "serve.stock_token_env" in said["error"], (
+        "closed unless a token is set"
+    )
+    keys = {
+        "token_sha256": token_sha256("a token of callers"),
+        "stock_sha256": token_sha256("the warehouse's token"),
+    }
     service.limits = replace(service.limits, **keys)
     callers, warehouse = (
-        {"authorization": f"Bearer {token}"} for token in ("a token of callers", "the warehouse's token")
+        {"authorization": f"Bearer {token}"}
+        for token in ("a token of callers", "the warehouse's token")
     )
     assert call(service, "/stock", change, **callers)[0] == 401
     status, said = call(service, "/stock", change, **warehouse)
-    assert status == 200 and {"out": 2, "revision": 1, "unknown": 1, "everywhere": True}.items() <= said.items()
+    assert (
+        status == 200
+        and {"out": 2, "revision": 1, "unknown": 1, "everywhere": True}.items() <= said.items()
+    )
 
     def popular() -> list[str]:
-        return list(call(service, "/recommend", {"user_id": "nobody", "k": 4}, **callers)[1]["item_ids"])
+        return list(
+            call(service, "/recommend", {"user_id": "nobody", "k": 4}, **callers)[1]["item_ids"]
+        )
 
     assert popular() == before[1:5]
     assert call(service, "/model", method="GET", **callers)[1]["stock"]["out"] == 2
     service.adopt(bundle, ABOUT)
     assert popular() == before[1:5], "the next model keeps to it"
-    assert call(service, "/stock", {"add": [before[1]], "remove": [before[0]]}, **warehouse)[1]["revision"] == 2
+    assert (
+        call(service, "/stock", {"add": [before[1]], "remove": [before[0]]}, **warehouse)[1][
+            "revision"
+        ]
+        == 2
+    )
     assert popular() == [before[0], *before[2:5]]
-    assert call(service, "/stock", {"out": []}, **warehouse)[1]["out"] == 0 and popular() == before[:4]
+    assert (
+        call(service, "/stock", {"out": []}, **warehouse)[1]["out"] == 0 and popular() == before[:4]
+    )
     service.restock(Stock(frozenset(before[:1]), revision=1))
     assert popular() == before[:4], "an older revision came late"
 
@@ -155,7 +182,11 @@ def test_stock_file_survives_a_restart(tmp_path: Path) -> None:
     assert read_stock(path, "serve.stock_file") == Stock()
     stock = Stock().after(StockChange(out=["b", "a"])).after(StockChange(add=["c"], remove=["a"]))
     write_stock(path, stock)
-    assert read_stock(path, "serve.stock_file") == stock and stock.out == {"b", "c"} and stock.revision == 2
+    assert (
+        read_stock(path, "serve.stock_file") == stock
+        and stock.out == {"b", "c"}
+        and stock.revision == 2
+    )
     assert [one.name for one in Path(path).parent.iterdir()] == ["stock.json"]
     Path(path).write_text('{"out": "everything"}')
     with pytest.raises(ConfigError, match=r"serve\.stock_file: .* is not a stock file"):
@@ -165,32 +196,97 @@ def test_stock_file_survives_a_restart(tmp_path: Path) -> None:
 REFUSED = [
     ("/recommend", {"item_id": "i1"}, 400, "item_id: unknown field"),
     ("/similar", {"user_id": "u0"}, 400, "request 0: item_id: missing"),
-    ("/similar", [{"item_id": "i1"}, {"item_id": "x"}], 400, "request 1: item_id: the model does not know 'x'"),
-    ("/recommend", [{"user_id": "u0"}, {"user_id": "u0", "filters": {"a": 1}}], 400, "request 1: filters.a: unknown"),
+    (
+        "/similar",
+        [{"item_id": "i1"}, {"item_id": "x"}],
+        400,
+        "request 1: item_id: the model does not know 'x'",
+    ),
+    (
+        "/recommend",
+        [{"user_id": "u0"}, {"user_id": "u0", "filters": {"a": 1}}],
+        400,
+        "request 1: filters.a: unknown",
+    ),
     ("/recommend", b"{nope", 400, "not valid JSON"),
     ("/recommend", b'{"user_id": NaN}', 400, "NaN is not a JSON number"),
     ("/recommend", b"[" * 1900, 400, "the body is not valid JSON: nested too deeply"),
     ("/recommend", b'{"a":' * 300 + b"1" + b"}" * 300, 400, "unknown field"),
-    ("/recommend", b'{"user_id": "u0", "context": ' + b'{"a":' * 300 + b"1" + b"}" * 301, 400, "context"),
+    (
+        "/recommend",
+        b'{"user_id": "u0", "context": ' + b'{"a":' * 300 + b"1" + b"}" * 301,
+        400,
+        "context",
+    ),
     ("/recommend", b'{"user_id": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "user_id: got [[[["),
     ("/recommend", b'{"user_id": "u0", "k": 1e999}', 400, "the number 1e999 is too large"),
     ("/recommend", b'{"user_id": "u0", "k": ' + b"9" * 1900 + b"}", 400, "k: got 999"),
-    ("/recommend", b'{"user_id": "u0", "k": 2, "k": 3}', 400, "the key 'k' appears twice in one object"),
+    (
+        "/recommend",
+        b'{"user_id": "u0", "k": 2, "k": 3}',
+        400,
+        "the key 'k' appears twice in one object",
+    ),
     ("/recommend", b'{"user_id": "u0\xff"}', 400, "byte 15 is not valid UTF-8"),
     ("/recommend", {"user_id": "u0", "exclude_sen": False}, 400, "exclude_sen: unknown field"),
-    ("/invocations", {"inputs": [{"user_id": "u0", "exclude_sen": False}]}, 400, "exclude_sen: unknown field"),
-    ("/invocations", {"inputs": {"history": ["i1"], "friends": [7]}}, 400, "request 0: friends[0]: got 7"),
-    ("/recommend", [{"user_id": "u0", "k": 900}] * 2, 413, "lists with 1,800 items in total (k + offset,"),
-    ("/recommend", [{"user_id": "u0", "k": 10, "offset": 890}] * 2, 413, "lists with 1,800 items in total"),
-    ("/similar", [{"item_id": "i1", "diversify": {"strength": 0.5, "pool": 900}}] * 2, 413, "lists with 1,800 items"),
-    ("/recommend", "u0", 400, "request 0: expected an object with user_id, history, friends or attributes, got 'u0'"),
+    (
+        "/invocations",
+        {"inputs": [{"user_id": "u0", "exclude_sen": False}]},
+        400,
+        "exclude_sen: unknown field",
+    ),
+    (
+        "/invocations",
+        {"inputs": {"history": ["i1"], "friends": [7]}},
+        400,
+        "request 0: friends[0]: got 7",
+    ),
+    (
+        "/recommend",
+        [{"user_id": "u0", "k": 900}] * 2,
+        413,
+        "lists with 1,800 items in total (k + offset,",
+    ),
+    (
+        "/recommend",
+        [{"user_id": "u0", "k": 10, "offset": 890}] * 2,
+        413,
+        "lists with 1,800 items in total",
+    ),
+    (
+        "/similar",
+        [{"item_id": "i1", "diversify": {"strength": 0.5, "pool": 900}}] * 2,
+        413,
+        "lists with 1,800 items",
+    ),
+    (
+        "/recommend",
+        "u0",
+        400,
+        "request 0: expected an object with user_id, history, friends or attributes, got 'u0'",
+    ),
     ("/recommend", {"user_id": 7}, 400, "request 0: user_id: got 7"),
     ("/recommend", [{"user_id": "u0"}, {"k": 3}], 400, "request 1: needs at least one of user_id"),
-    ("/recommend", {"history": [{"item_id": "i1", "event_type": "x"}]}, 400, "expected one of: buy, view"),
-    ("/recommend", {"user_id": "u0", "attributes": {"age": 3}}, 400, "attributes.age: unknown field"),
+    (
+        "/recommend",
+        {"history": [{"item_id": "i1", "event_type": "x"}]},
+        400,
+        "expected one of: buy, view",
+    ),
+    (
+        "/recommend",
+        {"user_id": "u0", "attributes": {"age": 3}},
+        400,
+        "attributes.age: unknown field",
+    ),
     ("/recommend", [{"user_id": "u0"}] * 4, 413, "got 4 requests, expected at most 3"),
     ("/recommend", b" " * 2001, 413, "more than 2000 bytes"),
-    ("/invocations", {"rows": []}, 400, "one of dataframe_records, dataframe_split, inputs, instances"),
+    (
+        "/invocations",
+        {"rows": []},
+        400,
+        "one of dataframe_records, dataframe_split, inputs, instances",
+    ),
     ("/invocations", {"inputs": [], "more": 1}, 400, "more: unknown key"),
     ("/invocations", {"inputs": [{"user_id": "u0"}], "params": {"q": 1}}, 400, "params: expected"),
     ("/invocations", {"inputs": {"user_id": ["a"], "k": [1, 2]}}, 400, "differ in length"),
@@ -204,8 +300,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "status", "message"), REFUSED, ids=[str(row[1])[:30] for row in REFUSED])
-def test_refusals_name_the_reason(service: Service, path: str, body: Any, status: int, message: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"), REFUSED, ids=[str(row[1])[:30] for row in REFUSED]
+)
+def test_refusals_name_the_reason(
+    service: Service, path: str, body: Any, status: int, message: str
+) -> None:
     found, content = call(service, path, body)
     said = content["message" if path == "/invocations" else "error"]
     assert (found, "\n" in said) == (status, False) and message in said
@@ -215,10 +315,15 @@ def test_wrong_methods_types_and_tokens_are_refused(service: Service) -> None:
     assert call(service, "/recommend", method="GET")[0] == 405
     assert call(service, "/recommend", {"user_id": "u0"}, **{"content-type": "text/csv"})[0] == 415
     service.limits = replace(service.limits, token_sha256=token_sha256("open sesame, please"))
-    assert call(service, "/health", method="GET")[0] == 200, "who looks whether it lives needs no token"
+    assert call(service, "/health", method="GET")[0] == 200, (
+        "who looks whether it lives needs no token"
+    )
     for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "open sesame, please"}):
         assert call(service, "/model", method="GET", **given)[0] == 401
-    assert call(service, "/model", method="GET", authorization="Bearer open sesame, please") == (200, ABOUT)
+    assert call(service, "/model", method="GET", authorization="Bearer open sesame, please") == (
+        200,
+        ABOUT,
+    )
 
 
 def test_call_with_too_many_scores_is_refused(service: Service) -> None:
@@ -238,7 +343,9 @@ def large_limits() -> Limits:
     return Limits(max_bytes=1 << 20, max_requests=100)
 
 
-def test_large_call_is_sliced_and_small_calls_run_in_between(service: Service, bundle: Bundle) -> None:
+def test_large_call_is_sliced_and_small_calls_run_in_between(
+    service: Service, bundle: Bundle
+) -> None:
     service.limits = large_limits()
     expected = [answer.to_dict() for answer in Recommender(bundle).recommend(parse_requests(LARGE))]
     order: list[int] = []
@@ -250,15 +357,21 @@ def test_large_call_is_sliced_and_small_calls_run_in_between(service: Service, b
 
     async def both() -> list[Any]:
         body = json.dumps(LARGE).encode()
-        large = [service.handle(Incoming("POST", "/recommend", {}, body), ask, ask) for _ in range(2)]
+        large = [
+            service.handle(Incoming("POST", "/recommend", {}, body), ask, ask) for _ in range(2)
+        ]
         small = service.handle(Incoming("POST", "/recommend", {}, b'{"user_id": "u0"}'), ask, ask)
         return list(await asyncio.gather(*large, small))
 
     first, second, small = asyncio.run(both())
     assert small.status == 200 and first.body == second.body
     for found, answer in zip(json.loads(first.body), expected, strict=True):
-        assert found["item_ids"] == answer["item_ids"] and found["scores"] == pytest.approx(answer["scores"], rel=1e-4)
-    assert max(order) <= 32 and order.index(1) <= 2, "it waits for one slice at most, however many calls are large"
+        assert found["item_ids"] == answer["item_ids"] and found["scores"] == pytest.approx(
+            answer["scores"], rel=1e-4
+        )
+    assert max(order) <= 32 and order.index(1) <= 2, (
+        "it waits for one slice at most, however many calls are large"
+    )
 
 
 def test_error_in_a_later_slice_counts_from_the_beginning(service: Service) -> None:
@@ -279,7 +392,9 @@ def test_call_is_answered_by_one_version(service: Service, bundle: Bundle) -> No
             service.adopt(bundle, {"version": "4"})
         return service.answer([job])[0]
 
-    reply = asyncio.run(service.handle(Incoming("POST", "/recommend", {}, json.dumps(LARGE).encode()), ask, ask))
+    reply = asyncio.run(
+        service.handle(Incoming("POST", "/recommend", {}, json.dumps(LARGE).encode()), ask, ask)
+    )
     assert reply.status == 200 and dict(reply.headers)["X-Model-Version"] == "4"
     assert asked == 3 + 4, "from the beginning once the other version answers"
 
@@ -289,7 +404,9 @@ def test_call_is_answered_by_one_version(service: Service, bundle: Bundle) -> No
         service.adopt(bundle, {"version": str(asked)})
         return service.answer([job])[0]
 
-    reply = asyncio.run(service.handle(Incoming("POST", "/recommend", {}, json.dumps(LARGE).encode()), changing))
+    reply = asyncio.run(
+        service.handle(Incoming("POST", "/recommend", {}, json.dumps(LARGE).encode()), changing)
+    )
     assert reply.status == 503 and dict(reply.headers)["Retry-After"] == "1"
 
 
@@ -304,7 +421,9 @@ def test_body_read_in_another_process_gets_the_same_answer(service: Service, pat
         return service.answer([job])[0]
 
     whole = asyncio.run(service.handle(Incoming("POST", path, {}, body), ask))
-    ahead = asyncio.run(service.handle(Incoming("POST", path, {}, slices=pickle.loads(pickle.dumps(slices))), ask))
+    ahead = asyncio.run(
+        service.handle(Incoming("POST", path, {}, slices=pickle.loads(pickle.dumps(slices))), ask)
+    )
     assert whole.status == 200 and whole == ahead
     for bad, status in (
         (b"{", 400),
@@ -321,12 +440,20 @@ def test_internal_error_reveals_nothing_to_the_caller(service: Service) -> None:
     async def ask(job: Job) -> Outcome:
         raise ZeroDivisionError("a secret")
 
-    reply = asyncio.run(service.handle(Incoming("POST", "/recommend", {}, b'{"user_id": "u0"}'), ask))
+    reply = asyncio.run(
+        service.handle(Incoming("POST", "/recommend", {}, b'{"user_id": "u0"}'), ask)
+    )
     assert reply.status == 500 and b"secret" not in reply.body
 
 
 def test_bad_call_fails_alone_in_its_batch(service: Service, bundle: Bundle) -> None:
-    good, bad = [{"user_id": "u0"}], [{"user_id": "u1"}, {"history": [{"item_id": "i1", "event_type": "x"}]}]
+    good, bad = (
+        [{"user_id": "u0"}],
+        [
+            {"user_id": "u1"},
+            {"history": [{"item_id": "i1", "event_type": "x"}]},
+        ],
+    )
     outcomes = service.answer([parse_requests(rows) for rows in (good, bad, good)])
     first, second, third = outcomes
     assert isinstance(second, RequestError) and str(second).startswith("request 1: history[0]")
@@ -368,7 +495,11 @@ def test_followed_folder_changes_version_with_its_content(folder: Path, tmp_path
     followed = FollowedModel(str(tmp_path / "pulled"), "")
     first = followed.version()
     found, about = followed.load(first)
-    assert found.item_ids and about["uri"] == str(tmp_path / "pulled") and about["dataset"]["name"] == "handmade"
+    assert (
+        found.item_ids
+        and about["uri"] == str(tmp_path / "pulled")
+        and about["dataset"]["name"] == "handmade"
+    )
     assert followed.version() == first
     description = tmp_path / "pulled/bundle/bundle.json"
     description.write_text(description.read_text().replace('"created": "2', '"created": "3'))

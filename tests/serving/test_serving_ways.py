@@ -1,7 +1,9 @@
-"""One model, three ways of serving that give the same answers: MLflow's own server, Ray Serve, and batch with Ray Data.
+"""One model, three ways of serving that give the same answers: MLflow's own server, Ray Serve, and
+batch with Ray Data.
 
-In one batch and with one thread, answers are equal to the last digit, because the same code computes them. One by one,
-the last digits of float32 differ, because matrix products of another shape round differently.
+In one batch and with one thread, answers are equal to the last digit, because the same code
+computes them. One by one, the last digits of float32 differ, because matrix products of another
+shape round differently.
 """
 
 from __future__ import annotations
@@ -49,14 +51,35 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 REQUESTS: list[dict[str, Any]] = [
     {"user_id": "u0", "k": 4},  # known
     {"user_id": "by history", "history": ["i1", "i2", "mystery"], "k": 3},
-    {"user_id": "u1", "history": [{"item_id": "i9", "event_type": "buy", "timestamp": 1_900_000_000}], "k": 4},  # fresh
+    {
+        "user_id": "u1",
+        "history": [{"item_id": "i9", "event_type": "buy", "timestamp": 1_900_000_000}],
+        "k": 4,
+    },  # fresh
     {"user_id": "by friends", "friends": ["u0", "zoe"], "k": 3},
     {"user_id": "by attributes", "attributes": {"age": 30, "town": "Ulm"}, "k": 3},
     {"user_id": "u2", "context": {"weather": "sun"}, "k": 5, "exclude_seen": False},
     {"user_id": "nobody", "k": 6},  # popular items
-    {"user_id": "u3", "filters": {"kind": ["a", "b"], "price": {"lt": 9}}, "exclude": ["i1"], "k": 2, "offset": 1},
-    {"user_id": "u4", "boost": {"factor": 2, "filters": {"kind": "a"}}, "candidates": ["i1", "i3", "i4", "x"], "k": 3},
-    {"user_id": "diverse", "history": ["i1"], "diversify": {"attribute": "kind", "most": 1}, "explain": True, "k": 3},
+    {
+        "user_id": "u3",
+        "filters": {"kind": ["a", "b"], "price": {"lt": 9}},
+        "exclude": ["i1"],
+        "k": 2,
+        "offset": 1,
+    },
+    {
+        "user_id": "u4",
+        "boost": {"factor": 2, "filters": {"kind": "a"}},
+        "candidates": ["i1", "i3", "i4", "x"],
+        "k": 3,
+    },
+    {
+        "user_id": "diverse",
+        "history": ["i1"],
+        "diversify": {"attribute": "kind", "most": 1},
+        "explain": True,
+        "k": 3,
+    },
 ]
 SIMILAR: dict[str, Any] = {"item_id": "i2", "by": "vectors", "filters": {"kind": "a"}, "k": 3}
 BAD_RULE = {"user_id": "u0", "filters": {"kin": "a"}}
@@ -77,7 +100,12 @@ class Served:
         tree = {
             "run": {"dir": str(folder / "run")},
             "registry": {"name": "pocket", "alias": "champion"},
-            "model": {"width": 8, "max_history": 4, "item": {"init_std": 0.5}, "granularities": model},
+            "model": {
+                "width": 8,
+                "max_history": 4,
+                "item": {"init_std": 0.5},
+                "granularities": model,
+            },
         }
         self.config: Config = build_config(tree)
         ages = pa.array([20.0, 30.0, 40.0, None, 25.0, 35.0])
@@ -92,9 +120,15 @@ class Served:
                 "kind": pa.array(["a", "b", "c"] * (ITEMS // 3)),
                 "price": pa.array([float(place) for place in range(ITEMS)]),
             },
-            user_columns={"age": ages, "town": pa.array(["Ulm", "Bonn", "Ulm", "Bonn", None, "Ulm"])},
+            user_columns={
+                "age": ages,
+                "town": pa.array(["Ulm", "Bonn", "Ulm", "Bonn", None, "Ulm"]),
+            },
             context=(ContextColumn("weather", ("rain", "sun")),),
-            codes=[[[2 + (user + place) % 2] for place in range(len(row))] for user, row in enumerate(HISTORIES)],
+            codes=[
+                [[2 + (user + place) % 2] for place in range(len(row))]
+                for user, row in enumerate(HISTORIES)
+            ],
         )
         self.uri = tracking_uri(self.config)
         self.add(0)
@@ -107,13 +141,21 @@ class Served:
             for parameter in model.encoders.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
         self.bundle = self.folder / f"bundle{seed}"
-        write_bundle(self.bundle, model.freeze(build_graphs(self.dataset, Split.VALID, model)), self.dataset, {})
+        write_bundle(
+            self.bundle,
+            model.freeze(build_graphs(self.dataset, Split.VALID, model)),
+            self.dataset,
+            {},
+        )
         with Tracker(self.config) as tracker:
             register(tracker, self.bundle, self.config, {"model": {"ndcg@20": 0.25}})
 
     def expected(self, bundle: Path | None = None) -> list[dict[str, Any]]:
         return [
-            a.to_dict() for a in Recommender(read_bundle(bundle or self.bundle)).recommend(parse_requests(REQUESTS))
+            a.to_dict()
+            for a in Recommender(read_bundle(bundle or self.bundle)).recommend(
+                parse_requests(REQUESTS)
+            )
         ]
 
 
@@ -138,18 +180,26 @@ def without_nulls(row: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]
 
 def test_requests_use_every_field(served: Served) -> None:
     answers = served.expected()
-    assert [answer["source"] for answer in answers] == ["model"] * 6 + ["popularity"] + ["model"] * 3
-    assert answers[8]["boosts"] is not None and answers[8]["unknown_in_rules"] == {"candidates": ["x"]}
+    assert [answer["source"] for answer in answers] == ["model"] * 6 + ["popularity"] + [
+        "model"
+    ] * 3
+    assert answers[8]["boosts"] is not None and answers[8]["unknown_in_rules"] == {
+        "candidates": ["x"]
+    }
     assert answers[9]["explanations"][0]["sentence"]
     assert answers[1]["unknown_items"] == ["mystery"] and answers[3]["unknown_friends"] == ["zoe"]
     for place, name in ((3, "social"), (4, "profile"), (5, "evolution")):
         assert any(answers[place]["shares"][name])
-    plain = Recommender(read_bundle(served.bundle)).recommend(parse_requests([{**REQUESTS[5], "context": None}]))[0]
+    plain = Recommender(read_bundle(served.bundle)).recommend(
+        parse_requests([{**REQUESTS[5], "context": None}])
+    )[0]
     assert plain.shares["evolution"] != answers[5]["shares"]["evolution"], "the context counts"
 
 
 def test_ways_of_serving_are_equal_in_one_process(served: Served) -> None:
-    """The pyfunc model as MLflow loads it, the service that a replica of Ray Serve runs, and the recommender."""
+    """The pyfunc model as MLflow loads it, the service that a replica of Ray Serve runs, and the
+    recommender.
+    """
     import mlflow
 
     with active(served.uri):
@@ -157,20 +207,32 @@ def test_ways_of_serving_are_equal_in_one_process(served: Served) -> None:
     expected = served.expected()
     for row, answer in zip(frame.to_dict("records"), expected, strict=True):
         assert without_nulls(row, answer) == answer
-    [like] = [answer.to_dict() for answer in Recommender(read_bundle(served.bundle)).answer(parse_any([SIMILAR]))]
+    [like] = [
+        answer.to_dict()
+        for answer in Recommender(read_bundle(served.bundle)).answer(parse_any([SIMILAR]))
+    ]
     with active(served.uri):
-        [row] = mlflow.pyfunc.load_model("models:/pocket@champion").predict([SIMILAR]).to_dict("records")
+        [row] = (
+            mlflow.pyfunc.load_model("models:/pocket@champion")
+            .predict([SIMILAR])
+            .to_dict("records")
+        )
     assert {name: value for name, value in row.items() if value is not None} == like
     service = Service(Limits(10_000, 100))
     service.adopt(read_bundle(served.bundle), {"version": "1"})
     [outcome] = service.answer([parse_requests(REQUESTS)])
-    assert isinstance(outcome, Answered) and [answer.to_dict() for answer in outcome.answers] == expected
+    assert (
+        isinstance(outcome, Answered)
+        and [answer.to_dict() for answer in outcome.answers] == expected
+    )
     alone = service.answer([parse_requests([row]) for row in REQUESTS])
     for one, answer in zip(alone, expected, strict=True):
-        assert isinstance(one, Answered) and one.answers[0].to_dict() == answer, "a batch of calls is one batch"
+        assert isinstance(one, Answered) and one.answers[0].to_dict() == answer, (
+            "a batch of calls is one batch"
+        )
 
 
-# ------------------------------------------------------------------------------------------------ real servers, slow
+# ------------------------------------------------------------------------------- real servers, slow
 
 
 def free_port() -> int:
@@ -180,7 +242,9 @@ def free_port() -> int:
 
 
 def post(url: str, content: Any, timeout: float = 200, **headers: str) -> Any:
-    request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json", **headers})
+    request = urllib.request.Request(
+        url, json.dumps(content).encode(), {"Content-Type": "application/json", **headers}
+    )
     with urllib.request.urlopen(request, timeout=timeout) as reply:
         return json.loads(reply.read())
 
@@ -199,7 +263,9 @@ def get(url: str) -> Any:
 
 
 @contextmanager
-def started(words: list[str], log: Path, is_ready: Callable[[], bool], **environment: str) -> Iterator[Any]:
+def started(
+    words: list[str], log: Path, is_ready: Callable[[], bool], **environment: str
+) -> Iterator[Any]:
     """A server in its own process group, from when it is ready until the end of the block."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -251,7 +317,9 @@ def mlflow_server(
 
 
 @contextmanager
-def ray_server(served: Served, folder: Path, port: int, *more: str, **environment: str) -> Iterator[Any]:
+def ray_server(
+    served: Served, folder: Path, port: int, *more: str, **environment: str
+) -> Iterator[Any]:
     (folder / "config.yaml").write_text("model: {granularities: {evolution: {enabled: true}}}\n")
     words = [
         sys.executable,
@@ -277,7 +345,9 @@ def ray_server(served: Served, folder: Path, port: int, *more: str, **environmen
 
 
 @pytest.mark.slow
-def test_three_ways_of_serving_give_the_same_answers(served: Served, ray_local: None, tmp_path: Path) -> None:
+def test_three_ways_of_serving_give_the_same_answers(
+    served: Served, ray_local: None, tmp_path: Path
+) -> None:
     expected = served.expected()
     recommend_all(served.bundle, tmp_path / "batch.parquet", requests=REQUESTS)
     rows = pq.read_table(tmp_path / "batch.parquet").to_pylist()
@@ -288,13 +358,17 @@ def test_three_ways_of_serving_give_the_same_answers(served: Served, ray_local: 
         for name, shares in answer["shares"].items():
             assert [row[f"share_{name}"] for row in mine] == shares
         assert [row["boost"] for row in mine] == (answer.get("boosts") or [None] * len(mine))
-        said = [None if row["explanation"] is None else json.loads(row["explanation"]) for row in mine]
+        said = [
+            None if row["explanation"] is None else json.loads(row["explanation"]) for row in mine
+        ]
         assert said == (answer.get("explanations") or [None] * len(mine))
     port = free_port()
     with mlflow_server("models:/pocket@champion", tmp_path, port, uri=served.uri):
         url = f"http://127.0.0.1:{port}/invocations"
         found = post(url, {"dataframe_records": REQUESTS})["predictions"]
-        assert [without_nulls(row, answer) for row, answer in zip(found, expected, strict=True)] == expected
+        assert [
+            without_nulls(row, answer) for row, answer in zip(found, expected, strict=True)
+        ] == expected
         for request, answer in zip(REQUESTS, expected, strict=True):
             assert_close(post(url, {"inputs": [request]})["predictions"][0], answer)
         for form in ("dataframe_records", "inputs", "instances"):
@@ -322,14 +396,21 @@ def test_three_ways_of_serving_give_the_same_answers(served: Served, ray_local: 
         assert get(f"{url}/model")["stock"]["out"] == 2
         assert json.loads((tmp_path / "stock.json").read_text())["out"] == ["gone", "i3"]
         post(f"{url}/stock", {"remove": ["i3", "gone"]}, Authorization=f"Bearer {TOKEN}")
-        assert post(f"{url}/invocations", {"dataframe_records": REQUESTS})["predictions"] == expected
+        assert (
+            post(f"{url}/invocations", {"dataframe_records": REQUESTS})["predictions"] == expected
+        )
         for request, answer in zip(REQUESTS, expected, strict=True):
             assert_close(post(f"{url}/recommend", request), answer)
         assert (get(f"{url}/model")["name"], get(f"{url}/model")["alias"]) == ("pocket", "champion")
-        assert "request 0: user_id: got 7" in refused(f"{url}/recommend", {"user_id": 7}, 400)["error"]
+        assert (
+            "request 0: user_id: got 7" in refused(f"{url}/recommend", {"user_id": 7}, 400)["error"]
+        )
         assert "exclude_sen: unknown field" in refused(f"{url}/recommend", MISTYPED, 400)["error"]
         for form in ("dataframe_records", "inputs", "instances"):
-            assert "exclude_sen: unknown field" in refused(f"{url}/invocations", {form: [MISTYPED]}, 400)["message"]
+            assert (
+                "exclude_sen: unknown field"
+                in refused(f"{url}/invocations", {form: [MISTYPED]}, 400)["message"]
+            )
         children = _below(process.pid)
         assert len(children) > 3
         process.send_signal(signal.SIGINT)
@@ -380,7 +461,12 @@ def test_server_reloads_when_alias_moves_and_no_call_fails(tmp_path: Path) -> No
             try:
                 request = urllib.request.Request(url, asked, {"Content-Type": "application/json"})
                 with urllib.request.urlopen(request, timeout=120) as reply:
-                    versions.append((reply.headers["X-Model-Version"], tuple(json.loads(reply.read())["item_ids"])))
+                    versions.append(
+                        (
+                            reply.headers["X-Model-Version"],
+                            tuple(json.loads(reply.read())["item_ids"]),
+                        )
+                    )
             except Exception as error:
                 failed.append(repr(error))
 
@@ -402,7 +488,9 @@ def test_server_reloads_when_alias_moves_and_no_call_fails(tmp_path: Path) -> No
             time.sleep(1)
             registry = client(served.uri)
             source = registry.get_model_version("pocket", "1")
-            broken = registry.create_model_version("pocket", source=str(tmp_path / "nothing"), run_id=source.run_id)
+            broken = registry.create_model_version(
+                "pocket", source=str(tmp_path / "nothing"), run_id=source.run_id
+            )
             registry.set_registered_model_alias("pocket", "champion", broken.version)
             wait_for("models:/pocket/3 cannot be loaded")
             time.sleep(1)
@@ -412,11 +500,15 @@ def test_server_reloads_when_alias_moves_and_no_call_fails(tmp_path: Path) -> No
         assert failed == []
         assert {version for version, _ in versions} == {"1", "2"} and versions[-1][0] == "2"
         lists = {"1": tuple(before[0]["item_ids"]), "2": tuple(after[0]["item_ids"])}
-        assert lists["1"] != lists["2"] and all(items == lists[version] for version, items in versions)
+        assert lists["1"] != lists["2"] and all(
+            items == lists[version] for version, items in versions
+        )
         for _ in range(600):  # a replica reports its counts to the model holder twice a second
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
                 text = reply.read().decode()
-            total = next(line for line in text.splitlines() if 'path="/recommend",status="200"' in line)
+            total = next(
+                line for line in text.splitlines() if 'path="/recommend",status="200"' in line
+            )
             if int(total.split()[-1]) == len(versions):
                 break
             time.sleep(0.2)
@@ -427,23 +519,40 @@ def test_server_reloads_when_alias_moves_and_no_call_fails(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_server_under_load_stays_reachable_and_stops_without_losing_a_call(served: Served, tmp_path: Path) -> None:
-    """Half-sent bodies and large calls together with small ones; then SIGTERM while clients send calls."""
+def test_server_under_load_stays_reachable_and_stops_without_losing_a_call(
+    served: Served, tmp_path: Path
+) -> None:
+    """Half-sent bodies and large calls together with small ones; then SIGTERM while clients send
+    calls.
+    """
     port = free_port()
     address, url = ("127.0.0.1", port), f"http://127.0.0.1:{port}"
     outcomes: Counter[str] = Counter()
-    with ray_server(served, tmp_path, port, "--serve.body_timeout_s", "60", "--serve.drain_s", "2") as process:
+    with ray_server(
+        served, tmp_path, port, "--serve.body_timeout_s", "60", "--serve.drain_s", "2"
+    ) as process:
         half = [socket.create_connection(address, timeout=30) for _ in range(130)]
         for connection in half:
-            connection.sendall(b"POST /recommend HTTP/1.1\r\nHost: here\r\nContent-Length: 900\r\n\r\n{")
+            connection.sendall(
+                b"POST /recommend HTTP/1.1\r\nHost: here\r\nContent-Length: 900\r\n\r\n{"
+            )
         for _ in range(5):
-            assert get(f"{url}/health")["ready"] and post(f"{url}/recommend", REQUESTS[0], 30)["item_ids"]
-        large = [{"user_id": f"u{row % 6}", "history": [f"i{row % 12}"] * 20, "k": 100} for row in range(1000)]
+            assert (
+                get(f"{url}/health")["ready"]
+                and post(f"{url}/recommend", REQUESTS[0], 30)["item_ids"]
+            )
+        large = [
+            {"user_id": f"u{row % 6}", "history": [f"i{row % 12}"] * 20, "k": 100}
+            for row in range(1000)
+        ]
         found = post(f"{url}/recommend", large, 120)
         assert len(found) == 1000, "read in a process of its own, and answered in slices"
         wrong = refused(f"{url}/recommend", [*large[:999], {"user_id": 7}], 400)["error"]
         assert wrong.startswith("request 999: user_id: got 7")
-        assert "serve.max_answers" in refused(f"{url}/recommend", [{**row, "k": 101} for row in large], 413)["error"]
+        assert (
+            "serve.max_answers"
+            in refused(f"{url}/recommend", [{**row, "k": 101} for row in large], 413)["error"]
+        )
         with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
             assert 'path="/health",status="200"' in reply.read().decode()
 
@@ -479,13 +588,26 @@ def test_model_answers_with_only_its_own_requirements(served: Served, tmp_path: 
     import mlflow
 
     with active(served.uri):
-        model = Path(mlflow.artifacts.download_artifacts("models:/pocket@champion", dst_path=str(tmp_path / "model")))
+        model = Path(
+            mlflow.artifacts.download_artifacts(
+                "models:/pocket@champion", dst_path=str(tmp_path / "model")
+            )
+        )
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv/bin/python"
     words = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*words, "-r", str(model / "requirements.txt")], check=True, timeout=900)
-    installed = subprocess.run([str(python), "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
-    for heavy in ("ray ", "transformers", "torch-geometric", "torch_geometric", "polars", "implicit"):
+    installed = subprocess.run(
+        [str(python), "-m", "pip", "list"], check=True, capture_output=True, text=True
+    ).stdout
+    for heavy in (
+        "ray ",
+        "transformers",
+        "torch-geometric",
+        "torch_geometric",
+        "polars",
+        "implicit",
+    ):
         assert heavy not in installed
     port = free_port()
     with mlflow_server(str(model), tmp_path, port, python):
@@ -499,17 +621,31 @@ def test_stock_reply_waits_until_both_replicas_have_the_change(tmp_path: Path) -
     served, port = Served(tmp_path), free_port()
     url, out = f"http://127.0.0.1:{port}", {"out": ["i3"]}
     bearer = {"Authorization": f"Bearer {TOKEN}"}
-    with ray_server(served, tmp_path, port, "--serve.replicas", "2", "--serve.stock_token_env", "STOCK", STOCK=TOKEN):
+    with ray_server(
+        served,
+        tmp_path,
+        port,
+        "--serve.replicas",
+        "2",
+        "--serve.stock_token_env",
+        "STOCK",
+        STOCK=TOKEN,
+    ):
         for number in range(10):
             change = out if number % 2 == 0 else {"out": []}
             started = time.monotonic()
             assert post(f"{url}/stock", change, **bearer)["everywhere"] is True
             assert time.monotonic() - started < 3
-            found = {"i3" in post(f"{url}/recommend", {"user_id": "nobody", "k": 100})["item_ids"] for _ in range(20)}
+            found = {
+                "i3" in post(f"{url}/recommend", {"user_id": "nobody", "k": 100})["item_ids"]
+                for _ in range(20)
+            }
             assert found == {change != out}
 
 
-def test_stock_is_everywhere_when_every_running_replica_has_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stock_is_everywhere_when_every_running_replica_has_the_revision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     desk = ModelHolder()
     desk.look("one", {"a": 1}, {}, {}, 1)
     desk.look("two", {"a": 1}, {}, {}, 0)

@@ -1,4 +1,6 @@
-"""Similar items by vectors, use or text, with the method in the answer; and explanations, which match the model."""
+"""Similar items by vectors, use or text, with the method in the answer; and explanations, which
+match the model.
+"""
 
 from __future__ import annotations
 
@@ -65,30 +67,45 @@ def test_similarity_by_vectors_is_the_cosine(bundle: Bundle, recommender: Recomm
     assert answer.scores == sorted(answer.scores, reverse=True) and max(answer.scores) <= 1 + 1e-6
 
 
-def test_similarity_by_use_counts_users_who_had_both(bundle: Bundle, recommender: Recommender) -> None:
+def test_similarity_by_use_counts_users_who_had_both(
+    bundle: Bundle, recommender: Recommender
+) -> None:
     had = [set(bundle.histories.take(np.array([user])).items_E.tolist()) for user in range(USERS)]
     users = Counter(item for items in had for item in items)
     together = Counter(item for items in had if 0 in items for item in items - {0})
     score = {item: n / ((users[0] * users[item]) ** 0.5 + 10) for item, n in together.items()}
     answer = like(recommender, "i0", by="use", k=200)
-    assert answer.by == "use" and answer.why == "as requested" and len(answer.item_ids) == len(score) < ITEMS - 1
+    assert (
+        answer.by == "use"
+        and answer.why == "as requested"
+        and len(answer.item_ids) == len(score) < ITEMS - 1
+    )
     for item, found in zip(answer.item_ids, answer.scores, strict=True):
         assert found == pytest.approx(score[int(item[1:])])
     assert answer.scores == sorted(answer.scores, reverse=True)
 
 
 def test_similarity_by_text_is_the_cosine_of_text_vectors(recommender: Recommender) -> None:
-    texts = torch.as_tensor(recommender.bundle.item_text).numpy()  # whitened, as the model reads them
+    texts = torch.as_tensor(
+        recommender.bundle.item_text
+    ).numpy()  # whitened, as the model reads them
     answer = like(recommender, "i5", by="text", k=8)
     assert answer.item_ids == by_cosine(texts, 5, 8) and answer.by == "text"
     assert f"i{ITEMS - 1}" not in like(recommender, "i5", by="text", k=1000).item_ids
 
 
 def test_item_without_events_is_compared_by_text(recommender: Recommender) -> None:
-    cold = next(item for item in range(ITEMS - 2, 0, -1) if not recommender.bundle.popularity_N[item])
+    cold = next(
+        item for item in range(ITEMS - 2, 0, -1) if not recommender.bundle.popularity_N[item]
+    )
     answer = like(recommender, f"i{cold}", k=5)
-    assert (answer.by, answer.why) == ("text", "no user has had the item yet, so texts are compared")
-    assert answer.item_ids == by_cosine(torch.as_tensor(recommender.bundle.item_text).numpy(), cold, 5)
+    assert (answer.by, answer.why) == (
+        "text",
+        "no user has had the item yet, so texts are compared",
+    )
+    assert answer.item_ids == by_cosine(
+        torch.as_tensor(recommender.bundle.item_text).numpy(), cold, 5
+    )
 
 
 def test_bundle_keeps_texts_that_the_model_does_not_read(world: World, tmp_path: Path) -> None:
@@ -99,7 +116,11 @@ def test_bundle_keeps_texts_that_the_model_does_not_read(world: World, tmp_path:
     write_bundle(tmp_path / "bundle", frozen, world.dataset, {})
     bundle = read_bundle(tmp_path / "bundle")
     texts = world.dataset.text_vectors_NT().astype(np.float32)
-    assert bundle.text_NT is not None and bundle.text_NT.dtype == np.int8 and not bundle.text_NT[-1].any()
+    assert (
+        bundle.text_NT is not None
+        and bundle.text_NT.dtype == np.int8
+        and not bundle.text_NT[-1].any()
+    )
     unit = texts[:-1] / np.linalg.norm(texts[:-1], axis=1, keepdims=True)
     assert np.abs(bundle.text_NT[:-1] / 127 - unit).max() < 0.005
     answer = like(Recommender(bundle), "i5", by="text", k=8)
@@ -115,9 +136,17 @@ def test_rules_apply_to_similar_items(world: World, recommender: Recommender) ->
     allowed = [item for item in whole.item_ids[2:] if holds(world.rows[int(item[1:])], filters)]
     assert answer.item_ids == allowed[2:8]
     boosted = like(recommender, "i3", k=5, boost={"factor": 100, "items": [whole.item_ids[-1]]})
-    assert boosted.item_ids[0] == whole.item_ids[-1] and boosted.boosts == [100.0, 1.0, 1.0, 1.0, 1.0]
+    assert boosted.item_ids[0] == whole.item_ids[-1] and boosted.boosts == [
+        100.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+    ]
     capped = like(recommender, "i3", k=10, diversify={"attribute": "brand", "most": 2})
-    assert max(Counter(world.rows[int(item[1:])]["brand"] for item in capped.item_ids).values()) == 2
+    assert (
+        max(Counter(world.rows[int(item[1:])]["brand"] for item in capped.item_ids).values()) == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,16 +155,24 @@ def test_rules_apply_to_similar_items(world: World, recommender: Recommender) ->
         ({"item_id": "x"}, r"request 0: item_id: the model does not know 'x'"),
         ({"item_id": 3}, r"request 0: item_id: got 3 \(int\), expected a string"),
         ({"item_id": "i1", "by": "looks"}, r"by: got 'looks'.*'auto', 'vectors', 'use' or 'text'"),
-        ({"item_id": "i1", "user_id": "u0"}, r"user_id: unknown field; expected one of: boost, by, candidates"),
+        (
+            {"item_id": "i1", "user_id": "u0"},
+            r"user_id: unknown field; expected one of: boost, by, candidates",
+        ),
         (
             {"item_id": f"i{ITEMS - 1}", "by": "text"},
             r"cannot be compared by text: the item has no text; possible for this item: none",
         ),
-        ({"item_id": f"i{ITEMS - 1}", "by": "use"}, r"cannot be compared by use: no user has had the item yet"),
+        (
+            {"item_id": f"i{ITEMS - 1}", "by": "use"},
+            r"cannot be compared by use: no user has had the item yet",
+        ),
         ({"item_id": "i1", "explain": True}, r"explain: unknown field"),
     ],
 )
-def test_item_without_comparable_data_is_refused(recommender: Recommender, row: dict[str, Any], message: str) -> None:
+def test_item_without_comparable_data_is_refused(
+    recommender: Recommender, row: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RequestError, match=message):
         recommender.answer(parse_any([row]))
 
@@ -149,7 +186,7 @@ def test_mixed_requests_are_answered_in_order(recommender: Recommender) -> None:
         recommender.answer(parse_any(bad))
 
 
-# ------------------------------------------------------------------------------------------------------- explanations
+# ------------------------------------------------------------------------------------- explanations
 
 
 def ask(recommender: Recommender, **request: Any) -> Answer:
@@ -164,7 +201,9 @@ def test_effect_of_a_past_item_is_the_score_lost_without_it(recommender: Recomme
     for item, score, why in zip(answer.item_ids, answer.scores, answer.explanations, strict=True):
         lost = {}
         for gone in history:
-            rest = ask(recommender, history=[one for one in history if one != gone], candidates=[item], k=1)
+            rest = ask(
+                recommender, history=[one for one in history if one != gone], candidates=[item], k=1
+            )
             lost[gone] = score - rest.scores[0]
         expected = sorted((one for one in lost if lost[one] > 1e-4), key=lambda one: -lost[one])[:3]
         assert [entry["item_id"] for entry in why["items"]] == expected
@@ -181,7 +220,9 @@ def test_share_of_a_friend_is_that_of_the_friend_alone(recommender: Recommender)
     named = 0
     for item, why in zip(answer.item_ids, answer.explanations, strict=True):
         for entry in why["friends"]:
-            alone = ask(recommender, history=["i1"], friends=[entry["user_id"]], candidates=[item], k=1)
+            alone = ask(
+                recommender, history=["i1"], friends=[entry["user_id"]], candidates=[item], k=1
+            )
             assert entry["share"] == pytest.approx(alone.shares["social"][0], rel=1e-3, abs=1e-5)
             assert entry["user_id"] in why["sentence"]
             named += 1
@@ -193,10 +234,18 @@ def test_share_of_a_friend_is_that_of_the_friend_alone(recommender: Recommender)
 
 
 def test_sentence_names_the_granularity_with_the_largest_share(recommender: Recommender) -> None:
-    answer = ask(recommender, user_id="u2", k=10, explain=True, boost={"factor": 3, "filters": {"used": True}})
+    answer = ask(
+        recommender,
+        user_id="u2",
+        k=10,
+        explain=True,
+        boost={"factor": 3, "filters": {"used": True}},
+    )
     assert answer.explanations is not None and answer.boosts is not None
     for place, why in enumerate(answer.explanations):
-        positive = {name: shares[place] for name, shares in answer.shares.items() if shares[place] > 0}
+        positive = {
+            name: shares[place] for name, shares in answer.shares.items() if shares[place] > 0
+        }
         share = max(positive.values()) / sum(positive.values())
         assert f"({share:.0%} of its positive score".replace("%", " %") in why["sentence"]
         assert ("raised by a factor of 3" in why["sentence"]) == (answer.boosts[place] == 3)
@@ -233,7 +282,11 @@ def test_similar_command_prints_the_answer_of_the_endpoint(
     answer = like(recommender, "i3", k=3, filters={"kind": "toys"})
     said = capsys.readouterr().out
     assert "like i3 (Title of i3), by the model's item vectors" in said
-    listed = [line.split()[-4] for line in said.splitlines() if "Title of i" in line and "like" not in line]
+    listed = [
+        line.split()[-4]
+        for line in said.splitlines()
+        if "Title of i" in line and "like" not in line
+    ]
     assert listed == answer.item_ids
     assert main([*words, "--item", "x"]) == 2
     assert "the model does not know 'x'" in capsys.readouterr().err

@@ -33,7 +33,11 @@ class Vectors:
 
     def user_vectors(self, queries: Any) -> tuple[torch.Tensor, torch.Tensor, SparseScores]:
         users_B = queries.histories.users_U
-        return self.users_UD[users_B], torch.ones(len(users_B), dtype=torch.bool), SparseScores.nothing()
+        return (
+            self.users_UD[users_B],
+            torch.ones(len(users_B), dtype=torch.bool),
+            SparseScores.nothing(),
+        )
 
     def scores(self, queries: Any) -> torch.Tensor:
         return self.users_UD[queries.histories.users_U] @ self.item_vectors_ND.T
@@ -56,12 +60,16 @@ def measured() -> tuple[Any, Any, Config, dict[str, Any]]:
 def test_strength_zero_keeps_the_list(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:
     model, queries, config, found = measured
     ranking = rank(model, queries, found["k"], config.evaluate.exclude_seen)
-    expected = ndcg_at(mark_hits(ranking.items_BK, ranking.queries), ranking.num_targets_B, found["k"]).mean()
+    expected = ndcg_at(
+        mark_hits(ranking.items_BK, ranking.queries), ranking.num_targets_B, found["k"]
+    ).mean()
     assert found["points"][0]["strength"] == 0
     assert found["points"][0]["value"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_larger_strength_gives_more_diverse_lists(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:
+def test_larger_strength_gives_more_diverse_lists(
+    measured: tuple[Any, Any, Config, dict[str, Any]],
+) -> None:
     *_, found = measured
     diversity = [point["diversity"] for point in found["points"]]
     assert [point["strength"] for point in found["points"]] == list(STRENGTHS)
@@ -69,22 +77,28 @@ def test_larger_strength_gives_more_diverse_lists(measured: tuple[Any, Any, Conf
     assert all(point["low"] <= point["value"] <= point["high"] for point in found["points"])
 
 
-def test_diversity_is_one_minus_the_mean_cosine_of_pairs(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:
+def test_diversity_is_one_minus_the_mean_cosine_of_pairs(
+    measured: tuple[Any, Any, Config, dict[str, Any]],
+) -> None:
     model, queries, config, found = measured
     ranking = rank(model, queries, found["pool"], config.evaluate.exclude_seen)
     likeness, expected = ItemSimilarity(model), []
     for listed_P, scores_P in zip(ranking.items_BK, ranking.scores_BK, strict=True):
         items_P = listed_P[listed_P >= 0]
-        order = by_relevance(scores_P[: len(items_P)].astype(np.float64), likeness.among(items_P), STRENGTHS[-1])[
-            : found["k"]
-        ]
-        chosen = torch.nn.functional.normalize(model.item_vectors_ND[torch.as_tensor(items_P[order]).long()], dim=1)
+        order = by_relevance(
+            scores_P[: len(items_P)].astype(np.float64), likeness.among(items_P), STRENGTHS[-1]
+        )[: found["k"]]
+        chosen = torch.nn.functional.normalize(
+            model.item_vectors_ND[torch.as_tensor(items_P[order]).long()], dim=1
+        )
         cosines = (chosen @ chosen.T).numpy()
         expected.append(1 - np.mean(cosines[np.triu_indices(found["k"], 1)]))
     assert found["points"][-1]["diversity"] == pytest.approx(np.mean(expected), abs=1e-5)
 
 
-def test_report_shows_one_point_per_strength(measured: tuple[Any, Any, Config, dict[str, Any]]) -> None:
+def test_report_shows_one_point_per_strength(
+    measured: tuple[Any, Any, Config, dict[str, Any]],
+) -> None:
     *_, found = measured
     panel = trade_off_panel({"trade_off": found})
     assert panel is not None

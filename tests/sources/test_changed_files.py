@@ -23,7 +23,9 @@ ROWS = 2000
 
 
 def table() -> pa.Table:
-    return pa.table({"user_id": [f"u{n}" for n in range(ROWS)], "item_id": [f"i{n % 7}" for n in range(ROWS)]})
+    return pa.table(
+        {"user_id": [f"u{n}" for n in range(ROWS)], "item_id": [f"i{n % 7}" for n in range(ROWS)]}
+    )
 
 
 def text(delimiter: str, header: str) -> bytes:
@@ -84,7 +86,9 @@ def change(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", SAYS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_change_between_finding_and_reading_is_one_message(kind: str, how: str, tmp_path: Path) -> None:
+def test_a_change_between_finding_and_reading_is_one_message(
+    kind: str, how: str, tmp_path: Path
+) -> None:
     source, path = source_of(kind, tmp_path)
     pieces = open_source(source).pieces()["events"]
     change(path, how)
@@ -115,7 +119,9 @@ def test_a_change_since_the_fingerprint_is_one_message(how: str, tmp_path: Path)
         (path.parent / "more.csv").write_bytes(path.read_bytes())
     else:
         change(path, how)
-    with pytest.raises(SourceError, match="was added while the source was read|changed while it was read"):
+    with pytest.raises(
+        SourceError, match="was added while the source was read|changed while it was read"
+    ):
         adapter.unchanged_pieces()
 
 

@@ -1,4 +1,6 @@
-"""Tables made from columns of the events, numbers of text files, HTML, nested lists, event types by file."""
+"""Tables made from columns of the events, numbers of text files, HTML, nested lists, event types by
+file.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,18 @@ def test_items_and_users_are_made_from_columns_of_the_events(tmp_path: Path) -> 
         user_columns=["country"],
     )
     items = found["items"].select(["item_id", "label", "price"]).to_pylist()
-    assert items == [{"item_id": "i1", "label": "lamp", "price": 12.0}, {"item_id": "i2", "label": None, "price": None}]
+    assert items == [
+        {"item_id": "i1", "label": "lamp", "price": 12.0},
+        {"item_id": "i2", "label": None, "price": None},
+    ]
     assert found["users"].select(["user_id", "country"]).to_pylist() == [
         {"user_id": "u1", "country": "NO"},
         {"user_id": "u2", "country": "SE"},
     ]
-    assert found["items"].column(schema.ROW).to_pylist() == [1, 5], "the rows where the ids appear first"
+    assert found["items"].column(schema.ROW).to_pylist() == [
+        1,
+        5,
+    ], "the rows where the ids appear first"
     assert found["events"].num_rows == 5
 
 
@@ -66,7 +74,9 @@ def test_each_piece_of_the_events_gives_one_row_for_each_id(tmp_path: Path) -> N
 
 
 def test_a_column_that_the_events_lack_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="item_columns: 'colour' is not a further column of the events"):
+    with pytest.raises(
+        SourceError, match="item_columns: 'colour' is not a further column of the events"
+    ):
         tables(events=[lines(tmp_path)], item_columns=["colour"])
     with pytest.raises(SourceError, match="numbers.events: 'colour'"):
         tables(events=[lines(tmp_path)], numbers={"events": ["colour"]})
@@ -76,9 +86,17 @@ def test_a_column_that_the_events_lack_is_refused(tmp_path: Path) -> None:
 
 def test_declared_numbers_of_text_files_are_numbers(tmp_path: Path) -> None:
     events = write(tmp_path / "e.csv", [("user_id", "item_id"), ("u", "i")])
-    items = write(tmp_path / "i.csv", [("item_id", "price", "lat"), ("i", "1,299.50 EUR", "59.9"), ("j", "-", "")])
-    found = tables(events=[str(events)], items=[str(items)], numbers={"items": ["price", "lat"]})["items"]
-    assert found.select(["price", "lat"]).to_pylist() == [{"price": 1299.5, "lat": 59.9}, {"price": None, "lat": None}]
+    items = write(
+        tmp_path / "i.csv",
+        [("item_id", "price", "lat"), ("i", "1,299.50 EUR", "59.9"), ("j", "-", "")],
+    )
+    found = tables(events=[str(events)], items=[str(items)], numbers={"items": ["price", "lat"]})[
+        "items"
+    ]
+    assert found.select(["price", "lat"]).to_pylist() == [
+        {"price": 1299.5, "lat": 59.9},
+        {"price": None, "lat": None},
+    ]
 
 
 def test_files_of_one_event_type_each(tmp_path: Path) -> None:
@@ -92,17 +110,36 @@ def test_files_of_one_event_type_each(tmp_path: Path) -> None:
 
 def test_nested_lists_of_json_are_one_list(tmp_path: Path) -> None:
     events = write(tmp_path / "e.csv", [("user_id", "item_id"), ("u", "i")])
-    rows = [{"item_id": "i", "paths": [["Home", "Lamps"], ["Home", "Gifts"]]}, {"item_id": "j", "paths": []}]
+    rows = [
+        {"item_id": "i", "paths": [["Home", "Lamps"], ["Home", "Gifts"]]},
+        {"item_id": "j", "paths": []},
+    ]
     items = write_json(tmp_path / "items.json", rows)
     found = tables(events=[str(events)], items=[str(items)])["items"]
     assert found.column("paths").to_pylist() == [["Home", "Lamps", "Gifts"], []]
 
 
 def test_html_becomes_plain_text() -> None:
-    texts = ["<p>Oil &amp; paint<br>for <b>walls</b></p>", "2 < 3 and 5 > 4", "&lt;i&gt;old&lt;/i&gt; page", None]
-    features = pa.table({"item_id": ["a", "b", "c", "d"], "body": texts, "parts": [["<b>x</b>", "y"], [], None, ["z"]]})
+    texts = [
+        "<p>Oil &amp; paint<br>for <b>walls</b></p>",
+        "2 < 3 and 5 > 4",
+        "&lt;i&gt;old&lt;/i&gt; page",
+        None,
+    ]
+    features = pa.table(
+        {
+            "item_id": ["a", "b", "c", "d"],
+            "body": texts,
+            "parts": [["<b>x</b>", "y"], [], None, ["z"]],
+        }
+    )
     found = without_html(features, ["body", "parts"])
-    assert found.column("body").to_pylist() == ["Oil & paint for walls", "2 < 3 and 5 > 4", "old page", None]
+    assert found.column("body").to_pylist() == [
+        "Oil & paint for walls",
+        "2 < 3 and 5 > 4",
+        "old page",
+        None,
+    ]
     assert found.column("parts").to_pylist() == [["x", "y"], [], None, ["z"]]
     assert without_html(features, ["body"]).column_names == features.column_names
     with pytest.raises(ConfigError, match="data.text.html: title not among"):

@@ -1,4 +1,6 @@
-"""Finding files and unpacking them: ~, odd names and globs, gzip, zstd and zip by name and by their bytes."""
+"""Finding files and unpacking them: ~, odd names and globs, gzip, zstd and zip by name and by their
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ def error_of(path: str) -> str:
     return str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------------------- compressed
+# --------------------------------------------------------------------------------------- compressed
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.csv.gz", "E.CSV.GZ", "e.csv.zst"])
@@ -72,8 +74,12 @@ def test_concatenated_gzip_files_are_one_file(pack: object, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("archive", ["e.csv.zip", "e.csv", "e.zip"])
-@pytest.mark.parametrize("more", [{}, {"__MACOSX/._log.csv": b"x", ".DS_Store": b"y"}], ids=["alone", "with a mac's"])
-def test_a_zip_archive_of_one_file_is_read(archive: str, more: dict[str, bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"__MACOSX/._log.csv": b"x", ".DS_Store": b"y"}], ids=["alone", "with a mac's"]
+)
+def test_a_zip_archive_of_one_file_is_read(
+    archive: str, more: dict[str, bytes], tmp_path: Path
+) -> None:
     assert num_events(zipped(tmp_path / archive, {"data/log.csv": CONTENT, **more})) == 500
 
 
@@ -104,7 +110,10 @@ def test_truncated_file_is_an_error(pack: str, cut: float, tmp_path: Path) -> No
 
 
 def test_damage_inside_a_compressed_file_is_an_error(tmp_path: Path) -> None:
-    for name, content in {"e.csv.gz": gzip.compress(CONTENT), "e.csv.zst": b"\x28\xb5\x2f\xfd\0\1\2"}.items():
+    for name, content in {
+        "e.csv.gz": gzip.compress(CONTENT),
+        "e.csv.zst": b"\x28\xb5\x2f\xfd\0\1\2",
+    }.items():
         damaged = bytearray(content)
         damaged[-6] ^= 0xFF
         assert "cannot be read" in error_of(write(tmp_path / name, bytes(damaged)))
@@ -117,7 +126,12 @@ def test_damage_inside_a_compressed_file_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("head", "kind"),
-    [(b"BZh91AY&SY", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"\x04\x22\x4d\x18", "lz4")],
+    [
+        (b"BZh91AY&SY", "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"7z\xbc\xaf\x27\x1c", "7z"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+    ],
 )
 def test_other_compressions_are_named(head: bytes, kind: str, tmp_path: Path) -> None:
     said = error_of(write(tmp_path / "e.csv", head + b"\0" * 50))
@@ -131,7 +145,10 @@ def test_compressed_parquet_is_named(tmp_path: Path) -> None:
 
 
 def test_compressed_sequences(tmp_path: Path) -> None:
-    for name, content in {"s.txt": gzip.compress(b"u a b\nv a\n"), "s.txt.zst": zstd(b"u a b\nv a\n")}.items():
+    for name, content in {
+        "s.txt": gzip.compress(b"u a b\nv a\n"),
+        "s.txt.zst": zstd(b"u a b\nv a\n"),
+    }.items():
         pieces = open_source(SequencesSource(events=write(tmp_path / name, content))).pieces()
         assert read_all(pieces["events"]).num_rows == 3
 
@@ -141,14 +158,18 @@ def test_byte_order_mark_in_sequences_is_not_part_of_a_user(tmp_path: Path) -> N
         "s.txt": b"\xef\xbb\xbfu a b\nv a\n",
         "s.txt.gz": gzip.compress(b"\xef\xbb\xbfu a\n"),
     }.items():
-        table = read_all(open_source(SequencesSource(events=write(tmp_path / name, content))).pieces()["events"])
+        table = read_all(
+            open_source(SequencesSource(events=write(tmp_path / name, content))).pieces()["events"]
+        )
         assert table.column(schema.USER_ID).to_pylist()[0] == "u"
 
 
-# ---------------------------------------------------------------------------------------------------------------- names
+# -------------------------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize("name", ["log[1].csv", "[z-a].csv", "what?.csv", "a*b.csv", "open[.csv", "~x.csv"])
+@pytest.mark.parametrize(
+    "name", ["log[1].csv", "[z-a].csv", "what?.csv", "a*b.csv", "open[.csv", "~x.csv"]
+)
 def test_a_name_that_looks_like_a_glob_is_a_name(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, CONTENT)
     assert [file.path for file in find([path])] == [path]
@@ -185,13 +206,21 @@ def test_odd_globs_match_or_are_one_message(pattern: str, names: list[str], tmp_
 
 
 def test_glob_lists_only_matching_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A glob whose first folder is a pattern must not list the disk; files below ``other`` are not read."""
+    """A glob whose first folder is a pattern must not list the disk; files below ``other`` are not
+    read.
+    """
     write(tmp_path / "logs1/day=1/a.csv", CONTENT)
     write(tmp_path / "other/deep/b.csv", CONTENT)
     listed: list[str] = []
     selector = pyarrow.fs.FileSelector
-    monkeypatch.setattr(pyarrow.fs, "FileSelector", lambda path, **more: listed.append(path) or selector(path, **more))
-    assert [file.path for file in find([f"{tmp_path}/l*/day=?/*.csv"])] == [f"{tmp_path}/logs1/day=1/a.csv"]
+    monkeypatch.setattr(
+        pyarrow.fs,
+        "FileSelector",
+        lambda path, **more: listed.append(path) or selector(path, **more),
+    )
+    assert [file.path for file in find([f"{tmp_path}/l*/day=?/*.csv"])] == [
+        f"{tmp_path}/logs1/day=1/a.csv"
+    ]
     assert listed == [str(tmp_path), f"{tmp_path}/logs1", f"{tmp_path}/logs1/day=1"]
     monkeypatch.chdir(tmp_path)
     assert [file.path for file in find(["l*/*/a.csv"])] == ["logs1/day=1/a.csv"]
@@ -215,12 +244,16 @@ def test_path_that_is_not_a_file_is_named(tmp_path: Path) -> None:
         input_file(str(tmp_path))
 
 
-def test_a_tilde_is_the_home_folder_in_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_home_folder_in_every_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     path = write(tmp_path / "logs/log.csv", CONTENT)
-    assert [file.path for pattern in ("~/logs/log.csv", "~/logs", "~/logs/*.csv") for file in find([pattern])] == [
-        path
-    ] * 3
+    assert [
+        file.path
+        for pattern in ("~/logs/log.csv", "~/logs", "~/logs/*.csv")
+        for file in find([pattern])
+    ] == [path] * 3
     assert exists("~/logs/log.csv") and input_file("~/logs/log.csv").path == path
     assert filesystem_of("~/logs")[1] == str(tmp_path / "logs")
     write(tmp_path / "toy/toy.inter", b"user_id:token\titem_id:token\nu\ti\n")
@@ -229,7 +262,9 @@ def test_a_tilde_is_the_home_folder_in_every_source(tmp_path: Path, monkeypatch:
     assert read_all(open_source(SequencesSource(events="~/s.txt")).pieces()["events"]).num_rows == 1
 
 
-def test_tilde_is_the_home_folder_in_every_path_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_the_home_folder_in_every_path_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     given = {
         "run": {"dir": "~/runs/x"},
@@ -241,7 +276,13 @@ def test_tilde_is_the_home_folder_in_every_path_of_the_configuration(monkeypatch
         "model": {"granularities": {"collaborative": {"enabled": True}}},
     }
     config = Config.model_validate(given)
-    places = [config.run.dir, config.data.dir, config.data.text.cache_dir, config.data.text.model, config.pull.dir]
+    places = [
+        config.run.dir,
+        config.data.dir,
+        config.data.text.cache_dir,
+        config.data.text.model,
+        config.pull.dir,
+    ]
     places += [config.recommend.requests, *config.update.feedback, config.tune.space[0]]
     assert all(place.startswith("/home/me/") for place in places)
     assert config.recommend.model == "models:/a@b" and config.tune.space[1] == "lr"

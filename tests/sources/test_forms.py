@@ -1,4 +1,6 @@
-"""Forms of text files: separators, headers, comments, column names, renames by table, Hive folders."""
+"""Forms of text files: separators, headers, comments, column names, renames by table, Hive
+folders.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ import pytest
 from pydantic import ValidationError
 
 from recsys import schema
-from recsys.config import CanonicalSource, HetRecLastFmSource, RecBoleSource, Section, SequencesSource
+from recsys.config import (
+    CanonicalSource,
+    HetRecLastFmSource,
+    RecBoleSource,
+    Section,
+    SequencesSource,
+)
 from recsys.errors import SourceError
 from recsys.sources import open_source
 from recsys.sources.base import read_all
@@ -21,7 +29,11 @@ from recsys.sources.canonical import TableFiles, table_pieces
 from recsys.sources.files import input_file
 from recsys.sources.headers import Form
 
-ROWS = [("u1", "i7", "4", "1600000000"), ("u1", "i8", "3", "1600000001"), ("u2", "i7", "5", "1600000002")]
+ROWS = [
+    ("u1", "i7", "4", "1600000000"),
+    ("u1", "i8", "3", "1600000001"),
+    ("u2", "i7", "5", "1600000002"),
+]
 NAMES = ("user_id", "item_id", "value", "timestamp")
 
 
@@ -51,7 +63,12 @@ def bad(table: pa.Table) -> list[tuple[int, str]]:
 
 
 def ids(table: pa.Table) -> list[tuple[str, str]]:
-    return list(zip(*(table.column(name).to_pylist() for name in (schema.USER_ID, schema.ITEM_ID)), strict=True))
+    return list(
+        zip(
+            *(table.column(name).to_pylist() for name in (schema.USER_ID, schema.ITEM_ID)),
+            strict=True,
+        )
+    )
 
 
 def refused(source: Section) -> str:
@@ -73,7 +90,7 @@ def is_whole(table: pa.Table) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- separators
+# --------------------------------------------------------------------------------------- separators
 
 
 @pytest.mark.parametrize("separator", [";", "|", "\t", "::", "~|~", "§", "^"])
@@ -81,20 +98,28 @@ def is_whole(table: pa.Table) -> bool:
 def test_any_separator_is_read(tmp_path: Path, separator: str, header: bool) -> None:
     path = write(tmp_path / "log.dat", text(separator, header))
     assert is_whole(events(path, separator=separator, columns=[] if header else NAMES))
-    assert is_whole(events(path, separator=separator, columns=NAMES))  # a header with these names is not an event
+    assert is_whole(
+        events(path, separator=separator, columns=NAMES)
+    )  # a header with these names is not an event
 
 
 def test_repeated_blanks_are_one_separator(tmp_path: Path) -> None:
-    content = "  user_id item_id   value\ttimestamp \r\n" + "".join(f" {'   '.join(row)}  \r\n" for row in ROWS)
+    content = "  user_id item_id   value\ttimestamp \r\n" + "".join(
+        f" {'   '.join(row)}  \r\n" for row in ROWS
+    )
     assert is_whole(events(write(tmp_path / "log.txt", content), separator=" "))
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 20, 1000])
-def test_rows_keep_their_numbers_with_long_separators_and_comments(tmp_path: Path, chunk_bytes: int) -> None:
+def test_rows_keep_their_numbers_with_long_separators_and_comments(
+    tmp_path: Path, chunk_bytes: int
+) -> None:
     content = "# about\nu1::i1::5\n# more\nu2::i2\n\nu3::i3::4\n"
     form = Form("::", ("user_id", "item_id", "value"), comment="#")
     file = input_file(write(tmp_path / "log.dat", content))
-    table = read_all(table_pieces(TableFiles(schema.EVENTS, (file,), form=form, chunk_bytes=chunk_bytes)))
+    table = read_all(
+        table_pieces(TableFiles(schema.EVENTS, (file,), form=form, chunk_bytes=chunk_bytes))
+    )
     assert bad(table) == [(3, "unreadable row: 2 cells, expected 3")]
     assert table.column(schema.ROW).to_pylist() == [1, 3, 5]
     assert table.column(schema.RAW).to_pylist() == [None, "u2::i2", None]
@@ -116,7 +141,9 @@ def test_quoted_cells_and_latin_letters_with_a_semicolon(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "separator"), [("log.csv", ";"), ("log.csv", "\t"), ("log.tsv", ","), ("log.csv", "|")]
 )
-def test_clear_other_separator_is_used_with_a_note(tmp_path: Path, name: str, separator: str) -> None:
+def test_clear_other_separator_is_used_with_a_note(
+    tmp_path: Path, name: str, separator: str
+) -> None:
     adapter = open_source(CanonicalSource(events=[write(tmp_path / name, text(separator))]))
     assert is_whole(read_all(adapter.pieces()["events"]))
     assert len(adapter.notes) == 1
@@ -138,10 +165,12 @@ def test_impossible_separators_are_refused(separator: Any) -> None:
 
 def test_words_for_separators() -> None:
     words = {"tab": "\t", "\\t": "\t", "   ": " ", "semicolon": ";"}
-    assert {word: CanonicalSource(events=["x"], separator=word).separator for word in words} == words
+    assert {
+        word: CanonicalSource(events=["x"], separator=word).separator for word in words
+    } == words
 
 
-# ---------------------------------------------------------------------------------------------------------- headers
+# ------------------------------------------------------------------------------------------ headers
 
 
 def test_columns_name_a_file_without_header(tmp_path: Path) -> None:
@@ -157,15 +186,21 @@ def test_columns_of_several_tables_with_a_byte_order_mark(tmp_path: Path) -> Non
     log = write(tmp_path / "log.txt", "\ufeff" + text("\t", header=False))
     friends = write(tmp_path / "friends.txt", "\ufeffu1\tu2\nu2\tu1\n")
     columns = {"events": list(NAMES), "social": ["src_user_id", "dst_user_id"]}
-    found = tables(CanonicalSource(events=[log], social=[friends], columns=columns, separator="tab"))
+    found = tables(
+        CanonicalSource(events=[log], social=[friends], columns=columns, separator="tab")
+    )
     assert is_whole(found["events"])
     assert found["social"].column(schema.SRC_USER_ID).to_pylist() == ["u1", "u2"]
 
 
 def test_header_in_another_case_is_not_an_event(tmp_path: Path) -> None:
-    path = write(tmp_path / "log.csv", "User ID,Item-ID,Value,TIMESTAMP\n" + text(",", header=False))
+    path = write(
+        tmp_path / "log.csv", "User ID,Item-ID,Value,TIMESTAMP\n" + text(",", header=False)
+    )
     assert is_whole(events(path, columns=NAMES))
-    assert "data.source.header" in refused(CanonicalSource(events=[path], columns=NAMES, header="no"))
+    assert "data.source.header" in refused(
+        CanonicalSource(events=[path], columns=NAMES, header="no")
+    )
 
 
 @pytest.mark.parametrize("head", ["customer,article,stars,when", "userId,movieId,x,y"])
@@ -178,7 +213,13 @@ def test_header_below_given_columns_is_refused(tmp_path: Path, head: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "row", ["1\t19\t5\t1606513873", "u1\ti1\t2020-01-01\tx", "7\tU1\t11/11/2019 9:05:58 AM\tN1-0 N2-1", "a\ta\tb\tc"]
+    "row",
+    [
+        "1\t19\t5\t1606513873",
+        "u1\ti1\t2020-01-01\tx",
+        "7\tU1\t11/11/2019 9:05:58 AM\tN1-0 N2-1",
+        "a\ta\tb\tc",
+    ],
 )
 def test_first_row_of_data_is_named(tmp_path: Path, row: str) -> None:
     path = write(tmp_path / "u.data", f"{row}\n{row}\n{row}x\n")
@@ -207,7 +248,10 @@ def test_rename_of_a_data_row_is_refused(tmp_path: Path, first: str, then: str) 
 
 def test_numbers_that_pandas_gives_to_columns_are_names(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "0,1,2\nu1,i1,x\nu2,i2,y\n")
-    assert ids(events(path, rename={"0": "user_id", "1": "item_id"})) == [("u1", "i1"), ("u2", "i2")]
+    assert ids(events(path, rename={"0": "user_id", "1": "item_id"})) == [
+        ("u1", "i1"),
+        ("u2", "i2"),
+    ]
 
 
 def test_separator_line_of_a_spreadsheet_is_not_a_row(tmp_path: Path) -> None:
@@ -246,8 +290,16 @@ def test_repeated_header_is_not_an_event(tmp_path: Path) -> None:
     ("options", "content", "message"),
     [
         ({"header": "no"}, text(","), "set data.source.columns"),
-        ({"columns": ["user_id", "item_id"]}, text(",", header=False), "names 2 cells of events, but its rows have 4"),
-        ({"columns": [*NAMES, "x"]}, text(",", header=False), "names 5 cells of events, but its rows have 4"),
+        (
+            {"columns": ["user_id", "item_id"]},
+            text(",", header=False),
+            "names 2 cells of events, but its rows have 4",
+        ),
+        (
+            {"columns": [*NAMES, "x"]},
+            text(",", header=False),
+            "names 5 cells of events, but its rows have 4",
+        ),
         ({"columns": NAMES}, "# a file\n" + text(",", header=False), "data.source.comment to '#'"),
         ({"columns": {"items": ["item_id"]}}, text(","), "data.source.items lists no file"),
         ({}, "# Directed graph\n# Nodes: 2\n" + text(","), "data.source.comment to '#'"),
@@ -256,7 +308,11 @@ def test_repeated_header_is_not_an_event(tmp_path: Path) -> None:
         ({}, text(",").replace("\n", "\r"), "lone carriage return"),
         ({}, text(",").replace("\n", "\n---,---,---,---\n", 1), "line of dashes"),
         ({}, "My export\n" + text(","), "data.source.comment skips a title"),
-        ({"columns": NAMES, "header": "yes"}, "My export\n" + text(","), "has the names of data.source.columns"),
+        (
+            {"columns": NAMES, "header": "yes"},
+            "My export\n" + text(","),
+            "has the names of data.source.columns",
+        ),
         (
             {"columns": ["user_id", "x", "y", "z"], "header": "no"},
             text(",", header=False),
@@ -269,7 +325,9 @@ def test_repeated_header_is_not_an_event(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_contradictions_are_one_message(tmp_path: Path, options: Any, content: str, message: str) -> None:
+def test_contradictions_are_one_message(
+    tmp_path: Path, options: Any, content: str, message: str
+) -> None:
     text_of_it = refused(CanonicalSource(events=[write(tmp_path / "log.csv", content)], **options))
     assert message in text_of_it
     assert "log.csv" in text_of_it or "lists no file" in text_of_it
@@ -277,7 +335,9 @@ def test_contradictions_are_one_message(tmp_path: Path, options: Any, content: s
 
 def test_comments_and_blank_lines_before_and_among_rows(tmp_path: Path) -> None:
     lines = text(",").splitlines()
-    content = '\n# begin, "here\n' + "\r\n".join([lines[0], "#", *lines[1:3], "# x,y,z,w", lines[3], "# end"])
+    content = '\n# begin, "here\n' + "\r\n".join(
+        [lines[0], "#", *lines[1:3], "# x,y,z,w", lines[3], "# end"]
+    )
     assert is_whole(events(write(tmp_path / "log.csv", content), comment="#"))
 
 
@@ -307,13 +367,17 @@ def test_reasons_of_rows_of_wrong_size_stay_few(tmp_path: Path) -> None:
     assert len(reasons) == 9
 
 
-# ------------------------------------------------------------------------------------------------- names and renames
+# -------------------------------------------------------------------------------- names and renames
 
 
 def test_names_differ_in_case_and_blanks(tmp_path: Path) -> None:
-    path = write(tmp_path / "log.csv", "USER_ID, Item Id ,Value,Timestamp\n" + text(",", header=False))
+    path = write(
+        tmp_path / "log.csv", "USER_ID, Item Id ,Value,Timestamp\n" + text(",", header=False)
+    )
     assert is_whole(events(path))
-    pq.write_table(pa.table({"User_ID": ["u"], "ITEM-ID": ["i"], "Note": ["n"]}), tmp_path / "log.parquet")
+    pq.write_table(
+        pa.table({"User_ID": ["u"], "ITEM-ID": ["i"], "Note": ["n"]}), tmp_path / "log.parquet"
+    )
     table = events(str(tmp_path / "log.parquet"))
     assert ids(table) == [("u", "i")]
     assert table.column("Note").to_pylist() == ["n"]
@@ -326,7 +390,9 @@ def test_match_by_case_must_be_unique(tmp_path: Path) -> None:
     assert "lacks 'user_id'" in refused(
         CanonicalSource(events=[write(tmp_path / "b.csv", "USER_ID,User_ID,item_id\nu,x,i\n")])
     )
-    renamed = events(write(tmp_path / "c.csv", "User_ID,cust,item_id\nx,u,i\n"), rename={"CUST": "user_id"})
+    renamed = events(
+        write(tmp_path / "c.csv", "User_ID,cust,item_id\nx,u,i\n"), rename={"CUST": "user_id"}
+    )
     assert ids(renamed) == [("u", "i")]
     assert renamed.column("User_ID").to_pylist() == ["x"]
 
@@ -345,10 +411,14 @@ def test_rename_in_one_table(tmp_path: Path) -> None:
 def test_two_names_of_one_column_in_two_tables_and_a_swap(tmp_path: Path) -> None:
     log = write(tmp_path / "log.csv", "film,user_id\ni1,u1\n")
     items = write(tmp_path / "items.csv", "id,title\ni1,One\n")
-    found = tables(CanonicalSource(events=[log], items=[items], rename={"film": "item_id", "id": "item_id"}))
+    found = tables(
+        CanonicalSource(events=[log], items=[items], rename={"film": "item_id", "id": "item_id"})
+    )
     assert ids(found["events"]) == [("u1", "i1")]
     swapped = write(tmp_path / "swap.csv", "item_id,user_id\nu1,i1\n")
-    assert ids(events(swapped, rename={"item_id": "user_id", "user_id": "item_id"})) == [("u1", "i1")]
+    assert ids(events(swapped, rename={"item_id": "user_id", "user_id": "item_id"})) == [
+        ("u1", "i1")
+    ]
     both = write(tmp_path / "both.csv", "film,id,user_id\ni1,7,u1\n")
     message = refused(CanonicalSource(events=[both], rename={"film": "item_id", "id": "item_id"}))
     assert "from 'film', 'id'" in message
@@ -358,16 +428,23 @@ def test_two_names_of_one_column_in_two_tables_and_a_swap(tmp_path: Path) -> Non
     ("rename", "message"),
     [
         ({"social": {"user_id": "src_user_id"}}, "does not have; it has: events"),
-        ({"events": {"usr": "user_id"}}, "data.source.rename.events names 'usr', which no file of events has"),
+        (
+            {"events": {"usr": "user_id"}},
+            "data.source.rename.events names 'usr', which no file of events has",
+        ),
         ({"usr": "user_id"}, "data.source.rename names 'usr', which no file has"),
     ],
 )
 def test_renames_without_a_column_are_named(tmp_path: Path, rename: Any, message: str) -> None:
-    assert message in refused(CanonicalSource(events=[write(tmp_path / "log.csv", text(","))], rename=rename))
+    assert message in refused(
+        CanonicalSource(events=[write(tmp_path / "log.csv", text(","))], rename=rename)
+    )
 
 
 def test_settings_with_unknown_tables_or_twice_a_name() -> None:
-    with pytest.raises(ValidationError, match="'friends' is not a table; the tables are events, items"):
+    with pytest.raises(
+        ValidationError, match="'friends' is not a table; the tables are events, items"
+    ):
         CanonicalSource(events=["x"], rename={"friends": {"a": "b"}})
     with pytest.raises(ValidationError, match="'logs' is not a table"):
         CanonicalSource(events=["x"], columns={"logs": ["a"]})
@@ -386,35 +463,55 @@ def test_suggested_renames_are_those_of_the_file(tmp_path: Path) -> None:
 def test_constants_fill_a_column_that_a_table_lacks(tmp_path: Path) -> None:
     log = write(tmp_path / "log.csv", text(","))
     facts = write(tmp_path / "facts.csv", "head,tail\ni7,red\n")
-    source = {"events": [log], "knowledge": [facts], "constants": {"knowledge": {"relation": "colour"}}}
-    assert tables(CanonicalSource.model_validate(source))["knowledge"].column("relation").to_pylist() == ["colour"]
+    source = {
+        "events": [log],
+        "knowledge": [facts],
+        "constants": {"knowledge": {"relation": "colour"}},
+    }
+    assert tables(CanonicalSource.model_validate(source))["knowledge"].column(
+        "relation"
+    ).to_pylist() == ["colour"]
     source["constants"] = {"events": {"value": "2"}, "knowledge": {"relation": "colour"}}
-    assert "has a column 'value', and data.source.constants" in refused(CanonicalSource.model_validate(source))
+    assert "has a column 'value', and data.source.constants" in refused(
+        CanonicalSource.model_validate(source)
+    )
 
 
 def test_settings_for_text_are_refused_if_no_file_is_text(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"]}), tmp_path / "log.parquet")
     path = str(tmp_path / "log.parquet")
-    assert "use data.source.rename" in refused(CanonicalSource(events=[path], columns=["user_id", "item_id"]))
-    assert "data.source.separator is for text files" in refused(CanonicalSource(events=[path], separator=";"))
+    assert "use data.source.rename" in refused(
+        CanonicalSource(events=[path], columns=["user_id", "item_id"])
+    )
+    assert "data.source.separator is for text files" in refused(
+        CanonicalSource(events=[path], separator=";")
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------- folders
+# ------------------------------------------------------------------------------------------ folders
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
 def test_folders_give_columns(tmp_path: Path, kind: str) -> None:
-    for event_type, day in (("add%20to cart", "2020-11-27"), ("view", "__HIVE_DEFAULT_PARTITION__")):
+    for event_type, day in (
+        ("add%20to cart", "2020-11-27"),
+        ("view", "__HIVE_DEFAULT_PARTITION__"),
+    ):
         path = tmp_path / f"event_type={event_type}" / f"date={day}" / f"part-0.{kind}"
         path.parent.mkdir(parents=True)
         if kind == "parquet":
             pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"]}), path)
         else:
-            path.write_text("user_id,item_id\nu,i\n" if kind == "csv" else '{"user_id": "u", "item_id": "i"}\n')
+            path.write_text(
+                "user_id,item_id\nu,i\n" if kind == "csv" else '{"user_id": "u", "item_id": "i"}\n'
+            )
     table = events(str(tmp_path), rename={"date": "timestamp"})
     assert bad(table) == []
     assert table.column(schema.EVENT_TYPE).to_pylist() == ["add to cart", "view"]
-    days = [None if day is None else str(day.date()) for day in table.column(schema.TIMESTAMP).to_pylist()]
+    days = [
+        None if day is None else str(day.date())
+        for day in table.column(schema.TIMESTAMP).to_pylist()
+    ]
     assert days == ["2020-11-27", None]
 
 
@@ -429,14 +526,20 @@ def test_a_folder_must_agree_with_the_column_in_its_file(tmp_path: Path) -> None
         events(str(tmp_path))
 
 
-# --------------------------------------------------------------------------------------------------- other adapters
+# ----------------------------------------------------------------------------------- other adapters
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_recbole_with_other_separators(tmp_path: Path, separator: str, mark: str) -> None:
-    rows = [("user_id:token", "item_id:token", "rating:float"), ("u1", "i1", "4"), ("u1", "i2", "2")]
-    write(tmp_path / "toy" / "toy.inter", mark + "".join(separator.join(row) + "\r\n" for row in rows))
+    rows = [
+        ("user_id:token", "item_id:token", "rating:float"),
+        ("u1", "i1", "4"),
+        ("u1", "i2", "2"),
+    ]
+    write(
+        tmp_path / "toy" / "toy.inter", mark + "".join(separator.join(row) + "\r\n" for row in rows)
+    )
     titles = f"item_id:token{separator}title:token_seq\r\ni1{separator}One\r\n"
     write(tmp_path / "toy" / "toy.item", mark + titles)
     for given in ("", separator):
@@ -444,9 +547,9 @@ def test_recbole_with_other_separators(tmp_path: Path, separator: str, mark: str
         assert found["events"].column(schema.VALUE).to_pylist() == [4.0, 2.0]
         assert found["items"].column("title").to_pylist() == ["One"]
     own: dict[str, Any] = {"items": {"title": "name"}}
-    assert tables(RecBoleSource(folder=str(tmp_path / "toy"), rename=own))["items"].column("name").to_pylist() == [
-        "One"
-    ]
+    assert tables(RecBoleSource(folder=str(tmp_path / "toy"), rename=own))["items"].column(
+        "name"
+    ).to_pylist() == ["One"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -477,14 +580,18 @@ def test_invalid_sequence_files_are_refused(tmp_path: Path, content: str, messag
 
 
 def test_sequences_of_hashtags_are_not_comments(tmp_path: Path) -> None:
-    table = tables(SequencesSource(events=write(tmp_path / "seq.txt", "#love a b\n#hate c\n")))["events"]
+    table = tables(SequencesSource(events=write(tmp_path / "seq.txt", "#love a b\n#hate c\n")))[
+        "events"
+    ]
     assert ids(table) == [("#love", "a"), ("#love", "b"), ("#hate", "c")]
 
 
 def test_hetrec_with_byte_order_marks_and_other_line_ends(tmp_path: Path) -> None:
     files = {
         "user_artists.dat": "userID\tartistID\tweight\n1\t10\t5\n",
-        "user_taggedartists.dat": "userID\tartistID\ttagID\tday\tmonth\tyear\n1\t10\t100\t1\t4\t2009\n",
+        "user_taggedartists.dat": (
+            "userID\tartistID\ttagID\tday\tmonth\tyear\n1\t10\t100\t1\t4\t2009\n"
+        ),
         "tags.dat": "tagID\ttagValue\n100\tmetal\n",
         "artists.dat": "id\tname\turl\tpictureURL\n10\tMoe\tx\ty\n",
         "user_friends.dat": "userID\tfriendID\n1\t2\n",

@@ -1,4 +1,6 @@
-"""Small files that would fill the memory or take minutes give one message, or are read in linear time."""
+"""Small files that would fill the memory or take minutes give one message, or are read in linear
+time.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +36,25 @@ def bad(table: pa.Table) -> list[int]:
     return table.filter(pc.is_valid(table.column(schema.REASON))).column(schema.ROW).to_pylist()
 
 
-# ------------------------------------------------------------------------------------------------------------- quotes
+# ------------------------------------------------------------------------------------------- quotes
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.csv.gz"])
-@pytest.mark.parametrize("end", [b"", b'u,i,x"y\n', b"u,\xff,z\n"], ids=["open", "closed by another row", "not utf-8"])
-def test_one_wrong_quote_loses_one_row_in_linear_time(name: str, end: bytes, tmp_path: Path) -> None:
-    """A reader that was quadratic in the rows after the quote took 148 s for 1 MB and gave one row."""
+@pytest.mark.parametrize(
+    "end", [b"", b'u,i,x"y\n', b"u,\xff,z\n"], ids=["open", "closed by another row", "not utf-8"]
+)
+def test_one_wrong_quote_loses_one_row_in_linear_time(
+    name: str, end: bytes, tmp_path: Path
+) -> None:
+    """A reader that was quadratic in the rows after the quote took 148 s for 1 MB and gave one
+    row.
+    """
     rows = [b"u,i,a"] * 100 + [b'u,i,"abc'] + [b"u,i,xxxxxxxxxx"] * 60_000
     content = HEADER + b"\n".join(rows) + b"\n" + end
     started = time.process_time()
-    table = events(write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content))
+    table = events(
+        write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    )
     assert time.process_time() - started < 20
     assert table.num_rows == 60_101 + (1 if end else 0)
     assert bad(table) == [101] + ([60_102] if b"\xff" in end else [])
@@ -71,15 +81,19 @@ def test_an_open_quote_does_not_hold_more_than_a_row_in_memory(
     monkeypatch.setattr(spans, "MAX_ROW_BYTES", 1000)
     monkeypatch.setattr("recsys.sources.canonical.CHUNK_BYTES", 100)
     content = HEADER + b'u,i,"open\n' + b"u,i,x\n" * 2000
-    table = events(write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content))
+    table = events(
+        write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    )
     assert bad(table) == [1] and table.num_rows == 2001
 
 
-# ----------------------------------------------------------------------------------------------------- rows and columns
+# --------------------------------------------------------------------------------- rows and columns
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.tsv", "e.jsonl", "s.txt"])
-def test_a_row_without_an_end_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_without_an_end_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spans, "MAX_ROW_BYTES", 10 << 20)
     monkeypatch.setattr("recsys.sources.canonical.CHUNK_BYTES", 1 << 20)
     monkeypatch.setattr("recsys.sources.sequences.CHUNK_BYTES", 1 << 20)
@@ -119,7 +133,7 @@ def test_messages_show_the_first_of_many_columns(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 1000
 
 
-# ---------------------------------------------------------------------------------------------------------- compressed
+# --------------------------------------------------------------------------------------- compressed
 
 
 @pytest.mark.parametrize("form", ["gz", "zst", "zip"])
@@ -133,9 +147,13 @@ def test_file_with_an_impossible_unpacked_size_is_refused(
 
 
 @pytest.mark.parametrize("form", ["gz", "zst", "zip"])
-def test_file_with_the_compression_of_text_is_read(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_with_the_compression_of_text_is_read(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compression, "FREE_BYTES", 1 << 10)
-    content = b"user_id,item_id\n" + b"".join(b"u%d,i%d\n" % (n * 7919 % 1000, n) for n in range(20_000))
+    content = b"user_id,item_id\n" + b"".join(
+        b"u%d,i%d\n" % (n * 7919 % 1000, n) for n in range(20_000)
+    )
     assert events(packed(tmp_path / f"e.csv.{form}", content)).num_rows == 20_000
 
 
@@ -154,7 +172,7 @@ def packed(path: Path, content: bytes) -> str:
     return str(path)
 
 
-# ------------------------------------------------------------------------------------------------------------- Parquet
+# ------------------------------------------------------------------------------------------ Parquet
 
 
 def test_a_kilobyte_of_parquet_does_not_become_gigabytes(tmp_path: Path) -> None:
@@ -165,21 +183,31 @@ def test_a_kilobyte_of_parquet_does_not_become_gigabytes(tmp_path: Path) -> None
     pq.write_table(table, path, compression="zstd", store_schema=False)
     assert path.stat().st_size < 4096
     before = pa.total_allocated_bytes()
-    with pytest.raises(SourceError, match=r"row group 0 .*has values of more than \d+ MiB in \d+ stored bytes"):
+    with pytest.raises(
+        SourceError, match=r"row group 0 .*has values of more than \d+ MiB in \d+ stored bytes"
+    ):
         events(str(path))
     assert pa.total_allocated_bytes() - before < 64 << 20
 
 
 def test_a_list_of_one_repeated_number_is_refused_by_the_footer(tmp_path: Path) -> None:
-    values = pa.ListArray.from_arrays(pa.array([0, 20_000_000], pa.int32()), pa.repeat(1.0, 20_000_000))
-    pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"], "v": values}), tmp_path / "e.parquet")
+    values = pa.ListArray.from_arrays(
+        pa.array([0, 20_000_000], pa.int32()), pa.repeat(1.0, 20_000_000)
+    )
+    pq.write_table(
+        pa.table({"user_id": ["u"], "item_id": ["i"], "v": values}), tmp_path / "e.parquet"
+    )
     with pytest.raises(SourceError, match="row group 0 has values of more than 152 MiB"):
         open_source(CanonicalSource(events=[str(tmp_path / "e.parquet")])).pieces()
 
 
-def test_repeated_texts_in_lists_are_read_in_small_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_texts_in_lists_are_read_in_small_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet_bounds, "_BATCH_BYTES", 100_000)
-    table = pa.table({"user_id": ["u"] * 500, "item_id": ["i"] * 500, "tags": [["t" * 1000, "u"]] * 500})
+    table = pa.table(
+        {"user_id": ["u"] * 500, "item_id": ["i"] * 500, "tags": [["t" * 1000, "u"]] * 500}
+    )
     pq.write_table(table, tmp_path / "e.parquet")
     blocks = [block for piece in pieces(tmp_path / "e.parquet") for block in piece.read()]
     assert len(blocks) > 5 and sum(block.num_rows for block in blocks) == 500
@@ -187,17 +215,24 @@ def test_repeated_texts_in_lists_are_read_in_small_steps(tmp_path: Path, monkeyp
     assert pa.concat_tables(blocks).column(schema.ROW).to_pylist() == list(range(1, 501))
 
 
-def test_long_repeated_texts_are_decoded_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_repeated_texts_are_decoded_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet_bounds, "_BATCH_BYTES", 100_000)
     texts = [f"{n % 3}" * (1000 + n % 3) for n in range(500)]
-    pq.write_table(pa.table({"user_id": ["u"] * 500, "item_id": ["i"] * 500, "x": texts}), tmp_path / "e.parquet")
+    pq.write_table(
+        pa.table({"user_id": ["u"] * 500, "item_id": ["i"] * 500, "x": texts}),
+        tmp_path / "e.parquet",
+    )
     blocks = [block for piece in pieces(tmp_path / "e.parquet") for block in piece.read()]
     assert len(blocks) > 5 and pa.concat_tables(blocks).column("x").to_pylist() == texts
 
 
 def test_cell_of_parquet_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_bounds, "MAX_ROW_BYTES", 1 << 20)
-    pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i" * (3 << 20)]}), tmp_path / "e.parquet")
+    pq.write_table(
+        pa.table({"user_id": ["u"], "item_id": ["i" * (3 << 20)]}), tmp_path / "e.parquet"
+    )
     with pytest.raises(SourceError, match="a text of 'item_id' has 3 MiB, at most 1"):
         events(str(tmp_path / "e.parquet"))
 
@@ -207,7 +242,11 @@ def pieces(path: Path) -> list[Piece]:
 
 
 def test_limits_are_far_above_common_tables() -> None:
-    assert limits.MAX_COLUMNS >= 1000 and limits.MAX_ROW_BYTES >= 32 << 20 and limits.FREE_BYTES >= 64 << 20
+    assert (
+        limits.MAX_COLUMNS >= 1000
+        and limits.MAX_ROW_BYTES >= 32 << 20
+        and limits.FREE_BYTES >= 64 << 20
+    )
 
 
 @pytest.mark.parametrize("quote", [b"", b'"q"'])
@@ -224,7 +263,9 @@ def test_very_short_rows_are_in_spans_of_limited_rows(
 
 
 def test_a_long_first_row_is_read(tmp_path: Path) -> None:
-    found = events(write(tmp_path / "e.csv", b"user_id,item_id,note\nu,i," + b"x" * (3 << 20) + b"\n"))
+    found = events(
+        write(tmp_path / "e.csv", b"user_id,item_id,note\nu,i," + b"x" * (3 << 20) + b"\n")
+    )
     assert found.column("user_id").to_pylist() == ["u"]
 
 

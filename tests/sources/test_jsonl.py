@@ -1,4 +1,6 @@
-"""JSON: ids keep all digits, unsuitable values are reported, arrays are read, odd files give one message."""
+"""JSON: ids keep all digits, unsuitable values are reported, arrays are read, odd files give one
+message.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def lines(ids: list[str], key: str = "user_id") -> str:
     ],
 )
 @pytest.mark.parametrize("is_first", [True, False])
-def test_one_odd_id_leaves_the_others_exact(odd: str, read_as: str | None, is_first: bool, tmp_path: Path) -> None:
+def test_one_odd_id_leaves_the_others_exact(
+    odd: str, read_as: str | None, is_first: bool, tmp_path: Path
+) -> None:
     plain = [str(BIG + n) for n in range(40)]
     given = [odd, *plain] if is_first else [*plain, odd]
     expected = [read_as, *plain] if is_first else [*plain, read_as]
@@ -85,8 +89,13 @@ def test_type_that_changes_after_the_head_loses_no_digit(
 
 
 def test_renamed_ids_and_ids_of_other_columns_are_exact(tmp_path: Path) -> None:
-    rows = [f'{{"u": {BIG}, "i": {BIG + 1}, "event_type": {BIG + 2}}}', '{"u": NaN, "i": "x", "event_type": 1.0}']
-    table = events(write(tmp_path / "e.jsonl", "\n".join(rows)), rename={"u": "user_id", "i": "item_id"})
+    rows = [
+        f'{{"u": {BIG}, "i": {BIG + 1}, "event_type": {BIG + 2}}}',
+        '{"u": NaN, "i": "x", "event_type": 1.0}',
+    ]
+    table = events(
+        write(tmp_path / "e.jsonl", "\n".join(rows)), rename={"u": "user_id", "i": "item_id"}
+    )
     assert users(table) == [str(BIG), None]
     assert table.column(schema.ITEM_ID).to_pylist() == [str(BIG + 1), "x"]
     assert table.column(schema.EVENT_TYPE).to_pylist() == [str(BIG + 2), "1"]
@@ -94,7 +103,12 @@ def test_renamed_ids_and_ids_of_other_columns_are_exact(tmp_path: Path) -> None:
 
 def test_keys_in_texts_and_in_inner_objects_stay(tmp_path: Path) -> None:
     rows = [
-        {"user_id": 1, "item_id": "i", "note": 'says "user_id": 5, "item_id": 6', "more": {"user_id": 7}},
+        {
+            "user_id": 1,
+            "item_id": "i",
+            "note": 'says "user_id": 5, "item_id": 6',
+            "more": {"user_id": 7},
+        },
         {"user_id": "2", "item_id": 3, "note": "x", "more": {"user_id": 8}},
     ]
     table = events(write(tmp_path / "e.jsonl", "\n".join(map(json.dumps, rows))))
@@ -112,17 +126,23 @@ def test_integers_of_other_columns_keep_their_digits_next_to_floats(tmp_path: Pa
     assert table.column("price").to_pylist() == [1.0, 2.5]
 
 
-def test_known_columns_are_found_after_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_columns_are_found_after_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jsonl, "_HEAD_BYTES", 200)
     monkeypatch.setattr(jsonl, "_FIRST_BYTES", 200)
     monkeypatch.setattr(jsonl, "_SAMPLES", 0)
-    late = '{"user_id": "u", "item_id": "i", "timestamp": 1600000000, "event_type": 7, "value": 2}\n'
+    late = (
+        '{"user_id": "u", "item_id": "i", "timestamp": 1600000000, "event_type": 7, "value": 2}\n'
+    )
     table = events(write(tmp_path / "e.jsonl", lines(['"u"'] * 40) + late))
     last = table.slice(40).to_pylist()[0]
     assert (last["event_type"], last["value"], last["timestamp"].year) == ("7", 2.0, 2020)
 
 
-def test_other_columns_are_found_all_over_a_plain_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_columns_are_found_all_over_a_plain_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jsonl, "_HEAD_BYTES", 1000)
     monkeypatch.setattr(jsonl, "_FIRST_BYTES", 500)
     monkeypatch.setattr(jsonl, "_SAMPLE_BYTES", 100)
@@ -131,7 +151,9 @@ def test_other_columns_are_found_all_over_a_plain_file(tmp_path: Path, monkeypat
     assert table.column("device").to_pylist()[-20:] == ["tv"] * 20
 
 
-def test_a_value_that_does_not_fit_its_column_makes_a_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_that_does_not_fit_its_column_makes_a_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jsonl, "_HEAD_BYTES", 100)
     monkeypatch.setattr(jsonl, "_FIRST_BYTES", 100)
     monkeypatch.setattr(jsonl, "_SAMPLES", 0)
@@ -146,10 +168,16 @@ def test_a_value_that_does_not_fit_its_column_makes_a_bad_row(tmp_path: Path, mo
 @pytest.mark.parametrize("name", ["e.json", "e.json.gz"])
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_an_array_of_objects_is_a_table(name: str, indent: int | None, mark: str, tmp_path: Path) -> None:
-    rows = [{"user_id": BIG + n, "item_id": f"é{n}", "timestamp": 1_600_000_000 + n} for n in range(50)]
+def test_an_array_of_objects_is_a_table(
+    name: str, indent: int | None, mark: str, tmp_path: Path
+) -> None:
+    rows = [
+        {"user_id": BIG + n, "item_id": f"é{n}", "timestamp": 1_600_000_000 + n} for n in range(50)
+    ]
     content = (mark + json.dumps(rows, indent=indent, ensure_ascii=False)).encode()
-    table = events(write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content))
+    table = events(
+        write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    )
     assert users(table) == [str(BIG + n) for n in range(50)]
     assert table.column(schema.ROW).to_pylist() == list(range(1, 51))
 
@@ -181,7 +209,10 @@ def test_odd_json_gives_one_message(content: str, says: str, tmp_path: Path) -> 
 
 
 def test_broken_elements_of_an_array_are_bad_rows(tmp_path: Path) -> None:
-    content = '[{"user_id": 1, "item_id": 2}, 7, {"user_id": "\\ud800", "item_id": 2}, {"user_id": 3, "item_id": 4}]'
+    content = (
+        '[{"user_id": 1, "item_id": 2}, 7, {"user_id": "\\ud800", "item_id": 2}, {"user_id": 3,'
+        ' "item_id": 4}]'
+    )
     table = events(write(tmp_path / "e.json", content))
     assert bad(table) == [(2, "unreadable row"), (3, "unreadable row")]
     assert users(table) == ["1", None, None, "3"]

@@ -1,7 +1,9 @@
-"""Files as people have them, at the level of the adapters: every row is read, set aside with a reason, or one message.
+"""Files as people have them, at the level of the adapters: every row is read, set aside with a
+reason, or one message.
 
-Each input states what a person may expect: the exact good rows, or a refusal that names the file and the cure. Where
-two behaviours are fine, both are listed. No row may vanish: good and bad rows together are the rows of the file.
+Each input states what a person may expect: the exact good rows, or a refusal that names the file
+and the cure. Where two behaviours are fine, both are listed. No row may vanish: good and bad rows
+together are the rows of the file.
 """
 
 from __future__ import annotations
@@ -95,7 +97,13 @@ def zipped(*members: tuple[str, str]) -> Callable[[], Files]:
 def compressed(name: str, content: str, codec: str) -> Callable[[], Files]:
     def files() -> Files:
         data = content.encode()
-        return {name: gzip.compress(data) if codec == "gzip" else pa.Codec(codec).compress(data, asbytes=True)}
+        return {
+            name: (
+                gzip.compress(data)
+                if codec == "gzip"
+                else pa.Codec(codec).compress(data, asbytes=True)
+            )
+        }
 
     return files
 
@@ -107,66 +115,106 @@ TIMED = ["user_id", "item_id", "value", "timestamp"]
 
 DELIMITED = {
     "plain": Case(text("e.csv", PLAIN), (AB,)),
-    "byte-order mark and quoted header": Case(text("e.csv", '\ufeff"user_id","item_id"\n"a","1"\n"b","2"\n'), (AB,)),
+    "byte-order mark and quoted header": Case(
+        text("e.csv", '\ufeff"user_id","item_id"\n"a","1"\n"b","2"\n'), (AB,)
+    ),
     "UTF-16": Case(text("e.csv", PLAIN, "utf-16"), (AB, refused("e.csv", "utf-16", "utf-8"))),
-    "UTF-32": Case(text("e.csv", PLAIN, "utf-32"), (AB, refused("e.csv", "utf-32|utf-16|binary", "utf-8|format"))),
-    "carriage returns alone": Case(text("e.csv", PLAIN.replace("\n", "\r")), (AB, refused("e.csv", "line|header"))),
+    "UTF-32": Case(
+        text("e.csv", PLAIN, "utf-32"),
+        (AB, refused("e.csv", "utf-32|utf-16|binary", "utf-8|format")),
+    ),
+    "carriage returns alone": Case(
+        text("e.csv", PLAIN.replace("\n", "\r")), (AB, refused("e.csv", "line|header"))
+    ),
     "two kinds of line end": Case(text("e.csv", "user_id,item_id\r\na,1\nb,2\r\n"), (AB,)),
     "no line end at the end": Case(text("e.csv", PLAIN.rstrip()), (AB,)),
     "blank lines": Case(text("e.csv", "user_id,item_id\n\na,1\n\n\nb,2\n\n"), (AB,)),
     "semicolon, named": Case(text("e.csv", PLAIN.replace(",", ";")), (AB,), {"separator": ";"}),
     "bar, named": Case(text("e.csv", PLAIN.replace(",", "|")), (AB,), {"separator": "|"}),
-    "tab in a csv, named": Case(text("e.csv", PLAIN.replace(",", "\t")), (AB,), {"separator": "\t"}),
+    "tab in a csv, named": Case(
+        text("e.csv", PLAIN.replace(",", "\t")), (AB,), {"separator": "\t"}
+    ),
     "two colons, named": Case(text("e.csv", PLAIN.replace(",", "::")), (AB,), {"separator": "::"}),
-    "blanks, named": Case(text("e.csv", "user_id  item_id\na   1\nb 2\n"), (AB,), {"separator": " "}),
+    "blanks, named": Case(
+        text("e.csv", "user_id  item_id\na   1\nb 2\n"), (AB,), {"separator": " "}
+    ),
     "leading blanks of aligned columns": Case(
         text("e.csv", "user_id item_id\n   a   1\n   b   2\n"), (AB,), {"separator": " "}
     ),
     "semicolon, not named": Case(
-        text("e.csv", PLAIN.replace(",", ";")), (AB, refused("e.csv", "';'", "data.source.separator"))
+        text("e.csv", PLAIN.replace(",", ";")),
+        (AB, refused("e.csv", "';'", "data.source.separator")),
     ),
     "tab in a csv, not named": Case(
-        text("e.csv", PLAIN.replace(",", "\t")), (AB, refused("e.csv", "tab|\\\\t", "data.source.separator"))
+        text("e.csv", PLAIN.replace(",", "\t")),
+        (AB, refused("e.csv", "tab|\\\\t", "data.source.separator")),
     ),
     "a separator within quotes": Case(
-        text("e.csv", 'user_id;item_id\n"a;x";1\nb;2\n'), (rows(user_id=["a;x", "b"]),), {"separator": ";"}
+        text("e.csv", 'user_id;item_id\n"a;x";1\nb;2\n'),
+        (rows(user_id=["a;x", "b"]),),
+        {"separator": ";"},
     ),
     "a colon inside a cell": Case(
-        text("e.csv", "user_id::item_id\na:x::1\nb::2\n"), (rows(user_id=["a:x", "b"]),), {"separator": "::"}
+        text("e.csv", "user_id::item_id\na:x::1\nb::2\n"),
+        (rows(user_id=["a:x", "b"]),),
+        {"separator": "::"},
     ),
     "an empty separator value is the default": Case(text("e.csv", PLAIN), (AB,), {"separator": ""}),
     "a header in capitals": Case(text("e.csv", "USER_ID, Item_Id \na,1\nb,2\n"), (AB,)),
-    "a name in two cases": Case(text("e.csv", "user_id,User_ID,item_id\na,x,1\nb,y,2\n"), (AB, refused("User_ID"))),
-    "only ambiguous cases": Case(text("e.csv", "User_id,USER_ID,item_id\na,x,1\n"), (refused("user_id", "rename"),)),
-    "a name twice": Case(text("e.csv", "user_id,item_id,user_id\na,1,x\n"), (refused("user_id", "twice"),)),
+    "a name in two cases": Case(
+        text("e.csv", "user_id,User_ID,item_id\na,x,1\nb,y,2\n"), (AB, refused("User_ID"))
+    ),
+    "only ambiguous cases": Case(
+        text("e.csv", "User_id,USER_ID,item_id\na,x,1\n"), (refused("user_id", "rename"),)
+    ),
+    "a name twice": Case(
+        text("e.csv", "user_id,item_id,user_id\na,1,x\n"), (refused("user_id", "twice"),)
+    ),
     "headerless, named": Case(text("e.csv", "a,1\nb,2\n"), (AB,), NAMES),
-    "headerless, ids of digits, named": Case(text("e.csv", "7,1\n8,2\n"), (rows(user_id=["7", "8"]),), NAMES),
+    "headerless, ids of digits, named": Case(
+        text("e.csv", "7,1\n8,2\n"), (rows(user_id=["7", "8"]),), NAMES
+    ),
     "headerless, not named": Case(
         text("e.csv", "7,1,5,881250949\n8,2,3,881250950\n"),
         (refused("e.csv", "header|first row|first line", "columns"),),
     ),
     "headerless, renamed": Case(
         text("e.csv", "7,1\n8,2\n9,3\n"),
-        (rows(user_id=["7", "8", "9"]), refused("header|first row|first line", "data.source.columns")),
+        (
+            rows(user_id=["7", "8", "9"]),
+            refused("header|first row|first line", "data.source.columns"),
+        ),
         {"rename": {"7": "user_id", "1": "item_id"}},
     ),
-    "columns beside a header": Case(text("e.csv", PLAIN), (AB, refused("header", "data.source")), NAMES),
-    "columns beside a header in capitals": Case(
-        text("e.csv", PLAIN.replace("user_id", "USER_ID")), (AB, refused("header", "data.source")), NAMES
+    "columns beside a header": Case(
+        text("e.csv", PLAIN), (AB, refused("header", "data.source")), NAMES
     ),
-    "other columns than the header": Case(text("e.csv", "uid,iid\na,1\nb,2\n"), (AB,), {**NAMES, "header": "yes"}),
-    "fewer names than cells": Case(text("e.csv", "a,1,5\nb,2,4\n"), (refused("e.csv", "3", "2", "columns"),), NAMES),
+    "columns beside a header in capitals": Case(
+        text("e.csv", PLAIN.replace("user_id", "USER_ID")),
+        (AB, refused("header", "data.source")),
+        NAMES,
+    ),
+    "other columns than the header": Case(
+        text("e.csv", "uid,iid\na,1\nb,2\n"), (AB,), {**NAMES, "header": "yes"}
+    ),
+    "fewer names than cells": Case(
+        text("e.csv", "a,1,5\nb,2,4\n"), (refused("e.csv", "3", "2", "columns"),), NAMES
+    ),
     "more names than cells": Case(
         text("e.csv", "a,1\nb,2\n"), (refused("e.csv", "4", "2", "columns"),), {"columns": TIMED}
     ),
-    "comment lines, named": Case(text("e.csv", "# a graph\n# of x\n" + PLAIN), (AB,), {"comment": "#"}),
+    "comment lines, named": Case(
+        text("e.csv", "# a graph\n# of x\n" + PLAIN), (AB,), {"comment": "#"}
+    ),
     "a comment line in the middle, named": Case(
         text("e.csv", PLAIN.replace("b,2", "# half\nb,2")), (AB,), {"comment": "#"}
     ),
     "comment lines, not named": Case(
         text("e.csv", "# a graph\n# of x\n" + PLAIN), (AB, refused("e.csv", "data.source.comment"))
     ),
-    "ids that begin like a comment": Case(text("e.csv", "user_id,item_id\n#a,1\nb,2\n"), (rows(user_id=["#a", "b"]),)),
+    "ids that begin like a comment": Case(
+        text("e.csv", "user_id,item_id\n#a,1\nb,2\n"), (rows(user_id=["#a", "b"]),)
+    ),
     "rows of three lengths": Case(
         text("e.csv", PLAIN + "c\nd,4,x\n"), (rows(user_id=["a", "b"], bad=2, reason="2|expected"),)
     ),
@@ -180,43 +228,64 @@ DELIMITED = {
         {"separator": ";", "decimal": ","},
     ),
     "a decimal comma, not named": Case(
-        text("e.csv", "user_id;item_id;value\na;1;3,5\n"), (rows(bad=1, reason="number", value=[]),), {"separator": ";"}
+        text("e.csv", "user_id;item_id;value\na;1;3,5\n"),
+        (rows(bad=1, reason="number", value=[]),),
+        {"separator": ";"},
     ),
-    "bytes of zero": Case(text("e.csv", "user_id,item_id\na\0,1\nb,2\n"), (refused("e.csv", "binary|zero"),)),
+    "bytes of zero": Case(
+        text("e.csv", "user_id,item_id\na\0,1\nb,2\n"), (refused("e.csv", "binary|zero"),)
+    ),
     "ids keep their digits": Case(
         text("e.csv", f"user_id,item_id\n007,1e5\n{BIG},12.0\n 9 ,+3\n"),
         (rows(user_id=["007", str(BIG), "9"], item_id=["1e5", "12.0", "+3"]),),
     ),
-    "an id of 30 digits": Case(text("e.csv", f"user_id,item_id\n{'9' * 30},1\n"), (rows(user_id=["9" * 30]),)),
+    "an id of 30 digits": Case(
+        text("e.csv", f"user_id,item_id\n{'9' * 30},1\n"), (rows(user_id=["9" * 30]),)
+    ),
     "absent ids": Case(
         text("e.csv", "user_id,item_id\nnan,1\nNone,2\nNULL,3\nNA,4\n,5\nb,2\n"),
         (rows(user_id=["b"], bad=5, reason="missing user_id"),),
     ),
     "a user called None": Case(
-        text("e.csv", "user_id,item_id\nNone,1\nb,2\n"), (rows(user_id=["None", "b"]),), {"absent": []}
+        text("e.csv", "user_id,item_id\nNone,1\nb,2\n"),
+        (rows(user_id=["None", "b"]),),
+        {"absent": []},
     ),
     "a dash for absent, named": Case(
-        text("e.csv", "user_id,item_id,value\na,1,-\nb,2,3\n"), (rows(value=[1.0, 3.0]),), {"absent": ["-"]}
+        text("e.csv", "user_id,item_id,value\na,1,-\nb,2,3\n"),
+        (rows(value=[1.0, 3.0]),),
+        {"absent": ["-"]},
     ),
 }
 
 CONTAINERS = {
     "zip": Case(zipped(("e.csv", PLAIN)), (AB,)),
     "zip of two unlike files": Case(
-        zipped(("e.csv", PLAIN), ("readme.pdf", "x")), (AB, refused("e.csv.zip", "readme.pdf|2 files|several"))
+        zipped(("e.csv", PLAIN), ("readme.pdf", "x")),
+        (AB, refused("e.csv.zip", "readme.pdf|2 files|several")),
     ),
-    "zip with resource files of another system": Case(zipped(("e.csv", PLAIN), ("__MACOSX/._e.csv", "\0x")), (AB,)),
+    "zip with resource files of another system": Case(
+        zipped(("e.csv", PLAIN), ("__MACOSX/._e.csv", "\0x")), (AB,)
+    ),
     "empty zip": Case(zipped(), (refused("e.csv.zip", "zip"),)),
     "zip cut in the middle": Case(
-        lambda: {"e.csv.zip": zipped(("e.csv", PLAIN * 99))()["e.csv.zip"][:-30]}, (refused("e.csv.zip"),)
+        lambda: {"e.csv.zip": zipped(("e.csv", PLAIN * 99))()["e.csv.zip"][:-30]},
+        (refused("e.csv.zip"),),
     ),
     "gzip by name": Case(compressed("e.csv.gz", PLAIN, "gzip"), (AB,)),
-    "gzip without its ending": Case(compressed("e.csv", PLAIN, "gzip"), (AB, refused("e.csv", "gzip|compressed"))),
+    "gzip without its ending": Case(
+        compressed("e.csv", PLAIN, "gzip"), (AB, refused("e.csv", "gzip|compressed"))
+    ),
     "gzip of two members": Case(
-        lambda: {"e.csv.gz": gzip.compress(b"user_id,item_id\na,1\n") + gzip.compress(b"b,2\n")}, (AB,)
+        lambda: {"e.csv.gz": gzip.compress(b"user_id,item_id\na,1\n") + gzip.compress(b"b,2\n")},
+        (AB,),
     ),
     "gzip cut in the middle": Case(
-        lambda: {"e.csv.gz": gzip.compress("".join(f"{i},{i * 7919 % 1000}\n" for i in range(9999)).encode())[:9000]},
+        lambda: {
+            "e.csv.gz": gzip.compress(
+                "".join(f"{i},{i * 7919 % 1000}\n" for i in range(9999)).encode()
+            )[:9000]
+        },
         (refused("e.csv.gz", "gzip|whole|cut|truncated"),),
         NAMES,
     ),
@@ -231,54 +300,85 @@ CONTAINERS = {
         {"events": ["{folder}"]},
     ),
     "a partition without a value": Case(
-        lambda: {"date=__HIVE_DEFAULT_PARTITION__/e.csv": PLAIN.encode()}, (AB,), {"events": ["{folder}"]}
+        lambda: {"date=__HIVE_DEFAULT_PARTITION__/e.csv": PLAIN.encode()},
+        (AB,),
+        {"events": ["{folder}"]},
     ),
     "an empty folder": Case(
-        lambda: {"x/.hidden": b"x"}, (refused("no file", "data.source"),), {"events": ["{folder}/x"]}
+        lambda: {"x/.hidden": b"x"},
+        (refused("no file", "data.source"),),
+        {"events": ["{folder}/x"]},
     ),
     "a bracket in a name": Case(
-        lambda: {"e[1].csv": PLAIN.encode()}, (AB, refused("e[1].csv")), {"events": ["{folder}/e[1].csv"]}
+        lambda: {"e[1].csv": PLAIN.encode()},
+        (AB, refused("e[1].csv")),
+        {"events": ["{folder}/e[1].csv"]},
     ),
     "an open bracket in a pattern": Case(
-        lambda: {"e.csv": PLAIN.encode()}, (refused("[", "no file|exist"),), {"events": ["{folder}/e[.csv"]}
+        lambda: {"e.csv": PLAIN.encode()},
+        (refused("[", "no file|exist"),),
+        {"events": ["{folder}/e[.csv"]},
     ),
 }
 
 JSON = {
     "big ids and a NaN": Case(
-        lines({"user_id": BIG, "item_id": 1}, '{"user_id": NaN, "item_id": 2}', {"user_id": BIG + 1, "item_id": 3}),
+        lines(
+            {"user_id": BIG, "item_id": 1},
+            '{"user_id": NaN, "item_id": 2}',
+            {"user_id": BIG + 1, "item_id": 3},
+        ),
         (rows(user_id=[str(BIG), str(BIG + 1)], bad=1, reason="missing user_id"),),
     ),
     "big ids and a fraction": Case(
-        lines({"user_id": BIG, "item_id": 1}, {"user_id": 2.5, "item_id": 2}), (rows(user_id=[str(BIG), "2.5"]),)
+        lines({"user_id": BIG, "item_id": 1}, {"user_id": 2.5, "item_id": 2}),
+        (rows(user_id=[str(BIG), "2.5"]),),
     ),
     "big ids, some quoted": Case(
-        lines({"user_id": BIG, "item_id": 1}, {"user_id": str(BIG), "item_id": 2}), (rows(user_id=[str(BIG)] * 2),)
+        lines({"user_id": BIG, "item_id": 1}, {"user_id": str(BIG), "item_id": 2}),
+        (rows(user_id=[str(BIG)] * 2),),
     ),
     "ids beyond 64 bits": Case(
-        lines({"user_id": 10**25 + 1, "item_id": 2**63}), (rows(user_id=[str(10**25 + 1)], item_id=[str(2**63)]),)
+        lines({"user_id": 10**25 + 1, "item_id": 2**63}),
+        (rows(user_id=[str(10**25 + 1)], item_id=[str(2**63)]),),
     ),
     "whole floats": Case(
-        lines({"user_id": 12.0, "item_id": 1}, {"user_id": 12, "item_id": 2}), (rows(user_id=["12", "12"]),)
+        lines({"user_id": 12.0, "item_id": 1}, {"user_id": 12, "item_id": 2}),
+        (rows(user_id=["12", "12"]),),
     ),
     "an id that is an object": Case(
         lines({"user_id": {"$oid": "x"}, "item_id": 1}, {"user_id": "a", "item_id": 2}),
-        (rows(user_id=["a"], bad=1), rows(user_id=['{"$oid": "x"}', "a"]), refused("user_id", "object")),
+        (
+            rows(user_id=["a"], bad=1),
+            rows(user_id=['{"$oid": "x"}', "a"]),
+            refused("user_id", "object"),
+        ),
     ),
     "infinity for a value": Case(
-        lines('{"user_id": "a", "item_id": 1, "value": Infinity}', {"user_id": "b", "item_id": 2, "value": 3}),
+        lines(
+            '{"user_id": "a", "item_id": 1, "value": Infinity}',
+            {"user_id": "b", "item_id": 2, "value": 3},
+        ),
         (rows(user_id=["b"], bad=1, reason="finite"),),
     ),
     "NaN for a value": Case(
-        lines('{"user_id": "a", "item_id": 1, "value": NaN}', {"user_id": "b", "item_id": 2, "value": 3}),
+        lines(
+            '{"user_id": "a", "item_id": 1, "value": NaN}',
+            {"user_id": "b", "item_id": 2, "value": 3},
+        ),
         (rows(value=[1.0, 3.0]), rows(value=[3.0], bad=1)),
     ),
     "an array": Case(
-        text("e.json", json.dumps([{"user_id": "a", "item_id": 1}, {"user_id": "b", "item_id": 2}])),
+        text(
+            "e.json", json.dumps([{"user_id": "a", "item_id": 1}, {"user_id": "b", "item_id": 2}])
+        ),
         (AB, refused("e.json", "array|one object in each line")),
     ),
     "an array over many lines": Case(
-        text("e.json", json.dumps([{"user_id": "a", "item_id": 1}, {"user_id": "b", "item_id": 2}], indent=1)),
+        text(
+            "e.json",
+            json.dumps([{"user_id": "a", "item_id": 1}, {"user_id": "b", "item_id": 2}], indent=1),
+        ),
         (AB, refused("e.json", "array|one object in each line")),
     ),
     "half an object": Case(
@@ -295,10 +395,12 @@ MOMENT = datetime(2020, 11, 27, 21, 51, 13, tzinfo=UTC)
 
 PARQUET = {
     "64-bit ids": Case(
-        parquet(user_id=pa.array([BIG, -BIG]), item_id=pa.array([1, 2])), (rows(user_id=[str(BIG), str(-BIG)]),)
+        parquet(user_id=pa.array([BIG, -BIG]), item_id=pa.array([1, 2])),
+        (rows(user_id=[str(BIG), str(-BIG)]),),
     ),
     "unsigned 64-bit ids": Case(
-        parquet(user_id=pa.array([2**64 - 1], pa.uint64()), item_id=["1"]), (rows(user_id=[str(2**64 - 1)]),)
+        parquet(user_id=pa.array([2**64 - 1], pa.uint64()), item_id=["1"]),
+        (rows(user_id=[str(2**64 - 1)]),),
     ),
     "float ids with holes": Case(
         parquet(user_id=pa.array([12346.0, None, float("nan")]), item_id=["1", "2", "3"]),
@@ -309,22 +411,34 @@ PARQUET = {
         (refused("user_id", "float"), rows(user_id=[], bad=2)),
     ),
     "decimal ids": Case(
-        parquet(user_id=pa.array([Decimal(BIG)], pa.decimal128(20, 0)), item_id=["1"]), (rows(user_id=[str(BIG)]),)
+        parquet(user_id=pa.array([Decimal(BIG)], pa.decimal128(20, 0)), item_id=["1"]),
+        (rows(user_id=[str(BIG)]),),
     ),
     "ids of bytes": Case(parquet(user_id=pa.array([b"a", b"b"]), item_id=["1", "2"]), (AB,)),
     "coded ids": Case(
-        parquet(user_id=pa.array(["a", "b"]).dictionary_encode(), item_id=pa.array([1, 2], pa.int8())), (AB,)
+        parquet(
+            user_id=pa.array(["a", "b"]).dictionary_encode(), item_id=pa.array([1, 2], pa.int8())
+        ),
+        (AB,),
     ),
     "lists for ids": Case(
         parquet(user_id=pa.array([["a"], ["b"]]), item_id=["1", "2"]),
         (refused("user_id", "list"), rows(user_id=[], bad=2), rows(user_id=["['a']", "['b']"])),
     ),
     "nanoseconds": Case(
-        parquet(user_id=["a"], item_id=["1"], timestamp=pa.array([1606513873123456789], pa.timestamp("ns"))),
+        parquet(
+            user_id=["a"],
+            item_id=["1"],
+            timestamp=pa.array([1606513873123456789], pa.timestamp("ns")),
+        ),
         (rows(timestamp=[datetime(2020, 11, 27, 21, 51, 13, 123456, UTC)]),),
     ),
     "another zone": Case(
-        parquet(user_id=["a"], item_id=["1"], timestamp=pa.array([1606513873], pa.timestamp("s", "Asia/Tokyo"))),
+        parquet(
+            user_id=["a"],
+            item_id=["1"],
+            timestamp=pa.array([1606513873], pa.timestamp("s", "Asia/Tokyo")),
+        ),
         (rows(timestamp=[MOMENT]),),
     ),
     "dates": Case(
@@ -338,8 +452,13 @@ PARQUET = {
     "too many columns": Case(
         lambda: {
             "e.csv": (
-                ",".join(["user_id", "item_id", *(f"c{i}" for i in range(100_000))]) + "\n" + "1," * 100_001 + "1\n"
-            ).encode()
+                (
+                    ",".join(["user_id", "item_id", *(f"c{i}" for i in range(100_000))])
+                    + "\n"
+                    + "1," * 100_001
+                    + "1\n"
+                ).encode()
+            )
         },
         (refused("e.csv", "columns"),),
     ),
@@ -405,7 +524,10 @@ def _read(case: Case, folder: Path) -> pa.Table | str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     places = case.source.get("events", [str(folder / next(iter(case.files())))])
-    settings = {**case.source, "events": [place.replace("{folder}", str(folder)) for place in places]}
+    settings = {
+        **case.source,
+        "events": [place.replace("{folder}", str(folder)) for place in places],
+    }
     try:
         adapter = open_source(source_class("canonical")(**settings))
         adapter.fingerprint()
@@ -419,8 +541,14 @@ def _difference(found: pa.Table | str, expected: Rows | Refused) -> str:
     """The differences from the expectation, empty if there are none."""
     if isinstance(expected, Refused):
         if not isinstance(found, str):
-            return f"not refused, but {found.num_rows} rows were read: {found.slice(0, 5).to_pylist()}"
-        absent = [t for t in expected.says if not any(option.lower() in found.lower() for option in t.split("|"))]
+            return (
+                f"not refused, but {found.num_rows} rows were read: {found.slice(0, 5).to_pylist()}"
+            )
+        absent = [
+            t
+            for t in expected.says
+            if not any(option.lower() in found.lower() for option in t.split("|"))
+        ]
         return f"the message lacks {absent}: {found}" if absent else ""
     if isinstance(found, str):
         return f"refused: {found}"
@@ -430,7 +558,9 @@ def _difference(found: pa.Table | str, expected: Rows | Refused) -> str:
     if got != expected.columns:
         return f"{got}, not {expected.columns}"
     if bad.num_rows != expected.bad:
-        return f"{bad.num_rows} bad rows, not {expected.bad}: {bad.column(schema.REASON).to_pylist()}"
+        return (
+            f"{bad.num_rows} bad rows, not {expected.bad}: {bad.column(schema.REASON).to_pylist()}"
+        )
     reasons = " ".join(bad.column(schema.REASON).to_pylist())
     wanted = any(option.lower() in reasons.lower() for option in expected.reason.split("|"))
     return "" if wanted else f"the reasons lack {expected.reason!r}: {reasons}"

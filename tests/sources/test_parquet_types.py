@@ -22,7 +22,9 @@ BIG = 1234567890123456001
 
 
 def events(*paths: Path) -> pa.Table:
-    return read_all(open_source(CanonicalSource(events=[str(path) for path in paths])).pieces()["events"])
+    return read_all(
+        open_source(CanonicalSource(events=[str(path) for path in paths])).pieces()["events"]
+    )
 
 
 def written(path: Path, users: Any, **more: Any) -> Path:
@@ -48,14 +50,21 @@ def written(path: Path, users: Any, **more: Any) -> Path:
         (pa.array([True]), ["true"]),
     ],
 )
-def test_ids_of_every_type_are_exact_text(ids: pa.Array, expected: list[str | None], tmp_path: Path) -> None:
-    assert events(written(tmp_path / "e.parquet", ids)).column(schema.USER_ID).to_pylist() == expected
+def test_ids_of_every_type_are_exact_text(
+    ids: pa.Array, expected: list[str | None], tmp_path: Path
+) -> None:
+    assert (
+        events(written(tmp_path / "e.parquet", ids)).column(schema.USER_ID).to_pylist() == expected
+    )
 
 
 @pytest.mark.parametrize(
     ("ids", "says"),
     [
-        (pa.array([1.0, float(BIG), None]), r"column 'user_id' is double and holds 1\.23456789\d+e\+18 \(row 2\)"),
+        (
+            pa.array([1.0, float(BIG), None]),
+            r"column 'user_id' is double and holds 1\.23456789\d+e\+18 \(row 2\)",
+        ),
         (pa.array([2.0**24], pa.float32()), "is float and holds 16777216"),
         (pa.array([float(BIG)]).dictionary_encode(), "not exact"),
         (pa.array([b"\xff\x00"]), "not UTF-8 text"),
@@ -63,7 +72,9 @@ def test_ids_of_every_type_are_exact_text(ids: pa.Array, expected: list[str | No
         (pa.array([{"id": 1}]), "expected ids as text or whole numbers"),
     ],
 )
-def test_ids_that_lost_digits_or_are_not_ids_are_refused(ids: pa.Array, says: str, tmp_path: Path) -> None:
+def test_ids_that_lost_digits_or_are_not_ids_are_refused(
+    ids: pa.Array, says: str, tmp_path: Path
+) -> None:
     with pytest.raises(SourceError, match=says):
         events(written(tmp_path / "e.parquet", ids))
 
@@ -74,7 +85,9 @@ def test_integers_and_texts_give_the_same_ids(tmp_path: Path) -> None:
 
 
 def test_a_pandas_category_of_floats_with_holes(tmp_path: Path) -> None:
-    frame = pd.DataFrame({"user_id": pd.Series([1.0, None, 2.0]).astype("category"), "item_id": ["i"] * 3})
+    frame = pd.DataFrame(
+        {"user_id": pd.Series([1.0, None, 2.0]).astype("category"), "item_id": ["i"] * 3}
+    )
     frame.to_parquet(tmp_path / "e.parquet")
     assert events(tmp_path / "e.parquet").column(schema.USER_ID).to_pylist() == ["1", None, "2"]
 
@@ -94,11 +107,16 @@ def test_other_columns_keep_their_values_with_any_encoding(tmp_path: Path) -> No
     assert table.column("shop").to_pylist() == [BIG, None]
     assert table.column("value").to_pylist() == [2.0, 3.0]
     assert table.column("tags").to_pylist() == [["a", "b"], None]
-    assert table.column(schema.TIMESTAMP).cast(pa.int64()).to_pylist() == [1_600_000_000_000_000] * 2
+    assert (
+        table.column(schema.TIMESTAMP).cast(pa.int64()).to_pylist() == [1_600_000_000_000_000] * 2
+    )
 
 
 def test_integers_do_not_become_floats_because_of_another_file(tmp_path: Path) -> None:
-    files = [written(tmp_path / "a.parquet", ["u"], shop=[BIG]), written(tmp_path / "b.parquet", ["u"], shop=[0.5])]
+    files = [
+        written(tmp_path / "a.parquet", ["u"], shop=[BIG]),
+        written(tmp_path / "b.parquet", ["u"], shop=[0.5]),
+    ]
     with pytest.raises(SourceError, match=r"a\.parquet: column 'shop' holds integers of 2\^53"):
         events(*files)
     small = [written(tmp_path / "a.parquet", ["u"], shop=[7]), files[1]]

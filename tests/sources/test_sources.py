@@ -1,4 +1,6 @@
-"""Adapters: bad rows with file and number, broken files with a message, public data sets with their counts."""
+"""Adapters: bad rows with file and number, broken files with a message, public data sets with their
+counts.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys import schema
-from recsys.config import CanonicalSource, HetRecLastFmSource, RecBoleSource, Section, SequencesSource
+from recsys.config import (
+    CanonicalSource,
+    HetRecLastFmSource,
+    RecBoleSource,
+    Section,
+    SequencesSource,
+)
 from recsys.errors import ConfigError, DataError, SourceError
 from recsys.preparation.reading import tables as tables_of
 from recsys.sources import open_source
@@ -56,11 +64,21 @@ def error_of(source: Section) -> str:
     return str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------------- canonical
+# ---------------------------------------------------------------------------------------- canonical
 
 
 def test_csv_with_every_kind_of_bad_row(tmp_path: Path) -> None:
-    rows = ["u1,i1,1000000000", ",i1,1", "u1,,1", "u1,i1,late", "u1,i1", "u1,i1,1,1", "", ",,", "u2,i2,"]
+    rows = [
+        "u1,i1,1000000000",
+        ",i1,1",
+        "u1,,1",
+        "u1,i1,late",
+        "u1,i1",
+        "u1,i1,1,1",
+        "",
+        ",,",
+        "u2,i2,",
+    ]
     table = events(write(tmp_path / "log.csv", HEADER + "\n".join(rows) + "\n"))
     assert bad(table) == [
         ("log.csv", 2, "missing user_id"),
@@ -70,7 +88,16 @@ def test_csv_with_every_kind_of_bad_row(tmp_path: Path) -> None:
         ("log.csv", 6, "unreadable row: 4 cells, expected 3"),
         ("log.csv", 8, "missing user_id"),
     ]
-    assert table.column(schema.ROW).to_pylist() == [1, 2, 3, 4, 5, 6, 8, 9]  # the blank line is skipped but counted
+    assert table.column(schema.ROW).to_pylist() == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        8,
+        9,
+    ]  # the blank line is skipped but counted
     texts = [None, ",i1,1", "u1,,1", "u1,i1,late", "u1,i1", "u1,i1,1,1", ",,", None]
     assert table.column(schema.RAW).to_pylist() == texts
     assert table.column(schema.TIMESTAMP).cast(pa.int64()).to_pylist()[0] == 10**15
@@ -81,12 +108,16 @@ def test_csv_with_every_kind_of_bad_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_row_numbers_across_chunk_borders(tmp_path: Path, chunk_bytes: int, end: str) -> None:
     lines = [f"u{i},i{i},{i}" if i % 5 else f"u{i}" for i in range(1, 61)]
-    file = input_file(write(tmp_path / "log.csv", end.join([HEADER.strip(), *lines])))  # no line end after the last
+    file = input_file(
+        write(tmp_path / "log.csv", end.join([HEADER.strip(), *lines]))
+    )  # no line end after the last
     pieces = table_pieces(TableFiles(schema.EVENTS, (file,), chunk_bytes=chunk_bytes))
     table = read_all(pieces)
     assert len(pieces) > 1 or chunk_bytes == 1000
     assert table.column(schema.ROW).to_pylist() == list(range(1, 61))
-    assert bad(table) == [("log.csv", i, "unreadable row: 1 cell, expected 3") for i in range(5, 61, 5)]
+    assert bad(table) == [
+        ("log.csv", i, "unreadable row: 1 cell, expected 3") for i in range(5, 61, 5)
+    ]
     users = [f"u{i}" if i % 5 else None for i in range(1, 61)]
     assert table.column(schema.USER_ID).to_pylist() == users
 
@@ -96,14 +127,22 @@ def test_line_breaks_in_quotes_are_one_row(tmp_path: Path, chunk_bytes: int) -> 
     text = 'item_id,title\n1,"two\nlines, and ""quotes"""\n2,5" disc\n3,"a"\n4\n5,plain\n'
     file = input_file(write(tmp_path / "items.csv", text))
     table = read_all(table_pieces(TableFiles(schema.ITEMS, (file,), chunk_bytes=chunk_bytes)))
-    assert table.column("title").to_pylist() == ['two\nlines, and "quotes"', '5" disc', "a", None, "plain"]
+    assert table.column("title").to_pylist() == [
+        'two\nlines, and "quotes"',
+        '5" disc',
+        "a",
+        None,
+        "plain",
+    ]
     assert table.column(schema.ROW).to_pylist() == [1, 2, 3, 4, 5]
     assert bad(table) == [("items.csv", 4, "unreadable row: 1 cell, expected 2")]
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 10_000])
 def test_open_quote_loses_one_row(tmp_path: Path, chunk_bytes: int) -> None:
-    file = input_file(write(tmp_path / "items.csv", 'item_id,title\n1,a\n2,"never closed\n3,c\n4,d\n'))
+    file = input_file(
+        write(tmp_path / "items.csv", 'item_id,title\n1,a\n2,"never closed\n3,c\n4,d\n')
+    )
     table = read_all(table_pieces(TableFiles(schema.ITEMS, (file,), chunk_bytes=chunk_bytes)))
     assert bad(table) == [("items.csv", 2, "unreadable row: open quote")]
     assert table.column("title").to_pylist() == ["a", None, "c", "d"]
@@ -111,7 +150,10 @@ def test_open_quote_loses_one_row(tmp_path: Path, chunk_bytes: int) -> None:
 
 def test_tsv_takes_quotes_as_they_are(tmp_path: Path) -> None:
     path = write(tmp_path / "items.tsv", 'item_id\ttitle\n1\t"Heroes"\n2\t12" mix\n')
-    table = read(CanonicalSource(events=[write(tmp_path / "e.csv", HEADER + "u,1,\n")], items=[path]), "items")
+    table = read(
+        CanonicalSource(events=[write(tmp_path / "e.csv", HEADER + "u,1,\n")], items=[path]),
+        "items",
+    )
     assert table.column("title").to_pylist() == ['"Heroes"', '12" mix']
 
 
@@ -143,7 +185,9 @@ def test_gzip_in_several_blocks(tmp_path: Path) -> None:
     assert len(pieces) == 1
     blocks = list(pieces[0].read())
     assert len(blocks) > 1
-    assert bad(pa.concat_tables(blocks)) == [("log.csv.gz", 51, "unreadable row: 1 cell, expected 3")]
+    assert bad(pa.concat_tables(blocks)) == [
+        ("log.csv.gz", 51, "unreadable row: 1 cell, expected 3")
+    ]
 
 
 def test_rename_extra_columns_and_order_of_files(tmp_path: Path) -> None:
@@ -160,7 +204,10 @@ def test_split_files(tmp_path: Path) -> None:
     train = write(tmp_path / "train.csv", "user_id,item_id,split\nu,i,x\n")
     test = write(tmp_path / "test.csv", "user_id,item_id\nu,j\n")
     table = events(train, split_files={"train": [train], "test": [test]})
-    assert [(row["item_id"], row["split"]) for row in table.to_pylist()] == [("i", "train"), ("j", "test")]
+    assert [(row["item_id"], row["split"]) for row in table.to_pylist()] == [
+        ("i", "train"),
+        ("j", "test"),
+    ]
     assert bad(table) == []
     assert "is in split_files of train and valid" in error_of(
         CanonicalSource(events=[train], split_files={"train": [train], "valid": [train]})
@@ -169,7 +216,9 @@ def test_split_files(tmp_path: Path) -> None:
 
 def test_a_damaged_row_group_names_file_and_rows(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
-    table = pa.table({"user_id": [f"u{i}" for i in range(4000)], "item_id": [f"i{i}" for i in range(4000)]})
+    table = pa.table(
+        {"user_id": [f"u{i}" for i in range(4000)], "item_id": [f"i{i}" for i in range(4000)]}
+    )
     pq.write_table(table, path, row_group_size=2000)
     chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
     content = bytearray(path.read_bytes())
@@ -178,7 +227,9 @@ def test_a_damaged_row_group_names_file_and_rows(tmp_path: Path) -> None:
     path.write_bytes(content)
     first, second = open_source(CanonicalSource(events=[str(path)])).pieces()["events"]
     assert sum(block.num_rows for block in first.read()) == 2000
-    with pytest.raises(SourceError, match=r"log\.parquet: row group 1 \(rows from 2001\) cannot be read"):
+    with pytest.raises(
+        SourceError, match=r"log\.parquet: row group 1 \(rows from 2001\) cannot be read"
+    ):
         list(second.read())
 
 
@@ -197,9 +248,19 @@ def test_parquet_row_groups_and_types(tmp_path: Path) -> None:
     assert len(open_source(source).pieces()["events"]) == 3
     found = read(source)
     assert found.column(schema.USER_ID).to_pylist() == ["1", None, "3", "4", "5"]
-    assert found.column(schema.TIMESTAMP).cast(pa.int64()).to_pylist() == [10**15] * 3 + [None, None]
-    expected = ["missing user_id", "missing item_id", "bad timestamp", "value is not a finite number"]
-    assert bad(found) == [("log.parquet", row, reason) for row, reason in zip((2, 3, 4, 5), expected, strict=True)]
+    assert found.column(schema.TIMESTAMP).cast(pa.int64()).to_pylist() == [10**15] * 3 + [
+        None,
+        None,
+    ]
+    expected = [
+        "missing user_id",
+        "missing item_id",
+        "bad timestamp",
+        "value is not a finite number",
+    ]
+    assert bad(found) == [
+        ("log.parquet", row, reason) for row, reason in zip((2, 3, 4, 5), expected, strict=True)
+    ]
     assert found.schema.field("place").type == pa.string()
 
 
@@ -212,7 +273,12 @@ def test_jsonl(tmp_path: Path, is_mixed: bool) -> None:
     ]
     lines = [json.dumps(record) for record in records]
     if is_mixed:
-        lines += ["{broken", "", "[1]", '{"user_id": "u", "item_id": 9, "value": Infinity, "timestamp": "2001-09-09"}']
+        lines += [
+            "{broken",
+            "",
+            "[1]",
+            '{"user_id": "u", "item_id": 9, "value": Infinity, "timestamp": "2001-09-09"}',
+        ]
     table = events(write(tmp_path / "log.jsonl", "\n".join(lines)))
     expected = [("log.jsonl", 3, "missing user_id")]
     if is_mixed:
@@ -228,7 +294,9 @@ def test_jsonl(tmp_path: Path, is_mixed: bool) -> None:
 def test_all_tables_through_ray(tmp_path: Path, ray_local: None) -> None:
     log = write(tmp_path / "log.csv", HEADER + "u,i,1\n,i,1\n")
     write(tmp_path / "more" / "empty.csv", HEADER + "\n  \nv,i,2\n")
-    edges = write(tmp_path / "edges.jsonl", '{"src_user_id": "u", "dst_user_id": "v"}\n{"src_user_id": "u"}\n')
+    edges = write(
+        tmp_path / "edges.jsonl", '{"src_user_id": "u", "dst_user_id": "v"}\n{"src_user_id": "u"}\n'
+    )
     source = CanonicalSource(events=[log, str(tmp_path / "more")], social=[edges])
     tables = tables_of(open_source(source))
     assert list(tables) == ["events", "social"]
@@ -242,7 +310,7 @@ def test_all_tables_through_ray(tmp_path: Path, ray_local: None) -> None:
     assert tables["social"].count() == 2
 
 
-# --------------------------------------------------------------------------------------------------- broken files
+# ------------------------------------------------------------------------------------- broken files
 
 
 @pytest.mark.parametrize(
@@ -265,7 +333,9 @@ def test_all_tables_through_ray(tmp_path: Path, ray_local: None) -> None:
         ("log.csv.gz", b"not gzip at all", "cannot be read"),
     ],
 )
-def test_broken_files_give_one_message(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_broken_files_give_one_message(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
     text = error_of(CanonicalSource(events=[write(tmp_path / name, content)]))
     assert message in text
     assert name in text
@@ -276,18 +346,26 @@ def test_missing_files_and_wrong_renames(tmp_path: Path) -> None:
     assert "matches no file" in error_of(CanonicalSource(events=[str(tmp_path / "*.csv")]))
     assert "matches no file" in error_of(CanonicalSource(events=[str(tmp_path)]))
     path = write(tmp_path / "log.csv", HEADER + "u,i,1\n")
-    assert "names 'uid', which no file has" in error_of(CanonicalSource(events=[path], rename={"uid": "user_id"}))
-    assert "occurs twice (after rename)" in error_of(CanonicalSource(events=[path], rename={"timestamp": "item_id"}))
+    assert "names 'uid', which no file has" in error_of(
+        CanonicalSource(events=[path], rename={"uid": "user_id"})
+    )
+    assert "occurs twice (after rename)" in error_of(
+        CanonicalSource(events=[path], rename={"timestamp": "item_id"})
+    )
 
 
 def test_columns_of_two_types(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"], "x": [1]}), tmp_path / "a.parquet")
-    pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"], "x": ["1"]}), tmp_path / "b.parquet")
+    pq.write_table(
+        pa.table({"user_id": ["u"], "item_id": ["i"], "x": ["1"]}), tmp_path / "b.parquet"
+    )
     assert "use one type" in error_of(CanonicalSource(events=[str(tmp_path)]))
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(ConfigError, match="canonical, hetrec-lastfm, recbole, sequences, synthetic"):
+    with pytest.raises(
+        ConfigError, match="canonical, hetrec-lastfm, recbole, sequences, synthetic"
+    ):
         open_source(Section())
 
 
@@ -312,10 +390,13 @@ def test_globs_and_fingerprints(tmp_path: Path) -> None:
     assert open_source(source).fingerprint() == before
     write(Path(one), HEADER + "u,i,2\n")
     assert open_source(source).fingerprint() != before
-    assert open_source(CanonicalSource(events=[one], format="csv")).fingerprint() != open_source(source).fingerprint()
+    assert (
+        open_source(CanonicalSource(events=[one], format="csv")).fingerprint()
+        != open_source(source).fingerprint()
+    )
 
 
-# --------------------------------------------------------------------------------------------------- other formats
+# ------------------------------------------------------------------------------------ other formats
 
 
 def test_recbole(tmp_path: Path) -> None:
@@ -330,7 +411,10 @@ def test_recbole(tmp_path: Path) -> None:
     )
     write(stem.with_suffix(".user"), "user_id:token\tage:token\n1\t24\n")
     write(stem.with_suffix(".net"), "source_id:token\ttarget_id:token\n1\t2\n1\t1\n")
-    write(stem.with_suffix(".kg"), "head_id:token\trelation_id:token\ttail_id:token\nx\tr\ty\n\tr\ty\n")
+    write(
+        stem.with_suffix(".kg"),
+        "head_id:token\trelation_id:token\ttail_id:token\nx\tr\ty\n\tr\ty\n",
+    )
     write(stem.with_suffix(".link"), "item_id:token\tentity_id:token\na\tx\n\ty\nb\t\n")
     source = RecBoleSource(folder=str(tmp_path / "toy"))
     log = read(source)
@@ -362,7 +446,10 @@ def test_recbole_messages(tmp_path: Path) -> None:
 
 
 def lastfm(folder: Path, pairs: str = "1\t10\n") -> HetRecLastFmSource:
-    write(folder / "user_artists.dat", "userID\tartistID\tweight\r\n1\t10\t5\r\n1\t11\t7\r\n2\t10\tx\r\n")
+    write(
+        folder / "user_artists.dat",
+        "userID\tartistID\tweight\r\n1\t10\t5\r\n1\t11\t7\r\n2\t10\tx\r\n",
+    )
     tagged = ["userID\tartistID\ttagID\tday\tmonth\tyear", "1\t10\t1\t1\t4\t2009"]
     tagged += ["1\t11\t2\t31\t2\t2009", "2\t10\t9\t1\t1\t2010"]
     write(folder / "user_taggedartists.dat", "\r\n".join(tagged))
@@ -377,7 +464,9 @@ def lastfm(folder: Path, pairs: str = "1\t10\n") -> HetRecLastFmSource:
 def test_hetrec(tmp_path: Path) -> None:
     source = lastfm(tmp_path / "lastfm", "1\t10\n1\t99\n")
     log = read(source)
-    assert [(r["event_type"], r["item_id"], r["split"], r["tag"], r["_reason"]) for r in log.to_pylist()] == [
+    assert [
+        (r["event_type"], r["item_id"], r["split"], r["tag"], r["_reason"]) for r in log.to_pylist()
+    ] == [
         ("listen", "10", "test", None, None),
         ("listen", "11", "train", None, None),
         ("listen", "10", "train", None, "value is not a finite number"),
@@ -434,8 +523,17 @@ def test_sequences(tmp_path: Path) -> None:
     write(Path(path), b"a 1 2 3\r\n\nb\n d  4 ")
     source = SequencesSource(events=path, items=[items], rename={"item": "item_id"})
     log = read(source)
-    found = [(r["user_id"], r["item_id"], r["_row"], r["_order"] - r["_row"] * LINE_STRIDE) for r in log.to_pylist()]
-    assert found == [("a", "1", 1, 0), ("a", "2", 1, 1), ("a", "3", 1, 2), ("b", None, 3, 0), ("d", "4", 4, 0)]
+    found = [
+        (r["user_id"], r["item_id"], r["_row"], r["_order"] - r["_row"] * LINE_STRIDE)
+        for r in log.to_pylist()
+    ]
+    assert found == [
+        ("a", "1", 1, 0),
+        ("a", "2", 1, 1),
+        ("a", "3", 1, 2),
+        ("b", None, 3, 0),
+        ("d", "4", 4, 0),
+    ]
     assert bad(log) == [("seq.txt", 3, "missing item_id")]
     assert log.column(schema.RAW).to_pylist()[3] == "b"
     assert read(source, "items").column("title").to_pylist() == ["t1", "t2", "t3", "t4"]
@@ -458,14 +556,16 @@ def test_sequences_across_chunk_borders(tmp_path: Path, chunk_bytes: int) -> Non
 def test_blocks_of_a_piece_without_rows(tmp_path: Path) -> None:
     file = input_file(write(tmp_path / "log.tsv", "user_id\titem_id\n\n\n" + "\n" * 50 + "u\ti\n"))
     header = read_header(file, TSV)
-    pattern = DelimitedPiece(file, 0, header.columns, Layout(schema.EVENTS), TSV, header.end, chunk_bytes=10)
+    pattern = DelimitedPiece(
+        file, 0, header.columns, Layout(schema.EVENTS), TSV, header.end, chunk_bytes=10
+    )
     blocks = [block for piece in delimited_pieces(pattern) for block in piece.read()]
     assert {block.num_rows for block in blocks} == {0, 1}
     assert all(block.schema.equals(Layout(schema.EVENTS).arrow) for block in blocks)
     assert CSV.quoted
 
 
-# ------------------------------------------------------------------------------------------------------- real data
+# ---------------------------------------------------------------------------------------- real data
 
 
 def test_lastfm_counts(real_data: Path) -> None:
@@ -495,7 +595,9 @@ def test_movielens_counts(real_data: Path) -> None:
 
 def test_beauty_counts(real_data: Path) -> None:
     folder = real_data / "beauty"
-    source = SequencesSource(events=str(folder / "sequences.txt"), items=[str(folder / "items.tsv")])
+    source = SequencesSource(
+        events=str(folder / "sequences.txt"), items=[str(folder / "items.tsv")]
+    )
     log = read(source)
     assert (log.num_rows, bad(log)) == (198_502, [])
     assert pc.count_distinct(log.column(schema.USER_ID)).as_py() == 22_363

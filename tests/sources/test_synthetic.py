@@ -1,4 +1,6 @@
-"""Generated data: equal for any partitions; each signal exists at strength 1 and not at strength 0."""
+"""Generated data: equal for any partitions; each signal exists at strength 1 and not at
+strength 0.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ QUIET = {**dict.fromkeys(KNOBS, 0.0), "bad_rows": 0.0}
 
 
 def world(**options: Any) -> SyntheticSource:
-    return SyntheticSource(**{"num_users": 480, "num_items": 900, "cold_items": 0.0, **QUIET, **options})
+    return SyntheticSource(
+        **{"num_users": 480, "num_items": 900, "cold_items": 0.0, **QUIET, **options}
+    )
 
 
 def table(source: SyntheticSource, name: str) -> pa.Table:
@@ -34,17 +38,22 @@ def events(source: SyntheticSource) -> tuple[np.ndarray, np.ndarray]:
     """User and item number of each event, in the order of each user."""
     log = table(source, "events")
     assert log.column(schema.REASON).null_count == log.num_rows
-    numbers = [[int(name[1:]) for name in log.column(column).to_pylist()] for column in ("user_id", "item_id")]
+    numbers = [
+        [int(name[1:]) for name in log.column(column).to_pylist()]
+        for column in ("user_id", "item_id")
+    ]
     return np.array(numbers[0]), np.array(numbers[1])
 
 
 def share_of_same_user(users: np.ndarray, group: np.ndarray) -> float:
-    """Share of successive events of a user in one group; by chance 1 / number of groups (equal sizes)."""
+    """Share of successive events of a user in one group; by chance 1 / number of groups (equal
+    sizes).
+    """
     same_user = users[1:] == users[:-1]
     return float((group[1:] == group[:-1])[same_user].mean())
 
 
-# ------------------------------------------------------------------------------------------------------ the tables
+# --------------------------------------------------------------------------------------- the tables
 
 
 @pytest.mark.parametrize("name", ["events", "items", "users", "social", "knowledge"])
@@ -68,18 +77,32 @@ def test_default_world() -> None:
     good = log.filter(pc.is_null(log.column(schema.REASON)))
     assert good.num_rows == pytest.approx(24_000, rel=0.05)
     assert pc.count_distinct(good.column(schema.USER_ID)).as_py() == 1000
-    assert set(pc.unique(good.column(schema.EVENT_TYPE)).to_pylist()) == {"view", "click", "purchase"}
+    assert set(pc.unique(good.column(schema.EVENT_TYPE)).to_pylist()) == {
+        "view",
+        "click",
+        "purchase",
+    }
     assert set(pc.unique(good.column(schema.VALUE)).to_pylist()) == {1.0, 2.0, 5.0}
-    assert {time.year for time in pc.min_max(good.column(schema.TIMESTAMP)).as_py().values()} == {2024}
+    assert {time.year for time in pc.min_max(good.column(schema.TIMESTAMP)).as_py().values()} == {
+        2024
+    }
     counts = pc.value_counts(good.column(schema.USER_ID)).field("counts").to_numpy()
     assert (counts <= SHORT + 1).mean() >= 0.18
     pairs = good.group_by([schema.USER_ID, schema.ITEM_ID]).aggregate([])
-    assert pairs.num_rows / good.num_rows > 0.99  # hardly anything twice, apart from planted duplicates
+    assert (
+        pairs.num_rows / good.num_rows > 0.99
+    )  # hardly anything twice, apart from planted duplicates
     items = table(source, "items")
     assert items.column("title").null_count == items.column("image").null_count == 0
-    assert text_fields(items, None) == ["title", "tags", "category"]  # what is not text is no string
+    assert text_fields(items, None) == [
+        "title",
+        "tags",
+        "category",
+    ]  # what is not text is no string
     users = table(source, "users")
-    assert all(0.02 < users.column(name).null_count / 1000 < 0.09 for name in ("age", "gender", "country"))
+    assert all(
+        0.02 < users.column(name).null_count / 1000 < 0.09 for name in ("age", "gender", "country")
+    )
 
 
 def test_times_of_a_user_increase_and_cold_items_come_late() -> None:
@@ -99,7 +122,12 @@ def test_times_of_a_user_increase_and_cold_items_come_late() -> None:
 def test_bad_rows_are_planted_with_all_reasons() -> None:
     source = SyntheticSource(bad_rows=0.05)
     expected = {
-        "events": {"missing user_id", "missing item_id", "value is not a finite number", "bad timestamp"},
+        "events": {
+            "missing user_id",
+            "missing item_id",
+            "value is not a finite number",
+            "bad timestamp",
+        },
         "items": {"missing item_id"},
         "users": {"missing user_id"},
         "social": {"missing dst_user_id", "self-loop", "bad weight"},
@@ -112,7 +140,9 @@ def test_bad_rows_are_planted_with_all_reasons() -> None:
         assert broken.column(schema.RAW).null_count == 0
         key = list(schema.TABLES[name].key)
         good = found.filter(pc.is_null(found.column(schema.REASON)))
-        assert good.group_by(key).aggregate([]).num_rows < good.num_rows  # duplicates, which prepare finds
+        assert (
+            good.group_by(key).aggregate([]).num_rows < good.num_rows
+        )  # duplicates, which prepare finds
     log = table(source, "events")
     share = 1 - log.column(schema.REASON).null_count / log.num_rows
     assert share == pytest.approx(0.05 * 4 / 5, rel=0.3)
@@ -127,7 +157,7 @@ def test_through_ray(ray_local: None) -> None:
     assert adapter.fingerprint() != open_source(source.model_copy(update={"seed": 1})).fingerprint()
 
 
-# ----------------------------------------------------------------------------------------------------- the signals
+# -------------------------------------------------------------------------------------- the signals
 
 
 def words_of_own_topic(source: SyntheticSource) -> float:
@@ -135,7 +165,9 @@ def words_of_own_topic(source: SyntheticSource) -> float:
     topic_N = world_of(source).topic_N
     vocabulary = topic_words(source.num_topics)[1]
     tags = table(source, "items").column("tags").to_pylist()
-    hits = [word in vocabulary[topic_N[i]] for i, text in enumerate(tags) for word in text.split(", ")]
+    hits = [
+        word in vocabulary[topic_N[i]] for i, text in enumerate(tags) for word in text.split(", ")
+    ]
     return float(np.mean(hits))
 
 
@@ -165,7 +197,9 @@ def test_order_predicts_the_next_item(knob: float, low: float, high: float) -> N
 def test_communities_share_items(knob: float, low: float, high: float) -> None:
     source = world(collaborative=knob)
     users, items = events(source)
-    assert low <= share_of_same_user(users, world_of(source).community_N[items]) <= high  # chance: 1 of 12
+    assert (
+        low <= share_of_same_user(users, world_of(source).community_N[items]) <= high
+    )  # chance: 1 of 12
 
 
 @pytest.mark.parametrize("knob", [0.0, 1.0])
@@ -178,7 +212,9 @@ def test_friends_share_taste(knob: float) -> None:
     pairs = [friends(planted, bundle) for bundle in range(planted.num_bundles)]
     one, other = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
     stranger = np.random.default_rng(0).permutation(other)
-    among_friends, among_strangers = ((liked[one] * liked[them]).sum(1).mean() for them in (other, stranger))
+    among_friends, among_strangers = (
+        (liked[one] * liked[them]).sum(1).mean() for them in (other, stranger)
+    )
     if knob:
         assert among_friends > 4 * among_strangers
         assert (one // CIRCLE == other // CIRCLE).all()
@@ -203,14 +239,23 @@ def steps(source: SyntheticSource) -> tuple[np.ndarray, np.ndarray]:
 def everybody(source: SyntheticSource, name: str) -> np.ndarray:
     """One column of the tastes of all users."""
     planted = world_of(source)
-    return np.concatenate([getattr(tastes(planted, bundle), name) for bundle in range(planted.num_bundles)])
+    return np.concatenate(
+        [getattr(tastes(planted, bundle), name) for bundle in range(planted.num_bundles)]
+    )
 
 
-@pytest.mark.parametrize(("knob", "low", "high"), [(1.0, 0.99, 1.0), (0.5, 0.2, 0.4), (0.0, 0.0, 0.14)])
+@pytest.mark.parametrize(
+    ("knob", "low", "high"), [(1.0, 0.99, 1.0), (0.5, 0.2, 0.4), (0.0, 0.0, 0.14)]
+)
 def test_triples_give_the_owner_that_a_user_likes(knob: float, low: float, high: float) -> None:
     source = world(knowledge=knob)
     facts = table(source, "knowledge")
-    assert set(facts.column("relation").to_pylist()) == {"made by", "features", "owned by", "based in"}
+    assert set(facts.column("relation").to_pylist()) == {
+        "made by",
+        "features",
+        "owned by",
+        "based in",
+    }
     told = {(fact["relation"], fact["head"]): fact["tail"] for fact in facts.to_pylist()}
     entities = table(source, "items").column("entity_id").to_pylist()
     owners = [told["owned by", told["made by", entity]] for entity in entities]  # two hops
@@ -227,11 +272,15 @@ def test_triples_give_the_owner_that_a_user_likes(knob: float, low: float, high:
 
 @pytest.mark.parametrize("knob", [0.0, 1.0])
 def test_mix_of_topics_determines_the_stratum(knob: float) -> None:
-    """Also with text at 0: the words of a user's items determine the mix, which determines the shelf."""
+    """Also with text at 0: the words of a user's items determine the mix, which determines the
+    shelf.
+    """
     source = world(stratum=knob)
     planted, (users, items) = world_of(source), steps(source)
     names, _ = topic_words(source.num_topics)
-    told_N = np.array([names.index(name) for name in table(source, "items").column("category").to_pylist()])
+    told_N = np.array(
+        [names.index(name) for name in table(source, "items").column("category").to_pylist()]
+    )
     counts_UT = np.zeros((source.num_users, source.num_topics))
     np.add.at(counts_UT, (users, told_N[items]), 1)
     nearest = counts_UT[:, planted.mix_SM].sum(axis=2).argmax(axis=1)
@@ -251,8 +300,15 @@ def test_only_crosses_of_attributes_determine_the_segment(knob: float) -> None:
     planted, (users, items) = world_of(source), steps(source)
     rows = table(source, "users").to_pylist()
     codes = {"female": 0, "male": 1, "DE": 0, "FR": 1, "IN": 2, "JP": 3}
-    band = np.array([-1 if row["age"] is None else np.searchsorted(AGES, row["age"], "right") - 1 for row in rows])
-    gender, country = (np.array([codes.get(row[name], -1) for row in rows]) for name in ("gender", "country"))
+    band = np.array(
+        [
+            -1 if row["age"] is None else np.searchsorted(AGES, row["age"], "right") - 1
+            for row in rows
+        ]
+    )
+    gender, country = (
+        np.array([codes.get(row[name], -1) for row in rows]) for name in ("gender", "country")
+    )
     known = (band >= 0) & (gender >= 0) & (country >= 0)
     assert 0.7 < known.mean() < 0.85
     segment = planted.segment_N[items]
@@ -261,7 +317,10 @@ def test_only_crosses_of_attributes_determine_the_segment(knob: float) -> None:
     assert (hits.mean() > 0.6) if knob else (hits.mean() < 0.16)  # chance: 1 of 8
     for alone in (band, gender, country):
         for value in range(alone.max() + 1):
-            shares = np.bincount(segment[alone[users] == value], minlength=8) / (alone[users] == value).sum()
+            shares = (
+                np.bincount(segment[alone[users] == value], minlength=8)
+                / (alone[users] == value).sum()
+            )
             assert shares.max() < 0.2
     goods = table(source, "items").to_pylist()
     pair = np.searchsorted([7, 21, 62], [row["price"] for row in goods])
@@ -301,11 +360,16 @@ def test_one_signal_does_not_change_the_other_groups(knob: str) -> None:
         "media": planted.style_N,
     }
     for name, group_N in groups.items():
-        if knob not in (name, "social") and (name, knob) != ("text", "stratum"):  # circles have few items, of any kind
+        if knob not in (name, "social") and (name, knob) != (
+            "text",
+            "stratum",
+        ):  # circles have few items, of any kind
             assert share_of_same_user(users, group_N[items]) < 1.7 / (group_N.max() + 1), name
     if knob != "evolution":
         cluster = planted.cluster_N[items]
-        assert (planted.next_cluster_G[cluster[:-1]] == cluster[1:])[users[1:] == users[:-1]].mean() < 0.08
+        assert (planted.next_cluster_G[cluster[:-1]] == cluster[1:])[
+            users[1:] == users[:-1]
+        ].mean() < 0.08
 
 
 def test_interest_drifts_with_evolution() -> None:
@@ -316,7 +380,9 @@ def test_interest_drifts_with_evolution() -> None:
     first = found.users_E - found.users_E[0]
     is_next = planted.topic_N[found.items_E] == planted.next_topic_G[taste.topic_U2[first, 0]]
     start = np.r_[True, np.diff(found.users_E) > 0]
-    position = np.arange(len(first)) - np.maximum.accumulate(np.where(start, np.arange(len(first)), 0))
+    position = np.arange(len(first)) - np.maximum.accumulate(
+        np.where(start, np.arange(len(first)), 0)
+    )
     age = position / np.maximum(np.bincount(first)[first] - 1, 1)
     assert is_next[age > 0.7].mean() > 2 * is_next[age < 0.3].mean()
 

@@ -47,14 +47,24 @@ def test_every_format_of_one_time(text: str) -> None:
 
 
 def test_dates_and_fractions() -> None:
-    times, wrong = timestamps(pa.array(["2001-09-09", "2001-9-9", "2001-09-09 01:46", "1000000000.25", ""]))
+    times, wrong = timestamps(
+        pa.array(["2001-09-09", "2001-9-9", "2001-09-09 01:46", "1000000000.25", ""])
+    )
     midnight = datetime(2001, 9, 9, tzinfo=UTC)
-    expected = [midnight, midnight, MOMENT.replace(second=0), MOMENT.replace(microsecond=250_000), None]
+    expected = [
+        midnight,
+        midnight,
+        MOMENT.replace(second=0),
+        MOMENT.replace(microsecond=250_000),
+        None,
+    ]
     assert times.to_pylist() == expected
     assert not any(wrong.to_pylist())
 
 
-@pytest.mark.parametrize("text", ["soon", "-5", "inf", "2001-13-09", "2001-02-30", "1e30", "9999-01-01", "-", "--"])
+@pytest.mark.parametrize(
+    "text", ["soon", "-5", "inf", "2001-13-09", "2001-02-30", "1e30", "9999-01-01", "-", "--"]
+)
 def test_invalid_times_are_refused(text: str) -> None:
     times, wrong = timestamps(pa.array([text]))
     assert (times.to_pylist(), wrong.to_pylist()) == ([None], [True])
@@ -72,7 +82,11 @@ def test_typed_times() -> None:
     ]
     for column in columns:
         times, wrong = timestamps(column)
-        assert (times.type, times.to_pylist(), wrong.to_pylist()) == (schema.TIMESTAMP_TYPE, [MOMENT], [False])
+        assert (times.type, times.to_pylist(), wrong.to_pylist()) == (
+            schema.TIMESTAMP_TYPE,
+            [MOMENT],
+            [False],
+        )
     days, _ = timestamps(pa.array([date(2001, 9, 9)]))
     assert days.to_pylist() == [datetime(2001, 9, 9, tzinfo=UTC)]
     floats, wrong = timestamps(pa.array([float("nan"), None]))
@@ -107,8 +121,17 @@ def test_reasons_of_events() -> None:
         ("u", "i", "", "view", "2", "Validation", None),
         ("u", "i", "", "", "", "", None),
     ]
-    names = [schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP, schema.EVENT_TYPE, schema.VALUE, schema.SPLIT]
-    raw = pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(names)})
+    names = [
+        schema.USER_ID,
+        schema.ITEM_ID,
+        schema.TIMESTAMP,
+        schema.EVENT_TYPE,
+        schema.VALUE,
+        schema.SPLIT,
+    ]
+    raw = pa.table(
+        {name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(names)}
+    )
     checked = check_rows(raw, EVENTS)
     assert checked.column(schema.REASON).to_pylist() == [row[-1] for row in rows]
     assert checked.column(schema.SPLIT)[8].as_py() == "valid"
@@ -129,7 +152,13 @@ def test_reasons_of_social_edges() -> None:
             "weight": ["", "1", "1", "1", "-1", "many"],
         }
     )
-    reasons = ("self-loop", "missing src_user_id", "missing dst_user_id", "negative weight (distrust)", "bad weight")
+    reasons = (
+        "self-loop",
+        "missing src_user_id",
+        "missing dst_user_id",
+        "negative weight (distrust)",
+        "bad weight",
+    )
     expected = [None, *reasons]
     checked = check_rows(raw, SOCIAL)
     assert checked.column(schema.REASON).to_pylist() == expected
@@ -137,14 +166,28 @@ def test_reasons_of_social_edges() -> None:
 
 
 def test_reasons_of_knowledge() -> None:
-    raw = pa.table({"head": ["a", "", "a", "a"], "relation": ["r", "r", None, "r"], "tail": ["b", "b", "b", "nan"]})
+    raw = pa.table(
+        {
+            "head": ["a", "", "a", "a"],
+            "relation": ["r", "r", None, "r"],
+            "tail": ["b", "b", "b", "nan"],
+        }
+    )
     checked = check_rows(raw, Layout(schema.KNOWLEDGE))
-    assert checked.column(schema.REASON).to_pylist() == [None, "missing head", "missing relation", "missing tail"]
+    assert checked.column(schema.REASON).to_pylist() == [
+        None,
+        "missing head",
+        "missing relation",
+        "missing tail",
+    ]
 
 
 def test_extra_columns_take_their_declared_type() -> None:
     assert extra(pa.array(["1.5", "x", None]), pa.float64()).to_pylist() == [1.5, None, None]
-    assert extra(pa.array(["1 2.5", None]), pa.list_(pa.float64())).to_pylist() == [[1.0, 2.5], None]
+    assert extra(pa.array(["1 2.5", None]), pa.list_(pa.float64())).to_pylist() == [
+        [1.0, 2.5],
+        None,
+    ]
     assert extra(pa.array([1, None]), pa.string()).to_pylist() == ["1", None]
     assert extra(pa.array([1, None], pa.int32()), pa.int64()).type == pa.int64()
 

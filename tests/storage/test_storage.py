@@ -1,6 +1,8 @@
-"""Places on an S3-speaking server: read and written like local ones, one writer, whole or not there, one clear message.
+"""Places on an S3-speaking server: read and written like local ones, one writer, whole or not
+there, one clear message.
 
-The server is moto's, in a process of its own; Arrow, boto3 and MLflow speak to it over HTTP as to any other.
+The server is moto's, in a process of its own; Arrow, boto3 and MLflow speak to it over HTTP as to
+any other.
 """
 
 from __future__ import annotations
@@ -67,11 +69,13 @@ def put(place: str, content: str | bytes) -> str:
 def names(place: str) -> list[str]:
     """All objects below a URI."""
     filesystem, inner = filesystem_of(place)
-    found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True, allow_not_found=True))
+    found = filesystem.get_file_info(
+        pyarrow.fs.FileSelector(inner, recursive=True, allow_not_found=True)
+    )
     return sorted(info.path[len(inner) + 1 :] for info in found if info.is_file)
 
 
-# ---------------------------------------------------------------------------------------------------------- sources
+# ------------------------------------------------------------------------------------------ sources
 
 
 def write_sources(folder: Path) -> None:
@@ -80,19 +84,27 @@ def write_sources(folder: Path) -> None:
     (folder / "log/one.csv").write_text("user_id,item_id,timestamp\nu1,a,1\nu2,b,2\n")
     (folder / "log/day=2/two more.csv").write_text("user_id,item_id,timestamp\nu3,c,3\n")
     (folder / "log/_hidden.csv").write_text("nothing\n")
-    (folder / "lines.jsonl").write_text('{"user_id": "u1", "item_id": "a"}\n{"user_id": "u2", "item_id": "b"}\n')
+    (folder / "lines.jsonl").write_text(
+        '{"user_id": "u1", "item_id": "a"}\n{"user_id": "u2", "item_id": "b"}\n'
+    )
     events = pa.table({"user_id": ["u1", "u2", "u3"], "item_id": ["a", "b", "c"]})
     pq.write_table(events, folder / "rows.parquet", row_group_size=2)
     (folder / "walks.txt").write_text("u1 a b c\nu2 b\n")
     (folder / "atoms").mkdir()
-    (folder / "atoms/atoms.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu1\ta\t1\nu2\tb\t2\n")
-    (folder / "atoms/atoms.item").write_text("item_id:token\tname:token_seq\na\tfirst song\nb\tsecond song\n")
+    (folder / "atoms/atoms.inter").write_text(
+        "user_id:token\titem_id:token\ttimestamp:float\nu1\ta\t1\nu2\tb\t2\n"
+    )
+    (folder / "atoms/atoms.item").write_text(
+        "item_id:token\tname:token_seq\na\tfirst song\nb\tsecond song\n"
+    )
     (folder / "hetrec").mkdir()
     for name, lines in {
         "user_artists.dat": "userID\tartistID\tweight\n1\t10\t5\n2\t11\t7\n",
         "artists.dat": "id\tname\turl\tpictureURL\n10\tA\thttp://x\thttp://y\n11\tB\thttp://x\t\n",
         "tags.dat": "tagID\ttagValue\n1\trock\n",
-        "user_taggedartists.dat": "userID\tartistID\ttagID\tday\tmonth\tyear\n1\t10\t1\t1\t4\t2009\n",
+        "user_taggedartists.dat": (
+            "userID\tartistID\ttagID\tday\tmonth\tyear\n1\t10\t1\t1\t4\t2009\n"
+        ),
         "user_friends.dat": "userID\tfriendID\n1\t2\n2\t1\n",
     }.items():
         (folder / "hetrec" / name).write_text(lines)
@@ -110,7 +122,9 @@ SOURCES: dict[str, Callable[[str], Section]] = {
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_every_source_reads_remote_files_like_local_ones(kind: str, tmp_path: Path, bucket: str) -> None:
+def test_every_source_reads_remote_files_like_local_ones(
+    kind: str, tmp_path: Path, bucket: str
+) -> None:
     write_sources(tmp_path)
     raw = f"{bucket}/{tmp_path.name}"
     upload(tmp_path, raw)
@@ -131,12 +145,15 @@ def test_missing_remote_file_is_named(bucket: str) -> None:
         input_file(f"{bucket}/none.csv")
     with pytest.raises(SourceError, match="matches no file"):
         find([f"{bucket}/none/*.csv"])
-    for look in (lambda: input_file("s3://no-such-bucket/a.csv"), lambda: find(["s3://no-such-bucket/*.csv"])):
+    for look in (
+        lambda: input_file("s3://no-such-bucket/a.csv"),
+        lambda: find(["s3://no-such-bucket/*.csv"]),
+    ):
         with pytest.raises(StorageError, match="there is no bucket no-such-bucket; create it"):
             look()
 
 
-# --------------------------------------------------------------------------------------------------------- messages
+# ----------------------------------------------------------------------------------------- messages
 
 
 def test_unreachable_server_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,13 +161,20 @@ def test_unreachable_server_is_named(bucket: str, monkeypatch: pytest.MonkeyPatc
         port = closed.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     for attempt in (lambda: check_writable(f"{bucket}/x"), lambda: input_file(f"{bucket}/x.csv")):
-        with pytest.raises(StorageError, match=rf"{port} does not answer; check the network.*AWS_ENDPOINT_URL"):
+        with pytest.raises(
+            StorageError, match=rf"{port} does not answer; check the network.*AWS_ENDPOINT_URL"
+        ):
             attempt()
-    with pytest.raises(StorageError, match="does not answer"), holding(f"{bucket}/run/.lock", "a test", "wait"):
+    with (
+        pytest.raises(StorageError, match="does not answer"),
+        holding(f"{bucket}/run/.lock", "a test", "wait"),
+    ):
         pass
 
 
-def test_server_without_an_answer_is_one_message_in_time(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_without_an_answer_is_one_message_in_time(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without time limits the wait would not end; each attempt has one."""
     for name, value in {"CONNECT_S": 1.0, "SILENCE_S": 1.0, "ATTEMPTS": 1}.items():
         monkeypatch.setattr(places, name, value)
@@ -158,7 +182,10 @@ def test_server_without_an_answer_is_one_message_in_time(bucket: str, monkeypatc
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(StorageError, match="does not answer"):
             input_file(f"{bucket}/x.csv")
-        with pytest.raises(StorageError, match="does not answer"), holding(f"{bucket}/run/.lock", "a test", "wait"):
+        with (
+            pytest.raises(StorageError, match="does not answer"),
+            holding(f"{bucket}/run/.lock", "a test", "wait"),
+        ):
             pass
 
 
@@ -167,14 +194,19 @@ def test_denied_access_is_one_message(bucket: str, s3_server: str) -> None:
 
     def asked_before_checking(number: str) -> None:
         plain = {"Content-Type": "text/plain"}
-        request = urllib.request.Request(f"{s3_server}/moto-api/reset-auth", number.encode(), plain, method="POST")
+        request = urllib.request.Request(
+            f"{s3_server}/moto-api/reset-auth", number.encode(), plain, method="POST"
+        )
         urllib.request.urlopen(request, timeout=200).close()
 
     asked_before_checking("0")
     try:
         with pytest.raises(StorageError, match="access is denied; set AWS_ACCESS_KEY_ID") as caught:
             check_writable(f"{bucket}/run")
-        with pytest.raises(StorageError, match="access is denied"), holding(f"{bucket}/.lock", "a test", "wait"):
+        with (
+            pytest.raises(StorageError, match="access is denied"),
+            holding(f"{bucket}/.lock", "a test", "wait"),
+        ):
             pass
         with pytest.raises(StorageError, match="access is denied"):
             input_file(f"{bucket}/x.csv")
@@ -236,16 +268,24 @@ def test_without_boto3_one_message(bucket: str, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(StorageError, match="boto3"), DatasetWriter(f"{bucket}/set").writing():
         pass
     put(f"{bucket}/a.csv", "user_id,item_id\nu,i\n")
-    assert read_all(open_source(CanonicalSource(events=[f"{bucket}/a.csv"])).pieces()["events"]).num_rows == 1
+    assert (
+        read_all(
+            open_source(CanonicalSource(events=[f"{bucket}/a.csv"])).pieces()["events"]
+        ).num_rows
+        == 1
+    )
 
 
 def test_an_error_from_inside_a_library_is_one_message_too() -> None:
-    error = OSError("When reading information for key 'a/b' in bucket 'c': AWS Error ACCESS_DENIED during HeadObject")
+    error = OSError(
+        "When reading information for key 'a/b' in bucket 'c': AWS Error ACCESS_DENIED during"
+        " HeadObject"
+    )
     assert (user_message(error) or "").startswith("cannot read s3://c/a/b: access is denied")
     assert user_message(OSError("disk full")) is None
 
 
-# ---------------------------------------------------------------------------------------------------------- dataset
+# ------------------------------------------------------------------------------------------ dataset
 
 
 def manifest(content_hash: str) -> Manifest:
@@ -262,7 +302,10 @@ def write_set(place: str, content_hash: str) -> None:
 def test_a_dataset_is_replaced_manifest_first_and_last(bucket: str) -> None:
     place = f"{bucket}/deep/set"
     write_set(place, "one")
-    assert names(f"{bucket}/deep") == ["set/manifest.json", "set/vocab/users.parquet"]  # no lock is left
+    assert names(f"{bucket}/deep") == [
+        "set/manifest.json",
+        "set/vocab/users.parquet",
+    ]  # no lock is left
     assert PreparedDataset(place).user_ids.to_pylist() == ["one"]
     destination = DatasetWriter(place)
     with destination.writing() as folder:
@@ -271,7 +314,10 @@ def test_a_dataset_is_replaced_manifest_first_and_last(bucket: str) -> None:
         with pytest.raises(ArtifactError, match="no manifest.json"):
             PreparedDataset(place)
         with (
-            pytest.raises(ArtifactError, match=r"is in use by `recsys prepare`, process \d+ on .*another data.dir"),
+            pytest.raises(
+                ArtifactError,
+                match=r"is in use by `recsys prepare`, process \d+ on .*another data.dir",
+            ),
             DatasetWriter(place).writing(),
         ):
             pass
@@ -295,8 +341,9 @@ def test_next_writer_takes_the_lock_of_a_killed_one(bucket: str) -> None:
     place = f"{bucket}/set"
     write_set(place, "one")
     code = (
-        "import os, sys\nfrom recsys.preparation.dataset_writer import DatasetWriter\n"
-        "with DatasetWriter(sys.argv[1]).writing() as folder:\n    folder.write_text('vocab/x', 'x')\n    os._exit(9)"
+        "import os, sys\nfrom recsys.preparation.dataset_writer import DatasetWriter\nwith"
+        " DatasetWriter(sys.argv[1]).writing() as folder:\n    folder.write_text('vocab/x', 'x')\n "
+        "   os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, place], timeout=500).returncode == 9
     assert names(bucket) == ["set.lock", "set/vocab/x"]
@@ -315,20 +362,23 @@ def test_folder_that_is_not_a_dataset_is_not_deleted(bucket: str) -> None:
     assert names(bucket) == ["papers/thesis.tex"]
 
 
-# ------------------------------------------------------------------------------------------------------------ locks
+# -------------------------------------------------------------------------------------------- locks
 
 
 def test_lock_of_another_machine_names_holder_and_object(bucket: str) -> None:
-    other = locks.Holder("`recsys run`", 7, "node-2", "another boot", "2026-01-01T00:00:00+00:00", "t")
+    other = locks.Holder(
+        "`recsys run`", 7, "node-2", "another boot", "2026-01-01T00:00:00+00:00", "t"
+    )
     put(f"{bucket}/run/.lock", locks._dump(other))
     with (
         pytest.raises(ArtifactError) as caught,
         holding(f"{bucket}/run/.lock", "`recsys train`", "choose another folder with --run.dir"),
     ):
         pass
-    assert str(caught.value) == (
-        f"{bucket}/run is in use by `recsys run`, process 7 on node-2, since 2026-01-01T00:00:00+00:00; choose another "
-        f"folder with --run.dir. If that process has ended, delete the object {bucket}/run/.lock"
+    assert (
+        str(caught.value) == f"{bucket}/run is in use by `recsys run`, process 7 on node-2, since"
+        " 2026-01-01T00:00:00+00:00; choose another folder with --run.dir. If that process has"
+        f" ended, delete the object {bucket}/run/.lock"
     )
     assert locks._parse(read_bytes(f"{bucket}/run/.lock")) == other
 
@@ -371,7 +421,7 @@ def test_servers_without_conditional_writes(
         pass
 
 
-# ------------------------------------------------------------------------------------------------------- run folder
+# --------------------------------------------------------------------------------------- run folder
 
 
 def remote_config(bucket: str, **sections: Any) -> Config:
@@ -391,17 +441,24 @@ def test_another_machine_finds_the_run_folder(bucket: str) -> None:
         (folder.root / "trials").mkdir()
         (folder.root / "trials/table.csv").write_text("1")  # not published
         assert folder.shown(folder.report) == f"{bucket}/runs/one/report.html"
-        with pytest.raises(ArtifactError, match="is in use by `recsys train`"), open_run(config, "evaluate"):
+        with (
+            pytest.raises(ArtifactError, match="is in use by `recsys train`"),
+            open_run(config, "evaluate"),
+        ):
             pass
     first = folder.root
     assert not first.exists()
     with open_run(remote_config(bucket, seed=7), "evaluate") as folder:
-        assert folder.root != first and not (folder.root / "model").exists()  # nothing is fetched before it is needed
+        assert (
+            folder.root != first and not (folder.root / "model").exists()
+        )  # nothing is fetched before it is needed
         assert (folder.model / "trained.json").read_text() == "trained.json"
         assert folder.read_json(folder.metrics, "") == {"model": 1}
         assert (folder.fetch("trials") / "table.csv").read_text() == "1"
         folder.forget_model()
-        assert [name for name in names(f"{bucket}/runs/one") if name.startswith(("model", "metrics"))] == []
+        assert [
+            name for name in names(f"{bucket}/runs/one") if name.startswith(("model", "metrics"))
+        ] == []
     log = read_bytes(f"{bucket}/runs/one/run.log").decode()
     assert f"differs from the last one of {bucket}/runs/one:\n" in log and "seed: 42 → 7" in log
     assert len(read_bytes(f"{bucket}/runs/one/history.jsonl").splitlines()) == 2
@@ -410,14 +467,19 @@ def test_another_machine_finds_the_run_folder(bucket: str) -> None:
 
 
 def test_stage_without_a_lock_leaves_no_lock_object(bucket: str) -> None:
-    """A server runs for weeks while its run folder trains, and must not replace the log of the training."""
+    """A server runs for weeks while its run folder trains, and must not replace the log of the
+    training.
+    """
     config = remote_config(bucket)
     with open_run(config, "serve", io.StringIO(), locks=False) as serving:
         assert names(bucket) == []
         with open_run(config, "train", io.StringIO()) as folder:
             folder.progress("the training's line")
         serving.progress("the server's line")
-    assert b"training's line" in (log := read_bytes(f"{bucket}/runs/one/run.log")) and b"server's" not in log
+    assert (
+        b"training's line" in (log := read_bytes(f"{bucket}/runs/one/run.log"))
+        and b"server's" not in log
+    )
     assert not serving.root.exists()
 
 
@@ -428,15 +490,22 @@ def test_failing_stage_names_the_remote_folder_and_releases_the_lock(
     words = ["--config", f"{bucket}/c.yaml", "--run.dir", f"{bucket}/run"]
     assert main(["recommend", *words]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"recsys: {bucket}/run/bundle has no model bundle") and "/tmp" not in message
-    assert ".lock" not in names(f"{bucket}/run") and b"recommend" in read_bytes(f"{bucket}/run/history.jsonl")
+    assert (
+        message.startswith(f"recsys: {bucket}/run/bundle has no model bundle")
+        and "/tmp" not in message
+    )
+    assert ".lock" not in names(f"{bucket}/run") and b"recommend" in read_bytes(
+        f"{bucket}/run/history.jsonl"
+    )
     assert main(["recommend", *words, "--run.dir", "s3://no-such-bucket/run"]) == 2
     assert "there is no bucket no-such-bucket" in capsys.readouterr().err
     assert main(["recommend", *words, "--run.dir", bucket]) == 2
     assert " is a bucket; choose a folder" in capsys.readouterr().err
 
 
-def test_seal_of_a_folder_is_written_last(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seal_of_a_folder_is_written_last(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mirror = Mirror(tmp_path, f"{bucket}/run")
     (tmp_path / "bundle").mkdir()
     for name in ("bundle.json", "weights.safetensors"):
@@ -455,7 +524,7 @@ def test_seal_of_a_folder_is_written_last(tmp_path: Path, bucket: str, monkeypat
     assert names(f"{bucket}/run") == []
 
 
-# --------------------------------------------------------------------------------------------- models and small things
+# -------------------------------------------------------------------------- models and small things
 
 
 def test_remote_bundle_equals_the_local_one(tmp_path: Path, bucket: str) -> None:
@@ -477,7 +546,9 @@ def test_remote_bundle_equals_the_local_one(tmp_path: Path, bucket: str) -> None
 
 
 def test_artefacts_of_mlflow(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Artefacts go to ``tracking.artifacts``; a setting that cannot work is refused before the run starts."""
+    """Artefacts go to ``tracking.artifacts``; a setting that cannot work is refused before the run
+    starts.
+    """
     (tmp_path / "report.html").write_text("<html>fine</html>")
     tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": f"{bucket}/mlflow"}
     config = remote_config(bucket, tracking=tracking)
@@ -485,19 +556,24 @@ def test_artefacts_of_mlflow(tmp_path: Path, bucket: str, monkeypatch: pytest.Mo
         tracker.log_file(tmp_path / "report.html")
     assert (tmp_path / "tracking.json").is_file()
     stored = names(f"{bucket}/mlflow")
-    assert stored == [f"{tracker.run_id}/artifacts/{name}" for name in ("config.yaml", "report.html")]
+    assert stored == [
+        f"{tracker.run_id}/artifacts/{name}" for name in ("config.yaml", "report.html")
+    ]
     assert not list(tmp_path.glob("mlartifacts"))
     shown = [place.read_bytes() for place in (tmp_path / "mlflow.db", tmp_path / "tracking.json")]
     assert not any(b"word-that-nobody" in content or b"AKIATESTING" in content for content in shown)
 
     other = remote_config(bucket, tracking={**tracking, "artifacts": f"{bucket}/elsewhere"})
     with (
-        pytest.raises(ConfigError, match="stores its artefacts at s3://.* another tracking.experiment"),
+        pytest.raises(
+            ConfigError, match="stores its artefacts at s3://.* another tracking.experiment"
+        ),
         Tracker(other),
     ):
         pass
     wrong = remote_config(
-        bucket, tracking={**tracking, "experiment": "wrong", "artifacts": "s3://no-such-bucket/mlflow"}
+        bucket,
+        tracking={**tracking, "experiment": "wrong", "artifacts": "s3://no-such-bucket/mlflow"},
     )
     with pytest.raises(StorageError, match="there is no bucket no-such-bucket"), Tracker(wrong):
         pass
@@ -511,7 +587,9 @@ def test_requests_images_and_cached_vectors(bucket: str) -> None:
     put(f"{bucket}/asked.jsonl", '{"user_id": "ü"}\n\n{"history": ["a"]}\n')
     assert read_requests(f"{bucket}/asked.jsonl") == [{"user_id": "ü"}, {"history": ["a"]}]
     put(f"{bucket}/pictures/a.png", b"pixels")
-    found = digest_block(pa.table({"path": [f"{bucket}/pictures/a.png", f"{bucket}/pictures/b.png"]}))
+    found = digest_block(
+        pa.table({"path": [f"{bucket}/pictures/a.png", f"{bucket}/pictures/b.png"]})
+    )
     assert len(found[0]) == 64 and found[1] == "missing"
     cache, vectors = VectorCache(f"{bucket}/cache", "model"), np.ones((2, 4), np.float16)
     cache.store(["x", "y"], vectors)
@@ -529,4 +607,6 @@ def test_small_files_of_a_dataset_through_its_columns(tmp_path: Path, bucket: st
     assert here.features.column(schema.ITEM_ID).to_pylist()
     copy = tmp_path / "copy"
     assert download(f"{bucket}/dataset", copy) and (copy / "manifest.json").is_file()
-    assert not download(f"{bucket}/none", tmp_path / "none") and not os.path.exists(tmp_path / "none")
+    assert not download(f"{bucket}/none", tmp_path / "none") and not os.path.exists(
+        tmp_path / "none"
+    )

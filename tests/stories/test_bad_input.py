@@ -25,24 +25,39 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     # name: (arguments of the command line, words of the message); CONFIG is replaced by a good file
     "unknown verb": (["trian", "--config", "CONFIG"], ["unknown verb 'trian'", "prepare, train"]),
     **{
-        f"{verb}, of a later release": ([verb, "--config", "CONFIG"], ["comes in a later release", "run, prepare"])
+        f"{verb}, of a later release": (
+            [verb, "--config", "CONFIG"],
+            ["comes in a later release", "run, prepare"],
+        )
         for verb in LATER
     },
     "no configuration": (["run"], ["--config FILE is missing", "pipelines/configs"]),
     "no such configuration": (["run", "--config", "nowhere.yaml"], ["nowhere.yaml does not exist"]),
-    "option without a value": (["run", "--config", "CONFIG", "--train.lr"], ["--train.lr needs a value"]),
+    "option without a value": (
+        ["run", "--config", "CONFIG", "--train.lr"],
+        ["--train.lr needs a value"],
+    ),
     "stray word": (["run", "--config", "CONFIG", "fast"], ["unexpected argument 'fast'"]),
     "unknown key": (
         ["run", "--config", "CONFIG", "--train.learning_rate", "1"],
         ["train.learning_rate: unknown key", "lr"],
     ),
-    "unknown section": (["run", "--config", "CONFIG", "--trian.lr", "1"], ["trian.lr: unknown key", "train"]),
-    "key below a value": (["run", "--config", "CONFIG", "--seed", "1", "--seed.x", "1"], ["'seed' is a value"]),
+    "unknown section": (
+        ["run", "--config", "CONFIG", "--trian.lr", "1"],
+        ["trian.lr: unknown key", "train"],
+    ),
+    "key below a value": (
+        ["run", "--config", "CONFIG", "--seed", "1", "--seed.x", "1"],
+        ["'seed' is a value"],
+    ),
     "wrong type": (
         ["run", "--config", "CONFIG", "--train.epochs", "many"],
         ["train.epochs", "expected a whole number", "'many'"],
     ),
-    "out of range": (["run", "--config", "CONFIG", "--train.lr", "-1"], ["train.lr", "greater than 0", "-1"]),
+    "out of range": (
+        ["run", "--config", "CONFIG", "--train.lr", "-1"],
+        ["train.lr", "greater than 0", "-1"],
+    ),
     "unknown choice": (
         ["run", "--config", "CONFIG", "--model.granularities.evolution.cell", "rnn"],
         ["model.granularities.evolution.cell", "'lstm', 'gru', 'attention' or 'hstu'", "'rnn'"],
@@ -51,7 +66,10 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["run", "--config", "CONFIG", "--evaluate.ks", "[1, 2"],
         ["--evaluate.ks", "not a YAML value"],
     ),
-    "unknown metric": (["run", "--config", "CONFIG", "--train.metric", "ndgc@20"], ["ndgc", "ndcg"]),
+    "unknown metric": (
+        ["run", "--config", "CONFIG", "--train.metric", "ndgc@20"],
+        ["ndgc", "ndcg"],
+    ),
     "no granularity": (
         ["run", "--config", "CONFIG", "--model.granularities.evolution.enabled", "false"],
         ["no granularity is enabled", "behaviour"],
@@ -82,7 +100,9 @@ CONFIG_MISTAKES: dict[str, tuple[list[str], list[str]]] = {
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     """A good small configuration without text, with tracking in its own file."""
-    (tmp_path / "data.txt").write_text("".join(f"u{u} a b c d e\n" for u in range(6)), encoding="utf-8")
+    (tmp_path / "data.txt").write_text(
+        "".join(f"u{u} a b c d e\n" for u in range(6)), encoding="utf-8"
+    )
     return {
         "run": {"dir": str(tmp_path / "run")},
         "data": {
@@ -90,7 +110,11 @@ def tree(tmp_path: Path) -> Tree:
             "text": {"enabled": False},
             "num_shards": 1,
         },
-        "model": {"width": 8, "item": {"text": False}, "granularities": {"evolution": {"enabled": True}}},
+        "model": {
+            "width": 8,
+            "item": {"text": False},
+            "granularities": {"evolution": {"enabled": True}},
+        },
         "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
     }
 
@@ -114,7 +138,9 @@ def _refused(words: list[str], expected: list[str], capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIG_MISTAKES)
-def test_command_line_and_configuration(name: str, tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_command_line_and_configuration(
+    name: str, tree: Tree, tmp_path: Path, capsys: Captured
+) -> None:
     words, expected = CONFIG_MISTAKES[name]
     path = _write(tree, tmp_path)
     _refused([path if word == "CONFIG" else word for word in words], expected, capsys)
@@ -130,13 +156,15 @@ def test_command_line_and_configuration(name: str, tree: Tree, tmp_path: Path, c
     ],
     ids=["broken YAML", "a list", "not UTF-8", "empty"],
 )
-def test_configuration_file(content: bytes, expected: list[str], tmp_path: Path, capsys: Captured) -> None:
+def test_configuration_file(
+    content: bytes, expected: list[str], tmp_path: Path, capsys: Captured
+) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     _refused(["run", "--config", str(path)], expected, capsys)
 
 
-# ------------------------------------------------------------------------------- artefacts that an earlier stage makes
+# ------------------------------------------------------------ artefacts that an earlier stage makes
 
 
 def _dataset(tree: Tree, manifest: str) -> Path:
@@ -166,17 +194,29 @@ def _manifest(**changed: Any) -> str:
 
 
 def test_train_without_a_dataset(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
-    _refused(["train", "--config", _write(tree, tmp_path)], ["not a prepared dataset", "recsys prepare"], capsys)
+    _refused(
+        ["train", "--config", _write(tree, tmp_path)],
+        ["not a prepared dataset", "recsys prepare"],
+        capsys,
+    )
 
 
 def test_damaged_manifest(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
     _dataset(tree, "{")
-    _refused(["train", "--config", _write(tree, tmp_path)], ["manifest.json is damaged", "recsys prepare"], capsys)
+    _refused(
+        ["train", "--config", _write(tree, tmp_path)],
+        ["manifest.json is damaged", "recsys prepare"],
+        capsys,
+    )
 
 
 def test_dataset_of_another_release(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
     _dataset(tree, _manifest(schema_version=99))
-    _refused(["train", "--config", _write(tree, tmp_path)], ["schema version 99", "recsys prepare"], capsys)
+    _refused(
+        ["train", "--config", _write(tree, tmp_path)],
+        ["schema version 99", "recsys prepare"],
+        capsys,
+    )
 
 
 def test_dataset_without_training_events(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
@@ -186,7 +226,11 @@ def test_dataset_without_training_events(tree: Tree, tmp_path: Path, capsys: Cap
 
 def test_evaluate_without_a_model(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
     _dataset(tree, _manifest())
-    _refused(["evaluate", "--config", _write(tree, tmp_path)], ["holds no trained model", "recsys train"], capsys)
+    _refused(
+        ["evaluate", "--config", _write(tree, tmp_path)],
+        ["holds no trained model", "recsys train"],
+        capsys,
+    )
 
 
 def test_evaluate_a_damaged_model(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
@@ -194,7 +238,9 @@ def test_evaluate_a_damaged_model(tree: Tree, tmp_path: Path, capsys: Captured) 
     model = Path(tree["run"]["dir"]) / "model"
     model.mkdir()
     (model / "trained.json").write_text("{}", encoding="utf-8")
-    _refused(["evaluate", "--config", _write(tree, tmp_path)], ["is damaged", "recsys train"], capsys)
+    _refused(
+        ["evaluate", "--config", _write(tree, tmp_path)], ["is damaged", "recsys train"], capsys
+    )
 
 
 def test_register_before_evaluate(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
@@ -205,23 +251,35 @@ def test_register_before_evaluate(tree: Tree, tmp_path: Path, capsys: Captured) 
 
 def test_recommend_without_a_model(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
     _dataset(tree, _manifest())
-    _refused(["recommend", "--config", _write(tree, tmp_path)], ["bundle", "recsys register"], capsys)
+    _refused(
+        ["recommend", "--config", _write(tree, tmp_path)], ["bundle", "recsys register"], capsys
+    )
 
 
-def test_recommend_with_a_model_that_is_not_registered(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_recommend_with_a_model_that_is_not_registered(
+    tree: Tree, tmp_path: Path, capsys: Captured
+) -> None:
     _dataset(tree, _manifest())
-    words = ["recommend", "--config", _write(tree, tmp_path), "--recommend.model", "models:/nobody@champion"]
+    words = [
+        "recommend",
+        "--config",
+        _write(tree, tmp_path),
+        "--recommend.model",
+        "models:/nobody@champion",
+    ]
     _refused(words, ["models:/nobody@champion"], capsys)
 
 
-# ----------------------------------------------------------------------------------------- data that cannot be prepared
+# --------------------------------------------------------------------- data that cannot be prepared
 
 
 @pytest.fixture
 def events(tree: Tree, tmp_path: Path, ray_local: None) -> Iterator[Path]:
     """A canonical CSV of events, good until a test damages it."""
     path = tmp_path / "events.csv"
-    rows = [f"u{user},i{item},{1_600_000_000 + 60 * item}" for user in range(8) for item in range(6)]
+    rows = [
+        f"u{user},i{item},{1_600_000_000 + 60 * item}" for user in range(8) for item in range(6)
+    ]
     path.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n", encoding="utf-8")
     tree["data"]["source"] = {"kind": "canonical", "events": [str(path)]}
     yield path
@@ -245,7 +303,9 @@ def test_damaged_row_group(tree: Tree, tmp_path: Path, events: Path, capsys: Cap
 
 def test_missing_column(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
     events.write_text("user,item_id\nu1,i1\n", encoding="utf-8")
-    _refused(["prepare", "--config", _write(tree, tmp_path)], ["'user_id'", "'user'", "rename"], capsys)
+    _refused(
+        ["prepare", "--config", _write(tree, tmp_path)], ["'user_id'", "'user'", "rename"], capsys
+    )
 
 
 def test_empty_table(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
@@ -260,26 +320,37 @@ def test_too_many_bad_values(tree: Tree, tmp_path: Path, events: Path, capsys: C
     _refused(["prepare", "--config", _write(tree, tmp_path)], expected, capsys)
 
 
-def test_temporal_split_without_times(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
+def test_temporal_split_without_times(
+    tree: Tree, tmp_path: Path, events: Path, capsys: Captured
+) -> None:
     events.write_text(
-        "user_id,item_id\n" + "".join(f"u{u},i{i}\n" for u in range(8) for i in range(6)), encoding="utf-8"
+        "user_id,item_id\n" + "".join(f"u{u},i{i}\n" for u in range(8) for i in range(6)),
+        encoding="utf-8",
     )
     tree["data"]["split"] = {"kind": "temporal"}
     _refused(["prepare", "--config", _write(tree, tmp_path)], ["temporal", "timestamp"], capsys)
 
 
-def test_given_split_without_split_column(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
+def test_given_split_without_split_column(
+    tree: Tree, tmp_path: Path, events: Path, capsys: Captured
+) -> None:
     tree["data"]["split"] = {"kind": "given"}
     _refused(["prepare", "--config", _write(tree, tmp_path)], ["given", "split"], capsys)
 
 
-def test_histories_too_short_for_leave_last(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
-    events.write_text("user_id,item_id\n" + "".join(f"u{u},i{u}\n" for u in range(8)), encoding="utf-8")
+def test_histories_too_short_for_leave_last(
+    tree: Tree, tmp_path: Path, events: Path, capsys: Captured
+) -> None:
+    events.write_text(
+        "user_id,item_id\n" + "".join(f"u{u},i{u}\n" for u in range(8)), encoding="utf-8"
+    )
     words = ["prepare", "--config", _write(tree, tmp_path), "--data.order", "file"]
     _refused([*words, "--data.split.kind", "leave-last"], ["leave-last"], capsys)
 
 
-def test_tag_column_without_tag_events(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
+def test_tag_column_without_tag_events(
+    tree: Tree, tmp_path: Path, events: Path, capsys: Captured
+) -> None:
     tree["data"]["text"] = {"enabled": True, "event_column": "tag"}
     expected = ["data.text.event_types", "data.text.event_column"]
     _refused(["prepare", "--config", _write(tree, tmp_path)], expected, capsys)
@@ -287,5 +358,13 @@ def test_tag_column_without_tag_events(tree: Tree, tmp_path: Path, events: Path,
 
 def test_too_few_cpus_for_the_workers(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
     _dataset(tree, _manifest())
-    words = ["train", "--config", _write(tree, tmp_path), "--ray.num_cpus", "2", "--train.num_workers", "2"]
+    words = [
+        "train",
+        "--config",
+        _write(tree, tmp_path),
+        "--ray.num_cpus",
+        "2",
+        "--train.num_workers",
+        "2",
+    ]
     _refused(words, ["ray.num_cpus: 2 is too few for train.num_workers 2", "at least 3"], capsys)

@@ -31,13 +31,20 @@ TRAINED = ("behaviour", "evolution", "collaborative", "social", "stratum", "prof
 def write_world(folder: Path) -> None:
     """Users who walk around a circle of items, with friends, attributes and texts."""
     random = np.random.default_rng(0)
-    walks = [[int(s + step) % ITEMS for step in range(n)] for s, n in random.integers((0, 6), (ITEMS, 12), (USERS, 2))]
+    walks = [
+        [int(s + step) % ITEMS for step in range(n)]
+        for s, n in random.integers((0, 6), (ITEMS, 12), (USERS, 2))
+    ]
     write_dataset(
         folder,
         [leave_last(*walk, kind=user % 2) for user, walk in enumerate(walks)],
         ITEMS,
         event_types=("view", "buy"),
-        friends=[(user, (user * 7 + 1) % USERS) for user in range(USERS) if (user * 7 + 1) % USERS != user],
+        friends=[
+            (user, (user * 7 + 1) % USERS)
+            for user in range(USERS)
+            if (user * 7 + 1) % USERS != user
+        ],
         text_width=8,
         user_columns={"town": pa.array([f"t{user % 4}" for user in range(USERS)])},
     )
@@ -58,8 +65,18 @@ def fitted(folder: str, threads: int, fusion: str, loss: str) -> dict[str, Any]:
     on["stratum"] |= {"num_strata": [2, 3]}
     on["profile"] |= {"min_frequency": 1}
     on["item_cf"] = {"enabled": True}
-    train = {"epochs": 2, "batch_size": 16, "metric": "ndcg@5", "loss": {"kind": loss, "num_negatives": 8}}
-    model = {"width": 16, "max_history": 6, "granularities": on, "fusion": {"kind": fusion, "signal_dropout": 0.2}}
+    train = {
+        "epochs": 2,
+        "batch_size": 16,
+        "metric": "ndcg@5",
+        "loss": {"kind": loss, "num_negatives": 8},
+    }
+    model = {
+        "width": 16,
+        "max_history": 6,
+        "granularities": on,
+        "fusion": {"kind": fusion, "signal_dropout": 0.2},
+    }
     config = build_config({"model": model, "train": train, "evaluate": {"ks": [5]}})
     result = fit(config, PreparedDataset(folder), Validator.of(config), TrainContext())
     tensors = {name: tensor for name, tensor in result.frozen.encoders.state_dict().items()}
@@ -68,7 +85,10 @@ def fitted(folder: str, threads: int, fusion: str, loss: str) -> dict[str, Any]:
         name: hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
         for name, tensor in tensors.items()
     }
-    history = [sorted((name, repr(value)) for name, value in r.items() if name != "seconds") for r in result.history]
+    history = [
+        sorted((name, repr(value)) for name, value in r.items() if name != "seconds")
+        for r in result.history
+    ]
     return {"history": history, "tensors": digests}
 
 
@@ -78,9 +98,14 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
     folder = tmp_path_factory.mktemp("world")
     write_world(folder)
     words = [sys.executable, "-W", "ignore", "-m", "tests.stories.test_determinism", str(folder)]
-    environments = [{**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"} for seed in ("1", "2")]
+    environments = [
+        {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"} for seed in ("1", "2")
+    ]
     pipe = subprocess.PIPE
-    both = [subprocess.Popen(words, cwd=ROOT, env=e, stdout=pipe, stderr=pipe, text=True) for e in environments]
+    both = [
+        subprocess.Popen(words, cwd=ROOT, env=e, stdout=pipe, stderr=pipe, text=True)
+        for e in environments
+    ]
     found = []
     for process in both:
         out, err = process.communicate(timeout=500)
@@ -90,10 +115,14 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_training_is_identical_in_another_process(twice: list[dict[str, dict[str, Any]]], case: str) -> None:
+def test_training_is_identical_in_another_process(
+    twice: list[dict[str, dict[str, Any]]], case: str
+) -> None:
     one, two = (found[case] for found in twice)
     assert len(one["history"]) >= 2 and len(one["tensors"]) > 20
-    differ = sorted(name for name in one["tensors"] if one["tensors"][name] != two["tensors"].get(name))
+    differ = sorted(
+        name for name in one["tensors"] if one["tensors"][name] != two["tensors"].get(name)
+    )
     assert (one["history"], differ) == (two["history"], [])
 
 
@@ -134,11 +163,15 @@ def test_whole_run_is_identical_when_repeated(tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump(tree), encoding="utf-8")
         words = [sys.executable, "-m", "pipelines.cli", "run", "--config", str(path)]
         environment = {**os.environ, "PYTHONHASHSEED": str(number), "RAY_USAGE_STATS_ENABLED": "0"}
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         metrics = json.loads((tmp_path / f"run{number}/metrics.json").read_text(encoding="utf-8"))
         metrics.pop("timing")
-        manifest = json.loads((tmp_path / f"run{number}/dataset/manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads(
+            (tmp_path / f"run{number}/dataset/manifest.json").read_text(encoding="utf-8")
+        )
         found.append((metrics, manifest["counts"], manifest["content_hash"]))
     assert found[0] == found[1]
 

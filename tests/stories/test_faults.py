@@ -72,7 +72,9 @@ def reached(run: Path, epoch: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_run_resumes_after_driver_is_killed_in_prepare_and_in_an_epoch(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_run_resumes_after_driver_is_killed_in_prepare_and_in_an_epoch(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
     """SIGKILL for the driver, twice; while the second command runs, another command on the folder
     is refused."""
     config, run = world(tmp_path), tmp_path / "run"
@@ -82,7 +84,9 @@ def test_run_resumes_after_driver_is_killed_in_prepare_and_in_an_epoch(tmp_path:
     assert not (run / "dataset").exists()
 
     with Command("run", config, "--resume") as command:
-        command.when(lambda: str(command.process.pid) in (run / ".lock").read_text(), "a locked folder")
+        command.when(
+            lambda: str(command.process.pid) in (run / ".lock").read_text(), "a locked folder"
+        )
         with Command("evaluate", config) as second:
             said = second.ends(2)
         assert said.count("\n") == 1 and "is in use by `recsys run`, process" in said, said
@@ -131,10 +135,14 @@ def test_run_resumes_after_driver_is_killed_between_phases_and_in_later_stages(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_training_continues_after_each_worker_is_killed(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_training_continues_after_each_worker_is_killed(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
     """SIGKILL for the second of two workers, then for the first: the training continues from a
     checkpoint without a new command."""
-    configs = [world(tmp_path / name, data={"dir": str(whole["dataset"])}) for name in ("whole", "hit")]
+    configs = [
+        world(tmp_path / name, data={"dir": str(whole["dataset"])}) for name in ("whole", "hit")
+    ]
     words, run = ("--train.num_workers", "2"), tmp_path / "hit/run"
     with Command("train", configs[0], *words) as command:
         command.ends()
@@ -143,12 +151,18 @@ def test_training_continues_after_each_worker_is_killed(tmp_path: Path, whole: d
         for number, (rank, epoch) in enumerate([(1, 1), (0, 4)], start=1):
             command.when(partial(reached, run, epoch), f"epoch {epoch}")
             os.kill(command.rank(rank), signal.SIGKILL)
-            command.when(lambda number=number: command.output.count("resuming from") == number, "a resumption")
+            command.when(
+                lambda number=number: command.output.count("resuming from") == number,
+                "a resumption",
+            )
         command.ends()
         after(command, "two workers lost")
     assert history(run) == history(tmp_path / "whole/run")
     for name in ("model", "weights", "selected"):
-        pair = [(tmp_path / place / f"run/model/{name}.safetensors").read_bytes() for place in ("whole", "hit")]
+        pair = [
+            (tmp_path / place / f"run/model/{name}.safetensors").read_bytes()
+            for place in ("whole", "hit")
+        ]
         assert pair[0] == pair[1], name
     assert logged(tmp_path / "hit/mlflow.db") == logged(tmp_path / "whole/mlflow.db")
 
@@ -183,19 +197,27 @@ def test_ray_that_does_not_start_gives_one_message(tmp_path: Path) -> None:
     place.mkdir()
     with Command("prepare", world(tmp_path), RAY_TMPDIR=str(place)) as command:
         last = command.ends(1).splitlines()[-1]
-        assert last.startswith("recsys: a local Ray does not start (") and f"{place}: free some" in last, last
+        assert (
+            last.startswith("recsys: a local Ray does not start (")
+            and f"{place}: free some" in last
+        ), last
         assert "Traceback" not in command.output
     assert not (tmp_path / "run/dataset").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_full_disk_gives_one_message_and_resume_continues(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_full_disk_gives_one_message_and_resume_continues(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
     """No byte is left in prepare, in a checkpoint and in the report: one message each, and the same
     command continues."""
     disk = SmallDisk(tmp_path / "small", 8 << 20)
     run, database = disk.place / "run", tmp_path / "mlflow.db"
-    tracking, train = {"uri": f"sqlite:///{database}"}, {"max_failures": 0}  # no retry in the same command
+    tracking, train = (
+        {"uri": f"sqlite:///{database}"},
+        {"max_failures": 0},
+    )  # no retry in the same command
     config = world(tmp_path, run={"dir": str(run), "name": "tiny"}, tracking=tracking, train=train)
     with disk:
         with Command("run", config) as command:
@@ -227,7 +249,9 @@ def refused(command: Command, *words: str) -> None:
     """Assert that the command ends with exit code 2 and one line with these words and how to fix
     it."""
     last = command.ends(2).splitlines()[-1]
-    assert last.startswith("recsys: ") and all(word in last for word in (*words, "same command and --resume")), last
+    assert last.startswith("recsys: ") and all(
+        word in last for word in (*words, "same command and --resume")
+    ), last
 
 
 def unsound(run: Path) -> list[Path]:
@@ -243,7 +267,9 @@ def unsound(run: Path) -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_epochs_arrive_once_when_tracking_server_is_down_for_a_minute(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_epochs_arrive_once_when_tracking_server_is_down_for_a_minute(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
     """The server is killed in training and started again after a minute; then, in registration,
     stopped for a minute."""
     run = tmp_path / "run"
@@ -267,7 +293,9 @@ def test_epochs_arrive_once_when_tracking_server_is_down_for_a_minute(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_epochs_arrive_once_when_tracking_server_hangs(tmp_path: Path, whole: dict[str, Any]) -> None:
+def test_epochs_arrive_once_when_tracking_server_hangs(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
     """The server is stopped for a minute and then executes requests that have timed out: each epoch
     is stored once."""
     with MlflowServer(tmp_path / "server", ports(1)[0]) as server:
@@ -287,23 +315,36 @@ def test_epochs_arrive_once_when_tracking_server_hangs(tmp_path: Path, whole: di
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_run_resumes_after_storage_answers_503_for_a_minute(
-    tmp_path: Path, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch, whole: dict[str, Any]
+    tmp_path: Path,
+    bucket: str,
+    s3_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: dict[str, Any],
 ) -> None:
     """In prepare, in reading for the training, in a checkpoint: the run continues, or ends and
     continues with `--resume`."""
     database, place = tmp_path / "mlflow.db", f"{bucket}/runs/one"
     with Gate(s3_server) as gate, ExitStack() as commands:
         monkeypatch.setenv("AWS_ENDPOINT_URL", gate.url)
-        config = world(tmp_path, run={"dir": place, "name": "tiny"}, tracking={"uri": f"sqlite:///{database}"})
+        config = world(
+            tmp_path, run={"dir": place, "name": "tiny"}, tracking={"uri": f"sqlite:///{database}"}
+        )
         again = partial(Command, "run", config)
         command = commands.enter_context(again())
-        for name, moment in {"prepare": "prepare +read users", "reading": "train +[a-z]", "checkpoint": EPOCH}.items():
+        for name, moment in {
+            "prepare": "prepare +read users",
+            "reading": "train +[a-z]",
+            "checkpoint": EPOCH,
+        }.items():
             while not says(command, moment):
                 refused(command, "503")
                 command = commands.enter_context(again("--resume"))
             gate.shut_for(60)
             assert gate.refused, name
-            print(f"FAULT 503 in {name}: {gate.refused} requests refused, {command.process.poll() or 'goes on'}")
+            print(
+                f"FAULT 503 in {name}: {gate.refused} requests refused,"
+                f" {command.process.poll() or 'goes on'}"
+            )
         if not says(command, "registered tiny version 1"):
             refused(command, "503")
             command = commands.enter_context(again("--resume"))
@@ -358,7 +399,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_prepare_continues_after_its_tasks_are_killed(tmp_path: Path, many: dict[str, Any]) -> None:
     """SIGKILL for a worker that exchanges events, for one that codes them and for one that writes
     histories."""
-    with Command("prepare", world(tmp_path, data={"source": many["source"], "num_shards": 4})) as command:
+    with Command(
+        "prepare", world(tmp_path, data={"source": many["source"], "num_shards": 4})
+    ) as command:
         for name in ("gather_bucket", "encode_bucket", "write_shard"):
             os.kill(command.task(name), signal.SIGKILL)
         command.ends()
@@ -411,7 +454,11 @@ def lose(cluster: Cluster, task: str) -> int:
     for number, node in list(enumerate(cluster.nodes))[1:]:
         titles = own_processes(node.pid)
         if any(title.startswith("ray::") and task in title for title in titles.values()):
-            raylets = [pid for pid, title in titles.items() if title.split(" ")[0].endswith("/raylet/raylet")]
+            raylets = [
+                pid
+                for pid, title in titles.items()
+                if title.split(" ")[0].endswith("/raylet/raylet")
+            ]
             os.kill(raylets[0], signal.SIGKILL)
             return number
     return 0

@@ -52,7 +52,9 @@ def parts() -> dict[str, list[Step]]:
         for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
             for step in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
                 command, *shown = step.splitlines()
-                found.setdefault(heading, []).append(Step(command, tuple(line for line in shown if line != "…")))
+                found.setdefault(heading, []).append(
+                    Step(command, tuple(line for line in shown if line != "…"))
+                )
     return found
 
 
@@ -83,17 +85,23 @@ class Shop:
         said, code = (self.folder / f"{name}-{self.number}" for name in ("said", "code"))
         command = step.command.replace("8000", str(self.port))
         assert self.shell.stdin is not None
-        self.shell.stdin.write(f"{{ {command}\n}} > {said} 2>&1; echo $? > {code}.writing; mv {code}.writing {code}\n")
+        self.shell.stdin.write(
+            f"{{ {command}\n}} > {said} 2>&1; echo $? > {code}.writing; mv {code}.writing {code}\n"
+        )
         self.shell.stdin.flush()
         deadline = time.monotonic() + _WAIT
         while not code.exists():
-            assert time.monotonic() < deadline and self.shell.poll() is None, f"{command}\n{said.read_text()}"
+            assert time.monotonic() < deadline and self.shell.poll() is None, (
+                f"{command}\n{said.read_text()}"
+            )
             time.sleep(0.1)
         output = said.read_text(encoding="utf-8")
         assert code.read_text().strip() == "0", f"{command}\n{output}\n{self.log()}"
         printed = {without_numbers(line) for line in output.splitlines()}
         for line in step.shown:
-            assert without_numbers(line) in printed, f"{command}\nshows on the page: {line}\n{output}"
+            assert without_numbers(line) in printed, (
+                f"{command}\nshows on the page: {line}\n{output}"
+            )
         return output
 
     def log(self) -> str:
@@ -115,7 +123,9 @@ class Shop:
             return list(csv.DictReader(file))
 
     def promotion(self, day: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "runs" / day / "promotion.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(
+            (self.folder / "runs" / day / "promotion.json").read_text(encoding="utf-8")
+        )
         return found
 
 
@@ -123,10 +133,13 @@ def same(one: str, other: str) -> bool:
     """Whether two answers have the same items with the same scores, up to the last digits of
     float32."""
     left, right = json.loads(one), json.loads(other)
-    return bool(left["item_ids"] == right["item_ids"] and left["scores"] == pytest.approx(right["scores"], rel=1e-5))
+    return bool(
+        left["item_ids"] == right["item_ids"]
+        and left["scores"] == pytest.approx(right["scores"], rel=1e-5)
+    )
 
 
-# ----------------------------------------------------------------------------------------------- what each day promises
+# --------------------------------------------------------------------------- what each day promises
 
 Said = dict[str, list[str]]  # heading → what its commands printed
 
@@ -148,11 +161,22 @@ def rules(shop: Shop, said: Said, now: list[str]) -> None:
     }
     had = {row["item_id"] for day in range(1, 15) for row in shop.table(f"days/2026-03-{day:02d}.csv")
            if row["user_id"] == CUSTOMER}  # fmt: skip
-    assert len(plain["item_ids"]) == 10 and not had & set(plain["item_ids"]) and plain["source"] == "model"
-    assert set(ruled["item_ids"]) <= allowed - had and len(ruled["item_ids"]) == min(10, len(allowed - had)) > 0
+    assert (
+        len(plain["item_ids"]) == 10
+        and not had & set(plain["item_ids"])
+        and plain["source"] == "model"
+    )
+    assert (
+        set(ruled["item_ids"]) <= allowed - had
+        and len(ruled["item_ids"]) == min(10, len(allowed - had)) > 0
+    )
     assert not set(plain["item_ids"]) <= allowed, "the rule has left something out"
-    for place, (score, explained) in enumerate(zip(ruled["scores"], ruled["explanations"], strict=True)):
-        assert sum(shares[place] for shares in ruled["shares"].values()) == pytest.approx(score, rel=1e-4)
+    for place, (score, explained) in enumerate(
+        zip(ruled["scores"], ruled["explanations"], strict=True)
+    ):
+        assert sum(shares[place] for shares in ruled["shares"].values()) == pytest.approx(
+            score, rel=1e-4
+        )
         assert explained["sentence"] and {one["item_id"] for one in explained["items"]} <= had
 
 
@@ -167,21 +191,38 @@ def sold_out(shop: Shop, said: Said, now: list[str]) -> None:
 def a_day_more(shop: Shop, said: Said, now: list[str]) -> None:
     assert shop.events("03-15") == shop.events("03-14") + shop.rows(15)
     dataset = PreparedDataset(str(shop.folder / "runs/03-15/dataset"))
-    assert [file["name"] for file in dataset.manifest.store["readings"][-1]["files"]] == ["2026-03-15.csv"]
+    assert [file["name"] for file in dataset.manifest.store["readings"][-1]["files"]] == [
+        "2026-03-15.csv"
+    ]
     drift = shop.bundle("03-15").info.extra["drift"]
-    assert drift["events"] == shop.rows(15) and drift["unknown_items"] == 0 and drift["popularity_shift"] < 0.25
+    assert (
+        drift["events"] == shop.rows(15)
+        and drift["unknown_items"] == 0
+        and drift["popularity_shift"] < 0.25
+    )
     record = shop.promotion("03-15")
     assert record["decision"] == "promoted" and all(check["passed"] for check in record["checks"])
-    assert {"drift", "not_worse", "segments", "baselines"} <= {check["name"] for check in record["checks"]}
+    assert {"drift", "not_worse", "segments", "baselines"} <= {
+        check["name"] for check in record["checks"]
+    }
     answer = json.loads(now[-1])
-    assert len(answer["item_ids"]) == 10 and "p-015" not in answer["item_ids"], "the stock outlives a version"
+    assert len(answer["item_ids"]) == 10 and "p-015" not in answer["item_ids"], (
+        "the stock outlives a version"
+    )
 
 
 def other_ids(shop: Shop, said: Said, now: list[str]) -> None:
-    assert "unknown item" in now[1] and "2026-03-16.csv, row 2" in now[1] and "Traceback" not in now[1]
-    assert not (shop.folder / "runs/03-16/dataset").exists() and not (shop.folder / "runs/03-16/bundle").exists()
+    assert (
+        "unknown item" in now[1] and "2026-03-16.csv, row 2" in now[1] and "Traceback" not in now[1]
+    )
+    assert (
+        not (shop.folder / "runs/03-16/dataset").exists()
+        and not (shop.folder / "runs/03-16/bundle").exists()
+    )
     quarantine = pq.read_table(shop.folder / "runs/03-16/dataset.quarantine/events.parquet")
-    assert quarantine.num_rows == sum(row["item_id"].startswith("SKU") for row in shop.table("days/2026-03-16.csv"))
+    assert quarantine.num_rows == sum(
+        row["item_id"].startswith("SKU") for row in shop.table("days/2026-03-16.csv")
+    )
     assert same(now[-1], said["15 March: one more day"][-1]), "the champion keeps serving"
 
 
@@ -198,11 +239,17 @@ def corrected(shop: Shop, said: Said, now: list[str]) -> None:
     assert shop.events("03-18") == shop.events("03-15") + shop.rows(16, 17, 18)
     bundle = shop.bundle("03-18")
     assert (
-        bundle.info.extra["parent"]["uri"] == "models:/shop/2" and bundle.info.extra["drift"]["popularity_shift"] < 0.25
+        bundle.info.extra["parent"]["uri"] == "models:/shop/2"
+        and bundle.info.extra["drift"]["popularity_shift"] < 0.25
     )
-    assert bundle.info.extra["config"]["train"]["lr"] == 0.01, "an update does not shorten the next one"
+    assert bundle.info.extra["config"]["train"]["lr"] == 0.01, (
+        "an update does not shorten the next one"
+    )
     record = shop.promotion("03-18")
-    assert record["decision"] == "promoted" and record["comparison"]["low"] > -0.05 * record["comparison"]["champion"]
+    assert (
+        record["decision"] == "promoted"
+        and record["comparison"]["low"] > -0.05 * record["comparison"]["champion"]
+    )
     assert not same(now[-1], said["15 March: one more day"][-1]), "three days have changed the list"
 
 
@@ -215,10 +262,16 @@ def forgotten(shop: Shop, said: Said, now: list[str]) -> None:
     assert "nothing found" in now[1] and CUSTOMER not in now[1]
     (path,) = (shop.folder / "runs/03-15/forgotten").glob("proof-*.json")
     proof = json.loads(path.read_text(encoding="utf-8"))
-    assert is_signed(proof) and proof["result"] == "nothing found" and proof["looked_for"]["stretches_of_history"] > 0
+    assert (
+        is_signed(proof)
+        and proof["result"] == "nothing found"
+        and proof["looked_for"]["stretches_of_history"] > 0
+    )
     assert proof["source_files_with_them"], "the export is its owner's"
     searched = {one["path"] for one in proof["searched"]}
-    assert {"dataset/manifest.json", "bundle/users.parquet"} <= searched and any("mlflow.db" in one for one in searched)
+    assert {"dataset/manifest.json", "bundle/users.parquet"} <= searched and any(
+        "mlflow.db" in one for one in searched
+    )
     assert holding(shop.folder / "runs", CUSTOMER) == []
     assert CUSTOMER not in shop.bundle("03-15").user_ids
     assert json.loads(now[-1])["source"] == "popularity", "nothing is known of them"
@@ -278,7 +331,12 @@ def shop_in(folder: Path) -> Iterator[Shop]:
         "OMP_NUM_THREADS": "1",
     }
     shell = subprocess.Popen(
-        ["bash", "--norc"], stdin=subprocess.PIPE, text=True, cwd=folder, env=environment, start_new_session=True
+        ["bash", "--norc"],
+        stdin=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
     )
     try:
         yield Shop(folder, shell, port)
@@ -290,8 +348,19 @@ def shop_in(folder: Path) -> Iterator[Shop]:
 def test_every_section_of_the_page_has_a_check_and_valid_commands() -> None:
     """Every section of the page has a check, and every option exists in this release."""
     assert list(parts()) == list(CHECKS)
-    commands = [step.command for steps in parts().values() for step in steps if step.command.startswith("recsys ")]
-    assert {command.split()[1] for command in commands} == {"run", "promote", "serve", "update", "forget"}
+    commands = [
+        step.command
+        for steps in parts().values()
+        for step in steps
+        if step.command.startswith("recsys ")
+    ]
+    assert {command.split()[1] for command in commands} == {
+        "run",
+        "promote",
+        "serve",
+        "update",
+        "forget",
+    }
     for command in commands:
         _, verb, *words = shlex.split(re.split(r"; | > ", command)[0])
         assert verb in VERBS

@@ -31,11 +31,15 @@ def test_targets_run_under_atheris(name: str) -> None:
 
 
 def test_every_target_has_its_file() -> None:
-    files = {path.stem for path in (ROOT / "tests/fuzz").glob("*.py")} - {"__init__", "__main__", "reading"}
+    files = {path.stem for path in (ROOT / "tests/fuzz").glob("*.py")} - {
+        "__init__",
+        "__main__",
+        "reading",
+    }
     assert files == set(TARGETS)
 
 
-# ------------------------------------------------------------------------------------------------------------- findings
+# ----------------------------------------------------------------------------------------- findings
 
 
 def events(name: str, content: bytes) -> list[tuple[str | None, str | None]]:
@@ -43,7 +47,12 @@ def events(name: str, content: bytes) -> list[tuple[str | None, str | None]]:
     tables = tables_of(CanonicalSource(events=[write(name, content)]))
     assert isinstance(tables, dict), tables
     table = tables["events"]
-    return list(zip(*(table.column(name).to_pylist() for name in (schema.USER_ID, schema.REASON)), strict=True))
+    return list(
+        zip(
+            *(table.column(name).to_pylist() for name in (schema.USER_ID, schema.REASON)),
+            strict=True,
+        )
+    )
 
 
 def test_a_carriage_return_in_a_header_is_a_space() -> None:
@@ -63,13 +72,21 @@ def test_a_short_row_of_other_bytes_prints_no_traceback() -> None:
 def test_a_long_cell_is_a_good_row_beside_a_broken_one() -> None:
     """Python's csv refuses cells above 128 KiB, which Arrow reads."""
     long = b"x" * 200_000
-    content = b'item_id,title\n1,"' + long + b'"\n' + b"2,\xff\n" + b"".join(b"%d,a\n" % n for n in range(3, 300))
+    content = (
+        b'item_id,title\n1,"'
+        + long
+        + b'"\n'
+        + b"2,\xff\n"
+        + b"".join(b"%d,a\n" % n for n in range(3, 300))
+    )
     good = write("good.csv", b"user_id,item_id\nu,1\n")
     tables = tables_of(CanonicalSource(events=[good], items=[write("long.csv", content)]))
     assert isinstance(tables, dict)
     items = tables["items"]
     assert len(items.column("title")[0].as_py()) == len(long)
-    assert items.filter(pc.is_valid(items.column(schema.REASON))).column(schema.ROW).to_pylist() == [2]
+    assert items.filter(pc.is_valid(items.column(schema.REASON))).column(
+        schema.ROW
+    ).to_pylist() == [2]
 
 
 @pytest.mark.parametrize("half", [rb'"\ud83d"', b'"\xed\xa0\xbd"'], ids=["escaped", "raw"])
@@ -112,8 +129,16 @@ def test_file_truncated_after_its_header_is_refused() -> None:
         ("/recommend", b'{"\\ud800": 1}', "half a character"),
         ("/recommend", b'{"user_id": "\xed\xa0\x80"}', "not valid JSON"),
         ("/recommend", '{"user_id": "u0"}'.encode("utf-16"), "not valid JSON"),
-        ("/recommend", b'{"attributes": {"age": 1' + b"0" * 400 + b"}}", "expected a finite number"),
-        ("/recommend", b'{"user_id": "u0", "context": {"warmth": 1' + b"0" * 400 + b"}}", "expected a finite number"),
+        (
+            "/recommend",
+            b'{"attributes": {"age": 1' + b"0" * 400 + b"}}",
+            "expected a finite number",
+        ),
+        (
+            "/recommend",
+            b'{"user_id": "u0", "context": {"warmth": 1' + b"0" * 400 + b"}}",
+            "expected a finite number",
+        ),
     ],
 )
 def test_calls_that_caused_internal_errors_are_refused(path: str, body: bytes, says: str) -> None:
@@ -135,7 +160,8 @@ def test_parquet_texts_with_invalid_utf8_are_refused() -> None:
     assert isinstance(said, str) and "texts.parquet: row group 0" in said and "UTF8" in said
 
 
-DAMAGED_FOOTER = zlib.decompress(base64.b85decode(  # a column with a too long histogram of repetition levels
+# a column with a too long histogram of repetition levels
+DAMAGED_FOOTER = zlib.decompress(base64.b85decode(
     'c-pO1OK1~87@nDKw%br@S~|ln<dB0MDzr5zq@YCYBx+i1Yg^E?L6B{_roqI<ByII%6+tMTdJq(R90V^tDJW<Uq8IU?Jt%tUL3<Pr'
     'dMgOx%s!HBlL!HS!u+%U<NId5+1ZS<$q<&X7q{V?pWnQbBN$=O0f5H`0RTD%xC0Y>?d6llil5i{u#9E@0P2Ri3ibAOUegjld~AXc'
     'f&U2<z<cqFSFay<BK$!B`69qJXnPy;_sacJ1yWU<w5m7_1a#Mkx=1Amn~+U<edGO&rro4Jk63>DY8_IitTGd%)zKQHLb8WzA3k;B'
@@ -153,7 +179,12 @@ def test_a_footer_that_contradicts_itself_is_a_message_and_does_not_end_the_proc
     """Arrow's ``RowGroupMetaData.column`` calls ``terminate`` for it, so this runs in a separate
     process."""
     path = write("damaged.parquet", DAMAGED_FOOTER)
-    code = "import sys; from recsys.config import CanonicalSource; from tests.fuzz.reading import tables_of; "
+    code = (
+        "import sys; from recsys.config import CanonicalSource; from tests.fuzz.reading import"
+        " tables_of; "
+    )
     code += "print(tables_of(CanonicalSource(events=sys.argv[1:])))"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, path], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, path], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "the file is damaged" in done.stdout, done.stderr[-2000:]

@@ -50,14 +50,21 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
             "granularities": {"evolution": {"enabled": True}, "social": {"enabled": True}},
         },
         "train": {"epochs": 2, "batch_size": 32, "metric": "ndcg@5", "threads": 1, "warmup": 0.0},
-        "evaluate": {"ks": KS, "baselines": ["popularity", "item_knn"], "bootstrap": 100, "num_examples": 3},
+        "evaluate": {
+            "ks": KS,
+            "baselines": ["popularity", "item_knn"],
+            "bootstrap": 100,
+            "num_examples": 3,
+        },
         "recommend": {"k": 4},
         "registry": {"name": "tiny"},
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     before = signal.getsignal(signal.SIGINT)
     assert main(["run", "--config", str(folder / "tiny.yaml")]) == 0
-    assert signal.getsignal(signal.SIGINT) is before, "Ray Train's own would keep Ctrl-C from what comes after training"
+    assert signal.getsignal(signal.SIGINT) is before, (
+        "Ray Train's own would keep Ctrl-C from what comes after training"
+    )
     return folder
 
 
@@ -67,15 +74,42 @@ def _open(world: Path) -> tuple[Any, RunFolder]:
 
 def test_the_run_folder_holds_what_the_contract_says(world: Path) -> None:
     run = world / "run"
-    names = ["config.yaml", "metrics.json", "report.html", "checkpoints", "model", "bundle", "dataset", "run.log"]
+    names = [
+        "config.yaml",
+        "metrics.json",
+        "report.html",
+        "checkpoints",
+        "model",
+        "bundle",
+        "dataset",
+        "run.log",
+    ]
     assert [name for name in names if not (run / name).exists()] == []
     assert load_config(run / "config.yaml") == load_config(world / "tiny.yaml")
 
 
 def test_metrics_json_has_the_contract_keys(world: Path) -> None:
     metrics = json.loads((world / "run" / "metrics.json").read_text())
-    assert metrics.keys() >= {"model", "baselines", "segments", "confidence", "timing", "granularities"}
-    kinds = ["recall", "ndcg", "precision", "mrr", "map", "hit", "coverage", "novelty", "gini", "diversity"]
+    assert metrics.keys() >= {
+        "model",
+        "baselines",
+        "segments",
+        "confidence",
+        "timing",
+        "granularities",
+    }
+    kinds = [
+        "recall",
+        "ndcg",
+        "precision",
+        "mrr",
+        "map",
+        "hit",
+        "coverage",
+        "novelty",
+        "gini",
+        "diversity",
+    ]
     assert {f"{kind}@{k}" for kind in kinds for k in KS} <= metrics["model"].keys()
     assert list(metrics["baselines"]) == ["popularity", "item_knn"]
     assert all(metrics["timing"][f"{stage}_s"] > 0 for stage in ("prepare", "train", "evaluate"))
@@ -91,13 +125,16 @@ def test_a_first_model_below_its_baseline_is_registered_and_used_by_its_number(w
     registered = json.loads((world / "run" / "registered.json").read_text())
     comparison = json.loads((world / "run" / "metrics.json").read_text())["comparison"]
     best = comparison["best_on_test"]
-    assert comparison["against"][best]["high"] < 0, "two epochs of a tiny world are below the best baseline"
+    assert comparison["against"][best]["high"] < 0, (
+        "two epochs of a tiny world are below the best baseline"
+    )
     uri = f"models:/tiny/{registered['version']}"
     assert registered["alias"] == "" and registered["uri"] == registered["pinned_uri"] == uri
     client = mlflow.MlflowClient(registered["tracking"])
     assert client.get_registered_model("tiny").aliases == {}
     assert (
-        f"below the baseline {best}" in client.get_model_version("tiny", str(registered["version"])).tags["minimum.why"]
+        f"below the baseline {best}"
+        in client.get_model_version("tiny", str(registered["version"])).tags["minimum.why"]
     )
     said = (world / "run" / "run.log").read_text()
     (line,) = [line for line in said.splitlines() if "without an alias:" in line]
@@ -114,7 +151,14 @@ def test_one_mlflow_run_holds_parameters_metrics_and_artifacts(world: Path) -> N
     assert run.data.params["train.epochs"] == "2"
     assert len(client.get_metric_history(tracking["run_id"], "train.loss")) == 2
     names = {item.path.split("/")[-1] for item in client.list_artifacts(tracking["run_id"])}
-    assert {"metrics.json", "report.html", "config.yaml", "baselines.json", "segments.json", "figures"} <= names
+    assert {
+        "metrics.json",
+        "report.html",
+        "config.yaml",
+        "baselines.json",
+        "segments.json",
+        "figures",
+    } <= names
 
 
 def test_mlflow_shows_twelve_figures_first_and_the_rest_under_prefixes(world: Path) -> None:
@@ -122,11 +166,17 @@ def test_mlflow_shows_twelve_figures_first_and_the_rest_under_prefixes(world: Pa
     metrics = json.loads((world / "run" / "metrics.json").read_text())
     client = mlflow.MlflowClient(tracking["uri"])
     run = client.get_run(tracking["run_id"])
-    headlines = {name: value for name, value in run.data.metrics.items() if "." not in name and "/" not in name}
+    headlines = {
+        name: value
+        for name, value in run.data.metrics.items()
+        if "." not in name and "/" not in name
+    }
     assert len(headlines) == 12
     best = metrics["comparison"]["best_on_test"]
     assert headlines["ndcg_at_5"] == metrics["model"]["ndcg@5"]
-    assert headlines["lift"] == pytest.approx(headlines["ndcg_at_5"] - metrics["baselines"][best]["ndcg@5"])
+    assert headlines["lift"] == pytest.approx(
+        headlines["ndcg_at_5"] - metrics["baselines"][best]["ndcg@5"]
+    )
     assert headlines["lift_low"] <= headlines["lift"] <= headlines["lift_high"]
     assert run.data.metrics["test.recall_at_5"] == metrics["model"]["recall@5"]
     assert metrics["comparison"]["metric"] in run.data.tags["mlflow.note.content"]
@@ -138,7 +188,9 @@ def test_mlflow_shows_twelve_figures_first_and_the_rest_under_prefixes(world: Pa
         tables[name] = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
     assert [row["recommender"] for row in tables["baselines"]] == ["model", *metrics["baselines"]]
     assert tables["baselines"][0]["ndcg@5"] == pytest.approx(metrics["model"]["ndcg@5"])
-    assert len(tables["segments"]) > 1 and {"group", "segment", "queries"} <= set(tables["segments"][0])
+    assert len(tables["segments"]) > 1 and {"group", "segment", "queries"} <= set(
+        tables["segments"][0]
+    )
 
 
 def test_the_shares_of_the_examples_add_up_to_the_scores(world: Path) -> None:
@@ -156,7 +208,9 @@ def test_the_shares_of_the_examples_add_up_to_the_scores(world: Path) -> None:
             assert sum(entry["shares"].values()) == pytest.approx(entry["score"], abs=1e-4)
         scores = [entry["score"] for entry in example["recommendations"]]
         assert scores == sorted(scores, reverse=True)
-    assert examples == example_users(model, dataset, ranking, 3, seed=1), "the seed decides who is shown"
+    assert examples == example_users(model, dataset, ranking, 3, seed=1), (
+        "the seed decides who is shown"
+    )
 
 
 def test_prepare_again_does_nothing(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +225,10 @@ def test_evaluate_alone_gives_the_same_numbers(world: Path) -> None:
     before = json.loads((world / "run" / "metrics.json").read_text())
     assert main(["evaluate", "--config", str(world / "tiny.yaml")]) == 0
     after = json.loads((world / "run" / "metrics.json").read_text())
-    assert after["model"] == pytest.approx(before["model"]) and after["confidence"] == before["confidence"]
+    assert (
+        after["model"] == pytest.approx(before["model"])
+        and after["confidence"] == before["confidence"]
+    )
 
 
 def test_recommend_writes_a_list_for_every_user(world: Path) -> None:
@@ -215,20 +272,32 @@ def _refused(world: Path, capsys: pytest.CaptureFixture[str], *words: str) -> st
     return capsys.readouterr().err
 
 
-def test_a_model_of_another_model_section_is_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = _refused(world, capsys, "evaluate", "--model.max_history", "7", "--model.fusion.kind", "gated")
+def test_a_model_of_another_model_section_is_refused(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = _refused(
+        world, capsys, "evaluate", "--model.max_history", "7", "--model.fusion.kind", "gated"
+    )
     assert "model.max_history was 50, is now 7; run `recsys train` again" in message
 
 
-def test_a_dataset_of_other_data_settings_is_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_of_other_data_settings_is_refused(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for verb in ("train", "evaluate", "register"):
         message = _refused(world, capsys, verb, "--data.source.num_users", "61")
-        assert "was prepared with other data settings" in message and "run `recsys prepare`" in message
-    config = load_config(world / "tiny.yaml", [("data.quarantine.max_share", "0.4"), ("data.text.cache_dir", "x")])
+        assert (
+            "was prepared with other data settings" in message and "run `recsys prepare`" in message
+        )
+    config = load_config(
+        world / "tiny.yaml", [("data.quarantine.max_share", "0.4"), ("data.text.cache_dir", "x")]
+    )
     open_dataset(config)  # neither changes its content
 
 
-def test_metrics_of_another_model_are_not_registered(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_of_another_model_are_not_registered(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = world / "run" / "metrics.json"
     before = path.read_text()
     metrics = json.loads(before)
@@ -242,7 +311,13 @@ def test_metrics_of_another_model_are_not_registered(world: Path, capsys: pytest
 
 def test_new_model_replaces_everything_derived_from_the_old_one(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, Progress(None))
-    for path in (folder.metrics, folder.report, folder.registered, folder.recommendations, tmp_path / "run.log"):
+    for path in (
+        folder.metrics,
+        folder.report,
+        folder.registered,
+        folder.recommendations,
+        tmp_path / "run.log",
+    ):
         path.write_text("x")
     for path in (folder.model, folder.bundle):
         path.mkdir()
@@ -262,7 +337,11 @@ def test_closing_summary_names_the_best_first_with_its_interval() -> None:
         },
     }
     rows = [line.split() for line in headline_table(metrics).splitlines()]
-    assert rows == [["ndcg@5", "recall@5"], ["ease", "0.3500", "0.4000"], ["multigrain", "0.3000", "0.5000"]]
+    assert rows == [
+        ["ndcg@5", "recall@5"],
+        ["ease", "0.3500", "0.4000"],
+        ["multigrain", "0.3000", "0.5000"],
+    ]
     assert verdict(metrics).startswith("below ease, the best baseline: ndcg@5 -0.0500")
 
 
@@ -271,7 +350,9 @@ def _retrained(world: Path) -> dict[str, Any]:
     the report."""
     arguments = ["--evaluate.ablation", "retrain"]
     assert main(["evaluate", "--config", str(world / "tiny.yaml"), *arguments]) == 0
-    found: dict[str, Any] = json.loads((world / "run" / "metrics.json").read_text())["ablation"]["retrained"]
+    found: dict[str, Any] = json.loads((world / "run" / "metrics.json").read_text())["ablation"][
+        "retrained"
+    ]
     assert {group: set(entries) for group, entries in found.items()} == {
         "off": {"evolution", "social"},
         "alone": {"evolution", "social"},
@@ -286,7 +367,9 @@ def _retrained(world: Path) -> dict[str, Any]:
     return found
 
 
-def test_retrained_variants_reach_metrics_and_report(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retrained_variants_reach_metrics_and_report(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trained by the loop without Ray, each of the four different ones once; a second evaluation
     reuses all of them."""
     from recsys.training import ray_train
@@ -300,7 +383,12 @@ def test_retrained_variants_reach_metrics_and_report(world: Path, monkeypatch: p
     monkeypatch.setattr(ray_train, "train_on_ray", here)
     shutil.rmtree(world / "run" / "ablation", ignore_errors=True)
     first = _retrained(world)
-    assert sorted(trainings) == [["evolution"], ["evolution", "social"], ["evolution", "social"], ["social"]]
+    assert sorted(trainings) == [
+        ["evolution"],
+        ["evolution", "social"],
+        ["evolution", "social"],
+        ["social"],
+    ]
     assert _retrained(world) == first and len(trainings) == 4
 
 

@@ -45,12 +45,32 @@ SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
 def examples(count: int) -> Any:
     """Settings for as many examples as take a second or two: no deadline, no database, no
     randomness."""
-    return settings(max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=SLOW)
+    return settings(
+        max_examples=count,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=SLOW,
+    )
 
 
-# ------------------------------------------------------------------------------------------------ any bytes of a source
+# ---------------------------------------------------------------------------- any bytes of a source
 
-BITS = (b"\r", b"\n", b'"', b"\t", b",", b"\0", b"\xff", b"\xed\xa0\x80", b"nan", b"1e999", b"\\ud800", b"null", b"{}")
+BITS = (
+    b"\r",
+    b"\n",
+    b'"',
+    b"\t",
+    b",",
+    b"\0",
+    b"\xff",
+    b"\xed\xa0\x80",
+    b"nan",
+    b"1e999",
+    b"\\ud800",
+    b"null",
+    b"{}",
+)
 
 
 @st.composite
@@ -79,17 +99,40 @@ def test_any_bytes_are_read_or_refused(name: str) -> None:
     check()
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-FIELDS = ("user_id", "history", "friends", "attributes", "k", "exclude_seen", "context", "horizon", "item_id", "params")
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
+FIELDS = (
+    "user_id",
+    "history",
+    "friends",
+    "attributes",
+    "k",
+    "exclude_seen",
+    "context",
+    "horizon",
+    "item_id",
+    "params",
+)
 JSON = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
 
 @examples(40)
-@given(JSON | st.fixed_dictionaries({"user_id": st.just("u0")}, optional=dict.fromkeys(FIELDS[1:8], JSON)))
+@given(
+    JSON
+    | st.fixed_dictionaries({"user_id": st.just("u0")}, optional=dict.fromkeys(FIELDS[1:8], JSON))
+)
 def test_any_json_is_answered_or_refused(content: Any) -> None:
     from tests.fuzz.requests import run
 
@@ -97,7 +140,7 @@ def test_any_json_is_answered_or_refused(content: Any) -> None:
     run(b"\x01" + json.dumps({"instances": content}).encode())
 
 
-# -------------------------------------------------------------------------------------------------------- configuration
+# ------------------------------------------------------------------------------------ configuration
 
 GOOD: Tree = {"model": {"granularities": {"evolution": {"enabled": True}}}}
 
@@ -106,18 +149,25 @@ def paths(node: Tree, prefix: str = "") -> list[str]:
     """Every dotted path of a tree."""
     found = []
     for key, child in node.items():
-        found += [f"{prefix}{key}", *(paths(child, f"{prefix}{key}.") if isinstance(child, dict) else [])]
+        found += [
+            f"{prefix}{key}",
+            *(paths(child, f"{prefix}{key}.") if isinstance(child, dict) else []),
+        ]
     return found
 
 
 PATHS = paths(build_config(GOOD).model_dump(mode="json"))
-PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8)
+PLAIN = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8)
+)
 VALUES = st.recursive(
     PLAIN,
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from([path.split(".")[-1] for path in PATHS]) | st.text(max_size=3) | st.integers(),
+            st.sampled_from([path.split(".")[-1] for path in PATHS])
+            | st.text(max_size=3)
+            | st.integers(),
             inner,
             max_size=3,
         )
@@ -144,8 +194,12 @@ def test_any_tree_is_a_configuration_or_refused(tree: Tree) -> None:
 
 
 @examples(120)
-@given(st.lists(st.tuples(st.sampled_from(PATHS) | st.text("abc.", max_size=6), VALUES), max_size=3))
-def test_any_values_at_any_paths_are_a_configuration_or_refused(changes: list[tuple[str, Any]]) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from(PATHS) | st.text("abc.", max_size=6), VALUES), max_size=3)
+)
+def test_any_values_at_any_paths_are_a_configuration_or_refused(
+    changes: list[tuple[str, Any]],
+) -> None:
     tree = build_config(GOOD).model_dump(mode="json")
     try:
         for path, value in changes:
@@ -156,7 +210,10 @@ def test_any_values_at_any_paths_are_a_configuration_or_refused(changes: list[tu
 
 
 @examples(100)
-@given(st.text(max_size=20) | st.sampled_from(["!!int x", "2020-13-45", "!!timestamp x", "!!float a", "[" * 200]))
+@given(
+    st.text(max_size=20)
+    | st.sampled_from(["!!int x", "2020-13-45", "!!timestamp x", "!!float a", "[" * 200])
+)
 def test_any_text_of_an_override_is_a_value_or_refused(text: str) -> None:
     try:
         parse_value("train.lr", text)
@@ -167,7 +224,11 @@ def test_any_text_of_an_override_is_a_value_or_refused(text: str) -> None:
 @examples(100)
 @given(
     st.fixed_dictionaries(
-        {"train.lr": st.floats(1e-6, 1), "seed": st.integers(0, 2**40), "train.epochs": st.integers(1, 99)}
+        {
+            "train.lr": st.floats(1e-6, 1),
+            "seed": st.integers(0, 2**40),
+            "train.epochs": st.integers(1, 99),
+        }
     )
 )
 def test_an_override_is_the_same_value_in_yaml(values: Tree) -> None:
@@ -178,7 +239,7 @@ def test_an_override_is_the_same_value_in_yaml(values: Tree) -> None:
     assert build_config(by_words) == build_config(by_tree)
 
 
-# ----------------------------------------------------------------------------------------------- histories and batches
+# ---------------------------------------------------------------------------- histories and batches
 
 ROWS = st.lists(st.lists(st.integers(0, 9), max_size=7), min_size=1, max_size=6)
 
@@ -189,7 +250,9 @@ def named(rows: list[list[int]]) -> Histories:
 
 @examples(100)
 @given(ROWS, st.integers(1, 6), st.data())
-def test_every_position_is_the_naive_list_of_prefixes(rows: list[list[int]], limit: int, data: st.DataObject) -> None:
+def test_every_position_is_the_naive_list_of_prefixes(
+    rows: list[list[int]], limit: int, data: st.DataObject
+) -> None:
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=5))
     batch = every_position(named(rows), limit, np.array(chosen))
     expected = []
@@ -197,7 +260,11 @@ def test_every_position_is_the_naive_list_of_prefixes(rows: list[list[int]], lim
         kept = rows[row][-(limit + 1) :]
         expected += [(place, kept[: end + 1], kept[end + 1]) for end in range(len(kept) - 1)]
     found = [
-        (int(batch.rows_B[query]), batch.history_UL[batch.rows_B[query], : batch.seen_B[query]].tolist(), int(target))
+        (
+            int(batch.rows_B[query]),
+            batch.history_UL[batch.rows_B[query], : batch.seen_B[query]].tolist(),
+            int(target),
+        )
         for query, target in zip(batch.pairs_P, batch.targets_P, strict=True)
     ]
     assert found == expected
@@ -214,24 +281,36 @@ def test_whole_history_equals_naive_list_with_hidden_items(
     pairs = [(user, item) for user, row in enumerate(rows) for item in row]
     assert list(zip(batch.pairs_P.tolist(), batch.targets_P.tolist(), strict=True)) == pairs
     for user, row in enumerate(rows):
-        seen = [item for item in row if not (share and hidden.of(np.array([user]), np.array([item]))[0])][-limit:]
+        seen = [
+            item for item in row if not (share and hidden.of(np.array([user]), np.array([item]))[0])
+        ][-limit:]
         assert batch.history_UL[user, : batch.lengths_U[user]].tolist() == seen
 
 
 @examples(100)
 @given(ROWS, st.integers(2, 6))
 def test_windows_have_every_event_once_in_order(rows: list[list[int]], size: int) -> None:
-    numbered = named([[10 * user + place for place in range(len(row))] for user, row in enumerate(rows)])
+    numbered = named(
+        [[10 * user + place for place in range(len(row))] for user, row in enumerate(rows)]
+    )
     windows = numbered.windows(size)
     assert windows.lengths_U.max(initial=0) <= size
     behind = Counter()
     for start, end in zip(windows.offsets_U1[:-1], windows.offsets_U1[1:], strict=True):
         behind.update(windows.items_E[start + 1 : end].tolist())
-    assert behind == Counter(10 * user + place for user, row in enumerate(rows) for place in range(1, len(row)))
+    assert behind == Counter(
+        10 * user + place for user, row in enumerate(rows) for place in range(1, len(row))
+    )
 
 
 @examples(100)
-@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), max_size=6), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), max_size=6),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_queries_see_only_earlier_splits(rows: list[list[tuple[int, int]]]) -> None:
     rows = [sorted(row, key=lambda event: event[1]) for row in rows]
     plain = named([[item for item, _ in row] for row in rows])
@@ -240,7 +319,10 @@ def test_queries_see_only_earlier_splits(rows: list[list[tuple[int, int]]]) -> N
     for target in (Split.VALID, Split.TEST):
         queries = histories.queries(target)
         expected = {
-            user: ([i for i, part in row if part < target], [i for i, part in row if part == target])
+            user: (
+                [i for i, part in row if part < target],
+                [i for i, part in row if part == target],
+            )
             for user, row in enumerate(rows)
             if any(part == target for _, part in row)
         }
@@ -255,14 +337,21 @@ def test_queries_see_only_earlier_splits(rows: list[list[tuple[int, int]]]) -> N
         assert found == expected
 
 
-# --------------------------------------------------------------------------------------------------------------- splits
+# ------------------------------------------------------------------------------------------- splits
 
 LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=8)
 SHARES = st.sampled_from([0.05, 0.1, 0.25, 0.4])
 
 
 @examples(80)
-@given(LENGTHS, st.sampled_from(["leave-last", "ratio", "temporal", "given"]), st.booleans(), SHARES, SHARES, st.data())
+@given(
+    LENGTHS,
+    st.sampled_from(["leave-last", "ratio", "temporal", "given"]),
+    st.booleans(),
+    SHARES,
+    SHARES,
+    st.data(),
+)
 def test_a_split_covers_all_and_tests_the_latest(
     lengths: list[int], kind: str, ordered: bool, valid: float, test: float, data: st.DataObject
 ) -> None:
@@ -270,8 +359,12 @@ def test_a_split_covers_all_and_tests_the_latest(
     training events."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     size = int(offsets[-1])
-    times = np.concatenate([np.sort(data.draw(_times(length))) for length in lengths]).astype(np.int64)
-    marks = np.array(data.draw(st.lists(st.sampled_from([0, 2]), min_size=size, max_size=size)), dtype=np.uint8)
+    times = np.concatenate([np.sort(data.draw(_times(length))) for length in lengths]).astype(
+        np.int64
+    )
+    marks = np.array(
+        data.draw(st.lists(st.sampled_from([0, 2]), min_size=size, max_size=size)), dtype=np.uint8
+    )
     uniform = np.random.default_rng(size).random(size)
     plan = SplitPlan(kind, valid, test, 50, 80, ordered or kind == "leave-last")
     parts = assign(plan, offsets, times, marks, uniform)
@@ -297,11 +390,16 @@ def _times(length: int) -> Any:
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=50), st.data())
 def test_a_cut_off_is_the_ranked_value(values: list[int], data: st.DataObject) -> None:
     rank = data.draw(st.integers(1, len(values)))
-    found = cut_off(lambda start, width: bin_counts(np.array(values), start, width), min(values), max(values), rank)
+    found = cut_off(
+        lambda start, width: bin_counts(np.array(values), start, width),
+        min(values),
+        max(values),
+        rank,
+    )
     assert found == sorted(values, reverse=True)[rank - 1]
 
 
-# -------------------------------------------------------------------------------------------------- vocabulary, hashes
+# ------------------------------------------------------------------------------- vocabulary, hashes
 
 IDS = st.lists(st.text(max_size=5), max_size=12)
 
@@ -312,7 +410,9 @@ def test_vocabularies_round_trip(before: list[str], now: list[str]) -> None:
     base = union([pa.array(before, pa.string())])
     assert base.to_pylist() == sorted(set(before), key=str.encode)
     grown = extend(base, pa.array(now, pa.string()))
-    assert grown.to_pylist()[: len(base)] == base.to_pylist() and len(set(grown.to_pylist())) == len(grown)
+    assert grown.to_pylist()[: len(base)] == base.to_pylist() and len(
+        set(grown.to_pylist())
+    ) == len(grown)
     parts = [pa.array(before, pa.string()), pa.array(now, pa.string())]
     for numbers, names in zip(dense(parts, grown), (before, now), strict=True):
         assert [grown[int(number)].as_py() for number in numbers] == names
@@ -332,7 +432,9 @@ def test_a_hash_is_of_the_text_alone(texts: list[str | None], cut: int) -> None:
 
 
 def naive_hash(data: bytes) -> int:
-    total = sum((byte + 1) * pow(0x100000001B3, place + 1, 2**64) for place, byte in enumerate(data))
+    total = sum(
+        (byte + 1) * pow(0x100000001B3, place + 1, 2**64) for place, byte in enumerate(data)
+    )
     mixed = (total + 0x9E3779B97F4A7C15) % 2**64
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
@@ -342,23 +444,31 @@ def naive_hash(data: bytes) -> int:
 def test_hashes_do_not_depend_on_the_process() -> None:
     """Stated values: a change would put users into other shards and events into other splits."""
     code = (
-        "import pyarrow as pa; from recsys.data.hashing import string_hashes, uniform; "
-        "h = string_hashes(pa.array(['a', 'é', None])); print(h.tolist(), uniform(h, h[::-1], 7).tolist())"
+        "import pyarrow as pa; from recsys.data.hashing import string_hashes, uniform; h ="
+        " string_hashes(pa.array(['a', 'é', None])); print(h.tolist(), uniform(h, h[::-1],"
+        " 7).tolist())"
     )
     said = {
         subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("1", "2")
     }
     assert len(said) == 1
 
 
-# -------------------------------------------------------------------------------------------------------------- metrics
+# ------------------------------------------------------------------------------------------ metrics
 
 
 @examples(150)
-@given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=5), st.integers(0, 4))
+@given(
+    st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=5),
+    st.integers(0, 4),
+)
 def test_metrics_are_their_formulas(hits: list[list[bool]], more: int) -> None:
     targets = [max(sum(row) + more, 1) for row in hits]
     found = query_metrics(np.array(hits), np.array(targets), [1, 3, 6])
@@ -372,14 +482,19 @@ def test_metrics_are_their_formulas(hits: list[list[bool]], more: int) -> None:
                 "hit": float(bool(places)),
                 "mrr": 1 / places[0] if places else 0.0,
                 "ndcg": sum(1 / math.log2(place + 1) for place in places) / ideal,
-                "map": sum(number / place for number, place in enumerate(places, 1)) / min(count, k),
+                "map": (
+                    sum(number / place for number, place in enumerate(places, 1)) / min(count, k)
+                ),
             }
             for kind, value in expected.items():
                 assert found[f"{kind}@{k}"][row] == pytest.approx(value, abs=1e-12), f"{kind}@{k}"
 
 
 @examples(100)
-@given(st.lists(st.lists(st.integers(0, 7), unique=True, max_size=5), min_size=1, max_size=5), st.integers(0, 9))
+@given(
+    st.lists(st.lists(st.integers(0, 7), unique=True, max_size=5), min_size=1, max_size=5),
+    st.integers(0, 9),
+)
 def test_list_metrics_are_their_formulas(lists: list[list[int]], seed: int) -> None:
     rng = np.random.default_rng(seed)
     counts, vectors = rng.integers(0, 9, 8), rng.normal(size=(8, 3))
@@ -393,7 +508,9 @@ def test_list_metrics_are_their_formulas(lists: list[list[int]], seed: int) -> N
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         exposures = sorted(shown[item] for item in range(8))
         total = sum(exposures)
-        gini = sum((2 * i - 9) * x for i, x in enumerate(exposures, 1)) / (8 * total) if total else 0.0
+        gini = (
+            sum((2 * i - 9) * x for i, x in enumerate(exposures, 1)) / (8 * total) if total else 0.0
+        )
         assert found[f"gini@{k}"] == pytest.approx(gini)
         for row, listed in enumerate(cut):
             bits = sum(-math.log2(chance[item]) for item in listed) / max(len(listed), 1)
@@ -403,12 +520,19 @@ def test_list_metrics_are_their_formulas(lists: list[list[int]], seed: int) -> N
             assert found[f"diversity@{k}"][row] == pytest.approx(apart, abs=1e-9)  # type: ignore[index]
 
 
-# --------------------------------------------------------------------------------------------------------------- fusion
+# ------------------------------------------------------------------------------------------- fusion
 
 
 @examples(60)
-@given(st.sampled_from(["weighted", "learned", "gated"]), st.integers(1, 5), st.integers(1, 4), st.integers(0, 999))
-def test_shares_of_the_granularities_sum_to_the_score(kind: str, size: int, count: int, seed: int) -> None:
+@given(
+    st.sampled_from(["weighted", "learned", "gated"]),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(0, 999),
+)
+def test_shares_of_the_granularities_sum_to_the_score(
+    kind: str, size: int, count: int, seed: int
+) -> None:
     from recsys.config import FusionConfig
     from recsys.fusion import FUSIONS
 
@@ -419,9 +543,15 @@ def test_shares_of_the_granularities_sum_to_the_score(kind: str, size: int, coun
     items_ND = torch.randn(4, 3, generator=generator)
     with torch.no_grad():
         users_BD, weights_BK = fusion(z_BKD, present_BK)
-    assert not weights_BK[~present_BK].any() and torch.isfinite(weights_BK).all() and (weights_BK >= 0).all()
+    assert (
+        not weights_BK[~present_BK].any()
+        and torch.isfinite(weights_BK).all()
+        and (weights_BK >= 0).all()
+    )
     shares_BKN = torch.einsum("bk,bkd,nd->bkn", weights_BK, z_BKD, items_ND)
     torch.testing.assert_close(shares_BKN.sum(1), users_BD @ items_ND.T, rtol=1e-4, atol=1e-5)
     if kind == "gated":
         has_any_B = present_BK.any(1)
-        torch.testing.assert_close(weights_BK[has_any_B].sum(1), torch.full((int(has_any_B.sum()),), float(count)))
+        torch.testing.assert_close(
+            weights_BK[has_any_B].sum(1), torch.full((int(has_any_B.sum()),), float(count))
+        )

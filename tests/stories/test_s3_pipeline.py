@@ -34,27 +34,41 @@ ROOT = Path(__file__).parents[2]
 def write_tables(folder: Path) -> None:
     """Users walk around a ring of items; the three tables have three formats."""
     draw = np.random.default_rng(3)
-    walks = [(user, (start + step) % 30) for user, start in enumerate(draw.integers(0, 30, 60)) for step in range(9)]
+    walks = [
+        (user, (start + step) % 30)
+        for user, start in enumerate(draw.integers(0, 30, 60))
+        for step in range(9)
+    ]
     events = {
         "user_id": [f"u{user}" for user, _ in walks],
         "item_id": [f"i{item}" for _, item in walks],
-        "timestamp": pa.array([1_600_000_000 + 60 * place for place in range(len(walks))], pa.int64()),
+        "timestamp": pa.array(
+            [1_600_000_000 + 60 * place for place in range(len(walks))], pa.int64()
+        ),
     }
     folder.mkdir()
     (folder / "events").mkdir()
     table = pa.table(events)
     for part in range(2):
         pq.write_table(table.slice(part * 270, 270), folder / f"events/part-{part}.parquet")
-    (folder / "items.jsonl").write_text("".join(f'{{"item_id": "i{i}", "title": "song {i}"}}\n' for i in range(30)))
+    (folder / "items.jsonl").write_text(
+        "".join(f'{{"item_id": "i{i}", "title": "song {i}"}}\n' for i in range(30))
+    )
     friends = "".join(f"u{user},u{(user + 1) % 60}\n" for user in range(60))
     (folder / "social.csv").write_text("src_user_id,dst_user_id\n" + friends)
     feedback = [f"u{n % 60},i{n % 30},{'click' if n % 3 else 'skip'}\n" for n in range(120)]
     (folder / "feedback.csv").write_text("user_id,item_id,event_type\n" + "".join(feedback))
-    (folder / "asked.jsonl").write_text('{"user_id": "new", "history": ["i1", "i2"]}\n{"user_id": "u1"}\n')
+    (folder / "asked.jsonl").write_text(
+        '{"user_id": "new", "history": ["i1", "i2"]}\n{"user_id": "u1"}\n'
+    )
 
 
 def tree_of(raw: str, run: str, database: Path) -> dict[str, Any]:
-    tables = {"events": [f"{raw}/events"], "items": [f"{raw}/items.jsonl"], "social": [f"{raw}/*.csv"]}
+    tables = {
+        "events": [f"{raw}/events"],
+        "items": [f"{raw}/items.jsonl"],
+        "social": [f"{raw}/*.csv"],
+    }
     return {
         "run": {"dir": run, "name": "tiny"},
         "data": {
@@ -83,8 +97,15 @@ def recsys(verb: str, tree: dict[str, Any], folder: Path, *words: str) -> str:
     (folder / "tmp").mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "pipelines.cli", verb, "--config", "config.yaml", *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "disabled",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -104,7 +125,9 @@ def recommendations(place: str) -> pa.Table:
 def test_pipeline_on_s3_equals_pipeline_on_local_disk(tmp_path: Path, bucket: str) -> None:
     write_tables(tmp_path / "raw")
     upload(tmp_path / "raw", f"{bucket}/raw")
-    local = tree_of(str(tmp_path / "raw"), str(tmp_path / "local/run"), tmp_path / "local/mlflow.db")
+    local = tree_of(
+        str(tmp_path / "raw"), str(tmp_path / "local/run"), tmp_path / "local/mlflow.db"
+    )
     remote = tree_of(f"{bucket}/raw", f"{bucket}/runs/one", tmp_path / "remote/mlflow.db")
     remote["data"]["dir"] = f"{bucket}/sets/tiny"
     remote["tracking"]["artifacts"] = f"{bucket}/mlflow"
@@ -113,12 +136,27 @@ def test_pipeline_on_s3_equals_pipeline_on_local_disk(tmp_path: Path, bucket: st
     assert f"report      {bucket}/runs/one/report.html" in said
 
     found = objects(f"{bucket}/runs/one")
-    for name in ("config.yaml", "metrics.json", "report.html", "run.log", "model/trained.json", "bundle/bundle.json"):
+    for name in (
+        "config.yaml",
+        "metrics.json",
+        "report.html",
+        "run.log",
+        "model/trained.json",
+        "bundle/bundle.json",
+    ):
         assert name in found
     assert any(name.startswith("checkpoints/") and name.endswith("trained.json") for name in found)
-    assert "manifest.json" in objects(f"{bucket}/sets/tiny") and not any(name.endswith("lock") for name in found)
-    metrics = [json.loads(read_bytes(f"{run}/metrics.json")) for run in (f"{tmp_path}/local/run", f"{bucket}/runs/one")]
-    assert metrics[1]["model"] == metrics[0]["model"] and metrics[1]["baselines"] == metrics[0]["baselines"]
+    assert "manifest.json" in objects(f"{bucket}/sets/tiny") and not any(
+        name.endswith("lock") for name in found
+    )
+    metrics = [
+        json.loads(read_bytes(f"{run}/metrics.json"))
+        for run in (f"{tmp_path}/local/run", f"{bucket}/runs/one")
+    ]
+    assert (
+        metrics[1]["model"] == metrics[0]["model"]
+        and metrics[1]["baselines"] == metrics[0]["baselines"]
+    )
 
     recsys("recommend", local, tmp_path / "c")
     recsys("recommend", remote, tmp_path / "d")
@@ -131,18 +169,39 @@ def test_pipeline_on_s3_equals_pipeline_on_local_disk(tmp_path: Path, bucket: st
     assert json.loads(read_bytes(f"{bucket}/runs/one/metrics.json"))["model"] == metrics[0]["model"]
 
     pulled = [*("--run.dir", f"{bucket}/runs/two"), *("--recommend.model", "models:/tiny/1")]
-    recsys("recommend", remote, tmp_path / "g", *pulled, "--recommend.requests", f"{bucket}/raw/asked.jsonl")
+    recsys(
+        "recommend",
+        remote,
+        tmp_path / "g",
+        *pulled,
+        "--recommend.requests",
+        f"{bucket}/raw/asked.jsonl",
+    )
     answers = recommendations(f"{bucket}/runs/two/answers/asked.parquet")
     assert set(answers.column("user_id").to_pylist()) == {"new", "u1"}
-    words = ["--requests", f"{bucket}/raw/asked.jsonl", "--out", f"{bucket}/elsewhere/asked.parquet"]
-    assert f"in {bucket}/elsewhere/asked.parquet" in recsys("recommend", remote, tmp_path / "g2", *pulled, *words)
+    words = [
+        "--requests",
+        f"{bucket}/raw/asked.jsonl",
+        "--out",
+        f"{bucket}/elsewhere/asked.parquet",
+    ]
+    assert f"in {bucket}/elsewhere/asked.parquet" in recsys(
+        "recommend", remote, tmp_path / "g2", *pulled, *words
+    )
     assert recommendations(f"{bucket}/elsewhere/asked.parquet").equals(answers)
-    words = [*("--update.model", f"{bucket}/runs/one"), *("--update.feedback", f"[{bucket}/raw/feedback.csv]")]
-    assert "120 rows of feedback" in recsys("update", remote, tmp_path / "h", *words, "--run.dir", f"{bucket}/runs/two")
+    words = [
+        *("--update.model", f"{bucket}/runs/one"),
+        *("--update.feedback", f"[{bucket}/raw/feedback.csv]"),
+    ]
+    assert "120 rows of feedback" in recsys(
+        "update", remote, tmp_path / "h", *words, "--run.dir", f"{bucket}/runs/two"
+    )
 
     secret = b"word-that-nobody-may-read"
     assert not any(secret in read_bytes(f"{bucket}/{name}") for name in objects(bucket))
-    assert secret not in (tmp_path / "remote/mlflow.db").read_bytes() and secret.decode() not in said
+    assert (
+        secret not in (tmp_path / "remote/mlflow.db").read_bytes() and secret.decode() not in said
+    )
 
 
 def write_day(path: Path, day: int) -> None:
@@ -184,27 +243,44 @@ def test_update_appends_a_day_and_forget_removes_a_user_on_s3(
     recsys("run", tree, tmp_path / "a")
     words = ["--update.model", "models:/tiny/1", "--events", f"{bucket}/raw/day.csv"]
     recsys("update", tree, tmp_path / "b", *words, "--run.dir", f"{bucket}/runs/two")
-    manifests = [json.loads(read_bytes(f"{bucket}/runs/{run}/dataset/manifest.json")) for run in ("one", "two")]
+    manifests = [
+        json.loads(read_bytes(f"{bucket}/runs/{run}/dataset/manifest.json"))
+        for run in ("one", "two")
+    ]
     assert manifests[1]["counts"]["events"] == manifests[0]["counts"]["events"] + 180 == 720
     recsys("recommend", tree, tmp_path / "c", "--run.dir", f"{bucket}/runs/two")
 
-    assert {"runs/one/bundle/users.parquet", "runs/two/bundle/users.parquet"} <= set(holding(bucket, b"u17"))
+    assert {"runs/one/bundle/users.parquet", "runs/two/bundle/users.parquet"} <= set(
+        holding(bucket, b"u17")
+    )
     recsys("forget", tree, tmp_path / "d", "--user", "u17", "--run.dir", f"{bucket}/runs/one")
-    assert "recommendations.parquet" in holding(f"{bucket}/runs/two", b"u17"), "another run folder is not touched"
-    said = recsys("forget", tree, tmp_path / "e", "--user", "u17", "--run.dir", f"{bucket}/runs/two")
+    assert "recommendations.parquet" in holding(f"{bucket}/runs/two", b"u17"), (
+        "another run folder is not touched"
+    )
+    said = recsys(
+        "forget", tree, tmp_path / "e", "--user", "u17", "--run.dir", f"{bucket}/runs/two"
+    )
     assert "nothing found" in said and "forgotten/proof-" in said
     for run in ("one", "two"):
         assert holding(f"{bucket}/runs/{run}", b"u17") == []
-        (proof,) = [name for name in objects(f"{bucket}/runs/{run}") if name.startswith("forgotten/proof-")]
+        (proof,) = [
+            name for name in objects(f"{bucket}/runs/{run}") if name.startswith("forgotten/proof-")
+        ]
         found = json.loads(read_bytes(f"{bucket}/runs/{run}/{proof}"))
         assert is_signed(found) and found["run"] == f"{bucket}/runs/{run}"
         searched = {one["path"] for one in found["searched"]}
-        assert {"dataset/manifest.json", "bundle/users.parquet", "model/weights.safetensors"} <= searched
-        bundle = pq.read_table(pa.BufferReader(read_bytes(f"{bucket}/runs/{run}/bundle/users.parquet")))
+        assert {
+            "dataset/manifest.json",
+            "bundle/users.parquet",
+            "model/weights.safetensors",
+        } <= searched
+        bundle = pq.read_table(
+            pa.BufferReader(read_bytes(f"{bucket}/runs/{run}/bundle/users.parquet"))
+        )
         assert bundle.num_rows == 59 and "forgetting.json" not in objects(f"{bucket}/runs/{run}")
-    assert not any(name.endswith("users.parquet") for name in holding(f"{bucket}/mlflow", b"u17")), (
-        "no version has them"
-    )
+    assert not any(
+        name.endswith("users.parquet") for name in holding(f"{bucket}/mlflow", b"u17")
+    ), "no version has them"
     recsys("evaluate", tree, tmp_path / "f", "--run.dir", f"{bucket}/runs/two")
 
 
@@ -233,10 +309,16 @@ def test_killed_worker_resumes_from_checkpoints_on_s3(tmp_path: Path, bucket: st
     code = "import sys, test_s3_pipeline\ntest_s3_pipeline.train_twice(sys.argv[1])"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "RAY_AUTH_MODE": "disabled"}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=500
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lost, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("lost", "whole"))
+    lost, whole = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("lost", "whole")
+    )
     assert (tmp_path / "marker").exists()
     assert lost["history"] == whole["history"] and lost["reports"] == whole["reports"] == [1, 2, 3]
 
@@ -256,6 +338,11 @@ def train_twice(folder: str) -> None:
         whole = Validator.of(config)
         for name, validate in (("lost", DiesOnce(whole, place / "marker")), ("whole", whole)):
             epochs: list[int] = []
-            result = train_on_ray(config, dataset, validate, lambda values, seen=epochs: seen.append(values["epoch"]))
-            history = [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
+            result = train_on_ray(
+                config, dataset, validate, lambda values, seen=epochs: seen.append(values["epoch"])
+            )
+            history = [
+                {key: value for key, value in row.items() if key != "seconds"}
+                for row in result.history
+            ]
             (place / f"{name}.json").write_text(json.dumps({"history": history, "reports": epochs}))

@@ -1,4 +1,6 @@
-"""Separately trained models as members: through every command, and compared with the same models alone."""
+"""Separately trained models as members: through every command, and compared with the same models
+alone.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,22 @@ DAY = 86_400
 OWN = {
     "kind": "apart",
     "enabled": True,
-    "model": {"width": 8, "item": {"text": False}, "granularities": {"evolution": {"enabled": True, "cell": "gru"}}},
+    "model": {
+        "width": 8,
+        "item": {"text": False},
+        "granularities": {"evolution": {"enabled": True, "cell": "gru"}},
+    },
     "train": {"epochs": 8, "lr": 0.02},
     "seed": 3,
 }
 
 
 def events(path: Path, days: range) -> None:
-    lines = [f"u{u:02},i{(u + 2 * day + u * day % 3) % 15:02},{(day + 1) * DAY}" for u in range(30) for day in days]
+    lines = [
+        f"u{u:02},i{(u + 2 * day + u * day % 3) % 15:02},{(day + 1) * DAY}"
+        for u in range(30)
+        for day in days
+    ]
     path.write_text("user_id,item_id,timestamp\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -75,7 +85,13 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
             "refit": True,
             "final": True,
         },
-        "evaluate": {"ks": [5], "baselines": ["popularity"], "bootstrap": 100, "num_examples": 0, "ablate": False},
+        "evaluate": {
+            "ks": [5],
+            "baselines": ["popularity"],
+            "bootstrap": 100,
+            "num_examples": 0,
+            "ablate": False,
+        },
         "registry": {"name": "pocket", "alias": "champion"},
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
         "update": {"epochs": 2},
@@ -111,17 +127,24 @@ def test_member_scores_as_the_separately_trained_model(world: Path) -> None:
     torch.testing.assert_close(read.scores(queries), whole.scores(queries))
     items = torch.arange(dataset.num_items).expand(len(queries), -1)
     shares_BKR = read.parts(queries).shares(read.item_vectors_ND, items)
-    torch.testing.assert_close(shares_BKR.sum(1).float(), read.scores(queries), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        shares_BKR.sum(1).float(), read.scores(queries), atol=1e-4, rtol=1e-4
+    )
     refitted, chosen = (
-        own_weights(found, "gru")["model.tower.id_ND.weight"] for found in (trained.weights, trained.selected)
+        own_weights(found, "gru")["model.tower.id_ND.weight"]
+        for found in (trained.weights, trained.selected)
     )
     assert not torch.equal(refitted, chosen), "the weights of before the refit are kept too"
 
 
 def test_table_of_members_names_the_separate_model(world: Path) -> None:
-    members = json.loads((world / "monday/metrics.json").read_text(encoding="utf-8"))["members"]["each"]
+    members = json.loads((world / "monday/metrics.json").read_text(encoding="utf-8"))["members"][
+        "each"
+    ]
     kinds = {name: entry["kind"] for name, entry in members.items()}
-    assert kinds["trained"] == "together" and kinds["item_cf"] == "fitted" and kinds["gru"] == "apart"
+    assert (
+        kinds["trained"] == "together" and kinds["item_cf"] == "fitted" and kinds["gru"] == "apart"
+    )
 
 
 def test_separate_model_is_served_and_trained_on_all_events(world: Path) -> None:
@@ -141,14 +164,21 @@ def test_update_continues_from_the_weights_of_the_separate_model(
 ) -> None:
     events(world / "2-tuesday.csv", range(8, 10))
     with training_here() as trained:
-        assert main(["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "tuesday")]) == 0
+        assert (
+            main(["update", "--config", str(world / "c.yaml"), "--run.dir", str(world / "tuesday")])
+            == 0
+        )
     assert trained[:2] == [str(world / "tuesday"), str(world / "tuesday/apart/gru")]
     assert "starting anew" not in capsys.readouterr().out
     before, after = opened(world, "monday")[1], opened(world, "tuesday")[1]
-    old, new = (own_weights(found.weights, "gru")["model.tower.id_ND.weight"] for found in (before, after))
+    old, new = (
+        own_weights(found.weights, "gru")["model.tower.id_ND.weight"] for found in (before, after)
+    )
     assert old.shape == new.shape and not torch.equal(old, new)
     fresh = np.linalg.norm(old.numpy())
-    assert np.linalg.norm((new - old).numpy()) < 0.8 * fresh, "near the weights of the parent, not from scratch"
+    assert np.linalg.norm((new - old).numpy()) < 0.8 * fresh, (
+        "near the weights of the parent, not from scratch"
+    )
 
 
 def test_update_trains_separate_model_from_scratch_if_parent_dropped_it(
@@ -156,21 +186,34 @@ def test_update_trains_separate_model_from_scratch_if_parent_dropped_it(
 ) -> None:
     monkeypatch.setattr(stacking, "_PULLS", (1.0,))  # the model is its best member
     events(tmp_path / "1-monday.csv", range(8))
-    (tmp_path / "c.yaml").write_text((world / "c.yaml").read_text(encoding="utf-8").replace(str(world), str(tmp_path)))
-    words = ["--config", str(tmp_path / "c.yaml"), "--model.granularities.item_cf.regularisation", "10"]
+    (tmp_path / "c.yaml").write_text(
+        (world / "c.yaml").read_text(encoding="utf-8").replace(str(world), str(tmp_path))
+    )
+    words = [
+        "--config",
+        str(tmp_path / "c.yaml"),
+        "--model.granularities.item_cf.regularisation",
+        "10",
+    ]
     with training_here():
         assert main(["run", *words]) == 0
         assert not any(opened(tmp_path, "monday")[1].choices["stack"]["members"]["gru"]["weights"])
         events(tmp_path / "2-tuesday.csv", range(8, 10))
         capsys.readouterr()
         assert main(["update", *words, "--run.dir", str(tmp_path / "tuesday")]) == 0
-    assert "training from scratch, because the parent has no weights for it: gru" in capsys.readouterr().out
+    assert (
+        "training from scratch, because the parent has no weights for it: gru"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({**OWN, "model": {"granularities": {"item_cf": {"enabled": True}}}}, "item_cf is in closed form"),
+        (
+            {**OWN, "model": {"granularities": {"item_cf": {"enabled": True}}}},
+            "item_cf is in closed form",
+        ),
         ({**OWN, "model": {"width": 2}}, "width"),
         ({**OWN, "model": {}}, "no granularity is enabled"),
         ({**OWN, "rank": 3}, "unknown key rank"),
@@ -181,12 +224,18 @@ def test_errors_name_the_key(own: dict[str, Any], message: str) -> None:
         build_config({"model": {"granularities": {"evolution": {"enabled": True}, "gru": own}}})
 
 
-def test_separate_model_without_stacking_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tree = {"run": {"dir": str(tmp_path)}, "model": {"granularities": {"evolution": {"enabled": True}, "gru": OWN}}}
+def test_separate_model_without_stacking_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {
+        "run": {"dir": str(tmp_path)},
+        "model": {"granularities": {"evolution": {"enabled": True}, "gru": OWN}},
+    }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     assert main(["run", "--config", str(tmp_path / "c.yaml"), "--dry-run"]) == 2
     assert (
-        "model.granularities.gru gets its weight from stacking; set model.fusion.stack true" in capsys.readouterr().err
+        "model.granularities.gru gets its weight from stacking; set model.fusion.stack true"
+        in capsys.readouterr().err
     )
 
 
@@ -194,7 +243,11 @@ def test_separate_model_declares_its_graph_form(world: Path) -> None:
     _, trained = opened(world, "monday")
     trained.choices["stack"]["members"]["gru"]["weights"] = [0.5] * 7
     whole = assemble(
-        load_config(world / "c.yaml"), opened(world, "monday")[0], Split.VALID, trained.weights, trained.choices
+        load_config(world / "c.yaml"),
+        opened(world, "monday")[0],
+        Split.VALID,
+        trained.weights,
+        trained.choices,
     )
     assert "gru" in whole.states
     bundle = replace(read_bundle(world / "monday/bundle"), model=whole)

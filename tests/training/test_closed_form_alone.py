@@ -1,4 +1,6 @@
-"""Models with only closed-form granularities: nothing is trained, everything else is as for other models."""
+"""Models with only closed-form granularities: nothing is trained, everything else is as for other
+models.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ from tests.training.test_training import keep_checkpoints
 from tests.training_here import training_here
 from tests.two_processes import together
 
-MEMBERS = {"item_cf": {"rank": 32, "regularisation": 20.0}, "user_cf": {"rank": 32, "neighbours": 20}}
+MEMBERS = {
+    "item_cf": {"rank": 32, "regularisation": 20.0},
+    "user_cf": {"rank": 32, "neighbours": 20},
+}
 
 
 def settings(dataset: PreparedDataset, kind: str = "learned", **model: Any) -> Config:
@@ -47,7 +52,11 @@ def settings(dataset: PreparedDataset, kind: str = "learned", **model: Any) -> C
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     return planted_dataset(
-        tmp_path_factory.mktemp("world"), {"collaborative": 1.0}, num_users=200, num_items=80, events_per_user=10.0
+        tmp_path_factory.mktemp("world"),
+        {"collaborative": 1.0},
+        num_users=200,
+        num_items=80,
+        events_per_user=10.0,
     )
 
 
@@ -57,17 +66,26 @@ def test_closed_form_model_is_fitted_and_validated_once(
     dataset: PreparedDataset, tmp_path: Path, kind: str, unit_vectors: bool
 ) -> None:
     config, seen = settings(dataset, kind, unit_vectors=unit_vectors), []
-    result = fit(config, dataset, Validator.of(config), TrainContext(report=lambda values, _: seen.append(values)))
+    result = fit(
+        config,
+        dataset,
+        Validator.of(config),
+        TrainContext(report=lambda values, _: seen.append(values)),
+    )
     model, queries = result.frozen, dataset.histories().queries(Split.TEST)
     assert model.names == ["item_cf", "user_cf"] and model.trained_names == []
     assert model.items.vectors_SD.shape == (80, 0) and model.item_vectors_ND.shape[1] == 64
-    assert result.best_epoch == 0 and [(report["epoch"], "loss" in report) for report in seen] == [(0, False)]
+    assert result.best_epoch == 0 and [(report["epoch"], "loss" in report) for report in seen] == [
+        (0, False)
+    ]
     found, popular = Validator("ndcg@10", True, 512)(model, queries), _popularity(model, dataset)
     assert found.mean() > 1.3 * popular, "members find the communities"
     save_trained(tmp_path / "model", result)
     read = load_trained(tmp_path / "model")
     assert torch.equal(read.frozen.scores(queries), model.scores(queries))
-    assert not torch.equal(selected_model(config, dataset, read).scores(queries), model.scores(queries))
+    assert not torch.equal(
+        selected_model(config, dataset, read).scores(queries), model.scores(queries)
+    )
 
 
 def _popularity(model: FrozenModel, dataset: PreparedDataset) -> float:
@@ -75,7 +93,9 @@ def _popularity(model: FrozenModel, dataset: PreparedDataset) -> float:
         def scores(self, queries: Any) -> torch.Tensor:
             return model.popularity_N.expand(len(queries), -1).clone()
 
-    return float(Validator("ndcg@10", True, 512)(Popular(), dataset.histories().queries(Split.TEST)).mean())
+    return float(
+        Validator("ndcg@10", True, 512)(Popular(), dataset.histories().queries(Split.TEST)).mean()
+    )
 
 
 def test_search_for_weights_starts_with_the_best_member_alone(dataset: PreparedDataset) -> None:
@@ -94,9 +114,15 @@ def test_search_for_weights_starts_with_the_best_member_alone(dataset: PreparedD
 
 def test_resumed_equals_uninterrupted(dataset: PreparedDataset, tmp_path: Path) -> None:
     config = settings(dataset)
-    whole = fit(config, dataset, Validator.of(config), TrainContext(report=keep_checkpoints(tmp_path, None)))
-    resumed = fit(config, dataset, Validator.of(config), TrainContext(resume_from=tmp_path / "select-0"))
-    assert [report["ndcg@10"] for report in resumed.history] == [report["ndcg@10"] for report in whole.history]
+    whole = fit(
+        config, dataset, Validator.of(config), TrainContext(report=keep_checkpoints(tmp_path, None))
+    )
+    resumed = fit(
+        config, dataset, Validator.of(config), TrainContext(resume_from=tmp_path / "select-0")
+    )
+    assert [report["ndcg@10"] for report in resumed.history] == [
+        report["ndcg@10"] for report in whole.history
+    ]
     assert all(torch.equal(resumed.weights[name], tensor) for name, tensor in whole.weights.items())
 
 
@@ -130,7 +156,12 @@ def test_run_registers_a_closed_form_model_that_serves(
         },
         "model": {"granularities": {"item_cf": {"enabled": True, "rank": 16}}},
         "train": {"metric": "ndcg@5", "threads": 1},
-        "evaluate": {"ks": [5], "baselines": ["popularity", "ease"], "bootstrap": 100, "num_examples": 2},
+        "evaluate": {
+            "ks": [5],
+            "baselines": ["popularity", "ease"],
+            "bootstrap": 100,
+            "num_examples": 2,
+        },
         "registry": {"name": "fitted"},
         "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
     }
@@ -140,12 +171,18 @@ def test_run_registers_a_closed_form_model_that_serves(
     assert trained == [str(tmp_path / "run")]
     said = capsys.readouterr()
     assert (
-        "no granularity is trained: chose the weights of the closed-form granularities by ndcg@5" in said.out + said.err
+        "no granularity is trained: chose the weights of the closed-form granularities by ndcg@5"
+        in said.out + said.err
     )
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["granularities"]["item_cf"]["weight"] > 0
     assert "Training loss" not in (tmp_path / "run/report.html").read_text()
-    words = ["models:/fitted@challenger", str(tmp_path / "model"), "--tracking.uri", tree["tracking"]["uri"]]
+    words = [
+        "models:/fitted@challenger",
+        str(tmp_path / "model"),
+        "--tracking.uri",
+        tree["tracking"]["uri"],
+    ]
     assert main(["pull", *words]) == 0
     bundle = read_bundle(next((tmp_path / "model").rglob("bundle.json")).parent)
     requests = [{"user_id": bundle.user_ids[0], "k": 5}, {"user_id": "nobody", "k": 5}]

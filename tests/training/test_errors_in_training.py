@@ -1,4 +1,6 @@
-"""A user error that only a training worker can find reaches the user as its message, at any time."""
+"""A user error that only a training worker can find reaches the user as its message, at any
+time.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from tests.handmade import leave_last, write_dataset
 
 def _dataset(folder: Path, repeats: int, others: int = 0) -> PreparedDataset:
     """Users whose validation and test items they had before, and users with new ones."""
-    histories = [leave_last(0, 1, 2, 0, 1) for _ in range(repeats)] + [leave_last(0, 1, 2, 3, 4) for _ in range(others)]
+    histories = [leave_last(0, 1, 2, 0, 1) for _ in range(repeats)] + [
+        leave_last(0, 1, 2, 3, 4) for _ in range(others)
+    ]
     return write_dataset(folder / "dataset", histories, num_items=6)
 
 
@@ -27,7 +31,11 @@ def _config(folder: Path, train: dict[str, Any]) -> Config:
     tree = {
         "run": {"dir": str(folder / "run")},
         "data": {"text": {"enabled": False}},
-        "model": {"width": 8, "item": {"text": False}, "granularities": {"collaborative": {"enabled": True}}},
+        "model": {
+            "width": 8,
+            "item": {"text": False},
+            "granularities": {"collaborative": {"enabled": True}},
+        },
         "train": {"epochs": 1, "threads": 1, "metric": "ndcg@5", "refit": False, **train},
     }
     return build_config(tree)
@@ -52,7 +60,10 @@ def test_validation_with_many_repeats_says_so_once(tmp_path: Path) -> None:
     config, said = _config(tmp_path, {"epochs": 3}), list[str]()
     fit(config, _dataset(tmp_path, 6, 2), Validator.of(config), TrainContext(note=said.append))
     assert said == [repeats_line("validation", 6, 8)]
-    assert said[0].startswith("warning: 6 of 8 validation users") and "evaluate.exclude_seen false" in said[0]
+    assert (
+        said[0].startswith("warning: 6 of 8 validation users")
+        and "evaluate.exclude_seen false" in said[0]
+    )
 
 
 def test_few_repeats_are_reported_without_advice() -> None:

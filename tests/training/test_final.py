@@ -1,4 +1,6 @@
-"""`train.final`: the registered model is trained on all events; the evaluated model has not seen test events."""
+"""`train.final`: the registered model is trained on all events; the evaluated model has not seen
+test events.
+"""
 
 from __future__ import annotations
 
@@ -38,28 +40,45 @@ from tests.training_here import training_here
 Captured = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# --------------------------------------------------------------------------------------------------------- the training
+# ------------------------------------------------------------------------------------- the training
 
 
 def world(folder: Path) -> PreparedDataset:
-    """Users on a circle of 16 items; their newest event is on one of four items that no user had before."""
+    """Users on a circle of 16 items; their newest event is on one of four items that no user had
+    before.
+    """
     histories: list[list[Event]] = [
-        leave_last(*[(user + step) % 16 for step in range(5 + user % 3)], 16 + user % 4) for user in range(32)
+        leave_last(*[(user + step) % 16 for step in range(5 + user % 3)], 16 + user % 4)
+        for user in range(32)
     ]
     clubs = {"club": pa.array([f"c{user % 3}" for user in range(32)])}
     return write_dataset(
-        folder, histories, 20, text_width=6, friends=[(u, u + 1) for u in range(0, 30, 2)], user_columns=clubs
+        folder,
+        histories,
+        20,
+        text_width=6,
+        friends=[(u, u + 1) for u in range(0, 30, 2)],
+        user_columns=clubs,
     )
 
 
-def settings(names: tuple[str, ...] = ("evolution", "collaborative", "item_cf"), **train: Any) -> Config:
+def settings(
+    names: tuple[str, ...] = ("evolution", "collaborative", "item_cf"), **train: Any
+) -> Config:
     granularities: dict[str, Any] = {name: {"enabled": True} for name in names}
     if "stratum" in granularities:
         granularities["stratum"]["num_strata"] = [2]
     return build_config(
         {
             "model": {"width": 8, "max_history": 8, "granularities": granularities},
-            "train": {"epochs": 4, "batch_size": 8, "lr": 0.02, "metric": "ndcg@5", "warmup": 0.0, **train},
+            "train": {
+                "epochs": 4,
+                "batch_size": 8,
+                "lr": 0.02,
+                "metric": "ndcg@5",
+                "warmup": 0.0,
+                **train,
+            },
             "evaluate": {"ks": [5]},
         }
     )
@@ -70,7 +89,9 @@ def measured_of(config: Config, dataset: PreparedDataset) -> TrainResult:
 
 
 def test_training_on_all_events_equals_refit_of_a_later_cut(tmp_path: Path) -> None:
-    """The model equals that of a refit on a dataset in which every event is training or validation."""
+    """The model equals that of a refit on a dataset in which every event is training or
+    validation.
+    """
     config, dataset = settings(("evolution", "collaborative", "social")), world(tmp_path / "d")
     trained = measured_of(config, dataset)
     final = Final.of_trained(trained)
@@ -82,8 +103,15 @@ def test_training_on_all_events_equals_refit_of_a_later_cut(tmp_path: Path) -> N
         [(item, kind, time, earlier[part.name]) for item, kind, time, part in events]
         for events in ([*h] for h in [leave_last(*_items(dataset, user)) for user in range(32)])
     ]
-    later = write_dataset(tmp_path / "later", moved, 20, text_width=6, friends=[(u, u + 1) for u in range(0, 30, 2)])
-    again = fit(config, later, lambda model, queries: np.arange(len(queries.histories.users_U), dtype=float), _constant)
+    later = write_dataset(
+        tmp_path / "later", moved, 20, text_width=6, friends=[(u, u + 1) for u in range(0, 30, 2)]
+    )
+    again = fit(
+        config,
+        later,
+        lambda model, queries: np.arange(len(queries.histories.users_U), dtype=float),
+        _constant,
+    )
     assert again.refit and again.best_epoch == 1  # a constant metric: the first epoch is the best
     one = fit_final(config, dataset, TrainContext(), replace(final, epochs=1, of=1))
     for name, tensor in again.frozen.tensors().items():
@@ -143,7 +171,9 @@ def test_interrupted_final_training_resumes_to_the_same_values(tmp_path: Path) -
 
 
 def test_pruned_granularities_are_trained_around_the_final_model(tmp_path: Path) -> None:
-    """The phases are those of the evaluated training: without the pruned granularity, then that one alone."""
+    """The phases are those of the evaluated training: without the pruned granularity, then that one
+    alone.
+    """
     config, dataset = settings(("evolution", "behaviour")), world(tmp_path / "d")
     trained = measured_of(config, dataset)
     choices = {**trained.choices, "kept": {"behaviour": 0.0, "evolution": 1.0}}
@@ -165,7 +195,9 @@ def test_continued_final_training_starts_at_evaluated_weights(tmp_path: Path) ->
     for name, tensor in trained.weights.items():
         if not name.startswith("model.encoders.granularities.stratum."):  # fitted again
             torch.testing.assert_close(found.weights[name], tensor, rtol=1e-4, atol=1e-5)
-    assert final.settings(config).train.epochs == 2 and final.settings(config).train.lr == pytest.approx(2e-14)
+    assert final.settings(config).train.epochs == 2 and final.settings(
+        config
+    ).train.lr == pytest.approx(2e-14)
     assert not Final.of_trained(trained, 0).trains
 
 
@@ -193,9 +225,13 @@ def test_digest_of_final_training_differs_from_evaluated_training(tmp_path: Path
     ]
     assert len({*digests}) == len(digests)
     anew = replace(final, weights={**weights, "model.x": torch.zeros(2)})
-    assert training_digest(config, dataset, None, anew) == digests[1], "from scratch, these weights are not read"
+    assert training_digest(config, dataset, None, anew) == digests[1], (
+        "from scratch, these weights are not read"
+    )
     on = config.model_copy(update={"train": config.train.model_copy(update={"final": True})})
-    assert training_digest(on, dataset, None) == digests[0], "the evaluated training is the same either way"
+    assert training_digest(on, dataset, None) == digests[0], (
+        "the evaluated training is the same either way"
+    )
 
 
 def test_final_training_chooses_nothing(tmp_path: Path) -> None:
@@ -204,14 +240,16 @@ def test_final_training_chooses_nothing(tmp_path: Path) -> None:
         _chooses(small_model(dataset), dataset.histories().queries(Split.VALID))
 
 
-# ----------------------------------------------------------------------------------------------------------- the bundle
+# --------------------------------------------------------------------------------------- the bundle
 
 
 def two_models(folder: Path) -> tuple[Path, PreparedDataset]:
     dataset = small_world(folder / "data")
     served, seen = small_model(dataset, through=Split.TEST), small_model(dataset)
     weights = {"model.encoders.x": torch.ones(1)}
-    write_bundle(folder / "bundle", served, dataset, {"refit": True}, weights, "", Measured(seen, weights))
+    write_bundle(
+        folder / "bundle", served, dataset, {"refit": True}, weights, "", Measured(seen, weights)
+    )
     return folder / "bundle", dataset
 
 
@@ -221,11 +259,16 @@ def test_bundle_with_two_models_serves_final_and_evaluates_measured(tmp_path: Pa
     assert bundle.info.format_version == WITH_MEASURED and has_measured(bundle.info)
     expected = small_model(dataset).popularity_N
     other = measured(folder, bundle)
-    assert torch.equal(other.model.popularity_N, expected) and not torch.equal(bundle.model.popularity_N, expected)
+    assert torch.equal(other.model.popularity_N, expected) and not torch.equal(
+        bundle.model.popularity_N, expected
+    )
     assert other.item_ids is bundle.item_ids and other.index is None
     write_bundle(tmp_path / "one", small_model(dataset), dataset, {})
     single = read_bundle(tmp_path / "one")
-    assert single.info.format_version == FORMAT_VERSION and measured(tmp_path / "one", single) is single
+    assert (
+        single.info.format_version == FORMAT_VERSION
+        and measured(tmp_path / "one", single) is single
+    )
 
 
 def test_changed_or_missing_measured_model_is_refused(tmp_path: Path) -> None:
@@ -233,7 +276,9 @@ def test_changed_or_missing_measured_model_is_refused(tmp_path: Path) -> None:
     bundle = read_bundle(folder)
     whole = (folder / MEASURED).read_bytes()
     (folder / MEASURED).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ArtifactError, match=r"measured\.safetensors is not the file that was written"):
+    with pytest.raises(
+        ArtifactError, match=r"measured\.safetensors is not the file that was written"
+    ):
         measured(folder, bundle)
     seal(folder, bundle.info)  # as an attacker would
     (folder / MEASURED).write_bytes(b"nothing")
@@ -250,8 +295,12 @@ def test_new_fusion_weights_reach_both_models(tmp_path: Path) -> None:
     served, seen = small_model(dataset, through=Split.TEST), small_model(dataset)
     write_bundle(tmp_path / "bundle", served, dataset, {}, None, "", Measured(seen, seen.tensors()))
     parent = open_parent(str(tmp_path / "bundle"), "")
-    changed = {"fusion.prior_K": torch.full_like(served.encoders.state_dict()["fusion.prior_K"], 0.25)}
-    names = {f"model.encoders.{name}": tensor for name, tensor in seen.encoders.state_dict().items()}
+    changed = {
+        "fusion.prior_K": torch.full_like(served.encoders.state_dict()["fusion.prior_K"], 0.25)
+    }
+    names = {
+        f"model.encoders.{name}": tensor for name, tensor in seen.encoders.state_dict().items()
+    }
     write_bundle(tmp_path / "bundle", served, dataset, {}, names, "", Measured(seen, names))
     parent = open_parent(str(tmp_path / "bundle"), "")
     write_refitted(parent, tmp_path / "next", changed, {}, {})
@@ -262,18 +311,23 @@ def test_new_fusion_weights_reach_both_models(tmp_path: Path) -> None:
         assert torch.equal(weights["model.encoders.fusion.prior_K"], changed["fusion.prior_K"])
 
 
-# ------------------------------------------------------------------------------------------------------- whole commands
+# ----------------------------------------------------------------------------------- whole commands
 
 
 def rows(path: Path, events: list[tuple[str, str, int]]) -> None:
     lines = ["user_id,item_id,timestamp"]
-    lines += [f"{user},{item},2026-01-{1 + day // 24:02d}T{day % 24:02d}:00:00" for user, item, day in events]
+    lines += [
+        f"{user},{item},2026-01-{1 + day // 24:02d}T{day % 24:02d}:00:00"
+        for user, item, day in events
+    ]
     path.write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, one_thread: None, ray_local: None) -> Path:
-    """A run with ``train.final`` that trains in this process; the last item of every user is new."""
+    """A run with ``train.final`` that trains in this process; the last item of every user is
+    new.
+    """
     folder = tmp_path_factory.mktemp("final")
     monday = [
         (f"u{user:02d}", f"i{(user + step) % 12:02d}" if step < 7 else f"new{user % 3}", 2 * step)
@@ -281,7 +335,10 @@ def story(tmp_path_factory: pytest.TempPathFactory, one_thread: None, ray_local:
         for step in range(8)
     ]
     rows(folder / "1-monday.csv", monday)
-    rows(folder / "later.csv", [(f"u{u:02d}", f"i{(u + 8 + s) % 12:02d}", 30 + s) for u in range(16) for s in range(3)])
+    rows(
+        folder / "later.csv",
+        [(f"u{u:02d}", f"i{(u + 8 + s) % 12:02d}", 30 + s) for u in range(16) for s in range(3)],
+    )
     tree: dict[str, Any] = {
         "run": {"dir": str(folder / "run")},
         "data": {
@@ -289,9 +346,26 @@ def story(tmp_path_factory: pytest.TempPathFactory, one_thread: None, ray_local:
             "text": {"enabled": False},
             "num_shards": 1,
         },
-        "model": {"width": 8, "item": {"text": False}, "granularities": {"evolution": {"enabled": True}}},
-        "train": {"epochs": 3, "batch_size": 8, "metric": "ndcg@5", "threads": 1, "lr": 0.01, "final": True},
-        "evaluate": {"ks": [5], "baselines": ["popularity"], "bootstrap": 100, "num_examples": 0, "ablate": False},
+        "model": {
+            "width": 8,
+            "item": {"text": False},
+            "granularities": {"evolution": {"enabled": True}},
+        },
+        "train": {
+            "epochs": 3,
+            "batch_size": 8,
+            "metric": "ndcg@5",
+            "threads": 1,
+            "lr": 0.01,
+            "final": True,
+        },
+        "evaluate": {
+            "ks": [5],
+            "baselines": ["popularity"],
+            "bootstrap": 100,
+            "num_examples": 0,
+            "ablate": False,
+        },
         "registry": {"name": "pocket"},
         "promote": {"beat_baselines": False},
         "update": {"epochs": 1},
@@ -313,18 +387,29 @@ def test_run_names_the_model_of_the_figures(story: Path) -> None:
     epochs = json.loads((run / "model/trained.json").read_text())["best_epoch"]
     final = {"through": "test", "events": 24 * 8, "epochs": epochs, "start": "anew"}
     assert metrics["data"]["final"] == final and metrics["data"]["fitted_through"] == "valid"
-    assert "another model, trained on all 192 events" in " ".join((run / "report.html").read_text().split())
+    assert "another model, trained on all 192 events" in " ".join(
+        (run / "report.html").read_text().split()
+    )
     bundle = read_bundle(run / "bundle")
     assert bundle.info.extra["final"] == final and bundle.info.extra["refit"] is True
-    assert bundle.popularity_N[[bundle.item_ids.index(f"new{n}") for n in range(3)]].tolist() == [8, 8, 8]
+    assert bundle.popularity_N[[bundle.item_ids.index(f"new{n}") for n in range(3)]].tolist() == [
+        8,
+        8,
+        8,
+    ]
     known = measured(run / "bundle", bundle)
-    assert known.model.popularity_N[[bundle.item_ids.index(f"new{n}") for n in range(3)]].tolist() == [0, 0, 0]
+    assert known.model.popularity_N[
+        [bundle.item_ids.index(f"new{n}") for n in range(3)]
+    ].tolist() == [0, 0, 0]
     card = (run / "bundle/MODEL_CARD.md").read_text()
     assert f"then trained for {epochs} epochs on all 192 events, including test" in card
     registered = json.loads((run / "registered.json").read_text())
     client = mlflow.MlflowClient(registered["tracking"])
     version = client.get_model_version("pocket", "1")
-    assert version.tags["final.events"] == "192" and "this one was trained on all 192 events" in version.description
+    assert (
+        version.tags["final.events"] == "192"
+        and "this one was trained on all 192 events" in version.description
+    )
     assert client.get_run(registered["run_id"]).data.tags["final.through"] == "test"
     assert len(client.get_metric_history(registered["run_id"], "final.loss")) == epochs
     log = (run / "run.log").read_text()
@@ -344,46 +429,87 @@ def test_gate_compares_the_measured_models(story: Path, capsys: Captured) -> Non
     assert command(story, "promote") == 0
     record = json.loads((story / "run/promotion.json").read_text())
     assert {check["name"]: check["passed"] for check in record["checks"]}["leak"]
-    assert any("the challenger answers with weights trained on all events" in note for note in record["notes"])
+    assert any(
+        "the challenger answers with weights trained on all events" in note
+        for note in record["notes"]
+    )
     version = record["challenger"]["version"]
     with training_here():
         assert command(story, "register", "--train.final", "false") == 0
     capsys.readouterr()
-    assert command(story, "promote") == 1  # the measured models are equal, so the challenger is not better
+    assert (
+        command(story, "promote") == 1
+    )  # the measured models are equal, so the challenger is not better
     record = json.loads((story / "run/promotion.json").read_text())
     assert record["champion"]["version"] == version
     assert record["comparison"]["challenger"] == record["comparison"]["champion"]
-    assert any("the champion answers with weights trained on all events" in note for note in record["notes"])
+    assert any(
+        "the champion answers with weights trained on all events" in note
+        for note in record["notes"]
+    )
     assert "final" not in json.loads((story / "run/metrics.json").read_text())["data"]
     assert not has_measured(read_bundle(story / "run/bundle").info)
 
 
-def test_update_continues_from_weights_that_have_not_seen_its_validation_events(story: Path) -> None:
-    """Sixteen users have three newer events; the final model was trained on the test events of the other eight.
+def test_update_continues_from_weights_that_have_not_seen_its_validation_events(
+    story: Path,
+) -> None:
+    """Sixteen users have three newer events; the final model was trained on the test events of the
+    other eight.
 
-    So the update continues from the weights before that, and validates on events that are new to them.
+    So the update continues from the weights before that, and validates on events that are new to
+    them.
     """
     (story / "later.csv").rename(story / "2-later.csv")
     try:
         with training_here() as trained:
-            assert command(story, "update", "--run.dir", str(story / "next"), "--update.model", "models:/pocket/1") == 0
+            assert (
+                command(
+                    story,
+                    "update",
+                    "--run.dir",
+                    str(story / "next"),
+                    "--update.model",
+                    "models:/pocket/1",
+                )
+                == 0
+            )
     finally:
         (story / "2-later.csv").rename(story / "later.csv")
     log = (story / "next/run.log").read_text()
     assert "starting from its evaluated weights" in log and "validation on 16 users" in log
     assert len(trained) in (1, 2)  # epoch 0 may win: then there is nothing to train on all events
     bundle = read_bundle(story / "next/bundle")
-    assert bundle.info.extra["final"]["events"] == 24 * 8 + 16 * 3 and bundle.info.extra["final"]["start"] == "measured"
+    assert (
+        bundle.info.extra["final"]["events"] == 24 * 8 + 16 * 3
+        and bundle.info.extra["final"]["start"] == "measured"
+    )
     assert bundle.info.extra["parent"]["uri"] == "models:/pocket/1"
 
 
 def test_update_with_only_newer_events_continues_from_the_final_model(story: Path) -> None:
-    """Every user has two newer events, for validation and test, so no event of the parent is used for them."""
-    events = [(f"u{user:02d}", f"i{(user + 8 + step) % 12:02d}", 30 + step) for user in range(24) for step in range(2)]
+    """Every user has two newer events, for validation and test, so no event of the parent is used
+    for them.
+    """
+    events = [
+        (f"u{user:02d}", f"i{(user + 8 + step) % 12:02d}", 30 + step)
+        for user in range(24)
+        for step in range(2)
+    ]
     rows(story / "2-all.csv", events)
     try:
         with training_here():
-            assert command(story, "update", "--run.dir", str(story / "all"), "--update.model", "models:/pocket/1") == 0
+            assert (
+                command(
+                    story,
+                    "update",
+                    "--run.dir",
+                    str(story / "all"),
+                    "--update.model",
+                    "models:/pocket/1",
+                )
+                == 0
+            )
     finally:
         (story / "2-all.csv").unlink()
     log = (story / "all/run.log").read_text()
@@ -392,12 +518,22 @@ def test_update_with_only_newer_events_continues_from_the_final_model(story: Pat
 
 def test_model_without_trained_granularity_is_only_fitted(story: Path) -> None:
     words = ["--run.dir", str(story / "fitted"), "--tracking.enabled", "false"]
-    words += ["--model.granularities.evolution.enabled", "false", "--model.granularities.item_cf.enabled", "true"]
+    words += [
+        "--model.granularities.evolution.enabled",
+        "false",
+        "--model.granularities.item_cf.enabled",
+        "true",
+    ]
     with training_here() as trained:
         assert command(story, "run", *words) == 0
     assert len(trained) == 1, "the one that is measured"
     bundle = read_bundle(story / "fitted/bundle")
-    assert bundle.info.extra["final"] == {"through": "test", "events": 192, "epochs": 0, "start": "measured"}
+    assert bundle.info.extra["final"] == {
+        "through": "test",
+        "events": 192,
+        "epochs": 0,
+        "start": "measured",
+    }
     assert bundle.popularity_N.sum() == 192
     assert "fitting the final model on all 192 events" in (story / "fitted/run.log").read_text()
 
@@ -405,7 +541,9 @@ def test_model_without_trained_granularity_is_only_fitted(story: Path) -> None:
 def test_members_of_an_update_are_weighted_on_users_new_to_the_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trained member has seen the validation events of the other users and would look too good on them."""
+    """The trained member has seen the validation events of the other users and would look too good
+    on them.
+    """
     from pipelines import stacking
 
     config, dataset = settings(("evolution", "item_cf")), world(tmp_path / "d")
@@ -426,8 +564,20 @@ def test_members_of_an_update_are_weighted_on_users_new_to_the_parent(
 
 def test_final_model_keeps_member_weights_of_validation(story: Path) -> None:
     """Closed-form members are fitted on all events; their weights and constants stay."""
-    words = ["--run.dir", str(story / "stacked"), "--tracking.enabled", "false", "--model.fusion.stack", "true"]
-    words += ["--model.granularities.popularity.enabled", "true", "--model.granularities.item_cf.enabled", "true"]
+    words = [
+        "--run.dir",
+        str(story / "stacked"),
+        "--tracking.enabled",
+        "false",
+        "--model.fusion.stack",
+        "true",
+    ]
+    words += [
+        "--model.granularities.popularity.enabled",
+        "true",
+        "--model.granularities.item_cf.enabled",
+        "true",
+    ]
     with training_here():
         assert command(story, "run", *words) == 0
     bundle = read_bundle(story / "stacked/bundle")
@@ -439,7 +589,9 @@ def test_final_model_keeps_member_weights_of_validation(story: Path) -> None:
 
 
 def test_final_training_keeps_the_evaluated_constants(story: Path) -> None:
-    """Constants on the command line do not change it; ``train.final`` needs no new training of the measured model."""
+    """Constants on the command line do not change it; ``train.final`` needs no new training of the
+    measured model.
+    """
     from pipelines.final import as_trained
 
     config = settings(lr=0.5)

@@ -1,4 +1,6 @@
-"""Row-wise updates: equal to AdamW if all rows are used, no change for unused rows, two workers equal one."""
+"""Row-wise updates: equal to AdamW if all rows are used, no change for unused rows, two workers
+equal one.
+"""
 
 from __future__ import annotations
 
@@ -64,13 +66,23 @@ def test_untouched_rows_stay() -> None:
 
 
 def large(**train: Any) -> Config:
-    """A small dataset with the methods for large ones: sampled graph, sampled softmax, row-wise updates."""
+    """A small dataset with the methods for large ones: sampled graph, sampled softmax, row-wise
+    updates.
+    """
     on: dict[str, Any] = {"enabled": True, "dropout": 0.0}
     granularities = {"evolution": {**on, "input_dropout": 0.0}, "behaviour": {**on, "heads": 2}}
     granularities["collaborative"] = {"enabled": True, "max_edges": 0, "fanout": 2}
     model = {"width": 16, "max_history": 10, "item": {"text_whiten": 4, "id_dropout": 0.0}}
     loss = {"kind": "sampled_softmax", "num_negatives": 8, "max_dense_items": 0}
-    settings = {"epochs": 3, "batch_size": 15, "lr": 0.01, "metric": "ndcg@5", "refit": False, "loss": loss, **train}
+    settings = {
+        "epochs": 3,
+        "batch_size": 15,
+        "lr": 0.01,
+        "metric": "ndcg@5",
+        "refit": False,
+        "loss": loss,
+        **train,
+    }
     tree = {"granularities": granularities, "fusion": {"signal_dropout": 0.0}, **model}
     return build_config({"model": tree, "train": settings, "evaluate": {"ks": [5]}})
 
@@ -90,15 +102,21 @@ def test_resumed_within_an_epoch_equals_uninterrupted(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run(config, dataset, stop_inside(tmp_path, 3))
     resumed = run(config, dataset, TrainContext(resume_from=tmp_path / "inside-3"))
-    assert [report["loss"] for report in resumed.history] == [report["loss"] for report in whole.history]
-    torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0)
+    assert [report["loss"] for report in resumed.history] == [
+        report["loss"] for report in whole.history
+    ]
+    torch.testing.assert_close(
+        resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0
+    )
 
 
 def test_sampled_training_learns_like_the_full_one(tmp_path: Path) -> None:
     dataset, best = cycles(tmp_path / "data"), []
     for limit in (0, 10**6):
         config = large(epochs=20, patience=20, lr=0.02)
-        config.model.granularities.collaborative.max_edges = config.train.loss.max_dense_items = limit
+        config.model.granularities.collaborative.max_edges = config.train.loss.max_dense_items = (
+            limit
+        )
         best.append(max(report["ndcg@5"] for report in run(config, dataset).history))
     sampled, whole = best
     assert whole > 0.8, "a chance list of five has 0.15"

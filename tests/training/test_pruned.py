@@ -1,4 +1,6 @@
-"""Pruning: training equals one without the pruned granularities, in all phases, resumed or with two workers."""
+"""Pruning: training equals one without the pruned granularities, in all phases, resumed or with two
+workers.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from tests.two_processes import together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SILENT = frozenset({"behaviour", "collaborative"})  # one with parameters only, one that refines items
+SILENT = frozenset(
+    {"behaviour", "collaborative"}
+)  # one with parameters only, one that refines items
 
 
 def checked(kind: str = "learned", **train: Any) -> Config:
@@ -42,12 +46,16 @@ def silence(names: Sequence[str], metric: Callable[[frozenset[str]], Array]) -> 
     return {name: float(name not in SILENT) for name in names}
 
 
-def run(config: Config, dataset: PreparedDataset, context: TrainContext | None = None, start: Any = None) -> Any:
+def run(
+    config: Config, dataset: PreparedDataset, context: TrainContext | None = None, start: Any = None
+) -> Any:
     return phases.fit(config, dataset, Validator.of(config), context or TrainContext(), start)
 
 
 @pytest.mark.parametrize("kind", ["learned", "gated"])
-def test_pruned_model_equals_one_configured_without(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruned_model_equals_one_configured_without(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset, config = cycles(tmp_path), checked(kind)
     other = without(config, SILENT)
     assert config.model.granularities.behaviour.enabled, "the configuration itself stays"
@@ -56,14 +64,25 @@ def test_pruned_model_equals_one_configured_without(kind: str, tmp_path: Path, m
     monkeypatch.setattr(loop, "choose_kept", silence)
     found = run(config, dataset)
     assert pruned_names(found.choices) == SILENT and found.best_epoch == expected.best_epoch
-    by_phase = {phase: [row["loss"] for row in found.history if row["phase"] == phase] for phase in ("select", "refit")}
-    assert by_phase == {phase: [row["loss"] for row in expected.history if row["phase"] == phase] for phase in by_phase}
+    by_phase = {
+        phase: [row["loss"] for row in found.history if row["phase"] == phase]
+        for phase in ("select", "refit")
+    }
+    assert by_phase == {
+        phase: [row["loss"] for row in expected.history if row["phase"] == phase]
+        for phase in by_phase
+    }
     assert torch.equal(found.frozen.item_vectors_ND, expected.frozen.item_vectors_ND)
     for name, tensor in expected.weights.items():
         if not name.endswith("_K"):
             assert torch.equal(found.weights[name], tensor), name
-    selected = [selected_model(setting, dataset, result) for setting, result in ((config, found), (other, expected))]
-    assert torch.equal(selected[0].item_vectors_ND, selected[1].item_vectors_ND), "before the refit, too"
+    selected = [
+        selected_model(setting, dataset, result)
+        for setting, result in ((config, found), (other, expected))
+    ]
+    assert torch.equal(selected[0].item_vectors_ND, selected[1].item_vectors_ND), (
+        "before the refit, too"
+    )
     queries = dataset.histories().queries(Split.TEST)
     scale = 5 / 3 if kind == "gated" else 1.0  # λ of a gate are K times a share
     torch.testing.assert_close(
@@ -71,23 +90,38 @@ def test_pruned_model_equals_one_configured_without(kind: str, tmp_path: Path, m
     )
 
 
-def test_pruned_granularity_is_trained_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The phase *join* changes nothing else; behaviour reads the last item of the circle, which decides the next."""
+def test_pruned_granularity_is_trained_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The phase *join* changes nothing else; behaviour reads the last item of the circle, which
+    decides the next.
+    """
     dataset, config = cycles(tmp_path), checked()
-    config.train.epochs, config.train.lr, config.train.refit, config.train.patience = 12, 0.02, False, 12
+    config.train.epochs, config.train.lr, config.train.refit, config.train.patience = (
+        12,
+        0.02,
+        False,
+        12,
+    )
     monkeypatch.setattr(loop, "choose_kept", silence)
     found = run(config, dataset)
     join = [row["loss"] for row in found.history if row["phase"] == "join"]
     assert len(join) == found.best_epoch > 3 and join[-1] < 0.95 * join[0]
     queries = dataset.histories().queries(Split.TEST)
     scores_BN = found.frozen.scores_of(queries, ["behaviour"])
-    assert 0 < scores_BN.abs().max() < 1e-9, "a small weight, without effect next to another granularity"
-    ranks_B = (scores_BN > scores_BN.gather(1, torch.as_tensor(queries.target_items).long()[:, None])).sum(1)
+    assert 0 < scores_BN.abs().max() < 1e-9, (
+        "a small weight, without effect next to another granularity"
+    )
+    ranks_B = (
+        scores_BN > scores_BN.gather(1, torch.as_tensor(queries.target_items).long()[:, None])
+    ).sum(1)
     assert ranks_B.float().mean() < 6, "9.5 by chance"
 
 
 @pytest.mark.parametrize("stop", ["checked", "select", "refit", "join"])
-def test_resumed_equals_uninterrupted(stop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_equals_uninterrupted(
+    stop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``checked``: interrupted in the training before the pruning."""
     monkeypatch.setattr(loop, "choose_kept", silence)
     dataset, config = cycles(tmp_path / "data"), checked(evaluate_every=1)
@@ -143,7 +177,9 @@ def test_two_workers_prune_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_check_prunes_only_gains_beyond_noise() -> None:
-    """By hand, for a hundred equal users: .6 without a or b, .4 without c, .5 with all, .55 without a and b."""
+    """By hand, for a hundred equal users: .6 without a or b, .4 without c, .5 with all, .55 without
+    a and b.
+    """
     values = {frozenset(): 0.5, frozenset("a"): 0.6, frozenset("b"): 0.6, frozenset("c"): 0.4}
     values |= {frozenset("ab"): 0.55, frozenset("ac"): 0.3}
 
@@ -153,14 +189,23 @@ def test_check_prunes_only_gains_beyond_noise() -> None:
     assert choose_kept(["a", "b", "c"], metric) == {"a": 0.0, "b": 1.0, "c": 1.0}
     assert choose_kept(["a"], metric) == {"a": 1.0}, "the last one is never pruned"
     noise = np.random.default_rng(0).normal(size=100)
-    assert choose_kept(["a", "b"], lambda silent: noise * len(silent)) == {"a": 1.0, "b": 1.0} or noise.mean() > 0.1
+    assert (
+        choose_kept(["a", "b"], lambda silent: noise * len(silent)) == {"a": 1.0, "b": 1.0}
+        or noise.mean() > 0.1
+    )
     assert pruned_names({KEPT: {"a": 0.0, "b": 1.0}}) == {"a"} and pruned_names({}) == frozenset()
 
 
 def test_transplant_copies_weights_by_name() -> None:
-    """λ is matched by the granularity, other weights by their own name; what the other model lacks stays."""
+    """λ is matched by the granularity, other weights by their own name; what the other model lacks
+    stays.
+    """
     key = "model.encoders.fusion.prior_K"
-    other = {key: torch.tensor([1.0, 2.0]), "model.x": torch.ones(2), "model.encoders.fitted_weights": torch.ones(1)}
+    other = {
+        key: torch.tensor([1.0, 2.0]),
+        "model.x": torch.ones(2),
+        "model.encoders.fitted_weights": torch.ones(1),
+    }
     own = {key: torch.tensor([7.0, 8.0, 9.0]), "model.x": torch.zeros(2), "model.y": torch.zeros(1)}
     own["model.encoders.fitted_weights"] = torch.zeros(1)
     found = transplant(other, ["c", "a"], own, ["a", "b", "c"])

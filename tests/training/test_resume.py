@@ -11,7 +11,13 @@ from recsys.config import Config
 from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, save_checkpoint
 from recsys.training.ray_train import _finished
-from recsys.training.resume import find_checkpoints, first_sound, forget_trainings, run_name, training_digest
+from recsys.training.resume import (
+    find_checkpoints,
+    first_sound,
+    forget_trainings,
+    run_name,
+    training_digest,
+)
 from tests.handmade import small_world
 from tests.training.test_training import settings
 
@@ -22,7 +28,9 @@ def checkpoint(storage: Path, run: str, stamp: int, epoch: int) -> Path:
     layer = torch.nn.Linear(2, 2)
     folder = storage / run / f"checkpoint_2026-01-01_00-00-{stamp:02d}.000" / "progress"
     state = {name: tensor.detach() for name, tensor in layer.state_dict().items()}
-    save_checkpoint(folder, state, state, torch.optim.AdamW(layer.parameters()), Progress(epoch=epoch))
+    save_checkpoint(
+        folder, state, state, torch.optim.AdamW(layer.parameters()), Progress(epoch=epoch)
+    )
     return folder
 
 
@@ -39,7 +47,10 @@ def test_newest_undamaged_checkpoint_of_the_same_training_is_used(tmp_path: Path
     notes: list[str] = []
     (tmp_path / "a").mkdir()
     whole = first_sound(found, "progress", tmp_path / "a", notes.append)
-    assert whole is not None and (whole / "model.safetensors").read_bytes() == (new / "model.safetensors").read_bytes()
+    assert (
+        whole is not None
+        and (whole / "model.safetensors").read_bytes() == (new / "model.safetensors").read_bytes()
+    )
     assert len(notes) == 1 and notes[0].startswith("resuming from") and str(new.parent) in notes[0]
 
 
@@ -56,7 +67,10 @@ def test_damaged_checkpoint_is_reported_and_skipped(tmp_path: Path, damage: str)
     notes: list[str] = []
     found = find_checkpoints(str(tmp_path), f"train-{DIGEST}")
     whole = first_sound(found, "progress", tmp_path / "copies", notes.append)
-    assert whole is not None and (whole / "progress.json").read_text() == (old / "progress.json").read_text()
+    assert (
+        whole is not None
+        and (whole / "progress.json").read_text() == (old / "progress.json").read_text()
+    )
     assert "is damaged" in notes[0] and "trying the one before" in notes[0]
     assert first_sound(found[:1], "progress", tmp_path / "others", notes.append) is None
 

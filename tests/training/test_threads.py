@@ -1,4 +1,6 @@
-"""The number of threads: the choice from given timings, and where it is used. Nothing is timed here."""
+"""The number of threads: the choice from given timings, and where it is used. Nothing is timed
+here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ import torch
 from recsys.config import Config, build_config
 from recsys.training import threads
 from recsys.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from recsys.training.threads import asked_threads, choose, fastest_threads, numbers, settle_threads, step_like, timed
+from recsys.training.threads import (
+    asked_threads,
+    choose,
+    fastest_threads,
+    numbers,
+    settle_threads,
+    step_like,
+    timed,
+)
 from tune.slots import share_out
 
 
@@ -28,7 +38,9 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def settings(**train: Any) -> Config:
-    return build_config({"model": {"granularities": {"evolution": {"enabled": True}}}, "train": train})
+    return build_config(
+        {"model": {"granularities": {"evolution": {"enabled": True}}}, "train": train}
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,7 +53,9 @@ def settings(**train: Any) -> Config:
         ({1: 1.0, 2: 20.0}, 1),  # a shared machine
     ],
 )
-def test_fewest_threads_near_the_fastest_are_chosen(seconds: dict[int, float], expected: int) -> None:
+def test_fewest_threads_near_the_fastest_are_chosen(
+    seconds: dict[int, float], expected: int
+) -> None:
     assert choose(seconds) == expected
 
 
@@ -69,7 +83,9 @@ def test_the_step_computes() -> None:
     step_like(4, 3, 8, 10)()
 
 
-def test_threads_are_measured_and_reported_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_measured_and_reported_once_per_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls = []
 
     def given(tried: Any, step: Any, clock: Any) -> dict[int, float]:
@@ -84,12 +100,14 @@ def test_threads_are_measured_and_reported_once_per_process(monkeypatch: pytest.
         settle_threads(settings(), 1000, said.append)
     assert calls == [[1, 2, 3, 4]] and torch.get_num_threads() == 2
     assert said == [
-        "2 of 4 threads, as measured on a step of this shape (1: 1000.0 ms, 2: 500.0 ms, 3: 490.0 ms, 4: 490.0 ms); "
-        "train.threads sets it"
+        "2 of 4 threads, as measured on a step of this shape (1: 1000.0 ms, 2: 500.0 ms, 3: 490.0"
+        " ms, 4: 490.0 ms); train.threads sets it"
     ]
 
 
-def test_busy_machine_gets_one_thread_without_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_machine_gets_one_thread_without_a_measurement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(threads, "timed", lambda *_: pytest.fail("timed"))
     monkeypatch.setattr(threads, "waiting_programs", lambda: 12.5)
     found, why = fastest_threads(settings(), 1001, 4)

@@ -1,4 +1,6 @@
-"""The training loop: two workers equal one, resumed equals uninterrupted, nothing is chosen on training events."""
+"""The training loop: two workers equal one, resumed equals uninterrupted, nothing is chosen on
+training events.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,17 @@ def cycles(folder: Path, ordered: bool = True) -> PreparedDataset:
     starts = random.integers(0, NUM_ITEMS, size=40)
     lengths = random.integers(5, 9, size=40)
     walks = [
-        [int(start + step) % NUM_ITEMS for step in range(length)] for start, length in zip(starts, lengths, strict=True)
+        [int(start + step) % NUM_ITEMS for step in range(length)]
+        for start, length in zip(starts, lengths, strict=True)
     ]
     friends = [(user, (user + 1) % 40) for user in range(0, 40, 2)]
     return write_dataset(
-        folder, [leave_last(*walk) for walk in walks], NUM_ITEMS, friends=friends, text_width=8, ordered=ordered
+        folder,
+        [leave_last(*walk) for walk in walks],
+        NUM_ITEMS,
+        friends=friends,
+        text_width=8,
+        ordered=ordered,
     )
 
 
@@ -64,7 +72,14 @@ def settings(**train: Any) -> Config:
                 },
                 "fusion": {"signal_dropout": 0.0},
             },
-            "train": {"epochs": 4, "batch_size": 16, "lr": 0.01, "metric": "ndcg@5", "refit": False, **train},
+            "train": {
+                "epochs": 4,
+                "batch_size": 16,
+                "lr": 0.01,
+                "metric": "ndcg@5",
+                "refit": False,
+                **train,
+            },
             "evaluate": {"ks": [5]},
         }
     )
@@ -103,7 +118,9 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path, ordered: bool, loss: 
     dataset = cycles(tmp_path / "data", ordered)
     unordered = {} if ordered else {"history_mask_rate": 0.2}
     power = 1.0 if ordered else 0.5
-    config = settings(batch_size=15, loss={"kind": loss, "num_negatives": 8, "event_power": power}, **unordered)
+    config = settings(
+        batch_size=15, loss={"kind": loss, "num_negatives": 8, "event_power": power}, **unordered
+    )
     config.model.granularities.evolution.enabled = ordered
     alone = run(config, dataset)
     both = of_two(config, dataset, tmp_path)
@@ -135,12 +152,18 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run(config, dataset, TrainContext(report=keep_checkpoints(tmp_path, 2)))
     resumed = run(config, dataset, TrainContext(resume_from=tmp_path / "select-2"))
-    assert [report["loss"] for report in resumed.history] == [report["loss"] for report in whole.history]
-    torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0)
+    assert [report["loss"] for report in resumed.history] == [
+        report["loss"] for report in whole.history
+    ]
+    torch.testing.assert_close(
+        resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0
+    )
 
 
 def stop_inside(folder: Path, saves: int) -> TrainContext:
-    """Keeps checkpoints within epochs as inside-1, inside-2 …; interrupts after the last requested one."""
+    """Keeps checkpoints within epochs as inside-1, inside-2 …; interrupts after the last requested
+    one.
+    """
     count = itertools.count(1)
 
     def save(checkpoint: Path | None) -> None:
@@ -158,9 +181,13 @@ def stop_inside(folder: Path, saves: int) -> TrainContext:
 def test_resumed_within_an_epoch_equals_uninterrupted(
     tmp_path: Path, saves: int, phase: str, window_events: int
 ) -> None:
-    """Bit for bit: data position, optimiser, schedule, mean loss and the random numbers of dropout."""
+    """Bit for bit: data position, optimiser, schedule, mean loss and the random numbers of
+    dropout.
+    """
     dataset = cycles(tmp_path / "data")
-    config = settings(refit=True, patience=9, batch_size=4, checkpoint_steps=4, window_events=window_events)
+    config = settings(
+        refit=True, patience=9, batch_size=4, checkpoint_steps=4, window_events=window_events
+    )
     config.model.granularities.evolution.dropout = 0.3
     whole = run(config, dataset)
     with pytest.raises(Interrupted):
@@ -172,10 +199,14 @@ def test_resumed_within_an_epoch_equals_uninterrupted(
     assert [{**report, "seconds": 0} for report in resumed.history] == [
         {**report, "seconds": 0} for report in whole.history
     ]
-    torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0)
+    torch.testing.assert_close(
+        resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=0, atol=0
+    )
 
 
-def _interrupted_worker(rank: int, world: int, folder: str, out: str, config: dict[str, Any]) -> None:
+def _interrupted_worker(
+    rank: int, world: int, folder: str, out: str, config: dict[str, Any]
+) -> None:
     context = replace(stop_inside(Path(out), 3), rank=rank, world_size=world)
     with contextlib.suppress(Interrupted):
         run(build_config(config), PreparedDataset(folder), context)
@@ -184,10 +215,16 @@ def _interrupted_worker(rank: int, world: int, folder: str, out: str, config: di
 def test_one_worker_resumes_within_an_epoch_of_two_workers(tmp_path: Path) -> None:
     dataset, config = cycles(tmp_path / "data"), settings(batch_size=8, checkpoint_steps=2)
     whole = run(config, dataset)
-    together(_interrupted_worker, tmp_path, dataset.root, str(tmp_path), config.model_dump(mode="json"))
+    together(
+        _interrupted_worker, tmp_path, dataset.root, str(tmp_path), config.model_dump(mode="json")
+    )
     resumed = run(config, dataset, TrainContext(resume_from=tmp_path / "inside-3"))
-    assert [r["loss"] for r in resumed.history] == pytest.approx([r["loss"] for r in whole.history], rel=1e-4)
-    torch.testing.assert_close(resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=1e-2, atol=2e-3)
+    assert [r["loss"] for r in resumed.history] == pytest.approx(
+        [r["loss"] for r in whole.history], rel=1e-4
+    )
+    torch.testing.assert_close(
+        resumed.frozen.item_vectors_ND, whole.frozen.item_vectors_ND, rtol=1e-2, atol=2e-3
+    )
 
 
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
@@ -235,11 +272,14 @@ def test_refit_keeps_the_selected_weights(tmp_path: Path) -> None:
         run(config, dataset, TrainContext(report=keep_checkpoints(tmp_path, 1, "refit")))
     resumed = run(config, dataset, TrainContext(resume_from=tmp_path / "refit-1"))
     assert result.selected.keys() == resumed.selected.keys()
-    assert all(torch.equal(resumed.selected[name], tensor) for name, tensor in result.selected.items())
+    assert all(
+        torch.equal(resumed.selected[name], tensor) for name, tensor in result.selected.items()
+    )
     alone = run(settings(), dataset)
     assert alone.selected is None and selected_model(settings(), dataset, alone) is alone.frozen
     with pytest.raises(
-        ArtifactError, match=r"selected\.safetensors.* an earlier release trained it; run `recsys train`"
+        ArtifactError,
+        match=r"selected\.safetensors.* an earlier release trained it; run `recsys train`",
     ):
         selected_model(config, dataset, replace(result, selected=None))
 
@@ -270,12 +310,16 @@ def test_trained_model_is_equal_after_save_and_load(tmp_path: Path) -> None:
     save_trained(tmp_path / "model", result)
     loaded = load_trained(tmp_path / "model")
     queries = dataset.histories().queries(Split.TEST)
-    torch.testing.assert_close(loaded.frozen.scores(queries), result.frozen.scores(queries), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        loaded.frozen.scores(queries), result.frozen.scores(queries), rtol=1e-3, atol=1e-3
+    )
     assert loaded.history == result.history and loaded.best_epoch == result.best_epoch
     file = tmp_path / "model/model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ArtifactError, match=r"damaged \(model\.safetensors is not what was written\)"):
+    with pytest.raises(
+        ArtifactError, match=r"damaged \(model\.safetensors is not what was written\)"
+    ):
         load_trained(tmp_path / "model")
     (tmp_path / "model/trained.json").unlink()
     with pytest.raises(ArtifactError, match="holds no trained model"):
@@ -285,7 +329,10 @@ def test_trained_model_is_equal_after_save_and_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", ["full_softmax", "sampled_softmax"])
 def test_bfloat16_trains_close_to_float32(tmp_path: Path, loss: str) -> None:
     dataset = cycles(tmp_path)
-    runs = [run(settings(precision=kind, loss={"kind": loss}), dataset) for kind in ("float32", "bfloat16")]
+    runs = [
+        run(settings(precision=kind, loss={"kind": loss}), dataset)
+        for kind in ("float32", "bfloat16")
+    ]
     exact, rounded = ([report["loss"] for report in result.history] for result in runs)
     assert exact != rounded
     assert rounded == pytest.approx(exact, rel=0.02)
@@ -332,7 +379,9 @@ class TestLoader:
         return TrainingLoader(dataset, Split.TRAIN, config, **options)
 
     @pytest.mark.parametrize("window_events", [10**6, 60])
-    def test_every_event_is_a_target_once_an_epoch(self, tmp_path: Path, window_events: int) -> None:
+    def test_every_event_is_a_target_once_an_epoch(
+        self, tmp_path: Path, window_events: int
+    ) -> None:
         dataset = cycles(tmp_path)
         loader = self.loader(dataset, window_events=window_events)
         seen = dataset.histories().through(Split.TRAIN)
@@ -348,7 +397,12 @@ class TestLoader:
         whole = list(self.loader(dataset).epoch(3))
         parts = [list(self.loader(dataset, rank=rank, world_size=2).epoch(3)) for rank in (0, 1)]
         for step, one, two in zip(whole, *parts, strict=True):
-            assert step.weight == one.weight == two.weight == len(one.batch.targets_P) + len(two.batch.targets_P)
+            assert (
+                step.weight
+                == one.weight
+                == two.weight
+                == len(one.batch.targets_P) + len(two.batch.targets_P)
+            )
             users = torch.cat([one.batch.users_U, two.batch.users_U]).sort().values
             assert torch.equal(users, step.batch.users_U.sort().values)
 
@@ -359,7 +413,10 @@ class TestLoader:
 
 def test_windows_make_every_later_event_a_target_once() -> None:
     windows = Histories.of_items([[0, 1, 2, 3, 4, 5, 6], [8, 9], [5]], [0, 1, 2]).windows(4)
-    rows = [windows.items_E[a:b].tolist() for a, b in zip(windows.offsets_U1[:-1], windows.offsets_U1[1:], strict=True)]
+    rows = [
+        windows.items_E[a:b].tolist()
+        for a, b in zip(windows.offsets_U1[:-1], windows.offsets_U1[1:], strict=True)
+    ]
     assert rows == [[3, 4, 5, 6], [0, 1, 2, 3], [8, 9], [5]]
     assert windows.users_U.tolist() == [0, 0, 1, 2]
 
@@ -380,7 +437,9 @@ def test_hidden_events_stay_targets_and_leave_the_graph() -> None:
     assert set(batch.history_UL[0, : batch.lengths_U[0]].tolist()) == set(range(1, 7)) - gone
     assert batch.targets_P.tolist() == [1, 2, 3, 4, 5, 6]
     other = replace(hidden, seed=5)
-    assert not np.array_equal(other.of(np.zeros(6), histories.items_E), hidden.of(np.zeros(6), histories.items_E))
+    assert not np.array_equal(
+        other.of(np.zeros(6), histories.items_E), hidden.of(np.zeros(6), histories.items_E)
+    )
 
 
 def test_steps_of_ordered_data_have_similar_numbers_of_targets(tmp_path: Path) -> None:
@@ -388,7 +447,9 @@ def test_steps_of_ordered_data_have_similar_numbers_of_targets(tmp_path: Path) -
     walks = [leave_last(*range(4 if user % 2 else 12)) for user in range(80)]
     dataset = write_dataset(tmp_path, walks, NUM_ITEMS)
     for world_size in (1, 2):
-        loader = TrainingLoader(dataset, Split.TRAIN, LoaderConfig(8, 20, 0.0, 1.0, 10**6, 0), 0, world_size)
+        loader = TrainingLoader(
+            dataset, Split.TRAIN, LoaderConfig(8, 20, 0.0, 1.0, 10**6, 0), 0, world_size
+        )
         weights = [step.weight for step in loader.epoch(0)]
         assert len(weights) == loader.num_steps == 10
         assert max(weights) < 1.5 * min(weights)

@@ -1,4 +1,6 @@
-"""Trials that hang: what counts as a sign of life, and that a sweep ends, names and survives a trial without one."""
+"""Trials that hang: what counts as a sign of life, and that a sweep ends, names and survives a
+trial without one.
+"""
 
 from __future__ import annotations
 
@@ -64,17 +66,34 @@ def _plan(folder: Path, silent_s: float = 600.0) -> Plan:
     config = build_config(
         {
             "data": {"text": {"enabled": False}},
-            "model": {"width": 8, "item": {"text": False}, "granularities": {"evolution": {"enabled": True}}},
+            "model": {
+                "width": 8,
+                "item": {"text": False},
+                "granularities": {"evolution": {"enabled": True}},
+            },
             "train": {"epochs": 4, "batch_size": 4, "metric": "ndcg@5", "threads": 1},
-            "tune": {"trials": 4, "best": 1, "seeds": 1, "min_epochs": 1, "reduction": 2, "silent_s": silent_s},
+            "tune": {
+                "trials": 4,
+                "best": 1,
+                "seeds": 1,
+                "min_epochs": 1,
+                "reduction": 2,
+                "silent_s": silent_s,
+            },
         }
     )
     # trial 0 learns, the others do not: they are stopped early
-    (folder / "space.yaml").write_text(yaml.safe_dump({"train.lr": [1e-9, 2e-9, 3e-9]}), encoding="utf-8")
-    return Plan(config, load_space([str(folder / "space.yaml")], config), Ledger(folder / "trials" / "ledger.jsonl"))
+    (folder / "space.yaml").write_text(
+        yaml.safe_dump({"train.lr": [1e-9, 2e-9, 3e-9]}), encoding="utf-8"
+    )
+    return Plan(
+        config,
+        load_space([str(folder / "space.yaml")], config),
+        Ledger(folder / "trials" / "ledger.jsonl"),
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- signs of life
+# ------------------------------------------------------------------------------------ signs of life
 
 
 def test_a_trial_that_neither_reports_nor_computes_is_silent() -> None:
@@ -148,7 +167,9 @@ def test_a_trial_that_waits_for_a_process_is_mentioned_once_in_a_while() -> None
 def test_a_thread_that_computes_publishes_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     published: list[float] = []
     monkeypatch.setattr(alive, "BEAT_S", 0.01)
-    monkeypatch.setattr(alive, "_internal_kv_put", lambda key, value, **_: published.append(float(value)))
+    monkeypatch.setattr(
+        alive, "_internal_kv_put", lambda key, value, **_: published.append(float(value))
+    )
     with beating("key"):
         deadline = time.monotonic() + 120
         while (not published or published[-1] < 0.05) and time.monotonic() < deadline:
@@ -171,13 +192,15 @@ def test_a_store_that_is_away_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> N
     assert alive.read_beat("key") is None
 
 
-# --------------------------------------------------------------------------------------------- what the search does
+# ----------------------------------------------------------------------------- what the search does
 
 
 def _controller(*trials: tuple[str, str, Any]) -> Any:
     """Tune's controller with trials of these ids, states and processes."""
     theirs = [
-        SimpleNamespace(trial_id=name, status=state, temporary_state=SimpleNamespace(ray_actor=process))
+        SimpleNamespace(
+            trial_id=name, status=state, temporary_state=SimpleNamespace(ray_actor=process)
+        )
         for name, state, process in trials
     ]
     return SimpleNamespace(get_trials=lambda: theirs, get_live_trials=lambda: theirs)
@@ -211,14 +234,18 @@ def test_a_trial_that_no_process_takes_fails_at_last(tmp_path: Path) -> None:
     assert [trial.number for trial in search.running.values()] == [1], "the sweep goes on"
 
 
-def test_a_trial_without_resources_says_what_it_waits_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_without_resources_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ray.available_resources", lambda: {"memory": 1.0})
     search, seen = _search(tmp_path)
     search.pulse.clock = lambda: 0.0
     search.suggest("a")
     search.pulse.clock = lambda: 700.0
     search.look(_controller(("a", "PENDING", None)))
-    assert seen.words[-1] == "trial 000 has waited for a process for 700 s; it needs CPU 1 (free: 0)"
+    assert (
+        seen.words[-1] == "trial 000 has waited for a process for 700 s; it needs CPU 1 (free: 0)"
+    )
 
 
 def test_trials_of_a_driver_that_was_stopped_itself_are_not_silent(
@@ -241,7 +268,10 @@ def test_trials_of_a_driver_that_was_stopped_itself_are_not_silent(
 
 
 def test_failed_trials_are_named_with_their_reasons(tmp_path: Path) -> None:
-    failed = [Trial(3, 0, 1, {}, "failed", reason="no heartbeat"), Trial(5, 0, 1, {}, "failed", reason="heads")]
+    failed = [
+        Trial(3, 0, 1, {}, "failed", reason="no heartbeat"),
+        Trial(5, 0, 1, {}, "failed", reason="heads"),
+    ]
     failed += [Trial(7, 0, 1, {}, "failed", reason="no heartbeat")]
     assert _reasons(failed) == "  trial 003, 007: no heartbeat\n  trial 005: heads"
     folder: Any = SimpleNamespace(root=tmp_path)
@@ -253,7 +283,7 @@ def test_failed_trials_are_named_with_their_reasons(tmp_path: Path) -> None:
     assert isinstance(error, Unavailable) and "error.txt" in str(error)  # exit code 1
 
 
-# ----------------------------------------------------------------------------------------------- a sweep that does it
+# ----------------------------------------------------------------------------- a sweep that does it
 
 
 def _dataset(folder: Path) -> str:
@@ -263,15 +293,22 @@ def _dataset(folder: Path) -> str:
     for _ in range(12):
         items = generator.permutation(8)[:6].tolist()
         histories.append(
-            [(item, 0, (n + 1) * DAY, part) for n, (item, part) in enumerate(zip(items, parts, strict=True))]
+            [
+                (item, 0, (n + 1) * DAY, part)
+                for n, (item, part) in enumerate(zip(items, parts, strict=True))
+            ]
         )
     return write_dataset(folder, histories, 8).root
 
 
 def _with_trouble() -> Callable[[Mapping[str, Any]], None]:
-    """A trainable: trial 1 ends too slowly for Tune after it was stopped, and trial 2, which Tune then drops, hangs."""
+    """A trainable: trial 1 ends too slowly for Tune after it was stopped, and trial 2, which Tune
+    then drops, hangs.
+    """
 
-    def train(settings: Mapping[str, Any]) -> None:  # inside a function: Ray sends its code, not its module's name
+    def train(
+        settings: Mapping[str, Any],
+    ) -> None:  # inside a function: Ray sends its code, not its module's name
         number = read_task(settings).number
         if number == 1:
             os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "0"
@@ -298,6 +335,8 @@ def test_a_sweep_goes_on_after_a_dropped_and_after_a_hanging_trial(
     trials = plan.ledger.searched()
     assert [trial.state for trial in trials] == ["finished", "stopped", "failed", "stopped"]
     assert "no heartbeat" in trials[2].reason and "tune.silent_s" in trials[2].reason
-    assert trials[2].blame == "program" and any("trial 002 has had no heartbeat" in words for words in seen.words)
+    assert trials[2].blame == "program" and any(
+        "trial 002 has had no heartbeat" in words for words in seen.words
+    )
     assert any("trial 002: the process of the trial before" in words for words in seen.words)
     assert Ledger(plan.ledger.path).trials == plan.ledger.trials

@@ -1,4 +1,6 @@
-"""`recsys tune --tune.search fusion`: the cache ranks as the evaluation does, and only what holds for others counts."""
+"""`recsys tune --tune.search fusion`: the cache ranks as the evaluation does, and only what holds
+for others counts.
+"""
 
 from __future__ import annotations
 
@@ -61,14 +63,20 @@ def world(folder: Path, valid: bool = True) -> PreparedDataset:
     histories = [leave_last(*walk) for walk in walks]
     if not valid:
         histories = [
-            [(*event[:3], Split.TRAIN if event[3] == Split.VALID else event[3]) for event in walk] for walk in histories
+            [(*event[:3], Split.TRAIN if event[3] == Split.VALID else event[3]) for event in walk]
+            for walk in histories
         ]
     friends = [(user, int(random.integers(user))) for user in range(1, NUM_USERS, 2)]
     return write_dataset(folder, histories, NUM_ITEMS, friends=friends, text_width=8)
 
 
 def settings(kind: str = "weighted", **granularities: dict[str, Any]) -> Config:
-    chosen = granularities or {"evolution": {}, "collaborative": {"layers": 2}, "social": {}, "item_cf": {"rank": 8}}
+    chosen = granularities or {
+        "evolution": {},
+        "collaborative": {"layers": 2},
+        "social": {},
+        "item_cf": {"rank": 8},
+    }
     return build_config(
         {
             "model": {
@@ -78,7 +86,13 @@ def settings(kind: str = "weighted", **granularities: dict[str, Any]) -> Config:
                 "granularities": {name: {"enabled": True, **keys} for name, keys in chosen.items()},
                 "fusion": {"kind": kind, "signal_dropout": 0.0},
             },
-            "train": {"epochs": 15, "batch_size": 16, "lr": 0.02, "metric": "ndcg@5", "patience": 15},
+            "train": {
+                "epochs": 15,
+                "batch_size": 16,
+                "lr": 0.02,
+                "metric": "ndcg@5",
+                "patience": 15,
+            },
             "evaluate": {"ks": [5]},
             "tune": {"search": "fusion"},
         }
@@ -102,13 +116,15 @@ def trials_of(frozen: FrozenModel, dataset: PreparedDataset, best: int = 500) ->
     return Trials(cache, WeightSpace.of(frozen, cache), meter, parse_metric("ndcg@5"))
 
 
-# --------------------------------------------------------------------------------------------------------------- cache
+# -------------------------------------------------------------------------------------------- cache
 
 
 @pytest.mark.parametrize("kind", ["weighted", "learned", "gated"])
 @pytest.mark.parametrize("best", [6, 500])
 def test_the_cache_ranks_as_the_evaluation_does(tmp_path: Path, kind: str, best: int) -> None:
-    """Item by item, for any weights: zeros, one granularity alone, and users who then have nothing left."""
+    """Item by item, for any weights: zeros, one granularity alone, and users who then have nothing
+    left.
+    """
     dataset = world(tmp_path)
     frozen = frozen_model(dataset, kind)
     trials = trials_of(frozen, dataset, best)
@@ -123,19 +139,30 @@ def test_the_cache_ranks_as_the_evaluation_does(tmp_path: Path, kind: str, best:
         assert lists.items_QL.tolist() == ranking.items_BK.tolist()
         assert lists.hits_QL.tolist() == ranking.hits_BK.tolist()
         measured = trials.measure(point)
-        assert measured.values_Q.tolist() == ndcg_at(ranking.hits_BK, ranking.num_targets_B, 5).tolist()
+        assert (
+            measured.values_Q.tolist()
+            == ndcg_at(ranking.hits_BK, ranking.num_targets_B, 5).tolist()
+        )
         vectors_ND = frozen.item_vectors_ND.numpy()
-        expected = list_metrics(ranking.items_BK, dataset.item_counts_N(Split.TRAIN), vectors_ND, [5])
+        expected = list_metrics(
+            ranking.items_BK, dataset.item_counts_N(Split.TRAIN), vectors_ND, [5]
+        )
         for name in LISTS:
-            assert measured.lists[name] == pytest.approx(float(np.mean(expected[f"{name}@5"])), abs=1e-5)
+            assert measured.lists[name] == pytest.approx(
+                float(np.mean(expected[f"{name}@5"])), abs=1e-5
+            )
         whole += ranked_whole
     assert cache.whole_Q.all() == (best == 500)
     assert whole > len(cache) if best == 6 else whole < 14 * len(cache)
-    assert not cache.present_QK[:, 2].all() and cache.present_QK[:, 2].any(), "some have friends, some have none"
+    assert not cache.present_QK[:, 2].all() and cache.present_QK[:, 2].any(), (
+        "some have friends, some have none"
+    )
 
 
 def test_the_best_of_each_granularity_suffice_and_equals_keep_their_order() -> None:
-    """By hand: scores (4 items, 2 granularities), pools of one item each, the bound where the others may stand."""
+    """By hand: scores (4 items, 2 granularities), pools of one item each, the bound where the
+    others may stand.
+    """
     z_QKD = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     items_ND = torch.tensor([[3.0, 0.0], [0.0, 3.0], [2.0, 2.0], [0.0, 0.0]])
     queries = Queries(Histories.of_items([[3]]), np.array([0, 1]), np.array([2], dtype=np.int32))
@@ -146,8 +173,13 @@ def test_the_best_of_each_granularity_suffice_and_equals_keep_their_order() -> N
         unit_contributions=lambda asked: Parts(z_QKD, torch.ones(1, 2), {}),
     )
     cache: ScoreCache = build_cache(model, queries, True, 1)  # type: ignore[arg-type]
-    assert sorted(cache.pool_QP[0].tolist()) == [0, 1] and cache.scores_QKP[0, :, -1].tolist() == [3.0, 3.0]
-    one, whole = cache.lists(torch.tensor([[1.0, 0.1]]), 1)  # 3, .3, 2.2; the bound is 3.3: it cannot be sure
+    assert sorted(cache.pool_QP[0].tolist()) == [0, 1] and cache.scores_QKP[0, :, -1].tolist() == [
+        3.0,
+        3.0,
+    ]
+    one, whole = cache.lists(
+        torch.tensor([[1.0, 0.1]]), 1
+    )  # 3, .3, 2.2; the bound is 3.3: it cannot be sure
     assert (one.items_QL.tolist(), whole) == ([[0]], 1)
     both, whole = cache.lists(torch.tensor([[1.0, 1.0]]), 1)  # 3, 3, 4: the best is in no pool
     assert (both.items_QL.tolist(), both.hits_QL.tolist(), whole) == ([[2]], [[True]], 1)
@@ -156,17 +188,26 @@ def test_the_best_of_each_granularity_suffice_and_equals_keep_their_order() -> N
     every = build_cache(model, queries, True, 4)  # type: ignore[arg-type]
     order = rank(SimpleNamespace(scores=lambda asked: torch.tensor([[3.0, 3, 2, 0]])), queries, 4)  # type: ignore[arg-type]
     tied, whole = every.lists(torch.tensor([[1.0, 1.0]]), 4)
-    assert tied.items_QL[0, 1:3].tolist() == order.items_BK[0, :2].tolist() and tied.items_QL[0, 3] == -1 and not whole
+    assert (
+        tied.items_QL[0, 1:3].tolist() == order.items_BK[0, :2].tolist()
+        and tied.items_QL[0, 3] == -1
+        and not whole
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------- search
+# ------------------------------------------------------------------------------------------- search
 
 
 def planted(tmp_path: Path, weights: list[float]) -> Trials:
-    """``evolution`` points to a user's target, ``social`` to nothing, ``collaborative`` to the target of a third."""
+    """``evolution`` points to a user's target, ``social`` to nothing, ``collaborative`` to the
+    target of a third.
+    """
     dataset = world(tmp_path)
     config = settings(
-        **{name: {"weight": w} for name, w in zip(("evolution", "collaborative", "social"), weights, strict=True)}
+        **{
+            name: {"weight": w}
+            for name, w in zip(("evolution", "collaborative", "social"), weights, strict=True)
+        }
     )
     torch.manual_seed(0)
     model = build_model(config, dataset, Split.TRAIN)
@@ -174,16 +215,25 @@ def planted(tmp_path: Path, weights: list[float]) -> Trials:
     items_ND = torch.nn.functional.normalize(torch.randn(NUM_ITEMS, 16), dim=1)
     frozen.item_vectors_ND = items_ND
     queries = dataset.histories().queries(Split.VALID)
-    target_V = dict(zip(queries.histories.users_U.tolist(), queries.target_items.tolist(), strict=True))
+    target_V = dict(
+        zip(queries.histories.users_U.tolist(), queries.target_items.tolist(), strict=True)
+    )
     noise_VD = 0.35 * torch.randn(NUM_USERS, 2, 16)
 
     def encode(batch: Batch, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         users = batch.users_U[batch.rows_B]
         aims_BD = items_ND[[target_V[user] for user in users.tolist()]]
         third_B1 = (users % 3 == 0)[:, None]
-        lost_BD = torch.randn(len(users), 16, generator=torch.Generator().manual_seed(int(users[0])))
+        lost_BD = torch.randn(
+            len(users), 16, generator=torch.Generator().manual_seed(int(users[0]))
+        )
         z_BKD = torch.stack(
-            [aims_BD + noise_VD[users, 0], torch.where(third_B1, 0.5 * aims_BD, 0.2 * noise_VD[users, 1]), lost_BD], 1
+            [
+                aims_BD + noise_VD[users, 0],
+                torch.where(third_B1, 0.5 * aims_BD, 0.2 * noise_VD[users, 1]),
+                lost_BD,
+            ],
+            1,
         )
         return z_BKD, torch.ones(len(users), 3, dtype=torch.bool)
 
@@ -200,20 +250,35 @@ def test_a_search_from_a_bad_start_silences_what_tells_nothing(tmp_path: Path) -
     shares = dict(zip(trials.space.names, best.shares_K, strict=True))  # type: ignore[arg-type]
     assert shares["social"] < 0.1 < shares["evolution"]
     values_K = trials.space.values(best.shares_K)  # type: ignore[arg-type]
-    assert values_K.max() == pytest.approx(1.0) and (values_K >= 0).all(), "λ of a weighted fusion stay in [0, 1]"
+    assert values_K.max() == pytest.approx(1.0) and (values_K >= 0).all(), (
+        "λ of a weighted fusion stay in [0, 1]"
+    )
     assert len(trials.tried) == 120
     crossed = cross_fit(trials, options, 0, 200)
     assert crossed.metric.low > 0.2
     again = trials.take(np.arange(len(trials.cache)))
     search(again, options, 0)
-    assert [found.metric for found in again.tried] == [found.metric for found in trials.tried], "the seed decides"
+    assert [found.metric for found in again.tried] == [found.metric for found in trials.tried], (
+        "the seed decides"
+    )
 
 
 def test_the_front_and_the_picks(tmp_path: Path) -> None:
-    points = np.array([[3.0, 0, 1], [2, 2, 1], [2, 1, 1], [2, 2, 1], [0, 3, 0], [1, 1, 2], [1, 0, 2]])
+    points = np.array(
+        [[3.0, 0, 1], [2, 2, 1], [2, 1, 1], [2, 2, 1], [0, 3, 0], [1, 1, 2], [1, 0, 2]]
+    )
     assert front(points).tolist() == [True, True, False, True, True, True, False]
-    metric, other, none = np.array([0.50, 0.499, 0.49, 0.2]), np.array([1.0, 3.0, 4.0, 9.0]), np.zeros(4)
-    assert [choose(metric, none, other, within) for within in (0.0, 0.01, 0.02, 0.7)] == [0, 1, 2, 3]
+    metric, other, none = (
+        np.array([0.50, 0.499, 0.49, 0.2]),
+        np.array([1.0, 3.0, 4.0, 9.0]),
+        np.zeros(4),
+    )
+    assert [choose(metric, none, other, within) for within in (0.0, 0.01, 0.02, 0.7)] == [
+        0,
+        1,
+        2,
+        3,
+    ]
     trials = planted(tmp_path, [1.0, 0.5, 0.5])
     options = FusionSearchConfig(settings=60, pick="coverage", within=0.2)
     search(trials, options, 0)
@@ -226,7 +291,9 @@ def test_the_front_and_the_picks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["weighted", "learned", "gated"])
-def test_todays_point_changes_nothing_and_ratios_move_to_another_training(tmp_path: Path, kind: str) -> None:
+def test_todays_point_changes_nothing_and_ratios_move_to_another_training(
+    tmp_path: Path, kind: str
+) -> None:
     dataset = world(tmp_path)
     frozen, other = frozen_model(dataset, kind), frozen_model(dataset, kind)
     space = trials_of(frozen, dataset).space
@@ -243,18 +310,26 @@ def test_todays_point_changes_nothing_and_ratios_move_to_another_training(tmp_pa
     if kind != "gated":
         assert found / found.sum() == pytest.approx(shares, abs=1e-4)
     else:
-        assert weights_K[:3].sum() == pytest.approx(3.0, abs=1e-4), "a gate's weights add up to their number"
+        assert weights_K[:3].sum() == pytest.approx(3.0, abs=1e-4), (
+            "a gate's weights add up to their number"
+        )
 
 
-# --------------------------------------------------------------------------------------------------------- the command
+# -------------------------------------------------------------------------------------- the command
 
 
-def write_run(root: Path, config: Config, dataset: PreparedDataset, bad: dict[str, float]) -> TrainResult:
-    """A run folder after ``train`` whose fusion was turned for the worse in the weights, frozen and selected."""
+def write_run(
+    root: Path, config: Config, dataset: PreparedDataset, bad: dict[str, float]
+) -> TrainResult:
+    """A run folder after ``train`` whose fusion was turned for the worse in the weights, frozen and
+    selected.
+    """
     result = fit(config, dataset, Validator.of(config), TrainContext())
     names = result.frozen.trained_names
     wrong_K = torch.tensor([bad[name] for name in names])
-    result.frozen.encoders.load_state_dict({**result.frozen.encoders.state_dict(), "fusion.weights_K": wrong_K})
+    result.frozen.encoders.load_state_dict(
+        {**result.frozen.encoders.state_dict(), "fusion.weights_K": wrong_K}
+    )
     for state in (result.weights, result.selected):
         assert state is not None
         state["model.encoders.fusion.weights_K"] = wrong_K
@@ -263,12 +338,17 @@ def write_run(root: Path, config: Config, dataset: PreparedDataset, bad: dict[st
     return result
 
 
-def test_the_command_registers_better_weights_as_a_challenger(tmp_path: Path, capsys: Captured) -> None:
+def test_the_command_registers_better_weights_as_a_challenger(
+    tmp_path: Path, capsys: Captured
+) -> None:
     root = tmp_path / "run"
     dataset = world(root / "dataset")
     config = settings(evolution={"dropout": 0.0, "input_dropout": 0.0}, social={"dropout": 0.0})
     result = write_run(root, config, dataset, {"evolution": 0.05, "social": 1.0})
-    content = config.model_dump(mode="json") | {"run": {"dir": str(root)}, "registry": {"name": "walks"}}
+    content = config.model_dump(mode="json") | {
+        "run": {"dir": str(root)},
+        "registry": {"name": "walks"},
+    }
     content["tune"]["fusion"]["settings"] = 40
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
     command = ["tune", "--config", str(tmp_path / "c.yaml")]
@@ -279,11 +359,17 @@ def test_the_command_registers_better_weights_as_a_challenger(tmp_path: Path, ca
     report = json.loads((root / "fusion/fusion.json").read_text())
     assert report["changed"] and report["gain"]["cross_fitted"]["difference"] > 0
     assert report["validation"]["largest_difference_from_cache"] == 0
-    assert report["validation"]["picked"]["ndcg@5"] == pytest.approx(report["picked"]["metric"], abs=1e-12)
+    assert report["validation"]["picked"]["ndcg@5"] == pytest.approx(
+        report["picked"]["metric"], abs=1e-12
+    )
     assert report["test"]["picked"]["ndcg@5"] > report["test"]["today"]["ndcg@5"] + 0.1
     assert report["picked"]["weights"]["evolution"] > report["picked"]["weights"]["social"]
     html = (root / "fusion/report.html").read_text()
-    assert "Registered with the chosen weights" in html and html.count('class="plot"') == 3 and "http" not in html
+    assert (
+        "Registered with the chosen weights" in html
+        and html.count('class="plot"') == 3
+        and "http" not in html
+    )
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     version = client.get_model_version_by_alias("walks", "challenger")
     assert version.tags["parent"] == str(root / "bundle")
@@ -291,18 +377,25 @@ def test_the_command_registers_better_weights_as_a_challenger(tmp_path: Path, ca
     assert bundle.model.encoders.fusion.state_dict()["weights_K"].tolist() == pytest.approx(
         [report["picked"]["weights"][name] for name in result.frozen.trained_names], abs=1e-5
     )
-    assert torch.equal(bundle.model.item_vectors_ND, read_bundle(root / "bundle").model.item_vectors_ND)
+    assert torch.equal(
+        bundle.model.item_vectors_ND, read_bundle(root / "bundle").model.item_vectors_ND
+    )
     assert main([*command, "--tracking.enabled", "false", "--tune.fusion.settings", "1"]) == 0
     assert "the model is unchanged: no other setting" in capsys.readouterr().out
     assert not (root / "fusion/bundle").exists() and (root / "bundle").exists()
 
 
-def test_a_search_in_a_run_folder_on_an_object_store(tmp_path: Path, bucket: str, capsys: Captured) -> None:
+def test_a_search_in_a_run_folder_on_an_object_store(
+    tmp_path: Path, bucket: str, capsys: Captured
+) -> None:
     here, there = tmp_path / "run", f"{bucket}/run"
     config = settings(evolution={"dropout": 0.0, "input_dropout": 0.0}, social={"dropout": 0.0})
     write_run(here, config, world(here / "dataset"), {"evolution": 0.05, "social": 1.0})
     upload(here, there)
-    content = config.model_dump(mode="json") | {"run": {"dir": there}, "registry": {"name": "walks"}}
+    content = config.model_dump(mode="json") | {
+        "run": {"dir": there},
+        "registry": {"name": "walks"},
+    }
     content["tracking"] = {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"}
     content["tune"]["fusion"]["settings"] = 20
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
@@ -311,7 +404,9 @@ def test_a_search_in_a_run_folder_on_an_object_store(tmp_path: Path, bucket: str
     assert f"report      {there}/fusion/report.html" in capsys.readouterr().out
     report = json.loads(read_bytes(f"{there}/fusion/fusion.json"))
     assert report["changed"] and report["parent"] == f"{there}/bundle"
-    assert read_bundle(resolve(f"{there}/fusion", "")).info.extra["parent"]["uri"] == f"{there}/bundle"
+    assert (
+        read_bundle(resolve(f"{there}/fusion", "")).info.extra["parent"]["uri"] == f"{there}/bundle"
+    )
     assert json.loads(read_bytes(f"{there}/fusion/registered.json"))["version"] == 1
     assert main([*command, "--tracking.enabled", "false", "--tune.fusion.settings", "1"]) == 0
     with pytest.raises(ArtifactError, match="has no model bundle"):
@@ -337,11 +432,16 @@ def test_what_cannot_be_searched_is_said(tmp_path: Path) -> None:
         check(two, folder)
 
 
-def test_no_model_and_no_validation_part_are_the_users_mistakes(tmp_path: Path, capsys: Captured) -> None:
+def test_no_model_and_no_validation_part_are_the_users_mistakes(
+    tmp_path: Path, capsys: Captured
+) -> None:
     root = tmp_path / "run"
     dataset = world(root / "dataset", valid=False)
     config = settings()
-    content = config.model_dump(mode="json") | {"run": {"dir": str(root)}, "tracking": {"enabled": False}}
+    content = config.model_dump(mode="json") | {
+        "run": {"dir": str(root)},
+        "tracking": {"enabled": False},
+    }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
     command = ["tune", "--config", str(tmp_path / "c.yaml")]
     assert main(command) == 2

@@ -1,4 +1,6 @@
-"""Sweeps as commands: what they leave behind; that early stops and failures are no end, and a kill loses nothing."""
+"""Sweeps as commands: what they leave behind; that early stops and failures are no end, and a kill
+loses nothing.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,19 @@ def _world(folder: Path, space: dict[str, Any], **tune: Any) -> list[str]:
         "model": {
             "width": 8,
             "item": {"text": False},
-            "granularities": {"evolution": {"enabled": True, "cell": "gru"}, "social": {"enabled": True}},
+            "granularities": {
+                "evolution": {"enabled": True, "cell": "gru"},
+                "social": {"enabled": True},
+            },
         },
-        "train": {"epochs": 6, "batch_size": 32, "metric": "ndcg@5", "threads": 1, "warmup": 0.0, "patience": 9},
+        "train": {
+            "epochs": 6,
+            "batch_size": 32,
+            "metric": "ndcg@5",
+            "threads": 1,
+            "warmup": 0.0,
+            "patience": 9,
+        },
         "evaluate": {"ks": [5], "baselines": ["popularity"], "bootstrap": 100, "num_examples": 1},
         "registry": {"name": "tiny"},
         "tune": {"space": [str(folder / "space.yaml")], **tune},
@@ -57,12 +69,18 @@ def _world(folder: Path, space: dict[str, Any], **tune: Any) -> list[str]:
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
     path = folder / "run" / "trials" / "ledger.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.exists()
+        else []
+    )
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
-    """A finished sweep with a trial that cannot be trained, an early stop, and other seeds for the best."""
+    """A finished sweep with a trial that cannot be trained, an early stop, and other seeds for the
+    best.
+    """
     folder = tmp_path_factory.mktemp("swept")
     space = {**SPACE, "model.granularities.evolution.heads": [2, 3]}  # width 8 cannot be cut into 3
     words = _world(folder, space, trials=6, min_epochs=1, reduction=2, best=1, seeds=2, final=False)
@@ -73,18 +91,26 @@ def swept(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
 def test_every_trial_ends_and_says_how(swept: Path) -> None:
     lines = _lines(swept)
     ends = [line for line in lines if line["event"] == "end"]
-    assert Counter(line["trial"] for line in ends if not line["repeat"]) == dict.fromkeys(range(6), 1)
+    assert Counter(line["trial"] for line in ends if not line["repeat"]) == dict.fromkeys(
+        range(6), 1
+    )
     states = Counter(line["state"] for line in ends)
     assert states["failed"] >= 1 and states["stopped"] >= 1 and states["finished"] >= 3
     failed = next(line for line in ends if line["state"] == "failed")
     assert "heads" in failed["reason"]
     stopped = [line["trial"] for line in ends if line["state"] == "stopped"]
-    epochs = Counter(line["trial"] for line in lines if line["event"] == "epoch" and not line["repeat"])
+    epochs = Counter(
+        line["trial"] for line in lines if line["event"] == "epoch" and not line["repeat"]
+    )
     assert all(epochs[trial] < 6 for trial in stopped) and epochs[0] == 6
 
 
 def test_the_best_has_other_seeds_and_so_has_the_configuration_as_it_is(swept: Path) -> None:
-    repeats = {line["trial"]: line["seed"] for line in _lines(swept) if line["event"] == "start" and line["repeat"]}
+    repeats = {
+        line["trial"]: line["seed"]
+        for line in _lines(swept)
+        if line["event"] == "start" and line["repeat"]
+    }
     assert 0 in repeats and len(repeats) <= 2 and set(repeats.values()) == {43}
 
 
@@ -92,8 +118,14 @@ def test_best_yaml_is_a_configuration_of_its_own(swept: Path) -> None:
     text = (swept / "run" / "best.yaml").read_text(encoding="utf-8")
     best = load_config(swept / "run" / "best.yaml")
     assert text.startswith("# trial ") and f"recsys run --config {swept}/run/best.yaml" in text
-    assert best.data.dir == str(swept / "run" / "dataset") and best.run.dir == str(swept / "run" / "best")
-    assert best.tracking.uri == f"sqlite:///{swept}/mlflow.db" and best.tune.space == [] and best.train.refit
+    assert best.data.dir == str(swept / "run" / "dataset") and best.run.dir == str(
+        swept / "run" / "best"
+    )
+    assert (
+        best.tracking.uri == f"sqlite:///{swept}/mlflow.db"
+        and best.tune.space == []
+        and best.train.refit
+    )
 
 
 def test_trials_are_children_of_one_tracked_run(swept: Path) -> None:
@@ -101,7 +133,11 @@ def test_trials_are_children_of_one_tracked_run(swept: Path) -> None:
     parent = json.loads((swept / "run" / "tracking.json").read_text())["run_id"]
     experiment = client.get_experiment_by_name("multigrain").experiment_id
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-    ends = {line["trial"]: line["state"] for line in _lines(swept) if line["event"] == "end" and not line["repeat"]}
+    ends = {
+        line["trial"]: line["state"]
+        for line in _lines(swept)
+        if line["event"] == "end" and not line["repeat"]
+    }
     found = {run.data.tags["sweep.trial"]: run for run in children}
     assert {name for name in found if "-" not in name} == {f"{number:03d}" for number in ends}
     for number, state in ends.items():
@@ -120,14 +156,24 @@ def test_the_page_needs_nothing_from_outside(swept: Path) -> None:
     assert "Learning curves" in html and "stopped early" in html and "Failed trials" in html
 
 
-def test_the_same_command_again_trains_nothing(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_again_trains_nothing(
+    swept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = _lines(swept)
-    words = ["tune", "--config", str(swept / "tiny.yaml"), "--model.granularities.evolution.cell", "attention"]
+    words = [
+        "tune",
+        "--config",
+        str(swept / "tiny.yaml"),
+        "--model.granularities.evolution.cell",
+        "attention",
+    ]
     assert main(words) == 0
     assert _lines(swept) == before and "are done, 0 were interrupted" in capsys.readouterr().out
 
 
-def test_another_sweep_does_not_go_into_the_same_folder(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_sweep_does_not_go_into_the_same_folder(
+    swept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["tune", "--config", str(swept / "tiny.yaml"), "--train.batch_size", "16"]) == 2
     assert "holds a sweep with another" in capsys.readouterr().err
 
@@ -144,7 +190,9 @@ def test_a_sweep_whose_trials_all_fail_says_why_and_whose_mistake_it_is(
     def fail(plan: Plan, *_: Any) -> None:
         while isinstance(trial := plan.next(()), Trial):
             plan.ledger.start(trial)
-            plan.ledger.end(plan.ledger.trials[(trial.number, 0)], "failed", reason="no luck", blame=blame)
+            plan.ledger.end(
+                plan.ledger.trials[(trial.number, 0)], "failed", reason="no luck", blame=blame
+            )
 
     monkeypatch.setattr("tune.sweep.run_trials", fail)
     words = _world(tmp_path, {"train.lr": {"uniform": [0.1, 0.2]}}, trials=2, seeds=1)
@@ -158,15 +206,28 @@ def test_a_sweep_whose_trials_all_fail_says_why_and_whose_mistake_it_is(
 def test_a_stopped_trial_of_several_workers_gives_everything_back(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two workers on two CPUs: one resource that a stopped trial kept would let the next wait without end."""
+    """Two workers on two CPUs: one resource that a stopped trial kept would let the next wait
+    without end.
+    """
     import ray
     from ray.util import placement_group_table
 
     space = {"train.lr": [1.0e-9, 2.0e-9]}  # learns nothing, so it is stopped
     words = _world(tmp_path, space, trials=3, min_epochs=3, reduction=2, seeds=1, final=False)
-    words += ["--train.num_workers", "2", "--train.epochs", "12", "--train.lr", "0.05", "--train.patience", "12"]
+    words += [
+        "--train.num_workers",
+        "2",
+        "--train.epochs",
+        "12",
+        "--train.lr",
+        "0.05",
+        "--train.patience",
+        "12",
+    ]
     assert main(words) == 0
-    assert "one trial after another: the cluster has 2 CPUs, a trial uses 2" in capsys.readouterr().out
+    assert (
+        "one trial after another: the cluster has 2 CPUs, a trial uses 2" in capsys.readouterr().out
+    )
     states = {line["trial"]: line["state"] for line in _lines(tmp_path) if line["event"] == "end"}
     assert states == {0: "finished", 1: "stopped", 2: "stopped"}
     deadline = time.monotonic() + 300
@@ -179,14 +240,31 @@ def test_a_stopped_trial_of_several_workers_gives_everything_back(
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
-    """SIGKILL in the middle of a trial: the same command ends the sweep, and nothing that was done is done again."""
+    """SIGKILL in the middle of a trial: the same command ends the sweep, and nothing that was done
+    is done again.
+    """
     words = _world(tmp_path, SPACE, trials=5, min_epochs=20, best=1, seeds=2)
-    command = [sys.executable, "-m", "pipelines.cli", *words, "--train.epochs", "150", "--train.patience", "150"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.cli",
+        *words,
+        "--train.epochs",
+        "150",
+        "--train.patience",
+        "150",
+    ]
     settings = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=subprocess.DEVNULL, start_new_session=True)
+    first = subprocess.Popen(
+        command, cwd=ROOT, env=settings, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 600
-        while not _in_the_middle(_lines(tmp_path)) and time.monotonic() < deadline and first.poll() is None:
+        while (
+            not _in_the_middle(_lines(tmp_path))
+            and time.monotonic() < deadline
+            and first.poll() is None
+        ):
             time.sleep(0.05)
         assert first.poll() is None, "the sweep ended before it could be killed"
     finally:
@@ -195,17 +273,25 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     before = _lines(tmp_path)
     done = {(line["trial"], line["repeat"]) for line in before if line["event"] == "end"}
     assert done and _in_the_middle(before)
-    again = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=1200)
+    again = subprocess.run(
+        command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=1200
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     lines = _lines(tmp_path)
     assert lines[: len(before)] == before
     ends = Counter((line["trial"], line["repeat"]) for line in lines if line["event"] == "end")
-    assert set(ends.values()) == {1} and {number for number, repeat in ends if not repeat} == set(range(5))
+    assert set(ends.values()) == {1} and {number for number, repeat in ends if not repeat} == set(
+        range(5)
+    )
     starts = Counter((line["trial"], line["repeat"]) for line in lines if line["event"] == "start")
     assert all(starts[key] == 1 for key in done)
     interrupted = [key for key, number in starts.items() if number == 2]
     assert len(interrupted) == 1 and sum(starts.values()) == len(ends) + 1
-    epochs = [x["epoch"] for x in lines if x["event"] == "epoch" and (x["trial"], x["repeat"]) == interrupted[0]]
+    epochs = [
+        x["epoch"]
+        for x in lines
+        if x["event"] == "epoch" and (x["trial"], x["repeat"]) == interrupted[0]
+    ]
     assert epochs.count(1) == 1, "it went on from its checkpoint"
     _check_what_is_left(tmp_path, lines)
 
@@ -220,10 +306,16 @@ def _check_what_is_left(folder: Path, lines: list[dict[str, Any]]) -> None:
     final = next(line for line in lines if line["event"] == "final")
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     registered = json.loads((folder / "run" / "best" / "registered.json").read_text())
-    assert [int(version.version) for version in client.search_model_versions("name = 'tiny'")] == [1]
+    assert [int(version.version) for version in client.search_model_versions("name = 'tiny'")] == [
+        1
+    ]
     assert final["model"] == registered["uri"]
     has_alias = "challenger" in client.get_registered_model("tiny").aliases
-    assert (client.get_model_version("tiny", "1").tags["minimum"] == "passed") is has_alias is bool(registered["alias"])
+    assert (
+        (client.get_model_version("tiny", "1").tags["minimum"] == "passed")
+        is has_alias
+        is bool(registered["alias"])
+    )
     experiment = client.get_experiment_by_name("multigrain").experiment_id
     names = [run.data.tags.get("sweep.trial", "parent") for run in client.search_runs([experiment])]
     assert set(Counter(names).values()) == {1} and {"parent", "best", "000", "004"} <= set(names)

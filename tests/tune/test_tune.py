@@ -1,4 +1,6 @@
-"""The parts of a sweep by themselves: the space, the ledger, what comes next, the share of a trial, one trial."""
+"""The parts of a sweep by themselves: the space, the ledger, what comes next, the share of a trial,
+one trial.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ from tune.trial import Task, run_trial
 def _config(**sections: Any) -> Config:
     tree: dict[str, Any] = {
         "data": {"text": {"enabled": False}},
-        "model": {"width": 8, "item": {"text": False}, "granularities": {"evolution": {"enabled": True}}},
+        "model": {
+            "width": 8,
+            "item": {"text": False},
+            "granularities": {"evolution": {"enabled": True}},
+        },
         "train": {"epochs": 4, "batch_size": 4, "metric": "ndcg@5", "threads": 1},
     }
     for name, values in sections.items():
@@ -50,7 +56,7 @@ def _space(folder: Path, tree: Any) -> str:
     return str(path)
 
 
-# -------------------------------------------------------------------------------------------------------------- space
+# -------------------------------------------------------------------------------------------- space
 
 
 def test_a_space_has_ranges_choices_and_fixed_values(tmp_path: Path) -> None:
@@ -68,22 +74,39 @@ def test_a_space_has_ranges_choices_and_fixed_values(tmp_path: Path) -> None:
     assert kinds["lr"] == ("loguniform", 1e-4, 1e-2, None)
     assert kinds["width"] == ("int", 8.0, 24.0, 8.0)  # the last value that the steps reach
     assert kinds["weight"] == ("uniform", 0.0, 0.9, 0.3)
-    config = space.apply(_config(), {"train.lr": 0.005, "model.granularities.evolution.cell": "lstm"})
+    config = space.apply(
+        _config(), {"train.lr": 0.005, "model.granularities.evolution.cell": "lstm"}
+    )
     assert config.train.lr == 0.005 and config.model.fusion.kind == "weighted"
     assert config.model.granularities.evolution.cell == "lstm" and config.model.width == 8
 
 
 BAD_SPACES: dict[str, tuple[Any, list[str]]] = {
-    "unknown key": ({"train.learning_rate": [1, 2]}, ["train.learning_rate", "unknown path", "weight_decay"]),
+    "unknown key": (
+        {"train.learning_rate": [1, 2]},
+        ["train.learning_rate", "unknown path", "weight_decay"],
+    ),
     "unknown section": ({"trian.lr": [1, 2]}, ["there is no key 'trian'", "train"]),
     "below a value": ({"train.lr.high": [1, 2]}, ["there is no key 'high'", "it is a value"]),
     "a section": ({"train.loss": [1, 2]}, ["is a section", "temperature"]),
     "a section as value": ({"train.lr": [{"kind": 1}, 2]}, ["is a section"]),
-    "no valid option": ({"model.granularities.evolution.cell": ["gru", "rnn"]}, ["'rnn'", "attention"]),
+    "no valid option": (
+        {"model.granularities.evolution.cell": ["gru", "rnn"]},
+        ["'rnn'", "attention"],
+    ),
     "option out of range": ({"train.lr": [0.1, -1]}, ["-1", "greater than 0"]),
-    "low end": ({"model.granularities.evolution.dropout": {"uniform": [-0.1, 0.5]}}, ["-0.1", "greater than or equal"]),
-    "high end": ({"model.granularities.social.weight": {"uniform": [0, 1.5]}}, ["1.5", "less than or equal to 1"]),
-    "fractions of a whole number": ({"model.width": {"uniform": [8, 64]}}, ["model.width", "whole number", "use int"]),
+    "low end": (
+        {"model.granularities.evolution.dropout": {"uniform": [-0.1, 0.5]}},
+        ["-0.1", "greater than or equal"],
+    ),
+    "high end": (
+        {"model.granularities.social.weight": {"uniform": [0, 1.5]}},
+        ["1.5", "less than or equal to 1"],
+    ),
+    "fractions of a whole number": (
+        {"model.width": {"uniform": [8, 64]}},
+        ["model.width", "whole number", "use int"],
+    ),
     "swapped ends": ({"train.lr": {"uniform": [0.2, 0.1]}}, ["low < high", "[0.2, 0.1]"]),
     "one end": ({"train.lr": {"uniform": [0.2]}}, ["[low, high]"]),
     "ends that are no numbers": ({"train.lr": {"uniform": ["a", "b"]}}, ["[low, high]"]),
@@ -131,7 +154,9 @@ def test_a_space_is_found_by_name_and_asked_for_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_space_fits_the_configuration_that_it_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shipped_space_fits_the_configuration_that_it_names(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RECSYS_DATA", "data")
     from recsys.config import load_config
 
@@ -145,24 +170,45 @@ def test_a_shipped_space_fits_the_configuration_that_it_names(path: Path, monkey
 def test_early_stops_need_values_that_can_be_compared(tmp_path: Path) -> None:
     """A weighted fusion has the fitted granularities in every epoch, the others only at the end."""
     files = [_space(tmp_path, {"model.fusion.kind": ["learned", "weighted"]})]
-    fitted = {"width": 8, "granularities": {"evolution": {"enabled": True}, "item_cf": {"enabled": True}}}
-    with pytest.raises(ConfigError, match=r"item_cf counts only in those of weighted.*tune\.scheduler none"):
+    fitted = {
+        "width": 8,
+        "granularities": {"evolution": {"enabled": True}, "item_cf": {"enabled": True}},
+    }
+    with pytest.raises(
+        ConfigError, match=r"item_cf counts only in those of weighted.*tune\.scheduler none"
+    ):
         load_space(files, _config(model=fitted))
     assert load_space(files, _config(model=fitted, tune={"scheduler": "none"})).dimensions
     assert load_space(files, _config()).dimensions
 
 
-def test_a_dry_run_shows_the_space_and_refuses_a_bad_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_the_space_and_refuses_a_bad_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = _space(tmp_path, {"train.lr": {"loguniform": [0.001, 0.1]}})
     demo = str(Path(__file__).parents[2] / "pipelines" / "configs" / "demo.yaml")
     assert main(["tune", "--config", demo, "--tune.space", file, "--dry-run"]) == 0
     assert "20 trials over:\n# train.lr  0.001 to 0.1 (log)" in capsys.readouterr().out
-    assert main(["tune", "--config", demo, "--tune.space", _space(tmp_path, {"train.lr": [-1, 1]}), "--dry-run"]) == 2
+    assert (
+        main(
+            [
+                "tune",
+                "--config",
+                demo,
+                "--tune.space",
+                _space(tmp_path, {"train.lr": [-1, 1]}),
+                "--dry-run",
+            ]
+        )
+        == 2
+    )
     assert "greater than 0" in capsys.readouterr().err
-    assert preview(_config(tune={"space": _space(tmp_path, {"train.lr": [1, 2]}), "trials": 3})).startswith("3 trials")
+    assert preview(
+        _config(tune={"space": _space(tmp_path, {"train.lr": [1, 2]}), "trials": 3})
+    ).startswith("3 trials")
 
 
-# ---------------------------------------------------------------------------------------------------- ledger and plan
+# ---------------------------------------------------------------------------------- ledger and plan
 
 
 def _plan(folder: Path, tree: dict[str, Any] | None = None, **tune: Any) -> Plan:
@@ -179,11 +225,16 @@ def _value(trial: Trial) -> float:
 
 def _do(plan: Plan, until: int | None = None) -> None:
     """Run the plan with made-up trials, at most ``until`` of them."""
-    while (until is None or len(plan.ledger.trials) < until) and isinstance(trial := plan.next(()), Trial):
+    while (until is None or len(plan.ledger.trials) < until) and isinstance(
+        trial := plan.next(()), Trial
+    ):
         plan.ledger.start(trial)
         trial = plan.ledger.trials[(trial.number, trial.repeat)]
         value = _value(trial)
-        plan.ledger.epoch(trial, {"epoch": 1, "value": value, "best": value, "history": [{"epoch": 1, "loss": 1.0}]})
+        plan.ledger.epoch(
+            trial,
+            {"epoch": 1, "value": value, "best": value, "history": [{"epoch": 1, "loss": 1.0}]},
+        )
         plan.ledger.end(trial, "finished", value=value, seconds=1.0)
 
 
@@ -209,7 +260,9 @@ def test_an_interrupted_sweep_proposes_what_an_uninterrupted_one_does(tmp_path: 
         part = _plan(tmp_path / "b", trials=9)
         _do(part, until)
     assert list(part.ledger.trials) == list(whole.ledger.trials)
-    assert [t.params for t in part.ledger.trials.values()] == [t.params for t in whole.ledger.trials.values()]
+    assert [t.params for t in part.ledger.trials.values()] == [
+        t.params for t in whole.ledger.trials.values()
+    ]
 
 
 def test_what_was_interrupted_comes_first_and_under_its_number(tmp_path: Path) -> None:
@@ -244,10 +297,20 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 
 
 def test_a_space_of_few_values_is_tried_once_each(tmp_path: Path) -> None:
-    plan = _plan(tmp_path, {"model.granularities.evolution.cell": ["gru", "lstm", "attention"]}, trials=9, seeds=1)
+    plan = _plan(
+        tmp_path,
+        {"model.granularities.evolution.cell": ["gru", "lstm", "attention"]},
+        trials=9,
+        seeds=1,
+    )
     _do(plan)
-    cells = [trial.params.get("model.granularities.evolution.cell", "attention") for trial in plan.ledger.searched()]
-    assert sorted(cells) == ["attention", "gru", "lstm"] and plan.exhausted  # the configuration as it is counts
+    cells = [
+        trial.params.get("model.granularities.evolution.cell", "attention")
+        for trial in plan.ledger.searched()
+    ]
+    assert (
+        sorted(cells) == ["attention", "gru", "lstm"] and plan.exhausted
+    )  # the configuration as it is counts
 
 
 def test_the_search_finds_the_better_region(tmp_path: Path) -> None:
@@ -264,7 +327,10 @@ def test_the_search_finds_the_better_region(tmp_path: Path) -> None:
 
 def test_a_failed_trials_surroundings_are_avoided() -> None:
     space = Space((Dimension("x", "uniform", (), 0.0, 1.0),))
-    trials = [Trial(n, 0, 0, {"x": n / 40}, "failed" if n < 10 else "finished", value=0.5) for n in range(20)]
+    trials = [
+        Trial(n, 0, 0, {"x": n / 40}, "failed" if n < 10 else "finished", value=0.5)
+        for n in range(20)
+    ]
     trials = [replace(t, value=None) if t.state == "failed" else t for t in trials]
     found = [propose(space, trials, 20 + n, sampler="tpe", seed=n, planned=30) for n in range(12)]
     assert np.mean([point["x"] > 0.25 for point in found if point]) > 0.8
@@ -282,7 +348,7 @@ def test_importance_names_what_moves_the_metric() -> None:
     assert importance(space, trials[:3]) == {}
 
 
-# ------------------------------------------------------------------------------------------------------------ stopping
+# ----------------------------------------------------------------------------------------- stopping
 
 
 def _halving(plan: Plan, min_epochs: int = 1, epochs: int = 9) -> Halving:
@@ -296,18 +362,27 @@ def _tell(halving: Halving, trial: Trial, epoch: int, best: float) -> bool:
     halving.search.running[trial.name] = trial
     theirs: Any = SimpleNamespace(trial_id=trial.name)
     halving.on_trial_add(nobody, theirs)
-    return halving.on_trial_result(nobody, theirs, {"epoch": epoch, "best": best}) == TrialScheduler.STOP
+    return (
+        halving.on_trial_result(nobody, theirs, {"epoch": epoch, "best": best})
+        == TrialScheduler.STOP
+    )
 
 
-def test_the_worse_half_is_stopped_at_a_rung_but_neither_the_first_nor_a_repetition(tmp_path: Path) -> None:
+def test_the_worse_half_is_stopped_at_a_rung_but_neither_the_first_nor_a_repetition(
+    tmp_path: Path,
+) -> None:
     halving = _halving(_plan(tmp_path))
-    assert not _tell(halving, Trial(0, 0, 1, {}), 1, 0.2)  # alone: the cut is the median of those before
+    assert not _tell(
+        halving, Trial(0, 0, 1, {}), 1, 0.2
+    )  # alone: the cut is the median of those before
     assert not _tell(halving, Trial(1, 0, 1, {}), 1, 0.4)
     assert _tell(halving, Trial(2, 0, 1, {}), 1, 0.29)  # median of 0.2 and 0.4 is 0.3
     assert not _tell(halving, Trial(3, 0, 1, {}), 1, 0.3)
     assert not _tell(halving, Trial(0, 0, 1, {}), 2, 0.1)
     assert not _tell(halving, Trial(1, 1, 1, {}), 1, 0.0)
-    assert not _tell(halving, Trial(4, 0, 1, {}), 9, 0.9), "whoever comes to the last epoch is done anyway"
+    assert not _tell(halving, Trial(4, 0, 1, {}), 9, 0.9), (
+        "whoever comes to the last epoch is done anyway"
+    )
 
 
 def test_the_rungs_of_a_killed_sweep_are_those_of_its_ledger(tmp_path: Path) -> None:
@@ -321,12 +396,16 @@ def test_the_rungs_of_a_killed_sweep_are_those_of_its_ledger(tmp_path: Path) -> 
             plan.ledger.end(trial, "finished", value=best, seconds=1.0)
     halving = _halving(plan)
     doomed = halving.replay(plan.ledger)
-    assert [trial.number for trial in doomed] == [2], "it was killed between the decision and the end of the trial"
+    assert [trial.number for trial in doomed] == [2], (
+        "it was killed between the decision and the end of the trial"
+    )
     # the rung holds 0.2, 0.4 and 0.1, whose median is 0.2; none of them counts twice
-    assert _tell(halving, Trial(3, 0, 42, {}), 1, 0.19) and not _tell(halving, Trial(1, 0, 42, {}), 1, 0.0)
+    assert _tell(halving, Trial(3, 0, 42, {}), 1, 0.19) and not _tell(
+        halving, Trial(1, 0, 42, {}), 1, 0.0
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------- slots
+# -------------------------------------------------------------------------------------------- slots
 
 
 @pytest.mark.parametrize(
@@ -345,7 +424,12 @@ def test_the_rungs_of_a_killed_sweep_are_those_of_its_ledger(tmp_path: Path) -> 
     ],
 )
 def test_never_more_trials_than_the_cluster_holds(
-    cluster: dict[str, float], train: dict[str, Any], tune: dict[str, Any], concurrent: int, cpus: int, gpu: bool
+    cluster: dict[str, float],
+    train: dict[str, Any],
+    tune: dict[str, Any],
+    concurrent: int,
+    cpus: int,
+    gpu: bool,
 ) -> None:
     config = _config(train={"metric": "ndcg@5", **train}, tune=tune)
     slots = share_out(config, cluster, int(cluster["CPU"]))
@@ -359,18 +443,24 @@ def test_never_more_trials_than_the_cluster_holds(
 @pytest.mark.parametrize(
     ("train", "tune", "words"),
     [
-        ({"num_workers": 3}, {}, "a trial needs 3 CPUs, but the cluster has 2; lower train.num_workers"),
+        (
+            {"num_workers": 3},
+            {},
+            "a trial needs 3 CPUs, but the cluster has 2; lower train.num_workers",
+        ),
         ({"threads": 4}, {}, "lower tune.cpus"),
         ({"threads": 1}, {"concurrent": 3}, "expected at most 2"),
         ({"use_gpu": "yes"}, {}, "has 0 GPUs"),
     ],
 )
-def test_what_does_not_fit_is_refused(train: dict[str, Any], tune: dict[str, Any], words: str) -> None:
+def test_what_does_not_fit_is_refused(
+    train: dict[str, Any], tune: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         share_out(_config(train={"metric": "ndcg@5", **train}, tune=tune), {"CPU": 2}, 2)
 
 
-# ----------------------------------------------------------------------------------------------------------- one trial
+# ---------------------------------------------------------------------------------------- one trial
 
 
 @pytest.fixture(scope="module")
@@ -381,28 +471,47 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     for _ in range(12):
         items = generator.permutation(8)[:6].tolist()
         histories.append(
-            [(item, 0, (n + 1) * DAY, part) for n, (item, part) in enumerate(zip(items, parts, strict=True))]
+            [
+                (item, 0, (n + 1) * DAY, part)
+                for n, (item, part) in enumerate(zip(items, parts, strict=True))
+            ]
         )
     return write_dataset(tmp_path_factory.mktemp("tune-data"), histories, 8).root
 
 
 def _task(dataset: str, folder: Path, config: Config, best: float | None = None) -> Task:
-    tree = config.model_copy(update={"train": config.train.model_copy(update={"refit": False})}).model_dump(mode="json")
+    tree = config.model_copy(
+        update={"train": config.train.model_copy(update={"refit": False})}
+    ).model_dump(mode="json")
     return Task(1, 0, tree, dataset, str(folder), 1, False, best)
 
 
-def test_a_trial_reports_every_validated_epoch_and_the_chosen_models_value(dataset: str, tmp_path: Path) -> None:
+def test_a_trial_reports_every_validated_epoch_and_the_chosen_models_value(
+    dataset: str, tmp_path: Path
+) -> None:
     reports: list[dict[str, Any]] = []
-    run_trial(_task(dataset, tmp_path, _config(train={"evaluate_every": 2, "metric": "ndcg@5"})), reports.append)
+    run_trial(
+        _task(dataset, tmp_path, _config(train={"evaluate_every": 2, "metric": "ndcg@5"})),
+        reports.append,
+    )
     *epochs, last = reports
     assert [report["epoch"] for report in epochs][:2] == [2, 4]
     assert [values["epoch"] for values in epochs[0]["history"]] == [1, 2]
-    assert all(report["best"] == max(r["value"] for r in epochs[: n + 1]) for n, report in enumerate(epochs))
-    assert last["state"] == "finished" and last["value"] == pytest.approx(epochs[-1]["best"], abs=1e-6)
-    assert len(last["values"]) == 12 and float(last["values"].mean()) == pytest.approx(last["value"], abs=1e-6)
+    assert all(
+        report["best"] == max(r["value"] for r in epochs[: n + 1])
+        for n, report in enumerate(epochs)
+    )
+    assert last["state"] == "finished" and last["value"] == pytest.approx(
+        epochs[-1]["best"], abs=1e-6
+    )
+    assert len(last["values"]) == 12 and float(last["values"].mean()) == pytest.approx(
+        last["value"], abs=1e-6
+    )
 
 
-def test_a_stopped_trial_goes_on_from_its_checkpoint_to_the_same_end(dataset: str, tmp_path: Path) -> None:
+def test_a_stopped_trial_goes_on_from_its_checkpoint_to_the_same_end(
+    dataset: str, tmp_path: Path
+) -> None:
     config = _config()
     whole: list[dict[str, Any]] = []
     run_trial(_task(dataset, tmp_path / "none", config), whole.append)
@@ -418,15 +527,27 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint_to_the_same_end(dataset: st
     second: list[dict[str, Any]] = []
     run_trial(_task(dataset, tmp_path, config, first[-1]["best"]), second.append)
     assert [r["epoch"] for r in (*first, *second[:-1])] == [r["epoch"] for r in whole[:-1]]
-    assert [r["value"] for r in (*first, *second)] == pytest.approx([r["value"] for r in whole], abs=1e-6)
+    assert [r["value"] for r in (*first, *second)] == pytest.approx(
+        [r["value"] for r in whole], abs=1e-6
+    )
     assert second[0]["best"] == whole[2]["best"]
 
 
-def test_what_goes_wrong_is_a_report(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_is_a_report(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reports: list[dict[str, Any]] = []
-    heads = {"width": 8, "item": {"text": False}, "granularities": {"evolution": {"enabled": True, "heads": 3}}}
+    heads = {
+        "width": 8,
+        "item": {"text": False},
+        "granularities": {"evolution": {"enabled": True, "heads": 3}},
+    }
     run_trial(_task(dataset, tmp_path, _config(model=heads)), reports.append)
-    assert reports[-1]["state"] == "failed" and reports[-1]["blame"] == "user" and "heads" in reports[-1]["reason"]
+    assert (
+        reports[-1]["state"] == "failed"
+        and reports[-1]["blame"] == "user"
+        and "heads" in reports[-1]["reason"]
+    )
 
     def out_of_memory(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
@@ -439,16 +560,23 @@ def test_what_goes_wrong_is_a_report(dataset: str, tmp_path: Path, monkeypatch: 
 
 def test_a_loss_that_is_no_number_is_a_failed_trial(dataset: str, tmp_path: Path) -> None:
     reports: list[dict[str, Any]] = []
-    run_trial(_task(dataset, tmp_path, _config(train={"lr": 1e30, "clip_norm": 0, "metric": "ndcg@5"})), reports.append)
+    run_trial(
+        _task(dataset, tmp_path, _config(train={"lr": 1e30, "clip_norm": 0, "metric": "ndcg@5"})),
+        reports.append,
+    )
     assert reports[-1]["state"] == "failed" and "lower train.lr" in reports[-1]["reason"]
 
 
-# ------------------------------------------------------------------------------------------------------------- outcome
+# ------------------------------------------------------------------------------------------ outcome
 
 
 def _finished(folder: Path) -> Plan:
     """A sweep whose best is better than trial 0 for every user."""
-    plan = _plan(folder, {"train.lr": {"loguniform": [1e-4, 0.1]}, "model.fusion.kind": ["learned", "gated"]}, trials=6)
+    plan = _plan(
+        folder,
+        {"train.lr": {"loguniform": [1e-4, 0.1]}, "model.fusion.kind": ["learned", "gated"]},
+        trials=6,
+    )
     _do(plan)
     generator = np.random.default_rng(0)
     noise = generator.normal(0, 0.01, 50)
@@ -456,7 +584,9 @@ def _finished(folder: Path) -> Plan:
     for trial in plan.ledger.trials.values():
         place = folder / "trials" / trial.name
         place.mkdir(parents=True)
-        np.save(place / "valid.npy", (_value(trial) + noise * (1 + trial.number)).astype(np.float32))
+        np.save(
+            place / "valid.npy", (_value(trial) + noise * (1 + trial.number)).astype(np.float32)
+        )
     return plan
 
 
@@ -467,19 +597,27 @@ def test_the_best_is_compared_with_the_configuration_as_it_is_user_by_user(tmp_p
     expected = best.mean - np.mean([_value(trial) for trial in default])
     assert best.number != 0 and f"{expected:+.4f}" in words and "(seeds: 2)" in words
     table = trial_table(plan).splitlines()
-    assert table[1].startswith(f"{best.number:03d}") and any(line.startswith("000 (as given)") for line in table)
+    assert table[1].startswith(f"{best.number:03d}") and any(
+        line.startswith("000 (as given)") for line in table
+    )
 
 
 def test_the_page_shows_every_trial_and_escapes_what_users_wrote(tmp_path: Path) -> None:
     plan = _finished(tmp_path)
     failed = Trial(6, 0, 42, {"train.lr": 0.05, "model.fusion.kind": "gated"})
     plan.ledger.start(failed)
-    plan.ledger.end(plan.ledger.trials[(6, 0)], "failed", reason="<script>alert(1)</script>", blame="user")
+    plan.ledger.end(
+        plan.ledger.trials[(6, 0)], "failed", reason="<script>alert(1)</script>", blame="user"
+    )
     plan.config.run.name = "<b>mine</b>"
     render_sweep(tmp_path / "sweep.html", plan, tmp_path)
     html = (tmp_path / "sweep.html").read_text(encoding="utf-8")
     assert "<script" not in html and "<b>mine" not in html and "&lt;script&gt;" in html
-    assert all(f"trial {trial.name}" in html for trial in plan.ledger.searched() if trial.state == "finished")
+    assert all(
+        f"trial {trial.name}" in html
+        for trial in plan.ledger.searched()
+        if trial.state == "finished"
+    )
     assert html.count("<path") >= 12 and "Importance of the settings" in html
 
 

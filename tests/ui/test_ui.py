@@ -1,4 +1,6 @@
-"""The dashboard shows runs, comparisons, answers and the gate; it changes nothing and refuses what must not ask it."""
+"""The dashboard shows runs, comparisons, answers and the gate; it changes nothing and refuses what
+must not ask it.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,17 @@ from starlette.testclient import TestClient  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 Captured = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 ATTACK = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
-    """Two runs that were trained and evaluated, and one with the bundle of a catalogue with titles."""
+    """Two runs that were trained and evaluated, and one with the bundle of a catalogue with
+    titles.
+    """
     folder = tmp_path_factory.mktemp("ui")
     runs = folder / "runs"
     finished(runs, "good")
@@ -96,7 +102,9 @@ def test_runs_are_listed_with_metric_and_verdict(browser: TestClient, runs: Path
     assert page.text.count('name="run"') == 2, "a run without figures cannot be compared"
 
 
-def test_page_of_a_run_holds_its_figures_and_opens_its_report(browser: TestClient, runs: Path) -> None:
+def test_page_of_a_run_holds_its_figures_and_opens_its_report(
+    browser: TestClient, runs: Path
+) -> None:
     metrics = json.loads((runs / "good/metrics.json").read_text())
     page = browser.get("/runs/good").text
     for values in (metrics["model"], *metrics["baselines"].values()):
@@ -123,12 +131,32 @@ def test_comparison_is_that_of_the_command_and_writes_nothing(
     assert "train.epochs" in page.text
 
 
-def test_stored_comparison_of_the_same_models_is_shown_at_once(browser: TestClient, runs: Path) -> None:
-    told = [json.loads((runs / name / "metrics.json").read_text())["model_sha256"] for name in ("bad", "good")]
-    entry = {"first": 0.1, "second": 0.4321, "difference": -0.3321, "low": -0.4, "high": -0.2, "p": 0.001}
-    record = {"first": {"model_sha256": told[0]}, "second": {"model_sha256": told[1]}, "metric": "ndcg@5"}
+def test_stored_comparison_of_the_same_models_is_shown_at_once(
+    browser: TestClient, runs: Path
+) -> None:
+    told = [
+        json.loads((runs / name / "metrics.json").read_text())["model_sha256"]
+        for name in ("bad", "good")
+    ]
+    entry = {
+        "first": 0.1,
+        "second": 0.4321,
+        "difference": -0.3321,
+        "low": -0.4,
+        "high": -0.2,
+        "p": 0.001,
+    }
+    record = {
+        "first": {"model_sha256": told[0]},
+        "second": {"model_sha256": told[1]},
+        "metric": "ndcg@5",
+    }
     stored = runs / "bad/compare.json"
-    stored.write_text(json.dumps({**record, "metrics": {"ndcg@5": entry}, "queries": 72, "settings": {}, "notes": []}))
+    stored.write_text(
+        json.dumps(
+            {**record, "metrics": {"ndcg@5": entry}, "queries": 72, "settings": {}, "notes": []}
+        )
+    )
     try:
         page = browser.get("/compare?first=bad&second=good").text
         assert "0.4321" in page and "good is significantly better" in page
@@ -149,7 +177,9 @@ def test_what_cannot_be_compared_is_said(browser: TestClient, query: str, said: 
     assert page.status_code == 422 and said in text_of(page.text)
 
 
-def test_list_of_a_user_is_the_models_and_shares_sum_to_scores(browser: TestClient, recommender: Recommender) -> None:
+def test_list_of_a_user_is_the_models_and_shares_sum_to_scores(
+    browser: TestClient, recommender: Recommender
+) -> None:
     page = browser.get("/try?model=run:shop&user=u3&k=5").text
     at = "2000-01-01" if not recommender.newest else recommender.newest
     [answer] = recommender.recommend(parse_requests([{"user_id": "u3", "k": 5, "at": at}]))
@@ -158,8 +188,12 @@ def test_list_of_a_user_is_the_models_and_shares_sum_to_scores(browser: TestClie
     rows = re.findall(r'<tr><th scope="row">Title of [^<]*</th>(.*?)</tr>', page)
     assert len(rows) == 5
     for row, score in zip(rows, answer.scores, strict=True):
-        *shares, told = (float(cell.replace("−", "-")) for cell in re.findall(r"<td>([^<]*)</td>", row))
-        assert told == pytest.approx(score, abs=1e-3) and sum(shares) == pytest.approx(score, abs=1e-2)
+        *shares, told = (
+            float(cell.replace("−", "-")) for cell in re.findall(r"<td>([^<]*)</td>", row)
+        )
+        assert told == pytest.approx(score, abs=1e-3) and sum(shares) == pytest.approx(
+            score, abs=1e-2
+        )
     assert page.count("<rect") >= 5 * len(recommender.names) and 'role="img" aria-label="' in page
 
 
@@ -182,7 +216,9 @@ def test_unknown_user_and_items_are_said_in_plain_words(browser: TestClient) -> 
 
 def test_reasons_are_given_where_they_are_asked_for(browser: TestClient) -> None:
     assert "mainly because" not in browser.get("/try?model=run:shop&user=u3").text
-    assert browser.get("/try?model=run:shop&user=u3&k=3&explain=true").text.count('class="why"') == 3
+    assert (
+        browser.get("/try?model=run:shop&user=u3&k=3&explain=true").text.count('class="why"') == 3
+    )
 
 
 def test_items_are_found_by_title_and_id(browser: TestClient) -> None:
@@ -227,8 +263,16 @@ def gated(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
     registry = client(config.tracking.uri, writes=True)
     registry.create_registered_model("shop")
     tags: list[dict[str, str]] = [
-        {"metric.ndcg_at_20": "0.25", "promotion.decision": "promoted", "promotion.against": "none"},
-        {"promotion.decision": "refused", "promotion.against": "1", "promotion.reasons": f"worse for {ATTACK}"},
+        {
+            "metric.ndcg_at_20": "0.25",
+            "promotion.decision": "promoted",
+            "promotion.against": "none",
+        },
+        {
+            "promotion.decision": "refused",
+            "promotion.against": "1",
+            "promotion.reasons": f"worse for {ATTACK}",
+        },
     ]
     for one in tags:
         registry.create_model_version("shop", source=str(runs / "shop/bundle"), tags=one)
@@ -252,7 +296,10 @@ def test_runs_of_mlflow_without_folder_are_listed_and_promotions_are_not(gated: 
 
 
 def test_texts_of_others_are_escaped(browser: TestClient, gated: TestClient) -> None:
-    pages = [gated.get("/models"), browser.get(f"/try?model=run:shop&user={quote(ATTACK)}&find={quote(ATTACK)}")]
+    pages = [
+        gated.get("/models"),
+        browser.get(f"/try?model=run:shop&user={quote(ATTACK)}&find={quote(ATTACK)}"),
+    ]
     pages += [browser.get(f"/runs/{quote(ATTACK)}"), browser.get(f"/try?model={quote(ATTACK)}")]
     for page in pages:
         assert ATTACK not in page.text and "&lt;script&gt;" in page.text
@@ -267,8 +314,12 @@ def test_card_is_markdown_without_html_of_others(runs: Path) -> None:
 
     found, gate = Runs([str(runs)], ""), Gate("")
     pages = Pages(found, gate, Holder(found, gate), Comparisons(lambda first, second: {}))
-    card = f"# Card\n\n|a|b|\n|-|-|\n|1|{ATTACK}|\n\n[x](javascript:alert(1)) ![p](http://there/x.png)"
-    opened = Opened(Choice("a", "a", "a"), "a", Recommender(read_bundle(runs / "shop/bundle")), {"card": card})
+    card = (
+        f"# Card\n\n|a|b|\n|-|-|\n|1|{ATTACK}|\n\n[x](javascript:alert(1)) ![p](http://there/x.png)"
+    )
+    opened = Opened(
+        Choice("a", "a", "a"), "a", Recommender(read_bundle(runs / "shop/bundle")), {"card": card}
+    )
     html = pages.card(opened)
     assert "<h1>Card</h1>" in html and "<td>1</td>" in html
     assert "<script" not in html and 'href="javascript' not in html and "<img" not in html
@@ -292,11 +343,15 @@ def test_damaged_files_are_no_runs_and_no_failures(tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "half/config.yaml").write_text("{}")
     (tmp_path / "half/metrics.json").write_text('{"metric": "ndcg@5", "model"')
-    (tmp_path / "mlflow.db").write_text("this is no SQLite file, and longer than one hundred bytes " * 3)
+    (tmp_path / "mlflow.db").write_text(
+        "this is no SQLite file, and longer than one hundred bytes " * 3
+    )
     with TestClient(application_of(config_of(tmp_path)), base_url="http://localhost") as browser:
         page = browser.get("/")
         assert (
-            page.status_code == 200 and "not evaluated" in page.text and "MLflow&#39;s runs are not shown" in page.text
+            page.status_code == 200
+            and "not evaluated" in page.text
+            and "MLflow&#39;s runs are not shown" in page.text
         )
         assert browser.get("/runs/half").status_code == 200
 
@@ -333,13 +388,23 @@ def test_own_names_and_addresses_are_answered(browser: TestClient, host: str) ->
 
 
 def test_what_is_no_reading_is_refused(browser: TestClient) -> None:
-    assert {browser.request(method, "/").status_code for method in ("POST", "PUT", "DELETE", "PATCH")} == {405}
+    assert {
+        browser.request(method, "/").status_code for method in ("POST", "PUT", "DELETE", "PATCH")
+    } == {405}
 
 
 def test_other_sites_cannot_embed_or_fetch_pages(browser: TestClient) -> None:
-    fetched = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    fetched = {
+        "Sec-Fetch-Site": "cross-site",
+        "Sec-Fetch-Mode": "no-cors",
+        "Sec-Fetch-Dest": "image",
+    }
     assert browser.get("/compare?first=good&second=bad", headers=fetched).status_code == 403
-    followed = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    followed = {
+        "Sec-Fetch-Site": "cross-site",
+        "Sec-Fetch-Mode": "navigate",
+        "Sec-Fetch-Dest": "document",
+    }
     assert browser.get("/", headers=followed).status_code == 200
 
 
@@ -347,18 +412,31 @@ def test_other_sites_cannot_embed_or_fetch_pages(browser: TestClient) -> None:
 def test_every_answer_has_a_policy_without_inline_code(browser: TestClient, path: str) -> None:
     answer = browser.get(path)
     policy = answer.headers["content-security-policy"]
-    assert "script-src 'self'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-    assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "no-referrer"
+    assert (
+        "script-src 'self'" in policy
+        and "unsafe" not in policy
+        and "frame-ancestors 'none'" in policy
+    )
+    assert (
+        answer.headers["x-content-type-options"] == "nosniff"
+        and answer.headers["referrer-policy"] == "no-referrer"
+    )
     assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=|https?://", answer.text)
 
 
 def test_token_is_asked_for_where_one_is_named(runs: Path) -> None:
-    with TestClient(application_of(config_of(runs), "0123456789abcdef"), base_url="http://localhost") as browser:
+    with TestClient(
+        application_of(config_of(runs), "0123456789abcdef"), base_url="http://localhost"
+    ) as browser:
         refused = browser.get("/")
-        assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith("Basic")
+        assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith(
+            "Basic"
+        )
         for password, status in [("0123456789abcdef", 200), ("0123456789abcdeX", 401), ("", 401)]:
             given = base64.b64encode(f"anyone:{password}".encode()).decode()
-            assert browser.get("/", headers={"Authorization": f"Basic {given}"}).status_code == status
+            assert (
+                browser.get("/", headers={"Authorization": f"Basic {given}"}).status_code == status
+            )
         assert browser.get("/", headers={"Authorization": "Basic %%%"}).status_code == 401
 
 
@@ -367,7 +445,9 @@ def test_open_host_without_token_is_refused(runs: Path, capsys: Captured) -> Non
     assert "set ui.token_env" in capsys.readouterr().err
 
 
-def test_missing_folder_and_taken_port_are_refused(runs: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_missing_folder_and_taken_port_are_refused(
+    runs: Path, tmp_path: Path, capsys: Captured
+) -> None:
     import socket
 
     assert main(["ui", str(tmp_path / "nothing")]) == 2
@@ -379,7 +459,9 @@ def test_missing_folder_and_taken_port_are_refused(runs: Path, tmp_path: Path, c
     assert "choose another port" in capsys.readouterr().err
 
 
-def test_missing_extra_is_named(runs: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_named(
+    runs: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "markdown_it", None)
     assert main(["ui", str(runs)]) == 2
     assert "pip install 'multigrain[ui]'" in capsys.readouterr().err
@@ -392,7 +474,7 @@ def test_dry_run_says_what_would_be_shown(runs: Path, capsys: Captured) -> None:
     assert f"run folders in {runs}" in shown and f"{runs}/mlflow.db" in shown
 
 
-# ---------------------------------------------------------------------------------------------- in a real browser
+# -------------------------------------------------------------------------------- in a real browser
 
 _FLAGS = [
     "--headless",
@@ -408,10 +490,16 @@ _FLAGS = [
 
 @pytest.fixture
 def address(runs: Path) -> Iterator[str]:
-    """Where ``recsys ui`` shows the runs, in a process of its own; it ends in order when it is interrupted."""
+    """Where ``recsys ui`` shows the runs, in a process of its own; it ends in order when it is
+    interrupted.
+    """
     command = [sys.executable, "-m", "pipelines.cli", "ui", str(runs), "--port", "0"]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     ) as server:
         assert server.stdout is not None
         found = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
@@ -426,7 +514,9 @@ def address(runs: Path) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_dashboard_works_in_a_browser(address: str) -> None:
-    """Search while typing, basket, list, comparison that comes by itself; no error in the console, nothing too wide."""
+    """Search while typing, basket, list, comparison that comes by itself; no error in the console,
+    nothing too wide.
+    """
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started, tempfile.TemporaryDirectory() as profile:
         context = started.chromium.launch_persistent_context(
@@ -435,7 +525,12 @@ def test_dashboard_works_in_a_browser(address: str) -> None:
         page, said, outside = context.new_page(), list[str](), list[str]()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: outside.append(request.url) if not request.url.startswith(address) else None)
+        page.on(
+            "request",
+            lambda request: (
+                outside.append(request.url) if not request.url.startswith(address) else None
+            ),
+        )
         page.set_default_timeout(120_000)
 
         page.goto(f"{address}/try?model=run:shop")
@@ -461,7 +556,10 @@ def test_dashboard_works_in_a_browser(address: str) -> None:
             for path in ("/", "/runs/good", "/compare?first=good&second=bad", "/try?model=run:shop&user=u3", "/models",
                          "/similar?model=run:shop&item=i3", "/card?model=run:shop"):  # fmt: skip
                 page.goto(address + path)
-                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (path, width)
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+                    path,
+                    width,
+                )
         context.close()
     assert not said and not outside
 

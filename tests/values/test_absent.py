@@ -23,7 +23,22 @@ from recsys.values import cells
 from recsys.values.cells import CellRules, extra, ids, is_absent, numbers
 from recsys.values.times import timestamps
 
-COMMON = ["NaN", "nan", "None", "none", "null", "NULL", "NA", "N/A", "<NA>", "NaT", "\\N", "", " ", " nan "]
+COMMON = [
+    "NaN",
+    "nan",
+    "None",
+    "none",
+    "null",
+    "NULL",
+    "NA",
+    "N/A",
+    "<NA>",
+    "NaT",
+    "\\N",
+    "",
+    " ",
+    " nan ",
+]
 KEEP_ALL = CellRules(absent=())
 TEXTS = pa.string()
 LISTS = pa.list_(TEXTS)
@@ -54,10 +69,19 @@ def test_words_that_start_with_an_absent_text_are_values() -> None:
 
 
 def test_empty_list_keeps_all_values_except_empty_cells() -> None:
-    assert ids(pa.array(["None", "NA", " ", None]), KEEP_ALL).to_pylist() == ["None", "NA", None, None]
+    assert ids(pa.array(["None", "NA", " ", None]), KEEP_ALL).to_pylist() == [
+        "None",
+        "NA",
+        None,
+        None,
+    ]
     assert extra(pa.array([["None", " "]]), LISTS, KEEP_ALL).to_pylist() == [["None"]]
     assert numbers(pa.array(["nan"]), KEEP_ALL)[1].to_pylist() == [True]
-    assert check_rows(pa.table({"item_id": ["None"]}), Layout(schema.ITEMS, rules=KEEP_ALL)).column(0)[0].as_py()
+    assert (
+        check_rows(pa.table({"item_id": ["None"]}), Layout(schema.ITEMS, rules=KEEP_ALL))
+        .column(0)[0]
+        .as_py()
+    )
 
 
 def test_list_of_the_user_replaces_the_default() -> None:
@@ -77,8 +101,17 @@ def test_a_source_without_files_has_the_default_list() -> None:
 
 
 def test_events_with_absent_cells_take_the_defaults() -> None:
-    raw = {"user_id": "u", "item_id": "i", "timestamp": "NaT", "event_type": "nan", "value": "NaN", "split": "None"}
-    checked = check_rows(pa.table({name: [text] for name, text in raw.items()}), Layout(schema.EVENTS)).to_pylist()[0]
+    raw = {
+        "user_id": "u",
+        "item_id": "i",
+        "timestamp": "NaT",
+        "event_type": "nan",
+        "value": "NaN",
+        "split": "None",
+    }
+    checked = check_rows(
+        pa.table({name: [text] for name, text in raw.items()}), Layout(schema.EVENTS)
+    ).to_pylist()[0]
     assert checked == {
         "user_id": "u",
         "item_id": "i",
@@ -88,7 +121,9 @@ def test_events_with_absent_cells_take_the_defaults() -> None:
         "split": None,
         "_reason": None,
     }
-    floats = pa.table({"user_id": ["u"] * 2, "item_id": ["i"] * 2, "value": [float("nan"), float("inf")]})
+    floats = pa.table(
+        {"user_id": ["u"] * 2, "item_id": ["i"] * 2, "value": [float("nan"), float("inf")]}
+    )
     checked = check_rows(floats, Layout(schema.EVENTS))
     assert checked.column("value").to_pylist()[0] == 1.0
     assert checked.column("_reason").to_pylist() == [None, "value is not a finite number"]
@@ -98,7 +133,11 @@ def test_events_with_absent_cells_take_the_defaults() -> None:
 
 def test_floats_that_are_not_numbers_are_null_in_columns_of_the_source() -> None:
     for kind in (pa.float64(), pa.float32()):
-        assert extra(pa.array([1.5, float("nan"), None], kind), kind).to_pylist() == [1.5, None, None]
+        assert extra(pa.array([1.5, float("nan"), None], kind), kind).to_pylist() == [
+            1.5,
+            None,
+            None,
+        ]
     assert extra(pa.array([2.5, float("nan")]), TEXTS).to_pylist() == ["2.5", None]
 
 
@@ -108,7 +147,9 @@ def test_lists_of_a_slice_keep_their_rows() -> None:
 
 
 def _tails(column: Any, separator: str = "", rules: CellRules | None = None) -> list[str]:
-    config = ItemFactsConfig(item_columns=["genre"], separators={"genre": separator} if separator else {})
+    config = ItemFactsConfig(
+        item_columns=["genre"], separators={"genre": separator} if separator else {}
+    )
     table = pa.table({"item_id": [f"i{row}" for row in range(len(column))], "genre": column})
     told = item_triples(table, TripleRules.of(config, table, rules or CellRules()))[1]
     return list(told[2].to_pylist())
@@ -121,11 +162,20 @@ def test_parts_of_a_separated_cell_are_absent_too() -> None:
 
 
 def test_context_columns() -> None:
-    config = DataConfig(source=CanonicalSource(events=["e.csv"], decimal=","), context=["device", "warmth"])
+    config = DataConfig(
+        source=CanonicalSource(events=["e.csv"], decimal=","), context=["device", "warmth"]
+    )
     rules = EventRules.of(config.model_copy(update={"context_numbers": ["warmth"]}))
     assert rules.cells.decimal == ","
-    names = {"user_id": ["u", "v"], "item_id": ["i", "j"], "device": ["none", "tv"], "warmth": ["3,5", "nan"]}
-    block = pa.table({**names, **{name: pa.nulls(2, pa.string()) for name in ("_file", "_reason", "_raw")}})
+    names = {
+        "user_id": ["u", "v"],
+        "item_id": ["i", "j"],
+        "device": ["none", "tv"],
+        "warmth": ["3,5", "nan"],
+    }
+    block = pa.table(
+        {**names, **{name: pa.nulls(2, pa.string()) for name in ("_file", "_reason", "_raw")}}
+    )
     block = block.append_column("_row", pa.array([1, 2])).append_column("_order", pa.array([1, 2]))
     found = project(block, rules)
     assert found.column("_context_device").to_pylist() == [None, "tv"]
@@ -136,8 +186,12 @@ def test_requests_treat_absent_texts_as_missing_unless_the_model_knows_them() ->
     column = ContextColumn("device", ("tv",))
     assert [column.code(text, "context") for text in ("nan", "radio")] == [MISSING, UNKNOWN]
     assert ContextColumn("device", ("None",)).code("None", "context") > UNKNOWN
-    encoder = RequestEncoder([Field("club", "category", categories=("A",)), Field("tags", "list", 2, ("x",))])
-    rows = encoder.encode([{"club": "nan", "tags": ["x", None, "NULL"]}, {"club": "B", "tags": ["nan"]}])
+    encoder = RequestEncoder(
+        [Field("club", "category", categories=("A",)), Field("tags", "list", 2, ("x",))]
+    )
+    rows = encoder.encode(
+        [{"club": "nan", "tags": ["x", None, "NULL"]}, {"club": "B", "tags": ["nan"]}]
+    )
     assert rows.codes_XS.tolist() == [[0, 2, -1], [1, 0, -1]]
 
 
@@ -147,8 +201,22 @@ COMMA = CellRules(decimal=",")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        *(("3,5", 3.5), ("-0,25", -0.25), (",5", 0.5), ("7", 7.0), ("1.234,5", 1234.5), ("1.234.567", 1_234_567.0)),
-        *(("1.234", 1234.0), ("1 234,5", 1234.5), ("1,5e3", 1500.0), ("3.5", None), ("1.23,4", None), ("1,2,3", None)),
+        *(
+            ("3,5", 3.5),
+            ("-0,25", -0.25),
+            (",5", 0.5),
+            ("7", 7.0),
+            ("1.234,5", 1234.5),
+            ("1.234.567", 1_234_567.0),
+        ),
+        *(
+            ("1.234", 1234.0),
+            ("1 234,5", 1234.5),
+            ("1,5e3", 1500.0),
+            ("3.5", None),
+            ("1.23,4", None),
+            ("1,2,3", None),
+        ),
         *(("x", None), ("inf", None)),
     ],
 )
@@ -183,7 +251,10 @@ ANYTHING = st.one_of(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(ANYTHING, max_size=8), st.sampled_from([CellRules(), COMMA, CellRules((), "%d/%m/%Y %H:%M")]))
+@given(
+    st.lists(ANYTHING, max_size=8),
+    st.sampled_from([CellRules(), COMMA, CellRules((), "%d/%m/%Y %H:%M")]),
+)
 def test_no_text_raises_and_every_row_stays(texts: list[str | None], rules: CellRules) -> None:
     column = pa.array(texts, pa.string())
     for found in (*numbers(column, rules), *timestamps(column, rules), ids(column, rules)):
@@ -196,17 +267,31 @@ def test_no_text_raises_and_every_row_stays(texts: list[str | None], rules: Cell
 @settings(max_examples=100, deadline=None)
 @given(
     st.one_of(
-        st.lists(st.one_of(st.none(), st.floats()), max_size=6).map(lambda cells: pa.array(cells, pa.float64())),
-        st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6).map(lambda cells: pa.array(cells, pa.int64())),
-        st.lists(st.integers(0, 2**64 - 1), max_size=6).map(lambda cells: pa.array(cells, pa.uint64())),
-        st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6).map(lambda cells: pa.array(cells, pa.timestamp("us"))),
-        st.lists(st.floats(width=16), max_size=6).map(lambda cells: pa.array(np.array(cells, dtype=np.float16))),
+        st.lists(st.one_of(st.none(), st.floats()), max_size=6).map(
+            lambda cells: pa.array(cells, pa.float64())
+        ),
+        st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6).map(
+            lambda cells: pa.array(cells, pa.int64())
+        ),
+        st.lists(st.integers(0, 2**64 - 1), max_size=6).map(
+            lambda cells: pa.array(cells, pa.uint64())
+        ),
+        st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6).map(
+            lambda cells: pa.array(cells, pa.timestamp("us"))
+        ),
+        st.lists(st.floats(width=16), max_size=6).map(
+            lambda cells: pa.array(np.array(cells, dtype=np.float16))
+        ),
     ),
     st.sampled_from([CellRules(), CellRules(time_format="%Y%m%d")]),
 )
 def test_no_typed_cell_raises(column: pa.Array, rules: CellRules) -> None:
     kinds = {column.type, TEXTS} if pa.types.is_floating(column.type) else {TEXTS}
-    for found in (*numbers(column, rules), *timestamps(column, rules), *(extra(column, kind) for kind in kinds)):
+    for found in (
+        *numbers(column, rules),
+        *timestamps(column, rules),
+        *(extra(column, kind) for kind in kinds),
+    ):
         assert len(found) == len(column)
 
 

@@ -1,4 +1,6 @@
-"""Times: every format with its value by hand, missing times, refused values, formats of the user."""
+"""Times: every format with its value by hand, missing times, refused values, formats of the
+user.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,11 @@ def test_doctests() -> None:
 @pytest.mark.parametrize("text", FORMS)
 def test_every_format_alone_and_in_a_mixed_column(text: str) -> None:
     assert _read([text]) == ([FORMS[text]], [False])
-    expected = None if FORMS[text] is None else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=FORMS[text])
+    expected = (
+        None
+        if FORMS[text] is None
+        else datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=FORMS[text])
+    )
     assert moment(text) == expected  # the reader of requests and configurations
     company = ["2020-11-27 21:51:13", text, None, "soon"]
     assert _read(company) == ([MICROS, FORMS[text], None, None], [False, False, False, True])
@@ -110,8 +116,27 @@ def test_every_format_alone_and_in_a_mixed_column(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("soon", "-5", "inf", "1e30", "2001-13-09", "2001-02-30", "20201399", "20200230", "20201127251300"),
-        *("11/27/2020 21:51", "27.11.2020", "44162", "44162.91", "2020", "1799-12-31", "2100-01-01", "9999-12-31"),
+        *(
+            "soon",
+            "-5",
+            "inf",
+            "1e30",
+            "2001-13-09",
+            "2001-02-30",
+            "20201399",
+            "20200230",
+            "20201127251300",
+        ),
+        *(
+            "11/27/2020 21:51",
+            "27.11.2020",
+            "44162",
+            "44162.91",
+            "2020",
+            "1799-12-31",
+            "2100-01-01",
+            "9999-12-31",
+        ),
         *("--", "21:51:13", "Nov 27"),
     ],
 )
@@ -124,7 +149,11 @@ def test_invalid_times_are_wrong(text: str) -> None:
 
 def test_integers_in_calendar_form_are_dates() -> None:
     for kind in (pa.int32(), pa.int64(), pa.uint32(), pa.float64()):
-        assert _read(pa.array([20201127, 20201128, None], kind))[0] == [DAY, DAY + 86_400 * 10**6, None]
+        assert _read(pa.array([20201127, 20201128, None], kind))[0] == [
+            DAY,
+            DAY + 86_400 * 10**6,
+            None,
+        ]
     assert _read(pa.array([20201127215113], pa.int64()))[0] == [MICROS]
     assert _read(pa.array([20201127, SECONDS], pa.int64()))[0] == [DAY, MICROS]
 
@@ -141,13 +170,19 @@ def test_zero_and_minus_one_among_real_times_are_missing() -> None:
     assert _read(pa.array([0, 20201127])) == ([None, DAY], [False] * 2)
     assert _read(pa.array([0, -1, SECONDS])) == ([None, None, MICROS], [False] * 3)
     assert _read(["0", "-1", "1606513873"]) == ([None, None, MICROS], [False] * 3)
-    assert _read(pa.array([float("nan"), 0.0, SECONDS + 0.5])) == ([None, None, MICROS + 500_000], [False] * 3)
+    assert _read(pa.array([float("nan"), 0.0, SECONDS + 0.5])) == (
+        [None, None, MICROS + 500_000],
+        [False] * 3,
+    )
 
 
 def test_serial_dates_of_a_spreadsheet_are_refused() -> None:
     for cells in ([44_162, 44_163], [44_162.91, 44_163.0], ["44162,91"]):
         assert _read(cells)[1] == [True] * len(cells)
-    assert "serial dates" in HINTS["bad timestamp"] and "data.source.time_format" in HINTS["bad timestamp"]
+    assert (
+        "serial dates" in HINTS["bad timestamp"]
+        and "data.source.time_format" in HINTS["bad timestamp"]
+    )
 
 
 def test_seconds_and_milliseconds_in_one_column() -> None:
@@ -155,9 +190,16 @@ def test_seconds_and_milliseconds_in_one_column() -> None:
 
 
 def test_typed_times_before_1970_and_zero_dates() -> None:
-    cells = [datetime(1960, 1, 1, tzinfo=UTC), datetime(1, 1, 1, tzinfo=UTC), datetime(1500, 1, 1, tzinfo=UTC)]
+    cells = [
+        datetime(1960, 1, 1, tzinfo=UTC),
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(1500, 1, 1, tzinfo=UTC),
+    ]
     expected = -3653 * 86_400 * 10**6
-    assert _read(pa.array(cells, pa.timestamp("us", "UTC"))) == ([expected, None, None], [False, False, True])
+    assert _read(pa.array(cells, pa.timestamp("us", "UTC"))) == (
+        [expected, None, None],
+        [False, False, True],
+    )
     assert _read(pa.array([date(2020, 11, 27)]))[0] == [DAY]
 
 
@@ -179,7 +221,10 @@ def test_typed_times_before_1970_and_zero_dates() -> None:
 def test_a_given_format_is_the_only_one_that_is_read(form: str, text: str, expected: int) -> None:
     rules = CellRules(time_format=form)
     cells = [text, "", "nan", "0000-00-00", "1606513873000"]
-    assert _read(cells, rules) == ([expected, None, None, None, None], [False, False, False, False, True])
+    assert _read(cells, rules) == (
+        [expected, None, None, None, None],
+        [False, False, False, False, True],
+    )
 
 
 def test_a_given_format_reads_whole_numbers_too() -> None:
@@ -205,19 +250,35 @@ def test_the_rules_of_a_layout_reach_the_times_of_events_and_friendships() -> No
 
 def test_single_time() -> None:
     expected = datetime.fromtimestamp(SECONDS, UTC)
-    for value in (SECONDS, SECONDS * 1000, float(SECONDS), "2020-11-27T21:51:13Z", "20201127215113", expected):
+    for value in (
+        SECONDS,
+        SECONDS * 1000,
+        float(SECONDS),
+        "2020-11-27T21:51:13Z",
+        "20201127215113",
+        expected,
+    ):
         assert moment(value) == expected
-    assert moment("2020-11-28T03:21:13+0530") == expected and moment(40_000) == datetime.fromtimestamp(40_000, UTC)
+    assert moment("2020-11-28T03:21:13+0530") == expected and moment(
+        40_000
+    ) == datetime.fromtimestamp(40_000, UTC)
     assert moment(None) is None and moment("nan") is None and moment("0000-00-00") is None
     for value in ("soon", True, float("nan"), float("inf"), [], 10**400, "9999-12-31"):
         with pytest.raises(ValueError, match="ISO 8601"):
             moment(value)
 
 
-ZONES = st.integers(-14 * 4, 14 * 4).map(lambda quarters: timezone(timedelta(minutes=15 * quarters)))
+ZONES = st.integers(-14 * 4, 14 * 4).map(
+    lambda quarters: timezone(timedelta(minutes=15 * quarters))
+)
 MOMENTS = st.datetimes(datetime(1900, 1, 2), datetime(2099, 12, 30), timezones=ZONES)
 PYTHON_FORMS = (
-    *("%Y-%m-%dT%H:%M:%S.%f%z", "%Y-%m-%d %H:%M:%S,%f %z", "%Y%m%dT%H%M%S%z", "%a %b %d %H:%M:%S %z %Y"),
+    *(
+        "%Y-%m-%dT%H:%M:%S.%f%z",
+        "%Y-%m-%d %H:%M:%S,%f %z",
+        "%Y%m%dT%H%M%S%z",
+        "%a %b %d %H:%M:%S %z %Y",
+    ),
     *("%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:%S %z"),
 )
 
@@ -235,7 +296,13 @@ def test_every_format_of_a_time_gives_that_time(when: datetime, form: str) -> No
 @settings(max_examples=40, deadline=None)
 @given(st.datetimes(datetime(1900, 1, 1), datetime(2099, 12, 31)))
 def test_polars_reads_a_format_as_python_does(when: datetime) -> None:
-    for form in ("%d/%m/%Y %H:%M:%S.%f", "%m-%d-%Y %I:%M %p", "%B %d %Y %H:%M", "%Y%m%d", "%d.%m.%Y"):
+    for form in (
+        "%d/%m/%Y %H:%M:%S.%f",
+        "%m-%d-%Y %I:%M %p",
+        "%B %d %Y %H:%M",
+        "%Y%m%d",
+        "%d.%m.%Y",
+    ):
         assert polars_form(form)
         expected = datetime.strptime(when.strftime(form), form).replace(tzinfo=UTC)
         micros = (expected - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
@@ -243,7 +310,9 @@ def test_polars_reads_a_format_as_python_does(when: datetime) -> None:
 
 
 def test_too_many_bad_times_name_value_formats_and_key(tmp_path: Path) -> None:
-    raw = pa.table({"user_id": ["u"] * 2, "item_id": ["i"] * 2, "timestamp": ["27/11/2020", "28/11/2020"]})
+    raw = pa.table(
+        {"user_id": ["u"] * 2, "item_id": ["i"] * 2, "timestamp": ["27/11/2020", "28/11/2020"]}
+    )
     checked = check_rows(raw, Layout(schema.EVENTS))
     columns = {"file": ["e.csv"] * 2, "row": [1, 2], "reason": checked.column(schema.REASON)}
     columns["raw"] = raw_text(raw, checked.column(schema.REASON), ",")
@@ -253,5 +322,12 @@ def test_too_many_bad_times_name_value_formats_and_key(tmp_path: Path) -> None:
         quarantine.start("events", 2)
         quarantine.add("events", pa.table(columns).cast(QUARANTINE_SCHEMA))
         quarantine.check("events")
-    for part in ("e.csv, row 1", "27/11/2020", "ISO 8601", "YYYYMMDD", "data.source.time_format", "serial dates"):
+    for part in (
+        "e.csv, row 1",
+        "27/11/2020",
+        "ISO 8601",
+        "YYYYMMDD",
+        "data.source.time_format",
+        "serial dates",
+    ):
         assert part in str(caught.value)

@@ -18,7 +18,12 @@ import faiss
 import numpy as np
 import onnxruntime
 
-NOTHING = {"user": -1, "friends": -1, "attribute_codes": -2, "values": np.nan}  # defaults; others: 0
+NOTHING = {
+    "user": -1,
+    "friends": -1,
+    "attribute_codes": -2,
+    "values": np.nan,
+}  # defaults; others: 0
 
 
 class Export:
@@ -47,16 +52,24 @@ class Export:
         said |= {"user": [request.get("user", -1)]}
         found = {}
         for wanted in self.about["onnx"]["inputs"]:
-            shape = [{"batch": 1, "length": max(len(events), 1)}.get(size, size) for size in wanted["shape"]]
+            shape = [
+                {"batch": 1, "length": max(len(events), 1)}.get(size, size)
+                for size in wanted["shape"]
+            ]
             shape = [1 if isinstance(size, str) else size for size in shape]
             nothing = np.full(shape, NOTHING.get(wanted["name"], 0))
-            found[wanted["name"]] = np.array(said.get(wanted["name"], nothing), dtype=wanted["type"])
+            found[wanted["name"]] = np.array(
+                said.get(wanted["name"], nothing), dtype=wanted["type"]
+            )
         return found, kinds
 
     def events(self, request):
         """The events about known items; each item once where the model's histories have no
         order."""
-        events = [{"item_id": event} if isinstance(event, str) else event for event in request.get("history", [])]
+        events = [
+            {"item_id": event} if isinstance(event, str) else event
+            for event in request.get("history", [])
+        ]
         events = [event for event in events if event["item_id"] in self.rows]
         firsts = {}
         for event in events:
@@ -71,12 +84,24 @@ class Export:
         types, targets = self.about["event_types"], self.about["targets"]
         are_hidden = request.get("exclude_seen", self.about["exclude_seen"])
         had = zip(events, kinds, strict=True)
-        hidden = {self.rows[e["item_id"]] for e, kind in had if are_hidden and (not targets or types[kind] in targets)}
+        hidden = {
+            self.rows[e["item_id"]]
+            for e, kind in had
+            if are_hidden and (not targets or types[kind] in targets)
+        }
         if not vector.any() and not added.any():
-            candidates, scores, source = np.arange(len(self.ids)), self.popularity.astype(float), "popularity"
+            candidates, scores, source = (
+                np.arange(len(self.ids)),
+                self.popularity.astype(float),
+                "popularity",
+            )
         else:  # the index does not know the additions, and hidden items must leave enough others
             changed = np.flatnonzero(added)
-            depth = max(k, 100) * self.about["faiss"].get("lists_too_long", 1) + len(changed) + len(hidden)
+            depth = (
+                max(k, 100) * self.about["faiss"].get("lists_too_long", 1)
+                + len(changed)
+                + len(hidden)
+            )
             _, (named,) = self.index.search(vector[None], min(depth, len(self.ids)))
             candidates = np.union1d(named[named >= 0], changed)
             is_known = bool(events or request.get("friends") or request.get("attributes"))

@@ -16,5 +16,7 @@ histories = FeatureView(
         Field(name="times", dtype=Array(Int64)),  # seconds since 1970 UTC
         Field(name="types", dtype=Array(String)),
     ],
-    source=FileSource(name="histories_file", path="data/histories.parquet", timestamp_field="event_timestamp"),
+    source=FileSource(
+        name="histories_file", path="data/histories.parquet", timestamp_field="event_timestamp"
+    ),
 )

@@ -41,7 +41,9 @@ def load(events_file: str) -> None:
 def history(store: FeatureStore, user_id: str) -> dict[str, list]:
     """Read a user's history from the online store; empty lists for a new user."""
     features = [f"histories:{name}" for name in NAMES]
-    found = store.get_online_features(features=features, entity_rows=[{"user_id": user_id}]).to_dict()
+    found = store.get_online_features(
+        features=features, entity_rows=[{"user_id": user_id}]
+    ).to_dict()
     return {name: list(found[name][0] or []) for name in NAMES}
 
 
@@ -62,7 +64,10 @@ def ask(folder: str, user_ids: list[str]) -> None:
     for user_id in user_ids:
         events = zip(*history(store, user_id).values(), strict=True)
         request = {
-            "history": [dict(zip(("item_id", "timestamp", "event_type"), event, strict=True)) for event in events]
+            "history": [
+                dict(zip(("item_id", "timestamp", "event_type"), event, strict=True))
+                for event in events
+            ]
         }
         print(json.dumps({"user_id": user_id, **export.recommend(request)}))
 

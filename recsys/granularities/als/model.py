@@ -59,9 +59,15 @@ class Als(Granularity):
             model.fit(sp.csr_matrix(events), show_progress=False)
         known_N1 = torch.as_tensor(np.asarray((events != 0).sum(0)).ravel() > 0)[:, None]
         items_NR = torch.as_tensor(np.asarray(model.item_factors)).float() * known_N1
-        gram_RR = items_NR.T @ items_NR + self.config.regularisation[0] * torch.eye(items_NR.shape[1])
+        gram_RR = items_NR.T @ items_NR + self.config.regularisation[0] * torch.eye(
+            items_NR.shape[1]
+        )
         device = items.vectors_SD.device
-        return {"items_NR": items_NR.to(device), "gram_RR": gram_RR.to(device), "counts_T": counts_T.to(device)}
+        return {
+            "items_NR": items_NR.to(device),
+            "gram_RR": gram_RR.to(device),
+            "counts_T": counts_T.to(device),
+        }
 
     def own_items(self, state: State) -> Tensor:
         """Item factors."""
@@ -71,7 +77,10 @@ class Als(Granularity):
         """Factors of every user from one solve, and whether the history has an event."""
         seen = seen_events(batch).of_types(state.get("counts_T")).distinct()
         counts_B = seen.per_query(torch.ones_like(seen.rows_E))
-        place_E = torch.arange(len(seen.rows_E), device=counts_B.device) - (counts_B.cumsum(0) - counts_B)[seen.rows_E]
+        place_E = (
+            torch.arange(len(seen.rows_E), device=counts_B.device)
+            - (counts_B.cumsum(0) - counts_B)[seen.rows_E]
+        )
         none, rank = state["items_NR"].shape
         longest = max(int(counts_B.max()) if len(batch) else 0, 1)
         # index of the row of zeros after the factors
@@ -79,7 +88,10 @@ class Als(Granularity):
         items_BL[seen.rows_E, place_E] = seen.items_E
         padded_IR = torch.cat([state["items_NR"], state["items_NR"].new_zeros(1, rank)])
         size = max(1, _NUMBERS // (rank * max(rank, longest)))
-        found = [self._solved(padded_IR[items_bL], state["gram_RR"]) for items_bL in torch.split(items_BL, size)]
+        found = [
+            self._solved(padded_IR[items_bL], state["gram_RR"])
+            for items_bL in torch.split(items_BL, size)
+        ]
         z_BR = torch.cat(found) if found else state["items_NR"].new_zeros(0, rank)
         return z_BR, (z_BR != 0).any(1)
 

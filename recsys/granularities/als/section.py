@@ -23,11 +23,17 @@ class AlsConfig(GranularityConfig):
 
     factors: int = Field(64, ge=1, description="length of the factor vectors")
     iterations: int = Field(15, ge=1, description="alternations between users and items")
-    alpha: Positive = Field([1.0, 10.0], description="confidence of an event (1 for a missing pair); one or several")
+    alpha: Positive = Field(
+        [1.0, 10.0], description="confidence of an event (1 for a missing pair); one or several"
+    )
     regularisation: Positive = Field([1.0, 10.0], description="λ, one or several")
-    types: Types = Field(["all", "targets"], description="events that count: all, or of predicted types; one or both")
+    types: Types = Field(
+        ["all", "targets"], description="events that count: all, or of predicted types; one or both"
+    )
 
     def estimate(self, work: Workload) -> Estimate:
         """Factors of users and items, and the events as a matrix and its transpose."""
-        fitting = (work.data.users + work.data.items) * self.factors * FLOAT * 3 + work.data.events * 24
+        fitting = (
+            work.data.users + work.data.items
+        ) * self.factors * FLOAT * 3 + work.data.events * 24
         return Estimate(layers=0.0, holds_events=True, fitting=fitting)

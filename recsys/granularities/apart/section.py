@@ -22,14 +22,20 @@ KIND = "apart"
 
 
 class ApartConfig(GranularityConfig):
-    """``NAME: {kind: apart, model: …}``; a configuration may have several, each with its own name."""
+    """``NAME: {kind: apart, model: …}``; a configuration may have several, each with its own
+    name.
+    """
 
     module: ClassVar[str] = "recsys.apart:Apart"
     always_fitted: ClassVar[bool] = True  # takes no part in the training of the others
     effort: ClassVar[float] = 0.0  # trained, not fitted in closed form
 
-    model: dict[str, Any] = Field(default_factory=dict, description="a section model with trained granularities only")
-    train: dict[str, Any] = Field(default_factory=dict, description="keys of the section train that differ from it")
+    model: dict[str, Any] = Field(
+        default_factory=dict, description="a section model with trained granularities only"
+    )
+    train: dict[str, Any] = Field(
+        default_factory=dict, description="keys of the section train that differ from it"
+    )
     seed: int = Field(0, ge=0, description="added to the seed of the run")
 
     @property
@@ -47,17 +53,24 @@ class ApartConfig(GranularityConfig):
     @model_validator(mode="after")
     def _is_a_model(self) -> Self:
         if self.model or self.enabled:
-            fitted = [name for name, section in self.own_model().granularities.enabled().items() if section.is_fitted]
+            fitted = [
+                name
+                for name, section in self.own_model().granularities.enabled().items()
+                if section.is_fitted
+            ]
             if fitted:
                 raise ValueError(
-                    f"model: {', '.join(fitted)} is in closed form; a separate model has trained granularities only"
+                    f"model: {', '.join(fitted)} is in closed form; a separate model has trained"
+                    " granularities only"
                 )
         return self
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         """Stacking must be on."""
         if not config.model.fusion.stack:
-            yield f"{where} gets its weight from stacking; set model.fusion.stack true, or disable it"
+            yield (
+                f"{where} gets its weight from stacking; set model.fusion.stack true, or disable it"
+            )
         own = self.own_model()
         alone = config.model_copy(update={"model": own})
         for name, section in own.granularities.enabled().items():

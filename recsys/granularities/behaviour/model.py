@@ -5,8 +5,8 @@ The user text of S1, S2 and S5: every past item is a language-model vector, so a
 training events contributes too. Pooling is an attention with one query per head, learned for all
 users:
 
-    w_ij = softmax_j( (q_h + Q_h x_i) · K_h x_j / √d + type_h[t_j] − γ_h log(1 + age_ij) − δ_h log(1 + i − j) )
-    z_i  = norm(Σ_j w_ij V x_j)
+    w_ij = softmax_j( (q_h + Q_h x_i) · K_h x_j / √d + type_h[t_j] − γ_h log(1 + age_ij) − δ_h log(1
+    + i − j) ) z_i  = norm(Σ_j w_ij V x_j)
 
 ``input`` item pools item vectors instead; user_text encodes the past as one text of the language
 model (see :mod:`recsys.granularities.behaviour.text_vectors`); both adds the two normalised vectors
@@ -26,14 +26,24 @@ from torch.nn.functional import softplus
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
-from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, gather_queries, heads_error
+from recsys.granularities.base import (
+    Granularity,
+    Graphs,
+    ItemView,
+    ModelSizes,
+    State,
+    gather_queries,
+    heads_error,
+)
 from recsys.granularities.behaviour.section import BehaviourConfig
 from recsys.granularities.behaviour.text_vectors import UserText, UserTextVectors
 from recsys.granularities.dropout import Dropout
 
 
 class Behaviour(Granularity):
-    """Attention-pooled history. Legend: U rows, L length, Q queries of a row (its last, or every position), H heads."""
+    """Attention-pooled history. Legend: U rows, L length, Q queries of a row (its last, or every
+    position), H heads.
+    """
 
     reads_events = False
 
@@ -71,7 +81,9 @@ class Behaviour(Granularity):
         self.type_bias = nn.Embedding(max(sizes.num_types, 1), config.heads)
         nn.init.zeros_(self.type_bias.weight)
         self.age_decay_H = nn.Parameter(torch.full((config.heads,), -2.0))
-        self.lag_decay_H = nn.Parameter(torch.linspace(0.0, 1.0, config.heads)) if sizes.ordered else None
+        self.lag_decay_H = (
+            nn.Parameter(torch.linspace(0.0, 1.0, config.heads)) if sizes.ordered else None
+        )
         self.dropout = Dropout(config.dropout)
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
@@ -107,7 +119,11 @@ class Behaviour(Granularity):
         every_position = not batch.has_one_query_per_row
         length = history_UL.shape[1]
         places_L = torch.arange(length, device=history_UL.device)
-        places_UQ = places_L.expand_as(history_UL) if every_position else (batch.seen_B - 1).clamp(min=0)[:, None]
+        places_UQ = (
+            places_L.expand_as(history_UL)
+            if every_position
+            else (batch.seen_B - 1).clamp(min=0)[:, None]
+        )
         visible_UQL = (places_L <= places_UQ[:, :, None]) & real_UL[:, None, :]
 
         questions_UQD = self.question_D.expand(*places_UQ.shape, -1)
@@ -116,7 +132,9 @@ class Behaviour(Granularity):
         logits_UHQL = self._heads(questions_UQD) @ self._heads(keys_SD[history_UL]).transpose(2, 3)
         logits_UHQL = logits_UHQL / math.sqrt(keys_SD.shape[1] / self.heads)
         logits_UHQL = logits_UHQL + self.type_bias(batch.types_UL).transpose(1, 2)[:, :, None, :]
-        weights_UHQL = _masked_softmax(logits_UHQL + self._decay(batch, places_UQ, places_L), visible_UQL[:, None])
+        weights_UHQL = _masked_softmax(
+            logits_UHQL + self._decay(batch, places_UQ, places_L), visible_UQL[:, None]
+        )
         pooled_UQD = (weights_UHQL @ self._heads(values_SD[history_UL])).transpose(1, 2).flatten(2)
         present_UQ = visible_UQL.any(2)
         out_UQD = self.dropout(self.norm(pooled_UQD)) * present_UQ[:, :, None].to(pooled_UQD.dtype)
@@ -138,7 +156,9 @@ class Behaviour(Granularity):
         decay = -softplus(self.age_decay_H)[:, None, None] * torch.log1p(gap_UQL)[:, None]
         if self.lag_decay_H is not None:
             lag_UQL = (places_UQ[:, :, None] - places_L).clamp(min=0).to(gap_UQL.dtype)
-            decay = decay - softplus(self.lag_decay_H)[:, None, None] * torch.log1p(lag_UQL)[:, None]
+            decay = (
+                decay - softplus(self.lag_decay_H)[:, None, None] * torch.log1p(lag_UQL)[:, None]
+            )
         return decay
 
 

@@ -26,7 +26,11 @@ class BehaviourConfig(GranularityConfig):
     per_user: ClassVar[bool] = True
 
     input: Literal["text", "item", "user_text", "both"] = Field(
-        "text", description="pooled text vectors or item vectors, the text of the past, or pooled text and that text"
+        "text",
+        description=(
+            "pooled text vectors or item vectors, the text of the past, or pooled text and that"
+            " text"
+        ),
     )
     heads: int = Field(4, ge=1, description="number of attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in training")
@@ -45,16 +49,17 @@ class BehaviourConfig(GranularityConfig):
         """Texts of users must be enabled if they are read."""
         if self.reads_user_text and not config.data.text.users.enabled:
             yield (
-                f"{where}.input {self.input} reads the text of users; set data.text.users.enabled true, or "
-                "set input to text"
+                f"{where}.input {self.input} reads the text of users; set data.text.users.enabled"
+                " true, or set input to text"
             )
 
     def check(self, sizes: ModelSizes) -> None:
         """The dataset must have texts of users if they are read."""
         if self.signal and not sizes.inputs.get(USER_TEXT):
             raise ConfigError(
-                "model.granularities.behaviour.input reads the text of users, but the dataset has none; set "
-                "data.text.users.enabled true and run `recsys prepare`, or set input to text"
+                "model.granularities.behaviour.input reads the text of users, but the dataset has"
+                " none; set data.text.users.enabled true and run `recsys prepare`, or set input to"
+                " text"
             )
 
     def estimate(self, work: Workload) -> Estimate:

@@ -44,7 +44,9 @@ class UserTextVectors:
 
     @staticmethod
     def of(dataset: PreparedDataset, through: Split) -> UserTextVectors | None:
-        """Texts of the events through a split; mean and spread are those of the users' whole texts."""
+        """Texts of the events through a split; mean and spread are those of the users' whole
+        texts.
+        """
         texts = dataset.user_texts(through)
         if texts is None:
             return None
@@ -54,7 +56,9 @@ class UserTextVectors:
         return UserTextVectors(
             torch.from_numpy(texts.vectors_RT.copy()),
             torch.as_tensor(whole_V),
-            torch.as_tensor(used_RT.mean(axis=0) if len(used_RT) else np.zeros_like(spread_T)).float(),
+            torch.as_tensor(
+                used_RT.mean(axis=0) if len(used_RT) else np.zeros_like(spread_T)
+            ).float(),
             torch.as_tensor(1 / np.maximum(spread_T, 1e-4)).float(),
         )
 
@@ -108,4 +112,6 @@ class UserText(nn.Module):
             texts_XT.new_zeros(rows_B.shape[0], texts_XT.shape[1]).float()
         )  # fmt: skip
         given_BT = batch.inputs.get(USER_TEXT)
-        return x_BT if given_BT is None else torch.where(given_BT.any(1, keepdim=True), given_BT, x_BT)
+        return (
+            x_BT if given_BT is None else torch.where(given_BT.any(1, keepdim=True), given_BT, x_BT)
+        )

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
-from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, StepKey, spread
+from recsys.granularities.base import (
+    Granularity,
+    Graphs,
+    ItemView,
+    ModelSizes,
+    State,
+    StepKey,
+    spread,
+)
 from recsys.granularities.collaborative.sampling import Hop, convolve, sample_hops
 from recsys.granularities.collaborative.section import CollaborativeConfig
 
@@ -34,7 +42,9 @@ class Collaborative(Granularity):
         config.check(sizes)
         self.layers, self.fanout, self.max_edges = config.layers, config.fanout, config.max_edges
         self._hops: list[Hop] | None = None
-        self.users_VD = nn.Embedding(sizes.num_users, sizes.width) if config.user_embedding else None
+        self.users_VD = (
+            nn.Embedding(sizes.num_users, sizes.width) if config.user_embedding else None
+        )
         if self.users_VD is not None:
             nn.init.normal_(self.users_VD.weight, std=0.05)
         self._ids_S: Tensor | None = None
@@ -64,10 +74,14 @@ class Collaborative(Granularity):
         """Add the items of the sampled neighbourhood."""
         if not self.is_sampled:
             return ids_S
-        assert graphs.neighbours is not None, "build_graphs builds the neighbour lists of a model that samples"
+        assert graphs.neighbours is not None, (
+            "build_graphs builds the neighbour lists of a model that samples"
+        )
         device = graphs.users_E.device
         self._ids_S = ids_S
-        wide_S, self._hops = sample_hops(graphs.neighbours, ids_S, self.layers // 2, self.fanout, key, device)
+        wide_S, self._hops = sample_hops(
+            graphs.neighbours, ids_S, self.layers // 2, self.fanout, key, device
+        )
         return wide_S
 
     def refine_items(self, base_ND: Tensor, graphs: Graphs) -> Tensor:
@@ -81,7 +95,11 @@ class Collaborative(Granularity):
         # None: without user rows every second layer of a side is zero
         for depth in range(self.layers):
             unused = self.users_VD is None and depth + 1 == self.layers
-            next_VD = spread(graphs.users_from_items, layer_ND) if layer_ND is not None and not unused else None
+            next_VD = (
+                spread(graphs.users_from_items, layer_ND)
+                if layer_ND is not None and not unused
+                else None
+            )
             next_ND = spread(graphs.items_from_users, layer_VD) if layer_VD is not None else None
             layer_VD, layer_ND = next_VD, next_ND
             if next_ND is not None:
@@ -99,7 +117,9 @@ class Collaborative(Granularity):
 
         Only every second layer of the items differs from zero.
         """
-        assert graphs.neighbours is not None, "build_graphs builds the neighbour lists of a model that samples"
+        assert graphs.neighbours is not None, (
+            "build_graphs builds the neighbour lists of a model that samples"
+        )
         hops, degree_S = self._hops, graphs.degree_N
         if hops is not None and self._ids_S is not None:
             degree_S = degree_S[self._ids_S]
@@ -115,7 +135,11 @@ class Collaborative(Granularity):
             total_SD = total_SD + layer_SD
             fold_SD = fold_SD + layer_SD if 2 * depth < self.layers else fold_SD
         scale = 1 / (self.layers + 1)
-        self._fold_ND, self._hops, self._ids_S = fold_SD * (scale * degree_S.clamp(min=1).rsqrt())[:, None], None, None
+        self._fold_ND, self._hops, self._ids_S = (
+            fold_SD * (scale * degree_S.clamp(min=1).rsqrt())[:, None],
+            None,
+            None,
+        )
         return total_SD * scale
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
@@ -130,7 +154,9 @@ class Collaborative(Granularity):
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
         """Users as sums over their histories, or their trained rows."""
-        fold_ULD = state["fold_ND"][batch.history_UL] * batch.mask_UL[:, :, None].to(items.vectors_SD.dtype)
+        fold_ULD = state["fold_ND"][batch.history_UL] * batch.mask_UL[:, :, None].to(
+            items.vectors_SD.dtype
+        )
         present_B = batch.seen_B > 0
         scale_B = batch.seen_B.clamp(min=1).to(fold_ULD.dtype).rsqrt() * present_B
         if batch.sees_whole_rows:

@@ -44,7 +44,12 @@ class Hop:
 
 
 def sample_hops(
-    neighbours: Neighbours, ids_S: Tensor | None, num_hops: int, fanout: int, key: StepKey, device: torch.device
+    neighbours: Neighbours,
+    ids_S: Tensor | None,
+    num_hops: int,
+    fanout: int,
+    key: StepKey,
+    device: torch.device,
 ) -> tuple[Tensor | None, list[Hop]]:
     """Return the items that a step needs, ``ids_S`` (distinct) first, and its convolutions, the
     first to apply last.
@@ -66,7 +71,9 @@ def sample_hops(
     for hop in range(num_hops):
         rows_E, users_E, weight_E = neighbours.users_of_N.sample(items_T, fanout, seed + 2 * hop)
         users_U, number_E = np.unique(users_E, return_inverse=True)
-        rows_F, items_F, weight_F = neighbours.items_of_V.sample(users_U, fanout, seed + 2 * hop + 1)
+        rows_F, items_F, weight_F = neighbours.items_of_V.sample(
+            users_U, fanout, seed + 2 * hop + 1
+        )
         weight_E *= _symmetric(neighbours, users_E, items_T[rows_E])
         weight_F *= _symmetric(neighbours, users_U[rows_F], items_F)
         num_before = len(items_T)

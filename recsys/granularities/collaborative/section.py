@@ -22,35 +22,47 @@ class CollaborativeConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.collaborative.model:Collaborative"
 
     layers: int = Field(3, ge=1, description="number of graph convolution layers")
-    user_embedding: bool = Field(False, description="one embedding per training user; for unordered data only")
+    user_embedding: bool = Field(
+        False, description="one embedding per training user; for unordered data only"
+    )
     max_edges: int = Field(
         4_000_000,
         ge=0,
-        description="largest graph in memory; beyond it a step samples neighbours (not with user_embedding)",
+        description=(
+            "largest graph in memory; beyond it a step samples neighbours (not with user_embedding)"
+        ),
     )
     fanout: int = Field(8, ge=1, description="neighbours of a node that a step samples")
 
     def is_sampled(self, num_events: int) -> bool:
-        """Whether a step samples the graph of so many events, which is then never fully in memory."""
+        """Whether a step samples the graph of so many events, which is then never fully in
+        memory.
+        """
         return not self.user_embedding and num_events > self.max_edges
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         """User embeddings need unordered data."""
         if self.user_embedding and config.data.order in ("time", "file"):
-            yield f"{where}.user_embedding needs unordered data, but data.order is {config.data.order}; set it to false"
+            yield (
+                f"{where}.user_embedding needs unordered data, but data.order is"
+                f" {config.data.order}; set it to false"
+            )
 
     def check(self, sizes: ModelSizes) -> None:
         """User embeddings need unordered data."""
         if self.user_embedding and sizes.ordered:
             raise ConfigError(
-                "model.granularities.collaborative.user_embedding on ordered data would leak later events into every "
-                "position of a history; set it to false, or set data.order to none"
+                "model.granularities.collaborative.user_embedding on ordered data would leak later"
+                " events into every position of a history; set it to false, or set data.order to"
+                " none"
             )
 
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the graph with its layers, or of a step's sample."""
         data, is_held = work.data, not self.is_sampled(work.data.events)
-        graph = (data.items + data.users) * work.width * FLOAT * 2 * (self.layers + 2) + data.events * 32 * is_held
+        graph = (data.items + data.users) * work.width * FLOAT * 2 * (
+            self.layers + 2
+        ) + data.events * 32 * is_held
         return Estimate(
             parameters=data.users * work.width * self.user_embedding,
             holds_events=is_held,

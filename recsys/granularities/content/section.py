@@ -26,15 +26,16 @@ class ContentConfig(GranularityConfig):
         description="p: an event with n later events has weight (n + 1)^-p; ordered data only",
     )
     half_life: HalfLives = Field(
-        ["none", 3.0, 30.0, 365.0], description="half-life of an event's weight in days; data with times only"
+        ["none", 3.0, 30.0, 365.0],
+        description="half-life of an event's weight in days; data with times only",
     )
 
     def check(self, sizes: ModelSizes) -> None:
         """The dataset must have item texts."""
         if not sizes.text_width:
             raise ConfigError(
-                "model.granularities.content compares item texts, but this dataset has none; disable it, or "
-                "name text columns of items in data.text.fields and prepare again"
+                "model.granularities.content compares item texts, but this dataset has none;"
+                " disable it, or name text columns of items in data.text.fields and prepare again"
             )
 
     def estimate(self, work: Workload) -> Estimate:

@@ -30,7 +30,11 @@ class ContextVectors(nn.Module):
         known = dict(sizes.context)
         self.places = [list(known).index(name) for name in names]
         self.tables = nn.ModuleList(
-            nn.Embedding(known[name], sizes.width) if known[name] else nn.Linear(3, sizes.width, bias=False)
+            (
+                nn.Embedding(known[name], sizes.width)
+                if known[name]
+                else nn.Linear(3, sizes.width, bias=False)
+            )
             for name in names
         )
         for table in self.tables:
@@ -69,12 +73,15 @@ class AskedContext(nn.Module):
         if unknown:
             known = choices(name for name, _ in sizes.context) or "none; name them in data.context"
             raise ConfigError(
-                f"model.granularities.evolution.query_context: {unknown[0]!r} is not a context column of this dataset; "
-                f"there are: {known}"
+                f"model.granularities.evolution.query_context: {unknown[0]!r} is not a context"
+                f" column of this dataset; there are: {known}"
             )
         self.hidden_share = hidden_share
         self.vectors = ContextVectors(sizes, names, init_std=0.5)
-        self.inner, self.outer = nn.Linear(2 * sizes.width, 2 * sizes.width), nn.Linear(2 * sizes.width, sizes.width)
+        self.inner, self.outer = (
+            nn.Linear(2 * sizes.width, 2 * sizes.width),
+            nn.Linear(2 * sizes.width, sizes.width),
+        )
         nn.init.zeros_(self.outer.weight)
 
     def forward(self, states_BD: Tensor, asked_BC: Tensor) -> Tensor:

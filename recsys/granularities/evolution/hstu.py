@@ -30,7 +30,9 @@ from recsys.granularities.evolution.section import EvolutionConfig
 
 
 class HstuBlock(nn.Module):
-    """One layer of HSTU, with the biases of :class:`~recsys.granularities.evolution.model.CausalAttention`."""
+    """One layer of HSTU, with the biases of
+    :class:`~recsys.granularities.evolution.model.CausalAttention`.
+    """
 
     uses_softmax = False
 
@@ -61,11 +63,16 @@ class HstuBlock(nn.Module):
         normed_ULD, state_UD = self.norm(states_ULD), states_ULD[rows_U, place_U]
         (to_uq, to_vk), (bias_uq, bias_vk) = self.uqvk.weight.chunk(2), self.uqvk.bias.chunk(2)
         gate_UD, q_UD = silu(linear(normed_ULD[rows_U, place_U], to_uq, bias_uq)).chunk(2, dim=-1)
-        v, k = (self._by_head(part) for part in silu(linear(normed_ULD, to_vk, bias_vk)).chunk(2, dim=-1))
+        v, k = (
+            self._by_head(part)
+            for part in silu(linear(normed_ULD, to_vk, bias_vk)).chunk(2, dim=-1)
+        )
         q_UH1X = self._by_head(q_UD[:, None])
         bias_UHL = bias_UHLL.expand(rows_U.shape[0], -1, -1, -1)[rows_U, :, place_U]
         shares_UL = visible_shares(k.shape[2], k)[place_U]
-        weights_UH1L = silu(q_UH1X @ k.transpose(2, 3) + bias_UHL[:, :, None]) * shares_UL[:, None, None]
+        weights_UH1L = (
+            silu(q_UH1X @ k.transpose(2, 3) + bias_UHL[:, :, None]) * shares_UL[:, None, None]
+        )
         return self._leave(state_UD, (weights_UH1L @ v).flatten(1), gate_UD)
 
     def _by_head(self, part_ULD: Tensor) -> Tensor:

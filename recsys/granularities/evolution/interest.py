@@ -34,7 +34,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Cell = Callable[[Tensor], Tensor]  # inputs of all steps [U, L, …] → H of the step after each [U, L, D]
+Cell = Callable[
+    [Tensor], Tensor
+]  # inputs of all steps [U, L, …] → H of the step after each [U, L, D]
 
 
 class InterestStates(nn.Module):
@@ -53,7 +55,9 @@ class InterestStates(nn.Module):
             with torch.no_grad():
                 linear.bias.copy_(-0.5 * linear.weight.sum(dim=1))
 
-    def step(self, before_XD: Tensor, immediate_XD: Tensor, events_XD: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, before_XD: Tensor, immediate_XD: Tensor, events_XD: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """h_t and i_t from H_{t−1}, i_{t−1} and x_t."""
         read_X2D = torch.sigmoid(torch.cat([before_XD, immediate_XD + events_XD], dim=-1))
         return self.long(read_X2D), self.immediate(read_X2D)
@@ -63,7 +67,9 @@ class InterestStates(nn.Module):
         events_ULD = self.norm(events_ULD)
         next_ULD = immediate_ULD = torch.zeros_like(events_ULD)
         for _ in range(sweeps):
-            long_ULD, immediate_ULD = self.step(_later(next_ULD, 2), _later(immediate_ULD, 1), events_ULD)
+            long_ULD, immediate_ULD = self.step(
+                _later(next_ULD, 2), _later(immediate_ULD, 1), events_ULD
+            )
             next_ULD = cell(torch.cat([long_ULD, immediate_ULD], dim=-1))
         return next_ULD, immediate_ULD
 

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from recsys.data.batches import Batch
-from recsys.granularities.base import Granularity, ItemView, ModelSizes, State, gather_queries, heads_error
+from recsys.granularities.base import (
+    Granularity,
+    ItemView,
+    ModelSizes,
+    State,
+    gather_queries,
+    heads_error,
+)
 from recsys.granularities.dropout import Dropout
 from recsys.granularities.evolution.context import AskedContext, ContextVectors, hide
 from recsys.granularities.evolution.hstu import HstuBlock
@@ -73,7 +80,9 @@ class Evolution(Granularity):
         else:
             kind = nn.LSTM if config.cell == "lstm" else nn.GRU
             drop = config.dropout if config.layers > 1 else 0.0
-            self.cell = kind(2 * width if two else width, width, config.layers, batch_first=True, dropout=drop)
+            self.cell = kind(
+                2 * width if two else width, width, config.layers, batch_first=True, dropout=drop
+            )
         self.states = InterestStates(width) if two else None
         self.enter = nn.Linear(2 * width, width) if two and config.attends else None
         self.fuse = Fuse(width) if two else None
@@ -103,7 +112,9 @@ class Evolution(Granularity):
 
     def _events(self, batch: Batch, items: ItemView) -> Tensor:
         """Input of the cell for every event: [U, L, D]."""
-        events_ULD = items.vectors_SD[batch.history_UL] * self.scale + self.type_embedding(batch.types_UL)
+        events_ULD = items.vectors_SD[batch.history_UL] * self.scale + self.type_embedding(
+            batch.types_UL
+        )
         if self.gap_embedding is not None:
             events_ULD = events_ULD + self.gap_embedding(_gap_buckets(batch.ages_UL))
         if self.context is not None:
@@ -116,13 +127,19 @@ class Evolution(Granularity):
 
         def cell(inputs_ULX: Tensor) -> Tensor:
             if isinstance(self.cell, CausalAttention):
-                states_ULD: Tensor = self.cell(inputs_ULX if self.enter is None else self.enter(inputs_ULX), batch)
+                states_ULD: Tensor = self.cell(
+                    inputs_ULX if self.enter is None else self.enter(inputs_ULX), batch
+                )
             else:
                 states_ULD = self.cell(inputs_ULX)[0]
             return states_ULD
 
         if self.states is None:
-            if isinstance(self.cell, CausalAttention) and not self.training and batch.has_one_query_per_row:
+            if (
+                isinstance(self.cell, CausalAttention)
+                and not self.training
+                and batch.has_one_query_per_row
+            ):
                 last_BD = self.cell.behind_last(events_ULD, batch)
                 return last_BD * (batch.seen_B > 0)[:, None].to(last_BD.dtype), None
             return gather_queries(cell(events_ULD), batch), None
@@ -158,13 +175,21 @@ class CausalAttention(nn.Module):
         self.uses_softmax = kind.uses_softmax
         self.blocks = nn.ModuleList(kind(sizes.width, config) for _ in range(config.layers))
         length, relative = sizes.max_history + 1, config.positions != "absolute"
-        start_LH = _older_is_fainter(length, config.heads) if self.uses_softmax else torch.zeros(length, config.heads)
+        start_LH = (
+            _older_is_fainter(length, config.heads)
+            if self.uses_softmax
+            else torch.zeros(length, config.heads)
+        )
         self.lag_bias_LH = nn.Parameter(start_LH) if relative else None
-        self.gap_bias = nn.Embedding(NUM_TIME_BUCKETS, config.heads) if relative and sizes.timed else None
+        self.gap_bias = (
+            nn.Embedding(NUM_TIME_BUCKETS, config.heads) if relative and sizes.timed else None
+        )
         if self.gap_bias is not None:
             nn.init.zeros_(self.gap_bias.weight)
         absolute = config.positions != "relative"
-        self.position_LD = nn.Parameter(0.02 * torch.randn(length, sizes.width)) if absolute else None
+        self.position_LD = (
+            nn.Parameter(0.02 * torch.randn(length, sizes.width)) if absolute else None
+        )
 
     def forward(self, events_ULD: Tensor, batch: Batch) -> Tensor:
         """States after every event: [U, L, D]."""
@@ -201,12 +226,18 @@ class CausalAttention(nn.Module):
             bias_UHLL = self.lag_bias_LH[lag_LL.clamp(min=0)].permute(2, 0, 1)[None]
         if self.gap_bias is not None:
             gap_ULL = (batch.ages_UL[:, None, :] - batch.ages_UL[:, :, None]).clamp(min=0)
-            bias_UHLL = bias_UHLL + self.gap_bias(_buckets(gap_ULL, NUM_TIME_BUCKETS)).permute(0, 3, 1, 2)
+            bias_UHLL = bias_UHLL + self.gap_bias(_buckets(gap_ULL, NUM_TIME_BUCKETS)).permute(
+                0, 3, 1, 2
+            )
         return bias_UHLL.masked_fill(lag_LL < 0, float("-inf")) if self.uses_softmax else bias_UHLL
 
     def place(self, events_ULD: Tensor) -> Tensor:
         """Events with their positions, counted from the row's first event."""
-        return events_ULD if self.position_LD is None else events_ULD + self.position_LD[: events_ULD.shape[1]]
+        return (
+            events_ULD
+            if self.position_LD is None
+            else events_ULD + self.position_LD[: events_ULD.shape[1]]
+        )
 
 
 def _older_is_fainter(length: int, heads: int) -> Tensor:
@@ -232,7 +263,9 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
         self.dropout = Dropout(config.dropout)
-        self.feed_forward = nn.Sequential(nn.Linear(width, inner), nn.GELU(), self.dropout, nn.Linear(inner, width))
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, inner), nn.GELU(), self.dropout, nn.Linear(inner, width)
+        )
 
     def forward(self, states_ULD: Tensor, bias_UHLL: Tensor) -> Tensor:
         """Next states of all positions: [U, L, D]."""
@@ -250,7 +283,9 @@ class Block(nn.Module):
         """
         rows_U = torch.arange(place_U.shape[0], device=place_U.device)
         normed_ULD = self.norm_attention(states_ULD)
-        to_q, to_k, to_v = self.qkv.weight.view(3, self.heads, -1, states_ULD.shape[-1])  # [H, X, D] each
+        to_q, to_k, to_v = self.qkv.weight.view(
+            3, self.heads, -1, states_ULD.shape[-1]
+        )  # [H, X, D] each
         # the bias of the keys adds the same to all logits
         bias_q, _, bias_v = self.qkv.bias.view(3, self.heads, -1)
         q_UHX = torch.einsum("ud,hxd->uhx", normed_ULD[rows_U, place_U], to_q) + bias_q

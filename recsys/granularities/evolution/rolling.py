@@ -68,4 +68,6 @@ def lengthen(batch: Batch, items: ItemView, event_BD: Tensor) -> tuple[Batch, It
         whole=None,
     )
     no_text = items.text_ST.new_zeros(len(event_BD), items.text_ST.shape[1])
-    return longer_batch, ItemView(torch.cat([items.vectors_SD, event_BD]), torch.cat([items.text_ST, no_text]))
+    return longer_batch, ItemView(
+        torch.cat([items.vectors_SD, event_BD]), torch.cat([items.text_ST, no_text])
+    )

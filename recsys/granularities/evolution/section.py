@@ -31,19 +31,31 @@ class EvolutionConfig(GranularityConfig):
     layers: int = Field(1, ge=1, description="number of layers")
     heads: int = Field(2, ge=1, description="number of attention heads")
     feed_forward: int = Field(
-        4, ge=1, description="inner width of attention's blocks, as a multiple of width (hstu has none)"
+        4,
+        ge=1,
+        description="inner width of attention's blocks, as a multiple of width (hstu has none)",
     )
     dropout: float = Field(0.3, ge=0, lt=1, description="dropout rate in training")
-    input_dropout: float = Field(0.3, ge=0, lt=1, description="dropout of the event vectors that the cell reads")
+    input_dropout: float = Field(
+        0.3, ge=0, lt=1, description="dropout of the event vectors that the cell reads"
+    )
     states: Literal["cell", "parallel", "formula"] = Field(
         "cell",
-        description="cell: the cell's state alone; parallel, formula: long-term and immediate state, in sweeps "
-        "or step by step",
+        description=(
+            "cell: the cell's state alone; parallel, formula: long-term and immediate state, in"
+            " sweeps or step by step"
+        ),
     )
     sweeps: int = Field(2, ge=1, description="parallel passes over the recurrence of the states")
-    time_gaps: bool = Field(False, description="use the time since the previous event as an input of the cell")
+    time_gaps: bool = Field(
+        False, description="use the time since the previous event as an input of the cell"
+    )
     query_context: list[str] = Field(
-        [], description="context columns known at the time of the request (a column that reveals the target is a leak)"
+        [],
+        description=(
+            "context columns known at the time of the request (a column that reveals the target is"
+            " a leak)"
+        ),
     )
     context_dropout: float = Field(
         0.1, ge=0, lt=1, description="share of rows and queries whose context is hidden in training"
@@ -57,11 +69,20 @@ class EvolutionConfig(GranularityConfig):
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
         """The data needs an order, and the keys must fit each other."""
         if config.data.order == "none":
-            yield f"{where} needs ordered events, but data.order is none; disable it, or set data.order to auto"
+            yield (
+                f"{where} needs ordered events, but data.order is none; disable it, or set"
+                " data.order to auto"
+            )
         if self.states == "formula" and self.attends:
-            yield f"{where}.states formula needs cell lstm or gru, got {self.cell}; change one of them"
+            yield (
+                f"{where}.states formula needs cell lstm or gru, got {self.cell}; change one of"
+                " them"
+            )
         if unknown := sorted({*self.query_context} - {*config.data.context}):
-            yield f"{where}.query_context names {', '.join(unknown)}, which is not in data.context; add it there"
+            yield (
+                f"{where}.query_context names {', '.join(unknown)}, which is not in data.context;"
+                " add it there"
+            )
 
     def check(self, sizes: ModelSizes) -> None:
         """The dataset must have an order, and times if ``time_gaps`` reads them."""
@@ -73,12 +94,13 @@ class EvolutionConfig(GranularityConfig):
             )
         if self.time_gaps and not sizes.timed:
             raise ConfigError(
-                f"{where}.time_gaps needs a timestamp for every event, but this dataset lacks some; set it to false"
+                f"{where}.time_gaps needs a timestamp for every event, but this dataset lacks some;"
+                " set it to false"
             )
         if self.states == "formula" and self.attends:
             raise ConfigError(
-                f"{where}.states formula runs step by step, but {self.cell} reads all steps at once; set states to "
-                "parallel, or cell to lstm or gru"
+                f"{where}.states formula runs step by step, but {self.cell} reads all steps at"
+                " once; set states to parallel, or cell to lstm or gru"
             )
 
     def estimate(self, work: Workload) -> Estimate:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from recsys.config.granularity import GranularityConfig, HalfLives, Types, exclude_seen_contradiction
+from recsys.config.granularity import (
+    GranularityConfig,
+    HalfLives,
+    Types,
+    exclude_seen_contradiction,
+)
 from recsys.config.workload import Estimate, Workload
 
 if TYPE_CHECKING:
@@ -24,10 +29,14 @@ class FrequencyConfig(GranularityConfig):
 
     half_life: HalfLives = Field(
         ["none", 7.0, 30.0, 90.0, 365.0],
-        description="half-life of an event's weight: in days, or in events for data without times; one or several",
+        description=(
+            "half-life of an event's weight: in days, or in events for data without times; one or"
+            " several"
+        ),
     )
     types: Types = Field(
-        ["all", "targets"], description="events that count: all, or only those of predicted types; one or both"
+        ["all", "targets"],
+        description="events that count: all, or only those of predicted types; one or both",
     )
 
     def open_on(self, sizes: Any) -> list[str]:

@@ -46,7 +46,13 @@ from recsys.data.histories import Array
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.history import SeenEvents, seen_events, target_types
 from recsys.granularities.item_cf.section import ItemCFConfig
-from recsys.granularities.item_links import linked_scores, links, most_similar, regressions, together
+from recsys.granularities.item_links import (
+    linked_scores,
+    links,
+    most_similar,
+    regressions,
+    together,
+)
 from recsys.granularities.sparse import SparseScores
 
 _OVERSAMPLE: Final = 32
@@ -93,18 +99,26 @@ class ItemCF(Granularity):
         else:
             yield from zip(modules, modules[0]._states(sections, items, graphs), strict=True)
 
-    def _states(self, sections: Sequence[ItemCFConfig], items: ItemView, graphs: Graphs) -> Iterator[State]:
+    def _states(
+        self, sections: Sequence[ItemCFConfig], items: ItemView, graphs: Graphs
+    ) -> Iterator[State]:
         """States for sections that differ in λ, from one spectrum or one Gram matrix."""
         first, device = sections[0], items.vectors_SD.device
         counts_T = target_types(graphs)[: None if first.types[0] == "targets" else 0]
         events = training_matrix(graphs, first.event_weights, len(counts_T) > 0)
         chosen_N = np.asarray((events != 0).sum(0)).ravel() > 0
         text_NT = items.text_ST.cpu().numpy()
-        text_NT = np.sqrt(first.text_weight) * text_NT * chosen_N[:, None] if first.text_weight else text_NT[:, :0]
+        text_NT = (
+            np.sqrt(first.text_weight) * text_NT * chosen_N[:, None]
+            if first.text_weight
+            else text_NT[:, :0]
+        )
         lambdas = [section.regularisation[0] for section in sections]
         made = self._linked if self.sparse else self._factored
         for state in made(events, text_NT, chosen_N, lambdas):
-            yield {name: value.to(device) for name, value in {**state, "counts_T": counts_T}.items()}
+            yield {
+                name: value.to(device) for name, value in {**state, "counts_T": counts_T}.items()
+            }
 
     def _factored(
         self, events_VN: sp.csr_array, text_NT: Array, chosen_N: Array, lambdas: list[float]
@@ -115,7 +129,11 @@ class ItemCF(Granularity):
         for regularisation in lambdas:
             share_R = sigma_R**2 / (sigma_R**2 + regularisation)
             scale_N = np.where(chosen_N, 1 / np.maximum(1 - basis_NR**2 @ share_R, 1e-3), 0.0)
-            made = {"fold_NR": basis_NR * share_R, "unfold_R": 1 / np.maximum(share_R, 1e-12), "scale_N": scale_N}
+            made = {
+                "fold_NR": basis_NR * share_R,
+                "unfold_R": 1 / np.maximum(share_R, 1e-12),
+                "scale_N": scale_N,
+            }
             yield {name: torch.as_tensor(value).float() for name, value in made.items()}
 
     def _linked(
@@ -138,12 +156,18 @@ class ItemCF(Granularity):
         starts_B = seen.per_query(torch.ones_like(seen.rows_E)).cumsum(0).roll(1)
         starts_B[:1] = 0
         z_BR = embedding_bag(
-            seen.items_E, state["fold_NR"], starts_B, mode="sum", per_sample_weights=self._weights(seen)
+            seen.items_E,
+            state["fold_NR"],
+            starts_B,
+            mode="sum",
+            per_sample_weights=self._weights(seen),
         )
         return z_BR, (z_BR != 0).any(1)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
-        """Form neighbours: scores of linked items; factors: corrections of the history's own items."""
+        """Form neighbours: scores of linked items; factors: corrections of the history's own
+        items.
+        """
         seen = self._seen(batch, state)
         if self.sparse:
             return linked_scores(seen, self._weights(seen), state)
@@ -159,7 +183,10 @@ class ItemCF(Granularity):
         if self.config.event_weights == "none" or not len(seen.rows_E):
             return decay_E
         counts_B = seen.per_query(torch.ones_like(seen.rows_E))
-        place_E = torch.arange(len(seen.rows_E), device=counts_B.device) - (counts_B.cumsum(0) - counts_B)[seen.rows_E]
+        place_E = (
+            torch.arange(len(seen.rows_E), device=counts_B.device)
+            - (counts_B.cumsum(0) - counts_B)[seen.rows_E]
+        )
         values_BL = seen.values_E.new_zeros(seen.num_queries, int(counts_B.max()))
         values_BL[seen.rows_E, place_E] = seen.values_E
         real_BL = torch.arange(values_BL.shape[1], device=counts_B.device) < counts_B[:, None]
@@ -178,16 +205,24 @@ def rank_weights(values_BL: Tensor, real_BL: Tensor) -> Tensor:
     """
     known_BL = real_BL & ~values_BL.isnan()
     sorted_BL = torch.where(known_BL, values_BL, torch.inf).sort(dim=1).values
-    smaller_BL, not_larger_BL = (torch.searchsorted(sorted_BL, values_BL.contiguous(), right=r) for r in (False, True))
+    smaller_BL, not_larger_BL = (
+        torch.searchsorted(sorted_BL, values_BL.contiguous(), right=r) for r in (False, True)
+    )
     rank_BL = 0.5 + (smaller_BL + not_larger_BL) / 2 / known_BL.sum(1, keepdim=True).clamp(min=1)
     return torch.where(known_BL, rank_BL, 1.0)
 
 
-def training_matrix(graphs: Graphs, event_weights: str, targets_alone: bool = False) -> sp.csr_array:
+def training_matrix(
+    graphs: Graphs, event_weights: str, targets_alone: bool = False
+) -> sp.csr_array:
     """X [V, N]: the training events with the weights of :func:`rank_weights`; optionally of
     predicted types only.
     """
-    users_E, items_E, values_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy(), graphs.values_E
+    users_E, items_E, values_E = (
+        graphs.users_E.cpu().numpy(),
+        graphs.items_E.cpu().numpy(),
+        graphs.values_E,
+    )
     weights_E = np.ones(len(users_E), dtype=np.float32)
     if event_weights == "rank" and values_E is not None:
         weights_E = _ranks_within(users_E, values_E.cpu().numpy())
@@ -195,7 +230,9 @@ def training_matrix(graphs: Graphs, event_weights: str, targets_alone: bool = Fa
     if targets_alone:
         assert graphs.histories is not None, "reads_histories is set, so build_graphs has them"
         wanted = graphs.histories.of_targets()
-        pairs_E = np.repeat(wanted.users_U, wanted.lengths_U).astype(np.int64) * shape[1] + wanted.items_E
+        pairs_E = (
+            np.repeat(wanted.users_U, wanted.lengths_U).astype(np.int64) * shape[1] + wanted.items_E
+        )
         kept_E = np.isin(users_E.astype(np.int64) * shape[1] + items_E, pairs_E)
         users_E, items_E, weights_E = users_E[kept_E], items_E[kept_E], weights_E[kept_E]
     return sp.csr_array((weights_E, (users_E, items_E)), shape)
@@ -203,7 +240,9 @@ def training_matrix(graphs: Graphs, event_weights: str, targets_alone: bool = Fa
 
 def _ranks_within(users_E: Array, values_E: Array) -> Array:
     """:func:`rank_weights` of a long list of events."""
-    keys, group_E, count_G = np.unique(np.stack([users_E, values_E]), axis=1, return_inverse=True, return_counts=True)
+    keys, group_E, count_G = np.unique(
+        np.stack([users_E, values_E]), axis=1, return_inverse=True, return_counts=True
+    )
     size_V = np.bincount(users_E)
     before_G = np.cumsum(count_G) - count_G
     first_V = np.cumsum(size_V) - size_V
@@ -231,7 +270,9 @@ def _by_gram(events_VN: sp.csr_array, text_NT: Array, rank: int) -> tuple[Array,
     columns = sp.csr_array(events_VN.T)
     if num_users + text_NT.shape[1] <= num_items:
         across = np.asarray(events_VN @ text_NT)
-        gram = np.block([[(events_VN @ columns).toarray(), across], [across.T, text_NT.T @ text_NT]])
+        gram = np.block(
+            [[(events_VN @ columns).toarray(), across], [across.T, text_NT.T @ text_NT]]
+        )
     else:
         gram = (columns @ events_VN).toarray() + text_NT @ text_NT.T
     side = len(gram)

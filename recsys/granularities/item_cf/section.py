@@ -23,28 +23,37 @@ class ItemCFConfig(GranularityConfig):
 
     form: Literal["auto", "factors", "neighbours"] = Field(
         "auto",
-        description="factors: one vector per user; neighbours: a few weights per item; auto: factors if a rank is set "
-        f"or the data has at most {FULL_SIDE} factors, else neighbours",
+        description=(
+            "factors: one vector per user; neighbours: a few weights per item; auto: factors if a"
+            f" rank is set or the data has at most {FULL_SIDE} factors, else neighbours"
+        ),
     )
     rank: int = Field(0, ge=0, description="number of factors; 0: all, or as many as fit in max_mb")
     max_mb: int = Field(256, ge=1, description="memory limit of the factors in MB, for rank 0")
     neighbours: int = Field(50, ge=1, description="number of similar items that predict an item")
-    regularisation: Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)] = Field(
-        [100.0, 30.0, 300.0, 1000.0], description="λ, one or several"
+    regularisation: Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)] = (
+        Field([100.0, 30.0, 300.0, 1000.0], description="λ, one or several")
     )
     recency: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
         [0.0, 0.5, 1.0],
-        description="p: at inference an event with n later events has weight (n + 1)^-p; ordered data only",
+        description=(
+            "p: at inference an event with n later events has weight (n + 1)^-p; ordered data only"
+        ),
     )
     types: Types = Field(
-        ["all", "targets"], description="events that count: all, or only those of predicted types; one or both"
+        ["all", "targets"],
+        description="events that count: all, or only those of predicted types; one or both",
     )
     itself: Annotated[list[bool], Several, Field(min_length=1)] = Field(
         [True, False],
-        description="whether an item of the history raises its own score (factors only; false is EASE), which matters "
-        "if lists may contain items of the history; one or both",
+        description=(
+            "whether an item of the history raises its own score (factors only; false is EASE),"
+            " which matters if lists may contain items of the history; one or both"
+        ),
     )
-    text_weight: float = Field(0.0, ge=0, description="weight of item texts relative to events; 0: events alone")
+    text_weight: float = Field(
+        0.0, ge=0, description="weight of item texts relative to events; 0: events alone"
+    )
     event_weights: Literal["none", "rank"] = Field(
         "none", description="rank: by the rank of an event's value among the user's events"
     )
@@ -70,8 +79,12 @@ class ItemCFConfig(GranularityConfig):
         """
         data = work.data
         if self.by_neighbours(data.users, data.items, data.text_width):
-            pairs = min(data.items**2, data.events * max(data.events / max(data.users, 1), 1.0) * 4, 2**26)
-            fitting = pairs * 8 * 2 + data.items * self.neighbours * FLOAT * (len(self.regularisation) + 4)
+            pairs = min(
+                data.items**2, data.events * max(data.events / max(data.users, 1), 1.0) * 4, 2**26
+            )
+            fitting = pairs * 8 * 2 + data.items * self.neighbours * FLOAT * (
+                len(self.regularisation) + 4
+            )
         else:
             rank = self.num_factors(data.users, data.items, data.text_width) + 32
             fitting = (data.items + data.users + data.text_width) * rank * 8 * 4

@@ -51,16 +51,23 @@ class ItemKnn(Granularity):
     def state(self, items: ItemView, graphs: Graphs) -> State:
         """Links between co-occurring items."""
         counts_T = self._types(graphs)
-        return self._linked(together(training_matrix(graphs, "none", len(counts_T) > 0)), counts_T, items)
+        return self._linked(
+            together(training_matrix(graphs, "none", len(counts_T) > 0)), counts_T, items
+        )
 
     def _types(self, graphs: Graphs) -> Tensor:
         return target_types(graphs)[: None if self.config.types[0] == "targets" else 0]
 
     def _linked(self, pairs_NN: sp.csr_matrix, counts_T: Tensor, items: ItemView) -> State:
-        neighbours, shrinkage = self.config.num_neighbours(pairs_NN.shape[0]), self.config.shrinkage[0]
+        neighbours, shrinkage = (
+            self.config.num_neighbours(pairs_NN.shape[0]),
+            self.config.shrinkage[0],
+        )
         made = links(*most_similar(pairs_NN, neighbours, shrinkage), by_target=False)
         counts_N = torch.as_tensor(pairs_NN.diagonal()).float()
-        made["itself_N"] = torch.where(counts_N > 0, counts_N / (counts_N + shrinkage).clamp(min=1e-12), 0.0)
+        made["itself_N"] = torch.where(
+            counts_N > 0, counts_N / (counts_N + shrinkage).clamp(min=1e-12), 0.0
+        )
         made["counts_T"] = counts_T
         return {name: value.to(items.vectors_SD.device) for name, value in made.items()}
 
@@ -93,5 +100,7 @@ class ItemKnn(Granularity):
         found = linked_scores(seen, weights_E, state)
         if not self.config.itself[0]:
             return found
-        own = SparseScores.of(seen.rows_E, seen.items_E, weights_E * state["itself_N"][seen.items_E])
+        own = SparseScores.of(
+            seen.rows_E, seen.items_E, weights_E * state["itself_N"][seen.items_E]
+        )
         return SparseScores.total([found, own])

@@ -44,7 +44,9 @@ class KnowledgeCounts(Granularity):
     is_side_information = True
 
     @classmethod
-    def size(cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split) -> dict[str, int]:
+    def size(
+        cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split
+    ) -> dict[str, int]:
         """Number of entities and relations."""
         return num_facts(dataset)
 
@@ -63,7 +65,11 @@ class KnowledgeCounts(Granularity):
             return "no facts about items"
         shares_NE, _ = shares_of_items(facts, section.min_degree)
         is_had_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN) > 0)
-        return "" if shares_NE[is_had_N].any() else f"no fact is shared by {section.min_degree} items with events"
+        return (
+            ""
+            if shares_NE[is_had_N].any()
+            else f"no fact is shared by {section.min_degree} items with events"
+        )
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -92,28 +98,43 @@ class KnowledgeCounts(Granularity):
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
         """Log-odds of the entities in the history, and where it has facts."""
         history_BL = batch.history_UL[batch.rows_B]
-        real_BL = torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[:, None]
-        counts_BE = embedding_bag(history_BL, state["shares_NE"], mode="sum", per_sample_weights=real_BL.float())
+        real_BL = (
+            torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[:, None]
+        )
+        counts_BE = embedding_bag(
+            history_BL, state["shares_NE"], mode="sum", per_sample_weights=real_BL.float()
+        )
         total_BE = counts_BE @ state["same_EK"] @ state["same_EK"].T
-        z_BE = log_odds(counts_BE, total_BE, state["share_E"], self.config.smoothing) * (total_BE > 0)
+        z_BE = log_odds(counts_BE, total_BE, state["share_E"], self.config.smoothing) * (
+            total_BE > 0
+        )
         return z_BE, (z_BE != 0).any(1)
 
 
 def shares_of_items(facts: Facts, min_degree: int) -> tuple[Tensor, Tensor]:
-    """a_ie as a matrix [N, E], and the kind of every column. A fact between two items counts for both."""
+    """a_ie as a matrix [N, E], and the kind of every column. A fact between two items counts for
+    both.
+    """
     entity_N = facts.entity_N
-    ends = torch.cat([torch.stack([facts.head_F, facts.tail_F]), torch.stack([facts.tail_F, facts.head_F])], dim=1)
+    ends = torch.cat(
+        [torch.stack([facts.head_F, facts.tail_F]), torch.stack([facts.tail_F, facts.head_F])],
+        dim=1,
+    )
     kind_F = torch.cat([2 * facts.relation_F, 2 * facts.relation_F + 1])
     item_I = torch.nonzero(entity_N >= 0).squeeze(1)
     order_I = entity_N[item_I].argsort(stable=True)
     item_I = item_I[order_I]
     keys_I = entity_N[item_I]
-    first_F, behind_F = (torch.searchsorted(keys_I, ends[0].contiguous(), right=right) for right in (False, True))
+    first_F, behind_F = (
+        torch.searchsorted(keys_I, ends[0].contiguous(), right=right) for right in (False, True)
+    )
     num_F = behind_F - first_F  # number of items with the head as entity, mostly 0 or 1
     fact_P = torch.repeat_interleave(torch.arange(len(num_F), device=num_F.device), num_F)
     place_P = torch.arange(len(fact_P), device=num_F.device) - (num_F.cumsum(0) - num_F)[fact_P]
     item_P = item_I[first_F[fact_P] + place_P]
-    column, column_P = torch.unique(kind_F[fact_P] * facts.num_entities + ends[1][fact_P], return_inverse=True)
+    column, column_P = torch.unique(
+        kind_F[fact_P] * facts.num_entities + ends[1][fact_P], return_inverse=True
+    )
     pair = torch.unique(torch.stack([item_P, column_P]), dim=1)
     degree_E = torch.bincount(pair[1], minlength=len(column))
     kept_E = degree_E >= min_degree

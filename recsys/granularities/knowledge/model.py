@@ -56,7 +56,9 @@ class Knowledge(Granularity):
     reads_events = False
 
     @classmethod
-    def size(cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split) -> dict[str, int]:
+    def size(
+        cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split
+    ) -> dict[str, int]:
         """Number of entities and relations."""
         return num_facts(dataset)
 
@@ -115,13 +117,21 @@ class FactGraph(nn.Module):
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        self.min_degree, width, kinds = config.min_degree, sizes.width, 2 * sizes.inputs["knowledge"]["relations"]
+        self.min_degree, width, kinds = (
+            config.min_degree,
+            sizes.width,
+            2 * sizes.inputs["knowledge"]["relations"],
+        )
         self.entities = nn.Embedding(sizes.inputs["knowledge"]["entities"], width)
         nn.init.normal_(self.entities.weight, std=config.init_std)
         self.enter = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.enter.weight)
         self.relations = nn.ModuleList(
-            DiagonalRelations(kinds, width) if config.conv == "light" else BasisRelations(kinds, width, config.bases)
+            (
+                DiagonalRelations(kinds, width)
+                if config.conv == "light"
+                else BasisRelations(kinds, width, config.bases)
+            )
             for _ in range(config.layers)
         )
         self.activate = nn.Identity() if config.conv == "light" else nn.ReLU()
@@ -131,7 +141,9 @@ class FactGraph(nn.Module):
     def forward(self, items_ND: Tensor, facts: Facts) -> Tensor:
         """Vectors of the items' facts."""
         walk = self.walk(facts)
-        hidden_XD = self.entities(walk.entities_X) * walk.own_X[:, None] + spread(walk.enter, self.enter(items_ND))
+        hidden_XD = self.entities(walk.entities_X) * walk.own_X[:, None] + spread(
+            walk.enter, self.enter(items_ND)
+        )
         hidden_XD = self.dropout(hidden_XD)
         total_XD = torch.zeros_like(hidden_XD)
         for depth, relations in enumerate(self.relations):
@@ -161,7 +173,9 @@ class DiagonalRelations(nn.Module):
 
 
 class BasisRelations(nn.Module):
-    """One matrix per kind of edge, W_r = Σ_b c_rb V_b: kinds with few edges learn from the others."""
+    """One matrix per kind of edge, W_r = Σ_b c_rb V_b: kinds with few edges learn from the
+    others.
+    """
 
     def __init__(self, kinds: int, width: int, bases: int) -> None:
         super().__init__()
@@ -187,15 +201,21 @@ class Hops:
     scatter: Adjacency  # [X, P]
 
     @staticmethod
-    def of(source_E: Tensor, kind_E: Tensor, end_E: Tensor, num_kinds: int, num_entities: int) -> Hops:
+    def of(
+        source_E: Tensor, kind_E: Tensor, end_E: Tensor, num_kinds: int, num_entities: int
+    ) -> Hops:
         """Build a hop from edges."""
-        pair_P, pair_E, count_P = torch.unique(end_E * num_kinds + kind_E, return_inverse=True, return_counts=True)
+        pair_P, pair_E, count_P = torch.unique(
+            end_E * num_kinds + kind_E, return_inverse=True, return_counts=True
+        )
         end_P, kind_P = pair_P // num_kinds, pair_P % num_kinds
         kinds_X = torch.bincount(end_P, minlength=num_entities).to(torch.float32)
         shape = (len(pair_P), num_entities)
         gather = adjacency(pair_E, source_E, count_P.to(torch.float32).reciprocal()[pair_E], shape)
         places_P = torch.arange(len(pair_P), device=pair_P.device)
-        return Hops(gather, kind_P, adjacency(end_P, places_P, kinds_X[end_P].reciprocal(), shape[::-1]))
+        return Hops(
+            gather, kind_P, adjacency(end_P, places_P, kinds_X[end_P].reciprocal(), shape[::-1])
+        )
 
 
 class Walk:
@@ -207,7 +227,9 @@ class Walk:
 
     def __init__(self, facts: Facts, min_degree: int) -> None:
         num_kinds = 2 * facts.num_relations
-        is_item = torch.bincount(facts.entity_N.clamp(min=0), facts.entity_N >= 0, facts.num_entities) > 0
+        is_item = (
+            torch.bincount(facts.entity_N.clamp(min=0), facts.entity_N >= 0, facts.num_entities) > 0
+        )
         head_F, relation_F, tail_F = facts.head_F, facts.relation_F, facts.tail_F
         kept = is_item | (_degree(facts) >= min_degree)
         kept_F = kept[head_F] & kept[tail_F]
@@ -234,7 +256,10 @@ class Walk:
 
 def _degree(facts: Facts) -> Tensor:
     """Number of distinct neighbours of each entity."""
-    low_F, high_F = torch.minimum(facts.head_F, facts.tail_F), torch.maximum(facts.head_F, facts.tail_F)
+    low_F, high_F = (
+        torch.minimum(facts.head_F, facts.tail_F),
+        torch.maximum(facts.head_F, facts.tail_F),
+    )
     pair = torch.unique((low_F * facts.num_entities + high_F)[low_F != high_F])
     ends = torch.cat([pair // facts.num_entities, pair % facts.num_entities])
     return torch.bincount(ends, minlength=facts.num_entities)

@@ -24,23 +24,39 @@ class KnowledgeConfig(GranularityConfig):
     conv: Literal["light", "rgcn"] = Field(
         "light", description="light: a relation is a diagonal; rgcn: a sum of shared matrices"
     )
-    layers: int = Field(2, ge=1, description="number of hops; 2 reach the items that share an entity")
+    layers: int = Field(
+        2, ge=1, description="number of hops; 2 reach the items that share an entity"
+    )
     bases: int = Field(4, ge=1, description="number of shared matrices of rgcn")
     refine: bool = Field(True, description="add the facts to the item vectors too")
-    min_degree: int = Field(2, ge=1, description="leave out entities (not items) with fewer neighbours")
+    min_degree: int = Field(
+        2, ge=1, description="leave out entities (not items) with fewer neighbours"
+    )
     fit: Literal["training", "counts"] = Field(
         "training",
-        description="counts: facts of the history compared with those of all events; keys conv to init_std "
-        "have no effect",
+        description=(
+            "counts: facts of the history compared with those of all events; keys conv to init_std "
+            "have no effect"
+        ),
     )
     smoothing: float = Field(
-        20.0, gt=0, description="prior strength in events: larger values pull a user towards the average (counts)"
+        20.0,
+        gt=0,
+        description=(
+            "prior strength in events: larger values pull a user towards the average (counts)"
+        ),
     )
-    max_entities: int = Field(1024, ge=1, description="number of entities counted, those with most events (counts)")
+    max_entities: int = Field(
+        1024, ge=1, description="number of entities counted, those with most events (counts)"
+    )
     heads: int = Field(1, ge=1, description="number of attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in training")
-    input_dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the entity vectors that the graph reads")
-    init_std: float = Field(0.02, gt=0, description="standard deviation of the initial entity vectors")
+    input_dropout: float = Field(
+        0.1, ge=0, lt=1, description="dropout of the entity vectors that the graph reads"
+    )
+    init_std: float = Field(
+        0.02, gt=0, description="standard deviation of the initial entity vectors"
+    )
 
     @property
     def target(self) -> str:
@@ -51,8 +67,9 @@ class KnowledgeConfig(GranularityConfig):
         """The dataset must have facts."""
         if not sizes.inputs.get(self.signal, {}).get("relations"):
             raise ConfigError(
-                "model.granularities.knowledge needs facts about items, but this dataset has none; disable it, give "
-                "the source a table of knowledge with items.entity_id, or name columns in data.knowledge.item_columns"
+                "model.granularities.knowledge needs facts about items, but this dataset has none;"
+                " disable it, give the source a table of knowledge with items.entity_id, or name"
+                " columns in data.knowledge.item_columns"
             )
 
     def estimate(self, work: Workload) -> Estimate:
@@ -61,5 +78,7 @@ class KnowledgeConfig(GranularityConfig):
         if self.by_counts:
             return Estimate(layers=0.0, holds_events=True, graph=graph)
         nodes = work.data.items + work.data.entities
-        step = work.queries * work.width * FLOAT * 8 + nodes * work.width * FLOAT * 2 * (self.layers + 2)
+        step = work.queries * work.width * FLOAT * 8 + nodes * work.width * FLOAT * 2 * (
+            self.layers + 2
+        )
         return Estimate(parameters=work.data.entities * work.width, graph=graph, step=step)

@@ -62,7 +62,9 @@ class Media(Granularity):
     reads_events = False
 
     @classmethod
-    def size(cls, section: MediaConfig, dataset: PreparedDataset, through: Split) -> list[list[Any]]:
+    def size(
+        cls, section: MediaConfig, dataset: PreparedDataset, through: Split
+    ) -> list[list[Any]]:
         """Return name and width of every medium, sorted by name."""
         media = dataset.manifest.media
         return [[name, int(media[name]["dimension"])] for name in sorted(dataset.media_names)]
@@ -80,7 +82,9 @@ class Media(Granularity):
         cuts.
         """
         names = [name for name, _ in sizes.inputs["media"]]
-        return MediaVectors(tuple(torch.from_numpy(dataset.media_vectors(name).copy()) for name in names))
+        return MediaVectors(
+            tuple(torch.from_numpy(dataset.media_vectors(name).copy()) for name in names)
+        )
 
     def __init__(self, config: MediaConfig, sizes: ModelSizes) -> None:
         super().__init__()
@@ -152,7 +156,9 @@ class Looks(nn.Module):
     @property
     def is_fitted(self) -> bool:
         """Whether the whitening is fitted."""
-        return any(bool(axes.any()) for name, axes in self.named_buffers() if name.startswith("axes"))
+        return any(
+            bool(axes.any()) for name, axes in self.named_buffers() if name.startswith("axes")
+        )
 
     @torch.no_grad()
     def whiten(self, media: MediaVectors) -> None:

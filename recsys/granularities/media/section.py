@@ -23,11 +23,16 @@ class MediaConfig(GranularityConfig):
     per_user: ClassVar[bool] = True
 
     weight: float = Field(
-        0.2, ge=0, le=1, description="λ, as above; larger values cost quality where media are not predictive"
+        0.2,
+        ge=0,
+        le=1,
+        description="λ, as above; larger values cost quality where media are not predictive",
     )
     refine: bool = Field(True, description="add the media to the item vectors too")
     whiten: int = Field(
-        256, ge=0, description="number of principal directions of a medium that are whitened; 0: centre only"
+        256,
+        ge=0,
+        description="number of principal directions of a medium that are whitened; 0: centre only",
     )
     heads: int = Field(1, ge=1, description="number of attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in training")
@@ -36,12 +41,16 @@ class MediaConfig(GranularityConfig):
         """Media must be configured in ``data.media``."""
         data = config.data
         if not (data.media.columns or data.media.images.column or data.source.kind == "synthetic"):
-            yield f"{where} needs data.media.columns or data.media.images; name columns of items there, or disable it"
+            yield (
+                f"{where} needs data.media.columns or data.media.images; name columns of items"
+                " there, or disable it"
+            )
 
     def check(self, sizes: ModelSizes) -> None:
         """The dataset must have media."""
         if not sizes.inputs.get(self.signal):
             raise ConfigError(
-                "model.granularities.media needs media vectors of items, but this dataset has none; "
-                "disable it, or name columns of items in data.media.columns or data.media.images and prepare again"
+                "model.granularities.media needs media vectors of items, but this dataset has none;"
+                " disable it, or name columns of items in data.media.columns or data.media.images"
+                " and prepare again"
             )

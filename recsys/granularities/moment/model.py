@@ -90,15 +90,25 @@ class Moment(Granularity):
         """Log-odds of the items in every cell, and their popularity."""
         histories = graphs.histories
         assert histories is not None, "reads_histories is set, so build_graphs has them"
-        cells_EX = self.cells(torch.as_tensor(histories.times_E), torch.as_tensor(histories.context_EC)).numpy()
+        cells_EX = self.cells(
+            torch.as_tensor(histories.times_E), torch.as_tensor(histories.context_EC)
+        ).numpy()
         known_EX = cells_EX >= 0
-        pairs_P = cells_EX[known_EX] * graphs.num_items + np.repeat(histories.items_E, known_EX.sum(1))
+        pairs_P = cells_EX[known_EX] * graphs.num_items + np.repeat(
+            histories.items_E, known_EX.sum(1)
+        )
         size = self.num_cells * graphs.num_items
-        counts_GN = torch.as_tensor(np.bincount(pairs_P, minlength=size).reshape(self.num_cells, -1)).float()
-        events_N = torch.as_tensor(np.bincount(histories.items_E, minlength=graphs.num_items)).float()
+        counts_GN = torch.as_tensor(
+            np.bincount(pairs_P, minlength=size).reshape(self.num_cells, -1)
+        ).float()
+        events_N = torch.as_tensor(
+            np.bincount(histories.items_E, minlength=graphs.num_items)
+        ).float()
         share_N = events_N / events_N.sum().clamp(min=1)
         odds_GN = log_odds(counts_GN, counts_GN.sum(1, keepdim=True), share_N, self.smoothing)
-        popularity_N = torch.as_tensor(LogShares.of(histories, graphs.num_items, self.half_life).last_N)
+        popularity_N = torch.as_tensor(
+            LogShares.of(histories, graphs.num_items, self.half_life).last_N
+        )
         vectors_NG = torch.cat([odds_GN, popularity_N[None]]).T.contiguous()
         return {"vectors_NG": vectors_NG.to(items.vectors_SD.device)}
 

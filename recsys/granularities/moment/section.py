@@ -26,8 +26,10 @@ class MomentConfig(GranularityConfig):
 
     query_context: list[str] = Field(
         [],
-        description="categories among data.context known at the time of the request (no column that reveals "
-        "the target)",
+        description=(
+            "categories among data.context known at the time of the request (no column that reveals"
+            " the target)"
+        ),
     )
     half_life: HalfLives = Field(
         ["none", 1.0, 3.0, 7.0, 30.0, 90.0, 365.0],
@@ -35,7 +37,9 @@ class MomentConfig(GranularityConfig):
     )
     smoothing: Annotated[list[Annotated[float, Field(gt=0)]], Several, Field(min_length=1)] = Field(
         [10_000.0, 1_000.0, 100.0],
-        description="α: prior strength in events, pulls an hour towards the average; one or several",
+        description=(
+            "α: prior strength in events, pulls an hour towards the average; one or several"
+        ),
     )
 
     def check(self, sizes: ModelSizes) -> None:
@@ -49,8 +53,8 @@ class MomentConfig(GranularityConfig):
             )
         if not sizes.timed and not self.query_context:
             raise ConfigError(
-                "model.granularities.moment needs times of events, or context in moment.query_context, but this "
-                "dataset has neither; disable it"
+                "model.granularities.moment needs times of events, or context in"
+                " moment.query_context, but this dataset has neither; disable it"
             )
 
     def estimate(self, work: Workload) -> Estimate:

@@ -42,7 +42,9 @@ class Places:
         return any((values[:1] != values).any() for values in known)
 
 
-def found_columns(names: Sequence[str], coordinates: Sequence[str], numbers: Sequence[str]) -> list[list[str]]:
+def found_columns(
+    names: Sequence[str], coordinates: Sequence[str], numbers: Sequence[str]
+) -> list[list[str]]:
     """Return the columns of coordinates, two or none, and those of numbers.
 
     Raises
@@ -55,15 +57,20 @@ def found_columns(names: Sequence[str], coordinates: Sequence[str], numbers: Seq
     """
     if strays := [name for name in (*coordinates, *numbers) if name not in names]:
         raise ConfigError(
-            f"model.granularities.place names {', '.join(strays)}, which the items do not have; there are: "
-            f"{choices(names) or 'none'}"
+            f"model.granularities.place names {', '.join(strays)}, which the items do not have;"
+            f" there are: {choices(names) or 'none'}"
         )
     if len(coordinates) == 1:
-        raise ConfigError("model.granularities.place.coordinates: expected two columns, latitude and longitude")
+        raise ConfigError(
+            "model.granularities.place.coordinates: expected two columns, latitude and longitude"
+        )
     if coordinates:
         return [list(coordinates), list(numbers)]
     lowered = {name.lower(): name for name in names}
-    sides = [next((lowered[name] for name in known if name in lowered), None) for known in (LATITUDES, LONGITUDES)]
+    sides = [
+        next((lowered[name] for name in known if name in lowered), None)
+        for known in (LATITUDES, LONGITUDES)
+    ]
     return [[side for side in sides if side] if all(sides) else [], list(numbers)]
 
 

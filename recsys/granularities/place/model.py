@@ -60,12 +60,16 @@ class Place(Granularity):
     reads_histories = True
 
     @classmethod
-    def size(cls, section: PlaceConfig, dataset: PreparedDataset, through: Split) -> list[list[str]]:
+    def size(
+        cls, section: PlaceConfig, dataset: PreparedDataset, through: Split
+    ) -> list[list[str]]:
         """Names of the columns of coordinates and numbers."""
         return found_columns(dataset.features.column_names, section.coordinates, section.numbers)
 
     @classmethod
-    def build_input(cls, section: PlaceConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Places:
+    def build_input(
+        cls, section: PlaceConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
+    ) -> Places:
         """Coordinates and numbers of the items."""
         return read_places(dataset.features, sizes.inputs["place"])
 
@@ -98,12 +102,20 @@ class Place(Granularity):
         assert graphs.histories is not None, "reads_histories is set, so build_graphs has them"
         counts_N = graphs.degree_N.cpu().numpy()
         shares = LogShares.of(graphs.histories, graphs.num_items, self.config.half_life[0])
-        kernel = Kernel(places, self.config.bandwidths or bandwidths(graphs.histories, places.points_NC))
+        kernel = Kernel(
+            places, self.config.bandwidths or bandwidths(graphs.histories, places.points_NC)
+        )
         weights_F, share = learned(kernel, graphs.histories, shares, self.recency)
         vectors_NM = kernel.factored(weights_F, counts_N + 1, self.config.landmarks)
         vectors_NM = np.concatenate([vectors_NM, share * shares.last_N[:, None]], axis=1)
-        made = {"vectors_NM": vectors_NM.astype(np.float32), "known_N": places.known_N, "weights_F": weights_F}
-        return {name: torch.as_tensor(value).to(items.vectors_SD.device) for name, value in made.items()}
+        made = {
+            "vectors_NM": vectors_NM.astype(np.float32),
+            "known_N": places.known_N,
+            "weights_F": weights_F,
+        }
+        return {
+            name: torch.as_tensor(value).to(items.vectors_SD.device) for name, value in made.items()
+        }
 
     def own_items(self, state: State) -> Tensor:
         """Factors of the kernel, and popularity."""
@@ -137,7 +149,9 @@ class Kernel:
         found = []
         if self.widths:
             points_XC, points_YC = self.places.points_NC[left_X], self.places.points_NC[right_Y]
-            squares_XY = (points_XC**2).sum(1)[:, None] + (points_YC**2).sum(1) - 2 * points_XC @ points_YC.T
+            squares_XY = (
+                (points_XC**2).sum(1)[:, None] + (points_YC**2).sum(1) - 2 * points_XC @ points_YC.T
+            )
             distance_XY = np.sqrt(squares_XY.clip(0))
             found += [np.exp(-distance_XY / width) for width in self.widths]
         for ranks_N in self.places.ranks_NK.T:
@@ -152,13 +166,18 @@ class Kernel:
         most = max(1, min(landmarks, num_items, _MAX_NUMBERS // max(num_items, 1)))
         vectors_NM = np.zeros((num_items, most))
         left_N = np.einsum("f,fn->n", weights_F, self._diagonal())
-        least, random = _LEAST * max(float(left_N.max(initial=0.0)), 1e-30), np.random.default_rng(0)
+        least, random = (
+            _LEAST * max(float(left_N.max(initial=0.0)), 1e-30),
+            np.random.default_rng(0),
+        )
         for place in range(most):
             chance_N = np.where(left_N > least, left_N, 0.0) * importance_N
             if not chance_N.any():
                 return vectors_NM[:, :place]
             pivot = int(random.choice(num_items, p=chance_N / chance_N.sum()))
-            column_N = np.einsum("f,fn->n", weights_F, self.between(everything, np.array([pivot]))[:, :, 0])
+            column_N = np.einsum(
+                "f,fn->n", weights_F, self.between(everything, np.array([pivot]))[:, :, 0]
+            )
             column_N = column_N - vectors_NM[:, :place] @ vectors_NM[pivot, :place]
             vectors_NM[:, place] = column_N / np.sqrt(left_N[pivot])
             left_N = (left_N - vectors_NM[:, place] ** 2).clip(0)
@@ -183,14 +202,19 @@ def bandwidths(histories: Histories, points_NC: Array) -> list[float]:
         return []
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     same_E = rows_E[1:] == rows_E[:-1]
-    before, after = points_NC[histories.items_E[:-1][same_E]], points_NC[histories.items_E[1:][same_E]]
+    before, after = (
+        points_NC[histories.items_E[:-1][same_E]],
+        points_NC[histories.items_E[1:][same_E]],
+    )
     distance_E = np.sqrt(((before - after) ** 2).sum(1))
     distance_E = distance_E[distance_E > 1e-3]
     found = np.quantile(distance_E, _QUANTILES) if len(distance_E) else np.ones(1)
     return [float(width) for width in np.unique(found.round(3)) if width > 0] or [1.0]
 
 
-def learned(kernel: Kernel, histories: Histories, shares: LogShares, recency: float) -> tuple[Array, float]:
+def learned(
+    kernel: Kernel, histories: Histories, shares: LogShares, recency: float
+) -> tuple[Array, float]:
     """θ and η [F], and γ, by the likelihood of events given earlier ones; equal weights if there is
     nothing to learn from.
     """
@@ -239,5 +263,7 @@ def learned(kernel: Kernel, histories: Histories, shares: LogShares, recency: fl
         return float(value), slope_F / len(own) + 2 * _RIDGE * theta_F
 
     start_F = np.ones(num_kernels + 1)
-    found = minimize(loss, start_F, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * len(start_F))
+    found = minimize(
+        loss, start_F, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * len(start_F)
+    )
     return found.x[:-1], float(found.x[-1])

@@ -45,7 +45,9 @@ _MOST_EVENTS: Final = 2**21  # events stored for requests in the past: 32 MB
 
 
 class Popularity(Granularity):
-    """A closed-form member with its own item vectors; present except before the first stored time."""
+    """A closed-form member with its own item vectors; present except before the first stored
+    time.
+    """
 
     personal = False
     fitted = True
@@ -53,7 +55,11 @@ class Popularity(Granularity):
 
     def __init__(self, config: PopularityConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        self.half_life, self.counts, self.moments = config.half_life[0], config.counts[0], config.moments
+        self.half_life, self.counts, self.moments = (
+            config.half_life[0],
+            config.counts[0],
+            config.moments,
+        )
         self.rest, self.always_last = config.rest[0], config.as_of[0] == "last"
         self.corrects = sizes.timed and not self.always_last
         self.targets_alone = config.types[0] == "targets"
@@ -69,7 +75,10 @@ class Popularity(Granularity):
             counts_N = graphs.degree_N.cpu().numpy()
             if histories is not None and self.targets_alone:
                 counts_N = np.bincount(distinct_items(histories, num_items), minlength=num_items)
-            table_NT, moments_T = log_share(counts_N, counts_N, self.rest)[:, None], np.zeros(1, dtype=np.int64)
+            table_NT, moments_T = (
+                log_share(counts_N, counts_N, self.rest)[:, None],
+                np.zeros(1, dtype=np.int64),
+            )
         else:
             found = counted(histories, num_items, self.counts)
             most = max(1, min(self.moments, MOST_NUMBERS // max(num_items, 1)))
@@ -90,7 +99,9 @@ class Popularity(Granularity):
         places_B = self._places(batch, state)
         present_B = places_B >= 0
         z_BT = torch.zeros(len(batch), len(state["moments_T"]), device=places_B.device)
-        z_BT[torch.arange(len(batch), device=places_B.device), places_B.clamp(min=0)] = present_B.float()
+        z_BT[torch.arange(len(batch), device=places_B.device), places_B.clamp(min=0)] = (
+            present_B.float()
+        )
         return z_BT, present_B
 
     def _places(self, batch: Batch, state: State) -> Tensor:
@@ -104,18 +115,26 @@ class Popularity(Granularity):
         """Events between the stored time and the request."""
         if "times_E" not in state:
             return SparseScores.nothing(state["table_NT"].device)
-        places_B, times_E, asked_B = self._places(batch, state), state["times_E"], batch.asked_at_B.contiguous()
+        places_B, times_E, asked_B = (
+            self._places(batch, state),
+            state["times_E"],
+            batch.asked_at_B.contiguous(),
+        )
         moments_B = state["moments_T"][places_B.clamp(min=0)]
         starts_B = torch.searchsorted(times_E, moments_B, right=True)
         counts_B = (torch.searchsorted(times_E, asked_B) - starts_B).clamp(min=0) * (places_B >= 0)
         rows_P = torch.repeat_interleave(torch.arange(len(batch), device=counts_B.device), counts_B)
         before_B = counts_B.cumsum(0) - counts_B
         events_P = torch.arange(len(rows_P), device=rows_P.device) + (starts_B - before_B)[rows_P]
-        new = SparseScores.of(rows_P, state["items_E"][events_P], self._fading(asked_B[rows_P] - times_E[events_P]))
+        new = SparseScores.of(
+            rows_P, state["items_E"][events_P], self._fading(asked_B[rows_P] - times_E[events_P])
+        )
         known_B = state["sums_T"][places_B.clamp(min=0)] * self._fading(asked_B - moments_B)
         share_P = state["table_NT"][new.items_P, places_B[new.rows_P]].double().exp()
         known_P = (share_P * known_B[new.rows_P]).clamp(min=1e-30)
-        return SparseScores(new.rows_P, new.items_P, torch.log1p((1 - self.rest) * new.values_P / known_P).float())
+        return SparseScores(
+            new.rows_P, new.items_P, torch.log1p((1 - self.rest) * new.values_P / known_P).float()
+        )
 
     def _fading(self, seconds: Tensor) -> Tensor:
         """Weight of an event after so many seconds, float64."""

@@ -22,28 +22,48 @@ class PopularityConfig(GranularityConfig):
     smaller: ClassVar[str] = "moments"
 
     half_life: HalfLives = Field(
-        ["none", 1.0, 3.0, 7.0, 30.0, 90.0, 365.0], description="half-life of an event's weight in days; one or several"
+        ["none", 1.0, 3.0, 7.0, 30.0, 90.0, 365.0],
+        description="half-life of an event's weight in days; one or several",
     )
-    counts: Annotated[list[Literal["users", "events", "all"]], Several, Field(min_length=1)] = Field(
-        ["users", "events", "all"],
-        description="what counts per user and item: users: the first event; events: one per day; all; one or several",
+    counts: Annotated[list[Literal["users", "events", "all"]], Several, Field(min_length=1)] = (
+        Field(
+            ["users", "events", "all"],
+            description=(
+                "what counts per user and item: users: the first event; events: one per day; all;"
+                " one or several"
+            ),
+        )
     )
     types: Types = Field(
-        ["all", "targets"], description="events that count: all, or only those of predicted types; one or both"
+        ["all", "targets"],
+        description="events that count: all, or only those of predicted types; one or both",
     )
-    rest: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Several, Field(min_length=1)] = Field(
-        [0.1, 0.001], description="ρ, the share of all-time counts next to recent ones; one or several"
+    rest: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Several, Field(min_length=1)] = (
+        Field(
+            [0.1, 0.001],
+            description="ρ, the share of all-time counts next to recent ones; one or several",
+        )
     )
     as_of: Annotated[list[Literal["question", "last"]], Several, Field(min_length=1)] = Field(
         ["question", "last"],
-        description="question: counts before the request; last: counts of all events, as in a served model; on a "
-        "leave-last split these are partly from after the request",
+        description=(
+            "question: counts before the request; last: counts of all events, as in a served model;"
+            " on a leave-last split these are partly from after the request"
+        ),
     )
-    moments: int = Field(256, ge=1, description="number of times at which counts are stored, for requests in the past")
+    moments: int = Field(
+        256,
+        ge=1,
+        description="number of times at which counts are stored, for requests in the past",
+    )
 
     def open_on(self, sizes: Any) -> list[str]:
         """Keys that validation chooses; without times there is one stored time."""
-        return [key for key in super().open_on(sizes) if sizes.timed or key not in ("counts", "rest", "as_of")]
+        return [
+            key
+            for key in super().open_on(sizes)
+            if sizes.timed or key not in ("counts", "rest", "as_of")
+        ]
 
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the table of counts, and of the events in order."""

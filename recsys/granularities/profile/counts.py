@@ -61,7 +61,9 @@ class ProfileCounts(Granularity):
     keeps_size = True
 
     @classmethod
-    def size(cls, section: ProfileConfig, dataset: PreparedDataset, through: Split) -> dict[str, Any]:
+    def size(
+        cls, section: ProfileConfig, dataset: PreparedDataset, through: Split
+    ) -> dict[str, Any]:
         """The encoding of attributes."""
         return profile_encoding(section, dataset, through).to_json()
 
@@ -103,7 +105,11 @@ class ProfileCounts(Granularity):
         odds_GN = log_odds(counts_GN, counts_GN.sum(1, keepdim=True), share_N, self.smoothing)
         popularity_N = ((graphs.degree_N + 1) / (graphs.degree_N.sum() + graphs.num_items)).log()
         vectors_NG = torch.cat([odds_GN, popularity_N[None]]).T.contiguous()
-        return {"vectors_NG": vectors_NG.to(device), "codes_VS": users.codes_XS, "values_VM": users.values_XM}
+        return {
+            "vectors_NG": vectors_NG.to(device),
+            "codes_VS": users.codes_XS,
+            "values_VM": users.values_XM,
+        }
 
     def own_items(self, state: State) -> Tensor:
         """Log-odds of the items in every cell."""
@@ -125,16 +131,18 @@ class Cells:
         names = [field.name for field in fields]
         if unknown := sorted({name for cross in crosses for name in cross} - {*names}):
             raise ConfigError(
-                f"model.granularities.profile.crosses names {', '.join(unknown)}, not among the fields of users: "
-                f"{choices(names)}"
+                f"model.granularities.profile.crosses names {', '.join(unknown)}, not among the"
+                f" fields of users: {choices(names)}"
             )
-        self.crosses = [[names.index(name) for name in cross] for cross in crosses] or [[k] for k in range(len(names))]
+        self.crosses = [[names.index(name) for name in cross] for cross in crosses] or [
+            [k] for k in range(len(names))
+        ]
         sizes = [_num_values(field) for field in fields]
         num_cells = sum(int(np.prod([sizes[place] for place in cross])) for cross in self.crosses)
         if num_cells > _MAX_CELLS:
             raise ConfigError(
-                f"model.granularities.profile.crosses makes {num_cells:,} cells, at most {_MAX_CELLS:,}; cross "
-                "fewer fields, or reduce bins or max_categories"
+                f"model.granularities.profile.crosses makes {num_cells:,} cells, at most"
+                f" {_MAX_CELLS:,}; cross fewer fields, or reduce bins or max_categories"
             )
 
     def __call__(self, rows: AttributeRows) -> Tensor:
@@ -142,9 +150,13 @@ class Cells:
         numbers = [field.name for field in self.fields if field.kind == "number"]
         shares = []
         for field, span in zip(self.fields, spans_of(self.fields), strict=True):
-            values_X = rows.values_XM[:, numbers.index(field.name)] if field.kind == "number" else None
+            values_X = (
+                rows.values_XM[:, numbers.index(field.name)] if field.kind == "number" else None
+            )
             shares.append(_shares(field, rows.codes_XS[:, span].long(), values_X))
-        return torch.cat([reduce(_product, [shares[place] for place in cross]) for cross in self.crosses], dim=1)
+        return torch.cat(
+            [reduce(_product, [shares[place] for place in cross]) for cross in self.crosses], dim=1
+        )
 
 
 def _knots(field: Field) -> Array:

@@ -11,7 +11,9 @@ from recsys.granularities.base import ModelSizes
 from recsys.granularities.profile.section import ProfileConfig
 
 
-def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: Split) -> ProfileEncoding:
+def profile_encoding(
+    config: ProfileConfig, dataset: PreparedDataset, through: Split
+) -> ProfileEncoding:
     """Fit vocabularies and statistics on the users and items that have events through a split.
 
     Raises
@@ -22,7 +24,11 @@ def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: S
     from recsys.preparation.items import TEXT  # imports Ray, which serving must not load
 
     users = FieldFitter(
-        dataset.user_features, dataset.active_users_V(through), config, "user_fields", (schema.USER_ID,)
+        dataset.user_features,
+        dataset.active_users_V(through),
+        config,
+        "user_fields",
+        (schema.USER_ID,),
     )
     items = FieldFitter(
         dataset.features,
@@ -34,8 +40,9 @@ def profile_encoding(config: ProfileConfig, dataset: PreparedDataset, through: S
     strays = sorted({*config.numeric, *config.categorical} - {*users.columns, *items.columns})
     if strays:
         raise ConfigError(
-            f"model.granularities.profile: numeric and categorical name {', '.join(strays)}; columns of users: "
-            f"{choices(users.columns) or 'none'}; of items: {choices(items.columns) or 'none'}"
+            f"model.granularities.profile: numeric and categorical name {', '.join(strays)};"
+            f" columns of users: {choices(users.columns) or 'none'}; of items:"
+            f" {choices(items.columns) or 'none'}"
         )
     return ProfileEncoding(users.fit(), items.fit())
 
@@ -53,6 +60,9 @@ def encoded_attributes(sizes: ModelSizes, dataset: PreparedDataset) -> Profiles 
         return None
     users, items = (
         encode_table(table, fields)
-        for table, fields in ((dataset.user_features, encoding.users), (dataset.features, encoding.items))
+        for table, fields in (
+            (dataset.user_features, encoding.users),
+            (dataset.features, encoding.items),
+        )
     )
     return Profiles(users, items)

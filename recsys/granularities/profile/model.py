@@ -25,7 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recsys.data.attributes import FIRST_KNOWN, MISSING, NOT_GIVEN, PADDING, AttributeRows, Field, Profiles
+from recsys.data.attributes import (
+    FIRST_KNOWN,
+    MISSING,
+    NOT_GIVEN,
+    PADDING,
+    AttributeRows,
+    Field,
+    Profiles,
+)
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
@@ -40,7 +48,11 @@ class CrossLayer(nn.Module):
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
         full = nn.Linear(width, width)
-        self.weight = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width)) if rank else full
+        self.weight = (
+            nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
+            if rank
+            else full
+        )
 
     def forward(self, first_XE: Tensor, inner_XE: Tensor) -> Tensor:
         """One layer: [X, E]."""
@@ -49,7 +61,9 @@ class CrossLayer(nn.Module):
 
 
 class FieldCross(nn.Module):
-    """Encoded rows → vectors [X, D] and whether any field is known [X]; vectors are zero elsewhere."""
+    """Encoded rows → vectors [X, D] and whether any field is known [X]; vectors are zero
+    elsewhere.
+    """
 
     def __init__(self, fields: Sequence[Field], config: ProfileConfig, width: int) -> None:
         super().__init__()
@@ -59,7 +73,8 @@ class FieldCross(nn.Module):
         self.hide = config.dropout
         # codes are shifted by one: row 0 is padding, which a mean leaves out
         self.tables = nn.ModuleList(
-            nn.EmbeddingBag(field.num_codes + 1, size, mode="mean", padding_idx=0) for field in fields
+            nn.EmbeddingBag(field.num_codes + 1, size, mode="mean", padding_idx=0)
+            for field in fields
         )
         for table in self.tables:
             assert isinstance(table, nn.EmbeddingBag)
@@ -75,9 +90,13 @@ class FieldCross(nn.Module):
         """Vectors of the rows, and whether any field is known."""
         rows = self._hidden(rows) if self.training and self.hide else rows
         codes_XS = rows.codes_XS.long() + 1
-        embedded = [table(codes_XS[:, span]) for table, span in zip(self.tables, self.spans, strict=True)]
+        embedded = [
+            table(codes_XS[:, span]) for table, span in zip(self.tables, self.spans, strict=True)
+        ]
         for number, place in enumerate(self.numbers):
-            embedded[place] = embedded[place] + rows.values_XM[:, number, None] * self.directions[number]
+            embedded[place] = (
+                embedded[place] + rows.values_XM[:, number, None] * self.directions[number]
+            )
         first_XE = inner_XE = torch.cat(embedded, dim=1)
         for layer in self.layers:
             inner_XE = layer(first_XE, inner_XE)
@@ -111,7 +130,9 @@ class Profile(Granularity):
     keeps_size = True
 
     @classmethod
-    def size(cls, section: ProfileConfig, dataset: PreparedDataset, through: Split) -> dict[str, Any]:
+    def size(
+        cls, section: ProfileConfig, dataset: PreparedDataset, through: Split
+    ) -> dict[str, Any]:
         """The encoding of attributes."""
         return profile_encoding(section, dataset, through).to_json()
 
@@ -164,7 +185,9 @@ class Profile(Granularity):
         """User vectors from attributes, and where any field is known."""
         if self.users is None:
             size, device = batch.rows_B.shape[0], batch.users_U.device
-            return torch.zeros(size, self.width, device=device), torch.zeros(size, dtype=torch.bool, device=device)
+            return torch.zeros(size, self.width, device=device), torch.zeros(
+                size, dtype=torch.bool, device=device
+            )
         z_UD, present_U = self.users(known_rows(batch, state, self.fields))
         return z_UD[batch.rows_B], present_U[batch.rows_B]
 
@@ -192,7 +215,9 @@ def known_rows(batch: Batch, state: State, fields: Sequence[Field]) -> Attribute
     if given is None:
         return stored
     is_given_US = given.codes_XS != NOT_GIVEN
-    is_number = [start for start, field in zip(first, fields, strict=True) if field.kind == "number"]
+    is_number = [
+        start for start, field in zip(first, fields, strict=True) if field.kind == "number"
+    ]
     return replace(
         stored,
         codes_XS=torch.where(is_given_US, given.codes_XS, stored.codes_XS),

@@ -24,40 +24,64 @@ class ProfileConfig(GranularityConfig):
     effort: ClassVar[float] = 0.6
 
     weight: float = Field(
-        0.1, ge=0, le=1, description="λ, as above; with larger values a model memorises users of small datasets"
+        0.1,
+        ge=0,
+        le=1,
+        description="λ, as above; with larger values a model memorises users of small datasets",
     )
-    user_fields: list[str] | None = Field(None, description="columns of users; null: all usable ones")
-    item_fields: list[str] | None = Field(None, description="columns of items; null: all usable ones")
+    user_fields: list[str] | None = Field(
+        None, description="columns of users; null: all usable ones"
+    )
+    item_fields: list[str] | None = Field(
+        None, description="columns of items; null: all usable ones"
+    )
     numeric: list[str] = Field([], description="text fields that contain numbers, e.g. age")
     categorical: list[str] = Field([], description="number fields that are categories")
-    min_frequency: int = Field(2, ge=1, description="smallest number of rows of a category; rarer ones are unknown")
+    min_frequency: int = Field(
+        2, ge=1, description="smallest number of rows of a category; rarer ones are unknown"
+    )
     max_categories: int = Field(
-        10_000, ge=1, description="largest number of categories of a field; the most frequent ones stay"
+        10_000,
+        ge=1,
+        description="largest number of categories of a field; the most frequent ones stay",
     )
     max_members: int = Field(16, ge=1, description="number of list members that are read")
-    bins: int = Field(8, ge=0, description="quantile bins of a number, so that its crosses can be learned; 0: none")
+    bins: int = Field(
+        8,
+        ge=0,
+        description="quantile bins of a number, so that its crosses can be learned; 0: none",
+    )
     fit: Literal["training", "counts"] = Field(
         "training",
-        description="counts: what users with the same attributes chose; item_fields and the keys from "
-        "field_width have no effect",
+        description=(
+            "counts: what users with the same attributes chose; item_fields and the keys from "
+            "field_width have no effect"
+        ),
     )
     crosses: list[Annotated[list[str], Field(min_length=1)]] = Field(
-        [], description="user fields to cross, e.g. [[age, gender]]; empty: each field alone (counts)"
+        [],
+        description="user fields to cross, e.g. [[age, gender]]; empty: each field alone (counts)",
     )
     smoothing: float = Field(
-        1000.0, gt=0, description="prior strength in events: pulls a cell towards the average (counts)"
+        1000.0,
+        gt=0,
+        description="prior strength in events: pulls a cell towards the average (counts)",
     )
     field_width: int = Field(16, ge=1, description="width of a field's vector")
     layers: int = Field(2, ge=0, description="cross layers; 0: no crosses")
     rank: int = Field(0, ge=0, description="rank of the cross matrices; 0: full")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of fields set to missing in a step")
-    init_std: float = Field(0.3, gt=0, description="standard deviation of the initial attribute vectors")
+    init_std: float = Field(
+        0.3, gt=0, description="standard deviation of the initial attribute vectors"
+    )
 
     @model_validator(mode="after")
     def _one_reading(self) -> ProfileConfig:
         both = sorted({*self.numeric} & {*self.categorical})
         if both:
-            raise ValueError(f"{', '.join(both)}: in numeric and in categorical; remove it from one")
+            raise ValueError(
+                f"{', '.join(both)}: in numeric and in categorical; remove it from one"
+            )
         return self
 
     @model_validator(mode="after")
@@ -80,12 +104,13 @@ class ProfileConfig(GranularityConfig):
         if self.by_counts:
             if not fields["users"]:
                 raise ConfigError(
-                    "model.granularities.profile.fit counts needs attributes of users, but there is no usable column; "
-                    "add a table of users (data.source), name columns in user_fields, or disable the granularity"
+                    "model.granularities.profile.fit counts needs attributes of users, but there is"
+                    " no usable column; add a table of users (data.source), name columns in"
+                    " user_fields, or disable the granularity"
                 )
         elif not (fields["users"] or fields["items"]):
             raise ConfigError(
-                "model.granularities.profile needs attributes, but neither users nor items have a usable column; "
-                "add a table of users or items with attributes (data.source), name columns in user_fields and "
-                "item_fields, or disable the granularity"
+                "model.granularities.profile needs attributes, but neither users nor items have a"
+                " usable column; add a table of users or items with attributes (data.source), name"
+                " columns in user_fields and item_fields, or disable the granularity"
             )

@@ -20,7 +20,13 @@ from recsys.granularities.repeat.habits import ItemHabits, Pairs, log_odds, repe
 PRIOR_GAPS: Final = 2.0  # prior strength: number of intervals taken from the item's average
 _QUANTILES: Final = (0.25, 0.5, 0.75)
 _RANGE: Final = (0.001, 0.999)
-PRODUCTS: Final = (("count", "seconds"), ("count", "due"), ("count", "steps"), ("count", "odds"), ("rate", "odds"))
+PRODUCTS: Final = (
+    ("count", "seconds"),
+    ("count", "due"),
+    ("count", "steps"),
+    ("count", "odds"),
+    ("rate", "odds"),
+)
 NAMES: Final = (
     "count",  # number of baskets with the item
     "rate",  # share of such baskets since the first
@@ -38,7 +44,11 @@ NAMES: Final = (
 
 
 def raw_numbers(
-    pairs: Pairs, asked_at_U: Array, habits: ItemHabits, smoothing: float, own: tuple[Pairs, Array] | None = None
+    pairs: Pairs,
+    asked_at_U: Array,
+    habits: ItemHabits,
+    smoothing: float,
+    own: tuple[Pairs, Array] | None = None,
 ) -> Array:
     """Return the raw numbers of every pair [P, X]; NaN where unknown.
 
@@ -69,7 +79,10 @@ def raw_numbers(
         whole, rows_U = own
         place_P = np.searchsorted(whole.keys_P, rows_U[rows_P] * 2**32 + items_P)
         own_repeats, own_occasions = repeats_and_occasions(whole)
-        repeats_P, occasions_P = repeats_P - own_repeats[place_P], occasions_P - own_occasions[place_P]
+        repeats_P, occasions_P = (
+            repeats_P - own_repeats[place_P],
+            occasions_P - own_occasions[place_P],
+        )
     share_P = (repeats_P + smoothing * habits.share) / (occasions_P + smoothing)
     expected_P = _shrunk(pairs.log_gap_P, pairs.gaps_P, habits.log_gap_N[items_P])
     follows_P = np.maximum(pairs.times_had_P - 1, 0)
@@ -99,7 +112,9 @@ def _user_habit(pairs: Pairs, share: float) -> Array:
     """Log-odds that a user repeats an item on an occasion: [U]."""
     repeats_P, occasions_P = repeats_and_occasions(pairs)
     size = len(pairs.num_baskets_U)
-    repeats_U, occasions_U = (np.bincount(pairs.rows_P, v, minlength=size) for v in (repeats_P, occasions_P))
+    repeats_U, occasions_U = (
+        np.bincount(pairs.rows_P, v, minlength=size) for v in (repeats_P, occasions_P)
+    )
     return log_odds((repeats_U + 20.0 * share) / (occasions_U + 20.0))
 
 
@@ -140,9 +155,16 @@ class Basis:
         cut_PX = np.where(np.isnan(raw_PX), self.mean_X, np.clip(raw_PX, self.low_X, self.high_X))
         hinges_PXQ = np.maximum(cut_PX[:, :, None] - self.knots_XQ, 0.0)
         centred_PX = cut_PX - self.mean_X
-        products = [centred_PX[:, NAMES.index(a)] * centred_PX[:, NAMES.index(b)] for a, b in PRODUCTS]
+        products = [
+            centred_PX[:, NAMES.index(a)] * centred_PX[:, NAMES.index(b)] for a, b in PRODUCTS
+        ]
         return np.concatenate(
-            [cut_PX, hinges_PXQ.reshape(len(cut_PX), self.knots_XQ.size), np.stack(products, axis=1)], axis=1
+            [
+                cut_PX,
+                hinges_PXQ.reshape(len(cut_PX), self.knots_XQ.size),
+                np.stack(products, axis=1),
+            ],
+            axis=1,
         )
 
     def features(self, raw_PX: Array) -> Array:

@@ -66,7 +66,11 @@ def pairs_of(histories: Histories, is_target_T: Array) -> Pairs:
     first_P, last_P, last_time_P = (np.zeros(size, dtype=np.int64) for _ in range(3))
     first_P[place_X[::-1]] = basket_X[::-1]
     last_P[place_X], last_time_P[place_X] = basket_X, time_X
-    is_target_X = is_target_T[histories.types_E[order_E]] if len(is_target_T) else np.ones(len(order_E), dtype=bool)
+    is_target_X = (
+        is_target_T[histories.types_E[order_E]]
+        if len(is_target_T)
+        else np.ones(len(order_E), dtype=bool)
+    )
     others_P = np.bincount(place_X[~is_target_X], minlength=size)
     place_X, basket_X, time_X = place_X[is_target_X], basket_X[is_target_X], time_X[is_target_X]
     is_new_X = np.ones(len(place_X), dtype=bool)  # first event of a pair in a basket
@@ -130,7 +134,13 @@ class ItemHabits:
         items_P = pairs.items_P
         repeats_N, occasions_N, gaps_N, log_gap_N, log_steps_N = (
             np.bincount(items_P, values_P, minlength=num_items).astype(np.float64)
-            for values_P in (repeats_P, occasions_P, pairs.gaps_P, pairs.log_gap_P, pairs.log_steps_P)
+            for values_P in (
+                repeats_P,
+                occasions_P,
+                pairs.gaps_P,
+                pairs.log_gap_P,
+                pairs.log_steps_P,
+            )
         )
         follows_N = np.bincount(items_P, np.maximum(pairs.times_had_P - 1, 0), minlength=num_items)
         share = base_share(repeats_N.sum(), occasions_N.sum())

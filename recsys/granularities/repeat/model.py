@@ -72,7 +72,9 @@ class Repeat(Granularity):
         basis = Basis.of(raw_PX)
         is_next_P = moments.are_next(pairs)
         weights_F = logistic(basis.features(raw_PX), is_next_P)
-        tensors = {name: getattr(habits, name) for name in _HABITS} | {name: getattr(basis, name) for name in _BASIS}
+        tensors = {name: getattr(habits, name) for name in _HABITS} | {
+            name: getattr(basis, name) for name in _BASIS
+        }
         tensors |= {"weights_F": weights_F, "share": habits.share, "is_target_T": is_target_T}
         tensors["mean_chance"] = is_next_P.mean() if len(is_next_P) else 0.5
         device = items.vectors_SD.device
@@ -87,7 +89,9 @@ class Repeat(Granularity):
         assert batch.whole is not None, "evaluation and serving pass uncut histories"
         # views, no copies: a request reads few items
         numbers = {name: tensor.cpu().numpy() for name, tensor in state.items()}
-        habits = ItemHabits(**{name: numbers[name] for name in _HABITS}, share=float(numbers["share"]))
+        habits = ItemHabits(
+            **{name: numbers[name] for name in _HABITS}, share=float(numbers["share"])
+        )
         basis = Basis(**{name: numbers[name] for name in _BASIS})
         pairs = pairs_of(batch.whole.histories, numbers["is_target_T"] > 0)
         raw_PX = raw_numbers(pairs, batch.whole.asked_at_B, habits, self.config.smoothing)
@@ -122,11 +126,19 @@ def logistic(features_PF: Array, is_true_P: Array) -> Array:
     for _ in range(_STEPS):
         chance_P = _sigmoid(features_PF @ weights_F)
         gradient_F = features_PF.T @ (chance_P - is_true_P) + ridge_F * weights_F
-        curvature_FF = (features_PF * (chance_P * (1 - chance_P))[:, None]).T @ features_PF + np.diag(ridge_F + 1e-9)
+        curvature_FF = (
+            features_PF * (chance_P * (1 - chance_P))[:, None]
+        ).T @ features_PF + np.diag(ridge_F + 1e-9)
         step_F, size = np.linalg.solve(curvature_FF, gradient_F), 1.0
-        while (tried := _loss(features_PF, is_true_P, weights_F - size * step_F, ridge_F)) > loss and size > 1e-4:
+        while (
+            tried := _loss(features_PF, is_true_P, weights_F - size * step_F, ridge_F)
+        ) > loss and size > 1e-4:
             size /= 2
-        weights_F, done, loss = weights_F - size * step_F, loss - tried < 1e-10 * max(abs(loss), 1.0), tried
+        weights_F, done, loss = (
+            weights_F - size * step_F,
+            loss - tried < 1e-10 * max(abs(loss), 1.0),
+            tried,
+        )
         if done:
             break
     return weights_F
@@ -134,7 +146,10 @@ def logistic(features_PF: Array, is_true_P: Array) -> Array:
 
 def _loss(features_PF: Array, is_true_P: Array, weights_F: Array, ridge_F: Array) -> float:
     logits_P = features_PF @ weights_F
-    return float((np.logaddexp(0, logits_P) - is_true_P * logits_P).sum() + 0.5 * (ridge_F * weights_F**2).sum())
+    return float(
+        (np.logaddexp(0, logits_P) - is_true_P * logits_P).sum()
+        + 0.5 * (ridge_F * weights_F**2).sum()
+    )
 
 
 def _sigmoid(logits_P: Array) -> Array:

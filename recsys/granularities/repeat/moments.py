@@ -31,7 +31,9 @@ class SampledTimes:
         return np.isin(pairs.keys_P, self.next_keys).astype(np.float64)
 
 
-def sample_times(histories: Histories, is_target_T: Array, max_pairs: int, seed: int = 0) -> SampledTimes:
+def sample_times(
+    histories: Histories, is_target_T: Array, max_pairs: int, seed: int = 0
+) -> SampledTimes:
     """Sample times before random events of target types, each with an earlier event of the same
     user.
 
@@ -43,7 +45,9 @@ def sample_times(histories: Histories, is_target_T: Array, max_pairs: int, seed:
     rows_E = np.repeat(np.arange(len(histories)), lengths_U)
     place_E = np.arange(len(rows_E)) - histories.offsets_U1[rows_E]
     basket_E, _ = baskets(histories)
-    counts_E = is_target_T[histories.types_E] if len(is_target_T) else np.ones(len(rows_E), dtype=bool)
+    counts_E = (
+        is_target_T[histories.types_E] if len(is_target_T) else np.ones(len(rows_E), dtype=bool)
+    )
     events_M = random.permutation(np.flatnonzero(counts_E & (place_E > 0)))
     key_E = rows_E * 2**32 + basket_E
     starts_M = np.searchsorted(key_E, key_E[events_M])
@@ -55,7 +59,9 @@ def sample_times(histories: Histories, is_target_T: Array, max_pairs: int, seed:
     rank_M = np.empty(len(events_M), dtype=np.int64)
     rank_M[order_M] = np.arange(len(events_M)) - np.searchsorted(sorted_rows_M, sorted_rows_M)
     events_M = events_M[rank_M < _A_USER]
-    events_B = np.sort(events_M[np.cumsum(place_E[events_M]) <= max(max_pairs, place_E[events_M[:1]].sum())])
+    events_B = np.sort(
+        events_M[np.cumsum(place_E[events_M]) <= max(max_pairs, place_E[events_M[:1]].sum())]
+    )
     rows_B, seen_B = rows_E[events_B], place_E[events_B]
     taken = histories.take(rows_B)
     places = np.arange(len(taken.items_E)) - np.repeat(taken.offsets_U1[:-1], taken.lengths_U)
@@ -63,6 +69,10 @@ def sample_times(histories: Histories, is_target_T: Array, max_pairs: int, seed:
     ends_B = np.searchsorted(key_E, key_E[events_B], side="right")
     sizes_B = ends_B - events_B
     moments_X = np.repeat(np.arange(len(events_B)), sizes_B)
-    events_X = np.arange(len(moments_X)) + np.repeat(events_B - (np.cumsum(sizes_B) - sizes_B), sizes_B)
-    keys = np.unique(moments_X[counts_E[events_X]] * 2**32 + histories.items_E[events_X][counts_E[events_X]])
+    events_X = np.arange(len(moments_X)) + np.repeat(
+        events_B - (np.cumsum(sizes_B) - sizes_B), sizes_B
+    )
+    keys = np.unique(
+        moments_X[counts_E[events_X]] * 2**32 + histories.items_E[events_X][counts_E[events_X]]
+    )
     return SampledTimes(rows_B, before, histories.times_E[events_B], keys)

@@ -25,10 +25,14 @@ class RepeatConfig(GranularityConfig):
     smaller: ClassVar[str] = "max_pairs"
 
     smoothing: float = Field(
-        20.0, gt=0, description="prior strength in occasions: pulls an item towards the average repeat rate"
+        20.0,
+        gt=0,
+        description="prior strength in occasions: pulls an item towards the average repeat rate",
     )
     max_pairs: int = Field(
-        300_000, ge=1000, description="number of sampled pairs of a time and an earlier item to learn from"
+        300_000,
+        ge=1000,
+        description="number of sampled pairs of a time and an earlier item to learn from",
     )
 
     def contradictions(self, config: Config, where: str) -> Iterator[str]:
@@ -36,6 +40,8 @@ class RepeatConfig(GranularityConfig):
         yield from exclude_seen_contradiction(config, where)
 
     def estimate(self, work: Workload) -> Estimate:
-        """Memory of the pairs with their features, and of the events in order instead of the table."""
+        """Memory of the pairs with their features, and of the events in order instead of the
+        table.
+        """
         pairs = self.max_pairs * _FEATURES * 8 * 3
         return Estimate(layers=0.0, fitting=pairs + work.data.events * 60)

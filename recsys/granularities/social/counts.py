@@ -40,7 +40,9 @@ class SocialCounts(Granularity):
     reads_histories = True
 
     @classmethod
-    def build_input(cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Friends:
+    def build_input(
+        cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
+    ) -> Friends:
         """The friendships of the dataset."""
         return Friends.of(dataset)
 
@@ -62,7 +64,9 @@ class SocialCounts(Granularity):
     def state(self, items: ItemView, graphs: Graphs) -> State:
         """Friendships and the events of friends."""
         friends: Friends = graphs["friends"]
-        src_F, dst_F, weight_F = (part.cpu().numpy() for part in (friends.src_F, friends.dst_F, friends.weight_F))
+        src_F, dst_F, weight_F = (
+            part.cpu().numpy() for part in (friends.src_F, friends.dst_F, friends.weight_F)
+        )
         order_F = np.lexsort((-weight_F, dst_F))
         starts_V1, kept_F = _first(dst_F[order_F], graphs.num_users, self.config.max_friends)
         order_F = order_F[kept_F]
@@ -79,7 +83,9 @@ class SocialCounts(Granularity):
             "times_E": times_E[order_E],
             "degree_N": graphs.degree_N.cpu().numpy().astype(np.float32),
         }
-        return {name: torch.as_tensor(value).to(items.vectors_SD.device) for name, value in made.items()}
+        return {
+            name: torch.as_tensor(value).to(items.vectors_SD.device) for name, value in made.items()
+        }
 
     def own_items(self, state: State) -> Tensor:
         """Empty vectors, because the member is sparse."""
@@ -91,14 +97,21 @@ class SocialCounts(Granularity):
         total_B = weights_G.new_zeros(len(batch)).index_add_(0, rows_G, weights_G).clamp(min=1e-12)
         weights_G = weights_G / total_B.sqrt()[rows_G]
         of_P, places_P = spread_out(state["event_starts_V1"], friends_G)
-        rows_P, items_P, times_P = rows_G[of_P], state["items_E"][places_P].long(), state["times_E"][places_P]
+        rows_P, items_P, times_P = (
+            rows_G[of_P],
+            state["items_E"][places_P].long(),
+            state["times_E"][places_P],
+        )
         asked_P = batch.asked_at_B[rows_P]
         is_before_P = (times_P < asked_P) | (times_P == 0) | (asked_P == 0)
         values_P = weights_G[of_P] * state["degree_N"][items_P].clamp(min=1) ** -self.damping
         if self.half_life is not None:
             newest = int(state["times_E"].max()) if len(state["times_E"]) else 0
             asked_P = torch.where(asked_P == 0, newest, asked_P)
-            values_P = values_P * torch.exp2(-(asked_P - times_P).clamp(min=0) / DAY / self.half_life).float()
+            values_P = (
+                values_P
+                * torch.exp2(-(asked_P - times_P).clamp(min=0) / DAY / self.half_life).float()
+            )
         values_P = values_P.float()
         is_before_P &= values_P > 0
         return SparseScores.of(rows_P[is_before_P], items_P[is_before_P], values_P[is_before_P])

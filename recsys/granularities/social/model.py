@@ -23,7 +23,15 @@ from torch.nn.functional import leaky_relu
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
-from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State, heads_error, spread
+from recsys.granularities.base import (
+    Granularity,
+    Graphs,
+    ItemView,
+    ModelSizes,
+    State,
+    heads_error,
+    spread,
+)
 from recsys.granularities.dropout import Dropout
 from recsys.granularities.social.friends import Friends
 from recsys.granularities.social.section import SocialConfig
@@ -33,7 +41,9 @@ class Social(Granularity):
     """Graph convolutions over friends; users without a friend who has events are absent."""
 
     @classmethod
-    def build_input(cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split) -> Friends:
+    def build_input(
+        cls, section: SocialConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
+    ) -> Friends:
         """The friendships of the dataset."""
         return Friends.of(dataset)
 
@@ -50,7 +60,9 @@ class Social(Granularity):
 
     @classmethod
     def for_serving(cls, config: SocialConfig, sizes: ModelSizes) -> Social:
-        """Leave out convolutions: the state has their result, and serving needs no torch-geometric."""
+        """Leave out convolutions: the state has their result, and serving needs no
+        torch-geometric.
+        """
         return cls(config.model_copy(update={"layers": 0}), sizes)
 
     @staticmethod
@@ -61,7 +73,9 @@ class Social(Granularity):
         if config.conv == "sage":
             conv = SAGEConv(width, width, aggr="mean", root_weight=False)
         elif config.conv == "gat":
-            conv = GATv2Conv(width, width // config.heads, heads=config.heads, add_self_loops=False, edge_dim=1)
+            conv = GATv2Conv(
+                width, width // config.heads, heads=config.heads, add_self_loops=False, edge_dim=1
+            )
         return conv
 
     @property
@@ -86,10 +100,18 @@ class Social(Granularity):
             if last and not self.training:
                 found |= self._messages(conv, input_VD)
         present_V = torch.bincount(edges_2F[1], minlength=graphs.num_users) > 0
-        return found | {"users_VD": self.output(hidden_VD) * present_V[:, None], "present_V": present_V}
+        return found | {
+            "users_VD": self.output(hidden_VD) * present_V[:, None],
+            "present_V": present_V,
+        }
 
-    def _convolve(self, conv: nn.Module, input_VD: Tensor, edges_2F: Tensor, weight_F: Tensor) -> Tensor:
-        weights: dict[str, Any] = {"gat": {"edge_attr": weight_F[:, None]}, "light": {"edge_weight": weight_F}}
+    def _convolve(
+        self, conv: nn.Module, input_VD: Tensor, edges_2F: Tensor, weight_F: Tensor
+    ) -> Tensor:
+        weights: dict[str, Any] = {
+            "gat": {"edge_attr": weight_F[:, None]},
+            "light": {"edge_weight": weight_F},
+        }
         passed: Tensor = conv(input_VD, edges_2F, **weights.get(self.kind, {}))
         return passed
 
@@ -124,18 +146,30 @@ class Social(Granularity):
         present_B = (named_B & speaks_BF.any(1)) | (~named_B & present_B)
         return torch.where(named_B[:, None], own_BD, z_BD), present_B
 
-    def _from_friends(self, users_B: Tensor, friends_BF: Tensor, speaks_BF: Tensor, state: State) -> Tensor:
-        """The last convolution over the named friends with events, zero if there are none: [B, D]."""
+    def _from_friends(
+        self, users_B: Tensor, friends_BF: Tensor, speaks_BF: Tensor, state: State
+    ) -> Tensor:
+        """The last convolution over the named friends with events, zero if there are none: [B,
+        D].
+        """
         messages_BFD = state["messages_VD"][friends_BF]
         if self.kind != "gat":
             share_BF = speaks_BF / speaks_BF.sum(1, keepdim=True).clamp(min=1)
             return torch.einsum("bf,bfd->bd", share_BF, messages_BFD)
-        asks_BD = torch.where((users_B >= 0)[:, None], state["asks_VD"][users_B.clamp(min=0)], state["stranger_D"])
+        asks_BD = torch.where(
+            (users_B >= 0)[:, None], state["asks_VD"][users_B.clamp(min=0)], state["stranger_D"]
+        )
         split = (*friends_BF.shape, *state["attention_HC"].shape)
         met_BFHC = leaky_relu(messages_BFD + asks_BD[:, None] + state["edge_D"], 0.2).reshape(split)
-        logits_BFH = (met_BFHC * state["attention_HC"]).sum(3).masked_fill(~speaks_BF[:, :, None], -torch.inf)
+        logits_BFH = (
+            (met_BFHC * state["attention_HC"])
+            .sum(3)
+            .masked_fill(~speaks_BF[:, :, None], -torch.inf)
+        )
         nobody_B = ~speaks_BF.any(1)
         weights_BFH = torch.softmax(logits_BFH.masked_fill(nobody_B[:, None, None], 0.0), dim=1)
-        mixed_BD = torch.einsum("bfh,bfhc->bhc", weights_BFH, messages_BFD.reshape(split)).flatten(1)
+        mixed_BD = torch.einsum("bfh,bfhc->bhc", weights_BFH, messages_BFD.reshape(split)).flatten(
+            1
+        )
         own_BD: Tensor = self.output(mixed_BD + state["bias_D"])
         return own_BD * ~nobody_B[:, None]

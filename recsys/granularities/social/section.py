@@ -18,22 +18,35 @@ class SocialConfig(GranularityConfig):
     reads: ClassVar[str] = "friends"
 
     fit: Literal["training", "counts"] = Field(
-        "training", description="counts: sum of what friends had; keys conv to dropout have no effect"
+        "training",
+        description="counts: sum of what friends had; keys conv to dropout have no effect",
     )
-    conv: Literal["light", "sage", "gat"] = Field("sage", description="light and gat use edge weights")
-    layers: int = Field(1, ge=1, description="number of layers; n layers reach friends n steps away")
+    conv: Literal["light", "sage", "gat"] = Field(
+        "sage", description="light and gat use edge weights"
+    )
+    layers: int = Field(
+        1, ge=1, description="number of layers; n layers reach friends n steps away"
+    )
     heads: int = Field(2, ge=1, description="number of attention heads")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate in training")
     half_life: HalfLives = Field(
-        ["none", 30.0, 365.0], description="half-life of a friend's event in days; data with times only (counts)"
+        ["none", 30.0, 365.0],
+        description="half-life of a friend's event in days; data with times only (counts)",
     )
-    popularity_damping: Annotated[list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)] = Field(
-        [0.0, 0.25, 0.5], description="γ: an event has weight (users of its item)^-γ; one or several (counts)"
+    popularity_damping: Annotated[
+        list[Annotated[float, Field(ge=0)]], Several, Field(min_length=1)
+    ] = Field(
+        [0.0, 0.25, 0.5],
+        description="γ: an event has weight (users of its item)^-γ; one or several (counts)",
     )
     max_friends: int = Field(
-        200, ge=1, description="number of friends read per user, those with the largest weights (counts)"
+        200,
+        ge=1,
+        description="number of friends read per user, those with the largest weights (counts)",
     )
-    max_events: int = Field(500, ge=1, description="number of latest events read per friend (counts)")
+    max_events: int = Field(
+        500, ge=1, description="number of latest events read per friend (counts)"
+    )
 
     candidates: ClassVar[tuple[str, ...]] = ("popularity_damping", "half_life")
 
@@ -50,6 +63,11 @@ class SocialConfig(GranularityConfig):
     def estimate(self, work: Workload) -> Estimate:
         """Memory of the friendships, and of users or events."""
         if self.by_counts:
-            return Estimate(layers=0.0, holds_events=True, graph=work.data.friends * 64, fitting=work.data.events * 60)
+            return Estimate(
+                layers=0.0,
+                holds_events=True,
+                graph=work.data.friends * 64,
+                fitting=work.data.events * 60,
+            )
         step = work.queries * work.width * FLOAT * 8
         return Estimate(holds_events=True, graph=work.data.friends * 64, step=step)

@@ -62,10 +62,14 @@ class UserVectors:
     def of(self, users_R: Array) -> Array:
         """Unit vectors [R, T] of users."""
         mean_RT = self.matrix[users_R] @ self.unit_NT
-        return np.asarray(mean_RT / np.maximum(np.linalg.norm(mean_RT, axis=1, keepdims=True), 1e-12))
+        return np.asarray(
+            mean_RT / np.maximum(np.linalg.norm(mean_RT, axis=1, keepdims=True), 1e-12)
+        )
 
     def blocks(self, shuffle: np.random.Generator | None = None) -> Iterator[tuple[Array, Array]]:
-        """Active users and their vectors, in blocks of similar size; in random order if requested."""
+        """Active users and their vectors, in blocks of similar size; in random order if
+        requested.
+        """
         order = self.active_U if shuffle is None else shuffle.permutation(self.active_U)
         for users_R in np.array_split(order, max(1, -(-len(order) // BLOCK))):
             yield users_R, self.of(users_R)
@@ -73,7 +77,9 @@ class UserVectors:
 
 @dataclass(frozen=True)
 class Strata:
-    """Fitted strata. ``axes_KT`` = μ_k G and ``bias_K`` = μ_kᵀ G μ_k, so that d²(u, k) = uᵀGu − 2 u·axes_k + bias_k."""
+    """Fitted strata. ``axes_KT`` = μ_k G and ``bias_K`` = μ_kᵀ G μ_k, so that d²(u, k) = uᵀGu − 2
+    u·axes_k + bias_k.
+    """
 
     centroids_KT: Array  # μ_k
     axes_KT: Array
@@ -103,7 +109,9 @@ class Strata:
         num = max(len(users), 1)
         mean_T = mean_T / num
         total = max(float(square / num - mean_T @ gram_TT @ mean_T), 0.0)
-        return Strata(centroids_KT, axes_KT, bias_K, size_K, sum_K / np.maximum(size_K, 1), total, gap / num)
+        return Strata(
+            centroids_KT, axes_KT, bias_K, size_K, sum_K / np.maximum(size_K, 1), total, gap / num
+        )
 
     def nearest(self, u_RT: Array) -> Array:
         """The stratum of each user: [R]."""
@@ -134,8 +142,9 @@ def fit_strata(users: UserVectors, num_strata: int, method: Method, seed: int) -
     """
     if len(users) < num_strata:
         raise ConfigError(
-            f"model.granularities.stratum.num_strata {num_strata}: only {len(users)} users have a training event with "
-            f"a vector; set it to {max(len(users), 1)} or less, or disable stratum"
+            f"model.granularities.stratum.num_strata {num_strata}: only {len(users)} users have a"
+            f" training event with a vector; set it to {max(len(users), 1)} or less, or disable"
+            " stratum"
         )
     root_TT = _root(users.gram_TT)
     if method == "kmeans":
@@ -149,7 +158,9 @@ def fit_strata(users: UserVectors, num_strata: int, method: Method, seed: int) -
         np.add.at(sum_KT, stratum_R, u_RT)
         size_K += np.bincount(stratum_R, minlength=num_strata)
     everyone_T = sum_KT.sum(axis=0) / max(len(users), 1)  # centroid of an empty stratum
-    centroids_KT = np.where(size_K[:, None] > 0, sum_KT / np.maximum(size_K, 1)[:, None], everyone_T)
+    centroids_KT = np.where(
+        size_K[:, None] > 0, sum_KT / np.maximum(size_K, 1)[:, None], everyone_T
+    )
     return Strata.of_centroids(centroids_KT, users)
 
 
@@ -192,7 +203,9 @@ def _kmeans(users: UserVectors, root_TT: Array, num_clusters: int, seed: int) ->
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     if len(users) <= WHOLE:
-        found = KMeans(num_clusters, n_init=_STARTS, random_state=seed).fit(users.of(users.active_U) @ root_TT)
+        found = KMeans(num_clusters, n_init=_STARTS, random_state=seed).fit(
+            users.of(users.active_U) @ root_TT
+        )
         return np.asarray(found.cluster_centers_)
     mini, shuffle = MiniBatchKMeans(num_clusters, random_state=seed), np.random.default_rng(seed)
     for _ in range(PASSES):
@@ -202,7 +215,9 @@ def _kmeans(users: UserVectors, root_TT: Array, num_clusters: int, seed: int) ->
 
 
 def _ward(users: UserVectors, root_TT: Array, num_strata: int, seed: int) -> tuple[Array, Array]:
-    """Micro-clusters in the mapped space [M, T], and the stratum of each by Ward's criterion [M]."""
+    """Micro-clusters in the mapped space [M, T], and the stratum of each by Ward's criterion
+    [M].
+    """
     from sklearn.cluster import AgglomerativeClustering
 
     if len(users) <= MICRO:

@@ -28,12 +28,26 @@ from torch.nn.functional import normalize
 
 from recsys.data.batches import Batch
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
-from recsys.granularities.stratum.clustering import Strata, UserVectors, choices_counts, fit_strata, match
+from recsys.granularities.stratum.clustering import (
+    Strata,
+    UserVectors,
+    choices_counts,
+    fit_strata,
+    match,
+)
 from recsys.granularities.stratum.section import StratumConfig
 
 _INIT_STD = 0.05  # standard deviation of prototypes before the first fit
 # fitted buffers and their shapes
-_FITTED = {"centroids_KT": "KT", "axes_KT": "KT", "bias_K": "K", "size_K": "K", "within_K": "K", "total": "", "gap": ""}
+_FITTED = {
+    "centroids_KT": "KT",
+    "axes_KT": "KT",
+    "bias_K": "K",
+    "size_K": "K",
+    "within_K": "K",
+    "total": "",
+    "gap": "",
+}
 
 
 class Stratum(Granularity):
@@ -89,7 +103,9 @@ class Stratum(Granularity):
             strata = match(self.strata(), strata, users)
         else:
             counts_KN = choices_counts(strata, users)
-            share_KN = torch.as_tensor(counts_KN / np.maximum(counts_KN.sum(1, keepdims=True), 1)).float()
+            share_KN = torch.as_tensor(
+                counts_KN / np.maximum(counts_KN.sum(1, keepdims=True), 1)
+            ).float()
             means_KD = share_KN.to(items.vectors_SD.device) @ items.vectors_SD.float()
             self.prototypes_KD.copy_(normalize(means_KD, dim=1) * math.sqrt(means_KD.shape[1]))
         self.set_strata(strata)
@@ -103,7 +119,11 @@ class Stratum(Granularity):
 
     def strata(self) -> Strata:
         """The fitted strata."""
-        arrays = {name: getattr(self, name).cpu().double().numpy() for name, shape in _FITTED.items() if shape}
+        arrays = {
+            name: getattr(self, name).cpu().double().numpy()
+            for name, shape in _FITTED.items()
+            if shape
+        }
         return Strata(**arrays, total=float(self.total), gap=float(self.gap))
 
     def set_strata(self, strata: Strata) -> None:

@@ -23,18 +23,26 @@ class StratumConfig(GranularityConfig):
     module: ClassVar[str] = "recsys.granularities.stratum.model:Stratum"
     reads: ClassVar[str] = STRATUM
 
-    method: Literal["kmeans", "hierarchical"] = Field("kmeans", description="algorithm that finds user clusters")
-    num_strata: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_as_list)] = Field(
-        [4, 8, 16, 32], min_length=1, description="one number, or several: validation chooses before training"
+    method: Literal["kmeans", "hierarchical"] = Field(
+        "kmeans", description="algorithm that finds user clusters"
     )
-    input: Literal["text", "item"] = Field("text", description="compare users by text or by item vectors")
+    num_strata: Annotated[list[Annotated[int, Field(ge=1)]], BeforeValidator(_as_list)] = Field(
+        [4, 8, 16, 32],
+        min_length=1,
+        description="one number, or several: validation chooses before training",
+    )
+    input: Literal["text", "item"] = Field(
+        "text", description="compare users by text or by item vectors"
+    )
     temperature: float = Field(
         0.2, gt=0, description="softness of the membership, relative to the mean gap between strata"
     )
     refit_every: int = Field(
         1,
         ge=0,
-        description="epochs between fits; 0: at the start only (for input item; text vectors do not change)",
+        description=(
+            "epochs between fits; 0: at the start only (for input item; text vectors do not change)"
+        ),
     )
 
     def estimate(self, work: Workload) -> Estimate:

@@ -54,7 +54,9 @@ class UserCF(Granularity):
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         """Tastes of the training users, and the item factors."""
-        return {name: value.to(items.vectors_SD.device) for name, value in self._fit(graphs).items()}
+        return {
+            name: value.to(items.vectors_SD.device) for name, value in self._fit(graphs).items()
+        }
 
     def _fit(self, graphs: Graphs) -> State:
         users_E, items_E = graphs.users_E.cpu().numpy(), graphs.items_E.cpu().numpy()
@@ -62,11 +64,17 @@ class UserCF(Granularity):
         scale_N = np.maximum(degree_N, 1.0) ** -self.config.popularity_power
         shape = (graphs.num_users, graphs.num_items)
         events_VN = sp.csr_array((scale_N[items_E].astype(np.float32), (users_E, items_E)), shape)
-        basis_NR, _ = spectrum(events_VN, np.zeros((graphs.num_items, 0), np.float32), self.config.rank)
+        basis_NR, _ = spectrum(
+            events_VN, np.zeros((graphs.num_items, 0), np.float32), self.config.rank
+        )
         ids_V = np.unique(users_E)
         if len(ids_V) > self.config.max_users:
-            ids_V = np.sort(np.random.default_rng(0).choice(ids_V, self.config.max_users, replace=False))
-        damped_N = np.maximum(degree_N, 1.0) ** (self.config.popularity_power - self.config.popularity_damping)
+            ids_V = np.sort(
+                np.random.default_rng(0).choice(ids_V, self.config.max_users, replace=False)
+            )
+        damped_N = np.maximum(degree_N, 1.0) ** (
+            self.config.popularity_power - self.config.popularity_damping
+        )
         return {
             "ids_V": torch.as_tensor(ids_V.astype(np.int64)),
             "tastes_VR": torch.as_tensor(events_VN[ids_V] @ basis_NR).float(),
@@ -91,11 +99,17 @@ class UserCF(Granularity):
         """Z of some queries, in pieces, to limit the memory of the cosines [B, V]."""
         rows_B = batch.rows_B[part]
         history_BL = batch.history_UL[rows_B]
-        real_BL = torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[part, None]
-        taste_BR = embedding_bag(history_BL, state["fold_NR"], mode="sum", per_sample_weights=real_BL.float())
+        real_BL = (
+            torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[part, None]
+        )
+        taste_BR = embedding_bag(
+            history_BL, state["fold_NR"], mode="sum", per_sample_weights=real_BL.float()
+        )
         cosine_BV = normalize(taste_BR, dim=1) @ unit_VR.T
         cosine_BV.masked_fill_(batch.users_U[rows_B, None] == state["ids_V"], 0.0)
         nearest_BK, places_BK = cosine_BV.topk(min(self.config.neighbours, len(unit_VR)), dim=1)
         weights_BK = nearest_BK.clamp(min=0) ** self.config.power * (nearest_BK > _LEAST_COSINE)
         weights_BK = weights_BK / weights_BK.sum(1, keepdim=True).clamp(min=1e-30)
-        return embedding_bag(places_BK, state["tastes_VR"], mode="sum", per_sample_weights=weights_BK)
+        return embedding_bag(
+            places_BK, state["tastes_VR"], mode="sum", per_sample_weights=weights_BK
+        )

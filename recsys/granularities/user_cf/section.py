@@ -18,13 +18,25 @@ class UserCFConfig(GranularityConfig):
     effort: ClassVar[float] = 4.0
     smaller: ClassVar[str] = "rank or max_users"
 
-    neighbours: int = Field(100, ge=1, description="number of nearest training users that represent a user")
-    power: float = Field(2.0, ge=0, description="a neighbour has weight cosine^power; 0: equal weights")
-    rank: int = Field(256, ge=1, description="rank of the taste space; exact if at least the number of users")
-    popularity_power: float = Field(0.25, ge=0, le=1, description="β: an item has weight (its users)^-β in a taste")
-    popularity_damping: float = Field(0.15, ge=0, description="γ: an item's score is divided by (its users)^γ")
+    neighbours: int = Field(
+        100, ge=1, description="number of nearest training users that represent a user"
+    )
+    power: float = Field(
+        2.0, ge=0, description="a neighbour has weight cosine^power; 0: equal weights"
+    )
+    rank: int = Field(
+        256, ge=1, description="rank of the taste space; exact if at least the number of users"
+    )
+    popularity_power: float = Field(
+        0.25, ge=0, le=1, description="β: an item has weight (its users)^-β in a taste"
+    )
+    popularity_damping: float = Field(
+        0.15, ge=0, description="γ: an item's score is divided by (its users)^γ"
+    )
     max_users: int = Field(
-        20_000, ge=1, description="number of training users kept as neighbours; beyond it an even sample"
+        20_000,
+        ge=1,
+        description="number of training users kept as neighbours; beyond it an even sample",
     )
 
     def estimate(self, work: Workload) -> Estimate:
