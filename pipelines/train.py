@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pipelines.cli import main
@@ -86,10 +87,8 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         start, report = descent.start if descent else None, reporter(folder, log_epoch)
         seconds = math.inf if folder.budget is None else folder.budget.training_s()
         how = report, folder.progress, folder.budget, seconds, validate, start
-        head_start = (
-            None if folder.head_start is None else folder.head_start.of(identity["training"])
-        )
-        result = trained(trained_part(config), dataset, *how, head_start=head_start)
+        own = trained_part(config)
+        result = trained(own, dataset, *how, head_start=_head_start(own, dataset, folder))
         result = _with_apart(result, config, folder, dataset, validate, descent)
         if config.model.fusion.stack:
             folder.turn_to("members")
@@ -98,8 +97,8 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
             result = stacked(config, dataset, result, folder.progress, newer_V, folder.budget)
         folder.forget_model()
         save_trained(folder.model, result)
-        if head_start is not None:
-            shutil.rmtree(head_start, ignore_errors=True)
+        for checkpoint in folder.head_starts.values():
+            shutil.rmtree(checkpoint, ignore_errors=True)
         constants = {
             "seed": config.seed,
             "train": config.train.model_dump(mode="json", exclude=FREE),
@@ -149,11 +148,17 @@ def _with_apart(
         own = own_config(config, name, goes_on=start is not None)
         report = reporter(folder, lambda _: None)
         seconds = math.inf if budget is None else budget.training_s(name)
-        found[name] = trained(
-            own, dataset, report, folder.progress, budget, seconds, validate, start
-        )
+        how = report, folder.progress, budget, seconds, validate, start
+        found[name] = trained(own, dataset, *how, head_start=_head_start(own, dataset, folder))
     whole = joined(result, found)
     return replace(whole, choices={**whole.choices, LEFT_OUT: left_out}) if left_out else whole
+
+
+def _head_start(config: Config, dataset: PreparedDataset, folder: RunFolder) -> Path | None:
+    """The checkpoint of a trial with this configuration, if a search left one."""
+    if not folder.head_starts:
+        return None
+    return folder.head_starts.get(training_digest(config, dataset, None))
 
 
 def is_trained(folder: RunFolder, identity: dict[str, str]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,12 +39,11 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages, the diagram and the notebooks."""
     made: dict[str, str | bytes] = {pages.CLI: pages.cli(), **pages.configuration()}
-    for path in sorted(Path(config.docs_dir, "notebooks").glob("*.ipynb")):
-        if os.environ.get("MULTIGRAIN_RUN_NOTEBOOKS"):
-            with tempfile.TemporaryDirectory() as folder:
-                book = notebooks.executed(path, Path(folder))
-        else:
-            book = notebooks.read(path)
+    paths = sorted(Path(config.docs_dir, "notebooks").glob("*.ipynb"))
+    get = _executed if os.environ.get("MULTIGRAIN_RUN_NOTEBOOKS") else notebooks.read
+    with ThreadPoolExecutor(max_workers=2) as pool:  # each waits for a process of its own
+        books = list(pool.map(get, paths))
+    for path, book in zip(paths, books, strict=True):
         text, pictures = notebooks.page(book, path.stem)
         made |= {
             f"notebooks/{path.stem}.md": text,
@@ -55,6 +55,11 @@ def on_files(files: Files, config: Any) -> Files:
         uri = "changelog.md" if name == "CHANGELOG.md" else name
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / name)))
     return files
+
+
+def _executed(path: Path) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        return notebooks.executed(path, Path(folder))
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:

@@ -40,7 +40,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -81,20 +80,6 @@ _REDACTED: Final = (
 )
 
 
-@dataclass(frozen=True)
-class HeadStart:
-    """The checkpoint of a search's best trial, from which the training of the same configuration
-    continues.
-    """
-
-    training: str  # digest of the training
-    checkpoint: Path
-
-    def of(self, training: str) -> Path | None:
-        """The checkpoint if it belongs to this training."""
-        return self.checkpoint if self.training == training and self.checkpoint.is_dir() else None
-
-
 class RunFolder:
     """Paths and small files of one run folder, and the progress lines of its stages.
 
@@ -106,7 +91,8 @@ class RunFolder:
         self.root, self.progress, self.remote = root, progress, remote
         self.tracker: Tracker | None = None  # open while a command runs
         self.budget: Budget | None = None  # the time budget, if the run has one
-        self.head_start: HeadStart | None = None  # left by a search
+        # checkpoints of a search's trials, by the digest of the training that continues from it
+        self.head_starts: dict[str, Path] = {}
 
     def turn_to(self, part: str) -> None:
         """Count the time of the budget for this part from now on."""

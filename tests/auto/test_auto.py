@@ -26,8 +26,10 @@ from recsys.data.histories import Split
 from recsys.errors import ArtifactError
 from recsys.training.build import model_sizes
 from tests.handmade import DAY, leave_last, write_dataset
-from tune.auto import Portfolio, _epochs, _in_time, _with_apart, search
+from tune.auto import search
 from tune.ledger import Ledger, Trial
+from tune.portfolio import Portfolio
+from tune.timing import epochs_of, in_time, with_apart
 
 # besides events and their times
 SIGNALS = ("repeat", "frequency", "place", "content", "social", "profile", "knowledge")
@@ -133,7 +135,7 @@ def test_training_keys_of_the_user_are_kept() -> None:
 
 @pytest.mark.parametrize("left", [10_000.0, 250.0, 100.0])
 def test_epochs_are_reduced_to_the_remaining_time(left: float) -> None:
-    found = _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + left)
+    found = in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + left)
     assert found is not None and found.train.refit and found.train.final
     assert 4 <= found.train.epochs <= 40
     assert found.train.epochs * 3 * 3.0 <= left, "three trainings of three seconds per epoch"
@@ -156,8 +158,9 @@ def test_remaining_time_trains_separate_models(left: float, names: list[str]) ->
         for number, value in sorted(values.items())
     ]
     plan: Any = SimpleNamespace(ledger=SimpleNamespace(searched=lambda: trials))
-    config, said, seconds = _with_apart(_forty_epochs(), plan, portfolio, trials[0], left)
-    assert said == names and sum(map(sum, seconds)) <= left
+    config, costs, continued = with_apart(_forty_epochs(), plan, portfolio, trials[0], left, {})
+    assert list(costs) == names and sum(map(sum, costs.values())) <= left
+    assert len(continued) == sum("seed" not in name for name in names)
     apart = [
         section
         for name, section in config.model.granularities.enabled().items()
@@ -176,24 +179,24 @@ def test_training_cost_is_that_of_a_trial_that_was_not_cut() -> None:
         epochs={epoch: {"value": value, "best": value} for epoch, value in values.items()},
         history={epoch: {"seconds": 3.0} for epoch in range(1, 13)},
     )
-    assert _epochs(ended, _forty_epochs()) == (12 + 6, 6)
-    assert _epochs(ended, _forty_epochs(), done=12) == (
+    assert epochs_of(ended, _forty_epochs()) == (12 + 6, 6)
+    assert epochs_of(ended, _forty_epochs(), done=12) == (
         6,
         6,
     ), "a continued training repeats no epoch"
-    assert _epochs(replace(ended, state="stopped"), _forty_epochs()) == (80, 40)
-    found = _in_time(_forty_epochs(), ended, time.monotonic() + 150.0)
+    assert epochs_of(replace(ended, state="stopped"), _forty_epochs()) == (80, 40)
+    found = in_time(_forty_epochs(), ended, time.monotonic() + 150.0)
     assert found is not None and found.train.epochs == 40, "the schedule of the trial"
 
 
 def test_final_training_loses_epochs_before_the_others() -> None:
     """With four trainings of forty epochs, the final one gets fewer epochs first."""
-    found = _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 46.0)
+    found = in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 46.0)
     assert found is not None and found.train.epochs == 4 and found.train.final and found.train.refit
 
 
 def test_nothing_is_trained_if_time_is_too_short_for_an_epoch() -> None:
-    assert _in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 30.0) is None
+    assert in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 30.0) is None
 
 
 @pytest.mark.parametrize(("left", "word"), [(-40.0, "is used up"), (10.0, "has 10 s left")])

@@ -41,8 +41,9 @@ from tests.auto.test_auto import CONFIG, PLAIN, THREE_SECONDS_AN_EPOCH
 from tests.handmade import write_dataset
 from tests.training.test_training import cycles, settings
 from tests.training_here import training_here
-from tune.auto import Portfolio, _continued, _is_cut
 from tune.ledger import Ledger, Trial
+from tune.portfolio import Portfolio, is_cut
+from tune.timing import continued, pace_of
 
 
 class Clock:
@@ -161,7 +162,7 @@ def _report(plan: Portfolio, number: int, values: dict[int, float], cut: bool) -
         history = [{"epoch": epoch, "seconds": 1.0, **share}]
         plan.ledger.epoch(trial, {"epoch": epoch, "value": value, "best": best, "history": history})
     plan.ledger.end(trial, "finished", value=best)
-    assert _is_cut(trial) == cut
+    assert is_cut(trial) == cut
 
 
 def test_cut_trials_are_compared_after_the_same_number_of_epochs(tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_chosen_training_continues_its_trial_unless_a_short_schedule_is_better(
 ) -> None:
     folder, config = after_two
     plan: Any = SimpleNamespace(configs=[config])
-    found = _continued(
+    found = continued(
         config, plan, _trial_of_two(seconds, state=state), folder, time.monotonic() + 100.0
     )
     assert found[0] is not None and (found[1], found[0].train.epochs) == (done, epochs)
@@ -255,17 +256,16 @@ def test_trial_without_a_checkpoint_is_trained_again(
         RunFolder(tmp_path / "other", Progress(None)),
         SimpleNamespace(configs=[config]),
     )
-    found = _continued(config, plan, _trial_of_two(1.0), elsewhere, time.monotonic() + 100.0)  # type: ignore[arg-type]
+    found = continued(config, plan, _trial_of_two(1.0), elsewhere, time.monotonic() + 100.0)  # type: ignore[arg-type]
     assert found[0] is not None and found[1] == 0
 
 
-def test_only_the_best_trial_keeps_its_checkpoint(tmp_path: Path) -> None:
+def test_only_the_best_four_trials_keep_their_checkpoints(tmp_path: Path) -> None:
     plan, _ = _plan(tmp_path)
-    _report(plan, 0, {1: 0.10, 2: 0.20}, cut=False)
-    first = plan.ledger.trials[(0, 0)]
-    assert plan.without_checkpoints(first) == []
-    _report(plan, 1, {1: 0.12, 2: 0.25}, cut=False)
-    assert plan.without_checkpoints(plan.ledger.trials[(1, 0)]) == [first]
+    for number, value in enumerate((0.20, 0.10, 0.25, 0.30, 0.15)):
+        _report(plan, number, {1: value}, cut=False)
+    without = plan.without_checkpoints(plan.ledger.trials[(4, 0)])
+    assert [trial.number for trial in without] == [1]
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -539,7 +539,5 @@ def test_separate_model_without_time_is_left_out_by_name(tmp_path: Path) -> None
 
 
 def test_pace_of_a_trial_cut_in_its_first_epoch_is_scaled_to_a_whole_epoch() -> None:
-    from tune.auto import _seconds_an_epoch
-
     cut = replace(THREE_SECONDS_AN_EPOCH, history={1: {"seconds": 2.0, "share": 0.25}})
-    assert _seconds_an_epoch(cut) == 8.0
+    assert pace_of(cut) == 8.0

@@ -1,0 +1,132 @@
+"""The plan of a search with a budget: the settings of the portfolio, one trial each, until the time
+is used up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from pipelines.plumbing.progress import Progress
+from recsys.config import Config
+from tune.ledger import Ledger, Trial
+from tune.plan import Plan
+from tune.space import Space
+from tune.watching import Children, Lines
+
+MOST_APART: Final = 3  # separately trained models, at most
+_FIRST: Final = 0.6  # share of the search for its first trial
+_SPEAKS_S: Final = 15.0  # seconds between two lines about running trials
+
+
+class Spoken(Lines):
+    """The progress lines of a search, with regular lines about running trials and the best so
+    far.
+    """
+
+    def __init__(
+        self, progress: Progress, children: Children, metric: str, names: list[str]
+    ) -> None:
+        super().__init__(progress, children, metric, len(names))
+        self.names, self.leading, self.last = names, ("", 0.0), 0.0
+
+    def started(self, trial: Trial, config: Config) -> None:
+        """Note the start of a trial."""
+        self.progress(f"trial {trial.name} of {len(self.names)}: {self.names[trial.number]}")
+        self.children.started(trial, config)
+
+    def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
+        """Note an epoch; print a line if the last one was some time ago."""
+        super().epoch(trial, history)
+        value = trial.best or 0.0
+        if value > self.leading[1]:
+            self.leading = trial.name, value
+        if is_cut(trial):
+            self.progress(
+                f"trial {trial.name} has used its share of the time; it ends at epoch"
+                f" {max(trial.epochs)}"
+            )
+        if time.monotonic() - self.last > _SPEAKS_S:
+            self.last = time.monotonic()
+            self.progress(
+                f"trial {trial.name} after epoch {max(trial.epochs)}: {self.metric} {value:.4f};"
+                f" best so far {self.leading[1]:.4f}, trial {self.leading[0]}"
+            )
+
+
+class Portfolio(Plan):
+    """The settings of the portfolio, one trial each, in order, until the time is used up."""
+
+    def __init__(
+        self, configs: list[Config], names: list[str], ledger: Ledger, deadline: float
+    ) -> None:
+        super().__init__(configs[0], Space(()), ledger)
+        self.configs, self.names, self.deadline = configs, names, deadline
+        self.clock: Callable[[], float] = time.monotonic
+        self.begun = self.clock()
+
+    def config_of(self, trial: Trial) -> Config:
+        """The configuration of a trial."""
+        config = self.configs[trial.number]
+        return config.model_copy(update={"train": config.train.model_copy(update={"refit": False})})
+
+    def until(self, trial: Trial, concurrent: int) -> float:
+        """The deadline; earlier for the first trial if others wait for it, so that a second one has
+        time.
+        """
+        if trial.number or concurrent > 1 or len(self.configs) == 1:
+            return self.deadline
+        return self.begun + _FIRST * (self.deadline - self.begun)
+
+    def best_trial(self) -> Trial | None:
+        """The trial with the best validated epoch, finished or stopped; None if none was validated.
+
+        If no trial finished, trials are compared pairwise after the same number of epochs.
+        """
+        found = [
+            trial for trial in self.ledger.searched() if trial.best is not None and trial.epochs
+        ]
+        if any(trial.state == "finished" and not is_cut(trial) for trial in found):
+            return max(found, key=lambda trial: (trial.best or 0.0, -trial.number))
+        best: Trial | None = None
+        for trial in found:
+            if best is None or _is_ahead(trial, best):
+                best = trial
+        return best
+
+    def without_checkpoints(self, ended: Trial) -> list[Trial]:
+        """The ended trials except for the best ones, which the trainings may continue."""
+        best = self.best_trial()
+        over = [trial for trial in self.ledger.trials.values() if trial.state != "running"]
+        over.sort(key=lambda trial: (trial is not best, -(trial.best or 0.0)))
+        return over[1 + MOST_APART :]
+
+    def _proposal(self) -> Trial | None:
+        number = len(self.ledger.searched())
+        if number >= len(self.configs) or (number and self.clock() > self.deadline):
+            return None
+        return Trial(number, 0, self.config.seed, {"setting": self.names[number]})
+
+    def _repetition(self) -> Trial | None:
+        return None
+
+
+def is_ended(trial: Trial) -> bool:
+    """Whether a trial came to its own end: all epochs, or no improvement for long enough."""
+    return trial.state == "finished" and bool(trial.epochs) and not is_cut(trial)
+
+
+def is_cut(trial: Trial) -> bool:
+    """Whether a trial ended because its time was used up."""
+    return bool(trial.history) and "share" in trial.history[max(trial.history)]
+
+
+def _is_ahead(trial: Trial, other: Trial) -> bool:
+    """Whether a trial is better than another after the same number of epochs."""
+    most = min(max(trial.epochs), max(other.epochs))
+    values = [
+        max((epoch["value"] for number, epoch in one.epochs.items() if number <= most), default=0.0)
+        for one in (trial, other)
+    ]
+    return values[0] > values[1]

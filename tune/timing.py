@@ -1,0 +1,175 @@
+"""What fits into the time that is left after a search: epochs, a continued trial, separate models.
+
+Measured seconds per epoch predict the trainings: the one that chooses the epoch, with validation
+events (refit), with all events (final).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from pipelines.plumbing.budget import LEAST_RESERVE, RESERVE
+from pipelines.plumbing.folder import RunFolder
+from recsys.auto.portfolio import Setting, with_separate_model
+from recsys.config import Config
+from recsys.training.checkpoint import load_checkpoint
+from recsys.training.loop import seconds_an_epoch
+from tune.ledger import Trial
+from tune.portfolio import MOST_APART, Portfolio, is_ended
+from tune.trial import last_checkpoint
+
+STARTS_S: Final = 8.0  # seconds that the workers of one training need to start
+_TOO_FEW: Final = 0.1  # share of the planned epochs; with fewer, nothing is trained
+# times the epochs that fit from scratch: then an unfinished schedule is better
+_MUCH_LONGER: Final = 2
+_NEAR: Final = 0.8  # a separately trained model needs this share of the best setting's value
+
+
+class Costs(NamedTuple):
+    """Epochs or seconds: of the training that is evaluated, with its refit, and on all events."""
+
+    evaluated: float
+    final: float
+
+
+def cost_of(best: Trial, config: Config, done: int = 0) -> Costs:
+    """Expected seconds of the trainings of a configuration, from the measured time of an epoch."""
+    return Costs(*(pace_of(best) * epochs for epochs in epochs_of(best, config, done)))
+
+
+def epochs_of(trial: Trial, config: Config, done: int = 0) -> Costs:
+    """Expected epochs of the trainings of a configuration; ``done`` epochs of the first one exist.
+
+    If the trial finished: its epochs, and its best epoch for each further training. If it was
+    stopped: the planned epochs.
+    """
+    first = chosen = config.train.epochs
+    if is_ended(trial):
+        first = min(first, max(trial.history, default=first))
+        chosen = min(chosen, max(trial.epochs, key=lambda epoch: trial.epochs[epoch]["value"]))
+    return Costs(max(first - done, 0) + chosen * config.train.refit, chosen * config.train.final)
+
+
+def _trainings(config: Config) -> int:
+    """Number of trainings: to choose the epoch, with validation events (refit), with all events
+    (final).
+    """
+    return 1 + config.train.refit + config.train.final
+
+
+def pace_of(trial: Trial) -> float:
+    """Mean seconds per epoch of a trial; 0 without an epoch."""
+    return seconds_an_epoch(list(trial.history.values()))
+
+
+def _affordable(trial: Trial, deadline: float) -> float:
+    """Epochs that fit into the remaining time."""
+    left = deadline - time.monotonic()
+    return (left - max(LEAST_RESERVE, RESERVE * left)) / pace_of(trial)
+
+
+def in_time(config: Config, best: Trial, deadline: float) -> Config | None:
+    """The configuration with as many epochs as fit into the remaining time; None if these are too
+    few.
+
+    The measured time of an epoch decides.
+    """
+    if not pace_of(best):
+        return config
+    affordable = _affordable(best, deadline)
+    wanted = config.train.epochs
+    least, epochs = min(wanted, max(1, _TOO_FEW * wanted)), wanted
+    if sum(epochs_of(best, config)) > affordable:
+        counts = (
+            _trainings(config),
+            _trainings(config) - config.train.final,
+        )  # the final one may continue instead
+        epochs = next(
+            (fit for count in counts if (fit := int(min(wanted, affordable / count))) >= least), 0
+        )
+    if epochs < least:
+        return None
+    every = max(1, min(config.train.evaluate_every, epochs // 4))
+    changes = {"epochs": epochs, "evaluate_every": every}
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
+
+
+def epochs_done(folder: RunFolder, trial: Trial) -> int:
+    """The epoch of a trial's last checkpoint; 0 without one."""
+    checkpoint = last_checkpoint(folder.root / "trials" / trial.name)
+    return 0 if checkpoint is None else load_checkpoint(checkpoint, None)[2].epoch
+
+
+def continued(
+    config: Config, plan: Portfolio, best: Trial, folder: RunFolder, deadline: float
+) -> tuple[Config | None, int]:
+    """The configuration of the chosen training, and the epoch of its trial after which it
+    continues.
+
+    The training continues unless a shorter schedule from scratch fits the time much better: then,
+    the trial was stopped at a high learning rate that would never decay. Without a checkpoint or
+    with fewer epochs the epoch is 0.
+    """
+    anew, done = in_time(config, best, deadline), epochs_done(folder, best)
+    if not done or not pace_of(best):
+        return anew, 0
+    wanted = config.train.epochs
+    if not is_ended(best):
+        reached = (done + _affordable(best, deadline)) / (1 + config.train.refit)
+        if anew is not None and reached < min(wanted, _MUCH_LONGER * anew.train.epochs):
+            return anew, 0
+    tried = plan.configs[best.number].train
+    changes = {"evaluate_every": tried.evaluate_every, "patience": tried.patience}
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)}), done
+
+
+def with_apart(
+    config: Config,
+    plan: Portfolio,
+    portfolio: list[Setting],
+    best: Trial,
+    left: float,
+    done: Mapping[int, int],
+) -> tuple[Config, dict[str, Costs], list[Trial]]:
+    """Add separately trained models to the configuration, as many as fit into the remaining time.
+
+    These are the next best settings, in turn with the best setting from another seed.
+
+    Parameters
+    ----------
+    left : float
+        Seconds after the training of the chosen setting, with the reserve.
+    done : Mapping[int, int]
+        Epochs of the trials, by number, that a separate training with the same seed continues.
+
+    Returns
+    -------
+    tuple
+        The configuration, the expected seconds of each model by its description, and the trials
+        that are continued.
+    """
+    trials = [
+        trial
+        for trial in plan.ledger.searched()
+        if trial.best is not None and trial.number != best.number
+    ]
+    good = [trial for trial in trials if (trial.best or 0.0) >= _NEAR * (best.best or 0.0)]
+    good.sort(key=lambda trial: (-(trial.best or 0.0), trial.number))
+    others = [(trial, 0) for trial in good]
+    ways = [*others[:1], (best, 1), *others[1:], (best, 2)][:MOST_APART]
+    left -= max(LEAST_RESERVE, RESERVE * (left + sum(cost_of(best, config))))
+    spent, used = dict[str, Costs](), list[Trial]()
+    for trial, seed in ways:
+        cost = cost_of(trial, config, 0 if seed else done.get(trial.number, 0))
+        cost = Costs(
+            cost.evaluated + STARTS_S * (1 + config.train.refit),
+            cost.final + STARTS_S * config.train.final,
+        )
+        if not pace_of(trial) or sum(map(sum, [*spent.values(), cost])) > left:
+            continue
+        config = with_separate_model(config, portfolio[trial.number], seed)
+        spent[portfolio[trial.number].name + (f", seed + {seed}" if seed else "")] = cost
+        used += [trial] if not seed else []
+    return config, spent, used
