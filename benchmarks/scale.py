@@ -294,9 +294,9 @@ def picture(title: str, unit: str, lines: Mapping[str, Sequence[tuple[int, float
         " events</text>"
     )
     style = (
-        "text{font:12px"
-        " system-ui,sans-serif}.ink{fill:#444}.grid{stroke:#8884;fill:none}.one{stroke:#8889;stroke-dasharray:4"
-        " 4;fill:none}@media(prefers-color-scheme:dark){.ink{fill:#ccc}}"
+        "text{font:12px system-ui,sans-serif}.ink{fill:#444}.grid{stroke:#8884;fill:none}"
+        ".one{stroke:#8889;stroke-dasharray:4 4;fill:none}"
+        "@media(prefers-color-scheme:dark){.ink{fill:#ccc}}"
     )
     box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
     return "\n".join(

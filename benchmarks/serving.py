@@ -2,8 +2,8 @@
 Prints one JSON line.
 
     python -m benchmarks.serving items --num 10000 100000 1000000 --width 64
-    python -m benchmarks.serving http --url http://127.0.0.1:8000/invocations --model DIR --requests
-    1000
+    python -m benchmarks.serving http --model DIR --requests 1000 \\
+        --url http://127.0.0.1:8000/invocations
 
 ``items`` needs no server and no model: vectors with little structure (clusters in a few dimensions
 plus the same amount of isotropic noise), of different lengths, searched by inner product; users are

@@ -1,8 +1,9 @@
 """Measure how a running server handles difficult callers. Each command prints one JSON line.
 
     python -m benchmarks.serving_load half --url http://127.0.0.1:8000 --bodies 130 --seconds 35
-    python -m benchmarks.serving_load beside --url http://127.0.0.1:8000 --calls 300 --requests 1000
-    --k 100 python -m benchmarks.serving_load stop --url http://127.0.0.1:8000 --pid PID --clients 8
+    python -m benchmarks.serving_load beside --url http://127.0.0.1:8000 --calls 300 \\
+        --requests 1000 --k 100
+    python -m benchmarks.serving_load stop --url http://127.0.0.1:8000 --pid PID --clients 8
 
 ``half`` sends bodies that announce a length and stop, and polls ``/health`` meanwhile: the longest
 time without an answer. ``beside`` sends small calls, first alone, then during a sequence of large

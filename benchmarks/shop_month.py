@@ -52,7 +52,8 @@ def plan() -> Plan:
 def days_of(world: World) -> list[list[Row]]:
     """The events of every day, in the order of time.
 
-    >>> days = days_of(World(plan(), *(__import__("numpy").array(column) for column in ([3], [5], [1772323200], [0]))))
+    >>> from numpy import array
+    >>> days = days_of(World(plan(), array([3]), array([5]), array([1772323200]), array([0])))
     >>> days[0], len(days)
     ([('customer-003', 'p-005', 1772323200)], 31)
     """

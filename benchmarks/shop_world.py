@@ -20,8 +20,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 SIGNALS: Final = {  # name → how probable it is in a shop
-    "taste": 0.75, "drift": 0.45, "repeats": 0.5, "sequence": 0.4, "brands": 0.4, "price": 0.35, "text": 0.4,
-    "friends": 0.3, "place": 0.25, "hours": 0.3, "attributes": 0.35, "types": 0.4,
+    "taste": 0.75, "drift": 0.45, "repeats": 0.5, "sequence": 0.4, "brands": 0.4, "price": 0.35,
+    "text": 0.4, "friends": 0.3, "place": 0.25, "hours": 0.3, "attributes": 0.35, "types": 0.4,
 }  # fmt: skip
 MISLEADING: Final = {"text": 0.35, "friends": 0.35, "attributes": 0.45, "brands": 0.4, "price": 0.4}
 """If a shop lacks the signal: the probability that its files have the columns, filled at random."""

@@ -106,9 +106,11 @@ def measure(seed: int, options: argparse.Namespace, folder: Path) -> Json:
 def outcome(metrics: Json) -> Json:
     """Compare the model with the best baseline on test, from ``metrics.json``.
 
-    >>> outcome({"metric": "ndcg@10", "model": {"ndcg@10": 0.22}, "baselines": {"als": {"ndcg@10": 0.2}},
-    ...     "comparison": {"best_baseline": "als", "against": {"als": {"difference": 0.02, "low": 0.01, "high": 0.03}}},
-    ...     "data": {"queries": 50}})["gain"]
+    >>> against = {"als": {"difference": 0.02, "low": 0.01, "high": 0.03}}
+    >>> metrics = {"metric": "ndcg@10", "model": {"ndcg@10": 0.22}, "data": {"queries": 50}}
+    >>> metrics |= {"baselines": {"als": {"ndcg@10": 0.2}}}
+    >>> metrics |= {"comparison": {"best_baseline": "als", "against": against}}
+    >>> outcome(metrics)["gain"]
     0.1
     """
     metric, comparison = metrics["metric"], metrics["comparison"]

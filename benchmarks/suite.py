@@ -1,7 +1,8 @@
 """Run all benchmarks in turn, keep each one's line of JSON, and rewrite the table of
 ``docs/benchmarks.md``.
 
-    python -m benchmarks.suite short          # about a quarter of an hour on two quiet cores; long for the others
+    python -m benchmarks.suite short          # about a quarter of an hour on two quiet cores
+    python -m benchmarks.suite long           # the other benchmarks
     python -m benchmarks.suite short --only ranking workers
     python -m benchmarks.suite table          # measure nothing
 

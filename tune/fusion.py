@@ -1,10 +1,10 @@
 """``recsys tune --tune.search fusion``: search for better fusion weights of the model in a run
 folder.
 
-    RUN/model ── as selected on validation ──► scores of every granularity, cached ──► search ──►
-    pick
-      pick ──► the usual evaluation on validation, which must agree, then once on test ──►
-      RUN/fusion
+    RUN/model ── as selected on validation ──► scores of every granularity, cached
+      scores  ──► search ──► pick
+      pick    ──► the usual evaluation on validation, which must agree
+              ──► once on test ──► RUN/fusion
 
 A search also finds settings that fit its users by chance. So the gain is estimated twice: on the
 same users, and by searching on one half of the users and measuring on the other. Only if the second

@@ -3,11 +3,12 @@ YAML.
 
 A file maps paths to values::
 
-    model.fusion.kind: weighted                              # one value, for every trial except the
-    first model.width: [64, 128]                                   # a choice, short for {choice:
-    [64, 128]} train.lr: {loguniform: [3.0e-3, 3.0e-2]} model.granularities.social.weight: {uniform:
-    [0, 1], step: 0.05} model.granularities.collaborative.layers: {int: [2, 6]}   # with both ends;
-    logint prefers small values
+    model.fusion.kind: weighted       # one value, for every trial except the first
+    model.width: [64, 128]            # a choice, short for {choice: [64, 128]}
+    train.lr: {loguniform: [3.0e-3, 3.0e-2]}
+    model.granularities.social.weight: {uniform: [0, 1], step: 0.05}
+    model.granularities.collaborative.layers: {int: [2, 6]}
+                                      # with both ends; logint prefers small values
 
 Why so strict: a sweep takes hours, and only the trial that draws it would find a mistyped path or
 an invalid end of a range. So every value and both ends of every range are validated as a
@@ -90,7 +91,8 @@ class Dimension:
         if self.kind == "choice":
             return ", ".join(json.dumps(option) for option in self.options)
         ends = f"{self.low:g} to {self.high:g}"
-        return f"{ends}{f' by {self.step:g}' if self.step else ''}{' (log)' if self.kind.startswith('log') else ''}"
+        step = f" by {self.step:g}" if self.step else ""
+        return f"{ends}{step}{' (log)' if self.kind.startswith('log') else ''}"
 
 
 @dataclass(frozen=True)

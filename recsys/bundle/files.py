@@ -5,7 +5,8 @@ be able to trust the files. So every file is checked against its SHA-256, and no
 
 Layout::
 
-    bundle.json           format, model configuration, sizes, event types, dataset, metrics, checksums of the files
+    bundle.json           format, model configuration, sizes, event types, dataset, metrics,
+                          checksums of the files
     weights.safetensors   FrozenModel.tensors(): encoders, item vectors, granularity states
     items.parquet         dense order: item_id, title, popularity (users, in the fitted events)
     users.parquet         dense order: user_id and the user's events: items, types, times, values,
@@ -15,8 +16,9 @@ Layout::
     measured.safetensors  where the served model was trained on all events: the model that the
                           metrics belong to; only it may be ranked on test, which it has not seen;
                           see :mod:`recsys.bundle.measured`
-    measured-training.safetensors  its trainable weights, for an update whose test split the served
-                          model has already seen
+    measured-training.safetensors
+                          its trainable weights, for an update whose test split the served model
+                          has already seen
     attributes.parquet    dense order: the columns of the table of items that requests may filter by
     text.safetensors      unit vectors of the items' texts in steps of 1/127, where the weights have
                           no texts
@@ -24,8 +26,9 @@ Layout::
                           explanations
     vocabulary.parquet    kind, id: entities and relations of the knowledge graph in dense order;
                           for `recsys update`
-    self_test.json        requests with their answers, checked on every load:
-    recsys.serving.self_test MODEL_CARD.md         the model card, for people: recsys.registry.card
+    self_test.json        requests with their answers, checked on every load: see
+                          :mod:`recsys.serving.self_test`
+    MODEL_CARD.md         the model card, for people: see :mod:`recsys.registry.card`
     index.faiss           index of a large catalogue; see :mod:`recsys.serving.item_index`
 
 Legend: U users, E events, N items.

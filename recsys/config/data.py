@@ -14,12 +14,14 @@ from recsys.config.sources import Source, SyntheticSource, open_kind
 class SplitConfig(Section):
     """How events are divided into training, validation and test.
 
-    ``given``: the source's split column. If it has no validation events, these are each user's
-    latest training events, or random ones if the data has no order. ``auto``: ``leave-last``, or
-    ``ratio`` if no event has a time and ``data.order`` is not ``file``. ``leave-last``: each user's
-    last event is test, the one before it is validation. ``temporal``: one global cut-off in time
-    for test and an earlier one for validation. ``ratio``: a share of each user's events: the latest
-    ones, or random ones if the data has no order.
+    * ``given``: the source's split column. If it has no validation events, these are each user's
+      latest training events, or random ones if the data has no order.
+    * ``auto``: ``leave-last``, or ``ratio`` if no event has a time and ``data.order`` is not
+      ``file``.
+    * ``leave-last``: each user's last event is test, the one before it is validation.
+    * ``temporal``: one global cut-off in time for test and an earlier one for validation.
+    * ``ratio``: a share of each user's events: the latest ones, or random ones if the data has no
+      order.
 
     With every kind, ``cold_users`` makes a share of the users cold-start users: see
     :mod:`recsys.data.cold_start`.

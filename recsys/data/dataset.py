@@ -2,32 +2,40 @@
 
 Layout::
 
-    manifest.json                 schema version, content hash, counts, event types, order, split, quarantine, timing
+    manifest.json                 schema version, content hash, counts, event types, order, split,
+                                  quarantine, timing
     vocab/users.parquet           user_id, row number = dense id
     vocab/items.parquet           item_id, row number = dense id
-    vocab/context.json            where there are context columns: known values, or mean and spread (training events)
+    vocab/context.json            where there are context columns: known values, or mean and spread
+                                  (of training events)
     users/features.parquet        dense order: user_id, and the columns of the users table
     items/features.parquet        dense order: item_id, text, and the columns of the items table
     items/text_vectors.parquet    dense order: vector (fixed-size list of float16), has_text (bool)
     users/texts.parquet           user, through (0 train, 1 valid), place, text; with
-    users/text_vectors.parquet    vector, where users' histories are text: see recsys.preparation.user_text
-    items/media.parquet           dense order, where there are media: NAME (fixed-size list of float16), has_NAME (bool)
+    users/text_vectors.parquet    vector, where users' histories are text: see
+                                  recsys.preparation.user_text
+    items/media.parquet           dense order, where there are media: NAME (fixed-size list of
+                                  float16), has_NAME (bool)
     items/counts.parquet          dense order: train, valid, test (int64) interactions
-    histories/part-00000.00001.parquet  newer rows of some of its users, where events were appended
+    histories/part-00000.00001.parquet
+                                  newer rows of some of its users, where events were appended
     histories/part-00000.parquet  one row per user: user, items, types, times, values, splits;
-    context (all columns of
-                                  an event, then the next one's) where there are context columns
-    text/adapter/                 where fine-tuning helped: the language model's adapter, as peft writes it
-    graphs/social.parquet         src, dst (dense int32), weight, time (microseconds, or none); sorted by src
+                                  context (all columns of an event, then the next one's) where
+                                  there are context columns
+    text/adapter/                 where fine-tuning helped: the language model's adapter, as peft
+                                  writes it
+    graphs/social.parquet         src, dst (dense int32), weight, time (microseconds, or none);
+                                  sorted by src
     graphs/knowledge.parquet      head, relation, tail (dense int32), where there are triples; with
     vocab/entities.parquet        entity, row number = dense id
     vocab/relations.parquet       relation, row number = dense id
     items/entities.parquet        dense order: entity (dense id of the item's entity, null where none)
     provenance/text-00000.parquet user, item, time, term: the rows of events behind item text, for
-    the audit events/                       the validated events, for an append: see
-    recsys.preparation.event_store quarantine/TABLE.parquet      file, row, reason, and the row as
-    text: rows with an error dropped/TABLE.parquet         the same for harmless rows: repeats,
-    friends without events
+                                  the audit
+    events/                       the validated events, for an append: see
+                                  recsys.preparation.event_store
+    quarantine/TABLE.parquet      file, row, reason, and the row as text: rows with an error
+    dropped/TABLE.parquet         the same for harmless rows: repeats, friends without events
 
 The user–item graph is not stored again: the histories are its rows.
 """

@@ -3,9 +3,10 @@ ids, a split.
 
 The steps::
 
-    arguments → files (arguments.py) → form and sample (forms.py, samples.py) → kinds of columns
-    (columns.py)
-              → which table holds the events, and what the others are, by ids in common (tables.py,
-              roles.py) → statistics of the events: repeats, times, types (habits.py) → a
-              configuration with reasons (proposal.py)
+    arguments → files (arguments.py) → form and sample (forms.py, samples.py)
+              → kinds of columns (columns.py)
+              → which table holds the events, and what the others are, by ids in common
+                (tables.py, roles.py)
+              → statistics of the events: repeats, times, types (habits.py)
+              → a configuration with reasons (proposal.py)
 """

@@ -1,8 +1,12 @@
 """Which files hold the lists of which method: settings, seeds, and lists of the validation split.
 
-NAME=FILE                a method NAME=GLOB                a method with one file per seed
-NAME/SETTING=GLOB        one of its settings; NAME/SETTING.valid=GLOB chooses among settings FOLDER
-NAME.parquet, NAME.seed1.parquet, NAME/SETTING.parquet, NAME/SETTING.valid.parquet …
+The forms of a word of ``--lists``::
+
+    NAME=FILE                a method
+    NAME=GLOB                a method with one file per seed
+    NAME/SETTING=GLOB        one of its settings; NAME/SETTING.valid=GLOB chooses among settings
+    FOLDER                   NAME.parquet, NAME.seed1.parquet, NAME/SETTING.parquet,
+                             NAME/SETTING.valid.parquet …
 """
 
 from __future__ import annotations

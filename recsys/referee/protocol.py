@@ -6,11 +6,13 @@ folder is all the data, and its hash shows whether lists were made for it.
 
 Layout::
 
-    protocol.json            rules, counts and hash items.parquet            item_id: the catalogue,
-    that is, all candidates train.parquet valid.parquet test.parquet   user_id, item_id, timestamp,
-    event_type, value, position ask.parquet              user_id: the users who need a list for test
+    protocol.json            rules, counts and hash
+    items.parquet            item_id: the catalogue, that is, all candidates
+    train.parquet valid.parquet test.parquet
+                             user_id, item_id, timestamp, event_type, value, position
+    ask.parquet              user_id: the users who need a list for test
     negatives.parquet        user_id, item_id: items to rank with the targets, if the protocol
-    samples
+                             samples
 
 With several windows all tables except items are in ``window-1/``, ``window-2/`` …
 

@@ -62,8 +62,7 @@ class RecommenderModel(PythonModel):
 
     - ``user_id``: string;
     - ``history``: list of item ids, oldest first, or of objects with item_id, event_type,
-      timestamp,
-      context;
+      timestamp, context;
     - ``friends``: list of user ids;
     - ``attributes``: object, attribute of a user → value, list or null;
     - ``k``: 1 to 1000 items;

@@ -3,8 +3,8 @@
 :mod:`recsys.retrieval.item_attributes` evaluates them. A filter is an object of attribute →
 condition; all conditions must hold:
 
-    {"category": "books", "price": {"lt": 20}, "tags": ["new", "sale"], "path": {"under": "Home >
-    Kitchen"}}
+    {"category": "books", "price": {"lt": 20}, "tags": ["new", "sale"],
+     "path": {"under": "Home > Kitchen"}}
 
 A value is short for ``eq``, a list of values for ``in``. An item without the attribute meets only
 the conditions ``ne``, ``not_in`` and ``{"known": false}``.
@@ -66,7 +66,8 @@ def parse_filters(filters: Any) -> tuple[Condition, ...]:
     ValueError
         Names the attribute, the wrong value and what was expected.
 
-    >>> [(c.attribute, c.operator, c.values) for c in parse_filters({"price": {"ge": 5, "lt": 20}, "kind": "a"})]
+    >>> conditions = parse_filters({"price": {"ge": 5, "lt": 20}, "kind": "a"})
+    >>> [(c.attribute, c.operator, c.values) for c in conditions]
     [('price', 'ge', (5,)), ('price', 'lt', (20,)), ('kind', 'in', ('a',))]
     """
     if not isinstance(filters, Mapping):

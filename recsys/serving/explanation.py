@@ -166,11 +166,12 @@ def _sentence(
 ) -> str:
     """The explanation of a listed item for its user.
 
-    >>> answer = Answer("u", ["b"], ["B"], [4.0], {"item_cf": [3.0], "social": [1.0]}, "model", [], [])
-    >>> _sentence(answer, 0, [{"title": "A"}], [{"user_id": "eve"}])
-    '“B”: mainly because users who chose your past items also chose it (75 % of its positive score),
-    \
-based on “A” and on your friend eve.'
+    >>> shares = {"item_cf": [3.0], "social": [1.0]}
+    >>> answer = Answer("u", ["b"], ["B"], [4.0], shares, "model", [], [])
+    >>> sentence = _sentence(answer, 0, [{"title": "A"}], [{"user_id": "eve"}])
+    >>> print(sentence.replace("), ", "),\\n"))
+    “B”: mainly because users who chose your past items also chose it (75 % of its positive score),
+    based on “A” and on your friend eve.
     """
     shares = {
         name: shares_R[place] for name, shares_R in answer.shares.items() if shares_R[place] > 0

@@ -4,13 +4,13 @@ The key of a signal is its probability of being correct; at 0 the signal is rand
 show that a granularity uses its signal:
 
     text, stratum  each word of an item is of its topic with probability max(``text``, ``stratum``),
-    else of any topic social         each friend is of the circle with probability ``social``, else
-    any user knowledge      each *made by* (item → studio) and *owned by* (studio → owner) is
-    correct with probability
-                   ``knowledge``, else random; two other relations are noise
-    profile        each attribute that shows the age band, gender or country of a user, or the segment of an item (price
-                   its pair of segments, a label the half), is correct with probability ``profile``,
-                   else random
+                   else of any topic
+    social         each friend is of the circle with probability ``social``, else any user
+    knowledge      each *made by* (item → studio) and *owned by* (studio → owner) is correct with
+                   probability ``knowledge``, else random; two other relations are noise
+    profile        each attribute that shows the age band, gender or country of a user, or the
+                   segment of an item (price its pair of segments, a label the half), is correct
+                   with probability ``profile``, else random
     media          image = ``media`` · prototype of the style (±1 entries) + standard normal noise
 
 Legend: N items of a range, U users of a bundle, W words, S studios of a range, X entries of an

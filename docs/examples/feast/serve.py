@@ -1,8 +1,11 @@
 """Histories from a feature store at request time, recommendations from an export.
 
-    python serve.py load EVENTS.parquet        # user_id, item_id, timestamp (seconds), event_type → both stores
-    python serve.py ask EXPORT USER…           # reads each history from the online store, answers a line of JSON
-    python serve.py add USER ITEM [TYPE]       # an event that happened now: the next answer uses it
+    python serve.py load EVENTS.parquet    # fill both stores
+    python serve.py ask EXPORT USER…       # read each history from the online store, print a line of
+                                           # JSON with the recommendations
+    python serve.py add USER ITEM [TYPE]   # add an event that happened now: the next answer uses it
+
+The columns of EVENTS.parquet are user_id, item_id, timestamp (seconds) and event_type.
 
 Feast's local provider: a Parquet file as the offline store, SQLite as the online one. It needs
 feast, onnxruntime and faiss-cpu, neither torch nor this package.

@@ -5,8 +5,9 @@ The user text of S1, S2 and S5: every past item is a language-model vector, so a
 training events contributes too. Pooling is an attention with one query per head, learned for all
 users:
 
-    w_ij = softmax_j( (q_h + Q_h x_i) · K_h x_j / √d + type_h[t_j] − γ_h log(1 + age_ij) − δ_h log(1
-    + i − j) ) z_i  = norm(Σ_j w_ij V x_j)
+    w_ij = softmax_j( (q_h + Q_h x_i) · K_h x_j / √d + type_h[t_j]
+                      − γ_h log(1 + age_ij) − δ_h log(1 + i − j) )
+    z_i  = norm(Σ_j w_ij V x_j)
 
 ``input`` item pools item vectors instead; user_text encodes the past as one text of the language
 model (see :mod:`recsys.granularities.behaviour.text_vectors`); both adds the two normalised vectors
