@@ -91,7 +91,8 @@ def examine(
 def shown(findings: Sequence[Finding]) -> str:
     """One line per finding, the cure below it, and the number of failures and warnings.
 
-    >>> print(shown([Finding("cpu", "ok", "2 cores"), Finding("disk", "fail", "full", "free space")]))
+    >>> full = Finding("disk", "fail", "full", "free space")
+    >>> print(shown([Finding("cpu", "ok", "2 cores"), full]))
     ok    cpu                2 cores
     fail  disk               full
                              → free space

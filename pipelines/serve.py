@@ -156,8 +156,10 @@ def _interrupt(number: int, frame: Any) -> None:
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is of this machine only.
 
-    >>> is_loopback("localhost"), is_loopback("127.0.0.9"), is_loopback("::1"), is_loopback("0.0.0.0")
-    (True, True, True, False)
+    >>> is_loopback("localhost"), is_loopback("127.0.0.9"), is_loopback("::1")
+    (True, True, True)
+    >>> is_loopback("0.0.0.0")
+    False
     """
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -257,9 +257,10 @@ def reporter(
 def epoch_line(values: dict[str, Any]) -> str:
     """One epoch as one line.
 
-    >>> epoch_line({"phase": "select", "epoch": 3, "epochs": 20, "loss": 5.125, "ndcg@20": 0.2, "seconds": 1.26})
+    >>> measured = {"ndcg@20": 0.2, "seconds": 1.26}
+    >>> epoch_line({"phase": "select", "epoch": 3, "epochs": 20, "loss": 5.125, **measured})
     'epoch   3/20  loss 5.1250  ndcg@20 0.2000  1.3 s'
-    >>> epoch_line({"phase": "select", "epoch": 0, "epochs": 0, "ndcg@20": 0.2, "seconds": 1.26})
+    >>> epoch_line({"phase": "select", "epoch": 0, "epochs": 0, **measured})
     'fitted  ndcg@20 0.2000  1.3 s'
     """
     known = ("phase", "epoch", "epochs", "share", "loss", "lr", "seconds")

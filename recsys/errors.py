@@ -1,20 +1,23 @@
 """Exceptions of Multigrain.
 
     MultigrainError
-    ├── Refusal              the request was checked, and the answer is no: exit code 1, message only
-    ├── Unavailable          the machine lacks something that the command needs: exit code 1, message only
-    └── UserError            the user's input or configuration is wrong: exit code 2, message only, no traceback
+    ├── Refusal              the request was checked, and the answer is no: exit code 1
+    ├── Unavailable          the machine lacks something that the command needs: exit code 1
+    └── UserError            the user's input or configuration is wrong: exit code 2
         ├── ConfigError      a configuration key or value
         ├── SourceError      a file or table that is missing, unreadable or incomplete
         │   └── EmptyFile    a file without rows
         ├── StorageError     a remote URI that does not answer, denies access, or does not exist
-        ├── DataError        readable data that breaks a rule (too many bad rows, an empty split, a leak)
+        ├── DataError        readable data that breaks a rule (too many bad rows, an empty split,
+        │                    a leak)
         ├── TrainingError    training that cannot continue with these settings
-        ├── ArtifactError    a prepared dataset, run folder or registered model that is missing, stale or damaged
+        ├── ArtifactError    a prepared dataset, run folder or registered model that is missing,
+        │                    stale or damaged
         └── RequestError     a malformed request to a served model
 
-Every message says what was got, what was expected and the cure. Errors that are not the user's
-mistake stay ordinary Python exceptions (exit code 1). Our own invariants are ``assert`` statements.
+The command line prints only the message of these errors, without a traceback. Every message says
+what was got, what was expected and the cure. Errors that are not the user's mistake stay ordinary
+Python exceptions (exit code 1). Our own invariants are ``assert`` statements.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ squared error).
 With the visible values r_uj of a history H_u, the item vectors a_i of the trained model and its
 scores,
 
-    r̂_ui = μ + b_i + b_u + q_i · Σ_{j ∈ H_u} e_uj p_j / √(|H_u| + 1) + s · c_ui,    e_uj = r_uj − μ − b_j − b_u,
-    b_i = Σ_v (r_vi − μ − b_v) / (n_i + κ_i),    b_u = Σ_j (r_uj − μ − b_j) / (|H_u| + κ_u),
+    r̂_ui = μ + b_i + b_u + q_i · Σ_{j ∈ H_u} e_uj p_j / √(|H_u| + 1) + s · c_ui,
+    e_uj = r_uj − μ − b_j − b_u,
+    b_i  = Σ_v (r_vi − μ − b_v) / (n_i + κ_i),    b_u = Σ_j (r_uj − μ − b_j) / (|H_u| + κ_u),
 
 the asymmetric factors p_i = a_i W_p, q_i = a_i W_q of the unit item vectors (Koren 2008), and c_ui
 the score u · a_i in standard deviations of the query's scores. Why asymmetric: users have no row of

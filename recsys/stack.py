@@ -5,12 +5,13 @@ A member's scores are divided by their standard deviation over the catalogue, fo
 scores that are a sum over the history grow with its length, scores that are a mean do not, and one
 weight must fit both. With C the covariance of the member's item vectors,
 
-    std_i(z · a_i) = sqrt(z C zᵀ),    u = Σ_m w_m(g) / (std_m + f_m) · z_m,    g: group of the history's length,
+    std_i(z · a_i) = sqrt(z C zᵀ),    u = Σ_m w_m(g) / (std_m + f_m) · z_m,
 
-where f_m is a share of the member's mean deviation. Why: without it, a member that hardly
-distinguishes items for a query would be blown up. The factor depends on the query alone, so a user
-is still one vector and every share is exact. Scores of sparse members are divided by their root
-mean square; if they are probabilities, by one constant for all queries.
+where g is the group of the history's length, and f_m is a share of the member's mean deviation.
+Why: without it, a member that hardly distinguishes items for a query would be blown up. The factor
+depends on the query alone, so a user is still one vector and every share is exact. Scores of sparse
+members are divided by their root mean square; if they are probabilities, by one constant for all
+queries.
 
 Legend: B queries, D width of a member, N items, M members, G groups of history length.
 """
@@ -75,7 +76,8 @@ def spread(users_BD: Tensor, covariance_DD: Tensor) -> Tensor:
 
     >>> vectors = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
     >>> users = torch.tensor([[1.0, -1.0]])
-    >>> torch.allclose(spread(users, covariance(vectors)), (users @ vectors.T).std(dim=1, correction=0))
+    >>> over_catalogue = (users @ vectors.T).std(dim=1, correction=0)
+    >>> torch.allclose(spread(users, covariance(vectors)), over_catalogue)
     True
     """
     found_B = torch.einsum("bd,bd->b", users_BD.float() @ covariance_DD, users_BD.float())

@@ -102,7 +102,8 @@ def _columns(stage: str, patterns: tuple[str, ...]) -> list[str]:
         at = {column for column, words in COLUMNS.items() if any(word in pattern for word in words)}
         if not at:
             raise ValueError(
-                f"stage {stage}: {pattern!r} is in no column of docs/site/diagram.py; add it to COLUMNS"
+                f"stage {stage}: {pattern!r} is in no column of docs/site/diagram.py; add it to"
+                " COLUMNS"
             )
         found |= at
     return [column for column in COLUMNS if column in found]
@@ -145,8 +146,9 @@ def svg() -> str:
         *(line for place, row in enumerate(drawn) for line in _row(row, TOP + ROW * place)),
     ]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" class="data-way" '
-        f'font-family="system-ui, sans-serif">\n<title>The way of the data: stages and what lies between them</title>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        'class="data-way" font-family="system-ui, sans-serif">\n'
+        "<title>The way of the data: stages and what lies between them</title>\n"
         f"<style>{_STYLE}</style>\n" + "\n".join(body) + "\n</svg>"
     )
 
@@ -157,10 +159,12 @@ _STYLE: Final = (
     ".data-way text{fill:var(--ink)}.data-way .quiet{font-size:11px;opacity:.7}"
     ".data-way .head{font-size:12.5px;font-weight:600;text-anchor:middle}"
     ".data-way .name{font-size:15px;font-weight:600}"
-    ".data-way .life{stroke:var(--line);stroke-dasharray:2 4}.data-way .span{stroke:var(--mark);stroke-width:2}"
+    ".data-way .life{stroke:var(--line);stroke-dasharray:2 4}"
+    ".data-way .span{stroke:var(--mark);stroke-width:2}"
     ".data-way .write{fill:var(--mark);stroke:var(--mark);stroke-width:2}"
     ".data-way .read{fill:var(--page);stroke:var(--mark);stroke-width:2}"
-    ".data-way .both{fill:var(--mark);stroke:var(--page);stroke-width:3}.data-way .band{fill:var(--line);opacity:.13}"
+    ".data-way .both{fill:var(--mark);stroke:var(--page);stroke-width:3}"
+    ".data-way .band{fill:var(--line);opacity:.13}"
 )
 
 
@@ -169,16 +173,25 @@ def _x(column: str) -> int:
 
 
 def _heads(height: int) -> Iterator[str]:
-    yield '<circle class="read" cx="20" cy="30" r="6"/><text class="quiet" x="32" y="34">read</text>'
-    yield '<circle class="write" cx="82" cy="30" r="6"/><text class="quiet" x="94" y="34">written</text>'
-    yield '<circle class="write" cx="160" cy="30" r="9"/><circle class="both" cx="160" cy="30" r="6"/>'
+    yield (
+        '<circle class="read" cx="20" cy="30" r="6"/><text class="quiet" x="32" y="34">read</text>'
+    )
+    yield (
+        '<circle class="write" cx="82" cy="30" r="6"/>'
+        '<text class="quiet" x="94" y="34">written</text>'
+    )
+    yield (
+        '<circle class="write" cx="160" cy="30" r="9"/>'
+        '<circle class="both" cx="160" cy="30" r="6"/>'
+    )
     yield '<text class="quiet" x="175" y="34">both</text>'
     for column in COLUMNS:
         x = _x(column)
         yield f'<line class="life" x1="{x}" x2="{x}" y1="{TOP - 18}" y2="{height - 12}"/>'
         words = column.split(" ", 1)
         for place, word in enumerate(words):
-            yield f'<text class="head" x="{x}" y="{26 + 16 * place + 8 * (len(words) == 1)}">{escape(word)}</text>'
+            y = 26 + 16 * place + 8 * (len(words) == 1)
+            yield f'<text class="head" x="{x}" y="{y}">{escape(word)}</text>'
 
 
 def _row(row: Row, y: int) -> Iterator[str]:

@@ -55,17 +55,16 @@ def configuration() -> dict[str, str]:
                 cls = load(Offer(kind, target, "", ""), GranularityConfig)
                 inside += sections_of("model.granularities.NAME", cls)
         pages[f"{CONFIGURATION}/{name}.md"] = _page(name, inside)
-    rows = [
-        f"| [`{name}`]({name}.md) | {_about(name)} | {sum(len(s.keys) for s in others if _is_in(s, name))} |"
-        for name in _names(others)
-    ]
+    sizes = {name: sum(len(s.keys) for s in others if _is_in(s, name)) for name in _names(others)}
+    rows = [f"| [`{name}`]({name}.md) | {_about(name)} | {size} |" for name, size in sizes.items()]
     overview = (
         "# Configuration\n\n"
-        "One typed configuration says everything. A dotted path is the same in YAML (`train:` with `lr: 0.01` "
-        "below), on the command line (`--train.lr 0.01`), in a search space of `recsys tune` and in `settings` of the "
-        "[Python API](../../api.md). An unknown key is refused with the valid ones.\n\n"
-        "`recsys help SECTION` prints the same in the terminal, and `recsys VERB --dry-run` the merged "
-        "configuration.\n\n"
+        "One typed configuration says everything. A dotted path is the same in YAML (`train:` with "
+        "`lr: 0.01` below), on the command line (`--train.lr 0.01`), in a search space of "
+        "`recsys tune` and in `settings` of the [Python API](../../api.md). An unknown key is "
+        "refused with the valid ones.\n\n"
+        "`recsys help SECTION` prints the same in the terminal, and `recsys VERB --dry-run` the "
+        "merged configuration.\n\n"
         "| section | what it says | keys |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
         "## Outside any section\n\n" + _table(root.keys) + "\n\n" + _WRITTEN
     )
@@ -105,7 +104,8 @@ def _page(name: str, inside: list[SectionKeys]) -> str:
 
 def _table(keys: list[Key]) -> str:
     rows = [
-        f"| `{key.path.rpartition('.')[2]}` | {_cell(key.type)} | {_default(key)} | {_cell(key.about)} |"
+        f"| `{key.path.rpartition('.')[2]}` | {_cell(key.type)} | {_default(key)} "
+        f"| {_cell(key.about)} |"
         for key in keys
     ]
     table = "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
@@ -130,8 +130,8 @@ def cli() -> str:
     parts = [
         "# Command line\n",
         "```text\nrecsys VERB --config FILE [--section.key VALUE …] [--dry-run]\n```\n",
-        "`--config` takes a YAML file or the name of a shipped one (`demo`, `lastfm`, …). `recsys VERB --help` shows "
-        "the keys that a verb reads, `--dry-run` what would run. "
+        "`--config` takes a YAML file or the name of a shipped one (`demo`, `lastfm`, …). "
+        "`recsys VERB --help` shows the keys that a verb reads, `--dry-run` what would run. "
         "[Exit codes](../contracts.md#exit-codes) are the same for all.\n",
         '<div class="verbs" markdown>\n\n| verb | what it does |\n|---|---|\n'
         + "\n".join(rows)

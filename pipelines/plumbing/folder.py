@@ -2,10 +2,11 @@
 
 Layout::
 
-    config.yaml              merged configuration of the last run, prepare, train, evaluate, update or
-                             tune, without user and password of tracking.uri: these come from the
-                             command line or the environment
-    history.jsonl            one line per command: time, verb, release, keys changed since the last one
+    config.yaml              merged configuration of the last run, prepare, train, evaluate, update
+                             or tune, without user and password of tracking.uri: these come from
+                             the command line or the environment
+    history.jsonl            one line per command: time, verb, release, keys changed since the last
+                             one
     run.log                  progress lines of all stages
     dataset/                 prepared dataset, unless data.dir names another folder
     auto.json                the choice of ``model: auto``, with its reasons
@@ -419,8 +420,10 @@ def _changes(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
 def _shapes(key: str) -> bool:
     """Whether a key changes the dataset, the model or its metrics, and not only paths or speed.
 
-    >>> [key for key in ("run.budget", "train.lr", "train.threads", "recommend.k", "seed") if _shapes(key)]
-    ['train.lr', 'seed']
+    >>> [_shapes(key) for key in ("train.lr", "seed")]
+    [True, True]
+    >>> [_shapes(key) for key in ("run.budget", "train.threads", "recommend.k")]
+    [False, False, False]
     """
     return key.split(".")[0] in _SHAPING and key not in _ELSEWHERE
 

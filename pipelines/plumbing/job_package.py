@@ -187,8 +187,10 @@ def _each(value: Any, only_existing: bool) -> Any:
 def _absolute(place: str, only_existing: bool) -> str:
     """An absolute local path; URIs and paths that begin with a variable stay.
 
-    >>> _absolute("s3://bucket/runs", False), _absolute("$RECSYS_DATA/lastfm", False), _absolute("/data", False)
-    ('s3://bucket/runs', '$RECSYS_DATA/lastfm', '/data')
+    >>> _absolute("s3://bucket/runs", False), _absolute("/data", False)
+    ('s3://bucket/runs', '/data')
+    >>> _absolute("$RECSYS_DATA/lastfm", False)
+    '$RECSYS_DATA/lastfm'
     """
     if not place or "://" in place or place.startswith(("/", "$")):
         return place

@@ -105,8 +105,8 @@ def _against(entry: Mapping[str, Any]) -> list[str]:
 def standing(found: Mapping[str, Any]) -> str:
     """Whether the model is above or below a baseline, from the interval of the paired difference.
 
-    >>> standing({"low": 0.1, "high": 0.2}), standing({"low": -0.1, "high": 0.2}), standing({"low": -2, "high": -1})
-    ('above', 'not distinguishable', 'below')
+    >>> [standing({"low": low, "high": high}) for low, high in ((0.1, 0.2), (-0.1, 0.2), (-2, -1))]
+    ['above', 'not distinguishable', 'below']
     """
     return "above" if found["low"] > 0 else "below" if found["high"] < 0 else "not distinguishable"
 

@@ -54,7 +54,8 @@ class Traits:
     def describe(self) -> str:
         """Return one line for people.
 
-        >>> Traits(1200, 80, 9000, ordered=True, timed=False, idle=dict.fromkeys(_SIGNALS, "no")).describe()
+        >>> idle = dict.fromkeys(_SIGNALS, "no")
+        >>> Traits(1200, 80, 9000, ordered=True, timed=False, idle=idle).describe()
         '1,200 users, 80 items, 9,000 events; with order'
         """
         found = ["order"] * self.ordered + ["times"] * self.timed

@@ -30,25 +30,49 @@ def privacy_violations(config: Config) -> Iterator[str]:
     train, fusion, text = config.train, config.model.fusion, config.data.text
     rules = (
         (fusion.stack, "model.fusion.stack chooses weights on validation events", "set it false"),
-        (fusion.check, "model.fusion.check chooses granularities on validation events", "set it false"),
+        (
+            fusion.check,
+            "model.fusion.check chooses granularities on validation events",
+            "set it false",
+        ),
         (train.ratings, "train.ratings fits a head to raw values", "set it false"),
-        (train.final, "train.final trains a second model on the same users", "set it false; refit true trains through "
-         "validation"),
-        (train.num_workers > 1, f"train.num_workers is {train.num_workers}: users are drawn by one worker", "set it 1"),
+        (
+            train.final,
+            "train.final trains a second model on the same users",
+            "set it false; refit true trains through validation",
+        ),
+        (
+            train.num_workers > 1,
+            f"train.num_workers is {train.num_workers}: users are drawn by one worker",
+            "set it 1",
+        ),
         (
             not train.refit and train.evaluate_every < train.epochs,
             "an epoch would be chosen on validation events",
-            f"set train.evaluate_every to train.epochs ({train.epochs}), or train.refit true, which chooses none",
+            f"set train.evaluate_every to train.epochs ({train.epochs}), or train.refit true,"
+            " which chooses none",
         ),
         (
             train.loss.kind not in ("auto", "full_softmax"),
             f"train.loss.kind {train.loss.kind} draws negatives by how often items occur",
             "set it full_softmax",
         ),
-        (bool(config.data.context), "data.context codes columns by the values of all events", "leave it empty"),
-        (text.finetune.enabled, "data.text.finetune learns from all users' histories", "set it false"),
-        (bool(text.event_types), "data.text.event_types makes item text from texts that users wrote", "leave it empty"),
-    )  # fmt: skip
+        (
+            bool(config.data.context),
+            "data.context codes columns by the values of all events",
+            "leave it empty",
+        ),
+        (
+            text.finetune.enabled,
+            "data.text.finetune learns from all users' histories",
+            "set it false",
+        ),
+        (
+            bool(text.event_types),
+            "data.text.event_types makes item text from texts that users wrote",
+            "leave it empty",
+        ),
+    )
     for holds, what, cure in rules:
         if holds:
             yield f"{where}: {what}; {cure}"

@@ -459,7 +459,8 @@ def source_settings(source: Section) -> dict[str, Any]:
     """The settings of a source that decide how files are read. Of its paths, only which side tables
     exist.
 
-    >>> one, other = (CanonicalSource(events=[place]) for place in ("logs/a.csv", "/data/logs/a.csv"))
+    >>> one = CanonicalSource(events=["logs/a.csv"])
+    >>> other = CanonicalSource(events=["/data/logs/a.csv"])
     >>> source_settings(one) == source_settings(other), source_settings(one)["items"]
     (True, False)
     """

@@ -65,7 +65,8 @@ class RecommendConfig(Section):
         if not self.requests:
             return "recommendations.parquet"
         name = without_query(self.requests).rpartition("/")[2]
-        return f"answers/{name.removesuffix('.gz').rpartition('.')[0].lstrip('.') or name.strip('.')}.parquet"
+        stem = name.removesuffix(".gz").rpartition(".")[0].lstrip(".")
+        return f"answers/{stem or name.strip('.')}.parquet"
 
 
 class SimilarConfig(Section):

@@ -5,7 +5,8 @@ histories, batches and bundles carry one array ``context_EC``, whatever the colu
 means "missing".
 
     category   1 a value that no training event has, 2 + i the i-th known value
-    number     c > 0: (c − 1) / 4000, c < 0: c / 4000 standard deviations from the mean of the training events
+    number     c > 0: (c − 1) / 4000, c < 0: c / 4000 standard deviations from the mean of the
+               training events
 
 Legend: E events, C context columns.
 """

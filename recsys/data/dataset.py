@@ -30,8 +30,8 @@ Layout::
     vocab/entities.parquet        entity, row number = dense id
     vocab/relations.parquet       relation, row number = dense id
     items/entities.parquet        dense order: entity (dense id of the item's entity, null where none)
-    provenance/text-00000.parquet user, item, time, term: the rows of events behind item text, for
-                                  the audit
+    provenance/text-00000.parquet user, item, time, term: the rows of events behind item text,
+                                  for the audit
     events/                       the validated events, for an append: see
                                   recsys.preparation.event_store
     quarantine/TABLE.parquet      file, row, reason, and the row as text: rows with an error

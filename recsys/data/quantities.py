@@ -72,7 +72,8 @@ def quantities(features: pa.Table, coordinates: Sequence[str]) -> list[str]:
     items have, with several distinct values and none below zero; it is no coordinate, id, count or
     year.
 
-    >>> columns = {"price": [5.0, 9.5, 7, 1, 2, None], "seller_id": [1.5, 2, 3, 4, 5, 6], "made": [2001, 2002] * 3}
+    >>> columns = {"price": [5.0, 9.5, 7, 1, 2, None], "seller_id": [1.5, 2, 3, 4, 5, 6]}
+    >>> columns["made"] = [2001, 2002] * 3
     >>> quantities(pa.table(columns), [])
     ['price']
     """

@@ -163,7 +163,8 @@ def diversity_of(items_BK: Array, vectors_ND: Array, k: int, chunk: int = 4096) 
     Uses Σ_{i≠j} cos = ‖Σ v‖² − Σ ‖v‖² on unit vectors, so the cost is linear in k. A zero vector
     has cosine 0.
 
-    >>> diversity_of(np.array([[0, 1, 2]]), np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), 3).round(4)  # 1 − 1/3
+    >>> vectors = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    >>> diversity_of(np.array([[0, 1, 2]]), vectors, 3).round(4)  # 1 − 1/3
     array([0.6667])
     """
     norms_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)

@@ -8,8 +8,8 @@ The reward r of an item at a place does not depend on the items at other places 
 model), so the value of a list is the sum over its places. The target is the version to estimate.
 With w = 1[the target shows the item there] / P(it was shown there), N answers and R shown places,
 
-    IPS    V = Σ w r / N                            unbiased if each target item could be shown
-    SNIPS  V = (Σ w r / Σ w) · R / N                a weighted mean; rewards + c give V + c per place
+    IPS    V = Σ w r / N                              unbiased if each target item could be shown
+    SNIPS  V = (Σ w r / Σ w) · R / N                  weighted mean; rewards + c: V + c per place
     DR     V = Σ (q(target) + w (r − q(shown))) / N   unbiased for any q that does not depend on r
 
 Horvitz and Thompson 1952; Swaminathan and Joachims 2015; Dudík, Langford and Li 2011; Li et al.

@@ -138,8 +138,8 @@ def described(features: pa.Table, number: int, text_fields: Collection[str] = ()
     """Which rows of a table of users or items have any attribute: bool. Ids and text columns do not
     count.
 
-    >>> table = pa.table({"user_id": ["a", "b", "c"], "age": [None, 3.0, None], "tags": [["x"], [], None]})
-    >>> described(table, 3).tolist()
+    >>> columns = {"age": [None, 3.0, None], "tags": [["x"], [], None]}
+    >>> described(pa.table({"user_id": ["a", "b", "c"], **columns}), 3).tolist()
     [True, True, False]
     """
     found = np.zeros(number, dtype=bool)

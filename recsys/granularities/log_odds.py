@@ -15,7 +15,8 @@ def log_odds(counts_XG: Tensor, total_X1: Tensor, share_G: Tensor, smoothing: fl
     events.
 
     >>> import torch
-    >>> log_odds(torch.tensor([[3.0, 1.0]]), torch.tensor([[4.0]]), torch.tensor([0.5, 0.5]), 4.0).exp()
+    >>> counts, share = torch.tensor([[3.0, 1.0]]), torch.tensor([0.5, 0.5])
+    >>> log_odds(counts, torch.tensor([[4.0]]), share, 4.0).exp()
     tensor([[1.2500, 0.7500]])
     """
     known_G = share_G > 0

@@ -24,7 +24,8 @@ class SparseScores:
     """Add ``values_P`` to the score of item ``items_P`` in row ``rows_P``; sorted by row, then
     item, each pair once.
 
-    >>> added = SparseScores.of(torch.tensor([1, 0]), torch.tensor([2, 0]), torch.tensor([3.0, 1.0]))
+    >>> rows, items = torch.tensor([1, 0]), torch.tensor([2, 0])
+    >>> added = SparseScores.of(rows, items, torch.tensor([3.0, 1.0]))
     >>> added.add_to(torch.zeros(2, 3))
     tensor([[1., 0., 0.],
             [0., 0., 3.]])

@@ -179,8 +179,8 @@ def likeness(name: str, words: tuple[str, ...]) -> float:
     """Similarity of a column's name to the words, from 0 to 1: 1 for the word itself, alone or
     before ``id``.
 
-    >>> likeness("CustomerID", USER), likeness("customer_email", USER), likeness("customer_city", USER)
-    (1.0, 0.8, 0.4)
+    >>> [likeness(name, USER) for name in ("CustomerID", "customer_email", "customer_city")]
+    [1.0, 0.8, 0.4]
     """
     found = parts(name)
     if not found:

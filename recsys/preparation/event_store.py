@@ -2,11 +2,13 @@
 
 Layout, next to the histories::
 
-    events/part-00003.00001.arrow      good rows of shard 3 from reading 1, with coded texts, before filters
-                                       and the removal of duplicates, whose result a later append
-                                       may change
-    events/times-00003.00001.arrow     user, type and time of its used events, where the split has cut-offs
-    events/unknown-00003.arrow         rows that are bad only because the items table lacks their item
+    events/part-00003.00001.arrow      good rows of shard 3 from reading 1, with coded texts,
+                                       before filters and the removal of duplicates, whose result
+                                       a later append may change
+    events/times-00003.00001.arrow     user, type and time of its used events, where the split has
+                                       cut-offs
+    events/unknown-00003.arrow         rows that are bad only because the items table lacks their
+                                       item
 
 A part is written once and never changed; a dataset that continues another one links it. The format
 is Arrow IPC, because it returns coded texts as codes, one batch at a time. Legend: E events.

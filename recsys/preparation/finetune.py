@@ -4,11 +4,11 @@ Why in ``prepare``: the text vectors are made there once, and training reads the
 learning (SimCSE, Gao et al. 2021; CLIP, Radford et al. 2021) with low-rank adapters (LoRA) and
 frozen base weights:
 
-    loss = −log softmax_j( cos(x_a, x_j) / τ − log q_j )[b],   in both directions, over the pairs (a, b) of a batch
+    loss = −log softmax_j( cos(x_a, x_j) / τ − log q_j )[b]
 
-where x are the vectors of item texts, (a, b) are neighbouring items in a user's training events
-(any two in data without order), and q_j is the share of j among the pairs. The correction by q_j
-avoids a penalty on popular items.
+in both directions, over the pairs (a, b) of a batch, where x are the vectors of item texts, (a, b)
+are neighbouring items in a user's training events (any two in data without order), and q_j is the
+share of j among the pairs. The correction by q_j avoids a penalty on popular items.
 
 **No leak**: pairs come from training events only. The gain is measured on validation events, which
 are in no pair, by text only: the query is the user's last training item, the target the first

@@ -5,8 +5,8 @@ Data flow::
     items, users ──► known ids ─────────────┐
     events ── pieces ──► buckets of users ──┴─► good rows + summary ──► vocabularies
               (a task each) (exchange)              │
-                                                    └──► dense, ordered, no duplicates ──► cut-offs ──► shards, counts,
-                                                                                                        item terms
+              ┌─────────────────────────────────────┘
+              └──► dense, ordered, no duplicates ──► cut-offs ──► shards, counts, item terms
     friends, triples ──► graphs      item fields + terms ──► text ──► vectors
 
 No data that grows with the number of events passes through this process.

@@ -98,8 +98,8 @@ def _log_probabilities(
     seen = whole.where(at_E < np.repeat(places, whole.lengths_U))
     asked = starts + places
     nobody = Histories(
-        np.full(len(rows), -1, dtype=np.int32), seen.offsets_U1, seen.items_E, seen.types_E, seen.times_E,
-        seen.values_E, seen.splits_E, seen.context_EC, seen.targets_T,
+        np.full(len(rows), -1, dtype=np.int32), seen.offsets_U1, seen.items_E, seen.types_E,
+        seen.times_E, seen.values_E, seen.splits_E, seen.context_EC, seen.targets_T,
     )  # fmt: skip
     offsets = np.arange(len(rows) + 1, dtype=np.int64)
     queries = Queries(

@@ -125,8 +125,8 @@ def html(record: Record) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
         ' content="width=device-width">'
-        "<title>Referee:"
-        f" {escape(record['protocol']['name'])}</title><style>{stylesheet()}</style></head><body><main>"
+        f"<title>Referee: {escape(record['protocol']['name'])}</title>"
+        f"<style>{stylesheet()}</style></head><body><main>"
         f'<p class="eyebrow">Referee</p><h1>{escape(record["protocol"]["name"])}</h1>'
         f'<p class="lead">{escape(head(record))}</p>'
         '<section class="card"'

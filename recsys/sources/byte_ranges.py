@@ -163,8 +163,10 @@ def open_after(line: bytes, delimiter: bytes, inside: bool) -> bool:
     """Whether a quoted cell is still open at the end of a line; quotes within unquoted cells are
     plain characters.
 
-    >>> open_after(b'1,"two', b",", False), open_after(b'1,5" disc', b",", False), open_after(b'end",2', b",", True)
-    (True, False, False)
+    >>> open_after(b'1,"two', b",", False), open_after(b'1,5" disc', b",", False)
+    (True, False)
+    >>> open_after(b'end",2', b",", True)
+    False
     """
     position = 0
     while True:

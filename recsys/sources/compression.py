@@ -52,8 +52,10 @@ def compression_of(path: str, name: str, head: bytes) -> str:
     SourceError
         The compression is not supported.
 
-    >>> compression_of("a.csv", "a.csv", b"\x1f\x8b\x08"), compression_of("a.csv", "a.csv", b"user_id")
-    ('gzip', '')
+    >>> compression_of("a.csv", "a.csv", b"\x1f\x8b\x08")
+    'gzip'
+    >>> compression_of("a.csv", "a.csv", b"user_id")
+    ''
     """
     for magic, kind in _NOT_READ.items():
         if head.startswith(magic):

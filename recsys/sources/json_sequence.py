@@ -23,8 +23,10 @@ _START: Final = re.compile(r"\s*(\[\s*)?\{")
 def is_sequence(head: str) -> bool:
     r"""Whether the head of a file starts an array of objects or an object over several lines.
 
-    >>> is_sequence('[{"a": 1},'), is_sequence('{\n"a": 1'), is_sequence("[1]"), is_sequence("{'a': 1}")
-    (True, True, False, False)
+    >>> is_sequence('[{"a": 1},'), is_sequence('{\n"a": 1')
+    (True, True)
+    >>> is_sequence("[1]"), is_sequence("{'a': 1}")
+    (False, False)
     """
     found = _START.match(head)
     return found is not None and re.match(r'\s*("|\}|$)', head[found.end() :]) is not None

@@ -22,9 +22,10 @@ from recsys.sources.limits import check_column_count, listed
 _INVISIBLE: Final = " \t\r\n\u00a0\u200b\ufeff"
 _BLANKS: Final = re.compile(r"[\s\-]+")
 WORDS: Final = {
-    schema.USER_ID: ("user", "member", "customer", "person", "people", "visitor", "reviewer", "client", "uid"),
-    schema.ITEM_ID: ("item", "product", "article", "content", "movie", "film", "book", "isbn", "sku", "stock", "artist",
-                     "track", "song", "asin", "place", "business", "iid"),
+    schema.USER_ID: ("user", "member", "customer", "person", "people", "visitor", "reviewer",
+                     "client", "uid"),
+    schema.ITEM_ID: ("item", "product", "article", "content", "movie", "film", "book", "isbn",
+                     "sku", "stock", "artist", "track", "song", "asin", "place", "business", "iid"),
     schema.SRC_USER_ID: ("src", "source", "from", "follower", "truster", "user", "member"),
     schema.DST_USER_ID: ("dst", "target", "to_", "friend", "followee", "trust", "other"),
     schema.TIMESTAMP: ("time", "date", "_at", "epoch"),

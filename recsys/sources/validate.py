@@ -240,6 +240,6 @@ def _reasons(verdicts: list[tuple[str, pa.Array]], count: int) -> pa.Array:
 
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks) if column.chunks else (
-        pa.nulls(0, column.type)
-    )  # fmt: skip
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.chunks else pa.nulls(0, column.type)

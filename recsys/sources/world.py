@@ -16,13 +16,16 @@ mechanism m is drawn by the strengths s of the signals,
 
     P(m) = s_m / (0.15 + Σ s),    P(noise) = 0.15 / (0.15 + Σ s)
 
-    text           i ~ p | topic k,  k = the first topic of the user (0.7) or the second (0.3); with probability
-                   ``evolution`` · t/T the interest has changed to the topic after the first
-    evolution      i ~ p | cluster next(c), c the cluster of the previous item, next() one cycle over all clusters
+    text           i ~ p | topic k,  k = the first topic of the user (0.7) or the second (0.3);
+                   with probability ``evolution`` · t/T the interest has changed to the topic after
+                   the first
+    evolution      i ~ p | cluster next(c),  c the cluster of the previous item, next() one cycle
+                   over all clusters
     collaborative  i ~ p | community of the user
     social         i uniform among the favourites of the circle
     knowledge      i ~ p | owner that the user likes: any studio of it
-    stratum        i ~ p | topic k,  k uniform in the mix of the stratum (0.5); i ~ p | shelf of the stratum (0.5)
+    stratum        i ~ p | topic k,  k uniform in the mix of the stratum (0.5);
+                   i ~ p | shelf of the stratum (0.5)
     profile        i ~ p | segment 2 ((band + country) mod 4) + (band + gender) mod 2
     media          i ~ p | style that the user likes
     noise          i ~ p

@@ -28,8 +28,10 @@ def expanded(place: str) -> str:
     """Replace ``~`` or ``~NAME`` at the start of a path by the home folder; other paths and URIs
     stay.
 
-    >>> expanded("~/logs") == os.path.expanduser("~") + "/logs", expanded("s3://bucket/~x"), expanded("logs/~x")
-    (True, 's3://bucket/~x', 'logs/~x')
+    >>> expanded("~/logs") == os.path.expanduser("~") + "/logs"
+    True
+    >>> expanded("s3://bucket/~x"), expanded("logs/~x")
+    ('s3://bucket/~x', 'logs/~x')
     """
     return os.path.expanduser(place) if place.startswith("~") else place
 
@@ -37,8 +39,10 @@ def expanded(place: str) -> str:
 def one_spelling(place: str) -> str:
     """The real absolute path of an existing local path, in any spelling; other paths and URIs stay.
 
-    >>> one_spelling("file:///"), one_spelling("/./"), one_spelling("s3://bucket/a/"), one_spelling("no such name")
-    ('/', '/', 's3://bucket/a', 'no such name')
+    >>> one_spelling("file:///"), one_spelling("/./")
+    ('/', '/')
+    >>> one_spelling("s3://bucket/a/"), one_spelling("no such name")
+    ('s3://bucket/a', 'no such name')
     """
     local = unquote(urlsplit(place).path) if place.startswith("file://") else expanded(place)
     if is_remote(local):

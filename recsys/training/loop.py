@@ -525,7 +525,8 @@ def seconds_an_epoch(history: Sequence[Report]) -> float:
     """Mean seconds of the reported epochs, with cut epochs scaled up to whole ones; 0 without an
     epoch.
 
-    >>> seconds_an_epoch([{"epoch": 1, "seconds": 2.0}, {"epoch": 2, "seconds": 1.0, "share": 0.25}])
+    >>> cut = {"epoch": 2, "seconds": 1.0, "share": 0.25}
+    >>> seconds_an_epoch([{"epoch": 1, "seconds": 2.0}, cut])
     3.0
     """
     seconds = [float(one.get("seconds") or 0.0) / float(one.get("share", 1.0)) for one in history]

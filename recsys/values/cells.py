@@ -71,8 +71,10 @@ def present_only(texts: Any, rules: CellRules = DEFAULT_RULES) -> Any:
 def is_absent(text: str, rules: CellRules = DEFAULT_RULES) -> bool:
     """Whether one text means a missing value.
 
-    >>> is_absent(" None "), is_absent("None", CellRules(absent=())), is_absent("", CellRules(absent=()))
-    (True, False, True)
+    >>> is_absent(" None "), is_absent("None", CellRules(absent=()))
+    (True, False)
+    >>> is_absent("", CellRules(absent=()))
+    True
     """
     trimmed = text.strip()
     return not trimmed or trimmed in rules.absent
@@ -247,9 +249,12 @@ def _numbers_rewritten(texts: pa.Array) -> pa.Array:
 def is_text(kind: pa.DataType) -> bool:
     """Whether an Arrow type is text, also in dictionaries or as a column of nulls."""
     return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
-        or pa.types.is_string_view(kind) or (pa.types.is_dictionary(kind) and is_text(kind.value_type))
-    )  # fmt: skip
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_null(kind)
+        or pa.types.is_string_view(kind)
+        or (pa.types.is_dictionary(kind) and is_text(kind.value_type))
+    )
 
 
 def is_bytes(kind: pa.DataType) -> bool:

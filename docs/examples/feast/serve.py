@@ -1,8 +1,8 @@
 """Histories from a feature store at request time, recommendations from an export.
 
     python serve.py load EVENTS.parquet    # fill both stores
-    python serve.py ask EXPORT USER…       # read each history from the online store, print a line of
-                                           # JSON with the recommendations
+    python serve.py ask EXPORT USER…       # read each history from the online store and print a
+                                           # line of JSON
     python serve.py add USER ITEM [TYPE]   # add an event that happened now: the next answer uses it
 
 The columns of EVENTS.parquet are user_id, item_id, timestamp (seconds) and event_type.

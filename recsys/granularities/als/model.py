@@ -1,12 +1,12 @@
 """Implicit alternating least squares as a member: item factors from all events; one exact solve per
 user.
 
-    min Σ_ui c_ui (x_ui − z_u · y_i)² + λ (Σ ‖z_u‖² + Σ ‖y_i‖²),    c = α for an event, 1 for what is missing,
+    min Σ_ui c_ui (x_ui − z_u · y_i)² + λ (Σ ‖z_u‖² + Σ ‖y_i‖²),
     z_u = (YᵀY + λI + (α − 1) Y_HᵀY_H)⁻¹ α Y_Hᵀ1
 
-(Hu, Koren and Volinsky 2008). The library ``implicit`` fits the factors; serving solves in torch
-without it. A user vector is a function of the history, so new users are served in the same way.
-Validation chooses α and λ.
+with c = α for an event, 1 for what is missing (Hu, Koren and Volinsky 2008). The library
+``implicit`` fits the factors; serving solves in torch without it. A user vector is a function of
+the history, so new users are served in the same way. Validation chooses α and λ.
 
 Legend: N items, R factors, B queries, E events that they see, L events of a query.
 """

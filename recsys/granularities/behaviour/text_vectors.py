@@ -108,9 +108,11 @@ class UserText(nn.Module):
                 if batch.inputs.get(TEXT_ROWS) is None
                 else torch.full_like(batch.rows_B, -1)
             )
-        x_BT = texts_XT[rows_B.clamp(min=0)].float() * (rows_B >= 0)[:, None] if len(texts_XT) else (
-            texts_XT.new_zeros(rows_B.shape[0], texts_XT.shape[1]).float()
-        )  # fmt: skip
+        x_BT = (
+            texts_XT[rows_B.clamp(min=0)].float() * (rows_B >= 0)[:, None]
+            if len(texts_XT)
+            else texts_XT.new_zeros(rows_B.shape[0], texts_XT.shape[1]).float()
+        )
         given_BT = batch.inputs.get(USER_TEXT)
         return (
             x_BT if given_BT is None else torch.where(given_BT.any(1, keepdim=True), given_BT, x_BT)

@@ -1,12 +1,12 @@
 """Content: the cosine between the texts of items and those of the history, for items with few or no
 events.
 
-    a_i = t_i / ‖t_i‖,    z_u = Σ_j w_j a_j / Σ_j w_j,    r_ui = z_u · a_i = the mean cosine, weighted,
+    a_i = t_i / ‖t_i‖,    z_u = Σ_j w_j a_j / Σ_j w_j,    r_ui = z_u · a_i,
 
-where t are the text vectors of the item tower (centred and whitened on the catalogue,
-``model.item.text_whiten``: what all texts have in common carries no information) and w as in
-``item_knn``. An item without text has no vector. Only the constants of the weights are fitted;
-validation chooses them.
+the weighted mean cosine, where t are the text vectors of the item tower (centred and whitened on
+the catalogue, ``model.item.text_whiten``: what all texts have in common carries no information) and
+w as in ``item_knn``. An item without text has no vector. Only the constants of the weights are
+fitted; validation chooses them.
 
 Legend: N items, T text width, B queries, E events that they see.
 """

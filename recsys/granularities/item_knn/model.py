@@ -1,8 +1,8 @@
 """Item neighbours with decay: items that co-occur with the history, with most weight on the newest
 events.
 
-    s_ji = c_ji / (√(c_j c_i) + β)  for the K largest i ≠ j of each j,    r_ui = Σ_{j ∈ H_u} w_j s_ji / √(Σ_j w_j),
-    w_j = (n_j + 1)^(−p) 2^(−days_j / h)
+    s_ji = c_ji / (√(c_j c_i) + β)  for the K largest i ≠ j of each j,
+    r_ui = Σ_{j ∈ H_u} w_j s_ji / √(Σ_j w_j),    w_j = (n_j + 1)^(−p) 2^(−days_j / h)
 
 where c counts common users, n_j the events after j, and days_j the time from j to the request
 (Sarwar et al. 2001; shrinkage β as in Bell and Koren 2007; decay as in Ding and Li 2005). Why the

@@ -4,8 +4,9 @@ general (g_uk of S5), ``knowledge.fit: counts``.
 An item's facts of one kind k (a relation in one direction) name the entities E_ik; each has the
 share a_ie = 1 / |E_ik|. Over the history H_u and over all training events
 
-    c_ue = Σ_{j ∈ H_u} a_je,     n_uk = Σ_{e of k} c_ue,     p_e = Σ_j d_j a_je / Σ_{e' of k} Σ_j d_j a_je'
-    z_ue = log((c_ue + α p_e) / ((n_uk + α) p_e)),           r_ui = Σ_e z_ue a_ie
+    c_ue = Σ_{j ∈ H_u} a_je,     n_uk = Σ_{e of k} c_ue,
+    p_e  = Σ_j d_j a_je / Σ_{e' of k} Σ_j d_j a_je',
+    z_ue = log((c_ue + α p_e) / ((n_uk + α) p_e)),     r_ui = Σ_e z_ue a_ie
 
 with d_j the number of users of an item. The score says how much more likely an item's facts are
 given the user's history than given all events. Items without events are scored by their facts in

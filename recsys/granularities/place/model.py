@@ -1,7 +1,8 @@
 """Place: distance of items to the user's recent and usual places, and similarity in numbers such as
 a price.
 
-    k(i, j) = Σ_b θ_b exp(−d_ij / h_b) + Σ_m η_m exp(−|ρ_im − ρ_jm| / s),    r_ui = Σ_j w_j k(i, j) + γ log q_i,
+    k(i, j) = Σ_b θ_b exp(−d_ij / h_b) + Σ_m η_m exp(−|ρ_im − ρ_jm| / s),
+    r_ui    = Σ_j w_j k(i, j) + γ log q_i.
 
 d is the distance in kilometres, ρ the rank of a number among the items, and w the weights of the
 history's events, which sum to 1 and fall with the number of later events. q is the item's share of

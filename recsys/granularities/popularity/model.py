@@ -3,20 +3,20 @@
 With C_i(t) = Σ_e 2^(−(t − t_e) / h) over the events e of item i before t, h the half-life
 (``none``: equal weights),
 
-    a_i(t) = log((1 − ρ) C_i(t) / Σ C(t) + ρ (A_i(t) + 1) / (Σ A(t) + N)),      A: the same without decay.
+    a_i(t) = log((1 − ρ) C_i(t) / Σ C(t) + ρ (A_i(t) + 1) / (Σ A(t) + N)),
 
-The second term ranks items without recent events. The counts are stored at T times between the
-first event and the last, with more of them near the end. A request reads the newest stored time
-before it, so that no event at or after the request counts. The score is z · a, where z has a single
-1. The events between that stored time m and the request are added to the scores of their few items,
-up to a constant that is the same for all items:
+where A is the same as C without decay. The second term ranks items without recent events. The
+counts are stored at T times between the first event and the last, with more of them near the end. A
+request reads the newest stored time before it, so that no event at or after the request counts. The
+score is z · a, where z has a single 1. The events between that stored time m and the request are
+added to the scores of their few items, up to a constant that is the same for all items:
 
-    log(1 + (1 − ρ) n_i / (exp(a_i(m)) Σ C(m) 2^(−(t − m) / h))),      n_i: the decayed events of i from m to t.
+    log(1 + (1 − ρ) n_i / (exp(a_i(m)) Σ C(m) 2^(−(t − m) / h))),
 
-With more than two million events this correction is left out; counts are then as old as the
-distance between stored times. In serving, a request is after the last event and reads the last
-stored time: the counts of a registered model are as fresh as its events. With ``as_of: last`` every
-request reads the last stored time.
+where n_i is the number of decayed events of i from m to t. With more than two million events this
+correction is left out; counts are then as old as the distance between stored times. In serving, a
+request is after the last event and reads the last stored time: the counts of a registered model are
+as fresh as its events. With ``as_of: last`` every request reads the last stored time.
 
 If the data has no times, a_i = log((A_i + 1) / (Σ A + N)) for all users.
 

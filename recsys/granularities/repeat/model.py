@@ -112,7 +112,8 @@ def logistic(features_PF: Array, is_true_P: Array) -> Array:
 
     >>> x = np.array([[-1.0, 1], [0, 1], [1, 1], [2, 1]])
     >>> weights = logistic(x, np.array([0.0, 1, 0, 1]))
-    >>> gradient = x.T @ (1 / (1 + np.exp(-x @ weights)) - [0, 1, 0, 1]) + np.array([1.0, 0]) * weights
+    >>> residual = 1 / (1 + np.exp(-x @ weights)) - [0, 1, 0, 1]
+    >>> gradient = x.T @ residual + np.array([1.0, 0]) * weights
     >>> bool(np.abs(gradient).max() < 1e-8)
     True
     """

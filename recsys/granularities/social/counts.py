@@ -1,11 +1,12 @@
 """Social by counting: the items of a user's friends, ``social.fit: counts``.
 
-    r_ui = Σ_v w_uv 2^(−(t − t_vi) / h) d_i^(−γ) / √(Σ_v w_uv),    over the friends v who had item i before t
+    r_ui = Σ_v w_uv 2^(−(t − t_vi) / h) d_i^(−γ) / √(Σ_v w_uv)
 
-where t is the time of the request, t_vi that of v's newest event with the item, and d the number of
-users of an item. If the data has times, events of friends at or after the request count nothing.
-Friends named in a request replace the stored ones, with weight one each. Validation chooses γ and
-h; a graph that is not predictive gets no weight in the fusion.
+over the friends v who had item i before t, where t is the time of the request, t_vi that of v's
+newest event with the item, and d the number of users of an item. If the data has times, events of
+friends at or after the request count nothing. Friends named in a request replace the stored ones,
+with weight one each. Validation chooses γ and h; a graph that is not predictive gets no weight in
+the fusion.
 
 A sparse closed-form member that stores what it reads: 12 bytes per event and friendship, of the
 latest ``max_events`` events of a user and the ``max_friends`` friends with the largest weights.
