@@ -93,11 +93,12 @@ def _choose(
 def members_line(traits: Traits) -> str:
     """The members, and the granularities that are left out, each with the reason.
 
-    >>> print(members_line(Traits(99_999, 5, 6_000_000, True, True, idle={"place": "no columns"})))
+    >>> traits = Traits(99_999, 5, 6_000_000, True, True, idle={"place": "no columns"})
+    >>> print(members_line(traits))  # doctest: +NORMALIZE_WHITESPACE
     members: popularity, frequency, repeat, content, moment, profile, knowledge
-    left out: item_cf (more than 5,000,000 events), item_knn (more than 5,000,000 events), als (more
-    than 5,000,000 \
-events), user_cf (more than 50,000 users), place (no columns), social (more than 5,000,000 events)
+    left out: item_cf (more than 5,000,000 events), item_knn (more than 5,000,000 events),
+        als (more than 5,000,000 events), user_cf (more than 50,000 users), place (no columns),
+        social (more than 5,000,000 events)
     """
     without = [f"{name} ({reason})" for name, reason in left_out(traits).items()]
     return f"members: {', '.join(members(traits))}" + (

@@ -29,7 +29,7 @@ Layout::
     graphs/knowledge.parquet      head, relation, tail (dense int32), where there are triples; with
     vocab/entities.parquet        entity, row number = dense id
     vocab/relations.parquet       relation, row number = dense id
-    items/entities.parquet        dense order: entity (dense id of the item's entity, null where none)
+    items/entities.parquet        dense order: entity (dense id of the item's entity, or null)
     provenance/text-00000.parquet user, item, time, term: the rows of events behind item text,
                                   for the audit
     events/                       the validated events, for an append: see

@@ -298,9 +298,10 @@ def _why(name: str, kind: str, dropped: bool, choices: Mapping[str, Any], metric
 def single_line(members: Mapping[str, Any]) -> str:
     """A sentence if stacking chose a single member; empty otherwise.
 
-    >>> single_line({"is_single": True, "single": "item_cf", "metric": "ndcg@10"})
-    'the model is its best single member, item_cf: no sum of members is better by ndcg@10 on
-    validation'
+    >>> chosen = {"is_single": True, "single": "item_cf", "metric": "ndcg@10"}
+    >>> print(single_line(chosen))  # doctest: +NORMALIZE_WHITESPACE
+    the model is its best single member, item_cf: no sum of members is better by ndcg@10 on
+    validation
     """
     if not members.get("is_single"):
         return ""

@@ -169,7 +169,7 @@ def _sentence(
     >>> shares = {"item_cf": [3.0], "social": [1.0]}
     >>> answer = Answer("u", ["b"], ["B"], [4.0], shares, "model", [], [])
     >>> sentence = _sentence(answer, 0, [{"title": "A"}], [{"user_id": "eve"}])
-    >>> print(sentence.replace("), ", "),\\n"))
+    >>> print(sentence)  # doctest: +NORMALIZE_WHITESPACE
     “B”: mainly because users who chose your past items also chose it (75 % of its positive score),
     based on “A” and on your friend eve.
     """

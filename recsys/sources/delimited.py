@@ -265,9 +265,10 @@ def _why(text: str, num_columns: int, dialect: Dialect) -> str:
     """The reason why a row could not be parsed. There are few different reasons, because they are
     counted.
 
-    >>> _why("1,2", 3, Dialect()), _why("1," * 99, 3, Dialect()), _why('1,"2', 2, Dialect())
-    ('unreadable row: 2 cells, expected 3', 'unreadable row: over 11 cells, expected 3', 'unreadable
-    row: open quote')
+    >>> _why("1,2", 3, Dialect()), _why("1," * 99, 3, Dialect())
+    ('unreadable row: 2 cells, expected 3', 'unreadable row: over 11 cells, expected 3')
+    >>> _why('1,"2', 2, Dialect())
+    'unreadable row: open quote'
     """
     if dialect.quoted and open_after(text.encode(), dialect.delimiter.encode(), False):
         return f"{UNREADABLE}: open quote"

@@ -241,9 +241,10 @@ def suggestion(
 ) -> str:
     """The cure for missing columns, with names in the file that look like them.
 
-    >>> suggestion(["user_id", "to"], ["user_id", "to"], ["src_user_id", "dst_user_id"], "social")
-    'name the right ones with data.source.rename, e.g. {social: {user_id: src_user_id, to:
-    dst_user_id}}'
+    >>> found, absent = ["user_id", "to"], ["src_user_id", "dst_user_id"]
+    >>> print(suggestion(found, found, absent, "social"))  # doctest: +NORMALIZE_WHITESPACE
+    name the right ones with data.source.rename,
+    e.g. {social: {user_id: src_user_id, to: dst_user_id}}
     """
     free = [
         c
@@ -281,9 +282,10 @@ def suggestion(
 def unused_names(names: Sequence[str], table: schema.TableSchema) -> list[str]:
     """Notes on columns that look like a missing known column: a spelling mistake, or another name.
 
-    >>> unused_names(["user_id", "item_id", "timestmap"], schema.EVENTS)
-    ["column 'timestmap' is not used as timestamp; to use it, set data.source.rename {timestmap:
-    timestamp}"]
+    >>> (note,) = unused_names(["user_id", "item_id", "timestmap"], schema.EVENTS)
+    >>> print(note)  # doctest: +NORMALIZE_WHITESPACE
+    column 'timestmap' is not used as timestamp; to use it,
+    set data.source.rename {timestmap: timestamp}
     """
     notes = []
     for wanted in table.optional:
