@@ -1,5 +1,5 @@
-"""Trials that hang: what counts as a sign of life, and that a sweep ends, names and survives a
-trial without one.
+"""Hanging trials: which signs of life count, and that a sweep ends the trial, names it and
+continues.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ONE_PROCESS = Slots(1, 1, 1, 1, False, "one trial after another")
 
 
 class Clock:
-    """A clock that a test moves, and what a trial has published on it."""
+    """A clock that a test sets, and the heartbeats published on it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -45,7 +45,7 @@ class Clock:
 
 
 class Seen:
-    """What a sweep says, in one list."""
+    """The lines that a sweep prints, in one list."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
@@ -96,12 +96,13 @@ def _plan(folder: Path, silent_s: float = 600.0) -> Plan:
 # ------------------------------------------------------------------------------------ signs of life
 
 
-def test_a_trial_that_neither_reports_nor_computes_is_silent() -> None:
+def test_trial_without_reports_and_computing_is_silent() -> None:
     clock = Clock()
     pulse = clock.pulse(100)
     pulse.begin("a", "key")
     assert pulse.silent("a", running=True) is None
-    clock.now, clock.beats["key"] = 90, 0.1  # half of what counts as computing in 100 s
+    # half of the computing time that counts as a sign of life in 100 s
+    clock.now, clock.beats["key"] = 90, 0.1
     assert pulse.silent("a", running=True) is None
     clock.now = 101
     assert pulse.silent("a", running=True) == 101
@@ -121,7 +122,7 @@ def test_computing_and_reports_are_signs_of_life() -> None:
         assert pulse.silent("a", running=True) is None
 
 
-def test_the_time_before_a_process_has_the_trial_does_not_count() -> None:
+def test_time_before_a_process_has_the_trial_does_not_count() -> None:
     clock = Clock()
     pulse = clock.pulse(100)
     pulse.begin("a", "key")
@@ -142,7 +143,7 @@ def test_slow_trials_may_be_silent_for_longer() -> None:
     assert pulse.silent("a", running=True) == 401
 
 
-def test_without_beats_nothing_is_silent_before_the_first_report_of_the_sweep() -> None:
+def test_trial_without_heartbeats_is_not_silent_before_the_first_report_of_the_sweep() -> None:
     clock = Clock()
     pulse = clock.pulse(100, beats=False)
     pulse.begin("a", "key")
@@ -154,7 +155,7 @@ def test_without_beats_nothing_is_silent_before_the_first_report_of_the_sweep() 
     assert pulse.silent("a", running=True) == 5 * 9000 + 1
 
 
-def test_a_trial_that_waits_for_a_process_is_mentioned_once_in_a_while() -> None:
+def test_trial_that_waits_for_a_process_is_mentioned_at_intervals() -> None:
     clock = Clock()
     pulse = clock.pulse(100)
     pulse.begin("a", "key")
@@ -164,7 +165,7 @@ def test_a_trial_that_waits_for_a_process_is_mentioned_once_in_a_while() -> None
     assert told == [110, 220, 330]
 
 
-def test_a_thread_that_computes_publishes_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computing_thread_publishes_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     published: list[float] = []
     monkeypatch.setattr(alive, "BEAT_S", 0.01)
     monkeypatch.setattr(
@@ -178,32 +179,34 @@ def test_a_thread_that_computes_publishes_its_seconds(monkeypatch: pytest.Monkey
         count = len(published)
         while len(published) < count + 3 and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert computed >= 0.05 and published[-1] < computed + 0.05, "a thread that sleeps uses nothing"
+    assert computed >= 0.05 and published[-1] < computed + 0.05, (
+        "a sleeping thread uses no computing time"
+    )
 
 
-def test_a_store_that_is_away_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(*_: Any, **__: Any) -> None:
+def test_unavailable_heartbeat_store_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(*_: Any, **__: Any) -> None:
         raise ConnectionError("no store")
 
-    monkeypatch.setattr(alive, "_internal_kv_put", away)
-    monkeypatch.setattr(alive, "_internal_kv_get", away)
+    monkeypatch.setattr(alive, "_internal_kv_put", unavailable)
+    monkeypatch.setattr(alive, "_internal_kv_get", unavailable)
     with beating("key"):
         pass
     assert alive.read_beat("key") is None
 
 
-# ----------------------------------------------------------------------------- what the search does
+# ------------------------------------------------------------------------------------------- search
 
 
 def _controller(*trials: tuple[str, str, Any]) -> Any:
     """Tune's controller with trials of these ids, states and processes."""
-    theirs = [
+    ray_trials = [
         SimpleNamespace(
             trial_id=name, status=state, temporary_state=SimpleNamespace(ray_actor=process)
         )
         for name, state, process in trials
     ]
-    return SimpleNamespace(get_trials=lambda: theirs, get_live_trials=lambda: theirs)
+    return SimpleNamespace(get_trials=lambda: ray_trials, get_live_trials=lambda: ray_trials)
 
 
 def _search(folder: Path) -> tuple[PlannedSearch, Seen]:
@@ -211,9 +214,9 @@ def _search(folder: Path) -> tuple[PlannedSearch, Seen]:
     return PlannedSearch(_plan(folder), Place("", folder / "trials"), ONE_PROCESS, seen), seen
 
 
-def test_a_trial_that_tune_dropped_is_handed_out_again(tmp_path: Path) -> None:
+def test_trial_dropped_by_tune_is_started_again(tmp_path: Path) -> None:
     search, seen = _search(tmp_path)
-    assert search.suggest("a") is not None and search.suggest("b") is None, "one at a time"
+    assert search.suggest("a") is not None and search.suggest("b") is None, "one trial at a time"
     search.look(_controller(("a", "ERROR", None)))
     again = search.suggest("b")
     assert read_task(again).number == 0 and list(search.running) == ["b"]
@@ -222,7 +225,7 @@ def test_a_trial_that_tune_dropped_is_handed_out_again(tmp_path: Path) -> None:
     assert search.ledger.trials[(0, 0)].state == "running"
 
 
-def test_a_trial_that_no_process_takes_fails_at_last(tmp_path: Path) -> None:
+def test_trial_that_no_process_takes_fails_after_five_attempts(tmp_path: Path) -> None:
     search, seen = _search(tmp_path)
     search.suggest("0")
     for number in range(5):
@@ -231,10 +234,10 @@ def test_a_trial_that_no_process_takes_fails_at_last(tmp_path: Path) -> None:
         search.suggest(str(number + 1))
     failed = search.ledger.trials[(0, 0)]
     assert failed.state == "failed" and "no process took it" in failed.reason
-    assert [trial.number for trial in search.running.values()] == [1], "the sweep goes on"
+    assert [trial.number for trial in search.running.values()] == [1], "the sweep continues"
 
 
-def test_a_trial_without_resources_says_what_it_waits_for(
+def test_trial_without_resources_names_the_resources_it_waits_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.available_resources", lambda: {"memory": 1.0})
@@ -248,7 +251,7 @@ def test_a_trial_without_resources_says_what_it_waits_for(
     )
 
 
-def test_trials_of_a_driver_that_was_stopped_itself_are_not_silent(
+def test_pause_of_the_driver_does_not_make_its_trials_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search, _ = _search(tmp_path)
@@ -264,7 +267,7 @@ def test_trials_of_a_driver_that_was_stopped_itself_are_not_silent(
     assert killed == []
     for clock.now in (5150.0, 5151.0):  # noqa: B020
         search.look(_controller(("a", "RUNNING", "its process")))
-    assert killed == ["its process"], "once"
+    assert killed == ["its process"], "killed once"
 
 
 def test_failed_trials_are_named_with_their_reasons(tmp_path: Path) -> None:
@@ -283,7 +286,7 @@ def test_failed_trials_are_named_with_their_reasons(tmp_path: Path) -> None:
     assert isinstance(error, Unavailable) and "error.txt" in str(error)  # exit code 1
 
 
-# ----------------------------------------------------------------------------- a sweep that does it
+# -------------------------------------------------------------------------------------- whole sweep
 
 
 def _dataset(folder: Path) -> str:
@@ -301,9 +304,9 @@ def _dataset(folder: Path) -> str:
     return write_dataset(folder, histories, 8).root
 
 
-def _with_trouble() -> Callable[[Mapping[str, Any]], None]:
-    """A trainable: trial 1 ends too slowly for Tune after it was stopped, and trial 2, which Tune
-    then drops, hangs.
+def _failing_trainable() -> Callable[[Mapping[str, Any]], None]:
+    """A trainable in which trial 1 ends too slowly for Tune after its stop and trial 2 hangs; Tune
+    then drops trial 2.
     """
 
     def train(
@@ -320,16 +323,16 @@ def _with_trouble() -> Callable[[Mapping[str, Any]], None]:
             train_in_process(settings)
         finally:
             if number == 1:
-                time.sleep(600)  # its process is ended before
+                time.sleep(600)  # its process is killed before this ends
 
     return train
 
 
-def test_a_sweep_goes_on_after_a_dropped_and_after_a_hanging_trial(
+def test_sweep_continues_after_dropped_and_hanging_trials(
     tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of the two stood still for good before."""
-    monkeypatch.setattr("tune.ray_tune.train_in_process", _with_trouble())
+    """Either trial once stopped the sweep forever."""
+    monkeypatch.setattr("tune.ray_tune.train_in_process", _failing_trainable())
     plan, seen = _plan(tmp_path, silent_s=10), Seen()
     run_trials(plan, Place(_dataset(tmp_path / "data"), tmp_path / "trials"), ONE_PROCESS, seen)
     trials = plan.ledger.searched()

@@ -1,5 +1,5 @@
-"""`recsys tune --tune.search fusion`: the cache ranks as the evaluation does, and only what holds
-for others counts.
+"""`recsys tune --tune.search fusion`: the cache ranks as the evaluation does, and only gains on
+held-out users count.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def settings(kind: str = "weighted", **granularities: dict[str, Any]) -> Config:
 
 
 def frozen_model(dataset: PreparedDataset, kind: str) -> FrozenModel:
-    """Of random weights; some users have no friends."""
+    """A model with random weights; some users have no friends."""
     torch.manual_seed(0)
     model = build_model(settings(kind), dataset, Split.TRAIN)
     with torch.no_grad():
@@ -121,9 +121,9 @@ def trials_of(frozen: FrozenModel, dataset: PreparedDataset, best: int = 500) ->
 
 @pytest.mark.parametrize("kind", ["weighted", "learned", "gated"])
 @pytest.mark.parametrize("best", [6, 500])
-def test_the_cache_ranks_as_the_evaluation_does(tmp_path: Path, kind: str, best: int) -> None:
-    """Item by item, for any weights: zeros, one granularity alone, and users who then have nothing
-    left.
+def test_cache_ranks_as_the_evaluation_does(tmp_path: Path, kind: str, best: int) -> None:
+    """Item by item, for any weights: zeros, one granularity alone, and users without any
+    contribution left.
     """
     dataset = world(tmp_path)
     frozen = frozen_model(dataset, kind)
@@ -159,9 +159,9 @@ def test_the_cache_ranks_as_the_evaluation_does(tmp_path: Path, kind: str, best:
     )
 
 
-def test_the_best_of_each_granularity_suffice_and_equals_keep_their_order() -> None:
-    """By hand: scores (4 items, 2 granularities), pools of one item each, the bound where the
-    others may stand.
+def test_lists_come_from_the_best_of_each_granularity_and_ties_keep_their_order() -> None:
+    """By hand: scores of 4 items in 2 granularities, pools of one item each, and the upper bound of
+    the other items.
     """
     z_QKD = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     items_ND = torch.tensor([[3.0, 0.0], [0.0, 3.0], [2.0, 2.0], [0.0, 0.0]])
@@ -179,11 +179,12 @@ def test_the_best_of_each_granularity_suffice_and_equals_keep_their_order() -> N
     ]
     one, whole = cache.lists(
         torch.tensor([[1.0, 0.1]]), 1
-    )  # 3, .3, 2.2; the bound is 3.3: it cannot be sure
+    )  # 3, .3, 2.2; the bound is 3.3, so the pools may miss the best item
     assert (one.items_QL.tolist(), whole) == ([[0]], 1)
-    both, whole = cache.lists(torch.tensor([[1.0, 1.0]]), 1)  # 3, 3, 4: the best is in no pool
+    both, whole = cache.lists(torch.tensor([[1.0, 1.0]]), 1)  # 3, 3, 4: the best item is in no pool
     assert (both.items_QL.tolist(), both.hits_QL.tolist(), whole) == ([[2]], [[True]], 1)
-    none, whole = cache.lists(torch.zeros(1, 2), 3)  # popularity, without the item of the history
+    # order of popularity, without the item of the history
+    none, whole = cache.lists(torch.zeros(1, 2), 3)
     assert (none.items_QL.tolist(), whole) == ([[2, 1, 0]], 1)
     every = build_cache(model, queries, True, 4)  # type: ignore[arg-type]
     order = rank(SimpleNamespace(scores=lambda asked: torch.tensor([[3.0, 3, 2, 0]])), queries, 4)  # type: ignore[arg-type]
@@ -200,7 +201,7 @@ def test_the_best_of_each_granularity_suffice_and_equals_keep_their_order() -> N
 
 def planted(tmp_path: Path, weights: list[float]) -> Trials:
     """``evolution`` points to a user's target, ``social`` to nothing, ``collaborative`` to the
-    target of a third.
+    target for a third of the users.
     """
     dataset = world(tmp_path)
     config = settings(
@@ -241,7 +242,7 @@ def planted(tmp_path: Path, weights: list[float]) -> Trials:
     return trials_of(frozen, dataset)
 
 
-def test_a_search_from_a_bad_start_silences_what_tells_nothing(tmp_path: Path) -> None:
+def test_search_from_bad_weights_lowers_the_weight_of_a_useless_granularity(tmp_path: Path) -> None:
     trials = planted(tmp_path, [0.05, 0.05, 1.0])
     options = FusionSearchConfig(settings=120)
     search(trials, options, 0)
@@ -259,11 +260,11 @@ def test_a_search_from_a_bad_start_silences_what_tells_nothing(tmp_path: Path) -
     again = trials.take(np.arange(len(trials.cache)))
     search(again, options, 0)
     assert [found.metric for found in again.tried] == [found.metric for found in trials.tried], (
-        "the seed decides"
+        "the seed determines the search"
     )
 
 
-def test_the_front_and_the_picks(tmp_path: Path) -> None:
+def test_pareto_front_and_picked_settings(tmp_path: Path) -> None:
     points = np.array(
         [[3.0, 0, 1], [2, 2, 1], [2, 1, 1], [2, 2, 1], [0, 3, 0], [1, 1, 2], [1, 0, 2]]
     )
@@ -291,7 +292,7 @@ def test_the_front_and_the_picks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["weighted", "learned", "gated"])
-def test_todays_point_changes_nothing_and_ratios_move_to_another_training(
+def test_current_weights_change_nothing_and_ratios_apply_to_another_training(
     tmp_path: Path, kind: str
 ) -> None:
     dataset = world(tmp_path)
@@ -315,14 +316,14 @@ def test_todays_point_changes_nothing_and_ratios_move_to_another_training(
         )
 
 
-# -------------------------------------------------------------------------------------- the command
+# ------------------------------------------------------------------------------------------ command
 
 
 def write_run(
     root: Path, config: Config, dataset: PreparedDataset, bad: dict[str, float]
 ) -> TrainResult:
-    """A run folder after ``train`` whose fusion was turned for the worse in the weights, frozen and
-    selected.
+    """A run folder after ``train``; then its fusion gets worse weights, also in the frozen and
+    selected model.
     """
     result = fit(config, dataset, Validator.of(config), TrainContext())
     names = result.frozen.trained_names
@@ -338,9 +339,7 @@ def write_run(
     return result
 
 
-def test_the_command_registers_better_weights_as_a_challenger(
-    tmp_path: Path, capsys: Captured
-) -> None:
+def test_command_registers_better_weights_as_a_challenger(tmp_path: Path, capsys: Captured) -> None:
     root = tmp_path / "run"
     dataset = world(root / "dataset")
     config = settings(evolution={"dropout": 0.0, "input_dropout": 0.0}, social={"dropout": 0.0})
@@ -385,7 +384,7 @@ def test_the_command_registers_better_weights_as_a_challenger(
     assert not (root / "fusion/bundle").exists() and (root / "bundle").exists()
 
 
-def test_a_search_in_a_run_folder_on_an_object_store(
+def test_search_in_a_run_folder_on_an_object_store(
     tmp_path: Path, bucket: str, capsys: Captured
 ) -> None:
     here, there = tmp_path / "run", f"{bucket}/run"
@@ -410,12 +409,12 @@ def test_a_search_in_a_run_folder_on_an_object_store(
     assert json.loads(read_bytes(f"{there}/fusion/registered.json"))["version"] == 1
     assert main([*command, "--tracking.enabled", "false", "--tune.fusion.settings", "1"]) == 0
     with pytest.raises(ArtifactError, match="has no model bundle"):
-        resolve(f"{there}/fusion", "")  # of the search before
+        resolve(f"{there}/fusion", "")  # the bundle of the search before
     assert main([*command, "--tune.search", "trials"]) == 2
     assert "is remote, but a sweep needs its ledger" in capsys.readouterr().err
 
 
-def test_what_cannot_be_searched_is_said(tmp_path: Path) -> None:
+def test_single_granularity_and_updated_model_are_refused(tmp_path: Path) -> None:
     one = settings(evolution={})
     dataset = world(tmp_path / "run/dataset", valid=False)
     folder = RunFolder(tmp_path / "run", Progress(None, None))  # type: ignore[arg-type]
@@ -432,7 +431,7 @@ def test_what_cannot_be_searched_is_said(tmp_path: Path) -> None:
         check(two, folder)
 
 
-def test_no_model_and_no_validation_part_are_the_users_mistakes(
+def test_missing_model_and_missing_validation_part_end_with_code_2(
     tmp_path: Path, capsys: Captured
 ) -> None:
     root = tmp_path / "run"

@@ -1,5 +1,5 @@
-"""Sweeps as commands: what they leave behind; that early stops and failures are no end, and a kill
-loses nothing.
+"""Sweeps as commands: their output files; early stops and failed trials do not end a sweep, and a
+kill loses no results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SPACE: dict[str, Any] = {
 
 
 def _world(folder: Path, space: dict[str, Any], **tune: Any) -> list[str]:
-    """Write configuration and space of a tiny world; the words of the command."""
+    """Write configuration and search space of a tiny world; return the arguments of the command."""
     tree: dict[str, Any] = {
         "run": {"dir": str(folder / "run"), "name": "tiny"},
         "data": {
@@ -82,13 +82,14 @@ def swept(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
     best.
     """
     folder = tmp_path_factory.mktemp("swept")
-    space = {**SPACE, "model.granularities.evolution.heads": [2, 3]}  # width 8 cannot be cut into 3
+    # width 8 is not divisible by 3
+    space = {**SPACE, "model.granularities.evolution.heads": [2, 3]}
     words = _world(folder, space, trials=6, min_epochs=1, reduction=2, best=1, seeds=2, final=False)
     assert main([*words, "--model.granularities.evolution.cell", "attention"]) == 0
     return folder
 
 
-def test_every_trial_ends_and_says_how(swept: Path) -> None:
+def test_every_trial_ends_with_a_state(swept: Path) -> None:
     lines = _lines(swept)
     ends = [line for line in lines if line["event"] == "end"]
     assert Counter(line["trial"] for line in ends if not line["repeat"]) == dict.fromkeys(
@@ -105,7 +106,7 @@ def test_every_trial_ends_and_says_how(swept: Path) -> None:
     assert all(epochs[trial] < 6 for trial in stopped) and epochs[0] == 6
 
 
-def test_the_best_has_other_seeds_and_so_has_the_configuration_as_it_is(swept: Path) -> None:
+def test_best_trial_and_given_configuration_are_repeated_with_other_seeds(swept: Path) -> None:
     repeats = {
         line["trial"]: line["seed"]
         for line in _lines(swept)
@@ -114,7 +115,7 @@ def test_the_best_has_other_seeds_and_so_has_the_configuration_as_it_is(swept: P
     assert 0 in repeats and len(repeats) <= 2 and set(repeats.values()) == {43}
 
 
-def test_best_yaml_is_a_configuration_of_its_own(swept: Path) -> None:
+def test_best_yaml_is_a_complete_configuration(swept: Path) -> None:
     text = (swept / "run" / "best.yaml").read_text(encoding="utf-8")
     best = load_config(swept / "run" / "best.yaml")
     assert text.startswith("# trial ") and f"recsys run --config {swept}/run/best.yaml" in text
@@ -150,15 +151,13 @@ def test_trials_are_children_of_one_tracked_run(swept: Path) -> None:
     assert client.get_run(parent).data.metrics["sweep.trials"] == 6
 
 
-def test_the_page_needs_nothing_from_outside(swept: Path) -> None:
+def test_page_loads_nothing_from_outside(swept: Path) -> None:
     html = (swept / "run" / "sweep.html").read_text(encoding="utf-8")
     assert "<script" not in html and 'src="http' not in html
     assert "Learning curves" in html and "stopped early" in html and "Failed trials" in html
 
 
-def test_the_same_command_again_trains_nothing(
-    swept: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_repeated_command_trains_nothing(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = _lines(swept)
     words = [
         "tune",
@@ -171,7 +170,7 @@ def test_the_same_command_again_trains_nothing(
     assert _lines(swept) == before and "are done, 0 were interrupted" in capsys.readouterr().out
 
 
-def test_another_sweep_does_not_go_into_the_same_folder(
+def test_another_sweep_is_refused_in_the_same_folder(
     swept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["tune", "--config", str(swept / "tiny.yaml"), "--train.batch_size", "16"]) == 2
@@ -179,7 +178,7 @@ def test_another_sweep_does_not_go_into_the_same_folder(
 
 
 @pytest.mark.parametrize(("blame", "code"), [("user", 2), ("program", 1)])
-def test_a_sweep_whose_trials_all_fail_says_why_and_whose_mistake_it_is(
+def test_sweep_with_only_failed_trials_gives_reasons_and_exit_code(
     tmp_path: Path,
     swept: Path,
     capsys: pytest.CaptureFixture[str],
@@ -203,11 +202,11 @@ def test_a_sweep_whose_trials_all_fail_says_why_and_whose_mistake_it_is(
 
 
 @pytest.mark.slow
-def test_a_stopped_trial_of_several_workers_gives_everything_back(
+def test_stopped_trial_of_several_workers_frees_all_resources(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two workers on two CPUs: one resource that a stopped trial kept would let the next wait
-    without end.
+    """Two workers on two CPUs: if a stopped trial kept one resource, the next trial would wait
+    forever.
     """
     import ray
     from ray.util import placement_group_table
@@ -232,16 +231,16 @@ def test_a_stopped_trial_of_several_workers_gives_everything_back(
     assert states == {0: "finished", 1: "stopped", 2: "stopped"}
     deadline = time.monotonic() + 300
     while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
-        time.sleep(0.5)  # processes that have ended are counted out a moment later
+        time.sleep(0.5)  # Ray frees the CPUs of ended processes a moment later
     assert ray.available_resources()["CPU"] == 2
     left = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
     assert not left
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
-    """SIGKILL in the middle of a trial: the same command ends the sweep, and nothing that was done
-    is done again.
+def test_killed_sweep_resumes_where_it_stopped(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a trial: the same command finishes the sweep and repeats no finished
+    trial.
     """
     words = _world(tmp_path, SPACE, trials=5, min_epochs=20, best=1, seeds=2)
     command = [
@@ -292,8 +291,8 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
         for x in lines
         if x["event"] == "epoch" and (x["trial"], x["repeat"]) == interrupted[0]
     ]
-    assert epochs.count(1) == 1, "it went on from its checkpoint"
-    _check_what_is_left(tmp_path, lines)
+    assert epochs.count(1) == 1, "it continued from its checkpoint"
+    _check_results(tmp_path, lines)
 
 
 def _in_the_middle(lines: list[dict[str, Any]]) -> bool:
@@ -301,7 +300,7 @@ def _in_the_middle(lines: list[dict[str, Any]]) -> bool:
     return sum(line["event"] == "epoch" and line["trial"] == 2 for line in lines) >= 3
 
 
-def _check_what_is_left(folder: Path, lines: list[dict[str, Any]]) -> None:
+def _check_results(folder: Path, lines: list[dict[str, Any]]) -> None:
     """The best model is registered, every child is tracked once, and best.yaml runs as it is."""
     final = next(line for line in lines if line["event"] == "final")
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")

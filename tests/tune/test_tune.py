@@ -1,5 +1,5 @@
-"""The parts of a sweep by themselves: the space, the ledger, what comes next, the share of a trial,
-one trial.
+"""The parts of a sweep: search space, ledger, choice of the next trial, resources of a trial, one
+trial.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _space(folder: Path, tree: Any) -> str:
 # -------------------------------------------------------------------------------------------- space
 
 
-def test_a_space_has_ranges_choices_and_fixed_values(tmp_path: Path) -> None:
+def test_space_has_ranges_choices_and_fixed_values(tmp_path: Path) -> None:
     file = _space(
         tmp_path,
         "model.fusion.kind: weighted\n"
@@ -136,14 +136,14 @@ BAD_SPACES: dict[str, tuple[Any, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", BAD_SPACES)
-def test_a_bad_space_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
+def test_bad_space_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
     tree, expected = BAD_SPACES[name]
     with pytest.raises(ConfigError) as error:
         load_space([_space(tmp_path, tree)], _config())
     assert all(words in str(error.value) for words in expected), str(error.value)
 
 
-def test_a_space_is_found_by_name_and_asked_for_by_name(tmp_path: Path) -> None:
+def test_missing_unknown_and_repeated_spaces_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no search space is given.*lastfm"):
         load_space([], _config())
     with pytest.raises(ConfigError, match=r"nowhere does not exist.*lastfm"):
@@ -154,7 +154,7 @@ def test_a_space_is_found_by_name_and_asked_for_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_space_fits_the_configuration_that_it_names(
+def test_shipped_space_fits_the_configuration_that_it_names(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RECSYS_DATA", "data")
@@ -167,8 +167,10 @@ def test_a_shipped_space_fits_the_configuration_that_it_names(
     assert load_space([path.stem], config).dimensions
 
 
-def test_early_stops_need_values_that_can_be_compared(tmp_path: Path) -> None:
-    """A weighted fusion has the fitted granularities in every epoch, the others only at the end."""
+def test_early_stops_need_comparable_values(tmp_path: Path) -> None:
+    """A weighted fusion contains the fitted granularities in every epoch, the other fusions only at
+    the end.
+    """
     files = [_space(tmp_path, {"model.fusion.kind": ["learned", "weighted"]})]
     fitted = {
         "width": 8,
@@ -182,7 +184,7 @@ def test_early_stops_need_values_that_can_be_compared(tmp_path: Path) -> None:
     assert load_space(files, _config()).dimensions
 
 
-def test_a_dry_run_shows_the_space_and_refuses_a_bad_one(
+def test_dry_run_shows_the_space_and_refuses_a_bad_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = _space(tmp_path, {"train.lr": {"loguniform": [0.001, 0.1]}})
@@ -223,7 +225,7 @@ def _value(trial: Trial) -> float:
     return round(0.3 - 0.1 * abs(float(np.log10(lr)) + 2) + 0.001 * trial.seed, 6)
 
 
-def _do(plan: Plan, until: int | None = None) -> None:
+def _run_trials(plan: Plan, until: int | None = None) -> None:
     """Run the plan with made-up trials, at most ``until`` of them."""
     while (until is None or len(plan.ledger.trials) < until) and isinstance(
         trial := plan.next(()), Trial
@@ -238,9 +240,9 @@ def _do(plan: Plan, until: int | None = None) -> None:
         plan.ledger.end(trial, "finished", value=value, seconds=1.0)
 
 
-def test_a_plan_begins_with_what_there_is_and_ends_with_other_seeds(tmp_path: Path) -> None:
+def test_plan_begins_with_the_given_configuration_and_ends_with_other_seeds(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
-    _do(plan)
+    _run_trials(plan)
     keys = list(plan.ledger.trials)
     assert keys[:4] == [(0, 0), (1, 0), (2, 0), (3, 0)] and plan.ledger.trials[(0, 0)].params == {}
     best = max(range(4), key=lambda number: _value(plan.ledger.trials[(number, 0)]))
@@ -251,23 +253,23 @@ def test_a_plan_begins_with_what_there_is_and_ends_with_other_seeds(tmp_path: Pa
     assert config.seed == 43 and not config.train.refit and plan.best_config().seed == 42
 
 
-def test_an_interrupted_sweep_proposes_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
+def test_interrupted_sweep_proposes_the_same_trials_as_an_uninterrupted_one(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole = _plan(tmp_path / "a", trials=9)
-    _do(whole)
+    _run_trials(whole)
     for until in (3, 7, None):  # each time from the file alone
         part = _plan(tmp_path / "b", trials=9)
-        _do(part, until)
+        _run_trials(part, until)
     assert list(part.ledger.trials) == list(whole.ledger.trials)
     assert [t.params for t in part.ledger.trials.values()] == [
         t.params for t in whole.ledger.trials.values()
     ]
 
 
-def test_what_was_interrupted_comes_first_and_under_its_number(tmp_path: Path) -> None:
+def test_interrupted_trial_comes_first_and_keeps_its_number(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
-    _do(plan, 2)
+    _run_trials(plan, 2)
     started = plan.next(())
     assert isinstance(started, Trial)
     plan.ledger.start(started)
@@ -276,56 +278,56 @@ def test_what_was_interrupted_comes_first_and_under_its_number(tmp_path: Path) -
     assert isinstance(found, Trial) and found == plan.ledger.trials[(2, 0)]
     assert isinstance(after := again.next([(2, 0)]), Trial) and after.number == 3
     plan.ledger.start(after)
-    assert _plan(tmp_path).next([(2, 0), (3, 0)]) == "wait"  # which ones are best is not known yet
+    assert _plan(tmp_path).next([(2, 0), (3, 0)]) == "wait"  # the best trials are not known yet
 
 
-def test_a_last_line_that_a_kill_left_unfinished_is_cut_off(tmp_path: Path) -> None:
+def test_incomplete_last_line_of_the_ledger_is_removed(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
-    _do(plan, 2)
+    _run_trials(plan, 2)
     path = tmp_path / "ledger.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"event": "end", "trial": 1, "st')
     assert Ledger(path).trials == plan.ledger.trials and path.read_bytes() == whole
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    _do(_plan(tmp_path), 2)
+def test_damaged_line_of_the_ledger_is_named(tmp_path: Path) -> None:
+    _run_trials(_plan(tmp_path), 2)
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(b"nonsense\n" + path.read_bytes())
     with pytest.raises(ArtifactError, match=r"ledger\.jsonl, line 1 is damaged"):
         Ledger(path)
 
 
-def test_a_space_of_few_values_is_tried_once_each(tmp_path: Path) -> None:
+def test_each_point_of_a_small_space_is_tried_once(tmp_path: Path) -> None:
     plan = _plan(
         tmp_path,
         {"model.granularities.evolution.cell": ["gru", "lstm", "attention"]},
         trials=9,
         seeds=1,
     )
-    _do(plan)
+    _run_trials(plan)
     cells = [
         trial.params.get("model.granularities.evolution.cell", "attention")
         for trial in plan.ledger.searched()
     ]
     assert (
         sorted(cells) == ["attention", "gru", "lstm"] and plan.exhausted
-    )  # the configuration as it is counts
+    )  # the given configuration counts
 
 
-def test_the_search_finds_the_better_region(tmp_path: Path) -> None:
-    """TPE's later proposals lie nearer to the best learning rate than random ones do."""
+def test_search_finds_the_better_region(tmp_path: Path) -> None:
+    """TPE's later proposals are nearer to the best learning rate than random ones."""
     far: dict[str, list[float]] = {"tpe": [], "random": []}
     for sampler in far:
         (tmp_path / sampler).mkdir()
         plan = _plan(tmp_path / sampler, trials=40, sampler=sampler)
-        _do(plan, 40)
+        _run_trials(plan, 40)
         late = [trial.params["train.lr"] for trial in plan.ledger.searched()[25:]]
         far[sampler] = [abs(float(np.log10(lr)) + 2) for lr in late]
     assert np.mean(far["tpe"]) < 0.6 * np.mean(far["random"])
 
 
-def test_a_failed_trials_surroundings_are_avoided() -> None:
+def test_search_avoids_the_region_of_failed_trials() -> None:
     space = Space((Dimension("x", "uniform", (), 0.0, 1.0),))
     trials = [
         Trial(n, 0, 0, {"x": n / 40}, "failed" if n < 10 else "finished", value=0.5)
@@ -336,7 +338,7 @@ def test_a_failed_trials_surroundings_are_avoided() -> None:
     assert np.mean([point["x"] > 0.25 for point in found if point]) > 0.8
 
 
-def test_importance_names_what_moves_the_metric() -> None:
+def test_importance_names_the_setting_that_changes_the_metric() -> None:
     space = Space((Dimension("x", "uniform", (), 0.0, 1.0), Dimension("y", "choice", ("a", "b"))))
     generator = np.random.default_rng(0)
     trials = []
@@ -356,8 +358,8 @@ def _halving(plan: Plan, min_epochs: int = 1, epochs: int = 9) -> Halving:
     return Halving(search, min_epochs, epochs, 2)
 
 
-def _tell(halving: Halving, trial: Trial, epoch: int, best: float) -> bool:
-    """Whether a trial that reports this is stopped."""
+def _is_stopped(halving: Halving, trial: Trial, epoch: int, best: float) -> bool:
+    """Whether Halving stops a trial after this report."""
     nobody: Any = None
     halving.search.running[trial.name] = trial
     theirs: Any = SimpleNamespace(trial_id=trial.name)
@@ -368,24 +370,24 @@ def _tell(halving: Halving, trial: Trial, epoch: int, best: float) -> bool:
     )
 
 
-def test_the_worse_half_is_stopped_at_a_rung_but_neither_the_first_nor_a_repetition(
+def test_worse_half_is_stopped_at_a_rung_except_the_first_trial_and_repetitions(
     tmp_path: Path,
 ) -> None:
     halving = _halving(_plan(tmp_path))
-    assert not _tell(
+    assert not _is_stopped(
         halving, Trial(0, 0, 1, {}), 1, 0.2
-    )  # alone: the cut is the median of those before
-    assert not _tell(halving, Trial(1, 0, 1, {}), 1, 0.4)
-    assert _tell(halving, Trial(2, 0, 1, {}), 1, 0.29)  # median of 0.2 and 0.4 is 0.3
-    assert not _tell(halving, Trial(3, 0, 1, {}), 1, 0.3)
-    assert not _tell(halving, Trial(0, 0, 1, {}), 2, 0.1)
-    assert not _tell(halving, Trial(1, 1, 1, {}), 1, 0.0)
-    assert not _tell(halving, Trial(4, 0, 1, {}), 9, 0.9), (
-        "whoever comes to the last epoch is done anyway"
+    )  # alone: the cut is the median of the earlier values
+    assert not _is_stopped(halving, Trial(1, 0, 1, {}), 1, 0.4)
+    assert _is_stopped(halving, Trial(2, 0, 1, {}), 1, 0.29)  # median of 0.2 and 0.4 is 0.3
+    assert not _is_stopped(halving, Trial(3, 0, 1, {}), 1, 0.3)
+    assert not _is_stopped(halving, Trial(0, 0, 1, {}), 2, 0.1)
+    assert not _is_stopped(halving, Trial(1, 1, 1, {}), 1, 0.0)
+    assert not _is_stopped(halving, Trial(4, 0, 1, {}), 9, 0.9), (
+        "a trial at its last epoch is not stopped"
     )
 
 
-def test_the_rungs_of_a_killed_sweep_are_those_of_its_ledger(tmp_path: Path) -> None:
+def test_resumed_sweep_restores_its_rungs_from_the_ledger(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
     for number, best in enumerate((0.2, 0.4, 0.1)):
         trial = Trial(number, 0, 42, {} if number == 0 else {"train.lr": 0.01 * number})
@@ -395,12 +397,12 @@ def test_the_rungs_of_a_killed_sweep_are_those_of_its_ledger(tmp_path: Path) -> 
         if number < 2:
             plan.ledger.end(trial, "finished", value=best, seconds=1.0)
     halving = _halving(plan)
-    doomed = halving.replay(plan.ledger)
-    assert [trial.number for trial in doomed] == [2], (
-        "it was killed between the decision and the end of the trial"
+    stopped = halving.replay(plan.ledger)
+    assert [trial.number for trial in stopped] == [2], (
+        "the driver was killed between the decision and the end of the trial"
     )
-    # the rung holds 0.2, 0.4 and 0.1, whose median is 0.2; none of them counts twice
-    assert _tell(halving, Trial(3, 0, 42, {}), 1, 0.19) and not _tell(
+    # the rung holds 0.2, 0.4 and 0.1, with median 0.2; none of them counts twice
+    assert _is_stopped(halving, Trial(3, 0, 42, {}), 1, 0.19) and not _is_stopped(
         halving, Trial(1, 0, 42, {}), 1, 0.0
     )
 
@@ -412,7 +414,8 @@ def test_the_rungs_of_a_killed_sweep_are_those_of_its_ledger(tmp_path: Path) -> 
     ("cluster", "train", "tune", "concurrent", "cpus", "gpu"),
     [
         ({"CPU": 2}, {"threads": 1}, {}, 1, 1, False),  # one CPU is kept for the driver
-        ({"CPU": 2}, {"threads": 1}, {"concurrent": 2}, 2, 1, False),  # unless it is asked for
+        # unless the configuration asks for it
+        ({"CPU": 2}, {"threads": 1}, {"concurrent": 2}, 2, 1, False),
         ({"CPU": 2}, {"threads": 0}, {}, 1, 2, False),
         ({"CPU": 16}, {"threads": 4}, {}, 3, 4, False),
         ({"CPU": 16}, {"threads": 4}, {"cpus": 2}, 7, 2, False),
@@ -423,7 +426,7 @@ def test_the_rungs_of_a_killed_sweep_are_those_of_its_ledger(tmp_path: Path) -> 
         ({"CPU": 16, "GPU": 4}, {"num_workers": 2}, {}, 2, 2, True),
     ],
 )
-def test_never_more_trials_than_the_cluster_holds(
+def test_number_of_concurrent_trials_fits_the_cluster(
     cluster: dict[str, float],
     train: dict[str, Any],
     tune: dict[str, Any],
@@ -453,7 +456,7 @@ def test_never_more_trials_than_the_cluster_holds(
         ({"use_gpu": "yes"}, {}, "has 0 GPUs"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_trials_that_do_not_fit_the_cluster_are_refused(
     train: dict[str, Any], tune: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -486,7 +489,7 @@ def _task(dataset: str, folder: Path, config: Config, best: float | None = None)
     return Task(1, 0, tree, dataset, str(folder), 1, False, best)
 
 
-def test_a_trial_reports_every_validated_epoch_and_the_chosen_models_value(
+def test_trial_reports_every_validated_epoch_and_the_value_of_the_selected_model(
     dataset: str, tmp_path: Path
 ) -> None:
     reports: list[dict[str, Any]] = []
@@ -509,7 +512,7 @@ def test_a_trial_reports_every_validated_epoch_and_the_chosen_models_value(
     )
 
 
-def test_a_stopped_trial_goes_on_from_its_checkpoint_to_the_same_end(
+def test_stopped_trial_continues_from_its_checkpoint_to_the_same_result(
     dataset: str, tmp_path: Path
 ) -> None:
     config = _config()
@@ -533,7 +536,7 @@ def test_a_stopped_trial_goes_on_from_its_checkpoint_to_the_same_end(
     assert second[0]["best"] == whole[2]["best"]
 
 
-def test_what_goes_wrong_is_a_report(
+def test_error_in_a_trial_becomes_a_report(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[dict[str, Any]] = []
@@ -558,7 +561,7 @@ def test_what_goes_wrong_is_a_report(
     assert reports[-1]["reason"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 
 
-def test_a_loss_that_is_no_number_is_a_failed_trial(dataset: str, tmp_path: Path) -> None:
+def test_trial_with_a_non_finite_loss_fails(dataset: str, tmp_path: Path) -> None:
     reports: list[dict[str, Any]] = []
     run_trial(
         _task(dataset, tmp_path, _config(train={"lr": 1e30, "clip_norm": 0, "metric": "ndcg@5"})),
@@ -571,13 +574,13 @@ def test_a_loss_that_is_no_number_is_a_failed_trial(dataset: str, tmp_path: Path
 
 
 def _finished(folder: Path) -> Plan:
-    """A sweep whose best is better than trial 0 for every user."""
+    """A sweep with a best trial that is better than trial 0 for every user."""
     plan = _plan(
         folder,
         {"train.lr": {"loguniform": [1e-4, 0.1]}, "model.fusion.kind": ["learned", "gated"]},
         trials=6,
     )
-    _do(plan)
+    _run_trials(plan)
     generator = np.random.default_rng(0)
     noise = generator.normal(0, 0.01, 50)
     noise -= noise.mean()
@@ -590,7 +593,7 @@ def _finished(folder: Path) -> Plan:
     return plan
 
 
-def test_the_best_is_compared_with_the_configuration_as_it_is_user_by_user(tmp_path: Path) -> None:
+def test_best_trial_is_compared_with_the_given_configuration_user_by_user(tmp_path: Path) -> None:
     plan = _finished(tmp_path)
     words = comparison_words(plan, tmp_path)
     best, default = plan.best(), plan.ledger.of(0)
@@ -602,7 +605,7 @@ def test_the_best_is_compared_with_the_configuration_as_it_is_user_by_user(tmp_p
     )
 
 
-def test_the_page_shows_every_trial_and_escapes_what_users_wrote(tmp_path: Path) -> None:
+def test_page_shows_every_trial_and_escapes_texts_of_users(tmp_path: Path) -> None:
     plan = _finished(tmp_path)
     failed = Trial(6, 0, 42, {"train.lr": 0.05, "model.fusion.kind": "gated"})
     plan.ledger.start(failed)
@@ -621,11 +624,11 @@ def test_the_page_shows_every_trial_and_escapes_what_users_wrote(tmp_path: Path)
     assert html.count("<path") >= 12 and "Importance of the settings" in html
 
 
-def test_a_sweep_needs_a_disk() -> None:
+def test_sweep_needs_a_local_disk() -> None:
     nowhere: Any = None
     with pytest.raises(ConfigError, match="give a local --run.dir"):
         sweep(_config(run={"dir": "s3://bucket/run"}), nowhere)
 
 
-def test_the_defaults_are_a_sweep() -> None:
+def test_default_search_is_a_sweep_of_trials() -> None:
     assert json.loads(TuneConfig().model_dump_json())["search"] == "trials"
