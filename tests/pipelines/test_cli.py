@@ -1,4 +1,4 @@
-"""The command line: frozen verbs, help without heavy imports, dry run, exit codes, one run a
+"""The command line: fixed verbs, help without slow imports, dry run, exit codes, one run per
 folder.
 """
 
@@ -39,8 +39,8 @@ def config(tmp_path: Path) -> Config:
     )
 
 
-def test_the_verbs_are_frozen() -> None:
-    """Scripts rely on them: adding is fine, renaming breaks."""
+def test_verbs_are_fixed() -> None:
+    """Scripts use them: a new verb is fine, a renamed one breaks them."""
     known = (
         "init run prepare train evaluate register recommend similar update forget serve tune submit"
         " doctor promote compare pull export ui referee"
@@ -50,7 +50,7 @@ def test_the_verbs_are_frozen() -> None:
     assert not set(VERBS) & set(LATER)
 
 
-def test_every_verb_names_a_function_that_exists() -> None:
+def test_every_verb_names_an_existing_function() -> None:
     for verb in (*VERBS.values(), *UPDATES.values(), *SEARCHES.values()):
         module, name = verb.target.split(":")
         path = ROOT / (module.replace(".", "/") + ".py")
@@ -69,7 +69,7 @@ def test_help_lists_every_verb(capsys: Captured) -> None:
 
 
 def test_help_is_fast() -> None:
-    """It imports nothing that takes its time."""
+    """Help imports no slow module."""
     program = (
         "import sys; from pipelines.cli import main; main(['--help']); print(*sys.modules,"
         " file=sys.stderr)"
@@ -91,7 +91,7 @@ def test_help_of_a_verb_lists_keys_types_defaults_and_meanings(capsys: Captured)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_shows_its_own_keys_alone(verb: str, capsys: Captured) -> None:
+def test_help_of_a_verb_shows_only_its_own_keys(verb: str, capsys: Captured) -> None:
     assert main([verb, "--help"]) == 0
     shown = capsys.readouterr().out
     sections = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
@@ -103,7 +103,7 @@ def test_help_of_a_verb_shows_its_own_keys_alone(verb: str, capsys: Captured) ->
 @pytest.mark.parametrize(
     ("verb", "lines"), [("pull", 35), ("similar", 35), ("compare", 60), ("serve", 90)]
 )
-def test_a_verb_of_few_keys_needs_little_help(verb: str, lines: int, capsys: Captured) -> None:
+def test_help_of_a_verb_with_few_keys_is_short(verb: str, lines: int, capsys: Captured) -> None:
     assert main([verb, "--help"]) == 0
     assert len(capsys.readouterr().out.splitlines()) < lines
 
@@ -127,7 +127,7 @@ def test_version(capsys: Captured) -> None:
     assert capsys.readouterr().out.startswith("multigrain ")
 
 
-def test_dry_run_prints_a_configuration_that_loads_and_the_stages(
+def test_dry_run_prints_a_valid_configuration_and_the_stages(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -146,7 +146,7 @@ def test_dry_run_prints_a_configuration_that_loads_and_the_stages(
     assert list(tmp_path.iterdir()) == [tmp_path / "merged.yaml"], "a dry run writes nothing"
 
 
-def test_a_verb_inside_a_ray_job_joins_its_cluster(
+def test_verb_inside_a_ray_job_connects_to_its_cluster(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
@@ -159,8 +159,8 @@ def test_a_verb_inside_a_ray_job_joins_its_cluster(
     assert yaml.safe_load(capsys.readouterr().out)["ray"]["address"] == "local"
 
 
-def test_the_kinds_of_update_plan_their_own_stages(config: Config) -> None:
-    """One entry a kind, and the configuration knows the same ones."""
+def test_each_kind_of_update_plans_its_own_stages(config: Config) -> None:
+    """UPDATES has one entry for each kind, and the configuration knows the same kinds."""
     assert get_args(UpdateConfig.model_fields["only"].annotation) == tuple(UPDATES)
     shown = plan("update", config)
     assert (
@@ -171,7 +171,7 @@ def test_the_kinds_of_update_plan_their_own_stages(config: Config) -> None:
     assert "reads   models:/a/3" in shown and "reads   f.csv" in shown and "evaluate" not in shown
 
 
-def test_both_forms_of_an_option_and_the_last_one_wins() -> None:
+def test_options_have_two_forms_and_the_last_one_wins() -> None:
     found = parse(["--config=a.yaml", "--seed", "-1", "--train.lr=1e-3", "--run.name", "a=b"])
     assert found == Arguments(
         "a.yaml", [("seed", "-1"), ("train.lr", "1e-3"), ("run.name", "a=b")], False, False
@@ -181,7 +181,7 @@ def test_both_forms_of_an_option_and_the_last_one_wins() -> None:
 @pytest.mark.parametrize(
     "words", [["--train.lr"], ["--train.lr", "--dry-run"], ["stray"], ["--"], ["--dry-run=1"]]
 )
-def test_words_that_cannot_be_understood(words: list[str]) -> None:
+def test_invalid_arguments_are_refused(words: list[str]) -> None:
     with pytest.raises(UsageError):
         parse(words)
 
@@ -193,7 +193,7 @@ def _fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(cli, "_run", fail)
 
 
-def test_a_users_mistake_is_one_message_and_two(
+def test_user_error_gives_one_message_and_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     _fail_with(monkeypatch, DataError("too many bad rows"))
@@ -202,7 +202,7 @@ def test_a_users_mistake_is_one_message_and_two(
     assert captured.err == "recsys: too many bad rows\n"
 
 
-def test_anything_else_is_a_traceback_and_one(
+def test_other_error_gives_a_traceback_and_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     _fail_with(monkeypatch, ZeroDivisionError("ours"))
@@ -210,34 +210,33 @@ def test_anything_else_is_a_traceback_and_one(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_interrupt_gives_code_130(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     _fail_with(monkeypatch, KeyboardInterrupt())
     assert main(["run", "--config", DEMO]) == 130
     assert "Traceback" not in capsys.readouterr().err
 
 
 class _TaskError(Exception):
-    """As Ray wraps what a task raised."""
+    """An error as Ray wraps what a task raised."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(f"remote traceback of {cause}")
         self.cause = cause
 
 
-def test_a_users_mistake_is_found_behind_what_ray_wraps_it_in() -> None:
+def test_user_error_wrapped_by_ray_is_found() -> None:
     class WorkerGroup(Exception):
         worker_failures = {0: _TaskError(DataError("no rows"))}
 
     assert user_message(_TaskError(ConfigError("bad key"))) == "bad key"
     assert user_message(WorkerGroup()) == "no rows"
     assert user_message(ValueError("ours")) is None
-    # Ray's wrapper is at the same time an instance of the cause's class: its text is the remote
-    # traceback
+    # Ray's wrapper is also an instance of the class of the cause; its text is the remote traceback
     double = type("RayTaskError", (_TaskError, DataError), {})(DataError("clean"))
     assert user_message(double) == "clean"
 
 
-def test_the_stages_run_as_modules(tmp_path: Path) -> None:
+def test_stages_run_as_modules(tmp_path: Path) -> None:
     words = [
         sys.executable,
         "-m",
@@ -259,15 +258,15 @@ def test_the_stages_run_as_modules(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------- run folder
 
 
-def test_a_run_folder_takes_one_run_at_a_time(config: Config) -> None:
+def test_run_folder_is_locked_during_a_run(config: Config) -> None:
     in_use = pytest.raises(ArtifactError, match=r"in use by `recsys train`, process \d+")
     with open_run(config, "train"), in_use, open_run(config, "evaluate"):
         pass
     with open_run(config, "evaluate"):
-        pass  # the lock is gone with the first run
+        pass  # the end of the first run releases the lock
 
 
-def test_the_configuration_and_its_changes_are_recorded(config: Config, capsys: Captured) -> None:
+def test_configuration_and_its_changes_are_recorded(config: Config, capsys: Captured) -> None:
     with open_run(config, "prepare") as folder:
         assert load_config(folder.config) == config
     changed = config.model_copy(update={"train": config.train.model_copy(update={"lr": 0.5})})
@@ -283,7 +282,7 @@ def test_the_configuration_and_its_changes_are_recorded(config: Config, capsys: 
     assert "train.lr: 0.001 → 0.5" in capsys.readouterr().out
 
 
-def test_what_shapes_neither_data_nor_model_is_no_difference(
+def test_settings_without_effect_on_data_and_model_are_no_difference(
     config: Config, capsys: Captured
 ) -> None:
     with open_run(
@@ -296,10 +295,10 @@ def test_what_shapes_neither_data_nor_model_is_no_difference(
             json.loads(line) for line in (folder.root / "history.jsonl").read_text().splitlines()
         ]
     assert "differs" not in capsys.readouterr().out
-    assert set(lines[1]["changed"]) == {"run.budget", "recommend.k"}, "the record has them"
+    assert set(lines[1]["changed"]) == {"run.budget", "recommend.k"}, "the history records them"
 
 
-def test_only_stages_that_the_configuration_decides_write_it(config: Config) -> None:
+def test_stages_after_training_do_not_overwrite_the_configuration(config: Config) -> None:
     with open_run(config, "train"):
         pass
     other = config.model_copy(update={"recommend": config.recommend.model_copy(update={"k": 3})})
@@ -308,7 +307,7 @@ def test_only_stages_that_the_configuration_decides_write_it(config: Config) -> 
             assert load_config(folder.config) == config
 
 
-def test_credentials_are_written_nowhere(config: Config, capsys: Captured) -> None:
+def test_credentials_are_never_written(config: Config, capsys: Captured) -> None:
     for password in ("first", "se@co/nd"):
         config.tracking.uri = f"postgresql://me:{password}@host/db"
         with open_run(config, "train") as folder:
@@ -320,7 +319,7 @@ def test_credentials_are_written_nowhere(config: Config, capsys: Captured) -> No
     assert not any("://me" in text for text in (*everything, shown)) and "differs" not in shown
 
 
-def test_a_private_file_holds_the_token_of_ray_where_home_cannot(
+def test_token_of_ray_is_in_a_private_file_outside_home(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
@@ -331,10 +330,10 @@ def test_a_private_file_holds_the_token_of_ray_where_home_cannot(
     assert token.stat().st_mode & 0o777 == 0o600 and token.parent.stat().st_mode & 0o777 == 0o700
     assert len(token.read_text()) == 64
     keep_token_elsewhere()
-    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(token), "what is set stays"
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(token), "a path that is already set stays"
 
 
-def test_an_atomic_write_leaves_the_old_file_when_it_fails(
+def test_failed_atomic_write_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.json"
@@ -349,14 +348,14 @@ def test_an_atomic_write_leaves_the_old_file_when_it_fails(
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_damaged_json_says_what_to_do(tmp_path: Path) -> None:
+def test_damaged_json_file_gives_a_message_with_a_cure(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, Progress(None))
     folder.metrics.write_text("{")
     with pytest.raises(ArtifactError, match=r"metrics\.json is damaged .*run `recsys evaluate`"):
         folder.read_json(folder.metrics, "run `recsys evaluate`")
 
 
-def test_progress_lines_are_the_same_in_the_log_file(tmp_path: Path, capsys: Captured) -> None:
+def test_progress_lines_are_equal_in_the_log_file(tmp_path: Path, capsys: Captured) -> None:
     progress = Progress(sys.stdout, tmp_path / "run.log")
     with progress.stage("train"):
         progress("epoch 1\nepoch 2")
@@ -372,7 +371,7 @@ def test_progress_lines_are_the_same_in_the_log_file(tmp_path: Path, capsys: Cap
 KNOBS = ("text", "evolution", "collaborative", "social", "knowledge", "stratum", "profile", "media")
 
 
-def test_the_demo_config_uses_every_granularity_that_its_world_feeds() -> None:
+def test_demo_configuration_uses_every_granularity_that_its_data_support() -> None:
     demo = yaml.safe_load(Path(DEMO).read_text(encoding="utf-8"))
     source, granularities = demo["data"]["source"], set(demo["model"]["granularities"])
     fed = {

@@ -1,4 +1,6 @@
-"""`recsys compare RUN RUN`: two finished runs in pairs, and what cannot be paired is refused."""
+"""`recsys compare RUN RUN`: two finished runs are compared in pairs; runs that cannot be paired are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ ITEMS = 24
 
 
 def finished(folder: Path, name: str, data: str = "data", **changes: Any) -> Path:
-    """A run folder as `recsys run` leaves it, trained here."""
+    """A run folder as `recsys run` writes it, trained in this process."""
     walks = [
         leave_last(*((5 * user + step) % ITEMS for step in range(6 + user % 3)))
         for user in range(72)
@@ -87,7 +89,7 @@ def both(folder: Path, *words: str, first: str = "good", second: str = "bad") ->
     return main(["compare", str(folder / first), str(folder / second), *words])
 
 
-def test_a_trained_run_is_better_than_an_untrained_one_beyond_chance(
+def test_trained_run_is_significantly_better_than_an_untrained_one(
     folder: Path, capsys: Captured
 ) -> None:
     assert both(folder) == 0
@@ -106,11 +108,13 @@ def test_a_trained_run_is_better_than_an_untrained_one_beyond_chance(
     assert (
         found["difference"] == pytest.approx(found["first"] - found["second"]) and found["low"] > 0
     )
-    assert {name.split("@")[1] for name in record["metrics"]} == {"5"}, "cut-offs that both have"
+    assert {name.split("@")[1] for name in record["metrics"]} == {"5"}, (
+        "cut-offs that both runs have"
+    )
     assert record["settings"]["train.epochs"] == [12, 1] and record["notes"] == []
 
 
-def test_exchanged_runs_differ_by_the_opposite_and_a_run_from_itself_not_at_all(
+def test_exchanged_runs_change_the_sign_and_a_run_equals_itself(
     folder: Path, tmp_path: Path
 ) -> None:
     ways = {"there": ("good", "bad"), "back": ("bad", "good"), "same": ("good", "good")}
@@ -122,10 +126,12 @@ def test_exchanged_runs_differ_by_the_opposite_and_a_run_from_itself_not_at_all(
     assert found["there"]["difference"] == pytest.approx(-found["back"]["difference"])
     assert found["there"]["low"] == pytest.approx(-found["back"]["high"])
     assert found["same"]["difference"] == 0 and found["same"]["p"] == 1
-    assert not (folder / "bad/compare.json").exists(), "compare.out is another place"
+    assert not (folder / "bad/compare.json").exists(), (
+        "compare.out changes the folder of the results"
+    )
 
 
-def test_a_metric_is_compared_by_the_paired_bootstrap() -> None:
+def test_metric_is_compared_by_the_paired_bootstrap() -> None:
     first, second = np.array([1.0, 0.0, 0.5, 1.0]), np.array([0.5, 0.0, 0.5, 0.0])
     found = paired_metrics({"mrr@3": first}, {"mrr@3": second}, 100, 7)["mrr@3"]
     assert found["first"] == 2.5 / 4 and found["second"] == 1 / 4
@@ -134,7 +140,7 @@ def test_a_metric_is_compared_by_the_paired_bootstrap() -> None:
     ).to_json()
 
 
-def test_a_dry_run_names_what_is_read_and_writes_nothing(folder: Path, capsys: Captured) -> None:
+def test_dry_run_names_its_inputs_and_writes_nothing(folder: Path, capsys: Captured) -> None:
     (folder / "good/compare.json").unlink(missing_ok=True)
     assert both(folder, "--dry-run") == 0
     said = capsys.readouterr().out
@@ -142,7 +148,7 @@ def test_a_dry_run_names_what_is_read_and_writes_nothing(folder: Path, capsys: C
     assert not (folder / "good/compare.json").exists()
 
 
-def test_runs_on_other_queries_are_refused_and_the_difference_is_named(
+def test_runs_with_different_queries_are_refused_and_the_difference_is_named(
     folder: Path, capsys: Captured
 ) -> None:
     finished(folder, "elsewhere", data="other", train__epochs=1)
@@ -163,7 +169,7 @@ def test_runs_on_other_queries_are_refused_and_the_difference_is_named(
             assert message in said and said.count("\n") == 1 and "Traceback" not in said
 
 
-def test_a_sample_of_other_users_is_refused(folder: Path, capsys: Captured) -> None:
+def test_sample_of_other_users_is_refused(folder: Path, capsys: Captured) -> None:
     finished(folder, "one", train__epochs=1, evaluate__max_users=40)
     shutil.copytree(folder / "one", folder / "two", dirs_exist_ok=True)
     settings = yaml.safe_load((folder / "two/config.yaml").read_text())
@@ -177,7 +183,7 @@ def test_a_sample_of_other_users_is_refused(folder: Path, capsys: Captured) -> N
     ), said
 
 
-def test_what_is_no_finished_run_is_one_message(
+def test_folder_that_is_no_finished_run_gives_one_message(
     folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     empty, halfway, newer = (tmp_path / name for name in ("empty", "halfway", "newer"))

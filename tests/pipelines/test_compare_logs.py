@@ -280,7 +280,7 @@ def test_bad_lines_name_file_and_line_and_incomplete_last_line_is_skipped(
         ),
     ],
 )
-def test_wrong_inputs_raise_one_message(
+def test_wrong_inputs_give_one_message(
     words: list[str], parts: list[str], world: World, capsys: Captured
 ) -> None:
     places = {"LOG": world.logs, "CLICKS": world.clicks}

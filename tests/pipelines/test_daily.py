@@ -51,7 +51,7 @@ def cron_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", [*dag_commands(), *cron_commands()])
-def test_a_nightly_command_is_understood(command: str) -> None:
+def test_nightly_command_is_valid(command: str) -> None:
     program, verb, *words = shlex.split(command.replace("{{ ds }}", "2026-11-28"))
     assert program == "recsys" and verb in VERBS
     arguments = parse(words)

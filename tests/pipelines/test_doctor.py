@@ -1,6 +1,4 @@
-"""`recsys doctor`: what is broken on purpose is found and has a cure; nothing it looks at can make
-it wait.
-"""
+"""`recsys doctor`: every planted fault is found and has a cure; no check blocks the command."""
 
 from __future__ import annotations
 
@@ -35,12 +33,12 @@ def _of(check: Check, config: Config | None) -> dict[str, Finding]:
     return {finding.name: finding for finding in check(config)}
 
 
-def test_every_finding_that_is_not_well_has_a_cure(tmp_path: Path) -> None:
+def test_every_finding_except_ok_has_a_cure(tmp_path: Path) -> None:
     for finding in doctor.examine(_config(tmp_path)):
         assert finding.state == "ok" or finding.cure, finding
 
 
-def test_this_environment_is_well_and_nothing_is_changed(tmp_path: Path, capsys: Captured) -> None:
+def test_healthy_environment_passes_and_stays_unchanged(tmp_path: Path, capsys: Captured) -> None:
     assert (
         main(
             [
@@ -65,7 +63,7 @@ def test_this_environment_is_well_and_nothing_is_changed(tmp_path: Path, capsys:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_fails_is_one(tmp_path: Path, capsys: Captured) -> None:
+def test_failed_check_gives_code_1(tmp_path: Path, capsys: Captured) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
     uri = f"sqlite:///{blocked}/m.db"
@@ -77,11 +75,11 @@ def test_what_fails_is_one(tmp_path: Path, capsys: Captured) -> None:
     )
 
 
-def test_a_half_made_store_is_a_failure(tmp_path: Path) -> None:
+def test_incomplete_store_is_a_failure(tmp_path: Path) -> None:
     store = tmp_path / "m.db"
     with sqlite3.connect(store) as connection:
         connection.execute("CREATE TABLE experiments (experiment_id INTEGER)")
-    os.utime(store, (0, 0))  # nobody is making it now
+    os.utime(store, (0, 0))  # old, so no other process is creating it now
     found = _of(checkup.tracking, _config(tmp_path, ("tracking.uri", f"sqlite:///{store}")))[
         "mlflow store"
     ]
@@ -96,12 +94,12 @@ def test_a_half_made_store_is_a_failure(tmp_path: Path) -> None:
         (["--config", "demo", "--train.lrr", "1"], "unknown key"),
     ],
 )
-def test_words_that_cannot_be_meant(words: list[str], said: str, capsys: Captured) -> None:
+def test_invalid_arguments_are_refused(words: list[str], said: str, capsys: Captured) -> None:
     assert main(["doctor", *words]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_check_that_breaks_or_never_ends_is_a_finding_and_hides_no_other() -> None:
+def test_crashing_and_hanging_checks_are_findings_and_hide_no_other() -> None:
     never = threading.Event()
 
     def waits(_: Config | None) -> Iterator[Finding]:
@@ -125,7 +123,9 @@ def test_a_check_that_breaks_or_never_ends_is_a_finding_and_hides_no_other() -> 
     assert "no answer" in found[0].found and "ZeroDivisionError" in found[1].found
 
 
-def test_versions_are_those_that_the_project_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_are_compared_with_the_requirements_of_the_project(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = checkup._version
     wrong = {"torch": "2.12.0", "ray": None}
     monkeypatch.setattr(checkup, "_version", lambda name: wrong.get(name, real(name)))
@@ -136,7 +136,7 @@ def test_versions_are_those_that_the_project_asks_for(monkeypatch: pytest.Monkey
     assert found["numpy"].state == "ok"
     monkeypatch.setattr(checkup, "_version", lambda name: None)
     assert {finding.state for finding in checkup.extras(None)} == {"ok"}, (
-        "what is optional may be missing"
+        "optional packages may be missing"
     )
 
 
@@ -165,7 +165,7 @@ def _torch(
         ("13.0", 1, ["L4, 570"], "yes", "fail", "train.num_workers 1"),
     ],
 )
-def test_gpus_against_what_torch_was_built_for(
+def test_gpus_are_compared_with_the_build_of_torch(
     build: str | None,
     count: int,
     devices: list[str],
@@ -183,9 +183,7 @@ def test_gpus_against_what_torch_was_built_for(
     assert found.state == state and cure in found.cure and bool(found.cure) == bool(cure)
 
 
-def test_the_program_of_the_driver_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_driver_program_lists_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA L4, 570.1'\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -195,7 +193,9 @@ def test_the_program_of_the_driver_is_asked(
     assert checkup.driver_devices() == []
 
 
-def test_too_few_cpus_and_small_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_cpus_and_low_limits_are_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 30)
     monkeypatch.setattr("resource.getrlimit", lambda _: (256, 256))
     config = _config(tmp_path, ("train.num_workers", "4"), ("ray.num_cpus", "2"))
@@ -205,7 +205,7 @@ def test_too_few_cpus_and_small_limits(tmp_path: Path, monkeypatch: pytest.Monke
     assert "ulimit -n 65536" in found["open files"].cure
 
 
-def test_a_training_that_cannot_fit_is_known_before_it_is_asked_for(tmp_path: Path) -> None:
+def test_training_that_does_not_fit_is_a_finding(tmp_path: Path) -> None:
     assert _of(checkup.training, _config(tmp_path))["training"].state == "ok"
     large = _of(checkup.training, _config(tmp_path, ("data.source.num_items", "900000000")))[
         "training"
@@ -218,9 +218,7 @@ def test_a_training_that_cannot_fit_is_known_before_it_is_asked_for(tmp_path: Pa
     assert not _of(checkup.training, None)
 
 
-def test_a_full_disk_is_known_before_ray_refuses_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = types.SimpleNamespace(total=100 << 30, used=97 << 30, free=3 << 30)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert _of(checkup.places, _config(tmp_path))["run.dir"].state == "fail"
@@ -228,7 +226,7 @@ def test_a_full_disk_is_known_before_ray_refuses_it(
     assert _of(checkup.places, _config(tmp_path))["run.dir"].state == "warn"
 
 
-def test_stores_are_asked_for_a_write(tmp_path: Path) -> None:
+def test_stores_are_checked_with_a_write(tmp_path: Path) -> None:
     path = tmp_path / "m.db"
     sqlite3.connect(path).close()
     config = _config(tmp_path, ("tracking.uri", f"sqlite:///{path}"))
@@ -239,7 +237,7 @@ def test_stores_are_asked_for_a_write(tmp_path: Path) -> None:
     assert _of(checkup.tracking, config)["mlflow store"].state == "ok"
 
 
-def test_servers_that_are_not_there_fail_at_once_and_no_password_shows(tmp_path: Path) -> None:
+def test_missing_servers_fail_at_once_and_passwords_stay_hidden(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -254,7 +252,7 @@ def test_servers_that_are_not_there_fail_at_once_and_no_password_shows(tmp_path:
     assert "hunter2" not in store.found + store.cure
 
 
-def test_a_language_model_and_a_source_that_are_missing(tmp_path: Path) -> None:
+def test_missing_language_model_and_missing_source_are_findings(tmp_path: Path) -> None:
     config = _config(tmp_path, ("data.text.model", "nobody/has-this-model"))
     assert _of(checkup.text_model, config)["text model"].state == "fail"
     config.data.text.allow_download = True
@@ -264,7 +262,7 @@ def test_a_language_model_and_a_source_that_are_missing(tmp_path: Path) -> None:
     assert found.state == "fail" and "missing.txt" in found.found
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_folder_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -273,7 +271,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.state == "fail" and "Permission denied" in found.found
 
 
-def test_a_remote_place_is_written_to(tmp_path: Path) -> None:
+def test_remote_folder_is_checked_with_a_write(tmp_path: Path) -> None:
     (tmp_path / "bucket").mkdir()
     config = _config(tmp_path, ("data.dir", f"file://{tmp_path}/bucket"))
     assert _of(checkup.places, config)["data.dir"].state == "ok"

@@ -18,7 +18,7 @@ MODEL = "model: {granularities: {collaborative: {enabled: true}}}\n"
 PREPARES, TRAINS = ("prepare",), ("prepare", "train", "evaluate")
 
 
-def test_metrics_are_those_of_the_evaluation_in_any_case() -> None:
+def test_metrics_of_the_evaluation_are_accepted_in_upper_and_lower_case() -> None:
     assert set(ACCURACY) == set(QUERY_METRICS)
     assert metric_name(" NDCG@10 ") == "ndcg@10"
 
@@ -26,7 +26,7 @@ def test_metrics_are_those_of_the_evaluation_in_any_case() -> None:
 @pytest.mark.parametrize(
     "name", ["ndcg", "ndgc@10", "ndcg@0", "ndcg@-1", "ndcg@10.5", "coverage@10", "ndcg@99999999"]
 )
-def test_a_wrong_metric_is_refused_with_the_ones_there_are(name: str) -> None:
+def test_wrong_metric_is_refused_with_the_valid_ones(name: str) -> None:
     with pytest.raises(ConfigError, match=r"train\.metric.*ndcg@K"):
         build_config(
             {
@@ -37,7 +37,7 @@ def test_a_wrong_metric_is_refused_with_the_ones_there_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["01.11.2020", "2020", "yesterday", "2020-02-30"])
-def test_a_wrong_time_names_the_form(text: str) -> None:
+def test_wrong_time_gives_a_message_with_the_format(text: str) -> None:
     split = {"kind": "temporal", "valid_from": text}
     config = build_config({"data": {"split": split}})
     with pytest.raises(
@@ -99,7 +99,7 @@ def test_validation_after_test_is_refused() -> None:
         ),
     ],
 )
-def test_settings_that_contradict_each_other(tree: dict[str, dict[str, object]], said: str) -> None:
+def test_contradicting_settings_are_refused(tree: dict[str, dict[str, object]], said: str) -> None:
     model = {"granularities": {"collaborative": {"enabled": True}}}
     given = dict(tree.get("model", {}))
     sections = dict(given.pop("granularities", {}))  # type: ignore[call-overload]
@@ -110,7 +110,7 @@ def test_settings_that_contradict_each_other(tree: dict[str, dict[str, object]],
     check(config, ("recommend",))
 
 
-def test_settings_of_training_do_not_matter_to_prepare() -> None:
+def test_settings_of_training_are_not_checked_for_prepare() -> None:
     tree = {"train": {"loss": {"kind": "sampled_softmax", "label_smoothing": 0.1}}}
     check(build_config(tree), PREPARES)
 
@@ -122,7 +122,7 @@ def _file(tmp_path: Path, source: str, model: str = MODEL) -> list[str]:
 
 
 @pytest.mark.parametrize("verb", ["run", "prepare", "update"])
-def test_a_missing_file_is_found_by_every_verb_that_reads_the_source(
+def test_missing_file_is_found_by_every_verb_that_reads_the_source(
     verb: str, tmp_path: Path, capsys: Captured
 ) -> None:
     words = _file(tmp_path, f"{{kind: canonical, events: [{tmp_path}/nowhere.csv]}}")
@@ -131,7 +131,7 @@ def test_a_missing_file_is_found_by_every_verb_that_reads_the_source(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_file_does_not_matter_to_a_verb_that_does_not_read_it(
+def test_missing_file_is_ignored_by_verbs_that_do_not_read_it(
     tmp_path: Path, capsys: Captured
 ) -> None:
     words = _file(tmp_path, f"{{kind: canonical, events: [{tmp_path}/nowhere.csv]}}")
@@ -139,7 +139,7 @@ def test_a_missing_file_does_not_matter_to_a_verb_that_does_not_read_it(
     assert "Nothing was done" in capsys.readouterr().out
 
 
-def test_no_verb_needs_a_model_and_train_says_that_auto_chooses_it(
+def test_no_verb_needs_a_model_section_and_train_says_that_auto_chooses_it(
     tmp_path: Path, capsys: Captured
 ) -> None:
     words = _file(tmp_path, "{kind: synthetic}", model="")

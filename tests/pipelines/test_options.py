@@ -1,5 +1,5 @@
-"""A mistyped option is named as what it is, with the nearest one; a missing file is told before
-anything heavy.
+"""A mistyped option gives a message with the nearest valid one; a missing file is reported before
+slow imports.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Captured = pytest.CaptureFixture[str]
         ),
     ],
 )
-def test_a_mistyped_option_names_the_nearest_one(words: list[str], meant: str) -> None:
+def test_mistyped_option_gives_a_message_with_the_nearest_one(words: list[str], meant: str) -> None:
     with pytest.raises(UsageError) as error:
         parse(words)
     assert str(error.value).endswith(meant)
@@ -52,7 +52,7 @@ def test_a_mistyped_option_names_the_nearest_one(words: list[str], meant: str) -
         ["similar", "--budgt", "5m"],
     ],
 )
-def test_every_verb_refuses_a_mistyped_option_with_code_2(
+def test_every_verb_refuses_mistyped_options_with_code_2(
     words: list[str], capsys: Captured
 ) -> None:
     assert main(words) == 2
@@ -62,7 +62,7 @@ def test_every_verb_refuses_a_mistyped_option_with_code_2(
     )
 
 
-def test_options_of_one_verb_are_not_options_of_another() -> None:
+def test_options_of_another_verb_are_refused() -> None:
     short = dict(VERBS["recommend"].short)
     assert parse(["--out", "a.parquet", "--requests", "b.jsonl"], short).overrides == [
         ("recommend.out", "a.parquet"),
@@ -72,7 +72,7 @@ def test_options_of_one_verb_are_not_options_of_another() -> None:
         parse(["--out", "a.parquet"])
 
 
-def test_free_names_and_sections_given_whole_are_options() -> None:
+def test_free_names_and_whole_sections_are_options() -> None:
     names = (
         "data.source.rename.events.own column",
         "model.granularities.mine.kind",
@@ -84,7 +84,7 @@ def test_free_names_and_sections_given_whole_are_options() -> None:
     assert likely_meant("epochs", []) == ["train.epochs", "update.epochs"]
 
 
-def test_a_wrong_value_of_an_option_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+def test_error_about_an_option_value_does_not_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("train: {epochs: 2}\nseed: none of it\n")
     with pytest.raises(ConfigError) as error:
@@ -139,17 +139,19 @@ def test_a_wrong_value_of_an_option_is_not_blamed_on_the_file(tmp_path: Path) ->
         ),
     ],
 )
-def test_a_missing_file_is_told_by_its_key(tree: dict, stages: str, error: type, says: str) -> None:  # type: ignore[type-arg]
+def test_missing_file_is_reported_with_its_key(
+    tree: dict, stages: str, error: type, says: str
+) -> None:  # type: ignore[type-arg]
     with pytest.raises(error, match=says):
         check_present(build_config(tree), VERBS[stages].stages)
 
 
-def test_globs_and_remote_places_are_left_to_the_readers() -> None:
+def test_globs_and_remote_files_are_not_checked_in_advance() -> None:
     source = {"kind": "canonical", "events": ["no/such/*.csv", "s3://bucket/events.csv"]}
     check_present(build_config({"data": {"source": source}}), VERBS["run"].stages)
 
 
-def test_nothing_heavy_is_imported_before_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_reported_before_slow_imports(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("data: {source: {kind: canonical, events: [gone.csv]}}\n")
     program = (
         "import sys; from pipelines.cli import main; code = main(sys.argv[1:]); "
@@ -163,10 +165,10 @@ def test_nothing_heavy_is_imported_before_a_missing_file_is_told(tmp_path: Path)
     )  # fmt: skip
     assert done.stdout == "2 []\n", done.stderr
     assert done.stderr.startswith("recsys: gone.csv does not exist; expected a file")
-    assert not (tmp_path / "run").exists(), "no run folder is left behind"
+    assert not (tmp_path / "run").exists(), "no run folder is left"
 
 
-def test_what_is_there_is_accepted(tmp_path: Path) -> None:
+def test_existing_file_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "events.csv").write_text("user_id,item_id\n1,2\n")
     config = build_config(
         {"data": {"source": {"kind": "canonical", "events": [str(tmp_path / "events.csv")]}}}

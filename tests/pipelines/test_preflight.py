@@ -1,5 +1,5 @@
-"""The estimate before a training: by hand, against measured peaks, and what it refuses and what it
-must not.
+"""The memory estimate before a training: by hand and against measured peaks; configurations that it
+refuses and that it accepts.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
 Captured = pytest.CaptureFixture[str]
 
-# Sizes of the golden data sets, and the highest memory of a process that trained one epoch on them
-# with the golden configuration, in MiB: `/usr/bin/time` of such a training, see the slow test
-# below.
+# Sizes of the golden data sets, and the peak memory of a process that trained one epoch on them
+# with the golden configuration, in MiB, measured with `/usr/bin/time`; see the slow test below.
 GOLDEN = {
     "demo": (Sizes(1000, 600, 23169, 384, 966, 1500, 9428), 927),
     "ml-100k": (Sizes(943, 1682, 99057, 384), 1182),
@@ -47,22 +46,24 @@ def _config(name: str = "demo", *overrides: tuple[str, str]) -> Config:
 
 
 @pytest.mark.parametrize("name", list(GOLDEN))
-def test_the_estimate_is_within_half_and_twice_of_what_was_measured(name: str) -> None:
+def test_estimate_is_between_half_and_twice_the_measured_memory(name: str) -> None:
     sizes, measured = GOLDEN[name]
     estimate = need(_config(name), sizes).total / (1 << 20)
     assert 0.5 < estimate / measured < 2
 
 
 @pytest.mark.parametrize("name", list(GOLDEN))
-def test_what_fits_is_not_refused(name: str) -> None:
-    """On a machine that has just what was measured, alone and twice on twice as much."""
+def test_training_that_fits_is_accepted(name: str) -> None:
+    """A machine with exactly the measured memory is enough, and twice the memory is enough for two
+    workers.
+    """
     sizes, measured = GOLDEN[name]
     check(_config(name), sizes, [Node(2, 0, measured << 20)])
     check(_config(name, ("train.num_workers", "2")), sizes, [Node(3, 0, 2 * measured << 20)])
 
 
-def test_tables_by_hand() -> None:
-    """1,000 items and, where they have a row each, 50 users; weight, gradient and two moments of 4
+def test_memory_of_tables_by_hand() -> None:
+    """1,000 items and, in tables with user rows, 50 users; weight, gradient and two moments of 4
     bytes.
     """
     config = _config(
@@ -79,9 +80,9 @@ def test_tables_by_hand() -> None:
     )
 
 
-def test_steps_by_hand() -> None:
-    """100 users of 10 events: 4 steps of 32 an epoch. Histories of 11 events trained as windows of
-    5: 2.2 rows each.
+def test_number_of_steps_by_hand() -> None:
+    """100 users with 10 events: 4 steps of 32 per epoch. Histories of 11 events trained as windows
+    of 5: 2.2 rows each.
     """
     config = _config(
         "demo", ("train.batch_size", "32"), ("train.epochs", "3"), ("train.refit", "false")
@@ -93,7 +94,7 @@ def test_steps_by_hand() -> None:
     assert need(config, Sizes(100, 50, 1100)).steps == 7 * 3
 
 
-def test_what_makes_it_larger_and_smaller() -> None:
+def test_settings_change_the_estimate() -> None:
     sizes = Sizes(10**6, 10**6, 10**8)
     base = need(_config("beauty"), sizes)
     parts = base.memory
@@ -103,12 +104,14 @@ def test_what_makes_it_larger_and_smaller() -> None:
 
     assert other(("model.width", "256"))["tables"] > 1.9 * parts["tables"]
     assert other(("train.window_events", "1000000"))["events"] == parts["events"] / 4
-    assert parts["graph"] == 0, "nobody reads the events"
+    assert parts["graph"] == 0, "no granularity reads the events"
     stratum = ("model.granularities.stratum.enabled", "true")
     assert other(stratum)["graph"] > 8 * GIB, (
         "a hundred million events make a graph on every worker"
     )
-    assert other(("model.granularities.collaborative.enabled", "true"))["graph"] == 0, "it samples"
+    assert other(("model.granularities.collaborative.enabled", "true"))["graph"] == 0, (
+        "it samples the events"
+    )
     small = ("train.batch_size", "8")
     many, few = (
         need(
@@ -123,7 +126,7 @@ def test_what_makes_it_larger_and_smaller() -> None:
 # ------------------------------------------------------------------------------------------ refusal
 
 
-def test_tables_beyond_the_largest_machine() -> None:
+def test_tables_larger_than_the_largest_machine_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"embedding tables of 500,000,000 items .* more than the 60\.0 GiB"
     ) as error:
@@ -163,7 +166,7 @@ def test_tables_beyond_the_largest_machine() -> None:
         ),
     ],
 )
-def test_what_cannot_fit_is_refused_with_the_cure_of_its_largest_part(
+def test_training_that_does_not_fit_is_refused_with_a_cure_for_its_largest_part(
     name: str, sizes: Sizes, overrides: list[tuple[str, str]], cure: str
 ) -> None:
     config = _config(name, *overrides)
@@ -177,12 +180,12 @@ def test_workers_share_the_memory_of_all_machines() -> None:
     config = _config("demo", ("train.num_workers", "8"))
     sizes = Sizes(10**5, 10**5, 10**7)
     one = int(need(config, sizes).total)
-    check(config, sizes, [Node(8, 0, one)] * 4)  # a half of the estimate each
+    check(config, sizes, [Node(8, 0, one)] * 4)  # each gets half of the estimate
     with pytest.raises(ConfigError, match="8 training workers"):
         check(config, sizes, [Node(8, 0, one)] * 3)
 
 
-def test_what_is_not_known_is_not_refused() -> None:
+def test_unknown_memory_and_growing_clusters_are_accepted() -> None:
     sizes = Sizes(10**6, 5 * 10**8, 10**9)
     check(_config(), sizes, [])
     check(_config(), sizes, [Node(8, 0, None), Node(8, 0, GIB)])
@@ -193,7 +196,7 @@ def test_what_is_not_known_is_not_refused() -> None:
     )
 
 
-def test_more_workers_than_a_cluster_has_room_for() -> None:
+def test_more_workers_than_the_cluster_has_cpus_or_gpus_are_refused() -> None:
     nodes = [Node(2, 1, GIB), Node(2, 0, GIB)]
     check_cluster(_config("demo", ("train.num_workers", "3"), ("submit.cpus", "1")), nodes)
     with pytest.raises(ConfigError, match="the cluster has 4 CPUs, but 5 are needed"):
@@ -202,7 +205,7 @@ def test_more_workers_than_a_cluster_has_room_for() -> None:
         check_cluster(_config("demo", ("train.num_workers", "2"), ("train.use_gpu", "yes")), nodes)
 
 
-def test_the_answer_of_a_dashboard() -> None:
+def test_nodes_are_read_from_the_answer_of_the_dashboard() -> None:
     node = {
         "raylet": {"state": "ALIVE", "resourcesTotal": {"CPU": 4.0, "GPU": 1.0}},
         "mem": [8 * GIB, 6 * GIB, 25.0, 2 * GIB],
@@ -214,7 +217,7 @@ def test_the_answer_of_a_dashboard() -> None:
 
 
 def test_only_granularities_that_hold_the_events_need_memory_for_them() -> None:
-    """What preflight takes for a reader is what the module says of itself."""
+    """Preflight counts the same readers of events as the modules declare."""
     from recsys.granularities import granularity_class
 
     for name in GranularitiesConfig.model_fields:
@@ -231,10 +234,10 @@ def test_only_granularities_that_hold_the_events_need_memory_for_them() -> None:
             assert reads == granularity_class(name, section).reads_events, name
 
 
-# ------------------------------------------------------------------------------------------- saying
+# ----------------------------------------------------------------------------------------- messages
 
 
-def test_a_dry_run_says_it(tmp_path: Path, capsys: Captured) -> None:
+def test_dry_run_prints_the_estimate(tmp_path: Path, capsys: Captured) -> None:
     assert main(["run", "--config", "demo", "--run.dir", str(tmp_path / "a"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert (
@@ -251,7 +254,7 @@ def test_a_dry_run_says_it(tmp_path: Path, capsys: Captured) -> None:
     assert "# would be refused: preflight: the embedding tables" in capsys.readouterr().out
 
 
-def test_a_run_that_cannot_fit_is_refused_before_it_prepares(
+def test_run_that_does_not_fit_is_refused_before_prepare(
     tmp_path: Path, capsys: Captured, ray_local: None
 ) -> None:
     words = ["--data.source.num_items", "900000000", "--tracking.enabled", "false"]
@@ -260,7 +263,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_prepares(
     assert not (tmp_path / "a" / "dataset").exists()
 
 
-def test_training_waits_for_machines_asks_for_them_and_takes_the_wish_back(ray_local: None) -> None:
+def test_training_requests_machines_waits_and_withdraws_the_request(ray_local: None) -> None:
     from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
     from ray.experimental.internal_kv import _internal_kv_get
 
@@ -272,17 +275,17 @@ def test_training_waits_for_machines_asks_for_them_and_takes_the_wish_back(ray_l
     assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == []
     _check_cpus(
         _config("demo", ("train.num_workers", "2"), ("ray.wait_s", "1000"))
-    )  # they are there: no waiting
+    )  # they are available: no waiting
 
 
-def test_nothing_is_said_of_data_that_nobody_knows(tmp_path: Path) -> None:
+def test_data_of_unknown_size_get_no_estimate(tmp_path: Path) -> None:
     source = ("data.source", "{kind: sequences, events: s.txt}")
     config = _config("demo", source, ("run.dir", str(tmp_path)), ("data.order", "file"))
     assert sizes_of(config) is None
     assert "after the data is prepared" in preview(config)
 
 
-def test_the_words_of_an_estimate() -> None:
+def test_text_of_an_estimate() -> None:
     said = described(_config("lastfm"), GOLDEN["lastfm"][0])
     assert said.startswith("estimate: 1.") and "GiB a worker (program" in said
     assert "steps" in said and "several times more or less" in said
@@ -304,10 +307,10 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo", "ml-100k", "lastfm"])
-def test_the_estimate_is_that_of_a_real_training(
+def test_estimate_is_close_to_a_real_training(
     name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """The highest memory of a process that trains an epoch of a golden configuration, against the
+    """The peak memory of a process that trains an epoch of a golden configuration, against the
     estimate.
     """
     if name != "demo":

@@ -1,6 +1,4 @@
-"""The front door for Python: frames in, a model and frames out, by the stages of the command
-line.
-"""
+"""The Python API: frames in, a model and frames out, through the stages of the command line."""
 
 from __future__ import annotations
 
@@ -76,7 +74,7 @@ def fitted(page: dict[str, Any]) -> tuple[recsys.Dataset, recsys.Model]:
     return page["dataset"], page["model"]
 
 
-def test_importing_recsys_imports_nothing_heavy() -> None:
+def test_importing_recsys_imports_no_slow_module() -> None:
     code = (
         "import sys, recsys; print([m for m in ('torch', 'ray', 'mlflow', 'pydantic', 'pyarrow') if"
         " m in sys.modules])"
@@ -87,7 +85,7 @@ def test_importing_recsys_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_model_from_frames_has_figures_and_a_report(
+def test_model_from_frames_has_figures_and_a_report(
     fitted: tuple[recsys.Dataset, recsys.Model],
 ) -> None:
     _, model = fitted
@@ -98,7 +96,7 @@ def test_a_model_from_frames_has_figures_and_a_report(
     assert model.report.read_text(encoding="utf-8").startswith("<!")
 
 
-def test_other_cut_offs_are_measured_anew(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+def test_other_cut_offs_are_measured(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
     _, model = fitted
     assert "recall@3" not in model.evaluate().columns
     assert "recall@3" in model.evaluate({"evaluate.ks": [3, 10, 20]}).columns
@@ -118,7 +116,9 @@ def test_known_users_and_histories_get_lists(fitted: tuple[recsys.Dataset, recsy
     assert len(model.recommend(k=2)) == 2 * len(model.recommender.bundle.user_ids)
 
 
-def test_rules_hold(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+def test_candidates_are_respected_and_wrong_arguments_refused(
+    fitted: tuple[recsys.Dataset, recsys.Model],
+) -> None:
     _, model = fitted
     allowed = ["item 5", "item 9", "item 11"]
     found = model.recommend("user 3", k=2, candidates=allowed, exclude_seen=False)
@@ -141,7 +141,7 @@ def test_similar_items_and_reasons(fitted: tuple[recsys.Dataset, recsys.Model]) 
     }
 
 
-def test_a_saved_model_answers_the_same(
+def test_saved_model_gives_the_same_answers(
     fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path
 ) -> None:
     _, model = fitted
@@ -159,7 +159,7 @@ def test_a_saved_model_answers_the_same(
     assert recsys.load(model.run or "").report == model.report
 
 
-def test_a_registered_model_is_loaded_by_its_name(
+def test_registered_model_is_loaded_by_its_name(
     fitted: tuple[recsys.Dataset, recsys.Model], tmp_path: Path
 ) -> None:
     _, model = fitted
@@ -171,7 +171,7 @@ def test_a_registered_model_is_loaded_by_its_name(
     )
 
 
-def test_our_own_lists_measured_from_outside_have_our_own_figures(
+def test_external_lists_of_popular_items_have_the_expected_figures(
     fitted: tuple[recsys.Dataset, recsys.Model],
 ) -> None:
     dataset, _ = fitted
@@ -190,18 +190,16 @@ def test_our_own_lists_measured_from_outside_have_our_own_figures(
     everything = f"recall@{len(counts)}"
     assert found.loc[everything, "value"] == pytest.approx(
         1.0, abs=0.05
-    )  # all that could be listed is listed
+    )  # the list contains all items that are possible
     assert (found.low <= found.value).all() and (found.value <= found.high).all()
     nothing = dataset.evaluate(pd.DataFrame(rows[:1]).assign(item_id="no such item"), ks=[5])
     assert (nothing.value == 0).all()
 
 
-def test_the_models_lists_have_the_models_figures(
+def test_external_lists_of_the_model_have_the_figures_of_the_model(
     fitted: tuple[recsys.Dataset, recsys.Model],
 ) -> None:
-    """Lists of the model that was evaluated, given as anybody's lists, come to the digits of
-    metrics.json.
-    """
+    """Lists of the evaluated model, passed in as external lists, give all digits of metrics.json."""
     from pipelines.plumbing.folder import open_run
     from pipelines.prepare import open_dataset
     from pipelines.train import open_trained
@@ -245,7 +243,7 @@ def test_the_models_lists_have_the_models_figures(
         (lambda lists: lists.assign(rank=np.nan), "rank is missing"),
     ],
 )
-def test_lists_that_cannot_be_measured_are_refused(
+def test_invalid_lists_are_refused(
     fitted: tuple[recsys.Dataset, recsys.Model], change: Any, why: str
 ) -> None:
     dataset, _ = fitted
@@ -255,7 +253,7 @@ def test_lists_that_cannot_be_measured_are_refused(
         dataset.evaluate(change(lists))
 
 
-def test_settings_of_data_belong_to_the_dataset(
+def test_settings_of_data_are_accepted_only_by_the_dataset(
     fitted: tuple[recsys.Dataset, recsys.Model],
 ) -> None:
     dataset, _ = fitted
@@ -274,7 +272,7 @@ def test_lists_with_seen_items_are_refused(fitted: tuple[recsys.Dataset, recsys.
         dataset.evaluate(pd.DataFrame({"user_id": [user], "item_id": [item], "rank": [1]}))
 
 
-def test_a_frame_given_as_something_else_is_named() -> None:
+def test_wrong_type_of_a_frame_is_named() -> None:
     with pytest.raises(DataError, match=r"items \(.*\): it looks like"):
         recsys.Dataset.from_pandas(
             _orders(), items=pd.DataFrame({"a": ["user 1", "user 2"], "b": ["user 3", "user 4"]})
@@ -283,7 +281,7 @@ def test_a_frame_given_as_something_else_is_named() -> None:
         recsys.Dataset.from_pandas(_orders().head(0))
 
 
-def test_events_of_the_parts_are_all_events(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+def test_events_of_the_splits_are_all_events(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
     dataset, _ = fitted
     parts = pd.concat([dataset.events(part) for part in ("train", "valid", "test")])
     orders = _orders()

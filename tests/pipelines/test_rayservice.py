@@ -1,4 +1,6 @@
-"""What answers on Kubernetes: the RayService by KubeRay's fields and our rules, and its Serve config deployed here."""
+"""The Kubernetes service: its RayService has the fields of KubeRay and follows our rules, and its
+Serve config is deployed here.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,8 @@ WORKERS = {
 
 def manifests() -> dict[str, Tree]:
     found = yaml.safe_load_all(MANIFEST.read_text(encoding="utf-8"))
-    return {tree["kind"]: copy.deepcopy(tree) for tree in found}  # anchors share what they name
+    # YAML anchors give shared objects
+    return {tree["kind"]: copy.deepcopy(tree) for tree in found}
 
 
 def serve_config(trees: dict[str, Tree]) -> Tree:
@@ -168,12 +171,12 @@ def _network_problems(trees: dict[str, Tree], workers: Tree) -> list[str]:
     )
     if (
         2 * least + 1 > cpus or not cluster["enableInTreeAutoscaling"]
-    ):  # twice: old and new beside each other
+    ):  # twice: the old and the new cluster run at the same time
         found.append("too few CPUs to change over")
     return found
 
 
-def test_rayservice_is_whole_by_kuberays_fields_and_our_rules() -> None:
+def test_rayservice_has_kuberays_fields_and_follows_our_rules() -> None:
     trees = manifests()
     assert set(trees) == {"RayService", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy"}
     assert trees["RayService"]["apiVersion"] == "ray.io/v1" and _problems(trees) == []
@@ -218,7 +221,7 @@ def test_rayservice_is_whole_by_kuberays_fields_and_our_rules() -> None:
         ("NetworkPolicy/spec/ingress", [{}], "open to every pod"),
     ],
 )
-def test_a_bad_rayservice_is_found(path: str, value: Any, problem: str) -> None:
+def test_faulty_rayservice_is_found(path: str, value: Any, problem: str) -> None:
     trees: Any = manifests()
     place = trees
     *names, last = path.split("/")
@@ -230,7 +233,7 @@ def test_a_bad_rayservice_is_found(path: str, value: Any, problem: str) -> None:
     assert any(problem in found for found in _problems(trees)), _problems(trees)
 
 
-def test_serve_takes_the_config_and_its_args_build_both_deployments() -> None:
+def test_serve_accepts_the_config_and_its_args_build_both_deployments() -> None:
     from ray.serve.schema import ServeDeploySchema
 
     tree = serve_config(manifests())
@@ -268,7 +271,7 @@ def test_serve_takes_the_config_and_its_args_build_both_deployments() -> None:
         ),
     ],
 )
-def test_args_that_mean_nothing_are_refused(args: Tree, message: str) -> None:
+def test_invalid_args_are_refused(args: Tree, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(args)
 
@@ -281,10 +284,12 @@ def _wait(condition: Any, seconds: float = 300) -> None:
 
 
 @pytest.mark.slow
-def test_manifests_serve_config_answers_as_recsys_serve_and_follows_the_alias(
+def test_serve_config_of_the_manifest_answers_as_recsys_serve_and_follows_the_alias(
     tmp_path: Path,
 ) -> None:
-    """`serve run` of the very config at other addresses; then another version, and the desk is killed."""
+    """`serve run` of this config at other addresses; then another version appears, and the model
+    holder is killed.
+    """
     served, port = Served(tmp_path), free_port()
     tree = serve_config(manifests())
     tree["http_options"] |= {"host": "127.0.0.1", "port": port}
@@ -321,7 +326,7 @@ def test_manifests_serve_config_answers_as_recsys_serve_and_follows_the_alias(
         [keeper] = [pid for pid in _below(process.pid) if b"ray::Keeper" in _title(pid)]
         os.kill(keeper, signal.SIGKILL)
         assert post(f"{url}/recommend", REQUESTS[0], **caller)["item_ids"], (
-            "replicas go on without the desk"
+            "replicas continue without the model holder"
         )
         served.add(2)
         _wait(lambda: get(f"{url}/health")["version"] == "3")
@@ -331,7 +336,7 @@ def test_manifests_serve_config_answers_as_recsys_serve_and_follows_the_alias(
         )
         _wait(lambda: post(f"{url}/stock", {"out": []}, **warehouse)["everywhere"])
         found_answers = post(f"{url}/recommend", REQUESTS, **caller)
-        assert found_answers == served.expected(), "by the third version"
+        assert found_answers == served.expected(), "answered by the third version"
         process.send_signal(signal.SIGINT)
         assert process.wait(200) == 0
 

@@ -1,5 +1,5 @@
-"""Bad sweep spaces, job words, feedback, source settings and files: one message, code 2, and
-nothing left behind.
+"""Bad search spaces, arguments of jobs, feedback, source settings and files: one message, code 2,
+and no files left.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.stories.test_bad_input import Captured, Tree, _write, tree
 __all__ = ["tree"]
 
 SPACES: dict[str, tuple[Any, list[str]]] = {
-    # name: (content of the file, what the message must say)
+    # name: (content of the file, expected parts of the message)
     "an empty space": ({}, ["expected dotted paths"]),
     "a list": (["train.lr"], ["expected dotted paths", "list"]),
     "an unknown path": (
@@ -60,7 +60,7 @@ RAW_SPACES = {
 
 
 def refused(words: list[str], expected: list[str], capsys: Captured, folder: Path) -> None:
-    """Code 2, one message that says all of ``expected``, and the folder as it was."""
+    """Code 2, one message that contains all of ``expected``, and an unchanged folder."""
     before = sorted(folder.rglob("*"))
     capsys.readouterr()
     code = main(words)
@@ -78,7 +78,9 @@ def refused(words: list[str], expected: list[str], capsys: Captured, folder: Pat
 
 
 @pytest.mark.parametrize("name", [*SPACES, *RAW_SPACES])
-def test_sweep_spaces(name: str, tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_bad_sweep_spaces_are_refused(
+    name: str, tree: Tree, tmp_path: Path, capsys: Captured
+) -> None:
     content, expected = {**SPACES, **RAW_SPACES}[name]
     place = tmp_path / "space.yaml"
     place.write_bytes(content if isinstance(content, bytes) else yaml.safe_dump(content).encode())
@@ -113,7 +115,7 @@ def test_sweep_spaces(name: str, tree: Tree, tmp_path: Path, capsys: Captured) -
         else ""
     ),
 )
-def test_words(
+def test_bad_arguments_are_refused(
     words: list[str], expected: list[str], tree: Tree, tmp_path: Path, capsys: Captured
 ) -> None:
     path = _write(tree, tmp_path)
@@ -137,7 +139,7 @@ EVENTS = "user_id,item_id,event_type\nu,i,buy\n"
         ("user_id\nu\n", {"interact": 1.0}, "lacks 'item_id'"),
     ],
 )
-def test_feedback(
+def test_bad_feedback_is_refused(
     content: str | None, rewards: dict[str, float], says: str, tmp_path: Path
 ) -> None:
     (tmp_path / "feedback.csv").write_text(content or "", encoding="utf-8")
@@ -165,7 +167,7 @@ def test_feedback(
         ("e.csv.gz", b"user_id,item_id\nu,i\n", {}, "gzip"),
     ],
 )
-def test_sources(
+def test_bad_sources_are_refused(
     name: str, content: bytes, more: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     from recsys.config import CanonicalSource

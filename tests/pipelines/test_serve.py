@@ -1,5 +1,5 @@
-"""`recsys serve` refuses what cannot be served before anything starts, and follows a model until it
-is told to end.
+"""`recsys serve` refuses wrong settings before anything starts, and follows the version of a model
+until it is stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> Config:
     return build_config({"model": {"granularities": {"evolution": {"enabled": True}}}, "run": run})
 
 
-def test_a_dry_run_says_what_would_be_served(config: Config) -> None:
+def test_dry_run_names_the_served_model(config: Config) -> None:
     assert "reads   models:/multigrain@champion" in plan("serve", config)
     config.serve.model = "pulled/model"
     assert "reads   pulled/model" in plan("serve", config).split("would run")[1]
@@ -42,7 +42,7 @@ def test_a_dry_run_says_what_would_be_served(config: Config) -> None:
     )
 
 
-def test_what_serves_keeps_nobody_out_of_the_run_folder(config: Config) -> None:
+def test_serving_does_not_lock_the_run_folder(config: Config) -> None:
     with (
         open_run(config, "serve", io.StringIO(), locks=False),
         open_run(config, "train", io.StringIO()),
@@ -50,7 +50,7 @@ def test_what_serves_keeps_nobody_out_of_the_run_folder(config: Config) -> None:
         pass
 
 
-def test_a_port_that_is_taken(config: Config) -> None:
+def test_port_in_use_is_refused(config: Config) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -66,7 +66,7 @@ def test_a_port_that_is_taken(config: Config) -> None:
         serve._port(config.serve)
 
 
-def test_ray_serve_that_is_not_installed_is_named_before_the_model_is_read(
+def test_missing_ray_serve_is_named_before_the_model_is_read(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray.serve", None)
@@ -77,7 +77,7 @@ def test_ray_serve_that_is_not_installed_is_named_before_the_model_is_read(
         serve.serve(config, folder)
 
 
-def test_a_token_is_there_and_no_guess(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_short_token_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_token(config.serve.token_env, "serve.token_env") == ""
     config.serve.token_env = "RECSYS_TEST_TOKEN"
     monkeypatch.delenv("RECSYS_TEST_TOKEN", raising=False)
@@ -89,7 +89,7 @@ def test_a_token_is_there_and_no_guess(config: Config, monkeypatch: pytest.Monke
     assert read_token(config.serve.token_env, "serve.token_env") == "0123456789abcdef"
 
 
-def test_a_stock_file_needs_a_token_and_is_here(config: Config, tmp_path: Path) -> None:
+def test_stock_file_needs_a_token_and_a_local_path(config: Config, tmp_path: Path) -> None:
     config.serve.stock_file = str(tmp_path / "stock.json")
     with pytest.raises(
         ConfigError, match=r"serve\.stock_file is set, but serve\.stock_token_env is empty"
@@ -102,7 +102,7 @@ def test_a_stock_file_needs_a_token_and_is_here(config: Config, tmp_path: Path) 
         followed_side.stock_of(config.serve)
 
 
-def test_no_model_is_said_before_ray_starts(
+def test_missing_model_is_reported_before_ray_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve, "ray_session", lambda config: pytest.fail("Ray was started"))
@@ -124,7 +124,7 @@ def test_no_model_is_said_before_ray_starts(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_sigterm_ends_it_without_an_error(
+def test_sigterm_ends_serve_without_an_error(
     config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -150,7 +150,7 @@ def test_sigterm_ends_it_without_an_error(
 
 
 class Registry:
-    """What the name means, look by look; an exception is raised."""
+    """The version of the name at each look-up; an exception in the list is raised."""
 
     def __init__(self, stopped: threading.Event, *found: Any) -> None:
         self.uri, self._stopped, self._found, self.loaded = (
@@ -176,7 +176,7 @@ class Registry:
 
 
 class Server:
-    """What is offered to it."""
+    """Records what it is offered."""
 
     def __init__(self) -> None:
         self.offered: list[str] = []
@@ -203,7 +203,7 @@ def follow(
     )
 
 
-def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_follows_the_version_of_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped, output, server = threading.Event(), io.StringIO(), Server()
     away = ConnectionError("refused")
     looks = ("1", "2", away, away, "2", "broken", "broken", "2", "3", "3")
@@ -217,7 +217,7 @@ def test_it_follows_what_the_name_means(monkeypatch: pytest.MonkeyPatch) -> None
         "2",
         "broken",
         "3",
-    ], "not at every look"
+    ], "not at every look-up"
     said = output.getvalue()
     assert "2 now answers on 2 replica(s)" in said
     assert said.count("cannot be looked up (ConnectionError: refused); 2 keeps answering") == 1
@@ -249,26 +249,26 @@ def test_each_side_follows_its_own_name() -> None:
     assert "broken cannot be loaded (a file is damaged); 8 keeps answering" in output.getvalue()
 
 
-def test_a_version_that_cannot_be_loaded_is_tried_again_after_growing_pauses(
+def test_broken_version_is_retried_after_growing_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(followed_side.time, "monotonic", lambda: clock[0])
     refused, tries, news = followed_side.Refused(first_s=10, longest_s=60), [], 0
-    for second in range(0, 400, 5):  # a look every five seconds
+    for second in range(0, 400, 5):  # a look-up every five seconds
         clock[0] = float(second)
         if refused.may_try("broken"):
             tries.append(second)
             news += refused.again("broken")
     assert tries == [0, 10, 30, 70, 130, 190, 250, 310, 370], "10, 20, 40, then 60 s at most"
-    assert news == 1, "it is said once"
-    assert refused.may_try("another"), "another version waits for nothing"
+    assert news == 1, "reported once"
+    assert refused.may_try("another"), "another version does not wait"
     refused.again("another")
     refused.forget()
     assert refused.may_try("another")
 
 
-def test_a_version_that_is_repaired_takes_over(tmp_path: Path) -> None:
+def test_repaired_version_is_served(tmp_path: Path) -> None:
     stopped, output, server = threading.Event(), io.StringIO(), Server()
     registry = Registry(stopped, *["broken"] * 12)
     first = registry.load
@@ -284,7 +284,9 @@ def test_a_version_that_is_repaired_takes_over(tmp_path: Path) -> None:
     assert "broken now answers on 2 replica(s)" in output.getvalue()
 
 
-def test_replicas_that_find_no_cpu(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicas_without_free_cpus_are_refused(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 2.0})
     serve._check_cpus(config.serve)
     config.serve.replicas = 3

@@ -1,8 +1,7 @@
-"""Ctrl-C, SIGTERM and a closed terminal end a command in order, with an exit code that says which
-it was.
+"""Ctrl-C, SIGTERM and a closed terminal end a command in order; the exit code names the signal.
 
-The quick tests run the real command line in a process of its own, with a verb that waits where a
-training would train.
+The quick tests run the real command line in a separate process, with a verb that waits in place of
+a training.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ sys.exit(cli.main(["train", *sys.argv[2:]]))
 
 
 def _handle_as_in_a_terminal(hangup: signal.Handlers) -> None:
-    """The tests themselves may run in the background, where the shell has Ctrl-C ignored."""
+    """The tests may run in the background, where the shell ignores Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, hangup)
 
@@ -65,7 +64,7 @@ def _waiting(tmp_path: Path, ending_s: float = 0.0, ignored: bool = False) -> su
 
 
 @pytest.mark.parametrize(("number", "code"), CODES, ids=["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_ends_in_order_and_says_how_to_go_on(
+def test_signal_ends_the_command_in_order_and_names_the_command_to_continue(
     number: int, code: int, tmp_path: Path
 ) -> None:
     process = _waiting(tmp_path)
@@ -75,7 +74,7 @@ def test_a_signal_ends_in_order_and_says_how_to_go_on(
     assert said.endswith("; continue with --resume\n") and "Traceback" not in said
 
 
-def test_a_second_ctrl_c_does_not_interrupt_the_end(tmp_path: Path) -> None:
+def test_second_ctrl_c_does_not_interrupt_the_end(tmp_path: Path) -> None:
     process = _waiting(tmp_path, ending_s=3.0)
     process.send_signal(signal.SIGINT)
     time.sleep(1.0)
@@ -84,7 +83,7 @@ def test_a_second_ctrl_c_does_not_interrupt_the_end(tmp_path: Path) -> None:
     assert (process.returncode, shown.strip()) == (130, "in order")
 
 
-def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+def test_hangup_ignored_by_nohup_stays_ignored(tmp_path: Path) -> None:
     process = _waiting(tmp_path, ignored=True)
     process.send_signal(signal.SIGHUP)
     time.sleep(1.0)
@@ -94,7 +93,7 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     assert process.returncode == 143
 
 
-def test_handlers_are_given_back() -> None:
+def test_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number, _ in CODES]
     with pytest.raises(Ended) as caught, ending_in_order():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -104,8 +103,8 @@ def test_handlers_are_given_back() -> None:
     assert [signal.getsignal(number) for number, _ in CODES] == before
 
 
-def test_an_exception_that_python_ignores_comes_again() -> None:
-    """As of a signal in the middle of an import, whose locks are given back by weak references."""
+def test_exception_ignored_by_python_is_raised_again() -> None:
+    """Example: a signal in the middle of an import, where weak references release the locks."""
 
     class Held:
         pass
@@ -131,10 +130,10 @@ evaluate: {ks: [5], bootstrap: 100, baselines: [popularity]}
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("number", "code"), CODES, ids=["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_training_leaves_no_process_and_no_open_run_behind(
+def test_interrupted_training_leaves_no_process_and_no_open_run(
     number: int, code: int, tmp_path: Path
 ) -> None:
-    """The signal goes to the whole process group, as a terminal sends it."""
+    """The signal goes to the whole process group, as from a terminal."""
     (tmp_path / "c.yaml").write_text(CONFIG, encoding="utf-8")
     mark, log = f"SIGNALLED_{uuid.uuid4().hex}", tmp_path / "log"
     words = ["run", "--config", str(tmp_path / "c.yaml"), "--run.dir", str(tmp_path / "run")]

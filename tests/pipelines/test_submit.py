@@ -1,5 +1,5 @@
-"""`recsys submit`: what is sent and what is not, the grammar, a job server that is not there, a log
-over lost lines.
+"""`recsys submit`: content of the job package, arguments, a job server that is not reachable, a log
+over broken connections.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a cluster nor a token of whoever runs the tests."""
+    """Hide the cluster and the token of the person who runs the tests."""
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
-# ------------------------------------------------------------------------------------- what is sent
+# -------------------------------------------------------------------------------------- job package
 
 
-def test_places_are_absolute_and_variables_are_left_to_the_cluster(
+def test_paths_are_absolute_and_variables_are_expanded_on_the_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,8 +73,8 @@ def test_places_are_absolute_and_variables_are_left_to_the_cluster(
     assert sent["data"]["source"]["split_files"] == {"test": [f"{here}/t"]}
     assert sent["data"]["text"]["model"] == f"{here}/my-model"
     assert sent["tracking"]["uri"] == f"sqlite:///{here}/m.db"
-    assert "submit" not in sent, "how a job is sent is not the job's business"
-    assert yaml.safe_dump(tree) == before, "the caller's tree stays as it is"
+    assert "submit" not in sent, "a job does not need to know how it is sent"
+    assert yaml.safe_dump(tree) == before, "the caller's tree stays unchanged"
     assert yaml.safe_load(job_config({"data": {"text": {"model": "all-MiniLM-L6-v2"}}})) == {
         "data": {"text": {"model": "all-MiniLM-L6-v2"}},
         "run": {"dir": f"{here}/runs/latest"},
@@ -99,7 +99,7 @@ def test_no_secret_is_sent(capsys: Captured, monkeypatch: pytest.MonkeyPatch) ->
     assert "hunter2" not in said.err + said.out and "uri: $TRACKING_URI" in said.out
 
 
-def test_the_parcel_is_the_project_and_the_configuration_and_works_by_itself(
+def test_job_package_is_the_project_and_the_configuration_and_runs_alone(
     tmp_path: Path,
 ) -> None:
     tree = read_tree(DEMO, [("train.lr", "3e-4"), ("run.dir", "/shared/a")])
@@ -122,7 +122,9 @@ def test_the_parcel_is_the_project_and_the_configuration_and_works_by_itself(
     assert "address: auto" in done.stdout and "writes  /shared/a/model/" in done.stdout
 
 
-def test_keys_and_links_out_of_a_package_are_left_out_with_a_reason(tmp_path: Path) -> None:
+def test_private_keys_and_links_out_of_the_package_are_left_out_with_a_reason(
+    tmp_path: Path,
+) -> None:
     home, outside = tmp_path / "tune", tmp_path / "outside.py"
     outside.write_text("secret")
     for name in (
@@ -186,7 +188,7 @@ def test_keys_and_links_out_of_a_package_are_left_out_with_a_reason(tmp_path: Pa
     assert "  tune/id_rsa: a key" in found.lines()
 
 
-def test_a_dry_run_says_what_would_be_sent(capsys: Captured) -> None:
+def test_dry_run_lists_the_job_package(capsys: Captured) -> None:
     assert main(["submit", "train", "--config", "demo", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert (
@@ -196,10 +198,10 @@ def test_a_dry_run_says_what_would_be_sent(capsys: Captured) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------ grammar
+# ---------------------------------------------------------------------------------------- arguments
 
 
-def test_jobs_and_verbs_cannot_be_confused() -> None:
+def test_words_for_jobs_and_verbs_are_distinct() -> None:
     assert not set(submit.ABOUT_JOBS) & set(VERBS)
 
 
@@ -223,13 +225,13 @@ def test_jobs_and_verbs_cannot_be_confused() -> None:
         (["list", "--submit.address", "http://u:hunter2@h:1"], "expected http://HOST:PORT"),
     ],
 )
-def test_words_that_cannot_be_meant(words: list[str], said: str, capsys: Captured) -> None:
+def test_invalid_arguments_are_refused(words: list[str], said: str, capsys: Captured) -> None:
     assert main(["submit", *words]) == 2
     shown = capsys.readouterr().err
     assert said in shown and "Traceback" not in shown and "hunter2" not in shown
 
 
-def test_help_and_dry_run_ask_nobody(capsys: Captured) -> None:
+def test_help_and_dry_run_contact_no_server(capsys: Captured) -> None:
     assert main(["submit", "run", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "recsys submit status|logs|stop ID" in shown and "--submit.on_interrupt" in shown
@@ -255,7 +257,7 @@ def test_help_and_dry_run_ask_nobody(capsys: Captured) -> None:
 # --------------------------------------------------------------------------------------- job server
 
 
-def test_the_address_comes_from_the_key_then_the_environment(
+def test_address_comes_from_the_key_or_else_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert address_of("") == "http://127.0.0.1:8265"
@@ -293,7 +295,9 @@ def _server(status: int, body: bytes) -> ThreadingHTTPServer:
         (403, b"", "requires its token"),
     ],
 )
-def test_somebody_else_answers(status: int, body: bytes, said: str, capsys: Captured) -> None:
+def test_server_that_is_no_job_server_gives_one_message(
+    status: int, body: bytes, said: str, capsys: Captured
+) -> None:
     server = _server(status, body)
     try:
         address = f"http://127.0.0.1:{server.server_port}"
@@ -305,10 +309,12 @@ def test_somebody_else_answers(status: int, body: bytes, said: str, capsys: Capt
         server.server_close()
 
 
-def test_a_server_that_never_answers_is_no_reason_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_never_answers_gives_a_message_after_a_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(jobs, "_ANSWER_S", 0.2)
-    silence = pytest.raises(ConfigError, match="no Ray job server answers")
-    with socket.create_server(("127.0.0.1", 0)) as silent, silence:
+    refusal = pytest.raises(ConfigError, match="no Ray job server answers")
+    with socket.create_server(("127.0.0.1", 0)) as silent, refusal:
         connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
@@ -316,7 +322,7 @@ def test_a_server_that_never_answers_is_no_reason_to_wait(monkeypatch: pytest.Mo
 
 
 class _Job:
-    """A job whose log comes in pieces over connections that break; the protocol of
+    """A job with a log that arrives in pieces over connections that break; the protocol of
     ``JobSubmissionClient``.
     """
 
@@ -347,8 +353,10 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_pause")
-def test_a_log_over_broken_connections_is_written_once() -> None:
-    """The stream begins anew with every connection, and the job ends while none is open."""
+def test_log_over_broken_connections_is_written_once() -> None:
+    """The stream starts from the beginning with every connection, and the job ends while none is
+    open.
+    """
     job = _Job(
         [["one\n"], [OSError("reset")], ["one\ntw", "o\n", OSError("reset")], ["one\ntwo\n"]],
         ["RUNNING", "SUCCEEDED"],
@@ -359,14 +367,14 @@ def test_a_log_over_broken_connections_is_written_once() -> None:
 
 
 @pytest.mark.usefixtures("_no_pause")
-def test_a_lost_cluster_is_one_and_the_command_that_goes_on(capsys: Captured) -> None:
+def test_lost_cluster_gives_code_1_and_the_command_to_continue(capsys: Captured) -> None:
     broken: list[list[str | Exception]] = [[OSError("reset")]] * jobs._TRIES
     config = load_config(DEMO).submit
     assert submit.watch(_Job(broken, []), "a", config) == 1
     assert "recsys submit logs a" in capsys.readouterr().err
 
 
-def test_exit_codes_are_the_jobs(capsys: Captured) -> None:
+def test_exit_code_is_that_of_the_job(capsys: Captured) -> None:
     def ended(state: str, code: int | None) -> Any:
         status = types.SimpleNamespace(value=state)
         return types.SimpleNamespace(
@@ -382,9 +390,7 @@ def test_exit_codes_are_the_jobs(capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize(("what", "said"), [("detach", "keeps running"), ("stop", "is stopped")])
-def test_an_interrupt_does_what_the_configuration_says(
-    what: str, said: str, capsys: Captured
-) -> None:
+def test_interrupt_stops_or_detaches_as_configured(what: str, said: str, capsys: Captured) -> None:
     class Interrupted(_Job):
         stopped = False
 
@@ -400,7 +406,7 @@ def test_an_interrupt_does_what_the_configuration_says(
     config = load_config(DEMO, [("submit.on_interrupt", what)]).submit
     before = signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # which a job in the background does not have
+    )  # a job in the background has no such handler
     try:
         assert submit.watch(job, "a", config) == 130
     finally:
@@ -408,10 +414,8 @@ def test_an_interrupt_does_what_the_configuration_says(
     assert job.stopped == (what == "stop") and said in capsys.readouterr().err
 
 
-def test_the_token_is_sent_where_ray_was_imported_before() -> None:
-    """Without RAY_AUTH_MODE, as for a new user: Ray has read the environment when it was
-    imported.
-    """
+def test_token_is_sent_if_ray_was_imported_before() -> None:
+    """Without RAY_AUTH_MODE, as for a new user: Ray read the environment when it was imported."""
     code = (
         "import ray\n"
         "from pipelines.plumbing.jobs import connect\n"

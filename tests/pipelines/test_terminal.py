@@ -1,4 +1,4 @@
-"""What the command line writes: any text on any terminal, no control characters of somebody's rows,
+"""Output of the command line: any text on any terminal, no control characters from user data,
 closed pipes.
 """
 
@@ -35,7 +35,7 @@ def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert printable(text) == text
 
 
-def test_an_error_about_a_file_shows_its_name_escaped(capsys: Captured) -> None:
+def test_error_about_a_file_shows_its_name_escaped(capsys: Captured) -> None:
     assert main(["run", "--config", f"mine{CLEARS}.yaml"]) == 2
     message = capsys.readouterr().err
     assert "\x1b" not in message and "\\x1b[2J" in message
@@ -51,7 +51,7 @@ def test_progress_lines_and_the_log_are_escaped(tmp_path: Path) -> None:
     assert "Café" in stream.getvalue()
 
 
-def test_a_warning_of_ours_is_one_line_without_control_characters(capsys: Captured) -> None:
+def test_our_warnings_are_one_line_without_control_characters(capsys: Captured) -> None:
     with printable_warnings():
         shown = warnings.formatwarning(
             UserWarning(f"id {CLEARS}"), UserWarning, "recsys/preparation/prepare.py", 3
@@ -72,7 +72,7 @@ def _command(*words: str, **environment: str) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize(
     "environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}]
 )
-def test_a_terminal_of_ascii_shows_what_it_lacks_as_escapes(
+def test_ascii_terminal_shows_other_characters_as_escapes(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     words = [
@@ -89,7 +89,7 @@ def test_a_terminal_of_ascii_shows_what_it_lacks_as_escapes(
     assert "Caf" in done.stdout
 
 
-def test_a_reader_that_goes_away_ends_the_command_without_words() -> None:
+def test_closed_pipe_ends_the_command_without_a_message() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as nowhere:

@@ -1,5 +1,5 @@
-"""`recsys update`: ids stay, weights go on, what is validated and tested is new, and the version
-names its parent.
+"""`recsys update`: ids stay, training continues from the old weights, validation and test use new
+events only, and the version names its parent.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Captured = pytest.CaptureFixture[str]
 # -------------------------------------------------------------------------------------------- parts
 
 
-def test_old_ids_stay_and_new_ones_come_behind() -> None:
+def test_old_ids_stay_and_new_ones_follow() -> None:
     assert extend(None, pa.array(["b", "a", "b"])).to_pylist() == ["a", "b"]
     base = Vocabulary(pa.array(["m", "b"]), pa.array(["x"]), ("view",))
     users, items = base.grown(pa.array(["a", "b", "m"]), pa.array(["x"]))
@@ -53,7 +53,7 @@ def test_old_ids_stay_and_new_ones_come_behind() -> None:
         "m",
         "b",
         "a",
-    ], "lost ids keep numbers"
+    ], "lost ids keep their numbers"
     with pytest.raises(
         DataError, match=r"1 of the 2 users .*e\.g\. 'm'; an update needs old and new events"
     ):
@@ -61,7 +61,7 @@ def test_old_ids_stay_and_new_ones_come_behind() -> None:
     assert base.digest() != Vocabulary(pa.array(["b", "m"]), pa.array(["x"]), ("view",)).digest()
 
 
-def test_tables_grow_by_their_vocabulary_and_all_else_is_equal() -> None:
+def test_tables_grow_with_their_vocabulary_and_everything_else_is_equal() -> None:
     old = {"id": torch.ones(3, 2), "square": torch.ones(2, 2), "bias": torch.ones(4)}
     fresh = {
         "id": torch.zeros(5, 2),
@@ -120,7 +120,7 @@ def trained(config: Config, dataset: PreparedDataset, **options: Any) -> Any:
     return fit(config, dataset, Validator.of(config), TrainContext(), **options)
 
 
-def test_a_language_model_tuned_anew_is_refused() -> None:
+def test_fine_tuning_of_the_language_model_is_refused() -> None:
     check_text(settings())
     with pytest.raises(
         ConfigError, match=r"data\.text\.finetune\.enabled: got true, .*text/adapter"
@@ -132,9 +132,7 @@ def test_a_language_model_tuned_anew_is_refused() -> None:
         )
 
 
-def test_a_warm_start_on_the_same_data_is_the_model_itself(
-    tmp_path: Path, one_thread: None
-) -> None:
+def test_warm_start_on_the_same_data_equals_the_model(tmp_path: Path, one_thread: None) -> None:
     dataset, config = small_world(tmp_path / "d"), settings()
     first = trained(config, dataset)
     start, anew = warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes))
@@ -148,7 +146,7 @@ def test_a_warm_start_on_the_same_data_is_the_model_itself(
         torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_the_model_as_it_is_may_be_chosen(tmp_path: Path, one_thread: None) -> None:
+def test_unchanged_model_may_be_selected(tmp_path: Path, one_thread: None) -> None:
     """A step so large that it can only harm: epoch 0 wins, and the refit takes no step either."""
     dataset, config = small_world(tmp_path / "d"), settings(epochs=30, lr=0.02, patience=30)
     first = trained(config, dataset)
@@ -158,9 +156,9 @@ def test_the_model_as_it_is_may_be_chosen(tmp_path: Path, one_thread: None) -> N
     assert all(torch.equal(second.weights[name], start.weights[name]) for name in start.weights)
 
 
-def test_a_grown_dataset_keeps_what_was_learned(tmp_path: Path, one_thread: None) -> None:
-    """Old items have their text part and id part; whitening stays though new texts would turn its
-    axes.
+def test_grown_dataset_keeps_the_learned_weights(tmp_path: Path, one_thread: None) -> None:
+    """Old items keep their text part and id part; whitening stays although new texts would rotate
+    its axes.
     """
     histories: list[list[Event]] = [
         leave_last(*np.roll(np.arange(8), -u)[:6].tolist()) for u in range(10)
@@ -186,7 +184,7 @@ def test_a_grown_dataset_keeps_what_was_learned(tmp_path: Path, one_thread: None
     )
 
 
-def test_other_shapes_of_the_data_name_the_setting(tmp_path: Path) -> None:
+def test_other_shapes_of_the_data_give_a_message_with_the_setting(tmp_path: Path) -> None:
     dataset, config = small_world(tmp_path / "d"), settings()
     first = trained(config, dataset)
     other = write_dataset(
@@ -198,27 +196,29 @@ def test_other_shapes_of_the_data_name_the_setting(tmp_path: Path) -> None:
         warm_start(config, other, Earlier(first.weights, first.frozen.sizes))
 
 
-def test_a_language_model_of_equal_width_is_known_by_its_files(tmp_path: Path) -> None:
+def test_other_language_model_of_equal_width_is_recognised_by_its_files(tmp_path: Path) -> None:
     dataset, config = small_world(tmp_path / "d"), settings()
     first = trained(config, dataset)
     dataset.manifest.text["identity"] = "aa"
     warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes, "aa"))
     warm_start(
         config, dataset, Earlier(first.weights, first.frozen.sizes)
-    )  # of a dataset that did not say
+    )  # of a dataset without this entry
     with pytest.raises(
         ArtifactError, match=r"uses the language model bb, this dataset aa.*data\.text\.model"
     ):
         warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes, "bb"))
 
 
-def test_only_what_the_parent_never_saw_validates_and_tests(tmp_path: Path) -> None:
+def test_validation_and_test_use_only_users_with_events_unknown_to_the_parent(
+    tmp_path: Path,
+) -> None:
     old = write_dataset(
         tmp_path / "old", [leave_last(0, 1, 2, 3), leave_last(4, 5, 6), leave_last(1, 2, 3)], 8
     )
     histories: list[list[Event]] = [
-        leave_last(0, 1, 2, 3, 4),  # one event more: validation is what was test
-        leave_last(4, 5, 6),  # none: validation was validation before
+        leave_last(0, 1, 2, 3, 4),  # one more event: the old test event is the validation event
+        leave_last(4, 5, 6),  # no newer event: validation stays the same
         leave_last(1, 2, 3, 4, 5, 6),
         leave_last(6, 7, 0),  # a new user
     ]
@@ -250,7 +250,7 @@ def test_only_what_the_parent_never_saw_validates_and_tests(tmp_path: Path) -> N
         newer_users(write_dataset(tmp_path / "drawn", drawn, 8), seen)
 
 
-def test_weights_that_leave_few_users_to_validate_on_are_not_gone_on_from(tmp_path: Path) -> None:
+def test_weights_with_too_few_validation_users_are_not_continued(tmp_path: Path) -> None:
     """The final weights have seen all old events; the measured ones leave every user with a new
     event.
     """
@@ -264,14 +264,14 @@ def test_weights_that_leave_few_users_to_validate_on_are_not_gone_on_from(tmp_pa
         events = [
             leave_last(0, 1, 2, 3 + user % 4, 8, *([9] if user < num_with_two else []))
             for user in range(8)
-        ]  # with one newer event validation is what was test
+        ]  # with one newer event, the old test event is the validation event
         new = write_dataset(tmp_path / str(num_with_two), events, 10)
         earlier, newer_V = chosen_weights(new, known, held)
         assert earlier is chosen
         assert newer_V.sum() == (num_with_two if chosen is final else 8)
 
 
-# ----------------------------------------------------------------------------------- the whole verb
+# --------------------------------------------------------------------------------------- whole verb
 
 
 def events(path: Path, rows: list[tuple[str, str, int, str]]) -> None:
@@ -283,8 +283,8 @@ def events(path: Path, rows: list[tuple[str, str, int, str]]) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
-    """A champion of Monday's events; Tuesday's have new users, items and an event type, all sorting
-    first.
+    """A champion of Monday's events; Tuesday's have new users, items and an event type, all first
+    in the sort order.
     """
     folder = tmp_path_factory.mktemp("update")
     monday = [
@@ -346,7 +346,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
 
 @pytest.fixture(scope="module")
 def updated(world: Path) -> Path:
-    """The run folder of an update whose training ran in this process."""
+    """The run folder of an update trained in this process."""
     with training_here() as trained:
         updates(world, "tuesday")
     assert trained == [str(world / "tuesday")]
@@ -354,7 +354,9 @@ def updated(world: Path) -> Path:
 
 
 def updates(world: Path, name: str, *words: str) -> None:
-    """`recsys update` with Tuesday's file beside Monday's, into the run folder of that name."""
+    """`recsys update` with Tuesday's file in addition to Monday's, into the run folder with this
+    name.
+    """
     (world / "later.csv").rename(world / "2-tuesday.csv")
     try:
         assert (
@@ -407,8 +409,8 @@ def test_old_users_items_and_types_keep_their_numbers(world: Path, updated: Path
 
 
 @pytest.mark.slow
-def test_an_update_by_ray_train_is_the_same(world: Path, updated: Path) -> None:
-    """What an update begins with reaches the workers of Ray Train whole."""
+def test_update_by_ray_train_gives_the_same_model(world: Path, updated: Path) -> None:
+    """The workers of Ray Train receive the whole start state of an update."""
     updates(
         world,
         "by-ray",
@@ -425,11 +427,11 @@ def test_an_update_by_ray_train_is_the_same(world: Path, updated: Path) -> None:
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_an_update_with_newer_events_alone_keeps_all_events_of_the_parent(
+def test_update_with_only_newer_events_keeps_all_events_of_the_parent(
     world: Path, updated: Path
 ) -> None:
-    """Neither a configuration nor old files are needed: the model has the one, its dataset the
-    events of the others.
+    """The update needs neither a configuration nor old files: the model contains the configuration,
+    and its dataset the old events.
     """
     day = world / "wednesday.csv"
     events(
@@ -468,7 +470,7 @@ def test_an_update_with_newer_events_alone_keeps_all_events_of_the_parent(
         assert (made_with["train"]["epochs"], made_with["train"]["lr"]) == (
             3,
             0.01,
-        ), "no update shortens the next one"
+        ), "an update does not shorten the next one"
         assert made_with["update"]["prior_rows"] == 1.0 and "events" not in made_with["update"]
     drift = json.loads((world / "wednesday/metrics.json").read_text())["drift"]
     assert drift["events"] == 48 and drift["unknown_items"] == drift["unknown_users"] == 0
@@ -478,7 +480,7 @@ def test_an_update_with_newer_events_alone_keeps_all_events_of_the_parent(
     )
 
 
-def test_promote_and_recommend_take_the_configuration_from_the_model(
+def test_promote_and_recommend_read_the_configuration_from_the_model(
     world: Path, updated: Path, capsys: Captured
 ) -> None:
     place = ["--run.dir", str(world / "by-model")]
@@ -505,7 +507,7 @@ def test_promote_and_recommend_take_the_configuration_from_the_model(
     assert "stores no configuration" in capsys.readouterr().err
 
 
-def test_a_source_with_the_newest_file_alone_forgets_nothing(
+def test_source_with_only_the_newest_file_keeps_all_earlier_events(
     world: Path, updated: Path, capsys: Captured
 ) -> None:
     """Earlier releases made a model of the new day alone if the source named only that day."""
@@ -542,7 +544,7 @@ def test_a_source_with_the_newest_file_alone_forgets_nothing(
     )
 
 
-def test_the_version_names_its_parent(world: Path, updated: Path) -> None:
+def test_version_names_its_parent(world: Path, updated: Path) -> None:
     registered = json.loads((updated / "registered.json").read_text())
     assert registered["version"] == 2 and registered["alias"] == "challenger"
     client = mlflow.MlflowClient(registered["tracking"])
@@ -558,12 +560,12 @@ def test_the_version_names_its_parent(world: Path, updated: Path) -> None:
     log = (updated / "run.log").read_text()
     assert "4 users, 1 items, 1 event types more" in log and "validation on 20 users" in log
     assert "validation users have only targets" not in log, (
-        "users who are not asked have no such targets"
+        "only evaluated users are checked for such targets"
     )
 
 
-def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: Captured) -> None:
-    """Users like what evolution asks for and skip what collaborative does."""
+def test_feedback_changes_only_the_fusion_weights(world: Path, capsys: Captured) -> None:
+    """Users like the suggestions of evolution and skip those of collaborative."""
     from recsys.serving.recommender import Recommender
     from recsys.serving.requests import parse_requests
 
@@ -583,7 +585,7 @@ def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: 
         )
         wanted = (
             asked / asked.std() - not_asked / not_asked.std()
-        )  # in their spreads: or one may drown the other
+        )  # in units of their spreads; otherwise one may dominate the other
         for item, liked in zip(answer.item_ids, wanted > np.median(wanted), strict=True):
             rows.append(
                 {
@@ -629,10 +631,10 @@ def test_feedback_makes_a_version_with_other_weights_alone(world: Path, capsys: 
     assert "is unchanged" in capsys.readouterr().out and not (world / "nothing/bundle").exists()
 
 
-def test_strata_alone(world: Path, updated: Path, capsys: Captured) -> None:
-    """Other strata, and nothing else of the model; event types that it does not know are
-    refused.
-    """
+def test_update_of_strata_changes_only_the_strata(
+    world: Path, updated: Path, capsys: Captured
+) -> None:
+    """The user clusters change and nothing else in the model; unknown event types are refused."""
     config = load_config(world / "c.yaml", [("data.dir", str(world / "strata-data"))])
     config.model.granularities.stratum = StratumConfig(enabled=True, num_strata=[3], input="item")
     dataset = prepare(config, progress=lambda line: None)
@@ -672,12 +674,12 @@ def test_strata_alone(world: Path, updated: Path, capsys: Captured) -> None:
     assert "does not know the event type buy" in capsys.readouterr().err
 
 
-def test_facts_and_context_keep_their_numbers() -> None:
-    """Entities and relations of an earlier dataset come first; how it codes context is part of its
+def test_entities_relations_and_context_keep_their_numbers() -> None:
+    """Entities and relations of an earlier dataset come first; the coding of context is part of its
     identity.
     """
 
-    def told(*triples: tuple[str, str, str]) -> pa.Table:
+    def table_of(*triples: tuple[str, str, str]) -> pa.Table:
         columns = [pa.array(column, pa.string()) for column in zip(*triples, strict=True)]
         rows = len(triples)
         provenance = {
@@ -693,7 +695,7 @@ def test_facts_and_context_keep_their_numbers() -> None:
     context = (ContextColumn("weather", ("sun", "rain")),)
     none = pa.array([], pa.string())
     base = Vocabulary(none, none, (), pa.array(["n", "m", "x"]), pa.array(["likes"]), context)
-    files, _, _ = facts(items, told(("m", "by", "a"), ("n", "likes", "m")), base=base)
+    files, _, _ = facts(items, table_of(("m", "by", "a"), ("n", "likes", "m")), base=base)
     assert files["vocab/entities.parquet"].column("entity").to_pylist() == ["n", "m", "x", "a"]
     assert files["vocab/relations.parquet"].column("relation").to_pylist() == ["likes", "by"]
     assert files["items/entities.parquet"].column("entity").to_pylist() == [1, 0]
@@ -702,7 +704,7 @@ def test_facts_and_context_keep_their_numbers() -> None:
     assert base.digest() != replace(base, context=()).digest()
 
 
-def test_what_an_update_cannot_do(world: Path, updated: Path, capsys: Captured) -> None:
+def test_impossible_updates_are_refused(world: Path, updated: Path, capsys: Captured) -> None:
     assert "models:/pocket@nobody is not registered; registered models:" in refused(
         capsys, world, "--update.model", "models:/pocket@nobody"
     )
@@ -719,7 +721,7 @@ def test_what_an_update_cannot_do(world: Path, updated: Path, capsys: Captured) 
         str(updated),
         "--update.dataset",
         str(world / "nowhere"),
-    ]  # as if its dataset were gone
+    ]  # as if its dataset were deleted
     message = refused(capsys, world, *apart)
     assert (
         "4 of the 28 users that the model knows are not in the data any more, e.g. 'a0'" in message
