@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-# the longest first, so that no worker of pytest is left with one of them at the end
+# the longest first, so that no worker of pytest runs one of them alone at the end
 COSTLY_FILES: Final = (
     "test_update",
     "test_determinism",
@@ -150,11 +150,11 @@ def real_data() -> Path:
 
 @pytest.fixture
 def answering_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answer a batch in this process and not by actors of Ray Data, each of which imports
+    """Answer a batch in this process instead of by actors of Ray Data, each of which imports
     everything again.
 
-    ``tests/serving/test_batch.py`` and ``tests/stories/test_pipeline.py`` answer through Ray Data
-    for real.
+    ``tests/serving/test_batch.py`` and ``tests/stories/test_pipeline.py`` answer through the real
+    Ray Data.
     """
     from recsys.serving import batch
 

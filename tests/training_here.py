@@ -22,8 +22,8 @@ def training_here() -> Iterator[list[str]]:
     same loop.
 
     Why: the processes of one Ray Train cost more than the rest of such a test.
-    ``tests/stories/test_pipeline.py`` trains through Ray Train for real, and so do the slow tests.
-    Yields the list of the folders of these trainings.
+    ``tests/stories/test_pipeline.py`` and the slow tests train through the real Ray Train. Yields
+    the list of the folders of these trainings.
     """
     trained: list[str] = []
 

@@ -1,8 +1,8 @@
 """Two real processes over gloo, for tests that two workers give the result of one.
 
-Why not ``spawn``: each process would import torch and PyG again, eight seconds of CPU time. Here
-one process imports them, and the workers are forked from it. Why a file and not a port: another
-program may take a free port before gloo does.
+Why not ``spawn``: each process would import torch and PyG again, which takes eight seconds of CPU
+time. Here one process imports them, and the workers are forked from it. Why a file and not a port:
+another program may take a free port before gloo does.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def test_training_cost_is_that_of_a_trial_that_was_not_cut() -> None:
     assert found is not None and found.train.epochs == 40, "the schedule of the trial"
 
 
-def test_final_training_loses_epochs_before_the_others() -> None:
+def test_final_training_loses_epochs_before_the_other_trainings() -> None:
     """With four trainings of forty epochs, the final one gets fewer epochs first."""
     found = in_time(_forty_epochs(), THREE_SECONDS_AN_EPOCH, time.monotonic() + 46.0)
     assert found is not None and found.train.epochs == 4 and found.train.final and found.train.refit

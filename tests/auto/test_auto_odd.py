@@ -1,5 +1,5 @@
 """``model: auto`` on odd data: unsupported candidates are left out with a reason, and every run
-ends well.
+ends correctly.
 
 A run must end with exit code 0, or with 2 and one message if the data is too small to train or
 evaluate.
@@ -160,12 +160,12 @@ def _of(tmp_path: Path, case: str) -> tuple[PreparedDataset, Config]:
 
 
 @pytest.mark.parametrize("case", UNFED)
-def test_a_candidate_is_a_member_or_has_a_reason(tmp_path: Path, case: str) -> None:
+def test_candidate_is_a_member_or_has_a_reason(tmp_path: Path, case: str) -> None:
     _, name, reason = UNFED[case]
     traits = Traits.of(*_of(tmp_path, case))
     assert (name in members(traits)) == (reason == "")
     assert reason in left_out(traits).get(name, ""), (
-        "the reason names the column or what is missing"
+        "the reason names the column or the missing data"
     )
     assert all(reason and "\n" not in reason for reason in left_out(traits).values())
 
@@ -279,7 +279,7 @@ def _said_of_a_run(
     return code, caught.out + caught.err
 
 
-def _attributes_that_tell_nothing(folder: Path) -> list[str]:
+def _uninformative_attributes(folder: Path) -> list[str]:
     """Ids beyond 2^63, a distinct text per user, places as words, equal titles."""
     events = _events(folder, user=lambda u: 9 * 10**18 + u, item=lambda i: 2**63 + i)
     users = [[9 * 10**18 + u, f"this is the user with number {u}"] for u in range(30)]
@@ -309,9 +309,9 @@ def _repeats_of_two_items(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "make", [_attributes_that_tell_nothing, _one_second, _three_events_each, _repeats_of_two_items]
+    "make", [_uninformative_attributes, _one_second, _three_events_each, _repeats_of_two_items]
 )
-def test_init_and_run_end_well(
+def test_init_and_run_end_correctly(
     make: Callable[[Path], list[str]],
     tmp_path: Path,
     ray_local: None,

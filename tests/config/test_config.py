@@ -31,7 +31,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "pipelines" / "configs").glob("*.y
 SMALLEST = {"model": {"granularities": {"evolution": {"enabled": True}}}}
 
 
-def test_all_golden_configs_are_there() -> None:
+def test_all_golden_configs_exist() -> None:
     names = ["beauty", "check-ins", "ciao", "demo", "deskdrop", "lastfm-leave-one-out", "lastfm"]
     names += ["ml-100k", "online-retail", "sports"]
     assert [path.stem for path in CONFIGS] == names
@@ -158,8 +158,8 @@ def test_dataset_folder_follows_the_run_unless_set() -> None:
 
 
 def test_sections_are_frozen() -> None:
-    """Renaming a section breaks every saved config.yaml and sweep: think twice, then change this
-    list.
+    """Renaming a section breaks every saved config.yaml and search space. Change this list only for
+    that reason.
     """
     first = (
         "seed run data model train evaluate recommend similar update tune serve promote compare"
@@ -273,7 +273,7 @@ def test_old_key_in_a_search_space_varies_the_new_key(tmp_path: Path) -> None:
     assert [dimension.path for dimension in space.dimensions] == ["train.history_mask_rate"]
 
 
-def test_old_key_of_a_model_apart_sets_the_new_key() -> None:
+def test_old_key_of_a_separate_model_sets_the_new_key() -> None:
     granularities = {"evolution": {"enabled": True}}
     apart = {
         "kind": "apart",

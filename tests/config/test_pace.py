@@ -37,7 +37,7 @@ def test_at_most_one_line_every_ten_seconds_with_the_remaining_time() -> None:
     assert said[0] == "ranking users: 3 of 20 (15 %), about 1 min left"
     assert said[1] == "ranking users: 6 of 20 (30 %), about 55 s left"
     assert len(said) == 6 and all("20 of 20" not in line for line in said), (
-        "the stage says that it is done"
+        "the stage reports its own end"
     )
 
 
@@ -81,9 +81,7 @@ def test_listener_is_set_only_during_the_block(monkeypatch: pytest.MonkeyPatch) 
     list(with_progress("fitting baselines", ["ease", "als"]))
     lines = [line.split("  ", 1)[1] for line in stream.getvalue().splitlines()]
     assert lines[0].startswith("evaluate   fitting baselines: 1 of 2 (50 %), about ")
-    assert (
-        lines[1] == "evaluate   building an index of 5 items" and len(lines) == 3
-    )  # and that it is done
+    assert lines[1] == "evaluate   building an index of 5 items" and len(lines) == 3  # and the end
 
 
 def test_rankings_and_fits_report_progress(

@@ -89,10 +89,10 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("text", SECRETS)
-def test_a_secret_is_found_in_every_form(text: str) -> None:
+def test_secret_is_found_in_every_form(text: str) -> None:
     found = redact(text)
     assert WORD not in found and "***" in found
-    assert redact(found) == found, "what is redacted stays as it is"
+    assert redact(found) == found, "redacted text stays unchanged"
 
 
 @pytest.mark.parametrize("text", PLAIN)
@@ -117,7 +117,7 @@ def test_values_of_secret_variables_are_found_at_any_position(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "horse-battery-9")
     monkeypatch.setenv("SERVE_MAX_TOKENS", "4096000")
-    monkeypatch.setenv("PWD", "/no/such/folder")  # where a shell works
+    monkeypatch.setenv("PWD", "/no/such/folder")  # the working folder of a shell
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/proc/self/environ")
     assert (
         redact("in /no/such/folder and /proc/self/environ")
@@ -224,7 +224,7 @@ def test_job_package_has_no_secret(tmp_path: Path, key: str) -> None:
     assert WORD not in str(error.value)
 
 
-def test_a_configuration_without_secrets_stays_the_same(tmp_path: Path) -> None:
+def test_configuration_without_secrets_stays_the_same(tmp_path: Path) -> None:
     config = build_config({"model": {"granularities": {"evolution": {"enabled": True}}}})
     assert redacted(config) == config and dump_config(redacted(config)) == dump_config(config)
 
@@ -253,7 +253,7 @@ def test_only_the_owner_can_read_the_token_of_ray(
     keep_token_private()
     made = token.read_text()
     assert stat.S_IMODE(token.stat().st_mode) == 0o600 and len(made) >= 32
-    token.chmod(0o644)  # as Ray makes it
+    token.chmod(0o644)  # as Ray writes it
     keep_token_private()
     assert stat.S_IMODE(token.stat().st_mode) == 0o600 and token.read_text() == made
     token.unlink()

@@ -28,7 +28,7 @@ def _refused(text: str | bytes, tmp_path: Path, *said: str) -> None:
         _load(text, tmp_path)
     message = str(caught.value)
     assert "mine.yaml" in message and all(part in message for part in said), message
-    assert time.monotonic() - started < 30, "a bound must be found before the work is done"
+    assert time.monotonic() - started < 30, "the limit must be found before the expansion"
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,13 @@ def _refused(text: str | bytes, tmp_path: Path, *said: str) -> None:
         ("train:\n  <<: {epochs: 7}\n  lr: 1\n  lr: 2\n", ["train.lr occurs twice"]),
     ],
 )
-def test_a_repeated_key_names_both_lines(text: str, said: list[str], tmp_path: Path) -> None:
+def test_repeated_key_gives_a_message_with_both_lines(
+    text: str, said: list[str], tmp_path: Path
+) -> None:
     _refused(MODEL + text, tmp_path, *said)
 
 
-def test_a_search_space_refuses_a_repeated_key_as_well() -> None:
+def test_search_space_refuses_a_repeated_key_as_well() -> None:
     with pytest.raises(ConfigError, match=r"train\.lr occurs twice, in line 1 and in line 2"):
         parse_yaml("train.lr: 1\ntrain.lr: 2\n", "space.yaml", Loader)
 
@@ -98,13 +100,13 @@ def test_aliases_are_bounded_before_they_are_expanded(text: str, tmp_path: Path)
         ("data: !!python/object/apply:os.system [x]\n", "constructor"),
     ],
 )
-def test_other_content_than_a_configuration_is_one_message(
+def test_other_content_than_a_configuration_gives_one_message(
     text: str, said: str, tmp_path: Path
 ) -> None:
     _refused(MODEL + text, tmp_path, said)
 
 
-def test_a_file_of_another_encoding_names_the_line(tmp_path: Path) -> None:
+def test_file_of_another_encoding_gives_a_message_with_the_line(tmp_path: Path) -> None:
     _refused((MODEL + "run: {name: café}\n").encode("latin-1"), tmp_path, "line 2", "UTF-8")
 
 
@@ -222,12 +224,12 @@ def test_variables_are_expanded_once(
     assert build_config(config.model_dump(mode="json"), expand=False) == config
 
 
-def test_an_open_brace_of_a_variable_is_refused(tmp_path: Path) -> None:
+def test_variable_without_a_closing_brace_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.name.*without a"):
         _load(MODEL + "run: {name: '${A_B'}\n", tmp_path)
 
 
-def test_a_number_of_more_than_63_bits_is_refused(tmp_path: Path) -> None:
+def test_number_of_more_than_63_bits_is_refused(tmp_path: Path) -> None:
     _refused(MODEL + f"seed: {10**30}\n", tmp_path, "seed", "is too large")
 
 

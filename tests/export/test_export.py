@@ -1,4 +1,6 @@
-"""`recsys export`: graphs, indices and tables that answer as PyTorch does, or nothing."""
+"""`recsys export`: graphs, indices and tables give the same answers as PyTorch, or the export is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,7 @@ def world(folder: Path) -> PreparedDataset:
 def random_model(
     dataset: PreparedDataset, granularities: dict[str, Any], **fusion: Any
 ) -> FrozenModel:
-    """A model of random weights, weighed at random as well where its members are stacked."""
+    """A model with random weights and, if its members are stacked, random weights of the members."""
     torch.manual_seed(0)
     model = {
         "width": 8,
@@ -103,7 +105,7 @@ def random_model(
         "fusion": fusion,
     }
     tree: dict[str, Any] = {"data": {"dir": dataset.root, "context": ["weather"]}, "model": model}
-    tree["evaluate"] = {"exclude_seen": False}  # as `repeat` wants it
+    tree["evaluate"] = {"exclude_seen": False}  # `repeat` requires it
     made = build_model(build_config(tree), dataset, Split.VALID)
     with torch.no_grad():
         for parameter in made.encoders.parameters():
@@ -130,7 +132,7 @@ def bundle_of(folder: Path, granularities: dict[str, Any], **fusion: Any) -> Pat
 
 @pytest.fixture(scope="module")
 def stacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A bundle of nearly every member, and its export in every format."""
+    """A bundle with nearly every member, and its export in every format."""
     folder = tmp_path_factory.mktemp("stacked")
     bundle = bundle_of(folder, EVERYTHING, kind="gated", stack=True)
     export(bundle, folder / "exported", ["onnx", "faiss", "parquet"], users=True)
@@ -142,10 +144,10 @@ def manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_graph_of_every_kind_of_member_answers_as_pytorch_does(
+def test_graph_of_every_kind_of_member_answers_as_pytorch_does(
     stacked: tuple[Path, Path],
 ) -> None:
-    """Asked anew, with questions that the export was not tested with."""
+    """Compared again, on questions that the export was not tested with."""
     import onnxruntime
 
     bundle, folder = stacked
@@ -187,12 +189,12 @@ def test_counted_members_and_recurrent_cells_are_exported(
     "evolution", [{"cell": "hstu"}, {"cell": "attention", "layers": 2, "positions": "relative"}]
 )
 def test_other_cells_have_a_form_for_graphs(evolution: dict[str, Any], tmp_path: Path) -> None:
-    """The form alone, without tracing it."""
+    """Only the form, without tracing it."""
     bundle = bundle_of(tmp_path, {"evolution": {**ON, **evolution}}, kind="learned")
     torch.testing.assert_close(*encoded_and_expected(read_bundle(bundle)), atol=1e-5, rtol=0)
 
 
-def test_the_questions_are_of_every_kind(stacked: tuple[Path, Path]) -> None:
+def test_questions_of_the_check_are_of_every_kind(stacked: tuple[Path, Path]) -> None:
     requests = Examiner(read_bundle(stacked[0])).questions()
     lengths = {len(request.history or ()) for request in requests}
     assert {0, 1, 200} <= lengths, "short, empty and long histories"
@@ -204,7 +206,7 @@ def test_the_questions_are_of_every_kind(stacked: tuple[Path, Path]) -> None:
     )
 
 
-def test_a_graph_that_differs_is_refused_and_leaves_nothing(
+def test_graph_with_differing_answers_is_refused_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = bundle_of(tmp_path, {"collaborative": ON})
@@ -213,14 +215,14 @@ def test_a_graph_that_differs_is_refused_and_leaves_nothing(
     monkeypatch.setattr(QueryEncoder, "_trained", lambda self, seen: trained(self, seen) * 1.01)
     with pytest.raises(Refusal, match="differ from PyTorch by .* nothing was exported"):
         export(bundle, tmp_path / "exported", ["onnx"])
-    assert manifest(tmp_path / "exported") == kept, "the export before is as it was"
+    assert manifest(tmp_path / "exported") == kept, "the earlier export is unchanged"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "dataset", "exported"]
 
 
-def test_a_member_without_a_form_is_refused_unless_it_is_left_out(
+def test_member_without_a_graph_form_is_refused_unless_it_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a fitted granularity of another package is."""
+    """Example: a fitted granularity of another package."""
     bundle = bundle_of(tmp_path, {"collaborative": ON, "als": {**ON, "factors": 4}})
     monkeypatch.delitem(members.VECTORS, Als)
     with pytest.raises(
@@ -238,7 +240,7 @@ def test_a_member_without_a_form_is_refused_unless_it_is_left_out(
     assert about["left_out"] == ["als"] and about["inside"] == ["collaborative"]
 
 
-def test_the_index_gives_the_lists_of_an_exhaustive_search(stacked: tuple[Path, Path]) -> None:
+def test_index_gives_the_lists_of_an_exhaustive_search(stacked: tuple[Path, Path]) -> None:
     import faiss
 
     bundle, folder = stacked
@@ -256,7 +258,7 @@ def test_the_index_gives_the_lists_of_an_exhaustive_search(stacked: tuple[Path, 
     )
 
 
-def test_a_compressed_index_is_exported_with_the_vectors_it_needs(tmp_path: Path) -> None:
+def test_compressed_index_is_exported_with_the_vectors_it_needs(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", HISTORIES, 400, event_types=("view", "buy"))
     write_bundle(tmp_path / "bundle", random_model_without_context(dataset), dataset, {})
     assert "recall" in index_bundle(tmp_path / "bundle", 100)
@@ -272,7 +274,7 @@ def random_model_without_context(dataset: PreparedDataset) -> FrozenModel:
     return model.freeze(build_graphs(dataset, Split.VALID, model))
 
 
-def test_tables_hold_what_scores_are_made_of(stacked: tuple[Path, Path]) -> None:
+def test_tables_contain_everything_to_compute_scores(stacked: tuple[Path, Path]) -> None:
     bundle, folder = stacked
     items, users = (pq.read_table(folder / name) for name in ("items.parquet", "users.parquet"))
     assert items.column_names == ["item_id", "title", "popularity", "vector"]
@@ -288,12 +290,12 @@ def test_tables_hold_what_scores_are_made_of(stacked: tuple[Path, Path]) -> None
     ):
         scores[row, added_items.as_py()] += values.as_py()
     np.testing.assert_allclose(scores, parts.scores(torch.from_numpy(vectors_ND)), atol=1e-5)
-    assert {len(values) for values in users["added_items"]} != {0}, "sparse members add"
+    assert {len(values) for values in users["added_items"]} != {0}, (
+        "sparse members add to the scores"
+    )
 
 
-def test_the_manifest_knows_every_file_and_no_user(
-    stacked: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_manifest_lists_every_file_and_no_user(stacked: tuple[Path, Path], tmp_path: Path) -> None:
     bundle, folder = stacked
     found = manifest(folder)
     assert set(found["files"]) == {path.name for path in folder.iterdir()} - {"manifest.json"}
@@ -310,7 +312,7 @@ def test_the_manifest_knows_every_file_and_no_user(
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run folder whose model is registered, and the tracking URI."""
+    """A run folder with a registered model, and the tracking URI."""
     folder = tmp_path_factory.mktemp("registered")
     config = build_config({"run": {"dir": str(folder / "run")}, "registry": {"name": "pocket"}})
     dataset = small_world(folder / "dataset", ordered=False)
@@ -320,7 +322,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, tracking_uri(config)
 
 
-def test_a_model_is_named_as_other_verbs_name_it(
+def test_model_is_named_as_in_other_verbs(
     registered: tuple[Path, str], tmp_path: Path, capsys: Captured
 ) -> None:
     folder, uri = registered
@@ -352,7 +354,7 @@ def test_a_model_is_named_as_other_verbs_name_it(
     assert "x/" in capsys.readouterr().out and not (tmp_path / "x").exists()
 
 
-def test_what_is_refused(
+def test_invalid_exports_are_refused(
     registered: tuple[Path, str], tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, out = str(registered[0] / "run"), str(tmp_path / "out")
@@ -418,10 +420,10 @@ def answers_of_the_example(folder: Path, requests: list[dict[str, Any]]) -> list
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_example_answers_as_recsys_recommend_does(
+def test_example_answers_as_recsys_recommend_does(
     registered: tuple[Path, str], tmp_path: Path, ray_local: None, answering_here: None
 ) -> None:
-    """Of the same model, with torch, Ray, MLflow and transformers blocked."""
+    """For the same model, with torch, Ray, MLflow and transformers blocked."""
     run = registered[0] / "run"
     asked = [
         {"user_id": "one", "history": ["i1", "i5", "i9"], "k": 4},
@@ -452,7 +454,7 @@ def test_the_example_answers_as_recsys_recommend_does(
     assert found["source"] == "popularity"
 
 
-def test_the_example_adds_what_sparse_members_add(stacked: tuple[Path, Path]) -> None:
+def test_example_adds_the_scores_of_sparse_members(stacked: tuple[Path, Path]) -> None:
     """With types and times of events, against the recommender itself."""
     bundle, folder = stacked
     at = 1_600_000_000

@@ -1,5 +1,5 @@
-"""The feature-store example: histories come from Feast at request time, and answers equal those of
-the model.
+"""The feature-store example: histories come from Feast at request time, and the answers equal those
+of the model.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ from tests.handmade import Event, leave_last, write_dataset
 Captured = pytest.CaptureFixture[str]
 ITEMS = 24
 
-# ---------------------------------------------------------------------------------------- the rules
+# -------------------------------------------------------------------------------------------- rules
 
 
 def rules(**promote: Any) -> Config:
@@ -148,7 +148,7 @@ def test_every_baseline_must_be_beaten() -> None:
     assert found.reasons == [] and "were not compared" in found.notes[0]
 
 
-# ----------------------------------------------------------------------------------- the whole verb
+# --------------------------------------------------------------------------------------- whole verb
 
 
 def circle(start: int, length: int) -> list[int]:
@@ -281,7 +281,7 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(
     assert [version for version, _, _ in listed] == ["3", "2", "1"] and listed[0][1] == [
         "challenger"
     ]
-    assert listed[0][2] > listed[2][2] > 0, "the first version is of fewer events"
+    assert listed[0][2] > listed[2][2] > 0, "the first version was trained on fewer events"
     assert "## Versions before the decision" in (world.folder / "run/promotion.md").read_text()
     assert any("there is no champion yet" in note for note in record["notes"])
 
@@ -356,7 +356,7 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(
     page = (world.folder / "run/promotion.md").read_text()
     assert page.startswith("# pocket version 1: rolled back")
     assert not (world.folder / "run/tracking.json").exists(), (
-        "the run that stages share is another one"
+        "the decision is in a separate run, not in the run of the stages"
     )
 
 
@@ -458,7 +458,7 @@ def test_scheduled_promotion_fails_when_newest_version_is_below_the_minimum(
     try:
         world.client.set_registered_model_alias("pocket", "champion", before["challenger"])
         assert world.promote("--promote.model", "models:/pocket@challenger") == 1, (
-            "nobody would hear of it otherwise"
+            "otherwise the failure would stay unnoticed"
         )
         error = capsys.readouterr().err
         assert (
@@ -473,14 +473,16 @@ def test_scheduled_promotion_fails_when_newest_version_is_below_the_minimum(
             == "refused"
         )
         assert world.promote("--promote.model", f"models:/pocket/{before['challenger']}") == 0, (
-            "asked by its number"
+            "if requested by its number"
         )
         assert world.record()["decision"] == "unchanged"
     finally:
         world.client.set_registered_model_alias("pocket", "champion", before.get("champion", "1"))
 
 
-def test_every_command_says_why_no_version_has_the_alias(world: World, capsys: Captured) -> None:
+def test_every_command_explains_why_no_version_has_the_alias(
+    world: World, capsys: Captured
+) -> None:
     before = world.aliases()
     below = world.registered(
         world.dataset, {"model": {}, "comparison": comparison_of(-0.3, -0.1)}, epochs=1
@@ -541,7 +543,9 @@ def test_minimum_compares_best_baseline_and_events_of_alias_holder() -> None:
     )
     asked = check_minimum({}, 89, held, rules())
     assert not asked.passed and "has 89 events" in asked.why
-    assert check_minimum({}, 89, {"the present challenger": 0}, rules()).passed, "it says no number"
+    assert check_minimum({}, 89, {"the present challenger": 0}, rules()).passed, (
+        "an alias holder without a number of events"
+    )
     assert check_minimum({}, 89, {}, rules()).why == "no baseline was measured"
     for told in ({"registry": {"min_data": 0}}, {"update": {"replace": True}}):
         tree = {"model": {"granularities": {"evolution": {"enabled": True}}}, **told}
@@ -656,8 +660,6 @@ def test_card_shows_the_numbers_of_metrics_json(world: World) -> None:
         assert line in card.splitlines(), line
 
 
-def test_a_folder_outside_git_has_no_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_outside_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert working_commit(tmp_path) == (UNKNOWN, False)

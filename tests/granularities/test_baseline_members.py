@@ -144,7 +144,7 @@ def test_recent_popularity_is_exact_between_stored_times(events: Histories) -> N
 
 
 def same_order(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two scores order all items alike, apart from rounding."""
+    """Whether two score vectors order all items equally, apart from rounding."""
     one, other = ((values - values.min()) / max(np.ptp(values), 1e-9) for values in (one, other))
     apart = np.sign(np.where(abs(one[:, None] - one) < 1e-4, 0, one[:, None] - one))
     wanted = np.sign(np.where(abs(other[:, None] - other) < 1e-4, 0, other[:, None] - other))

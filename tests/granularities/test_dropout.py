@@ -1,4 +1,4 @@
-"""Dropout: shares, scale, gradients, and a seed that fixes it."""
+"""Dropout: shares, scale, gradients, and a seed that makes it reproducible."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from recsys.granularities.dropout import Dropout
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.9])
-def test_a_share_is_zero_and_the_mean_stays(rate: float) -> None:
+def test_share_of_zeros_and_unchanged_mean(rate: float) -> None:
     torch.manual_seed(0)
     dropped = Dropout(rate)(torch.ones(400, 501))
     share = float((dropped == 0).float().mean())
     assert abs(share - rate) < 5 * (rate * (1 - rate) / dropped.numel()) ** 0.5, (
-        "five standard deviations"
+        "within five standard deviations"
     )
     assert dropped.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=1e-4)
 

@@ -170,7 +170,7 @@ def test_ranks_are_the_same_in_the_matrix_and_in_a_batch() -> None:
     assert unknown.tolist() == [[1.0, 1.25, 0.75]]
 
 
-def test_the_weight_is_chosen_on_validation_and_zero_is_a_choice(tmp_path: object) -> None:
+def test_weight_is_chosen_on_validation_and_may_be_zero(tmp_path: object) -> None:
     dataset = small_world(tmp_path, ordered=False)  # type: ignore[arg-type]
     on = {"enabled": True}
     tree = {
@@ -198,7 +198,7 @@ def test_the_weight_is_chosen_on_validation_and_zero_is_a_choice(tmp_path: objec
 
 
 @pytest.fixture
-def beside(tmp_path: Path) -> tuple[Config, PreparedDataset, FrozenModel]:
+def next_to_item_cf(tmp_path: Path) -> tuple[Config, PreparedDataset, FrozenModel]:
     """Item CF next to evolution and strata, with weights that no search chose."""
     dataset = small_world(tmp_path / "data")
     on = {"enabled": True}
@@ -224,9 +224,9 @@ def beside(tmp_path: Path) -> tuple[Config, PreparedDataset, FrozenModel]:
 
 
 def test_scores_at_own_weights_equal_the_model(
-    beside: tuple[Config, PreparedDataset, FrozenModel],
+    next_to_item_cf: tuple[Config, PreparedDataset, FrozenModel],
 ) -> None:
-    _, dataset, frozen = beside
+    _, dataset, frozen = next_to_item_cf
     queries = dataset.histories().queries(Split.TEST)
     _, weights_BK, _ = frozen.parts(queries)
     weights = dict(zip(frozen.names, weights_BK.amax(0).tolist(), strict=True))
@@ -238,9 +238,9 @@ def test_scores_at_own_weights_equal_the_model(
 
 
 def test_rolling_forward_does_not_change_closed_form_members(
-    beside: tuple[Config, PreparedDataset, FrozenModel], tmp_path: Path
+    next_to_item_cf: tuple[Config, PreparedDataset, FrozenModel], tmp_path: Path
 ) -> None:
-    _, dataset, frozen = beside
+    _, dataset, frozen = next_to_item_cf
     queries = dataset.histories().queries(Split.TEST)
     now, ahead = frozen.parts(queries)[0], frozen.parts_ahead(queries, 2)[0]
     assert torch.equal(now[:, -1], ahead[:, -1]) and not torch.equal(now[:, 0], ahead[:, 0])
@@ -258,9 +258,9 @@ def test_rolling_forward_does_not_change_closed_form_members(
 
 
 def test_strata_are_refitted_next_to_item_cf(
-    beside: tuple[Config, PreparedDataset, FrozenModel],
+    next_to_item_cf: tuple[Config, PreparedDataset, FrozenModel],
 ) -> None:
-    config, dataset, frozen = beside
+    config, dataset, frozen = next_to_item_cf
     renewed = refit_strata(config, dataset, frozen)
     queries = dataset.histories().queries(Split.TEST)
     assert torch.equal(renewed.parts(queries)[0][:, -1], frozen.parts(queries)[0][:, -1])

@@ -1,4 +1,4 @@
-"""Media as a granularity: results by hand, what is saved with a model, and warm starts."""
+"""Media as a granularity: results by hand, tensors saved with a model, and warm starts."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_bundle_works_without_media_files(
     torch.testing.assert_close(read.scores(queries), frozen.scores(queries), rtol=1e-4, atol=1e-4)
 
 
-def test_a_warm_start_keeps_the_axes(
+def test_warm_start_keeps_the_axes(
     dataset: PreparedDataset, tmp_path: Path, one_thread: None
 ) -> None:
     """Also if other vectors would rotate them; different media are refused, and media may be added

@@ -1,4 +1,4 @@
-"""``moment`` by hand, and in a world in which the hour decides."""
+"""``moment`` by hand, and in a world in which the hour determines the next item."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_hours_weekdays_and_context_by_hand() -> None:
     )
 
 
-def test_with_a_half_life_the_popularity_is_that_of_the_last_days() -> None:
+def test_half_life_limits_the_popularity_to_the_last_days() -> None:
     histories = Histories.of_items([[0, 0, 1]])
     histories = replace(
         histories, times_E=np.array([DAY, 2 * DAY, 6 * DAY]), context_EC=np.zeros((3, 2), np.int16)
@@ -89,7 +89,7 @@ def test_moment_refuses_data_without_times_and_context() -> None:
         Moment(MomentConfig(), replace(SIZES, timed=False))
 
 
-def test_the_hour_decides_in_a_planted_world(tmp_path: Path) -> None:
+def test_moment_finds_the_hour_that_determines_the_next_item(tmp_path: Path) -> None:
     """Twenty items; in each hour, one of them has probability one half."""
     random, rows = np.random.default_rng(0), []
     for _ in range(300):

@@ -1,4 +1,6 @@
-"""item_knn, als and content against sums by hand, and in worlds in which one of them decides."""
+"""item_knn, als and content against sums by hand, and in worlds in which one of them determines the
+next item.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,7 @@ def test_content_is_the_mean_cosine_of_the_texts() -> None:
 @pytest.fixture
 def steps(tmp_path: Path) -> PreparedDataset:
     """Users walk along a ring of forty items, at most three steps from the last one: the newest
-    event decides.
+    event determines the next item.
     """
     random, rows = np.random.default_rng(0), []
     for _ in range(300):
@@ -147,7 +149,9 @@ def steps(tmp_path: Path) -> PreparedDataset:
 
 
 @pytest.mark.parametrize("name", ["item_knn", "item_cf"])
-def test_newest_event_has_most_weight_if_it_decides(name: str, steps: PreparedDataset) -> None:
+def test_newest_event_has_most_weight_if_it_determines_the_next_item(
+    name: str, steps: PreparedDataset
+) -> None:
     section = {"enabled": True, "recency": [0.0, 2.0]}
     tree = {"model": {"granularities": {name: section}}, "train": {"metric": "ndcg@10"}}
     config = build_config({"data": {"dir": steps.root}, **tree})

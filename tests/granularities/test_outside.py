@@ -47,8 +47,8 @@ Modules = dict[str, Any]
 
 
 def written(folder: Path, names: Mapping[str, str] | None = None) -> Path:
-    """The modules of docs/extending.md in a folder, optionally under other names, to act as another
-    package.
+    """The modules of docs/extending.md in a folder, optionally under other names, in the role of
+    another package.
     """
     text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
     for path, code in re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL):
@@ -76,7 +76,7 @@ def installed(
 
 
 @pytest.fixture
-def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Reset the state of the process: no outside names, and imports of the test are undone."""
     before = set(sys.modules)
     monkeypatch.setattr(outside, "_named", set())
@@ -87,7 +87,7 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: None) -> Path:
+def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_process: None) -> Path:
     """The modules of the document on Python's path, without an installed package."""
     folder = written(tmp_path / "site")
     monkeypatch.syspath_prepend(str(folder))
@@ -163,7 +163,7 @@ def test_outside_granularity_trains_explains_and_improves_the_metric(
     assert model.names == ["evolution", "money"] and len(model.sizes.inputs["price"]) == LEVELS - 1
     metric = Validator("ndcg@10", True, 512)
     assert metric(model, queries).mean() > 1.3 * metric(plain.frozen, queries).mean(), (
-        "price levels decide here"
+        "price levels determine the next item here"
     )
     assert load_sizes(json.loads(json.dumps(dump_sizes(model.sizes)))) == model.sizes
     save_trained(tmp_path / "model", result)

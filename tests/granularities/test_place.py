@@ -74,7 +74,7 @@ def test_columns_are_found_by_name_or_named() -> None:
         )
 
 
-def test_with_all_landmarks_the_factors_are_the_kernel() -> None:
+def test_factors_equal_the_kernel_with_all_landmarks() -> None:
     kernel = Kernel(read_places(TABLE, COLUMNS), [50.0, 500.0])
     weights_F, everything = np.array([1.0, 2.0, 0.5, 0.0]), np.arange(ITEMS)
     vectors_NM = kernel.factored(weights_F, np.ones(ITEMS), 100)
@@ -90,7 +90,7 @@ def test_with_all_landmarks_the_factors_are_the_kernel() -> None:
     )
 
 
-def test_a_user_is_the_weighted_mean_of_the_places() -> None:
+def test_user_is_the_weighted_mean_of_the_places() -> None:
     rows = [[0, 1, 5], [1, 2], [5, 0, 2, 1]]
     histories = Histories.of_items(rows, [0, 1, 2])
     users_E = torch.repeat_interleave(torch.arange(3), torch.tensor([3, 2, 4]))
@@ -211,7 +211,7 @@ def test_shares_fade_with_age_and_exclude_later_events() -> None:
         assert not still.before(histories.times_E).any()
 
 
-def test_new_items_are_found_where_the_catalogue_changes(tmp_path: Path) -> None:
+def test_new_items_are_found_in_a_changing_catalogue(tmp_path: Path) -> None:
     """Each month has its own twenty items; a user goes to one of the nearest of them."""
     random, months, a_month, rows = np.random.default_rng(0), 6, 20, []
     places = random.random((months * a_month, 2))

@@ -88,7 +88,7 @@ def test_decayed_counts_by_hand() -> None:
     )
 
 
-def test_users_count_once() -> None:
+def test_each_user_counts_once() -> None:
     scores_BN, _ = _scores(_module(half_life="none", counts="users"), [21])
     share = 0.9 * np.array([2, 1, 1, 0]) / 4 + 0.1 * np.array([3, 2, 2, 1]) / 8
     np.testing.assert_allclose(scores_BN[0], np.log(share), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Profile: crosses by hand, who is present, and attributes of a request in every way of serving."""
+"""Profile: crosses by hand, presence of users, and attributes of a request in every way of serving."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """``social.fit: counts``: sums by hand with times, named friends and limits; and a world in which
-friends decide.
+friends determine the next item.
 """
 
 from __future__ import annotations

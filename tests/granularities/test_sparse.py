@@ -189,7 +189,7 @@ def test_every_way_of_serving_lists_and_explains(
     assert found.shares_BKR[0, 2].tolist() == answers[0].shares["user_cf"]
 
 
-def test_the_search_of_weights_ranks_as_the_evaluation_does(
+def test_search_of_weights_ranks_as_the_evaluation_does(
     frozen: FrozenModel, dataset: PreparedDataset
 ) -> None:
     queries, _, _ = countable(dataset.histories().queries(Split.VALID), False)
@@ -223,7 +223,9 @@ def test_index_includes_items_with_additions(one_thread: None) -> None:
     assert found.tolist() == expected.tolist()
 
 
-def test_a_model_read_back_adds_the_same(frozen: FrozenModel, dataset: PreparedDataset) -> None:
+def test_loaded_model_gives_the_same_additions(
+    frozen: FrozenModel, dataset: PreparedDataset
+) -> None:
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
     queries = dataset.histories().queries(Split.TEST)
     assert torch.equal(read.scores(queries), frozen.scores(queries))

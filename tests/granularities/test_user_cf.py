@@ -115,7 +115,7 @@ def test_user_cf_serves_frozen_next_to_item_cf(tmp_path: object) -> None:
     assert torch.equal(read.scores(queries), frozen.scores(queries))
 
 
-def test_user_cf_helps_if_communities_decide(tmp_path: object) -> None:
+def test_user_cf_helps_if_communities_determine_the_next_item(tmp_path: object) -> None:
     """With communities user_cf improves a text model, which cannot see them; without them it costs
     nothing.
     """

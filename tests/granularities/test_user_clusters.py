@@ -1,4 +1,6 @@
-"""Strata: distances without the whole matrix; memberships by hand; refits keep what was learned."""
+"""Strata: distances without the whole matrix; memberships by hand; refits keep the learned
+prototypes.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +132,7 @@ def test_hierarchy_equals_ward_over_the_rows_of_the_whole_matrix() -> None:
 
 
 @pytest.mark.parametrize("method", ["kmeans", "hierarchical"])
-def test_blocks_and_two_stages_find_the_strata_too(
+def test_blocks_and_two_stages_find_the_same_strata(
     method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small limits, as for millions of users: three kinds of users stay three strata."""
@@ -171,7 +173,7 @@ def test_counts_of_strata_sum_to_the_events() -> None:
     assert any(np.array_equal(row, own_N) for row in hard)
 
 
-# ---------------------------------------------------------------------------------- the granularity
+# -------------------------------------------------------------------------------------- granularity
 
 
 def by_hand(temperature: float) -> tuple[Stratum, ItemView]:
@@ -284,17 +286,17 @@ def test_refit_follows_vectors_that_changed() -> None:
 
 
 def test_text_strata_are_fitted_once_and_item_strata_every_n_epochs() -> None:
-    def due(text_width: int, every: int) -> list[bool]:
+    def is_refitted(text_width: int, every: int) -> list[bool]:
         sizes = ModelSizes(4, 4, 2, 3, 1, text_width, ordered=True, timed=False)
         module = Stratum(StratumConfig(enabled=True, num_strata=[2], refit_every=every), sizes)
         return [module.refit_due(epoch) for epoch in range(5)]
 
-    assert due(6, 2) == [True, False, False, False, False]
-    assert due(0, 2) == [True, False, True, False, True]
-    assert due(0, 0) == [True, False, False, False, False]
+    assert is_refitted(6, 2) == [True, False, False, False, False]
+    assert is_refitted(0, 2) == [True, False, True, False, True]
+    assert is_refitted(0, 0) == [True, False, False, False, False]
 
 
-# ---------------------------------------------------------------------------------- around training
+# ----------------------------------------------------------------------------------------- training
 
 
 def kinds(folder: Path) -> PreparedDataset:

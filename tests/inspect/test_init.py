@@ -1,5 +1,5 @@
-"""`recsys init`: files like well-known exports → a configuration that reads them, without
-questions.
+"""`recsys init`: files in the form of well-known exports give a configuration that reads them,
+without questions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ Captured = pytest.CaptureFixture[str]
 
 
 def proposed(*files: Path | str) -> tuple[Look, Config, dict[str, pa.Table]]:
-    """The look at files, the configuration that it writes, and the tables that its source reads."""
+    """The inspected files, the configuration written for them, and the tables that its source
+    reads.
+    """
     found = look([str(file) for file in files])
     config = build_config(parse_yaml(found.draft.text(), "draft"), "draft")
     source = open_source(config.data.source)
@@ -167,7 +169,7 @@ def test_shop_with_four_files_and_unusual_names(tmp_path: Path) -> None:
     assert share_known(tables["social"], "dst_user_id", tables["events"], "user_id") > 0.9
 
 
-def test_folders_of_hive(tmp_path: Path) -> None:
+def test_hive_folders(tmp_path: Path) -> None:
     _, config, tables = proposed(own.hive(tmp_path / "lake"))
     source: Any = config.data.source
     assert source.events == [str(tmp_path / "lake")], "one folder, not a list of its files"
@@ -208,7 +210,7 @@ def test_json_arrays(tmp_path: Path) -> None:
     assert good(tables["events"]).num_rows == tables["events"].num_rows
 
 
-def test_a_single_file_of_pairs(tmp_path: Path) -> None:
+def test_single_file_of_pairs(tmp_path: Path) -> None:
     _, config, tables = proposed(own.one_file(tmp_path))
     assert good(tables["events"]).num_rows > 1000
     assert (config.data.order, config.data.split.kind) == ("none", "ratio")
@@ -265,7 +267,7 @@ def test_item_code_is_preferred_over_item_name(tmp_path: Path) -> None:
     assert config.data.text.fields == ["product_name"]
 
 
-def test_an_open_order_of_day_and_month_is_a_commented_alternative(tmp_path: Path) -> None:
+def test_ambiguous_order_of_day_and_month_is_a_commented_alternative(tmp_path: Path) -> None:
     path = events_csv(tmp_path, lambda e: f"{1 + e.time.day % 12:02d}.{e.time:%m}.{e.time:%Y}")
     found, config, _ = proposed(path)
     assert config.data.source.time_format == "%d.%m.%Y"  # type: ignore[union-attr]
@@ -523,7 +525,7 @@ def test_bucket_is_read_like_a_folder(tmp_path: Path, bucket: str) -> None:
 # ------------------------------------------------------------------------------------- command line
 
 
-def test_the_command_writes_a_file_that_loads(
+def test_command_writes_a_file_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -573,7 +575,7 @@ def test_home_folders_and_dollars_in_paths(
         (["one.csv", "--out", "s3://bucket/mine.yaml"], "a local file"),
     ],
 )
-def test_mistakes_end_with_one_message_and_exit_code_2(
+def test_user_errors_end_with_one_message_and_exit_code_2(
     words: Sequence[str],
     message: str,
     tmp_path: Path,
@@ -717,7 +719,7 @@ def _shop(folder: Path, users: int = 40) -> dict[str, Path]:
     return {name: folder / name for name in tables}
 
 
-def test_an_empty_file_is_a_warning_with_its_name(tmp_path: Path) -> None:
+def test_empty_file_gives_a_warning_with_its_name(tmp_path: Path) -> None:
     shown = told(look([str(path) for path in _shop(tmp_path).values()]).found).splitlines()
     warnings = [line for line in shown if line.startswith("warning")]
     assert len(warnings) == 2 and "items.csv is empty (0 bytes)" in warnings[0]

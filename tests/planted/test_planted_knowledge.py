@@ -1,5 +1,5 @@
-"""Knowledge finds signals that only facts have, loses nothing with random facts, and is absent
-without facts.
+"""Knowledge finds signals that only triples have, loses nothing with random triples, and is absent
+without triples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.planted import both_ndcg, is_no_loss, margin, ndcg, planted_dataset, 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# few events per item, so that facts know more than ids
+# few events per item, so that triples know more than ids
 SPARSE = {"num_items": 1000, "events_per_user": 6.0}
 BASE: dict[str, Any] = {"evolution": {}}
 

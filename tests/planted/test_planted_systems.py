@@ -64,7 +64,7 @@ SLOW = {"S1", "S3", "S4"}
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SYSTEMS]
 )
-def test_a_system_finds_its_signals(name: str, tmp_path: Path) -> None:
+def test_system_finds_its_signals(name: str, tmp_path: Path) -> None:
     """Measured: S1 +66 %, S2 +77 %, S3 +96 %."""
     system = SYSTEMS[name]
     dataset = planted_dataset(tmp_path, dict.fromkeys(system.knobs, 1.0), **system.world, seed=SEED)

@@ -86,7 +86,7 @@ def up(
     yield name, trained(tmp_path_factory.mktemp(f"up-{name}"), name, CASES[name].knob, SEED)
 
 
-def test_a_granularity_finds_its_signal(up: tuple[str, Trained]) -> None:
+def test_granularity_finds_its_signal(up: tuple[str, Trained]) -> None:
     _, models = up
     queries = models.queries()
     assert margin(ndcg(models.with_, queries), ndcg(models.without, queries)) > 0.3

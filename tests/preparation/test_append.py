@@ -214,7 +214,7 @@ def test_model_after_daily_appends_is_as_good_as_after_one_prepare(
     assert apart.user_ids.to_pylist() != once.user_ids.to_pylist()
     (whole, popular), (appended, _) = (ndcg_by_query(dataset) for dataset in (once, apart))
     low, high = intervals({"ndcg@10": whole}, 1000, 0)["ndcg@10"]
-    assert low > popular.mean() + 0.03, "the model has learned something that it could lose"
+    assert low > popular.mean() + 0.03, "the model has learned something"
     assert len(appended) == len(whole) and low < appended.mean() < high
 
 
@@ -230,10 +230,10 @@ def test_only_touched_users_are_written_again(tmp_path: Path) -> None:
     old, linked = (
         folder / "histories" / base for folder in (tmp_path / "before", tmp_path / "after")
     )
-    assert os.path.samefile(old, linked), "the other histories are the very same file"
+    assert os.path.samefile(old, linked), "the other histories are the same file"
 
 
-def test_a_shard_with_many_touched_users_is_written_again(tmp_path: Path) -> None:
+def test_shard_with_many_touched_users_is_written_again(tmp_path: Path) -> None:
     files = write_days(tmp_path / "days")
     appended = day_by_day(files, tmp_path / "apart")
     assert not any(appended.manifest.renewed.values()), (
@@ -242,7 +242,7 @@ def test_a_shard_with_many_touched_users_is_written_again(tmp_path: Path) -> Non
     audit(appended)
 
 
-def test_a_shard_with_many_newer_files_is_written_again(
+def test_shard_with_many_newer_files_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recsys.preparation.append._MOST_FILES", 2)
@@ -338,7 +338,7 @@ def test_ids_keep_their_numbers_when_items_and_values_disappear(tmp_path: Path) 
     titles = dict(
         zip(after.item_ids.to_pylist(), after.features.column("title").to_pylist(), strict=True)
     )
-    assert titles["i1"] == "title 1", "what is known of an item stays known"
+    assert titles["i1"] == "title 1", "known attributes of an item stay"
     assert [column.values for column in after.context] == [
         column.values for column in before.context
     ]

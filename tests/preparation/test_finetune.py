@@ -32,7 +32,7 @@ from recsys.preparation.vector_cache import encode_texts
 
 peft = pytest.importorskip("peft")
 
-TOPICS = 8  # per vocabulary; a topic of one belongs to the same topic of the other
+TOPICS = 8  # per vocabulary; topic n of one vocabulary is the same topic as n of the other
 WORDS = [f"{kind}{topic}{letter}" for kind in "ab" for topic in range(TOPICS) for letter in "xyz"]
 
 
@@ -86,7 +86,7 @@ def test_pairs_are_neighbours_of_training_events() -> None:
     has_text = np.ones(80, dtype=bool)
     has_text[21] = False
     pairs, queries = pairs_of(events(["tttvx", "tttv", "vx", "t"]), has_text, True, 100, [0])
-    assert pairs.tolist() == [[0, 1], [1, 2], [20, 22]], "an item without text is passed over"
+    assert pairs.tolist() == [[0, 1], [1, 2], [20, 22]], "an item without text is skipped"
     assert queries.tolist() == [[2, 3], [22, 23]]
 
 
@@ -163,7 +163,7 @@ def test_training_changes_only_the_adapter(tiny_bert: Path, one_thread: None) ->
     assert trained(tiny_bert)[0].digest == adapter.digest != trained(tiny_bert, seed=1)[0].digest
 
 
-def test_a_saved_adapter_gives_equal_vectors(
+def test_saved_adapter_gives_equal_vectors(
     tiny_bert: Path, tmp_path: Path, one_thread: None
 ) -> None:
     """As bytes in the settings, as a folder in data.text.model, and loaded by peft."""

@@ -53,7 +53,7 @@ def test_vectors_of_any_list_type_are_read(kind: pa.DataType) -> None:
     medium = vector_medium(items_of(cells, kind), "image", "vector")
     assert medium.vectors_RM.dtype == np.float16 and medium.bad.num_rows == 0 and medium.read == 3
     np.testing.assert_array_equal(medium.vectors_RM, [[1, 2.5], [0, 0], [0, -3], [0, 0]])
-    assert medium.has_R.tolist() == [True, False, True, False], "zeros say nothing"
+    assert medium.has_R.tolist() == [True, False, True, False], "zeros contain no information"
     assert medium.described == {"column": "vector", "dimension": 2, "items": 2}
 
 
@@ -104,7 +104,7 @@ def test_dataset_has_media_in_dense_order(ray_local: None, tmp_path: Path) -> No
     table = pq.read_table(Path(dataset.root) / "items/media.parquet")
     assert table.column("has_image").to_pylist() == [True, False, False]
     assert dataset.manifest.quarantined["media"] == {f"image: {NOT_FINITE}": 1}
-    assert dataset.manifest.counts["events"] == 3, "an item of a bad vector keeps its events"
+    assert dataset.manifest.counts["events"] == 3, "an item with a bad vector keeps its events"
     with pytest.raises(ConfigError, match="no medium 'audio'; media: image"):
         dataset.media_vectors("audio")
 
@@ -116,7 +116,7 @@ def test_too_many_bad_vectors_stop_the_run(ray_local: None, tmp_path: Path) -> N
         prepare(asked, silent, MemorySource(events=rows_of("events", EVENTS[:3]), items=items))
 
 
-def test_a_dataset_without_media_has_none(ray_local: None, tmp_path: Path) -> None:
+def test_dataset_without_media_has_no_vectors(ray_local: None, tmp_path: Path) -> None:
     dataset = prepare(config(tmp_path), silent, MemorySource(events=rows_of("events", EVENTS)))
     assert dataset.media_names == []
     with pytest.raises(ConfigError, match="the column 'vector', which items lack"):
@@ -260,7 +260,7 @@ def test_prepare_encodes_the_images_of_items(
     assert any(
         "1 files of the medium image do not exist" in note for note in dataset.manifest.notes
     )
-    assert dataset.features.column("text").null_count == 5, "a path is no text"
+    assert dataset.features.column("text").null_count == 5, "a path is not a text"
     first = dataset.manifest.content_hash
     assert (
         prepared(tmp_path, vision_model, paths, root=str(pictures)).manifest.content_hash == first
@@ -269,7 +269,7 @@ def test_prepare_encodes_the_images_of_items(
     again = prepared(tmp_path, vision_model, paths, root=str(pictures))
     (pictures / "gone.png").unlink()
     assert again.manifest.content_hash != first and again.media_vectors("image")[4].any(), (
-        "a new image is noticed"
+        "a new image is detected"
     )
     assert again.manifest.media["image"]["encoded"] == 1
 

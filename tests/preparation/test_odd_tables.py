@@ -1,5 +1,5 @@
 """Odd files of all tables and kinds of source, in combination: read completely, noted, or refused
-with the cure. :mod:`test_odd_files` has the events only.
+with the cure. :mod:`test_odd_files` covers events only.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def test_second_prepare_does_nothing_unless_something_changed(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["dataset"]
 
 
-def test_an_interrupted_prepare_leaves_nothing_valid(
+def test_interrupted_prepare_leaves_no_valid_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -174,7 +174,7 @@ def test_an_interrupted_prepare_leaves_nothing_valid(
         PreparedDataset(str(tmp_path / "dataset"))
 
 
-def test_without_rename_the_manifest_comes_last(tmp_path: Path) -> None:
+def test_manifest_is_written_last_without_rename(tmp_path: Path) -> None:
     root = tmp_path / "store"
     (root / "vocab").mkdir(parents=True)
     (root / "vocab" / "old").write_text("left by an interrupted run")
@@ -297,7 +297,7 @@ def test_data_order_time_file_and_none(tmp_path: Path) -> None:
         prepare(config(tmp_path / "time", order="time"), silent, MemorySource(events=untimed))
 
 
-def test_a_split_by_default_is_random_only_where_no_event_has_a_time(tmp_path: Path) -> None:
+def test_default_split_is_random_only_if_no_event_has_a_time(tmp_path: Path) -> None:
     untimed = [event(f"u{user}", f"i{item}") for user in range(4) for item in range(12)]
     options: dict[str, Any] = {"split": {"kind": "auto"}}
     drawn = []
@@ -414,7 +414,7 @@ def test_unordered_ratio_depends_on_pair_and_seed(tmp_path: Path) -> None:
     assert (
         50 < dataset.manifest.counts["test"] < 110 and 50 < dataset.manifest.counts["valid"] < 110
     )
-    fewer = rows.slice(0, 200)  # without other users, the splits of the rest stay
+    fewer = rows.slice(0, 200)  # without other users, the splits of the remaining users stay
     half = histories(
         prepare(config(tmp_path / "b", split=split), silent, MemorySource(events=fewer))
     )
@@ -759,7 +759,7 @@ def test_lastfm_item_text_has_no_held_out_tags(
         18567,
     )
     assert counts["text_rows_held_out_test"] == 15_002
-    assert manifest.quarantined["events"] == {"unknown item": 1538}  # all of them tag rows
+    assert manifest.quarantined["events"] == {"unknown item": 1538}  # all of them are tag rows
     assert counts["text_rows"] == 186_479 - 1538
     assert counts["text_rows_held_out"] > 15_002 and not manifest.ordered
     assert abs(counts["valid"] / (92834 - 18567) - 0.1) < 0.01

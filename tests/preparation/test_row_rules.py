@@ -79,7 +79,7 @@ def test_text_events_are_not_filtered_by_value() -> None:
     assert out.tolist() == [False, True] and counts.total() == 1
 
 
-def test_an_empty_window_is_refused() -> None:
+def test_empty_window_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="data.from '2020-02-01' is not before data.until '2020-01-01'"
     ):
@@ -178,7 +178,7 @@ def test_refused_rows_stop_prepare(
 def test_negative_weights_self_loops_and_unknown_friends_are_counted_separately() -> None:
     pairs = {"src_user_id": ["a", "a", "a", "a", "b"], "dst_user_id": ["b", "a", "x", "b", "a"]}
     raw = pa.table({**pairs, "weight": ["-1", "1", "1", "heavy", "2"]})
-    # as a task gets it: a copy of the schema
+    # as a task receives it: a copy of the schema
     layout = pickle.loads(pickle.dumps(Layout(schema.SOCIAL)))
     checked = check_rows(raw, layout)
     provenance = {

@@ -181,13 +181,13 @@ def test_training_query_gets_only_text_of_its_history(
         for query, row in enumerate(batch.inputs[TEXT_ROWS].tolist()):
             past = pasts[int(batch.users_U[batch.rows_B[query]])]
             seen = past[: past.index(int(batch.targets_P[query]))]
-            assert (row < 0) == (len(seen) < 2), "the first text is at two events"
+            assert (row < 0) == (len(seen) < 2), "the first text comes after two events"
             if row >= 0:
                 named = np.flatnonzero(texts.vectors_RT[row]).tolist()
                 assert set(named) <= set(seen) and len(seen) < 2 * len(named)
                 num_read += 1
             lengths.append(len(seen))
-    assert max(lengths) >= 8, "cut histories know how much was cut"
+    assert max(lengths) >= 8, "cut histories store how much was cut"
     assert num_read > 40
     whole = texts.whole(np.array([0, 99]))
     assert set(np.flatnonzero(texts.vectors_RT[whole[0]])) == set(pasts[0]) and whole[1] == -1
@@ -220,9 +220,7 @@ def test_unordered_training_uses_texts_without_the_hidden_fold(tmp_path: Path) -
                 assert named == visible <= targets
                 hidden_pairs |= {(int(batch.users_U[row]), item) for item in targets - visible}
         hidden_by_epoch.append(hidden_pairs)
-    assert hidden_by_epoch[0] and not hidden_by_epoch[0] & hidden_by_epoch[1], (
-        "the folds take turns"
-    )
+    assert hidden_by_epoch[0] and not hidden_by_epoch[0] & hidden_by_epoch[1], "the folds alternate"
 
 
 def training_config(dataset: PreparedDataset, kind: str, **train: Any) -> Config:
@@ -311,7 +309,7 @@ def test_history_of_a_new_user_becomes_text_if_there_is_a_language_model(tmp_pat
     newcomer = Request(history=["i3", "i5"], k=3)
     without_text = recommender.recommend([newcomer])[0]
     assert recommender._reader is not None and recommender._reader.encoder is None, (
-        "other weights than in training"
+        "differs from the weights in training"
     )
     assert without_text.source == "model", "pooled vectors answer without the language model"
     recommender._reader.__dict__["encoder"] = _Counting()

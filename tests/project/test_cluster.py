@@ -199,7 +199,9 @@ def test_ray_refuses_bad_cluster_yaml(change: Callable[[Tree], None]) -> None:
         ),
     ],
 )
-def test_our_rules_refuse_bad_cluster_yaml(change: Callable[[Tree], None], problem: str) -> None:
+def test_rules_of_the_project_refuse_bad_cluster_yaml(
+    change: Callable[[Tree], None], problem: str
+) -> None:
     config = _load(ROOT / "cluster.yaml")
     change(config)
     assert any(problem in found for found in _problems(config)), _problems(config)
@@ -283,7 +285,7 @@ def test_kubernetes_job_follows_our_rules() -> None:
         ("spec/shutdownAfterJobFinishes", False, "stays"),
     ],
 )
-def test_a_bad_kubernetes_job_is_found(path: str, value: Any, problem: str) -> None:
+def test_bad_kubernetes_job_is_found(path: str, value: Any, problem: str) -> None:
     job = copy.deepcopy(_load(KUBERNETES))  # anchors share their content
     _set(path, value)(job)
     assert any(problem in found for found in _job_problems(job)), _job_problems(job)
@@ -334,7 +336,7 @@ def test_image_follows_our_rules() -> None:
         ("-c constraints.txt", "", "constraints"),
     ],
 )
-def test_a_bad_image_is_found(old: str, new: str, problem: str) -> None:
+def test_bad_image_is_found(old: str, new: str, problem: str) -> None:
     text = DOCKERFILE.read_text(encoding="utf-8")
     assert old in text
     assert any(problem in found for found in _image_problems(text.replace(old, new)))

@@ -1,4 +1,4 @@
-"""What the documents say about files and tests of the repository is true."""
+"""The documents name only files and tests that exist in the repository."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_every_path_of_the_map_exists() -> None:
     assert [str(path.relative_to(ROOT)) for path in paths if not path.exists()] == []
 
 
-def test_the_map_names_every_package_and_module_of_the_library() -> None:
+def test_map_names_every_package_and_module_of_the_library() -> None:
     mapped = set(_map())
     there = {
         path

@@ -1,5 +1,6 @@
-"""Imports go one way, tune → pipelines → recsys, and inside recsys along the way of the data; no
-import has side effects."""
+"""Imports go one way, tune → pipelines → recsys, and inside recsys in the order of the data flow;
+no import has side effects.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +153,7 @@ def test_module_loads_neither_ray_nor_mlflow(module: str) -> None:
     assert _run(code).splitlines()[-1] == "[]"
 
 
-def test_the_table_of_verbs_needs_only_the_standard_library() -> None:
+def test_table_of_verbs_needs_only_the_standard_library() -> None:
     code = (
         "import sys, pipelines.cli\n"
         "assert pipelines.cli.main(['--help']) == 0\n"

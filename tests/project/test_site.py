@@ -78,7 +78,7 @@ def test_every_key_of_the_models_is_in_the_reference() -> None:
             assert f"\n| `{key.path.rpartition('.')[2]}` | " in where, key.path
 
 
-def test_every_verb_is_in_the_reference_with_what_its_stages_read_and_write() -> None:
+def test_every_verb_is_in_the_reference_with_inputs_and_outputs_of_its_stages() -> None:
     page = pages.cli()
     for name, verb in VERBS.items():
         part = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
@@ -104,7 +104,7 @@ def test_diagram_refuses_unknown_pattern() -> None:
         diagram._columns("new", ("{moon}",))
 
 
-def test_the_data_map_names_every_granularity() -> None:
+def test_data_map_names_every_granularity() -> None:
     text = (DOCS / "data-map.md").read_text(encoding="utf-8")
     table = text.partition("| granularity | sees |")[2]
     assert {name for name in SECTIONS if f"`{name}`" not in table} == set()

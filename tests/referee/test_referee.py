@@ -1,6 +1,4 @@
-"""`recsys referee`: protocols as files, leaks refused, and judgements against figures worked out by
-hand.
-"""
+"""`recsys referee`: protocols as files, refused leaks, and scores against figures computed by hand."""
 
 from __future__ import annotations
 
@@ -34,8 +32,8 @@ USERS, ITEMS, K = 240, 100, 5
 
 
 def walks(folder: Path) -> PreparedDataset:
-    """User u has six items in a row from 5u on; the last is the target of test, the one before of
-    validation.
+    """User u has six successive items from 5u on; the last is the target of test, the one before it
+    of validation.
     """
     return write_dataset(
         folder, [leave_last(*((5 * u + s) % ITEMS for s in range(6))) for u in range(USERS)], ITEMS
@@ -68,8 +66,8 @@ def target(user: int, part: Split = Split.TEST) -> int:
 
 
 def lists(place: Callable[[int], int], part: Split = Split.TEST, k: int = K) -> pd.DataFrame:
-    """Lists of strange items with the target of user u at ``place(u)`` from 1; 0: it is not
-    listed.
+    """Lists of unknown items with the target of user u at rank ``place(u)``; rank 0: the target is
+    not listed.
     """
     rows = []
     for user in range(USERS):
@@ -100,10 +98,10 @@ def saved(frame: pd.DataFrame, path: Path) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------- the protocol
+# ----------------------------------------------------------------------------------------- protocol
 
 
-def test_csv_and_parquet_are_the_same_protocol(
+def test_csv_and_parquet_give_the_same_protocol(
     dataset: PreparedDataset, folder: Path, tmp_path: Path
 ) -> None:
     write_protocol(made(dataset), tmp_path / "csv", "csv")
@@ -115,7 +113,7 @@ def test_csv_and_parquet_are_the_same_protocol(
     assert frame.item_id.tolist() == [f"i{target(int(user[1:]))}" for user in frame.user_id]
 
 
-def test_a_protocol_that_was_changed_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
+def test_changed_protocol_is_refused(dataset: PreparedDataset, tmp_path: Path) -> None:
     write_protocol(made(dataset), tmp_path / "p", "csv")
     frame = pd.read_csv(tmp_path / "p/test.csv")
     frame.loc[0, "item_id"] = "i50"
@@ -127,7 +125,7 @@ def test_a_protocol_that_was_changed_is_refused(dataset: PreparedDataset, tmp_pa
         read_protocol(tmp_path / "p")
 
 
-def test_questions_are_those_of_our_evaluation(dataset: PreparedDataset, folder: Path) -> None:
+def test_queries_are_those_of_our_evaluation(dataset: PreparedDataset, folder: Path) -> None:
     protocol = read_protocol(folder)
     ours, theirs = dataset.histories().queries(Split.TEST), protocol.queries(protocol.windows[0])
     names = [protocol.users[int(user)].as_py() for user in theirs.histories.users_U]
@@ -140,67 +138,70 @@ def test_questions_are_those_of_our_evaluation(dataset: PreparedDataset, folder:
 # -------------------------------------------------------------------------------------------- leaks
 
 
-def _of_seen(frame: pd.DataFrame) -> pd.DataFrame:
-    frame.loc[0, "item_id"] = "i3"  # of u0's training history
+def _seen_item(frame: pd.DataFrame) -> pd.DataFrame:
+    frame.loc[0, "item_id"] = "i3"  # from u0's training history
     return frame
 
 
-def _of_validation(frame: pd.DataFrame) -> pd.DataFrame:
-    frame.loc[0, "item_id"] = "i4"  # of u0's validation event, which is history for test
+def _validation_item(frame: pd.DataFrame) -> pd.DataFrame:
+    frame.loc[0, "item_id"] = "i4"  # from u0's validation event, which is history for test
     return frame
 
 
-def _stranger(frame: pd.DataFrame) -> pd.DataFrame:
+def _unknown_user(frame: pd.DataFrame) -> pd.DataFrame:
     frame.loc[3, "user_id"] = "17"
     return frame
 
 
-def _unknown(frame: pd.DataFrame) -> pd.DataFrame:
+def _unknown_item(frame: pd.DataFrame) -> pd.DataFrame:
     frame.loc[3, "item_id"] = "17"
     return frame
 
 
-def _twice(frame: pd.DataFrame) -> pd.DataFrame:
+def _repeated_item(frame: pd.DataFrame) -> pd.DataFrame:
     frame.loc[1, "item_id"] = frame.loc[0, "item_id"]
     return frame
 
 
-def _tied(frame: pd.DataFrame) -> pd.DataFrame:
+def _repeated_rank(frame: pd.DataFrame) -> pd.DataFrame:
     frame.loc[1, "rank"] = 1
     return frame
 
 
-def _absent(frame: pd.DataFrame) -> pd.DataFrame:
+def _missing_rank(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(rank=frame["rank"].where(frame.index != 7))
 
 
-def _of_another(frame: pd.DataFrame) -> pd.DataFrame:
+def _other_protocol(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(protocol="0" * 64)
 
 
-def _unordered(frame: pd.DataFrame) -> pd.DataFrame:
+def _without_order(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns="rank")
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
-        (_of_seen, "lists of 1 users contain items that they had before, e.g. user 'u0' item 'i3'"),
-        (_of_validation, "e.g. user 'u0' item 'i4'"),
-        (_stranger, "1 rows have a user_id that is not in the protocol's events, e.g. '17'"),
-        (_unknown, "1 rows have a item_id that is not in items.parquet, e.g. '17'"),
-        (_twice, "has the same item more than once, e.g. user 'u0' item 'i20'"),
-        (_tied, "has the same rank more than once, e.g. user 'u0'"),
-        (_absent, "rank is missing in 1 rows"),
-        (_of_another, "were made for protocol 000000000000"),
-        (_unordered, "no column rank or score"),
+        (
+            _seen_item,
+            "lists of 1 users contain items that they had before, e.g. user 'u0' item 'i3'",
+        ),
+        (_validation_item, "e.g. user 'u0' item 'i4'"),
+        (_unknown_user, "1 rows have a user_id that is not in the protocol's events, e.g. '17'"),
+        (_unknown_item, "1 rows have a item_id that is not in items.parquet, e.g. '17'"),
+        (_repeated_item, "has the same item more than once, e.g. user 'u0' item 'i20'"),
+        (_repeated_rank, "has the same rank more than once, e.g. user 'u0'"),
+        (_missing_rank, "rank is missing in 1 rows"),
+        (_other_protocol, "were made for protocol 000000000000"),
+        (_without_order, "no column rank or score"),
     ],
 )
 def test_lists_that_break_the_protocol_are_refused(
-    folder: Path, tmp_path: Path, capsys: Captured, spoil: Any, message: str, ending: str
+    folder: Path, tmp_path: Path, capsys: Captured, damage: Any, message: str, ending: str
 ) -> None:
-    path = saved(spoil(lists(lambda user: user % 4)), tmp_path / f"l.{ending}")
+    path = saved(damage(lists(lambda user: user % 4)), tmp_path / f"l.{ending}")
     words = ["--protocol", str(folder), "--lists", f"a={path}", "--out", str(tmp_path / "out")]
     assert main(["referee", "score", *words]) == 2
     said = capsys.readouterr().err
@@ -208,22 +209,20 @@ def test_lists_that_break_the_protocol_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_lists_of_sampled_items_are_refused_where_all_are_ranked(
+def test_lists_of_sampled_items_are_refused_if_all_items_are_ranked(
     folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    """Twenty items of a hundred a user, the target always among them, wherever it stands."""
+    """Twenty items of a hundred for each user; the target is always among them, at any rank."""
     path = saved(lists(lambda user: 1 + user % 20, k=20), tmp_path / "l.csv")
     assert main(["referee", "score", "--protocol", str(folder), "--lists", f"a={path}"]) == 2
     assert "only sampled items were ranked" in capsys.readouterr().err
     honest = saved(
         lists(lambda user: user % 20, k=20), tmp_path / "h.csv"
-    )  # of a twentieth it is not listed
+    )  # a twentieth of the users do not have it in their list
     assert not [note for note in score(folder, f"a={honest}")["notes"] if "sampled" in note]
 
 
-def test_lists_that_are_hard_to_believe_are_said(
-    folder: Path, tmp_path: Path, capsys: Captured
-) -> None:
+def test_implausible_lists_are_noted(folder: Path, tmp_path: Path, capsys: Captured) -> None:
     best, none = (
         saved(lists(lambda user: 1), tmp_path / "b.csv"),
         saved(lists(lambda user: 0), tmp_path / "n.csv"),
@@ -245,8 +244,8 @@ def test_lists_that_are_hard_to_believe_are_said(
 # ------------------------------------------------------------------------------------------ figures
 
 
-def test_metrics_are_those_worked_out_by_hand(folder: Path, tmp_path: Path) -> None:
-    """A third of the targets is second, a third fifth, a third missed."""
+def test_metrics_equal_those_computed_by_hand(folder: Path, tmp_path: Path) -> None:
+    """One third of the targets at rank two, one third at rank five, one third not listed."""
     found = score(folder, f"a={saved(lists(lambda user: (0, 2, 5)[user % 3]), tmp_path / 'l.csv')}")
     figures = {name: entry["value"] for name, entry in found["methods"]["a"]["metrics"].items()}
     assert figures["hit@5"] == pytest.approx(2 / 3) and figures["hit@2"] == pytest.approx(1 / 3)
@@ -264,10 +263,8 @@ def test_metrics_are_those_worked_out_by_hand(folder: Path, tmp_path: Path) -> N
     )
 
 
-def test_scores_of_the_whole_catalogue_are_masked_by_the_referee(
-    folder: Path, tmp_path: Path
-) -> None:
-    """What a user had is best by its score, and a target of it would be lost; ties do not follow
+def test_referee_masks_scores_of_the_whole_catalogue(folder: Path, tmp_path: Path) -> None:
+    """Items that a user had get the best scores and must not count; ties do not follow the order of
     the file.
     """
     rows = [
@@ -282,11 +279,13 @@ def test_scores_of_the_whole_catalogue_are_masked_by_the_referee(
         f"c={saved(whole.assign(score=1), tmp_path / 'c.csv')}",
     )
     assert found["methods"]["a"]["metrics"]["hit@2"]["value"] == 1.0
-    assert found["methods"]["c"]["metrics"]["hit@2"]["value"] < 0.1, "equal scores stay at chance"
+    assert found["methods"]["c"]["metrics"]["hit@2"]["value"] < 0.1, (
+        "equal scores give chance level"
+    )
 
 
 def test_our_baselines_have_the_figures_of_our_evaluation(tmp_path: Path) -> None:
-    """On walks that overlap, so that neighbours know what comes next."""
+    """On walks that overlap, so that neighbours predict the next item."""
     histories = [
         leave_last(*((3 * user + step) % ITEMS for step in range(6))) for user in range(USERS)
     ]
@@ -335,7 +334,7 @@ def test_pairs_are_tested_with_holm(folder: Path, tmp_path: Path) -> None:
     assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
 
 
-def test_seeds_are_averaged_and_their_spread_is_told(folder: Path, tmp_path: Path) -> None:
+def test_seeds_are_averaged_and_their_spread_is_reported(folder: Path, tmp_path: Path) -> None:
     for seed, n in enumerate((2, 3, 4)):
         saved(lists(lambda user, n=n: user % n), tmp_path / f"a.seed{seed}.csv")
     found = score(folder, f"a={tmp_path}/a.seed*.csv")["methods"]["a"]
@@ -345,13 +344,15 @@ def test_seeds_are_averaged_and_their_spread_is_told(folder: Path, tmp_path: Pat
     assert entry["value"] == pytest.approx(np.mean(figures)) and entry["sd"] == pytest.approx(
         np.std(figures, ddof=1)
     )
-    assert score(folder, str(tmp_path))["methods"]["a"] == found, "a folder of lists says the same"
+    assert score(folder, str(tmp_path))["methods"]["a"] == found, (
+        "a folder of lists gives the same result"
+    )
 
 
-def test_a_choice_on_test_is_told_as_inflation(
+def test_selection_on_test_is_reported_as_inflation(
     folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    """Setting small is the better one on validation, large on test."""
+    """The setting small is better on validation, large on test."""
     for setting, (valid, test) in {"small": (2, 1), "large": (1, 2)}.items():
         saved(lists(lambda user, n=test: user % (n + 1), k=K), tmp_path / f"m/{setting}.csv")
         saved(
@@ -379,8 +380,8 @@ def test_a_choice_on_test_is_told_as_inflation(
 # -------------------------------------------------------------------------- masks, samples, windows
 
 
-def test_without_a_mask_seen_items_may_be_listed_and_count(tmp_path: Path) -> None:
-    """Half of the users come back to their first item."""
+def test_seen_items_may_be_listed_and_count_without_a_mask(tmp_path: Path) -> None:
+    """Half of the users return to their first item."""
     histories = [
         leave_last(user % 20, 20 + user % 7, 40 + user, user % 20 if user % 2 else 90)
         for user in range(40)
@@ -394,7 +395,7 @@ def test_without_a_mask_seen_items_may_be_listed_and_count(tmp_path: Path) -> No
     write_protocol(made(dataset, mask="none"), tmp_path / "none", "csv")
     assert score(tmp_path / "none", f"a={path}")["methods"]["a"]["metrics"]["hit@2"]["value"] == 0.5
     protocol = made(dataset)
-    assert len(protocol.windows[0].ask) == 20, "who only comes back has no target that counts"
+    assert len(protocol.windows[0].ask) == 20, "a user who only returns has no target that counts"
     write_protocol(protocol, tmp_path / "seen", "csv")
     assert (
         main(["referee", "score", "--protocol", str(tmp_path / "seen"), "--lists", f"a={path}"])
@@ -403,7 +404,7 @@ def test_without_a_mask_seen_items_may_be_listed_and_count(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "recbole"])
-def test_sampled_items_are_unknown_to_the_user_and_ranked_alone(
+def test_only_sampled_unknown_items_are_ranked(
     dataset: PreparedDataset, tmp_path: Path, capsys: Captured, sampler: str
 ) -> None:
     protocol = made(dataset, sample=10, sampler=sampler)
@@ -432,7 +433,7 @@ def test_sampled_items_are_unknown_to_the_user_and_ranked_alone(
     )
     both.loc[
         both.user_id.isin([f"u{u}" for u in range(0, USERS, 4)]), "score"
-    ] *= -1  # the target first for a quarter
+    ] *= -1  # the target first for a quarter of the users
     found = score(tmp_path / "p", f"a={saved(both, tmp_path / 'l.csv')}")
     assert found["methods"]["a"]["metrics"]["hit@2"]["value"] == pytest.approx(0.25, abs=0.02)
     path = saved(both.iloc[1:], tmp_path / "less.csv")
@@ -443,9 +444,9 @@ def test_sampled_items_are_unknown_to_the_user_and_ranked_alone(
 
 
 @pytest.mark.parametrize("mask", ["seen", "none"])
-def test_recboles_draw_is_that_of_its_code(mask: str) -> None:
-    """numpy.random as RecBole calls it: all of a user at once, again where the user knows the
-    item.
+def test_recbole_sampler_draws_as_recbole_does(mask: str) -> None:
+    """numpy.random as RecBole calls it: all items of a user at once, and again for items that the
+    user knows.
     """
     from recsys.data.histories import Histories
     from recsys.referee.negatives import drawn
@@ -481,8 +482,8 @@ def test_recboles_draw_is_that_of_its_code(mask: str) -> None:
 
 @pytest.fixture(scope="module")
 def in_time(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
-    """An event a day for 100 days from each of ten users; the last 20 days are test, the ten before
-    validation.
+    """One event a day for 100 days from each of ten users; the last 20 days are test, the ten
+    before them validation.
     """
     histories = []
     for user in range(10):
@@ -521,7 +522,7 @@ def test_windows_roll_over_the_past(
         ("train", 1, 70),
         ("valid", 71, 80),
         ("test", 81, 100),
-    ], "the last one is the dataset's own"
+    ], "the last window is the split of the dataset"
     assert [span[2][1] for span in spans] == [43, 62, 81] and [span[0][2] for span in spans] == [
         32,
         51,
@@ -558,13 +559,13 @@ def test_windows_need_a_temporal_split_with_a_past(
         made(in_time, windows=9)
 
 
-def test_nobody_to_ask_is_refused(tmp_path: Path) -> None:
+def test_dataset_without_evaluated_users_is_refused(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data", [leave_last(0, 1, 2, 0)], 5)
     with pytest.raises(DataError, match="no user can be evaluated"):
         made(dataset)
 
 
-def test_the_code_of_the_page_makes_lists_that_are_judged(
+def test_code_of_the_page_writes_lists_that_the_referee_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     text = (Path(__file__).parents[2] / "docs/referee.md").read_text(encoding="utf-8")
@@ -578,7 +579,7 @@ def test_the_code_of_the_page_makes_lists_that_are_judged(
     assert not [note for note in found["notes"] if "hash" in note or "short" in note]
 
 
-# --------------------------------------------------------------------------------- the command line
+# ------------------------------------------------------------------------------------- command line
 
 
 @pytest.mark.parametrize(
@@ -603,14 +604,12 @@ def test_the_code_of_the_page_makes_lists_that_are_judged(
         (["page", "--out", "x"], "no referee.json is given"),
     ],
 )
-def test_words_that_say_nothing_are_refused(
-    words: list[str], message: str, capsys: Captured
-) -> None:
+def test_invalid_arguments_are_refused(words: list[str], message: str, capsys: Captured) -> None:
     assert main(["referee", *words]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_page_has_every_set_and_method(folder: Path, tmp_path: Path) -> None:
+def test_page_has_every_dataset_and_method(folder: Path, tmp_path: Path) -> None:
     judged = score(folder, f"a={saved(lists(lambda user: user % 3), tmp_path / 'a.csv')}")
     other = json.loads(json.dumps(judged).replace('"a"', '"b<i>"'))
     other["protocol"]["name"] = "another"

@@ -1,6 +1,6 @@
 """Files that change while they are read give one message, in every format.
 
-Once a truncated file gave half of its rows without an error.
+Earlier, a truncated file gave half of its rows without an error.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def change(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", SAYS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_change_between_finding_and_reading_is_one_message(
+def test_change_between_finding_and_reading_gives_one_message(
     kind: str, how: str, tmp_path: Path
 ) -> None:
     source, path = source_of(kind, tmp_path)
@@ -99,7 +99,9 @@ def test_a_change_between_finding_and_reading_is_one_message(
 
 @pytest.mark.parametrize("how", ["cut", "replaced"])
 @pytest.mark.parametrize("kind", ["parquet", "csv.gz"])
-def test_a_change_while_a_piece_is_read_is_one_message(kind: str, how: str, tmp_path: Path) -> None:
+def test_change_while_a_piece_is_read_gives_one_message(
+    kind: str, how: str, tmp_path: Path
+) -> None:
     source, path = source_of(kind, tmp_path)
     pieces = open_source(source).pieces()["events"]
     blocks = pieces[0].read()
@@ -110,7 +112,7 @@ def test_a_change_while_a_piece_is_read_is_one_message(kind: str, how: str, tmp_
 
 
 @pytest.mark.parametrize("how", ["cut", "grown", "gone", "new"])
-def test_a_change_since_the_fingerprint_is_one_message(how: str, tmp_path: Path) -> None:
+def test_change_since_the_fingerprint_gives_one_message(how: str, tmp_path: Path) -> None:
     _, path = source_of("csv", tmp_path)
     adapter = open_source(CanonicalSource(events=[str(path.parent)]))
     adapter.fingerprint()
@@ -141,7 +143,7 @@ def test_file_that_shrinks_in_the_driver_causes_no_endless_loop(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_unchanged_file_is_read_whole(kind: str, tmp_path: Path) -> None:
+def test_unchanged_file_is_read_completely(kind: str, tmp_path: Path) -> None:
     source, _ = source_of(kind, tmp_path)
     adapter = open_source(source)
     adapter.fingerprint()

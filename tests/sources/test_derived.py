@@ -42,7 +42,7 @@ def lines(tmp_path: Path) -> str:
 
 
 def test_items_and_users_are_made_from_columns_of_the_events(tmp_path: Path) -> None:
-    """The most frequent text and the median number, only of good rows."""
+    """The most frequent text and the median number, only from good rows."""
     found = tables(
         events=[lines(tmp_path)],
         numbers={"events": ["price"]},
@@ -73,7 +73,7 @@ def test_each_piece_of_the_events_gives_one_row_for_each_id(tmp_path: Path) -> N
     assert whole.num_rows == pc.count_distinct(whole.column("item_id")).as_py()
 
 
-def test_a_column_that_the_events_lack_is_refused(tmp_path: Path) -> None:
+def test_column_that_the_events_lack_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match="item_columns: 'colour' is not a further column of the events"
     ):
@@ -99,7 +99,7 @@ def test_declared_numbers_of_text_files_are_numbers(tmp_path: Path) -> None:
     ]
 
 
-def test_files_of_one_event_type_each(tmp_path: Path) -> None:
+def test_event_type_is_set_by_file(tmp_path: Path) -> None:
     view = str(write(tmp_path / "v.csv", [("user_id", "item_id"), ("u", "i")]))
     buy = str(write(tmp_path / "b.csv", [("user_id", "item_id"), ("u", "j")]))
     found = tables(events=[view, buy], type_files={"view": [view], "purchase": [buy]})["events"]

@@ -77,20 +77,20 @@ def test_concatenated_gzip_files_are_one_file(pack: object, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "more", [{}, {"__MACOSX/._log.csv": b"x", ".DS_Store": b"y"}], ids=["alone", "with a mac's"]
 )
-def test_a_zip_archive_of_one_file_is_read(
+def test_zip_archive_of_one_file_is_read(
     archive: str, more: dict[str, bytes], tmp_path: Path
 ) -> None:
     assert num_events(zipped(tmp_path / archive, {"data/log.csv": CONTENT, **more})) == 500
 
 
-def test_a_zip_archive_of_several_files_is_refused(tmp_path: Path) -> None:
+def test_zip_archive_of_several_files_is_refused(tmp_path: Path) -> None:
     members = {"a.csv": CONTENT, "b.csv": CONTENT}
     said = error_of(zipped(tmp_path / "e.csv.zip", members))
     assert "zip archive of 2 files" in said and "unpack it" in said
     assert "a.csv" in said and "b.csv" in said
 
 
-def test_an_empty_zip_archive_is_refused(tmp_path: Path) -> None:
+def test_empty_zip_archive_is_refused(tmp_path: Path) -> None:
     assert "e.csv.zip" in error_of(zipped(tmp_path / "e.csv.zip", {}))
 
 
@@ -170,7 +170,7 @@ def test_byte_order_mark_in_sequences_is_not_part_of_a_user(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "name", ["log[1].csv", "[z-a].csv", "what?.csv", "a*b.csv", "open[.csv", "~x.csv"]
 )
-def test_a_name_that_looks_like_a_glob_is_a_name(name: str, tmp_path: Path) -> None:
+def test_existing_file_with_the_name_of_a_glob_is_read(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, CONTENT)
     assert [file.path for file in find([path])] == [path]
     assert num_events(path) == 500
@@ -195,7 +195,9 @@ def test_a_name_that_looks_like_a_glob_is_a_name(name: str, tmp_path: Path) -> N
         ("nothing\0.csv", []),
     ],
 )
-def test_odd_globs_match_or_are_one_message(pattern: str, names: list[str], tmp_path: Path) -> None:
+def test_odd_globs_match_or_give_one_message(
+    pattern: str, names: list[str], tmp_path: Path
+) -> None:
     for name in ("d1.csv", "d2.csv", "sub/e.csv"):
         write(tmp_path / name, CONTENT)
     if names:
@@ -244,7 +246,7 @@ def test_path_that_is_not_a_file_is_named(tmp_path: Path) -> None:
         input_file(str(tmp_path))
 
 
-def test_a_tilde_is_the_home_folder_in_every_source(
+def test_tilde_is_the_home_folder_in_every_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -72,7 +72,7 @@ def ids(table: pa.Table) -> list[tuple[str, str]]:
 
 
 def refused(source: Section) -> str:
-    """The message of the check without rows, which is also that of reading."""
+    """The message of the check without rows, which is also the message of reading."""
     with pytest.raises(SourceError) as caught:
         open_source(source).check()
     with pytest.raises(SourceError) as again:
@@ -246,7 +246,7 @@ def test_rename_of_a_data_row_is_refused(tmp_path: Path, first: str, then: str) 
     assert "data.source.columns" in message
 
 
-def test_numbers_that_pandas_gives_to_columns_are_names(tmp_path: Path) -> None:
+def test_column_numbers_written_by_pandas_are_names(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "0,1,2\nu1,i1,x\nu2,i2,y\n")
     assert ids(events(path, rename={"0": "user_id", "1": "item_id"})) == [
         ("u1", "i1"),
@@ -325,7 +325,7 @@ def test_repeated_header_is_not_an_event(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_contradictions_are_one_message(
+def test_contradictions_give_one_message(
     tmp_path: Path, options: Any, content: str, message: str
 ) -> None:
     text_of_it = refused(CanonicalSource(events=[write(tmp_path / "log.csv", content)], **options))
@@ -441,7 +441,7 @@ def test_renames_without_a_column_are_named(tmp_path: Path, rename: Any, message
     )
 
 
-def test_settings_with_unknown_tables_or_twice_a_name() -> None:
+def test_settings_with_unknown_tables_or_repeated_names_are_refused() -> None:
     with pytest.raises(
         ValidationError, match="'friends' is not a table; the tables are events, items"
     ):
@@ -515,7 +515,7 @@ def test_folders_give_columns(tmp_path: Path, kind: str) -> None:
     assert days == ["2020-11-27", None]
 
 
-def test_a_folder_must_agree_with_the_column_in_its_file(tmp_path: Path) -> None:
+def test_folder_must_agree_with_the_column_in_its_file(tmp_path: Path) -> None:
     path = tmp_path / "split=train" / "x=1" / "log.csv"
     write(path, "user_id,item_id,split\nu,i,train\nu,j,train\n")
     table = events(str(tmp_path))

@@ -75,7 +75,7 @@ def test_row_numbers_continue_after_a_wrong_quote(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.csv.gz"])
-def test_an_open_quote_does_not_hold_more_than_a_row_in_memory(
+def test_open_quote_keeps_at_most_one_row_in_memory(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spans, "MAX_ROW_BYTES", 1000)
@@ -91,7 +91,7 @@ def test_an_open_quote_does_not_hold_more_than_a_row_in_memory(
 
 
 @pytest.mark.parametrize("name", ["e.csv", "e.tsv", "e.jsonl", "s.txt"])
-def test_a_row_without_an_end_is_refused(
+def test_row_without_an_end_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spans, "MAX_ROW_BYTES", 10 << 20)
@@ -110,7 +110,7 @@ def test_a_row_without_an_end_is_refused(
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
-def test_a_hundred_thousand_columns_are_refused_at_once(form: str, tmp_path: Path) -> None:
+def test_hundred_thousand_columns_are_refused_at_once(form: str, tmp_path: Path) -> None:
     """This took ten minutes when each name was searched in the list of all names."""
     names = ["user_id", "item_id", *(f"c{n}" for n in range(100_000))]
     path = tmp_path / f"e.{form}"
@@ -175,7 +175,7 @@ def packed(path: Path, content: bytes) -> str:
 # ------------------------------------------------------------------------------------------ Parquet
 
 
-def test_a_kilobyte_of_parquet_does_not_become_gigabytes(tmp_path: Path) -> None:
+def test_kilobyte_of_parquet_does_not_become_gigabytes(tmp_path: Path) -> None:
     """Five thousand copies of a text of a megabyte took 5 GiB of values and 9 GiB of memory."""
     path = tmp_path / "e.parquet"
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), ["i" * 1_000_000])
@@ -190,7 +190,7 @@ def test_a_kilobyte_of_parquet_does_not_become_gigabytes(tmp_path: Path) -> None
     assert pa.total_allocated_bytes() - before < 64 << 20
 
 
-def test_a_list_of_one_repeated_number_is_refused_by_the_footer(tmp_path: Path) -> None:
+def test_list_of_one_repeated_number_is_refused_by_its_footer(tmp_path: Path) -> None:
     values = pa.ListArray.from_arrays(
         pa.array([0, 20_000_000], pa.int32()), pa.repeat(1.0, 20_000_000)
     )
@@ -262,7 +262,7 @@ def test_very_short_rows_are_in_spans_of_limited_rows(
     assert bad(table) == list(range(1, 1001, 3))
 
 
-def test_a_long_first_row_is_read(tmp_path: Path) -> None:
+def test_long_first_row_is_read(tmp_path: Path) -> None:
     found = events(
         write(tmp_path / "e.csv", b"user_id,item_id,note\nu,i," + b"x" * (3 << 20) + b"\n")
     )

@@ -151,7 +151,7 @@ def test_other_columns_are_found_all_over_a_plain_file(
     assert table.column("device").to_pylist()[-20:] == ["tv"] * 20
 
 
-def test_a_value_that_does_not_fit_its_column_makes_a_bad_row(
+def test_value_that_does_not_fit_its_column_makes_a_bad_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jsonl, "_HEAD_BYTES", 100)
@@ -168,7 +168,7 @@ def test_a_value_that_does_not_fit_its_column_makes_a_bad_row(
 @pytest.mark.parametrize("name", ["e.json", "e.json.gz"])
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_an_array_of_objects_is_a_table(
+def test_array_of_objects_is_a_table(
     name: str, indent: int | None, mark: str, tmp_path: Path
 ) -> None:
     rows = [

@@ -1,8 +1,8 @@
-"""Files as people have them, at the level of the adapters: every row is read, set aside with a
-reason, or one message.
+"""Unusual files of users, at the level of the adapters: every row is read or quarantined with a
+reason, or the file is refused with one message.
 
-Each input states what a person may expect: the exact good rows, or a refusal that names the file
-and the cure. Where two behaviours are fine, both are listed. No row may vanish: good and bad rows
+Each input states what a user may expect: the exact good rows, or a refusal that names the file and
+the cure. Where two behaviours are fine, both are listed. No row may vanish: good and bad rows
 together are the rows of the file.
 """
 

@@ -84,7 +84,7 @@ def test_integers_and_texts_give_the_same_ids(tmp_path: Path) -> None:
     assert events(*files).column(schema.USER_ID).to_pylist() == ["7", "8", "7", "x"]
 
 
-def test_a_pandas_category_of_floats_with_holes(tmp_path: Path) -> None:
+def test_pandas_category_of_floats_with_missing_values_is_read(tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {"user_id": pd.Series([1.0, None, 2.0]).astype("category"), "item_id": ["i"] * 3}
     )
@@ -130,7 +130,7 @@ def test_column_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
         events(path)
 
 
-def test_a_column_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+def test_column_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["u"])] * 3, names=["user_id", "item_id", "item_id"])
     pq.write_table(table, tmp_path / "e.parquet")
     with pytest.raises(SourceError, match="column 'item_id' occurs twice"):

@@ -148,7 +148,7 @@ def test_open_quote_loses_one_row(tmp_path: Path, chunk_bytes: int) -> None:
     assert table.column("title").to_pylist() == ["a", None, "c", "d"]
 
 
-def test_tsv_takes_quotes_as_they_are(tmp_path: Path) -> None:
+def test_tsv_keeps_quotes_unchanged(tmp_path: Path) -> None:
     path = write(tmp_path / "items.tsv", 'item_id\ttitle\n1\t"Heroes"\n2\t12" mix\n')
     table = read(
         CanonicalSource(events=[write(tmp_path / "e.csv", HEADER + "u,1,\n")], items=[path]),
@@ -214,7 +214,7 @@ def test_split_files(tmp_path: Path) -> None:
     )
 
 
-def test_a_damaged_row_group_names_file_and_rows(tmp_path: Path) -> None:
+def test_damaged_row_group_gives_a_message_with_file_and_rows(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     table = pa.table(
         {"user_id": [f"u{i}" for i in range(4000)], "item_id": [f"i{i}" for i in range(4000)]}
@@ -490,7 +490,7 @@ def test_hetrec_triples(tmp_path: Path) -> None:
     source = lastfm(tmp_path / "lastfm")
     assert "knowledge" not in open_source(source).pieces()
     write(tmp_path / "lastfm/knowledge/kg.txt", "0\tmusic.artist.origin\t7\r\n1\t\t7\r\n")
-    assert "item_index2entity_id.txt" in error_of(source), "facts about nothing"
+    assert "item_index2entity_id.txt" in error_of(source), "triples without items"
     write(tmp_path / "lastfm/knowledge/item_index2entity_id.txt", "11\t0\r\n99\t4\r\n")
     assert [(row["item_id"], row["entity_id"]) for row in read(source, "items").to_pylist()] == [
         ("10", None),

@@ -1,8 +1,8 @@
-"""Places on an S3-speaking server: read and written like local ones, one writer, whole or not
-there, one clear message.
+"""Objects on an S3-compatible server: read and written like local files, one writer, complete or
+absent, one clear message.
 
-The server is moto's, in a process of its own; Arrow, boto3 and MLflow speak to it over HTTP as to
-any other.
+The server is moto's, in a separate process; Arrow, boto3 and MLflow use it over HTTP like any
+other.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def test_unreachable_server_is_named(bucket: str, monkeypatch: pytest.MonkeyPatc
         pass
 
 
-def test_server_without_an_answer_is_one_message_in_time(
+def test_server_without_an_answer_gives_one_message_in_time(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without time limits the wait would not end; each attempt has one."""
@@ -189,7 +189,7 @@ def test_server_without_an_answer_is_one_message_in_time(
             pass
 
 
-def test_denied_access_is_one_message(bucket: str, s3_server: str) -> None:
+def test_denied_access_gives_one_message(bucket: str, s3_server: str) -> None:
     """From now on Moto checks credentials, and no user exists."""
 
     def asked_before_checking(number: str) -> None:
@@ -258,7 +258,7 @@ def test_options_of_a_uri_win_over_the_environment(
     assert config.dataset_dir == f"{bucket}/run/dataset{query}"
 
 
-def test_without_boto3_one_message(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_boto3_gives_one_message(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     with (
         pytest.raises(StorageError, match=r"boto3; run `pip install 'multigrain\[s3\]'`"),
@@ -276,7 +276,7 @@ def test_without_boto3_one_message(bucket: str, monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def test_an_error_from_inside_a_library_is_one_message_too() -> None:
+def test_error_inside_a_library_gives_one_message() -> None:
     error = OSError(
         "When reading information for key 'a/b' in bucket 'c': AWS Error ACCESS_DENIED during"
         " HeadObject"
@@ -299,7 +299,7 @@ def write_set(place: str, content_hash: str) -> None:
         destination.commit(manifest(content_hash))
 
 
-def test_a_dataset_is_replaced_manifest_first_and_last(bucket: str) -> None:
+def test_dataset_is_replaced_with_its_manifest_removed_first_and_written_last(bucket: str) -> None:
     place = f"{bucket}/deep/set"
     write_set(place, "one")
     assert names(f"{bucket}/deep") == [
@@ -328,7 +328,7 @@ def test_a_dataset_is_replaced_manifest_first_and_last(bucket: str) -> None:
     ]
 
 
-def test_an_interrupted_dataset_leaves_nothing(bucket: str) -> None:
+def test_interrupted_write_leaves_no_dataset(bucket: str) -> None:
     place = f"{bucket}/set"
     write_set(place, "one")
     with pytest.raises(KeyboardInterrupt), DatasetWriter(place).writing() as folder:
@@ -390,7 +390,7 @@ def test_lock_that_another_writer_took_over_is_not_released(bucket: str) -> None
 
 
 @pytest.mark.parametrize("remote", [True, False])
-def test_servers_without_conditional_writes(
+def test_locks_work_on_servers_without_conditional_writes(
     remote: bool, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = locks.s3_client
@@ -524,7 +524,7 @@ def test_seal_of_a_folder_is_written_last(
     assert names(f"{bucket}/run") == []
 
 
-# -------------------------------------------------------------------------- models and small things
+# --------------------------------------------------------------------------- models and small files
 
 
 def test_remote_bundle_equals_the_local_one(tmp_path: Path, bucket: str) -> None:

@@ -92,7 +92,9 @@ def test_run_resumes_after_driver_is_killed_in_prepare_and_in_an_epoch(
         assert said.count("\n") == 1 and "is in use by `recsys run`, process" in said, said
         command.when(lambda: reached(run, 2), "the middle of an epoch")
         command.kill()
-    assert not list(tmp_path.glob("run/dataset.writing-*")), "what the first left is gone"
+    assert not list(tmp_path.glob("run/dataset.writing-*")), (
+        "the lock of the first command is removed"
+    )
 
     with Command("run", config, "--resume") as command:
         assert "resuming from" in command.ends()
@@ -224,14 +226,14 @@ def test_full_disk_gives_one_message_and_resume_continues(
             command.until("prepare +read users")
             disk.fill_until(command)
             refused(command, f"cannot write to {run}/dataset", "disk is full")
-        assert not list(run.glob("dataset*")), "nothing half-written stays"
+        assert not list(run.glob("dataset*")), "no half-written file is left"
         disk.free()
         with Command("run", config, "--resume") as command:
             command.when(lambda: reached(run, 2), "the middle of an epoch")
             disk.fill_until(command)
             refused(command, f"cannot write checkpoints to {run}/checkpoints", "disk is full")
             after(command, "disk full in a checkpoint")
-        assert not unsound(run), "nothing half-written stays"
+        assert not unsound(run), "no half-written file is left"
         disk.free()
         with Command("run", config, "--resume") as command:
             command.until("evaluate +ranking all")

@@ -38,7 +38,7 @@ _WAIT = 900.0  # seconds for one command on a busy machine
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the page, and the output lines that the page shows."""
+    """A command of the page, with the output lines that the page shows."""
 
     command: str
     shown: tuple[str, ...]
@@ -170,7 +170,7 @@ def rules(shop: Shop, said: Said, now: list[str]) -> None:
         set(ruled["item_ids"]) <= allowed - had
         and len(ruled["item_ids"]) == min(10, len(allowed - had)) > 0
     )
-    assert not set(plain["item_ids"]) <= allowed, "the rule has left something out"
+    assert not set(plain["item_ids"]) <= allowed, "the rule has excluded something"
     for place, (score, explained) in enumerate(
         zip(ruled["scores"], ruled["explanations"], strict=True)
     ):
@@ -207,7 +207,7 @@ def a_day_more(shop: Shop, said: Said, now: list[str]) -> None:
     }
     answer = json.loads(now[-1])
     assert len(answer["item_ids"]) == 10 and "p-015" not in answer["item_ids"], (
-        "the stock outlives a version"
+        "the stock stays when a new version is served"
     )
 
 
@@ -254,7 +254,9 @@ def corrected(shop: Shop, said: Said, now: list[str]) -> None:
 
 
 def back_again(shop: Shop, said: Said, now: list[str]) -> None:
-    assert same(now[-1], said["15 March: one more day"][-1]), "the former version answers as it did"
+    assert same(now[-1], said["15 March: one more day"][-1]), (
+        "the former version gives the same answer as before"
+    )
     assert shop.promotion("03-18")["decision"] == "rolled back"
 
 
@@ -267,14 +269,14 @@ def forgotten(shop: Shop, said: Said, now: list[str]) -> None:
         and proof["result"] == "nothing found"
         and proof["looked_for"]["stretches_of_history"] > 0
     )
-    assert proof["source_files_with_them"], "the export is its owner's"
+    assert proof["source_files_with_them"], "source files belong to the shop and are only listed"
     searched = {one["path"] for one in proof["searched"]}
     assert {"dataset/manifest.json", "bundle/users.parquet"} <= searched and any(
         "mlflow.db" in one for one in searched
     )
     assert holding(shop.folder / "runs", CUSTOMER) == []
     assert CUSTOMER not in shop.bundle("03-15").user_ids
-    assert json.loads(now[-1])["source"] == "popularity", "nothing is known of them"
+    assert json.loads(now[-1])["source"] == "popularity", "the server has no data of this user"
 
 
 def life_goes_on(shop: Shop, said: Said, now: list[str]) -> None:

@@ -55,12 +55,12 @@ def events(name: str, content: bytes) -> list[tuple[str | None, str | None]]:
     )
 
 
-def test_a_carriage_return_in_a_header_is_a_space() -> None:
+def test_carriage_return_in_a_header_is_a_space() -> None:
     said = tables_of(CanonicalSource(events=[write("h.csv", b"user_id\rx,item_id\nu,i\n")]))
     assert isinstance(said, str) and "lacks 'user_id'" in said and "'user_id x'" in said
 
 
-def test_a_short_row_of_other_bytes_prints_no_traceback() -> None:
+def test_short_row_with_invalid_bytes_prints_no_traceback() -> None:
     """Arrow cannot pass such a row to its handler of bad rows, and prints the error instead of
     raising it."""
     rows = [b"u%d,i" % n for n in range(300)]
@@ -69,7 +69,7 @@ def test_a_short_row_of_other_bytes_prints_no_traceback() -> None:
     assert [row for row, (_, reason) in enumerate(found) if reason] == [200] and len(found) == 300
 
 
-def test_a_long_cell_is_a_good_row_beside_a_broken_one() -> None:
+def test_long_cell_is_a_good_row_next_to_a_broken_one() -> None:
     """Python's csv refuses cells above 128 KiB, which Arrow reads."""
     long = b"x" * 200_000
     content = (
@@ -160,7 +160,7 @@ def test_parquet_texts_with_invalid_utf8_are_refused() -> None:
     assert isinstance(said, str) and "texts.parquet: row group 0" in said and "UTF8" in said
 
 
-# a column with a too long histogram of repetition levels
+# a column with a histogram of repetition levels that is too long
 DAMAGED_FOOTER = zlib.decompress(base64.b85decode(
     'c-pO1OK1~87@nDKw%br@S~|ln<dB0MDzr5zq@YCYBx+i1Yg^E?L6B{_roqI<ByII%6+tMTdJq(R90V^tDJW<Uq8IU?Jt%tUL3<Pr'
     'dMgOx%s!HBlL!HS!u+%U<NId5+1ZS<$q<&X7q{V?pWnQbBN$=O0f5H`0RTD%xC0Y>?d6llil5i{u#9E@0P2Ri3ibAOUegjld~AXc'
@@ -175,7 +175,7 @@ DAMAGED_FOOTER = zlib.decompress(base64.b85decode(
 ))  # fmt: skip
 
 
-def test_a_footer_that_contradicts_itself_is_a_message_and_does_not_end_the_process() -> None:
+def test_contradicting_footer_gives_a_message_and_does_not_end_the_process() -> None:
     """Arrow's ``RowGroupMetaData.column`` calls ``terminate`` for it, so this runs in a separate
     process."""
     path = write("damaged.parquet", DAMAGED_FOOTER)

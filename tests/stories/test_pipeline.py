@@ -63,7 +63,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
     before = signal.getsignal(signal.SIGINT)
     assert main(["run", "--config", str(folder / "tiny.yaml")]) == 0
     assert signal.getsignal(signal.SIGINT) is before, (
-        "Ray Train's own would keep Ctrl-C from what comes after training"
+        "Ray Train's own handler would block Ctrl-C after the training"
     )
     return folder
 
@@ -72,7 +72,7 @@ def _open(world: Path) -> tuple[Any, RunFolder]:
     return load_config(world / "tiny.yaml"), RunFolder(world / "run", Progress(None))
 
 
-def test_the_run_folder_holds_what_the_contract_says(world: Path) -> None:
+def test_run_folder_has_the_files_of_the_contract(world: Path) -> None:
     run = world / "run"
     names = [
         "config.yaml",
@@ -116,12 +116,12 @@ def test_metrics_json_has_the_contract_keys(world: Path) -> None:
     assert {"weight", "ndcg@5_without"} <= metrics["granularities"]["social"].keys()
 
 
-def test_the_report_needs_nothing_from_outside(world: Path) -> None:
+def test_report_loads_nothing_from_outside(world: Path) -> None:
     html = (world / "run" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in html and 'src="http' not in html and "ndcg@5" in html.lower()
 
 
-def test_a_first_model_below_its_baseline_is_registered_and_used_by_its_number(world: Path) -> None:
+def test_first_model_below_its_baseline_is_registered_and_used_by_its_number(world: Path) -> None:
     registered = json.loads((world / "run" / "registered.json").read_text())
     comparison = json.loads((world / "run" / "metrics.json").read_text())["comparison"]
     best = comparison["best_on_test"]
@@ -193,7 +193,7 @@ def test_mlflow_shows_twelve_figures_first_and_the_rest_under_prefixes(world: Pa
     )
 
 
-def test_the_shares_of_the_examples_add_up_to_the_scores(world: Path) -> None:
+def test_shares_of_the_examples_add_up_to_the_scores(world: Path) -> None:
     config, folder = _open(world)
     dataset = open_dataset(config)
     model = open_trained(config, folder, dataset).frozen
@@ -209,7 +209,7 @@ def test_the_shares_of_the_examples_add_up_to_the_scores(world: Path) -> None:
         scores = [entry["score"] for entry in example["recommendations"]]
         assert scores == sorted(scores, reverse=True)
     assert examples == example_users(model, dataset, ranking, 3, seed=1), (
-        "the seed decides who is shown"
+        "the seed determines the chosen users"
     )
 
 
@@ -221,7 +221,7 @@ def test_prepare_again_does_nothing(world: Path, capsys: pytest.CaptureFixture[s
     assert "up to date" in capsys.readouterr().out
 
 
-def test_evaluate_alone_gives_the_same_numbers(world: Path) -> None:
+def test_separate_evaluate_gives_the_same_numbers(world: Path) -> None:
     before = json.loads((world / "run" / "metrics.json").read_text())
     assert main(["evaluate", "--config", str(world / "tiny.yaml")]) == 0
     after = json.loads((world / "run" / "metrics.json").read_text())
@@ -250,7 +250,7 @@ def test_answers_to_requests_leave_the_lists_of_all_users_as_they_are(
     assert main(words) == 0
     own = world / "run" / "answers" / "new users.parquet"
     assert f"in {own}" in (said := capfd.readouterr()).out
-    assert said.err == "", "Ray writes no line of its own"
+    assert said.err == "", "Ray prints no line of its own"
     assert pq.read_table(own).column("user_id").to_pylist() == ["nobody"] * 3
     assert main([*words, "--out", str(tmp_path / "made" / "lists.parquet")]) == 0
     assert pq.read_table(tmp_path / "made" / "lists.parquet").equals(pq.read_table(own))
@@ -258,7 +258,7 @@ def test_answers_to_requests_leave_the_lists_of_all_users_as_they_are(
     assert (world / "run" / "recommendations.parquet").read_bytes() == everybody
 
 
-def test_a_model_of_other_data_is_refused(world: Path) -> None:
+def test_model_of_other_data_is_refused(world: Path) -> None:
     config, folder = _open(world)
     dataset = open_dataset(config)
     dataset.manifest.content_hash = "f" * 64
@@ -272,7 +272,7 @@ def _refused(world: Path, capsys: pytest.CaptureFixture[str], *words: str) -> st
     return capsys.readouterr().err
 
 
-def test_a_model_of_another_model_section_is_refused(
+def test_model_of_another_model_section_is_refused(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = _refused(
@@ -281,7 +281,7 @@ def test_a_model_of_another_model_section_is_refused(
     assert "model.max_history was 50, is now 7; run `recsys train` again" in message
 
 
-def test_a_dataset_of_other_data_settings_is_refused(
+def test_dataset_of_other_data_settings_is_refused(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for verb in ("train", "evaluate", "register"):
@@ -292,7 +292,7 @@ def test_a_dataset_of_other_data_settings_is_refused(
     config = load_config(
         world / "tiny.yaml", [("data.quarantine.max_share", "0.4"), ("data.text.cache_dir", "x")]
     )
-    open_dataset(config)  # neither changes its content
+    open_dataset(config)  # neither changes the content of the dataset
 
 
 def test_metrics_of_another_model_are_not_registered(

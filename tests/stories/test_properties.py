@@ -43,8 +43,9 @@ SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
 
 def examples(count: int) -> Any:
-    """Settings for as many examples as take a second or two: no deadline, no database, no
-    randomness."""
+    """Settings for the number of examples that take a second or two: no deadline, no database, no
+    randomness.
+    """
     return settings(
         max_examples=count,
         derandomize=True,
@@ -74,8 +75,8 @@ BITS = (
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """A good input with a few pieces deleted, doubled or inserted."""
+def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
+    """A good input in which a few pieces are deleted, doubled or inserted."""
     content = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
@@ -92,7 +93,7 @@ def test_any_bytes_are_read_or_refused(name: str) -> None:
     target = importlib.import_module(f"tests.fuzz.{name}")
 
     @examples(40)
-    @given(spoilt(target.SEEDS) | st.binary(max_size=200))
+    @given(damaged(target.SEEDS) | st.binary(max_size=200))
     def check(data: bytes) -> None:
         target.run(data)
 
@@ -231,7 +232,7 @@ def test_any_text_of_an_override_is_a_value_or_refused(text: str) -> None:
         }
     )
 )
-def test_an_override_is_the_same_value_in_yaml(values: Tree) -> None:
+def test_override_is_the_same_value_in_yaml(values: Tree) -> None:
     by_words, by_tree = dict(GOOD), dict(GOOD)
     for path, value in values.items():
         set_path(by_words, path, parse_value(path, repr(value)))
@@ -352,7 +353,7 @@ SHARES = st.sampled_from([0.05, 0.1, 0.25, 0.4])
     SHARES,
     st.data(),
 )
-def test_a_split_covers_all_and_tests_the_latest(
+def test_split_covers_all_events_and_tests_the_latest(
     lengths: list[int], kind: str, ordered: bool, valid: float, test: float, data: st.DataObject
 ) -> None:
     """Every event is in one split; test and validation have the latest events; every user keeps
@@ -377,7 +378,7 @@ def test_a_split_covers_all_and_tests_the_latest(
         if kind != "given" or len(own):
             assert kind == "temporal" or not len(own) or 0 in own.tolist()
         if plan.ordered:
-            assert own.tolist() == sorted(own.tolist())  # the order of the data is that of time
+            assert own.tolist() == sorted(own.tolist())  # the data are in order of time
     if kind == "temporal":
         assert parts.tolist() == [0 if t < 50 else 1 if t < 80 else 2 for t in times.tolist()]
 
@@ -388,7 +389,7 @@ def _times(length: int) -> Any:
 
 @examples(100)
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=50), st.data())
-def test_a_cut_off_is_the_ranked_value(values: list[int], data: st.DataObject) -> None:
+def test_cut_off_is_the_value_at_its_rank(values: list[int], data: st.DataObject) -> None:
     rank = data.draw(st.integers(1, len(values)))
     found = cut_off(
         lambda start, width: bin_counts(np.array(values), start, width),
@@ -422,7 +423,7 @@ def test_vocabularies_round_trip(before: list[str], now: list[str]) -> None:
 
 @examples(100)
 @given(st.lists(st.none() | st.text(max_size=6), max_size=10), st.integers(0, 9))
-def test_a_hash_is_of_the_text_alone(texts: list[str | None], cut: int) -> None:
+def test_hash_depends_only_on_the_text(texts: list[str | None], cut: int) -> None:
     """The hash does not depend on the position or on slices of the column; it equals the naive
     polynomial with Python's integers."""
     column = pa.array(texts, pa.string())
@@ -442,7 +443,7 @@ def naive_hash(data: bytes) -> int:
 
 
 def test_hashes_do_not_depend_on_the_process() -> None:
-    """Stated values: a change would put users into other shards and events into other splits."""
+    """Fixed values: a change would put users into other shards and events into other splits."""
     code = (
         "import pyarrow as pa; from recsys.data.hashing import string_hashes, uniform; h ="
         " string_hashes(pa.array(['a', 'é', None])); print(h.tolist(), uniform(h, h[::-1],"

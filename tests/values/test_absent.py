@@ -96,7 +96,7 @@ def test_list_of_the_user_replaces_the_default() -> None:
     assert (checked["timestamp"], checked["value"], checked["_reason"]) == (None, 1.0, None)
 
 
-def test_a_source_without_files_has_the_default_list() -> None:
+def test_source_without_files_has_the_default_list() -> None:
     assert CellRules.of(SyntheticSource()) == CellRules() and CellRules().absent == ABSENT_TEXTS
 
 
@@ -225,7 +225,7 @@ def test_numbers_with_a_decimal_comma(text: str, expected: float | None) -> None
     assert (values.to_pylist(), wrong.to_pylist()) == ([expected, None], [expected is None, False])
 
 
-def test_a_decimal_comma_is_wrong_where_points_are_expected() -> None:
+def test_decimal_comma_is_refused_if_points_are_expected() -> None:
     assert numbers(pa.array(["3,5"]))[1].to_pylist() == [True]
 
 
@@ -255,7 +255,9 @@ ANYTHING = st.one_of(
     st.lists(ANYTHING, max_size=8),
     st.sampled_from([CellRules(), COMMA, CellRules((), "%d/%m/%Y %H:%M")]),
 )
-def test_no_text_raises_and_every_row_stays(texts: list[str | None], rules: CellRules) -> None:
+def test_no_text_raises_an_error_and_every_row_stays(
+    texts: list[str | None], rules: CellRules
+) -> None:
     column = pa.array(texts, pa.string())
     for found in (*numbers(column, rules), *timestamps(column, rules), ids(column, rules)):
         assert len(found) == len(texts)

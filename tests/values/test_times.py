@@ -86,7 +86,7 @@ FORMS = {
     "NaT": None,
     " ": None,
     "\\N": None,
-}  # text → microseconds, None for a time that is unknown
+}  # text → microseconds, None for an unknown time
 
 
 def _read(cells: Any, rules: CellRules | None = None) -> tuple[list[int | None], list[bool]]:
@@ -218,7 +218,7 @@ def test_typed_times_before_1970_and_zero_dates() -> None:
         ("%Y", "2020", DAY - 331 * 86_400 * 10**6),
     ],
 )
-def test_a_given_format_is_the_only_one_that_is_read(form: str, text: str, expected: int) -> None:
+def test_given_format_is_the_only_one_that_is_read(form: str, text: str, expected: int) -> None:
     rules = CellRules(time_format=form)
     cells = [text, "", "nan", "0000-00-00", "1606513873000"]
     assert _read(cells, rules) == (
@@ -227,7 +227,7 @@ def test_a_given_format_is_the_only_one_that_is_read(form: str, text: str, expec
     )
 
 
-def test_a_given_format_reads_whole_numbers_too() -> None:
+def test_given_format_reads_whole_numbers_too() -> None:
     assert _read(pa.array([20202711, None]), CellRules(time_format="%Y%d%m"))[0] == [DAY, None]
 
 
@@ -238,7 +238,7 @@ def test_format_without_a_date_is_refused_when_the_configuration_is_read(form: s
     assert CanonicalSource(events=["e.csv"], time_format="%d/%m/%Y %H:%M%z").time_format
 
 
-def test_the_rules_of_a_layout_reach_the_times_of_events_and_friendships() -> None:
+def test_rules_of_a_layout_apply_to_times_of_events_and_friendships() -> None:
     rules = CellRules(time_format="%d/%m/%Y")
     events = pa.table({"user_id": ["u"], "item_id": ["i"], "timestamp": ["27/11/2020"]})
     friends = pa.table({"src_user_id": ["u"], "dst_user_id": ["v"], "timestamp": ["27/11/2020"]})
