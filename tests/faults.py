@@ -38,7 +38,8 @@ import os, threading, time
 def say() -> None:
     for _ in range(6000):
         if "RANK" in os.environ:
-            with open(os.path.join(os.environ["MULTIGRAIN_RANKS"], os.environ["RANK"]), "w") as file:
+            path = os.path.join(os.environ["MULTIGRAIN_RANKS"], os.environ["RANK"])
+            with open(path, "w") as file:
                 file.write(str(os.getpid()))
             return
         time.sleep(0.05)

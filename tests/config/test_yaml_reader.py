@@ -78,10 +78,15 @@ def _bomb(width: int, depth: int) -> str:
         _bomb(10, 12),
         _bomb(2, 60),
         "a: &a " + "x" * 100_000 + "\nb: [" + ", ".join(["*a"] * 1000) + "]\n",
-        "a: &a {k: 1}\n" + "".join(f"b{n}: &b{n} {{l: *{'a' if not n else f'b{n - 1}'}, r: *a}}\n" for n in range(40))
-        + "c: [" + ", ".join(["*b39"] * 2000) + "]\n",
+        "a: &a {k: 1}\n"
+        + "".join(
+            f"b{n}: &b{n} {{l: *{'a' if not n else f'b{n - 1}'}, r: *a}}\n" for n in range(40)
+        )
+        + "c: ["
+        + ", ".join(["*b39"] * 2000)
+        + "]\n",
     ],
-)  # fmt: skip
+)
 def test_aliases_are_bounded_before_they_are_expanded(text: str, tmp_path: Path) -> None:
     _refused(MODEL + text, tmp_path, "aliases", "expanded")
 

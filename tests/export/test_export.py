@@ -95,7 +95,9 @@ def world(folder: Path) -> PreparedDataset:
 def random_model(
     dataset: PreparedDataset, granularities: dict[str, Any], **fusion: Any
 ) -> FrozenModel:
-    """A model with random weights and, if its members are stacked, random weights of the members."""
+    """A model with random weights and, if its members are stacked, random weights of the
+    members.
+    """
     torch.manual_seed(0)
     model = {
         "width": 8,
@@ -398,9 +400,12 @@ def test_invalid_exports_are_refused(
 
 BLOCKED = """
 import runpy, sys
+NAMES = {
+    "torch", "ray", "mlflow", "transformers", "recsys", "pipelines", "pandas", "pyarrow"
+}
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "ray", "mlflow", "transformers", "recsys", "pipelines", "pandas", "pyarrow"}:
+        if name.split(".")[0] in NAMES:
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, Blocker())
 sys.argv = sys.argv[1:]

@@ -1,4 +1,6 @@
-"""Profile: crosses by hand, presence of users, and attributes of a request in every way of serving."""
+"""Profile: crosses by hand, presence of users, and attributes of a request in every way of
+serving.
+"""
 
 from __future__ import annotations
 

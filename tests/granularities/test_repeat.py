@@ -114,7 +114,9 @@ def test_sampled_times_see_earlier_events_only() -> None:
 
 
 def rhythms(num_users: int = 120) -> list[list[tuple[int, int]]]:
-    """Users who choose four items repeatedly, each at its own interval in days, and one item once."""
+    """Users who choose four items repeatedly, each at its own interval in days, and one item
+    once.
+    """
     random, rows = np.random.default_rng(0), []
     for _ in range(num_users):
         items, periods = random.choice(NUM_ITEMS, 5, replace=False), [7, 11, 17, 23]

@@ -299,7 +299,8 @@ from recsys.evaluation.validation import Validator
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit
 torch.set_num_threads(1)
-config = load_config(sys.argv[1], [("train.epochs", "1"), ("train.refit", "false"), ("train.evaluate_every", "1")])
+short = [("train.epochs", "1"), ("train.refit", "false"), ("train.evaluate_every", "1")]
+config = load_config(sys.argv[1], short)
 fit(config, PreparedDataset(sys.argv[2]), Validator.of(config), TrainContext())
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 """

@@ -199,7 +199,9 @@ def test_external_lists_of_popular_items_have_the_expected_figures(
 def test_external_lists_of_the_model_have_the_figures_of_the_model(
     fitted: tuple[recsys.Dataset, recsys.Model],
 ) -> None:
-    """Lists of the evaluated model, passed in as external lists, give all digits of metrics.json."""
+    """Lists of the evaluated model, passed in as external lists, give all digits of
+    metrics.json.
+    """
     from pipelines.plumbing.folder import open_run
     from pipelines.prepare import open_dataset
     from pipelines.train import open_trained

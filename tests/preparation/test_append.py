@@ -52,7 +52,8 @@ def write_days(folder: Path, seed: int = 0) -> list[Path]:
             time = 1_600_000_000 + day * DAY + int(random.integers(0, DAY))
             kind, weather = ("buy", "rain") if random.random() < 0.4 else ("view", "sun")
             value = int(random.integers(1, 6))
-            row = f"u{user},i{item},{time}.25,{kind},{value},{weather if random.random() < 0.9 else ''}"
+            known = weather if random.random() < 0.9 else ""
+            row = f"u{user},i{item},{time}.25,{kind},{value},{known}"
             # late: in the last file
             rows[day if random.random() > 0.05 else NUM_DAYS - 1].append(row)
         rows[day] += rows[day - 1][:10] if day else []  # overlap

@@ -129,9 +129,16 @@ def test_histories_are_ordered_split_and_counted(tmp_path: Path) -> None:
     }
     manifest = dataset.manifest
     assert manifest.ordered and manifest.timed and manifest.event_types == ["interact"]
-    assert {key: manifest.counts[key] for key in ("users", "items", "events", "train", "valid", "test", "repeats")} == {
-        "users": 2, "items": 4, "events": 6, "train": 4, "valid": 1, "test": 1, "repeats": 1
-    }  # fmt: skip
+    expected = {
+        "users": 2,
+        "items": 4,
+        "events": 6,
+        "train": 4,
+        "valid": 1,
+        "test": 1,
+        "repeats": 1,
+    }
+    assert {key: manifest.counts[key] for key in expected} == expected
     assert dataset.item_counts_N(Split.TRAIN).tolist() == [2, 0, 1, 1]
     assert dataset.item_counts_N(Split.TEST).tolist() == [3, 1, 1, 1]
     shard = pq.read_table(f"{dataset.root}/histories/{manifest.shards[0]}")

@@ -58,8 +58,10 @@ def test_time_window_includes_its_start_and_excludes_its_end() -> None:
     _, good, bad, summary = gathered(rows, **window)
     assert items_of(good) == ["first", "last"] and bad.num_rows == 0 and summary.read == 5
     assert dict(summary.dropped) == {
-        "before data.from": 1, "from data.until on": 1, "no time, and data.from or data.until is set": 1
-    }  # fmt: skip
+        "before data.from": 1,
+        "from data.until on": 1,
+        "no time, and data.from or data.until is set": 1,
+    }
 
 
 def test_smaller_values_are_left_out_but_bad_rows_stay_bad() -> None:
@@ -143,11 +145,26 @@ def test_repeats_are_events_in_file_order_and_duplicates_without_order() -> None
         assert encoded.num_rows == expected
 
 
-@pytest.mark.parametrize(("data", "table", "match"), [
-    ({"duplicates": "refuse"}, "events", "data.duplicates is refuse, and 1 of 9 rows .*events.csv, row 9"),
-    ({"duplicates": "refuse"}, "items", "1 of 5 rows of items are refused .*set data.duplicates to drop"),
-    ({"unknown_ids": "refuse"}, "social", "data.unknown_ids is refuse, and 1 of 2 rows of social .*unknown user"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "table", "match"),
+    [
+        (
+            {"duplicates": "refuse"},
+            "events",
+            "data.duplicates is refuse, and 1 of 9 rows .*events.csv, row 9",
+        ),
+        (
+            {"duplicates": "refuse"},
+            "items",
+            "1 of 5 rows of items are refused .*set data.duplicates to drop",
+        ),
+        (
+            {"unknown_ids": "refuse"},
+            "social",
+            "data.unknown_ids is refuse, and 1 of 2 rows of social .*unknown user",
+        ),
+    ],
+)
 def test_refused_rows_stop_prepare(
     data: dict[str, str], table: str, match: str, tmp_path: Path, ray_local: None
 ) -> None:
@@ -270,10 +287,17 @@ def test_ids_of_the_parent_model_stay_in_the_core(monkeypatch: pytest.MonkeyPatc
 # ------------------------------------------------------------------------------------------ overlap
 
 
-@pytest.mark.parametrize(("side", "events", "cause"), [
-    ("12", "12.0", "floating-point"), ("0108", "108", "leading zeros"), ("1e5", "100000", "scientific"),
-    ("abc", "ABC", "upper and lower case"), ('"7a"', "7a", "quotes"), ("user_12", "12", "prefix"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("side", "events", "cause"),
+    [
+        ("12", "12.0", "floating-point"),
+        ("0108", "108", "leading zeros"),
+        ("1e5", "100000", "scientific"),
+        ("abc", "ABC", "upper and lower case"),
+        ('"7a"', "7a", "quotes"),
+        ("user_12", "12", "prefix"),
+    ],
+)
 def test_cause_of_differing_id_formats_is_found(side: str, events: str, cause: str) -> None:
     for one, other in ((side, events), (events, side)):
         with pytest.raises(

@@ -1,4 +1,6 @@
-"""`recsys referee`: protocols as files, refused leaks, and scores against figures computed by hand."""
+"""`recsys referee`: protocols as files, refused leaks, and scores against figures computed by
+hand.
+"""
 
 from __future__ import annotations
 

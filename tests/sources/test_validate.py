@@ -136,9 +136,16 @@ def test_reasons_of_events() -> None:
     assert checked.column(schema.REASON).to_pylist() == [row[-1] for row in rows]
     assert checked.column(schema.SPLIT)[8].as_py() == "valid"
     assert checked.slice(9).to_pylist() == [
-        {"user_id": "u", "item_id": "i", "timestamp": None, "event_type": "interact", "value": 1.0, "split": None,
-         "_reason": None}
-    ]  # fmt: skip
+        {
+            "user_id": "u",
+            "item_id": "i",
+            "timestamp": None,
+            "event_type": "interact",
+            "value": 1.0,
+            "split": None,
+            "_reason": None,
+        }
+    ]
     texts = raw_text(raw, checked.column(schema.REASON), ",")
     assert texts.to_pylist()[3:5] == [",,x,view,x,x", "u,i,x,view,2,train"]
     assert [text is None for text in texts.to_pylist()] == [row[-1] is None for row in rows]

@@ -159,8 +159,12 @@ def rules(shop: Shop, said: Said, now: list[str]) -> None:
         for item, row in items.items()
         if row["category"] == "Lighting" and float(row["price"]) < 20 and row["brand"] != "Acme"
     }
-    had = {row["item_id"] for day in range(1, 15) for row in shop.table(f"days/2026-03-{day:02d}.csv")
-           if row["user_id"] == CUSTOMER}  # fmt: skip
+    had = {
+        row["item_id"]
+        for day in range(1, 15)
+        for row in shop.table(f"days/2026-03-{day:02d}.csv")
+        if row["user_id"] == CUSTOMER
+    }
     assert (
         len(plain["item_ids"]) == 10
         and not had & set(plain["item_ids"])

@@ -206,8 +206,12 @@ def test_pipeline_on_s3_equals_pipeline_on_local_disk(tmp_path: Path, bucket: st
 
 def write_day(path: Path, day: int) -> None:
     """Write a later walk of every user around the ring."""
-    rows = [f"u{user},i{(user + 9 + day + step) % 30},{1_600_100_000 + 86_400 * day + 60 * user + step}"
-            for user in range(60) for step in range(3)]  # fmt: skip
+    start = 1_600_100_000 + 86_400 * day
+    rows = [
+        f"u{user},i{(user + 9 + day + step) % 30},{start + 60 * user + step}"
+        for user in range(60)
+        for step in range(3)
+    ]
     path.write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
 
 
