@@ -78,12 +78,12 @@ class World:
 
 def holds(row: Mapping[str, Any], filters: Mapping[str, Any]) -> bool:
     """Whether an item matches a filter, attribute by attribute and operator by operator."""
-    for name, asked in filters.items():
+    for name, wanted in filters.items():
         value = row[name]
-        if not isinstance(asked, dict):
-            asked = {"in": asked if isinstance(asked, list) else [asked]}
+        if not isinstance(wanted, dict):
+            wanted = {"in": wanted if isinstance(wanted, list) else [wanted]}
         members = value if isinstance(value, list) else [value]
-        for operator, operand in asked.items():
+        for operator, operand in wanted.items():
             missing = value is None or value == []
             if operator == "known":
                 fits = operand != missing
@@ -134,7 +134,7 @@ def random_filters(rng: np.random.Generator) -> dict[str, Any]:
         {"used": bool(rng.random() < 0.5)},
     ]
     chosen = rng.choice(len(choices), size=rng.integers(1, 4), replace=False)
-    return {name: asked for place in chosen for name, asked in choices[place].items()}
+    return {name: wanted for place in chosen for name, wanted in choices[place].items()}
 
 
 def random_rules(rng: np.random.Generator, num_items: int) -> dict[str, Any]:

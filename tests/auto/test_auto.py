@@ -206,8 +206,8 @@ def test_budget_without_time_for_training_uses_closed_form_members(
     config, folder = _dataset_and_folder(tmp_path)
     config = config.model_copy(update={"run": config.run.model_copy(update={"budget": "5s"})})
     dataset = PreparedDataset(config.dataset_dir)
-    chosen, (said,) = search(config, dataset, folder, PLAIN, time.monotonic() + left)
-    assert not chosen.model.granularities.are_trained and f"the budget of 5s {word}" in said
+    chosen, (note,) = search(config, dataset, folder, PLAIN, time.monotonic() + left)
+    assert not chosen.model.granularities.are_trained and f"the budget of 5s {word}" in note
 
 
 def test_only_the_first_setting_is_proposed_after_the_deadline(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def _events(
     return _table(path / "events.csv", ["user_id", "item_id", "timestamp"], rows)
 
 
-def _said_of_a_run(
+def _output_of_run(
     config: Path, capsys: pytest.CaptureFixture[str], *words: str
 ) -> tuple[int, str]:
     quick = [
@@ -319,9 +319,9 @@ def test_init_and_run_end_correctly(
 ) -> None:
     out = tmp_path / "recsys.yaml"
     assert main(["init", *make(tmp_path), "--out", str(out)]) == 0
-    code, said = _said_of_a_run(out, capsys)
-    assert code == 0, said
-    assert "members: popularity" in said and "left out: " in said
+    code, printed = _output_of_run(out, capsys)
+    assert code == 0, printed
+    assert "members: popularity" in printed and "left out: " in printed
 
 
 def _written(folder: Path, **changes: Any) -> Path:
@@ -369,30 +369,30 @@ def test_uninformative_facts_and_friends_are_left_out(
             )
         ],
     }
-    code, said = _said_of_a_run(
+    code, printed = _output_of_run(
         _written(tmp_path, source=source, quarantine={"max_share": 1.0}), capsys
     )
-    assert code == 0, said
-    assert "social (no friend" in said and "knowledge (no fact is shared by" in said
+    assert code == 0, printed
+    assert "social (no friend" in printed and "knowledge (no fact is shared by" in printed
 
 
 def test_init_names_the_constant_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     events = _events(tmp_path, user=lambda _: "u")
     assert main(["init", events, "--out", str(tmp_path / "recsys.yaml")]) == 2
-    said = capsys.readouterr().err
-    assert "no file has events" in said and "user_id (the same value in every row)" in said
+    printed = capsys.readouterr().err
+    assert "no file has events" in printed and "user_id (the same value in every row)" in printed
 
 
 def test_too_little_data_ends_with_one_message(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _events(tmp_path, per_user=2)
-    code, said = _said_of_a_run(_written(tmp_path), capsys)
+    code, printed = _output_of_run(_written(tmp_path), capsys)
     assert (
         code == 2
-        and "recsys: data.split.kind leave-last leaves no valid and no test events" in said
+        and "recsys: data.split.kind leave-last leaves no valid and no test events" in printed
     )
-    assert "users with three or more events" in said
+    assert "users with three or more events" in printed
 
 
 def test_run_ends_with_one_message_if_all_targets_were_seen(
@@ -402,19 +402,19 @@ def test_run_ends_with_one_message_if_all_targets_were_seen(
         [f"u{u}", f"i{u % 3}", START + 90_000 * (7 * u + k)] for u in range(9) for k in range(5)
     ]
     _table(tmp_path / "events.csv", ["user_id", "item_id", "timestamp"], rows)
-    code, said = _said_of_a_run(_written(tmp_path), capsys)
-    assert code == 2 and "recsys: no validation user has a target that counts" in said
-    assert "epoch" not in said, "the message comes before any training"
+    code, printed = _output_of_run(_written(tmp_path), capsys)
+    assert code == 2 and "recsys: no validation user has a target that counts" in printed
+    assert "epoch" not in printed, "the message comes before any training"
 
 
 def test_budget_too_small_for_training_still_gives_a_model(
     tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _events(tmp_path)
-    code, said = _said_of_a_run(_written(tmp_path), capsys, "--budget", "1s")
-    assert code == 0, said
+    code, printed = _output_of_run(_written(tmp_path), capsys, "--budget", "1s")
+    assert code == 0, printed
     assert (
-        "the budget of 1s " in said
-        and "too little for a training" in said
-        and "only closed-form members are used" in said
+        "the budget of 1s " in printed
+        and "too little for a training" in printed
+        and "only closed-form members are used" in printed
     )

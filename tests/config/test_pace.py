@@ -29,46 +29,46 @@ def clock(step: float) -> Callable[[], float]:
 
 
 def test_at_most_one_line_every_ten_seconds_with_the_remaining_time() -> None:
-    said: list[str] = []
-    with reporting_to(said.append):
+    lines: list[str] = []
+    with reporting_to(lines.append):
         work = Pace("ranking users", 20, clock=clock(4.0))
         for _ in range(20):
             work.add()
-    assert said[0] == "ranking users: 3 of 20 (15 %), about 1 min left"
-    assert said[1] == "ranking users: 6 of 20 (30 %), about 55 s left"
-    assert len(said) == 6 and all("20 of 20" not in line for line in said), (
+    assert lines[0] == "ranking users: 3 of 20 (15 %), about 1 min left"
+    assert lines[1] == "ranking users: 6 of 20 (30 %), about 55 s left"
+    assert len(lines) == 6 and all("20 of 20" not in line for line in lines), (
         "the stage reports its own end"
     )
 
 
 def test_short_work_and_work_without_a_listener_report_nothing() -> None:
-    said: list[str] = []
-    with reporting_to(said.append):
+    lines: list[str] = []
+    with reporting_to(lines.append):
         work = Pace("ranking users", 20, clock=clock(0.4))
         for _ in range(20):
             work.add()
-    assert said == []
+    assert lines == []
     alone = Pace("ranking users", 20, clock=clock(40.0))
     alone.add()
     tell("building an index")
-    assert said == []
+    assert lines == []
 
 
 def test_remaining_time_follows_cost_and_not_number_of_steps() -> None:
     """Ten texts, the first as long as the nine others together: after it, half of the work is
     done.
     """
-    said: list[str] = []
-    with reporting_to(said.append):
+    lines: list[str] = []
+    with reporting_to(lines.append):
         Pace("encoding texts", 10, 18.0, clock(60.0)).add(1, 9.0)
-    assert said == ["encoding texts: 1 of 10 (50 %), about 1 min left"]
+    assert lines == ["encoding texts: 1 of 10 (50 %), about 1 min left"]
 
 
 def test_work_of_unknown_length_reports_finished_steps() -> None:
-    said: list[str] = []
-    with reporting_to(said.append):
+    lines: list[str] = []
+    with reporting_to(lines.append):
         Pace("blocks of events read", 0, clock=clock(20.0)).add(3)
-    assert said == ["blocks of events read: 3 so far"]
+    assert lines == ["blocks of events read: 3 so far"]
 
 
 def test_listener_is_set_only_during_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,11 +89,11 @@ def test_rankings_and_fits_report_progress(
 ) -> None:
     monkeypatch.setattr(pace, "EVERY_S", 0.0)
     dataset = small_world(tmp_path / "data")
-    said: list[str] = []
-    with reporting_to(said.append):
+    lines: list[str] = []
+    with reporting_to(lines.append):
         rank(_Scores(dataset.num_items), dataset.histories().queries(Split.TEST), 3, chunk=1)
         small_model(dataset)
-    assert any(line.startswith("ranking users: 1 of 3 (33 %)") for line in said), said
+    assert any(line.startswith("ranking users: 1 of 3 (33 %)") for line in lines), lines
 
 
 class _Scores:
@@ -117,10 +117,10 @@ def test_encoding_reports_progress_by_text_length(
     monkeypatch.setattr(text_cache, "_encode_missing", pieces)
     monkeypatch.setattr(text_cache, "cluster_dtype", lambda wanted: "float32")
     monkeypatch.setattr(text_cache, "model_identity", lambda config: "model")
-    said: list[str] = []
-    with reporting_to(said.append):
+    lines: list[str] = []
+    with reporting_to(lines.append):
         vectors_NT, numbers = text_cache.encode_texts(
             ["a", "b" * 17, None], TextConfig(cache_dir=str(tmp_path)), None
         )
     assert numbers == {"encoded": 2, "cached": 0} and vectors_NT.shape == (3, 4)
-    assert [line.rsplit(",", 1)[0] for line in said] == ["encoding texts: 1 of 2 (90 %)"]
+    assert [line.rsplit(",", 1)[0] for line in lines] == ["encoding texts: 1 of 2 (90 %)"]

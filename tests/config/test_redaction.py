@@ -172,20 +172,20 @@ def fails(error: Exception) -> Callable[..., int]:
 
 def test_run_saves_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = secret_config(tmp_path)
-    said = f"cannot connect to mssql://me:{WORD}@host (Authorization: Bearer {WORD})"
+    text = f"cannot connect to mssql://me:{WORD}@host (Authorization: Bearer {WORD})"
     with (
         open_run(config, "run") as folder,
         pytest.raises(OSError),
         Tracker(config, folder=folder.root) as tracker,
     ):
-        folder.progress(said)
-        folder.progress.plain(said)
+        folder.progress(text)
+        folder.progress.plain(text)
         tracker.log_params(
-            {"extra": {"password": WORD, "uri": f"mysql://a:{WORD}@h"}, "text": said}
+            {"extra": {"password": WORD, "uri": f"mysql://a:{WORD}@h"}, "text": text}
         )
-        tracker.set_tags({"note": said})
+        tracker.set_tags({"note": text})
         tracker.log_dataset(small_world(tmp_path / "dataset").manifest, f"https://h/d?token={WORD}")
-        raise OSError(said)
+        raise OSError(text)
     printed = capsys.readouterr()
     assert WORD not in printed.out + printed.err
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -196,8 +196,8 @@ def test_run_saves_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_command_shows_no_secret(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = f"cannot connect to mssql://me:{WORD}@host (Authorization: Bearer {WORD})"
-    for error in (ConfigError(said), RuntimeError(said)):  # a message, and a traceback
+    text = f"cannot connect to mssql://me:{WORD}@host (Authorization: Bearer {WORD})"
+    for error in (ConfigError(text), RuntimeError(text)):  # a message, and a traceback
         monkeypatch.setattr(cli, "_command", fails(error))
         assert cli.main([]) in (1, 2)
     monkeypatch.undo()

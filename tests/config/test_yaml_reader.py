@@ -22,17 +22,17 @@ def _load(text: str | bytes, tmp_path: Path) -> Config:
     return load_config(path)
 
 
-def _refused(text: str | bytes, tmp_path: Path, *said: str) -> None:
+def _refused(text: str | bytes, tmp_path: Path, *expected: str) -> None:
     started = time.monotonic()
     with pytest.raises(ConfigError) as caught:
         _load(text, tmp_path)
     message = str(caught.value)
-    assert "mine.yaml" in message and all(part in message for part in said), message
+    assert "mine.yaml" in message and all(part in message for part in expected), message
     assert time.monotonic() - started < 30, "the limit must be found before the expansion"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         (
             "train:\n  epochs: 1\n  lr: 0.1\n  epochs: 2\n",
@@ -48,9 +48,9 @@ def _refused(text: str | bytes, tmp_path: Path, *said: str) -> None:
     ],
 )
 def test_repeated_key_gives_a_message_with_both_lines(
-    text: str, said: list[str], tmp_path: Path
+    text: str, expected: list[str], tmp_path: Path
 ) -> None:
-    _refused(MODEL + text, tmp_path, *said)
+    _refused(MODEL + text, tmp_path, *expected)
 
 
 def test_search_space_refuses_a_repeated_key_as_well() -> None:
@@ -92,7 +92,7 @@ def test_aliases_are_bounded_before_they_are_expanded(text: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("a: &a [*a]\n", "contains itself"),
         ("a: " + "[" * 20_000 + "]" * 20_000, "nested more than"),
@@ -106,9 +106,9 @@ def test_aliases_are_bounded_before_they_are_expanded(text: str, tmp_path: Path)
     ],
 )
 def test_other_content_than_a_configuration_gives_one_message(
-    text: str, said: str, tmp_path: Path
+    text: str, expected: str, tmp_path: Path
 ) -> None:
-    _refused(MODEL + text, tmp_path, said)
+    _refused(MODEL + text, tmp_path, expected)
 
 
 def test_file_of_another_encoding_gives_a_message_with_the_line(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_empty_section_has_its_defaults(section: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("data:\n  source:\n", "data.source: the section is empty"),
         ("evaluate:\n  ks:\n", "evaluate.ks: is empty"),
@@ -158,9 +158,9 @@ def test_empty_section_has_its_defaults(section: str, tmp_path: Path) -> None:
     ],
 )
 def test_empty_value_is_named_without_names_of_classes(
-    text: str, said: str, tmp_path: Path
+    text: str, expected: str, tmp_path: Path
 ) -> None:
-    _refused(MODEL + text, tmp_path, said)
+    _refused(MODEL + text, tmp_path, expected)
     with pytest.raises(ConfigError) as caught:
         _load(MODEL + text, tmp_path)
     assert "instance of" not in str(caught.value) and "Config" not in str(caught.value)

@@ -388,10 +388,10 @@ def test_invalid_exports_are_refused(
     assert (tmp_path / "thesis/manifest.json").read_text() == '{"kind": "years of work"}'
     monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: None)
     assert main(["export", run, "--to", "onnx", "--out", out]) == 2
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        "needs onnx, onnxscript, onnxruntime, which is not" in said
-        and "pip install 'multigrain[export]'" in said
+        "needs onnx, onnxscript, onnxruntime, which is not" in printed
+        and "pip install 'multigrain[export]'" in printed
     )
     with pytest.raises(ConfigError):
         exports.check_installed(["faiss"])
@@ -430,28 +430,28 @@ def test_example_answers_as_recsys_recommend_does(
 ) -> None:
     """For the same model, with torch, Ray, MLflow and transformers blocked."""
     run = registered[0] / "run"
-    asked = [
+    requests = [
         {"user_id": "one", "history": ["i1", "i5", "i9"], "k": 4},
         {"user_id": "twice", "history": ["i2", "i2", "unknown", "i0"], "k": 12},
         {"user_id": "shown again", "history": ["i3"], "k": 3, "exclude_seen": False},
         {"user_id": "empty", "history": [], "k": 5},
     ]
-    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, requests)))
     words = ["--run.dir", str(tmp_path / "answers"), "--recommend.model", str(run / "bundle")]
     (tmp_path / "own.yaml").write_text("{}")
     words += [
         "--config",
         str(tmp_path / "own.yaml"),
         "--recommend.requests",
-        str(tmp_path / "asked.jsonl"),
+        str(tmp_path / "requests.jsonl"),
     ]
     assert main(["recommend", *words]) == 0
-    expected = pq.read_table(tmp_path / "answers/answers/asked.parquet").to_pylist()
+    expected = pq.read_table(tmp_path / "answers/answers/requests.parquet").to_pylist()
     assert (
         main(["export", str(run), "--to", "onnx,faiss", "--out", str(tmp_path / "exported")]) == 0
     )
     for request, found in zip(
-        asked, answers_of_the_example(tmp_path / "exported", asked), strict=True
+        requests, answers_of_the_example(tmp_path / "exported", requests), strict=True
     ):
         mine = [row for row in expected if row["user_id"] == request["user_id"]]
         assert found["item_ids"] == [row["item_id"] for row in mine]
@@ -464,13 +464,13 @@ def test_example_adds_the_scores_of_sparse_members(stacked: tuple[Path, Path]) -
     bundle, folder = stacked
     at = 1_600_000_000
     event = {"item_id": "i3", "event_type": "buy", "timestamp": at - 90_000}
-    asked = [
+    requests = [
         {"history": [event, "i7"], "k": 12},
         {"history": ["i1"] * 9, "k": 2, "exclude_seen": False},
     ]
-    found = answers_of_the_example(folder, [{**row, "at": at} for row in asked])
+    found = answers_of_the_example(folder, [{**row, "at": at} for row in requests])
     expected = Recommender(read_bundle(bundle)).recommend(
-        parse_requests([{**row, "at": at} for row in asked])
+        parse_requests([{**row, "at": at} for row in requests])
     )
     for mine, theirs in zip(found, expected, strict=True):
         assert mine["item_ids"] == theirs.item_ids

@@ -68,8 +68,8 @@ def test_histories_come_from_a_feature_store(
         return done.stdout
 
     def expected(*histories: list[dict[str, Any]]) -> list[Any]:
-        asked = parse_requests([{"history": history, "k": 10} for history in histories])
-        return Recommender(read_bundle(tmp_path / "bundle")).recommend(asked)
+        requests = parse_requests([{"history": history, "k": 10} for history in histories])
+        return Recommender(read_bundle(tmp_path / "bundle")).recommend(requests)
 
     def check(users: list[str], answers: list[Any]) -> None:
         found = [

@@ -176,15 +176,15 @@ class World:
             for events in known
         ]
         write_dataset(folder / "early", early, 20)
-        told = [[(*event[:3], Split.TRAIN) for event in events] for events in histories]
-        told[0][-1] = (*told[0][-1][:3], Split.VALID)
-        write_dataset(folder / "told", told, ITEMS)
-        for name in ("early", "told"):  # other data, another hash
+        leaked = [[(*event[:3], Split.TRAIN) for event in events] for events in histories]
+        leaked[0][-1] = (*leaked[0][-1][:3], Split.VALID)
+        write_dataset(folder / "leaked", leaked, ITEMS)
+        for name in ("early", "leaked"):  # other data, another hash
             manifest = folder / name / "manifest.json"
             manifest.write_text(manifest.read_text().replace("0123456789abcdef", f"{name:0<16}"))
-        self.early, self.told = (
+        self.early, self.leaked = (
             PreparedDataset(str(folder / "early")),
-            PreparedDataset(str(folder / "told")),
+            PreparedDataset(str(folder / "leaked")),
         )
         tree = {
             "run": {"dir": str(folder / "run")},
@@ -336,10 +336,10 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(
     experiment = world.client.get_experiment_by_name("multigrain-promotions")
     assert experiment is not None
     runs = world.client.search_runs([experiment.experiment_id], "tags.`promotion.model` = 'pocket'")
-    told = sorted(
+    decisions = sorted(
         (run.data.tags["promotion.version"], run.data.tags["promotion.decision"]) for run in runs
     )
-    assert told == [
+    assert decisions == [
         ("1", "promoted"),
         ("1", "rolled back"),
         ("2", "promoted"),
@@ -363,7 +363,7 @@ def test_champion_is_promoted_refused_forced_and_rolled_back(
 def test_champion_trained_on_test_events_is_refused_unless_forced(
     world: World, capsys: Captured
 ) -> None:
-    version = world.register(world.told, epochs=2)
+    version = world.register(world.leaked, epochs=2)
     uri = f"models:/pocket/{version}"
     bundle = read_bundle(resolve(uri, world.uri))
     leak = leak_of(bundle, CrossDatasetScorer(bundle, world.dataset), world.dataset)
@@ -404,8 +404,8 @@ def test_version_below_the_minimum_does_not_move_the_challenger(
     )
     assert world.aliases()["challenger"] == holder
     assert worse.alias == "" and worse.uri == worse.pinned_uri == f"models:/pocket/{worse.version}"
-    said = "without an alias: ndcg@5 is significantly below the baseline popularity (-0.2000"
-    assert said in worse.said and "\n" not in worse.said
+    reason = "without an alias: ndcg@5 is significantly below the baseline popularity (-0.2000"
+    assert reason in worse.said and "\n" not in worse.said
     assert (
         f"has {num_events(asdict(world.early.manifest))} events, that of the present challenger,"
         f" version {holder}, has" in smaller.said
@@ -547,8 +547,8 @@ def test_minimum_compares_best_baseline_and_events_of_alias_holder() -> None:
         "an alias holder without a number of events"
     )
     assert check_minimum({}, 89, {}, rules()).why == "no baseline was measured"
-    for told in ({"registry": {"min_data": 0}}, {"update": {"replace": True}}):
-        tree = {"model": {"granularities": {"evolution": {"enabled": True}}}, **told}
+    for setting in ({"registry": {"min_data": 0}}, {"update": {"replace": True}}):
+        tree = {"model": {"granularities": {"evolution": {"enabled": True}}}, **setting}
         assert check_minimum({}, 1, held, build_config(tree)).passed
 
 

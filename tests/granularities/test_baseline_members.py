@@ -42,7 +42,7 @@ def events() -> Histories:
     return replace(made, types_E=types_E, targets_T=np.array([False, True]))
 
 
-def asked(events: Histories, day: int) -> Queries:
+def queries_at(events: Histories, day: int) -> Queries:
     """Queries with the newest six events of all users, and earlier items as targets."""
     lengths_U = events.lengths_U
     place_E = np.arange(len(events.items_E)) - np.repeat(events.offsets_U1[:-1], lengths_U)
@@ -111,7 +111,7 @@ def test_member_ranks_as_the_baseline_of_its_kind(
     fitted.constants = dict(constants)
     fitted = TargetEventsOnly(fitted) if types == "targets" else fitted
     fitted.fit(events, ITEMS)
-    queries = asked(events, 200)
+    queries = queries_at(events, 200)
     found = member(name, events, types=types, **options).scores(queries)
     expected = fitted.scores(queries)
     for row in range(len(queries)):
@@ -135,7 +135,7 @@ def test_recent_popularity_is_exact_between_stored_times(events: Histories) -> N
         "moments": 5,
     }
     for day in (55, 80, 97):
-        queries = asked(events, day)
+        queries = queries_at(events, day)
         found, expected = (
             member("popularity", events, **options).scores(queries),
             fitted.scores(queries),

@@ -67,9 +67,9 @@ def _sizes(**more: Any) -> ModelSizes:
 
 
 def _batch(rows: list[list[int]], users: list[int]) -> Batch:
-    asked = Histories.of_items(rows, users)
+    histories = Histories.of_items(rows, users)
     return last_position(
-        Queries(asked, np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)), 10
+        Queries(histories, np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)), 10
     )
 
 
@@ -212,7 +212,7 @@ def test_new_user_is_ranked_by_attributes_alone(
     .043.
     """
     queries = dataset.histories().queries(Split.TEST)
-    nobody = Histories.of_items(
+    empty = Histories.of_items(
         [[] for _ in range(len(queries))], queries.histories.users_U.tolist()
     )
     friendless = {
@@ -224,8 +224,8 @@ def test_new_user_is_ranked_by_attributes_alone(
         {**with_.states, "social": friendless},
         with_.popularity_N,
     )
-    known = ndcg(alone, replace(queries, histories=nobody))
-    unknown = replace(nobody, users_U=np.full(len(queries), -1, dtype=np.int32))
+    known = ndcg(alone, replace(queries, histories=empty))
+    unknown = replace(empty, users_U=np.full(len(queries), -1, dtype=np.int32))
     popular = ndcg(alone, replace(queries, histories=unknown))
     assert margin(known, popular) > 0.3
 

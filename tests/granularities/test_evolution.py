@@ -54,7 +54,7 @@ def items() -> ItemView:
     return ItemView(vectors, torch.zeros(ITEMS, 0))
 
 
-def asked(*history: int) -> Batch:
+def batch_of(*history: int) -> Batch:
     histories = Histories.of_items([list(history)])
     return last_position(Queries(histories, np.zeros(2, np.int64), np.zeros(0, np.int32)), 7)
 
@@ -207,7 +207,7 @@ def test_states_are_the_formulas(cell: str, length: int) -> None:
     module = made(cell=cell, states="formula")
     long, immediate = naive(module, history)
     assert module.fuse is not None
-    found = module.interest(asked(*history), items())
+    found = module.interest(batch_of(*history), items())
     assert found.immediate_BD is not None
     torch.testing.assert_close(found.long_BD[0], module.norm(long), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
@@ -216,14 +216,14 @@ def test_states_are_the_formulas(cell: str, length: int) -> None:
     share = logistic(module.fuse.gate(torch.cat([module.norm(long), module.fuse.norm(immediate)])))
     mixed = (1 - share) * module.norm(long) + share * module.fuse.norm(immediate)
     torch.testing.assert_close(
-        module(asked(*history), items(), {})[0][0], mixed, rtol=1e-4, atol=1e-5
+        module(batch_of(*history), items(), {})[0][0], mixed, rtol=1e-4, atol=1e-5
     )
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_sweeps_converge_to_the_formula(cell: str) -> None:
     """As many sweeps as events equal the formula; fewer come close."""
-    batch = asked(3, 1, 4, 1, 5, 2)
+    batch = batch_of(3, 1, 4, 1, 5, 2)
     exact = made(cell=cell, states="formula").interest(batch, items()).z_BD
     found = [
         made(cell=cell, states="parallel", sweeps=n).interest(batch, items()).z_BD
@@ -403,14 +403,16 @@ def test_rolling_forward_predicts_the_group_after_the_next(
 def test_rolling_needs_an_evolution_and_a_history(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     model = small_model(dataset)
-    nobody = Queries(Histories.of_items([[], [1, 2]]), np.zeros(3, np.int64), np.zeros(0, np.int32))
-    parts, _, _ = model.parts_ahead(nobody, 2)
-    assert torch.equal(parts[0], model.parts(nobody)[0][0]), (
+    queries = Queries(
+        Histories.of_items([[], [1, 2]]), np.zeros(3, np.int64), np.zeros(0, np.int32)
+    )
+    parts, _, _ = model.parts_ahead(queries, 2)
+    assert torch.equal(parts[0], model.parts(queries)[0][0]), (
         "a user without history is not rolled forward"
     )
-    assert not torch.allclose(parts[1], model.parts(nobody)[0][1])
+    assert not torch.allclose(parts[1], model.parts(queries)[0][1])
     with pytest.raises(RequestError, match=r"horizon of 5 exceeds model\.max_history 4"):
-        model.parts_ahead(nobody, 4)
+        model.parts_ahead(queries, 4)
 
 
 @pytest.mark.parametrize("states", ["cell", "parallel"])

@@ -258,8 +258,8 @@ class TestContract:
     ) -> None:
         module = make(name, **options)
         items, state = view(module, graphs)
-        stranger = replace(batch_of([0]), users_U=torch.tensor([-1]))
-        _, present = answers(module, stranger, items, state)
+        new_user = replace(batch_of([0]), users_U=torch.tensor([-1]))
+        _, present = answers(module, new_user, items, state)
         needs_the_user = name in ("social", "profile") or options.get("input") == "user_text"
         assert bool(present[0]) != needs_the_user, "a history is sufficient for all others"
 
@@ -334,15 +334,15 @@ def test_light_knowledge_by_hand(graphs: Graphs) -> None:
     with torch.no_grad():
         weights = module.graph.relations[0].weight_RD.normal_()  # type: ignore[union-attr, index, operator]
     own = module.graph.entities.weight  # type: ignore[union-attr]
-    told = module.refine_items(base, graphs) - base
+    added = module.refine_items(base, graphs) - base
     torch.testing.assert_close(
-        told[0], (own[7] * weights[1] + (base[3] + base[4]) / 2 * weights[2]) / 2
+        added[0], (own[7] * weights[1] + (base[3] + base[4]) / 2 * weights[2]) / 2
     )
-    torch.testing.assert_close(told[1], own[7] * weights[1])
-    torch.testing.assert_close(told[2], (own[7] * weights[2] + own[8] * weights[3]) / 2)
-    torch.testing.assert_close(told[3], (own[8] * weights[1] + base[0] * weights[3]) / 2)
-    torch.testing.assert_close(told[4], told[3], msg="two items at one entity")
-    assert not told[5:].any(), "item 5 shares no facts, the others have no entity"
+    torch.testing.assert_close(added[1], own[7] * weights[1])
+    torch.testing.assert_close(added[2], (own[7] * weights[2] + own[8] * weights[3]) / 2)
+    torch.testing.assert_close(added[3], (own[8] * weights[1] + base[0] * weights[3]) / 2)
+    torch.testing.assert_close(added[4], added[3], msg="two items at one entity")
+    assert not added[5:].any(), "item 5 shares no facts, the others have no entity"
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -373,9 +373,9 @@ def test_relational_convolution_is_that_of_torch_geometric(graphs: Graphs, layer
             relations.shared.weight.data.unflatten(0, (3, WIDTH)).transpose(1, 2).contiguous()
         )
         hidden = hidden + torch.relu(conv(hidden, edges, kinds) / several.clamp(min=1)[:, None])
-    told = module.refine_items(base, graphs) - base
-    torch.testing.assert_close(told[:6], (hidden - start)[[0, 1, 2, 3, 3, 4]])
-    assert not told[6:].any()
+    added = module.refine_items(base, graphs) - base
+    torch.testing.assert_close(added[:6], (hidden - start)[[0, 1, 2, 3, 3, 4]])
+    assert not added[6:].any()
 
 
 def test_user_without_facts_is_absent_and_changes_nothing(graphs: Graphs) -> None:

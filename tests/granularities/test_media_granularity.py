@@ -105,11 +105,11 @@ def test_sums_and_pooling_by_hand() -> None:
         module.looks.projections[1].weight.copy_(torch.tensor([[0.0, 4.0], [0.0, 2.0]]))  # type: ignore[operator]
     base = torch.full((4, 2), 10.0)
     refined = module.refine_items(base, graphs)
-    told = torch.tensor([[2.0, 6.0], [-2.0 - 2.0, -6.0 - 1.0], [2.0, 1.0], [0.0, 0.0]])
-    torch.testing.assert_close(refined - base, told)
+    media_part = torch.tensor([[2.0, 6.0], [-2.0 - 2.0, -6.0 - 1.0], [2.0, 1.0], [0.0, 0.0]])
+    torch.testing.assert_close(refined - base, media_part)
     items = ItemView(refined, torch.zeros(4, 0))
     state = module.state(items, graphs)
-    torch.testing.assert_close(state["looks_ND"], told * 2**0.5)
+    torch.testing.assert_close(state["looks_ND"], media_part * 2**0.5)
     z, present = module(last_position(ask([0], [3, 2], [3], [2]), 4), items, state)
     assert present.tolist() == [True, True, False, True] and not z[2].any()
     torch.testing.assert_close(z[0], module.pool.norm(module.pool.value(state["looks_ND"][0])))
@@ -190,9 +190,9 @@ def test_warm_start_keeps_the_axes(
     """
     first = fit(config(), dataset, Validator.of(config()), TrainContext())
     earlier = Earlier(first.weights, first.frozen.sizes)
-    start, anew = warm_start(config(), dataset, earlier)
+    start, added = warm_start(config(), dataset, earlier)
     again = fit(config(lr=1e-12), dataset, Validator.of(config()), TrainContext(), start=start)
-    assert anew == []
+    assert added == []
     for name, tensor in first.frozen.tensors().items():
         torch.testing.assert_close(again.frozen.tensors()[name], tensor, rtol=1e-4, atol=1e-5)
     turned = with_media(
@@ -216,7 +216,7 @@ def test_warm_start_keeps_the_axes(
         {name: tensor for name, tensor in first.weights.items() if ".media." not in name},
         replace(first.frozen.sizes, inputs={}),
     )
-    start, anew = warm_start(config(), dataset, blind)
-    assert anew and all(".media." in name for name in anew)
+    start, added = warm_start(config(), dataset, blind)
+    assert added and all(".media." in name for name in added)
     seeing = fit(config(), dataset, Validator.of(config()), TrainContext(), start=start)
     assert seeing.best_epoch == 0 or all(seeing.weights[name].any() for name in axes)

@@ -51,12 +51,13 @@ def _view() -> ItemView:
 def _batch(
     rows: list[list[int]], times: list[int] | None = None, asked_at: list[int] | None = None
 ) -> Batch:
-    asked = Histories.of_items(rows)
+    histories = Histories.of_items(rows)
     if times is not None:
-        asked = replace(asked, times_E=np.array(times))
+        histories = replace(histories, times_E=np.array(times))
     at = np.zeros(len(rows), np.int64) if asked_at is None else np.array(asked_at)
     return last_position(
-        Queries(asked, np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at), 10
+        Queries(histories, np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at),
+        10,
     )
 
 
@@ -168,8 +169,8 @@ def test_newest_event_has_most_weight_if_it_determines_the_next_item(
     popular = torch.as_tensor(frozen.popularity_N)
 
     class Popular:
-        def scores(self, asked: Queries) -> torch.Tensor:
-            return popular.repeat(len(asked), 1)
+        def scores(self, queries: Queries) -> torch.Tensor:
+            return popular.repeat(len(queries), 1)
 
     assert (
         Validator.of(config)(frozen, queries).mean()

@@ -103,8 +103,8 @@ def test_user_is_the_weighted_mean_of_the_places() -> None:
     )
     module = Place(PlaceConfig(bandwidths=[100.0], recency=1.0), sizes)
     state = module.state(view, graphs)
-    asked = Histories.of_items([[4, 1, 0], [4], []])
-    batch = last_position(Queries(asked, np.zeros(4, np.int64), np.zeros(0, np.int32)), 10)
+    requested = Histories.of_items([[4, 1, 0], [4], []])
+    batch = last_position(Queries(requested, np.zeros(4, np.int64), np.zeros(0, np.int32)), 10)
     z_BM, present_B = module(batch, view, state)
     assert present_B.tolist() == [True, False, False] and not z_BM[1:].any(), "item 4 has no place"
     likeness = np.exp(-np.linalg.norm(places.points_NC[:, None] - places.points_NC, axis=2) / 100)

@@ -171,8 +171,8 @@ def test_only_items_of_the_history_get_additions(fitted: Any) -> None:
     rows_E = np.repeat(np.arange(len(queries)), queries.histories.lengths_U)
     assert pairs == set(zip(rows_E.tolist(), queries.histories.items_E.tolist(), strict=True))
     assert (scores.values_P > 0).all()
-    nobody = as_queries(Histories.of_items([[], []]))
-    assert not len(module.boost(last_position(nobody, 3), items, state))
+    empty = as_queries(Histories.of_items([[], []]))
+    assert not len(module.boost(last_position(empty, 3), items, state))
     assert module.own_items(state).shape == (NUM_ITEMS, 0)
 
 

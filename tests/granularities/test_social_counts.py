@@ -55,12 +55,12 @@ def _module(**keys: object) -> SocialCounts:
 
 
 def _batch(users: list[int], days: list[float], named: torch.Tensor | None = None) -> Batch:
-    asked, at = (
+    histories, at = (
         Histories.of_items([[] for _ in users], users),
         np.array([int(day * DAY) for day in days]),
     )
     queries = Queries(
-        asked, np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at
+        histories, np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at
     )
     batch = last_position(queries, 5)
     return batch if named is None else replace(batch, inputs={"friends": named})

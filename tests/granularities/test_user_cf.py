@@ -79,8 +79,8 @@ def test_user_is_not_its_own_neighbour_but_an_unknown_user_finds_it() -> None:
     state = module.state(items, graphs)
     known, _ = module(last_position(_ask(histories.take(np.array([3]))), 10), items, state)
     unknown = Histories.of_items([histories.take(np.array([3])).items_E.tolist()])
-    stranger, _ = module(last_position(_ask(unknown), 10), items, state)
-    torch.testing.assert_close(stranger[0], state["tastes_VR"][3])
+    new_user_z, _ = module(last_position(_ask(unknown), 10), items, state)
+    torch.testing.assert_close(new_user_z[0], state["tastes_VR"][3])
     assert not torch.allclose(known[0], state["tastes_VR"][3], atol=1e-3)
 
 

@@ -189,7 +189,7 @@ def by_hand(temperature: float) -> tuple[Stratum, ItemView]:
     return module, items
 
 
-def asked(histories: list[list[int]]) -> Any:
+def batch_of(histories: list[list[int]]) -> Any:
     made = Histories.of_items(histories)
     return last_position(
         Queries(made, np.zeros(len(made) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)), 4
@@ -202,7 +202,7 @@ def test_soft_membership_by_hand() -> None:
     """
     module, items = by_hand(temperature=0.5)
     assert float(module.gap) == pytest.approx(0.5) and float(module.total) == pytest.approx(0.25)
-    p, present = module.memberships(asked([[0], [0, 1], [0, 0, 1], [2], []]), items)
+    p, present = module.memberships(batch_of([[0], [0, 1], [0, 0, 1], [2], []]), items)
     own = int(p[0].argmax())
     expected = [1 / (1 + np.exp(-1 / 0.25)), 0.5, 1 / (1 + np.exp(-(1 / 5**0.5) / 0.25))]
     np.testing.assert_allclose(p[:3, own].numpy(), expected, rtol=1e-5)
@@ -214,13 +214,13 @@ def test_soft_membership_by_hand() -> None:
         False,
     ], "without text or without items there is no stratum"
     assert torch.equal(p[3:], torch.zeros(2, 2))
-    z, _ = module(asked([[0]]), items, {})
+    z, _ = module(batch_of([[0]]), items, {})
     torch.testing.assert_close(z[0], p[0] @ module.prototypes_KD)
 
 
 def test_first_prototypes_are_means_of_chosen_items() -> None:
     module, items = by_hand(temperature=0.5)
-    own = int(module.memberships(asked([[0]]), items)[0][0].argmax())
+    own = int(module.memberships(batch_of([[0]]), items)[0][0].argmax())
     torch.testing.assert_close(module.prototypes_KD[own], torch.tensor([2**0.5, 0.0]))
 
 
@@ -229,7 +229,7 @@ def test_positions_see_their_past_only() -> None:
     history = Histories.of_items([[0, 1, 1, 0]], [0])
     p, _ = module.memberships(every_position(history, 4, np.array([0])), items)
     alone = torch.cat(
-        [module.memberships(asked([prefix]), items)[0] for prefix in ([0], [0, 1], [0, 1, 1])]
+        [module.memberships(batch_of([prefix]), items)[0] for prefix in ([0], [0, 1], [0, 1, 1])]
     )
     torch.testing.assert_close(p, alone)
 
@@ -243,7 +243,7 @@ def item_strata(users: UserVectors) -> tuple[Stratum, Graphs, Any]:
     graphs = Graphs(NUM_USERS, NUM_ITEMS, *ends)
     sizes = ModelSizes(WIDTH, 4, NUM_USERS, NUM_ITEMS, 1, 0, ordered=True, timed=False)
     module = Stratum(StratumConfig(enabled=True, num_strata=[3], input="item"), sizes).eval()
-    return module, graphs, asked([[0, 3, 6, 9], [1, 4, 10, 13], [2, 5, 8, 11]])
+    return module, graphs, batch_of([[0, 3, 6, 9], [1, 4, 10, 13], [2, 5, 8, 11]])
 
 
 def test_refit_keeps_prototypes_with_their_members() -> None:

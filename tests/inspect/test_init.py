@@ -589,10 +589,10 @@ def test_user_errors_end_with_one_message_and_exit_code_2(
     rows = [(f"s{i}", f"The lamp {i}", 1990 + i % 20) for i in range(99)]
     own.write(Path("items.csv"), [("sku", "title", "year"), *rows])
     assert main(["init", *words]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert "Traceback" not in said
-    assert len(said.strip().splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+    assert len(printed.strip().splitlines()) == 1
     assert not Path("recsys.yaml").exists()
 
 

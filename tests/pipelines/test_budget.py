@@ -514,15 +514,15 @@ def test_short_budget_compares_two_settings_and_continues_the_better_one(
                 *quick,
             ]
         )
-    said = capsys.readouterr().out
-    assert code == 0, said
+    printed = capsys.readouterr().out
+    assert code == 0, printed
     assert on_workers == [], "workers take longer to start than a short budget has"
-    assert "trial 000" in said and "trial 001" in said
-    assert "3 epochs, continued after epoch 3" in said, "the training does not repeat its trial"
+    assert "trial 000" in printed and "trial 001" in printed
+    assert "3 epochs, continued after epoch 3" in printed, "the training does not repeat its trial"
     assert not list((tmp_path / "run" / "trials").glob("*/checkpoint-*")), (
         "no checkpoint is left over"
     )
-    assert "budget      9m, used " in said.splitlines()[-1] and "/9m  train" in said
+    assert "budget      9m, used " in printed.splitlines()[-1] and "/9m  train" in printed
 
 
 def test_separate_model_without_time_is_left_out_by_name(tmp_path: Path) -> None:

@@ -93,16 +93,16 @@ def test_trained_run_is_significantly_better_than_an_untrained_one(
     folder: Path, capsys: Captured
 ) -> None:
     assert both(folder) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        f"ndcg@5: {folder / 'good'} is significantly better" in said
-        and "72 test users, paired" in said
+        f"ndcg@5: {folder / 'good'} is significantly better" in printed
+        and "72 test users, paired" in printed
     )
     record = json.loads((folder / "good/compare.json").read_text())
     found = record["metrics"]["ndcg@5"]
     for side, name in (("first", "good"), ("second", "bad")):
-        told = json.loads((folder / name / "metrics.json").read_text())["model"]
-        assert found[side] == pytest.approx(told["ndcg@5"], abs=1e-6), (
+        metrics = json.loads((folder / name / "metrics.json").read_text())["model"]
+        assert found[side] == pytest.approx(metrics["ndcg@5"], abs=1e-6), (
             "the figures of the evaluation"
         )
     assert (
@@ -143,8 +143,8 @@ def test_metric_is_compared_by_the_paired_bootstrap() -> None:
 def test_dry_run_names_its_inputs_and_writes_nothing(folder: Path, capsys: Captured) -> None:
     (folder / "good/compare.json").unlink(missing_ok=True)
     assert both(folder, "--dry-run") == 0
-    said = capsys.readouterr().out
-    assert f"writes  {folder / 'good'}/compare.json" in said and str(folder / "bad") in said
+    printed = capsys.readouterr().out
+    assert f"writes  {folder / 'good'}/compare.json" in printed and str(folder / "bad") in printed
     assert not (folder / "good/compare.json").exists()
 
 
@@ -165,8 +165,8 @@ def test_runs_with_different_queries_are_refused_and_the_difference_is_named(
     ):
         for dry in ([], ["--dry-run"]):
             assert both(folder, *dry, second=name) == 2
-            said = capsys.readouterr().err
-            assert message in said and said.count("\n") == 1 and "Traceback" not in said
+            printed = capsys.readouterr().err
+            assert message in printed and printed.count("\n") == 1 and "Traceback" not in printed
 
 
 def test_sample_of_other_users_is_refused(folder: Path, capsys: Captured) -> None:
@@ -176,11 +176,14 @@ def test_sample_of_other_users_is_refused(folder: Path, capsys: Captured) -> Non
     settings["evaluate"]["max_users"] = 41
     (folder / "two/config.yaml").write_text(yaml.safe_dump(settings))
     code = both(folder, first="one", second="two")
-    said = capsys.readouterr().err
-    assert (code, "evaluated users: two different samples (seed, evaluate.max_users)" in said) == (
+    printed = capsys.readouterr().err
+    assert (
+        code,
+        "evaluated users: two different samples (seed, evaluate.max_users)" in printed,
+    ) == (
         2,
         True,
-    ), said
+    ), printed
 
 
 def test_folder_that_is_no_finished_run_gives_one_message(
@@ -203,6 +206,6 @@ def test_folder_that_is_no_finished_run_gives_one_message(
         ([good, good, "--train.lr", "1"], "compare does not read --train.lr"),
     ):
         assert main(["compare", *words]) == 2
-        said = capsys.readouterr().err
-        assert message in said and "Traceback" not in said
+        printed = capsys.readouterr().err
+        assert message in printed and "Traceback" not in printed
     assert not (tmp_path / "nowhere").exists()

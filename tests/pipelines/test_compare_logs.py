@@ -118,7 +118,7 @@ def test_estimate_intervals_contain_the_planted_value(world: World, capsys: Capt
             world.compare("--compare.target", str(world.folder / name), "--compare.out", str(out))
             == 0
         )
-        said, record = capsys.readouterr().out, json.loads(out.read_text())
+        printed, record = capsys.readouterr().out, json.loads(out.read_text())
         target = record["target"]
         for estimator in ("ips", "snips", "dr"):
             low, high = target[estimator]["low"], target[estimator]["high"]
@@ -127,7 +127,7 @@ def test_estimate_intervals_contain_the_planted_value(world: World, capsys: Capt
         assert target["answers"] == record["answers"] == NUM_USERS == target["users"]
         assert 1 <= target["largest_weight"] <= 12 / 0.5
         assert 100 < target["effective_sample_size"] < NUM_USERS * K
-        assert "effective sample size" in said and "largest weight" in said
+        assert "effective sample size" in printed and "largest weight" in printed
     assert abs(world.truth["a"] - world.truth["b"]) > 0.02, "the models are worth different amounts"
 
 
@@ -153,9 +153,11 @@ def test_versions_are_compared_by_mean_outcome_over_users(world: World, capsys: 
 def test_dry_run_reads_and_writes_nothing(world: World, capsys: Captured) -> None:
     out = world.folder / "dry.json"
     assert world.compare("--compare.out", str(out), "--dry-run") == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        f"writes  {out}" in said and f"reads   {world.logs}" in said and "Nothing was done" in said
+        f"writes  {out}" in printed
+        and f"reads   {world.logs}" in printed
+        and "Nothing was done" in printed
     )
     assert not out.exists()
     assert world.compare("--dry-run", logs=str(world.folder / "nowhere")) == 2
@@ -174,9 +176,9 @@ def changed(world: World, folder: Path, change: Callable[[dict[str, Any]], Any])
 
 
 def refused(code: int, capsys: Captured, *parts: str) -> None:
-    said = capsys.readouterr().err
-    assert code == 2 and said.count("recsys: ") == 1 and "Traceback" not in said, said
-    assert all(part in said for part in parts), said
+    printed = capsys.readouterr().err
+    assert code == 2 and printed.count("recsys: ") == 1 and "Traceback" not in printed, printed
+    assert all(part in printed for part in parts), printed
 
 
 def test_log_without_propensities_is_refused_only_with_a_target(

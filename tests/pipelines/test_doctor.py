@@ -87,16 +87,16 @@ def test_incomplete_store_is_a_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--doctor.json", "maybe"], "expected true or false"),
         (["--train.lr", "1"], "but --config FILE is missing"),
         (["--config", "demo", "--train.lrr", "1"], "unknown key"),
     ],
 )
-def test_invalid_arguments_are_refused(words: list[str], said: str, capsys: Captured) -> None:
+def test_invalid_arguments_are_refused(words: list[str], message: str, capsys: Captured) -> None:
     assert main(["doctor", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_crashing_and_hanging_checks_are_findings_and_hide_no_other() -> None:
@@ -240,11 +240,11 @@ def test_stores_are_checked_with_a_write(tmp_path: Path) -> None:
 def test_missing_servers_fail_at_once_and_passwords_stay_hidden(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        nobody = f"127.0.0.1:{closed.getsockname()[1]}"
+        closed_address = f"127.0.0.1:{closed.getsockname()[1]}"
         config = _config(
             tmp_path,
-            ("tracking.uri", f"http://me:hunter2@{nobody}"),
-            ("submit.address", f"http://{nobody}"),
+            ("tracking.uri", f"http://me:hunter2@{closed_address}"),
+            ("submit.address", f"http://{closed_address}"),
         )
         store = _of(checkup.tracking, config)["mlflow store"]
         jobs = _of(checkup.job_server, config)["job server"]

@@ -57,7 +57,7 @@ def test_validation_after_test_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tree", "said"),
+    ("tree", "message"),
     [
         (
             {"data": {"split": {"test_from": "2020-01-01"}}},
@@ -99,13 +99,15 @@ def test_validation_after_test_is_refused() -> None:
         ),
     ],
 )
-def test_contradicting_settings_are_refused(tree: dict[str, dict[str, object]], said: str) -> None:
+def test_contradicting_settings_are_refused(
+    tree: dict[str, dict[str, object]], message: str
+) -> None:
     model = {"granularities": {"collaborative": {"enabled": True}}}
     given = dict(tree.get("model", {}))
     sections = dict(given.pop("granularities", {}))  # type: ignore[call-overload]
     sections["collaborative"] = {"enabled": True, **sections.get("collaborative", {})}
     config = build_config({**tree, "model": {**model, **given, "granularities": sections}})
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check(config, TRAINS)
     check(config, ("recommend",))
 

@@ -22,7 +22,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("words", "meant"),
+    ("words", "expected"),
     [
         (["--budgt", "5m"], "--budgt: there is no such option; did you mean --budget?"),
         (["--dryrun"], "--dryrun: there is no such option; did you mean --dry-run?"),
@@ -34,10 +34,12 @@ Captured = pytest.CaptureFixture[str]
         ),
     ],
 )
-def test_mistyped_option_gives_a_message_with_the_nearest_one(words: list[str], meant: str) -> None:
+def test_mistyped_option_gives_a_message_with_the_nearest_one(
+    words: list[str], expected: str
+) -> None:
     with pytest.raises(UsageError) as error:
         parse(words)
-    assert str(error.value).endswith(meant)
+    assert str(error.value).endswith(expected)
 
 
 @pytest.mark.parametrize(

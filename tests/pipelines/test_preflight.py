@@ -286,9 +286,9 @@ def test_data_of_unknown_size_get_no_estimate(tmp_path: Path) -> None:
 
 
 def test_text_of_an_estimate() -> None:
-    said = described(_config("lastfm"), GOLDEN["lastfm"][0])
-    assert said.startswith("estimate: 1.") and "GiB a worker (program" in said
-    assert "steps" in said and "several times more or less" in said
+    text = described(_config("lastfm"), GOLDEN["lastfm"][0])
+    assert text.startswith("estimate: 1.") and "GiB a worker (program" in text
+    assert "steps" in text and "several times more or less" in text
 
 
 _TRAIN = """

@@ -133,8 +133,8 @@ def test_similar_items_and_reasons(fitted: tuple[recsys.Dataset, recsys.Model]) 
     _, model = fitted
     alike = model.similar("item 7", k=3)
     assert len(alike) == 3 and "item 7" not in set(alike.item_id)
-    told = model.explain("user 3", k=2)
-    assert all(told.why.str.len() > 10) and set(told.explanation[0]) == {
+    explained = model.explain("user 3", k=2)
+    assert all(explained.why.str.len() > 10) and set(explained.explanation[0]) == {
         "items",
         "friends",
         "sentence",

@@ -34,28 +34,28 @@ SPACES: dict[str, tuple[Any, list[str]]] = {
     "the seed": ({"seed": [1, 2]}, ["seed", "tune.seeds"]),
     "a section": ({"train.loss": [{"kind": "bpr"}, 1]}, ["train.loss", "section"]),
     "a value that is refused": ({"train.lr": [0.1, -1]}, ["train.lr", "-1", "greater than 0"]),
-    "a value twice": ({"train.lr": [0.1, 0.1]}, ["train.lr", "twice"]),
-    "ends the wrong way round": (
+    "a repeated value": ({"train.lr": [0.1, 0.1]}, ["train.lr", "twice"]),
+    "swapped bounds": (
         {"train.lr": {"uniform": [0.2, 0.1]}},
         ["low < high", "[0.2, 0.1]"],
     ),
-    "an end that is no number": ({"train.lr": {"uniform": [0.1, "x"]}}, ["low < high"]),
-    "three ends": ({"train.lr": {"uniform": [0.1, 0.2, 0.3]}}, ["[low, high]"]),
+    "a bound that is not a number": ({"train.lr": {"uniform": [0.1, "x"]}}, ["low < high"]),
+    "three bounds": ({"train.lr": {"uniform": [0.1, 0.2, 0.3]}}, ["[low, high]"]),
     "a log of zero": ({"train.lr": {"loguniform": [0, 0.1]}}, ["above 0"]),
-    "an int that is none": ({"model.width": {"int": [8.5, 16]}}, ["whole numbers"]),
+    "an invalid integer": ({"model.width": {"int": [8.5, 16]}}, ["whole numbers"]),
     "a step too large": ({"train.lr": {"uniform": [0.1, 0.2], "step": 1}}, ["step"]),
     "an unknown kind": ({"train.lr": {"normal": [0, 1]}}, ["normal", "uniform"]),
     "two kinds": ({"train.lr": {"uniform": [0.1, 0.2], "choice": [1]}}, ["expected one of"]),
-    "nothing to choose from": ({"train.lr": []}, ["train.lr", "list of values"]),
+    "an empty choice": ({"train.lr": []}, ["train.lr", "list of values"]),
     "nothing varies": ({"train.lr": 0.1}, ["vary nothing"]),
     "a number as path": ({1: [1, 2]}, ["not a dotted path"]),
 }
 RAW_SPACES = {
-    "a space that is no YAML": (b"train.lr: [1", ["not valid YAML"]),
-    "a space that is no text": (b"\xff\xfe\x00", ["not valid YAML"]),
-    "a path twice in a space": (b"train.lr: [1, 2]\ntrain.lr: [3, 4]\n", ["occurs twice"]),
-    "a day that is none in a space": (b"train.lr: [2020-13-45, 1]\n", ["not valid YAML", "month"]),
-    "a space that holds itself": (b"train.lr: &a [*a, 1]\n", ["train.lr"]),
+    "a space that is not YAML": (b"train.lr: [1", ["not valid YAML"]),
+    "a space that is not text": (b"\xff\xfe\x00", ["not valid YAML"]),
+    "a repeated path in a space": (b"train.lr: [1, 2]\ntrain.lr: [3, 4]\n", ["occurs twice"]),
+    "an impossible date in a space": (b"train.lr: [2020-13-45, 1]\n", ["not valid YAML", "month"]),
+    "a space that contains itself": (b"train.lr: &a [*a, 1]\n", ["train.lr"]),
 }
 
 

@@ -35,10 +35,10 @@ def test_dry_run_names_the_served_model(config: Config) -> None:
     config.serve.model = "pulled/model"
     assert "reads   pulled/model" in plan("serve", config).split("would run")[1]
     config.serve.ab.model, config.serve.log = "models:/m@challenger", "logs"
-    said = plan("serve", config).split("would run")[1]
+    printed = plan("serve", config).split("would run")[1]
     assert (
-        "reads   pulled/model and models:/m@challenger" in said
-        and "writes  logs/answers-….jsonl" in said
+        "reads   pulled/model and models:/m@challenger" in printed
+        and "writes  logs/answers-….jsonl" in printed
     )
 
 
@@ -142,10 +142,10 @@ def test_sigterm_ends_serve_without_an_error(
     config.serve.host, config.serve.port = "0.0.0.0", 0
     with open_run(config, "serve", locks=False) as folder:
         serve.serve(config, folder)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        "is not a loopback address: the model answers everyone who can reach it" in said
-        and "stopped" in said
+        "is not a loopback address: the model answers everyone who can reach it" in printed
+        and "stopped" in printed
     )
 
 
@@ -218,12 +218,12 @@ def test_server_follows_the_version_of_the_name(monkeypatch: pytest.MonkeyPatch)
         "broken",
         "3",
     ], "not at every look-up"
-    said = output.getvalue()
-    assert "2 now answers on 2 replica(s)" in said
-    assert said.count("cannot be looked up (ConnectionError: refused); 2 keeps answering") == 1
-    assert said.count("broken cannot be loaded (a file is damaged); 2 keeps answering") == 1
-    assert "3: 1 of 2 replicas use it, the others failed: MemoryError: no room" in said
-    assert said.count("a new one replaces it") == 1
+    printed = output.getvalue()
+    assert "2 now answers on 2 replica(s)" in printed
+    assert printed.count("cannot be looked up (ConnectionError: refused); 2 keeps answering") == 1
+    assert printed.count("broken cannot be loaded (a file is damaged); 2 keeps answering") == 1
+    assert "3: 1 of 2 replicas use it, the others failed: MemoryError: no room" in printed
+    assert printed.count("a new one replaces it") == 1
 
 
 def test_each_side_follows_its_own_name() -> None:

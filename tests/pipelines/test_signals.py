@@ -69,9 +69,9 @@ def test_signal_ends_the_command_in_order_and_names_the_command_to_continue(
 ) -> None:
     process = _waiting(tmp_path)
     process.send_signal(number)
-    shown, said = process.communicate(timeout=120)
-    assert (process.returncode, shown.strip()) == (code, "in order"), said
-    assert said.endswith("; continue with --resume\n") and "Traceback" not in said
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output.strip()) == (code, "in order"), errors
+    assert errors.endswith("; continue with --resume\n") and "Traceback" not in errors
 
 
 def test_second_ctrl_c_does_not_interrupt_the_end(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ def test_second_ctrl_c_does_not_interrupt_the_end(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=120)
-    assert (process.returncode, shown.strip()) == (130, "in order")
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode, output.strip()) == (130, "in order")
 
 
 def test_hangup_ignored_by_nohup_stays_ignored(tmp_path: Path) -> None:

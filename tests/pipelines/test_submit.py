@@ -84,19 +84,19 @@ def test_paths_are_absolute_and_variables_are_expanded_on_the_cluster(
 def test_no_secret_is_sent(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "postgresql://me:hunter2@host/db"
     assert main(["submit", "run", "--config", "demo", "--tracking.uri", uri]) == 2
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert (
-        "must not be sent" in said.err
-        and "tracking.uri" in said.err
-        and "hunter2" not in said.err + said.out
+        "must not be sent" in printed.err
+        and "tracking.uri" in printed.err
+        and "hunter2" not in printed.err + printed.out
     )
     monkeypatch.setenv("TRACKING_URI", uri)
     assert (
         main(["submit", "run", "--config", "demo", "--tracking.uri", "$TRACKING_URI", "--dry-run"])
         == 0
     )
-    said = capsys.readouterr()
-    assert "hunter2" not in said.err + said.out and "uri: $TRACKING_URI" in said.out
+    printed = capsys.readouterr()
+    assert "hunter2" not in printed.err + printed.out and "uri: $TRACKING_URI" in printed.out
 
 
 def test_job_package_is_the_project_and_the_configuration_and_runs_alone(
@@ -206,7 +206,7 @@ def test_words_for_jobs_and_verbs_are_distinct() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         ([], "expected a verb"),
         (["rnu", "--config", "demo"], "got 'rnu'"),
@@ -225,10 +225,10 @@ def test_words_for_jobs_and_verbs_are_distinct() -> None:
         (["list", "--submit.address", "http://u:hunter2@h:1"], "expected http://HOST:PORT"),
     ],
 )
-def test_invalid_arguments_are_refused(words: list[str], said: str, capsys: Captured) -> None:
+def test_invalid_arguments_are_refused(words: list[str], expected: str, capsys: Captured) -> None:
     assert main(["submit", *words]) == 2
     shown = capsys.readouterr().err
-    assert said in shown and "Traceback" not in shown and "hunter2" not in shown
+    assert expected in shown and "Traceback" not in shown and "hunter2" not in shown
 
 
 def test_help_and_dry_run_contact_no_server(capsys: Captured) -> None:
@@ -285,7 +285,7 @@ def _server(status: int, body: bytes) -> ThreadingHTTPServer:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "said"),
+    ("status", "body", "expected"),
     [
         (404, b"", "no Ray job server answers"),
         (500, b"", "no Ray job server answers"),
@@ -296,14 +296,14 @@ def _server(status: int, body: bytes) -> ThreadingHTTPServer:
     ],
 )
 def test_server_that_is_no_job_server_gives_one_message(
-    status: int, body: bytes, said: str, capsys: Captured
+    status: int, body: bytes, expected: str, capsys: Captured
 ) -> None:
     server = _server(status, body)
     try:
         address = f"http://127.0.0.1:{server.server_port}"
         assert main(["submit", "list", "--submit.address", address]) == 2
         shown = capsys.readouterr().err
-        assert said in shown and len(shown.splitlines()) == 1
+        assert expected in shown and len(shown.splitlines()) == 1
     finally:
         server.shutdown()
         server.server_close()
@@ -389,8 +389,12 @@ def test_exit_code_is_that_of_the_job(capsys: Captured) -> None:
     assert "job a failed: why\n" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("what", "said"), [("detach", "keeps running"), ("stop", "is stopped")])
-def test_interrupt_stops_or_detaches_as_configured(what: str, said: str, capsys: Captured) -> None:
+@pytest.mark.parametrize(
+    ("what", "expected"), [("detach", "keeps running"), ("stop", "is stopped")]
+)
+def test_interrupt_stops_or_detaches_as_configured(
+    what: str, expected: str, capsys: Captured
+) -> None:
     class Interrupted(_Job):
         stopped = False
 
@@ -411,7 +415,7 @@ def test_interrupt_stops_or_detaches_as_configured(what: str, said: str, capsys:
         assert submit.watch(job, "a", config) == 130
     finally:
         signal.signal(signal.SIGINT, before)
-    assert job.stopped == (what == "stop") and said in capsys.readouterr().err
+    assert job.stopped == (what == "stop") and expected in capsys.readouterr().err
 
 
 def test_token_is_sent_if_ray_was_imported_before() -> None:

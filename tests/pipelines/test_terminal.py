@@ -92,8 +92,8 @@ def test_ascii_terminal_shows_other_characters_as_escapes(
 def test_closed_pipe_ends_the_command_without_a_message() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    with open(writing, "w") as nowhere:
-        assert not has_reader(nowhere)
+    with open(writing, "w") as closed_pipe:
+        assert not has_reader(closed_pipe)
         command = [sys.executable, "-m", "pipelines.cli", "run", "--help"]
-        done = subprocess.run(command, stdout=nowhere, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, stdout=closed_pipe, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "")

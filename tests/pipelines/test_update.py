@@ -70,8 +70,8 @@ def test_tables_grow_with_their_vocabulary_and_everything_else_is_equal() -> Non
         "later": torch.zeros(1),
     }
     vocabularies = [(7, 7), (3, 5)]
-    found, anew = grow(old, fresh, vocabularies)
-    assert found["id"].tolist() == [[1, 1]] * 3 + [[0, 0]] * 2 and anew == ["later"]
+    found, added = grow(old, fresh, vocabularies)
+    assert found["id"].tolist() == [[1, 1]] * 3 + [[0, 0]] * 2 and added == ["later"]
     assert found["square"].eq(1).all() and found["bias"].eq(1).all()
     with pytest.raises(
         ArtifactError,
@@ -135,8 +135,8 @@ def test_fine_tuning_of_the_language_model_is_refused() -> None:
 def test_warm_start_on_the_same_data_equals_the_model(tmp_path: Path, one_thread: None) -> None:
     dataset, config = small_world(tmp_path / "d"), settings()
     first = trained(config, dataset)
-    start, anew = warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes))
-    assert anew == [] and all(
+    start, added = warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes))
+    assert added == [] and all(
         torch.equal(start.weights[name], tensor) for name, tensor in first.weights.items()
     )
     second = trained(settings(lr=1e-12), dataset, start=start)
@@ -168,8 +168,8 @@ def test_grown_dataset_keeps_the_learned_weights(tmp_path: Path, one_thread: Non
     config = settings(epochs=2)
     config.model.granularities.social.enabled = False
     first = trained(config, old)
-    start, anew = warm_start(config, new, Earlier(first.weights, first.frozen.sizes))
-    assert anew == []
+    start, added = warm_start(config, new, Earlier(first.weights, first.frozen.sizes))
+    assert added == []
     table = start.weights["model.tower.id_ND.weight"]
     assert table.shape == (10, 8) and torch.equal(
         table[:8], first.weights["model.tower.id_ND.weight"]
@@ -226,14 +226,14 @@ def test_validation_and_test_use_only_users_with_events_unknown_to_the_parent(
     seen = old.histories().through(Split.VALID)
     newer_V = newer_users(new, seen)
     assert newer_V.tolist() == [True, False, True, True]
-    asked: list[int] = []
+    evaluated: list[int] = []
 
     def validate(model: Any, queries: Any) -> Any:
-        asked.extend(queries.histories.users_U.tolist())
+        evaluated.extend(queries.histories.users_U.tolist())
         return np.ones(len(queries))
 
     counted = NewerOnly(validate, newer_V)(None, new.histories().queries(Split.VALID))  # type: ignore[arg-type]
-    assert len(counted) == 3 and sorted(asked) == [0, 2, 3]
+    assert len(counted) == 3 and sorted(evaluated) == [0, 2, 3]
     with pytest.raises(DataError, match="there is nothing to update on; give newer events"):
         newer_users(old, seen)
     drawn = [
@@ -442,9 +442,9 @@ def test_update_with_only_newer_events_keeps_all_events_of_the_parent(
             for day in (8, 9)
         ],
     )
-    aside = world / "aside"
-    aside.mkdir()
-    old = [path.rename(aside / path.name) for path in world.glob("[0-9]*.csv")]
+    backup = world / "aside"
+    backup.mkdir()
+    old = [path.rename(backup / path.name) for path in world.glob("[0-9]*.csv")]
     before = read_bundle(updated / "bundle")
     words = [
         "update",
@@ -498,9 +498,11 @@ def test_promote_and_recommend_read_the_configuration_from_the_model(
         )
         == 0
     )
-    said = yaml.safe_load(capsys.readouterr().out)
-    assert said["data"]["dir"] == str(updated / "dataset") and said["model"]["width"] == 8
-    assert said["train"]["metric"] == "hit@5" and said["evaluate"]["baselines"] == ["popularity"]
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["data"]["dir"] == str(updated / "dataset") and printed["model"]["width"] == 8
+    assert printed["train"]["metric"] == "hit@5" and printed["evaluate"]["baselines"] == [
+        "popularity"
+    ]
     assert main(["recommend", "--recommend.model", str(updated), "--recommend.k", "2", *place]) == 0
     assert (world / "by-model/recommendations.parquet").is_file()
     assert main(["promote", "--promote.model", str(world / "monday"), *place]) == 2
@@ -511,10 +513,12 @@ def test_source_with_only_the_newest_file_keeps_all_earlier_events(
     world: Path, updated: Path, capsys: Captured
 ) -> None:
     """Earlier releases made a model of the new day alone if the source named only that day."""
-    everybody = [(f"u{u:02}", f"i{i:02}", 40 + u % 3, "view") for u in range(24) for i in range(12)]
-    events(world / "thursday.csv", everybody)
+    all_events = [
+        (f"u{u:02}", f"i{i:02}", 40 + u % 3, "view") for u in range(24) for i in range(12)
+    ]
+    events(world / "thursday.csv", all_events)
     source = ["--data.source.events", f"[{world}/thursday.csv]", "--tracking.enabled", "false"]
-    gone = [
+    without_old = [
         "--update.dataset",
         str(world / "nowhere"),
         "--update.model",
@@ -522,10 +526,12 @@ def test_source_with_only_the_newest_file_keeps_all_earlier_events(
     ]
     events(
         world / "few.csv",
-        everybody[:40] + [(f"u{u:02}", f"i{u % 12:02}", 44, "view") for u in range(24)],
+        all_events[:40] + [(f"u{u:02}", f"i{u % 12:02}", 44, "view") for u in range(24)],
     )
     few = ["--data.source.events", f"[{world}/few.csv]"]
-    assert "parent model has 144: an update does not lose" in refused(capsys, world, *gone, *few)
+    assert "parent model has 144: an update does not lose" in refused(
+        capsys, world, *without_old, *few
+    )
     words = [
         "update",
         "--config",
@@ -540,7 +546,7 @@ def test_source_with_only_the_newest_file_keeps_all_earlier_events(
             == 0
         )
     assert read_bundle(world / "thursday/bundle").info.dataset["counts"]["events"] == 144 + len(
-        everybody
+        all_events
     )
 
 
@@ -580,11 +586,11 @@ def test_feedback_changes_only_the_fusion_weights(world: Path, capsys: Captured)
     )
     rows = []
     for answer in answers:
-        asked, not_asked = (
+        liked_share, skipped_share = (
             np.array(answer.shares[name]) for name in ("evolution", "collaborative")
         )
         wanted = (
-            asked / asked.std() - not_asked / not_asked.std()
+            liked_share / liked_share.std() - skipped_share / skipped_share.std()
         )  # in units of their spreads; otherwise one may dominate the other
         for item, liked in zip(answer.item_ids, wanted > np.median(wanted), strict=True):
             rows.append(
@@ -716,17 +722,17 @@ def test_impossible_updates_are_refused(world: Path, updated: Path, capsys: Capt
     assert read_before in refused(capsys, world) and read_before in refused(
         capsys, world, "--update.model", str(updated)
     )
-    apart = [
+    no_dataset = [
         "--update.model",
         str(updated),
         "--update.dataset",
         str(world / "nowhere"),
     ]  # as if its dataset were deleted
-    message = refused(capsys, world, *apart)
+    message = refused(capsys, world, *no_dataset)
     assert (
         "4 of the 28 users that the model knows are not in the data any more, e.g. 'a0'" in message
     )
-    message = refused(capsys, world, *apart, "--events", str(world / "later.csv"))
+    message = refused(capsys, world, *no_dataset, "--events", str(world / "later.csv"))
     assert "nowhere is not a prepared dataset" in message and "set update.dataset" in message
     fusion = ["--update.only", "fusion", "--update.feedback"]
     assert "nowhere.csv" in refused(capsys, world, *fusion, f"[{world}/nowhere.csv]")

@@ -40,9 +40,9 @@ class FriendsOnly:
         named = [self.friends[user] for user in queries.histories.users_U]
         width = max(map(len, named))
         friends_BF = torch.tensor([friends + [-1] * (width - len(friends)) for friends in named])
-        nobody = Histories.of_items([[] for _ in named])
-        strangers = Queries(nobody, queries.target_offsets_B1, queries.target_items)
-        parts_BKD, _, _ = self.frozen.parts(strangers, {"friends": friends_BF})
+        empty = Histories.of_items([[] for _ in named])
+        new_users = Queries(empty, queries.target_offsets_B1, queries.target_items)
+        parts_BKD, _, _ = self.frozen.parts(new_users, {"friends": friends_BF})
         return parts_BKD.sum(1) @ self.frozen.item_vectors_ND.T
 
 
@@ -89,11 +89,11 @@ def test_new_user_with_friends_only_beats_popularity(tmp_path: Path) -> None:
     """
     world = planted_dataset(tmp_path, {"social": 1.0})
     dataset = rewrite(world, lambda users, items, splits: (users % 5 > 0) | (splits == Split.TEST))
-    asked = dataset.histories().queries(Split.TEST)
-    asked = asked.take(np.flatnonzero(asked.histories.users_U % 5 == 0))
-    assert len(asked) > 100 and not asked.histories.lengths_U.any()
+    queries = dataset.histories().queries(Split.TEST)
+    queries = queries.take(np.flatnonzero(queries.histories.users_U % 5 == 0))
+    assert len(queries) > 100 and not queries.histories.lengths_U.any()
     frozen = train(dataset, {"evolution": {}, "social": {}})
-    assert ndcg(FriendsOnly(frozen, dataset), asked, 10) > 2 * ndcg(Popular(dataset), asked, 10)
+    assert ndcg(FriendsOnly(frozen, dataset), queries, 10) > 2 * ndcg(Popular(dataset), queries, 10)
 
 
 def test_new_item_with_text_only_is_found(tmp_path: Path) -> None:
@@ -107,15 +107,17 @@ def test_new_item_with_text_only_is_found(tmp_path: Path) -> None:
     world = planted_dataset(tmp_path, {"text": 1.0})
     new = world.num_items // 10
     dataset = rewrite(world, lambda users, items, splits: (items >= new) | (splits == Split.TEST))
-    asked = dataset.histories().queries(Split.TEST)
-    asked = asked.take(np.flatnonzero((asked.target_items < new) & (asked.histories.lengths_U > 0)))
-    assert len(asked) > 30 and not dataset.item_counts_N(Split.VALID)[:new].any()
+    queries = dataset.histories().queries(Split.TEST)
+    queries = queries.take(
+        np.flatnonzero((queries.target_items < new) & (queries.histories.lengths_U > 0))
+    )
+    assert len(queries) > 30 and not dataset.item_counts_N(Split.VALID)[:new].any()
     frozen = train(
         dataset, {"behaviour": {}}, model={"item": {"text": True}}, training={"loss": loss}
     )
     chance = float((1 / np.log2(np.arange(2, 12))).sum() / dataset.num_items)
-    found = ndcg(frozen, asked, 10)
-    assert found > 3 * chance and found > 3 * ndcg(Popular(dataset), asked, 10)
+    found = ndcg(frozen, queries, 10)
+    assert found > 3 * chance and found > 3 * ndcg(Popular(dataset), queries, 10)
 
 
 @pytest.mark.slow
@@ -143,17 +145,17 @@ def test_new_users_with_friends_only_on_lastfm(
     config = load_config("pipelines/configs/lastfm.yaml", list(overrides.items()))
     dataset = prepare(config, progress=lambda line: None)
     frozen = fit(config, dataset, Validator.of(config), TrainContext()).frozen
-    asked = dataset.histories().queries(Split.VALID)
+    queries = dataset.histories().queries(Split.VALID)
     scorer = FriendsOnly(frozen, dataset)
     cold = [
         row
-        for row, user in enumerate(asked.histories.users_U)
-        if not asked.histories.lengths_U[row] and scorer.friends[user]
+        for row, user in enumerate(queries.histories.users_U)
+        if not queries.histories.lengths_U[row] and scorer.friends[user]
     ]
-    asked = asked.take(np.array(cold))
-    by_friends, by_popularity = ndcg(scorer, asked, 20), ndcg(Popular(dataset), asked, 20)
-    print(f"{len(asked)} newcomers: friends {by_friends:.4f}, popularity {by_popularity:.4f}")
-    assert len(asked) > 200 and by_friends > 1.3 * by_popularity
+    queries = queries.take(np.array(cold))
+    by_friends, by_popularity = ndcg(scorer, queries, 20), ndcg(Popular(dataset), queries, 20)
+    print(f"{len(queries)} new users: friends {by_friends:.4f}, popularity {by_popularity:.4f}")
+    assert len(queries) > 200 and by_friends > 1.3 * by_popularity
 
 
 def hide_artists(source: Path, folder: Path) -> None:
@@ -175,21 +177,21 @@ def hide_artists(source: Path, folder: Path) -> None:
         for name in ("artists", "taggedartists")
     )
     is_new = [len(row[1]) > 0 and row[1].isdigit() and int(row[1]) % 20 == 7 for row in listens]
-    asked = [
+    pairs = [
         f"{user}\t{item}"
         for (user, item, _), new in zip(listens, is_new, strict=True)
         if new and int(user) % 2
     ]
-    asked = [pair for pair in asked if pair not in test]
+    pairs = [pair for pair in pairs if pair not in test]
     dropped = test | {
         f"{row[0]}\t{row[1]}" for row, new in zip(listens, is_new, strict=True) if new
-    } - set(asked)
+    } - set(pairs)
     kept = ["\t".join(row) for row in listens if "\t".join(row[:2]) not in dropped]
     (folder / "user_artists.dat").write_text("\r\n".join(kept) + "\r\n", encoding="ascii")
     kept = ["\t".join(row) for row in tags if "\t".join(row[:2]) not in test]
     (folder / "user_taggedartists.dat").write_text("\r\n".join(kept) + "\r\n", encoding="ascii")
     (folder / "pairs.tsv").write_text(
-        "\n".join(["userID\tartistID", *asked]) + "\n", encoding="ascii"
+        "\n".join(["userID\tartistID", *pairs]) + "\n", encoding="ascii"
     )
 
 
@@ -224,21 +226,21 @@ def test_new_items_with_text_only_on_lastfm(
     config = load_config("pipelines/configs/lastfm.yaml", list(overrides.items()))
     dataset = prepare(config, progress=lambda line: None)
     frozen = fit(config, dataset, Validator.of(config), TrainContext()).frozen
-    asked = dataset.histories().queries(Split.TEST)
-    asked = asked.take(
-        np.flatnonzero((asked.histories.lengths_U > 0) & (np.diff(asked.target_offsets_B1) > 0))
+    queries = dataset.histories().queries(Split.TEST)
+    queries = queries.take(
+        np.flatnonzero((queries.histories.lengths_U > 0) & (np.diff(queries.target_offsets_B1) > 0))
     )
-    new = np.unique(asked.target_items)
-    assert len(asked) > 500 and len(new) > 300
+    new = np.unique(queries.target_items)
+    assert len(queries) > 500 and len(new) > 300
     assert (
         not dataset.item_counts_N(Split.TRAIN)[new].any()
         and not dataset.item_counts_N(Split.VALID)[new].any()
     )
-    found, before = recall_and_rank(frozen, asked)
-    popular, _ = recall_and_rank(Popular(dataset), asked)
+    found, before = recall_and_rank(frozen, queries)
+    popular, _ = recall_and_rank(Popular(dataset), queries)
     print(
-        f"{len(asked)} users: recall@100 {found:.4f}, popularity {popular:.4f}, {before:.3f} of the"
-        " items before"
+        f"{len(queries)} users: recall@100 {found:.4f}, popularity {popular:.4f}, {before:.3f} of"
+        " the items before"
     )
     assert found > 10 * 100 / dataset.num_items and found > 10 * popular and before < 0.25
 

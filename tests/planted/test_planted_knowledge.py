@@ -72,12 +72,12 @@ def test_item_without_events_is_found_through_its_facts(tmp_path: Path) -> None:
     )
     chance = float((1 / np.log2(np.arange(2, 12))).sum() / dataset.num_items)
     item = {"text": False, "id_dropout": 0.5}
-    refined, apart = (
+    refined, unrefined = (
         train(dataset, {**BASE, "knowledge": {"refine": refine}}, model={"item": item})
         for refine in (True, False)
     )
     assert len(new) > 50
-    assert ndcg(refined, new).mean() > 1.6 * chance > ndcg(apart, new).mean()
+    assert ndcg(refined, new).mean() > 1.6 * chance > ndcg(unrefined, new).mean()
 
 
 def forget(dataset: PreparedDataset, share: float) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -77,11 +77,11 @@ def test_item_without_events_is_found_by_its_image(tmp_path: Path) -> None:
         "model": {"item": {"text": False, "id_dropout": 0.5}},
         "training": {"loss": {"temperature": 0.2, "new_items": False}},
     }
-    refined, apart = (
+    refined, unrefined = (
         train(dataset, {**BASE, "media": {"refine": refine}}, **options) for refine in (True, False)
     )
     assert len(new) > 50
-    assert ndcg(refined, new).mean() > 2 * chance > ndcg(apart, new).mean()
+    assert ndcg(refined, new).mean() > 2 * chance > ndcg(unrefined, new).mean()
 
 
 def forget(dataset: PreparedDataset, share: float) -> Array:

@@ -75,18 +75,18 @@ def test_new_user_with_attributes_beats_popularity(with_: FrozenModel, queries: 
     """Without events and friends, from attributes alone; without attributes, popularity is the only
     choice.
     """
-    nobody = Histories.of_items(
+    empty = Histories.of_items(
         [[] for _ in range(len(queries))], queries.histories.users_U.tolist()
     )
-    newcomers = replace(queries, histories=nobody)
+    new_users = replace(queries, histories=empty)
     friendless = {
         **with_.states["social"],
         "present_V": torch.zeros_like(with_.states["social"]["present_V"]),
     }
     alone = _with_states(with_, social=friendless)
     unknown = np.full(len(queries), -1, dtype=np.int32)
-    popular = ndcg(alone, replace(queries, histories=replace(nobody, users_U=unknown)))
-    assert margin(ndcg(alone, newcomers), popular) > 0.6
+    popular = ndcg(alone, replace(queries, histories=replace(empty, users_U=unknown)))
+    assert margin(ndcg(alone, new_users), popular) > 0.6
 
 
 def test_users_without_attributes_lose_nothing(

@@ -52,7 +52,7 @@ def model(planted: PreparedDataset) -> FrozenModel:
     return train(planted, {**BASE, "stratum": {}})
 
 
-def asked(dataset: PreparedDataset) -> Queries:
+def queries_of(dataset: PreparedDataset) -> Queries:
     return dataset.histories().queries(Split.TEST)
 
 
@@ -62,12 +62,12 @@ def test_strata_help_if_strata_decide(
     """Measured with two seeds: +80 %, +117 % next to collaborative; +42 %, +46 % next to
     evolution.
     """
-    assert margin(ndcg(model, asked(planted)), ndcg(without, asked(planted))) > 0.3
+    assert margin(ndcg(model, queries_of(planted)), ndcg(without, queries_of(planted))) > 0.3
 
 
 def test_hierarchical_strata_help_too(planted: PreparedDataset, without: FrozenModel) -> None:
     values = train_ndcg(planted, {**BASE, "stratum": {"method": "hierarchical"}})
-    assert margin(values, ndcg(without, asked(planted))) > 0.3
+    assert margin(values, ndcg(without, queries_of(planted))) > 0.3
 
 
 def test_validation_finds_the_number_of_strata_and_the_strata(
@@ -108,9 +108,9 @@ def test_user_without_history_gets_scores_without_stratum(
     weight at zero.
     """
     empty = Histories.of_items([[], []], [0, -1])
-    nobody = Queries(empty, np.zeros(3, dtype=np.int64), np.zeros(0, dtype=np.int32))
+    no_history = Queries(empty, np.zeros(3, dtype=np.int64), np.zeros(0, dtype=np.int32))
     torch.testing.assert_close(
-        model.scores(nobody), model.scores_without(nobody, "stratum"), rtol=0, atol=0
+        model.scores(no_history), model.scores_without(no_history, "stratum"), rtol=0, atol=0
     )
-    queries = asked(planted)
+    queries = queries_of(planted)
     assert not torch.equal(model.scores(queries), model.scores_without(queries, "stratum"))

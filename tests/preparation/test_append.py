@@ -128,7 +128,7 @@ def content(dataset: PreparedDataset) -> dict[str, Any]:
         "counts": dict(zip(items, counts, strict=True)),
         "features": features,
         "users": sorted(users),
-        "said": {key: value for key, value in manifest.counts.items() if value},
+        "totals": {key: value for key, value in manifest.counts.items() if value},
         "split": manifest.split,
         "quarantined": manifest.quarantined,
         "dropped": manifest.dropped,
@@ -206,14 +206,14 @@ def test_model_after_daily_appends_is_as_good_as_after_one_prepare(
         "source": {"items": [str(tmp_path / "items.csv")]},
     }
     once = quietly(config_of(files, tmp_path / "once", **copy.deepcopy(settings)))
-    apart = quietly(config_of(files[:14], tmp_path / "0", **copy.deepcopy(settings)))
+    daily = quietly(config_of(files[:14], tmp_path / "0", **copy.deepcopy(settings)))
     for number, file in enumerate(files[14:], 1):
-        apart = quietly(
-            config_of([file], tmp_path / str(number), **copy.deepcopy(settings)), earlier=apart
+        daily = quietly(
+            config_of([file], tmp_path / str(number), **copy.deepcopy(settings)), earlier=daily
         )
-    assert content(apart)["histories"] == content(once)["histories"]
-    assert apart.user_ids.to_pylist() != once.user_ids.to_pylist()
-    (whole, popular), (appended, _) = (ndcg_by_query(dataset) for dataset in (once, apart))
+    assert content(daily)["histories"] == content(once)["histories"]
+    assert daily.user_ids.to_pylist() != once.user_ids.to_pylist()
+    (whole, popular), (appended, _) = (ndcg_by_query(dataset) for dataset in (once, daily))
     low, high = intervals({"ndcg@10": whole}, 1000, 0)["ndcg@10"]
     assert low > popular.mean() + 0.03, "the model has learned something"
     assert len(appended) == len(whole) and low < appended.mean() < high
@@ -290,8 +290,8 @@ def test_files_that_arrive_or_grow_during_a_prepare_are_read_by_the_next_one(
         shutil.copyfile(file, folder / file.name)
     grown, line = folder / files[3].name, "u1,i1,1600900000,view,1,sun\n"
 
-    def arrive(said: str) -> None:
-        if said.startswith("histories:"):
+    def arrive(printed: str) -> None:
+        if printed.startswith("histories:"):
             shutil.copyfile(files[4], folder / files[4].name)
             grown.write_text(grown.read_text() + line)
 
@@ -310,7 +310,7 @@ def test_file_of_an_earlier_day_is_appended(name: str, tmp_path: Path) -> None:
     late = [*files[:2], *files[3:], files[2]]
     found = day_by_day(late, tmp_path / "apart", **CASES[name])
     expected = quietly(config_of(files, tmp_path / "once", **CASES[name]))
-    assert content(found)["said"] == content(expected)["said"]
+    assert content(found)["totals"] == content(expected)["totals"]
     assert content(found)["histories"] == content(expected)["histories"]
     assert found.manifest.split == expected.manifest.split
 
@@ -368,11 +368,13 @@ def test_fewer_events_than_before_are_refused_and_nothing_is_lost(tmp_path: Path
     before = quietly(config_of(files[:5], tmp_path / "data"))
     config = config_of(files[5:], tmp_path / "data")
     events = before.manifest.counts["events"]
-    everybody = "\n".join(
+    user_rows = "\n".join(
         f"{user},i1,1600900000,view,1,sun" for user in before.user_ids.to_pylist()
     )
-    some = "\n".join(f"u1,{item},1600900001,view,1,sun" for item in before.item_ids.to_pylist())
-    files[5].write_text(f"{files[4].read_text().splitlines()[0]}\n{everybody}\n{some}\n")
+    item_rows = "\n".join(
+        f"u1,{item},1600900001,view,1,sun" for item in before.item_ids.to_pylist()
+    )
+    files[5].write_text(f"{files[4].read_text().splitlines()[0]}\n{user_rows}\n{item_rows}\n")
     with pytest.raises(
         DataError, match=rf"the parent model has {events:,}: .*--events FILE.*--replace"
     ):
@@ -440,9 +442,9 @@ def test_dataset_is_recognised_by_any_spelling_of_its_path(
     }[spelling]
     config = config_of([Path(spelled)], place)
     config.data.source.events = [spelled]  # type: ignore[union-attr]
-    said: list[str] = []
-    again = prepare(config, progress=said.append)
-    assert again.manifest.content_hash == first.manifest.content_hash and "up to date" in said[0]
+    lines: list[str] = []
+    again = prepare(config, progress=lines.append)
+    assert again.manifest.content_hash == first.manifest.content_hash and "up to date" in lines[0]
     assert json.loads(json.dumps(settings_of(config))) == first.manifest.settings
 
 
@@ -460,7 +462,7 @@ def test_forgotten_users_in_newer_files_are_left_out(name: str, tmp_path: Path) 
     settings = config_of(files[3:], tmp_path / "after", forgotten=place, **CASES[name])
     after = quietly(settings, earlier=rest)
     found = content(after)
-    for part in ("histories", "counts", "users", "said", "split", "types", "ordered"):
+    for part in ("histories", "counts", "users", "totals", "split", "types", "ordered"):
         assert found[part] == expected[part], part
     assert after.manifest.forgotten["users"] == forgotten.to_json()
     audit(after)

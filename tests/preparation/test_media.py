@@ -95,9 +95,9 @@ EVENTS = [event("u", item, second) for second, item in enumerate(["i0", "i1", "i
 
 def test_dataset_has_media_in_dense_order(ray_local: None, tmp_path: Path) -> None:
     items = items_of([[1.0, 2.0], None, [float("inf"), 0.0]])
-    asked = config(tmp_path, media={"columns": {"image": "vector"}})
+    settings = config(tmp_path, media={"columns": {"image": "vector"}})
     dataset = prepare(
-        asked, silent, MemorySource(events=rows_of("events", EVENTS[:3]), items=items)
+        settings, silent, MemorySource(events=rows_of("events", EVENTS[:3]), items=items)
     )
     assert dataset.media_names == ["image"]
     np.testing.assert_array_equal(dataset.media_vectors("image"), [[1, 2], [0, 0], [0, 0]])
@@ -111,17 +111,19 @@ def test_dataset_has_media_in_dense_order(ray_local: None, tmp_path: Path) -> No
 
 def test_too_many_bad_vectors_stop_the_run(ray_local: None, tmp_path: Path) -> None:
     items = items_of([[1.0, 2.0], [float("inf"), 0.0], [1.0, 3.0]])
-    asked = config(tmp_path, media={"columns": {"image": "vector"}}, quarantine={"max_share": 0.1})
+    settings = config(
+        tmp_path, media={"columns": {"image": "vector"}}, quarantine={"max_share": 0.1}
+    )
     with pytest.raises(DataError, match="1 of 3 rows of media are bad"):
-        prepare(asked, silent, MemorySource(events=rows_of("events", EVENTS[:3]), items=items))
+        prepare(settings, silent, MemorySource(events=rows_of("events", EVENTS[:3]), items=items))
 
 
 def test_dataset_without_media_has_no_vectors(ray_local: None, tmp_path: Path) -> None:
     dataset = prepare(config(tmp_path), silent, MemorySource(events=rows_of("events", EVENTS)))
     assert dataset.media_names == []
     with pytest.raises(ConfigError, match="the column 'vector', which items lack"):
-        asked = config(tmp_path, media={"columns": {"image": "vector"}})
-        prepare(asked, silent, MemorySource(events=rows_of("events", EVENTS)))
+        settings = config(tmp_path, media={"columns": {"image": "vector"}})
+        prepare(settings, silent, MemorySource(events=rows_of("events", EVENTS)))
 
 
 # ------------------------------------------------------------------------------------------- images
@@ -207,11 +209,11 @@ def test_pooling_layer_that_was_not_saved_is_not_used(
 def test_images_are_encoded_once_by_content(
     ray_local: None, vision_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    asked = ImagesConfig(
+    settings = ImagesConfig(
         column="picture", model=str(vision_model), dtype="float32", cache_dir=str(tmp_path)
     )
     names = ["a.png", "broken.png", "copy.png", "none.png", "b.png", "words.png"]
-    vectors, problems, numbers = encode_images([str(pictures / name) for name in names], asked)
+    vectors, problems, numbers = encode_images([str(pictures / name) for name in names], settings)
     assert problems == [None, "unreadable", None, "missing", None, "unreadable"]
     assert numbers == {"encoded": 2, "cached": 0}
     assert (
@@ -221,7 +223,7 @@ def test_images_are_encoded_once_by_content(
     )
     moved = pictures / "moved.png"
     moved.write_bytes((pictures / "b.png").read_bytes())
-    again, _, numbers = encode_images([str(moved), (pictures / "grey.png").as_uri()], asked)
+    again, _, numbers = encode_images([str(moved), (pictures / "grey.png").as_uri()], settings)
     assert numbers == {"encoded": 1, "cached": 1} and (again[0] == vectors[4]).all()
 
 

@@ -329,8 +329,8 @@ def test_few_events_without_a_time_come_first_and_are_noted(tmp_path: Path) -> N
         event("u", item, time)
         for item, time in (("a", 5_000), ("b", None), ("c", 3_000), ("d", 4_000))
     ]
-    said: list[str] = []
-    dataset = prepare(config(tmp_path), said.append, MemorySource(events=rows_of("events", rows)))
+    lines: list[str] = []
+    dataset = prepare(config(tmp_path), lines.append, MemorySource(events=rows_of("events", rows)))
     assert histories(dataset)["u"] == [
         ("b", "train"),
         ("c", "train"),
@@ -339,15 +339,15 @@ def test_few_events_without_a_time_come_first_and_are_noted(tmp_path: Path) -> N
     ]
     assert dataset.manifest.ordered and not dataset.manifest.timed
     text = "1 of 4 events have no timestamp"
-    assert any(text in line for line in said) and any(
+    assert any(text in line for line in lines) and any(
         text in note for note in dataset.manifest.notes
     )
 
 
 def test_events_of_one_time_keep_the_order_of_the_file(tmp_path: Path) -> None:
     rows = [event("u", item, 5_000) for item in ("d", "a", "c", "b")]
-    said: list[str] = []
-    dataset = prepare(config(tmp_path), said.append, MemorySource(events=rows_of("events", rows)))
+    lines: list[str] = []
+    dataset = prepare(config(tmp_path), lines.append, MemorySource(events=rows_of("events", rows)))
     assert histories(dataset)["u"] == [
         ("d", "train"),
         ("a", "train"),
@@ -355,7 +355,7 @@ def test_events_of_one_time_keep_the_order_of_the_file(tmp_path: Path) -> None:
         ("b", "test"),
     ]
     assert any(
-        "3 of 4 events have the same time as the user's previous event" in line for line in said
+        "3 of 4 events have the same time as the user's previous event" in line for line in lines
     )
     assert "ties" not in dataset.manifest.counts
 

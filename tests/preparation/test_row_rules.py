@@ -307,11 +307,11 @@ def test_cause_of_differing_id_formats_is_found(side: str, events: str, cause: s
 
 
 def compared(side: list[str], events: list[str]) -> str:
-    users, told = (
+    side_ids, event_ids = (
         SideIds(name, "user_id", pa.array(ids, pa.string()))
         for name, ids in (("users", side), ("events", events))
     )
-    return compare(users, told, 0.1)
+    return compare(side_ids, event_ids, 0.1)
 
 
 def test_no_common_id_stops_and_few_common_ids_warn() -> None:

@@ -250,9 +250,9 @@ def test_signal_that_is_only_in_the_text_is_learned(tmp_path: Path, one_thread: 
     dataset = with_texts(tmp_path, dataset, rules(first=1), 20)
     best = {}
     for kind in ("text", "both", "user_text"):
-        asked = training_config(dataset, kind)
-        asked.model.max_history = 1
-        result = fit(asked, dataset, _hits, TrainContext())
+        settings = training_config(dataset, kind)
+        settings.model.max_history = 1
+        result = fit(settings, dataset, _hits, TrainContext())
         best[kind] = max(float(report.get("ndcg@20", 0)) for report in result.history)
     assert best["text"] < 0.5 and min(best["both"], best["user_text"]) > 0.9, best
 
@@ -393,8 +393,8 @@ def test_prepare_writes_texts_and_groups(ray_local: None, tmp_path: Path) -> Non
         np.testing.assert_allclose(
             texts.vectors_RT[texts.whole(np.array([0]))[0]], exact.encode([text])[0], atol=2e-3
         )
-    asked = training_config(dataset, "both")
-    model = build_model(asked, dataset, Split.TRAIN)
+    settings = training_config(dataset, "both")
+    model = build_model(settings, dataset, Split.TRAIN)
     assert model.sizes.text_width == 2 * 256 and model.sizes.inputs["user_text"] == 384
     assert (
         model.freeze(build_graphs(dataset, Split.TRAIN, model))

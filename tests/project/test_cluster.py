@@ -91,12 +91,12 @@ def _size_problems(config: Tree) -> list[str]:
 def _place_problems(config: Tree) -> list[str]:
     found = []
     for name, node in config["available_node_types"].items():
-        asked = node["node_config"]
-        if not asked.get("SecurityGroupIds"):
+        settings = node["node_config"]
+        if not settings.get("SecurityGroupIds"):
             found.append(f"{name}: Ray's own security group lets the internet try SSH")
-        if asked.get("MetadataOptions", {}).get("HttpTokens") != "required":
+        if settings.get("MetadataOptions", {}).get("HttpTokens") != "required":
             found.append(f"{name}: any process may ask for the machine's credentials")
-        if not asked.get("IamInstanceProfile"):
+        if not settings.get("IamInstanceProfile"):
             found.append(f"{name}: no profile, so no s3://")
     drivers = [
         node for node in config["available_node_types"].values() if "driver" in node["resources"]

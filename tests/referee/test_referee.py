@@ -206,8 +206,8 @@ def test_lists_that_break_the_protocol_are_refused(
     path = saved(damage(lists(lambda user: user % 4)), tmp_path / f"l.{ending}")
     words = ["--protocol", str(folder), "--lists", f"a={path}", "--out", str(tmp_path / "out")]
     assert main(["referee", "score", *words]) == 2
-    said = capsys.readouterr().err
-    assert message in said and str(path) in said and "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert message in printed and str(path) in printed and "Traceback" not in printed
     assert not (tmp_path / "out").exists()
 
 

@@ -85,9 +85,9 @@ def test_zip_archive_of_one_file_is_read(
 
 def test_zip_archive_of_several_files_is_refused(tmp_path: Path) -> None:
     members = {"a.csv": CONTENT, "b.csv": CONTENT}
-    said = error_of(zipped(tmp_path / "e.csv.zip", members))
-    assert "zip archive of 2 files" in said and "unpack it" in said
-    assert "a.csv" in said and "b.csv" in said
+    message = error_of(zipped(tmp_path / "e.csv.zip", members))
+    assert "zip archive of 2 files" in message and "unpack it" in message
+    assert "a.csv" in message and "b.csv" in message
 
 
 def test_empty_zip_archive_is_refused(tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def test_truncated_file_is_an_error(pack: str, cut: float, tmp_path: Path) -> No
     whole = path.read_bytes()
     kept = len(whole) - cut if cut >= 1 else int(len(whole) * cut)
     path.write_bytes(whole[: int(kept)])
-    said = error_of(str(path))
-    assert "cannot be read" in said and "complete" in said and path.name in said
+    message = error_of(str(path))
+    assert "cannot be read" in message and "complete" in message and path.name in message
 
 
 def test_damage_inside_a_compressed_file_is_an_error(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_damage_inside_a_compressed_file_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_other_compressions_are_named(head: bytes, kind: str, tmp_path: Path) -> None:
-    said = error_of(write(tmp_path / "e.csv", head + b"\0" * 50))
-    assert f"compressed with {kind}" in said and ".gz, .zst, and .zip" in said
+    message = error_of(write(tmp_path / "e.csv", head + b"\0" * 50))
+    assert f"compressed with {kind}" in message and ".gz, .zst, and .zip" in message
 
 
 def test_compressed_parquet_is_named(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ DELIMITED = {
         text("e.csv", PLAIN.replace("\n", "\r")), (AB, refused("e.csv", "line|header"))
     ),
     "two kinds of line end": Case(text("e.csv", "user_id,item_id\r\na,1\nb,2\r\n"), (AB,)),
-    "no line end at the end": Case(text("e.csv", PLAIN.rstrip()), (AB,)),
+    "last line without a line end": Case(text("e.csv", PLAIN.rstrip()), (AB,)),
     "blank lines": Case(text("e.csv", "user_id,item_id\n\na,1\n\n\nb,2\n\n"), (AB,)),
     "semicolon, named": Case(text("e.csv", PLAIN.replace(",", ";")), (AB,), {"separator": ";"}),
     "bar, named": Case(text("e.csv", PLAIN.replace(",", "|")), (AB,), {"separator": "|"}),
@@ -167,7 +167,7 @@ DELIMITED = {
     "only ambiguous cases": Case(
         text("e.csv", "User_id,USER_ID,item_id\na,x,1\n"), (refused("user_id", "rename"),)
     ),
-    "a name twice": Case(
+    "a repeated name": Case(
         text("e.csv", "user_id,item_id,user_id\na,1,x\n"), (refused("user_id", "twice"),)
     ),
     "headerless, named": Case(text("e.csv", "a,1\nb,2\n"), (AB,), NAMES),
@@ -186,10 +186,10 @@ DELIMITED = {
         ),
         {"rename": {"7": "user_id", "1": "item_id"}},
     ),
-    "columns beside a header": Case(
+    "columns next to a header": Case(
         text("e.csv", PLAIN), (AB, refused("header", "data.source")), NAMES
     ),
-    "columns beside a header in capitals": Case(
+    "columns next to a header in capitals": Case(
         text("e.csv", PLAIN.replace("user_id", "USER_ID")),
         (AB, refused("header", "data.source")),
         NAMES,
@@ -232,7 +232,7 @@ DELIMITED = {
         (rows(bad=1, reason="number", value=[]),),
         {"separator": ";"},
     ),
-    "bytes of zero": Case(
+    "zero bytes": Case(
         text("e.csv", "user_id,item_id\na\0,1\nb,2\n"), (refused("e.csv", "binary|zero"),)
     ),
     "ids keep their digits": Case(
@@ -242,7 +242,7 @@ DELIMITED = {
     "an id of 30 digits": Case(
         text("e.csv", f"user_id,item_id\n{'9' * 30},1\n"), (rows(user_id=["9" * 30]),)
     ),
-    "absent ids": Case(
+    "missing ids": Case(
         text("e.csv", "user_id,item_id\nnan,1\nNone,2\nNULL,3\nNA,4\n,5\nb,2\n"),
         (rows(user_id=["b"], bad=5, reason="missing user_id"),),
     ),
@@ -251,7 +251,7 @@ DELIMITED = {
         (rows(user_id=["None", "b"]),),
         {"absent": []},
     ),
-    "a dash for absent, named": Case(
+    "a dash for missing values, named": Case(
         text("e.csv", "user_id,item_id,value\na,1,-\nb,2,3\n"),
         (rows(value=[1.0, 3.0]),),
         {"absent": ["-"]},
@@ -260,7 +260,7 @@ DELIMITED = {
 
 CONTAINERS = {
     "zip": Case(zipped(("e.csv", PLAIN)), (AB,)),
-    "zip of two unlike files": Case(
+    "zip of two different files": Case(
         zipped(("e.csv", PLAIN), ("readme.pdf", "x")),
         (AB, refused("e.csv.zip", "readme.pdf|2 files|several")),
     ),
@@ -289,7 +289,7 @@ CONTAINERS = {
         (refused("e.csv.gz", "gzip|whole|cut|truncated"),),
         NAMES,
     ),
-    "plain text called gz": Case(text("e.csv.gz", PLAIN), (AB, refused("e.csv.gz", "gzip"))),
+    "plain text named gz": Case(text("e.csv.gz", PLAIN), (AB, refused("e.csv.gz", "gzip"))),
     "zstd": Case(compressed("e.csv.zst", PLAIN, "zstd"), (AB,)),
     "a partition of a folder": Case(
         lambda: {
@@ -374,7 +374,7 @@ JSON = {
         ),
         (AB, refused("e.json", "array|one object in each line")),
     ),
-    "an array over many lines": Case(
+    "an array on many lines": Case(
         text(
             "e.json",
             json.dumps([{"user_id": "a", "item_id": 1}, {"user_id": "b", "item_id": 2}], indent=1),
@@ -402,7 +402,7 @@ PARQUET = {
         parquet(user_id=pa.array([2**64 - 1], pa.uint64()), item_id=["1"]),
         (rows(user_id=[str(2**64 - 1)]),),
     ),
-    "float ids with holes": Case(
+    "float ids with missing values": Case(
         parquet(user_id=pa.array([12346.0, None, float("nan")]), item_id=["1", "2", "3"]),
         (rows(user_id=["12346"], bad=2, reason="missing user_id"),),
     ),
@@ -415,7 +415,7 @@ PARQUET = {
         (rows(user_id=[str(BIG)]),),
     ),
     "ids of bytes": Case(parquet(user_id=pa.array([b"a", b"b"]), item_id=["1", "2"]), (AB,)),
-    "coded ids": Case(
+    "dictionary-encoded ids": Case(
         parquet(
             user_id=pa.array(["a", "b"]).dictionary_encode(), item_id=pa.array([1, 2], pa.int8())
         ),
@@ -433,7 +433,7 @@ PARQUET = {
         ),
         (rows(timestamp=[datetime(2020, 11, 27, 21, 51, 13, 123456, UTC)]),),
     ),
-    "another zone": Case(
+    "another time zone": Case(
         parquet(
             user_id=["a"],
             item_id=["1"],
@@ -482,13 +482,13 @@ TIMES = {
     "ISO": _time("2020-11-27T21:51:13Z", MOMENT),
     "ISO with an offset": _time("2020-11-27T22:51:13+0100", MOMENT),
     "ISO with a comma": _time("2020-11-27 21:51:13,000", MOMENT),
-    "a day": _time("2020-11-27", DAY),
-    "digits of a day": _time("20201127", DAY),
-    "digits of a second": _time("20201127215113", MOMENT),
-    "a day of a form": _time("27/11/2020", DAY, {"time_format": "%d/%m/%Y"}),
-    "a day without its form": _time("27/11/2020", None),
-    "an impossible day": _time("2020-13-45", None),
-    "a day of a spreadsheet": _time("44162", None),
+    "a date": _time("2020-11-27", DAY),
+    "a date of digits": _time("20201127", DAY),
+    "a time of digits": _time("20201127215113", MOMENT),
+    "a date in a given format": _time("27/11/2020", DAY, {"time_format": "%d/%m/%Y"}),
+    "a date without its format": _time("27/11/2020", None),
+    "an impossible date": _time("2020-13-45", None),
+    "a date of a spreadsheet": _time("44162", None),
     "a word": _time("yesterday", None),
 }
 

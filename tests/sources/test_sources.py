@@ -496,8 +496,8 @@ def test_hetrec_triples(tmp_path: Path) -> None:
         ("10", None),
         ("11", "0"),
     ]
-    told = read(source, "knowledge")
-    assert [(r["head"], r["relation"], r["tail"], r["_reason"]) for r in told.to_pylist()] == [
+    triples = read(source, "knowledge")
+    assert [(r["head"], r["relation"], r["tail"], r["_reason"]) for r in triples.to_pylist()] == [
         ("0", "music.artist.origin", "7", None),
         ("1", None, "7", "missing relation"),
     ]

@@ -172,10 +172,10 @@ def words_of_own_topic(source: SyntheticSource) -> float:
 
 
 def test_text_predicts_the_topic() -> None:
-    told = [words_of_own_topic(world(text=knob)) for knob in (0.0, 0.5, 1.0)]
-    assert told[0] == pytest.approx(1 / 12, abs=0.04)
-    assert 0.4 < told[1] < 0.7
-    assert told[2] == 1.0
+    shares = [words_of_own_topic(world(text=knob)) for knob in (0.0, 0.5, 1.0)]
+    assert shares[0] == pytest.approx(1 / 12, abs=0.04)
+    assert 0.4 < shares[1] < 0.7
+    assert shares[2] == 1.0
     for knob, low, high in ((1.0, 0.4, 1.0), (0.0, 0.0, 0.12)):
         source = world(text=knob)
         users, items = events(source)
@@ -211,9 +211,9 @@ def test_friends_share_taste(knob: float) -> None:
     planted = world_of(source)
     pairs = [friends(planted, bundle) for bundle in range(planted.num_bundles)]
     one, other = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
-    stranger = np.random.default_rng(0).permutation(other)
+    random_users = np.random.default_rng(0).permutation(other)
     among_friends, among_strangers = (
-        (liked[one] * liked[them]).sum(1).mean() for them in (other, stranger)
+        (liked[one] * liked[them]).sum(1).mean() for them in (other, random_users)
     )
     if knob:
         assert among_friends > 4 * among_strangers
@@ -236,7 +236,7 @@ def steps(source: SyntheticSource) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([w.users_E for w in found]), np.concatenate([w.items_E for w in found])
 
 
-def everybody(source: SyntheticSource, name: str) -> np.ndarray:
+def of_all_users(source: SyntheticSource, name: str) -> np.ndarray:
     """One column of the tastes of all users."""
     planted = world_of(source)
     return np.concatenate(
@@ -256,16 +256,16 @@ def test_triples_give_the_owner_that_a_user_likes(knob: float, low: float, high:
         "owned by",
         "based in",
     }
-    told = {(fact["relation"], fact["head"]): fact["tail"] for fact in facts.to_pylist()}
+    tails = {(fact["relation"], fact["head"]): fact["tail"] for fact in facts.to_pylist()}
     entities = table(source, "items").column("entity_id").to_pylist()
-    owners = [told["owned by", told["made by", entity]] for entity in entities]  # two hops
+    owners = [tails["owned by", tails["made by", entity]] for entity in entities]  # two hops
     users, items = steps(source)
     planted = world_of(source)
     owner_N = planted.owner_S[planted.studio_N]
     is_true = np.array([int(name.rsplit("-")[-1]) for name in owners]) == owner_N
     assert low <= is_true.mean() <= high  # chance: 1 of 12; knob 0.5: 0.25 and what chance adds
     if knob != 0.5:
-        follows = owner_N[items] == everybody(source, "owner_U")[users]
+        follows = owner_N[items] == of_all_users(source, "owner_U")[users]
         assert (follows.mean() > 0.6) if knob else (follows.mean() < 0.14)
         assert share_of_same_user(users, planted.studio_N[items]) < 0.2  # any studio of the owner
 
@@ -284,7 +284,7 @@ def test_mix_of_topics_determines_the_stratum(knob: float) -> None:
     counts_UT = np.zeros((source.num_users, source.num_topics))
     np.add.at(counts_UT, (users, told_N[items]), 1)
     nearest = counts_UT[:, planted.mix_SM].sum(axis=2).argmax(axis=1)
-    stratum_U = everybody(source, "stratum_U")
+    stratum_U = of_all_users(source, "stratum_U")
     assert ((nearest == stratum_U).mean() > 0.8) if knob else ((nearest == stratum_U).mean() < 0.2)
     on_shelf = (planted.shelf_N[items] == stratum_U[users]).mean()
     assert (0.35 < on_shelf < 0.65) if knob else (on_shelf < 0.16)
@@ -325,8 +325,8 @@ def test_only_crosses_of_attributes_determine_the_segment(knob: float) -> None:
     goods = table(source, "items").to_pylist()
     pair = np.searchsorted([7, 21, 62], [row["price"] for row in goods])
     half = np.array([min(row["labels"]) for row in goods]) // LABELS
-    told = (2 * pair + half == planted.segment_N).mean()
-    assert (told > 0.9) if knob else (told < 0.16)
+    share = (2 * pair + half == planted.segment_N).mean()
+    assert (share > 0.9) if knob else (share < 0.16)
 
 
 @pytest.mark.parametrize("knob", [0.0, 1.0])
@@ -338,7 +338,7 @@ def test_images_predict_the_style(knob: float) -> None:
     likeness = image @ image.T
     np.fill_diagonal(likeness, -np.inf)
     same = planted.style_N[likeness.argmax(axis=1)] == planted.style_N
-    liked = planted.style_N[items] == everybody(source, "style_U")[users]
+    liked = planted.style_N[items] == of_all_users(source, "style_U")[users]
     if knob:
         assert same.mean() > 0.9 and liked.mean() > 0.6
     else:

@@ -88,8 +88,8 @@ def test_run_resumes_after_driver_is_killed_in_prepare_and_in_an_epoch(
             lambda: str(command.process.pid) in (run / ".lock").read_text(), "a locked folder"
         )
         with Command("evaluate", config) as second:
-            said = second.ends(2)
-        assert said.count("\n") == 1 and "is in use by `recsys run`, process" in said, said
+            printed = second.ends(2)
+        assert printed.count("\n") == 1 and "is in use by `recsys run`, process" in printed, printed
         command.when(lambda: reached(run, 2), "the middle of an epoch")
         command.kill()
     assert not list(tmp_path.glob("run/dataset.writing-*")), (

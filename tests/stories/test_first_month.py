@@ -82,20 +82,21 @@ class Shop:
         """Run a command of the page and return its output; it must end with 0 and print what the
         page shows."""
         self.number += 1
-        said, code = (self.folder / f"{name}-{self.number}" for name in ("said", "code"))
+        output_file, code = (self.folder / f"{name}-{self.number}" for name in ("output", "code"))
         command = step.command.replace("8000", str(self.port))
         assert self.shell.stdin is not None
         self.shell.stdin.write(
-            f"{{ {command}\n}} > {said} 2>&1; echo $? > {code}.writing; mv {code}.writing {code}\n"
+            f"{{ {command}\n}} > {output_file} 2>&1; echo $? > {code}.writing;"
+            f" mv {code}.writing {code}\n"
         )
         self.shell.stdin.flush()
         deadline = time.monotonic() + _WAIT
         while not code.exists():
             assert time.monotonic() < deadline and self.shell.poll() is None, (
-                f"{command}\n{said.read_text()}"
+                f"{command}\n{output_file.read_text()}"
             )
             time.sleep(0.1)
-        output = said.read_text(encoding="utf-8")
+        output = output_file.read_text(encoding="utf-8")
         assert code.read_text().strip() == "0", f"{command}\n{output}\n{self.log()}"
         printed = {without_numbers(line) for line in output.splitlines()}
         for line in step.shown:
@@ -141,17 +142,17 @@ def same(one: str, other: str) -> bool:
 
 # --------------------------------------------------------------------------- what each day promises
 
-Said = dict[str, list[str]]  # heading → what its commands printed
+Outputs = dict[str, list[str]]  # heading → what its commands printed
 
 
-def first_model(shop: Shop, said: Said, now: list[str]) -> None:
+def first_model(shop: Shop, outputs: Outputs, now: list[str]) -> None:
     assert shop.events("03-14") == shop.rows(*range(1, 15))
     metrics = json.loads((shop.folder / "runs/03-14/metrics.json").read_text(encoding="utf-8"))
     assert all(found["low"] > 0 for found in metrics["comparison"]["against"].values())
     assert shop.promotion("03-14")["decision"] == "promoted"
 
 
-def rules(shop: Shop, said: Said, now: list[str]) -> None:
+def rules(shop: Shop, outputs: Outputs, now: list[str]) -> None:
     plain, ruled = json.loads(now[3]), json.loads(now[4])
     items = {row["item_id"]: row for row in shop.table("items.csv")}
     allowed = {
@@ -184,7 +185,7 @@ def rules(shop: Shop, said: Said, now: list[str]) -> None:
         assert explained["sentence"] and {one["item_id"] for one in explained["items"]} <= had
 
 
-def sold_out(shop: Shop, said: Said, now: list[str]) -> None:
+def sold_out(shop: Shop, outputs: Outputs, now: list[str]) -> None:
     similar, before, reply, after = (json.loads(answer) for answer in now)
     assert len(similar["item_ids"]) == 3 and "p-062" not in similar["item_ids"]
     assert len(before["item_ids"]) == 150 and "p-015" in before["item_ids"]
@@ -192,7 +193,7 @@ def sold_out(shop: Shop, said: Said, now: list[str]) -> None:
     assert after["item_ids"] == [item for item in before["item_ids"] if item != "p-015"]
 
 
-def a_day_more(shop: Shop, said: Said, now: list[str]) -> None:
+def a_day_more(shop: Shop, outputs: Outputs, now: list[str]) -> None:
     assert shop.events("03-15") == shop.events("03-14") + shop.rows(15)
     dataset = PreparedDataset(str(shop.folder / "runs/03-15/dataset"))
     assert [file["name"] for file in dataset.manifest.store["readings"][-1]["files"]] == [
@@ -215,7 +216,7 @@ def a_day_more(shop: Shop, said: Said, now: list[str]) -> None:
     )
 
 
-def other_ids(shop: Shop, said: Said, now: list[str]) -> None:
+def other_ids(shop: Shop, outputs: Outputs, now: list[str]) -> None:
     assert (
         "unknown item" in now[1] and "2026-03-16.csv, row 2" in now[1] and "Traceback" not in now[1]
     )
@@ -227,19 +228,19 @@ def other_ids(shop: Shop, said: Said, now: list[str]) -> None:
     assert quarantine.num_rows == sum(
         row["item_id"].startswith("SKU") for row in shop.table("days/2026-03-16.csv")
     )
-    assert same(now[-1], said["15 March: one more day"][-1]), "the champion keeps serving"
+    assert same(now[-1], outputs["15 March: one more day"][-1]), "the champion keeps serving"
 
 
-def bots(shop: Shop, said: Said, now: list[str]) -> None:
+def bots(shop: Shop, outputs: Outputs, now: list[str]) -> None:
     drift = shop.bundle("03-17").info.extra["drift"]
     assert drift["popularity_shift"] > 0.5 and drift["unknown_items"] == 0
     record = shop.promotion("03-17")
     assert record["decision"] == "refused" and record["champion"]["version"] == "2"
     assert any(check["name"] == "drift" and not check["passed"] for check in record["checks"])
-    assert "Traceback" not in now[2] and same(now[-1], said["15 March: one more day"][-1])
+    assert "Traceback" not in now[2] and same(now[-1], outputs["15 March: one more day"][-1])
 
 
-def corrected(shop: Shop, said: Said, now: list[str]) -> None:
+def corrected(shop: Shop, outputs: Outputs, now: list[str]) -> None:
     assert shop.events("03-18") == shop.events("03-15") + shop.rows(16, 17, 18)
     bundle = shop.bundle("03-18")
     assert (
@@ -254,17 +255,19 @@ def corrected(shop: Shop, said: Said, now: list[str]) -> None:
         record["decision"] == "promoted"
         and record["comparison"]["low"] > -0.05 * record["comparison"]["champion"]
     )
-    assert not same(now[-1], said["15 March: one more day"][-1]), "three days have changed the list"
+    assert not same(now[-1], outputs["15 March: one more day"][-1]), (
+        "three days have changed the list"
+    )
 
 
-def back_again(shop: Shop, said: Said, now: list[str]) -> None:
-    assert same(now[-1], said["15 March: one more day"][-1]), (
+def back_again(shop: Shop, outputs: Outputs, now: list[str]) -> None:
+    assert same(now[-1], outputs["15 March: one more day"][-1]), (
         "the former version gives the same answer as before"
     )
     assert shop.promotion("03-18")["decision"] == "rolled back"
 
 
-def forgotten(shop: Shop, said: Said, now: list[str]) -> None:
+def forgotten(shop: Shop, outputs: Outputs, now: list[str]) -> None:
     assert "nothing found" in now[1] and CUSTOMER not in now[1]
     (path,) = (shop.folder / "runs/03-15/forgotten").glob("proof-*.json")
     proof = json.loads(path.read_text(encoding="utf-8"))
@@ -283,16 +286,16 @@ def forgotten(shop: Shop, said: Said, now: list[str]) -> None:
     assert json.loads(now[-1])["source"] == "popularity", "the server has no data of this user"
 
 
-def life_goes_on(shop: Shop, said: Said, now: list[str]) -> None:
+def life_goes_on(shop: Shop, outputs: Outputs, now: list[str]) -> None:
     days = [row for day in range(16, 21) for row in shop.table(f"days/2026-03-{day:02d}.csv")]
-    theirs = sum(row["user_id"] == CUSTOMER for row in days)
-    assert theirs > 0, "the files name the customer"
-    assert shop.events("03-20") == shop.events("03-15") + len(days) - theirs
+    num_of_customer = sum(row["user_id"] == CUSTOMER for row in days)
+    assert num_of_customer > 0, "the files name the customer"
+    assert shop.events("03-20") == shop.events("03-15") + len(days) - num_of_customer
     assert holding(shop.folder / "runs", CUSTOMER) == []
     assert shop.promotion("03-20")["decision"] == "promoted"
 
 
-CHECKS: dict[str, Callable[[Shop, Said, list[str]], None]] = {
+CHECKS: dict[str, Callable[[Shop, Outputs, list[str]], None]] = {
     "14 March: the first model": first_model,
     "14 March, evening: requests with rules": rules,
     "14 March, night: sold out": sold_out,
@@ -382,8 +385,8 @@ def test_first_month_of_a_shop_runs_as_the_page_says(tmp_path: Path) -> None:
     """Train, serve, rules, stock, update, two damaged days, a rollback, and a customer who is
     forgotten."""
     (tmp_path / "shop.yaml").write_text(configuration(), encoding="utf-8")
-    said: Said = {}
+    outputs: Outputs = {}
     with shop_in(tmp_path) as shop:
         for heading, steps in parts().items():
-            said[heading] = [shop.run(step) for step in steps]
-            CHECKS[heading](shop, said, said[heading])
+            outputs[heading] = [shop.run(step) for step in steps]
+            CHECKS[heading](shop, outputs, outputs[heading])

@@ -56,8 +56,8 @@ def events(name: str, content: bytes) -> list[tuple[str | None, str | None]]:
 
 
 def test_carriage_return_in_a_header_is_a_space() -> None:
-    said = tables_of(CanonicalSource(events=[write("h.csv", b"user_id\rx,item_id\nu,i\n")]))
-    assert isinstance(said, str) and "lacks 'user_id'" in said and "'user_id x'" in said
+    refusal = tables_of(CanonicalSource(events=[write("h.csv", b"user_id\rx,item_id\nu,i\n")]))
+    assert isinstance(refusal, str) and "lacks 'user_id'" in refusal and "'user_id x'" in refusal
 
 
 def test_short_row_with_invalid_bytes_prints_no_traceback() -> None:
@@ -106,8 +106,8 @@ def test_half_a_character_in_a_key_makes_a_bad_row() -> None:
 def test_file_named_gz_without_gzip_content_is_refused(name: str) -> None:
     path = write(name, b"u1 a b\n")
     source = SequencesSource(events=path) if "txt" in name else CanonicalSource(events=[path])
-    said = tables_of(source)
-    assert isinstance(said, str) and name in said and "gzip" in said
+    refusal = tables_of(source)
+    assert isinstance(refusal, str) and name in refusal and "gzip" in refusal
 
 
 def test_file_truncated_after_its_header_is_refused() -> None:
@@ -116,8 +116,12 @@ def test_file_truncated_after_its_header_is_refused() -> None:
 
     lines = "".join(f"u{random.Random(n).getrandbits(60)},i\n" for n in range(120_000))
     whole = gzip.compress(b"user_id,item_id\n" + lines.encode(), 1)
-    said = tables_of(CanonicalSource(events=[write("cut.csv.gz", whole[:-2000])]))
-    assert isinstance(said, str) and "cut.csv.gz cannot be read" in said and "not complete" in said
+    refusal = tables_of(CanonicalSource(events=[write("cut.csv.gz", whole[:-2000])]))
+    assert (
+        isinstance(refusal, str)
+        and "cut.csv.gz cannot be read" in refusal
+        and "not complete" in refusal
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,8 +160,10 @@ def test_parquet_texts_with_invalid_utf8_are_refused() -> None:
     path = write("texts.parquet", b"")
     wrong = pa.array([b"u", b"\xff"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"user_id": wrong, "item_id": ["i", "i"]}), path)
-    said = tables_of(CanonicalSource(events=[path]))
-    assert isinstance(said, str) and "texts.parquet: row group 0" in said and "UTF8" in said
+    refusal = tables_of(CanonicalSource(events=[path]))
+    assert (
+        isinstance(refusal, str) and "texts.parquet: row group 0" in refusal and "UTF8" in refusal
+    )
 
 
 # a column with a histogram of repetition levels that is too long

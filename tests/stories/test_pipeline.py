@@ -136,10 +136,10 @@ def test_first_model_below_its_baseline_is_registered_and_used_by_its_number(wor
         f"below the baseline {best}"
         in client.get_model_version("tiny", str(registered["version"])).tags["minimum.why"]
     )
-    said = (world / "run" / "run.log").read_text()
-    (line,) = [line for line in said.splitlines() if "without an alias:" in line]
+    log = (world / "run" / "run.log").read_text()
+    (line,) = [line for line in log.splitlines() if "without an alias:" in line]
     assert f"below the baseline {best}" in line and f"use it by its number, {uri}" in line
-    assert registered["by_hand"] in line and f"without an alias (see above): {uri}" in said
+    assert registered["by_hand"] in line and f"without an alias (see above): {uri}" in log
     assert (resolve(uri, registered["tracking"]) / "bundle.json").is_file()
 
 
@@ -243,19 +243,19 @@ def test_recommend_writes_a_list_for_every_user(world: Path) -> None:
 def test_answers_to_requests_leave_the_lists_of_all_users_as_they_are(
     world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    everybody = (world / "run" / "recommendations.parquet").read_bytes()
-    asked = tmp_path / "new users.jsonl"
-    asked.write_text('{"user_id": "nobody", "k": 3}\n')
-    words = ["recommend", "--config", str(world / "tiny.yaml"), "--requests", str(asked)]
+    all_lists = (world / "run" / "recommendations.parquet").read_bytes()
+    requests = tmp_path / "new users.jsonl"
+    requests.write_text('{"user_id": "nobody", "k": 3}\n')
+    words = ["recommend", "--config", str(world / "tiny.yaml"), "--requests", str(requests)]
     assert main(words) == 0
     own = world / "run" / "answers" / "new users.parquet"
-    assert f"in {own}" in (said := capfd.readouterr()).out
-    assert said.err == "", "Ray prints no line of its own"
+    assert f"in {own}" in (printed := capfd.readouterr()).out
+    assert printed.err == "", "Ray prints no line of its own"
     assert pq.read_table(own).column("user_id").to_pylist() == ["nobody"] * 3
     assert main([*words, "--out", str(tmp_path / "made" / "lists.parquet")]) == 0
     assert pq.read_table(tmp_path / "made" / "lists.parquet").equals(pq.read_table(own))
     assert main([*words, "--out", str(tmp_path)]) == 2
-    assert (world / "run" / "recommendations.parquet").read_bytes() == everybody
+    assert (world / "run" / "recommendations.parquet").read_bytes() == all_lists
 
 
 def test_model_of_other_data_is_refused(world: Path) -> None:

@@ -449,7 +449,7 @@ def test_hashes_do_not_depend_on_the_process() -> None:
         " string_hashes(pa.array(['a', 'é', None])); print(h.tolist(), uniform(h, h[::-1],"
         " 7).tolist())"
     )
-    said = {
+    hashes = {
         subprocess.run(
             [sys.executable, "-c", code],
             env={"PYTHONHASHSEED": seed},
@@ -459,7 +459,7 @@ def test_hashes_do_not_depend_on_the_process() -> None:
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(said) == 1
+    assert len(hashes) == 1
 
 
 # ------------------------------------------------------------------------------------------ metrics
@@ -516,9 +516,9 @@ def test_list_metrics_are_their_formulas(lists: list[list[int]], seed: int) -> N
         for row, listed in enumerate(cut):
             bits = sum(-math.log2(chance[item]) for item in listed) / max(len(listed), 1)
             cosines = [float(unit[a] @ unit[b]) for a in listed for b in listed if a != b]
-            apart = 1 - sum(cosines) / len(cosines) if cosines else 0.0
+            distance = 1 - sum(cosines) / len(cosines) if cosines else 0.0
             assert found[f"novelty@{k}"][row] == pytest.approx(bits)  # type: ignore[index]
-            assert found[f"diversity@{k}"][row] == pytest.approx(apart, abs=1e-9)  # type: ignore[index]
+            assert found[f"diversity@{k}"][row] == pytest.approx(distance, abs=1e-9)  # type: ignore[index]
 
 
 # ------------------------------------------------------------------------------------------- fusion

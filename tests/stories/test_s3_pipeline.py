@@ -132,8 +132,8 @@ def test_pipeline_on_s3_equals_pipeline_on_local_disk(tmp_path: Path, bucket: st
     remote["data"]["dir"] = f"{bucket}/sets/tiny"
     remote["tracking"]["artifacts"] = f"{bucket}/mlflow"
     recsys("run", local, tmp_path / "a")
-    said = recsys("run", remote, tmp_path / "b")
-    assert f"report      {bucket}/runs/one/report.html" in said
+    printed = recsys("run", remote, tmp_path / "b")
+    assert f"report      {bucket}/runs/one/report.html" in printed
 
     found = objects(f"{bucket}/runs/one")
     for name in (
@@ -200,7 +200,8 @@ def test_pipeline_on_s3_equals_pipeline_on_local_disk(tmp_path: Path, bucket: st
     secret = b"word-that-nobody-may-read"
     assert not any(secret in read_bytes(f"{bucket}/{name}") for name in objects(bucket))
     assert (
-        secret not in (tmp_path / "remote/mlflow.db").read_bytes() and secret.decode() not in said
+        secret not in (tmp_path / "remote/mlflow.db").read_bytes()
+        and secret.decode() not in printed
     )
 
 
@@ -261,10 +262,10 @@ def test_update_appends_a_day_and_forget_removes_a_user_on_s3(
     assert "recommendations.parquet" in holding(f"{bucket}/runs/two", b"u17"), (
         "another run folder is not touched"
     )
-    said = recsys(
+    printed = recsys(
         "forget", tree, tmp_path / "e", "--user", "u17", "--run.dir", f"{bucket}/runs/two"
     )
-    assert "nothing found" in said and "forgotten/proof-" in said
+    assert "nothing found" in printed and "forgotten/proof-" in printed
     for run in ("one", "two"):
         assert holding(f"{bucket}/runs/{run}", b"u17") == []
         (proof,) = [

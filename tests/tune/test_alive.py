@@ -159,10 +159,10 @@ def test_trial_that_waits_for_a_process_is_mentioned_at_intervals() -> None:
     clock = Clock()
     pulse = clock.pulse(100)
     pulse.begin("a", "key")
-    told = []
+    times = []
     for clock.now in range(0, 350, 10):  # noqa: B020
-        told += [clock.now] if pulse.waits("a") is not None else []
-    assert told == [110, 220, 330]
+        times += [clock.now] if pulse.waits("a") is not None else []
+    assert times == [110, 220, 330]
 
 
 def test_computing_thread_publishes_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,7 @@ def test_lists_come_from_the_best_of_each_granularity_and_ties_keep_their_order(
         item_vectors_ND=items_ND,
         names=["a", "b"],
         popularity_N=torch.arange(4.0),
-        unit_contributions=lambda asked: Parts(z_QKD, torch.ones(1, 2), {}),
+        unit_contributions=lambda _: Parts(z_QKD, torch.ones(1, 2), {}),
     )
     cache: ScoreCache = build_cache(model, queries, True, 1)  # type: ignore[arg-type]
     assert sorted(cache.pool_QP[0].tolist()) == [0, 1] and cache.scores_QKP[0, :, -1].tolist() == [
@@ -187,7 +187,7 @@ def test_lists_come_from_the_best_of_each_granularity_and_ties_keep_their_order(
     none, whole = cache.lists(torch.zeros(1, 2), 3)
     assert (none.items_QL.tolist(), whole) == ([[2, 1, 0]], 1)
     every = build_cache(model, queries, True, 4)  # type: ignore[arg-type]
-    order = rank(SimpleNamespace(scores=lambda asked: torch.tensor([[3.0, 3, 2, 0]])), queries, 4)  # type: ignore[arg-type]
+    order = rank(SimpleNamespace(scores=lambda _: torch.tensor([[3.0, 3, 2, 0]])), queries, 4)  # type: ignore[arg-type]
     tied, whole = every.lists(torch.tensor([[1.0, 1.0]]), 4)
     assert (
         tied.items_QL[0, 1:3].tolist() == order.items_BK[0, :2].tolist()
@@ -353,8 +353,8 @@ def test_command_registers_better_weights_as_a_challenger(tmp_path: Path, capsys
     command = ["tune", "--config", str(tmp_path / "c.yaml")]
     assert main([*command, "--dry-run"]) == 0 and "fusion/report.html" in capsys.readouterr().out
     assert main(command) == 0
-    said = capsys.readouterr().out
-    assert "registered with the chosen weights" in said and "validation, cross-fitted" in said
+    printed = capsys.readouterr().out
+    assert "registered with the chosen weights" in printed and "validation, cross-fitted" in printed
     report = json.loads((root / "fusion/fusion.json").read_text())
     assert report["changed"] and report["gain"]["cross_fitted"]["difference"] > 0
     assert report["validation"]["largest_difference_from_cache"] == 0

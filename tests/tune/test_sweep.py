@@ -197,8 +197,10 @@ def test_sweep_with_only_failed_trials_gives_reasons_and_exit_code(
     words = _world(tmp_path, {"train.lr": {"uniform": [0.1, 0.2]}}, trials=2, seeds=1)
     words += ["--data.dir", str(swept / "run" / "dataset"), "--tracking.enabled", "false"]
     assert main(words) == code
-    said = capsys.readouterr().err
-    assert "every trial failed:\n  trial 000, 001: no luck" in said and "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert (
+        "every trial failed:\n  trial 000, 001: no luck" in printed and "Traceback" not in printed
+    )
 
 
 @pytest.mark.slow

@@ -95,11 +95,11 @@ BAD_SPACES: dict[str, tuple[Any, list[str]]] = {
         ["'rnn'", "attention"],
     ),
     "option out of range": ({"train.lr": [0.1, -1]}, ["-1", "greater than 0"]),
-    "low end": (
+    "low bound": (
         {"model.granularities.evolution.dropout": {"uniform": [-0.1, 0.5]}},
         ["-0.1", "greater than or equal"],
     ),
-    "high end": (
+    "high bound": (
         {"model.granularities.social.weight": {"uniform": [0, 1.5]}},
         ["1.5", "less than or equal to 1"],
     ),
@@ -107,26 +107,26 @@ BAD_SPACES: dict[str, tuple[Any, list[str]]] = {
         {"model.width": {"uniform": [8, 64]}},
         ["model.width", "whole number", "use int"],
     ),
-    "swapped ends": ({"train.lr": {"uniform": [0.2, 0.1]}}, ["low < high", "[0.2, 0.1]"]),
-    "one end": ({"train.lr": {"uniform": [0.2]}}, ["[low, high]"]),
-    "ends that are no numbers": ({"train.lr": {"uniform": ["a", "b"]}}, ["[low, high]"]),
-    "infinite end": ({"train.lr": {"uniform": [0.1, float("inf")]}}, ["[low, high]"]),
+    "swapped bounds": ({"train.lr": {"uniform": [0.2, 0.1]}}, ["low < high", "[0.2, 0.1]"]),
+    "one bound": ({"train.lr": {"uniform": [0.2]}}, ["[low, high]"]),
+    "bounds that are not numbers": ({"train.lr": {"uniform": ["a", "b"]}}, ["[low, high]"]),
+    "infinite bound": ({"train.lr": {"uniform": [0.1, float("inf")]}}, ["[low, high]"]),
     "logarithm of zero": ({"train.lr": {"loguniform": [0, 0.1]}}, ["above 0"]),
-    "whole ends": ({"model.width": {"int": [8.5, 16]}}, ["whole numbers"]),
+    "whole bounds": ({"model.width": {"int": [8.5, 16]}}, ["whole numbers"]),
     "unknown kind": ({"train.lr": {"normal": [0, 1]}}, ["normal", "loguniform"]),
     "two kinds": ({"train.lr": {"uniform": [0.1, 1], "choice": [1]}}, ["expected one of"]),
     "step of a choice": ({"train.lr": {"choice": [0.1, 1], "step": 1}}, ["no step"]),
     "step of a logarithm": ({"train.lr": {"loguniform": [0.1, 1], "step": 0.1}}, ["no step"]),
-    "step too long": ({"train.lr": {"uniform": [0.1, 1], "step": 2}}, ["a step above 0"]),
-    "broken step": ({"model.width": {"int": [8, 16], "step": 1.5}}, ["whole step"]),
+    "step that is too long": ({"train.lr": {"uniform": [0.1, 1], "step": 2}}, ["a step above 0"]),
+    "fractional step": ({"model.width": {"int": [8, 16], "step": 1.5}}, ["whole step"]),
     "empty choice": ({"train.lr": {"choice": []}}, ["list of values"]),
-    "same option twice": ({"train.lr": [0.1, 0.1]}, ["twice"]),
-    "same key twice": ("train.lr: [0.1, 0.2]\ntrain.lr: [0.3, 0.4]\n", ["train.lr occurs twice"]),
+    "repeated option": ({"train.lr": [0.1, 0.1]}, ["twice"]),
+    "repeated key": ("train.lr: [0.1, 0.2]\ntrain.lr: [0.3, 0.4]\n", ["train.lr occurs twice"]),
     "nothing varies": ({"model.fusion.kind": "weighted"}, ["vary nothing"]),
     "empty file": ("", ["got nothing"]),
     "a list": ("- a\n", ["got list"]),
-    "no YAML": ("a: [", ["not valid YAML"]),
-    "key that is no path": ("1: [2, 3]\n", ["1 is not a dotted path"]),
+    "invalid YAML": ("a: [", ["not valid YAML"]),
+    "key that is not a path": ("1: [2, 3]\n", ["1 is not a dotted path"]),
     "data": ({"data.split.valid": [0.1, 0.2]}, ["prepared dataset", "data.dir"]),
     "seed": ({"seed": [1, 2]}, ["tune.seeds"]),
     "another section": ({"evaluate.bootstrap": [100, 200]}, ["does not change the training"]),
@@ -360,12 +360,12 @@ def _halving(plan: Plan, min_epochs: int = 1, epochs: int = 9) -> Halving:
 
 def _is_stopped(halving: Halving, trial: Trial, epoch: int, best: float) -> bool:
     """Whether Halving stops a trial after this report."""
-    nobody: Any = None
+    unused: Any = None
     halving.search.running[trial.name] = trial
-    theirs: Any = SimpleNamespace(trial_id=trial.name)
-    halving.on_trial_add(nobody, theirs)
+    ray_trial: Any = SimpleNamespace(trial_id=trial.name)
+    halving.on_trial_add(unused, ray_trial)
     return (
-        halving.on_trial_result(nobody, theirs, {"epoch": epoch, "best": best})
+        halving.on_trial_result(unused, ray_trial, {"epoch": epoch, "best": best})
         == TrialScheduler.STOP
     )
 
@@ -625,9 +625,9 @@ def test_page_shows_every_trial_and_escapes_texts_of_users(tmp_path: Path) -> No
 
 
 def test_sweep_needs_a_local_disk() -> None:
-    nowhere: Any = None
+    unused: Any = None
     with pytest.raises(ConfigError, match="give a local --run.dir"):
-        sweep(_config(run={"dir": "s3://bucket/run"}), nowhere)
+        sweep(_config(run={"dir": "s3://bucket/run"}), unused)
 
 
 def test_default_search_is_a_sweep_of_trials() -> None:

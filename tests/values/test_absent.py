@@ -151,8 +151,8 @@ def _tails(column: Any, separator: str = "", rules: CellRules | None = None) -> 
         item_columns=["genre"], separators={"genre": separator} if separator else {}
     )
     table = pa.table({"item_id": [f"i{row}" for row in range(len(column))], "genre": column})
-    told = item_triples(table, TripleRules.of(config, table, rules or CellRules()))[1]
-    return list(told[2].to_pylist())
+    found = item_triples(table, TripleRules.of(config, table, rules or CellRules()))[1]
+    return list(found[2].to_pylist())
 
 
 def test_parts_of_a_separated_cell_are_absent_too() -> None:
