@@ -229,7 +229,7 @@ def test_only_the_first_setting_is_proposed_after_the_deadline(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "seconds"), [("20m", 1200), ("1h30m", 5400), ("90s", 90), ("2 h", 7200), ("", 0)]
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_durations_are_parsed(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
 

@@ -87,7 +87,7 @@ def test_later_overrides_win(tmp_path: Path) -> None:
         ("models:/a@b", "models:/a@b"),
     ],
 )
-def test_values_of_the_command_line(text: str, value: object) -> None:
+def test_values_of_the_command_line_are_typed(text: str, value: object) -> None:
     assert parse_value("some.key", text) == value
 
 

@@ -28,7 +28,7 @@ def clock(step: float) -> Callable[[], float]:
     return lambda: step * next(ticks)
 
 
-def test_at_most_one_line_every_ten_seconds_with_the_remaining_time() -> None:
+def test_at_most_one_line_with_the_remaining_time_is_printed_every_ten_seconds() -> None:
     lines: list[str] = []
     with reporting_to(lines.append):
         work = Pace("ranking users", 20, clock=clock(4.0))

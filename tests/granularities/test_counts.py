@@ -93,7 +93,7 @@ def test_number_with_one_quantile_has_two_bins() -> None:
     assert member_XG.tolist() == [[1, 0], [1, 0], [0, 1], [0, 0]]
 
 
-def test_profile_by_hand() -> None:
+def test_profile_equals_the_sums_by_hand() -> None:
     """Cells (20, f), (30, f), (50, m) are in use: user 0 is half in each of the first two."""
     module = ProfileCounts(ProfileConfig(**CROSSES), _sizes())
     state = module.state(VIEW, _graphs())
@@ -117,7 +117,7 @@ def test_profile_by_hand() -> None:
     )
 
 
-def test_knowledge_by_hand() -> None:
+def test_knowledge_equals_the_sums_by_hand() -> None:
     """Items 0 to 4 are entities 0 to 4; relation 0 is their genre (5, 6, 7), 1 the sequel of an
     item.
     """
@@ -198,7 +198,7 @@ def with_(dataset: PreparedDataset) -> FrozenModel:
     return train(dataset, {**BASE, "profile": {**COUNTS, "smoothing": 30.0}})
 
 
-def test_planted_profile(dataset: PreparedDataset, with_: FrozenModel) -> None:
+def test_profile_finds_its_planted_signal(dataset: PreparedDataset, with_: FrozenModel) -> None:
     """Measured: ndcg@10 .109, without .068."""
     queries = dataset.histories().queries(Split.TEST)
     found, without = ndcg(with_, queries), train_ndcg(dataset, BASE)
@@ -230,7 +230,7 @@ def test_new_user_is_ranked_by_attributes_alone(
     assert margin(known, popular) > 0.3
 
 
-def test_planted_facts(tmp_path: Path) -> None:
+def test_knowledge_finds_planted_facts(tmp_path: Path) -> None:
     """An item's facts name its owner directly, whom a user likes; few events per item. Measured:
     .108, without .059.
     """

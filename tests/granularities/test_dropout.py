@@ -9,7 +9,7 @@ from recsys.granularities.dropout import Dropout
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.9])
-def test_share_of_zeros_and_unchanged_mean(rate: float) -> None:
+def test_share_of_values_is_zero_and_the_mean_is_unchanged(rate: float) -> None:
     torch.manual_seed(0)
     dropped = Dropout(rate)(torch.ones(400, 501))
     share = float((dropped == 0).float().mean())

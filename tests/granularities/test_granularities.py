@@ -183,7 +183,7 @@ def answers(
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 class TestContract:
-    def test_shapes_and_absence(
+    def test_shapes_are_correct_and_absent_users_are_masked(
         self, name: str, options: dict[str, object], graphs: Graphs
     ) -> None:
         module = make(name, **options)
@@ -200,7 +200,7 @@ class TestContract:
         assert torch.equal(z[~present], torch.zeros_like(z[~present]))
         assert (z[present].abs().sum(1) > 0).all()
 
-    def test_finite_gradients_also_where_absent(
+    def test_gradients_are_finite_also_for_absent_users(
         self, name: str, options: dict[str, object], graphs: Graphs
     ) -> None:
         module = make(name, **options)
@@ -309,7 +309,7 @@ def test_collaborative_fold_in_equals_light_graph_convolution(graphs: Graphs) ->
     torch.testing.assert_close(z, (total_users / 5)[[0, 1, 4]])
 
 
-def test_social_mean_of_friends(graphs: Graphs) -> None:
+def test_social_is_the_mean_of_the_friends(graphs: Graphs) -> None:
     """Light convolution: the mean of the friends' mean item vectors, with the output projection."""
     module = make("social", conv="light", dropout=0.0)
     items, state = view(module, graphs)
@@ -324,7 +324,7 @@ def test_social_mean_of_friends(graphs: Graphs) -> None:
     torch.testing.assert_close(z, module.output(expected))  # type: ignore[operator]
 
 
-def test_light_knowledge_by_hand(graphs: Graphs) -> None:
+def test_light_knowledge_equals_the_result_by_hand(graphs: Graphs) -> None:
     """One hop: the mean over kinds of edge of the mean of their other ends; kind 2r ends in tails
     of relation r, kind 2r + 1 in heads.
     """

@@ -85,7 +85,7 @@ def ask(*histories: list[int]) -> Queries:
     )
 
 
-def test_sums_and_pooling_by_hand() -> None:
+def test_sums_and_pooling_equal_those_by_hand() -> None:
     """Two media along the axes: white is ±1 around the mean; w P white are summed, missing ones add
     nothing.
     """

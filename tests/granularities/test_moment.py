@@ -28,7 +28,7 @@ SIZES = ModelSizes(
 )
 
 
-def test_hours_weekdays_and_context_by_hand() -> None:
+def test_hours_weekdays_and_context_equal_those_by_hand() -> None:
     histories = replace(
         Histories.of_items([[0, 1], [0]], [0, 1]),
         times_E=np.array([MONDAY + 5 * HOUR, MONDAY + DAY + 5 * HOUR, MONDAY + 20 * HOUR]),

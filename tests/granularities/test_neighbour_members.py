@@ -81,7 +81,7 @@ def test_event_weights_depend_on_position_and_age() -> None:
     )
 
 
-def test_item_knn_by_hand() -> None:
+def test_item_knn_equals_the_sums_by_hand() -> None:
     module = ItemKnn(
         ItemKnnConfig(neighbours=2, shrinkage=1.0, recency=1.0, half_life="none"), SIZES
     )

@@ -362,7 +362,7 @@ def test_sections_need_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_loss_from_another_package(importable: Path, shop: PreparedDataset) -> None:
+def test_loss_from_another_package_is_used(importable: Path, shop: PreparedDataset) -> None:
     """By path and by entry point, with its own settings; invalid settings are refused before
     anything starts.
     """
@@ -387,7 +387,7 @@ def test_loss_from_another_package(importable: Path, shop: PreparedDataset) -> N
         trained(config_of(shop, loss={"kind": "hinge:Missing"}), shop)
 
 
-def test_source_from_another_package(importable: Path, tmp_path: Path) -> None:
+def test_source_from_another_package_is_used(importable: Path, tmp_path: Path) -> None:
     (tmp_path / "purchases.txt").write_text("ann tea\nbob milk\nann milk\n")
     source = {"kind": "ledger:LedgerSource", "path": str(tmp_path / "purchases.txt")}
     config = build_config({"data": {"source": source}})

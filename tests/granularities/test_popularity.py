@@ -62,7 +62,7 @@ def _scores(module: Popularity, days: list[float]) -> tuple[np.ndarray, list[boo
     return (z_BT @ module.own_items(state).T).numpy(), present_B.tolist()
 
 
-def test_decayed_counts_by_hand() -> None:
+def test_decayed_counts_equal_those_by_hand() -> None:
     """A half-life of two days; the stored times are days 10, 12 and 20."""
     scores_BN, present_B = _scores(_module(half_life=2, counts="events"), [10, 11, 12, 13, 21, 0])
     assert present_B == [False, True, True, True, True, True], "there are no events before day 10"

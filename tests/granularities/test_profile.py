@@ -102,7 +102,7 @@ def scores(answer: Answer, part: str | None = None) -> list[float]:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_cross_layer_by_hand(rank: int) -> None:
+def test_cross_layer_equals_the_result_by_hand(rank: int) -> None:
     """x_0 = (1, 2), x = (3, 5), W = (1, 2)ᵀ (1, 1), b = (1, −1): W x + b = (9, 15), times x_0 plus
     x = (12, 35).
     """
@@ -121,7 +121,7 @@ def test_cross_layer_by_hand(rank: int) -> None:
     assert found.tolist() == [[12.0, 35.0]]
 
 
-def test_rows_by_hand() -> None:
+def test_rows_equal_those_by_hand() -> None:
     """Embedding of the bin plus value × direction; the mean of a list's members; zero for a row
     without values.
     """

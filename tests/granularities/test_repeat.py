@@ -42,7 +42,7 @@ def histories_of(*rows: list[tuple[int, int]]) -> Histories:
     )
 
 
-def test_habits_by_hand() -> None:
+def test_habits_equal_those_by_hand() -> None:
     """Item 7 on days 1, 3 and 9 (twice), item 5 on days 1 and 9, item 6 on day 4 only."""
     one = [(7, 1), (5, 1), (7, 3), (6, 4), (7, 9), (7, 9), (5, 9)]
     histories = histories_of(one, [], [(5, 2)])
@@ -70,7 +70,7 @@ def test_habits_by_hand() -> None:
     assert habits.share == pytest.approx(3.5 / 9)
 
 
-def test_numbers_by_hand() -> None:
+def test_features_equal_those_by_hand() -> None:
     histories = histories_of([(7, 1), (7, 3), (5, 4)])
     habits = ItemHabits.of(pairs_of(histories_of([(7, 1), (7, 11)]), ALL), 8)
     pairs = pairs_of(histories, ALL)

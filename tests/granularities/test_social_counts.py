@@ -84,7 +84,7 @@ def test_only_events_of_friends_before_the_request_count() -> None:
     )
 
 
-def test_decay_and_popularity() -> None:
+def test_scores_decay_with_age_and_popularity() -> None:
     found = _scores(_module(half_life=2, popularity_damping=0.5), _batch([3, 3], [9, 0]))
     at_9 = torch.tensor([0, 3 * 2**-0.5 * 2**-0.5, 3 * 2**-2.0, 2**-2.5, 0]) / 2
     torch.testing.assert_close(found[0], at_9)

@@ -81,7 +81,7 @@ def frozen(sparse: None, dataset: PreparedDataset) -> FrozenModel:
     return model.freeze(build_graphs(dataset, Split.VALID, model))
 
 
-def test_additions_by_hand() -> None:
+def test_additions_equal_those_by_hand() -> None:
     rows, items = torch.tensor([2, 0, 2, 0]), torch.tensor([1, 3, 1, 0])
     added = SparseScores.of(rows, items, torch.tensor([1.0, 2.0, 4.0, -1.0]))
     assert added.rows_P.tolist() == [0, 0, 2] and added.items_P.tolist() == [0, 3, 1]

@@ -97,7 +97,7 @@ def test_max_users_limits_the_kept_users() -> None:
     assert present_B.any() and torch.isfinite(z_BR).all()
 
 
-def test_user_cf_serves_frozen_next_to_item_cf(tmp_path: object) -> None:
+def test_frozen_user_cf_is_served_next_to_item_cf(tmp_path: object) -> None:
     dataset = small_world(tmp_path, ordered=False)  # type: ignore[arg-type]
     on = {"enabled": True}
     sections = {"collaborative": on, "item_cf": {**on, "rank": 4}, "user_cf": {**on, "rank": 3}}

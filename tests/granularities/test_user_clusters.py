@@ -196,7 +196,7 @@ def batch_of(histories: list[list[int]]) -> Any:
     )
 
 
-def test_soft_membership_by_hand() -> None:
+def test_soft_membership_equals_the_value_by_hand() -> None:
     """d² = |u − μ|² / 2: 0 and 1 for u = (1, 0), so the gap is 1/2; u = (2, 1) / √5 is 1 − 2/√5 and
     1 − 1/√5 away.
     """
@@ -453,7 +453,7 @@ def test_update_of_strata_alone_needs_stratum_and_known_items(tmp_path: Path) ->
         refit_strata(plain, dataset, without)
 
 
-def test_measured_strata_of_given_centroids() -> None:
+def test_one_given_centroid_has_the_total_inertia_and_no_gap() -> None:
     users = some_users()
     one = Strata.of_centroids(users.of(users.active_U).mean(axis=0, keepdims=True), users)
     assert one.within_K[0] == pytest.approx(one.total, rel=1e-5) and one.gap == pytest.approx(

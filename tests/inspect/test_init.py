@@ -57,7 +57,7 @@ def share_known(table: pa.Table, key: str, events: pa.Table, of: str) -> float:
 # ------------------------------------------------------------------------------------------- shapes
 
 
-def test_movielens_100k(tmp_path: Path) -> None:
+def test_movielens_100k_is_recognised(tmp_path: Path) -> None:
     files = own.movielens_100k(tmp_path)
     _, config, tables = proposed(*files)
     assert good(tables["events"]).num_rows == tables["events"].num_rows
@@ -81,7 +81,7 @@ def test_extracts_of_the_main_file_are_left_out(tmp_path: Path) -> None:
     assert "100% of its events are in u.data" in ignored["u1.base"]
 
 
-def test_movielens_1m(tmp_path: Path) -> None:
+def test_movielens_1m_is_recognised(tmp_path: Path) -> None:
     _, config, tables = proposed(*own.movielens_1m(tmp_path))
     assert set(tables) == {"events", "items", "users"}
     assert config.data.source.separator == "::"  # type: ignore[union-attr]
@@ -89,7 +89,7 @@ def test_movielens_1m(tmp_path: Path) -> None:
     assert config.data.knowledge.separators == {"categories": "|"}
 
 
-def test_movielens_latest(tmp_path: Path) -> None:
+def test_movielens_latest_is_recognised(tmp_path: Path) -> None:
     found, config, tables = proposed(*own.movielens_latest(tmp_path))
     assert set(tables) == {"events", "items"}
     assert config.data.text.fields == ["title", "genres"]
@@ -98,7 +98,7 @@ def test_movielens_latest(tmp_path: Path) -> None:
     assert config.data.min_value is None
 
 
-def test_amazon_reviews_with_meta(tmp_path: Path) -> None:
+def test_amazon_reviews_with_meta_are_recognised(tmp_path: Path) -> None:
     _, config, tables = proposed(*own.amazon(tmp_path))
     assert set(tables) >= {"events", "items"}
     data = config.data
@@ -117,7 +117,7 @@ def test_amazon_reviews_with_meta(tmp_path: Path) -> None:
     assert renamed["overall"] == "value"
 
 
-def test_retail_invoices(tmp_path: Path) -> None:
+def test_retail_invoices_are_recognised(tmp_path: Path) -> None:
     """One file with everything; it provides the tables of items and users too."""
     _, config, tables = proposed(*own.invoices(tmp_path))
     source: Any = config.data.source
@@ -134,7 +134,7 @@ def test_retail_invoices(tmp_path: Path) -> None:
     assert config.data.split.kind == "temporal"
 
 
-def test_check_ins_with_running_counts_as_ids(tmp_path: Path) -> None:
+def test_check_ins_with_running_counts_as_ids_are_recognised(tmp_path: Path) -> None:
     """Users, places and categories are all 0, 1, 2, …: common ids distinguish them."""
     files = own.check_ins(tmp_path)
     _, config, tables = proposed(*random.Random(1).sample(files, 4))
@@ -150,7 +150,7 @@ def test_check_ins_with_running_counts_as_ids(tmp_path: Path) -> None:
     assert not config.data.text.enabled, "a latitude is not text"
 
 
-def test_shop_with_four_files_and_unusual_names(tmp_path: Path) -> None:
+def test_shop_with_four_files_and_unusual_names_is_recognised(tmp_path: Path) -> None:
     _, config, tables = proposed(*own.shop(tmp_path))
     source: Any = config.data.source
     assert source.rename["events"] == {
@@ -169,7 +169,7 @@ def test_shop_with_four_files_and_unusual_names(tmp_path: Path) -> None:
     assert share_known(tables["social"], "dst_user_id", tables["events"], "user_id") > 0.9
 
 
-def test_hive_folders(tmp_path: Path) -> None:
+def test_hive_folders_are_recognised(tmp_path: Path) -> None:
     _, config, tables = proposed(own.hive(tmp_path / "lake"))
     source: Any = config.data.source
     assert source.events == [str(tmp_path / "lake")], "one folder, not a list of its files"
@@ -177,7 +177,7 @@ def test_hive_folders(tmp_path: Path) -> None:
     assert set(tables["events"].column("event_type").to_pylist()) == {"view", "purchase"}
 
 
-def test_sequences_with_items(tmp_path: Path) -> None:
+def test_sequences_with_items_are_recognised(tmp_path: Path) -> None:
     _, config, tables = proposed(*own.sequences(tmp_path))
     assert config.data.source.kind == "sequences"
     assert (config.data.order, config.data.split.kind) == ("file", "leave-last")
@@ -185,14 +185,14 @@ def test_sequences_with_items(tmp_path: Path) -> None:
     assert pa.types.is_floating(tables["items"].schema.field("price").type)
 
 
-def test_recbole(tmp_path: Path) -> None:
+def test_recbole_is_recognised(tmp_path: Path) -> None:
     _, config, tables = proposed(own.recbole(tmp_path / "small"))
     assert config.data.source.kind == "recbole"
     assert set(tables) == {"events", "items", "users"}
     assert "genre" in (config.data.text.fields or [])
 
 
-def test_hetrec_with_held_out_pairs(tmp_path: Path) -> None:
+def test_hetrec_with_held_out_pairs_is_recognised(tmp_path: Path) -> None:
     folder = own.hetrec(tmp_path / "lastfm")
     pairs = folder / "splits" / "held-out.tsv"
     _, config, _ = proposed(folder, pairs)
@@ -204,13 +204,13 @@ def test_hetrec_with_held_out_pairs(tmp_path: Path) -> None:
     assert without.data.split.kind == "ratio"
 
 
-def test_json_arrays(tmp_path: Path) -> None:
+def test_json_arrays_are_recognised(tmp_path: Path) -> None:
     _, config, tables = proposed(*own.arrays(tmp_path))
     assert config.data.text.fields == ["name", "genres"]
     assert good(tables["events"]).num_rows == tables["events"].num_rows
 
 
-def test_single_file_of_pairs(tmp_path: Path) -> None:
+def test_single_file_of_pairs_is_recognised(tmp_path: Path) -> None:
     _, config, tables = proposed(own.one_file(tmp_path))
     assert good(tables["events"]).num_rows > 1000
     assert (config.data.order, config.data.split.kind) == ("none", "ratio")
@@ -548,7 +548,7 @@ def test_command_writes_a_file_that_loads(
     )
 
 
-def test_home_folders_and_dollars_in_paths(
+def test_home_folders_and_dollars_in_paths_are_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -122,7 +122,7 @@ def test_every_key_is_in_the_help_of_its_section(capsys: Captured) -> None:
     assert "no section 'los'; expected one of" in capsys.readouterr().err
 
 
-def test_version(capsys: Captured) -> None:
+def test_version_is_printed(capsys: Captured) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("multigrain ")
 

@@ -62,7 +62,7 @@ def test_training_that_fits_is_accepted(name: str) -> None:
     check(_config(name, ("train.num_workers", "2")), sizes, [Node(3, 0, 2 * measured << 20)])
 
 
-def test_memory_of_tables_by_hand() -> None:
+def test_memory_of_tables_equals_the_sum_by_hand() -> None:
     """1,000 items and, in tables with user rows, 50 users; weight, gradient and two moments of 4
     bytes.
     """
@@ -80,7 +80,7 @@ def test_memory_of_tables_by_hand() -> None:
     )
 
 
-def test_number_of_steps_by_hand() -> None:
+def test_number_of_steps_equals_the_count_by_hand() -> None:
     """100 users with 10 events: 4 steps of 32 per epoch. Histories of 11 events trained as windows
     of 5: 2.2 rows each.
     """
@@ -285,7 +285,7 @@ def test_data_of_unknown_size_get_no_estimate(tmp_path: Path) -> None:
     assert "after the data is prepared" in preview(config)
 
 
-def test_text_of_an_estimate() -> None:
+def test_text_of_an_estimate_names_memory_and_steps() -> None:
     text = described(_config("lastfm"), GOLDEN["lastfm"][0])
     assert text.startswith("estimate: 1.") and "GiB a worker (program" in text
     assert "steps" in text and "several times more or less" in text

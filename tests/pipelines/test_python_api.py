@@ -129,7 +129,9 @@ def test_candidates_are_respected_and_wrong_arguments_refused(
         model.recommend("user 3", candidate=allowed)
 
 
-def test_similar_items_and_reasons(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
+def test_similar_items_and_explanations_are_returned(
+    fitted: tuple[recsys.Dataset, recsys.Model],
+) -> None:
     _, model = fitted
     alike = model.similar("item 7", k=3)
     assert len(alike) == 3 and "item 7" not in set(alike.item_id)

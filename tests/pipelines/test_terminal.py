@@ -31,7 +31,7 @@ def test_control_characters_are_escaped(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["Café – 日本語 🎬", "a\nb", "plain \\x1b"])
-def test_ordinary_text_stays_as_it_is(text: str) -> None:
+def test_ordinary_text_stays_unchanged(text: str) -> None:
     assert printable(text) == text
 
 

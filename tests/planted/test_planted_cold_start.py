@@ -121,7 +121,7 @@ def test_new_item_with_text_only_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_new_users_with_friends_only_on_lastfm(
+def test_new_users_with_friends_only_beat_popularity_on_lastfm(
     real_data: Path, tmp_path: Path, ray_local: None
 ) -> None:
     """A fifth of the users have no training event; friends alone rank for them on validation, tests
@@ -196,7 +196,7 @@ def hide_artists(source: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_new_items_with_text_only_on_lastfm(
+def test_new_items_with_text_only_are_found_on_lastfm(
     real_data: Path, tmp_path: Path, ray_local: None
 ) -> None:
     """Artists without a training listen, ranked among all 17,632 by the tags of other users, for

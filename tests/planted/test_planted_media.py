@@ -42,7 +42,7 @@ def test_random_images_cost_little(tmp_path: Path) -> None:
     assert margin(*both_ndcg(dataset, {**BASE, "media": {}}, BASE)) > -0.06
 
 
-def test_users_whose_items_have_no_image_lose_nothing(tmp_path: Path) -> None:
+def test_users_with_items_without_images_lose_nothing(tmp_path: Path) -> None:
     """Half of the items lose their image; users with such items only have no vector. Paired
     bootstrap.
     """

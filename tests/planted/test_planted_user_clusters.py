@@ -56,7 +56,7 @@ def queries_of(dataset: PreparedDataset) -> Queries:
     return dataset.histories().queries(Split.TEST)
 
 
-def test_strata_help_if_strata_decide(
+def test_strata_help_if_they_determine_the_items(
     planted: PreparedDataset, model: FrozenModel, without: FrozenModel
 ) -> None:
     """Measured with two seeds: +80 %, +117 % next to collaborative; +42 %, +46 % next to
@@ -95,7 +95,7 @@ def purity(users: UserVectors, found_U: Array, truth_V: Array) -> float:
     return float(table.max(axis=1).sum() / table.sum())
 
 
-def test_strata_cost_nothing_if_they_decide_nothing(tmp_path: Path) -> None:
+def test_strata_cost_nothing_if_they_are_uninformative(tmp_path: Path) -> None:
     """Communities without text or strata; a paired bootstrap over users."""
     dataset = planted_dataset(tmp_path, {"collaborative": 1.0}, **WORLD)
     assert is_no_loss(train_ndcg(dataset, {**BASE, "stratum": {}}), train_ndcg(dataset, BASE))

@@ -123,7 +123,7 @@ def test_target_item_is_no_negative_and_popularity_is_corrected() -> None:
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-def test_retrieval_by_hand() -> None:
+def test_retrieval_metric_equals_the_value_by_hand() -> None:
     """The target is first for one query and third for another: ndcg 1 and 1/2."""
     vectors = np.array([[1, 0], [0.9, 0.1], [0.5, 0.5], [0.1, 0.9], [0, 0]], dtype=np.float16)
     found = retrieval(vectors, np.array([[0, 1], [0, 3]]))

@@ -70,7 +70,9 @@ def by_hand(
 
 @pytest.mark.parametrize("directed", [True, False])
 @pytest.mark.parametrize(("num_blocks", "num_parts"), [(1, 1), (3, 4)])
-def test_edges_and_bad_rows_by_hand(num_blocks: int, num_parts: int, directed: bool) -> None:
+def test_edges_and_bad_rows_equal_those_by_hand(
+    num_blocks: int, num_parts: int, directed: bool
+) -> None:
     for seed in range(20):
         rows = friend_rows(seed)
         cuts = np.linspace(0, rows.num_rows, num_blocks + 1).astype(int)

@@ -283,7 +283,7 @@ def test_equal_input_gives_equal_bytes_for_any_blocks(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
-def test_data_order_time_file_and_none(tmp_path: Path) -> None:
+def test_file_order_is_kept_and_a_missing_order_is_refused(tmp_path: Path) -> None:
     untimed = rows_of("events", [event("u", item) for item in ("c", "a", "a", "b", "d")])
     by_file = prepare(config(tmp_path / "file", order="file"), silent, MemorySource(events=untimed))
     assert histories(by_file)["u"] == [
@@ -504,7 +504,7 @@ def test_temporal_split_drops_text_from_the_validation_cut_off_on(tmp_path: Path
     assert dataset.num_users == 2 and len(dataset.histories()) == 1  # w has no interactions
 
 
-def test_social_edges(tmp_path: Path) -> None:
+def test_social_edges_are_prepared(tmp_path: Path) -> None:
     pairs = [
         ("anna", "bert", 2.0),
         ("bert", "anna", 3.0),

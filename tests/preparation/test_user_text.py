@@ -47,7 +47,7 @@ def rules(ordered: bool = True, **options: int) -> TextRules:
     )
 
 
-def test_newest_first_with_event_types_and_a_limit() -> None:
+def test_text_has_the_newest_items_first_with_event_types_and_a_limit() -> None:
     assert compose([1, 2, 3, 4], [1, 1, 0, 0], TITLES, rules()) == "buy: t4, t3; view: t2, t1"
     assert compose([1, 2, 3], [0, 1, 0], TITLES, rules(max_items=2)) == "buy: t3; view: t2"
     assert compose([1, 2], [0, 0], TITLES, replace(rules(), event_types=("listen",))) == "t2, t1"

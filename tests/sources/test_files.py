@@ -144,7 +144,7 @@ def test_compressed_parquet_is_named(tmp_path: Path) -> None:
     assert "is a compressed file; unpack it" in error_of(write(tmp_path / "x.parquet.gz", content))
 
 
-def test_compressed_sequences(tmp_path: Path) -> None:
+def test_compressed_sequences_are_read(tmp_path: Path) -> None:
     for name, content in {
         "s.txt": gzip.compress(b"u a b\nv a\n"),
         "s.txt.zst": zstd(b"u a b\nv a\n"),

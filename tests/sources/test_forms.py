@@ -132,7 +132,7 @@ def test_control_characters_in_cells_survive_a_long_separator(tmp_path: Path) ->
     assert table.column("note").to_pylist() == ["a\x1fb", strange]
 
 
-def test_quoted_cells_and_latin_letters_with_a_semicolon(tmp_path: Path) -> None:
+def test_quoted_cells_and_latin_letters_with_a_semicolon_are_read(tmp_path: Path) -> None:
     content = 'user_id;item_id;title\n"1";"2";"Käfer; ""Nr. 1"""\n'.encode("latin-1")
     table = events(write(tmp_path / "log.csv", content), separator=";", encoding="latin-1")
     assert table.column("title").to_pylist() == ['Käfer; "Nr. 1"']
@@ -163,7 +163,7 @@ def test_impossible_separators_are_refused(separator: Any) -> None:
         CanonicalSource(events=["x"], separator=separator)
 
 
-def test_words_for_separators() -> None:
+def test_words_for_separators_are_accepted() -> None:
     words = {"tab": "\t", "\\t": "\t", "   ": " ", "semicolon": ";"}
     assert {
         word: CanonicalSource(events=["x"], separator=word).separator for word in words
@@ -182,7 +182,7 @@ def test_columns_name_a_file_without_header(tmp_path: Path) -> None:
     assert dropped.column(schema.VALUE).to_pylist() == [1.0] * 3
 
 
-def test_columns_of_several_tables_with_a_byte_order_mark(tmp_path: Path) -> None:
+def test_columns_of_several_tables_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     log = write(tmp_path / "log.txt", "\ufeff" + text("\t", header=False))
     friends = write(tmp_path / "friends.txt", "\ufeffu1\tu2\nu2\tu1\n")
     columns = {"events": list(NAMES), "social": ["src_user_id", "dst_user_id"]}
@@ -272,7 +272,7 @@ def test_header_of_numbers_is_read_with_header_yes(tmp_path: Path) -> None:
     assert ids(table) == [("u1", "i1"), ("u2", "i2")]
 
 
-def test_two_separate_faults_in_one_message(tmp_path: Path) -> None:
+def test_two_separate_faults_are_in_one_message(tmp_path: Path) -> None:
     path = write(tmp_path / "ratings.dat", text("::", header=False))
     message = refused(CanonicalSource(events=[path], format="csv"))
     for part in ("'::'", "data.source.separator", "data.source.columns", "first row"):
@@ -333,7 +333,7 @@ def test_contradictions_give_one_message(
     assert "log.csv" in text_of_it or "lists no file" in text_of_it
 
 
-def test_comments_and_blank_lines_before_and_among_rows(tmp_path: Path) -> None:
+def test_comments_and_blank_lines_before_and_among_rows_are_skipped(tmp_path: Path) -> None:
     lines = text(",").splitlines()
     content = '\n# begin, "here\n' + "\r\n".join(
         [lines[0], "#", *lines[1:3], "# x,y,z,w", lines[3], "# end"]
@@ -397,7 +397,7 @@ def test_match_by_case_must_be_unique(tmp_path: Path) -> None:
     assert renamed.column("User_ID").to_pylist() == ["x"]
 
 
-def test_rename_in_one_table(tmp_path: Path) -> None:
+def test_rename_applies_to_one_table(tmp_path: Path) -> None:
     log = write(tmp_path / "log.csv", text(","))
     friends = write(tmp_path / "friends.csv", "user_id,friend\nu1,u2\n")
     own: dict[str, Any] = {"social": {"user_id": "src_user_id", "friend": "dst_user_id"}}
@@ -531,7 +531,7 @@ def test_folder_must_agree_with_the_column_in_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_recbole_with_other_separators(tmp_path: Path, separator: str, mark: str) -> None:
+def test_recbole_with_other_separators_is_read(tmp_path: Path, separator: str, mark: str) -> None:
     rows = [
         ("user_id:token", "item_id:token", "rating:float"),
         ("u1", "i1", "4"),
@@ -553,7 +553,9 @@ def test_recbole_with_other_separators(tmp_path: Path, separator: str, mark: str
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_sequences_with_marks_tabs_comments_and_separators(tmp_path: Path, end: str) -> None:
+def test_sequences_with_marks_tabs_comments_and_separators_are_read(
+    tmp_path: Path, end: str
+) -> None:
     plain = end.join(["\ufeffu1 a\tb", "", "u2   c "])
     expected = [("u1", "a"), ("u1", "b"), ("u2", "c")]
     path = write(tmp_path / "seq.txt", plain)

@@ -67,7 +67,7 @@ def error_of(source: Section) -> str:
 # ---------------------------------------------------------------------------------------- canonical
 
 
-def test_csv_with_every_kind_of_bad_row(tmp_path: Path) -> None:
+def test_csv_with_every_kind_of_bad_row_is_read(tmp_path: Path) -> None:
     rows = [
         "u1,i1,1000000000",
         ",i1,1",
@@ -106,7 +106,9 @@ def test_csv_with_every_kind_of_bad_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 40, 1000])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_row_numbers_across_chunk_borders(tmp_path: Path, chunk_bytes: int, end: str) -> None:
+def test_row_numbers_continue_across_chunk_borders(
+    tmp_path: Path, chunk_bytes: int, end: str
+) -> None:
     lines = [f"u{i},i{i},{i}" if i % 5 else f"u{i}" for i in range(1, 61)]
     file = input_file(
         write(tmp_path / "log.csv", end.join([HEADER.strip(), *lines]))
@@ -165,7 +167,7 @@ def test_undecodable_bytes_are_one_bad_row_in_good_text(tmp_path: Path) -> None:
     assert table.num_rows == 300
 
 
-def test_encoding_by_configuration(tmp_path: Path) -> None:
+def test_configured_encoding_is_used(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", (HEADER + "Zoë,Köln,\n").encode("latin-1"))
     assert "set data.source.encoding" in error_of(CanonicalSource(events=[path]))
     assert events(path, encoding="latin-1").column(schema.USER_ID).to_pylist() == ["Zoë"]
@@ -173,12 +175,12 @@ def test_encoding_by_configuration(tmp_path: Path) -> None:
     assert "not ASCII-compatible" in error_of(CanonicalSource(events=[path], encoding="utf-16"))
 
 
-def test_byte_order_mark_and_lone_carriage_return(tmp_path: Path) -> None:
+def test_byte_order_mark_and_carriage_returns_are_read(tmp_path: Path) -> None:
     table = events(write(tmp_path / "log.csv", "\ufeff" + HEADER + "u,a\rb,\nu,i,\n"))
     assert table.column(schema.ITEM_ID).to_pylist() == ["a b", "i"]
 
 
-def test_gzip_in_several_blocks(tmp_path: Path) -> None:
+def test_gzip_in_several_blocks_is_read(tmp_path: Path) -> None:
     text = HEADER + "".join(f"u{n},i{n},\n" for n in range(50)) + "u\n"
     file = input_file(write(tmp_path / "log.csv.gz", gzip.compress(text.encode())))
     pieces = table_pieces(TableFiles(schema.EVENTS, (file,), chunk_bytes=64))
@@ -190,7 +192,7 @@ def test_gzip_in_several_blocks(tmp_path: Path) -> None:
     ]
 
 
-def test_rename_extra_columns_and_order_of_files(tmp_path: Path) -> None:
+def test_renames_extra_columns_and_order_of_files_are_kept(tmp_path: Path) -> None:
     for name, user in (("a", "u1"), ("b", "u2")):
         write(tmp_path / "logs" / f"{name}.csv", f"uid,item_id,place\n{user},i,\n{user},j,home\n")
     write(tmp_path / "logs" / "_SUCCESS", "x")
@@ -200,7 +202,7 @@ def test_rename_extra_columns_and_order_of_files(tmp_path: Path) -> None:
     assert table.column(schema.FILE).to_pylist() == ["a.csv", "a.csv", "b.csv", "b.csv"]
 
 
-def test_split_files(tmp_path: Path) -> None:
+def test_split_files_set_the_split(tmp_path: Path) -> None:
     train = write(tmp_path / "train.csv", "user_id,item_id,split\nu,i,x\n")
     test = write(tmp_path / "test.csv", "user_id,item_id\nu,j\n")
     table = events(train, split_files={"train": [train], "test": [test]})
@@ -233,7 +235,7 @@ def test_damaged_row_group_gives_a_message_with_file_and_rows(tmp_path: Path) ->
         list(second.read())
 
 
-def test_parquet_row_groups_and_types(tmp_path: Path) -> None:
+def test_parquet_row_groups_and_types_are_read(tmp_path: Path) -> None:
     table = pa.table(
         {
             "user_id": pa.array([1.0, float("nan"), 3.0, 4.0, 5.0]),
@@ -265,7 +267,7 @@ def test_parquet_row_groups_and_types(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_mixed", [False, True])
-def test_jsonl(tmp_path: Path, is_mixed: bool) -> None:
+def test_jsonl_is_read(tmp_path: Path, is_mixed: bool) -> None:
     records: list[Any] = [
         {"user_id": 1, "item_id": "a", "timestamp": 1_000_000_000, "tags": ["x", "y"], "size": 1},
         {"user_id": 2, "item_id": "b", "timestamp": 1_000_000_000_000, "tags": None, "size": 2.5},
@@ -291,7 +293,7 @@ def test_jsonl(tmp_path: Path, is_mixed: bool) -> None:
     assert table.column(schema.TIMESTAMP).cast(pa.int64()).to_pylist()[:2] == [10**15, 10**15]
 
 
-def test_all_tables_through_ray(tmp_path: Path, ray_local: None) -> None:
+def test_all_tables_are_read_through_ray(tmp_path: Path, ray_local: None) -> None:
     log = write(tmp_path / "log.csv", HEADER + "u,i,1\n,i,1\n")
     write(tmp_path / "more" / "empty.csv", HEADER + "\n  \nv,i,2\n")
     edges = write(
@@ -341,7 +343,7 @@ def test_broken_files_give_one_message(
     assert name in text
 
 
-def test_missing_files_and_wrong_renames(tmp_path: Path) -> None:
+def test_missing_files_and_wrong_renames_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in error_of(CanonicalSource(events=[str(tmp_path / "no.csv")]))
     assert "matches no file" in error_of(CanonicalSource(events=[str(tmp_path / "*.csv")]))
     assert "matches no file" in error_of(CanonicalSource(events=[str(tmp_path)]))
@@ -354,7 +356,7 @@ def test_missing_files_and_wrong_renames(tmp_path: Path) -> None:
     )
 
 
-def test_columns_of_two_types(tmp_path: Path) -> None:
+def test_columns_of_two_types_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"], "x": [1]}), tmp_path / "a.parquet")
     pq.write_table(
         pa.table({"user_id": ["u"], "item_id": ["i"], "x": ["1"]}), tmp_path / "b.parquet"
@@ -362,14 +364,14 @@ def test_columns_of_two_types(tmp_path: Path) -> None:
     assert "use one type" in error_of(CanonicalSource(events=[str(tmp_path)]))
 
 
-def test_unknown_kind() -> None:
+def test_unknown_kind_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="canonical, hetrec-lastfm, recbole, sequences, synthetic"
     ):
         open_source(Section())
 
 
-def test_globs_and_fingerprints(tmp_path: Path) -> None:
+def test_globs_are_expanded_and_fingerprints_change_with_the_files(tmp_path: Path) -> None:
     one = write(tmp_path / "x" / "a.csv", HEADER + "u,i,1\n")
     write(tmp_path / "x" / "y" / "b.csv", HEADER + "u,i,1\n")
     write(tmp_path / "x" / ".hidden.csv", "x")
@@ -399,7 +401,7 @@ def test_globs_and_fingerprints(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ other formats
 
 
-def test_recbole(tmp_path: Path) -> None:
+def test_recbole_is_read(tmp_path: Path) -> None:
     stem = tmp_path / "toy" / "toy"
     write(
         stem.with_suffix(".inter"),
@@ -433,7 +435,7 @@ def test_recbole(tmp_path: Path) -> None:
     assert read(source, "items").column(schema.ENTITY_ID).to_pylist()[0] == "x"
 
 
-def test_recbole_messages(tmp_path: Path) -> None:
+def test_bad_recbole_files_give_messages(tmp_path: Path) -> None:
     folder = tmp_path / "toy"
     assert "set data.source.name" in error_of(RecBoleSource(folder=str(folder)))
     write(folder / "toy.inter", "user_id\titem_id\n1\t2\n")
@@ -461,7 +463,7 @@ def lastfm(folder: Path, pairs: str = "1\t10\n") -> HetRecLastFmSource:
     return HetRecLastFmSource(folder=str(folder), test_pairs=held_out)
 
 
-def test_hetrec(tmp_path: Path) -> None:
+def test_hetrec_is_read(tmp_path: Path) -> None:
     source = lastfm(tmp_path / "lastfm", "1\t10\n1\t99\n")
     log = read(source)
     assert [
@@ -486,7 +488,7 @@ def test_hetrec(tmp_path: Path) -> None:
     assert whole.column(schema.SPLIT).null_count == whole.num_rows == 6
 
 
-def test_hetrec_triples(tmp_path: Path) -> None:
+def test_hetrec_tags_become_triples(tmp_path: Path) -> None:
     source = lastfm(tmp_path / "lastfm")
     assert "knowledge" not in open_source(source).pieces()
     write(tmp_path / "lastfm/knowledge/kg.txt", "0\tmusic.artist.origin\t7\r\n1\t\t7\r\n")
@@ -503,14 +505,14 @@ def test_hetrec_triples(tmp_path: Path) -> None:
     ]
 
 
-def test_hetrec_pairs_of_other_data(tmp_path: Path) -> None:
+def test_hetrec_pairs_of_other_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of the 1 held-out pairs"):
         open_source(lastfm(tmp_path, "7\t7\n")).pieces()
     write(tmp_path / "tags.dat", "id\ttag\n1\tx\n")
     assert "expected tagID, tagValue" in error_of(HetRecLastFmSource(folder=str(tmp_path)))
 
 
-def test_sequences(tmp_path: Path) -> None:
+def test_sequences_are_read(tmp_path: Path) -> None:
     path = write(tmp_path / "toy" / "seq.txt", b"a 1 2 3\r\n\nb\nc \xff\n d  4 \n")
     text = "\n".join(f"{n}\tt{n}" for n in range(1, 5))
     items = write(tmp_path / "toy" / "items.tsv", "item\ttitle\n" + text)
@@ -541,7 +543,7 @@ def test_sequences(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 50])
-def test_sequences_across_chunk_borders(tmp_path: Path, chunk_bytes: int) -> None:
+def test_sequences_across_chunk_borders_are_read(tmp_path: Path, chunk_bytes: int) -> None:
     from recsys.sources.sequences import SequencesAdapter
 
     adapter = SequencesAdapter(
@@ -553,7 +555,7 @@ def test_sequences_across_chunk_borders(tmp_path: Path, chunk_bytes: int) -> Non
     assert read_all(pieces).column(schema.ROW).to_pylist() == list(range(1, 41))
 
 
-def test_blocks_of_a_piece_without_rows(tmp_path: Path) -> None:
+def test_piece_may_have_blocks_without_rows(tmp_path: Path) -> None:
     file = input_file(write(tmp_path / "log.tsv", "user_id\titem_id\n\n\n" + "\n" * 50 + "u\ti\n"))
     header = read_header(file, TSV)
     pattern = DelimitedPiece(

@@ -57,7 +57,7 @@ def share_of_same_user(users: np.ndarray, group: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", ["events", "items", "users", "social", "knowledge"])
-def test_same_seed_same_rows_for_any_partitions(name: str) -> None:
+def test_same_seed_gives_the_same_rows_for_any_partitions(name: str) -> None:
     source = SyntheticSource(num_users=700, num_items=600, events_per_user=6, bad_rows=0.02)
     whole = table(source.model_copy(update={"num_partitions": 1}), name)
     in_parts = open_source(source.model_copy(update={"num_partitions": 3})).pieces()[name]
@@ -71,7 +71,7 @@ def test_same_seed_same_rows_for_any_partitions(name: str) -> None:
     assert rows(table(source.model_copy(update={"seed": 1}), name)) != rows(whole)
 
 
-def test_default_world() -> None:
+def test_default_world_has_the_expected_size_and_values() -> None:
     source = SyntheticSource()
     log = table(source, "events")
     good = log.filter(pc.is_null(log.column(schema.REASON)))
@@ -91,14 +91,14 @@ def test_default_world() -> None:
     pairs = good.group_by([schema.USER_ID, schema.ITEM_ID]).aggregate([])
     assert (
         pairs.num_rows / good.num_rows > 0.99
-    )  # hardly anything twice, apart from planted duplicates
+    )  # hardly any repeats, apart from planted duplicates
     items = table(source, "items")
     assert items.column("title").null_count == items.column("image").null_count == 0
     assert text_fields(items, None) == [
         "title",
         "tags",
         "category",
-    ]  # what is not text is no string
+    ]  # only columns of texts
     users = table(source, "users")
     assert all(
         0.02 < users.column(name).null_count / 1000 < 0.09 for name in ("age", "gender", "country")
@@ -150,7 +150,7 @@ def test_bad_rows_are_planted_with_all_reasons() -> None:
     assert pc.any(ghosts).as_py()
 
 
-def test_through_ray(ray_local: None) -> None:
+def test_world_is_read_through_ray(ray_local: None) -> None:
     source = SyntheticSource(num_users=500, events_per_user=5)
     adapter = open_source(source)
     assert tables(adapter)["events"].count() == table(source, "events").num_rows

@@ -18,7 +18,7 @@ SOCIAL = Layout(schema.SOCIAL)
 MOMENT = datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)  # 1,000,000,000 s
 
 
-def test_doctests() -> None:
+def test_doctests_pass() -> None:
     assert doctest.testmod(validate).failed == 0
 
 
@@ -40,13 +40,13 @@ def test_doctests() -> None:
         "2001/09/09 01:46:40",
     ],
 )
-def test_every_format_of_one_time(text: str) -> None:
+def test_every_format_of_one_time_gives_that_time(text: str) -> None:
     times, wrong = timestamps(pa.array([text, None]))
     assert times.to_pylist() == [MOMENT, None]
     assert wrong.to_pylist() == [False, False]
 
 
-def test_dates_and_fractions() -> None:
+def test_dates_and_fractions_are_read() -> None:
     times, wrong = timestamps(
         pa.array(["2001-09-09", "2001-9-9", "2001-09-09 01:46", "1000000000.25", ""])
     )
@@ -70,7 +70,7 @@ def test_invalid_times_are_refused(text: str) -> None:
     assert (times.to_pylist(), wrong.to_pylist()) == ([None], [True])
 
 
-def test_typed_times() -> None:
+def test_typed_times_are_read() -> None:
     naive = MOMENT.replace(tzinfo=None)
     columns = [
         pa.array([naive], pa.timestamp("ns")),
@@ -94,21 +94,21 @@ def test_typed_times() -> None:
     assert timestamps(pa.array([[1]]))[1].to_pylist() == [True]
 
 
-def test_ids_of_every_type() -> None:
+def test_ids_of_every_type_become_texts() -> None:
     assert ids(pa.array([7, None])).to_pylist() == ["7", None]
     assert ids(pa.array(["NA", "null", "\\N", "\tx "])).to_pylist() == [None, None, None, "x"]
     assert ids(pa.array(["a", "a"]).dictionary_encode()).to_pylist() == ["a", "a"]
     assert ids(pa.array([9007199254740993, 1], pa.int64())).to_pylist()[0] == "9007199254740993"
 
 
-def test_numbers_of_every_type() -> None:
+def test_numbers_of_every_type_are_read() -> None:
     values, wrong = numbers(pa.array([1.5, float("inf"), None]))
     assert (values.to_pylist(), wrong.to_pylist()) == ([1.5, None, None], [False, True, False])
     assert numbers(pa.array([Decimal("2.5")]))[0].to_pylist() == [2.5]
     assert numbers(pa.array([True]))[1].to_pylist() == [True]
 
 
-def test_reasons_of_events() -> None:
+def test_bad_events_have_reasons() -> None:
     rows = [
         ("u", "i", "1000000000", "view", "2", "train", None),
         ("", "i", "1000000000", "view", "2", "train", "missing user_id"),
@@ -151,7 +151,7 @@ def test_reasons_of_events() -> None:
     assert [text is None for text in texts.to_pylist()] == [row[-1] is None for row in rows]
 
 
-def test_reasons_of_social_edges() -> None:
+def test_bad_social_edges_have_reasons() -> None:
     raw = pa.table(
         {
             "src_user_id": ["a", "a", None, "a", "a", "a"],
@@ -172,7 +172,7 @@ def test_reasons_of_social_edges() -> None:
     assert checked.column(schema.WEIGHT).to_pylist()[0] == 1.0
 
 
-def test_reasons_of_knowledge() -> None:
+def test_bad_triples_have_reasons() -> None:
     raw = pa.table(
         {
             "head": ["a", "", "a", "a"],

@@ -545,7 +545,9 @@ def test_remote_bundle_equals_the_local_one(tmp_path: Path, bucket: str) -> None
         resolve("s3://no-such-bucket/run", "")
 
 
-def test_artefacts_of_mlflow(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artefacts_of_mlflow_are_stored_remotely(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Artefacts go to ``tracking.artifacts``; a setting that cannot work is refused before the run
     starts.
     """
@@ -583,7 +585,7 @@ def test_artefacts_of_mlflow(tmp_path: Path, bucket: str, monkeypatch: pytest.Mo
         pass
 
 
-def test_requests_images_and_cached_vectors(bucket: str) -> None:
+def test_requests_images_and_cached_vectors_are_read_remotely(bucket: str) -> None:
     put(f"{bucket}/asked.jsonl", '{"user_id": "ü"}\n\n{"history": ["a"]}\n')
     assert read_requests(f"{bucket}/asked.jsonl") == [{"user_id": "ü"}, {"history": ["a"]}]
     put(f"{bucket}/pictures/a.png", b"pixels")
@@ -596,7 +598,7 @@ def test_requests_images_and_cached_vectors(bucket: str) -> None:
     assert sorted(VectorCache(f"{bucket}/cache", "model").load(["y", "z"])) == ["y"]
 
 
-def test_small_files_of_a_dataset_through_its_columns(tmp_path: Path, bucket: str) -> None:
+def test_remote_dataset_equals_its_local_copy(tmp_path: Path, bucket: str) -> None:
     """Read a copy of a prepared dataset."""
     here = small_world(tmp_path / "dataset")
     upload(tmp_path / "dataset", f"{bucket}/dataset")

@@ -138,7 +138,7 @@ def _refused(words: list[str], expected: list[str], capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIG_MISTAKES)
-def test_command_line_and_configuration(
+def test_bad_arguments_and_settings_are_refused(
     name: str, tree: Tree, tmp_path: Path, capsys: Captured
 ) -> None:
     words, expected = CONFIG_MISTAKES[name]
@@ -156,7 +156,7 @@ def test_command_line_and_configuration(
     ],
     ids=["broken YAML", "a list", "not UTF-8", "empty"],
 )
-def test_configuration_file(
+def test_bad_configuration_file_is_refused(
     content: bytes, expected: list[str], tmp_path: Path, capsys: Captured
 ) -> None:
     path = tmp_path / "bad.yaml"
@@ -193,7 +193,7 @@ def _manifest(**changed: Any) -> str:
     return json.dumps(content | changed)
 
 
-def test_train_without_a_dataset(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_train_without_a_dataset_is_refused(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
     _refused(
         ["train", "--config", _write(tree, tmp_path)],
         ["not a prepared dataset", "recsys prepare"],
@@ -201,7 +201,7 @@ def test_train_without_a_dataset(tree: Tree, tmp_path: Path, capsys: Captured) -
     )
 
 
-def test_damaged_manifest(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_damaged_manifest_is_refused(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
     _dataset(tree, "{")
     _refused(
         ["train", "--config", _write(tree, tmp_path)],
@@ -210,7 +210,9 @@ def test_damaged_manifest(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
     )
 
 
-def test_dataset_of_another_release(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_dataset_of_another_release_is_refused(
+    tree: Tree, tmp_path: Path, capsys: Captured
+) -> None:
     _dataset(tree, _manifest(schema_version=99))
     _refused(
         ["train", "--config", _write(tree, tmp_path)],
@@ -219,12 +221,14 @@ def test_dataset_of_another_release(tree: Tree, tmp_path: Path, capsys: Captured
     )
 
 
-def test_dataset_without_training_events(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_dataset_without_training_events_is_refused(
+    tree: Tree, tmp_path: Path, capsys: Captured
+) -> None:
     _dataset(tree, _manifest(counts={"users": 2, "items": 2, "train": 0}))
     _refused(["train", "--config", _write(tree, tmp_path)], ["has no train", "data.split"], capsys)
 
 
-def test_evaluate_without_a_model(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_evaluate_without_a_model_is_refused(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
     _dataset(tree, _manifest())
     _refused(
         ["evaluate", "--config", _write(tree, tmp_path)],
@@ -233,7 +237,9 @@ def test_evaluate_without_a_model(tree: Tree, tmp_path: Path, capsys: Captured) 
     )
 
 
-def test_evaluate_a_damaged_model(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_evaluate_with_a_damaged_model_is_refused(
+    tree: Tree, tmp_path: Path, capsys: Captured
+) -> None:
     _dataset(tree, _manifest())
     model = Path(tree["run"]["dir"]) / "model"
     model.mkdir()
@@ -243,20 +249,20 @@ def test_evaluate_a_damaged_model(tree: Tree, tmp_path: Path, capsys: Captured) 
     )
 
 
-def test_register_before_evaluate(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_register_before_evaluate_is_refused(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
     _dataset(tree, _manifest())
     expected = ["metrics.json does not exist", "recsys evaluate"]
     _refused(["register", "--config", _write(tree, tmp_path)], expected, capsys)
 
 
-def test_recommend_without_a_model(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_recommend_without_a_model_is_refused(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
     _dataset(tree, _manifest())
     _refused(
         ["recommend", "--config", _write(tree, tmp_path)], ["bundle", "recsys register"], capsys
     )
 
 
-def test_recommend_with_a_model_that_is_not_registered(
+def test_recommend_with_an_unregistered_model_is_refused(
     tree: Tree, tmp_path: Path, capsys: Captured
 ) -> None:
     _dataset(tree, _manifest())
@@ -285,12 +291,16 @@ def events(tree: Tree, tmp_path: Path, ray_local: None) -> Iterator[Path]:
     yield path
 
 
-def test_missing_data_file(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
+def test_missing_data_file_is_refused(
+    tree: Tree, tmp_path: Path, events: Path, capsys: Captured
+) -> None:
     os.remove(events)
     _refused(["prepare", "--config", _write(tree, tmp_path)], ["events.csv"], capsys)
 
 
-def test_damaged_row_group(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
+def test_damaged_row_group_is_refused(
+    tree: Tree, tmp_path: Path, events: Path, capsys: Captured
+) -> None:
     path = tmp_path / "events.parquet"
     pq.write_table(csv.read_csv(events), path, compression="snappy")
     content = bytearray(path.read_bytes())
@@ -301,26 +311,30 @@ def test_damaged_row_group(tree: Tree, tmp_path: Path, events: Path, capsys: Cap
     _refused(["prepare", "--config", _write(tree, tmp_path)], expected, capsys)
 
 
-def test_missing_column(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
+def test_missing_column_is_refused(
+    tree: Tree, tmp_path: Path, events: Path, capsys: Captured
+) -> None:
     events.write_text("user,item_id\nu1,i1\n", encoding="utf-8")
     _refused(
         ["prepare", "--config", _write(tree, tmp_path)], ["'user_id'", "'user'", "rename"], capsys
     )
 
 
-def test_empty_table(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
+def test_empty_table_is_refused(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
     events.write_text("user_id,item_id\n", encoding="utf-8")
     _refused(["prepare", "--config", _write(tree, tmp_path)], ["events.csv"], capsys)
 
 
-def test_too_many_bad_values(tree: Tree, tmp_path: Path, events: Path, capsys: Captured) -> None:
+def test_too_many_bad_values_are_refused(
+    tree: Tree, tmp_path: Path, events: Path, capsys: Captured
+) -> None:
     rows = [f"u{user},i{item},{'inf' if item < 2 else 1}" for user in range(8) for item in range(6)]
     events.write_text("\n".join(["user_id,item_id,value", *rows]) + "\n", encoding="utf-8")
     expected = ["value is not a finite number", "data.source.decimal", "data.quarantine.max_share"]
     _refused(["prepare", "--config", _write(tree, tmp_path)], expected, capsys)
 
 
-def test_temporal_split_without_times(
+def test_temporal_split_without_times_is_refused(
     tree: Tree, tmp_path: Path, events: Path, capsys: Captured
 ) -> None:
     events.write_text(
@@ -331,14 +345,14 @@ def test_temporal_split_without_times(
     _refused(["prepare", "--config", _write(tree, tmp_path)], ["temporal", "timestamp"], capsys)
 
 
-def test_given_split_without_split_column(
+def test_given_split_without_split_column_is_refused(
     tree: Tree, tmp_path: Path, events: Path, capsys: Captured
 ) -> None:
     tree["data"]["split"] = {"kind": "given"}
     _refused(["prepare", "--config", _write(tree, tmp_path)], ["given", "split"], capsys)
 
 
-def test_histories_too_short_for_leave_last(
+def test_histories_too_short_for_leave_last_are_refused(
     tree: Tree, tmp_path: Path, events: Path, capsys: Captured
 ) -> None:
     events.write_text(
@@ -348,7 +362,7 @@ def test_histories_too_short_for_leave_last(
     _refused([*words, "--data.split.kind", "leave-last"], ["leave-last"], capsys)
 
 
-def test_tag_column_without_tag_events(
+def test_tag_column_without_tag_events_is_refused(
     tree: Tree, tmp_path: Path, events: Path, capsys: Captured
 ) -> None:
     tree["data"]["text"] = {"enabled": True, "event_column": "tag"}
@@ -356,7 +370,9 @@ def test_tag_column_without_tag_events(
     _refused(["prepare", "--config", _write(tree, tmp_path)], expected, capsys)
 
 
-def test_too_few_cpus_for_the_workers(tree: Tree, tmp_path: Path, capsys: Captured) -> None:
+def test_too_few_cpus_for_the_workers_are_refused(
+    tree: Tree, tmp_path: Path, capsys: Captured
+) -> None:
     _dataset(tree, _manifest())
     words = [
         "train",

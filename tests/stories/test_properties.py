@@ -407,7 +407,7 @@ IDS = st.lists(st.text(max_size=5), max_size=12)
 
 @examples(100)
 @given(IDS, IDS)
-def test_vocabularies_round_trip(before: list[str], now: list[str]) -> None:
+def test_vocabularies_survive_a_round_trip(before: list[str], now: list[str]) -> None:
     base = union([pa.array(before, pa.string())])
     assert base.to_pylist() == sorted(set(before), key=str.encode)
     grown = extend(base, pa.array(now, pa.string()))

@@ -264,7 +264,7 @@ def test_search_from_bad_weights_lowers_the_weight_of_a_useless_granularity(tmp_
     )
 
 
-def test_pareto_front_and_picked_settings(tmp_path: Path) -> None:
+def test_pareto_front_and_picked_settings_are_correct(tmp_path: Path) -> None:
     points = np.array(
         [[3.0, 0, 1], [2, 2, 1], [2, 1, 1], [2, 2, 1], [0, 3, 0], [1, 1, 2], [1, 0, 2]]
     )

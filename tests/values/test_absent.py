@@ -49,7 +49,7 @@ def test_integers_in_the_list_are_missing_values() -> None:
     assert ids(pa.array([7, -1]), CellRules(absent=("-1",))).to_pylist() == ["7", None]
 
 
-def test_doctests() -> None:
+def test_doctests_pass() -> None:
     assert doctest.testmod(cells).failed == 0
 
 
@@ -161,7 +161,7 @@ def test_parts_of_a_separated_cell_are_absent_too() -> None:
     assert _tails(pa.array([["a", "nan"], ["null"]])) == ["genre=a"]
 
 
-def test_context_columns() -> None:
+def test_context_columns_have_missing_values_and_decimal_commas() -> None:
     config = DataConfig(
         source=CanonicalSource(events=["e.csv"], decimal=","), context=["device", "warmth"]
     )
@@ -220,7 +220,7 @@ COMMA = CellRules(decimal=",")
         *(("x", None), ("inf", None)),
     ],
 )
-def test_numbers_with_a_decimal_comma(text: str, expected: float | None) -> None:
+def test_numbers_with_a_decimal_comma_are_read(text: str, expected: float | None) -> None:
     values, wrong = numbers(pa.array([text, None]), COMMA)
     assert (values.to_pylist(), wrong.to_pylist()) == ([expected, None], [expected is None, False])
 
@@ -297,6 +297,6 @@ def test_no_typed_cell_raises(column: pa.Array, rules: CellRules) -> None:
         assert len(found) == len(column)
 
 
-def test_one_text() -> None:
+def test_common_absent_texts_are_absent() -> None:
     assert [is_absent(text) for text in COMMON] == [True] * len(COMMON)
     assert not is_absent("Nana")

@@ -96,12 +96,12 @@ def _read(cells: Any, rules: CellRules | None = None) -> tuple[list[int | None],
     return times.cast(pa.int64()).to_pylist(), wrong.to_pylist()
 
 
-def test_doctests() -> None:
+def test_doctests_pass() -> None:
     assert doctest.testmod(times_module).failed == 0 and doctest.testmod(moment_module).failed == 0
 
 
 @pytest.mark.parametrize("text", FORMS)
-def test_every_format_alone_and_in_a_mixed_column(text: str) -> None:
+def test_every_format_is_read_alone_and_in_a_mixed_column(text: str) -> None:
     assert _read([text]) == ([FORMS[text]], [False])
     expected = (
         None
@@ -185,11 +185,11 @@ def test_serial_dates_of_a_spreadsheet_are_refused() -> None:
     )
 
 
-def test_seconds_and_milliseconds_in_one_column() -> None:
+def test_seconds_and_milliseconds_in_one_column_are_distinguished() -> None:
     assert _read(["1606513873", "1606513873000", "1606513873"]) == ([MICROS] * 3, [False] * 3)
 
 
-def test_typed_times_before_1970_and_zero_dates() -> None:
+def test_typed_times_before_1970_are_read_and_zero_dates_are_missing() -> None:
     cells = [
         datetime(1960, 1, 1, tzinfo=UTC),
         datetime(1, 1, 1, tzinfo=UTC),
@@ -248,7 +248,7 @@ def test_rules_of_a_layout_apply_to_times_of_events_and_friendships() -> None:
         assert check_rows(raw, Layout(table)).column(schema.REASON).to_pylist() == ["bad timestamp"]
 
 
-def test_single_time() -> None:
+def test_single_time_is_read() -> None:
     expected = datetime.fromtimestamp(SECONDS, UTC)
     for value in (
         SECONDS,
