@@ -82,7 +82,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     ):
         tracker.log_dataset(dataset.manifest, dataset.root)
         log_epoch = EpochLog(tracker, folder.progress)
-        preflight(config, folder.progress, reachable_nodes(config), dataset.manifest)
+        preflight(config, _estimate_to(folder), reachable_nodes(config), dataset.manifest)
 
         start, report = descent.start if descent else None, reporter(folder, log_epoch)
         seconds = math.inf if folder.budget is None else folder.budget.training_s()
@@ -152,6 +152,13 @@ def _with_apart(
         found[name] = trained(own, dataset, *how, head_start=_head_start(own, dataset, folder))
     whole = joined(result, found)
     return replace(whole, choices={**whole.choices, LEFT_OUT: left_out}) if left_out else whole
+
+
+def _estimate_to(folder: RunFolder) -> Callable[[str], None]:
+    """Print the estimate of a training; with a budget without its time, which was measured."""
+    if folder.budget is None:
+        return folder.progress
+    return lambda lines: folder.progress(lines.splitlines()[0])
 
 
 def _head_start(config: Config, dataset: PreparedDataset, folder: RunFolder) -> Path | None:

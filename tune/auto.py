@@ -221,7 +221,8 @@ def _settle_head_starts(
     places = [folder.root / "trials" / trial.name for trial in trials]
     for part, place in zip(by_seed, places, strict=False):
         if (checkpoint := last_checkpoint(place)) is not None:
-            folder.head_starts[training_digest(part, dataset, None)] = checkpoint
+            # absolute: workers have another working folder
+            folder.head_starts[training_digest(part, dataset, None)] = checkpoint.absolute()
     for trial in plan.ledger.trials.values():
         if (place := folder.root / "trials" / trial.name) not in places:
             forget_checkpoints(place)

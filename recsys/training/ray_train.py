@@ -334,7 +334,7 @@ def _worker(settings: dict[str, Any]) -> None:
             resume_from = first_sound(candidates, PROGRESS_FOLDER, Path(parent), note)
             _settle_threads(settings["threads"], config, dataset, resume_from, note)
             if resume_from is None and settings["head_start"] is not None:
-                resume_from = Path(settings["head_start"])
+                resume_from = _readable(Path(settings["head_start"]), note)
             device = ray.train.torch.get_device()
             save = partial(hand_over, {"saved": 1})
             training = TrainContext(
@@ -362,6 +362,16 @@ def _worker(settings: dict[str, Any]) -> None:
             queue.put({USER_ERROR: str(error)})
     except Stopped:  # an orderly end: Ray Train shuts the workers down
         return
+
+
+def _readable(checkpoint: Path, note: Callable[[str], None]) -> Path | None:
+    """The checkpoint, or None with a note if this machine does not have it or it is damaged."""
+    try:
+        check_checkpoint(checkpoint)
+    except ArtifactError as error:
+        note(f"{error}; the training starts from scratch")
+        return None
+    return checkpoint
 
 
 def _keep(folder: str, numbers: Report, storage: str) -> None:

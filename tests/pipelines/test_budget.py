@@ -485,44 +485,59 @@ def _events(folder: Path) -> Path:
     return path
 
 
+def _run_with_budget(folder: Path, budget: str) -> int:
+    """`recsys init` and `recsys run` in a folder, with paths relative to it."""
+    assert main(["init", str(_events(folder)), "--out", "mine.yaml"]) == 0
+    options = {
+        "run.dir": "run",
+        "budget": budget,
+        "train.epochs": "3",
+        "train.threads": "1",
+        "tracking.enabled": "false",
+        "evaluate.baselines": "[popularity]",
+        "evaluate.bootstrap": "100",
+        "data.num_shards": "1",
+    }
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    return main(["run", "--config", "mine.yaml", *words])
+
+
 def test_short_budget_compares_two_settings_and_continues_the_better_one(
-    tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    ray_local: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out = tmp_path / "mine.yaml"
-    assert main(["init", str(_events(tmp_path)), "--out", str(out)]) == 0
-    quick = [
-        *("--train.epochs", "3", "--train.threads", "1", "--tracking.enabled", "false"),
-        *(
-            "--evaluate.baselines",
-            "[popularity]",
-            "--evaluate.bootstrap",
-            "100",
-            "--data.num_shards",
-            "1",
-        ),
-    ]
+    monkeypatch.chdir(tmp_path)
     with training_here() as on_workers:
-        code = main(
-            [
-                "run",
-                "--config",
-                str(out),
-                "--run.dir",
-                str(tmp_path / "run"),
-                "--budget",
-                "9m",
-                *quick,
-            ]
-        )
+        code = _run_with_budget(tmp_path, "9m")
     printed = capsys.readouterr().out
     assert code == 0, printed
     assert on_workers == [], "workers take longer to start than a short budget has"
     assert "trial 000" in printed and "trial 001" in printed
     assert "3 epochs, continued after epoch 3" in printed, "the training does not repeat its trial"
-    assert not list((tmp_path / "run" / "trials").glob("*/checkpoint-*")), (
-        "no checkpoint is left over"
-    )
+    assert not list(Path("run/trials").glob("*/checkpoint-*")), "no checkpoint is left over"
     assert "budget      9m, used " in printed.splitlines()[-1] and "/9m  train" in printed
+
+
+@pytest.mark.slow
+def test_long_budget_continues_its_trials_on_workers_of_ray_train(
+    tmp_path: Path,
+    ray_local: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _run_with_budget(tmp_path, "12m") == 0
+    printed = capsys.readouterr().out
+    chosen = printed.partition("continued after epoch 3")[2]
+    select, refit = (
+        [line for line in chosen.splitlines() if " train  " in line and mark in line]
+        for mark in ("epoch ", "(refit)")
+    )
+    assert refit and select[0] in refit, "the first epoch after the search is of the refit"
+    assert "trained separately as further members" in printed
+    assert not list(Path("run/trials").glob("*/checkpoint-*"))
 
 
 def test_separate_model_without_time_is_left_out_by_name(tmp_path: Path) -> None:
