@@ -164,8 +164,10 @@ def temporal(folder: Path) -> PreparedDataset:
     ]
     found = write_dataset(folder, events, 4, friends=((0, 1),))
     found.manifest.split = {
-        "kind": "temporal", "valid_from": "1970-01-04T00:00:00+00:00", "test_from": "1970-01-05T00:00:00+00:00"
-    }  # fmt: skip
+        "kind": "temporal",
+        "valid_from": "1970-01-04T00:00:00+00:00",
+        "test_from": "1970-01-05T00:00:00+00:00",
+    }
     change(found, "graphs/social.parquet", with_column("time", [DAY * 10**6, NO_TIME]))
     return found
 

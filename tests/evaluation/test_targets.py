@@ -222,9 +222,9 @@ def test_prepare_applies_the_target_types(ray_local: None, tmp_path: Path) -> No
 
     lines = ["user_id,item_id,timestamp,event_type"]
     for user in range(8):
-        kinds = "vvbvbvvbv"
+        kinds, names = "vvbvbvvbv", {"v": "view", "b": "purchase"}
         lines += [
-            f"u{user},i{(user + place) % 6},{1_600_000_000 + place * DAY},{'view' if kind == 'v' else 'purchase'}"
+            f"u{user},i{(user + place) % 6},{1_600_000_000 + place * DAY},{names[kind]}"
             for place, kind in enumerate(kinds)
         ]
     (tmp_path / "events.csv").write_text("\n".join(lines))

@@ -74,8 +74,10 @@ def test_popularity_lift_by_hand() -> None:
 def test_user_groups_of_words_and_numbers() -> None:
     words = trust.user_groups(pa.chunked_array([["f", "m", None, "f"]]))
     assert {label: mask.tolist() for label, mask in words.items()} == {
-        "f": [True, False, False, True], "m": [False, True, False, False], "unknown": [False, False, True, False]
-    }  # fmt: skip
+        "f": [True, False, False, True],
+        "m": [False, True, False, False],
+        "unknown": [False, False, True, False],
+    }
     numbers = trust.user_groups(pa.chunked_array([[*range(16), None]], pa.int64()))
     assert list(numbers) == ["0 to 3.75", "3.75 to 7.5", "7.5 to 11.25", "11.25 to 15", "unknown"]
     assert [int(mask.sum()) for mask in numbers.values()] == [4, 4, 4, 4, 1]

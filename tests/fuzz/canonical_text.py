@@ -8,7 +8,11 @@ import gzip
 from recsys.config import CanonicalSource
 from tests.fuzz.reading import tables_of, write
 
-EVENTS = b"user_id,item_id,timestamp,value,event_type,split\nu1,i1,1000000000,1.5,view,train\nu2,i2,,,buy,test\n"
+EVENTS = (
+    b"user_id,item_id,timestamp,value,event_type,split\n"
+    b"u1,i1,1000000000,1.5,view,train\n"
+    b"u2,i2,,,buy,test\n"
+)
 ITEMS = b'item_id,title\n1,"two\nlines, and ""quotes"""\n2,5" disc\n'
 SEEDS = [
     b"\x00" + EVENTS,

@@ -63,9 +63,14 @@ def test_biases_are_the_ridge_regression() -> None:
 def hand_head(**parts: torch.Tensor) -> RatingHead:
     zero = torch.zeros(3, 1)
     made = RatingHead(
-        torch.tensor(3.0), torch.tensor([1.0, 0.0, -0.5]), torch.tensor(2.0), zero, zero, torch.tensor(0.0),
+        torch.tensor(3.0),
+        torch.tensor([1.0, 0.0, -0.5]),
+        torch.tensor(2.0),
+        zero,
+        zero,
+        torch.tensor(0.0),
         torch.tensor([1.0, 5.0]),
-    )  # fmt: skip
+    )
     return replace(made, **parts)
 
 

@@ -444,8 +444,11 @@ def _shown(dataset: PreparedDataset) -> dict[str, Any]:
             for e in span
         ]
     src, dst, _ = dataset.social_edges()
-    aside = {kind: dataset.table(f"{kind}/events.parquet").num_rows for kind in ("quarantine", "dropped")
-             if (Path(dataset.root) / kind / "events.parquet").exists()}  # fmt: skip
+    aside = {
+        kind: dataset.table(f"{kind}/events.parquet").num_rows
+        for kind in ("quarantine", "dropped")
+        if (Path(dataset.root) / kind / "events.parquet").exists()
+    }
     counted = (
         "users",
         "items",

@@ -173,23 +173,28 @@ mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model("models:/pocket@challenger")
 import recsys
 assert "mlartifacts" in recsys.__file__, recsys.__file__
-rows = [{"user_id": "u0", "k": 3}, {"history": ["i1", "x"]}, {"user_id": "nobody", "k": 2, "exclude_seen": False}]
-rows += [{"user_id": "u0", "history": ["i9"], "k": 3}, {"user_id": "newcomer", "friends": ["u0", "zoe"], "k": 3}]
+rows = [{"user_id": "u0", "k": 3}, {"history": ["i1", "x"]}, {"user_id": "nobody", "k": 2}]
+rows[2]["exclude_seen"] = False
+rows += [{"user_id": "u0", "history": ["i9"], "k": 3}]
+rows += [{"user_id": "newcomer", "friends": ["u0", "zoe"], "k": 3}]
 found = {"rows": model.predict(rows).to_dict("records")}
 frame = pd.DataFrame(rows[:2])
 found["frame"] = model.predict(frame, params={"k": 2}).to_dict("records")
-found["objects"] = model.predict([{"history": [{"item_id": "i1", "event_type": "buy"}], "k": 1}]).to_dict("records")
+objects = [{"history": [{"item_id": "i1", "event_type": "buy"}], "k": 1}]
+found["objects"] = model.predict(objects).to_dict("records")
 found["errors"] = []
 ids = pd.DataFrame({"user_id": [7, 8]})
 holes = pd.DataFrame({"user_id": [7, None], "history": [None, ["i1"]]})
 typo = {"user_id": "u0", "exclude_sen": False}
-bad_ones = [[{"user_id": "u0", "k": 0}], [{"user": "u0"}], [{"user_id": 5}], [{"history": "i1"}], [{"k": 3}], [3]]
+bad_ones = [[{"user_id": "u0", "k": 0}], [{"user": "u0"}], [{"user_id": 5}]]
+bad_ones += [[{"history": "i1"}], [{"k": 3}], [3]]
 for bad in (*bad_ones, [typo], pd.DataFrame([typo]), ids, holes):
     try:
         model.predict(bad)
     except Exception as error:
         found["errors"].append(f"{type(error).__name__}: {error}")
-found["heavy"] = [name for name in ("ray", "transformers", "torch_geometric") if name in sys.modules]
+heavy = ("ray", "transformers", "torch_geometric")
+found["heavy"] = [name for name in heavy if name in sys.modules]
 found["request"] = list(model.metadata.metadata["request"]["properties"])
 found["signature"] = model.metadata.signature.to_dict()
 found["example"] = model.metadata.saved_input_example_info is not None

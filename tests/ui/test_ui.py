@@ -358,9 +358,19 @@ def test_damaged_files_are_no_runs_and_no_failures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/runs/../../etc/passwd", "/runs/%2e%2e%2f%2e%2e%2fetc%2fpasswd", "/reports/report/%2e%2e", "/static/..%2fapp.py",
-     "/static/app.py", "/reports/..%2f..%2fmetrics.json/good", "/nothing", "/docs", "/openapi.json", "/runs//etc"],
-)  # fmt: skip
+    [
+        "/runs/../../etc/passwd",
+        "/runs/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/reports/report/%2e%2e",
+        "/static/..%2fapp.py",
+        "/static/app.py",
+        "/reports/..%2f..%2fmetrics.json/good",
+        "/nothing",
+        "/docs",
+        "/openapi.json",
+        "/runs//etc",
+    ],
+)
 def test_no_address_leads_to_the_file_system(browser: TestClient, path: str) -> None:
     page = browser.get(path)
     assert page.status_code == 404 and "root:" not in page.text
@@ -368,9 +378,12 @@ def test_no_address_leads_to_the_file_system(browser: TestClient, path: str) -> 
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("/try?k=1000", "k: input should be less than or equal to 50"), ("/similar?by=magic", "by: input should be"),
-     ("/try?model=no/9", "there is no model 'no/9' here")],
-)  # fmt: skip
+    [
+        ("/try?k=1000", "k: input should be less than or equal to 50"),
+        ("/similar?by=magic", "by: input should be"),
+        ("/try?model=no/9", "there is no model 'no/9' here"),
+    ],
+)
 def test_malformed_addresses_get_one_message(browser: TestClient, path: str, said: str) -> None:
     page = browser.get(path)
     assert page.status_code in (404, 422)
@@ -553,8 +566,15 @@ def test_dashboard_works_in_a_browser(address: str) -> None:
 
         for width in (360, 1400):
             page.set_viewport_size({"width": width, "height": 800})
-            for path in ("/", "/runs/good", "/compare?first=good&second=bad", "/try?model=run:shop&user=u3", "/models",
-                         "/similar?model=run:shop&item=i3", "/card?model=run:shop"):  # fmt: skip
+            for path in (
+                "/",
+                "/runs/good",
+                "/compare?first=good&second=bad",
+                "/try?model=run:shop&user=u3",
+                "/models",
+                "/similar?model=run:shop&item=i3",
+                "/card?model=run:shop",
+            ):
                 page.goto(address + path)
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
                     path,
