@@ -17,17 +17,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
 
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, RequestError, choices
 from recsys.values.cells import is_absent
+
+if TYPE_CHECKING:  # `prepare` and its workers read cells with this module, without torch
+    import torch
+    from torch import Tensor
 
 NOT_GIVEN: Final = -2  # the request does not name the field
 PADDING: Final = -1
@@ -153,6 +155,8 @@ def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
     AttributeRows
         Codes [X, S] int32 and values [X, M] float32.
     """
+    import torch
+
     codes, values = (
         [np.zeros((len(table), 0), dtype=np.int32)],
         [np.zeros((len(table), 0), dtype=np.float32)],
@@ -435,6 +439,8 @@ class RequestEncoder:
                     values_XM[index, self._place[name]] = field.scaled(number)
                 else:
                     codes_XS[index, span] = self._category_codes(field, value, where)
+        import torch
+
         return AttributeRows(torch.from_numpy(codes_XS), torch.from_numpy(values_XM))
 
     def _category_codes(self, field: Field, value: Any, where: str) -> Array:

@@ -11,10 +11,10 @@ from typing import Final, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from recsys.data.batches import Hidden
 from recsys.data.cold_start import ColdUsers
 from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import string_hashes
+from recsys.data.hidden import Hidden
 from recsys.data.histories import COLD_VALID, Array, Histories, Split
 from recsys.data.split import parse_time
 from recsys.data.text_rows import ENTRIES, WHOLE, TextRules, compose

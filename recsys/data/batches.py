@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.data.hashing import spread
+from recsys.data.hidden import Hidden
 from recsys.data.histories import Array, Histories, Queries
 
 # key of Batch.inputs: [B] int64 row of the text of each query's history, -1 without
@@ -91,29 +91,6 @@ class Batch:
         return replace(
             self, history_UL=numbers_N[self.history_UL], targets_P=numbers_N[self.targets_P]
         )
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """Which events an epoch hides from the input, by a hash of (seed, user, item). Histories,
-    graphs and all workers so hide the same events.
-    """
-
-    share: float
-    seed: int
-    start: float = 0.0  # start of the hidden range of hashes in [0, 1)
-
-    @staticmethod
-    def fold(fold: int, folds: int) -> Hidden:
-        """One of several folds that are the same in every run, because each text of a user leaves
-        out one of them.
-        """
-        return Hidden(1 / folds, 0, fold / folds)
-
-    def of(self, users_E: Array, items_E: Array) -> Array:
-        """Which events are hidden: [E] bool."""
-        unit_E = _hash_unit(users_E, items_E, self.seed)
-        return np.asarray((unit_E >= self.start) & (unit_E < self.start + self.share))
 
 
 def every_position(histories: Histories, max_history: int, rows: Array) -> Batch:
@@ -262,12 +239,3 @@ def _cut(batch: Batch, lengths_U: Tensor, width: int) -> Batch:
         lengths_U=lengths_U,
         context_ULC=batch.context_ULC[:, :width] * real_UL[:, :, None],
     )
-
-
-def _hash_unit(users_E: Array, items_E: Array, seed: int) -> Array:
-    """A number in [0, 1) for every (user, item, seed): splitmix64's finaliser."""
-    x: Array
-    with np.errstate(over="ignore"):
-        x = users_E.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + items_E.astype(np.uint64)
-        x += np.uint64(seed % 2**63) * np.uint64(0xD1B54A32D192ED03)
-    return np.asarray((spread(x) >> np.uint64(11)).astype(np.float64) / 2.0**53)

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from recsys.data.batches import TEXT_ROWS, Batch, Hidden, every_position, whole_history
+from recsys.data.batches import TEXT_ROWS, Batch, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
 from recsys.data.first_touch import asks_before_first_touch, with_first_touches
+from recsys.data.hidden import Hidden
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.text_rows import WHOLE
 from recsys.errors import ConfigError, DataError

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.data.batches import Hidden
 from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import mix
+from recsys.data.hidden import Hidden
 from recsys.data.histories import Array, Split
 
 # users and items: no repeated edge, a user's edges next to each other

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from recsys.config import Config
-from recsys.data.batches import Batch, Hidden
+from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
+from recsys.data.hidden import Hidden
 from recsys.data.histories import Histories, Split
 from recsys.data.neighbours import Neighbours
 from recsys.errors import ConfigError, choices

@@ -30,9 +30,9 @@ import pyarrow.parquet as pq
 import ray
 
 from recsys.config import TextConfig
-from recsys.data.batches import Hidden
 from recsys.data.dataset import histories_from_table
 from recsys.data.hashing import string_hashes
+from recsys.data.hidden import Hidden
 from recsys.data.histories import Histories, Split
 from recsys.data.text_rows import ENTRIES, VECTORS, WHOLE, TextRules, compose
 from recsys.encoders.adapter import Adapter

@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from recsys.config import Config
-from recsys.data.batches import Batch, Hidden, every_position, whole_history
+from recsys.data.batches import Batch, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
 from recsys.data.first_touch import asks_before_first_touch, with_first_touches
+from recsys.data.hidden import Hidden
 from recsys.data.histories import Array, Histories, Split
 from recsys.data.whitening import whiten
 from recsys.errors import ConfigError

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from recsys.config import LossConfig, build_config
-from recsys.data.batches import Hidden
 from recsys.data.dataset import PreparedDataset
+from recsys.data.hidden import Hidden
 from recsys.data.histories import Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.data.neighbours import Neighbours

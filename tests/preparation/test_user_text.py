@@ -16,8 +16,9 @@ from test_prepare import MemorySource, config, event, rows_of, silent
 
 from recsys import schema
 from recsys.config import Config, build_config
-from recsys.data.batches import TEXT_ROWS, Hidden
+from recsys.data.batches import TEXT_ROWS
 from recsys.data.dataset import PreparedDataset
+from recsys.data.hidden import Hidden
 from recsys.data.histories import Histories, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.data.text_rows import WHOLE, TextRules, compose

@@ -27,8 +27,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recsys.config import Config, build_config, dump_config, parse_value, set_path
-from recsys.data.batches import Hidden, every_position, last_position, whole_history
+from recsys.data.batches import every_position, last_position, whole_history
 from recsys.data.hashing import string_hashes
+from recsys.data.hidden import Hidden
 from recsys.data.histories import Histories, Split
 from recsys.data.split import SplitPlan, assign, bin_counts, cut_off
 from recsys.data.vocabulary import Vocabulary, dense, extend, union

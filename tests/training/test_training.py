@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from recsys.config import Config, build_config
-from recsys.data.batches import Hidden, every_position, whole_history
+from recsys.data.batches import every_position, whole_history
 from recsys.data.dataset import PreparedDataset
+from recsys.data.hidden import Hidden
 from recsys.data.histories import Histories, Queries, Split
 from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.errors import ArtifactError, ConfigError, DataError, TrainingError
