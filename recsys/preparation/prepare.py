@@ -30,7 +30,7 @@ from recsys.preparation.append import (
     nothing_new,
     refuse_forgetting,
 )
-from recsys.preparation.blocks import fetch, quiet, task
+from recsys.preparation.blocks import fetch, task
 from recsys.preparation.build import Arguments, Preparation, Progress
 from recsys.preparation.content_hash import content_hash
 from recsys.preparation.dataset_writer import DatasetWriter, Folder
@@ -89,8 +89,7 @@ def prepare(
             return nothing_new(earlier, config, progress)
     fingerprint = source.fingerprint()
     if config.data.media.images.column:
-        with quiet():
-            fingerprint += image_fingerprint(source, config.data.media.images)
+        fingerprint += image_fingerprint(source, config.data.media.images)
     known = earlier.manifest.content_hash if earlier is not None else base.digest() if base else ""
     guard = Guard.of(config, base.forgotten if base else Forgotten())
     if earlier is not None:
@@ -105,7 +104,7 @@ def prepare(
     if earlier is None and not replaces:
         refuse_forgetting(config, source)
     destination = DatasetWriter(config.dataset_dir)
-    with quiet(), destination.writing() as folder:
+    with destination.writing() as folder:
         keeps_lost = earlier is not None or replaces
         arguments = Arguments(
             config, source, rules, destination, folder, progress, guard, base, earlier, keeps_lost

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
-import ray.data
 
 from recsys.config import TextConfig
 from recsys.data.histories import Array
@@ -32,7 +31,7 @@ from recsys.encoders.text import (
     usable_cores,
 )
 from recsys.pace import Pace
-from recsys.preparation.blocks import cluster_resources, fetch, results_of, task, user_errors
+from recsys.preparation.blocks import cluster_resources, fetch, quiet, results_of, task, user_errors
 from recsys.storage.places import filesystem_of
 
 _ONE_TASK_TEXTS: Final = 2000  # up to this number one task is faster than several
@@ -220,6 +219,8 @@ def _encode_missing(
         ]
         yield from map(_unpacked, results_of(encode, pieces, 1))
         return
+    import ray.data
+
     available = num_gpus or max(int(resources.get("CPU", 1)), 1)
     num_tasks = min(config.num_actors, available, -(-len(missing) // _BLOCK_TEXTS))
     threads = max(usable_cores() // num_tasks, 1)
@@ -233,7 +234,7 @@ def _encode_missing(
         num_gpus=1 if num_gpus else None,
         num_cpus=None if num_gpus else 1,
     )
-    with user_errors():
+    with quiet(), user_errors():
         for batch in encoded.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):

@@ -276,6 +276,7 @@ def _quiet_and_in_order() -> Iterator[None]:
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, context.execution_options.preserve_order, logger.level
     context.enable_progress_bars, context.execution_options.preserve_order = False, True
+    context.print_on_execution_start = False
     logger.setLevel(logging.ERROR)
     try:
         yield
