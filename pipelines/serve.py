@@ -21,6 +21,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from pipelines.cli import main
@@ -62,10 +63,15 @@ def serve(config: Config, folder: RunFolder) -> None:
             )
         check_log(settings)
         sides = sides_of(config)
-        first = {one.side: one.load(say) for one in sides}
-        if len(sides) > 1:
-            say(_split_words(sides, settings))
-        with ray_session(_with_cpus(config)):
+        first: dict[Side, tuple[Any, dict[str, Any]]] = {}
+
+        def load() -> None:
+            first.update({one.side: one.load(say) for one in sides})
+            import_module("recsys.serving.deployment")
+
+        with ray_session(_with_cpus(config), load):
+            if len(sides) > 1:
+                say(_split_words(sides, settings))
             signal.signal(signal.SIGTERM, _interrupt)  # Ray replaced our handler
             if settings.log:
                 note_log(

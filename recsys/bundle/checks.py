@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from recsys.bundle.checksums import damaged, describe_error
 from recsys.config import GranularityConfig
 from recsys.config.outside import GRANULARITIES, load, reading_artifact, resolve
 from recsys.data.histories import COLD_VALID, Array
 from recsys.errors import ArtifactError
-from recsys.granularities.base import ModelSizes
 
 if TYPE_CHECKING:
+    import torch
+
     from recsys.bundle.description import BundleInfo
     from recsys.bundle.files import Bundle
+    from recsys.granularities.base import ModelSizes
 
 _LOG = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     its model.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ArtifactError(
                 f"{where}: tensor {name} has values that are not finite; the training diverged,"
                 " train again"

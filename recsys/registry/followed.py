@@ -8,13 +8,14 @@ import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recsys.bundle.description import DESCRIPTION
-from recsys.bundle.files import Bundle, read_card
 from recsys.registry.register import description_at, pinned, resolve
-from recsys.serving.bundles import read_bundle
 from recsys.storage.uris import is_remote
+
+if TYPE_CHECKING:
+    from recsys.bundle.files import Bundle
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class FollowedModel:
         ArtifactError
             Its files are missing or damaged.
         """
+        from recsys.bundle.files import read_card
+        from recsys.serving.bundles import read_bundle
+
         registered = self.uri.startswith("models:")
         with tempfile.TemporaryDirectory(prefix="multigrain-") as into:
             folder = resolve(version if registered else self.uri, self.tracking_uri, Path(into))

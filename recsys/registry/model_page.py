@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from recsys.bundle.files import Bundle
 from recsys.config import Config
 from recsys.registry.aliases import CHAMPION, PREVIOUS
 from recsys.registry.card import plain_line, short_card, shown_as_text, table, use_of
 from recsys.registry.tracking import numbers
+
+if TYPE_CHECKING:
+    from recsys.bundle.files import Bundle
 
 PAGE_END: Final = "*Written by `recsys register`; a text without this line is left as it is.*"
 _LONGEST: Final = 5_000  # characters, MLflow's limit

@@ -16,15 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import recsys
 from recsys.bundle.description import CARD, DESCRIPTION, WEIGHTS
-from recsys.bundle.files import Bundle
 from recsys.config import Config, redact
 from recsys.encoders.text import PACKAGED
 from recsys.errors import ArtifactError, ConfigError
-from recsys.granularities.profile.encoding import encoding_of
 from recsys.registry.aliases import Aliases
 from recsys.registry.digest import (
     FILES_TAG,
@@ -47,13 +45,14 @@ from recsys.registry.minimum import (
     newest_versions,
     num_events,
 )
-from recsys.registry.model_page import describe_model, version_description
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
-from recsys.serving.bundles import read_bundle
 from recsys.serving.requests import SimilarRequest
 from recsys.storage.mirror import download, downloaded, temporary_folder
 from recsys.storage.places import check_bucket, filesystem_of, read_bytes, storage_errors
 from recsys.storage.uris import is_remote, within
+
+if TYPE_CHECKING:
+    from recsys.bundle.files import Bundle
 
 MODEL_FILE: Final = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS: Final = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "pydantic", "pyyaml")
@@ -122,6 +121,9 @@ def register(
             f"registry.alias: got {alias!r}, expected letters, digits, _ and -; MLflow reserves"
             " latest and names such as v1"
         )
+    from recsys.registry.model_page import describe_model, version_description
+    from recsys.serving.bundles import read_bundle
+
     bundle = read_bundle(bundle_folder)
     registry = tracker.client
     tags = _version_tags(tracker, bundle, metrics)
@@ -332,6 +334,8 @@ def _example(bundle: Bundle) -> Any:
         {"user_id": user, "friends": [friend]},
     ]
     nothing: dict[str, Any] = {"history": [], "friends": []}
+    from recsys.granularities.profile.encoding import encoding_of
+
     profile = encoding_of(bundle.model.sizes)
     if profile is not None and profile.users:
         nothing["attributes"] = {}

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import ray
@@ -28,7 +28,6 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from recsys.bundle.files import Bundle
 from recsys.config import ServeConfig
 from recsys.errors import ConfigError
 from recsys.serving.access import Tokens
@@ -39,6 +38,9 @@ from recsys.serving.front import NOT_READY, SOON, Front, limits_of
 from recsys.serving.listener import Listener
 from recsys.serving.service import Incoming, Job, Limits, Outcome, Slices, read_ahead, service_of
 from recsys.serving.stock import Stock, StockChange
+
+if TYPE_CHECKING:  # imports torch, which only replicas need
+    from recsys.bundle.files import Bundle
 
 APP: Final = "recsys"
 DESK: Final = "desk"  # name of the model holder where Serve starts it with the deployment

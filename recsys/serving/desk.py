@@ -7,13 +7,15 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
 
-from recsys.bundle.files import Bundle
 from recsys.serving.experiment_split import Side
 from recsys.serving.stock import Stock, StockChange, write_stock
+
+if TYPE_CHECKING:
+    from recsys.bundle.files import Bundle
 
 # without a poll, after which a replica counts as gone; longer than it takes to load a model
 _SILENT_S: Final = 120.0

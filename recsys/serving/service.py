@@ -13,10 +13,9 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from recsys.bundle.files import Bundle
 from recsys.config import ServeConfig
 from recsys.errors import RequestError, UserError
 from recsys.serving.access import check_token, token_sha256
@@ -42,10 +41,13 @@ from recsys.serving.counts import Counts, exposition
 from recsys.serving.experiment_split import Side, Split
 from recsys.serving.exploration import Explorer
 from recsys.serving.lane import LargeCallQueue
-from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
 from recsys.serving.size import Bounds, slices
 from recsys.serving.stock import Stock, StockChange, parse_change
+
+if TYPE_CHECKING:  # import torch, which only processes that answer need
+    from recsys.bundle.files import Bundle
+    from recsys.serving.recommender import Recommender
 
 __all__ = ["Answered", "Incoming", "Job", "Limits", "Outcome", "Service", "token_sha256"]
 
@@ -65,7 +67,7 @@ class Answered:
 
 Outcome = Answered | RequestError
 Ask = Callable[[Job], Awaitable[Outcome]]
-Held = tuple[Recommender, dict[str, Any]]
+Held = tuple["Recommender", dict[str, Any]]
 Restock = Callable[[StockChange], Awaitable[tuple[Stock, bool]]]
 VERSION_HEADER: Final = "X-Model-Version"
 OPEN_TO_ALL: Final = ("/health", "/ping")  # health checks need no token
@@ -232,6 +234,8 @@ class Service:
         side : Side
             Side of the A/B test; "a" without one.
         """
+        from recsys.serving.recommender import Recommender
+
         recommender = Recommender(bundle)
         recommender.catalogue.set_stock(self.stock.out)
         asked = Request(user_id=bundle.user_ids[0] if bundle.user_ids else "nobody")

@@ -105,7 +105,7 @@ def test_stock_file_needs_a_token_and_a_local_path(config: Config, tmp_path: Pat
 def test_missing_model_is_reported_before_ray_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "ray_session", lambda config: pytest.fail("Ray was started"))
+    monkeypatch.setattr(serve, "ray_session", lambda *_: pytest.fail("Ray was started"))
     before = signal.getsignal(signal.SIGINT)
     (tmp_path / "c.yaml").write_text("model: {granularities: {evolution: {enabled: true}}}\n")
     words = [
