@@ -162,6 +162,32 @@ def test_table_of_verbs_needs_only_the_standard_library() -> None:
     assert _run(code).splitlines()[-1] == "[]"
 
 
+# (module, what neither it nor any module that it imports loads): each of them costs up to seconds
+STARTS = [
+    ("pipelines.cli", HEAVY),
+    ("pipelines.prepare", ("torch", "ray", "polars", "mlflow", "matplotlib", "transformers")),
+    # Every worker of `prepare` imports it, too.
+    (
+        "recsys.preparation.prepare",
+        ("torch", "ray.data", "ray.train", "mlflow", "scipy", "transformers"),
+    ),
+    ("recsys.preparation.reading", ("torch", "ray.train", "mlflow", "scipy", "transformers")),
+    ("pipelines.serve", ("torch", "ray", "mlflow", "matplotlib", "transformers")),
+    # The front and Serve's controller import it; only replicas need torch.
+    (
+        "recsys.serving.deployment",
+        ("torch", "ray.data", "ray.train", "mlflow", "scipy", "transformers"),
+    ),
+    ("recsys.serving.desk", ("torch", "ray.data", "ray.serve", "mlflow")),
+]
+
+
+@pytest.mark.parametrize(("module", "heavy"), STARTS)
+def test_module_loads_only_packages_that_it_needs(module: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys, {module}\nprint([name for name in {heavy!r} if name in sys.modules])"
+    assert _run(code).splitlines()[-1] == "[]"
+
+
 def test_importing_everything_starts_nothing(tmp_path: Path) -> None:
     """Imports start no Ray, open no tracking store and create no folder."""
     names = [module for module, _ in _modules()]

@@ -1,0 +1,133 @@
+"""What a start costs: which packages a command imports, and the work that runs while Ray starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipelines.plumbing import session
+from recsys.config import load_config
+from recsys.errors import ArtifactError, Unavailable
+
+_IMPORTED = """
+import json, sys
+from pipelines.cli import main
+code = main(sys.argv[1:])
+print("IMPORTED", json.dumps([code, [name for name in %s if name in sys.modules]]))
+"""
+
+
+def imported(words: list[str], heavy: tuple[str, ...], folder: Path) -> list[object]:
+    """The exit code of a command in a new process, and which of the packages it has imported."""
+    for _ in range(3):  # on a busy machine Ray may miss its own limit of 30 s
+        done = subprocess.run(
+            [sys.executable, "-c", _IMPORTED % (heavy,), *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if "a local Ray does not start" not in done.stderr:
+            break
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("IMPORTED ")]
+    found: list[object] = json.loads(line.removeprefix("IMPORTED "))
+    if found[0] == 1:  # not the user's mistake, so no test expects it
+        pytest.fail(done.stdout + done.stderr)
+    return found
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No Ray is connected; the returned list grows with every shutdown."""
+    ends: list[str] = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: ends.append("shutdown"))
+    return ends
+
+
+def test_prepare_without_texts_imports_no_torch(tmp_path: Path) -> None:
+    heavy = ("torch", "ray.train", "mlflow", "scipy", "matplotlib", "sklearn", "transformers")
+    small = ["--data.source.num_users", "40", "--data.source.num_items", "30"]
+    words = ["prepare", "--config", "demo", "--run.dir", str(tmp_path / "run"), *small]
+    assert imported([*words, "--data.text.enabled", "false"], heavy, tmp_path) == [0, []]
+
+
+def test_prepare_of_events_alone_imports_no_ray_data(tmp_path: Path) -> None:
+    rows = [f"u{user},i{(user + step) % 9},{step}" for user in range(20) for step in range(9)]
+    (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    (tmp_path / "c.yaml").write_text("data: {source: {kind: canonical, events: [events.csv]}}\n")
+    words = ["prepare", "--config", "c.yaml", "--run.dir", str(tmp_path / "run")]
+    assert imported(words, ("torch", "ray.data"), tmp_path) == [0, []]
+
+
+def test_prepare_of_a_missing_file_fails_before_ray_starts(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data: {source: {kind: canonical, events: [none.csv]}}\n")
+    heavy = ("ray", "torch", "polars", "mlflow")
+    assert imported(["prepare", "--config", "c.yaml"], heavy, tmp_path) == [2, []]
+
+
+def test_serving_a_missing_model_imports_neither_torch_nor_mlflow(tmp_path: Path) -> None:
+    words = ["serve", "--config", "demo", "--run.dir", str(tmp_path / "run"), "--serve.port", "0"]
+    heavy = ("torch", "mlflow", "ray.data", "ray.train")
+    assert imported([*words, "--serve.model", str(tmp_path)], heavy, tmp_path) == [2, []]
+
+
+def test_work_runs_in_a_thread_while_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, no_ray: list[str]
+) -> None:
+    began, threads = threading.Event(), []
+
+    def start(address: str, cpus: int) -> None:
+        assert began.wait(30), "the work begins before Ray has started"
+
+    def work() -> None:
+        threads.append(threading.current_thread())
+        began.set()
+
+    monkeypatch.setattr(session, "_start", start)
+    with session.ray_session(load_config(None, []), work):
+        assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
+def test_error_of_the_work_ends_the_session(
+    monkeypatch: pytest.MonkeyPatch, no_ray: list[str]
+) -> None:
+    def work() -> None:
+        raise ArtifactError("a file is damaged")
+
+    monkeypatch.setattr(session, "_start", lambda address, cpus: None)
+    with (
+        pytest.raises(ArtifactError, match="a file is damaged"),
+        session.ray_session(load_config(None, []), work),
+    ):
+        pytest.fail("the block is not entered")
+    assert no_ray == ["shutdown"]
+
+
+def test_failed_start_of_ray_does_not_wait_for_the_work(
+    monkeypatch: pytest.MonkeyPatch, no_ray: list[str]
+) -> None:
+    released, done = threading.Event(), threading.Event()
+
+    def start(address: str, cpus: int) -> None:
+        raise Unavailable("a local Ray does not start")
+
+    def work() -> None:
+        released.wait(30)
+        done.set()
+
+    monkeypatch.setattr(session, "_start", start)
+    with (
+        pytest.raises(Unavailable, match="does not start"),
+        session.ray_session(load_config(None, []), work),
+    ):
+        pytest.fail("the block is not entered")
+    assert not done.is_set()
+    released.set()
