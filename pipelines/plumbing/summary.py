@@ -113,8 +113,8 @@ def standing(found: Mapping[str, Any]) -> str:
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """Compare the model with the best baseline, which is the one with the highest metric on test, as
-    in the report.
+    """Compare the model with the best baseline: the one with the highest metric on test, as in the
+    report.
     """
     best = best_baseline(metrics)
     if best is None:

@@ -23,14 +23,13 @@ import pyte
 import pytest
 
 from pipelines.train import epoch_count
-from recsys.training.ray_train import _COUNT, _Drain
 
 SECONDS = 40.0
 WORK = """
-import sys, time, warnings
+import sys, time
 from pathlib import Path
 from pipelines.plumbing.progress import Progress
-from recsys.pace import Count, Pace, tell
+from recsys.pace import Count, Pace
 
 progress = Progress(sys.stdout, Path(sys.argv[1]))
 with progress.stage("evaluate"):
@@ -39,7 +38,8 @@ with progress.stage("evaluate"):
             time.sleep(0.06)
             pace.add(100)
             if step == 25:
-                progress("first line [bold]:smile:[/bold] of 1,234.5 users " + 8 * "that is long ")
+                text = "first line [bold]:smile:[/bold] of 1,234.5 users "
+                progress(text + 8 * "that is long ")
                 print("a warning of a library", file=sys.stderr)
     with Pace("endless", 0) as pace:
         for step in range(10_000 if "endless" in sys.argv else 0):
@@ -48,7 +48,8 @@ with progress.stage("evaluate"):
     for epoch in range(1, 3):
         time.sleep(0.6)
         progress.counted(
-            Count("epochs", epoch, 2, epoch / 2, line=f"epoch {epoch}", ended=epoch == 2), stays=True
+            Count("epochs", epoch, 2, epoch / 2, line=f"epoch {epoch}", ended=epoch == 2),
+            stays=True,
         )
     if "fails" in sys.argv:
         progress.counted(Count("fitting members", 1, 4, 0.25))
