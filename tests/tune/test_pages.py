@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from recsys.config import build_config
-from tests.tune.test_tune import _do
+from tests.tune.test_tune import _run_trials
 from tune.fusion_report import render_report
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
@@ -67,7 +67,7 @@ def _sweep_page(folder: Path) -> Path:
     plan = Plan(
         config, load_space([str(folder / "space.yaml")], config), Ledger(folder / "ledger.jsonl")
     )
-    _do(plan)
+    _run_trials(plan)
     for trial in plan.ledger.trials.values():
         (folder / "trials" / trial.name).mkdir(parents=True)
         np.save(folder / "trials" / trial.name / "valid.npy", np.full(50, trial.best, np.float32))
