@@ -126,7 +126,7 @@ def outcome(metrics: Json) -> Json:
         "baseline_value": round(baseline, 4),
         "gain": round(value / baseline - 1, 4) if baseline else None,
         "difference": [round(against[key], 4) for key in ("difference", "low", "high")],
-        "baseline_by_validation": comparison["best_baseline"],
+        "baseline_by_validation": comparison.get("best_on_validation", comparison["best_baseline"]),
         "members": {
             name: round(max(entry["weight"] or [0.0]), 2)
             for name, entry in each.items()

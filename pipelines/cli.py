@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from pipelines.plumbing.signals import ending_in_order
@@ -99,15 +100,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):  # by name: our classes may not be imported yet
             print(f"recsys: {printable(str(error))}", file=sys.stderr)
             return 1
-        message = user_message(error)
+        message = user_message(error, words)
         if message is not None:
             return _refuse(message)
         sys.stderr.write(printable(traceback.format_exc()))
         return 1
 
 
-def user_message(error: BaseException) -> str | None:
-    """The message for a user's mistake that caused an exception, also in a Ray worker, or None.
+def user_message(error: BaseException, words: Sequence[str] = ()) -> str | None:
+    """The message for a user's mistake that caused an exception, also in a Ray worker, or None;
+    ``words`` is the command line.
 
     Ray wraps the exception of a task (``cause``), and Ray Train wraps the exceptions of its workers
     (``worker_failures``). The text of the outer exception is a traceback; the inner one has the
@@ -116,7 +118,7 @@ def user_message(error: BaseException) -> str | None:
     from recsys.errors import UserError
 
     if isinstance(error, UserError) and not hasattr(error, "cause"):
-        return str(error)  # without the imports below, which take seconds
+        return _with_cure(error, words)  # without the imports below, which take seconds
     from recsys.registry.tracking import outage
     from recsys.storage.places import message_of
 
@@ -137,10 +139,28 @@ def user_message(error: BaseException) -> str | None:
         inner += list(failures.values()) if isinstance(failures, dict) else []
         found = [cause for cause in inner if isinstance(cause, BaseException)]
         if isinstance(current, UserError) and not hasattr(current, "cause"):
-            return str(current)
+            return _with_cure(current, words)
         outside = outside or message_of(current) or outage(current)
         waiting += found
     return outside
+
+
+def _with_cure(error: BaseException, words: Sequence[str]) -> str:
+    """The message of an error; where a model is not registered, with the option that names the
+    newest version.
+
+    >>> from recsys.errors import NotRegistered
+    >>> error = NotRegistered("shop@best is not registered", "models:/shop@best", "models:/shop/3")
+    >>> _with_cure(error, ["promote"])
+    'shop@best is not registered; for its newest version: --promote.model models:/shop/3'
+    """
+    uri, instead = getattr(error, "uri", ""), getattr(error, "instead", "")
+    if not instead or not words:
+        return str(error)
+    given = [before.partition("=")[0] for before, word in pairwise((*words, "")) if word == uri]
+    given += [word.partition("=")[0] for word in words if word.partition("=")[2] == uri]
+    option = next((one for one in given if one.startswith("--")), f"--{words[0]}.model")
+    return f"{error}; for its newest version: {option} {instead}"
 
 
 def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Arguments:

@@ -29,6 +29,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array
 from recsys.errors import ArtifactError
 from recsys.evaluation.validation import Validator
+from recsys.pace import Count
 from recsys.registry.tracking import flatten
 from recsys.training.apart import joined, own_config, sections
 from recsys.training.build import Start
@@ -255,10 +256,30 @@ def reporter(
         if NOTE in values:
             folder.progress(values[NOTE])
             return
-        folder.progress(epoch_line(values))
+        if values.get("epochs", 0) > 0:
+            folder.progress.counted(epoch_count(values), stays=True)
+        else:
+            folder.progress(epoch_line(values))
         log_epoch(values)
 
     return report
+
+
+def epoch_count(values: dict[str, Any]) -> Count:
+    """One epoch as a count: of how many, with loss and metric."""
+    epoch, epochs = values["epoch"], values["epochs"]
+    brief = {name: value for name, value in values.items() if name not in ("lr", "seconds")}
+    _, _, measured = epoch_line(brief).partition(f"/{epochs}")
+    return Count(
+        "epochs",
+        epoch,
+        epochs,
+        epoch / epochs,
+        values.get("seconds", math.nan) * (epochs - epoch),
+        measured.strip(),
+        epoch_line(values),
+        ended=epoch >= epochs,
+    )
 
 
 def epoch_line(values: dict[str, Any]) -> str:

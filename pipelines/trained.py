@@ -61,26 +61,27 @@ def trained(
     """
     validate = validate or Validator.of(config)
     deadline = Deadline() if budget is None else budget.deadline(seconds)
-    if not trains_here(config, budget):
-        from recsys.training.ray_train import train_on_ray
+    with progress.own_bars():
+        if not trains_here(config, budget):
+            from recsys.training.ray_train import train_on_ray
 
-        return train_on_ray(
-            config,
-            dataset,
-            validate,
-            report,
-            start,
-            final=final,
+            return train_on_ray(
+                config,
+                dataset,
+                validate,
+                report,
+                start,
+                final=final,
+                deadline=deadline,
+                head_start=head_start,
+            )
+        settle_threads(config, dataset.num_items, progress)
+        context = TrainContext(
+            report=lambda values, _: report(values),
+            resume_from=head_start,
+            note=progress,
             deadline=deadline,
-            head_start=head_start,
         )
-    settle_threads(config, dataset.num_items, progress)
-    context = TrainContext(
-        report=lambda values, _: report(values),
-        resume_from=head_start,
-        note=progress,
-        deadline=deadline,
-    )
-    if final is not None:
-        return fit_final(config, dataset, context, final)
-    return fit(config, dataset, validate, context, start)
+        if final is not None:
+            return fit_final(config, dataset, context, final)
+        return fit(config, dataset, validate, context, start)

@@ -13,6 +13,7 @@
         ├── TrainingError    training that cannot continue with these settings
         ├── ArtifactError    a prepared dataset, run folder or registered model that is missing,
         │                    stale or damaged
+        │   └── NotRegistered  a registered model, alias or version that does not exist
         └── RequestError     a malformed request to a served model
 
 The command line prints only the message of these errors, without a traceback. Every message says
@@ -69,6 +70,24 @@ class TrainingError(UserError):
 
 class ArtifactError(UserError):
     """A folder or model of an earlier stage is missing, stale or damaged."""
+
+
+class NotRegistered(ArtifactError):
+    """A registered model, alias or version does not exist.
+
+    Parameters
+    ----------
+    message : str
+        The message, with what is registered.
+    uri : str
+        What was asked for.
+    instead : str
+        ``models:/NAME/VERSION`` of the newest version of this model; empty: it has none.
+    """
+
+    def __init__(self, message: str, uri: str = "", instead: str = "") -> None:
+        super().__init__(message)
+        self.uri, self.instead = uri, instead
 
 
 class RequestError(UserError):

@@ -1,9 +1,10 @@
-"""Progress lines of long work, at most one every ten seconds, and deadlines.
+"""Progress of long work, and deadlines: a line at most every ten seconds, or counts for a bar.
 
 Why a context variable and not an argument: rankings, encodings and fits run many calls below the
 command that prints progress, and most callers have nothing to print to. A command, or a training
 worker, sets the function that prints for the time of a stage (:func:`reporting_to`); without one,
-nothing is printed. A line is never changed later, so that it is also right in a log file.
+nothing is printed. A line is never changed later, so that it is also right in a log file. A command
+in a terminal also takes the counts, and draws bars; this module draws nothing.
 """
 
 from __future__ import annotations
@@ -14,22 +15,75 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 EVERY_S: Final = 10.0
+COUNT_EVERY_S: Final = 0.3
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Count:
+    """How much of some work is finished.
+
+    Parameters
+    ----------
+    what : str
+        Name of the work; a later count of the same name replaces this one.
+    done, total : int
+        Number of finished steps, and of all steps; ``total`` 0: unknown.
+    share : float
+        Finished share of the work, from 0 to 1; steps may differ in cost.
+    left_s : float
+        Estimate of the remaining seconds; NaN: unknown.
+    note : str
+        Measured values, such as a loss.
+    line : str
+        The count as a line for a log; empty if the log needs none.
+    ended : bool
+        Whether the work is over, finished or not.
+    """
+
+    what: str
+    done: int
+    total: int = 0
+    share: float = 0.0
+    left_s: float = math.nan
+    note: str = ""
+    line: str = ""
+    ended: bool = False
+
+
 _voice: ContextVar[Callable[[str], None] | None] = ContextVar("voice", default=None)
+_bar: ContextVar[Callable[[Count], None] | None] = ContextVar("bar", default=None)
 
 
 @contextmanager
-def reporting_to(say: Callable[[str], None]) -> Iterator[None]:
-    """Report the progress of long work to ``say`` inside the block."""
-    token = _voice.set(say)
+def reporting_to(
+    say: Callable[[str], None], show: Callable[[Count], None] | None = None
+) -> Iterator[None]:
+    """Report the progress of long work inside the block.
+
+    Parameters
+    ----------
+    say : Callable[[str], None]
+        Receives lines.
+    show : Callable[[Count], None] | None
+        Receives counts several times a second; then ``say`` receives no lines of counts, as
+        :attr:`Count.line` has them.
+    """
+    said, shown = _voice.set(say), _bar.set(show)
     try:
         yield
     finally:
-        _voice.reset(token)
+        _voice.reset(said)
+        _bar.reset(shown)
+
+
+def shown_by() -> Callable[[Count], None] | None:
+    """The function that receives counts, for work that another thread or process reports."""
+    return _bar.get()
 
 
 @dataclass(frozen=True)
@@ -74,25 +128,70 @@ class Pace:
         self, what: str, total: int, work: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.what, self.total, self.work, self._clock = what, total, work or float(total), clock
-        self._done, self._worked = 0, 0.0
-        self._started = self._said = clock()
+        self._done, self._worked, self._ended = 0, 0.0, False
+        self._started = self._said = self._shown = clock()
+        self._show("")
+
+    def __enter__(self) -> Pace:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """The work is over, finished or not."""
+        self.end()
 
     def add(self, number: int = 1, work: float | None = None) -> None:
         """Count ``number`` more finished steps, of the cost ``work``."""
         self._done += number
         self._worked += number if work is None else work
-        now, say = self._clock(), _voice.get()
-        if say is None or now - self._said < EVERY_S or self._done >= self.total > 0:
+        now, show = self._clock(), _bar.get()
+        if self._done >= self.total > 0:
+            self.end()
             return
-        self._said = now
+        is_due = now - self._said >= EVERY_S
+        if is_due:
+            self._said = now
+        if show is not None and (is_due or now - self._shown >= COUNT_EVERY_S):
+            self._shown = now
+            self._show(self._line(now) if is_due else "", self._left(now))
+        elif show is None and is_due:
+            tell(self._line(now))
+
+    def end(self) -> None:
+        """The work is over. Needed only if its number of steps is unknown or it may stop early."""
+        if not self._ended:
+            self._ended = True
+            self._show("")
+
+    def _show(self, line: str, left_s: float = math.nan) -> None:
+        show = _bar.get()
+        if show is not None:
+            show(
+                Count(
+                    self.what,
+                    self._done,
+                    self.total,
+                    self._share(),
+                    left_s,
+                    line=line,
+                    ended=self._ended,
+                )
+            )
+
+    def _share(self) -> float:
+        return min(self._worked / max(self.work, 1e-9), 1.0) if self.total else 0.0
+
+    def _left(self, now: float) -> float:
+        if not self.total or not self._worked:
+            return math.nan
+        return (now - self._started) * (self.work - self._worked) / self._worked
+
+    def _line(self, now: float) -> str:
         if not self.total:
-            say(f"{self.what}: {self._done:,} so far")
-            return
+            return f"{self.what}: {self._done:,} so far"
         left = (now - self._started) * (self.work - self._worked) / max(self._worked, 1e-9)
-        share = 100 * min(self._worked / max(self.work, 1e-9), 1.0)
-        say(
-            f"{self.what}: {self._done:,} of {self.total:,} ({share:.0f} %), about {duration(left)}"
-            " left"
+        return (
+            f"{self.what}: {self._done:,} of {self.total:,} ({100 * self._share():.0f} %), about"
+            f" {duration(left)} left"
         )
 
 
@@ -107,10 +206,10 @@ def with_progress(what: str, things: Iterable[T], total: int = 0) -> Iterator[T]
     """Iterate over ``things`` and report progress; a thing is finished when the next one is
     requested.
     """
-    pace = Pace(what, total or (len(things) if isinstance(things, Sized) else 0))
-    for thing in things:
-        yield thing
-        pace.add()
+    with Pace(what, total or (len(things) if isinstance(things, Sized) else 0)) as pace:
+        for thing in things:
+            yield thing
+            pace.add()
 
 
 def duration(seconds: float) -> str:

@@ -186,6 +186,7 @@ def _try_all(
         tracked(config, folder, fresh=True) as tracker,
         ray_session(config),
         Children(tracker, folder.progress) as kids,
+        folder.progress.own_bars(),
     ):
         slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
         lines, place = (

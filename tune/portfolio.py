@@ -34,6 +34,7 @@ class Spoken(Lines):
     def started(self, trial: Trial, config: Config) -> None:
         """Note the start of a trial."""
         self.progress(f"trial {trial.name} of {len(self.names)}: {self.names[trial.number]}")
+        self.count()
         self.children.started(trial, config)
 
     def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
@@ -47,12 +48,14 @@ class Spoken(Lines):
                 f"trial {trial.name} has used its share of the time; it ends at epoch"
                 f" {max(trial.epochs)}"
             )
-        if time.monotonic() - self.last > _SPEAKS_S:
+        now = (
+            f"trial {trial.name} after epoch {max(trial.epochs)}: {self.metric} {value:.4f};"
+            f" best so far {self.leading[1]:.4f}, trial {self.leading[0]}"
+        )
+        is_due = time.monotonic() - self.last > _SPEAKS_S
+        if is_due:
             self.last = time.monotonic()
-            self.progress(
-                f"trial {trial.name} after epoch {max(trial.epochs)}: {self.metric} {value:.4f};"
-                f" best so far {self.leading[1]:.4f}, trial {self.leading[0]}"
-            )
+        self.count(now, now if is_due else "")
 
 
 class Portfolio(Plan):

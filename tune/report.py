@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
+from markupsafe import Markup, escape
 
 from recsys.report.charts import Axis, axis, curves
 from recsys.report.pages import environment, packaged
@@ -31,8 +32,8 @@ _MAX_LINES: Final = 200  # maximum per chart
 
 @dataclass(frozen=True)
 class Scale:
-    """Positions of the values of a dimension in percent; options evenly, logarithmic ranges by
-    their log.
+    """Positions of the values of a dimension in percent; options in the middle of equal bands, so
+    that their names have room, logarithmic ranges by their log.
     """
 
     dimension: Dimension
@@ -46,7 +47,7 @@ class Scale:
             return None
         if d.kind == "choice":
             place = next(n for n, option in enumerate(d.options) if option == value)
-            return round(100 * place / max(len(d.options) - 1, 1), 3)
+            return round(100 * (place + 0.5) / len(d.options), 3)
         if d.kind.startswith("log"):
             return round(100 * math.log(float(value) / d.low) / math.log(d.high / d.low), 3)
         return round(100 * (float(value) - d.low) / (d.high - d.low), 3)
@@ -60,6 +61,20 @@ class Scale:
         middle = math.sqrt(d.low * d.high) if d.kind.startswith("log") else (d.low + d.high) / 2
         return [(0.0, f"{d.low:.3g}"), (50.0, f"{middle:.3g}"), (100.0, f"{d.high:.3g}")]
 
+    @property
+    def room(self) -> float:
+        """Width of a label in percent, so that it does not touch the next one."""
+        return round(100 / len(self.labels), 3)
+
+
+def breakable(path: str) -> Markup:
+    """A path that a browser may break behind its dots and underscores.
+
+    >>> print(breakable("evolution.input_dropout"))
+    evolution.<wbr>input_<wbr>dropout
+    """
+    return Markup(str(escape(path)).replace(".", ".<wbr>").replace("_", "_<wbr>"))
+
 
 def render_sweep(path: Path, plan: Plan, root: Path) -> None:
     """Write the page; ``root`` is the run folder with the validation values of the trials."""
@@ -72,6 +87,7 @@ def render_sweep(path: Path, plan: Plan, root: Path) -> None:
         figure=figure,
         cell=cell,
         short=short,
+        breakable=breakable,
     )
     trials = list(plan.ledger.trials.values())
     html = templates.get_template("sweep.html.j2").render(
@@ -225,7 +241,15 @@ def _panels(plan: Plan) -> list[dict[str, Any]]:
                     }
                 )
         labels = [(100 - place, text) for place, text in up.labels()]
-        panels.append({"path": dimension.path, "dots": dots, "x": scale.labels, "y": labels})
+        panels.append(
+            {
+                "path": dimension.path,
+                "dots": dots,
+                "x": scale.labels,
+                "room": scale.room,
+                "y": labels,
+            }
+        )
     return panels
 
 

@@ -136,6 +136,7 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
                 and (lines.best is None or trial.value > lines.best[0])
             ):
                 lines.best = trial.value, trial.name
+        lines.num_ended = len(done)
         run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
     added = ledger.added_seconds()
     if added is not None:

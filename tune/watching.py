@@ -17,6 +17,7 @@ from typing import Any
 from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.tracking import log_epoch
 from recsys.config import Config
+from recsys.pace import Count
 from recsys.registry.tracking import Tracker
 from tune.ledger import Trial
 
@@ -128,6 +129,7 @@ class Lines:
             planned,
         )
         self.best: tuple[float, str] | None = None
+        self.num_ended = 0
 
     def started(self, trial: Trial, config: Config) -> None:
         """Print the start of a trial."""
@@ -142,6 +144,7 @@ class Lines:
             )
             what = f"of {self.planned}: {values}"
         self.progress(f"trial {trial.name} {what}{again}")
+        self.count()
         self.children.started(trial, config)
 
     def epoch(self, trial: Trial, history: list[dict[str, Any]]) -> None:
@@ -172,7 +175,19 @@ class Lines:
                 f"trial {trial.name} {trial.state} {epochs}: {self.metric} {value:.4f},"
                 f" {trial.seconds:.1f} s{so_far}"
             )
+        self.num_ended += 1
+        self.count()
         self.children.ended(trial)
+
+    def count(self, note: str = "", line: str = "") -> None:
+        """Show how many trials have ended, with the best value or another note."""
+        if self.best and not note:
+            note = f"best {self.metric} {self.best[0]:.4f}, trial {self.best[1]}"
+        total = max(self.planned, self.num_ended)
+        share = self.num_ended / max(total, 1)
+        self.progress.counted(
+            Count("trials ended", self.num_ended, total, share, note=note, line=line)
+        )
 
 
 def cell(value: Any) -> str:

@@ -1,5 +1,5 @@
 """The one style of progress lines: elapsed time, stage, message; the same in a terminal and in a
-log file.
+log file. A terminal also shows bars (:mod:`pipelines.plumbing.bars`).
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from pipelines.plumbing.bars import bars_of
 from pipelines.plumbing.terminal import printable
-from recsys.pace import reporting_to
+from recsys.pace import Count, reporting_to
 
 
 class Progress:
     """Writes ``MM:SS.s  stage  message`` to a stream and, when there is one, to a log file.
 
-    No progress bars and no escape codes: a line says something that stays true.
+    A line has no escape codes and says something that stays true. Counts of running work are bars
+    if the stream is a terminal; otherwise, and in the log file, they are lines, at most one every
+    ten seconds.
     """
 
     def __init__(self, stream: TextIO | None, path: Path | None = None) -> None:
-        self._stream, self._path = stream, path
+        self._stream, self._path, self._bars = stream, path, bars_of(stream)
         self.started = (
             time.monotonic()
         )  # of the command: elapsed time and run.budget count from here
@@ -32,10 +35,37 @@ class Progress:
         """Say something under the name of the current stage; a message of several lines keeps its
         indentation.
         """
-        of = f"/{self.budget}" if self.budget else ""
-        head = f"{elapsed(time.monotonic() - self.started)}{of}  {self._stage:<9} "
-        for line in str(message).splitlines() or [""]:
-            self._write(f"{head} {line}".rstrip())
+        for line in self._headed(message):
+            self._write(line)
+
+    def counted(self, count: Count, stays: bool = False) -> None:
+        """Show how much of some work is finished.
+
+        Parameters
+        ----------
+        count : Count
+            The count. Without bars, only its ``line`` is written.
+        stays : bool
+            Whether the newest line stays on the screen when the bar ends.
+        """
+        lines = self._headed(count.line) if count.line else []
+        if self._bars is None:
+            for line in lines:
+                self._write(line)
+            return
+        for line in lines:
+            self._log(printable(line))
+        self._bars.count(count, printable("\n".join(lines)) if stays else "")
+
+    @contextmanager
+    def own_bars(self) -> Iterator[None]:
+        """Remove the bars that were started in the block, however it ends."""
+        before = set[str]() if self._bars is None else self._bars.names
+        try:
+            yield
+        finally:
+            if self._bars is not None:
+                self._bars.end(self._bars.names - before)
 
     def plain(self, text: str) -> None:
         """Write text as it is: tables and closing words."""
@@ -47,7 +77,8 @@ class Progress:
         outer, self._stage = self._stage, name
         started = time.monotonic()
         try:
-            with reporting_to(self):
+            show = None if self._bars is None else self.counted
+            with self.own_bars(), reporting_to(self, show):
                 yield
             self(f"done in {time.monotonic() - started:.1f} s")
         finally:
@@ -55,8 +86,19 @@ class Progress:
 
     def _write(self, text: str) -> None:
         text = printable(text)
-        if self._stream is not None:
+        if self._bars is not None:
+            self._bars.write(text)
+        elif self._stream is not None:
             print(text, file=self._stream, flush=True)
+        self._log(text)
+
+    def _headed(self, message: str) -> list[str]:
+        """The lines of a message, each with elapsed time and stage."""
+        of = f"/{self.budget}" if self.budget else ""
+        head = f"{elapsed(time.monotonic() - self.started)}{of}  {self._stage:<9} "
+        return [f"{head} {line}".rstrip() for line in str(message).splitlines() or [""]]
+
+    def _log(self, text: str) -> None:
         if self._path is not None:
             try:
                 with self._path.open("a", encoding="utf-8") as file:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pipelines.plumbing.progress import table
 from recsys.evaluation.members import single_line
+from recsys.report.first_screen import best_baseline
 
 _MOST_SIGNALS: Final = 8  # combinations on the console; the report lists all
 
@@ -62,7 +63,7 @@ def signal_table(metrics: Mapping[str, Any]) -> str:
         return ""
     named = [entry for entry in found if entry["present"] or entry["missing"]]
     common = set.intersection(*(set(entry["present"]) for entry in named)) if named else set()
-    rows = [["signals, on test", "queries", metrics["metric"], "best baseline", ""]]
+    rows = [["signals, on test", "queries", metrics["metric"], "best baseline on them", ""]]
     for entry in found[:_MOST_SIGNALS]:
         rows.append(
             [
@@ -112,27 +113,15 @@ def standing(found: Mapping[str, Any]) -> str:
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """Compare the model with the best baseline on validation, and on test if that is another
-    one.
+    """Compare the model with the best baseline: the one with the highest metric on test, as in the
+    report.
     """
-    comparison = metrics["comparison"]
-    best, on_test = comparison.get("best_baseline"), comparison.get("best_on_test")
+    best = best_baseline(metrics)
     if best is None:
         return "no baseline was run"
-    if on_test in (None, best):
-        return _verdict(metrics, best, "the best baseline")
-    return "\n".join(
-        [
-            _verdict(metrics, best, "the best baseline on validation"),
-            _verdict(metrics, on_test, "the best baseline on test"),
-        ]
-    )
-
-
-def _verdict(metrics: Mapping[str, Any], name: str, which: str) -> str:
-    against = metrics["comparison"]["against"][name]
+    against = metrics["comparison"]["against"][best]
     where = standing(against) + (" from" if against["low"] <= 0 <= against["high"] else "")
     return (
-        f"{where} {name}, {which}: {metrics['metric']} {against['difference']:+.4f}, "
+        f"{where} {best}, the best baseline: {metrics['metric']} {against['difference']:+.4f}, "
         f"95 % interval {against['low']:+.4f} to {against['high']:+.4f}"
     )

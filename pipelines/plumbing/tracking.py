@@ -16,7 +16,15 @@ from pipelines.plumbing.session import quiet
 from pipelines.plumbing.summary import verdict
 from recsys.config import Config, redact
 from recsys.evaluation.metrics import parse_metric
-from recsys.registry.tracking import RUN_FILE, Tracker, numbers, run_of_folder, short_timeouts
+from recsys.registry.tracking import (
+    RUN_FILE,
+    Tracker,
+    mlflow_name,
+    numbers,
+    run_of_folder,
+    short_timeouts,
+)
+from recsys.report.first_screen import best_baseline
 
 _PLAIN: Final = {
     "phase",
@@ -153,7 +161,7 @@ def _logged_epochs(tracker: Tracker, names: set[str]) -> set[tuple[str, int, flo
     return {
         (name, int(metric.step), float(metric.value))
         for name in names
-        for metric in tracker.client.get_metric_history(tracker.run_id, name)
+        for metric in tracker.client.get_metric_history(tracker.run_id, mlflow_name(name))
     }
 
 
@@ -193,7 +201,7 @@ def headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
         [str(main), *(f"{kind}@{main.k}" for kind in ("ndcg", "recall", "hit", "mrr", "coverage"))]
     )
     found = {name: metrics["model"][name] for name in names if name in metrics["model"]}
-    best = metrics["comparison"].get("best_on_test")
+    best = best_baseline(metrics)
     if best:
         against = metrics["comparison"]["against"][best]
         found |= {"best_baseline": metrics["baselines"][best][metrics["metric"]]}

@@ -294,7 +294,9 @@ class Dataset:
         cls, named: Mapping[str, str], name: str, folder: str | Path | None, settings: Settings
     ) -> Dataset:
         """A dataset of files by role; an empty ``name`` becomes the name of their folder."""
-        found = look(list(named.values()), name)
+        found = look(
+            list(named.values()), name, stated={path: role for role, path in named.items()}
+        )
         _check_roles(
             named, {table.files: table.role for table in found.found.tables}, found.found.ignored
         )

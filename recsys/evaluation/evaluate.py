@@ -314,19 +314,22 @@ def _certainty(
             "metric": main,
             "best_baseline": None,
             "best_on_test": None,
+            "best_on_validation": None,
             "against": {},
         }
     ours = _of_main(values, config)
     validation = {name: baseline.validation for name, baseline in baselines.items()}
-    best = max(
+    best = max(baselines, key=lambda name: float(ours[name].mean()))
+    on_validation = max(
         validation,
         key=lambda name: -1.0 if validation[name] is None else float(validation[name] or 0.0),
     )
     comparison = {
         "metric": main,
         "best_baseline": best,
-        "chosen_by": f"validation {main}",
-        "best_on_test": max(baselines, key=lambda name: float(ours[name].mean())),
+        "chosen_by": f"test {main}",
+        "best_on_test": best,
+        "best_on_validation": on_validation,
         "against": {
             name: {
                 **compare(ours[MODEL], ours[name], resamples, seed).to_json(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -22,7 +22,7 @@ from recsys.inspect.columns import Column
 from recsys.inspect.events import EventColumns, columns_of_events
 from recsys.inspect.habits import EventStatistics, Types, events_of, habits_of, roles_of_types
 from recsys.inspect.overlap import IdSet
-from recsys.inspect.roles import assign_roles
+from recsys.inspect.roles import as_stated_friends, assign_roles
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.sequences import understand_sequences
 from recsys.inspect.settings import (
@@ -53,8 +53,8 @@ _ABSENT_RATING: Final = 0.2  # share of zeros from which zero means "no rating"
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
 
-def understand(looked: ArgumentContent) -> Understood:
-    """Find the roles of the tables.
+def understand(looked: ArgumentContent, stated: Mapping[str, str] | None = None) -> Understood:
+    """Find the roles of the tables; ``stated`` has those that the user stated, by argument.
 
     Raises
     ------
@@ -62,7 +62,12 @@ def understand(looked: ArgumentContent) -> Understood:
         No table has events.
     """
     tables = [Table.of(sample) for sample in looked.tables]
-    pair = find_events(tables)
+    stated = stated or {}
+    may_be = [table for table in tables if stated.get(table.sample.given, "events") == "events"]
+    pair = find_events(tables, may_be or tables)
+    for table in tables:
+        if table is not pair.table and stated.get(table.sample.given) == "social":
+            as_stated_friends(table, pair)
     assign_roles(tables, pair)
     pair.table.role = "events"
     if pair.table.sample.format == "sequences":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from recsys.config import Config, build_config
@@ -33,7 +33,12 @@ class Look:
         return build_config(self.draft.tree, "the proposed configuration")
 
 
-def look(arguments: Sequence[str], name: str = "", command: str = "recsys init") -> Look:
+def look(
+    arguments: Sequence[str],
+    name: str = "",
+    command: str = "recsys init",
+    stated: Mapping[str, str] | None = None,
+) -> Look:
     """Look at files and propose a configuration that their readers accept.
 
     Parameters
@@ -44,6 +49,8 @@ def look(arguments: Sequence[str], name: str = "", command: str = "recsys init")
         Name of run and model; empty: that of the data's folder.
     command : str
         Command line, for the head of the configuration.
+    stated : Mapping[str, str] | None
+        Roles that the user stated, by argument; the others are found from the content.
 
     Raises
     ------
@@ -52,7 +59,7 @@ def look(arguments: Sequence[str], name: str = "", command: str = "recsys init")
     """
     looked = look_at(arguments)
     try:
-        found = _understood(looked)
+        found = _understood(looked, stated or {})
     except SourceError as error:
         empty = "; ".join(f"{path} {why}" for path, why in looked.empty.items())
         raise SourceError(f"{error}; {empty}" if empty else str(error)) from None
@@ -61,10 +68,10 @@ def look(arguments: Sequence[str], name: str = "", command: str = "recsys init")
     return Look(found, _accepted(found, name, command), name)
 
 
-def _understood(looked: ArgumentContent) -> Understood:
+def _understood(looked: ArgumentContent, stated: Mapping[str, str]) -> Understood:
     if looked.recbole is not None:
         return understand_recbole(looked)
-    return understand_hetrec(looked) if looked.hetrec else understand(looked)
+    return understand_hetrec(looked) if looked.hetrec else understand(looked, stated)
 
 
 def _accepted(found: Understood, name: str, command: str) -> Draft:

@@ -36,6 +36,21 @@ def assign_roles(tables: Sequence[Table], events: Pair) -> None:
         _keep_one(tables, role)
 
 
+def as_stated_friends(table: Table, events: Pair) -> None:
+    """Make a table that the user gave as social edges such a table: the columns named like people,
+    or else its first two columns of ids.
+    """
+    ids = sorted({c.name: c for c in (*table.id_columns, *table.keys)}.values(), key=_place_of)
+    named = [c for c in ids if max(table.like(c, USER), table.like(c, FRIEND)) >= _NAMED]
+    people = named if len(named) >= 2 else ids
+    if len(people) >= 2:
+        _as_friends(table, people, IdSet(events.user))
+
+
+def _place_of(column: Column) -> int:
+    return column.place
+
+
 def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
     named = {column.name: column for column in (*table.id_columns, *table.keys)}
     candidates = list(named.values())
@@ -67,7 +82,10 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
     if _is_facts(table):
         _as_facts(table, items)
         return
-    if len(people) >= 2 and not things and not people[0].is_key:
+    are_friends = len(people) >= 2 and all(
+        table.like(column, FRIEND) >= _NAMED for column in people[:2]
+    )  # by their names, even if no user occurs twice
+    if len(people) >= 2 and not things and (are_friends or not people[0].is_key):
         _as_friends(table, people, users)
         return
     if (

@@ -218,15 +218,15 @@ class Pair:
     score: float
 
 
-def find_events(tables: Sequence[Table]) -> Pair:
-    """Find the table of events and its ids.
+def find_events(tables: Sequence[Table], may_be: Sequence[Table]) -> Pair:
+    """Find the table of events among those that may be it, and its ids.
 
     Raises
     ------
     SourceError
         No table has two columns that can be users and items.
     """
-    found = [pair for table in tables if (pair := _best_pair(table, tables)) is not None]
+    found = [pair for table in may_be if (pair := _best_pair(table, tables)) is not None]
     best = max(found, key=lambda pair: pair.score, default=None)
     if best is None or best.score < 1.0:
         seen = "; ".join(

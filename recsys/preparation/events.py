@@ -608,13 +608,13 @@ def exchange(
     gatherer = task(gather_bucket, 3)
     known = ray.put(known_items)
     buckets: list[list[Any]] = [[] for _ in range(num_buckets)]
-    pace = Pace("blocks of events read", 0)
     arguments = (num_buckets, rules, reading.first_file, reading.goes_on)
-    for parts in [splitter.remote(pickle.dumps(piece), *arguments) for piece in pieces]:
-        # a failed task yields its error, which the gatherer raises
-        for number, part in enumerate(parts):
-            buckets[number % num_buckets].append(part)
-            pace.add(int((number + 1) % num_buckets == 0))
+    with Pace("blocks of events read", 0) as pace:
+        for parts in [splitter.remote(pickle.dumps(piece), *arguments) for piece in pieces]:
+            # a failed task yields its error, which the gatherer raises
+            for number, part in enumerate(parts):
+                buckets[number % num_buckets].append(part)
+                pace.add(int((number + 1) % num_buckets == 0))
     empty = rules.exchange_schema.empty_table()
     return [
         gatherer.remote(rules, known, *(parts or [empty]), **reading.of(number))

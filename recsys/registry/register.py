@@ -22,7 +22,7 @@ import recsys
 from recsys.bundle.description import CARD, DESCRIPTION, WEIGHTS
 from recsys.config import Config, redact
 from recsys.encoders.text import PACKAGED
-from recsys.errors import ArtifactError, ConfigError
+from recsys.errors import ArtifactError, ConfigError, NotRegistered
 from recsys.registry.aliases import Aliases
 from recsys.registry.digest import (
     FILES_TAG,
@@ -255,8 +255,11 @@ def _version(uri: str, tracking_uri: str) -> tuple[str, str]:
         )
         registry.get_model_version(match["name"], str(number))
     except MlflowException:
-        raise ArtifactError(
-            f"{uri} is not registered; {_registered(registry, match['name'])}"
+        newest = newest_versions(registry, match["name"], 1)
+        raise NotRegistered(
+            f"{uri} is not registered; {_registered(registry, match['name'])}",
+            uri,
+            f"models:/{match['name']}/{newest[0].version}" if newest else "",
         ) from None
     return str(match["name"]), str(number)
 

@@ -132,8 +132,11 @@ def recommend_all(
     aside = output.with_name(f".{output.name}.writing-{os.getpid()}")
     num_users = num_fallback = num_rows = 0
     try:
-        with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
-            pace = Pace("recommending to users", _num_users(bundle, users, requests))
+        total = _num_users(bundle, users, requests)
+        with (
+            pq.ParquetWriter(aside, schema, compression="zstd") as writer,
+            Pace("recommending to users", total) as pace,
+        ):
             for table in _answer_tables(bundle, asked, batch_size, chosen):
                 writer.write_table(filled_up(table, schema), row_group_size=_ROWS_A_GROUP)
                 firsts = table.filter(pa.array(np.asarray(table.column("rank")) == 1))

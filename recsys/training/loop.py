@@ -378,27 +378,29 @@ class Pass:
             return self._private_epoch(epoch, self.private)
         self.loss.graphs = self.graphs.without(self.loader.hidden(epoch))
         total, weight = self._so_far(), self.progress.loss_weight
-        pace = Pace(f"steps of epoch {epoch + 1}", self.loader.num_steps - self.progress.step)
-        for step in self._steps(epoch):
-            if step.number > self.progress.step and self._is_due(step.number):
-                self._save(step.number, total, weight)
-                total = self._so_far()
-            self.optimizer.zero_grad(set_to_none=True)
-            with self.context.autocast(self.config.train.precision):
-                summed = self.step(
-                    step.batch.to(self.context.device), (self.config.seed, epoch, step.number)
-                )
-            # DDP averages over workers, but the loss is a mean over the targets of all workers
-            (summed * (self.context.world_size / step.weight)).backward()
-            if self.config.train.clip_norm:
-                clip_gradients(self.loss, self.config.train.clip_norm)
-            self._set_lr(epoch, step.number)
-            self.optimizer.step()
-            total, weight = total + summed.detach(), weight + step.weight
-            pace.add()
-            if step.number + 1 < self.loader.num_steps and self._is_over():
-                self.share = (step.number + 1) / self.loader.num_steps
-                break
+        with Pace(
+            f"steps of epoch {epoch + 1}", self.loader.num_steps - self.progress.step
+        ) as pace:
+            for step in self._steps(epoch):
+                if step.number > self.progress.step and self._is_due(step.number):
+                    self._save(step.number, total, weight)
+                    total = self._so_far()
+                self.optimizer.zero_grad(set_to_none=True)
+                with self.context.autocast(self.config.train.precision):
+                    summed = self.step(
+                        step.batch.to(self.context.device), (self.config.seed, epoch, step.number)
+                    )
+                # DDP averages over workers, but the loss is a mean over the targets of all workers
+                (summed * (self.context.world_size / step.weight)).backward()
+                if self.config.train.clip_norm:
+                    clip_gradients(self.loss, self.config.train.clip_norm)
+                self._set_lr(epoch, step.number)
+                self.optimizer.step()
+                total, weight = total + summed.detach(), weight + step.weight
+                pace.add()
+                if step.number + 1 < self.loader.num_steps and self._is_over():
+                    self.share = (step.number + 1) / self.loader.num_steps
+                    break
         mean = float(self.context.sum(total)) / weight
         if not math.isfinite(mean):
             raise TrainingError(
@@ -413,15 +415,15 @@ class Pass:
         """
         torch.manual_seed(seed_of(self.config.seed, epoch))
         total = weight = 0.0
-        pace = Pace(f"steps of epoch {epoch + 1}", self.num_steps)
-        for number in range(self.num_steps):
-            found = private.set_gradients(
-                self.loss, private.drawn(), (self.config.seed, epoch, number)
-            )
-            self._set_lr(epoch, number)
-            self.optimizer.step()
-            total, weight = total + found[0], weight + found[1]
-            pace.add()
+        with Pace(f"steps of epoch {epoch + 1}", self.num_steps) as pace:
+            for number in range(self.num_steps):
+                found = private.set_gradients(
+                    self.loss, private.drawn(), (self.config.seed, epoch, number)
+                )
+                self._set_lr(epoch, number)
+                self.optimizer.step()
+                total, weight = total + found[0], weight + found[1]
+                pace.add()
         mean = total / max(weight, 1.0)
         if not math.isfinite(mean):
             raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr")

@@ -41,7 +41,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError, StorageError, UserError
-from recsys.pace import Deadline, reporting_to
+from recsys.pace import Count, Deadline, reporting_to, shown_by
 from recsys.storage.mirror import remove
 from recsys.storage.places import filesystem_of, storage_errors
 from recsys.storage.uris import is_remote, within
@@ -70,6 +70,7 @@ MODEL_FOLDER = "trained"
 PROGRESS_FOLDER = "progress"
 USER_ERROR = "user_error"
 NOTE = "note"
+_COUNT = "count"
 _ABORT_S = 15.0
 
 
@@ -165,6 +166,7 @@ def train_on_ray(
             "checkpoints": (storage, name, earlier),
             "head_start": None if head_start is None else str(head_start),
             "orders": orders,
+            "counts": shown_by() is not None,
             "deadline": deadline or Deadline(),
             "start": [] if start is None else [ray.put(start)],  # sent once, by the object store
             "final": [] if final is None else [ray.put(final)],
@@ -324,6 +326,9 @@ def _worker(settings: dict[str, Any]) -> None:
         if rank == 0:
             queue.put({NOTE: text})
 
+    def show(count: Count) -> None:
+        queue.put({_COUNT: count})
+
     try:
         dataset = PreparedDataset(settings["dataset"])
         resumed = (
@@ -344,7 +349,7 @@ def _worker(settings: dict[str, Any]) -> None:
                 ray.get(held[0]) if held else None
                 for held in (settings["start"], settings["final"])
             )
-            with reporting_to(note):
+            with reporting_to(note, show if rank == 0 and settings["counts"] else None):
                 if final is not None:
                     result = fit_final(config, dataset, training, final)
                 else:
@@ -405,6 +410,7 @@ class _Drain(threading.Thread):
         super().__init__(daemon=True, name="training-reports")
         self.queue, self.report, self.done = queue, report, threading.Event()
         self.stopping, self.orders = stop, orders
+        self.show = shown_by()  # here, because the thread has none of its own
         self.user_error = ""
         self.failure: Exception | None = None
 
@@ -432,7 +438,10 @@ class _Drain(threading.Thread):
             self.user_error = values[USER_ERROR]
             return True
         try:
-            self.report(values)
+            if _COUNT not in values:
+                self.report(values)
+            elif self.show is not None:
+                self.show(values[_COUNT])
         except Exception as error:  # a lost tracking server must not cost hours of training
             self.failure = error
         return True

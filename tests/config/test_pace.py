@@ -17,7 +17,7 @@ from recsys import pace
 from recsys.config import TextConfig
 from recsys.data.histories import Split
 from recsys.evaluation.ranking import rank
-from recsys.pace import Pace, reporting_to, tell, with_progress
+from recsys.pace import Count, Pace, reporting_to, tell, with_progress
 from recsys.preparation import vector_cache as text_cache
 from tests.handmade import small_model, small_world
 
@@ -69,6 +69,33 @@ def test_work_of_unknown_length_reports_finished_steps() -> None:
     with reporting_to(lines.append):
         Pace("blocks of events read", 0, clock=clock(20.0)).add(3)
     assert lines == ["blocks of events read: 3 so far"]
+
+
+def test_bar_receives_start_counts_and_end_and_the_lines_of_a_log() -> None:
+    said: list[str] = []
+    shown: list[Count] = []
+    with reporting_to(said.append, shown.append):
+        work = Pace("ranking users", 4, clock=clock(6.0))
+        for _ in range(4):
+            work.add()
+    assert said == []
+    assert [(count.done, count.ended) for count in shown] == [
+        (0, False), (1, False), (2, False), (3, False), (4, True)
+    ]  # fmt: skip
+    assert shown[2].share == 0.5 and shown[2].left_s == pytest.approx(12.0)
+    assert [count.line for count in shown if count.line] == [
+        "ranking users: 2 of 4 (50 %), about 10 s left"
+    ]
+
+
+def test_bar_ends_when_work_fails_or_is_abandoned() -> None:
+    shown: list[Count] = []
+    with reporting_to(print, shown.append):
+        with pytest.raises(ValueError), Pace("reading", 0):
+            raise ValueError
+        for _ in with_progress("fitting members", ["ease", "als"]):
+            break
+    assert [count.what for count in shown if count.ended] == ["reading", "fitting members"]
 
 
 def test_listener_is_set_only_during_the_block(monkeypatch: pytest.MonkeyPatch) -> None:

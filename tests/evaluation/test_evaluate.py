@@ -132,11 +132,15 @@ def test_perfect_model_has_perfect_metrics(tmp_path) -> None:
     )
 
 
-def test_best_baseline_in_the_comparison_is_the_best_on_validation(tmp_path) -> None:
+def test_best_baseline_in_the_comparison_is_the_best_on_test(tmp_path) -> None:
     result = evaluate(Oracle(), circle(tmp_path), config(), refit=True)
     against = result.comparison["against"]
     validation = {name: entry["validation"] for name, entry in against.items()}
-    assert result.comparison["best_baseline"] == max(validation, key=lambda name: validation[name])
+    on_test = {name: values["ndcg@3"] for name, values in result.baselines.items()}
+    assert len(set(on_test.values())) > 1
+    for key in ("best_baseline", "best_on_test"):
+        assert on_test[result.comparison[key]] == max(on_test.values())
+    assert validation[result.comparison["best_on_validation"]] == max(validation.values())
     for name, entry in against.items():
         assert entry["difference"] == pytest.approx(1.0 - result.baselines[name]["ndcg@3"])
         assert entry["low"] <= entry["difference"] <= entry["high"]
@@ -178,6 +182,7 @@ def test_evaluation_without_baselines_and_ablation(tmp_path) -> None:
         "metric": "ndcg@3",
         "best_baseline": None,
         "best_on_test": None,
+        "best_on_validation": None,
         "against": {},
     }
     assert result.granularities == {"after": {"weight": 0.75}, "noise": {"weight": 0.25}}

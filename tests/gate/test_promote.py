@@ -494,6 +494,8 @@ def test_every_command_explains_why_no_version_has_the_alias(
             assert main([*words, "--config", str(world.folder / "c.yaml"), *named]) == 2
             out, error = capsys.readouterr()
             assert "models:/pocket@challenger is not registered" in error
+            cure = f"--{words[0]}.model models:/pocket/{below.version}"
+            assert error.rstrip().endswith(f"; for its newest version: {cure}")
             assert (
                 f"models:/pocket/{below.version} (no alias: ndcg@5 is significantly below the"
                 " baseline popularity" in error

@@ -285,6 +285,36 @@ def test_wrong_type_of_a_frame_is_named() -> None:
         recsys.Dataset.from_pandas(_orders().head(0))
 
 
+@pytest.mark.parametrize("names", [("src", "dst"), ("a", "b"), ("user_id", "friend_id")])
+@pytest.mark.parametrize("is_int", [False, True])
+@pytest.mark.parametrize("num_edges", [20, 3000])
+def test_frame_given_as_social_is_social(
+    names: tuple[str, str], is_int: bool, num_edges: int
+) -> None:
+    """Whatever its columns are called, although no user may occur twice, and although there are
+    more edges than events.
+    """
+    generator = np.random.default_rng(0)
+    users = np.arange(60) if is_int else np.array([f"u{number}" for number in range(60)])
+    events = pd.DataFrame(
+        {
+            "user_id": generator.choice(users, 600),
+            "item_id": generator.integers(1000, 1040, 600),
+            "timestamp": pd.Timestamp("2024-01-01")
+            + pd.to_timedelta(generator.integers(0, 10**7, 600), unit="s"),
+        }
+    )
+    one, two = (
+        generator.choice(users, num_edges, replace=num_edges > len(users)) for _ in range(2)
+    )
+    edges = pd.DataFrame({names[0]: one, names[1]: two, "weight": generator.random(num_edges)})
+    source = recsys.Dataset.from_pandas(events, social=edges).config.data.source.model_dump()
+    assert [Path(file).name for file in source["social"]] == ["social.parquet"]
+    assert [Path(file).name for file in source["events"]] == ["events.parquet"]
+    renamed = (source["rename"] or {}).get("social", {})
+    assert (renamed[names[0]], renamed[names[1]]) == ("src_user_id", "dst_user_id")
+
+
 def test_events_of_the_splits_are_all_events(fitted: tuple[recsys.Dataset, recsys.Model]) -> None:
     dataset, _ = fitted
     parts = pd.concat([dataset.events(part) for part in ("train", "valid", "test")])

@@ -91,6 +91,18 @@ def test_every_epoch_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert said[-1] == "sent 1 missing epochs to MLflow"
 
 
+def test_validation_of_a_model_without_training_arrives_once(tmp_path: Path) -> None:
+    """Its only value is a metric with @, which MLflow stores under another name."""
+    config, said = configured(tmp_path / "run"), list[str]()
+    fitted = {"phase": "select", "epoch": 0, "epochs": 0, "ndcg@10": 0.25, "seconds": 1.5}
+    with Tracker(config) as tracker:
+        EpochLog(tracker, said.append)(fitted)
+        run_id = tracker.run_id
+    with Tracker(config, run_id=run_id) as tracker:  # as after a driver was lost
+        EpochLog(tracker, said.append).complete([fitted])
+        assert steps(tracker, "valid.ndcg_at_10") == [(0, 0.25)] and said == []
+
+
 def test_metrics_delayed_by_a_hanging_server_arrive_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
