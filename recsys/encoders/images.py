@@ -15,7 +15,13 @@ import numpy as np
 
 from recsys.config import ImagesConfig
 from recsys.data.histories import Array
-from recsys.encoders.text import model_fingerprint, resolve_dtype, resolve_model, usable_cores
+from recsys.encoders.text import (
+    model_fingerprint,
+    resolve_dtype,
+    resolve_model,
+    settle_device_contexts,
+    usable_cores,
+)
 from recsys.errors import ConfigError
 from recsys.storage.places import filesystem_of
 
@@ -58,6 +64,7 @@ class ImageEncoder:
         messages.set_verbosity_error()
         messages.disable_progress_bar()
         torch.set_num_threads(settings.threads or usable_cores())
+        settle_device_contexts()
         folder = resolve_model(settings.model, settings.allow_download, MODEL_KEY)
         self._settings = settings
         self._device = torch.device("cuda" if settings.gpu and torch.cuda.is_available() else "cpu")

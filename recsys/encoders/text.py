@@ -61,6 +61,19 @@ class EncoderSettings:
         )
 
 
+def settle_device_contexts() -> None:
+    """Let torch note which functions a device context covers, before transformers loads a model.
+
+    Why: transformers replaces ``torch.linspace`` while it loads, and torch caches these functions
+    at the first call within any device context. Without this, ``torch.linspace`` would ignore
+    ``with torch.device(…)`` for the rest of the process.
+    """
+    import torch
+
+    with torch.device("cpu"):
+        torch.empty(0)
+
+
 def resolve_model(name: str, allow_download: bool = False, key: str = "data.text.model") -> Path:
     """The local folder of a model: of an installed package, of a path, or of a hub model in the
     cache or, if allowed, downloaded now.
@@ -190,6 +203,7 @@ def load_language_model(
     messages: Any = transformers.logging
     messages.set_verbosity_error()
     messages.disable_progress_bar()
+    settle_device_contexts()
     folder = resolve_model(name, allow_download)
     inner = Adapter.read(folder) if is_adapter(folder) else None
     if inner is not None:

