@@ -191,8 +191,8 @@ def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
     """
     say = first.folder.progress
     dataset = open_dataset(first.config)
-    queries = evaluated_queries(dataset, Split.TEST, first.config)
-    theirs = evaluated_queries(dataset, Split.TEST, second.config)
+    queries = evaluated_queries(dataset, Split.TEST, first.config.evaluate, first.config.seed)
+    theirs = evaluated_queries(dataset, Split.TEST, second.config.evaluate, second.config.seed)
     if not np.array_equal(queries.histories.users_U, theirs.histories.users_U):
         raise _differ(
             first, second, ["evaluated users: two different samples (seed, evaluate.max_users)"]
@@ -204,7 +204,7 @@ def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
             second,
             [f"evaluate.ks: {sorted(first.ks)} and {sorted(second.ks)} have nothing in common"],
         )
-    settle_threads(first.config, dataset.num_items, say)
+    settle_threads(first.config.model, first.config.train, dataset.num_items, say)
     say(f"ranking all {dataset.num_items:,} items for {len(queries):,} test users with both models")
     chunk, values, rows = config.evaluate.chunk_users, [], []
     for side in (first, second):

@@ -50,7 +50,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         return earlier
     with folder.progress.stage("evaluate"), tracked(config, folder) as tracker:
         settings = config.evaluate
-        settle_threads(config, dataset.num_items, folder.progress)
+        settle_threads(config.model, config.train, dataset.num_items, folder.progress)
         baselines = ", ".join(settings.baselines) or "no baseline"
         folder.progress(
             f"ranking all {dataset.num_items:,} items for the test users: the model, {baselines}"

@@ -96,7 +96,7 @@ def final_model(
         result, said = _untrained(trained), describe(dataset, final)
     apart = _trained_apart(config, folder, dataset, trained, final.goes_on)
     result = replace(result, weights={**result.weights, **apart})
-    settle_threads(config, dataset.num_items, folder.progress)
+    settle_threads(config.model, config.train, dataset.num_items, folder.progress)
     frozen = assemble_final(config, dataset, final, result.weights)
     result = replace(result, frozen=frozen, seconds=time.perf_counter() - started)
     folder.forget(folder.final)
@@ -171,7 +171,7 @@ def _trained_apart(
     others = without_apart(trained.weights)
     weights = {key: tensor for key, tensor in trained.weights.items() if key not in others}
     budget = folder.budget
-    for name in sections(config):
+    for name in sections(config.model):
         final = Final.of_apart(config, trained, name, goes_on)
         if final is None or not final.trains:
             continue

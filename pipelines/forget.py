@@ -106,7 +106,7 @@ def forget(config: Config, folder: RunFolder) -> None:
             config, folder, users, [*dict.fromkeys([*raw, *users])], Evidence(), copies
         )
         versions = _gather(work, dataset, store)
-        place = list_place(config)
+        place = list_place(config.data, config.dataset_dir)
         forgotten = Forgotten.read(place)
         _check_known(work, dataset, forgotten, versions)
         forgotten = forgotten.having(users)

@@ -57,9 +57,9 @@ def open_dataset(config: Config) -> PreparedDataset:
 
     place = config.dataset_dir
     dataset = PreparedDataset(place if "://" in place else str(Path(place).absolute()))
-    if dataset.manifest.settings_hash not in ("", settings_hash(config)):
+    if dataset.manifest.settings_hash not in ("", settings_hash(config.data, config.seed)):
         found = (
-            differences(dataset.manifest.settings, settings_of(config))
+            differences(dataset.manifest.settings, settings_of(config.data, config.seed))
             if dataset.manifest.settings
             else []
         )

@@ -259,8 +259,8 @@ def _compare(
     """Rank the test split with both models, and apply every rule."""
     dataset = open_dataset(config)
     same = challenger.info.dataset.get("content_hash") == dataset.manifest.content_hash
-    settle_threads(config, dataset.num_items, folder.progress)
-    queries = evaluated_queries(dataset, Split.TEST, config)
+    settle_threads(config.model, config.train, dataset.num_items, folder.progress)
+    queries = evaluated_queries(dataset, Split.TEST, config.evaluate, config.seed)
     findings.notes.append(_what_is_compared(challenger, dataset, same))
     findings.notes += [note] if (note := _feedback_note(challenger)) else []
     findings.notes += [note] if (note := _final_note(challenger, champion)) else []
@@ -270,7 +270,7 @@ def _compare(
     folder.progress(
         f"ranking all {dataset.num_items:,} items for {len(queries):,} test users: the challenger"
     )
-    ranking, ours_B = ranked(scorer, queries, config)
+    ranking, ours_B = ranked(scorer, queries, config.train, config.evaluate)
     if not len(ranking):
         raise DataError(
             f"{dataset.root} has no test user with a target that counts, so models cannot be"
@@ -287,8 +287,8 @@ def _compare(
         theirs = CrossDatasetScorer(champion.bundle, dataset)
         findings.notes += _vocabulary_notes(champion.bundle, theirs, dataset)
         _check_leak("champion", leak_of(champion.bundle, theirs, dataset), findings)
-        _, theirs_B = ranked(theirs, queries, config)
-        groups = segments_of(ranking.queries, dataset, config, fitted_through(challenger))
+        _, theirs_B = ranked(theirs, queries, config.train, config.evaluate)
+        groups = segments_of(ranking.queries, dataset, config.evaluate, fitted_through(challenger))
         groups |= _by_champion(theirs, ranking.queries)
         against_champion(ours_B, theirs_B, groups, config, findings)
     stored = challenger.info.extra.get("comparison") or {}
@@ -304,7 +304,12 @@ def _compare(
         )
         refit = fitted_through(challenger) == Split.VALID
         stored = measure_baselines(
-            ranking, ours_B, fitted_histories(dataset, config), dataset.num_items, config, refit
+            ranking,
+            ours_B,
+            fitted_histories(dataset, config.evaluate, config.seed),
+            dataset.num_items,
+            config,
+            refit,
         )
     against_baselines(stored, config.promote, findings)
 

@@ -39,7 +39,7 @@ def run(config: Config, folder: RunFolder) -> None:
     else:
         with ray_session(config):  # one Ray for all stages: each start would use up the budget
             folder.turn_to("prepare")
-            check_targets(prepare(config, folder), config)
+            check_targets(prepare(config, folder), config.evaluate, config.seed)
             folder.turn_to("search")
             metrics, registered = _run(
                 with_model(config, folder, chooses=True), folder, is_prepared=True
@@ -60,7 +60,7 @@ def _run(
             )  # `train` prints it, from the prepared data
             if not is_prepared:
                 folder.turn_to("prepare")
-                check_targets(prepare(config, folder), config)
+                check_targets(prepare(config, folder), config.evaluate, config.seed)
             folder.turn_to("training")
             train(config, folder)
         folder.turn_to("evaluation")

@@ -125,7 +125,7 @@ def weigh(
     """Weights of the members of a model fitted on training events only; ``newer_V`` as in
     :func:`stacked`.
     """
-    queries = evaluated_queries(dataset, Split.VALID, config)
+    queries = evaluated_queries(dataset, Split.VALID, config.evaluate, config.seed)
     if newer_V is not None:
         queries = queries.take(np.flatnonzero(newer_V[queries.histories.users_U]))
     selected.choose_scales(queries.take(np.arange(min(len(queries), _SCALE_QUERIES))))

@@ -93,7 +93,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
         result = _with_apart(result, config, folder, dataset, validate, descent)
         if config.model.fusion.stack:
             folder.turn_to("members")
-            settle_threads(config, dataset.num_items, folder.progress)
+            settle_threads(config.model, config.train, dataset.num_items, folder.progress)
             newer_V = descent.newer_V if descent else None
             result = stacked(config, dataset, result, folder.progress, newer_V, folder.budget)
         folder.forget_model()
@@ -132,7 +132,7 @@ def _with_apart(
     found, left_out, names, budget = (
         dict[str, TrainResult](),
         dict[str, str](),
-        list(sections(config)),
+        list(sections(config.model)),
         folder.budget,
     )
     slower = (

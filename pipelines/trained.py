@@ -75,7 +75,7 @@ def trained(
                 deadline=deadline,
                 head_start=head_start,
             )
-        settle_threads(config, dataset.num_items, progress)
+        settle_threads(config.model, config.train, dataset.num_items, progress)
         context = TrainContext(
             report=lambda values, _: report(values),
             resume_from=head_start,

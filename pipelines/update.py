@@ -232,11 +232,13 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
         f"warm start with {', '.join(new)} more; validation on {int(newer_V.sum()):,} users"
     )
     known = [
-        name for name, section in sections(config).items() if section.signal in earlier.sizes.inputs
+        name
+        for name, section in sections(config.model).items()
+        if section.signal in earlier.sizes.inputs
     ]
     anew = [
         *anew,
-        *(name for name in sections(config) if name not in known),
+        *(name for name in sections(config.model) if name not in known),
     ]  # the parent's stacking dropped them
     if anew:
         folder.progress(
@@ -250,7 +252,7 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
 
 def _grown_apart(config: Config, dataset: PreparedDataset, earlier: Earlier, name: str) -> Start:
     """The start weights of a separately trained model."""
-    sizes = load_sizes(earlier.sizes.inputs[sections(config)[name].signal])
+    sizes = load_sizes(earlier.sizes.inputs[sections(config.model)[name].signal])
     own = Earlier(own_weights(earlier.weights, name), sizes, earlier.text_identity)
     return warm_start(own_config(config, name), dataset, own)[0]
 

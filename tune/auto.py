@@ -112,7 +112,7 @@ def search(
     tried = {t.number: epochs_done(folder, t) for t in plan.ledger.searched()} if done else {}
     left = deadline - time.monotonic() - sum(cost)
     whole, apart, others = with_apart(whole, plan, portfolio, best, left, tried)
-    expected = {"trained": cost} | dict(zip(sections(whole), apart.values(), strict=True))
+    expected = {"trained": cost} | dict(zip(sections(whole.model), apart.values(), strict=True))
     if folder.budget is not None:
         _expect(folder.budget, expected, start_s, whole.train.final)
     _settle_head_starts(whole, dataset, folder, plan, [best, *others] if done else [])
@@ -217,7 +217,7 @@ def _settle_head_starts(
         The trials that are continued: by the main training, then by separate models, in the order
         of their names.
     """
-    parts = [trained_part(config), *(own_config(config, name) for name in sections(config))]
+    parts = [trained_part(config), *(own_config(config, name) for name in sections(config.model))]
     by_seed = [part for part in parts if part.seed == config.seed]
     places = [folder.root / "trials" / trial.name for trial in trials]
     for part, place in zip(by_seed, places, strict=False):

@@ -276,7 +276,7 @@ def evaluated(
         dataset.item_counts_N(through),
         frozen.item_vectors_ND.cpu().float().numpy(),
     )
-    queries = evaluated_queries(dataset, split, config)
+    queries = evaluated_queries(dataset, split, config.evaluate, config.seed)
     found: dict[str, Any] = {}
     values: list[Array] = []
     for name, parameters in {"today": {}, "picked": changed}.items():

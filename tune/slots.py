@@ -102,10 +102,13 @@ def slots_of_cluster(config: Config, num_items: int, say: Callable[[str], None])
     smallest = min((number for number in cpus if number > 0), default=1)
     fastest = 0
     if config.train.num_workers == 1 and not config.train.threads:
-        fastest, why = asked_threads(config), ""
+        fastest, why = asked_threads(config.train), ""
         if not fastest:
             fastest, why = fastest_threads(
-                config, num_items, min(config.tune.cpus or smallest, usable_threads())
+                config.model,
+                config.train,
+                num_items,
+                min(config.tune.cpus or smallest, usable_threads()),
             )
         fastest = min(fastest, smallest)
         if why:

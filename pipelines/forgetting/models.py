@@ -81,7 +81,7 @@ def make_models_again(
             " configuration that it was trained with, or --retrain"
         )
     settings = as_trained(config, origin)
-    left = influence(trained, settings)
+    left = influence(trained, settings.model)
     if origin["hash"] == before:
         through = Split.VALID if trained.refit else Split.TRAIN
         trained = without_users(settings, dataset, trained, numbering, through)

@@ -108,7 +108,7 @@ def sizes_of(config: Config, manifest: Manifest | None = None) -> Sizes | None:
         return _of_manifest(manifest)
     try:
         there = PreparedDataset(config.dataset_dir).manifest
-        if there.settings_hash == settings_hash(config):
+        if there.settings_hash == settings_hash(config.data, config.seed):
             return _of_manifest(there)
     except (UserError, OSError):
         pass

@@ -34,7 +34,8 @@ def measured(
     if not cutoffs or cutoffs[0] < 1:
         raise DataError(f"ks: got {list(ks or [])}, expected whole numbers from 1")
     queries, _, _ = countable(
-        evaluated_queries(dataset, Split.TEST, config), config.evaluate.exclude_seen
+        evaluated_queries(dataset, Split.TEST, config.evaluate, config.seed),
+        config.evaluate.exclude_seen,
     )
     if not len(queries):
         raise DataError("the test split has no query with a target that counts; check data.split")

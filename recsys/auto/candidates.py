@@ -73,7 +73,7 @@ def _why_idle(name: str, keys: Tree, config: Config, dataset: PreparedDataset) -
         why = why or next(section.contradictions(alone, f"model.granularities.{name}"), "")
         # it is fitted on training events, then on those through each later split
         for through in () if why else Split:
-            section.check(model_sizes(alone, dataset, through))
+            section.check(model_sizes(alone.model, dataset, through))
     except ConfigError as error:
         return str(error)
     return why

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from recsys.config.data import DataConfig
 from recsys.config.privacy_rules import privacy_violations
 from recsys.config.root import Config
 from recsys.errors import ConfigError
@@ -25,7 +26,7 @@ def check_settings(config: Config, stages: tuple[str, ...]) -> None:
     ConfigError
         With all contradictions, one in each line.
     """
-    found = list(_of_data(config)) if _PREPARES in stages else []
+    found = list(_of_data(config.data)) if _PREPARES in stages else []
     found += list(_of_training(config)) if _TRAINS in stages and config.has_model else []
     if config.train.privacy.epsilon and (
         "sweep" in stages or (_TRAINS in stages and not config.has_model)
@@ -39,8 +40,8 @@ def check_settings(config: Config, stages: tuple[str, ...]) -> None:
         raise ConfigError("settings contradict each other:\n  " + "\n  ".join(found))
 
 
-def _of_data(config: Config) -> Iterator[str]:
-    data, split = config.data, config.data.split
+def _of_data(data: DataConfig) -> Iterator[str]:
+    split = data.split
     for key in ("valid_from", "test_from"):
         if getattr(split, key) and split.kind != "temporal":
             yield (

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.config import Config
+from recsys.config import EvaluateConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 
@@ -22,45 +22,48 @@ _EVALUATED, _FITTED = 0, 1  # random streams of one seed
 _EVENTS: Final = ("train", "valid", "test")
 
 
-def evaluated_users_V(dataset: PreparedDataset, config: Config) -> Array:
+def evaluated_users_V(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> Array:
     """Which users are evaluated: [V] bool; all, or a sample of about ``evaluate.max_users``."""
     return _sample(
         dataset.num_users,
-        config.evaluate.max_users / max(dataset.num_users, 1),
-        config.seed,
+        evaluate.max_users / max(dataset.num_users, 1),
+        seed,
         _EVALUATED,
     )
 
 
-def evaluated_by_shard(dataset: PreparedDataset, split: Split, config: Config) -> Iterator[Queries]:
+def evaluated_by_shard(
+    dataset: PreparedDataset, split: Split, evaluate: EvaluateConfig, seed: int
+) -> Iterator[Queries]:
     """The queries at ``split`` of the evaluated users, shard by shard."""
-    is_evaluated_V = evaluated_users_V(dataset, config)
+    is_evaluated_V = evaluated_users_V(dataset, evaluate, seed)
     for shard in dataset.shards():
         yield shard.take(np.flatnonzero(is_evaluated_V[shard.users_U])).queries(split)
 
 
-def evaluated_queries(dataset: PreparedDataset, split: Split, config: Config) -> Queries:
+def evaluated_queries(
+    dataset: PreparedDataset, split: Split, evaluate: EvaluateConfig, seed: int
+) -> Queries:
     """The queries at ``split`` of the evaluated users."""
-    return dataset.histories(evaluated_users_V(dataset, config)).queries(split)
+    return dataset.histories(evaluated_users_V(dataset, evaluate, seed)).queries(split)
 
 
-def fitted_histories(dataset: PreparedDataset, config: Config) -> Histories:
+def fitted_histories(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> Histories:
     """The histories that baselines are fitted on: all, or those of a uniform sample of users with
     ``evaluate.max_fit_events`` events on average.
     """
-    share = config.evaluate.max_fit_events / max(_num_events(dataset), 1)
-    return dataset.histories(_sample(dataset.num_users, share, config.seed, _FITTED))
+    share = evaluate.max_fit_events / max(_num_events(dataset), 1)
+    return dataset.histories(_sample(dataset.num_users, share, seed, _FITTED))
 
 
-def bounds(dataset: PreparedDataset, config: Config) -> dict[str, Any]:
+def bounds(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> dict[str, Any]:
     """A description of the samples for ``metrics.json``; empty where nothing was sampled."""
     found = {}
-    if dataset.num_users > config.evaluate.max_users:
-        found["ranked_users"] = (
-            f"a random sample of {int(evaluated_users_V(dataset, config).sum()):,} of all users"
-        )
-    if (events := _num_events(dataset)) > config.evaluate.max_fit_events:
-        share = config.evaluate.max_fit_events / events
+    if dataset.num_users > evaluate.max_users:
+        number = int(evaluated_users_V(dataset, evaluate, seed).sum())
+        found["ranked_users"] = f"a random sample of {number:,} of all users"
+    if (events := _num_events(dataset)) > evaluate.max_fit_events:
+        share = evaluate.max_fit_events / events
         found["baselines_fitted_on"] = f"the events of a random sample of {share:.1%} of the users"
     return found
 

@@ -21,16 +21,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 
-from recsys.config import Config
+from recsys.config import DataConfig
 from recsys.data.histories import Array
 from recsys.errors import ArtifactError
 from recsys.storage.places import filesystem_of, storage_errors
 from recsys.storage.uris import beside
 
 
-def list_place(config: Config) -> str:
+def list_place(data: DataConfig, dataset_dir: str) -> str:
     """Path of the list: ``data.forgotten``, or a file next to the dataset."""
-    return config.data.forgotten or beside(config.dataset_dir, ".forgotten.json")
+    return data.forgotten or beside(dataset_dir, ".forgotten.json")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import torch
 
-from recsys.config import Config, ModelConfig
+from recsys.config import Config, EvaluateConfig, ModelConfig, TrainConfig
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import compare, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
@@ -124,13 +124,13 @@ def compare_variants(
     config : Config
         Main metric, bootstrap and chunk size.
     """
-    ours_B = main_values(ranking, config)
+    ours_B = main_values(ranking, config.train)
     report: dict[str, dict[str, Any]] = {}
     for variant in variants:
-        values_B = ranked_values(variant.scorer, ranking.queries, config)
-        report.setdefault(variant.group, {})[variant.name] = _entry(values_B, config) | (
-            compare(ours_B, values_B, config.evaluate.bootstrap, config.seed).to_json()
-        )
+        values_B = ranked_values(variant.scorer, ranking.queries, config.train, config.evaluate)
+        report.setdefault(variant.group, {})[variant.name] = _entry(
+            values_B, config.evaluate, config.seed
+        ) | (compare(ours_B, values_B, config.evaluate.bootstrap, config.seed).to_json())
     return report
 
 
@@ -142,25 +142,25 @@ def ablation_report(model: AblatedModel, ranking: Ranking, config: Config) -> di
     return {
         "metric": config.train.metric,
         "fusion_kind": config.model.fusion.kind,
-        "full": _entry(main_values(ranking, config), config),
+        "full": _entry(main_values(ranking, config.train), config.evaluate, config.seed),
         "weights_changed": compare_variants(ranking, variants, config),
     }
 
 
-def main_values(ranking: Ranking, config: Config) -> Array:
+def main_values(ranking: Ranking, train: TrainConfig) -> Array:
     """The main metric of every query of a ranking: [B]."""
-    kind, k = parse_metric(config.train.metric)
+    kind, k = parse_metric(train.metric)
     return QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k)
 
 
-def ranked_values(scorer: Scorer, queries: Queries, config: Config) -> Array:
+def ranked_values(
+    scorer: Scorer, queries: Queries, train: TrainConfig, evaluate: EvaluateConfig
+) -> Array:
     """The main metric of a scorer for every query: [B]. The queries must be those of a ranking."""
-    k = parse_metric(config.train.metric).k
-    return main_values(
-        rank(scorer, queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users), config
-    )
+    k = parse_metric(train.metric).k
+    return main_values(rank(scorer, queries, k, evaluate.exclude_seen, evaluate.chunk_users), train)
 
 
-def _entry(values_B: Array, config: Config) -> dict[str, Any]:
-    span = intervals({"value": values_B}, config.evaluate.bootstrap, config.seed)["value"]
+def _entry(values_B: Array, evaluate: EvaluateConfig, seed: int) -> dict[str, Any]:
+    span = intervals({"value": values_B}, evaluate.bootstrap, seed)["value"]
     return {"value": float(values_B.mean()), "interval": span}

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from recsys.config import Config
+from recsys.config import Config, EvaluateConfig, TrainConfig
 from recsys.data.audit import Audit, audit
 from recsys.data.bounded import bounds, evaluated_queries, evaluated_users_V, fitted_histories
 from recsys.data.dataset import PreparedDataset
@@ -160,8 +160,8 @@ def evaluate(
     checked = audit(dataset)
     through = Split.VALID if refit else Split.TRAIN
     baselines, ruled_out = _baselines(model, dataset, config, through, checked)
-    queries = evaluated_queries(dataset, Split.TEST, config)
-    rankings = _rankings(_scorers(model, baselines), queries, config, max(ks))
+    queries = evaluated_queries(dataset, Split.TEST, config.evaluate, config.seed)
+    rankings = _rankings(_scorers(model, baselines), queries, config.evaluate, max(ks))
     counts_N = dataset.item_counts_N(through)
     vectors_ND = model.item_vectors_ND.detach().cpu().float().numpy()
     values = {
@@ -178,7 +178,7 @@ def evaluate(
     segments = (
         {**segments, "items": {**segments.get("items", {}), **targets}} if targets else segments
     )
-    types = type_report(rankings, queries, dataset.manifest.event_types, config, MODEL)
+    types = type_report(rankings, queries, dataset.manifest.event_types, config.train, MODEL)
     segments = {**segments, "event_types": types} if types else segments
     confidence, comparison = _certainty(values, baselines, config)
     granularities = _granularities(model, rankings[MODEL].queries, without, config)
@@ -215,7 +215,8 @@ def _baselines(
     """The audited baselines, and those that the data rule out, with the reason; their events are
     released again.
     """
-    histories, asked = fitted_histories(dataset, config), evaluated_users_V(dataset, config)
+    histories = fitted_histories(dataset, config.evaluate, config.seed)
+    asked = evaluated_users_V(dataset, config.evaluate, config.seed)
     names, refit = config.evaluate.baselines, through == Split.VALID
     fitted = fit_baselines(
         names, histories, dataset.num_items, config.evaluate, config.train.metric, refit, asked
@@ -232,11 +233,10 @@ def _scorers(model: ScoredModel, baselines: Mapping[str, Baseline]) -> dict[str,
 
 
 def _rankings(
-    scorers: Mapping[str, Scorer], queries: Queries, config: Config, k: int
+    scorers: Mapping[str, Scorer], queries: Queries, evaluate: EvaluateConfig, k: int
 ) -> dict[str, Ranking]:
-    settings = config.evaluate
     found = {
-        name: rank(scorer, queries, k, settings.exclude_seen, settings.chunk_users)
+        name: rank(scorer, queries, k, evaluate.exclude_seen, evaluate.chunk_users)
         for name, scorer in scorers.items()
     }
     if len(found[MODEL]) == 0:
@@ -284,7 +284,7 @@ def _segments(
     accuracy = {name: _accuracy(of) for name, of in values.items()}
     report = segment_report(groups, accuracy, MODEL, main, resamples, seed)
     if COLD in groups.get("cold", {}):
-        of_main = _of_main(values, config)
+        of_main = _of_main(values, config.train)
         report["cold"][COLD] |= paired_report(
             groups["cold"][COLD], of_main, without, MODEL, resamples, seed
         )
@@ -317,7 +317,7 @@ def _certainty(
             "best_on_validation": None,
             "against": {},
         }
-    ours = _of_main(values, config)
+    ours = _of_main(values, config.train)
     validation = {name: baseline.validation for name, baseline in baselines.items()}
     best = max(baselines, key=lambda name: float(ours[name].mean()))
     on_validation = max(
@@ -351,7 +351,7 @@ def _members(
     stack: Mapping[str, Any],
     config: Config,
 ) -> dict[str, Any]:
-    ours = _of_main(values, config)
+    ours = _of_main(values, config.train)
     weights = {name: entry["weight"] for name, entry in granularities.items()}
     beside = {name: (baseline.validation, ours[name]) for name, baseline in baselines.items()}
     return member_report(ours[MODEL], parts, model, weights, stack, beside, config)
@@ -366,13 +366,15 @@ def _signals(
 ) -> list[dict[str, Any]]:
     found = combinations(query_signals(ranking.queries, dataset, through), len(ranking))
     return certificate(
-        found, _of_main(values, config), MODEL, config.evaluate.bootstrap, config.seed
+        found, _of_main(values, config.train), MODEL, config.evaluate.bootstrap, config.seed
     )
 
 
-def _of_main(values: Mapping[str, Mapping[str, Array | float]], config: Config) -> dict[str, Array]:
+def _of_main(
+    values: Mapping[str, Mapping[str, Array | float]], train: TrainConfig
+) -> dict[str, Array]:
     """The main metric of every recommender, one value per query."""
-    return {name: _accuracy(of)[config.train.metric] for name, of in values.items()}
+    return {name: _accuracy(of)[train.metric] for name, of in values.items()}
 
 
 def _granularities(
@@ -399,6 +401,7 @@ def _granularities(
 def _data(
     ranking: Ranking, queries: Queries, dataset: PreparedDataset, config: Config, through: Split
 ) -> dict[str, Any]:
+    sampled = bounds(dataset, config.evaluate, config.seed)
     return {
         "name": dataset.manifest.name,
         "content_hash": dataset.manifest.content_hash,
@@ -413,6 +416,6 @@ def _data(
         "targets": int(ranking.num_targets_B.sum()),
         "dropped_targets": ranking.dropped_targets,
         "dropped_queries": ranking.dropped_queries,
-        **({"bounds": sampled} if (sampled := bounds(dataset, config)) else {}),
+        **({"bounds": sampled} if sampled else {}),
         **({"foresight": seen.to_json()} if (seen := foresight(dataset)) else {}),
     }

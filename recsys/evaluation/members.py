@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import torch
 
-from recsys.config import Config
+from recsys.config import Config, EvaluateConfig
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import compare, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
@@ -169,7 +169,8 @@ def member_report(
     order = _order(model, [*stacked, *found.without])
     spans = _spans(
         {"": together_B, **found.alone, **{f"baseline {n}": v for n, (_, v) in baselines.items()}},
-        config,
+        config.evaluate,
+        config.seed,
     )
     return {
         "metric": config.train.metric,
@@ -208,8 +209,10 @@ def _order(model: SummedModel, names: Sequence[str]) -> list[str]:
     )
 
 
-def _spans(values: Mapping[str, Array], config: Config) -> dict[str, list[float]]:
-    return intervals(values, config.evaluate.bootstrap, config.seed)
+def _spans(
+    values: Mapping[str, Array], evaluate: EvaluateConfig, seed: int
+) -> dict[str, list[float]]:
+    return intervals(values, evaluate.bootstrap, seed)
 
 
 def _member(

@@ -42,7 +42,7 @@ def rating_report(
     chosen on validation, with a fit on training events only. Intervals are by bootstrap over users,
     since the events of one user are not independent.
     """
-    histories = fitted_histories(dataset, config)
+    histories = fitted_histories(dataset, config.evaluate, config.seed)
     fitted_on = histories.through(through)
     queries, values = rated_queries(histories, Split.TEST)
     values_P = values.double().numpy()

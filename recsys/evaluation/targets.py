@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.config import Config
+from recsys.config import Config, TrainConfig
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking, Scorer, rank
@@ -54,8 +54,8 @@ def target_report(
     if not had_P.any():
         return {}
     repeated = _keys(rankings[model].queries)[had_P]
-    values = {name: _values(ranking, repeated, config) for name, ranking in rankings.items()}
-    found = {REPEATED: _entry(values, had_P, config, model)}
+    values = {name: _values(ranking, repeated, config.train) for name, ranking in rankings.items()}
+    found = {REPEATED: _entry(values, had_P, config.train, model)}
     kind, k = parse_metric(config.train.metric)
     at, chunk = QUERY_METRICS[kind], config.evaluate.chunk_users
     anew = {name: rank(scorer, queries, k, True, chunk) for name, scorer in scorers.items()}
@@ -63,7 +63,7 @@ def target_report(
         values = {
             name: at(ranking.hits_BK, ranking.num_targets_B, k) for name, ranking in anew.items()
         }
-        found[NEW] = _entry(values, ~had_P, config, model)
+        found[NEW] = _entry(values, ~had_P, config.train, model)
     return found
 
 
@@ -78,7 +78,7 @@ def type_report(
     rankings: Mapping[str, Ranking],
     queries: Queries,
     event_types: Sequence[str],
-    config: Config,
+    train: TrainConfig,
     model: str,
 ) -> dict[str, Any]:
     """Event type → the same figures for targets of that type only; the lists do not change. Empty
@@ -96,8 +96,8 @@ def type_report(
     for code in types.tolist():
         of_type_P = counts_P & (ranked.target_types == code)
         keys = np.unique(_keys(ranked)[of_type_P])
-        values = {name: _values(each, keys, config) for name, each in rankings.items()}
-        found[event_types[code]] = _entry(values, of_type_P[counts_P], config, model)
+        values = {name: _values(each, keys, train) for name, each in rankings.items()}
+        found[event_types[code]] = _entry(values, of_type_P[counts_P], train, model)
     return found
 
 
@@ -106,9 +106,9 @@ def _keys(queries: Queries) -> Array:
     return np.asarray(queries.target_rows() * 2**32 + queries.target_items)
 
 
-def _values(ranking: Ranking, keys: Array, config: Config) -> Array:
+def _values(ranking: Ranking, keys: Array, train: TrainConfig) -> Array:
     """The main metric of the queries with at least one of these targets, if only these count."""
-    kind, k = parse_metric(config.train.metric)
+    kind, k = parse_metric(train.metric)
     num_B = np.bincount(keys // 2**32, minlength=len(ranking))
     listed_BK = np.arange(len(ranking))[:, None] * 2**32 + ranking.items_BK
     hits_BK = ranking.hits_BK & np.isin(listed_BK, keys)
@@ -116,9 +116,9 @@ def _values(ranking: Ranking, keys: Array, config: Config) -> Array:
 
 
 def _entry(
-    values: Mapping[str, Array], is_counted_P: Array, config: Config, model: str
+    values: Mapping[str, Array], is_counted_P: Array, train: TrainConfig, model: str
 ) -> dict[str, Any]:
-    metric = config.train.metric
+    metric = train.metric
     means = {name: {metric: float(values_B.mean())} for name, values_B in values.items()}
     return {
         "queries": len(values[model]),

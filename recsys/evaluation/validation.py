@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from recsys.config import Config
+from recsys.config import Config, EvaluateConfig
 from recsys.data.bounded import evaluated_by_shard
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
@@ -16,7 +16,7 @@ from recsys.evaluation.metrics import QUERY_METRICS, parse_metric, query_metrics
 from recsys.evaluation.ranking import Scorer, countable, rank
 
 
-def check_targets(dataset: PreparedDataset, config: Config) -> None:
+def check_targets(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int) -> None:
     """Refuse data on which nothing can be validated or tested, before a training starts.
 
     Raises
@@ -26,8 +26,8 @@ def check_targets(dataset: PreparedDataset, config: Config) -> None:
         leaves these out.
     """
     for split, part in ((Split.VALID, "validation"), (Split.TEST, "test")):
-        asked = evaluated_by_shard(dataset, split, config)
-        if not any(len(countable(queries, config.evaluate.exclude_seen)[0]) for queries in asked):
+        asked = evaluated_by_shard(dataset, split, evaluate, seed)
+        if not any(len(countable(queries, evaluate.exclude_seen)[0]) for queries in asked):
             raise DataError(no_targets(part))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.config import Config, PromoteConfig
+from recsys.config import Config, EvaluateConfig, PromoteConfig, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.evaluation.baselines import fit_baselines
@@ -59,15 +59,17 @@ class Findings:
         return [check.why for check in self.checks if not check.passed]
 
 
-def ranked(scorer: Scorer, queries: Queries, config: Config) -> tuple[Ranking, Array]:
+def ranked(
+    scorer: Scorer, queries: Queries, train: TrainConfig, evaluate: EvaluateConfig
+) -> tuple[Ranking, Array]:
     """The ranking of the evaluation, and the main metric of every query in it."""
-    kind, k = parse_metric(config.train.metric, tuple(QUERY_METRICS))
-    ranking = rank(scorer, queries, k, config.evaluate.exclude_seen, config.evaluate.chunk_users)
+    kind, k = parse_metric(train.metric, tuple(QUERY_METRICS))
+    ranking = rank(scorer, queries, k, evaluate.exclude_seen, evaluate.chunk_users)
     return ranking, QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k)
 
 
 def segments_of(
-    queries: Queries, dataset: PreparedDataset, config: Config, through: Split
+    queries: Queries, dataset: PreparedDataset, evaluate: EvaluateConfig, through: Split
 ) -> Groups:
     """The segments that the gate checks.
 
@@ -78,7 +80,7 @@ def segments_of(
     friends_U = np.unique(dataset.social_edges()[0])
     groups = user_segments(queries, friends_U, through, dataset.cold_U)
     users_B = queries.histories.users_U
-    for column in config.evaluate.user_groups:
+    for column in evaluate.user_groups:
         values = column_of(dataset.user_features, column, "evaluate.user_groups", "users")
         masks = {
             label: (users_B >= 0) & mask_U[users_B] for label, mask_U in user_groups(values).items()
@@ -210,7 +212,7 @@ def measure_baselines(
     asked = histories.queries(Split.TEST)
     against = {}
     for name, baseline in fitted.items():
-        theirs, theirs_B = ranked(baseline, asked, config)
+        theirs, theirs_B = ranked(baseline, asked, config.train, config.evaluate)
         assert len(theirs) == len(ranking), "the same queries count for all"
         against[name] = compare(ours_B, theirs_B, config.evaluate.bootstrap, config.seed).to_json()
     return {"metric": metric, "against": against}

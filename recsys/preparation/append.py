@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import ray
 
 from recsys import schema
-from recsys.config import Config
+from recsys.config import Config, DataConfig
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.data.histories import Array
 from recsys.data.split import SplitPlan, plan_of
@@ -129,7 +129,7 @@ def check_earlier(earlier: PreparedDataset, config: Config) -> None:
             " release made it, its source is read as a whole, or data.keep_events was false); list"
             " old and new files in data.source and run the update without --events"
         )
-    different = differences(earlier.manifest.settings, settings_of(config))
+    different = differences(earlier.manifest.settings, settings_of(config.data, config.seed))
     if wrong := [found for found in different if found.startswith(_PARSED)]:
         raise ConfigError(
             f"{earlier.root} keeps its events without the columns that the settings name now:"
@@ -151,7 +151,7 @@ def nothing_new(earlier: PreparedDataset, config: Config, progress: Progress) ->
     NothingNew
         All files were read before, and the configuration asks for another dataset.
     """
-    same = settings_hash(config) == earlier.manifest.settings_hash
+    same = settings_hash(config.data, config.seed) == earlier.manifest.settings_hash
     if same and one_spelling(earlier.root) == one_spelling(config.dataset_dir):
         progress(
             f"dataset {config.dataset_dir} is up to date: all files of events were read before"
@@ -163,7 +163,7 @@ def nothing_new(earlier: PreparedDataset, config: Config, progress: Progress) ->
     )
 
 
-def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
+def refuse_forgetting(dataset_dir: str, source: SourceAdapter) -> None:
     """Refuse to overwrite a dataset with appended files that the source does not name.
 
     Raises
@@ -172,7 +172,7 @@ def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
         The source does not name some of the appended files.
     """
     try:
-        store = PreparedDataset(config.dataset_dir).manifest.store
+        store = PreparedDataset(dataset_dir).manifest.store
     except ArtifactError:
         return
     if len(store.get("readings", [])) < 2:
@@ -185,17 +185,16 @@ def refuse_forgetting(config: Config, source: SourceAdapter) -> None:
     ]
     if missing:
         raise DataError(
-            f"{config.dataset_dir} has {len(missing)} appended files of events that data.source"
+            f"{dataset_dir} has {len(missing)} appended files of events that data.source"
             f" does not name, such as {missing[0]}: this prepare would lose them; name them in"
             " data.source, choose another data.dir, or confirm with --replace"
         )
 
 
-def can_touch(config: Config, earlier: PreparedDataset | None) -> bool:
+def can_touch(data: DataConfig, seed: int, earlier: PreparedDataset | None) -> bool:
     """Whether an append can skip users without new events."""
-    if earlier is None or earlier.manifest.settings_hash != settings_hash(config):
+    if earlier is None or earlier.manifest.settings_hash != settings_hash(data, seed):
         return False
-    data = config.data
     needs_all = (
         data.min_user_events
         or data.min_item_events

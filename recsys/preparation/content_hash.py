@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from recsys.config import Config
+from recsys.config import DataConfig
 from recsys.config.sources import source_settings
 from recsys.data.dataset import SCHEMA_VERSION
 from recsys.encoders.images import image_model_identity
@@ -23,7 +23,7 @@ _NO_EFFECT: Final = (
 )  # keys that do not change what is written
 
 
-def content_hash(config: Config, fingerprint: str, base: str = "") -> str:
+def content_hash(data: DataConfig, seed: int, fingerprint: str, base: str = "") -> str:
     """Hash of the source's fingerprint (files and their configuration), the ``data`` section and
     the schema version.
 
@@ -33,8 +33,10 @@ def content_hash(config: Config, fingerprint: str, base: str = "") -> str:
 
     Parameters
     ----------
-    config : Config
-        The configuration.
+    data : DataConfig
+        The section ``data`` of the configuration.
+    seed : int
+        The seed of everything that is random.
     fingerprint : str
         Fingerprint of the source.
     base : str
@@ -50,29 +52,29 @@ def content_hash(config: Config, fingerprint: str, base: str = "") -> str:
         "schema_version": SCHEMA_VERSION,
         "method": _METHOD,
         "source": fingerprint,
-        "data": _data(config),
-        "seed": _seed(config),
-        "model": model_identity(config.data.text) if config.data.text.enabled else None,
+        "data": _data(data),
+        "seed": _seed(data, seed),
+        "model": model_identity(data.text) if data.text.enabled else None,
         **({"base": base} if base else {}),
     }
-    if config.data.media.images.column:
-        parts["image_model"] = image_model_identity(config.data.media.images)
+    if data.media.images.column:
+        parts["image_model"] = image_model_identity(data.media.images)
     return _hash(parts)
 
 
-def settings_hash(config: Config) -> str:
+def settings_hash(data: DataConfig, seed: int) -> str:
     """Hash of :func:`settings_of`."""
-    return _hash(settings_of(config))
+    return _hash(settings_of(data, seed))
 
 
-def settings_of(config: Config) -> dict[str, Any]:
+def settings_of(data: DataConfig, seed: int) -> dict[str, Any]:
     """The settings of a dataset that can be compared without the source and the language model.
 
     The limit on bad rows is left out: it decides whether there is a dataset, not its content. The
     paths of the source are left out as well.
     """
-    data = {key: value for key, value in _data(config).items() if key != "quarantine"}
-    return {"data": data | {"source": source_settings(config.data.source)}, "seed": _seed(config)}
+    kept = {key: value for key, value in _data(data).items() if key != "quarantine"}
+    return {"data": kept | {"source": source_settings(data.source)}, "seed": _seed(data, seed)}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -100,10 +102,10 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _data(config: Config) -> dict[str, Any]:
+def _data(section: DataConfig) -> dict[str, Any]:
     """The part of the ``data`` section that has an effect on the files, without the source."""
     out = {"dir", "source", "min_overlap", "keep_events", "forgotten", "pseudonymise"}
-    data = config.data.model_dump(mode="json", exclude=out)
+    data = section.model_dump(mode="json", exclude=out)
     if not data["split"]["cold_users"]:  # older datasets have no such keys
         data["split"] = {
             key: value for key, value in data["split"].items() if not key.startswith("cold_")
@@ -135,12 +137,10 @@ def _data(config: Config) -> dict[str, Any]:
     return data
 
 
-def _seed(config: Config) -> int | None:
-    split = config.data.split
-    drawn = (
-        split.kind in ("given", "ratio") or split.cold_users or config.data.text.finetune.enabled
-    )
-    return config.seed if drawn else None
+def _seed(data: DataConfig, seed: int) -> int | None:
+    split = data.split
+    drawn = split.kind in ("given", "ratio") or split.cold_users or data.text.finetune.enabled
+    return seed if drawn else None
 
 
 def _hash(parts: dict[str, Any]) -> str:

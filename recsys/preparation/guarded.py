@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from recsys import schema
-from recsys.config import Config
+from recsys.config import DataConfig
 from recsys.config.privacy import PseudonymConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.forgotten import Forgotten, list_place
@@ -41,7 +41,7 @@ class Guard:
     forgotten: Forgotten
 
     @staticmethod
-    def of(config: Config, inherited: Forgotten) -> Guard:
+    def of(data: DataConfig, dataset_dir: str, inherited: Forgotten) -> Guard:
         """The guard of a configuration. ``inherited`` is the list of the earlier dataset or model;
         new entries are added to the list of this configuration.
 
@@ -52,12 +52,12 @@ class Guard:
         ArtifactError
             The list of forgotten users is damaged.
         """
-        Pseudonyms.of(config.data.pseudonymise)
-        here = Forgotten.read(list_place(config))
+        Pseudonyms.of(data.pseudonymise)
+        here = Forgotten.read(list_place(data, dataset_dir))
         whole = here.with_all_of(inherited)
         if len(whole) > len(here):
-            whole.write(list_place(config))
-        return Guard(config.data.pseudonymise, whole)
+            whole.write(list_place(data, dataset_dir))
+        return Guard(data.pseudonymise, whole)
 
     def keyed(self, content_hash: str) -> str:
         """The content hash of a dataset with pseudonyms of this key; unchanged without a key."""

@@ -14,7 +14,7 @@ No data that grows with the number of events passes through this process.
 
 from __future__ import annotations
 
-from recsys.config import Config
+from recsys.config import Config, DataConfig
 from recsys.data.audit import Audit, audit, audit_newer
 from recsys.data.audit_shard import ShardFindings, audit_shard
 from recsys.data.dataset import Manifest, PreparedDataset
@@ -91,18 +91,18 @@ def prepare(
     if config.data.media.images.column:
         fingerprint += image_fingerprint(source, config.data.media.images)
     known = earlier.manifest.content_hash if earlier is not None else base.digest() if base else ""
-    guard = Guard.of(config, base.forgotten if base else Forgotten())
+    guard = Guard.of(config.data, config.dataset_dir, base.forgotten if base else Forgotten())
     if earlier is not None:
         guard.check_same_key(earlier)
-    whole = guard.keyed(content_hash(config, fingerprint, known))
+    whole = guard.keyed(content_hash(config.data, config.seed, fingerprint, known))
     digest = guard.forgotten.bound(whole)
-    existing = _existing(config, digest, source.appends)
+    existing = _existing(config.data, config.dataset_dir, digest, source.appends)
     if existing is not None:
         progress(f"dataset {config.dataset_dir} is up to date ({digest[:12]})")
         return existing
     replaces = config.update.replace or (least is not None and least.replace)
     if earlier is None and not replaces:
-        refuse_forgetting(config, source)
+        refuse_forgetting(config.dataset_dir, source)
     destination = DatasetWriter(config.dataset_dir)
     with destination.writing() as folder:
         keeps_lost = earlier is not None or replaces
@@ -125,7 +125,7 @@ def _written(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
     """Write all files except the manifest; returns it and the names of the new history files."""
     kinds = (
         [Appending, Preparation]
-        if can_touch(arguments.config, arguments.earlier)
+        if can_touch(arguments.config.data, arguments.config.seed, arguments.earlier)
         else [Preparation]
     )
     for kind in kinds:
@@ -154,11 +154,13 @@ def _audit(folder: Folder, manifest: Manifest, is_whole: bool, *findings: ShardF
     return audit(dataset, findings) if is_whole else audit_newer(dataset, findings)
 
 
-def _existing(config: Config, digest: str, appends: bool) -> PreparedDataset | None:
+def _existing(
+    data: DataConfig, dataset_dir: str, digest: str, appends: bool
+) -> PreparedDataset | None:
     """The existing dataset, if it has this content hash and keeps its events as configured."""
     try:
-        dataset = PreparedDataset(config.dataset_dir)
+        dataset = PreparedDataset(dataset_dir)
     except ArtifactError:
         return None
-    keeps = bool(dataset.manifest.store) or not (appends and config.data.keep_events)
+    keeps = bool(dataset.manifest.store) or not (appends and data.keep_events)
     return dataset if dataset.manifest.content_hash == digest and keeps else None

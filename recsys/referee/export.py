@@ -48,7 +48,7 @@ def protocol_of(dataset: PreparedDataset, config: Config) -> Protocol:
         if settings.windows > 1
         else [("", histories.splits_E)]
     )
-    asked_V = evaluated_users_V(dataset, config)
+    asked_V = evaluated_users_V(dataset, config.evaluate, config.seed)
     rules: dict[str, Any] = {
         "name": config.run.name or manifest.name,
         "split": manifest.split,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from recsys.config import Config, redact
+from recsys.config import Config, DataConfig, RegistryConfig, redact
 from recsys.data.dataset import Manifest
 from recsys.evaluation.members import single_line
 from recsys.report.wording import segment_name, sentence
@@ -64,9 +64,9 @@ def model_card(
             " product of a user vector and an item vector, and is the exact sum of the shares of"
             " the granularities."
         ),
-        *_section("Intended use", [use_of(config)]),
+        *_section("Intended use", [use_of(config.registry)]),
         *_section("Not for", [_NO_USE]),
-        *_section("Data", _data(config, manifest)),
+        *_section("Data", _data(config.data, config.registry, manifest)),
     ]
     if metrics.get("model"):
         lines += _section("Measured on the test split", _measured(metrics))
@@ -106,12 +106,14 @@ def plain_line(value: Any) -> str:
     return re.sub(r"([\\`\[\]|*])", r"\\\1", " ".join(str(value).split()))
 
 
-def use_of(config: Config) -> str:
+def use_of(registry: RegistryConfig) -> str:
     """The intended use of the model."""
-    return plain_line(config.registry.intended_use or _USE)
+    return plain_line(registry.intended_use or _USE)
 
 
-def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str, Any]) -> list[str]:
+def short_card(
+    registry: RegistryConfig, metrics: Mapping[str, Any], lineage: Mapping[str, Any]
+) -> list[str]:
     """The card in a few lines, for the description of a registered version."""
     found = []
     metric, interval = metrics.get("metric"), _interval(metrics)
@@ -133,7 +135,7 @@ def short_card(config: Config, metrics: Mapping[str, Any], lineage: Mapping[str,
     changed = " with uncommitted changes" if lineage.get("git_changed") else ""
     return [
         *found,
-        f"Data licence: {plain_line(config.registry.data_license or NOT_STATED)}.",
+        f"Data licence: {plain_line(registry.data_license or NOT_STATED)}.",
         (
             f"Dataset {str(lineage.get('dataset', ''))[:12]}, git {commit}{changed}, MLflow run"
             f" {lineage.get('run_id')}."
@@ -185,7 +187,7 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
     return ["", f"## {title}", "", *lines] if lines else []
 
 
-def _data(config: Config, manifest: Manifest) -> list[str]:
+def _data(data: DataConfig, registry: RegistryConfig, manifest: Manifest) -> list[str]:
     counts = {name: f"{count:,}" for name, count in manifest.counts.items()}
     split = ", ".join(
         f"{key} {plain_line(value)}"
@@ -194,8 +196,8 @@ def _data(config: Config, manifest: Manifest) -> list[str]:
     )
     bad = sum(sum(reasons.values()) for reasons in manifest.quarantined.values())
     return [
-        f"- name: {plain_line(manifest.name)}, from a {config.data.source.kind} source",
-        f"- licence: {plain_line(config.registry.data_license or NOT_STATED)}",
+        f"- name: {plain_line(manifest.name)}, from a {data.source.kind} source",
+        f"- licence: {plain_line(registry.data_license or NOT_STATED)}",
         (
             f"- {counts.get('users', 0)} users, {counts.get('items', 0)} items,"
             f" {counts.get('events', 0)} events"

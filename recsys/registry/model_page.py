@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from recsys.config import Config
+from recsys.config import RegistryConfig
 from recsys.registry.aliases import CHAMPION, PREVIOUS
 from recsys.registry.card import plain_line, short_card, shown_as_text, table, use_of
 from recsys.registry.tracking import numbers
@@ -17,19 +17,19 @@ PAGE_END: Final = "*Written by `recsys register`; a text without this line is le
 _LONGEST: Final = 5_000  # characters, MLflow's limit
 
 
-def describe_model(registry: Any, config: Config) -> None:
+def describe_model(client: Any, registry: RegistryConfig) -> None:
     """Write the description of the registered model, unless a user has written their own."""
-    name = config.registry.name
-    before = registry.get_registered_model(name).description or ""
+    name = registry.name
+    before = client.get_registered_model(name).description or ""
     if not before or before.endswith(PAGE_END):
-        registry.update_registered_model(name, description=model_page(config))
+        client.update_registered_model(name, description=model_page(registry))
 
 
-def model_page(config: Config) -> str:
+def model_page(registry: RegistryConfig) -> str:
     """The intended use, the aliases, and how to load and call the model; nothing that depends on a
     version.
     """
-    name, alias = config.registry.name, config.registry.alias
+    name, alias = registry.name, registry.alias
     aliases = [
         [
             CHAMPION,
@@ -55,7 +55,7 @@ def model_page(config: Config) -> str:
     head = [
         f"# {plain_line(name)}",
         "",
-        use_of(config),
+        use_of(registry),
         "",
         *table(["alias", "meaning"], aliases),
         "",
@@ -78,7 +78,9 @@ def model_page(config: Config) -> str:
     return f"{text[: _LONGEST - len(PAGE_END) - 2]}\n\n{PAGE_END}"
 
 
-def version_description(bundle: Bundle, config: Config, metrics: Mapping[str, Any]) -> str:
+def version_description(
+    bundle: Bundle, registry: RegistryConfig, metrics: Mapping[str, Any]
+) -> str:
     """The card of a version in a few lines, with the model and the baselines in a table."""
     info = bundle.info
     lines = [
@@ -98,7 +100,7 @@ def version_description(bundle: Bundle, config: Config, metrics: Mapping[str, An
             f"- {', '.join(f'{key} {value:.4f}' for key, value in list(figures.items())[:4])}."
         )
     if "lineage" in info.extra:
-        lines += [f"- {line}" for line in short_card(config, metrics, info.extra["lineage"])]
+        lines += [f"- {line}" for line in short_card(registry, metrics, info.extra["lineage"])]
     lines.append(
         "- Columns of a request: user_id, history (item ids, oldest first), friends (user ids),"
         " attributes, k, exclude_seen; or item_id, for similar items. Rules: candidates, exclude,"

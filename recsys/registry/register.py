@@ -134,14 +134,14 @@ def register(
             files = _logged_files(logged.model_uri)
             registry.log_text(tracker.run_id, dump(files), LISTING)
             _ensure_name(registry, name)
-            describe_model(registry, config)
+            describe_model(registry, config.registry)
             created = registry.create_model_version(
                 name,
                 source=logged.model_uri,
                 run_id=tracker.run_id,
                 model_id=logged.model_id,
                 tags=tags | {FILES_TAG: digest(files)},
-                description=version_description(bundle, config, metrics),
+                description=version_description(bundle, config.registry, metrics),
             )
         number = int(created.version)
     pinned_uri = f"models:/{name}/{number}"

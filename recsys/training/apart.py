@@ -14,7 +14,7 @@ from typing import Final
 
 from torch import Tensor
 
-from recsys.config import Config, TrainConfig
+from recsys.config import Config, ModelConfig, TrainConfig
 from recsys.config.renamed import with_current_keys
 from recsys.config.values import merged
 from recsys.errors import ArtifactError
@@ -25,9 +25,9 @@ from recsys.training.checkpoint import TrainResult
 APART: Final = KIND  # their key in the training's choices, and the prefix of their weights
 
 
-def sections(config: Config) -> dict[str, ApartConfig]:
+def sections(model: ModelConfig) -> dict[str, ApartConfig]:
     """The sections of the separately trained models of a configuration, by name."""
-    enabled = config.model.granularities.enabled().items()
+    enabled = model.granularities.enabled().items()
     return {name: section for name, section in enabled if isinstance(section, ApartConfig)}
 
 
@@ -47,7 +47,7 @@ def own_config(config: Config, name: str, goes_on: bool = False) -> Config:
         Whether the training continues from a parent. It then has the epochs of the main model, and
         its own learning rate times ``update.lr_share``.
     """
-    section = sections(config)[name]
+    section = sections(config.model)[name]
     shared = {
         key: getattr(config.train, key)
         for key in ("refit", "final", "num_workers", "use_gpu", "metric")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.config import Config
+from recsys.config import Config, ModelConfig
 from recsys.data.bounded import fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
@@ -47,7 +47,7 @@ class Start:
 
 
 def model_sizes(
-    config: Config,
+    model: ModelConfig,
     dataset: PreparedDataset,
     through: Split,
     num_strata: int = 0,
@@ -59,8 +59,8 @@ def model_sizes(
 
     Parameters
     ----------
-    config : Config
-        The configuration.
+    model : ModelConfig
+        The section ``model`` of the configuration.
     dataset : PreparedDataset
         The dataset that the model is for.
     through : Split
@@ -73,7 +73,7 @@ def model_sizes(
     group_width = int(dataset.manifest.text.get("dimension", 0)) // len(dataset.text_groups)
     kept = dict(start.inputs) if start else {}
     inputs: dict[str, Any] = {}
-    for name, section in config.model.granularities.enabled().items():
+    for name, section in model.granularities.enabled().items():
         cls = granularity_class(name, section)
         if section.signal and section.signal not in inputs:
             keeps = cls.keeps_size and section.signal in kept
@@ -82,13 +82,12 @@ def model_sizes(
     if num_strata:
         inputs[STRATUM] = num_strata
     return ModelSizes(
-        width=config.model.width,
-        max_history=config.model.max_history,
+        width=model.width,
+        max_history=model.max_history,
         num_users=dataset.num_users,
         num_items=dataset.num_items,
         num_types=len(dataset.manifest.event_types),
-        text_width=whitened_width(config.model.item.text_whiten, group_width)
-        * len(dataset.text_groups),
+        text_width=whitened_width(model.item.text_whiten, group_width) * len(dataset.text_groups),
         ordered=dataset.manifest.ordered,
         timed=dataset.manifest.timed,
         context=tuple((column.name, column.num_codes) for column in dataset.context),
@@ -114,7 +113,7 @@ def build_model(
         trained_N = torch.ones_like(
             trained_N
         )  # which items have no event would reveal something about the events
-    sizes = model_sizes(config, dataset, through, num_strata, start)
+    sizes = model_sizes(config.model, dataset, through, num_strata, start)
     whitening = start.whitening() if start else None
     model = MultigrainModel(
         config.model, sizes, text_NT, trained_N, len(dataset.text_groups), whitening
@@ -188,7 +187,11 @@ def build_inputs(
 
 
 def _histories(dataset: PreparedDataset, through: Split, config: Config | None) -> Histories:
-    found = dataset.histories() if config is None else fitted_histories(dataset, config)
+    found = (
+        dataset.histories()
+        if config is None
+        else fitted_histories(dataset, config.evaluate, config.seed)
+    )
     return found.through(through)
 
 

@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from recsys.config import Config
+from recsys.config import Config, ModelConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.data.renumber import Renumbering
@@ -114,10 +114,10 @@ def _made(
     }
 
 
-def influence(trained: TrainResult, config: Config) -> list[str]:
+def influence(trained: TrainResult, model: ModelConfig) -> list[str]:
     """The parts of a model that still depend on removed users, as it was not trained again."""
     choices, found = trained.choices, []
-    names = [*trained.frozen.trained_names, *sections(config)]
+    names = [*trained.frozen.trained_names, *sections(model)]
     if names:
         found.append(f"the trained weights of {', '.join(names)}, and of the items' vectors")
     if trained.frozen.trained_names and trained.best_epoch:

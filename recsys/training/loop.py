@@ -477,7 +477,9 @@ class Pass:
         """
         frozen = self.model.freeze(self.graphs)
         sums = np.zeros(3)
-        for queries in evaluated_by_shard(self.dataset, Split.VALID, self.config):
+        for queries in evaluated_by_shard(
+            self.dataset, Split.VALID, self.config.evaluate, self.config.seed
+        ):
             mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
             if (
                 asked := getattr(self.validate, "asked", None)

@@ -7,17 +7,15 @@ in the training. A weight that is chosen on validation needs the scores of all m
 
 from __future__ import annotations
 
-from recsys.config import Config
+from recsys.config import Config, ModelConfig
 from recsys.errors import ConfigError
 from recsys.model import Encoders
 from recsys.training.pruned import without
 
 
-def fitted_names(config: Config) -> list[str]:
+def fitted_names(model: ModelConfig) -> list[str]:
     """The enabled granularities that are fitted in closed form, not trained."""
-    return [
-        name for name, section in config.model.granularities.enabled().items() if section.is_fitted
-    ]
+    return [name for name, section in model.granularities.enabled().items() if section.is_fitted]
 
 
 def trained_only(config: Config) -> Config:
@@ -25,7 +23,7 @@ def trained_only(config: Config) -> Config:
 
     A model of closed-form members only keeps the first of them, as a model must have one.
     """
-    names = fitted_names(config)
+    names = fitted_names(config.model)
     found = without(config, names if config.model.granularities.are_trained else names[1:])
     fusion = found.model.fusion.model_copy(update={"stack": False})
     return found.model_copy(update={"model": found.model.model_copy(update={"fusion": fusion})})

@@ -23,7 +23,7 @@ from typing import Final
 
 from torch import Tensor
 
-from recsys.config import Config
+from recsys.config import Config, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.granularities.stratum.section import STRATUM
@@ -80,7 +80,9 @@ def choose(training: Training) -> None:
     config, choices, start = training.config, training.progress.choices, training.start
     if config.model.granularities.stratum.enabled and STRATA not in choices:
         known = {"chosen": start.inputs.get(STRATUM, 0), "candidates": {}} if start else None
-        choices[STRATA] = known or choose_strata(config, training.dataset, training.context)
+        choices[STRATA] = known or choose_strata(
+            config.model, config.seed, training.dataset, training.context
+        )
     if CONSTANTS not in choices:
         chosen = choose_values(config, training.dataset, training.validate, training.context, start)
         choices.update({CONSTANTS: chosen} if chosen else {})
@@ -130,7 +132,7 @@ def refit(training: Training) -> None:
     if training.weights:
         found.model.encoders.fitted_weights.copy_(training.weights["model.encoders.fitted_weights"])
         found.best = dict(training.weights)  # so that its checkpoints hold the selected weights
-    found.is_cut = begins and _is_too_late(training.config, before, training.context)
+    found.is_cut = begins and _is_too_late(training.config.train, before, training.context)
     if not found.is_cut:
         found.run()
     if not training.config.train.privacy.epsilon:  # a private training has selected nothing
@@ -142,14 +144,14 @@ def refit(training: Training) -> None:
         training.progress = replace(found.progress, phase="join", epoch=0, step=0)
 
 
-def _is_too_late(config: Config, progress: Progress, context: TrainContext) -> bool:
+def _is_too_late(train: TrainConfig, progress: Progress, context: TrainContext) -> bool:
     """Whether a refit would not end in time, at the pace of the selected epochs.
 
     That pace includes the validations, which makes up for the additional events of the refit. A
     private training is never too late, as it has no selected weights that could stay.
     """
     seconds = progress.best_epoch * seconds_an_epoch(progress.history)
-    return not config.train.privacy.epsilon and context.lacks(seconds)
+    return not train.privacy.epsilon and context.lacks(seconds)
 
 
 def _without_refit(progress: Progress, context: TrainContext) -> Progress:

@@ -38,7 +38,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from recsys.config import Config
+from recsys.config import Config, RayConfig, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError, StorageError, UserError
 from recsys.pace import Count, Deadline, reporting_to, shown_by
@@ -124,7 +124,7 @@ def train_on_ray(
     UserError
         The loop found an error in the data or the configuration.
     """
-    storage, digest = _storage(config), training_digest(config, dataset, start, final)
+    storage, digest = _storage(config.run.dir), training_digest(config, dataset, start, final)
     earlier = find_checkpoints(storage, f"train-{digest}")
     finished = _finished(earlier)
     if not config.run.resume:
@@ -140,8 +140,8 @@ def train_on_ray(
         earlier = []
     elif finished is not None:
         return finished
-    use_gpu = _use_gpu(config)
-    _check_cpus(config)
+    use_gpu = _use_gpu(config.train, config.ray)
+    _check_cpus(config.train, config.ray)
     name = run_name(digest)
     os.environ.setdefault(
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
@@ -160,7 +160,7 @@ def train_on_ray(
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "dataset": dataset.root,
-            "threads": asked_threads(config),
+            "threads": asked_threads(config.train),
             "validate": validate,
             "queue": queue,
             "checkpoints": (storage, name, earlier),
@@ -447,41 +447,41 @@ class _Drain(threading.Thread):
         return True
 
 
-def _use_gpu(config: Config) -> bool:
-    if config.train.use_gpu == "no":
+def _use_gpu(train: TrainConfig, ray: RayConfig) -> bool:
+    if train.use_gpu == "no":
         return False
-    available = _cluster("GPU") if config.train.use_gpu == "auto" else _await("GPU", config)
-    if available >= config.train.num_workers:
+    available = _cluster("GPU") if train.use_gpu == "auto" else _await("GPU", train, ray)
+    if available >= train.num_workers:
         return True
-    if config.train.use_gpu == "yes":
+    if train.use_gpu == "yes":
         raise ConfigError(
-            f"train.use_gpu is yes and train.num_workers {config.train.num_workers}, but the Ray"
+            f"train.use_gpu is yes and train.num_workers {train.num_workers}, but the Ray"
             f" cluster has {available} GPUs; lower train.num_workers, set train.use_gpu to auto,"
             " or, if the cluster starts machines, give it time with ray.wait_s"
         )
     return False
 
 
-def _check_cpus(config: Config) -> None:
+def _check_cpus(train: TrainConfig, ray: RayConfig) -> None:
     """Refuse more workers than the cluster has CPUs, as Ray would wait for them forever."""
-    available = _await("CPU", config)
-    if available < config.train.num_workers:
+    available = _await("CPU", train, ray)
+    if available < train.num_workers:
         raise ConfigError(
-            f"train.num_workers is {config.train.num_workers}, but the Ray cluster has {available}"
+            f"train.num_workers is {train.num_workers}, but the Ray cluster has {available}"
             " CPUs, and each worker needs one; lower train.num_workers, raise ray.num_cpus to"
             " share cores (local), or, if the cluster starts machines, give it time with"
             " ray.wait_s"
         )
 
 
-def _await(resource: str, config: Config) -> int:
+def _await(resource: str, train: TrainConfig, ray: RayConfig) -> int:
     """The amount of a resource in the cluster, as soon as there is one per worker, or when
     ``ray.wait_s`` is over.
 
     Asks the autoscaler for them, as Ray itself asks only once the workers wait, which may be
     forever.
     """
-    needed, last = config.train.num_workers, time.monotonic() + config.ray.wait_s
+    needed, last = train.num_workers, time.monotonic() + ray.wait_s
     asked = False
     while (found := _cluster(resource)) < needed and time.monotonic() < last:
         if not asked:
@@ -512,14 +512,14 @@ def _settle_threads(
         asked = load_checkpoint(resume_from, None)[2].threads
     if not asked:
         most = usable_threads(ray.train.get_context().get_local_world_size())
-        asked, why = fastest_threads(config, dataset.num_items, most)
+        asked, why = fastest_threads(config.model, config.train, dataset.num_items, most)
         if why:
             note(why)
     torch.set_num_threads(asked)
 
 
-def _storage(config: Config) -> str:
-    place = within(config.run.dir, "checkpoints")
+def _storage(run_dir: str) -> str:
+    place = within(run_dir, "checkpoints")
     return place if is_remote(place) else str(Path(place).absolute())
 
 

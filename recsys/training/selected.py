@@ -102,7 +102,7 @@ def _apart(
     """The separately trained models by signal, without those to which stacking gave no weight."""
     members = choices.get(STACK, {}).get("members", {})
     found = {}
-    for name, section in sections(config).items():
+    for name, section in sections(config.model).items():
         if (
             name in choices.get(LEFT_OUT, {})
             or name in members

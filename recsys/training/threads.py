@@ -18,7 +18,7 @@ from typing import Final
 
 import torch
 
-from recsys.config import Config
+from recsys.config import ModelConfig, TrainConfig
 
 _SECONDS: Final = 1.0  # for all timings together; a running step may end later
 _ROUNDS: Final = 9  # at most
@@ -120,15 +120,17 @@ def _measured(most: int, shape: tuple[int, int, int, int]) -> tuple[int, dict[in
     return choose(seconds), seconds
 
 
-def asked_threads(config: Config) -> int:
+def asked_threads(train: TrainConfig) -> int:
     """The requested number of threads, by ``train.threads`` or else by OMP_NUM_THREADS; 0: the
     fastest.
     """
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return config.train.threads or (int(told) if told.isascii() and told.isdigit() else 0)
+    return train.threads or (int(told) if told.isascii() and told.isdigit() else 0)
 
 
-def fastest_threads(config: Config, num_items: int, most: int) -> tuple[int, str]:
+def fastest_threads(
+    model: ModelConfig, train: TrainConfig, num_items: int, most: int
+) -> tuple[int, str]:
     """The fewest threads up to ``most`` that are as good as the fastest, and a line with the
     reason.
 
@@ -137,9 +139,9 @@ def fastest_threads(config: Config, num_items: int, most: int) -> tuple[int, str
     if most <= 1:
         return 1, ""
     shape = (
-        min(config.train.batch_size, _MAX_ROWS),
-        min(config.model.max_history, _MAX_LENGTH),
-        min(config.model.width, _MAX_WIDTH),
+        min(train.batch_size, _MAX_ROWS),
+        min(model.max_history, _MAX_LENGTH),
+        min(model.width, _MAX_WIDTH),
         max(1, min(num_items, _CANDIDATES)),
     )
     threads, seconds = _measured(most, shape)
@@ -161,14 +163,16 @@ def fastest_threads(config: Config, num_items: int, most: int) -> tuple[int, str
     )
 
 
-def settle_threads(config: Config, num_items: int, say: Callable[[str], None]) -> None:
+def settle_threads(
+    model: ModelConfig, train: TrainConfig, num_items: int, say: Callable[[str], None]
+) -> None:
     """Set the threads of torch in this process to the requested or the fastest number; says which,
     once.
     """
-    threads, why = asked_threads(config), ""
+    threads, why = asked_threads(train), ""
     if not threads:
         known = _measured.cache_info().misses
-        threads, why = fastest_threads(config, num_items, usable_threads())
+        threads, why = fastest_threads(model, train, num_items, usable_threads())
         why = why if _measured.cache_info().misses > known else ""
     torch.set_num_threads(threads)
     if why:

@@ -21,7 +21,7 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from recsys.config import Config
+from recsys.config import Config, ModelConfig, TrainConfig
 from recsys.data.batches import Batch, every_position, whole_history
 from recsys.data.dataset import PreparedDataset
 from recsys.data.first_touch import asks_before_first_touch, with_first_touches
@@ -44,7 +44,7 @@ _RIDGE: Final = 0.1  # penalty in nats for moving every prototype by its own siz
 
 
 def choose_strata(
-    config: Config, dataset: PreparedDataset, context: TrainContext
+    model: ModelConfig, seed: int, dataset: PreparedDataset, context: TrainContext
 ) -> dict[str, Any]:
     """Choose the number of clusters with the highest likelihood of the validation events.
 
@@ -66,7 +66,7 @@ def choose_strata(
     ConfigError
         Every candidate has more clusters than there are users.
     """
-    section = config.model.granularities.stratum
+    section = model.granularities.stratum
     candidates = sorted(set(section.num_strata))
     if len(candidates) == 1:
         return {"chosen": candidates[0], "candidates": {}}
@@ -74,7 +74,7 @@ def choose_strata(
     users = UserVectors(
         graphs.users_E.numpy(),
         graphs.items_E.numpy(),
-        _unit_vectors(config, dataset, graphs),
+        _unit_vectors(model, seed, dataset, graphs),
         dataset.num_users,
     )
     possible = [number for number in candidates if number <= len(users)]
@@ -88,7 +88,7 @@ def choose_strata(
     popularity_N /= popularity_N.sum()
     scores = {}
     for number in possible:
-        strata = fit_strata(users, number, section.method, config.seed)
+        strata = fit_strata(users, number, section.method, seed)
         scores[number] = _log_likelihood(
             strata, users, popularity_N, section.temperature, (users_P, items_P)
         )
@@ -103,16 +103,16 @@ def choose_strata(
     }
 
 
-def _unit_vectors(config: Config, dataset: PreparedDataset, graphs: Graphs) -> Array:
+def _unit_vectors(model: ModelConfig, seed: int, dataset: PreparedDataset, graphs: Graphs) -> Array:
     """Unit vectors of the items, by which users are compared before training: [N, T]."""
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
-    if config.model.granularities.stratum.input == "text" and text_NT.shape[1]:
-        return normalize(whiten(text_NT, config.model.item.text_whiten), dim=1).numpy()
+    if model.granularities.stratum.input == "text" and text_NT.shape[1]:
+        return normalize(whiten(text_NT, model.item.text_whiten), dim=1).numpy()
     ones = np.ones(len(graphs.users_E))
     pairs = (graphs.users_E.numpy(), graphs.items_E.numpy())
     matrix = csr_matrix((ones, pairs), shape=(dataset.num_users, dataset.num_items))
-    rank = max(1, min(config.model.width, min(matrix.shape) - 1))
-    _, strength_T, items_TN = svds(matrix, k=rank, rng=np.random.default_rng(config.seed))
+    rank = max(1, min(model.width, min(matrix.shape) - 1))
+    _, strength_T, items_TN = svds(matrix, k=rank, rng=np.random.default_rng(seed))
     return normalize(torch.as_tensor((items_TN * strength_T[:, None]).T.copy()), dim=1).numpy()
 
 
@@ -218,7 +218,7 @@ def _reestimate(
         z_BD = p_BK @ (before_KD + size * moved_KD)
         z_BD = normalize(z_BD, dim=1) if model.encoders.unit_vectors else z_BD
         loss = _loss(
-            config,
+            config.train,
             (rest_BD + own_B1 * z_BD) * log_scale.exp(),
             model.items.vectors_SD,
             batch,
@@ -249,11 +249,11 @@ def _frozen_parts(
 
 
 def _loss(
-    config: Config, users_BD: Tensor, items_ND: Tensor, batch: Batch, draws: torch.Generator
+    train: TrainConfig, users_BD: Tensor, items_ND: Tensor, batch: Batch, draws: torch.Generator
 ) -> Tensor:
     """The summed softmax loss, over all items or, where they are many, over evenly drawn ones."""
     parts = (users_BD, items_ND, batch.pairs_P, batch.targets_P, torch.ones(len(batch.pairs_P)))
-    num_items, settings = len(items_ND), config.train.loss
+    num_items, settings = len(items_ND), train.loss
     if num_items <= settings.max_full_items:
         return full_softmax(*parts)
     negatives_M = torch.randint(num_items, (settings.num_negatives,), generator=draws)

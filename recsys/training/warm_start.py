@@ -63,7 +63,7 @@ def warm_start(
     """
     seed_everything(config.seed)
     reads = Start(earlier.weights, earlier.sizes.inputs)
-    sizes = model_sizes(config, dataset, Split.VALID, start=reads)
+    sizes = model_sizes(config.model, dataset, Split.VALID, start=reads)
     before, now = dump_sizes(earlier.sizes), dump_sizes(sizes)
     for name, meaning in _SETTINGS.items():
         if before[name] != now[name]:

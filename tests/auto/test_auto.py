@@ -112,7 +112,9 @@ def test_quantity_columns_are_named_in_the_configuration(tmp_path: Path, mapped:
     assert members(traits)["place"] == {"enabled": True, "numbers": ["listPrice"]}
     place = configured(CONFIG, traits, None).model.granularities.enabled()["place"]
     assert place.model_dump()["numbers"] == ["listPrice"]
-    assert model_sizes(configured(CONFIG, traits, None), dataset, Split.TRAIN).inputs["place"] == [
+    assert model_sizes(configured(CONFIG, traits, None).model, dataset, Split.TRAIN).inputs[
+        "place"
+    ] == [
         ["lat", "lon"] if mapped else [],
         ["listPrice"],
     ]

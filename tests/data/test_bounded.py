@@ -39,36 +39,34 @@ def walks(folder: Path, num_shards: int = 3) -> PreparedDataset:
 
 
 def test_small_data_are_not_sampled(tmp_path: Path) -> None:
-    dataset = walks(tmp_path)
-    assert (
-        evaluated_users_V(dataset, config()).all()
-        and len(fitted_histories(dataset, config())) == USERS
-    )
-    assert bounds(dataset, config()) == {}
+    dataset, settings = walks(tmp_path), config()
+    evaluate, seed = settings.evaluate, settings.seed
+    assert evaluated_users_V(dataset, evaluate, seed).all()
+    assert len(fitted_histories(dataset, evaluate, seed)) == USERS
+    assert bounds(dataset, evaluate, seed) == {}
 
 
 def test_samples_are_uniform_over_users(tmp_path: Path) -> None:
     few = config(max_users=100, max_fit_events=1200)
     three, five = walks(tmp_path / "three"), walks(tmp_path / "five", num_shards=5)
-    assert (evaluated_users_V(three, few) == evaluated_users_V(five, few)).all()
-    assert 70 < evaluated_users_V(three, few).sum() < 130, "100 of 400 on average"
-    fitted = fitted_histories(three, few)
+    asked_V = evaluated_users_V(three, few.evaluate, few.seed)
+    assert (asked_V == evaluated_users_V(five, few.evaluate, few.seed)).all()
+    assert 70 < asked_V.sum() < 130, "100 of 400 on average"
+    fitted = fitted_histories(three, few.evaluate, few.seed)
     assert 900 < len(fitted.items_E) < 1500, "1200 of 2400 events on average"
     assert (fitted.lengths_U == 6).all(), "no user is cut"
-    assert set(fitted.users_U) != set(np.flatnonzero(evaluated_users_V(three, few))), (
-        "independent samples"
-    )
+    assert set(fitted.users_U) != set(np.flatnonzero(asked_V)), "independent samples"
 
 
 def test_queries_are_of_the_sampled_users(tmp_path: Path) -> None:
     dataset, few = walks(tmp_path), config(max_users=100)
-    sampled = np.flatnonzero(evaluated_users_V(dataset, few))
-    together = evaluated_queries(dataset, Split.TEST, few)
+    sampled = np.flatnonzero(evaluated_users_V(dataset, few.evaluate, few.seed))
+    together = evaluated_queries(dataset, Split.TEST, few.evaluate, few.seed)
     assert sorted(together.histories.users_U) == sampled.tolist()
     assert together.target_items.tolist() == [
         (user + 5) % ITEMS for user in together.histories.users_U
     ]
-    parts = list(evaluated_by_shard(dataset, Split.TEST, few))
+    parts = list(evaluated_by_shard(dataset, Split.TEST, few.evaluate, few.seed))
     assert len(parts) == 3
     assert (
         np.concatenate([part.target_items for part in parts]).tolist()
@@ -106,7 +104,7 @@ def test_sampled_evaluation_passes_the_audit_and_reports_the_samples(tmp_path: P
     few = config(max_users=100, max_fit_events=1200, ablate=False)
     model = Counted(dataset)
     content = json.loads(json.dumps(evaluate(model, dataset, few, refit=True).to_json()))
-    number = int(evaluated_users_V(dataset, few).sum())
+    number = int(evaluated_users_V(dataset, few.evaluate, few.seed).sum())
     assert content["data"]["queries"] == content["data"]["asked_queries"] == number
     assert content["model"]["hit@1"] == 1.0 and model.num_queries < USERS
     assert content["data"]["bounds"] == {

@@ -200,9 +200,11 @@ def test_text_of_cold_users_is_removed_with_their_events(tmp_path: Path) -> None
 def test_split_without_cold_users_keeps_its_hash(tmp_path: Path) -> None:
     from recsys.preparation.content_hash import settings_hash
 
-    plain = config(tmp_path)
-    assert settings_hash(config(tmp_path, split={"cold_keep": 5})) == settings_hash(plain)
-    assert settings_hash(config(tmp_path, split={"cold_users": 0.2})) != settings_hash(plain)
+    plain, kept, cold = (
+        config(tmp_path, split=split) for split in ({}, {"cold_keep": 5}, {"cold_users": 0.2})
+    )
+    assert settings_hash(kept.data, kept.seed) == settings_hash(plain.data, plain.seed)
+    assert settings_hash(cold.data, cold.seed) != settings_hash(plain.data, plain.seed)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -126,9 +126,9 @@ def test_gate_checks_combinations_of_signals_as_segments(tmp_path) -> None:
     friends = tuple((user, user + 1) for user in range(MIN_QUERIES - 1))  # of the first twenty
     dataset = write_dataset(tmp_path, walks, 5, friends=friends)
     config = build_config({"model": {"granularities": {"behaviour": {"enabled": True}}}})
-    groups = segments_of(dataset.histories().queries(Split.TEST), dataset, config, Split.VALID)[
-        "signals"
-    ]
+    groups = segments_of(
+        dataset.histories().queries(Split.TEST), dataset, config.evaluate, Split.VALID
+    )["signals"]
     counts = {label: int(mask_B.sum()) for label, mask_B in groups.items()}
     assert counts == {
         "short history (1–4), friends, items seen in training": MIN_QUERIES,

@@ -79,16 +79,20 @@ def test_shares_equal_rankings_by_these_granularities_alone(tmp_path) -> None:
     for name in model.names:
         others = tuple(other for other in model.names if other != name)
         np.testing.assert_allclose(
-            found.alone[name], ranked_values(Kept(model, (name,)), queries, config)
+            found.alone[name],
+            ranked_values(Kept(model, (name,)), queries, config.train, config.evaluate),
         )
         np.testing.assert_allclose(
-            found.without[name], ranked_values(Kept(model, others), queries, config)
+            found.without[name],
+            ranked_values(Kept(model, others), queries, config.train, config.evaluate),
         )
-    trained = ranked_values(Kept(model, ("behaviour", "evolution")), queries, config)
+    trained = ranked_values(
+        Kept(model, ("behaviour", "evolution")), queries, config.train, config.evaluate
+    )
     np.testing.assert_allclose(found.alone["trained"], trained)
     np.testing.assert_allclose(
         found.without["trained"],
-        ranked_values(Kept(model, ("item_cf", "user_cf")), queries, config),
+        ranked_values(Kept(model, ("item_cf", "user_cf")), queries, config.train, config.evaluate),
     )
 
 

@@ -201,12 +201,15 @@ def test_figures_by_event_type_by_hand() -> None:
     tree: dict[str, Any] = {"model": {"granularities": {"behaviour": {"enabled": True}}}}
     config = build_config({**tree, "train": {"metric": "hit@1"}})
     found = type_report(
-        {"model": rank(table, queries, 3)}, queries, ["view", "like"], config, "model"
+        {"model": rank(table, queries, 3)}, queries, ["view", "like"], config.train, "model"
     )
     assert found["like"]["model"] == {"hit@1": 1.0} and found["like"]["queries"] == 1
     assert found["view"]["model"] == {"hit@1": 0.5} and found["view"]["targets"] == 3
     single = replace(queries, target_types=np.zeros(4, dtype=np.uint8))
-    assert type_report({"model": rank(table, single, 3)}, single, ["view"], config, "model") == {}
+    assert (
+        type_report({"model": rank(table, single, 3)}, single, ["view"], config.train, "model")
+        == {}
+    )
 
 
 def test_targets_that_are_not_in_the_history_are_refused() -> None:

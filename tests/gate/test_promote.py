@@ -584,8 +584,13 @@ def test_ranking_by_ids_equals_ranking_by_dense_numbers(world: World) -> None:
     """The dataset of the bundle with reversed dense ids: the same lists for the same users."""
     bundle = read_bundle(resolve("models:/pocket/2", world.uri))
     queries = world.dataset.histories().queries(Split.TEST)
-    _, direct_B = ranked(bundle.model, queries, world.config)
-    _, by_ids_B = ranked(CrossDatasetScorer(bundle, world.dataset), queries, world.config)
+    _, direct_B = ranked(bundle.model, queries, world.config.train, world.config.evaluate)
+    _, by_ids_B = ranked(
+        CrossDatasetScorer(bundle, world.dataset),
+        queries,
+        world.config.train,
+        world.config.evaluate,
+    )
     assert direct_B.tolist() == by_ids_B.tolist()
     scores_BN = CrossDatasetScorer(bundle, world.early).scores(
         world.early.histories().queries(Split.VALID)

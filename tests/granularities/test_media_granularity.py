@@ -119,7 +119,7 @@ def test_sums_and_pooling_equal_those_by_hand() -> None:
 
 
 def test_each_medium_is_whitened_as_text_is(dataset: PreparedDataset) -> None:
-    sizes = model_sizes(config(), dataset, Split.TRAIN)
+    sizes = model_sizes(config().model, dataset, Split.TRAIN)
     module, media = (
         Media(MediaConfig(whiten=2), sizes),
         Media.build_input(MediaConfig(), sizes, dataset, Split.TRAIN),
@@ -136,7 +136,7 @@ def test_each_medium_is_whitened_as_text_is(dataset: PreparedDataset) -> None:
 
 def test_media_are_read_only_if_the_granularity_is_enabled(dataset: PreparedDataset) -> None:
     settings = config()
-    sizes = model_sizes(settings, dataset, Split.TRAIN)
+    sizes = model_sizes(settings.model, dataset, Split.TRAIN)
     assert sizes.inputs == {"media": [["audio", 3], ["image", 4]]}
     assert load_sizes(json.loads(json.dumps(dump_sizes(sizes)))) == sizes
     assert (
@@ -144,7 +144,7 @@ def test_media_are_read_only_if_the_granularity_is_enabled(dataset: PreparedData
         in build_graphs(dataset, Split.TRAIN, build_model(settings, dataset, Split.TRAIN)).inputs
     )
     settings.model.granularities.media.enabled = False
-    assert model_sizes(settings, dataset, Split.TRAIN).inputs == {}
+    assert model_sizes(settings.model, dataset, Split.TRAIN).inputs == {}
     assert (
         build_graphs(dataset, Split.TRAIN, build_model(settings, dataset, Split.TRAIN)).inputs == {}
     )

@@ -229,7 +229,7 @@ def test_users_of_the_test_split_do_not_change_the_encoding(tmp_path: Path) -> N
     one = make_dataset(tmp_path / "one")
     other = make_dataset(tmp_path / "other", user_columns=strange)
     assert one.active_users_V(Split.TRAIN).tolist() == [True, True, True, False, True, False]
-    sizes = [model_sizes(make_config(), each, Split.TRAIN) for each in (one, other)]
+    sizes = [model_sizes(make_config().model, each, Split.TRAIN) for each in (one, other)]
     assert sizes[0] == sizes[1]
     assert [field["name"] for field in sizes[0].inputs["profile"]["users"]] == [
         "age",

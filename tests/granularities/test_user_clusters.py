@@ -331,7 +331,8 @@ def settings(**stratum: Any) -> Config:
 
 
 def test_validation_chooses_the_number_of_strata(tmp_path: Path) -> None:
-    choice = choose_strata(settings(num_strata=[2, 4]), kinds(tmp_path), TrainContext())
+    config = settings(num_strata=[2, 4])
+    choice = choose_strata(config.model, config.seed, kinds(tmp_path), TrainContext())
     assert choice["chosen"] == 4
     assert choice["candidates"]["4"] > choice["candidates"]["2"] > choice["popularity"]
     assert choice["candidates"]["4"] == pytest.approx(-np.log(6), abs=0.5), (
@@ -341,12 +342,13 @@ def test_validation_chooses_the_number_of_strata(tmp_path: Path) -> None:
 
 def test_single_number_is_used_and_too_many_strata_are_refused(tmp_path: Path) -> None:
     dataset = kinds(tmp_path)
-    assert choose_strata(settings(num_strata=5), dataset, TrainContext()) == {
+    five, many = settings(num_strata=5), settings(num_strata=[100, 200])
+    assert choose_strata(five.model, five.seed, dataset, TrainContext()) == {
         "chosen": 5,
         "candidates": {},
     }
     with pytest.raises(ConfigError, match="only 80 users"):
-        choose_strata(settings(num_strata=[100, 200]), dataset, TrainContext())
+        choose_strata(many.model, many.seed, dataset, TrainContext())
 
 
 def trained(dataset: PreparedDataset, config: Config) -> Any:

@@ -219,7 +219,10 @@ def test_external_lists_of_the_model_have_the_figures_of_the_model(
     with open_run(config, "evaluate") as folder:
         frozen = open_trained(config, folder, prepared).frozen
     ranking = rank(
-        frozen, evaluated_queries(prepared, Split.TEST, config), 20, config.evaluate.exclude_seen
+        frozen,
+        evaluated_queries(prepared, Split.TEST, config.evaluate, config.seed),
+        20,
+        config.evaluate.exclude_seen,
     )
     rows, places = np.nonzero(ranking.items_BK >= 0)
     users = ranking.queries.histories.users_U[rows]

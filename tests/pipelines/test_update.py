@@ -179,7 +179,7 @@ def test_grown_dataset_keeps_the_learned_weights(tmp_path: Path, one_thread: Non
     for name in ("model.tower.text_mean_GT", "model.tower.text_axes_GTW"):
         assert torch.equal(second.weights[name], first.weights[name])
     assert (
-        second.frozen.sizes == model_sizes(config, new, Split.VALID)
+        second.frozen.sizes == model_sizes(config.model, new, Split.VALID)
         and second.frozen.sizes.num_items == 10
     )
 
@@ -258,7 +258,9 @@ def test_weights_with_too_few_validation_users_are_not_continued(tmp_path: Path)
         tmp_path / "old", [leave_last(0, 1, 2, 3 + user % 4) for user in range(8)], 10
     )
     known = old.histories()
-    final, measured = (Earlier({}, model_sizes(settings(), old, Split.VALID)) for _ in range(2))
+    final, measured = (
+        Earlier({}, model_sizes(settings().model, old, Split.VALID)) for _ in range(2)
+    )
     held = [Held(final, Split.TEST), Held(measured, Split.VALID)]
     for num_with_two, chosen in ((8, final), (4, final), (3, measured)):
         events = [

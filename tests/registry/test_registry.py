@@ -519,7 +519,7 @@ def test_description_written_by_a_user_is_kept(registered: Registered) -> None:
     registry = client(registered.uri)
     assert "| challenger |" in registry.get_registered_model("pocket").description
     registry.update_registered_model("pocket", description="ours")
-    describe_model(registry, registered.config)
+    describe_model(registry, registered.config.registry)
     assert registry.get_registered_model("pocket").description == "ours"
 
 

@@ -97,7 +97,7 @@ def test_threads_are_measured_and_reported_once_per_process(
     monkeypatch.setattr(threads, "waiting_programs", lambda: 12.0)
     said: list[str] = []
     for _ in range(2):
-        settle_threads(settings(), 1000, said.append)
+        settle_threads(settings().model, settings().train, 1000, said.append)
     assert calls == [[1, 2, 3, 4]] and torch.get_num_threads() == 2
     assert said == [
         "2 of 4 threads, as measured on a step of this shape (1: 1000.0 ms, 2: 500.0 ms, 3: 490.0"
@@ -110,18 +110,18 @@ def test_busy_machine_gets_one_thread_without_a_measurement(
 ) -> None:
     monkeypatch.setattr(threads, "timed", lambda *_: pytest.fail("timed"))
     monkeypatch.setattr(threads, "waiting_programs", lambda: 12.5)
-    found, why = fastest_threads(settings(), 1001, 4)
+    found, why = fastest_threads(settings().model, settings().train, 1001, 4)
     assert found == 1 and "busy with other programs" in why
 
 
 def test_requested_threads_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "timed", lambda *_: pytest.fail("timed"))
-    assert asked_threads(settings(threads=3)) == 3 and asked_threads(settings()) == 0
+    assert asked_threads(settings(threads=3).train) == 3 and asked_threads(settings().train) == 0
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert asked_threads(settings(threads=3)) == 3 and asked_threads(settings()) == 2
-    settle_threads(settings(), 1000, lambda line: pytest.fail(line))
+    assert asked_threads(settings(threads=3).train) == 3 and asked_threads(settings().train) == 2
+    settle_threads(settings().model, settings().train, 1000, lambda line: pytest.fail(line))
     assert torch.get_num_threads() == 2
-    assert fastest_threads(settings(), 1000, 1) == (1, "")
+    assert fastest_threads(settings().model, settings().train, 1000, 1) == (1, "")
 
 
 def test_checkpoint_holds_its_number_of_threads(tmp_path: Path) -> None:
