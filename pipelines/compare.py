@@ -28,7 +28,8 @@ from pipelines.plumbing.session import quiet
 from pipelines.prepare import open_dataset
 from pipelines.stages import VERBS
 from pipelines.train import model_sha256, open_trained
-from recsys.config import Config, load_config
+from recsys.config import Config, EvaluateConfig, load_config
+from recsys.config.compare import CompareConfig
 from recsys.data.bounded import evaluated_queries
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError
@@ -171,14 +172,14 @@ def compare(config: Config, first: Side, second: Side) -> dict[str, Any]:
         As :func:`compared`.
     """
     say = first.folder.progress
-    record = compared(config, first, second)
+    record = compared(config.evaluate, config.seed, first, second)
     for text in _words(record):
         say(text)
-    say(f"wrote {_write(config, first, record)}")
+    say(f"wrote {_write(config.compare, first, record)}")
     return record
 
 
-def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
+def compared(evaluate: EvaluateConfig, seed: int, first: Side, second: Side) -> dict[str, Any]:
     """Rank the test split with both models; return the content of ``compare.json`` without writing
     it.
 
@@ -206,9 +207,9 @@ def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
         )
     settle_threads(first.config.model, first.config.train, dataset.num_items, say)
     say(f"ranking all {dataset.num_items:,} items for {len(queries):,} test users with both models")
-    chunk, values, rows = config.evaluate.chunk_users, [], []
+    chunk, values, rows = evaluate.chunk_users, [], []
     for side in (first, second):
-        scorer = open_trained(side.config, side.folder, dataset).frozen
+        scorer = open_trained(side.config.model, side.folder, dataset).frozen
         ranking, found = accuracy_of(scorer, queries, ks, side.config.evaluate.exclude_seen, chunk)
         values.append(found)
         rows.append(ranking.rows_B)
@@ -220,9 +221,9 @@ def compared(config: Config, first: Side, second: Side) -> dict[str, Any]:
         "queries": len(rows[0]),
         "metric": first.config.train.metric,
         "level": LEVEL,
-        "resamples": config.evaluate.bootstrap,
-        "seed": config.seed,
-        "metrics": paired_metrics(values[0], values[1], config.evaluate.bootstrap, config.seed),
+        "resamples": evaluate.bootstrap,
+        "seed": seed,
+        "metrics": paired_metrics(values[0], values[1], evaluate.bootstrap, seed),
         "settings": _settings(first, second),
         "notes": _notes(first, second, values),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -385,14 +386,14 @@ def _words(record: dict[str, Any]) -> list[str]:
     return [*lines, *(f"note: {note}" for note in record["notes"])]
 
 
-def _write(config: Config, first: Side, record: dict[str, Any]) -> str:
+def _write(compare: CompareConfig, first: Side, record: dict[str, Any]) -> str:
     """Write the comparison to ``compare.out`` or the first run folder; return its path."""
     folder = first.folder
-    if not config.compare.out:
+    if not compare.out:
         path = folder.root / "compare.json"
         folder.write_json(path, record)
         return folder.shown(path)
-    return write_record(Path(config.compare.out), record)
+    return write_record(Path(compare.out), record)
 
 
 def write_record(path: Path, record: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from pipelines.cli import plan
 from pipelines.compare import write_record
 from pipelines.plumbing.progress import Progress, table
 from recsys.config import Config
+from recsys.config.compare import CompareConfig
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, DataError
 from recsys.evaluation.bootstrap import LEVEL
@@ -63,7 +64,7 @@ def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
         settings.feedback, settings.rewards, config.data.quarantine.limit("events")
     )
     if dry_run:
-        config.compare.out = place_of(config)
+        config.compare.out = place_of(config.compare)
         print(plan("compare", config))
         return None
     rewards, num_lost = attributed(logged, events, settings.window_hours * 3600)
@@ -101,7 +102,7 @@ def compare_logs(config: Config, dry_run: bool) -> dict[str, Any] | None:
     record |= {"notes": notes, "time": datetime.now(UTC).isoformat(timespec="seconds")}
     for text in _words(record):
         say(text)
-    say(f"wrote {write_record(Path(place_of(config)), _without_nan(record))}")
+    say(f"wrote {write_record(Path(place_of(config.compare)), _without_nan(record))}")
     return record
 
 
@@ -350,11 +351,11 @@ def _shown(found: dict[str, float], sign: str = "") -> str:
     return f"{value:{sign}.4f} ({found['low']:{sign}.4f} to {found['high']:{sign}.4f})"
 
 
-def place_of(config: Config) -> str:
+def place_of(compare: CompareConfig) -> str:
     """Path of the file that the comparison is written to."""
-    if config.compare.out:
-        return config.compare.out
-    first = Path(config.compare.logs[0])
+    if compare.out:
+        return compare.out
+    first = Path(compare.logs[0])
     return str((first if first.is_dir() else first.parent) / "compare.json")
 
 

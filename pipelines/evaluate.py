@@ -20,7 +20,7 @@ from pipelines.plumbing.summary import member_table, signal_table, verdict
 from pipelines.plumbing.tracking import log_evaluation, tracked
 from pipelines.prepare import open_dataset
 from pipelines.train import model_sha256, open_trained
-from recsys.config import Config, dump_config, redact
+from recsys.config import Config, EvaluateConfig, TrainConfig, dump_config, redact
 from recsys.data.dataset import Manifest
 from recsys.data.histories import Split
 from recsys.data.repeats import repeats_line
@@ -43,8 +43,11 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Evaluate, write metrics and report, and return the content of ``metrics.json``."""
     quiet()
     dataset = open_dataset(config)
-    trained = open_trained(config, folder, dataset)
-    identity = {"model_sha256": model_sha256(folder), "settings_sha256": settings_sha256(config)}
+    trained = open_trained(config.model, folder, dataset)
+    identity = {
+        "model_sha256": model_sha256(folder),
+        "settings_sha256": settings_sha256(config.train, config.evaluate),
+    }
     if config.run.resume and (earlier := measured(folder, identity)) is not None:
         folder.progress(f"{folder.metrics} already holds the metrics of this model")
         return earlier
@@ -137,10 +140,10 @@ def say(metrics: dict[str, Any], main_metric: str, folder: RunFolder) -> None:
     folder.progress(verdict(metrics))
 
 
-def settings_sha256(config: Config) -> str:
+def settings_sha256(train: TrainConfig, evaluate: EvaluateConfig) -> str:
     """Hash of the settings that decide what is measured."""
-    settings = config.evaluate.model_dump_json() + config.train.metric + str(config.train.ratings)
-    settings += "final" if config.train.final else ""
+    settings = evaluate.model_dump_json() + train.metric + str(train.ratings)
+    settings += "final" if train.final else ""
     return hashlib.sha256(settings.encode()).hexdigest()
 
 

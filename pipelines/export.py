@@ -17,7 +17,7 @@ from pipelines.cli import UsageError, config_of, main, parse, plan
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import Config
-from recsys.config.export import Format
+from recsys.config.export import ExportConfig, Format
 from recsys.errors import ConfigError
 from recsys.registry.copies import Copy, remember
 from recsys.registry.register import resolve
@@ -46,7 +46,7 @@ def command(words: Sequence[str]) -> int:
         if not config.export.model:
             raise UsageError(f"no model is given; usage: {VERBS['export'].usage}")
         config.tracking.uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    check(config)
+    check(config.export)
     if arguments.dry_run:
         print(plan("export", config))
         return 0
@@ -59,27 +59,26 @@ def _long(word: str) -> str:
     return _SHORT.get(name, name) + equals + value
 
 
-def check(config: Config) -> None:
+def check(export: ExportConfig) -> None:
     """Raise :class:`ConfigError` if the section ``export`` lacks formats or a folder, or
     contradicts itself.
     """
-    settings, formats = config.export, ", ".join(get_args(Format))
-    if not settings.to:
+    formats = ", ".join(get_args(Format))
+    if not export.to:
         raise ConfigError(
             f"export.to is empty; give one or more of {formats}, such as --to onnx,faiss"
         )
-    if not settings.out:
+    if not export.out:
         raise ConfigError(
             f"export.out is empty; give a folder: --out DIR. Usage: {VERBS['export'].usage}"
         )
-    if "://" in settings.out:
+    if "://" in export.out:
         raise ConfigError(
-            f"export.out: {settings.out} must be a local folder; copy it to remote storage"
-            " afterwards"
+            f"export.out: {export.out} must be a local folder; copy it to remote storage afterwards"
         )
-    if settings.users and "parquet" not in settings.to:
+    if export.users and "parquet" not in export.to:
         raise ConfigError("export.users needs the format parquet; add it: --to parquet")
-    if settings.without and "onnx" not in settings.to:
+    if export.without and "onnx" not in export.to:
         raise ConfigError(
             "export.without needs the format onnx; leave it out, or add onnx: --to onnx"
         )

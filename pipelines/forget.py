@@ -40,7 +40,8 @@ from pipelines.prepare import open_dataset
 from pipelines.train import ORIGIN
 from recsys.bundle.description import USERS
 from recsys.bundle.files import read_files
-from recsys.config import Config
+from recsys.config import Config, DataConfig
+from recsys.config.privacy import ForgetConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.forgotten import Forgotten, list_place
 from recsys.data.pseudonyms import Pseudonyms
@@ -93,7 +94,7 @@ def forget(config: Config, folder: RunFolder) -> None:
         The proof found something, or a file could not be searched; everything else is done.
     """
     quiet()
-    raw = _named(config)
+    raw = _named(config.forget)
     key = signing_key(config.forget.signing_key)
     pseudonyms = Pseudonyms.of(config.data.pseudonymise)
     users = [pseudonyms.of_id(one) for one in raw] if pseudonyms else raw
@@ -132,18 +133,15 @@ def forget(config: Config, folder: RunFolder) -> None:
         conclude(config, folder, places, work.users, work.evidence, work.said, key)
 
 
-def _named(config: Config) -> list[str]:
-    found = list(config.forget.users)
-    if config.forget.file:
+def _named(forget: ForgetConfig) -> list[str]:
+    found = list(forget.users)
+    if forget.file:
         try:
             found += [
-                line.strip()
-                for line in Path(config.forget.file).read_text(encoding="utf-8").splitlines()
+                line.strip() for line in Path(forget.file).read_text(encoding="utf-8").splitlines()
             ]
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"forget.file: {config.forget.file} cannot be read ({error})"
-            ) from None
+            raise ConfigError(f"forget.file: {forget.file} cannot be read ({error})") from None
     found = [one for one in dict.fromkeys(found) if one]
     if not found:
         raise ConfigError(
@@ -278,7 +276,7 @@ def _rewrite_dataset(
     before = dataset.manifest.content_hash
     journal = {"before": before, "num_users": dataset.num_users, "gone": gone.tolist()}
     work.folder.write_json(work.folder.root / JOURNAL, journal)
-    work.said["cached_texts"] = _forget_texts(work.config, dataset, gone)
+    work.said["cached_texts"] = _forget_texts(work.config.data, dataset, gone)
     with ray_session(work.config) if needs_language_model(dataset, gone) else nullcontext():
         done = forget_users(dataset, gone, forgotten, work.config, work.evidence.mentions)
     rows = {name: number for name, number in done.rows.items() if number}
@@ -295,18 +293,18 @@ def _rewrite_dataset(
     return open_dataset(work.config)
 
 
-def _forget_texts(config: Config, dataset: PreparedDataset, gone: Any) -> int:
+def _forget_texts(data: DataConfig, dataset: PreparedDataset, gone: Any) -> int:
     """Remove the texts of the users' histories from the cache of the language model."""
     described = dataset.manifest.text.get("users")
     if not described:
         return 0
     manifest = dataset.manifest
-    rules = TextRules(tuple(manifest.event_types), manifest.ordered, *config.data.text.users.how)
+    rules = TextRules(tuple(manifest.event_types), manifest.ordered, *data.text.users.how)
     gone_V = np.zeros(dataset.num_users, dtype=bool)
     gone_V[gone] = True
     titles = item_titles(dataset.features)
     texts = {text for *_, text in texts_of(dataset.histories(gone_V), titles, rules) if text}
-    return forget_texts(config.data.text.cache_dir, sorted(texts))
+    return forget_texts(data.text.cache_dir, sorted(texts))
 
 
 # --------------------------------------------------------------------------------------- the models

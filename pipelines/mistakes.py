@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from recsys.config import Config
+from recsys.config import Config, DataConfig
 from recsys.config.contradictions import check_settings
 from recsys.errors import ConfigError, choices
 
@@ -28,7 +28,7 @@ def check(config: Config, stages: tuple[str, ...]) -> None:
             " pipelines/configs/"
         )
     if "prepare" in stages:
-        _check_times(config)
+        _check_times(config.data)
     if "recommend" in stages and config.recommend.at:
         from recsys.data.split import parse_time
 
@@ -59,7 +59,7 @@ def check_input(config: Config, stages: tuple[str, ...]) -> list[str]:
         source = open_source(config.data.source)
         source.check()
         notes = source.notes
-        _check_columns(config, source.columns)
+        _check_columns(config.data, source.columns)
     if "recommend" in stages and config.recommend.requests:
         from recsys.serving.request_files import read_requests
 
@@ -67,7 +67,7 @@ def check_input(config: Config, stages: tuple[str, ...]) -> list[str]:
     return notes
 
 
-def _check_columns(config: Config, columns: Mapping[str, set[str]]) -> None:
+def _check_columns(data: DataConfig, columns: Mapping[str, set[str]]) -> None:
     """Check every column that a setting names, in the tables whose columns are known.
 
     Raises
@@ -75,7 +75,6 @@ def _check_columns(config: Config, columns: Mapping[str, set[str]]) -> None:
     ConfigError
         No file of the table has the column.
     """
-    data = config.data
     named = (
         ("events", "data.context", data.context),
         ("events", "data.context_numbers", data.context_numbers),
@@ -94,9 +93,9 @@ def _check_columns(config: Config, columns: Mapping[str, set[str]]) -> None:
                 )
 
 
-def _check_times(config: Config) -> None:
+def _check_times(data: DataConfig) -> None:
     """Check every time of the section ``data``, and their order."""
-    data, split = config.data, config.data.split
+    split = data.split
     if not any((data.from_, data.until, split.valid_from, split.test_from)):
         return
     from recsys.data.split import parse_time

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pipelines.plumbing.folder import RunFolder
 from pipelines.prepare import prepare
-from recsys.config import CanonicalSource, Config
+from recsys.config import CanonicalSource, Config, UpdateConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.lineage import Parent
@@ -36,7 +36,7 @@ def prepare_newer(
     least = Least(int(info.dataset.get("counts", {}).get("events", 0)), settings.replace)
     if settings.replace:
         return prepare(newer, folder, base=parent.vocabulary(), least=least)
-    earlier, why = dataset_of(parent, config)
+    earlier, why = dataset_of(parent, config.update, config.dataset_dir)
     if earlier is not None:
         events = earlier.manifest.counts["events"]
         folder.progress(f"adding to the {events:,} events of {earlier.root}")
@@ -76,7 +76,9 @@ def with_newer_events(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
 
 
-def dataset_of(parent: Parent, config: Config) -> tuple[PreparedDataset | None, str]:
+def dataset_of(
+    parent: Parent, update: UpdateConfig, dataset_dir: str
+) -> tuple[PreparedDataset | None, str]:
     """Find the dataset of a model, or one that continues it; it must keep its events.
 
     The path of the new dataset is tried first: an interrupted update may have made the dataset
@@ -89,17 +91,17 @@ def dataset_of(parent: Parent, config: Config) -> tuple[PreparedDataset | None, 
         The dataset, or None and the reason.
     """
     dataset = parent.bundle.info.dataset
-    asked, made_of = config.update.dataset, str(dataset.get("content_hash", ""))
-    places = [asked] if asked else [config.dataset_dir, str(dataset.get("root", ""))]
+    asked, made_of = update.dataset, str(dataset.get("content_hash", ""))
+    places = [asked] if asked else [dataset_dir, str(dataset.get("root", ""))]
     why = f"the path of its dataset {made_of[:12]} is unknown"
     for place in filter(None, places):
         try:
             found = PreparedDataset(place)
         except ArtifactError as error:
-            why = str(error) if place != config.dataset_dir else why
+            why = str(error) if place != dataset_dir else why
             continue
         if made_of not in (found.manifest.content_hash, *found.manifest.ancestors):
-            if place != config.dataset_dir:
+            if place != dataset_dir:
                 why = (
                     f"{place} holds another dataset, {found.manifest.content_hash[:12]} instead of"
                     f" {made_of[:12]}"

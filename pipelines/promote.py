@@ -22,7 +22,7 @@ from pipelines.plumbing.session import quiet
 from pipelines.prepare import open_dataset
 from recsys.bundle.files import Bundle
 from recsys.bundle.measured import has_measured, measured
-from recsys.config import Config, redact
+from recsys.config import Config, PromoteConfig, redact
 from recsys.data.bounded import evaluated_queries, fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries, Split
@@ -110,7 +110,9 @@ def promote(config: Config, folder: RunFolder) -> dict[str, Any]:
         found = candidates(tracker.client, name, config.train.metric)
         folder.progress(candidate_table(found, config.train.metric))
         record = (
-            _roll_back(config, aliases) if going_back else _decide(config, folder, aliases, version)
+            _roll_back(config.promote, aliases)
+            if going_back
+            else _decide(config, folder, aliases, version)
         )
         record["candidates"] = found
         if not going_back:
@@ -184,7 +186,7 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
     """Compare and decide; return the record. The alias is not moved yet."""
     name, place = aliases.name, tracking_uri(config)
     champion = aliases.version_of(CHAMPION)
-    record = _begin(config, aliases, version, champion)
+    record = _begin(config.promote, aliases, version, champion)
     if champion == version:
         return record | {
             "decision": "unchanged",
@@ -223,13 +225,13 @@ def _decide(config: Config, folder: RunFolder, aliases: Aliases, version: str) -
     }
 
 
-def _begin(config: Config, aliases: Aliases, version: str, champion: str) -> dict[str, Any]:
+def _begin(promote: PromoteConfig, aliases: Aliases, version: str, champion: str) -> dict[str, Any]:
     """The fields that every record has."""
     return {
         "model": aliases.name,
         "challenger": {"version": version, "run_id": aliases.run_id(version)},
         "champion": {"version": champion} if champion else None,
-        "rules": config.promote.model_dump(mode="json"),
+        "rules": promote.model_dump(mode="json"),
         "by": f"{_user()}@{socket.gethostname()}",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -395,13 +397,13 @@ def _by_champion(scorer: CrossDatasetScorer, queries: Queries) -> dict[str, Any]
 # ---------------------------------------------------------------------------- going back, recording
 
 
-def _roll_back(config: Config, aliases: Aliases) -> dict[str, Any]:
+def _roll_back(promote: PromoteConfig, aliases: Aliases) -> dict[str, Any]:
     """Make the previous champion the champion again, and return the record."""
     was, now = aliases.roll_back()
-    return _begin(config, aliases, now, was) | {
+    return _begin(promote, aliases, now, was) | {
         "decision": "rolled back",
         "promoted": True,
-        "reasons": [config.promote.force or "requested by promote.rollback"],
+        "reasons": [promote.force or "requested by promote.rollback"],
         "checks": [],
         "notes": [f"{PREVIOUS} is now: version {aliases.version_of(PREVIOUS) or 'none'}"],
     }

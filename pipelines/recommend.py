@@ -19,7 +19,7 @@ from pipelines.cli import main
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session
 from recsys.bundle.description import read_info
-from recsys.config import Config
+from recsys.config import Config, RecommendConfig
 from recsys.data.split import parse_time
 from recsys.errors import ConfigError
 from recsys.registry.register import resolve
@@ -51,7 +51,7 @@ def recommend(config: Config, folder: RunFolder) -> str:
         here = config.ray.address == "local" and is_small(bundle, settings.batch_size, requests)
         with (
             nullcontext() if here else ray_session(config),
-            _written(config, folder) as (output, shown),
+            _written(config.recommend, folder) as (output, shown),
         ):
             done = recommend_all(
                 bundle,
@@ -72,9 +72,9 @@ def recommend(config: Config, folder: RunFolder) -> str:
 
 
 @contextmanager
-def _written(config: Config, folder: RunFolder) -> Iterator[tuple[Path, str]]:
+def _written(recommend: RecommendConfig, folder: RunFolder) -> Iterator[tuple[Path, str]]:
     """The file to write in the block, and the path where it is after the block."""
-    place = config.recommend.out
+    place = recommend.out
     if is_remote(place):
         from recsys.storage.mirror import Mirror
 
@@ -84,7 +84,7 @@ def _written(config: Config, folder: RunFolder) -> Iterator[tuple[Path, str]]:
             yield Path(aside) / name, place
             Mirror(Path(aside), parent + options).publish(Path(aside) / name)
         return
-    output = Path(place) if place else folder.root / config.recommend.answers
+    output = Path(place) if place else folder.root / recommend.answers
     if output.is_dir():
         raise ConfigError(
             f"recommend.out: {place} is a folder, expected a file, such as"

@@ -214,7 +214,7 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, said:
                 f" {len(protocol.windows)} window(s); prepare a protocol with the configuration of"
                 " the run"
             )
-        model = open_trained(side.config, side.folder, dataset).frozen
+        model = open_trained(side.config.model, side.folder, dataset).frozen
         queries = evaluated_queries(dataset, Split.TEST, side.config.evaluate, side.config.seed)
         ranking = rank(
             model, queries, max(protocol.ks), protocol.masks_seen, side.config.evaluate.chunk_users

@@ -63,7 +63,7 @@ def register(
         folder.metrics, "run `recsys evaluate` with the same configuration first"
     )
     dataset = open_dataset(config)
-    trained = open_trained(config, folder, dataset)
+    trained = open_trained(config.model, folder, dataset)
     if metrics.get("model_sha256") != model_sha256(folder):
         raise ArtifactError(
             f"{folder.metrics} belongs to another model than the one in {folder.model}; run `recsys"

@@ -56,7 +56,7 @@ def _run(
     with tracked(config, folder, fresh=True), ray_through(config):
         with ray_session(config):
             preflight(
-                config, lambda _: None, reachable_nodes(config), None
+                config, lambda _: None, reachable_nodes(config.ray), None
             )  # `train` prints it, from the prepared data
             if not is_prepared:
                 folder.turn_to("prepare")

@@ -77,12 +77,12 @@ def serve(config: Config, folder: RunFolder) -> None:
                 note_log(
                     settings.log, [one.followed.uri for one in sides], tracking_uri(config), say
                 )
-            _run(config, folder, sides, first, port, (tokens, stock), stopped)
+            _run(config.serve, folder, sides, first, port, (tokens, stock), stopped)
     say("stopped")
 
 
 def _run(
-    config: Config,
+    serve: ServeConfig,
     folder: RunFolder,
     sides: list[FollowedSide],
     first: dict[Side, tuple[Any, dict[str, Any]]],
@@ -93,19 +93,19 @@ def _run(
     """Start, follow, stop."""
     from recsys.serving.deployment import Server
 
-    settings, say = config.serve, folder.progress
-    _check_cpus(settings)
+    say = folder.progress
+    _check_cpus(serve)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    server = Server(settings, port, *kept)
+    server = Server(serve, port, *kept)
     try:
         server.start(first)
         first.clear()
-        address = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
+        address = f"http://{f'[{serve.host}]' if ':' in serve.host else serve.host}:{port}"
         say(
-            f"{settings.replicas} replica(s) answer at {address}/recommend; stop with Ctrl-C or"
+            f"{serve.replicas} replica(s) answer at {address}/recommend; stop with Ctrl-C or"
             " SIGTERM"
         )
-        _follow(server, sides, settings, say, stopped)
+        _follow(server, sides, serve, say, stopped)
     except KeyboardInterrupt:
         pass
     finally:

@@ -70,7 +70,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     }
     if config.run.resume and is_trained(folder, identity):
         folder.progress(f"{folder.model} is already trained")
-        result = open_trained(config, folder, dataset)
+        result = open_trained(config.model, folder, dataset)
         with tracked(
             config, folder
         ) as tracker:  # its driver may have died before it sent all epochs
@@ -83,7 +83,7 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     ):
         tracker.log_dataset(dataset.manifest, dataset.root)
         log_epoch = EpochLog(tracker, folder.progress)
-        preflight(config, _estimate_to(folder), reachable_nodes(config), dataset.manifest)
+        preflight(config, _estimate_to(folder), reachable_nodes(config.ray), dataset.manifest)
 
         start, report = descent.start if descent else None, reporter(folder, log_epoch)
         seconds = math.inf if folder.budget is None else folder.budget.training_s()
@@ -176,8 +176,8 @@ def is_trained(folder: RunFolder, identity: dict[str, str]) -> bool:
     return False
 
 
-def open_trained(config: Config, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
-    """The model of the run folder; it must match the configuration and this dataset.
+def open_trained(model: ModelConfig, folder: RunFolder, dataset: PreparedDataset) -> TrainResult:
+    """The model of the run folder; it must match the section ``model`` and this dataset.
 
     Raises
     ------
@@ -193,7 +193,7 @@ def open_trained(config: Config, folder: RunFolder, dataset: PreparedDataset) ->
             f" {dataset.root} is now {dataset.manifest.content_hash[:12]}; run `recsys train`"
             " again, or set data.dir to the other dataset"
         )
-    different = first_difference(result.frozen.config, config.model)
+    different = first_difference(result.frozen.config, model)
     if different:
         raise ArtifactError(
             f"the model in {folder.model} was trained with another model section: {different}; run"

@@ -14,7 +14,7 @@ import torch
 
 from pipelines.plumbing.budget import Budget
 from pipelines.plumbing.progress import Progress
-from recsys.config import Config
+from recsys.config import Config, RayConfig, TrainConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.validation import Validator
 from recsys.pace import Deadline
@@ -30,14 +30,14 @@ from recsys.training.threads import settle_threads
 _SHORT_S: Final = 600.0  # a shorter budget trains in this process
 
 
-def trains_here(config: Config, budget: Budget | None) -> bool:
+def trains_here(train: TrainConfig, ray: RayConfig, budget: Budget | None) -> bool:
     """Whether the budget is short and the training needs one worker on this machine without a
     GPU.
     """
     if budget is None or budget.seconds >= _SHORT_S:
         return False
-    is_small = config.train.num_workers == 1 and config.ray.address == "local"
-    return is_small and (config.train.use_gpu == "no" or not torch.cuda.is_available())
+    is_small = train.num_workers == 1 and ray.address == "local"
+    return is_small and (train.use_gpu == "no" or not torch.cuda.is_available())
 
 
 def trained(
@@ -62,7 +62,7 @@ def trained(
     validate = validate or Validator.of(config)
     deadline = Deadline() if budget is None else budget.deadline(seconds)
     with progress.own_bars():
-        if not trains_here(config, budget):
+        if not trains_here(config.train, config.ray, budget):
             from recsys.training.ray_train import train_on_ray
 
             return train_on_ray(

@@ -21,7 +21,7 @@ from pipelines.cli import UsageError, config_of, main, parse, plan
 from pipelines.plumbing.extras import require_extra
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
-from recsys.config import Config
+from recsys.config import Config, RunConfig
 from recsys.config.ui import UiConfig
 from recsys.errors import ConfigError
 from recsys.registry.tracking import tracking_uri
@@ -47,7 +47,7 @@ def command(words: Sequence[str]) -> int:
         raise UsageError(
             f"got folders and --ui.runs, expected one of them; usage: {VERBS['ui'].usage}"
         )
-    config.ui.runs = folders or _runs_of(config, arguments.config is not None)
+    config.ui.runs = folders or _runs_of(config.run, config.ui, arguments.config is not None)
     config.tracking.uri = _tracking_uri(config)
     if arguments.dry_run:
         print(plan("ui", config))
@@ -63,13 +63,13 @@ def _long(word: str) -> str:
     return _SHORT.get(name, name) + equals + value
 
 
-def _runs_of(config: Config, is_of_file: bool) -> list[str]:
+def _runs_of(run: RunConfig, ui: UiConfig, is_of_file: bool) -> list[str]:
     """The folders of runs: those of the configuration, or next to the run folder of a given
     file.
     """
-    if "runs" in config.ui.model_fields_set or not is_of_file or is_remote(config.run.dir):
-        return config.ui.runs
-    return [str(Path(config.run.dir).parent)]
+    if "runs" in ui.model_fields_set or not is_of_file or is_remote(run.dir):
+        return ui.runs
+    return [str(Path(run.dir).parent)]
 
 
 def _tracking_uri(config: Config) -> str:
@@ -159,7 +159,8 @@ def _compared(first: str, second: str) -> Mapping[str, Any]:
     with ExitStack() as stack:
         sides = [stack.enter_context(opened(place, io.StringIO())) for place in (first, second)]
         check_same(*sides)
-        return compared(config_of(None, []), *sides)
+        config = config_of(None, [])
+        return compared(config.evaluate, config.seed, *sides)
 
 
 @contextmanager

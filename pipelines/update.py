@@ -34,7 +34,7 @@ from pipelines.register import register
 from pipelines.run import closing_words
 from pipelines.stages import UPDATES
 from pipelines.train import Descent, first_difference, train
-from recsys.config import Config, redact
+from recsys.config import Config, DataConfig, ModelConfig, RegistryConfig, UpdateConfig, redact
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.errors import ArtifactError, ConfigError, DataError
@@ -66,19 +66,19 @@ def update(config: Config, folder: RunFolder) -> None:
     getattr(importlib.import_module(module), name)(config, folder)
 
 
-def parent_uri(config: Config) -> str:
+def parent_uri(update: UpdateConfig, registry: RegistryConfig) -> str:
     """The model to update."""
-    return config.update.model or f"models:/{config.registry.name}@champion"
+    return update.model or f"models:/{registry.name}@champion"
 
 
 def update_all(config: Config, folder: RunFolder) -> None:
     """Train a few epochs from the parent's weights on old and new events, evaluate and register."""
     Validator.of(config)
-    check_text(config)
+    check_text(config.data)
     given, config = config, shortened(config)
     with folder.progress.stage("parent"):
-        parent = open_parent(parent_uri(config), tracking_uri(config))
-        check_settings(parent, config)
+        parent = open_parent(parent_uri(config.update, config.registry), tracking_uri(config))
+        check_settings(parent, config.model)
         held = held_weights(parent)  # before writing: this may be the parent's run folder
         folder.progress(f"updating {parent.uri}, created {parent.bundle.info.created}")
     with tracked(config, folder, fresh=True) as tracker, ray_through(config):
@@ -117,7 +117,7 @@ def shortened(config: Config) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update=settings)})
 
 
-def check_settings(parent: Parent, config: Config) -> None:
+def check_settings(parent: Parent, model: ModelConfig) -> None:
     """Refuse a parent with another ``model`` section, because its weights would not fit.
 
     Raises
@@ -125,7 +125,7 @@ def check_settings(parent: Parent, config: Config) -> None:
     ArtifactError
         The sections differ; the message names the first key.
     """
-    different = first_difference(parent.bundle.info.model, config.model)
+    different = first_difference(parent.bundle.info.model, model)
     if different:
         raise ArtifactError(
             f"{parent.uri} was trained with another model section: {different}; give the"
@@ -133,7 +133,7 @@ def check_settings(parent: Parent, config: Config) -> None:
         )
 
 
-def check_text(config: Config) -> None:
+def check_text(data: DataConfig) -> None:
     """Refuse to fine-tune the language model again: its new vectors would not fit the parent's
     weights.
 
@@ -142,7 +142,7 @@ def check_text(config: Config) -> None:
     ConfigError
         Fine-tuning is enabled.
     """
-    if config.data.text.finetune.enabled:
+    if data.text.finetune.enabled:
         raise ConfigError(
             "data.text.finetune.enabled: got true, but an update needs the text vectors of its"
             " parent, and a newly trained adapter gives others; set it false and set"
@@ -264,7 +264,7 @@ def update_fusion(config: Config, folder: RunFolder) -> None:
         feedback = read_feedback(
             settings.feedback, settings.rewards, config.data.quarantine.limit("events")
         )
-        parent = open_parent(parent_uri(config), tracking_uri(config))
+        parent = open_parent(parent_uri(config.update, config.registry), tracking_uri(config))
         refuse_stacked(parent.bundle.model.encoders, "update.only fusion", parent.uri)
         recommender = Recommender(parent.bundle)
         found = gather(recommender, feedback)
@@ -314,8 +314,8 @@ def update_strata(config: Config, folder: RunFolder) -> None:
     the same.
     """
     with folder.progress.stage("parent"):
-        parent = open_parent(parent_uri(config), tracking_uri(config))
-        check_settings(parent, config)
+        parent = open_parent(parent_uri(config.update, config.registry), tracking_uri(config))
+        check_settings(parent, config.model)
         model = parent.bundle.model
     module = stratum_of(model)
     if module is None:

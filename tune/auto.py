@@ -75,7 +75,7 @@ def search(
         )
         folder.progress(why)
         return configured(config, traits, None), [why]
-    is_here = trains_here(config, folder.budget)
+    is_here = trains_here(config.train, config.ray, folder.budget)
     until = time.monotonic() + _SEARCH * left
     folder.progress(
         f"budget: {span(left)} left: up to {span(_SEARCH * left)} to try {len(portfolio)} settings,"
@@ -108,7 +108,7 @@ def search(
         )
         folder.progress("\n".join(said))
         return configured(config, traits, None), said
-    cost = cost_of(best, whole, done)
+    cost = cost_of(best, whole.train, done)
     tried = {t.number: epochs_done(folder, t) for t in plan.ledger.searched()} if done else {}
     left = deadline - time.monotonic() - sum(cost)
     whole, apart, others = with_apart(whole, plan, portfolio, best, left, tried)
@@ -193,7 +193,7 @@ def _try_all(
             Spoken(folder.progress, kids, config.train.metric, names),
             (folder.root / "trials").absolute(),
         )
-        if trains_here(config, folder.budget):
+        if trains_here(config.train, config.ray, folder.budget):
             run_here(plan, Place(dataset.root, place), replace(slots, concurrent=1), lines)
         else:
             run_trials(plan, Place(dataset.root, place), slots, lines)

@@ -30,7 +30,7 @@ from pipelines.prepare import open_dataset
 from pipelines.train import ORIGIN, open_trained
 from pipelines.update import register_changed
 from recsys.bundle.description import DESCRIPTION
-from recsys.config import Config
+from recsys.config import Config, TrainConfig, TuneConfig
 from recsys.data.bounded import evaluated_queries
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
@@ -75,7 +75,7 @@ def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
     quiet()
     parse_metric(config.train.metric, tuple(QUERY_METRICS))
     dataset = open_dataset(config)
-    trained = open_trained(config, folder, dataset)
+    trained = open_trained(config.model, folder, dataset)
     check(trained, folder)
     parent = parent_of(
         config, folder, dataset, trained
@@ -180,9 +180,9 @@ def searched(config: Config, trials: Trials, folder: RunFolder) -> Found:
     return Found(picked, crossed, seconds, cross_seconds)
 
 
-def verdict(config: Config, trials: Trials, found: Found) -> tuple[bool, str]:
+def verdict(train: TrainConfig, tune: TuneConfig, trials: Trials, found: Found) -> tuple[bool, str]:
     """Whether the model changes, and why."""
-    settings, name = config.tune.fusion, config.train.metric
+    settings, name = tune.fusion, train.metric
     gain = found.crossed.metric.difference
     if found.picked.shares_K is None:
         return False, "no other setting is better than the current weights"
@@ -212,7 +212,7 @@ def confirmed(
 
     The decision is made before the evaluation on test.
     """
-    changed, why = verdict(config, trials, found)
+    changed, why = verdict(config.train, config.tune, trials, found)
     space, picked, ours = trials.space, found.picked, trained.frozen.encoders
     values_K = space.today_K if picked.shares_K is None else space.values(picked.shares_K)
     valid, whole = evaluated(

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from recsys.config import Config, build_config, parse_yaml, set_path
+from recsys.config import Config, ModelConfig, TuneConfig, build_config, parse_yaml, set_path
 from recsys.config.renamed import current_path
 from recsys.config.yaml_reader import Loader
 from recsys.errors import ConfigError, choices
@@ -177,7 +177,7 @@ def load_space(files: Sequence[str], config: Config) -> Space:
             " path"
         )
     space = Space(tuple(dimensions), fixed)
-    _check_rungs(space, config)
+    _check_rungs(space, config.model, config.tune)
     return space
 
 
@@ -361,7 +361,7 @@ def _check_value(config: Config, path: str, value: Any, where: str) -> None:
         raise ConfigError(f"{where}: {value!r} is not valid: {reason}{whole}") from None
 
 
-def _check_rungs(space: Space, config: Config) -> None:
+def _check_rungs(space: Space, model: ModelConfig, tune: TuneConfig) -> None:
     """Refuse early stopping if the values of trials cannot be compared.
 
     During the training, learned and gated fusion leave out the closed-form granularities, while
@@ -370,10 +370,8 @@ def _check_rungs(space: Space, config: Config) -> None:
     kinds = [
         option for d in space.dimensions if d.path == "model.fusion.kind" for option in d.options
     ]
-    fitted = [
-        name for name, section in config.model.granularities.enabled().items() if section.is_fitted
-    ]
-    if config.tune.scheduler == "asha" and fitted and "weighted" in kinds:
+    fitted = [name for name, section in model.granularities.enabled().items() if section.is_fitted]
+    if tune.scheduler == "asha" and fitted and "weighted" in kinds:
         raise ConfigError(
             f"tune.space: model.fusion.kind varies between {', '.join(kinds)}, whose epochs cannot"
             f" be compared: {', '.join(fitted)} counts only in those of weighted; sweep weighted"

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from pipelines.plumbing.budget import LEAST_RESERVE, RESERVE
 from pipelines.plumbing.folder import RunFolder
 from recsys.auto.portfolio import Setting, with_separate_model
-from recsys.config import Config
+from recsys.config import Config, TrainConfig
 from recsys.training.checkpoint import load_checkpoint
 from recsys.training.loop import seconds_an_epoch
 from tune.ledger import Trial
@@ -34,29 +34,29 @@ class Costs(NamedTuple):
     final: float
 
 
-def cost_of(best: Trial, config: Config, done: int = 0) -> Costs:
+def cost_of(best: Trial, train: TrainConfig, done: int = 0) -> Costs:
     """Expected seconds of the trainings of a configuration, from the measured time of an epoch."""
-    return Costs(*(pace_of(best) * epochs for epochs in epochs_of(best, config, done)))
+    return Costs(*(pace_of(best) * epochs for epochs in epochs_of(best, train, done)))
 
 
-def epochs_of(trial: Trial, config: Config, done: int = 0) -> Costs:
+def epochs_of(trial: Trial, train: TrainConfig, done: int = 0) -> Costs:
     """Expected epochs of the trainings of a configuration; ``done`` epochs of the first one exist.
 
     If the trial finished: its epochs, and its best epoch for each further training. If it was
     stopped: the planned epochs.
     """
-    first = chosen = config.train.epochs
+    first = chosen = train.epochs
     if is_ended(trial):
         first = min(first, max(trial.history, default=first))
         chosen = min(chosen, max(trial.epochs, key=lambda epoch: trial.epochs[epoch]["value"]))
-    return Costs(max(first - done, 0) + chosen * config.train.refit, chosen * config.train.final)
+    return Costs(max(first - done, 0) + chosen * train.refit, chosen * train.final)
 
 
-def _trainings(config: Config) -> int:
+def _trainings(train: TrainConfig) -> int:
     """Number of trainings: to choose the epoch, with validation events (refit), with all events
     (final).
     """
-    return 1 + config.train.refit + config.train.final
+    return 1 + train.refit + train.final
 
 
 def pace_of(trial: Trial) -> float:
@@ -81,10 +81,10 @@ def in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     affordable = _affordable(best, deadline)
     wanted = config.train.epochs
     least, epochs = min(wanted, max(1, _TOO_FEW * wanted)), wanted
-    if sum(epochs_of(best, config)) > affordable:
+    if sum(epochs_of(best, config.train)) > affordable:
         counts = (
-            _trainings(config),
-            _trainings(config) - config.train.final,
+            _trainings(config.train),
+            _trainings(config.train) - config.train.final,
         )  # the final one may continue instead
         epochs = next(
             (fit for count in counts if (fit := int(min(wanted, affordable / count))) >= least), 0
@@ -159,10 +159,10 @@ def with_apart(
     good.sort(key=lambda trial: (-(trial.best or 0.0), trial.number))
     others = [(trial, 0) for trial in good]
     ways = [*others[:1], (best, 1), *others[1:], (best, 2)][:MOST_APART]
-    left -= max(LEAST_RESERVE, RESERVE * (left + sum(cost_of(best, config))))
+    left -= max(LEAST_RESERVE, RESERVE * (left + sum(cost_of(best, config.train))))
     spent, used = dict[str, Costs](), list[Trial]()
     for trial, seed in ways:
-        cost = cost_of(trial, config, 0 if seed else done.get(trial.number, 0))
+        cost = cost_of(trial, config.train, 0 if seed else done.get(trial.number, 0))
         cost = Costs(
             cost.evaluated + STARTS_S * (1 + config.train.refit),
             cost.final + STARTS_S * config.train.final,

@@ -25,7 +25,7 @@ from pipelines.python.dataset import FRAMES
 from recsys import schema
 from recsys.bundle.checksums import writing_aside
 from recsys.bundle.description import DESCRIPTION, USERS, read_info
-from recsys.config import CanonicalSource, Config
+from recsys.config import CanonicalSource, Config, DataConfig, RegistryConfig
 from recsys.errors import ArtifactError, ConfigError, Refusal
 from recsys.export.forget import Exported
 from recsys.privacy.rows import RowFinder
@@ -131,7 +131,7 @@ def find_copies(config: Config, folder: RunFolder, store: Store | None, working:
     """
     noted = notes.of_run(folder.root)
     if store is not None:
-        noted += [copy for _, copy in notes.of_models(store.uri, _names(config, folder))]
+        noted += [copy for _, copy in notes.of_models(store.uri, _names(config.registry, folder))]
     elsewhere = [
         f"{copy.place} ({copy.kind}) on {copy.host}: run `recsys forget` there"
         for copy in noted
@@ -152,12 +152,12 @@ def find_copies(config: Config, folder: RunFolder, store: Store | None, working:
     leave = [folder.root / "bundle", *(store.places() if store is not None else ())]
     if not is_remote(config.dataset_dir):
         leave.append(Path(config.dataset_dir))
-    return Copies(places, elsewhere, [path.resolve() for path in leave], _tables(config))
+    return Copies(places, elsewhere, [path.resolve() for path in leave], _tables(config.data))
 
 
-def _tables(config: Config) -> list[tuple[str, Path]]:
+def _tables(data: DataConfig) -> list[tuple[str, Path]]:
     """The files of the source that the Python API wrote; other files belong to the user."""
-    source = config.data.source
+    source = data.source
     if not isinstance(source, CanonicalSource):
         return []
     named = [
@@ -170,9 +170,9 @@ def _tables(config: Config) -> list[tuple[str, Path]]:
     ]
 
 
-def _names(config: Config, folder: RunFolder) -> set[str]:
+def _names(registry: RegistryConfig, folder: RunFolder) -> set[str]:
     name, _ = _registered(folder)
-    return {config.registry.name, *([name] if name else [])}
+    return {registry.name, *([name] if name else [])}
 
 
 def _registered(folder: RunFolder) -> tuple[str, str]:

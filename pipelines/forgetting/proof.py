@@ -15,7 +15,8 @@ import pyarrow as pa
 from pipelines.forgetting.copies import Copies
 from pipelines.plumbing.folder import RunFolder
 from recsys import __version__
-from recsys.config import Config, redact
+from recsys.config import Config, DataConfig, redact
+from recsys.config.privacy import ForgetConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
 from recsys.errors import Refusal
@@ -159,7 +160,7 @@ def places_of(
     for place in config.forget.also:
         if is_remote(place) or not Path(place).exists():
             search(place, place)
-    source = _source_files(config)
+    source = _source_files(config.data)
     if remote := [path for path in source if is_remote(path)]:
         not_searched.append(
             f"{len(remote):,} remote files of the source, such as {without_query(remote[0])}"
@@ -169,9 +170,9 @@ def places_of(
     return Places(own, here, not_searched, named)
 
 
-def _source_files(config: Config) -> list[str]:
+def _source_files(data: DataConfig) -> list[str]:
     try:
-        return [file.path for file in open_source(config.data.source).files()]
+        return [file.path for file in open_source(data.source).files()]
     except Exception:  # the source may be deleted, or be of an unknown kind
         return []
 
@@ -297,7 +298,7 @@ def _tested(config: Config, evidence: Evidence) -> dict[str, Any]:
     trained_on = np.add.reduceat(
         np.append(everybody.splits_E < Split.TEST, False).astype(int), everybody.offsets_U1[:-1]
     ) * (everybody.lengths_U > 0)
-    unseen = _given(config, items)
+    unseen = _given(config.forget, items)
     if unseen is None:
         unseen = everybody.take(
             _some(np.flatnonzero((trained_on == 0) & (everybody.lengths_U > 1)), config.seed)
@@ -319,14 +320,14 @@ def _in_numbers(histories: Histories, ids: list[str], items: dict[str, int]) -> 
     return moved.where(moved.items_E >= 0)
 
 
-def _given(config: Config, items: dict[str, int]) -> Histories | None:
+def _given(forget: ForgetConfig, items: dict[str, int]) -> Histories | None:
     """The histories of ``forget.unseen``."""
-    if not config.forget.unseen:
+    if not forget.unseen:
         return None
     from recsys.serving.request_files import read_requests
     from recsys.serving.requests import parse_requests
 
-    requests = parse_requests(read_requests(config.forget.unseen))
+    requests = parse_requests(read_requests(forget.unseen))
     names = [
         [event if isinstance(event, str) else event.item_id for event in one.history or []]
         for one in requests

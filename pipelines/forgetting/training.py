@@ -44,7 +44,7 @@ def clean_ancestor(config: Config, folder: RunFolder, users: pa.Array) -> Parent
     while said:
         try:
             parent = open_parent(str(said["uri"]), tracking_uri(config))
-            check_settings(parent, config)
+            check_settings(parent, config.model)
         except UserError as error:
             folder.progress(f"no training from {said['uri']}: {error}")
             return None

@@ -202,7 +202,7 @@ def machine(config: Config | None) -> Iterator[Finding]:
     cores = f"{os.cpu_count() or 1} cores"
     try:
         if config is not None and config.ray.address == "local":
-            check_cpus(config)
+            check_cpus(config.train, config.ray)
         yield Finding("cpu", "ok", cores)
     except ConfigError as error:
         yield Finding("cpu", "fail", cores, str(error))

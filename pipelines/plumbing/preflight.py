@@ -18,7 +18,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipelines.plumbing.memory import available_memory
-from recsys.config import Config, SyntheticSource
+from recsys.config import (
+    Config,
+    EvaluateConfig,
+    ModelConfig,
+    RayConfig,
+    SyntheticSource,
+    TrainConfig,
+)
 from recsys.config.workload import FLOAT, DataSizes, Estimate, Workload
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.errors import ConfigError, UserError
@@ -131,7 +138,7 @@ def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
     """
     train, model = config.train, config.model
     width, workers = model.width * model.granularities.are_trained, train.num_workers
-    steps, rows, length = _steps(config, sizes)
+    steps, rows, length = _steps(config.model, config.train, sizes)
     parts = estimates(config, sizes)
     tables = sizes.items * width * model.item.id + sum(part.parameters for part in parts.values())
     dense = 12 * width**2 * sum(part.layers for part in parts.values())
@@ -148,7 +155,7 @@ def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
     }
     phases = {
         "step": _step(config, sizes, rows, length, parts),
-        "validation": _validation(config, sizes, parts),
+        "validation": _validation(config.model, config.evaluate, sizes, parts),
         "fitted": max((part.fitting for part in parts.values()), default=0.0),
     }
     largest = max(
@@ -167,7 +174,7 @@ def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
 
 def estimates(config: Config, sizes: Sizes) -> dict[str, Estimate]:
     """The estimate of every enabled granularity."""
-    _, rows, length = _steps(config, sizes)
+    _, rows, length = _steps(config.model, config.train, sizes)
     longest = config.model.max_history
     work = Workload(
         data=sizes,
@@ -186,23 +193,19 @@ def estimates(config: Config, sizes: Sizes) -> dict[str, Estimate]:
     }
 
 
-def _steps(config: Config, sizes: Sizes) -> tuple[int, float, float]:
+def _steps(model: ModelConfig, train: TrainConfig, sizes: Sizes) -> tuple[int, float, float]:
     """Steps of both phases, rows in one worker's step, and length of a row in events."""
-    longest = config.model.max_history
+    longest = model.max_history
     mean = max(1.0, sizes.events / max(sizes.users, 1))
     windows = (
         max(1.0, mean / longest) if sizes.ordered else 1.0
     )  # a long history becomes several rows
     all_rows = sizes.users * windows
-    batch = min(config.train.batch_size, all_rows)
-    epochs = config.train.epochs * (1 + config.train.refit + config.train.final)
-    steps = (
-        max(1, -(-int(all_rows) // config.train.batch_size))
-        * epochs
-        * config.model.granularities.are_trained
-    )
+    batch = min(train.batch_size, all_rows)
+    epochs = train.epochs * (1 + train.refit + train.final)
+    steps = max(1, -(-int(all_rows) // train.batch_size)) * epochs * model.granularities.are_trained
     # a batch has rows of similar length, and few rows are long
-    return steps, max(1.0, batch / config.train.num_workers), min(mean, longest)
+    return steps, max(1.0, batch / train.num_workers), min(mean, longest)
 
 
 def _step(
@@ -214,23 +217,25 @@ def _step(
         return 0.0
     width, queries = model.width, rows * length if sizes.ordered else rows
     found = sum(part.step for part in parts.values()) + rows * length * width * FLOAT * 4
-    full = _is_full(config, sizes)
+    full = _is_full(config.train, sizes)
     logits = min(queries * sizes.items, _LOGITS) * 3 if full else queries * loss.num_negatives * 4
     return found + logits * FLOAT + sizes.items * width * FLOAT * (4 if full else 2)
 
 
-def _validation(config: Config, sizes: Sizes, parts: Mapping[str, Estimate]) -> float:
+def _validation(
+    model: ModelConfig, evaluate: EvaluateConfig, sizes: Sizes, parts: Mapping[str, Estimate]
+) -> float:
     """Bytes to rank one chunk of users: scores of all items, and the inputs of the
     granularities.
     """
     scores = (
-        min(min(config.evaluate.chunk_users, sizes.users) * sizes.items, max(_SCORES, sizes.items))
+        min(min(evaluate.chunk_users, sizes.users) * sizes.items, max(_SCORES, sizes.items))
         * FLOAT
         * 4
     )
     return (
         scores
-        + sizes.items * config.model.width * FLOAT * 2
+        + sizes.items * model.width * FLOAT * 2
         + sum(part.validation for part in parts.values())
     )
 
@@ -248,7 +253,7 @@ def _seconds(
     """
     model = config.model
     queries, width = (rows * length if sizes.ordered else rows), model.width
-    candidates = sizes.items if _is_full(config, sizes) else config.train.loss.num_negatives
+    candidates = sizes.items if _is_full(config.train, sizes) else config.train.loss.num_negatives
     flops = 6 * queries * candidates * width
     layers = sum(part.layers for part in parts.values())
     flops += 6 * rows * length * layers * (12 * width**2 + 2 * length * width)
@@ -261,8 +266,8 @@ def _seconds(
     return least + flops / speed
 
 
-def _is_full(config: Config, sizes: Sizes) -> bool:
-    loss = config.train.loss
+def _is_full(train: TrainConfig, sizes: Sizes) -> bool:
+    loss = train.loss
     return loss.kind == "full_softmax" or (
         loss.kind == "auto" and sizes.items <= loss.max_full_items
     )
@@ -278,9 +283,9 @@ def local_nodes() -> list[Node]:
     return [Node(float(os.cpu_count() or 1), 0.0, available_memory())]
 
 
-def reachable_nodes(config: Config) -> list[Node]:
+def reachable_nodes(ray: RayConfig) -> list[Node]:
     """The local machine for a local Ray, otherwise the machines of the connected cluster."""
-    return local_nodes() if config.ray.address == "local" else ray_nodes()
+    return local_nodes() if ray.address == "local" else ray_nodes()
 
 
 def ray_nodes() -> list[Node]:

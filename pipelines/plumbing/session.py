@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.plumbing.signals import kept_from_ray
-from recsys.config import Config
+from recsys.config import Config, RayConfig, TrainConfig
 from recsys.errors import ConfigError, Unavailable
 
 # Ray and MLflow read these at import or start; a value that the user has set stays.
@@ -87,7 +87,7 @@ def ray_session(config: Config, meanwhile: Callable[[], object] | None = None) -
         What ``meanwhile`` raises.
     """
     quiet()
-    cpus = check_cpus(config) if config.ray.address == "local" else 0
+    cpus = check_cpus(config.train, config.ray) if config.ray.address == "local" else 0
     import ray
 
     if ray.is_initialized():
@@ -169,7 +169,7 @@ def _start(address: str, cpus: int) -> None:
         ) from error
 
 
-def check_cpus(config: Config) -> int:
+def check_cpus(train: TrainConfig, ray: RayConfig) -> int:
     """The number of CPUs of a local Ray: one more than workers.
 
     Why: the dataset that streams to the workers also needs a CPU. If the workers hold all of them,
@@ -180,11 +180,11 @@ def check_cpus(config: Config) -> int:
     ConfigError
         ``ray.num_cpus`` is less.
     """
-    needed = config.train.num_workers + 1
-    cpus = config.ray.num_cpus or max(os.cpu_count() or 1, needed)
+    needed = train.num_workers + 1
+    cpus = ray.num_cpus or max(os.cpu_count() or 1, needed)
     if cpus < needed:
         raise ConfigError(
-            f"ray.num_cpus: {cpus} is too few for train.num_workers {config.train.num_workers};"
+            f"ray.num_cpus: {cpus} is too few for train.num_workers {train.num_workers};"
             f" expected at least {needed}, one more than workers (they may share cores), or 0 to"
             " choose automatically"
         )

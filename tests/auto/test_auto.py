@@ -181,12 +181,12 @@ def test_training_cost_is_that_of_a_trial_that_was_not_cut() -> None:
         epochs={epoch: {"value": value, "best": value} for epoch, value in values.items()},
         history={epoch: {"seconds": 3.0} for epoch in range(1, 13)},
     )
-    assert epochs_of(ended, _forty_epochs()) == (12 + 6, 6)
-    assert epochs_of(ended, _forty_epochs(), done=12) == (
+    assert epochs_of(ended, _forty_epochs().train) == (12 + 6, 6)
+    assert epochs_of(ended, _forty_epochs().train, done=12) == (
         6,
         6,
     ), "a continued training repeats no epoch"
-    assert epochs_of(replace(ended, state="stopped"), _forty_epochs()) == (80, 40)
+    assert epochs_of(replace(ended, state="stopped"), _forty_epochs().train) == (80, 40)
     found = in_time(_forty_epochs(), ended, time.monotonic() + 150.0)
     assert found is not None and found.train.epochs == 40, "the schedule of the trial"
 

@@ -217,7 +217,7 @@ def test_external_lists_of_the_model_have_the_figures_of_the_model(
     config = load_config(model.run / "config.yaml")
     prepared = open_dataset(config)
     with open_run(config, "evaluate") as folder:
-        frozen = open_trained(config, folder, prepared).frozen
+        frozen = open_trained(config.model, folder, prepared).frozen
     ranking = rank(
         frozen,
         evaluated_queries(prepared, Split.TEST, config.evaluate, config.seed),

@@ -121,14 +121,14 @@ def trained(config: Config, dataset: PreparedDataset, **options: Any) -> Any:
 
 
 def test_fine_tuning_of_the_language_model_is_refused() -> None:
-    check_text(settings())
+    check_text(settings().data)
     with pytest.raises(
         ConfigError, match=r"data\.text\.finetune\.enabled: got true, .*text/adapter"
     ):
         check_text(
             build_config(
                 settings().model_dump() | {"data": {"text": {"finetune": {"enabled": True}}}}
-            )
+            ).data
         )
 
 

@@ -196,7 +196,7 @@ def test_mlflow_shows_twelve_figures_first_and_the_rest_under_prefixes(world: Pa
 def test_shares_of_the_examples_add_up_to_the_scores(world: Path) -> None:
     config, folder = _open(world)
     dataset = open_dataset(config)
-    model = open_trained(config, folder, dataset).frozen
+    model = open_trained(config.model, folder, dataset).frozen
     queries = dataset.histories().queries(Split.TEST)
     ranking = rank(model, queries, 5, True, 64)
     examples = example_users(model, dataset, ranking, 3, seed=1)
@@ -263,7 +263,7 @@ def test_model_of_other_data_is_refused(world: Path) -> None:
     dataset = open_dataset(config)
     dataset.manifest.content_hash = "f" * 64
     with pytest.raises(ArtifactError, match="was trained on dataset .*run `recsys train` again"):
-        open_trained(config, folder, dataset)
+        open_trained(config.model, folder, dataset)
 
 
 def _refused(world: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
