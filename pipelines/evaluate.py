@@ -64,7 +64,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         timing = {"prepare_s": prepare_seconds(dataset.manifest), "train_s": trained.seconds}
         metrics = {**evaluation.to_json(timing), **identity}
         if config.train.final:
-            metrics["data"]["final"] = planned(config, folder, dataset, trained)
+            metrics["data"]["final"] = planned(folder, dataset, trained)
         for name, share in trained.choices.get(KEPT, {}).items():
             metrics["granularities"][name][KEPT] = share
         if settings.ablation == "retrain":

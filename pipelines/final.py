@@ -130,9 +130,7 @@ def as_trained(config: Config, origin: dict[str, Any]) -> Config:
     return config.model_copy(update={"train": train, "seed": int(origin["seed"])})
 
 
-def planned(
-    config: Config, folder: RunFolder, dataset: PreparedDataset, trained: TrainResult
-) -> dict[str, Any]:
+def planned(folder: RunFolder, dataset: PreparedDataset, trained: TrainResult) -> dict[str, Any]:
     """Describe for the evaluation what :func:`final_model` will train."""
     origin = folder.read_json(folder.model / ORIGIN, "run `recsys train` again")
     return describe(dataset, final_plan(trained, origin, None))

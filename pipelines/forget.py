@@ -278,7 +278,7 @@ def _rewrite_dataset(
     work.folder.write_json(work.folder.root / JOURNAL, journal)
     work.said["cached_texts"] = _forget_texts(work.config.data, dataset, gone)
     with ray_session(work.config) if needs_language_model(dataset, gone) else nullcontext():
-        done = forget_users(dataset, gone, forgotten, work.config, work.evidence.mentions)
+        done = forget_users(dataset, gone, forgotten, work.config.data, work.evidence.mentions)
     rows = {name: number for name, number in done.rows.items() if number}
     work.said["dataset"] = {
         "before": before,

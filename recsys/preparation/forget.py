@@ -29,7 +29,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from recsys import schema
-from recsys.config import Config
+from recsys.config import DataConfig
 from recsys.data.audit import audit
 from recsys.data.context import UNKNOWN, ContextColumn
 from recsys.data.dataset import (
@@ -88,7 +88,7 @@ def forget_users(
     dataset: PreparedDataset,
     gone: Sequence[int] | Array,
     forgotten: Forgotten,
-    config: Config,
+    data: DataConfig,
     mentions: Callable[[str], bool] = lambda _: False,
 ) -> Rewritten:
     """Replace a dataset by one without these users.
@@ -101,8 +101,9 @@ def forget_users(
         Dense ids of the users.
     forgotten : Forgotten
         The list of forgotten users with these users; the content hash depends on it.
-    config : Config
-        Settings of the language model, for texts that must be encoded again (this needs Ray).
+    data : DataConfig
+        The section ``data``: settings of the language model, for texts that must be encoded again
+        (this needs Ray).
     mentions : Callable[[str], bool]
         Whether the raw text of a bad row is about one of the users.
 
@@ -122,7 +123,7 @@ def forget_users(
             source = PreparedDataset(str(Path(name) / "dataset"))
         destination = DatasetWriter(dataset.root)
         with destination.writing() as folder:
-            rewriting = _Rewriting(source, gone, numbering, folder, config, mentions)
+            rewriting = _Rewriting(source, gone, numbering, folder, data, mentions)
             manifest = rewriting.run(forgotten)
             audit(PreparedDataset.unfinished(folder.filesystem, folder.path, manifest))
             destination.commit(manifest)
@@ -163,11 +164,11 @@ class _Rewriting:
         gone: Array,
         numbering: Renumbering,
         folder: Folder,
-        config: Config,
+        data: DataConfig,
         mentions: Callable[[str], bool],
     ) -> None:
         self.source, self.gone, self.numbering, self.folder = source, gone, numbering, folder
-        self.config, self.mentions = config, mentions
+        self.data, self.mentions = data, mentions
         self.manifest = Manifest.parse(source.manifest.dump())
         self.rows: Counter[str] = Counter()
         self.left: list[str] = []
@@ -429,7 +430,7 @@ class _Rewriting:
         self._write("items/features.parquet", feature_table(features, text.whole))
         self.manifest.counts["items_with_text"] = text.num_items
         if described.get("dimension"):
-            described |= write_vectors(self.folder, text, self.config.data.text, self._adapter())
+            described |= write_vectors(self.folder, text, self.data.text, self._adapter())
             self.done.add("items/text_vectors.parquet")
 
     def _adapter(self) -> Adapter | None:
@@ -453,7 +454,7 @@ class _Rewriting:
             rules = TextRules(
                 tuple(self.manifest.event_types),
                 self.manifest.ordered,
-                *self.config.data.text.users.how,
+                *self.data.text.users.how,
             )
             titles = item_titles(self.source.features)
             self.manifest.text["users"] = write_user_texts(
@@ -461,7 +462,7 @@ class _Rewriting:
                 self.manifest.shards,
                 titles,
                 rules,
-                self.config.data.text,
+                self.data.text,
                 self._adapter(),
             )
             self.done |= {ENTRIES, VECTORS}

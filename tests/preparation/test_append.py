@@ -457,7 +457,7 @@ def test_forgotten_users_in_newer_files_are_left_out(name: str, tmp_path: Path) 
     expected = content(quietly(config_of(files, tmp_path / "once", forgotten=place, **CASES[name])))
     numbers = [before.user_ids.to_pylist().index(user) for user in gone]
     rest = forget_users(
-        before, numbers, forgotten, config_of(files[:3], tmp_path / "before")
+        before, numbers, forgotten, config_of(files[:3], tmp_path / "before").data
     ).dataset
     settings = config_of(files[3:], tmp_path / "after", forgotten=place, **CASES[name])
     after = quietly(settings, earlier=rest)

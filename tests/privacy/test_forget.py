@@ -330,7 +330,7 @@ def test_rewritten_dataset_contains_the_remaining_users(tmp_path: Path, gone: li
     src, dst, _ = dataset.social_edges()
     friends = {(ids[a], ids[b]) for a, b in zip(src, dst, strict=True)}
     forgotten = Forgotten().having([ids[user] for user in gone])
-    after = forget_users(dataset, gone, forgotten, build_config({})).dataset
+    after = forget_users(dataset, gone, forgotten, build_config({}).data).dataset
 
     names = after.user_ids.to_pylist()
     assert set(names) == kept and after.num_users == len(kept)
@@ -352,10 +352,10 @@ def test_two_forgets_give_the_same_dataset_as_one(tmp_path: Path) -> None:
     one, two = small_world(tmp_path / "one"), small_world(tmp_path / "two")
     first = Forgotten().having(["u0"])
     both = first.having(["u2"])
-    step = forget_users(one, [0], first, build_config({})).dataset
+    step = forget_users(one, [0], first, build_config({}).data).dataset
     user = step.user_ids.to_pylist().index("u2")
-    step = forget_users(step, [user], both, build_config({})).dataset
-    whole = forget_users(two, [0, 2], both, build_config({})).dataset
+    step = forget_users(step, [user], both, build_config({}).data).dataset
+    whole = forget_users(two, [0, 2], both, build_config({}).data).dataset
     assert step.manifest.content_hash == whole.manifest.content_hash
     assert sorted(step.user_ids.to_pylist()) == sorted(whole.user_ids.to_pylist())
     assert np.array_equal(step.item_counts_N(Split.TEST), whole.item_counts_N(Split.TEST))
@@ -366,7 +366,7 @@ def test_graphs_of_the_rewritten_dataset_are_those_of_the_remaining_users(tmp_pa
     before = build_graphs(dataset, Split.VALID)
     own = torch.bincount(before.items_E[before.users_E == 0], minlength=dataset.num_items)
     after = build_graphs(
-        forget_users(dataset, [0], Forgotten().having(["u0"]), build_config({})).dataset,
+        forget_users(dataset, [0], Forgotten().having(["u0"]), build_config({}).data).dataset,
         Split.VALID,
     )
     assert torch.equal(after.degree_N, before.degree_N - own)
@@ -486,7 +486,7 @@ def test_forget_equals_prepare_without_the_users(
         before,
         numbers,
         forgotten,
-        config(tmp_path),
+        config(tmp_path).data,
         lambda text: any(line.decode() in text for line in lines),
     )
     assert _shown(found.dataset) == _shown(expected)
@@ -515,7 +515,7 @@ def test_rows_of_users_in_unknown_tables_are_deleted(tmp_path: Path) -> None:
         pa.table({"user": pa.array([0, 5, 1], pa.int32()), "what": [1, 2, 3]}),
         folder / "rows.parquet",
     )
-    after = forget_users(dataset, [0], Forgotten().having(["u0"]), build_config({})).dataset
+    after = forget_users(dataset, [0], Forgotten().having(["u0"]), build_config({}).data).dataset
     with pa.ipc.open_file(str(Path(after.root) / "text/rows.arrow")) as reader:
         rest = reader.read_all().combine_chunks()
     assert (
@@ -532,7 +532,7 @@ def test_texts_of_histories_are_deleted_with_their_users(tmp_path: Path) -> None
     dataset = user_text_world(tmp_path / "d")
     names, before = dataset.user_ids.to_pylist(), dataset.user_texts(Split.VALID)
     after = forget_users(
-        dataset, [2, 5], Forgotten().having([names[2], names[5]]), build_config({})
+        dataset, [2, 5], Forgotten().having([names[2], names[5]]), build_config({}).data
     ).dataset
     texts = after.user_texts(Split.VALID)
     assert before is not None and texts is not None
