@@ -171,7 +171,11 @@ def evaluate(
         name: {key: float(np.mean(value)) for key, value in of.items()}
         for name, of in values.items()
     }
-    parts = shares(model, rankings[MODEL].queries, config) if settings.ablate else Shares({}, {})
+    parts = (
+        shares(model, rankings[MODEL].queries, config.train, settings)
+        if settings.ablate
+        else Shares({}, {})
+    )
     without = {name: parts.without[name] for name in model.names if name in parts.without}
     segments = _segments(rankings, values, without, dataset, config, through)
     targets = target_report(_scorers(model, baselines), rankings, queries, config, MODEL)

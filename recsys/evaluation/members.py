@@ -21,10 +21,10 @@ from typing import Any, Final, Protocol
 import numpy as np
 import torch
 
-from recsys.config import Config, EvaluateConfig
+from recsys.config import Config, EvaluateConfig, TrainConfig
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import compare, intervals
-from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
+from recsys.evaluation.metrics import QUERY_METRICS, Metric, parse_metric
 from recsys.evaluation.ranking import VectorScorer, mark_hits, mask_seen, top_items
 from recsys.granularities.apart.section import KIND, ApartConfig
 from recsys.parts import Parts
@@ -66,7 +66,9 @@ class Shares:
     without: dict[str, Array]
 
 
-def shares(model: SummedModel, queries: Queries, config: Config) -> Shares:
+def shares(
+    model: SummedModel, queries: Queries, train: TrainConfig, evaluate: EvaluateConfig
+) -> Shares:
     """Rank the queries with every granularity alone and with all others, in one pass over the
     users.
 
@@ -82,18 +84,17 @@ def shares(model: SummedModel, queries: Queries, config: Config) -> Shares:
     alone: dict[str, list[Array]] = {name: [] for name in members}
     without: dict[str, list[Array]] = {name: [] for name in members}
     weighs_K = np.zeros(len(names), dtype=bool)
-    chunk = min(
-        config.evaluate.chunk_users, max(1, _MAX_SCORES // max(len(model.item_vectors_ND), 1))
-    )
+    most = max(1, _MAX_SCORES // max(len(model.item_vectors_ND), 1))
+    chunk, metric = min(evaluate.chunk_users, most), parse_metric(train.metric)
     with torch.inference_mode():
         for piece in queries.chunks(chunk):
             parts = model.parts(piece).cpu()
             weighs_K |= parts.weights_BK.any(0).numpy()
-            scores = _Scores(model, parts, piece, config)
+            scores = _Scores(model, parts, piece, evaluate.exclude_seen)
             for name, places in members.items():
                 others = [place for place in range(len(names)) if place not in places]
-                alone[name].append(scores.values(places))
-                without[name].append(scores.values(others))
+                alone[name].append(scores.values(places, metric))
+                without[name].append(scores.values(others, metric))
     weighing = {name for name, places in members.items() if weighs_K[places].any()}
     return Shares(
         {name: np.concatenate(values) for name, values in alone.items() if name in weighing},
@@ -104,8 +105,10 @@ def shares(model: SummedModel, queries: Queries, config: Config) -> Shares:
 class _Scores:
     """The scores of one chunk, separate for each granularity."""
 
-    def __init__(self, model: SummedModel, parts: Parts, queries: Queries, config: Config) -> None:
-        self.queries, self.config, self.weights_bK = queries, config, parts.weights_BK
+    def __init__(
+        self, model: SummedModel, parts: Parts, queries: Queries, exclude_seen: bool
+    ) -> None:
+        self.queries, self.exclude_seen, self.weights_bK = queries, exclude_seen, parts.weights_BK
         items_ND = model.item_vectors_ND.detach().cpu()
         self.popularity_N = torch.zeros(len(items_ND))
         if isinstance(model, VectorScorer):
@@ -120,18 +123,17 @@ class _Scores:
                 scores_bN = parts.sparse[place].add_to(scores_bN)
             self.by_place[place] = scores_bN
 
-    def values(self, places: Sequence[int]) -> Array:
-        """The main metric of every query for the sum of these granularities only."""
+    def values(self, places: Sequence[int], metric: Metric) -> Array:
+        """The metric of every query for the sum of these granularities only."""
         scores_bN = torch.zeros(len(self.queries), len(self.popularity_N))
         for place in places:
             if place in self.by_place:
                 scores_bN += self.by_place[place]
         scores_bN[~self.weights_bK[:, list(places)].any(1)] = self.popularity_N
-        kind, k = parse_metric(self.config.train.metric)
-        if self.config.evaluate.exclude_seen:
+        if self.exclude_seen:
             mask_seen(scores_bN, self.queries)
-        hits_bK = mark_hits(top_items(scores_bN, k)[0], self.queries)
-        return QUERY_METRICS[kind](hits_bK, self.queries.num_targets_B, k)
+        hits_bK = mark_hits(top_items(scores_bN, metric.k)[0], self.queries)
+        return QUERY_METRICS[metric.kind](hits_bK, self.queries.num_targets_B, metric.k)
 
 
 # ------------------------------------------------------------------------------------------- report

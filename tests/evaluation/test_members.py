@@ -74,7 +74,7 @@ def test_shares_equal_rankings_by_these_granularities_alone(tmp_path) -> None:
     dataset = small_world(tmp_path)
     model, config = stacked_model(dataset, [1.0, 0.5, 0.7]), build_config(settings(stack=True))
     queries = dataset.histories().queries(Split.TEST)
-    found = shares(model, queries, config)
+    found = shares(model, queries, config.train, config.evaluate)
     assert set(found.alone) == {"trained", "behaviour", "evolution", "item_cf", "user_cf"}
     for name in model.names:
         others = tuple(other for other in model.names if other != name)
@@ -98,9 +98,8 @@ def test_shares_equal_rankings_by_these_granularities_alone(tmp_path) -> None:
 
 def test_no_row_of_trained_members_without_closed_form_ones(tmp_path) -> None:
     dataset = small_world(tmp_path)
-    found = shares(
-        small_model(dataset), dataset.histories().queries(Split.TEST), build_config(settings())
-    )
+    queries, config = dataset.histories().queries(Split.TEST), build_config(settings())
+    found = shares(small_model(dataset), queries, config.train, config.evaluate)
     assert "trained" not in found.without and "behaviour" in found.without
 
 
