@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.cli import main
 from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import ray_session
-from recsys.config import Config
+from recsys.config import Config, DataConfig
 from recsys.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def prepare(config: Config, folder: RunFolder, **how: Any) -> PreparedDataset:
     The options ``base``, ``earlier`` and ``least`` go to
     :func:`recsys.preparation.prepare.prepare`.
     """
-    with folder.progress.stage("prepare"), ray_session(config, partial(_import_work, config)):
+    with folder.progress.stage("prepare"), ray_session(config, partial(_import_work, config.data)):
         from recsys.preparation.prepare import prepare as prepare_dataset
 
         dataset = prepare_dataset(config, folder.progress, **how)
@@ -78,9 +78,9 @@ def open_dataset(config: Config) -> PreparedDataset:
     return dataset
 
 
-def _import_work(config: Config) -> None:
+def _import_work(data: DataConfig) -> None:
     """Import the modules of this stage; runs while Ray starts."""
-    source = config.data.source
+    source = data.source
     tables = [getattr(source, name, None) for name in ("items", "users", "social", "knowledge")]
     reads_tables = source.kind not in _ONLY_EVENTS or any(tables)
     for module in (*_WORK, _READING) if reads_tables else _WORK:
