@@ -144,15 +144,13 @@ def _expect(budget: Budget, costs: dict[str, Costs], start_s: float, trains_fina
 
     These are the chosen trainings and, if the time allows, the trainings on all events.
     """
-    left = budget.left
-    has_room = trains_final and sum(map(sum, costs.values())) <= left - max(
-        LEAST_RESERVE, RESERVE * left
-    )
-    final = {name: has_room * cost.final for name, cost in costs.items()}
-    budget.expected = {name: sum(cost) - final[name] for name, cost in costs.items()}
-    budget.expected |= {f"{name}, final": cost for name, cost in final.items()} | {
-        "final": sum(final.values())
-    }
+    room, total, final = budget.left - max(LEAST_RESERVE, RESERVE * budget.left), 0.0, 0.0
+    for name, cost in costs.items():
+        total += sum(cost)
+        own = cost.final if trains_final and total <= room else 0.0
+        budget.expected |= {name: cost.evaluated, f"{name}, final": own}
+        final += own
+    budget.expected["final"] = final
     budget.start_s = start_s
 
 

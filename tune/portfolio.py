@@ -17,6 +17,7 @@ from tune.watching import Children, Lines
 
 MOST_APART: Final = 3  # separately trained models, at most
 _FIRST: Final = 0.6  # share of the search for its first trial
+_LEAST_SHARE: Final = 1 / 3  # of the epochs of another trial, for a comparison after as many epochs
 _SPEAKS_S: Final = 15.0  # seconds between two lines about running trials
 
 
@@ -85,7 +86,8 @@ class Portfolio(Plan):
     def best_trial(self) -> Trial | None:
         """The trial with the best validated epoch, finished or stopped; None if none was validated.
 
-        If no trial finished, trials are compared pairwise after the same number of epochs.
+        If no trial finished, trials are compared pairwise after the same number of epochs, unless
+        one of them has too few.
         """
         found = [
             trial for trial in self.ledger.searched() if trial.best is not None and trial.epochs
@@ -126,8 +128,13 @@ def is_cut(trial: Trial) -> bool:
 
 
 def _is_ahead(trial: Trial, other: Trial) -> bool:
-    """Whether a trial is better than another after the same number of epochs."""
-    most = min(max(trial.epochs), max(other.epochs))
+    """Whether a trial is better than another after the same number of epochs.
+
+    The first epochs of a training say little: with less than a third of the other's epochs, each
+    counts with its best one.
+    """
+    ends = sorted((max(trial.epochs), max(other.epochs)))
+    most = ends[0] if _LEAST_SHARE * ends[1] <= ends[0] else ends[1]
     values = [
         max((epoch["value"] for number, epoch in one.epochs.items() if number <= most), default=0.0)
         for one in (trial, other)

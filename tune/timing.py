@@ -24,6 +24,7 @@ STARTS_S: Final = 8.0  # seconds that the workers of one training need to start
 _TOO_FEW: Final = 0.1  # share of the planned epochs; with fewer, nothing is trained
 # times the epochs that fit from scratch: then an unfinished schedule is better
 _MUCH_LONGER: Final = 2
+_HOPED: Final = 2.0  # times the remaining time that separate models may need at the pace of trials
 _NEAR: Final = 0.8  # a separately trained model needs this share of the best setting's value
 
 
@@ -133,9 +134,12 @@ def with_apart(
     left: float,
     done: Mapping[int, int],
 ) -> tuple[Config, dict[str, Costs], list[Trial]]:
-    """Add separately trained models to the configuration, as many as fit into the remaining time.
+    """Add separately trained models to the configuration, as many as may fit into the remaining
+    time.
 
-    These are the next best settings, in turn with the best setting from another seed.
+    These are the next best settings, in turn with the best setting from another seed. The pace of a
+    trial is that of a machine that may have been busy; a model that does not fit at the pace of the
+    training before it is left out then (see :meth:`pipelines.plumbing.budget.Budget.holds`).
 
     Parameters
     ----------
@@ -167,7 +171,7 @@ def with_apart(
             cost.evaluated + STARTS_S * (1 + config.train.refit),
             cost.final + STARTS_S * config.train.final,
         )
-        if not pace_of(trial) or sum(map(sum, [*spent.values(), cost])) > left:
+        if not pace_of(trial) or sum(map(sum, [*spent.values(), cost])) > _HOPED * left:
             continue
         config = with_separate_model(config, portfolio[trial.number], seed)
         spent[portfolio[trial.number].name + (f", seed + {seed}" if seed else "")] = cost

@@ -41,9 +41,10 @@ from tests.auto.test_auto import CONFIG, PLAIN, THREE_SECONDS_AN_EPOCH
 from tests.handmade import write_dataset
 from tests.training.test_training import cycles, settings
 from tests.training_here import training_here
+from tune.auto import _expect
 from tune.ledger import Ledger, Trial
 from tune.portfolio import Portfolio, is_cut
-from tune.timing import continued, pace_of
+from tune.timing import Costs, continued, pace_of
 
 
 class Clock:
@@ -171,6 +172,28 @@ def test_cut_trials_are_compared_after_the_same_number_of_epochs(tmp_path: Path)
     _report(plan, 1, {1: 0.12, 2: 0.25}, cut=True)
     best = plan.best_trial()
     assert best is not None and best.number == 1
+
+
+def test_cut_trial_with_few_epochs_is_compared_by_its_best_epoch(tmp_path: Path) -> None:
+    plan, _ = _plan(tmp_path)
+    _report(plan, 0, {1: 0.10, 4: 0.30}, cut=True)
+    _report(plan, 1, {1: 0.15}, cut=True)
+    best = plan.best_trial()
+    assert best is not None and best.number == 0, "one epoch of four says little"
+
+
+def test_only_trainings_that_surely_fit_reserve_time_for_all_events() -> None:
+    budget, clock = _budget()
+    clock.now = 200.0
+    costs = {
+        "trained": Costs(200.0, 100.0),
+        "apart_1": Costs(150.0, 50.0),
+        "apart_2": Costs(90.0, 40.0),
+    }
+    _expect(budget, costs, 5.0, trains_final=True)
+    assert budget.expected["apart_1, final"] == 50.0, "500 of the 520 seconds before the reserve"
+    assert budget.expected["apart_2, final"] == 0.0 and budget.expected["apart_2"] == 90.0
+    assert budget.expected["final"] == 150.0 and budget.start_s == 5.0
 
 
 def test_finished_trial_is_compared_by_its_best_epoch(tmp_path: Path) -> None:
