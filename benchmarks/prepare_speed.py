@@ -120,10 +120,8 @@ def prepare_ours(folder: Path) -> dict[str, Any]:
     from recsys.preparation.prepare import prepare
 
     run = folder / f"run-{os.getpid()}"
-    config, small = (
-        _config(folder / "events.parquet", run),
-        _config(folder / "few/events.parquet", run / "few"),
-    )
+    config = _config(folder / "events.parquet", run)
+    small = _config(folder / "few/events.parquet", run / "few")
     if not (folder / "few").exists():
         (folder / "few").mkdir()
         write_events(folder / "few", 1000)

@@ -153,10 +153,8 @@ def recommend_ours(folder: str) -> dict[str, float]:
     recommender = Recommender(Recommender(read_bundle(Path(folder) / "bundle")).bundle, Split.TRAIN)
     dataset = PreparedDataset(settings(folder, 1).dataset_dir)
     queries = dataset.histories().queries(Split.VALID)
-    model, user_ids = (
-        recommender.model,
-        dataset.user_ids.cast(pa.string()).take(queries.histories.users_U),
-    )
+    model = recommender.model
+    user_ids = dataset.user_ids.cast(pa.string()).take(queries.histories.users_U)
     few = np.arange(min(600, len(queries)))
     rank(model, queries.take(few), K)
     user_table(recommender, user_ids.take(few), K, True)

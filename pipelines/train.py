@@ -129,12 +129,10 @@ def _with_apart(
     A model that does not fit into the budget, judged by the speed of the trainings before, is left
     out and named.
     """
-    found, left_out, names, budget = (
-        dict[str, TrainResult](),
-        dict[str, str](),
-        list(sections(config.model)),
-        folder.budget,
-    )
+    found = dict[str, TrainResult]()
+    left_out = dict[str, str]()
+    names = list(sections(config.model))
+    budget = folder.budget
     slower = (
         1.0
         if budget is None

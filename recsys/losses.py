@@ -322,10 +322,8 @@ class _SampledSoftmax(_SoftmaxLoss):
         users_BD, items_SD = users_BD.float(), items_SD.float()
         chosen_PD = users_BD[pairs_P]
         hit_P, narrow_PD = (chosen_PD * items_SD[targets_P]).sum(1), _as_autocast(chosen_PD)
-        negative_grad, chosen_grad = (
-            torch.zeros(narrow_MD.shape, device=items_SD.device),
-            torch.empty_like(chosen_PD),
-        )
+        negative_grad = torch.zeros(narrow_MD.shape, device=items_SD.device)
+        chosen_grad = torch.empty_like(chosen_PD)
         log_z_P, less_P = torch.empty_like(hit_P), torch.empty_like(hit_P)
         num_rows = _num_rows(narrow_MD)
         for start in range(0, len(pairs_P), num_rows):

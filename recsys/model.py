@@ -288,13 +288,11 @@ class FrozenModel:
         popularity_N: Tensor,
         rating_head: RatingHead | None = None,
     ) -> None:
-        self.config, self.sizes, self.encoders, self.items, self.states = (
-            config,
-            sizes,
-            encoders,
-            items,
-            states,
-        )
+        self.config = config
+        self.sizes = sizes
+        self.encoders = encoders
+        self.items = items
+        self.states = states
         self.popularity_N = popularity_N  # number of users of each item in the training events
         self.rating_head = rating_head  # None unless train.ratings is on and values vary
         self._covariances: dict[str, Tensor] = {}  # covariances of item vectors, by member
@@ -402,10 +400,8 @@ class FrozenModel:
         weights = self._stack_weights(batch) if stacks else {}
         if TRAINED in weights:
             factor_B = weights[TRAINED] * self._scale_free(TRAINED, vectors_BKD.sum(1))
-            vectors_BKD, weights_BK = (
-                vectors_BKD * factor_B[:, None, None],
-                weights_BK * weights[TRAINED][:, None],
-            )
+            vectors_BKD = vectors_BKD * factor_B[:, None, None]
+            weights_BK = weights_BK * weights[TRAINED][:, None]
         fitted_batch = self._fitted_batch(batch)
         for (name, module), weight in zip(
             self.encoders.each(fitted=True), fitted_weights, strict=True

@@ -320,11 +320,9 @@ class MlflowServer:
 
     def __init__(self, folder: Path, port: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.uri, self.database, self._folder = (
-            f"http://127.0.0.1:{port}",
-            folder / "mlflow.db",
-            folder,
-        )
+        self.uri = f"http://127.0.0.1:{port}"
+        self.database = folder / "mlflow.db"
+        self._folder = folder
         words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         words += [
             "--backend-store-uri",

@@ -187,10 +187,8 @@ def _try_all(
         folder.progress.own_bars(),
     ):
         slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
-        lines, place = (
-            Spoken(folder.progress, kids, config.train.metric, names),
-            (folder.root / "trials").absolute(),
-        )
+        lines = Spoken(folder.progress, kids, config.train.metric, names)
+        place = (folder.root / "trials").absolute()
         if trains_here(config.train, config.ray, folder.budget):
             run_here(plan, Place(dataset.root, place), replace(slots, concurrent=1), lines)
         else:

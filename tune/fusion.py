@@ -272,10 +272,8 @@ def evaluated(
     """
     settings, main = config.evaluate, parse_metric(config.train.metric)
     ks = sorted({*settings.ks, main.k})
-    counts_N, vectors_ND = (
-        dataset.item_counts_N(through),
-        frozen.item_vectors_ND.cpu().float().numpy(),
-    )
+    counts_N = dataset.item_counts_N(through)
+    vectors_ND = frozen.item_vectors_ND.cpu().float().numpy()
     queries = evaluated_queries(dataset, split, config.evaluate, config.seed)
     found: dict[str, Any] = {}
     values: list[Array] = []

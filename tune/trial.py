@@ -272,10 +272,8 @@ def _dataset(root: str) -> PreparedDataset:
 
 def _keep_checkpoint(checkpoint: Path, folder: Path) -> None:
     """Replace earlier checkpoints by a new one, atomically."""
-    aside, place = (
-        folder / f".{_CHECKPOINT}{os.getpid()}",
-        folder / f"{_CHECKPOINT}{time.time_ns()}",
-    )
+    aside = folder / f".{_CHECKPOINT}{os.getpid()}"
+    place = folder / f"{_CHECKPOINT}{time.time_ns()}"
     with suppress(OSError):  # with a full disk the trial cannot be resumed, but it continues
         shutil.rmtree(aside, ignore_errors=True)
         shutil.move(checkpoint, aside)

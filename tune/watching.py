@@ -122,12 +122,10 @@ class Lines:
     """Progress lines of the trials, and their tracking."""
 
     def __init__(self, progress: Progress, children: Children, metric: str, planned: int) -> None:
-        self.progress, self.children, self.metric, self.planned = (
-            progress,
-            children,
-            metric,
-            planned,
-        )
+        self.progress = progress
+        self.children = children
+        self.metric = metric
+        self.planned = planned
         self.best: tuple[float, str] | None = None
         self.num_ended = 0
 

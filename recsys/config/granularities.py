@@ -52,10 +52,8 @@ def _from_outside(value: Any) -> GranularityConfig:
     """
     if isinstance(value, GranularityConfig):
         return value
-    name, tree = (
-        value[_OWN],
-        {key: entry for key, entry in value.items() if key not in (_OWN, "kind")},
-    )
+    name = value[_OWN]
+    tree = {key: entry for key, entry in value.items() if key not in (_OWN, "kind")}
     kind = value.get("kind", name)
     if not isinstance(kind, str):
         raise ValueError(f"kind: expected module:Class or the name of an entry point, got {kind!r}")

@@ -157,10 +157,8 @@ def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
     """
     import torch
 
-    codes, values = (
-        [np.zeros((len(table), 0), dtype=np.int32)],
-        [np.zeros((len(table), 0), dtype=np.float32)],
-    )
+    codes = [np.zeros((len(table), 0), dtype=np.int32)]
+    values = [np.zeros((len(table), 0), dtype=np.float32)]
     for field in fields:
         column = table.column(field.name)
         if field.kind == "number":

@@ -127,10 +127,8 @@ class _Auditor(Checks):
             self.found.events += shard.num_events
         table = self.dataset.table("items/counts.parquet")
         for name in (part.name.lower() for part in _PARTS):
-            number, counts_N = (
-                self.dataset.manifest.counts.get(name, 0),
-                table.column(name).to_numpy(),
-            )
+            number = self.dataset.manifest.counts.get(name, 0)
+            counts_N = table.column(name).to_numpy()
             if counts_N.sum() != number or (counts_N < 0).any():
                 text = (
                     f"items/counts.parquet counts {counts_N.sum():,} {name} events, the manifest"

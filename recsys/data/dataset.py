@@ -164,12 +164,10 @@ class PreparedDataset:
     ) -> PreparedDataset:
         """A dataset whose manifest is not written yet; the audit decides whether it will be."""
         dataset = cls.__new__(cls)
-        dataset.root, dataset.filesystem, dataset._base, dataset.manifest = (
-            path,
-            filesystem,
-            path,
-            manifest,
-        )
+        dataset.root = path
+        dataset.filesystem = filesystem
+        dataset._base = path
+        dataset.manifest = manifest
         return dataset
 
     @property

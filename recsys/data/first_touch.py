@@ -76,11 +76,9 @@ def events_ahead(histories: Histories) -> Array:
     num_events = len(histories.items_E)
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     order_S = np.lexsort((histories.items_E, rows_E))  # stable: within a row and an item by place
-    rows_S, items_S, times_S = (
-        rows_E[order_S],
-        histories.items_E[order_S],
-        histories.times_E[order_S],
-    )
+    rows_S = rows_E[order_S]
+    items_S = histories.items_E[order_S]
+    times_S = histories.times_E[order_S]
     is_known_S = times_S != 0
     is_near = np.where(is_known_S[1:], np.abs(np.diff(times_S)) <= _VISIT_S, True)
     is_near &= (

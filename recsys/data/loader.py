@@ -286,10 +286,8 @@ class TrainingLoader:
         kept = with_first_touches(kept) if self._early else kept
         rows, starts = kept, np.zeros(len(kept), dtype=np.int64)
         if self.ordered:
-            rows, starts = (
-                kept.windows(self.config.max_history + 1),
-                kept.window_spans(self.config.max_history + 1)[1],
-            )
+            rows = kept.windows(self.config.max_history + 1)
+            starts = kept.window_spans(self.config.max_history + 1)[1]
         if not len(rows.targets_T):
             return rows, starts
         has_targets = np.flatnonzero(self._num_targets_U(rows))

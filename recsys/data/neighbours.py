@@ -110,10 +110,8 @@ class Neighbours:
         num_items : int
             Number of items.
         """
-        degree_V, degree_N = (
-            np.zeros(num_users, dtype=np.int64),
-            np.zeros(num_items, dtype=np.int64),
-        )
+        degree_V = np.zeros(num_users, dtype=np.int64)
+        degree_N = np.zeros(num_items, dtype=np.int64)
         for users_E, items_E in edges():
             degree_V += np.bincount(users_E, minlength=num_users)
             degree_N += np.bincount(items_E, minlength=num_items)

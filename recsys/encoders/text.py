@@ -163,10 +163,8 @@ def vector_identity(config: TextConfig, adapter: Adapter | None = None) -> str:
     Vectors of equal identities are comparable. The number of tokens and the precision do not change
     the vector space.
     """
-    folder, adapters = (
-        resolve_model(config.model, config.allow_download),
-        ([adapter] if adapter else []),
-    )
+    folder = resolve_model(config.model, config.allow_download)
+    adapters = [adapter] if adapter else []
     if is_adapter(folder):
         adapters.insert(0, Adapter.read(folder))
         folder = resolve_model(adapters[0].base, config.allow_download)

@@ -134,10 +134,8 @@ class RecentPopularity(Baseline):
 
     def _read(self, train: Histories, num_items: int) -> None:
         order_E = np.argsort(train.times_E, kind="stable")
-        self._days_E, self._items_E = (
-            train.times_E[order_E] / _DAY,
-            train.items_E[order_E].astype(np.int64),
-        )
+        self._days_E = train.times_E[order_E] / _DAY
+        self._items_E = train.items_E[order_E].astype(np.int64)
         counts_N = users_of_items(matrix(train, num_items))
         self._behind_N = _BEHIND * counts_N / max(float(counts_N.max(initial=0)), 1.0)
         moments = int(np.clip(_MAX_KEPT // max(num_items, 1), 1, _MOMENTS))

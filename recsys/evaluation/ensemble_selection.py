@@ -82,10 +82,8 @@ class _Bag:
     def weights(self) -> Array:
         """The share of each member in the additions up to the best sum: [M]."""
         num_members = len(self._above_MTP)
-        counts_M, below_TP = (
-            np.zeros(num_members),
-            np.zeros(self._above_MTP.shape[1:], dtype=np.float32),
-        )
+        counts_M = np.zeros(num_members)
+        below_TP = np.zeros(self._above_MTP.shape[1:], dtype=np.float32)
         best, best_M = -1.0, counts_M
         for _ in range(_STEPS):
             values_M = self._values(below_TP)

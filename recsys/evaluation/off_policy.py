@@ -137,11 +137,9 @@ def predicted(trials: Trials) -> tuple[Array, Array]:
     folds_R = trials.users_R % FOLDS
     for fold in range(FOLDS):
         fits_R = folds_R != fold
-        places, items, rewards = (
-            trials.places_R[fits_R],
-            trials.shown_R[fits_R],
-            trials.rewards_R[fits_R],
-        )
+        places = trials.places_R[fits_R]
+        items = trials.shown_R[fits_R]
+        rewards = trials.rewards_R[fits_R]
         overall = float(rewards.mean()) if len(rewards) else 0.0
         counts = np.bincount(places, minlength=num_places)
         means = (np.bincount(places, rewards, num_places) + _PRIOR * overall) / (counts + _PRIOR)

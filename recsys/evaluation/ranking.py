@@ -142,11 +142,9 @@ def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int
     num_B = np.bincount(target_rows_P[keep_P], minlength=len(queries))
     rows_B = np.flatnonzero(num_B)
     offsets = np.concatenate([[0], np.cumsum(num_B[rows_B])]).astype(np.int64)
-    histories, asked_BC, asked_at_B = (
-        queries.histories.take(rows_B),
-        queries.context_BC[rows_B],
-        queries.asked_at_B[rows_B],
-    )
+    histories = queries.histories.take(rows_B)
+    asked_BC = queries.context_BC[rows_B]
+    asked_at_B = queries.asked_at_B[rows_B]
     targets, types = queries.target_items[keep_P], queries.target_types[keep_P]
     return Queries(histories, offsets, targets, asked_BC, asked_at_B, types), rows_B, dropped
 

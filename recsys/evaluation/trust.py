@@ -357,10 +357,8 @@ def user_group_report(
 def _gap(values_B: Array, masks: Mapping[str, Array], resamples: int, seed: int) -> dict[str, Any]:
     """Best minus worst group of one recommender, with an interval over the users of both groups."""
     means = {label: float(values_B[mask_B].mean()) for label, mask_B in masks.items()}
-    best, worst = (
-        max(means, key=lambda label: means[label]),
-        min(means, key=lambda label: means[label]),
-    )
+    best = max(means, key=lambda label: means[label])
+    worst = min(means, key=lambda label: means[label])
     draws_R = bootstrap_means(values_B[masks[best]][:, None], resamples, seed)[:, 0]
     draws_R = draws_R - bootstrap_means(values_B[masks[worst]][:, None], resamples, seed + 1)[:, 0]
     low, high = np.quantile(draws_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

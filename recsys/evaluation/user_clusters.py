@@ -124,20 +124,16 @@ def _counts(
             p_BK = memberships(model, piece)
             assert p_BK is not None
             if counts_NK is None:
-                counts_NK, weight_K = (
-                    np.zeros((dataset.num_items, p_BK.shape[1])),
-                    np.zeros(p_BK.shape[1]),
-                )
+                counts_NK = np.zeros((dataset.num_items, p_BK.shape[1]))
+                weight_K = np.zeros(p_BK.shape[1])
             np.add.at(
                 counts_NK,
                 piece.histories.items_E,
                 np.repeat(p_BK, piece.histories.lengths_U, axis=0),
             )
             weight_K = weight_K + p_BK.sum(axis=0)
-            heaviest, users = (
-                heaviest + float(p_BK.max(axis=1).sum()),
-                users + int(p_BK.any(axis=1).sum()),
-            )
+            heaviest = heaviest + float(p_BK.max(axis=1).sum())
+            users = users + int(p_BK.any(axis=1).sum())
     assert counts_NK is not None, "a model was trained on events"
     return counts_NK.T, weight_K, heaviest / max(users, 1)
 

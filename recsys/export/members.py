@@ -102,11 +102,9 @@ def linked_scores(state: State, seen: Seen, weights_BL: Tensor) -> Tensor:
 
 def _linked(state: State) -> State:
     """The links as a table by source item or by target item, whichever is smaller."""
-    starts_N1, targets_L, links_L = (
-        state["starts_N1"],
-        state["targets_L"].long(),
-        state["weights_L"],
-    )
+    starts_N1 = state["starts_N1"]
+    targets_L = state["targets_L"].long()
+    links_L = state["weights_L"]
     num_items = len(starts_N1) - 1
     sources_L = torch.repeat_interleave(torch.arange(num_items), starts_N1.diff())
     most = int(torch.bincount(targets_L, minlength=num_items).max()) if num_items else 0

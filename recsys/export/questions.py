@@ -91,10 +91,8 @@ class Examiner:
         ).isoformat()
 
     def _row(self, place: int, random: np.random.Generator) -> dict[str, Any]:
-        users, by_length = (
-            self.bundle.user_ids,
-            np.argsort(self.bundle.histories.lengths_U, kind="stable"),
-        )
+        users = self.bundle.user_ids
+        by_length = np.argsort(self.bundle.histories.lengths_U, kind="stable")
         kind = place % 8 if users else place % 4
         row: dict[str, Any] = {}
         if kind in (0, 1, 2):

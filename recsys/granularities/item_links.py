@@ -122,10 +122,8 @@ def regressions(
             gram_bKK = gram_bKK + text_bKT @ text_bKT.transpose(0, 2, 1)
             right_bK = right_bK + np.einsum("bkt,bt->bk", text_bKT, text_NT[own_b])
         gram_bKK = gram_bKK * (known_bK[:, :, None] & known_bK[:, None, :])
-        gram, right = (
-            torch.from_numpy(gram_bKK).float(),
-            torch.from_numpy(right_bK * known_bK).float(),
-        )
+        gram = torch.from_numpy(gram_bKK).float()
+        right = torch.from_numpy(right_bK * known_bK).float()
         for weights_NK, regularisation in zip(found, regularisations_R, strict=True):
             factor = torch.linalg.cholesky(gram + regularisation * torch.eye(k))
             weights_NK[rows] = (

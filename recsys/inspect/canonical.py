@@ -216,10 +216,8 @@ class _Canonical:
         if habits.has_times and time is not None:
             found.order, found.order_why = "time", f"every event has a time, in {time.name}"
         elif habits.timed > 0.5 and time is not None:
-            found.order, found.order_why = (
-                "auto",
-                f"{habits.timed:.0%} of the events have a time in {time.name}",
-            )
+            found.order = "auto"
+            found.order_why = f"{habits.timed:.0%} of the events have a time in {time.name}"
         else:
             found.order = "none"
             found.order_why = "no column has times, and the order of rows is unknown"
@@ -334,10 +332,8 @@ class _Canonical:
         for table in tables:
             same = table.sample.form == first.sample.form and table.names == first.names
             if not same:
-                table.role, table.why = (
-                    "",
-                    f"a second table of {role} next to {first.sample.name}, in another form",
-                )
+                table.role = ""
+                table.why = f"a second table of {role} next to {first.sample.name}, in another form"
         used = [table for table in tables if table.role == role]
         sample = together([table.sample for table in used]) if len(used) > 1 else first.sample
         kind = schema.TABLES[role]

@@ -94,10 +94,8 @@ def _is_extract(table: Table, main: Table, columns: EventColumns) -> bool:
     share = pc.mean(pc.is_in(theirs, value_set=pc.unique(ours)).cast(pa.int8())).as_py() or 0.0
     if share < _COPIES or part_word(main.sample):
         return False
-    table.role, table.why = (
-        "",
-        f"{share:.0%} of its events are in {main.sample.name} too: an extract",
-    )
+    table.role = ""
+    table.why = f"{share:.0%} of its events are in {main.sample.name} too: an extract"
     return True
 
 

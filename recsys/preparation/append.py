@@ -529,11 +529,9 @@ class Appending(Preparation):
         """Write newer history files and change the counts by the difference."""
         rules = ShardRules(plan, self._split_seed(), 1)
         rules = with_context([], self.folder, self.rules, rules, user_ids, item_ids, self.base)
-        both, writer, written = (
-            (rules, replace(rules, plan=self._old_plan)),
-            task(write_touched),
-            [],
-        )
+        both = (rules, replace(rules, plan=self._old_plan))
+        writer = task(write_touched)
+        written = []
         manifest = self._before().manifest
         kept = set(manifest.shards)
         self.renewed = {name: list(files) for name, files in manifest.renewed.items()}

@@ -31,11 +31,9 @@ def quiet() -> Iterator[None]:
 
     context = ray.data.DataContext.get_current()
     logger = logging.getLogger("ray.data")
-    bars, original, level = (
-        context.enable_progress_bars,
-        context.raise_original_map_exception,
-        logger.level,
-    )
+    bars = context.enable_progress_bars
+    original = context.raise_original_map_exception
+    level = logger.level
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True  # Ray's wrapper loses the cause between processes
     logger.setLevel(logging.CRITICAL)

@@ -128,17 +128,13 @@ class Preparation:
     whole = True  # whether all events pass through the steps, also those that were read before
 
     def __init__(self, arguments: Arguments) -> None:
-        self.base, self.earlier, self.keeps_lost = (
-            arguments.base,
-            arguments.earlier,
-            arguments.keeps_lost,
-        )
+        self.base = arguments.base
+        self.earlier = arguments.earlier
+        self.keeps_lost = arguments.keeps_lost
         self.config, self.source, self.rules = arguments.config, arguments.source, arguments.rules
-        self.folder, self.progress, self.guard = (
-            arguments.folder,
-            arguments.progress,
-            arguments.guard,
-        )
+        self.folder = arguments.folder
+        self.progress = arguments.progress
+        self.guard = arguments.guard
         self.keeps_events = self.source.appends and self.config.data.keep_events
         self.quarantine = Quarantine(arguments.destination, self.config.data)
         self.counts: Counter[str] = Counter()

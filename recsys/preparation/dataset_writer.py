@@ -52,10 +52,8 @@ class Folder:
 
     def write_parts(self, name: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
         """:meth:`write_table` for a table that arrives in parts."""
-        path, texts = (
-            f"{self.path}/{name}",
-            [field.name for field in schema if pa.types.is_string(field.type)],
-        )
+        path = f"{self.path}/{name}"
+        texts = [field.name for field in schema if pa.types.is_string(field.type)]
         how = {"compression": "zstd", "use_dictionary": texts, "filesystem": self.filesystem}
         with storage_errors(self.place, "write to"):
             self.make_folder(path.rsplit("/", 1)[0])

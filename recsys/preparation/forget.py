@@ -363,10 +363,8 @@ class _Rewriting:
         """
         if column.values is None:
             return column
-        values, own = (
-            list(column.values),
-            sorted(set(range(UNKNOWN + 1, column.num_codes)) - self.codes[place]),
-        )
+        values = list(column.values)
+        own = sorted(set(range(UNKNOWN + 1, column.num_codes)) - self.codes[place])
         for code in own:
             values[code - UNKNOWN - 1] = FORGOTTEN_VALUE.format(code)
         if own:

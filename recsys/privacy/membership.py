@@ -68,10 +68,8 @@ def statistics(model: FrozenModel, histories: Histories) -> Array:
     for start in range(0, len(rows), _CHUNK):
         span = slice(start, start + _CHUNK)
         found[span] = _log_probabilities(model, histories, rows[span], places[span])
-    sums, numbers = (
-        np.bincount(rows, found, len(histories)),
-        np.bincount(rows, minlength=len(histories)),
-    )
+    sums = np.bincount(rows, found, len(histories))
+    numbers = np.bincount(rows, minlength=len(histories))
     return np.asarray(sums[numbers > 0] / numbers[numbers > 0])
 
 

@@ -201,10 +201,8 @@ def write_refitted(
                 assert named.keys() <= tensors.keys(), "the parameters are the parent's"
                 check_finite(named, "the refitted parameters")
                 save_file(tensors | named, aside / file)
-        info.package_version, info.created = (
-            __version__,
-            datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+        info.package_version = __version__
+        info.created = datetime.now(UTC).isoformat(timespec="seconds")
         info.metrics, info.extra = dict(metrics), info.extra | extra | {"parent": parent.describe()}
         for stale in (DESCRIPTION, SELF_TEST, CARD):
             (aside / stale).unlink(missing_ok=True)

@@ -411,10 +411,8 @@ def _store_error(path: Path, state: State) -> MultigrainError:
             f"MLflow's store {path} was deleted while it was being opened; try again"
         )
     places = [path.with_name(path.name + end) for end in ("", "-journal", "-wal", "-shm")]
-    files, away = (
-        " ".join(str(place) for place in places if place.exists()),
-        path.parent / "broken-store",
-    )
+    files = " ".join(str(place) for place in places if place.exists())
+    away = path.parent / "broken-store"
     return ArtifactError(
         f"MLflow's store {path} is incomplete or damaged ({state.detail}); {_content(path)}."
         " Restore a backup of the file, or move it away so that the next command creates a new"

@@ -193,10 +193,8 @@ class Categories:
         found_N = self._any(begins_C)
         if self.starts_N1 is None or len(path) < 2:
             return found_N
-        last_N, ascends_N = (
-            np.full(len(found_N), -1, dtype=np.int64),
-            np.ones(len(found_N), dtype=bool),
-        )
+        last_N = np.full(len(found_N), -1, dtype=np.int64)
+        ascends_N = np.ones(len(found_N), dtype=bool)
         for part in path:
             places = np.flatnonzero(self.codes_X == self._codes.get(part, -2))
             rows, firsts = np.unique(self._rows_X[places], return_index=True)

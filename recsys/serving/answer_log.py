@@ -283,11 +283,9 @@ def _files(places: Sequence[str]) -> list[Path]:
 def _logged(row: bytes, where: str) -> Logged:
     try:
         content = json.loads(row)
-        answer_id, items, chances = (
-            content["answer_id"],
-            content["item_ids"],
-            content.get("propensities"),
-        )
+        answer_id = content["answer_id"]
+        items = content["item_ids"]
+        chances = content.get("propensities")
         time = datetime.fromisoformat(content["time"]).timestamp()
         label = str(content["model"])
         label = label if label.startswith("models:") else f"{label} ({content['version']})"

@@ -122,10 +122,8 @@ class Similar:
         RequestError
             The item cannot be compared by the requested method, or by any method.
         """
-        is_cold, has_vectors = (
-            not self._bundle.popularity_N[item],
-            self._likeness.vectors_ND.shape[1] > 0,
-        )
+        is_cold = not self._bundle.popularity_N[item]
+        has_vectors = self._likeness.vectors_ND.shape[1] > 0
         missing: dict[str, str] = {}
         if not has_vectors:
             missing["vectors"] = "the model has no item vectors"

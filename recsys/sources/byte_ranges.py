@@ -107,10 +107,8 @@ def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int,
     if not (dialect.quoted and dialect.multiline) or data.find(_QUOTE, 0, end) < 0:
         count = data.count(b"\n", 0, end)
         if count > _MOST_ROWS:
-            end, count = (
-                int(np.flatnonzero(_codes(data) == _NEWLINE)[_MOST_ROWS - 1]) + 1,
-                _MOST_ROWS,
-            )
+            end = int(np.flatnonzero(_codes(data) == _NEWLINE)[_MOST_ROWS - 1]) + 1
+            count = _MOST_ROWS
         return end, count, True
     ends, is_odd = _odd_lines(data[:end])
     inside = np.zeros(len(ends), dtype=bool)

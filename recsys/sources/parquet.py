@@ -59,10 +59,8 @@ class ParquetPiece:
                     read_dictionary=repeated_texts(metadata, self.group, names),
                     page_checksum_verification=True,
                 )
-                rows, groups = (
-                    rows_at_once(source, metadata, self.group, names, where),
-                    [self.group],
-                )
+                rows = rows_at_once(source, metadata, self.group, names, where)
+                groups = [self.group]
                 for batch in parquet.iter_batches(
                     rows, row_groups=groups, columns=names, use_threads=False
                 ):

@@ -103,10 +103,8 @@ def item_attributes(world: World, first: int, stop: int) -> tuple[Array, Array]:
     """
     rng, strength = world.stream(GOODS, first), world.config.profile
     segment = world.segment_N[first:stop]
-    pair, half = (
-        _signal(segment // 2, COUNTRIES, strength, rng),
-        _signal(segment % 2, 2, strength, rng),
-    )
+    pair = _signal(segment // 2, COUNTRIES, strength, rng)
+    half = _signal(segment % 2, 2, strength, rng)
     price = np.round(_PRICES[pair] * np.exp(_PRICE_SPREAD * rng.standard_normal(stop - first)), 2)
     telling = half * LABELS + rng.integers(LABELS, size=stop - first)
     noise = 2 * LABELS + rng.integers(2 * LABELS, size=(stop - first, 2))

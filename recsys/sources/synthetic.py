@@ -274,10 +274,8 @@ def _knowledge(world: World, bundle: int) -> pa.Table:
     start, end = (number * num_studios // num_bundles for number in (bundle, bundle + 1))
     rng = world.stream(_STREAM["knowledge"], bundle)
     works, studios = np.arange(first, stop), np.arange(start, end)
-    people, cities = (
-        rng.integers(_PEOPLE, size=len(works)),
-        rng.integers(_CITIES, size=len(studios)),
-    )
+    people = rng.integers(_PEOPLE, size=len(works))
+    cities = rng.integers(_CITIES, size=len(studios))
     triples = (
         (("work", works), "made by", ("studio", item_studios(world, first, stop))),
         (("work", works), "features", ("person", people)),

@@ -80,10 +80,8 @@ def joined(result: TrainResult, apart: Mapping[str, TrainResult]) -> TrainResult
     """
     if not apart:
         return result
-    weights, selected = (
-        dict(result.weights),
-        (None if result.selected is None else dict(result.selected)),
-    )
+    weights = dict(result.weights)
+    selected = None if result.selected is None else dict(result.selected)
     chosen = {}
     for name, own in apart.items():
         weights |= named(name, own.weights)

@@ -139,12 +139,10 @@ def build_graphs(
     sample of users with about ``evaluate.max_fit_events`` events, or all users without a
     configuration.
     """
-    edges, edge_values, counted_N, neighbours = (
-        np.zeros(0, dtype=np.int64),
-        np.zeros(0, dtype=np.float32),
-        None,
-        None,
-    )
+    edges = np.zeros(0, dtype=np.int64)
+    edge_values = np.zeros(0, dtype=np.float32)
+    counted_N = None
+    neighbours = None
     if model is None or model.reads_events:
         edges, edge_values = _edges(dataset, through)
     if model is not None and model.is_sampled:

@@ -135,10 +135,8 @@ def load_checkpoint(
     """
     try:
         progress = Progress(**json.loads((folder / "progress.json").read_text()))
-        model, best = (
-            load_file(folder / "model.safetensors"),
-            load_file(folder / "best.safetensors"),
-        )
+        model = load_file(folder / "model.safetensors")
+        best = load_file(folder / "best.safetensors")
         if optimizer is not None:
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in load_file(folder / "optimizer.safetensors").items():

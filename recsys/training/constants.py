@@ -176,10 +176,8 @@ class _Costs:
     def took(self, name: str, section: GranularityConfig, values: int, seconds: float) -> None:
         """Record how long it took to fit and rank so many values."""
         self._own[name] = seconds / values
-        self._seconds, self._efforts = (
-            self._seconds + seconds,
-            self._efforts + section.effort * values,
-        )
+        self._seconds += seconds
+        self._efforts += section.effort * values
 
     def holds(self, name: str, section: GranularityConfig, values: int) -> bool:
         """Whether the time is enough to choose among so many values."""

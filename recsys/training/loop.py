@@ -244,12 +244,10 @@ class Pass:
                 "loss": loss,
                 "lr": self.optimizer.param_groups[0]["lr"],
             }
-            progress.epoch, progress.step, progress.loss_sum, progress.loss_weight = (
-                epoch + 1,
-                0,
-                0.0,
-                0.0,
-            )
+            progress.epoch = epoch + 1
+            progress.step = 0
+            progress.loss_sum = 0.0
+            progress.loss_weight = 0.0
             now = {**report, "seconds": time.perf_counter() - started, "share": self.share}
             self.is_cut = (
                 self.share < 1
@@ -457,11 +455,9 @@ class Pass:
     def _save(self, number: int, total: Tensor, weight: float) -> None:
         """Write a checkpoint within an epoch, before the step of this number."""
         progress = self.progress
-        progress.step, progress.loss_sum, progress.loss_weight = (
-            number,
-            float(self.context.sum(total)),
-            weight,
-        )
+        progress.step = number
+        progress.loss_sum = float(self.context.sum(total))
+        progress.loss_weight = weight
         if self.context.save is not None:
             self._with_checkpoint(self.context.save)
 
@@ -497,11 +493,9 @@ class Pass:
         self.says_repeats = True
         value = float(total[0] / total[1])
         if value > self.progress.best_value:
-            self.progress.best_value, self.progress.best_epoch, self.best = (
-                value,
-                epoch,
-                self.state(),
-            )
+            self.progress.best_value = value
+            self.progress.best_epoch = epoch
+            self.best = self.state()
         return value
 
     def _report(self, report: dict[str, float | int | str], with_checkpoint: bool) -> None:

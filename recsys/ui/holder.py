@@ -40,12 +40,10 @@ class Opened:
     def __init__(
         self, choice: Choice, version: str, recommender: Recommender, about: Mapping[str, Any]
     ) -> None:
-        self.choice, self.version, self.recommender, self.about = (
-            choice,
-            version,
-            recommender,
-            about,
-        )
+        self.choice = choice
+        self.version = version
+        self.recommender = recommender
+        self.about = about
         self.bundle = recommender.bundle
         self.lock = threading.Lock()  # a recommender handles one call at a time
 

@@ -234,10 +234,8 @@ def _events(
     """All users have different items, in their own order; ``changes`` compute users, items or times
     from a number.
     """
-    user_of, item_of = (
-        changes.get("user", lambda u: f"u{u}"),
-        changes.get("item", lambda i: f"i{i}"),
-    )
+    user_of = changes.get("user", lambda u: f"u{u}")
+    item_of = changes.get("item", lambda i: f"i{i}")
     time_of = changes.get("time", lambda place: START + 7000 * place)
     random = np.random.default_rng(0)
     rows = [

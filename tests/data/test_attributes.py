@@ -173,10 +173,8 @@ def test_request_gets_the_codes_of_an_equal_table_row() -> None:
         {"age": 20, "city": "paris", "likes": ["polka"]},
         {"age": 3, "city": "", "likes": []},
     ]
-    requested, stored = (
-        RequestEncoder(fields).encode(given),
-        encode_table(pa.Table.from_pylist(given), fields),
-    )
+    requested = RequestEncoder(fields).encode(given)
+    stored = encode_table(pa.Table.from_pylist(given), fields)
     assert requested.codes_XS.tolist() == stored.codes_XS.tolist()
     assert requested.values_XM.tolist() == stored.values_XM.tolist()
     silent = RequestEncoder(fields).encode([None, {}, {"age": None, "city": "rome"}])

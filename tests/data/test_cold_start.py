@@ -122,11 +122,9 @@ def test_prepare_cuts_only_the_cold_users(tmp_path: Path, split: dict[str, Any])
 
 
 def histories_of(dataset: PreparedDataset) -> dict[str, list[tuple[str, int]]]:
-    users, items, found = (
-        dataset.user_ids.to_pylist(),
-        dataset.item_ids.to_pylist(),
-        dataset.histories(),
-    )
+    users = dataset.user_ids.to_pylist()
+    items = dataset.item_ids.to_pylist()
+    found = dataset.histories()
     pairs = [
         (items[item], int(part)) for item, part in zip(found.items_E, found.splits_E, strict=True)
     ]

@@ -184,10 +184,8 @@ def test_model_without_event_inputs_only_counts_events(dataset: PreparedDataset)
     model = build_model(
         build_config({"model": {"width": WIDTH, "granularities": section}}), dataset, Split.TRAIN
     )
-    counted, table = (
-        build_graphs(dataset, Split.TRAIN, model=model),
-        build_graphs(dataset, Split.TRAIN),
-    )
+    counted = build_graphs(dataset, Split.TRAIN, model=model)
+    table = build_graphs(dataset, Split.TRAIN)
     assert not len(counted.users_E) and len(table.users_E)
     assert counted.degree_N.tolist() == table.degree_N.tolist()
 

@@ -66,10 +66,8 @@ def test_users_known_only_from_validation_are_new_without_a_refit() -> None:
 
 def test_segment_means_by_hand() -> None:
     groups = {"g": {"odd": np.array([False, True, False, True]), "all": np.ones(4, dtype=bool)}}
-    ours, theirs = (
-        {"ndcg@2": np.array([0.0, 1.0, 0.5, 0.5]), "hit@2": np.array([0.0, 1, 1, 1])},
-        {"ndcg@2": np.full(4, 0.25)},
-    )
+    ours = {"ndcg@2": np.array([0.0, 1.0, 0.5, 0.5]), "hit@2": np.array([0.0, 1, 1, 1])}
+    theirs = {"ndcg@2": np.full(4, 0.25)}
     report = segment_report(groups, {"model": ours, "ease": theirs}, "model", "ndcg@2", 100, 0)
     odd = report["g"]["odd"]
     assert odd["queries"] == 2 and odd["model"] == {"ndcg@2": 0.75, "hit@2": 1.0}

@@ -182,10 +182,8 @@ class World:
         for name in ("early", "leaked"):  # other data, another hash
             manifest = folder / name / "manifest.json"
             manifest.write_text(manifest.read_text().replace("0123456789abcdef", f"{name:0<16}"))
-        self.early, self.leaked = (
-            PreparedDataset(str(folder / "early")),
-            PreparedDataset(str(folder / "leaked")),
-        )
+        self.early = PreparedDataset(str(folder / "early"))
+        self.leaked = PreparedDataset(str(folder / "leaked"))
         tree = {
             "run": {"dir": str(folder / "run")},
             "data": {"dir": str(folder / "data")},

@@ -163,10 +163,8 @@ def histories(users: list[int]) -> Histories:
 
 def batch_of(users: list[int]) -> Batch:
     asked = histories(users)
-    nothing, at = (
-        (np.zeros(len(asked) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32)),
-        np.full(len(asked), 30 * DAY),
-    )
+    nothing = (np.zeros(len(asked) + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
+    at = np.full(len(asked), 30 * DAY)
     return last_position(Queries(asked, *nothing, asked_at_B=at), 6)
 
 
@@ -238,10 +236,8 @@ class TestContract:
         for query, prefix in enumerate(prefixes):
             asked = Histories.of_items([prefix], [3])
             asked = replace(asked, times_E=whole.times_E[: len(prefix)])
-            nothing, asked_at_B = (
-                (np.zeros(2, np.int64), np.zeros(0, np.int32)),
-                whole.times_E[[len(prefix)]],
-            )
+            nothing = (np.zeros(2, np.int64), np.zeros(0, np.int32))
+            asked_at_B = whole.times_E[[len(prefix)]]
             queries = Queries(asked, *nothing, asked_at_B=asked_at_B)
             alone, _ = answers(module, last_position(queries, 6), items, state)
             torch.testing.assert_close(z[query], alone[0], rtol=1e-4, atol=1e-5)

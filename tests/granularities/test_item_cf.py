@@ -145,10 +145,8 @@ def test_singular_vectors_are_those_of_the_matrix_whichever_side_is_smaller(
     shape: tuple[int, int],
 ) -> None:
     random = np.random.default_rng(0)
-    events, text = (
-        (random.random(shape) < 0.4).astype(np.float32),
-        random.normal(size=(shape[1], 2)).astype(np.float32),
-    )
+    events = (random.random(shape) < 0.4).astype(np.float32)
+    text = random.normal(size=(shape[1], 2)).astype(np.float32)
     stacked = np.concatenate([events, text.T])
     basis_NR, sigma_R = spectrum(sp.csr_array(events), text, 5)
     _, expected, vectors = np.linalg.svd(stacked, full_matrices=False)

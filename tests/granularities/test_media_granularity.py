@@ -120,10 +120,8 @@ def test_sums_and_pooling_equal_those_by_hand() -> None:
 
 def test_each_medium_is_whitened_as_text_is(dataset: PreparedDataset) -> None:
     sizes = model_sizes(config().model, dataset, Split.TRAIN)
-    module, media = (
-        Media(MediaConfig(whiten=2), sizes),
-        Media.build_input(MediaConfig(), sizes, dataset, Split.TRAIN),
-    )
+    module = Media(MediaConfig(whiten=2), sizes)
+    media = Media.build_input(MediaConfig(), sizes, dataset, Split.TRAIN)
     assert module.looks is not None and module.refit_due(0)
     module.looks.whiten(media)
     for found, name in zip(module.looks.white(media), ("audio", "image"), strict=True):

@@ -65,10 +65,8 @@ def test_half_life_limits_the_popularity_to_the_last_days() -> None:
         histories, times_E=np.array([DAY, 2 * DAY, 6 * DAY]), context_EC=np.zeros((3, 2), np.int16)
     )
     none = torch.zeros(0, dtype=torch.int64)
-    view, graphs = (
-        ItemView(torch.zeros(3, 4), torch.zeros(3, 0)),
-        Graphs(1, 3, none, none, histories=histories),
-    )
+    view = ItemView(torch.zeros(3, 4), torch.zeros(3, 0))
+    graphs = Graphs(1, 3, none, none, histories=histories)
     found = {}
     for half_life in ("none", 2.0):
         module = Moment(MomentConfig(half_life=half_life), SIZES)  # type: ignore[arg-type]

@@ -55,10 +55,8 @@ def _module(**keys: object) -> SocialCounts:
 
 
 def _batch(users: list[int], days: list[float], named: torch.Tensor | None = None) -> Batch:
-    histories, at = (
-        Histories.of_items([[] for _ in users], users),
-        np.array([int(day * DAY) for day in days]),
-    )
+    histories = Histories.of_items([[] for _ in users], users)
+    at = np.array([int(day * DAY) for day in days])
     queries = Queries(
         histories, np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32), asked_at_B=at
     )
@@ -116,10 +114,8 @@ def test_true_friends_help_and_random_friends_do_not(tmp_path: Path) -> None:
         {"data": {"dir": dataset.root}, "model": {"granularities": {"social": section}}}
     )
     model = build_model(config, dataset, Split.VALID)
-    graphs, queries = (
-        build_graphs(dataset, Split.VALID, model),
-        dataset.histories().queries(Split.TEST),
-    )
+    graphs = build_graphs(dataset, Split.VALID, model)
+    queries = dataset.histories().queries(Split.TEST)
     true: Friends = graphs["friends"]
     order = torch.randperm(dataset.num_users, generator=torch.Generator().manual_seed(0))
     permuted = Friends(order[true.src_F], true.dst_F, true.weight_F)

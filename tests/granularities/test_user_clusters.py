@@ -254,10 +254,8 @@ def test_refit_keeps_prototypes_with_their_members() -> None:
     module, graphs, batch = item_strata(users)
     items = ItemView(torch.as_tensor(users.unit_NT), torch.zeros(NUM_ITEMS, 0))
     module.refit(graphs, items, 0)
-    before, prototypes = (
-        module.memberships(batch, items)[0].argmax(1),
-        module.prototypes_KD.detach().clone(),
-    )
+    before = module.memberships(batch, items)[0].argmax(1)
+    prototypes = module.prototypes_KD.detach().clone()
     assert len(set(before.tolist())) == 3
     for seed in range(1, 5):
         module.refit(graphs, items, seed)

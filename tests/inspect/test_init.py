@@ -390,10 +390,8 @@ def echoing(tmp_path: Path, likes: float) -> Path:
     draw, rows = random.Random(5), list[tuple[object, ...]]()
     for user in range(80):
         for step in range(12):
-            article, at = (
-                draw.randrange(12),
-                own.epoch(own.START + timedelta(days=3 * user, hours=step)),
-            )
+            article = draw.randrange(12)
+            at = own.epoch(own.START + timedelta(days=3 * user, hours=step))
             rows.append((f"u{user}", f"a{article}", at, "read"))
             rows += [(f"u{user}", f"a{article}", at + 20, "like")] if draw.random() < likes else []
     header = ("user_id", "item_id", "timestamp", "event_type")
@@ -693,18 +691,14 @@ def _shop(folder: Path, users: int = 40) -> dict[str, Path]:
     cities.
     """
     draws = random.Random(0)
-    authors, dates = (
-        [f"author {n % 4}" for n in range(20)],
-        [1_500_000_000 + 86_400 * n for n in range(20)],
-    )
+    authors = [f"author {n % 4}" for n in range(20)]
+    dates = [1_500_000_000 + 86_400 * n for n in range(20)]
     lines = ["user_id,article_id,timestamp,unit_price,published,author,session_id"]
     for user in range(users):
         for step in range(8):
             item = draws.randrange(20)
-            price, time = (
-                draws.randrange(100, 9999) / 100,
-                1_600_000_000 + 86_400 * (10 * user + step),
-            )
+            price = draws.randrange(100, 9999) / 100
+            time = 1_600_000_000 + 86_400 * (10 * user + step)
             lines.append(
                 f"u{user},a{item},{time},{price},{dates[item]},{authors[item]},s{user}-{step // 3}"
             )

@@ -275,10 +275,8 @@ def test_trial_without_a_checkpoint_is_trained_again(
     after_two: tuple[RunFolder, Config], tmp_path: Path
 ) -> None:
     _, config = after_two
-    elsewhere, plan = (
-        RunFolder(tmp_path / "other", Progress(None)),
-        SimpleNamespace(configs=[config]),
-    )
+    elsewhere = RunFolder(tmp_path / "other", Progress(None))
+    plan = SimpleNamespace(configs=[config])
     found = continued(config, plan, _trial_of_two(1.0), elsewhere, time.monotonic() + 100.0)  # type: ignore[arg-type]
     assert found[0] is not None and found[1] == 0
 

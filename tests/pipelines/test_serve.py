@@ -153,12 +153,10 @@ class Registry:
     """The version of the name at each look-up; an exception in the list is raised."""
 
     def __init__(self, stopped: threading.Event, *found: Any) -> None:
-        self.uri, self._stopped, self._found, self.loaded = (
-            "models:/m@champion",
-            stopped,
-            list(found),
-            [],
-        )
+        self.uri = "models:/m@champion"
+        self._stopped = stopped
+        self._found = list(found)
+        self.loaded = []
 
     def version(self) -> str:
         found = self._found.pop(0)
@@ -235,10 +233,8 @@ def test_each_side_follows_its_own_name() -> None:
             return 1
 
     never = threading.Event()
-    first, second = (
-        Registry(never, "1", "1", "2", "2", "2"),
-        Registry(stopped, "7", "8", "broken", "8", "8"),
-    )
+    first = Registry(never, "1", "1", "2", "2", "2")
+    second = Registry(stopped, "7", "8", "broken", "8", "8")
     settings = ServeConfig(poll_seconds=0.001)
     sides = [
         followed_side.FollowedSide("a", first, "1", settings),

@@ -250,10 +250,8 @@ def recall_and_rank(scorer: Popular | FrozenModel, queries: Queries) -> tuple[fl
     ties half.
     """
     scores_BN = scorer.scores(queries)
-    rows_P, targets_P = (
-        torch.as_tensor(queries.target_rows()),
-        torch.as_tensor(queries.target_items).long(),
-    )
+    rows_P = torch.as_tensor(queries.target_rows())
+    targets_P = torch.as_tensor(queries.target_items).long()
     hits_P = (scores_BN.topk(100, dim=1).indices[rows_P] == targets_P[:, None]).any(1)
     before = 0.0
     for row, target in zip(rows_P.tolist(), targets_P.tolist(), strict=True):

@@ -165,10 +165,8 @@ def test_random_friends_are_pruned_from_the_model(tmp_path: Path) -> None:
         queries,
         histories=queries.histories.where(np.zeros(len(queries.histories.items_E), dtype=bool)),
     )
-    scores_BN, friends_BN = (
-        checked.scores(friends_only),
-        parts_BKD[:, social] @ checked.item_vectors_ND.T,
-    )
+    scores_BN = checked.scores(friends_only)
+    friends_BN = parts_BKD[:, social] @ checked.item_vectors_ND.T
     has_friend_B = weights_BK[:, social] > 0
     torch.testing.assert_close(scores_BN[has_friend_B], friends_BN[has_friend_B], rtol=0, atol=0)
     assert has_friend_B.float().mean() > 0.5 and scores_BN[has_friend_B].std(dim=1).min() > 0

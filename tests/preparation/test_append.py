@@ -45,10 +45,8 @@ def write_days(folder: Path, seed: int = 0) -> list[Path]:
     rows: list[list[str]] = [[] for _ in range(NUM_DAYS)]
     for day in range(NUM_DAYS):
         for _ in range(160):
-            user, item = (
-                int(random.integers(0, 30 + 4 * day)),
-                int(random.integers(0, 20 + 2 * day)),
-            )
+            user = int(random.integers(0, 30 + 4 * day))
+            item = int(random.integers(0, 20 + 2 * day))
             time = 1_600_000_000 + day * DAY + int(random.integers(0, DAY))
             kind, weather = ("buy", "rain") if random.random() < 0.4 else ("view", "sun")
             value = int(random.integers(1, 6))

@@ -45,12 +45,10 @@ def by_hand(
     seen, bad, weights = set(), set(), dict[tuple[str, str], float]()
     known = set(USERS.to_pylist())
     for row in sorted(rows.to_pylist(), key=lambda row: (row[schema.FILE], row[schema.ROW])):
-        pair, place = (
-            (row[schema.SRC_USER_ID], row[schema.DST_USER_ID]),
-            (
-                row[schema.FILE],
-                row[schema.ROW],
-            ),
+        pair = (row[schema.SRC_USER_ID], row[schema.DST_USER_ID])
+        place = (
+            row[schema.FILE],
+            row[schema.ROW],
         )
         time = row[schema.TIMESTAMP]
         if row[schema.REASON]:

@@ -225,10 +225,8 @@ def test_lists_of_sampled_items_are_refused_if_all_items_are_ranked(
 
 
 def test_implausible_lists_are_noted(folder: Path, tmp_path: Path, capsys: Captured) -> None:
-    best, none = (
-        saved(lists(lambda user: 1), tmp_path / "b.csv"),
-        saved(lists(lambda user: 0), tmp_path / "n.csv"),
-    )
+    best = saved(lists(lambda user: 1), tmp_path / "b.csv")
+    none = saved(lists(lambda user: 0), tmp_path / "n.csv")
     short = saved(
         lists(lambda user: user % 3).query("rank <= 3 and user_id != 'u9'"), tmp_path / "s.csv"
     )

@@ -182,12 +182,10 @@ def test_refit_measures_the_index_again(
         "recall": round(expected, 5),
         "at": LIST,
     }
-    too_little, no_library = (
-        ("recsys.serving.item_index.RECALL", 1.1),
-        (
-            "recsys.bundle.files.can_index",
-            lambda: False,
-        ),
+    too_little = ("recsys.serving.item_index.RECALL", 1.1)
+    no_library = (
+        "recsys.bundle.files.can_index",
+        lambda: False,
     )
     for name, value in (too_little, no_library):
         with monkeypatch.context() as patch:

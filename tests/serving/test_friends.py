@@ -81,10 +81,8 @@ def test_events_of_a_request_count_like_stored_events(
     bundle = read_bundle(tmp_path / "bundle")
     newest = {"item_id": "i9", "event_type": "buy", "timestamp": 9 * DAY}
     recommender = Recommender(bundle)
-    before, after = (
-        ask(recommender, user_id="u0", k=ITEMS),
-        ask(recommender, user_id="u0", history=[newest], k=ITEMS),
-    )
+    before = ask(recommender, user_id="u0", k=ITEMS)
+    after = ask(recommender, user_id="u0", history=[newest], k=ITEMS)
     assert "i9" in before.item_ids and "i9" not in after.item_ids
     gained = dict(zip(after.item_ids, after.scores, strict=True))
     moved = [

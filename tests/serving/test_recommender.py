@@ -218,10 +218,8 @@ def test_request_equals_the_same_events_stored(bundle: Bundle, recommender: Reco
         {"item_id": f"i{i}", "event_type": "view", "timestamp": time}
         for i, _, time, _ in HISTORIES[2]
     ]
-    anonymous, stored = (
-        ask(recommender, history=events, k=3),
-        ask(recommender, user_id="u2", k=ITEMS),
-    )
+    anonymous = ask(recommender, history=events, k=3)
+    stored = ask(recommender, user_id="u2", k=ITEMS)
     for place, item in enumerate(anonymous.item_ids):
         there = stored.item_ids.index(item)
         gate = anonymous.shares["evolution"][place] / stored.shares["evolution"][there]
@@ -245,10 +243,8 @@ def test_unordered_histories_count_as_sets(tmp_path: Path) -> None:
     dataset = small_world(tmp_path / "dataset", ordered=False)
     write_bundle(tmp_path / "bundle", small_model(dataset), dataset, {})
     recommender = Recommender(read_bundle(tmp_path / "bundle"))
-    twice, once = (
-        ask(recommender, history=["i1", "i2", "i1"]),
-        ask(recommender, history=["i1", "i2"]),
-    )
+    twice = ask(recommender, history=["i1", "i2", "i1"])
+    once = ask(recommender, history=["i1", "i2"])
     assert twice.scores == once.scores
     assert (
         ask(recommender, user_id="u2", history=["i7"]).scores

@@ -447,13 +447,11 @@ def test_internal_error_reveals_nothing_to_the_caller(service: Service) -> None:
 
 
 def test_bad_call_fails_alone_in_its_batch(service: Service, bundle: Bundle) -> None:
-    good, bad = (
-        [{"user_id": "u0"}],
-        [
-            {"user_id": "u1"},
-            {"history": [{"item_id": "i1", "event_type": "x"}]},
-        ],
-    )
+    good = [{"user_id": "u0"}]
+    bad = [
+        {"user_id": "u1"},
+        {"history": [{"item_id": "i1", "event_type": "x"}]},
+    ]
     outcomes = service.answer([parse_requests(rows) for rows in (good, bad, good)])
     first, second, third = outcomes
     assert isinstance(second, RequestError) and str(second).startswith("request 1: history[0]")

@@ -97,12 +97,10 @@ def test_pruned_granularity_is_trained_alone(
     decides the next.
     """
     dataset, config = cycles(tmp_path), checked()
-    config.train.epochs, config.train.lr, config.train.refit, config.train.patience = (
-        12,
-        0.02,
-        False,
-        12,
-    )
+    config.train.epochs = 12
+    config.train.lr = 0.02
+    config.train.refit = False
+    config.train.patience = 12
     monkeypatch.setattr(loop, "choose_kept", silence)
     found = run(config, dataset)
     join = [row["loss"] for row in found.history if row["phase"] == "join"]

@@ -269,11 +269,9 @@ def test_pareto_front_and_picked_settings_are_correct(tmp_path: Path) -> None:
         [[3.0, 0, 1], [2, 2, 1], [2, 1, 1], [2, 2, 1], [0, 3, 0], [1, 1, 2], [1, 0, 2]]
     )
     assert front(points).tolist() == [True, True, False, True, True, True, False]
-    metric, other, none = (
-        np.array([0.50, 0.499, 0.49, 0.2]),
-        np.array([1.0, 3.0, 4.0, 9.0]),
-        np.zeros(4),
-    )
+    metric = np.array([0.50, 0.499, 0.49, 0.2])
+    other = np.array([1.0, 3.0, 4.0, 9.0])
+    none = np.zeros(4)
     assert [choose(metric, none, other, within) for within in (0.0, 0.01, 0.02, 0.7)] == [
         0,
         1,

@@ -90,11 +90,9 @@ class Export:
             if are_hidden and (not targets or types[kind] in targets)
         }
         if not vector.any() and not added.any():
-            candidates, scores, source = (
-                np.arange(len(self.ids)),
-                self.popularity.astype(float),
-                "popularity",
-            )
+            candidates = np.arange(len(self.ids))
+            scores = self.popularity.astype(float)
+            source = "popularity"
         else:  # the index does not know the additions, and hidden items must leave enough others
             changed = np.flatnonzero(added)
             depth = (

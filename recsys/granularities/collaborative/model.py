@@ -135,11 +135,9 @@ class Collaborative(Granularity):
             total_SD = total_SD + layer_SD
             fold_SD = fold_SD + layer_SD if 2 * depth < self.layers else fold_SD
         scale = 1 / (self.layers + 1)
-        self._fold_ND, self._hops, self._ids_S = (
-            fold_SD * (scale * degree_S.clamp(min=1).rsqrt())[:, None],
-            None,
-            None,
-        )
+        self._fold_ND = fold_SD * (scale * degree_S.clamp(min=1).rsqrt())[:, None]
+        self._hops = None
+        self._ids_S = None
         return total_SD * scale
 
     def state(self, items: ItemView, graphs: Graphs) -> State:

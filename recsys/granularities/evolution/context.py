@@ -78,10 +78,8 @@ class AskedContext(nn.Module):
             )
         self.hidden_share = hidden_share
         self.vectors = ContextVectors(sizes, names, init_std=0.5)
-        self.inner, self.outer = (
-            nn.Linear(2 * sizes.width, 2 * sizes.width),
-            nn.Linear(2 * sizes.width, sizes.width),
-        )
+        self.inner = nn.Linear(2 * sizes.width, 2 * sizes.width)
+        self.outer = nn.Linear(2 * sizes.width, sizes.width)
         nn.init.zeros_(self.outer.weight)
 
     def forward(self, states_BD: Tensor, asked_BC: Tensor) -> Tensor:

@@ -218,11 +218,9 @@ def training_matrix(
     """X [V, N]: the training events with the weights of :func:`rank_weights`; optionally of
     predicted types only.
     """
-    users_E, items_E, values_E = (
-        graphs.users_E.cpu().numpy(),
-        graphs.items_E.cpu().numpy(),
-        graphs.values_E,
-    )
+    users_E = graphs.users_E.cpu().numpy()
+    items_E = graphs.items_E.cpu().numpy()
+    values_E = graphs.values_E
     weights_E = np.ones(len(users_E), dtype=np.float32)
     if event_weights == "rank" and values_E is not None:
         weights_E = _ranks_within(users_E, values_E.cpu().numpy())

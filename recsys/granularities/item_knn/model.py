@@ -59,10 +59,8 @@ class ItemKnn(Granularity):
         return target_types(graphs)[: None if self.config.types[0] == "targets" else 0]
 
     def _linked(self, pairs_NN: sp.csr_matrix, counts_T: Tensor, items: ItemView) -> State:
-        neighbours, shrinkage = (
-            self.config.num_neighbours(pairs_NN.shape[0]),
-            self.config.shrinkage[0],
-        )
+        neighbours = self.config.num_neighbours(pairs_NN.shape[0])
+        shrinkage = self.config.shrinkage[0]
         made = links(*most_similar(pairs_NN, neighbours, shrinkage), by_target=False)
         counts_N = torch.as_tensor(pairs_NN.diagonal()).float()
         made["itself_N"] = torch.where(

@@ -117,11 +117,9 @@ class FactGraph(nn.Module):
 
     def __init__(self, config: KnowledgeConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        self.min_degree, width, kinds = (
-            config.min_degree,
-            sizes.width,
-            2 * sizes.inputs["knowledge"]["relations"],
-        )
+        self.min_degree = config.min_degree
+        width = sizes.width
+        kinds = 2 * sizes.inputs["knowledge"]["relations"]
         self.entities = nn.Embedding(sizes.inputs["knowledge"]["entities"], width)
         nn.init.normal_(self.entities.weight, std=config.init_std)
         self.enter = nn.Linear(width, width, bias=False)
@@ -256,10 +254,8 @@ class Walk:
 
 def _degree(facts: Facts) -> Tensor:
     """Number of distinct neighbours of each entity."""
-    low_F, high_F = (
-        torch.minimum(facts.head_F, facts.tail_F),
-        torch.maximum(facts.head_F, facts.tail_F),
-    )
+    low_F = torch.minimum(facts.head_F, facts.tail_F)
+    high_F = torch.maximum(facts.head_F, facts.tail_F)
     pair = torch.unique((low_F * facts.num_entities + high_F)[low_F != high_F])
     ends = torch.cat([pair // facts.num_entities, pair % facts.num_entities])
     return torch.bincount(ends, minlength=facts.num_entities)

@@ -167,10 +167,8 @@ class Kernel:
         most = max(1, min(landmarks, num_items, _MAX_NUMBERS // max(num_items, 1)))
         vectors_NM = np.zeros((num_items, most))
         left_N = np.einsum("f,fn->n", weights_F, self._diagonal())
-        least, random = (
-            _LEAST * max(float(left_N.max(initial=0.0)), 1e-30),
-            np.random.default_rng(0),
-        )
+        least = _LEAST * max(float(left_N.max(initial=0.0)), 1e-30)
+        random = np.random.default_rng(0)
         for place in range(most):
             chance_N = np.where(left_N > least, left_N, 0.0) * importance_N
             if not chance_N.any():
@@ -203,10 +201,8 @@ def bandwidths(histories: Histories, points_NC: Array) -> list[float]:
         return []
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     same_E = rows_E[1:] == rows_E[:-1]
-    before, after = (
-        points_NC[histories.items_E[:-1][same_E]],
-        points_NC[histories.items_E[1:][same_E]],
-    )
+    before = points_NC[histories.items_E[:-1][same_E]]
+    after = points_NC[histories.items_E[1:][same_E]]
     distance_E = np.sqrt(((before - after) ** 2).sum(1))
     distance_E = distance_E[distance_E > 1e-3]
     found = np.quantile(distance_E, _QUANTILES) if len(distance_E) else np.ones(1)

@@ -55,11 +55,9 @@ class Popularity(Granularity):
 
     def __init__(self, config: PopularityConfig, sizes: ModelSizes) -> None:
         super().__init__()
-        self.half_life, self.counts, self.moments = (
-            config.half_life[0],
-            config.counts[0],
-            config.moments,
-        )
+        self.half_life = config.half_life[0]
+        self.counts = config.counts[0]
+        self.moments = config.moments
         self.rest, self.always_last = config.rest[0], config.as_of[0] == "last"
         self.corrects = sizes.timed and not self.always_last
         self.targets_alone = config.types[0] == "targets"
@@ -75,10 +73,8 @@ class Popularity(Granularity):
             counts_N = graphs.degree_N.cpu().numpy()
             if histories is not None and self.targets_alone:
                 counts_N = np.bincount(distinct_items(histories, num_items), minlength=num_items)
-            table_NT, moments_T = (
-                log_share(counts_N, counts_N, self.rest)[:, None],
-                np.zeros(1, dtype=np.int64),
-            )
+            table_NT = log_share(counts_N, counts_N, self.rest)[:, None]
+            moments_T = np.zeros(1, dtype=np.int64)
         else:
             found = counted(histories, num_items, self.counts)
             most = max(1, min(self.moments, MOST_NUMBERS // max(num_items, 1)))
@@ -115,11 +111,9 @@ class Popularity(Granularity):
         """Events between the stored time and the request."""
         if "times_E" not in state:
             return SparseScores.nothing(state["table_NT"].device)
-        places_B, times_E, asked_B = (
-            self._places(batch, state),
-            state["times_E"],
-            batch.asked_at_B.contiguous(),
-        )
+        places_B = self._places(batch, state)
+        times_E = state["times_E"]
+        asked_B = batch.asked_at_B.contiguous()
         moments_B = state["moments_T"][places_B.clamp(min=0)]
         starts_B = torch.searchsorted(times_E, moments_B, right=True)
         counts_B = (torch.searchsorted(times_E, asked_B) - starts_B).clamp(min=0) * (places_B >= 0)

@@ -135,11 +135,9 @@ def logistic(features_PF: Array, is_true_P: Array) -> Array:
             tried := _loss(features_PF, is_true_P, weights_F - size * step_F, ridge_F)
         ) > loss and size > 1e-4:
             size /= 2
-        weights_F, done, loss = (
-            weights_F - size * step_F,
-            loss - tried < 1e-10 * max(abs(loss), 1.0),
-            tried,
-        )
+        weights_F = weights_F - size * step_F
+        done = loss - tried < 1e-10 * max(abs(loss), 1.0)
+        loss = tried
         if done:
             break
     return weights_F

@@ -98,11 +98,9 @@ class SocialCounts(Granularity):
         total_B = weights_G.new_zeros(len(batch)).index_add_(0, rows_G, weights_G).clamp(min=1e-12)
         weights_G = weights_G / total_B.sqrt()[rows_G]
         of_P, places_P = spread_out(state["event_starts_V1"], friends_G)
-        rows_P, items_P, times_P = (
-            rows_G[of_P],
-            state["items_E"][places_P].long(),
-            state["times_E"][places_P],
-        )
+        rows_P = rows_G[of_P]
+        items_P = state["items_E"][places_P].long()
+        times_P = state["times_E"][places_P]
         asked_P = batch.asked_at_B[rows_P]
         is_before_P = (times_P < asked_P) | (times_P == 0) | (asked_P == 0)
         values_P = weights_G[of_P] * state["degree_N"][items_P].clamp(min=1) ** -self.damping
