@@ -96,18 +96,18 @@ def search(
         for trial in plan.ledger.searched()
         if trial.best is not None
     ]
-    trains = 1 + (
-        config.train.final or "final" not in config.train.model_fields_set
-    )  # number of times that workers start
+    starts = 1 + (config.train.final or "final" not in config.train.model_fields_set)
     whole, done = continued(
-        configured(config, traits, chosen), plan, best, folder, deadline - trains * start_s
+        configured(config, traits, chosen), plan, best, folder, deadline - starts * start_s
     )
     if whole is None:
         said.append(
             "the remaining time is too short for a training: only closed-form members are used"
         )
         folder.progress("\n".join(said))
-        return configured(config, traits, None), said
+        closed = configured(config, traits, None)
+        _settle_head_starts(closed, dataset, folder, plan, [])
+        return closed, said
     cost = cost_of(best, whole.train, done)
     tried = {t.number: epochs_done(folder, t) for t in plan.ledger.searched()} if done else {}
     left = deadline - time.monotonic() - sum(cost)
@@ -116,14 +116,15 @@ def search(
     if folder.budget is not None:
         _expect(folder.budget, expected, start_s, whole.train.final)
     _settle_head_starts(whole, dataset, folder, plan, [best, *others] if done else [])
-    total = sum(map(sum, expected.values()))
-    said.append(f"estimate: {span(total)} to train, {span(deadline - time.monotonic())} left")
+    left = deadline - time.monotonic()
+    said.append(f"estimate: {span(sum(cost))} to train the chosen setting, {span(left)} left")
     said.append(
         f"chosen: {chosen.name}, {whole.train.epochs} epochs"
         + f", continued after epoch {done}" * bool(done)
     )
     if apart:
-        said.append(f"trained separately as further members: {'; '.join(apart)}")
+        models = "; ".join(apart)
+        said.append(f"trained separately as further members, if the time allows: {models}")
     folder.progress("\n".join(said))
     return whole, said
 
@@ -213,9 +214,9 @@ def _settle_head_starts(
         The trials that are continued: by the main training, then by separate models, in the order
         of their names.
     """
+    places = [folder.root / "trials" / trial.name for trial in trials]
     parts = [trained_part(config), *(own_config(config, name) for name in sections(config.model))]
     by_seed = [part for part in parts if part.seed == config.seed]
-    places = [folder.root / "trials" / trial.name for trial in trials]
     for part, place in zip(by_seed, places, strict=False):
         if (checkpoint := last_checkpoint(place)) is not None:
             # absolute: workers have another working folder

@@ -213,6 +213,24 @@ def test_budget_without_time_for_training_uses_closed_form_members(
     assert not chosen.model.granularities.are_trained and f"the budget of 5s {word}" in note
 
 
+def test_search_without_time_for_a_training_uses_closed_form_members_and_leaves_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = _dataset_and_folder(tmp_path)
+    dataset = PreparedDataset(config.dataset_dir)
+    names = [setting.name for setting in settings(PLAIN)]
+    configs = [configured(CONFIG, PLAIN, setting) for setting in settings(PLAIN)]
+    plan = Portfolio(configs, names, Ledger(tmp_path / "ledger.jsonl"), deadline=0.0)
+    trial = replace(THREE_SECONDS_AN_EPOCH, epochs={1: {"value": 0.1, "best": 0.1}})
+    plan.ledger.trials[(0, 0)] = trial
+    left_over = folder.root / "trials" / trial.name / "checkpoint-1"
+    left_over.mkdir(parents=True)
+    monkeypatch.setattr("tune.auto._try_all", lambda *_: plan)
+    chosen, said = search(config, dataset, folder, PLAIN, time.monotonic() + 25.0)
+    assert not chosen.model.granularities.are_trained and "too short for a training" in said[-1]
+    assert not left_over.exists() and not folder.head_starts
+
+
 def test_only_the_first_setting_is_proposed_after_the_deadline(tmp_path: Path) -> None:
     configs = [configured(CONFIG, PLAIN, setting) for setting in settings(PLAIN)]
     ledger = Ledger(tmp_path / "ledger.jsonl")
