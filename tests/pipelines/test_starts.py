@@ -59,6 +59,7 @@ def test_prepare_without_texts_imports_no_torch(tmp_path: Path) -> None:
     assert imported([*words, "--data.text.enabled", "false"], heavy, tmp_path) == [0, []]
 
 
+@pytest.mark.slow
 def test_prepare_of_events_alone_imports_no_ray_data(tmp_path: Path) -> None:
     rows = [f"u{user},i{(user + step) % 9},{step}" for user in range(20) for step in range(9)]
     (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")

@@ -33,6 +33,7 @@ def test_images_improve_over_ids(tmp_path: Path) -> None:
     assert margin(*both_ndcg(dataset, {**BASE, "media": {}}, BASE)) > 0.3
 
 
+@pytest.mark.slow
 def test_random_images_cost_little(tmp_path: Path) -> None:
     """The knob at 0 makes every image noise. Measured: -2.8 % over four seeds (ndcg@10 .4456
     without it, .4332 with it), which the check on validation removes (``model.fusion.check``); the

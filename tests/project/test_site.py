@@ -157,6 +157,7 @@ def test_examples_of_docstrings_are_on_the_tested_page() -> None:
             assert f"\n{line}\n" in page, line
 
 
+@pytest.mark.slow
 def test_site_builds_without_broken_links_and_external_resources(tmp_path: Path) -> None:
     done = subprocess.run(
         [

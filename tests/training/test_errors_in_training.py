@@ -42,6 +42,7 @@ def _config(folder: Path, train: dict[str, Any]) -> Config:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_error_before_the_first_checkpoint_is_the_message(tmp_path: Path, ray_local: None) -> None:
     from recsys.training.ray_train import train_on_ray
 

@@ -328,6 +328,7 @@ def _failing_trainable() -> Callable[[Mapping[str, Any]], None]:
     return train
 
 
+@pytest.mark.slow
 def test_sweep_continues_after_dropped_and_hanging_trials(
     tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

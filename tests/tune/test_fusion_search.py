@@ -382,6 +382,7 @@ def test_command_registers_better_weights_as_a_challenger(tmp_path: Path, capsys
     assert not (root / "fusion/bundle").exists() and (root / "bundle").exists()
 
 
+@pytest.mark.slow
 def test_search_in_a_run_folder_on_an_object_store(
     tmp_path: Path, bucket: str, capsys: Captured
 ) -> None:
