@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, RequestError, choices
-from recsys.values.cells import is_absent
+from recsys.values.absent import is_absent
 
 if TYPE_CHECKING:  # `prepare` and its workers read cells with this module, without torch
     import torch

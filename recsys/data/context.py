@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from recsys.data.attributes import finite
 from recsys.data.histories import Array
 from recsys.errors import DataError, RequestError, choices
-from recsys.values.cells import is_absent
+from recsys.values.absent import is_absent
 
 MISSING: Final = 0
 UNKNOWN: Final = 1

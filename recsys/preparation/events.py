@@ -42,7 +42,8 @@ from recsys.preparation.keys import (
 )
 from recsys.preparation.quarantine import DUPLICATE, QUARANTINE_SCHEMA, UNKNOWN_ITEM, bad_rows, mark
 from recsys.sources.base import FILE_STRIDE, Piece
-from recsys.values.cells import DEFAULT_RULES, CellRules, ids, numbers
+from recsys.values.absent import DEFAULT_RULES, CellRules
+from recsys.values.cells import ids, numbers
 
 TERM: Final = "_term"  # the text of an auxiliary event
 NO_TIME: Final = np.iinfo(np.int64).min

@@ -17,7 +17,8 @@ from recsys.data.vocabulary import Vocabulary, extend, union
 from recsys.errors import ConfigError, choices
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.quarantine import DUPLICATE, bad_rows, mark
-from recsys.values.cells import DEFAULT_RULES, CellRules, ids
+from recsys.values.absent import DEFAULT_RULES, CellRules
+from recsys.values.cells import ids
 from recsys.values.overlap import SideIds, compare
 
 _FACT_TEXT: Final = [schema.HEAD, schema.RELATION, schema.TAIL]

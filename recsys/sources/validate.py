@@ -21,8 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.values.cells import DEFAULT_RULES, CellRules, as_text, extra, ids, numbers
-from recsys.values.times import ACCEPTED, timestamps
+from recsys.values.absent import DEFAULT_RULES, CellRules
+from recsys.values.cells import as_text, extra, ids, numbers
+from recsys.values.time_forms import ACCEPTED
+from recsys.values.times import timestamps
 
 __all__ = ["CellRules", "Layout", "check_rows", "extra", "ids", "numbers", "timestamps"]
 

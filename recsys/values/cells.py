@@ -1,22 +1,17 @@
-"""The meaning of cells: missing values, ids, numbers and extra columns; vectorised.
-
-Why one module: a missing value must be missing in all tables and columns. Programs write it as
-``nan``, ``None``, ``NULL`` or ``NA``, or as an empty cell; :class:`CellRules` has the list of these
-texts. A whole trimmed cell must be equal to one of them, also in case: the items "Nana" and "NONE
-of us" are values.
+"""The meaning of cells: ids, numbers and extra columns; vectorised. Which cells are missing values:
+:mod:`recsys.values.absent`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.config.sources import ABSENT_TEXTS, CellSource
+from recsys.values.absent import DEFAULT_RULES, CellRules, absent_set, present_only
 
 _GROUPED: Final = r"^([+-]?\d{1,3})((?:[.\x{a0}\x{202f} ']\d{3})+)(,\d*)?$"  # 1.234.567,8
 _DIGITS_AND_COMMA: Final = r"^[+-]?(?:\d+(?:,\d*)?|,\d+)(?:[eE][+-]?\d+)?$"  # 1234,5
@@ -27,61 +22,6 @@ _COMMA_GROUPED: Final = r"^[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?$"
 _MOST: Final = (
     0.5  # share of numbers with a decimal comma in a column, from which they are rewritten
 )
-
-
-@dataclass(frozen=True)
-class CellRules:
-    """The rules for reading cells; see :class:`recsys.config.sources.CellSource`."""
-
-    absent: tuple[str, ...] = ABSENT_TEXTS
-    time_format: str = ""
-    decimal: str = "."
-
-    @property
-    def has_numbers(self) -> bool:
-        """Whether a text that means a missing value may be read as a number or time, such as
-        -999.
-        """
-        return any(character.isdigit() for text in self.absent for character in text)
-
-    @classmethod
-    def of(cls, source: Any) -> CellRules:
-        """The rules of a source's configuration; the defaults for a source without files."""
-        if not isinstance(source, CellSource):
-            return cls()
-        return cls(tuple(source.absent), source.time_format, source.decimal)
-
-
-DEFAULT_RULES: Final = CellRules()
-
-
-# ------------------------------------------------------------------------------------- absent texts
-
-
-def present_only(texts: Any, rules: CellRules = DEFAULT_RULES) -> Any:
-    """Texts (array or chunked array) with null for missing values; other texts stay.
-
-    >>> present_only(pa.array([" a", " ", "nan", "Nana", None])).to_pylist()
-    [' a', None, None, 'Nana', None]
-    """
-    absent = pc.is_in(pc.utf8_trim_whitespace(texts), value_set=_absent_set(rules))
-    return pc.if_else(absent, None, texts) if pc.any(absent).as_py() else texts
-
-
-def is_absent(text: str, rules: CellRules = DEFAULT_RULES) -> bool:
-    """Whether one text means a missing value.
-
-    >>> is_absent(" None "), is_absent("None", CellRules(absent=()))
-    (True, False)
-    >>> is_absent("", CellRules(absent=()))
-    True
-    """
-    trimmed = text.strip()
-    return not trimmed or trimmed in rules.absent
-
-
-def _absent_set(rules: CellRules) -> pa.Array:
-    return pa.array(["", *rules.absent], pa.string())
 
 
 # ------------------------------------------------------------------------------------ typed columns
@@ -106,7 +46,7 @@ def ids(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> pa.Array:
     ):
         return column.cast(pa.string())
     text = pc.utf8_trim_whitespace(as_text(column))
-    absent = pc.is_in(text, value_set=_absent_set(rules))
+    absent = pc.is_in(text, value_set=absent_set(rules))
     return pc.if_else(absent, None, text) if pc.any(absent).as_py() else text
 
 
@@ -213,7 +153,7 @@ def extra(column: pa.Array, kind: pa.DataType, rules: CellRules = DEFAULT_RULES)
 def _lists_of_texts(lists: pa.ListArray, rules: CellRules) -> pa.ListArray:
     """The lists without missing members."""
     members = lists.flatten()
-    absent = pc.is_in(pc.utf8_trim_whitespace(members), value_set=_absent_set(rules))
+    absent = pc.is_in(pc.utf8_trim_whitespace(members), value_set=absent_set(rules))
     dropped = np.asarray(pc.or_(absent, pc.is_null(members)))
     if not dropped.any():
         return lists

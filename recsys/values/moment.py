@@ -11,8 +11,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from recsys.values.cells import is_absent
-from recsys.values.times import (
+from recsys.values.absent import is_absent
+from recsys.values.time_forms import (
     ACCEPTED,
     CALENDAR,
     EARLIEST,

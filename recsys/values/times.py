@@ -28,31 +28,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.values.cells import DEFAULT_RULES, CellRules, as_text, is_bytes, is_text
+from recsys.values.absent import DEFAULT_RULES, CellRules
+from recsys.values.cells import as_text, is_bytes, is_text
+from recsys.values.time_forms import (
+    CALENDAR,
+    EARLIEST,
+    LATEST,
+    MONTHS,
+    NAMED_DAYS,
+    NAMED_FORMS,
+    SERIALS,
+    YEARS,
+    ZERO_DATE,
+    calendar_range,
+    is_refused,
+)
 
 Array = npt.NDArray[Any]
-
-EARLIEST: Final = -5_364_662_400_000_000  # 1800-01-01 in microseconds
-LATEST: Final = 4_102_444_800_000_000  # 2100-01-01; times are in [EARLIEST, LATEST)
-ACCEPTED: Final = (
-    "accepted are seconds, ms, µs or ns since the epoch (1606513873), ISO 8601 (2020-11-27"
-    " 21:51:13, 2020-11-27T21:51:13+05:30), YYYYMMDD, YYYYMMDDhhmmss, and dates with the month's"
-    " name (Fri Nov 27 21:51:13 +0000 2020), from 1800 to 2099"
-)
-"""The accepted formats, for messages."""
 
 _SECOND: Final = 1_000_000
 _DAY: Final = 86_400 * _SECOND
 # 0001-01-01 and 1899-12-30 in microseconds: databases write them for missing dates.
 _ZEROS: Final = (-62_135_596_800_000_000, -2_209_161_600_000_000)
-ZERO_DATE: Final = r"^(?:0000[-/.]?\d\d?[-/.]?\d\d?|0001-01-01|1899-12-30|1900-01-00)(?:[T ].*)?$"
 _MODERN: Final = 10**8  # seconds; a column with larger numbers does not count from 0
-_SERIALS: Final = (32_874, 58_440)  # days since 1899-12-30 of the years 1990 to 2059
-YEARS: Final = (1900, 2100)
-# Number of digits of a calendar number → whether it can also be an epoch number.
-CALENDAR: Final = {6: True, 8: True, 10: True, 12: True, 14: False, 17: False}
 _FIELDS: Final = (2, 2, 2, 2, 2, 3)  # digits of month, day, hour, minute, second, milliseconds
-MONTHS: Final = "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC"
 _ISO_FORMS: Final = (
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%dT%H:%M:%S%.fZ",
@@ -64,22 +63,6 @@ _PLAIN_FORMS: Final = (
     *("%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M%z"),
     "%Y-%m-%d",
 )
-NAMED_FORMS: Final = (  # weekday removed, upper case
-    *(
-        "%b %d %H:%M:%S %z %Y",
-        "%d %b %Y %H:%M:%S %z",
-        "%b %d %Y %H:%M:%S GMT%z",
-        "%d/%b/%Y:%H:%M:%S %z",
-    ),
-    *(
-        "%b %d %H:%M:%S %Y",
-        "%d %b %Y %H:%M:%S",
-        "%b %d %Y %H:%M:%S",
-        "%d-%b-%Y %H:%M:%S",
-        "%Y-%b-%d %H:%M:%S",
-    ),
-)
-NAMED_DAYS: Final = ("%d %b %Y", "%b %d %Y", "%d-%b-%Y", "%Y-%b-%d")
 _DATE_DIRECTIVES: Final = ({"Y"}, {"m", "b", "B"}, {"d"})
 _SAME_IN_BOTH: Final = frozenset(
     "YmdHMSbBzIp"
@@ -181,12 +164,12 @@ def _whole_numbers(
         first, end = calendar_range(digits)
         if highest >= first and lowest < end:
             micros = _with_calendar(micros, whole, digits)
-    if lowest > _SERIALS[1]:
+    if lowest > SERIALS[1]:
         return micros, present
     found: Any = micros.max()
     if max(found or 0, (latest or 0) * _SECOND) < _MODERN * _SECOND:
         return micros, present
-    is_odd = whole.is_between(*_SERIALS) | whole.is_between(*YEARS) | (whole == 0)
+    is_odd = whole.is_between(*SERIALS) | whole.is_between(*YEARS) | (whole == 0)
     present = present & ~(whole == 0).fill_null(False)
     return pl.select(pl.when(~is_odd).then(micros)).to_series(), present
 
@@ -199,15 +182,6 @@ def _nothing(count: int) -> pl.Series:
     return pl.Series([None], dtype=pl.Int64).new_from_index(0, count)
 
 
-def is_refused(lowest: Any, highest: Any) -> bool:
-    """Whether all numbers of a block are serial dates of a spreadsheet, or all are years; these are
-    no epoch numbers.
-
-    Single ones among present-day times are also refused.
-    """
-    return any(first <= lowest and highest <= last for first, last in (_SERIALS, YEARS))
-
-
 def _scaled(values: pl.Series) -> pl.Series:
     """Epoch numbers of any unit as microseconds; integers are not converted through floats."""
     size = values.abs()
@@ -216,12 +190,6 @@ def _scaled(values: pl.Series) -> pl.Series:
     if values.dtype.is_float():
         micros = pl.when(values.is_finite()).then(micros.round()).cast(pl.Int64, strict=False)
     return pl.select(micros).to_series()
-
-
-def calendar_range(digits: int) -> tuple[int, int]:
-    """The range of numbers with so many digits that start with a year of :data:`YEARS`."""
-    unit = 10 ** (digits - 4)
-    return YEARS[0] * unit, (YEARS[1] + 1) * unit
 
 
 def _with_calendar(micros: pl.Series, whole: pl.Series, digits: int) -> pl.Series:

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.registry.model_page import describe_model
 from recsys.registry.provenance import lineage
 from recsys.registry.register import (
+    REQUIREMENTS,
     RegisteredModel,
     _example,
     _finding_tags,
@@ -582,3 +586,52 @@ def test_model_without_alias_is_listed_by_number(registered: Registered) -> None
     with pytest.raises(ArtifactError, match=r"models:/bare/1 \(no alias\)"):
         resolve("models:/bare@challenger", registered.uri)
     registry.delete_registered_model("bare")
+
+
+_SERVED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocker())
+import recsys.registry.pyfunc_model
+import recsys.granularities.social.model, recsys.granularities.collaborative.model
+"""
+
+
+def test_served_code_needs_only_what_the_model_requires() -> None:
+    """A registered model runs in an environment with its requirements alone, and MLflow."""
+    required = _closure([*REQUIREMENTS, "mlflow"])
+    others = {_name(line) for line in requires("multigrain") or ()} - {"multigrain"} - required
+    blocked = [
+        package
+        for package, names in packages_distributions().items()
+        if others & {_name(name) for name in names}
+    ]
+    assert {"ray", "polars", "transformers", "torch_geometric"} <= set(blocked)
+    done = subprocess.run(
+        [sys.executable, "-c", _SERVED, *blocked],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _name(requirement: str) -> str:
+    """The name of a distribution, as it is compared."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
+
+
+def _closure(names: list[str]) -> set[str]:
+    """These distributions and all that they require."""
+    found, left = set[str](), list(names)
+    while left:
+        name = _name(left.pop())
+        if name in found:
+            continue
+        found.add(name)
+        with suppress(PackageNotFoundError):
+            left += [line for line in requires(name) or () if "extra ==" not in line]
+    return found

@@ -20,7 +20,8 @@ from recsys.preparation.events import EventRules, project
 from recsys.preparation.graphs import TripleRules, item_triples
 from recsys.sources.validate import Layout, check_rows
 from recsys.values import cells
-from recsys.values.cells import CellRules, extra, ids, is_absent, numbers
+from recsys.values.absent import CellRules, is_absent
+from recsys.values.cells import extra, ids, numbers
 from recsys.values.times import timestamps
 
 COMMON = [

@@ -23,7 +23,7 @@ from recsys.preparation.quarantine import QUARANTINE_SCHEMA, Quarantine
 from recsys.sources.validate import HINTS, Layout, check_rows, raw_text
 from recsys.values import moment as moment_module
 from recsys.values import times as times_module
-from recsys.values.cells import CellRules
+from recsys.values.absent import CellRules
 from recsys.values.moment import moment
 from recsys.values.times import polars_form, timestamps
 
