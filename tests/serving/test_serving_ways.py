@@ -612,7 +612,11 @@ def test_model_answers_with_only_its_own_requirements(served: Served, tmp_path: 
     port = free_port()
     with mlflow_server(str(model), tmp_path, port, python):
         found = post(f"http://127.0.0.1:{port}/invocations", {"dataframe_records": REQUESTS})
-        assert found["predictions"] == served.expected()
+        answers = [  # MLflow sends null for fields that only some answers have
+            {name: value for name, value in row.items() if value is not None}
+            for row in found["predictions"]
+        ]
+        assert answers == served.expected()
 
 
 @pytest.mark.slow
