@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from pipelines.plumbing.budget import LEAST_RESERVE, RESERVE, Budget, span
@@ -27,6 +28,7 @@ from recsys.auto.traits import Traits
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.training.apart import own_config, sections
+from recsys.training.checkpoint import load_progress
 from recsys.training.members import trained_only, trained_part
 from recsys.training.resume import training_digest
 from tune.here import run_here
@@ -35,7 +37,7 @@ from tune.portfolio import Portfolio, Spoken
 from tune.ray_tune import run_trials
 from tune.search import Place, training_seconds
 from tune.slots import slots_of_cluster
-from tune.timing import STARTS_S, Costs, continued, cost_of, epochs_done, with_apart
+from tune.timing import STARTS_S, Costs, continued, cost_of, with_apart
 from tune.trial import forget_checkpoints, last_checkpoint
 from tune.watching import Children
 
@@ -82,7 +84,8 @@ def search(
         " the rest to train, evaluate and register"
     )
     begun = time.monotonic()
-    plan = _try_all(config, dataset, folder, traits, portfolio, until)
+    place = Place(dataset.root, (folder.root / "trials").absolute())
+    plan = _try_all(config, dataset, folder, traits, portfolio, until, place)
     start_s = 0.0 if is_here else _start_seconds(plan, time.monotonic() - begun)
     best = plan.best_trial()
     if best is None:
@@ -97,25 +100,33 @@ def search(
         if trial.best is not None
     ]
     starts = 1 + (config.train.final or "final" not in config.train.model_fields_set)
+    saved = {trial.number: last_checkpoint(place.of(trial)) for trial in plan.ledger.searched()}
+    tried = {number: load_progress(one).epoch for number, one in saved.items() if one is not None}
     whole, done = continued(
-        configured(config, traits, chosen), plan, best, folder, deadline - starts * start_s
+        configured(config, traits, chosen),
+        plan,
+        best,
+        tried.get(best.number, 0),
+        deadline - starts * start_s,
     )
     if whole is None:
         said.append(
             "the remaining time is too short for a training: only closed-form members are used"
         )
         folder.progress("\n".join(said))
-        closed = configured(config, traits, None)
-        _settle_head_starts(closed, dataset, folder, plan, [])
-        return closed, said
+        _forget_others(plan, place, [])
+        return configured(config, traits, None), said
     cost = cost_of(best, whole.train, done)
-    tried = {t.number: epochs_done(folder, t) for t in plan.ledger.searched()} if done else {}
     left = deadline - time.monotonic() - sum(cost)
-    whole, apart, others = with_apart(whole, plan, portfolio, best, left, tried)
+    whole, apart, others = with_apart(whole, plan, portfolio, best, left, tried if done else {})
     expected = {"trained": cost} | dict(zip(sections(whole.model), apart.values(), strict=True))
     if folder.budget is not None:
         _expect(folder.budget, expected, start_s, whole.train.final)
-    _settle_head_starts(whole, dataset, folder, plan, [best, *others] if done else [])
+    to_continue = [best, *others] if done else []
+    folder.head_starts = _head_starts(
+        whole, dataset, [saved[trial.number] for trial in to_continue]
+    )
+    _forget_others(plan, place, to_continue)
     left = deadline - time.monotonic()
     said.append(f"estimate: {span(sum(cost))} to train the chosen setting, {span(left)} left")
     said.append(
@@ -162,12 +173,13 @@ def _try_all(
     traits: Traits,
     portfolio: list[Setting],
     until: float,
+    place: Place,
 ) -> Portfolio:
     """Run the portfolio; an earlier search in the folder is not reused, because its time was
     another.
     """
-    place = folder.root / "trials" / "ledger.jsonl"
-    place.unlink(missing_ok=True)
+    ledger = place.folder / "ledger.jsonl"
+    ledger.unlink(missing_ok=True)
     epochs = max(setting.train.get("epochs", 1) for setting in portfolio)
     is_short = until - time.monotonic() < _SHORT_S
     rung = max(1, epochs // (2 * _RUNGS if is_short else _RUNGS))
@@ -179,7 +191,7 @@ def _try_all(
     if is_short:
         configs = [_validated_every(config, rung) for config in configs]
     names = [setting.name for setting in portfolio]
-    plan = Portfolio(configs, names, Ledger(place), until)
+    plan = Portfolio(configs, names, Ledger(ledger), until)
     plan.ledger.begin({"dataset": dataset.manifest.content_hash, "portfolio": names})
     with (
         tracked(config, folder, fresh=True) as tracker,
@@ -189,41 +201,40 @@ def _try_all(
     ):
         slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
         lines = Spoken(folder.progress, kids, config.train.metric, names)
-        place = (folder.root / "trials").absolute()
         if trains_here(config.train, config.ray, folder.budget):
-            run_here(plan, Place(dataset.root, place), replace(slots, concurrent=1), lines)
+            run_here(plan, place, replace(slots, concurrent=1), lines)
         else:
-            run_trials(plan, Place(dataset.root, place), slots, lines)
+            run_trials(plan, place, slots, lines)
     return plan
 
 
-def _settle_head_starts(
-    config: Config,
-    dataset: PreparedDataset,
-    folder: RunFolder,
-    plan: Portfolio,
-    trials: list[Trial],
-) -> None:
-    """Tell the trainings where the checkpoints of their trials are; remove all other checkpoints.
+def _head_starts(
+    config: Config, dataset: PreparedDataset, checkpoints: list[Path | None]
+) -> dict[str, Path]:
+    """The checkpoints by the digest of the training that continues from each.
 
     Parameters
     ----------
     config : Config
         The chosen configuration.
-    trials : list[Trial]
-        The trials that are continued: by the main training, then by separate models, in the order
-        of their names.
+    checkpoints : list[Path | None]
+        Of the main training's trial, then of those of the separate models that have its seed, in
+        the order of their names; None: that model is trained from scratch.
     """
-    places = [folder.root / "trials" / trial.name for trial in trials]
     parts = [trained_part(config), *(own_config(config, name) for name in sections(config.model))]
-    by_seed = [part for part in parts if part.seed == config.seed]
-    for part, place in zip(by_seed, places, strict=False):
-        if (checkpoint := last_checkpoint(place)) is not None:
-            # absolute: workers have another working folder
-            folder.head_starts[training_digest(part, dataset, None)] = checkpoint.absolute()
+    same_seed = [part for part in parts if part.seed == config.seed]
+    return {
+        training_digest(part, dataset, None): checkpoint
+        for part, checkpoint in zip(same_seed, checkpoints, strict=False)
+        if checkpoint is not None
+    }
+
+
+def _forget_others(plan: Portfolio, place: Place, kept: list[Trial]) -> None:
+    """Remove the checkpoints of all other trials."""
     for trial in plan.ledger.trials.values():
-        if (place := folder.root / "trials" / trial.name) not in places:
-            forget_checkpoints(place)
+        if trial not in kept:
+            forget_checkpoints(place.of(trial))
 
 
 def _validated_every(config: Config, epochs: int) -> Config:

@@ -16,9 +16,9 @@ from ray.tune.schedulers import TrialScheduler
 from tune.ledger import Trial
 from tune.plan import Plan
 from tune.ray_tune import scheduler_of
-from tune.search import Place, Watch, task_of, training_seconds
+from tune.search import Place, Watch, forget_needless, task_of, training_seconds
 from tune.slots import Slots
-from tune.trial import forget_checkpoints, run_trial
+from tune.trial import run_trial
 
 
 def run_here(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
@@ -39,8 +39,7 @@ def run_here(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
             )
         except _Stopped:
             plan.ledger.end(trial, "stopped", seconds=training_seconds(trial))
-        for other in plan.without_checkpoints(trial):
-            forget_checkpoints(place.of(other))
+        forget_needless(plan, place, trial)
         watch.ended(trial)
 
 

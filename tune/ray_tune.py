@@ -20,9 +20,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from tune.alive import forget_beats
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
-from tune.search import Place, PlannedSearch, Watch, training_seconds
+from tune.search import Place, PlannedSearch, Watch, forget_needless, training_seconds
 from tune.slots import Slots
-from tune.trial import WorkersTrial, forget_checkpoints, train_in_process
+from tune.trial import WorkersTrial, train_in_process
 
 _ENVIRONMENT: Final = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and MLflow record everything
@@ -166,8 +166,7 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
         finally:
             forget_beats(search.sweep)
     for trial in plan.ledger.trials.values():
-        for other in plan.without_checkpoints(trial):
-            forget_checkpoints(place.of(other))
+        forget_needless(plan, place, trial)
 
 
 def scheduler_of(plan: Plan, search: PlannedSearch) -> Any:

@@ -65,6 +65,12 @@ class Place:
         return self.folder / trial.name
 
 
+def forget_needless(plan: Plan, place: Place, ended: Trial) -> None:
+    """Remove the checkpoints that nothing needs any more, now that a trial has ended."""
+    for trial in plan.without_checkpoints(ended):
+        forget_checkpoints(place.of(trial))
+
+
 class PlannedSearch(Searcher):
     """Hands the plan's trials to Tune and records their results in the ledger.
 
@@ -214,8 +220,7 @@ class PlannedSearch(Searcher):
         del self.running[trial_id]
         self.pulse.end(trial_id)
         if self.slots.workers == 1:  # with several workers, others may still be writing
-            for other in self.plan.without_checkpoints(trial):
-                forget_checkpoints(self.place.of(other))
+            forget_needless(self.plan, self.place, trial)
         self.watch.ended(trial)
 
     def note_error(self, theirs: Any) -> None:

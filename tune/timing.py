@@ -11,14 +11,11 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from pipelines.plumbing.budget import LEAST_RESERVE, RESERVE
-from pipelines.plumbing.folder import RunFolder
 from recsys.auto.portfolio import Setting, with_separate_model
 from recsys.config import Config, TrainConfig
-from recsys.training.checkpoint import load_checkpoint
 from recsys.training.loop import seconds_an_epoch
 from tune.ledger import Trial
 from tune.portfolio import MOST_APART, Portfolio, is_ended
-from tune.trial import last_checkpoint
 
 STARTS_S: Final = 8.0  # seconds that the workers of one training need to start
 _TOO_FEW: Final = 0.1  # share of the planned epochs; with fewer, nothing is trained
@@ -97,23 +94,21 @@ def in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     return config.model_copy(update={"train": config.train.model_copy(update=changes)})
 
 
-def epochs_done(folder: RunFolder, trial: Trial) -> int:
-    """The epoch of a trial's last checkpoint; 0 without one."""
-    checkpoint = last_checkpoint(folder.root / "trials" / trial.name)
-    return 0 if checkpoint is None else load_checkpoint(checkpoint, None)[2].epoch
-
-
 def continued(
-    config: Config, plan: Portfolio, best: Trial, folder: RunFolder, deadline: float
+    config: Config, plan: Portfolio, best: Trial, done: int, deadline: float
 ) -> tuple[Config | None, int]:
     """The configuration of the chosen training, and the epoch of its trial after which it
-    continues.
+    continues; 0 from scratch.
 
     The training continues unless a shorter schedule from scratch fits the time much better: then,
-    the trial was stopped at a high learning rate that would never decay. Without a checkpoint or
-    with fewer epochs the epoch is 0.
+    the trial was stopped at a high learning rate that would never decay.
+
+    Parameters
+    ----------
+    done : int
+        The epoch of the trial's checkpoint; 0 without one.
     """
-    anew, done = in_time(config, best, deadline), epochs_done(folder, best)
+    anew = in_time(config, best, deadline)
     if not done or not pace_of(best):
         return anew, 0
     wanted = config.train.epochs

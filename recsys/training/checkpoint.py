@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -122,6 +124,29 @@ def check_checkpoint(folder: Path) -> None:
         raise ArtifactError(f"checkpoint {folder} is damaged ({wrong} is not what was written)")
 
 
+def load_progress(folder: Path) -> Progress:
+    """Load the progress of a checkpoint, without its tensors.
+
+    Raises
+    ------
+    ArtifactError
+        It is missing or damaged.
+    """
+    with _damaged(folder):
+        return Progress(**json.loads((folder / "progress.json").read_text()))
+
+
+@contextmanager
+def _damaged(folder: Path) -> Iterator[None]:
+    """Raise :class:`~recsys.errors.ArtifactError` for a checkpoint that cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"checkpoint {folder} is damaged ({error}); delete it to start from an earlier one"
+        ) from None
+
+
 def load_checkpoint(
     folder: Path, optimizer: torch.optim.Optimizer | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress]:
@@ -133,8 +158,8 @@ def load_checkpoint(
     ArtifactError
         A file is missing or damaged.
     """
-    try:
-        progress = Progress(**json.loads((folder / "progress.json").read_text()))
+    progress = load_progress(folder)
+    with _damaged(folder):
         model = load_file(folder / "model.safetensors")
         best = load_file(folder / "best.safetensors")
         if optimizer is not None:
@@ -145,10 +170,6 @@ def load_checkpoint(
             optimizer.load_state_dict(
                 {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
             )
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise ArtifactError(
-            f"checkpoint {folder} is damaged ({error}); delete it to start from an earlier one"
-        ) from None
     return model, best, progress
 
 

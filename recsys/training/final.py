@@ -25,7 +25,7 @@ from recsys.model import FrozenModel
 from recsys.stack import TRAINED
 from recsys.training.apart import APART, own_config, own_weights, without_apart
 from recsys.training.build import Start
-from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint
+from recsys.training.checkpoint import Progress, TrainResult, load_progress
 from recsys.training.constants import with_constants
 from recsys.training.context import Report, TrainContext
 from recsys.training.loop import Pass
@@ -157,7 +157,7 @@ def fit_final(
     started, config = time.perf_counter(), with_constants(final.settings(config), final.choices)
     progress = Progress(phase="final", best_epoch=final.epochs, choices={**final.choices})
     if context.resume_from is not None:
-        _, _, progress = load_checkpoint(context.resume_from, None)
+        progress = load_progress(context.resume_from)
     silent, start = pruned_names(final.choices), final.start
     phase: Pass | None = None
     weights = dict[str, Tensor]()

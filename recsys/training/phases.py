@@ -28,7 +28,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.granularities.stratum.section import STRATUM
 from recsys.training.build import Start
-from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint
+from recsys.training.checkpoint import Progress, TrainResult, load_progress
 from recsys.training.constants import CONSTANTS, choose_values, with_constants
 from recsys.training.context import TrainContext
 from recsys.training.loop import UNREFITTED, Pass, Validate, seconds_an_epoch
@@ -203,9 +203,8 @@ def fit(
         The loss is no longer finite.
     """
     started = time.perf_counter()
-    progress = (
-        Progress() if context.resume_from is None else load_checkpoint(context.resume_from, None)[2]
-    )
+    resumed = context.resume_from
+    progress = Progress() if resumed is None else load_progress(resumed)
     training = Training(config, dataset, validate, context, start, progress)
     for phase in PHASES:
         phase(training)

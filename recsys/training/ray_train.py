@@ -49,7 +49,7 @@ from recsys.training.build import Start
 from recsys.training.checkpoint import (
     TrainResult,
     check_checkpoint,
-    load_checkpoint,
+    load_progress,
     load_trained,
     save_trained,
 )
@@ -509,7 +509,7 @@ def _settle_threads(
     rounding), or the fastest.
     """
     if not asked and resume_from is not None:
-        asked = load_checkpoint(resume_from, None)[2].threads
+        asked = load_progress(resume_from).threads
     if not asked:
         most = usable_threads(ray.train.get_context().get_local_world_size())
         asked, why = fastest_threads(config.model, config.train, dataset.num_items, most)

@@ -29,7 +29,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.evaluation.validation import Validator
 from recsys.pace import Deadline
-from recsys.training.checkpoint import load_checkpoint
+from recsys.training.checkpoint import load_checkpoint, load_progress
 from recsys.training.constants import LEFT_OUT, choose_in_time, choose_values
 from recsys.training.context import Report, TrainContext
 from recsys.training.final import Final, fit_final, is_whole
@@ -45,6 +45,7 @@ from tune.auto import _expect
 from tune.ledger import Ledger, Trial
 from tune.portfolio import Portfolio, is_cut
 from tune.timing import Costs, continued, pace_of
+from tune.trial import last_checkpoint
 
 
 class Clock:
@@ -265,9 +266,10 @@ def test_chosen_training_continues_its_trial_unless_a_short_schedule_is_better(
 ) -> None:
     folder, config = after_two
     plan: Any = SimpleNamespace(configs=[config])
-    found = continued(
-        config, plan, _trial_of_two(seconds, state=state), folder, time.monotonic() + 100.0
-    )
+    checkpoint = last_checkpoint(folder.root / "trials" / "000")
+    assert checkpoint is not None
+    trial, saved = _trial_of_two(seconds, state=state), load_progress(checkpoint).epoch
+    found = continued(config, plan, trial, saved, time.monotonic() + 100.0)
     assert found[0] is not None and (found[1], found[0].train.epochs) == (done, epochs)
 
 
@@ -275,9 +277,9 @@ def test_trial_without_a_checkpoint_is_trained_again(
     after_two: tuple[RunFolder, Config], tmp_path: Path
 ) -> None:
     _, config = after_two
-    elsewhere = RunFolder(tmp_path / "other", Progress(None))
-    plan = SimpleNamespace(configs=[config])
-    found = continued(config, plan, _trial_of_two(1.0), elsewhere, time.monotonic() + 100.0)  # type: ignore[arg-type]
+    plan: Any = SimpleNamespace(configs=[config])
+    assert last_checkpoint(tmp_path / "other") is None
+    found = continued(config, plan, _trial_of_two(1.0), 0, time.monotonic() + 100.0)
     assert found[0] is not None and found[1] == 0
 
 
