@@ -83,7 +83,8 @@ def train(config: Config, folder: RunFolder, descent: Descent | None = None) -> 
     ):
         tracker.log_dataset(dataset.manifest, dataset.root)
         log_epoch = EpochLog(tracker, folder.progress)
-        preflight(config, _estimate_to(folder), reachable_nodes(config.ray), dataset.manifest)
+        nodes, is_measured = reachable_nodes(config.ray), folder.budget is not None
+        preflight(config, folder.progress, nodes, dataset.manifest, with_time=not is_measured)
 
         start, report = descent.start if descent else None, reporter(folder, log_epoch)
         seconds = math.inf if folder.budget is None else folder.budget.training_s()
@@ -151,13 +152,6 @@ def _with_apart(
         found[name] = trained(own, dataset, *how, head_start=_head_start(own, dataset, folder))
     whole = joined(result, found)
     return replace(whole, choices={**whole.choices, LEFT_OUT: left_out}) if left_out else whole
-
-
-def _estimate_to(folder: RunFolder) -> Callable[[str], None]:
-    """Print the estimate of a training; with a budget without its time, which was measured."""
-    if folder.budget is None:
-        return folder.progress
-    return lambda lines: folder.progress(lines.splitlines()[0])
 
 
 def _head_start(config: Config, dataset: PreparedDataset, folder: RunFolder) -> Path | None:
@@ -266,15 +260,13 @@ def reporter(
 def epoch_count(values: dict[str, Any]) -> Count:
     """One epoch as a count: of how many, with loss and metric."""
     epoch, epochs = values["epoch"], values["epochs"]
-    brief = {name: value for name, value in values.items() if name not in ("lr", "seconds")}
-    _, _, measured = epoch_line(brief).partition(f"/{epochs}")
     return Count(
         "epochs",
         epoch,
         epochs,
         epoch / epochs,
         values.get("seconds", math.nan) * (epochs - epoch),
-        measured.strip(),
+        f"{_measured(values)}{_phase(values)}".strip(),
         epoch_line(values),
         ended=epoch >= epochs,
     )
@@ -289,21 +281,23 @@ def epoch_line(values: dict[str, Any]) -> str:
     >>> epoch_line({"phase": "select", "epoch": 0, "epochs": 0, **measured})
     'fitted  ndcg@20 0.2000  1.3 s'
     """
-    known = ("phase", "epoch", "epochs", "share", "loss", "lr", "seconds")
-    again = "" if values.get("phase", "select") == "select" else f"  ({values['phase']})"
-    metrics = "".join(
-        f"  {name} {value:.4f}"
-        for name, value in values.items()
-        if name not in known and isinstance(value, float)
-    )
     rate = f"  lr {values['lr']:.2e}" if "lr" in values else ""
     took = f"  {values['seconds']:.1f} s" if "seconds" in values else ""
-    what = (
-        f"epoch {values['epoch']:>3}/{values['epochs']}  loss {values['loss']:.4f}"
-        if "loss" in values
-        else "fitted"
-    )
-    return f"{what}{metrics}{rate}{took}{again}"
+    what = f"epoch {values['epoch']:>3}/{values['epochs']}" if "loss" in values else "fitted"
+    return f"{what}{_measured(values)}{rate}{took}{_phase(values)}"
+
+
+def _measured(values: dict[str, Any]) -> str:
+    """Loss and metrics of an epoch."""
+    known = ("phase", "epoch", "epochs", "share", "loss", "lr", "seconds")
+    metrics = [name for name in values if name not in known and isinstance(values[name], float)]
+    shown = ["loss", *metrics] if "loss" in values else metrics
+    return "".join(f"  {name} {values[name]:.4f}" for name in shown)
+
+
+def _phase(values: dict[str, Any]) -> str:
+    """The phase of an epoch where it is not the first one."""
+    return "" if values.get("phase", "select") == "select" else f"  ({values['phase']})"
 
 
 if __name__ == "__main__":

@@ -181,17 +181,16 @@ class Pace:
         return min(self._worked / max(self.work, 1e-9), 1.0) if self.total else 0.0
 
     def _left(self, now: float) -> float:
-        if not self.total or not self._worked:
+        if not self.total:
             return math.nan
-        return (now - self._started) * (self.work - self._worked) / self._worked
+        return (now - self._started) * (self.work - self._worked) / max(self._worked, 1e-9)
 
     def _line(self, now: float) -> str:
         if not self.total:
             return f"{self.what}: {self._done:,} so far"
-        left = (now - self._started) * (self.work - self._worked) / max(self._worked, 1e-9)
         return (
             f"{self.what}: {self._done:,} of {self.total:,} ({100 * self._share():.0f} %), about"
-            f" {duration(left)} left"
+            f" {duration(self._left(now))} left"
         )
 
 

@@ -412,9 +412,18 @@ def check_cluster(config: Config, nodes: Sequence[Node]) -> None:
 
 
 def preflight(
-    config: Config, say: Callable[[str], None], nodes: Sequence[Node], manifest: Manifest | None
+    config: Config,
+    say: Callable[[str], None],
+    nodes: Sequence[Node],
+    manifest: Manifest | None,
+    with_time: bool = True,
 ) -> None:
     """Print the estimate for a training, and refuse one that cannot fit.
+
+    Parameters
+    ----------
+    with_time : bool
+        False if the time was measured, not only estimated.
 
     Raises
     ------
@@ -424,20 +433,23 @@ def preflight(
     sizes = sizes_of(config, manifest)
     if sizes is None:
         return
-    say(described(config, sizes))
+    say(described(config, sizes, with_time))
     check(config, sizes, nodes)
 
 
-def described(config: Config, sizes: Sizes) -> str:
-    """The estimate in two lines."""
+def described(config: Config, sizes: Sizes, with_time: bool = True) -> str:
+    """The estimate: a line on memory and one on time."""
     wanted = need(config, sizes, gpu=config.train.use_gpu == "yes")
     parts = sorted(wanted.memory.items(), key=lambda part: -part[1])[:3]
     known = "" if sizes.exact else ", from the settings of the source"
     largest = ", ".join(f"{name} {_gib(size)}" for name, size in parts)
+    memory = f"estimate: {_gib(wanted.total)} a worker ({largest}){known}"
+    if not with_time:
+        return memory
     return (
-        f"estimate: {_gib(wanted.total)} a worker ({largest}){known}\nestimate: at most"
-        f" {wanted.steps:,} steps, roughly {_time(wanted.hours)} (could be several times more or"
-        f" less); {_gib(wanted.shuffle)} through the object store in prepare"
+        f"{memory}\nestimate: at most {wanted.steps:,} steps, roughly {_time(wanted.hours)}"
+        f" (could be several times more or less); {_gib(wanted.shuffle)} through the object store"
+        " in prepare"
     )
 
 

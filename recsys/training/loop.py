@@ -36,7 +36,7 @@ from recsys.data.loader import LoaderConfig, Step, TrainingLoader
 from recsys.data.repeats import no_targets, repeats_line
 from recsys.errors import ConfigError, DataError, TrainingError
 from recsys.granularities.behaviour.section import USER_TEXT
-from recsys.pace import Pace
+from recsys.pace import with_progress
 from recsys.training.build import Start, build_graphs, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.closed_form import choose_weights, sample_queries
@@ -376,29 +376,26 @@ class Pass:
             return self._private_epoch(epoch, self.private)
         self.loss.graphs = self.graphs.without(self.loader.hidden(epoch))
         total, weight = self._so_far(), self.progress.loss_weight
-        with Pace(
-            f"steps of epoch {epoch + 1}", self.loader.num_steps - self.progress.step
-        ) as pace:
-            for step in self._steps(epoch):
-                if step.number > self.progress.step and self._is_due(step.number):
-                    self._save(step.number, total, weight)
-                    total = self._so_far()
-                self.optimizer.zero_grad(set_to_none=True)
-                with self.context.autocast(self.config.train.precision):
-                    summed = self.step(
-                        step.batch.to(self.context.device), (self.config.seed, epoch, step.number)
-                    )
-                # DDP averages over workers, but the loss is a mean over the targets of all workers
-                (summed * (self.context.world_size / step.weight)).backward()
-                if self.config.train.clip_norm:
-                    clip_gradients(self.loss, self.config.train.clip_norm)
-                self._set_lr(epoch, step.number)
-                self.optimizer.step()
-                total, weight = total + summed.detach(), weight + step.weight
-                pace.add()
-                if step.number + 1 < self.loader.num_steps and self._is_over():
-                    self.share = (step.number + 1) / self.loader.num_steps
-                    break
+        steps_left = self.loader.num_steps - self.progress.step
+        for step in with_progress(f"steps of epoch {epoch + 1}", self._steps(epoch), steps_left):
+            if step.number > self.progress.step and self._is_due(step.number):
+                self._save(step.number, total, weight)
+                total = self._so_far()
+            self.optimizer.zero_grad(set_to_none=True)
+            with self.context.autocast(self.config.train.precision):
+                summed = self.step(
+                    step.batch.to(self.context.device), (self.config.seed, epoch, step.number)
+                )
+            # DDP averages over workers, but the loss is a mean over the targets of all workers
+            (summed * (self.context.world_size / step.weight)).backward()
+            if self.config.train.clip_norm:
+                clip_gradients(self.loss, self.config.train.clip_norm)
+            self._set_lr(epoch, step.number)
+            self.optimizer.step()
+            total, weight = total + summed.detach(), weight + step.weight
+            if step.number + 1 < self.loader.num_steps and self._is_over():
+                self.share = (step.number + 1) / self.loader.num_steps
+                break
         mean = float(self.context.sum(total)) / weight
         if not math.isfinite(mean):
             raise TrainingError(
@@ -413,15 +410,13 @@ class Pass:
         """
         torch.manual_seed(seed_of(self.config.seed, epoch))
         total = weight = 0.0
-        with Pace(f"steps of epoch {epoch + 1}", self.num_steps) as pace:
-            for number in range(self.num_steps):
-                found = private.set_gradients(
-                    self.loss, private.drawn(), (self.config.seed, epoch, number)
-                )
-                self._set_lr(epoch, number)
-                self.optimizer.step()
-                total, weight = total + found[0], weight + found[1]
-                pace.add()
+        for number in with_progress(f"steps of epoch {epoch + 1}", range(self.num_steps)):
+            found = private.set_gradients(
+                self.loss, private.drawn(), (self.config.seed, epoch, number)
+            )
+            self._set_lr(epoch, number)
+            self.optimizer.step()
+            total, weight = total + found[0], weight + found[1]
         mean = total / max(weight, 1.0)
         if not math.isfinite(mean):
             raise TrainingError(f"the loss is {mean} in epoch {epoch + 1}; lower train.lr")
