@@ -31,6 +31,7 @@ from benchmarks.shop_ceiling import ceiling
 from benchmarks.shop_files import Shop, write_shop
 from benchmarks.shop_truth import misread
 from benchmarks.shop_world import plan_of, world_of
+from recsys.report.first_screen import best_baseline
 
 Json = dict[str, Any]
 
@@ -114,7 +115,7 @@ def outcome(metrics: Json) -> Json:
     0.1
     """
     metric, comparison = metrics["metric"], metrics["comparison"]
-    best = comparison.get("best_on_test") or comparison["best_baseline"]
+    best = best_baseline(comparison)
     value, baseline = metrics["model"][metric], metrics["baselines"][best][metric]
     against = comparison["against"][best]
     each = metrics.get("members", {}).get("each", {})

@@ -116,7 +116,7 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     """Compare the model with the best baseline: the one with the highest metric on test, as in the
     report.
     """
-    best = best_baseline(metrics)
+    best = best_baseline(metrics["comparison"])
     if best is None:
         return "no baseline was run"
     against = metrics["comparison"]["against"][best]

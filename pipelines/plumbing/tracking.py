@@ -201,7 +201,7 @@ def headlines(metrics: Mapping[str, Any]) -> dict[str, float]:
         [str(main), *(f"{kind}@{main.k}" for kind in ("ndcg", "recall", "hit", "mrr", "coverage"))]
     )
     found = {name: metrics["model"][name] for name in names if name in metrics["model"]}
-    best = best_baseline(metrics)
+    best = best_baseline(metrics["comparison"])
     if best:
         against = metrics["comparison"]["against"][best]
         found |= {"best_baseline": metrics["baselines"][best][metrics["metric"]]}

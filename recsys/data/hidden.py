@@ -16,8 +16,8 @@ from recsys.data.histories import Array
 
 @dataclass(frozen=True)
 class Hidden:
-    """Which events an epoch hides from the input, by a hash of (seed, user, item). Histories,
-    graphs and all workers so hide the same events.
+    """Which events an epoch hides from the input, by a hash of (seed, user, item), so that
+    histories, graphs and all workers hide the same events.
     """
 
     share: float

@@ -132,8 +132,8 @@ def _counts(
                 np.repeat(p_BK, piece.histories.lengths_U, axis=0),
             )
             weight_K = weight_K + p_BK.sum(axis=0)
-            heaviest = heaviest + float(p_BK.max(axis=1).sum())
-            users = users + int(p_BK.any(axis=1).sum())
+            heaviest += float(p_BK.max(axis=1).sum())
+            users += int(p_BK.any(axis=1).sum())
     assert counts_NK is not None, "a model was trained on events"
     return counts_NK.T, weight_K, heaviest / max(users, 1)
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from recsys.config import Config
 from recsys.registry.tracking import mlflow_name
+from recsys.report.first_screen import best_baseline
 
 EVENTS_TAG: Final = "dataset.events"
 MINIMUM_TAG: Final = "minimum"  # "passed" or "below"
@@ -66,7 +67,7 @@ def check_minimum(
         Configuration of the run; ``registry.min_data`` and ``update.replace`` define how much data
         is enough.
     """
-    best = comparison.get("best_on_test") or comparison.get("best_baseline")
+    best = best_baseline(comparison)
     against = comparison.get("against", {}).get(best)
     why = "no baseline was measured"
     if against:

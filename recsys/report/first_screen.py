@@ -30,13 +30,12 @@ _NUM_EXAMPLES: Final = 3
 _NUM_TITLES: Final = 5
 
 
-def best_baseline(evaluation: Mapping[str, Any]) -> str | None:
+def best_baseline(comparison: Mapping[str, Any]) -> str | None:
     """The baseline with the highest main metric on test: the best one of the charts; None without
     baselines.
 
     It is the strictest choice. Earlier evaluations name only the best one on validation.
     """
-    comparison = evaluation["comparison"]
     found: str | None = comparison.get("best_on_test") or comparison.get("best_baseline")
     return found
 
@@ -48,7 +47,7 @@ def for_whom(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     baseline's value (None where that is zero). None without a baseline, or for an evaluation of an
     earlier release, which has no such differences.
     """
-    best, metric = best_baseline(evaluation), evaluation["metric"]
+    best, metric = best_baseline(evaluation["comparison"]), evaluation["metric"]
     found: dict[str, list[dict[str, Any]]] = {"better": [], "even": [], "worse": []}
     for group in _USER_GROUPS:
         labels = evaluation["segments"].get(group, {})

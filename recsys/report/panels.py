@@ -113,7 +113,7 @@ def trust_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     trust = evaluation.get("trust")
     if not trust:
         return None
-    best = best_baseline(evaluation)
+    best = best_baseline(evaluation["comparison"])
     shown = ["model", *([best] if best else [])]
     return {
         "k": trust["k"],

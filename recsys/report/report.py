@@ -113,7 +113,7 @@ def render_report(
         evaluation=evaluation,
         manifest=manifest,
         verdict=verdict(evaluation),
-        best=best_baseline(evaluation),
+        best=best_baseline(evaluation["comparison"]),
         for_whom=for_whom(evaluation),
         cost=cost(evaluation, manifest, training_history),
         short_examples=short_examples(examples),
@@ -164,7 +164,7 @@ def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
     """
     main = evaluation["metric"]
     value, shown = evaluation["model"][main], metric_name(main)
-    best = best_baseline(evaluation)
+    best = best_baseline(evaluation["comparison"])
     if best is None:
         return {
             "status": "alone",
@@ -215,7 +215,7 @@ def _cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         evaluation["metric"],
         *(f"{kind}@{k}" for kind in ("recall", "hit", "mrr", "coverage", "diversity")),
     ]
-    best = best_baseline(evaluation)
+    best = best_baseline(evaluation["comparison"])
     return [
         {
             "name": name,
@@ -323,7 +323,7 @@ def _finite(value: Any) -> float:
 def _segments(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Bars of the model and of the best baseline, with one axis for all groups."""
     metric = evaluation["metric"]
-    best = best_baseline(evaluation)
+    best = best_baseline(evaluation["comparison"])
     groups, values = [], []
     for group, labels in evaluation["segments"].items():
         rows = []

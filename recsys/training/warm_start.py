@@ -203,8 +203,8 @@ def newer_users(dataset: PreparedDataset, trained: Histories) -> Array:
     for shard in dataset.shards():
         is_known_E = np.isin(event_keys(shard), known)
         is_test_E, is_valid_E = shard.splits_E == Split.TEST, shard.splits_E == Split.VALID
-        num_test = num_test + int(is_test_E.sum())
-        num_leaked = num_leaked + int((is_test_E & is_known_E).sum())
+        num_test += int(is_test_E.sum())
+        num_leaked += int((is_test_E & is_known_E).sum())
         users_E = np.repeat(shard.users_U, shard.lengths_U)
         newer_V[users_E[is_valid_E]] = True
         newer_V[users_E[is_valid_E & is_known_E]] = False

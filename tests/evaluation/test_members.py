@@ -294,7 +294,7 @@ def test_console_verdict_names_the_best_baseline_of_the_report(on_validation: st
     comparison = {"best_on_test": "als", "best_on_validation": on_validation, "against": against}
     for best in ("als", "ease"):  # earlier evaluations name the best on validation
         metrics = {"metric": "ndcg@5", "comparison": {**comparison, "best_baseline": best}}
-        assert best_baseline(metrics) == "als"
+        assert best_baseline(metrics["comparison"]) == "als"
         assert verdict(metrics) == (
             "not distinguishable from als, the best baseline: ndcg@5 +0.0000, 95 % interval -1.0000"
             " to +1.0000"
