@@ -16,7 +16,7 @@ from ray.tune.schedulers import TrialScheduler
 from tune.ledger import Trial
 from tune.plan import Plan
 from tune.ray_tune import scheduler_of
-from tune.search import Place, Watch, forget_needless, task_of, training_seconds
+from tune.search import Place, Watch, forget_unneeded, task_of, training_seconds
 from tune.slots import Slots
 from tune.trial import run_trial
 
@@ -39,7 +39,7 @@ def run_here(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
             )
         except _Stopped:
             plan.ledger.end(trial, "stopped", seconds=training_seconds(trial))
-        forget_needless(plan, place, trial)
+        forget_unneeded(plan, place, trial)
         watch.ended(trial)
 
 

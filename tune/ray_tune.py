@@ -20,7 +20,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from tune.alive import forget_beats
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
-from tune.search import Place, PlannedSearch, Watch, forget_needless, training_seconds
+from tune.search import Place, PlannedSearch, Watch, forget_unneeded, training_seconds
 from tune.slots import Slots
 from tune.trial import WorkersTrial, train_in_process
 
@@ -166,7 +166,7 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
         finally:
             forget_beats(search.sweep)
     for trial in plan.ledger.trials.values():
-        forget_needless(plan, place, trial)
+        forget_unneeded(plan, place, trial)
 
 
 def scheduler_of(plan: Plan, search: PlannedSearch) -> Any:

@@ -65,8 +65,8 @@ class Place:
         return self.folder / trial.name
 
 
-def forget_needless(plan: Plan, place: Place, ended: Trial) -> None:
-    """Remove the checkpoints that nothing needs any more, now that a trial has ended."""
+def forget_unneeded(plan: Plan, place: Place, ended: Trial) -> None:
+    """Remove the checkpoints that are not needed any more, now that a trial has ended."""
     for trial in plan.without_checkpoints(ended):
         forget_checkpoints(place.of(trial))
 
@@ -220,7 +220,7 @@ class PlannedSearch(Searcher):
         del self.running[trial_id]
         self.pulse.end(trial_id)
         if self.slots.workers == 1:  # with several workers, others may still be writing
-            forget_needless(self.plan, self.place, trial)
+            forget_unneeded(self.plan, self.place, trial)
         self.watch.ended(trial)
 
     def note_error(self, theirs: Any) -> None:
