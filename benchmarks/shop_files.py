@@ -133,18 +133,15 @@ class Shop:
 
     world: World
     files: list[Path] = field(default_factory=list)
-    roles: dict[str, str] = field(
-        default_factory=dict
-    )  # events, items, users, social → name of the file
-    columns: dict[str, dict[str, str]] = field(
-        default_factory=dict
-    )  # role → what it is → name of the column
+    # events, items, users, social → name of the file
+    roles: dict[str, str] = field(default_factory=dict)
+    # role → what it is → name of the column
+    columns: dict[str, dict[str, str]] = field(default_factory=dict)
     users: list[str] = field(default_factory=list)  # ids of the users of the world, as text
     items: list[str] = field(default_factory=list)
     types: tuple[str, ...] = ()
-    times: list[int] = field(
-        default_factory=list
-    )  # of the events, seconds, as precise as the files say them
+    # of the events, seconds, as precise as the files say them
+    times: list[int] = field(default_factory=list)
     forms: dict[str, str] = field(default_factory=dict)
 
 

@@ -66,19 +66,16 @@ class World:
     users: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     items: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     times: Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    kinds: Array = field(
-        default_factory=lambda: np.zeros(0, np.int64)
-    )  # of TYPES; all 0 without types
+    # of TYPES; all 0 without types
+    kinds: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     item_styles: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     categories: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     brands: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     prices: Array = field(default_factory=lambda: np.zeros(0))
-    item_places: Array = field(
-        default_factory=lambda: np.zeros((0, 2))
-    )  # kilometres from the middle
-    launched: Array = field(
-        default_factory=lambda: np.zeros(0)
-    )  # day of the period, below 0: before it
+    # kilometres from the middle
+    item_places: Array = field(default_factory=lambda: np.zeros((0, 2)))
+    # day of the period, below 0: before it
+    launched: Array = field(default_factory=lambda: np.zeros(0))
     ages: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     regions: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     friends: Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))
@@ -203,9 +200,8 @@ class Choices:
         self.world, self.plan, self.people, self.random = world, plan, people, random
         ranks = random.permutation(plan.num_items) + 1.0
         self.popularity = ranks**-plan.long_tail
-        self.life = random.lognormal(
-            np.log(max(20.0, plan.days / 4)), 0.6, plan.num_items
-        )  # days in fashion
+        # days in fashion
+        self.life = random.lognormal(np.log(max(20.0, plan.days / 4)), 0.6, plan.num_items)
         fits = random.dirichlet(np.full(plan.styles, 0.3), plan.num_items)
         fits[np.arange(plan.num_items), world.item_styles] += 1.5
         self.fits = (fits / fits.sum(1, keepdims=True)) ** (1 + 2 * plan.strength.get("taste", 0.0))
@@ -221,9 +217,8 @@ class Choices:
         for one, two in world.friends.tolist():
             self.friends[one].append(two)
             self.friends[two].append(one)
-        self.had: list[dict[int, int]] = [
-            {} for _ in range(plan.num_users)
-        ]  # item → time of the last purchase
+        # item → time of the last purchase
+        self.had: list[dict[int, int]] = [{} for _ in range(plan.num_users)]
         self.last = np.full(plan.num_users, -1)
         self.lasting: dict[int, Array] = {}
         self._day, self._offer = -1, self.popularity

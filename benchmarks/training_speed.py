@@ -40,9 +40,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", nargs="*", default=["rectools", "recbole"])
-    parser.add_argument(
-        "--ours", metavar="FILE", help=argparse.SUPPRESS
-    )  # our side, in its own process
+    # our side, in its own process
+    parser.add_argument("--ours", metavar="FILE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.epochs < 2:
         parser.error(
@@ -60,9 +59,8 @@ def main() -> None:
                 print(f"{peer}: no environment, left out (make bench-peers)", file=sys.stderr)
                 continue
             sides[peer] = [python, str(ROOT / f"benchmarks/peers/{peer}_sasrec.py"), path]
-        epochs = str(
-            options.epochs + 1
-        )  # the first warms up, and our last one includes a validation
+        # the first warms up, and our last one includes a validation
+        epochs = str(options.epochs + 1)
         commands = {
             name: [*side, *(["--epochs"] if name == "ours" else []), epochs]
             for name, side in sides.items()
@@ -115,9 +113,8 @@ def write_events(data: str, folder: Path) -> str:
     ours = events.select(
         user_id=whole["user"], item_id=whole["item"], timestamp=pl.col("place") * 60 + 86_400
     )
-    ours.write_parquet(
-        folder / "ours.parquet"
-    )  # each user's last event becomes test, which is not used here
+    # each user's last event becomes test, which is not used here
+    ours.write_parquet(folder / "ours.parquet")
     events.filter(~pl.col("last")).drop("last").write_csv(folder / "events.csv")
     return str(folder / "events.csv")
 

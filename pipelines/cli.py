@@ -224,9 +224,8 @@ def parse(words: Sequence[str], short: Mapping[str, str] | None = None) -> Argum
         elif name in short:
             overrides.append((short[name], value))
         elif name in _TEXTS:
-            quoted = "'{}'".format(
-                value.replace("'", "''")
-            )  # stays a string: YAML must not read 42 as a number
+            # stays a string: YAML must not read 42 as a number
+            quoted = "'{}'".format(value.replace("'", "''"))
             overrides.append((_TEXTS[name], quoted))
         else:
             overrides.append((name, value))

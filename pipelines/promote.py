@@ -52,9 +52,8 @@ class Side:
     """One of the two models: a version, and its bundle if it can be read."""
 
     version: str
-    bundle: (
-        Bundle | None
-    )  # with its evaluated model: the one that answers may be trained on test events
+    # with its evaluated model: the one that answers may be trained on test events
+    bundle: Bundle | None
     broken: str  # why it cannot be read; otherwise empty
 
     def describe(self, name: str) -> dict[str, Any]:

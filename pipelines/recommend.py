@@ -34,9 +34,8 @@ def recommend(config: Config, folder: RunFolder) -> str:
     """Write the recommendations and return their path."""
     quiet()
     settings = config.recommend
-    requests = (
-        read_requests(settings.requests) if settings.requests else None
-    )  # first: a bad file stops here
+    # first: a bad file stops here
+    requests = read_requests(settings.requests) if settings.requests else None
     parse_rules(settings.rules, "recommend.rules")
     stock = read_stock(settings.stock_file, "recommend.stock_file")
     with folder.progress.stage("recommend"):

@@ -55,9 +55,8 @@ def _run(
     """Run the stages of a configuration with a model; return its metrics and registration."""
     with tracked(config, folder, fresh=True), ray_through(config):
         with ray_session(config):
-            preflight(
-                config, lambda _: None, reachable_nodes(config.ray), None
-            )  # `train` prints it, from the prepared data
+            # `train` prints it, from the prepared data
+            preflight(config, lambda _: None, reachable_nodes(config.ray), None)
             if not is_prepared:
                 folder.turn_to("prepare")
                 check_targets(prepare(config, folder), config.evaluate, config.seed)

@@ -56,9 +56,8 @@ def command(words: Sequence[str]) -> int:
             f"submit {first}: --config FILE is missing. Usage: {VERBS['submit'].usage}"
         )
     tree = read_tree(config_file(arguments.config), arguments.overrides)
-    config = build_config(
-        tree, arguments.config, options=[name for name, _ in arguments.overrides]
-    )  # mistakes stop here, before anything is sent
+    # mistakes stop here, before anything is sent
+    config = build_config(tree, arguments.config, options=[name for name, _ in arguments.overrides])
     check(config, VERBS[first].stages)
     if arguments.dry_run:
         print(_dry_run(first, config, tree))

@@ -54,9 +54,8 @@ class Descent:
     start: Start
     validate: Validate
     parent: dict[str, Any]
-    apart: dict[str, Start] = field(
-        default_factory=dict
-    )  # start weights of the separately trained models
+    # start weights of the separately trained models
+    apart: dict[str, Start] = field(default_factory=dict)
     newer_V: Array | None = None  # users whose validation events are new to the parent
 
 

@@ -90,9 +90,8 @@ def update_all(config: Config, folder: RunFolder) -> None:
                 say_drift(config, folder, parent)
             train(config, folder, descent)
         metrics = evaluate(config, folder)
-        registered = register(
-            config, folder, given=given
-        )  # not the shortened one, or epochs and lr would shrink with each update
+        # not the shortened one, or epochs and lr would shrink with each update
+        registered = register(config, folder, given=given)
     folder.progress.plain(closing_words(metrics, registered, folder))
 
 
@@ -236,10 +235,8 @@ def descent_of(config: Config, folder: RunFolder, parent: Parent, held: list[Hel
         for name, section in sections(config.model).items()
         if section.signal in earlier.sizes.inputs
     ]
-    anew = [
-        *anew,
-        *(name for name in sections(config.model) if name not in known),
-    ]  # the parent's stacking dropped them
+    # the parent's stacking dropped them
+    anew = [*anew, *(name for name in sections(config.model) if name not in known)]
     if anew:
         folder.progress(
             f"training from scratch, because the parent has no weights for it: {', '.join(anew)}"

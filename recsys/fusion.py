@@ -112,9 +112,8 @@ class LearnedFusion(Fusion):
         """Multiply the trained weights."""
         raw_K = self.raw_K.detach()
         changed_K = self.refitted(nn.functional.softplus(raw_K) * factors_K)["raw_K"]
-        return {
-            "raw_K": torch.where(factors_K == 1, raw_K, changed_K)
-        }  # a factor of 1 changes no bit
+        # a factor of 1 changes no bit
+        return {"raw_K": torch.where(factors_K == 1, raw_K, changed_K)}
 
 
 def _inverse_softplus(values_K: Tensor) -> Tensor:

@@ -192,10 +192,8 @@ class _FullSoftmax(_SoftmaxLoss):
         weights_B = torch.zeros(len(users_BD), device=users_BD.device).index_add_(
             0, pairs_P, weights_P
         )
-        narrow_BD, narrow_SD = (
-            _as_autocast(users_BD),
-            _as_autocast(items_SD),
-        )  # for the large products only
+        # for the large products only
+        narrow_BD, narrow_SD = (_as_autocast(users_BD), _as_autocast(items_SD))
         users_BD, items_SD = users_BD.float(), items_SD.float()
         user_grad, item_grad = torch.empty_like(users_BD), torch.zeros_like(items_SD)
         total = torch.zeros((), device=users_BD.device)

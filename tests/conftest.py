@@ -42,9 +42,8 @@ COSTLY_FILES: Final = (
 )
 
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # small problems on shared cores; no test measures time
+# small problems on shared cores; no test measures time
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -81,9 +80,8 @@ def ray_local() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault(
-        "RAY_worker_niceness", "0"
-    )  # as the commands do; otherwise workers starve on a busy machine
+    # as the commands do; otherwise workers starve on a busy machine
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     started = not ray.is_initialized()

@@ -77,9 +77,8 @@ def search_fusion(config: Config, folder: RunFolder) -> dict[str, Any]:
     dataset = open_dataset(config)
     trained = open_trained(config.model, folder, dataset)
     check(trained, folder)
-    parent = parent_of(
-        config, folder, dataset, trained
-    )  # fails before the search, which may take minutes
+    # fails before the search, which may take minutes
+    parent = parent_of(config, folder, dataset, trained)
     ours = folder.part(FOLDER)
     ours.forget_model()  # of an earlier search
     with Tracker(

@@ -36,9 +36,8 @@ class Trial:
     params: dict[str, Any]  # dotted path → value; empty for the given configuration
     state: State = "running"
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch → value, best so far
-    history: dict[int, dict[str, Any]] = field(
-        default_factory=dict
-    )  # epoch → the report of the training loop
+    # epoch → the report of the training loop
+    history: dict[int, dict[str, Any]] = field(default_factory=dict)
     value: float | None = None  # of the chosen model, on all validation queries
     reason: str = ""  # why it failed
     blame: str = ""  # "user" if data or settings are wrong, otherwise "program"

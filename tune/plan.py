@@ -49,9 +49,8 @@ class Plan:
 
     def __init__(self, config: Config, space: Space, ledger: Ledger) -> None:
         self.config, self.space, self.ledger = config, space, ledger
-        self.deadline = (
-            math.inf
-        )  # monotonic clock; trials are stopped at their next report after it
+        # monotonic clock; trials are stopped at their next report after it
+        self.deadline = math.inf
         self.exhausted = False  # all combinations of a small space were tried
 
     def until(self, trial: Trial, concurrent: int) -> float:

@@ -136,9 +136,8 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
         return
     scheduler = scheduler_of(plan, search)
     trainable: Any = WorkersTrial if slots.workers > 1 else train_in_process
-    logging.getLogger("ray.tune").setLevel(
-        logging.CRITICAL
-    )  # it names failed trials by internal ids
+    # it names failed trials by internal ids
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ.update(
         {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     )
@@ -156,9 +155,8 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
                 storage_path=aside,
                 name=search.sweep,
                 verbose=0,
-                checkpoint_config=ray.tune.CheckpointConfig(
-                    checkpoint_at_end=False
-                ),  # trials keep their own checkpoints
+                # trials keep their own checkpoints
+                checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         try:

@@ -87,9 +87,8 @@ class ScoreCache:
         size = min(length, scored_QP.shape[1])
         top_QL, places_QL = scored_QP.topk(min(size + 1, scored_QP.shape[1]), dim=1)
         gap_QL = top_QL[:, :-1] - top_QL[:, 1:]
-        close_Q = ((gap_QL > 0) & (gap_QL <= _ROUNDING * top_QL[:, :1].abs())).any(
-            1
-        )  # the order of the sum may decide
+        # the order of the sum may decide
+        close_Q = ((gap_QL > 0) & (gap_QL <= _ROUNDING * top_QL[:, :1].abs())).any(1)
         places_QL = places_QL[:, :size]
         tied_Q = (gap_QL == 0).any(1)
         if tied_Q.any():  # topk breaks ties arbitrarily

@@ -32,10 +32,8 @@ from recsys.errors import ConfigError, choices
 Kind = Literal["choice", "uniform", "loguniform", "int", "logint"]
 SHIPPED: Final = Path(__file__).parent / "spaces"
 _KINDS: Final = get_args(Kind)
-_SECTIONS: Final = (
-    "model",
-    "train",
-)  # the sections that a training reads, besides the dataset and the seed
+# the sections that a training reads, besides the dataset and the seed
+_SECTIONS: Final = ("model", "train")
 _REFUSED: Final = {
     "train.metric": "trials are compared by it",
     "train.refit": "trials are chosen before the refit",

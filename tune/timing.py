@@ -80,10 +80,8 @@ def in_time(config: Config, best: Trial, deadline: float) -> Config | None:
     wanted = config.train.epochs
     least, epochs = min(wanted, max(1, _TOO_FEW * wanted)), wanted
     if sum(epochs_of(best, config.train)) > affordable:
-        counts = (
-            _trainings(config.train),
-            _trainings(config.train) - config.train.final,
-        )  # the final one may continue instead
+        # the final one may continue instead
+        counts = (_trainings(config.train), _trainings(config.train) - config.train.final)
         epochs = next(
             (fit for count in counts if (fit := int(min(wanted, affordable / count))) >= least), 0
         )

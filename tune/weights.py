@@ -73,9 +73,8 @@ class WeightSpace:
             return torch.as_tensor(weights_K * whole)
         trained = self.num_trained
         weights_K[:trained] = np.maximum(weights_K[:trained], _LEAST * weights_K.sum())
-        weights_K *= (
-            trained / weights_K[:trained].sum()
-        )  # the weights of a gate sum to their number
+        # the weights of a gate sum to their number
+        weights_K *= trained / weights_K[:trained].sum()
         odds_K = np.log(
             np.maximum(weights_K[:trained] / np.maximum(self.mean_K[:trained], 1e-12), 1e-12)
         )

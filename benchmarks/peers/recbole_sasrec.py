@@ -20,9 +20,8 @@ import pandas as pd
 import torch
 
 torch_load = torch.load
-torch.load = lambda *a, **k: torch_load(
-    *a, **{"weights_only": False, **k}
-)  # RecBole's own files, with newer torch
+# RecBole's own files, with newer torch
+torch.load = lambda *a, **k: torch_load(*a, **{"weights_only": False, **k})
 
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation

@@ -22,13 +22,11 @@ import pandas as pd
 import scipy.sparse
 import torch
 
-scipy.sparse.dok_matrix._update = lambda matrix, entries: matrix._dict.update(
-    entries
-)  # RecBole expects old SciPy
+# RecBole expects old SciPy
+scipy.sparse.dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)
 torch_load = torch.load
-torch.load = lambda *a, **k: torch_load(
-    *a, **{"weights_only": False, **k}
-)  # RecBole's own files, with newer torch
+# RecBole's own files, with newer torch
+torch.load = lambda *a, **k: torch_load(*a, **{"weights_only": False, **k})
 
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation

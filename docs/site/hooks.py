@@ -18,9 +18,8 @@ from mkdocs.structure.files import File, Files
 from docs.site import diagram, notebooks, pages
 
 ROOT: Final = Path(__file__).parent.parent.parent
-_OUTSIDE: Final = re.compile(
-    r"\]\((?:\.\./)+([\w.-]+\.(?:yaml|toml|md))\)"
-)  # a file of the top level
+# a file of the top level
+_OUTSIDE: Final = re.compile(r"\]\((?:\.\./)+([\w.-]+\.(?:yaml|toml|md))\)")
 _TOP: Final = ("cluster.yaml", "CHANGELOG.md")
 
 

@@ -30,13 +30,8 @@ from recsys.training.forget import influence, without_users
 from recsys.training.resume import training_digest
 
 INFLUENCE: Final = "influence"  # key of RUN/model/origin.json, which `register` reads
-DERIVED: Final = (
-    "checkpoints",
-    "trials",
-    "best",
-    "fusion",
-    "apart",
-)  # left by trainings; the verb that needs one makes it again
+# left by trainings; the verb that needs one makes it again
+DERIVED: Final = ("checkpoints", "trials", "best", "fusion", "apart")
 _LOGS: Final = ("run.log", "history.jsonl")
 
 

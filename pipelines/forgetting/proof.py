@@ -42,9 +42,8 @@ class Evidence:
     """Everything known about the users to forget; kept in memory only."""
 
     traces: Traces = field(default_factory=Traces)
-    histories: dict[str, tuple[Histories, list[str]]] = field(
-        default_factory=dict
-    )  # by user, with the item ids
+    # by user, with the item ids
+    histories: dict[str, tuple[Histories, list[str]]] = field(default_factory=dict)
     model: Path | None = None  # the model that was made or trained again
 
     def add_ids(self, users: Sequence[str], known: pa.Array, items: pa.Array) -> None:
@@ -141,11 +140,12 @@ def places_of(
         search(config.dataset_dir, config.dataset_dir)
     if store is not None:
         database = sqlite_path(store.uri)
+        # its log, too
         own += (
             []
             if database is None
             else sorted(database.parent.glob(f"{glob.escape(database.name)}*"))
-        )  # its log, too
+        )
         not_searched += (
             [f"{redact(store.uri)}: the database of a tracking server"] if database is None else []
         )

@@ -238,12 +238,8 @@ def machine(config: Config | None) -> Iterator[Finding]:
 
 def training(config: Config | None) -> Iterator[Finding]:
     """Whether a training with this configuration fits into the memory of this machine."""
-    from pipelines.plumbing.preflight import (
-        check,
-        described,
-        local_nodes,
-        sizes_of,
-    )  # imports torch
+    # imports torch
+    from pipelines.plumbing.preflight import check, described, local_nodes, sizes_of
     from recsys.errors import ConfigError
 
     if config is None or config.ray.address != "local":

@@ -57,24 +57,12 @@ if TYPE_CHECKING:
     from recsys.storage.mirror import Mirror
 
 
-_CONFIGURING: Final = (
-    "run",
-    "prepare",
-    "train",
-    "evaluate",
-    "update",
-    "tune",
-)  # other verbs use the results of these
+# other verbs use the results of these
+_CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")
 ANSWERS: Final = "answers"
 _CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
-_SHAPING: Final = (
-    "seed",
-    "data",
-    "model",
-    "train",
-    "evaluate",
-    "config",
-)  # config.yaml itself, if it is unreadable
+# config.yaml itself, if it is unreadable
+_SHAPING: Final = ("seed", "data", "model", "train", "evaluate", "config")
 _ELSEWHERE: Final = ("data.dir", "train.threads", "train.num_workers")
 _REDACTED: Final = (
     "# secrets are shown as ***: give these keys on the command line, or as $VARIABLE\n"

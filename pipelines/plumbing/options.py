@@ -99,9 +99,8 @@ def _is_closed(kind: Any) -> bool:
 def _inside(kind: type[BaseModel], part: str) -> list[Any]:
     """The classes that a key of a section may hold."""
     if issubclass(kind, GranularitiesConfig) and part not in SECTIONS:
-        return (
-            [section_class(part)] if part in kind.valid_names() else [dict]
-        )  # a separately trained granularity, or one of another package
+        # a separately trained granularity, or one of another package
+        return [section_class(part)] if part in kind.valid_names() else [dict]
     field = next(
         (field for name, field in kind.model_fields.items() if (field.alias or name) == part), None
     )

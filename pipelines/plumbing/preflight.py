@@ -158,9 +158,8 @@ def need(config: Config, sizes: Sizes, gpu: bool = False) -> Need:
         "validation": _validation(config.model, config.evaluate, sizes, parts),
         "fitted": max((part.fitting for part in parts.values()), default=0.0),
     }
-    largest = max(
-        phases, key=lambda name: phases[name]
-    )  # the phases run one after the other, so the largest counts
+    # the phases run one after the other, so the largest counts
+    largest = max(phases, key=lambda name: phases[name])
     memory[largest] = phases[largest]
     seconds = _seconds(config, sizes, rows, length, parts, gpu) * steps
     return Need(
@@ -197,9 +196,8 @@ def _steps(model: ModelConfig, train: TrainConfig, sizes: Sizes) -> tuple[int, f
     """Steps of both phases, rows in one worker's step, and length of a row in events."""
     longest = model.max_history
     mean = max(1.0, sizes.events / max(sizes.users, 1))
-    windows = (
-        max(1.0, mean / longest) if sizes.ordered else 1.0
-    )  # a long history becomes several rows
+    # a long history becomes several rows
+    windows = max(1.0, mean / longest) if sizes.ordered else 1.0
     all_rows = sizes.users * windows
     batch = min(train.batch_size, all_rows)
     epochs = train.epochs * (1 + train.refit + train.final)

@@ -25,9 +25,8 @@ class Progress:
 
     def __init__(self, stream: TextIO | None, path: Path | None = None) -> None:
         self._stream, self._path, self._bars = stream, path, bars_of(stream)
-        self.started = (
-            time.monotonic()
-        )  # of the command: elapsed time and run.budget count from here
+        # of the command: elapsed time and run.budget count from here
+        self.started = time.monotonic()
         self.budget = ""  # of the run, shown behind the elapsed time
         self._stage = ""
 

@@ -29,9 +29,10 @@ def printable(text: str) -> str:
     >>> printable("a\x1b[2Jb\nc\td")
     'a\\x1b[2Jb\nc\\td'
     """
+    # here, because a command that only prints its usage needs no redact
     from recsys.config import (
         redact,
-    )  # here, because a command that only prints its usage needs no redact
+    )
 
     return _CONTROL.sub(
         lambda found: found.group().encode("unicode_escape").decode("ascii"), redact(text)

@@ -26,12 +26,8 @@ from recsys.registry.tracking import (
 )
 from recsys.report.first_screen import best_baseline
 
-_PLAIN: Final = {
-    "phase",
-    "epoch",
-    "epochs",
-    "share",
-}  # keys of an epoch's report that are not metrics
+# keys of an epoch's report that are not metrics
+_PLAIN: Final = {"phase", "epoch", "epochs", "share"}
 _OWN: Final = {"loss", "lr", "seconds"}  # keys that are not validation metrics
 
 
@@ -56,13 +52,8 @@ def tracked(config: Config, folder: RunFolder, fresh: bool = False) -> Iterator[
             folder.tracker = None
 
 
-_PHASES = (
-    "train",
-    "refit",
-    "join",
-    "final",
-    "final_join",
-)  # of a training and of the training on all events
+# of a training and of the training on all events
+_PHASES = ("train", "refit", "join", "final", "final_join")
 
 
 class EpochLog:
@@ -108,9 +99,8 @@ class EpochLog:
         """
         if any(_identity(values) not in self._known for values in history):
             names = {_identity(values)[0] for values in history}
-            self._known |= _logged_epochs(
-                self._tracker, names
-            )  # some may have arrived without a reply
+            # some may have arrived without a reply
+            self._known |= _logged_epochs(self._tracker, names)
         missing = [values for values in history if _identity(values) not in self._known]
         for values in missing:
             self._log(values)

@@ -69,9 +69,8 @@ class GranularityConfig(Section):
         0.5, ge=0, le=1, description="λ: fixed (weighted) or its initial value (learned, gated)"
     )
 
-    _kind: str = PrivateAttr(
-        ""
-    )  # the kind as the configuration gives it, for one of another package; see ``outside``
+    # the kind as the configuration gives it, for one of another package; see ``outside``
+    _kind: str = PrivateAttr("")
 
     @property
     def target(self) -> str:

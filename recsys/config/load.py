@@ -314,9 +314,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]} …"
 
 
-_FORM: Final = re.compile(
-    r"str|float|constrained-\w+|(?:list|dict|function-\w+)\[.*\]"
-)  # of values, by pydantic
+# of values, by pydantic
+_FORM: Final = re.compile(r"str|float|constrained-\w+|(?:list|dict|function-\w+)\[.*\]")
 _TYPE_ERRORS: Final = ("string_type", "float_type", "list_type", "dict_type")
 
 

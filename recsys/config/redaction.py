@@ -38,12 +38,8 @@ _QUOTED: Final = r"'(?:[^'\\\n]|\\.|''){0,4000}'|\"(?:[^\"\\\n]|\\.){0,4000}\"|\
 _UNMARKED: Final = r"(?!['\"]?\*\*\*)"
 
 _USER: Final = re.compile(r"(?P<scheme>\b[A-Za-z][\w+.-]{0,40}://)(?P<rest>[^\s\"<>]{0,2000}@)")
-_CONTAINERS: Final = (
-    "abfs://",
-    "abfss://",
-    "wasb://",
-    "wasbs://",
-)  # CONTAINER@ACCOUNT, which is not a secret
+# CONTAINER@ACCOUNT, which is not a secret
+_CONTAINERS: Final = ("abfs://", "abfss://", "wasb://", "wasbs://")
 _QUERY: Final = re.compile(
     rf"(?P<name>[?&;][\w.%-]{{0,60}}?(?:{_GLUED}|{_APART}|key)=){_UNMARKED}(?P<value>[^&\s'\"<>]+)",
     re.IGNORECASE,

@@ -44,9 +44,8 @@ def check_fits(
     popularity_N = getattr(model, "popularity_N", None)
     if popularity_N is not None:
         each = (users_of_items(shard, dataset.num_items, through) for shard in dataset.shards())
-        expected_N = sum(
-            each, np.zeros(dataset.num_items, dtype=np.int64)
-        )  # no user is in two shards
+        # no user is in two shards
+        expected_N = sum(each, np.zeros(dataset.num_items, dtype=np.int64))
         _compare("model", popularity_N.detach().cpu().numpy(), expected_N, dataset, through)
         found.checks.append("model_fit")
     asked = [name for name in _ANSWER_BY_POPULARITY if name in baselines]

@@ -23,9 +23,8 @@ class Baseline(ABC):
     """A recommender with a grid of constants, and a fit that is fast for all of them."""
 
     name: ClassVar[str]
-    grid: ClassVar[tuple[Constants, ...]] = (
-        {},
-    )  # the first is the default if there is no validation query
+    # the first is the default if there is no validation query
+    grid: ClassVar[tuple[Constants, ...]] = ({},)
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config

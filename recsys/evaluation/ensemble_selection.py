@@ -75,9 +75,8 @@ class _Bag:
             candidates.scores_QPM[rows_T] - candidates.scores_QPM[rows_T, places_T][:, None, :]
         )
         above_TPM.masked_fill_(~candidates.listed_QP[rows_T][:, :, None], _HIDDEN)
-        self._above_MTP = np.ascontiguousarray(
-            above_TPM.permute(2, 0, 1).numpy()
-        )  # above the target, by a member
+        # above the target, by a member
+        self._above_MTP = np.ascontiguousarray(above_TPM.permute(2, 0, 1).numpy())
 
     def weights(self) -> Array:
         """The share of each member in the additions up to the best sum: [M]."""

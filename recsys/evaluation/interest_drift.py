@@ -96,9 +96,8 @@ def _shares(scores_LN: Any, groups: Groups) -> Array:
     )
     weights_R = 1 / np.log2(np.arange(nearest_LR.shape[1]) + 2)
     group_LR = groups.group_N[nearest_LR]
-    shares_LG = np.zeros(
-        (len(nearest_LR), len(groups.labels) + 1)
-    )  # the last column: without a group
+    # the last column: without a group
+    shares_LG = np.zeros((len(nearest_LR), len(groups.labels) + 1))
     np.add.at(
         shares_LG, (np.arange(len(nearest_LR))[:, None], group_LR), weights_R / weights_R.sum()
     )

@@ -30,9 +30,8 @@ from recsys.granularities.apart.section import KIND, ApartConfig
 from recsys.parts import Parts
 from recsys.stack import TRAINED
 
-_MAX_SCORES: Final = (
-    2**23
-)  # scores of one member in memory at a time; there are a few matrices of this size
+# scores of one member in memory at a time; there are a few matrices of this size
+_MAX_SCORES: Final = 2**23
 
 
 class SummedModel(Protocol):

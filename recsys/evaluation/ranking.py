@@ -197,9 +197,8 @@ def _candidates(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array, Array, A
     left_b = (np.count_nonzero(near_bG, axis=1) > 4 * k) | np.isneginf(bound_b)
     near_bG[left_b] = False
     rows_c, groups_c = np.divmod(np.flatnonzero(near_bG), groups)
-    places_cM = (rows_c * num_items + groups_c)[:, None] + groups * np.arange(
-        _GROUP
-    )  # in all scores
+    # in all scores
+    places_cM = (rows_c * num_items + groups_c)[:, None] + groups * np.arange(_GROUP)
     scores_cM = all_bN.ravel()[places_cM]
     kept = np.flatnonzero(scores_cM >= bound_b[rows_c, None])
     rows_r, rest_r = np.nonzero((all_bN[:, whole:] >= bound_b[:, None]) & ~left_b[:, None])
@@ -214,9 +213,8 @@ def _top_of_any(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
     num_items = scores_bN.shape[1]
     size = min(k, num_items)
     order_N = torch.from_numpy(tie_order(num_items)).to(scores_bN.device)
-    top_scores, top = scores_bN.topk(
-        min(size + 1, num_items), dim=1
-    )  # one more shows a tie at the end
+    # one more shows a tie at the end
+    top_scores, top = scores_bN.topk(min(size + 1, num_items), dim=1)
     if torch.isnan(top_scores[:, :1]).any():  # topk puts NaN above every number
         raise _not_a_number()
     last_b1, next_b1 = top_scores[:, size - 1 : size], top_scores[:, size:]
@@ -310,9 +308,8 @@ def _by_scores(scorer: Scorer, queries: Queries, k: int, exclude_seen: bool, chu
     """Yield the lists of any scorer; no chunk has more than the allowed number of scores."""
     if len(queries) == 0:
         return
-    num_items = scorer.scores(next(queries.chunks(1))).shape[
-        -1
-    ]  # one query shows how large the catalogue is
+    # one query shows how large the catalogue is
+    num_items = scorer.scores(next(queries.chunks(1))).shape[-1]
     done = 0
     for piece in queries.chunks(min(chunk, max(1, _MAX_SCORES // max(1, num_items)))):
         scores_bN = scorer.scores(piece)

@@ -47,13 +47,8 @@ from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 
 FOLDS: Final = 5
 _SELECTED: Final = 0.7  # share of ensemble selection in the weights; the softmax fit has the rest
-_PULLS: Final = (
-    0.0,
-    0.25,
-    0.5,
-    0.75,
-    1.0,
-)  # tried steps towards the best single member; 1 is that member
+# tried steps towards the best single member; 1 is that member
+_PULLS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 _NOTHING: Final = 0.01  # share of the sum of weights below which a member is dropped
 _LITTLE: Final = 0.02  # the same if one of the two methods gives it no weight …
 _NONE: Final = 0.001  # … or less than this share
@@ -111,9 +106,8 @@ class Stacked:
     cross_fitted: float  # of stacks chosen without the fold on which they are measured
     single_cross_fitted: float  # of the best single member, chosen in the same way
     alone: dict[str, float] = field(default_factory=dict)
-    without: dict[str, float] = field(
-        default_factory=dict
-    )  # of the stack with one weight set to zero
+    # of the stack with one weight set to zero
+    without: dict[str, float] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)  # members without any weight
 
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:

@@ -58,9 +58,8 @@ _FREE: Final = ("batch", "length", "friends")
 _AT_A_TIME: Final = 16
 _ALONE: Final = 8
 _MAX_PAIRS: Final = 2**24  # pairs of events of the same history in a batch
-_LARGE: Final = (
-    2**30
-)  # bytes; larger weights go to a separate file, because one protobuf message holds 2 GiB
+# bytes; larger weights go to a separate file, because one protobuf message holds 2 GiB
+_LARGE: Final = 2**30
 
 
 def write_onnx(folder: Path, examiner: Examiner, without: list[str]) -> dict[str, Any]:

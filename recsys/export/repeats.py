@@ -55,9 +55,8 @@ class PaddedPairs:
         is_earlier_LL = places_L[None, :] < places_L[:, None]
         one_basket_BLL = basket_BL[:, :, None] == basket_BL[:, None, :]
         had_before_BLL = same_BLL & one_basket_BLL & is_target_BL[:, None, :] & is_earlier_LL
-        is_new_BL = is_target_BL & ~had_before_BLL.any(
-            2
-        )  # the first event of its pair in its basket
+        # the first event of its pair in its basket
+        is_new_BL = is_target_BL & ~had_before_BLL.any(2)
         before_BL = torch.where(
             same_BLL & is_new_BL[:, None, :] & is_earlier_LL, places_L, -1
         ).amax(2)

@@ -77,9 +77,8 @@ class Graphs:
     # the events in order, with repeats, if a granularity reads them
     histories: Histories | None = None
 
-    inputs: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # by signal, see ``Granularity.build_input``
+    # by signal, see ``Granularity.build_input``
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, signal: str) -> Any:
         """The input of a granularity besides the events.

@@ -82,9 +82,10 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
     if _is_facts(table):
         _as_facts(table, items)
         return
+    # by their names, even if no user occurs twice
     are_friends = len(people) >= 2 and all(
         table.like(column, FRIEND) >= _NAMED for column in people[:2]
-    )  # by their names, even if no user occurs twice
+    )
     if len(people) >= 2 and not things and (are_friends or not people[0].is_key):
         _as_friends(table, people, users)
         return

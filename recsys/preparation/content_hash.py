@@ -15,12 +15,8 @@ from recsys.preparation.vector_cache import model_identity
 from recsys.storage.uris import one_spelling
 
 _METHOD: Final = 3  # increase it when prepare gives another dataset for the same input
-_NO_EFFECT: Final = (
-    "cache_dir",
-    "num_actors",
-    "batch_size",
-    "allow_download",
-)  # keys that do not change what is written
+# keys that do not change what is written
+_NO_EFFECT: Final = ("cache_dir", "num_actors", "batch_size", "allow_download")
 
 
 def content_hash(data: DataConfig, seed: int, fingerprint: str, base: str = "") -> str:

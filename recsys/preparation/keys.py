@@ -27,9 +27,8 @@ def coded(column: pa.ChunkedArray) -> pa.Array:
     texts = column.cast(pa.string()).combine_chunks()
     first, last = texts[0], texts[-1]
     if texts.null_count == 0 and first.equals(last) and pc.all(pc.equal(texts, first)).as_py():
-        codes = pa.array(
-            np.zeros(len(texts), dtype=np.int32)
-        )  # one file, one type: comparing is faster than hashing
+        # one file, one type: comparing is faster than hashing
+        codes = pa.array(np.zeros(len(texts), dtype=np.int32))
         return pa.DictionaryArray.from_arrays(codes, texts[:1])
     return texts.dictionary_encode()
 

@@ -118,9 +118,8 @@ class Traces:
 
     ids: list[Id] = field(default_factory=list)
     stretches: set[bytes] = field(default_factory=set)  # see recsys.privacy.stretches
-    texts: dict[bytes, list[Row]] = field(
-        default_factory=dict
-    )  # stretch → its items as they are in lists and pages
+    # stretch → its items as they are in lists and pages
+    texts: dict[bytes, list[Row]] = field(default_factory=dict)
     num_events: int = 0
     common: set[bytes] = field(default_factory=set)  # stretches that others have as well
 

@@ -105,9 +105,8 @@ def _log_probabilities(
     )
     scores_QN = model.scores(queries).double().cpu()
     targets_Q = torch.as_tensor(whole.items_E[asked].astype(np.int64))
-    scores_QN = scores_QN / scores_QN.std(dim=1, keepdim=True).clamp(
-        min=1e-12
-    )  # stacked members have no scale
+    # stacked members have no scale
+    scores_QN = scores_QN / scores_QN.std(dim=1, keepdim=True).clamp(min=1e-12)
     chosen_Q = torch.log_softmax(scores_QN, dim=1).gather(1, targets_Q[:, None])[:, 0]
     return np.asarray(chosen_Q)
 

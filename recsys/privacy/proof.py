@@ -33,9 +33,8 @@ class Searched:
     sha256: str
     parts: int  # number of searched parts, the file itself included
     found: list[str] = field(default_factory=list)  # "id" or "history", and the place in the file
-    unreadable: list[str] = field(
-        default_factory=list
-    )  # parts that could not be opened and were not searched
+    # parts that could not be opened and were not searched
+    unreadable: list[str] = field(default_factory=list)
 
 
 def search_file(path: Path, shown: str, traces: Traces) -> Searched:

@@ -71,9 +71,8 @@ def judge(protocol: Protocol, methods: Methods, resamples: int, seed: int) -> Ve
     stacked = {
         metric: np.stack([chosen[name].values[metric] for name in names], 1) for metric in metrics
     }
-    drawn_RC = sample.means(
-        np.concatenate([*stacked.values()], 1)
-    )  # the same draws for all methods
+    # the same draws for all methods
+    drawn_RC = sample.means(np.concatenate([*stacked.values()], 1))
     drawn = dict(zip(stacked, np.split(drawn_RC, len(stacked), 1), strict=True))
     found = {}
     for place, name in enumerate(names):

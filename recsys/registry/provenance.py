@@ -29,9 +29,8 @@ def lineage(config: Config, dataset: str, tracker: Tracker) -> dict[str, Any]:
     tracker : Tracker
         The MLflow run.
     """
-    commit, changed = tracker.commit or working_commit(
-        Path.cwd()
-    )  # the same as in the tags of the run
+    # the same as in the tags of the run
+    commit, changed = tracker.commit or working_commit(Path.cwd())
     return {
         "run_id": tracker.run_id,
         "tracking": redact(tracker.uri),

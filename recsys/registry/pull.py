@@ -73,9 +73,8 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
         registry = client(tracking_uri)
         note = check_version(registry, name, version, aside)
         for compiled in [*aside.rglob("__pycache__")]:
-            shutil.rmtree(
-                compiled
-            )  # not covered by the digest, and Python would run it instead of the source
+            # not covered by the digest, and Python would run it instead of the source
+            shutil.rmtree(compiled)
         place = bundle_in(aside, uri)
         bundle = read_bundle(place)
         for file, entry in bundle.info.files.items():

@@ -45,14 +45,8 @@ _COLUMNS = (
     "unknown_items",
     "unknown_friends",
 )
-_MORE = (
-    "boosts",
-    "explanations",
-    "unknown_in_rules",
-    "item_id",
-    "by",
-    "why",
-)  # only where a request asks for them
+# only where a request asks for them
+_MORE = ("boosts", "explanations", "unknown_in_rules", "item_id", "by", "why")
 
 
 class RecommenderModel(PythonModel):

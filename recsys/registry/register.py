@@ -400,9 +400,8 @@ def _finding_tags(metrics: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     report = metrics.get("members") or {}
     if each := report.get("each"):
-        is_stacked = (
-            report.get("single") is not None
-        )  # then the trained granularities are one member, "trained"
+        # then the trained granularities are one member, "trained"
+        is_stacked = report.get("single") is not None
         members = [
             name
             for name, entry in each.items()

@@ -78,9 +78,8 @@ def ready(path: Path, writes: bool = False) -> None:
         )
     if settled(path).kind in ("absent", "empty", "older"):
         with _creation_lock(path):
-            state = settled(
-                path
-            )  # again, because another command may have created it in the meantime
+            # again, because another command may have created it in the meantime
+            state = settled(path)
             if state.kind in ("absent", "empty"):
                 _create(path)
             elif state.kind == "older":
@@ -347,9 +346,8 @@ def _check_writable(path: Path) -> None:
     with _reading(path), closing(_connect(path)) as connection:
         connection.execute("BEGIN IMMEDIATE")  # takes the write lock
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        connection.execute(
-            f"PRAGMA user_version = {int(version)}"
-        )  # opens the journal, which needs a writable folder
+        # opens the journal, which needs a writable folder
+        connection.execute(f"PRAGMA user_version = {int(version)}")
         connection.rollback()
 
 

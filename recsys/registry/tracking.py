@@ -46,14 +46,8 @@ _QUIET: Final = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_ALWAYS: Final = (
-    "run.dir",
-    "seed",
-    "train.metric",
-    "train.epochs",
-    "train.lr",
-    "train.batch_size",
-)  # always logged
+# always logged
+_ALWAYS: Final = ("run.dir", "seed", "train.metric", "train.epochs", "train.lr", "train.batch_size")
 _LOCKED: Final = re.compile(r"database( table)? is locked")
 _STORES: Final = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
@@ -269,9 +263,8 @@ class Tracker:
         return self._client
 
     def _open(self) -> None:
-        os.environ.pop(
-            "MLFLOW_EXPERIMENT_ID", None
-        )  # from an earlier run; it would override the name
+        # from an earlier run; it would override the name
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
         run = self._earlier_run() if self.run_id else None
         if run is not None:
             self._client.update_run(self.run_id, status="RUNNING")
@@ -410,9 +403,8 @@ def client(uri: str, writes: bool = False) -> Any:
 
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    logging.getLogger("mlflow.store.db.utils").setLevel(
-        logging.CRITICAL
-    )  # it logs a traceback of errors that it raises
+    # it logs a traceback of errors that it raises
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
     for path in {sqlite_path(uri): None, sqlite_path(registry_uri): None}:
         if path is not None:

@@ -12,12 +12,8 @@ from typing import Any, Final
 from recsys.data.dataset import Manifest
 from recsys.report.wording import segment_name
 
-_USER_GROUPS: Final = (
-    "history",
-    "friends",
-    "users",
-    "cold",
-)  # of the segments; the others are groups of targets
+# of the segments; the others are groups of targets
+_USER_GROUPS: Final = ("history", "friends", "users", "cold")
 _PHRASES: Final = {
     ("history", "0"): "users without a history",
     ("friends", "with friends"): "users with friends",

@@ -360,9 +360,8 @@ class ItemIndex:
         is_long_B = num_hidden_B > _LONG_HISTORY
         depth = self._depth(k, int(num_hidden_B[~is_long_B].max(initial=0)), allowed)
         by_index_B = ~is_long_B if depth <= self._most() else np.zeros_like(is_long_B)
-        hidden_B = np.split(
-            hidden_E, np.searchsorted(rows_E, np.arange(1, len(users_BD)))
-        )  # rows_E ascends
+        # rows_E ascends
+        hidden_B = np.split(hidden_E, np.searchsorted(rows_E, np.arange(1, len(users_BD))))
         top_BR = np.full((len(users_BD), k), -1, dtype=np.int32)
         asked_b = np.flatnonzero(by_index_B)
         if len(asked_b):

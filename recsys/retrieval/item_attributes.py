@@ -162,9 +162,8 @@ class Categories:
 
     def _any(self, wanted_C: Array) -> Array:
         """Items that have a marked category."""
-        return self._items(
-            np.append(wanted_C, False).take(self.codes_X, mode="wrap")
-        )  # −1 reads the appended False
+        # −1 reads the appended False
+        return self._items(np.append(wanted_C, False).take(self.codes_X, mode="wrap"))
 
     def _items(self, wanted_X: Array) -> Array:
         """Items that have a marked member."""

@@ -133,9 +133,8 @@ class Plan:
 
     selection: Selection | None  # None: all items are allowed, no boost
     excluded: Array  # int64, items to leave out in addition to those that are not allowed
-    unknown: Mapping[str, list[str]] = field(
-        default_factory=dict
-    )  # rule → ids that the model does not know
+    # rule → ids that the model does not know
+    unknown: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 class Catalogue:

@@ -136,9 +136,8 @@ def remove_rows(path: Path, is_theirs: Callable[[Sequence[bytes]], Sequence[bool
                 os.chown(aside, found.st_uid, found.st_gid)
             with aside.open("wb") as kept:
                 early = _copy(file, kept, is_theirs)
-                _lock(
-                    file.fileno()
-                )  # held until the file is closed, which is after it was replaced
+                # held until the file is closed, which is after it was replaced
+                _lock(file.fileno())
                 late = _copy(file, kept, is_theirs, to_the_end=True)
             if not _is_at(file.fileno(), path):
                 raise _Replaced

@@ -225,9 +225,8 @@ def named_users(bundle: Bundle, users: Sequence[str]) -> pa.Table:
         raise RequestError(f"users: got {bad!r}, expected user ids (strings)")
     _check_once(users)
     places = {user: row for row, user in enumerate(bundle.user_ids)}
-    ordered = sorted(
-        users, key=lambda user: places.get(user, len(places))
-    )  # stable: keeps the order of unknown users
+    # stable: keeps the order of unknown users
+    ordered = sorted(users, key=lambda user: places.get(user, len(places)))
     return pa.table({"user_id": pa.array(ordered, pa.string())})
 
 

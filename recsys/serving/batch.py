@@ -206,9 +206,8 @@ class _Actor:
     """An actor of the pool."""
 
     def __init__(self, bundle: list[Any], asked: Defaults) -> None:
-        held: Bundle = ray.get(
-            bundle[0]
-        )  # in a list, because Ray Data resolves a bare reference itself
+        # in a list, because Ray Data resolves a bare reference itself
+        held: Bundle = ray.get(bundle[0])
         self._answering = BatchRecommender(Recommender(held), asked)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

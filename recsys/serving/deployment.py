@@ -150,9 +150,8 @@ class Replica:
                 offered, revision = ray.get(self._report_state())
                 if revision > self._service.stock.revision:
                     self._service.restock(ray.get(self._desk.stock.remote()))
-                    offered, _ = ray.get(
-                        self._report_state()
-                    )  # report at once: the caller of POST /stock waits for it
+                    # report at once: the caller of POST /stock waits for it
+                    offered, _ = ray.get(self._report_state())
             except ray.exceptions.RayError:
                 self._find_desk()
                 continue

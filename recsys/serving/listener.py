@@ -94,15 +94,13 @@ class Listener:
             log_level=None,
             access_log=False,
         )
-        logging.getLogger("uvicorn.error").setLevel(
-            logging.CRITICAL
-        )  # errors of a caller go to the caller, not the log
+        # errors of a caller go to the caller, not the log
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self._config.load()
         self._state = ServerState()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._connecting: set[asyncio.Task[Any]] = (
-            set()
-        )  # accepted connections without a protocol yet
+        # accepted connections without a protocol yet
+        self._connecting: set[asyncio.Task[Any]] = set()
         _allow_many_connections()
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

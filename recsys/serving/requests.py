@@ -31,12 +31,8 @@ from recsys.values.moment import moment
 
 MAX_HISTORY: Final = 10_000
 MAX_FRIENDS: Final = 10_000
-SUBJECTS: Final = (
-    "user_id",
-    "history",
-    "friends",
-    "attributes",
-)  # a request needs at least one of them
+# a request needs at least one of them
+SUBJECTS: Final = ("user_id", "history", "friends", "attributes")
 MAX_HORIZON: Final = 10
 _LISTS: Final = ("history", "friends", "candidates", "exclude", "boost")
 _WHOLE: Final = ("k", "horizon", "offset")
@@ -199,12 +195,10 @@ class Answer:
     scores: list[float]
     shares: dict[str, list[float]]
     source: Literal["model", "popularity"]
-    unknown_items: list[
-        str
-    ]  # items of the request's history that the model does not know; they were skipped
-    unknown_friends: list[
-        str
-    ]  # friends of the request that the model does not know; they were skipped
+    # items of the request's history that the model does not know; they were skipped
+    unknown_items: list[str]
+    # friends of the request that the model does not know; they were skipped
+    unknown_friends: list[str]
     boosts: list[float] | None = None
     explanations: list[dict[str, Any]] | None = None
     unknown_in_rules: dict[str, list[str]] | None = None

@@ -70,9 +70,8 @@ class CanonicalAdapter(SourceAdapter):
 
     def __init__(self, config: CanonicalSource) -> None:
         super().__init__(config)
-        self._left_out: frozenset[str] = (
-            frozenset()
-        )  # paths of files of events that were read earlier
+        # paths of files of events that were read earlier
+        self._left_out: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:

@@ -35,12 +35,8 @@ _NOT_READ: Final = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!": "rar",
 }
-_DOCUMENTS: Final = (
-    ".xlsx",
-    ".xlsm",
-    ".ods",
-    ".docx",
-)  # zip archives of many parts that are not tables
+# zip archives of many parts that are not tables
+_DOCUMENTS: Final = (".xlsx", ".xlsm", ".ods", ".docx")
 _BUFFER: Final = 4 << 20
 
 

@@ -288,9 +288,8 @@ def parse(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
     if dialect.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
         data = data.decode(dialect.encoding, errors="replace").encode()
     if data.count(b"\r") != data.count(b"\r\n"):
-        data = data.replace(b"\r\n", b"\n").replace(
-            b"\r", b" "
-        )  # a lone carriage return does not end a row
+        # a lone carriage return does not end a row
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b" ")
     has_open_lines = dialect.quoted and not dialect.multiline and _QUOTE in data
     if not has_open_lines and decodable(
         data, "utf-8"
@@ -391,9 +390,8 @@ def _split(text: str, dialect: Dialect) -> list[str]:
     if not dialect.quoted:
         return text.split(dialect.delimiter)
     if len(text) > csv.field_size_limit():
-        csv.field_size_limit(
-            len(text)
-        )  # a limit of the process; Arrow's parser, which reads most rows, has none
+        # a limit of the process; Arrow's parser, which reads most rows, has none
+        csv.field_size_limit(len(text))
     try:
         return next(csv.reader([text], delimiter=dialect.delimiter), [])
     except csv.Error:

@@ -140,9 +140,8 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
             f" data.source.columns, e.g. {{{form.table}: {example_names(first, form.table)}}}"
         )
     if not below and rows[0].end < len(head) == _HEAD_BYTES:
-        below = [
-            ("",) * len(first)
-        ]  # the head ends inside a long second row, which the row reader will split
+        # the head ends inside a long second row, which the row reader will split
+        below = [("",) * len(first)]
     if not below:
         hint = (
             "; if it is a row, name the columns with data.source.columns"

@@ -85,9 +85,8 @@ class HetRecLastFmAdapter(SourceAdapter):
         pairs_file = [more.pop()] if self.config.test_pairs else []
         listen = (schema.USER_ID, schema.ITEM_ID, schema.VALUE)
         constants = {schema.EVENT_TYPE: LISTEN}
-        rules = replace(
-            CellRules.of(self.config), time_format=""
-        )  # the only times are made from three columns
+        # the only times are made from three columns
+        rules = replace(CellRules.of(self.config), time_format="")
         tagged = Layout(schema.EVENTS, ((TAG, pa.string()),), rules)
         if pairs_file:
             constants[schema.SPLIT] = "train"

@@ -17,11 +17,8 @@ from recsys.errors import SourceError
 from recsys.sources.validate import Layout
 
 _MOST_DIGITS: Final = 40  # longer numbers with an exponent stay as written
-_EXACT: Final = {
-    16: 2**11,
-    32: 2**24,
-    64: 2**53,
-}  # whole numbers below this are exact in floats of so many bits
+# whole numbers below this are exact in floats of so many bits
+_EXACT: Final = {16: 2**11, 32: 2**24, 64: 2**53}
 
 
 def is_id(layout: Layout, name: str) -> bool:

@@ -84,9 +84,8 @@ def _end_of(decoder: json.JSONDecoder, text: str, place: int) -> tuple[int | Non
         )
     except (ValueError, RecursionError):
         return None, True
-    return (
-        (end, False) if end < len(text) or text[place] in "[{" else (None, False)
-    )  # a number may continue
+    # a number may continue
+    return (end, False) if end < len(text) or text[place] in "[{" else (None, False)
 
 
 def _decoded(to_text: Any, block: bytes, is_last: bool, file: InputFile, row: int) -> str:

@@ -38,9 +38,8 @@ def parse_object(raw: bytes) -> dict[str, Any] | None:
     character).
     """
     try:
-        value = json.loads(
-            raw.decode()
-        )  # json.loads of bytes would also accept UTF-16 and lone surrogates
+        # json.loads of bytes would also accept UTF-16 and lone surrogates
+        value = json.loads(raw.decode())
         if _SURROGATE in raw.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):

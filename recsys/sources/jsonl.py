@@ -48,9 +48,8 @@ from recsys.sources.validate import Layout
 
 _LINES: Final = Dialect(quoted=False)
 _HEAD_BYTES: Final = 4 << 20
-_FIRST_BYTES: Final = (
-    2 << 20
-)  # of the head that are parsed if the rest is sampled, which needs an uncompressed file
+# of the head that are parsed if the rest is sampled, which needs an uncompressed file
+_FIRST_BYTES: Final = 2 << 20
 _SAMPLES: Final = 16
 _SAMPLE_BYTES: Final = 1 << 16
 _ELEMENTS: Final = 50_000  # elements of an array in one block
@@ -62,9 +61,8 @@ class JsonlPiece:
 
     file: InputFile
     index: int
-    fields: tuple[
-        tuple[str, str, pa.DataType], ...
-    ]  # key in the file, canonical column, type seen in the head
+    # key in the file, canonical column, type seen in the head
+    fields: tuple[tuple[str, str, pa.DataType], ...]
     layout: Layout
     span: Span | None = None
     constants: dict[str, str] = field(default_factory=dict)

@@ -64,9 +64,8 @@ class ParquetPiece:
                 for batch in parquet.iter_batches(
                     rows, row_groups=groups, columns=names, use_threads=False
                 ):
-                    batch.validate(
-                        full=True
-                    )  # else a text that is not UTF-8 would fail in a later stage
+                    # else a text that is not UTF-8 would fail in a later stage
+                    batch.validate(full=True)
                     for part in decoded_parts(batch.select(names), where):
                         decoded += part.nbytes
                         check_decoded(decoded, stored, where)
@@ -177,7 +176,6 @@ def plain_type(kind: Any) -> pa.DataType:
     if pa.types.is_large_list(kind) or pa.types.is_list(kind):
         return pa.list_(plain_type(kind.value_type))
     if pa.types.is_decimal(kind):
-        return (
-            pa.int64() if kind.scale == 0 else pa.float64()
-        )  # some databases export integers as decimals
+        # some databases export integers as decimals
+        return pa.int64() if kind.scale == 0 else pa.float64()
     return kind

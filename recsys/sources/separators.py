@@ -16,10 +16,8 @@ from recsys.sources.byte_ranges import Dialect
 
 BLANKS: Final = " "
 """The separator that means any number of spaces and tabs."""
-_UNUSED: Final = [
-    *range(0x1F, 0x0D, -1),
-    *range(1, 9),
-]  # control characters that do not occur in text
+# control characters that do not occur in text
+_UNUSED: Final = [*range(0x1F, 0x0D, -1), *range(1, 9)]
 
 
 def is_plain(dialect: Dialect) -> bool:
@@ -83,9 +81,8 @@ def _single_blanks(data: bytes) -> bytes:
     """Replace repeated spaces and tabs by one space, and remove those at the ends of lines."""
     codes = np.frombuffer(data.replace(b"\t", b" "), dtype=np.uint8)
     is_blank = codes == 32
-    after_blank = np.ones(
-        len(codes), dtype=bool
-    )  # the first line starts like the others, after a line end
+    # the first line starts like the others, after a line end
+    after_blank = np.ones(len(codes), dtype=bool)
     after_blank[1:] = (is_blank | (codes == 10))[:-1]
     single: bytes = codes[~(is_blank & after_blank)].tobytes()
     return single.replace(b" \n", b"\n").replace(b" \r\n", b"\r\n").removesuffix(b" ")

@@ -223,9 +223,8 @@ def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> p
     given = np.flatnonzero(np.asarray(pc.not_equal(text, "")))
     text = text.take(pa.array(given))
     if len(form.separator.strip()) == 1:
-        text = pc.utf8_rtrim(
-            text, form.separator
-        )  # a line may end with a separator, as spreadsheets write it
+        # a line may end with a separator, as spreadsheets write it
+        text = pc.utf8_rtrim(text, form.separator)
     words = (
         pc.split_pattern(text, form.separator)
         if form.separator.strip()

@@ -47,10 +47,8 @@ START: Final = 1_704_067_200  # 2024-01-01T00:00:00Z
 YEAR: Final = 365 * 86_400  # seconds
 EVENT_TYPES: Final = ("view", "click", "purchase")
 VALUES: Final = (1.0, 2.0, 5.0)
-_TYPE_SHARES: Final = (
-    (0.60, 0.25, 0.15),
-    (0.90, 0.08, 0.02),
-)  # of events by a signal, of noise events
+# of events by a signal, of noise events
+_TYPE_SHARES: Final = ((0.60, 0.25, 0.15), (0.90, 0.08, 0.02))
 ITEM_BUNDLE: Final = 250  # items that are generated together
 _BLOCK_ROWS: Final = 200_000
 _EVENT_BYTES: Final = 32  # approximate size of an event as a line of text
@@ -106,13 +104,8 @@ _DAMAGE: Final[dict[str, tuple[dict[str, str], ...]]] = {
     ),
     "knowledge": ({schema.HEAD: ""}, {schema.RELATION: ""}, {schema.TAIL: ""}, {}),
 }
-_STREAM: Final = {
-    "events": 10,
-    "items": 11,
-    "users": 12,
-    "social": 13,
-    "knowledge": 14,
-}  # random streams in addition to those of the world
+# random streams in addition to those of the world
+_STREAM: Final = {"events": 10, "items": 11, "users": 12, "social": 13, "knowledge": 14}
 
 
 class SyntheticAdapter(SourceAdapter):

@@ -59,10 +59,8 @@ Array = npt.NDArray[Any]
 
 NOISE: Final = 0.15  # weight of draws by popularity, next to the strengths
 CIRCLE: Final = 20  # users of a circle
-BUNDLES: Final = (
-    240,
-    2400,
-)  # users that are generated together (whole circles), in small and large data
+# users that are generated together (whole circles), in small and large data
+BUNDLES: Final = (240, 2400)
 _LARGE: Final = 20_000  # users of large data
 RELEASE: Final = 0.9  # cold items appear after this time
 COLD_BOOST: Final = 4.0
@@ -80,11 +78,8 @@ KNOBS: Final = (
 )
 MECHANISMS: Final = (*KNOBS, "noise")
 STRATA: Final = 8
-MIX: Final = (
-    0,
-    1,
-    3,
-)  # offsets of a mix's topics; all differences differ, so two mixes share at most one
+# offsets of a mix's topics; all differences differ, so two mixes share at most one
+MIX: Final = (0, 1, 3)
 MIX_SHARE: Final = 0.5  # steps of the stratum that go to its mix instead of its shelf
 BANDS: Final = 4  # of age
 GENDERS: Final = 2

@@ -31,9 +31,8 @@ class Start:
     """
 
     weights: dict[str, Tensor]
-    inputs: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # ``ModelSizes.inputs`` of the earlier model
+    # ``ModelSizes.inputs`` of the earlier model
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ()  # the trained granularities, in the order of λ in the weights
 
     def whitening(self) -> list[Whitening] | None:
@@ -110,9 +109,8 @@ def build_model(
     text_NT = torch.as_tensor(dataset.text_vectors_NT().astype(np.float32))
     trained_N = torch.as_tensor(dataset.item_counts_N(through) > 0)
     if config.train.privacy.epsilon:
-        trained_N = torch.ones_like(
-            trained_N
-        )  # which items have no event would reveal something about the events
+        # which items have no event would reveal something about the events
+        trained_N = torch.ones_like(trained_N)
     sizes = model_sizes(config.model, dataset, through, num_strata, start)
     whitening = start.whitening() if start else None
     model = MultigrainModel(

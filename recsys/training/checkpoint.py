@@ -51,9 +51,8 @@ class Progress:
     best_epoch: int = 0
     best_value: float = float("-inf")
     history: list[Report] = field(default_factory=list)
-    choices: Report = field(
-        default_factory=dict
-    )  # made on validation, with the figures behind them
+    # made on validation, with the figures behind them
+    choices: Report = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,8 @@ from recsys.model import FrozenModel
 
 MAX_QUERIES: Final = 4096
 _PROBE: Final = 256
-_COARSE: Final = (
-    0.125,
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-)  # in units of the ratio of the standard deviations of the scores
+# in units of the ratio of the standard deviations of the scores
+_COARSE: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 _FINE: Final = (0.7, 1.4)
 
 
@@ -59,9 +53,8 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
     """
     weights = frozen.encoders.fitted_weights
     found = frozen.encoders.each(fitted=True)
-    order = sorted(
-        enumerate(found), key=lambda each: each[1][1].is_side_information
-    )  # stable: otherwise in their order
+    # stable: otherwise in their order
+    order = sorted(enumerate(found), key=lambda each: each[1][1].is_side_information)
     probe = queries.take(np.arange(min(len(queries), _PROBE)))
     if np.isnan(metric()):
         return
@@ -72,9 +65,8 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
         weights[place] = 0.0
         best, best_value = 0.0, metric()
         weights[place] = 1.0
-        parts = frozen.parts(
-            probe
-        )  # not the scores of the model: they are popularity if no granularity is present
+        # not the scores of the model: they are popularity if no granularity is present
+        parts = frozen.parts(probe)
         rest = [k for k, other in enumerate(frozen.names) if other != name]
         halves = (parts.of([frozen.names.index(name)]), parts.of(rest))
         own, others = (float(half.scores(frozen.item_vectors_ND).std()) for half in halves)

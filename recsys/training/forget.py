@@ -31,9 +31,8 @@ from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.selected import STACK, assemble
 from recsys.training.user_clusters import refit_strata, stratum_of
 
-_OF_USERS: Final = re.compile(
-    r"_V[A-Z0-9]*(\.|$)"
-)  # tensor names end in their axes; users are the first axis here
+# tensor names end in their axes; users are the first axis here
+_OF_USERS: Final = re.compile(r"_V[A-Z0-9]*(\.|$)")
 
 
 def without_rows(weights: Mapping[str, Tensor], numbering: Renumbering) -> dict[str, Tensor]:

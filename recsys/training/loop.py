@@ -50,9 +50,8 @@ from recsys.training.user_clusters import STRATA
 
 UNREFITTED = "unrefitted"  # key of the training's choices: why there was no refit
 _SLACK = 0.25  # a pass that selects nothing may be late by this share of its time
-Validate = Callable[
-    [Any, Queries], Array
-]  # (scorer, queries) → the validation metric of every query [B]
+# (scorer, queries) → the validation metric of every query [B]
+Validate = Callable[[Any, Queries], Array]
 
 
 class Pass:
@@ -71,15 +70,12 @@ class Pass:
         self.config, self.dataset, self.context, self.progress = config, dataset, context, progress
         self.through = through
         self.validate, self.starts_warm = validate, start is not None
-        self.says_repeats = (
-            context.resume_from is not None
-        )  # the interrupted training said it already
+        # the interrupted training said it already
+        self.says_repeats = context.resume_from is not None
         self.selects = progress.phase == "select"
         self.is_cut = False  # whether the time was over before the end
-        self.begun, self.share = (
-            time.perf_counter(),
-            1.0,
-        )  # share of the steps of the last epoch that were taken
+        # share of the steps of the last epoch that were taken
+        self.begun, self.share = (time.perf_counter(), 1.0)
         seed_everything(config.seed)
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
         self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
@@ -93,9 +89,8 @@ class Pass:
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
-        self._loader = (
-            self._events() if self.names else None
-        )  # closed-form granularities read only the graphs
+        # closed-form granularities read only the graphs
+        self._loader = self._events() if self.names else None
         self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset).to(context.device)
         if start is not None:
             self.loss.load_state_dict(
@@ -223,9 +218,8 @@ class Pass:
         if self.starts_warm and self.selects and not (progress.epoch or progress.step):
             self._validate(0)
         if self.selects and progress.epoch and not progress.step and progress.epoch < last:
-            self.is_cut = self._must_end(
-                progress.history, last
-            )  # resumed when the time was already over
+            # resumed when the time was already over
+            self.is_cut = self._must_end(progress.history, last)
         for epoch in range(progress.epoch, last):
             if (
                 self.is_cut
@@ -363,9 +357,8 @@ class Pass:
 
         kept = choose_kept(self.names, metric)
         shares = torch.tensor([kept[name] for name in self.names], device=self.context.device)
-        found = dict(
-            zip(self.names, self.context.from_first(shares).tolist(), strict=True)
-        )  # the first worker's
+        # the first worker's
+        found = dict(zip(self.names, self.context.from_first(shares).tolist(), strict=True))
         choices[KEPT] = {**choices.get(KEPT, {}), **found}
         return not all(found.values())
 

@@ -43,16 +43,8 @@ from recsys.training.checkpoint import Progress
 PRIVACY: Final = "privacy"  # key of the training's choices
 COUNTED_ITEMS: Final = 20  # most items per user in the noised counts
 _MOST_NOISE: Final = 1e3
-_LARGE_ORDERS: Final = (
-    80,
-    112,
-    160,
-    224,
-    320,
-    448,
-    640,
-    896,
-)  # of the Rényi divergence, needed for small ε
+# of the Rényi divergence, needed for small ε
+_LARGE_ORDERS: Final = (80, 112, 160, 224, 320, 448, 640, 896)
 _ROUNDS: Final = 30
 
 
@@ -126,9 +118,8 @@ def _epsilon(history: list[tuple[float, float, int]], delta: float) -> float:
     accountant = RDPAccountant()
     accountant.history = history
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # about a best order at the end of the range: the bound still holds
+        # about a best order at the end of the range: the bound still holds
+        warnings.simplefilter("ignore")
         return float(
             accountant.get_epsilon(delta=delta, alphas=[*accountant.DEFAULT_ALPHAS, *_LARGE_ORDERS])
         )

@@ -143,14 +143,11 @@ def train_on_ray(
     use_gpu = _use_gpu(config.train, config.ray)
     _check_cpus(config.train, config.ray)
     name = run_name(digest)
-    os.environ.setdefault(
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
-    )  # the default delays every report by 2 s
+    # the default delays every report by 2 s
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    on_driver = {
-        "num_cpus": 0,
-        "scheduling_strategy": here,
-    }  # so that they survive the loss of a training node
+    # so that they survive the loss of a training node
+    on_driver = {"num_cpus": 0, "scheduling_strategy": here}
     queue = Queue(actor_options=on_driver)
     orders = None if stop is None else Queue(actor_options=on_driver)
     drain = _Drain(queue, report, stop, orders)
@@ -184,9 +181,8 @@ def train_on_ray(
         checkpoint = _fitted(trainer, storage, name)
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGINT, before
-            )  # Ray Train leaves its own handler, which is for this training only
+            # Ray Train leaves its own handler, which is for this training only
+            signal.signal(signal.SIGINT, before)
         drain.stop()
         for ended in filter(None, (queue, orders)):
             with suppress(Exception):
@@ -331,9 +327,8 @@ def _worker(settings: dict[str, Any]) -> None:
 
     try:
         dataset = PreparedDataset(settings["dataset"])
-        resumed = (
-            ray.train.get_checkpoint()
-        )  # set after a worker was lost; otherwise use what an earlier driver left
+        # set after a worker was lost; otherwise use what an earlier driver left
+        resumed = ray.train.get_checkpoint()
         with tempfile.TemporaryDirectory() as parent:
             candidates = find_checkpoints(storage, name) if resumed is not None else earlier
             resume_from = first_sound(candidates, PROGRESS_FOLDER, Path(parent), note)

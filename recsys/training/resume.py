@@ -25,13 +25,8 @@ from recsys.training.build import Start
 from recsys.training.checkpoint import check_checkpoint
 from recsys.training.final import Final
 
-FREE = {
-    "num_workers",
-    "use_gpu",
-    "threads",
-    "max_failures",
-    "final",
-}  # keys of train that a resumption may change
+# keys of train that a resumption may change
+FREE = {"num_workers", "use_gpu", "threads", "max_failures", "final"}
 
 
 def training_digest(

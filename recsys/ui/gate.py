@@ -28,9 +28,8 @@ class Version:
     granularities: str
     dataset: str
     run_id: str
-    promotion: Mapping[
-        str, str
-    ]  # decision, against, reasons, time, by, difference, low, high, p; empty: not decided
+    # decision, against, reasons, time, by, difference, low, high, p; empty: not decided
+    promotion: Mapping[str, str]
 
     @property
     def key(self) -> str:

@@ -44,9 +44,8 @@ class Run:
     metric: str = ""
     value: float | None = None
     interval: tuple[float, float] | None = None
-    verdict: Mapping[str, str] = field(
-        default_factory=dict
-    )  # status, head and text; empty if nothing was measured
+    # status, head and text; empty if nothing was measured
+    verdict: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)  # metrics.json
     registered: Mapping[str, Any] = field(default_factory=dict)  # registered.json
     promotion: Mapping[str, Any] = field(default_factory=dict)  # promotion.json

@@ -64,9 +64,8 @@ _PLAIN_FORMS: Final = (
     "%Y-%m-%d",
 )
 _DATE_DIRECTIVES: Final = ({"Y"}, {"m", "b", "B"}, {"d"})
-_SAME_IN_BOTH: Final = frozenset(
-    "YmdHMSbBzIp"
-)  # directives with the same meaning in Python and Polars
+# directives with the same meaning in Python and Polars
+_SAME_IN_BOTH: Final = frozenset("YmdHMSbBzIp")
 
 
 def timestamps(column: pa.Array, rules: CellRules = DEFAULT_RULES) -> tuple[pa.Array, pa.Array]:

@@ -63,15 +63,8 @@ def test_given_without_validation_takes_the_latest_training_events_of_ordered_da
     # round(0.4 · 3) = 1 of three, round(0.4 · 2) = 1 of two
     assert parts(plan, given) == [0, 2, 0, 1, 2, 0, 1]
     everything = SplitPlan("given", valid=0.9)
-    assert parts(everything, np.array([0, 0, 2, 2, 2, 2, 2])) == [
-        0,
-        1,
-        2,
-        2,
-        2,
-        2,
-        2,
-    ]  # the earliest event stays in training
+    # the earliest event stays in training
+    assert parts(everything, np.array([0, 0, 2, 2, 2, 2, 2])) == [0, 1, 2, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("rank", [1, 2, 50, 999, 1000])

@@ -98,10 +98,8 @@ def test_manifest_with_other_counts_is_refused(dataset: PreparedDataset) -> None
 
 
 def test_training_event_after_a_held_out_event_is_refused(dataset: PreparedDataset) -> None:
-    parts = [
-        [0, 0, 1, 0, 2],
-        [0, 0],
-    ]  # the second to last event of the first user is not validation now
+    # the second to last event of the first user is not validation now
+    parts = [[0, 0, 1, 0, 2], [0, 0]]
     change(dataset, "histories/part-00000.parquet", with_column("splits", parts))
     refused(dataset, "order of parts", "1 users in histories/part-00000.parquet are out of order")
 
@@ -179,9 +177,8 @@ def test_times_and_friendships_after_the_cut_offs_are_refused(tmp_path: Path) ->
     refused(dataset, "friendships", "1 edges of graphs/social.parquet are later than the cut-off")
     change(dataset, "graphs/social.parquet", lambda table: table.drop_columns(["time"]))
     assert audit(dataset).unaudited == ["friendships_in_time"]
-    times = [
-        [DAY, 3 * DAY, 3 * DAY, 4 * DAY]
-    ]  # the second training event is on the day of validation
+    # the second training event is on the day of validation
+    times = [[DAY, 3 * DAY, 3 * DAY, 4 * DAY]]
     change(dataset, "histories/part-00000.parquet", with_column("times", times))
     refused(
         dataset, "order of parts", "1 events in histories/part-00000.parquet are later than the end"

@@ -73,9 +73,8 @@ def test_baseline_keeps_the_contract(name: str, train: Histories) -> None:
     assert len(baseline.scores(ask())) == 0
     if name != "frequency":  # which counts
         again = baseline.scores(ask([3, 2, 1, 1]))[0]
-        torch.testing.assert_close(
-            again, scores[0], rtol=1e-4, atol=1e-5
-        )  # order, repeats: no matter
+        # order, repeats: no matter
+        torch.testing.assert_close(again, scores[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

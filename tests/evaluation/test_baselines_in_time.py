@@ -43,10 +43,8 @@ TRAIN = histories_of(
 @pytest.mark.parametrize(
     ("half_life", "expected"),
     [
-        (
-            None,
-            [0, 1, 3, 4, 2],
-        ),  # item 0 twice, 1 once; then the others by popularity 3, 2 and 0 users
+        # item 0 twice, 1 once; then the others by popularity 3, 2 and 0 users
+        (None, [0, 1, 3, 4, 2]),
         (7.0, [1, 0, 3, 4, 2]),  # twice long ago is less than once 39 days later
     ],
 )
@@ -86,9 +84,8 @@ def test_recent_popularity_is_exact_at_any_time(
         for item, time in zip(TRAIN.items_E, TRAIN.times_E / DAY, strict=True):
             if time < day:
                 expected[row, item] += 2.0 ** (-(day - time) / 5.0)
-    scale = (expected.sum(1) / np.maximum(scores.numpy().sum(1), 1e-9))[
-        :, None
-    ]  # one factor a row changes no order
+    # one factor a row changes no order
+    scale = (expected.sum(1) / np.maximum(scores.numpy().sum(1), 1e-9))[:, None]
     np.testing.assert_allclose(scores.numpy()[1:] * scale[1:], expected[1:], rtol=1e-4, atol=3e-6)
     assert scores[0].argmax() == 3, "no event before: all-time popularity"
     latest = baseline.scores(asking(histories_of([])))

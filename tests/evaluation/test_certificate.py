@@ -82,12 +82,8 @@ def test_signals_are_those_in_the_data_of_a_query(tmp_path) -> None:
     signals = {signal.name: signal for signal in query_signals(queries, dataset, Split.VALID)}
     assert signals["history"].codes_B.tolist() == [1, 2, 1, 1]  # 3, 6, 2 and 2 events are visible
     assert signals["friends"].codes_B.tolist() == [1, 1, 1, 0]  # 0 with 1, 2 with 0
-    assert signals["items seen in training"].codes_B.tolist() == [
-        1,
-        0,
-        1,
-        0,
-    ]  # 3 and 0 are known, 6 and 7 are not
+    # 3 and 0 are known, 6 and 7 are not
+    assert signals["items seen in training"].codes_B.tolist() == [1, 0, 1, 0]
     assert "user attributes" not in signals and "item facts" not in signals, (
         "the data has no such signal"
     )

@@ -95,9 +95,8 @@ def test_metrics_json_follows_the_contract(tmp_path) -> None:
     content = json.loads(
         json.dumps(result.to_json({"prepare_s": 1.0, "train_s": 2.0}), allow_nan=False)
     )
-    names = {
-        f"{kind}@{k}" for kind in KINDS for k in (1, 3, 5)
-    }  # the cut-off of the main metric is added
+    # the cut-off of the main metric is added
+    names = {f"{kind}@{k}" for kind in KINDS for k in (1, 3, 5)}
     assert set(content["model"]) == names
     assert {name: set(values) for name, values in content["baselines"].items()} == {
         name: names for name in ("popularity", "item_knn", "ease", "als", "recent_popularity")
@@ -118,9 +117,8 @@ def test_perfect_model_has_perfect_metrics(tmp_path) -> None:
     for name in ("ndcg@1", "ndcg@3", "recall@5", "mrr@5", "hit@1", "map@3"):
         assert result.model[name] == 1.0, name
     assert result.model["precision@5"] == pytest.approx(1 / 5)
-    assert result.model["coverage@1"] == pytest.approx(
-        20 / NUM_ITEMS
-    )  # twenty users, twenty next items
+    # twenty users, twenty next items
+    assert result.model["coverage@1"] == pytest.approx(20 / NUM_ITEMS)
     assert result.model["gini@1"] == pytest.approx(1 - 20 / NUM_ITEMS)
     assert result.model["diversity@3"] == pytest.approx(1.0)  # orthogonal item vectors
     assert result.confidence["model"]["ndcg@3"] == [1.0, 1.0]
@@ -165,12 +163,10 @@ def test_validation_events_are_not_training_without_a_refit(tmp_path) -> None:
     dataset = write_dataset(tmp_path, walks, 6)
     kept = evaluate(Oracle(6), dataset, config(), refit=False)
     again = evaluate(Oracle(6), dataset, config(), refit=True)
-    assert (
-        kept.segments["items"]["targets new to training"]["targets"] == 3
-    )  # 3, 4 and 2: no training event
-    assert (
-        again.segments["items"]["targets new to training"]["targets"] == 2
-    )  # 2 was a validation event of others
+    # 3, 4 and 2: no training event
+    assert kept.segments["items"]["targets new to training"]["targets"] == 3
+    # 2 was a validation event of others
+    assert again.segments["items"]["targets new to training"]["targets"] == 2
     assert kept.data["fitted_through"] == "train"
 
 

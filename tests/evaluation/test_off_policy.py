@@ -15,9 +15,8 @@ POOL, K, SHARE = 8, 4, 0.5
 # The value of every item, for every user; the log ranks items 0, 1, 2, …, the target 7, 6, 5, …
 WORTH = np.linspace(0.05, 0.6, POOL)
 EXAMINED = np.array([1.0, 0.8, 0.6, 0.5])
-LOGGED_VALUE = sum(
-    EXAMINED[p] * ((1 - SHARE) * WORTH[p] + SHARE * WORTH.mean()) for p in range(K)
-)  # of a list of the log
+# of a list of the log
+LOGGED_VALUE = sum(EXAMINED[p] * ((1 - SHARE) * WORTH[p] + SHARE * WORTH.mean()) for p in range(K))
 TARGET_VALUE = sum(EXAMINED[p] * WORTH[POOL - 1 - p] for p in range(K))
 
 

@@ -98,9 +98,8 @@ def test_lists_longer_than_the_catalogue_end_in_minus_one() -> None:
 
 def test_constant_scorer_stays_at_chance_if_popular_items_have_first_ids() -> None:
     num_users, num_items, k = 300, 1000, 20
-    queries = queries_of(
-        [[]] * num_users, [[user % 20] for user in range(num_users)]
-    )  # all targets among the first 20
+    # all targets among the first 20
+    queries = queries_of([[]] * num_users, [[user % 20] for user in range(num_users)])
     result = rank(Table(torch.zeros(num_users, num_items)), queries, k)
     assert query_metrics(result.hits_BK, result.num_targets_B, [k])["recall@20"].mean() < 0.1
     again = rank(Table(torch.zeros(num_users, num_items)), queries, k, chunk=17)
@@ -173,10 +172,8 @@ class Vectors:
             torch.randint(-2, 3, (n, 4), generator=generator).float()
             for n in (num_users, num_items)
         )
-        self.users_UD, self.item_vectors_ND = (
-            users,
-            items,
-        )  # small whole numbers: exact products, many of them equal
+        # small whole numbers: exact products, many of them equal
+        self.users_UD, self.item_vectors_ND = (users, items)
         self.popularity_N = torch.randint(0, 50, (num_items,), generator=generator)
         pairs_P = torch.randperm(num_users * num_items, generator=generator)[
             : additions * num_users

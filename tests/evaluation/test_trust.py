@@ -64,9 +64,8 @@ def test_popularity_lift_by_hand() -> None:
     assert everyone["lift"]["model"] == pytest.approx(5.5 / np.mean(profile) - 1)
     niche, blockbuster = found["groups"]["niche"], found["groups"]["blockbuster"]
     assert (niche["queries"], blockbuster["queries"]) == (1, 1)
-    assert niche["lift"]["model"] == pytest.approx(
-        10 / 3 - 1
-    )  # user 1: no head item, as user 3, who comes later
+    # user 1: no head item, as user 3, who comes later
+    assert niche["lift"]["model"] == pytest.approx(10 / 3 - 1)
     assert blockbuster["lift"]["model"] == pytest.approx(3 / 10 - 1)  # user 2: head items only
     assert found["groups"]["diverse"]["queries"] == 3
 

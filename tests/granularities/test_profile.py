@@ -140,12 +140,8 @@ def test_rows_equal_those_by_hand() -> None:
         torch.tensor([[2.0], [0.0], [0.0], [0.0], [0.0]]),
     )
     z, present = net(rows)
-    assert z[0].tolist() == [
-        4 + 1.0,
-        40 - 2.0,
-        3.5,
-        35.0,
-    ]  # row of a code: code + 1; members 3 and 4 in the mean
+    # row of a code: code + 1; members 3 and 4 in the mean
+    assert z[0].tolist() == [4 + 1.0, 40 - 2.0, 3.5, 35.0]
     assert z[1].tolist() == [3.0, 30.0, 4.0, 40.0]
     assert z[2].tolist() == [1.0, 10.0, 3.0, 30.0]  # the row of "missing"
     assert z[3:].tolist() == [[0.0] * 4] * 2 and present.tolist() == [
@@ -209,9 +205,8 @@ def test_new_item_has_a_vector_from_its_attributes(dataset: PreparedDataset) -> 
     model = build_model(config, dataset, Split.TRAIN)
     graphs = build_graphs(dataset, Split.TRAIN, model)
     plain = model.tower().detach()
-    torch.testing.assert_close(
-        model.freeze(graphs).item_vectors_ND, plain
-    )  # untrained, attributes add nothing
+    # untrained, attributes add nothing
+    torch.testing.assert_close(model.freeze(graphs).item_vectors_ND, plain)
     net = model.encoders.granularities["profile"].items
     with torch.no_grad():
         net.output.weight.normal_()

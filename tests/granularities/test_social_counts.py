@@ -25,11 +25,8 @@ from tests.handmade import DAY
 from tests.planted import margin, ndcg, planted_dataset
 
 ITEMS = 5
-ROWS = {
-    0: [(0, 1), (1, 2)],
-    1: [(1, 3), (2, 5), (1, 8)],
-    2: [(3, 4)],
-}  # item and day of users; user 3 has none
+# item and day of users; user 3 has none
+ROWS = {0: [(0, 1), (1, 2)], 1: [(1, 3), (2, 5), (1, 8)], 2: [(3, 4)]}
 VIEW = ItemView(torch.zeros(ITEMS, 4), torch.zeros(ITEMS, 0))
 
 

@@ -52,9 +52,8 @@ def test_gradients_are_those_of_autograd_also_in_small_chunks(
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize(
-    "length", [1.0, 60.0]
-)  # logits that need no shift, and some whose exponentials overflow
+# logits that need no shift, and some whose exponentials overflow
+@pytest.mark.parametrize("length", [1.0, 60.0])
 def test_logits_of_any_size_are_those_of_autograd(length: float) -> None:
     users, items, pairs, targets = setup()
     users, items = (length * users.detach()).requires_grad_(), items.requires_grad_()

@@ -240,25 +240,13 @@ def _trial_of_two(seconds: float, **changes: Any) -> Trial:
     ("seconds", "state", "done", "epochs"),
     [
         (1.0, "stopped", 2, 6),  # time for everything
-        (
-            60.0,
-            "finished",
-            2,
-            6,
-        ),  # too late for another training, but the trial had ended by itself
+        # too late for another training, but the trial had ended by itself
+        (60.0, "finished", 2, 6),
         (30.0, "stopped", 2, 6),  # from scratch, only 1 epoch and its refit would fit
-        (
-            7.0,
-            "stopped",
-            0,
-            4,
-        ),  # continues only to epoch 5; from scratch, 4 epochs end at a low learning rate
-        (
-            90.0,
-            "stopped",
-            2,
-            6,
-        ),  # nothing fits from scratch: the trial's weights are better than none
+        # continues only to epoch 5; from scratch, 4 epochs end at a low learning rate
+        (7.0, "stopped", 0, 4),
+        # nothing fits from scratch: the trial's weights are better than none
+        (90.0, "stopped", 2, 6),
     ],
 )
 def test_chosen_training_continues_its_trial_unless_a_short_schedule_is_better(

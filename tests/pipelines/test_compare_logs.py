@@ -27,9 +27,8 @@ from tests.handmade import small_model, small_world
 
 Captured = pytest.CaptureFixture[str]
 NUM_USERS, K = 3000, 4
-WORTH = {
-    f"i{item}": 0.9 if item % 2 else 0.1 for item in range(12)
-}  # probability of a click on a shown item
+# probability of a click on a shown item
+WORTH = {f"i{item}": 0.9 if item % 2 else 0.1 for item in range(12)}
 
 
 @dataclass(frozen=True)

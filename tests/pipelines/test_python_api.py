@@ -190,9 +190,8 @@ def test_external_lists_of_popular_items_have_the_expected_figures(
         ]
     found = dataset.evaluate(pd.DataFrame(rows), ks=[len(counts)])
     everything = f"recall@{len(counts)}"
-    assert found.loc[everything, "value"] == pytest.approx(
-        1.0, abs=0.05
-    )  # the list contains all items that are possible
+    # the list contains all items that are possible
+    assert found.loc[everything, "value"] == pytest.approx(1.0, abs=0.05)
     assert (found.low <= found.value).all() and (found.value <= found.high).all()
     nothing = dataset.evaluate(pd.DataFrame(rows[:1]).assign(item_id="no such item"), ks=[5])
     assert (nothing.value == 0).all()

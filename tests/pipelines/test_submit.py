@@ -408,9 +408,8 @@ def test_interrupt_stops_or_detaches_as_configured(
 
     job = Interrupted([], ["STOPPED"])
     config = load_config(DEMO, [("submit.on_interrupt", what)]).submit
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a job in the background has no such handler
+    # a job in the background has no such handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert submit.watch(job, "a", config) == 130
     finally:

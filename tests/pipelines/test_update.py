@@ -201,9 +201,8 @@ def test_other_language_model_of_equal_width_is_recognised_by_its_files(tmp_path
     first = trained(config, dataset)
     dataset.manifest.text["identity"] = "aa"
     warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes, "aa"))
-    warm_start(
-        config, dataset, Earlier(first.weights, first.frozen.sizes)
-    )  # of a dataset without this entry
+    # of a dataset without this entry
+    warm_start(config, dataset, Earlier(first.weights, first.frozen.sizes))
     with pytest.raises(
         ArtifactError, match=r"uses the language model bb, this dataset aa.*data\.text\.model"
     ):
@@ -263,10 +262,11 @@ def test_weights_with_too_few_validation_users_are_not_continued(tmp_path: Path)
     )
     held = [Held(final, Split.TEST), Held(measured, Split.VALID)]
     for num_with_two, chosen in ((8, final), (4, final), (3, measured)):
+        # with one newer event, the old test event is the validation event
         events = [
             leave_last(0, 1, 2, 3 + user % 4, 8, *([9] if user < num_with_two else []))
             for user in range(8)
-        ]  # with one newer event, the old test event is the validation event
+        ]
         new = write_dataset(tmp_path / str(num_with_two), events, 10)
         earlier, newer_V = chosen_weights(new, known, held)
         assert earlier is chosen
@@ -591,9 +591,8 @@ def test_feedback_changes_only_the_fusion_weights(world: Path, capsys: Captured)
         liked_share, skipped_share = (
             np.array(answer.shares[name]) for name in ("evolution", "collaborative")
         )
-        wanted = (
-            liked_share / liked_share.std() - skipped_share / skipped_share.std()
-        )  # in units of their spreads; otherwise one may dominate the other
+        # in units of their spreads; otherwise one may dominate the other
+        wanted = liked_share / liked_share.std() - skipped_share / skipped_share.std()
         for item, liked in zip(answer.item_ids, wanted > np.median(wanted), strict=True):
             rows.append(
                 {
@@ -724,12 +723,8 @@ def test_impossible_updates_are_refused(world: Path, updated: Path, capsys: Capt
     assert read_before in refused(capsys, world) and read_before in refused(
         capsys, world, "--update.model", str(updated)
     )
-    no_dataset = [
-        "--update.model",
-        str(updated),
-        "--update.dataset",
-        str(world / "nowhere"),
-    ]  # as if its dataset were deleted
+    # as if its dataset were deleted
+    no_dataset = ["--update.model", str(updated), "--update.dataset", str(world / "nowhere")]
     message = refused(capsys, world, *no_dataset)
     assert (
         "4 of the 28 users that the model knows are not in the data any more, e.g. 'a0'" in message

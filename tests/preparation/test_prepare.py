@@ -233,13 +233,8 @@ def test_bad_rows_are_quarantined_with_file_row_and_reason(tmp_path: Path) -> No
     ]
     assert kept[1]["raw"] == "carl,a,never" and "user_id=anna, item_id=zz" in kept[0]["raw"]
     assert dataset.user_ids.to_pylist() == ["anna", "bert"]
-    assert dataset.item_ids.to_pylist() == [
-        "a",
-        "b",
-        "c",
-        "cold",
-        "d",
-    ]  # an item without events can still be recommended
+    # an item without events can still be recommended
+    assert dataset.item_ids.to_pylist() == ["a", "b", "c", "cold", "d"]
     assert dataset.item_counts_N(Split.TEST).tolist() == [3, 1, 1, 0, 1]
 
 

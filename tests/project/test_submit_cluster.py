@@ -49,9 +49,8 @@ class Cluster:
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        self.temporary = tempfile.mkdtemp(
-            prefix="mg-", dir="/tmp"
-        )  # Ray's sockets need a short path
+        # Ray's sockets need a short path
+        self.temporary = tempfile.mkdtemp(prefix="mg-", dir="/tmp")
         self.gcs, self.dashboard = ports(2)
         self.environment = {
             **{

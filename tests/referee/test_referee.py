@@ -218,9 +218,8 @@ def test_lists_of_sampled_items_are_refused_if_all_items_are_ranked(
     path = saved(lists(lambda user: 1 + user % 20, k=20), tmp_path / "l.csv")
     assert main(["referee", "score", "--protocol", str(folder), "--lists", f"a={path}"]) == 2
     assert "only sampled items were ranked" in capsys.readouterr().err
-    honest = saved(
-        lists(lambda user: user % 20, k=20), tmp_path / "h.csv"
-    )  # a twentieth of the users do not have it in their list
+    # a twentieth of the users do not have it in their list
+    honest = saved(lists(lambda user: user % 20, k=20), tmp_path / "h.csv")
     assert not [note for note in score(folder, f"a={honest}")["notes"] if "sampled" in note]
 
 
@@ -460,13 +459,8 @@ def test_recbole_sampler_draws_as_recbole_does(mask: str) -> None:
         5,
         {"sample": 2, "sampler": "recbole", "seed": 7, "mask": mask},
     )
-    order = [
-        2,
-        1,
-        0,
-        3,
-        4,
-    ]  # training first: u0 has item 2, u1 item 1; then validation, 0 and 2; then test
+    # training first: u0 has item 2, u1 item 1; then validation, 0 and 2; then test
+    order = [2, 1, 0, 3, 4]
     np.random.seed(7)
     expected = []
     for known in ({2, 0, 3}, {1, 2, 4}) if mask == "seen" else ({3}, {4}):

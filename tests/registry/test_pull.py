@@ -177,9 +177,8 @@ def test_damaged_model_in_the_store_is_not_pulled(tmp_path: Path) -> None:
     """Covers files that serving never reads, too."""
     uri = registered(tmp_path)
     place = resolve("models:/pocket@champion", uri)
-    client(uri).delete_model_version_tag(
-        "pocket", "1", "files.sha256"
-    )  # as in earlier releases: only the bundle's own checksums
+    # as in earlier releases: only the bundle's own checksums
+    client(uri).delete_model_version_tag("pocket", "1", "files.sha256")
     (place / "MODEL_CARD.md").write_text("# Model card: another one\n")
     with pytest.raises(ArtifactError, match=r"MODEL_CARD\.md"):
         pull_model("models:/pocket@champion", tmp_path / "deployed", uri)

@@ -99,10 +99,8 @@ def test_run_has_parameters_metrics_dataset_and_files(registered: Registered) ->
     ), "what was set"
     assert run.data.tags["mlflow.source.type"] == "LOCAL" and run.data.tags["mlflow.source.name"]
     history = found.get_metric_history(registered.run_id, "loss")
-    assert [(metric.step, metric.value) for metric in history] == [
-        (0, 3.0),
-        (1, 2.0),
-    ]  # NaN is left out
+    # NaN is left out
+    assert [(metric.step, metric.value) for metric in history] == [(0, 3.0), (1, 2.0)]
     assert run.data.metrics["valid.ndcg_at_20"] == pytest.approx(0.2)
     dataset = run.inputs.dataset_inputs[0].dataset
     assert dataset.name == "handmade" and registered.dataset.manifest.content_hash.startswith(
@@ -248,10 +246,8 @@ def test_registered_model_answers_without_our_sources(
     )
     assert newcomer["source"] == "model" and newcomer["unknown_friends"] == ["zoe"]
     assert newcomer["shares"]["social"] == newcomer["scores"]
-    assert [len(row["item_ids"]) for row in found["frame"]] == [
-        3,
-        2,
-    ]  # the parameter applies where the cell is empty
+    # the parameter applies where the cell is empty
+    assert [len(row["item_ids"]) for row in found["frame"]] == [3, 2]
     assert found["objects"][0]["source"] == "model" and len(found["objects"][0]["item_ids"]) == 1
     expected = [
         "k: got 0",
@@ -370,9 +366,8 @@ def test_children_name_their_parent(registered: Registered) -> None:
         child.set_tags({"trial": 1})
     tags = client(registered.uri).get_run(child.run_id).data.tags
     assert tags["mlflow.parentRunId"] == registered.run_id and tags["trial"] == "1"
-    assert (
-        run_of_folder(registered.config) == registered.run_id
-    )  # a child run does not replace the run of the folder
+    # a child run does not replace the run of the folder
+    assert run_of_folder(registered.config) == registered.run_id
 
 
 def test_leftover_experiment_id_is_ignored(

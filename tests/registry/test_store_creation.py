@@ -146,17 +146,15 @@ def test_endless_creation_by_another_process_raises_one_message(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(
-    1800
-)  # a creation takes a second on an idle machine, and half a minute on a busy one
+# a creation takes a second on an idle machine, and half a minute on a busy one
+@pytest.mark.timeout(1800)
 def test_ten_concurrent_commands_on_a_missing_store_succeed(tmp_path: Path) -> None:
     assert race(tmp_path, "together", 10) == "10 of 10 commands succeeded, the store is usable"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(
-    1800
-)  # a creation takes a second on an idle machine, and half a minute on a busy one
+# a creation takes a second on an idle machine, and half a minute on a busy one
+@pytest.mark.timeout(1800)
 def test_store_is_usable_after_twenty_kills(tmp_path: Path) -> None:
     assert race(tmp_path, "kills", 20) == "20 kills, 0 stores unusable"
 
@@ -207,9 +205,8 @@ def test_older_store_is_upgraded_with_a_backup(tmp_path: Path) -> None:
 def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -> None:
     place = tmp_path / "mlflow.db"
     shutil.copyfile(made, place)
-    changed(
-        place, "UPDATE alembic_version SET version_num = '451aebb31d03'"
-    )  # an early revision, although later tables exist
+    # an early revision, although later tables exist
+    changed(place, "UPDATE alembic_version SET version_num = '451aebb31d03'")
     refused(
         place,
         ArtifactError,

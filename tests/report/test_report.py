@@ -265,9 +265,8 @@ def test_page_is_well_formed_and_loads_nothing(page: Page) -> None:
 
 def test_titles_names_and_notes_are_escaped(page: Page) -> None:
     tags = [tag for tag, _ in page.seen]
-    assert (
-        "script" not in tags and "i" in tags
-    )  # the gridlines are <i>, the configuration's is text
+    # the gridlines are <i>, the configuration's is text
+    assert "script" not in tags and "i" in tags
     assert HOSTILE in page.text and "User <b>7</b>" in page.text and "seed: 42 # <i>" in page.text
     assert any(attributes.get("title") == HOSTILE for _, attributes in page.seen)
 

@@ -165,11 +165,8 @@ def test_refit_measures_the_index_again(
 ) -> None:
     """New weights of the granularities give new user vectors, and so another recall."""
     parent = open_parent(str(indexed), "")
-    parent.bundle.info.index = {
-        "reorder": 32,
-        "recall": 0.5,
-        "at": LIST,
-    }  # must not be copied to the refitted bundle
+    # must not be copied to the refitted bundle
+    parent.bundle.info.index = {"reorder": 32, "recall": 0.5, "at": LIST}
     changed = parent.bundle.model.encoders.refitted(
         torch.linspace(0.1, 0.9, len(parent.bundle.model.names))
     )

@@ -50,11 +50,8 @@ def test_all_users_equal_direct_answers(ray_local: None, folder: Path, tmp_path:
             assert sum(shares) == row["score"]
         else:
             assert shares == [None] * len(recommender.names)
-    assert (summary.num_users, summary.num_rows, summary.num_fallback) == (
-        6,
-        24,
-        1,
-    )  # nothing is known about u5
+    # nothing is known about u5
+    assert (summary.num_users, summary.num_rows, summary.num_fallback) == (6, 24, 1)
 
 
 def test_chosen_users_are_in_the_order_of_the_bundle(

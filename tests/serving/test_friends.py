@@ -201,9 +201,8 @@ def test_friends_of_a_request_replace_the_stored_ones(recommender: Recommender) 
         stored.scores, rel=1e-4, abs=1e-5
     )
     assert other.scores != stored.scores
-    unknown = ask(
-        recommender, user_id="u1", friends=["zoe", "u1"], k=ITEMS
-    )  # an unknown friend, and the user's own id
+    # an unknown friend, and the user's own id
+    unknown = ask(recommender, user_id="u1", friends=["zoe", "u1"], k=ITEMS)
     assert unknown.scores == stored.scores and unknown.unknown_friends == ["zoe"]
 
 

@@ -113,9 +113,8 @@ def run(
 
 def test_complete_call_is_answered_and_connection_is_kept() -> None:
     async def test(served: Served) -> None:
-        reader, writer = await served.send(
-            call(body=b"12345") + call("/health", method="GET")
-        )  # pipelined
+        # pipelined
+        reader, writer = await served.send(call(body=b"12345") + call("/health", method="GET"))
         status, headers, body = await read_reply(reader)
         assert (status, json.loads(body), "connection" in headers) == (200, {"bytes": 5}, False)
         status, _, body = await read_reply(reader)
@@ -187,10 +186,8 @@ def test_token_and_size_are_checked_before_a_body_is_read() -> None:
         for headers, status in (
             ((), 401),
             ((right, "Content-Length: 1001"), 413),
-            (
-                (right, "Content-Length: 99999999999999999999999999"),
-                400,
-            ),  # too large for a length in HTTP
+            # too large for a length in HTTP
+            ((right, "Content-Length: 99999999999999999999999999"), 400),
             ((right, "Content-Length: 500", "Content-Type: text/csv"), 415),
             ((right, "Content-Length: 1001", "Expect: 100-continue"), 413),
         ):
@@ -322,9 +319,8 @@ def test_stopping_front_answers_admitted_calls_and_refuses_new_ones() -> None:
         for reader, _ in (*admitted, half):
             assert (await read_reply(reader))[0] == 200
         port = served.listener.port
-        last = [
-            await served.send(call("/health", method="GET")) for _ in range(50)
-        ]  # they wait in the queue of the socket
+        # they wait in the queue of the socket
+        last = [await served.send(call("/health", method="GET")) for _ in range(50)]
         await served.listener.close()
         for reader, _ in last:
             assert (await read_reply(reader))[0] == 503, "none that had connected is reset"
@@ -340,9 +336,8 @@ def test_queued_connections_are_answered_before_close_returns() -> None:
 
     async def test(served: Served) -> None:
         served.front.stop(1)
-        asyncio.get_running_loop().remove_reader(
-            served.listener._socket.fileno()
-        )  # so that all stay in the queue
+        # so that all stay in the queue
+        asyncio.get_running_loop().remove_reader(served.listener._socket.fileno())
         last = [await served.send(call("/health", method="GET")) for _ in range(50)]
         await served.listener.close()
         key = ("calls_total", (("path", "/health"), ("status", "503")))

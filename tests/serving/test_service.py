@@ -81,10 +81,8 @@ def test_all_body_formats_give_the_same_answers(service: Service, bundle: Bundle
     assert call(service, "/recommend", []) == (200, [])
     split = {
         "columns": ["user_id", "history", "k"],
-        "data": [
-            ["u0", None, 2.0],
-            [None, ["i1", "x"], 3],
-        ],  # as a data frame with empty cells is written
+        # as a data frame with empty cells is written
+        "data": [["u0", None, 2.0], [None, ["i1", "x"], 3]],
     }
     columns = {"user_id": ["u0", None], "history": [None, ["i1", "x"]], "k": [2, 3]}
     for form in (

@@ -51,11 +51,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 REQUESTS: list[dict[str, Any]] = [
     {"user_id": "u0", "k": 4},  # known
     {"user_id": "by history", "history": ["i1", "i2", "mystery"], "k": 3},
+    # fresh
     {
         "user_id": "u1",
         "history": [{"item_id": "i9", "event_type": "buy", "timestamp": 1_900_000_000}],
         "k": 4,
-    },  # fresh
+    },
     {"user_id": "by friends", "friends": ["u0", "zoe"], "k": 3},
     {"user_id": "by attributes", "attributes": {"age": 30, "town": "Ulm"}, "k": 3},
     {"user_id": "u2", "context": {"weather": "sun"}, "k": 5, "exclude_seen": False},

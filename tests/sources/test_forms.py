@@ -98,9 +98,8 @@ def is_whole(table: pa.Table) -> bool:
 def test_any_separator_is_read(tmp_path: Path, separator: str, header: bool) -> None:
     path = write(tmp_path / "log.dat", text(separator, header))
     assert is_whole(events(path, separator=separator, columns=[] if header else NAMES))
-    assert is_whole(
-        events(path, separator=separator, columns=NAMES)
-    )  # a header with these names is not an event
+    # a header with these names is not an event
+    assert is_whole(events(path, separator=separator, columns=NAMES))
 
 
 def test_repeated_blanks_are_one_separator(tmp_path: Path) -> None:

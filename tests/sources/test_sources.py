@@ -88,16 +88,8 @@ def test_csv_with_every_kind_of_bad_row_is_read(tmp_path: Path) -> None:
         ("log.csv", 6, "unreadable row: 4 cells, expected 3"),
         ("log.csv", 8, "missing user_id"),
     ]
-    assert table.column(schema.ROW).to_pylist() == [
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        8,
-        9,
-    ]  # the blank line is skipped but counted
+    # the blank line is skipped but counted
+    assert table.column(schema.ROW).to_pylist() == [1, 2, 3, 4, 5, 6, 8, 9]
     texts = [None, ",i1,1", "u1,,1", "u1,i1,late", "u1,i1", "u1,i1,1,1", ",,", None]
     assert table.column(schema.RAW).to_pylist() == texts
     assert table.column(schema.TIMESTAMP).cast(pa.int64()).to_pylist()[0] == 10**15
@@ -110,9 +102,8 @@ def test_row_numbers_continue_across_chunk_borders(
     tmp_path: Path, chunk_bytes: int, end: str
 ) -> None:
     lines = [f"u{i},i{i},{i}" if i % 5 else f"u{i}" for i in range(1, 61)]
-    file = input_file(
-        write(tmp_path / "log.csv", end.join([HEADER.strip(), *lines]))
-    )  # no line end after the last
+    # no line end after the last
+    file = input_file(write(tmp_path / "log.csv", end.join([HEADER.strip(), *lines])))
     pieces = table_pieces(TableFiles(schema.EVENTS, (file,), chunk_bytes=chunk_bytes))
     table = read_all(pieces)
     assert len(pieces) > 1 or chunk_bytes == 1000

@@ -89,16 +89,12 @@ def test_default_world_has_the_expected_size_and_values() -> None:
     counts = pc.value_counts(good.column(schema.USER_ID)).field("counts").to_numpy()
     assert (counts <= SHORT + 1).mean() >= 0.18
     pairs = good.group_by([schema.USER_ID, schema.ITEM_ID]).aggregate([])
-    assert (
-        pairs.num_rows / good.num_rows > 0.99
-    )  # hardly any repeats, apart from planted duplicates
+    # hardly any repeats, apart from planted duplicates
+    assert pairs.num_rows / good.num_rows > 0.99
     items = table(source, "items")
     assert items.column("title").null_count == items.column("image").null_count == 0
-    assert text_fields(items, None) == [
-        "title",
-        "tags",
-        "category",
-    ]  # only columns of texts
+    # only columns of texts
+    assert text_fields(items, None) == ["title", "tags", "category"]
     users = table(source, "users")
     assert all(
         0.02 < users.column(name).null_count / 1000 < 0.09 for name in ("age", "gender", "country")
@@ -140,9 +136,8 @@ def test_bad_rows_are_planted_with_all_reasons() -> None:
         assert broken.column(schema.RAW).null_count == 0
         key = list(schema.TABLES[name].key)
         good = found.filter(pc.is_null(found.column(schema.REASON)))
-        assert (
-            good.group_by(key).aggregate([]).num_rows < good.num_rows
-        )  # duplicates, which prepare finds
+        # duplicates, which prepare finds
+        assert good.group_by(key).aggregate([]).num_rows < good.num_rows
     log = table(source, "events")
     share = 1 - log.column(schema.REASON).null_count / log.num_rows
     assert share == pytest.approx(0.05 * 4 / 5, rel=0.3)
@@ -197,9 +192,8 @@ def test_order_predicts_the_next_item(knob: float, low: float, high: float) -> N
 def test_communities_share_items(knob: float, low: float, high: float) -> None:
     source = world(collaborative=knob)
     users, items = events(source)
-    assert (
-        low <= share_of_same_user(users, world_of(source).community_N[items]) <= high
-    )  # chance: 1 of 12
+    # chance: 1 of 12
+    assert low <= share_of_same_user(users, world_of(source).community_N[items]) <= high
 
 
 @pytest.mark.parametrize("knob", [0.0, 1.0])

@@ -302,10 +302,8 @@ def write_set(place: str, content_hash: str) -> None:
 def test_dataset_is_replaced_with_its_manifest_removed_first_and_written_last(bucket: str) -> None:
     place = f"{bucket}/deep/set"
     write_set(place, "one")
-    assert names(f"{bucket}/deep") == [
-        "set/manifest.json",
-        "set/vocab/users.parquet",
-    ]  # no lock is left
+    # no lock is left
+    assert names(f"{bucket}/deep") == ["set/manifest.json", "set/vocab/users.parquet"]
     assert PreparedDataset(place).user_ids.to_pylist() == ["one"]
     destination = DatasetWriter(place)
     with destination.writing() as folder:
@@ -449,9 +447,8 @@ def test_another_machine_finds_the_run_folder(bucket: str) -> None:
     first = folder.root
     assert not first.exists()
     with open_run(remote_config(bucket, seed=7), "evaluate") as folder:
-        assert (
-            folder.root != first and not (folder.root / "model").exists()
-        )  # nothing is fetched before it is needed
+        # nothing is fetched before it is needed
+        assert folder.root != first and not (folder.root / "model").exists()
         assert (folder.model / "trained.json").read_text() == "trained.json"
         assert folder.read_json(folder.metrics, "") == {"model": 1}
         assert (folder.fetch("trials") / "table.csv").read_text() == "1"

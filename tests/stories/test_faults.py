@@ -216,10 +216,8 @@ def test_full_disk_gives_one_message_and_resume_continues(
     command continues."""
     disk = SmallDisk(tmp_path / "small", 8 << 20)
     run, database = disk.place / "run", tmp_path / "mlflow.db"
-    tracking, train = (
-        {"uri": f"sqlite:///{database}"},
-        {"max_failures": 0},
-    )  # no retry in the same command
+    # no retry in the same command
+    tracking, train = ({"uri": f"sqlite:///{database}"}, {"max_failures": 0})
     config = world(tmp_path, run={"dir": str(run), "name": "tiny"}, tracking=tracking, train=train)
     with disk:
         with Command("run", config) as command:

@@ -437,9 +437,8 @@ def test_gate_compares_the_measured_models(story: Path, capsys: Captured) -> Non
     with training_here():
         assert command(story, "register", "--train.final", "false") == 0
     capsys.readouterr()
-    assert (
-        command(story, "promote") == 1
-    )  # the measured models are equal, so the challenger is not better
+    # the measured models are equal, so the challenger is not better
+    assert command(story, "promote") == 1
     record = json.loads((story / "run/promotion.json").read_text())
     assert record["champion"]["version"] == version
     assert record["comparison"]["challenger"] == record["comparison"]["champion"]

@@ -26,9 +26,8 @@ from tests.two_processes import together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SILENT = frozenset(
-    {"behaviour", "collaborative"}
-)  # one with parameters only, one that refines items
+# one with parameters only, one that refines items
+SILENT = frozenset({"behaviour", "collaborative"})
 
 
 def checked(kind: str = "learned", **train: Any) -> Config:

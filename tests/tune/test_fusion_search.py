@@ -177,9 +177,8 @@ def test_lists_come_from_the_best_of_each_granularity_and_ties_keep_their_order(
         3.0,
         3.0,
     ]
-    one, whole = cache.lists(
-        torch.tensor([[1.0, 0.1]]), 1
-    )  # 3, .3, 2.2; the bound is 3.3, so the pools may miss the best item
+    # 3, .3, 2.2; the bound is 3.3, so the pools may miss the best item
+    one, whole = cache.lists(torch.tensor([[1.0, 0.1]]), 1)
     assert (one.items_QL.tolist(), whole) == ([[0]], 1)
     both, whole = cache.lists(torch.tensor([[1.0, 1.0]]), 1)  # 3, 3, 4: the best item is in no pool
     assert (both.items_QL.tolist(), both.hits_QL.tolist(), whole) == ([[2]], [[True]], 1)

@@ -310,9 +310,8 @@ def test_each_point_of_a_small_space_is_tried_once(tmp_path: Path) -> None:
         trial.params.get("model.granularities.evolution.cell", "attention")
         for trial in plan.ledger.searched()
     ]
-    assert (
-        sorted(cells) == ["attention", "gru", "lstm"] and plan.exhausted
-    )  # the given configuration counts
+    # the given configuration counts
+    assert sorted(cells) == ["attention", "gru", "lstm"] and plan.exhausted
 
 
 def test_search_finds_the_better_region(tmp_path: Path) -> None:
@@ -374,9 +373,8 @@ def test_worse_half_is_stopped_at_a_rung_except_the_first_trial_and_repetitions(
     tmp_path: Path,
 ) -> None:
     halving = _halving(_plan(tmp_path))
-    assert not _is_stopped(
-        halving, Trial(0, 0, 1, {}), 1, 0.2
-    )  # alone: the cut is the median of the earlier values
+    # alone: the cut is the median of the earlier values
+    assert not _is_stopped(halving, Trial(0, 0, 1, {}), 1, 0.2)
     assert not _is_stopped(halving, Trial(1, 0, 1, {}), 1, 0.4)
     assert _is_stopped(halving, Trial(2, 0, 1, {}), 1, 0.29)  # median of 0.2 and 0.4 is 0.3
     assert not _is_stopped(halving, Trial(3, 0, 1, {}), 1, 0.3)

@@ -32,6 +32,7 @@ MICROS = SECONDS * 10**6
 DAY = 1_606_435_200 * 10**6  # 2020-11-27
 MINUTE = MICROS - 13 * 10**6
 
+# text → microseconds, None for an unknown time
 FORMS = {
     "1606513873": MICROS,
     "1606513873.25": MICROS + 250_000,
@@ -86,7 +87,7 @@ FORMS = {
     "NaT": None,
     " ": None,
     "\\N": None,
-}  # text → microseconds, None for an unknown time
+}
 
 
 def _read(cells: Any, rules: CellRules | None = None) -> tuple[list[int | None], list[bool]]:

@@ -18,12 +18,8 @@ import faiss
 import numpy as np
 import onnxruntime
 
-NOTHING = {
-    "user": -1,
-    "friends": -1,
-    "attribute_codes": -2,
-    "values": np.nan,
-}  # defaults; others: 0
+# defaults; others: 0
+NOTHING = {"user": -1, "friends": -1, "attribute_codes": -2, "values": np.nan}
 
 
 class Export:

@@ -34,9 +34,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Cell = Callable[
-    [Tensor], Tensor
-]  # inputs of all steps [U, L, …] → H of the step after each [U, L, D]
+# inputs of all steps [U, L, …] → H of the step after each [U, L, D]
+Cell = Callable[[Tensor], Tensor]
 
 
 class InterestStates(nn.Module):

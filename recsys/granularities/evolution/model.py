@@ -283,9 +283,8 @@ class Block(nn.Module):
         """
         rows_U = torch.arange(place_U.shape[0], device=place_U.device)
         normed_ULD = self.norm_attention(states_ULD)
-        to_q, to_k, to_v = self.qkv.weight.view(
-            3, self.heads, -1, states_ULD.shape[-1]
-        )  # [H, X, D] each
+        # [H, X, D] each
+        to_q, to_k, to_v = self.qkv.weight.view(3, self.heads, -1, states_ULD.shape[-1])
         # the bias of the keys adds the same to all logits
         bias_q, _, bias_v = self.qkv.bias.view(3, self.heads, -1)
         q_UHX = torch.einsum("ud,hxd->uhx", normed_ULD[rows_U, place_U], to_q) + bias_q

@@ -244,9 +244,10 @@ def learned(
     told_PS = np.concatenate([np.array(own)[:, None], np.tile(pool_S, (len(own), 1))], axis=1)
     popularity_PS = shares.table_NT[told_PS, np.array(columns)[:, None]]
     features_PFS = np.concatenate([features_PFS, popularity_PS[:, None]], axis=1)
+    # the target among the drawn ones
     is_again_PS = np.concatenate(
         [np.zeros((len(own), 1), dtype=bool), np.array(own)[:, None] == pool_S], axis=1
-    )  # the target among the drawn ones
+    )
 
     def loss(theta_F: Array) -> tuple[float, Array]:
         scores_PS = np.einsum("f,pfs->ps", theta_F, features_PFS)
