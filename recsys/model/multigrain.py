@@ -1,0 +1,143 @@
+"""The model that is trained: item tower, granularities and fusion.
+
+Each step computes a view of the items and the states of the granularities, with graph convolutions
+once per step.
+
+Legend: B queries, D width, N items, S items in view, T text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from recsys.config import ModelConfig
+from recsys.data.batches import Batch
+from recsys.data.whitening import Whitening
+from recsys.granularities.base import Graphs, ItemView, ModelSizes, StepKey
+from recsys.items import ItemTower
+from recsys.model.frozen import FrozenModel
+from recsys.model.user_encoders import Encoders, States
+from recsys.pace import with_progress
+
+
+class MultigrainModel(nn.Module):
+    """The trainable model.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Section ``model``.
+    sizes : ModelSizes
+        What the dataset fixes of the model's shape.
+    text_NT : Tensor
+        Frozen text vectors of ``text_groups`` groups of fields, concatenated; width 0 without
+        texts.
+    trained_N : Tensor
+        Marks the items with training events.
+    text_groups : int
+        Number of groups of text fields.
+    whitening : Sequence[Whitening] | None
+        Whitening of the model that a warm start continues.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        sizes: ModelSizes,
+        text_NT: Tensor,
+        trained_N: Tensor,
+        text_groups: int = 1,
+        whitening: Sequence[Whitening] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.sizes = config, sizes
+        # closed-form members have their own item vectors
+        width = config.width if config.granularities.are_trained else 0
+        self.tower = ItemTower(config.item, width, text_NT, trained_N, text_groups, whitening)
+        self.encoders = Encoders(config, sizes)
+        self.silent: frozenset[str] = frozenset()  # pruned: they do not change the item vectors
+        self._fitted_on: tuple[Graphs, States] | None = None
+
+    @property
+    def needs_all_items(self) -> bool:
+        """Whether any granularity reads the whole catalogue in each step."""
+        return any(module.needs_all_items for _, module in self.encoders.each())
+
+    @property
+    def reads_events(self) -> bool:
+        """Whether any granularity needs the table of events."""
+        modules = [module for fitted in (False, True) for _, module in self.encoders.each(fitted)]
+        return any(module.reads_events for module in modules)
+
+    @property
+    def reads_histories(self) -> bool:
+        """Whether any granularity needs the events in order, with times and repeats."""
+        modules = [module for fitted in (False, True) for _, module in self.encoders.each(fitted)]
+        return any(module.reads_histories for module in modules)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether a step samples the graph of users and items."""
+        return any(module.is_sampled for _, module in self.encoders.each())
+
+    def widen(self, ids_S: Tensor | None, graphs: Graphs, key: StepKey) -> Tensor | None:
+        """The items that a step must view to score the given ones, which come first; None: all
+        items.
+        """
+        for _, module in self.encoders.each():
+            ids_S = module.widen(ids_S, graphs, key)
+        return ids_S
+
+    def view(self, graphs: Graphs, ids_S: Tensor | None = None) -> tuple[ItemView, States]:
+        """Return the items in view and the states of the granularities.
+
+        The view has all items, or the first of ``ids_S``: those that :meth:`widen` was called with.
+        """
+        vectors_SD = self.tower(ids_S)
+        for name, module in self.encoders.each():
+            # called for its side effect too: some compute their state here
+            refined_SD = module.refine_items(vectors_SD, graphs)
+            vectors_SD = vectors_SD[: len(refined_SD)] if name in self.silent else refined_SD
+        if self.config.unit_vectors:
+            vectors_SD = normalize(vectors_SD, dim=-1)
+        items = ItemView(
+            vectors_SD, self.tower.text(None if ids_S is None else ids_S[: len(vectors_SD)])
+        )
+        return items, {name: module.state(items, graphs) for name, module in self.encoders.each()}
+
+    def forward(self, batch: Batch, items: ItemView, states: States) -> Tensor:
+        """User vectors [B, D]."""
+        users_BD: Tensor = self.encoders.fusion(*self.encoders.encode(batch, items, states))[0]
+        return users_BD
+
+    @torch.no_grad()
+    def freeze(self, graphs: Graphs) -> FrozenModel:
+        """Return the model for inference: the view of all items and the states, computed once."""
+        was_training = self.training
+        self.eval()
+        items, states = self.view(graphs)
+        states |= self._fitted(items, graphs)
+        self.train(was_training)
+        return FrozenModel(self.config, self.sizes, self.encoders, items, states, graphs.degree_N)
+
+    def _fitted(self, items: ItemView, graphs: Graphs) -> States:
+        """States of the closed-form granularities, which training does not change: computed once
+        for the same graphs.
+        """
+        if self._fitted_on is None or self._fitted_on[0] is not graphs:
+            silent = self.encoders.pruned_members
+            active = [
+                (name, module)
+                for name, module in self.encoders.each(fitted=True)
+                if name not in silent
+            ]
+            made = {
+                name: module.state(items, graphs)
+                for name, module in with_progress("fitting members", active)
+            }
+            self._fitted_on = (graphs, made)
+        return self._fitted_on[1]
