@@ -241,7 +241,7 @@ def reporter(
     folder: RunFolder, log_epoch: Callable[[dict[str, Any]], None]
 ) -> Callable[[dict[str, Any]], None]:
     """A function that prints each report of a training, and logs reports of epochs to MLflow."""
-    from recsys.training.ray_train import NOTE
+    from recsys.training.ray_reports import NOTE
 
     def report(values: dict[str, Any]) -> None:
         if NOTE in values:

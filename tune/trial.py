@@ -216,7 +216,8 @@ class WorkersTrial(ray.tune.Trainable):
         self.training.join(STOP_PATIENCE_S)
 
     def _train(self, task: Task) -> None:
-        from recsys.training.ray_train import Stopped, train_on_ray
+        from recsys.training.ray_train import train_on_ray
+        from recsys.training.ray_worker import Stopped
 
         started = time.perf_counter()
         try:

@@ -166,7 +166,7 @@ class FrozenMembers:
             scores = module.boost(batch, self.items, state)
             scores_BN = scores.add_to(torch.zeros(len(batch), len(self.items.vectors_SD)))
             return scores_BN * self._sparse_scale(name, scores, len(batch))[:, None]
-        z_BR, _ = module(batch, self.items, state)
+        z_BR: Tensor = module(batch, self.items, state)[0]
         scores_BN = z_BR @ self._own_items(name).T
         if module.corrects:
             module.boost(batch, self.items, state).add_to(scores_BN)
@@ -174,7 +174,8 @@ class FrozenMembers:
 
     def _trained_users(self, batch: Batch) -> Tensor:
         """User vectors [B, D] of the trained granularities together."""
-        users_BD, _ = self.encoders.fusion(*self.encoders.encode(batch, self.items, self.states))
+        z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
+        users_BD: Tensor = self.encoders.fusion(z_BKD, present_BK)[0]
         return users_BD
 
     def _sparse_scale(self, member: str, scores: SparseScores, num_rows: int) -> Tensor:

@@ -267,14 +267,14 @@ def test_training_requests_machines_waits_and_withdraws_the_request(ray_local: N
     from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
     from ray.experimental.internal_kv import _internal_kv_get
 
-    from recsys.training.ray_train import _check_cpus
+    from recsys.training.ray_resources import check_cpus
 
     config = _config("demo", ("train.num_workers", "9"), ("ray.wait_s", "0.1"))
     with pytest.raises(ConfigError, match=r"has 2 CPUs.*give it time with ray\.wait_s"):
-        _check_cpus(config.train, config.ray)
+        check_cpus(config.train, config.ray)
     assert json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)) == []
     config = _config("demo", ("train.num_workers", "2"), ("ray.wait_s", "1000"))
-    _check_cpus(config.train, config.ray)  # they are available: no waiting
+    check_cpus(config.train, config.ray)  # they are available: no waiting
 
 
 def test_data_of_unknown_size_get_no_estimate(tmp_path: Path) -> None:

@@ -118,6 +118,9 @@ def test_only_these_packages_import_ray() -> None:
     allowed = {
         "recsys.preparation",
         "recsys.training.ray_train",
+        "recsys.training.ray_worker",
+        "recsys.training.ray_reports",
+        "recsys.training.ray_resources",
         "recsys.serving",
         "pipelines",
         "tune",
