@@ -27,10 +27,10 @@ from recsys.errors import ArtifactError
 from recsys.training.apart import named, own_config, sections, without_apart
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.final import Final, assemble_final, is_whole
-from recsys.training.loop import seconds_an_epoch
 from recsys.training.members import trained_part
 from recsys.training.resume import FREE, training_digest
 from recsys.training.threads import settle_threads
+from recsys.training.time_limit import seconds_an_epoch
 
 
 @dataclass(frozen=True)

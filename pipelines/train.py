@@ -35,10 +35,10 @@ from recsys.training.apart import joined, own_config, sections
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, load_trained, save_trained
 from recsys.training.constants import LEFT_OUT, narrowed
-from recsys.training.loop import Validate
 from recsys.training.members import trained_part
 from recsys.training.private import PRIVACY
 from recsys.training.resume import FREE, training_digest
+from recsys.training.shared_validation import Validate
 from recsys.training.threads import settle_threads
 
 ORIGIN = "origin.json"

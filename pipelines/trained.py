@@ -23,8 +23,8 @@ from recsys.training.checkpoint import TrainResult
 from recsys.training.context import TrainContext
 from recsys.training.final import Final as FinalTraining
 from recsys.training.final import fit_final
-from recsys.training.loop import Validate
 from recsys.training.phases import fit
+from recsys.training.shared_validation import Validate
 from recsys.training.threads import settle_threads
 
 _SHORT_S: Final = 600.0  # a shorter budget trains in this process

@@ -14,7 +14,7 @@ import ray
 
 from recsys.config import Config
 from recsys.errors import ConfigError
-from recsys.training.threads import asked_threads, fastest_threads, usable_threads
+from recsys.training.threads import fastest_threads, requested_threads, usable_threads
 
 _WRAPPER_BYTES = (
     100_000_000  # a trial that wraps a trainer reserves memory and leaves the CPUs to its workers
@@ -102,7 +102,7 @@ def slots_of_cluster(config: Config, num_items: int, say: Callable[[str], None])
     smallest = min((number for number in cpus if number > 0), default=1)
     fastest = 0
     if config.train.num_workers == 1 and not config.train.threads:
-        fastest, why = asked_threads(config.train), ""
+        fastest, why = requested_threads(config.train), ""
         if not fastest:
             fastest, why = fastest_threads(
                 config.model,

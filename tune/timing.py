@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from pipelines.plumbing.budget import LEAST_RESERVE, RESERVE
 from recsys.auto.portfolio import Setting, with_separate_model
 from recsys.config import Config, TrainConfig
-from recsys.training.loop import seconds_an_epoch
+from recsys.training.time_limit import seconds_an_epoch
 from tune.ledger import Trial
 from tune.portfolio import MOST_APART, Portfolio, is_ended
 

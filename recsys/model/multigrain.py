@@ -59,7 +59,7 @@ class MultigrainModel(nn.Module):
         width = config.width if config.granularities.are_trained else 0
         self.tower = ItemTower(config.item, width, text_NT, trained_N, text_groups, whitening)
         self.encoders = Encoders(config, sizes)
-        self.silent: frozenset[str] = frozenset()  # pruned: they do not change the item vectors
+        self.pruned: frozenset[str] = frozenset()  # they do not change the item vectors
         self._fitted_on: tuple[Graphs, States] | None = None
 
     @property
@@ -101,7 +101,7 @@ class MultigrainModel(nn.Module):
         for name, module in self.encoders.each():
             # called for its side effect too: some compute their state here
             refined_SD = module.refine_items(vectors_SD, graphs)
-            vectors_SD = vectors_SD[: len(refined_SD)] if name in self.silent else refined_SD
+            vectors_SD = vectors_SD[: len(refined_SD)] if name in self.pruned else refined_SD
         if self.config.unit_vectors:
             vectors_SD = normalize(vectors_SD, dim=-1)
         items = ItemView(
@@ -129,11 +129,11 @@ class MultigrainModel(nn.Module):
         for the same graphs.
         """
         if self._fitted_on is None or self._fitted_on[0] is not graphs:
-            silent = self.encoders.pruned_members
+            pruned = self.encoders.pruned_members
             active = [
                 (name, module)
                 for name, module in self.encoders.each(fitted=True)
-                if name not in silent
+                if name not in pruned
             ]
             made = {
                 name: module.state(items, graphs)

@@ -16,12 +16,15 @@ from recsys.config import Config, ModelConfig
 from recsys.data.bounded import fitted_histories
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Split
+from recsys.data.loader import LoaderConfig, TrainingLoader
 from recsys.data.neighbours import Neighbours
 from recsys.data.whitening import Whitening, whitened_width
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Graphs, ModelSizes
+from recsys.granularities.behaviour.section import USER_TEXT
 from recsys.granularities.stratum.section import STRATUM
 from recsys.model import MultigrainModel
+from recsys.training.context import TrainContext
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,24 @@ def build_model(
     for _, module in model.encoders.each():
         module.adapt(dataset)
     return model
+
+
+def build_loader(
+    config: Config, dataset: PreparedDataset, through: Split, context: TrainContext
+) -> TrainingLoader:
+    """The training batches of one worker."""
+    settings = LoaderConfig(
+        config.train.batch_size,
+        config.model.max_history,
+        config.train.history_mask_rate,
+        config.train.loss.event_power,
+        config.train.window_events,
+        config.seed,
+        any(
+            section.signal == USER_TEXT for section in config.model.granularities.enabled().values()
+        ),
+    )
+    return TrainingLoader(dataset, through, settings, context.rank, context.world_size)
 
 
 def build_graphs(

@@ -158,12 +158,12 @@ def fit_final(
     progress = Progress(phase="final", best_epoch=final.epochs, choices={**final.choices})
     if context.resume_from is not None:
         progress = load_progress(context.resume_from)
-    silent, start = pruned_names(final.choices), final.start
+    pruned, start = pruned_names(final.choices), final.start
     phase: Pass | None = None
     weights = dict[str, Tensor]()
     if progress.phase == "final":
         phase = Pass(
-            without(config, silent), dataset, Split.TEST, _chooses, context, progress, start
+            without(config, pruned), dataset, Split.TEST, _chooses, context, progress, start
         )
         moved = transplant(final.weights, final.names, phase.state(), phase.names)
         phase.model.encoders.fitted_weights.copy_(moved[_FITTED])
@@ -172,7 +172,7 @@ def fit_final(
             return phase.result(phase.state(), False, started)
         weights = phase.state()
         progress = replace(progress, phase="final_join", epoch=0, step=0)
-    if silent or phase is None:
+    if pruned or phase is None:
         join = Pass(config, dataset, Split.TEST, _chooses, context, progress, start)
         if phase is not None:
             join.surround(weights, phase.names)

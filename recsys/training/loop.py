@@ -18,40 +18,33 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from recsys.config import Config
-from recsys.data.bounded import evaluated_by_shard
 from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import seed_of
-from recsys.data.histories import Array, Queries, Split
-from recsys.data.loader import LoaderConfig, Step, TrainingLoader
-from recsys.data.repeats import no_targets, repeats_line
-from recsys.errors import ConfigError, DataError, TrainingError
-from recsys.granularities.behaviour.section import USER_TEXT
+from recsys.data.histories import Array, Split
+from recsys.data.loader import Step, TrainingLoader
+from recsys.errors import ConfigError, TrainingError
 from recsys.pace import with_progress
-from recsys.training.build import Start, build_graphs, build_model
+from recsys.training.build import Start, build_graphs, build_loader, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.context import Report, TrainContext
-from recsys.training.optimizer import build_optimizer, clip_gradients
+from recsys.training.optimizer import build_optimizer, clip_gradients, schedule
 from recsys.training.private import PRIVACY, PrivateSteps, plan
-from recsys.training.pruned import KEPT, choose_kept, pruned_names, scale, scaled, transplant
+from recsys.training.pruned import KEPT, choose_pruned, pruned_names, scale, scaled, transplant
 from recsys.training.rating_head import RATINGS, fit_head
+from recsys.training.shared_validation import SharedValidation, Validate
 from recsys.training.step import StepLoss
+from recsys.training.time_limit import TimeLimit
 from recsys.training.user_clusters import STRATA
-
-UNREFITTED = "unrefitted"  # key of the training's choices: why there was no refit
-_SLACK = 0.25  # a pass that selects nothing may be late by this share of its time
-# (scorer, queries) → the validation metric of every query [B]
-Validate = Callable[[Any, Queries], Array]
 
 
 class Pass:
@@ -69,37 +62,36 @@ class Pass:
     ) -> None:
         self.config, self.dataset, self.context, self.progress = config, dataset, context, progress
         self.through = through
-        self.validate, self.starts_warm = validate, start is not None
-        # the interrupted training said it already
-        self.says_repeats = context.resume_from is not None
+        self.validation = SharedValidation(config, dataset, validate, context)
+        self.starts_warm = start is not None
         self.selects = progress.phase == "select"
         self.is_cut = False  # whether the time was over before the end
-        # share of the steps of the last epoch that were taken
-        self.begun, self.share = (time.perf_counter(), 1.0)
+        self.share = 1.0  # of the steps of the last epoch that were taken
+        self.limit = TimeLimit(config.train, context, progress)
         seed_everything(config.seed)
         num_strata = int(progress.choices.get(STRATA, {}).get("chosen", 0))
         self.model = build_model(config, dataset, through, num_strata, start).to(context.device)
         self.names = [name for name, _ in self.model.encoders.each()]
         if progress.phase.endswith("join"):
-            self.model.silent = pruned_names(progress.choices)
+            self.model.pruned = pruned_names(progress.choices)
             self.model.encoders.fusion.only = [
-                self.names.index(name) for name in sorted(self.model.silent)
+                self.names.index(name) for name in sorted(self.model.pruned)
             ]
         graphs = build_graphs(dataset, through, self.model, config)
         self.graphs = graphs.to(context.device)
         if self.selects and config.model.fusion.kind != "weighted":
             self.model.encoders.fitted_weights.zero_()  # until the best epoch is known
         # closed-form granularities read only the graphs
-        self._loader = self._events() if self.names else None
+        self._loader = build_loader(config, dataset, through, context) if self.names else None
         self.loss = StepLoss(self.model, self.graphs, config.train.loss, dataset).to(context.device)
         if start is not None:
             self.loss.load_state_dict(
                 transplant(start.weights, start.names, self.loss.state_dict(), self.names)
             )
-        if self.model.silent:
+        if self.model.pruned:
             for name, parameter in self.loss.named_parameters():
                 parameter.requires_grad_(
-                    any(f".granularities.{own}." in name for own in self.model.silent)
+                    any(f".granularities.{own}." in name for own in self.model.pruned)
                 )
         if context.world_size > 1 and context.device.type == "cuda":
             self.model.tower.update_rows(False)  # NCCL cannot sum sparse gradients
@@ -114,7 +106,7 @@ class Pass:
             self.step = nn.parallel.DistributedDataParallel(
                 self.loss,
                 broadcast_buffers=False,
-                find_unused_parameters=bool(self.model.silent),
+                find_unused_parameters=bool(self.model.pruned),
                 gradient_as_bucket_view=True,  # avoids two copies of every gradient
             )
 
@@ -127,24 +119,6 @@ class Pass:
         """The batches of the events; only for a model with trained granularities."""
         assert self._loader is not None, "nothing is trained"
         return self._loader
-
-    def _events(self) -> TrainingLoader:
-        config = self.config
-        settings = LoaderConfig(
-            config.train.batch_size,
-            config.model.max_history,
-            config.train.history_mask_rate,
-            config.train.loss.event_power,
-            config.train.window_events,
-            config.seed,
-            any(
-                section.signal == USER_TEXT
-                for section in config.model.granularities.enabled().values()
-            ),
-        )
-        return TrainingLoader(
-            self.dataset, self.through, settings, self.context.rank, self.context.world_size
-        )
 
     def _private_steps(self) -> PrivateSteps:
         """The steps of a private training; stores the budget in the progress.
@@ -219,7 +193,7 @@ class Pass:
             self._validate(0)
         if self.selects and progress.epoch and not progress.step and progress.epoch < last:
             # resumed when the time was already over
-            self.is_cut = self._must_end(progress.history, last)
+            self.is_cut = self.limit.is_near(progress.history, last)
         for epoch in range(progress.epoch, last):
             if (
                 self.is_cut
@@ -246,7 +220,7 @@ class Pass:
             self.is_cut = (
                 self.share < 1
                 or epoch + 1 < last
-                and self._must_end([*progress.history, now], last)
+                and self.limit.is_near([*progress.history, now], last)
             )
             report |= {"share": round(self.share, 4)} if self.is_cut else {}
             due = (epoch + 1) % train.evaluate_every == 0 or epoch + 1 == last or self.is_cut
@@ -259,40 +233,13 @@ class Pass:
                 self.context.note(f"the time is up: stopped at epoch {epoch + 1} of {last}")
                 break
 
-    def _must_end(self, history: list[Report], last: int) -> bool:
-        """Whether, at the measured pace, the time is too short to continue.
-
-        In the phase *select*, this is the time for another epoch and the refit of the best epoch so
-        far; in other phases, the time for the remaining epochs.
-        """
-        if self.private is not None or self.progress.phase.endswith("join"):
-            return False
-        own = [report for report in history if report["phase"] == self.progress.phase]
-        pace, done = seconds_an_epoch(own), own[-1]["epoch"]
-        if self.selects:
-            again = self.config.train.refit * (self.progress.best_epoch or done)
-            return self.context.lacks(pace * (1 + again))
-        return self.context.lacks(
-            pace * (last - done) - _SLACK * (time.perf_counter() - self.begun)
-        )
-
-    def _is_over(self) -> bool:
-        """Whether the time is up within an epoch; only with one worker, as several would have to
-        agree.
-        """
-        if self.context.world_size > 1 or self.progress.phase.endswith("join"):
-            return False
-        return self.context.lacks(
-            0.0 if self.selects else -_SLACK * (time.perf_counter() - self.begun)
-        )
-
     @torch.no_grad()
     def _refit(self, epoch: int) -> None:
         """Fit the parts of granularities that are fitted and not trained.
 
         All workers take the values of the first worker, so that rounding cannot make them diverge.
         """
-        own = self.model.silent or set(self.names)
+        own = self.model.pruned or set(self.names)
         due = [
             module
             for name, module in self.model.encoders.each()
@@ -313,7 +260,7 @@ class Pass:
         """
         started = time.perf_counter()
         self.progress.best_value = float("-inf")  # a resumed training fits and validates again
-        self.weigh_fitted()
+        self.weigh_closed_form()
         report: Report = {
             "phase": "select",
             "epoch": 0,
@@ -324,7 +271,7 @@ class Pass:
         self.progress.history[:] = [report]
         self._report(report, True)
 
-    def weigh_fitted(self) -> None:
+    def weigh_closed_form(self) -> None:
         """Choose λ of the closed-form granularities on validation; a weighted fusion keeps the
         configured values.
         """
@@ -333,13 +280,13 @@ class Pass:
             queries = sample_queries(self.dataset, Split.VALID)
 
             def metric() -> float:
-                values_B = self.validate(frozen, queries)
+                values_B = self.validation.validate(frozen, queries)
                 return float(values_B.mean()) if len(values_B) else math.nan
 
             choose_weights(frozen, metric, queries)
 
-    def silences(self) -> bool:
-        """Choose on validation which trained granularities are kept; True if any is pruned.
+    def prunes(self) -> bool:
+        """Choose on validation which trained granularities are pruned; True if any is.
 
         A weighted fusion keeps the configured weights.
         """
@@ -348,15 +295,15 @@ class Pass:
             return False
         queries = sample_queries(self.dataset, Split.VALID)
 
-        def metric(silent: frozenset[str]) -> Array:
-            self.model.silent = silent
-            with scaled(self.model.encoders.fusion, self.names, dict.fromkeys(silent, 0.0)):
-                values_B = self.validate(self.model.freeze(self.graphs), queries)
-            self.model.silent = frozenset()
+        def metric(pruned: frozenset[str]) -> Array:
+            self.model.pruned = pruned
+            with scaled(self.model.encoders.fusion, self.names, dict.fromkeys(pruned, 0.0)):
+                values_B = self.validation.validate(self.model.freeze(self.graphs), queries)
+            self.model.pruned = frozenset()
             return values_B
 
-        kept = choose_kept(self.names, metric)
-        shares = torch.tensor([kept[name] for name in self.names], device=self.context.device)
+        chosen = choose_pruned(self.names, metric)
+        shares = torch.tensor([chosen[name] for name in self.names], device=self.context.device)
         # the first worker's
         found = dict(zip(self.names, self.context.from_first(shares).tolist(), strict=True))
         choices[KEPT] = {**choices.get(KEPT, {}), **found}
@@ -386,7 +333,7 @@ class Pass:
             self._set_lr(epoch, step.number)
             self.optimizer.step()
             total, weight = total + summed.detach(), weight + step.weight
-            if step.number + 1 < self.loader.num_steps and self._is_over():
+            if step.number + 1 < self.loader.num_steps and self.limit.is_over():
                 self.share = (step.number + 1) / self.loader.num_steps
                 break
         mean = float(self.context.sum(total)) / weight
@@ -456,30 +403,8 @@ class Pass:
             group["lr"] = self.config.train.lr * share
 
     def _validate(self, epoch: int) -> float:
-        """The mean validation metric over the queries of all workers; keeps the state if it is the
-        best so far.
-        """
-        frozen = self.model.freeze(self.graphs)
-        sums = np.zeros(3)
-        for queries in evaluated_by_shard(
-            self.dataset, Split.VALID, self.config.evaluate, self.config.seed
-        ):
-            mine = queries.take(np.arange(self.context.rank, len(queries), self.context.world_size))
-            if (
-                asked := getattr(self.validate, "asked", None)
-            ) is not None:  # a validation on some users only
-                mine = asked(mine)
-            values = self.validate(frozen, mine) if len(mine) else np.zeros(0)
-            sums += np.array([values.sum(), len(values), np.count_nonzero(mine.num_targets_B)])
-        total = self.context.sum(torch.tensor(sums, dtype=torch.float64))
-        if total[1] == 0:
-            raise DataError(no_targets("validation"))
-        if not self.says_repeats and (
-            said := repeats_line("validation", int(total[2] - total[1]), int(total[2]))
-        ):
-            self.context.note(said)
-        self.says_repeats = True
-        value = float(total[0] / total[1])
+        """The validation metric; keeps the state if it is the best so far."""
+        value = self.validation.mean(self.model.freeze(self.graphs))
         if value > self.progress.best_value:
             self.progress.best_value = value
             self.progress.best_epoch = epoch
@@ -505,36 +430,6 @@ class Pass:
             send(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def seconds_an_epoch(history: Sequence[Report]) -> float:
-    """Mean seconds of the reported epochs, with cut epochs scaled up to whole ones; 0 without an
-    epoch.
-
-    >>> cut = {"epoch": 2, "seconds": 1.0, "share": 0.25}
-    >>> seconds_an_epoch([{"epoch": 1, "seconds": 2.0}, cut])
-    3.0
-    """
-    seconds = [float(one.get("seconds") or 0.0) / float(one.get("share", 1.0)) for one in history]
-    return sum(seconds) / len(seconds) if seconds else 0.0
-
-
-def schedule(kind: str, warmup: float, step: int, num_steps: int) -> float:
-    """The factor on the learning rate at a step: linear warm-up, then constant, or linear or cosine
-    decay to zero.
-
-    >>> [round(schedule("cosine", 0.0, step, 4), 3) for step in range(4)]
-    [1.0, 0.854, 0.5, 0.146]
-    >>> [schedule("linear", 0.5, step, 4) for step in range(4)]
-    [0.5, 1.0, 1.0, 0.5]
-    """
-    warm_steps = int(warmup * num_steps)
-    if step < warm_steps:
-        return (step + 1) / warm_steps
-    if kind == "constant":
-        return 1.0
-    left = 1 - (step - warm_steps) / max(num_steps - warm_steps, 1)
-    return left if kind == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
 
 
 def seed_everything(seed: int) -> None:

@@ -11,6 +11,7 @@ Legend: R touched rows, D width.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -80,3 +81,21 @@ def clip_gradients(loss: nn.Module, most: float) -> None:
     scale = (most / (nn.utils.get_total_norm(parts) + 1e-6)).clamp(max=1.0)
     for part in parts:
         part.mul_(scale)
+
+
+def schedule(kind: str, warmup: float, step: int, num_steps: int) -> float:
+    """The factor on the learning rate at a step: linear warm-up, then constant, or linear or cosine
+    decay to zero.
+
+    >>> [round(schedule("cosine", 0.0, step, 4), 3) for step in range(4)]
+    [1.0, 0.854, 0.5, 0.146]
+    >>> [schedule("linear", 0.5, step, 4) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    warm_steps = int(warmup * num_steps)
+    if step < warm_steps:
+        return (step + 1) / warm_steps
+    if kind == "constant":
+        return 1.0
+    left = 1 - (step - warm_steps) / max(num_steps - warm_steps, 1)
+    return left if kind == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))

@@ -31,11 +31,15 @@ from recsys.training.build import Start
 from recsys.training.checkpoint import Progress, TrainResult, load_progress
 from recsys.training.constants import CONSTANTS, choose_values, with_constants
 from recsys.training.context import TrainContext
-from recsys.training.loop import UNREFITTED, Pass, Validate, seconds_an_epoch
+from recsys.training.loop import Pass
 from recsys.training.private import private_progress
 from recsys.training.pruned import pruned_names, without
 from recsys.training.rating_head import RATINGS, choose_constants
+from recsys.training.shared_validation import Validate
+from recsys.training.time_limit import seconds_an_epoch
 from recsys.training.user_clusters import STRATA, choose_strata
+
+UNREFITTED: Final = "unrefitted"  # key of the choices of a training: why there was no refit
 
 
 @dataclass
@@ -103,7 +107,7 @@ def select(training: Training) -> None:
         )
         found.run()
         found.loss.load_state_dict(found.best)
-        if not found.silences():
+        if not found.prunes():
             break
         for report in training.progress.history:
             report["phase"] = "checked"  # so that the best epoch is not chosen from these
@@ -112,7 +116,7 @@ def select(training: Training) -> None:
         )
         training.context = replace(training.context, resume_from=None)
     if found.names:
-        found.weigh_fitted()
+        found.weigh_closed_form()
     training.progress = found.progress
     if training.config.train.ratings:
         training.progress.choices[RATINGS] = choose_constants(

@@ -29,7 +29,7 @@ _FUSION: Final = "model.encoders.fusion."
 _FITTED: Final = "model.encoders.fitted_weights"
 
 
-def choose_kept(
+def choose_pruned(
     names: Sequence[str], metric: Callable[[frozenset[str]], Array]
 ) -> dict[str, float]:
     """The share of λ that every trained granularity keeps: 1, or 0 if removing it improves
@@ -45,17 +45,17 @@ def choose_kept(
     metric : Callable[[frozenset[str]], Array]
         The validation metric of every query without these granularities, [B].
     """
-    silent: frozenset[str] = frozenset()
-    best_B = metric(silent)
+    pruned: frozenset[str] = frozenset()
+    best_B = metric(pruned)
     if len(names) > 1 and len(best_B):
         gained = {name: float((metric(frozenset({name})) - best_B).mean()) for name in names}
         for name in sorted(names, key=lambda name: -gained[name]):
-            if len(silent) + 1 == len(names):
+            if len(pruned) + 1 == len(names):
                 break
-            silent_B = metric(silent | {name})
-            if _better(silent_B, best_B):
-                silent, best_B = silent | {name}, silent_B
-    return {name: float(name not in silent) for name in names}
+            without_B = metric(pruned | {name})
+            if _better(without_B, best_B):
+                pruned, best_B = pruned | {name}, without_B
+    return {name: float(name not in pruned) for name in names}
 
 
 def _better(values_B: Array, than_B: Array) -> bool:
@@ -104,9 +104,9 @@ def transplant(
             other = None  # the training had no closed-form granularities; stacking weights them
         if other is not None and key.startswith(_FUSION) and key.endswith("_K"):
             tensor = tensor.clone()
-            for place, name in enumerate(own_names):
+            for k, name in enumerate(own_names):
                 if name in names:
-                    tensor[place] = other[names.index(name)]
+                    tensor[k] = other[names.index(name)]
             other = tensor
         found[key] = tensor if other is None else other
     if (
@@ -117,7 +117,7 @@ def transplant(
 
 
 def names_of(
-    weights: Mapping[str, Tensor], names: Sequence[str], silent: Collection[str]
+    weights: Mapping[str, Tensor], names: Sequence[str], pruned: Collection[str]
 ) -> list[str]:
     """The trained granularities of weights, in the order of their λ: all, or those that were not
     pruned before *join*.
@@ -127,14 +127,14 @@ def names_of(
         for key, tensor in weights.items()
         if key.startswith(_FUSION) and key.endswith("_K")
     }
-    return [name for name in names if name not in silent or len(names) in lengths]
+    return [name for name in names if name not in pruned or len(names) in lengths]
 
 
 @contextmanager
-def scaled(fusion: Fusion, names: list[str], kept: Mapping[str, float]) -> Iterator[None]:
+def scaled(fusion: Fusion, names: list[str], shares: Mapping[str, float]) -> Iterator[None]:
     """The fusion with these shares of its λ (1 if not named); restored on exit."""
     before = {name: tensor.detach().clone() for name, tensor in fusion.state_dict().items()}
-    scale(fusion, names, kept)
+    scale(fusion, names, shares)
     try:
         yield
     finally:
@@ -142,9 +142,9 @@ def scaled(fusion: Fusion, names: list[str], kept: Mapping[str, float]) -> Itera
 
 
 @torch.no_grad()
-def scale(fusion: Fusion, names: list[str], kept: Mapping[str, float]) -> None:
+def scale(fusion: Fusion, names: list[str], shares: Mapping[str, float]) -> None:
     """Multiply λ by these shares (1 if not named), permanently."""
-    if any(kept.get(name, 1.0) != 1.0 for name in names):
-        place = next(iter(fusion.state_dict().values())).device
-        factors_K: Tensor = torch.tensor([kept.get(name, 1.0) for name in names], device=place)
+    if any(shares.get(name, 1.0) != 1.0 for name in names):
+        device = next(iter(fusion.state_dict().values())).device
+        factors_K: Tensor = torch.tensor([shares.get(name, 1.0) for name in names], device=device)
         fusion.load_state_dict({**fusion.state_dict(), **fusion.scaled(factors_K)})

@@ -42,12 +42,12 @@ from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, check_checkpoint, load_trained
 from recsys.training.context import Report
 from recsys.training.final import Final
-from recsys.training.loop import Validate
 from recsys.training.ray_reports import NOTE, ReportReader
 from recsys.training.ray_resources import check_cpus, use_gpu
 from recsys.training.ray_worker import MODEL_FOLDER, PROGRESS_FOLDER, Stopped, train_worker
 from recsys.training.resume import find_checkpoints, forget_trainings, run_name, training_digest
-from recsys.training.threads import asked_threads
+from recsys.training.shared_validation import Validate
+from recsys.training.threads import requested_threads
 
 _ABORT_S = 15.0
 _FROM_SCRATCH = (
@@ -118,7 +118,7 @@ def train_on_ray(
     settings = {
         "config": config.model_dump(mode="json"),
         "dataset": dataset.root,
-        "threads": asked_threads(config.train),
+        "threads": requested_threads(config.train),
         "validate": validate,
         "checkpoints": (storage, name, earlier if config.run.resume else []),
         "head_start": None if head_start is None else str(head_start),

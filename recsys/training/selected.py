@@ -68,10 +68,10 @@ def assemble(
     num_strata = int(choices.get(STRATA, {}).get("chosen", 0))
     start = None if inputs is None else Start(weights, inputs)
     model = build_model(config, dataset, through, num_strata, start)
-    model.silent = pruned_names(choices)
+    model.pruned = pruned_names(choices)
     names = [name for name, _ in model.encoders.each()]
     own = {f"model.{key}": value for key, value in model.state_dict().items()}
-    found = transplant(weights, names_of(weights, names, model.silent), own, names)
+    found = transplant(weights, names_of(weights, names, model.pruned), own, names)
     model.load_state_dict({key.removeprefix("model."): value for key, value in found.items()})
     graphs = build_graphs(dataset, through, model, config)
     graphs = replace(graphs, inputs={**graphs.inputs, **apart})

@@ -120,12 +120,12 @@ def _measured(most: int, shape: tuple[int, int, int, int]) -> tuple[int, dict[in
     return choose(seconds), seconds
 
 
-def asked_threads(train: TrainConfig) -> int:
+def requested_threads(train: TrainConfig) -> int:
     """The requested number of threads, by ``train.threads`` or else by OMP_NUM_THREADS; 0: the
     fastest.
     """
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return train.threads or (int(told) if told.isascii() and told.isdigit() else 0)
+    omp = os.environ.get("OMP_NUM_THREADS", "")
+    return train.threads or (int(omp) if omp.isascii() and omp.isdigit() else 0)
 
 
 def fastest_threads(
@@ -169,7 +169,7 @@ def settle_threads(
     """Set the threads of torch in this process to the requested or the fastest number; says which,
     once.
     """
-    threads, why = asked_threads(train), ""
+    threads, why = requested_threads(train), ""
     if not threads:
         known = _measured.cache_info().misses
         threads, why = fastest_threads(model, train, num_items, usable_threads())

@@ -27,7 +27,8 @@ from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, ModelSizes
 from recsys.model import FrozenModel, dump_sizes
 from recsys.training.build import Start, build_model, model_sizes
-from recsys.training.loop import Validate, seed_everything
+from recsys.training.loop import seed_everything
+from recsys.training.shared_validation import Validate
 
 VOCABULARIES = ("num_users", "num_items", "num_types")  # of ModelSizes; their dense ids stay
 _SETTINGS = {
@@ -171,14 +172,14 @@ class NewerOnly:
     validate: Validate
     newer_V: Array  # bool, for every user
 
-    def asked(self, queries: Queries) -> Queries:
+    def evaluated(self, queries: Queries) -> Queries:
         """The queries of these users."""
         return queries.take(np.flatnonzero(self.newer_V[queries.histories.users_U]))
 
     def __call__(self, model: FrozenModel, queries: Queries) -> Array:
         """The metric of every query of these users that has a value: [B]."""
-        kept = self.asked(queries)
-        return self.validate(model, kept) if len(kept) else np.zeros(0)
+        newer = self.evaluated(queries)
+        return self.validate(model, newer) if len(newer) else np.zeros(0)
 
 
 def newer_users(dataset: PreparedDataset, trained: Histories) -> Array:

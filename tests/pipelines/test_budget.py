@@ -33,9 +33,8 @@ from recsys.training.checkpoint import load_checkpoint, load_progress
 from recsys.training.constants import LEFT_OUT, choose_in_time, choose_values
 from recsys.training.context import Report, TrainContext
 from recsys.training.final import Final, fit_final, is_whole
-from recsys.training.loop import UNREFITTED
 from recsys.training.members import trained_part
-from recsys.training.phases import fit
+from recsys.training.phases import UNREFITTED, fit
 from recsys.training.selected import STACK
 from tests.auto.test_auto import CONFIG, PLAIN, THREE_SECONDS_AN_EPOCH
 from tests.handmade import write_dataset

@@ -19,7 +19,7 @@ from recsys.evaluation.validation import Validator
 from recsys.training import loop, phases
 from recsys.training.build import Start
 from recsys.training.context import Report, TrainContext
-from recsys.training.pruned import KEPT, choose_kept, pruned_names, transplant, without
+from recsys.training.pruned import KEPT, choose_pruned, pruned_names, transplant, without
 from recsys.training.selected import selected_model
 from tests.training.test_training import Interrupted, cycles, settings
 from tests.two_processes import together
@@ -27,7 +27,7 @@ from tests.two_processes import together
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # one with parameters only, one that refines items
-SILENT = frozenset({"behaviour", "collaborative"})
+PRUNED = frozenset({"behaviour", "collaborative"})
 
 
 def checked(kind: str = "learned", **train: Any) -> Config:
@@ -39,10 +39,10 @@ def checked(kind: str = "learned", **train: Any) -> Config:
     return config
 
 
-def silence(names: Sequence[str], metric: Callable[[frozenset[str]], Array]) -> dict[str, float]:
-    """In place of :func:`choose_kept`."""
-    metric(SILENT)  # must leave the model as it was
-    return {name: float(name not in SILENT) for name in names}
+def prune_two(names: Sequence[str], metric: Callable[[frozenset[str]], Array]) -> dict[str, float]:
+    """In place of :func:`choose_pruned`: prunes ``PRUNED``."""
+    metric(PRUNED)  # must leave the model as it was
+    return {name: float(name not in PRUNED) for name in names}
 
 
 def run(
@@ -56,13 +56,13 @@ def test_pruned_model_equals_one_configured_without(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, config = cycles(tmp_path), checked(kind)
-    other = without(config, SILENT)
+    other = without(config, PRUNED)
     assert config.model.granularities.behaviour.enabled, "the configuration itself stays"
     other.model.fusion.check = False
     expected = run(other, dataset)
-    monkeypatch.setattr(loop, "choose_kept", silence)
+    monkeypatch.setattr(loop, "choose_pruned", prune_two)
     found = run(config, dataset)
-    assert pruned_names(found.choices) == SILENT and found.best_epoch == expected.best_epoch
+    assert pruned_names(found.choices) == PRUNED and found.best_epoch == expected.best_epoch
     by_phase = {
         phase: [row["loss"] for row in found.history if row["phase"] == phase]
         for phase in ("select", "refit")
@@ -100,7 +100,7 @@ def test_pruned_granularity_is_trained_alone(
     config.train.lr = 0.02
     config.train.refit = False
     config.train.patience = 12
-    monkeypatch.setattr(loop, "choose_kept", silence)
+    monkeypatch.setattr(loop, "choose_pruned", prune_two)
     found = run(config, dataset)
     join = [row["loss"] for row in found.history if row["phase"] == "join"]
     assert len(join) == found.best_epoch > 3 and join[-1] < 0.95 * join[0]
@@ -120,7 +120,7 @@ def test_resumed_equals_uninterrupted(
     stop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``checked``: interrupted in the training before the pruning."""
-    monkeypatch.setattr(loop, "choose_kept", silence)
+    monkeypatch.setattr(loop, "choose_pruned", prune_two)
     dataset, config = cycles(tmp_path / "data"), checked(evaluate_every=1)
     whole = run(config, dataset)
     seen: list[str] = []
@@ -144,16 +144,16 @@ def test_resumed_equals_uninterrupted(
 def test_warm_start_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every granularity starts with its weights, whether it was pruned before or not."""
     dataset, config = cycles(tmp_path), checked()
-    monkeypatch.setattr(loop, "choose_kept", silence)
+    monkeypatch.setattr(loop, "choose_pruned", prune_two)
     first = run(config, dataset)
     start = Start(first.weights, first.frozen.sizes.inputs, names=tuple(first.frozen.trained_names))
     second = run(config, dataset, start=start)
-    assert pruned_names(second.choices) == SILENT
+    assert pruned_names(second.choices) == PRUNED
     assert second.history[-1]["loss"] < first.history[-1]["loss"], "starts where the first ended"
 
 
 def _worker(rank: int, world: int, folder: str, out: str, config: dict[str, Any]) -> None:
-    loop.choose_kept = silence  # type: ignore[assignment]
+    loop.choose_pruned = prune_two  # type: ignore[assignment]
     result = run(build_config(config), PreparedDataset(folder), TrainContext(rank, world))
     if rank == 0:
         torch.save({"history": result.history, "items": result.frozen.item_vectors_ND}, out)
@@ -164,7 +164,7 @@ def test_two_workers_prune_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     dataset, config = cycles(tmp_path / "data"), checked(batch_size=15)
     config.model.fusion.signal_dropout = 0.0  # drawn by each worker for its own rows
     config.model.granularities.stratum.enabled = False
-    monkeypatch.setattr(loop, "choose_kept", silence)
+    monkeypatch.setattr(loop, "choose_pruned", prune_two)
     alone = run(config, dataset)
     out = str(tmp_path / "out.pt")
     together(_worker, tmp_path, dataset.root, out, config.model_dump(mode="json"))
@@ -180,14 +180,14 @@ def test_check_prunes_only_gains_beyond_noise() -> None:
     values = {frozenset(): 0.5, frozenset("a"): 0.6, frozenset("b"): 0.6, frozenset("c"): 0.4}
     values |= {frozenset("ab"): 0.55, frozenset("ac"): 0.3}
 
-    def metric(silent: frozenset[str]) -> Array:
-        return np.full(100, values[silent]) + np.where(np.arange(100) % 2, 0.01, -0.01)
+    def metric(pruned: frozenset[str]) -> Array:
+        return np.full(100, values[pruned]) + np.where(np.arange(100) % 2, 0.01, -0.01)
 
-    assert choose_kept(["a", "b", "c"], metric) == {"a": 0.0, "b": 1.0, "c": 1.0}
-    assert choose_kept(["a"], metric) == {"a": 1.0}, "the last one is never pruned"
+    assert choose_pruned(["a", "b", "c"], metric) == {"a": 0.0, "b": 1.0, "c": 1.0}
+    assert choose_pruned(["a"], metric) == {"a": 1.0}, "the last one is never pruned"
     noise = np.random.default_rng(0).normal(size=100)
     assert (
-        choose_kept(["a", "b"], lambda silent: noise * len(silent)) == {"a": 1.0, "b": 1.0}
+        choose_pruned(["a", "b"], lambda pruned: noise * len(pruned)) == {"a": 1.0, "b": 1.0}
         or noise.mean() > 0.1
     )
     assert pruned_names({KEPT: {"a": 0.0, "b": 1.0}}) == {"a"} and pruned_names({}) == frozenset()

@@ -16,10 +16,10 @@ from recsys.config import Config, build_config
 from recsys.training import threads
 from recsys.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from recsys.training.threads import (
-    asked_threads,
     choose,
     fastest_threads,
     numbers,
+    requested_threads,
     settle_threads,
     step_like,
     timed,
@@ -116,9 +116,15 @@ def test_busy_machine_gets_one_thread_without_a_measurement(
 
 def test_requested_threads_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "timed", lambda *_: pytest.fail("timed"))
-    assert asked_threads(settings(threads=3).train) == 3 and asked_threads(settings().train) == 0
+    assert (
+        requested_threads(settings(threads=3).train) == 3
+        and requested_threads(settings().train) == 0
+    )
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert asked_threads(settings(threads=3).train) == 3 and asked_threads(settings().train) == 2
+    assert (
+        requested_threads(settings(threads=3).train) == 3
+        and requested_threads(settings().train) == 2
+    )
     settle_threads(settings().model, settings().train, 1000, lambda line: pytest.fail(line))
     assert torch.get_num_threads() == 2
     assert fastest_threads(settings().model, settings().train, 1000, 1) == (1, "")
