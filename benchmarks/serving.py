@@ -25,7 +25,8 @@ import torch
 
 from benchmarks.paired import say
 from recsys.registry.register import resolve
-from recsys.retrieval.index import LIST, ItemIndex, calibrate, exact_top
+from recsys.retrieval.exact import exact_top
+from recsys.retrieval.index import LIST, ItemIndex, calibrate
 from recsys.serving.bundles import read_bundle
 
 _NOTHING = np.zeros(0, dtype=np.int64)

@@ -22,7 +22,8 @@ from recsys.data.histories import Array
 from recsys.errors import ArtifactError, Refusal
 from recsys.evaluation.ranking import tie_order
 from recsys.export.questions import Examiner
-from recsys.retrieval.index import LIST, exact_top, recall
+from recsys.retrieval.exact import exact_top
+from recsys.retrieval.index import LIST, recall
 from recsys.serving.requests import parse_requests
 
 VECTORS: Final = "item_vectors.npy"

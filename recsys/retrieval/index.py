@@ -1,4 +1,4 @@
-"""Search for the best items: exactly over the whole catalogue, or among candidates from an index.
+"""An index of all items: candidates for the best items, which are scored again exactly.
 
 Why not a graph (HNSW) or cells (IVF), which look at fewer items: with the inner product both can
 miss items with long vectors, and in a small test on 10⁵ synthetic vectors (docs/dead-ends.md) their
@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recsys.data.histories import Array
-from recsys.evaluation.ranking import tie_order, top_by_vectors
+from recsys.evaluation.ranking import tie_order
 from recsys.granularities.sparse import SparseScores
 from recsys.pace import with_progress
-from recsys.retrieval.selection import Allowed, Selection
+from recsys.retrieval.exact import allowed_top, exact_top
+from recsys.retrieval.selection import Allowed
 from recsys.storage.beside import atomic_write
 
 RECALL: Final = 0.99  # least share of the exact top LIST that an index must find
@@ -36,195 +37,8 @@ _TRAINING_ITEMS: Final = 65_536
 _LONG_HISTORY: Final = 4096  # requests with more hidden items are answered without the index
 _DEEPEST: Final = 16  # with more candidates than 1/16 of the items, all items are scored instead
 _DEEPER: Final = 4  # factor by which the candidates grow where too few of them are allowed
-_SLACK: Final = (
-    1.2  # factor on the candidates, because allowed items are not spread evenly over the ranking
-)
-_MAX_GROUPS: Final = 8  # with more distinct boost factors, all items are scored
-_SCORES: Final = 2**22  # scores of allowed items at a time, where these are few
-_GATHERED: Final = (
-    4  # only the vectors of allowed items are read where they are fewer than 1/4 of the items
-)
-
-
-def exact_top(
-    users_BD: Tensor,
-    vectors_ND: Tensor,
-    k: int,
-    rows_E: Array,
-    hidden_E: Array,
-    added: SparseScores | None = None,
-) -> Array:
-    """The exact k best items of every user by the score u · a_i + ``added``.
-
-    Parameters
-    ----------
-    users_BD : Tensor
-        User vectors.
-    vectors_ND : Tensor
-        Item vectors.
-    k : int
-        Items per list.
-    rows_E : Array
-        Rows of the hidden items, ascending.
-    hidden_E : Array
-        Hidden items: item ``hidden_E[e]`` is left out of the list of row ``rows_E[e]``.
-    added : SparseScores | None
-        Scores of sparse members, added to the product.
-
-    Returns
-    -------
-    Array
-        Items, best first, −1 after the end: int32 [B, R].
-    """
-    return top_by_vectors(users_BD, vectors_ND, k, rows_E, hidden_E, added)[0]
-
-
-def allowed_top(
-    users_BD: Tensor,
-    vectors_ND: Tensor,
-    k: int,
-    rows_E: Array,
-    hidden_E: Array,
-    added: SparseScores | None = None,
-    allowed: Allowed | None = None,
-    raised: Raised | None = None,
-) -> Array:
-    """As :func:`exact_top`, for allowed items only and with boosts."""
-    if allowed is not None and allowed.num * _GATHERED < allowed.num_items:
-        return _top_of_few(
-            users_BD, vectors_ND, k, rows_E, hidden_E, added, allowed.listed_M, raised
-        )
-    forbidden_N = None
-    if allowed is not None and allowed.num < allowed.num_items:
-        forbidden_N = torch.from_numpy(~allowed.among(np.arange(allowed.num_items)))
-
-    def change(scores_rN: Tensor, rows: slice) -> None:
-        if raised is not None:
-            scores_rN.addr_(raised.spread_B[rows], raised.log_N)
-        if forbidden_N is not None:
-            scores_rN.masked_fill_(forbidden_N, -torch.inf)
-
-    return top_by_vectors(users_BD, vectors_ND, k, rows_E, hidden_E, added, change)[0]
-
-
-def _top_of_few(
-    users_BD: Tensor,
-    vectors_ND: Tensor,
-    k: int,
-    rows_E: Array,
-    hidden_E: Array,
-    added: SparseScores | None,
-    ids_M: Array,
-    raised: Raised | None,
-) -> Array:
-    """:func:`allowed_top` for a short list of items; only their vectors are read."""
-    ids, top_BR = torch.from_numpy(ids_M), np.full((len(users_BD), k), -1, dtype=np.int32)
-    if not len(ids_M):
-        return top_BR
-    vectors_MD, order_M = vectors_ND.index_select(0, ids), tie_order(len(vectors_ND))[ids_M]
-    size = max(1, _SCORES // len(ids_M))
-    for start in range(0, len(users_BD), size):
-        end = min(start + size, len(users_BD))
-        scores_bM = users_BD[start:end] @ vectors_MD.T
-        if added is not None and len(added):
-            scores_bM += added.between(start, end).at(ids.expand(end - start, -1))
-        if raised is not None:
-            scores_bM.addr_(raised.spread_B[start:end], raised.log_N[ids])
-        span = slice(*np.searchsorted(rows_E, [start, end]))
-        places_e = np.minimum(np.searchsorted(ids_M, hidden_E[span]), len(ids_M) - 1)
-        is_there_e = ids_M[places_e] == hidden_E[span]
-        scores = scores_bM.numpy()
-        scores[rows_E[span][is_there_e] - start, places_e[is_there_e]] = -np.inf
-        for row, scores_M in enumerate(scores, start=start):
-            best_R = best_places(scores_M, order_M, k)
-            top_BR[row, : len(best_R)] = ids_M[best_R]
-    return top_BR
-
-
-def best_places(scores_M: Array, order_M: Array, k: int) -> Array:
-    """Positions of the k best scores above −inf, best first; ties are ordered by ``order_M``."""
-    places = np.flatnonzero(scores_M > -np.inf)
-    if len(places) > 4 * k:
-        bound = np.partition(scores_M[places], len(places) - k)[len(places) - k]
-        places = places[scores_M[places] >= bound]
-    return np.asarray(places[np.lexsort((order_M[places], -scores_M[places]))][:k])
-
-
-def find_top(
-    index: ItemIndex | None,
-    users_BD: Tensor,
-    vectors_ND: Tensor,
-    k: int,
-    rows_E: Array,
-    hidden_E: Array,
-    added: SparseScores,
-    selection: Selection | None = None,
-    spread_B: Tensor | None = None,
-) -> Array:
-    """The k best items of every user within a selection, with the index where there is one.
-
-    A boost adds the same number to all items with the same factor. So with an index, the best items
-    of each factor are searched separately and merged; with many factors, or without an index, every
-    item is scored.
-
-    Parameters
-    ----------
-    index : ItemIndex | None
-        Index of the items; None: score all items.
-    users_BD, vectors_ND, k, rows_E, hidden_E, added
-        As in :func:`exact_top`.
-    selection : Selection | None
-        Allowed items and boosts; None: all items, no boost.
-    spread_B : Tensor | None
-        Standard deviation of each user's scores; needed for boosts.
-
-    Returns
-    -------
-    Array
-        Items, best first, −1 after the end: int32 [B, R].
-    """
-    asked = (users_BD, vectors_ND, k, rows_E, hidden_E, added)
-    if selection is None:
-        return exact_top(*asked) if index is None else index.top(*asked)
-    by_index = index is not None and selection.allowed.ids_M is None
-    if selection.log_N is None:
-        return (
-            index.top(*asked, selection.allowed)
-            if index and by_index
-            else allowed_top(*asked, selection.allowed)
-        )
-    assert spread_B is not None, "boosts need the spread of the scores"
-    raised = Raised(torch.from_numpy(selection.log_N), spread_B)
-    if index is None or not by_index or len(selection.groups) > _MAX_GROUPS:
-        return allowed_top(*asked, selection.allowed, raised)
-    lists = [
-        index.top(*asked, allowed) if allowed.ids_M is None else allowed_top(*asked, allowed)
-        for _, allowed in selection.groups
-    ]
-    return _merged(np.concatenate(lists, axis=1), users_BD, vectors_ND, k, added, raised)
-
-
-def _merged(
-    items_BX: Array,
-    users_BD: Tensor,
-    vectors_ND: Tensor,
-    k: int,
-    added: SparseScores,
-    raised: Raised,
-) -> Array:
-    """The k best of listed items with boosts; each item is listed once."""
-    top_BR, order_N = np.full((len(items_BX), k), -1, dtype=np.int32), tie_order(len(vectors_ND))
-    for row, items_X in enumerate(items_BX):
-        items_x = items_X[items_X >= 0].astype(np.int64)
-        listed = torch.from_numpy(items_x)
-        scores_x = (
-            vectors_ND.index_select(0, listed) @ users_BD[row]
-            + raised.spread_B[row] * raised.log_N[listed]
-        )
-        scores_x += added.between(row, row + 1).at(listed[None])[0]
-        best_R = best_places(scores_x.numpy(), order_N[items_x], k)
-        top_BR[row, : len(best_R)] = items_x[best_R]
-    return top_BR
+# factor on the candidates, because allowed items are not spread evenly over the ranking
+_SLACK: Final = 1.2
 
 
 def _blocks(k: int) -> list[int]:
@@ -235,7 +49,7 @@ def _blocks(k: int) -> list[int]:
     return ends
 
 
-def _in_blocks(best_C: Array, places_C: Array, ends: list[int], reorder: int) -> Array:
+def _in_blocks(best_C: Array, ranks_C: Array, ends: list[int], reorder: int) -> Array:
     """Order candidates so that the first ``end`` come from the first ``reorder · end`` of the
     index.
 
@@ -245,7 +59,7 @@ def _in_blocks(best_C: Array, places_C: Array, ends: list[int], reorder: int) ->
     ----------
     best_C : Array
         Candidates by exact score, best first.
-    places_C : Array
+    ranks_C : Array
         Position of each candidate in the list of the index.
     ends : list[int]
         Ends of the blocks, see :func:`_blocks`.
@@ -260,21 +74,12 @@ def _in_blocks(best_C: Array, places_C: Array, ends: list[int], reorder: int) ->
     found: list[Array] = []
     start = 0
     for end in ends:
-        is_near_C = places_C[best_C] < reorder * end
+        is_near_C = ranks_C[best_C] < reorder * end
         taken = np.flatnonzero(is_near_C)[: end - start]
         found.append(best_C[taken])
         best_C = np.delete(best_C, taken)
         start += len(taken)
     return np.concatenate(found)
-
-
-class Raised(NamedTuple):
-    """A boost as added to scores: logarithm of an item's factor × standard deviation of a user's
-    scores.
-    """
-
-    log_N: Tensor  # float32
-    spread_B: Tensor  # float32
 
 
 class ItemIndex:
@@ -363,15 +168,13 @@ class ItemIndex:
         # rows_E ascends
         hidden_B = np.split(hidden_E, np.searchsorted(rows_E, np.arange(1, len(users_BD))))
         top_BR = np.full((len(users_BD), k), -1, dtype=np.int32)
-        asked_b = np.flatnonzero(by_index_B)
-        if len(asked_b):
-            _, candidates_bC = self._index.search(
-                users_BD[torch.from_numpy(asked_b)].numpy(), depth
-            )
-        for place, row in enumerate(asked_b.tolist()):
+        rows_b = np.flatnonzero(by_index_B)
+        if len(rows_b):
+            _, candidates_bC = self._index.search(users_BD[torch.from_numpy(rows_b)].numpy(), depth)
+        for at, row in enumerate(rows_b.tolist()):
             mine = added.between(row, row + 1) if added is not None else None
             found_R = self._of_row(
-                users_BD[row], vectors_ND, k, candidates_bC[place], hidden_B[row], mine, allowed
+                users_BD[row], vectors_ND, k, candidates_bC[at], hidden_B[row], mine, allowed
             )
             by_index_B[row] = found_R is not None
             if found_R is not None:
@@ -413,28 +216,28 @@ class ItemIndex:
         num_allowed = num_items if allowed is None else allowed.num
         wanted = min(self.reorder * ends[-1], num_allowed - len(np.unique(hidden_e)))
         while True:
-            kept_C = candidates_C[candidates_C >= 0]
-            kept_C = kept_C if allowed is None else kept_C[allowed.among(kept_C)]
-            kept_C = kept_C[~np.isin(kept_C, hidden_e)]
-            if len(kept_C) >= wanted:
+            found_C = candidates_C[candidates_C >= 0]
+            found_C = found_C if allowed is None else found_C[allowed.among(found_C)]
+            found_C = found_C[~np.isin(found_C, hidden_e)]
+            if len(found_C) >= wanted:
                 break
             depth = min(_DEEPER * len(candidates_C), num_items)
             if depth > self._most() or len(candidates_C) == num_items:
                 return None
             _, (candidates_C,) = self._index.search(user_D[None].numpy(), depth)
-        kept_C = kept_C[: self.reorder * ends[-1]]
+        found_C = found_C[: self.reorder * ends[-1]]
         extra_C = np.zeros(0, dtype=np.int64) if added is None else added.items_P.numpy()
         extra_C = extra_C if allowed is None else extra_C[allowed.among(extra_C)]
         extra_C = extra_C[~np.isin(extra_C, hidden_e)]
-        kept_C = kept_C[~np.isin(kept_C, extra_C)]
-        listed_C = np.concatenate([extra_C, kept_C]).astype(np.int64)
-        places_C = np.concatenate([np.zeros(len(extra_C), dtype=np.int64), np.arange(len(kept_C))])
+        found_C = found_C[~np.isin(found_C, extra_C)]
+        listed_C = np.concatenate([extra_C, found_C]).astype(np.int64)
+        ranks_C = np.concatenate([np.zeros(len(extra_C), dtype=np.int64), np.arange(len(found_C))])
         listed = torch.from_numpy(listed_C)
         scores_C = (vectors_ND.index_select(0, listed) @ user_D).numpy()
         if added is not None:
             scores_C += added.at(listed[None])[0].numpy()
         best_C = np.lexsort((tie_order(num_items)[listed_C], -scores_C))
-        return np.asarray(listed_C[_in_blocks(best_C, places_C, ends, self.reorder)][:k])
+        return np.asarray(listed_C[_in_blocks(best_C, ranks_C, ends, self.reorder)][:k])
 
     def __getstate__(self) -> dict[str, Any]:
         import faiss
@@ -458,8 +261,8 @@ def recall(index: ItemIndex, users_BD: Tensor, vectors_ND: Tensor, k: int = LIST
     found = 0
     size = min(k, len(vectors_ND))
     for row in range(len(users_BD)):
-        asked = users_BD[[row]], vectors_ND, k, nothing, nothing
-        found += len(np.intersect1d(exact_top(*asked)[0, :size], index.top(*asked)[0, :size]))
+        query = users_BD[[row]], vectors_ND, k, nothing, nothing
+        found += len(np.intersect1d(exact_top(*query)[0, :size], index.top(*query)[0, :size]))
     return found / (size * max(len(users_BD), 1))
 
 

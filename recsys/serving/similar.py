@@ -25,7 +25,7 @@ from recsys.bundle.files import Bundle
 from recsys.data.histories import Array
 from recsys.errors import RequestError
 from recsys.evaluation.ranking import tie_order
-from recsys.retrieval.index import best_places
+from recsys.retrieval.exact import best_positions
 from recsys.retrieval.selection import Catalogue, Plan
 from recsys.serving.likeness import ItemSimilarity, exact_cosines
 from recsys.serving.page import Pager, is_reordered
@@ -89,7 +89,7 @@ class Similar:
         depth = min(request.depth, len(scores_N))
         page = None
         while page is None:
-            top = best_places(scores_N, tie_order(len(scores_N)), depth)
+            top = best_positions(scores_N, tie_order(len(scores_N)), depth)
             is_whole = len(top) < depth or depth >= len(scores_N)
             page = self._pager.cut(request, top, is_whole, lambda some: scores_N[some])
             depth = min(4 * depth, len(scores_N))

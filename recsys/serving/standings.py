@@ -18,7 +18,8 @@ from recsys.bundle.files import Bundle
 from recsys.data.histories import Array
 from recsys.evaluation.ranking import tie_order, top_items
 from recsys.parts import Parts
-from recsys.retrieval.index import best_places, find_top
+from recsys.retrieval.exact import best_positions
+from recsys.retrieval.search import find_top
 from recsys.retrieval.selection import Plan, Selection, by_selection
 from recsys.stack import sparse_spread
 
@@ -79,7 +80,7 @@ class RankedCatalogue:
             )
             scores_N[~selection.allowed.among(np.arange(len(scores_N)))] = -np.inf
             scores_N[hidden_E] = -np.inf
-            ranked_R = best_places(scores_N, tie_order(len(scores_N)), k)
+            ranked_R = best_positions(scores_N, tie_order(len(scores_N)), k)
         return np.pad(ranked_R, (0, k - len(ranked_R)), constant_values=-1)
 
 

@@ -21,7 +21,8 @@ from recsys.granularities.sparse import SparseScores
 from recsys.granularities.user_cf.model import UserCF
 from recsys.model import FrozenModel
 from recsys.parts import Parts
-from recsys.retrieval.index import ItemIndex, can_index, exact_top
+from recsys.retrieval.exact import exact_top
+from recsys.retrieval.index import ItemIndex, can_index
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests

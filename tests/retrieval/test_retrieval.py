@@ -20,7 +20,8 @@ from recsys.errors import ArtifactError
 from recsys.registry.lineage import open_parent, write_refitted
 from recsys.registry.register import REQUIREMENTS, requirements
 from recsys.retrieval import index as retrieval
-from recsys.retrieval.index import LIST, ItemIndex, calibrate, exact_top, recall
+from recsys.retrieval.exact import exact_top
+from recsys.retrieval.index import LIST, ItemIndex, calibrate, recall
 from recsys.serving import item_index
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.item_index import index_bundle
