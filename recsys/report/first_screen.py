@@ -1,5 +1,5 @@
-"""The first screen of the report, for a product manager: for whom the model is better, examples,
-and what it cost.
+"""The first screen of the report, for a product manager: whether the model is better, for whom,
+examples, and what it cost.
 
 Why a separate screen: a product manager decides from it; everything below it is for engineers.
 """
@@ -10,7 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from recsys.data.dataset import Manifest
-from recsys.report.wording import segment_name
+from recsys.report.wording import (
+    figure,
+    metric_name,
+    number,
+    recommender_name,
+    segment_name,
+)
 
 # of the segments; the others are groups of targets
 _USER_GROUPS: Final = ("history", "friends", "users", "cold")
@@ -34,6 +40,60 @@ def best_baseline(comparison: Mapping[str, Any]) -> str | None:
     """
     found: str | None = comparison.get("best_on_test") or comparison.get("best_baseline")
     return found
+
+
+def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """Whether the model is better than the best baseline: ``status``, ``head`` and ``text``.
+
+    The status is better, worse, even or alone (without a baseline). The head is one sentence with
+    the difference, the text its interval in words. The best baseline is that of
+    :func:`best_baseline`, as everywhere in the report.
+    """
+    main = evaluation["metric"]
+    value, shown = evaluation["model"][main], metric_name(main)
+    best = best_baseline(evaluation["comparison"])
+    if best is None:
+        return {
+            "status": "alone",
+            "head": f"{shown} is {number(value)}.",
+            "text": "No baseline was run, so nothing says whether this is good.",
+        }
+    against, theirs = evaluation["comparison"]["against"][best], evaluation["baselines"][best][main]
+    status = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else "even"
+    is_than = {
+        "better": "better than",
+        "worse": "worse than",
+        "even": "not clearly better or worse than",
+    }[status]
+    return {
+        "status": status,
+        "head": (
+            f"The model is {is_than} {recommender_name(best)}, the best baseline: its {shown} is "
+            f"{_percent(against['difference'], theirs)}."
+        ),
+        "text": (
+            "With 95 % confidence, the true difference is between"
+            f" {_between(against, theirs)}{', so it may be chance' if status == 'even' else ''}. On"
+            f" {figure(evaluation['data']['queries'])} test users, the model has {number(value)}"
+            f" and {recommender_name(best)} {number(theirs)}."
+        ),
+    }
+
+
+def _percent(difference: float, base: float, direction: bool = True) -> str:
+    """A difference in percent of the baseline's value, with its direction; the plain difference if
+    that value is zero.
+    """
+    size = f"{100 * abs(difference) / base:.1f} %" if base > 0 else number(abs(difference))
+    return f"{size} {'higher' if difference >= 0 else 'lower'}" if direction else size
+
+
+def _between(against: Mapping[str, Any], base: float) -> str:
+    """The interval of a difference, the end next to zero first: "1.2 % and 3.4 % higher"."""
+    has_zero_inside = against["low"] < 0 < against["high"]
+    ends = (against["low"], against["high"])
+    near, far = ends if has_zero_inside else sorted(ends, key=abs)
+    return f"{_percent(near, base, has_zero_inside)} and {_percent(far, base)}"
 
 
 def for_whom(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -25,45 +25,45 @@ def interest_drift_panel(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any
     shown = [
         (example["user"], example["movement"]) for example in examples if example.get("movement")
     ]
-    shown = [(user, movement) for user, movement in shown if len(movement["events"]) >= 2]
+    shown = [(user, drift) for user, drift in shown if len(drift["events"]) >= 2]
     if not shown:
         return None
     labels = shown[0][1]["labels"]
     weight_G = np.zeros(len(labels))
-    for _, movement in shown:
-        for part in (movement["long"], movement["immediate"]):
-            weight_G += np.mean(part, axis=0) if part else 0.0
+    for _, drift in shown:
+        for shares in (drift["long"], drift["immediate"]):
+            weight_G += np.mean(shares, axis=0) if shares else 0.0
     leading = [int(g) for g in np.argsort(-weight_G, kind="stable")[: _NUM_COLOURS - 1]]
     colours = {labels[g]: colour for colour, g in enumerate(leading)}
     return {
         "by": shown[0][1]["by"],
         "keys": [*colours.items()],
         "others": (
-            len(labels) > len(leading) or any(OTHER in movement["chosen"] for _, movement in shown)
+            len(labels) > len(leading) or any(OTHER in drift["chosen"] for _, drift in shown)
         ),
-        "two": any(movement["immediate"] for _, movement in shown),
-        "users": [_user(user, movement, leading, colours) for user, movement in shown],
+        "two": any(drift["immediate"] for _, drift in shown),
+        "users": [_user(user, drift, leading, colours) for user, drift in shown],
     }
 
 
 def _user(
-    user: str, movement: Mapping[str, Any], leading: list[int], colours: Mapping[str, int]
+    user: str, drift: Mapping[str, Any], leading: list[int], colours: Mapping[str, int]
 ) -> dict[str, Any]:
-    count = len(movement["events"])
-    known = [seconds for seconds in movement["times"] if seconds > 0]
+    count = len(drift["events"])
+    known = [seconds for seconds in drift["times"] if seconds > 0]
     dates = [
         datetime.fromtimestamp(second, UTC).strftime("%-d %b %Y")
         for second in (known or [0])[:: len(known) - 1 or 1]
     ]
-    moved = 0.5 * float(np.abs(np.subtract(movement["long"][-1], movement["long"][0])).sum())
+    moved = 0.5 * float(np.abs(np.subtract(drift["long"][-1], drift["long"][0])).sum())
     return {
         "user": user,
         "events": count,
         "first": dates[0] if known else "oldest event",
         "last": dates[-1] if known else "newest event",
-        "long": _areas(movement["long"], leading),
-        "immediate": _areas(movement["immediate"], leading) if movement["immediate"] else None,
-        "share": movement["share"],
+        "long": _areas(drift["long"], leading),
+        "immediate": _areas(drift["immediate"], leading) if drift["immediate"] else None,
+        "share": drift["share"],
         "moved": moved,
         "chosen": [
             {
@@ -73,9 +73,7 @@ def _user(
                 "left": 100 * i / count,
                 "width": 100 / count,
             }
-            for i, (title, label) in enumerate(
-                zip(movement["events"], movement["chosen"], strict=True)
-            )
+            for i, (title, label) in enumerate(zip(drift["events"], drift["chosen"], strict=True))
         ],
     }
 

@@ -17,9 +17,8 @@ from typing import Any, Final
 import jinja2
 
 from recsys.data.dataset import Manifest
-from recsys.evaluation.metrics import parse_metric
-from recsys.report.charts import axis, curves, stacked
-from recsys.report.first_screen import best_baseline, cost, for_whom, short_examples
+from recsys.report.charts import curves, stacked
+from recsys.report.first_screen import best_baseline, cost, for_whom, short_examples, verdict
 from recsys.report.interest_drift import interest_drift_panel
 from recsys.report.pages import environment, packaged
 from recsys.report.panels import (
@@ -32,34 +31,20 @@ from recsys.report.panels import (
     trade_off_panel,
     trust_panel,
 )
+from recsys.report.scores import score_cards, score_panels, score_tables, segment_bars
 from recsys.report.wording import (
+    RECOMMENDER_NAMES,
     duration,
     figure,
     metric_meaning,
     metric_name,
     number,
+    recommender_name,
     segment_name,
     sentence,
     signed,
 )
 
-_NAMES: Final = {
-    "model": "Multigrain",
-    "popularity": "Popularity",
-    "item_knn": "Item-kNN",
-    "ease": "EASE",
-    "als": "ALS",
-    "frequency": "Own frequency",
-    "recent_popularity": "Popular lately",
-}
-_GROUPS: Final = {
-    "history": "By length of history",
-    "friends": "By friends",
-    "users": "By whether the user was in training",
-    "cold": "By whether the split cut the user's training events to a few",
-    "items": "New items, and items that the user had before",
-    "event_types": "By type of the target",
-}
 _MAX_HISTORY: Final = 12
 _NUM_COLOURS: Final = 24  # number of fills in report.css
 
@@ -106,182 +91,65 @@ def render_report(
         segment=segment_name,
         meaning=metric_meaning,
     )
-    html = templates.get_template("report.html.j2").render(
-        title=manifest.name,
-        date=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
-        metric=evaluation["metric"],
-        evaluation=evaluation,
-        manifest=manifest,
-        verdict=verdict(evaluation),
-        best=best_baseline(evaluation["comparison"]),
-        for_whom=for_whom(evaluation),
-        cost=cost(evaluation, manifest, training_history),
-        short_examples=short_examples(examples),
-        cards=_cards(evaluation),
-        panels=_panels(evaluation),
-        tables=_tables(evaluation),
-        training=_training(training_history, evaluation["metric"]),
-        segments=_segments(evaluation),
-        fusion=_fusion(evaluation),
-        members=members_panel(evaluation, _NAMES),
-        signals=signals_panel(evaluation, _NAMES),
-        cold=cold_panel(evaluation, _NAMES),
-        ablation=ablation_panel(evaluation),
-        trust=trust_panel(evaluation),
-        trade_off=trade_off_panel(evaluation),
-        colours=(colours := _colours(evaluation)),
-        shown_colours=_shown(colours, examples),
-        examples=[_example(example) for example in examples],
-        movement=interest_drift_panel(examples),
-        strata=strata_panel(evaluation),
-        own=list(evaluation.get("panels", {}).values()),
-        ratings=ratings_panel(evaluation),
-        quarantine=_quarantine(manifest),
-        split=_split(manifest),
-        timing=_timing(evaluation["timing"]),
-        config_yaml=config_yaml,
-    )
+    content = {
+        **_first_screen(evaluation, manifest, training_history, examples),
+        **_details(evaluation, examples),
+        "date": datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
+        "manifest": manifest,
+        "training": _training(training_history, evaluation["metric"]),
+        "quarantine": _quarantine(manifest),
+        "split": _split(manifest),
+        "config_yaml": config_yaml,
+    }
+    html = templates.get_template("report.html.j2").render(content)
     Path(path).write_text(html, encoding="utf-8")
 
 
-# ------------------------------------------------------------------------------------------ filters
-
-
-def recommender_name(name: str) -> str:
-    """The name of a recommender as people write it."""
-    return _NAMES.get(name, name)
-
-
-# ------------------------------------------------------------------------------------------ content
-
-
-def verdict(evaluation: Mapping[str, Any]) -> dict[str, str]:
-    """Whether the model is better than the best baseline: ``status``, ``head`` and ``text``.
-
-    The status is better, worse, even or alone (without a baseline). The head is one sentence with
-    the difference, the text its interval in words. The best baseline is that of
-    :func:`best_baseline`, as everywhere in the report.
-    """
-    main = evaluation["metric"]
-    value, shown = evaluation["model"][main], metric_name(main)
-    best = best_baseline(evaluation["comparison"])
-    if best is None:
-        return {
-            "status": "alone",
-            "head": f"{shown} is {number(value)}.",
-            "text": "No baseline was run, so nothing says whether this is good.",
-        }
-    against, theirs = evaluation["comparison"]["against"][best], evaluation["baselines"][best][main]
-    status = "better" if against["low"] > 0 else "worse" if against["high"] < 0 else "even"
-    is_than = {
-        "better": "better than",
-        "worse": "worse than",
-        "even": "not clearly better or worse than",
-    }[status]
+def _first_screen(
+    evaluation: Mapping[str, Any],
+    manifest: Manifest,
+    training_history: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What the template shows to a product manager."""
     return {
-        "status": status,
-        "head": (
-            f"The model is {is_than} {recommender_name(best)}, the best baseline: its {shown} is "
-            f"{_percent(against['difference'], theirs)}."
-        ),
-        "text": (
-            "With 95 % confidence, the true difference is between"
-            f" {_between(against, theirs)}{', so it may be chance' if status == 'even' else ''}. On"
-            f" {figure(evaluation['data']['queries'])} test users, the model has {number(value)}"
-            f" and {recommender_name(best)} {number(theirs)}."
-        ),
+        "title": manifest.name,
+        "metric": evaluation["metric"],
+        "verdict": verdict(evaluation),
+        "best": best_baseline(evaluation["comparison"]),
+        "for_whom": for_whom(evaluation),
+        "cost": cost(evaluation, manifest, training_history),
+        "short_examples": short_examples(examples),
+        "cards": score_cards(evaluation),
     }
 
 
-def _percent(difference: float, base: float, direction: bool = True) -> str:
-    """A difference in percent of the baseline's value, with its direction; the plain difference if
-    that value is zero.
-    """
-    size = f"{100 * abs(difference) / base:.1f} %" if base > 0 else number(abs(difference))
-    return f"{size} {'higher' if difference >= 0 else 'lower'}" if direction else size
-
-
-def _between(against: Mapping[str, Any], base: float) -> str:
-    """The interval of a difference, the end next to zero first: "1.2 % and 3.4 % higher"."""
-    has_zero_inside = against["low"] < 0 < against["high"]
-    ends = (against["low"], against["high"])
-    near, far = ends if has_zero_inside else sorted(ends, key=abs)
-    return f"{_percent(near, base, has_zero_inside)} and {_percent(far, base)}"
-
-
-def _cards(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    k = parse_metric(evaluation["metric"]).k
-    names = [
-        evaluation["metric"],
-        *(f"{kind}@{k}" for kind in ("recall", "hit", "mrr", "coverage", "diversity")),
-    ]
-    best = best_baseline(evaluation["comparison"])
-    return [
-        {
-            "name": name,
-            "value": evaluation["model"][name],
-            "interval": evaluation["confidence"]["model"].get(name),
-            "baseline": (best, evaluation["baselines"][best][name]) if best else None,
-        }
-        for name in dict.fromkeys(names)
-    ]
-
-
-def _panels(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Dots and whiskers for the main metric and three more, with every recommender on one axis."""
-    k = parse_metric(evaluation["metric"]).k
-    names = dict.fromkeys(
-        [evaluation["metric"], *(f"{kind}@{k}" for kind in ("recall", "hit", "map"))]
-    )
-    recommenders = {"model": evaluation["model"], **evaluation["baselines"]}
-    spans = {"model": evaluation["confidence"]["model"], **evaluation["confidence"]["baselines"]}
-    panels = []
-    for metric in names:
-        scale = axis([value for span in spans.values() for value in span[metric]], count=6)
-        ordered = sorted(recommenders, key=lambda name: -recommenders[name][metric])
-        rows = [
-            {
-                "name": name,
-                "value": recommenders[name][metric],
-                "interval": spans[name][metric],
-                "at": scale.at(recommenders[name][metric]),
-                "low": scale.at(spans[name][metric][0]),
-                "high": scale.at(spans[name][metric][1]),
-            }
-            for name in ordered
-        ]
-        panels.append({"metric": metric, "rows": rows, "ticks": scale.labels()})
-    return panels
-
-
-def _tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One table per cut-off, that of the main metric first; the best value of an accuracy metric is
-    marked.
-    """
-    recommenders = {"model": evaluation["model"], **evaluation["baselines"]}
-    spans = {"model": evaluation["confidence"]["model"], **evaluation["confidence"]["baselines"]}
-    main_k = parse_metric(evaluation["metric"]).k
-    ks = sorted(
-        {parse_metric(name).k for name in evaluation["model"]}, key=lambda k: (k != main_k, k)
-    )
-    tables = []
-    for k in ks:
-        rows = []
-        named = [name for name in evaluation["model"] if parse_metric(name).k == k]
-        for metric in sorted(named, key=lambda name: name != evaluation["metric"]):
-            best = max(values[metric] for values in recommenders.values())
-            accuracy = parse_metric(metric).kind not in ("coverage", "novelty", "gini", "diversity")
-            cells = [
-                {
-                    "value": values[metric],
-                    "interval": spans[name].get(metric),
-                    "best": accuracy and values[metric] == best,
-                }
-                for name, values in recommenders.items()
-            ]
-            rows.append({"metric": metric, "cells": cells, "accuracy": accuracy})
-        tables.append({"k": k, "columns": list(recommenders), "rows": rows})
-    return tables
+def _details(
+    evaluation: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What the template shows to engineers about the evaluation."""
+    colours = _colours(evaluation)
+    return {
+        "evaluation": evaluation,
+        "panels": score_panels(evaluation),
+        "tables": score_tables(evaluation),
+        "segments": segment_bars(evaluation),
+        "fusion": _fusion(evaluation),
+        "members": members_panel(evaluation, RECOMMENDER_NAMES),
+        "signals": signals_panel(evaluation, RECOMMENDER_NAMES),
+        "cold": cold_panel(evaluation, RECOMMENDER_NAMES),
+        "ablation": ablation_panel(evaluation),
+        "trust": trust_panel(evaluation),
+        "trade_off": trade_off_panel(evaluation),
+        "colours": colours,
+        "shown_colours": _shown(colours, examples),
+        "examples": [_example(example) for example in examples],
+        "interest_drift": interest_drift_panel(examples),
+        "strata": strata_panel(evaluation),
+        "own": list(evaluation.get("panels", {}).values()),
+        "ratings": ratings_panel(evaluation),
+        "timing": _timing(evaluation["timing"]),
+    }
 
 
 def _training(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
@@ -318,32 +186,6 @@ def _training(history: Sequence[Mapping[str, Any]], metric: str) -> dict[str, An
 
 def _finite(value: Any) -> float:
     return math.nan if value is None else float(value)
-
-
-def _segments(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Bars of the model and of the best baseline, with one axis for all groups."""
-    metric = evaluation["metric"]
-    best = best_baseline(evaluation["comparison"])
-    groups, values = [], []
-    for group, labels in evaluation["segments"].items():
-        rows = []
-        for label, entry in labels.items():
-            model = entry["model"][metric]
-            baseline = entry["baselines"][best][metric] if best else None
-            interval = entry.get("interval")
-            values += [model, baseline or 0.0, *(interval or [])]
-            rows.append(
-                {
-                    "label": label,
-                    "entry": entry,
-                    "model": model,
-                    "baseline": baseline,
-                    "interval": interval,
-                }
-            )
-        groups.append({"name": _GROUPS.get(group, group), "rows": rows})
-    scale = axis(values, from_zero=True)
-    return {"groups": groups, "at": scale.at, "ticks": scale.labels(), "best": best}
 
 
 def _colours(evaluation: Mapping[str, Any]) -> dict[str, int]:

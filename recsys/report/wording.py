@@ -49,6 +49,22 @@ def metric_meaning(name: str) -> str:
     return _MEANINGS.get(kind, "").format(k=k)
 
 
+RECOMMENDER_NAMES: Final = {
+    "model": "Multigrain",
+    "popularity": "Popularity",
+    "item_knn": "Item-kNN",
+    "ease": "EASE",
+    "als": "ALS",
+    "frequency": "Own frequency",
+    "recent_popularity": "Popular lately",
+}
+
+
+def recommender_name(name: str) -> str:
+    """The name of a recommender as people write it."""
+    return RECOMMENDER_NAMES.get(name, name)
+
+
 _SEGMENT_NAMES: Final = {
     "new_targets": "items new to the user",
     "repeat_targets": "items the user had before",

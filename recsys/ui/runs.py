@@ -19,7 +19,7 @@ from recsys.config import redact
 from recsys.errors import ArtifactError, MultigrainError, first_line
 from recsys.registry.store import check, settled
 from recsys.registry.tracking import RUN_FILE, client, mlflow_name, short_timeouts, sqlite_path
-from recsys.report.report import verdict
+from recsys.report.first_screen import verdict
 from recsys.storage.uris import is_remote
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ import pytest
 
 from recsys.data.dataset import Manifest
 from recsys.report.charts import axis, curves, stacked
-from recsys.report.first_screen import for_whom
-from recsys.report.report import render_report, verdict
+from recsys.report.first_screen import for_whom, verdict
+from recsys.report.report import render_report
 
 KINDS = (
     "recall",
