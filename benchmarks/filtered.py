@@ -97,7 +97,7 @@ def handmade(num_items: int, width: int) -> Bundle:
     )
     recommender = Recommender(bundle)
     queries = recommender.queries([Request(user_id=user) for user in users[:100]])
-    calibrate(index, model.parts(queries).users_BD, vectors_ND)
+    calibrate(index, model.contributions(queries).users_BD, vectors_ND)
     return replace(bundle, attributes=attributes(num_items))
 
 

@@ -47,7 +47,7 @@ def example_users(
         return []
     rows_E = np.sort(np.random.default_rng(seed).choice(len(ranking), num_examples, replace=False))
     queries = ranking.queries.take(rows_E)
-    parts = model.parts(queries)
+    parts = model.contributions(queries)
     items_ER = torch.from_numpy(ranking.items_BK[rows_E]).long()
     shares_EKR = parts.shares(
         model.item_vectors_ND, items_ER.to(model.item_vectors_ND.device)

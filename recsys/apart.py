@@ -52,8 +52,8 @@ class Apart(Granularity):
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
         """User vectors of the separate model, and where any of its granularities is present."""
         assert batch.whole is not None, "evaluation and serving pass uncut histories"
-        parts = self.model(state).parts(batch.whole, batch.inputs)
-        return parts.users_BD, parts.weights_BK.any(1)
+        contributions = self.model(state).contributions(batch.whole, batch.inputs)
+        return contributions.users_BD, contributions.weights_BK.any(1)
 
     def model(self, state: State) -> FrozenModel:
         """The frozen model of a state, built once."""

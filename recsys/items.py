@@ -72,19 +72,19 @@ class ItemTower(nn.Module):
 
     def forward(self, ids_S: Tensor | None = None) -> Tensor:
         """Vectors [S, D] of the given items, or of all items."""
-        parts = []
+        vectors = []
         if self.id_ND is not None:
             known_S = self.trained_N if ids_S is None else self.trained_N[ids_S]
             rows_SD = self.id_ND.weight if ids_S is None else self.id_ND(ids_S)
             if self.training and self.config.id_dropout:
                 keep_S = torch.rand_like(known_S) >= self.config.id_dropout
                 known_S = known_S * keep_S / (1 - self.config.id_dropout)
-            parts.append(rows_SD * known_S[:, None])
+            vectors.append(rows_SD * known_S[:, None])
         if self.text_projection is not None:
-            parts.append(self.text_projection(self.text(ids_S)))
-        if not parts:
+            vectors.append(self.text_projection(self.text(ids_S)))
+        if not vectors:
             return self.text(ids_S)[:, :0]
-        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+        return torch.stack(vectors).sum(0) if len(vectors) > 1 else vectors[0]
 
     def update_rows(self, alone: bool) -> None:
         """Set whether a step changes only the id rows of the items in view (``alone``); see
@@ -107,9 +107,9 @@ class GroupProjection(nn.Module):
 
     def forward(self, text_ST: Tensor) -> Tensor:
         """Sum of the projections: [S, D]."""
-        parts = text_ST.chunk(len(self.each), dim=1)
+        vectors = text_ST.chunk(len(self.each), dim=1)
         return torch.stack(
-            [project(part) for project, part in zip(self.each, parts, strict=True)]
+            [project(part) for project, part in zip(self.each, vectors, strict=True)]
         ).sum(0)
 
 

@@ -49,12 +49,12 @@ class RatingHead:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, for :meth:`from_tensors`."""
-        return {part.name: getattr(self, part.name) for part in fields(self)}
+        return {column.name: getattr(self, column.name) for column in fields(self)}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor]) -> RatingHead:
         """Invert :meth:`tensors`."""
-        return RatingHead(**{part.name: tensors[part.name] for part in fields(RatingHead)})
+        return RatingHead(**{column.name: tensors[column.name] for column in fields(RatingHead)})
 
     def to(self, device: torch.device) -> RatingHead:
         """Move all tensors to a device."""

@@ -221,11 +221,14 @@ def _head_starts(
         Of the main training's trial, then of those of the separate models that have its seed, in
         the order of their names; None: that model is trained from scratch.
     """
-    parts = [trained_part(config), *(own_config(config, name) for name in sections(config.model))]
-    same_seed = [part for part in parts if part.seed == config.seed]
+    trainings = [
+        trained_part(config),
+        *(own_config(config, name) for name in sections(config.model)),
+    ]
+    same_seed = [training for training in trainings if training.seed == config.seed]
     return {
-        training_digest(part, dataset, None): checkpoint
-        for part, checkpoint in zip(same_seed, checkpoints, strict=False)
+        training_digest(training, dataset, None): checkpoint
+        for training, checkpoint in zip(same_seed, checkpoints, strict=False)
         if checkpoint is not None
     }
 

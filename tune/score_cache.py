@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize, pad
 
+from recsys.contributions import Contributions
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.metrics import coverage_of, exposure, novelty_of
 from recsys.evaluation.ranking import mark_hits, mask_seen, tie_order, top_items
 from recsys.model import FrozenModel
-from recsys.parts import Parts
 
 _NEVER: Final = -1e30  # below all scores; times a weight of zero it is 0, which −inf is not
 _ROUNDING: Final = 2e-6  # share of the best score; closer scores are added as in the evaluation
@@ -51,7 +51,7 @@ class ScoreCache:
 
     queries: Queries  # each with a target that counts
     exclude_seen: bool
-    parts: Parts  # of every query, with every λ = 1
+    contributions: Contributions  # of every query, with every λ = 1
     item_vectors_ND: Tensor
     popularity_N: Tensor
     pool_QP: Tensor  # int64, −1 after the end
@@ -65,7 +65,7 @@ class ScoreCache:
     @property
     def present_QK(self) -> Tensor:
         """Whether a query has a granularity: bool."""
-        return self.parts.weights_BK > 0
+        return self.contributions.weights_BK > 0
 
     def take(self, rows: Array) -> ScoreCache:
         """The cache for some of the queries."""
@@ -74,7 +74,7 @@ class ScoreCache:
         kept = [tensor[at] for tensor in per_query]
         shared = (self.item_vectors_ND, self.popularity_N)
         return ScoreCache(
-            self.queries.take(rows), self.exclude_seen, self.parts.take(at), *shared, *kept
+            self.queries.take(rows), self.exclude_seen, self.contributions.take(at), *shared, *kept
         )
 
     @torch.inference_mode()
@@ -117,14 +117,16 @@ class ScoreCache:
         for part in (slice(start, start + step) for start in range(0, len(rows_q), step)):
             some_q1 = (weights_qK[part] > 0).any(1, keepdim=True)
             scores_qN = (
-                self.parts.take(rows_q[part]).times(weights_qK[part]).scores(self.item_vectors_ND)
+                self.contributions.take(rows_q[part])
+                .times(weights_qK[part])
+                .scores(self.item_vectors_ND)
             )
             scores_qN = torch.where(some_q1, scores_qN, self.popularity_N)
-            asked = self.queries.take(rows_q[part].numpy())
+            chunk_queries = self.queries.take(rows_q[part].numpy())
             if self.exclude_seen:
-                mask_seen(scores_qN, asked)
+                mask_seen(scores_qN, chunk_queries)
             items_qL, _ = top_items(scores_qN, length)
-            found.append((items_qL, mark_hits(items_qL, asked)))
+            found.append((items_qL, mark_hits(items_qL, chunk_queries)))
         items, hits = zip(*found, strict=True)
         return np.concatenate(items), np.concatenate(hits)
 
@@ -140,33 +142,39 @@ def build_cache(frozen: FrozenModel, queries: Queries, exclude_seen: bool, best:
     order_N = torch.from_numpy(tie_order(num_items)).long().argsort()
     chunk = max(1, _CHUNK_SCORES // (num_items * num_granularities))
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    said: list[tuple[Tensor, Parts]] = []
-    for asked in queries.chunks(chunk):
-        parts = frozen.unit_contributions(asked).cpu()
-        scores_qKN = parts.each(frozen.item_vectors_ND.cpu())
-        said.append((torch.arange(len(asked)) + sum(len(rows) for rows, _ in said), parts))
-        found.append(_pool(scores_qKN, parts.weights_BK > 0, asked, exclude_seen, best, order_N))
+    pieces: list[tuple[Tensor, Contributions]] = []
+    for chunk_queries in queries.chunks(chunk):
+        contributions = frozen.unit_contributions(chunk_queries).cpu()
+        scores_qKN = contributions.each(frozen.item_vectors_ND.cpu())
+        pieces.append(
+            (torch.arange(len(chunk_queries)) + sum(len(rows) for rows, _ in pieces), contributions)
+        )
+        found.append(
+            _pool(
+                scores_qKN, contributions.weights_BK > 0, chunk_queries, exclude_seen, best, order_N
+            )
+        )
     longest = max(pool_qP.shape[1] for pool_qP, *_ in found)
     widened = [_widen(part, longest) for part in found]
     pool_QP, scores_QKP, whole_Q = (torch.cat(columns) for columns in zip(*widened, strict=True))
     targets_QP = torch.from_numpy(mark_hits(pool_QP.numpy(), queries))
     vectors = (frozen.item_vectors_ND.cpu(), frozen.popularity_N.cpu())
     kept = (pool_QP, scores_QKP, targets_QP, whole_Q)
-    return ScoreCache(queries, exclude_seen, Parts.gathered(said), *vectors, *kept)
+    return ScoreCache(queries, exclude_seen, Contributions.gathered(pieces), *vectors, *kept)
 
 
 def _pool(
     scores_qKN: Tensor,
     present_qK: Tensor,
-    asked: Queries,
+    chunk_queries: Queries,
     exclude_seen: bool,
     best: int,
     order_N: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Items, scores followed by the bound, and whether no item was left out."""
-    allowed_qN = torch.zeros(len(asked), scores_qKN.shape[2])
+    allowed_qN = torch.zeros(len(chunk_queries), scores_qKN.shape[2])
     if exclude_seen:
-        mask_seen(allowed_qN, asked)
+        mask_seen(allowed_qN, chunk_queries)
     allowed_qN = allowed_qN == 0
     size = min(best, scores_qKN.shape[2])
     open_qKN = scores_qKN.masked_fill(~allowed_qN[:, None], -torch.inf)
@@ -178,9 +186,9 @@ def _pool(
     member_qN &= allowed_qN
     counts_q = member_qN.sum(1)
     rows, columns = member_qN[:, order_N].nonzero(as_tuple=True)
-    places = torch.arange(len(rows)) - (counts_q.cumsum(0) - counts_q)[rows]
-    pool_qP = torch.full((len(asked), max(1, int(counts_q.max()))), -1)
-    pool_qP[rows, places] = order_N[columns]
+    positions = torch.arange(len(rows)) - (counts_q.cumsum(0) - counts_q)[rows]
+    pool_qP = torch.full((len(chunk_queries), max(1, int(counts_q.max()))), -1)
+    pool_qP[rows, positions] = order_N[columns]
     kept_qKP = scores_qKN.gather(
         2, pool_qP.clamp(min=0)[:, None].expand(-1, scores_qKN.shape[1], -1)
     )

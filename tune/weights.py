@@ -132,7 +132,7 @@ class WeightSpace:
             trained = fusion.names_K
             with torch.inference_mode():
                 gate_QK = fusion.gate_logits(
-                    cache.parts.vectors_BKD[:, :trained, : frozen.config.width]
+                    cache.contributions.vectors_BKD[:, :trained, : frozen.config.width]
                 )
                 opened_QK = (
                     fusion.opened(gate_QK, fusion.prior_K, present_QK[:, :trained])
@@ -166,7 +166,7 @@ def _spreads(cache: ScoreCache) -> Array:
     found = []
     for granularity in range(cache.present_QK.shape[1]):
         rows = cache.present_QK[:, granularity].nonzero().squeeze(1)[:_PROBE]
-        scores = cache.parts.take(rows).of([granularity]).scores(cache.item_vectors_ND)
+        scores = cache.contributions.take(rows).of([granularity]).scores(cache.item_vectors_ND)
         found.append(float(scores.std()) if scores.numel() > 1 else 0.0)
     return np.array([spread if spread > 0 else 1.0 for spread in found])
 

@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import torch
 
 from recsys.config import Config, EvaluateConfig, ModelConfig, TrainConfig
+from recsys.contributions import Contributions
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import compare, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Ranking, Scorer, rank
-from recsys.parts import Parts
 
 
 class AblatedModel(Protocol):
@@ -35,7 +35,7 @@ class AblatedModel(Protocol):
         """The granularities, in the order of K."""
         ...
 
-    def parts(self, queries: Queries) -> Parts:
+    def contributions(self, queries: Queries) -> Contributions:
         """The output of every granularity for every query, and λ."""
         ...
 
@@ -102,7 +102,9 @@ def weight_variants(
             yield Variant("fusion", "weighted", _Constant(model, configured))
         yield Variant("fusion", "even", _Constant(model, dict.fromkeys(names, 1.0)))
         if section.fusion.kind == "gated":
-            sums_K = sum(model.parts(part)[1].double().sum(dim=0) for part in queries.chunks(chunk))
+            sums_K = sum(
+                model.contributions(piece)[1].double().sum(dim=0) for piece in queries.chunks(chunk)
+            )
             means = (torch.as_tensor(sums_K) / len(queries)).tolist()
             yield Variant(
                 "fusion", "constant", _Constant(model, dict(zip(names, means, strict=True)))

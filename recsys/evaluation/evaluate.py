@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from recsys.config import Config, EvaluateConfig, TrainConfig
+from recsys.contributions import Contributions
 from recsys.data.audit import Audit, audit
 from recsys.data.bounded import bounds, evaluated_queries, evaluated_users_V, fitted_histories
 from recsys.data.dataset import PreparedDataset
@@ -40,7 +41,6 @@ from recsys.evaluation.segments import (
 from recsys.evaluation.signals import certificate, combinations, query_signals
 from recsys.evaluation.targets import target_report, type_report
 from recsys.evaluation.trust import trust_report
-from recsys.parts import Parts
 
 MODEL = "model"
 
@@ -63,7 +63,7 @@ class ScoredModel(Protocol):
         """The granularities that are trained, not fitted in closed form."""
         ...
 
-    def parts(self, queries: Queries) -> Parts:
+    def contributions(self, queries: Queries) -> Contributions:
         """The output of every granularity for every query, and λ [b, K], zero where its signal is
         missing.
         """
@@ -171,12 +171,12 @@ def evaluate(
         name: {key: float(np.mean(value)) for key, value in of.items()}
         for name, of in values.items()
     }
-    parts = (
+    members = (
         shares(model, rankings[MODEL].queries, config.train, settings)
         if settings.ablate
         else Shares({}, {})
     )
-    without = {name: parts.without[name] for name in model.names if name in parts.without}
+    without = {name: members.without[name] for name in model.names if name in members.without}
     segments = _segments(rankings, values, without, dataset, config, through)
     targets = target_report(_scorers(model, baselines), rankings, queries, config, MODEL)
     segments = (
@@ -187,7 +187,7 @@ def evaluate(
     confidence, comparison = _certainty(values, baselines, config)
     granularities = _granularities(model, rankings[MODEL].queries, without, config)
     extras = {
-        "members": _members(model, values, parts, granularities, baselines, stack or {}, config),
+        "members": _members(model, values, members, granularities, baselines, stack or {}, config),
         "signals": _signals(rankings[MODEL], values, dataset, config, through),
         "audit": checked.to_json(),
         "trust": trust_report(rankings, values, dataset, config, through),
@@ -349,7 +349,7 @@ def _certainty(
 def _members(
     model: ScoredModel,
     values: Mapping[str, Mapping[str, Array | float]],
-    parts: Shares,
+    members: Shares,
     granularities: Mapping[str, Mapping[str, float]],
     baselines: Mapping[str, Baseline],
     stack: Mapping[str, Any],
@@ -358,7 +358,7 @@ def _members(
     ours = _of_main(values, config.train)
     weights = {name: entry["weight"] for name, entry in granularities.items()}
     beside = {name: (baseline.validation, ours[name]) for name, baseline in baselines.items()}
-    return member_report(ours[MODEL], parts, model, weights, stack, beside, config)
+    return member_report(ours[MODEL], members, model, weights, stack, beside, config)
 
 
 def _signals(
@@ -389,8 +389,8 @@ def _granularities(
     The weight is the mean of λ over the ranked queries, zero where the signal was missing.
     """
     sums_K = sum(
-        model.parts(part)[1].double().sum(dim=0)
-        for part in queries.chunks(config.evaluate.chunk_users)
+        model.contributions(chunk)[1].double().sum(dim=0)
+        for chunk in queries.chunks(config.evaluate.chunk_users)
     )
     weights_K = torch.as_tensor(sums_K) / len(queries)
     result = {

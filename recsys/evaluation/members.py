@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from recsys.config import Config, EvaluateConfig, TrainConfig
+from recsys.contributions import Contributions
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import compare, intervals
 from recsys.evaluation.metrics import QUERY_METRICS, Metric, parse_metric
 from recsys.evaluation.ranking import VectorScorer, mark_hits, mask_seen, top_items
 from recsys.granularities.apart.section import KIND, ApartConfig
-from recsys.parts import Parts
 from recsys.stack import TRAINED
 
 # scores of one member in memory at a time; there are a few matrices of this size
@@ -52,7 +52,7 @@ class SummedModel(Protocol):
         """The trained granularities, in the order of their λ."""
         ...
 
-    def parts(self, queries: Queries) -> Parts:
+    def contributions(self, queries: Queries) -> Contributions:
         """The output of every granularity for every query, and λ."""
         ...
 
@@ -77,7 +77,7 @@ def shares(
     entry in ``alone``.
     """
     names, trained = list(model.names), list(model.trained_names)
-    members = {name: [place] for place, name in enumerate(names)}
+    members = {name: [k] for k, name in enumerate(names)}
     if trained and len(trained) < len(names):
         members = {TRAINED: [names.index(name) for name in trained], **members}
     alone: dict[str, list[Array]] = {name: [] for name in members}
@@ -87,14 +87,14 @@ def shares(
     chunk, metric = min(evaluate.chunk_users, most), parse_metric(train.metric)
     with torch.inference_mode():
         for piece in queries.chunks(chunk):
-            parts = model.parts(piece).cpu()
-            weighs_K |= parts.weights_BK.any(0).numpy()
-            scores = _Scores(model, parts, piece, evaluate.exclude_seen)
-            for name, places in members.items():
-                others = [place for place in range(len(names)) if place not in places]
-                alone[name].append(scores.values(places, metric))
+            contributions = model.contributions(piece).cpu()
+            weighs_K |= contributions.weights_BK.any(0).numpy()
+            scores = _Scores(model, contributions, piece, evaluate.exclude_seen)
+            for name, indices in members.items():
+                others = [k for k in range(len(names)) if k not in indices]
+                alone[name].append(scores.values(indices, metric))
                 without[name].append(scores.values(others, metric))
-    weighing = {name for name, places in members.items() if weighs_K[places].any()}
+    weighing = {name for name, indices in members.items() if weighs_K[indices].any()}
     return Shares(
         {name: np.concatenate(values) for name, values in alone.items() if name in weighing},
         {name: np.concatenate(values) for name, values in without.items()},
@@ -105,30 +105,34 @@ class _Scores:
     """The scores of one chunk, separate for each granularity."""
 
     def __init__(
-        self, model: SummedModel, parts: Parts, queries: Queries, exclude_seen: bool
+        self, model: SummedModel, contributions: Contributions, queries: Queries, exclude_seen: bool
     ) -> None:
-        self.queries, self.exclude_seen, self.weights_bK = queries, exclude_seen, parts.weights_BK
+        self.queries, self.exclude_seen, self.weights_bK = (
+            queries,
+            exclude_seen,
+            contributions.weights_BK,
+        )
         items_ND = model.item_vectors_ND.detach().cpu()
         self.popularity_N = torch.zeros(len(items_ND))
         if isinstance(model, VectorScorer):
             self.popularity_N += model.popularity_N.cpu()
-        self.by_place: dict[int, torch.Tensor] = {}
-        for place in range(parts.weights_BK.shape[1]):
-            if not parts.weights_BK[:, place].any():
+        self.scores_by_k: dict[int, torch.Tensor] = {}
+        for k in range(contributions.weights_BK.shape[1]):
+            if not contributions.weights_BK[:, k].any():
                 continue
-            used_D = parts.vectors_BKD[:, place].any(0)
-            scores_bN = parts.vectors_BKD[:, place, used_D] @ items_ND[:, used_D].T
-            if place in parts.sparse:
-                scores_bN = parts.sparse[place].add_to(scores_bN)
-            self.by_place[place] = scores_bN
+            used_D = contributions.vectors_BKD[:, k].any(0)
+            scores_bN = contributions.vectors_BKD[:, k, used_D] @ items_ND[:, used_D].T
+            if k in contributions.sparse:
+                scores_bN = contributions.sparse[k].add_to(scores_bN)
+            self.scores_by_k[k] = scores_bN
 
-    def values(self, places: Sequence[int], metric: Metric) -> Array:
+    def values(self, indices: Sequence[int], metric: Metric) -> Array:
         """The metric of every query for the sum of these granularities only."""
         scores_bN = torch.zeros(len(self.queries), len(self.popularity_N))
-        for place in places:
-            if place in self.by_place:
-                scores_bN += self.by_place[place]
-        scores_bN[~self.weights_bK[:, list(places)].any(1)] = self.popularity_N
+        for k in indices:
+            if k in self.scores_by_k:
+                scores_bN += self.scores_by_k[k]
+        scores_bN[~self.weights_bK[:, list(indices)].any(1)] = self.popularity_N
         if self.exclude_seen:
             mask_seen(scores_bN, self.queries)
         hits_bK = mark_hits(top_items(scores_bN, metric.k)[0], self.queries)

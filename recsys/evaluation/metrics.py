@@ -169,7 +169,7 @@ def diversity_of(items_BK: Array, vectors_ND: Array, k: int, chunk: int = 4096) 
     """
     norms_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     unit_ND = vectors_ND / np.where(norms_N1 > 0, norms_N1, 1.0)
-    parts = []
+    found = []
     for start in range(0, len(items_BK), chunk):
         items = items_BK[start : start + chunk, :k]
         listed = items >= 0
@@ -178,8 +178,8 @@ def diversity_of(items_BK: Array, vectors_ND: Array, k: int, chunk: int = 4096) 
         all_b = (vectors_bkD.sum(axis=1) ** 2).sum(axis=1)
         size_b = listed.sum(axis=1)
         pairs_b = size_b * (size_b - 1)
-        parts.append(np.where(pairs_b > 0, 1.0 - (all_b - same_b) / np.maximum(pairs_b, 1), 0.0))
-    return np.concatenate(parts) if parts else np.zeros(0)
+        found.append(np.where(pairs_b > 0, 1.0 - (all_b - same_b) / np.maximum(pairs_b, 1), 0.0))
+    return np.concatenate(found) if found else np.zeros(0)
 
 
 def exposure(items_BK: Array, num_items: int, k: int) -> Array:

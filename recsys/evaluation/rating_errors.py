@@ -50,7 +50,7 @@ def rating_report(
     if why or not len(values_P) or model.rating_head is None:
         return {"skipped": why or "no held-out event has a value"}
     chunks = queries.chunks(config.evaluate.chunk_users)
-    found = [model.ratings(part, part.target_items[:, None]).cpu()[:, 0] for part in chunks]
+    found = [model.ratings(chunk, chunk.target_items[:, None]).cpu()[:, 0] for chunk in chunks]
     constants = _chosen(histories, dataset.num_items)
     baselines = _baselines(fitted_on, queries, dataset.num_items)
     baselines[RIDGE] = _by_biases(biases(fitted_on, dataset.num_items, constants), queries)

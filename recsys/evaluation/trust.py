@@ -233,8 +233,8 @@ def _by_taste(head_B: Array) -> dict[str, Array]:
     known = np.flatnonzero(np.isfinite(head_B))
     ordered = known[np.argsort(head_B[known], kind="stable")]
     ends = round(len(known) * TAIL), len(known) - round(len(known) * HEAD)
-    parts = zip(USER_LEVELS, np.split(ordered, ends), strict=True)
-    return {label: np.isin(np.arange(len(head_B)), part) for label, part in parts}
+    groups = zip(USER_LEVELS, np.split(ordered, ends), strict=True)
+    return {label: np.isin(np.arange(len(head_B)), users) for label, users in groups}
 
 
 def _lift(listed_B: Array, gap: float) -> float | None:

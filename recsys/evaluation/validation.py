@@ -25,10 +25,10 @@ def check_targets(dataset: PreparedDataset, evaluate: EvaluateConfig, seed: int)
         Every target of a split is an item that its user had before, and ``evaluate.exclude_seen``
         leaves these out.
     """
-    for split, part in ((Split.VALID, "validation"), (Split.TEST, "test")):
-        asked = evaluated_by_shard(dataset, split, evaluate, seed)
-        if not any(len(countable(queries, evaluate.exclude_seen)[0]) for queries in asked):
-            raise DataError(no_targets(part))
+    for split, named in ((Split.VALID, "validation"), (Split.TEST, "test")):
+        chunks = evaluated_by_shard(dataset, split, evaluate, seed)
+        if not any(len(countable(queries, evaluate.exclude_seen)[0]) for queries in chunks):
+            raise DataError(no_targets(named))
 
 
 @dataclass(frozen=True)

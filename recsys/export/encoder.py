@@ -3,7 +3,7 @@ members.
 
     score(u, i) = vector_u · a_i + added_ui
 
-This equals :meth:`recsys.model.FrozenModel.parts`, with operations that ONNX has. Trained
+This equals :meth:`recsys.model.FrozenModel.contributions`, with operations that ONNX has. Trained
 granularities are the model's own modules; closed-form members have a form for padded tensors in
 :mod:`recsys.export.members`.
 

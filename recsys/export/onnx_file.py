@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch.export import Dim
 
+from recsys.contributions import Contributions
 from recsys.data.histories import Array
 from recsys.errors import ArtifactError, Refusal
 from recsys.export.encoder import Graph, QueryEncoder
 from recsys.export.questions import Examiner, Tensors
 from recsys.pace import tell
-from recsys.parts import Parts
 from recsys.serving.requests import Request
 
 ENCODER: Final = "query_encoder.onnx"
@@ -227,7 +227,7 @@ def _threads() -> Any:
     return options
 
 
-def _difference(found: list[Array], parts: Parts, vectors_ND: Array) -> float:
+def _difference(found: list[Array], parts: Contributions, vectors_ND: Array) -> float:
     """Largest absolute difference; infinite if a number is not finite."""
     expected_BD = parts.users_BD.numpy()
     added_BN = parts.added.add_to(torch.zeros(len(expected_BD), len(vectors_ND))).numpy()

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from recsys.bundle.files import Bundle
+from recsys.contributions import Contributions
 from recsys.data.histories import Array, Queries
 from recsys.granularities.profile.encoding import encoding_of
-from recsys.parts import Parts
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import Request, parse_requests
 from recsys.serving.visible import friends_of
@@ -41,7 +41,7 @@ class Examiner:
         self.recommender = Recommender(self.bundle)
         self.num_context = len(bundle.context)
 
-    def ask(self, requests: Sequence[Request]) -> tuple[Tensors, Parts]:
+    def ask(self, requests: Sequence[Request]) -> tuple[Tensors, Contributions]:
         """Requests as the graph's inputs by name, and the model's answers."""
         asked = self.recommender.asked(requests)
         texts = self._texts(requests)

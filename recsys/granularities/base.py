@@ -97,13 +97,14 @@ class Graphs:
 
     def to(self, device: torch.device) -> Graphs:
         """Move all tensors to a device."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {
-            name: part.to(device) if hasattr(part, "to") else part for name, part in parts.items()
+            name: value.to(device) if hasattr(value, "to") else value
+            for name, value in values.items()
         }
         inputs = {
-            name: part.to(device) if hasattr(part, "to") else part
-            for name, part in self.inputs.items()
+            name: value.to(device) if hasattr(value, "to") else value
+            for name, value in self.inputs.items()
         }
         return Graphs(**{**moved, "inputs": inputs})
 

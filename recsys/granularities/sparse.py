@@ -52,14 +52,15 @@ class SparseScores:
         return SparseScores(none, none, torch.zeros(0, device=device))
 
     @staticmethod
-    def total(parts: Sequence[SparseScores]) -> SparseScores:
+    def total(summands: Sequence[SparseScores]) -> SparseScores:
         """Return the sum of several sparse scores."""
-        if len(parts) == 1:
-            return parts[0]
-        if not parts:
+        if len(summands) == 1:
+            return summands[0]
+        if not summands:
             return SparseScores.nothing()
         columns = (
-            [getattr(part, name) for part in parts] for name in ("rows_P", "items_P", "values_P")
+            [getattr(summand, name) for summand in summands]
+            for name in ("rows_P", "items_P", "values_P")
         )
         return SparseScores.of(*(torch.cat(column) for column in columns))
 

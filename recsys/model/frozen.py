@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from recsys.config import ModelConfig
+from recsys.contributions import Contributions
 from recsys.data.batches import Batch, last_position
 from recsys.data.histories import Array, Queries
 from recsys.errors import RequestError
@@ -23,7 +24,6 @@ from recsys.granularities.evolution.rolling import expected_event, lengthen
 from recsys.granularities.sparse import SparseScores
 from recsys.model.frozen_members import FrozenMembers
 from recsys.model.user_encoders import Encoders, States
-from recsys.parts import Parts
 from recsys.ratings import RatingHead, standardised
 
 
@@ -109,13 +109,13 @@ class FrozenModel:
         return batch.to(self.item_vectors_ND.device)
 
     @torch.inference_mode()
-    def parts(
+    def contributions(
         self,
         queries: Queries,
         brought: Mapping[str, Any] | None = None,
-    ) -> Parts:
+    ) -> Contributions:
         """Weighted contributions of the granularities to every query: see
-        :class:`~recsys.parts.Parts`.
+        :class:`~recsys.contributions.Contributions`.
 
         Parameters
         ----------
@@ -155,7 +155,7 @@ class FrozenModel:
         return self._members.covariance(member)
 
     @torch.inference_mode()
-    def unit_contributions(self, queries: Queries) -> Parts:
+    def unit_contributions(self, queries: Queries) -> Contributions:
         """The contributions to every query with every λ set to 1: z_k, and 1 where it is
         present.
         """
@@ -167,14 +167,14 @@ class FrozenModel:
         )
 
     @torch.inference_mode()
-    def parts_ahead(
+    def contributions_ahead(
         self,
         queries: Queries,
         steps: int,
         brought: Mapping[str, Any] | None = None,
-    ) -> Parts:
-        """:meth:`parts` after ``steps`` further expected events: what to recommend after events
-        that have not happened.
+    ) -> Contributions:
+        """:meth:`contributions` after ``steps`` further expected events: what to recommend after
+        events that have not happened.
 
         Only the granularity evolution is rolled forward; the others stay unchanged.
 
@@ -183,7 +183,7 @@ class FrozenModel:
         RequestError
             The model has no evolution, or ``model.max_history`` is too short to roll that far.
         """
-        place, evolution = self._evolution(f"a horizon of {steps + 1}")
+        k, evolution = self._evolution(f"a horizon of {steps + 1}")
         room = self.config.max_history - steps
         if room < 1:
             raise RequestError(
@@ -197,14 +197,14 @@ class FrozenModel:
             event_BD = expected_event(users_BD @ self.items.vectors_SD.T, self.items.vectors_SD)
             batch, items = lengthen(batch, items, event_BD)
             z_BD, _ = evolution(batch, items, {})
-            z_BKD[:, place] = normalize(z_BD, dim=-1) if self.config.unit_vectors else z_BD
+            z_BKD[:, k] = normalize(z_BD, dim=-1) if self.config.unit_vectors else z_BD
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return self._members.contributions(whole, z_BKD, weights_BK, self.encoders.fitted_weights)
 
     @torch.inference_mode()
     def scores_ahead(self, queries: Queries, steps: int) -> Tensor:
         """:meth:`scores` for the event that is ``steps`` after the next one."""
-        return self._scored(self.parts_ahead(queries, steps))
+        return self._scored(self.contributions_ahead(queries, steps))
 
     @torch.inference_mode()
     def interest_path(self, query: Queries) -> Interest:
@@ -233,9 +233,9 @@ class FrozenModel:
 
     def _evolution(self, what: str) -> tuple[int, Evolution]:
         """The granularity evolution and its index among the granularities."""
-        for place, (_, module) in enumerate(self.encoders.each()):
+        for k, (_, module) in enumerate(self.encoders.each()):
             if isinstance(module, Evolution):
-                return place, module
+                return k, module
         raise RequestError(
             f"{what} needs the granularity evolution; this model has {', '.join(self.names)}"
         )
@@ -245,15 +245,15 @@ class FrozenModel:
         """User vector of every query [B, D], whether any granularity is present [B], and the sparse
         additions.
         """
-        parts = self.parts(queries)
-        return parts.users_BD, parts.weights_BK.any(1), parts.added
+        contributions = self.contributions(queries)
+        return contributions.users_BD, contributions.weights_BK.any(1), contributions.added
 
     @torch.inference_mode()
     def scores(self, queries: Queries) -> Tensor:
         """Score of every query and item: [B, N]; popularity for a query without any present
         granularity.
         """
-        return self._scored(self.parts(queries))
+        return self._scored(self.contributions(queries))
 
     @torch.inference_mode()
     def scores_without(self, queries: Queries, name: str) -> Tensor:
@@ -264,7 +264,7 @@ class FrozenModel:
     def scores_of(self, queries: Queries, kept: Collection[str]) -> Tensor:
         """Scores [B, N] with the weights of all other granularities set to zero."""
         return self._scored(
-            self.parts(queries).of([k for k, name in enumerate(self.names) if name in kept])
+            self.contributions(queries).of([k for k, name in enumerate(self.names) if name in kept])
         )
 
     @torch.inference_mode()
@@ -306,9 +306,9 @@ class FrozenModel:
             queries.histories, items, standardised(self.scores(queries), items)
         )
 
-    def _scored(self, parts: Parts) -> Tensor:
-        scores_BN = parts.scores(self.item_vectors_ND)
-        scores_BN[~parts.weights_BK.any(1)] = self.popularity_N.to(scores_BN.dtype)
+    def _scored(self, contributions: Contributions) -> Tensor:
+        scores_BN = contributions.scores(self.item_vectors_ND)
+        scores_BN[~contributions.weights_BK.any(1)] = self.popularity_N.to(scores_BN.dtype)
         return scores_BN
 
     def tensors(self) -> dict[str, Tensor]:
@@ -348,8 +348,8 @@ class FrozenModel:
         states: States = {name: {} for name in encoders.names}
         for key, tensor in tensors.items():
             if key.startswith("state."):
-                _, name, part = key.split(".", 2)
-                states[name][part] = tensor
+                _, name, state_key = key.split(".", 2)
+                states[name][state_key] = tensor
         items = ItemView(tensors["items.vectors"], tensors["items.text"].to(torch.float32))
         rated = {
             key.removeprefix("ratings."): value

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from recsys.contributions import Contributions
 from recsys.data.batches import Batch, last_position
 from recsys.granularities.base import ItemView
 from recsys.granularities.sparse import SparseScores
 from recsys.model.user_encoders import Encoders, States
-from recsys.parts import Parts
 from recsys.stack import FLOOR, TRAINED, Stack, covariance, inverse, sparse_spread, spread
 
 
@@ -61,7 +61,7 @@ class FrozenMembers:
         weights_BK: Tensor,
         closed_form_weights: Tensor,
         stacks: bool = True,
-    ) -> Parts:
+    ) -> Contributions:
         """Combine the trained granularities with the closed-form ones, which come after them.
 
         Each closed-form member is sparse or has its own directions in :attr:`item_vectors_ND`. With
@@ -83,7 +83,7 @@ class FrozenMembers:
             if own.sparse is not None:
                 sparse[k] = own.sparse
             weights_BK = torch.cat([weights_BK, (weight_B * own.present_B)[:, None]], dim=1)
-        return Parts(vectors_BKD, weights_BK, sparse)
+        return Contributions(vectors_BKD, weights_BK, sparse)
 
     def _contribution(
         self, name: str, batch: Batch, weight_B: Tensor, is_scaled: bool

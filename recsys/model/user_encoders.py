@@ -72,9 +72,7 @@ class Encoders(nn.Module):
         """
         stack, members = self.stack, self.members
         return {
-            name
-            for place, name in enumerate(members)
-            if stack is not None and stack.is_pruned(place)
+            name for m, name in enumerate(members) if stack is not None and stack.is_pruned(m)
         } - {TRAINED}
 
     @property
@@ -85,7 +83,7 @@ class Encoders(nn.Module):
             [name for name, _ in self.each(is_fitted)] for is_fitted in (False, True)
         )
         if stack is not None:
-            active = {name for place, name in enumerate(self.members) if not stack.is_pruned(place)}
+            active = {name for m, name in enumerate(self.members) if not stack.is_pruned(m)}
         else:
             active = {TRAINED} | {
                 name

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.contributions import Contributions
 from recsys.data.histories import Array
-from recsys.parts import Parts
 from recsys.serving.requests import Answer
 from recsys.serving.standings import BOOST
 from recsys.serving.visible import Asked, RequestView
@@ -135,7 +135,7 @@ class Explainer:
         ).of(self._of_friends)
         return friends, self._scores(parts, rows_R).numpy()
 
-    def _contributions(self, asked: Asked, variants: Sequence[RequestView]) -> Parts:
+    def _contributions(self, asked: Asked, variants: Sequence[RequestView]) -> Contributions:
         """The contributions for variants of one request; the text of its past is not changed."""
         rows = torch.zeros(len(variants), dtype=torch.int64)
         text = self._recommender.past_texts(asked.visible)
@@ -147,7 +147,7 @@ class Explainer:
         )
         return self._recommender.parts(again)[1]
 
-    def _scores(self, parts: Parts, rows_R: Array) -> Tensor:
+    def _scores(self, parts: Contributions, rows_R: Array) -> Tensor:
         """Scores of the listed items: float64 [V, R]."""
         items = torch.from_numpy(rows_R)
         num_variants = len(parts.weights_BK)

@@ -21,10 +21,10 @@ import torch
 
 from recsys import schema
 from recsys.config import CanonicalSource
+from recsys.contributions import Contributions
 from recsys.data.histories import Array, Queries
 from recsys.errors import ConfigError, DataError, choices
 from recsys.fusion import GatedFusion
-from recsys.parts import Parts
 from recsys.serving.recommender import Recommender
 from recsys.serving.requests import parse_requests
 from recsys.training.refit_fusion import Evidence
@@ -180,7 +180,7 @@ def gather(recommender: Recommender, feedback: Feedback) -> Gathered:
     encoded, gates = zip(*chunks, strict=True)
     starts = range(0, len(asked), _CHUNK)
     rows = [torch.arange(start, min(start + _CHUNK, len(asked))) for start in starts]
-    parts, gate_BK = Parts.gathered(list(zip(rows, encoded, strict=True))), torch.cat(gates)
+    parts, gate_BK = Contributions.gathered(list(zip(rows, encoded, strict=True))), torch.cat(gates)
     present_BK = parts.weights_BK > 0
     usable_R = (items_R >= 0) & present_BK.any(1).numpy()[queries_R]
     num_unknown_items = int((items_R < 0).sum())
@@ -236,7 +236,9 @@ def _queries(recommender: Recommender, feedback: Feedback) -> tuple[Queries, Arr
     return recommender.queries(parse_requests(rows)), queries_R
 
 
-def _encode(recommender: Recommender, asked: Queries, start: int) -> tuple[Parts, torch.Tensor]:
+def _encode(
+    recommender: Recommender, asked: Queries, start: int
+) -> tuple[Contributions, torch.Tensor]:
     """The unweighted contributions and the gate logits for one chunk of queries that begins at
     ``start``.
     """

@@ -102,4 +102,4 @@ def _users(bundle: Bundle) -> Any:
     queries = recommender.queries(
         [Request(user_id=bundle.user_ids[user], at=at) for user in chosen]
     )
-    return bundle.model.parts(queries).users_BD
+    return bundle.model.contributions(queries).users_BD

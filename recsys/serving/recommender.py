@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from recsys.bundle.files import Bundle
+from recsys.contributions import Contributions
 from recsys.data.attributes import RequestEncoder
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.pseudonyms import pseudonym_lookup
 from recsys.granularities.profile.encoding import encoding_of
-from recsys.parts import Parts
 from recsys.retrieval.selection import Catalogue, Plan
 from recsys.serving.explanation import Explainer
 from recsys.serving.exploration import Explorer
@@ -301,7 +301,7 @@ class Recommender:
             piece = queries.take(rows_b)
             attributes = nothing.take(torch.zeros(len(rows_b), dtype=torch.int64))
             with torch.inference_mode():
-                parts = self.model.parts(piece, {"profile": attributes})
+                parts = self.model.contributions(piece, {"profile": attributes})
                 hidden = self._hidden(piece, np.full(len(rows_b), excludes))
                 found_b = self._standings(parts, hidden)
                 top_bR, usable_b = found_b.top(k), found_b.usable_B
@@ -368,7 +368,7 @@ class Recommender:
             answers[row] = replace(answers[row], explanations=said)
         return answers
 
-    def parts(self, asked: Asked) -> tuple[Queries, Parts]:
+    def parts(self, asked: Asked) -> tuple[Queries, Contributions]:
         """The queries of requests, and the contributions of the granularities to their scores."""
         queries = queries_of(asked.visible, self._histories.targets_T)
         texts = self.past_texts(asked.visible) if asked.user_text is None else asked.user_text
@@ -397,7 +397,7 @@ class Recommender:
         return rows_E[order_E], hidden_E[order_E]
 
     def _standings(
-        self, parts: Parts, hidden: tuple[Array, Array], plans: Sequence[Plan] = ()
+        self, parts: Contributions, hidden: tuple[Array, Array], plans: Sequence[Plan] = ()
     ) -> RequestScores:
         # By the Cauchy–Schwarz inequality this bounds every share and score, so all are finite
         # where it is.
@@ -489,12 +489,12 @@ class Recommender:
 
     def _parts(
         self, requests: Sequence[Request], queries: Queries, brought: Mapping[str, Any]
-    ) -> Parts:
+    ) -> Contributions:
         """The contributions for every request, at the horizon that it asks for."""
         horizons_B = np.array([request.horizon for request in requests])
         if (horizons_B == 1).all():
-            return self.model.parts(queries, brought)
-        pieces: list[tuple[Tensor, Parts]] = []
+            return self.model.contributions(queries, brought)
+        pieces: list[tuple[Tensor, Contributions]] = []
         for horizon in np.unique(horizons_B).tolist():
             rows_b = torch.from_numpy(np.flatnonzero(horizons_B == horizon))
             own = {
@@ -502,9 +502,12 @@ class Recommender:
                 for signal, rows_BX in brought.items()
             }
             pieces.append(
-                (rows_b, self.model.parts_ahead(queries.take(rows_b.numpy()), horizon - 1, own))
+                (
+                    rows_b,
+                    self.model.contributions_ahead(queries.take(rows_b.numpy()), horizon - 1, own),
+                )
             )
-        return Parts.gathered(pieces)
+        return Contributions.gathered(pieces)
 
     def past_texts(self, visible: Sequence[RequestView]) -> Tensor | None:
         """Text vectors of histories for which the model has none: of new users, and of users with

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from recsys.bundle.files import Bundle
+from recsys.contributions import Contributions
 from recsys.data.histories import Array
 from recsys.evaluation.ranking import tie_order, top_items
-from recsys.parts import Parts
 from recsys.retrieval.exact import best_positions
 from recsys.retrieval.search import find_top
 from recsys.retrieval.selection import Plan, Selection, by_selection
@@ -89,7 +89,7 @@ class RequestScores:
     """Requests with their contributions, ready to be ranked."""
 
     shelf: RankedCatalogue
-    parts: Parts
+    parts: Contributions
     usable_B: Array  # bool; False: no member contributes, so the all-time most popular items answer
     personal_B: Array  # bool; False: nothing is known about the user, so popular items answer
     hidden: tuple[Array, Array]  # rows (ascending) and items to leave out

@@ -66,9 +66,9 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
         best, best_value = 0.0, metric()
         weights[place] = 1.0
         # not the scores of the model: they are popularity if no granularity is present
-        parts = frozen.parts(probe)
+        contributions = frozen.contributions(probe)
         rest = [k for k, other in enumerate(frozen.names) if other != name]
-        halves = (parts.of([frozen.names.index(name)]), parts.of(rest))
+        halves = (contributions.of([frozen.names.index(name)]), contributions.of(rest))
         own, others = (float(half.scores(frozen.item_vectors_ND).std()) for half in halves)
         ratio = others / max(own, 1e-12)
         for factors in (_COARSE, _FINE):

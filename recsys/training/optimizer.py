@@ -77,10 +77,10 @@ def clip_gradients(loss: nn.Module, most: float) -> None:
     for table in rows:
         table.grad = table.grad.coalesce()  # type: ignore[union-attr]
     dense = [p.grad for p in loss.parameters() if p.grad is not None and not p.grad.is_sparse]
-    parts = [*dense, *(table.grad.values() for table in rows if table.grad is not None)]
-    scale = (most / (nn.utils.get_total_norm(parts) + 1e-6)).clamp(max=1.0)
-    for part in parts:
-        part.mul_(scale)
+    gradients = [*dense, *(table.grad.values() for table in rows if table.grad is not None)]
+    scale = (most / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale)
 
 
 def schedule(kind: str, warmup: float, step: int, num_steps: int) -> float:

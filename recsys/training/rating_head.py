@@ -97,9 +97,9 @@ def fit_head(
 def standard_scores(frozen: FrozenModel, queries: Queries) -> Tensor:
     """C for the single target of every query: [P, 1], on the CPU."""
     found = []
-    for part in queries.chunks(_QUERIES_AT_A_TIME):
-        items_P1 = torch.as_tensor(part.target_items.astype(np.int64))[:, None]
-        found.append(standardised(frozen.scores(part).cpu(), items_P1))
+    for chunk in queries.chunks(_QUERIES_AT_A_TIME):
+        items_P1 = torch.as_tensor(chunk.target_items.astype(np.int64))[:, None]
+        found.append(standardised(frozen.scores(chunk).cpu(), items_P1))
     return torch.cat(found)
 
 

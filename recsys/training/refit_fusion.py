@@ -56,8 +56,8 @@ class Evidence:
     def take(self, rows: Array) -> Evidence:
         """Some of the rows."""
         chosen = torch.as_tensor(rows)
-        parts = (self.shares_RK, self.present_RK, self.gate_RK, self.liked_R, self.counts_R)
-        return Evidence(*(part[chosen] for part in parts))
+        columns = (self.shares_RK, self.present_RK, self.gate_RK, self.liked_R, self.counts_R)
+        return Evidence(*(column[chosen] for column in columns))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_each_variant_scores_as_its_name_says(tmp_path: Path) -> None:
     dataset = small_world(tmp_path)
     model = small_model(dataset, fusion="gated")
     queries = dataset.histories().queries(Split.TEST)
-    parts_BKD, weights_BK, _ = model.parts(queries)
+    parts_BKD, weights_BK, _ = model.contributions(queries)
     z_BKD, present_BK = model.encode(queries)
     section = model.config.model_copy(deep=True)
     section.granularities.behaviour.weight = 0.125

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from recsys.config import Config, build_config
+from recsys.contributions import Contributions
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Queries
 from recsys.errors import DataError
 from recsys.evaluation.evaluate import evaluate
-from recsys.parts import Parts
 from tests.handmade import leave_last, small_model, small_world, train_events, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,12 +54,14 @@ class Oracle:
         last = queries.histories.items_E[queries.histories.offsets_U1[1:] - 1].astype(np.int64)
         return self.item_vectors_ND[torch.from_numpy((last + 1) % len(self.item_vectors_ND))]
 
-    def parts(self, queries: Queries) -> Parts:
+    def contributions(self, queries: Queries) -> Contributions:
         """Users with an even id have both granularities, the others only ``after``."""
         even = torch.from_numpy(queries.histories.users_U % 2 == 0)[:, None]
         weights_BK = torch.where(even, torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]))
         after_BD = self.scores(queries)  # item vectors are the unit matrix
-        return Parts(torch.stack([after_BD, torch.zeros_like(after_BD)], dim=1), weights_BK, {})
+        return Contributions(
+            torch.stack([after_BD, torch.zeros_like(after_BD)], dim=1), weights_BK, {}
+        )
 
     def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
         return (
@@ -200,7 +202,7 @@ def test_frozen_model_is_a_scored_model(tmp_path) -> None:
     model = small_model(dataset)
     result = evaluate(model, dataset, config(), refit=True)
     assert list(result.granularities) == model.names
-    lambdas_BK = model.parts(result.ranking.queries)[1]
+    lambdas_BK = model.contributions(result.ranking.queries)[1]
     for name, weight in zip(model.names, lambdas_BK.mean(0).tolist(), strict=True):
         assert result.granularities[name]["weight"] == pytest.approx(weight, abs=1e-6)
     assert all(math.isfinite(value) for value in result.model.values())

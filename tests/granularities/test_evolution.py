@@ -406,13 +406,13 @@ def test_rolling_needs_an_evolution_and_a_history(tmp_path: Path) -> None:
     queries = Queries(
         Histories.of_items([[], [1, 2]]), np.zeros(3, np.int64), np.zeros(0, np.int32)
     )
-    parts, _, _ = model.parts_ahead(queries, 2)
-    assert torch.equal(parts[0], model.parts(queries)[0][0]), (
+    parts, _, _ = model.contributions_ahead(queries, 2)
+    assert torch.equal(parts[0], model.contributions(queries)[0][0]), (
         "a user without history is not rolled forward"
     )
-    assert not torch.allclose(parts[1], model.parts(queries)[0][1])
+    assert not torch.allclose(parts[1], model.contributions(queries)[0][1])
     with pytest.raises(RequestError, match=r"horizon of 5 exceeds model\.max_history 4"):
-        model.parts_ahead(queries, 4)
+        model.contributions_ahead(queries, 4)
 
 
 @pytest.mark.parametrize("states", ["cell", "parallel"])
@@ -424,5 +424,5 @@ def test_interest_path_ends_in_the_user_vector(tmp_path: Path, states: str) -> N
     query = dataset.histories().queries(Split.TEST).take(np.array([0]))
     path = model.interest_path(query)
     assert path.long_BD.shape == (4, 16) and (path.immediate_BD is None) == (states == "cell")
-    parts, weights, _ = model.parts(query)
+    parts, weights, _ = model.contributions(query)
     torch.testing.assert_close(path.z_BD[-1] * weights[0, 0], parts[0, 0])

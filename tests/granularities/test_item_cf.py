@@ -188,7 +188,7 @@ def test_weight_is_chosen_on_validation_and_may_be_zero(tmp_path: object) -> Non
     chosen = weights.tolist()
     choose_weights(frozen, lambda: float("nan"), queries)
     assert weights.tolist() == chosen, "a sample without valid queries changes nothing"
-    parts, lambdas, _ = frozen.parts(queries)
+    parts, lambdas, _ = frozen.contributions(queries)
     torch.testing.assert_close(parts.sum(1) @ frozen.item_vectors_ND.T, frozen.scores(queries))
     assert torch.equal(lambdas[:, 1] > 0, parts[:, 1].abs().sum(1) > 0)
     read = FrozenModel.from_tensors(frozen.config, frozen.sizes, frozen.tensors())
@@ -226,7 +226,7 @@ def test_scores_at_own_weights_equal_the_model(
 ) -> None:
     _, dataset, frozen = next_to_item_cf
     queries = dataset.histories().queries(Split.TEST)
-    _, weights_BK, _ = frozen.parts(queries)
+    _, weights_BK, _ = frozen.contributions(queries)
     weights = dict(zip(frozen.names, weights_BK.amax(0).tolist(), strict=True))
     assert weights["item_cf"] == pytest.approx(0.7)
     torch.testing.assert_close(frozen.scores_at(queries, weights), frozen.scores(queries))
@@ -240,9 +240,9 @@ def test_rolling_forward_does_not_change_closed_form_members(
 ) -> None:
     _, dataset, frozen = next_to_item_cf
     queries = dataset.histories().queries(Split.TEST)
-    now, ahead = frozen.parts(queries)[0], frozen.parts_ahead(queries, 2)[0]
+    now, ahead = frozen.contributions(queries)[0], frozen.contributions_ahead(queries, 2)[0]
     assert torch.equal(now[:, -1], ahead[:, -1]) and not torch.equal(now[:, 0], ahead[:, 0])
-    torch.testing.assert_close(frozen.parts_ahead(queries, 0)[0], now)
+    torch.testing.assert_close(frozen.contributions_ahead(queries, 0)[0], now)
     write_bundle(tmp_path / "bundle", frozen, dataset, {})
     requests = [
         {"user_id": "u0", "horizon": 2},
@@ -261,7 +261,9 @@ def test_strata_are_refitted_next_to_item_cf(
     config, dataset, frozen = next_to_item_cf
     renewed = refit_strata(config, dataset, frozen)
     queries = dataset.histories().queries(Split.TEST)
-    assert torch.equal(renewed.parts(queries)[0][:, -1], frozen.parts(queries)[0][:, -1])
+    assert torch.equal(
+        renewed.contributions(queries)[0][:, -1], frozen.contributions(queries)[0][:, -1]
+    )
 
 
 @pytest.mark.parametrize("kind", ["weighted", "learned", "gated"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from recsys.config import build_config
+from recsys.contributions import Contributions
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
@@ -20,7 +21,6 @@ from recsys.granularities.base import ItemView, State
 from recsys.granularities.sparse import SparseScores
 from recsys.granularities.user_cf.model import UserCF
 from recsys.model import FrozenModel
-from recsys.parts import Parts
 from recsys.retrieval.exact import exact_top
 from recsys.retrieval.index import ItemIndex, can_index
 from recsys.serving.bundles import read_bundle, write_bundle
@@ -114,11 +114,12 @@ def test_parts_in_pieces_are_the_parts_of_the_whole(
     frozen: FrozenModel, dataset: PreparedDataset
 ) -> None:
     queries = dataset.histories().queries(Split.TEST)
-    whole = frozen.parts(queries)
+    whole = frozen.contributions(queries)
     pieces = [
-        (torch.tensor(rows), frozen.parts(queries.take(np.array(rows)))) for rows in ([2, 0], [1])
+        (torch.tensor(rows), frozen.contributions(queries.take(np.array(rows))))
+        for rows in ([2, 0], [1])
     ]
-    found = Parts.gathered(pieces)
+    found = Contributions.gathered(pieces)
     torch.testing.assert_close(
         found.scores(frozen.item_vectors_ND), whole.scores(frozen.item_vectors_ND)
     )
@@ -127,7 +128,7 @@ def test_parts_in_pieces_are_the_parts_of_the_whole(
 
 def test_scores_are_vectors_plus_additions(frozen: FrozenModel, dataset: PreparedDataset) -> None:
     queries = dataset.histories().queries(Split.TEST)
-    parts = frozen.parts(queries)
+    parts = frozen.contributions(queries)
     expected_BN = parts.vectors_BKD.sum(1) @ frozen.item_vectors_ND.T
     for row, seen in enumerate(queries.chunks(1)):
         expected_BN[row] += (
@@ -196,11 +197,11 @@ def test_search_of_weights_ranks_as_the_evaluation_does(
     queries, _, _ = countable(dataset.histories().queries(Split.VALID), False)
     for best in (2, 12):
         cache = build_cache(frozen, queries, False, best)
-        lists, _ = cache.lists(frozen.parts(queries).weights_BK, 6)
+        lists, _ = cache.lists(frozen.contributions(queries).weights_BK, 6)
         assert lists.items_QL.tolist() == rank(frozen, queries, 6, False).items_BK.tolist()
         some = cache.take(np.array([1]))
         assert (
-            some.lists(frozen.parts(queries).weights_BK[1:2], 6)[0].items_QL.tolist()
+            some.lists(frozen.contributions(queries).weights_BK[1:2], 6)[0].items_QL.tolist()
             == lists.items_QL[1:2].tolist()
         )
 

@@ -42,7 +42,7 @@ class FriendsOnly:
         friends_BF = torch.tensor([friends + [-1] * (width - len(friends)) for friends in named])
         empty = Histories.of_items([[] for _ in named])
         new_users = Queries(empty, queries.target_offsets_B1, queries.target_items)
-        parts_BKD, _, _ = self.frozen.parts(new_users, {"friends": friends_BF})
+        parts_BKD, _, _ = self.frozen.contributions(new_users, {"friends": friends_BF})
         return parts_BKD.sum(1) @ self.frozen.item_vectors_ND.T
 
 

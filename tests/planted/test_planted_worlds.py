@@ -110,7 +110,7 @@ def test_users_without_the_signal_lose_nothing(up: tuple[str, Trained]) -> None:
         with_ = friendless(with_)
     else:  # no history: friends alone; for evolution, whose base also needs a history, popularity
         queries = replace(queries, histories=past.where(np.zeros(len(past.items_E), dtype=bool)))
-    _, weights_BK, _ = with_.parts(queries)
+    _, weights_BK, _ = with_.contributions(queries)
     assert not weights_BK[:, with_.names.index(name)].any()
     assert is_no_loss(ndcg(with_, queries), ndcg(models.without, queries))
 
@@ -159,7 +159,7 @@ def test_random_friends_are_pruned_from_the_model(tmp_path: Path) -> None:
         )
         assert np.array_equal(ndcg(model, queries), ndcg(without, queries))
     social = checked.names.index("social")
-    parts_BKD, weights_BK, _ = checked.parts(queries)
+    parts_BKD, weights_BK, _ = checked.contributions(queries)
     assert weights_BK[:, social].max() < 1e-9
     friends_only = replace(
         queries,

@@ -27,7 +27,7 @@ LEVELS = [
         "recsys.fusion",
         "recsys.items",
         "recsys.losses",
-        "recsys.parts",
+        "recsys.contributions",
         "recsys.ratings",
         "recsys.stack",
     },

@@ -114,7 +114,7 @@ def test_batch_uses_the_time_of_the_newest_event(
     recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    parts = FrozenModel.parts
+    parts = FrozenModel.contributions
 
     def watched(
         self: FrozenModel, queries: Queries, *rest: Any
@@ -122,7 +122,7 @@ def test_batch_uses_the_time_of_the_newest_event(
         asked.extend(queries.asked_at_B.tolist())
         return parts(self, queries, *rest)
 
-    monkeypatch.setattr(FrozenModel, "parts", watched)
+    monkeypatch.setattr(FrozenModel, "contributions", watched)
     recommender.recommend_users(["u0", "nobody"], 3)
     assert asked == [5 * DAY, 5 * DAY]  # the fifth event of u0
     recommender.recommend_users(["u0"], 3, at=7)

@@ -126,7 +126,7 @@ def test_member_scores_as_the_separately_trained_model(world: Path) -> None:
     read = FrozenModel.from_tensors(whole.config, whole.sizes, whole.tensors())
     torch.testing.assert_close(read.scores(queries), whole.scores(queries))
     items = torch.arange(dataset.num_items).expand(len(queries), -1)
-    shares_BKR = read.parts(queries).shares(read.item_vectors_ND, items)
+    shares_BKR = read.contributions(queries).shares(read.item_vectors_ND, items)
     torch.testing.assert_close(
         shares_BKR.sum(1).float(), read.scores(queries), atol=1e-4, rtol=1e-4
     )

@@ -21,6 +21,7 @@ from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.progress import Progress
 from pipelines.train import ORIGIN
 from recsys.config import Config, FusionSearchConfig, build_config
+from recsys.contributions import Contributions
 from recsys.data.batches import Batch
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Histories, Queries, Split
@@ -29,7 +30,6 @@ from recsys.evaluation.metrics import list_metrics, ndcg_at, parse_metric
 from recsys.evaluation.ranking import countable, rank
 from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
-from recsys.parts import Parts
 from recsys.registry.register import resolve
 from recsys.serving.bundles import read_bundle
 from recsys.storage.mirror import upload
@@ -170,7 +170,7 @@ def test_lists_come_from_the_best_of_each_granularity_and_ties_keep_their_order(
         item_vectors_ND=items_ND,
         names=["a", "b"],
         popularity_N=torch.arange(4.0),
-        unit_contributions=lambda _: Parts(z_QKD, torch.ones(1, 2), {}),
+        unit_contributions=lambda _: Contributions(z_QKD, torch.ones(1, 2), {}),
     )
     cache: ScoreCache = build_cache(model, queries, True, 1)  # type: ignore[arg-type]
     assert sorted(cache.pool_QP[0].tolist()) == [0, 1] and cache.scores_QKP[0, :, -1].tolist() == [

@@ -24,15 +24,19 @@ class Facts:
 
     def to(self, device: torch.device) -> Facts:
         """Move all tensors to a device."""
-        parts = (self.head_F, self.relation_F, self.tail_F, self.entity_N)
-        return Facts(self.num_entities, self.num_relations, *(part.to(device) for part in parts))
+        tensors = (self.head_F, self.relation_F, self.tail_F, self.entity_N)
+        return Facts(
+            self.num_entities, self.num_relations, *(tensor.to(device) for tensor in tensors)
+        )
 
     @staticmethod
     def of(dataset: PreparedDataset) -> Facts | None:
         """Read the knowledge graph, which no split cuts, because facts are not events. None without
         facts.
         """
-        head, relation, tail = (torch.as_tensor(part.astype(np.int64)) for part in dataset.facts())
+        head, relation, tail = (
+            torch.as_tensor(tensor.astype(np.int64)) for tensor in dataset.facts()
+        )
         if not len(head):
             return None
         counts = dataset.manifest.counts

@@ -98,8 +98,8 @@ class Repeat(Granularity):
         chance_P = _sigmoid(basis.features(raw_PX) @ numbers["weights_F"])
         values_P = np.log1p(chance_P / max(float(numbers["mean_chance"]), 1e-6))
         device = state["weights_F"].device
-        parts = (pairs.rows_P, pairs.items_P, values_P.astype(np.float32))
-        return SparseScores(*(torch.from_numpy(part).to(device) for part in parts))
+        columns = (pairs.rows_P, pairs.items_P, values_P.astype(np.float32))
+        return SparseScores(*(torch.from_numpy(column).to(device) for column in columns))
 
 
 _HABITS: Final = ("repeats_N", "occasions_N", "log_gap_N", "log_steps_N")

@@ -90,17 +90,19 @@ class UserCF(Granularity):
         """Mean taste of the nearest users, and where there are any."""
         unit_VR = normalize(state["tastes_VR"], dim=1)
         starts = range(0, len(batch), _QUERIES_AT_A_TIME)
-        parts = [slice(start, start + _QUERIES_AT_A_TIME) for start in starts]
-        found = [self._neighbours_taste(batch, part, unit_VR, state) for part in parts]
+        chunks = [slice(start, start + _QUERIES_AT_A_TIME) for start in starts]
+        found = [self._neighbours_taste(batch, chunk, unit_VR, state) for chunk in chunks]
         z_BR = torch.cat(found) if found else unit_VR.new_zeros(0, unit_VR.shape[1])
         return z_BR, (z_BR != 0).any(1)
 
-    def _neighbours_taste(self, batch: Batch, part: slice, unit_VR: Tensor, state: State) -> Tensor:
+    def _neighbours_taste(
+        self, batch: Batch, chunk: slice, unit_VR: Tensor, state: State
+    ) -> Tensor:
         """Z of some queries, in pieces, to limit the memory of the cosines [B, V]."""
-        rows_B = batch.rows_B[part]
+        rows_B = batch.rows_B[chunk]
         history_BL = batch.history_UL[rows_B]
         real_BL = (
-            torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[part, None]
+            torch.arange(history_BL.shape[1], device=history_BL.device) < batch.seen_B[chunk, None]
         )
         taste_BR = embedding_bag(
             history_BL, state["fold_NR"], mode="sum", per_sample_weights=real_BL.float()

@@ -19,7 +19,7 @@ from torch import Tensor
 from recsys.granularities.sparse import SparseScores
 
 
-class Parts(NamedTuple):
+class Contributions(NamedTuple):
     """The weighted contributions to every query."""
 
     # λ_k z_k in the directions of the item vectors; zero where missing, and for sparse
@@ -40,10 +40,12 @@ class Parts(NamedTuple):
             SparseScores.total([*self.sparse.values()]) if self.sparse else SparseScores.nothing()
         )
 
-    def of(self, places: Sequence[int]) -> Parts:
+    def of(self, indices: Sequence[int]) -> Contributions:
         """The contributions of some granularities alone, in the given order."""
-        sparse = {new: self.sparse[old] for new, old in enumerate(places) if old in self.sparse}
-        return Parts(self.vectors_BKD[:, list(places)], self.weights_BK[:, list(places)], sparse)
+        sparse = {new: self.sparse[old] for new, old in enumerate(indices) if old in self.sparse}
+        return Contributions(
+            self.vectors_BKD[:, list(indices)], self.weights_BK[:, list(indices)], sparse
+        )
 
     def scores(self, item_vectors_ND: Tensor) -> Tensor:
         """Scores of all items: [B, N]."""
@@ -53,16 +55,14 @@ class Parts(NamedTuple):
     def each(self, item_vectors_ND: Tensor) -> Tensor:
         """Scores of all items by every granularity alone: [B, K, N]."""
         scores_BKN = self.vectors_BKD @ item_vectors_ND.T
-        for place, scores in self.sparse.items():
-            scores.add_to(scores_BKN[:, place])
+        for k, scores in self.sparse.items():
+            scores.add_to(scores_BKN[:, k])
         return scores_BKN
 
-    def times(self, factors_BK: Tensor) -> Parts:
+    def times(self, factors_BK: Tensor) -> Contributions:
         """The contributions, multiplied by a factor for every query and granularity."""
-        sparse = {
-            place: scores.weighed(factors_BK[:, place]) for place, scores in self.sparse.items()
-        }
-        return Parts(
+        sparse = {k: scores.weighed(factors_BK[:, k]) for k, scores in self.sparse.items()}
+        return Contributions(
             self.vectors_BKD * factors_BK[:, :, None], self.weights_BK * factors_BK, sparse
         )
 
@@ -75,28 +75,30 @@ class Parts(NamedTuple):
         """
         vectors_BRD = item_vectors_ND[items_BR.clamp(min=0)].double()
         shares_BKR = torch.einsum("bkd,brd->bkr", self.vectors_BKD.double(), vectors_BRD).float()
-        for place, scores in self.sparse.items():
-            shares_BKR[:, place] += scores.at(items_BR)
+        for k, scores in self.sparse.items():
+            shares_BKR[:, k] += scores.at(items_BR)
         return shares_BKR.double()
 
-    def take(self, rows_R: Tensor) -> Parts:
+    def take(self, rows_R: Tensor) -> Contributions:
         """The contributions to the given queries, in the given order; repeated rows are allowed."""
-        sparse = {place: scores.take(rows_R) for place, scores in self.sparse.items()}
-        return Parts(self.vectors_BKD[rows_R], self.weights_BK[rows_R], sparse)
+        sparse = {k: scores.take(rows_R) for k, scores in self.sparse.items()}
+        return Contributions(self.vectors_BKD[rows_R], self.weights_BK[rows_R], sparse)
 
-    def where(self, keep_B: Tensor) -> Parts:
+    def where(self, keep_B: Tensor) -> Contributions:
         """The contributions to some queries; those to the others are zero."""
         vectors_BKD = torch.where(keep_B[:, None, None], self.vectors_BKD, 0.0)
-        sparse = {place: scores.where(keep_B) for place, scores in self.sparse.items()}
-        return Parts(vectors_BKD, torch.where(keep_B[:, None], self.weights_BK, 0.0), sparse)
+        sparse = {k: scores.where(keep_B) for k, scores in self.sparse.items()}
+        return Contributions(
+            vectors_BKD, torch.where(keep_B[:, None], self.weights_BK, 0.0), sparse
+        )
 
-    def cpu(self) -> Parts:
+    def cpu(self) -> Contributions:
         """The contributions in CPU memory."""
-        sparse = {place: scores.cpu() for place, scores in self.sparse.items()}
-        return Parts(self.vectors_BKD.cpu(), self.weights_BK.cpu(), sparse)
+        sparse = {k: scores.cpu() for k, scores in self.sparse.items()}
+        return Contributions(self.vectors_BKD.cpu(), self.weights_BK.cpu(), sparse)
 
     @staticmethod
-    def gathered(pieces: Sequence[tuple[Tensor, Parts]]) -> Parts:
+    def gathered(pieces: Sequence[tuple[Tensor, Contributions]]) -> Contributions:
         """Concatenate contributions that were computed in pieces; each piece comes with its row
         numbers in the whole.
         """
@@ -105,9 +107,9 @@ class Parts(NamedTuple):
         order_B = torch.cat([rows for rows, _ in pieces]).argsort()
         vectors_BKD = torch.cat([piece.vectors_BKD for _, piece in pieces])[order_B]
         weights_BK = torch.cat([piece.weights_BK for _, piece in pieces])[order_B]
-        places = sorted({place for _, piece in pieces for place in piece.sparse})
+        indices = sorted({k for _, piece in pieces for k in piece.sparse})
         sparse = {}
-        for place in places:
-            has = [(rows, piece.sparse[place]) for rows, piece in pieces if place in piece.sparse]
-            sparse[place] = SparseScores.total([scores.moved(rows) for rows, scores in has])
-        return Parts(vectors_BKD, weights_BK, sparse)
+        for k in indices:
+            has = [(rows, piece.sparse[k]) for rows, piece in pieces if k in piece.sparse]
+            sparse[k] = SparseScores.total([scores.moved(rows) for rows, scores in has])
+        return Contributions(vectors_BKD, weights_BK, sparse)
