@@ -73,12 +73,12 @@ def reporting_to(
         Receives counts several times a second; then ``say`` receives no lines of counts, as
         :attr:`Count.line` has them.
     """
-    said, shown = _voice.set(say), _bar.set(show)
+    voice_token, bar_token = _voice.set(say), _bar.set(show)
     try:
         yield
     finally:
-        _voice.reset(said)
-        _bar.reset(shown)
+        _voice.reset(voice_token)
+        _bar.reset(bar_token)
 
 
 def shown_by() -> Callable[[Count], None] | None:

@@ -39,7 +39,7 @@ class AblatedModel(Protocol):
         """The output of every granularity for every query, and λ."""
         ...
 
-    def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
+    def scores_of(self, queries: Queries, names: Collection[str]) -> torch.Tensor:
         """Scores [b, N] with only these granularities at their trained
         weights, the others at zero.
         """
@@ -60,15 +60,15 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Restricted:
     """The model with only some of its granularities, as a scorer."""
 
     model: AblatedModel
-    kept: tuple[str, ...]
+    names: tuple[str, ...]
 
     def scores(self, queries: Queries) -> torch.Tensor:
         """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
-        return self.model.scores_of(queries, self.kept)
+        return self.model.scores_of(queries, self.names)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def weight_variants(
     if len(names) > 1:
         for name in names:
             yield Variant(
-                "off", name, Kept(model, tuple(other for other in names if other != name))
+                "off", name, Restricted(model, tuple(other for other in names if other != name))
             )
         for name in names:
-            yield Variant("alone", name, Kept(model, (name,)))
+            yield Variant("alone", name, Restricted(model, (name,)))
         configured = {name: entry.weight for name, entry in section.granularities.enabled().items()}
         if section.fusion.kind != "weighted":
             yield Variant("fusion", "weighted", _Constant(model, configured))

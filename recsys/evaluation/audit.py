@@ -48,8 +48,8 @@ def check_fits(
         expected_N = sum(each, np.zeros(dataset.num_items, dtype=np.int64))
         _compare("model", popularity_N.detach().cpu().numpy(), expected_N, dataset, through)
         found.checks.append("model_fit")
-    asked = [name for name in _ANSWER_BY_POPULARITY if name in baselines]
-    for name in asked:
+    audited = [name for name in _ANSWER_BY_POPULARITY if name in baselines]
+    for name in audited:
         fitted_on = (
             histories.of_targets() if isinstance(baselines[name], TargetEventsOnly) else histories
         )
@@ -59,7 +59,7 @@ def check_fits(
         )
         scores_1N: torch.Tensor = baselines[name].scores(nothing)
         _compare(name, scores_1N[0].cpu().numpy(), expected_N, dataset, through)
-    found.checks += ["baseline_fits"] if asked else []
+    found.checks += ["baseline_fits"] if audited else []
     return found
 
 

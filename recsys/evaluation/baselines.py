@@ -271,7 +271,7 @@ def fit_baselines(
     config: EvaluateConfig,
     metric: str,
     refit: bool,
-    asked_V: Array | None = None,
+    evaluated_V: Array | None = None,
 ) -> dict[str, Baseline]:
     """Choose every baseline's constants on validation and fit it for test.
 
@@ -279,14 +279,14 @@ def fit_baselines(
     constants are fitted again on training and validation events, as the model is; otherwise the fit
     on training events stays. Without validation queries the defaults stay and ``validation`` is
     None. If not all event types are predicted, each baseline is tried with all events and with
-    events of the predicted types only; its constant ``events`` says which. ``asked_V`` marks the
-    evaluated users; None for all. The result does not contain those of :func:`left_out`.
+    events of the predicted types only; its constant ``events`` says which. ``evaluated_V`` marks
+    the evaluated users; None for all. The result does not contain those of :func:`left_out`.
     """
     parse_metric(metric, tuple(QUERY_METRICS))
     train = histories.through(Split.TRAIN)
-    asked = histories.queries(Split.VALID)
-    if asked_V is not None and not asked_V.all():
-        asked = asked.take(np.flatnonzero(asked_V[asked.histories.users_U]))
+    queries = histories.queries(Split.VALID)
+    if evaluated_V is not None and not evaluated_V.all():
+        queries = queries.take(np.flatnonzero(evaluated_V[queries.histories.users_U]))
     final = histories.through(Split.VALID) if refit else train
     fitted = {}
     ruled_out = left_out(names, histories, config)
@@ -295,10 +295,12 @@ def fit_baselines(
     ):
         started = time.perf_counter()
         baseline = build_baseline(name, config)
-        stale = _choose(baseline, train, num_items, asked, metric) if len(asked) else True
+        stale = _choose(baseline, train, num_items, queries, metric) if len(queries) else True
         if len(histories.targets_T):
             narrow = TargetEventsOnly(build_baseline(name, config))
-            narrow_stale = _choose(narrow, train, num_items, asked, metric) if len(asked) else True
+            narrow_stale = (
+                _choose(narrow, train, num_items, queries, metric) if len(queries) else True
+            )
             if (narrow.validation or 0.0) > (baseline.validation or 0.0):
                 baseline, stale = narrow, narrow_stale
         if refit or stale:
@@ -351,8 +353,8 @@ def _first_per_row(similarity_NN: sp.csr_matrix, k: int) -> sp.csr_matrix:
     """The matrix with only the k largest entries of every row."""
     rows = np.repeat(np.arange(similarity_NN.shape[0]), np.diff(similarity_NN.indptr))
     order = np.lexsort((-similarity_NN.data, rows))
-    place = np.arange(len(order)) - similarity_NN.indptr[rows]
-    keep = np.sort(order[place < k])
+    ranks = np.arange(len(order)) - similarity_NN.indptr[rows]
+    keep = np.sort(order[ranks < k])
     entries = (similarity_NN.data[keep], (rows[keep], similarity_NN.indices[keep]))
     return sp.csr_matrix(entries, shape=similarity_NN.shape)
 

@@ -20,7 +20,7 @@ from recsys.evaluation.baseline import Baseline, Constants, matrix, users_of_ite
 
 _DAY: Final = 86_400.0
 _MOMENTS: Final = 256  # snapshots of the counts, …
-_MAX_KEPT: Final = 2**25  # … with at most so many counts in all: 256 MB
+_MAX_COUNTS: Final = 2**25  # … with at most so many counts in all: 256 MB
 _BEHIND: Final = (
     1e-6  # weight of all-time popularity next to that of the last days: it only breaks ties
 )
@@ -86,7 +86,7 @@ class Frequency(Baseline):
         sums_P = np.bincount(place_E, 2.0 ** (least_P[place_E] - halvings_E), minlength=len(keys_P))
         log_P = np.log2(sums_P) - least_P
         # ranks, as small decayed scores would round to equal values
-        places_P = _places(keys_P // num_items, log_P)
+        places_P = _ranks(keys_P // num_items, log_P)
         scores_bN = self._behind_N.repeat(len(queries), 1)
         scores_bN.view(-1)[torch.from_numpy(keys_P)] = 1.0 + torch.from_numpy(places_P).float()
         return scores_bN
@@ -120,14 +120,14 @@ class RecentPopularity(Baseline):
     def fit(self, train: Histories, num_items: int) -> None:
         """Fit on all given events, with the current constants."""
         self._read(train, num_items)
-        self._keep()
+        self._take_snapshots()
 
     def fits(self, train: Histories, num_items: int) -> Iterator[Constants]:
         """Fit with each entry of the grid in turn, and yield it."""
         self._read(train, num_items)
         for constants in self.grid:
             self.constants = dict(constants)
-            self._keep()
+            self._take_snapshots()
             yield self.constants
 
     def _read(self, train: Histories, num_items: int) -> None:
@@ -136,22 +136,24 @@ class RecentPopularity(Baseline):
         self._items_E = train.items_E[order_E].astype(np.int64)
         counts_N = users_of_items(matrix(train, num_items))
         self._behind_N = _BEHIND * counts_N / max(float(counts_N.max(initial=0)), 1.0)
-        moments = int(np.clip(_MAX_KEPT // max(num_items, 1), 1, _MOMENTS))
-        self._places_M = np.linspace(0, len(self._days_E), moments, endpoint=False).astype(np.int64)
+        moments = int(np.clip(_MAX_COUNTS // max(num_items, 1), 1, _MOMENTS))
+        self._snapshots_M = np.linspace(0, len(self._days_E), moments, endpoint=False).astype(
+            np.int64
+        )
 
-    def _keep(self) -> None:
+    def _take_snapshots(self) -> None:
         """The decayed counts of the events before each snapshot: [M, N], as of the time of its
         event.
         """
-        counts_N, kept, done = np.zeros(len(self._behind_N)), [], 0
-        for place in self._places_M:
-            counts_N = self._since(counts_N, done, place, self._time_of(place))
-            kept.append(counts_N)
-            done = place
-        self._kept_MN = np.stack(kept)
+        counts_N, counts, done = np.zeros(len(self._behind_N)), [], 0
+        for position in self._snapshots_M:
+            counts_N = self._since(counts_N, done, position, self._time_of(position))
+            counts.append(counts_N)
+            done = position
+        self._counts_MN = np.stack(counts)
 
-    def _time_of(self, place: int) -> float:
-        return float(self._days_E[place]) if place < len(self._days_E) else 0.0
+    def _time_of(self, position: int) -> float:
+        return float(self._days_E[position]) if position < len(self._days_E) else 0.0
 
     def _since(self, counts_N: Array, start: int, end: int, day: float) -> Array:
         """Counts as of a day: those as of event ``start``, decayed, plus the events from ``start``
@@ -166,30 +168,28 @@ class RecentPopularity(Baseline):
 
     def scores(self, queries: Queries) -> torch.Tensor:
         """Scores [b, N] float32 for every query; −inf for items that cannot be recommended."""
-        asked_b = np.where(queries.asked_at_B == 0, np.inf, queries.asked_at_B / _DAY)
-        days, place_b = np.unique(asked_b, return_inverse=True)
+        time_b = np.where(queries.asked_at_B == 0, np.inf, queries.asked_at_B / _DAY)
+        days, day_b = np.unique(time_b, return_inverse=True)
         rows = (
             np.stack([self._at(day) for day in days])
             if len(days)
             else np.zeros((0, len(self._behind_N)))
         )
-        return torch.from_numpy((rows + self._behind_N).astype(np.float32))[
-            torch.from_numpy(place_b)
-        ]
+        return torch.from_numpy((rows + self._behind_N).astype(np.float32))[torch.from_numpy(day_b)]
 
     def _at(self, day: float) -> Array:
         end = int(np.searchsorted(self._days_E, day, side="left"))  # strictly before the query
-        moment = int(np.searchsorted(self._places_M, end, side="right")) - 1
+        moment = int(np.searchsorted(self._snapshots_M, end, side="right")) - 1
         day = day if np.isfinite(day) else float(self._days_E[-1]) if len(self._days_E) else 0.0
-        counts_N: Array = self._kept_MN[moment]
-        return self._since(counts_N, int(self._places_M[moment]), end, day)
+        counts_N: Array = self._counts_MN[moment]
+        return self._since(counts_N, int(self._snapshots_M[moment]), end, day)
 
 
-def _places(rows_P: Array, values_P: Array) -> Array:
+def _ranks(rows_P: Array, values_P: Array) -> Array:
     """The rank of every value in its row, 1 for the smallest; equal values share a rank. ``rows_P``
     must ascend.
 
-    >>> _places(np.array([0, 0, 0, 2, 2]), np.array([5.0, -1.0, 5.0, 3.0, 4.0])).tolist()
+    >>> _ranks(np.array([0, 0, 0, 2, 2]), np.array([5.0, -1.0, 5.0, 3.0, 4.0])).tolist()
     [2, 1, 2, 1, 2]
     """
     order_P = np.lexsort((values_P, rows_P))

@@ -52,15 +52,15 @@ def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items:
     Memory: 4 bytes per query, candidate and member, with at most :data:`BEST` candidates per
     member, or all items of a small catalogue.
     """
-    kept, _, _ = countable(queries, exclude_seen)
-    if len(kept) > MAX_QUERIES:
-        kept = kept.take(np.linspace(0, len(kept) - 1, MAX_QUERIES).astype(np.int64))
+    counted, _, _ = countable(queries, exclude_seen)
+    if len(counted) > MAX_QUERIES:
+        counted = counted.take(np.linspace(0, len(counted) - 1, MAX_QUERIES).astype(np.int64))
     chunk = max(1, _MAX_SCORES // max(num_items * len(model.members), 1))
     tie_N = torch.from_numpy(tie_order(num_items)).float() / max(num_items, 1) * _TIE
-    is_whole = len(kept) * num_items * len(model.members) <= MOST_NUMBERS
+    is_whole = len(counted) * num_items * len(model.members) <= MOST_NUMBERS
     best = num_items if is_whole else min(BEST, num_items)
     chunks = with_progress(
-        "scoring validation users by every member", kept.chunks(chunk), -(-len(kept) // chunk)
+        "scoring validation users by every member", counted.chunks(chunk), -(-len(counted) // chunk)
     )
     pieces = [_piece(model, piece, exclude_seen, tie_N, best) for piece in chunks]
     width = max((scores.shape[1] for scores, _, _ in pieces), default=1)
@@ -68,8 +68,8 @@ def gather(model: MemberScorer, queries: Queries, exclude_seen: bool, num_items:
         torch.cat([_padded(scores, width) for scores, _, _ in pieces]),
         torch.cat([_padded(hits, width) for _, hits, _ in pieces]),
         torch.cat([_padded(listed, width) for _, _, listed in pieces]),
-        kept.num_targets_B.astype(np.int64),
-        groups_of(kept),
+        counted.num_targets_B.astype(np.int64),
+        groups_of(counted),
     )
 
 

@@ -73,7 +73,7 @@ class ScoredModel(Protocol):
         """Scores [b, N] float32."""
         ...
 
-    def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
+    def scores_of(self, queries: Queries, names: Collection[str]) -> torch.Tensor:
         """Scores [b, N] with only these granularities at their weights, the others at zero."""
         ...
 
@@ -220,10 +220,16 @@ def _baselines(
     released again.
     """
     histories = fitted_histories(dataset, config.evaluate, config.seed)
-    asked = evaluated_users_V(dataset, config.evaluate, config.seed)
+    evaluated_V = evaluated_users_V(dataset, config.evaluate, config.seed)
     names, refit = config.evaluate.baselines, through == Split.VALID
     fitted = fit_baselines(
-        names, histories, dataset.num_items, config.evaluate, config.train.metric, refit, asked
+        names,
+        histories,
+        dataset.num_items,
+        config.evaluate,
+        config.train.metric,
+        refit,
+        evaluated_V,
     )
     private = config.train.privacy.epsilon > 0  # its counts have noise, so they cannot be checked
     found = check_fits(None if private else model, fitted, histories, dataset, through)

@@ -148,9 +148,9 @@ def _grouped(values: list[list[str]]) -> tuple[list[str], Array]:
     labels = [
         label for label, _ in Counter(value for value in chosen if value is not None).most_common()
     ]
-    places = {label: place for place, label in enumerate(labels)}
+    indices = {label: index for index, label in enumerate(labels)}
     return labels, np.array(
-        [-1 if value is None else places[value] for value in chosen], dtype=np.int64
+        [-1 if value is None else indices[value] for value in chosen], dtype=np.int64
     )
 
 

@@ -145,10 +145,10 @@ def predicted(trials: Trials) -> tuple[Array, Array]:
         means = (np.bincount(places, rewards, num_places) + _PRIOR * overall) / (counts + _PRIOR)
         more = np.bincount(items, rewards - means[places], num_items)
         more = np.append(more / (np.bincount(items, minlength=num_items) + _PRIOR), 0.0)
-        asked = ~fits_R
-        base = means[trials.places_R[asked]]
-        shown_R[asked] = base + more[trials.shown_R[asked]]
-        target_R[asked] = np.where(
-            trials.target_R[asked] < 0, 0.0, base + more[trials.target_R[asked]]
+        is_unseen_R = ~fits_R
+        base = means[trials.places_R[is_unseen_R]]
+        shown_R[is_unseen_R] = base + more[trials.shown_R[is_unseen_R]]
+        target_R[is_unseen_R] = np.where(
+            trials.target_R[is_unseen_R] < 0, 0.0, base + more[trials.target_R[is_unseen_R]]
         )
     return shown_R, target_R

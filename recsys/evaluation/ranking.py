@@ -112,16 +112,18 @@ def rank(
     ValueError
         The scorer returned NaN or a wrong shape.
     """
-    kept, rows_B, dropped = countable(queries, exclude_seen)
-    items_BK = np.full((len(kept), k), -1, dtype=np.int32)
-    scores_BK = np.full((len(kept), k), -np.inf, dtype=np.float32)
+    counted, rows_B, dropped = countable(queries, exclude_seen)
+    items_BK = np.full((len(counted), k), -1, dtype=np.int32)
+    scores_BK = np.full((len(counted), k), -np.inf, dtype=np.float32)
     with torch.inference_mode():
-        pace = Pace("ranking users", len(kept))
-        for rows_b, found_bK, found_scores_bK in _lists(scorer, kept, k, exclude_seen, chunk):
+        pace = Pace("ranking users", len(counted))
+        for rows_b, found_bK, found_scores_bK in _lists(scorer, counted, k, exclude_seen, chunk):
             items_BK[rows_b], scores_BK[rows_b] = found_bK, found_scores_bK
             pace.add(len(rows_b))
-    hits_BK = mark_hits(items_BK, kept)
-    return Ranking(kept, rows_B, items_BK, scores_BK, hits_BK, dropped, len(queries) - len(kept))
+    hits_BK = mark_hits(items_BK, counted)
+    return Ranking(
+        counted, rows_B, items_BK, scores_BK, hits_BK, dropped, len(queries) - len(counted)
+    )
 
 
 def countable(queries: Queries, exclude_seen: bool) -> tuple[Queries, Array, int]:
@@ -198,13 +200,13 @@ def _candidates(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array, Array, A
     near_bG[left_b] = False
     rows_c, groups_c = np.divmod(np.flatnonzero(near_bG), groups)
     # in all scores
-    places_cM = (rows_c * num_items + groups_c)[:, None] + groups * np.arange(_GROUP)
-    scores_cM = all_bN.ravel()[places_cM]
-    kept = np.flatnonzero(scores_cM >= bound_b[rows_c, None])
+    cells_cM = (rows_c * num_items + groups_c)[:, None] + groups * np.arange(_GROUP)
+    scores_cM = all_bN.ravel()[cells_cM]
+    near = np.flatnonzero(scores_cM >= bound_b[rows_c, None])
     rows_r, rest_r = np.nonzero((all_bN[:, whole:] >= bound_b[:, None]) & ~left_b[:, None])
-    rows_C, items_C = np.divmod(places_cM.ravel()[kept], num_items)
+    rows_C, items_C = np.divmod(cells_cM.ravel()[near], num_items)
     rows_C, items_C = np.concatenate([rows_C, rows_r]), np.concatenate([items_C, whole + rest_r])
-    scores_C = np.concatenate([scores_cM.ravel()[kept], all_bN[rows_r, whole + rest_r]])
+    scores_C = np.concatenate([scores_cM.ravel()[near], all_bN[rows_r, whole + rest_r]])
     return rows_C, items_C, scores_C, left_b
 
 

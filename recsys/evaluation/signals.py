@@ -166,12 +166,12 @@ def combinations(signals: Sequence[Signal], num_queries: int) -> list[Combinatio
     )
     which_B = which_B.reshape(num_queries)
     found, pooled_B = [], np.zeros(num_queries, dtype=bool)
-    for place in np.argsort(-counts_C, kind="stable").tolist():
-        mask_B = which_B == place
-        if counts_C[place] < MIN_QUERIES:
+    for combination in np.argsort(-counts_C, kind="stable").tolist():
+        mask_B = which_B == combination
+        if counts_C[combination] < MIN_QUERIES:
             pooled_B |= mask_B
             continue
-        states = list(zip(signals, states_CS[place].tolist(), strict=True))
+        states = list(zip(signals, states_CS[combination].tolist(), strict=True))
         present = tuple(signal.states[code - 1] for signal, code in states if code)
         found.append(
             Combination(present, tuple(signal.name for signal, code in states if not code), mask_B)

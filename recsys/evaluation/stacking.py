@@ -123,9 +123,9 @@ class Stacked:
                 name: {
                     "alone": self.alone[name],
                     "without": self.without.get(name, self.value),
-                    "weights": [float(weight) for weight in self.weights_GM[:, place]],
+                    "weights": [float(weight) for weight in self.weights_GM[:, m]],
                 }
-                for place, name in enumerate(names)
+                for m, name in enumerate(names)
             },
         }
 
@@ -173,9 +173,9 @@ def choose_stack(
     if is_single:
         best = int(np.argmax(chosen_GM[0]))
     without = {}
-    for place, name in enumerate(names):
-        if chosen_GM[:, place].any() and not is_single:
-            without[name] = float(measure(candidates, _without(chosen_GM, place)).mean())
+    for m, name in enumerate(names):
+        if chosen_GM[:, m].any() and not is_single:
+            without[name] = float(measure(candidates, _without(chosen_GM, m)).mean())
     return Stacked(
         weights_GM=chosen_GM,
         single=names[best],
@@ -183,9 +183,9 @@ def choose_stack(
         value=float(measure(candidates, chosen_GM).mean()),
         cross_fitted=float(crossed_Q.mean()),
         single_cross_fitted=float(single_Q.mean()),
-        alone={name: float(alone_QM[:, place].mean()) for place, name in enumerate(names)},
+        alone={name: float(alone_QM[:, m].mean()) for m, name in enumerate(names)},
         without=without,
-        dropped=[name for place, name in enumerate(names) if not chosen_GM[:, place].any()],
+        dropped=[name for m, name in enumerate(names) if not chosen_GM[:, m].any()],
     )
 
 

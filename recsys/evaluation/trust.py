@@ -255,8 +255,8 @@ def _mean_by_row(rows: Array, values: Array, num_rows: int) -> Array:
 
 
 def _mean_of_list(items_BK: Array, counts_N: Array) -> Array:
-    rows, places = np.nonzero(items_BK >= 0)
-    return _mean_by_row(rows, counts_N[items_BK[rows, places]].astype(np.float64), len(items_BK))
+    rows, ranks = np.nonzero(items_BK >= 0)
+    return _mean_by_row(rows, counts_N[items_BK[rows, ranks]].astype(np.float64), len(items_BK))
 
 
 def tail_shares(lists: Mapping[str, Array], levels_N: Array) -> dict[str, Array]:
@@ -265,8 +265,8 @@ def tail_shares(lists: Mapping[str, Array], levels_N: Array) -> dict[str, Array]
     """
     found = {}
     for name, items_BK in lists.items():
-        rows, places = np.nonzero(items_BK >= 0)
-        beyond = (levels_N[items_BK[rows, places]] > 0).astype(np.float64)
+        rows, ranks = np.nonzero(items_BK >= 0)
+        beyond = (levels_N[items_BK[rows, ranks]] > 0).astype(np.float64)
         found[name] = _mean_by_row(rows, beyond, len(items_BK))
     return found
 
@@ -287,10 +287,10 @@ def user_groups(column: pa.ChunkedArray) -> dict[str, Array]:
         np.array(texts, dtype=object).astype(str), return_inverse=True, return_counts=True
     )
     ordered = np.argsort(-numbers, kind="stable")
-    kept = ordered if len(ordered) <= _MAX_GROUPS else ordered[: _MAX_GROUPS - 1]
-    groups = {str(names[code]): codes == code for code in kept}
-    if len(kept) < len(ordered):
-        groups[f"{len(ordered) - len(kept)} others"] = ~np.isin(codes, kept)
+    largest = ordered if len(ordered) <= _MAX_GROUPS else ordered[: _MAX_GROUPS - 1]
+    groups = {str(names[code]): codes == code for code in largest}
+    if len(largest) < len(ordered):
+        groups[f"{len(ordered) - len(largest)} others"] = ~np.isin(codes, largest)
     return groups
 
 

@@ -45,7 +45,7 @@ class QueryEncoder(nn.Module):
         self.model, self.encoders, self.without = model, without_bags(model.encoders), {*without}
         self.fitted = [
             (name, module, place)
-            for place, (name, module) in enumerate(self.encoders.each(fitted=True))
+            for place, (name, module) in enumerate(self.encoders.each(closed_form=True))
             if name in model.states and name not in self.without
         ]
         impossible = [name for name, module, _ in self.fitted if not can_export(module)]
@@ -64,7 +64,7 @@ class QueryEncoder(nn.Module):
             if isinstance(module, Apart)
         }
         stacked = self.encoders.members if self.encoders.stack is not None else []
-        sparse = {name for name, module in self.encoders.each(fitted=True) if module.sparse}
+        sparse = {name for name, module in self.encoders.each(closed_form=True) if module.sparse}
         self.covariances = {
             member: model.covariance(member)
             for member in stacked
@@ -88,7 +88,9 @@ class QueryEncoder(nn.Module):
     def _in_order(self, vectors: list[Tensor], seen: Seen) -> list[Tensor]:
         """The members' vectors, concatenated; zeros for those that are left out."""
         found, waiting = [vectors[0]], list(vectors[1:])
-        names = [name for name, _ in self.encoders.each(fitted=True) if name in self.model.states]
+        names = [
+            name for name, _ in self.encoders.each(closed_form=True) if name in self.model.states
+        ]
         for name, width in zip(names, self.model.widths[1:], strict=True):
             if name in self.without:
                 found.append(vectors[0].new_zeros(seen.lengths_B.shape[0], width))

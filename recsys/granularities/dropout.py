@@ -41,7 +41,10 @@ def _mask(shape: torch.Size, rate: float) -> Tensor:
     words = np.random.Generator(np.random.SFC64(seed)).integers(
         0, 2**64, -(-number // 4), dtype=np.uint64
     )
-    kept = words.view(np.uint16)[:number] >= dropped
+    is_kept = words.view(np.uint16)[:number] >= dropped
     return (
-        torch.from_numpy(kept.view(np.uint8)).float().mul_(_SIDES / (_SIDES - dropped)).view(shape)
+        torch.from_numpy(is_kept.view(np.uint8))
+        .float()
+        .mul_(_SIDES / (_SIDES - dropped))
+        .view(shape)
     )

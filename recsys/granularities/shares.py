@@ -72,9 +72,9 @@ def counted(histories: Histories, num_items: int, how: str) -> tuple[Array, Arra
     key_E, days_E = key_E[order_E], days_E[order_E]
     is_first_E = np.ones(len(order_E), dtype=bool)
     is_first_E[1:] = (key_E[1:] != key_E[:-1]) | (days_E[1:] != days_E[:-1])
-    kept = order_E[is_first_E]
-    kept = kept[np.argsort(times_E[kept], kind="stable")]
-    return items_E[kept], times_E[kept]
+    first_E = order_E[is_first_E]
+    first_E = first_E[np.argsort(times_E[first_E], kind="stable")]
+    return items_E[first_E], times_E[first_E]
 
 
 def moments(times_E: Array, most: int) -> Array:
@@ -87,8 +87,8 @@ def moments(times_E: Array, most: int) -> Array:
     near = _NEAR_THE_END if most >= 2 * _NEAR_THE_END else 0
     even = np.arange(1, most - near + 1) / (most - near)
     late = 1 - 0.5 ** np.arange(1, near + 1) / (most - near)
-    places = np.ceil(np.sort(np.concatenate([even, late])) * len(times_E)).astype(np.int64) - 1
-    return np.unique(times_E[places.clip(0)])
+    positions = np.ceil(np.sort(np.concatenate([even, late])) * len(times_E)).astype(np.int64) - 1
+    return np.unique(times_E[positions.clip(0)])
 
 
 def at_moments(
@@ -102,7 +102,7 @@ def at_moments(
     """A [N, T] float32 from events in order of time; see the module."""
     table_NT = np.zeros((num_items, len(moments_T)), dtype=np.float32)
     recent_N, all_N, before, start = np.zeros(num_items), np.zeros(num_items), moments_T[0], 0
-    for place, moment in enumerate(moments_T):
+    for t, moment in enumerate(moments_T):
         end = int(np.searchsorted(times_E, moment, side="right"))
         part, all_new_N = slice(start, end), np.bincount(items_E[start:end], minlength=num_items)
         all_N = all_N + all_new_N
@@ -112,7 +112,7 @@ def at_moments(
             weights_E = 0.5 ** ((moment - times_E[part]) / (half_life * DAY))
             recent_N = recent_N * 0.5 ** ((moment - before) / (half_life * DAY))
             recent_N = recent_N + np.bincount(items_E[part], weights=weights_E, minlength=num_items)
-        table_NT[:, place] = log_share(recent_N, all_N, rest)
+        table_NT[:, t] = log_share(recent_N, all_N, rest)
         before, start = moment, end
     return table_NT
 
@@ -124,14 +124,14 @@ def sums_at(times_E: Array, moments_T: Array, half_life: float | str) -> Array:
     [1.0, 2.5]
     """
     found, total, before, start = np.zeros(len(moments_T)), 0.0, moments_T[0], 0
-    for place, moment in enumerate(moments_T):
+    for t, moment in enumerate(moments_T):
         end = int(np.searchsorted(times_E, moment, side="right"))
         rate = 0.0 if isinstance(half_life, str) else 1 / (half_life * DAY)
         total = (
             total * 0.5 ** ((moment - before) * rate)
             + (0.5 ** ((moment - times_E[start:end]) * rate)).sum()
         )
-        found[place], before, start = total, moment, end
+        found[t], before, start = total, moment, end
     return found
 
 

@@ -72,7 +72,7 @@ class FrozenModel:
         """Which granularities depend on the user, not on the time of the request alone: bool
         [K].
         """
-        modules = [*self.encoders.each(), *self.encoders.each(fitted=True)]
+        modules = [*self.encoders.each(), *self.encoders.each(closed_form=True)]
         return torch.tensor([module.personal for _, module in modules], dtype=torch.bool)
 
     @property
@@ -261,10 +261,12 @@ class FrozenModel:
         return self.scores_of(queries, [other for other in self.names if other != name])
 
     @torch.inference_mode()
-    def scores_of(self, queries: Queries, kept: Collection[str]) -> Tensor:
+    def scores_of(self, queries: Queries, names: Collection[str]) -> Tensor:
         """Scores [B, N] with the weights of all other granularities set to zero."""
         return self._scored(
-            self.contributions(queries).of([k for k, name in enumerate(self.names) if name in kept])
+            self.contributions(queries).of(
+                [k for k, name in enumerate(self.names) if name in names]
+            )
         )
 
     @torch.inference_mode()

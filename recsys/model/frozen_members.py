@@ -42,7 +42,7 @@ class FrozenMembers:
         self.states = {name: state for name, state in states.items() if name not in pruned}
         self._history = closed_form_history  # events that closed-form members read; 0: as trained
         self._covariances: dict[str, Tensor] = {}  # covariances of item vectors, by member
-        self._closed_form = dict(encoders.each(fitted=True))
+        self._closed_form = dict(encoders.each(closed_form=True))
         own = [
             module.own_items(states[name])
             for name, module in self._closed_form.items()

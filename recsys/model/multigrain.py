@@ -70,13 +70,17 @@ class MultigrainModel(nn.Module):
     @property
     def reads_events(self) -> bool:
         """Whether any granularity needs the table of events."""
-        modules = [module for fitted in (False, True) for _, module in self.encoders.each(fitted)]
+        modules = [
+            module for closed_form in (False, True) for _, module in self.encoders.each(closed_form)
+        ]
         return any(module.reads_events for module in modules)
 
     @property
     def reads_histories(self) -> bool:
         """Whether any granularity needs the events in order, with times and repeats."""
-        modules = [module for fitted in (False, True) for _, module in self.encoders.each(fitted)]
+        modules = [
+            module for closed_form in (False, True) for _, module in self.encoders.each(closed_form)
+        ]
         return any(module.reads_histories for module in modules)
 
     @property
@@ -132,7 +136,7 @@ class MultigrainModel(nn.Module):
             pruned = self.encoders.pruned_members
             active = [
                 (name, module)
-                for name, module in self.encoders.each(fitted=True)
+                for name, module in self.encoders.each(closed_form=True)
                 if name not in pruned
             ]
             made = {

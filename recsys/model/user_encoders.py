@@ -39,8 +39,8 @@ class Encoders(nn.Module):
             made[name] = cls.for_serving(section, sizes) if serving else cls(section, sizes)
         self.granularities = nn.ModuleDict(made)
         weights = {
-            fitted: [enabled[name].weight for name, _ in self.each(fitted)]
-            for fitted in (False, True)
+            closed_form: [enabled[name].weight for name, _ in self.each(closed_form)]
+            for closed_form in (False, True)
         }
         self.fusion: Fusion = (
             FUSIONS[config.fusion.kind](config.fusion, weights[False], config.width)
@@ -49,13 +49,13 @@ class Encoders(nn.Module):
         )
         self.register_buffer("fitted_weights", torch.tensor(weights[True]))
         self.members = [TRAINED] * bool(weights[False]) + [
-            name for name, _ in self.each(fitted=True)
+            name for name, _ in self.each(closed_form=True)
         ]
         self.stack = Stack(len(self.members)) if config.fusion.stack else None
-        self.names = [name for fitted in (False, True) for name, _ in self.each(fitted)]
+        self.names = [name for closed_form in (False, True) for name, _ in self.each(closed_form)]
 
-    def each(self, fitted: bool = False) -> list[tuple[str, Granularity]]:
-        """The trained granularities, or (``fitted``) the closed-form ones, which come after
+    def each(self, closed_form: bool = False) -> list[tuple[str, Granularity]]:
+        """The trained granularities, or (``closed_form``) the closed-form ones, which come after
         them.
         """
         found = [
@@ -63,7 +63,7 @@ class Encoders(nn.Module):
             for name, module in self.granularities.items()
             if isinstance(module, Granularity)
         ]
-        return [(name, module) for name, module in found if module.fitted == fitted]
+        return [(name, module) for name, module in found if module.fitted == closed_form]
 
     @property
     def pruned_members(self) -> set[str]:
@@ -79,15 +79,15 @@ class Encoders(nn.Module):
     def speaking(self) -> list[str]:
         """The granularities with a weight for at least one query, in the order of :attr:`names`."""
         stack, fixed_K = self.stack, getattr(self.fusion, "weights_K", None)
-        trained, fitted = (
-            [name for name, _ in self.each(is_fitted)] for is_fitted in (False, True)
+        trained, closed_form = (
+            [name for name, _ in self.each(is_closed_form)] for is_closed_form in (False, True)
         )
         if stack is not None:
             active = {name for m, name in enumerate(self.members) if not stack.is_pruned(m)}
         else:
             active = {TRAINED} | {
                 name
-                for name, weight in zip(fitted, self.fitted_weights.tolist(), strict=True)
+                for name, weight in zip(closed_form, self.fitted_weights.tolist(), strict=True)
                 if weight
             }
         if fixed_K is not None:
@@ -96,7 +96,7 @@ class Encoders(nn.Module):
             ]
         return [
             *(trained if TRAINED in active else []),
-            *(name for name in fitted if name in active),
+            *(name for name in closed_form if name in active),
         ]
 
     def encode(self, batch: Batch, items: ItemView, states: States) -> tuple[Tensor, Tensor]:

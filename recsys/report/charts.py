@@ -104,7 +104,9 @@ def curves(
     )
     shown = range(int(first), int(last) + 1, max(1, math.ceil((last - first) / 6)))
     x_labels = [(across.at(x), str(x)) for x in shown]
-    return Curves(tuple(laid), x_labels, [(100 - place, text) for place, text in up.labels()], mark)
+    return Curves(
+        tuple(laid), x_labels, [(100 - position, text) for position, text in up.labels()], mark
+    )
 
 
 def areas(bands: Sequence[Sequence[float]]) -> list[str]:

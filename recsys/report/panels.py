@@ -81,11 +81,11 @@ def _card(
 
 def _variant(name: str, entry: Mapping[str, Any], scale: Axis) -> dict[str, Any]:
     status = "worse" if entry["low"] > 0 else "better" if entry["high"] < 0 else "even"
-    places = {
+    points = {
         end: scale.at(entry[key])
         for end, key in (("low", "low"), ("high", "high"), ("at", "difference"))
     }
-    return {"name": name, "status": status, **places, "entry": entry}
+    return {"name": name, "status": status, **points, "entry": entry}
 
 
 def trade_off_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -98,12 +98,12 @@ def trade_off_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     points = found["points"]
     across = axis([point["diversity"] for point in points])
     up = axis([point["value"] for point in points])
-    places = tuple(
+    drawn = tuple(
         (across.at(point["diversity"]), round(100 - up.at(point["value"]), 3)) for point in points
     )
-    line = Line("M" + " L".join(f"{x:g} {y:g}" for x, y in places), places)
-    y_labels = [(100 - place, text) for place, text in up.labels()]
-    return {**found, "curve": Curves((line,), across.labels(), y_labels, places[0])}
+    line = Line("M" + " L".join(f"{x:g} {y:g}" for x, y in drawn), drawn)
+    y_labels = [(100 - position, text) for position, text in up.labels()]
+    return {**found, "curve": Curves((line,), across.labels(), y_labels, drawn[0])}
 
 
 def trust_panel(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -142,8 +142,8 @@ def _exposure(name: str, entry: Mapping[str, Any], shown: Sequence[str]) -> dict
         for index, label in enumerate(entry["labels"])
     ]
     ticks = [
-        (place, f"{100 * tick:g} %")
-        for (place, _), tick in zip(scale.labels(), scale.ticks, strict=True)
+        (position, f"{100 * tick:g} %")
+        for (position, _), tick in zip(scale.labels(), scale.ticks, strict=True)
     ]
     return {
         "name": name,

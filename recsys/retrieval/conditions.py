@@ -75,7 +75,7 @@ def parse_filters(filters: Any) -> tuple[Condition, ...]:
             'expected an object of attribute → condition, such as {"price": {"lt": 20}}'
         )
     found = [
-        condition for name, asked in filters.items() for condition in _conditions(str(name), asked)
+        condition for name, given in filters.items() for condition in _conditions(str(name), given)
     ]
     if len(found) > MAX_CONDITIONS:
         raise ValueError(f"has {len(found)} conditions, expected at most {MAX_CONDITIONS}")
@@ -87,17 +87,17 @@ def key_of(filters: Any) -> str:
     return json.dumps(filters, sort_keys=True, ensure_ascii=False, default=str)
 
 
-def _conditions(name: str, asked: Any) -> Iterator[Condition]:
-    if not isinstance(asked, Mapping):
+def _conditions(name: str, given: Any) -> Iterator[Condition]:
+    if not isinstance(given, Mapping):
         yield Condition(
-            name, "in", _values(asked if isinstance(asked, (list, tuple)) else [asked], name), name
+            name, "in", _values(given if isinstance(given, (list, tuple)) else [given], name), name
         )
         return
-    if not asked:
+    if not given:
         raise ValueError(
             f"{name}: expected a value, a list of values, or an object of {choices(OPERATORS)}"
         )
-    for operator, operand in asked.items():
+    for operator, operand in given.items():
         where = f"{name}.{operator}"
         if operator not in OPERATORS:
             raise ValueError(f"{where}: unknown operator; expected one of: {choices(OPERATORS)}")

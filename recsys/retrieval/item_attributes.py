@@ -195,10 +195,10 @@ class Categories:
         last_N = np.full(len(found_N), -1, dtype=np.int64)
         ascends_N = np.ones(len(found_N), dtype=bool)
         for part in path:
-            places = np.flatnonzero(self.codes_X == self._codes.get(part, -2))
-            rows, firsts = np.unique(self._rows_X[places], return_index=True)
+            positions = np.flatnonzero(self.codes_X == self._codes.get(part, -2))
+            rows, firsts = np.unique(self._rows_X[positions], return_index=True)
             first_N = np.full(len(found_N), _NOWHERE)
-            first_N[rows] = places[firsts]
+            first_N[rows] = positions[firsts]
             ascends_N &= (first_N > last_N) & (first_N < _NOWHERE)
             last_N = first_N
         return np.asarray(found_N | ascends_N)
@@ -224,8 +224,10 @@ class ItemAttributes:
         """
         found_N = np.ones(self.num_items, dtype=bool)
         for condition in conditions:
-            place = f"{where}.{condition.where}"
-            found_N &= self.column(condition.attribute, place).holds(condition, place)
+            path_of_condition = f"{where}.{condition.where}"
+            found_N &= self.column(condition.attribute, path_of_condition).holds(
+                condition, path_of_condition
+            )
         return found_N
 
     def column(self, name: str, where: str) -> Column:

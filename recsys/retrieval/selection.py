@@ -71,9 +71,9 @@ class Allowed:
     def among(self, items: Array) -> Array:
         """Which of some items are allowed: bool."""
         if self.ids_M is not None:
-            places = np.searchsorted(self.ids_M, items)
+            positions = np.searchsorted(self.ids_M, items)
             return (
-                np.asarray(self.ids_M[np.minimum(places, len(self.ids_M) - 1)] == items)
+                np.asarray(self.ids_M[np.minimum(positions, len(self.ids_M) - 1)] == items)
                 if len(self.ids_M)
                 else (np.zeros(len(items), dtype=bool))
             )
@@ -242,13 +242,13 @@ class Catalogue:
             mask_N = mask_N if in_stock_N is None else mask_N & in_stock_N
         allowed = Allowed(len(self._rows)) if mask_N is None else Allowed.of_mask(mask_N)
         log_N = None
-        for place, boost in enumerate(rules.boost or ()):
+        for number, boost in enumerate(rules.boost or ()):
             log_N = np.zeros(len(self._rows), dtype=np.float32) if log_N is None else log_N
             log = np.float32(np.log(boost.factor))
             if boost.items is not None:
                 log_N[np.unique(self._known(boost.items, "boost", {}))] += log
             else:
-                named = f"{where}: boost[{place}].filters"
+                named = f"{where}: boost[{number}].filters"
                 log_N[self.attributes(named).mask(boost.conditions, named)] += log
         return Selection(allowed, log_N)
 

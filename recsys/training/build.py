@@ -44,8 +44,10 @@ class Start:
         """
         if "model.tower.text_axes_GTW" not in self.weights:
             return None
-        kept = (self.weights[f"model.tower.text_{name}"].cpu() for name in ("mean_GT", "axes_GTW"))
-        return [Whitening(mean_T, axes_TW) for mean_T, axes_TW in zip(*kept, strict=True)]
+        tensors = (
+            self.weights[f"model.tower.text_{name}"].cpu() for name in ("mean_GT", "axes_GTW")
+        )
+        return [Whitening(mean_T, axes_TW) for mean_T, axes_TW in zip(*tensors, strict=True)]
 
 
 def model_sizes(
@@ -73,13 +75,13 @@ def model_sizes(
         Where a warm start begins.
     """
     group_width = int(dataset.manifest.text.get("dimension", 0)) // len(dataset.text_groups)
-    kept = dict(start.inputs) if start else {}
+    earlier = dict(start.inputs) if start else {}
     inputs: dict[str, Any] = {}
     for name, section in model.granularities.enabled().items():
         cls = granularity_class(name, section)
         if section.signal and section.signal not in inputs:
-            keeps = cls.keeps_size and section.signal in kept
-            size = kept[section.signal] if keeps else cls.size(section, dataset, through)
+            keeps = cls.keeps_size and section.signal in earlier
+            size = earlier[section.signal] if keeps else cls.size(section, dataset, through)
             inputs |= {} if size is None else {section.signal: size}
     if num_strata:
         inputs[STRATUM] = num_strata

@@ -231,9 +231,9 @@ def load_trained(folder: Path) -> TrainResult:
         raise ArtifactError(
             f"the model in {folder} is damaged ({error}); run `recsys train` again"
         ) from None
-    kept = {name: description[name] for name in ("history", "best_epoch", "refit", "seconds")}
+    values = {name: description[name] for name in ("history", "best_epoch", "refit", "seconds")}
     return TrainResult(
-        frozen, weights, **kept, choices=description.get("choices", {}), selected=selected
+        frozen, weights, **values, choices=description.get("choices", {}), selected=selected
     )
 
 

@@ -29,12 +29,12 @@ def sample_queries(dataset: PreparedDataset, split: Split, most: int = MAX_QUERI
     at a time.
     """
     total = sum(len(shard.queries(split)) for shard in dataset.shards())
-    step, passed, is_asked_V = max(1, -(-total // most)), 0, np.zeros(dataset.num_users, dtype=bool)
+    step, passed, is_drawn_V = max(1, -(-total // most)), 0, np.zeros(dataset.num_users, dtype=bool)
     for shard in dataset.shards():
         users_B = shard.queries(split).histories.users_U
-        is_asked_V[users_B[-passed % step :: step]] = True
+        is_drawn_V[users_B[-passed % step :: step]] = True
         passed += len(users_B)
-    return dataset.histories(is_asked_V).queries(split)
+    return dataset.histories(is_drawn_V).queries(split)
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
         Queries of validation; the first of them give the scale of the search.
     """
     weights = frozen.encoders.fitted_weights
-    found = frozen.encoders.each(fitted=True)
+    found = frozen.encoders.each(closed_form=True)
     # stable: otherwise in their order
     order = sorted(enumerate(found), key=lambda each: each[1][1].is_side_information)
     probe = queries.take(np.arange(min(len(queries), _PROBE)))
@@ -61,10 +61,10 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
     if not frozen.trained_names:
         first = _best_alone(weights, metric)
         order = [each for each in order if each[0] != first]
-    for place, (name, _) in order:
-        weights[place] = 0.0
+    for index, (name, _) in order:
+        weights[index] = 0.0
         best, best_value = 0.0, metric()
-        weights[place] = 1.0
+        weights[index] = 1.0
         # not the scores of the model: they are popularity if no granularity is present
         contributions = frozen.contributions(probe)
         rest = [k for k, other in enumerate(frozen.names) if other != name]
@@ -74,11 +74,11 @@ def choose_weights(frozen: FrozenModel, metric: Callable[[], float], queries: Qu
         for factors in (_COARSE, _FINE):
             middle = best if factors is _FINE else ratio
             for weight in (middle * factor for factor in factors if middle):
-                weights[place] = weight
+                weights[index] = weight
                 value = metric()
                 if value > best_value:
                     best, best_value = weight, value
-        weights[place] = best
+        weights[index] = best
 
 
 def _best_alone(weights: torch.Tensor, metric: Callable[[], float]) -> int:
@@ -87,9 +87,9 @@ def _best_alone(weights: torch.Tensor, metric: Callable[[], float]) -> int:
     This gives the search its scale when no trained granularity does.
     """
     values = []
-    for place in range(len(weights)):
+    for index in range(len(weights)):
         weights.zero_()
-        weights[place] = 1.0
+        weights[index] = 1.0
         values.append(metric())
     weights.zero_()
     best = int(np.argmax(values))

@@ -147,12 +147,12 @@ def with_constants(config: Config, choices: Mapping[str, Any]) -> Config:
     return changed
 
 
-def narrowed(asked: ModelConfig, trained: ModelConfig) -> ModelConfig:
+def narrowed(configured: ModelConfig, trained: ModelConfig) -> ModelConfig:
     """The requested model section, with the values that a trained
     model chose among its candidates.
     """
-    changed = asked.model_copy(deep=True)
-    for name, section in asked.granularities.enabled().items():
+    changed = configured.model_copy(deep=True)
+    for name, section in configured.granularities.enabled().items():
         other = trained.granularities.enabled().get(name)
         if type(other) is type(section):
             both = {key: (getattr(section, key), getattr(other, key)) for key in section.open_keys}
@@ -216,17 +216,17 @@ class _Bench:
         cls = granularity_class(name, section)
         values: dict[str, Any] = {key: getattr(section, key)[0] for key in section.open_keys}
         tried: dict[str, dict[str, float]] = {}
-        kept: list[str] = []
+        unchosen: list[str] = []
         for key in section.open_on(self.sizes):
             candidates = getattr(section, key)
             if not costs.holds(name, section, len(candidates)):
-                kept.append(key)
+                unchosen.append(key)
                 continue
             begun = costs.clock()
             sections = [section.with_values({**values, key: value}) for value in candidates]
             merits = [self._merit(module, state) for module, state in self._fits(cls, sections)]
             best = (
-                max(range(len(merits)), key=lambda place: (merits[place], -place))
+                max(range(len(merits)), key=lambda index: (merits[index], -index))
                 if self._can_tell(merits)
                 else 0
             )
@@ -237,9 +237,9 @@ class _Bench:
                 if merit == merit
             }
             costs.took(name, section, len(candidates), costs.clock() - begun)
-        if kept:
+        if unchosen:
             self.context.note(
-                f"no time is left to choose {name}.{f', {name}.'.join(kept)}: the defaults stay"
+                f"no time is left to choose {name}.{f', {name}.'.join(unchosen)}: the defaults stay"
             )
         return {"chosen": values, "merit": self.config.train.metric, "candidates": tried}
 

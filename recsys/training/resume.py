@@ -103,8 +103,8 @@ def first_sound(
     note : Callable[[str], None]
         Gets a line for each damaged checkpoint, and for the one that is used.
     """
-    for number, place in enumerate(checkpoints):
-        system, path = filesystem_of(place)
+    for number, uri in enumerate(checkpoints):
+        system, path = filesystem_of(uri)
         if system.get_file_info(f"{path}/{inside}").type != fs.FileType.Directory:
             continue
         folder = parent / f"{number}" / inside
@@ -113,9 +113,9 @@ def first_sound(
         try:
             check_checkpoint(folder)
         except ArtifactError as error:
-            note(f"{place}: {error}; trying the one before it")
+            note(f"{uri}: {error}; trying the one before it")
             continue
-        note(f"resuming from {place}")
+        note(f"resuming from {uri}")
         return folder
     return None
 

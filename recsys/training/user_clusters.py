@@ -174,8 +174,8 @@ def refit_strata(
             " or run `recsys train`"
         )
     encoders = copy.deepcopy(frozen.encoders)
-    kept = frozen.items, frozen.states, frozen.popularity_N, frozen.rating_head
-    renewed = FrozenModel(frozen.config, frozen.sizes, encoders, *kept)
+    rest = frozen.items, frozen.states, frozen.popularity_N, frozen.rating_head
+    renewed = FrozenModel(frozen.config, frozen.sizes, encoders, *rest)
     module = stratum_of(renewed)
     assert module is not None
     graphs = build_graphs(dataset, through)
@@ -214,7 +214,7 @@ def _reestimate(
     for _, batch in zip(
         range(_STEPS), _batches(config, dataset, through, model.sizes), strict=False
     ):
-        rest_BD, own_B1, p_BK = _frozen_parts(model, module, batch)
+        rest_BD, own_B1, p_BK = _frozen_scores(model, module, batch)
         z_BD = p_BK @ (before_KD + size * moved_KD)
         z_BD = normalize(z_BD, dim=1) if model.encoders.unit_vectors else z_BD
         loss = _loss(
@@ -233,7 +233,7 @@ def _reestimate(
 
 
 @torch.no_grad()
-def _frozen_parts(
+def _frozen_scores(
     model: FrozenModel, module: Stratum, batch: Batch
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Σ λ z of the other granularities [B, D], λ of the stratum [B,
@@ -241,9 +241,9 @@ def _frozen_parts(
     """
     z_BKD, present_BK = model.encoders.encode(batch, model.items, model.states)
     _, weights_BK = model.encoders.fusion(z_BKD, present_BK)
-    place = model.names.index("stratum")
-    own_B1 = weights_BK[:, [place]].clone()
-    weights_BK = weights_BK.index_fill(1, torch.tensor([place]), 0.0)
+    k = model.names.index("stratum")
+    own_B1 = weights_BK[:, [k]].clone()
+    weights_BK = weights_BK.index_fill(1, torch.tensor([k]), 0.0)
     rest_BD = torch.einsum("bk,bkd->bd", weights_BK, z_BKD)
     return rest_BD, own_B1, module.memberships(batch, model.items)[0]
 
@@ -252,13 +252,13 @@ def _loss(
     train: TrainConfig, users_BD: Tensor, items_ND: Tensor, batch: Batch, draws: torch.Generator
 ) -> Tensor:
     """The summed softmax loss, over all items or, where they are many, over evenly drawn ones."""
-    parts = (users_BD, items_ND, batch.pairs_P, batch.targets_P, torch.ones(len(batch.pairs_P)))
+    pairs = (users_BD, items_ND, batch.pairs_P, batch.targets_P, torch.ones(len(batch.pairs_P)))
     num_items, settings = len(items_ND), train.loss
     if num_items <= settings.max_full_items:
-        return full_softmax(*parts)
+        return full_softmax(*pairs)
     negatives_M = torch.randint(num_items, (settings.num_negatives,), generator=draws)
     log_q_M = torch.full((settings.num_negatives,), math.log(settings.num_negatives / num_items))
-    return sampled_softmax(*parts, negatives_M=negatives_M, log_q_M=log_q_M)
+    return sampled_softmax(*pairs, negatives_M=negatives_M, log_q_M=log_q_M)
 
 
 def _batches(
@@ -267,19 +267,19 @@ def _batches(
     """Yield batches of users with their newest events, without end; a sample of the users if there
     are many.
     """
-    least, parts, left = 2 if dataset.manifest.ordered else 1, [], _MAX_ROWS
+    least, shards, left = 2 if dataset.manifest.ordered else 1, [], _MAX_ROWS
     for shard in dataset.shards():
         seen = shard.through(through)
         seen = seen.where(seen.items_E < sizes.num_items)
         newer_U = seen.users_U >= sizes.num_users  # unknown users for the other granularities
         seen = replace(seen, users_U=np.where(newer_U, -1, seen.users_U).astype(np.int32))
-        parts.append(seen.take(np.flatnonzero(seen.lengths_U >= least)[:left]))
-        left -= len(parts[-1])
-    kept, random = Histories.concat(parts), np.random.default_rng(config.seed)
-    kept = with_first_touches(kept) if asks_before_first_touch(dataset) else kept
-    while len(kept):
-        rows = random.choice(len(kept), min(_ROWS, len(kept)), replace=False)
+        shards.append(seen.take(np.flatnonzero(seen.lengths_U >= least)[:left]))
+        left -= len(shards[-1])
+    sample, random = Histories.concat(shards), np.random.default_rng(config.seed)
+    sample = with_first_touches(sample) if asks_before_first_touch(dataset) else sample
+    while len(sample):
+        rows = random.choice(len(sample), min(_ROWS, len(sample)), replace=False)
         if dataset.manifest.ordered:
-            yield every_position(kept, config.model.max_history, rows)
+            yield every_position(sample, config.model.max_history, rows)
         else:
-            yield whole_history(kept, config.model.max_history, rows, Hidden(0.0, 0))
+            yield whole_history(sample, config.model.max_history, rows, Hidden(0.0, 0))

@@ -63,10 +63,10 @@ class Oracle:
             torch.stack([after_BD, torch.zeros_like(after_BD)], dim=1), weights_BK, {}
         )
 
-    def scores_of(self, queries: Queries, kept: Collection[str]) -> torch.Tensor:
+    def scores_of(self, queries: Queries, names: Collection[str]) -> torch.Tensor:
         return (
             self.scores(queries)
-            if "after" in kept
+            if "after" in names
             else torch.zeros(len(queries), len(self.item_vectors_ND))
         )
 
@@ -163,13 +163,13 @@ def test_segments_split_the_same_queries(tmp_path) -> None:
 def test_validation_events_are_not_training_without_a_refit(tmp_path) -> None:
     walks = [leave_last(0, 1, 2, 3), leave_last(0, 1, 2, 4), leave_last(1, 0, 5, 2)]
     dataset = write_dataset(tmp_path, walks, 6)
-    kept = evaluate(Oracle(6), dataset, config(), refit=False)
+    selected = evaluate(Oracle(6), dataset, config(), refit=False)
     again = evaluate(Oracle(6), dataset, config(), refit=True)
     # 3, 4 and 2: no training event
-    assert kept.segments["items"]["targets new to training"]["targets"] == 3
+    assert selected.segments["items"]["targets new to training"]["targets"] == 3
     # 2 was a validation event of others
     assert again.segments["items"]["targets new to training"]["targets"] == 2
-    assert kept.data["fitted_through"] == "train"
+    assert selected.data["fitted_through"] == "train"
 
 
 def test_evaluation_without_baselines_and_ablation(tmp_path) -> None:

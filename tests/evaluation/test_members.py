@@ -16,7 +16,7 @@ from pipelines.plumbing.summary import member_table, signal_table, verdict
 from recsys.config import build_config
 from recsys.data.histories import Split
 from recsys.errors import ConfigError
-from recsys.evaluation.ablation import Kept, ranked_values
+from recsys.evaluation.ablation import Restricted, ranked_values
 from recsys.evaluation.evaluate import evaluate
 from recsys.evaluation.members import Shares, member_report, shares, single_line
 from recsys.model import FrozenModel
@@ -80,19 +80,21 @@ def test_shares_equal_rankings_by_these_granularities_alone(tmp_path) -> None:
         others = tuple(other for other in model.names if other != name)
         np.testing.assert_allclose(
             found.alone[name],
-            ranked_values(Kept(model, (name,)), queries, config.train, config.evaluate),
+            ranked_values(Restricted(model, (name,)), queries, config.train, config.evaluate),
         )
         np.testing.assert_allclose(
             found.without[name],
-            ranked_values(Kept(model, others), queries, config.train, config.evaluate),
+            ranked_values(Restricted(model, others), queries, config.train, config.evaluate),
         )
     trained = ranked_values(
-        Kept(model, ("behaviour", "evolution")), queries, config.train, config.evaluate
+        Restricted(model, ("behaviour", "evolution")), queries, config.train, config.evaluate
     )
     np.testing.assert_allclose(found.alone["trained"], trained)
     np.testing.assert_allclose(
         found.without["trained"],
-        ranked_values(Kept(model, ("item_cf", "user_cf")), queries, config.train, config.evaluate),
+        ranked_values(
+            Restricted(model, ("item_cf", "user_cf")), queries, config.train, config.evaluate
+        ),
     )
 
 

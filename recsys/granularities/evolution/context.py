@@ -28,7 +28,7 @@ class ContextVectors(nn.Module):
     def __init__(self, sizes: ModelSizes, names: Sequence[str], init_std: float) -> None:
         super().__init__()
         known = dict(sizes.context)
-        self.places = [list(known).index(name) for name in names]
+        self.columns = [list(known).index(name) for name in names]
         self.tables = nn.ModuleList(
             (
                 nn.Embedding(known[name], sizes.width)
@@ -48,8 +48,8 @@ class ContextVectors(nn.Module):
         total = torch.zeros((), device=codes_XC.device)
         if codes_XC.shape[-1] == 0:
             return total
-        for place, table in zip(self.places, self.tables, strict=True):
-            code_X = codes_XC[..., place].long()
+        for column, table in zip(self.columns, self.tables, strict=True):
+            code_X = codes_XC[..., column].long()
             present_X = code_X != MISSING
             if isinstance(table, nn.Embedding):
                 vector_XD = table(code_X)
@@ -87,7 +87,7 @@ class AskedContext(nn.Module):
         if asked_BC.shape[-1] == 0:
             return states_BD
         codes_BC = hide(asked_BC, self.hidden_share, self.training)
-        given_B1 = (codes_BC[:, self.vectors.places] != MISSING).any(1, keepdim=True)
+        given_B1 = (codes_BC[:, self.vectors.columns] != MISSING).any(1, keepdim=True)
         both = torch.cat([states_BD, self.vectors(codes_BC).to(states_BD.dtype)], dim=1)
         moved_BD: Tensor = self.outer(nn.functional.gelu(self.inner(both)))
         return states_BD + moved_BD * given_B1

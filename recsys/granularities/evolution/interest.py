@@ -107,5 +107,5 @@ class Fuse(nn.Module):
 
 def _later(values_ULD: Tensor, steps: int) -> Tensor:
     """Shift every step's value by some steps; zero at the start."""
-    kept = values_ULD[:, : max(values_ULD.shape[1] - steps, 0)]
-    return nn.functional.pad(kept, (0, 0, min(steps, values_ULD.shape[1]), 0))
+    earlier_ULD = values_ULD[:, : max(values_ULD.shape[1] - steps, 0)]
+    return nn.functional.pad(earlier_ULD, (0, 0, min(steps, values_ULD.shape[1]), 0))

@@ -138,7 +138,7 @@ class Cells:
             [k] for k in range(len(names))
         ]
         sizes = [_num_values(field) for field in fields]
-        num_cells = sum(int(np.prod([sizes[place] for place in cross])) for cross in self.crosses)
+        num_cells = sum(int(np.prod([sizes[index] for index in cross])) for cross in self.crosses)
         if num_cells > _MAX_CELLS:
             raise ConfigError(
                 f"model.granularities.profile.crosses makes {num_cells:,} cells, at most"
@@ -155,7 +155,7 @@ class Cells:
             )
             shares.append(_shares(field, rows.codes_XS[:, span].long(), values_X))
         return torch.cat(
-            [reduce(_product, [shares[place] for place in cross]) for cross in self.crosses], dim=1
+            [reduce(_product, [shares[index] for index in cross]) for cross in self.crosses], dim=1
         )
 
 

@@ -69,7 +69,7 @@ class FieldCross(nn.Module):
         super().__init__()
         size = config.field_width
         self.spans = spans_of(fields)
-        self.numbers = [place for place, field in enumerate(fields) if field.kind == "number"]
+        self.numbers = [index for index, field in enumerate(fields) if field.kind == "number"]
         self.hide = config.dropout
         # codes are shifted by one: row 0 is padding, which a mean leaves out
         self.tables = nn.ModuleList(
@@ -93,9 +93,9 @@ class FieldCross(nn.Module):
         embedded = [
             table(codes_XS[:, span]) for table, span in zip(self.tables, self.spans, strict=True)
         ]
-        for number, place in enumerate(self.numbers):
-            embedded[place] = (
-                embedded[place] + rows.values_XM[:, number, None] * self.directions[number]
+        for number, index in enumerate(self.numbers):
+            embedded[index] = (
+                embedded[index] + rows.values_XM[:, number, None] * self.directions[number]
             )
         first_XE = inner_XE = torch.cat(embedded, dim=1)
         for layer in self.layers:
@@ -107,10 +107,10 @@ class FieldCross(nn.Module):
         """Set a share of the fields to missing."""
         codes_XS, values_XM = rows.codes_XS.clone(), rows.values_XM
         hidden_XF = torch.rand(len(codes_XS), len(self.spans), device=codes_XS.device) < self.hide
-        for place, span in enumerate(self.spans):
+        for index, span in enumerate(self.spans):
             gone = torch.full_like(codes_XS[:, span], PADDING)
             gone[:, 0] = MISSING
-            codes_XS[:, span] = torch.where(hidden_XF[:, place, None], gone, codes_XS[:, span])
+            codes_XS[:, span] = torch.where(hidden_XF[:, index, None], gone, codes_XS[:, span])
         return AttributeRows(codes_XS, values_XM * ~hidden_XF[:, self.numbers])
 
 

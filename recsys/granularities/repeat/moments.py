@@ -64,8 +64,8 @@ def sample_times(
     )
     rows_B, seen_B = rows_E[events_B], place_E[events_B]
     taken = histories.take(rows_B)
-    places = np.arange(len(taken.items_E)) - np.repeat(taken.offsets_U1[:-1], taken.lengths_U)
-    before = taken.where(places < np.repeat(seen_B, taken.lengths_U))
+    positions_E = np.arange(len(taken.items_E)) - np.repeat(taken.offsets_U1[:-1], taken.lengths_U)
+    before = taken.where(positions_E < np.repeat(seen_B, taken.lengths_U))
     ends_B = np.searchsorted(key_E, key_E[events_B], side="right")
     sizes_B = ends_B - events_B
     moments_X = np.repeat(np.arange(len(events_B)), sizes_B)

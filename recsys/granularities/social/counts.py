@@ -149,8 +149,8 @@ def latest(graphs: Graphs) -> tuple[Array, Array, Array]:
     order_E = np.lexsort((histories.times_E, keys_E))
     keys_E = keys_E[order_E]
     is_last_E = np.append(keys_E[1:] != keys_E[:-1], True)[: len(keys_E)]
-    kept = order_E[is_last_E]
-    return users_E[kept], histories.items_E[kept].astype(np.int64), histories.times_E[kept]
+    last_E = order_E[is_last_E]
+    return users_E[last_E], histories.items_E[last_E].astype(np.int64), histories.times_E[last_E]
 
 
 def _first(owners_X: Array, num_owners: int, most: int) -> tuple[Array, Array]:
