@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from recsys.config import Config, EvaluateConfig, TrainConfig
+from recsys.config import Config, EvaluateConfig
 from recsys.contributions import Contributions
 from recsys.data.audit import Audit, audit
 from recsys.data.bounded import bounds, evaluated_queries, evaluated_users_V, fitted_histories
@@ -27,7 +27,7 @@ from recsys.evaluation.ablation import ablation_report
 from recsys.evaluation.audit import check_fits
 from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.baselines import fit_baselines, left_out
-from recsys.evaluation.bootstrap import LEVEL, compare, intervals
+from recsys.evaluation.comparison import accuracy_values, certainty, main_values
 from recsys.evaluation.members import Shares, member_report, shares
 from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric, query_metrics
 from recsys.evaluation.ranking import Ranking, Scorer, rank
@@ -154,63 +154,91 @@ def evaluate(
         The test split has no query with a target that counts.
     """
     started = time.perf_counter()
-    settings = config.evaluate
-    main = parse_metric(config.train.metric, tuple(QUERY_METRICS))
-    ks = sorted({*settings.ks, main.k})
+    parse_metric(config.train.metric, tuple(QUERY_METRICS))
     checked = audit(dataset)
     through = Split.VALID if refit else Split.TRAIN
     baselines, ruled_out = _baselines(model, dataset, config, through, checked)
+    test = _ranked(model, baselines, dataset, config, through)
+    members = (
+        shares(model, test.ranking.queries, config.train, config.evaluate)
+        if config.evaluate.ablate
+        else Shares({}, {})
+    )
+    without = {name: members.without[name] for name in model.names if name in members.without}
+    confidence, comparison = certainty(test.values, baselines, MODEL, config)
+    granularities = _granularities(test, without)
+    extras = {
+        "members": _members(test, members, granularities, stack or {}),
+        "signals": _signals(test),
+        "audit": checked.to_json(),
+        "trust": trust_report(test.rankings, test.values, dataset, config, through),
+    }
+    if config.evaluate.ablation != "none":
+        extras["ablation"] = ablation_report(model, test.ranking, config)
+    return Evaluation(
+        metric=config.train.metric,
+        model=_means(test.values[MODEL]),
+        baselines={name: _means(test.values[name]) for name in baselines},
+        segments=_segments(test, without),
+        confidence=confidence,
+        comparison=comparison,
+        granularities=granularities,
+        data=_data(test) | ({"baselines_left_out": ruled_out} if ruled_out else {}),
+        timing={
+            "evaluate_s": time.perf_counter() - started,
+            **{f"baseline_{name}_s": baseline.seconds for name, baseline in baselines.items()},
+        },
+        ranking=test.ranking,
+        extras=extras,
+    )
+
+
+@dataclass(frozen=True)
+class _Test:
+    """The test queries, ranked by the model and every baseline."""
+
+    model: ScoredModel
+    baselines: Mapping[str, Baseline]
+    dataset: PreparedDataset
+    config: Config
+    through: Split  # the last split on which the recommenders were fitted
+    queries: Queries
+    rankings: Mapping[str, Ranking]
+    values: Mapping[str, Mapping[str, Array | float]]  # by recommender and metric
+
+    @property
+    def scorers(self) -> dict[str, Scorer]:
+        """The recommenders by name."""
+        return {MODEL: self.model, **self.baselines}
+
+    @property
+    def ranking(self) -> Ranking:
+        """The model's."""
+        return self.rankings[MODEL]
+
+
+def _ranked(
+    model: ScoredModel,
+    baselines: Mapping[str, Baseline],
+    dataset: PreparedDataset,
+    config: Config,
+    through: Split,
+) -> _Test:
+    """Rank the test queries with every recommender, and compute all metrics."""
+    main = parse_metric(config.train.metric, tuple(QUERY_METRICS))
+    ks = sorted({*config.evaluate.ks, main.k})
     queries = evaluated_queries(dataset, Split.TEST, config.evaluate, config.seed)
-    rankings = _rankings(_scorers(model, baselines), queries, config.evaluate, max(ks))
+    rankings = _rankings({MODEL: model, **baselines}, queries, config.evaluate, max(ks))
     counts_N = dataset.item_counts_N(through)
     vectors_ND = model.item_vectors_ND.detach().cpu().float().numpy()
     values = {
         name: _values(ranking, counts_N, vectors_ND, ks) for name, ranking in rankings.items()
     }
-    means = {
-        name: {key: float(np.mean(value)) for key, value in of.items()}
-        for name, of in values.items()
-    }
-    members = (
-        shares(model, rankings[MODEL].queries, config.train, settings)
-        if settings.ablate
-        else Shares({}, {})
-    )
-    without = {name: members.without[name] for name in model.names if name in members.without}
-    segments = _segments(rankings, values, without, dataset, config, through)
-    targets = target_report(_scorers(model, baselines), rankings, queries, config, MODEL)
-    segments = (
-        {**segments, "items": {**segments.get("items", {}), **targets}} if targets else segments
-    )
-    types = type_report(rankings, queries, dataset.manifest.event_types, config.train, MODEL)
-    segments = {**segments, "event_types": types} if types else segments
-    confidence, comparison = _certainty(values, baselines, config)
-    granularities = _granularities(model, rankings[MODEL].queries, without, config)
-    extras = {
-        "members": _members(model, values, members, granularities, baselines, stack or {}, config),
-        "signals": _signals(rankings[MODEL], values, dataset, config, through),
-        "audit": checked.to_json(),
-        "trust": trust_report(rankings, values, dataset, config, through),
-    }
-    if settings.ablation != "none":
-        extras["ablation"] = ablation_report(model, rankings[MODEL], config)
-    return Evaluation(
-        metric=config.train.metric,
-        model=means.pop(MODEL),
-        baselines={name: {**means[name]} for name in baselines},
-        segments=segments,
-        confidence=confidence,
-        comparison=comparison,
-        granularities=granularities,
-        data=_data(rankings[MODEL], queries, dataset, config, through)
-        | ({"baselines_left_out": ruled_out} if ruled_out else {}),
-        timing={
-            "evaluate_s": time.perf_counter() - started,
-            **{f"baseline_{name}_s": baseline.seconds for name, baseline in baselines.items()},
-        },
-        ranking=rankings[MODEL],
-        extras=extras,
-    )
+    return _Test(model, baselines, dataset, config, through, queries, rankings, values)
+
+
+def _means(values: Mapping[str, Array | float]) -> dict[str, float]:
+    return {name: float(np.mean(value)) for name, value in values.items()}
 
 
 def _baselines(
@@ -236,10 +264,6 @@ def _baselines(
     checked.checks += found.checks
     checked.unaudited += ["model_fit"] if private else []
     return fitted, left_out(names, histories, config.evaluate)
-
-
-def _scorers(model: ScoredModel, baselines: Mapping[str, Baseline]) -> dict[str, Scorer]:
-    return {MODEL: model, **baselines}
 
 
 def _rankings(
@@ -268,160 +292,87 @@ def _values(
     return {**accuracy, **list_metrics(ranking.items_BK, counts_N, vectors_ND, ks)}
 
 
-def _by_query(values: Mapping[str, Array | float]) -> dict[str, Array]:
-    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-
-
-def _accuracy(values: Mapping[str, Array | float]) -> dict[str, Array]:
-    return {
-        name: value
-        for name, value in _by_query(values).items()
-        if parse_metric(name).kind in QUERY_METRICS
-    }
-
-
-def _segments(
-    rankings: Mapping[str, Ranking],
-    values: Mapping[str, Mapping[str, Array | float]],
-    without: Mapping[str, Array],
-    dataset: PreparedDataset,
-    config: Config,
-    through: Split,
-) -> dict[str, Any]:
+def _segments(test: _Test, without: Mapping[str, Array]) -> dict[str, Any]:
+    """Metrics by group of users, by group of items and by type of the target."""
+    config, dataset = test.config, test.dataset
     main, resamples, seed = config.train.metric, config.evaluate.bootstrap, config.seed
     friends_U = np.unique(dataset.social_edges()[0])
-    groups = user_segments(rankings[MODEL].queries, friends_U, through, dataset.cold_U)
-    accuracy = {name: _accuracy(of) for name, of in values.items()}
+    groups = user_segments(test.ranking.queries, friends_U, test.through, dataset.cold_U)
+    accuracy = {name: accuracy_values(of) for name, of in test.values.items()}
     report = segment_report(groups, accuracy, MODEL, main, resamples, seed)
     if COLD in groups.get("cold", {}):
-        of_main = _of_main(values, config.train)
+        of_main = main_values(test.values, config.train)
         report["cold"][COLD] |= paired_report(
             groups["cold"][COLD], of_main, without, MODEL, resamples, seed
         )
-    new_items = new_item_report(rankings, dataset.item_counts_N(through), MODEL, main)
-    return {**report, "items": new_items} if new_items else report
-
-
-def _certainty(
-    values: Mapping[str, Mapping[str, Array | float]],
-    baselines: Mapping[str, Baseline],
-    config: Config,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Intervals of every recommender, and the paired comparison of
-    the model with every baseline.
-    """
-    main, resamples, seed = config.train.metric, config.evaluate.bootstrap, config.seed
-    confidence = {
-        "level": LEVEL,
-        "resamples": resamples,
-        MODEL: intervals(_by_query(values[MODEL]), resamples, seed),
-        "baselines": {
-            name: intervals(_by_query(values[name]), resamples, seed) for name in baselines
-        },
-    }
-    if not baselines:
-        return confidence, {
-            "metric": main,
-            "best_baseline": None,
-            "best_on_test": None,
-            "best_on_validation": None,
-            "against": {},
-        }
-    ours = _of_main(values, config.train)
-    validation = {name: baseline.validation for name, baseline in baselines.items()}
-    best = max(baselines, key=lambda name: float(ours[name].mean()))
-    on_validation = max(
-        validation,
-        key=lambda name: -1.0 if validation[name] is None else float(validation[name] or 0.0),
+    new_items = new_item_report(test.rankings, dataset.item_counts_N(test.through), MODEL, main)
+    targets = target_report(test.scorers, test.rankings, test.queries, config, MODEL)
+    types = type_report(
+        test.rankings, test.queries, dataset.manifest.event_types, config.train, MODEL
     )
-    comparison = {
-        "metric": main,
-        "best_baseline": best,
-        "chosen_by": f"test {main}",
-        "best_on_test": best,
-        "best_on_validation": on_validation,
-        "against": {
-            name: {
-                **compare(ours[MODEL], ours[name], resamples, seed).to_json(),
-                "validation": validation[name],
-                "constants": baselines[name].constants,
-            }
-            for name in baselines
-        },
+    items = {**(new_items or {}), **(targets or {})}
+    return {
+        **report,
+        **({"items": items} if items else {}),
+        **({"event_types": types} if types else {}),
     }
-    return confidence, comparison
 
 
 def _members(
-    model: ScoredModel,
-    values: Mapping[str, Mapping[str, Array | float]],
+    test: _Test,
     members: Shares,
     granularities: Mapping[str, Mapping[str, float]],
-    baselines: Mapping[str, Baseline],
     stack: Mapping[str, Any],
-    config: Config,
 ) -> dict[str, Any]:
-    ours = _of_main(values, config.train)
+    of_main = main_values(test.values, test.config.train)
     weights = {name: entry["weight"] for name, entry in granularities.items()}
-    beside = {name: (baseline.validation, ours[name]) for name, baseline in baselines.items()}
-    return member_report(ours[MODEL], members, model, weights, stack, beside, config)
+    beside = {
+        name: (baseline.validation, of_main[name]) for name, baseline in test.baselines.items()
+    }
+    return member_report(of_main[MODEL], members, test.model, weights, stack, beside, test.config)
 
 
-def _signals(
-    ranking: Ranking,
-    values: Mapping[str, Mapping[str, Array | float]],
-    dataset: PreparedDataset,
-    config: Config,
-    through: Split,
-) -> list[dict[str, Any]]:
-    found = combinations(query_signals(ranking.queries, dataset, through), len(ranking))
-    return certificate(
-        found, _of_main(values, config.train), MODEL, config.evaluate.bootstrap, config.seed
+def _signals(test: _Test) -> list[dict[str, Any]]:
+    found = combinations(
+        query_signals(test.ranking.queries, test.dataset, test.through), len(test.ranking)
     )
+    of_main = main_values(test.values, test.config.train)
+    return certificate(found, of_main, MODEL, test.config.evaluate.bootstrap, test.config.seed)
 
 
-def _of_main(
-    values: Mapping[str, Mapping[str, Array | float]], train: TrainConfig
-) -> dict[str, Array]:
-    """The main metric of every recommender, one value per query."""
-    return {name: _accuracy(of)[train.metric] for name, of in values.items()}
-
-
-def _granularities(
-    model: ScoredModel, queries: Queries, without: Mapping[str, Array], config: Config
-) -> dict[str, dict[str, float]]:
-    """Weight of every granularity and, if asked for, the main metric without it.
+def _granularities(test: _Test, without: Mapping[str, Array]) -> dict[str, dict[str, float]]:
+    """Weight of every granularity and, if it was measured, the main metric without it.
 
     The weight is the mean of λ over the ranked queries, zero where the signal was missing.
     """
+    queries = test.ranking.queries
     sums_K = sum(
-        model.contributions(chunk)[1].double().sum(dim=0)
-        for chunk in queries.chunks(config.evaluate.chunk_users)
+        test.model.contributions(chunk).weights_BK.double().sum(dim=0)
+        for chunk in queries.chunks(test.config.evaluate.chunk_users)
     )
     weights_K = torch.as_tensor(sums_K) / len(queries)
     result = {
         name: {"weight": weight}
-        for name, weight in zip(model.names, weights_K.tolist(), strict=True)
+        for name, weight in zip(test.model.names, weights_K.tolist(), strict=True)
     }
     for name, values_B in without.items():
-        result[name][f"{config.train.metric}_without"] = float(values_B.mean())
+        result[name][f"{test.config.train.metric}_without"] = float(values_B.mean())
     return result
 
 
-def _data(
-    ranking: Ranking, queries: Queries, dataset: PreparedDataset, config: Config, through: Split
-) -> dict[str, Any]:
-    sampled = bounds(dataset, config.evaluate, config.seed)
+def _data(test: _Test) -> dict[str, Any]:
+    dataset, ranking, evaluate = test.dataset, test.ranking, test.config.evaluate
+    sampled = bounds(dataset, evaluate, test.config.seed)
     return {
         "name": dataset.manifest.name,
         "content_hash": dataset.manifest.content_hash,
         "users": dataset.num_users,
         "items": dataset.num_items,
         "split": dataset.manifest.split,
-        "fitted_through": through.name.lower(),
-        "exclude_seen": config.evaluate.exclude_seen,
-        "asked_queries": len(queries),
-        "queries_with_targets": int(np.count_nonzero(queries.num_targets_B)),
+        "fitted_through": test.through.name.lower(),
+        "exclude_seen": evaluate.exclude_seen,
+        "asked_queries": len(test.queries),
+        "queries_with_targets": int(np.count_nonzero(test.queries.num_targets_B)),
         "queries": len(ranking),
         "targets": int(ranking.num_targets_B.sum()),
         "dropped_targets": ranking.dropped_targets,
