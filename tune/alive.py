@@ -74,7 +74,7 @@ class _Seen:
     at: float
     seconds: float = 0.0  # CPU time at that heartbeat
     running: bool = False  # whether a process runs it
-    told: float = 0.0  # time of the last message that it waits
+    warned_at: float = 0.0  # time of the last message that it waits
 
 
 class Pulse:
@@ -136,9 +136,9 @@ class Pulse:
     def waits(self, trial_id: str) -> float | None:
         """Seconds that a trial has waited for a process, if it is time for a message; else None."""
         seen, now = self.seen[trial_id], self.clock()
-        if now - max(seen.at, seen.told) <= self.silent_s:
+        if now - max(seen.at, seen.warned_at) <= self.silent_s:
             return None
-        seen.told = now
+        seen.warned_at = now
         return now - seen.at
 
     @property

@@ -14,7 +14,7 @@ two are compared after the same number of epochs.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,7 @@ from tune.here import run_here
 from tune.ledger import Ledger, Trial
 from tune.portfolio import Portfolio, Spoken
 from tune.ray_tune import run_trials
-from tune.search import Place, training_seconds
+from tune.search import TrialPaths, training_seconds
 from tune.slots import slots_of_cluster
 from tune.timing import STARTS_S, Costs, continued, cost_of, with_apart
 from tune.trial import forget_checkpoints, last_checkpoint
@@ -66,8 +66,7 @@ def search(
     """
     portfolio = settings(traits)
     if not portfolio:
-        folder.progress(UNTRAINED)
-        return configured(config, traits, None), [UNTRAINED]
+        return _untrained(config, folder, traits, UNTRAINED)
     left = deadline - time.monotonic()
     if left <= LEAST_RESERVE:
         spent = "is used up" if left <= 0 else f"has {left:.0f} s left"
@@ -75,8 +74,7 @@ def search(
             f"the budget of {config.run.budget} {spent} after prepare, too little for a training:"
             " only closed-form members are used; a larger run.budget also tries trained models"
         )
-        folder.progress(why)
-        return configured(config, traits, None), [why]
+        return _untrained(config, folder, traits, why)
     is_here = trains_here(config.train, config.ray, folder.budget)
     until = time.monotonic() + _SEARCH * left
     folder.progress(
@@ -84,60 +82,98 @@ def search(
         " the rest to train, evaluate and register"
     )
     begun = time.monotonic()
-    place = Place(dataset.root, (folder.root / "trials").absolute())
-    plan = _try_all(config, dataset, folder, traits, portfolio, until, place)
+    paths = TrialPaths(dataset.root, (folder.root / "trials").absolute())
+    plan = _try_all(config, dataset, folder, traits, portfolio, until, paths)
     start_s = 0.0 if is_here else _start_seconds(plan, time.monotonic() - begun)
     best = plan.best_trial()
     if best is None:
         return configured(config, traits, portfolio[0]), [
             "no setting was validated in time: the first one is used"
         ]
-    chosen = portfolio[best.number]
-    said = [
-        f"setting {plan.names[trial.number]}: {config.train.metric} {trial.best:.4f} on validation,"
+    lines = _results(plan, config.train.metric)
+    searched = _Searched(config, dataset, folder, traits, portfolio, plan, paths)
+    whole, more = _settle(searched, best, deadline, start_s)
+    folder.progress("\n".join([*lines, *more]))
+    return whole, [*lines, *more]
+
+
+def _untrained(
+    config: Config, folder: RunFolder, traits: Traits, why: str
+) -> tuple[Config, list[str]]:
+    """The configuration with closed-form members only, and the reason."""
+    folder.progress(why)
+    return configured(config, traits, None), [why]
+
+
+def _results(plan: Portfolio, metric: str) -> list[str]:
+    """A line for every setting that was validated."""
+    return [
+        f"setting {plan.names[trial.number]}: {metric} {trial.best:.4f} on validation,"
         f" {trial.state}"
         for trial in plan.ledger.searched()
         if trial.best is not None
     ]
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """A search that has ended."""
+
+    config: Config
+    dataset: PreparedDataset
+    folder: RunFolder
+    traits: Traits
+    portfolio: list[Setting]
+    plan: Portfolio
+    paths: TrialPaths
+
+
+def _settle(
+    searched: _Searched, best: Trial, deadline: float, start_s: float
+) -> tuple[Config, list[str]]:
+    """The configuration of the best trial with the epochs and the separate models that fit into the
+    time, and lines that describe it; the budget and the run folder learn its trainings.
+    """
+    config, folder, plan, paths = searched.config, searched.folder, searched.plan, searched.paths
+    chosen = searched.portfolio[best.number]
     starts = 1 + (config.train.final or "final" not in config.train.model_fields_set)
-    saved = {trial.number: last_checkpoint(place.of(trial)) for trial in plan.ledger.searched()}
+    saved = {trial.number: last_checkpoint(paths.of(trial)) for trial in plan.ledger.searched()}
     tried = {number: load_progress(one).epoch for number, one in saved.items() if one is not None}
     whole, done = continued(
-        configured(config, traits, chosen),
+        configured(config, searched.traits, chosen),
         plan,
         best,
         tried.get(best.number, 0),
         deadline - starts * start_s,
     )
     if whole is None:
-        said.append(
+        _forget_others(plan, paths, [])
+        return configured(config, searched.traits, None), [
             "the remaining time is too short for a training: only closed-form members are used"
-        )
-        folder.progress("\n".join(said))
-        _forget_others(plan, place, [])
-        return configured(config, traits, None), said
+        ]
     cost = cost_of(best, whole.train, done)
     left = deadline - time.monotonic() - sum(cost)
-    whole, apart, others = with_apart(whole, plan, portfolio, best, left, tried if done else {})
+    whole, apart, others = with_apart(
+        whole, plan, searched.portfolio, best, left, tried if done else {}
+    )
     expected = {"trained": cost} | dict(zip(sections(whole.model), apart.values(), strict=True))
     if folder.budget is not None:
         _expect(folder.budget, expected, start_s, whole.train.final)
     to_continue = [best, *others] if done else []
     folder.head_starts = _head_starts(
-        whole, dataset, [saved[trial.number] for trial in to_continue]
+        whole, searched.dataset, [saved[trial.number] for trial in to_continue]
     )
-    _forget_others(plan, place, to_continue)
+    _forget_others(plan, paths, to_continue)
     left = deadline - time.monotonic()
-    said.append(f"estimate: {span(sum(cost))} to train the chosen setting, {span(left)} left")
-    said.append(
+    lines = [
+        f"estimate: {span(sum(cost))} to train the chosen setting, {span(left)} left",
         f"chosen: {chosen.name}, {whole.train.epochs} epochs"
-        + f", continued after epoch {done}" * bool(done)
-    )
+        + f", continued after epoch {done}" * bool(done),
+    ]
     if apart:
         models = "; ".join(apart)
-        said.append(f"trained separately as further members, if the time allows: {models}")
-    folder.progress("\n".join(said))
-    return whole, said
+        lines.append(f"trained separately as further members, if the time allows: {models}")
+    return whole, lines
 
 
 def _start_seconds(plan: Portfolio, seconds: float) -> float:
@@ -173,12 +209,12 @@ def _try_all(
     traits: Traits,
     portfolio: list[Setting],
     until: float,
-    place: Place,
+    paths: TrialPaths,
 ) -> Portfolio:
     """Run the portfolio; an earlier search in the folder is not reused, because its time was
     another.
     """
-    ledger = place.folder / "ledger.jsonl"
+    ledger = paths.folder / "ledger.jsonl"
     ledger.unlink(missing_ok=True)
     epochs = max(setting.train.get("epochs", 1) for setting in portfolio)
     is_short = until - time.monotonic() < _SHORT_S
@@ -202,9 +238,9 @@ def _try_all(
         slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
         lines = Spoken(folder.progress, kids, config.train.metric, names)
         if trains_here(config.train, config.ray, folder.budget):
-            run_here(plan, place, replace(slots, concurrent=1), lines)
+            run_here(plan, paths, replace(slots, concurrent=1), lines)
         else:
-            run_trials(plan, place, slots, lines)
+            run_trials(plan, paths, slots, lines)
     return plan
 
 
@@ -233,11 +269,11 @@ def _head_starts(
     }
 
 
-def _forget_others(plan: Portfolio, place: Place, kept: list[Trial]) -> None:
+def _forget_others(plan: Portfolio, paths: TrialPaths, needed: list[Trial]) -> None:
     """Remove the checkpoints of all other trials."""
     for trial in plan.ledger.trials.values():
-        if trial not in kept:
-            forget_checkpoints(place.of(trial))
+        if trial not in needed:
+            forget_checkpoints(paths.of(trial))
 
 
 def _validated_every(config: Config, epochs: int) -> Config:

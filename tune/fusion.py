@@ -186,16 +186,20 @@ def verdict(train: TrainConfig, tune: TuneConfig, trials: Trials, found: Found) 
     if found.picked.shares_K is None:
         return False, "no other setting is better than the current weights"
     if settings.pick == BEST:
-        said = f"cross-fitted {name} {gain:+.5f}"
+        reason = f"cross-fitted {name} {gain:+.5f}"
         return (
-            (True, f"{said} is above zero")
+            (True, f"{reason} is above zero")
             if gain > 0
-            else (False, f"{said} is not above zero: it may be chance")
+            else (False, f"{reason} is not above zero: it may be chance")
         )
     more, bound = found.crossed.lists[settings.pick], -settings.within * trials.today.metric
-    said = f"cross-fitted {settings.pick} {more:+.4f} and {name} {gain:+.5f}, allowed {bound:+.5f}"
+    reason = (
+        f"cross-fitted {settings.pick} {more:+.4f} and {name} {gain:+.5f}, allowed {bound:+.5f}"
+    )
     return (
-        (True, f"{said}: more of it at that price") if more > 0 and gain >= bound else (False, said)
+        (True, f"{reason}: more of it at that price")
+        if more > 0 and gain >= bound
+        else (False, reason)
     )
 
 
@@ -304,15 +308,15 @@ def described(
     register.
     """
     shares_K = space.shares_K if setting.shares_K is None else setting.shares_K
-    said: dict[str, Any] = {
+    described: dict[str, Any] = {
         "shares": dict(zip(space.names, np.round(shares_K, 6).tolist(), strict=True)),
         "metric": setting.metric,
         **setting.lists,
     }
     if values_K is not None:
         assert encoders is not None
-        said["weights"] = _weights(encoders, space.for_model(encoders, values_K), space.names)
-    return said
+        described["weights"] = _weights(encoders, space.for_model(encoders, values_K), space.names)
+    return described
 
 
 def _weights(encoders: Encoders, changed: dict[str, Tensor], names: list[str]) -> dict[str, float]:
@@ -365,7 +369,7 @@ def _numbers(report: dict[str, Any]) -> dict[str, Any]:
     return {"test": test, "gain": gains, "search": report["search"], **lambdas}
 
 
-def closing_table(report: dict[str, Any], place: str) -> str:
+def closing_table(report: dict[str, Any], path: str) -> str:
     """The gains and the weights as a table, and the result."""
     main = report["metric"]
     lines = [f"\n{main:<28}  {'today':>8}  {'picked':>8}  {'gain':>9}  95 % interval"]
@@ -387,4 +391,4 @@ def closing_table(report: dict[str, Any], place: str) -> str:
             f"{f'{kind} of {name}':<28}  {value:>8.3f}  {report['picked']['weights'][name]:>8.3f}"
         )
     done = "registered with the chosen weights" if report["changed"] else "the model is unchanged"
-    return "\n".join([*lines, "", f"{done}: {report['why']}", f"report      {place}"])
+    return "\n".join([*lines, "", f"{done}: {report['why']}", f"report      {path}"])

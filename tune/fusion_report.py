@@ -52,7 +52,7 @@ def panel(report: dict[str, Any], kind: str) -> dict[str, Any]:
             front.append(setting)
     corners = [_at(across, up, setting, kind) for setting in front]
     path = "".join(
-        f"M{x} {y}" if place == 0 else f"H{x}V{y}" for place, (x, y) in enumerate(corners)
+        f"M{x} {y}" if index == 0 else f"H{x}V{y}" for index, (x, y) in enumerate(corners)
     )
     return {
         "kind": kind,
@@ -61,7 +61,7 @@ def panel(report: dict[str, Any], kind: str) -> dict[str, Any]:
         "marks": {name: _at(across, up, each, kind) for name, each in marked.items()},
         "path": path,
         "x": across.labels(),
-        "y": [(100 - place, text) for place, text in up.labels()],
+        "y": [(100 - position, text) for position, text in up.labels()],
     }
 
 

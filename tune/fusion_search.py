@@ -104,13 +104,14 @@ class Trials:
 
     def front(self) -> list[Setting]:
         """The Pareto front over the main metric and list properties, the best metric first."""
-        kept = front(
+        is_front_T = front(
             np.array(
                 [[found.metric, *(found.lists[name] for name in LISTS)] for found in self.tried]
             )
         )
         return sorted(
-            (self.tried[place] for place in np.flatnonzero(kept)), key=lambda found: -found.metric
+            (self.tried[index] for index in np.flatnonzero(is_front_T)),
+            key=lambda found: -found.metric,
         )
 
 
@@ -156,9 +157,9 @@ def _study(trials: Trials, sampler: str, until: int, seed: int) -> None:
     for found in trials.tried:
         if found.shares_K is not None:
             study.add_trial(_told(found.shares_K, [found.metric], num))
-    asked = 0
-    while len(trials.tried) < until and asked < 2 * until:  # a repeated point costs nothing
-        trial, asked = study.ask(_distributions(num)), asked + 1
+    proposed = 0
+    while len(trials.tried) < until and proposed < 2 * until:  # a repeated point costs nothing
+        trial, proposed = study.ask(_distributions(num)), proposed + 1
         study.tell(trial, trials.measure(_point(trial.params, num)).metric)
 
 
@@ -190,13 +191,13 @@ def _widen_front(trials: Trials, until: int, seed: int) -> None:
     chosen = _optuna().samplers.NSGAIISampler(population_size=_POPULATION, seed=seed % 2**32)
     study = _study_of(chosen, 1 + len(LISTS))
     ahead = [found.shares_K for found in trials.front() if found.shares_K is not None]
-    for place in (
+    for index in (
         np.unique(np.linspace(0, len(ahead) - 1, _POPULATION).astype(int)) if ahead else ()
     ):
-        study.enqueue_trial(_params(ahead[place]))
-    asked = 0
-    while len(trials.tried) < until and asked < 2 * until:
-        trial, asked = study.ask(_distributions(num)), asked + 1
+        study.enqueue_trial(_params(ahead[index]))
+    proposed = 0
+    while len(trials.tried) < until and proposed < 2 * until:
+        trial, proposed = study.ask(_distributions(num)), proposed + 1
         found = trials.measure(_point(trial.params, num))
         study.tell(trial, [found.metric, *(found.lists[name] for name in LISTS)])
 
@@ -252,15 +253,15 @@ class CrossFit:
 def cross_fit(trials: Trials, settings: FusionSearchConfig, seed: int, resamples: int) -> CrossFit:
     """Search on one half of the users and measure on the other, both ways; needs two queries."""
     order = np.random.default_rng(seed).permutation(len(trials.cache))
-    halves = [trials.take(np.sort(order[place::2])) for place in range(2)]
-    rows = [np.sort(order[place::2]) for place in range(2)]
+    halves = [trials.take(np.sort(order[index::2])) for index in range(2)]
+    rows = [np.sort(order[index::2]) for index in range(2)]
     gained_Q, lists = np.zeros(len(order)), dict.fromkeys(LISTS, 0.0)
     for half in halves:
         search(half, settings, seed)
-    for place, half in enumerate(halves):
-        other = halves[1 - place].picked(settings)
+    for index, half in enumerate(halves):
+        other = halves[1 - index].picked(settings)
         here = half.measure(other.shares_K)
-        gained_Q[rows[place]] = here.values_Q - half.today.values_Q
+        gained_Q[rows[index]] = here.values_Q - half.today.values_Q
         for name in LISTS:
             lists[name] += (here.lists[name] - half.today.lists[name]) / 2
     return CrossFit(compare(gained_Q, np.zeros(len(order)), resamples, seed), lists)

@@ -16,12 +16,12 @@ from ray.tune.schedulers import TrialScheduler
 from tune.ledger import Trial
 from tune.plan import Plan
 from tune.ray_tune import scheduler_of
-from tune.search import Place, Watch, forget_unneeded, task_of, training_seconds
+from tune.search import TrialPaths, Watch, forget_unneeded, task_of, training_seconds
 from tune.slots import Slots
 from tune.trial import run_trial
 
 
-def run_here(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
+def run_here(plan: Plan, paths: TrialPaths, slots: Slots, watch: Watch) -> None:
     """Run all trials of the plan; the ledger records every one."""
     running = dict[str, Trial]()
     search: Any = SimpleNamespace(running=running, plan=plan)
@@ -35,11 +35,11 @@ def run_here(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
         scheduler.on_trial_add(None, SimpleNamespace(trial_id=trial.name))
         try:
             run_trial(
-                task_of(plan, trial, config, place, slots), _Reports(plan, trial, scheduler, watch)
+                task_of(plan, trial, config, paths, slots), _Reports(plan, trial, scheduler, watch)
             )
         except _Stopped:
             plan.ledger.end(trial, "stopped", seconds=training_seconds(trial))
-        forget_unneeded(plan, place, trial)
+        forget_unneeded(plan, paths, trial)
         watch.ended(trial)
 
 

@@ -95,8 +95,8 @@ class Ledger:
         """Record a validated epoch: its value, the best so far, and the loop's reports since the
         last one.
         """
-        kept = {key: report[key] for key in ("epoch", "value", "best", "history")}
-        self._write({"event": "epoch", "trial": trial.number, "repeat": trial.repeat, **kept})
+        values = {key: report[key] for key in ("epoch", "value", "best", "history")}
+        self._write({"event": "epoch", "trial": trial.number, "repeat": trial.repeat, **values})
 
     def end(self, trial: Trial, state: State, **details: Any) -> None:
         """Record the end: ``value`` and ``seconds`` of a finished trial, ``reason`` and ``blame``

@@ -65,7 +65,7 @@ def best_config(plan: Plan, dataset: str) -> Config:
     return config.model_copy(update={"run": run, "data": data, "tracking": tracking, "tune": plain})
 
 
-def best_yaml(plan: Plan, dataset: str, place: Path) -> str:
+def best_yaml(plan: Plan, dataset: str, path: Path) -> str:
     """``best.yaml``: the best configuration, with a header that says where it comes from."""
     tree = redacted(best_config(plan, dataset)).model_dump(mode="json")
     del tree["tune"]
@@ -75,7 +75,7 @@ def best_yaml(plan: Plan, dataset: str, place: Path) -> str:
     return (
         f"# trial {best.trials[0].name} of a sweep of {len(plan.ledger.searched())} trials: "
         f"{plan.config.train.metric} {best.mean:.4f} on validation, {seeds}\n"
-        f"# command: recsys run --config {place}\n"
+        f"# command: recsys run --config {path}\n"
         + (f"# differences from the given configuration:\n{changed}" if changed else "")
         + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
     )

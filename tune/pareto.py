@@ -18,11 +18,11 @@ def front(points_TM: Array) -> Array:
     >>> front(np.array([[3, 0], [2, 2], [1, 1], [0, 3], [2, 1]])).tolist()
     [True, True, False, True, False]
     """
-    kept = np.ones(len(points_TM), dtype=bool)
-    for place, point in enumerate(points_TM):
+    is_front_T = np.ones(len(points_TM), dtype=bool)
+    for index, point in enumerate(points_TM):
         as_good_T = (points_TM >= point).all(1)
-        kept[place] = not (as_good_T & (points_TM > point).any(1)).any()
-    return kept
+        is_front_T[index] = not (as_good_T & (points_TM > point).any(1)).any()
+    return is_front_T
 
 
 def choose(metric_T: Array, zeros_T: Array, other_T: Array | None, within: float) -> int:

@@ -44,11 +44,11 @@ def propose(
         study.sampler = _sampler(kind, seed * 1_000_003 + number * 101 + attempt, planned)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experimental options
-            asked = study.ask(fixed_distributions=distributions)
-        params = {d.path: _value(d, asked.params[d.path]) for d in space.dimensions}
+            proposed = study.ask(fixed_distributions=distributions)
+        params = {d.path: _value(d, proposed.params[d.path]) for d in space.dimensions}
         if _key(params) not in tried:
             return params
-        study.tell(asked, state=_states().FAIL)
+        study.tell(proposed, state=_states().FAIL)
     return None
 
 

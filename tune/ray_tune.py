@@ -20,7 +20,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from tune.alive import forget_beats
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
-from tune.search import Place, PlannedSearch, Watch, forget_unneeded, training_seconds
+from tune.search import PlannedSearch, TrialPaths, Watch, forget_unneeded, training_seconds
 from tune.slots import Slots
 from tune.trial import WorkersTrial, train_in_process
 
@@ -129,9 +129,9 @@ class InOrder(FIFOScheduler):
         return super().choose_trial_to_run(tune_controller, **options)
 
 
-def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
+def run_trials(plan: Plan, paths: TrialPaths, slots: Slots, watch: Watch) -> None:
     """Run all trials of the plan on the connected Ray cluster; the ledger records every one."""
-    search = PlannedSearch(plan, place, slots, watch)
+    search = PlannedSearch(plan, paths, slots, watch)
     if plan.next(()) is None:
         return
     scheduler = scheduler_of(plan, search)
@@ -164,7 +164,7 @@ def run_trials(plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
         finally:
             forget_beats(search.sweep)
     for trial in plan.ledger.trials.values():
-        forget_unneeded(plan, place, trial)
+        forget_unneeded(plan, paths, trial)
 
 
 def scheduler_of(plan: Plan, search: PlannedSearch) -> Any:

@@ -46,8 +46,8 @@ class Scale:
         if value not in d:
             return None
         if d.kind == "choice":
-            place = next(n for n, option in enumerate(d.options) if option == value)
-            return round(100 * (place + 0.5) / len(d.options), 3)
+            position = next(n for n, option in enumerate(d.options) if option == value)
+            return round(100 * (position + 0.5) / len(d.options), 3)
         if d.kind.startswith("log"):
             return round(100 * math.log(float(value) / d.low) / math.log(d.high / d.low), 3)
         return round(100 * (float(value) - d.low) / (d.high - d.low), 3)
@@ -185,7 +185,7 @@ def _parallel(plan: Plan) -> dict[str, Any] | None:
         return None
     scales = [Scale(dimension) for dimension in plan.space.dimensions]
     up, best = axis([t.best or 0.0 for t in trials]), plan.best().number
-    across = [round(100 * place / len(scales), 3) for place in range(len(scales) + 1)]
+    across = [round(100 * position / len(scales), 3) for position in range(len(scales) + 1)]
     lines = []
     for rank, trial in enumerate(trials):
         params = _params(plan, trial)
@@ -231,16 +231,16 @@ def _panels(plan: Plan) -> list[dict[str, Any]]:
             left = scale.at(value)
             if left is not None:
                 kind = "best" if trial.number == best else trial.state
-                told = f"trial {trial.name}: {cell(value)}, {number(trial.best)}"
+                title = f"trial {trial.name}: {cell(value)}, {number(trial.best)}"
                 dots.append(
                     {
                         "left": left,
                         "top": round(100 - up.at(trial.best or 0.0), 3),
                         "kind": kind,
-                        "told": told,
+                        "title": title,
                     }
                 )
-        labels = [(100 - place, text) for place, text in up.labels()]
+        labels = [(100 - position, text) for position, text in up.labels()]
         panels.append(
             {
                 "path": dimension.path,

@@ -48,13 +48,13 @@ class Watch(Protocol):
         """A trial has ended."""
         ...
 
-    def said(self, words: str) -> None:
+    def note(self, words: str) -> None:
         """There is a message for the user."""
         ...
 
 
 @dataclass(frozen=True)
-class Place:
+class TrialPaths:
     """The paths of the dataset and of the trials' files."""
 
     dataset: str
@@ -65,10 +65,10 @@ class Place:
         return self.folder / trial.name
 
 
-def forget_unneeded(plan: Plan, place: Place, ended: Trial) -> None:
+def forget_unneeded(plan: Plan, paths: TrialPaths, ended: Trial) -> None:
     """Remove the checkpoints that are not needed any more, now that a trial has ended."""
     for trial in plan.without_checkpoints(ended):
-        forget_checkpoints(place.of(trial))
+        forget_checkpoints(paths.of(trial))
 
 
 class PlannedSearch(Searcher):
@@ -79,14 +79,14 @@ class PlannedSearch(Searcher):
     still ending the trial before; and it waits forever for a process that hangs.
     """
 
-    def __init__(self, plan: Plan, place: Place, slots: Slots, watch: Watch) -> None:
+    def __init__(self, plan: Plan, paths: TrialPaths, slots: Slots, watch: Watch) -> None:
         super().__init__(metric="best", mode="max")
         self.sweep = uuid.uuid4().hex[:8]
         self.pulse = Pulse(plan.config.tune.silent_s, beats=slots.workers == 1)
         self.controller: Any = None
         self.looked = 0.0
         self.handed_out: Counter[str] = Counter()  # by our name of the trial
-        self.plan, self.place, self.slots, self.watch = plan, place, slots, watch
+        self.plan, self.paths, self.slots, self.watch = plan, paths, slots, watch
         self.ledger: Ledger = plan.ledger
         self.running: dict[str, Trial] = {}  # by Tune's id
         self.errors: dict[str, str] = {}  # reasons of trials that could not report them
@@ -135,7 +135,7 @@ class PlannedSearch(Searcher):
             if self.handed_out[trial.name] == 1:
                 self.watch.started(trial, config)
             task = task_of(
-                self.plan, trial, config, self.place, self.slots, f"{self.sweep}/{trial_id}"
+                self.plan, trial, config, self.paths, self.slots, f"{self.sweep}/{trial_id}"
             )
             self.pulse.begin(trial_id, task.pulse)
             return settings_of(task)
@@ -166,7 +166,7 @@ class PlannedSearch(Searcher):
             f"no heartbeat for {seconds:.0f} s, so its process was ended; if it only needs more"
             f" time, raise tune.silent_s (now {silent_s:g})"
         )
-        self.watch.said(f"trial {trial.name} has had no heartbeat for {seconds:.0f} s and is ended")
+        self.watch.note(f"trial {trial.name} has had no heartbeat for {seconds:.0f} s and is ended")
         ray.kill(process)  # Tune notices the end of the process
 
     def _say_that_it_waits(self, trial_id: str) -> None:
@@ -179,7 +179,7 @@ class PlannedSearch(Searcher):
             for name, value in self.slots.resources.items()
         )
         name = self.running[trial_id].name
-        self.watch.said(
+        self.watch.note(
             f"trial {name} has waited for a process for {seconds:.0f} s; it needs {needs}"
         )
 
@@ -195,7 +195,7 @@ class PlannedSearch(Searcher):
                 self.on_trial_complete(theirs.trial_id, error=True)
             else:
                 del self.running[theirs.trial_id]
-                self.watch.said(
+                self.watch.note(
                     f"trial {trial.name}: the process of the trial before is not free yet; it gets"
                     " another"
                 )
@@ -220,7 +220,7 @@ class PlannedSearch(Searcher):
         del self.running[trial_id]
         self.pulse.end(trial_id)
         if self.slots.workers == 1:  # with several workers, others may still be writing
-            forget_unneeded(self.plan, self.place, trial)
+            forget_unneeded(self.plan, self.paths, trial)
         self.watch.ended(trial)
 
     def note_error(self, theirs: Any) -> None:
@@ -251,23 +251,23 @@ class PlannedSearch(Searcher):
             self.ledger.epoch(trial, result)
             self.watch.epoch(trial, result["history"])
         elif state == "finished":
-            np.save(self.place.of(trial) / VALUES, np.asarray(result["values"]))
+            np.save(self.paths.of(trial) / VALUES, np.asarray(result["values"]))
             self.ledger.end(
                 trial, "finished", value=result["value"], seconds=round(result["seconds"], 2)
             )
         elif state == "failed":
             if result["trace"]:
-                (self.place.of(trial) / "error.txt").write_text(
+                (self.paths.of(trial) / "error.txt").write_text(
                     redact(result["trace"]), encoding="utf-8"
                 )
             self.ledger.end(trial, "failed", reason=result["reason"], blame=result["blame"])
 
 
 def task_of(
-    plan: Plan, trial: Trial, config: Config, place: Place, slots: Slots, pulse: str = ""
+    plan: Plan, trial: Trial, config: Config, paths: TrialPaths, slots: Slots, pulse: str = ""
 ) -> Task:
     """The task of a trial; creates its folder."""
-    folder = place.of(trial)
+    folder = paths.of(trial)
     folder.mkdir(parents=True, exist_ok=True)
     run = config.run.model_copy(update={"dir": str(folder)})
     tree = config.model_copy(update={"run": run}).model_dump(mode="json")
@@ -276,7 +276,7 @@ def task_of(
     left = plan.until(trial, slots.concurrent) - time.monotonic()
     until = None if left == math.inf else time.time() + left  # a clock that other processes share
     return Task(
-        *key, tree, place.dataset, str(folder), slots.threads, slots.use_gpu, best, pulse, until
+        *key, tree, paths.dataset, str(folder), slots.threads, slots.use_gpu, best, pulse, until
     )
 
 

@@ -82,13 +82,13 @@ def share_out(config: Config, cluster: dict[str, float], node_cpus: int, fastest
     roomy = min(limit, max(1, (total - 1) // cpus))
     concurrent = tune.concurrent or roomy
     how = "one trial after another" if concurrent == 1 else f"{concurrent} trials at once"
-    kept = (
+    free = (
         ""
         if tune.concurrent or total < (concurrent + 1) * cpus
         else ", one is kept free for the driver"
     )
     on = f" and {'a GPU' if workers == 1 else f'{workers} GPUs'}" if use_gpu else ""
-    words = f"{how}: the cluster has {total} CPUs, a trial uses {cpus}{on}{kept}"
+    words = f"{how}: the cluster has {total} CPUs, a trial uses {cpus}{on}{free}"
     threads = config.train.threads or min(cpus, fastest or cpus)
     return Slots(concurrent, cpus, workers, threads, use_gpu, words)
 

@@ -154,13 +154,13 @@ def load_space(files: Sequence[str], config: Config) -> Space:
     found: dict[str, str] = {}
     dimensions, fixed = [], {}
     for name in files:
-        place = _find(name)
-        for written, value in _read(place).items():
+        file = _find(name)
+        for written, value in _read(file).items():
             path = current_path(written)
             if path in found:
-                raise ConfigError(f"{place}: {path} is also in {found[path]}; remove one of them")
-            found[path] = str(place)
-            where = f"{place}: {path}"
+                raise ConfigError(f"{file}: {path} is also in {found[path]}; remove one of them")
+            found[path] = str(file)
+            where = f"{file}: {path}"
             _check_path(config, path, where)
             dimension = _dimension(path, value, where)
             for probe in dimension.probes():
@@ -218,20 +218,20 @@ def _shipped() -> str:
     return choices(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def _read(place: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
     try:
-        content = place.read_bytes()
+        content = file.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"{place} cannot be read: {error.strerror}; check its permissions"
+            f"{file} cannot be read: {error.strerror}; check its permissions"
         ) from None
-    tree = parse_yaml(content, f"{place} is not valid YAML", Loader)
+    tree = parse_yaml(content, f"{file} is not valid YAML", Loader)
     if not isinstance(tree, dict) or not tree:
-        raise ConfigError(f"{place}: expected dotted paths with their values, got {_kind_of(tree)}")
+        raise ConfigError(f"{file}: expected dotted paths with their values, got {_kind_of(tree)}")
     strange = [key for key in tree if not isinstance(key, str)]
     if strange:
         raise ConfigError(
-            f"{place}: {strange[0]!r} is not a dotted path of the configuration, such as train.lr"
+            f"{file}: {strange[0]!r} is not a dotted path of the configuration, such as train.lr"
         )
     return tree
 
@@ -262,10 +262,10 @@ def _choice(path: str, options: Any, where: str) -> Dimension:
     if not isinstance(options, list) or not options:
         raise ConfigError(f"{where}: expected a list of values to choose from, got {options!r}")
     plain = tuple(_plain(option) for option in options)
-    for place, option in enumerate(plain):
+    for index, option in enumerate(plain):
         if isinstance(option, dict):
             raise ConfigError(f"{where}: {option} is a section; vary its keys, one path each")
-        if any(_same(option, other) for other in plain[:place]):
+        if any(_same(option, other) for other in plain[:index]):
             raise ConfigError(f"{where}: {option!r} is given twice; remove one")
     return Dimension(path, "choice", plain)
 
@@ -316,13 +316,13 @@ def _stepped(
 def _check_path(config: Config, path: str, where: str) -> None:
     """Refuse unknown keys, and keys that do not change the training."""
     node: Any = config.model_dump(mode="json")
-    for part in path.split("."):
-        if not isinstance(node, dict) or part not in node:
+    for key in path.split("."):
+        if not isinstance(node, dict) or key not in node:
             known = choices(node) if isinstance(node, dict) else "none, because it is a value"
             raise ConfigError(
-                f"{where}: unknown path; there is no key {part!r}, valid keys: {known}"
+                f"{where}: unknown path; there is no key {key!r}, valid keys: {known}"
             )
-        node = node[part]
+        node = node[key]
     section = path.split(".")[0]
     if section == "data":
         raise ConfigError(
@@ -379,15 +379,15 @@ def _check_rungs(space: Space, model: ModelConfig, tune: TuneConfig) -> None:
 
 def _is_section(config: Config, path: str) -> bool:
     node: Any = config
-    for part in path.split("."):
-        node = getattr(node, part)
+    for key in path.split("."):
+        node = getattr(node, key)
     return hasattr(node, "model_fields_set")
 
 
 def _at(tree: Mapping[str, Any], path: str) -> Any:
     node: Any = tree
-    for part in path.split("."):
-        node = node[part]
+    for key in path.split("."):
+        node = node[key]
     return node
 
 

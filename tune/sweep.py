@@ -37,7 +37,7 @@ from tune.outcome import best_config, best_yaml, comparison_words, trial_table
 from tune.plan import Plan
 from tune.ray_tune import run_trials
 from tune.report import render_sweep
-from tune.search import Place
+from tune.search import TrialPaths
 from tune.slots import slots_of_cluster
 from tune.space import load_space
 from tune.watching import Children, Lines
@@ -137,7 +137,9 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
             ):
                 lines.best = trial.value, trial.name
         lines.num_ended = len(done)
-        run_trials(plan, Place(dataset.root, (folder.root / "trials").absolute()), slots, lines)
+        run_trials(
+            plan, TrialPaths(dataset.root, (folder.root / "trials").absolute()), slots, lines
+        )
     added = ledger.added_seconds()
     if added is not None:
         progress(f"overhead per trial besides its training: {added:.1f} s (median)")
@@ -154,10 +156,10 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
 
 def _close(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tracker) -> None:
     """Write the table, best.yaml, and the comparison with the given configuration."""
-    progress, best, place = folder.progress, plan.best(), folder.root / "best.yaml"
+    progress, best, path = folder.progress, plan.best(), folder.root / "best.yaml"
     progress.plain("\n" + trial_table(plan) + "\n")
-    write_atomically(place, best_yaml(plan, dataset.root, place))
-    progress(f"best: trial {best.trials[0].name}; its configuration is in {place}")
+    write_atomically(path, best_yaml(plan, dataset.root, path))
+    progress(f"best: trial {best.trials[0].name}; its configuration is in {path}")
     progress(comparison_words(plan, folder.root))
     tracker.log_metrics({"sweep": {"best_value": best.mean, "trials": len(plan.ledger.searched())}})
     tracker.set_tags({"sweep.best": best.trials[0].name})
@@ -198,9 +200,9 @@ def _report(plan: Plan, folder: RunFolder, tracker: Tracker) -> None:
 
 def _closing_words(plan: Plan, folder: RunFolder) -> str:
     final = plan.ledger.final
-    said = f"{final['words']}\n" if final else ""
+    final_words = f"{final['words']}\n" if final else ""
     return (
-        f"{said}sweep       {(folder.root / 'sweep.html').absolute()}\nbest       "
+        f"{final_words}sweep       {(folder.root / 'sweep.html').absolute()}\nbest       "
         f" {folder.root / 'best.yaml'}"
     )
 

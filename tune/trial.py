@@ -138,11 +138,11 @@ class Epochs:
         value = _finite(float(values[self.metric]), self.metric)
         self.best = value if self.best is None else max(self.best, value)
         history, self.waiting = self.waiting, []
-        asked = time.perf_counter()
+        begun = time.perf_counter()
         self.report(
             {"epoch": int(values["epoch"]), "value": value, "best": self.best, "history": history}
         )
-        self.waited += time.perf_counter() - asked
+        self.waited += time.perf_counter() - begun
 
 
 def finished(
@@ -274,20 +274,20 @@ def _dataset(root: str) -> PreparedDataset:
 def _keep_checkpoint(checkpoint: Path, folder: Path) -> None:
     """Replace earlier checkpoints by a new one, atomically."""
     aside = folder / f".{_CHECKPOINT}{os.getpid()}"
-    place = folder / f"{_CHECKPOINT}{time.time_ns()}"
+    checkpoint = folder / f"{_CHECKPOINT}{time.time_ns()}"
     with suppress(OSError):  # with a full disk the trial cannot be resumed, but it continues
         shutil.rmtree(aside, ignore_errors=True)
         shutil.move(checkpoint, aside)
         earlier = list(folder.glob(f"{_CHECKPOINT}*"))
-        aside.rename(place)
+        aside.rename(checkpoint)
         for other in earlier:
             shutil.rmtree(other, ignore_errors=True)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest undamaged checkpoint of a trial, or None."""
-    for place in sorted(folder.glob(f"{_CHECKPOINT}*"), reverse=True):
+    for checkpoint in sorted(folder.glob(f"{_CHECKPOINT}*"), reverse=True):
         with suppress(ArtifactError):
-            check_checkpoint(place)
-            return place
+            check_checkpoint(checkpoint)
+            return checkpoint
     return None

@@ -149,7 +149,7 @@ class Lines:
         """Log the epochs of a trial."""
         self.children.epoch(trial, history)
 
-    def said(self, words: str) -> None:
+    def note(self, words: str) -> None:
         """Print a message."""
         self.progress(words)
 

@@ -120,7 +120,7 @@ def test_quantity_columns_are_named_in_the_configuration(tmp_path: Path, mapped:
     ]
 
 
-def test_training_keys_of_the_user_are_kept() -> None:
+def test_training_keys_of_the_user_override_the_setting() -> None:
     config = configured(
         build_config(
             {

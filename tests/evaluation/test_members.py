@@ -136,7 +136,7 @@ def test_dropped_member_has_validation_figure_and_reason(tmp_path) -> None:
     )
 
 
-def test_model_equal_to_its_best_member_says_so(tmp_path) -> None:
+def test_model_equal_to_its_best_member_is_reported(tmp_path) -> None:
     dataset = small_world(tmp_path)
     weights_M = [0.0, 1.0, 0.0]
     model = stacked_model(dataset, weights_M)

@@ -57,13 +57,13 @@ def test_validation_with_only_repeats_names_the_setting(tmp_path: Path) -> None:
         fit(config, _dataset(tmp_path, 6), Validator.of(config), TrainContext())
 
 
-def test_validation_with_many_repeats_says_so_once(tmp_path: Path) -> None:
-    config, said = _config(tmp_path, {"epochs": 3}), list[str]()
-    fit(config, _dataset(tmp_path, 6, 2), Validator.of(config), TrainContext(note=said.append))
-    assert said == [repeats_line("validation", 6, 8)]
+def test_many_repeats_in_validation_are_noted_once(tmp_path: Path) -> None:
+    config, notes = _config(tmp_path, {"epochs": 3}), list[str]()
+    fit(config, _dataset(tmp_path, 6, 2), Validator.of(config), TrainContext(note=notes.append))
+    assert notes == [repeats_line("validation", 6, 8)]
     assert (
-        said[0].startswith("warning: 6 of 8 validation users")
-        and "evaluate.exclude_seen false" in said[0]
+        notes[0].startswith("warning: 6 of 8 validation users")
+        and "evaluate.exclude_seen false" in notes[0]
     )
 
 

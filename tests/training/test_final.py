@@ -561,7 +561,7 @@ def test_members_of_an_update_are_weighted_on_users_new_to_the_parent(
     assert sorted(asked) == list(range(1, 32, 4))
 
 
-def test_final_model_keeps_member_weights_of_validation(story: Path) -> None:
+def test_final_model_has_the_member_weights_of_validation(story: Path) -> None:
     """Closed-form members are fitted on all events; their weights and constants stay."""
     words = [
         "--run.dir",

@@ -364,7 +364,7 @@ def test_user_without_any_signal_gets_popular_items(tmp_path: Path) -> None:
     assert torch.equal(scores[0], torch.bincount(graphs.items_E, minlength=NUM_ITEMS).float())
 
 
-def test_diverging_loss_says_so(tmp_path: Path) -> None:
+def test_diverging_loss_raises_an_error_that_names_the_cure(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"the loss is nan in epoch \d+; lower train.lr"):
         run(settings(lr=1e30, clip_norm=0, epochs=6), cycles(tmp_path))
 

@@ -24,7 +24,7 @@ from tune.alive import Pulse, beating
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
 from tune.ray_tune import run_trials
-from tune.search import Place, PlannedSearch
+from tune.search import PlannedSearch, TrialPaths
 from tune.slots import Slots
 from tune.space import load_space
 from tune.sweep import _all_failed, _reasons
@@ -58,7 +58,7 @@ class Seen:
     def ended(self, trial: Trial) -> None:
         self.words.append(f"end {trial.name}")
 
-    def said(self, words: str) -> None:
+    def note(self, words: str) -> None:
         self.words.append(words)
 
 
@@ -211,7 +211,7 @@ def _controller(*trials: tuple[str, str, Any]) -> Any:
 
 def _search(folder: Path) -> tuple[PlannedSearch, Seen]:
     seen = Seen()
-    return PlannedSearch(_plan(folder), Place("", folder / "trials"), ONE_PROCESS, seen), seen
+    return PlannedSearch(_plan(folder), TrialPaths("", folder / "trials"), ONE_PROCESS, seen), seen
 
 
 def test_trial_dropped_by_tune_is_started_again(tmp_path: Path) -> None:
@@ -335,7 +335,9 @@ def test_sweep_continues_after_dropped_and_hanging_trials(
     """Either trial once stopped the sweep forever."""
     monkeypatch.setattr("tune.ray_tune.train_in_process", _failing_trainable())
     plan, seen = _plan(tmp_path, silent_s=10), Seen()
-    run_trials(plan, Place(_dataset(tmp_path / "data"), tmp_path / "trials"), ONE_PROCESS, seen)
+    run_trials(
+        plan, TrialPaths(_dataset(tmp_path / "data"), tmp_path / "trials"), ONE_PROCESS, seen
+    )
     trials = plan.ledger.searched()
     assert [trial.state for trial in trials] == ["finished", "stopped", "failed", "stopped"]
     assert "no heartbeat" in trials[2].reason and "tune.silent_s" in trials[2].reason

@@ -429,7 +429,7 @@ def test_single_granularity_and_updated_model_are_refused(tmp_path: Path) -> Non
         check(two, folder)
 
 
-def test_missing_model_and_missing_validation_part_end_with_code_2(
+def test_missing_model_or_validation_split_ends_with_code_2(
     tmp_path: Path, capsys: Captured
 ) -> None:
     root = tmp_path / "run"
