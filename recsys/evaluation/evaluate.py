@@ -159,22 +159,11 @@ def evaluate(
     through = Split.VALID if refit else Split.TRAIN
     baselines, ruled_out = _baselines(model, dataset, config, through, checked)
     test = _ranked(model, baselines, dataset, config, through)
-    members = (
-        shares(model, test.ranking.queries, config.train, config.evaluate)
-        if config.evaluate.ablate
-        else Shares({}, {})
-    )
+    members = _member_shares(test)
     without = {name: members.without[name] for name in model.names if name in members.without}
     confidence, comparison = certainty(test.values, baselines, MODEL, config)
     granularities = _granularities(test, without)
-    extras = {
-        "members": _members(test, members, granularities, stack or {}),
-        "signals": _signals(test),
-        "audit": checked.to_json(),
-        "trust": trust_report(test.rankings, test.values, dataset, config, through),
-    }
-    if config.evaluate.ablation != "none":
-        extras["ablation"] = ablation_report(model, test.ranking, config)
+    extras = _extras(test, _members(test, members, granularities, stack or {}), checked)
     return Evaluation(
         metric=config.train.metric,
         model=_means(test.values[MODEL]),
@@ -235,6 +224,19 @@ def _ranked(
         name: _values(ranking, counts_N, vectors_ND, ks) for name, ranking in rankings.items()
     }
     return _Test(model, baselines, dataset, config, through, queries, rankings, values)
+
+
+def _extras(test: _Test, members: dict[str, Any], checked: Audit) -> dict[str, Any]:
+    """The reports besides the metrics, in the order of ``metrics.json``."""
+    extras = {
+        "members": members,
+        "signals": _signals(test),
+        "audit": checked.to_json(),
+        "trust": trust_report(test.rankings, test.values, test.dataset, test.config, test.through),
+    }
+    if test.config.evaluate.ablation != "none":
+        extras["ablation"] = ablation_report(test.model, test.ranking, test.config)
+    return extras
 
 
 def _means(values: Mapping[str, Array | float]) -> dict[str, float]:
@@ -316,6 +318,13 @@ def _segments(test: _Test, without: Mapping[str, Array]) -> dict[str, Any]:
         **({"items": items} if items else {}),
         **({"event_types": types} if types else {}),
     }
+
+
+def _member_shares(test: _Test) -> Shares:
+    """The main metric with every member alone and without it, if it should be measured."""
+    if not test.config.evaluate.ablate:
+        return Shares({}, {})
+    return shares(test.model, test.ranking.queries, test.config.train, test.config.evaluate)
 
 
 def _members(

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recsys.report.charts import axis
-from recsys.report.report import recommender_name
-from recsys.report.wording import figure, metric_name, number, signed
+from recsys.report.wording import figure, metric_name, number, recommender_name, signed
 
 
 @dataclass(frozen=True)
