@@ -28,7 +28,7 @@ from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError
 from recsys.evaluation.ablation import compare_variants
 from recsys.evaluation.evaluate import evaluate as evaluate_model
-from recsys.evaluation.own_panels import own_panels
+from recsys.evaluation.granularity_panels import granularity_panels
 from recsys.evaluation.rating_errors import rating_report
 from recsys.evaluation.user_clusters import describe_strata
 from recsys.gate.drift import drift_panel, with_calibration
@@ -81,7 +81,7 @@ def evaluate(config: Config, folder: RunFolder) -> dict[str, Any]:
         drift = drift_read(folder, dataset.manifest.content_hash)
         if drift is not None:
             metrics["drift"] = with_calibration(drift, metrics)
-        if panels := own_panels(trained.frozen, item_titles(dataset.features)):
+        if panels := granularity_panels(trained.frozen, item_titles(dataset.features)):
             metrics["panels"] = panels
         if drift is not None:
             panel = drift_panel(metrics["drift"], config.promote)

@@ -86,7 +86,7 @@ def example_users(
                         "shares": {
                             name: share
                             for name, share in zip(model.names, shares_K, strict=True)
-                            if name in model.speaking
+                            if name in model.active_names
                         },
                         "hit": bool(hit),
                     }

@@ -24,7 +24,7 @@ COSTLY_FILES: Final = (
     "test_planted_worlds",
     "test_sweep",
     "test_training",
-    "test_alive",
+    "test_heartbeats",
     "test_planted_systems",
     "test_planted_media",
     "test_planted_profile",

@@ -31,15 +31,15 @@ from recsys.training.apart import own_config, sections
 from recsys.training.checkpoint import load_progress
 from recsys.training.members import trained_only, trained_part
 from recsys.training.resume import training_digest
-from tune.here import run_here
+from tune.in_process import run_in_process
 from tune.ledger import Ledger, Trial
-from tune.portfolio import Portfolio, Spoken
+from tune.portfolio import Portfolio, PortfolioLines
 from tune.ray_tune import run_trials
 from tune.search import TrialPaths, training_seconds
 from tune.slots import slots_of_cluster
 from tune.timing import STARTS_S, Costs, continued, cost_of, with_apart
 from tune.trial import forget_checkpoints, last_checkpoint
-from tune.watching import Children
+from tune.trial_lines import Children
 
 _SEARCH: Final = 0.35  # share of the remaining time for the search
 _RUNGS: Final = 8  # the first rung is after 1/8 of the epochs …
@@ -236,9 +236,9 @@ def _try_all(
         folder.progress.own_bars(),
     ):
         slots = slots_of_cluster(plan.config, dataset.num_items, folder.progress)
-        lines = Spoken(folder.progress, kids, config.train.metric, names)
+        lines = PortfolioLines(folder.progress, kids, config.train.metric, names)
         if trains_here(config.train, config.ray, folder.budget):
-            run_here(plan, paths, replace(slots, concurrent=1), lines)
+            run_in_process(plan, paths, replace(slots, concurrent=1), lines)
         else:
             run_trials(plan, paths, slots, lines)
     return plan

@@ -18,7 +18,7 @@ from recsys.evaluation.bootstrap import Comparison, compare
 from recsys.registry.tracking import flatten, tracking_uri
 from tune.plan import Plan, Standing
 from tune.search import VALUES
-from tune.watching import cell, short
+from tune.trial_lines import cell, short
 
 _RESAMPLES: Final = 2000
 

@@ -13,7 +13,7 @@ from recsys.config import Config
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
 from tune.space import Space
-from tune.watching import Children, Lines
+from tune.trial_lines import Children, TrialLines
 
 MOST_APART: Final = 3  # separately trained models, at most
 _FIRST: Final = 0.6  # share of the search for its first trial
@@ -21,7 +21,7 @@ _LEAST_SHARE: Final = 1 / 3  # of the epochs of another trial, for a comparison 
 _SPEAKS_S: Final = 15.0  # seconds between two lines about running trials
 
 
-class Spoken(Lines):
+class PortfolioLines(TrialLines):
     """The progress lines of a search, with regular lines about running trials and the best so
     far.
     """

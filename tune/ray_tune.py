@@ -17,7 +17,7 @@ from typing import Any, Final
 import ray.tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from tune.alive import forget_beats
+from tune.heartbeats import forget_beats
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
 from tune.search import PlannedSearch, TrialPaths, Watch, forget_unneeded, training_seconds

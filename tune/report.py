@@ -25,7 +25,7 @@ from tune.outcome import changes, compare_with_default, comparison_words
 from tune.plan import Plan
 from tune.proposals import importance
 from tune.space import Dimension
-from tune.watching import cell, short
+from tune.trial_lines import cell, short
 
 _MAX_LINES: Final = 200  # maximum per chart
 

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 
 from recsys.config import Config, redact
 from recsys.errors import ConfigError
-from tune.alive import Pulse
+from tune.heartbeats import Pulse
 from tune.ledger import Ledger, Trial
 from tune.plan import WAIT, Plan
 from tune.slots import Slots

@@ -40,7 +40,7 @@ from tune.report import render_sweep
 from tune.search import TrialPaths
 from tune.slots import slots_of_cluster
 from tune.space import load_space
-from tune.watching import Children, Lines
+from tune.trial_lines import Children, TrialLines
 
 
 def tune(config: Config, folder: RunFolder) -> None:
@@ -128,7 +128,7 @@ def _search(plan: Plan, dataset: PreparedDataset, folder: RunFolder, tracker: Tr
     progress(f"{plan.config.tune.trials} trials over:\n{plan.space.describe()}")
     tracker.log_dataset(dataset.manifest, dataset.root)
     with Children(tracker, progress) as children:
-        lines = Lines(progress, children, plan.config.train.metric, plan.config.tune.trials)
+        lines = TrialLines(progress, children, plan.config.train.metric, plan.config.tune.trials)
         for trial in done:
             if (
                 trial.value is not None

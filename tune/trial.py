@@ -43,7 +43,7 @@ from recsys.pace import Deadline
 from recsys.training.checkpoint import check_checkpoint
 from recsys.training.context import Report, TrainContext
 from recsys.training.phases import fit
-from tune.alive import beating
+from tune.heartbeats import beating
 
 MAX_VALUES: Final = (
     20_000  # validation queries whose values a trial returns, for paired comparisons
@@ -69,7 +69,7 @@ class Task:
     threads: int
     use_gpu: bool
     best: float | None = None  # best value that an interrupted trial has reported
-    pulse: str = ""  # the key of its heartbeats, see tune.alive
+    pulse: str = ""  # the key of its heartbeats, see tune.heartbeats
     until: float | None = None  # seconds since 1970 at which it ends itself with its results so far
 
 

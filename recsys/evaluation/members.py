@@ -172,7 +172,7 @@ def member_report(
     """
     stacked = choices.get("members", {})
     order = _order(model, [*stacked, *found.without])
-    spans = _spans(
+    interval_of = _intervals(
         {"": together_B, **found.alone, **{f"baseline {n}": v for n, (_, v) in baselines.items()}},
         config.evaluate,
         config.seed,
@@ -185,23 +185,27 @@ def member_report(
             "validation": choices.get("validation"),
             "cross_fitted": choices.get("cross_fitted"),
             "test": float(together_B.mean()),
-            "interval": spans[""],
+            "interval": interval_of[""],
         },
         "each": {
-            name: _member(name, together_B, found, spans, model, weights, choices, config)
+            name: _member(name, together_B, found, interval_of, model, weights, choices, config)
             for name in order
         },
         "baselines": {
-            name: {
-                "alone": {
-                    "validation": validation,
-                    "test": float(values_B.mean()),
-                    "interval": spans[f"baseline {name}"],
-                },
-                "why": "a baseline, not part of the sum",
-            }
+            name: _baseline(validation, values_B, interval_of[f"baseline {name}"])
             for name, (validation, values_B) in baselines.items()
         },
+    }
+
+
+def _baseline(validation: float | None, values_B: Array, interval: list[float]) -> dict[str, Any]:
+    return {
+        "alone": {
+            "validation": validation,
+            "test": float(values_B.mean()),
+            "interval": interval,
+        },
+        "why": "a baseline, not part of the sum",
     }
 
 
@@ -214,7 +218,7 @@ def _order(model: SummedModel, names: Sequence[str]) -> list[str]:
     )
 
 
-def _spans(
+def _intervals(
     values: Mapping[str, Array], evaluate: EvaluateConfig, seed: int
 ) -> dict[str, list[float]]:
     return intervals(values, evaluate.bootstrap, seed)
@@ -224,7 +228,7 @@ def _member(
     name: str,
     together_B: Array,
     found: Shares,
-    spans: Mapping[str, list[float]],
+    interval_of: Mapping[str, list[float]],
     model: SummedModel,
     weights: Mapping[str, float],
     choices: Mapping[str, Any],
@@ -254,7 +258,7 @@ def _member(
         "alone": {
             "validation": chosen["alone"] if chosen else None,
             "test": float(alone.mean()) if alone is not None else None,
-            "interval": spans.get(name),
+            "interval": interval_of.get(name),
         },
         "without": {"validation": chosen["without"] if chosen else None, "test": None},
         "weight": _weight(chosen, weights.get(name)),

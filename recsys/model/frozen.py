@@ -61,11 +61,11 @@ class FrozenModel:
         return self.encoders.names
 
     @property
-    def speaking(self) -> list[str]:
+    def active_names(self) -> list[str]:
         """The granularities with a weight for at least one query, in the order of K; the others
         always add zero.
         """
-        return self.encoders.speaking
+        return self.encoders.active_names
 
     @property
     def personal_K(self) -> Tensor:
@@ -89,30 +89,30 @@ class FrozenModel:
     def encode(
         self,
         queries: Queries,
-        brought: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """z_k of every query [B, K, D] and where it is present [B, K], for the trained
         granularities.
 
-        ``brought`` holds the inputs of the queries besides events, by signal; see ``Batch.inputs``.
+        ``inputs`` holds the inputs of the queries besides events, by signal; see ``Batch.inputs``.
         """
-        return self.encoders.encode(self._batch(queries, brought), self.items, self.states)
+        return self.encoders.encode(self._batch(queries, inputs), self.items, self.states)
 
     def _batch(
         self,
         queries: Queries,
-        brought: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> Batch:
         self.encoders.eval()
         batch = last_position(queries, self.config.max_history)
-        batch = replace(batch, inputs=dict(brought or {}))
+        batch = replace(batch, inputs=dict(inputs or {}))
         return batch.to(self.item_vectors_ND.device)
 
     @torch.inference_mode()
     def contributions(
         self,
         queries: Queries,
-        brought: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> Contributions:
         """Weighted contributions of the granularities to every query: see
         :class:`~recsys.contributions.Contributions`.
@@ -121,10 +121,10 @@ class FrozenModel:
         ----------
         queries : Queries
             Histories to score.
-        brought : Mapping[str, Any] | None
+        inputs : Mapping[str, Any] | None
             As in :meth:`encode`.
         """
-        batch = self._batch(queries, brought)
+        batch = self._batch(queries, inputs)
         z_BKD, present_BK = self.encoders.encode(batch, self.items, self.states)
         _, weights_BK = self.encoders.fusion(z_BKD, present_BK)
         return self._members.contributions(batch, z_BKD, weights_BK, self.encoders.fitted_weights)
@@ -171,7 +171,7 @@ class FrozenModel:
         self,
         queries: Queries,
         steps: int,
-        brought: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> Contributions:
         """:meth:`contributions` after ``steps`` further expected events: what to recommend after
         events that have not happened.
@@ -189,7 +189,7 @@ class FrozenModel:
             raise RequestError(
                 f"a horizon of {steps + 1} exceeds model.max_history {self.config.max_history}"
             )
-        whole = self._batch(queries, brought)
+        whole = self._batch(queries, inputs)
         z_BKD, present_BK = self.encoders.encode(whole, self.items, self.states)
         batch, items = last_position(queries, room).to(self.item_vectors_ND.device), self.items
         for _ in range(steps):

@@ -76,7 +76,7 @@ class Encoders(nn.Module):
         } - {TRAINED}
 
     @property
-    def speaking(self) -> list[str]:
+    def active_names(self) -> list[str]:
         """The granularities with a weight for at least one query, in the order of :attr:`names`."""
         stack, fixed_K = self.stack, getattr(self.fusion, "weights_K", None)
         trained, closed_form = (

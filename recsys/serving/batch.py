@@ -123,7 +123,7 @@ def recommend_all(
     )
     bundle = read_bundle(bundle_folder)
     schema = output_schema(
-        bundle.model.speaking, *_boosts_and_explains([asked.rules, *(requests or ())])
+        bundle.model.active_names, *_boosts_and_explains([asked.rules, *(requests or ())])
     )
     chosen = _selected(bundle, bundle_folder, batch_size, users, requests)
     _check_rules(bundle, [{"k": k, **asked.rules, **dict(row)} for row in requests or [{}]])

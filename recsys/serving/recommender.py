@@ -79,7 +79,7 @@ class Recommender:
 
     def __init__(self, bundle: Bundle, through: Split = Split.TEST) -> None:
         self.bundle, self.model = bundle, bundle.model
-        self.names, self.speaking = self.model.names, self.model.speaking
+        self.names, self.speaking = self.model.names, self.model.active_names
         self._speaking_K = [self.names.index(name) for name in self.speaking]
         self._personal_K = self.model.personal_K
         self._histories = (

@@ -21,7 +21,7 @@ from recsys.errors import ConfigError, StorageError
 from recsys.registry.tracking import Tracker, outage
 from recsys.storage.places import storage_errors
 from tune.ledger import Trial
-from tune.watching import Children
+from tune.trial_lines import Children
 
 DOWN = MlflowException(
     "API request to http://user:word@host:1/api failed with exception: refused\nand more"

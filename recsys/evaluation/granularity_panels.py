@@ -8,7 +8,7 @@ from typing import Any
 from recsys.model import FrozenModel
 
 
-def own_panels(model: FrozenModel, titles: Sequence[str]) -> dict[str, dict[str, Any]]:
+def granularity_panels(model: FrozenModel, titles: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The panels of the granularities of a model, by name: ``panels`` of ``metrics.json``."""
     modules = [*model.encoders.each(), *model.encoders.each(closed_form=True)]
     found = {name: module.panel(model.states.get(name, {}), titles) for name, module in modules}

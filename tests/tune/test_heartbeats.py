@@ -19,8 +19,8 @@ from recsys.config import Config, build_config
 from recsys.data.histories import Split
 from recsys.errors import TrainingError, Unavailable
 from tests.handmade import DAY, Event, write_dataset
-from tune import alive
-from tune.alive import Pulse, beating
+from tune import heartbeats
+from tune.heartbeats import Pulse, beating
 from tune.ledger import Ledger, Trial
 from tune.plan import Plan
 from tune.ray_tune import run_trials
@@ -167,9 +167,9 @@ def test_trial_that_waits_for_a_process_is_mentioned_at_intervals() -> None:
 
 def test_computing_thread_publishes_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     published: list[float] = []
-    monkeypatch.setattr(alive, "BEAT_S", 0.01)
+    monkeypatch.setattr(heartbeats, "BEAT_S", 0.01)
     monkeypatch.setattr(
-        alive, "_internal_kv_put", lambda key, value, **_: published.append(float(value))
+        heartbeats, "_internal_kv_put", lambda key, value, **_: published.append(float(value))
     )
     with beating("key"):
         deadline = time.monotonic() + 120
@@ -188,11 +188,11 @@ def test_unavailable_heartbeat_store_raises_nothing(monkeypatch: pytest.MonkeyPa
     def unavailable(*_: Any, **__: Any) -> None:
         raise ConnectionError("no store")
 
-    monkeypatch.setattr(alive, "_internal_kv_put", unavailable)
-    monkeypatch.setattr(alive, "_internal_kv_get", unavailable)
+    monkeypatch.setattr(heartbeats, "_internal_kv_put", unavailable)
+    monkeypatch.setattr(heartbeats, "_internal_kv_get", unavailable)
     with beating("key"):
         pass
-    assert alive.read_beat("key") is None
+    assert heartbeats.read_beat("key") is None
 
 
 # ------------------------------------------------------------------------------------------- search

@@ -21,7 +21,7 @@ from tune.slots import Slots
 from tune.trial import run_trial
 
 
-def run_here(plan: Plan, paths: TrialPaths, slots: Slots, watch: Watch) -> None:
+def run_in_process(plan: Plan, paths: TrialPaths, slots: Slots, watch: Watch) -> None:
     """Run all trials of the plan; the ledger records every one."""
     running = dict[str, Trial]()
     search: Any = SimpleNamespace(running=running, plan=plan)

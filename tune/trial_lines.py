@@ -118,7 +118,7 @@ class Children:
         }
 
 
-class Lines:
+class TrialLines:
     """Progress lines of the trials, and their tracking."""
 
     def __init__(self, progress: Progress, children: Children, metric: str, planned: int) -> None:
