@@ -24,7 +24,7 @@ from recsys.errors import ConfigError
 from recsys.granularities.base import Graphs, ItemView, ModelSizes
 from recsys.granularities.knowledge.counts import KnowledgeCounts
 from recsys.granularities.knowledge.section import KnowledgeConfig
-from recsys.granularities.knowledge.triples import Facts
+from recsys.granularities.knowledge.triples import Triples
 from recsys.granularities.profile.counts import Cells, ProfileCounts
 from recsys.granularities.profile.section import ProfileConfig
 from recsys.model import FrozenModel
@@ -52,13 +52,13 @@ CROSSES: dict[str, Any] = {
 }
 
 
-def _graphs(facts: Facts | None = None) -> Graphs:
+def _graphs(triples: Triples | None = None) -> Graphs:
     users_E = torch.tensor([user for user, row in enumerate(ROWS) for _ in row])
     items_E = torch.tensor([item for row in ROWS for item in row])
     profiles = Profiles(
         encode_table(PEOPLE, (AGE, SEX)), encode_table(pa.table({"x": [0] * ITEMS}), ())
     )
-    return Graphs(4, ITEMS, users_E, items_E, inputs={"profile": profiles, "knowledge": facts})
+    return Graphs(4, ITEMS, users_E, items_E, inputs={"profile": profiles, "knowledge": triples})
 
 
 def _sizes(**more: Any) -> ModelSizes:
@@ -124,10 +124,10 @@ def test_knowledge_equals_the_sums_by_hand() -> None:
     heads, relations, tails = torch.tensor(
         [(0, 0, 5), (1, 0, 5), (1, 0, 6), (2, 0, 6), (4, 0, 6), (3, 0, 7), (2, 1, 0)]
     ).T
-    facts = Facts(8, 2, heads, relations, tails, torch.arange(ITEMS))
+    triples = Triples(8, 2, heads, relations, tails, torch.arange(ITEMS))
     sizes = _sizes(knowledge={"entities": 8, "relations": 2})
     module = KnowledgeCounts(KnowledgeConfig(fit="counts", smoothing=2.0), sizes)
-    state = module.state(VIEW, _graphs(facts))
+    state = module.state(VIEW, _graphs(triples))
     z, present = module(_batch([[0, 2, 2], [3], []], [0, 1, 2]), VIEW, state)
     # 7 and the sequel belong to one item only
     shares = [[1, 0], [0.5, 0.5], [0, 1], [0, 0], [0, 1]]
@@ -150,12 +150,12 @@ def test_knowledge_counts_facts_both_ways_and_keeps_the_largest() -> None:
     heads, relations, tails = torch.tensor(
         [(0, 0, 2), (1, 0, 2), (5, 0, 0), (5, 0, 3), (6, 0, 3), (6, 0, 4)]
     ).T
-    facts = Facts(7, 1, heads, relations, tails, torch.arange(ITEMS))
+    triples = Triples(7, 1, heads, relations, tails, torch.arange(ITEMS))
     sizes = _sizes(knowledge={"entities": 7, "relations": 1})
 
     def shares(**options: Any) -> Any:
         module = KnowledgeCounts(KnowledgeConfig(fit="counts", **options), sizes)
-        return module.state(VIEW, _graphs(facts))["shares_NE"].tolist()
+        return module.state(VIEW, _graphs(triples))["shares_NE"].tolist()
 
     # 2 as a tail of 0 and 1; 5 as the head of 0 and 3; 6 as the head of 3 and 4, of which it is one
     # in two of 3's

@@ -18,7 +18,7 @@ from recsys.errors import ConfigError
 from recsys.granularities import granularity_class
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.behaviour.text_vectors import UserTextVectors
-from recsys.granularities.knowledge.triples import Facts
+from recsys.granularities.knowledge.triples import Triples
 from recsys.granularities.media.model import MediaVectors
 from recsys.granularities.place.columns import Places
 from recsys.granularities.social.friends import Friends
@@ -119,7 +119,7 @@ def graphs() -> Graphs:
     ).T
     # items 3 and 4 are one entity; entity 9 has item 5 only
     entities = torch.tensor([0, 1, 2, 3, 3, 4, -1, -1, -1, -1, -1, -1])
-    facts = Facts(10, 2, heads, relations, tails, entities)
+    triples = Triples(10, 2, heads, relations, tails, entities)
     texts = torch.randn(4, TEXT, generator=torch.Generator().manual_seed(2)).half()
     whole = torch.tensor([0, 1, -1, 2, 3])  # user 2 has no text
     user_texts = UserTextVectors(texts, whole, torch.zeros(TEXT), torch.ones(TEXT))
@@ -134,7 +134,7 @@ def graphs() -> Graphs:
     places = Places(points, np.linspace(0, 1, ITEMS)[:, None])
     side = {
         "profile": profiles,
-        "knowledge": facts,
+        "knowledge": triples,
         "user_text": user_texts,
         "media": media,
         "friends": friends,
@@ -346,14 +346,17 @@ def test_relational_convolution_is_that_of_torch_geometric(graphs: Graphs, layer
     """RGCNConv sums over the kinds of edge that end in an entity where we take the mean."""
     from torch_geometric.nn import RGCNConv
 
-    facts = graphs["knowledge"]
-    assert facts is not None
+    triples = graphs["knowledge"]
+    assert triples is not None
     module = make("knowledge", conv="rgcn", layers=layers, min_degree=1, bases=3)
     edges = torch.cat(
-        [torch.stack([facts.head_F, facts.tail_F]), torch.stack([facts.tail_F, facts.head_F])],
+        [
+            torch.stack([triples.head_F, triples.tail_F]),
+            torch.stack([triples.tail_F, triples.head_F]),
+        ],
         dim=1,
     )
-    kinds = torch.cat([2 * facts.relation_F, 2 * facts.relation_F + 1])
+    kinds = torch.cat([2 * triples.relation_F, 2 * triples.relation_F + 1])
     several = torch.stack(
         [torch.bincount(edges[1][kinds == kind], minlength=10) > 0 for kind in range(4)]
     ).sum(0)

@@ -32,7 +32,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.granularities.base import Granularity, Graphs, ItemView, ModelSizes, State
 from recsys.granularities.knowledge.section import KnowledgeConfig
-from recsys.granularities.knowledge.triples import Facts, num_facts
+from recsys.granularities.knowledge.triples import Triples, graph_size
 from recsys.granularities.log_odds import log_odds
 
 
@@ -49,22 +49,22 @@ class KnowledgeCounts(Granularity):
         cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split
     ) -> dict[str, int]:
         """Number of entities and relations."""
-        return num_facts(dataset)
+        return graph_size(dataset)
 
     @classmethod
     def build_input(
         cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
-    ) -> Facts | None:
+    ) -> Triples | None:
         """The facts of the dataset."""
-        return Facts.of(dataset)
+        return Triples.of(dataset)
 
     @classmethod
     def idle(cls, section: KnowledgeConfig, dataset: PreparedDataset, config: Config) -> str:
         """Items with events must share facts."""
-        facts = Facts.of(dataset)
-        if facts is None:
+        triples = Triples.of(dataset)
+        if triples is None:
             return "no facts about items"
-        shares_NE, _ = shares_of_items(facts, section.min_degree)
+        shares_NE, _ = shares_of_items(triples, section.min_degree)
         is_had_N = torch.as_tensor(dataset.item_counts_N(Split.TRAIN) > 0)
         return (
             ""
@@ -79,8 +79,8 @@ class KnowledgeCounts(Granularity):
 
     def state(self, items: ItemView, graphs: Graphs) -> State:
         """Log-odds weights and shares of the counted entities."""
-        facts: Facts = graphs["knowledge"]
-        shares_NE, kind_E = shares_of_items(facts, self.config.min_degree)
+        triples: Triples = graphs["knowledge"]
+        shares_NE, kind_E = shares_of_items(triples, self.config.min_degree)
         mass_E = graphs.degree_N @ shares_NE
         kept_E = mass_E.argsort(descending=True, stable=True)[: self.config.max_entities]
         kept_E = kept_E[mass_E[kept_E] > 0].sort().values
@@ -112,16 +112,19 @@ class KnowledgeCounts(Granularity):
         return z_BE, (z_BE != 0).any(1)
 
 
-def shares_of_items(facts: Facts, min_degree: int) -> tuple[Tensor, Tensor]:
+def shares_of_items(triples: Triples, min_degree: int) -> tuple[Tensor, Tensor]:
     """a_ie as a matrix [N, E], and the kind of every column. A fact between two items counts for
     both.
     """
-    entity_N = facts.entity_N
+    entity_N = triples.entity_N
     ends = torch.cat(
-        [torch.stack([facts.head_F, facts.tail_F]), torch.stack([facts.tail_F, facts.head_F])],
+        [
+            torch.stack([triples.head_F, triples.tail_F]),
+            torch.stack([triples.tail_F, triples.head_F]),
+        ],
         dim=1,
     )
-    kind_F = torch.cat([2 * facts.relation_F, 2 * facts.relation_F + 1])
+    kind_F = torch.cat([2 * triples.relation_F, 2 * triples.relation_F + 1])
     item_I = torch.nonzero(entity_N >= 0).squeeze(1)
     order_I = entity_N[item_I].argsort(stable=True)
     item_I = item_I[order_I]
@@ -134,15 +137,15 @@ def shares_of_items(facts: Facts, min_degree: int) -> tuple[Tensor, Tensor]:
     place_P = torch.arange(len(fact_P), device=num_F.device) - (num_F.cumsum(0) - num_F)[fact_P]
     item_P = item_I[first_F[fact_P] + place_P]
     column, column_P = torch.unique(
-        kind_F[fact_P] * facts.num_entities + ends[1][fact_P], return_inverse=True
+        kind_F[fact_P] * triples.num_entities + ends[1][fact_P], return_inverse=True
     )
     pair = torch.unique(torch.stack([item_P, column_P]), dim=1)
     degree_E = torch.bincount(pair[1], minlength=len(column))
     kept_E = degree_E >= min_degree
     pair = pair[:, kept_E[pair[1]]]
     number_E = kept_E.cumsum(0) - 1
-    kind_E = (column // facts.num_entities)[kept_E]
-    num_kinds = 2 * facts.num_relations
+    kind_E = (column // triples.num_entities)[kept_E]
+    num_kinds = 2 * triples.num_relations
     group_P = pair[0] * num_kinds + kind_E[number_E[pair[1]]]
     of_group = torch.bincount(group_P, minlength=len(entity_N) * num_kinds)
     shares_NE = torch.zeros(len(entity_N), int(kept_E.sum()), device=entity_N.device)

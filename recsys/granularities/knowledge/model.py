@@ -18,8 +18,8 @@ because for items without events it would be noise.
 Facts are not events: they have no time, are valid for the whole catalogue, and no split cuts them.
 If a source adds facts later (awards, sequels), the user must filter them.
 
-Legend: N items, X entities in use, F facts, E edges, R kinds of edge, P pairs (kind of edge, end),
-D width.
+Legend: N items, X entities in use, F triples, E edges, R kinds of edge,
+P pairs (kind of edge, end), D width.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from recsys.granularities.base import (
 from recsys.granularities.behaviour.model import Behaviour
 from recsys.granularities.dropout import Dropout
 from recsys.granularities.knowledge.section import KnowledgeConfig
-from recsys.granularities.knowledge.triples import Facts, num_facts
+from recsys.granularities.knowledge.triples import Triples, graph_size
 
 
 class Knowledge(Granularity):
@@ -60,14 +60,14 @@ class Knowledge(Granularity):
         cls, section: KnowledgeConfig, dataset: PreparedDataset, through: Split
     ) -> dict[str, int]:
         """Number of entities and relations."""
-        return num_facts(dataset)
+        return graph_size(dataset)
 
     @classmethod
     def build_input(
         cls, section: KnowledgeConfig, sizes: ModelSizes, dataset: PreparedDataset, through: Split
-    ) -> Facts | None:
+    ) -> Triples | None:
         """The facts of the dataset."""
-        return Facts.of(dataset)
+        return Triples.of(dataset)
 
     @classmethod
     def vocabularies(cls, size: Mapping[str, int]) -> tuple[int, ...]:
@@ -134,11 +134,11 @@ class FactGraph(nn.Module):
         )
         self.activate = nn.Identity() if config.conv == "light" else nn.ReLU()
         self.dropout = Dropout(config.input_dropout)
-        self._walk: tuple[Facts, Walk] | None = None
+        self._walk: tuple[Triples, Walk] | None = None
 
-    def forward(self, items_ND: Tensor, facts: Facts) -> Tensor:
+    def forward(self, items_ND: Tensor, triples: Triples) -> Tensor:
         """Vectors of the items' facts."""
-        walk = self.walk(facts)
+        walk = self.walk(triples)
         hidden_XD = self.entities(walk.entities_X) * walk.own_X[:, None] + spread(
             walk.enter, self.enter(items_ND)
         )
@@ -151,10 +151,10 @@ class FactGraph(nn.Module):
             total_XD, hidden_XD = total_XD + passed_XD, hidden_XD + passed_XD
         return spread(walk.leave, total_XD)
 
-    def walk(self, facts: Facts) -> Walk:
+    def walk(self, triples: Triples) -> Walk:
         """The facts as sparse matrices, built once."""
-        if self._walk is None or self._walk[0] is not facts:
-            self._walk = (facts, Walk(facts, self.min_degree))
+        if self._walk is None or self._walk[0] is not triples:
+            self._walk = (triples, Walk(triples, self.min_degree))
         return self._walk[1]
 
 
@@ -223,13 +223,16 @@ class Walk:
     with one item carries no information between items.
     """
 
-    def __init__(self, facts: Facts, min_degree: int) -> None:
-        num_kinds = 2 * facts.num_relations
+    def __init__(self, triples: Triples, min_degree: int) -> None:
+        num_kinds = 2 * triples.num_relations
         is_item = (
-            torch.bincount(facts.entity_N.clamp(min=0), facts.entity_N >= 0, facts.num_entities) > 0
+            torch.bincount(
+                triples.entity_N.clamp(min=0), triples.entity_N >= 0, triples.num_entities
+            )
+            > 0
         )
-        head_F, relation_F, tail_F = facts.head_F, facts.relation_F, facts.tail_F
-        kept = is_item | (_degree(facts) >= min_degree)
+        head_F, relation_F, tail_F = triples.head_F, triples.relation_F, triples.tail_F
+        kept = is_item | (_degree(triples) >= min_degree)
         kept_F = kept[head_F] & kept[tail_F]
         head_F, relation_F, tail_F = head_F[kept_F], relation_F[kept_F], tail_F[kept_F]
         self.entities_X, ends_2F = torch.unique(torch.stack([head_F, tail_F]), return_inverse=True)
@@ -242,9 +245,9 @@ class Walk:
         self.into_all = Hops.of(source_E, kind_E, end_E, num_kinds, num)
         self.into_items = Hops.of(source_E[into_E], kind_E[into_E], end_E[into_E], num_kinds, num)
 
-        place_N = torch.full((facts.num_entities + 1,), -1, device=head_F.device)
+        place_N = torch.full((triples.num_entities + 1,), -1, device=head_F.device)
         place_N[self.entities_X] = torch.arange(num, device=head_F.device)
-        place_N = place_N[facts.entity_N]  # an item without an entity (-1) reads the last element
+        place_N = place_N[triples.entity_N]  # an item without an entity (-1) reads the last element
         item_I = torch.nonzero(place_N >= 0).squeeze(1)
         at_I = place_N[item_I]
         num_X = torch.bincount(at_I, minlength=num).to(torch.float32)
@@ -252,10 +255,10 @@ class Walk:
         self.leave = adjacency(item_I, at_I, torch.ones_like(num_X[at_I]), (len(place_N), num))
 
 
-def _degree(facts: Facts) -> Tensor:
+def _degree(triples: Triples) -> Tensor:
     """Number of distinct neighbours of each entity."""
-    low_F = torch.minimum(facts.head_F, facts.tail_F)
-    high_F = torch.maximum(facts.head_F, facts.tail_F)
-    pair = torch.unique((low_F * facts.num_entities + high_F)[low_F != high_F])
-    ends = torch.cat([pair // facts.num_entities, pair % facts.num_entities])
-    return torch.bincount(ends, minlength=facts.num_entities)
+    low_F = torch.minimum(triples.head_F, triples.tail_F)
+    high_F = torch.maximum(triples.head_F, triples.tail_F)
+    pair = torch.unique((low_F * triples.num_entities + high_F)[low_F != high_F])
+    ends = torch.cat([pair // triples.num_entities, pair % triples.num_entities])
+    return torch.bincount(ends, minlength=triples.num_entities)
