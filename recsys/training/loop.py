@@ -31,14 +31,14 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import seed_of
 from recsys.data.histories import Array, Split
 from recsys.data.loader import Step, TrainingLoader
-from recsys.errors import ConfigError, TrainingError
+from recsys.errors import TrainingError
 from recsys.pace import with_progress
 from recsys.training.build import Start, build_graphs, build_loader, build_model
 from recsys.training.checkpoint import Progress, TrainResult, load_checkpoint, save_checkpoint
 from recsys.training.closed_form import choose_weights, sample_queries
 from recsys.training.context import Report, TrainContext
 from recsys.training.optimizer import build_optimizer, clip_gradients, schedule
-from recsys.training.private import PRIVACY, PrivateSteps, plan
+from recsys.training.private import PRIVACY, PrivateSteps, private_steps
 from recsys.training.pruned import KEPT, choose_pruned, pruned_names, scale, scaled, transplant
 from recsys.training.rating_head import RATINGS, fit_head
 from recsys.training.shared_validation import SharedValidation, Validate
@@ -96,7 +96,13 @@ class Pass:
         if context.world_size > 1 and context.device.type == "cuda":
             self.model.tower.update_rows(False)  # NCCL cannot sum sparse gradients
         self.optimizer = build_optimizer(self.loss, config.train)
-        self.private = self._private_steps() if config.train.privacy.epsilon else None
+        self.private: PrivateSteps | None = None
+        if config.train.privacy.epsilon:
+            num_items = self.model.sizes.num_items
+            self.private = private_steps(
+                config.train, self.loader, context, num_items, self.loss.num_negatives
+            )
+            progress.choices[PRIVACY] = self.private.budget.to_json()
         self.best = self.state()
         if context.resume_from is not None and (progress.epoch or progress.step):
             state, self.best, _ = load_checkpoint(context.resume_from, self.optimizer)
@@ -119,33 +125,6 @@ class Pass:
         """The batches of the events; only for a model with trained granularities."""
         assert self._loader is not None, "nothing is trained"
         return self._loader
-
-    def _private_steps(self) -> PrivateSteps:
-        """The steps of a private training; stores the budget in the progress.
-
-        Raises
-        ------
-        ConfigError
-            Negatives would be drawn by item frequency, which is not private.
-        """
-        train = self.config.train
-        if self.loss.num_negatives:
-            raise ConfigError(
-                f"train.privacy: {self.model.sizes.num_items:,} items are more than"
-                f" train.loss.max_full_items {train.loss.max_full_items:,}, and a sampled softmax"
-                " draws negatives by item frequency, which is not private; set"
-                " train.loss.max_full_items higher"
-            )
-        budget = plan(
-            train.privacy, PrivateSteps.num_users(self.loader), train.batch_size, train.epochs
-        )
-        self.progress.choices[PRIVACY] = budget.to_json()
-        self.context.note(
-            f"private training: noise {budget.noise_multiplier:.3f} in {budget.steps:,} steps of a"
-            f" share {budget.sample_rate:.3f} of the users gives ε {budget.epsilon:.3f} at δ"
-            f" {budget.delta:.0e}"
-        )
-        return PrivateSteps(self.loader, budget, self.context.device)
 
     @property
     def num_steps(self) -> int:

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.config import Config
+from recsys.config import Config, TrainConfig
 from recsys.config.privacy import PrivateConfig
 from recsys.config.privacy_rules import privacy_violations
 from recsys.data.histories import Array, Histories
@@ -39,6 +39,7 @@ from recsys.data.loader import TrainingLoader
 from recsys.errors import ConfigError
 from recsys.training.build import Start
 from recsys.training.checkpoint import Progress
+from recsys.training.context import TrainContext
 
 PRIVACY: Final = "privacy"  # key of the training's choices
 COUNTED_ITEMS: Final = 20  # most items per user in the noised counts
@@ -208,6 +209,36 @@ class PrivateSteps:
         std = self.budget.counts_noise_multiplier * math.sqrt(COUNTED_ITEMS)
         exact_N = torch.from_numpy(bounded_counts(histories, num_items, self._random)).float()
         return (exact_N + std * noise_N).round().clamp(min=0)
+
+
+def private_steps(
+    train: TrainConfig,
+    loader: TrainingLoader,
+    context: TrainContext,
+    num_items: int,
+    num_negatives: int,
+) -> PrivateSteps:
+    """The steps of a private training; notes its noise and its budget.
+
+    Raises
+    ------
+    ConfigError
+        Negatives would be drawn by item frequency, which is not private.
+    """
+    if num_negatives:
+        raise ConfigError(
+            f"train.privacy: {num_items:,} items are more than train.loss.max_full_items"
+            f" {train.loss.max_full_items:,}, and a sampled softmax draws negatives by item"
+            " frequency, which is not private; set train.loss.max_full_items higher"
+        )
+    users = PrivateSteps.num_users(loader)
+    budget = plan(train.privacy, users, train.batch_size, train.epochs)
+    context.note(
+        f"private training: noise {budget.noise_multiplier:.3f} in {budget.steps:,} steps of a"
+        f" share {budget.sample_rate:.3f} of the users gives ε {budget.epsilon:.3f} at δ"
+        f" {budget.delta:.0e}"
+    )
+    return PrivateSteps(loader, budget, context.device)
 
 
 def add_clipped(sums: list[Tensor], gradients: tuple[Tensor | None, ...], most: float) -> None:

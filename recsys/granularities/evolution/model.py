@@ -120,7 +120,11 @@ class Evolution(Granularity):
         if self.context is not None:
             codes_ULC = hide(batch.context_ULC, self.config.context_dropout, self.training)
             events_ULD = events_ULD + self.context(codes_ULC)
-        return self.cell.place(events_ULD) if isinstance(self.cell, CausalAttention) else events_ULD
+        return (
+            self.cell.with_positions(events_ULD)
+            if isinstance(self.cell, CausalAttention)
+            else events_ULD
+        )
 
     def _run(self, events_ULD: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """H_{t+1} and i_t (None: one state) after every query's last event: [B, D]."""
@@ -231,7 +235,7 @@ class CausalAttention(nn.Module):
             )
         return bias_UHLL.masked_fill(lag_LL < 0, float("-inf")) if self.uses_softmax else bias_UHLL
 
-    def place(self, events_ULD: Tensor) -> Tensor:
+    def with_positions(self, events_ULD: Tensor) -> Tensor:
         """Events with their positions, counted from the row's first event."""
         return (
             events_ULD

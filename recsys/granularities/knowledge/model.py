@@ -232,9 +232,9 @@ class Walk:
             > 0
         )
         head_F, relation_F, tail_F = triples.head_F, triples.relation_F, triples.tail_F
-        kept = is_item | (_degree(triples) >= min_degree)
-        kept_F = kept[head_F] & kept[tail_F]
-        head_F, relation_F, tail_F = head_F[kept_F], relation_F[kept_F], tail_F[kept_F]
+        is_used = is_item | (_degree(triples) >= min_degree)
+        is_used_F = is_used[head_F] & is_used[tail_F]
+        head_F, relation_F, tail_F = head_F[is_used_F], relation_F[is_used_F], tail_F[is_used_F]
         self.entities_X, ends_2F = torch.unique(torch.stack([head_F, tail_F]), return_inverse=True)
         source_E, end_E = torch.cat([ends_2F[0], ends_2F[1]]), torch.cat([ends_2F[1], ends_2F[0]])
         # new relations come last (warm start)
