@@ -107,14 +107,17 @@ class Pass:
         if context.resume_from is not None and (progress.epoch or progress.step):
             state, self.best, _ = load_checkpoint(context.resume_from, self.optimizer)
             self.loss.load_state_dict(state)
-        self.step: nn.Module = self.loss
-        if context.world_size > 1 and self.names:
-            self.step = nn.parallel.DistributedDataParallel(
-                self.loss,
-                broadcast_buffers=False,
-                find_unused_parameters=bool(self.model.pruned),
-                gradient_as_bucket_view=True,  # avoids two copies of every gradient
-            )
+        is_distributed = context.world_size > 1 and bool(self.names)
+        self.step: nn.Module = self._distributed() if is_distributed else self.loss
+
+    def _distributed(self) -> nn.Module:
+        """The loss with gradients averaged over the workers."""
+        return nn.parallel.DistributedDataParallel(
+            self.loss,
+            broadcast_buffers=False,
+            find_unused_parameters=bool(self.model.pruned),
+            gradient_as_bucket_view=True,  # avoids two copies of every gradient
+        )
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the trainable state."""
