@@ -156,7 +156,7 @@ def _study(trials: Trials, sampler: str, until: int, seed: int) -> None:
     study = _study_of(chosen, 1)
     for found in trials.tried:
         if found.shares_K is not None:
-            study.add_trial(_told(found.shares_K, [found.metric], num))
+            study.add_trial(_observed(found.shares_K, [found.metric], num))
     proposed = 0
     while len(trials.tried) < until and proposed < 2 * until:  # a repeated point costs nothing
         trial, proposed = study.ask(_distributions(num)), proposed + 1
@@ -168,21 +168,21 @@ def _refine(trials: Trials, until: int) -> None:
     nothing.
     """
     best = trials.picked(FusionSearchConfig())
-    place_K = trials.space.shares_K if best.shares_K is None else best.shares_K
+    point_K = trials.space.shares_K if best.shares_K is None else best.shares_K
     moved = True
     while moved:
         moved = False
-        for granularity in range(len(place_K)):
+        for granularity in range(len(point_K)):
             for factor in _STEPS:
                 if len(trials.tried) >= until:
                     return
-                step_K = np.where(np.arange(len(place_K)) == granularity, place_K * factor, place_K)
-                if not step_K.any() or step_K[granularity] == place_K[granularity]:
+                step_K = np.where(np.arange(len(point_K)) == granularity, point_K * factor, point_K)
+                if not step_K.any() or step_K[granularity] == point_K[granularity]:
                     continue
                 found = trials.measure(step_K)
                 assert found.shares_K is not None
                 if found.metric > best.metric or (factor == 0 and found.metric == best.metric):
-                    best, place_K, moved = found, found.shares_K, True
+                    best, point_K, moved = found, found.shares_K, True
 
 
 def _widen_front(trials: Trials, until: int, seed: int) -> None:
@@ -236,7 +236,7 @@ def _point(params: dict[str, float], num: int) -> Array:
     return shares_K if shares_K.any() else np.ones(num)
 
 
-def _told(shares_K: Array, values: Sequence[float], num: int) -> Any:
+def _observed(shares_K: Array, values: Sequence[float], num: int) -> Any:
     return _optuna().trial.create_trial(
         params=_params(shares_K), distributions=_distributions(num), values=list(values)
     )

@@ -85,20 +85,20 @@ class ScoreCache:
         scored_QP = torch.bmm(weights_QK[:, None], self.scores_QKP)[:, 0]
         bound_Q, scored_QP = scored_QP[:, -1], scored_QP[:, :-1]
         size = min(length, scored_QP.shape[1])
-        top_QL, places_QL = scored_QP.topk(min(size + 1, scored_QP.shape[1]), dim=1)
+        top_QL, positions_QL = scored_QP.topk(min(size + 1, scored_QP.shape[1]), dim=1)
         gap_QL = top_QL[:, :-1] - top_QL[:, 1:]
         # the order of the sum may decide
         close_Q = ((gap_QL > 0) & (gap_QL <= _ROUNDING * top_QL[:, :1].abs())).any(1)
-        places_QL = places_QL[:, :size]
+        positions_QL = positions_QL[:, :size]
         tied_Q = (gap_QL == 0).any(1)
         if tied_Q.any():  # topk breaks ties arbitrarily
-            places_QL[tied_Q] = scored_QP[tied_Q].argsort(dim=1, descending=True, stable=True)[
+            positions_QL[tied_Q] = scored_QP[tied_Q].argsort(dim=1, descending=True, stable=True)[
                 :, :size
             ]
         items_QL = np.full((len(self), length), -1, dtype=np.int32)
         hits_QL = np.zeros((len(self), length), dtype=bool)
-        items_QL[:, :size] = self.pool_QP.gather(1, places_QL).numpy()
-        hits_QL[:, :size] = self.targets_QP.gather(1, places_QL).numpy()
+        items_QL[:, :size] = self.pool_QP.gather(1, positions_QL).numpy()
+        hits_QL[:, :size] = self.targets_QP.gather(1, positions_QL).numpy()
         short = size < length
         sure_Q = self.whole_Q | (
             torch.zeros_like(self.whole_Q) if short else top_QL[:, size - 1] > bound_Q
@@ -243,10 +243,10 @@ class ListMeter:
         """1 − mean cosine of the pairs in a list, from Σ_{i≠j} cos = ‖Σ v‖² − Σ ‖v‖²; 0 for fewer
         than two items.
         """
-        places_QL = torch.from_numpy(items_QL).long()
-        listed_QL = places_QL >= 0
-        places_QL = torch.where(listed_QL, places_QL, len(self.unit_ND) - 1)
-        all_Q = embedding_bag(places_QL, self.unit_ND, mode="sum").square().sum(1)
-        same_Q = self.length_N[places_QL].sum(1)
+        positions_QL = torch.from_numpy(items_QL).long()
+        listed_QL = positions_QL >= 0
+        positions_QL = torch.where(listed_QL, positions_QL, len(self.unit_ND) - 1)
+        all_Q = embedding_bag(positions_QL, self.unit_ND, mode="sum").square().sum(1)
+        same_Q = self.length_N[positions_QL].sum(1)
         pairs_Q = listed_QL.sum(1) * (listed_QL.sum(1) - 1)
         return torch.where(pairs_Q > 0, 1 - (all_Q - same_Q) / pairs_Q.clamp(min=1), 0.0).mean()

@@ -79,16 +79,16 @@ class Frequency(Baseline):
                 else np.arange(len(rows_E), dtype=np.float64)
             )
             halvings_E = np.maximum(times_E[ends_E] - times_E, 0.0) / self.constants["half_life"]
-        keys_P, place_E = np.unique(rows_E * num_items + histories.items_E, return_inverse=True)
+        keys_P, pair_E = np.unique(rows_E * num_items + histories.items_E, return_inverse=True)
         least_P = np.full(len(keys_P), np.inf)
         # subtracted from the exponent, so that the sum does not underflow
-        np.minimum.at(least_P, place_E, halvings_E)
-        sums_P = np.bincount(place_E, 2.0 ** (least_P[place_E] - halvings_E), minlength=len(keys_P))
+        np.minimum.at(least_P, pair_E, halvings_E)
+        sums_P = np.bincount(pair_E, 2.0 ** (least_P[pair_E] - halvings_E), minlength=len(keys_P))
         log_P = np.log2(sums_P) - least_P
         # ranks, as small decayed scores would round to equal values
-        places_P = _ranks(keys_P // num_items, log_P)
+        ranks_P = _ranks(keys_P // num_items, log_P)
         scores_bN = self._behind_N.repeat(len(queries), 1)
-        scores_bN.view(-1)[torch.from_numpy(keys_P)] = 1.0 + torch.from_numpy(places_P).float()
+        scores_bN.view(-1)[torch.from_numpy(keys_P)] = 1.0 + torch.from_numpy(ranks_P).float()
         return scores_bN
 
 

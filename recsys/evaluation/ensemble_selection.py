@@ -69,10 +69,10 @@ class _Bag:
 
     def __init__(self, candidates: Candidates, kind: str, k: int) -> None:
         self._candidates, self._kind, self._k = candidates, kind, k
-        rows_T, places_T = candidates.targets
+        rows_T, positions_T = candidates.targets
         self._rows_T = rows_T.numpy()
         above_TPM = (
-            candidates.scores_QPM[rows_T] - candidates.scores_QPM[rows_T, places_T][:, None, :]
+            candidates.scores_QPM[rows_T] - candidates.scores_QPM[rows_T, positions_T][:, None, :]
         )
         above_TPM.masked_fill_(~candidates.listed_QP[rows_T][:, :, None], _HIDDEN)
         # above the target, by a member

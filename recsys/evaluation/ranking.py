@@ -169,9 +169,9 @@ def top_items(scores_bN: torch.Tensor, k: int) -> tuple[Array, Array]:
         rows_C, items_C, scores_C, left_b = _candidates(scores_bN, k)
         best_C = np.lexsort((tie_order(scores_bN.shape[1])[items_C], -scores_C, rows_C))
         rows_C = rows_C[best_C]
-        place_C = np.arange(len(rows_C)) - np.searchsorted(rows_C, rows_C)
-        listed = place_C < k
-        where = rows_C[listed], place_C[listed]
+        position_C = np.arange(len(rows_C)) - np.searchsorted(rows_C, rows_C)
+        listed = position_C < k
+        where = rows_C[listed], position_C[listed]
         items_bK[where], scores_bK[where] = items_C[best_C][listed], scores_C[best_C][listed]
     if left_b.any():
         items_bK[left_b], scores_bK[left_b] = _top_of_any(scores_bN[torch.from_numpy(left_b)], k)

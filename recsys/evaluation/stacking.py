@@ -78,8 +78,8 @@ class Candidates:
     @cached_property
     def targets(self) -> tuple[Tensor, Tensor]:
         """Query and place of every target among the candidates."""
-        rows_T, places_T = torch.nonzero(self.hits_QP, as_tuple=True)
-        return rows_T, places_T
+        rows_T, positions_T = torch.nonzero(self.hits_QP, as_tuple=True)
+        return rows_T, positions_T
 
     def take(self, rows_Q: Array) -> Candidates:
         """Some of the queries."""
@@ -213,11 +213,11 @@ def values_of(scores_QP: Tensor, candidates: Candidates, kind: str, k: int) -> A
     For queries with few targets the ranks of the targets are counted, which is several times faster
     than finding the k best.
     """
-    rows_T, places_T = candidates.targets
+    rows_T, positions_T = candidates.targets
     hits_QK = np.zeros((len(candidates), k), dtype=bool)
     scores_QP = scores_QP.masked_fill(~candidates.listed_QP, -torch.inf)
     if len(rows_T) <= _FEW_TARGETS * len(candidates):
-        own_T = scores_QP[rows_T, places_T]
+        own_T = scores_QP[rows_T, positions_T]
         ranks_T = (scores_QP[rows_T] > own_T[:, None]).sum(dim=1).numpy()
         listed = ranks_T < k
         hits_QK[rows_T.numpy()[listed], ranks_T[listed]] = True
@@ -304,13 +304,13 @@ def fit_softmax(candidates: Candidates) -> Array:
     """
     num_members = candidates.scores_QPM.shape[2]
     counts_Q1 = candidates.hits_QP.sum(dim=1, keepdim=True)
-    told_Q = (counts_Q1[:, 0] > 0).nonzero()[:, 0]
+    reached_Q = (counts_Q1[:, 0] > 0).nonzero()[:, 0]
     even_M = np.ones(num_members)
-    if not len(told_Q):
+    if not len(reached_Q):
         return even_M
-    scores_QPM = candidates.scores_QPM[told_Q]
-    wanted_QP = (candidates.hits_QP / counts_Q1.clamp(min=1))[told_Q]
-    out_QP = torch.where(candidates.listed_QP[told_Q], 0.0, -1e9)
+    scores_QPM = candidates.scores_QPM[reached_Q]
+    wanted_QP = (candidates.hits_QP / counts_Q1.clamp(min=1))[reached_Q]
+    out_QP = torch.where(candidates.listed_QP[reached_Q], 0.0, -1e9)
     raw_M = torch.full((num_members,), -2.0, requires_grad=True)
     optimizer = torch.optim.LBFGS([raw_M], max_iter=_FIT_STEPS, line_search_fn="strong_wolfe")
 
@@ -319,7 +319,7 @@ def fit_softmax(candidates: Candidates) -> Array:
         weights_M = nn.functional.softplus(raw_M)
         logits_QP = scores_QPM @ weights_M + out_QP
         fitted = -(wanted_QP * logits_QP.log_softmax(dim=1)).sum(dim=1).mean()
-        whole: Tensor = fitted + _RIDGE / len(told_Q) * weights_M.square().sum()
+        whole: Tensor = fitted + _RIDGE / len(reached_Q) * weights_M.square().sum()
         whole.backward()  # type: ignore[no-untyped-call]
         return whole
 

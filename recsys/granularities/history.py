@@ -59,8 +59,8 @@ class SeenEvents:
         """
         newest_B = torch.zeros(self.num_queries, dtype=torch.int64, device=self.rows_E.device)
         newest_B.scatter_reduce_(0, self.rows_E, self.times_E, "amax", include_self=False)
-        asked_B = torch.where(asked_at_B == 0, newest_B, asked_at_B)
-        days_E = (asked_B[self.rows_E] - self.times_E).clamp(min=0) / DAY
+        time_B = torch.where(asked_at_B == 0, newest_B, asked_at_B)
+        days_E = (time_B[self.rows_E] - self.times_E).clamp(min=0) / DAY
         return torch.where(self.times_E == 0, 0.0, days_E.float())
 
     def per_query(self, values_E: Tensor) -> Tensor:

@@ -41,9 +41,11 @@ class SparseScores:
     @staticmethod
     def of(rows_P: Tensor, items_P: Tensor, values_P: Tensor) -> SparseScores:
         """Build from additions in any order; additions to the same row and item are summed."""
-        keys, place_P = torch.unique(rows_P * _SHIFT + items_P, return_inverse=True)
+        keys, position_P = torch.unique(rows_P * _SHIFT + items_P, return_inverse=True)
         values = torch.zeros(len(keys), dtype=values_P.dtype, device=values_P.device)
-        return SparseScores(keys // _SHIFT, keys % _SHIFT, values.index_add_(0, place_P, values_P))
+        return SparseScores(
+            keys // _SHIFT, keys % _SHIFT, values.index_add_(0, position_P, values_P)
+        )
 
     @staticmethod
     def nothing(device: torch.device | None = None) -> SparseScores:
@@ -94,9 +96,9 @@ class SparseScores:
             return torch.zeros(items_BR.shape, device=self.values_P.device)
         rows_B1 = torch.arange(len(items_BR), device=items_BR.device)[:, None]
         keys_P, keys_BR = self.rows_P * _SHIFT + self.items_P, rows_B1 * _SHIFT + items_BR
-        place_BR = torch.searchsorted(keys_P, keys_BR).clamp(max=len(keys_P) - 1)
-        is_there_BR = (keys_P[place_BR] == keys_BR) & (items_BR >= 0)
-        return torch.where(is_there_BR, self.values_P[place_BR].float(), 0.0)
+        position_BR = torch.searchsorted(keys_P, keys_BR).clamp(max=len(keys_P) - 1)
+        is_there_BR = (keys_P[position_BR] == keys_BR) & (items_BR >= 0)
+        return torch.where(is_there_BR, self.values_P[position_BR].float(), 0.0)
 
     def between(self, start: int, end: int) -> SparseScores:
         """Rows from ``start`` up to, not including, ``end``; row numbers start at 0 again."""
@@ -112,8 +114,10 @@ class SparseScores:
         counts_R = ends_R - starts_R
         rows_P = torch.repeat_interleave(torch.arange(len(rows_R), device=rows_R.device), counts_R)
         before_R = counts_R.cumsum(0) - counts_R
-        places_P = torch.arange(len(rows_P), device=rows_R.device) + (starts_R - before_R)[rows_P]
-        return SparseScores(rows_P, self.items_P[places_P], self.values_P[places_P])
+        positions_P = (
+            torch.arange(len(rows_P), device=rows_R.device) + (starts_R - before_R)[rows_P]
+        )
+        return SparseScores(rows_P, self.items_P[positions_P], self.values_P[positions_P])
 
     def moved(self, rows_B: Tensor) -> SparseScores:
         """Return the same additions with row ``b`` renamed to row ``rows_B[b]``."""

@@ -226,8 +226,8 @@ def test_search_without_time_for_a_training_uses_closed_form_members_and_leaves_
     left_over = folder.root / "trials" / trial.name / "checkpoint-1"
     left_over.mkdir(parents=True)
     monkeypatch.setattr("tune.auto._try_all", lambda *_: plan)
-    chosen, said = search(config, dataset, folder, PLAIN, time.monotonic() + 25.0)
-    assert not chosen.model.granularities.are_trained and "too short for a training" in said[-1]
+    chosen, lines = search(config, dataset, folder, PLAIN, time.monotonic() + 25.0)
+    assert not chosen.model.granularities.are_trained and "too short for a training" in lines[-1]
     assert not left_over.exists() and not folder.head_starts
 
 

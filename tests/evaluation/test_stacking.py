@@ -78,10 +78,12 @@ def test_model_is_the_informative_member_among_noise(seed: int) -> None:
 
 
 def test_duplicate_members_are_dropped_one_by_one_and_others_take_their_weight() -> None:
-    told, copies = world([1.0, 1.0]), 12
-    copies_QPC = told.scores_QPM[:, :, 1:].repeat(1, 1, copies)
+    informative, copies = world([1.0, 1.0]), 12
+    copies_QPC = informative.scores_QPM[:, :, 1:].repeat(1, 1, copies)
     copies_QPC += 0.3 * torch.randn(copies_QPC.shape, generator=torch.Generator().manual_seed(1))
-    many = replace(told, scores_QPM=torch.cat([told.scores_QPM[:, :, :1], copies_QPC], dim=2))
+    many = replace(
+        informative, scores_QPM=torch.cat([informative.scores_QPM[:, :, :1], copies_QPC], dim=2)
+    )
     found = choose_stack(many, names(1 + copies), NUM_GROUPS, "ndcg@10", seed=0)
     weights_M = found.weights_GM.mean(axis=0)
     assert found.dropped, "fewer than twelve copies are as good"
@@ -97,15 +99,15 @@ def test_stack_is_never_below_its_best_member_on_its_queries() -> None:
 
 
 def test_group_with_misleading_history_gets_other_weights() -> None:
-    told = world([1.0, 0.0])
-    scores_QPM = told.scores_QPM.clone()
-    groups_Q = (told.groups_Q > 3).astype(np.int64)
+    informative = world([1.0, 0.0])
+    scores_QPM = informative.scores_QPM.clone()
+    groups_Q = (informative.groups_Q > 3).astype(np.int64)
     misled_Q = torch.from_numpy(groups_Q == 1)
     scores_QPM[misled_Q, :, 0], scores_QPM[misled_Q, :, 1] = (
-        told.scores_QPM[misled_Q, :, 1],
-        told.scores_QPM[misled_Q, :, 0],
+        informative.scores_QPM[misled_Q, :, 1],
+        informative.scores_QPM[misled_Q, :, 0],
     )
-    mixed = replace(told, scores_QPM=scores_QPM, groups_Q=groups_Q)
+    mixed = replace(informative, scores_QPM=scores_QPM, groups_Q=groups_Q)
     found = choose_stack(mixed, names(2), NUM_GROUPS, "ndcg@10", seed=0)
     share_G = found.weights_GM[:, 0] / found.weights_GM.sum(axis=1)
     assert share_G[1] < share_G[0] or found.is_single

@@ -45,8 +45,8 @@ def events() -> Histories:
 def queries_at(events: Histories, day: int) -> Queries:
     """Queries with the newest six events of all users, and earlier items as targets."""
     lengths_U = events.lengths_U
-    place_E = np.arange(len(events.items_E)) - np.repeat(events.offsets_U1[:-1], lengths_U)
-    seen, targets = events.where(place_E < 6), events.where(place_E >= 6)
+    position_E = np.arange(len(events.items_E)) - np.repeat(events.offsets_U1[:-1], lengths_U)
+    seen, targets = events.where(position_E < 6), events.where(position_E >= 6)
     at_B = np.full(USERS, day * DAY)
     return Queries(seen, targets.offsets_U1, targets.items_E, asked_at_B=at_B)
 

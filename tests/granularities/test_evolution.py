@@ -62,8 +62,8 @@ def batch_of(*history: int) -> Batch:
 def timed(*rows: list[int]) -> Histories:
     """Histories with gaps between events from an hour to days."""
     histories = Histories.of_items(list(rows))
-    place_E = np.arange(len(histories.items_E), dtype=np.int64)
-    return replace(histories, times_E=DAY + place_E**2 * DAY // 24)
+    position_E = np.arange(len(histories.items_E), dtype=np.int64)
+    return replace(histories, times_E=DAY + position_E**2 * DAY // 24)
 
 
 @pytest.mark.parametrize("cell", ["attention", "hstu"])

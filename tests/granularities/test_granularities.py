@@ -157,8 +157,8 @@ def view(module: Granularity, graphs: Graphs) -> tuple[ItemView, State]:
 
 def histories(users: list[int]) -> Histories:
     made = Histories.of_items([HISTORIES[user] for user in users], users)
-    place_E = np.arange(len(made.items_E)) - np.repeat(made.offsets_U1[:-1], made.lengths_U)
-    return replace(made, times_E=place_E.astype(np.int64) * DAY + 1)
+    position_E = np.arange(len(made.items_E)) - np.repeat(made.offsets_U1[:-1], made.lengths_U)
+    return replace(made, times_E=position_E.astype(np.int64) * DAY + 1)
 
 
 def batch_of(users: list[int]) -> Batch:

@@ -323,9 +323,9 @@ def test_shares_of_both_signs_are_drawn_inside_their_track(page: Page) -> None:
 def test_verdict_follows_the_interval(low: float, high: float, status: str, start: str) -> None:
     content = evaluation_json()
     content["comparison"]["against"]["ease"] |= {"low": low, "high": high, "p": 0.25}
-    said = verdict(content)
-    assert said["status"] == status and said["head"].startswith(start)
-    assert ("may be chance" in said["text"]) == (status == "even")
+    found = verdict(content)
+    assert found["status"] == status and found["head"].startswith(start)
+    assert ("may be chance" in found["text"]) == (status == "even")
 
 
 @pytest.mark.parametrize(
@@ -346,10 +346,10 @@ def test_verdict_of_a_baseline_without_hits_has_plain_differences() -> None:
     content = evaluation_json()
     content["baselines"]["ease"]["ndcg@20"] = 0.0
     content["comparison"]["against"]["ease"] |= {"difference": 0.2, "low": 0.1, "high": 0.3}
-    said = verdict(content)
+    found = verdict(content)
     assert (
-        "its NDCG@20 is 0.2000 higher" in said["head"]
-        and "between 0.1000 and 0.3000 higher" in said["text"]
+        "its NDCG@20 is 0.2000 higher" in found["head"]
+        and "between 0.1000 and 0.3000 higher" in found["text"]
     )
 
 
@@ -371,8 +371,8 @@ def test_best_baseline_is_the_same_in_sentence_chart_segments_and_table(tmp_path
             name: {"difference": 0.01, "low": 0.0, "high": 0.02, "p": 0.5}
             for name in ("ease", "als")
         }
-    said = verdict(content)
-    assert said["status"] == "worse" and said["head"].startswith(
+    found = verdict(content)
+    assert found["status"] == "worse" and found["head"].startswith(
         "The model is worse than ALS, the best baseline"
     )
     render_report(tmp_path / "r.html", content, manifest(), history(), [], "")

@@ -169,10 +169,10 @@ def test_run_registers_a_closed_form_model_that_serves(
     with training_here() as trained:
         assert main(["run", "--config", str(tmp_path / "c.yaml")]) == 0
     assert trained == [str(tmp_path / "run")]
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert (
         "no granularity is trained: chose the weights of the closed-form granularities by ndcg@5"
-        in said.out + said.err
+        in printed.out + printed.err
     )
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["granularities"]["item_cf"]["weight"] > 0

@@ -95,11 +95,11 @@ def test_threads_are_measured_and_reported_once_per_process(
     monkeypatch.setattr(threads, "timed", given)
     monkeypatch.setattr(threads, "usable_threads", lambda share=1: 4)
     monkeypatch.setattr(threads, "waiting_programs", lambda: 12.0)
-    said: list[str] = []
+    lines: list[str] = []
     for _ in range(2):
-        settle_threads(settings().model, settings().train, 1000, said.append)
+        settle_threads(settings().model, settings().train, 1000, lines.append)
     assert calls == [[1, 2, 3, 4]] and torch.get_num_threads() == 2
-    assert said == [
+    assert lines == [
         "2 of 4 threads, as measured on a step of this shape (1: 1000.0 ms, 2: 500.0 ms, 3: 490.0"
         " ms, 4: 490.0 ms); train.threads sets it"
     ]

@@ -77,7 +77,7 @@ class Als(Granularity):
         """Factors of every user from one solve, and whether the history has an event."""
         seen = seen_events(batch).of_types(state.get("counts_T")).distinct()
         counts_B = seen.per_query(torch.ones_like(seen.rows_E))
-        place_E = (
+        position_E = (
             torch.arange(len(seen.rows_E), device=counts_B.device)
             - (counts_B.cumsum(0) - counts_B)[seen.rows_E]
         )
@@ -85,7 +85,7 @@ class Als(Granularity):
         longest = max(int(counts_B.max()) if len(batch) else 0, 1)
         # index of the row of zeros after the factors
         items_BL = torch.full((len(batch), longest), none, device=counts_B.device)
-        items_BL[seen.rows_E, place_E] = seen.items_E
+        items_BL[seen.rows_E, position_E] = seen.items_E
         padded_IR = torch.cat([state["items_NR"], state["items_NR"].new_zeros(1, rank)])
         size = max(1, _NUMBERS // (rank * max(rank, longest)))
         found = [

@@ -119,22 +119,22 @@ class Behaviour(Granularity):
             real_UL = real_UL & (source_SX.abs().sum(1) > 0)[history_UL]
         every_position = not batch.has_one_query_per_row
         length = history_UL.shape[1]
-        places_L = torch.arange(length, device=history_UL.device)
-        places_UQ = (
-            places_L.expand_as(history_UL)
+        positions_L = torch.arange(length, device=history_UL.device)
+        positions_UQ = (
+            positions_L.expand_as(history_UL)
             if every_position
             else (batch.seen_B - 1).clamp(min=0)[:, None]
         )
-        visible_UQL = (places_L <= places_UQ[:, :, None]) & real_UL[:, None, :]
+        visible_UQL = (positions_L <= positions_UQ[:, :, None]) & real_UL[:, None, :]
 
-        questions_UQD = self.question_D.expand(*places_UQ.shape, -1)
+        questions_UQD = self.question_D.expand(*positions_UQ.shape, -1)
         if self.ask is not None:
-            questions_UQD = questions_UQD + self.ask(source_SX)[history_UL.gather(1, places_UQ)]
+            questions_UQD = questions_UQD + self.ask(source_SX)[history_UL.gather(1, positions_UQ)]
         logits_UHQL = self._heads(questions_UQD) @ self._heads(keys_SD[history_UL]).transpose(2, 3)
         logits_UHQL = logits_UHQL / math.sqrt(keys_SD.shape[1] / self.heads)
         logits_UHQL = logits_UHQL + self.type_bias(batch.types_UL).transpose(1, 2)[:, :, None, :]
         weights_UHQL = _masked_softmax(
-            logits_UHQL + self._decay(batch, places_UQ, places_L), visible_UQL[:, None]
+            logits_UHQL + self._decay(batch, positions_UQ, positions_L), visible_UQL[:, None]
         )
         pooled_UQD = (weights_UHQL @ self._heads(values_SD[history_UL])).transpose(1, 2).flatten(2)
         present_UQ = visible_UQL.any(2)
@@ -150,13 +150,13 @@ class Behaviour(Granularity):
         num_rows, length, width = values_UXD.shape
         return values_UXD.reshape(num_rows, length, self.heads, width // self.heads).transpose(1, 2)
 
-    def _decay(self, batch: Batch, places_UQ: Tensor, places_L: Tensor) -> Tensor:
+    def _decay(self, batch: Batch, positions_UQ: Tensor, positions_L: Tensor) -> Tensor:
         """−γ log(1 + age) − δ log(1 + lag): [U, H, Q, L]."""
-        ages_UQ = batch.ages_UL.gather(1, places_UQ)
+        ages_UQ = batch.ages_UL.gather(1, positions_UQ)
         gap_UQL = (batch.ages_UL[:, None, :] - ages_UQ[:, :, None]).clamp(min=0)
         decay = -softplus(self.age_decay_H)[:, None, None] * torch.log1p(gap_UQL)[:, None]
         if self.lag_decay_H is not None:
-            lag_UQL = (places_UQ[:, :, None] - places_L).clamp(min=0).to(gap_UQL.dtype)
+            lag_UQL = (positions_UQ[:, :, None] - positions_L).clamp(min=0).to(gap_UQL.dtype)
             decay = (
                 decay - softplus(self.lag_decay_H)[:, None, None] * torch.log1p(lag_UQL)[:, None]
             )

@@ -53,23 +53,25 @@ class HstuBlock(nn.Module):
         mixed_ULD = (weights_UHLL @ v).transpose(1, 2).flatten(2)
         return self._leave(states_ULD, mixed_ULD, gate_ULD)
 
-    def at(self, states_ULD: Tensor, bias_UHLL: Tensor, place_U: Tensor) -> Tensor:
+    def at(self, states_ULD: Tensor, bias_UHLL: Tensor, position_U: Tensor) -> Tensor:
         """The next state at one position of every row, [U, D], without dropout.
 
         Gate and query are computed for that position alone. Keys and values are needed for all
         events: they pass through SiLU, so the trick of :meth:`Block.at` does not apply.
         """
-        rows_U = torch.arange(place_U.shape[0], device=place_U.device)
-        normed_ULD, state_UD = self.norm(states_ULD), states_ULD[rows_U, place_U]
+        rows_U = torch.arange(position_U.shape[0], device=position_U.device)
+        normed_ULD, state_UD = self.norm(states_ULD), states_ULD[rows_U, position_U]
         (to_uq, to_vk), (bias_uq, bias_vk) = self.uqvk.weight.chunk(2), self.uqvk.bias.chunk(2)
-        gate_UD, q_UD = silu(linear(normed_ULD[rows_U, place_U], to_uq, bias_uq)).chunk(2, dim=-1)
+        gate_UD, q_UD = silu(linear(normed_ULD[rows_U, position_U], to_uq, bias_uq)).chunk(
+            2, dim=-1
+        )
         v, k = (
             self._by_head(part)
             for part in silu(linear(normed_ULD, to_vk, bias_vk)).chunk(2, dim=-1)
         )
         q_UH1X = self._by_head(q_UD[:, None])
-        bias_UHL = bias_UHLL.expand(rows_U.shape[0], -1, -1, -1)[rows_U, :, place_U]
-        shares_UL = visible_shares(k.shape[2], k)[place_U]
+        bias_UHL = bias_UHLL.expand(rows_U.shape[0], -1, -1, -1)[rows_U, :, position_U]
+        shares_UL = visible_shares(k.shape[2], k)[position_U]
         weights_UH1L = (
             silu(q_UH1X @ k.transpose(2, 3) + bias_UHL[:, :, None]) * shares_UL[:, None, None]
         )

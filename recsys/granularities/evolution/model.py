@@ -223,8 +223,8 @@ class CausalAttention(nn.Module):
         Later events get minus infinity before a softmax; HSTU's blocks multiply them by zero
         instead. Padding is later than every real event of its row, so it needs no mask of its own.
         """
-        places_L = torch.arange(length, device=device)
-        lag_LL = places_L[:, None] - places_L
+        positions_L = torch.arange(length, device=device)
+        lag_LL = positions_L[:, None] - positions_L
         bias_UHLL = torch.zeros(1, 1, length, length, device=device)
         if self.lag_bias_LH is not None:
             bias_UHLL = self.lag_bias_LH[lag_LL.clamp(min=0)].permute(2, 0, 1)[None]
@@ -278,25 +278,25 @@ class Block(nn.Module):
         mixed_UHLX = self._attend(q, k, v, bias_UHLL)
         return self._leave(states_ULD, mixed_UHLX.transpose(1, 2).flatten(2))
 
-    def at(self, states_ULD: Tensor, bias_UHLL: Tensor, place_U: Tensor) -> Tensor:
+    def at(self, states_ULD: Tensor, bias_UHLL: Tensor, position_U: Tensor) -> Tensor:
         """The next state at one position of every row, [U, D], without dropout.
 
         With one query per row it is cheaper to map the query to the events, and their mean to the
         values, than to compute keys and values of all events: q · (W_k x) = (W_kᵀ q) · x, and Σ w
         (W_v x) = W_v Σ w x.
         """
-        rows_U = torch.arange(place_U.shape[0], device=place_U.device)
+        rows_U = torch.arange(position_U.shape[0], device=position_U.device)
         normed_ULD = self.norm_attention(states_ULD)
         # [H, X, D] each
         to_q, to_k, to_v = self.qkv.weight.view(3, self.heads, -1, states_ULD.shape[-1])
         # the bias of the keys adds the same to all logits
         bias_q, _, bias_v = self.qkv.bias.view(3, self.heads, -1)
-        q_UHX = torch.einsum("ud,hxd->uhx", normed_ULD[rows_U, place_U], to_q) + bias_q
+        q_UHX = torch.einsum("ud,hxd->uhx", normed_ULD[rows_U, position_U], to_q) + bias_q
         question_UHD = torch.einsum("uhx,hxd->uhd", q_UHX * q_UHX.shape[-1] ** -0.5, to_k)
-        bias_UHL = bias_UHLL.expand(rows_U.shape[0], -1, -1, -1)[rows_U, :, place_U]
+        bias_UHL = bias_UHLL.expand(rows_U.shape[0], -1, -1, -1)[rows_U, :, position_U]
         weights_UHL = (question_UHD @ normed_ULD.transpose(1, 2) + bias_UHL).softmax(-1)
         mixed_UHX = torch.einsum("uhd,hxd->uhx", weights_UHL @ normed_ULD, to_v) + bias_v
-        return self._leave(states_ULD[rows_U, place_U], mixed_UHX.flatten(1))
+        return self._leave(states_ULD[rows_U, position_U], mixed_UHX.flatten(1))
 
     def _leave(self, states_XD: Tensor, mixed_XD: Tensor) -> Tensor:
         states_XD = states_XD + self.dropout(self.mix(mixed_XD))

@@ -44,14 +44,14 @@ def lengthen(batch: Batch, items: ItemView, event_BD: Tensor) -> tuple[Batch, It
     """
     rows_U, last_U = torch.arange(len(batch), device=event_BD.device), batch.lengths_U
     grows_U = last_U > 0
-    place_U = last_U.clamp(max=batch.history_UL.shape[1])
+    position_U = last_U.clamp(max=batch.history_UL.shape[1])
 
     def longer(values_UL: Tensor) -> Tensor:
         return torch.cat([values_UL, torch.zeros_like(values_UL[:, :1])], dim=1)
 
     history_UL, types_UL = longer(batch.history_UL), longer(batch.types_UL)
-    history_UL[rows_U, place_U] = torch.where(grows_U, len(items.vectors_SD) + rows_U, 0)
-    types_UL[rows_U, place_U] = types_UL[rows_U, (last_U - 1).clamp(min=0)]
+    history_UL[rows_U, position_U] = torch.where(grows_U, len(items.vectors_SD) + rows_U, 0)
+    types_UL[rows_U, position_U] = types_UL[rows_U, (last_U - 1).clamp(min=0)]
     gap_U1 = (batch.ages_UL.amax(dim=1) / (last_U - 1).clamp(min=1))[:, None]
     ages_UL = longer((batch.ages_UL + gap_U1) * batch.mask_UL)
     longer_batch = replace(

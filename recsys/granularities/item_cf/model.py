@@ -183,14 +183,14 @@ class ItemCF(Granularity):
         if self.config.event_weights == "none" or not len(seen.rows_E):
             return decay_E
         counts_B = seen.per_query(torch.ones_like(seen.rows_E))
-        place_E = (
+        position_E = (
             torch.arange(len(seen.rows_E), device=counts_B.device)
             - (counts_B.cumsum(0) - counts_B)[seen.rows_E]
         )
         values_BL = seen.values_E.new_zeros(seen.num_queries, int(counts_B.max()))
-        values_BL[seen.rows_E, place_E] = seen.values_E
+        values_BL[seen.rows_E, position_E] = seen.values_E
         real_BL = torch.arange(values_BL.shape[1], device=counts_B.device) < counts_B[:, None]
-        return decay_E * rank_weights(values_BL, real_BL)[seen.rows_E, place_E]
+        return decay_E * rank_weights(values_BL, real_BL)[seen.rows_E, position_E]
 
 
 def rank_weights(values_BL: Tensor, real_BL: Tensor) -> Tensor:

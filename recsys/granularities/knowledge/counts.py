@@ -134,8 +134,8 @@ def shares_of_items(triples: Triples, min_degree: int) -> tuple[Tensor, Tensor]:
     )
     num_F = behind_F - first_F  # number of items with the head as entity, mostly 0 or 1
     fact_P = torch.repeat_interleave(torch.arange(len(num_F), device=num_F.device), num_F)
-    place_P = torch.arange(len(fact_P), device=num_F.device) - (num_F.cumsum(0) - num_F)[fact_P]
-    item_P = item_I[first_F[fact_P] + place_P]
+    position_P = torch.arange(len(fact_P), device=num_F.device) - (num_F.cumsum(0) - num_F)[fact_P]
+    item_P = item_I[first_F[fact_P] + position_P]
     column, column_P = torch.unique(
         kind_F[fact_P] * triples.num_entities + ends[1][fact_P], return_inverse=True
     )

@@ -210,9 +210,9 @@ class Hops:
         kinds_X = torch.bincount(end_P, minlength=num_entities).to(torch.float32)
         shape = (len(pair_P), num_entities)
         gather = adjacency(pair_E, source_E, count_P.to(torch.float32).reciprocal()[pair_E], shape)
-        places_P = torch.arange(len(pair_P), device=pair_P.device)
+        positions_P = torch.arange(len(pair_P), device=pair_P.device)
         return Hops(
-            gather, kind_P, adjacency(end_P, places_P, kinds_X[end_P].reciprocal(), shape[::-1])
+            gather, kind_P, adjacency(end_P, positions_P, kinds_X[end_P].reciprocal(), shape[::-1])
         )
 
 
@@ -245,14 +245,14 @@ class Walk:
         self.into_all = Hops.of(source_E, kind_E, end_E, num_kinds, num)
         self.into_items = Hops.of(source_E[into_E], kind_E[into_E], end_E[into_E], num_kinds, num)
 
-        place_N = torch.full((triples.num_entities + 1,), -1, device=head_F.device)
-        place_N[self.entities_X] = torch.arange(num, device=head_F.device)
-        place_N = place_N[triples.entity_N]  # an item without an entity (-1) reads the last element
-        item_I = torch.nonzero(place_N >= 0).squeeze(1)
-        at_I = place_N[item_I]
+        index_N = torch.full((triples.num_entities + 1,), -1, device=head_F.device)
+        index_N[self.entities_X] = torch.arange(num, device=head_F.device)
+        index_N = index_N[triples.entity_N]  # an item without an entity (-1) reads the last element
+        item_I = torch.nonzero(index_N >= 0).squeeze(1)
+        at_I = index_N[item_I]
         num_X = torch.bincount(at_I, minlength=num).to(torch.float32)
-        self.enter = adjacency(at_I, item_I, num_X[at_I].reciprocal(), (num, len(place_N)))
-        self.leave = adjacency(item_I, at_I, torch.ones_like(num_X[at_I]), (len(place_N), num))
+        self.enter = adjacency(at_I, item_I, num_X[at_I].reciprocal(), (num, len(index_N)))
+        self.leave = adjacency(item_I, at_I, torch.ones_like(num_X[at_I]), (len(index_N), num))
 
 
 def _degree(triples: Triples) -> Tensor:

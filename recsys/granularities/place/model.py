@@ -241,8 +241,8 @@ def learned(
     if not features:
         return np.ones(num_kernels), 1.0
     features_PFS = np.stack(features)
-    told_PS = np.concatenate([np.array(own)[:, None], np.tile(pool_S, (len(own), 1))], axis=1)
-    popularity_PS = shares.table_NT[told_PS, np.array(columns)[:, None]]
+    choices_PS = np.concatenate([np.array(own)[:, None], np.tile(pool_S, (len(own), 1))], axis=1)
+    popularity_PS = shares.table_NT[choices_PS, np.array(columns)[:, None]]
     features_PFS = np.concatenate([features_PFS, popularity_PS[:, None]], axis=1)
     # the target among the drawn ones
     is_again_PS = np.concatenate(

@@ -92,39 +92,39 @@ class Popularity(Granularity):
 
     def forward(self, batch: Batch, items: ItemView, state: State) -> tuple[Tensor, Tensor]:
         """The stored time of every request."""
-        places_B = self._places(batch, state)
-        present_B = places_B >= 0
-        z_BT = torch.zeros(len(batch), len(state["moments_T"]), device=places_B.device)
-        z_BT[torch.arange(len(batch), device=places_B.device), places_B.clamp(min=0)] = (
+        snapshot_B = self._snapshots(batch, state)
+        present_B = snapshot_B >= 0
+        z_BT = torch.zeros(len(batch), len(state["moments_T"]), device=snapshot_B.device)
+        z_BT[torch.arange(len(batch), device=snapshot_B.device), snapshot_B.clamp(min=0)] = (
             present_B.float()
         )
         return z_BT, present_B
 
-    def _places(self, batch: Batch, state: State) -> Tensor:
+    def _snapshots(self, batch: Batch, state: State) -> Tensor:
         """Index of the newest stored time before every request, −1 if there is none: int64 [B]."""
         moments_T = state["moments_T"]
-        places_B = torch.searchsorted(moments_T, batch.asked_at_B.contiguous()) - 1
+        snapshot_B = torch.searchsorted(moments_T, batch.asked_at_B.contiguous()) - 1
         is_last_B = (batch.asked_at_B == 0) | (moments_T[0] == 0) | self.always_last
-        return torch.where(is_last_B, len(moments_T) - 1, places_B)
+        return torch.where(is_last_B, len(moments_T) - 1, snapshot_B)
 
     def boost(self, batch: Batch, items: ItemView, state: State) -> SparseScores:
         """Events between the stored time and the request."""
         if "times_E" not in state:
             return SparseScores.nothing(state["table_NT"].device)
-        places_B = self._places(batch, state)
+        snapshot_B = self._snapshots(batch, state)
         times_E = state["times_E"]
-        asked_B = batch.asked_at_B.contiguous()
-        moments_B = state["moments_T"][places_B.clamp(min=0)]
+        time_B = batch.asked_at_B.contiguous()
+        moments_B = state["moments_T"][snapshot_B.clamp(min=0)]
         starts_B = torch.searchsorted(times_E, moments_B, right=True)
-        counts_B = (torch.searchsorted(times_E, asked_B) - starts_B).clamp(min=0) * (places_B >= 0)
+        counts_B = (torch.searchsorted(times_E, time_B) - starts_B).clamp(min=0) * (snapshot_B >= 0)
         rows_P = torch.repeat_interleave(torch.arange(len(batch), device=counts_B.device), counts_B)
         before_B = counts_B.cumsum(0) - counts_B
         events_P = torch.arange(len(rows_P), device=rows_P.device) + (starts_B - before_B)[rows_P]
         new = SparseScores.of(
-            rows_P, state["items_E"][events_P], self._fading(asked_B[rows_P] - times_E[events_P])
+            rows_P, state["items_E"][events_P], self._fading(time_B[rows_P] - times_E[events_P])
         )
-        known_B = state["sums_T"][places_B.clamp(min=0)] * self._fading(asked_B - moments_B)
-        share_P = state["table_NT"][new.items_P, places_B[new.rows_P]].double().exp()
+        known_B = state["sums_T"][snapshot_B.clamp(min=0)] * self._fading(time_B - moments_B)
+        share_P = state["table_NT"][new.items_P, snapshot_B[new.rows_P]].double().exp()
         known_P = (share_P * known_B[new.rows_P]).clamp(min=1e-30)
         return SparseScores(
             new.rows_P, new.items_P, torch.log1p((1 - self.rest) * new.values_P / known_P).float()

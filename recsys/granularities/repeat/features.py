@@ -77,10 +77,10 @@ def raw_numbers(
     repeats_P, occasions_P = habits.repeats_N[items_P], habits.occasions_N[items_P]
     if own is not None:
         whole, rows_U = own
-        place_P = np.searchsorted(whole.keys_P, rows_U[rows_P] * 2**32 + items_P)
+        position_P = np.searchsorted(whole.keys_P, rows_U[rows_P] * 2**32 + items_P)
         own_repeats, own_occasions = repeats_and_occasions(whole)
-        repeats_P = repeats_P - own_repeats[place_P]
-        occasions_P = occasions_P - own_occasions[place_P]
+        repeats_P = repeats_P - own_repeats[position_P]
+        occasions_P = occasions_P - own_occasions[position_P]
     share_P = (repeats_P + smoothing * habits.share) / (occasions_P + smoothing)
     expected_P = _shrunk(pairs.log_gap_P, pairs.gaps_P, habits.log_gap_N[items_P])
     follows_P = np.maximum(pairs.times_had_P - 1, 0)

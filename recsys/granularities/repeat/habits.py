@@ -60,30 +60,30 @@ def pairs_of(histories: Histories, is_target_T: Array) -> Pairs:
     """
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
     basket_E, num_baskets_U = baskets(histories)
-    keys_P, place_E = np.unique(rows_E * 2**32 + histories.items_E, return_inverse=True)
-    size, order_E = len(keys_P), np.argsort(place_E, kind="stable")  # sorted by pair, then in order
-    place_X, basket_X, time_X = place_E[order_E], basket_E[order_E], histories.times_E[order_E]
+    keys_P, pair_E = np.unique(rows_E * 2**32 + histories.items_E, return_inverse=True)
+    size, order_E = len(keys_P), np.argsort(pair_E, kind="stable")  # sorted by pair, then in order
+    pair_X, basket_X, time_X = pair_E[order_E], basket_E[order_E], histories.times_E[order_E]
     first_P, last_P, last_time_P = (np.zeros(size, dtype=np.int64) for _ in range(3))
-    first_P[place_X[::-1]] = basket_X[::-1]
-    last_P[place_X], last_time_P[place_X] = basket_X, time_X
+    first_P[pair_X[::-1]] = basket_X[::-1]
+    last_P[pair_X], last_time_P[pair_X] = basket_X, time_X
     is_target_X = (
         is_target_T[histories.types_E[order_E]]
         if len(is_target_T)
         else np.ones(len(order_E), dtype=bool)
     )
-    others_P = np.bincount(place_X[~is_target_X], minlength=size)
-    place_X, basket_X, time_X = place_X[is_target_X], basket_X[is_target_X], time_X[is_target_X]
-    is_new_X = np.ones(len(place_X), dtype=bool)  # first event of a pair in a basket
-    is_new_X[1:] = (place_X[1:] != place_X[:-1]) | (basket_X[1:] != basket_X[:-1])
-    place_X, basket_X, time_X = place_X[is_new_X], basket_X[is_new_X], time_X[is_new_X]
-    follows_X = np.zeros(len(place_X), dtype=bool)
-    follows_X[1:] = place_X[1:] == place_X[:-1]
-    step_X, gap_X = np.ones(len(place_X)), np.zeros(len(place_X))
+    others_P = np.bincount(pair_X[~is_target_X], minlength=size)
+    pair_X, basket_X, time_X = pair_X[is_target_X], basket_X[is_target_X], time_X[is_target_X]
+    is_new_X = np.ones(len(pair_X), dtype=bool)  # first event of a pair in a basket
+    is_new_X[1:] = (pair_X[1:] != pair_X[:-1]) | (basket_X[1:] != basket_X[:-1])
+    pair_X, basket_X, time_X = pair_X[is_new_X], basket_X[is_new_X], time_X[is_new_X]
+    follows_X = np.zeros(len(pair_X), dtype=bool)
+    follows_X[1:] = pair_X[1:] == pair_X[:-1]
+    step_X, gap_X = np.ones(len(pair_X)), np.zeros(len(pair_X))
     step_X[1:], gap_X[1:] = np.diff(basket_X), np.diff(time_X)
     timed_X = follows_X & (gap_X > 0) & (time_X != 0) & (np.roll(time_X, 1) != 0)
 
     def sums(values_X: Array, chosen_X: Array) -> Array:
-        return np.bincount(place_X[chosen_X], values_X[chosen_X], minlength=size)
+        return np.bincount(pair_X[chosen_X], values_X[chosen_X], minlength=size)
 
     ends_U = np.where(histories.lengths_U > 0, histories.offsets_U1[1:] - 1, -1)
     times_E1 = np.append(histories.times_E, 0)  # for rows without events
@@ -93,10 +93,10 @@ def pairs_of(histories: Histories, is_target_T: Array) -> Pairs:
         first_P=first_P,
         last_P=last_P,
         last_time_P=last_time_P,
-        times_had_P=np.bincount(place_X, minlength=size),
-        again_P=np.bincount(place_X[basket_X > first_P[place_X]], minlength=size),
+        times_had_P=np.bincount(pair_X, minlength=size),
+        again_P=np.bincount(pair_X[basket_X > first_P[pair_X]], minlength=size),
         others_P=others_P,
-        gaps_P=np.bincount(place_X[timed_X], minlength=size),
+        gaps_P=np.bincount(pair_X[timed_X], minlength=size),
         log_gap_P=sums(np.log(np.maximum(gap_X, 1.0)), timed_X),
         log_steps_P=sums(np.log(np.maximum(step_X, 1.0)), follows_X),
         num_baskets_U=num_baskets_U,

@@ -43,16 +43,16 @@ def sample_times(
     random = np.random.default_rng(seed)
     lengths_U = histories.lengths_U
     rows_E = np.repeat(np.arange(len(histories)), lengths_U)
-    place_E = np.arange(len(rows_E)) - histories.offsets_U1[rows_E]
+    position_E = np.arange(len(rows_E)) - histories.offsets_U1[rows_E]
     basket_E, _ = baskets(histories)
     counts_E = (
         is_target_T[histories.types_E] if len(is_target_T) else np.ones(len(rows_E), dtype=bool)
     )
-    events_M = random.permutation(np.flatnonzero(counts_E & (place_E > 0)))
+    events_M = random.permutation(np.flatnonzero(counts_E & (position_E > 0)))
     key_E = rows_E * 2**32 + basket_E
     starts_M = np.searchsorted(key_E, key_E[events_M])
     begins_M = random.random(len(events_M)) < 0.5
-    events_M = np.where(begins_M & (place_E[starts_M] > 0), starts_M, events_M)
+    events_M = np.where(begins_M & (position_E[starts_M] > 0), starts_M, events_M)
     events_M = events_M[np.sort(np.unique(events_M, return_index=True)[1])]
     order_M = np.argsort(rows_E[events_M], kind="stable")
     sorted_rows_M = rows_E[events_M][order_M]
@@ -60,9 +60,9 @@ def sample_times(
     rank_M[order_M] = np.arange(len(events_M)) - np.searchsorted(sorted_rows_M, sorted_rows_M)
     events_M = events_M[rank_M < _A_USER]
     events_B = np.sort(
-        events_M[np.cumsum(place_E[events_M]) <= max(max_pairs, place_E[events_M[:1]].sum())]
+        events_M[np.cumsum(position_E[events_M]) <= max(max_pairs, position_E[events_M[:1]].sum())]
     )
-    rows_B, seen_B = rows_E[events_B], place_E[events_B]
+    rows_B, seen_B = rows_E[events_B], position_E[events_B]
     taken = histories.take(rows_B)
     positions_E = np.arange(len(taken.items_E)) - np.repeat(taken.offsets_U1[:-1], taken.lengths_U)
     before = taken.where(positions_E < np.repeat(seen_B, taken.lengths_U))

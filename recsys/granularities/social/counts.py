@@ -97,19 +97,19 @@ class SocialCounts(Granularity):
         rows_G, friends_G, weights_G = self._friends(batch, state)
         total_B = weights_G.new_zeros(len(batch)).index_add_(0, rows_G, weights_G).clamp(min=1e-12)
         weights_G = weights_G / total_B.sqrt()[rows_G]
-        of_P, places_P = spread_out(state["event_starts_V1"], friends_G)
+        of_P, positions_P = spread_out(state["event_starts_V1"], friends_G)
         rows_P = rows_G[of_P]
-        items_P = state["items_E"][places_P].long()
-        times_P = state["times_E"][places_P]
-        asked_P = batch.asked_at_B[rows_P]
-        is_before_P = (times_P < asked_P) | (times_P == 0) | (asked_P == 0)
+        items_P = state["items_E"][positions_P].long()
+        times_P = state["times_E"][positions_P]
+        query_time_P = batch.asked_at_B[rows_P]
+        is_before_P = (times_P < query_time_P) | (times_P == 0) | (query_time_P == 0)
         values_P = weights_G[of_P] * state["degree_N"][items_P].clamp(min=1) ** -self.damping
         if self.half_life is not None:
             newest = int(state["times_E"].max()) if len(state["times_E"]) else 0
-            asked_P = torch.where(asked_P == 0, newest, asked_P)
+            query_time_P = torch.where(query_time_P == 0, newest, query_time_P)
             values_P = (
                 values_P
-                * torch.exp2(-(asked_P - times_P).clamp(min=0) / DAY / self.half_life).float()
+                * torch.exp2(-(query_time_P - times_P).clamp(min=0) / DAY / self.half_life).float()
             )
         values_P = values_P.float()
         is_before_P &= values_P > 0
@@ -124,15 +124,15 @@ class SocialCounts(Granularity):
         if named_UF is not None:
             named_BF = named_UF[batch.rows_B]
             names_B = (named_BF >= 0).any(1)
-            rows_G, place_G = (named_BF >= 0).nonzero(as_tuple=True)
-            rows, friends = [rows_G], [named_BF[rows_G, place_G]]
+            rows_G, position_G = (named_BF >= 0).nonzero(as_tuple=True)
+            rows, friends = [rows_G], [named_BF[rows_G, position_G]]
             weights = [torch.ones(len(rows_G), device=users_B.device)]
         is_known_B = (users_B >= 0) & (users_B < len(state["friend_starts_V1"]) - 1) & ~names_B
         known_K = is_known_B.nonzero()[:, 0]
-        of_G, places_G = spread_out(state["friend_starts_V1"], users_B[known_K])
+        of_G, positions_G = spread_out(state["friend_starts_V1"], users_B[known_K])
         rows.append(known_K[of_G])
-        friends.append(state["friends_F"][places_G].long())
-        weights.append(state["weights_F"][places_G])
+        friends.append(state["friends_F"][positions_G].long())
+        weights.append(state["weights_F"][positions_G])
         return torch.cat(rows), torch.cat(friends), torch.cat(weights)
 
 
@@ -158,9 +158,9 @@ def _first(owners_X: Array, num_owners: int, most: int) -> tuple[Array, Array]:
     the kept rows.
     """
     counts_V = np.bincount(owners_X, minlength=num_owners)
-    place_X = np.arange(len(owners_X)) - (np.cumsum(counts_V) - counts_V)[owners_X]
+    position_X = np.arange(len(owners_X)) - (np.cumsum(counts_V) - counts_V)[owners_X]
     starts_V1 = np.concatenate([[0], np.cumsum(np.minimum(counts_V, most))])
-    return starts_V1.astype(np.int64), np.flatnonzero(place_X < most)
+    return starts_V1.astype(np.int64), np.flatnonzero(position_X < most)
 
 
 def spread_out(starts_V1: Tensor, owners_G: Tensor) -> tuple[Tensor, Tensor]:

@@ -141,8 +141,8 @@ class Stratum(Granularity):
         """p(k|u) of every query [B, K], zero where ``present_B`` is False."""
         with torch.autocast(items.vectors_SD.device.type, enabled=False):
             unit_ST = self._unit(items)
-            told_UL1 = batch.mask_UL[:, :, None].to(unit_ST.dtype)
-            history_ULT = unit_ST[batch.history_UL] * told_UL1
+            mask_UL1 = batch.mask_UL[:, :, None].to(unit_ST.dtype)
+            history_ULT = unit_ST[batch.history_UL] * mask_UL1
             if batch.sees_whole_rows:
                 summed_BT = history_ULT.sum(1)[batch.rows_B]
             else:
