@@ -29,9 +29,10 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[text,tune]'
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing with the tools of development into $(VENV), a few minutes the first time"
 	$(PIP_INSTALL) -e '.[text,tune,dev]'
-	@touch $@
+	@touch $(VENV)/installed $@
 
 demo: $(VENV)/installed ## run the whole pipeline on generated data, with local Ray and a SQLite MLflow store
 	$(BIN)/recsys run --config pipelines/configs/demo.yaml --run.dir $(DEMO_DIR)
