@@ -34,7 +34,7 @@ from recsys.data.bounded import evaluated_queries
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.bootstrap import LEVEL
-from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
+from recsys.evaluation.metrics import QUERY_METRICS, outside_kinds, parse_metric
 from recsys.evaluation.paired import accuracy_of, paired_metrics
 from recsys.registry.tracking import flatten
 from recsys.storage.uris import is_remote
@@ -208,9 +208,12 @@ def compared(evaluate: EvaluateConfig, seed: int, first: Side, second: Side) -> 
     settle_threads(first.config.model, first.config.train, dataset.num_items, say)
     say(f"ranking all {dataset.num_items:,} items for {len(queries):,} test users with both models")
     chunk, values, rows = evaluate.chunk_users, [], []
+    more = outside_kinds(first.config.train.metric, evaluate.metrics)
     for side in (first, second):
         scorer = open_trained(side.config.model, side.folder, dataset).frozen
-        ranking, found = accuracy_of(scorer, queries, ks, side.config.evaluate.exclude_seen, chunk)
+        ranking, found = accuracy_of(
+            scorer, queries, ks, side.config.evaluate.exclude_seen, chunk, more
+        )
         values.append(found)
         rows.append(ranking.rows_B)
     assert np.array_equal(rows[0], rows[1]), "the same queries count for both"

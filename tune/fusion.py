@@ -36,7 +36,13 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.bootstrap import compare
-from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric, query_metrics
+from recsys.evaluation.metrics import (
+    QUERY_METRICS,
+    list_metrics,
+    outside_kinds,
+    parse_metric,
+    query_metrics,
+)
 from recsys.evaluation.ranking import countable, rank
 from recsys.model import Encoders, FrozenModel
 from recsys.registry.lineage import Parent, open_parent
@@ -275,6 +281,7 @@ def evaluated(
     """
     settings, main = config.evaluate, parse_metric(config.train.metric)
     ks = sorted({*settings.ks, main.k})
+    more = outside_kinds(config.train.metric, settings.metrics)
     counts_N = dataset.item_counts_N(through)
     vectors_ND = frozen.item_vectors_ND.cpu().float().numpy()
     queries = evaluated_queries(dataset, split, config.evaluate, config.seed)
@@ -288,7 +295,7 @@ def evaluated(
                 f"the {split.name.lower()} split of {dataset.root} has no query with a target that"
                 " counts"
             )
-        accuracy = query_metrics(ranking.hits_BK, ranking.num_targets_B, ks)
+        accuracy = query_metrics(ranking.hits_BK, ranking.num_targets_B, ks, more)
         values.append(accuracy[config.train.metric])
         every = {**accuracy, **list_metrics(ranking.items_BK, counts_N, vectors_ND, ks)}
         found[name] = {key: float(np.mean(value)) for key, value in every.items()}

@@ -15,7 +15,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.errors import DataError
 from recsys.evaluation.bootstrap import intervals
-from recsys.evaluation.metrics import query_metrics
+from recsys.evaluation.metrics import outside_kinds, query_metrics
 from recsys.evaluation.ranking import countable, mark_hits, mark_seen
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def measured(
     items_BK = _lists_of(dataset, queries, lists, cutoffs[-1])
     if config.evaluate.exclude_seen:
         _check_unseen(dataset, queries, items_BK)
-    values = query_metrics(mark_hits(items_BK, queries), queries.num_targets_B, cutoffs)
+    more = outside_kinds(config.train.metric, config.evaluate.metrics)
+    values = query_metrics(mark_hits(items_BK, queries), queries.num_targets_B, cutoffs, more)
     found = intervals(values, config.evaluate.bootstrap, config.seed)
     rows = {name: (float(value.mean()), *found[name]) for name, value in values.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from recsys.config.section import Section
-from recsys.config.values import MAX_K
+from recsys.config.values import MAX_K, MetricKind
 
 
 class EvaluateConfig(Section):
@@ -15,6 +15,13 @@ class EvaluateConfig(Section):
 
     ks: list[Annotated[int, Field(ge=1, le=MAX_K)]] = Field(
         [10, 20], min_length=1, description="lengths of the lists that metrics are computed at"
+    )
+    metrics: list[MetricKind] = Field(
+        [],
+        description=(
+            "more accuracy metrics, of other packages: entry points of recsys.metrics, or"
+            " module:function"
+        ),
     )
     exclude_seen: bool = Field(
         True, description="whether items of a user's history are left out of the lists"

@@ -1,4 +1,5 @@
-"""Granularities, losses and sources of other packages: by an entry point, or by ``module:Class``.
+"""Granularities, losses, sources and metrics of other packages: by an entry point, or by
+``module:Class``; a metric is a function.
 
 An installed package offers a class with an entry point of the groups below, and the configuration
 uses its name. A configuration may also name any importable class as ``kind: module:Class``.
@@ -14,18 +15,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points, packages_distributions, version
-from typing import Any, Final
+from typing import Any, Final, cast
 
 GRANULARITIES: Final = "recsys.granularities"
 LOSSES: Final = "recsys.losses"
 SOURCES: Final = "recsys.sources"
+METRICS: Final = "recsys.metrics"
 
 _PATH: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _named: set[str] = set()  # targets that configurations of this process have named
@@ -135,9 +137,32 @@ def load(offer: Offer, base: type) -> type[Any]:
     ValueError
         The class cannot be imported, or is not a subclass of ``base``.
     """
+    found = _imported(offer)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(
+            f"{offer.target} is not a subclass of {base.__module__}.{base.__qualname__}"
+        )
+    return found
+
+
+def load_function(offer: Offer) -> Callable[..., Any]:
+    """The function of an offer.
+
+    Raises
+    ------
+    ValueError
+        The function cannot be imported, or is not callable.
+    """
+    found = _imported(offer)
+    if not callable(found):
+        raise ValueError(f"{offer.target} is not a function")
+    return cast("Callable[..., Any]", found)
+
+
+def _imported(offer: Offer) -> object:
     module, name = offer.target.split(":")
     try:
-        found = getattr(import_module(module), name)
+        found: object = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         cure = (
             f"install {offer.package} again"
@@ -145,8 +170,4 @@ def load(offer: Offer, base: type) -> type[Any]:
             else "install its package, or add it to PYTHONPATH"
         )
         raise ValueError(f"{offer.target} cannot be imported ({error}); {cure}") from None
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(
-            f"{offer.target} is not a subclass of {base.__module__}.{base.__qualname__}"
-        )
     return found

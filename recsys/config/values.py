@@ -12,9 +12,29 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator
 
+from recsys.config.outside import METRICS, load_function, offers, one_of, resolve
+
 MAX_K: Final = 10_000
 ACCURACY: Final = ("hit", "map", "mrr", "ndcg", "precision", "recall")
-_METRIC: Final = re.compile(r"([a-z_]+)\s*@\s*(\d{1,9})")
+
+
+def metric_kind(text: str) -> str:
+    """The standard spelling of a metric without its cut-off: ours in lower case, or one of another
+    package (:mod:`recsys.config.outside`).
+
+    >>> metric_kind("NDCG")
+    'ndcg'
+    """
+    kind = text.strip()
+    if kind.lower() in ACCURACY:
+        return kind.lower()
+    offer = resolve(METRICS, kind)
+    if offer is None:
+        raise ValueError(
+            f"unknown metric; expected {one_of([*ACCURACY, *offers(METRICS)])}, or module:function"
+        )
+    load_function(offer)
+    return kind
 
 
 def metric_name(text: str) -> str:
@@ -23,17 +43,20 @@ def metric_name(text: str) -> str:
     >>> metric_name("NDCG@10")
     'ndcg@10'
     """
-    found = _METRIC.fullmatch(text.strip().lower())
-    if found is None or found[1] not in ACCURACY or not 1 <= int(found[2]) <= MAX_K:
+    kind, _, k = (part.strip() for part in text.partition("@"))
+    digits = k.isascii() and k.isdigit() and len(k) < 10
+    if not digits or not 1 <= int(k) <= MAX_K:
         names = ", ".join(f"{kind}@K" for kind in ACCURACY)
         raise ValueError(
             f"unknown metric; expected one of {names}, with K from 1 to {MAX_K:,}, such as ndcg@20"
         )
-    return f"{found[1]}@{int(found[2])}"
+    return f"{metric_kind(kind)}@{int(k)}"
 
 
 MetricName = Annotated[str, AfterValidator(metric_name)]
 """An accuracy metric such as ``ndcg@20``, in upper or lower case."""
+MetricKind = Annotated[str, AfterValidator(metric_kind)]
+"""An accuracy metric without a cut-off, such as ``ndcg``."""
 
 
 _DURATION: Final = re.compile(

@@ -29,7 +29,13 @@ from recsys.evaluation.baseline import Baseline
 from recsys.evaluation.baselines import fit_baselines, left_out
 from recsys.evaluation.comparison import accuracy_values, certainty, main_values
 from recsys.evaluation.members import Shares, member_report, shares
-from recsys.evaluation.metrics import QUERY_METRICS, list_metrics, parse_metric, query_metrics
+from recsys.evaluation.metrics import (
+    QUERY_METRICS,
+    list_metrics,
+    outside_kinds,
+    parse_metric,
+    query_metrics,
+)
 from recsys.evaluation.ranking import Ranking, Scorer, rank
 from recsys.evaluation.segments import (
     COLD,
@@ -220,8 +226,9 @@ def _ranked(
     rankings = _rankings({MODEL: model, **baselines}, queries, config.evaluate, max(ks))
     counts_N = dataset.item_counts_N(through)
     vectors_ND = model.item_vectors_ND.detach().cpu().float().numpy()
+    more = outside_kinds(config.train.metric, settings.metrics)
     values = {
-        name: _values(ranking, counts_N, vectors_ND, ks) for name, ranking in rankings.items()
+        name: _values(ranking, counts_N, vectors_ND, ks, more) for name, ranking in rankings.items()
     }
     return _Test(model, baselines, dataset, config, through, queries, rankings, values)
 
@@ -285,12 +292,12 @@ def _rankings(
 
 
 def _values(
-    ranking: Ranking, counts_N: Array, vectors_ND: Array, ks: list[int]
+    ranking: Ranking, counts_N: Array, vectors_ND: Array, ks: list[int], more: list[str]
 ) -> dict[str, Array | float]:
     """Every metric of one recommender, one value per query if there is one, in the order of
     ``metrics.json``.
     """
-    accuracy = query_metrics(ranking.hits_BK, ranking.num_targets_B, ks)
+    accuracy = query_metrics(ranking.hits_BK, ranking.num_targets_B, ks, more)
     return {**accuracy, **list_metrics(ranking.items_BK, counts_N, vectors_ND, ks)}
 
 

@@ -8,11 +8,12 @@ binary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from recsys.config.outside import METRICS, is_path, load_function, offers, resolve
 from recsys.data.histories import Array
 from recsys.errors import ConfigError
 
@@ -91,14 +92,71 @@ def ndcg_at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
     )
 
 
-QUERY_METRICS: Final[dict[str, Callable[[Array, Array, int], Array]]] = {
-    "recall": recall_at,
-    "ndcg": ndcg_at,
-    "precision": precision_at,
-    "mrr": mrr_at,
-    "map": map_at,
-    "hit": hit_at,
-}
+QueryMetric = Callable[[Array, Array, int], Array]
+"""``hits_BK``, ``num_targets_B`` and k → one value per query, [B]; larger is better."""
+
+
+class QueryMetrics(Mapping[str, QueryMetric]):
+    """Accuracy metrics by kind. Iterating gives ours; a lookup also finds those of other packages,
+    by the name of an entry point of ``recsys.metrics`` or by ``module:function``.
+    """
+
+    def __init__(self, **ours: QueryMetric) -> None:
+        self._ours = ours
+
+    def __getitem__(self, kind: str) -> QueryMetric:
+        if kind in self._ours:
+            return self._ours[kind]
+        if not self.is_outside(kind):
+            raise KeyError(kind)
+        return outside_metric(kind)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ours)
+
+    def __len__(self) -> int:
+        return len(self._ours)
+
+    def __contains__(self, kind: object) -> bool:
+        """Whether this is an accuracy metric. It imports nothing: the name may come from a file."""
+        return kind in self._ours or (isinstance(kind, str) and self.is_outside(kind))
+
+    def is_outside(self, kind: str) -> bool:
+        """Whether the name is one of another package's metric."""
+        return kind not in self._ours and (is_path(kind) or kind in offers(METRICS))
+
+
+def outside_metric(kind: str) -> QueryMetric:
+    """The metric of another package, whose values are checked.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be imported. The metric raises it if it returns anything but one finite number per
+        query.
+    """
+    offer = resolve(METRICS, kind)
+    assert offer is not None, f"{kind} was checked before"
+    try:
+        function = load_function(offer)
+    except ValueError as error:
+        raise ConfigError(f"metric {kind!r}: {error}") from None
+
+    def at(hits_BK: Array, num_targets_B: Array, k: int) -> Array:
+        values = np.asarray(function(hits_BK, num_targets_B, k))
+        if values.shape != num_targets_B.shape or not np.isfinite(values).all():
+            raise ConfigError(
+                f"metric {kind!r} gave values of shape {values.shape}; expected one finite number"
+                f" per query: {num_targets_B.shape}"
+            )
+        return values.astype(np.float64)
+
+    return at
+
+
+QUERY_METRICS: Final = QueryMetrics(
+    recall=recall_at, ndcg=ndcg_at, precision=precision_at, mrr=mrr_at, map=map_at, hit=hit_at
+)
 """Accuracy metrics; they need targets."""
 LIST_METRICS: Final = ("coverage", "novelty", "gini", "diversity")
 """Metrics of the lists themselves; they need no targets."""
@@ -116,7 +174,8 @@ def parse_metric(name: str, kinds: Sequence[str] = (*QUERY_METRICS, *LIST_METRIC
     Metric(kind='ndcg', k=20)
     """
     kind, at, k = name.partition("@")
-    if kind not in kinds or not at or not k.isascii() or not k.isdigit() or int(k) < 1:
+    known = kind in kinds or QUERY_METRICS.is_outside(kind)
+    if not known or not at or not k.isascii() or not k.isdigit() or int(k) < 1:
         valid = " ".join(f"{kind}@K" for kind in kinds)
         raise ConfigError(
             f"unknown metric {name!r}; expected one of: {valid}, with K a whole number such as"
@@ -125,9 +184,11 @@ def parse_metric(name: str, kinds: Sequence[str] = (*QUERY_METRICS, *LIST_METRIC
     return Metric(kind, int(k))
 
 
-def query_metrics(hits_BK: Array, num_targets_B: Array, ks: Sequence[int]) -> dict[str, Array]:
+def query_metrics(
+    hits_BK: Array, num_targets_B: Array, ks: Sequence[int], more: Sequence[str] = ()
+) -> dict[str, Array]:
     """Every accuracy metric at every cut-off: name → [B] float64. Every query needs a target, and K
-    ≥ max(ks).
+    ≥ max(ks). ``more`` names metrics of other packages.
     """
     assert hits_BK.shape[1] >= max(ks), f"lists of {hits_BK.shape[1]} for cut-offs up to {max(ks)}"
     assert len(num_targets_B) == 0 or num_targets_B.min() > 0, (
@@ -136,8 +197,17 @@ def query_metrics(hits_BK: Array, num_targets_B: Array, ks: Sequence[int]) -> di
     return {
         str(Metric(kind, k)): at(hits_BK, num_targets_B, k)
         for k in ks
-        for kind, at in QUERY_METRICS.items()
+        for kind, at in [*QUERY_METRICS.items(), *((kind, QUERY_METRICS[kind]) for kind in more)]
     }
+
+
+def outside_kinds(metric: str, more: Sequence[str]) -> list[str]:
+    """The metrics of other packages among the main metric (``kind@K``) and ``more`` (kinds)."""
+    return [
+        kind
+        for kind in dict.fromkeys([parse_metric(metric).kind, *more])
+        if QUERY_METRICS.is_outside(kind)
+    ]
 
 
 def novelty_of(items_BK: Array, counts_N: Array, k: int) -> Array:

@@ -9,7 +9,7 @@ Legend: B queries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from recsys.data.histories import Array, Queries
 from recsys.evaluation.bootstrap import compare
@@ -18,13 +18,18 @@ from recsys.evaluation.ranking import Ranking, Scorer, rank
 
 
 def accuracy_of(
-    scorer: Scorer, queries: Queries, ks: list[int], exclude_seen: bool, chunk: int
+    scorer: Scorer,
+    queries: Queries,
+    ks: list[int],
+    exclude_seen: bool,
+    chunk: int,
+    more: Sequence[str] = (),
 ) -> tuple[Ranking, dict[str, Array]]:
     """One full ranking, and its accuracy metrics at every cut-off, one value per query that counts
-    [B].
+    [B]. ``more`` names metrics of other packages.
     """
     ranking = rank(scorer, queries, max(ks), exclude_seen, chunk)
-    return ranking, query_metrics(ranking.hits_BK, ranking.num_targets_B, ks)
+    return ranking, query_metrics(ranking.hits_BK, ranking.num_targets_B, ks, more)
 
 
 def paired_metrics(

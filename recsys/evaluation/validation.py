@@ -12,7 +12,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.repeats import no_targets
 from recsys.errors import DataError
-from recsys.evaluation.metrics import QUERY_METRICS, parse_metric, query_metrics
+from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.ranking import Scorer, countable, rank
 
 
@@ -56,6 +56,6 @@ class Validator:
 
     def __call__(self, model: Scorer, queries: Queries) -> Array:
         """The metric of every query that counts: [B] float64."""
-        k = parse_metric(self.metric, tuple(QUERY_METRICS)).k
+        kind, k = parse_metric(self.metric, tuple(QUERY_METRICS))
         ranking = rank(model, queries, k, self.exclude_seen, self.chunk_users)
-        return query_metrics(ranking.hits_BK, ranking.num_targets_B, [k])[self.metric]
+        return QUERY_METRICS[kind](ranking.hits_BK, ranking.num_targets_B, k)

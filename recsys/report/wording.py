@@ -11,10 +11,11 @@ _METRIC_NAMES: Final = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
 def metric_name(name: str) -> str:
     """``ndcg@20`` as people write it.
 
-    >>> metric_name("ndcg@20"), metric_name("recall@5")
-    ('NDCG@20', 'Recall@5')
+    >>> metric_name("ndcg@20"), metric_name("recall@5"), metric_name("package.module:rbp@20")
+    ('NDCG@20', 'Recall@5', 'Rbp@20')
     """
     kind, _, k = name.partition("@")
+    kind = kind.rpartition(":")[2]
     shown = _METRIC_NAMES.get(kind, kind.capitalize())
     return f"{shown}@{k}" if k else shown
 

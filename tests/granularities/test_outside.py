@@ -1,5 +1,5 @@
-"""Granularities, losses and sources of other packages: the package of docs/extending.md is written
-and used.
+"""Granularities, losses, sources and metrics of other packages: the package of docs/extending.md
+is written and used.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from recsys.data.attributes import Field
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ArtifactError, ConfigError
+from recsys.evaluation.evaluate import evaluate
+from recsys.evaluation.metrics import QUERY_METRICS, parse_metric
 from recsys.evaluation.validation import Validator
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.model import dump_sizes, load_sizes
@@ -82,7 +84,7 @@ def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(outside, "_named", set())
     yield
     for name in set(sys.modules) - before:
-        if name.split(".")[0] in ("budget", "thrift", "hinge", "ledger"):
+        if name.split(".")[0] in ("budget", "thrift", "hinge", "ledger", "rbp"):
             del sys.modules[name]
 
 
@@ -409,6 +411,55 @@ def test_source_from_another_package_is_used(importable: Path, tmp_path: Path) -
             build_config({"data": {"source": {**source, **keys}}})
 
 
+def test_metric_from_another_package_chooses_epochs_and_is_reported(
+    importable: Path, shop: PreparedDataset
+) -> None:
+    """By path and by entry point, for the model and for every baseline, with an interval."""
+    own = {"evaluate": {"metrics": ["rbp:rbp"], "ks": [5], "baselines": ["popularity"]}}
+    config = config_of(shop, metric="rbp:rbp@5")
+    config = build_config({**yaml.safe_load(dump_config(config)), **own})
+    result = trained(config, shop)
+    assert max(report.get("rbp:rbp@5", 0.0) for report in result.history) > 0
+    found = evaluate(result.frozen, shop, config, refit=True)
+    hits = found.ranking.hits_BK[:, :5]
+    by_hand = sum(0.2 * 0.8**r * hits[:, r] for r in range(5)).mean()
+    assert found.model["rbp:rbp@5"] == pytest.approx(by_hand) and by_hand > 0
+    assert "rbp:rbp@5" in found.baselines["popularity"] and "rbp:rbp@5" in found.confidence["model"]
+
+    installed(importable, "rbp", "1.0", {"rbp": "rbp:rbp"}, outside.METRICS)
+    outside._offers.cache_clear()
+    named = build_config({"train": {"metric": "rbp@5"}})
+    assert Validator.of(named).metric == "rbp@5" and parse_metric("rbp@5").kind == "rbp"
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("rbq@5", "expected 'hit', 'map', 'mrr', 'ndcg', 'precision' or 'recall', or module:func"),
+        ("rbp:missing@5", "rbp:missing cannot be imported"),
+        ("rbp:P@5", "rbp:P is not a function"),
+        ("rbp:rbp", "with K from 1 to"),
+    ],
+)
+def test_invalid_metric_of_another_package_is_refused_before_anything_starts(
+    importable: Path, metric: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build_config({"train": {"metric": metric}})
+
+
+def test_metric_that_only_an_artifact_names_is_not_imported(importable: Path) -> None:
+    with outside.reading_artifact(), pytest.raises(ConfigError, match="named only in an artifact"):
+        build_config({"train": {"metric": "rbp:rbp@5"}})
+    assert parse_metric("rbp:rbp@5").k == 5 and "rbp" not in sys.modules
+
+
+def test_metric_that_gives_no_number_per_query_is_refused(importable: Path) -> None:
+    (importable / "rbp.py").write_text("def rbp(hits_BK, num_targets_B, k):\n    return 0.5\n")
+    with pytest.raises(ConfigError, match=r"values of shape \(\); expected one finite number"):
+        QUERY_METRICS["rbp:rbp"](np.ones((2, 5), dtype=bool), np.array([1, 1]), 5)
+
+
 def test_examples_of_the_documentation_are_valid_configurations(
     importable: Path, tmp_path: Path
 ) -> None:
@@ -422,6 +473,6 @@ def test_examples_of_the_documentation_are_valid_configurations(
     outside._offers.cache_clear()
     text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
     trees = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
-    assert len(trees) == 4
+    assert len(trees) == 5
     for tree in trees:
         build_config(tree)
