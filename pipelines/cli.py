@@ -120,7 +120,7 @@ def user_message(error: BaseException, words: Sequence[str] = ()) -> str | None:
     if isinstance(error, UserError) and not hasattr(error, "cause"):
         return _with_cure(error, words)  # without the imports below, which take seconds
     from recsys.registry.tracking import outage
-    from recsys.storage.places import message_of
+    from recsys.storage.filesystems import message_of
 
     waiting: list[BaseException] = [error]
     seen: set[int] = set()

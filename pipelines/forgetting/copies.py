@@ -59,7 +59,7 @@ class Place:
         if self.mirror is None:
             return str(path)
         inner = path.relative_to(self.mirror.root).as_posix()
-        return self.mirror.place if inner == "." else within(self.mirror.place, inner)
+        return self.mirror.uri if inner == "." else within(self.mirror.uri, inner)
 
 
 @dataclass

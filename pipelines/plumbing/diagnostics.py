@@ -308,7 +308,7 @@ def _existing(path: Path) -> Path:
 
 def _remote(name: str, place: str) -> Iterator[Finding]:
     from recsys.errors import StorageError
-    from recsys.storage.places import check_writable, require_s3_client
+    from recsys.storage.filesystems import check_writable, require_s3_client
     from recsys.storage.uris import without_query
 
     try:

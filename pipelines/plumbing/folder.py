@@ -181,7 +181,7 @@ class RunFolder:
         """The path or URI of an artefact for people and other machines."""
         if self.remote is None:
             return str(path)
-        return within(self.remote.place, path.relative_to(self.root).as_posix())
+        return within(self.remote.uri, path.relative_to(self.root).as_posix())
 
     def write_json(self, path: Path, content: Any) -> None:
         """Write a JSON file atomically."""
@@ -316,9 +316,9 @@ def open_run(
 @contextmanager
 def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[RunFolder]:
     """A temporary folder that mirrors the remote one."""
+    from recsys.storage.filesystems import filesystem_of
     from recsys.storage.locks import holding
     from recsys.storage.mirror import Mirror
-    from recsys.storage.places import filesystem_of
 
     place = config.run.dir
     if "/" not in filesystem_of(place)[1]:
@@ -386,7 +386,7 @@ def write_atomically(path: Path, text: str) -> None:
         The disk is full.
     """
     from recsys.storage.beside import atomic_write
-    from recsys.storage.places import storage_errors
+    from recsys.storage.filesystems import storage_errors
 
     with atomic_write(path) as aside, storage_errors(str(path), "write to"):
         aside.write_text(text, encoding="utf-8")

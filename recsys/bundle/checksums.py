@@ -13,7 +13,7 @@ from typing import Final
 from pydantic import BaseModel
 
 from recsys.errors import ArtifactError
-from recsys.storage.places import storage_errors
+from recsys.storage.filesystems import storage_errors
 
 DESCRIPTION: Final = "bundle.json"
 

@@ -190,7 +190,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 def _content(path: str) -> bytes:
     try:
         if is_remote(path):
-            from recsys.storage.places import read_bytes
+            from recsys.storage.filesystems import read_bytes
 
             return read_bytes(path)
         return Path(path).read_bytes()

@@ -61,7 +61,7 @@ from recsys.data.histories import NO_CONTEXT, Array, Histories, Split
 from recsys.data.text_rows import ENTRIES, VECTORS, UserTexts
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, ConfigError, choices
-from recsys.storage.places import filesystem_of, storage_errors
+from recsys.storage.filesystems import filesystem_of, storage_errors
 
 SCHEMA_VERSION: Final = 2
 

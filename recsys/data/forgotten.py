@@ -24,7 +24,7 @@ import pyarrow.fs
 from recsys.config import DataConfig
 from recsys.data.histories import Array
 from recsys.errors import ArtifactError
-from recsys.storage.places import filesystem_of, storage_errors
+from recsys.storage.filesystems import filesystem_of, storage_errors
 from recsys.storage.uris import beside
 
 

@@ -23,7 +23,7 @@ from recsys.encoders.text import (
     usable_cores,
 )
 from recsys.errors import ConfigError
-from recsys.storage.places import filesystem_of
+from recsys.storage.filesystems import filesystem_of
 
 MODEL_KEY: Final = "data.media.images.model"
 

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from recsys.data.dataset import Manifest, PreparedDataset
 from recsys.errors import DataError
+from recsys.storage.filesystems import filesystem_of, storage_errors
 from recsys.storage.locks import holding
-from recsys.storage.places import filesystem_of, storage_errors
 from recsys.storage.uris import beside, is_remote, within
 
 MANIFEST: Final = "manifest.json"
@@ -55,7 +55,7 @@ class Folder:
         path = f"{self.path}/{name}"
         texts = [field.name for field in schema if pa.types.is_string(field.type)]
         how = {"compression": "zstd", "use_dictionary": texts, "filesystem": self.filesystem}
-        with storage_errors(self.place, "write to"):
+        with storage_errors(self.uri, "write to"):
             self.make_folder(path.rsplit("/", 1)[0])
             with pq.ParquetWriter(path, schema, **how) as writer:
                 for part in parts:
@@ -63,7 +63,7 @@ class Folder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file."""
-        with storage_errors(self.place, "write to"):
+        with storage_errors(self.uri, "write to"):
             self.make_folder(f"{self.path}/{name}".rsplit("/", 1)[0])
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
                 stream.write(content)
@@ -74,13 +74,13 @@ class Folder:
             self.filesystem.create_dir(path, recursive=True)
 
     @property
-    def place(self) -> str:
+    def uri(self) -> str:
         """The path or URI, for messages."""
         return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
 
     def read_table(self, name: str) -> pa.Table:
         """Read a Parquet file."""
-        with storage_errors(self.place):
+        with storage_errors(self.uri):
             return pq.read_table(f"{self.path}/{name}", filesystem=self.filesystem)
 
     def write_text(self, name: str, text: str) -> None:
@@ -90,12 +90,12 @@ class Folder:
     def entries(self) -> list[str]:
         """Names of the files and folders directly inside; empty where the folder does not exist."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        with storage_errors(self.place):
+        with storage_errors(self.uri):
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def link(self, source: Folder, folder: str, names: Iterable[str]) -> None:
         """Take over unchanging files of another folder, by hard links where possible."""
-        with storage_errors(self.place, "write to"):
+        with storage_errors(self.uri, "write to"):
             self.make_folder(f"{self.path}/{folder}")
             for name in names:
                 self._link(source, f"{folder}/{name}")
@@ -127,7 +127,7 @@ class Folder:
 
     def remove(self) -> None:
         """Remove the folder, the manifest first: on an object store the removal is not atomic."""
-        with suppress(FileNotFoundError), storage_errors(self.place, "write to"):
+        with suppress(FileNotFoundError), storage_errors(self.uri, "write to"):
             if (
                 self.filesystem.get_file_info(f"{self.path}/{MANIFEST}").type
                 == pyarrow.fs.FileType.File

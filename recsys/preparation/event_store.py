@@ -31,7 +31,7 @@ from recsys.data.histories import Array
 from recsys.errors import ArtifactError
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.keys import compact
-from recsys.storage.places import storage_errors
+from recsys.storage.filesystems import storage_errors
 
 if TYPE_CHECKING:
     from recsys.preparation.events import BucketSummary
@@ -135,7 +135,7 @@ def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str
     kept = [column for column in columns or table.column_names if column not in _LEFT_OUT]
     table = table.select(kept).unify_dictionaries().combine_chunks()
     options = pyarrow.ipc.IpcWriteOptions(compression=_COMPRESSION)
-    with storage_errors(folder.place, "write to"):
+    with storage_errors(folder.uri, "write to"):
         folder.make_folder(f"{folder.path}/{name}".rpartition("/")[0])
         with (
             folder.filesystem.open_output_stream(f"{folder.path}/{name}") as sink,
@@ -148,14 +148,14 @@ def _batches(folder: Folder, name: str) -> Iterator[pa.RecordBatch]:
     """The batches of a file; none where nothing was kept."""
     path = f"{folder.path}/{name}"
     try:
-        with storage_errors(folder.place), folder.filesystem.open_input_file(path) as source:
+        with storage_errors(folder.uri), folder.filesystem.open_input_file(path) as source:
             reader = pyarrow.ipc.open_file(source)
             for number in range(reader.num_record_batches):
                 yield reader.get_batch(number)
     except FileNotFoundError:
         return
     except (OSError, pa.ArrowInvalid) as error:
-        raise ArtifactError(_GONE.format(f"{folder.place}/{name}", error)) from None
+        raise ArtifactError(_GONE.format(f"{folder.uri}/{name}", error)) from None
 
 
 def _chosen(batches: Iterator[pa.RecordBatch], of: Rows | None) -> pa.Table | None:

@@ -29,7 +29,7 @@ from recsys.preparation.blocks import read_table
 from recsys.preparation.images import MISSING, UNREADABLE, encode_images
 from recsys.preparation.quarantine import QUARANTINE_SCHEMA
 from recsys.sources.base import SourceAdapter
-from recsys.storage.places import filesystem_of
+from recsys.storage.filesystems import filesystem_of
 
 WRONG_WIDTH: Final = "vector of another width"
 NOT_FINITE: Final = "vector with cells that are not finite numbers"

@@ -18,7 +18,7 @@ from recsys.data.histories import Array
 from recsys.errors import DataError
 from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.sources.validate import HINTS, NEGATIVE_WEIGHT, REPEATED_HEADER, SELF_LOOP, missing
-from recsys.storage.places import storage_errors
+from recsys.storage.filesystems import storage_errors
 from recsys.storage.uris import within
 
 DUPLICATE: Final = "duplicate"
@@ -126,7 +126,7 @@ class Quarantine:
 
     def _write(self, kind: str, table: str, rows: pa.Table) -> None:
         folder, key = self._destination.folder, (kind, table)
-        with storage_errors(folder.place, "write to"):
+        with storage_errors(folder.uri, "write to"):
             if key not in self._writers:
                 folder.make_folder(f"{folder.path}/{kind}")
                 path = f"{folder.path}/{kind}/{table}.parquet"
@@ -196,7 +196,7 @@ class Quarantine:
 
     def close(self) -> None:
         """Close the files."""
-        with storage_errors(self._destination.folder.place, "write to"):
+        with storage_errors(self._destination.folder.uri, "write to"):
             for writer in self._writers.values():
                 writer.close()
         self._writers = {}

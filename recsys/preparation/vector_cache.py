@@ -32,7 +32,7 @@ from recsys.encoders.text import (
 )
 from recsys.pace import Pace
 from recsys.preparation.blocks import cluster_resources, fetch, quiet, results_of, task, user_errors
-from recsys.storage.places import filesystem_of
+from recsys.storage.filesystems import filesystem_of
 
 _ONE_TASK_TEXTS: Final = 2000  # up to this number one task is faster than several
 _BLOCK_TEXTS: Final = 2048  # texts per task

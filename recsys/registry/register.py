@@ -47,8 +47,8 @@ from recsys.registry.minimum import (
 )
 from recsys.registry.tracking import Tracker, client, mlflow_name, numbers, sqlite_path
 from recsys.serving.requests import SimilarRequest
+from recsys.storage.filesystems import check_bucket, filesystem_of, read_bytes, storage_errors
 from recsys.storage.mirror import download, downloaded, temporary_folder
-from recsys.storage.places import check_bucket, filesystem_of, read_bytes, storage_errors
 from recsys.storage.uris import is_remote, within
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from recsys.errors import ConfigError, MultigrainError, StorageError, first_line
 from recsys.registry.experiments import experiment_id
 from recsys.registry.run_tags import CHANGED_TAG, COMMIT_TAG, origin_tags, working_commit
 from recsys.registry.store import ready
-from recsys.storage.places import check_writable, require_s3_client
+from recsys.storage.filesystems import check_writable, require_s3_client
 from recsys.storage.uris import is_remote
 
 RUN_FILE: Final = (

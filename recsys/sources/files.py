@@ -19,7 +19,7 @@ import pyarrow.fs
 
 from recsys.errors import EmptyFile, SourceError
 from recsys.sources.compression import SNIFFED, Unpacked, compression_of, member_name, plain_name
-from recsys.storage.places import check_bucket, filesystem_of, storage_errors
+from recsys.storage.filesystems import check_bucket, filesystem_of, storage_errors
 from recsys.storage.uris import expanded, is_remote
 
 HASHED_WHOLE: Final = 64 << 20  # larger files are fingerprinted by size and modification time

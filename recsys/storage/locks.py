@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys.errors import ArtifactError
-from recsys.storage.places import filesystem_of, read_bytes, s3_client, storage_errors
+from recsys.storage.filesystems import filesystem_of, read_bytes, s3_client, storage_errors
 from recsys.storage.uris import without_query
 
 _TRIES: Final = 3
@@ -58,12 +58,12 @@ class Holder:
 
 
 @contextmanager
-def holding(place: str, work: str, free: str) -> Iterator[None]:
+def holding(uri: str, work: str, free: str) -> Iterator[None]:
     """Hold the lock object at a remote URI during the block.
 
     Parameters
     ----------
-    place : str
+    uri : str
         URI of the object.
     work : str
         Name of the work, for the error of other writers, such as "`recsys run`".
@@ -79,22 +79,22 @@ def holding(place: str, work: str, free: str) -> Iterator[None]:
     """
     since = datetime.now(UTC).isoformat(timespec="seconds")
     own = Holder(work, os.getpid(), socket.gethostname(), _machine(), since, uuid.uuid4().hex)
-    lock = _S3Lock(place) if place.startswith("s3://") else _PlainLock(place)
-    with storage_errors(place, "write to"):
-        _acquire(lock, own, place, free)
+    lock = _S3Lock(uri) if uri.startswith("s3://") else _PlainLock(uri)
+    with storage_errors(uri, "write to"):
+        _acquire(lock, own, uri, free)
     try:
         yield
     finally:
         with (
             suppress(Exception),
-            storage_errors(place),
+            storage_errors(uri),
         ):  # an error of the block is more important than a lock that stays
             holder, _ = lock.read()
             if holder is not None and holder.token == own.token:
                 lock.delete()
 
 
-def _acquire(lock: _S3Lock | _PlainLock, own: Holder, place: str, free: str) -> None:
+def _acquire(lock: _S3Lock | _PlainLock, own: Holder, uri: str, free: str) -> None:
     holder, version = None, ""
     for _ in range(_TRIES):
         if lock.write(own, version):
@@ -108,22 +108,21 @@ def _acquire(lock: _S3Lock | _PlainLock, own: Holder, place: str, free: str) -> 
             break
     if holder is None:
         raise ArtifactError(
-            f"{without_query(place)} is locked and released by other writers at this time; try"
-            " again"
+            f"{without_query(uri)} is locked and released by other writers at this time; try again"
         )
     raise ArtifactError(
-        f"{without_query(place).rpartition('/')[0]} is in use by {holder.work}, process"
+        f"{without_query(uri).rpartition('/')[0]} is in use by {holder.work}, process"
         f" {holder.pid} on {holder.host}, since {holder.since}; {free}. If that process has ended,"
-        f" delete the object {without_query(place)}"
+        f" delete the object {without_query(uri)}"
     )
 
 
 class _S3Lock:
     """A lock with conditional writes to S3."""
 
-    def __init__(self, place: str) -> None:
-        self._client = s3_client(place)
-        body = without_query(place).removeprefix("s3://")
+    def __init__(self, uri: str) -> None:
+        self._client = s3_client(uri)
+        body = without_query(uri).removeprefix("s3://")
         bucket, _, key = body.partition("/")
         self._at = {"Bucket": bucket, "Key": key}
 
@@ -167,9 +166,9 @@ class _S3Lock:
 class _PlainLock:
     """A lock on any Arrow filesystem: read, write, read again."""
 
-    def __init__(self, place: str) -> None:
-        self._place = place
-        self._filesystem, self._path = filesystem_of(place)
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._filesystem, self._path = filesystem_of(uri)
 
     def write(self, holder: Holder, version: str) -> bool:
         """As :meth:`_S3Lock.write`; the version is the token of the present holder."""
@@ -184,7 +183,7 @@ class _PlainLock:
     def read(self) -> tuple[Holder | None, str]:
         """The holder, None if the lock is free, and its token."""
         try:
-            found = _parse(read_bytes(self._place))
+            found = _parse(read_bytes(self._uri))
         except FileNotFoundError:
             return None, ""
         return found, found.token

@@ -6,7 +6,7 @@ and downloaded when it is first needed. The remote folder is authoritative; the 
 temporary.
 
 A single object is written completely or not at all. A folder of several objects is complete if its
-*seal* exists, the file that its reader opens first: it is removed before any other change, and
+*marker* exists, the file that its reader opens first: it is removed before any other change, and
 written last.
 """
 
@@ -20,36 +20,36 @@ from typing import Final
 
 import pyarrow.fs
 
-from recsys.storage.places import filesystem_of, storage_errors
+from recsys.storage.filesystems import filesystem_of, storage_errors
 from recsys.storage.uris import within
 
-SEALS: Final = ("manifest.json", "bundle.json", "trained.json", "origin.json")
+MARKERS: Final = ("manifest.json", "bundle.json", "trained.json", "origin.json")
 
 
 class Mirror:
-    """The local folder ``root`` and the remote folder ``place``."""
+    """The local folder ``root`` and the remote folder ``uri``."""
 
-    def __init__(self, root: Path, place: str) -> None:
-        self.root, self.place = root, place
-        self._asked: set[str] = set()
+    def __init__(self, root: Path, uri: str) -> None:
+        self.root, self.uri = root, uri
+        self._fetched: set[str] = set()
         # Size and modification time of the files that are equal on both sides.
         self._known: dict[Path, tuple[int, int]] = {}
 
     def part(self, name: str) -> Mirror:
         """The mirror of a subfolder; both know which files are uploaded."""
-        part = Mirror(self.root / name, within(self.place, name))
-        part._known = self._known
-        return part
+        mirror = Mirror(self.root / name, within(self.uri, name))
+        mirror._known = self._known
+        return mirror
 
     def fetch(self, name: str) -> Path:
         """The local path of a file or folder; downloaded the first time, unless it exists
         locally.
         """
         path = self.root / name
-        if name not in self._asked:
-            self._asked.add(name)
+        if name not in self._fetched:
+            self._fetched.add(name)
             if not path.exists():
-                download(within(self.place, name), path)
+                download(within(self.uri, name), path)
                 self._remember(path)
         return path
 
@@ -66,8 +66,8 @@ class Mirror:
         ),
     ) -> None:
         """Download all files and folders of the remote folder, except those in ``leave``."""
-        filesystem, inner = filesystem_of(self.place)
-        with storage_errors(self.place):
+        filesystem, inner = filesystem_of(self.uri)
+        with storage_errors(self.uri):
             found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
         for info in found:
             if info.type in kinds and info.base_name not in leave:
@@ -77,9 +77,9 @@ class Mirror:
         """Upload a finished file or folder; do nothing if it does not exist."""
         name = path.relative_to(self.root).as_posix()
         if path.is_dir():
-            upload(path, within(self.place, name))
+            upload(path, within(self.uri, name))
         elif path.is_file():
-            _copy_up(path, within(self.place, name))
+            _copy_up(path, within(self.uri, name))
         self._remember(path)
 
     def publish_changed(self) -> None:
@@ -97,8 +97,8 @@ class Mirror:
     def remove(self, path: Path) -> None:
         """Delete a file or folder on both sides."""
         name = path.relative_to(self.root).as_posix()
-        self._asked.add(name)
-        remove(within(self.place, name))
+        self._fetched.add(name)
+        remove(within(self.uri, name))
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _remember(self, path: Path) -> None:
@@ -106,18 +106,18 @@ class Mirror:
             self._known[file] = _state(file)
 
 
-def upload(folder: Path, place: str) -> None:
-    """Replace a remote folder by a local one; the seals are written last."""
-    remove(place)
+def upload(folder: Path, uri: str) -> None:
+    """Replace a remote folder by a local one; the markers are written last."""
+    remove(uri)
     for path in sorted(_files(folder), key=_seals_last):
-        _copy_up(path, within(place, path.relative_to(folder).as_posix()))
+        _copy_up(path, within(uri, path.relative_to(folder).as_posix()))
 
 
-def download(place: str, path: Path) -> bool:
+def download(uri: str, path: Path) -> bool:
     """Download a remote file or folder to a local path; False if it does not exist."""
-    filesystem, inner = filesystem_of(place)
+    filesystem, inner = filesystem_of(uri)
     local = pyarrow.fs.LocalFileSystem()
-    with storage_errors(place):
+    with storage_errors(uri):
         kind = filesystem.get_file_info(inner).type
         if kind == pyarrow.fs.FileType.NotFound:
             return False
@@ -147,34 +147,34 @@ def temporary_folder() -> Path:
     return folder
 
 
-def downloaded(place: str) -> Path | None:
+def downloaded(uri: str) -> Path | None:
     """A temporary local copy of a remote folder, deleted when the process ends; None if there is no
     such folder.
     """
     folder = temporary_folder()
-    return folder / "copy" if download(place, folder / "copy") else None
+    return folder / "copy" if download(uri, folder / "copy") else None
 
 
-def remove(place: str) -> None:
-    """Delete a remote file or folder, its seals first; do nothing if it does not exist."""
-    filesystem, inner = filesystem_of(place)
-    with storage_errors(place, "write to"):
+def remove(uri: str) -> None:
+    """Delete a remote file or folder, its markers first; do nothing if it does not exist."""
+    filesystem, inner = filesystem_of(uri)
+    with storage_errors(uri, "write to"):
         kind = filesystem.get_file_info(inner).type
         if kind == pyarrow.fs.FileType.File:
             filesystem.delete_file(inner)
         elif kind == pyarrow.fs.FileType.Directory:
-            for seal in SEALS:
-                if filesystem.get_file_info(f"{inner}/{seal}").type == pyarrow.fs.FileType.File:
-                    filesystem.delete_file(f"{inner}/{seal}")
+            for marker in MARKERS:
+                if filesystem.get_file_info(f"{inner}/{marker}").type == pyarrow.fs.FileType.File:
+                    filesystem.delete_file(f"{inner}/{marker}")
             filesystem.delete_dir(inner)
 
 
-def _copy_up(path: Path, place: str) -> None:
+def _copy_up(path: Path, uri: str) -> None:
     """Upload with Arrow's own copy: a stream that Python closes on an interrupt would leave half an
     object.
     """
-    filesystem, inner = filesystem_of(place)
-    with storage_errors(place, "write to"):
+    filesystem, inner = filesystem_of(uri)
+    with storage_errors(uri, "write to"):
         if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
             filesystem.create_dir(inner.rpartition("/")[0], recursive=True)
         pyarrow.fs.copy_files(
@@ -196,7 +196,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _seals_last(path: Path) -> tuple[bool, Path]:
-    return path.name in SEALS, path
+    return path.name in MARKERS, path
 
 
 def _state(path: Path) -> tuple[int, int]:

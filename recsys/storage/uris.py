@@ -19,12 +19,12 @@ CREDENTIALS: Final = (
 _SECRET: Final = re.compile(r"key|secret|token|sig|password|credential", re.IGNORECASE)
 
 
-def is_remote(place: str) -> bool:
-    """Whether ``place`` is a URI and not a local path."""
-    return "://" in place
+def is_remote(uri: str) -> bool:
+    """Whether ``uri`` is a URI and not a local path."""
+    return "://" in uri
 
 
-def expanded(place: str) -> str:
+def expanded(uri: str) -> str:
     """Replace ``~`` or ``~NAME`` at the start of a path by the home folder; other paths and URIs
     stay.
 
@@ -33,10 +33,10 @@ def expanded(place: str) -> str:
     >>> expanded("s3://bucket/~x"), expanded("logs/~x")
     ('s3://bucket/~x', 'logs/~x')
     """
-    return os.path.expanduser(place) if place.startswith("~") else place
+    return os.path.expanduser(uri) if uri.startswith("~") else uri
 
 
-def one_spelling(place: str) -> str:
+def one_spelling(uri: str) -> str:
     """The real absolute path of an existing local path, in any spelling; other paths and URIs stay.
 
     >>> one_spelling("file:///"), one_spelling("/./")
@@ -44,41 +44,41 @@ def one_spelling(place: str) -> str:
     >>> one_spelling("s3://bucket/a/"), one_spelling("no such name")
     ('s3://bucket/a', 'no such name')
     """
-    local = unquote(urlsplit(place).path) if place.startswith("file://") else expanded(place)
+    local = unquote(urlsplit(uri).path) if uri.startswith("file://") else expanded(uri)
     if is_remote(local):
-        return without_query(place) if "?" not in place else place
-    return os.path.realpath(local) if local and os.path.exists(local) else place
+        return without_query(uri) if "?" not in uri else uri
+    return os.path.realpath(local) if local and os.path.exists(local) else uri
 
 
-def without_query(place: str) -> str:
+def without_query(uri: str) -> str:
     """A URI without its options, and any path without a slash at its end.
 
     >>> without_query("s3://bucket/runs/?region=eu-west-1")
     's3://bucket/runs'
     """
-    return (place.partition("?")[0] if is_remote(place) else place).rstrip("/")
+    return (uri.partition("?")[0] if is_remote(uri) else uri).rstrip("/")
 
 
-def within(place: str, name: str) -> str:
-    """The path or URI of ``name`` in the folder ``place``; options stay at the end.
+def within(uri: str, name: str) -> str:
+    """The path or URI of ``name`` in the folder ``uri``; options stay at the end.
 
     >>> within("s3://bucket/run/?region=eu-west-1", "model")
     's3://bucket/run/model?region=eu-west-1'
     """
-    return beside(place, f"/{name}")
+    return beside(uri, f"/{name}")
 
 
-def beside(place: str, ending: str) -> str:
+def beside(uri: str, ending: str) -> str:
     """A path or URI with ``ending`` added to its name; options stay at the end.
 
     >>> beside("s3://bucket/set?region=eu-west-1", ".lock")
     's3://bucket/set.lock?region=eu-west-1'
     """
-    _, mark, query = place.partition("?") if is_remote(place) else (place, "", "")
-    return f"{without_query(place)}{ending}{mark}{query}"
+    _, mark, query = uri.partition("?") if is_remote(uri) else (uri, "", "")
+    return f"{without_query(uri)}{ending}{mark}{query}"
 
 
-def has_credentials(place: str) -> bool:
+def has_credentials(uri: str) -> bool:
     """Whether the URI of an object store has credentials.
 
     >>> has_credentials("s3://AKIA:secret@bucket/key"), has_credentials("s3://bucket/me@home:1")
@@ -86,7 +86,7 @@ def has_credentials(place: str) -> bool:
     >>> has_credentials("gs://bucket/key?token=abc"), has_credentials("postgresql://me:word@host/db")
     (True, False)
     """
-    scheme, separator, rest = place.partition("://")
+    scheme, separator, rest = uri.partition("://")
     if not separator or scheme not in ("s3", "gs", "gcs"):
         return False
     body, _, query = rest.partition("?")

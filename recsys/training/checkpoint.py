@@ -26,7 +26,7 @@ from recsys.config import ModelConfig
 from recsys.config.outside import reading_artifact
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel, dump_sizes, load_sizes
-from recsys.storage.places import storage_errors
+from recsys.storage.filesystems import storage_errors
 from recsys.training.context import Report
 
 SELECTED: Final = "selected.safetensors"

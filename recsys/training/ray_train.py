@@ -35,8 +35,8 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, UserError
 from recsys.pace import Deadline, shown_by
+from recsys.storage.filesystems import filesystem_of, storage_errors
 from recsys.storage.mirror import remove
-from recsys.storage.places import filesystem_of, storage_errors
 from recsys.storage.uris import is_remote, within
 from recsys.training.build import Start
 from recsys.training.checkpoint import TrainResult, check_checkpoint, load_trained

@@ -21,7 +21,7 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, StorageError, UserError
 from recsys.pace import Count, reporting_to
-from recsys.storage.places import storage_errors
+from recsys.storage.filesystems import storage_errors
 from recsys.training.checkpoint import TrainResult, check_checkpoint, load_progress, save_trained
 from recsys.training.context import Report, TrainContext
 from recsys.training.final import fit_final

@@ -19,7 +19,7 @@ from pyarrow import fs
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError
-from recsys.storage.places import filesystem_of
+from recsys.storage.filesystems import filesystem_of
 from recsys.storage.uris import within
 from recsys.training.build import Start
 from recsys.training.checkpoint import check_checkpoint

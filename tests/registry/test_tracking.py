@@ -19,7 +19,7 @@ from pipelines.plumbing.tracking import EpochLog
 from recsys.config import Config, build_config
 from recsys.errors import ConfigError, StorageError
 from recsys.registry.tracking import Tracker, outage
-from recsys.storage.places import storage_errors
+from recsys.storage.filesystems import storage_errors
 from tune.ledger import Trial
 from tune.trial_lines import Children
 

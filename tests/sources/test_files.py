@@ -19,7 +19,7 @@ from recsys.errors import SourceError
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.files import exists, find, input_file
-from recsys.storage.places import filesystem_of
+from recsys.storage.filesystems import filesystem_of
 
 CONTENT = b"user_id,item_id\n" + b"".join(b"u%d,i%d\n" % (n % 50, n % 30) for n in range(500))
 

@@ -50,10 +50,10 @@ from recsys.serving.request_files import read_requests
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.files import find, input_file
-from recsys.storage import locks, places
+from recsys.storage import filesystems, locks
+from recsys.storage.filesystems import check_writable, filesystem_of, read_bytes
 from recsys.storage.locks import holding
 from recsys.storage.mirror import Mirror, download, upload
-from recsys.storage.places import check_writable, filesystem_of, read_bytes
 from tests.handmade import small_model, small_world
 
 SMALL: dict[str, Any] = {"model": {"granularities": {"evolution": {"enabled": True}}}}
@@ -177,7 +177,7 @@ def test_server_without_an_answer_gives_one_message_in_time(
 ) -> None:
     """Without time limits the wait would not end; each attempt has one."""
     for name, value in {"CONNECT_S": 1.0, "SILENCE_S": 1.0, "ATTEMPTS": 1}.items():
-        monkeypatch.setattr(places, name, value)
+        monkeypatch.setattr(filesystems, name, value)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(StorageError, match="does not answer"):
@@ -500,7 +500,7 @@ def test_failing_stage_names_the_remote_folder_and_releases_the_lock(
     assert " is a bucket; choose a folder" in capsys.readouterr().err
 
 
-def test_seal_of_a_folder_is_written_last(
+def test_marker_of_a_folder_is_written_last(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror = Mirror(tmp_path, f"{bucket}/run")

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.errors import ArtifactError
-from recsys.storage.places import read_bytes
+from recsys.storage.filesystems import read_bytes
 from recsys.training.checkpoint import check_checkpoint
 from tests.faults import (
     ROOT,

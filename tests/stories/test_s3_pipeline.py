@@ -25,8 +25,8 @@ from recsys.data.histories import Array, Queries
 from recsys.evaluation.ranking import Scorer
 from recsys.evaluation.validation import Validator
 from recsys.privacy.proof import is_signed
+from recsys.storage.filesystems import filesystem_of, read_bytes
 from recsys.storage.mirror import upload
-from recsys.storage.places import filesystem_of, read_bytes
 
 ROOT = Path(__file__).parents[2]
 

@@ -32,8 +32,8 @@ from recsys.evaluation.validation import Validator
 from recsys.model import FrozenModel
 from recsys.registry.register import resolve
 from recsys.serving.bundles import read_bundle
+from recsys.storage.filesystems import read_bytes
 from recsys.storage.mirror import upload
-from recsys.storage.places import read_bytes
 from recsys.training.build import build_graphs, build_model
 from recsys.training.checkpoint import TrainResult, save_trained
 from recsys.training.context import TrainContext

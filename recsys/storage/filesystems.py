@@ -59,7 +59,7 @@ _FULL: Final = re.compile(
 GO_ON: Final = "continue with the same command and --resume"
 
 
-def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
+def filesystem_of(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The Arrow filesystem of a local path or URI, and the path inside it.
 
     Raises
@@ -67,30 +67,26 @@ def filesystem_of(place: str) -> tuple[pyarrow.fs.FileSystem, str]:
     StorageError
         The URI has credentials or unknown options, or its filesystem cannot be opened.
     """
-    if not is_remote(place):
-        return pyarrow.fs.LocalFileSystem(), expanded(place).rstrip("/") or "/"
-    if has_credentials(place):
-        raise StorageError(CREDENTIALS.format(place.partition("://")[0]))
-    if place.startswith("s3://"):
-        bucket_and_key, options = _split(place)
-        return _s3_filesystem(*_settings(place, options)), bucket_and_key
-    if (
-        place.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in place
-    ):  # else 15 minutes
-        place = (
-            f"{place}{'&' if '?' in place else '?'}retry_limit_seconds={ATTEMPTS * CONNECT_S:.0f}"
-        )
+    if not is_remote(uri):
+        return pyarrow.fs.LocalFileSystem(), expanded(uri).rstrip("/") or "/"
+    if has_credentials(uri):
+        raise StorageError(CREDENTIALS.format(uri.partition("://")[0]))
+    if uri.startswith("s3://"):
+        bucket_and_key, options = _split(uri)
+        return _s3_filesystem(*_settings(uri, options)), bucket_and_key
+    if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in uri:  # else 15 minutes
+        uri = f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={ATTEMPTS * CONNECT_S:.0f}"
     try:
-        with storage_errors(place):
-            filesystem, inner = pyarrow.fs.FileSystem.from_uri(place)
+        with storage_errors(uri):
+            filesystem, inner = pyarrow.fs.FileSystem.from_uri(uri)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(
-            f"{without_query(place)} cannot be opened: {error}; expected a path, s3:// or gs://"
+            f"{without_query(uri)} cannot be opened: {error}; expected a path, s3:// or gs://"
         ) from None
     return filesystem, inner.rstrip("/") or "/"
 
 
-def check_bucket(place: str) -> None:
+def check_bucket(uri: str) -> None:
     """Refuse a remote URI whose bucket does not exist; do nothing for any other path or URI.
 
     Raises
@@ -98,16 +94,16 @@ def check_bucket(place: str) -> None:
     StorageError
         The bucket does not exist.
     """
-    if not place.startswith(("s3://", "gs://")):
+    if not uri.startswith(("s3://", "gs://")):
         return
-    filesystem, inner = filesystem_of(place)
+    filesystem, inner = filesystem_of(uri)
     bucket = inner.partition("/")[0]
-    with storage_errors(place):
+    with storage_errors(uri):
         if filesystem.get_file_info(bucket).type == pyarrow.fs.FileType.NotFound:
-            raise explain(OSError(f"Bucket '{bucket}' not found"), place)
+            raise explain(OSError(f"Bucket '{bucket}' not found"), uri)
 
 
-def read_bytes(place: str) -> bytes:
+def read_bytes(uri: str) -> bytes:
     """Read the content of a small file.
 
     Raises
@@ -117,12 +113,12 @@ def read_bytes(place: str) -> bytes:
     StorageError
         The URI cannot be reached, or access is denied.
     """
-    filesystem, inner = filesystem_of(place)
-    with storage_errors(place), filesystem.open_input_stream(inner, compression=None) as stream:
+    filesystem, inner = filesystem_of(uri)
+    with storage_errors(uri), filesystem.open_input_stream(inner, compression=None) as stream:
         return bytes(stream.readall())
 
 
-def check_writable(place: str) -> None:
+def check_writable(uri: str) -> None:
     """Check that a folder is writable, with a small file that is removed again; a local folder must
     exist.
 
@@ -131,18 +127,18 @@ def check_writable(place: str) -> None:
     StorageError
         The folder is not writable.
     """
-    filesystem, inner = filesystem_of(place)
+    filesystem, inner = filesystem_of(uri)
     path = f"{inner}/.writable-{uuid.uuid4().hex[:8]}"
     try:
         with filesystem.open_output_stream(path) as stream:
             stream.write(b"1")
         filesystem.delete_file(path)
     except OSError as error:
-        raise explain(error, place, "write to") from error
+        raise explain(error, uri, "write to") from error
 
 
 @contextmanager
-def storage_errors(place: str, doing: str = "read") -> Iterator[None]:
+def storage_errors(uri: str, doing: str = "read") -> Iterator[None]:
     """Turn errors of a filesystem inside the block into clear messages; a missing file stays
     FileNotFoundError.
 
@@ -154,9 +150,9 @@ def storage_errors(place: str, doing: str = "read") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _FULL.search(str(error)) is None and not (is_remote(place) and _is_of_storage(error)):
+        if _FULL.search(str(error)) is None and not (is_remote(uri) and _is_of_storage(error)):
             raise
-        raise explain(error, place, doing) from error
+        raise explain(error, uri, doing) from error
 
 
 def _is_of_storage(error: BaseException) -> bool:
@@ -169,9 +165,9 @@ def _is_of_storage(error: BaseException) -> bool:
     return is_plain and _OF_STORAGE.search(str(error)) is not None
 
 
-def explain(error: BaseException, place: str, doing: str = "read") -> StorageError:
+def explain(error: BaseException, uri: str, doing: str = "read") -> StorageError:
     """The meaning of an error of Arrow or boto3: what, where and the cure."""
-    text, where = str(error), without_query(place)
+    text, where = str(error), without_query(uri)
     if _FULL.search(text):
         return StorageError(
             f"cannot {doing} {where}: the disk is full; free space there, and {GO_ON}"
@@ -197,7 +193,7 @@ def explain(error: BaseException, place: str, doing: str = "read") -> StorageErr
     if _SILENT.search(text):
         server, cure = "its server", "check the network"
         if where.startswith("s3:"):
-            server = _endpoint(dict(parse_qsl(place.partition("?")[2]))) or "AWS"
+            server = _endpoint(dict(parse_qsl(uri.partition("?")[2]))) or "AWS"
             cure = "check the network, the region and AWS_ENDPOINT_URL"
         return StorageError(f"cannot {doing} {where}: {server} does not answer; {cure}")
     detail = next(iter(text.strip().splitlines()), type(error).__name__)
@@ -226,7 +222,7 @@ def message_of(error: BaseException) -> str | None:
 # ----------------------------------------------------------------------------------------------- s3
 
 
-def s3_client(place: str) -> Any:
+def s3_client(uri: str) -> Any:
     """A boto3 client for the server of an ``s3://`` URI, with the same time limits, for calls that
     Arrow lacks.
 
@@ -235,18 +231,18 @@ def s3_client(place: str) -> Any:
     StorageError
         boto3 is not installed.
     """
-    require_s3_client(place)
+    require_s3_client(uri)
     import boto3
     from botocore.config import Config
 
-    _, options = _split(place)
-    region, endpoint, _, certificates = _settings(place, options)[:4]
+    _, options = _split(uri)
+    region, endpoint, _, certificates = _settings(uri, options)[:4]
     limits = Config(
         connect_timeout=CONNECT_S,
         read_timeout=SILENCE_S,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
     )
-    with storage_errors(place, "use"):
+    with storage_errors(uri, "use"):
         return boto3.client(
             "s3",
             region_name=region,
@@ -256,7 +252,7 @@ def s3_client(place: str) -> Any:
         )
 
 
-def require_s3_client(place: str) -> None:
+def require_s3_client(uri: str) -> None:
     """Check that boto3 is installed.
 
     Raises
@@ -269,13 +265,13 @@ def require_s3_client(place: str) -> None:
 
         return
     raise StorageError(
-        f"{without_query(place)}: writing to S3 needs the package boto3; {_S3_PACKAGE}"
+        f"{without_query(uri)}: writing to S3 needs the package boto3; {_S3_PACKAGE}"
     )
 
 
-def _split(place: str) -> tuple[str, dict[str, str]]:
+def _split(uri: str) -> tuple[str, dict[str, str]]:
     """``BUCKET/KEY`` without decoding of percent codes, and the options after ``?``."""
-    body, _, query = place.removeprefix("s3://").partition("?")
+    body, _, query = uri.removeprefix("s3://").partition("?")
     bucket = body.partition("/")[0]
     options = dict(parse_qsl(query, keep_blank_values=True))
     if not bucket:
@@ -300,7 +296,7 @@ def _endpoint(options: dict[str, str]) -> str:
 
 
 def _settings(
-    place: str, options: dict[str, str]
+    uri: str, options: dict[str, str]
 ) -> tuple[str, str, str, str, tuple[str | None, ...]]:
     """Region, endpoint, scheme, certificates, and the identity in the environment."""
     endpoint = _endpoint(options)
@@ -308,8 +304,8 @@ def _settings(
     if not region and endpoint:
         region = next((v for n in _REGIONS if (v := os.environ.get(n))), "us-east-1")
     elif not region:
-        with storage_errors(place):
-            region = _region_of(without_query(place).removeprefix("s3://").partition("/")[0])
+        with storage_errors(uri):
+            region = _region_of(without_query(uri).removeprefix("s3://").partition("/")[0])
     identity = tuple(os.environ.get(name) for name in _IDENTITY)
     return (
         region,
