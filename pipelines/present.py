@@ -10,7 +10,7 @@ import os
 import re
 
 from recsys.config import Config
-from recsys.config.sources import one_place
+from recsys.config.sources import map_paths
 from recsys.errors import ConfigError, SourceError
 from recsys.storage.uris import expanded, is_remote
 
@@ -33,7 +33,7 @@ def check_present(config: Config, stages: tuple[str, ...]) -> None:
         source = config.data.source
         for key in getattr(source, "places", ()):
             if key != "name":
-                one_place(getattr(source, key, None) or [], _check_source)
+                map_paths(getattr(source, key, None) or [], _check_source)
     if "feedback" in stages:
         _check("update.feedback", config.update.feedback)
     if "recommend" in stages:

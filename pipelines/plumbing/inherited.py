@@ -22,7 +22,7 @@ from recsys.config import (
     redacted,
     set_path,
 )
-from recsys.config.sources import one_place
+from recsys.config.sources import map_paths
 from recsys.errors import ConfigError
 from recsys.storage.uris import expanded, is_remote
 
@@ -59,7 +59,7 @@ def handed_on(config: Config) -> dict[str, Any]:
     source = kept["data"]["source"]
     for key in getattr(config.data.source, "places", ()):
         if key != "name":
-            source[key] = one_place(source[key], _absolute)
+            source[key] = map_paths(source[key], _absolute)
     kept["tracking"] = {"experiment": config.tracking.experiment}
     return kept
 

@@ -280,11 +280,11 @@ def _of_meant_form(problems: list[Any]) -> list[Any]:
     """
 
     def of_value(problem: Any) -> tuple[Any, ...]:
-        place = next(
+        end = next(
             (i for i, part in enumerate(problem["loc"]) if _FORM.fullmatch(str(part))),
             len(problem["loc"]),
         )
-        return tuple(problem["loc"][:place])
+        return tuple(problem["loc"][:end])
 
     def is_other_form(problem: Any) -> bool:
         return bool(_FORM.fullmatch(str(problem["loc"][-1]))) and problem["type"] in _TYPE_ERRORS

@@ -103,8 +103,8 @@ def _check_plain(value: Any, annotation: Any, where: str) -> None:
     elif isinstance(value, list):
         for option in options:
             if get_origin(option) is list:
-                for place, item in enumerate(value):
-                    _check_plain(item, get_args(option)[0], f"{where}[{place}]")
+                for index, item in enumerate(value):
+                    _check_plain(item, get_args(option)[0], f"{where}[{index}]")
     elif isinstance(value, Mapping):
         for option in options:
             if get_origin(option) is dict:

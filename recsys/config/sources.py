@@ -3,158 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     ValidatorFunctionWrapHandler,
-    field_validator,
     model_validator,
 )
 
 from recsys.config.outside import SOURCES, load, offers, one_of, resolve
 from recsys.config.section import Section, as_word
-
-ABSENT_TEXTS: Final = (
-    *(
-        "NaN",
-        "nan",
-        "NAN",
-        "Nan",
-        "-nan",
-        "-NaN",
-        "None",
-        "none",
-        "NONE",
-        "null",
-        "NULL",
-        "Null",
-        "(null)",
-        "<null>",
-    ),
-    *("NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaT", "nil", "\\N"),
+from recsys.config.text_files import (
+    TABLES,
+    CellSource,
+    Comment,
+    Encoding,
+    Rename,
+    Separator,
+    check_tables,
+    without_nulls,
 )
-"""Texts that programs write where a value is missing; an empty cell is always missing."""
-
-_PROBE: Final = datetime(2021, 11, 25, 13, 14, 15, 167_000, UTC)
-
-
-TABLES: Final = ("events", "items", "users", "social", "knowledge")
-_WORDS: Final = {
-    "\\t": "\t",
-    "tab": "\t",
-    "comma": ",",
-    "semicolon": ";",
-    "pipe": "|",
-    "space": " ",
-    "spaces": " ",
-}
-
-
-def _separator(value: Any) -> Any:
-    r"""Replace words such as ``tab``, and ``\t``, by the characters they mean."""
-    if value is None:
-        raise ValueError("in YAML it needs quotes, e.g. separator: ';' or separator: '|'")
-    if not isinstance(value, str):
-        return value
-    separator = _WORDS.get(value.casefold(), value)
-    if separator.strip(" ") == "" and separator:
-        return " "
-    if any(character in separator for character in '"\n\r\0\ufeff'):
-        raise ValueError("a quote, a line end or a null character cannot separate cells")
-    if separator and (separator.isalnum() or separator == "."):
-        raise ValueError(
-            "letters, digits and dots are part of cells; expected ';', '|', '::', ' ', tab and the"
-            " like"
-        )
-    return separator
-
-
-def _comment(value: Any) -> Any:
-    if value is None:
-        raise ValueError("in YAML it needs quotes: comment: '#'")
-    if isinstance(value, str) and any(character in value for character in '\n\r"'):
-        raise ValueError("expected what comment lines begin with, e.g. '#'")
-    return value
-
-
-def _without_nulls(value: Any) -> Any:
-    """Column names with ``null`` and ``~`` replaced by the empty name."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(names) for name, names in value.items()}
-    return ["" if name is None else name for name in value] if isinstance(value, list) else value
-
-
-def check_tables(key: str, names: set[str]) -> None:
-    """Check the names of tables in a setting.
-
-    Raises
-    ------
-    ValueError
-        A name is not that of a table.
-    """
-    if unknown := sorted(names - set(TABLES)):
-        raise ValueError(
-            f"{key}: {unknown[0]!r} is not a table; the tables are {', '.join(TABLES)}"
-        )
-
-
-Separator = Annotated[str, BeforeValidator(_separator)]
-Comment = Annotated[
-    str,
-    BeforeValidator(_comment),
-    Field(description="lines of text files that start with this text are skipped, e.g. '#'"),
-]
-
-Encoding = Annotated[str, Field(min_length=1)]
-
-
-def _of_known_tables(rename: dict[str, str | dict[str, str]]) -> dict[str, str | dict[str, str]]:
-    check_tables("rename", {name for name, to in rename.items() if not isinstance(to, str)})
-    return rename
-
-
-Rename = Annotated[dict[str, str | dict[str, str]], AfterValidator(_of_known_tables)]
-"""Column in the files → canonical column, or table → such a mapping for this table only."""
-
-
-class CellSource(Section):
-    """Keys of every source of files: how the text of a cell is read."""
-
-    absent: list[str] = Field(
-        list(ABSENT_TEXTS),
-        description="texts that mean a missing value, in addition to an empty cell; []: none",
-    )
-    time_format: str = Field(
-        "",
-        description=(
-            "strptime format of text timestamps, e.g. %d/%m/%Y; empty: epoch numbers, ISO 8601,"
-            " YYYYMMDD …"
-        ),
-    )
-    decimal: Literal[".", ","] = Field(".", description="decimal mark of numbers in text files")
-
-    @field_validator("time_format")
-    @classmethod
-    def _is_a_time_format(cls, form: str) -> str:
-        """Refuse a format that strptime does not know or that has no year; empty means no
-        format.
-        """
-        if not form.strip():
-            return ""
-        expected = (
-            "expected a strptime format with a year, e.g. '%d/%m/%Y %H:%M' for 27/11/2020 21:51"
-        )
-        try:
-            read = datetime.strptime(_PROBE.strftime(form), form)
-        except ValueError as error:
-            raise ValueError(f"{form!r} is not a time format ({error}); {expected}") from None
-        if read.year != _PROBE.year:
-            raise ValueError(f"{form!r} has no year; {expected}")
-        return form
 
 
 class CanonicalSource(CellSource):
@@ -194,7 +63,7 @@ class CanonicalSource(CellSource):
             " for single tables"
         ),
     )
-    columns: Annotated[list[str] | dict[str, list[str]], BeforeValidator(_without_nulls)] = Field(
+    columns: Annotated[list[str] | dict[str, list[str]], BeforeValidator(without_nulls)] = Field(
         [],
         description=(
             "column names of text files without a header: a list for the events, or {TABLE:"
@@ -472,13 +341,13 @@ def source_settings(source: Section) -> dict[str, Any]:
     return dumped
 
 
-def one_place(value: Any, change: Callable[[str], str]) -> Any:
+def map_paths(value: Any, change: Callable[[str], str]) -> Any:
     """The value of a key of paths with every path changed: one path, a list of paths, or lists by
     name.
     """
     if isinstance(value, dict):
-        return {key: one_place(inner, change) for key, inner in value.items()}
-    return [change(place) for place in value] if isinstance(value, list) else change(value)
+        return {key: map_paths(inner, change) for key, inner in value.items()}
+    return [change(path) for path in value] if isinstance(value, list) else change(value)
 
 
 SOURCE_KINDS: Final = ("canonical", "recbole", "hetrec-lastfm", "sequences", "synthetic")

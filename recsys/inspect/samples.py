@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 
 from recsys.errors import SourceError, first_line
 from recsys.inspect.forms import SequenceForm, TextForm, form_of
-from recsys.sources.byte_ranges import Dialect, Span, spans
+from recsys.sources.byte_ranges import ByteRange, Dialect, byte_ranges
 from recsys.sources.delimited import check_encoding, translated
 from recsys.sources.files import InputFile, folder_values
-from recsys.sources.headers import Form, dialect_of, read_header
+from recsys.sources.first_rows import Form, dialect_of
+from recsys.sources.headers import read_header
 from recsys.sources.json_sequence import elements, is_sequence
 from recsys.sources.json_values import column, kind_of, parse_object, type_of
 from recsys.sources.limits import check_column_count
@@ -166,14 +167,16 @@ def _of_text(file: InputFile, head: bytes, suffix: str) -> Sample:
         form.kind, Form(form.separator, comment=form.comment, encoding=form.encoding)
     )
     names, begin = _names(file, form, dialect, head)
-    parts = [part for part in _text_parts(file, begin, dialect, len(names)) if part[0].num_rows]
-    tables = [table for table, _, _ in parts]
+    pieces = [
+        piece for piece in _text_pieces(file, begin, dialect, len(names)) if piece[0].num_rows
+    ]
+    tables = [table for table, _, _ in pieces]
     if not tables:
         raise SourceError("all rows have different numbers of cells")
     rows = pa.concat_tables(tables).combine_chunks()
-    used = [place for place, name in enumerate(names) if name]
-    rows = pa.table({names[place]: rows.column(place) for place in used})
-    read, broken = sum(count for _, count, _ in parts), sum(count for _, _, count in parts)
+    used = [index for index, name in enumerate(names) if name]
+    rows = pa.table({names[index]: rows.column(index) for index in used})
+    read, broken = sum(count for _, count, _ in pieces), sum(count for _, _, count in pieces)
     is_whole = (
         file.compressed and read < WHOLE_BYTES or not file.compressed and file.size <= WHOLE_BYTES
     )
@@ -206,7 +209,7 @@ def _names(file: InputFile, form: TextForm, dialect: Dialect, head: bytes) -> tu
         dialect,
         replace(settings, header="no", columns=tuple(f"column_{i + 1}" for i in range(count))),
     )
-    return [f"column_{place + 1}" for place in range(len(header.columns))], header.end
+    return [f"column_{index + 1}" for index in range(len(header.columns))], header.end
 
 
 def _usual_cells(head: bytes, dialect: Dialect) -> int:
@@ -220,7 +223,7 @@ def _usual_cells(head: bytes, dialect: Dialect) -> int:
     return max(set(sizes), key=sizes.count)
 
 
-def _text_parts(
+def _text_pieces(
     file: InputFile, begin: int, dialect: Dialect, num_columns: int
 ) -> Iterator[tuple[pa.Table, int, int]]:
     """Parsed cells, bytes and broken rows: all of a small file; the head and pieces of a large
@@ -228,16 +231,16 @@ def _text_parts(
     """
     is_sampled = not file.compressed and file.size > WHOLE_BYTES
     limit, read = (_BLOCK if is_sampled else WHOLE_BYTES), 0
-    for span, data in spans(file, begin, dialect, _BLOCK, num_columns):
-        cells = translated(data, span, num_columns, dialect)
+    for byte_range, data in byte_ranges(file, begin, dialect, _BLOCK, num_columns):
+        cells = translated(data, byte_range, num_columns, dialect)
         yield cells.table, len(data), len(cells.broken_rows)
         read += len(data)
         if read >= limit:
             break
     for data in _later_pieces(file, begin + read) if is_sampled else ():
-        span = Span(0, len(data), 1, data.count(b"\n"), True)
+        byte_range = ByteRange(0, len(data), 1, data.count(b"\n"), True)
         # not counted: a row may begin inside quotes
-        yield translated(data, span, num_columns, dialect).table, len(data), 0
+        yield translated(data, byte_range, num_columns, dialect).table, len(data), 0
 
 
 def _later_pieces(file: InputFile, begin: int) -> Iterator[bytes]:

@@ -22,7 +22,7 @@ from recsys.sources.limits import MAX_ROW_BYTES, row_too_long
 CHUNK_BYTES: Final = 32 << 20
 _QUOTE: Final = b'"'
 _NEWLINE: Final = 10
-_MOST_ROWS: Final = 1 << 20  # rows in a span, at most
+_MOST_ROWS: Final = 1 << 20  # rows in a byte range, at most
 _MANY_LINES: Final = 100  # a row with more lines than this must be a strictly valid CSV row
 
 
@@ -42,7 +42,7 @@ TSV: Final = Dialect("\t", quoted=False)
 
 
 @dataclass(frozen=True)
-class Span:
+class ByteRange:
     """A byte range of whole rows: bytes ``[start, start + length)``, rows from ``first_row``
     (1-based).
     """
@@ -51,15 +51,15 @@ class Span:
     length: int
     first_row: int
     num_rows: int
-    by_line: bool = False  # each line is a row, because a quote in the span is never closed
+    by_line: bool = False  # each line is a row, because a quote in the byte range is never closed
 
 
-def spans(
+def byte_ranges(
     file: InputFile, start: int, dialect: Dialect, chunk_bytes: int, num_columns: int = 0
-) -> Iterator[tuple[Span, bytes]]:
-    """Cut the rows from byte ``start`` on into spans of about ``chunk_bytes``, each with its bytes.
+) -> Iterator[tuple[ByteRange, bytes]]:
+    """Cut the rows from byte ``start`` on into ranges of about ``chunk_bytes``, with their bytes.
 
-    A byte-order mark at the start of the file is not part of the first row. A span is cut line by
+    A byte-order mark at the start of the file is not part of the first row. A range is cut line by
     line if a quote stays open until the end, or for more bytes than a row may have, or for many
     lines that are not one row of ``num_columns`` cells (0: unknown). So one wrong quote does not
     damage the rows after it.
@@ -86,14 +86,17 @@ def spans(
                     if cut == 0:
                         raise row_too_long(file.path, row)
                 if cut:
-                    yield Span(start, cut, row, count, by_line), buffer[:cut]
+                    yield ByteRange(start, cut, row, count, by_line), buffer[:cut]
                     start, row, buffer = start + cut, row + count, buffer[cut:]
     if buffer:
         cut, count, is_sound = _last_row_end(buffer + b"\n", dialect, num_columns)
         if cut <= len(buffer) or not is_sound:
-            yield Span(start, len(buffer), row, buffer.rstrip(b"\n").count(b"\n") + 1, True), buffer
+            yield (
+                ByteRange(start, len(buffer), row, buffer.rstrip(b"\n").count(b"\n") + 1, True),
+                buffer,
+            )
         else:
-            yield Span(start, len(buffer), row, count), buffer
+            yield ByteRange(start, len(buffer), row, count), buffer
 
 
 def _last_row_end(data: bytes, dialect: Dialect, num_columns: int) -> tuple[int, int, bool]:

@@ -10,8 +10,7 @@ their names. Folders ``column=value`` above a file become columns (see
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, assert_never
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,45 +18,21 @@ from recsys import schema
 from recsys.config import CanonicalSource
 from recsys.errors import SourceError, choices
 from recsys.sources.base import Piece, SourceAdapter
-from recsys.sources.byte_ranges import CHUNK_BYTES
-from recsys.sources.delimited import DelimitedPiece, check_codec, delimited_pieces
+from recsys.sources.delimited import check_codec
 from recsys.sources.derived import DerivedPiece
 from recsys.sources.files import InputFile, find, folder_values
-from recsys.sources.headers import Form, Header, dialect_of, format_hint, read_header
-from recsys.sources.jsonl import JsonlPiece, fields_after_head, jsonl_pieces, read_keys
-from recsys.sources.names import Renames, canonical_names, require_columns, unused_names
-from recsys.sources.parquet import ParquetPiece, parquet_pieces, read_footer
-from recsys.sources.partitions import PieceInFolder
+from recsys.sources.first_rows import Form
+from recsys.sources.names import unused_names
+from recsys.sources.table_heads import (
+    TEXT_FORMATS,
+    FileHead,
+    NamedHead,
+    TableFiles,
+    named_heads,
+    read_head,
+)
+from recsys.sources.table_pieces import layout_of, pieces_of_heads
 from recsys.sources.validate import CellRules, Layout
-
-_FORMATS: Final = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-}
-_TEXTS: Final = ("csv", "tsv")
-_OR_COLUMNS: Final = ", or, if the file has no header, all of them with data.source.columns"
-
-
-@dataclass(frozen=True)
-class TableFiles:
-    """The files of one table and how to read them."""
-
-    table: schema.TableSchema
-    files: tuple[InputFile, ...]
-    rename: Mapping[str, str | dict[str, str]] = field(default_factory=dict)  # data.source.rename
-    format: str = "auto"
-    form: Form = Form()
-    constants: Mapping[str, dict[str, str]] = field(default_factory=dict)  # path → column → value
-    fixed: Mapping[str, str] = field(default_factory=dict)  # column → value in all files
-    chunk_bytes: int = CHUNK_BYTES
-    rules: CellRules = CellRules()
-    numbers: tuple[str, ...] = ()  # further columns that are read as numbers
 
 
 class CanonicalAdapter(SourceAdapter):
@@ -121,7 +96,7 @@ class CanonicalAdapter(SourceAdapter):
         """The pieces of all tables."""
         tables = self._tables()
         heads = self._heads(tables)
-        pieces = {name: _table_pieces(source, heads[name]) for name, source in tables.items()}
+        pieces = {name: pieces_of_heads(source, heads[name]) for name, source in tables.items()}
         return {**pieces, **self._derived(tables["events"], heads["events"], pieces["events"])}
 
     def _derived(
@@ -134,7 +109,7 @@ class CanonicalAdapter(SourceAdapter):
         SourceError
             The events lack a column.
         """
-        found = _layout(events, heads)
+        found = layout_of(events, heads)
         kinds, made = dict(found.extras), dict[str, list[Piece]]()
         for table, names in self._made_of_events():
             if unknown := [name for name in names if name not in kinds]:
@@ -161,7 +136,8 @@ class CanonicalAdapter(SourceAdapter):
             file.
         """
         found = {
-            name: [_head(file, source) for file in source.files] for name, source in tables.items()
+            name: [read_head(file, source) for file in source.files]
+            for name, source in tables.items()
         }
         self._check_settings(found)
         heads = named_heads(tables, found)
@@ -189,7 +165,7 @@ class CanonicalAdapter(SourceAdapter):
                 )
         return heads
 
-    def _check_settings(self, found: Mapping[str, list[_Head]]) -> None:
+    def _check_settings(self, found: Mapping[str, list[FileHead]]) -> None:
         """Refuse settings of text files if there is no text file, and settings of tables without
         files.
         """
@@ -205,7 +181,9 @@ class CanonicalAdapter(SourceAdapter):
             if not isinstance(value, dict) or any(value.values())
         }
         texts = {
-            name for name, heads in found.items() if any(head.format in _TEXTS for head in heads)
+            name
+            for name, heads in found.items()
+            if any(head.format in TEXT_FORMATS for head in heads)
         }
         for key, value in given.items():
             if value and not texts:
@@ -301,143 +279,7 @@ def _form(config: CanonicalSource, table: str) -> Form:
     )
 
 
-def table_pieces(source: TableFiles) -> list[Piece]:
-    """The pieces of a single table.
-
-    Raises
-    ------
-    SourceError
-        A file has another format than expected, lacks a required column, or types differ between
-        files.
-    """
-    return _table_pieces(source, read_heads(source))
-
-
-def read_heads(source: TableFiles) -> list[NamedHead]:
-    """The heads of the files of a single table; raises like :func:`table_pieces`."""
-    name = source.table.name
-    return named_heads({name: source}, {name: [_head(file, source) for file in source.files]})[name]
-
-
-@dataclass(frozen=True)
-class _Head:
-    """The head of a file: its format, its columns with types, and where its rows are."""
-
-    file: InputFile
-    format: str
-    columns: tuple[tuple[str, pa.DataType], ...]
-    rows: Any  # rows of every group (Parquet), None (text, JSON lines)
-    header: Header | None  # of a text file
-    folders: dict[str, str]  # columns from the names of folders
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the columns in the file, then of the folders."""
-        return [*(name for name, _ in self.columns), *self.folders]
-
-
-@dataclass(frozen=True)
-class NamedHead:
-    """A head with the canonical name of every column."""
-
-    head: _Head
-    names: tuple[str, ...]  # of the columns in the file, "" for a skipped one
-    constants: dict[str, str]  # columns that the file does not have
-    agreeing: dict[str, str]  # values of folders for columns that the file also has
-
-    @property
-    def types(self) -> dict[str, pa.DataType]:
-        """Types of all columns by canonical name."""
-        columns = {
-            name: kind
-            for name, (_, kind) in zip(self.names, self.head.columns, strict=True)
-            if name
-        }
-        return {**columns, **{name: pa.string() for name in self.constants if name not in columns}}
-
-
-def _head(file: InputFile, source: TableFiles) -> _Head:
-    kind = _format(file, source)
-    folders = folder_values(file.path)
-    if kind in _TEXTS:
-        header = read_header(file, dialect_of(kind, source.form), source.form)
-        return _Head(
-            file, kind, tuple((name, pa.string()) for name in header.columns), None, header, folders
-        )
-    if source.form.columns:
-        raise SourceError(
-            f"{file.path}: data.source.columns names the columns of text files without a header,"
-            f" but this file is {kind} and has column names; use data.source.rename"
-        )
-    columns, groups = read_footer(file) if kind == "parquet" else (read_keys(file), None)
-    return _Head(file, kind, tuple(columns.items()), groups, None, folders)
-
-
-def named_heads(
-    tables: Mapping[str, TableFiles], found: Mapping[str, list[_Head]]
-) -> dict[str, list[NamedHead]]:
-    """The canonical names of all columns of all tables.
-
-    Raises
-    ------
-    SourceError
-        A table lacks a required column, a rename fits no column, or a header is a row of data.
-    """
-    renames = Renames.of(next(iter(tables.values())).rename)
-    columns = {
-        name: {column for head in heads for column in head.names} for name, heads in found.items()
-    }
-    problem: SourceError | None = None
-    try:
-        renames = renames.matched(columns)
-    except SourceError as error:
-        problem = error  # a missing column comes first: its message is more useful
-    named = {
-        name: [_named(head, tables[name], renames.table(name)) for head in heads]
-        for name, heads in found.items()
-    }
-    if problem is not None:
-        raise problem
-    return named
-
-
-def _named(head: _Head, source: TableFiles, rename: Mapping[str, str]) -> NamedHead:
-    names = canonical_names(head.names, rename, source.table)
-    of_file, of_folders = names[: len(head.columns)], names[len(head.columns) :]
-    values = dict(zip(of_folders, head.folders.values(), strict=True))
-    inside = {name: value for name, value in values.items() if name in of_file and value}
-    constants = {name: value for name, value in values.items() if name not in of_file}
-    if both := sorted(set(source.fixed) & {*of_file, *constants}):
-        raise SourceError(
-            f"{head.file.path} has a column {both[0]!r}, and data.source.constants gives it one"
-            f" value ({source.fixed[both[0]]!r}) for every row; remove the constant, or rename the"
-            " column"
-        )
-    constants |= source.fixed
-    constants |= source.constants.get(head.file.path, {})
-    inside = {name: value for name, value in inside.items() if name not in constants}
-    header = head.header
-    require_columns(
-        source.table,
-        [*head.names, *source.fixed],
-        [*of_file, *("" if name in of_file else name for name in of_folders), *source.fixed],
-        head.file.path,
-        header.cure if header else "",
-        _OR_COLUMNS if header and not header.is_given else "",
-    )
-    if header is not None and not header.is_given and source.form.header == "auto":
-        reason = next((why for name, why in header.suspects.items() if name in rename), "")
-        if reason:
-            raise SourceError(
-                f"{head.file.path}: the first row was read as a header, but looks like data"
-                f" ({reason}); if the file has no header, name its columns with"
-                " data.source.columns, not with data.source.rename; if the row is a header, set"
-                " data.source.header to yes"
-            )
-    return NamedHead(head, of_file, constants, inside)
-
-
-def _notes(heads: list[_Head]) -> list[str]:
+def _notes(heads: list[FileHead]) -> list[str]:
     """The notes of all files; equal notes are one line."""
     found: dict[str, list[str]] = {}
     for head in heads:
@@ -448,34 +290,6 @@ def _notes(heads: list[_Head]) -> list[str]:
 
 def _others(count: int) -> str:
     return f" and {count} more {'file' if count == 1 else 'files'}" if count else ""
-
-
-def _format(file: InputFile, source: TableFiles) -> str:
-    if source.format != "auto":
-        return source.format
-    if file.suffix in _FORMATS:
-        return _FORMATS[file.suffix]
-    if source.form.separator or source.form.columns:
-        return "tsv" if source.form.separator == "\t" else "csv"
-    hint = format_hint(file) or "text with other separators: data.source.separator"
-    raise SourceError(
-        f"{file.path}: cannot tell the format of {file.suffix or 'a file without extension'!r};"
-        f" known: {choices(_FORMATS)} (text also with .gz), or set data.source.format to one of:"
-        f" {choices(set(_FORMATS.values()))}; {hint}; a pattern such as FOLDER/*.csv excludes other"
-        " files"
-    )
-
-
-def _layout(source: TableFiles, heads: list[NamedHead]) -> Layout:
-    """The layout with the union of the files' extra columns, each with one type."""
-    extras: dict[str, pa.DataType] = {}
-    for head in heads:
-        for name, kind in head.types.items():
-            if name not in source.table.columns:
-                kind = pa.float64() if name in source.numbers and not _is_number(kind) else kind
-                where = f"{head.head.file.path}: column {name!r}"
-                extras[name] = _common_type(extras.get(name, kind), kind, where)
-    return Layout(source.table, tuple(extras.items()), source.rules)
 
 
 def _check_numbers(names: Sequence[str], heads: list[NamedHead], table: schema.TableSchema) -> None:
@@ -493,79 +307,3 @@ def _check_numbers(names: Sequence[str], heads: list[NamedHead], table: schema.T
                 f"data.source.numbers.{table.name}: {name!r} is not a further column of the"
                 f" {table.name}; they have: {choices(extras) or 'none'}"
             )
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def _common_type(one: pa.DataType, other: pa.DataType, where: str) -> pa.DataType:
-    try:
-        schemas = [pa.schema([("x", one)]), pa.schema([("x", other)])]
-        return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        raise SourceError(
-            f"{where} is {other}, but {one} in an earlier file of the table; use one type"
-        ) from None
-
-
-def _table_pieces(source: TableFiles, heads: list[NamedHead]) -> list[Piece]:
-    layout = _layout(source, heads)
-    pieces: list[Piece] = []
-    for index, named in enumerate(heads):
-        of_file = _pieces(index, named, layout, source.chunk_bytes)
-        inside = named.agreeing
-        pieces += (
-            [PieceInFolder(piece, named.head.file.path, inside) for piece in of_file]
-            if inside
-            else of_file
-        )
-    return pieces
-
-
-def _pieces(index: int, named: NamedHead, layout: Layout, chunk_bytes: int) -> list[Piece]:
-    head, constants = named.head, named.constants
-    match head.format:
-        case "parquet":
-            names = tuple(
-                (name, to) for (name, _), to in zip(head.columns, named.names, strict=True) if to
-            )
-            return [
-                *parquet_pieces(
-                    ParquetPiece(head.file, index, names, layout, constants=constants), head.rows
-                )
-            ]
-        case "jsonl":
-            fields = [
-                (name, to, kind)
-                for (name, kind), to in zip(head.columns, named.names, strict=True)
-                if to
-            ]
-            renamed = {name: to for name, to, _ in fields}
-            fields += fields_after_head(dict(head.columns), renamed, layout.table)
-            return [
-                *jsonl_pieces(
-                    JsonlPiece(
-                        head.file, index, tuple(fields), layout, None, constants, chunk_bytes
-                    )
-                )
-            ]
-        case "csv" | "tsv":
-            assert head.header is not None
-            dialect, end = head.header.dialect, head.header.end
-            titles = head.header.titles
-            pattern = DelimitedPiece(
-                head.file,
-                index,
-                named.names,
-                layout,
-                dialect,
-                end,
-                None,
-                constants,
-                chunk_bytes,
-                titles,
-            )
-            return [*delimited_pieces(pattern)]
-        case _:
-            assert_never(head.format)  # type: ignore[arg-type]

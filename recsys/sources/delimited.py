@@ -2,12 +2,12 @@
 with Arrow.
 
 Why: each bad row must be reported with its number, and all cores should parse. The driver cuts the
-file into spans (see :mod:`recsys.sources.byte_ranges`). Each span is parsed alone, all cells as
-text, and the row rules check the values. A row with a wrong number of cells or undecodable bytes
-becomes an "unreadable row" with its number. Blank lines are skipped but counted.
+file into byte ranges (see :mod:`recsys.sources.byte_ranges`). Each range is parsed alone, all
+cells as text, and the row rules check the values. A row with a wrong number of cells or undecodable
+bytes becomes an "unreadable row" with its number. Blank lines are skipped but counted.
 
-If a quote is never closed, each line of its span is a row, so that one row is lost and not the rest
-of the file.
+If a quote is never closed, each line of its range is a row, so that one row is lost and not the
+rest of the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pyarrow.csv
 from recsys import schema
 from recsys.errors import SourceError
 from recsys.sources.base import FILE_STRIDE
-from recsys.sources.byte_ranges import CHUNK_BYTES, Dialect, Span, open_after, spans
+from recsys.sources.byte_ranges import CHUNK_BYTES, ByteRange, Dialect, byte_ranges, open_after
 from recsys.sources.files import InputFile
 from recsys.sources.separators import plain
 from recsys.sources.validate import (
@@ -48,7 +48,7 @@ _BOMS: Final = ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 @dataclass(frozen=True)
 class DelimitedPiece:
-    """One span of a file, or a whole compressed file, that is read into blocks of a layout."""
+    """One byte range of a file, or a whole compressed file, read into blocks of a layout."""
 
     file: InputFile
     index: int  # of the file in its table
@@ -56,7 +56,7 @@ class DelimitedPiece:
     layout: Layout
     dialect: Dialect
     header_end: int
-    span: Span | None = None  # None: the whole file
+    byte_range: ByteRange | None = None  # None: the whole file
     constants: dict[str, str] = field(default_factory=dict)
     chunk_bytes: int = CHUNK_BYTES
     titles: tuple[str, ...] = ()  # the header's cells; a row with these cells again is a bad row
@@ -69,17 +69,17 @@ class DelimitedPiece:
 
     def cells(self) -> Iterator[Cells]:
         """The text cells, for adapters that derive columns before the rows are checked."""
-        if self.span is not None:
-            data = self.file.read(self.span.start, self.span.length)
-            yield self._cells(data, self.span)
+        if self.byte_range is not None:
+            data = self.file.read(self.byte_range.start, self.byte_range.length)
+            yield self._cells(data, self.byte_range)
             return
-        for span, data in spans(
+        for byte_range, data in byte_ranges(
             self.file, self.header_end, self.dialect, self.chunk_bytes, len(self.columns)
         ):
-            yield self._cells(data, span)
+            yield self._cells(data, byte_range)
 
-    def _cells(self, data: bytes, span: Span) -> Cells:
-        cells = translated(data, span, len(self.columns), self.dialect)
+    def _cells(self, data: bytes, byte_range: ByteRange) -> Cells:
+        cells = translated(data, byte_range, len(self.columns), self.dialect)
         return without_headers(cells, self.titles, self.dialect.delimiter) if self.titles else cells
 
     def named(self, cells: pa.Table) -> pa.Table:
@@ -138,9 +138,9 @@ def assemble(raw: pa.Table, cells: Cells, layout: Layout, origin: Origin) -> pa.
     order = [base + row for row in cells.broken_rows]
     broken = bad_rows(layout, UNREADABLE, origin.file, cells.broken_rows, cells.broken_texts, order)
     if cells.broken_reasons:
-        place = broken.schema.get_field_index(schema.REASON)
+        position = broken.schema.get_field_index(schema.REASON)
         broken = broken.set_column(
-            place, broken.schema.field(place), [pa.array(cells.broken_reasons, pa.string())]
+            position, broken.schema.field(position), [pa.array(cells.broken_reasons, pa.string())]
         )
     return pa.concat_tables([good, broken]).sort_by(schema.ROW).combine_chunks()
 
@@ -206,16 +206,16 @@ def check_encoding(file: InputFile, head: bytes, encoding: str) -> None:
 
 
 def delimited_pieces(piece: DelimitedPiece) -> list[DelimitedPiece]:
-    """The pieces of a file, made from a piece without a span. Reads the file once; a compressed
-    file is one piece.
+    """The pieces of a file, made from a piece without a byte range. Reads the file once; a
+    compressed file is one piece.
     """
     if piece.file.compressed:
         piece.file.check_unpacked()
         return [piece]
-    found = spans(
+    found = byte_ranges(
         piece.file, piece.header_end, piece.dialect, piece.chunk_bytes, len(piece.columns)
     )
-    return [replace(piece, span=span) for span, _ in found]
+    return [replace(piece, byte_range=byte_range) for byte_range, _ in found]
 
 
 # -------------------------------------------------------------------------------------------- tasks
@@ -243,15 +243,15 @@ def without_headers(cells: Cells, titles: tuple[str, ...], delimiter: str) -> Ce
     )
 
 
-def translated(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
-    """Parse a span of any dialect into cells, with a reason for each row that could not be
+def translated(data: bytes, byte_range: ByteRange, num_columns: int, dialect: Dialect) -> Cells:
+    """Parse a byte range of any dialect into cells, with a reason for each row that could not be
     parsed.
     """
     data, simple = plain(data, dialect)
     if len(simple.delimiter) == 1 and simple.delimiter.isascii():
-        cells = parse(data, span, num_columns, simple)
+        cells = parse(data, byte_range, num_columns, simple)
     else:
-        cells = _parse_rows(data, span, num_columns, simple)
+        cells = _parse_rows(data, byte_range, num_columns, simple)
     if not cells.broken_rows:
         return cells
     reasons = [_why(text, num_columns, simple) for text in cells.broken_texts]
@@ -282,9 +282,9 @@ def _why(text: str, num_columns: int, dialect: Dialect) -> str:
     return f"{UNREADABLE}: {count} cell{'' if count == 1 else 's'}, expected {num_columns}"
 
 
-def parse(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
-    """Parse the bytes of a span into text cells; no content of a row raises an exception."""
-    dialect = replace(dialect, multiline=dialect.multiline and not span.by_line)
+def parse(data: bytes, byte_range: ByteRange, num_columns: int, dialect: Dialect) -> Cells:
+    """Parse the bytes of a byte range into text cells; no content of a row raises an exception."""
+    dialect = replace(dialect, multiline=dialect.multiline and not byte_range.by_line)
     if dialect.encoding.lower().replace("_", "-") not in ("utf-8", "utf8", "ascii"):
         data = data.decode(dialect.encoding, errors="replace").encode()
     if data.count(b"\r") != data.count(b"\r\n"):
@@ -295,18 +295,18 @@ def parse(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
         data, "utf-8"
     ):  # Arrow prints a traceback for a short row that is not UTF-8
         try:
-            return _parse_fast(data, span, num_columns, dialect)
+            return _parse_fast(data, byte_range, num_columns, dialect)
         except (pa.ArrowInvalid, _Miscounted):
             pass
-    return _parse_rows(data, span, num_columns, dialect)
+    return _parse_rows(data, byte_range, num_columns, dialect)
 
 
 class _Miscounted(Exception):
     """Arrow found another number of rows than the pass that cut the file."""
 
 
-def _parse_fast(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
-    """Parse the whole span with one call of Arrow's parser."""
+def _parse_fast(data: bytes, byte_range: ByteRange, num_columns: int, dialect: Dialect) -> Cells:
+    """Parse the whole byte range with one call of Arrow's parser."""
     names = [str(i) for i in range(num_columns)]
     invalid: list[tuple[int, str]] = []
 
@@ -332,19 +332,19 @@ def _parse_fast(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> 
             null_values=[""],
         ),
     )
-    if table.num_rows + len(invalid) != span.num_rows:
+    if table.num_rows + len(invalid) != byte_range.num_rows:
         raise _Miscounted
-    is_good = np.ones(span.num_rows, dtype=bool)
+    is_good = np.ones(byte_range.num_rows, dtype=bool)
     is_good[[number - 1 for number, _ in invalid]] = False
-    rows = np.flatnonzero(is_good) + span.first_row
-    broken = [(span.first_row + number - 1, text) for number, text in invalid if text.strip()]
-    given = _not_blank(table, rows - span.first_row, data, dialect)
+    rows = np.flatnonzero(is_good) + byte_range.first_row
+    broken = [(byte_range.first_row + number - 1, text) for number, text in invalid if text.strip()]
+    given = _not_blank(table, rows - byte_range.first_row, data, dialect)
     if given is not None:
         table, rows = table.filter(pa.array(given)), rows[given]
     return Cells(table, rows, [row for row, _ in broken], [text for _, text in broken])
 
 
-def _not_blank(table: pa.Table, places: Any, data: bytes, dialect: Dialect) -> Any:
+def _not_blank(table: pa.Table, positions: Any, data: bytes, dialect: Dialect) -> Any:
     """Mask of the parsed rows that are not blank lines, which Arrow reads as empty cells; None: all
     rows.
     """
@@ -356,15 +356,15 @@ def _not_blank(table: pa.Table, places: Any, data: bytes, dialect: Dialect) -> A
     if not is_empty.any():
         return None
     blank = np.array([not line.strip() for line in _whole_rows(data, dialect)], dtype=bool)
-    return ~(is_empty & blank[places])
+    return ~(is_empty & blank[positions])
 
 
-def _parse_rows(data: bytes, span: Span, num_columns: int, dialect: Dialect) -> Cells:
-    """Parse row by row, for spans with undecodable bytes or quotes that Arrow reads differently."""
+def _parse_rows(data: bytes, byte_range: ByteRange, num_columns: int, dialect: Dialect) -> Cells:
+    """Parse row by row, for bytes that do not decode or quotes that Arrow reads differently."""
     good: list[list[str]] = []
     rows: list[int] = []
     broken: list[tuple[int, str]] = []
-    for row, line in enumerate(_whole_rows(data, dialect), span.first_row):
+    for row, line in enumerate(_whole_rows(data, dialect), byte_range.first_row):
         text = line.decode(errors="replace").rstrip("\r")
         if not text.strip():
             continue
@@ -399,7 +399,7 @@ def _split(text: str, dialect: Dialect) -> list[str]:
 
 
 def _whole_rows(data: bytes, dialect: Dialect) -> Iterator[bytes]:
-    """The rows of a span, including rows with line breaks in quotes; each byte is read once."""
+    """The rows of some bytes, also with line breaks in quotes; each byte is read once."""
     lines = data.removesuffix(b"\n").split(b"\n")
     if not (dialect.quoted and dialect.multiline):
         yield from lines

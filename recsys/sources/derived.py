@@ -69,10 +69,10 @@ def one_row_per_id(rows: pa.Table, key: str, columns: Sequence[str], layout: Lay
     known: dict[str, pa.Array] = {key: rows.column(key).take(order)}
     for name in columns:
         known[name] = _summarised(ids, rows.column(name), first[key])
-    places = {
+    positions = {
         name: rows.column(name).take(order) for name in (schema.FILE, schema.ROW, schema.ORDER)
     }
-    return finish(pa.table(known), layout, places).combine_chunks()
+    return finish(pa.table(known), layout, positions).combine_chunks()
 
 
 def _summarised(ids: pl.Series, column: pa.ChunkedArray, wanted: pl.Series) -> pa.Array:

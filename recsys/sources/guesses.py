@@ -60,8 +60,8 @@ def data_in_header(names: Sequence[str], below: Sequence[Sequence[str]]) -> dict
     few = below[: max(_FEW_ROWS, _MAX_CELLS // len(names))]
     others = [row for row in few if [cell.strip() for cell in row] != list(names)]
     reasons = {}
-    for place, name in enumerate(names):
-        column = [row[place].strip() for row in others if len(row) > place]
+    for index, name in enumerate(names):
+        column = [row[index].strip() for row in others if len(row) > index]
         if is_value(name):
             reasons[name] = f"{name!r} is a number or a time"
         elif name and name in column:
@@ -103,8 +103,8 @@ def is_name(cell: str) -> bool:
 
 def looks_like_names(first: tuple[str, ...], below: list[tuple[str, ...]]) -> str:
     """The reason why a row is a header and not data; "" if it may be data."""
-    for place, cell in enumerate(first):
-        column = [row[place] for row in below if len(row) == len(first)]
+    for index, cell in enumerate(first):
+        column = [row[index] for row in below if len(row) == len(first)]
         if len(column) > 1 and cell.strip() and not is_value(cell) and all(map(is_value, column)):
             return f"{cell.strip()!r} is above numbers or times"
         if is_name(cell) and cell not in column:

@@ -7,16 +7,24 @@ decide. If they cannot, the message names the keys to set.
 from __future__ import annotations
 
 import re
-from codecs import BOM_UTF8
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from recsys import schema
 from recsys.errors import EmptyFile, SourceError
-from recsys.sources.byte_ranges import CSV, TSV, Dialect, open_after
+from recsys.sources.byte_ranges import CSV, TSV, Dialect
 from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile
+from recsys.sources.first_rows import (
+    HEAD_BYTES,
+    FirstRow,
+    Form,
+    check_line_ends,
+    dialect_of,
+    first_rows,
+    head_of,
+)
 from recsys.sources.guesses import (
     DROP,
     NAMES,
@@ -31,26 +39,11 @@ from recsys.sources.guesses import (
     looks_like_names,
     shown,
 )
-from recsys.sources.limits import check_column_count, row_too_long
+from recsys.sources.limits import check_column_count
 from recsys.sources.names import fold
 from recsys.sources.separators import BLANKS
 
-_HEAD_BYTES: Final = 1 << 20
 _SEPARATOR_LINE: Final = re.compile(r"sep=(.)", re.IGNORECASE)  # written by spreadsheets
-_MAX_SAMPLE: Final = 1000  # rows of the head that are examined
-_MAX_JOINED: Final = 20  # lines of one row with line breaks in quotes, at most
-
-
-@dataclass(frozen=True)
-class Form:
-    """The form of the text files of one table, as the configuration gives it."""
-
-    separator: str = ""  # "": by format
-    columns: tuple[str, ...] = ()
-    header: str = "auto"
-    comment: str = ""
-    encoding: str = "utf-8"
-    table: str = "events"
 
 
 @dataclass(frozen=True)
@@ -65,28 +58,6 @@ class Header:
     notes: tuple[str, ...] = ()
     cure: str = field(default="", compare=False)  # the cure if required columns are missing
     titles: tuple[str, ...] = ()  # the cells of the first row, unchanged
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row of the head: its text, its first byte and the first byte of the next row."""
-
-    text: str
-    begin: int
-    end: int
-
-
-def dialect_of(kind: str, form: Form) -> Dialect:
-    """The dialect of a format with the separator of the configuration.
-
-    Cells of a CSV file may be quoted (RFC 4180) if the separator is one character.
-    """
-    base = CSV if kind == "csv" else TSV
-    separator = form.separator or base.delimiter
-    quoted = base.quoted and len(separator) == 1 and separator.isascii() and separator != BLANKS
-    return replace(
-        base, delimiter=separator, quoted=quoted, encoding=form.encoding, comment=form.comment
-    )
 
 
 def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> Header:
@@ -109,22 +80,10 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
         The head of the file is not text in this encoding, there is no row below the header, rows
         and header differ in their number of cells, or the first row contradicts the configuration.
     """
-    head = _head(file)
+    head = head_of(file)
     check_encoding(file, head, dialect.encoding)
     check_line_ends(file, head)
-    rows = list(_rows(head, dialect))
-    if (
-        form is not None
-        and rows
-        and (separator_line := _SEPARATOR_LINE.fullmatch(rows[0].text.strip('"')))
-    ):
-        form = replace(form, separator=form.separator or separator_line[1])
-        dialect = dialect_of("csv", form)
-        rows = list(_rows(head, dialect))[1:]
-    notes: tuple[str, ...] = ()
-    if form is not None and not form.separator and rows:
-        dialect, notes = _separator(file, rows, dialect, form)
-        rows = list(_rows(head, dialect))
+    rows, dialect, form, notes = _separated(file, head, dialect, form)
     if not rows:
         found = "has only blank lines and comments" if head.strip() else "is empty"
         raise SourceError(
@@ -133,28 +92,16 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     check_column_count(len(cells_of(rows[0].text, dialect)), file.path)
     first, *below = [tuple(cells_of(row.text, dialect)) for row in rows]
     if form is not None and form.columns:
-        return _given(file, form, rows, first, below, dialect, notes)
+        return _given(file, form, rows, (first, below), dialect, notes)
     if form is not None and form.header == "no":
         raise SourceError(
             f"{file.path}: data.source.header is no, so the columns need names: set"
             f" data.source.columns, e.g. {{{form.table}: {example_names(first, form.table)}}}"
         )
-    if not below and rows[0].end < len(head) == _HEAD_BYTES:
+    if not below and rows[0].end < len(head) == HEAD_BYTES:
         # the head ends inside a long second row, which the row reader will split
         below = [("",) * len(first)]
-    if not below:
-        hint = (
-            "; if it is a row, name the columns with data.source.columns"
-            if any(map(is_value, first))
-            else ""
-        )
-        raise EmptyFile(f"{file.path} has only a header; expected at least one row below it{hint}")
-    if is_rule(below[0]):
-        raise SourceError(
-            f"{file.path}: below the header is a line of dashes ({rows[1].text[:60]!r}), which"
-            " would be read as data; remove it, or set data.source.comment to"
-            f" {rows[1].text.strip()[:2]!r} to skip such lines"
-        )
+    _check_rows_below(file, rows, first, below)
     names = _sized(
         file, tuple(name.strip() for name in first), below, comment_hint(rows[0].text, dialect)
     )
@@ -170,19 +117,44 @@ def read_header(file: InputFile, dialect: Dialect, form: Form | None = None) -> 
     return Header(names, rows[0].end, dialect, suspects, False, notes, cure, first)
 
 
-def check_line_ends(file: InputFile, head: bytes) -> None:
-    """Check that lines end with a line feed.
-
-    Raises
-    ------
-    SourceError
-        Lines end with a lone carriage return, so that the whole file would be one row.
+def _separated(
+    file: InputFile, head: bytes, dialect: Dialect, form: Form | None
+) -> tuple[list[FirstRow], Dialect, Form | None, tuple[str, ...]]:
+    """The first rows, without a line ``sep=``; and dialect, form and notes with the separator that
+    was found.
     """
-    if b"\n" not in head and b"\r" in head.strip():
+    rows = list(first_rows(head, dialect))
+    if (
+        form is not None
+        and rows
+        and (separator_line := _SEPARATOR_LINE.fullmatch(rows[0].text.strip('"')))
+    ):
+        form = replace(form, separator=form.separator or separator_line[1])
+        dialect = dialect_of("csv", form)
+        rows = list(first_rows(head, dialect))[1:]
+    notes: tuple[str, ...] = ()
+    if form is not None and not form.separator and rows:
+        dialect, notes = _separator(file, rows, dialect, form)
+        rows = list(first_rows(head, dialect))
+    return rows, dialect, form, notes
+
+
+def _check_rows_below(
+    file: InputFile, rows: list[FirstRow], first: tuple[str, ...], below: list[tuple[str, ...]]
+) -> None:
+    """Refuse a header without a row below it, or with a line of dashes below it."""
+    if not below:
+        hint = (
+            "; if it is a row, name the columns with data.source.columns"
+            if any(map(is_value, first))
+            else ""
+        )
+        raise EmptyFile(f"{file.path} has only a header; expected at least one row below it{hint}")
+    if is_rule(below[0]):
         raise SourceError(
-            f"{file.path}: the lines end with a lone carriage return (\\r), so the whole file is"
-            " one row; expected line ends \\n or \\r\\n: convert the file, e.g. tr '\\r' '\\n' <"
-            " OLD > NEW"
+            f"{file.path}: below the header is a line of dashes ({rows[1].text[:60]!r}), which"
+            " would be read as data; remove it, or set data.source.comment to"
+            f" {rows[1].text.strip()[:2]!r} to skip such lines"
         )
 
 
@@ -190,13 +162,13 @@ def format_hint(file: InputFile) -> str:
     """The key to set for a file with an unknown extension, guessed from its first rows; may be
     empty.
     """
-    head = _head(file)
+    head = head_of(file)
     if b"\0" in head:
         return (
             "this file is binary: unpack it if it is an archive, or write its table as Parquet"
             " or CSV"
         )
-    rows = [row.text for row in _rows(head, TSV)]
+    rows = [row.text for row in first_rows(head, TSV)]
     found = consistent(rows, replace(TSV, delimiter="\0"))
     if len(found) != 1:
         return ""
@@ -204,54 +176,6 @@ def format_hint(file: InputFile) -> str:
         f"the cells look separated by {shown(found[0])} ({NAMES[found[0]]}): set"
         " data.source.separator to it"
     )
-
-
-def data_start(file: InputFile) -> int:
-    """The first byte of the text, after a byte-order mark."""
-    with file.stream() as stream:
-        return len(BOM_UTF8) if bytes(stream.read(len(BOM_UTF8))) == BOM_UTF8 else 0
-
-
-# ----------------------------------------------------------------------------------------- the rows
-
-
-def _head(file: InputFile) -> bytes:
-    with file.stream() as stream:
-        head = bytes(stream.read(_HEAD_BYTES))
-    if len(head) == _HEAD_BYTES and b"\n" not in head and b"\r" not in head:
-        raise row_too_long(file.path, 0, _HEAD_BYTES)
-    return head
-
-
-def _rows(head: bytes, dialect: Dialect) -> Iterator[_Row]:
-    """The first rows without blank lines and comments; a line cut by the end of the head only if it
-    is the first.
-    """
-    start = begin = len(BOM_UTF8) if head.startswith(BOM_UTF8) else 0
-    comment = dialect.comment.encode()
-    held: list[bytes] = []
-    count = 0
-    while start < len(head) and count < _MAX_SAMPLE:
-        end = head.find(b"\n", start) + 1
-        if end == 0 and len(head) == _HEAD_BYTES and count:
-            return
-        end = end or len(head)
-        line, begin, start = head[start:end], begin if held else start, end
-        if not held and (not line.strip() or (comment and line.startswith(comment))):
-            continue
-        held.append(line)
-        row = b"".join(held)
-        is_open = dialect.quoted and open_after(
-            row.rstrip(b"\r\n"), dialect.delimiter.encode(), False
-        )
-        if is_open and len(held) < _MAX_JOINED and end < len(head):
-            continue
-        held, count = [], count + 1
-        yield _Row(
-            row.decode(dialect.encoding, errors="replace").rstrip("\r\n").replace("\r", " "),
-            begin,
-            end,
-        )
 
 
 def _sized(
@@ -291,11 +215,11 @@ def _unnamed(
 ) -> tuple[str, ...]:
     """A note on columns without a name that have values and are not row numbers."""
     lost = []
-    for place, name in enumerate(names):
-        cells = [row[place].strip() for row in below if len(row) > place]
-        if name or not any(cells) or (place == 0 and _is_index(cells)):
+    for index, name in enumerate(names):
+        cells = [row[index].strip() for row in below if len(row) > index]
+        if name or not any(cells) or (index == 0 and _is_index(cells)):
             continue
-        lost.append(place + 1)
+        lost.append(index + 1)
     where = ", ".join(map(str, lost))
     return (f"column {where} has no name in the header and is skipped",) if lost else ()
 
@@ -313,17 +237,62 @@ def _is_index(cells: list[str]) -> bool:
 def _given(
     file: InputFile,
     form: Form,
-    rows: list[_Row],
-    first: tuple[str, ...],
-    below: list[tuple[str, ...]],
+    rows: list[FirstRow],
+    cells: tuple[tuple[str, ...], list[tuple[str, ...]]],
     dialect: Dialect,
     notes: tuple[str, ...],
 ) -> Header:
     """The header with the names of ``data.source.columns``, which may replace a header in the
-    file.
+    file; ``cells`` are those of the first row and of the rows below.
     """
+    first, below = cells
     names = tuple("" if name.strip() in ("", DROP) else name.strip() for name in form.columns)
-    key = f"data.source.columns names {_cells(len(names))} of {form.table}"
+    has_header = _replaces_header(file, form, names, first, below)
+    sampled = below if has_header else [first, *below]
+    if not sampled:
+        raise EmptyFile(f"{file.path} has only a header; expected at least one row below it")
+    if len(first) != len(names) and (comment := comment_hint(rows[0].text, dialect)):
+        raise SourceError(f"{file.path}: {comment}")
+    sizes = [len(row) for row in sampled]
+    if len(names) not in sizes:
+        one_more = set(sizes) == {len(names) + 1}
+        if not one_more or any(row[-1].strip() for row in sampled):
+            hint = _other_separator([first, *below], rows, dialect)
+            hint += _for_one_table(form, hint)
+            raise SourceError(
+                f"{file.path}: data.source.columns names {_cells(len(names))} of {form.table}, but"
+                f" its rows have {_cells(sizes[0])} between {shown(dialect.delimiter)}"
+                f" ({_shown_cells(sampled[0])}); {hint or 'name every cell; _ skips one'}"
+            )
+        names = (*names, "")  # each row ends with a separator
+    if has_header and _has_names(below[0], names):
+        raise SourceError(
+            f"{file.path}: the row below the first one ({_shown_cells(below[0])}) has the names of "
+            "data.source.columns and would be read as data; remove the lines above it, or set "
+            "data.source.comment to skip them"
+        )
+    end = rows[0].end if has_header else rows[0].begin
+    cure = (
+        f"data.source.columns names the cells {', '.join(form.columns)}: name the missing columns"
+        " there"
+    )
+    return Header(names, end, dialect, {}, True, notes, cure)
+
+
+def _replaces_header(
+    file: InputFile,
+    form: Form,
+    names: tuple[str, ...],
+    first: tuple[str, ...],
+    below: list[tuple[str, ...]],
+) -> bool:
+    """Whether the first row is a header, which the configured names replace.
+
+    Raises
+    ------
+    SourceError
+        The first row contradicts ``data.source.header``.
+    """
     same = len(first) == len(names) and all(
         fold(a) == fold(b) for a, b in zip(first, names, strict=True) if b
     )
@@ -339,44 +308,13 @@ def _given(
             " data.source.header to yes to replace it by data.source.columns (no: it is data), or"
             " remove data.source.columns"
         )
-    has_header = form.header == "yes" or same
-    sampled = below if has_header else [first, *below]
-    if not sampled:
-        raise EmptyFile(f"{file.path} has only a header; expected at least one row below it")
-    sizes = [len(row) for row in sampled]
-    if len(first) != len(names) and (comment := comment_hint(rows[0].text, dialect)):
-        raise SourceError(f"{file.path}: {comment}")
-    if len(names) not in sizes:
-        if (
-            len(set(sizes)) == 1
-            and sizes[0] == len(names) + 1
-            and not any(row[-1].strip() for row in sampled)
-        ):
-            names = (*names, "")
-        else:
-            hint = _other_separator([first, *below], rows, dialect)
-            hint += _for_one_table(form, hint)
-            raise SourceError(
-                f"{file.path}: {key}, but its rows have {_cells(sizes[0])} between"
-                f" {shown(dialect.delimiter)} ({_shown_cells(sampled[0])});"
-                f" {hint or 'name every cell; _ skips one'}"
-            )
-    end = rows[0].end if has_header else rows[0].begin
-    if (
-        has_header
-        and len(below[0]) == len(names)
-        and all(fold(a) == b for a, b in zip(below[0], names, strict=True) if b)
-    ):
-        raise SourceError(
-            f"{file.path}: the row below the first one ({_shown_cells(below[0])}) has the names of "
-            "data.source.columns and would be read as data; remove the lines above it, or set "
-            "data.source.comment to skip them"
-        )
-    cure = (
-        f"data.source.columns names the cells {', '.join(form.columns)}: name the missing columns"
-        " there"
+    return form.header == "yes" or same
+
+
+def _has_names(row: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    return len(row) == len(names) and all(
+        fold(a) == b for a, b in zip(row, names, strict=True) if b
     )
-    return Header(names, end, dialect, {}, True, notes, cure)
 
 
 def _shown_cells(cells: Sequence[str]) -> str:
@@ -384,7 +322,7 @@ def _shown_cells(cells: Sequence[str]) -> str:
 
 
 def _separator(
-    file: InputFile, rows: list[_Row], dialect: Dialect, form: Form
+    file: InputFile, rows: list[FirstRow], dialect: Dialect, form: Form
 ) -> tuple[Dialect, tuple[str, ...]]:
     """The dialect with another separator, if the usual one separates nothing and exactly one other
     one does.
@@ -408,7 +346,7 @@ def _separator(
 def _header_in_comment(head: bytes, dialect: Dialect, form: Form) -> str:
     """The cure if a line that ``data.source.comment`` skips names the columns, else ""."""
     known = schema.TABLES[form.table].required
-    for row in _rows(head, replace(dialect, comment="")) if form.comment else ():
+    for row in first_rows(head, replace(dialect, comment="")) if form.comment else ():
         if not row.text.startswith(form.comment):
             break
         names = {fold(cell) for cell in cells_of(row.text.removeprefix(form.comment), dialect)}
@@ -427,7 +365,7 @@ def _for_one_table(form: Form, cure: str) -> str:
     return f" (only for this table: separator: {{{form.table}: …}})"
 
 
-def _other_separator(cells: list[tuple[str, ...]], rows: list[_Row], dialect: Dialect) -> str:
+def _other_separator(cells: list[tuple[str, ...]], rows: list[FirstRow], dialect: Dialect) -> str:
     found = consistent([row.text for row in rows], dialect) if len(cells[0]) == 1 else []
     return (
         f"the cells look separated by {shown(found[0])}: set data.source.separator to it"

@@ -29,7 +29,8 @@ from recsys.sources.base import Piece, SourceAdapter, read_all
 from recsys.sources.byte_ranges import TSV
 from recsys.sources.delimited import Cells, DelimitedPiece, assemble, delimited_pieces
 from recsys.sources.files import InputFile, exists, input_file
-from recsys.sources.headers import data_start, read_header
+from recsys.sources.first_rows import data_start
+from recsys.sources.headers import read_header
 from recsys.sources.links import linked
 from recsys.sources.validate import CellRules, Layout
 
@@ -69,14 +70,14 @@ class HetRecLastFmAdapter(SourceAdapter):
         """All input files."""
         folder = self.config.folder.rstrip("/")
         pairs = [self.config.test_pairs] if self.config.test_pairs else []
-        facts = (
+        triples = (
             [f"{folder}/{name}" for name in (_FACTS, _LINKS)]
             if exists(f"{folder}/{_FACTS}")
             else []
         )
         return [
             input_file(path)
-            for path in (*(f"{folder}/{name}" for name in _COLUMNS), *facts, *pairs)
+            for path in (*(f"{folder}/{name}" for name in _COLUMNS), *triples, *pairs)
         ]
 
     def pieces(self) -> dict[str, list[Piece]]:

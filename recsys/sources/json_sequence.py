@@ -42,18 +42,18 @@ def elements(file: InputFile) -> Iterator[str]:
         missing.
     """
     decoder, to_text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
-    text, place, row, is_open, at_end = "", 0, 1, False, False
+    text, position, row, is_open, at_end = "", 0, 1, False, False
     with file.stream() as stream:
         while True:
-            place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
-            mark = text[place : place + 1]
+            position = _BETWEEN.match(text, position).end()  # type: ignore[union-attr]
+            mark = text[position : position + 1]
             if mark in ("[", "]") and is_open == (mark == "]"):
-                is_open, place = not is_open, place + 1
+                is_open, position = not is_open, position + 1
                 continue
-            end, is_broken = _end_of(decoder, text, place) if mark else (None, False)
+            end, is_broken = _end_of(decoder, text, position) if mark else (None, False)
             if end is not None:
-                yield text[place:end]
-                place, row = end, row + 1
+                yield text[position:end]
+                position, row = end, row + 1
             elif at_end and not mark and not is_open:
                 return
             elif at_end or is_broken:
@@ -63,7 +63,7 @@ def elements(file: InputFile) -> Iterator[str]:
                     " line"
                 )
             else:
-                text, place = text[place:], 0
+                text, position = text[position:], 0
                 if len(text) > MAX_ROW_BYTES:
                     raise row_too_long(file.path, row)
                 block = stream.read(max(_CHUNK, len(text)))
@@ -71,12 +71,12 @@ def elements(file: InputFile) -> Iterator[str]:
                 text += _decoded(to_text, block, at_end, file, row)
 
 
-def _end_of(decoder: json.JSONDecoder, text: str, place: int) -> tuple[int | None, bool]:
-    """The end of the value that starts at ``place``, and whether it stays invalid with more
+def _end_of(decoder: json.JSONDecoder, text: str, position: int) -> tuple[int | None, bool]:
+    """The end of the value that starts at ``position``, and whether it stays invalid with more
     text.
     """
     try:
-        end = decoder.raw_decode(text, place)[1]
+        end = decoder.raw_decode(text, position)[1]
     except json.JSONDecodeError as error:
         return (
             None,
@@ -85,7 +85,7 @@ def _end_of(decoder: json.JSONDecoder, text: str, place: int) -> tuple[int | Non
     except (ValueError, RecursionError):
         return None, True
     # a number may continue
-    return (end, False) if end < len(text) or text[place] in "[{" else (None, False)
+    return (end, False) if end < len(text) or text[position] in "[{" else (None, False)
 
 
 def _decoded(to_text: Any, block: bytes, is_last: bool, file: InputFile, row: int) -> str:

@@ -142,8 +142,8 @@ def column(
         pass
     fit = _fits(kind)
     cells = [None if value is None else fit(value) for value in values]
-    lost = [place for place, cell in enumerate(cells) if cell is None]
-    return pa.array(cells, kind), [place for place in lost if not _is_void(values[place], absent)]
+    lost = [index for index, cell in enumerate(cells) if cell is None]
+    return pa.array(cells, kind), [index for index in lost if not _is_void(values[index], absent)]
 
 
 def _is_void(value: Any, absent: Collection[str]) -> bool:

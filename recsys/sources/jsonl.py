@@ -21,7 +21,7 @@ import pyarrow.json
 
 from recsys import schema
 from recsys.errors import SourceError
-from recsys.sources.byte_ranges import CHUNK_BYTES, Dialect, Span, spans
+from recsys.sources.byte_ranges import CHUNK_BYTES, ByteRange, Dialect, byte_ranges
 from recsys.sources.delimited import (
     Cells,
     Origin,
@@ -57,38 +57,40 @@ _ELEMENTS: Final = 50_000  # elements of an array in one block
 
 @dataclass(frozen=True)
 class JsonlPiece:
-    """One span of a JSON lines file (or all of a compressed one)."""
+    """One byte range of a JSON lines file (or all of a compressed one)."""
 
     file: InputFile
     index: int
     # key in the file, canonical column, type seen in the head
     fields: tuple[tuple[str, str, pa.DataType], ...]
     layout: Layout
-    span: Span | None = None
+    byte_range: ByteRange | None = None
     constants: dict[str, str] = field(default_factory=dict)
     chunk_bytes: int = CHUNK_BYTES
 
     def read(self) -> Iterator[pa.Table]:
         """Yield finished blocks."""
-        if self.span is not None:
-            yield self.block(self.file.read(self.span.start, self.span.length), self.span)
+        if self.byte_range is not None:
+            yield self.block(
+                self.file.read(self.byte_range.start, self.byte_range.length), self.byte_range
+            )
             return
-        for span, data in spans(self.file, 0, _LINES, self.chunk_bytes):
-            yield self.block(data, span)
+        for byte_range, data in byte_ranges(self.file, 0, _LINES, self.chunk_bytes):
+            yield self.block(data, byte_range)
 
-    def block(self, data: bytes, span: Span) -> pa.Table:
+    def block(self, data: bytes, byte_range: ByteRange) -> pa.Table:
         """Parse some lines into a finished block."""
         keys = self._keys
         cells = None
         if decodable(data, "utf-8"):  # Arrow does not check it
             if all(_is_exact(kind) for key, kind in keys.items() if key in self._ids):
-                cells = _parse_fast(data, span, keys)
+                cells = _parse_fast(data, byte_range, keys)
             if cells is None and self._ids:
                 texts = {
                     key: pa.string() if key in self._ids else kind for key, kind in keys.items()
                 }
-                cells = _parse_fast(quoted(data, sorted(self._ids)), span, texts)
-        return self.assembled(cells or self._parse_lines(data, span))
+                cells = _parse_fast(quoted(data, sorted(self._ids)), byte_range, texts)
+        return self.assembled(cells or self._parse_lines(data, byte_range))
 
     def assembled(self, cells: Cells) -> pa.Table:
         """Parsed rows as a finished block: canonical names, checked, with provenance."""
@@ -115,19 +117,19 @@ class JsonlPiece:
                 misfits.update(lost)
         table = pa.table(columns)
         if misfits:
-            table = table.filter(pa.array([place not in misfits for place in range(len(records))]))
-            lost_rows = [(records[place].row, _shown(records[place].raw)) for place in misfits]
+            table = table.filter(pa.array([index not in misfits for index in range(len(records))]))
+            lost_rows = [(records[index].row, _shown(records[index].raw)) for index in misfits]
             broken = sorted([*broken, *lost_rows])
         rows = np.array(
-            [record.row for place, record in enumerate(records) if place not in misfits],
+            [record.row for index, record in enumerate(records) if index not in misfits],
             dtype=np.int64,
         )
         return Cells(table, rows, [row for row, _ in broken], [text for _, text in broken])
 
-    def _parse_lines(self, data: bytes, span: Span) -> Cells:
+    def _parse_lines(self, data: bytes, byte_range: ByteRange) -> Cells:
         good: list[Record] = []
         broken: list[tuple[int, str]] = []
-        for row, line in enumerate(data.removesuffix(b"\n").split(b"\n"), span.first_row):
+        for row, line in enumerate(data.removesuffix(b"\n").split(b"\n"), byte_range.first_row):
             if not line.strip():
                 continue
             values = parse_object(line)
@@ -178,7 +180,7 @@ class JsonSequencePiece:
 
 
 def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece | JsonSequencePiece]:
-    """The pieces of a file, made from a piece without a span."""
+    """The pieces of a file, made from a piece without a byte range."""
     head = _head(piece.file)
     if not any(map(parse_object, head.split(b"\n"))) and is_sequence(head.decode(errors="replace")):
         return [JsonSequencePiece(piece)]
@@ -186,7 +188,8 @@ def jsonl_pieces(piece: JsonlPiece) -> list[JsonlPiece | JsonSequencePiece]:
         piece.file.check_unpacked()
         return [piece]
     return [
-        replace(piece, span=span) for span, _ in spans(piece.file, 0, _LINES, piece.chunk_bytes)
+        replace(piece, byte_range=byte_range)
+        for byte_range, _ in byte_ranges(piece.file, 0, _LINES, piece.chunk_bytes)
     ]
 
 
@@ -273,7 +276,9 @@ def _is_exact(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_boolean(kind))
 
 
-def _parse_fast(data: bytes, span: Span, keys: Mapping[str, pa.DataType]) -> Cells | None:
+def _parse_fast(
+    data: bytes, byte_range: ByteRange, keys: Mapping[str, pa.DataType]
+) -> Cells | None:
     """Parse with Arrow's reader; None if a line does not fit, so that the tolerant reader is
     needed.
     """
@@ -288,10 +293,12 @@ def _parse_fast(data: bytes, span: Span, keys: Mapping[str, pa.DataType]) -> Cel
         )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
-    if table.num_rows != span.num_rows:
+    if table.num_rows != byte_range.num_rows:
         return None
     table = table.select(list(keys))
-    return Cells(table, np.arange(span.num_rows, dtype=np.int64) + span.first_row, [], [])
+    return Cells(
+        table, np.arange(byte_range.num_rows, dtype=np.int64) + byte_range.first_row, [], []
+    )
 
 
 def _shown(raw: bytes) -> str:

@@ -143,7 +143,7 @@ def canonical_names(
         fold(name) for column, name in zip(columns, names, strict=True) if column not in rename
     )
     taken = set(names)
-    for place, (column, name) in enumerate(zip(columns, names, strict=True)):
+    for index, (column, name) in enumerate(zip(columns, names, strict=True)):
         wanted = fold(name)
         if (
             column not in rename
@@ -151,7 +151,7 @@ def canonical_names(
             and wanted not in taken
             and folded[wanted] == 1
         ):
-            names[place] = wanted
+            names[index] = wanted
     return tuple(names)
 
 
@@ -188,52 +188,62 @@ def require_columns(
     check_column_count(len(columns), where)
     absent = [name for name in table.required if name not in names]
     if absent:
-        taken = [
-            f"{column!r} to {name!r}"
-            for column, name in zip(columns, names, strict=True)
-            if column != name and fold(column) in absent
-        ]
-        if taken:
-            moved = {
-                c: n for c, n in zip(columns, names, strict=True) if fold(c) in absent and c != n
-            }
-            meant = next(
-                (t.name for t in schema.TABLES.values() if set(moved.values()) & set(t.columns)),
-                "social",
-            )
-            example = ", ".join(f"{column}: {name}" for column, name in moved.items())
-            cure = (
-                f"data.source.rename renamed {', '.join(taken)} in this table too; to rename only"
-                " in one table, put the rename below the name of that table, e.g. rename:"
-                f" {{{meant}: {{{example}}}}}"
-            )
-        found = listed([column for column in columns if column]) or "no names"
+        cure = _other_table(columns, names, absent) or cure
         cure = cure or suggestion(columns, names, absent, table.name) + more
+        found = listed([column for column in columns if column]) or "no names"
         raise SourceError(
             f"{where}: the {table.name} table lacks {listed(absent)}; found {found}, "
             f"expected at least {listed([*table.required])}; {cure}"
         )
-    twice = sorted(
-        name for name, count in Counter(name for name in names if name).items() if count > 1
-    )
-    if twice:
-        clash = [c for c, n in zip(columns, names, strict=True) if n == twice[0]]
-        if len({*clash}) == 1:
-            raise SourceError(
-                f"{where}: column {clash[0]!r} occurs twice in the header; correct it, or name all"
-                " columns with data.source.columns ('_' skips one) and set data.source.header"
-                " to yes"
-            )
-        raise SourceError(
-            f"{where}: column {listed(twice)} occurs twice (after rename), from {listed(clash)};"
-            f" remove one, give one another name, or rename only in one table: {{{table.name}:"
-            f" {{{clash[0]}: {twice[0]}}}}}"
-        )
+    _check_once(table, columns, names, where)
     reserved = {schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW} & set(names)
     if reserved:
         raise SourceError(
             f"{where}: column {listed(sorted(reserved))} is reserved for provenance; rename it"
         )
+
+
+def _other_table(columns: Sequence[str], names: Sequence[str], absent: Sequence[str]) -> str:
+    """The cure if a rename, which is meant for another table, took the missing columns; else ""."""
+    moved = {
+        column: name
+        for column, name in zip(columns, names, strict=True)
+        if column != name and fold(column) in absent
+    }
+    if not moved:
+        return ""
+    taken = ", ".join(f"{column!r} to {name!r}" for column, name in moved.items())
+    meant = next(
+        (t.name for t in schema.TABLES.values() if set(moved.values()) & set(t.columns)), "social"
+    )
+    example = ", ".join(f"{column}: {name}" for column, name in moved.items())
+    return (
+        f"data.source.rename renamed {taken} in this table too; to rename only"
+        " in one table, put the rename below the name of that table, e.g. rename:"
+        f" {{{meant}: {{{example}}}}}"
+    )
+
+
+def _check_once(
+    table: schema.TableSchema, columns: Sequence[str], names: Sequence[str], where: str
+) -> None:
+    """Refuse a canonical name that two columns have."""
+    counts = Counter(name for name in names if name)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if not twice:
+        return
+    clash = [c for c, n in zip(columns, names, strict=True) if n == twice[0]]
+    if len({*clash}) == 1:
+        raise SourceError(
+            f"{where}: column {clash[0]!r} occurs twice in the header; correct it, or name all"
+            " columns with data.source.columns ('_' skips one) and set data.source.header"
+            " to yes"
+        )
+    raise SourceError(
+        f"{where}: column {listed(twice)} occurs twice (after rename), from {listed(clash)};"
+        f" remove one, give one another name, or rename only in one table: {{{table.name}:"
+        f" {{{clash[0]}: {twice[0]}}}}}"
+    )
 
 
 def suggestion(

@@ -53,9 +53,9 @@ def check_footer(source: Any, metadata: Any, where: str, size: int) -> None:
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         decoded = stored = 0
-        for place in range(metadata.num_columns):
-            column = group.column(place)
-            decoded += max(column.total_uncompressed_size, column.num_values * widths[place])
+        for index in range(metadata.num_columns):
+            column = group.column(index)
+            decoded += max(column.total_uncompressed_size, column.num_values * widths[index])
             stored += column.total_compressed_size
         check_decoded(decoded, stored, f"{where}: row group {number}")
 
@@ -72,7 +72,7 @@ def _check_chunks(source: Any, metadata: Any, where: str) -> None:
     SourceError
         The footer is inconsistent, or the first rows cannot be read.
     """
-    leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+    leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     flat = [
         leaf.path for leaf in leaves if leaf.max_repetition_level == 0 and leaf.path == leaf.name
     ]
@@ -108,7 +108,7 @@ def check_decoded(decoded: int, stored: int, where: str) -> None:
 def stored_bytes(metadata: Any, group: int) -> int:
     """The bytes of a row group in the file."""
     chunk = metadata.row_group(group)
-    return sum(chunk.column(place).total_compressed_size for place in range(metadata.num_columns))
+    return sum(chunk.column(index).total_compressed_size for index in range(metadata.num_columns))
 
 
 def repeated_texts(metadata: Any, group: int, names: Sequence[str]) -> list[str]:
@@ -152,9 +152,9 @@ def rows_at_once(source: Any, metadata: Any, group: int, names: Sequence[str], w
     """
     widths, chunk = _widths(metadata), metadata.row_group(group)
     rows = max(chunk.num_rows, 1)
-    columns = {place: chunk.column(place) for place in _places(metadata, names)}
+    columns = {index: chunk.column(index) for index in _columns_of(metadata, names)}
     per_row = sum(
-        widths[place] * max(column.num_values / rows, 1) for place, column in columns.items()
+        widths[index] * max(column.num_values / rows, 1) for index, column in columns.items()
     )
     inner = [path for path in _texts(metadata, group, names) if path not in names]
     if inner:
@@ -176,10 +176,10 @@ def _check_text(longest: int, name: str, where: str) -> None:
         )
 
 
-def _places(metadata: Any, names: Sequence[str]) -> list[int]:
+def _columns_of(metadata: Any, names: Sequence[str]) -> list[int]:
     """The leaves of the named columns."""
     tops = set(names)
-    paths = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
+    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
     return [
         n
         for n, path in enumerate(paths)
@@ -190,10 +190,10 @@ def _places(metadata: Any, names: Sequence[str]) -> list[int]:
 def _texts(metadata: Any, group: int, names: Sequence[str]) -> list[str]:
     """The paths of the leaves that are text with a dictionary."""
     chunk, found = metadata.row_group(group), []
-    for place in _places(metadata, names):
-        leaf = metadata.schema.column(place)
+    for index in _columns_of(metadata, names):
+        leaf = metadata.schema.column(index)
         is_text = leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type in _TEXTS
-        if is_text and chunk.column(place).has_dictionary_page:
+        if is_text and chunk.column(index).has_dictionary_page:
             found.append(leaf.path)
     return found
 
@@ -232,7 +232,7 @@ def _lengths(column: Any) -> list[int | None]:
         longest = pc.max(pc.binary_length(column.dictionary)).as_py()
         return [None if longest is None else int(longest)]
     if pa.types.is_struct(kind):
-        return [n for place in range(kind.num_fields) for n in _lengths(column.field(place))]
+        return [n for index in range(kind.num_fields) for n in _lengths(column.field(index))]
     if pa.types.is_map(kind):
         return [*_lengths(column.keys), *_lengths(column.items)]
     return _lengths(column.values) if pa.types.is_nested(kind) and hasattr(column, "values") else []
@@ -240,5 +240,5 @@ def _lengths(column: Any) -> list[int | None]:
 
 def _widths(metadata: Any) -> list[int]:
     """Bytes of a value of each column; of texts, only their fixed part."""
-    columns = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+    columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     return [_WIDTHS.get(column.physical_type, max(column.length, 1)) for column in columns]

@@ -19,7 +19,8 @@ from recsys.sources.base import Piece, SourceAdapter
 from recsys.sources.byte_ranges import CHUNK_BYTES
 from recsys.sources.delimited import DelimitedPiece, delimited_pieces
 from recsys.sources.files import InputFile, exists, input_file
-from recsys.sources.headers import Form, Header, dialect_of, read_header
+from recsys.sources.first_rows import Form, dialect_of
+from recsys.sources.headers import Header, read_header
 from recsys.sources.links import linked
 from recsys.sources.names import Renames, require_columns
 from recsys.sources.validate import CellRules, Layout
@@ -85,7 +86,7 @@ class RecBoleAdapter(SourceAdapter):
         self._patterns()
 
     def _patterns(self) -> list[DelimitedPiece]:
-        """Read the heads of all files as pieces without a span, and fill the notes.
+        """Read the heads of all files as pieces without a byte range, and fill the notes.
 
         Raises
         ------
@@ -115,7 +116,7 @@ class RecBoleAdapter(SourceAdapter):
     def _pattern(
         self, file: InputFile, header: Header, typed: dict[str, pa.DataType], given: dict[str, str]
     ) -> DelimitedPiece:
-        """The piece without a span of one file."""
+        """The piece without a byte range of one file."""
         rename = {**_RENAME.get(file.suffix, {}), **given}
         if schema.VALUE in typed or schema.VALUE in given.values():
             rename = {

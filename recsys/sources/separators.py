@@ -70,9 +70,9 @@ def without_comments(data: bytes, mark: bytes) -> bytes:
     if not data.startswith(mark) and b"\n" + mark not in data:
         return data
     data, kept, start = b"\n" + data, [], 0
-    while (place := data.find(b"\n" + mark, start)) >= 0:
-        kept.append(data[start : place + 1])
-        end = data.find(b"\n", place + 1)
+    while (position := data.find(b"\n" + mark, start)) >= 0:
+        kept.append(data[start : position + 1])
+        end = data.find(b"\n", position + 1)
         start = len(data) if end < 0 else end
     return b"".join([*kept, data[start:]])[1:]
 

@@ -19,13 +19,14 @@ from recsys import schema
 from recsys.config import SequencesSource
 from recsys.errors import SourceError
 from recsys.sources.base import Piece, SourceAdapter
-from recsys.sources.byte_ranges import CHUNK_BYTES, Dialect, Span, spans
-from recsys.sources.canonical import TableFiles, read_heads, table_pieces
+from recsys.sources.byte_ranges import CHUNK_BYTES, ByteRange, Dialect, byte_ranges
 from recsys.sources.delimited import check_encoding
 from recsys.sources.files import InputFile, find, input_file
+from recsys.sources.first_rows import Form, check_line_ends, data_start
 from recsys.sources.guesses import COMMENTS, is_name
-from recsys.sources.headers import Form, check_line_ends, data_start
 from recsys.sources.separators import without_comments
+from recsys.sources.table_heads import TableFiles, read_heads
+from recsys.sources.table_pieces import table_pieces
 from recsys.sources.validate import (
     UNREADABLE,
     CellRules,
@@ -64,7 +65,9 @@ class SequencesAdapter(SourceAdapter):
         """The pieces of all tables."""
         events, *items = self.files()
         start = self._check_lines(events)
-        found = [span for span, _ in spans(events, start, _LINES, self.chunk_bytes)]
+        found = [
+            byte_range for byte_range, _ in byte_ranges(events, start, _LINES, self.chunk_bytes)
+        ]
         rules = CellRules.of(self.config)
         form = LineForm(
             Layout(schema.EVENTS, rules=rules), start, self.config.separator, self.config.comment
@@ -72,7 +75,9 @@ class SequencesAdapter(SourceAdapter):
         whole = SequencePiece(events, None, form, self.chunk_bytes)
         tables: dict[str, list[Piece]] = {
             "events": (
-                [whole] if events.compressed else [replace(whole, span=span) for span in found]
+                [whole]
+                if events.compressed
+                else [replace(whole, byte_range=byte_range) for byte_range in found]
             )
         }
         if items:
@@ -188,21 +193,21 @@ class LineForm:
 
 @dataclass(frozen=True)
 class SequencePiece:
-    """A span of lines; None: the whole compressed file."""
+    """A byte range of lines; None: the whole compressed file."""
 
     file: InputFile
-    span: Span | None
+    byte_range: ByteRange | None
     form: LineForm = LineForm()
     chunk_bytes: int = CHUNK_BYTES
 
     def read(self) -> Iterator[pa.Table]:
         """Yield finished blocks."""
-        if self.span is not None:
-            data = self.file.read(self.span.start, self.span.length)
-            yield sequence_events(data, self.span.first_row, self.file.name, self.form)
+        if self.byte_range is not None:
+            data = self.file.read(self.byte_range.start, self.byte_range.length)
+            yield sequence_events(data, self.byte_range.first_row, self.file.name, self.form)
             return
-        for span, data in spans(self.file, self.form.start, _LINES, self.chunk_bytes):
-            yield sequence_events(data, span.first_row, self.file.name, self.form)
+        for byte_range, data in byte_ranges(self.file, self.form.start, _LINES, self.chunk_bytes):
+            yield sequence_events(data, byte_range.first_row, self.file.name, self.form)
 
 
 def sequence_events(data: bytes, first_row: int, file: str, form: LineForm) -> pa.Table:

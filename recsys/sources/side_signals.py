@@ -27,12 +27,12 @@ from recsys.sources.world import (
     BANDS,
     CIRCLE,
     COUNTRIES,
-    FACTS,
     FRIENDS,
     GENDERS,
     GOODS,
     IMAGES,
     PEOPLE,
+    TRIPLES,
     WORDS,
     Array,
     World,
@@ -72,13 +72,13 @@ def word_topics(world: World, first: int, stop: int, num_words: int) -> Array:
 
 def item_studios(world: World, first: int, stop: int) -> Array:
     """The studio in the triples *made by* of some items: [N]."""
-    rng = world.stream(FACTS, 2 * first)
+    rng = world.stream(TRIPLES, 2 * first)
     return _signal(world.studio_N[first:stop], len(world.owner_S), world.config.knowledge, rng)
 
 
 def studio_owners(world: World, first: int, stop: int) -> Array:
     """The owner in the triples *owned by* of some studios: [S]."""
-    rng = world.stream(FACTS, 2 * first + 1)
+    rng = world.stream(TRIPLES, 2 * first + 1)
     return _signal(world.owner_S[first:stop], world.num_communities, world.config.knowledge, rng)
 
 

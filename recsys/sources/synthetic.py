@@ -41,7 +41,8 @@ from recsys.sources.side_signals import (
 )
 from recsys.sources.validate import Layout, check_rows, finish, raw_text
 from recsys.sources.vocabulary import topic_words
-from recsys.sources.world import MECHANISMS, Array, World, walk, world_of
+from recsys.sources.walks import walk
+from recsys.sources.world import MECHANISMS, Array, World, world_of
 
 START: Final = 1_704_067_200  # 2024-01-01T00:00:00Z
 YEAR: Final = 365 * 86_400  # seconds
@@ -209,11 +210,11 @@ def _items(world: World, bundle: int) -> pa.Table:
     num_words = _TITLE_WORDS + _TAG_WORDS
     topics = word_topics(world, first, stop, num_words + 1)
     rng = world.stream(_STREAM["items"], bundle)
-    places = rng.integers(1 << 30, size=topics.shape)
+    numbers = rng.integers(1 << 30, size=topics.shape)
     texts = [
-        [words[topic][place % len(words[topic])] for topic, place in zip(row, at, strict=True)]
+        [words[topic][number % len(words[topic])] for topic, number in zip(row, at, strict=True)]
         for row, at in zip(
-            topics[:, :num_words].tolist(), places[:, :num_words].tolist(), strict=True
+            topics[:, :num_words].tolist(), numbers[:, :num_words].tolist(), strict=True
         )
     ]
     price, labels = item_attributes(world, first, stop)

@@ -1,8 +1,8 @@
-"""The latent model of the synthetic source: the tastes of users and the events that follow. Pure
-numpy, seeded.
+"""The latent model of the synthetic source: the groups of items and the tastes of users. Pure
+numpy, seeded. :mod:`recsys.sources.walks` draws the events.
 
 Legend: N items, U users of a bundle, R of them in a step, T steps, C candidates, G groups of one
-kind, M topics of a stratum's mix.
+kind, M topics of the mix of a user cluster.
 
 Each item belongs to one group of each of seven kinds, drawn independently, so that no signal
 predicts another: *topic*, *cluster*, *community*, *studio* (and so the *owner* of the studio),
@@ -10,9 +10,9 @@ predicts another: *topic*, *cluster*, *community*, *studio* (and so the *owner* 
 items is released in the last tenth of the period, with 4 × the popularity.
 
 Users form *circles* of 20, and each circle has a few favourite items. A user has the topics and
-community of the circle with probability ``social``, else random ones. Owner, stratum, style, age
-band, gender and country of a user are independent of the circle and of each other. At each step a
-mechanism m is drawn by the strengths s of the signals,
+community of the circle with probability ``social``, else random ones. Owner, user cluster, style,
+age band, gender and country of a user are independent of the circle and of each other. At each step
+a mechanism m is drawn by the strengths s of the signals,
 
     P(m) = s_m / (0.15 + Σ s),    P(noise) = 0.15 / (0.15 + Σ s)
 
@@ -24,20 +24,20 @@ mechanism m is drawn by the strengths s of the signals,
     collaborative  i ~ p | community of the user
     social         i uniform among the favourites of the circle
     knowledge      i ~ p | owner that the user likes: any studio of it
-    stratum        i ~ p | topic k,  k uniform in the mix of the stratum (0.5);
-                   i ~ p | shelf of the stratum (0.5)
+    stratum        i ~ p | topic k,  k uniform in the mix of the user cluster (0.5);
+                   i ~ p | shelf of the user cluster (0.5)
     profile        i ~ p | segment 2 ((band + country) mod 4) + (band + gender) mod 2
     media          i ~ p | style that the user likes
     noise          i ~ p
 
 An item that the user already has, or that is not released yet, is drawn again.
 
-There are 8 strata. The mix of a stratum is 3 topics. A topic is in several mixes, and two mixes
-share at most one topic (from 7 topics on), so that the mix determines the stratum but a single
-topic does not. Its shelf has items of all topics. A topic of a user that is not from the circle is
-from the mix with probability ``stratum``. The segment is a cross: bands, genders and countries are
-uniform, so that a single attribute gives no information about it. Band and country determine one of
-4 pairs of segments, band and gender one half, and all three the segment.
+There are 8 user clusters. The mix of a user cluster is 3 topics. A topic is in several mixes, and
+two mixes share at most one topic (from 7 topics on), so that the mix determines the user cluster
+but a single topic does not. Its shelf has items of all topics. A topic of a user that is not from
+the circle is from the mix with probability ``stratum``. The segment is a cross: bands, genders and
+countries are uniform, so that a single attribute gives no information about it. Band and country
+determine one of 4 pairs of segments, band and gender one half, and all three the segment.
 
 The side signals also depend on these groups, with the same strengths: see
 :mod:`recsys.sources.side_signals`. With strength 0 the mechanism is never drawn and its side signal
@@ -77,18 +77,16 @@ KNOBS: Final = (
     "media",
 )
 MECHANISMS: Final = (*KNOBS, "noise")
-STRATA: Final = 8
+USER_CLUSTERS: Final = 8
 # offsets of a mix's topics; all differences differ, so two mixes share at most one
 MIX: Final = (0, 1, 3)
-MIX_SHARE: Final = 0.5  # steps of the stratum that go to its mix instead of its shelf
+MIX_SHARE: Final = 0.5  # steps of ``stratum`` that go to its mix instead of its shelf
 BANDS: Final = 4  # of age
 GENDERS: Final = 2
 COUNTRIES: Final = 4  # those that are signals
 STUDIO: Final = 4  # items of a studio
-_TRIES: Final = 4
-_CANDIDATES: Final = 4  # drawn at once in each try
 # Independent random streams of one seed.
-_WORLD, _EVENTS, FRIENDS, WORDS, _CIRCLES, FACTS, PEOPLE, GOODS, IMAGES = range(9)
+_WORLD, EVENTS, FRIENDS, WORDS, _CIRCLES, TRIPLES, PEOPLE, GOODS, IMAGES = range(9)
 
 
 @dataclass(frozen=True)
@@ -121,13 +119,13 @@ class Groups:
         """Draw one item of each given group; any shape."""
         start, end = self.start_G1[group], self.start_G1[group + 1]
         low, high = self.cumulative_P1[start], self.cumulative_P1[end]
-        place = (
+        position = (
             np.searchsorted(
                 self.cumulative_P1, low + rng.random(group.shape) * (high - low), side="right"
             )
             - 1
         )
-        items: Array = self.order_P[np.minimum(np.maximum(place, start), end - 1)]
+        items: Array = self.order_P[np.minimum(np.maximum(position, start), end - 1)]
         return items
 
 
@@ -148,7 +146,7 @@ class World:
     segment_N: Array
     style_N: Array
     owner_S: Array  # of each studio
-    mix_SM: Array  # topics of each stratum
+    mix_SM: Array  # topics of each user cluster
     next_cluster_G: Array
     next_topic_G: Array
     release_N: Array  # in [0, 1): the time from which an item can be chosen
@@ -204,7 +202,7 @@ class Taste:
     community_U: Array
     favourites_UF: Array
     owner_U: Array
-    stratum_U: Array
+    user_cluster_U: Array
     style_U: Array
     band_U: Array  # of age
     gender_U: Array
@@ -219,16 +217,6 @@ class Taste:
 
     def __len__(self) -> int:
         return len(self.users_U)
-
-
-@dataclass(frozen=True)
-class Walk:
-    """The events of a bundle, user by user in the order of time."""
-
-    users_E: Array
-    items_E: Array
-    times_E: Array  # in [0, 1)
-    mechanism_E: Array  # position in MECHANISMS
 
 
 @lru_cache(maxsize=4)
@@ -256,7 +244,7 @@ def _world(config: str) -> World:
         "cluster": deal(count, num_clusters),
         "community": deal(count, num_communities),
         "owner": owner[studio],
-        "shelf": deal(count, STRATA),
+        "shelf": deal(count, USER_CLUSTERS),
         "segment": deal(count, 2 * COUNTRIES),
         "style": deal(count, num_communities),
         "any": np.zeros(count, dtype=np.int64),
@@ -266,13 +254,13 @@ def _world(config: str) -> World:
         num_clusters,
         num_communities,
         num_communities,
-        STRATA,
+        USER_CLUSTERS,
         2 * COUNTRIES,
         num_communities,
     )
     first = dict(zip(kinds, np.cumsum([0, *sizes]).tolist(), strict=True))
     mix = rng.permutation(num_topics)[
-        ((np.arange(STRATA) * num_topics // STRATA)[:, None] + MIX) % num_topics
+        ((np.arange(USER_CLUSTERS) * num_topics // USER_CLUSTERS)[:, None] + MIX) % num_topics
     ]
     return World(
         config=source,
@@ -297,19 +285,19 @@ def world_of(config: SyntheticSource) -> World:
 
 
 def tastes(world: World, bundle: int) -> Taste:
-    """Draw the tastes of a bundle from circles, strata and at random."""
+    """Draw the tastes of a bundle from circles, user clusters and at random."""
     config, users = world.config, world.bundle_users(bundle)
-    rng = world.stream(_EVENTS, 2 * bundle)
+    rng = world.stream(EVENTS, 2 * bundle)
     count = len(users)
     circles, member = np.unique(users // CIRCLE, return_inverse=True)
     from_circle = rng.random(count) < config.social
-    stratum = rng.integers(STRATA, size=count)
+    cluster = rng.integers(USER_CLUSTERS, size=count)
 
     def pick(groups: int, own: Array) -> Array:
         return np.where(from_circle, rng.integers(groups, size=len(circles))[member], own)
 
     def pick_topic() -> Array:
-        of_mix = world.mix_SM[stratum, rng.integers(len(MIX), size=count)]
+        of_mix = world.mix_SM[cluster, rng.integers(len(MIX), size=count)]
         is_of_mix = rng.random(count) < config.stratum
         return pick(
             world.num_topics,
@@ -322,7 +310,7 @@ def tastes(world: World, bundle: int) -> Taste:
         community_U=pick(world.num_communities, rng.integers(world.num_communities, size=count)),
         favourites_UF=np.stack([world.favourites(int(circle)) for circle in circles])[member],
         owner_U=rng.integers(world.num_communities, size=count),
-        stratum_U=stratum,
+        user_cluster_U=cluster,
         style_U=rng.integers(world.num_communities, size=count),
         band_U=rng.integers(BANDS, size=count),
         gender_U=rng.integers(GENDERS, size=count),
@@ -330,133 +318,11 @@ def tastes(world: World, bundle: int) -> Taste:
     )
 
 
-def walk(world: World, bundle: int) -> Walk:
-    """Generate the events of a bundle, step by step for all its users."""
-    taste = tastes(world, bundle)
-    rng = world.stream(_EVENTS, 2 * bundle + 1)
-    lengths = _lengths(world.config, len(taste), rng)
-    steps = int(lengths.max())
-    times_UT = _times(lengths, steps, rng)
-    items_UT = np.full((len(taste), steps), -1, dtype=np.int64)
-    mechanism_UT = np.zeros((len(taste), steps), dtype=np.int8)
-    for step in range(steps):
-        rows = np.flatnonzero(lengths > step)
-        chosen, mechanism = _step(world, taste, rows, items_UT, (step, lengths, times_UT), rng)
-        items_UT[rows, step], mechanism_UT[rows, step] = chosen, mechanism
-    real = items_UT >= 0
-    users = np.repeat(taste.users_U, lengths)
-    return Walk(users, items_UT[real], times_UT[real], mechanism_UT[real])
-
-
-def _step(
-    world: World,
-    taste: Taste,
-    rows_R: Array,
-    items_UT: Array,
-    clock: tuple[int, Array, Array],
-    rng: np.random.Generator,
-) -> tuple[Array, Array]:
-    """The next item of some users and the mechanism that chose it."""
-    step, lengths, times_UT = clock
-    mechanism_R = _mechanisms(world.config, len(rows_R), rng)
-    if step == 0:  # there is no previous item
-        mechanism_R[mechanism_R == MECHANISMS.index("evolution")] = MECHANISMS.index("noise")
-    previous_R = items_UT[rows_R, step - 1] if step else np.zeros(len(rows_R), dtype=np.int64)
-    age_R = step / np.maximum(lengths[rows_R] - 1, 1)
-    group_R = _group(world, taste, rows_R, mechanism_R, (previous_R, age_R), rng)
-    chosen_R = np.full(len(rows_R), -1, dtype=np.int64)
-    left = np.arange(len(rows_R))
-    for attempt in range(_TRIES):
-        if attempt == _TRIES - 1:
-            mechanism_R[left], group_R[left] = MECHANISMS.index("noise"), world.any_group
-        drawn_RC = world.groups.draw(np.repeat(group_R[left, None], _CANDIDATES, axis=1), rng)
-        social = np.flatnonzero(mechanism_R[left] == MECHANISMS.index("social"))
-        places = rng.integers(taste.favourites_UF.shape[1], size=(len(social), _CANDIDATES))
-        drawn_RC[social] = np.take_along_axis(
-            taste.favourites_UF[rows_R[left[social]]], places, axis=1
-        )
-        past_RT = items_UT[rows_R[left], :step]
-        is_seen_RC = (drawn_RC[:, :, None] == past_RT[:, None, :]).any(axis=2)
-        is_free_RC = ~is_seen_RC & (
-            world.release_N[drawn_RC] <= times_UT[rows_R[left], step][:, None]
-        )
-        found = np.flatnonzero(is_free_RC.any(axis=1))
-        chosen_R[left[found]] = drawn_RC[found, is_free_RC[found].argmax(axis=1)]
-        left = np.delete(left, found)
-        if len(left) == 0:
-            break
-    warm = np.flatnonzero(world.release_N == 0)
-    chosen_R[left] = warm[rng.integers(len(warm), size=len(left))]
-    return chosen_R, mechanism_R
-
-
-def _group(
-    world: World,
-    taste: Taste,
-    rows_R: Array,
-    mechanism_R: Array,
-    past: tuple[Array, Array],
-    rng: np.random.Generator,
-) -> Array:
-    """The group of items that the mechanism of each user draws from."""
-    previous_R, age_R = past
-    topic_R = taste.topic_U2[rows_R, (rng.random(len(rows_R)) > FIRST_TOPIC).astype(np.int64)]
-    has_moved_R = rng.random(len(rows_R)) < world.config.evolution * age_R
-    topic_R = np.where(has_moved_R, world.next_topic_G[taste.topic_U2[rows_R, 0]], topic_R)
-    stratum_R = taste.stratum_U[rows_R]
-    mixed_R = world.mix_SM[stratum_R, rng.integers(len(MIX), size=len(rows_R))]
-    is_mixed_R = rng.random(len(rows_R)) < MIX_SHARE
-    anything_R = np.full(len(rows_R), world.any_group)
-    options = (  # in the order of MECHANISMS
-        topic_R,
-        world.first["cluster"] + world.next_cluster_G[world.cluster_N[previous_R]],
-        world.first["community"] + taste.community_U[rows_R],
-        anything_R,  # social: the favourites of the circle are drawn separately
-        world.first["owner"] + taste.owner_U[rows_R],
-        np.where(is_mixed_R, mixed_R, world.first["shelf"] + stratum_R),
-        world.first["segment"] + taste.segment_U[rows_R],
-        world.first["style"] + taste.style_U[rows_R],
-        anything_R,
-    )
-    return np.choose(mechanism_R, options)
-
-
-def _mechanisms(config: SyntheticSource, count: int, rng: np.random.Generator) -> Array:
-    weights = np.array([*(getattr(config, knob) for knob in KNOBS), NOISE])
-    return np.searchsorted(
-        np.cumsum(weights / weights.sum()), rng.random(count), side="right"
-    ).clip(0, len(weights) - 1)
-
-
 def _room(config: SyntheticSource, share: int) -> int:
     """Number of items in a group: more than an average user takes, but at most one ``share``-th of
     all.
     """
     return min(max(8, round(2 * config.events_per_user)), max(2, config.num_items // share))
-
-
-def _lengths(config: SyntheticSource, count: int, rng: np.random.Generator) -> Array:
-    """Number of events of each user: SHORT, or at least SHORT + 1, with the mean
-    ``events_per_user`` if possible.
-    """
-    is_short = rng.random(count) < config.short_history
-    mean = (config.events_per_user - SHORT * config.short_history) / max(
-        1 - config.short_history, 1e-9
-    )
-    extra = rng.gamma(4.0, max(mean - SHORT - 1, 0.0) / 4.0, size=count)
-    longest = min(config.num_items // 2, 20 * int(config.events_per_user) + SHORT)
-    return np.where(
-        is_short, SHORT, np.clip(SHORT + 1 + np.round(extra), SHORT + 1, longest)
-    ).astype(np.int64)
-
-
-def _times(lengths_U: Array, steps: int, rng: np.random.Generator) -> Array:
-    """Increasing times of each user between a random arrival and the end; unused steps are 1."""
-    arrival = rng.random((len(lengths_U), 1)) * 0.7
-    times = arrival + (1 - arrival) * rng.random((len(lengths_U), steps))
-    times[np.arange(steps) >= lengths_U[:, None]] = 1.0
-    times.sort(axis=1)
-    return times
 
 
 def _cycle(count: int, rng: np.random.Generator) -> Array:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.config.sources import ABSENT_TEXTS, CellSource
+from recsys.config.text_files import ABSENT_TEXTS, CellSource
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
 from recsys.granularities.stratum.clustering import UserVectors
 from recsys.model import FrozenModel
-from recsys.sources.world import STRATA, tastes, world_of
+from recsys.sources.world import USER_CLUSTERS, tastes, world_of
 from recsys.training.build import build_graphs
 from recsys.training.user_clusters import stratum_of
 from tests.planted import (
@@ -76,10 +76,10 @@ def test_validation_finds_the_number_of_strata_and_the_strata(
     """Chosen from 4, 8, 16 and 32; users with ten or more events are with those of their true
     stratum: .79, by chance .13.
     """
-    assert model.sizes.inputs["stratum"] == STRATA
+    assert model.sizes.inputs["stratum"] == USER_CLUSTERS
     world = world_of(planted_source({"stratum": 1.0}, **WORLD))
     truth_V = np.concatenate(
-        [tastes(world, bundle).stratum_U for bundle in range(world.num_bundles)]
+        [tastes(world, bundle).user_cluster_U for bundle in range(world.num_bundles)]
     )
     module = stratum_of(model)
     assert module is not None
@@ -90,7 +90,7 @@ def test_validation_finds_the_number_of_strata_and_the_strata(
 def purity(users: UserVectors, found_U: Array, truth_V: Array) -> float:
     """Share of users with ten events whose found stratum consists mostly of their true one."""
     many_U = np.asarray(users.matrix.sum(axis=1)).ravel()[users.active_U] >= 10
-    table = np.zeros((found_U.max() + 1, STRATA))
+    table = np.zeros((found_U.max() + 1, USER_CLUSTERS))
     np.add.at(table, (found_U[many_U], truth_V[users.active_U][many_U]), 1)
     return float(table.max(axis=1).sum() / table.sum())
 

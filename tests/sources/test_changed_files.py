@@ -128,7 +128,7 @@ def test_change_since_the_fingerprint_gives_one_message(how: str, tmp_path: Path
 
 
 def test_file_that_shrinks_in_the_driver_causes_no_endless_loop(tmp_path: Path) -> None:
-    from recsys.sources.byte_ranges import CSV, spans
+    from recsys.sources.byte_ranges import CSV, byte_ranges
     from recsys.sources.files import InputFile, input_file
 
     path = tmp_path / "e.csv"
@@ -136,7 +136,7 @@ def test_file_that_shrinks_in_the_driver_causes_no_endless_loop(tmp_path: Path) 
     found = input_file(str(path))
     os.truncate(path, 5)
     with pytest.raises(SourceError, match="changed while it was read"):
-        list(spans(found, 17, CSV, 100))
+        list(byte_ranges(found, 17, CSV, 100))
     with pytest.raises(SourceError, match="changed while it was read"):
         found.read(0, 100)
     assert InputFile(found.path, 5, path.stat().st_mtime_ns).read(0, 5) == b"user_"

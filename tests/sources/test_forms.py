@@ -25,9 +25,10 @@ from recsys.config import (
 from recsys.errors import SourceError
 from recsys.sources import open_source
 from recsys.sources.base import read_all
-from recsys.sources.canonical import TableFiles, table_pieces
 from recsys.sources.files import input_file
-from recsys.sources.headers import Form
+from recsys.sources.first_rows import Form
+from recsys.sources.table_heads import TableFiles
+from recsys.sources.table_pieces import table_pieces
 
 ROWS = [
     ("u1", "i7", "4", "1600000000"),
@@ -407,7 +408,7 @@ def test_rename_applies_to_one_table(tmp_path: Path) -> None:
     assert "rename: {social: {user_id: src_user_id}}" in message
 
 
-def test_two_names_of_one_column_in_two_tables_and_a_swap(tmp_path: Path) -> None:
+def test_two_names_of_one_column_in_two_tables_and_a_swap_are_renamed(tmp_path: Path) -> None:
     log = write(tmp_path / "log.csv", "film,user_id\ni1,u1\n")
     items = write(tmp_path / "items.csv", "id,title\ni1,One\n")
     found = tables(
@@ -587,7 +588,7 @@ def test_sequences_of_hashtags_are_not_comments(tmp_path: Path) -> None:
     assert ids(table) == [("#love", "a"), ("#love", "b"), ("#hate", "c")]
 
 
-def test_hetrec_with_byte_order_marks_and_other_line_ends(tmp_path: Path) -> None:
+def test_hetrec_with_byte_order_marks_and_other_line_ends_is_read(tmp_path: Path) -> None:
     files = {
         "user_artists.dat": "userID\tartistID\tweight\n1\t10\t5\n",
         "user_taggedartists.dat": (

@@ -16,8 +16,7 @@ import pytest
 from recsys import schema
 from recsys.config import CanonicalSource, SequencesSource
 from recsys.errors import SourceError
-from recsys.sources import byte_ranges as spans
-from recsys.sources import compression, limits, open_source, parquet_bounds
+from recsys.sources import byte_ranges, compression, limits, open_source, parquet_bounds
 from recsys.sources.base import Piece, read_all
 
 HEADER = b"user_id,item_id,title\n"
@@ -78,8 +77,8 @@ def test_row_numbers_continue_after_a_wrong_quote(tmp_path: Path) -> None:
 def test_open_quote_keeps_at_most_one_row_in_memory(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spans, "MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr("recsys.sources.canonical.CHUNK_BYTES", 100)
+    monkeypatch.setattr(byte_ranges, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("recsys.sources.table_heads.CHUNK_BYTES", 100)
     content = HEADER + b'u,i,"open\n' + b"u,i,x\n" * 2000
     table = events(
         write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
@@ -94,8 +93,8 @@ def test_open_quote_keeps_at_most_one_row_in_memory(
 def test_row_without_an_end_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spans, "MAX_ROW_BYTES", 10 << 20)
-    monkeypatch.setattr("recsys.sources.canonical.CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(byte_ranges, "MAX_ROW_BYTES", 10 << 20)
+    monkeypatch.setattr("recsys.sources.table_heads.CHUNK_BYTES", 1 << 20)
     monkeypatch.setattr("recsys.sources.sequences.CHUNK_BYTES", 1 << 20)
     head = {
         "e.csv": HEADER,
@@ -250,11 +249,11 @@ def test_limits_are_far_above_common_tables() -> None:
 
 
 @pytest.mark.parametrize("quote", [b"", b'"q"'])
-def test_very_short_rows_are_in_spans_of_limited_rows(
+def test_very_short_rows_are_in_byte_ranges_of_limited_rows(
     quote: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of sixteen million rows of a chunk may be a bad row, which is stored with its text."""
-    monkeypatch.setattr(spans, "_MOST_ROWS", 100)
+    monkeypatch.setattr(byte_ranges, "_MOST_ROWS", 100)
     rows = [b"u,i,t" if n % 3 else b"a" + quote for n in range(1000)]
     found = pieces(Path(write(tmp_path / "e.csv", HEADER + b"\n".join(rows) + b"\n")))
     table = pa.concat_tables([block for piece in found for block in piece.read()])

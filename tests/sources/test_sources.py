@@ -27,11 +27,12 @@ from recsys.preparation.reading import tables as tables_of
 from recsys.sources import open_source
 from recsys.sources.base import FILE_STRIDE, read_all
 from recsys.sources.byte_ranges import CSV, TSV
-from recsys.sources.canonical import TableFiles, table_pieces
 from recsys.sources.delimited import DelimitedPiece, delimited_pieces
 from recsys.sources.files import find, input_file
 from recsys.sources.headers import read_header
 from recsys.sources.sequences import LINE_STRIDE
+from recsys.sources.table_heads import TableFiles
+from recsys.sources.table_pieces import table_pieces
 from recsys.sources.validate import Layout
 
 HEADER = "user_id,item_id,timestamp\n"
@@ -561,7 +562,7 @@ def test_piece_may_have_blocks_without_rows(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- real data
 
 
-def test_lastfm_counts(real_data: Path) -> None:
+def test_lastfm_has_its_published_counts(real_data: Path) -> None:
     folder = real_data / "lastfm"
     pairs = str(folder / "splits" / "random80.test.tsv")
     source = HetRecLastFmSource(folder=str(folder), test_pairs=pairs)
@@ -577,7 +578,7 @@ def test_lastfm_counts(real_data: Path) -> None:
     assert items.num_rows - items.column(schema.ENTITY_ID).null_count == 3_846
 
 
-def test_movielens_counts(real_data: Path) -> None:
+def test_movielens_has_its_published_counts(real_data: Path) -> None:
     source = RecBoleSource(folder=str(real_data / "ml-100k"))
     log, items = read(source), read(source, "items")
     assert (log.num_rows, bad(log)) == (100_000, [])
@@ -586,7 +587,7 @@ def test_movielens_counts(real_data: Path) -> None:
     assert read(source, "knowledge").num_rows == 91_631
 
 
-def test_beauty_counts(real_data: Path) -> None:
+def test_beauty_has_its_published_counts(real_data: Path) -> None:
     folder = real_data / "beauty"
     source = SequencesSource(
         events=str(folder / "sequences.txt"), items=[str(folder / "items.tsv")]

@@ -19,7 +19,8 @@ from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.side_signals import AGES, LABELS, friends
 from recsys.sources.vocabulary import topic_words
-from recsys.sources.world import CIRCLE, KNOBS, SHORT, tastes, walk, world_of
+from recsys.sources.walks import walk
+from recsys.sources.world import CIRCLE, KNOBS, SHORT, tastes, world_of
 
 QUIET = {**dict.fromkeys(KNOBS, 0.0), "bad_rows": 0.0}
 
@@ -265,22 +266,23 @@ def test_triples_give_the_owner_that_a_user_likes(knob: float, low: float, high:
 
 
 @pytest.mark.parametrize("knob", [0.0, 1.0])
-def test_mix_of_topics_determines_the_stratum(knob: float) -> None:
+def test_mix_of_topics_determines_user_cluster(knob: float) -> None:
     """Also with text at 0: the words of a user's items determine the mix, which determines the
     shelf.
     """
     source = world(stratum=knob)
     planted, (users, items) = world_of(source), steps(source)
     names, _ = topic_words(source.num_topics)
-    told_N = np.array(
+    topic_N = np.array(
         [names.index(name) for name in table(source, "items").column("category").to_pylist()]
     )
     counts_UT = np.zeros((source.num_users, source.num_topics))
-    np.add.at(counts_UT, (users, told_N[items]), 1)
+    np.add.at(counts_UT, (users, topic_N[items]), 1)
     nearest = counts_UT[:, planted.mix_SM].sum(axis=2).argmax(axis=1)
-    stratum_U = of_all_users(source, "stratum_U")
-    assert ((nearest == stratum_U).mean() > 0.8) if knob else ((nearest == stratum_U).mean() < 0.2)
-    on_shelf = (planted.shelf_N[items] == stratum_U[users]).mean()
+    user_cluster_U = of_all_users(source, "user_cluster_U")
+    found = (nearest == user_cluster_U).mean()
+    assert (found > 0.8) if knob else (found < 0.2)
+    on_shelf = (planted.shelf_N[items] == user_cluster_U[users]).mean()
     assert (0.35 < on_shelf < 0.65) if knob else (on_shelf < 0.16)
     shared = [len({*one} & {*other}) for one in planted.mix_SM for other in planted.mix_SM]
     assert sorted(shared)[-9] <= 1 and planted.mix_SM.shape == (8, 3)

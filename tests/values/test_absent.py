@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from recsys import schema
 from recsys.config import CanonicalSource, DataConfig, ItemFactsConfig, SyntheticSource
-from recsys.config.sources import ABSENT_TEXTS
+from recsys.config.text_files import ABSENT_TEXTS
 from recsys.data.attributes import Field, RequestEncoder
 from recsys.data.context import MISSING, UNKNOWN, ContextColumn
 from recsys.preparation.events import EventRules, project
