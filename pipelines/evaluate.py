@@ -21,8 +21,8 @@ from pipelines.plumbing.tracking import log_evaluation, tracked
 from pipelines.prepare import open_dataset
 from pipelines.train import model_sha256, open_trained
 from recsys.config import Config, EvaluateConfig, TrainConfig, dump_config, redact
-from recsys.data.dataset import Manifest
 from recsys.data.histories import Split
+from recsys.data.manifest import Manifest
 from recsys.data.repeats import repeats_line
 from recsys.data.titles import item_titles
 from recsys.errors import ArtifactError

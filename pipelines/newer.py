@@ -29,7 +29,7 @@ def prepare_newer(
     DataError
         There are fewer events than in the parent's dataset, and ``update.replace`` is false.
     """
-    from recsys.preparation.append import Least, NothingNew
+    from recsys.preparation.appendable import Least, NothingNew
 
     settings, info = config.update, parent.bundle.info
     newer = with_newer_events(config)

@@ -15,8 +15,10 @@ import torch
 
 from recsys.config import build_config
 from recsys.data.context import ContextColumn
-from recsys.data.dataset import Manifest, PreparedDataset, history_schema
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
+from recsys.data.history_table import history_schema
+from recsys.data.manifest import Manifest
 from recsys.model import FrozenModel
 from recsys.training.build import build_graphs, build_model
 

@@ -27,7 +27,8 @@ from recsys.config import (
     TrainConfig,
 )
 from recsys.config.workload import FLOAT, DataSizes, Estimate, Workload
-from recsys.data.dataset import Manifest, PreparedDataset
+from recsys.data.dataset import PreparedDataset
+from recsys.data.manifest import Manifest
 from recsys.errors import ConfigError, UserError
 from recsys.preparation.content_hash import settings_hash
 

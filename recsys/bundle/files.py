@@ -52,8 +52,9 @@ from recsys.bundle.checksums import check_file, damaged, describe_error
 from recsys.bundle.description import CARD, INDEX, ITEMS, USERS, WEIGHTS, BundleInfo, read_info
 from recsys.bundle.for_rules import ATTRIBUTES, FRIENDS, TEXT, read_friends, read_text
 from recsys.data.context import ContextColumn
-from recsys.data.dataset import histories_from_table, types_mask
+from recsys.data.dataset import types_mask
 from recsys.data.histories import Array, Histories
+from recsys.data.history_table import histories_from_table
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel, load_sizes
 from recsys.retrieval.index import ItemIndex, can_index

@@ -239,7 +239,7 @@ class ItemMediaConfig(Section):
         return self
 
 
-class ItemFactsConfig(Section):
+class ItemTriplesConfig(Section):
     """Attributes of items as triples, ITEM —column→ value, in addition to a knowledge table or
     instead of one.
     """
@@ -368,7 +368,7 @@ class DataConfig(Section):
     split: SplitConfig = Field(default_factory=SplitConfig)
     text: TextConfig = Field(default_factory=TextConfig)
     media: ItemMediaConfig = Field(default_factory=ItemMediaConfig)
-    knowledge: ItemFactsConfig = Field(default_factory=ItemFactsConfig)
+    knowledge: ItemTriplesConfig = Field(default_factory=ItemTriplesConfig)
     quarantine: QuarantineConfig = Field(default_factory=QuarantineConfig)
     pseudonymise: PseudonymConfig = Field(default_factory=PseudonymConfig)
     forgotten: Place = Field(

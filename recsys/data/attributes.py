@@ -17,15 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.data.histories import Array
-from recsys.errors import ConfigError, RequestError, choices
-from recsys.values.absent import is_absent
 
 if TYPE_CHECKING:  # `prepare` and its workers read cells with this module, without torch
     import torch
@@ -37,10 +35,6 @@ MISSING: Final = 0
 UNKNOWN: Final = 1
 FIRST_KNOWN: Final = 2
 _FARTHEST: Final = 3.0  # largest absolute value, in spreads from the median
-_NORMAL_QUARTILES: Final = 1.349  # interquartile range of the standard normal
-# Least share of values that must be numbers or, in fields that the user did not name, that the
-# categories must cover.
-_ENOUGH: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -137,9 +131,6 @@ class Profiles:
         return Profiles(self.users.to(device), self.items.to(device))
 
 
-# ----------------------------------------------------------------------------------------- encoding
-
-
 def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
     """Encode the rows of a table of users or items, in its order.
 
@@ -178,7 +169,7 @@ def encode_table(table: pa.Table, fields: Sequence[Field]) -> AttributeRows:
 
 def as_numbers(column: pa.ChunkedArray) -> Array:
     """A column as float64, also from strings of numbers; NaN where a cell is no finite number."""
-    if _is_string(column.type):
+    if is_text(column.type):
         texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
         is_number = pc.match_substring_regex(texts, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
         column = pc.if_else(is_number, texts, None)
@@ -195,8 +186,8 @@ def as_categories(values: Any) -> Any:
 
 
 def _codes(texts: Any, categories: Sequence[str]) -> Array:
-    places = pc.index_in(texts, value_set=pa.array(categories, pa.string()))
-    codes = np.asarray(pc.add(places, FIRST_KNOWN).fill_null(UNKNOWN))
+    positions = pc.index_in(texts, value_set=pa.array(categories, pa.string()))
+    codes = np.asarray(pc.add(positions, FIRST_KNOWN).fill_null(UNKNOWN))
     return np.where(np.asarray(pc.is_null(texts)), MISSING, codes)
 
 
@@ -204,7 +195,7 @@ def _list_codes(column: pa.ChunkedArray, field: Field) -> Array:
     """The first known members of each list, at most ``field.slots`` of them. The code is
     ``UNKNOWN`` only where a list has no known member.
     """
-    members, rows = _members(column)
+    members, rows = members_of(column)
     codes_P = _codes(members, field.categories)
     out = np.full((len(column), field.slots), PADDING, dtype=np.int64)
     out[:, 0] = MISSING
@@ -212,156 +203,22 @@ def _list_codes(column: pa.ChunkedArray, field: Field) -> Array:
     known = np.flatnonzero(codes_P >= FIRST_KNOWN)
     rows_K = rows[known]
     starts_K = np.searchsorted(rows_K, rows_K, side="left")  # rows_K is sorted
-    places_K = np.arange(len(rows_K)) - starts_K
-    fits_K = places_K < field.slots
-    out[rows_K[fits_K], places_K[fits_K]] = codes_P[known][fits_K]
+    positions_K = np.arange(len(rows_K)) - starts_K
+    fits_K = positions_K < field.slots
+    out[rows_K[fits_K], positions_K[fits_K]] = codes_P[known][fits_K]
     return out
 
 
-def _members(column: pa.ChunkedArray) -> tuple[Any, Array]:
+def members_of(column: pa.ChunkedArray) -> tuple[Any, Array]:
     """The members of all lists as strings, without empty ones, and the row of each member."""
     flat = as_categories(pc.list_flatten(column))
     rows = np.asarray(pc.list_parent_indices(column)).astype(np.int64)
-    kept = pc.is_valid(flat)
-    return flat.filter(kept), rows[np.asarray(kept)]
+    is_given = pc.is_valid(flat)
+    return flat.filter(is_given), rows[np.asarray(is_given)]
 
 
-# ------------------------------------------------------------------------------------------ fitting
-
-
-class FieldSettings(Protocol):
-    """The configuration keys of ``model.granularities.profile`` that decide how columns are
-    read.
-    """
-
-    user_fields: list[str] | None
-    item_fields: list[str] | None
-    numeric: list[str]
-    categorical: list[str]
-    min_frequency: int
-    max_categories: int
-    max_members: int
-    bins: int
-
-
-@dataclass(frozen=True)
-class FieldFitter:
-    """Fits the encoding of a table on its ``active_X`` rows: users or items with training events.
-
-    ``key`` is the configuration key that names the columns; error messages show it.
-    """
-
-    table: pa.Table
-    active_X: Array
-    config: FieldSettings
-    key: Literal["user_fields", "item_fields"]
-    left_out: tuple[str, ...]  # columns that are not attributes: ids, text
-
-    def fit(self) -> tuple[Field, ...]:
-        """Fit the fields that the configuration names, or every usable column if it names none.
-
-        Raises
-        ------
-        ConfigError
-            A named column does not exist or cannot be encoded.
-        """
-        wanted = getattr(self.config, self.key)
-        unknown = [name for name in wanted or () if name not in self.columns]
-        if unknown:
-            raise self._error(
-                f"{', '.join(unknown)} not among the columns; columns:"
-                f" {choices(self.columns) or 'none'}"
-            )
-        names = self.columns if wanted is None else wanted
-        found = (self._field(name, is_wanted=wanted is not None) for name in names)
-        return tuple(field for field in found if field is not None)
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that can be attributes."""
-        return [name for name in self.table.column_names if name not in self.left_out]
-
-    def _field(self, name: str, is_wanted: bool) -> Field | None:
-        kind = self._kind(name)
-        if kind is None:
-            if is_wanted:
-                got = self.table.column(name).type
-                raise self._error(
-                    f"{name} is {got}; expected numbers, texts, true/false, or lists of texts or"
-                    " integers"
-                )
-            return None
-        column = self.table.column(name).filter(pa.array(self.active_X))
-        return (
-            self._number(name, column, is_wanted)
-            if kind == "number"
-            else self._categories(name, column, is_wanted)
-        )
-
-    def _kind(self, name: str) -> str | None:
-        kind = self.table.column(name).type
-        if name in self.config.numeric:
-            return "number" if is_number(kind) or _is_string(kind) else None
-        if _is_list(kind):
-            return (
-                "list"
-                if _is_string(kind.value_type) or pa.types.is_integer(kind.value_type)
-                else None
-            )
-        if is_number(kind):
-            return "category" if name in self.config.categorical else "number"
-        return "category" if _is_string(kind) or pa.types.is_boolean(kind) else None
-
-    def _number(self, name: str, column: pa.ChunkedArray, is_wanted: bool) -> Field | None:
-        numbers_X = as_numbers(column)
-        known = numbers_X[~np.isnan(numbers_X)]
-        if len(known) < max(_ENOUGH * (len(column) - column.null_count), 1):
-            if is_wanted or name in self.config.numeric:
-                raise self._error(
-                    f"{name} is read as numbers, but only {len(known)} of its"
-                    f" {len(column) - column.null_count} values in the training split are numbers;"
-                    " take it out of numeric, or fix the column"
-                )
-            return None
-        low, center, high = np.quantile(known, [0.25, 0.5, 0.75])
-        scale = (high - low) / _NORMAL_QUARTILES or float(known.std()) or 1.0
-        edges = np.unique(
-            np.quantile(known, np.arange(1, self.config.bins) / max(self.config.bins, 1))
-        )
-        # no value is below the minimum, so that bin would be empty
-        edges = edges[edges > known.min()]
-        return Field(name, "number", 1, (), tuple(edges.tolist()), float(center), float(scale))
-
-    def _categories(self, name: str, column: pa.ChunkedArray, is_wanted: bool) -> Field | None:
-        is_list, slots = _is_list(column.type), 1
-        if is_list:
-            texts, rows = _members(column)
-            slots = min(int(np.bincount(rows).max(initial=1)), self.config.max_members)
-        else:
-            texts = as_categories(column)
-        counted = pc.value_counts(texts.drop_null())
-        frequency = dict(
-            zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)
-        )
-        ordered = sorted(frequency, key=lambda text: (-frequency[text], text))
-        kept = [text for text in ordered if frequency[text] >= self.config.min_frequency][
-            : self.config.max_categories
-        ]
-        covered = sum(frequency[text] for text in kept)
-        if not kept or (not is_wanted and covered < _ENOUGH * sum(frequency.values())):
-            if is_wanted:
-                raise self._error(
-                    f"{name} has no category in at least {self.config.min_frequency} rows of the"
-                    " training split; lower min_frequency or leave the field out"
-                )
-            return None
-        return Field(name, "list" if is_list else "category", slots, tuple(kept))
-
-    def _error(self, message: str) -> ConfigError:
-        return ConfigError(f"model.granularities.profile.{self.key}: {message}")
-
-
-def _is_string(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is a string."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
@@ -372,7 +229,8 @@ def is_number(kind: pa.DataType) -> bool:
     )
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is a list."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
@@ -383,113 +241,3 @@ def rows_differ(table: pa.Table, fields: Sequence[Field]) -> bool:
 
 
 # ----------------------------------------------------------------------------------------- requests
-
-
-class RequestEncoder:
-    """Encodes attributes of requests; fields that are missing or null are ``NOT_GIVEN``."""
-
-    def __init__(self, fields: Sequence[Field]) -> None:
-        self.fields = {field.name: field for field in fields}
-        starts = np.cumsum([0, *(field.slots for field in fields)])
-        self._start = dict(zip(self.fields, starts[:-1].tolist(), strict=True))
-        numbers = [field.name for field in fields if field.kind == "number"]
-        self._place = {name: place for place, name in enumerate(numbers)}
-        self._codes = {
-            field.name: {text: code for code, text in enumerate(field.categories, FIRST_KNOWN)}
-            for field in fields
-        }
-        self.shape = (int(starts[-1]), len(numbers))
-
-    def encode(
-        self, given: Sequence[Mapping[str, Any] | None], numbers: Sequence[int] | None = None
-    ) -> AttributeRows:
-        """Encode one row per request.
-
-        Parameters
-        ----------
-        given : Sequence[Mapping[str, Any] | None]
-            Attributes of each request, by field.
-        numbers : Sequence[int] | None
-            Numbers of the requests in the call, for messages; None counts from 0.
-
-        Raises
-        ------
-        RequestError
-            A request names an unknown field, or a value has the wrong type.
-        """
-        codes_XS = np.full((len(given), self.shape[0]), NOT_GIVEN, dtype=np.int32)
-        values_XM = np.zeros((len(given), self.shape[1]), dtype=np.float32)
-        for index, attributes in enumerate(given):
-            for name, value in (attributes or {}).items():
-                where = f"request {index if numbers is None else numbers[index]}: attributes.{name}"
-                field = self.fields.get(name)
-                if field is None:
-                    known = (
-                        choices(self.fields) or "none, it was trained without attributes of users"
-                    )
-                    raise RequestError(f"{where}: unknown field; the model knows: {known}")
-                if value is None:
-                    continue
-                span = slice(self._start[name], self._start[name] + field.slots)
-                if field.kind == "number":
-                    number = np.array(_number(value, where))
-                    codes_XS[index, span] = field.codes_of(number)
-                    values_XM[index, self._place[name]] = field.scaled(number)
-                else:
-                    codes_XS[index, span] = self._category_codes(field, value, where)
-        import torch
-
-        return AttributeRows(torch.from_numpy(codes_XS), torch.from_numpy(values_XM))
-
-    def _category_codes(self, field: Field, value: Any, where: str) -> Array:
-        members = [value]
-        if field.kind == "list":
-            if not isinstance(value, (list, tuple)):
-                raise RequestError(
-                    f"{where}: got {value!r} ({type(value).__name__}), expected a list of texts"
-                )
-            members = list(value)
-        known_texts = self._codes[field.name]
-        texts = [_category(member, where) for member in members if member is not None]
-        texts = [text for text in texts if text in known_texts or not is_absent(text)]
-        codes = [known_texts.get(text, UNKNOWN) for text in texts]
-        known = [code for code in codes if code >= FIRST_KNOWN][: field.slots]
-        row = np.full(field.slots, PADDING, dtype=np.int32)
-        row[0] = UNKNOWN if codes else MISSING
-        row[: len(known)] = known
-        return row
-
-
-def _number(value: Any, where: str) -> float:
-    number = finite(value)
-    if number is None:
-        raise RequestError(
-            f"{where}: got {value!r} ({type(value).__name__}), expected a finite number"
-        )
-    return number
-
-
-def finite(value: Any) -> float | None:
-    """A JSON number as a float; None for other values and for integers too large for a float.
-
-    >>> finite(2), finite(True), finite(float("inf")), finite(10**400)
-    (2.0, None, None, None)
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _category(value: Any, where: str) -> str:
-    """A JSON value as the string that the table would give: true/false, integers as digits."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, (str, int)):
-        return str(value).strip()
-    raise RequestError(f"{where}: got {value!r} ({type(value).__name__}), expected a text")

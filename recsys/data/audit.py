@@ -23,7 +23,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Split
 from recsys.data.split import parse_time
 
-_PARTS: Final = (Split.TRAIN, Split.VALID, Split.TEST)
+_SPLITS: Final = (Split.TRAIN, Split.VALID, Split.TEST)
 _NO_TIME: Final = np.iinfo(np.int64).min
 
 
@@ -95,7 +95,7 @@ class _Auditor(Checks):
     def __init__(self, dataset: PreparedDataset) -> None:
         super().__init__(dataset)
         self.home_U = np.full(dataset.num_users, -1, dtype=np.int32)  # index of each user's shard
-        self.counts_3N = np.zeros((len(_PARTS), dataset.num_items), dtype=np.int64)
+        self.counts_3N = np.zeros((len(_SPLITS), dataset.num_items), dtype=np.int64)
         self.num_alone = 0
         self.found = Audit()
         self.codes: list[set[int]] = [set() for _ in dataset.context]
@@ -114,7 +114,7 @@ class _Auditor(Checks):
             for codes, more in zip(self.codes, shard.codes, strict=True):
                 codes.update(more)
         self._counts()
-        checks += ["popularity", "cold_users"] if self.newcomers else ["popularity"]
+        checks += ["popularity", "cold_users"] if self.cold_start else ["popularity"]
         checks += self._context() + self._user_texts()
         self.found.checks = checks + self._text() + self._social() + self._facts()
         return self.found
@@ -126,7 +126,7 @@ class _Auditor(Checks):
             self._users("the newer history files", number, shard.users_U)
             self.found.events += shard.num_events
         table = self.dataset.table("items/counts.parquet")
-        for name in (part.name.lower() for part in _PARTS):
+        for name in (split.name.lower() for split in _SPLITS):
             number = self.dataset.manifest.counts.get(name, 0)
             counts_N = table.column(name).to_numpy()
             if counts_N.sum() != number or (counts_N < 0).any():
@@ -173,11 +173,11 @@ class _Auditor(Checks):
         """Item counts, which baselines and negatives use, agree with the histories."""
         counts = self.dataset.manifest.counts
         before_N = np.zeros(self.dataset.num_items, dtype=np.int64)
-        for part in _PARTS:
-            stored_N = self.dataset.item_counts_N(part) - before_N
+        for split in _SPLITS:
+            stored_N = self.dataset.item_counts_N(split) - before_N
             before_N += stored_N
-            wrong = np.flatnonzero(stored_N != self.counts_3N[part])
-            name = part.name.lower()
+            wrong = np.flatnonzero(stored_N != self.counts_3N[split])
+            name = split.name.lower()
             if len(wrong):
                 first = self.dataset.item_ids[int(wrong[0])].as_py()
                 text = (
@@ -185,9 +185,9 @@ class _Auditor(Checks):
                     " the histories"
                 )
                 i = int(wrong[0])
-                example = f"{first}: {stored_N[i]} instead of {self.counts_3N[part, i]}"
+                example = f"{first}: {stored_N[i]} instead of {self.counts_3N[split, i]}"
                 self.refuse("popularity", f"{text}, such as {example}")
-            if counts.get(name, 0) != (found := int(self.counts_3N[part].sum())):
+            if counts.get(name, 0) != (found := int(self.counts_3N[split].sum())):
                 text = (
                     f"the manifest counts {counts.get(name, 0):,} {name} events, the histories"
                     f" {found:,}"
@@ -272,8 +272,8 @@ class _Auditor(Checks):
                     "item_text_rows",
                     f"{late:,} rows of {name} are not earlier than the validation cut-off",
                 )
-        if self.newcomers:
-            cold = (home >= 0) & self.newcomers.among(self.dataset.user_ids)[users] & ~training
+        if self.cold_start:
+            cold = (home >= 0) & self.cold_start.among(self.dataset.user_ids)[users] & ~training
             if cold.any():
                 text = (
                     f"{int(cold.sum()):,} rows of {name} are by cold users and about items outside"

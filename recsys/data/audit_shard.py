@@ -64,7 +64,7 @@ class Checks:
 
     def __init__(self, dataset: PreparedDataset) -> None:
         self.dataset, self.split = dataset, dataset.manifest.split
-        self.newcomers = ColdUsers.of(self.split)
+        self.cold_start = ColdUsers.of(self.split)
 
     def refuse(self, check: str, found: str) -> NoReturn:
         """Refuse the dataset, see :func:`refuse`."""
@@ -191,15 +191,15 @@ class ShardAuditor(Checks):
         """
         rows_E = np.repeat(np.arange(len(shard)), shard.lengths_U)
         cold_U = np.zeros(len(shard), dtype=bool)
-        if self.newcomers:
-            cold_U = self.newcomers.among(self.dataset.user_ids.take(pa.array(shard.users_U)))
+        if self.cold_start:
+            cold_U = self.cold_start.among(self.dataset.user_ids.take(pa.array(shard.users_U)))
             kept_U = np.bincount(rows_E[shard.splits_E == Split.TRAIN], minlength=len(shard))
-            too_many = int((kept_U[cold_U] > self.newcomers.keep).sum())
+            too_many = int((kept_U[cold_U] > self.cold_start.keep).sum())
             trained = int((shard.splits_E[cold_U[rows_E]] == Split.VALID).sum())
             if too_many or trained:
                 text = (
                     f"{too_many:,} cold users of histories/{name} have more than"
-                    f" {self.newcomers.keep} training events"
+                    f" {self.cold_start.keep} training events"
                 )
                 self.refuse(
                     "cold_users",
@@ -223,8 +223,8 @@ class ShardAuditor(Checks):
         cells_X = np.flatnonzero(counts)
         train_EC = shard.context_EC[shard.splits_E == Split.TRAIN]
         codes = [
-            set(np.unique(train_EC[:, place]).tolist())
-            for place in range(len(self.dataset.context))
+            set(np.unique(train_EC[:, index]).tolist())
+            for index in range(len(self.dataset.context))
         ]
         alone = len(counted_E) - int(counted_E.sum())
         return ShardFindings(
@@ -244,7 +244,7 @@ class ShardAuditor(Checks):
             1,
             described["folds"],
         )
-        users, through, places, hashes = (
+        users, through, positions, hashes = (
             entries.column(key).to_numpy() for key in ("user", "through", "place", "hash")
         )
         row_of = {user: row for row, user in enumerate(shard.users_U.tolist())}
@@ -254,14 +254,14 @@ class ShardAuditor(Checks):
         ]
         texts = []
         for entry in chosen.tolist():
-            row, place = row_of[int(users[entry])], int(places[entry])
-            span = slice(shard.offsets_U1[row], shard.offsets_U1[row + 1])
-            kept_E = shard.splits_E[span] <= through[entry]
-            items, types = shard.items_E[span][kept_E], shard.types_E[span][kept_E]
-            if place != WHOLE and rules.ordered:
-                items, types = items[:place], types[:place]
-            elif place != WHOLE:
-                hidden = Hidden.fold(place, rules.folds).of(
+            row, position = row_of[int(users[entry])], int(positions[entry])
+            events = slice(shard.offsets_U1[row], shard.offsets_U1[row + 1])
+            kept_E = shard.splits_E[events] <= through[entry]
+            items, types = shard.items_E[events][kept_E], shard.types_E[events][kept_E]
+            if position != WHOLE and rules.ordered:
+                items, types = items[:position], types[:position]
+            elif position != WHOLE:
+                hidden = Hidden.fold(position, rules.folds).of(
                     np.full(len(items), users[entry]), items
                 )
                 items, types = items[~hidden], types[~hidden]

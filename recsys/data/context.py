@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.attributes import finite
 from recsys.data.histories import Array
+from recsys.data.request_attributes import finite
 from recsys.errors import DataError, RequestError, choices
 from recsys.values.absent import is_absent
 
@@ -136,8 +136,8 @@ def encode_request(
         raise RequestError(
             f"{where}: {unknown[0]!r} is not a context column; context columns: {known}"
         )
-    for place, column in enumerate(columns):
-        codes[place] = column.code((given or {}).get(column.name), f"{where}.{column.name}")
+    for index, column in enumerate(columns):
+        codes[index] = column.code((given or {}).get(column.name), f"{where}.{column.name}")
     return codes
 
 

@@ -45,9 +45,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,86 +57,13 @@ import pyarrow.parquet as pq
 from recsys.data.cold_start import ColdUsers
 from recsys.data.context import ContextColumn
 from recsys.data.forgotten import Forgotten
-from recsys.data.histories import NO_CONTEXT, Array, Histories, Split
+from recsys.data.histories import Array, Histories, Split
+from recsys.data.history_table import histories_from_table, newest_rows
+from recsys.data.manifest import SCHEMA_VERSION, Manifest
 from recsys.data.text_rows import ENTRIES, VECTORS, UserTexts
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError, ConfigError, choices
 from recsys.storage.filesystems import filesystem_of, storage_errors
-
-SCHEMA_VERSION: Final = 2
-
-HISTORY_SCHEMA: Final = pa.schema(
-    [
-        ("user", pa.int32()),
-        ("items", pa.large_list(pa.int32())),
-        ("types", pa.large_list(pa.uint8())),
-        ("times", pa.large_list(pa.int64())),
-        ("values", pa.large_list(pa.float32())),
-        ("splits", pa.large_list(pa.uint8())),
-    ]
-)
-
-
-def history_schema(num_context: int) -> pa.Schema:
-    """Schema of a shard: :data:`HISTORY_SCHEMA`, and the codes of context columns."""
-    return (
-        HISTORY_SCHEMA.append(pa.field("context", pa.large_list(pa.int16())))
-        if num_context
-        else HISTORY_SCHEMA
-    )
-
-
-@dataclass
-class Manifest:
-    """What a prepared dataset is: everything a later stage must know without reading a shard."""
-
-    content_hash: str  # of inputs and the ``data`` configuration: equal hash, equal dataset
-    name: str
-    # users, items, events, train, valid, test, social_edges, items_with_text, repeats …
-    counts: dict[str, int]
-    event_types: list[str]  # position = type id
-    ordered: bool  # False: histories are sets
-    timed: bool  # every interaction has a timestamp
-    split: dict[str, Any]  # kind and cut-offs
-    quarantined: dict[str, dict[str, int]]  # table → reason → rows
-    read: dict[str, int]  # table → rows read, good and bad
-    shards: list[str]
-    # model, dimension (of all groups together), fields, groups, encoded, cached, users
-    text: dict[str, Any]
-    timing: dict[str, float]
-    notes: list[str] = field(default_factory=list)  # for the user, e.g. dropped tag rows
-    schema_version: int = SCHEMA_VERSION
-    # name → dimension, items, and where it is from
-    media: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # names of the context columns, in the order of context_EC
-    context: list[str] = field(default_factory=list)
-    # table → reason → harmless rows left out
-    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
-    targets: list[str] = field(default_factory=list)  # event types that are predicted; empty: all
-    # of the ``data`` section only; a later stage can compare it without the source
-    settings_hash: str = ""
-    # see recsys.preparation.forget; empty: none
-    forgotten: dict[str, Any] = field(default_factory=dict)
-    # where the key of user ids is, and its check value
-    pseudonyms: dict[str, str] = field(default_factory=dict)
-    # input of settings_hash, to name differences
-    settings: dict[str, Any] = field(default_factory=dict)
-    # for an append: see recsys.preparation.event_store
-    store: dict[str, Any] = field(default_factory=dict)
-    # shard → files with newer rows of some users
-    renewed: dict[str, list[str]] = field(default_factory=dict)
-    inherited_context: bool = False  # context columns are coded as in the earlier dataset
-    # content hashes of the datasets that this one continues
-    ancestors: list[str] = field(default_factory=list)
-
-    def dump(self) -> str:
-        """The content of ``manifest.json``."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
-
-    @staticmethod
-    def parse(text: str) -> Manifest:
-        """Read the result of :meth:`dump`."""
-        return Manifest(**json.loads(text))
 
 
 class PreparedDataset:
@@ -216,8 +143,8 @@ class PreparedDataset:
     @cached_property
     def cold_U(self) -> Array | None:
         """Which users the split made cold: [users] bool; None where it made none cold."""
-        newcomers = ColdUsers.of(self.manifest.split)
-        return newcomers.among(self.user_ids) if newcomers else None
+        cold_start = ColdUsers.of(self.manifest.split)
+        return cold_start.among(self.user_ids) if cold_start else None
 
     @cached_property
     def context(self) -> tuple[ContextColumn, ...]:
@@ -346,7 +273,7 @@ class PreparedDataset:
         src, dst, weight = (table.column(name).to_numpy() for name in ("src", "dst", "weight"))
         return src, dst, weight
 
-    def facts(self) -> tuple[Array, Array, Array]:
+    def triples(self) -> tuple[Array, Array, Array]:
         """Triples of the knowledge graph with dense ids: head, relation, tail, each [E] int32;
         empty without a knowledge table.
         """
@@ -445,52 +372,3 @@ def types_mask(event_types: Sequence[str], targets: Sequence[str]) -> Array:
     ([True, False], [])
     """
     return np.array([name in targets for name in event_types] if targets else [], dtype=bool)
-
-
-def newest_rows(files: Sequence[Histories]) -> Histories:
-    """The newest row of every user in files of a shard (oldest file first), by dense id."""
-    if len(files) == 1:
-        return files[0]
-    joined = Histories.concat(list(files))
-    rows = last_rows(joined.users_U)
-    return joined if np.array_equal(rows, np.arange(len(joined))) else joined.take(rows)
-
-
-def last_rows(users_U: Array) -> Array:
-    """Position of the last row of every user, sorted by dense id: int64.
-
-    >>> last_rows(np.array([1, 0, 1])).tolist()
-    [1, 2]
-    """
-    rows: Array = len(users_U) - 1 - np.unique(users_U[::-1], return_index=True)[1]
-    return rows
-
-
-def histories_from_table(table: pa.Table) -> Histories:
-    """Rows of a shard as :class:`Histories`; flat arrays are not copied where Arrow allows it."""
-    table = table.combine_chunks()
-
-    def flat(name: str) -> Array:
-        chunks = table.column(name).chunks
-        return (
-            np.concatenate([np.asarray(chunk.flatten()) for chunk in chunks])
-            if chunks
-            else np.zeros(0)
-        )
-
-    lengths = table.column("items").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    columns = {name: flat(name) for name in ("items", "types", "times", "values", "splits")}
-    context = NO_CONTEXT
-    if "context" in table.column_names and len(columns["items"]):
-        context = flat("context").astype(np.int16, copy=False).reshape(len(columns["items"]), -1)
-    return Histories(
-        table.column("user").to_numpy(),
-        offsets,
-        columns["items"].astype(np.int32, copy=False),
-        columns["types"].astype(np.uint8, copy=False),
-        columns["times"].astype(np.int64, copy=False),
-        columns["values"].astype(np.float32, copy=False),
-        columns["splits"].astype(np.uint8, copy=False),
-        context,
-    )

@@ -6,7 +6,7 @@ queries before the whole visit. There is nothing to copy there, and such a model
 popularity. So training places its queries as the evaluation does, see
 :func:`asks_before_first_touch`.
 
-Legend: E events of some users, sorted (S) by user, item and place in the history.
+Legend: E events of some users, sorted (S) by user, item and position in the history.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def events_ahead(histories: Histories) -> Array:
     """
     num_events = len(histories.items_E)
     rows_E = np.repeat(np.arange(len(histories)), histories.lengths_U)
-    order_S = np.lexsort((histories.items_E, rows_E))  # stable: within a row and an item by place
+    order_S = np.lexsort((histories.items_E, rows_E))  # stable: then by position
     rows_S = rows_E[order_S]
     items_S = histories.items_E[order_S]
     times_S = histories.times_E[order_S]

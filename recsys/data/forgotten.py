@@ -40,7 +40,7 @@ class Forgotten:
     hashes: frozenset[tuple[str, str]] = frozenset()
 
     @staticmethod
-    def read(place: str) -> Forgotten:
+    def read(uri: str) -> Forgotten:
         """Read the list at a path; an empty list where there is no file.
 
         Raises
@@ -48,8 +48,8 @@ class Forgotten:
         ArtifactError
             The file is damaged, so forgotten users would come back.
         """
-        filesystem, path = filesystem_of(place)
-        with storage_errors(place):
+        filesystem, path = filesystem_of(uri)
+        with storage_errors(uri):
             if filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound:
                 return Forgotten()
             with filesystem.open_input_stream(path) as stream:
@@ -58,7 +58,7 @@ class Forgotten:
             return Forgotten.of_json(json.loads(content)["users"])
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
-                f"{place}, the list of forgotten users, is damaged ({error}); restore it, or delete"
+                f"{uri}, the list of forgotten users, is damaged ({error}); restore it, or delete"
                 " it and run `recsys forget` again for every user who was on it"
             ) from None
 
@@ -76,12 +76,12 @@ class Forgotten:
             found.setdefault(salt, []).append(one)
         return found
 
-    def write(self, place: str) -> None:
+    def write(self, uri: str) -> None:
         """Write the list; on a local disk the write is atomic."""
-        filesystem, path = filesystem_of(place)
+        filesystem, path = filesystem_of(uri)
         local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
         target = f"{path}.writing" if local else path
-        with storage_errors(place, "write to"):
+        with storage_errors(uri, "write to"):
             if local:
                 filesystem.create_dir(path.rpartition("/")[0] or ".", recursive=True)
             with filesystem.open_output_stream(target) as stream:

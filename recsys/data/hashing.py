@@ -70,14 +70,14 @@ def _chunk_hashes(strings: pa.Array) -> Array:
     rows = np.flatnonzero(lengths)
     with np.errstate(over="ignore"):
         # one byte position of all strings at a time
-        for place in range(int(lengths.max(initial=0))):
+        for position in range(int(lengths.max(initial=0))):
             power *= _PRIME
             rows = (
                 rows
-                if len(rows) == 0 or lengths[rows].min() > place
-                else rows[lengths[rows] > place]
+                if len(rows) == 0 or lengths[rows].min() > position
+                else rows[lengths[rows] > position]
             )
-            sums[rows] += (data[offsets[rows] + place].astype(np.uint64) + np.uint64(1)) * power
+            sums[rows] += (data[offsets[rows] + position].astype(np.uint64) + np.uint64(1)) * power
         return mix(sums)
 
 

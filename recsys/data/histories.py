@@ -248,9 +248,9 @@ class Queries:
     def take(self, rows: Array) -> Queries:
         """The given queries in the given order."""
         lengths = self.num_targets_B[rows]
-        places = _ranges(self.target_offsets_B1[rows], lengths)
+        positions = _ranges(self.target_offsets_B1[rows], lengths)
         asked_BC, asked_at_B = self.context_BC[rows], self.asked_at_B[rows]
-        targets, types = self.target_items[places], self.target_types[places]
+        targets, types = self.target_items[positions], self.target_types[positions]
         return Queries(
             self.histories.take(rows), _offsets(lengths), targets, asked_BC, asked_at_B, types
         )

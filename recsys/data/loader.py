@@ -282,12 +282,12 @@ class TrainingLoader:
 
     def _trainable(self, shard: Histories) -> tuple[Histories, Array]:
         seen = shard.through(self.through)
-        kept = seen.take(np.flatnonzero(seen.lengths_U >= (2 if self.ordered else 1)))
-        kept = with_first_touches(kept) if self._early else kept
-        rows, starts = kept, np.zeros(len(kept), dtype=np.int64)
+        usable = seen.take(np.flatnonzero(seen.lengths_U >= (2 if self.ordered else 1)))
+        usable = with_first_touches(usable) if self._early else usable
+        rows, starts = usable, np.zeros(len(usable), dtype=np.int64)
         if self.ordered:
-            rows = kept.windows(self.config.max_history + 1)
-            starts = kept.window_spans(self.config.max_history + 1)[1]
+            rows = usable.windows(self.config.max_history + 1)
+            starts = usable.window_spans(self.config.max_history + 1)[1]
         if not len(rows.targets_T):
             return rows, starts
         has_targets = np.flatnonzero(self._num_targets_U(rows))

@@ -69,10 +69,10 @@ class Lists:
         rows = np.repeat(np.arange(len(nodes)), size)
         number = np.arange(len(rows)) - np.repeat(np.cumsum(size) - size, size)
         start = (_hash(nodes, seed) % np.maximum(degree, 1).astype(np.uint64)).astype(np.int64)
-        place = (start[rows] + number * degree[rows] // size[rows]) % degree[rows]
+        position = (start[rows] + number * degree[rows] // size[rows]) % degree[rows]
         return (
             rows,
-            self.ends_E[self.start_X[nodes][rows] + place].astype(np.int64),
+            self.ends_E[self.start_X[nodes][rows] + position].astype(np.int64),
             (degree / np.maximum(size, 1))[rows],
         )
 

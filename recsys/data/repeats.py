@@ -11,12 +11,12 @@ from typing import Final
 _MANY: Final = 0.1  # share of users above which the setting is probably wrong
 
 
-def repeats_line(part: str, num_left_out: int, num_users: int) -> str:
+def repeats_line(split: str, num_left_out: int, num_users: int) -> str:
     """One line for the console; empty where no user is left out.
 
     Parameters
     ----------
-    part : str
+    split : str
         Name of the split.
     num_left_out : int
         Number of users without a target that counts.
@@ -31,21 +31,21 @@ def repeats_line(part: str, num_left_out: int, num_users: int) -> str:
     if not num_left_out:
         return ""
     line = (
-        f"{num_left_out:,} of {num_users:,} {part} users have only targets that they had before and"
-        f" do not count: the metrics are over {num_users - num_left_out:,} users"
+        f"{num_left_out:,} of {num_users:,} {split} users have only targets that they had before"
+        f" and do not count: the metrics are over {num_users - num_left_out:,} users"
     )
     if num_left_out <= _MANY * num_users:
         return line
     return f"warning: {line}; set evaluate.exclude_seen false if repeats should be predicted"
 
 
-def no_targets(part: str) -> str:
+def no_targets(split: str) -> str:
     """The message that a split has no target to measure.
 
     >>> no_targets("test")[:41]
     'no test user has a target that counts: ea'
     """
     return (
-        f"no {part} user has a target that counts: each is an item that the user had before; set "
+        f"no {split} user has a target that counts: each is an item that the user had before; set "
         "evaluate.exclude_seen false if repeats should be predicted, or change data.split"
     )

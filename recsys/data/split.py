@@ -35,7 +35,7 @@ class SplitPlan:
     test_from: int = NEVER
     ordered: bool = True
     given_valid: bool = False  # the source names validation events itself
-    newcomers: ColdUsers | None = None  # cold users, whose training events are cut
+    cold_start: ColdUsers | None = None  # cold users, whose training events are cut
     target_types: tuple[int, ...] = ()  # ids of the event types that are predicted; empty: all
 
     @property
@@ -47,11 +47,11 @@ class SplitPlan:
 
     def describe(self) -> dict[str, Any]:
         """Kind, shares and cut-offs (ISO times) for the manifest."""
-        separate = ("valid_from", "test_from", "newcomers", "target_types")
+        separate = ("valid_from", "test_from", "cold_start", "target_types")
         names = [field.name for field in fields(self) if field.name not in separate]
         described = {name: getattr(self, name) for name in names}
-        if self.newcomers:
-            described |= self.newcomers.describe()
+        if self.cold_start:
+            described |= self.cold_start.describe()
         if self.kind == "temporal":
             described |= {"valid_from": _iso(self.valid_from), "test_from": _iso(self.test_from)}
         return described
@@ -65,7 +65,7 @@ def plan_of(described: Mapping[str, Any], target_types: Sequence[int]) -> SplitP
         described["test"],
         ordered=described["ordered"],
         given_valid=described["given_valid"],
-        newcomers=ColdUsers.of(described),
+        cold_start=ColdUsers.of(described),
         target_types=tuple(target_types),
     )
     if plan.kind != "temporal":

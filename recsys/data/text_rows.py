@@ -105,5 +105,5 @@ class UserTexts:
         return abs(history_mask_rate - self.hidden_share) <= _TOLERANCE
 
 
-def _keys(users: Array, places: Array) -> Array:
-    return np.asarray((users.astype(np.int64) << 32) + places.astype(np.int64))
+def _keys(users: Array, positions: Array) -> Array:
+    return np.asarray((users.astype(np.int64) << 32) + positions.astype(np.int64))

@@ -9,7 +9,8 @@ import polars as pl
 import pyarrow as pa
 
 from recsys.config import section_class
-from recsys.data.attributes import FieldFitter, rows_differ
+from recsys.data.attribute_fitter import FieldFitter
+from recsys.data.attributes import rows_differ
 from recsys.data.quantities import quantities
 from recsys.inspect.columns import Column
 from recsys.sources.validate import CellRules, numbers

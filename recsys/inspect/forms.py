@@ -12,8 +12,8 @@ from typing import Final
 
 from recsys.errors import SourceError
 from recsys.inspect.vocabulary import is_known_name
+from recsys.sources.first_rows import Form, dialect_of
 from recsys.sources.guesses import COMMENTS, data_in_header, is_rule, is_value, looks_like_names
-from recsys.sources.headers import Form, dialect_of
 from recsys.sources.separators import BLANKS
 
 _LOOKED_AT: Final = 400  # lines that are inspected

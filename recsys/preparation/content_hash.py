@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from recsys.config import DataConfig
 from recsys.config.sources import source_settings
-from recsys.data.dataset import SCHEMA_VERSION
+from recsys.data.manifest import SCHEMA_VERSION
 from recsys.encoders.images import image_model_identity
 from recsys.preparation.vector_cache import model_identity
 from recsys.storage.uris import one_spelling

@@ -12,7 +12,7 @@ from recsys.data.histories import Array
 from recsys.data.split import cut_off, parse_time
 from recsys.errors import DataError
 from recsys.preparation.blocks import fetch, task
-from recsys.preparation.events import BucketSummary
+from recsys.preparation.buckets import BucketSummary
 from recsys.preparation.shards import time_bins
 
 
@@ -63,41 +63,21 @@ def cut_offs(
     OutOfReach
         A cut-off is before ``counted.before``.
     """
-    counter = task(time_bins)
-    left_out = counted or Counted()
-    first = min(summary.first for summary in summaries if summary.interactions)
-    last = max(summary.last for summary in summaries if summary.interactions)
-
-    def bins(start: int, width: int, below: int) -> Array:
-        total: Array = np.sum(
-            fetch([counter.remote(refs[0], start, width, below, target_types) for refs in encoded]),
-            axis=0,
-        )
-        return total
-
-    def number(start: int, below: int) -> int:
-        return int(bins(start, last - start + 1, below)[0])
-
-    def largest(rank: int, below: int) -> int:
-        """The time with this rank (from the latest) among the times before ``below``."""
-        if left_out.number and rank > number(left_out.before, below):
-            raise OutOfReach
-        return cut_off(lambda start, width: bins(start, width, below), first, last, rank)
-
-    everything = number(first, last + 1) + left_out.number
+    times = _Times(encoded, summaries, target_types, counted or Counted())
+    everything = times.number_before(times.last + 1)
     if split.test_from:
         test_from = parse_time(split.test_from, "data.split.test_from")
     else:
         rank = max(round(everything * split.test), 1)
-        test_from = largest(rank, last + 1)
-    before_test = number(first, test_from) + left_out.number
+        test_from = times.largest(rank, times.last + 1)
+    before_test = times.number_before(test_from)
     if split.valid_from:
         valid_from = parse_time(split.valid_from, "data.split.valid_from")
     elif before_test == 0:
         valid_from = test_from
     else:
         rank = min(max(round(everything * split.valid), 1), before_test)
-        valid_from = largest(rank, test_from)
+        valid_from = times.largest(rank, test_from)
     if valid_from >= test_from:
         raise DataError(
             f"data.split: validation would start at {valid_from} and test at {test_from}"
@@ -105,3 +85,43 @@ def cut_offs(
             " or another data.split.test"
         )
     return valid_from, test_from
+
+
+class _Times:
+    """Counts of the times of all buckets, in tasks; the arguments are those of :func:`cut_offs`."""
+
+    def __init__(
+        self,
+        encoded: list[list[Any]],
+        summaries: list[BucketSummary],
+        target_types: tuple[int, ...],
+        left_out: Counted,
+    ) -> None:
+        self._encoded, self._target_types, self._left_out = encoded, target_types, left_out
+        self._counter = task(time_bins)
+        self.first = min(summary.first for summary in summaries if summary.interactions)
+        self.last = max(summary.last for summary in summaries if summary.interactions)
+
+    def number_before(self, below: int) -> int:
+        """Number of events before a time, with those that are only counted."""
+        return self._number(self.first, below) + self._left_out.number
+
+    def largest(self, rank: int, below: int) -> int:
+        """The time with this rank (from the latest) among the times before ``below``."""
+        left_out = self._left_out
+        if left_out.number and rank > self._number(left_out.before, below):
+            raise OutOfReach
+        return cut_off(
+            lambda start, width: self._bins(start, width, below), self.first, self.last, rank
+        )
+
+    def _number(self, start: int, below: int) -> int:
+        return int(self._bins(start, self.last - start + 1, below)[0])
+
+    def _bins(self, start: int, width: int, below: int) -> Array:
+        refs = [
+            self._counter.remote(refs[0], start, width, below, self._target_types)
+            for refs in self._encoded
+        ]
+        total: Array = np.sum(fetch(refs), axis=0)
+        return total

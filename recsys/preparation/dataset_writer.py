@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from recsys.data.dataset import Manifest, PreparedDataset
+from recsys.data.dataset import PreparedDataset
+from recsys.data.manifest import Manifest
 from recsys.errors import DataError
 from recsys.storage.filesystems import filesystem_of, storage_errors
 from recsys.storage.locks import holding
@@ -50,7 +51,7 @@ class Folder:
         """
         self.write_parts(name, table.schema, [table])
 
-    def write_parts(self, name: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
+    def write_parts(self, name: str, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
         """:meth:`write_table` for a table that arrives in parts."""
         path = f"{self.path}/{name}"
         texts = [field.name for field in schema if pa.types.is_string(field.type)]
@@ -58,8 +59,8 @@ class Folder:
         with storage_errors(self.uri, "write to"):
             self.make_folder(path.rsplit("/", 1)[0])
             with pq.ParquetWriter(path, schema, **how) as writer:
-                for part in parts:
-                    writer.write_table(part)
+                for table in tables:
+                    writer.write_table(table)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file."""
@@ -147,7 +148,7 @@ def _absolute(filesystem: Any, path: str) -> Folder:
 
 
 class DatasetWriter:
-    """The place of the dataset of one ``prepare``.
+    """Writes the dataset of one ``prepare``.
 
     Attributes
     ----------
@@ -157,7 +158,7 @@ class DatasetWriter:
     Raises
     ------
     DataError
-        The place has files that are not a prepared dataset and would be lost.
+        The folder has files that are not a prepared dataset and would be lost.
     """
 
     def __init__(self, root: str, aside: bool | None = None) -> None:
@@ -195,7 +196,7 @@ class DatasetWriter:
         Raises
         ------
         ArtifactError
-            Another process is writing to the same place of an object store.
+            Another process is writing to the same folder of an object store.
         """
         with nullcontext() if self._aside else self._locked(), self._written() as folder:
             yield folder

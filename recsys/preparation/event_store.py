@@ -34,7 +34,7 @@ from recsys.preparation.keys import compact
 from recsys.storage.filesystems import storage_errors
 
 if TYPE_CHECKING:
-    from recsys.preparation.events import BucketSummary
+    from recsys.preparation.buckets import BucketSummary
 
 Rows = Callable[[pa.Array], Array]  # user column of a batch → which rows: bool
 STORE: Final = "events"
@@ -72,7 +72,7 @@ class Kept:
 
     def rows(self, of: Rows | None = None) -> pa.Table | None:
         """The good rows in the order of the readings, in the format of
-        :func:`recsys.preparation.events.gather_bucket`; None where there are none.
+        :func:`recsys.preparation.buckets.gather_bucket`; None where there are none.
 
         Parameters
         ----------
@@ -128,12 +128,18 @@ def is_carried(name: str, whole: bool) -> bool:
     return not name.startswith(("unknown-", "times-") if whole else "unknown-")
 
 
+def link_rows(earlier: Folder, folder: Folder, whole: bool) -> None:
+    """Link the files of the store of an earlier dataset into one that continues it."""
+    names = Folder(earlier.filesystem, f"{earlier.path}/{STORE}").entries()
+    folder.link(earlier, STORE, [name for name in names if is_carried(name, whole)])
+
+
 def write_rows(folder: Folder, name: str, table: pa.Table, columns: Sequence[str] = ()) -> None:
     """Write rows, if there are any; empty ``columns``: all columns."""
     if not table.num_rows:
         return
-    kept = [column for column in columns or table.column_names if column not in _LEFT_OUT]
-    table = table.select(kept).unify_dictionaries().combine_chunks()
+    names = [column for column in columns or table.column_names if column not in _LEFT_OUT]
+    table = table.select(names).unify_dictionaries().combine_chunks()
     options = pyarrow.ipc.IpcWriteOptions(compression=_COMPRESSION)
     with storage_errors(folder.uri, "write to"):
         folder.make_folder(f"{folder.path}/{name}".rpartition("/")[0])
@@ -238,14 +244,16 @@ def seen_together(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]
 
 def seen_in(summaries: Sequence[BucketSummary]) -> dict[str, Any]:
     """Statistics of the events of buckets: numbers, event types, named splits and time span."""
-    spans = [(summary.first, summary.last) for summary in summaries if summary.interactions]
+    periods = [(summary.first, summary.last) for summary in summaries if summary.interactions]
     return {
         "interactions": sum(summary.interactions for summary in summaries),
         "untimed": sum(summary.untimed for summary in summaries),
         "types": dict(sum((Counter(summary.types) for summary in summaries), Counter[str]())),
         "given": dict(sum((Counter(summary.given) for summary in summaries), Counter[str]())),
         "span": (
-            [min(first for first, _ in spans), max(last for _, last in spans)] if spans else [0, 0]
+            [min(first for first, _ in periods), max(last for _, last in periods)]
+            if periods
+            else [0, 0]
         ),
     }
 

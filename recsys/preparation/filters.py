@@ -2,7 +2,7 @@
 
 Why here: users want "ratings of at least 4" or "the last two years" without rewriting their files.
 The order is fixed: first the window and the value (row by row, in the task that gathers a bucket),
-then duplicates, then the k-core (:mod:`recsys.preparation.core`), then the split.
+then duplicates, then the k-core (:mod:`recsys.preparation.k_core`), then the split.
 ``manifest.dropped`` counts the rows of each filter.
 
 An event without a time is outside every window. A missing value counts as 1. The window also

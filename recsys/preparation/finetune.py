@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 import ray
 
 from recsys.config import FinetuneConfig, TextConfig
-from recsys.data.dataset import histories_from_table
 from recsys.data.histories import Array, Histories, Split
+from recsys.data.history_table import histories_from_table
 from recsys.encoders.adapter import CONFIG, WEIGHTS, Adapter, with_adapter
 from recsys.encoders.text import load_language_model, mean_pooled, usable_cores
 from recsys.preparation.blocks import cluster_resources, fetch, task
@@ -80,15 +80,7 @@ def finetune(
     ConfigError
         Peft or the language model is missing.
     """
-    options = config.finetune
-    has_text_N = ray.put(np.array([text is not None for text in texts]))
-    finder = task(shard_pairs, 2)
-    limit = -(-options.max_pairs // len(shards))
-    refs = [
-        finder.remote(folder, name, has_text_N, ordered, limit, [seed, i])
-        for i, name in enumerate(shards)
-    ]
-    pairs_P2, queries_Q2 = (np.concatenate(fetch([ref[part] for ref in refs])) for part in (0, 1))
+    pairs_P2, queries_Q2 = _pairs_of_shards(folder, shards, texts, ordered, config.finetune, seed)
     described: dict[str, Any] = {"kept": False, "pairs": len(pairs_P2), "queries": len(queries_Q2)}
     if len(pairs_P2) < 2 or not len(queries_Q2):
         progress(
@@ -105,29 +97,47 @@ def finetune(
     before, after = (
         retrieval(encode_texts(texts, config, with_)[0], queries_Q2) for with_ in (None, adapter)
     )
-    kept = after[f"ndcg@{K}"] > before[f"ndcg@{K}"]
+    is_better = after[f"ndcg@{K}"] > before[f"ndcg@{K}"]
     tail = max(len(losses) // 10, 1)
     described |= {
         "steps": len(losses),
         "before": before,
         "after": after,
-        "kept": kept,
+        "kept": is_better,
         "adapter": adapter.digest,
-    }
-    described |= {
         "loss_first": float(np.mean(losses[:tail])),
         "loss_last": float(np.mean(losses[-tail:])),
     }
     gains = ", ".join(f"{name} {before[name]:.4f} → {after[name]:.4f}" for name in before)
     progress(
         f"fine-tuning: text only on {len(queries_Q2):,} validation events: {gains};"
-        f" {'kept' if kept else 'not kept'}"
+        f" {'kept' if is_better else 'not kept'}"
     )
-    if not kept:
+    if not is_better:
         return None, described
     folder.write_text(f"text/adapter/{CONFIG}", adapter.config)
     folder.write_bytes(f"text/adapter/{WEIGHTS}", adapter.weights)
     return adapter, described
+
+
+def _pairs_of_shards(
+    folder: Folder,
+    shards: Sequence[str],
+    texts: Sequence[str | None],
+    ordered: bool,
+    options: FinetuneConfig,
+    seed: int,
+) -> tuple[Array, Array]:
+    """:func:`pairs_of` for all histories, in a task for each shard."""
+    has_text_N = ray.put(np.array([text is not None for text in texts]))
+    finder = task(shard_pairs, 2)
+    limit = -(-options.max_pairs // len(shards))
+    refs = [
+        finder.remote(folder, name, has_text_N, ordered, limit, [seed, i])
+        for i, name in enumerate(shards)
+    ]
+    pairs_P2, queries_Q2 = (np.concatenate(fetch([ref[kind] for ref in refs])) for kind in (0, 1))
+    return pairs_P2, queries_Q2
 
 
 def shard_pairs(
@@ -147,7 +157,7 @@ def pairs_of(
     random = np.random.default_rng(seed)
     with_text = histories.where(has_text_N[histories.items_E])
     train, valid = (
-        with_text.where(with_text.splits_E == part) for part in (Split.TRAIN, Split.VALID)
+        with_text.where(with_text.splits_E == split) for split in (Split.TRAIN, Split.VALID)
     )
     users_E = np.repeat(np.arange(len(train)), train.lengths_U)
     items_E = train.items_E
@@ -195,7 +205,7 @@ def train_adapter(
         np.log(np.bincount(places_P2[:, side], minlength=len(items_used)).clip(1) / len(pairs_P2))
         for side in (0, 1)
     ]
-    learned = [part for part in model.parameters() if part.requires_grad]
+    learned = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=options.lr, weight_decay=0.01)
     losses = []
     for step, rows in enumerate(_batches(len(pairs_P2), options, random)):

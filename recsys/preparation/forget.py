@@ -5,7 +5,7 @@ files. Rewriting the shards takes seconds, preparing can take hours. The new dat
 under another name. It replaces the old one after it has passed the audit, which recomputes counts,
 texts and graphs from the histories.
 
-Some traces remain, and :attr:`Rewritten.left` lists them: the mean of a numeric context column; the
+Some data remain, and :attr:`Rewritten.left` lists them: the mean of a numeric context column; the
 code of a context category that no other user has, without its name; items that no other user has; a
 fine-tuned language model.
 
@@ -32,27 +32,17 @@ from recsys import schema
 from recsys.config import DataConfig
 from recsys.data.audit import audit
 from recsys.data.context import UNKNOWN, ContextColumn
-from recsys.data.dataset import (
-    Manifest,
-    PreparedDataset,
-    histories_from_table,
-    last_rows,
-    types_mask,
-)
+from recsys.data.dataset import PreparedDataset, types_mask
 from recsys.data.forgotten import Forgotten
 from recsys.data.histories import COLD_VALID, Array, Histories, Split
+from recsys.data.history_table import histories_from_table, last_rows
+from recsys.data.manifest import Manifest
 from recsys.data.renumber import Renumbering
-from recsys.data.text_rows import ENTRIES, VECTORS, TextRules
-from recsys.data.titles import item_titles
-from recsys.encoders.adapter import Adapter
-from recsys.errors import ArtifactError
-from recsys.preparation.dataset_writer import MANIFEST, DatasetWriter, Folder
+from recsys.preparation.dataset_writer import DatasetWriter, Folder
 from recsys.preparation.event_store import write_rows
-from recsys.preparation.events import PARTS
-from recsys.preparation.item_text import compose_groups, write_vectors
-from recsys.preparation.items import TEXT, feature_table
-from recsys.preparation.shards import merge_terms
-from recsys.preparation.user_text import write_user_texts
+from recsys.preparation.events import SPLITS
+from recsys.preparation.forget_texts import rewrite_item_texts, rewrite_user_texts
+from recsys.preparation.rewrite import Rewrite, with_used_texts
 from recsys.storage.mirror import download
 from recsys.storage.uris import is_remote
 
@@ -68,7 +58,7 @@ class Rewritten:
     dataset: PreparedDataset
     numbering: Renumbering
     rows: Counter[str] = field(default_factory=Counter)  # file → number of deleted rows
-    left: list[str] = field(default_factory=list)  # remaining traces of the users
+    left: list[str] = field(default_factory=list)  # what remains of the users
 
 
 def needs_language_model(dataset: PreparedDataset, gone: Array) -> bool:
@@ -77,7 +67,7 @@ def needs_language_model(dataset: PreparedDataset, gone: Array) -> bool:
     """
     text = dataset.manifest.text
     if any(
-        _rows_of(dataset.table(f"provenance/{name}"), "user", gone).any()
+        np.isin(np.asarray(dataset.table(f"provenance/{name}").column("user")), gone).any()
         for name in text.get("provenance", [])
     ):
         return True
@@ -121,27 +111,13 @@ def forget_users(
         if is_remote(dataset.root):  # an object store is rewritten in place
             download(dataset.root, Path(name) / "dataset")
             source = PreparedDataset(str(Path(name) / "dataset"))
-        destination = DatasetWriter(dataset.root)
-        with destination.writing() as folder:
+        writer = DatasetWriter(dataset.root)
+        with writer.writing() as folder:
             rewriting = _Rewriting(source, gone, numbering, folder, data, mentions)
             manifest = rewriting.run(forgotten)
             audit(PreparedDataset.unfinished(folder.filesystem, folder.path, manifest))
-            destination.commit(manifest)
+            writer.commit(manifest)
     return Rewritten(PreparedDataset(dataset.root), numbering, rewriting.rows, rewriting.left)
-
-
-def _with_used_texts(table: pa.Table) -> pa.Table:
-    """Drop unused texts from dictionaries; a filtered table keeps the texts of deleted rows."""
-    for place, field_ in enumerate(table.schema):
-        if pa.types.is_dictionary(field_.type):
-            column = (
-                table.column(place)
-                .cast(field_.type.value_type)
-                .dictionary_encode()
-                .cast(field_.type)
-            )
-            table = table.set_column(place, field_, column)
-    return table
 
 
 def _read(name: str, content: bytes) -> pa.Table:
@@ -151,11 +127,7 @@ def _read(name: str, content: bytes) -> pa.Table:
         return reader.read_all()
 
 
-def _rows_of(table: pa.Table, column: str, users: Array) -> Array:
-    return np.isin(np.asarray(table.column(column)), users)
-
-
-class _Rewriting:
+class _Rewriting(Rewrite):
     """One rewrite of a dataset; each method writes one kind of file."""
 
     def __init__(
@@ -167,16 +139,12 @@ class _Rewriting:
         data: DataConfig,
         mentions: Callable[[str], bool],
     ) -> None:
-        self.source, self.gone, self.numbering, self.folder = source, gone, numbering, folder
+        super().__init__(source, gone, numbering, folder)
         self.data, self.mentions = data, mentions
-        self.manifest = Manifest.parse(source.manifest.dump())
-        self.rows: Counter[str] = Counter()
-        self.left: list[str] = []
         # deleted events by item and split
-        self.taken = np.zeros((source.num_items, len(PARTS)), dtype=np.int64)
+        self.taken = np.zeros((source.num_items, len(SPLITS)), dtype=np.int64)
         # remaining codes by context column
-        self.codes: dict[int, set[int]] = {place: set() for place in range(len(source.context))}
-        self.done: set[str] = {MANIFEST}
+        self.codes: dict[int, set[int]] = {index: set() for index in range(len(source.context))}
 
     def run(self, forgotten: Forgotten) -> Manifest:
         """Write all files except the manifest, which is returned."""
@@ -185,34 +153,19 @@ class _Rewriting:
         self._item_counts()
         self._context()
         self._social()
-        self._item_texts()
-        self._user_texts()
+        rewrite_item_texts(self, self.data.text)
+        rewrite_user_texts(self, self.data.text)
         for kind in ("quarantine", "dropped"):
             self._bad_rows(kind)
         self._others()
         return self._described(forgotten)
-
-    # -------------------------------------------------------------------------------------- writing
-
-    def _write(self, name: str, table: pa.Table) -> None:
-        self.done.add(name)
-        self.folder.write_table(name, table)
-
-    def _names(self) -> list[str]:
-        """Names of all files of the dataset."""
-        base = self.source._base.rstrip("/")
-        selector = pyarrow.fs.FileSelector(base, recursive=True)
-        found = self.source.filesystem.get_file_info(selector)
-        return sorted(
-            info.path[len(base) + 1 :] for info in found if info.type == pyarrow.fs.FileType.File
-        )
 
     def _others(self) -> None:
         """Write all other files: tables with a user column without the forgotten users' rows, the
         rest unchanged.
         """
         base = self.source._base.rstrip("/")
-        for name in self._names():
+        for name in self.names():
             if name in self.done:
                 continue
             with self.source.filesystem.open_input_stream(f"{base}/{name}") as stream:
@@ -222,7 +175,7 @@ class _Rewriting:
                 if (rest := self._without_users(table)) is not table:
                     self.rows[name] = table.num_rows - rest.num_rows
                     if name.endswith(".parquet"):
-                        self._write(name, rest)
+                        self.write(name, rest)
                     else:
                         write_rows(self.folder, name, rest)
                     continue
@@ -232,7 +185,10 @@ class _Rewriting:
         """A table without the rows of forgotten users, found by external or dense id; the same
         table object where it has no user column.
         """
-        ids = pa.array([self.source.user_ids[int(user)].as_py() for user in self.gone], pa.string())
+        ids = pa.array(
+            [self.source.user_ids[int(user)].as_py() for user in self.gone],
+            pa.string(),
+        )
         by_id = [name for name in (schema.USER_ID, *_ENDS) if name in table.column_names]
         by_number = [name for name in ("user", "src", "dst") if name in table.column_names]
         by_number = [
@@ -245,21 +201,15 @@ class _Rewriting:
                 pc.invert(pc.is_in(table.column(name).cast(pa.string()), value_set=ids))
             )
         for name in by_number:
-            table = table.filter(pa.array(~_rows_of(table, name, self.gone)))
-            numbers = pa.array(self.numbering.number_U[np.asarray(table.column(name))])
-            table = table.set_column(
-                table.schema.get_field_index(name),
-                table.schema.field(name),
-                numbers.cast(table.schema.field(name).type),
-            )
-        return _with_used_texts(table)
+            table = self.renumbered(self.without_gone(table, name), name)
+        return with_used_texts(table)
 
     # -------------------------------------------------------------------------------------- content
 
     def _vocabulary(self) -> None:
         order = pa.array(self.numbering.order_V)
         for name in ("vocab/users.parquet", "users/features.parquet"):
-            self._write(name, self.source.table(name).take(order))
+            self.write(name, self.source.table(name).take(order))
         self.rows["vocab/users.parquet"] = len(self.gone)
         self.manifest.counts["users"] = len(order)
 
@@ -273,15 +223,11 @@ class _Rewriting:
             self._take_out(histories_from_table(table.filter(pa.array(going_U))), targets_T)
             if self.numbering.is_changed_U[users_U].any():
                 table = table.filter(pa.array(~going_U))
-                users = pa.array(
-                    self.numbering.number_U[np.asarray(table.column("user"))], pa.int32()
-                )
-                place = table.schema.get_field_index("user")
-                table = table.set_column(place, table.schema.field("user"), users).sort_by("user")
+                table = self.renumbered(table, "user").sort_by("user")
                 self.rows[file] += int(going_U.sum())
             if self.source.context:
-                kept = histories_from_table(table)
-                train_EC = kept.context_EC[kept.splits_E == Split.TRAIN]
+                rest = histories_from_table(table)
+                train_EC = rest.context_EC[rest.splits_E == Split.TRAIN]
                 for column in range(train_EC.shape[1]):
                     self.codes[column].update(np.unique(train_EC[:, column]).tolist())
             self.done.add(file)
@@ -307,20 +253,20 @@ class _Rewriting:
     def _take_out(self, gone: Histories, targets_T: Array) -> None:
         """Subtract the deleted events from the counts."""
         splits_E, items_E = gone.splits_E, gone.items_E
-        for code, part in enumerate(PARTS):
+        for code, split in enumerate(SPLITS):
             np.add.at(self.taken[:, code], items_E[splits_E == code], 1)
-            self.manifest.counts[part] -= int((splits_E == code).sum())
+            self.manifest.counts[split] -= int((splits_E == code).sum())
         counts = self.manifest.counts
-        counts["events"] = sum(counts[part] for part in PARTS)
+        counts["events"] = sum(counts[split] for split in SPLITS)
         if "cold_valid" in counts:
             counts["cold_valid"] -= int((splits_E == COLD_VALID).sum())
         if len(targets_T):
-            for key, parts in (
+            for key, codes in (
                 ("valid_targets", (Split.VALID, COLD_VALID)),
                 ("test_targets", (Split.TEST,)),
             ):
                 if key in counts:
-                    counts[key] -= int((targets_T[gone.types_E] & np.isin(splits_E, parts)).sum())
+                    counts[key] -= int((targets_T[gone.types_E] & np.isin(splits_E, codes)).sum())
         pairs = (
             np.repeat(gone.users_U, gone.lengths_U).astype(np.int64) * self.source.num_items
             + items_E
@@ -331,12 +277,12 @@ class _Rewriting:
     def _item_counts(self) -> None:
         table = self.source.table("items/counts.parquet")
         columns = {
-            part: np.asarray(table.column(part)) - self.taken[:, code]
-            for code, part in enumerate(PARTS)
+            split: np.asarray(table.column(split)) - self.taken[:, code]
+            for code, split in enumerate(SPLITS)
         }
-        self._write(
+        self.write(
             "items/counts.parquet",
-            pa.table({part: pa.array(column) for part, column in columns.items()}),
+            pa.table({split: pa.array(column) for split, column in columns.items()}),
         )
         total_N = np.sum(list(columns.values()), axis=0)
         alone = int(((total_N == 0) & (self.taken.sum(axis=1) > 0)).sum())
@@ -349,22 +295,22 @@ class _Rewriting:
         if not self.source.context:
             return
         columns = []
-        for place, column in enumerate(self.source.context):
-            columns.append(self._without_value(place, column))
+        for index, column in enumerate(self.source.context):
+            columns.append(self._without_value(index, column))
             if column.values is None:
                 self.left.append(f"the mean and spread of the context column {column.name}")
         text = json.dumps([column.to_json() for column in columns], ensure_ascii=False)
         self.done.add("vocab/context.json")
         self.folder.write_text("vocab/context.json", text)
 
-    def _without_value(self, place: int, column: ContextColumn) -> ContextColumn:
+    def _without_value(self, index: int, column: ContextColumn) -> ContextColumn:
         """Replace the names of values that no training event has any more; their codes must
         stay.
         """
         if column.values is None:
             return column
         values = list(column.values)
-        own = sorted(set(range(UNKNOWN + 1, column.num_codes)) - self.codes[place])
+        own = sorted(set(range(UNKNOWN + 1, column.num_codes)) - self.codes[index])
         for code in own:
             values[code - UNKNOWN - 1] = FORGOTTEN_VALUE.format(code)
         if own:
@@ -380,113 +326,15 @@ class _Rewriting:
             return
         name = "graphs/social.parquet"
         table = self.source.table(name)
-        ends = [np.asarray(table.column(end)) for end in ("src", "dst")]
-        kept = pa.array(~np.isin(ends[0], self.gone) & ~np.isin(ends[1], self.gone))
-        rest = table.filter(kept)
+        rest = table
         for end in ("src", "dst"):
-            numbers = pa.array(self.numbering.number_U[np.asarray(rest.column(end))], pa.int32())
-            rest = rest.set_column(
-                rest.schema.get_field_index(end), rest.schema.field(end), numbers
-            )
+            rest = self.renumbered(self.without_gone(rest, end), end)
         self.rows[name] = table.num_rows - rest.num_rows
         self.manifest.counts["social_edges"] = rest.num_rows
-        self._write(name, rest.sort_by([("src", "ascending"), ("dst", "ascending")]))
-
-    def _item_texts(self) -> None:
-        """Write the source rows of item text and, if some are deleted, the texts and vectors."""
-        described = self.manifest.text
-        tables, changed = [], 0
-        for file in described.get("provenance", []):
-            name = f"provenance/{file}"
-            table = self.source.table(name)
-            rest = table.filter(pa.array(~_rows_of(table, "user", self.gone)))
-            numbers = pa.array(self.numbering.number_U[np.asarray(rest.column("user"))], pa.int32())
-            rest = rest.set_column(
-                rest.schema.get_field_index("user"), rest.schema.field("user"), numbers
-            )
-            self.rows[name] = table.num_rows - rest.num_rows
-            changed += table.num_rows - rest.num_rows
-            self._write(name, rest)
-            tables.append(rest.group_by(["item", "term"]).aggregate([([], "count_all")]))
-        if changed:
-            self._compose_items(
-                [table.rename_columns(["item", "term", "count"]) for table in tables]
-            )
-
-    def _compose_items(self, counted: list[pa.Table]) -> None:
-        described, label = self.manifest.text, str(self.manifest.text.get("event_column", ""))
-        features = self.source.features
-        if TEXT in described.get("fields", []):
-            raise ArtifactError(
-                f"{self.source.root}: the text of items mixes their column {TEXT!r} with the text"
-                " of users and cannot be separated any more; remove the users from the source and"
-                " run `recsys prepare`"
-            )
-        groups = described.get("groups") or {TEXT: [*described.get("fields", []), label]}
-        terms = merge_terms(int(described["max_event_terms"]), *counted)
-        text = compose_groups(features, groups, terms, label)
-        self._write("items/features.parquet", feature_table(features, text.whole))
-        self.manifest.counts["items_with_text"] = text.num_items
-        if described.get("dimension"):
-            described |= write_vectors(self.folder, text, self.data.text, self._adapter())
-            self.done.add("items/text_vectors.parquet")
-
-    def _adapter(self) -> Adapter | None:
-        """The adapter of the dataset's fine-tuned language model; None where there is none."""
-        names = [name for name in self._names() if name.startswith("text/adapter/")]
-        if not names:
-            return None
-        self.left.append("the language model, which was fine-tuned on histories with their events")
-        base = self.source._base.rstrip("/")
-        with tempfile.TemporaryDirectory(prefix="multigrain-") as folder:
-            for name in names:
-                with self.source.filesystem.open_input_stream(f"{base}/{name}") as stream:
-                    (Path(folder) / name.rsplit("/", 1)[1]).write_bytes(stream.read())
-            return Adapter.read(Path(folder))
-
-    def _user_texts(self) -> None:
-        described = self.manifest.text.get("users")
-        if not described:
-            return
-        if int(described.get("folds", 1)) > 1:  # the events of a fold depend on the dense id
-            rules = TextRules(
-                tuple(self.manifest.event_types),
-                self.manifest.ordered,
-                *self.data.text.users.how,
-            )
-            titles = item_titles(self.source.features)
-            self.manifest.text["users"] = write_user_texts(
-                self.folder,
-                self.manifest.shards,
-                titles,
-                rules,
-                self.data.text,
-                self._adapter(),
-            )
-            self.done |= {ENTRIES, VECTORS}
-            return
-        entries, vectors = self.source.table(ENTRIES), self.source.table(VECTORS)
-        rest = entries.filter(pa.array(~_rows_of(entries, "user", self.gone)))
-        self.rows[ENTRIES] = entries.num_rows - rest.num_rows
-        users = pa.array(self.numbering.number_U[np.asarray(rest.column("user"))], pa.int32())
-        texts = np.asarray(rest.column("text"))
-        used = np.unique(texts[texts >= 0])
-        # the last one is for empty texts
-        number = np.full(vectors.num_rows + 1, -1, dtype=np.int32)
-        number[used] = np.arange(len(used))
-        for column, values in (("user", users), ("text", pa.array(number[texts], pa.int32()))):
-            rest = rest.set_column(
-                rest.schema.get_field_index(column), rest.schema.field(column), values
-            )
-        self._write(
-            ENTRIES,
-            rest.sort_by([("user", "ascending"), ("through", "ascending"), ("place", "ascending")]),
-        )
-        self._write(VECTORS, vectors.take(pa.array(used)))
-        described |= {"texts": len(used), "entries": rest.num_rows}
+        self.write(name, rest.sort_by([("src", "ascending"), ("dst", "ascending")]))
 
     def _bad_rows(self, kind: str) -> None:
-        for name in self._names():
+        for name in self.names():
             if not name.startswith(f"{kind}/"):
                 continue
             table = self.source.table(name)
@@ -502,7 +350,7 @@ class _Rewriting:
             ).to_pylist():
                 if entry["values"] in of_table:
                     of_table[entry["values"]] -= entry["counts"]
-            self._write(name, rest)
+            self.write(name, rest)
 
     def _described(self, forgotten: Forgotten) -> Manifest:
         manifest = self.manifest

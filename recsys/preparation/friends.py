@@ -20,9 +20,12 @@ from recsys import schema
 from recsys.data.histories import Array
 from recsys.data.split import NEVER
 from recsys.preparation.blocks import fetch, task
+from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.events import NO_TIME
 from recsys.preparation.keys import coded, lex_order, own_codes, parts_of
 from recsys.preparation.quarantine import DUPLICATE, UNKNOWN_USER, bad_rows, mark
+from recsys.preparation.record import Record
+from recsys.values.overlap import SideIds, compare
 
 EDGE_SCHEMA: Final = pa.schema(
     # time: for the audit
@@ -114,6 +117,54 @@ class Friendships:
             part = fetch(refs[0])
             self.report.edges += part.num_rows
             yield part
+
+
+def write_friendships(
+    folder: Folder,
+    users: pa.Array,
+    rules: SocialRules,
+    blocks: Sequence[Any],
+    min_overlap: float,
+    events_timed: bool,
+    record: Record,
+) -> None:
+    """Write ``graphs/social.parquet``, and count its edges.
+
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset.
+    users : pa.Array
+        All external user ids in dense order.
+    rules : SocialRules
+        Directed or not, and the cut-off.
+    blocks : Sequence[Any]
+        References to the blocks of the social table.
+    min_overlap : float
+        Share of ids in common with the events below which there is a note.
+    events_timed : bool
+        Whether every interaction has a timestamp.
+    record : Record
+        Gets the counts, the notes and the bad rows.
+
+    Raises
+    ------
+    DataError
+        There are too many bad rows, or no id is in the events.
+    """
+    friendships = Friendships(users, rules, blocks)
+    report = friendships.report
+    ends = pa.array(sorted(report.known | report.unknown), pa.string())
+    side = SideIds("social", f"{schema.SRC_USER_ID}, {schema.DST_USER_ID}", ends)
+    record.note(compare(side, SideIds("events", schema.USER_ID, users), min_overlap))
+    record.add_bad_rows("social", report.read, friendships.bad())
+    folder.write_parts("graphs/social.parquet", EDGE_SCHEMA, friendships.edges())
+    is_temporal = rules.before != NEVER
+    record.counts["social_edges"] = report.edges
+    if is_temporal:
+        record.counts["social_rows_late"] = report.late
+    if note := report.note(is_temporal, events_timed):
+        record.notes.append(note)
 
 
 def number_rows(

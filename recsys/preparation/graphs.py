@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys import schema
-from recsys.config import ItemFactsConfig
+from recsys.config import ItemTriplesConfig
 from recsys.data.histories import Array
 from recsys.data.vocabulary import Vocabulary, extend, union
 from recsys.errors import ConfigError, choices
+from recsys.preparation.blocks import fetch, task
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.quarantine import DUPLICATE, bad_rows, mark
+from recsys.preparation.record import Record
 from recsys.values.absent import DEFAULT_RULES, CellRules
 from recsys.values.cells import ids
 from recsys.values.overlap import SideIds, compare
 
-_FACT_TEXT: Final = [schema.HEAD, schema.RELATION, schema.TAIL]
-_FACT_SCHEMA: Final = pa.schema(
+_TRIPLE_TEXT: Final = [schema.HEAD, schema.RELATION, schema.TAIL]
+_TRIPLE_SCHEMA: Final = pa.schema(
     [
         *schema.KNOWLEDGE.columns.items(),
         (schema.FILE, pa.string()),
@@ -45,7 +47,7 @@ class TripleRules:
 
     @staticmethod
     def of(
-        config: ItemFactsConfig, features: pa.Table, cells: CellRules = DEFAULT_RULES
+        config: ItemTriplesConfig, features: pa.Table, cells: CellRules = DEFAULT_RULES
     ) -> TripleRules:
         """The rules of a configuration.
 
@@ -81,7 +83,7 @@ class TripleRules:
         )
 
 
-def facts(
+def encode_triples(
     features: pa.Table,
     *blocks: pa.Table,
     rules: TripleRules | None = None,
@@ -97,7 +99,7 @@ def facts(
     and relations of ``base`` keep their numbers.
     """
     rows = pa.concat_tables(
-        [block for block in blocks if block.num_rows] or [_FACT_SCHEMA.empty_table()],
+        [block for block in blocks if block.num_rows] or [_TRIPLE_SCHEMA.empty_table()],
         promote_options="permissive",
     )
     rows, read = (
@@ -107,7 +109,7 @@ def facts(
     rows = _of_relations(rows, rules.relations if rules else None)
     good = np.asarray(pc.is_null(rows.column(schema.REASON)))
     clean = rows.filter(pa.array(good))
-    given = [clean.column(name).combine_chunks().cast(pa.string()) for name in _FACT_TEXT]
+    given = [clean.column(name).combine_chunks().cast(pa.string()) for name in _TRIPLE_TEXT]
     item_entities, from_items = item_triples(
         _with_entities(features, given), rules or TripleRules()
     )
@@ -115,11 +117,11 @@ def facts(
         base.entities if base else None, union([given[0], given[2], from_items[0], from_items[2]])
     )
     relations = extend(base.relations if base else None, union([given[1], from_items[1]]))
-    keys = _fact_keys(given, entities, relations)
+    keys = _triple_keys(given, entities, relations)
     repeated = good.copy()
     repeated[good] = _repeats(keys)
-    unique = np.unique(np.concatenate([keys, _fact_keys(from_items, entities, relations)]))
-    bad = bad_rows(mark(rows, repeated, DUPLICATE), _FACT_TEXT)
+    unique = np.unique(np.concatenate([keys, _triple_keys(from_items, entities, relations)]))
+    bad = bad_rows(mark(rows, repeated, DUPLICATE), _TRIPLE_TEXT)
     if not len(unique):
         return {}, bad, read
     head, rest = np.divmod(unique, len(relations) * len(entities))
@@ -178,7 +180,7 @@ def _of_relations(rows: pa.Table, wanted: tuple[str, ...] | None) -> pa.Table:
     return rows.filter(pc.or_kleene(is_wanted, is_bad))
 
 
-def _fact_keys(triples: list[pa.Array], entities: pa.Array, relations: pa.Array) -> Array:
+def _triple_keys(triples: list[pa.Array], entities: pa.Array, relations: pa.Array) -> Array:
     """One number per triple, which sorts by head, relation and tail."""
     head, relation, tail = (
         np.asarray(pc.index_in(values, value_set=known)).astype(np.int64)
@@ -259,7 +261,7 @@ def write_triples(
     """Write the knowledge graph and its vocabularies; returns their sizes, the bad rows, and the
     number of rows read.
     """
-    files, bad, read = facts(features, *blocks, rules=rules, base=base)
+    files, bad, read = encode_triples(features, *blocks, rules=rules, base=base)
     if blocks and files:
         _check_overlap(features, files)
     for name, table in files.items():
@@ -273,4 +275,49 @@ def write_triples(
         {name: files[f"{path}.parquet"].num_rows if files else 0 for name, path in sources.items()},
         bad,
         read,
+    )
+
+
+def write_knowledge(
+    folder: Folder,
+    features: pa.Table,
+    rules: TripleRules,
+    base: Vocabulary | None,
+    blocks: Sequence[Any] | None,
+    record: Record,
+) -> None:
+    """Write the knowledge graph in a task, and count its triples and entities.
+
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset.
+    features : pa.Table
+        Features of the items in dense order.
+    rules : TripleRules
+        Which columns and relations become triples.
+    base : Vocabulary | None
+        Entities and relations that keep their numbers.
+    blocks : Sequence[Any] | None
+        References to the blocks of the knowledge table; None: the source has none.
+    record : Record
+        Gets the counts and the bad rows.
+
+    Raises
+    ------
+    DataError
+        There are too many bad rows, or no triple is about an item.
+    """
+    if blocks is None and not rules.columns:
+        return
+    wanted = (schema.ITEM_ID, schema.ENTITY_ID, *rules.columns)
+    columns = features.select([name for name in wanted if name in features.column_names])
+    sizes, bad, read = fetch(
+        task(write_triples).remote(folder, columns, rules, base, *(blocks or ()))
+    )
+    if blocks is not None:
+        record.add_bad_rows("knowledge", read, [bad])
+    record.counts.update(sizes)
+    record.progress(
+        f"knowledge graph: {sizes['facts']:,} triples about {sizes['entities']:,} entities"
     )

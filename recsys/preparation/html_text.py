@@ -31,8 +31,8 @@ def without_html(features: pa.Table, columns: Sequence[str]) -> pa.Table:
                 f" {choices(features.column_names)}"
             )
         column = features.column(name).combine_chunks()
-        place = features.column_names.index(name)
-        features = features.set_column(place, name, _plain_column(column, name))
+        position = features.column_names.index(name)
+        features = features.set_column(position, name, _plain_column(column, name))
     return features
 
 

@@ -73,13 +73,29 @@ def encode_images(
         if key not in (MISSING, UNREADABLE)
     }
     vectors = cache.load(list(wanted))
-    cached, left = len(vectors), sorted(set(wanted) - set(vectors))
-    table = pa.table(
-        {
-            "key": pa.array(left, pa.string()),
-            "path": pa.array([wanted[key] for key in left], pa.string()),
-        }
-    )
+    cached = len(vectors)
+    left = {key: wanted[key] for key in sorted(set(wanted) - set(vectors))}
+    vectors |= _encode_new(left, settings, num_tasks, num_gpus, cache)
+    reasons = [
+        None if key in vectors else MISSING if key == MISSING else UNREADABLE for key in digests
+    ]
+    width = len(next(iter(vectors.values()))) if vectors else 0
+    rows = [vectors.get(key, np.zeros(width, np.float16)) for key in digests]
+    stacked = np.stack(rows) if rows else np.zeros((0, width), np.float16)
+    return stacked, reasons, {"encoded": len(vectors) - cached, "cached": cached}
+
+
+def _encode_new(
+    paths: dict[str, str],
+    settings: ImageSettings,
+    num_tasks: int,
+    num_gpus: int,
+    cache: VectorCache,
+) -> dict[str, Array]:
+    """The vectors of images (key → path) that are not in the cache, which gets them."""
+    columns = {"key": list(paths), "path": list(paths.values())}
+    table = pa.table({name: pa.array(texts, pa.string()) for name, texts in columns.items()})
+    left, vectors = list(paths), dict[str, Array]()
     blocks = [table.slice(start, _BLOCK_IMAGES) for start in range(0, len(left), _BLOCK_IMAGES)]
     pace = Pace("encoding images", len(left))
     for block, (keys, vectors_BM) in zip(
@@ -91,13 +107,7 @@ def encode_images(
         if keys:
             cache.store(keys, vectors_BM)
             vectors.update(zip(keys, vectors_BM, strict=True))
-    reasons = [
-        None if key in vectors else MISSING if key == MISSING else UNREADABLE for key in digests
-    ]
-    width = len(next(iter(vectors.values()))) if vectors else 0
-    rows = [vectors.get(key, np.zeros(width, np.float16)) for key in digests]
-    stacked = np.stack(rows) if rows else np.zeros((0, width), np.float16)
-    return stacked, reasons, {"encoded": len(vectors) - cached, "cached": cached}
+    return vectors
 
 
 def _settings(config: ImagesConfig) -> tuple[ImageSettings, int, int]:

@@ -13,8 +13,8 @@ from recsys import schema
 from recsys.config import TextConfig
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, choices
-from recsys.preparation.events import PARTS
-from recsys.preparation.quarantine import join_present
+from recsys.preparation.events import SPLITS
+from recsys.preparation.quarantine import DUPLICATE, join_present, mark
 
 TEXT: Final = "text"
 PROVENANCE: Final = (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW)
@@ -56,13 +56,27 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def unique_rows(table: pa.Table, key: str) -> tuple[pa.Table, pa.Table]:
+    """The first good row of every id, by file and row; and all rows, with repeats marked as
+    duplicates.
+    """
+    table = table.sort_by([(schema.FILE, "ascending"), (schema.ROW, "ascending")]).combine_chunks()
+    good_rows = np.flatnonzero(np.asarray(pc.is_null(table.column(schema.REASON))))
+    codes = np.asarray(
+        table.column(key).combine_chunks().dictionary_encode().indices.fill_null(-1)
+    )[good_rows]
+    is_first = np.zeros(table.num_rows, dtype=bool)
+    is_first[good_rows[np.unique(codes, return_index=True)[1]]] = True
+    return table.filter(pa.array(is_first)), mark(table, ~is_first, DUPLICATE)
+
+
 def align(table: pa.Table | None, ids: pa.Array, key: str) -> pa.Table:
     """The table of items or users in dense order, without provenance; nulls for missing ids."""
     if table is None:
         return pa.table({key: ids})
     rows = pc.index_in(ids, value_set=table.column(key))
-    kept = [name for name in table.column_names if name not in (*PROVENANCE, key)]
-    return pa.table({key: ids, **{name: table.column(name).take(rows) for name in kept}})
+    names = [name for name in table.column_names if name not in (*PROVENANCE, key)]
+    return pa.table({key: ids, **{name: table.column(name).take(rows) for name in names}})
 
 
 def compose_text(
@@ -145,4 +159,4 @@ def feature_table(features: pa.Table, text: pa.Array) -> pa.Table:
 
 def count_table(counts_N3: Array) -> pa.Table:
     """``items/counts.parquet``: number of interactions by split."""
-    return pa.table({part: pa.array(counts_N3[:, code]) for code, part in enumerate(PARTS)})
+    return pa.table({split: pa.array(counts_N3[:, code]) for code, split in enumerate(SPLITS)})

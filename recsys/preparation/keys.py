@@ -7,6 +7,7 @@ and a row has a code of four bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -88,18 +89,18 @@ def codes_in(column: pa.ChunkedArray, values: pa.Array) -> Array:
     for other texts.
     """
     texts, codes_E = parts_of(column)
-    places = np.asarray(pc.index_in(texts, value_set=values).fill_null(-1)).astype(np.int64)
-    return np.asarray(np.append(places, -1)[codes_E])
+    positions = np.asarray(pc.index_in(texts, value_set=values).fill_null(-1)).astype(np.int64)
+    return np.asarray(np.append(positions, -1)[codes_E])
 
 
 def own_codes(column: pa.ChunkedArray, trimmed: bool = False) -> Array:
     """Ranks of a coded column's rows by their texts: [rows] int64, from 1, 0 for null."""
     texts, codes_E = parts_of(column)
     texts = pc.utf8_trim_whitespace(texts) if trimmed else texts
-    places = np.asarray(pc.index_in(texts, value_set=sorted_texts(texts)).fill_null(-1)).astype(
+    positions = np.asarray(pc.index_in(texts, value_set=sorted_texts(texts)).fill_null(-1)).astype(
         np.int64
     )
-    return np.asarray(np.append(places + 1, 0)[codes_E])
+    return np.asarray(np.append(positions + 1, 0)[codes_E])
 
 
 def lex_order(keys: list[Array]) -> Array:
@@ -145,3 +146,14 @@ def _leading_bits(keys: list[Array]) -> Array:
         )
         free -= taken
     return found
+
+
+def joined(tables: Sequence[pa.Table | None]) -> pa.Table:
+    """The rows of all tables that are not None, with common dictionaries."""
+    found = [table for table in tables if table is not None]
+    return pa.concat_tables(found, promote_options="default").unify_dictionaries().combine_chunks()
+
+
+def where(table: pa.Table, kept_E: Array) -> pa.Table:
+    """The kept rows; no copy if all rows are kept."""
+    return table if kept_E.all() else table.filter(pa.array(kept_E))

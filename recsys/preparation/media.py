@@ -26,8 +26,10 @@ from recsys.config import ImagesConfig, ItemMediaConfig
 from recsys.data.histories import Array
 from recsys.errors import ConfigError, choices
 from recsys.preparation.blocks import read_table
+from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.images import MISSING, UNREADABLE, encode_images
 from recsys.preparation.quarantine import QUARANTINE_SCHEMA
+from recsys.preparation.record import Record
 from recsys.sources.base import SourceAdapter
 from recsys.storage.filesystems import filesystem_of
 
@@ -103,6 +105,47 @@ def read_media(
     if config.images.column:
         found[config.images.name] = _image_medium(items, config.images, folders)
     return found
+
+
+def write_media(
+    folder: Folder,
+    found: Mapping[str, Medium],
+    items: pa.Table | None,
+    item_ids: pa.Array,
+    record: Record,
+) -> dict[str, dict[str, Any]]:
+    """Write ``items/media.parquet``; returns the descriptions of the media for the manifest.
+
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the dataset.
+    found : Mapping[str, Medium]
+        Result of :func:`read_media`.
+    items : pa.Table | None
+        The items table that the media are from; None: there is none.
+    item_ids : pa.Array
+        All external item ids in dense order.
+    record : Record
+        Gets the bad cells and the notes.
+    """
+    if not found or items is None:
+        return {}
+    read = sum(medium.read for medium in found.values())
+    record.add_bad_rows("media", read, (medium.bad for medium in found.values()))
+    vectors = {name: aligned(medium, items, item_ids) for name, medium in found.items()}
+    folder.write_table("items/media.parquet", media_table(vectors))
+    for name, medium in found.items():
+        if missing := medium.described.get("missing_files"):
+            record.notes.append(
+                f"{missing:,} files of the medium {name} do not exist; their items have no"
+                f" {name} vector"
+            )
+        record.progress(
+            f"{name}: {medium.described['items']:,} items, {medium.described['dimension']}"
+            " numbers each"
+        )
+    return {name: medium.described for name, medium in found.items()}
 
 
 def media_table(media: Mapping[str, Array]) -> pa.Table:

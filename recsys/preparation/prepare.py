@@ -17,27 +17,29 @@ from __future__ import annotations
 from recsys.config import Config, DataConfig
 from recsys.data.audit import Audit, audit, audit_newer
 from recsys.data.audit_shard import ShardFindings, audit_shard
-from recsys.data.dataset import Manifest, PreparedDataset
+from recsys.data.dataset import PreparedDataset
 from recsys.data.forgotten import Forgotten
+from recsys.data.manifest import Manifest
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError
-from recsys.preparation.append import (
-    Appending,
+from recsys.preparation.append import Appending, NeedsAll
+from recsys.preparation.appendable import (
     Least,
-    NeedsAll,
     can_touch,
     check_earlier,
     nothing_new,
     refuse_forgetting,
 )
 from recsys.preparation.blocks import fetch, task
-from recsys.preparation.build import Arguments, Preparation, Progress
+from recsys.preparation.build import Preparation
 from recsys.preparation.content_hash import content_hash
 from recsys.preparation.dataset_writer import DatasetWriter, Folder
 from recsys.preparation.event_store import files_read
 from recsys.preparation.events import EventRules
-from recsys.preparation.guarded import Guard
+from recsys.preparation.guarded_pieces import Guard
+from recsys.preparation.inputs import Inputs
 from recsys.preparation.media import image_fingerprint
+from recsys.preparation.record import Progress
 from recsys.sources.base import SourceAdapter
 
 
@@ -87,14 +89,11 @@ def prepare(
         base = earlier.vocabulary()
         if not source.leave_out(files_read(earlier.manifest.store)):
             return nothing_new(earlier, config, progress)
-    fingerprint = source.fingerprint()
-    if config.data.media.images.column:
-        fingerprint += image_fingerprint(source, config.data.media.images)
     known = earlier.manifest.content_hash if earlier is not None else base.digest() if base else ""
     guard = Guard.of(config.data, config.dataset_dir, base.forgotten if base else Forgotten())
     if earlier is not None:
         guard.check_same_key(earlier)
-    whole = guard.keyed(content_hash(config.data, config.seed, fingerprint, known))
+    whole = guard.keyed(content_hash(config.data, config.seed, _fingerprint(config, source), known))
     digest = guard.forgotten.bound(whole)
     existing = _existing(config.data, config.dataset_dir, digest, source.appends)
     if existing is not None:
@@ -103,43 +102,64 @@ def prepare(
     replaces = config.update.replace or (least is not None and least.replace)
     if earlier is None and not replaces:
         refuse_forgetting(config.dataset_dir, source)
-    destination = DatasetWriter(config.dataset_dir)
-    with destination.writing() as folder:
+    writer = DatasetWriter(config.dataset_dir)
+    with writer.writing() as folder:
         keeps_lost = earlier is not None or replaces
-        arguments = Arguments(
-            config, source, rules, destination, folder, progress, guard, base, earlier, keeps_lost
+        inputs = Inputs(
+            config, source, rules, writer, folder, progress, guard, base, earlier, keeps_lost
         )
-        manifest, checked = _written(arguments, digest)
+        manifest, checked = _written(inputs, digest)
         manifest.forgotten, manifest.pseudonyms = guard.described(whole)
         if least is not None:
             least.check(manifest, config.dataset_dir)
-        shards = [task(_audit_shard).remote(folder, manifest, name) for name in checked]
-        found = fetch(task(_audit).remote(folder, manifest, checked == manifest.shards, *shards))
-        progress(f"audit: {len(found.checks)} checks for leaks passed on {found.events:,} events")
-        destination.commit(manifest)
+        _check_in_tasks(folder, manifest, checked, progress)
+        writer.commit(manifest)
     progress(f"dataset {config.dataset_dir} is ready ({digest[:12]})")
     return PreparedDataset(config.dataset_dir)
 
 
-def _written(arguments: Arguments, digest: str) -> tuple[Manifest, list[str]]:
+def _fingerprint(config: Config, source: SourceAdapter) -> str:
+    """The fingerprint of a source and of the image files that its items name."""
+    fingerprint = source.fingerprint()
+    if config.data.media.images.column:
+        fingerprint += image_fingerprint(source, config.data.media.images)
+    return fingerprint
+
+
+def _written(inputs: Inputs, digest: str) -> tuple[Manifest, list[str]]:
     """Write all files except the manifest; returns it and the names of the new history files."""
     kinds = (
         [Appending, Preparation]
-        if can_touch(arguments.config.data, arguments.config.seed, arguments.earlier)
+        if can_touch(inputs.config.data, inputs.config.seed, inputs.earlier)
         else [Preparation]
     )
     for kind in kinds:
-        preparation = kind(arguments)
+        preparation = kind(inputs)
         try:
             return preparation.run(digest), preparation.new_shards
         except NeedsAll as needed:
             preparation.quarantine.abandon()
-            arguments.folder.clear()
-            arguments.progress(f"processing all events again: {needed}")
+            inputs.folder.clear()
+            inputs.progress(f"processing all events again: {needed}")
         except BaseException:
             preparation.quarantine.abandon()
             raise
     raise AssertionError("a preparation of all events never raises NeedsAll")
+
+
+def _check_in_tasks(
+    folder: Folder, manifest: Manifest, checked: list[str], progress: Progress
+) -> None:
+    """Audit the new history files, and what is derived from all of them.
+
+    Raises
+    ------
+    DataError
+        The dataset has a leak or contradicts itself.
+    """
+    shards = [task(_audit_shard).remote(folder, manifest, name) for name in checked]
+    found = fetch(task(_audit).remote(folder, manifest, checked == manifest.shards, *shards))
+    progress(f"audit: {len(found.checks)} checks for leaks passed on {found.events:,} events")
 
 
 def _audit_shard(folder: Folder, manifest: Manifest, name: str) -> ShardFindings:

@@ -86,8 +86,8 @@ class Quarantine:
     ``data.unknown_ids`` is ``refuse``.
     """
 
-    def __init__(self, destination: DatasetWriter, config: DataConfig) -> None:
-        self._destination = destination
+    def __init__(self, writer: DatasetWriter, config: DataConfig) -> None:
+        self._writer = writer
         self._limit = config.quarantine.limit
         refused = {DUPLICATE: "data.duplicates"} if config.duplicates == "refuse" else {}
         self._refused = {
@@ -125,7 +125,7 @@ class Quarantine:
         self.dropped[table].update(counts)
 
     def _write(self, kind: str, table: str, rows: pa.Table) -> None:
-        folder, key = self._destination.folder, (kind, table)
+        folder, key = self._writer.folder, (kind, table)
         with storage_errors(folder.uri, "write to"):
             if key not in self._writers:
                 folder.make_folder(f"{folder.path}/{kind}")
@@ -177,7 +177,7 @@ class Quarantine:
         if read == 0 or bad / read <= limit:
             return
         self.close()
-        kept = self._keep(table)
+        rescued = self._keep(table)
         rows = _first(
             [row for reason in self.counts[table] for row in self._examples[table, reason]]
         )
@@ -190,13 +190,13 @@ class Quarantine:
         raise DataError(
             f"{bad:,} of {read:,} rows of {table} are bad ({bad / read:.2%}, at most {limit:.2%}"
             f" are accepted): {listed(self.counts[table])}; for"
-            f" example\n{_shown(rows)}{''.join(hints)}\nall of them are in {kept}; fix the"
+            f" example\n{_shown(rows)}{''.join(hints)}\nall of them are in {rescued}; fix the"
             f" source{accepting(table, bad / read)}"
         )
 
     def close(self) -> None:
         """Close the files."""
-        with storage_errors(self._destination.folder.uri, "write to"):
+        with storage_errors(self._writer.folder.uri, "write to"):
             for writer in self._writers.values():
                 writer.close()
         self._writers = {}
@@ -213,12 +213,12 @@ class Quarantine:
 
     def _keep(self, table: str) -> str:
         """Copy the bad rows out of the folder that will be removed; returns their path."""
-        source, target = self._destination.folder, self._destination.quarantine
+        source, target = self._writer.folder, self._writer.quarantine
         target.make_folder(target.path)
         target.filesystem.copy_file(
             f"{source.path}/quarantine/{table}.parquet", f"{target.path}/{table}.parquet"
         )
-        return within(self._destination.quarantine_root, f"{table}.parquet")
+        return within(self._writer.quarantine_root, f"{table}.parquet")
 
 
 def accepting(table: str, share: float) -> str:

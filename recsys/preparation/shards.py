@@ -6,28 +6,26 @@ Legend: U users, E events, N items.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from recsys.data.cold_start import CUT
 from recsys.data.context import ColumnStatistics, ContextColumn, tally
-from recsys.data.dataset import history_schema
 from recsys.data.hashing import string_hashes, uniform
 from recsys.data.histories import COLD_VALID, Array, Split
+from recsys.data.history_table import history_schema
 from recsys.data.split import SplitPlan, assign, bin_counts
 from recsys.data.vocabulary import Vocabulary
 from recsys.preparation.blocks import fetch, task
 from recsys.preparation.dataset_writer import Folder
-from recsys.preparation.events import CONTEXT, EVENT_SCHEMA, NO_TIME, PARTS, EventRules
+from recsys.preparation.events import CONTEXT, EVENT_SCHEMA, NO_TIME, SPLITS, EventRules
+from recsys.preparation.terms import terms_by_task
 
-TERM_SCHEMA: Final = pa.schema([("item", pa.int32()), ("term", pa.string()), ("count", pa.int64())])
-_EVENT_KINDS: Final = {field.name: field.type.to_pandas_dtype() for field in EVENT_SCHEMA}
-Parts = tuple[tuple[dict[str, Array], Array, Array], Array, dict[str, int]]  # see :func:`_parts`
+_EVENT_KINDS: Final = {column.name: column.type.to_pandas_dtype() for column in EVENT_SCHEMA}
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,23 @@ class ShardRules:
 
     plan: SplitPlan
     seed: int
-    num_term_parts: int
+    num_term_tasks: int
     context: tuple[ContextColumn, ...] = ()
+
+
+@dataclass(frozen=True)
+class _SplitEvents:
+    """The events of a bucket with their splits, without those that are cut."""
+
+    columns: dict[str, Array]  # of every event; ``row`` is its position in the encoded table
+    offsets_U1: Array  # where each user starts
+    splits_E: Array
+    cold_users: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int32))  # dense ids
+    counts: dict[str, int] = field(default_factory=dict)  # of cold users
+
+    def pairs_E(self, num_items: int) -> Array:
+        """One number per (user, item): [E] int64."""
+        return _pairs(self.columns["user"], self.columns["item"], num_items)
 
 
 @dataclass
@@ -91,7 +104,7 @@ def write_shard(
     index : int
         Number of the shard.
     rules : ShardRules
-        Split, seed, and number of parts of the terms.
+        Split, seed, and number of tasks that merge the terms.
     users : pa.Array
         All external user ids in dense order.
     items : pa.Array
@@ -102,50 +115,43 @@ def write_shard(
     Returns
     -------
     list[Any]
-        A :class:`ShardReport`, then one table of item terms (:data:`TERM_SCHEMA`) per term part.
+        A :class:`ShardReport`, then one table of item terms
+        (:data:`~recsys.preparation.terms.TERM_SCHEMA`) per task that merges them.
         The terms exclude text on held-out (user, item) pairs, text of cold users on items outside
         their kept training events and, in temporal splits, text from the validation cut-off on.
     """
-    parts = _parts(events, rules, users, items)
-    (columns, offsets_U1, splits_E), cold, _ = parts
-    name = shard_name(index, ending) if len(columns["user"]) else ""
+    shard = _split_events(events, rules, users, items)
+    name = shard_name(index, ending) if len(shard.columns["user"]) else ""
     if name:
-        rows = pa.array(columns["row"])
-        context = [
-            column.encode(events.column(f"{CONTEXT}{column.name}").take(rows))
-            for column in rules.context
-        ]
-        folder.write_table(
-            f"histories/{name}", _history_table(columns, offsets_U1, splits_E, context)
-        )
-    pairs_E = _pairs(columns["user"], columns["item"], len(items))
-    report = _counted(parts, rules, len(items))
+        folder.write_table(f"histories/{name}", _history_table(shard, events, rules.context))
+    pairs_E, splits_E = shard.pairs_E(len(items)), shard.splits_E
+    report = _counted(shard, rules, len(items))
     more: dict[str, int] = {}
-    if len(cold):
+    if len(shard.cold_users):
         text, more["text_rows_cold"] = _without_cold(
-            text, cold, pairs_E[splits_E == Split.TRAIN], len(items)
+            text, shard.cold_users, pairs_E[splits_E == Split.TRAIN], len(items)
         )
-    kept, text_counts = _without_held_out(text, pairs_E, splits_E, rules.plan, len(items))
-    provenance = f"text-{index:05d}.parquet" if kept.num_rows else ""
+    text, text_counts = _without_held_out(text, pairs_E, splits_E, rules.plan, len(items))
+    provenance = f"text-{index:05d}.parquet" if text.num_rows else ""
     if provenance:
-        folder.write_table(f"provenance/{provenance}", kept)
+        folder.write_table(f"provenance/{provenance}", text)
     report = replace(
         report, name=name, counts=report.counts | text_counts | more, provenance=provenance
     )
-    return [report, *_term_parts(kept, rules.num_term_parts)]
+    return [report, *terms_by_task(text, rules.num_term_tasks)]
 
 
 def count_shard(
     events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array
 ) -> ShardReport:
     """The report of :func:`write_shard` for events without text; writes nothing."""
-    return _counted(_parts(events, rules, users, items), rules, len(items))
+    return _counted(_split_events(events, rules, users, items), rules, len(items))
 
 
-def _counted(parts: Parts, rules: ShardRules, num_items: int) -> ShardReport:
-    (columns, _, splits_E), _, cold_counts = parts
-    pairs_E = _pairs(columns["user"], columns["item"], num_items)
-    counts = {part: int((splits_E == code).sum()) for code, part in enumerate(PARTS)}
+def _counted(shard: _SplitEvents, rules: ShardRules, num_items: int) -> ShardReport:
+    columns, splits_E = shard.columns, shard.splits_E
+    pairs_E = shard.pairs_E(num_items)
+    counts = {split: int((splits_E == code).sum()) for code, split in enumerate(SPLITS)}
     if rules.plan.target_types:
         is_target_E = np.isin(columns["type"], rules.plan.target_types)
         held = (Split.VALID, COLD_VALID), (Split.TEST,)
@@ -153,26 +159,25 @@ def _counted(parts: Parts, rules: ShardRules, num_items: int) -> ShardReport:
             counts[key] = int((is_target_E & np.isin(splits_E, codes)).sum())
     counts["repeats"] = int((np.diff(np.sort(pairs_E)) == 0).sum())
     counts["ties"] = _ties(columns) if rules.plan.ordered else 0
-    return ShardReport("", counts | cold_counts, *_item_counts(columns["item"], splits_E))
+    return ShardReport("", counts | shard.counts, *_item_counts(columns["item"], splits_E))
 
 
 def tally_context(
     events: pa.Table, event_rules: EventRules, rules: ShardRules, users: pa.Array, items: pa.Array
 ) -> list[ColumnStatistics]:
     """Statistics of each context column over the training events of a bucket."""
-    (columns, _, splits_E), _, _ = _parts(events, rules, users, items)
-    train = events.take(pa.array(columns["row"][splits_E == Split.TRAIN]))
+    shard = _split_events(events, rules, users, items)
+    train = events.take(pa.array(shard.columns["row"][shard.splits_E == Split.TRAIN]))
     return [
         tally(train.column(f"{CONTEXT}{name}"), name, name in event_rules.context_numbers)
         for name in event_rules.context
     ]
 
 
-def _parts(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array) -> Parts:
-    """Assign splits. Returns the columns of the events without those that are cut, where each user
-    starts, and the split of each event; the dense ids of cold users; and counts. The column ``row``
-    is the position in the table.
-    """
+def _split_events(
+    events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array
+) -> _SplitEvents:
+    """Assign splits, and cut the events of cold users."""
     columns = {
         name: np.asarray(events.column(name)).astype(kind, copy=False)
         for name, kind in _EVENT_KINDS.items()
@@ -185,13 +190,9 @@ def _parts(events: pa.Table, rules: ShardRules, users: pa.Array, items: pa.Array
         rules.plan, offsets_U1, columns["time"], columns["given"], uniform_E, columns["type"]
     )
     if (splits_E == CUT).any():
-        columns, offsets_U1, splits_E = _kept(columns, splits_E)
-    if not rules.plan.newcomers:
-        return (columns, offsets_U1, splits_E), np.zeros(0, dtype=np.int32), {}
-    columns, offsets_U1, splits_E, cold, counts = _cut(
-        columns, offsets_U1, splits_E, rules, (users, items)
-    )
-    return (columns, offsets_U1, splits_E), cold, counts
+        columns, offsets_U1, splits_E = _without_cut(columns, splits_E)
+    shard = _SplitEvents(columns, offsets_U1, splits_E)
+    return _cut(shard, rules, (users, items)) if rules.plan.cold_start else shard
 
 
 def _uniform(columns: dict[str, Array], seed: int, users: pa.Array, items: pa.Array) -> Array:
@@ -205,37 +206,34 @@ def _uniform(columns: dict[str, Array], seed: int, users: pa.Array, items: pa.Ar
     return uniform(hashes[0], hashes[1], seed)
 
 
-def _cut(
-    columns: dict[str, Array],
-    offsets_U1: Array,
-    splits_E: Array,
-    rules: ShardRules,
-    ids: tuple[pa.Array, pa.Array],
-) -> tuple[dict[str, Array], Array, Array, Array, dict[str, int]]:
-    """Columns, offsets and splits without the cut events of cold users; the dense ids of cold
-    users; counts.
+def _cut(shard: _SplitEvents, rules: ShardRules, ids: tuple[pa.Array, pa.Array]) -> _SplitEvents:
+    """The shard without the cut events of cold users; ``ids`` are external ids of users and items
+    in dense order.
     """
-    newcomers = rules.plan.newcomers
-    assert newcomers is not None
+    cold_start = rules.plan.cold_start
+    assert cold_start is not None
+    columns, offsets_U1 = shard.columns, shard.offsets_U1
     users_U = columns["user"][offsets_U1[:-1]]
-    cold_U = newcomers.among(ids[0].take(pa.array(users_U)))
-    numbers_E = None if rules.plan.ordered else _uniform(columns, newcomers.salted, *ids)
-    splits_E = newcomers.cut(cold_U, offsets_U1, splits_E, numbers_E)
+    cold_U = cold_start.among(ids[0].take(pa.array(users_U)))
+    numbers_E = None if rules.plan.ordered else _uniform(columns, cold_start.salted, *ids)
+    splits_E = cold_start.cut(cold_U, offsets_U1, shard.splits_E, numbers_E)
     counts = {
         "cold_users": int(cold_U.sum()),
         "cold_cut": int((splits_E == CUT).sum()),
         "cold_valid": int((splits_E == COLD_VALID).sum()),
     }
-    return *_kept(columns, splits_E), users_U[cold_U], counts
+    return _SplitEvents(*_without_cut(columns, splits_E), users_U[cold_U], counts)
 
 
-def _kept(columns: dict[str, Array], splits_E: Array) -> tuple[dict[str, Array], Array, Array]:
+def _without_cut(
+    columns: dict[str, Array], splits_E: Array
+) -> tuple[dict[str, Array], Array, Array]:
     """Columns, offsets and splits without the cut events."""
-    kept_E = splits_E != CUT
-    columns = {name: values[kept_E] for name, values in columns.items()}
+    stays_E = splits_E != CUT
+    columns = {name: values[stays_E] for name, values in columns.items()}
     # users without remaining events have no row
     starts = np.flatnonzero(np.diff(columns["user"], prepend=-1))
-    return columns, np.append(starts, kept_E.sum()).astype(np.int64), splits_E[kept_E]
+    return columns, np.append(starts, stays_E.sum()).astype(np.int64), splits_E[stays_E]
 
 
 def _without_cold(
@@ -251,8 +249,15 @@ def _without_cold(
 
 
 def _history_table(
-    columns: dict[str, Array], offsets_U1: Array, splits_E: Array, context: list[Array]
+    shard: _SplitEvents, events: pa.Table, context_columns: tuple[ContextColumn, ...]
 ) -> pa.Table:
+    """One row per user; ``events`` has the context columns before their encoding."""
+    columns, offsets_U1 = shard.columns, shard.offsets_U1
+    rows = pa.array(columns["row"])
+    context = [
+        column.encode(events.column(f"{CONTEXT}{column.name}").take(rows))
+        for column in context_columns
+    ]
     times = columns["time"]
     seconds = np.where(times == NO_TIME, 0, times // 1_000_000)
     flat = {
@@ -260,7 +265,7 @@ def _history_table(
         "types": columns["type"],
         "times": seconds,
         "values": columns["value"],
-        "splits": splits_E,
+        "splits": shard.splits_E,
     }
     arrays = [pa.array(columns["user"][offsets_U1[:-1]])]
     arrays += [
@@ -311,46 +316,15 @@ def _without_held_out(
 
 
 def _item_counts(items_E: Array, splits_E: Array) -> tuple[Array, Array]:
-    counted = splits_E < len(PARTS)
+    counted = splits_E < len(SPLITS)
     items_E, splits_E = items_E[counted], splits_E[counted]
     last = int(items_E.max(initial=-1))
     flat = np.bincount(
-        items_E.astype(np.int64) * len(PARTS) + splits_E, minlength=(last + 1) * len(PARTS)
+        items_E.astype(np.int64) * len(SPLITS) + splits_E, minlength=(last + 1) * len(SPLITS)
     )
-    counts_N3 = flat.reshape(last + 1, len(PARTS)).astype(np.int64)
+    counts_N3 = flat.reshape(last + 1, len(SPLITS)).astype(np.int64)
     unique = np.flatnonzero(counts_N3.any(axis=1))
     return unique, counts_N3[unique]
-
-
-def _term_parts(text: pa.Table, num_parts: int) -> list[pa.Table]:
-    """Counts of (item, term), distributed to parts by item."""
-    grouped = text.group_by(["item", "term"]).aggregate([([], "count_all")])
-    table = (
-        grouped.select(["item", "term", "count_all"])
-        .rename_columns(TERM_SCHEMA.names)
-        .cast(TERM_SCHEMA)
-    )
-    part = np.asarray(table.column("item")) % num_parts
-    return [table.filter(pa.array(part == index)) for index in range(num_parts)]
-
-
-def merge_terms(max_terms: int, *parts: pa.Table) -> pa.Table:
-    """The most frequent terms of every item as one text: item (int32), terms ("rock, indie"). Ties
-    are sorted by term.
-    """
-    table = pa.concat_tables(parts).group_by(["item", "term"]).aggregate([("count", "sum")])
-    table = table.sort_by(
-        [("item", "ascending"), ("count_sum", "descending"), ("term", "ascending")]
-    )
-    items = np.asarray(table.column("item"))
-    starts = np.flatnonzero(np.diff(items, prepend=-1))
-    place = np.arange(len(items)) - np.repeat(starts, np.diff(np.append(starts, len(items))))
-    table = table.filter(pa.array(place < max_terms))
-    items = np.asarray(table.column("item"))
-    starts = np.flatnonzero(np.diff(items, prepend=-1))
-    offsets = pa.array(np.append(starts, len(items)).astype(np.int32))
-    terms = pa.ListArray.from_arrays(offsets, table.column("term").combine_chunks())
-    return pa.table({"item": pa.array(items[starts]), "terms": pc.binary_join(terms, ", ")})
 
 
 def with_context(
@@ -382,8 +356,8 @@ def with_context(
     for ref in [
         counter.remote(bucket[0], event_rules, rules, user_ref, item_ref) for bucket in encoded
     ]:
-        for place, found in enumerate(fetch(ref)):
-            total[place].add(found) if place < len(total) else total.append(found)
+        for index, found in enumerate(fetch(ref)):
+            total[index].add(found) if index < len(total) else total.append(found)
     columns = tuple(
         found.column(name) for name, found in zip(event_rules.context, total, strict=True)
     )
@@ -399,7 +373,7 @@ def start_shards(
     encoded: list[list[Any]], folder: Folder, rules: ShardRules, users: pa.Array, items: pa.Array
 ) -> list[list[Any]]:
     """Start :func:`write_shard` for every bucket; returns references to reports and terms."""
-    writer = task(write_shard, 1 + rules.num_term_parts)
+    writer = task(write_shard, 1 + rules.num_term_tasks)
     user_ref, item_ref = ray.put(users), ray.put(items)
     return [
         writer.remote(bucket[0], bucket[1], folder, index, rules, user_ref, item_ref)

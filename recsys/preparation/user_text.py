@@ -30,10 +30,10 @@ import pyarrow.parquet as pq
 import ray
 
 from recsys.config import TextConfig
-from recsys.data.dataset import histories_from_table
 from recsys.data.hashing import string_hashes
 from recsys.data.hidden import Hidden
 from recsys.data.histories import Histories, Split
+from recsys.data.history_table import histories_from_table
 from recsys.data.text_rows import ENTRIES, VECTORS, WHOLE, TextRules, compose
 from recsys.encoders.adapter import Adapter
 from recsys.encoders.text import language_model_fingerprint
@@ -41,7 +41,7 @@ from recsys.preparation.blocks import fetch, task
 from recsys.preparation.dataset_writer import Folder
 from recsys.preparation.vector_cache import encode_texts
 
-_PARTS: Final = (Split.TRAIN, Split.VALID)
+_SPLITS: Final = (Split.TRAIN, Split.VALID)
 
 
 def texts_of(
@@ -51,34 +51,30 @@ def texts_of(
 
     The place is the number of events in the text, the fold that it leaves out, or :data:`WHOLE`.
     """
-    for split in _PARTS:
+    for split in _SPLITS:
         seen = histories.through(split)
         users_E = np.repeat(seen.users_U, seen.lengths_U)
         folds = [
             ~Hidden.fold(fold, rules.folds).of(users_E, seen.items_E) for fold in range(rules.folds)
         ]
         for row, user in enumerate(seen.users_U.tolist()):
-            span = slice(seen.offsets_U1[row], seen.offsets_U1[row + 1])
-            items, types = seen.items_E[span], seen.types_E[span]
+            events = slice(seen.offsets_U1[row], seen.offsets_U1[row + 1])
+            items, types = seen.items_E[events], seen.types_E[events]
             if len(items) == 0:
                 continue
             if rules.ordered:
-                for place in _places(len(items), rules.first):
-                    text = compose(items[:place].tolist(), types[:place].tolist(), titles, rules)
-                    yield user, int(split), place, text
+                for num in _lengths_with_text(len(items), rules.first):
+                    text = compose(items[:num].tolist(), types[:num].tolist(), titles, rules)
+                    yield user, int(split), num, text
             elif rules.folds > 1:
-                for fold, kept_E in enumerate(folds):
-                    kept = kept_E[span]
-                    yield (
-                        user,
-                        int(split),
-                        fold,
-                        compose(items[kept].tolist(), types[kept].tolist(), titles, rules),
-                    )
+                for fold, is_visible_E in enumerate(folds):
+                    visible = is_visible_E[events]
+                    text = compose(items[visible].tolist(), types[visible].tolist(), titles, rules)
+                    yield user, int(split), fold, text
             yield user, int(split), WHOLE, compose(items.tolist(), types.tolist(), titles, rules)
 
 
-def _places(length: int, first: int) -> list[int]:
+def _lengths_with_text(length: int, first: int) -> list[int]:
     """Numbers of events with a text: ``first`` and every doubling below the length."""
     if length <= first:
         return []
@@ -123,17 +119,10 @@ def write_user_texts(
     entries = entries.sort_by(
         [("user", "ascending"), ("through", "ascending"), ("place", "ascending")]
     )
-    encoded = entries.column("text").combine_chunks().dictionary_encode()
-    texts = encoded.dictionary.to_pylist()
-    rows = np.asarray(encoded.indices).astype(np.int32)
-    empty = np.array([not text for text in texts], dtype=bool)
+    distinct = entries.column("text").combine_chunks().dictionary_encode()
+    texts = distinct.dictionary.to_pylist()
     vectors_RT, numbers = encode_texts([text or None for text in texts], config, adapter)
-    columns = {"text": pa.array(np.where(empty[rows], -1, rows).astype(np.int32))}
-    columns["hash"] = pa.array(string_hashes(encoded.dictionary)[rows])  # the audit compares it
-    folder.write_table(
-        ENTRIES,
-        pa.table({name: entries.column(name) for name in ("user", "through", "place")} | columns),
-    )
+    folder.write_table(ENTRIES, _with_text_rows(entries, distinct))
     column = pa.FixedSizeListArray.from_arrays(
         pa.array(vectors_RT.reshape(-1)), vectors_RT.shape[1]
     )
@@ -141,7 +130,7 @@ def write_user_texts(
     return numbers | {
         "dimension": vectors_RT.shape[1],
         "texts": len(texts),
-        "entries": len(rows),
+        "entries": entries.num_rows,
         "folds": rules.folds,
         "model": config.model,
         "fingerprint": (
@@ -151,6 +140,19 @@ def write_user_texts(
         "max_tokens": config.max_tokens,
         "max_items": rules.max_items,
     }
+
+
+def _with_text_rows(entries: pa.Table, distinct: pa.DictionaryArray) -> pa.Table:
+    """``users/texts.parquet``: the entries with the row of their text's vector, -1 for an empty
+    text, and with a hash of the text, which the audit compares.
+    """
+    rows = np.asarray(distinct.indices).astype(np.int32)
+    is_empty = np.array([not text for text in distinct.dictionary.to_pylist()], dtype=bool)
+    columns = {
+        "text": pa.array(np.where(is_empty[rows], -1, rows).astype(np.int32)),
+        "hash": pa.array(string_hashes(distinct.dictionary)[rows]),
+    }
+    return pa.table({name: entries.column(name) for name in ("user", "through", "place")} | columns)
 
 
 def _compose_shard(folder: Folder, name: str, titles: Sequence[str], rules: TextRules) -> pa.Table:

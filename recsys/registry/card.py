@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from recsys.config import Config, DataConfig, RegistryConfig, redact
-from recsys.data.dataset import Manifest
+from recsys.data.manifest import Manifest
 from recsys.evaluation.members import single_line
 from recsys.report.wording import segment_name, sentence
 

@@ -25,7 +25,7 @@ from typing import Any, Final
 from recsys import __version__
 from recsys.config import Config, dump_config, redact
 from recsys.config.redaction import MARK
-from recsys.data.dataset import Manifest
+from recsys.data.manifest import Manifest
 from recsys.errors import ConfigError, MultigrainError, StorageError, first_line
 from recsys.registry.experiments import experiment_id
 from recsys.registry.run_tags import CHANGED_TAG, COMMIT_TAG, origin_tags, working_commit

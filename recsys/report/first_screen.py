@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from recsys.data.dataset import Manifest
+from recsys.data.manifest import Manifest
 from recsys.report.wording import (
     figure,
     metric_name,

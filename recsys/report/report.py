@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import jinja2
 
-from recsys.data.dataset import Manifest
+from recsys.data.manifest import Manifest
 from recsys.report.charts import curves, stacked
 from recsys.report.first_screen import best_baseline, cost, for_whom, short_examples, verdict
 from recsys.report.interest_drift import interest_drift_panel

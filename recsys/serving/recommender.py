@@ -23,9 +23,9 @@ from torch import Tensor
 
 from recsys.bundle.files import Bundle
 from recsys.contributions import Contributions
-from recsys.data.attributes import RequestEncoder
 from recsys.data.histories import Array, Queries, Split
 from recsys.data.pseudonyms import pseudonym_lookup
+from recsys.data.request_attributes import RequestEncoder
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.retrieval.selection import Catalogue, Plan
 from recsys.serving.explanation import Explainer

@@ -61,7 +61,7 @@ def compare(side: SideIds, events: SideIds, min_share: float) -> str:
         return ""
     examples = pairs or list(zip(_some(alone), _some(others) or [""] * NUM_EXAMPLES, strict=False))
     ours, theirs = (
-        ", ".join(repr(pair[place]) for pair in examples if pair[place]) for place in (0, 1)
+        ", ".join(repr(pair[index]) for pair in examples if pair[index]) for index in (0, 1)
     )
     said = "none" if not number else f"only {number:,}"
     message = (
@@ -122,7 +122,7 @@ def _cause(pairs: list[tuple[str, str]]) -> str:
     """The form that only one id of each pair has."""
     for cause, pattern in _FORMS.items():
         ours, theirs = (
-            pl.Series([pair[place] for pair in pairs]).str.contains(pattern) for place in (0, 1)
+            pl.Series([pair[index] for pair in pairs]).str.contains(pattern) for index in (0, 1)
         )
         if bool((ours != theirs).any()):
             return cause
@@ -131,5 +131,5 @@ def _cause(pairs: list[tuple[str, str]]) -> str:
 
 def _some(ids: pa.Array) -> list[str]:
     """A few ids, evenly distributed over all of them."""
-    places = np.linspace(0, len(ids) - 1, min(NUM_EXAMPLES, len(ids))).astype(np.int64)
-    return [str(name) for name in ids.take(pa.array(places)).to_pylist()]
+    positions = np.linspace(0, len(ids) - 1, min(NUM_EXAMPLES, len(ids))).astype(np.int64)
+    return [str(name) for name in ids.take(pa.array(positions)).to_pylist()]

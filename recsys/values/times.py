@@ -255,8 +255,8 @@ def _of_texts(texts: pl.Series, rules: CellRules) -> tuple[pl.Series, pl.Series]
     times, is_given = _of_floats(numbers, DEFAULT_RULES)
     no_number = numbers.is_null()
     if no_number.any():
-        places = no_number.arg_true()
-        times = times.scatter(places, _of_calendar_texts(rest.gather(places)))
+        positions = no_number.arg_true()
+        times = times.scatter(positions, _of_calendar_texts(rest.gather(positions)))
     present = present.scatter(rows, is_given | no_number | numbers.is_nan().fill_null(False))
     latest: Any = times.max()
     micros, present = _whole_numbers(whole, present, latest=(latest or 0) / _SECOND)

@@ -13,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from recsys.data.attribute_fitter import FieldFitter
 from recsys.data.attributes import (
     MISSING,
     NOT_GIVEN,
     PADDING,
     UNKNOWN,
     Field,
-    FieldFitter,
     ProfileEncoding,
-    RequestEncoder,
     encode_table,
 )
+from recsys.data.request_attributes import RequestEncoder
 from recsys.errors import ConfigError, RequestError
 from recsys.granularities.profile.section import ProfileConfig
 
@@ -38,7 +38,7 @@ def fit(table: pa.Table, active: list[bool] | None = None, **options: Any) -> tu
     return FieldFitter(table, rows, config, "user_fields", ("user_id",)).fit()
 
 
-def test_codes_and_values_by_hand() -> None:
+def test_codes_and_values_equal_those_by_hand() -> None:
     table = pa.table(
         {
             "age": pa.array([19.9, 20.0, 45.0, None, math.nan, 1e9]),
@@ -66,7 +66,7 @@ def test_codes_and_values_by_hand() -> None:
     np.testing.assert_allclose(rows.values_XM[:, 0], [-1.01, -1.0, 1.5, 0.0, 0.0, 3.0], rtol=1e-5)
 
 
-def test_statistics_by_hand() -> None:
+def test_statistics_equal_those_by_hand() -> None:
     """Quartiles of 0 … 100 are 25, 50, 75; they give four bins."""
     (field,) = fit(pa.table({"price": np.arange(101)}), bins=4)
     assert (field.kind, field.edges, field.center) == ("number", (25.0, 50.0, 75.0), 50.0)

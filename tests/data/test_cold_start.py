@@ -29,19 +29,19 @@ from tests.evaluation.test_evaluate import Oracle
 from tests.handmade import leave_last, write_dataset
 
 OFFSETS = np.array([0, 5, 8, 12])
-PARTS = np.array([0, 0, 0, 1, 2, 0, 0, 2, 0, 0, 0, 1], dtype=np.uint8)
+SPLITS = np.array([0, 0, 0, 1, 2, 0, 0, 2, 0, 0, 0, 1], dtype=np.uint8)
 
 
 def test_latest_training_events_stay_and_validation_is_marked() -> None:
-    found = ColdUsers(0.5, 2, 0).cut(np.array([True, False, True]), OFFSETS, PARTS, None)
+    found = ColdUsers(0.5, 2, 0).cut(np.array([True, False, True]), OFFSETS, SPLITS, None)
     assert found.tolist() == [CUT, 0, 0, 3, 2, 0, 0, 2, CUT, 0, 0, 3]
-    nothing = ColdUsers(0.5, 0, 0).cut(np.array([False, True, False]), OFFSETS, PARTS, None)
+    nothing = ColdUsers(0.5, 0, 0).cut(np.array([False, True, False]), OFFSETS, SPLITS, None)
     assert nothing.tolist() == [0, 0, 0, 1, 2, CUT, CUT, 2, 0, 0, 0, 1]
 
 
 def test_without_an_order_events_with_the_largest_numbers_stay() -> None:
     numbers = np.array([0.9, 0.1, 0.5, 1.0, 1.0, 0.3, 0.2, 0.9, 0.0, 0.0, 0.7, 0.8])
-    found = ColdUsers(0.5, 1, 0).cut(np.ones(3, dtype=bool), OFFSETS, PARTS, numbers)
+    found = ColdUsers(0.5, 1, 0).cut(np.ones(3, dtype=bool), OFFSETS, SPLITS, numbers)
     assert found.tolist() == [0, CUT, CUT, 3, 2, 0, CUT, 2, CUT, CUT, 0, 3]
 
 
@@ -256,7 +256,7 @@ def test_report_compares_models_on_cold_users(tmp_path: Path) -> None:
     ]
 
 
-def test_paired_report_by_hand() -> None:
+def test_paired_report_equals_that_by_hand() -> None:
     mask = np.array([True, False, True, True])
     values = {
         "model": np.array([0.5, 9, 0.5, 0.8]),

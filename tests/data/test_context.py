@@ -30,7 +30,7 @@ WEATHER = ContextColumn("weather", ("rain", "snow", "sun"))
 WARMTH = ContextColumn("warmth", None, 10.0, 5.0)
 
 
-def test_codes_by_hand() -> None:
+def test_codes_equal_those_by_hand() -> None:
     cells = pa.chunked_array([pa.array(["sun", None, "hail", "rain"])])
     assert WEATHER.encode(cells).tolist() == [4, 0, 1, 2] and WEATHER.num_codes == 5
     numbers = pa.chunked_array([pa.array([10.0, None, 15.0, 5.0, 1e9])])

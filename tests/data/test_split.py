@@ -123,5 +123,5 @@ def test_plan_describes_itself_in_iso_times() -> None:
 
 
 @pytest.mark.parametrize("module", [hashing, split, vocabulary])
-def test_doctests(module: object) -> None:
+def test_doctests_pass(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]

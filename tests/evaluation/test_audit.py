@@ -15,9 +15,10 @@ from test_prepare import TAGS, TEXT, TIMED, MemorySource, config, rows_of, silen
 
 from recsys.data.audit import audit
 from recsys.data.cold_start import ColdUsers
-from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
+from recsys.data.dataset import PreparedDataset
 from recsys.data.hashing import string_hashes
 from recsys.data.histories import COLD_VALID, Histories, Queries, Split
+from recsys.data.history_table import HISTORY_SCHEMA
 from recsys.data.text_rows import WHOLE, TextRules
 from recsys.data.titles import item_titles
 from recsys.errors import DataError

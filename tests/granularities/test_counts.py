@@ -245,7 +245,7 @@ def test_knowledge_finds_planted_facts(tmp_path: Path) -> None:
 
 def shorten(dataset: PreparedDataset) -> None:
     """Replace the facts by direct ones: ITEM —made by→ X —owned by→ Y gives ITEM —owned by→ Y."""
-    head, relation, tail = dataset.facts()
+    head, relation, tail = dataset.triples()
     items = set(dataset.item_entities().tolist())
     beyond = {
         int(h): (int(r), int(t))

@@ -27,7 +27,7 @@ from recsys.errors import ArtifactError, ConfigError, DataError
 from recsys.evaluation.validation import Validator
 from recsys.granularities.knowledge.model import Knowledge
 from recsys.granularities.stratum.section import StratumConfig
-from recsys.preparation.graphs import facts
+from recsys.preparation.graphs import encode_triples
 from recsys.preparation.prepare import prepare
 from recsys.registry.register import register
 from recsys.registry.tracking import Tracker
@@ -702,7 +702,7 @@ def test_entities_relations_and_context_keep_their_numbers() -> None:
     context = (ContextColumn("weather", ("sun", "rain")),)
     none = pa.array([], pa.string())
     base = Vocabulary(none, none, (), pa.array(["n", "m", "x"]), pa.array(["likes"]), context)
-    files, _, _ = facts(items, table_of(("m", "by", "a"), ("n", "likes", "m")), base=base)
+    files, _, _ = encode_triples(items, table_of(("m", "by", "a"), ("n", "likes", "m")), base=base)
     assert files["vocab/entities.parquet"].column("entity").to_pylist() == ["n", "m", "x", "a"]
     assert files["vocab/relations.parquet"].column("relation").to_pylist() == ["likes", "by"]
     assert files["items/entities.parquet"].column("entity").to_pylist() == [1, 0]

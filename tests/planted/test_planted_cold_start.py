@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from recsys.config import load_config
-from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories, Queries, Split
+from recsys.data.history_table import HISTORY_SCHEMA
 from recsys.evaluation.metrics import query_metrics
 from recsys.evaluation.ranking import rank
 from recsys.evaluation.validation import Validator

@@ -25,7 +25,7 @@ from recsys.errors import ConfigError, DataError
 from recsys.evaluation.baselines import Popularity
 from recsys.evaluation.bootstrap import intervals
 from recsys.evaluation.validation import Validator
-from recsys.preparation.append import Least
+from recsys.preparation.appendable import Least
 from recsys.preparation.content_hash import settings_of
 from recsys.preparation.dataset_writer import folder_of
 from recsys.preparation.event_store import Kept

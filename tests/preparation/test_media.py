@@ -57,7 +57,7 @@ def test_vectors_of_any_list_type_are_read(kind: pa.DataType) -> None:
     assert medium.described == {"column": "vector", "dimension": 2, "items": 2}
 
 
-def test_fixed_size_lists_with_nulls() -> None:
+def test_fixed_size_lists_with_nulls_are_read() -> None:
     cells = pa.array([[1.0, 2.0], None, [3.0, 4.0]], pa.list_(pa.float32(), 2))
     items = items_of([None] * 3).drop_columns("vector").append_column("vector", cells)
     np.testing.assert_array_equal(

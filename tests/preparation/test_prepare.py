@@ -17,8 +17,9 @@ import pytest
 
 from recsys import schema
 from recsys.config import CanonicalSource, Config, SyntheticSource, build_config
-from recsys.data.dataset import HISTORY_SCHEMA, PreparedDataset
+from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
+from recsys.data.history_table import HISTORY_SCHEMA
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError
 from recsys.preparation import prepare as prepare_module
 from recsys.preparation.dataset_writer import DatasetWriter
@@ -423,7 +424,7 @@ def test_unordered_ratio_depends_on_pair_and_seed(tmp_path: Path) -> None:
     assert half == {user: found[user] for user in half}
 
 
-def test_temporal_cut_offs_by_share_and_by_time(tmp_path: Path) -> None:
+def test_temporal_cut_offs_follow_shares_and_times(tmp_path: Path) -> None:
     rows = rows_of("events", [event(f"u{s % 3}", f"i{s}", s * 1000) for s in range(10)])
     share = prepare(
         config(tmp_path / "a", split={"kind": "temporal"}), silent, MemorySource(events=rows)
@@ -624,7 +625,7 @@ def named_triples(dataset: PreparedDataset) -> set[tuple[str, str, str]]:
     entities = dataset._table("vocab/entities.parquet").column(0).to_pylist()
     relations = dataset._table("vocab/relations.parquet").column(0).to_pylist()
     return {
-        (entities[h], relations[r], entities[t]) for h, r, t in zip(*dataset.facts(), strict=True)
+        (entities[h], relations[r], entities[t]) for h, r, t in zip(*dataset.triples(), strict=True)
     }
 
 

@@ -16,13 +16,15 @@ from recsys import schema
 from recsys.config import Config, build_config, dump_config, load_config
 from recsys.data.vocabulary import union
 from recsys.errors import ConfigError, DataError
-from recsys.preparation import core as core_module
+from recsys.preparation import k_core as core_module
+from recsys.preparation.buckets import gather_bucket, project
 from recsys.preparation.content_hash import settings_hash
-from recsys.preparation.core import core_pairs, cut_bucket, find_core
-from recsys.preparation.events import Coding, EventRules, encode_bucket, gather_bucket, project
+from recsys.preparation.encoding import Coding, encode_bucket
+from recsys.preparation.events import EventRules
 from recsys.preparation.filters import EventFilters
 from recsys.preparation.friends import SocialRules, number_rows
-from recsys.preparation.graphs import TripleRules, facts, write_triples
+from recsys.preparation.graphs import TripleRules, encode_triples, write_triples
+from recsys.preparation.k_core import core_pairs, cut_bucket, find_core
 from recsys.preparation.prepare import prepare
 from recsys.sources.validate import Layout, check_rows
 from recsys.values.overlap import SideIds, compare
@@ -344,7 +346,7 @@ def knowledge(*triples: tuple[str, str, str]) -> pa.Table:
 
 def test_item_ids_are_entity_ids_if_no_item_has_an_entity() -> None:
     features = pa.table({"item_id": ["a", "b", "c"]})
-    files, bad, read = facts(features, knowledge(("a", "is", "red"), ("c", "is", "red")))
+    files, bad, read = encode_triples(features, knowledge(("a", "is", "red"), ("c", "is", "red")))
     entities = files["vocab/entities.parquet"].column("entity").to_pylist()
     assert entities == ["a", "c", "red"] and (bad.num_rows, read) == (0, 2)
     assert files["items/entities.parquet"].column("entity").to_pylist() == [0, None, 1]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from recsys.data.dataset import Manifest
+from recsys.data.manifest import Manifest
 from recsys.report.charts import axis, curves, stacked
 from recsys.report.first_screen import for_whom, verdict
 from recsys.report.report import render_report

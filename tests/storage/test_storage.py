@@ -37,7 +37,8 @@ from recsys.config import (
     build_config,
     load_config,
 )
-from recsys.data.dataset import Manifest, PreparedDataset
+from recsys.data.dataset import PreparedDataset
+from recsys.data.manifest import Manifest
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError, StorageError
 from recsys.preparation.dataset_writer import DatasetWriter
 from recsys.preparation.images import digest_block

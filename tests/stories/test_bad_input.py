@@ -16,7 +16,7 @@ import yaml
 
 from pipelines.cli import main
 from pipelines.stages import LATER
-from recsys.data.dataset import SCHEMA_VERSION
+from recsys.data.manifest import SCHEMA_VERSION
 
 Captured = pytest.CaptureFixture[str]
 Tree = dict[str, Any]

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys import schema
-from recsys.config import CanonicalSource, DataConfig, ItemFactsConfig, SyntheticSource
+from recsys.config import CanonicalSource, DataConfig, ItemTriplesConfig, SyntheticSource
 from recsys.config.text_files import ABSENT_TEXTS
-from recsys.data.attributes import Field, RequestEncoder
+from recsys.data.attributes import Field
 from recsys.data.context import MISSING, UNKNOWN, ContextColumn
-from recsys.preparation.events import EventRules, project
+from recsys.data.request_attributes import RequestEncoder
+from recsys.preparation.buckets import project
+from recsys.preparation.events import EventRules
 from recsys.preparation.graphs import TripleRules, item_triples
 from recsys.sources.validate import Layout, check_rows
 from recsys.values import cells
@@ -148,7 +150,7 @@ def test_lists_of_a_slice_keep_their_rows() -> None:
 
 
 def _tails(column: Any, separator: str = "", rules: CellRules | None = None) -> list[str]:
-    config = ItemFactsConfig(
+    config = ItemTriplesConfig(
         item_columns=["genre"], separators={"genre": separator} if separator else {}
     )
     table = pa.table({"item_id": [f"i{row}" for row in range(len(column))], "genre": column})

@@ -36,7 +36,7 @@ class Triples:
         None without triples.
         """
         head, relation, tail = (
-            torch.as_tensor(tensor.astype(np.int64)) for tensor in dataset.facts()
+            torch.as_tensor(tensor.astype(np.int64)) for tensor in dataset.triples()
         )
         if not len(head):
             return None

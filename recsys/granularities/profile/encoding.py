@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from recsys import schema
-from recsys.data.attributes import FieldFitter, ProfileEncoding, Profiles, encode_table
+from recsys.data.attribute_fitter import FieldFitter
+from recsys.data.attributes import ProfileEncoding, Profiles, encode_table
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
 from recsys.errors import ConfigError, choices

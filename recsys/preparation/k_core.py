@@ -22,15 +22,10 @@ from recsys import schema
 from recsys.data.histories import Array
 from recsys.data.vocabulary import Vocabulary, union
 from recsys.preparation.blocks import fetch, task
-from recsys.preparation.events import (
-    BucketSummary,
-    Coding,
-    EventRules,
-    encode_bucket,
-    summarise,
-    where,
-)
-from recsys.preparation.keys import codes_in
+from recsys.preparation.buckets import BucketSummary, summarise
+from recsys.preparation.encoding import Coding, encode_bucket
+from recsys.preparation.events import EventRules
+from recsys.preparation.keys import codes_in, where
 
 OUTSIDE_CORE: Final = "outside the k-core of data.min_user_events and data.min_item_events"
 
@@ -47,7 +42,7 @@ def cut_to_core(
     Parameters
     ----------
     buckets : list[list[Any]]
-        References from :func:`recsys.preparation.events.exchange`.
+        References from :func:`recsys.preparation.buckets.exchange`.
     summaries : list[BucketSummary]
         Summaries of the buckets.
     coding : Coding
