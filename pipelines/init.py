@@ -39,11 +39,11 @@ def command(words: Sequence[str]) -> int:
     _check_free(out, wanted.force)
     quiet()
     from recsys.inspect.look import look
-    from recsys.inspect.telling import told
+    from recsys.inspect.terminal import summary_of
 
     name = "" if wanted.out == DEFAULT else plain_name(out.stem)
     found = look(wanted.files, name)
-    print(told(found.found))
+    print(summary_of(found.found))
     write_draft(out, found.draft.text())
     print(f"\nwritten    {out}: comments give the reasons and the alternatives")
     print(f"next       recsys run --config {wanted.out} --budget 20m")

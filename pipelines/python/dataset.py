@@ -17,7 +17,7 @@ from pipelines.python.settings import Settings, with_settings
 from recsys.config import Config, dump_config, load_config
 from recsys.errors import DataError, choices
 from recsys.inspect.look import Look, look
-from recsys.inspect.telling import told
+from recsys.inspect.terminal import summary_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -270,7 +270,7 @@ class Dataset:
     @classmethod
     def _of_look(cls, found: Look, folder: str | Path | None, settings: Settings) -> Dataset:
         dataset = cls(with_settings(found.config, settings), folder)
-        dataset.words = told(found.found)
+        dataset.words = summary_of(found.found)
         return dataset
 
     @classmethod

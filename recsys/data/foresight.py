@@ -84,7 +84,7 @@ def foresight(dataset: PreparedDataset) -> Foresight | None:
             "user": users_E,
             "item": shard.items_E,
             "time": times,
-            "asked": shard.are_targets_E,
+            "is_target": shard.are_targets_E,
         }
         events.append(pl.DataFrame(columns))
         found += len(targets_E)

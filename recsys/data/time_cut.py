@@ -76,7 +76,7 @@ class Cuts:
 
 def temporal_cuts(events: pl.DataFrame) -> Cuts:
     """Evaluate the possible cuts of events. Columns: ``user``, ``item``, ``time`` (microseconds,
-    null where unknown) and ``asked`` (whether the event has a predicted type).
+    null where unknown) and ``is_target`` (whether the event has a predicted type).
     """
     found = [cut for share in SHARES if (cut := _cut(events, share)) is not None]
     fitting = next((cut for cut in found if cut.is_enough), None)
@@ -88,17 +88,17 @@ def _cut(events: pl.DataFrame, share: float) -> Temporal | None:
     validation.
     """
     timed = events.filter(pl.col("time").is_not_null())
-    times = timed.filter("asked")["time"]
+    times = timed.filter("is_target")["time"]
     test_from, valid_from = (times.quantile(1 - count * share, "higher") for count in (1, 2))
     if test_from is None or valid_from is None or not valid_from < test_from:
         return None
     before = timed.filter(pl.col("time") < test_from)["user"].unique()
     earlier = timed.filter(pl.col("time") < valid_from)["user"].unique()
-    later = timed.filter((pl.col("time") >= test_from) & pl.col("asked"))
+    later = timed.filter((pl.col("time") >= test_from) & pl.col("is_target"))
     had = timed.filter(pl.col("time") < test_from)["item"].unique()
-    asked, known_items = later["user"], _mean(later["item"].is_in(had.implode()))
-    test, known_share = asked.unique(), _mean(asked.is_in(before.implode()))
-    between = (pl.col("time") >= valid_from) & (pl.col("time") < test_from) & pl.col("asked")
+    users, known_items = later["user"], _mean(later["item"].is_in(had.implode()))
+    test, known_share = users.unique(), _mean(users.is_in(before.implode()))
+    between = (pl.col("time") >= valid_from) & (pl.col("time") < test_from) & pl.col("is_target")
     valid = timed.filter(between)["user"].unique()
     known = int(test.is_in(before.implode()).sum())
     known_valid = int(valid.is_in(earlier.implode()).sum())

@@ -7,6 +7,6 @@ The steps::
               → kinds of columns (columns.py)
               → which table holds the events, and what the others are, by ids in common
                 (tables.py, roles.py)
-              → statistics of the events: repeats, times, types (habits.py)
+              → statistics of the events: repeats, times, types (event_statistics.py)
               → a configuration with reasons (proposal.py)
 """

@@ -11,7 +11,7 @@ from typing import Final
 
 from recsys.errors import EmptyFile, SourceError, StorageError, first_line
 from recsys.inspect.samples import Sample, sample_of, together
-from recsys.inspect.vocabulary import parts
+from recsys.inspect.vocabulary import words_of
 from recsys.sources.files import InputFile, find
 from recsys.storage.uris import expanded, is_remote
 
@@ -117,8 +117,8 @@ def _pattern(file: InputFile) -> str:
     table, as from Spark.
     """
     stem = "".join("0" if character.isdigit() else character for character in file.name.lower())
-    is_part = stem.startswith("part-") or "=" in file.path
-    if is_part:
+    is_shard = stem.startswith("part-") or "=" in file.path
+    if is_shard:
         outside = file.path.split("=")[0].rpartition("/")[0]
         return f"{outside}/part{file.suffix}"
     return file.path
@@ -128,12 +128,12 @@ def _sampled(alike: list[tuple[InputFile, str]], looked: ArgumentContent) -> lis
     """Sample files that are parts of one table, or a single file."""
     step = max(1, -(-len(alike) // _MANY_FILES))
     looked_into = {
-        place for place in range(len(alike)) if place % step == 0 or place == len(alike) - 1
+        index for index in range(len(alike)) if index % step == 0 or index == len(alike) - 1
     }
     found: list[Sample] = []
     skipped: list[InputFile] = []
-    for place, (file, argument) in enumerate(alike):
-        if place not in looked_into:
+    for index, (file, argument) in enumerate(alike):
+        if index not in looked_into:
             skipped.append(file)
             continue
         try:
@@ -178,7 +178,7 @@ def _family(sample: Sample) -> object:
     if sample.folders:
         return sample.given
     letters = [
-        word for word in parts(sample.name) if not any(character.isdigit() for character in word)
+        word for word in words_of(sample.name) if not any(character.isdigit() for character in word)
     ]
     return sample.files[0].path.rpartition("/")[0], tuple(letters)
 
@@ -255,5 +255,5 @@ def data_name(file: InputFile) -> str:
         if folders and folders[-1] not in ("", ".", "..", "~", "data")
         else file.name.split(".")[0]
     )
-    plain = "-".join(parts(word)) or "data"
+    plain = "-".join(words_of(word)) or "data"
     return plain[:40]

@@ -22,7 +22,7 @@ from recsys.sources.validate import CellRules
 _CATEGORY: Final = 0.5  # most distinct values per row for a column that groups rows
 _TELLS: Final = 0.5  # threshold of :func:`determines`, for texts and categories
 _TELLS_NUMBER: Final = 0.25
-_MOST_FACTS: Final = 8
+_MOST_TRIPLE_COLUMNS: Final = 8
 _MANY_ROWS: Final = 500  # from this size, distinct whole numbers are ids
 _SPARSE: Final = 50  # ratio of range to number of codes
 _KINDS: Final = {
@@ -39,7 +39,7 @@ class Attributes:
     text: list[str] = field(default_factory=list)
     html: list[str] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)  # numbers that the files store as text
-    facts: list[str] = field(default_factory=list)
+    triples: list[str] = field(default_factory=list)
     separators: dict[str, str] = field(default_factory=dict)
     vectors: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
@@ -49,12 +49,12 @@ class Attributes:
     kinds: dict[str, str] = field(default_factory=dict)  # column → what it holds, for people
     place: bool = False  # True: there are latitude and longitude
     measures: list[str] = field(default_factory=list)  # item columns that the member place reads
-    tells: bool = False  # True: the member profile can distinguish users
+    are_informative: bool = False  # True: the member profile can distinguish users
 
     @property
     def used(self) -> list[str]:
         """The used columns, each once."""
-        names = [*self.text, *self.numbers, *self.facts, *self.vectors, *self.others]
+        names = [*self.text, *self.numbers, *self.triples, *self.vectors, *self.others]
         return list(dict.fromkeys(names))
 
 
@@ -106,11 +106,11 @@ def attributes_of(
             )
             continue
         _sort(found, column, name, items, _is_text(table, column))
-    for name in found.facts[_MOST_FACTS:]:
-        found.idle[name] = f"there are already {_MOST_FACTS} columns of facts"
-    found.facts = found.facts[:_MOST_FACTS]
+    for name in found.triples[_MOST_TRIPLE_COLUMNS:]:
+        found.idle[name] = f"there are already {_MOST_TRIPLE_COLUMNS} columns of facts"
+    found.triples = found.triples[:_MOST_TRIPLE_COLUMNS]
     found.separators = {
-        name: mark for name, mark in found.separators.items() if name in found.facts
+        name: mark for name, mark in found.separators.items() if name in found.triples
     }
     _by_rules_of_the_run(found, given, items is not None, of)
     return found
@@ -130,7 +130,7 @@ def _by_rules_of_the_run(
         from recsys.inspect.features import distinguish_users
 
         read = [c for c in given if c.kind not in ("empty", "constant", "object")]
-        found.tells = distinguish_users(used if of is not None else read, rules, of)
+        found.are_informative = distinguish_users(used if of is not None else read, rules, of)
 
 
 def _is_text(table: Table, column: Column) -> bool:
@@ -150,8 +150,8 @@ def _name(column: Column, found: Attributes, table: Table, taken: set[str]) -> s
         "path": "categories",
         "list": "categories",
         "price": "price",
-    }.get(column.kind, f"{column.kind}_{column.place + 1}")
-    name = base if base not in taken else f"{base}_{column.place + 1}"
+    }.get(column.kind, f"{column.kind}_{column.position + 1}")
+    name = base if base not in taken else f"{base}_{column.position + 1}"
     found.rename[column.name] = name
     return name
 
@@ -212,7 +212,7 @@ def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_
             return
         if column.is_wordy:
             found.text.append(name)
-        found.facts.append(name)
+        found.triples.append(name)
         if column.mark:
             found.separators[name] = column.mark.strip() or column.mark
     elif kind in ("number", "price"):
@@ -222,9 +222,9 @@ def _sort(found: Attributes, column: Column, name: str, items: IdSet | None, is_
     elif column.is_wordy and items is not None:
         found.text.append(name)
         if groups:
-            found.facts.append(name)
+            found.triples.append(name)
     elif groups:
-        found.facts.append(name)
+        found.triples.append(name)
     else:
         found.idle[column.name] = "codes without a meaning of their own"
 
@@ -239,7 +239,7 @@ def _sort_number(
     if is_code and name not in ("latitude", "longitude"):
         if 1 < column.num_distinct <= _CATEGORY * column.num_values:
             found.kinds[name] = "codes of categories"
-            (found.facts if is_item else found.others).append(name)
+            (found.triples if is_item else found.others).append(name)
         else:
             found.idle[column.name] = "ids of something else"
     elif column.is_whole and column.is_key and column.num_values >= _MANY_ROWS:
@@ -291,8 +291,8 @@ def attributes_of_events(
             continue
         by_item, by_user = determines(item, column), determines(user, column)
         least = _TELLS_NUMBER if column.is_numeric else _TELLS
-        said = max(likeness(column.name, TEXT), likeness(column.name, ITEM))
-        if by_item >= least and by_item + 0.2 * said >= by_user:
+        by_name = max(likeness(column.name, TEXT), likeness(column.name, ITEM))
+        if by_item >= least and by_item + 0.2 * by_name >= by_user:
             of_items.append(column)
         elif by_user >= least:
             of_users.append(column)

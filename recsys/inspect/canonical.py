@@ -19,9 +19,10 @@ from recsys.inspect.attributes import (
     why_unused,
 )
 from recsys.inspect.columns import Column
+from recsys.inspect.event_statistics import Types, events_of, roles_of_types, statistics_of
 from recsys.inspect.events import EventColumns, columns_of_events
-from recsys.inspect.habits import EventStatistics, Types, events_of, habits_of, roles_of_types
 from recsys.inspect.overlap import IdSet
+from recsys.inspect.ratings import smallest_value
 from recsys.inspect.roles import as_stated_friends, assign_roles
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.sequences import understand_sequences
@@ -38,18 +39,6 @@ from recsys.inspect.understood import Setting, TableSummary, Understood
 from recsys.inspect.vocabulary import SESSION, likeness
 from recsys.sources.validate import CellRules, Layout, check_rows
 
-_RATINGS: Final = (
-    "rating",
-    "star",
-    "stars",
-    "score",
-    "overall",
-    "rate",
-    "grade",
-    "preference",
-    "feedback",
-)
-_ABSENT_RATING: Final = 0.2  # share of zeros from which zero means "no rating"
 _MOST_CONTEXT: Final = 200  # most distinct values of a context column
 
 
@@ -85,7 +74,7 @@ class _Canonical:
         self.notes: list[str] = []
         files = event_files(looked, tables, pair, self.columns)
         self.rows, self.sample = files.rows, files.sample
-        self.parts_of_files, self.types_of_files = files.parts, files.types
+        self.splits_of_files, self.types_of_files = files.splits, files.types
 
     def understood(self) -> Understood:
         """Everything."""
@@ -98,16 +87,20 @@ class _Canonical:
             if self._has_types
             else Types()
         )
-        first = habits_of(events, bad, meaning.targets)
-        min_value, min_why, is_rating = self._smallest(events, first)
+        first = statistics_of(events, bad, meaning.targets)
+        min_value, min_why, is_rating = smallest_value(
+            events, first, self.columns.value, self.pair.table.sample.has_names
+        )
         if meaning.history:
-            kept = pc.is_in(events.column(schema.EVENT_TYPE), value_set=pa.array(meaning.history))
-            events = events.filter(kept)
-        habits = replace(
-            habits_of(events, bad, meaning.targets, min_value), all_types=tuple(first.types)
+            is_used = pc.is_in(
+                events.column(schema.EVENT_TYPE), value_set=pa.array(meaning.history)
+            )
+            events = events.filter(is_used)
+        statistics = replace(
+            statistics_of(events, bad, meaning.targets, min_value), all_types=tuple(first.types)
         )
         plans, items, users, derived = self._plans(names)
-        found = Understood(name=self._name(), source=[], habits=habits, meaning=meaning)
+        found = Understood(name=self._name(), source=[], statistics=statistics, meaning=meaning)
         self._order(found)
         found.items, found.users, found.items_by_events = items, users, bool(derived[0])
         found.has_items = any(plan.role == "items" for plan in plans)
@@ -131,10 +124,10 @@ class _Canonical:
         )
         found.unknown_items = self._unknown_items(events)
         self._side_tables(found, plans, rules)
-        found.bad["events"] = habits.bad_share
+        found.bad["events"] = statistics.bad_share
         found.bad_why["events"] = "; ".join(
             f"{share:.1%} {reason}"
-            for reason, share in sorted(habits.bad.items(), key=lambda x: -x[1])[:3]
+            for reason, share in sorted(statistics.bad.items(), key=lambda x: -x[1])[:3]
         )
         found.tables = [self._summary(plan, items, users) for plan in plans]
         found.ignored = {**self.ignored, **self._left_out()}
@@ -150,7 +143,7 @@ class _Canonical:
     def _typed_names(self) -> dict[str, str]:
         names = dict(self.columns.names)
         for column, files in (
-            (schema.SPLIT, self.parts_of_files),
+            (schema.SPLIT, self.splits_of_files),
             (schema.EVENT_TYPE, self.types_of_files),
         ):
             if files:
@@ -175,54 +168,18 @@ class _Canonical:
         scaled = {reason: share * self.rows.num_rows / every for reason, share in bad.items()}
         return {**scaled, "rows with a different number of cells": sample.num_broken / every}
 
-    def _smallest(
-        self, events: pa.Table, habits: EventStatistics
-    ) -> tuple[float | None, str, bool]:
-        """Return the smallest value that counts, why, and whether values are ratings."""
-        column = self.columns.value
-        if column is None or habits.num_values < 2:
-            return None, "", False
-        name = column.name
-        named = self.pair.table.sample.has_names
-        stepped = bool((pc.multiply(events.column(schema.VALUE), 2).to_numpy() % 1 == 0).all())
-        is_rating = (
-            likeness(name, _RATINGS) >= 0.8 if named else habits.num_values <= 21 and stepped
-        )
-        if habits.negative > 0:
-            whole = column.is_whole
-            why = (
-                f"{habits.negative:.1%} of the events have a negative {name}: returns,"
-                " cancellations or dislikes"
-            )
-            return (1.0 if whole else 1e-9), why, is_rating
-        values = events.column(schema.VALUE).to_numpy()
-        rated = values[values != 0] if (values == 0).mean() > _ABSENT_RATING else values
-        if is_rating and len(rated) and habits.num_values <= 101:
-            low, high = float(rated.min()), float(rated.max())
-            middle = (low + high) / 2
-            if (rated < middle).mean() > 0.5:
-                return (
-                    middle,
-                    (
-                        f"{(rated < middle).mean():.0%} of the ratings are below the middle of the"
-                        " scale: dislikes"
-                    ),
-                    True,
-                )
-        return None, "", is_rating
-
     def _order(self, found: Understood) -> None:
-        habits, time = found.habits, self.columns.time
-        if habits.has_times and time is not None:
+        statistics, time = found.statistics, self.columns.time
+        if statistics.has_times and time is not None:
             found.order, found.order_why = "time", f"every event has a time, in {time.name}"
-        elif habits.timed > 0.5 and time is not None:
+        elif statistics.timed > 0.5 and time is not None:
             found.order = "auto"
-            found.order_why = f"{habits.timed:.0%} of the events have a time in {time.name}"
+            found.order_why = f"{statistics.timed:.0%} of the events have a time in {time.name}"
         else:
             found.order = "none"
             found.order_why = "no column has times, and the order of rows is unknown"
-        if self.parts_of_files or self.columns.split is not None:
-            count = ", ".join(f"{part} {number:,}" for part, number in habits.parts.items())
+        if self.splits_of_files or self.columns.split is not None:
+            count = ", ".join(f"{split} {number:,}" for split, number in statistics.splits.items())
             column = self.columns.split
             where = (
                 f"split by the column {column.name}"
@@ -311,20 +268,20 @@ class _Canonical:
 
     def _take(self, plan: TablePlan, columns: Sequence[Column], found: Attributes) -> list[Column]:
         """Name the event columns that make a table; leave out unused ones."""
-        kept = []
+        used = []
         for column in columns:
             name = found.rename.get(column.name, column.name)
             if name not in found.used:
                 continue
-            kept.append(column)
+            used.append(column)
             if name != column.name:
                 plan.names[column.name] = name
             if name in found.numbers:
                 plan.numbers.append(name)
-        return kept
+        return used
 
     def _pairs_of(self, role: str) -> list[TablePlan]:
-        """Plan how to read friends or facts; several files of one form are read as one table."""
+        """Plan how to read friends or triples; several files of one form are read as one table."""
         tables = [table for table in self.tables if table.role == role]
         if not tables:
             return []
@@ -389,9 +346,9 @@ class _Canonical:
                     f"format of {self.columns.time.name}, e.g. {example}",
                 )
             )
-        if self.parts_of_files:
+        if self.splits_of_files:
             found.append(
-                Setting("split_files", self.parts_of_files, "split of each file, from its name")
+                Setting("split_files", self.splits_of_files, "split of each file, from its name")
             )
         if self.types_of_files:
             found.append(
@@ -423,7 +380,7 @@ class _Canonical:
         return found
 
     def _side_tables(self, found: Understood, plans: Sequence[TablePlan], rules: CellRules) -> None:
-        """Describe friends and facts, and compute the share of unusable rows of each table."""
+        """Describe friends and triples, and compute the share of unusable rows of each table."""
         for plan in plans[1:]:
             table = schema.TABLES[plan.role]
             given = {
@@ -445,7 +402,7 @@ class _Canonical:
             if plan.role == "social":
                 found.friends = f"{plan.sample.num_rows:,} links; {shares}"
             if plan.role == "knowledge":
-                found.facts = f"{plan.sample.num_rows:,} facts; {shares}"
+                found.triples = f"{plan.sample.num_rows:,} facts; {shares}"
 
     def _left_out(self) -> dict[str, str]:
         return {

@@ -49,7 +49,7 @@ class Column:
     """A column of a sample."""
 
     name: str
-    place: int  # position in the file, from 0
+    position: int  # in the file, from 0
     kind: Kind
     values: pa.Array = field(compare=False, repr=False)  # ids as text, null where missing
     num_rows: int = 0
@@ -119,13 +119,13 @@ class Column:
         return bool(digits) and sum(count >= 4 for count in digits) >= _MOST * len(digits)
 
 
-def column_of(name: str, place: int, cells: pa.Array, rules: CellRules) -> Column:
+def column_of(name: str, position: int, cells: pa.Array, rules: CellRules) -> Column:
     """Classify one column of a sample."""
     kind = cells.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _of_lists(name, place, cells)
+        return _of_lists(name, position, cells)
     if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_nested(kind):
-        return Column(name, place, "object", pa.nulls(len(cells), pa.string()), len(cells))
+        return Column(name, position, "object", pa.nulls(len(cells), pa.string()), len(cells))
     if pa.types.is_boolean(kind):
         cells = pc.if_else(cells, "true", "false")
     texts = ids(cells, rules)
@@ -139,12 +139,12 @@ def column_of(name: str, place: int, cells: pa.Array, rules: CellRules) -> Colum
         "example": present[0].as_py()[:60] if len(present) else "",
     }
     if not len(present):
-        return Column(name, place, "empty", **base)
-    said = likeness(name, TIME) >= 0.8
+        return Column(name, position, "empty", **base)
+    is_named = likeness(name, TIME) >= 0.8
     raw = cells.drop_null() if not pa.types.is_string(kind) else present
-    form = time_form(raw, rules, said, has_id(name))
+    form = time_form(raw, rules, is_named, has_id(name))
     if form is not None:
-        return Column(name, place, "time", time=form, **base)
+        return Column(name, position, "time", time=form, **base)
     sample = present.slice(0, _SAMPLED)
     if not pa.types.is_string(kind) and not pa.types.is_boolean(kind):
         measured = _measured(
@@ -154,12 +154,12 @@ def column_of(name: str, place: int, cells: pa.Array, rules: CellRules) -> Colum
         )
         return Column(
             name,
-            place,
+            position,
             "constant" if distinct == 1 and len(present) > 1 else "number",
             **base,
             **measured,
         )
-    return _of_texts(name, place, sample, base)
+    return _of_texts(name, position, sample, base)
 
 
 def _share(texts: pa.Array, pattern: str) -> float:
@@ -178,7 +178,7 @@ def _measured(values: pa.Array) -> dict[str, Any]:
     }
 
 
-def _of_texts(name: str, place: int, sample: pa.Array, base: dict[str, Any]) -> Column:
+def _of_texts(name: str, position: int, sample: pa.Array, base: dict[str, Any]) -> Column:
     """Classify a column of texts that are not times."""
     distinct = base["num_distinct"]
     lowered = {text.lower() for text in pc.unique(sample.slice(0, 1000)).to_pylist()}
@@ -190,28 +190,28 @@ def _of_texts(name: str, place: int, sample: pa.Array, base: dict[str, Any]) -> 
         if leading < 0.01 or comma:
             measured = _measured(values)
             kind: Kind = "constant" if constant else "flag" if lowered <= {"0", "1"} else "number"
-            return Column(name, place, kind, **base, **measured, decimal_comma=comma)
+            return Column(name, position, kind, **base, **measured, decimal_comma=comma)
     if constant:
-        return Column(name, place, "constant", **base)
+        return Column(name, position, "constant", **base)
     if any(lowered <= flags for flags in _FLAGS):
-        return Column(name, place, "flag", **base)
+        return Column(name, position, "flag", **base)
     if _share(sample, _PRICE) >= _MOST:
-        return Column(name, place, "price", **base)
+        return Column(name, position, "price", **base)
     if _share(sample, _URL) >= _MOST:
-        return Column(name, place, "image" if _share(sample, _IMAGE) >= _MOST else "url", **base)
+        return Column(name, position, "image" if _share(sample, _IMAGE) >= _MOST else "url", **base)
     if _share(sample, _IMAGE) >= _MOST:
-        return Column(name, place, "image", **base)
+        return Column(name, position, "image", **base)
     blanks = pc.mean(pc.count_substring(pc.utf8_trim_whitespace(sample), " ")).as_py() or 0.0
     words = float(blanks) + 1
     letters = _share(sample, r"\p{L}{3,}")
     wordy = letters >= 0.7 and _share(sample, r"\d") <= 0.5
     base |= {"words": words, "is_wordy": wordy or (words >= _WORDY and letters >= 0.5)}
     if _share(sample, _TAGS) >= 0.03 and words >= _WORDY:
-        return Column(name, place, "html", **base)
+        return Column(name, position, "html", **base)
     if found := _members(sample):
-        return Column(name, place, found[0], mark=found[1], **base)
+        return Column(name, position, found[0], mark=found[1], **base)
     is_text = letters >= 0.5 and words >= _WORDY
-    return Column(name, place, "text" if is_text else "token", **base)
+    return Column(name, position, "text" if is_text else "token", **base)
 
 
 def _members(sample: pa.Array) -> tuple[Kind, str] | None:
@@ -227,20 +227,20 @@ def _members(sample: pa.Array) -> tuple[Kind, str] | None:
             if share < 0.3:
                 continue
             members = [
-                part.strip()
+                member.strip()
                 for text in few.to_pylist()
-                for part in text.split(mark)
-                if part.strip()
+                for member in text.split(mark)
+                if member.strip()
             ]
             if not members:
                 continue
-            long = sum(len(part.split()) > 5 for part in members)
+            long = sum(len(member.split()) > 5 for member in members)
             if len(set(members)) <= 0.5 * len(members) and long <= 0.1 * len(members):
                 return ("path" if kind == "path" else "list"), mark
     return None
 
 
-def _of_lists(name: str, place: int, cells: pa.Array) -> Column:
+def _of_lists(name: str, position: int, cells: pa.Array) -> Column:
     kind = cells.type.value_type
     lengths = pc.list_value_length(cells)
     base: dict[str, Any] = {"num_rows": len(cells), "num_values": len(cells) - cells.null_count}
@@ -248,9 +248,9 @@ def _of_lists(name: str, place: int, cells: pa.Array) -> Column:
     if pa.types.is_floating(kind) or pa.types.is_integer(kind):
         sizes = pc.unique(lengths.drop_null()).to_pylist()
         is_vector = len(sizes) == 1 and sizes[0] >= _VECTOR
-        return Column(name, place, "vector" if is_vector else "object", nothing, **base)
+        return Column(name, position, "vector" if is_vector else "object", nothing, **base)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        return Column(name, place, "object", nothing, **base)
+        return Column(name, position, "object", nothing, **base)
     members = pc.list_flatten(cells).cast(pa.string()).drop_null()
     joined = pc.binary_join(cells.cast(pa.list_(pa.string())), " | ")
     wordy = (
@@ -270,7 +270,7 @@ def _of_lists(name: str, place: int, cells: pa.Array) -> Column:
         kind_found = "lists"
     base |= {"num_distinct": distinct, "is_wordy": wordy, "words": spaces + 1}
     base["example"] = members[0].as_py()[:60] if len(members) else ""
-    return Column(name, place, kind_found, joined, **base)
+    return Column(name, position, kind_found, joined, **base)
 
 
 def bare_tokens(column: Column) -> list[str]:

@@ -70,8 +70,8 @@ def columns_of_events(pair: Pair) -> EventColumns:
 def _is_split(table: Table, column: Column) -> bool:
     if column.kind not in ("token", "flag") or not 2 <= column.num_distinct <= 4:
         return False
-    parts = {SPLIT_WORDS.get(word.lower(), "") for word in bare_tokens(column)}
-    return "" not in parts and {"train", "test"} <= parts
+    splits = {SPLIT_WORDS.get(word.lower(), "") for word in bare_tokens(column)}
+    return "" not in splits and {"train", "test"} <= splits
 
 
 def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
@@ -93,7 +93,7 @@ def _time(table: Table, pair: Pair, left: list[Column]) -> Column | None:
             -1.0 * (of_item or of_user),
             not column.time.by_day,
             table.like(column, TIME) + 0.1 * epoch,
-            -column.place,
+            -column.position,
         )
 
     best = max(times, key=rank, default=None)
@@ -120,8 +120,8 @@ def _type(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         known = sum(has_known(word, (*STRONG, *WEAK, *NEGATIVE)) for word in words) >= max(
             1, len(words) / 3
         )
-        said = table.like(column, EVENT_TYPE) >= _SAYS
-        if not (known and column.kind == "token" or said):
+        is_named = table.like(column, EVENT_TYPE) >= _SAYS
+        if not (known and column.kind == "token" or is_named):
             continue
         if not known and determines(pair.item, column) > 0.9:
             continue  # a property of the item, not of the event
@@ -139,7 +139,7 @@ def _value(table: Table, pair: Pair, left: list[Column]) -> Column | None:
         named = [column for column in numbers if table.like(column, VALUE) >= _SAYS]
         named = [column for column in named if determines(pair.item, column) < 0.9]
         return max(
-            named, key=lambda column: (table.like(column, VALUE), -column.place), default=None
+            named, key=lambda column: (table.like(column, VALUE), -column.position), default=None
         )
     rated = [
         c

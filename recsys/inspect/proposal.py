@@ -5,11 +5,12 @@ the run chooses.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
-from recsys.config.sources import TABLES
+from recsys.config.text_files import TABLES
 from recsys.inspect.draft import Draft
-from recsys.inspect.habits import EventStatistics
+from recsys.inspect.event_statistics import EventStatistics
 from recsys.inspect.understood import Understood
 
 _ACCEPTED_BAD: Final = 0.01  # default limit of prepare
@@ -55,7 +56,7 @@ def draft_of(found: Understood, name: str, command: str) -> Draft:
     _split(draft, found)
     _echoes(draft, found)
     _text(draft, found)
-    _facts(draft, found)
+    _triples(draft, found)
     _evaluation(draft, found)
     draft.section("registry")
     draft.set("registry.name", f"multigrain-{name}", "name of the registered model")
@@ -84,22 +85,22 @@ def _set_deep(draft: Draft, path: str, key: str, value: Any, why: str) -> None:
 
 def _rules(draft: Draft, found: Understood) -> None:
     """Set which events count, and how many rows may be invalid."""
-    habits = found.habits
+    statistics = found.statistics
     draft.set("data.order", found.order, found.order_why)
     if found.order == "none" and found.event_text is None:
         draft.other("data.order", "file", "if the rows of each user are in order of time")
     if found.meaning.history:
-        others = [kind for kind in habits.all_types if kind not in found.meaning.history]
+        others = [kind for kind in statistics.all_types if kind not in found.meaning.history]
         draft.set(
             "data.interactions",
             list(found.meaning.history),
             f"{', '.join(others)} are left out: negative, or only shown to the user",
         )
     if found.meaning.targets:
-        share = sum(habits.types.get(kind, 0) for kind in found.meaning.targets) / max(
-            sum(habits.types.values()), 1
+        share = sum(statistics.types.get(kind, 0) for kind in found.meaning.targets) / max(
+            sum(statistics.types.values()), 1
         )
-        rest = [kind for kind in habits.types if kind not in found.meaning.targets]
+        rest = [kind for kind in statistics.types if kind not in found.meaning.targets]
         draft.set(
             "data.targets",
             list(found.meaning.targets),
@@ -107,23 +108,14 @@ def _rules(draft: Draft, found: Understood) -> None:
             f" {', '.join(rest)}",
         )
         draft.other("data.targets", [], "predicts all types")
-    elif len(habits.types) > 1 and found.event_text is None:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(habits.types.items())[:6])
+    elif len(statistics.types) > 1 and found.event_text is None:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in list(statistics.types.items())[:6])
         draft.other(
             "data.targets",
-            [next(iter(habits.types))],
+            [next(iter(statistics.types))],
             f"now all types are predicted ({kinds}); this predicts one of them",
         )
-    if found.min_value is not None:
-        draft.set("data.min_value", found.min_value, found.min_value_why)
-    elif found.is_rating and habits.num_values > 2:
-        high = habits.low + 0.7 * (habits.high - habits.low)
-        rounded = float(math.ceil(high)) if habits.high - habits.low >= 3 else round(high, 2)
-        why = (
-            f"now every value of {found.value_name or 'the rating'} counts as interest; this drops"
-            " low values"
-        )
-        draft.other("data.min_value", rounded, why)
+    _values(draft, found)
     if found.has_items and found.unknown_items > 0:
         unknown = f"{found.unknown_items:.1%}" if found.unknown_items >= 0.001 else "a few"
         draft.set(
@@ -148,27 +140,33 @@ def _rules(draft: Draft, found: Understood) -> None:
         )
 
 
+def _values(draft: Draft, found: Understood) -> None:
+    """Set the least value of an event that counts, or propose one for ratings."""
+    statistics = found.statistics
+    if found.min_value is not None:
+        draft.set("data.min_value", found.min_value, found.min_value_why)
+    elif found.is_rating and statistics.num_values > 2:
+        high = statistics.low + 0.7 * (statistics.high - statistics.low)
+        rounded = (
+            float(math.ceil(high)) if statistics.high - statistics.low >= 3 else round(high, 2)
+        )
+        why = (
+            f"now every value of {found.value_name or 'the rating'} counts as interest; this drops"
+            " low values"
+        )
+        draft.other("data.min_value", rounded, why)
+
+
 def _split(draft: Draft, found: Understood) -> None:
     """Choose a split that tests the model like in production."""
-    habits, given = found.habits, found.split
+    statistics = found.statistics
     draft.section("data.split")
-    if given is not None:
-        settings, why = given
-        for key, value in settings.items():
-            draft.set(
-                f"data.split.{key}", value, why if key == "kind" else "the size of the test split"
-            )
-        if "valid" not in habits.parts and "valid" not in settings and habits.parts.get("test"):
-            share = habits.parts["test"] / max(sum(habits.parts.values()), 1)
-            draft.set(
-                "data.split.valid",
-                round(min(max(share, 0.05), 0.3), 2),
-                "share of the training events, the size of the test split",
-            )
+    if found.split is not None:
+        _given_split(draft, statistics, *found.split)
         return
     day = " (days)" if found.day_only else ""
-    if habits.temporal is not None:
-        fit = habits.temporal
+    if statistics.temporal is not None:
+        fit = statistics.temporal
         why = (
             f"events have times{day}: train on the past, test from {fit.test_from:%Y-%m-%d} on,"
             f" with {fit.num_test_users:,} users known by then"
@@ -176,21 +174,21 @@ def _split(draft: Draft, found: Understood) -> None:
         draft.set("data.split.kind", "temporal", why)
         draft.set("data.split.test", fit.share, "share of events, the latest")
         draft.set("data.split.valid", fit.share, "share of events, those before the test")
-        span = _span(habits)
+        period = _period(statistics)
         draft.other(
             "data.split.kind",
             "leave-last",
-            f"tests each user's last event; over {span} the model then knows later popularity: a"
+            f"tests each user's last event; over {period} the model then knows later popularity: a"
             " leak",
         )
         return
-    if found.order in ("time", "auto") and habits.timed > 0.5:
+    if found.order in ("time", "auto") and statistics.timed > 0.5:
         draft.set(
             "data.split.kind",
             "leave-last",
-            f"tests each user's last event, {_why_not_temporal(habits)}",
+            f"tests each user's last event, {_why_not_temporal(statistics)}",
         )
-        if habits.has_times:
+        if statistics.has_times:
             draft.other("data.split.kind", "temporal", "one cut in time, like in production")
         return
     if found.order == "file":
@@ -210,47 +208,72 @@ def _split(draft: Draft, found: Understood) -> None:
     draft.other("data.split.kind", "leave-last", "together with order: file")
 
 
+def _given_split(
+    draft: Draft, statistics: EventStatistics, settings: Mapping[str, Any], why: str
+) -> None:
+    """Use the split of the files."""
+    for key, value in settings.items():
+        draft.set(
+            f"data.split.{key}", value, why if key == "kind" else "the size of the test split"
+        )
+    if (
+        "valid" not in statistics.splits
+        and "valid" not in settings
+        and statistics.splits.get("test")
+    ):
+        share = statistics.splits["test"] / max(sum(statistics.splits.values()), 1)
+        draft.set(
+            "data.split.valid",
+            round(min(max(share, 0.05), 0.3), 2),
+            "share of the training events, the size of the test split",
+        )
+
+
 def _echoes(draft: Draft, found: Understood) -> None:
     """Add alternatives if many last events repeat the item of the user's previous event, so that
     copying solves the test.
     """
-    habits = found.habits
+    statistics = found.statistics
     if (
         found.split is not None
-        or habits.temporal is not None
+        or statistics.temporal is not None
         or found.order == "none"
-        or not habits.echoes_are_common
+        or not statistics.echoes_are_common
     ):
         return
-    said = (
-        f"{habits.echoes:.1%} of the last events directly follow one of the same user on the same"
-        " item"
+    echoes = (
+        f"{statistics.echoes:.1%} of the last events directly follow one of the same user on the"
+        " same item"
     )
-    kept = [kind for kind in found.meaning.history or habits.types if kind not in habits.echo_types]
-    if habits.echo_types and kept and not found.meaning.targets:
-        kinds = ", ".join(habits.echo_types)
+    others = [
+        kind
+        for kind in found.meaning.history or statistics.types
+        if kind not in statistics.echo_types
+    ]
+    if statistics.echo_types and others and not found.meaning.targets:
+        kinds = ", ".join(statistics.echo_types)
         why = (
-            f"{said}, so repeating that item solves the test; this leaves out {kinds}, most of"
+            f"{echoes}, so repeating that item solves the test; this leaves out {kinds}, most of"
             " which do so"
         )
-        draft.other("data.interactions", kept, why)
-    elif found.meaning.targets and habits.has_times:
-        why = f"{said}: this tests before the first event of a visit"
+        draft.other("data.interactions", others, why)
+    elif found.meaning.targets and statistics.has_times:
+        why = f"{echoes}: this tests before the first event of a visit"
         draft.other("data.split.kind", "temporal", why)
 
 
-def _why_not_temporal(habits: EventStatistics) -> str:
-    best = habits.best_temporal
+def _why_not_temporal(statistics: EventStatistics) -> str:
+    best = statistics.best_temporal
     return (
         "because one cut in time leaves"
         f" {'nothing between its parts' if best is None else best.why_not}"
     )
 
 
-def _span(habits: EventStatistics) -> str:
-    if habits.first is None or habits.last is None:
+def _period(statistics: EventStatistics) -> str:
+    if statistics.first is None or statistics.last is None:
         return "a long period"
-    days = (habits.last - habits.first).days
+    days = (statistics.last - statistics.first).days
     return (
         f"{days / 365:.1f} years"
         if days > 730
@@ -285,14 +308,14 @@ def _text(draft: Draft, found: Understood) -> None:
         draft.set("data.text.html", items.html, "tags are removed")
 
 
-def _facts(draft: Draft, found: Understood) -> None:
+def _triples(draft: Draft, found: Understood) -> None:
     items = found.items
     if items is None:
         return
-    if items.facts:
+    if items.triples:
         draft.put(
             ["data", "knowledge", "item_columns"],
-            items.facts,
+            items.triples,
             "values that items share, used as facts",
         )
         for name, mark in items.separators.items():
@@ -322,8 +345,8 @@ def _plain(name: str) -> str:
 
 
 def _evaluation(draft: Draft, found: Understood) -> None:
-    habits = found.habits
-    last = found.split is None and habits.temporal is None and found.order != "none"
+    statistics = found.statistics
+    last = found.split is None and statistics.temporal is None and found.order != "none"
     draft.section("train")
     metric, why = (
         ("ndcg@10", "each user has one item to find")
@@ -333,10 +356,12 @@ def _evaluation(draft: Draft, found: Understood) -> None:
     draft.set("train.metric", metric, why)
     draft.section("evaluate")
     draft.set("evaluate.ks", [10, 20], "list lengths of the metrics")
-    share = f"{habits.repeats:.1%} of the events to predict repeat an item of the user's history"
-    if habits.repeats_are_common:
+    share = (
+        f"{statistics.repeats:.1%} of the events to predict repeat an item of the user's history"
+    )
+    if statistics.repeats_are_common:
         draft.set("evaluate.exclude_seen", False, f"{share}, so lists include such items")
-        if last and habits.echoes_are_common:
+        if last and statistics.echoes_are_common:
             why = (
                 "removes items of the history from lists and metrics, also that of the previous"
                 " event"
@@ -345,7 +370,7 @@ def _evaluation(draft: Draft, found: Understood) -> None:
     else:
         why = (
             f"{share}, so lists show new items only"
-            if habits.repeats >= 0.0005
+            if statistics.repeats >= 0.0005
             else "no user has an item twice"
         )
         draft.set("evaluate.exclude_seen", True, why)

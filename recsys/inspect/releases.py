@@ -12,7 +12,7 @@ from recsys.config import HetRecLastFmSource, RecBoleSource
 from recsys.inspect.arguments import ArgumentContent, data_name, shown_path
 from recsys.inspect.attributes import attributes_of
 from recsys.inspect.columns import Column, column_of
-from recsys.inspect.habits import habits_of
+from recsys.inspect.event_statistics import statistics_of
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.samples import Sample
 from recsys.inspect.tables import Table
@@ -25,7 +25,7 @@ from recsys.sources.validate import CellRules
 _MOST_PIECES: Final = 2  # pieces of 32 MiB that are read of a large file of events
 _FEW_WORDS: Final = 0.05  # share of distinct words, up to which a text is a list
 _TABLES: Final = {"items": schema.ITEM_ID, "users": schema.USER_ID}
-_UNSAID: Final = "this kind of source reads its own files only"
+_NOT_READ: Final = "this kind of source reads its own files only"
 
 
 def understand_recbole(looked: ArgumentContent) -> Understood:
@@ -36,59 +36,44 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
     adapter = open_source(source)
     pieces = adapter.pieces()
     events, bad = _good(pieces["events"])
-    habits = habits_of(events, bad)
-    found = Understood(name, [], habits)
+    statistics = statistics_of(events, bad)
+    found = Understood(name, [], statistics)
     found.source = [
         Setting("kind", "recbole", "RecBole's atomic files, with types in their headers"),
         Setting("folder", shown_path(folder), "folder of the files"),
-        Setting("name", name, f"reads {name}.inter, {habits.num_rows:,} rows"),
+        Setting("name", name, f"reads {name}.inter, {statistics.num_rows:,} rows"),
     ]
-    found.order = "time" if habits.has_times else "none"
+    found.order = "time" if statistics.has_times else "none"
     found.order_why = (
-        "every event has a timestamp" if habits.has_times else "the events have no timestamp"
+        "every event has a timestamp" if statistics.has_times else "the events have no timestamp"
     )
-    found.value_name, found.is_rating = "rating", habits.num_values > 2 and habits.high <= 10
+    found.value_name, found.is_rating = (
+        "rating",
+        statistics.num_values > 2 and statistics.high <= 10,
+    )
     found.tables.append(
-        TableSummary("events", f"{folder}/{name}.inter", f"{habits.num_rows:,} rows")
+        TableSummary("events", f"{folder}/{name}.inter", f"{statistics.num_rows:,} rows")
     )
     ids = {"items": _ids(events, schema.ITEM_ID), "users": _ids(events, schema.USER_ID)}
-    for role, key in _TABLES.items():
+    for role in _TABLES:
         if role in pieces:
             table = _table(pieces[role], adapter.files()[0].path)
-            columns = [c for c in table.columns if c.name not in (key, schema.ENTITY_ID)]
-            attributes = attributes_of(
-                table, columns, [key], ids["items"] if role == "items" else None
-            )
-            attributes.rename.clear()
-            words = [
-                n
-                for n in (*attributes.text, *attributes.facts)
-                if _is_list_of_words(table.column(n))
-            ]
-            attributes.facts = list(dict.fromkeys([*attributes.facts, *words]))
-            attributes.separators |= dict.fromkeys(words, " ")
-            found.items, found.users = (
-                (attributes, found.users) if role == "items" else (found.items, attributes)
-            )
-            share = IdSet(table.column(key)).share_in(ids[role])
-            found.tables.append(
-                TableSummary(
-                    role,
-                    f"{folder}/{name}.{role.rstrip('s')}",
-                    f"{table.sample.num_rows:,} rows, {share:.0%} of its ids are in the events",
-                )
-            )
+            _add_attributes(found, table, role, ids)
+            path = f"{folder}/{name}.{role.rstrip('s')}"
+            share = IdSet(table.column(_TABLES[role])).share_in(ids[role])
+            words = f"{table.sample.num_rows:,} rows, {share:.0%} of its ids are in the events"
+            found.tables.append(TableSummary(role, path, words))
             if role == "items":
                 found.has_items = True
                 known = pc.is_in(
-                    events.column(schema.ITEM_ID), value_set=IdSet(table.column(key)).ids
+                    events.column(schema.ITEM_ID), value_set=IdSet(table.column(_TABLES[role])).ids
                 )
                 found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
     if "social" in pieces:
         found.friends = "links of the .net file"
         found.tables.append(TableSummary("social", f"{folder}/{name}.net", "links"))
     if "knowledge" in pieces:
-        found.facts = "facts of the .kg file"
+        found.triples = "facts of the .kg file"
         found.tables.append(
             TableSummary(
                 "knowledge",
@@ -96,12 +81,30 @@ def understand_recbole(looked: ArgumentContent) -> Understood:
                 "facts, linked to items by the .link file if there is one",
             )
         )
-    found.bad["events"], found.bad_why["events"] = habits.bad_share, "; ".join(habits.bad)
+    found.bad["events"], found.bad_why["events"] = statistics.bad_share, "; ".join(statistics.bad)
     found.ignored = {
         **looked.ignored,
-        **{sample.files[0].path: _UNSAID for sample in looked.tables},
+        **{sample.files[0].path: _NOT_READ for sample in looked.tables},
     }
     return found
+
+
+def _add_attributes(found: Understood, table: Table, role: str, ids: dict[str, IdSet]) -> None:
+    """Find the attributes of a table of items or users; texts that are lists of words are triples,
+    too.
+    """
+    key = _TABLES[role]
+    columns = [c for c in table.columns if c.name not in (key, schema.ENTITY_ID)]
+    attributes = attributes_of(table, columns, [key], ids["items"] if role == "items" else None)
+    attributes.rename.clear()
+    names = (*attributes.text, *attributes.triples)
+    words = [name for name in names if _is_list_of_words(table.column(name))]
+    attributes.triples = list(dict.fromkeys([*attributes.triples, *words]))
+    attributes.separators |= dict.fromkeys(words, " ")
+    if role == "items":
+        found.items = attributes
+    else:
+        found.users = attributes
 
 
 def understand_hetrec(looked: ArgumentContent) -> Understood:
@@ -114,9 +117,9 @@ def understand_hetrec(looked: ArgumentContent) -> Understood:
     pieces = open_source(source).pieces()
     events, bad = _good(pieces["events"])
     listens = events.filter(pc.equal(events.column(schema.EVENT_TYPE), "listen"))
-    habits = habits_of(listens, bad)
+    statistics = statistics_of(listens, bad)
     found = Understood(
-        data_name(input_file(f"{folder}/user_artists.dat")), [], habits, order="none"
+        data_name(input_file(f"{folder}/user_artists.dat")), [], statistics, order="none"
     )
     found.order_why = "listens have no time; only tags have one"
     found.source = [
@@ -124,7 +127,8 @@ def understand_hetrec(looked: ArgumentContent) -> Understood:
         Setting(
             "folder",
             shown_path(folder),
-            f"{habits.num_rows:,} listens of {habits.num_users:,} users, with tags and friends",
+            f"{statistics.num_rows:,} listens of {statistics.num_users:,} users, with tags and"
+            " friends",
         ),
     ]
     if pairs is not None:
@@ -135,7 +139,7 @@ def understand_hetrec(looked: ArgumentContent) -> Understood:
                 f"{pairs.num_rows:,} pairs of user and artist: the test split",
             )
         )
-        share = habits.parts.get("test", 0) / max(sum(habits.parts.values()), 1)
+        share = statistics.splits.get("test", 0) / max(sum(statistics.splits.values()), 1)
         found.split = (
             {"kind": "given", "valid": round(min(max(share, 0.05), 0.3), 2)},
             "the test split is in test_pairs",
@@ -143,9 +147,9 @@ def understand_hetrec(looked: ArgumentContent) -> Understood:
     found.event_text = ("tag", "tag")
     found.value_name = "weight"
     found.friends = "links of user_friends.dat"
-    found.facts = "facts of knowledge/kg.txt" if "knowledge" in pieces else ""
+    found.triples = "facts of knowledge/kg.txt" if "knowledge" in pieces else ""
     found.tables = [
-        TableSummary("events", f"{folder}/user_artists.dat", f"{habits.num_rows:,} listens")
+        TableSummary("events", f"{folder}/user_artists.dat", f"{statistics.num_rows:,} listens")
     ]
     found.tables.append(
         TableSummary(
@@ -155,11 +159,11 @@ def understand_hetrec(looked: ArgumentContent) -> Understood:
         )
     )
     found.tables.append(TableSummary("social", f"{folder}/user_friends.dat", "friends"))
-    if found.facts:
+    if found.triples:
         found.tables.append(
             TableSummary("knowledge", f"{folder}/knowledge/kg.txt", "facts about artists")
         )
-    left = {sample.files[0].path: _UNSAID for sample in looked.tables if sample is not pairs}
+    left = {sample.files[0].path: _NOT_READ for sample in looked.tables if sample is not pairs}
     found.ignored = {**looked.ignored, **left}
     return found
 
@@ -199,12 +203,12 @@ def _table(pieces: list[Piece], path: str) -> Table:
     """Return the table of items or users as the adapter reads it."""
     rows = read_all(pieces)
     rows = rows.filter(pc.is_null(rows.column(schema.REASON)))
-    kept = [
+    names = [
         name
         for name in rows.column_names
         if name not in (schema.FILE, schema.ROW, schema.ORDER, schema.REASON, schema.RAW)
     ]
     sample = Sample(
-        (input_file(path),), "recbole", rows.select(kept).combine_chunks(), True, rows.num_rows
+        (input_file(path),), "recbole", rows.select(names).combine_chunks(), True, rows.num_rows
     )
     return Table.of(sample)

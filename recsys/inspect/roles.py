@@ -1,9 +1,10 @@
-"""The roles of the tables besides the events: items, users, friends or facts, by common ids."""
+"""The roles of the tables besides the events: items, users, friends or triples, by common ids."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from recsys.errors import DataError
@@ -31,7 +32,7 @@ def assign_roles(tables: Sequence[Table], events: Pair) -> None:
     for table in tables:
         if table is events.table or table.role:
             continue
-        _place(table, events, users, items)
+        _assign_role(table, events, users, items)
     for role in ("items", "users"):
         _keep_one(tables, role)
 
@@ -40,48 +41,80 @@ def as_stated_friends(table: Table, events: Pair) -> None:
     """Make a table that the user gave as social edges such a table: the columns named like people,
     or else its first two columns of ids.
     """
-    ids = sorted({c.name: c for c in (*table.id_columns, *table.keys)}.values(), key=_place_of)
+    ids = sorted({c.name: c for c in (*table.id_columns, *table.keys)}.values(), key=_position_of)
     named = [c for c in ids if max(table.like(c, USER), table.like(c, FRIEND)) >= _NAMED]
     people = named if len(named) >= 2 else ids
     if len(people) >= 2:
         _as_friends(table, people, IdSet(events.user))
 
 
-def _place_of(column: Column) -> int:
-    return column.place
+def _position_of(column: Column) -> int:
+    return column.position
 
 
-def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
-    named = {column.name: column for column in (*table.id_columns, *table.keys)}
-    candidates = list(named.values())
-    sets = {column.name: IdSet(column) for column in candidates}
-    user_like = {name: ids.likeness(users) for name, ids in sets.items()}
-    item_like = {name: ids.likeness(items) for name, ids in sets.items()}
+@dataclass(frozen=True)
+class _IdColumns:
+    """How well the columns of ids of a table match the users and the items of the events."""
 
-    def of_user(column: Column) -> float:
-        said = max(table.like(column, USER), table.like(column, FRIEND))
-        return 0.6 * said + user_like[column.name]
+    table: Table
+    candidates: list[Column]
+    sets: dict[str, IdSet]
+    user_like: dict[str, float]  # similarity of the ids to those of users, by column
+    item_like: dict[str, float]
 
-    def of_item(column: Column) -> float:
-        return 0.6 * table.like(column, ITEM) + item_like[column.name]
+    @classmethod
+    def of(cls, table: Table, users: IdSet, items: IdSet) -> _IdColumns:
+        named = {column.name: column for column in (*table.id_columns, *table.keys)}
+        sets = {name: IdSet(column) for name, column in named.items()}
+        user_like = {name: ids.likeness(users) for name, ids in sets.items()}
+        item_like = {name: ids.likeness(items) for name, ids in sets.items()}
+        return cls(table, list(named.values()), sets, user_like, item_like)
 
-    def is_user(column: Column) -> bool:
-        said = max(table.like(column, USER), table.like(column, FRIEND)) >= _NAMED
-        return user_like[column.name] >= (_LITTLE if said else _SOME) and of_user(
+    def of_user(self, column: Column) -> float:
+        """How much a column looks like ids of users: by its name and its ids."""
+        return 0.6 * self._by_user_name(column) + self.user_like[column.name]
+
+    def of_item(self, column: Column) -> float:
+        """How much a column looks like ids of items."""
+        return 0.6 * self.table.like(column, ITEM) + self.item_like[column.name]
+
+    @property
+    def people(self) -> list[Column]:
+        """The columns of users, the likeliest first."""
+        found = [
             column
-        ) >= of_item(column)
+            for column in self.candidates
+            if self.user_like[column.name] >= _least(self._by_user_name(column))
+            and self.of_user(column) >= self.of_item(column)
+        ]
+        return sorted(found, key=self.of_user, reverse=True)
 
-    def is_item(column: Column) -> bool:
-        said = table.like(column, ITEM) >= _NAMED
-        return item_like[column.name] >= (_LITTLE if said else _SOME) and of_item(
+    @property
+    def things(self) -> list[Column]:
+        """The columns of items, the likeliest first."""
+        found = [
             column
-        ) >= of_user(column)
+            for column in self.candidates
+            if self.item_like[column.name] >= _least(self.table.like(column, ITEM))
+            and self.of_item(column) >= self.of_user(column)
+        ]
+        return sorted(found, key=self.of_item, reverse=True)
 
-    people = sorted((c for c in candidates if is_user(c)), key=of_user, reverse=True)
-    things = sorted((c for c in candidates if is_item(c)), key=of_item, reverse=True)
-    if _is_facts(table):
-        _as_facts(table, items)
+    def _by_user_name(self, column: Column) -> float:
+        return max(self.table.like(column, USER), self.table.like(column, FRIEND))
+
+
+def _least(by_name: float) -> float:
+    """The least similarity of ids, which is lower where the name agrees."""
+    return _LITTLE if by_name >= _NAMED else _SOME
+
+
+def _assign_role(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
+    if _is_triples(table):
+        _as_triples(table, items)
         return
+    ids = _IdColumns.of(table, users, items)
+    people, things = ids.people, ids.things
     # by their names, even if no user occurs twice
     are_friends = len(people) >= 2 and all(
         table.like(column, FRIEND) >= _NAMED for column in people[:2]
@@ -102,35 +135,47 @@ def _place(table: Table, events: Pair, users: IdSet, items: IdSet) -> None:
         c for c in (*people, *things) if c.num_distinct >= 0.9 * c.num_values and c.filled > 0.5
     ]
     if keys:
-        key = max(keys, key=lambda c: max(of_user(c), of_item(c)))
-        role = "users" if key in people else "items"
-        known, noun = (users, "users") if role == "users" else (items, "items")
-        table.role, table.names = role, {key.name: "user_id" if role == "users" else "item_id"}
-        table.shares = f"{sets[key.name].share_in(known):.0%} of its ids are {noun} in the events"
-        if len([c for c in table.columns if c.kind not in ("empty", "constant", "object")]) < 2:
-            alike = [c.name for c in table.columns if c.kind in ("empty", "constant")]
-            why = f"besides ids it has only {', '.join(alike)}, which is empty or constant"
-            table.role, table.why = "", why if alike else "it has only ids"
+        key = max(keys, key=lambda c: max(ids.of_user(c), ids.of_item(c)))
+        _as_attributes(table, key, ids.sets[key.name], users if key in people else None, items)
         return
     if things and len(table.columns) >= 2:
         _as_categories(table, things[0], items)
         return
-    best = max([*user_like.values(), *item_like.values()], default=0.0)
-    table.why = (
-        "no ids in common with the events"
-        if best < _LITTLE
-        else "its ids are neither unique nor links"
-    )
-    for column in table.id_columns if best < _LITTLE else ():
+    table.why = _why_no_role(ids, users, items)
+
+
+def _as_attributes(
+    table: Table, key: Column, ids: IdSet, users: IdSet | None, items: IdSet
+) -> None:
+    """Make a table that of users or, if ``users`` is None, of items; without attributes it is left
+    out.
+    """
+    role, known = ("items", items) if users is None else ("users", users)
+    table.role, table.names = role, {key.name: "item_id" if users is None else "user_id"}
+    table.shares = f"{ids.share_in(known):.0%} of its ids are {role} in the events"
+    if len([c for c in table.columns if c.kind not in ("empty", "constant", "object")]) < 2:
+        alike = [c.name for c in table.columns if c.kind in ("empty", "constant")]
+        why = f"besides ids it has only {', '.join(alike)}, which is empty or constant"
+        table.role, table.why = "", why if alike else "it has only ids"
+
+
+def _why_no_role(ids: _IdColumns, users: IdSet, items: IdSet) -> str:
+    """Why a table is left out; names ids that equal those of the events in another form."""
+    best = max([*ids.user_like.values(), *ids.item_like.values()], default=0.0)
+    if best >= _LITTLE:
+        return "its ids are neither unique nor links"
+    why = "no ids in common with the events"
+    for column in ids.table.id_columns:
         for words, known, wanted in (
             (USER, users, "user_id"),
             (FRIEND, users, "user_id"),
             (ITEM, items, "item_id"),
         ):
-            if table.like(column, words) >= _NAMED and (
-                cause := _other_form(column, sets[column.name], known, wanted)
+            if ids.table.like(column, words) >= _NAMED and (
+                cause := _other_form(column, ids.sets[column.name], known, wanted)
             ):
-                table.why = cause
+                why = cause
+    return why
 
 
 def _other_form(column: Column, ours: IdSet, known: IdSet, key: str) -> str:
@@ -155,7 +200,7 @@ def _may_be_events(table: Table, user: Column, events: Pair) -> bool:
 
 
 def _as_friends(table: Table, people: Sequence[Column], users: IdSet) -> None:
-    one, two = sorted(people[:2], key=lambda column: column.place)
+    one, two = sorted(people[:2], key=lambda column: column.position)
     table.role = "social"
     table.names = {one.name: "src_user_id", two.name: "dst_user_id"}
     share = IdSet(one, two).share_in(users)
@@ -170,14 +215,14 @@ def _as_friends(table: Table, people: Sequence[Column], users: IdSet) -> None:
             break
 
 
-def _is_facts(table: Table) -> bool:
+def _is_triples(table: Table) -> bool:
     """Whether the columns are head, relation and tail."""
-    said = [
+    by_name = [
         any(table.like(c, words) >= 0.8 for c in table.columns) for words in (HEAD, RELATION, TAIL)
     ]
-    if all(said):
+    if all(by_name):
         return True
-    if len(table.columns) != 3 or table.sample.has_names and not said[1]:
+    if len(table.columns) != 3 or table.sample.has_names and not by_name[1]:
         return False
     middle = table.columns[1]
     ends = (table.columns[0], table.columns[2])
@@ -188,7 +233,7 @@ def _is_facts(table: Table) -> bool:
     )
 
 
-def _as_facts(table: Table, items: IdSet) -> None:
+def _as_triples(table: Table, items: IdSet) -> None:
     columns = table.columns
     if all(any(table.like(c, words) >= 0.8 for c in columns) for words in (HEAD, RELATION, TAIL)):
         found = [
@@ -207,7 +252,7 @@ def _as_facts(table: Table, items: IdSet) -> None:
 
 
 def _as_categories(table: Table, key: Column, items: IdSet) -> None:
-    """Read several rows per item as facts: the categories of the item."""
+    """Read several rows per item as triples: the categories of the item."""
     others = [
         c
         for c in table.columns
@@ -226,7 +271,7 @@ def _as_categories(table: Table, key: Column, items: IdSet) -> None:
         None,
     )
     others = [c for c in others if c is not relation] or others
-    tail = max(others, key=lambda c: (c.is_wordy, -c.place))
+    tail = max(others, key=lambda c: (c.is_wordy, -c.position))
     table.role = "knowledge"
     table.names = {key.name: "head", tail.name: "tail"}
     if relation is not None and relation is not tail:

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from recsys import schema
 from recsys.inspect.arguments import ArgumentContent, data_name, shown_path
 from recsys.inspect.attributes import attributes_of, reserved
+from recsys.inspect.event_statistics import events_of, statistics_of
 from recsys.inspect.forms import SequenceForm
-from recsys.inspect.habits import events_of, habits_of
 from recsys.inspect.overlap import IdSet
 from recsys.inspect.samples import Sample
 from recsys.inspect.settings import form_words
@@ -31,8 +31,8 @@ def understand_sequences(
     events, bad = events_of(
         sample.rows, {pair.user.name: schema.USER_ID, pair.item.name: schema.ITEM_ID}, CellRules()
     )
-    habits = habits_of(events, bad)
-    found = Understood(data_name(sample.files[0]), [], habits, order="file")
+    statistics = statistics_of(events, bad)
+    found = Understood(data_name(sample.files[0]), [], statistics, order="file")
     found.is_sampled = not sample.is_whole
     found.order_why = "the items of each line are in order; times are unknown"
     found.source = [
@@ -40,7 +40,7 @@ def understand_sequences(
         Setting(
             "events",
             shown_path(sample.files[0].path),
-            f"{habits.num_users:,} lines with {sample.num_rows:,} items",
+            f"{statistics.num_users:,} lines with {sample.num_rows:,} items",
         ),
     ]
     found.tables = [
@@ -53,36 +53,7 @@ def understand_sequences(
         None,
     )
     if table is not None:
-        key = next(table.column(name) for name, to in table.names.items() if to == schema.ITEM_ID)
-        rest = [column for column in table.columns if column is not key]
-        moved = reserved(table, schema.ITEMS, table.names)
-        found.items = attributes_of(table, rest, [schema.ITEM_ID], IdSet(pair.item), moved)
-        found.has_items = True
-        files = [shown_path(path) for path in looked.patterns(table.sample)]
-        found.source.append(
-            Setting("items", files, f"{table.sample.num_rows:,} rows; {table.shares}")
-        )
-        rename = {**found.items.rename, **table.names}
-        rename = {name: to for name, to in rename.items() if name != to}
-        found.source += [
-            Setting(
-                f"rename.{name}",
-                to,
-                "item ids of the sequences" if to == schema.ITEM_ID else "from its values",
-            )
-            for name, to in rename.items()
-        ]
-        if found.items.numbers:
-            found.source.append(
-                Setting("numbers", found.items.numbers, "the file stores these numbers as text")
-            )
-        summary = TableSummary(
-            "items", ", ".join(files), f"{form_words(table.sample)}, {table.sample.num_rows:,} rows"
-        )
-        summary.columns[schema.ITEM_ID] = f"{key.name}: {table.shares}"
-        found.tables.append(summary)
-        known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(key).ids)
-        found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
+        _add_items(found, looked, table, pair, events)
     if sample.form.comment:
         found.source.append(
             Setting("comment", sample.form.comment, "lines that start with this are comments")
@@ -102,6 +73,39 @@ def understand_sequences(
         },
     }
     return found
+
+
+def _add_items(
+    found: Understood, looked: ArgumentContent, table: Table, pair: Pair, events: pa.Table
+) -> None:
+    """Describe a table of items, its attributes and the settings that it needs."""
+    key = next(table.column(name) for name, to in table.names.items() if to == schema.ITEM_ID)
+    rest = [column for column in table.columns if column is not key]
+    moved = reserved(table, schema.ITEMS, table.names)
+    found.items = attributes_of(table, rest, [schema.ITEM_ID], IdSet(pair.item), moved)
+    found.has_items = True
+    files = [shown_path(path) for path in looked.patterns(table.sample)]
+    num_rows = f"{table.sample.num_rows:,} rows"
+    found.source.append(Setting("items", files, f"{num_rows}; {table.shares}"))
+    rename = {**found.items.rename, **table.names}
+    found.source += [
+        Setting(
+            f"rename.{name}",
+            to,
+            "item ids of the sequences" if to == schema.ITEM_ID else "from its values",
+        )
+        for name, to in rename.items()
+        if name != to
+    ]
+    if found.items.numbers:
+        found.source.append(
+            Setting("numbers", found.items.numbers, "the file stores these numbers as text")
+        )
+    summary = TableSummary("items", ", ".join(files), f"{form_words(table.sample)}, {num_rows}")
+    summary.columns[schema.ITEM_ID] = f"{key.name}: {table.shares}"
+    found.tables.append(summary)
+    known = pc.is_in(events.column(schema.ITEM_ID), value_set=IdSet(key).ids)
+    found.unknown_items = 1.0 - float(pc.mean(known.cast(pa.int8())).as_py() or 0.0)
 
 
 def _is_plain(sample: Sample) -> bool:

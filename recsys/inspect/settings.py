@@ -13,7 +13,7 @@ from recsys.inspect.attributes import Attributes
 from recsys.inspect.forms import TextForm
 from recsys.inspect.samples import Sample
 from recsys.inspect.understood import Setting
-from recsys.inspect.vocabulary import ITEM, parts
+from recsys.inspect.vocabulary import ITEM, words_of
 from recsys.sources.guesses import DROP, NAMES
 from recsys.sources.separators import BLANKS
 
@@ -150,7 +150,9 @@ def relation_of(sample: Sample, column: str) -> str:
     if sample.has_names:
         return column
     words = [
-        word for word in parts(sample.name.split(".")[0]) if word not in ITEM and not word.isdigit()
+        word
+        for word in words_of(sample.name.split(".")[0])
+        if word not in ITEM and not word.isdigit()
     ]
     return words[-1] if words and len(words[-1]) > 2 else "category"
 

@@ -15,7 +15,7 @@ from recsys.inspect.events import EventColumns
 from recsys.inspect.forms import TextForm
 from recsys.inspect.samples import Sample, together
 from recsys.inspect.tables import Pair, Table
-from recsys.inspect.vocabulary import STRONG, WEAK, parts
+from recsys.inspect.vocabulary import STRONG, WEAK, words_of
 from recsys.sources.validate import SPLIT_WORDS
 
 _COPIES: Final = 0.9  # share of a file's events in the main file, from which it is an extract
@@ -28,7 +28,7 @@ class EventFiles:
     rows: pa.Table = field(repr=False)
     sample: Sample
     # split → files, if their names say so
-    parts: dict[str, list[str]] = field(default_factory=dict)
+    splits: dict[str, list[str]] = field(default_factory=dict)
     # event type → files, if their names say so
     types: dict[str, list[str]] = field(default_factory=dict)
 
@@ -127,17 +127,17 @@ def _joined(
 
 def part_word(sample: Sample) -> str:
     """The split that a file's name says; empty if none."""
-    words = {SPLIT_WORDS.get(word, "") for word in parts(sample.name) if len(word) > 2} - {""}
+    words = {SPLIT_WORDS.get(word, "") for word in words_of(sample.name) if len(word) > 2} - {""}
     return words.pop() if len(words) == 1 else ""
 
 
 def _type_word(sample: Sample, main: Sample, others: Sequence[Table]) -> str:
     """The event type that a file's name says: a word that is not in the other files' names."""
     stems = [
-        [w for w in parts(s.name.split(".")[0]) if not w.isdigit()]
+        [w for w in words_of(s.name.split(".")[0]) if not w.isdigit()]
         for s in (main, *(t.sample for t in others))
     ]
-    mine = [word for word in parts(sample.name.split(".")[0]) if not word.isdigit()]
+    mine = [word for word in words_of(sample.name.split(".")[0]) if not word.isdigit()]
     common = set.intersection(*map(set, stems)) if stems else set()
     own = [word.removesuffix("s") if len(word) > 3 else word for word in mine if word not in common]
     known = [

@@ -84,8 +84,8 @@ class Table:
         rules = CellRules()
         rows = sample.rows
         columns = [
-            column_of(name, place, rows.column(name).combine_chunks(), rules)
-            for place, name in enumerate(rows.column_names)
+            column_of(name, position, rows.column(name).combine_chunks(), rules)
+            for position, name in enumerate(rows.column_names)
         ]
         return cls(sample, columns)
 
@@ -98,7 +98,7 @@ class Table:
         """Columns that may be ids, the most likely first."""
         found = [column for column in self.columns if column.may_be_id]
         found += [column for column in self.columns if _is_name(column)]
-        return sorted(found, key=lambda column: (-self._id_prior(column), column.place))[
+        return sorted(found, key=lambda column: (-self._id_prior(column), column.position))[
             :_CANDIDATES
         ]
 
@@ -291,7 +291,7 @@ def _with_code(pair: Pair, candidates: Sequence[Column]) -> Pair:
         and pairs(column, pair.item) <= 1.02 * column.num_distinct
         and pairs(column, pair.user) >= 1.05 * max(column.num_distinct, pair.user.num_distinct)
     ]
-    code = min(codes, key=lambda column: (column.num_distinct, column.place), default=pair.item)
+    code = min(codes, key=lambda column: (column.num_distinct, column.position), default=pair.item)
     return Pair(pair.table, pair.user, code, pair.score)
 
 
@@ -302,7 +302,7 @@ def _pair_score(table: Table, user: Column, item: Column) -> float:
     )
     score -= 3 * table.like(user, ITEM) + 3 * max(table.like(item, USER), table.like(item, SESSION))
     score += 2 * (table.penalty(user) + table.penalty(item))
-    score += 0.5 if user.place < item.place else 0.0
+    score += 0.5 if user.position < item.position else 0.0
     score += 1.5 * (form_sign(item) - form_sign(user))
     score -= 1.5 * _is_name(user) + 1.0 * _is_name(item)
     rows = min(user.num_values, item.num_values)

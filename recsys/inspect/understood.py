@@ -7,7 +7,7 @@ from typing import Any
 
 from recsys.inspect.attributes import Attributes
 from recsys.inspect.columns import Column
-from recsys.inspect.habits import EventStatistics, Types
+from recsys.inspect.event_statistics import EventStatistics, Types
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Understood:
 
     name: str
     source: list[Setting]
-    habits: EventStatistics
+    statistics: EventStatistics
     meaning: Types = field(default_factory=Types)
     order: str = "auto"  # auto, time, file, none
     order_why: str = ""
@@ -45,7 +45,7 @@ class Understood:
     items_by_events: bool = False  # the table of items comes from columns of the events
     has_items: bool = False
     friends: str = ""  # description; empty: none
-    facts: str = ""
+    triples: str = ""
     context: list[Column] = field(default_factory=list)
     idle: dict[str, str] = field(default_factory=dict)  # unused event columns → reason
     value_name: str = ""  # name of the column with values

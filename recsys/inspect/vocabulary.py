@@ -161,10 +161,10 @@ _IDS: Final = (
 )
 
 
-def parts(name: str) -> list[str]:
+def words_of(name: str) -> list[str]:
     """Return the words of a name.
 
-    >>> parts("unixReviewTime"), parts("CustomerID"), parts("user_id:token")
+    >>> words_of("unixReviewTime"), words_of("CustomerID"), words_of("user_id:token")
     (['unix', 'review', 'time'], ['customer', 'id'], ['user', 'id'])
     """
     name = name.partition(":")[0] if name.count(":") == 1 else name
@@ -182,7 +182,7 @@ def likeness(name: str, words: tuple[str, ...]) -> float:
     >>> [likeness(name, USER) for name in ("CustomerID", "customer_email", "customer_city")]
     [1.0, 0.8, 0.4]
     """
-    found = parts(name)
+    found = words_of(name)
     if not found:
         return 0.0
     joined, plain = "".join(found), [_singular(word) for word in found]
@@ -215,7 +215,7 @@ def named_like(stem: str, words: tuple[str, ...]) -> bool:
 
 def has_id(name: str) -> bool:
     """Whether a name denotes an id."""
-    found = parts(name)
+    found = words_of(name)
     return bool(found) and (found[-1] in _IDS or "".join(found).endswith("id"))
 
 

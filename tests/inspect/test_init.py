@@ -25,7 +25,7 @@ from recsys.config.yaml_reader import parse_yaml
 from recsys.errors import UserError
 from recsys.inspect import samples
 from recsys.inspect.look import Look, look
-from recsys.inspect.telling import told
+from recsys.inspect.terminal import summary_of
 from recsys.sources import open_source
 from recsys.sources.base import read_all
 from recsys.sources.files import input_file
@@ -401,15 +401,15 @@ def echoing(tmp_path: Path, likes: float) -> Path:
 def test_likes_right_after_reading_are_reported_with_alternatives(tmp_path: Path) -> None:
     found, config, _ = proposed(echoing(tmp_path, likes=0.5))
     assert config.data.split.kind == "leave-last" and not config.evaluate.exclude_seen
-    assert 0.35 < found.found.habits.echoes < 0.75 and found.found.habits.echo_types == ("like",)
+    statistics = found.found.statistics
+    assert 0.35 < statistics.echoes < 0.75 and statistics.echo_types == ("like",)
     lines = found.draft.text().splitlines()
     (line,) = [line for line in lines if line.strip().startswith("# interactions: [read]")]
     assert (
-        f"{found.found.habits.echoes:.1%} of the last events directly follow one of the same user"
-        in line
+        f"{statistics.echoes:.1%} of the last events directly follow one of the same user" in line
     )
     assert any(line.strip().startswith("# exclude_seen: true") for line in lines)
-    assert "echoes: " in told(found.found)
+    assert "echoes: " in summary_of(found.found)
     taken = "\n".join(line.replace("# interactions", "interactions") for line in lines)
     assert build_config(parse_yaml(taken, "draft"), "draft").data.interactions == ["read"], (
         "the comment can be activated"
@@ -419,7 +419,7 @@ def test_likes_right_after_reading_are_reported_with_alternatives(tmp_path: Path
 def test_echoes_are_not_mentioned_if_there_are_none(tmp_path: Path) -> None:
     found, config, _ = proposed(echoing(tmp_path, likes=0.0))
     assert config.data.split.kind == "leave-last"
-    assert "# interactions" not in found.draft.text() and "echoes: " not in told(found.found)
+    assert "# interactions" not in found.draft.text() and "echoes: " not in summary_of(found.found)
 
 
 def test_every_line_has_its_reason_and_no_model_is_written(tmp_path: Path) -> None:
@@ -441,7 +441,7 @@ def test_terminal_output_names_used_and_ignored_data(tmp_path: Path) -> None:
     binary = tmp_path / "logo.dat"
     binary.write_bytes(bytes(range(256)) * 20)
     found = look([str(path) for path in (*files, junk, binary)])
-    shown = told(found.found)
+    shown = summary_of(found.found)
     for word in (
         "events",
         "items",
@@ -498,16 +498,16 @@ def test_large_files_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found, config, _ = proposed(path)
     sample = samples.sample_of(input_file(str(path)))
     assert not sample.is_whole
-    true = whole.found.habits
+    true = whole.found.statistics
     assert abs(sample.num_rows - true.num_rows) < 0.05 * true.num_rows
     assert 0.1 < sample.rows.num_rows / true.num_rows < 0.5
-    assert found.found.habits.last == true.last
+    assert found.found.statistics.last == true.last
     assert config.data.source.rename == {
         "events": {"user": "user_id", "item": "item_id", "date": "timestamp"}
     }  # type: ignore[union-attr]
     assert "about" in found.draft.text()
-    assert "in a sample of the files" in told(found.found)
-    assert "in a sample of the files" not in told(whole.found)
+    assert "in a sample of the files" in summary_of(found.found)
+    assert "in a sample of the files" not in summary_of(whole.found)
 
 
 def test_bucket_is_read_like_a_folder(tmp_path: Path, bucket: str) -> None:
@@ -674,7 +674,7 @@ def test_odd_tables_never_end_in_a_traceback(seed: int, tmp_path: Path) -> None:
             assert str(error)
             outcomes["refused"] += 1
         else:
-            assert told(found.found)
+            assert summary_of(found.found)
             config = build_config(parse_yaml(found.draft.text(), "draft"), "draft")
             for pieces in open_source(config.data.source).pieces().values():
                 read_all(pieces)
@@ -714,7 +714,7 @@ def _shop(folder: Path, users: int = 40) -> dict[str, Path]:
 
 
 def test_empty_file_gives_a_warning_with_its_name(tmp_path: Path) -> None:
-    shown = told(look([str(path) for path in _shop(tmp_path).values()]).found).splitlines()
+    shown = summary_of(look([str(path) for path in _shop(tmp_path).values()]).found).splitlines()
     warnings = [line for line in shown if line.startswith("warning")]
     assert len(warnings) == 2 and "items.csv is empty (0 bytes)" in warnings[0]
     assert (
@@ -737,7 +737,7 @@ def test_every_column_of_the_events_is_used_or_has_a_reason(tmp_path: Path) -> N
     found = look([str(_shop(tmp_path)["events.csv"])]).found
     assert set(found.idle) == {"unit_price", "published", "session_id"} and found.items is not None
     assert found.items.used == ["author"]
-    shown = told(found)
+    shown = summary_of(found)
     for name, why in {
         "unit_price": "nearly all values are different",
         "published": "a second time",
@@ -753,7 +753,7 @@ def test_init_lists_the_members_that_a_run_uses(tmp_path: Path) -> None:
     files = _shop(tmp_path)
     (signals,) = [
         line
-        for line in told(_seen(files, "events.csv", "users.csv")).splitlines()
+        for line in summary_of(_seen(files, "events.csv", "users.csv")).splitlines()
         if "can use" in line
     ]
     assert "profile" not in signals and "place" not in signals
@@ -765,7 +765,7 @@ def test_init_lists_the_members_that_a_run_uses(tmp_path: Path) -> None:
     )
     (signals,) = [
         line
-        for line in told(_seen(files, "events.csv", "users.csv", "items.csv")).splitlines()
+        for line in summary_of(_seen(files, "events.csv", "users.csv", "items.csv")).splitlines()
         if "can use" in line
     ]
     assert "profile (user attributes)" in signals and "place (price)" in signals

@@ -40,7 +40,7 @@ class EventStatistics:
     first: datetime | None = None
     last: datetime | None = None
     types: Mapping[str, int] = field(default_factory=dict)
-    parts: Mapping[str, int] = field(default_factory=dict)
+    splits: Mapping[str, int] = field(default_factory=dict)
     temporal: Temporal | None = None  # a split in time with enough users; None if there is none
     best_temporal: Temporal | None = None  # the one with most users, for the message
     repeats: float = 0.0  # share of the events to predict whose user had the item before
@@ -133,7 +133,7 @@ def events_of(
     return checked.filter(pc.is_null(reasons)), bad
 
 
-def habits_of(
+def statistics_of(
     events: pa.Table,
     bad: Mapping[str, float],
     targets: Sequence[str] = (),
@@ -153,20 +153,11 @@ def habits_of(
         Events with smaller values are left out.
     """
     num_rows = round(events.num_rows / max(1e-9, 1 - sum(bad.values()))) if events.num_rows else 0
-    values = pl.Series(pl.from_arrow(events.column(schema.VALUE)))
-    frame = pl.DataFrame(
-        {
-            "user": pl.Series(pl.from_arrow(events.column(schema.USER_ID))),
-            "item": pl.Series(pl.from_arrow(events.column(schema.ITEM_ID))),
-            "time": pl.Series(pl.from_arrow(events.column(schema.TIMESTAMP).cast(pa.int64()))),
-            "type": pl.Series(pl.from_arrow(events.column(schema.EVENT_TYPE))),
-            "value": values,
-            "part": pl.Series(pl.from_arrow(events.column(schema.SPLIT).cast(pa.string()))),
-        }
-    )
+    frame = _frame(events)
+    values = frame["value"]
     if not len(frame):
         return EventStatistics(0, 0, 0, 0, bad)
-    parts = _counts(frame["part"])
+    splits = _counts(frame["split"])
     types = _counts(frame["type"])
     used = frame if min_value is None else frame.filter(pl.col("value") >= min_value)
     times: Any = used["time"].drop_nulls()
@@ -174,8 +165,8 @@ def habits_of(
     middle = _middle(values)
     cuts, known_future = Cuts(), None
     if timed >= 1 - _MOST_UNTIMED and len(used):
-        asked = pl.col("type").is_in(list(targets)) if targets else pl.lit(True)
-        cuts = temporal_cuts(used.with_columns(asked=asked))
+        is_target = pl.col("type").is_in(list(targets)) if targets else pl.lit(True)
+        cuts = temporal_cuts(used.with_columns(is_target=is_target))
         known_future = _foresight(used, targets, cuts)
     temporal = cuts.fitting
     return EventStatistics(
@@ -188,7 +179,7 @@ def habits_of(
         _moment(times.min()) if len(times) else None,
         _moment(times.max()) if len(times) else None,
         types,
-        parts,
+        splits,
         temporal,
         cuts.best,
         _repeats(used, temporal, targets),
@@ -201,6 +192,19 @@ def habits_of(
         _same_time(used) if timed > 0.5 else 0.0,
         foresight=known_future,
     )
+
+
+def _frame(events: pa.Table) -> pl.DataFrame:
+    """User, item, time (microseconds), type, value and split of the events."""
+    columns = {
+        "user": events.column(schema.USER_ID),
+        "item": events.column(schema.ITEM_ID),
+        "time": events.column(schema.TIMESTAMP).cast(pa.int64()),
+        "type": events.column(schema.EVENT_TYPE),
+        "value": events.column(schema.VALUE),
+        "split": events.column(schema.SPLIT).cast(pa.string()),
+    }
+    return pl.DataFrame({name: pl.Series(pl.from_arrow(c)) for name, c in columns.items()})
 
 
 def _foresight(frame: pl.DataFrame, targets: Sequence[str], cuts: Cuts) -> Foresight | None:
@@ -260,8 +264,8 @@ def _repeats(frame: pl.DataFrame, temporal: Temporal | None, targets: Sequence[s
         )
     else:
         rows = rows.with_columns(again=pl.int_range(pl.len()).over(["user", "item"]) > 0)
-    rows = rows.with_columns(place=pl.col("user").cum_count().over("user"))
-    evaluated = rows.filter((pl.col("place") > 1) & (pl.col("place") > 0.5 * pl.len().over("user")))
+    rows = rows.with_columns(rank=pl.col("user").cum_count().over("user"))
+    evaluated = rows.filter((pl.col("rank") > 1) & (pl.col("rank") > 0.5 * pl.len().over("user")))
     return _number(evaluated["again"].mean()) if len(evaluated) else 0.0
 
 

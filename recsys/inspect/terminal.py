@@ -9,7 +9,7 @@ from recsys.inspect.understood import Understood
 _ALWAYS = "popularity, item-kNN, EASE and ALS as baselines; item_cf, user_cf, collaborative"
 
 
-def told(found: Understood) -> str:
+def summary_of(found: Understood) -> str:
     """Return lines on tables, columns, events, signals, and what is left out."""
     return "\n".join([*_tables(found), *_events(found), *_signals(found), *_ignored(found)])
 
@@ -34,64 +34,64 @@ def _tables(found: Understood) -> Iterator[str]:
 
 
 def _events(found: Understood) -> Iterator[str]:
-    habits = found.habits
+    statistics = found.statistics
     where = " in a sample of the files" if found.is_sampled else ""
     yield (
-        f"seen       {habits.num_events:,} events of {habits.num_users:,} users and"
-        f" {habits.num_items:,} items{where}"
+        f"seen       {statistics.num_events:,} events of {statistics.num_users:,} users and"
+        f" {statistics.num_items:,} items{where}"
     )
-    if habits.first is not None and habits.last is not None and habits.timed > 0.5:
+    if statistics.first is not None and statistics.last is not None and statistics.timed > 0.5:
         by_day = ", without time of day" if found.day_only else ""
-        yield f"             from {habits.first:%Y-%m-%d} to {habits.last:%Y-%m-%d}{by_day}"
-    if len(habits.types) > 1:
+        yield f"             from {statistics.first:%Y-%m-%d} to {statistics.last:%Y-%m-%d}{by_day}"
+    if len(statistics.types) > 1:
         yield "             types: " + ", ".join(
-            f"{kind} {count:,}" for kind, count in list(habits.types.items())[:8]
+            f"{kind} {count:,}" for kind, count in list(statistics.types.items())[:8]
         )
     if found.meaning.targets:
         yield f"             to predict: {', '.join(found.meaning.targets)}"
     for name, why in list(found.idle.items())[:12]:
         yield f"             not used: {name} ({why})"
     yield (
-        f"             repeats: {habits.repeats:.1%} of the events to predict have an item of the"
-        " user's history"
+        f"             repeats: {statistics.repeats:.1%} of the events to predict have an item of"
+        " the user's history"
     )
-    if habits.echoes_are_common and habits.temporal is None:
+    if statistics.echoes_are_common and statistics.temporal is None:
         yield (
-            f"             echoes: {habits.echoes:.1%} of the users' last events directly follow"
-            " one of theirs on the same item; see the comments in the file"
+            f"             echoes: {statistics.echoes:.1%} of the users' last events directly"
+            " follow one of theirs on the same item; see the comments in the file"
         )
-    if habits.bad_share:
+    if statistics.bad_share:
         yield (
-            f"             {habits.bad_share:.1%} of the rows are invalid:"
+            f"             {statistics.bad_share:.1%} of the rows are invalid:"
             f" {found.bad_why.get('events', '')}"
         )
 
 
 def _signals(found: Understood) -> Iterator[str]:
     """The members that the data supports."""
-    lives = [_ALWAYS]
+    members = [_ALWAYS]
     items, users = found.items, found.users
     if found.event_text or (items and items.text):
-        lives.append("behaviour and content (item text)")
+        members.append("behaviour and content (item text)")
     if found.order != "none":
-        lives.append("evolution (ordered events)")
-    if found.habits.has_times:
-        lives.append("recent popularity (times of events)")
-    if found.habits.repeats_are_common:
-        lives.append("repeat (repeated items)")
+        members.append("evolution (ordered events)")
+    if found.statistics.has_times:
+        members.append("recent popularity (times of events)")
+    if found.statistics.repeats_are_common:
+        members.append("repeat (repeated items)")
     if found.friends:
-        lives.append(f"social ({found.friends})")
-    if found.facts or (items and items.facts):
-        lives.append("knowledge (facts)")
-    if users and users.tells:
-        lives.append("profile (user attributes)")
+        members.append(f"social ({found.friends})")
+    if found.triples or (items and items.triples):
+        members.append("knowledge (facts)")
+    if users and users.are_informative:
+        members.append("profile (user attributes)")
     if items and items.place:
-        lives.append("place (coordinates)")
+        members.append("place (coordinates)")
     elif items and items.measures:
-        lives.append(f"place ({', '.join(items.measures)})")
+        members.append(f"place ({', '.join(items.measures)})")
     if items and items.vectors:
-        lives.append("media (item vectors)")
-    yield "can use    " + "; ".join(lives)
+        members.append("media (item vectors)")
+    yield "can use    " + "; ".join(members)
 
 
 def _ignored(found: Understood) -> Iterator[str]:
@@ -99,13 +99,13 @@ def _ignored(found: Understood) -> Iterator[str]:
         yield f"warning    {path} {why}; the configuration does not use it"
     for path, why in found.ignored.items():
         yield f"ignored    {path}: {why}"
-    habits = found.habits
+    statistics = found.statistics
     if (
         found.split is None
-        and habits.temporal is None
+        and statistics.temporal is None
         and found.order != "none"
-        and habits.foresight is not None
+        and statistics.foresight is not None
     ):
-        yield f"note       {habits.foresight.note}"
+        yield f"note       {statistics.foresight.note}"
     for note in found.notes:
         yield f"note       {note}"
