@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.data.histories import Array, Histories
-from recsys.privacy.opened import Part
 from recsys.privacy.stretches import Stretches, stretches_of
+from recsys.privacy.unpacked import Part
 
 _DISTINCT_BYTES: Final = 5
 _DISTINCT_DIGITS: Final = 9

@@ -5,7 +5,7 @@ reads the probability of the next item. If the model has memorised a user, the u
 more probable than those of similar people. Queries have no user id, as any attacker could make
 them. AUC .5: the attack finds nothing; 1: it is always right.
 
-    t(u) = mean over places p of  log softmax_i(s(u_{<p}, i)) at the item of place p
+    t(u) = mean over positions p of  log softmax_i(s(u_{<p}, i)) at the item at position p
 
 The attack also runs on remaining users, on whom the model was trained. If it does not find *them*
 either, the test proves little, and the result says so. Legend: U users, Q queries, N items.
@@ -23,7 +23,7 @@ import torch
 from recsys.data.histories import Array, Histories, Queries
 from recsys.model import FrozenModel
 
-_PLACES: Final = 12  # queries per user, evenly over the history
+_POSITIONS: Final = 12  # queries per user, evenly over the history
 _CHUNK: Final = 256
 _Z: Final = 1.96
 
@@ -63,48 +63,52 @@ def separation(group: Array, unseen: Array) -> Separation:
 
 def statistics(model: FrozenModel, histories: Histories) -> Array:
     """t(u) of every user with at least two events: float64."""
-    rows, places = _questions(histories)
+    rows, positions = _queries(histories)
     found = np.zeros(len(rows))
     for start in range(0, len(rows), _CHUNK):
-        span = slice(start, start + _CHUNK)
-        found[span] = _log_probabilities(model, histories, rows[span], places[span])
+        chunk = slice(start, start + _CHUNK)
+        found[chunk] = _log_probabilities(model, histories, rows[chunk], positions[chunk])
     sums = np.bincount(rows, found, len(histories))
     numbers = np.bincount(rows, minlength=len(histories))
     return np.asarray(sums[numbers > 0] / numbers[numbers > 0])
 
 
-def _questions(histories: Histories) -> tuple[Array, Array]:
-    """Row and place of every query; a place has at least one event before it."""
-    rows, places = [], []
+def _queries(histories: Histories) -> tuple[Array, Array]:
+    """Row and position of every query; a position has at least one event before it."""
+    rows, positions = [], []
     for row, length in enumerate(histories.lengths_U.tolist()):
         if length > 1:
             chosen = np.unique(
-                np.linspace(1, length - 1, min(_PLACES, length - 1)).round().astype(np.int64)
+                np.linspace(1, length - 1, min(_POSITIONS, length - 1)).round().astype(np.int64)
             )
             rows.append(np.full(len(chosen), row))
-            places.append(chosen)
+            positions.append(chosen)
     nothing = np.zeros(0, dtype=np.int64)
-    return (np.concatenate(rows), np.concatenate(places)) if rows else (nothing, nothing)
+    return (np.concatenate(rows), np.concatenate(positions)) if rows else (nothing, nothing)
 
 
 def _log_probabilities(
-    model: FrozenModel, histories: Histories, rows: Array, places: Array
+    model: FrozenModel, histories: Histories, rows: Array, positions: Array
 ) -> Array:
     whole = histories.take(rows)
     starts = whole.offsets_U1[:-1]
     at_E = np.arange(len(whole.items_E)) - np.repeat(starts, whole.lengths_U)
-    seen = whole.where(at_E < np.repeat(places, whole.lengths_U))
-    asked = starts + places
-    nobody = Histories(
+    seen = whole.where(at_E < np.repeat(positions, whole.lengths_U))
+    targets = starts + positions
+    without_ids = Histories(
         np.full(len(rows), -1, dtype=np.int32), seen.offsets_U1, seen.items_E, seen.types_E,
         seen.times_E, seen.values_E, seen.splits_E, seen.context_EC, seen.targets_T,
     )  # fmt: skip
     offsets = np.arange(len(rows) + 1, dtype=np.int64)
     queries = Queries(
-        nobody, offsets, whole.items_E[asked], whole.context_EC[asked], whole.times_E[asked]
+        without_ids,
+        offsets,
+        whole.items_E[targets],
+        whole.context_EC[targets],
+        whole.times_E[targets],
     )
     scores_QN = model.scores(queries).double().cpu()
-    targets_Q = torch.as_tensor(whole.items_E[asked].astype(np.int64))
+    targets_Q = torch.as_tensor(whole.items_E[targets].astype(np.int64))
     # stacked members have no scale
     scores_QN = scores_QN / scores_QN.std(dim=1, keepdim=True).clamp(min=1e-12)
     chosen_Q = torch.log_softmax(scores_QN, dim=1).gather(1, targets_Q[:, None])[:, 0]
@@ -133,7 +137,7 @@ def membership(
     if not len(t_unseen) or not len(t_forgotten):
         return {"tested": False, "why": _why(len(t_forgotten))}
     found = separation(t_forgotten, t_unseen)
-    said = {
+    result = {
         "tested": True,
         "unseen": len(t_unseen),
         "forgotten": asdict(found),
@@ -141,8 +145,8 @@ def membership(
     }
     if len(t_members):
         control = separation(t_members, t_unseen)
-        said |= {"members": asdict(control), "tells_members": not control.is_blind}
-    return said
+        result |= {"members": asdict(control), "tells_members": not control.is_blind}
+    return result
 
 
 def _why(num_forgotten: int) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from recsys.errors import ConfigError
 from recsys.privacy.footprints import Traces
-from recsys.privacy.opened import parts
+from recsys.privacy.unpacked import parts
 
 _FORMAT: Final = 1
 
@@ -32,7 +32,7 @@ class Searched:
     bytes: int
     sha256: str
     parts: int  # number of searched parts, the file itself included
-    found: list[str] = field(default_factory=list)  # "id" or "history", and the place in the file
+    found: list[str] = field(default_factory=list)  # "id" or "history", and where in the file
     # parts that could not be opened and were not searched
     unreadable: list[str] = field(default_factory=list)
 
@@ -57,27 +57,27 @@ def search_file(path: Path, shown: str, traces: Traces) -> Searched:
     return result
 
 
-def files_in(places: Iterable[Path], leave: Iterable[Path] = ()) -> list[Path]:
+def files_in(paths: Iterable[Path], leave: Iterable[Path] = ()) -> list[Path]:
     """Every file in these files and folders, once; links to files are followed, links to folders
     are not.
     """
     found: dict[Path, None] = {}
     left = {path.resolve() for path in leave}
-    for place in places:
-        paths = (
-            [place]
-            if place.is_file()
-            else sorted(path for path in place.rglob("*") if path.is_file())
+    for given in paths:
+        files = (
+            [given]
+            if given.is_file()
+            else sorted(path for path in given.rglob("*") if path.is_file())
         )
-        found |= {path: None for path in paths if path.resolve() not in left}
+        found |= {path: None for path in files if path.resolve() not in left}
     by_target = {path.resolve(): path for path in reversed(found)}
     return [path for path in found if by_target[path.resolve()] == path]
 
 
 def proof_of(
-    users: Iterable[str], searched: list[Searched], traces: Traces, said: dict[str, Any]
+    users: Iterable[str], searched: list[Searched], traces: Traces, others: dict[str, Any]
 ) -> dict[str, Any]:
-    """The unsigned list; ``said`` has the other content: time, models, membership test, what
+    """The unsigned list; ``others`` has the other content: time, models, membership test, what
     remains.
     """
     salt = secrets.token_hex(16)
@@ -86,7 +86,7 @@ def proof_of(
     unread = [one for one in searched if one.unreadable]
     return {
         "format": _FORMAT,
-        **said,
+        **others,
         "users": {"number": len(hidden), "salt": salt, "sha256_of_salt_and_id": hidden},
         "looked_for": {
             "ids": len(traces.ids),
@@ -113,8 +113,8 @@ def default_key() -> Path:
     return Path(home) / "multigrain" / "forget.pem"
 
 
-def signing_key(place: str) -> Any:
-    """The private key at a place; if the default key does not exist, it is created, readable by its
+def signing_key(key_path: str) -> Any:
+    """The private key in a file; if the default key does not exist, it is created, readable by its
     owner only.
 
     Raises
@@ -125,8 +125,8 @@ def signing_key(place: str) -> Any:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    path = Path(place) if place else default_key()
-    if not place and not path.exists():
+    path = Path(key_path) if key_path else default_key()
+    if not key_path and not path.exists():
         made = Ed25519PrivateKey.generate()
         pem = made.private_bytes(
             serialization.Encoding.PEM,

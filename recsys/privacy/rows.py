@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from recsys.privacy.footprints import Traces
-from recsys.privacy.opened import Part
+from recsys.privacy.unpacked import Part
 
 
 class RowFinder:
@@ -34,10 +34,10 @@ class RowFinder:
             or any(form in together for form in self._forms)
             or self._is_found(together)
         ):
-            return [self._is_said(row) or self._is_found(row) for row in rows]
+            return [self._is_named(row) or self._is_found(row) for row in rows]
         return [False] * len(rows)
 
-    def _is_said(self, row: bytes) -> bool:
+    def _is_named(self, row: bytes) -> bool:
         """Whether the fields of a row name one of the users, or contain a stretch of a history."""
         with suppress(ValueError, TypeError, AttributeError):
             content = json.loads(row)
