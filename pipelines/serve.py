@@ -102,8 +102,8 @@ def _run(
         first.clear()
         address = f"http://{f'[{serve.host}]' if ':' in serve.host else serve.host}:{port}"
         say(
-            f"{serve.replicas} replica(s) answer at {address}/recommend; stop with Ctrl-C or"
-            " SIGTERM"
+            f"{serve.replicas} replica(s) answer at {address}/recommend; {address}/docs describes"
+            " every call; stop with Ctrl-C or SIGTERM"
         )
         _follow(server, sides, serve, say, stopped)
     except KeyboardInterrupt:

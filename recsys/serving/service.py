@@ -7,6 +7,7 @@ a call, refusals, and that no request is lost when the model changes can be test
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -20,9 +21,12 @@ from recsys.config import ServeConfig
 from recsys.errors import RequestError, UserError
 from recsys.serving.access import check_token, token_sha256
 from recsys.serving.answer_log import AnswerLog, lines_of
+from recsys.serving.api_page import docs
 from recsys.serving.calls import (
+    DOCS,
     INVOCATIONS,
     METHODS,
+    OPENAPI,
     RECOMMEND,
     SIMILAR,
     STOCK,
@@ -41,6 +45,7 @@ from recsys.serving.counts import Counts, exposition
 from recsys.serving.experiment_split import Side, Split
 from recsys.serving.exploration import Explorer
 from recsys.serving.lane import LargeCallQueue
+from recsys.serving.openapi import OPEN_TO_ALL, VERSION_HEADER, ServerFacts, document
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
 from recsys.serving.size import Bounds, slices
 from recsys.serving.stock import Stock, StockChange, parse_change
@@ -69,8 +74,6 @@ Outcome = Answered | RequestError
 Ask = Callable[[Job], Awaitable[Outcome]]
 Held = tuple["Recommender", dict[str, Any]]
 Restock = Callable[[StockChange], Awaitable[tuple[Stock, bool]]]
-VERSION_HEADER: Final = "X-Model-Version"
-OPEN_TO_ALL: Final = ("/health", "/ping")  # health checks need no token
 INTERNAL: Final = (
     "internal error: this is a fault of the server, not of the call; the server's log has the"
     " details"
@@ -97,6 +100,13 @@ class Limits:
     def bounds(self) -> Bounds:
         """The limits on the size of a call."""
         return Bounds(self.max_requests, self.max_answers, self.max_scores)
+
+    @property
+    def server(self) -> ServerFacts:
+        """The limits and tokens as the description of the server names them."""
+        return ServerFacts(
+            self.max_requests, self.max_bytes, bool(self.token_sha256), bool(self.stock_sha256)
+        )
 
 
 @dataclass(frozen=True)
@@ -217,7 +227,10 @@ class Service:
     log: AnswerLog | None = None
     _held: Mapping[Side, Held] = field(default_factory=dict)
     stock: Stock = field(default_factory=Stock)
+    # limits and tokens of the front, which checks the tokens; None: those of ``limits``
+    server: ServerFacts | None = None
     _lane: LargeCallQueue = field(default_factory=LargeCallQueue)
+    _described: tuple[Mapping[Side, Held], Reply] | None = None
 
     def adopt(self, bundle: Bundle, about: dict[str, Any], side: Side = "a") -> None:
         """Load a bundle and, after one successful test request, let it answer a side.
@@ -383,7 +396,24 @@ class Service:
             )
         if incoming.path == "/metrics":
             return self.metrics([self.counts.snapshot()], 1)
+        if incoming.path == OPENAPI:
+            return await asyncio.to_thread(self._document)
+        if incoming.path == DOCS:
+            return await asyncio.to_thread(docs, self.server or self.limits.server)
         return health(self.about)
+
+    def _document(self) -> Reply:
+        """The description of the server, with what the current models know."""
+        from recsys.serving.model_facts import facts_of
+
+        held, kept = self._held, self._described
+        if kept is None or kept[0] is not held:
+            facts = facts_of(held["a"][0].bundle)
+            if "b" in held:
+                facts = facts.merged(facts_of(held["b"][0].bundle))
+            content = document(self.server or self.limits.server, facts, self.about)
+            kept = self._described = held, reply_json(200, content)
+        return kept[1]
 
     async def _restock_here(self, change: StockChange) -> tuple[Stock, bool]:
         return self.stock.after(change), True
@@ -473,6 +503,11 @@ def service_of(settings: ServeConfig, limits: Limits) -> Service:
         split=Split(settings.ab.share, settings.ab.salt) if settings.ab.model else None,
         explorer=Explorer(explore.share, explore.pool, explore.salt) if explore.share else None,
         log=AnswerLog(settings.log) if settings.log else None,
+        server=replace(
+            limits.server,
+            needs_token=bool(settings.token_env),
+            takes_stock=bool(settings.stock_token_env),
+        ),
     )
 
 

@@ -412,6 +412,10 @@ def test_three_ways_of_serving_give_the_same_answers(
                 "exclude_sen: unknown field"
                 in refused(f"{url}/invocations", {form: [MISTYPED]}, 400)["message"]
             )
+        described = get(f"{url}/openapi.json")["components"]["schemas"]["Filters"]
+        assert list(described["properties"]) == ["kind", "price"]
+        with urllib.request.urlopen(f"{url}/docs", timeout=120) as page:
+            assert b"schema-Filters" in page.read()
         children = _below(process.pid)
         assert len(children) > 3
         process.send_signal(signal.SIGINT)
