@@ -21,7 +21,9 @@ from typing import Any, Final, TextIO
 
 import numpy as np
 
-from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.cli import config_of, main
+from pipelines.dry_run import plan
+from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.folder import RunFolder, write_atomically
 from pipelines.plumbing.progress import Progress, table
 from pipelines.plumbing.session import quiet
@@ -36,7 +38,7 @@ from recsys.errors import ArtifactError, ConfigError
 from recsys.evaluation.bootstrap import LEVEL
 from recsys.evaluation.metrics import QUERY_METRICS, outside_kinds, parse_metric
 from recsys.evaluation.paired import accuracy_of, paired_metrics
-from recsys.registry.tracking import flatten
+from recsys.registry.logged_values import flatten
 from recsys.storage.uris import is_remote
 from recsys.training.threads import settle_threads
 

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipelines.cli import plan
 from pipelines.compare import write_record
+from pipelines.dry_run import plan
 from pipelines.plumbing.progress import Progress, table
 from recsys.config import Config
 from recsys.config.compare import CompareConfig
@@ -28,8 +28,8 @@ from recsys.errors import ConfigError, DataError
 from recsys.evaluation.bootstrap import LEVEL
 from recsys.evaluation.experiment import MEASURES, outcomes
 from recsys.evaluation.off_policy import Estimates, Trials, estimate
-from recsys.registry.register import resolve
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.resolve import resolve
 from recsys.serving.answer_log import Logged, read_logs
 from recsys.serving.attribution import attributed, read_events
 from recsys.serving.bundles import read_bundle

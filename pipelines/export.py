@@ -13,15 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.cli import config_of, main
+from pipelines.dry_run import plan
+from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import Config
 from recsys.config.export import ExportConfig, Format
 from recsys.errors import ConfigError
 from recsys.registry.copies import Copy, remember
-from recsys.registry.register import resolve
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.resolve import resolve
 
 _SHORT = {"--to": "--export.to", "--out": "--export.out"}
 

@@ -55,7 +55,7 @@ from recsys.preparation.vector_cache import forget_texts
 from recsys.privacy.footprints import Traces
 from recsys.privacy.proof import signing_key
 from recsys.privacy.rows import RowFinder
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.versions import Store, Version, holds_users, known_users
 from recsys.serving.answer_log import holds_rows
 from recsys.storage.mirror import temporary_folder

@@ -14,7 +14,7 @@ import ray
 from pipelines.followed_side import check_log, note_log, sides_of, stock_of
 from pipelines.plumbing.session import quiet
 from recsys.config import ServeConfig, build_config
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.serving.desk import ModelHolder, Offering
 
 

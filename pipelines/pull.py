@@ -14,15 +14,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.cli import config_of, main
+from pipelines.dry_run import plan
+from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.bundle.description import CARD
 from recsys.config import Config, redact
 from recsys.errors import ConfigError
 from recsys.registry.copies import Copy, remember
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.pull import Pulled, pull_model
-from recsys.registry.tracking import tracking_uri
 
 
 def command(words: Sequence[str]) -> int:

@@ -22,10 +22,10 @@ from recsys.bundle.description import read_info
 from recsys.config import Config, RecommendConfig
 from recsys.data.split import parse_time
 from recsys.errors import ConfigError
-from recsys.registry.register import resolve
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.resolve import resolve
 from recsys.serving.request_files import read_requests
-from recsys.serving.requests import parse_rules
+from recsys.serving.request_parsing import parse_rules
 from recsys.serving.stock import read_stock
 from recsys.storage.uris import is_remote, without_query
 

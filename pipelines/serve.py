@@ -31,7 +31,7 @@ from pipelines.plumbing.folder import RunFolder
 from pipelines.plumbing.session import quiet, ray_session
 from recsys.config import Config, ServeConfig
 from recsys.errors import ConfigError
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.serving.access import Tokens, tokens_of
 from recsys.serving.experiment_split import Side
 from recsys.serving.stock import Stock

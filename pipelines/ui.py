@@ -17,14 +17,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from pipelines.cli import UsageError, config_of, main, parse, plan
+from pipelines.cli import config_of, main
+from pipelines.dry_run import plan
+from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.extras import require_extra
 from pipelines.plumbing.session import quiet
 from pipelines.stages import VERBS
 from recsys.config import Config, RunConfig
 from recsys.config.ui import UiConfig
 from recsys.errors import ConfigError
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.storage.uris import is_remote
 
 _SHORT: Final = {"--host": "--ui.host", "--port": "--ui.port"}

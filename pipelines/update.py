@@ -43,9 +43,9 @@ from recsys.gate.drift import NAMES, drift_of
 from recsys.model import load_sizes
 from recsys.registry.card import refitted_card
 from recsys.registry.lineage import Parent, open_parent, write_refitted
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.provenance import lineage
 from recsys.registry.register import register as register_bundle
-from recsys.registry.tracking import tracking_uri
 from recsys.serving.feedback import gather, read_feedback
 from recsys.serving.recommender import Recommender
 from recsys.training.apart import own_config, own_weights, sections

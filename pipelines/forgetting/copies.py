@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.plumbing.folder import RunFolder
-from pipelines.python.dataset import FRAMES
+from pipelines.python.frames import FRAMES
 from recsys import schema
 from recsys.bundle.checksums import writing_aside
 from recsys.bundle.description import DESCRIPTION, USERS, read_info
@@ -30,8 +30,8 @@ from recsys.errors import ArtifactError, ConfigError, Refusal
 from recsys.export.forget import Exported
 from recsys.privacy.rows import RowFinder
 from recsys.registry import copies as notes
+from recsys.registry.mlflow_client import tracking_uri
 from recsys.registry.pull import pull_model
-from recsys.registry.tracking import tracking_uri
 from recsys.registry.versions import Store, known_users
 from recsys.serving.answer_log import PREFIX, remove_rows
 from recsys.sources.names import Renames

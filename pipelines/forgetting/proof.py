@@ -25,7 +25,7 @@ from recsys.privacy.footprints import Id, Traces
 from recsys.privacy.membership import membership
 from recsys.privacy.proof import Searched, files_in, proof_of, search_file, signed
 from recsys.registry.experiments import local_place
-from recsys.registry.tracking import sqlite_path
+from recsys.registry.mlflow_client import sqlite_path
 from recsys.registry.versions import Store
 from recsys.sources import open_source
 from recsys.storage.mirror import download
@@ -325,7 +325,7 @@ def _given(forget: ForgetConfig, items: dict[str, int]) -> Histories | None:
     if not forget.unseen:
         return None
     from recsys.serving.request_files import read_requests
-    from recsys.serving.requests import parse_requests
+    from recsys.serving.request_parsing import parse_requests
 
     requests = parse_requests(read_requests(forget.unseen))
     names = [

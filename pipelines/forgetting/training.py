@@ -17,7 +17,7 @@ from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
 from recsys.registry.lineage import Parent, open_parent
-from recsys.registry.tracking import tracking_uri
+from recsys.registry.mlflow_client import tracking_uri
 
 
 def train_again(

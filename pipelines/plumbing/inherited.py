@@ -79,8 +79,8 @@ def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:
         The model stores no configuration, or the command line names no model.
     """
     from recsys.bundle.description import read_info
-    from recsys.registry.register import resolve
-    from recsys.registry.tracking import tracking_uri
+    from recsys.registry.mlflow_client import tracking_uri
+    from recsys.registry.resolve import resolve
 
     alone = load_config(None, overrides)
     uri = _model(verb, alone)

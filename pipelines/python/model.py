@@ -18,7 +18,7 @@ from recsys.registry.copies import Copy, owner_of, remember, write_origin
 from recsys.serving.answer_rows import BatchRecommender, Defaults, named_users, output_schema
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_rules, parse_similar
+from recsys.serving.request_parsing import parse_rules, parse_similar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -394,6 +394,6 @@ def load(place: str | Path, *, tracking_uri: str = "") -> Model:
         and (folder / "metrics.json").is_file()
     ):
         return Model(folder / "bundle", folder)
-    from recsys.registry.register import resolve
+    from recsys.registry.resolve import resolve
 
     return Model(resolve(str(place), tracking_uri), None, str(place), tracking_uri)

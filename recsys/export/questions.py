@@ -19,7 +19,8 @@ from recsys.contributions import Contributions
 from recsys.data.histories import Array, Queries
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Request, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Request
 from recsys.serving.visible import friends_of
 
 NUM_QUESTIONS: Final = 128

@@ -24,7 +24,7 @@ from recsys.evaluation.ranking import tie_order
 from recsys.export.questions import Examiner
 from recsys.retrieval.exact import exact_top
 from recsys.retrieval.index import LIST, recall
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 
 VECTORS: Final = "item_vectors.npy"
 ITEMS: Final = "items.json"

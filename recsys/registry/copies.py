@@ -22,7 +22,7 @@ import pyarrow.fs
 
 from recsys.bundle.checksums import DESCRIPTION
 from recsys.config.redaction import MARK
-from recsys.registry.tracking import client
+from recsys.registry.mlflow_client import client
 from recsys.storage.places import filesystem_of
 from recsys.storage.uris import is_remote, within, without_query
 

@@ -40,7 +40,7 @@ from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError
 from recsys.model import FrozenModel
 from recsys.registry.minimum import num_events
-from recsys.registry.register import pinned, resolve
+from recsys.registry.resolve import pinned, resolve
 from recsys.serving.bundles import finish, read_bundle
 from recsys.serving.item_index import measure_again
 from recsys.storage.uris import is_remote

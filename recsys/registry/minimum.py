@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from recsys.config import Config
-from recsys.registry.tracking import mlflow_name
+from recsys.registry.logged_values import mlflow_name
 from recsys.report.first_screen import best_baseline
 
 EVENTS_TAG: Final = "dataset.events"

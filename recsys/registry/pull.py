@@ -16,8 +16,8 @@ from recsys.config import redact
 from recsys.errors import ArtifactError
 from recsys.registry.copies import PULLED
 from recsys.registry.digest import check_version, unreadable
-from recsys.registry.register import active, bundle_in, pinned
-from recsys.registry.tracking import client
+from recsys.registry.mlflow_client import active_uris, client
+from recsys.registry.resolve import bundle_in, pinned
 from recsys.serving.bundles import read_bundle
 
 
@@ -66,7 +66,7 @@ def pull_model(uri: str, folder: str | Path, tracking_uri: str) -> Pulled:
     target = Path(folder).absolute()
     with writing_aside(target, f"artifacts/*/{DESCRIPTION}") as aside:
         try:
-            with active(tracking_uri):
+            with active_uris(tracking_uri):
                 download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(aside))
         except (MlflowException, OSError) as error:
             raise unreadable(uri, version, error) from None

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from recsys.bundle.description import USERS
 from recsys.registry.experiments import local_place
-from recsys.registry.tracking import client
+from recsys.registry.mlflow_client import client
 from recsys.storage.mirror import temporary_folder
 
 _KEPT_TAGS: Final = "promotion."

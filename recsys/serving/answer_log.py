@@ -26,7 +26,8 @@ from uuid import uuid4
 
 from recsys.errors import ConfigError, DataError, RequestError, SourceError
 from recsys.serving.experiment_split import Side
-from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
 from recsys.storage.beside import atomic_write
 
 PREFIX: Final = "answers-"

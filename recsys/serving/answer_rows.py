@@ -18,7 +18,8 @@ import pyarrow as pa
 from recsys.bundle.files import Bundle
 from recsys.errors import RequestError
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Answer
 from recsys.serving.standings import BOOST
 
 

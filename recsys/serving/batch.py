@@ -39,7 +39,8 @@ from recsys.serving.answer_rows import (
 )
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import MAX_K, parse_rules, rules_of
+from recsys.serving.request_parsing import parse_rules, rules_of
+from recsys.serving.requests import MAX_K
 
 _BATCHES_HERE: Final = (
     16  # answered in this process: that takes less time than actors take to start

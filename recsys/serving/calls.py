@@ -19,15 +19,14 @@ from typing import Any, Final, Literal
 
 from recsys.errors import choices
 from recsys.serving.json_text import read_json
-from recsys.serving.requests import (
-    AnyAnswer,
-    AnyRequest,
+from recsys.serving.request_parsing import (
     filled,
     parse_any,
     parse_requests,
     parse_similar,
     rows_of_columns,
 )
+from recsys.serving.requests import AnyAnswer, AnyRequest
 
 RECOMMEND: Final = "/recommend"
 INVOCATIONS: Final = "/invocations"

@@ -26,7 +26,7 @@ from recsys.data.histories import Array, Queries
 from recsys.errors import ConfigError, DataError, choices
 from recsys.fusion import GatedFusion
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.training.refit_fusion import Evidence
 
 HISTORY: Final = "history"

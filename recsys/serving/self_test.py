@@ -32,7 +32,8 @@ from recsys.data.context import ContextColumn
 from recsys.errors import ArtifactError, UserError
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Answer
 
 TOLERANCE: Final = (
     1e-4  # of the largest score of a list: rounding depends on the processor and number of threads
@@ -142,7 +143,7 @@ def difference(
 
 
 def questions(bundle: Bundle) -> list[dict[str, Any]]:
-    """The test requests of a bundle, as :func:`~recsys.serving.requests.parse_requests`
+    """The test requests of a bundle, as :func:`~recsys.serving.request_parsing.parse_requests`
     reads them.
     """
     known = _known_users(bundle)

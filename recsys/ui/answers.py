@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from recsys.errors import RequestError
 from recsys.report.charts import Piece, stacked
-from recsys.serving.requests import Answer, SimilarAnswer, parse_requests, parse_similar
+from recsys.serving.request_parsing import parse_requests, parse_similar
+from recsys.serving.requests import Answer, SimilarAnswer
 from recsys.ui.holder import Opened
 
 NUM_COLOURS: Final = 8

@@ -17,8 +17,10 @@ from typing import Any, Final, TypeVar
 
 from recsys.config import redact
 from recsys.errors import ArtifactError, MultigrainError, first_line
-from recsys.registry.store import check, settled
-from recsys.registry.tracking import RUN_FILE, client, mlflow_name, short_timeouts, sqlite_path
+from recsys.registry.logged_values import mlflow_name
+from recsys.registry.mlflow_client import client, short_timeouts, sqlite_path
+from recsys.registry.store_state import check, settled
+from recsys.registry.tracking import RUN_FILE
 from recsys.report.first_screen import verdict
 from recsys.storage.uris import is_remote
 

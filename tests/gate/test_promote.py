@@ -36,10 +36,12 @@ from recsys.gate.promotion import (
 )
 from recsys.registry.card import model_card
 from recsys.registry.minimum import alias_command, check_minimum, num_events
+from recsys.registry.mlflow_client import client, tracking_uri
 from recsys.registry.provenance import lineage
-from recsys.registry.register import RegisteredModel, register, resolve
+from recsys.registry.register import RegisteredModel, register
+from recsys.registry.resolve import resolve
 from recsys.registry.run_tags import UNKNOWN, working_commit
-from recsys.registry.tracking import Tracker, client, tracking_uri
+from recsys.registry.tracking import Tracker
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.training.context import TrainContext
 from recsys.training.phases import fit

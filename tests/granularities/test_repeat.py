@@ -26,7 +26,7 @@ from recsys.granularities.repeat.moments import sample_times
 from recsys.granularities.repeat.section import RepeatConfig
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender, as_queries
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import DAY, Event, train_events, write_dataset
 

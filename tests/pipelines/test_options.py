@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import UsageError, main, parse
+from pipelines.cli import main
 from pipelines.mistakes import check
+from pipelines.plumbing.arguments import UsageError, parse
 from pipelines.plumbing.options import is_key, likely_meant
 from pipelines.present import check_present
 from pipelines.stages import VERBS

@@ -575,7 +575,7 @@ def test_version_names_its_parent(world: Path, updated: Path) -> None:
 def test_feedback_changes_only_the_fusion_weights(world: Path, capsys: Captured) -> None:
     """Users like the suggestions of evolution and skip those of collaborative."""
     from recsys.serving.recommender import Recommender
-    from recsys.serving.requests import parse_requests
+    from recsys.serving.request_parsing import parse_requests
 
     recommender = Recommender(read_bundle(world / "monday/bundle"))
     answers = recommender.recommend(

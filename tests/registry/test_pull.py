@@ -24,12 +24,14 @@ from pipelines.cli import main
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError
 from recsys.registry.followed import FollowedModel
+from recsys.registry.mlflow_client import client, tracking_uri
 from recsys.registry.pull import pull_model
-from recsys.registry.register import register, resolve
-from recsys.registry.tracking import Tracker, client, tracking_uri
+from recsys.registry.register import register
+from recsys.registry.resolve import resolve
+from recsys.registry.tracking import Tracker
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from tests.handmade import small_model, small_world
 
 Captured = pytest.CaptureFixture[str]
@@ -403,7 +405,7 @@ def goes_through(folder: Path, uri: str) -> None:
 
     (folder / "tmp").mkdir()
     code = (
-        "import sys; from recsys.registry.register import resolve;"
+        "import sys; from recsys.registry.resolve import resolve;"
         " print(resolve('models:/pocket/1', sys.argv[1]))"
     )
     environment = os.environ | {

@@ -20,9 +20,10 @@ import pytest
 from pipelines.cli import user_message
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable
-from recsys.registry import store
+from recsys.registry import store, store_state
 from recsys.registry.followed import FollowedModel
-from recsys.registry.tracking import Tracker, client, outage
+from recsys.registry.mlflow_client import client, outage
+from recsys.registry.tracking import Tracker
 
 RACE = Path(__file__).parents[1] / "store_race.py"
 
@@ -88,7 +89,7 @@ def locked(place: Path) -> Iterator[None]:
 
 
 def test_new_store_is_complete_and_leaves_no_temporary_file(made: Path) -> None:
-    assert store.look(made).kind == "current"
+    assert store_state.look(made).kind == "current"
     names = {path.name for path in made.parent.iterdir()}
     assert names <= {"mlflow.db", ".mlflow.db.lock", "mlartifacts"}, names
     experiment = client(f"sqlite:///{made}").get_experiment("0")
@@ -105,7 +106,7 @@ def test_empty_file_is_filled_in_place(tmp_path: Path) -> None:
     place.touch()
     inode = place.stat().st_ino
     store.ready(place, writes=True)
-    assert store.look(place).kind == "current" and place.stat().st_ino == inode
+    assert store_state.look(place).kind == "current" and place.stat().st_ino == inode
 
 
 def test_concurrently_created_store_is_not_overwritten(
@@ -193,13 +194,13 @@ def of_an_older_mlflow(place: Path) -> str:
 def test_older_store_is_upgraded_with_a_backup(tmp_path: Path) -> None:
     place = tmp_path / "mlflow.db"
     revision = of_an_older_mlflow(place)
-    assert store.look(place) == store.State("older", revision)
+    assert store_state.look(place) == store_state.State("older", revision)
     inode = place.stat().st_ino
     with Tracker(configured(place, experiment="mine"), apart=True) as tracker:
         assert tracker.experiment_id == "7"
-    assert store.look(place).kind == "current" and place.stat().st_ino == inode
+    assert store_state.look(place).kind == "current" and place.stat().st_ino == inode
     [kept] = tmp_path.glob("mlflow.db.before-*")
-    assert store.look(kept) == store.State("older", revision)
+    assert store_state.look(kept) == store_state.State("older", revision)
 
 
 def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_failed_upgrade_leaves_the_store_unchanged(made: Path, tmp_path: Path) -
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for an incomplete file."""
-    monkeypatch.setattr(store, "_SETTLE_S", -1.0)
+    monkeypatch.setattr(store_state, "_SETTLE_S", -1.0)
 
 
 @pytest.mark.usefixtures("settled")
@@ -242,7 +243,7 @@ def test_store_without_a_table_reports_content_and_fix(copied: Path) -> None:
     away = copied.parent / "broken-store"
     assert f"mkdir {away} && mv {copied} {away}/" in said
     subprocess.run(f"mkdir {away} && mv {copied} {away}/", shell=True, check=True)
-    assert store.look(copied).kind == "absent"
+    assert store_state.look(copied).kind == "absent"
 
 
 @pytest.mark.usefixtures("settled")
@@ -298,7 +299,7 @@ def test_read_only_store_raises_one_message(copied: Path, monkeypatch: pytest.Mo
 def test_locked_store_raises_one_message_after_a_bounded_wait(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "WAIT_S", 0.3)
+    monkeypatch.setattr(store_state, "WAIT_S", 0.3)
     with locked(copied):
         refused(copied, Unavailable, "has been locked by another process for 0 s", "lsof")
         with pytest.raises(Unavailable, match="locked by another process"):

@@ -18,7 +18,8 @@ from pipelines.plumbing.progress import Progress
 from pipelines.plumbing.tracking import EpochLog
 from recsys.config import Config, build_config
 from recsys.errors import ConfigError, StorageError
-from recsys.registry.tracking import Tracker, outage
+from recsys.registry.mlflow_client import outage
+from recsys.registry.tracking import Tracker
 from recsys.storage.places import storage_errors
 from tune.ledger import Trial
 from tune.trial_lines import Children

@@ -19,7 +19,8 @@ from recsys.retrieval import selection
 from recsys.retrieval.index import ItemIndex
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, parse_any, parse_requests
+from recsys.serving.request_parsing import parse_any, parse_requests
+from recsys.serving.requests import Answer
 from tests.ruled import KINDS, World, random_rules, slow_list
 
 ITEMS, USERS = 400, 30

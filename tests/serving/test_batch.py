@@ -18,7 +18,8 @@ from recsys.serving.answer_rows import answer_table, output_schema, user_table
 from recsys.serving.batch import recommend_all
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Request, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Request
 from tests.handmade import small_model, small_world
 
 

@@ -13,7 +13,8 @@ from recsys.registry.pyfunc_model import BUNDLE, RecommenderModel, _rows, reques
 from recsys.serving.answer_rows import user_table
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Request, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Request
 from recsys.serving.service import Answered, Limits, Service
 from tests.handmade import small_model, small_world
 

@@ -20,7 +20,7 @@ from recsys.registry.lineage import open_parent, write_refitted
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.feedback import Feedback, gather, read_feedback
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from recsys.training.refit_fusion import Evidence, refit_fusion
 from tests.handmade import small_model, small_world
 

@@ -22,7 +22,8 @@ from recsys.evaluation.ranking import rank
 from recsys.serving.answer_rows import BatchRecommender, Defaults, output_schema
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Answer
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import HISTORIES, ITEMS, small_model, small_world
 

@@ -16,7 +16,8 @@ from recsys.bundle.writing import seal
 from recsys.errors import ArtifactError
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, parse_requests
+from recsys.serving.request_parsing import parse_requests
+from recsys.serving.requests import Answer
 from recsys.serving.self_test import difference
 from tests.handmade import small_model, small_world
 

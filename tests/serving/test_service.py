@@ -21,7 +21,7 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.calls import CallError
 from recsys.serving.counts import Counts, exposition
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_any, parse_requests
+from recsys.serving.request_parsing import parse_any, parse_requests
 from recsys.serving.service import (
     Answered,
     Incoming,

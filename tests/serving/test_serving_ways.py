@@ -34,14 +34,15 @@ from recsys.config import Config, build_config
 from recsys.data.context import ContextColumn
 from recsys.data.histories import Split
 from recsys.errors import RequestError
-from recsys.registry.register import active, register
-from recsys.registry.tracking import Tracker, client, tracking_uri
+from recsys.registry.mlflow_client import active_uris, client, tracking_uri
+from recsys.registry.register import register
+from recsys.registry.tracking import Tracker
 from recsys.serving import desk as desk_module
 from recsys.serving.batch import recommend_all
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.desk import ModelHolder
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_any, parse_requests
+from recsys.serving.request_parsing import parse_any, parse_requests
 from recsys.serving.service import Answered, Limits, Service
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import HISTORIES, ITEMS, write_dataset
@@ -203,7 +204,7 @@ def test_ways_of_serving_are_equal_in_one_process(served: Served) -> None:
     """
     import mlflow
 
-    with active(served.uri):
+    with active_uris(served.uri):
         frame = mlflow.pyfunc.load_model("models:/pocket@champion").predict(REQUESTS)
     expected = served.expected()
     for row, answer in zip(frame.to_dict("records"), expected, strict=True):
@@ -212,7 +213,7 @@ def test_ways_of_serving_are_equal_in_one_process(served: Served) -> None:
         answer.to_dict()
         for answer in Recommender(read_bundle(served.bundle)).answer(parse_any([SIMILAR]))
     ]
-    with active(served.uri):
+    with active_uris(served.uri):
         [row] = (
             mlflow.pyfunc.load_model("models:/pocket@champion")
             .predict([SIMILAR])
@@ -592,7 +593,7 @@ def test_model_answers_with_only_its_own_requirements(served: Served, tmp_path: 
     """A fresh environment with only the packages of the model's requirements.txt."""
     import mlflow
 
-    with active(served.uri):
+    with active_uris(served.uri):
         model = Path(
             mlflow.artifacts.download_artifacts(
                 "models:/pocket@champion", dst_path=str(tmp_path / "model")

@@ -20,7 +20,8 @@ from recsys.data.histories import Split
 from recsys.errors import RequestError
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import Answer, SimilarAnswer, parse_any, parse_requests
+from recsys.serving.request_parsing import parse_any, parse_requests
+from recsys.serving.requests import Answer, SimilarAnswer
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import small_model
 from tests.ruled import World, holds

@@ -26,10 +26,10 @@ from test_compare import finished
 from pipelines.cli import main
 from pipelines.ui import application_of
 from recsys.config import Config, build_config
-from recsys.registry.tracking import client
+from recsys.registry.mlflow_client import client
 from recsys.serving.bundles import read_bundle
 from recsys.serving.recommender import Recommender
-from recsys.serving.requests import parse_requests
+from recsys.serving.request_parsing import parse_requests
 from tests.ruled import World
 
 pytest.importorskip("fastapi")
@@ -229,7 +229,7 @@ def test_items_are_found_by_title_and_id(browser: TestClient) -> None:
 
 
 def test_similar_items_are_the_models(browser: TestClient, recommender: Recommender) -> None:
-    from recsys.serving.requests import parse_similar
+    from recsys.serving.request_parsing import parse_similar
 
     for by in ("vectors", "use", "text"):
         page = browser.get(f"/similar?model=run:shop&item=i3&by={by}&k=5").text
