@@ -61,7 +61,7 @@ _CURE: Final = "give the folder of a finished `recsys run`, or run `recsys evalu
 class Side:
     """One finished run."""
 
-    place: str  # as the user gave it
+    given: str  # the run folder as the user named it
     folder: RunFolder
     config: Config
     metrics: dict[str, Any]
@@ -85,9 +85,9 @@ def command(words: Sequence[str]) -> int:
         The words are others, or this verb does not read an option.
     """
     words, lists = _taken_out(words)
-    options = [place for place, word in enumerate(words) if word.startswith("-")]
-    places = list(words[: options[0] if options else len(words)])
-    arguments = parse(words[len(places) :])
+    options = [index for index, word in enumerate(words) if word.startswith("-")]
+    run_words = list(words[: options[0] if options else len(words)])
+    arguments = parse(words[len(run_words) :])
     config = config_of(arguments.config, [*arguments.overrides, *lists])
     of_logs = bool(config.compare.logs)
     reads = _READ_OF_LOGS if of_logs else _READ
@@ -103,7 +103,7 @@ def command(words: Sequence[str]) -> int:
                 f"{', '.join(f'--{key}' for key in reads[1:-1])} and --{reads[-1]}"
             )
     if of_logs:
-        if places or config.compare.runs:
+        if run_words or config.compare.runs:
             raise UsageError(
                 "got run folders and --logs, expected one of the two; usage:"
                 f" {VERBS['compare'].usage}"
@@ -117,7 +117,7 @@ def command(words: Sequence[str]) -> int:
         raise UsageError(
             f"--feedback and --compare.target need --logs; usage: {VERBS['compare'].usage}"
         )
-    config.compare.runs = places or config.compare.runs
+    config.compare.runs = run_words or config.compare.runs
     if len(config.compare.runs) != 2:
         raise UsageError(
             f"got {len(config.compare.runs)} run folders, expected two; usage:"
@@ -125,7 +125,7 @@ def command(words: Sequence[str]) -> int:
         )
     quiet()
     with ExitStack() as stack:
-        first, second = (stack.enter_context(opened(place)) for place in config.compare.runs)
+        first, second = (stack.enter_context(opened(index)) for index in config.compare.runs)
         check_same(first, second)
         if arguments.dry_run:
             print(plan("compare", config))
@@ -239,7 +239,7 @@ def compared(evaluate: EvaluateConfig, seed: int, first: Side, second: Side) -> 
 
 
 @contextmanager
-def opened(place: str, stream: TextIO | None = None) -> Iterator[Side]:
+def opened(run: str, stream: TextIO | None = None) -> Iterator[Side]:
     """Open a run folder for reading, a remote one as a temporary copy; it is neither made nor
     locked.
 
@@ -250,26 +250,26 @@ def opened(place: str, stream: TextIO | None = None) -> Iterator[Side]:
     """
     with tempfile.TemporaryDirectory(prefix="multigrain-") as name:
         mirror = None
-        root = Path(place)
-        if is_remote(place):
+        root = Path(run)
+        if is_remote(run):
             from recsys.storage.mirror import Mirror
 
-            root, mirror = Path(name), Mirror(Path(name), place)
+            root, mirror = Path(name), Mirror(Path(name), run)
             mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
         elif not root.is_dir():
-            raise ArtifactError(f"{place} is not a folder; {_CURE}")
+            raise ArtifactError(f"{run} is not a folder; {_CURE}")
         folder = RunFolder(root, Progress(stream or sys.stdout, Path(name) / "compare.log"), mirror)
         if not folder.config.is_file():
-            raise ArtifactError(f"{place} is not a run folder: config.yaml is missing; {_CURE}")
+            raise ArtifactError(f"{run} is not a run folder: config.yaml is missing; {_CURE}")
         metrics = folder.read_json(folder.metrics, _CURE)
         if not (folder.model / "model.safetensors").is_file():
-            raise ArtifactError(f"{place} has no trained model: model/ is missing; {_CURE}")
+            raise ArtifactError(f"{run} has no trained model: model/ is missing; {_CURE}")
         if metrics.get("model_sha256") != model_sha256(folder):
             raise ArtifactError(
-                f"metrics.json in {place} belongs to another model than the one in model/; "
+                f"metrics.json in {run} belongs to another model than the one in model/; "
                 "run `recsys evaluate` for this run folder"
             )
-        yield Side(place, folder, load_config(folder.config, [("run.dir", place)]), metrics)
+        yield Side(run, folder, load_config(folder.config, [("run.dir", run)]), metrics)
 
 
 def check_same(first: Side, second: Side) -> None:
@@ -316,7 +316,7 @@ def _prepared_differently(first: Side, second: Side) -> str:
 
 def _differ(first: Side, second: Side, found: list[str]) -> ConfigError:
     return ConfigError(
-        f"{first.place} and {second.place} were not evaluated on the same queries, so a paired test"
+        f"{first.given} and {second.given} were not evaluated on the same queries, so a paired test"
         f" is not possible: {'; '.join(found)}; train and evaluate both with the same data and"
         " evaluate settings"
     )
@@ -327,7 +327,7 @@ def _differ(first: Side, second: Side, found: list[str]) -> ConfigError:
 
 def _described(side: Side) -> dict[str, Any]:
     return {
-        "run": side.place,
+        "run": side.given,
         "model_sha256": side.metrics["model_sha256"],
         "granularities": [*side.metrics["granularities"]],
         "fitted_through": side.metrics["data"].get("fitted_through", ""),
@@ -358,10 +358,10 @@ def _notes(first: Side, second: Side, values: list[dict[str, Any]]) -> list[str]
         )
     for side, found in zip((first, second), values, strict=True):
         for name, values_B in found.items():
-            told = side.metrics["model"].get(name)
-            if told is not None and abs(told - float(values_B.mean())) > _ROUNDING:
+            reported = side.metrics["model"].get(name)
+            if reported is not None and abs(reported - float(values_B.mean())) > _ROUNDING:
                 notes.append(
-                    f"{side.place}: {name} is {values_B.mean():.4f} here, {told:.4f} in its"
+                    f"{side.given}: {name} is {values_B.mean():.4f} here, {reported:.4f} in its"
                     " metrics.json"
                 )
     return notes
@@ -386,8 +386,10 @@ def _words(record: dict[str, Any]) -> list[str]:
     entry = record["metrics"].get(record["metric"])
     if entry is not None:
         better = first if entry["low"] > 0 else second if entry["high"] < 0 else ""
-        said = f"{better} is significantly better" if better else "no significant difference"
-        lines.append(f"{record['metric']}: {said} ({entry['difference']:+.4f}, p {entry['p']:.3g})")
+        verdict = f"{better} is significantly better" if better else "no significant difference"
+        lines.append(
+            f"{record['metric']}: {verdict} ({entry['difference']:+.4f}, p {entry['p']:.3g})"
+        )
     return [*lines, *(f"note: {note}" for note in record["notes"])]
 
 

@@ -15,7 +15,7 @@ from pipelines.followed_side import check_log, note_log, sides_of, stock_of
 from pipelines.plumbing.session import quiet
 from recsys.config import ServeConfig, build_config
 from recsys.registry.mlflow_client import tracking_uri
-from recsys.serving.desk import ModelHolder, Offering
+from recsys.serving.model_holder import ModelHolder, Offering
 
 
 @ray.remote

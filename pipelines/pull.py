@@ -36,15 +36,16 @@ def command(words: Sequence[str]) -> int:
     UsageError
         The words are others, or one of the two is missing.
     """
-    places = [word for word in _before_options(words)]
-    if len(places) not in (0, 2):
+    positional = [word for word in _before_options(words)]
+    if len(positional) not in (0, 2):
         raise UsageError(
-            f"got {len(places)} words, expected two: MODEL and DIR; usage: {VERBS['pull'].usage}"
+            f"got {len(positional)} words, expected two: MODEL and DIR; usage:"
+            f" {VERBS['pull'].usage}"
         )
-    arguments = parse(words[len(places) :])
+    arguments = parse(words[len(positional) :])
     overrides = list(arguments.overrides)
-    if places:
-        overrides += [("pull.model", places[0]), ("pull.dir", places[1])]
+    if positional:
+        overrides += [("pull.model", positional[0]), ("pull.dir", positional[1])]
     config = config_of(arguments.config, overrides)
     if arguments.config is None and not config.tracking.uri:
         config.tracking.uri = os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -57,7 +58,7 @@ def command(words: Sequence[str]) -> int:
 
 def _before_options(words: Sequence[str]) -> list[str]:
     """The words before the first option."""
-    options = [place for place, word in enumerate(words) if word.startswith("-")]
+    options = [index for index, word in enumerate(words) if word.startswith("-")]
     return list(words[: options[0] if options else len(words)])
 
 
@@ -69,10 +70,10 @@ def pull(config: Config) -> Pulled:
         raise ConfigError(f"pull.dir is empty; give a folder. Usage: {VERBS['pull'].usage}")
     if "://" in settings.dir:
         raise ConfigError(f"pull.dir: {settings.dir} must be a local folder")
-    asked = settings.model or f"models:/{config.registry.name}@champion"
-    found = pull_model(asked, settings.dir, tracking_uri(config))
+    model_uri = settings.model or f"models:/{config.registry.name}@champion"
+    found = pull_model(model_uri, settings.dir, tracking_uri(config))
     print(_words(found, redact(tracking_uri(config))))
-    if not remember([Copy.here("model", settings.dir)], asked, tracking_uri(config)):
+    if not remember([Copy.here("model", settings.dir)], model_uri, tracking_uri(config)):
         print(
             "note        `recsys forget` does not know this folder: call it with --also"
             f" {settings.dir}"

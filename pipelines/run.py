@@ -47,7 +47,7 @@ def run(config: Config, folder: RunFolder) -> None:
             )
     folder.progress.plain(closing_words(metrics, registered, folder))
     if folder.budget is not None:
-        folder.progress.plain(f"budget      {folder.budget.said()}")
+        folder.progress.plain(f"budget      {folder.budget.summary()}")
 
 
 def _run(

@@ -200,15 +200,15 @@ def model_sha256(folder: RunFolder) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def first_difference(trained: ModelConfig, asked: ModelConfig) -> str:
+def first_difference(trained: ModelConfig, wanted: ModelConfig) -> str:
     """The first key in which two ``model`` sections differ, with both values; empty if there is
     none.
 
     Keys that the training chose among candidates do not count.
     """
-    asked = narrowed(asked, trained)
+    wanted = narrowed(wanted, trained)
     before, after = (
-        flatten(section.model_dump(mode="json"), "model.") for section in (trained, asked)
+        flatten(section.model_dump(mode="json"), "model.") for section in (trained, wanted)
     )
     for key, value in before.items():
         if after.get(key) != value:

@@ -41,7 +41,7 @@ def command(words: Sequence[str]) -> int:
     ConfigError
         The port is in use, the token is missing, or a package is not installed.
     """
-    options = [place for place, word in enumerate(words) if word.startswith("-")]
+    options = [index for index, word in enumerate(words) if word.startswith("-")]
     folders = list(words[: options[0] if options else len(words)])
     arguments = parse([_long(word) for word in words[len(folders) :]])
     config = config_of(arguments.config, arguments.overrides)
@@ -85,7 +85,7 @@ def _tracking_uri(config: Config) -> str:
                 update={"tracking": config.tracking.model_copy(update={"uri": named})}
             )
         )
-    first = Path(next((place for place in config.ui.runs if not is_remote(place)), "runs"))
+    first = Path(next((run for run in config.ui.runs if not is_remote(run)), "runs"))
     beside = first.absolute().parent if (first / "config.yaml").is_file() else first.absolute()
     return f"sqlite:///{beside / 'mlflow.db'}"
 
@@ -141,15 +141,15 @@ def application_of(config: Config, password: str = "") -> Any:
 
 def _check_folders(settings: UiConfig) -> None:
     """Check that the given folders exist; the default may be missing."""
-    for place in settings.runs:
-        if is_remote(place):
+    for run in settings.runs:
+        if is_remote(run):
             raise ConfigError(
-                f"ui.runs: {place} is remote; give local folders. Runs in other places are shown"
+                f"ui.runs: {run} is remote; give local folders. Runs in other places are shown"
                 " from MLflow (tracking.uri), and ui.model may be a remote bundle"
             )
-        if not Path(place).is_dir() and settings.runs != UiConfig().runs:
+        if not Path(run).is_dir() and settings.runs != UiConfig().runs:
             raise ConfigError(
-                f"ui.runs: {place} is not a folder; give a folder that contains run folders, such"
+                f"ui.runs: {run} is not a folder; give a folder that contains run folders, such"
                 " as runs"
             )
 
@@ -159,7 +159,7 @@ def _compared(first: str, second: str) -> Mapping[str, Any]:
     from pipelines.compare import check_same, compared, opened
 
     with ExitStack() as stack:
-        sides = [stack.enter_context(opened(place, io.StringIO())) for place in (first, second)]
+        sides = [stack.enter_context(opened(run, io.StringIO())) for run in (first, second)]
         check_same(*sides)
         config = config_of(None, [])
         return compared(config.evaluate, config.seed, *sides)

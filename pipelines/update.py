@@ -376,7 +376,7 @@ def register_changed(
         model = register_bundle(tracker, folder.bundle, config, {"model": metrics})
         registered = {**asdict(model), "tracking": redact(tracker.uri), "run_id": tracker.run_id}
         folder.write_json(folder.registered, registered)
-        folder.progress(model.said)
+        folder.progress(model.summary)
 
 
 def _shown(refit: Refit, names: list[str]) -> tuple[dict[str, float], dict[str, float]]:

@@ -238,10 +238,10 @@ class RunFolder:
             changed = {
                 key: pair for key, pair in changed.items() if key.split(".")[0] not in _CHOSEN
             }
-        told = {key: pair for key, pair in changed.items() if _shapes(key)}
-        if told:
+        shaping = {key: pair for key, pair in changed.items() if _shapes(key)}
+        if shaping:
             shown = "\n  ".join(
-                f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(told.items())
+                f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(shaping.items())
             )
             where = self.shown(self.config).removesuffix(f"/{self.config.name}")
             self.progress(f"the configuration differs from the last one of {where}:\n  {shown}")
@@ -320,19 +320,19 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
     from recsys.storage.mirror import Mirror
     from recsys.storage.places import filesystem_of
 
-    place = config.run.dir
-    if "/" not in filesystem_of(place)[1]:
+    uri = config.run.dir
+    if "/" not in filesystem_of(uri)[1]:
         raise ConfigError(
-            f"run.dir: {place} is a bucket; choose a folder in it, such as {within(place, 'run')}"
+            f"run.dir: {uri} is a bucket; choose a folder in it, such as {within(uri, 'run')}"
         )
     free = "wait until it ends, or choose another folder with --run.dir"
-    lock = within(place, ".lock")
+    lock = within(uri, ".lock")
     with (
         holding(lock, f"`recsys {verb}`", free),
         tempfile.TemporaryDirectory(prefix="multigrain-") as name,
     ):
         root = Path(name)
-        mirror = Mirror(root, place)
+        mirror = Mirror(root, uri)
         mirror.fetch_small(leave=(".lock", "dataset.lock", "recommendations.parquet"))
         folder = RunFolder(
             root, Progress(stream if stream is not None else sys.stdout, root / "run.log"), mirror
@@ -344,7 +344,7 @@ def _open_remote(config: Config, verb: str, stream: TextIO | None) -> Iterator[R
             with suppress(Exception):  # do not hide the first error
                 mirror.publish_changed()
             if isinstance(error, UserError) and name in str(error):
-                raise type(error)(str(error).replace(name, without_query(place))) from error
+                raise type(error)(str(error).replace(name, without_query(uri))) from error
             raise
         mirror.publish_changed()
 

@@ -64,8 +64,8 @@ def handed_on(config: Config) -> dict[str, Any]:
     return kept
 
 
-def _absolute(place: str) -> str:
-    return place if is_remote(place) or not place else os.path.abspath(expanded(place))
+def _absolute(path: str) -> str:
+    return path if is_remote(path) or not path else os.path.abspath(expanded(path))
 
 
 def inherited_config(verb: str, overrides: Sequence[tuple[str, str]]) -> Config:

@@ -73,10 +73,10 @@ class EpochLog:
                 self._log(values)
         except Exception as error:  # whatever fails here, hours of training must not be lost
             if not self._is_gone:
-                said = redact(str(error).strip().split("\n")[0])[:200]
+                reason = redact(str(error).strip().split("\n")[0])[:200]
                 self._say(
                     "tracking fails; the training continues and missing epochs are sent at its end"
-                    f" ({said})"
+                    f" ({reason})"
                 )
             self._is_gone = True
         else:

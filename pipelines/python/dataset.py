@@ -273,16 +273,16 @@ class Dataset:
     def _of_tables(
         cls, tables: Mapping[str, pa.Table], folder: str | Path | None, settings: Settings
     ) -> Dataset:
-        place = _folder(folder)
-        files = {role: place / "tables" / f"{role}.parquet" for role in tables}
-        (place / "tables").mkdir(parents=True, exist_ok=True)
+        root = _folder(folder)
+        files = {role: root / "tables" / f"{role}.parquet" for role in tables}
+        (root / "tables").mkdir(parents=True, exist_ok=True)
         for role, table in tables.items():
             if not table.num_rows:
                 raise DataError(f"{role} has no rows; expected at least one")
             pq.write_table(table, files[role])
-        (place / "tables" / FRAMES).touch()
+        (root / "tables" / FRAMES).touch()
         return cls._of_roles(
-            {role: str(file) for role, file in files.items()}, "frames", place, settings
+            {role: str(file) for role, file in files.items()}, "frames", root, settings
         )
 
     @classmethod
@@ -408,6 +408,6 @@ class Dataset:
 def _folder(folder: str | Path | None) -> Path:
     if folder is None:
         return Path(tempfile.mkdtemp(prefix="multigrain-"))
-    place = Path(folder).expanduser().absolute()
-    place.mkdir(parents=True, exist_ok=True)
-    return place
+    path = Path(folder).expanduser().absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    return path

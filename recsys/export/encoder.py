@@ -44,8 +44,8 @@ class QueryEncoder(nn.Module):
         _check_left_out(model, {*without})
         self.model, self.encoders, self.without = model, without_bags(model.encoders), {*without}
         self.fitted = [
-            (name, module, place)
-            for place, (name, module) in enumerate(self.encoders.each(closed_form=True))
+            (name, module, index)
+            for index, (name, module) in enumerate(self.encoders.each(closed_form=True))
             if name in model.states and name not in self.without
         ]
         impossible = [name for name, module, _ in self.fitted if not can_export(module)]
@@ -77,8 +77,8 @@ class QueryEncoder(nn.Module):
         sparse members.
         """
         vectors, added_BN = [self._trained(seen)], None
-        for name, module, place in self.fitted:
-            z_BR, found_BN = self._fitted(name, module, place, seen)
+        for name, module, index in self.fitted:
+            z_BR, found_BN = self._fitted(name, module, index, seen)
             if z_BR is not None:
                 vectors.append(z_BR)
             if found_BN is not None:
@@ -109,21 +109,21 @@ class QueryEncoder(nn.Module):
         stack = self.encoders.stack
         if stack is None:
             return users_BD
-        place = self.encoders.members.index(TRAINED)
-        factor_B = stack.weights(seen.lengths_B)[:, place] * self._scale_free(
-            TRAINED, place, users_BD
+        index = self.encoders.members.index(TRAINED)
+        factor_B = stack.weights(seen.lengths_B)[:, index] * self._scale_free(
+            TRAINED, index, users_BD
         )
         return users_BD * factor_B[:, None]
 
     def _fitted(
-        self, name: str, module: Granularity, place: int, seen: Seen
+        self, name: str, module: Granularity, index: int, seen: Seen
     ) -> tuple[Tensor | None, Tensor | None]:
         """Weighted vectors and additions of one member."""
         state, stack = self.states[name], self.encoders.stack
         z_BR = None if module.sparse else self._vectors(module, name, seen)
         added_BN = ADDITIONS[type(module)](module, state, seen) if has_additions(module) else None
         if stack is None:
-            factor_B = self.encoders.fitted_weights[place].expand(seen.lengths_B.shape[0])
+            factor_B = self.encoders.fitted_weights[index].expand(seen.lengths_B.shape[0])
         else:
             member = self.encoders.members.index(name)
             if z_BR is not None:

@@ -161,8 +161,8 @@ class Protocol:
         """The queries of the evaluated users, with the targets that count under the mask."""
         histories = self.histories(window)
         if part == Split.TEST:
-            asked = _dense(pa.chunked_array([window.ask]), self.users)
-            histories = histories.take(np.flatnonzero(np.isin(histories.users_U, asked)))
+            evaluated = _dense(pa.chunked_array([window.ask]), self.users)
+            histories = histories.take(np.flatnonzero(np.isin(histories.users_U, evaluated)))
         return countable(histories.queries(part), self.masks_seen)[0]
 
 

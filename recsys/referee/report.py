@@ -120,8 +120,8 @@ def html(record: Record) -> str:
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:]
     )
     top = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    told = [*findings(record), *(f"note: {note}" for note in record["notes"])]
-    points = "".join(f"<li>{escape(line)}</li>" for line in told)
+    lines = [*findings(record), *(f"note: {note}" for note in record["notes"])]
+    points = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
         ' content="width=device-width">'

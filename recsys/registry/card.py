@@ -59,7 +59,7 @@ def model_card(
     lineage : Mapping[str, Any]
         See :func:`recsys.registry.provenance.lineage`.
     influence : Sequence[str]
-        Parts of the model that still depend on forgotten users.
+        Contributions of the model that still depend on forgotten users.
     private : Mapping[str, Any] | None
         Privacy budget of a private training (:class:`recsys.training.private.Budget`); None for
         other trainings.
@@ -110,8 +110,8 @@ def short_card(
     if against:
         shown = (f"{name} {entry['difference']:+.4f}" for name, entry in against.items())
         found.append(f"Difference from the baselines: {', '.join(shown)}.")
-    if said := single_line(metrics.get("members") or {}):
-        found.append(sentence(said))
+    if members := single_line(metrics.get("members") or {}):
+        found.append(sentence(members))
     final = (metrics.get("data") or {}).get("final")
     if final:
         found.append(

@@ -41,7 +41,7 @@ class RegisteredModel:
     by_hand: str = ""  # the command that gives it the alias by hand; empty where it has the alias
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """One line for people."""
         registered = f"registered {self.name} version {self.version}"
         if self.alias:

@@ -125,31 +125,31 @@ def is_local(uri: str) -> bool:
     return isinstance(store, LocalArtifactRepository)
 
 
-def bundle_in(folder: Path, asked: str) -> Path:
+def bundle_in(folder: Path, given: str) -> Path:
     """The folder of a bundle: the given folder, or a folder inside a run folder or an MLflow model.
 
     Raises
     ------
     ArtifactError
-        There is no bundle; the message names ``asked``, the model as the user gave it.
+        There is no bundle; the message names ``given``, the model as the user gave it.
     """
-    for place in (DESCRIPTION, f"bundle/{DESCRIPTION}", f"artifacts/*/{DESCRIPTION}"):
-        for found in sorted(folder.glob(place)) if folder.is_dir() else ():
+    for pattern in (DESCRIPTION, f"bundle/{DESCRIPTION}", f"artifacts/*/{DESCRIPTION}"):
+        for found in sorted(folder.glob(pattern)) if folder.is_dir() else ():
             return found.parent
     raise ArtifactError(
-        f"{asked} has no model bundle ({DESCRIPTION} is missing); give the folder of a bundle or"
+        f"{given} has no model bundle ({DESCRIPTION} is missing); give the folder of a bundle or"
         " models:/NAME@ALIAS"
     )
 
 
 def _bundle_at(uri: str, into: Path | None) -> Path:
     """As :func:`bundle_in`, for a remote folder; only the bundle is downloaded."""
-    place = _bundle_uri(uri)
+    bundle_uri = _bundle_uri(uri)
     if into is None:
-        folder = downloaded(place)
+        folder = downloaded(bundle_uri)
         if folder is not None:
             return folder
-    elif download(place, into / "bundle"):
+    elif download(bundle_uri, into / "bundle"):
         return into / "bundle"
     raise _no_bundle_at(uri)
 
@@ -167,11 +167,11 @@ def description_at(uri: str) -> bytes:
 
 def _bundle_uri(uri: str) -> str:
     """The URI of a remote bundle: the given folder, or ``bundle`` inside it."""
-    for place in (uri, within(uri, "bundle")):
-        filesystem, inner = filesystem_of(within(place, DESCRIPTION))
-        with storage_errors(place):
+    for candidate in (uri, within(uri, "bundle")):
+        filesystem, inner = filesystem_of(within(candidate, DESCRIPTION))
+        with storage_errors(candidate):
             if filesystem.get_file_info(inner).is_file:
-                return place
+                return candidate
     check_bucket(uri)
     raise _no_bundle_at(uri)
 
@@ -183,14 +183,14 @@ def _no_bundle_at(uri: str) -> ArtifactError:
     )
 
 
-def _registered(registry: Any, asked: str) -> str:
+def _registered(registry: Any, wanted: str) -> str:
     """The registered models for an error message; for the requested model also its
     newest version.
     """
     found = []
     for model in registry.search_registered_models(max_results=50):
         found += [f"models:/{model.name}@{alias}" for alias in sorted(model.aliases)]
-        if model.name == asked or not model.aliases:
+        if model.name == wanted or not model.aliases:
             found += _newest(registry, model)
     return (
         f"registered models: {', '.join(sorted(found))}"

@@ -270,7 +270,7 @@ class Tracker:
             self.commit = run.data.tags[COMMIT_TAG], run.data.tags.get(CHANGED_TAG) == "true"
         self._check_artifacts(str(run.info.artifact_uri))
 
-    def _check_artifacts(self, place: str) -> None:
+    def _check_artifacts(self, uri: str) -> None:
         """Check now what would otherwise fail after the training, where MLflow waits minutes per
         artefact.
 
@@ -279,11 +279,11 @@ class Tracker:
         StorageError
             The location is not writable, or boto3 is missing.
         """
-        if place.startswith(("s3://", "gs://")):
+        if uri.startswith(("s3://", "gs://")):
             try:
-                if place.startswith("s3://"):
-                    require_s3_client(place)
-                check_writable(place)
+                if uri.startswith("s3://"):
+                    require_s3_client(uri)
+                check_writable(uri)
             except StorageError:
                 self._client.set_terminated(self.run_id, "FAILED")
                 raise

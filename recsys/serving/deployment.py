@@ -1,9 +1,9 @@
 """The recommender on Ray Serve: a front process takes calls, replicas answer them, a model holder
 offers the models.
 
-Why a model holder (the actor :class:`~recsys.serving.desk.ModelHolder`) and not Serve's own update
-of a deployment: a replica loads the next model while the current one answers and switches between
-two batches, so no call waits or fails. A replica that cannot load the next model keeps the current
+Why a model holder (:class:`~recsys.serving.model_holder.ModelHolder`) and not Serve's own update of
+a deployment: a replica loads the next model while the current one answers and switches between two
+batches, so no call waits or fails. A replica that cannot load the next model keeps the current
 one and reports the error. Models go through the object store: each is read and checked once,
 whatever machines the replicas run on.
 """
@@ -32,10 +32,10 @@ from recsys.config import ServeConfig
 from recsys.errors import ConfigError
 from recsys.serving.access import Tokens
 from recsys.serving.calls import STOCK, CallError, Reply
-from recsys.serving.desk import ModelHolder
 from recsys.serving.experiment_split import Side
 from recsys.serving.front import NOT_READY, SOON, Front, limits_of
 from recsys.serving.listener import Listener
+from recsys.serving.model_holder import ModelHolder
 from recsys.serving.service import Incoming, Job, Limits, Outcome, Slices, read_ahead, service_of
 from recsys.serving.stock import Stock, StockChange
 
@@ -43,7 +43,9 @@ if TYPE_CHECKING:  # imports torch, which only replicas need
     from recsys.bundle.files import Bundle
 
 APP: Final = "recsys"
-DESK: Final = "desk"  # name of the model holder where Serve starts it with the deployment
+MODEL_HOLDER: Final = (
+    "model_holder"  # name of the model holder where Serve starts it with the deployment
+)
 _LOOK_S: Final = 0.5  # interval at which a replica polls the model holder
 _STOCK_S: Final = 3.0  # longest wait until every replica has a stock change
 _UNHEARD_S: Final = 15.0  # without a reply of any replica, after which the front answers 503
@@ -59,7 +61,7 @@ class Replica:
 
     Parameters
     ----------
-    desk : Any
+    holder : Any
         Actor handle of the model holder; None where Serve started the model holder with the
         deployment and replaces it when it is lost.
     limits : Limits
@@ -68,18 +70,18 @@ class Replica:
         The section ``serve`` of the configuration.
     """
 
-    def __init__(self, desk: Any, limits: Limits, settings: ServeConfig) -> None:
-        self._is_own_desk = desk is None
-        self._desk, self._name = desk or serve.get_deployment_actor(DESK), uuid4().hex
+    def __init__(self, holder: Any, limits: Limits, settings: ServeConfig) -> None:
+        self._is_own_holder = holder is None
+        self._holder, self._name = holder or serve.get_deployment_actor(MODEL_HOLDER), uuid4().hex
         self._has_ended = False
         self._service = service_of(settings, replace(limits, token_sha256="", stock_sha256=None))
-        self._service.restock(ray.get(self._desk.stock.remote()))
+        self._service.restock(ray.get(self._holder.stock.remote()))
         self._serials: dict[Side, int] = {}
         self._failed: dict[int, str] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="answering")
         self._batched.set_max_batch_size(settings.batch_size)  # type: ignore[attr-defined]
         self._batched.set_batch_wait_timeout_s(settings.batch_wait_ms / 1000)  # type: ignore[attr-defined]
-        for side, offer in ray.get(self._desk.take.remote()).items():
+        for side, offer in ray.get(self._holder.take.remote()).items():
             self._load(side, offer)
         threading.Thread(target=self._poll_holder, daemon=True, name="following").start()
 
@@ -94,7 +96,7 @@ class Replica:
         replicas, within bounds.
         """
         try:
-            changed: Stock = await self._desk.restock.remote(change)
+            changed: Stock = await self._holder.restock.remote(change)
         except ray.exceptions.RayActorError:
             raise CallError(
                 503, "the stock cannot be changed right now; send the call again in a second", SOON
@@ -102,7 +104,7 @@ class Replica:
         self._service.restock(changed)
         await self._report_state()
         until = time.monotonic() + _STOCK_S
-        while not (everywhere := bool(await self._desk.has_everywhere.remote(changed.revision))):
+        while not (everywhere := bool(await self._holder.has_everywhere.remote(changed.revision))):
             if time.monotonic() >= until:
                 break
             await asyncio.sleep(0.05)
@@ -113,7 +115,7 @@ class Replica:
         its answer.
         """
         counts, revision = self._service.counts.snapshot(), self._service.stock.revision
-        return self._desk.look.remote(self._name, self._serials, self._failed, counts, revision)
+        return self._holder.look.remote(self._name, self._serials, self._failed, counts, revision)
 
     async def about(self) -> tuple[dict[str, Any], int]:
         """A description of the model, and the number of items that it scores for a list."""
@@ -139,7 +141,7 @@ class Replica:
         up to date.
         """
         await self._report_state()
-        snapshots, living = await self._desk.totals.remote(front, counts)
+        snapshots, living = await self._holder.totals.remote(front, counts)
         return self._service.metrics(snapshots, living)
 
     def _poll_holder(self) -> None:
@@ -149,37 +151,37 @@ class Replica:
             try:
                 offered, revision = ray.get(self._report_state())
                 if revision > self._service.stock.revision:
-                    self._service.restock(ray.get(self._desk.stock.remote()))
+                    self._service.restock(ray.get(self._holder.stock.remote()))
                     # report at once: the caller of POST /stock waits for it
                     offered, _ = ray.get(self._report_state())
             except ray.exceptions.RayError:
-                self._find_desk()
+                self._find_holder()
                 continue
             for side, serial in offered.items():
                 if serial != self._serials.get(side) and serial not in self._failed:
                     self._try_load(side, serial)
 
-    def _find_desk(self) -> None:
+    def _find_holder(self) -> None:
         """Find the model holder that Serve started after the last one was lost, and send it the
         current stock.
         """
-        if self._is_own_desk:
+        if self._is_own_holder:
             with suppress(
                 ValueError, RayServeException, ray.exceptions.RayError
             ):  # not started yet
-                self._desk = serve.get_deployment_actor(DESK)
-                ray.get(self._desk.recall.remote(self._service.stock))
+                self._holder = serve.get_deployment_actor(MODEL_HOLDER)
+                ray.get(self._holder.recall.remote(self._service.stock))
 
     def __del__(
         self,
     ) -> None:  # Serve calls this when it stops a replica, such as when it scales down
         self._has_ended = True
         with suppress(Exception):
-            self._desk.leave.remote(self._name)
+            self._holder.leave.remote(self._name)
 
     def _try_load(self, side: Side, offered: int) -> None:
         try:
-            self._load(side, ray.get(self._desk.take.remote())[side])
+            self._load(side, ray.get(self._holder.take.remote())[side])
             self._service.counts.add("swaps_total")
         except Exception as error:  # whatever the error is, the current model keeps answering
             _LOG.exception(
@@ -345,7 +347,7 @@ class Server:
     ) -> None:
         self._settings, self._port, self._tokens, self._stock = settings, port, tokens, stock
         self._limits = limits_of(settings, tokens)[0]
-        self._desk: Any = None
+        self._holder: Any = None
         self._gate: Any = None
         self._handle: Any = None
         self._started = False
@@ -367,7 +369,7 @@ class Server:
         """
         settings = self._settings
         made: Any = ray.remote(ModelHolder)
-        self._desk = made.options(num_cpus=0, scheduling_strategy=_here()).remote(
+        self._holder = made.options(num_cpus=0, scheduling_strategy=_here()).remote(
             self._stock, settings.stock_file
         )
         for side, (bundle, about) in models.items():
@@ -378,7 +380,7 @@ class Server:
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
         self._started = True
-        application = recommender(settings).bind(self._desk, self._limits, settings)
+        application = recommender(settings).bind(self._holder, self._limits, settings)
         self._handle = serve.run(application, name=APP, route_prefix=None)
         ray.get(self._gate.open.remote(self._handle))
 
@@ -386,11 +388,11 @@ class Server:
         """Offer another model to the replicas and return its serial number; they load it within
         seconds.
         """
-        return int(ray.get(self._desk.offer.remote(about, [ray.put(bundle)], side)))
+        return int(ray.get(self._holder.offer.remote(about, [ray.put(bundle)], side)))
 
     def state(self, serial: int) -> tuple[int, int, list[str]]:
         """As :meth:`ModelHolder.state`."""
-        found: tuple[int, int, list[str]] = ray.get(self._desk.state.remote(serial))
+        found: tuple[int, int, list[str]] = ray.get(self._holder.state.remote(serial))
         return found
 
     def keep(self) -> bool:
@@ -416,8 +418,8 @@ class Server:
             ray.kill(self._gate)
         if self._started:
             serve.delete(APP)
-        if self._desk is not None:
-            ray.kill(self._desk)
+        if self._holder is not None:
+            ray.kill(self._holder)
         return left
 
     def _listening(self) -> Any:

@@ -54,10 +54,10 @@ class Pager:
             .members
         )
         page = rules.offset // rules.k
-        places = page_by_category(
+        positions = page_by_category(
             items_R.tolist(), members, diversify.most, rules.k, page, is_whole
         )
-        return None if places is None else items_R[places]
+        return None if positions is None else items_R[positions]
 
 
 def is_reordered(rules: Rules) -> bool:

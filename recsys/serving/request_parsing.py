@@ -166,7 +166,7 @@ def one_of(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _message(error: Any, asked: type[BaseModel]) -> str:
+def _message(error: Any, expected: type[BaseModel]) -> str:
     path = ""
     for part in error["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
@@ -174,7 +174,7 @@ def _message(error: Any, asked: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         inner = next(
             (model for start, model in _INNER.items() if path.startswith(start) and path != start),
-            asked,
+            expected,
         )
         return f"{path}: unknown field; expected one of: {choices(inner.model_fields)}"
     if kind in ("model_type", "model_attributes_type") and path.startswith("history"):

@@ -388,11 +388,12 @@ class Service:
             stock, everywhere = await restock(parse_change(read_body(incoming.body)))
             self.restock(stock)
             return reply_json(
-                200, {**stock.said(), "unknown": self._unknown(stock), "everywhere": everywhere}
+                200, {**stock.to_json(), "unknown": self._unknown(stock), "everywhere": everywhere}
             )
         if incoming.path == "/model":
             return reply_json(
-                200, {**self.about, **({"stock": self.stock.said()} if self.stock.revision else {})}
+                200,
+                {**self.about, **({"stock": self.stock.to_json()} if self.stock.revision else {})},
             )
         if incoming.path == "/metrics":
             return self.metrics([self.counts.snapshot()], 1)

@@ -62,9 +62,9 @@ class Listed:
     @property
     def spoken(self) -> str:
         """The bar as text, for screen readers."""
-        told = [f"{part.name} {part.percent:.0f} %" for part in self.ordered if part.percent >= 1]
+        shares = [f"{part.name} {part.percent:.0f} %" for part in self.ordered if part.percent >= 1]
         against = [part.name for part in self.ordered if part.value < 0]
-        return ", ".join(told) + (f"; against it: {', '.join(against)}" if against else "")
+        return ", ".join(shares) + (f"; against it: {', '.join(against)}" if against else "")
 
     def share(self, name: str) -> float:
         """The contribution of a granularity to the score."""
@@ -161,22 +161,22 @@ def some_user(opened: Opened) -> str:
 def _rows(answer: Answer, names: Sequence[str]) -> tuple[float, list[Listed]]:
     """The position of zero in all bars, and the items with their bars."""
     shares = [
-        {name: found[place] for name, found in answer.shares.items()}
-        for place in range(len(answer.item_ids))
+        {name: found[rank] for name, found in answer.shares.items()}
+        for rank in range(len(answer.item_ids))
     ]
     zero, bars = stacked(shares)
     colours = {name: number % NUM_COLOURS for number, name in enumerate([*names, "boost"])}
-    told = answer.explanations or [{}] * len(answer.item_ids)
+    explanations = answer.explanations or [{}] * len(answer.item_ids)
     rows = [
         Listed(
-            rank=place + 1,
+            rank=rank + 1,
             item_id=item,
-            title=answer.titles[place],
-            score=answer.scores[place],
-            parts=_parts(bars[place], colours) if answer.source == "model" else (),
-            why=str(told[place].get("sentence", "")),
+            title=answer.titles[rank],
+            score=answer.scores[rank],
+            parts=_parts(bars[rank], colours) if answer.source == "model" else (),
+            why=str(explanations[rank].get("sentence", "")),
         )
-        for place, item in enumerate(answer.item_ids)
+        for rank, item in enumerate(answer.item_ids)
     ]
     return zero, rows
 

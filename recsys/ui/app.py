@@ -63,10 +63,10 @@ class Pages:
             when=_when,
             key=quote,
             shown=redact,
-            rest_of=lambda asked, item: (
-                asked | {"item": [one for one in asked["item"] if one != item]}
+            rest_of=lambda fields, item: (
+                fields | {"item": [one for one in fields["item"] if one != item]}
             ),
-            with_item=lambda asked, item: asked | {"item": [*asked["item"], item]},
+            with_item=lambda fields, item: fields | {"item": [*fields["item"], item]},
             with_own=lambda lengths, own: sorted({*lengths, own}),
         )
         self._templates.globals.update(link=link, release=__version__)
@@ -121,19 +121,25 @@ def application(
     """
     app = FastAPI(title="Multigrain", docs_url=None, redoc_url=None, openapi_url=None)
     pages = Pages(runs, gate, holder, Comparisons(compare))
-    _add_overviews(app, pages)
-    _add_questions(app, pages)
+    _add_runs(app, pages)
+    _add_comparison(app, pages)
+    _add_models(app, pages)
+    _add_static(app)
+    _add_try(app, pages)
+    _add_similar(app, pages)
     _add_errors(app, pages)
     return Guard(app, names, password_sha256)
 
 
-def _add_overviews(app: FastAPI, pages: Pages) -> None:
-    """Add the pages of runs, comparisons and registered models."""
+def _add_runs(app: FastAPI, pages: Pages) -> None:
+    """Add the pages of runs and their reports."""
 
     @app.get("/")
     def runs() -> HTMLResponse:
         found = pages.runs.all()
-        return pages.page("runs", runs=found, places=pages.runs.places, trouble=pages.runs.trouble)
+        return pages.page(
+            "runs", runs=found, folders=pages.runs.folders, trouble=pages.runs.trouble
+        )
 
     @app.get("/runs/{key:path}")
     def run(key: str) -> HTMLResponse:
@@ -156,6 +162,10 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
             raise ArtifactError(f"the run {key!r} has no such report")
         headers = {"Content-Security-Policy": REPORT_POLICY}
         return HTMLResponse(path.read_text(encoding="utf-8"), headers=headers)
+
+
+def _add_comparison(app: FastAPI, pages: Pages) -> None:
+    """Add the page that compares two runs."""
 
     @app.get("/compare")
     def compare(first: Text = "", second: Text = "", run: Items = []) -> HTMLResponse:  # noqa: B006
@@ -195,6 +205,10 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
             }
         return pages.page("compare", **content, trouble=found.trouble)
 
+
+def _add_models(app: FastAPI, pages: Pages) -> None:
+    """Add the pages of registered models and their cards."""
+
     @app.get("/models")
     def models() -> HTMLResponse:
         return pages.page(
@@ -210,6 +224,10 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
         version = pages.gate.get(opened.choice.key)
         return pages.page("card", opened=opened, card=pages.card(opened), version=version)
 
+
+def _add_static(app: FastAPI) -> None:
+    """Add the style sheet, the script and the icon."""
+
     @app.get("/static/{name}")
     def static(name: str) -> Response:
         if name not in _STATIC:
@@ -219,8 +237,8 @@ def _add_overviews(app: FastAPI, pages: Pages) -> None:
         return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
 
 
-def _add_questions(app: FastAPI, pages: Pages) -> None:
-    """Add the pages that query a model."""
+def _add_try(app: FastAPI, pages: Pages) -> None:
+    """Add the page that asks a model for a list."""
 
     @app.get("/try")
     def try_it(
@@ -235,8 +253,8 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
     ) -> Response:
         opened, trouble = _opened(pages, model)
         if pick and opened is not None:
-            asked = {"model": opened.choice.key, "user": some_user(opened), "k": k}
-            return RedirectResponse(link("/try", **asked), 303)
+            fields = {"model": opened.choice.key, "user": some_user(opened), "k": k}
+            return RedirectResponse(link("/try", **fields), 303)
         items = tuple(dict.fromkeys(one for one in item if one))
         question = Question(user.strip(), items, k, seen, explain)
         answer: List | None = None
@@ -246,13 +264,13 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
             except RequestError as error:
                 trouble = str(error)
         basket = [(one, opened.title(one) if opened else one) for one in items]
-        asked = {
+        fields = {
             "model": opened.choice.key if opened else model,
             "user": question.user,
             "item": items,
             "k": k,
         }
-        asked |= {"seen": "true"} if seen else {}
+        fields |= {"seen": "true"} if seen else {}
         return pages.page(
             "try",
             _status(opened, trouble),
@@ -260,12 +278,16 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
             opened=opened,
             question=question,
             basket=basket,
-            asked=asked,
+            fields=fields,
             find=find,
             found=_found(opened, find),
             answer=answer,
             trouble=trouble,
         )
+
+
+def _add_similar(app: FastAPI, pages: Pages) -> None:
+    """Add the page of similar items."""
 
     @app.get("/similar")
     def similar(
@@ -285,7 +307,7 @@ def _add_questions(app: FastAPI, pages: Pages) -> None:
             opened=opened,
             item=item,
             title=opened.title(item) if opened and item else "",
-            asked={"model": opened.choice.key if opened else model, "by": by, "k": k},
+            fields={"model": opened.choice.key if opened else model, "by": by, "k": k},
             by=by,
             k=k,
             find=find,
@@ -310,10 +332,10 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: Exception) -> HTMLResponse:
         assert isinstance(error, RequestValidationError)
-        told = "; ".join(
+        wrong = "; ".join(
             f"{one['loc'][-1]}: {one['msg'][0].lower()}{one['msg'][1:]}" for one in error.errors()
         )
-        return pages.page("error", 422, head="The address is malformed", text=f"{told}.")
+        return pages.page("error", 422, head="The address is malformed", text=f"{wrong}.")
 
     @app.exception_handler(HTTPException)
     def missing(request: Request, error: Exception) -> HTMLResponse:
@@ -357,8 +379,8 @@ def link(path: str, **params: Any) -> str:
     >>> link("/try", user="a b", item=["1", "2"], find="")
     '/try?user=a+b&item=1&item=2'
     """
-    told = {name: value for name, value in params.items() if value not in ("", None, (), [])}
-    return f"{path}?{urlencode(told, doseq=True)}" if told else path
+    wrong = {name: value for name, value in params.items() if value not in ("", None, (), [])}
+    return f"{path}?{urlencode(wrong, doseq=True)}" if wrong else path
 
 
 def _when(time: datetime) -> str:

@@ -37,10 +37,10 @@ from recsys.errors import RequestError
 from recsys.registry.mlflow_client import active_uris, client, tracking_uri
 from recsys.registry.register import register
 from recsys.registry.tracking import Tracker
-from recsys.serving import desk as desk_module
+from recsys.serving import model_holder
 from recsys.serving.batch import recommend_all
 from recsys.serving.bundles import read_bundle, write_bundle
-from recsys.serving.desk import ModelHolder
+from recsys.serving.model_holder import ModelHolder
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_any, parse_requests
 from recsys.serving.service import Answered, Limits, Service
@@ -656,11 +656,11 @@ def test_stock_reply_waits_until_both_replicas_have_the_change(tmp_path: Path) -
 def test_stock_is_everywhere_when_every_running_replica_has_the_revision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    desk = ModelHolder()
-    desk.look("one", {"a": 1}, {}, {}, 1)
-    desk.look("two", {"a": 1}, {}, {}, 0)
-    assert desk.has_everywhere(0) and not desk.has_everywhere(1)
-    desk.look("two", {"a": 1}, {}, {}, 2)
-    assert desk.has_everywhere(1) and not desk.has_everywhere(2)
-    monkeypatch.setattr(desk_module, "_SILENT_S", -1.0)
-    assert desk.has_everywhere(3), "both have gone"
+    holder = ModelHolder()
+    holder.look("one", {"a": 1}, {}, {}, 1)
+    holder.look("two", {"a": 1}, {}, {}, 0)
+    assert holder.has_everywhere(0) and not holder.has_everywhere(1)
+    holder.look("two", {"a": 1}, {}, {}, 2)
+    assert holder.has_everywhere(1) and not holder.has_everywhere(2)
+    monkeypatch.setattr(model_holder, "_SILENT_S", -1.0)
+    assert holder.has_everywhere(3), "both have gone"
