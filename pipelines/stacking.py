@@ -149,8 +149,8 @@ def weigh(
 
 def weighed_members(selected: FrozenModel) -> list[str]:
     """The members of a model without those that were left out before weighting."""
-    silent = selected.encoders.pruned_members
-    return [name for name in selected.members if name not in silent]
+    pruned = selected.encoders.pruned_members
+    return [name for name in selected.members if name not in pruned]
 
 
 def described(found: Stacked, members: list[str], metric: str) -> str:

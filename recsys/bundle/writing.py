@@ -34,7 +34,7 @@ from recsys.bundle.description import (
     WITH_MEASURED,
     BundleInfo,
     OutsideEntry,
-    seal,
+    write_description,
 )
 from recsys.bundle.for_rules import write_for_rules
 from recsys.data.dataset import PreparedDataset
@@ -131,7 +131,7 @@ def close(aside: Path, info: BundleInfo, card: str) -> None:
     """Write the card, and the checksums of all files, which must be complete."""
     if card:
         (aside / CARD).write_text(card, encoding="utf-8")
-    seal(aside, info)
+    write_description(aside, info)
 
 
 def _write_vocabulary(path: Path, ids: Vocabulary) -> None:

@@ -19,8 +19,9 @@ from ray.serve.config import DeploymentActorConfig
 
 from recsys.config import ServeConfig
 from recsys.serving.access import Tokens, tokens_of
-from recsys.serving.deployment import MODEL_HOLDER, MORE_ONGOING, Replicas, recommender
+from recsys.serving.deployment import MORE_ONGOING, Replicas, recommender
 from recsys.serving.front import Front, limits_of
+from recsys.serving.replica import MODEL_HOLDER
 
 FRONT: Final = "front"
 _HOLDER_CPUS: Final = 0.5

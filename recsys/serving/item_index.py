@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from recsys.bundle.description import INDEX, seal
+from recsys.bundle.description import INDEX, write_description
 from recsys.bundle.files import Bundle, read_files
 from recsys.pace import tell
 from recsys.retrieval.index import LIST, RECALL, ItemIndex, calibrate, can_index
@@ -89,7 +89,7 @@ def _measure(folder: Path, bundle: Bundle, index: ItemIndex | None) -> float:
         bundle.info.index = {}
     else:
         bundle.info.index = {"reorder": index.reorder, "recall": round(reached, 5), "at": LIST}
-    seal(folder, bundle.info)
+    write_description(folder, bundle.info)
     return reached
 
 

@@ -26,7 +26,7 @@ import torch
 
 from recsys import __version__
 from recsys.bundle.checksums import damaged, describe_error
-from recsys.bundle.description import SELF_TEST, seal
+from recsys.bundle.description import SELF_TEST, write_description
 from recsys.bundle.files import Bundle, read_files
 from recsys.data.context import ContextColumn
 from recsys.errors import ArtifactError, UserError
@@ -64,7 +64,7 @@ def add_self_test(folder: Path) -> None:
     (folder / SELF_TEST).write_text(
         json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8"
     )
-    seal(folder, bundle.info)
+    write_description(folder, bundle.info)
 
 
 def run_self_test(folder: Path, bundle: Bundle) -> None:

@@ -348,7 +348,7 @@ def test_deleted_experiment_has_its_own_message(registered: Registered) -> None:
         raise AssertionError("must not be entered")
 
 
-def test_uri_without_credentials_says_how_to_give_them(tmp_path: Path) -> None:
+def test_uri_without_credentials_names_the_fix(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"--tracking\.uri, or as an environment variable \$VARIABLE"
     ):

@@ -13,7 +13,7 @@ import pytest
 from recsys.bundle.description import DESCRIPTION, read_info
 from recsys.bundle.files import Bundle
 from recsys.bundle.for_rules import ATTRIBUTES, FRIENDS
-from recsys.bundle.writing import seal
+from recsys.bundle.writing import write_description
 from recsys.errors import RequestError
 from recsys.retrieval import selection
 from recsys.retrieval.index import ItemIndex
@@ -317,7 +317,7 @@ def test_bundle_of_earlier_release_answers_and_refuses_filters(
             (tmp_path / path.name).write_bytes(path.read_bytes())
     info = read_info(tmp_path)
     (tmp_path / DESCRIPTION).unlink()
-    seal(tmp_path, info)
+    write_description(tmp_path, info)
     recommender = Recommender(read_bundle(tmp_path))
     assert ask(
         recommender,

@@ -20,7 +20,7 @@ import yaml
 from pipelines.cli import main
 from recsys.bundle.description import FORMAT_VERSION, MEASURED, WITH_MEASURED
 from recsys.bundle.measured import has_measured, measured
-from recsys.bundle.writing import Measured, seal
+from recsys.bundle.writing import Measured, write_description
 from recsys.config import Config, build_config
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Split
@@ -280,9 +280,9 @@ def test_changed_or_missing_measured_model_is_refused(tmp_path: Path) -> None:
         ArtifactError, match=r"measured\.safetensors is not the file that was written"
     ):
         measured(folder, bundle)
-    seal(folder, bundle.info)  # as an attacker would
+    write_description(folder, bundle.info)  # as an attacker would
     (folder / MEASURED).write_bytes(b"nothing")
-    seal(folder, bundle.info)
+    write_description(folder, bundle.info)
     with pytest.raises(ArtifactError, match=r"damaged: measured\.safetensors: "):
         measured(folder, read_bundle(folder))
     (folder / MEASURED).unlink()

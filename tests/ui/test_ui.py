@@ -114,7 +114,7 @@ def test_page_of_a_run_holds_its_figures_and_opens_its_report(
     assert "sandbox" in report.headers["content-security-policy"]
 
 
-def test_comparison_is_that_of_the_command_and_writes_nothing(
+def test_comparison_equals_the_command_and_writes_nothing(
     browser: TestClient, runs: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
@@ -172,12 +172,14 @@ def test_stored_comparison_of_the_same_models_is_shown_at_once(
         ("run=a&run=b&run=c", "3 runs"),
     ],
 )
-def test_what_cannot_be_compared_is_said(browser: TestClient, query: str, said: str) -> None:
+def test_runs_that_cannot_be_compared_give_a_message(
+    browser: TestClient, query: str, said: str
+) -> None:
     page = browser.get(f"/compare?{query}")
     assert page.status_code == 422 and said in text_of(page.text)
 
 
-def test_list_of_a_user_is_the_models_and_shares_sum_to_scores(
+def test_list_of_a_user_equals_the_model_and_shares_sum_to_scores(
     browser: TestClient, recommender: Recommender
 ) -> None:
     page = browser.get("/try?model=run:shop&user=u3&k=5").text
@@ -197,14 +199,14 @@ def test_list_of_a_user_is_the_models_and_shares_sum_to_scores(
     assert page.count("<rect") >= 5 * len(recommender.names) and 'role="img" aria-label="' in page
 
 
-def test_list_of_a_basket_is_the_models(browser: TestClient, recommender: Recommender) -> None:
+def test_list_of_a_basket_equals_the_model(browser: TestClient, recommender: Recommender) -> None:
     page = browser.get("/try?model=run:shop&item=i1&item=i2&k=5").text
     [answer] = recommender.recommend(parse_requests([{"history": ["i1", "i2"], "k": 5}]))
     assert listed(page) == answer.item_ids
     assert "Remove Title of i1 from the basket" in page
 
 
-def test_unknown_user_and_items_are_said_in_plain_words(browser: TestClient) -> None:
+def test_unknown_user_and_items_give_a_plain_message(browser: TestClient) -> None:
     page = browser.get("/try?model=run:shop&user=nobody-here")
     assert page.status_code == 200 and "does not know the user “nobody-here”" in page.text
     assert "most popular items" in page.text and len(listed(page.text)) == 10
@@ -214,7 +216,7 @@ def test_unknown_user_and_items_are_said_in_plain_words(browser: TestClient) -> 
     assert page.status_code == 422 and "does not know the item “no-such-item”" in page.text
 
 
-def test_reasons_are_given_where_they_are_asked_for(browser: TestClient) -> None:
+def test_explanations_are_shown_on_request(browser: TestClient) -> None:
     assert "mainly because" not in browser.get("/try?model=run:shop&user=u3").text
     assert (
         browser.get("/try?model=run:shop&user=u3&k=3&explain=true").text.count('class="why"') == 3
@@ -228,7 +230,7 @@ def test_items_are_found_by_title_and_id(browser: TestClient) -> None:
     assert "No item has “zebra”" in browser.get("/try?model=run:shop&find=zebra").text
 
 
-def test_similar_items_are_the_models(browser: TestClient, recommender: Recommender) -> None:
+def test_similar_items_equal_the_model(browser: TestClient, recommender: Recommender) -> None:
     from recsys.serving.request_parsing import parse_similar
 
     for by in ("vectors", "use", "text"):
@@ -295,7 +297,7 @@ def test_runs_of_mlflow_without_folder_are_listed_and_promotions_are_not(gated: 
     assert "promote shop 2" not in page
 
 
-def test_texts_of_others_are_escaped(browser: TestClient, gated: TestClient) -> None:
+def test_texts_of_users_are_escaped(browser: TestClient, gated: TestClient) -> None:
     pages = [
         gated.get("/models"),
         browser.get(f"/try?model=run:shop&user={quote(ATTACK)}&find={quote(ATTACK)}"),
@@ -305,7 +307,7 @@ def test_texts_of_others_are_escaped(browser: TestClient, gated: TestClient) -> 
         assert ATTACK not in page.text and "&lt;script&gt;" in page.text
 
 
-def test_card_is_markdown_without_html_of_others(runs: Path) -> None:
+def test_card_is_markdown_and_its_html_is_escaped(runs: Path) -> None:
     from recsys.ui.app import Pages
     from recsys.ui.comparisons import Comparisons
     from recsys.ui.gate import Gate
@@ -325,7 +327,7 @@ def test_card_is_markdown_without_html_of_others(runs: Path) -> None:
     assert "<script" not in html and 'href="javascript' not in html and "<img" not in html
 
 
-def test_empty_folder_says_what_to_do(tmp_path: Path) -> None:
+def test_empty_folder_gives_instructions(tmp_path: Path) -> None:
     with TestClient(application_of(config_of(tmp_path)), base_url="http://localhost") as browser:
         for path, said in [
             ("/", "recsys run --config demo"),
@@ -339,7 +341,7 @@ def test_empty_folder_says_what_to_do(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "to look makes no store"
 
 
-def test_damaged_files_are_no_runs_and_no_failures(tmp_path: Path) -> None:
+def test_damaged_files_are_skipped_without_failure(tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "half/config.yaml").write_text("{}")
     (tmp_path / "half/metrics.json").write_text('{"metric": "ndcg@5", "model"')
@@ -391,16 +393,16 @@ def test_malformed_addresses_get_one_message(browser: TestClient, path: str, sai
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8080", "", "[::1"])
-def test_other_names_are_refused(browser: TestClient, host: str) -> None:
+def test_unlisted_host_names_are_refused(browser: TestClient, host: str) -> None:
     assert browser.get("/", headers={"Host": host}).status_code == 421
 
 
 @pytest.mark.parametrize("host", ["localhost:1234", "127.0.0.1:8080", "[::1]:8080", "10.1.2.3"])
-def test_own_names_and_addresses_are_answered(browser: TestClient, host: str) -> None:
+def test_listed_host_names_and_addresses_are_answered(browser: TestClient, host: str) -> None:
     assert browser.get("/", headers={"Host": host}).status_code == 200
 
 
-def test_what_is_no_reading_is_refused(browser: TestClient) -> None:
+def test_methods_that_write_are_refused(browser: TestClient) -> None:
     assert {
         browser.request(method, "/").status_code for method in ("POST", "PUT", "DELETE", "PATCH")
     } == {405}
@@ -437,7 +439,7 @@ def test_every_answer_has_a_policy_without_inline_code(browser: TestClient, path
     assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=|https?://", answer.text)
 
 
-def test_token_is_asked_for_where_one_is_named(runs: Path) -> None:
+def test_token_is_required_where_one_is_configured(runs: Path) -> None:
     with TestClient(
         application_of(config_of(runs), "0123456789abcdef"), base_url="http://localhost"
     ) as browser:
@@ -480,7 +482,7 @@ def test_missing_extra_is_named(
     assert "pip install 'multigrain[ui]'" in capsys.readouterr().err
 
 
-def test_dry_run_says_what_would_be_shown(runs: Path, capsys: Captured) -> None:
+def test_dry_run_lists_what_would_be_shown(runs: Path, capsys: Captured) -> None:
     assert main(["ui", str(runs), "--port", "9999", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert yaml.safe_load(shown)["ui"]["port"] == 9999

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recsys.bundle.description import BundleInfo
-from recsys.bundle.writing import seal
+from recsys.bundle.writing import write_description
 from recsys.errors import ArtifactError
 from recsys.registry.followed import FollowedModel
 from recsys.serving.bundles import read_bundle, write_bundle
@@ -24,7 +24,7 @@ from tests.handmade import small_model, small_world
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("resealed")
+    folder = tmp_path_factory.mktemp("renewed")
     dataset = small_world(folder / "dataset")
     write_bundle(
         folder / "bundle",
@@ -164,12 +164,12 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def resealed(bundle: Path, folder: Path, change: Callable[[Path], None]) -> Path:
+def with_renewed_checksums(bundle: Path, folder: Path, change: Callable[[Path], None]) -> Path:
     """A copy with a change and renewed checksums."""
     shutil.copytree(bundle, folder)
     change(folder)
     content = json.loads((folder / "bundle.json").read_text())
-    seal(folder, BundleInfo.model_validate(content))
+    write_description(folder, BundleInfo.model_validate(content))
     return folder
 
 
@@ -177,7 +177,7 @@ def resealed(bundle: Path, folder: Path, change: Callable[[Path], None]) -> Path
 def test_changed_bundle_with_renewed_checksums_raises_one_message(
     bundle: Path, tmp_path: Path, what: str
 ) -> None:
-    folder = resealed(bundle, tmp_path / "bundle", CHANGES[what])
+    folder = with_renewed_checksums(bundle, tmp_path / "bundle", CHANGES[what])
     with pytest.raises(ArtifactError) as error:
         read_bundle(folder)
     said = str(error.value)
