@@ -175,8 +175,8 @@ def _command(words: list[str]) -> int:
             "--config FILE is missing; give your file or the name of a shipped configuration in "
             f"pipelines/configs/, such as demo. Usage: {USAGE}"
         )
-    from pipelines.mistakes import check, check_input
-    from pipelines.present import check_present
+    from pipelines.configuration_checks import check, check_input
+    from pipelines.file_checks import check_present
 
     config = _config(verb, arguments)
     stages = chosen_verb(verb, config).stages

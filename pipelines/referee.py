@@ -167,7 +167,7 @@ def lists(config: Config, command: str) -> list[Path]:
     ConfigError
         A run has another dataset, split or mask.
     """
-    from recsys.referee.ours import write_baselines
+    from recsys.referee.own_lists import write_baselines
     from recsys.referee.protocol import read_protocol
 
     protocol, settings = read_protocol(Path(config.referee.protocol)), config.referee
@@ -202,7 +202,7 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, comma
     from recsys.data.bounded import evaluated_queries
     from recsys.data.histories import Split
     from recsys.evaluation.ranking import rank
-    from recsys.referee.ours import check_full, stamped, table_of
+    from recsys.referee.own_lists import check_full, stamped, table_of
     from recsys.referee.tables import write_table
 
     check_full(protocol)

@@ -16,8 +16,8 @@ from pipelines.update import check_settings, descent_of, held_weights, shortened
 from recsys.config import Config
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
-from recsys.registry.lineage import Parent, open_parent
 from recsys.registry.mlflow_client import tracking_uri
+from recsys.registry.parent import Parent, open_parent
 
 
 def train_again(

@@ -36,7 +36,7 @@ from recsys.bundle.description import (
     OutsideEntry,
     write_description,
 )
-from recsys.bundle.for_rules import write_for_rules
+from recsys.bundle.rule_files import write_for_rules
 from recsys.data.dataset import PreparedDataset
 from recsys.data.histories import Array, Histories
 from recsys.data.titles import item_titles

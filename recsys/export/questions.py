@@ -20,8 +20,8 @@ from recsys.data.histories import Array, Queries
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
+from recsys.serving.request_views import friends_of
 from recsys.serving.requests import Request
-from recsys.serving.visible import friends_of
 
 NUM_QUESTIONS: Final = 128
 _LENGTHS: Final = (1, 2, 3, 5, 8, 20, 60, 200)  # histories of cold-start users

@@ -19,8 +19,8 @@ from recsys.bundle.files import Bundle
 from recsys.errors import RequestError
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_parsing import parse_requests
+from recsys.serving.request_scores import BOOST
 from recsys.serving.requests import Answer
-from recsys.serving.standings import BOOST
 
 
 def output_schema(

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from recsys.contributions import Contributions
 from recsys.data.histories import Array
+from recsys.serving.request_scores import BOOST
+from recsys.serving.request_views import EncodedRequests, RequestView
 from recsys.serving.requests import Answer
-from recsys.serving.standings import BOOST
-from recsys.serving.visible import EncodedRequests, RequestView
 
 if TYPE_CHECKING:
     from recsys.serving.recommender import Recommender

@@ -14,7 +14,7 @@ from recsys.data.histories import Array
 from recsys.retrieval.rules import Rules
 from recsys.retrieval.selection import Catalogue
 from recsys.serving.diversity import by_relevance, page_by_category
-from recsys.serving.likeness import ItemSimilarity
+from recsys.serving.item_similarity import ItemSimilarity
 
 
 class Pager:

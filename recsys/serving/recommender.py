@@ -26,13 +26,13 @@ from recsys.data.pseudonyms import pseudonym_lookup
 from recsys.retrieval.selection import Catalogue, Plan
 from recsys.serving.explanation import Explainer
 from recsys.serving.exploration import Explorer
-from recsys.serving.likeness import ItemSimilarity
+from recsys.serving.item_similarity import ItemSimilarity
 from recsys.serving.page import Pager, is_reordered
+from recsys.serving.request_scores import BOOST, RequestScores
+from recsys.serving.request_views import EncodedRequests, as_queries
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request, SimilarRequest
 from recsys.serving.scorer import RequestScorer
 from recsys.serving.similar import Similar
-from recsys.serving.standings import BOOST, RequestScores
-from recsys.serving.visible import EncodedRequests, as_queries
 
 _DEEPER: Final = 4  # factor by which a ranking is extended where it is too short for a page
 

@@ -21,9 +21,8 @@ from recsys.data.histories import Array, Histories, Queries
 from recsys.granularities.profile.encoding import encoding_of
 from recsys.retrieval.selection import Plan
 from recsys.serving.history_text import HistoryTextEncoder
-from recsys.serving.requests import Request
-from recsys.serving.standings import RankedCatalogue, RequestScores
-from recsys.serving.visible import (
+from recsys.serving.request_scores import RankedCatalogue, RequestScores
+from recsys.serving.request_views import (
     EncodedRequests,
     RequestView,
     RequestViewer,
@@ -31,6 +30,7 @@ from recsys.serving.visible import (
     friends_of,
     queries_of,
 )
+from recsys.serving.requests import Request
 
 MAX_CHUNK: Final = 512
 _MAX_SCORES: Final = 2**25  # scores in memory at a time: 128 MB of float32

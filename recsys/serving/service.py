@@ -44,7 +44,7 @@ from recsys.serving.calls import (
 from recsys.serving.counts import Counts, exposition
 from recsys.serving.experiment_split import Side, Split
 from recsys.serving.exploration import Explorer
-from recsys.serving.lane import LargeCallQueue
+from recsys.serving.large_call_queue import LargeCallQueue
 from recsys.serving.openapi import OPEN_TO_ALL, VERSION_HEADER, ServerFacts, document
 from recsys.serving.requests import Answer, AnyAnswer, AnyRequest, Request
 from recsys.serving.size import Bounds, slices

@@ -4,7 +4,7 @@ Why three methods: vectors reflect how users use items, but know nothing about a
 events; co-occurrence finds items that go together, but only among used items; text is available
 from the first day. The answer says which method was used.
 
-    vectors   cos(a_i, a_j), every member's part scaled, see :mod:`recsys.serving.likeness`
+    vectors   cos(a_i, a_j), every member's part scaled, see :mod:`recsys.serving.item_similarity`
     use       n_ij / (√(n_i n_j) + 10): n_ij users had both items, n_i users had item i; the 10
               damps pairs that few users had
     text      cosine of the text vectors
@@ -27,7 +27,7 @@ from recsys.errors import RequestError
 from recsys.evaluation.ranking import tie_order
 from recsys.retrieval.exact import best_positions
 from recsys.retrieval.selection import Catalogue, Plan
-from recsys.serving.likeness import ItemSimilarity, exact_cosines
+from recsys.serving.item_similarity import ItemSimilarity, exact_cosines
 from recsys.serving.page import Pager, is_reordered
 from recsys.serving.requests import SimilarAnswer, SimilarRequest
 

@@ -17,7 +17,7 @@ from recsys.evaluation.ranking import Ranking, mark_hits, rank
 from recsys.model import FrozenModel
 from recsys.retrieval.rules import DEFAULT_POOL
 from recsys.serving.diversity import by_relevance
-from recsys.serving.likeness import ItemSimilarity
+from recsys.serving.item_similarity import ItemSimilarity
 
 STRENGTHS: Final = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 _MOST_USERS: Final = 1_000

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from recsys.config import redact
 from recsys.errors import ArtifactError
-from recsys.registry.followed import FollowedModel
+from recsys.registry.followed_model import FollowedModel
 from recsys.serving.recommender import Recommender
 from recsys.ui.gate import Gate
 from recsys.ui.runs import Runs

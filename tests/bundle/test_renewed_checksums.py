@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from recsys.bundle.description import BundleInfo
 from recsys.bundle.writing import write_description
 from recsys.errors import ArtifactError
-from recsys.registry.followed import FollowedModel
+from recsys.registry.followed_model import FollowedModel
 from recsys.serving.bundles import read_bundle, write_bundle
 from tests.handmade import small_model, small_world
 

@@ -330,8 +330,8 @@ def test_serve_config_of_the_manifest_answers_as_recsys_serve_and_follows_the_al
         )
         served.add(1)
         _wait(lambda: get(f"{url}/health")["version"] == "2")
-        [keeper] = [pid for pid in _below(process.pid) if b"ray::Keeper" in _title(pid)]
-        os.kill(keeper, signal.SIGKILL)
+        [holder] = [pid for pid in _below(process.pid) if b"ray::FollowingHolder" in _title(pid)]
+        os.kill(holder, signal.SIGKILL)
         assert post(f"{url}/recommend", REQUESTS[0], **caller)["item_ids"], (
             "replicas continue without the model holder"
         )

@@ -39,8 +39,8 @@ from recsys.preparation.vector_cache import VectorCache, forget_texts, text_keys
 from recsys.privacy.footprints import Id, Traces
 from recsys.privacy.membership import membership, separation
 from recsys.privacy.proof import is_signed, search_file
-from recsys.registry.followed import FollowedModel
-from recsys.registry.lineage import open_parent
+from recsys.registry.followed_model import FollowedModel
+from recsys.registry.parent import open_parent
 from recsys.serving.bundles import read_bundle
 from recsys.training.build import build_graphs
 from tests.handmade import small_world

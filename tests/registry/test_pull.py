@@ -23,7 +23,7 @@ import yaml
 from pipelines.cli import main
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError
-from recsys.registry.followed import FollowedModel
+from recsys.registry.followed_model import FollowedModel
 from recsys.registry.mlflow_client import client, tracking_uri
 from recsys.registry.pull import pull_model
 from recsys.registry.register import register

@@ -21,7 +21,7 @@ from pipelines.cli import user_message
 from recsys.config import Config, build_config
 from recsys.errors import ArtifactError, ConfigError, MultigrainError, Unavailable
 from recsys.registry import store, store_state
-from recsys.registry.followed import FollowedModel
+from recsys.registry.followed_model import FollowedModel
 from recsys.registry.mlflow_client import client, outage
 from recsys.registry.tracking import Tracker
 

@@ -12,7 +12,7 @@ import pytest
 
 from recsys.bundle.description import DESCRIPTION, read_info
 from recsys.bundle.files import Bundle
-from recsys.bundle.for_rules import ATTRIBUTES, FRIENDS
+from recsys.bundle.rule_files import ATTRIBUTES, FRIENDS
 from recsys.bundle.writing import write_description
 from recsys.errors import RequestError
 from recsys.retrieval import selection

@@ -16,7 +16,7 @@ from recsys.config import FusionConfig
 from recsys.errors import ArtifactError, ConfigError, DataError, SourceError
 from recsys.fusion import FUSIONS, Fusion
 from recsys.model import FrozenModel
-from recsys.registry.lineage import open_parent, write_refitted
+from recsys.registry.parent import open_parent, write_refitted
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.feedback import Feedback, gather, read_feedback
 from recsys.serving.recommender import Recommender

@@ -22,8 +22,8 @@ from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.recommender import Recommender
 from recsys.serving.request_files import read_requests
 from recsys.serving.request_parsing import parse_requests
+from recsys.serving.request_views import as_queries
 from recsys.serving.requests import Answer
-from recsys.serving.visible import as_queries
 from recsys.training.build import build_graphs, build_model
 from tests.handmade import DAY, ITEMS, small_model, small_world, train_events, write_dataset
 

@@ -16,7 +16,7 @@ import pytest
 
 from recsys.bundle.files import Bundle
 from recsys.errors import ConfigError, RequestError
-from recsys.registry.followed import FollowedModel
+from recsys.registry.followed_model import FollowedModel
 from recsys.serving.bundles import read_bundle, write_bundle
 from recsys.serving.calls import CallError
 from recsys.serving.counts import Counts, exposition

@@ -11,7 +11,7 @@ from pipelines.prepare import prepare
 from recsys.config import CanonicalSource, Config, UpdateConfig
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import ArtifactError, ConfigError
-from recsys.registry.lineage import Parent
+from recsys.registry.parent import Parent
 
 
 def prepare_newer(

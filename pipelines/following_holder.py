@@ -19,7 +19,7 @@ from recsys.serving.model_holder import ModelHolder, Offering
 
 
 @ray.remote
-class Keeper(ModelHolder):
+class FollowingHolder(ModelHolder):
     """A model holder that loads its models when it starts; ``args`` are those of the
     application.
     """

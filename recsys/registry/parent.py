@@ -33,8 +33,8 @@ from recsys.bundle.description import (
     VOCABULARY,
     WEIGHTS,
 )
+from recsys.bundle.evaluated_model import has_measured, measured
 from recsys.bundle.files import Bundle, read_card
-from recsys.bundle.measured import has_measured, measured
 from recsys.data.forgotten import Forgotten
 from recsys.data.vocabulary import Vocabulary
 from recsys.errors import ArtifactError
