@@ -176,7 +176,7 @@ def _describe(
         dataset={
             "name": manifest.name,
             "content_hash": manifest.content_hash,
-            "root": place_of(dataset),
+            "root": root_of(dataset),
             "counts": manifest.counts,
             "split": _plain(manifest.split),
             "ordered": manifest.ordered,
@@ -194,7 +194,7 @@ def _describe(
     )
 
 
-def place_of(dataset: PreparedDataset) -> str:
+def root_of(dataset: PreparedDataset) -> str:
     """The absolute path or URI of a dataset, for a later update."""
     return dataset.root if is_remote(dataset.root) else str(Path(dataset.root).absolute())
 

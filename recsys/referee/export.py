@@ -21,7 +21,7 @@ from recsys.data.histories import COLD_VALID, Array, Histories, Split
 from recsys.data.split import parse_time
 from recsys.errors import ConfigError, DataError
 from recsys.referee.negatives import drawn
-from recsys.referee.protocol import EVENTS, PAIRS, PARTS, Protocol, Window
+from recsys.referee.protocol import EVENTS, PAIRS, SPLITS, Protocol, Window
 
 _SECOND: Final = 1_000_000
 
@@ -94,8 +94,8 @@ def _window(dataset: PreparedDataset, histories: Histories, splits_E: Array, nam
         pa.array(positions_E, pa.int32()),
     )
     table = pa.table(dict(zip(EVENTS.names, columns, strict=True)), schema=EVENTS)
-    parts = {part: table.filter(pa.array(splits_E == split)) for part, split in PARTS.items()}
-    return Window(name, parts, pa.array([], pa.string()))
+    splits = {split: table.filter(pa.array(splits_E == number)) for split, number in SPLITS.items()}
+    return Window(name, splits, pa.array([], pa.string()))
 
 
 def _with_evaluated(protocol: Protocol, window: Window, allowed: pa.Array) -> Window:
@@ -103,7 +103,7 @@ def _with_evaluated(protocol: Protocol, window: Window, allowed: pa.Array) -> Wi
     negatives.
     """
     alone = replace(protocol, windows=[window])
-    tested = pc.unique(window.parts["test"].column("user_id"))
+    tested = pc.unique(window.splits["test"].column("user_id"))
     tested = tested.filter(pc.is_in(tested, value_set=allowed.cast(pa.string())))
     queries = alone.queries(replace(window, ask=tested))
     if not len(queries):

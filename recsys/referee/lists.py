@@ -53,7 +53,7 @@ class _Rows:
 
 
 def read_lists(
-    path: Path, protocol: Protocol, questions: Sequence[Queries], part: Split = Split.TEST
+    path: Path, protocol: Protocol, questions: Sequence[Queries], split: Split = Split.TEST
 ) -> Lists:
     """Read and check one file.
 
@@ -66,7 +66,7 @@ def read_lists(
     protocol : Protocol
         The protocol of the lists.
     questions : Sequence[Queries]
-        :meth:`Protocol.queries` of every window for ``part``.
+        :meth:`Protocol.queries` of every window for ``split``.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def read_lists(
     found = Lists([], command=stated["command"], has_hash=bool(stated["protocol"]))
     for window, queries in zip(protocol.windows, questions, strict=True):
         rows = _rows(_of_window(table, window, path), order, protocol, path)
-        found.windows.append(_judged(rows, queries, window, protocol, path, part, found.notes))
+        found.windows.append(_judged(rows, queries, window, protocol, path, split, found.notes))
     return found
 
 
@@ -102,7 +102,7 @@ def _judged(
     window: Window,
     protocol: Protocol,
     path: Path,
-    part: Split,
+    split: Split,
     notes: list[str],
 ) -> Judged:
     where = f"{path} ({window.name})" if window.name else str(path)
@@ -119,7 +119,7 @@ def _judged(
         (tie_order(len(protocol.items))[items_E], rows.order_E[evaluated], queries_E[evaluated])
     )
     queries_E, items_E = queries_E[evaluated][order], items_E[order]
-    sampled = window.negatives is not None and part == Split.TEST
+    sampled = window.negatives is not None and split == Split.TEST
     if sampled:
         queries_E, items_E = _of_sample(queries_E, items_E, queries, window, protocol, where)
     elif protocol.masks_seen and len(items_E) == len(queries) * len(

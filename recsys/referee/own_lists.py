@@ -46,10 +46,10 @@ def write_baselines(
         for name in names:
             if name in ruled_out:
                 continue
-            for setting, part, scorer in _fits(protocol, index, name, config):
-                path = folder / name / f"{setting}{'.valid' if part == Split.VALID else ''}.{form}"
+            for setting, split, scorer in _fits(protocol, index, name, config):
+                path = folder / name / f"{setting}{'.valid' if split == Split.VALID else ''}.{form}"
                 tables.setdefault(path, []).append(
-                    list_of(protocol, index, part, scorer, config.chunk_users)
+                    list_of(protocol, index, split, scorer, config.chunk_users)
                 )
     for path, found in tables.items():
         write_table(stamped(pa.concat_tables(found), protocol, command, form), path)
@@ -63,13 +63,13 @@ def _fits(
     test.
     """
     histories = protocol.histories(protocol.windows[index])
-    parts = {Split.VALID: Split.TRAIN, Split.TEST: Split[protocol.rules["fit"].upper()]}
-    for part, through in parts.items():
+    last_fitted = {Split.VALID: Split.TRAIN, Split.TEST: Split[protocol.rules["fit"].upper()]}
+    for split, through in last_fitted.items():
         baseline = build_baseline(name, config)
         for constants in baseline.fits(histories.through(through), len(protocol.items)):
             yield (
                 ",".join(f"{key}={value}" for key, value in constants.items()) or "default",
-                part,
+                split,
                 baseline,
             )
 
@@ -83,9 +83,9 @@ def check_full(protocol: Protocol) -> None:
         )
 
 
-def list_of(protocol: Protocol, index: int, part: Split, scorer: Scorer, chunk: int) -> pa.Table:
+def list_of(protocol: Protocol, index: int, split: Split, scorer: Scorer, chunk: int) -> pa.Table:
     """The lists of all evaluated users of a window."""
-    queries = protocol.queries(protocol.windows[index], part)
+    queries = protocol.queries(protocol.windows[index], split)
     ranking = rank(scorer, queries, max(protocol.ks), protocol.masks_seen, chunk)
     users = protocol.users.take(pa.array(ranking.queries.histories.users_U))
     return table_of(ranking, users, protocol.items, protocol.windows[index].name)

@@ -102,15 +102,15 @@ def findings(record: Record) -> list[str]:
 
 def markdown(record: Record) -> str:
     """The leaderboard as Markdown."""
-    parts = [
+    lines = [
         head(record),
         "",
         *_markdown_table(board(record)),
         "",
         *(f"- {line}" for line in findings(record)),
     ]
-    parts += [f"- note: {note}" for note in record["notes"]]
-    return "\n".join([*parts, "", f"`{record['command']}`, {record['time'][:10]}", ""])
+    lines += [f"- note: {note}" for note in record["notes"]]
+    return "\n".join([*lines, "", f"`{record['command']}`, {record['time'][:10]}", ""])
 
 
 def html(record: Record) -> str:

@@ -66,7 +66,7 @@ class ModelHolder:
         """
         return self._offers
 
-    def look(
+    def report(
         self,
         name: str,
         serials: dict[Side, int],
@@ -91,7 +91,7 @@ class ModelHolder:
         """The items that are out of stock."""
         return self._stock
 
-    def recall(self, stock: Stock) -> None:
+    def restore(self, stock: Stock) -> None:
         """Take over the stock from a replica where it is newer, which it is after a restart of the
         model holder.
         """

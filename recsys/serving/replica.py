@@ -98,7 +98,7 @@ class Replica:
         its answer.
         """
         counts, revision = self._service.counts.snapshot(), self._service.stock.revision
-        return self._holder.look.remote(self._name, self._serials, self._failed, counts, revision)
+        return self._holder.report.remote(self._name, self._serials, self._failed, counts, revision)
 
     async def about(self) -> tuple[dict[str, Any], int]:
         """A description of the model, and the number of items that it scores for a list."""
@@ -153,7 +153,7 @@ class Replica:
                 ValueError, RayServeException, ray.exceptions.RayError
             ):  # not started yet
                 self._holder = serve.get_deployment_actor(MODEL_HOLDER)
-                ray.get(self._holder.recall.remote(self._service.stock))
+                ray.get(self._holder.restore.remote(self._service.stock))
 
     def __del__(
         self,

@@ -81,7 +81,7 @@ class RequestViewer:
         self._default_type = self._types.get(bundle.info.default_event_type, 0)
         self._ordered = bundle.model.sizes.ordered
 
-    def see(self, index: int, request: Request) -> RequestView:
+    def view(self, index: int, request: Request) -> RequestView:
         """The stored events of the user, then those of the request; ``index`` is its number, for
         messages.
 
@@ -174,6 +174,6 @@ def as_queries(histories: Histories, asked_at_B: Array = NO_TIMES) -> Queries:
     return Queries(histories, *nothing, asked_at_B=asked_at_B)
 
 
-def brought(found: Mapping[str, Any]) -> dict[str, Any]:
+def present_signals(found: Mapping[str, Any]) -> dict[str, Any]:
     """The signals of queries in addition to events, without those that are None."""
     return {signal: value for signal, value in found.items() if value is not None}

@@ -26,8 +26,8 @@ from recsys.serving.request_views import (
     EncodedRequests,
     RequestView,
     RequestViewer,
-    brought,
     friends_of,
+    present_signals,
     queries_of,
 )
 from recsys.serving.requests import Request
@@ -87,7 +87,7 @@ class RequestScorer:
             An event type or context that the model does not know.
         """
         return [
-            self._viewer.see(number, request)
+            self._viewer.view(number, request)
             for number, request in zip(numbers, requests, strict=True)
         ]
 
@@ -137,21 +137,21 @@ class RequestScorer:
             "profile": encoded.attributes,
             "user_text": texts if texts is not None and texts.shape[1] else None,
         }
-        return queries, self._parts(encoded.requests, queries, brought(given))
+        return queries, self._parts(encoded.requests, queries, present_signals(given))
 
     def _parts(
-        self, requests: Sequence[Request], queries: Queries, brought: Mapping[str, Any]
+        self, requests: Sequence[Request], queries: Queries, signals: Mapping[str, Any]
     ) -> Contributions:
         """The contributions for every request, at the horizon that it asks for."""
         horizons_B = np.array([request.horizon for request in requests])
         if (horizons_B == 1).all():
-            return self.model.contributions(queries, brought)
+            return self.model.contributions(queries, signals)
         pieces: list[tuple[Tensor, Contributions]] = []
         for horizon in np.unique(horizons_B).tolist():
             rows_b = torch.from_numpy(np.flatnonzero(horizons_B == horizon))
             own = {
                 signal: rows_BX[rows_b] if isinstance(rows_BX, Tensor) else rows_BX.take(rows_b)
-                for signal, rows_BX in brought.items()
+                for signal, rows_BX in signals.items()
             }
             pieces.append(
                 (

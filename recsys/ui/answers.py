@@ -37,7 +37,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Part:
+class Contribution:
     """One granularity's share of an item."""
 
     name: str
@@ -56,24 +56,24 @@ class Listed:
     item_id: str
     title: str
     score: float
-    parts: Sequence[Part] = ()
+    contributions: Sequence[Contribution] = ()
     why: str = ""
 
     @property
     def spoken(self) -> str:
         """The bar as text, for screen readers."""
-        shares = [f"{part.name} {part.percent:.0f} %" for part in self.ordered if part.percent >= 1]
-        against = [part.name for part in self.ordered if part.value < 0]
+        shares = [f"{one.name} {one.percent:.0f} %" for one in self.ordered if one.percent >= 1]
+        against = [one.name for one in self.ordered if one.value < 0]
         return ", ".join(shares) + (f"; against it: {', '.join(against)}" if against else "")
 
     def share(self, name: str) -> float:
         """The contribution of a granularity to the score."""
-        return next((part.value for part in self.parts if part.name == name), 0.0)
+        return next((one.value for one in self.contributions if one.name == name), 0.0)
 
     @property
-    def ordered(self) -> list[Part]:
+    def ordered(self) -> list[Contribution]:
         """The parts of the bar, the largest first."""
-        return sorted(self.parts, key=lambda part: -part.value)
+        return sorted(self.contributions, key=lambda one: -one.value)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _rows(answer: Answer, names: Sequence[str]) -> tuple[float, list[Listed]]:
             item_id=item,
             title=answer.titles[rank],
             score=answer.scores[rank],
-            parts=_parts(bars[rank], colours) if answer.source == "model" else (),
+            contributions=_contributions(bars[rank], colours) if answer.source == "model" else (),
             why=str(explanations[rank].get("sentence", "")),
         )
         for rank, item in enumerate(answer.item_ids)
@@ -181,10 +181,10 @@ def _rows(answer: Answer, names: Sequence[str]) -> tuple[float, list[Listed]]:
     return zero, rows
 
 
-def _parts(bar: Sequence[Piece], colours: Mapping[str, int]) -> list[Part]:
+def _contributions(bar: Sequence[Piece], colours: Mapping[str, int]) -> list[Contribution]:
     speaks_for = sum(piece.value for piece in bar if piece.value > 0) or 1.0
     return [
-        Part(
+        Contribution(
             piece.name,
             colours[piece.name],
             piece.value,
@@ -200,9 +200,9 @@ def _legend(rows: Sequence[Listed], names: Sequence[str]) -> list[tuple[str, int
     """Every granularity of the bars with its mean percent, the largest first."""
     found: dict[str, tuple[int, float]] = {}
     for row in rows:
-        for part in row.parts:
-            colour, total = found.get(part.name, (part.colour, 0.0))
-            found[part.name] = colour, total + part.percent / len(rows)
+        for one in row.contributions:
+            colour, total = found.get(one.name, (one.colour, 0.0))
+            found[one.name] = colour, total + one.percent / len(rows)
     return sorted(
         ((name, colour, mean) for name, (colour, mean) in found.items()),
         key=lambda entry: -entry[2],

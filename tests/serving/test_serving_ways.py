@@ -657,10 +657,10 @@ def test_stock_is_everywhere_when_every_running_replica_has_the_revision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     holder = ModelHolder()
-    holder.look("one", {"a": 1}, {}, {}, 1)
-    holder.look("two", {"a": 1}, {}, {}, 0)
+    holder.report("one", {"a": 1}, {}, {}, 1)
+    holder.report("two", {"a": 1}, {}, {}, 0)
     assert holder.has_everywhere(0) and not holder.has_everywhere(1)
-    holder.look("two", {"a": 1}, {}, {}, 2)
+    holder.report("two", {"a": 1}, {}, {}, 2)
     assert holder.has_everywhere(1) and not holder.has_everywhere(2)
     monkeypatch.setattr(model_holder, "_SILENT_S", -1.0)
     assert holder.has_everywhere(3), "both have gone"
