@@ -116,8 +116,8 @@ def _trained_already(
 
 
 def _affordable(budget: Budget, trained: TrainResult) -> int | None:
-    """Epochs that fit into the budget, as :meth:`pipelines.budget.Budget.final_epochs` returns
-    them.
+    """Epochs that fit into the budget, as
+    :meth:`pipelines.plumbing.budget.Budget.final_epochs` returns them.
     """
     own = [report for report in trained.history if report.get("phase") in ("select", "refit")]
     return budget.final_epochs(trained.best_epoch, seconds_an_epoch(own))

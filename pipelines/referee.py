@@ -196,7 +196,7 @@ def _named(word: str) -> tuple[str, str]:
 
 def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, command: str) -> Path:
     """Write the test lists of a run's model, computed on the dataset that it was trained on."""
-    from pipelines.compare import opened
+    from pipelines.finished_runs import opened_run
     from pipelines.prepare import open_dataset
     from pipelines.train import open_trained
     from recsys.data.bounded import evaluated_queries
@@ -207,7 +207,7 @@ def _of_run(protocol: Protocol, name: str, run: str, out: Path, form: str, comma
 
     check_full(protocol)
     with ExitStack() as stack:
-        side = stack.enter_context(opened(run))
+        side = stack.enter_context(opened_run(run))
         dataset = open_dataset(side.config)
         if len(protocol.windows) > 1 or dataset.manifest.content_hash != protocol.about["dataset"]:
             raise ConfigError(

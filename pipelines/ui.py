@@ -156,10 +156,11 @@ def _check_folders(settings: UiConfig) -> None:
 
 def _compared(first: str, second: str) -> Mapping[str, Any]:
     """The comparison that ``recsys compare FIRST SECOND`` would write."""
-    from pipelines.compare import check_same, compared, opened
+    from pipelines.compare import compared
+    from pipelines.finished_runs import check_same, opened_run
 
     with ExitStack() as stack:
-        sides = [stack.enter_context(opened(run, io.StringIO())) for run in (first, second)]
+        sides = [stack.enter_context(opened_run(run, io.StringIO())) for run in (first, second)]
         check_same(*sides)
         config = config_of(None, [])
         return compared(config.evaluate, config.seed, *sides)

@@ -45,9 +45,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from pipelines.plumbing.config_changes import changes_since, shapes_results
 from pipelines.plumbing.progress import Progress
 from recsys import __version__
-from recsys.config import Config, dump_config, parse_yaml, redacted
+from recsys.config import Config, dump_config, redacted
 from recsys.errors import ArtifactError, ConfigError, UserError
 from recsys.storage.uris import is_remote, within, without_query
 
@@ -61,9 +62,6 @@ if TYPE_CHECKING:
 _CONFIGURING: Final = ("run", "prepare", "train", "evaluate", "update", "tune")
 ANSWERS: Final = "answers"
 _CHOSEN: Final = ("model", "train")  # sections that `model: auto` decides
-# config.yaml itself, if it is unreadable
-_SHAPING: Final = ("seed", "data", "model", "train", "evaluate", "config")
-_ELSEWHERE: Final = ("data.dir", "train.threads", "train.num_workers")
 _REDACTED: Final = (
     "# secrets are shown as ***: give these keys on the command line, or as $VARIABLE\n"
 )
@@ -233,12 +231,12 @@ class RunFolder:
         (:meth:`write_config`).
         """
         public = redacted(config)
-        changed = _changes(self.config, public)
+        changed = changes_since(self.config, public)
         if not config.has_model:
             changed = {
                 key: pair for key, pair in changed.items() if key.split(".")[0] not in _CHOSEN
             }
-        shaping = {key: pair for key, pair in changed.items() if _shapes(key)}
+        shaping = {key: pair for key, pair in changed.items() if shapes_results(key)}
         if shaping:
             shown = "\n  ".join(
                 f"{key}: {before!r} → {after!r}" for key, (before, after) in sorted(shaping.items())
@@ -390,41 +388,3 @@ def write_atomically(path: Path, text: str) -> None:
 
     with atomic_write(path) as aside, storage_errors(str(path), "write to"):
         aside.write_text(text, encoding="utf-8")
-
-
-def _changes(path: Path, config: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted key → (before, after) of the relevant differences from an earlier ``config.yaml``."""
-    try:
-        before = _flat(parse_yaml(path.read_bytes(), str(path)))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ConfigError):
-        return {"config.yaml": ("unreadable", "replaced")}
-    after = _flat(config.model_dump(mode="json"))
-    keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-    return {key: (before.get(key), after.get(key)) for key in keys}
-
-
-def _shapes(key: str) -> bool:
-    """Whether a key changes the dataset, the model or its metrics, and not only paths or speed.
-
-    >>> [_shapes(key) for key in ("train.lr", "seed")]
-    [True, True]
-    >>> [_shapes(key) for key in ("run.budget", "train.threads", "recommend.k")]
-    [False, False, False]
-    """
-    return key.split(".")[0] in _SHAPING and key not in _ELSEWHERE
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys.
-
-    >>> _flat({"a": {"b": 1}, "c": [2]})
-    {'a.b': 1, 'c': [2]}
-    """
-    if not isinstance(node, dict) or not node:
-        return {prefix: node} if prefix else {}
-    flat: dict[str, Any] = {}
-    for key, child in node.items():
-        flat |= _flat(child, f"{prefix}.{key}" if prefix else str(key))
-    return flat
