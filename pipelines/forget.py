@@ -3,7 +3,7 @@ of a run folder. A signed proof lists the files in which nothing of them was fou
 
 The order of the steps makes an interruption harmless, and the same command continues after it.
 First the users go on a list, so that ``prepare`` does not read them again. Then a journal records
-which rows they had. Then each artefact is rewritten in a temporary place and renamed. With
+which rows they had. Then each artefact is rewritten under a temporary name and renamed. With
 ``--retrain`` the models are trained again, if possible from the newest ancestor that never saw the
 users; otherwise the model card says what still depends on them.
 """
@@ -189,10 +189,10 @@ def _gather(
     list of (Version, bool)
         Every registered version, and whether it holds one of the users.
     """
-    evidence, asked, forms = work.evidence, work.ids, work.forms
+    evidence, ids, forms = work.evidence, work.ids, work.forms
     if dataset is not None:
         evidence.add_ids(forms, dataset.user_ids, dataset.item_ids)
-        rows = np.flatnonzero(np.asarray(pc.is_in(dataset.user_ids, value_set=asked)))
+        rows = np.flatnonzero(np.asarray(pc.is_in(dataset.user_ids, value_set=ids)))
         if len(rows):
             names = {int(row): dataset.user_ids[int(row)].as_py() for row in rows}
             evidence.add_histories(
@@ -213,12 +213,12 @@ def _gather(
     ]
     versions = []
     for version in store.versions() if store is not None else ():
-        held = version.files is not None and holds_users(version.files, asked)
+        held = version.files is not None and holds_users(version.files, ids)
         versions.append((version, held))
         if held and version.files is not None:
             bundles += [path.parent for path in version.files.rglob(USERS)]
     for bundle_folder in bundles:
-        users = known_users(bundle_folder / USERS, asked)
+        users = known_users(bundle_folder / USERS, ids)
         if not users:
             continue
         bundle = read_files(bundle_folder)

@@ -70,7 +70,7 @@ _REDACTED: Final = (
 class RunFolder:
     """Paths and small files of one run folder, and the progress lines of its stages.
 
-    ``root`` is the local folder; ``remote`` is the place that it mirrors, None if ``run.dir`` is
+    ``root`` is the local folder; ``remote`` is the URI that it mirrors, None if ``run.dir`` is
     local.
     """
 
