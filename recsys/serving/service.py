@@ -195,7 +195,7 @@ def admit(
         raise too_large(limits.max_bytes)
 
 
-def _admit_stock(tokens: Sequence[bytes], kept_sha256: str | None) -> None:
+def _admit_stock(tokens: Sequence[bytes], stock_sha256: str | None) -> None:
     """Check the token of POST /stock, which is not the token of other calls.
 
     Raises
@@ -203,14 +203,14 @@ def _admit_stock(tokens: Sequence[bytes], kept_sha256: str | None) -> None:
     CallError
         401 for a missing or wrong token, 403 where no token is configured.
     """
-    if kept_sha256 == "":
+    if stock_sha256 == "":
         raise CallError(
             403,
             "this server does not accept stock changes; to enable them, start it with"
             " serve.stock_token_env",
         )
-    if kept_sha256 is not None:
-        check_token(tokens, kept_sha256)
+    if stock_sha256 is not None:
+        check_token(tokens, stock_sha256)
 
 
 @dataclass
@@ -251,8 +251,10 @@ class Service:
 
         recommender = Recommender(bundle)
         recommender.catalogue.set_stock(self.stock.out)
-        asked = Request(user_id=bundle.user_ids[0] if bundle.user_ids else "nobody")
-        recommender.recommend([asked])  # fills the caches that the first request would have to fill
+        request = Request(user_id=bundle.user_ids[0] if bundle.user_ids else "nobody")
+        recommender.recommend(
+            [request]
+        )  # fills the caches that the first request would have to fill
         self._held = {**self._held, side: (recommender, about)}
 
     @property
@@ -470,30 +472,30 @@ class Service:
         """The answers to all slices of a call; None where the version of the model changed in
         between.
         """
-        said, version, first = _CallAnswers(), "", 0
+        collected, version, first = _CallAnswers(), "", 0
         for job in jobs:
             async with self._lane.turn(is_large):
                 outcome = await ask(job)
                 if isinstance(outcome, RequestError):
                     raise _renumbered(outcome, first)
-                if said.parts and outcome.version != version:
+                if collected.parts and outcome.version != version:
                     return None
                 version, first = outcome.version, first + len(job)
-                said.parts.append(answers_json(outcome.answers))
-            said.versions |= {
+                collected.parts.append(answers_json(outcome.answers))
+            collected.versions |= {
                 getattr(answer, "version", None) or outcome.models["a"][1]
                 for answer in outcome.answers
             }
             if self.log is not None:
-                said.lines += lines_of(job, outcome.answers, outcome.models)
+                collected.lines += lines_of(job, outcome.answers, outcome.models)
             for answer in outcome.answers:
                 self.counts.add("answers_total", source=answer.source)
-        return said
+        return collected
 
-    def _log(self, said: _CallAnswers) -> None:
+    def _log(self, collected: _CallAnswers) -> None:
         """Write the answers to a call to the answer log."""
-        if self.log is not None and said.lines and not self.log.write(said.lines):
-            self.counts.add("unlogged_answers_total", len(said.lines))
+        if self.log is not None and collected.lines and not self.log.write(collected.lines):
+            self.counts.add("unlogged_answers_total", len(collected.lines))
 
 
 def service_of(settings: ServeConfig, limits: Limits) -> Service:

@@ -53,13 +53,13 @@ def column(
 ) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         table = pq.read_table(folder / file)
-        place, kind = table.column_names.index(name), table.schema.field(name).type
+        index, kind = table.column_names.index(name), table.schema.field(name).type
         values = change(table.column(name).to_pylist())
         try:
             new = pa.array(values, kind)
         except (pa.ArrowException, TypeError):
             new = pa.array(values)
-        pq.write_table(table.set_column(place, name, new), folder / file)
+        pq.write_table(table.set_column(index, name, new), folder / file)
 
     return apply
 
@@ -180,8 +180,8 @@ def test_changed_bundle_with_renewed_checksums_raises_one_message(
     folder = with_renewed_checksums(bundle, tmp_path / "bundle", CHANGES[what])
     with pytest.raises(ArtifactError) as error:
         read_bundle(folder)
-    said = str(error.value)
-    assert str(folder) in said and "\n" not in said and len(said) < 900, said
+    message = str(error.value)
+    assert str(folder) in message and "\n" not in message and len(message) < 900, message
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "..", "", "a/b"])

@@ -719,8 +719,8 @@ def test_separation_is_the_share_of_ordered_pairs() -> None:
 
 def test_missing_unseen_users_are_reported() -> None:
     nobody = Histories.of_items([])
-    said = membership(None, nobody, nobody, nobody)  # type: ignore[arg-type]
-    assert said == {"tested": False, "why": "no deleted user has two known events"}
+    message = membership(None, nobody, nobody, nobody)  # type: ignore[arg-type]
+    assert message == {"tested": False, "why": "no deleted user has two known events"}
 
 
 @pytest.mark.slow

@@ -45,9 +45,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 @pytest.fixture(scope="module")
 def folder(dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("model") / "bundle"
-    write_bundle(place, small_model(dataset, fusion="learned"), dataset, {})
-    return place
+    bundle_folder = tmp_path_factory.mktemp("model") / "bundle"
+    write_bundle(bundle_folder, small_model(dataset, fusion="learned"), dataset, {})
+    return bundle_folder
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +143,9 @@ def test_friends_of_a_request_act_like_friends_of_the_graph(
     known = as_queries(Histories.of_items([[] for _ in users], users))
     stored, present = model.encode(known)
     assert present[:, 0].tolist() == [True, True, True, True, False]
-    told, told_present = model.encode(known, {"friends": named_BF})
-    torch.testing.assert_close(told, stored, rtol=1e-4, atol=1e-5)
-    assert torch.equal(told_present, present)
+    named, named_present = model.encode(known, {"friends": named_BF})
+    torch.testing.assert_close(named, stored, rtol=1e-4, atol=1e-5)
+    assert torch.equal(named_present, present)
     strangers, _ = model.encode(
         as_queries(Histories.of_items([[] for _ in users], [-1] * len(users))),
         {"friends": named_BF},

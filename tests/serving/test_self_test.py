@@ -50,10 +50,10 @@ def test_self_test_covers_every_kind_of_request(folder: Path) -> None:
     asked = [test["request"] for test in tests]
     subjects = {name for request in asked for name in request}
     assert {"user_id", "history", "friends", "horizon", "exclude_seen"} <= subjects
-    said = [
+    message = [
         {name: value for name, value in asked[place].items() if name != "at"} for place in (0, -1)
     ]
-    assert said == [{"user_id": "u0", "k": 10}, {"user_id": "nobody", "k": 10}]
+    assert message == [{"user_id": "u0", "k": 10}, {"user_id": "nobody", "k": 10}]
     assert tests[-1]["source"] == "popularity" and {test["source"] for test in tests} == {
         "model",
         "popularity",

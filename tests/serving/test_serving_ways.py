@@ -360,10 +360,10 @@ def test_three_ways_of_serving_give_the_same_answers(
         for name, shares in answer["shares"].items():
             assert [row[f"share_{name}"] for row in mine] == shares
         assert [row["boost"] for row in mine] == (answer.get("boosts") or [None] * len(mine))
-        said = [
+        message = [
             None if row["explanation"] is None else json.loads(row["explanation"]) for row in mine
         ]
-        assert said == (answer.get("explanations") or [None] * len(mine))
+        assert message == (answer.get("explanations") or [None] * len(mine))
     port = free_port()
     with mlflow_server("models:/pocket@champion", tmp_path, port, uri=served.uri):
         url = f"http://127.0.0.1:{port}/invocations"

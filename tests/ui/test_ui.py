@@ -134,7 +134,7 @@ def test_comparison_equals_the_command_and_writes_nothing(
 def test_stored_comparison_of_the_same_models_is_shown_at_once(
     browser: TestClient, runs: Path
 ) -> None:
-    told = [
+    reported = [
         json.loads((runs / name / "metrics.json").read_text())["model_sha256"]
         for name in ("bad", "good")
     ]
@@ -147,8 +147,8 @@ def test_stored_comparison_of_the_same_models_is_shown_at_once(
         "p": 0.001,
     }
     record = {
-        "first": {"model_sha256": told[0]},
-        "second": {"model_sha256": told[1]},
+        "first": {"model_sha256": reported[0]},
+        "second": {"model_sha256": reported[1]},
         "metric": "ndcg@5",
     }
     stored = runs / "bad/compare.json"
@@ -190,10 +190,10 @@ def test_list_of_a_user_equals_the_model_and_shares_sum_to_scores(
     rows = re.findall(r'<tr><th scope="row">Title of [^<]*</th>(.*?)</tr>', page)
     assert len(rows) == 5
     for row, score in zip(rows, answer.scores, strict=True):
-        *shares, told = (
+        *shares, reported = (
             float(cell.replace("−", "-")) for cell in re.findall(r"<td>([^<]*)</td>", row)
         )
-        assert told == pytest.approx(score, abs=1e-3) and sum(shares) == pytest.approx(
+        assert reported == pytest.approx(score, abs=1e-3) and sum(shares) == pytest.approx(
             score, abs=1e-2
         )
     assert page.count("<rect") >= 5 * len(recommender.names) and 'role="img" aria-label="' in page
