@@ -125,7 +125,7 @@ def application_of(config: Config, password: str = "") -> Any:
     from recsys.serving.access import token_sha256
     from recsys.ui.app import application
     from recsys.ui.gate import Gate
-    from recsys.ui.holder import Holder
+    from recsys.ui.loaded_models import LoadedModels
     from recsys.ui.runs import Runs
 
     settings, uri = config.ui, config.tracking.uri
@@ -133,9 +133,9 @@ def application_of(config: Config, password: str = "") -> Any:
     runs, gate = Runs(settings.runs, uri), Gate(uri)
     runs.all()  # imports MLflow, which takes seconds
     names = [settings.host, *settings.names]
-    holder = Holder(runs, gate, settings.model)
+    loaded = LoadedModels(runs, gate, settings.model)
     return application(
-        runs, gate, holder, _compared, names, token_sha256(password) if password else ""
+        runs, gate, loaded, _compared, names, token_sha256(password) if password else ""
     )
 
 

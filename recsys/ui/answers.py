@@ -15,7 +15,7 @@ from recsys.errors import RequestError
 from recsys.report.charts import Piece, stacked
 from recsys.serving.request_parsing import parse_requests, parse_similar
 from recsys.serving.requests import Answer, SimilarAnswer
-from recsys.ui.holder import Opened
+from recsys.ui.loaded_models import LoadedModel
 
 NUM_COLOURS: Final = 8
 _SHOWN: Final = 12  # number of newest history items on a page
@@ -90,7 +90,7 @@ class List:
     asked_at: str = ""
 
 
-def list_for(opened: Opened, question: Question) -> List:
+def list_for(opened: LoadedModel, question: Question) -> List:
     """The list that the model recommends.
 
     Raises
@@ -131,7 +131,7 @@ def list_for(opened: Opened, question: Question) -> List:
     )
 
 
-def similar_to(opened: Opened, item: str, by: str, k: int) -> SimilarAnswer:
+def similar_to(opened: LoadedModel, item: str, by: str, k: int) -> SimilarAnswer:
     """Items similar to an item.
 
     Raises
@@ -153,7 +153,7 @@ def similar_to(opened: Opened, item: str, by: str, k: int) -> SimilarAnswer:
     return answer
 
 
-def some_user(opened: Opened) -> str:
+def some_user(opened: LoadedModel) -> str:
     """A random known user; empty if the model knows none."""
     return random.choice(opened.bundle.user_ids) if opened.bundle.user_ids else ""  # noqa: S311 - not a secret
 

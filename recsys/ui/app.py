@@ -31,7 +31,7 @@ from recsys.ui.charts import differences, standings, winner
 from recsys.ui.comparisons import Comparing, Comparisons
 from recsys.ui.gate import Gate
 from recsys.ui.guard import REPORT_POLICY, Guard
-from recsys.ui.holder import Holder, Opened
+from recsys.ui.loaded_models import LoadedModel, LoadedModels
 from recsys.ui.runs import Run, Runs
 
 _STATIC: Final = {
@@ -51,8 +51,10 @@ By = Literal["auto", "vectors", "use", "text"]
 class Pages:
     """The data and templates that the pages share."""
 
-    def __init__(self, runs: Runs, gate: Gate, holder: Holder, comparisons: Comparisons) -> None:
-        self.runs, self.gate, self.holder, self.comparisons = runs, gate, holder, comparisons
+    def __init__(
+        self, runs: Runs, gate: Gate, loaded: LoadedModels, comparisons: Comparisons
+    ) -> None:
+        self.runs, self.gate, self.loaded, self.comparisons = runs, gate, loaded, comparisons
         self._markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
         self._templates = environment(
             jinja2.PackageLoader("recsys.ui"),
@@ -78,7 +80,7 @@ class Pages:
             self._templates.get_template(f"{name}.html.j2").render(page=page, **content), status
         )
 
-    def card(self, opened: Opened) -> str:
+    def card(self, opened: LoadedModel) -> str:
         """The model card as HTML; HTML in its Markdown is escaped."""
         html: str = self._markdown.render(str(opened.about.get("card") or ""))
         return html
@@ -100,7 +102,7 @@ class Pages:
 def application(
     runs: Runs,
     gate: Gate,
-    holder: Holder,
+    loaded: LoadedModels,
     compare: Comparing,
     names: Iterable[str] = (),
     password_sha256: str = "",
@@ -120,7 +122,7 @@ def application(
         SHA-256 of the token that the browser must send; empty: no token.
     """
     app = FastAPI(title="Multigrain", docs_url=None, redoc_url=None, openapi_url=None)
-    pages = Pages(runs, gate, holder, Comparisons(compare))
+    pages = Pages(runs, gate, loaded, Comparisons(compare))
     _add_runs(app, pages)
     _add_comparison(app, pages)
     _add_models(app, pages)
@@ -220,7 +222,7 @@ def _add_models(app: FastAPI, pages: Pages) -> None:
 
     @app.get("/card")
     def card(model: Text = "") -> HTMLResponse:
-        opened = pages.holder.open(model)
+        opened = pages.loaded.open(model)
         version = pages.gate.get(opened.choice.key)
         return pages.page("card", opened=opened, card=pages.card(opened), version=version)
 
@@ -274,7 +276,7 @@ def _add_try(app: FastAPI, pages: Pages) -> None:
         return pages.page(
             "try",
             _status(opened, trouble),
-            choices=pages.holder.choices(),
+            choices=pages.loaded.choices(),
             opened=opened,
             question=question,
             basket=basket,
@@ -303,7 +305,7 @@ def _add_similar(app: FastAPI, pages: Pages) -> None:
         return pages.page(
             "similar",
             _status(opened, trouble),
-            choices=pages.holder.choices(),
+            choices=pages.loaded.choices(),
             opened=opened,
             item=item,
             title=opened.title(item) if opened and item else "",
@@ -353,22 +355,22 @@ def _add_errors(app: FastAPI, pages: Pages) -> None:
         return pages.page("error", 500, head="This page failed", text=text)
 
 
-def _status(opened: Opened | None, trouble: str) -> int:
+def _status(opened: LoadedModel | None, trouble: str) -> int:
     """HTTP status: 404 without the model, 422 for a request that the model refuses."""
     if not trouble:
         return 200
     return 404 if opened is None else 422
 
 
-def _opened(pages: Pages, model: str) -> tuple[Opened | None, str]:
+def _opened(pages: Pages, model: str) -> tuple[LoadedModel | None, str]:
     """The model, or the reason why it cannot be opened."""
     try:
-        return pages.holder.open(model), ""
+        return pages.loaded.open(model), ""
     except MultigrainError as error:
-        return None, str(error) if pages.holder.choices() else ""
+        return None, str(error) if pages.loaded.choices() else ""
 
 
-def _found(opened: Opened | None, text: str) -> list[tuple[str, str]]:
+def _found(opened: LoadedModel | None, text: str) -> list[tuple[str, str]]:
     """Items found by a text, with their titles."""
     return [(item, opened.title(item)) for item in opened.find(text)] if opened is not None else []
 

@@ -247,12 +247,12 @@ def test_picked_user_is_a_known_one(browser: TestClient, recommender: Recommende
 
 def test_one_model_is_loaded_once_under_all_its_names(runs: Path) -> None:
     from recsys.ui.gate import Gate
-    from recsys.ui.holder import Holder
+    from recsys.ui.loaded_models import LoadedModels
     from recsys.ui.runs import Runs
 
     bundle = str((runs / "shop/bundle").resolve())
-    holder = Holder(Runs([str(runs)], ""), Gate(""), bundle)
-    named, of_run = holder.open("named"), holder.open("run:shop")
+    loaded = LoadedModels(Runs([str(runs)], ""), Gate(""), bundle)
+    named, of_run = loaded.open("named"), loaded.open("run:shop")
     assert (named.choice.key, of_run.choice.key) == ("named", "run:shop")
     assert named.recommender is of_run.recommender
 
@@ -311,15 +311,15 @@ def test_card_is_markdown_and_its_html_is_escaped(runs: Path) -> None:
     from recsys.ui.app import Pages
     from recsys.ui.comparisons import Comparisons
     from recsys.ui.gate import Gate
-    from recsys.ui.holder import Choice, Holder, Opened
+    from recsys.ui.loaded_models import Choice, LoadedModel, LoadedModels
     from recsys.ui.runs import Runs
 
     found, gate = Runs([str(runs)], ""), Gate("")
-    pages = Pages(found, gate, Holder(found, gate), Comparisons(lambda first, second: {}))
+    pages = Pages(found, gate, LoadedModels(found, gate), Comparisons(lambda first, second: {}))
     card = (
         f"# Card\n\n|a|b|\n|-|-|\n|1|{ATTACK}|\n\n[x](javascript:alert(1)) ![p](http://there/x.png)"
     )
-    opened = Opened(
+    opened = LoadedModel(
         Choice("a", "a", "a"), "a", Recommender(read_bundle(runs / "shop/bundle")), {"card": card}
     )
     html = pages.card(opened)
