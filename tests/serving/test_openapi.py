@@ -29,7 +29,7 @@ from recsys.config import build_config
 from recsys.data.context import ContextColumn
 from recsys.data.histories import Split as Part
 from recsys.errors import RequestError
-from recsys.registry.followed import FollowedModel
+from recsys.registry.followed_model import FollowedModel
 from recsys.retrieval.conditions import OPERATORS, parse_filters
 from recsys.retrieval.item_attributes import ItemAttributes
 from recsys.serving.answer_log import AnswerLog
